@@ -1,0 +1,58 @@
+# Every target works on a fresh machine: set-up runs first where it is needed and takes a moment when nothing changed.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv/bin
+export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-clean test check lint types imports unit slow cluster e2e crds lock
+
+help: ## show this
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: ## make .venv and fetch kubectl and helm
+	@$(PYTHON) scripts/setup_env.py --assets
+
+demo: setup ## run examples/quickstart.yaml on the embedded control plane; Ctrl-C and run again to continue
+	@$(VENV)/wrpo demo
+
+demo-clean: ## remove all that `make demo` made (not .venv)
+	@if [ -x $(VENV)/wrpo ]; then $(VENV)/wrpo dev reset --yes; else rm -rf .wrpo; fi
+
+test: ## install and run everything CI runs
+	@$(PYTHON) scripts/setup_env.py --assets --dev
+	@$(MAKE) --no-print-directory check
+	@$(VENV)/python -m pytest -m "" --durations=15
+
+check: lint types imports drift ## lint, types, import contracts, generated files
+
+lint:
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+
+types:
+	@$(VENV)/mypy
+
+imports:
+	@$(VENV)/lint-imports
+
+unit: ## the quick tests
+	@$(VENV)/python -m pytest
+
+slow: ## tests with real models and real training
+	@$(VENV)/python -m pytest -m slow
+
+cluster: ## tests with a control plane; WRPO_E2E_CLUSTER=1 KUBECONFIG=... for your own
+	@$(VENV)/python -m pytest -m cluster
+
+crds: ## generate crds/, the chart's copy and the reference pages from the API models
+	@$(VENV)/python -m wrpo_operator.api.crd --write
+	@$(VENV)/python -m wrpo_operator.api.reference --write
+
+.PHONY: drift
+drift:
+	@$(VENV)/python -m wrpo_operator.api.crd --check
+	@$(VENV)/python -m wrpo_operator.api.reference --check
+
+lock: ## resolve requirements/*.in into pins (needs uv)
+	@scripts/lock.sh

@@ -1,0 +1,117 @@
+"""What controllers, scheduler and kubelet see of the API server: one small asynchronous client protocol.
+
+The API server implements it in-process (same validation, admission and storage as a request over HTTP),
+so that controllers cost no sockets; tests may implement it over HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A served resource type, e.g. `Resource("batch", "v1", "jobs")`; the core group is the empty string."""
+
+    group: str
+    version: str
+    plural: str
+
+
+PODS = Resource("", "v1", "pods")
+SERVICES = Resource("", "v1", "services")
+CONFIG_MAPS = Resource("", "v1", "configmaps")
+SECRETS = Resource("", "v1", "secrets")
+NAMESPACES = Resource("", "v1", "namespaces")
+NODES = Resource("", "v1", "nodes")
+EVENTS = Resource("", "v1", "events")
+ENDPOINTS = Resource("", "v1", "endpoints")
+SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts")
+CLAIMS = Resource("", "v1", "persistentvolumeclaims")
+JOBS = Resource("batch", "v1", "jobs")
+DEPLOYMENTS = Resource("apps", "v1", "deployments")
+REPLICA_SETS = Resource("apps", "v1", "replicasets")
+PYTORCH_JOBS = Resource("kubeflow.org", "v1", "pytorchjobs")
+CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions")
+
+
+class ApiError(Exception):
+    """An API request was refused; `status` is the metav1.Status object the server would send."""
+
+    def __init__(self, status: JsonObject) -> None:
+        super().__init__(status.get("message", ""))
+        self.status = status
+
+    @property
+    def code(self) -> int:
+        """HTTP status code, e.g. 404."""
+        return int(self.status.get("code", 500))
+
+    @property
+    def reason(self) -> str:
+        """metav1 reason, e.g. `NotFound`, `AlreadyExists`, `Conflict`."""
+        return str(self.status.get("reason", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """One change. `object` is shared with the server's cache: never mutate it, copy first."""
+
+    type: Literal["ADDED", "MODIFIED", "DELETED"]
+    resource: Resource
+    object: JsonObject
+
+
+Patch = Literal["merge", "json", "strategic", "apply"]
+
+
+class Client(Protocol):
+    """CRUD and watch, as one identity. Every method raises ApiError. Returned objects must not be mutated."""
+
+    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject: ...
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+    ) -> list[JsonObject]:
+        """Return the items; an unknown resource type (CRD not installed) raises ApiError 404."""
+        ...
+
+    async def create(self, resource: Resource, body: JsonObject, namespace: str | None = None) -> JsonObject: ...
+
+    async def update(self, resource: Resource, body: JsonObject, *, subresource: str = "") -> JsonObject:
+        """PUT; name and namespace come from the body's metadata; a stale resourceVersion raises ApiError 409."""
+        ...
+
+    async def patch(  # noqa: PLR0913
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str | None,
+        patch: Any,
+        *,
+        kind: Patch = "merge",
+        subresource: str = "",
+        force: bool = False,
+    ) -> JsonObject: ...
+
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str | None = None,
+        *,
+        propagation: Literal["Background", "Foreground", "Orphan"] | None = None,
+        grace_period_s: int | None = None,
+        uid: str | None = None,
+    ) -> None: ...
+
+    def watch(self, resource: Resource) -> AsyncIterator[WatchEvent]:
+        """Yield ADDED for everything that exists, then every change, across namespaces, until cancelled.
+
+        For a resource whose CRD is not installed it waits until it is.
+        """
+        ...
