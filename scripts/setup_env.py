@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_machine() -> None:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - this runs before a package manager could check
         raise SetupError(
             f"Python {platform.python_version()} is too old; 3.11 or newer is needed (python3.11 -m venv)."
         )
