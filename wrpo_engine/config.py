@@ -7,7 +7,8 @@ What changes how fast a stage runs but not what it computes stands in `runtime` 
 Where things are mounted is the pod's business and comes by environment, not by this file:
 `WRPO_VOLUME_ROOT` (mount point of the storage volume, default /var/lib/wrpo), `WRPO_TERMINATION_MESSAGE_PATH`
 (default /dev/termination-log), `JOB_COMPLETION_INDEX` (shard), `PET_*` (torchrun), and for progress posts
-`KUBEFLOW_TRAINER_SERVER_URL`, `KUBEFLOW_TRAINER_SERVER_TOKEN` (path of a token file), `KUBEFLOW_TRAINER_SERVER_CA_CERT`.
+`KUBEFLOW_TRAINER_SERVER_URL`, `KUBEFLOW_TRAINER_SERVER_TOKEN` (path of a token file),
+`KUBEFLOW_TRAINER_SERVER_CA_CERT`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,83 @@
+"""What a stage needs of a store, whatever holds the bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from wrpo_engine.artifacts.manifest import InputEntry, Manifest
+from wrpo_engine.config import ArtifactRef
+
+
+class Artifact(Protocol):
+    """A committed artifact, for reading."""
+
+    @property
+    def ref(self) -> ArtifactRef: ...
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def digest(self) -> str:
+        """Sha256 of manifest.json."""
+        ...
+
+    @property
+    def directory(self) -> Path:
+        """Where the files lie locally. Only files that went through `file` are verified."""
+        ...
+
+    def file(self, name: str) -> Path:
+        """Return the local path of a file, verified on first use; DataError names it if altered or missing."""
+        ...
+
+    def files(self, prefix: str = "") -> list[str]:
+        """Return the names of the files, in the manifest's order, that start with `prefix`."""
+        ...
+
+
+class ArtifactWriter(Protocol):
+    """The stage's own output while it is being made. What lies in `directory` survives a kill."""
+
+    @property
+    def ref(self) -> ArtifactRef: ...
+    @property
+    def directory(self) -> Path: ...
+
+    def publish(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Let `write` fill a temporary file, then make it appear as `name` at once and durably."""
+        ...
+
+    def committed(self) -> Artifact | None:
+        """Return the artifact if it exists; DataError if its manifest or a file is damaged."""
+        ...
+
+    def commit(
+        self,
+        *,
+        files: Iterable[str],
+        rows: Mapping[str, int] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> Artifact:
+        """Write the manifest, last and atomically. With two writers the first one's manifest stays."""
+        ...
+
+
+class ArtifactStore(Protocol):
+    """Artifacts by address."""
+
+    @property
+    def root(self) -> Path:
+        """What `storage://` stands for, locally."""
+        ...
+
+    def open(self, ref: ArtifactRef) -> Artifact | None:
+        """Return the committed artifact, or None if there is no manifest."""
+        ...
+
+    def writer(
+        self, ref: ArtifactRef, *, config: Mapping[str, Any], inputs: Mapping[str, InputEntry]
+    ) -> ArtifactWriter:
+        """Return the writer of an artifact; makes no directory before something is published."""
+        ...

@@ -1,0 +1,111 @@
+"""The engine's error tree. Each error carries an exit code, a reason, and what the user can do about it."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import ClassVar
+
+from wrpo_engine.config import ErrorInfo, ExitCode
+
+
+class WrpoError(Exception):
+    """An outcome that was foreseen. `str(error)` is the message; `field` names a field of the experiment's spec."""
+
+    exit_code: ClassVar[int] = 1
+    code: str = "InternalError"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, field: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.hint = hint
+        if code is not None:
+            self.code = code
+
+    def info(self) -> ErrorInfo:
+        return ErrorInfo(code=self.code, field=self.field, message=self.message, hint=self.hint)
+
+
+class ConfigError(WrpoError):
+    """A value of the configuration breaks a rule; retrying cannot help."""
+
+    exit_code: ClassVar[int] = ExitCode.CONFIG
+    code = "InvalidConfig"
+
+    def __init__(self, field: str, value: object, rule: str, hint: str, *, code: str | None = None) -> None:
+        shown = f"{value!r}" if isinstance(value, str) else f"{value}"
+        super().__init__(f"{field} is {shown}: {rule}", code=code, field=field, hint=hint)
+
+
+class UsageError(WrpoError):
+    """The command line is wrong."""
+
+    exit_code: ClassVar[int] = ExitCode.USAGE
+    code = "InvalidUsage"
+
+
+class DataError(WrpoError):
+    """What was read breaks a rule: a data set, an artifact, a model's output."""
+
+    exit_code: ClassVar[int] = ExitCode.BAD_DATA
+    code = "InvalidData"
+
+
+class MissingInputError(WrpoError):
+    """An upstream artifact is not there."""
+
+    exit_code: ClassVar[int] = ExitCode.NO_INPUT
+    code = "InputMissing"
+
+
+class StorageError(WrpoError):
+    """The storage is full, read-only or forbidden; somebody has to change that first."""
+
+    exit_code: ClassVar[int] = ExitCode.CANNOT_CREATE
+    code = "StorageUnavailable"
+
+
+class TemporaryError(WrpoError):
+    """May work on the next attempt, for example a download that broke off."""
+
+    exit_code: ClassVar[int] = ExitCode.TEMPORARY
+    code = "Temporary"
+
+
+class Interrupted(WrpoError):  # noqa: N818 (an outcome, not a fault)
+    """The process was asked to stop; what it finished is kept and the next attempt continues."""
+
+    exit_code: ClassVar[int] = ExitCode.INTERRUPTED
+    code = "Interrupted"
+
+    def __init__(
+        self, message: str = "stopped on request; finished work is kept and the next attempt continues"
+    ) -> None:
+        super().__init__(message)
+
+
+_STORAGE_ERRORS: dict[int, tuple[str, str, str]] = {
+    errno.ENOSPC: ("StorageFull", "is full", "Enlarge the volume or remove artifacts that are not needed, then retry."),
+    errno.EDQUOT: ("StorageFull", "is over its quota", "Raise the quota or remove artifacts, then retry."),
+    errno.EROFS: ("StorageReadOnly", "is read-only", "Mount the storage volume read-write (storage.volume.claimName)."),
+    errno.EACCES: (
+        "StorageForbidden",
+        "refuses access",
+        "Make the storage volume writable for the pod's user or group (fsGroup in podTemplate).",
+    ),
+}
+_STORAGE_ERRORS[errno.EPERM] = _STORAGE_ERRORS[errno.EACCES]
+
+
+def storage_error(error: OSError, where: Path | str | None = None) -> StorageError | None:
+    """Return what an OSError means for the storage, or None if it means something else."""
+    known = _STORAGE_ERRORS.get(error.errno or 0)
+    if known is None:
+        return None
+    code, state, hint = known
+    path = error.filename or where
+    place = f"the storage at {path}" if path else "the storage"
+    return StorageError(f"{place} {state} ({error.strerror})", code=code, field="storage", hint=hint)

@@ -1,0 +1,235 @@
+"""How far a stage is: to the console, and to the operator in Kubeflow Trainer's form. Never fails a stage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import ssl
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+POST_INTERVAL_S = 5.0
+LINE_INTERVAL_S = 5.0
+_POST_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class ProgressState:
+    """A moment: `done` of `total` units since `started_s`, all clocks monotonic seconds."""
+
+    done: float
+    total: float
+    elapsed_s: float
+    metrics: Mapping[str, float]
+    message: str = ""
+    first_done: float = 0.0
+    """What was already done when the stage started: it says nothing about speed."""
+
+    @property
+    def percent(self) -> int:
+        return 100 if self.total <= 0 else max(0, min(100, int(100 * self.done / self.total)))
+
+    @property
+    def remaining_s(self) -> int | None:
+        gained = self.done - self.first_done
+        if gained <= 0 or self.elapsed_s <= 0 or self.total <= 0:
+            return None
+        return max(0, round((self.total - self.done) * self.elapsed_s / gained))
+
+
+def trainer_status(state: ProgressState, now: datetime) -> dict[str, Any]:
+    """Return the body of a post (KEP-2779)."""
+    status: dict[str, Any] = {
+        "progressPercentage": state.percent,
+        "metrics": [{"name": name, "value": f"{value:.6g}"} for name, value in state.metrics.items()],
+        "lastUpdatedTime": now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    if (remaining := state.remaining_s) is not None:
+        status["estimatedRemainingSeconds"] = remaining
+    return {"trainerStatus": status}
+
+
+def progress_line(stage: str, state: ProgressState) -> str:
+    parts = [f"{stage}: {state.percent}% ({state.done:g}/{state.total:g})"]
+    if state.message:
+        parts.append(state.message)
+    parts += [f"{name} {value:.4g}" for name, value in state.metrics.items()]
+    if (remaining := state.remaining_s) is not None and state.done < state.total:
+        parts.append(f"about {remaining} s left")
+    return ", ".join(parts)
+
+
+class Sink(Protocol):
+    """Somewhere progress is shown."""
+
+    def show(self, state: ProgressState) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass
+class LineSink:
+    """Plain lines, at most one every few seconds, for logs."""
+
+    stage: str
+    stream: TextIO
+    monotonic: Callable[[], float]
+    _last_s: float | None = None
+    _last_line: str = ""
+
+    def show(self, state: ProgressState) -> None:
+        now = self.monotonic()
+        if self._last_s is not None and now - self._last_s < LINE_INTERVAL_S and state.done < state.total:
+            return
+        line = progress_line(self.stage, state)
+        if line != self._last_line:
+            self.stream.write(line + "\n")
+            self.stream.flush()
+        self._last_s, self._last_line = now, line
+
+    def close(self) -> None:
+        self.stream.flush()
+
+
+class BarSink:
+    """A live bar on a terminal."""
+
+    def __init__(self, stage: str, console: Console) -> None:
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._task = self._bar.add_task(stage, total=None, note="")
+        self._bar.start()
+
+    def show(self, state: ProgressState) -> None:
+        notes = [state.message] if state.message else []
+        notes += [f"{name} {value:.4g}" for name, value in list(state.metrics.items())[:4]]
+        self._bar.update(self._task, total=state.total, completed=state.done, note="  ".join(notes))
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where posts go."""
+
+    url: str
+    token_path: Path | None = None
+    ca_path: Path | None = None
+
+    @staticmethod
+    def of(environ: Mapping[str, str]) -> Endpoint | None:
+        url = environ.get("KUBEFLOW_TRAINER_SERVER_URL")
+        if not url or not url.startswith(("http://", "https://")):
+            return None
+        token, authority = environ.get("KUBEFLOW_TRAINER_SERVER_TOKEN"), environ.get("KUBEFLOW_TRAINER_SERVER_CA_CERT")
+        return Endpoint(url, Path(token) if token else None, Path(authority) if authority else None)
+
+    def post(self, body: Mapping[str, Any]) -> None:
+        headers = {"Content-Type": "application/json"}
+        if self.token_path is not None:
+            # Read each time: projected tokens rotate.
+            headers["Authorization"] = f"Bearer {self.token_path.read_text().strip()}"
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers, method="POST")  # noqa: S310
+        tls = ssl.create_default_context(cafile=str(self.ca_path)) if self.ca_path else None
+        # Pods' proxies are for the outside world, not for the operator's service.
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), *([urllib.request.HTTPSHandler(context=tls)] if tls else [])
+        )
+        with opener.open(request, timeout=_POST_TIMEOUT_S) as response:
+            response.read()
+
+
+class PostSink:
+    """Posts the latest state from a daemon thread, at least five seconds apart; failures are swallowed."""
+
+    def __init__(self, post: Callable[[Mapping[str, Any]], None], *, interval_s: float = POST_INTERVAL_S) -> None:
+        self._post = post
+        self._interval_s = interval_s
+        self._latest: ProgressState | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._thread.start()
+
+    def show(self, state: ProgressState) -> None:
+        with self._changed:
+            self._latest = state
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Let the last state go out, without waiting longer than one post may take."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout=_POST_TIMEOUT_S)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._latest is not None or self._closed)
+                state, self._latest = self._latest, None
+            if state is None:
+                return
+            # A hint only: the operator takes completion from the pod's status.
+            with contextlib.suppress(Exception):
+                self._post(trainer_status(state, datetime.now(UTC)))
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, timeout=self._interval_s)
+
+
+@dataclass
+class Progress:
+    """What stages call. `update` never raises and never blocks."""
+
+    sinks: list[Sink] = field(default_factory=list)
+    monotonic: Callable[[], float] = field(default=lambda: 0.0)
+    _started_s: float | None = None
+    _first_done: float = 0.0
+
+    def update(
+        self, done: float, total: float, *, metrics: Mapping[str, float] | None = None, message: str = ""
+    ) -> None:
+        now = self.monotonic()
+        if self._started_s is None:
+            self._started_s, self._first_done = now, done
+        state = ProgressState(done, total, now - self._started_s, dict(metrics or {}), message, self._first_done)
+        for sink in self.sinks:
+            with contextlib.suppress(Exception):
+                sink.show(state)
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            with contextlib.suppress(Exception):
+                sink.close()
+
+
+def make_progress(
+    stage: str, environ: Mapping[str, str], monotonic: Callable[[], float], *, is_main: bool = True
+) -> Progress:
+    """Console progress, and posts where an endpoint is given; silent on all ranks but the first."""
+    if not is_main:
+        return Progress([], monotonic)
+    sinks: list[Sink] = []
+    if sys.stderr.isatty():
+        sinks.append(BarSink(stage, Console(stderr=True)))
+    else:
+        sinks.append(LineSink(stage, sys.stderr, monotonic))
+    if (endpoint := Endpoint.of(environ)) is not None:
+        sinks.append(PostSink(endpoint.post))
+    return Progress(sinks, monotonic)

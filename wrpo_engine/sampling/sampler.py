@@ -1,0 +1,106 @@
+"""What samples: token ids in, texts out. Backends differ in speed; each is reproducible by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+from wrpo_engine.models import ResolvedModel
+
+Backend = Literal["vLLM", "Transformers"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    PROMPT_TOO_LONG = "prompt_too_long"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """One prompt to answer `num_samples` times; sample i uses seed `seed + i`."""
+
+    key: str
+    """The caller's name for the prompt; unique in one call of `sample`."""
+    prompt_token_ids: Sequence[int]
+    num_samples: int
+    seed: int
+    group: int = 0
+    """Requests of one group may share a batch in backends whose arithmetic depends on it. Fixed by the data, never by
+    shards or interruptions, so that neither changes a result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One answer."""
+
+    text: str
+    num_tokens: int
+    """Generated tokens, the stop token included."""
+    finish_reason: FinishReason
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """All answers to one request, in the order of their sample index."""
+
+    key: str
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """How answers are drawn. Temperature 0 is greedy: all samples of a prompt are equal."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    stop_token_ids: tuple[int, ...]
+    dtype: Dtype = "auto"
+    max_model_length: int | None = None
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float | None = None
+    batch_tokens: int = 16384
+    """Transformers: upper bound of prompt and answer tokens in one batch."""
+
+
+class Sampler(Protocol):
+    """A loaded model that answers."""
+
+    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
+        """Yield each request's answers as they are finished, in any order."""
+        ...
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        ...
+
+
+def make_sampler(backend: Backend, model: ResolvedModel, tokenizer: Any, settings: SamplerSettings) -> Sampler:
+    """Load a model for sampling. `tokenizer` is used to turn ids into text only."""
+    match backend:
+        case "vLLM":
+            from wrpo_engine.sampling.vllm_sampler import VllmSampler
+
+            return VllmSampler(model, tokenizer, settings)
+        case "Transformers":
+            from wrpo_engine.sampling.transformers_sampler import TransformersSampler
+
+            return TransformersSampler(model, tokenizer, settings)
+
+
+def prompt_seed(seed: int, model: str, prompt_id: str) -> int:
+    """Return the seed of a prompt's first sample: a function of (seed, model, prompt id) and of nothing else.
+
+    Below 2**62, so that adding a sample index stays within a signed 64-bit number.
+    """
+    digest = hashlib.sha256(json.dumps([seed, model, prompt_id]).encode()).digest()
+    return int.from_bytes(digest[:8]) >> 2

@@ -1,0 +1,157 @@
+"""A sequence-classification reward model: (prompt, response) in, one number out; batched by a budget of tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from wrpo_engine.chat import messages_of
+from wrpo_engine.config import RewardModel
+from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.models import ResolvedModel, context_length, resolve_model, tokenizer_of
+from wrpo_engine.stage import StageContext
+
+Pair = tuple[str, str]
+
+
+class RewardScorer:
+    """A loaded reward model. `num_truncated` counts the pairs that were cut since it was made."""
+
+    def __init__(self, model: ResolvedModel, *, max_length: int, batch_tokens: int, dtype: str = "auto") -> None:
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        self.details = model.details()
+        self._name = model.identity
+        self._tokenizer = tokenizer_of(model, field="reward.model", needs_template=False)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            self._model = AutoModelForSequenceClassification.from_pretrained(
+                str(model.path),
+                dtype=_torch_dtype(dtype, self._device),
+                trust_remote_code=model.trust_remote_code,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                "reward.model",
+                model.identity,
+                f"it cannot be loaded as a sequence classifier: {str(error).splitlines()[0][:300]}",
+                "Use a reward model that AutoModelForSequenceClassification loads.",
+                code="RewardModelInvalid",
+            ) from error
+        labels = int(self._model.config.num_labels)
+        if labels != 1:
+            raise ConfigError(
+                "reward.model",
+                model.identity,
+                f"it has {labels} labels, but a reward model must have exactly one",
+                "Use a classifier trained with num_labels=1.",
+                code="RewardModelInvalid",
+            )
+        self._model.to(self._device).eval()
+        limit = context_length(model)
+        own_limit = getattr(self._tokenizer, "model_max_length", None)
+        self._max_length = min(length for length in (max_length, limit, own_limit) if length)
+        self._batch_tokens = batch_tokens
+        self.num_truncated = 0
+
+    def score(self, pairs: Sequence[Pair], names: Sequence[str] | None = None) -> list[float]:
+        """Return one finite number a pair, in order. `names` say in errors which row a pair is."""
+        encoded = [self._encode(prompt, response) for prompt, response in pairs]
+        scores = [math.nan] * len(pairs)
+        for batch in token_batches([len(ids) for ids, _ in encoded], self._batch_tokens):
+            for index, value in zip(batch, self._forward([encoded[index] for index in batch]), strict=True):
+                scores[index] = value
+        for index, value in enumerate(scores):
+            if not math.isfinite(value):
+                row = names[index] if names is not None else f"row {index}"
+                raise DataError(
+                    f"reward model {self._name} gives {value} for {row} ({len(encoded[index][0])} tokens)",
+                    code="RewardNotFinite",
+                    field="reward.model",
+                    hint="Check the model on this text; half precision may overflow (try float32). Or use another.",
+                )
+        return scores
+
+    def _encode(self, prompt: str, response: str) -> tuple[list[int], list[int] | None]:
+        """Return (ids, token types), cut to the model's length and counted if cut."""
+        tokenizer = self._tokenizer
+        if tokenizer.chat_template:
+            messages = [*messages_of(prompt), {"role": "assistant", "content": response}]
+            text = tokenizer.apply_chat_template(messages, tokenize=False)
+            ids = [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+            if len(ids) > self._max_length:
+                self.num_truncated += 1
+            return ids[: self._max_length], None
+        full = tokenizer(prompt, response)
+        if len(full["input_ids"]) > self._max_length:
+            self.num_truncated += 1
+            full = tokenizer(prompt, response, truncation="longest_first", max_length=self._max_length)
+        types = full.get("token_type_ids")
+        return list(full["input_ids"]), None if types is None else list(types)
+
+    def _forward(self, batch: Sequence[tuple[list[int], list[int] | None]]) -> list[float]:
+        import torch
+
+        width = max(len(ids) for ids, _ in batch)
+        pad = self._pad_id(batch)
+        inputs = {
+            "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch]),
+            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch]),
+        }
+        if all(types is not None for _, types in batch):
+            rows = [(types or []) + [0] * (width - len(ids)) for ids, types in batch]
+            inputs["token_type_ids"] = torch.tensor(rows)
+        with torch.inference_mode():
+            logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
+        return [float(value) for value in logits.float().reshape(-1).tolist()]
+
+    def _pad_id(self, batch: Sequence[tuple[list[int], list[int] | None]]) -> int:
+        """Return the padding token of a batch.
+
+        Decoder classifiers find the last token as the last one that is not padding, so where the tokenizer has no
+        padding token of its own, one that does not occur in the batch must be taken.
+        """
+        tokenizer, config = self._tokenizer, self._model.config
+        own = tokenizer.pad_token_id
+        if own is not None and own != tokenizer.eos_token_id:
+            if config.pad_token_id is None:
+                config.pad_token_id = own
+            return int(own)
+        used = {token for ids, _ in batch for token in ids}
+        free = next(token for token in range(len(used) + 1) if token not in used)
+        config.pad_token_id = free
+        return free
+
+
+def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Group indices by length, longest first, so that padded rows of a batch hold at most `budget` tokens.
+
+    A row longer than the budget is a batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    start = 0
+    while start < len(order):
+        width = max(1, lengths[order[start]])
+        size = max(1, budget // width)
+        yield order[start : start + size]
+        start += size
+
+
+def load_reward_scorer(
+    reward: RewardModel, ctx: StageContext, *, max_length: int, batch_tokens: int, dtype: str = "auto"
+) -> RewardScorer:
+    """Find and load the experiment's reward model."""
+    model = resolve_model(reward, ctx, field="reward.model")
+    return RewardScorer(model, max_length=max_length, batch_tokens=batch_tokens, dtype=dtype)
+
+
+def _torch_dtype(dtype: str, device: Any) -> Any:
+    import torch
+
+    if dtype == "auto":
+        # bfloat16 is several times slower than float32 on CPUs without support for it.
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return getattr(torch, dtype)

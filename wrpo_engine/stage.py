@@ -1,0 +1,191 @@
+"""What every stage gets and gives, and which function runs which stage."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import cast
+
+from wrpo_engine.artifacts import Artifact, ArtifactStore, ArtifactWriter, InputEntry
+from wrpo_engine.artifacts.volume import VolumeStore, address
+from wrpo_engine.config import ArtifactRef, S3Storage, StageConfig, StageKind, VolumeStorage
+from wrpo_engine.errors import ConfigError, Interrupted, MissingInputError
+from wrpo_engine.progress import Progress
+
+DEFAULT_VOLUME_ROOT = "/var/lib/wrpo"
+_STORAGE_SCHEME = "storage://"
+
+
+class StopRequest:
+    """Set by SIGTERM; a stage looks at it between units of work."""
+
+    def __init__(self) -> None:
+        self._requested = False
+
+    @property
+    def requested(self) -> bool:
+        return self._requested
+
+    def request(self) -> None:
+        self._requested = True
+
+    def raise_if_requested(self) -> None:
+        if self._requested:
+            raise Interrupted
+
+
+@dataclass(kw_only=True)
+class StageContext:
+    """One run of one stage."""
+
+    config: StageConfig
+    store: ArtifactStore
+    output: ArtifactWriter
+    shard: int
+    progress: Progress
+    stop: StopRequest
+    environ: Mapping[str, str]
+    clock: Callable[[], datetime]
+    _inputs: dict[str, Artifact] = field(default_factory=dict)
+
+    def input(self, role: str) -> Artifact:
+        """Return the upstream artifact of a role; the same object every time, so that files are verified once."""
+        if role not in self._inputs:
+            self._inputs[role] = self._open(role)
+        return self._inputs[role]
+
+    def _open(self, role: str) -> Artifact:
+        ref = self.config.inputs.get(role)
+        if ref is None:
+            roles = ", ".join(sorted(self.config.inputs)) or "none"
+            raise ConfigError("inputs", roles, f"stage {self.config.params.stage} needs the role {role!r}", "Add it.")
+        artifact = self.store.open(ref)
+        if artifact is None:
+            raise MissingInputError(
+                f"input {role!r}, artifact {address(ref)}, does not exist: no manifest.json below {self.store.root}",
+                hint=f"Run the stage {ref.stage} first, or mount the storage that holds its artifact.",
+            )
+        return artifact
+
+    def resolve_path(self, reference: str) -> str:
+        """Turn storage://PATH into a local path; absolute paths and hub ids stay as they are."""
+        if not reference.startswith(_STORAGE_SCHEME):
+            return reference
+        below = PurePosixPath(reference.removeprefix(_STORAGE_SCHEME))
+        if below.is_absolute() or ".." in below.parts:
+            raise ConfigError(
+                "storage reference",
+                reference,
+                "the path must stay below the storage root",
+                "Write storage://DIRECTORY/NAME.",
+            )
+        return str(self.store.root / below)
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 of a distributed stage, or the only process: it alone reports and commits."""
+        return self.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What the termination message says; the artifact itself is made by `output.commit`."""
+
+    rows: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    step: int | None = None
+
+
+StageFunction = Callable[[StageContext], StageResult]
+
+STAGES: dict[StageKind, str] = {
+    StageKind.PREPARE: "wrpo_engine.prompts.stage:run",
+    StageKind.SAMPLE: "wrpo_engine.sampling.stage:run",
+    StageKind.SCORE: "wrpo_engine.scoring.stage:run",
+    StageKind.CURATE_SFT: "wrpo_engine.curation.stage:run_sft",
+    StageKind.SFT: "wrpo_engine.training.stage:run_sft",
+    StageKind.CURATE_TRIPLES: "wrpo_engine.curation.stage:run_triples",
+    StageKind.TRAIN: "wrpo_engine.training.stage:run_train",
+    StageKind.EVALUATE: "wrpo_engine.evaluation.stage:run",
+    StageKind.REPORT: "wrpo_engine.reporting.stage:run",
+}
+"""Names, not functions: a stage imports only what it needs, so that it starts quickly."""
+
+
+def load_stage(kind: StageKind) -> StageFunction:
+    module, function = STAGES[kind].split(":")
+    return cast(StageFunction, getattr(importlib.import_module(module), function))
+
+
+def open_store(config: StageConfig, environ: Mapping[str, str], clock: Callable[[], datetime]) -> ArtifactStore:
+    match config.storage:
+        case VolumeStorage(path=path):
+            if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+                raise ConfigError(
+                    "storage.volume.path",
+                    path,
+                    "it must be a relative path below the volume's root",
+                    "Write DIRECTORY/NAME.",
+                )
+            return VolumeStore(Path(environ.get("WRPO_VOLUME_ROOT", DEFAULT_VOLUME_ROOT)) / path, clock)
+        case S3Storage(uri=uri):
+            raise ConfigError(
+                "storage.s3",
+                uri,
+                "S3 is not supported by this engine version yet",
+                "Use storage.volume with a persistent volume claim.",
+            )
+
+
+def make_context(
+    config: StageConfig,
+    *,
+    environ: Mapping[str, str],
+    clock: Callable[[], datetime],
+    progress: Progress,
+    stop: StopRequest,
+) -> StageContext:
+    """Open the store and the output; inputs are opened here too, so that a missing one is found before any work."""
+    store = open_store(config, environ, clock)
+    shard = _shard(config, environ)
+    inputs: dict[str, InputEntry] = {}
+    output = store.writer(
+        config.output,
+        config={"params": config.params.model_dump(mode="json"), "inputs": _addresses(config.inputs)},
+        inputs=inputs,
+    )
+    context = StageContext(
+        config=config,
+        store=store,
+        output=output,
+        shard=shard,
+        progress=progress,
+        stop=stop,
+        environ=environ,
+        clock=clock,
+    )
+    if output.committed() is None:
+        for role in sorted(config.inputs):
+            artifact = context.input(role)
+            inputs[role] = InputEntry(stage=artifact.ref.stage, hash=artifact.ref.hash, digest=artifact.digest)
+    return context
+
+
+def _addresses(inputs: Mapping[str, ArtifactRef]) -> dict[str, str]:
+    return {role: address(ref) for role, ref in sorted(inputs.items())}
+
+
+def _shard(config: StageConfig, environ: Mapping[str, str]) -> int:
+    text = environ.get("JOB_COMPLETION_INDEX", "0")
+    shards = config.runtime.shards
+    if not text.isdigit() or int(text) >= shards:
+        raise ConfigError(
+            "JOB_COMPLETION_INDEX",
+            text,
+            f"it must be a whole number from 0 to {shards - 1} (runtime.shards is {shards})",
+            "Run the stage as an Indexed Job with as many completions as shards.",
+        )
+    return int(text)
