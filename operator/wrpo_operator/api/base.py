@@ -1,0 +1,66 @@
+"""What all API models have in common: camelCase names, documented fields, nothing unknown, nothing infinite."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic.alias_generators import to_camel
+
+MODEL_PATTERN = (
+    r"^([A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?"
+    r"|(storage:/)?(/\.?[A-Za-z0-9_+@=-][A-Za-z0-9._+@=-]*)+/?)$"
+)
+"""A hub id, an absolute path, or storage://PATH. No spaces, no quotes, no `..`, nothing a shell would act on."""
+
+REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
+LABEL_PATTERN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
+SUBDOMAIN_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
+QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+MAX_SEED = 2**31 - 1
+
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=MODEL_PATTERN)]
+Revision = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=REVISION_PATTERN)]
+ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=SUBDOMAIN_PATTERN)]
+Quantity = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(max_length=32, pattern=QUANTITY_PATTERN)],
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "pattern": QUANTITY_PATTERN,
+            "maxLength": 32,
+        }
+    ),
+]
+FreeObject = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
+
+
+def list_map(*keys: str) -> dict[str, Any]:
+    """Return schema extension of a list whose items are told apart by `keys`; the API server refuses duplicates."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
+
+
+ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
+"""Schema extension of a list that is replaced as a whole."""
+
+
+class SpecModel(BaseModel):
+    """A part of the spec, read as strictly as the API server does."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, alias_generator=to_camel, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class StatusModel(BaseModel):
+    """A part of the status. Unknown fields of a newer version are dropped, not refused."""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        frozen=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )

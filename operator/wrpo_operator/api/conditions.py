@@ -1,0 +1,187 @@
+"""Every condition type, reason and message of the status, of its blockers, and of events."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ConditionType(StrEnum):
+    """Types of status.conditions; all are always there."""
+
+    ACCEPTED = "Accepted"
+    PROGRESSING = "Progressing"
+    BLOCKED = "Blocked"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class Reason(StrEnum):
+    """Reasons of conditions, blockers and events."""
+
+    VALID = "Valid"
+    INVALID_SPEC = "InvalidSpec"
+
+    STAGES_RUNNING = "StagesRunning"
+    WAITING = "Waiting"
+    FINISHED = "Finished"
+    NOT_FINISHED = "NotFinished"
+
+    SUSPENDED = "SuspendedByUser"
+    NOT_SUSPENDED = "NotSuspended"
+    RESUMED = "Resumed"
+
+    NOTHING_BLOCKS = "NothingBlocks"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL = "ImagePullFailed"
+    CONTAINER_CONFIG = "ContainerConfigError"
+    MISSING_OBJECT = "MissingObject"
+    BACKEND_MISSING = "TrainingBackendMissing"
+    ARTIFACT_BUSY = "ArtifactBeingMade"
+    RETRY_WAIT = "WaitingForRetry"
+
+    ALL_STAGES_SUCCEEDED = "AllStagesSucceeded"
+    NO_FAILURE = "NoFailure"
+    STAGE_FAILED = "StageFailed"
+    RETRIES_EXHAUSTED = "RetriesExhausted"
+    PENDING_TOO_LONG = "PendingTooLong"
+
+    STAGE_STARTED = "StageStarted"
+    STAGE_SUCCEEDED = "StageSucceeded"
+    STAGE_RETRIED = "StageRetried"
+    STAGE_RERUN = "StageChanged"
+
+
+def accepted() -> str:
+    return "The spec is valid."
+
+
+def invalid(errors: tuple[str, ...]) -> str:
+    return " ".join(errors)
+
+
+def running(stages: tuple[str, ...]) -> str:
+    return f"Running {', '.join(stages)}."
+
+
+def waiting(stages: tuple[str, ...]) -> str:
+    return f"Waiting to run {', '.join(stages)}." if stages else "Waiting for stages to stop."
+
+
+def not_accepted_yet() -> str:
+    return "Nothing starts until the spec is valid."
+
+
+def finished(phase: str) -> str:
+    return f"The experiment has {phase.lower()}."
+
+
+def not_finished() -> str:
+    return "The experiment has not ended."
+
+
+def suspended() -> str:
+    return "spec.suspend is true: nothing starts, and what ran has been stopped. Set it to false to go on."
+
+
+def not_suspended() -> str:
+    return "spec.suspend is false."
+
+
+def nothing_blocks() -> str:
+    return "Nothing keeps the experiment from going on."
+
+
+def succeeded(stages: int) -> str:
+    return f"All {stages} stages have succeeded."
+
+
+def no_failure() -> str:
+    return "No stage has failed for good."
+
+
+def stage_failed(stage: str, attempt: int, failed: int, limit: int, words: str) -> str:
+    """`words` are the engine's own where there are any."""
+    tries = f"attempt {attempt}" if failed <= 1 else f"attempt {attempt}, after {failed} failures with {limit} retries"
+    return f"Stage {stage} failed ({tries}): {words}"
+
+
+def engine_error(code: str, field: str | None, message: str, hint: str | None) -> str:
+    """Return the error of a termination message in one line."""
+    where = f" (spec.{field.removeprefix('spec.')})" if field else ""
+    return f"{code}{where}: {message}" + (f" {hint}" if hint else "")
+
+
+def exited(code: int | None, tail: str, pod: str) -> str:
+    """Return a pod that ended without saying why."""
+    how = f"pod {pod} exited with code {code}" if code is not None else f"pod {pod} failed"
+    why = {
+        137: " (killed: out of memory, or by the node)",
+        143: " (terminated)",
+        139: " (segmentation fault)",
+    }.get(code or 0, "")
+    said = f"; its last words: {tail}" if tail else ""
+    return f"{how}{why}{said}. See `kubectl logs {pod}`."
+
+
+def child_failed(child: str, reason: str, message: str) -> str:
+    """Return a child that failed although no pod tells why."""
+    return f"{child} failed: {reason or 'no reason given'}{': ' + message if message else ''}."
+
+
+def pending_too_long(seconds: int, why: str) -> str:
+    return f"no pod ran within {seconds} s (spec.deadlines.preRunningSeconds). {why or 'The cluster gave no reason.'}"
+
+
+def unschedulable(words: str) -> str:
+    return f"No node takes the pod: {words} Change spec.resources or spec.scheduling, or wait for room."
+
+
+def image_pull(words: str) -> str:
+    return f"The image cannot be pulled: {words} Check spec.images and spec.imagePullSecrets."
+
+
+def container_config(words: str) -> str:
+    return f"The container cannot be made: {words} Check that the Secrets named in spec.env and spec.storage exist."
+
+
+def missing_object(kind: str, name: str) -> str:
+    return f"{kind} `{name}` does not exist in the experiment's namespace. Create it; the rest then follows by itself."
+
+
+def backend_missing(backend: str) -> str:
+    return (
+        f"The cluster does not know kind {backend}. Install Kubeflow's training operator; the rest follows by itself."
+    )
+
+
+def artifact_busy(stage: str, experiment: str) -> str:
+    return f"Experiment `{experiment}` is making the same artifact of {stage}; it will be used when it is there."
+
+
+def retry_wait(stage: str, at: str) -> str:
+    return f"Stage {stage} starts again at {at}."
+
+
+def skipped(stage: str) -> str:
+    return f"Not run, for stage {stage} failed."
+
+
+def stopped(stage: str) -> str:
+    return f"Stopped, for stage {stage} failed; it goes on when the spec is edited."
+
+
+def event_stage_started(stage: str, attempt: int, child: str) -> str:
+    return f"Started stage {stage} (attempt {attempt}) as {child}."
+
+
+def event_stage_succeeded(stage: str, *, cached: bool) -> str:
+    return f"Stage {stage} has succeeded{'; its artifact was there already' if cached else ''}."
+
+
+def event_stage_retried(stage: str, attempt: int, words: str) -> str:
+    return f"Attempt {attempt} of stage {stage} ended: {words}"
+
+
+def event_stage_changed(stage: str) -> str:
+    return f"Stage {stage} runs again, for the spec or a stage before it has changed."

@@ -1,0 +1,64 @@
+"""Names of the resource, its labels and annotations, and the names of children."""
+
+from __future__ import annotations
+
+import hashlib
+
+GROUP = "wrpo.ai"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "WRPOExperiment"
+PLURAL = "wrpoexperiments"
+SINGULAR = "wrpoexperiment"
+SHORT_NAMES = ("wrpo", "wrpos")
+CRD_NAME = f"{PLURAL}.{GROUP}"
+
+MANAGER = "wrpo-operator"
+"""Value of the managed-by label and field manager of every write."""
+
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_EXPERIMENT = "wrpo.ai/experiment"
+LABEL_EXPERIMENT_UID = "wrpo.ai/experiment-uid"
+LABEL_STAGE = "wrpo.ai/stage"
+LABEL_STAGE_HASH = "wrpo.ai/stage-hash"
+LABEL_ARTIFACT_KEY = "wrpo.ai/artifact-key"
+LABEL_ATTEMPT = "wrpo.ai/attempt"
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+ANNOTATION_TEMPLATE_HASH = "wrpo.ai/template-hash"
+ANNOTATION_EXPERIMENT = "wrpo.ai/experiment-name"
+
+TARGET = "target"
+"""The reserved source name: the target model's own samples and scores."""
+
+MAX_CHILD_NAME = 50
+MAX_EXPERIMENT_NAME = 63
+"""The name stands in a label value."""
+MAX_SOURCE_NAME = 20
+
+
+def stage_label(stage: str) -> str:
+    """`sample/qwen` as a label value: `sample.qwen`."""
+    return stage.replace("/", ".")
+
+
+def stage_from_label(label: str) -> str:
+    """Inverse of stage_label; source names hold no dots."""
+    return label.replace(".", "/", 1)
+
+
+def child_name(experiment: str, stage: str, stage_hash: str, attempt: int) -> str:
+    """Name of an attempt's child: `<experiment>-<stage>-<8 digits of hash>-a<attempt>`, at most 50 characters.
+
+    The same arguments give the same name, so creating a child twice is harmless. An experiment name that does not
+    fit, or that no Service may start with (a training child's pods are found by Services), is changed and gets
+    5 digits of its own digest, so that two such names stay apart.
+    """
+    tail = f"-{stage.replace('/', '-')}-{stage_hash[:8]}-a{attempt}"
+    room = MAX_CHILD_NAME - len(tail)
+    head = experiment.replace(".", "-")
+    if not head[0].isalpha():
+        head = f"x{head}"
+    if len(head) > room or head != experiment:
+        digest = hashlib.sha256(experiment.encode()).hexdigest()[:5]
+        head = f"{head[: max(1, room - len(digest) - 1)].rstrip('-')}-{digest}"
+    return head + tail

@@ -1,0 +1,122 @@
+"""The spec's sections about pods: resources, environment, images, placement."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from wrpo_operator.api.base import ATOMIC, ObjectName, Quantity, SpecModel, list_map
+
+IMAGE_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$"
+LABEL_KEY_PATTERN = r"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+
+
+class Resources(SpecModel):
+    """Compute resources of one pod, as in Kubernetes."""
+
+    requests: dict[str, Quantity] = Field(default={}, max_length=16)
+    """What a node must have free, e.g. cpu: 2, memory: 8Gi. Empty: nothing is asked for."""
+    limits: dict[str, Quantity] = Field(default={}, max_length=16)
+    """What the pod may use at most, e.g. nvidia.com/gpu: 1. Empty: no limit."""
+
+
+class StageResources(SpecModel):
+    """Resources by kind of stage. None of it changes what is computed, so changing it re-runs nothing."""
+
+    prepare: Resources = Resources()
+    """The pod that reads and splits the prompts."""
+    sample: Resources = Resources()
+    """Each sampling pod; sources[].resources goes first."""
+    score: Resources = Resources()
+    """Each scoring pod."""
+    curate: Resources = Resources()
+    """The pods of curate-sft and curate-triples."""
+    sft: Resources = Resources()
+    """Each SFT pod; the GPUs of gpusPerNode are added."""
+    train: Resources = Resources()
+    """Each preference training pod; the GPUs of training.gpusPerNode are added."""
+    evaluate: Resources = Resources()
+    """The evaluation pod."""
+    report: Resources = Resources()
+    """The pod that writes the report."""
+
+
+class Toleration(SpecModel):
+    """A taint that pods put up with, as in Kubernetes."""
+
+    key: str | None = Field(default=None, max_length=316)
+    """Taint key. Unset: all keys; operator must then be Exists."""
+    operator: Literal["Exists", "Equal"] = "Equal"
+    """How key and value are compared."""
+    value: str | None = Field(default=None, max_length=63)
+    """Taint value, for Equal."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Taint effect. Unset: all effects."""
+    toleration_seconds: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    """How long a NoExecute taint is put up with. Unset: for ever."""
+
+
+class Scheduling(SpecModel):
+    """Where and when pods run. Changing it re-runs nothing; running pods keep what they were started with."""
+
+    queue_name: str | None = Field(default=None, max_length=63, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
+    """Kueue LocalQueue. Set: Kueue admits and suspends every child; the operator never does. Unset: no queue."""
+    priority_class_name: ObjectName | None = None
+    """PriorityClass of all pods. Unset: the cluster's default."""
+    scheduler_name: ObjectName | None = None
+    """Scheduler of all pods. Unset: the cluster's default."""
+    node_selector: dict[str, str] = Field(default={}, max_length=32)
+    """Labels that a node must have."""
+    tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32, json_schema_extra=ATOMIC)
+    """Taints that pods put up with."""
+
+
+class SecretKeyRef(SpecModel):
+    """One key of a Secret in the experiment's namespace."""
+
+    name: ObjectName
+    """Name of the Secret."""
+    key: str = Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")
+    """Key in the Secret."""
+    optional: bool = False
+    """Start the pod even when the Secret or the key is missing."""
+
+
+class EnvValueFrom(SpecModel):
+    """Source of a variable's value."""
+
+    secret_key_ref: SecretKeyRef
+    """A Secret's key. The operator never reads it."""
+
+
+class EnvVar(SpecModel):
+    """An environment variable of all stages: exactly one of value and valueFrom."""
+
+    name: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name, e.g. HF_TOKEN. The stages' own are refused: WRPO_..., PET_..., KUBEFLOW_..., JOB_COMPLETION_INDEX."""
+    value: str | None = Field(default=None, max_length=4096)
+    """Plain value. Never a secret: specs are readable by many."""
+    value_from: EnvValueFrom | None = None
+    """Value from a Secret."""
+
+
+class LocalObjectReference(SpecModel):
+    """An object in the experiment's namespace."""
+
+    name: ObjectName
+    """Its name."""
+
+
+class Images(SpecModel):
+    """Container images. Unset: the operator's settings. Not part of any hash: changing them re-runs nothing."""
+
+    sampler: str | None = Field(default=None, min_length=1, max_length=512, pattern=IMAGE_PATTERN)
+    """Image of sampling and evaluation (vLLM)."""
+    trainer: str | None = Field(default=None, min_length=1, max_length=512, pattern=IMAGE_PATTERN)
+    """Image of all other stages."""
+
+
+EnvList = tuple[EnvVar, ...]
+PullSecrets = tuple[LocalObjectReference, ...]
+ENV_LIST = list_map("name")

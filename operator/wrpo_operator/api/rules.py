@@ -1,0 +1,217 @@
+"""Rules between fields: each once as CEL for the API server and once as Python for `wrpo plan` and the operator.
+
+Only standard CEL is used, none of Kubernetes' extension libraries, so that any evaluator can check the rules.
+`self` is the object of the class that a rule stands under; a field with a default always exists there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from wrpo_engine.config import Objective
+from wrpo_operator.api.names import MAX_EXPERIMENT_NAME, TARGET
+from wrpo_operator.api.pods import EnvVar, Toleration
+from wrpo_operator.api.sections import PinnedModel, Reward, Source, Storage, Target
+from wrpo_operator.api.spec import ExperimentSpec, Sft, Training
+
+RESERVED_ENV = re.compile(r"^(WRPO_|PET_|KUBEFLOW_|JOB_COMPLETION_INDEX$)")
+COMMIT = re.compile(r"^[0-9a-f]{40}$")
+DPO_FORMS = frozenset({Objective.DPO, Objective.WRPO_DPO})
+SIMPO_FORMS = frozenset({Objective.SIMPO, Objective.WRPO_SIMPO})
+IPO_FORMS = frozenset({Objective.IPO, Objective.WRPO_IPO})
+WRPO_FORMS = frozenset({Objective.WRPO_DPO, Objective.WRPO_SIMPO, Objective.WRPO_IPO})
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of one model class. `message` names field, rule and remedy; `check` is True when the rule holds."""
+
+    models: tuple[type[BaseModel], ...]
+    cel: str
+    message: str
+    check: Callable[[Any], bool] | None
+    """None: a transition rule (it compares with the stored object), which only the API server can check."""
+
+
+def _is_path(model: PinnedModel) -> bool:
+    return model.model.startswith(("/", "storage://"))
+
+
+_PINNED = (Target, Source, Reward)
+_OPTIMIZERS = (Sft, Training)
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        (Storage,),
+        "has(self.s3) != has(self.volume)",
+        "storage must have exactly one of s3 and volume; set one and remove the other",
+        lambda m: (m.s3 is None) != (m.volume is None),
+    ),
+    Rule(
+        (Storage,),
+        "self == oldSelf",
+        "storage cannot be changed, for the artifacts made so far lie there; make a new experiment",
+        None,
+    ),
+    Rule(
+        (Source,),
+        f"self.name != '{TARGET}'",
+        f"name `{TARGET}` is reserved for the target model; choose another name",
+        lambda m: m.name != TARGET,
+    ),
+    Rule(
+        _PINNED,
+        "!self.trustRemoteCode || self.model.startsWith('/') || self.model.startsWith('storage://')"
+        " || (has(self.revision) && self.revision.matches('^[0-9a-f]{40}$'))",
+        "trustRemoteCode runs code from the hub and so needs a pinned revision; set revision to a 40-digit commit",
+        lambda m: not m.trust_remote_code or _is_path(m) or bool(COMMIT.match(m.revision or "")),
+    ),
+    Rule(
+        _PINNED,
+        "!has(self.revision) || !(self.model.startsWith('/') || self.model.startsWith('storage://'))",
+        "revision has no effect on a path; remove it, or give a hub id as model",
+        lambda m: m.revision is None or not _is_path(m),
+    ),
+    Rule(
+        _OPTIMIZERS,
+        "self.maxPromptLength < self.maxLength",
+        "maxPromptLength must be below maxLength, or no response token would be left; lower it",
+        lambda m: m.max_prompt_length < m.max_length,
+    ),
+    Rule(
+        (EnvVar,),
+        "has(self.value) != has(self.valueFrom)",
+        "an environment variable must have exactly one of value and valueFrom",
+        lambda m: (m.value is None) != (m.value_from is None),
+    ),
+    Rule(
+        (EnvVar,),
+        "!self.name.matches('^(WRPO_|PET_|KUBEFLOW_|JOB_COMPLETION_INDEX$)')",
+        "names beginning with WRPO_, PET_ or KUBEFLOW_, and JOB_COMPLETION_INDEX, belong to the stages; choose another",
+        lambda m: not RESERVED_ENV.match(m.name),
+    ),
+    Rule(
+        (Toleration,),
+        "has(self.key) || self.operator == 'Exists'",
+        "a toleration without key matches all taints and needs operator Exists",
+        lambda m: m.key is not None or m.operator == "Exists",
+    ),
+    Rule(
+        (Toleration,),
+        "!has(self.value) || self.operator == 'Equal'",
+        "a toleration with operator Exists has no value; remove value or set operator to Equal",
+        lambda m: m.value is None or m.operator == "Equal",
+    ),
+    Rule(
+        (Training,),
+        "self.gamma == 0.0 || self.objective in ['SimPO', 'WRPO-SimPO']",
+        "gamma is a margin of the SimPO forms; set it to 0 or choose objective SimPO or WRPO-SimPO",
+        lambda m: m.gamma == 0 or m.objective in SIMPO_FORMS,
+    ),
+    Rule(
+        (Training,),
+        "self.labelSmoothing == 0.0 || self.objective in ['DPO', 'WRPO-DPO']",
+        "labelSmoothing belongs to the DPO forms; set it to 0 or choose objective DPO or WRPO-DPO",
+        lambda m: m.label_smoothing == 0 or m.objective in DPO_FORMS,
+    ),
+    Rule(
+        (Training,),
+        "!self.lengthNormalized || self.objective in ['DPO', 'WRPO-DPO']",
+        "lengthNormalized belongs to the DPO forms; set it to false or choose objective DPO or WRPO-DPO",
+        lambda m: not m.length_normalized or m.objective in DPO_FORMS,
+    ),
+    Rule(
+        (Training,),
+        "!self.ipoMean || self.objective in ['IPO', 'WRPO-IPO']",
+        "ipoMean belongs to the IPO forms; set it to false or choose objective IPO or WRPO-IPO",
+        lambda m: not m.ipo_mean or m.objective in IPO_FORMS,
+    ),
+    Rule(
+        (ExperimentSpec,),
+        "!self.sft.enabled || self.prompts.sftFraction > 0.0",
+        "prompts.sftFraction is 0, so that SFT has nothing to train on; raise it above 0 or set sft.enabled to false",
+        lambda m: not m.sft.enabled or m.prompts.sft_fraction > 0,
+    ),
+    Rule(
+        (ExperimentSpec,),
+        "self.prompts.sftFraction < 1.0 || self.training.objective == 'SFTOnly'",
+        "prompts.sftFraction is 1, so that preference optimisation has no prompts; lower it below 1 or set "
+        "training.objective to SFTOnly",
+        lambda m: m.prompts.sft_fraction < 1 or m.training.objective is Objective.SFT_ONLY,
+    ),
+    Rule(
+        (ExperimentSpec,),
+        "self.sft.enabled || self.training.objective != 'SFTOnly'",
+        "training.objective is SFTOnly but sft.enabled is false, so that nothing would be trained; change one of them",
+        lambda m: m.sft.enabled or m.training.objective is not Objective.SFT_ONLY,
+    ),
+    Rule(
+        (ExperimentSpec,),
+        "self.sampling.samplesPerPrompt >= 2 || self.training.objective == 'SFTOnly'",
+        "sampling.samplesPerPrompt is 1, so that the target's responses make no pair; set it to 2 or more",
+        lambda m: m.sampling.samples_per_prompt >= 2 or m.training.objective is Objective.SFT_ONLY,
+    ),
+    Rule(
+        (ExperimentSpec,),
+        "self.sampling.temperature > 0.0 || self.training.objective == 'SFTOnly'",
+        "sampling.temperature is 0, so that the target's responses to a prompt are equal and make no pair; raise it",
+        lambda m: m.sampling.temperature > 0 or m.training.objective is Objective.SFT_ONLY,
+    ),
+    Rule(
+        (ExperimentSpec,),
+        "!self.curation.requireSourceBetter || self.training.objective.startsWith('WRPO-')",
+        "curation.requireSourceBetter compares with source responses, which only the WRPO objectives use; set it to "
+        "false or choose a WRPO objective",
+        lambda m: not m.curation.require_source_better or m.training.objective in WRPO_FORMS,
+    ),
+    Rule(
+        (ExperimentSpec,),
+        "!self.evaluation.enabled || self.prompts.evaluation.prompts > 0",
+        "evaluation is enabled but prompts.evaluation.prompts is 0; raise it or set evaluation.enabled to false",
+        lambda m: not m.evaluation.enabled or m.prompts.evaluation.prompts > 0,
+    ),
+)
+
+NAME_RULE_CEL = f"size(self.metadata.name) <= {MAX_EXPERIMENT_NAME}"
+NAME_RULE_MESSAGE = f"metadata.name stands in labels and may have at most {MAX_EXPERIMENT_NAME} characters"
+
+
+def rules_of(model: type[BaseModel]) -> tuple[Rule, ...]:
+    """Return the rules that stand under one class of the schema."""
+    return tuple(rule for rule in RULES if model in rule.models)
+
+
+def broken_rules(spec: ExperimentSpec) -> tuple[str, ...]:
+    """Every broken rule and doubled name as a sentence that begins with the field's path."""
+    broken = [
+        f"{path}: {rule.message}."
+        for path, part in _walk("spec", spec)
+        for rule in rules_of(type(part))
+        if rule.check is not None and not rule.check(part)
+    ]
+    for path, names in (
+        ("spec.sources", [source.name for source in spec.sources]),
+        ("spec.env", [variable.name for variable in spec.env]),
+        ("spec.imagePullSecrets", [secret.name for secret in spec.image_pull_secrets]),
+    ):
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        broken += [f"{path}: name `{name}` is used more than once; names must be unique." for name in doubled]
+    return tuple(broken)
+
+
+def _walk(path: str, part: BaseModel) -> Iterator[tuple[str, BaseModel]]:
+    yield path, part
+    for name, info in type(part).model_fields.items():
+        value = getattr(part, name)
+        below = f"{path}.{info.alias or name}"
+        if isinstance(value, BaseModel):
+            yield from _walk(below, value)
+        elif isinstance(value, tuple):
+            for index, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    yield from _walk(f"{below}[{index}]", item)

@@ -1,0 +1,117 @@
+"""pydantic models -> structural OpenAPI v3 schemas as CustomResourceDefinitions want them.
+
+No $ref, no null types, no closed objects (the API server prunes or refuses unknown fields by itself), boolean
+exclusive bounds, one description a field, and the CEL rules of `rules.py` at their classes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from pydantic import BaseModel
+
+from wrpo_operator.api.rules import rules_of
+
+Schema = dict[str, Any]
+_DROPPED = frozenset({"title", "$defs", "discriminator", "$schema"})
+
+
+def structural(model: type[BaseModel]) -> Schema:
+    """Return the structural schema of a model."""
+    raw = model.model_json_schema(by_alias=True, mode="validation")
+    classes = _classes(model)
+    return _convert(raw, raw.get("$defs", {}), classes, model)
+
+
+def _classes(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """All model classes below one, by name; names are unique among the API's models (tested)."""
+    found: dict[str, type[BaseModel]] = {}
+    todo = [model]
+    while todo:
+        current = todo.pop()
+        if current.__name__ in found:
+            continue
+        found[current.__name__] = current
+        todo += [cls for info in current.model_fields.values() for cls in _models_in(info.annotation)]
+    return found
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [cls for part in getattr(annotation, "__args__", ()) for cls in _models_in(part)]
+
+
+def _convert(
+    node: Schema, defs: dict[str, Schema], classes: dict[str, type[BaseModel]], model: type[BaseModel] | None = None
+) -> Schema:
+    if "$ref" in node:
+        name = node["$ref"].rsplit("/", 1)[1]
+        target = _convert(defs[name], defs, classes, classes.get(name))
+        return target | {key: value for key, value in _own(node).items() if key != "$ref"}
+    if node.get("x-kubernetes-int-or-string") or node.get("x-kubernetes-preserve-unknown-fields"):
+        return _own(node)
+    variants = [item for item in node.get("anyOf", []) if item.get("type") != "null"]
+    if len(variants) == 1:
+        return _convert(variants[0], defs, classes) | _own({k: v for k, v in node.items() if k != "anyOf"})
+    out = _own(node)
+    out.pop("additionalProperties", None)
+    if "properties" in node:
+        out["properties"] = {name: _convert(value, defs, classes) for name, value in node["properties"].items()}
+    if isinstance(node.get("additionalProperties"), dict):
+        out["additionalProperties"] = _convert(node["additionalProperties"], defs, classes)
+    if "items" in node:
+        out["items"] = _convert(node["items"], defs, classes)
+    if model is not None:
+        rules = [{"rule": rule.cel, "message": rule.message} for rule in rules_of(model)]
+        if rules:
+            out["x-kubernetes-validations"] = rules
+    return _numbers(out)
+
+
+def _own(node: Schema) -> Schema:
+    """Return a node's own keywords, without what structural schemas do not know and without null defaults."""
+    out = {key: value for key, value in node.items() if key not in _DROPPED}
+    if "default" in out:
+        # Whole defaults, not {}: the API server checks CEL rules against a default as it stands.
+        out["default"] = _without_nulls(out["default"])
+        if out["default"] is None:
+            del out["default"]
+    if "const" in out:
+        out["enum"] = [out.pop("const")]
+    if "description" in out:
+        out["description"] = " ".join(str(out["description"]).split())
+    return out
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def without_defaults(node: Any) -> Any:
+    """Return the schema without defaults: a status holds what was written."""
+    if isinstance(node, dict):
+        return {
+            key: {name: without_defaults(item) for name, item in value.items()}
+            if key == "properties"
+            else without_defaults(value)
+            for key, value in node.items()
+            if key != "default"
+        }
+    return [without_defaults(item) for item in node] if isinstance(node, list) else node
+
+
+def _numbers(node: Schema) -> Schema:
+    """Boolean exclusive bounds and number formats."""
+    for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        if exclusive in node and not isinstance(node[exclusive], bool):
+            node[bound] = node[exclusive]
+            node[exclusive] = True
+    if node.get("type") == "integer":
+        node["format"] = "int64"
+    if node.get("type") == "number":
+        node["format"] = "double"
+    return node

@@ -1,0 +1,227 @@
+"""The spec's sections about models, prompts, samples, scores and curation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from wrpo_operator.api.base import (
+    LABEL_PATTERN,
+    MAX_SEED,
+    ModelName,
+    ObjectName,
+    Revision,
+    SpecModel,
+)
+from wrpo_operator.api.names import MAX_SOURCE_NAME
+from wrpo_operator.api.pods import Resources
+
+Backend = Literal["vLLM", "Transformers"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+OnPromptTooLong = Literal["Fail", "Skip"]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Text = Annotated[str, Field(min_length=1, max_length=65536)]
+Samples = Annotated[int, Field(ge=1, le=1024)]
+Temperature = Annotated[float, Field(ge=0, le=10)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Tokens = Annotated[int, Field(ge=1, le=1048576)]
+Shards = Annotated[int, Field(ge=1, le=256)]
+TensorParallel = Annotated[int, Field(ge=1, le=64)]
+MemoryFraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class PinnedModel(SpecModel):
+    """A model and the exact version of it."""
+
+    model: ModelName
+    """Hugging Face hub id, absolute path in the container, or storage://PATH for a directory below the storage root.
+    The contents of a path are not looked at: a changed directory under the same path re-runs nothing."""
+    revision: Revision | None = None
+    """Commit, tag or branch of a hub id. Unset: the default branch as it is when a stage runs. Refused for paths."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. A hub id then needs a 40-digit commit as its revision, so that nobody
+    can change the code later."""
+
+
+class Target(PinnedModel):
+    """The model that learns."""
+
+    chat_template: Text | None = None
+    """Jinja chat template that replaces the tokenizer's. Unset: the tokenizer's own; a model without one needs this."""
+
+
+class SamplingOverride(SpecModel):
+    """What one source does differently. Every unset field takes the value of spec.sampling."""
+
+    backend: Backend | None = None
+    """Engine that generates."""
+    samples_per_prompt: Samples | None = None
+    """Responses to each prompt."""
+    temperature: Temperature | None = None
+    """0 is greedy."""
+    top_p: TopP | None = None
+    """Nucleus: the share of probability that is sampled from; 1 is all."""
+    max_tokens: Tokens | None = None
+    """Longest response in tokens; a response that reaches it counts as truncated."""
+    seed: Seed | None = None
+    """Start of all random numbers of this source."""
+    dtype: Dtype | None = None
+    """Number format of the weights."""
+    max_model_length: Tokens | None = None
+    """Tokens of prompt and response together."""
+    system_prompt: Text | None = None
+    """System message in front of every prompt."""
+    on_prompt_too_long: OnPromptTooLong | None = None
+    """What follows when a prompt does not fit the model's context."""
+    tensor_parallel_size: TensorParallel | None = None
+    """GPUs that share one copy of the model."""
+    gpu_memory_utilization: MemoryFraction | None = None
+    """Share of a GPU's memory that vLLM takes."""
+
+
+class Source(Target):
+    """A model that teaches by its responses."""
+
+    name: str = Field(min_length=1, max_length=MAX_SOURCE_NAME, pattern=LABEL_PATTERN)
+    """Unique name: letters, digits and dashes. It stands in stage names (sample/NAME), so renaming a source samples it
+    anew. `target` is reserved for the target model."""
+    sampling: SamplingOverride = SamplingOverride()
+    """What this source does differently from spec.sampling."""
+    shards: Shards | None = None
+    """Pods that share this source's prompts. Unset: spec.sampling.shards. Changing it re-runs nothing."""
+    resources: Resources | None = None
+    """Resources of this source's sampling pods. Unset: spec.resources.sample. Changing it re-runs nothing."""
+
+
+class EvaluationPrompts(SpecModel):
+    """Held-out prompts: never trained on."""
+
+    prompts: int = Field(default=200, ge=0, le=1000000)
+    """Number of held-out prompts, taken before the SFT split. 0: none, then evaluation.enabled must be false."""
+    dataset: ModelName | None = None
+    """Where they come from. Unset: from prompts.dataset, so that many fewer prompts are trained on."""
+
+
+class Prompts(SpecModel):
+    """Which prompts are used, and for what."""
+
+    dataset: ModelName
+    """Hugging Face data set id, absolute path, or storage://PATH of a file or directory (JSON lines, Parquet, CSV)."""
+    config: str | None = Field(default=None, min_length=1, max_length=128)
+    """Configuration of a hub data set. Unset: its only one."""
+    split: str = Field(default="train", min_length=1, max_length=128)
+    """Split of the data set."""
+    column: str = Field(default="prompt", min_length=1, max_length=128)
+    """Column that holds the prompt's text, or a list of chat messages of which the first user message is taken."""
+    limit: int | None = Field(default=None, ge=1, le=100000000)
+    """Use only this many prompts, chosen by the seed. Unset: all."""
+    seed: Seed = 42
+    """Decides the order of prompts and so the split."""
+    sft_fraction: float = Field(default=1 / 3, ge=0, le=1)
+    """Share of the training prompts that SFT uses; preference optimisation gets the rest. 0: no SFT prompts, then
+    sft.enabled must be false. 1: no preference prompts, then training.objective must be SFTOnly. The paper: 1/3."""
+    evaluation: EvaluationPrompts = EvaluationPrompts()
+    """Held-out prompts."""
+
+
+class Sampling(SpecModel):
+    """How models answer prompts. Each prompt has its own seed, so shards and interruptions do not change results."""
+
+    backend: Backend = "vLLM"
+    """Engine that generates. Transformers is slower and runs wherever torch does."""
+    samples_per_prompt: Samples = 5
+    """Responses to each prompt. The best and the worst of the target's make a pair, so the target needs at least 2."""
+    temperature: Temperature = 0.8
+    """0 is greedy, which makes all responses of a model to a prompt equal: then no pairs can be made."""
+    top_p: TopP = 0.95
+    """Nucleus: the share of probability that is sampled from; 1 is all."""
+    max_tokens: Tokens = 2048
+    """Longest response in tokens; a response that reaches it counts as truncated."""
+    seed: Seed = 42
+    """Start of all random numbers."""
+    dtype: Dtype = "auto"
+    """Number format of the weights; auto takes the model's own."""
+    max_model_length: Tokens | None = None
+    """Tokens of prompt and response together. Unset: the model's own limit. Smaller values save memory."""
+    system_prompt: Text | None = None
+    """System message in front of every prompt. Unset: none."""
+    on_prompt_too_long: OnPromptTooLong = "Fail"
+    """Fail: a prompt that does not fit the model's context ends the stage with an error that names it.
+    Skip: it is left out and counted."""
+    tensor_parallel_size: TensorParallel = 1
+    """GPUs that share one copy of the model (vLLM). The pod's resources must ask for as many. Re-runs nothing."""
+    gpu_memory_utilization: MemoryFraction | None = None
+    """Share of a GPU's memory that vLLM takes. Unset: vLLM's default on a GPU, 0.3 on a CPU. Re-runs nothing."""
+    prompts_per_part: int = Field(default=32, ge=1, le=65536)
+    """Prompts committed together; a killed pod loses at most one such part."""
+    shards: Shards = 1
+    """Pods that share a model's prompts. Changing it re-runs nothing."""
+    source_prompts: Literal["All", "Needed"] = "All"
+    """All: sources answer SFT and preference prompts whatever the objective, so that experiments that differ only in
+    objective share samples. Needed: only what the objective uses, which saves sampling for DPO, SimPO and IPO."""
+
+
+class Reward(PinnedModel):
+    """The reward model: scores every response. Any one-label sequence classifier, or ArmoRM."""
+
+    max_length: Tokens = 4096
+    """Tokens of prompt and response that the reward model reads."""
+    batch_tokens: int = Field(default=16384, ge=1, le=16777216)
+    """Upper bound of tokens in one forward pass. Lower it when memory runs out."""
+    dtype: Dtype = "auto"
+    """Number format of the weights; auto takes the model's own."""
+    rows_per_part: int = Field(default=4096, ge=1, le=1048576)
+    """Responses committed together; a killed pod loses at most one such part."""
+    shards: Shards = 1
+    """Pods that share a scoring stage. Changing it re-runs nothing."""
+
+
+class Curation(SpecModel):
+    """Which prompts become training rows. Every dropped prompt is counted by reason."""
+
+    score_margin: float = Field(default=0.0, ge=0, le=1000000)
+    """Drop a prompt when the target's best and worst responses differ by less than this in score. 0: keep all."""
+    require_source_better: bool = False
+    """Drop a prompt unless the best source response scores above the target's best. Only for the WRPO objectives."""
+    on_tie: Literal["Drop", "KeepFirst"] = "Drop"
+    """What follows when all of the target's responses to a prompt tie or are identical: drop the prompt, or keep the
+    first pair of different texts by a stable order."""
+    drop_truncated: bool = False
+    """Leave responses that hit maxTokens out of the choice."""
+
+
+class StorageVolume(SpecModel):
+    """A volume that all pods of the experiment mount."""
+
+    claim_name: ObjectName
+    """PersistentVolumeClaim in the experiment's namespace; ReadWriteMany when pods run on several nodes."""
+    path: str = Field(
+        default="", max_length=512, pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*)?$"
+    )
+    """Directory below the volume's root. Empty: the root itself."""
+
+
+class StorageS3(SpecModel):
+    """A prefix in an S3 bucket."""
+
+    uri: str = Field(max_length=1024, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()/=-]*)?$")
+    """s3://BUCKET/PREFIX."""
+    endpoint: str | None = Field(
+        default=None, max_length=512, pattern=r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._/-]*)?$"
+    )
+    """URL of an S3-compatible service. Unset: AWS."""
+    region: str | None = Field(default=None, max_length=64, pattern=r"^[a-z0-9-]+$")
+    """Region of the bucket. Unset: what the environment says."""
+    credentials_secret_name: ObjectName | None = None
+    """Secret whose keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and others) become the pods' environment. The
+    operator never reads it. Unset: the pods' own identity."""
+
+
+class Storage(SpecModel):
+    """Where artifacts lie: exactly one of s3 and volume. Cannot be changed; make a new experiment instead."""
+
+    s3: StorageS3 | None = None
+    """A prefix in an S3 bucket."""
+    volume: StorageVolume | None = None
+    """A directory on a shared volume."""

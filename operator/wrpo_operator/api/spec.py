@@ -1,0 +1,311 @@
+"""The spec of a WRPOExperiment: its fields, their bounds, defaults and meaning.
+
+Descriptions in the CRD and in docs/reference are these docstrings. Numbers such as alpha and learningRate are JSON
+numbers: pleasant to write and to check by CEL; the price is that a value is a binary double, so 0.1 is the nearest one
+(written back as 0.1), and `kubectl` prints small ones in exponent form (3e-07).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from wrpo_engine.config import Objective
+from wrpo_operator.api.base import FreeObject, SpecModel, list_map
+from wrpo_operator.api.pods import (
+    EnvVar,
+    Images,
+    LocalObjectReference,
+    Scheduling,
+    StageResources,
+)
+from wrpo_operator.api.sections import (
+    Backend,
+    Curation,
+    Dtype,
+    Prompts,
+    Reward,
+    Sampling,
+    Seed,
+    Source,
+    Storage,
+    Target,
+    Temperature,
+    Text,
+    Tokens,
+    TopP,
+)
+
+Steps = Annotated[int, Field(ge=1, le=1000000)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, le=1)]
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["float32", "bfloat16"]
+Zero = Literal[0, 1, 2, 3]
+Offload = Literal["none", "optimizer", "optimizer-and-parameters"]
+Nodes = Annotated[int, Field(ge=1, le=512)]
+GpusPerNode = Annotated[int, Field(ge=0, le=64)]
+MicroBatch = Annotated[int, Field(ge=1, le=16777216)]
+
+
+class OptimizerSpec(SpecModel):
+    """AdamW and its data, as SFT and preference training have them."""
+
+    lr_scheduler_type: Schedule = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_ratio: Ratio = 0.1
+    """Share of the steps over which the learning rate rises to its peak."""
+    weight_decay: Ratio = 0.0
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1000000)
+    """Gradients are clipped to this norm."""
+    epochs: int = Field(default=1, ge=1, le=1000)
+    """Passes over the rows."""
+    global_batch_size: int = Field(default=128, ge=1, le=1048576)
+    """Rows (SFT) or triples (preference) of one optimizer step, over all pods. Independent of nodes and GPUs."""
+    max_length: int = Field(default=2048, ge=2, le=1048576)
+    """Tokens of prompt and response together; each response is cut by itself, and cuts are counted."""
+    max_prompt_length: int = Field(default=1800, ge=1, le=1048576)
+    """Tokens of the prompt; must be below maxLength."""
+    seed: Seed = 42
+    """Decides the order of rows."""
+
+
+class Sft(OptimizerSpec):
+    """Supervised fine-tuning of the target on the best source responses, before preference optimisation."""
+
+    enabled: bool = True
+    """False: preference optimisation starts from the target itself."""
+    learning_rate: LearningRate = 7e-6
+    """Peak learning rate."""
+    precision: Precision | None = None
+    """Unset: training.precision."""
+    zero_stage: Zero | None = None
+    """Unset: training.zeroStage."""
+    gradient_checkpointing: bool | None = None
+    """Unset: training.gradientCheckpointing."""
+    offload: Offload | None = None
+    """Unset: training.offload."""
+    nodes: Nodes | None = None
+    """Unset: training.nodes."""
+    gpus_per_node: GpusPerNode | None = None
+    """Unset: training.gpusPerNode."""
+    micro_batch_tokens: MicroBatch | None = None
+    """Unset: training.microBatchTokens."""
+    checkpoint_every_steps: Steps | None = None
+    """Unset: training.checkpointEverySteps."""
+
+
+class Alpha(SpecModel):
+    """The weight a of the source response (WRPO objectives only)."""
+
+    schedule: Literal["Linear", "Constant"] = "Linear"
+    """Linear: a(step) = max * step / N over the N optimizer steps. Constant: a = max."""
+    max: Ratio = 0.1
+    """Largest weight of the source response. 0 is DPO on the target's own pair, 1 leaves the target's best out."""
+
+
+class Training(OptimizerSpec):
+    """Preference optimisation (arXiv:2412.03187), and the hardware of both training stages."""
+
+    objective: Objective = Objective.WRPO_DPO
+    """Loss. SFTOnly stops after SFT."""
+    alpha: Alpha = Alpha()
+    """The weight of the source response."""
+    beta: float = Field(default=0.01, gt=0, le=1000)
+    """Strength of the reward; in the DPO forms, of the pull to the reference."""
+    gamma: float = Field(default=0.0, ge=0, le=1000)
+    """Target margin of the SimPO forms, in units of the reward. Refused with other objectives unless 0."""
+    tau: float = Field(default=0.1, gt=0, le=1000)
+    """Regularisation of the IPO forms; others ignore it."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of pairs taken as labelled the wrong way (DPO forms). Refused with other objectives unless 0."""
+    length_normalized: bool = False
+    """Divide each response's reward by its length (DPO forms). Refused with other objectives."""
+    ipo_mean: bool = False
+    """Mean instead of summed log-ratios (IPO forms). Refused with other objectives."""
+    nll_weight: float = Field(default=0.0, ge=0, le=1000)
+    """Weight of an added likelihood term on the best source response (the target's best where there is no source)."""
+    learning_rate: LearningRate = 3e-7
+    """Peak learning rate."""
+    precision: Precision = "bfloat16"
+    """Number format of forward and backward passes; master weights are float32. On CPUs float32 is faster."""
+    zero_stage: Zero = 3
+    """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    offload: Offload = "none"
+    """What lies in CPU memory instead of the GPU's. Changing it re-runs nothing."""
+    micro_batch_tokens: MicroBatch = 8192
+    """Upper bound of tokens in one forward pass of one rank. Lower it when memory runs out. Re-runs nothing."""
+    checkpoint_every_steps: Steps = 50
+    """Optimizer steps between checkpoints: what a killed gang loses at most. Re-runs nothing."""
+    nodes: Nodes = 1
+    """Pods of a training gang. Changing it re-runs nothing."""
+    gpus_per_node: GpusPerNode = 0
+    """GPUs (nvidia.com/gpu) and ranks of each pod. 0: one rank on the CPU. Changing it re-runs nothing."""
+    backend: Literal["PyTorchJob"] = "PyTorchJob"
+    """Kind of the training stages' children; its CRD must be installed in the cluster."""
+
+
+class Evaluation(SpecModel):
+    """Answers of target, SFT model and trained model to held-out prompts, scored and compared."""
+
+    enabled: bool = True
+    """False: no evaluation; the report has no win rates."""
+    backend: Backend | None = None
+    """Engine that generates. Unset: sampling.backend."""
+    samples_per_prompt: int = Field(default=1, ge=1, le=64)
+    """Responses of each model to each held-out prompt."""
+    temperature: Temperature = 0.0
+    """0 is greedy."""
+    top_p: TopP = 1.0
+    """Nucleus: the share of probability that is sampled from; 1 is all."""
+    max_tokens: Tokens = 2048
+    """Longest response in tokens."""
+    seed: Seed = 42
+    """Start of all random numbers."""
+    dtype: Dtype | None = None
+    """Number format of the weights. Unset: sampling.dtype."""
+    system_prompt: Text | None = None
+    """System message in front of every prompt. Unset: sampling.systemPrompt."""
+
+
+class Report(SpecModel):
+    """One self-contained HTML file about the experiment."""
+
+    enabled: bool = True
+    """False: no report."""
+    sample_answers: int = Field(default=5, ge=0, le=100)
+    """Held-out prompts whose answers are shown side by side. 0: none."""
+
+
+class Retries(SpecModel):
+    """What follows when a stage fails. Bad configuration or data (exit codes 64 to 78 but 75) is never tried again;
+    preemption, eviction and node loss are always, at once, and use up no retry.
+    """
+
+    limit: int = Field(default=2, ge=0, le=20)
+    """Further attempts after the first. 0: none."""
+    backoff_seconds: int = Field(default=10, ge=0, le=3600)
+    """Wait before the first retry; doubles with each further one, up to an hour. 0: at once."""
+
+
+class Deadlines(SpecModel):
+    """How long things may take."""
+
+    pre_running_seconds: int | None = Field(default=None, ge=1, le=2592000)
+    """How long an attempt may wait for its pods to run; then the stage fails and says what it waited for. Unset: for
+    ever. Time in a Kueue queue or suspended does not count."""
+    active_seconds: int | None = Field(default=None, ge=1, le=31536000)
+    """How long an attempt may run; then it counts as failed. Unset: for ever."""
+
+
+class Reuse(SpecModel):
+    """Which artifacts may be used again."""
+
+    salt: str = Field(default="", max_length=63, pattern=r"^[A-Za-z0-9._-]*$")
+    """Part of every stage hash. Experiments with equal salts share the artifacts of equal stages in the same storage.
+    Empty is a salt like any other; a new value computes everything anew."""
+
+
+class ExperimentSpec(SpecModel):
+    """What to run. Any field but storage may be edited at any time; only stages that depend on the edit run again."""
+
+    target: Target
+    """The model that learns."""
+    sources: tuple[Source, ...] = Field(min_length=1, max_length=32, json_schema_extra=list_map("name"))
+    """The models that teach, 1 to 32, with unique names."""
+    prompts: Prompts
+    """Which prompts are used, and for what."""
+    sampling: Sampling = Sampling()
+    """How models answer prompts."""
+    reward: Reward
+    """The reward model."""
+    curation: Curation = Curation()
+    """Which prompts become training rows."""
+    sft: Sft = Sft()
+    """Supervised fine-tuning."""
+    training: Training = Training()
+    """Preference optimisation."""
+    evaluation: Evaluation = Evaluation()
+    """Comparison on held-out prompts."""
+    report: Report = Report()
+    """The HTML report."""
+    storage: Storage
+    """Where artifacts lie. Cannot be changed."""
+    resources: StageResources = StageResources()
+    """Resources by kind of stage."""
+    scheduling: Scheduling = Scheduling()
+    """Where and when pods run."""
+    pod_template: FreeObject = Field(default={})
+    """Strategic-merge patch on every pod template: metadata and spec; the stage's container is named `stage`. Fields
+    that the operator needs (command, identity, its volumes, the restricted security context) are refused."""
+    images: Images = Images()
+    """Container images."""
+    retries: Retries = Retries()
+    """What follows when a stage fails."""
+    deadlines: Deadlines = Deadlines()
+    """How long things may take."""
+    suspend: bool = False
+    """True stops all children and starts none; artifacts and checkpoints stay. False goes on where it stopped."""
+    reuse: Reuse = Reuse()
+    """Which artifacts may be used again."""
+    ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=31536000)
+    """Delete finished children (not the experiment, nor artifacts) this long after the end. Unset: never."""
+    env: tuple[EnvVar, ...] = Field(default=(), max_length=64, json_schema_extra=list_map("name"))
+    """Environment of all stages, e.g. HF_TOKEN from a Secret. Changing it re-runs nothing."""
+    image_pull_secrets: tuple[LocalObjectReference, ...] = Field(
+        default=(), max_length=16, json_schema_extra=list_map("name")
+    )
+    """Secrets for pulling images."""
+
+
+class SpecError(ValueError):
+    """A spec that cannot be accepted; `errors` says why, one sentence each."""
+
+    def __init__(self, errors: tuple[str, ...]) -> None:
+        super().__init__("; ".join(errors))
+        self.errors = errors
+
+
+def parse_spec(raw: Mapping[str, Any]) -> ExperimentSpec:
+    """Read a spec as the API server would: structure first, then the rules of `rules.py`, then protected fields.
+
+    Raises SpecError with all errors found at the first level that has any.
+    """
+    from wrpo_operator.api.pod_template import protected_field_errors
+    from wrpo_operator.api.rules import broken_rules
+
+    try:
+        spec = ExperimentSpec.model_validate_json(json.dumps(raw), strict=True)
+    except (ValidationError, TypeError, ValueError) as error:
+        raise SpecError(_structural_errors(error)) from error
+    errors = (*broken_rules(spec), *protected_field_errors(spec.pod_template))
+    if errors:
+        raise SpecError(errors)
+    return spec
+
+
+def _structural_errors(error: Exception) -> tuple[str, ...]:
+    if not isinstance(error, ValidationError):
+        return (f"spec is not a JSON object of the expected form: {error}",)
+    return tuple(_describe(details) for details in error.errors(include_url=False))
+
+
+def _describe(details: Mapping[str, Any]) -> str:
+    path = "spec"
+    for part in details["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    match details["type"]:
+        case "missing":
+            return f"{path} is missing. Set it; `kubectl explain wrpoexperiments.{path}` says what it means."
+        case "extra_forbidden":
+            return f"{path} is not a known field. Check its spelling and place, or remove it."
+        case _:
+            value = json.dumps(details["input"], default=str)
+            shown = value if len(value) <= 80 else value[:77] + "..."
+            return f"{path} is {shown}: {details['msg']}."

@@ -1,0 +1,226 @@
+"""The status of a WRPOExperiment: what users see, and what the planner remembers between two looks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from wrpo_operator.api.base import ATOMIC, StatusModel, list_map
+
+MAX_ATTEMPTS = 10
+MAX_BLOCKERS = 16
+MAX_METRICS = 64
+MAX_STAGES = 128
+MAX_MESSAGE = 4096
+
+
+class Phase(StrEnum):
+    """The experiment in one word; for printing. Programs read conditions."""
+
+    PENDING = "Pending"
+    """Nothing has started yet."""
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    INVALID = "Invalid"
+    """The spec cannot be accepted."""
+
+
+class StageState(StrEnum):
+    """What a stage is doing."""
+
+    PENDING = "Pending"
+    """Its inputs are not there yet."""
+    WAITING = "Waiting"
+    """It could start but for a blocker, or waits for a retry."""
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SKIPPED = "Skipped"
+    """An earlier stage failed, so it will not run."""
+
+
+class AttemptState(StrEnum):
+    """What became of one attempt."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    DISRUPTED = "Disrupted"
+    """Taken by the cluster; used up no retry."""
+    STOPPED = "Stopped"
+    """Ended by the operator (suspension, an edit, another stage's failure); used up no retry."""
+
+
+def to_time(moment: datetime) -> str:
+    """Return a moment as Kubernetes writes it: UTC, whole seconds."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def from_time(text: str) -> datetime:
+    """Inverse of to_time."""
+    return datetime.fromisoformat(text)
+
+
+TIME: dict[str, Any] = {"format": "date-time"}
+
+
+class Condition(StatusModel):
+    """A metav1.Condition."""
+
+    type: str = Field(max_length=63)
+    """Accepted, Progressing, Blocked, Suspended, Succeeded or Failed."""
+    status: str = Field(pattern="^(True|False|Unknown)$", max_length=7)
+    """True, False or Unknown."""
+    observed_generation: int = Field(default=0, ge=0)
+    """Generation of the spec that this is about."""
+    last_transition_time: str = Field(max_length=64, json_schema_extra=TIME)
+    """When status last changed."""
+    reason: str = Field(max_length=128)
+    """One CamelCase word for programs."""
+    message: str = Field(default="", max_length=MAX_MESSAGE)
+    """A sentence for people."""
+
+
+class Attempt(StatusModel):
+    """One try of a stage."""
+
+    number: int = Field(ge=1)
+    """1 for the first."""
+    child: str = Field(max_length=253)
+    """Name of the Job or training resource."""
+    state: AttemptState
+    """What became of it."""
+    started_at: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
+    """When its first pod ran."""
+    finished_at: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
+    """When it ended."""
+    exit_code: int | None = None
+    """Exit code of the pod that decided."""
+    reason: str | None = Field(default=None, max_length=128)
+    """The engine's error code, or the child's reason."""
+    message: str | None = Field(default=None, max_length=MAX_MESSAGE)
+    """The engine's own words."""
+    failure: str | None = Field(default=None, max_length=32)
+    """Application, Config or Disruption."""
+
+
+class StageStatus(StatusModel):
+    """One stage."""
+
+    name: str = Field(max_length=64)
+    """E.g. prepare, sample/qwen, train."""
+    state: StageState
+    """What it is doing."""
+    hash: str = Field(max_length=16)
+    """Hash of what it computes: its artifact lies at STORAGE/NAME/HASH."""
+    attempts: tuple[Attempt, ...] = Field(default=(), max_length=MAX_ATTEMPTS, json_schema_extra=list_map("number"))
+    """The last attempts, oldest first."""
+    forgiven_attempts: int = Field(default=0, ge=0)
+    """Attempts up to this number use up no retry, since the spec was edited after they failed."""
+    failed_attempts: int = Field(default=0, ge=0)
+    """Attempts after the forgiven ones that used up a retry."""
+    shards: str | None = Field(default=None, max_length=16)
+    """Finished and all shards, e.g. 2/4."""
+    progress: int | None = Field(default=None, ge=0, le=100)
+    """Percent."""
+    remaining_seconds: int | None = Field(default=None, ge=0)
+    """The stage's own estimate."""
+    metrics: dict[str, float] = Field(default={}, max_length=MAX_METRICS)
+    """Last metrics: the progress posts' while it runs, the result's at the end."""
+    artifact: str | None = Field(default=None, max_length=256)
+    """Address of its artifact below the storage root."""
+    cached: bool | None = None
+    """True: a valid artifact was there already and nothing was computed."""
+    started_at: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
+    """When the first attempt started."""
+    finished_at: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
+    """When it ended."""
+    gpu_seconds: int | None = Field(default=None, ge=0)
+    """GPU time of all finished attempts."""
+    message: str | None = Field(default=None, max_length=MAX_MESSAGE)
+    """Why it is in this state, where that needs saying."""
+
+
+class Blocker(StatusModel):
+    """Something that keeps the experiment from going on."""
+
+    object: str = Field(max_length=320)
+    """What is blocked or missing, e.g. Pod/NAME."""
+    reason: str = Field(max_length=128)
+    """One CamelCase word."""
+    message: str = Field(max_length=MAX_MESSAGE)
+    """The cluster's own words and what can be done."""
+    since: str = Field(max_length=64, json_schema_extra=TIME)
+    """When it was first seen."""
+    stage: str | None = Field(default=None, max_length=64)
+    """The stage that waits."""
+
+
+class Progress(StatusModel):
+    """The experiment as a whole."""
+
+    percent: int = Field(default=0, ge=0, le=100)
+    """Weighted over the stages."""
+    remaining_seconds: int | None = Field(default=None, ge=0)
+    """Estimate, from the stages that ran so far. Unset: not known yet."""
+
+
+class ExperimentStatus(StatusModel):
+    """The whole status. Written by the operator alone."""
+
+    observed_generation: int | None = Field(default=None, ge=0)
+    """Generation of the spec that this status is about."""
+    phase: Phase | None = None
+    """Pending, Running, Suspended, Succeeded, Failed or Invalid."""
+    stage: str | None = Field(default=None, max_length=256)
+    """The stages that run, or the one that failed; for printing."""
+    reason: str | None = Field(default=None, max_length=128)
+    """Reason of the condition that explains the phase; for printing."""
+    conditions: tuple[Condition, ...] = Field(default=(), max_length=16, json_schema_extra=list_map("type"))
+    """Accepted, Progressing, Blocked, Suspended, Succeeded, Failed."""
+    stages: tuple[StageStatus, ...] = Field(default=(), max_length=MAX_STAGES, json_schema_extra=list_map("name"))
+    """All stages in the order in which they can run."""
+    progress: Progress | None = None
+    """The experiment as a whole."""
+    progress_text: str | None = Field(default=None, max_length=32)
+    """Percent as text; for printing."""
+    blockers: tuple[Blocker, ...] = Field(default=(), max_length=MAX_BLOCKERS, json_schema_extra=ATOMIC)
+    """Why it is not running."""
+    source_count: int | None = Field(default=None, ge=0)
+    """Number of sources; for printing."""
+    started_at: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
+    """When the first stage started."""
+    finished_at: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
+    """When it succeeded or failed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form in camelCase, without what is unset or empty."""
+        raw: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for stage in raw["stages"]:
+            if not stage["metrics"]:
+                del stage["metrics"]
+        return raw
+
+    def condition(self, kind: str) -> Condition | None:
+        """Return the condition of a type."""
+        return next((condition for condition in self.conditions if condition.type == kind), None)
+
+    def stage_named(self, name: str) -> StageStatus | None:
+        """Return the stage of a name."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+
+def parse_status(raw: Any) -> ExperimentStatus:
+    """Read a stored status. One that does not parse (edited by hand) counts as none: it is made anew."""
+    try:
+        return ExperimentStatus.model_validate(raw or {})
+    except ValueError:
+        return ExperimentStatus()
