@@ -106,6 +106,7 @@ class PrepareParams(_Model):
     split: str = "train"
     column: str = "prompt"
     limit: int | None = Field(default=None, ge=1)
+    """Prompts used in all, held-out ones from the same data set included; chosen by the seed."""
     seed: int = 42
     sft_fraction: float = Field(default=1 / 3, ge=0, le=1)
     """Share of the training prompts for SFT; the rest are preference prompts. 0: none for SFT."""

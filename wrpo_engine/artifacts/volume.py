@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -122,6 +123,9 @@ class VolumeWriter:
     ) -> Artifact:
         if (existing := self.committed()) is not None:
             return existing
+        for name, value in (metrics or {}).items():
+            if not math.isfinite(value):
+                raise DataError(f"metric {name} of {address(self.ref)} is {value}", code="MetricNotFinite")
         counts = dict(rows or {})
         entries = [self._entry(name, counts.get(name)) for name in sorted(set(files))]
         manifest = Manifest(

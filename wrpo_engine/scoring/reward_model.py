@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from wrpo_engine.chat import messages_of
@@ -15,8 +16,25 @@ from wrpo_engine.stage import StageContext
 Pair = tuple[str, str]
 
 
+@dataclass(frozen=True)
+class Reward:
+    """The score of one pair; truncated if the model read only its beginning."""
+
+    score: float
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Token ids of a pair, and token types where the model has them."""
+
+    ids: list[int]
+    types: list[int] | None
+    truncated: bool
+
+
 class RewardScorer:
-    """A loaded reward model. `num_truncated` counts the pairs that were cut since it was made."""
+    """A loaded reward model."""
 
     def __init__(self, model: ResolvedModel, *, max_length: int, batch_tokens: int, dtype: str = "auto") -> None:
         import torch
@@ -55,60 +73,61 @@ class RewardScorer:
         own_limit = getattr(self._tokenizer, "model_max_length", None)
         self._max_length = min(length for length in (max_length, limit, own_limit) if length)
         self._batch_tokens = batch_tokens
-        self.num_truncated = 0
 
     def score(self, pairs: Sequence[Pair], names: Sequence[str] | None = None) -> list[float]:
         """Return one finite number a pair, in order. `names` say in errors which row a pair is."""
+        return [reward.score for reward in self.rewards(pairs, names)]
+
+    def rewards(self, pairs: Sequence[Pair], names: Sequence[str] | None = None) -> list[Reward]:
+        """Return the score of each pair, in order, and whether the pair was cut to the model's length."""
         encoded = [self._encode(prompt, response) for prompt, response in pairs]
         scores = [math.nan] * len(pairs)
-        for batch in token_batches([len(ids) for ids, _ in encoded], self._batch_tokens):
+        for batch in token_batches([len(row.ids) for row in encoded], self._batch_tokens):
             for index, value in zip(batch, self._forward([encoded[index] for index in batch]), strict=True):
                 scores[index] = value
         for index, value in enumerate(scores):
             if not math.isfinite(value):
                 row = names[index] if names is not None else f"row {index}"
                 raise DataError(
-                    f"reward model {self._name} gives {value} for {row} ({len(encoded[index][0])} tokens)",
+                    f"reward model {self._name} gives {value} for {row} ({len(encoded[index].ids)} tokens)",
                     code="RewardNotFinite",
                     field="reward.model",
                     hint="Check the model on this text; half precision may overflow (try float32). Or use another.",
                 )
-        return scores
+        return [Reward(score, row.truncated) for score, row in zip(scores, encoded, strict=True)]
 
-    def _encode(self, prompt: str, response: str) -> tuple[list[int], list[int] | None]:
-        """Return (ids, token types), cut to the model's length and counted if cut."""
+    def _encode(self, prompt: str, response: str) -> _Encoded:
+        """Return the pair as the model reads it, cut to its length."""
         tokenizer = self._tokenizer
         if tokenizer.chat_template:
             messages = [*messages_of(prompt), {"role": "assistant", "content": response}]
             text = tokenizer.apply_chat_template(messages, tokenize=False)
             ids = [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
-            if len(ids) > self._max_length:
-                self.num_truncated += 1
-            return ids[: self._max_length], None
-        full = tokenizer(prompt, response)
-        if len(full["input_ids"]) > self._max_length:
-            self.num_truncated += 1
+            return _Encoded(ids[: self._max_length], None, len(ids) > self._max_length)
+        full = tokenizer(prompt, response, verbose=False)
+        truncated = len(full["input_ids"]) > self._max_length
+        if truncated:
             full = tokenizer(prompt, response, truncation="longest_first", max_length=self._max_length)
         types = full.get("token_type_ids")
-        return list(full["input_ids"]), None if types is None else list(types)
+        return _Encoded(list(full["input_ids"]), None if types is None else list(types), truncated)
 
-    def _forward(self, batch: Sequence[tuple[list[int], list[int] | None]]) -> list[float]:
+    def _forward(self, batch: Sequence[_Encoded]) -> list[float]:
         import torch
 
-        width = max(len(ids) for ids, _ in batch)
+        width = max(len(row.ids) for row in batch)
         pad = self._pad_id(batch)
         inputs = {
-            "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch]),
-            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch]),
+            "input_ids": torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in batch]),
+            "attention_mask": torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in batch]),
         }
-        if all(types is not None for _, types in batch):
-            rows = [(types or []) + [0] * (width - len(ids)) for ids, types in batch]
+        if all(row.types is not None for row in batch):
+            rows = [(row.types or []) + [0] * (width - len(row.ids)) for row in batch]
             inputs["token_type_ids"] = torch.tensor(rows)
         with torch.inference_mode():
             logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
         return [float(value) for value in logits.float().reshape(-1).tolist()]
 
-    def _pad_id(self, batch: Sequence[tuple[list[int], list[int] | None]]) -> int:
+    def _pad_id(self, batch: Sequence[_Encoded]) -> int:
         """Return the padding token of a batch.
 
         Decoder classifiers find the last token as the last one that is not padding, so where the tokenizer has no
@@ -120,7 +139,7 @@ class RewardScorer:
             if config.pad_token_id is None:
                 config.pad_token_id = own
             return int(own)
-        used = {token for ids, _ in batch for token in ids}
+        used = {token for row in batch for token in row.ids}
         free = next(token for token in range(len(used) + 1) if token not in used)
         config.pad_token_id = free
         return free

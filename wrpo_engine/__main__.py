@@ -1,0 +1,86 @@
+"""`wrpo-engine STAGE --config FILE`: runs one stage of an experiment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from wrpo_engine import __version__
+from wrpo_engine.cli import install_signal_handlers, run
+from wrpo_engine.config import ExitCode, StageKind
+from wrpo_engine.environment import prepare_environment
+from wrpo_engine.stage import StopRequest
+
+_HELP = """Run one STAGE of a WRPO experiment: read artifacts and a JSON configuration, write one artifact.
+
+\b
+Stages, in the order of an experiment:
+  prepare         read prompts, drop empty and duplicate ones, split them
+  sample          answer prompts with one model
+  score           score answers with the reward model
+  curate-sft      choose the best source answer for every SFT prompt
+  sft             fine-tune the target on those answers
+  curate-triples  choose (y_ws, y_wt, y_l) for every preference prompt
+  train           preference optimisation of the fine-tuned target
+  evaluate        answer and score held-out prompts with all models
+  report          one HTML file about everything above
+
+The operator writes the configuration; `wrpo plan -f experiment.yaml` shows it. An artifact that exists is not made
+again: the stage exits 0 and says cached. Killed stages continue where they stopped.
+
+\b
+Environment:
+  WRPO_VOLUME_ROOT               where the storage volume is mounted (/var/lib/wrpo)
+  WRPO_TERMINATION_MESSAGE_PATH  where the outcome is written as JSON (/dev/termination-log)
+  JOB_COMPLETION_INDEX           which shard this process is (0)
+  HF_HUB_OFFLINE                 1: never download models or data sets
+
+\b
+Exit codes:
+  0 done    1 unexpected, may be retried    75 temporary, may be retried    143 asked to stop
+  64 usage  65 bad data  66 missing input   73 storage full or read-only    78 bad configuration
+
+\b
+Example:
+  WRPO_VOLUME_ROOT=$PWD/storage wrpo-engine prepare --config prepare.json
+"""
+
+
+@click.command(name="wrpo-engine", help=_HELP, context_settings={"max_content_width": 120})
+@click.argument("stage", type=click.Choice([kind.value for kind in StageKind]), metavar="STAGE")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="The stage's JSON configuration (wrpo_engine.config.StageConfig).",
+)
+@click.version_option(__version__, prog_name="wrpo-engine")
+def command(stage: str, config_path: Path) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    prepare_environment(os.environ)
+    stop = StopRequest()
+    install_signal_handlers(stop)
+    return run(StageKind(stage), config_path, os.environ, stop=stop)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    try:
+        code = command.main(list(argv) if argv is not None else None, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = ExitCode.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        code = ExitCode.INTERRUPTED
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""From prompts to parts and requests: which part is whose, what fits the model, which seed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from wrpo_engine.errors import DataError
+from wrpo_engine.sampling.sampler import SampleRequest, prompt_seed
+
+
+@dataclass(frozen=True)
+class Part:
+    """Prompts committed together; `rows` are (prompt id, prompt)."""
+
+    index: int
+    rows: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        return part_name(self.index)
+
+
+def part_name(index: int) -> str:
+    return f"parts/part-{index:05d}.parquet"
+
+
+def parts_of(rows: Sequence[tuple[str, str]], rows_per_part: int) -> list[Part]:
+    starts = range(0, len(rows), rows_per_part)
+    return [Part(index, tuple(rows[start : start + rows_per_part])) for index, start in enumerate(starts)]
+
+
+def parts_of_shard(num_parts: int, shard: int, shards: int) -> list[int]:
+    """Part k belongs to shard k % shards."""
+    return list(range(shard, num_parts, shards))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a prompt must fit. `context` is None if the model does not say."""
+
+    context: int | None
+    skip_too_long: bool
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRequests:
+    """A part's requests, and the prompts that do not fit."""
+
+    part: Part
+    requests: tuple[SampleRequest, ...]
+    too_long: tuple[str, ...]
+
+
+def requests_of(
+    part: Part,
+    *,
+    encode: Callable[[str], list[int]],
+    num_samples: int,
+    seed: int,
+    seed_model: str,
+    limits: Limits,
+) -> PartRequests:
+    """Turn a part's prompts into requests; a prompt that leaves no room for an answer fails or is skipped."""
+    requests: list[SampleRequest] = []
+    too_long: list[str] = []
+    for prompt_id, prompt in part.rows:
+        ids = encode(prompt)
+        if limits.context is not None and len(ids) >= limits.context:
+            if not limits.skip_too_long:
+                raise prompt_too_long(prompt_id, len(ids), limits)
+            too_long.append(prompt_id)
+            continue
+        requests.append(
+            SampleRequest(
+                key=prompt_id,
+                prompt_token_ids=ids,
+                num_samples=num_samples,
+                seed=prompt_seed(seed, seed_model, prompt_id),
+                group=part.index,
+            )
+        )
+    return PartRequests(part=part, requests=tuple(requests), too_long=tuple(too_long))
+
+
+def prompt_too_long(prompt_id: str, length: int, limits: Limits) -> DataError:
+    return DataError(
+        f"prompt {prompt_id} has {length} tokens with the chat template, but the context of {limits.model} "
+        f"holds {limits.context} for prompt and answer together",
+        code="PromptTooLong",
+        field="sampling.onPromptTooLong",
+        hint="Set sampling.onPromptTooLong: Skip to leave such prompts out, or raise sampling.maxModelLength.",
+    )

@@ -1,0 +1,196 @@
+"""The sample stage: one model answers every prompt. Parts are committed one by one, the manifest with the last."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from wrpo_engine import records
+from wrpo_engine.chat import end_of_turn_id, prompt_token_ids
+from wrpo_engine.config import SampleParams
+from wrpo_engine.errors import DataError
+from wrpo_engine.models import ResolvedModel, context_length, resolve_model, stop_token_ids, tokenizer_of
+from wrpo_engine.parts import commit_when_complete, pending_parts
+from wrpo_engine.sampling.requests import Limits, Part, PartRequests, parts_of, requests_of
+from wrpo_engine.sampling.sampler import FinishReason, Sampled, Sampler, SamplerSettings, make_sampler
+from wrpo_engine.stage import StageContext, StageResult
+
+log = logging.getLogger("wrpo_engine")
+
+
+def run(ctx: StageContext) -> StageResult:
+    params = ctx.config.params
+    assert isinstance(params, SampleParams)
+    field_name = "target" if params.source == "target" else f"sources[{params.source}]"
+    parts = parts_of(_prompts(ctx, params), params.prompts_per_part)
+    model = resolve_model(params.model, ctx, field=f"{field_name}.model")
+    pending = set(pending_parts(ctx, [part.name for part in parts]))
+    todo = [part for part in parts if part.name in pending]
+    finished = sum(len(part.rows) for part in parts[ctx.shard :: ctx.config.runtime.shards] if part not in todo)
+    written = 0
+    if todo:
+        written = _sample_parts(ctx, params, model, todo, field_name=field_name, finished=finished)
+    metrics = commit_when_complete(
+        ctx, [part.name for part in parts], details={"model": model.details()}, measure=measure
+    )
+    return StageResult(rows=written, metrics=metrics)
+
+
+def _prompts(ctx: StageContext, params: SampleParams) -> list[tuple[str, str]]:
+    prompts = ctx.input("prompts")
+    frames = [pl.read_parquet(prompts.file(f"{part}.parquet")) for part in params.parts]
+    rows = pl.concat(frames)
+    if rows.is_empty():
+        names = ", ".join(params.parts)
+        raise DataError(
+            f"stage sample/{params.source} has no prompts: the parts it answers ({names}) are empty",
+            code="NoPrompts",
+            field="prompts.sftFraction",
+            hint="sftFraction 1 leaves no preference prompts, 0 none for SFT: choose a value between, or raise limit.",
+        )
+    return [(row["prompt_id"], row["prompt"]) for row in rows.iter_rows(named=True)]
+
+
+def _sample_parts(
+    ctx: StageContext,
+    params: SampleParams,
+    model: ResolvedModel,
+    todo: Sequence[Part],
+    *,
+    field_name: str,
+    finished: int,
+) -> int:
+    """Answer the parts and publish each when its last prompt is done; return the rows written."""
+    tokenizer = tokenizer_of(model, field=field_name)
+    context = _context(params, model)
+    limits = Limits(context=context, skip_too_long=params.on_prompt_too_long == "Skip", model=model.identity)
+    # Every prompt is encoded before the model is loaded: one that is too long fails at once.
+    planned = [
+        requests_of(
+            part,
+            encode=lambda prompt: prompt_token_ids(tokenizer, prompt, params.system_prompt),
+            num_samples=params.samples_per_prompt,
+            seed=params.seed,
+            seed_model=seed_model(params),
+            limits=limits,
+        )
+        for part in todo
+    ]
+    ctx.stop.raise_if_requested()
+    settings = SamplerSettings(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        max_tokens=params.max_tokens,
+        stop_token_ids=tuple(stop_token_ids(tokenizer, model, end_of_turn_id(tokenizer))),
+        dtype=params.dtype,
+        max_model_length=context,
+        tensor_parallel_size=ctx.config.runtime.tensor_parallel_size,
+        gpu_memory_utilization=ctx.config.runtime.gpu_memory_utilization,
+    )
+    log.info("loading %s with %s", model.identity, params.backend)
+    sampler = make_sampler(params.backend, model, tokenizer, settings)
+    try:
+        return sample_parts(ctx, params, planned, sampler, finished=finished)
+    finally:
+        sampler.close()
+
+
+def _context(params: SampleParams, model: ResolvedModel) -> int | None:
+    known = [length for length in (context_length(model), params.max_model_length) if length is not None]
+    return min(known, default=None)
+
+
+def seed_model(params: SampleParams) -> str:
+    """Return the model's name in seeds. A trained target is `target`: its weights differ by stage hash anyway."""
+    return f"{params.model.name}@{params.model.revision}" if params.model.name is not None else params.source
+
+
+@dataclass
+class _Open:
+    """A part whose prompts are not all answered."""
+
+    planned: PartRequests
+    answers: dict[str, Sampled] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.answers) == len(self.planned.requests)
+
+
+def sample_parts(
+    ctx: StageContext,
+    params: SampleParams,
+    planned: Sequence[PartRequests],
+    sampler: Sampler,
+    *,
+    finished: int = 0,
+) -> int:
+    """Feed all parts to the sampler at once, so that no batch waits for a part's slowest answer.
+
+    `finished` prompts of this shard were answered by an earlier attempt.
+    """
+    open_parts = {plan.part.index: _Open(plan) for plan in planned}
+    part_of = {request.key: plan.part.index for plan in planned for request in plan.requests}
+    total = finished + sum(len(plan.part.rows) for plan in planned)
+    started, done, tokens, rows = time.monotonic(), finished, 0, 0
+    ctx.progress.update(done, total)
+    for index in [index for index, state in open_parts.items() if state.is_complete]:
+        rows += _publish(ctx, params, open_parts.pop(index))
+    for sampled in sampler.sample([request for plan in planned for request in plan.requests]):
+        ctx.stop.raise_if_requested()
+        state = open_parts[part_of[sampled.key]]
+        state.answers[sampled.key] = sampled
+        done += 1
+        tokens += sum(sample.num_tokens for sample in sampled.samples)
+        if state.is_complete:
+            rows += _publish(ctx, params, open_parts.pop(state.planned.part.index))
+            # Skipped prompts count as done with their part.
+            done += len(state.planned.too_long)
+        rate = tokens / max(time.monotonic() - started, 1e-9)
+        ctx.progress.update(done, total, metrics={"tokens_per_second": rate})
+    return rows
+
+
+def _publish(ctx: StageContext, params: SampleParams, state: _Open) -> int:
+    frame = part_frame(params.source, state.planned.part, state.answers)
+    ctx.output.publish(state.planned.part.name, frame.write_parquet)
+    return frame.height
+
+
+def part_frame(source: str, part: Part, answers: dict[str, Sampled]) -> pl.DataFrame:
+    """Return a part's rows in prompt and sample order; a prompt without answers was too long."""
+    rows: list[tuple[str, str, int, str, int, str, int]] = []
+    for prompt_id, _ in part.rows:
+        sampled = answers.get(prompt_id)
+        if sampled is None:
+            rows.append((prompt_id, source, 0, "", 0, FinishReason.PROMPT_TOO_LONG.value, 0))
+            continue
+        rows += [
+            (prompt_id, source, index, sample.text, sample.num_tokens, sample.finish_reason.value, sample.seed)
+            for index, sample in enumerate(sampled.samples)
+        ]
+    return pl.DataFrame(rows, schema=records.SAMPLES, orient="row")
+
+
+def measure(parts: Iterable[pl.DataFrame]) -> dict[str, float]:
+    """Return the metrics of a whole samples artifact."""
+    samples = tokens = truncated = skipped = empty = 0
+    for frame in parts:
+        answered = frame.filter(pl.col("finish_reason") != FinishReason.PROMPT_TOO_LONG.value)
+        skipped += frame.height - answered.height
+        samples += answered.height
+        tokens += int(answered["num_tokens"].sum())
+        truncated += int((answered["finish_reason"] == FinishReason.LENGTH.value).sum())
+        empty += int((answered["text"].str.strip_chars() == "").sum())
+    return {
+        "samples": float(samples),
+        "tokens": float(tokens),
+        "mean_tokens": tokens / samples if samples else 0.0,
+        "truncated": float(truncated),
+        "empty": float(empty),
+        "skipped_prompt_too_long": float(skipped),
+    }
