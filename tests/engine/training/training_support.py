@@ -1,0 +1,209 @@
+"""Real training runs on tiny models: configs, rows and processes as the operator starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from engine_support import EXPERIMENT_HASH, NOON, save_tiny_model, stage_config
+
+from wrpo_engine.artifacts import VolumeStore
+from wrpo_engine.config import ArtifactRef
+
+ROOT = Path(__file__).resolve().parents[3]
+NUM_ROWS = 11
+"""Not a multiple of any batch size below: the last step of an epoch is smaller."""
+
+FAST = {
+    "learning_rate": 1e-3,
+    "global_batch_size": 4,
+    "epochs": 2,
+    "max_length": 96,
+    "max_prompt_length": 64,
+    "precision": "float32",
+}
+"""Two epochs of three steps, the last of three rows."""
+
+
+def triples_frame(num_rows: int = NUM_ROWS, *, has_source: bool = True) -> pl.DataFrame:
+    """Rows of mixed lengths, so that padding, balancing and truncation all happen."""
+    indices = range(num_rows)
+    return pl.DataFrame(
+        {
+            "prompt_id": [f"prompt-{index:02d}" for index in indices],
+            "prompt": ["why " * (1 + index % 4) for index in indices],
+            "source_chosen": ["because " * (1 + index % 5) if has_source else None for index in indices],
+            "target_chosen": ["so it is " * (1 + (index * 3) % 4) for index in indices],
+            "rejected": ["no" * (1 + (index * 7) % 6) for index in indices],
+        },
+        schema_overrides={"source_chosen": pl.String},
+    )
+
+
+def sft_frame(num_rows: int = NUM_ROWS) -> pl.DataFrame:
+    return triples_frame(num_rows).select("prompt_id", "prompt", response="source_chosen")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A storage volume with a model and the inputs of both training stages."""
+
+    root: Path
+
+    @property
+    def volume(self) -> Path:
+        return self.root / "storage"
+
+    def output(self, name: str) -> Path:
+        return self.volume / name / EXPERIMENT_HASH
+
+    def config(self, params: Mapping[str, Any], runtime: Mapping[str, Any] | None = None) -> Path:
+        role = "triples" if params["stage"] == "train" else "sft-rows"
+        stage = "curate-triples" if params["stage"] == "train" else "curate-sft"
+        config = stage_config(
+            {"model": {"name": str(self.root / "model")}, **FAST, **params},
+            {role: ArtifactRef(stage=stage, hash=EXPERIMENT_HASH)},
+            runtime={"micro_batch_tokens": 400, "checkpoint_every_steps": 2, **(runtime or {})},
+        )
+        path = self.root / f"{params['stage']}.json"
+        path.write_text(config.model_dump_json())
+        return path
+
+    def metrics(self, stage: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.output(stage) / "metrics.jsonl").read_text().splitlines()]
+
+    def weights(self, stage: str) -> dict[str, Any]:
+        from safetensors.torch import load_file
+
+        return load_file(self.output(stage) / "model" / "model.safetensors")
+
+
+def make_experiment(root: Path, *, num_rows: int = NUM_ROWS) -> Experiment:
+    save_tiny_model(root / "model")
+    store = VolumeStore(root / "storage", lambda: NOON)
+    for stage, name, frame in (
+        ("curate-sft", "rows.parquet", sft_frame(num_rows)),
+        ("curate-triples", "triples.parquet", triples_frame(num_rows)),
+    ):
+        writer = store.writer(ArtifactRef(stage=stage, hash=EXPERIMENT_HASH), config={}, inputs={})
+        writer.publish(name, frame.write_parquet)
+        writer.commit(files=[name], rows={name: frame.height})
+    return Experiment(root)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def base_environ(experiment: Experiment) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "WRPO_VOLUME_ROOT": str(experiment.volume),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "WRPO_COLLECTIVE_TIMEOUT_SECONDS": "60",
+    }
+
+
+@dataclass
+class Gang:
+    """The processes of one training run: one torchrun for every node, or bare ranks."""
+
+    processes: list[subprocess.Popen[str]]
+    output: list[str]
+
+    def wait(self, timeout_s: float = 240) -> list[int]:
+        deadline = time.monotonic() + timeout_s
+        try:
+            return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.processes]
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def text(self) -> str:
+        return "".join(self.output)
+
+    def send(self, number: signal.Signals, ranks: Sequence[int] = (0, 1)) -> None:
+        for rank in ranks:
+            if rank < len(self.processes):
+                self.processes[rank].send_signal(number)
+
+
+def _start(arguments: list[str], environ: Mapping[str, str], output: list[str]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        arguments, env=dict(environ), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+    def drain() -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            output.extend(process.stdout)
+
+    threading.Thread(target=drain, daemon=True).start()
+    return process
+
+
+def start_ranks(experiment: Experiment, config: Path, *, world_size: int) -> Gang:
+    """Start bare ranks with torchrun's environment, so that a signal reaches the rank itself."""
+    port, output = free_port(), list[str]()
+    stage = json.loads(config.read_text())["params"]["stage"]
+    processes = []
+    for rank in range(world_size):
+        environ = base_environ(experiment)
+        if world_size > 1:
+            environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": "0",
+                "WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+        arguments = [sys.executable, "-m", "wrpo_engine", stage, "--config", str(config)]
+        processes.append(_start(arguments, environ, output))
+    return Gang(processes, output)
+
+
+def start_nodes(experiment: Experiment, config: Path, *, nodes: int = 2) -> Gang:
+    """Start `nodes` torchruns of one process each on loopback, with the PET_* environment of a PyTorchJob."""
+    port, output = free_port(), list[str]()
+    stage = json.loads(config.read_text())["params"]["stage"]
+    processes = []
+    for node in range(nodes):
+        environ = base_environ(experiment) | {
+            "PET_NNODES": str(nodes),
+            "PET_NODE_RANK": str(node),
+            "PET_NPROC_PER_NODE": "1",
+            "PET_MASTER_ADDR": "127.0.0.1",
+            "PET_MASTER_PORT": str(port),
+        }
+        arguments = [sys.executable, "-m", "torch.distributed.run", "-m", "wrpo_engine", stage, "--config", str(config)]
+        processes.append(_start(arguments, environ, output))
+    return Gang(processes, output)
+
+
+def run_ranks(experiment: Experiment, config: Path, *, world_size: int = 1) -> Gang:
+    """Run to the end and require success."""
+    gang = start_ranks(experiment, config, world_size=world_size)
+    codes = gang.wait()
+    assert codes == [0] * world_size, gang.text()
+    return gang

@@ -1,0 +1,1 @@
+"""Training of the target: SFT and preference optimisation on one loop."""

@@ -1,0 +1,155 @@
+"""What ranks say to each other beside gradients: sums, flags, errors. A lost peer becomes one clear error."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
+
+DEFAULT_TIMEOUT_S = 600
+_TIMEOUT_VARIABLE = "WRPO_COLLECTIVE_TIMEOUT_SECONDS"
+_PEER_SYMPTOMS = (
+    "gloo",
+    "nccl",
+    "connection closed by peer",
+    "connection reset by peer",
+    "timed out waiting",
+    "tcpstore",
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """An error of rank 0 on its way to the other ranks; exceptions with own signatures do not pickle."""
+
+    kind: type[WrpoError]
+    message: str
+    attributes: dict[str, Any]
+
+    @classmethod
+    def of(cls, error: Exception) -> _Failure:
+        if isinstance(error, WrpoError):
+            return cls(type(error), str(error), dict(error.__dict__))
+        message = f"rank 0 failed: {type(error).__name__}: {error}"
+        return cls(TemporaryError, message, dict(TemporaryError(message).__dict__))
+
+    def error(self) -> WrpoError:
+        error = self.kind.__new__(self.kind)
+        Exception.__init__(error, self.message)
+        error.__dict__.update(self.attributes)
+        return error
+
+
+@contextlib.contextmanager
+def peer_errors() -> Iterator[None]:
+    """Turn the many errors of a lost or silent peer into TemporaryError, so that the whole gang is made anew."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).lower()
+        if isinstance(error, dist.DistError) or any(symptom in text for symptom in _PEER_SYMPTOMS):
+            first_line = str(error).splitlines()[0]
+            raise TemporaryError(
+                f"another process of this training run is gone or does not answer: {first_line}",
+                code="PeerLost",
+                hint="Its own log says why it ended. The next attempt continues from the last checkpoint.",
+            ) from error
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All ranks of the run. With one rank nothing is sent."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the element-wise sum over ranks of a CPU tensor; metrics use float64 so that order cannot show."""
+        if self.world_size > 1:
+            with peer_errors():
+                dist.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's value, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        with peer_errors():
+            dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: T | None) -> T:
+        """Return rank 0's value on every rank."""
+        if self.world_size == 1:
+            return value  # type: ignore[return-value]
+        box: list[Any] = [value]
+        with peer_errors():
+            dist.broadcast_object_list(box, src=0)
+        result: T = box[0]
+        return result
+
+    def barrier(self) -> None:
+        self.gather(None)
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Run a function on rank 0 and return its result on every rank; its error is raised on every rank too."""
+        outcome: Any = None
+        raised: Exception | None = None
+        if self.is_main:
+            try:
+                outcome = function()
+            except Exception as error:  # noqa: BLE001 (rank 0 must not leave the others waiting for a broadcast)
+                outcome, raised = _Failure.of(error), error
+        outcome = self.broadcast(outcome)
+        if raised is not None:
+            raise raised
+        if isinstance(outcome, _Failure):
+            raise outcome.error()
+        result: T = outcome
+        return result
+
+
+def collective_timeout(environ: Mapping[str, str]) -> timedelta:
+    text = environ.get(_TIMEOUT_VARIABLE, str(DEFAULT_TIMEOUT_S))
+    if not text.isdigit() or int(text) == 0:
+        raise ConfigError(
+            _TIMEOUT_VARIABLE, text, "it must be a whole number of seconds above 0", "Unset it for ten minutes."
+        )
+    return timedelta(seconds=int(text))
+
+
+@contextlib.contextmanager
+def open_group(environ: Mapping[str, str]) -> Iterator[Group]:
+    """Join the ranks that torchrun announced in the environment, or be alone."""
+    rank, world_size = int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    timeout = collective_timeout(environ)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(environ.get("LOCAL_RANK", "0")))
+    with peer_errors():
+        if world_size > 1:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=cast("Any", dist).HashStore(), rank=0, world_size=1, timeout=timeout)
+    try:
+        yield Group(rank, world_size)
+    finally:
+        if dist.is_initialized():
+            with contextlib.suppress(RuntimeError):
+                dist.destroy_process_group()

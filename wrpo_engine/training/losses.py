@@ -1,0 +1,189 @@
+"""The objectives of preference optimisation as pure functions (arXiv:2412.03187).
+
+B = rows (triples) in the micro-batch, K = preferred responses of a row. All inputs are log-probabilities *summed* over
+the tokens of a response, in fp32 or wider: a bf16 sum over hundreds of tokens has no correct digit after the point.
+Every loss is returned per row, shape [B]; the caller takes the mean over the *global* batch.
+
+Each objective is a reward of a response, a weighted margin, and a function of that margin:
+
+    with r(y) = log pi(y|x) - log pi_ref(y|x):
+    DPO forms     reward = beta * r(y), or beta / |y| * r(y) when length-normalised
+    SimPO forms   reward = beta / |y| * log pi(y|x), no reference
+    IPO forms     reward = r(y), or r(y) / |y| for the mean reading
+
+    margin = sum_k w_k * reward(y_k) - reward(y_l), the w_k on the simplex
+
+WRPO has two preferred responses, from the sources and from the target: w = (alpha, 1 - alpha).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerResponse:
+    """One number for every response of every row: log-probabilities, token counts or rewards."""
+
+    preferred: Tensor
+    """[B, K]; for WRPO the columns are y_ws and y_wt, for the baselines the one column is the chosen response."""
+    rejected: Tensor
+    """[B]; y_l."""
+
+    def __post_init__(self) -> None:
+        # [B] against [B, 1] would broadcast to [B, B] and still give a number.
+        if self.preferred.ndim != 2 or self.rejected.ndim != 1 or len(self.preferred) != len(self.rejected):
+            shapes = f"{tuple(self.preferred.shape)} and {tuple(self.rejected.shape)}"
+            raise ValueError(f"responses must be preferred [B, K] and rejected [B]; got {shapes}")
+
+
+def wrpo_weights(alpha: float) -> tuple[float, float]:
+    """Weights of (y_ws, y_wt)."""
+    return (alpha, 1.0 - alpha)
+
+
+def weighted_margin(rewards: PerResponse, weights: Sequence[float]) -> Tensor:
+    """Return sum_k w_k * reward(y_k) - reward(y_l), shape [B]."""
+    if len(weights) != rewards.preferred.shape[1]:
+        raise ValueError(f"{rewards.preferred.shape[1]} preferred responses need as many weights; got {len(weights)}")
+    if min(weights) < 0 or not math.isclose(sum(weights), 1.0, rel_tol=0, abs_tol=1e-9):
+        raise ValueError(f"weights must be non-negative with sum 1; got {tuple(weights)}")
+    weights_K = torch.tensor(weights, dtype=rewards.preferred.dtype, device=rewards.preferred.device)
+    return (rewards.preferred * weights_K).sum(dim=1) - rewards.rejected
+
+
+def log_ratios(policy: PerResponse, reference: PerResponse) -> PerResponse:
+    """Return r(y) = log pi(y|x) - log pi_ref(y|x) of every response."""
+    if policy.preferred.shape != reference.preferred.shape:
+        shapes = f"{tuple(policy.preferred.shape)} and {tuple(reference.preferred.shape)}"
+        raise ValueError(f"policy and reference must have one shape; got {shapes}")
+    return PerResponse(
+        preferred=policy.preferred - reference.preferred,
+        rejected=policy.rejected - reference.rejected,
+    )
+
+
+def scaled(values: PerResponse, factor: float, lengths: PerResponse | None = None) -> PerResponse:
+    """Return factor * value, or factor / |y| * value when lengths are given."""
+    if lengths is None:
+        return PerResponse(preferred=factor * values.preferred, rejected=factor * values.rejected)
+    return PerResponse(
+        preferred=factor * values.preferred / lengths.preferred,
+        rejected=factor * values.rejected / lengths.rejected,
+    )
+
+
+def dpo_rewards(
+    policy: PerResponse, reference: PerResponse, *, beta: float, lengths: PerResponse | None = None
+) -> PerResponse:
+    """Return beta * r(y); with lengths, beta / |y| * r(y)."""
+    return scaled(log_ratios(policy, reference), beta, lengths)
+
+
+def simpo_rewards(policy: PerResponse, lengths: PerResponse, *, beta: float) -> PerResponse:
+    """Return beta / |y| * log pi(y|x)."""
+    return scaled(policy, beta, lengths)
+
+
+def ipo_rewards(policy: PerResponse, reference: PerResponse, *, lengths: PerResponse | None = None) -> PerResponse:
+    """Return r(y); with lengths its mean per token, which is how some libraries read IPO. The paper writes sums."""
+    return scaled(log_ratios(policy, reference), 1.0, lengths)
+
+
+def logistic_loss(margin: Tensor, *, gamma: float = 0.0, label_smoothing: float = 0.0) -> Tensor:
+    """Return -(1 - e) * log sigmoid(margin - gamma) - e * log sigmoid(-(margin - gamma)); e is the label smoothing."""
+    logits = margin - gamma
+    if label_smoothing == 0.0:
+        return -F.logsigmoid(logits)
+    return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)
+
+
+def squared_loss(margin: Tensor, *, tau: float) -> Tensor:
+    """Return (margin - 1 / (2 tau))^2."""
+    return (margin - 1 / (2 * tau)) ** 2
+
+
+def nll(policy_logps: Tensor, lengths: Tensor) -> Tensor:
+    """Return -log pi(y|x) / |y| of one response per row, shape [B]: the optional SFT term."""
+    return -policy_logps / lengths
+
+
+def dpo_loss(
+    policy: PerResponse,
+    reference: PerResponse,
+    *,
+    beta: float,
+    weights: Sequence[float] = (1.0,),
+    label_smoothing: float = 0.0,
+    lengths: PerResponse | None = None,
+) -> Tensor:
+    """DPO over K weighted preferred responses: -log sigmoid(sum_k w_k b r(y_k) - b r(y_l)); lengths normalise it."""
+    rewards = dpo_rewards(policy, reference, beta=beta, lengths=lengths)
+    return logistic_loss(weighted_margin(rewards, weights), label_smoothing=label_smoothing)
+
+
+def simpo_loss(
+    policy: PerResponse,
+    lengths: PerResponse,
+    *,
+    beta: float,
+    gamma: float,
+    weights: Sequence[float] = (1.0,),
+) -> Tensor:
+    """SimPO: -log sigmoid(sum_k w_k b/|y_k| log pi(y_k) - b/|y_l| log pi(y_l) - gamma)."""
+    return logistic_loss(weighted_margin(simpo_rewards(policy, lengths, beta=beta), weights), gamma=gamma)
+
+
+def ipo_loss(
+    policy: PerResponse,
+    reference: PerResponse,
+    *,
+    tau: float,
+    weights: Sequence[float] = (1.0,),
+    lengths: PerResponse | None = None,
+) -> Tensor:
+    """IPO: (sum_k w_k r(y_k) - r(y_l) - 1/(2 tau))^2; lengths turn the sums into means."""
+    return squared_loss(weighted_margin(ipo_rewards(policy, reference, lengths=lengths), weights), tau=tau)
+
+
+def wrpo_dpo_loss(
+    policy: PerResponse,
+    reference: PerResponse,
+    *,
+    alpha: float,
+    beta: float,
+    label_smoothing: float = 0.0,
+    lengths: PerResponse | None = None,
+) -> Tensor:
+    """WRPO-DPO: -log sigmoid(a b r(y_ws) + (1-a) b r(y_wt) - b r(y_l)); 0 is DPO on y_wt, 1 is DPO on y_ws."""
+    return dpo_loss(
+        policy,
+        reference,
+        beta=beta,
+        weights=wrpo_weights(alpha),
+        label_smoothing=label_smoothing,
+        lengths=lengths,
+    )
+
+
+def wrpo_simpo_loss(policy: PerResponse, lengths: PerResponse, *, alpha: float, beta: float, gamma: float) -> Tensor:
+    """WRPO-SimPO: SimPO with weights (a, 1-a) on (y_ws, y_wt)."""
+    return simpo_loss(policy, lengths, beta=beta, gamma=gamma, weights=wrpo_weights(alpha))
+
+
+def wrpo_ipo_loss(
+    policy: PerResponse,
+    reference: PerResponse,
+    *,
+    alpha: float,
+    tau: float,
+    lengths: PerResponse | None = None,
+) -> Tensor:
+    """WRPO-IPO: (a r(y_ws) + (1-a) r(y_wt) - r(y_l) - 1/(2 tau))^2."""
+    return ipo_loss(policy, reference, tau=tau, weights=wrpo_weights(alpha), lengths=lengths)

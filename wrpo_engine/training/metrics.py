@@ -1,0 +1,113 @@
+"""What is logged for a step, how it is reduced over ranks, and the file it is written to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wrpo_engine.training.collectives import Group
+from wrpo_engine.training.tasks import RowTerms
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass
+class StepSums:
+    """Sums over one rank's rows of one step, in float64, with the flags that ranks must agree on.
+
+    One all-reduce a step carries all of it: loss, statistics, counts, whether any loss is not finite, and whether
+    anybody was asked to stop.
+    """
+
+    statistic_names: Sequence[str]
+    loss: float = 0.0
+    statistics: dict[str, float] = field(default_factory=dict)
+    num_rows: int = 0
+    num_tokens: int = 0
+    bad_rows: list[str] = field(default_factory=list)
+    """Of this rank only: rows whose loss is not finite."""
+
+    def add(self, terms: RowTerms, row_ids: Sequence[str], num_tokens: int) -> None:
+        values = terms.numerators.detach().to("cpu", torch.float64)
+        self.bad_rows += [row for row, value in zip(row_ids, values.tolist(), strict=True) if not _is_finite(value)]
+        self.loss += float(values.sum())
+        for name in self.statistic_names:
+            total = float(terms.statistics[name].to("cpu", torch.float64).sum())
+            self.statistics[name] = self.statistics.get(name, 0.0) + total
+        self.num_rows += len(row_ids)
+        self.num_tokens += num_tokens
+
+    def reduced(self, group: Group, *, stop: bool, denominator: float) -> StepTotals:
+        vector = torch.tensor(
+            [
+                self.loss,
+                float(self.num_rows),
+                float(self.num_tokens),
+                float(len(self.bad_rows)),
+                float(stop),
+                *(self.statistics.get(name, 0.0) for name in self.statistic_names),
+            ],
+            dtype=torch.float64,
+        )
+        loss, rows, tokens, bad, stops, *statistics = group.sum(vector).tolist()
+        means = {name: value / rows for name, value in zip(self.statistic_names, statistics, strict=True)}
+        return StepTotals(loss / denominator, means, int(tokens), int(bad), stops > 0)
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """A step over all ranks."""
+
+    loss: float
+    means: dict[str, float]
+    """Statistics, each row of the global batch weighing the same."""
+    num_tokens: int
+    num_bad_rows: int
+    should_stop: bool
+
+
+def _is_finite(value: float) -> bool:
+    return math.isfinite(value)
+
+
+class MetricsLog:
+    """metrics.jsonl of rank 0: one row per optimizer step; deterministic fields first, clock-dependent ones last."""
+
+    def __init__(self, path: Path, group: Group) -> None:
+        self._path = path
+        self._is_main = group.is_main
+
+    def cut(self, step: int) -> None:
+        """Forget rows after `step`, which a resumed run makes again; a line that was cut off goes too."""
+        if not self._is_main:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for row, line in read_rows(self._path) if row["step"] <= step] if self._path.exists() else []
+        temporary = self._path.with_name(f".tmp-{self._path.name}")
+        temporary.write_text("".join(kept))
+        temporary.replace(self._path)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        if self._is_main:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def read_rows(path: Path) -> list[tuple[dict[str, Any], str]]:
+    """Return (row, line) pairs up to the first line that is not whole."""
+    pairs: list[tuple[dict[str, Any], str]] = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith("\n"):
+            break
+        pairs.append((row, line))
+    return pairs

@@ -1,0 +1,77 @@
+"""The README.md beside a trained model: what it is, from what it was made, and how it went."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What the card says; all of it is known when training ends."""
+
+    title: str
+    experiment: str
+    summary: str
+    base: Mapping[str, Any]
+    """Name and revision (or digest) of the model training started from."""
+    inputs: Mapping[str, str]
+    """Role -> `stage/hash (sha256 of its manifest)`."""
+    params: Mapping[str, Any]
+    data: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    engine_version: str
+
+
+def model_card(facts: CardFacts) -> str:
+    """Return the card in Markdown with the metadata block that model hubs read."""
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags:",
+        "- wrpo",
+        "- arxiv:2412.03187",
+        "---",
+        f"# {facts.title}",
+        "",
+        facts.summary,
+        "",
+        f"- Experiment: `{facts.experiment}`",
+        f"- Started from: `{facts.base.get('name')}` (revision `{facts.base.get('revision')}`)",
+        f"- Engine: wrpo {facts.engine_version}",
+        "",
+        "## Inputs",
+        "",
+        *(f"- `{role}`: `{address}`" for role, address in sorted(facts.inputs.items())),
+        "",
+        "## Data",
+        "",
+        *_table(facts.data),
+        "",
+        "## Hyper-parameters",
+        "",
+        *_table(facts.params),
+        "",
+        "## Metrics of the last step",
+        "",
+        *_table(facts.metrics),
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("PATH")',
+        'tokenizer = AutoTokenizer.from_pretrained("PATH")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(values: Mapping[str, Any]) -> list[str]:
+    rows = [f"| {name} | {value if isinstance(value, str) else json.dumps(value)} |" for name, value in values.items()]
+    return ["| name | value |", "|---|---|", *rows]

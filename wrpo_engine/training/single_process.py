@@ -1,0 +1,100 @@
+"""The backend of one process without DeepSpeed: plain PyTorch, for tests and for the equality of the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wrpo_engine.config import OptimizerParams
+from wrpo_engine.training.backend import ReadTensor, TensorKind
+from wrpo_engine.training.collate import Batch
+from wrpo_engine.training.model import PREFIX, LogpModel
+
+
+def make_adamw(parameters: list[torch.nn.Parameter], params: OptimizerParams) -> torch.optim.AdamW:
+    """Return the optimizer all backends use. The rate is set anew before every step."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=params.learning_rate,
+        betas=(params.adam_beta1, params.adam_beta2),
+        eps=params.adam_epsilon,
+        weight_decay=params.weight_decay,
+        fused=True,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+class SingleProcessBackend:
+    """One rank, parameters in the model's own dtype."""
+
+    def __init__(self, model: LogpModel, params: OptimizerParams) -> None:
+        self._model = model
+        self._max_grad_norm = params.max_grad_norm
+        self._parameters = {
+            name.removeprefix(PREFIX): parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        self._optimizer = make_adamw(list(self._parameters.values()), params)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    def sequence_logps(self, batch: Batch) -> Tensor:
+        logps_S: Tensor = self._model(
+            batch.input_ids_ST, batch.positions_R, batch.targets_R, batch.sequence_of_token_R, batch.num_sequences
+        )
+        return logps_S
+
+    def frozen_sequence_logps(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return self.sequence_logps(batch)
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:  # noqa: ARG002
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def optimizer_step(self, learning_rate: float) -> float:
+        set_learning_rate(self._optimizer, learning_rate)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def parameter_names(self) -> list[str]:
+        return list(self._parameters)
+
+    def full_tensor(self, name: str, kind: TensorKind) -> Tensor:
+        return full_adam_tensor(self._optimizer, self._parameters[name], kind)
+
+    def restore(self, num_steps_done: int, read: ReadTensor) -> None:
+        restore_adam(self._optimizer, self._parameters, num_steps_done, read)
+
+
+def full_adam_tensor(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, kind: TensorKind) -> Tensor:
+    """Return a copy of a replicated parameter or of its optimizer state."""
+    source = parameter if kind is TensorKind.WEIGHT else optimizer.state[parameter][kind.value]
+    return source.detach().to("cpu", copy=True)
+
+
+def restore_adam(
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, torch.nn.Parameter],
+    num_steps_done: int,
+    read: ReadTensor,
+) -> None:
+    """Put replicated parameters and their optimizer state back."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(read(name, TensorKind.WEIGHT))
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(num_steps_done), device=parameter.device),
+                **{
+                    kind.value: read(name, kind).to(parameter.device, parameter.dtype)
+                    for kind in (TensorKind.EXP_AVG, TensorKind.EXP_AVG_SQ)
+                },
+            }
