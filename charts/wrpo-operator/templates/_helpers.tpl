@@ -1,0 +1,71 @@
+{{- define "wrpo.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains .Release.Name $name -}}
+{{- $name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "wrpo.serviceAccount" -}}
+{{- default (include "wrpo.fullname" .) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{- define "wrpo.selector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "wrpo.labels" -}}
+{{ include "wrpo.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- define "wrpo.watchNamespace" -}}
+{{- if eq .Values.mode "namespaced" -}}
+{{- default .Release.Namespace .Values.watchNamespace -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "wrpo.image" -}}
+{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- end -}}
+
+{{- /* What the operator may do where experiments live. Every verb is used; no verb reads Secrets. */ -}}
+{{- define "wrpo.rules" -}}
+- apiGroups: [wrpo.ai]
+  resources: [wrpoexperiments]
+  verbs: [list, watch]
+- apiGroups: [wrpo.ai]
+  resources: [wrpoexperiments/status]
+  verbs: [patch]
+# Owner references with blockOwnerDeletion need this where the OwnerReferencesPermissionEnforcement plugin is on.
+- apiGroups: [wrpo.ai]
+  resources: [wrpoexperiments/finalizers]
+  verbs: [update]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [kubeflow.org]
+  resources: [pytorchjobs]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
+# Stage configurations: server-side apply of immutable ConfigMaps, never read.
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [create, patch]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [get, create, patch]
+{{- end -}}
