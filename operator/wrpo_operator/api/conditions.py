@@ -39,6 +39,7 @@ class Reason(StrEnum):
     BACKEND_MISSING = "TrainingBackendMissing"
     ARTIFACT_BUSY = "ArtifactBeingMade"
     RETRY_WAIT = "WaitingForRetry"
+    QUEUED = "Queued"
 
     ALL_STAGES_SUCCEEDED = "AllStagesSucceeded"
     NO_FAILURE = "NoFailure"
@@ -185,3 +186,16 @@ def event_stage_retried(stage: str, attempt: int, words: str) -> str:
 
 def event_stage_changed(stage: str) -> str:
     return f"Stage {stage} runs again, for the spec or a stage before it has changed."
+
+
+def queued(queue: str) -> str:
+    return f"Waits for admission by Kueue queue `{queue}`. `kubectl describe workload` says what it lacks."
+
+
+def more_pods(words: str, more: int) -> str:
+    return f"{words} ({more} more pods of the stage say the same.)" if more else words
+
+
+def disrupted(pod: str, node: str | None) -> str:
+    where = f" on node {node}" if node else ""
+    return f"pod {pod}{where} was taken by the cluster (preemption, eviction or node loss); no retry is used up."

@@ -98,6 +98,8 @@ class Attempt(StatusModel):
     """Name of the Job or training resource."""
     state: AttemptState
     """What became of it."""
+    pending_since: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
+    """Since when it has been waiting for pods to run; unset while none is waited for."""
     started_at: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
     """When its first pod ran."""
     finished_at: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)

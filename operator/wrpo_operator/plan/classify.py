@@ -1,0 +1,131 @@
+"""What a child's facts say about its attempt: active, succeeded, failed (and who is to blame)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from wrpo_engine.config import ExitCode
+from wrpo_operator.api import conditions as words
+from wrpo_operator.api.status import MAX_MESSAGE, Attempt, AttemptState, to_time
+from wrpo_operator.plan.model import ChildFact, ChildState, FailureKind, PodFact
+
+LIVE = frozenset({ChildState.PENDING, ChildState.RUNNING, ChildState.SUSPENDED, ChildState.DELETING})
+"""States of a child whose pods may still run and write."""
+
+ENDED = frozenset({AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.DISRUPTED, AttemptState.STOPPED})
+"""States of an attempt that will not change any more."""
+
+DEADLINE_EXCEEDED = "DeadlineExceeded"
+POD_FAILURE_POLICY = "PodFailurePolicy"
+_CONFIG_CODES = frozenset(range(64, 79)) - {ExitCode.TEMPORARY}
+_FAR = datetime(9999, 1, 1, tzinfo=UTC)
+_ACTIVE = {
+    ChildState.PENDING: AttemptState.PENDING,
+    ChildState.RUNNING: AttemptState.RUNNING,
+    ChildState.SUSPENDED: AttemptState.SUSPENDED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed."""
+
+    kind: FailureKind
+    reason: str
+    message: str
+    exit_code: int | None = None
+
+
+def attempt_of(child: ChildFact, before: Attempt | None, now: datetime) -> Attempt | None:
+    """Return the attempt as its child shows it; `before` is what was recorded.
+
+    A recorded end stays, except that a child stopped too late may still have succeeded. A child that is being deleted
+    tells nothing: None, unless recorded.
+    """
+    late_success = child.state is ChildState.SUCCEEDED and before is not None and before.state is AttemptState.STOPPED
+    if before is not None and before.state in ENDED and not late_success:
+        return before
+    base = before or Attempt(number=child.attempt, child=child.name, state=AttemptState.PENDING)
+    started = base.started_at or (to_time(child.started_at) if child.started_at else None)
+    match child.state:
+        case ChildState.DELETING:
+            return before
+        case ChildState.PENDING | ChildState.RUNNING | ChildState.SUSPENDED:
+            state = _ACTIVE[child.state]
+            since = _pending_since(child, before, now) if state is AttemptState.PENDING else None
+            return base.model_copy(update={"state": state, "started_at": started, "pending_since": since})
+        case ChildState.SUCCEEDED:
+            end = {"state": AttemptState.SUCCEEDED, "exit_code": 0, "reason": None, "message": None, "failure": None}
+        case ChildState.FAILED:
+            failure = failure_of(child)
+            disrupted = failure.kind is FailureKind.DISRUPTION
+            end = {
+                "state": AttemptState.DISRUPTED if disrupted else AttemptState.FAILED,
+                "exit_code": failure.exit_code,
+                "reason": failure.reason[:128],
+                "message": failure.message[:MAX_MESSAGE],
+                "failure": failure.kind.value,
+            }
+    times = {"started_at": started, "finished_at": to_time(child.finished_at or now), "pending_since": None}
+    return base.model_copy(update=end | times)
+
+
+def _pending_since(child: ChildFact, before: Attempt | None, now: datetime) -> str:
+    if before is None:
+        return to_time(child.created_at or now)
+    return before.pending_since or to_time(now)
+
+
+def failure_of(child: ChildFact) -> Failure:
+    """Say who is to blame for a failed child, in the engine's words where there are any.
+
+    A bad config or bad data (64..78 but 75) in any pod decides. Then: a training gang falls as one, so a disruption of
+    any of its pods is the cause; a Job fails only by failures of its own, so a disruption must have hit all of them.
+    """
+    failed = sorted(
+        (pod for pod in child.pods if pod.exit_code not in {None, 0} or pod.phase == "Failed"),
+        key=lambda pod: (pod.finished_at or _FAR, pod.index or 0),
+    )
+    config = [pod for pod in failed if pod.exit_code in _CONFIG_CODES]
+    if config:
+        return _told_by(_spokesman(config), FailureKind.CONFIG, child)
+    if child.failed_reason == POD_FAILURE_POLICY and not failed:
+        return Failure(FailureKind.CONFIG, child.failed_reason, _child_words(child))
+    if not failed or child.failed_reason == DEADLINE_EXCEEDED:
+        return Failure(FailureKind.APPLICATION, child.failed_reason or "Failed", _child_words(child))
+    if _is_disruption(child, failed):
+        pod = next((pod for pod in failed if _taken(pod)), failed[0])
+        return _told_by(pod, FailureKind.DISRUPTION, child)
+    return _told_by(_spokesman([pod for pod in failed if not _taken(pod)] or failed), FailureKind.APPLICATION, child)
+
+
+def _is_disruption(child: ChildFact, failed: list[PodFact]) -> bool:
+    if child.kind == "Job":
+        return all(_taken(pod) for pod in failed)
+    # Peers of a crashed rank are terminated too: only the first to end tells a plain SIGTERM from a crash.
+    return any(pod.disrupted for pod in failed) or _taken(failed[0])
+
+
+def _taken(pod: PodFact) -> bool:
+    return pod.disrupted or (pod.termination is not None and pod.termination.outcome == "Interrupted")
+
+
+def _spokesman(failed: list[PodFact]) -> PodFact:
+    """Return the first pod that says why it failed, else the first that failed: its peers' errors follow from it."""
+    return next((pod for pod in failed if pod.termination is not None and pod.termination.error), failed[0])
+
+
+def _told_by(pod: PodFact, kind: FailureKind, child: ChildFact) -> Failure:
+    error = pod.termination.error if pod.termination else None
+    if error is not None:
+        text = words.engine_error(error.code, error.field, error.message, error.hint)
+        return Failure(kind, error.code, text, pod.exit_code)
+    if kind is FailureKind.DISRUPTION:
+        return Failure(kind, "Disrupted", words.disrupted(pod.name, pod.node), pod.exit_code)
+    reason = child.failed_reason or "Failed"
+    return Failure(kind, reason, words.exited(pod.exit_code, pod.termination_text, pod.name), pod.exit_code)
+
+
+def _child_words(child: ChildFact) -> str:
+    return words.child_failed(f"{child.kind} {child.name}", child.failed_reason, child.failed_message)

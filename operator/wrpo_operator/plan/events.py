@@ -1,0 +1,63 @@
+"""What is worth an Event: the difference between two statuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from wrpo_operator.api import conditions as words
+from wrpo_operator.api.conditions import ConditionType, Reason
+from wrpo_operator.api.status import AttemptState, ExperimentStatus, StageState, StageStatus
+from wrpo_operator.plan.model import PlannedEvent
+
+_NORMAL = "Normal"
+_WARNING = "Warning"
+
+
+def events_between(before: ExperimentStatus, after: ExperimentStatus) -> tuple[PlannedEvent, ...]:
+    """Return the events of a transition, stages first. Equal statuses give none."""
+    stage_events = (event for stage in after.stages for event in _of_stage(before.stage_named(stage.name), stage))
+    return (*stage_events, *_of_conditions(before, after))
+
+
+def _of_stage(before: StageStatus | None, after: StageStatus) -> Iterator[PlannedEvent]:
+    if before is not None and before.hash != after.hash:
+        if before.state is not StageState.PENDING:
+            yield PlannedEvent(_NORMAL, Reason.STAGE_RERUN, words.event_stage_changed(after.name))
+        before = None
+    known = {attempt.number: attempt for attempt in before.attempts} if before else {}
+    for attempt in after.attempts:
+        old = known.get(attempt.number)
+        if old is None:
+            text = words.event_stage_started(after.name, attempt.number, attempt.child)
+            yield PlannedEvent(_NORMAL, Reason.STAGE_STARTED, text)
+        ended = attempt.state in {AttemptState.FAILED, AttemptState.DISRUPTED}
+        if ended and (old is None or old.state is not attempt.state):
+            text = words.event_stage_retried(after.name, attempt.number, attempt.message or "")
+            yield PlannedEvent(_WARNING, Reason.STAGE_RETRIED, text)
+    if after.state is StageState.SUCCEEDED and (before is None or before.state is not StageState.SUCCEEDED):
+        text = words.event_stage_succeeded(after.name, cached=bool(after.cached))
+        yield PlannedEvent(_NORMAL, Reason.STAGE_SUCCEEDED, text)
+
+
+_TOLD: tuple[tuple[ConditionType, str, str], ...] = (
+    (ConditionType.ACCEPTED, "False", _WARNING),
+    (ConditionType.SUSPENDED, "True", _NORMAL),
+    (ConditionType.BLOCKED, "True", _WARNING),
+    (ConditionType.SUCCEEDED, "True", _NORMAL),
+    (ConditionType.FAILED, "True", _WARNING),
+)
+
+
+def _of_conditions(before: ExperimentStatus, after: ExperimentStatus) -> Iterator[PlannedEvent]:
+    for kind, value, severity in _TOLD:
+        old, new = before.condition(kind), after.condition(kind)
+        if new is None or new.status != value:
+            continue
+        if kind is ConditionType.BLOCKED and new.reason == Reason.INVALID_SPEC:
+            continue  # Accepted=False has said it
+        if old is None or old.status != value or old.reason != new.reason:
+            yield PlannedEvent(severity, new.reason, new.message)
+    was_suspended = before.condition(ConditionType.SUSPENDED)
+    now_suspended = after.condition(ConditionType.SUSPENDED)
+    if was_suspended and was_suspended.status == "True" and now_suspended and now_suspended.status == "False":
+        yield PlannedEvent(_NORMAL, Reason.RESUMED, words.not_suspended())

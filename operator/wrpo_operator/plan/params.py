@@ -1,0 +1,189 @@
+"""Spec -> the engine's stage parameters (hashed) and runtime (not hashed)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+from wrpo_engine.config import (
+    AlphaParams,
+    EvaluateModel,
+    EvaluateParams,
+    ModelRef,
+    Objective,
+    RewardModel,
+    Runtime,
+    SampleParams,
+    SftParams,
+    TrainParams,
+)
+from wrpo_operator.api.names import TARGET
+from wrpo_operator.api.sections import Source, Target
+from wrpo_operator.api.spec import ExperimentSpec
+
+Part: TypeAlias = Literal["sft", "preference", "evaluation"]
+
+_OVERRIDABLE = (
+    "backend",
+    "samples_per_prompt",
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "seed",
+    "dtype",
+    "max_model_length",
+    "system_prompt",
+    "on_prompt_too_long",
+)
+_OPTIMIZER = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "epochs",
+    "global_batch_size",
+    "max_length",
+    "max_prompt_length",
+    "seed",
+)
+_SHARED = ("precision", "zero_stage", "gradient_checkpointing")
+"""Fields of training that hold for SFT too unless sft sets them."""
+
+
+def named_model(model: Target) -> ModelRef:
+    """Return a model of the spec."""
+    return ModelRef(
+        name=model.model,
+        revision=model.revision,
+        chat_template=model.chat_template,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def made_model(role: str, spec: ExperimentSpec) -> ModelRef:
+    """Return a model made from the target by an upstream stage; template and code stay the target's."""
+    return ModelRef(
+        input=role, chat_template=spec.target.chat_template, trust_remote_code=spec.target.trust_remote_code
+    )
+
+
+def start_model(spec: ExperimentSpec) -> ModelRef:
+    """Return the model that preference optimisation starts from, which is also its reference."""
+    return made_model("sft", spec) if spec.sft.enabled else named_model(spec.target)
+
+
+def reward_model(spec: ExperimentSpec) -> RewardModel:
+    """Return the reward model."""
+    reward = spec.reward
+    return RewardModel(name=reward.model, revision=reward.revision, trust_remote_code=reward.trust_remote_code)
+
+
+def sampling(spec: ExperimentSpec, source: Source | None, parts: tuple[Part, ...]) -> SampleParams:
+    """Return how a source, or the target where it is None, answers."""
+    values: dict[str, Any] = {name: _override(source, name, getattr(spec.sampling, name)) for name in _OVERRIDABLE}
+    return SampleParams(
+        model=named_model(source) if source else start_model(spec),
+        source=source.name if source else TARGET,
+        parts=parts,
+        prompts_per_part=spec.sampling.prompts_per_part,
+        **values,
+    )
+
+
+def _override(source: Source | None, name: str, common: Any) -> Any:
+    own = getattr(source.sampling, name) if source else None
+    return common if own is None else own
+
+
+def sampling_runtime(spec: ExperimentSpec, source: Source | None) -> Runtime:
+    """Return shards and GPU use of a sampling stage."""
+    return Runtime(
+        shards=(source.shards if source else None) or spec.sampling.shards,
+        tensor_parallel_size=_override(source, "tensor_parallel_size", spec.sampling.tensor_parallel_size),
+        gpu_memory_utilization=_override(source, "gpu_memory_utilization", spec.sampling.gpu_memory_utilization),
+    )
+
+
+def _optimizer(section: Any, shared: dict[str, Any]) -> dict[str, Any]:
+    return {name: getattr(section, name) for name in _OPTIMIZER} | shared
+
+
+def sft(spec: ExperimentSpec) -> SftParams:
+    """Return the parameters of SFT."""
+    shared = {name: _sft_or_training(spec, name) for name in _SHARED}
+    return SftParams(model=named_model(spec.target), **_optimizer(spec.sft, shared))
+
+
+def train(spec: ExperimentSpec) -> TrainParams:
+    """Return the parameters of preference optimisation."""
+    training = spec.training
+    shared = {name: getattr(training, name) for name in _SHARED}
+    return TrainParams(
+        model=start_model(spec),
+        objective=training.objective,
+        alpha=AlphaParams(schedule=training.alpha.schedule, max=training.alpha.max),
+        beta=training.beta,
+        gamma=training.gamma,
+        tau=training.tau,
+        label_smoothing=training.label_smoothing,
+        length_normalized=training.length_normalized,
+        ipo_mean=training.ipo_mean,
+        nll_weight=training.nll_weight,
+        **_optimizer(training, shared),
+    )
+
+
+def _sft_or_training(spec: ExperimentSpec, name: str) -> Any:
+    own = getattr(spec.sft, name)
+    return getattr(spec.training, name) if own is None else own
+
+
+def training_runtime(spec: ExperimentSpec) -> Runtime:
+    """Return how preference optimisation runs."""
+    training = spec.training
+    return Runtime(
+        micro_batch_tokens=training.micro_batch_tokens,
+        checkpoint_every_steps=training.checkpoint_every_steps,
+        offload=training.offload,
+    )
+
+
+def sft_runtime(spec: ExperimentSpec) -> Runtime:
+    """Return how SFT runs."""
+    return Runtime(
+        micro_batch_tokens=_sft_or_training(spec, "micro_batch_tokens"),
+        checkpoint_every_steps=_sft_or_training(spec, "checkpoint_every_steps"),
+        offload=_sft_or_training(spec, "offload"),
+    )
+
+
+def evaluation(spec: ExperimentSpec) -> EvaluateParams:
+    """Return what is compared: the target, the SFT model and the trained model, as far as they exist."""
+    models = [EvaluateModel(label="target", model=named_model(spec.target))]
+    if spec.sft.enabled:
+        models.append(EvaluateModel(label="sft", model=made_model("sft", spec)))
+    if spec.training.objective is not Objective.SFT_ONLY:
+        models.append(EvaluateModel(label=spec.training.objective.value, model=made_model("model", spec)))
+    settings = spec.evaluation
+    return EvaluateParams(
+        models=tuple(models),
+        reward=reward_model(spec),
+        backend=settings.backend or spec.sampling.backend,
+        samples_per_prompt=settings.samples_per_prompt,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_tokens=settings.max_tokens,
+        seed=settings.seed,
+        dtype=settings.dtype or spec.sampling.dtype,
+        max_length=spec.reward.max_length,
+        batch_tokens=spec.reward.batch_tokens,
+        system_prompt=settings.system_prompt or spec.sampling.system_prompt,
+    )
+
+
+def evaluation_runtime(spec: ExperimentSpec) -> Runtime:
+    """Return how evaluation runs."""
+    return Runtime(
+        tensor_parallel_size=spec.sampling.tensor_parallel_size,
+        gpu_memory_utilization=spec.sampling.gpu_memory_utilization,
+    )

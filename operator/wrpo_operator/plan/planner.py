@@ -1,0 +1,124 @@
+"""The story of one reconcile: from what was seen to what to do. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+
+from wrpo_operator.api.conditions import ConditionType
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.api.status import ExperimentStatus, Phase, from_time
+from wrpo_operator.plan.blockers import find_blockers
+from wrpo_operator.plan.events import events_between
+from wrpo_operator.plan.graph import build_graph
+from wrpo_operator.plan.memory import StageView, has_failed_for_good, recall
+from wrpo_operator.plan.model import Experiment, Plan, PlannedAttempt, Snapshot
+from wrpo_operator.plan.retry import GiveUp
+from wrpo_operator.plan.starts import Held, decide_starts
+from wrpo_operator.plan.status import (
+    Decisions,
+    StageFailure,
+    build_status,
+    describe_failure,
+    invalid_status,
+)
+from wrpo_operator.plan.stops import (
+    already_ended,
+    enforce_pending_deadline,
+    expired_children,
+    pending_deadline,
+    stale_children,
+    stop_all,
+    suspend_or_resume,
+)
+
+LOOK_AGAIN_S = 15.0
+"""How often to look for what no watch of this experiment tells: a claim, a CRD, another experiment's child."""
+
+
+def plan(snapshot: Snapshot, now: datetime) -> Plan:
+    """Decide what to do.
+
+    Invariants: at most one live attempt per stage hash; nothing starts before its inputs; applying a plan and planning
+    again gives nothing to apply; a recorded end stays when children are deleted; retries are bounded.
+    """
+    experiment = snapshot.experiment
+    if experiment.deleting:
+        return Plan(status=experiment.status)
+    spec = experiment.spec
+    if spec is None:
+        status = invalid_status(experiment, now)
+        return Plan(status=status, events=events_between(experiment.status, status))
+
+    graph = build_graph(spec)
+    views = recall(experiment, spec, graph, snapshot.children, now)
+    deleted = [*stale_children(snapshot, graph), *already_ended(views)]
+
+    late = enforce_pending_deadline(spec, views, now)
+    failure = recorded_failure(experiment, late.views) or find_failure(late.views, spec)
+    if failure is not None:
+        stops = stop_all(late.views, f"stage {failure.stage} has failed", now)
+    else:
+        stops = suspend_or_resume(spec, late.views, now)
+    deleted += [*late.delete, *stops.delete]
+
+    may_start = failure is None and not spec.suspend
+    decided = decide_starts(snapshot, spec, stops.views, now) if may_start else ()
+    starts = tuple(start for start in decided if isinstance(start, PlannedAttempt))
+    held = tuple(start for start in decided if isinstance(start, Held))
+
+    blockers = find_blockers(snapshot, spec, stops.views, held, now) if failure is None else ()
+    decisions = Decisions(stops.views, starts, held, failure, blockers)
+    status = build_status(snapshot, spec, decisions, now)
+    deleted += expired_children(snapshot, spec, now) if status.finished_at == experiment.status.finished_at else ()
+    return Plan(
+        apply=starts,
+        suspend=stops.suspend,
+        delete=tuple({(item.kind, item.name): item for item in deleted}.values()),
+        status=status,
+        events=events_between(experiment.status, status),
+        requeue_after_s=_requeue_after(spec, status, stops.views, held, now),
+    )
+
+
+def recorded_failure(experiment: Experiment, views: Sequence[StageView]) -> StageFailure | None:
+    """Return the recorded failure while it stands: it does until the spec is edited, whatever became of children."""
+    condition = experiment.status.condition(ConditionType.FAILED)
+    view = next((view for view in views if str(view.id) == experiment.status.stage), None)
+    if condition is None or view is None or not has_failed_for_good(experiment):
+        return None
+    return StageFailure(view.id, condition.reason, condition.message)
+
+
+def find_failure(views: Sequence[StageView], spec: ExperimentSpec) -> StageFailure | None:
+    """Return the first stage, in the graph's order, that is given up."""
+    for view in views:
+        if not view.succeeded and not view.runnable and isinstance(view.next, GiveUp):
+            return describe_failure(view, view.next.reason, spec.retries.limit)
+    return None
+
+
+def _requeue_after(
+    spec: ExperimentSpec, status: ExperimentStatus, views: Sequence[StageView], held: Sequence[Held], now: datetime
+) -> float | None:
+    waits = [max(0.0, (moment - now).total_seconds()) for moment in _moments(spec, status, views, held)]
+    if any(item.object for item in held):
+        waits.append(LOOK_AGAIN_S)
+    return min(waits, default=None)
+
+
+def _moments(
+    spec: ExperimentSpec, status: ExperimentStatus, views: Sequence[StageView], held: Sequence[Held]
+) -> Iterator[datetime]:
+    yield from (item.until for item in held if item.until is not None)
+    seconds = spec.deadlines.pre_running_seconds
+    if seconds is not None and not spec.suspend:
+        for view in views:
+            for child in view.runnable:
+                deadline = pending_deadline(view, child, seconds)
+                if deadline is not None:
+                    yield deadline
+    ttl = spec.ttl_seconds_after_finished
+    has_children = any(view.children for view in views)
+    if status.phase in {Phase.SUCCEEDED, Phase.FAILED} and status.finished_at and ttl is not None and has_children:
+        yield from_time(status.finished_at) + timedelta(seconds=ttl)

@@ -1,0 +1,74 @@
+"""How many pods of which size a stage takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wrpo_engine.config import StageKind
+from wrpo_operator.api.pods import Resources
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.plan.model import Shape, StageNode
+
+GPU = "nvidia.com/gpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Gang:
+    """Pods of a training stage that live and die together."""
+
+    nodes: int
+    gpus_per_node: int
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Processes of one pod: one a GPU, or one on the CPU."""
+        return max(1, self.gpus_per_node)
+
+
+def gang_of(spec: ExperimentSpec, kind: StageKind) -> Gang:
+    """Return the gang of `sft` or `train`."""
+    training, sft = spec.training, spec.sft
+    if kind is not StageKind.SFT:
+        return Gang(training.nodes, training.gpus_per_node)
+    return Gang(
+        training.nodes if sft.nodes is None else sft.nodes,
+        training.gpus_per_node if sft.gpus_per_node is None else sft.gpus_per_node,
+    )
+
+
+def resources_of(spec: ExperimentSpec, node: StageNode) -> Resources:
+    """Return requests and limits of one pod of a stage, the GPUs of a gang included."""
+    by_kind = spec.resources
+    match node.id.kind:
+        case StageKind.SAMPLE:
+            source = next((source for source in spec.sources if source.name == node.id.name), None)
+            return (source.resources if source else None) or by_kind.sample
+        case StageKind.SCORE:
+            return by_kind.score
+        case StageKind.CURATE_SFT | StageKind.CURATE_TRIPLES:
+            return by_kind.curate
+        case StageKind.SFT | StageKind.TRAIN:
+            return _with_gpus(
+                by_kind.sft if node.id.kind is StageKind.SFT else by_kind.train, gang_of(spec, node.id.kind)
+            )
+        case StageKind.PREPARE:
+            return by_kind.prepare
+        case StageKind.EVALUATE:
+            return by_kind.evaluate
+        case StageKind.REPORT:
+            return by_kind.report
+
+
+def _with_gpus(resources: Resources, gang: Gang) -> Resources:
+    if gang.gpus_per_node == 0:
+        return resources
+    gpus = {GPU: gang.gpus_per_node}
+    return Resources(requests=resources.requests | gpus, limits=resources.limits | gpus)
+
+
+def gpus_of(spec: ExperimentSpec, node: StageNode) -> int:
+    """Return the GPUs that all pods of a stage hold together."""
+    limits = resources_of(spec, node).limits
+    amount = str(limits.get(GPU, 0))
+    pods = gang_of(spec, node.id.kind).nodes if node.shape is Shape.TRAINING else node.runtime.shards
+    return pods * (int(amount) if amount.isdigit() else 0)

@@ -1,0 +1,115 @@
+"""Which stages start now, and what holds back those that could but for something outside the experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from wrpo_operator.api import conditions as words
+from wrpo_operator.api.conditions import Reason
+from wrpo_operator.api.hashing import artifact_key
+from wrpo_operator.api.names import child_name
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.api.status import to_time
+from wrpo_operator.plan.classify import LIVE
+from wrpo_operator.plan.memory import StageView
+from wrpo_operator.plan.model import ChildFact, PlannedAttempt, Shape, Snapshot, StageId, StageNode
+from wrpo_operator.plan.retry import StartAttempt, Wait
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A stage whose inputs are there but that cannot start."""
+
+    view: StageView
+    reason: Reason
+    message: str
+    object: str = ""
+    """What is in the way; empty when nothing but time is."""
+    until: datetime | None = None
+
+
+Start: TypeAlias = PlannedAttempt | Held
+
+
+def storage_identity(spec: ExperimentSpec) -> dict[str, Any]:
+    """Return what tells two storages of a namespace apart; credentials and region do not."""
+    if spec.storage.s3 is not None:
+        return {"uri": spec.storage.s3.uri.rstrip("/"), "endpoint": spec.storage.s3.endpoint}
+    volume = spec.storage.volume
+    return {"claim": volume.claim_name, "path": volume.path.strip("/")} if volume else {}
+
+
+def key_of(spec: ExperimentSpec, node: StageNode) -> str:
+    """Return the artifact key of a stage."""
+    return artifact_key(storage_identity(spec), str(node.id), node.hash)
+
+
+def planned_attempt(
+    snapshot: Snapshot, spec: ExperimentSpec, node: StageNode, hashes: Mapping[StageId, str], number: int
+) -> PlannedAttempt:
+    """Return the attempt of a number, named by its content."""
+    return PlannedAttempt(
+        node=node,
+        attempt=number,
+        child_name=child_name(snapshot.experiment.name, str(node.id), node.hash, number),
+        artifact_key=key_of(spec, node),
+        input_hashes={role: hashes[upstream] for role, upstream in node.inputs.items()},
+    )
+
+
+def decide_starts(
+    snapshot: Snapshot, spec: ExperimentSpec, views: Sequence[StageView], now: datetime
+) -> tuple[Start, ...]:
+    """Decide for every stage whose inputs are there whether it starts.
+
+    Invariants: nothing starts before all of its inputs have succeeded; nothing starts while a child of the same hash is
+    live, whoever owns it.
+    """
+    done = {view.id for view in views if view.succeeded}
+    hashes = {view.id: view.node.hash for view in views}
+    ready = (
+        view for view in views if not view.succeeded and not view.live and done.issuperset(view.node.inputs.values())
+    )
+    starts: list[Start] = []
+    for view in ready:
+        held = _held(snapshot, spec, view, now)
+        if held is not None:
+            starts.append(held)
+        elif isinstance(view.next, StartAttempt):
+            starts.append(planned_attempt(snapshot, spec, view.node, hashes, view.next.number))
+    return tuple(starts)
+
+
+def _held(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: datetime) -> Held | None:
+    stage = str(view.id)
+    if isinstance(view.next, Wait) and view.next.until > now:
+        text = words.retry_wait(stage, to_time(view.next.until))
+        return Held(view, Reason.RETRY_WAIT, text, until=view.next.until)
+    for kind, name in snapshot.missing_objects:
+        return Held(view, Reason.MISSING_OBJECT, words.missing_object(kind, name), object=f"{kind}/{name}")
+    backend = spec.training.backend
+    if view.node.shape is Shape.TRAINING and backend not in snapshot.training_backends:
+        return Held(view, Reason.BACKEND_MISSING, words.backend_missing(backend), object=f"CustomResource/{backend}")
+    other = _maker(snapshot, key_of(spec, view.node))
+    if other is not None:
+        text = words.artifact_busy(stage, other.experiment)
+        return Held(view, Reason.ARTIFACT_BUSY, text, object=f"{other.kind}/{other.name}")
+    return None
+
+
+def _maker(snapshot: Snapshot, key: str) -> ChildFact | None:
+    """Return another experiment's child that is making an artifact. A suspended one is not: it may never go on."""
+    return next(
+        (
+            child
+            for child in snapshot.foreign
+            if child.artifact_key == key
+            and child.state in LIVE
+            and not child.suspended
+            and child.experiment_uid != snapshot.experiment.uid
+        ),
+        None,
+    )

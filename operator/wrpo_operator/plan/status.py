@@ -1,0 +1,314 @@
+"""Views and decisions -> the status to write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from wrpo_operator.api import conditions as words
+from wrpo_operator.api.conditions import ConditionType, Reason
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.api.status import (
+    Attempt,
+    AttemptState,
+    Blocker,
+    Condition,
+    ExperimentStatus,
+    Phase,
+    StageState,
+    StageStatus,
+    to_time,
+)
+from wrpo_operator.plan.memory import StageView
+from wrpo_operator.plan.model import (
+    ChildState,
+    Experiment,
+    PlannedAttempt,
+    Shape,
+    Snapshot,
+    StageId,
+)
+from wrpo_operator.plan.progress import bounded_metrics, overall, result_of, stage_progress
+from wrpo_operator.plan.starts import Held
+
+
+@dataclass(frozen=True, slots=True)
+class StageFailure:
+    """The failure that ends the experiment."""
+
+    stage: StageId
+    reason: Reason | str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """All that was decided in one look."""
+
+    views: tuple[StageView, ...]
+    starts: tuple[PlannedAttempt, ...] = ()
+    held: tuple[Held, ...] = ()
+    failure: StageFailure | None = None
+    blockers: tuple[Blocker, ...] = ()
+
+
+def describe_failure(view: StageView, reason: Reason, limit: int) -> StageFailure:
+    """Return the failure of a stage that is given up, in the words of its last failed attempt."""
+    last = next((attempt for attempt in reversed(view.record.attempts) if attempt.state is AttemptState.FAILED), None)
+    text = words.stage_failed(
+        str(view.id),
+        last.number if last else 0,
+        view.record.failed_attempts,
+        limit,
+        (last.message if last else None) or "no reason is known.",
+    )
+    return StageFailure(view.id, reason, text[:4096])
+
+
+def build_status(snapshot: Snapshot, spec: ExperimentSpec, decided: Decisions, now: datetime) -> ExperimentStatus:
+    """Return the whole status."""
+    before = snapshot.experiment.status
+    starts = {start.node.id: start for start in decided.starts}
+    held = {item.view.id: item for item in decided.held}
+    stages = tuple(
+        _stage(snapshot, spec, view, starts.get(view.id), held.get(view.id), decided.failure, now)
+        for view in decided.views
+    )
+    phase = _phase(spec, stages, decided.failure)
+    progress = overall(decided.views, stages)
+    started = min((stage.started_at for stage in stages if stage.started_at), default=None)
+    ended = phase in {Phase.SUCCEEDED, Phase.FAILED}
+    same_end = before.phase is phase and before.observed_generation == snapshot.experiment.generation
+    status = ExperimentStatus(
+        observed_generation=snapshot.experiment.generation,
+        phase=phase,
+        stage=_stage_text(phase, stages, decided.failure),
+        stages=stages,
+        progress=progress,
+        progress_text=f"{progress.percent}%",
+        blockers=decided.blockers,
+        source_count=len(spec.sources),
+        started_at=before.started_at or started,
+        finished_at=((before.finished_at if same_end else None) or to_time(now)) if ended else None,
+    )
+    return with_conditions(snapshot.experiment, status, _conditions(spec, status, decided.failure), now)
+
+
+def invalid_status(experiment: Experiment, now: datetime) -> ExperimentStatus:
+    """Return the status of a spec that cannot be accepted; what is known of stages stays."""
+    message = words.invalid(experiment.spec_errors)[:4096]
+    status = experiment.status.model_copy(
+        update={
+            "observed_generation": experiment.generation,
+            "phase": Phase.INVALID,
+            "stage": None,
+            "blockers": (),
+            "finished_at": None,
+        }
+    )
+    facts = {
+        ConditionType.ACCEPTED: (False, Reason.INVALID_SPEC, message),
+        ConditionType.PROGRESSING: (False, Reason.INVALID_SPEC, words.not_accepted_yet()),
+        ConditionType.BLOCKED: (True, Reason.INVALID_SPEC, words.not_accepted_yet()),
+        ConditionType.SUSPENDED: (False, Reason.NOT_SUSPENDED, words.not_accepted_yet()),
+        ConditionType.SUCCEEDED: (False, Reason.NOT_FINISHED, words.not_finished()),
+        ConditionType.FAILED: (False, Reason.NO_FAILURE, words.no_failure()),
+    }
+    return with_conditions(experiment, status, facts, now)
+
+
+Facts = Mapping[ConditionType, tuple[bool, Reason | str, str]]
+
+
+def _conditions(spec: ExperimentSpec, status: ExperimentStatus, failure: StageFailure | None) -> Facts:
+    phase = status.phase
+    ended = phase in {Phase.SUCCEEDED, Phase.FAILED}
+    running = tuple(stage.name for stage in status.stages if stage.state is StageState.RUNNING)
+    waiting = tuple(stage.name for stage in status.stages if stage.state is StageState.WAITING)
+    if ended:
+        progressing = (False, Reason.FINISHED, words.finished(str(phase)))
+    elif spec.suspend:
+        progressing = (False, Reason.SUSPENDED, words.suspended())
+    elif running:
+        progressing = (True, Reason.STAGES_RUNNING, words.running(running)[:4096])
+    else:
+        progressing = (True, Reason.WAITING, words.waiting(waiting)[:4096])
+    blocked: tuple[bool, Reason | str, str] = (False, Reason.NOTHING_BLOCKS, words.nothing_blocks())
+    if status.blockers and not ended:
+        first = status.blockers[0]
+        blocked = (True, first.reason, f"{first.object}: {first.message}"[:4096])
+    suspended = spec.suspend and not ended
+    return {
+        ConditionType.ACCEPTED: (True, Reason.VALID, words.accepted()),
+        ConditionType.PROGRESSING: progressing,
+        ConditionType.BLOCKED: blocked,
+        ConditionType.SUSPENDED: (True, Reason.SUSPENDED, words.suspended())
+        if suspended
+        else (False, Reason.NOT_SUSPENDED, words.not_suspended()),
+        ConditionType.SUCCEEDED: (True, Reason.ALL_STAGES_SUCCEEDED, words.succeeded(len(status.stages)))
+        if phase is Phase.SUCCEEDED
+        else (False, Reason.NOT_FINISHED, words.not_finished()),
+        ConditionType.FAILED: (True, failure.reason, failure.message)
+        if failure
+        else (False, Reason.NO_FAILURE, words.no_failure()),
+    }
+
+
+_EXPLAINS = {
+    Phase.SUCCEEDED: ConditionType.SUCCEEDED,
+    Phase.FAILED: ConditionType.FAILED,
+    Phase.INVALID: ConditionType.ACCEPTED,
+    Phase.SUSPENDED: ConditionType.SUSPENDED,
+}
+
+
+def with_conditions(experiment: Experiment, status: ExperimentStatus, facts: Facts, now: datetime) -> ExperimentStatus:
+    """Set the conditions; a condition's transition time is that of its last change of status."""
+    conditions = []
+    for kind, (holds, reason, message) in facts.items():
+        before = experiment.status.condition(kind)
+        value = "True" if holds else "False"
+        same = before is not None and before.status == value
+        conditions.append(
+            Condition(
+                type=kind.value,
+                status=value,
+                observed_generation=experiment.generation,
+                last_transition_time=before.last_transition_time if before and same else to_time(now),
+                reason=str(reason),
+                message=message,
+            )
+        )
+    by_type = {condition.type: condition for condition in conditions}
+    explains = _EXPLAINS.get(status.phase or Phase.PENDING, ConditionType.PROGRESSING)
+    if explains is ConditionType.PROGRESSING and by_type[ConditionType.BLOCKED].status == "True":
+        explains = ConditionType.BLOCKED
+    return status.model_copy(update={"conditions": tuple(conditions), "reason": by_type[explains].reason})
+
+
+def _phase(spec: ExperimentSpec, stages: Sequence[StageStatus], failure: StageFailure | None) -> Phase:
+    if failure is not None:
+        return Phase.FAILED
+    if all(stage.state is StageState.SUCCEEDED for stage in stages):
+        return Phase.SUCCEEDED
+    if spec.suspend:
+        return Phase.SUSPENDED
+    started = any(stage.state in {StageState.RUNNING, StageState.SUCCEEDED} for stage in stages)
+    return Phase.RUNNING if started else Phase.PENDING
+
+
+def _stage_text(phase: Phase, stages: Sequence[StageStatus], failure: StageFailure | None) -> str | None:
+    if failure is not None:
+        return str(failure.stage)
+    if phase is Phase.SUCCEEDED:
+        return None
+    wanted = (StageState.RUNNING, StageState.SUSPENDED, StageState.WAITING)
+    for state in wanted:
+        names = [stage.name for stage in stages if stage.state is state]
+        if names:
+            return names[0] if len(names) == 1 else f"{names[0]} (+{len(names) - 1})"
+    return None
+
+
+def _stage(
+    snapshot: Snapshot,
+    spec: ExperimentSpec,
+    view: StageView,
+    start: PlannedAttempt | None,
+    held: Held | None,
+    failure: StageFailure | None,
+    now: datetime,
+) -> StageStatus:
+    """Return one stage's status: its record with the state that was decided."""
+    values: dict[str, Any] = {"progress": None, "remaining_seconds": None, "message": None}
+    child = next(iter(view.runnable), None)
+    if view.succeeded:
+        values |= _success(view)
+    elif failure is not None and failure.stage == view.id:
+        values |= {"state": StageState.FAILED, "message": failure.message}
+        values |= {"finished_at": view.record.finished_at or _last_end(view.record.attempts)}
+    elif failure is not None:
+        stopped = bool(view.record.attempts) and view.record.attempts[-1].state is AttemptState.STOPPED
+        text = words.stopped(str(failure.stage)) if stopped else words.skipped(str(failure.stage))
+        values |= {"state": StageState.SKIPPED, "message": text}
+    elif child is not None:
+        values |= _running(snapshot, view)
+    elif start is not None:
+        values |= {"state": StageState.WAITING, "attempts": _with_start(view, start, now)}
+    elif held is not None:
+        values |= {"state": StageState.WAITING, "message": held.message}
+    elif spec.suspend:
+        values |= {"state": StageState.SUSPENDED if view.record.attempts else StageState.PENDING}
+    else:
+        values |= {"state": StageState.WAITING if view.live else StageState.PENDING}
+    if values["state"] not in {StageState.SUCCEEDED, StageState.FAILED}:
+        values["finished_at"] = None
+    attempts: tuple[Attempt, ...] = values.get("attempts", view.record.attempts)
+    first = min((attempt.started_at for attempt in attempts if attempt.started_at), default=None)
+    values["started_at"] = view.record.started_at or first
+    return view.record.model_copy(update=values)
+
+
+def _with_start(view: StageView, start: PlannedAttempt, now: datetime) -> tuple[Attempt, ...]:
+    known = {attempt.number: attempt for attempt in view.record.attempts}
+    fresh = Attempt(
+        number=start.attempt, child=start.child_name, state=AttemptState.PENDING, pending_since=to_time(now)
+    )
+    if start.attempt in known:
+        # Deleted by hand or not seen yet: the same attempt waits again.
+        fresh = known[start.attempt].model_copy(
+            update={
+                "state": AttemptState.PENDING,
+                "pending_since": known[start.attempt].pending_since or to_time(now),
+            }
+        )
+    known[start.attempt] = fresh
+    return tuple(known[number] for number in sorted(known))[-10:]
+
+
+def _running(snapshot: Snapshot, view: StageView) -> dict[str, Any]:
+    child = view.runnable[0]
+    states = {
+        ChildState.RUNNING: StageState.RUNNING,
+        ChildState.SUSPENDED: StageState.SUSPENDED,
+    }
+    values: dict[str, Any] = {"state": states.get(child.state, StageState.WAITING), "finished_at": None}
+    if view.node.shape is Shape.INDEXED_JOB:
+        values["shards"] = f"{child.succeeded_shards}/{view.node.runtime.shards}"
+    progress = stage_progress(view, child, snapshot.progress.get((child.stage, child.attempt), ()))
+    values |= {"progress": progress.percent, "remaining_seconds": progress.remaining_s}
+    if progress.metrics:
+        values["metrics"] = dict(progress.metrics)
+    return values
+
+
+def _success(view: StageView) -> dict[str, Any]:
+    """Return the end of a stage. The result is filled in later if the pods' messages were not seen at once."""
+    record = view.record
+    values: dict[str, Any] = {
+        "state": StageState.SUCCEEDED,
+        "progress": 100,
+        "artifact": record.artifact or f"{view.id}/{view.node.hash}",
+        "finished_at": record.finished_at or _last_end(record.attempts),
+    }
+    if view.node.shape is Shape.INDEXED_JOB:
+        values["shards"] = f"{view.node.runtime.shards}/{view.node.runtime.shards}"
+    if record.cached is None:
+        done = [child for child in view.children if child.state is ChildState.SUCCEEDED]
+        result = next((found for child in done if (found := result_of(child)) is not None), None)
+        if result is not None:
+            values |= {
+                "cached": result.cached,
+                "metrics": bounded_metrics(_result_metrics(result.metrics, result.rows)),
+            }
+    return values
+
+
+def _result_metrics(metrics: Mapping[str, float], rows: int | None) -> dict[str, float]:
+    return dict(metrics) | ({} if rows is None else {"rows": float(rows)})
+
+
+def _last_end(attempts: Sequence[Attempt]) -> str | None:
+    return max((attempt.finished_at for attempt in attempts if attempt.finished_at), default=None)

@@ -1,0 +1,161 @@
+"""Which children are stopped: stale ones, those of a failed or suspended experiment, those that waited too long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from wrpo_operator.api import conditions as words
+from wrpo_operator.api.conditions import Reason
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.api.status import Attempt, AttemptState, from_time, to_time
+from wrpo_operator.plan.blockers import pod_words
+from wrpo_operator.plan.classify import LIVE
+from wrpo_operator.plan.memory import StageView
+from wrpo_operator.plan.model import (
+    ChildFact,
+    ChildState,
+    DeleteChild,
+    FailureKind,
+    SetSuspend,
+    Snapshot,
+    StageNode,
+)
+from wrpo_operator.plan.retry import GiveUp, RetryDecision
+
+
+@dataclass(frozen=True, slots=True)
+class Stops:
+    """What is stopped, and the views with these ends recorded."""
+
+    views: tuple[StageView, ...]
+    delete: tuple[DeleteChild, ...] = ()
+    suspend: tuple[SetSuspend, ...] = ()
+
+
+def delete(child: ChildFact, reason: str) -> DeleteChild:
+    """Return the deletion of a child."""
+    return DeleteChild(child.kind, child.name, child.uid, reason)
+
+
+def stale_children(snapshot: Snapshot, graph: Sequence[StageNode]) -> tuple[DeleteChild, ...]:
+    """Return the deletion of children whose stage now has another hash or is gone. Their artifacts stay."""
+    wanted = {(str(node.id), node.hash) for node in graph}
+    return tuple(
+        delete(child, f"the spec no longer asks for {child.stage} with hash {child.stage_hash}")
+        for child in snapshot.children
+        if (child.stage, child.stage_hash) not in wanted and child.state is not ChildState.DELETING
+    )
+
+
+def already_ended(views: Sequence[StageView]) -> tuple[DeleteChild, ...]:
+    """Return the deletion of live children whose attempt the operator has ended: an earlier deletion was lost."""
+    return tuple(
+        delete(child, "its attempt was ended")
+        for view in views
+        for child in view.live
+        if child.state is not ChildState.DELETING and child.attempt in _ended_by_operator(view)
+    )
+
+
+def _ended_by_operator(view: StageView) -> set[int]:
+    return {
+        attempt.number
+        for attempt in view.record.attempts
+        if attempt.state is AttemptState.STOPPED or attempt.reason == Reason.PENDING_TOO_LONG
+    }
+
+
+def enforce_pending_deadline(spec: ExperimentSpec, views: Sequence[StageView], now: datetime) -> Stops:
+    """End attempts whose pods did not run in time; such a stage has failed, with the cluster's words as the cause."""
+    seconds = spec.deadlines.pre_running_seconds
+    if seconds is None or spec.suspend:
+        return Stops(tuple(views))
+    ended, deleted = [], []
+    for view in views:
+        late = [child for child in view.runnable if _is_late(view, child, seconds, now)]
+        deleted += [delete(child, "no pod ran in time") for child in late]
+        failed = {
+            child.attempt: {
+                "state": AttemptState.FAILED,
+                "failure": FailureKind.CONFIG.value,
+                "reason": Reason.PENDING_TOO_LONG.value,
+                "message": words.pending_too_long(seconds, pod_words(view)),
+                "finished_at": to_time(now),
+                "pending_since": None,
+            }
+            for child in late
+        }
+        ended.append(_with_ends(view, failed, GiveUp(Reason.PENDING_TOO_LONG)) if failed else view)
+    return Stops(tuple(ended), tuple(deleted))
+
+
+def _is_late(view: StageView, child: ChildFact, seconds: int, now: datetime) -> bool:
+    deadline = pending_deadline(view, child, seconds)
+    return deadline is not None and now >= deadline
+
+
+def pending_deadline(view: StageView, child: ChildFact, seconds: int) -> datetime | None:
+    """Return when a waiting child's time is over; None when it waits for nothing, or in a queue."""
+    attempt = next((attempt for attempt in view.record.attempts if attempt.number == child.attempt), None)
+    if child.state is not ChildState.PENDING or child.suspended or attempt is None or attempt.pending_since is None:
+        return None
+    return from_time(attempt.pending_since) + timedelta(seconds=seconds)
+
+
+def stop_all(views: Sequence[StageView], reason: str, now: datetime) -> Stops:
+    """Delete every live child. Parts and checkpoints that stages have committed stay."""
+    stopped, deleted = [], []
+    for view in views:
+        deleted += [delete(child, reason) for child in view.runnable]
+        ends = {
+            child.attempt: {
+                "state": AttemptState.STOPPED,
+                "reason": None,
+                "finished_at": to_time(now),
+                "pending_since": None,
+            }
+            for child in view.runnable
+        }
+        stopped.append(_with_ends(view, ends, view.next) if ends else view)
+    return Stops(tuple(stopped), tuple(deleted))
+
+
+def suspend_or_resume(spec: ExperimentSpec, views: Sequence[StageView], now: datetime) -> Stops:
+    """Make live children follow spec.suspend.
+
+    Without a queue their suspend field does it. With one that field is Kueue's: a suspended experiment's children are
+    deleted instead, and made anew when it goes on.
+    """
+    if spec.scheduling.queue_name:
+        return stop_all(views, "the experiment is suspended", now) if spec.suspend else Stops(tuple(views))
+    changes = tuple(
+        SetSuspend(child.kind, child.name, spec.suspend)
+        for view in views
+        for child in view.runnable
+        if child.suspended != spec.suspend
+    )
+    return Stops(tuple(views), suspend=changes)
+
+
+def expired_children(snapshot: Snapshot, spec: ExperimentSpec, now: datetime) -> tuple[DeleteChild, ...]:
+    """Return the deletion of finished children when the experiment ended longer than its TTL ago."""
+    ended = snapshot.experiment.status.finished_at
+    if spec.ttl_seconds_after_finished is None or ended is None:
+        return ()
+    if now < from_time(ended) + timedelta(seconds=spec.ttl_seconds_after_finished):
+        return ()
+    return tuple(
+        delete(child, "the experiment's ttlSecondsAfterFinished is over")
+        for child in snapshot.children
+        if child.state not in LIVE
+    )
+
+
+def _with_ends(view: StageView, ends: Mapping[int, Mapping[str, object]], following: RetryDecision) -> StageView:
+    attempts: tuple[Attempt, ...] = tuple(
+        attempt.model_copy(update=ends.get(attempt.number, {})) for attempt in view.record.attempts
+    )
+    record = view.record.model_copy(update={"attempts": attempts})
+    return replace(view, record=record, next=following)
