@@ -1,0 +1,141 @@
+"""`python -m wrpo_devcluster`: the embedded control plane on the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from wrpo_devcluster import lifecycle
+from wrpo_devcluster.bootstrap import crd_files, install_crds
+from wrpo_devcluster.cluster import Cluster
+from wrpo_devcluster.config import ClusterConfig, load_config
+
+_STATE_DIR = click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=lifecycle.DEFAULT_STATE_DIR,
+    show_default=True,
+    help="Where everything is kept: objects, pods, logs, volumes, keys.",
+)
+
+
+@click.group()
+def main() -> None:
+    """Run a Kubernetes-compatible control plane on one machine, without containers or root.
+
+    Pods are processes of yours. It listens on loopback with TLS, and its kubeconfig is readable by you alone.
+    """
+
+
+@main.command()
+@_STATE_DIR
+@click.option("--cpu", help="CPUs of the node, e.g. 8 or 500m; default: this machine's.")
+@click.option("--memory", help="Memory of the node, e.g. 16Gi; default: this machine's.")
+@click.option("--gpus", type=click.IntRange(0, 64), default=0, show_default=True, help="nvidia.com/gpu of the node.")
+@click.option(
+    "--with-crds",
+    multiple=True,
+    default=("pytorchjob",),
+    show_default=True,
+    help="CRDs to install: `pytorchjob`, a YAML file or a directory of them. May be given more than once.",
+)
+@click.option(
+    "--image", multiple=True, metavar="IMAGE=COMMAND", help="What containers of an image run without a command."
+)
+@click.option(
+    "--timeout", "timeout_s", type=float, default=60.0, show_default=True, help="Seconds to wait until ready."
+)
+def up(
+    state_dir: Path,
+    cpu: str | None,
+    memory: str | None,
+    gpus: int,
+    with_crds: tuple[str, ...],
+    image: tuple[str, ...],
+    timeout_s: float,
+) -> None:
+    """Start the control plane in the background, and print its kubeconfig. Does nothing if it runs."""
+    config: ClusterConfig | None = None
+    if cpu or memory or gpus or image or load_config(state_dir.resolve()) is None:
+        config = lifecycle.default_config(state_dir, cpu=cpu, memory=memory, gpus=gpus)
+        config = lifecycle.with_images(config, image)
+    with _friendly():
+        info = lifecycle.up(state_dir, config=config, with_crds=with_crds, timeout_s=timeout_s)
+        click.echo(f"control plane: {info.url} (pid {info.pid})\nexport KUBECONFIG={info.kubeconfig}")
+
+
+@main.command()
+@_STATE_DIR
+@click.option("--keep-pods", is_flag=True, help="Leave the pods' processes running; the next `up` takes them over.")
+def down(state_dir: Path, keep_pods: bool) -> None:
+    """Stop the control plane and, unless told otherwise, all pods. Objects and volumes stay."""
+    with _friendly():
+        stopped = lifecycle.down(state_dir, keep_pods=keep_pods)
+        click.echo("stopped" if stopped else "it was not running")
+
+
+@main.command()
+@_STATE_DIR
+def status(state_dir: Path) -> None:
+    """Say whether the control plane runs; the exit code is 0 if it does, else 3."""
+    info = lifecycle.status(state_dir)
+    if not info.is_running:
+        click.echo(f"not running (state: {info.state_dir})")
+        raise SystemExit(3)
+    click.echo(f"running: {info.url} (pid {info.pid})\nkubeconfig: {info.kubeconfig}\nlog: {info.log_file}")
+
+
+@main.command()
+@_STATE_DIR
+@click.confirmation_option("--yes", prompt="This removes all objects, logs and volumes. Continue?")
+def reset(state_dir: Path) -> None:
+    """Stop everything and remove all that the control plane made."""
+    with _friendly():
+        lifecycle.reset(state_dir)
+        click.echo(f"removed {state_dir}")
+
+
+@main.command()
+@_STATE_DIR
+@click.option("--with-crds", multiple=True, help="CRDs to install: `pytorchjob`, a YAML file or a directory.")
+def serve(state_dir: Path, with_crds: tuple[str, ...]) -> None:
+    """Run the control plane in the foreground, until SIGTERM or Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    state_dir = state_dir.resolve()
+    config = load_config(state_dir) or lifecycle.default_config(state_dir)
+    with _friendly(), lifecycle.single_instance(state_dir):
+        asyncio.run(_serve(config, with_crds))
+
+
+async def _serve(config: ClusterConfig, with_crds: tuple[str, ...]) -> None:
+    files = [file for choice in with_crds for file in crd_files(choice)]
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    cluster = Cluster(config)
+    try:
+        await cluster.start()
+        await install_crds(cluster.client, files)
+        lifecycle.write_record(config.state_dir, cluster.url)
+        logging.getLogger(__name__).info("listening on %s", cluster.url)
+        await stop.wait()
+    finally:
+        await cluster.stop(stop_pods=not lifecycle.should_keep_pods(config.state_dir))
+
+
+@contextlib.contextmanager
+def _friendly() -> Iterator[None]:
+    try:
+        yield
+    except (lifecycle.LifecycleError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

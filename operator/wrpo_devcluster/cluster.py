@@ -1,0 +1,235 @@
+"""The whole cluster in one event loop: API server, controllers, scheduler, kubelet, service proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+import ssl
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+from wrpo_devcluster.apiserver import ApiServer
+from wrpo_devcluster.bootstrap import ensure_cluster_objects
+from wrpo_devcluster.certificates import Certificates, ensure_certificates, write_private
+from wrpo_devcluster.client import Client, JsonObject
+from wrpo_devcluster.clock import Clock, SystemClock
+from wrpo_devcluster.config import ClusterConfig
+from wrpo_devcluster.controllers.base import Controller, WatchHub, cancel_all
+from wrpo_devcluster.controllers.garbage import GarbageCollector
+from wrpo_devcluster.controllers.job import JobController, JobTtlController
+from wrpo_devcluster.controllers.namespaces import DefaultContentController, NamespaceController
+from wrpo_devcluster.controllers.network import EndpointsController, ServiceAddressController
+from wrpo_devcluster.controllers.pytorchjob import PyTorchJobController
+from wrpo_devcluster.controllers.pytorchjob_render import DEFAULT_PORT
+from wrpo_devcluster.controllers.volumes import ClaimController
+from wrpo_devcluster.controllers.workloads import DeploymentController, ReplicaSetController
+from wrpo_devcluster.faults import Faults
+from wrpo_devcluster.faults_http import faults_middleware
+from wrpo_devcluster.kubelet.agent import Kubelet, PodRuntime
+from wrpo_devcluster.kubelet.logs import FileLogReader
+from wrpo_devcluster.kubelet.names import NameService, install_tools
+from wrpo_devcluster.kubelet.process import ApiAccess, ProcessRuntime
+from wrpo_devcluster.kubelet.proxy import ServiceProxy
+from wrpo_devcluster.kubelet.simulated import SimulatedRuntime
+from wrpo_devcluster.scheduler.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+CONTROLLER_MANAGER = "system:kube-controller-manager"
+SCHEDULER = "system:kube-scheduler"
+KUBELET = "system:kubelet"
+SIMULATED_KUBELET = "system:kubelet:OpenAPI-Generator"
+_PORT_SPAN = 8000
+
+
+class Cluster:
+    """`async with Cluster(config) as cluster:` runs it; `cluster.client` is the admin's in-process client."""
+
+    def __init__(self, config: ClusterConfig, *, clock: Clock | None = None) -> None:
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.faults = Faults()
+        self.port = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._runner: web.AppRunner | None = None
+        self._kubelet: Kubelet | None = None
+        self._process_runtime: ProcessRuntime | None = None
+
+    @property
+    def url(self) -> str:
+        return f"https://{HOST}:{self.port}"
+
+    @property
+    def kubeconfig_path(self) -> Path:
+        return self.config.state_dir / "kubeconfig"
+
+    @property
+    def ca_path(self) -> Path:
+        return self._certificates.ca_file
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        state_dir = self.config.state_dir
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._certificates = ensure_certificates(state_dir / "pki", self.clock.now())
+        self.admin_token = admin_token(state_dir)
+        self.api = ApiServer(state_dir / "apiserver", admin_token=self.admin_token, clock=self.clock)
+        self.client: Client = self.api.client("kubernetes-admin")
+        manager = self.api.client(CONTROLLER_MANAGER)
+        self._hub = WatchHub(manager, self.clock)
+        self._proxy = ServiceProxy()
+        await self._listen()
+        await ensure_cluster_objects(manager, self.config.nodes, self.clock.now())
+        controllers = self._controllers(manager)
+        for controller in controllers:
+            controller.attach(self._hub)
+        self._kubelet = self._make_kubelet()
+        self._kubelet.attach(self._hub)
+        if not self.config.simulated:
+            self._proxy.attach(self._hub)
+            self._proxy.start()
+        self._hub.start()
+        self._tasks = [asyncio.create_task(c.run(), name=c.name) for c in controllers]
+        self._write_kubeconfig()
+
+    async def stop(self, *, stop_pods: bool = True) -> None:
+        """Stop everything; with `stop_pods` also the pods' processes, else they keep running and are adopted later."""
+        await cancel_all(self._tasks)
+        self._tasks = []
+        if stop_pods and self._process_runtime is not None:
+            await self._process_runtime.shutdown()
+        if self._kubelet is not None:
+            await self._kubelet.close()
+        if hasattr(self, "_hub"):
+            await self._hub.close()
+            await self._proxy.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+        if hasattr(self, "api"):
+            await self.api.close()
+
+    def _controllers(self, client: Client) -> list[Controller]:
+        clock, config = self.clock, self.config
+        ca_pem = self._certificates.ca_file.read_text(encoding="ascii")
+        job_backoff_s = 10.0 * config.backoff_scale
+        return [
+            JobController(client, clock, backoff_s=job_backoff_s),
+            JobTtlController(client, clock),
+            ReplicaSetController(client, clock),
+            DeploymentController(client, clock),
+            PyTorchJobController(client, clock, default_port=self._training_port),
+            GarbageCollector(client, clock),
+            NamespaceController(client, clock),
+            DefaultContentController(client, clock, ca_pem=ca_pem),
+            EndpointsController(client, clock),
+            ServiceAddressController(client, clock),
+            ClaimController(client, clock, state_dir=config.state_dir),
+            Scheduler(self.api.client(SCHEDULER), clock, faults=self.faults),
+        ]
+
+    def _training_port(self, job: JsonObject) -> int:
+        """Pods of all jobs share one network here, so each job gets a rendezvous port of its own."""
+        if self.config.simulated:
+            return DEFAULT_PORT
+        return DEFAULT_PORT + int(job["metadata"]["uid"].replace("-", "")[:8], 16) % _PORT_SPAN
+
+    def _make_kubelet(self) -> Kubelet:
+        nodes = frozenset(node.name for node in self.config.nodes)
+        if self.config.simulated:
+            runtime: PodRuntime = SimulatedRuntime(self.clock)
+            return Kubelet(self.api.client(SIMULATED_KUBELET), self.clock, runtime, nodes=nodes)
+        client = self.api.client(KUBELET)
+        names = NameService(self.config.state_dir / "dns")
+        names.attach(self._hub)
+        process_runtime = ProcessRuntime(
+            client,
+            self.clock,
+            self.config,
+            api=ApiAccess(HOST, self.port, self._certificates.ca_file),
+            names=names,
+            faults=self.faults,
+            issue_token=self.api.issue_token,
+            tools_dir=install_tools(self.config.state_dir / "bin"),
+        )
+        self._process_runtime = process_runtime
+        self.api.log_reader = FileLogReader(client, self.clock, process_runtime.log_dir)
+        return Kubelet(client, self.clock, process_runtime, nodes=nodes)
+
+    async def _listen(self) -> None:
+        app = self.api.app()
+        app.middlewares.insert(0, faults_middleware(self.faults, self.client, self.clock, self.admin_token))
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self._certificates.cert_file, self._certificates.key_file)
+        wanted = self.config.port or _remembered_port(self.config.state_dir)
+        site = web.TCPSite(self._runner, HOST, wanted, ssl_context=context)
+        try:
+            await site.start()
+        except OSError:
+            if self.config.port or not wanted:
+                raise
+            # The remembered port was taken while the cluster was down; pods that are still running lose the API.
+            log.warning("port %s is taken; using another one", wanted)
+            await web.TCPSite(self._runner, HOST, 0, ssl_context=context).start()
+        self.port = int(self._runner.addresses[0][1])
+        (self.config.state_dir / "port").write_text(str(self.port), encoding="ascii")
+
+    def _write_kubeconfig(self) -> None:
+        write_kubeconfig(self.kubeconfig_path, self.url, self._certificates, self.admin_token)
+
+
+def admin_token(state_dir: Path) -> str:
+    """Return the admin's token, made at the first call; only its file's owner can read it."""
+    path = state_dir / "admin-token"
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text(encoding="ascii").strip()
+    token = secrets.token_urlsafe(32)
+    write_private(path, token.encode())
+    return token
+
+
+def write_kubeconfig(path: Path, url: str, certificates: Certificates, token: str) -> None:
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [
+            {
+                "name": "wrpo-dev",
+                "cluster": {"server": url, "certificate-authority": str(certificates.ca_file.resolve())},
+            }
+        ],
+        "users": [{"name": "wrpo-dev-admin", "user": {"token": token}}],
+        "contexts": [
+            {"name": "wrpo-dev", "context": {"cluster": "wrpo-dev", "user": "wrpo-dev-admin", "namespace": "default"}}
+        ],
+        "current-context": "wrpo-dev",
+    }
+    write_private(path, json.dumps(config, indent=2).encode())
+
+
+def _remembered_port(state_dir: Path) -> int:
+    try:
+        return int((state_dir / "port").read_text(encoding="ascii"))
+    except (FileNotFoundError, ValueError):
+        return 0

@@ -1,0 +1,89 @@
+"""What a cluster is made of: nodes, images, addresses and switches; kept as JSON in the state directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+_CONFIG_FILE = "cluster.json"
+_PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "PYTHONPATH", "USER", "LOGNAME")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """One node. `gpus` is advertised as nvidia.com/gpu when it is not 0."""
+
+    name: str
+    cpu: str
+    memory: str
+    gpus: int = 0
+    pods: int = 110
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """Everything `serve` needs; see docs of `python -m wrpo_devcluster up --help`."""
+
+    state_dir: Path
+    nodes: tuple[NodeConfig, ...]
+    port: int = 0
+    """0 takes a free one; it is kept over restarts."""
+    simulated: bool = False
+    """Pods follow fake.test/ annotations instead of running processes."""
+    images: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Image (with or without tag, or its last path part) -> entrypoint, for containers without a command."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that every container gets, before its own."""
+    backoff_scale: float = 1.0
+    """Factor on crash-loop, image-pull and Job backoffs."""
+    volume_refresh_s: float = 5.0
+    allow_host_path: bool = False
+    shutdown_grace_s: float = 20.0
+    """How long pods may take to end when the cluster is stopped."""
+
+    @property
+    def pods_dir(self) -> Path:
+        return self.state_dir / "pods"
+
+
+def default_node() -> NodeConfig:
+    """Return a node the size of this machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return NodeConfig(name="wrpo-dev", cpu=str(os.cpu_count() or 1), memory=f"{memory // 1024}Ki")
+
+
+def default_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what containers get from this machine: the interpreter's programs first, and little else.
+
+    Loopback is the only network pods share, so gloo is told to use it.
+    """
+    path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
+    passed = {name: environ[name] for name in _PASSED_ON if name in environ}
+    return {"LANG": "C.UTF-8", **passed, "PATH": path, "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def save_config(config: ClusterConfig) -> None:
+    data = asdict(config)
+    data.pop("state_dir")
+    path = config.state_dir / _CONFIG_FILE
+    temporary = path.with_suffix(".tmp")
+    temporary.touch(mode=0o600)
+    temporary.write_text(json.dumps(data, indent=2), encoding="utf-8")
+    temporary.replace(path)
+
+
+def load_config(state_dir: Path) -> ClusterConfig | None:
+    """Return the configuration the state directory was last started with."""
+    try:
+        data = json.loads((state_dir / _CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    nodes = tuple(NodeConfig(**{**node, "taints": tuple(node["taints"])}) for node in data.pop("nodes"))
+    images = {name: tuple(command) for name, command in data.pop("images").items()}
+    return ClusterConfig(state_dir=state_dir, nodes=nodes, images=images, **data)

@@ -1,0 +1,207 @@
+"""How controllers run: shared watches feed keys into queues, and each key is reconciled from live state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from wrpo_devcluster.client import ApiError, Client, JsonObject, Resource, WatchEvent
+from wrpo_devcluster.clock import Clock
+from wrpo_devcluster.controllers.queue import WorkQueue
+from wrpo_devcluster.objects import controller_of, key_of
+
+log = logging.getLogger(__name__)
+
+ToKeys = Callable[[JsonObject], Iterable[str]]
+Handler = Callable[[WatchEvent], None]
+
+
+def own_key(obj: JsonObject) -> Iterable[str]:
+    return (key_of(obj),)
+
+
+def controller_key(kind: str) -> ToKeys:
+    """Map an object to the key of its controlling owner of that kind."""
+
+    def to_keys(obj: JsonObject) -> Iterable[str]:
+        owner = controller_of(obj)
+        if owner is not None and owner["kind"] == kind:
+            yield f"{obj['metadata'].get('namespace', '')}/{owner['name']}"
+
+    return to_keys
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    resource: Resource
+    to_keys: ToKeys
+
+
+class WatchHub:
+    """One watch per resource type, shared by everything that wants to hear of it."""
+
+    def __init__(self, client: Client, clock: Clock) -> None:
+        self._client = client
+        self._clock = clock
+        self._handlers: dict[Resource, list[Handler]] = defaultdict(list)
+        self._tasks: dict[Resource, asyncio.Task[None]] = {}
+        self._is_running = False
+
+    def subscribe(self, resource: Resource, handler: Handler) -> None:
+        """Hear of every change, before the hub starts: a late subscriber would miss what exists."""
+        if self._is_running:
+            raise RuntimeError(f"the hub has started; join {resource.plural} instead of subscribing")
+        self._handlers[resource].append(handler)
+
+    def join(self, resource: Resource, handler: Handler) -> None:
+        """Subscribe while the hub runs: the type's watch starts anew, so that the handler hears of what exists."""
+        self._handlers[resource].append(handler)
+        if self._is_running:
+            self._restart(resource)
+
+    def drop(self, resource: Resource, handler: Handler) -> None:
+        """Stop telling `handler` of a type that is gone."""
+        if handler in self._handlers.get(resource, []):
+            self._handlers[resource].remove(handler)
+        if not self._handlers.get(resource) and resource in self._tasks:
+            self._tasks.pop(resource).cancel()
+
+    def start(self) -> None:
+        self._is_running = True
+        for resource in tuple(self._handlers):
+            self._restart(resource)
+
+    def _restart(self, resource: Resource) -> None:
+        running = self._tasks.get(resource)
+        if running is not None:
+            running.cancel()
+        self._tasks[resource] = asyncio.create_task(self._watch(resource), name=f"watch-{resource.plural}")
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        await cancel_all(tasks)
+
+    async def _watch(self, resource: Resource) -> None:
+        while True:
+            try:
+                async for event in self._client.watch(resource):
+                    for handler in tuple(self._handlers.get(resource, ())):
+                        handler(event)
+            except ApiError as error:
+                log.warning("watch of %s ended: %s", resource.plural, error)
+            # A watch that ends is started anew; it then reports everything that exists, so nothing is missed.
+            await self._clock.sleep(0.2)
+
+
+class Controller:
+    """Level-triggered: `reconcile` is told only which object to look at, and reads everything else itself."""
+
+    name: str = ""
+    workers: int = 2
+
+    def __init__(self, client: Client, clock: Clock) -> None:
+        self.client = client
+        self.clock = clock
+        self.queue = WorkQueue(clock)
+
+    def watched(self) -> Sequence[Watched]:
+        raise NotImplementedError
+
+    async def reconcile(self, key: str) -> float | None:
+        """Bring one object nearer to what it should be; return seconds after which to look again, if any."""
+        raise NotImplementedError
+
+    def attach(self, hub: WatchHub) -> None:
+        for watched in self.watched():
+            hub.subscribe(watched.resource, self._handler(watched.to_keys))
+
+    def _handler(self, to_keys: ToKeys) -> Handler:
+        def handle(event: WatchEvent) -> None:
+            for key in to_keys(event.object):
+                self.queue.add(key)
+
+        return handle
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self.workers):
+                group.create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            key = await self.queue.get()
+            try:
+                requeue_after = await self.reconcile(key)
+            except ApiError as error:
+                if error.code not in {404, 409}:
+                    log.warning("%s %s: %s", self.name, key, error)
+                self.queue.add_failed(key)
+            except Exception:
+                log.exception("%s could not reconcile %s; it will try again", self.name, key)
+                self.queue.add_failed(key)
+            else:
+                self.queue.forget(key)
+                if requeue_after is not None:
+                    self.queue.add_after(key, max(requeue_after, 0.01))
+            finally:
+                self.queue.done(key)
+
+
+async def cancel_all(tasks: Iterable[asyncio.Task[None]]) -> None:
+    pending = list(tasks)
+    for task in pending:
+        task.cancel()
+    for task in pending:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def get_or_none(client: Client, resource: Resource, name: str, namespace: str | None = None) -> JsonObject | None:
+    try:
+        return await client.get(resource, name, namespace)
+    except ApiError as error:
+        if error.code == 404:
+            return None
+        raise
+
+
+async def list_or_empty(
+    client: Client, resource: Resource, namespace: str | None = None, *, label_selector: str = ""
+) -> list[JsonObject]:
+    """List a type that may not be installed."""
+    try:
+        return await client.list(resource, namespace, label_selector=label_selector)
+    except ApiError as error:
+        if error.code == 404:
+            return []
+        raise
+
+
+async def delete_if_exists(
+    client: Client,
+    resource: Resource,
+    obj: JsonObject,
+    *,
+    grace_period_s: int | None = None,
+) -> bool:
+    """Delete exactly this object (by uid); False when it was gone already or another has its name."""
+    meta = obj["metadata"]
+    try:
+        await client.delete(
+            resource,
+            meta["name"],
+            meta.get("namespace"),
+            propagation="Background",
+            grace_period_s=grace_period_s,
+            uid=meta["uid"],
+        )
+    except ApiError as error:
+        if error.code in {404, 409}:
+            return False
+        raise
+    return True

@@ -1,0 +1,186 @@
+"""The Job controller: reads a Job and its pods, decides, and carries the decision out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+from wrpo_devcluster.client import JOBS, PODS, ApiError, Client, JsonObject
+from wrpo_devcluster.clock import Clock, parse_time
+from wrpo_devcluster.controllers.base import (
+    Controller,
+    Watched,
+    controller_key,
+    delete_if_exists,
+    get_or_none,
+    own_key,
+)
+from wrpo_devcluster.controllers.events import EventRecorder
+from wrpo_devcluster.controllers.job_decide import JobDecision, NewPod, decide
+from wrpo_devcluster.controllers.job_view import (
+    FAILURE_COUNT_KEY,
+    IGNORED_COUNT_KEY,
+    INDEX_KEY,
+    MANAGED_BY,
+    TRACKING_FINALIZER,
+)
+from wrpo_devcluster.objects import controller_of, is_deleting, is_true, owner_reference, split_key
+
+_CREATE_BACKOFF_S = 1.0
+
+
+def render_pod(job: JsonObject, new: NewPod) -> JsonObject:
+    """Make the pod of a Job as its controller does: tracked, owned, and told its index."""
+    template, meta = copy.deepcopy(job["spec"]["template"]), job["metadata"]
+    labels = dict((template.get("metadata") or {}).get("labels") or {})
+    annotations = dict((template.get("metadata") or {}).get("annotations") or {})
+    spec = template["spec"]
+    prefix = f"{meta['name']}-"
+    if new.index is not None:
+        prefix = f"{meta['name']}-{new.index}-"
+        labels[INDEX_KEY] = str(new.index)
+        annotations[INDEX_KEY] = str(new.index)
+        spec["hostname"] = f"{meta['name']}-{new.index}"
+        if job["spec"].get("backoffLimitPerIndex") is not None:
+            annotations[FAILURE_COUNT_KEY] = str(new.failure_count)
+            if new.ignored_count:
+                annotations[IGNORED_COUNT_KEY] = str(new.ignored_count)
+        for container in [*(spec.get("initContainers") or []), *spec["containers"]]:
+            _add_index_env(container)
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "generateName": prefix,
+            "namespace": meta["namespace"],
+            "labels": labels,
+            **({"annotations": annotations} if annotations else {}),
+            "ownerReferences": [owner_reference({**job, "apiVersion": "batch/v1", "kind": "Job"})],
+            "finalizers": [TRACKING_FINALIZER],
+        },
+        "spec": spec,
+    }
+
+
+def _add_index_env(container: JsonObject) -> None:
+    env = container.setdefault("env", [])
+    if not any(entry["name"] == "JOB_COMPLETION_INDEX" for entry in env):
+        path = f"metadata.labels['{INDEX_KEY}']"
+        env.append({"name": "JOB_COMPLETION_INDEX", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}})
+
+
+class JobController(Controller):
+    name = "job-controller"
+
+    def __init__(self, client: Client, clock: Clock, *, backoff_s: float = 10.0) -> None:
+        super().__init__(client, clock)
+        self._backoff_s = backoff_s
+        self._events = EventRecorder(client, clock, self.name)
+        self._create_failures: dict[str, int] = {}
+
+    def watched(self) -> Sequence[Watched]:
+        return (Watched(JOBS, own_key), Watched(PODS, controller_key("Job")))
+
+    async def reconcile(self, key: str) -> float | None:
+        namespace, name = split_key(key)
+        job = await get_or_none(self.client, JOBS, name, namespace)
+        pods = await self._pods(namespace, name, job)
+        if job is None or is_deleting(job):
+            await self._release(namespace, [p for p in pods if TRACKING_FINALIZER in _finalizers(p)])
+            return None
+        if job["spec"].get("managedBy") not in {None, MANAGED_BY}:
+            return None
+        decision = decide(job, pods, self.clock.now(), backoff_s=self._backoff_s)
+        if decision.status != (job.get("status") or {}):
+            await self.client.update(JOBS, {**job, "status": decision.status}, subresource="status")
+        for event in decision.events:
+            kind = cast(Literal["Normal", "Warning"], event.kind)
+            await self._events.event(_typed(job), kind, event.reason, event.message)
+        return await self._carry_out(key, job, pods, decision)
+
+    async def _carry_out(
+        self, key: str, job: JsonObject, pods: list[JsonObject], decision: JobDecision
+    ) -> float | None:
+        by_name = {pod["metadata"]["name"]: pod for pod in pods}
+        await self._release(job["metadata"]["namespace"], [by_name[name] for name in decision.release])
+        for name in decision.delete:
+            if await delete_if_exists(self.client, PODS, by_name[name]):
+                await self._events.event(_typed(job), "Normal", "SuccessfulDelete", f"Deleted pod: {name}")
+        for new in decision.create:
+            if not await self._create(job, new):
+                failures = self._create_failures.get(key, 0)
+                self._create_failures[key] = failures + 1
+                return min(_CREATE_BACKOFF_S * 2.0 ** min(failures, 6), 60.0)
+        self._create_failures.pop(key, None)
+        return decision.requeue_after_s
+
+    async def _create(self, job: JsonObject, new: NewPod) -> bool:
+        try:
+            pod = await self.client.create(PODS, render_pod(job, new), job["metadata"]["namespace"])
+        except ApiError as error:
+            await self._events.event(_typed(job), "Warning", "FailedCreate", f"Error creating: {error}")
+            return False
+        message = f"Created pod: {pod['metadata']['name']}"
+        await self._events.event(_typed(job), "Normal", "SuccessfulCreate", message)
+        return True
+
+    async def _pods(self, namespace: str, name: str, job: JsonObject | None) -> list[JsonObject]:
+        labelled = await self.client.list(PODS, namespace, label_selector=f"batch.kubernetes.io/job-name={name}")
+        owned = []
+        for pod in labelled:
+            owner = controller_of(pod)
+            is_ours = owner is not None and owner["kind"] == "Job" and owner["name"] == name
+            if is_ours and owner is not None and (job is None or owner["uid"] == job["metadata"]["uid"]):
+                owned.append(pod)
+            elif owner is None and job is None:
+                # Orphaned by a delete without propagation: only the tracking finalizer is still ours.
+                owned.append(pod)
+        return owned
+
+    async def _release(self, namespace: str, pods: list[JsonObject]) -> None:
+        for pod in pods:
+            rest = [f for f in _finalizers(pod) if f != TRACKING_FINALIZER]
+            patch: Any = {"metadata": {"uid": pod["metadata"]["uid"], "finalizers": rest or None}}
+            try:
+                await self.client.patch(PODS, pod["metadata"]["name"], namespace, patch, kind="merge")
+            except ApiError as error:
+                if error.code != 404:
+                    raise
+
+
+class JobTtlController(Controller):
+    """Deletes finished Jobs when their ttlSecondsAfterFinished is over."""
+
+    name = "ttl-after-finished-controller"
+
+    def watched(self) -> Sequence[Watched]:
+        return (Watched(JOBS, own_key),)
+
+    async def reconcile(self, key: str) -> float | None:
+        namespace, name = split_key(key)
+        job = await get_or_none(self.client, JOBS, name, namespace)
+        if job is None or is_deleting(job) or job["spec"].get("ttlSecondsAfterFinished") is None:
+            return None
+        left = seconds_to_live(job, self.clock.now().timestamp())
+        if left is None or left > 0:
+            return left
+        await self.client.delete(JOBS, name, namespace, propagation="Foreground", uid=job["metadata"]["uid"])
+        return None
+
+
+def seconds_to_live(job: JsonObject, now_s: float) -> float | None:
+    """Return how long a finished Job may still stay; None while it is unfinished."""
+    for entry in (job.get("status") or {}).get("conditions") or []:
+        if entry["type"] in {"Complete", "Failed"} and is_true(job, entry["type"]):
+            end = parse_time(entry["lastTransitionTime"]).timestamp()
+            return end + float(job["spec"]["ttlSecondsAfterFinished"]) - now_s
+    return None
+
+
+def _finalizers(pod: JsonObject) -> list[str]:
+    return pod["metadata"].get("finalizers") or []
+
+
+def _typed(job: JsonObject) -> JsonObject:
+    return {**job, "apiVersion": "batch/v1", "kind": "Job"}

@@ -1,0 +1,149 @@
+"""Services: their cluster addresses and the endpoints behind them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from wrpo_devcluster.client import ENDPOINTS, PODS, SERVICES, ApiError, JsonObject
+from wrpo_devcluster.controllers.base import Controller, Watched, get_or_none, own_key
+from wrpo_devcluster.objects import is_deleting, is_ready, is_terminal, labels_of, matches, split_key
+
+SERVICE_PREFIX = "127.96"
+
+
+def pick_address(prefix: str, seed: str, taken: Iterable[str]) -> str:
+    """Choose a free `prefix.y.z` that is the same for the same seed while it is free."""
+    used = set(taken)
+    start = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
+    for step in range(65534):
+        number = 1 + (start + step) % 65534
+        address = f"{prefix}.{number // 256}.{number % 256}"
+        if number % 256 not in {0, 255} and address not in used:
+            return address
+    raise RuntimeError(f"all addresses of {prefix}.0.0/16 are in use")
+
+
+class ServiceAddressController(Controller):
+    """Gives every Service of type ClusterIP its loopback address, on which the proxy listens."""
+
+    name = "service-address-controller"
+    workers = 1
+
+    def watched(self) -> Sequence[Watched]:
+        return (Watched(SERVICES, own_key),)
+
+    async def reconcile(self, key: str) -> float | None:
+        namespace, name = split_key(key)
+        service = await get_or_none(self.client, SERVICES, name, namespace)
+        if service is None or service["spec"].get("clusterIP") or service["spec"].get("type") == "ExternalName":
+            return None
+        taken = [s["spec"].get("clusterIP") or "" for s in await self.client.list(SERVICES)]
+        address = pick_address(SERVICE_PREFIX, key, taken)
+        patch = {"spec": {"clusterIP": address, "clusterIPs": [address]}}
+        await self.client.patch(SERVICES, name, namespace, patch)
+        return None
+
+
+class EndpointsController(Controller):
+    name = "endpoint-controller"
+
+    def watched(self) -> Sequence[Watched]:
+        return (Watched(SERVICES, own_key), Watched(PODS, self._services_of))
+
+    def _services_of(self, pod: JsonObject) -> Iterable[str]:
+        # Which services select a pod is only known from the services; each namespace is looked at as a whole.
+        yield f"{pod['metadata']['namespace']}/"
+
+    async def reconcile(self, key: str) -> float | None:
+        namespace, name = split_key(key)
+        if not name:
+            for service in await self.client.list(SERVICES, namespace):
+                if service["spec"].get("selector"):
+                    self.queue.add(f"{namespace}/{service['metadata']['name']}")
+            return None
+        found = await get_or_none(self.client, SERVICES, name, namespace)
+        current = await get_or_none(self.client, ENDPOINTS, name, namespace)
+        if found is None:
+            if current is not None:
+                await self.client.delete(ENDPOINTS, name, namespace, propagation="Background")
+            return None
+        if is_deleting(found) or not found["spec"].get("selector"):
+            return None
+        subsets = endpoint_subsets(found, await self.client.list(PODS, namespace))
+        if current is None:
+            await self._create(found, subsets)
+        elif (current.get("subsets") or []) != subsets:
+            patch = {"subsets": subsets or None}
+            await self.client.patch(ENDPOINTS, name, namespace, patch)
+        return None
+
+    async def _create(self, service: JsonObject, subsets: list[JsonObject]) -> None:
+        meta = service["metadata"]
+        labels = labels_of(service)
+        body = {
+            "apiVersion": "v1",
+            "kind": "Endpoints",
+            "metadata": {
+                "name": meta["name"],
+                "namespace": meta["namespace"],
+                **({"labels": labels} if labels else {}),
+            },
+            **({"subsets": subsets} if subsets else {}),
+        }
+        try:
+            await self.client.create(ENDPOINTS, body, meta["namespace"])
+        except ApiError as error:
+            if error.code not in {403, 409}:
+                raise
+
+
+def endpoint_subsets(service: JsonObject, pods: list[JsonObject]) -> list[JsonObject]:
+    """Sort the selected pods' addresses into ready and not ready, per set of ports."""
+    spec = service["spec"]
+    groups: dict[tuple[tuple[str, int, str], ...], dict[str, list[JsonObject]]] = {}
+    for pod in sorted(pods, key=lambda p: p["metadata"]["name"]):
+        address = (pod.get("status") or {}).get("podIP")
+        if not address or is_terminal(pod) or not matches({"matchLabels": spec["selector"]}, labels_of(pod)):
+            continue
+        ports = tuple(_ports(spec, pod))
+        counts_as_ready = is_ready(pod) and not is_deleting(pod)
+        bucket = "addresses" if counts_as_ready or spec.get("publishNotReadyAddresses") else "notReadyAddresses"
+        meta = pod["metadata"]
+        entry = {
+            "ip": address,
+            "nodeName": pod["spec"].get("nodeName"),
+            "targetRef": {
+                "kind": "Pod",
+                "namespace": meta["namespace"],
+                "name": meta["name"],
+                "uid": meta["uid"],
+            },
+        }
+        groups.setdefault(ports, {}).setdefault(bucket, []).append(entry)
+    return [
+        {
+            **{k: buckets[k] for k in ("addresses", "notReadyAddresses") if k in buckets},
+            **({"ports": [_port_entry(*p) for p in ports]} if ports else {}),
+        }
+        for ports, buckets in groups.items()
+    ]
+
+
+def _port_entry(name: str, number: int, protocol: str) -> JsonObject:
+    return {**({"name": name} if name else {}), "port": number, "protocol": protocol}
+
+
+def _ports(spec: JsonObject, pod: JsonObject) -> Iterable[tuple[str, int, str]]:
+    for port in spec.get("ports") or []:
+        target = port.get("targetPort", port["port"])
+        if isinstance(target, str) and not target.isdigit():
+            named = (
+                declared["containerPort"]
+                for container in pod["spec"]["containers"]
+                for declared in container.get("ports") or []
+                if declared.get("name") == target
+            )
+            target = next(named, None)
+        if target is not None:
+            yield port.get("name", ""), int(target), port.get("protocol", "TCP")

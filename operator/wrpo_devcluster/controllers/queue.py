@@ -1,0 +1,73 @@
+"""The keyed work queue: a key is worked on by one worker at a time, and never lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+from wrpo_devcluster.clock import Clock
+
+
+class WorkQueue:
+    """A key added while it is being worked on comes back afterwards; `add_after` keeps the earliest time per key."""
+
+    def __init__(self, clock: Clock, *, backoff_s: float = 0.05, max_backoff_s: float = 30.0) -> None:
+        self._clock = clock
+        self._backoff_s = backoff_s
+        self._max_backoff_s = max_backoff_s
+        self._ready: asyncio.Queue[str] = asyncio.Queue()
+        self._queued: set[str] = set()
+        self._active: set[str] = set()
+        self._again: set[str] = set()
+        self._failures: dict[str, int] = {}
+        self._timers: dict[str, tuple[float, asyncio.Task[None]]] = {}
+
+    def add(self, key: str) -> None:
+        if key in self._active:
+            self._again.add(key)
+        elif key not in self._queued:
+            self._queued.add(key)
+            self._ready.put_nowait(key)
+
+    def add_after(self, key: str, delay_s: float) -> None:
+        if delay_s <= 0:
+            self.add(key)
+            return
+        due = self._clock.now().timestamp() + delay_s
+        waiting = self._timers.get(key)
+        if waiting is not None:
+            if waiting[0] <= due:
+                return
+            waiting[1].cancel()
+        self._timers[key] = (due, asyncio.create_task(self._later(key, delay_s)))
+
+    def add_failed(self, key: str) -> None:
+        """Add again after a pause that doubles with each failure in a row."""
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        self.add_after(key, min(self._backoff_s * 2 ** min(failures, 20), self._max_backoff_s))
+
+    def forget(self, key: str) -> None:
+        """Note a success: the key's next failure starts with the shortest pause."""
+        self._failures.pop(key, None)
+
+    async def get(self) -> str:
+        key = await self._ready.get()
+        self._queued.discard(key)
+        self._active.add(key)
+        return key
+
+    def done(self, key: str) -> None:
+        self._active.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+
+    def close(self) -> None:
+        for _, task in self._timers.values():
+            task.cancel()
+        self._timers.clear()
+
+    async def _later(self, key: str, delay_s: float) -> None:
+        await self._clock.sleep(delay_s)
+        self._timers.pop(key, None)
+        self.add(key)

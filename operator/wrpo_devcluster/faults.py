@@ -1,0 +1,70 @@
+"""Faults on request: what a real cluster does to its pods, at a moment the tester chooses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from wrpo_devcluster.client import PODS, ApiError, Client, JsonObject
+from wrpo_devcluster.clock import Clock, timestamp
+
+Disruption = Literal["PreemptionByScheduler", "EvictionByEvictionAPI", "DeletionByTaintManager"]
+
+_MESSAGES: dict[str, str] = {
+    "PreemptionByScheduler": "default-scheduler: preempting to accommodate a higher priority pod",
+    "EvictionByEvictionAPI": "Eviction API: evicting",
+    "DeletionByTaintManager": "Taint manager: deleting due to NoExecute taint",
+}
+
+
+@dataclass(slots=True)
+class Faults:
+    """What goes wrong at present; scheduler and kubelet look here."""
+
+    scheduling_delay_s: float = 0.0
+    pull_errors: dict[str, str] = field(default_factory=dict)
+    """Image (or part of its name) -> message of the pull error."""
+
+    def pull_error(self, image: str) -> str | None:
+        for part, message in self.pull_errors.items():
+            if part in image:
+                return message or f'failed to pull and unpack image "{image}": injected fault'
+        return None
+
+
+async def disrupt(client: Client, clock: Clock, namespace: str, pod: str, reason: Disruption) -> None:
+    """Take a pod away as the cluster does: the DisruptionTarget condition first, then a graceful deletion."""
+    entry: JsonObject = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "lastProbeTime": None,
+        "lastTransitionTime": timestamp(clock.now()),
+        "reason": reason,
+        "message": _MESSAGES[reason],
+    }
+    await client.patch(
+        PODS, pod, namespace, {"status": {"conditions": [entry]}}, kind="strategic", subresource="status"
+    )
+    await client.delete(PODS, pod, namespace, propagation="Background")
+
+
+async def lose_pod(client: Client, namespace: str, pod: str) -> None:
+    """Make a pod vanish without notice, as a lost node's pods do when they are removed by force."""
+    await client.delete(PODS, pod, namespace, propagation="Background", grace_period_s=0)
+
+
+async def lose_node(client: Client, clock: Clock, node: str) -> list[str]:
+    """Evict everything from a node as the taint manager does after its grace period; return the pods' keys."""
+    lost = []
+    for pod in await client.list(PODS):
+        if pod["spec"].get("nodeName") != node or (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"}:
+            continue
+        meta = pod["metadata"]
+        try:
+            await disrupt(client, clock, meta["namespace"], meta["name"], "DeletionByTaintManager")
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            continue
+        lost.append(f"{meta['namespace']}/{meta['name']}")
+    return lost

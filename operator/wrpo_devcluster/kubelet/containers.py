@@ -1,0 +1,134 @@
+"""One run of one container as a process: starting it under the shim, waiting for it, ending it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from wrpo_devcluster.kubelet import shim
+from wrpo_devcluster.kubelet.logs import tail_text
+from wrpo_devcluster.kubelet.records import Attempt, ExitRecord, kill_strays
+
+_START_TIMEOUT_S = 20.0
+_MESSAGE_LIMIT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    argv: list[str]
+    env: Mapping[str, str]
+    cwd: Path
+
+
+def launch(attempt: Attempt, what: Launch) -> int:
+    """Start the shim for a new run; return the shim's pid."""
+    attempt.directory.mkdir(parents=True, exist_ok=True)
+    attempt.log_file.touch(mode=0o600)
+    attempt.termination_file.touch(mode=0o600)
+    spec = {
+        "argv": what.argv,
+        "env": dict(what.env),
+        "cwd": str(what.cwd),
+        "log_file": str(attempt.log_file),
+        "pid_file": str(attempt.pid_file),
+        "exit_file": str(attempt.exit_file),
+    }
+    # The environment may hold secrets.
+    descriptor = os.open(attempt.spec_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(spec, file)
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-I", "-S", str(Path(shim.__file__)), str(attempt.spec_file)],
+        {"PATH": os.environ.get("PATH", os.defpath)},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (
+                os.POSIX_SPAWN_OPEN,
+                1,
+                str(attempt.directory / "shim.log"),
+                os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+                0o600,
+            ),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+
+
+async def wait_started(attempt: Attempt) -> bool:
+    """Wait until the run has a process; False if the shim did not come up."""
+    deadline = asyncio.get_running_loop().time() + _START_TIMEOUT_S
+    while asyncio.get_running_loop().time() < deadline:
+        if attempt.pid_file.exists() or attempt.exit_file.exists():
+            return True
+        await asyncio.sleep(0.005)
+    return False
+
+
+async def wait_ended(attempt: Attempt) -> ExitRecord | None:
+    """Wait until nothing of the run is left; None if it ended without leaving a record."""
+    process = attempt.process()
+    if process is not None and process.is_alive():
+        await _wait_for(process.shim_pid)
+    if process is not None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process.shim_pid, os.WNOHANG)  # noqa: ASYNC222 - does not wait
+    record = attempt.exit()
+    if record is None:
+        kill_strays(marker(attempt))
+    return record
+
+
+def marker(attempt: Attempt) -> str:
+    """Name a run so that its processes can be found by their environment."""
+    return f"{attempt.directory.parent.name}/{attempt.directory.name}/{attempt.number}"
+
+
+async def stop(attempt: Attempt, grace_s: float) -> None:
+    """SIGTERM, and SIGKILL when the grace period is over. Returns when nothing of the run is left."""
+    process = attempt.process()
+    if process is None or not process.is_alive():
+        return
+    process.send(signal.SIGTERM)
+    if grace_s > 0:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await _wait_for(process.shim_pid)
+            return
+    process.send(signal.SIGKILL)
+    await _wait_for(process.shim_pid)
+
+
+def termination_message(attempt: Attempt, policy: str, exit_code: int) -> str:
+    """Return what the container left to say, or the end of its log where the policy says so."""
+    try:
+        raw = attempt.termination_file.read_bytes()[:_MESSAGE_LIMIT]
+    except FileNotFoundError:
+        raw = b""
+    if raw or policy != "FallbackToLogsOnError" or exit_code == 0:
+        return raw.decode(errors="replace")
+    return tail_text(attempt.log_file)
+
+
+async def _wait_for(pid: int) -> None:
+    """Wait for the end of a process that need not be our child."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)

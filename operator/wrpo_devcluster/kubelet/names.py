@@ -1,0 +1,112 @@
+"""The cluster's name service: which address a Service name stands for, also as files that tools in pods read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from wrpo_devcluster.client import ENDPOINTS, PODS, SERVICES, JsonObject, WatchEvent
+from wrpo_devcluster.controllers.base import WatchHub
+from wrpo_devcluster.objects import is_terminal, key_of
+
+_DOMAIN = ".svc.cluster.local"
+
+NSLOOKUP = """#!/bin/sh
+# Answers from the embedded control plane's table; images have nslookup, this machine may not.
+address=$(awk -v name="$1" '$2 == name { print $1; exit }' "$WRPO_DEVCLUSTER_HOSTS" 2>/dev/null)
+if [ -n "$address" ]; then printf 'Name:\\t%s\\nAddress: %s\\n' "$1" "$address"; exit 0; fi
+echo "nslookup: can't resolve '$1'" >&2
+exit 1
+"""
+
+
+class NameService:
+    """Kept from watches; headless Services stand for the address of their first endpoint."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._services: dict[str, JsonObject] = {}
+        self._endpoints: dict[str, JsonObject] = {}
+        self._hosts: dict[str, str] = {}
+
+    def attach(self, hub: WatchHub) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        hub.subscribe(SERVICES, lambda e: self._observe(self._services, e))
+        hub.subscribe(ENDPOINTS, lambda e: self._observe(self._endpoints, e))
+        hub.subscribe(PODS, self._observe_pod)
+
+    def resolve(self, namespace: str, name: str) -> str | None:
+        """Return the address of `svc`, `svc.ns`, `svc.ns.svc` or the full name, or of a pod `host.svc...`."""
+        short = name.removesuffix(".").removesuffix(_DOMAIN)
+        if short == name.removesuffix("."):
+            short = short.removesuffix(".svc")
+        parts = short.split(".")
+        if len(parts) == 1:
+            return self._service(f"{namespace}/{parts[0]}")
+        if len(parts) == 2:
+            return self._service(f"{parts[1]}/{parts[0]}") or self._hosts.get(f"{namespace}/{short}")
+        if len(parts) == 3:
+            return self._hosts.get(f"{parts[2]}/{parts[0]}.{parts[1]}")
+        return None
+
+    def hosts_file(self, namespace: str) -> Path:
+        return self._directory / f"{namespace}.hosts"
+
+    def _service(self, key: str) -> str | None:
+        service = self._services.get(key)
+        if service is None:
+            return None
+        address = service["spec"].get("clusterIP")
+        if address and address != "None":
+            return str(address)
+        if address != "None":
+            return None
+        for subset in self._endpoints.get(key, {}).get("subsets") or []:
+            for endpoint in subset.get("addresses") or []:
+                return str(endpoint["ip"])
+        return None
+
+    def _observe(self, table: dict[str, JsonObject], event: WatchEvent) -> None:
+        if event.type == "DELETED":
+            table.pop(key_of(event.object), None)
+        else:
+            table[key_of(event.object)] = event.object
+        self._write(event.object["metadata"]["namespace"])
+
+    def _observe_pod(self, event: WatchEvent) -> None:
+        spec, meta = event.object["spec"], event.object["metadata"]
+        if not spec.get("subdomain"):
+            return
+        key = f"{meta['namespace']}/{spec.get('hostname') or meta['name']}.{spec['subdomain']}"
+        address = (event.object.get("status") or {}).get("podIP")
+        if event.type == "DELETED" or is_terminal(event.object) or not address:
+            self._hosts.pop(key, None)
+        else:
+            self._hosts[key] = address
+        self._write(meta["namespace"])
+
+    def _write(self, namespace: str) -> None:
+        lines: dict[str, list[str]] = defaultdict(list)
+        for key in self._services:
+            owner, _, name = key.partition("/")
+            address = self._service(key)
+            if address is not None:
+                local = [name] if owner == namespace else []
+                lines[address] += [*local, f"{name}.{owner}", f"{name}.{owner}.svc", f"{name}.{owner}{_DOMAIN}"]
+        for key, address in self._hosts.items():
+            owner, _, name = key.partition("/")
+            lines[address] += [*([name] if owner == namespace else []), f"{name}.{owner}{_DOMAIN}"]
+        text = "".join(f"{address} {name}\n" for address, names in sorted(lines.items()) for name in names)
+        path = self.hosts_file(namespace)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+
+
+def install_tools(directory: Path) -> Path:
+    """Write the small programs that images bring and this machine may lack; return their directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tool = directory / "nslookup"
+    tool.write_text(NSLOOKUP, encoding="utf-8")
+    tool.chmod(0o755)
+    return directory

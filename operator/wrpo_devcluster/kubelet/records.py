@@ -1,0 +1,131 @@
+"""What is kept on disk for each run of a container, and whether the process it names still lives."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wrpo_devcluster.kubelet.shim import start_ticks
+
+MARKER = "WRPO_DEVCLUSTER_CONTAINER"
+"""Environment variable that every process of a container carries, to find strays by."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitRecord:
+    exit_code: int
+    signal: int
+    error: str
+    started_at: str
+    finished_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    shim_pid: int
+    shim_start: int
+    pid: int
+    start: int
+    boot_id: str
+    started_at: str
+
+    def is_alive(self) -> bool:
+        """Tell whether the supervisor lives; it lives as long as anything of the container does."""
+        return self.boot_id == boot_id() and is_running(self.shim_pid, self.shim_start)
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal the container's process group, unless its leader is gone."""
+        if self.boot_id == boot_id() and is_running(self.pid, self.start):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The files of the n-th run of a container, counted from 0."""
+
+    directory: Path
+    number: int
+
+    def _file(self, suffix: str) -> Path:
+        return self.directory / f"{self.number}.{suffix}"
+
+    @property
+    def spec_file(self) -> Path:
+        return self._file("spec.json")
+
+    @property
+    def pid_file(self) -> Path:
+        return self._file("pid.json")
+
+    @property
+    def exit_file(self) -> Path:
+        return self._file("exit.json")
+
+    @property
+    def log_file(self) -> Path:
+        return self._file("log")
+
+    @property
+    def termination_file(self) -> Path:
+        return self._file("termination")
+
+    def process(self) -> ProcessRecord | None:
+        data = _read(self.pid_file)
+        return ProcessRecord(**data) if data else None
+
+    def exit(self) -> ExitRecord | None:
+        data = _read(self.exit_file)
+        return ExitRecord(**data) if data else None
+
+    def following(self) -> Attempt:
+        return Attempt(self.directory, self.number + 1)
+
+
+def last_attempt(directory: Path) -> Attempt | None:
+    """Return the newest run of a container, if it ever ran."""
+    numbers = [int(file.name.split(".")[0]) for file in directory.glob("*.spec.json")]
+    return Attempt(directory, max(numbers)) if numbers else None
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def is_running(pid: int, start: int) -> bool:
+    """Tell whether that process lives and is no zombie; a pid alone may have been given to another."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        return stat.rpartition(")")[2].split()[0] != "Z" and start_ticks(pid) == start
+    except OSError:
+        return False
+
+
+def kill_strays(marker: str) -> int:
+    """Kill processes of a container whose supervisor is gone; return how many there were."""
+    needle = f"{MARKER}={marker}".encode()
+    killed = 0
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            environ = (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if any(part.startswith(needle) for part in environ.split(b"\0")):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(int(entry.name), signal.SIGKILL)
+                killed += 1
+    return killed
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (FileNotFoundError, ValueError):
+        return None

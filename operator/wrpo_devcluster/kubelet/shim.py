@@ -1,0 +1,168 @@
+"""Runs one container's process and outlives the control plane: records its pid, its log and how it ended.
+
+Usage: python -I -S shim.py SPEC.json. Standard library only, and few imports: it starts with every container.
+The container's process leads a process group of its own; whatever it leaves behind dies with it, as in a pid namespace.
+"""
+
+# ruff: noqa: PTH, S606 - pathlib would double the start-up time, and exec is the purpose
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_CHUNK = 65536
+
+
+def start_ticks(pid: int) -> int:
+    """When the process started, in clock ticks since boot: with the pid it names a process for good."""
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+        return int(file.read().rpartition(")")[2].split()[19])
+
+
+def write_record(path: str, record: dict[str, object]) -> None:
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(record, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _stamp() -> str:
+    now = time.time_ns()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now % 10**9:09d}Z"
+
+
+def _copy_log(source: int, path: str) -> None:
+    """Write each line with its time; `P` marks a part of a line that goes on in the next entry."""
+    with open(path, "ab", buffering=0) as log:
+        while True:
+            try:
+                chunk = os.read(source, _CHUNK)
+            except OSError:
+                return
+            if not chunk:
+                return
+            prefix = f"{_stamp()} stdout ".encode()
+            lines = chunk.split(b"\n")
+            out = [prefix + b"F " + line + b"\n" for line in lines[:-1]]
+            if lines[-1]:
+                out.append(prefix + b"P " + lines[-1] + b"\n")
+            log.write(b"".join(out))
+
+
+def _exec_child(spec: dict[str, object], output: int, trouble: int, libc: ctypes.CDLL) -> None:
+    try:
+        os.setpgid(0, 0)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(str(spec["cwd"]))
+        env = spec["env"]
+        argv = spec["argv"]
+        assert isinstance(env, dict)
+        assert isinstance(argv, list)
+        os.execvpe(argv[0], argv, env)
+    except OSError as error:
+        name = spec["argv"][0] if isinstance(spec["argv"], list) else "?"
+        if isinstance(error, FileNotFoundError):
+            text = f'exec: "{name}": executable file not found in $PATH (PATH is that of this machine, not an image)'
+        else:
+            text = f'exec: "{name}": {error.strerror}'
+        os.write(trouble, text.encode()[:4000])
+    finally:
+        os._exit(128)
+
+
+def _descendants() -> list[int]:
+    me = str(os.getpid())
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat", encoding="ascii", errors="replace") as file:
+                    parent = file.read().rpartition(")")[2].split()[1]
+            except OSError:
+                continue
+            if parent == me:
+                found.append(int(entry))
+    return found
+
+
+def _reap(pid: int) -> int:
+    """Wait for the container's process, then end what it left behind; return its wait status."""
+    status = 0
+    while True:
+        done, raw = os.waitpid(-1, 0)
+        if done == pid:
+            status = raw
+            break
+    while True:
+        for orphan in _descendants():
+            try:
+                os.kill(orphan, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return status
+
+
+def main(spec_path: str) -> None:
+    with open(spec_path, encoding="utf-8") as file:
+        spec = json.load(file)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # A handler, not SIG_IGN: the child's exec resets it.
+        signal.signal(number, lambda *_: None)
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    read_end, write_end = os.pipe()
+    trouble_read, trouble_write = os.pipe()
+    started_at = _stamp()
+    pid = os.fork()
+    if pid == 0:
+        _exec_child(spec, write_end, trouble_write, libc)
+    os.close(write_end)
+    os.close(trouble_write)
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot_id = file.read().strip()
+    record = {
+        "shim_pid": os.getpid(),
+        "shim_start": start_ticks(os.getpid()),
+        "pid": pid,
+        "start": start_ticks(pid),
+        "boot_id": boot_id,
+        "started_at": started_at,
+    }
+    write_record(spec["pid_file"], record)
+    copier = threading.Thread(target=_copy_log, args=(read_end, spec["log_file"]))
+    copier.start()
+    with os.fdopen(trouble_read, "rb") as trouble:
+        error = trouble.read().decode(errors="replace")
+    status = _reap(pid)
+    copier.join()
+    code = os.waitstatus_to_exitcode(status)
+    write_record(
+        spec["exit_file"],
+        {
+            "exit_code": 128 - code if code < 0 else code,
+            "signal": -code if code < 0 else 0,
+            "error": error,
+            "started_at": started_at,
+            "finished_at": _stamp(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,119 @@
+"""Pods that follow annotations instead of running: for transcripts and for tests of scale.
+
+`fake.test/run-seconds` (a number or `forever`), `fake.test/exit-code`, `fake.test/pull-error`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from wrpo_devcluster.client import JsonObject
+from wrpo_devcluster.clock import Clock, timestamp
+from wrpo_devcluster.controllers.network import pick_address
+from wrpo_devcluster.kubelet.agent import PodHandle
+from wrpo_devcluster.objects import annotations_of, is_terminal
+
+_NETWORK = "10.244"
+
+
+class SimulatedRuntime:
+    def __init__(self, clock: Clock, *, start_latency_s: float = 1.0) -> None:
+        # A status that is a second younger than the binding, as on a cluster whose kubelets take time to start pods.
+        self._start_latency_s = start_latency_s
+        self._clock = clock
+        self._addresses: dict[str, str] = {}
+
+    async def run(self, handle: PodHandle) -> None:
+        if is_terminal(handle.pod):
+            return
+        address = self._address(handle)
+        started = timestamp(self._clock.now())
+        if await self._deleted_within(handle, self._start_latency_s):
+            return
+        annotations = annotations_of(handle.pod)
+        if annotations.get("fake.test/pull-error"):
+            waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "fake"}}
+            await self._report(handle, address, started, phase="Pending", state=waiting, ready=False)
+            await handle.deletion.wait()
+            return
+        begun = timestamp(self._clock.now())
+        running = {"running": {"startedAt": begun}}
+        await self._report(handle, address, started, phase="Running", state=running, ready=True)
+        wanted = annotations.get("fake.test/run-seconds", "0")
+        killed = await self._deleted_within(handle, None if wanted == "forever" else float(wanted))
+        code = 137 if killed else int(annotations.get("fake.test/exit-code", "0"))
+        ended = {
+            "terminated": {
+                "exitCode": code,
+                "reason": "Completed" if code == 0 else "Error",
+                "startedAt": begun,
+                "finishedAt": timestamp(self._clock.now()),
+                "containerID": f"fake://{handle.uid}/0",
+            }
+        }
+        phase = "Succeeded" if code == 0 else "Failed"
+        await self._report(handle, address, started, phase=phase, state=ended, ready=False)
+
+    async def forget(self, uid: str) -> None:
+        self._addresses.pop(uid, None)
+
+    def _address(self, handle: PodHandle) -> str:
+        known = (handle.pod.get("status") or {}).get("podIP")
+        address = known or pick_address(_NETWORK, handle.uid, self._addresses.values())
+        self._addresses[handle.uid] = address
+        return str(address)
+
+    async def _deleted_within(self, handle: PodHandle, seconds: float | None) -> bool:
+        """Wait for the pod's deletion, at most that long; None waits for ever."""
+        if seconds is None:
+            await handle.deletion.wait()
+            return True
+        waiter = asyncio.create_task(handle.deletion.wait())
+        timer = asyncio.create_task(self._clock.sleep(seconds))
+        try:
+            await asyncio.wait({waiter, timer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (waiter, timer):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        return handle.deletion.is_set()
+
+    async def _report(
+        self, handle: PodHandle, address: str, started: str, *, phase: str, state: JsonObject, ready: bool
+    ) -> None:
+        now = timestamp(self._clock.now())
+        readiness = {"PodScheduled": True, "Initialized": True, "ContainersReady": ready, "Ready": ready}
+        status: JsonObject = {
+            "phase": phase,
+            "conditions": [
+                {
+                    "type": kind,
+                    "status": "True" if value else "False",
+                    "lastProbeTime": None,
+                    "lastTransitionTime": now,
+                }
+                for kind, value in readiness.items()
+            ],
+            "hostIP": "127.0.0.1",
+            "hostIPs": [{"ip": "127.0.0.1"}],
+            "podIP": address,
+            "podIPs": [{"ip": address}],
+            "startTime": started,
+            "containerStatuses": [
+                {
+                    "name": container["name"],
+                    "state": state,
+                    "lastState": {},
+                    "ready": ready,
+                    "restartCount": 0,
+                    "image": container.get("image", ""),
+                    "imageID": f"fake://{container.get('image', '')}",
+                    "containerID": f"fake://{handle.uid}/{container['name']}/0",
+                    "started": ready,
+                }
+                for container in handle.pod["spec"]["containers"]
+            ],
+        }
+        await handle.write_status(status)

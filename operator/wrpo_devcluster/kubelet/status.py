@@ -1,0 +1,183 @@
+"""A pod's status from the states of its containers: pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from wrpo_devcluster.client import JsonObject
+from wrpo_devcluster.objects import set_condition
+
+
+@dataclass(slots=True)
+class ContainerState:
+    """What the kubelet knows of one container; `is_final` once it will not be started again."""
+
+    name: str
+    image: str
+    state: JsonObject = field(default_factory=lambda: {"waiting": {"reason": "ContainerCreating"}})
+    last_state: JsonObject = field(default_factory=dict)
+    restart_count: int = 0
+    is_ready: bool = False
+    has_started: bool = False
+    is_final: bool = False
+    container_id: str = ""
+
+    @property
+    def exit_code(self) -> int | None:
+        terminated = self.state.get("terminated")
+        return int(terminated["exitCode"]) if terminated else None
+
+    def as_status(self) -> JsonObject:
+        return {
+            "name": self.name,
+            "state": self.state,
+            "lastState": self.last_state,
+            "ready": self.is_ready,
+            "restartCount": self.restart_count,
+            "image": self.image,
+            "imageID": f"process://{self.image}" if self.container_id else "",
+            **({"containerID": self.container_id} if self.container_id else {}),
+            "started": self.has_started,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why the pod as a whole was ended, when it was not by its own containers."""
+
+    reason: str
+    message: str
+    is_disruption: bool = False
+
+
+def phase(init: list[ContainerState], apps: list[ContainerState], ending: Ending | None) -> str:
+    if ending is not None:
+        return "Failed"
+    if any(c.is_final and c.exit_code not in {None, 0} for c in init):
+        return "Failed"
+    if apps and all(c.is_final and c.exit_code is not None for c in apps):
+        return "Succeeded" if all(c.exit_code == 0 for c in apps) else "Failed"
+    if any("running" in c.state or c.container_id for c in apps):
+        return "Running"
+    return "Pending"
+
+
+def compose(
+    pod: JsonObject,
+    init: list[ContainerState],
+    apps: list[ContainerState],
+    *,
+    address: str,
+    started_at: str,
+    now: datetime,
+    ending: Ending | None = None,
+) -> JsonObject:
+    """Return the status to write; transition times of unchanged conditions stay."""
+    current = phase(init, apps, ending)
+    conditions = list((pod.get("status") or {}).get("conditions") or [])
+    for entry in _conditions(current, init, apps, ending):
+        conditions = _replace_condition(conditions, entry, now)
+    kept = {"PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready", "DisruptionTarget"}
+    status: JsonObject = {
+        "phase": current,
+        "conditions": [c for c in conditions if c["type"] in kept],
+        "hostIP": "127.0.0.1",
+        "hostIPs": [{"ip": "127.0.0.1"}],
+        "podIP": address,
+        "podIPs": [{"ip": address}],
+        "startTime": started_at,
+        "containerStatuses": [c.as_status() for c in apps],
+    }
+    if init:
+        status["initContainerStatuses"] = [c.as_status() for c in init]
+    if ending is not None:
+        status |= {"reason": ending.reason, "message": ending.message}
+    return status
+
+
+def _conditions(
+    current: str, init: list[ContainerState], apps: list[ContainerState], ending: Ending | None
+) -> list[JsonObject]:
+    is_over = current in {"Succeeded", "Failed"}
+    incomplete = [c.name for c in init if c.exit_code != 0]
+    unready = [c.name for c in apps if not c.is_ready]
+    entries = [_condition("PodReadyToStartContainers", not is_over)]
+    if incomplete:
+        text = f"containers with incomplete status: [{' '.join(incomplete)}]"
+        entries.append(_condition("Initialized", False, "ContainersNotInitialized", text))
+    else:
+        entries.append(_condition("Initialized", True, "PodCompleted" if current == "Succeeded" else ""))
+    if is_over:
+        why = ("PodCompleted" if current == "Succeeded" else "PodFailed", "")
+    else:
+        why = ("ContainersNotReady", f"containers with unready status: [{' '.join(unready)}]")
+    for kind in ("ContainersReady", "Ready"):
+        is_ready = not unready and not is_over and not incomplete
+        entries.append(_condition(kind, True) if is_ready else _condition(kind, False, *why))
+    if ending is not None and ending.is_disruption:
+        entries.append(_condition("DisruptionTarget", True, "TerminationByKubelet", ending.message))
+    return entries
+
+
+def _replace_condition(conditions: list[JsonObject], entry: JsonObject, now: datetime) -> list[JsonObject]:
+    """Like `set_condition`, but a reason that no longer holds goes away."""
+    updated = set_condition(conditions, entry, now)
+    keep = {*entry, "lastTransitionTime"}
+    return [{k: v for k, v in c.items() if k in keep} if c["type"] == entry["type"] else c for c in updated]
+
+
+def _condition(kind: str, value: bool, reason: str = "", message: str = "") -> JsonObject:
+    return {
+        "type": kind,
+        "status": "True" if value else "False",
+        "lastProbeTime": None,
+        **({"reason": reason} if reason else {}),
+        **({"message": message} if message else {}),
+    }
+
+
+def waiting(reason: str, message: str = "") -> JsonObject:
+    return {"waiting": {"reason": reason, **({"message": message} if message else {})}}
+
+
+def terminated(
+    *,
+    exit_code: int,
+    signal: int,
+    started_at: str,
+    finished_at: str,
+    message: str = "",
+    container_id: str = "",
+    reason: str = "",
+) -> JsonObject:
+    return {
+        "terminated": {
+            "exitCode": exit_code,
+            **({"signal": signal} if signal else {}),
+            "reason": reason or ("Completed" if exit_code == 0 else "Error"),
+            **({"message": message} if message else {}),
+            "startedAt": started_at,
+            "finishedAt": finished_at,
+            "containerID": container_id,
+        }
+    }
+
+
+def should_restart(policy: str, exit_code: int, *, is_init: bool) -> bool:
+    """Restart after that exit code? An init container under Always runs until it succeeds."""
+    if is_init and exit_code == 0:
+        return False
+    return policy == "Always" or (policy == "OnFailure" and exit_code != 0)
+
+
+def crash_backoff_s(restarts: int, *, scale: float) -> float:
+    """Return the pause before restart number `restarts` + 1: none, then 10 s, doubling up to 5 minutes."""
+    if restarts <= 0:
+        return 0.0
+    return float(min(10 * 2 ** min(restarts - 1, 10), 300)) * scale
+
+
+def whole_seconds(text: str) -> str:
+    """Cut a time with fractions to metav1.Time."""
+    return f"{text[:19]}Z"

@@ -1,0 +1,257 @@
+"""Starting and stopping the control plane as a background process: what `wrpo dev up|down|status|reset` calls."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wrpo_devcluster.config import ClusterConfig, default_environment, default_node, load_config, save_config
+from wrpo_devcluster.kubelet.records import is_running, kill_strays
+from wrpo_devcluster.kubelet.shim import start_ticks
+
+DEFAULT_STATE_DIR = Path(".wrpo/dev")
+_LOG_TAIL_LINES = 25
+_OWN_ENTRIES = (
+    "admin-token",
+    "apiserver",
+    "bin",
+    "cluster.json",
+    "control-plane.json",
+    "control-plane.log",
+    "dns",
+    "kubeconfig",
+    "lock",
+    "pki",
+    "pods",
+    "port",
+    "volumes",
+)
+_STOP_KEEPING_PODS = "keep-pods"
+
+
+class LifecycleError(Exception):
+    """The control plane could not be started or stopped; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """A control plane: running or not, and how to reach it."""
+
+    state_dir: Path
+    is_running: bool
+    pid: int | None
+    url: str
+    kubeconfig: Path
+    log_file: Path
+
+
+def default_config(
+    state_dir: Path, *, cpu: str | None = None, memory: str | None = None, gpus: int = 0
+) -> ClusterConfig:
+    """Return the configuration of a cluster of one node: this machine, or the size that is asked for."""
+    node = default_node()
+    node = replace(node, cpu=cpu or node.cpu, memory=memory or node.memory, gpus=gpus)
+    return ClusterConfig(state_dir=state_dir, nodes=(node,), environment=default_environment(os.environ))
+
+
+def with_images(config: ClusterConfig, choices: tuple[str, ...]) -> ClusterConfig:
+    """Add entrypoints given as IMAGE=COMMAND to the configuration."""
+    images = dict(config.images)
+    for choice in choices:
+        image, separator, command = choice.partition("=")
+        if not separator or not image or not command.strip():
+            raise LifecycleError(f"--image is {choice!r} but must be IMAGE=COMMAND, e.g. worker='python -m worker'")
+        images[image] = tuple(shlex.split(command))
+    return replace(config, images=images)
+
+
+def up(
+    state_dir: Path = DEFAULT_STATE_DIR,
+    *,
+    config: ClusterConfig | None = None,
+    with_crds: tuple[str, ...] = ("pytorchjob",),
+    timeout_s: float = 60.0,
+) -> Info:
+    """Start the control plane unless it runs, and wait until it is ready.
+
+    `config` replaces what the state directory was last started with; without either, defaults are used.
+    A running control plane is left as it is.
+    """
+    state_dir = state_dir.resolve()
+    current = status(state_dir)
+    if current.is_running:
+        return _wait_ready(current, timeout_s)
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    chosen = config or load_config(state_dir) or default_config(state_dir)
+    chosen = replace(chosen, state_dir=state_dir)
+    save_config(chosen)
+    crds = [part for choice in with_crds for part in ("--with-crds", choice)]
+    command = [sys.executable, "-m", "wrpo_devcluster", "serve", "--state-dir", str(state_dir), *crds]
+    # The package may be found through PYTHONPATH only; the child needs the same.
+    own = str(Path(__file__).resolve().parent.parent)
+    paths = [own, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    log_file = state_dir / "control-plane.log"
+    with log_file.open("ab") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
+        )
+    # The control plane outlives this process; nothing here waits for it.
+    process.returncode = 0
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(process.pid, os.WNOHANG)[0]:
+                raise LifecycleError(f"the control plane ended while it started.\n{_log_tail(log_file)}")
+        current = status(state_dir)
+        if current.is_running:
+            return _wait_ready(current, deadline - time.monotonic())
+        time.sleep(0.05)
+    raise LifecycleError(f"the control plane was not ready after {timeout_s:g} s.\n{_log_tail(log_file)}")
+
+
+def down(state_dir: Path = DEFAULT_STATE_DIR, *, keep_pods: bool = False, timeout_s: float = 60.0) -> bool:
+    """Stop the control plane, and the pods' processes unless `keep_pods`. Return False if it did not run.
+
+    With `keep_pods` the processes go on, and the next `up` takes them over.
+    """
+    state_dir = state_dir.resolve()
+    record = _read_record(state_dir)
+    if record is None or not is_running(int(record["pid"]), int(record["start"])):
+        if not keep_pods:
+            _kill_pods(state_dir)
+        return False
+    flag = state_dir / _STOP_KEEPING_PODS
+    if keep_pods:
+        flag.touch()
+    pid, start = int(record["pid"]), int(record["start"])
+    try:
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + timeout_s
+        while is_running(pid, start):
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                break
+            time.sleep(0.02)
+    except ProcessLookupError:
+        pass
+    finally:
+        flag.unlink(missing_ok=True)
+    if not keep_pods:
+        _kill_pods(state_dir)
+    return True
+
+
+def status(state_dir: Path = DEFAULT_STATE_DIR) -> Info:
+    state_dir = state_dir.resolve()
+    record = _read_record(state_dir)
+    alive = record is not None and is_running(int(record["pid"]), int(record["start"]))
+    return Info(
+        state_dir=state_dir,
+        is_running=alive,
+        pid=int(record["pid"]) if record is not None and alive else None,
+        url=str(record["url"]) if record is not None else "",
+        kubeconfig=state_dir / "kubeconfig",
+        log_file=state_dir / "control-plane.log",
+    )
+
+
+def reset(state_dir: Path = DEFAULT_STATE_DIR) -> None:
+    """Stop everything and remove all the control plane made, volumes included."""
+    state_dir = state_dir.resolve()
+    down(state_dir)
+    for name in _OWN_ENTRIES:
+        path = state_dir / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        # Only if nothing of the user's lies there.
+        state_dir.rmdir()
+
+
+@contextlib.contextmanager
+def single_instance(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory; a second control plane on it is refused."""
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (state_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LifecycleError(
+                f"another control plane is using {state_dir}; stop it with `wrpo dev down` or choose another directory"
+            ) from error
+        yield
+
+
+def write_record(state_dir: Path, url: str) -> None:
+    """Write down how others find this process; `serve` does so when it listens."""
+    record = {"pid": os.getpid(), "start": start_ticks(os.getpid()), "url": url}
+    path = state_dir / "control-plane.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record), encoding="ascii")
+    temporary.replace(path)
+
+
+def should_keep_pods(state_dir: Path) -> bool:
+    """Tell whether `down(keep_pods=True)` asked for the stop that is under way."""
+    return (state_dir / _STOP_KEEPING_PODS).exists()
+
+
+def _read_record(state_dir: Path) -> dict[str, object] | None:
+    try:
+        return json.loads((state_dir / "control-plane.json").read_text(encoding="ascii"))  # type: ignore[no-any-return]
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _wait_ready(info: Info, timeout_s: float) -> Info:
+    deadline = time.monotonic() + max(timeout_s, 1.0)
+    why = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            context = ssl.create_default_context(cafile=str(info.state_dir / "pki" / "ca.crt"))
+            token = (info.state_dir / "admin-token").read_text(encoding="ascii").strip()
+            request = urllib.request.Request(f"{info.url}/readyz", headers={"Authorization": f"Bearer {token}"})  # noqa: S310
+            opener = urllib.request.build_opener(
+                urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+            )
+            with opener.open(request, timeout=5) as response:
+                if response.status == 200:
+                    return info
+        except (OSError, urllib.error.URLError) as error:
+            why = str(error)
+        if not status(info.state_dir).is_running:
+            raise LifecycleError(f"the control plane ended.\n{_log_tail(info.log_file)}")
+        time.sleep(0.05)
+    raise LifecycleError(f"the control plane at {info.url} is not ready: {why}.\n{_log_tail(info.log_file)}")
+
+
+def _kill_pods(state_dir: Path) -> None:
+    """End what a control plane that was killed has left running."""
+    pods = state_dir / "pods"
+    for pod in pods.iterdir() if pods.is_dir() else ():
+        kill_strays(f"{pod.name}/")
+
+
+def _log_tail(log_file: Path) -> str:
+    try:
+        lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        lines = []
+    return f"The end of {log_file}:\n" + "\n".join(lines[-_LOG_TAIL_LINES:])

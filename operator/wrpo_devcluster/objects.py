@@ -1,0 +1,208 @@
+"""Small questions asked of Kubernetes objects: owners, conditions, selectors, quantities, resource names."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from wrpo_devcluster.client import JsonObject, Resource
+from wrpo_devcluster.clock import parse_time, timestamp
+
+ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
+"""The letters of generated names: no vowels, so no words."""
+
+_SUFFIXES: dict[str, Decimal] = {
+    "m": Decimal("0.001"),
+    "k": Decimal(10) ** 3,
+    "M": Decimal(10) ** 6,
+    "G": Decimal(10) ** 9,
+    "T": Decimal(10) ** 12,
+    "Ki": Decimal(2) ** 10,
+    "Mi": Decimal(2) ** 20,
+    "Gi": Decimal(2) ** 30,
+    "Ti": Decimal(2) ** 40,
+}
+
+
+def key_of(obj: JsonObject) -> str:
+    """`namespace/name`; a cluster-scoped object has an empty namespace."""
+    meta = obj["metadata"]
+    return f"{meta.get('namespace', '')}/{meta['name']}"
+
+
+def split_key(key: str) -> tuple[str, str]:
+    namespace, _, name = key.partition("/")
+    return namespace, name
+
+
+def labels_of(obj: JsonObject) -> dict[str, str]:
+    return obj["metadata"].get("labels") or {}
+
+
+def annotations_of(obj: JsonObject) -> dict[str, str]:
+    return obj["metadata"].get("annotations") or {}
+
+
+def is_deleting(obj: JsonObject) -> bool:
+    return bool(obj["metadata"].get("deletionTimestamp"))
+
+
+def controller_of(obj: JsonObject) -> JsonObject | None:
+    """Return the owner reference marked as controller."""
+    for reference in obj["metadata"].get("ownerReferences") or []:
+        if reference.get("controller"):
+            return reference  # type: ignore[no-any-return]
+    return None
+
+
+def owner_reference(owner: JsonObject) -> JsonObject:
+    meta = owner["metadata"]
+    return {
+        "apiVersion": owner["apiVersion"],
+        "kind": owner["kind"],
+        "name": meta["name"],
+        "uid": meta["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def condition(obj: JsonObject, kind: str) -> JsonObject | None:
+    for entry in (obj.get("status") or {}).get("conditions") or []:
+        if entry.get("type") == kind:
+            return entry  # type: ignore[no-any-return]
+    return None
+
+
+def is_true(obj: JsonObject, kind: str) -> bool:
+    found = condition(obj, kind)
+    return found is not None and found.get("status") == "True"
+
+
+def set_condition(conditions: list[JsonObject], entry: JsonObject, now: datetime) -> list[JsonObject]:
+    """Return the conditions with `entry` in place of its type; the transition time moves only with the status."""
+    result: list[JsonObject] = []
+    found = False
+    for old in conditions:
+        if old.get("type") != entry["type"]:
+            result.append(old)
+            continue
+        found = True
+        if all(old.get(name) == entry.get(name) for name in ("status", "reason", "message")):
+            result.append(old)
+            continue
+        since = old.get("lastTransitionTime") if old.get("status") == entry["status"] else timestamp(now)
+        result.append({**old, **entry, "lastTransitionTime": since})
+    if not found:
+        result.append({**entry, "lastTransitionTime": timestamp(now)})
+    return result
+
+
+def created_at(obj: JsonObject) -> datetime:
+    return parse_time(obj["metadata"]["creationTimestamp"])
+
+
+def pod_phase(pod: JsonObject) -> str:
+    return str((pod.get("status") or {}).get("phase") or "Pending")
+
+
+def is_terminal(pod: JsonObject) -> bool:
+    return pod_phase(pod) in {"Succeeded", "Failed"}
+
+
+def is_active(pod: JsonObject) -> bool:
+    return not is_terminal(pod) and not is_deleting(pod)
+
+
+def is_ready(pod: JsonObject) -> bool:
+    return is_true(pod, "Ready")
+
+
+def matches(selector: JsonObject | None, labels: Mapping[str, str]) -> bool:
+    """Evaluate a metav1.LabelSelector; an empty selector matches everything, None nothing."""
+    if selector is None:
+        return False
+    for name, value in (selector.get("matchLabels") or {}).items():
+        if labels.get(name) != value:
+            return False
+    return all(expression_holds(item, labels) for item in selector.get("matchExpressions") or [])
+
+
+def expression_holds(item: JsonObject, values: Mapping[str, str]) -> bool:
+    """Evaluate one match expression of a label selector or a node selector term."""
+    key, operator, wanted = item["key"], item["operator"], item.get("values") or []
+    match operator:
+        case "In":
+            return values.get(key) in wanted
+        case "NotIn":
+            return values.get(key) not in wanted
+        case "Exists":
+            return key in values
+        case "DoesNotExist":
+            return key not in values
+        case "Gt":
+            return key in values and int(values[key]) > int(wanted[0])
+        case "Lt":
+            return key in values and int(values[key]) < int(wanted[0])
+        case _:
+            return False
+
+
+def selector_text(labels: Mapping[str, str]) -> str:
+    return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
+
+
+def quantity(value: Any) -> Decimal:
+    """Read a resource quantity such as `500m`, `2Gi` or `1e3`."""
+    text = str(value)
+    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
+        if text.endswith(suffix):
+            return Decimal(text[: -len(suffix)]) * _SUFFIXES[suffix]
+    return Decimal(text)
+
+
+def random_suffix(source: random.Random, length: int = 5) -> str:
+    return "".join(source.choice(ALPHABET) for _ in range(length))
+
+
+def stable_hash(text: str, length: int = 10) -> str:
+    """Return a short name part that depends only on `text`."""
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
+    letters = []
+    for _ in range(length):
+        number, index = divmod(number, len(ALPHABET))
+        letters.append(ALPHABET[index])
+    return "".join(letters)
+
+
+BUILTIN_KINDS: dict[tuple[str, str], Resource] = {
+    ("v1", "Pod"): Resource("", "v1", "pods"),
+    ("v1", "Service"): Resource("", "v1", "services"),
+    ("v1", "ConfigMap"): Resource("", "v1", "configmaps"),
+    ("v1", "Secret"): Resource("", "v1", "secrets"),
+    ("v1", "ServiceAccount"): Resource("", "v1", "serviceaccounts"),
+    ("v1", "PersistentVolumeClaim"): Resource("", "v1", "persistentvolumeclaims"),
+    ("v1", "Endpoints"): Resource("", "v1", "endpoints"),
+    ("v1", "Namespace"): Resource("", "v1", "namespaces"),
+    ("v1", "Node"): Resource("", "v1", "nodes"),
+    ("apps/v1", "Deployment"): Resource("apps", "v1", "deployments"),
+    ("apps/v1", "ReplicaSet"): Resource("apps", "v1", "replicasets"),
+    ("batch/v1", "Job"): Resource("batch", "v1", "jobs"),
+    ("coordination.k8s.io/v1", "Lease"): Resource("coordination.k8s.io", "v1", "leases"),
+    ("rbac.authorization.k8s.io/v1", "Role"): Resource("rbac.authorization.k8s.io", "v1", "roles"),
+    ("rbac.authorization.k8s.io/v1", "RoleBinding"): Resource("rbac.authorization.k8s.io", "v1", "rolebindings"),
+}
+"""Kinds the garbage collector and the namespace controller always know; custom ones come from their CRDs."""
+
+
+def crd_resources(crd: JsonObject) -> Iterable[tuple[tuple[str, str], Resource]]:
+    """Yield ((apiVersion, kind), resource) for the served versions of a CRD; the storage version first."""
+    spec = crd["spec"]
+    versions = [v for v in spec["versions"] if v.get("served")]
+    for version in sorted(versions, key=lambda v: not v.get("storage")):
+        resource = Resource(spec["group"], version["name"], spec["names"]["plural"])
+        yield (f"{spec['group']}/{version['name']}", spec["names"]["kind"]), resource

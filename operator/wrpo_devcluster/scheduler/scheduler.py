@@ -1,0 +1,122 @@
+"""The scheduler: binds waiting pods to nodes, by priority and then in the order in which they came."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from wrpo_devcluster.client import CLAIMS, NODES, PODS, ApiError, Client, JsonObject
+from wrpo_devcluster.clock import Clock, timestamp
+from wrpo_devcluster.controllers.base import Controller, Watched, get_or_none
+from wrpo_devcluster.controllers.events import EventRecorder
+from wrpo_devcluster.faults import Faults
+from wrpo_devcluster.objects import condition, is_deleting, is_terminal
+from wrpo_devcluster.scheduler.fit import NodeView, choose, usage
+
+_ALL = "all"
+
+
+class Scheduler(Controller):
+    """One key for the whole cluster: every pass looks at all waiting pods, so that none overtakes a fitting one."""
+
+    name = "default-scheduler"
+    workers = 1
+
+    def __init__(self, client: Client, clock: Clock, *, faults: Faults) -> None:
+        super().__init__(client, clock)
+        self._faults = faults
+        self._events = EventRecorder(client, clock, self.name)
+
+    def watched(self) -> Sequence[Watched]:
+        everything = _everything
+        return (Watched(PODS, everything), Watched(NODES, everything), Watched(CLAIMS, everything))
+
+    async def reconcile(self, key: str) -> float | None:
+        del key
+        pods = await self.client.list(PODS)
+        waiting = [p for p in pods if not p["spec"].get("nodeName") and not is_deleting(p) and not is_terminal(p)]
+        waiting = [p for p in waiting if not p["spec"].get("schedulingGates")]
+        if not waiting:
+            return None
+        if self._faults.scheduling_delay_s > 0:
+            await self.clock.sleep(self._faults.scheduling_delay_s)
+        by_node: dict[str, list[JsonObject]] = defaultdict(list)
+        for pod in pods:
+            if pod["spec"].get("nodeName") and not is_terminal(pod):
+                by_node[pod["spec"]["nodeName"]].append(pod)
+        nodes = [n for n in await self.client.list(NODES) if not is_deleting(n)]
+        waiting.sort(key=lambda p: (-int(p["spec"].get("priority") or 0), p["metadata"]["creationTimestamp"]))
+        for pod in waiting:
+            views = [NodeView(node, usage(by_node[node["metadata"]["name"]])) for node in nodes]
+            verdict = choose(pod, views)
+            missing = await self._missing_claim(pod)
+            if verdict.node is None or missing:
+                message = f"0/{len(nodes)} nodes are available: {missing}." if missing else verdict.message
+                await self._refuse(pod, message)
+            elif await self._bind(pod, verdict.node):
+                by_node[verdict.node].append(pod)
+        return None
+
+    async def _missing_claim(self, pod: JsonObject) -> str:
+        for volume in pod["spec"].get("volumes") or []:
+            claim = volume.get("persistentVolumeClaim")
+            if claim is None:
+                continue
+            found = await get_or_none(self.client, CLAIMS, claim["claimName"], pod["metadata"]["namespace"])
+            if found is None:
+                return f'persistentvolumeclaim "{claim["claimName"]}" not found'
+            if is_deleting(found):
+                return f'persistentvolumeclaim "{claim["claimName"]}" is being deleted'
+        return ""
+
+    async def _bind(self, pod: JsonObject, node: str) -> bool:
+        meta = pod["metadata"]
+        binding = {
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+        }
+        try:
+            await self.client.update(PODS, binding, subresource="binding")
+        except ApiError as error:
+            if error.code in {404, 409}:
+                return False
+            raise
+        message = f"Successfully assigned {meta['namespace']}/{meta['name']} to {node}"
+        await self._events.event(_typed(pod), "Normal", "Scheduled", message)
+        return True
+
+    async def _refuse(self, pod: JsonObject, message: str) -> None:
+        current = condition(pod, "PodScheduled")
+        if current is not None and current.get("status") == "False" and current.get("message") == message:
+            return
+        meta = pod["metadata"]
+        entry: dict[str, Any] = {
+            "type": "PodScheduled",
+            "observedGeneration": meta.get("generation", 1),
+            "status": "False",
+            "lastProbeTime": None,
+            "lastTransitionTime": timestamp(self.clock.now()),
+            "reason": "Unschedulable",
+            "message": message,
+        }
+        patch = {"status": {"conditions": [entry]}}
+        try:
+            await self.client.patch(
+                PODS, meta["name"], meta["namespace"], patch, kind="strategic", subresource="status"
+            )
+        except ApiError as error:
+            if error.code not in {404, 409}:
+                raise
+        await self._events.event(_typed(pod), "Warning", "FailedScheduling", message)
+
+
+def _typed(pod: JsonObject) -> JsonObject:
+    return {**pod, "apiVersion": "v1", "kind": "Pod"}
+
+
+def _everything(obj: JsonObject) -> Iterable[str]:
+    del obj
+    return (_ALL,)
