@@ -1,0 +1,229 @@
+"""The operator as one process: client, informer, queue, lease, endpoints, wired together.
+
+Nothing here decides about experiments. If one of the parts ends, the process ends with an error and is started anew
+by its Deployment: a part that is silently gone would be worse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from datetime import UTC, datetime
+
+from aiohttp import web
+
+from wrpo_operator.api import names
+from wrpo_operator.runtime.health import health_app, heartbeat
+from wrpo_operator.runtime.informer import Informer, InformerSettings
+from wrpo_operator.runtime.kube import HttpKube, KubeError
+from wrpo_operator.runtime.lease import LeaderElection, LeaseSettings
+from wrpo_operator.runtime.metrics import Metrics
+from wrpo_operator.runtime.observe import child_fact
+from wrpo_operator.runtime.progress_server import MIN_INTERVAL_S, ProgressBook, ProgressServer
+from wrpo_operator.runtime.queue import WorkQueue
+from wrpo_operator.runtime.reconciler import Key, Reconciler, ReconcilerSettings
+from wrpo_operator.runtime.resources import CHILD_RESOURCES, EXPERIMENTS, PODS, JsonObject, Resource
+from wrpo_operator.runtime.resources import labels_of, name_of, namespace_of
+from wrpo_operator.runtime.settings import Settings
+from wrpo_operator.runtime.snapshot import LIVE, SnapshotBuilder
+from wrpo_operator.runtime.store import ObjectStore
+
+log = logging.getLogger(__name__)
+WATCH_LIMIT_S = 300.0
+LEASE_LIMIT_S = 120.0
+WORK_LIMIT_S = 300.0
+
+
+class Operator:
+    """One running operator."""
+
+    def __init__(self, client: HttpKube, settings: Settings) -> None:
+        self._client = client
+        self._settings = settings
+        self._metrics = Metrics()
+        self._store = ObjectStore()
+        self._book = ProgressBook()
+        self._progress_at: dict[Key, float] = {}
+        self._informer = Informer(
+            client,
+            self._store,
+            InformerSettings(namespace=settings.namespace, audit_s=settings.audit_s),
+            login=client.kopf_login,
+            monotonic=time.monotonic,
+            on_change=self._on_change,
+            on_session=self._on_session,
+        )
+        self._lease = LeaderElection(
+            client,
+            LeaseSettings(settings.own_namespace, settings.lease_name, settings.identity),
+            monotonic=time.monotonic,
+            on_change=self._on_leading,
+        )
+        self._reconciler = Reconciler(
+            client,
+            self._store,
+            SnapshotBuilder(self._store, self._book, backends=lambda: self._informer.training_backends),
+            ReconcilerSettings(settings.render, settings.identity, settings.manage_service_account),
+            may_act=lambda: self._lease.is_leader and self._informer.synced,
+            now=lambda: datetime.now(UTC),
+            monotonic=time.monotonic,
+            forget=self._forget,
+        )
+        self._queue: WorkQueue[Key] = WorkQueue(self._work, on_error=self._on_error)
+
+    async def run(self) -> None:
+        """Run until SIGTERM or SIGINT."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        runners = [await self._serve(self._health(), self._settings.health_port, "health")]
+        if self._settings.progress_port:
+            runners.append(await self._serve(self._progress().app(), self._settings.progress_port, "progress"))
+        try:
+            await self._until(stop)
+        finally:
+            for runner in runners:
+                await runner.cleanup()
+            await self._client.close()
+
+    async def _until(self, stop: asyncio.Event) -> None:
+        parts = {
+            asyncio.create_task(self._informer.run(), name="informer"),
+            asyncio.create_task(self._queue.run(self._settings.workers), name="queue"),
+            asyncio.create_task(self._lease.run(), name="lease"),
+            asyncio.create_task(self._resync(), name="resync"),
+        }
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            done, _ = await asyncio.wait(parts | {stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for part in parts | {stopping}:
+                part.cancel()
+            await asyncio.gather(*parts, stopping, return_exceptions=True)
+        for part in done - {stopping}:
+            part.result()
+            raise RuntimeError(f"{part.get_name()} has ended, which it never should")
+        log.info("stopped")
+
+    async def _work(self, key: Key) -> float | None:
+        self._metrics.queue_depth.set(self._queue.depth)
+        with self._metrics.reconcile_seconds.time():
+            delay_s = await self._reconciler.reconcile(key)
+        self._metrics.reconciles.labels("done").inc()
+        return delay_s
+
+    def _on_error(self, key: Key, error: Exception, pause: float) -> None:
+        self._metrics.reconciles.labels("error").inc()
+        cause = error.__cause__ if isinstance(error.__cause__, KubeError) else error
+        name = "/".join(key)
+        if isinstance(cause, KubeError):
+            log.warning("%s: %s; again in %.1f s", name, cause.message, pause, extra={"experiment": name})
+        else:
+            log.error("%s: again in %.1f s", name, pause, exc_info=error, extra={"experiment": name})
+
+    def _on_change(self, resource: Resource, obj: JsonObject) -> None:
+        self._metrics.watch_events.labels(resource.plural).inc()
+        namespace = namespace_of(obj)
+        if resource == EXPERIMENTS:
+            self._queue.add((namespace, name_of(obj)))
+            return
+        experiment = labels_of(obj).get(names.LABEL_EXPERIMENT, "")
+        if experiment:
+            self._queue.add((namespace, experiment))
+        if resource.kind in CHILD_RESOURCES and self._frees_an_artifact(resource, obj):
+            self._wake(namespace)
+
+    def _frees_an_artifact(self, resource: Resource, obj: JsonObject) -> bool:
+        """Whether a child is no longer live, so that another experiment may wait for its artifact no more."""
+        fact = child_fact(obj, ())
+        gone = self._store.get(resource, namespace_of(obj), name_of(obj)) is None
+        return gone or (fact is not None and fact.state not in LIVE)
+
+    def _wake(self, namespace: str | None = None) -> None:
+        """Look at every experiment of a namespace, or at all."""
+        for obj in self._store.items(EXPERIMENTS, namespace):
+            self._queue.add((namespace_of(obj), name_of(obj)))
+
+    def _on_session(self) -> None:
+        self._metrics.watch_restarts.inc()
+        self._wake()
+
+    def _on_leading(self, leading: bool) -> None:
+        self._metrics.leading.set(1 if leading else 0)
+        if leading:
+            self._wake()
+
+    def _on_progress(self, namespace: str, experiment: str) -> None:
+        """Look soon, but write a status for progress alone no more often than posts of one pod may come."""
+        key, at = (namespace, experiment), time.monotonic()
+        due = max(at, self._progress_at.get(key, 0.0) + MIN_INTERVAL_S)
+        self._progress_at[key] = due
+        self._queue.add_after(key, due - at)
+
+    def _forget(self, key: Key) -> None:
+        self._queue.forget(key)
+        self._book.forget(*key)
+        self._progress_at.pop(key, None)
+
+    async def _resync(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.resync_s)
+            self._wake()
+
+    def pod(self, namespace: str, name: str) -> JsonObject | None:
+        """Look up a pod for the progress server."""
+        return self._store.get(PODS, namespace, name)
+
+    def _progress(self) -> ProgressServer:
+        return ProgressServer(
+            self._client,
+            self,
+            self._book,
+            audience=self._settings.render.progress_audience,
+            now=lambda: datetime.now(UTC),
+            monotonic=time.monotonic,
+            on_post=self._on_progress,
+            on_answer=lambda code: self._metrics.progress_posts.labels(str(code)).inc(),
+        )
+
+    def _health(self) -> web.Application:
+        def watch_age() -> float:
+            return time.monotonic() - self._informer.proven_at
+
+        def lease_age() -> float:
+            return time.monotonic() - self._lease.last_contact
+
+        def render_metrics() -> bytes:
+            self._metrics.queue_depth.set(self._queue.depth)
+            self._metrics.watch_age.set(watch_age())
+            return self._metrics.render()
+
+        live = {
+            "watch": heartbeat("watches", watch_age, WATCH_LIMIT_S),
+            "reconcile": heartbeat("a reconcile runs", self._queue.oldest_running_s, WORK_LIMIT_S),
+            "lease": heartbeat("lease", lease_age, LEASE_LIMIT_S),
+        }
+        return health_app(live=live, ready={"watch": lambda: self._informer.problem}, metrics=render_metrics)
+
+    async def _serve(self, app: web.Application, port: int, what: str) -> web.AppRunner:
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, self._settings.bind, port).start()
+        log.info("%s endpoint on %s:%d", what, self._settings.bind, port)
+        return runner
+
+
+async def run(settings: Settings, *, kubeconfig: str | None, context: str | None) -> None:
+    """Run one operator until it is told to stop."""
+    client = await HttpKube.connect(kubeconfig, context)
+    log.info(
+        "wrpo-operator: API server %s, namespace %s, identity %s",
+        client.server,
+        settings.namespace or "(all)",
+        settings.identity,
+    )
+    await Operator(client, settings).run()
+

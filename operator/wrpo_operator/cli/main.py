@@ -1,0 +1,79 @@
+"""`wrpo`, also `kubectl wrpo`."""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+
+import click
+
+COMMANDS = {
+    "plan": "wrpo_operator.cli.planning:plan_command",
+    "run": "wrpo_operator.cli.local:run_command",
+    "status": "wrpo_operator.cli.show:status_command",
+    "logs": "wrpo_operator.cli.show:logs_command",
+    "report": "wrpo_operator.cli.show:report_command",
+    "dev": "wrpo_operator.cli.local:dev_group",
+    "demo": "wrpo_operator.cli.demo:demo_command",
+}
+"""Imported when used, so that `wrpo --help` answers at once."""
+
+SUMMARIES = {
+    "plan": "Show the stages and manifests a file would make; contacts no cluster.",
+    "run": "Run a file on the embedded cluster from start to end.",
+    "status": "Show an experiment's stages, attempts, progress and blockers.",
+    "logs": "Print the logs of an experiment's pods.",
+    "report": "Say where an experiment's HTML report lies.",
+    "dev": "Start, stop and remove the embedded cluster.",
+    "demo": "Run the quick start and say what it measured.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        place = COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        module, _, attribute = place.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()))
+
+
+def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(metadata.version("wrpo"))
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version.")
+def main() -> None:
+    """Run WRPO experiments: several source LLMs teach one target LLM.
+
+    \b
+    A first experiment, on this machine alone:
+      wrpo dev up                              start the embedded cluster
+      wrpo run -f examples/quickstart.yaml     install the operator, run, watch
+
+    \b
+    On a cluster of yours (current kubeconfig):
+      wrpo plan -f experiment.yaml             what would run?
+      kubectl apply -f experiment.yaml
+      wrpo status fusion                       how far is it, why does it wait?
+      wrpo logs fusion train -f
+
+    Commands use the embedded cluster of this directory if it is up, else your kubeconfig.
+    """
+
+
+if __name__ == "__main__":
+    main()

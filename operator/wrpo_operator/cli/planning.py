@@ -1,0 +1,129 @@
+"""`wrpo plan`: what a file would make, without any cluster."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from wrpo_operator.api import names
+from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
+from wrpo_operator.runtime.resources import JsonObject, meta
+
+
+def read_documents(path: str) -> list[JsonObject]:
+    """Read all YAML or JSON documents of a file, or of standard input for `-`."""
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        documents: list[Any] = [document for document in yaml.safe_load_all(text) if document is not None]
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise click.ClickException(f"{path} is not YAML: {error}") from error
+    if not all(isinstance(document, dict) for document in documents):
+        raise click.ClickException(f"{path} holds something that is no Kubernetes object.")
+    return documents
+
+
+def experiments_in(path: str) -> list[JsonObject]:
+    """Return the WRPOExperiments of a file; it must hold at least one."""
+    found = [document for document in read_documents(path) if document.get("kind") == names.KIND]
+    if not found:
+        raise click.ClickException(f"{path} holds no {names.KIND} (apiVersion {names.API_VERSION}).")
+    return found
+
+
+def spec_of(document: JsonObject) -> ExperimentSpec:
+    """Read the spec as the operator would; all errors at once."""
+    try:
+        return parse_spec(document.get("spec") or {})
+    except SpecError as error:
+        name = meta(document).get("name", "?")
+        lines = "\n".join(f"  - {problem}" for problem in error.errors)
+        raise click.ClickException(f"{names.KIND} {name} cannot be accepted:\n{lines}") from error
+
+
+def plan_lines(document: JsonObject) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield (stage, becomes, shards, hash, inputs) for every stage."""
+    from wrpo_operator.plan.graph import build_graph
+
+    for node in build_graph(spec_of(document)):
+        inputs = ", ".join(sorted({str(upstream) for upstream in node.inputs.values()}))
+        yield str(node.id), node.shape.value, str(node.runtime.shards), node.hash, inputs
+
+
+def manifests(document: JsonObject, namespace: str) -> list[JsonObject]:
+    """Return the manifests of the first attempt of every stage."""
+    from datetime import UTC, datetime
+
+    from wrpo_operator.api.hashing import artifact_key
+    from wrpo_operator.api.status import ExperimentStatus
+    from wrpo_operator.plan.graph import build_graph
+    from wrpo_operator.plan.model import Experiment, PlannedAttempt
+    from wrpo_operator.render import render_attempt
+    from wrpo_operator.runtime.settings import default_render_settings
+
+    spec = spec_of(document)
+    metadata = meta(document)
+    name = str(metadata.get("name", "experiment"))
+    experiment = Experiment(
+        name=name,
+        namespace=str(metadata.get("namespace") or namespace),
+        uid="00000000-0000-0000-0000-000000000000",
+        generation=1,
+        deleting=False,
+        created_at=datetime.fromtimestamp(0, UTC),
+        spec=spec,
+        status=ExperimentStatus(),
+    )
+    graph = build_graph(spec)
+    hashes = {node.id: node.hash for node in graph}
+    storage = spec.storage.model_dump(mode="json", by_alias=True)
+    made: list[JsonObject] = []
+    for node in graph:
+        planned = PlannedAttempt(
+            node=node,
+            attempt=1,
+            child_name=names.child_name(name, str(node.id), node.hash, 1),
+            artifact_key=artifact_key(storage, str(node.id), node.hash),
+            input_hashes={role: hashes[upstream] for role, upstream in node.inputs.items()},
+        )
+        made += render_attempt(experiment, planned, default_render_settings())
+    return made
+
+
+@click.command("plan")
+@click.option("-f", "--filename", required=True, metavar="FILE", help="Experiment file; - for standard input.")
+@click.option("-o", "--output", type=click.Choice(["table", "yaml"]), default="table", show_default=True,
+              help="table: the stages. yaml: every manifest the operator would apply (uids are zeros).")
+@click.option("-n", "--namespace", default="default", show_default=True, help="Where the file names none.")
+def plan_command(filename: str, output: str, namespace: str) -> None:
+    """Show the stages, hashes and manifests that FILE would make. Contacts no cluster.
+
+    Stages whose hash stays the same after an edit do not run again: compare two files, or one before and after.
+
+    \b
+    Examples:
+      wrpo plan -f examples/quickstart.yaml
+      wrpo plan -f experiment.yaml -o yaml | less
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    documents = experiments_in(filename)
+    if output == "yaml":
+        made = [manifest for document in documents for manifest in manifests(document, namespace)]
+        click.echo(yaml.safe_dump_all(made, sort_keys=False, width=120), nl=False)
+        return
+    console = Console()
+    for document in documents:
+        table = Table(title=str(meta(document).get("name", "")), title_justify="left", box=None, pad_edge=False)
+        for column in ("Stage", "Becomes", "Shards", "Hash", "Needs"):
+            table.add_column(column, overflow="fold")
+        for row in plan_lines(document):
+            table.add_row(*row)
+        console.print(table)

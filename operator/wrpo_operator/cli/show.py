@@ -1,0 +1,181 @@
+"""`wrpo status`, `wrpo logs`, `wrpo report`: looking at an experiment in a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import webbrowser
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from wrpo_operator.api import names
+from wrpo_operator.api.status import StageState, parse_status
+from wrpo_operator.cli.connect import STATE_DIR, Target, cluster_options, errors_to_click, with_client
+from wrpo_operator.cli.view import outcome_of, tree_lines
+from wrpo_operator.runtime.resources import EXPERIMENTS, PODS, JsonObject, labels_of, meta, name_of
+
+if TYPE_CHECKING:
+    from wrpo_operator.runtime.kube import HttpKube
+
+REPORT_FILE = "report.html"
+POLL_S = 1.0
+
+
+@click.command("status")
+@click.argument("name")
+@click.option("-w", "--watch", is_flag=True, help="Follow until it has ended; exit code 1 if it failed.")
+@cluster_options
+@errors_to_click
+def status_command(name: str, watch: bool, target: Target) -> None:
+    """Show the tree of stages and attempts of experiment NAME, its progress, and what blocks it.
+
+    \b
+    Examples:
+      wrpo status fusion
+      wrpo status fusion --watch
+    """
+    if watch:
+        from wrpo_operator.cli.watch import follow
+
+        raise SystemExit(0 if follow(name, target).succeeded else 1)
+
+    async def read(client: HttpKube) -> JsonObject:
+        return await client.get(EXPERIMENTS, name, target.namespace)
+
+    for line in tree_lines(asyncio.run(with_client(target, read))):
+        click.echo(line)
+
+
+@click.command("logs")
+@click.argument("name")
+@click.argument("stage", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on with the logs of pods to come until the experiment has ended.")
+@click.option("--tail", type=click.IntRange(min=0), help="Lines of each pod. Default: all.")
+@cluster_options
+@errors_to_click
+def logs_command(name: str, stage: str | None, follow: bool, tail: int | None, target: Target) -> None:
+    """Print the logs of experiment NAME's pods, of all stages or of one, e.g. sample/qwen.
+
+    \b
+    Examples:
+      wrpo logs fusion train -f
+      wrpo logs fusion --tail 5
+    """
+
+    async def show(client: HttpKube) -> int:
+        return await print_logs(client, target.namespace, name, stage, follow=follow, tail=tail, write=click.echo)
+
+    if asyncio.run(with_client(target, show)) == 0:
+        what = f"stage {stage} of {name}" if stage else name
+        raise click.ClickException(
+            f"there is no pod of {what} in namespace {target.namespace}. `wrpo status {name}` shows its stages; pods are "
+            "gone once their Job is deleted."
+        )
+
+
+async def print_logs(
+    client: HttpKube,
+    namespace: str,
+    name: str,
+    stage: str | None,
+    *,
+    follow: bool,
+    tail: int | None,
+    write: Callable[[str], None],
+) -> int:
+    """Write the lines of all matching pods, oldest pod first (following: as they come); return the number of pods."""
+    selector = f"{names.LABEL_MANAGED_BY}={names.MANAGER},{names.LABEL_EXPERIMENT}={name}"
+    if stage:
+        selector += f",{names.LABEL_STAGE}={names.stage_label(stage)}"
+    seen: dict[str, asyncio.Task[None]] = {}
+    try:
+        while True:
+            pods, _ = await client.list(PODS, namespace, label_selector=selector)
+            for pod in sorted(pods, key=lambda pod: (meta(pod).get("creationTimestamp", ""), name_of(pod))):
+                if name_of(pod) in seen or (follow and not _has_started(pod)):
+                    continue
+                task = asyncio.create_task(_print_pod(client, namespace, pod, follow=follow, tail=tail, write=write))
+                seen[name_of(pod)] = task
+                if not follow:
+                    await task
+            if not follow or await _ended(client, namespace, name):
+                await asyncio.gather(*seen.values())
+                return len(seen)
+            await asyncio.sleep(POLL_S)
+    finally:
+        for task in seen.values():
+            task.cancel()
+
+
+def _has_started(pod: JsonObject) -> bool:
+    return (pod.get("status") or {}).get("phase") in {"Running", "Succeeded", "Failed"}
+
+
+async def _ended(client: HttpKube, namespace: str, name: str) -> bool:
+    return outcome_of(await client.get(EXPERIMENTS, name, namespace)) is not None
+
+
+async def _print_pod(
+    client: HttpKube, namespace: str, pod: JsonObject, *, follow: bool, tail: int | None, write: Callable[[str], None]
+) -> None:
+    from wrpo_operator.runtime.kube import KubeError
+
+    container = next(entry["name"] for entry in pod["spec"]["containers"] if entry["name"] in {"stage", "pytorch"})
+    query: Mapping[str, str] = {
+        "container": container,
+        "follow": "true" if follow else "",
+        "tailLines": "" if tail is None else str(tail),
+    }
+    prefix = f"[{names.stage_from_label(labels_of(pod).get(names.LABEL_STAGE, ''))} {name_of(pod)}]"
+    try:
+        async for line in client.stream_lines(f"{PODS.path(namespace, name_of(pod))}/log", query):
+            write(f"{prefix} {line.decode(errors='replace').rstrip()}")
+    except KubeError as error:
+        write(f"{prefix} no log: {error.message}")
+
+
+@click.command("report")
+@click.argument("name")
+@click.option("--open", "open_it", is_flag=True, help="Open it in a browser (embedded cluster only).")
+@cluster_options
+@errors_to_click
+def report_command(name: str, open_it: bool, target: Target) -> None:
+    """Say where the HTML report of experiment NAME lies.
+
+    On the embedded cluster it is a file of this machine; elsewhere it is an address in the experiment's storage.
+    """
+
+    async def read(client: HttpKube) -> JsonObject:
+        return await client.get(EXPERIMENTS, name, target.namespace)
+
+    obj = asyncio.run(with_client(target, read))
+    where = locate_artifact(obj, "report", target)
+    if where is None:
+        stage = parse_status(obj.get("status")).stage_named("report")
+        state = stage.state.value if stage else "not part of this experiment (spec.report.enabled)"
+        raise click.ClickException(f"{name} has no report yet: stage report is {state}.")
+    location = f"{where}/{REPORT_FILE}"
+    click.echo(location)
+    if open_it:
+        if not Path(location).exists():
+            raise click.ClickException(f"{location} is not on this machine; copy it from the experiment's storage.")
+        webbrowser.open(Path(location).resolve().as_uri())
+
+
+def locate_artifact(obj: JsonObject, stage: str, target: Target) -> str | None:
+    """Return the path (embedded cluster), URI (S3) or claim and path of a stage's artifact; None until it succeeded."""
+    entry = parse_status(obj.get("status")).stage_named(stage)
+    if entry is None or entry.state is not StageState.SUCCEEDED or not entry.artifact:
+        return None
+    storage = (obj.get("spec") or {}).get("storage") or {}
+    if "s3" in storage:
+        return f"{storage['s3']['uri'].rstrip('/')}/{entry.artifact}"
+    volume = storage.get("volume") or {}
+    below = f"{volume['path']}/{entry.artifact}" if volume.get("path") else entry.artifact
+    if target.embedded:
+        from wrpo_devcluster.controllers.volumes import claim_directory
+
+        return str(claim_directory(STATE_DIR.resolve(), target.namespace, volume["claimName"]) / below)
+    return f"claim {volume.get('claimName')}: {below}"

@@ -1,0 +1,68 @@
+"""Kubernetes Events about an experiment. The same reason and message again raises a count instead of adding one.
+
+The Event's name is made of the experiment's uid, the reason and the message, so counting survives a restart of
+the operator. Events are for people: a failure to write one is logged and never fails a reconcile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from datetime import datetime
+
+from wrpo_operator.plan.model import PlannedEvent
+from wrpo_operator.runtime.kube import KubeClient, KubeError
+from wrpo_operator.runtime.resources import EVENTS, EXPERIMENTS, JsonObject, name_of, namespace_of, uid_of
+
+log = logging.getLogger(__name__)
+MESSAGE_LIMIT = 1024
+
+
+async def post(client: KubeClient, experiment: JsonObject, event: PlannedEvent, *, now: datetime, host: str) -> None:
+    """Write one event about `experiment`."""
+    name, namespace = event_name(experiment, event), namespace_of(experiment)
+    stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    try:
+        try:
+            known = await client.get(EVENTS, name, namespace)
+        except KubeError as error:
+            if not error.not_found:
+                raise
+            await client.create(EVENTS, new_event(experiment, event, name=name, stamp=stamp, host=host))
+            return
+        again = {"count": int(known.get("count") or 1) + 1, "lastTimestamp": stamp}
+        await client.merge_patch(EVENTS, name, namespace, again)
+    except KubeError as error:
+        log.warning("event %s was not written: %s", event.reason, error.message)
+
+
+def event_name(experiment: JsonObject, event: PlannedEvent) -> str:
+    """Return a name that is equal for equal reason and message about the same object."""
+    digest = hashlib.sha256(f"{uid_of(experiment)}\n{event.type}\n{event.reason}\n{event.message}".encode())
+    return f"{name_of(experiment)[:200]}.{digest.hexdigest()[:16]}"
+
+
+def new_event(experiment: JsonObject, event: PlannedEvent, *, name: str, stamp: str, host: str) -> JsonObject:
+    message = event.message if len(event.message) <= MESSAGE_LIMIT else event.message[: MESSAGE_LIMIT - 1] + "…"
+    return {
+        "apiVersion": EVENTS.api_version,
+        "kind": EVENTS.kind,
+        "metadata": {"name": name, "namespace": namespace_of(experiment)},
+        "involvedObject": {
+            "apiVersion": EXPERIMENTS.api_version,
+            "kind": EXPERIMENTS.kind,
+            "name": name_of(experiment),
+            "namespace": namespace_of(experiment),
+            "uid": uid_of(experiment),
+            "resourceVersion": str(experiment["metadata"].get("resourceVersion", "")),
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": message,
+        "count": 1,
+        "firstTimestamp": stamp,
+        "lastTimestamp": stamp,
+        "source": {"component": "wrpo-operator", "host": host},
+        "reportingComponent": "wrpo.ai/wrpo-operator",
+        "reportingInstance": host,
+    }

@@ -1,0 +1,223 @@
+"""Keeps the ObjectStore equal to the cluster: discovery, a first list, kopf's watches, and audits by listing.
+
+Missing CRDs are no error: without WRPOExperiment the operator waits and says so; without a training backend it works
+and offers the planner fewer backends. Both are looked for all the time, and a change begins a new watch session.
+An audit lists everything, repairs the store, and proves the watches right: what the list shows, the watch must have
+delivered by the end of a grace period, or the session is dead and is begun anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from wrpo_operator.runtime.kube import KubeClient, KubeError
+from wrpo_operator.runtime.resources import (
+    CHILD_RESOURCES,
+    EXPERIMENTS,
+    JOBS,
+    PODS,
+    JsonObject,
+    Resource,
+    uid_of,
+    version_of,
+)
+from wrpo_operator.runtime.store import ObjectStore
+from wrpo_operator.runtime.watching import Login, WatchSession, selector_of
+
+log = logging.getLogger(__name__)
+TRAINING_RESOURCES = tuple(resource for resource in CHILD_RESOURCES.values() if resource != JOBS)
+
+
+@dataclass(frozen=True, slots=True)
+class InformerSettings:
+    """How often to look."""
+
+    namespace: str | None
+    """None: the whole cluster."""
+    discovery_s: float = 10.0
+    first_audit_s: float = 3.0
+    audit_s: float = 60.0
+    grace_s: float = 10.0
+    restart_s: float = 1.0
+    restart_limit_s: float = 30.0
+
+
+class Informer:
+    """Owns the store. `on_change(resource, object)` is called for every change, deletions included."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        store: ObjectStore,
+        settings: InformerSettings,
+        *,
+        login: Login,
+        monotonic: Callable[[], float],
+        on_change: Callable[[Resource, JsonObject], None],
+        on_session: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._client = client
+        self._store = store
+        self._settings = settings
+        self._login = login
+        self._monotonic = monotonic
+        self._on_change = on_change
+        self._on_session = on_session
+        self._served: frozenset[Resource] = frozenset()
+        self._owed: dict[str, int] = {}
+        self._audit_soon = asyncio.Event()
+        self._session_started_at = 0.0
+        self.proven_at = monotonic()
+        """When the store was last known to equal the cluster."""
+        self.synced = False
+        self.problem = "the first list has not been made yet"
+        """Why nothing is watched now; empty while watching."""
+
+    @property
+    def training_backends(self) -> frozenset[str]:
+        """Kinds of training resources whose CRD is installed."""
+        return frozenset(resource.kind for resource in TRAINING_RESOURCES if resource in self._served)
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        pause = self._settings.restart_s
+        while True:
+            began = self._monotonic()
+            try:
+                await self._watch_once()
+            except KubeError as error:
+                self._report(error.message)
+            if self._monotonic() - began > self._settings.restart_limit_s:
+                pause = self._settings.restart_s
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, self._settings.restart_limit_s) if self.problem else self._settings.restart_s
+
+    async def _watch_once(self) -> None:
+        """Discover, list, and watch until the session ends for whatever reason."""
+        served = await self._discover()
+        for gone in self._served - served:
+            self._store.drop(gone)
+        self._served = served
+        if EXPERIMENTS not in served:
+            # Readiness tells of it; liveness does not, for a restart would not install the CRD.
+            self.proven_at = self._monotonic()
+            self._report(
+                "the CRD wrpoexperiments.wrpo.ai is not installed; nothing can be reconciled until it is. "
+                "Install it with the Helm chart, or: kubectl apply -f crds/wrpoexperiments.wrpo.ai.yaml"
+            )
+            return
+        watched = tuple(sorted(served, key=lambda resource: resource.plural))
+        for resource in watched:
+            await self._relist(resource)
+        session = WatchSession(
+            watched, namespace=self._settings.namespace, login=self._login, sink=self._receive
+        )
+        session.start()
+        self._session_started_at = self._monotonic()
+        self._owed.clear()
+        self.synced, self.problem = True, ""
+        self._on_session()
+        log.info("watching %s", ", ".join(resource.plural for resource in watched))
+        try:
+            await self._until_over(session, served)
+        finally:
+            await session.stop()
+
+    async def _until_over(self, session: WatchSession, served: frozenset[Resource]) -> None:
+        tasks = {
+            asyncio.create_task(session.wait_ended(), name="kopf-ended"),
+            asyncio.create_task(self._until_changed(served), name="discovery"),
+            asyncio.create_task(self._audit(), name="audit"),
+        }
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            outcome = task.result()
+            if isinstance(outcome, BaseException):
+                self._report(f"watching ended: {outcome!r}")
+            elif outcome:
+                log.info("a new watch session begins: %s", outcome)
+
+    async def _discover(self) -> frozenset[Resource]:
+        wanted = (EXPERIMENTS, JOBS, PODS, *TRAINING_RESOURCES)
+        answers = [await self._client.served(resource) for resource in wanted]
+        return frozenset(resource for resource, is_served in zip(wanted, answers, strict=True) if is_served)
+
+    async def _until_changed(self, served: frozenset[Resource]) -> str:
+        """Return once another set of resources is served."""
+        while True:
+            await asyncio.sleep(self._settings.discovery_s)
+            try:
+                now_served = await self._discover()
+            except KubeError as error:
+                log.warning("discovery failed: %s", error.message)
+                continue
+            if now_served != served:
+                changed = ", ".join(sorted(resource.plural for resource in now_served ^ served))
+                return f"installed or removed: {changed}"
+
+    async def _audit(self) -> str:
+        """Repair the store by listing, again and again; return once the watches proved dead."""
+        pause = self._settings.first_audit_s
+        while True:
+            await self._sleep_until_audit(pause)
+            pause = self._settings.audit_s
+            try:
+                for resource in self._served:
+                    await self._relist(resource, owed=True)
+            except KubeError as error:
+                log.warning("audit failed: %s", error.message)
+                pause = self._settings.first_audit_s
+                continue
+            if self._owed:
+                await asyncio.sleep(self._settings.grace_s)
+            if self._owed:
+                return f"the watches did not deliver {len(self._owed)} changes that a list shows"
+            self.proven_at = self._monotonic()
+
+    async def _sleep_until_audit(self, pause: float) -> None:
+        try:
+            async with asyncio.timeout(pause):
+                await self._audit_soon.wait()
+        except TimeoutError:
+            return
+        self._audit_soon.clear()
+        await asyncio.sleep(1)
+
+    async def _relist(self, resource: Resource, *, owed: bool = False) -> None:
+        items, version = await self._client.list(
+            resource, self._settings.namespace, label_selector=selector_of(resource)
+        )
+        present = {uid_of(item) for item in items}
+        for obj in self._store.replace(resource, items, version):
+            at = version_of(obj)
+            if owed and at is not None and uid_of(obj) in present:
+                self._owed[uid_of(obj)] = at
+            self._on_change(resource, obj)
+        self.proven_at = self._monotonic()
+
+    def _receive(self, resource: Resource, kind: str | None, obj: JsonObject) -> None:
+        at = version_of(obj)
+        uid = uid_of(obj)
+        if uid in self._owed and (at is None or at >= self._owed[uid] or kind == "DELETED"):
+            del self._owed[uid]
+        if kind is None and self._monotonic() - self._session_started_at > self._settings.first_audit_s:
+            # kopf lists again after a lost watch, and then says nothing of what was deleted meanwhile.
+            self._audit_soon.set()
+        if kind == "DELETED":
+            self._store.delete(resource, obj)
+        elif not self._store.upsert(resource, obj):
+            return
+        self._on_change(resource, obj)
+
+    def _report(self, problem: str) -> None:
+        if problem != self.problem:
+            log.warning("%s", problem)
+        self.problem, self.synced = problem, False

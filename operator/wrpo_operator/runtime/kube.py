@@ -1,0 +1,331 @@
+"""Access to the Kubernetes API with plain dicts: the only module that imports the Kubernetes client.
+
+Every HTTP and transport error becomes a `KubeError` here, so that callers decide on `code` and never on a library's
+exception. Nothing is retried here: the work queue does that, with the state of the world read anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.client.rest import RESTClientObject
+
+from wrpo_operator.runtime.resources import JsonObject, Resource, name_of, namespace_of
+
+FIELD_MANAGER = "wrpo-operator"
+REQUEST_TIMEOUT_S = 20.0
+IN_CLUSTER_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+Propagation = Literal["Background", "Foreground", "Orphan"]
+
+
+class KubeError(Exception):
+    """The API server refused a request, or could not be reached (`code` 0)."""
+
+    def __init__(self, code: int, reason: str, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    @property
+    def not_found(self) -> bool:
+        return self.code == 404
+
+    @property
+    def conflict(self) -> bool:
+        return self.code == 409
+
+    @property
+    def unreachable(self) -> bool:
+        return self.code == 0
+
+
+class NoConnectionError(KubeError):
+    """No kubeconfig and no in-cluster credentials, or unreadable ones."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(0, "NoConnection", message)
+
+
+class KubeClient(Protocol):
+    """What the operator asks of the API server. Every method raises KubeError."""
+
+    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject: ...
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+    ) -> tuple[list[JsonObject], str]:
+        """Return all items (with apiVersion and kind set) and the list's resourceVersion."""
+        ...
+
+    async def create(self, resource: Resource, body: JsonObject) -> JsonObject: ...
+
+    async def replace(self, resource: Resource, body: JsonObject) -> JsonObject:
+        """PUT; a stale resourceVersion raises KubeError 409."""
+        ...
+
+    async def apply(self, resource: Resource, body: JsonObject) -> JsonObject:
+        """Server-side apply as `wrpo-operator`, with force."""
+        ...
+
+    async def merge_patch(
+        self, resource: Resource, name: str, namespace: str | None, patch: JsonObject, *, subresource: str = ""
+    ) -> JsonObject: ...
+
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str | None,
+        *,
+        uid: str | None = None,
+        propagation: Propagation = "Background",
+    ) -> JsonObject: ...
+
+    async def served(self, resource: Resource) -> bool:
+        """Return whether the resource type is served, i.e. its CRD is installed and established."""
+        ...
+
+
+async def load_configuration(kubeconfig: str | None = None, context: str | None = None) -> Configuration:
+    """Find the API server: `kubeconfig`, else $KUBECONFIG, else in-cluster, else ~/.kube/config."""
+    configuration = Configuration()
+    configuration.retries = None
+    path = kubeconfig or os.environ.get("KUBECONFIG")
+    try:
+        if path:
+            await _load_kubeconfig(configuration, path, context)
+        elif os.environ.get("KUBERNETES_SERVICE_HOST") and IN_CLUSTER_TOKEN.exists():
+            kube_config.load_incluster_config(client_configuration=configuration)
+        else:
+            await _load_kubeconfig(configuration, str(Path.home() / ".kube" / "config"), context)
+    except (kube_config.ConfigException, OSError) as error:
+        where = path or "~/.kube/config (KUBECONFIG is not set and this is no pod)"
+        raise NoConnectionError(
+            f"cannot read cluster credentials from {where}: {error}. "
+            "Set KUBECONFIG or pass --kubeconfig; `wrpo dev up` starts an embedded cluster."
+        ) from error
+    return configuration
+
+
+async def _load_kubeconfig(configuration: Configuration, path: str, context: str | None) -> None:
+    await kube_config.load_kube_config(
+        config_file=path, context=context, client_configuration=configuration, persist_config=False
+    )
+
+
+class HttpKube:
+    """KubeClient over HTTPS. Credentials are read anew once when the server answers 401 (token rotation)."""
+
+    def __init__(self, configuration: Configuration, *, kubeconfig: str | None = None, context: str | None = None):
+        self._source = (kubeconfig, context)
+        self._configuration = configuration
+        self._rest = RESTClientObject(configuration)
+        self._reload = asyncio.Lock()
+
+    @classmethod
+    async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> HttpKube:
+        """Read credentials; contacts no server."""
+        return cls(await load_configuration(kubeconfig, context), kubeconfig=kubeconfig, context=context)
+
+    @property
+    def server(self) -> str:
+        return str(self._configuration.host)
+
+    async def close(self) -> None:
+        await self._rest.close()
+
+    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
+        return await self.request("GET", resource.path(namespace, name))
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+    ) -> tuple[list[JsonObject], str]:
+        query = {"labelSelector": label_selector, "fieldSelector": field_selector, "limit": "500"}
+        items: list[JsonObject] = []
+        while True:
+            answer = await self.request("GET", resource.path(namespace), query=query)
+            for item in answer.get("items") or []:
+                items.append({**item, "apiVersion": resource.api_version, "kind": resource.kind})
+            metadata = answer.get("metadata") or {}
+            if not metadata.get("continue"):
+                return items, str(metadata.get("resourceVersion", ""))
+            query["continue"] = metadata["continue"]
+
+    async def create(self, resource: Resource, body: JsonObject) -> JsonObject:
+        path = resource.path(namespace_of(body) or None)
+        return await self.request("POST", path, body=body, query={"fieldManager": FIELD_MANAGER})
+
+    async def replace(self, resource: Resource, body: JsonObject) -> JsonObject:
+        path = resource.path(namespace_of(body) or None, name_of(body))
+        return await self.request("PUT", path, body=body, query={"fieldManager": FIELD_MANAGER})
+
+    async def apply(self, resource: Resource, body: JsonObject) -> JsonObject:
+        return await self.request(
+            "PATCH",
+            resource.path(namespace_of(body) or None, name_of(body)),
+            body=body,
+            query={"fieldManager": FIELD_MANAGER, "force": "true"},
+            content_type="application/apply-patch+yaml",
+        )
+
+    async def merge_patch(
+        self, resource: Resource, name: str, namespace: str | None, patch: JsonObject, *, subresource: str = ""
+    ) -> JsonObject:
+        return await self.request(
+            "PATCH",
+            resource.path(namespace, name, subresource),
+            body=patch,
+            query={"fieldManager": FIELD_MANAGER},
+            content_type="application/merge-patch+json",
+        )
+
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str | None,
+        *,
+        uid: str | None = None,
+        propagation: Propagation = "Background",
+    ) -> JsonObject:
+        body: JsonObject = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
+        if uid:
+            body["preconditions"] = {"uid": uid}
+        return await self.request("DELETE", resource.path(namespace, name), body=body)
+
+    async def served(self, resource: Resource) -> bool:
+        try:
+            answer = await self.request("GET", resource.group_path)
+        except KubeError as error:
+            if error.not_found:
+                return False
+            raise
+        return any(item.get("name") == resource.plural for item in answer.get("resources") or [])
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: JsonObject | None = None,
+        query: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> JsonObject:
+        """Send one request and return the decoded answer."""
+        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+        response = await self._send(method, path, body, query, content_type, timeout)
+        try:
+            data = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _transport_error(method, path, self.server, error) from error
+        if response.status >= 400:
+            raise _refusal(method, path, response, data)
+        answer: JsonObject = json.loads(data) if data else {}
+        return answer
+
+    async def stream_lines(self, path: str, query: Mapping[str, str] | None = None) -> AsyncIterator[bytes]:
+        """Yield the lines of a long answer (logs, watches) until the server ends it; no total timeout."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S)
+        response = await self._send("GET", path, None, query, "application/json", timeout)
+        try:
+            if response.status >= 400:
+                raise _refusal("GET", path, response, await response.read())
+            async for line in response.content:
+                yield line
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _transport_error("GET", path, self.server, error) from error
+        finally:
+            response.close()
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: JsonObject | None,
+        query: Mapping[str, str] | None,
+        content_type: str,
+        timeout: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        given = {key: value for key, value in (query or {}).items() if value}
+        url = f"{self.server}{path}" + (f"?{urlencode(given)}" if given else "")
+        for last_try in (False, True):
+            headers = {"Accept": "application/json", "Content-Type": content_type, **await self._authorization()}
+            headers["User-Agent"] = FIELD_MANAGER
+            try:
+                answer = await self._rest.request(method, url, headers=headers, body=body, _request_timeout=timeout)
+            except (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError) as error:
+                raise _transport_error(method, path, self.server, error) from error
+            response: aiohttp.ClientResponse = answer.response
+            if response.status == 401 and not last_try:
+                response.release()
+                await self._reload_credentials()
+                continue
+            return response
+        raise AssertionError("the second try returns or raises")
+
+    async def kopf_login(self) -> dict[str, Any]:
+        """Return the same credentials, read anew, as arguments of kopf.ConnectionInfo. Safe on any event loop."""
+        configuration = await load_configuration(*self._source)
+        scheme, token = await _credentials(configuration)
+        return {
+            "server": configuration.host,
+            "ca_path": configuration.ssl_ca_cert,
+            "insecure": not configuration.verify_ssl,
+            "scheme": scheme or None,
+            "token": token or None,
+            "certificate_path": configuration.cert_file,
+            "private_key_path": configuration.key_file,
+            "proxy_url": configuration.proxy,
+        }
+
+    async def _authorization(self) -> dict[str, str]:
+        scheme, token = await _credentials(self._configuration)
+        return {"Authorization": f"{scheme} {token}"} if token else {}
+
+    async def _reload_credentials(self) -> None:
+        async with self._reload:
+            fresh = await load_configuration(*self._source)
+            old, self._configuration = self._rest, fresh
+            self._rest = RESTClientObject(fresh)
+            await old.close()
+
+
+async def _credentials(configuration: Configuration) -> tuple[str, str]:
+    """Return scheme and token of the Authorization header; empty when a client certificate does it."""
+    value = str(await configuration.get_api_key_with_prefix("BearerToken") or "").strip()
+    scheme, _, token = value.partition(" ")
+    return (scheme.capitalize(), token.strip()) if token else ("Bearer" if scheme else "", scheme)
+
+
+def _transport_error(method: str, path: str, server: str, error: Exception) -> KubeError:
+    text = str(error) or type(error).__name__
+    return KubeError(0, "Unreachable", f"{method} {path}: the API server at {server} cannot be reached: {text}")
+
+
+def _refusal(method: str, path: str, response: aiohttp.ClientResponse, data: bytes) -> KubeError:
+    try:
+        status: Any = json.loads(data)
+    except ValueError:
+        status = {}
+    if not isinstance(status, dict):
+        status = {}
+    message = status.get("message") or data[:500].decode(errors="replace") or response.reason
+    after = response.headers.get("Retry-After", "")
+    return KubeError(
+        response.status,
+        str(status.get("reason") or response.reason or ""),
+        f"{method} {path}: {message}",
+        retry_after_s=float(after) if after.isdecimal() else None,
+    )

@@ -1,0 +1,221 @@
+"""Kubernetes dictionaries -> the planner's facts. Pure: reads what stands there, decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from wrpo_engine.config import TerminationMessage
+from wrpo_operator.api import names
+from wrpo_operator.plan.model import ChildFact, ChildState, PodFact
+from wrpo_operator.runtime.resources import JOBS, JsonObject, labels_of, meta, name_of, uid_of
+
+MAIN_CONTAINERS = ("stage", "pytorch")
+ORDINARY_WAITS = frozenset({"", "ContainerCreating", "PodInitializing"})
+DISRUPTION_REASONS = frozenset({"Evicted", "NodeLost", "NodeShutdown", "Preempting", "Shutdown", "Terminated"})
+"""Pod status reasons set by kubelet or controllers, for pods without a DisruptionTarget condition."""
+TERMINATION_TAIL = 1024
+
+
+def parse_time(text: object) -> datetime | None:
+    """Parse an RFC 3339 time; None for anything else."""
+    if not isinstance(text, str) or not text:
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def child_facts(
+    children: Iterable[JsonObject], pods: Iterable[JsonObject]
+) -> tuple[ChildFact, ...]:
+    """Return the facts of every child that carries the operator's labels, with its pods, oldest first."""
+    by_owner: dict[str, list[JsonObject]] = {}
+    for pod in pods:
+        owner = controller_uid(pod)
+        if owner:
+            by_owner.setdefault(owner, []).append(pod)
+    facts = [
+        fact for child in children if (fact := child_fact(child, by_owner.get(uid_of(child), ()))) is not None
+    ]
+    return tuple(sorted(facts, key=lambda fact: (fact.stage, fact.attempt, fact.name)))
+
+
+def controller_uid(obj: JsonObject) -> str:
+    """Return the uid of the owner that controls `obj`, or the empty string."""
+    for owner in meta(obj).get("ownerReferences") or ():
+        if owner.get("controller"):
+            return str(owner.get("uid", ""))
+    return ""
+
+
+def child_fact(child: JsonObject, pods: Sequence[JsonObject]) -> ChildFact | None:
+    """Return the facts of one Job or training resource; None when it lacks our labels (then it is not ours)."""
+    labels = labels_of(child)
+    attempt = labels.get(names.LABEL_ATTEMPT, "")
+    needed = (names.LABEL_EXPERIMENT_UID, names.LABEL_STAGE, names.LABEL_STAGE_HASH, names.LABEL_ARTIFACT_KEY)
+    if not attempt.isdecimal() or any(not labels.get(key) for key in needed):
+        return None
+    facts = tuple(sorted((pod_fact(pod) for pod in pods), key=lambda fact: fact.name))
+    status = child.get("status") or {}
+    failed = condition(status, "Failed") or {}
+    state = child_state(child, facts)
+    return ChildFact(
+        kind=str(child.get("kind", "")),
+        name=name_of(child),
+        uid=uid_of(child),
+        experiment=labels.get(names.LABEL_EXPERIMENT, ""),
+        experiment_uid=labels[names.LABEL_EXPERIMENT_UID],
+        stage=names.stage_from_label(labels[names.LABEL_STAGE]),
+        stage_hash=labels[names.LABEL_STAGE_HASH],
+        artifact_key=labels[names.LABEL_ARTIFACT_KEY],
+        attempt=int(attempt),
+        state=state,
+        suspended=is_suspended(child),
+        created_at=parse_time(meta(child).get("creationTimestamp")),
+        started_at=_started_at(state, status, pods),
+        finished_at=parse_time(status.get("completionTime") or failed.get("lastTransitionTime")),
+        succeeded_shards=_succeeded_shards(child),
+        failed_reason=str(failed.get("reason") or ""),
+        failed_message=str(failed.get("message") or ""),
+        pods=facts,
+    )
+
+
+def condition(status: Mapping[str, object], type_: str) -> JsonObject | None:
+    """Return the condition of this type if its status is True."""
+    conditions = status.get("conditions")
+    for entry in conditions if isinstance(conditions, list) else ():
+        if entry.get("type") == type_ and entry.get("status") == "True":
+            return dict(entry)
+    return None
+
+
+def is_suspended(child: JsonObject) -> bool:
+    """Return spec.suspend of a Job, spec.runPolicy.suspend of a training resource."""
+    spec = child.get("spec") or {}
+    holder = spec if child.get("kind") == JOBS.kind else spec.get("runPolicy") or {}
+    return bool(holder.get("suspend"))
+
+
+def child_state(child: JsonObject, pods: Sequence[PodFact]) -> ChildState:
+    """Classify a child. A terminal condition counts even while it is being deleted: its outcome is known."""
+    status = child.get("status") or {}
+    if condition(status, "Complete") or condition(status, "Succeeded"):
+        return ChildState.SUCCEEDED
+    if condition(status, "Failed"):
+        return ChildState.FAILED
+    if meta(child).get("deletionTimestamp"):
+        return ChildState.DELETING
+    if is_suspended(child):
+        return ChildState.SUSPENDED
+    if any(pod.phase == "Running" for pod in pods) or _succeeded_shards(child) > 0:
+        return ChildState.RUNNING
+    return ChildState.PENDING
+
+
+def _succeeded_shards(child: JsonObject) -> int:
+    status = child.get("status") or {}
+    return int(status.get("succeeded") or 0) if child.get("kind") == JOBS.kind else 0
+
+
+def _started_at(state: ChildState, status: JsonObject, pods: Sequence[JsonObject]) -> datetime | None:
+    """When the first container started; the child's startTime only stands in once it ran for sure."""
+    starts = [start for pod in pods if (start := _container_started(pod)) is not None]
+    if starts:
+        return min(starts)
+    if state in {ChildState.SUCCEEDED, ChildState.FAILED, ChildState.RUNNING}:
+        return parse_time(status.get("startTime"))
+    return None
+
+
+def _main_status(pod: JsonObject) -> JsonObject:
+    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
+    for entry in statuses:
+        if entry.get("name") in MAIN_CONTAINERS:
+            return dict(entry)
+    return {}
+
+
+def _state(status: JsonObject, kind: str) -> JsonObject:
+    return (status.get("state") or {}).get(kind) or {}
+
+
+def _terminated(status: JsonObject) -> JsonObject:
+    """Return how the container ended; of a container that waits to be restarted, how it ended last time."""
+    return _state(status, "terminated") or (status.get("lastState") or {}).get("terminated") or {}
+
+
+def _container_started(pod: JsonObject) -> datetime | None:
+    status = _main_status(pod)
+    return parse_time((_state(status, "running") or _terminated(status)).get("startedAt"))
+
+
+def pod_fact(pod: JsonObject) -> PodFact:
+    """Return what one pod says."""
+    status = pod.get("status") or {}
+    main = _main_status(pod)
+    ended = _terminated(main)
+    termination, text = parse_termination(str(ended.get("message") or ""))
+    waiting_reason, waiting_message = _waiting(status)
+    exit_code = ended.get("exitCode")
+    return PodFact(
+        name=name_of(pod),
+        phase=str(status.get("phase") or "Pending"),
+        node=(pod.get("spec") or {}).get("nodeName"),
+        index=_index(pod),
+        exit_code=exit_code if isinstance(exit_code, int) else None,
+        termination=termination,
+        termination_text=text,
+        disrupted=condition(status, "DisruptionTarget") is not None or status.get("reason") in DISRUPTION_REASONS,
+        waiting_reason=waiting_reason,
+        waiting_message=waiting_message,
+        unschedulable_message=_unschedulable(status),
+        finished_at=parse_time(ended.get("finishedAt")),
+    )
+
+
+def parse_termination(message: str) -> tuple[TerminationMessage | None, str]:
+    """Return the engine's termination message, or None and the tail of whatever else stands there."""
+    if not message:
+        return None, ""
+    try:
+        return TerminationMessage.model_validate_json(message), ""
+    except ValidationError:
+        return None, message.strip()[-TERMINATION_TAIL:]
+
+
+def _waiting(status: JsonObject) -> tuple[str, str]:
+    """Return why a container waits, when that is out of the ordinary."""
+    entries = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    for entry in entries:
+        waiting = _state(entry, "waiting")
+        reason = str(waiting.get("reason") or "")
+        if reason not in ORDINARY_WAITS:
+            return reason, str(waiting.get("message") or "")
+    return "", ""
+
+
+def _unschedulable(status: JsonObject) -> str:
+    for entry in status.get("conditions") or ():
+        is_scheduled = entry.get("type") == "PodScheduled" and entry.get("status") == "False"
+        if is_scheduled and entry.get("reason") == "Unschedulable":
+            return str(entry.get("message") or "no node fits")
+    return ""
+
+
+def _index(pod: JsonObject) -> int | None:
+    """Completion index of an Indexed Job's pod; rank of a training pod (the master is 0)."""
+    labels = labels_of(pod)
+    annotations = meta(pod).get("annotations") or {}
+    key = "batch.kubernetes.io/job-completion-index"
+    text = str(labels.get(key) or annotations.get(key) or "")
+    if text.isdecimal():
+        return int(text)
+    replica = labels.get("training.kubeflow.org/replica-index", "")
+    if not replica.isdecimal():
+        return None
+    return int(replica) + (1 if labels.get("training.kubeflow.org/replica-type", "").lower() == "worker" else 0)

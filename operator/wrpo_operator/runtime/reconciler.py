@@ -1,0 +1,263 @@
+"""One reconcile: snapshot -> plan -> apply -> at most one status write -> events. It carries out and decides nothing.
+
+Every write asks first whether this process still leads. An error leaves the rest of the plan undone: the queue comes
+back with a fresh snapshot, and since every write may be repeated (children are named by their content), that is safe.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from wrpo_operator.api import names
+from wrpo_operator.plan.model import (
+    DeleteChild,
+    Experiment,
+    Plan,
+    PlannedAttempt,
+    PlannedEvent,
+    SetSuspend,
+    Snapshot,
+)
+from wrpo_operator.plan.planner import plan
+from wrpo_operator.render import render_attempt
+from wrpo_operator.render.settings import RenderSettings
+from wrpo_operator.runtime import events
+from wrpo_operator.runtime.kube import KubeClient, KubeError
+from wrpo_operator.runtime.log import bind
+from wrpo_operator.runtime.queue import RetryAfterError
+from wrpo_operator.runtime.resources import (
+    APPLIED_RESOURCES,
+    CHILD_RESOURCES,
+    CLAIMS,
+    EXPERIMENTS,
+    JOBS,
+    SERVICE_ACCOUNTS,
+    JsonObject,
+    meta,
+    name_of,
+    namespace_of,
+)
+from wrpo_operator.runtime.snapshot import SnapshotBuilder
+from wrpo_operator.runtime.store import ObjectStore
+
+log = logging.getLogger(__name__)
+Key = tuple[str, str]
+"""(namespace, name) of an experiment"""
+CLAIM_TTL_S = 15.0
+ACCOUNT_TTL_S = 300.0
+
+
+class NotLeadingError(Exception):
+    """Another operator leads now: nothing more may be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcilerSettings:
+    """What does not change while the process runs."""
+
+    render: RenderSettings
+    identity: str
+    manage_service_account: bool
+    """Whether stages' ServiceAccount is made in each experiment's namespace (cluster mode) or stands there already."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Answers of the API server that are good for a while."""
+
+    claims: dict[Key, tuple[float, bool]] = field(default_factory=dict)
+    accounts: dict[str, float] = field(default_factory=dict)
+
+
+class Reconciler:
+    """Makes the cluster follow one experiment's plan."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        store: ObjectStore,
+        snapshots: SnapshotBuilder,
+        settings: ReconcilerSettings,
+        *,
+        may_act: Callable[[], bool],
+        now: Callable[[], datetime],
+        monotonic: Callable[[], float],
+        forget: Callable[[Key], None] = lambda _key: None,
+    ) -> None:
+        self._client = client
+        self._store = store
+        self._snapshots = snapshots
+        self._settings = settings
+        self._may_act = may_act
+        self._now = now
+        self._monotonic = monotonic
+        self._forget = forget
+        self._seen = _Seen()
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Work on one experiment; return seconds until it wants to be looked at again, or None."""
+        namespace, name = key
+        bind(experiment=f"{namespace}/{name}")
+        obj = self._store.get(EXPERIMENTS, namespace, name)
+        if obj is None:
+            self._forget(key)
+            return None
+        if not self._may_act():
+            return None
+        experiment = self._snapshots.experiment(obj)
+        snapshot = self._snapshots.build(experiment, missing=await self._missing_claims(experiment))
+        todo = plan(snapshot, self._now())
+        try:
+            await self._apply(experiment, todo)
+            await self._write_status(obj, experiment, todo)
+        except NotLeadingError:
+            log.info("stopped half-way: this operator leads no more")
+            return None
+        except KubeError as error:
+            await self._explain(obj, error)
+            raise RetryAfterError(error.retry_after_s or 0.0) from error
+        for event in todo.events:
+            await events.post(self._client, obj, event, now=self._now(), host=self._settings.identity)
+        return todo.requeue_after_s
+
+    async def _apply(self, experiment: Experiment, todo: Plan) -> None:
+        for deletion in todo.delete:
+            await self._delete(experiment, deletion)
+        for change in todo.suspend:
+            await self._set_suspend(experiment, change)
+        for planned in todo.apply:
+            await self._start(experiment, planned)
+
+    async def _start(self, experiment: Experiment, planned: PlannedAttempt) -> None:
+        """Apply the manifests of one attempt, ConfigMap first."""
+        if self._settings.manage_service_account:
+            await self._ensure_service_account(experiment.namespace)
+        for manifest in render_attempt(experiment, planned, self._settings.render):
+            self._check()
+            resource = APPLIED_RESOURCES[manifest["kind"]]
+            answer = await self._client.apply(resource, manifest)
+            if resource.kind in CHILD_RESOURCES:
+                self._store.upsert(resource, {"apiVersion": resource.api_version, "kind": resource.kind, **answer})
+        log.info(
+            "started %s attempt %d as %s",
+            planned.node.id,
+            planned.attempt,
+            planned.child_name,
+            extra={"stage": str(planned.node.id), "attempt": planned.attempt, "child": planned.child_name},
+        )
+
+    async def _delete(self, experiment: Experiment, deletion: DeleteChild) -> None:
+        self._check()
+        resource = CHILD_RESOURCES[deletion.kind]
+        log.info("deleting %s %s: %s", deletion.kind, deletion.name, deletion.reason, extra={"child": deletion.name})
+        try:
+            answer = await self._client.delete(resource, deletion.name, experiment.namespace, uid=deletion.uid)
+        except KubeError as error:
+            if not (error.not_found or error.conflict):  # conflict: another object has that name by now
+                raise
+            answer = {}
+        if meta(answer).get("deletionTimestamp"):
+            self._store.upsert(resource, {"apiVersion": resource.api_version, "kind": resource.kind, **answer})
+            return
+        self._store.delete(
+            resource, {"metadata": {"namespace": experiment.namespace, "name": deletion.name, "uid": deletion.uid}}
+        )
+
+    async def _set_suspend(self, experiment: Experiment, change: SetSuspend) -> None:
+        self._check()
+        resource = CHILD_RESOURCES[change.kind]
+        spec: JsonObject = {"suspend": change.suspend}
+        patch = {"spec": spec if resource == JOBS else {"runPolicy": spec}}
+        log.info("%s %s", "suspending" if change.suspend else "resuming", change.name, extra={"child": change.name})
+        try:
+            answer = await self._client.merge_patch(resource, change.name, experiment.namespace, patch)
+        except KubeError as error:
+            if not error.not_found:
+                raise
+            return
+        self._store.upsert(resource, {"apiVersion": resource.api_version, "kind": resource.kind, **answer})
+
+    async def _write_status(self, obj: JsonObject, experiment: Experiment, todo: Plan) -> None:
+        if todo.status is None or todo.status == experiment.status:
+            return
+        self._check()
+        patch = {"status": merge_patch_of(obj.get("status") or {}, todo.status.to_dict())}
+        try:
+            answer = await self._client.merge_patch(
+                EXPERIMENTS, experiment.name, experiment.namespace, patch, subresource="status"
+            )
+        except KubeError as error:
+            if not error.not_found:
+                raise
+            return
+        self._store.upsert(EXPERIMENTS, answer)
+
+    async def _missing_claims(self, experiment: Experiment) -> tuple[tuple[str, str], ...]:
+        """Return the claims that the spec refers to and that do not exist."""
+        volume = experiment.spec.storage.volume if experiment.spec else None
+        if volume is None:
+            return ()
+        key = (experiment.namespace, volume.claim_name)
+        at = self._monotonic()
+        checked_at, exists = self._seen.claims.get(key, (float("-inf"), False))
+        if at - checked_at >= CLAIM_TTL_S or not exists:
+            try:
+                await self._client.get(CLAIMS, volume.claim_name, experiment.namespace)
+                exists = True
+            except KubeError as error:
+                if not error.not_found:
+                    raise
+                exists = False
+            self._seen.claims[key] = (at, exists)
+        return () if exists else ((CLAIMS.kind, volume.claim_name),)
+
+    async def _ensure_service_account(self, namespace: str) -> None:
+        """Make the account that stages run as: no token is mounted, no right is bound to it."""
+        at = self._monotonic()
+        if at - self._seen.accounts.get(namespace, float("-inf")) < ACCOUNT_TTL_S:
+            return
+        self._check()
+        account = {
+            "apiVersion": SERVICE_ACCOUNTS.api_version,
+            "kind": SERVICE_ACCOUNTS.kind,
+            "metadata": {
+                "name": self._settings.render.service_account,
+                "namespace": namespace,
+                "labels": {names.LABEL_MANAGED_BY: names.MANAGER},
+            },
+            "automountServiceAccountToken": False,
+        }
+        await self._client.apply(SERVICE_ACCOUNTS, account)
+        self._seen.accounts[namespace] = at
+
+    async def _explain(self, obj: JsonObject, error: KubeError) -> None:
+        """Tell the user of a refusal that will not go away by itself, e.g. quota, admission or a missing right."""
+        self._seen.accounts.pop(namespace_of(obj), None)
+        if error.code in {400, 403, 413, 422}:
+            event = PlannedEvent("Warning", "ApiRefused", f"{name_of(obj)}: {error.message}")
+            await events.post(self._client, obj, event, now=self._now(), host=self._settings.identity)
+
+    def _check(self) -> None:
+        if not self._may_act():
+            raise NotLeadingError
+
+
+def merge_patch_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> JsonObject:
+    """Return the JSON merge patch that turns `old` into `new`; keys that must go become None."""
+    patch: JsonObject = {key: None for key in old if key not in new}
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            inner = merge_patch_of(before, value)
+            if inner:
+                patch[key] = inner
+        elif key not in old or before != value:
+            patch[key] = value
+    return patch
+
+
+__all__ = ["Key", "NotLeadingError", "Reconciler", "ReconcilerSettings", "Snapshot", "merge_patch_of"]

@@ -1,0 +1,90 @@
+"""The resource types the operator reads and writes, and their addresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A served resource type; the core group is the empty string."""
+
+    group: str
+    version: str
+    plural: str
+    kind: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def group_path(self) -> str:
+        """Path of the group-version's discovery document."""
+        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str = "") -> str:
+        """Path of one object, or of the collection when `name` is None."""
+        parts = [self.group_path]
+        if namespace and self.namespaced:
+            parts += ["namespaces", quote(namespace, safe="")]
+        parts.append(self.plural)
+        if name is not None:
+            parts.append(quote(name, safe=""))
+        if subresource:
+            parts.append(subresource)
+        return "/".join(parts)
+
+
+EXPERIMENTS = Resource("wrpo.ai", "v1alpha1", "wrpoexperiments", "WRPOExperiment")
+JOBS = Resource("batch", "v1", "jobs", "Job")
+PYTORCH_JOBS = Resource("kubeflow.org", "v1", "pytorchjobs", "PyTorchJob")
+PODS = Resource("", "v1", "pods", "Pod")
+CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
+SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", "ServiceAccount")
+CLAIMS = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
+EVENTS = Resource("", "v1", "events", "Event")
+LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+TOKEN_REVIEWS = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
+
+CHILD_RESOURCES: dict[str, Resource] = {JOBS.kind: JOBS, PYTORCH_JOBS.kind: PYTORCH_JOBS}
+"""Kinds a stage may become, by kind."""
+
+APPLIED_RESOURCES: dict[str, Resource] = {
+    **CHILD_RESOURCES,
+    CONFIG_MAPS.kind: CONFIG_MAPS,
+    SERVICE_ACCOUNTS.kind: SERVICE_ACCOUNTS,
+}
+"""Every kind that may stand in a rendered manifest."""
+
+
+def meta(obj: JsonObject) -> JsonObject:
+    """Return the object's metadata, never None."""
+    return obj.get("metadata") or {}
+
+
+def name_of(obj: JsonObject) -> str:
+    return str(meta(obj).get("name", ""))
+
+
+def namespace_of(obj: JsonObject) -> str:
+    return str(meta(obj).get("namespace", ""))
+
+
+def uid_of(obj: JsonObject) -> str:
+    return str(meta(obj).get("uid", ""))
+
+
+def labels_of(obj: JsonObject) -> dict[str, str]:
+    return meta(obj).get("labels") or {}
+
+
+def version_of(obj: JsonObject) -> int | None:
+    """Return resourceVersion as a number, or None where it is not one (then versions are not compared)."""
+    text = str(meta(obj).get("resourceVersion", ""))
+    return int(text) if text.isdecimal() else None

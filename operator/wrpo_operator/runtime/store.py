@@ -1,0 +1,93 @@
+"""The operator's picture of the cluster: the newest version seen of every object it watches.
+
+Watch events and the answers to the operator's own writes both land here, so a reconcile that follows a write sees
+it even before the watch does. An older version never replaces a newer one, and a deleted object does not come back
+by a late event. `replace` makes the picture equal to a list, which also removes what a lost watch forgot to delete.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+from wrpo_operator.runtime.resources import JsonObject, Resource, name_of, namespace_of, uid_of, version_of
+
+Key = tuple[str, str]
+"""(namespace, name)"""
+REMEMBERED_DELETIONS = 4096
+
+
+class ObjectStore:
+    """Objects by resource, namespace and name. Not thread-safe: used from one event loop."""
+
+    def __init__(self) -> None:
+        self._objects: dict[Resource, dict[Key, JsonObject]] = {}
+        self._deleted: OrderedDict[str, None] = OrderedDict()
+
+    def upsert(self, resource: Resource, obj: JsonObject) -> bool:
+        """Keep `obj` unless a newer version of it is here or it is known to be deleted; return whether it was kept."""
+        if uid_of(obj) in self._deleted:
+            return False
+        objects = self._objects.setdefault(resource, {})
+        key = _key(obj)
+        known = objects.get(key)
+        if known is not None and uid_of(known) == uid_of(obj) and not _newer(obj, known):
+            return False
+        if known is not None and uid_of(known) != uid_of(obj) and _older(obj, known):
+            return False
+        objects[key] = obj
+        return True
+
+    def delete(self, resource: Resource, obj: JsonObject) -> None:
+        """Forget `obj` for good: later events about the same uid are late ones."""
+        uid = uid_of(obj)
+        if uid:
+            self._deleted[uid] = None
+            if len(self._deleted) > REMEMBERED_DELETIONS:
+                self._deleted.popitem(last=False)
+        objects = self._objects.get(resource, {})
+        known = objects.get(_key(obj))
+        if known is not None and (not uid or uid_of(known) == uid):
+            del objects[_key(obj)]
+
+    def replace(self, resource: Resource, items: Iterable[JsonObject], list_version: str) -> list[JsonObject]:
+        """Make the picture of one resource equal to a list; return every object that was stale, missing or gone.
+
+        An object that is newer than the list (it was written after the list was made) stays.
+        """
+        listed = {_key(item): item for item in items}
+        changed = [item for item in listed.values() if self.upsert(resource, item)]
+        at = int(list_version) if list_version.isdecimal() else None
+        for key, known in list(self._objects.get(resource, {}).items()):
+            version = version_of(known)
+            if key not in listed and (at is None or version is None or version <= at):
+                self.delete(resource, known)
+                changed.append(known)
+        return changed
+
+    def drop(self, resource: Resource) -> None:
+        """Forget every object of a resource that is no longer served."""
+        self._objects.pop(resource, None)
+
+    def get(self, resource: Resource, namespace: str, name: str) -> JsonObject | None:
+        return self._objects.get(resource, {}).get((namespace, name))
+
+    def items(self, resource: Resource, namespace: str | None = None) -> Iterator[JsonObject]:
+        """Yield the objects of a resource, of one namespace or of all."""
+        for (where, _), obj in list(self._objects.get(resource, {}).items()):
+            if namespace is None or where == namespace:
+                yield obj
+
+
+def _key(obj: JsonObject) -> Key:
+    return namespace_of(obj), name_of(obj)
+
+
+def _newer(obj: JsonObject, known: JsonObject) -> bool:
+    new, old = version_of(obj), version_of(known)
+    return new is None or old is None or new > old
+
+
+def _older(obj: JsonObject, known: JsonObject) -> bool:
+    new, old = version_of(obj), version_of(known)
+    return new is not None and old is not None and new < old

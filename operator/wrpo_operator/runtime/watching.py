@@ -1,0 +1,136 @@
+"""Watching through kopf: every change of a watched object is handed to one callback on our event loop.
+
+kopf runs in a thread of its own with its own event loop, because it takes over signals and cancels every task that
+was started after it when it ends, and it must be able to end: a watched resource whose CRD disappears is fatal to it,
+and a CRD that appears later is only seen by a new session. Only `on.event` handlers are used: kopf writes nothing.
+kopf does not tell of objects that were deleted while a watch was lost; `informer` lists now and then for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import kopf
+
+from wrpo_operator.api import names
+from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, Resource
+
+log = logging.getLogger(__name__)
+CHILD_SELECTOR = f"{names.LABEL_MANAGED_BY}={names.MANAGER}"
+STOP_TIMEOUT_S = 15.0
+Sink = Callable[[Resource, str | None, JsonObject], None]
+"""(resource, ADDED | MODIFIED | DELETED | None for an item of a list, object)"""
+Login = Callable[[], Awaitable[Mapping[str, Any]]]
+"""Returns the arguments of kopf.ConnectionInfo; called on kopf's event loop, again whenever the server answers 401."""
+
+
+def selector_of(resource: Resource) -> str:
+    """Return the label selector a resource is watched and listed with: children and pods only if they are ours."""
+    return "" if resource == EXPERIMENTS else CHILD_SELECTOR
+
+
+class WatchSession:
+    """One run of kopf over a fixed set of resources. Ends by `stop` or by an error; it is never reused."""
+
+    def __init__(
+        self,
+        resources: tuple[Resource, ...],
+        *,
+        namespace: str | None,
+        login: Login,
+        sink: Sink,
+    ) -> None:
+        self._resources = resources
+        self._namespace = namespace
+        self._login = login
+        self._sink = sink
+        self._stop = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    async def wait_ended(self) -> BaseException | None:
+        """Wait until kopf is gone; return the error that ended it, or None."""
+        return await asyncio.shield(self._ended)
+
+    async def stop(self) -> None:
+        self._stop.set()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self.wait_ended()
+        except TimeoutError:
+            log.warning("kopf did not stop within %g s; its thread is left behind", STOP_TIMEOUT_S)
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            asyncio.run(self._operate())
+        except BaseException as caught:  # noqa: BLE001  # whatever ended kopf is reported to the loop that owns it
+            error = caught
+        self._call(self._set_ended, error)
+
+    async def _operate(self) -> None:
+        scope: dict[str, Any] = {"namespaces": [self._namespace]} if self._namespace else {"clusterwide": True}
+        await kopf.operator(
+            registry=self._registry(), settings=_settings(self._resources), standalone=True, stop_flag=self._stop, **scope
+        )
+
+    def _registry(self) -> Any:
+        registry = kopf.OperatorRegistry()
+
+        @kopf.on.login(registry=registry)
+        async def login(**_: Any) -> Any:
+            return kopf.ConnectionInfo(**await self._login())
+
+        for resource in self._resources:
+            kopf.on.event(resource.group, resource.version, resource.plural, id=resource.plural, registry=registry)(
+                self._handler(resource)
+            )
+        return registry
+
+    def _handler(self, resource: Resource) -> Callable[..., Any]:
+        async def hand_over(event: Mapping[str, Any], **_: Any) -> None:
+            obj = {**event["object"], "apiVersion": resource.api_version, "kind": resource.kind}
+            self._call(self._sink, resource, event["type"], obj)
+
+        return hand_over
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the owning loop is closed: nobody listens any more
+            self._stop.set()
+
+    def _set_ended(self, error: BaseException | None) -> None:
+        if not self._ended.done():
+            self._ended.set_result(error)
+
+
+def _settings(resources: tuple[Resource, ...]) -> Any:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.peering.standalone = True
+    settings.watching.server_timeout = 290
+    settings.watching.connect_timeout = 10
+    settings.watching.reconnect_backoff = 0.5
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 10
+    settings.networking.error_backoffs = (0.5, 1, 2, 2)
+    settings.queueing.idle_timeout = 2
+    for resource in resources:
+        selector = selector_of(resource)
+        if selector:
+            settings.watching.label_selectors[resource.group, resource.version, resource.plural] = selector
+    return settings
