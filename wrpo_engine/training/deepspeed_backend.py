@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -57,6 +58,8 @@ def deepspeed_config(params: OptimizerParams, runtime: Runtime, world_size: int)
 def _import_deepspeed() -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # It insists on a launcher's variable; a single process has no launcher.
+    os.environ.setdefault("LOCAL_RANK", "0")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
     import deepspeed.ops
@@ -64,6 +67,8 @@ def _import_deepspeed() -> Any:
     # Compiled at first use by a minute of C++, and used for inference only.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that PyTorch renamed: one line for every call otherwise.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     return deepspeed
 
 

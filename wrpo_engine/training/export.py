@@ -36,7 +36,9 @@ def export_model(
     the live model (hooks, partitions, the chunked head) can reach the files. It appears at once, when it is whole.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
     dtype = next(iter(weights.values())).dtype
     config.dtype = dtype

@@ -13,9 +13,7 @@ import polars as pl
 from wrpo_engine.training.rows import TokenRow
 from wrpo_engine.training.tokenize import TokenizedRows
 
-_SCHEMA: pl.Schema = pl.Schema(
-    {"row_id": pl.String, "prompt": pl.List(pl.Int32), "responses": pl.List(pl.List(pl.Int32))}
-)
+_SCHEMA: Any = {"row_id": pl.String, "prompt": pl.List(pl.Int32), "responses": pl.List(pl.List(pl.Int32))}
 
 
 def write_tokens(path: Path, tokenized: TokenizedRows) -> None:

@@ -1,0 +1,143 @@
+"""Fixtures of the training tests: a run on one process without DeepSpeed, in this interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_support import make_tokenizer, save_tiny_model
+from training_support import FAST, triples_frame
+
+from wrpo_engine.config import SftParams, TrainParams
+from wrpo_engine.progress import Progress
+from wrpo_engine.training.batching import BatchPlan, RowCost
+from wrpo_engine.training.checkpoint import CheckpointStore
+from wrpo_engine.training.collectives import Group
+from wrpo_engine.training.inputs import ChatEncoder
+from wrpo_engine.training.loop import TrainingOutcome, TrainingRun, train
+from wrpo_engine.training.metrics import METRICS_FILE, MetricsLog
+from wrpo_engine.training.model import LogpModel, load_causal_lm
+from wrpo_engine.training.objective import preference_objective
+from wrpo_engine.training.reference import ReferenceCache, ReferenceLogps, compute_reference
+from wrpo_engine.training.rows import TokenRow
+from wrpo_engine.training.single_process import SingleProcessBackend
+from wrpo_engine.training.tasks import PreferenceTask, SftTask, Task
+from wrpo_engine.training.tokenize import TextRow, tokenize_rows
+
+
+@dataclass
+class LocalRun:
+    """A training run on the CPU in float64 or float32, restartable from its directory."""
+
+    directory: Path
+    model_dir: Path
+    settings: dict[str, Any]
+    dtype: torch.dtype = torch.float32
+    micro_batch_tokens: int = 400
+    checkpoint_every_steps: int = 2
+    stop_after: int | None = None
+    rows: list[TokenRow] = field(default_factory=list)
+    calls: int = 0
+
+    def params(self) -> SftParams | TrainParams:
+        dumped = {"model": {"name": str(self.model_dir)}, **FAST, **self.settings}
+        kind = SftParams if dumped.get("stage") == "sft" else TrainParams
+        return kind.model_validate(dumped)
+
+    def task(self) -> Task:
+        params = self.params()
+        if isinstance(params, SftParams):
+            return SftTask(params)
+        return PreferenceTask(params, preference_objective(params))
+
+    def token_rows(self) -> list[TokenRow]:
+        if not self.rows:
+            count = self.task().responses_per_row
+            frame = triples_frame()
+            columns = ["source_chosen", "target_chosen", "rejected"][-count:] if count > 1 else ["source_chosen"]
+            texts = [
+                TextRow(row[0], row[1], tuple(row[2:])) for row in frame.select("prompt_id", "prompt", *columns).rows()
+            ]
+            self.rows = tokenize_rows(texts, ChatEncoder(make_tokenizer()), self.params()).rows
+        return self.rows
+
+    def backend(self) -> SingleProcessBackend:
+        causal_lm = load_causal_lm(
+            self.model_dir, precision="float32", gradient_checkpointing=False, trust_remote_code=False
+        )
+        return SingleProcessBackend(LogpModel(causal_lm.to(self.dtype)), self.params())
+
+    def plan(self) -> BatchPlan:
+        params = self.params()
+        costs = [RowCost.of(row) for row in self.token_rows()]
+        return BatchPlan(costs, params.global_batch_size, params.epochs, params.seed, 1, self.micro_batch_tokens)
+
+    def reference(self, backend: SingleProcessBackend) -> ReferenceLogps | None:
+        if not self.task().needs_reference:
+            return None
+        cache = ReferenceCache(self.directory / "reference")
+        return compute_reference(backend, self.token_rows(), self.plan(), cache, Group(), steps_per_part=2)
+
+    def run(self) -> TrainingOutcome:
+        """Start, or continue from the last checkpoint."""
+        checkpoints = CheckpointStore(self.directory / "checkpoints", Group())
+        checkpoint = checkpoints.latest()
+        self.final = backend = self.backend()
+        reference = self.reference(backend)
+        if checkpoint is not None:
+            backend.restore(checkpoint.step, checkpoint.read)
+        self.calls = checkpoint.step if checkpoint else 0
+        run = TrainingRun(
+            task=self.task(),
+            params=self.params(),
+            rows=self.token_rows(),
+            plan=self.plan(),
+            backend=backend,
+            group=Group(),
+            reference=reference,
+            checkpoints=checkpoints,
+            checkpoint_every_steps=self.checkpoint_every_steps,
+            log=MetricsLog(self.directory / METRICS_FILE, Group()),
+            progress=Progress(),
+            should_stop=self._should_stop,
+            monotonic=lambda: 0.0,
+        )
+        return train(run, steps_done=self.calls)
+
+    def _should_stop(self) -> bool:
+        self.calls += 1
+        return self.stop_after is not None and self.calls >= self.stop_after
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        from wrpo_engine.training.backend import TensorKind
+
+        return {name: self.final.full_tensor(name, TensorKind.WEIGHT) for name in self.final.parameter_names()}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        import json
+
+        return [json.loads(line) for line in (self.directory / METRICS_FILE).read_text().splitlines()]
+
+
+LocalRunFactory = Callable[..., LocalRun]
+
+
+@pytest.fixture(scope="session")
+def training_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("training-model"))
+
+
+@pytest.fixture
+def local_run(tmp_path: Path, training_model_dir: Path) -> LocalRunFactory:
+    """`local_run("name", objective="DPO", ...)`; changes of the run itself go by `run={...}`."""
+
+    def make(name: str = "run", *, run: dict[str, Any] | None = None, **settings: Any) -> LocalRun:
+        has_beta = settings.get("stage") != "sft" and settings.get("objective") not in {"IPO", "WRPO-IPO"}
+        merged = {"beta": 0.1, **settings} if has_beta else settings
+        return LocalRun(tmp_path / name, training_model_dir, merged, **(run or {}))
+
+    return make

@@ -1,0 +1,110 @@
+"""Chunked log-probabilities against full logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from wrpo_engine.training.logps import HeadScaling, chunk_tokens, selected_logps, sum_by_sequence
+
+TOKENS, HIDDEN, VOCABULARY = 37, 8, 53
+
+SCALINGS = {
+    "plain": HeadScaling(),
+    "scaled logits": HeadScaling(scale=0.25),
+    "soft-capped logits": HeadScaling(softcap=3.0),
+    "both": HeadScaling(scale=1.5, softcap=2.0),
+}
+
+
+def _inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    hidden = torch.randn(TOKENS, HIDDEN, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(VOCABULARY, HIDDEN, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
+    bias = torch.randn(VOCABULARY, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
+    targets = torch.randint(VOCABULARY, (TOKENS,), generator=generator)
+    upstream = torch.randn(TOKENS, dtype=torch.float64, generator=generator)
+    return hidden, weight, bias, targets, upstream
+
+
+def _full(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scaling: HeadScaling) -> Tensor:
+    logits = (hidden @ weight.T + bias) * scaling.scale
+    if scaling.softcap is not None:
+        logits = scaling.softcap * torch.tanh(logits / scaling.softcap)
+    return torch.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 37, 1000])
+@pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS.keys())
+def test_chunks_give_the_values_and_gradients_of_full_logits(chunk: int, scaling: HeadScaling) -> None:
+    hidden, weight, bias, targets, upstream = _inputs()
+    ours = selected_logps(hidden, weight, targets, bias_V=bias, scaling=scaling, chunk=chunk)
+    theirs = _full(hidden, weight, bias, targets, scaling)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    our_gradients = torch.autograd.grad(ours, (hidden, weight, bias), upstream)
+    their_gradients = torch.autograd.grad(theirs, (hidden, weight, bias), upstream)
+    for our, their in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(our, their, rtol=0, atol=1e-11)
+
+
+def test_bfloat16_weights_give_fp32_log_probs_within_bfloat16s_precision() -> None:
+    hidden, weight, bias, targets, _ = _inputs(torch.bfloat16)
+    ours = selected_logps(hidden, weight, targets, bias_V=bias, chunk=5)
+    exact = _full(hidden.double(), weight.double(), bias.double(), targets, HeadScaling())
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), exact, rtol=2**-7, atol=0.05)
+
+
+def test_no_tensor_of_tokens_times_vocabulary_is_made() -> None:
+    """Peak logits are chunk x vocabulary: with one token a chunk, nothing larger than the head itself appears."""
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(tensor, Tensor):
+                    largest = max(largest, tensor.numel())
+            return result
+
+    hidden, weight, bias, targets, upstream = _inputs()
+    with Watch():
+        selected_logps(hidden, weight, targets, bias_V=bias, chunk=1).backward(upstream)
+    assert largest == VOCABULARY * HIDDEN
+    assert largest < TOKENS * VOCABULARY
+
+
+def test_the_chunk_shrinks_as_the_vocabulary_grows_and_never_vanishes() -> None:
+    assert [chunk_tokens(vocabulary, 2**20) for vocabulary in (1024, 131072, 2**21)] == [1024, 8, 1]
+
+
+def test_sums_are_per_sequence_and_empty_ones_are_zero() -> None:
+    sums = sum_by_sequence(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 2]), 4)
+    assert sums.tolist() == [3.0, 0.0, 4.0, 0.0]
+
+
+def test_mismatched_shapes_are_refused() -> None:
+    hidden, weight, _, targets, _ = _inputs()
+    with pytest.raises(ValueError, match=r"need hidden \[R, D\] and targets \[R\]"):
+        selected_logps(hidden, weight, targets[:-1])
+
+
+CONFIGS = {
+    "gemma-2": ({"final_logit_softcapping": 30.0}, HeadScaling(softcap=30.0)),
+    "cohere": ({"logit_scale": 0.0625}, HeadScaling(scale=0.0625)),
+    "granite": ({"logits_scaling": 8.0}, HeadScaling(scale=0.125)),
+    "llama": ({}, HeadScaling()),
+}
+
+
+@pytest.mark.parametrize(("attributes", "expected"), CONFIGS.values(), ids=CONFIGS.keys())
+def test_what_architectures_do_after_the_head_is_read_from_their_config(
+    attributes: dict[str, float], expected: HeadScaling
+) -> None:
+    from types import SimpleNamespace
+
+    assert HeadScaling.of_config(SimpleNamespace(**attributes)) == expected

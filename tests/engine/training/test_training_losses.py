@@ -1,0 +1,211 @@
+"""The objectives: golden values, identities and laws (wrpo.md)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from wrpo_engine.training.losses import (
+    PerResponse,
+    dpo_loss,
+    dpo_rewards,
+    ipo_loss,
+    logistic_loss,
+    nll,
+    simpo_loss,
+    weighted_margin,
+    wrpo_dpo_loss,
+    wrpo_ipo_loss,
+    wrpo_simpo_loss,
+)
+
+
+def _tensor(values: object) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# The DPO values come from running the authors' released loss on these inputs; IPO and SimPO from the formulas.
+POLICY = PerResponse(
+    preferred=_tensor([[-12, -10], [-30, -25.5], [-7.25, -9]]),
+    rejected=_tensor([-11, -28, -8]),
+)
+REFERENCE = PerResponse(
+    preferred=_tensor([[-14, -10.5], [-29, -26], [-7, -9.5]]),
+    rejected=_tensor([-10, -27.5, -8.25]),
+)
+LENGTHS = PerResponse(
+    preferred=_tensor([[8, 6], [16, 12], [5, 9]]),
+    rejected=_tensor([7, 20, 4]),
+)
+TARGET_POLICY = PerResponse(preferred=POLICY.preferred[:, 1:], rejected=POLICY.rejected)
+TARGET_REFERENCE = PerResponse(preferred=REFERENCE.preferred[:, 1:], rejected=REFERENCE.rejected)
+SOURCE_POLICY = PerResponse(preferred=POLICY.preferred[:, :1], rejected=POLICY.rejected)
+SOURCE_REFERENCE = PerResponse(preferred=REFERENCE.preferred[:, :1], rejected=REFERENCE.rejected)
+
+WRPO_DPO = {
+    "a quarter from the source": (0.25, [0.6037852895555947, 0.6623853823577756, 0.690027063364498]),
+    "alpha 0 is DPO on the target pair": (0.0, [0.6209570477895321, 0.6443966600735709, 0.6807253035255248]),
+    "alpha 1 is DPO on the source pair": (1.0, [0.5543552444685271, 0.7184596480132863, 0.7184596480132863]),
+}
+
+
+def _close(actual: Tensor, expected: list[float] | Tensor) -> None:
+    wanted = expected if isinstance(expected, Tensor) else _tensor(expected)
+    torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("alpha", "expected"), WRPO_DPO.values(), ids=WRPO_DPO.keys())
+def test_wrpo_dpo_equals_the_released_code(alpha: float, expected: list[float]) -> None:
+    _close(wrpo_dpo_loss(POLICY, REFERENCE, alpha=alpha, beta=0.1), expected)
+
+
+def test_wrpo_dpo_with_the_published_beta_equals_the_released_code() -> None:
+    loss = wrpo_dpo_loss(POLICY, REFERENCE, alpha=0.1, beta=0.01).mean()
+    assert loss.item() == pytest.approx(0.6887033288596882, abs=1e-12)
+
+
+def test_label_smoothing_equals_the_released_code() -> None:
+    loss = wrpo_dpo_loss(POLICY, REFERENCE, alpha=0.25, beta=0.1, label_smoothing=0.1).mean()
+    assert loss.item() == pytest.approx(0.6606075784259561, abs=1e-12)
+
+
+def test_wrpo_ipo_on_sums_equals_the_formula() -> None:
+    _close(wrpo_ipo_loss(POLICY, REFERENCE, alpha=0.25, tau=0.1), [9.765625, 19.140625, 24.37890625])
+
+
+def test_wrpo_simpo_equals_the_formula() -> None:
+    loss = wrpo_simpo_loss(POLICY, LENGTHS, alpha=0.25, beta=2, gamma=0.6)
+    _close(loss, [1.1079644700895714, 2.061169197804637, 0.2691251883565682])
+
+
+def test_alpha_0_is_the_baseline_on_the_target_pair_for_every_objective() -> None:
+    lengths = PerResponse(preferred=LENGTHS.preferred[:, 1:], rejected=LENGTHS.rejected)
+    _close(wrpo_dpo_loss(POLICY, REFERENCE, alpha=0, beta=0.1), dpo_loss(TARGET_POLICY, TARGET_REFERENCE, beta=0.1))
+    _close(wrpo_ipo_loss(POLICY, REFERENCE, alpha=0, tau=0.1), ipo_loss(TARGET_POLICY, TARGET_REFERENCE, tau=0.1))
+    _close(
+        wrpo_simpo_loss(POLICY, LENGTHS, alpha=0, beta=2, gamma=0.6),
+        simpo_loss(TARGET_POLICY, lengths, beta=2, gamma=0.6),
+    )
+
+
+def test_alpha_1_is_the_baseline_on_the_source_pair_for_every_objective() -> None:
+    lengths = PerResponse(preferred=LENGTHS.preferred[:, :1], rejected=LENGTHS.rejected)
+    _close(wrpo_dpo_loss(POLICY, REFERENCE, alpha=1, beta=0.1), dpo_loss(SOURCE_POLICY, SOURCE_REFERENCE, beta=0.1))
+    _close(wrpo_ipo_loss(POLICY, REFERENCE, alpha=1, tau=0.1), ipo_loss(SOURCE_POLICY, SOURCE_REFERENCE, tau=0.1))
+    _close(
+        wrpo_simpo_loss(POLICY, LENGTHS, alpha=1, beta=2, gamma=0.6),
+        simpo_loss(SOURCE_POLICY, lengths, beta=2, gamma=0.6),
+    )
+
+
+def test_at_step_0_the_dpo_loss_is_ln_2_and_the_ipo_loss_is_the_target_squared() -> None:
+    _close(wrpo_dpo_loss(REFERENCE, REFERENCE, alpha=0.3, beta=0.1), [math.log(2)] * 3)
+    _close(wrpo_ipo_loss(REFERENCE, REFERENCE, alpha=0.3, tau=0.1), [25.0] * 3)
+    rewards = dpo_rewards(REFERENCE, REFERENCE, beta=0.1)
+    assert weighted_margin(rewards, (0.3, 0.7)).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_length_normalised_dpo_divides_each_log_ratio_by_its_own_length() -> None:
+    loss = wrpo_dpo_loss(POLICY, REFERENCE, alpha=0.25, beta=10, lengths=LENGTHS)
+    margin = 10 * (0.25 * 2 / 8 + 0.75 * 0.5 / 6 - -1 / 7)
+    assert loss[0].item() == pytest.approx(math.log1p(math.exp(-margin)), abs=1e-12)
+
+
+def test_ipo_on_means_divides_each_log_ratio_by_its_own_length() -> None:
+    loss = ipo_loss(
+        TARGET_POLICY,
+        TARGET_REFERENCE,
+        tau=0.5,
+        lengths=PerResponse(preferred=LENGTHS.preferred[:, 1:], rejected=LENGTHS.rejected),
+    )
+    assert loss[0].item() == pytest.approx((0.5 / 6 + 1 / 7 - 1) ** 2, abs=1e-12)
+
+
+def test_nll_is_the_mean_over_a_responses_tokens() -> None:
+    _close(nll(POLICY.preferred[:, 0], LENGTHS.preferred[:, 0]), [12 / 8, 30 / 16, 7.25 / 5])
+
+
+def test_three_preferred_responses_take_three_weights() -> None:
+    policy = PerResponse(preferred=_tensor([[-1.0, -2.0, -3.0]]), rejected=_tensor([-4.0]))
+    reference = PerResponse(preferred=_tensor([[-2.0, -2.0, -2.0]]), rejected=_tensor([-2.0]))
+    loss = dpo_loss(policy, reference, beta=1.0, weights=(0.5, 0.3, 0.2))
+    margin = 0.5 * 1 + 0.3 * 0 + 0.2 * -1 + 2
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-margin)), abs=1e-12)
+
+
+SHAPES = {
+    "columns [B, 1] for the rejected": (torch.zeros(3, 2), torch.zeros(3, 1)),
+    "rows of different number": (torch.zeros(3, 2), torch.zeros(2)),
+    "preferred without a column": (torch.zeros(3), torch.zeros(3)),
+}
+
+
+@pytest.mark.parametrize(("preferred", "rejected"), SHAPES.values(), ids=SHAPES.keys())
+def test_shapes_that_would_broadcast_are_refused(preferred: Tensor, rejected: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"preferred \[B, K\] and rejected \[B\]"):
+        PerResponse(preferred=preferred, rejected=rejected)
+
+
+WEIGHTS = {
+    "too few": ((1.0,), "2 preferred responses need as many weights"),
+    "sum above 1": ((0.5, 0.6), "weights must be non-negative with sum 1"),
+    "negative": ((-0.5, 1.5), "weights must be non-negative with sum 1"),
+}
+
+
+@pytest.mark.parametrize(("weights", "message"), WEIGHTS.values(), ids=WEIGHTS.keys())
+def test_weights_off_the_simplex_are_refused(weights: tuple[float, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        weighted_margin(POLICY, weights)
+
+
+log_probability = st.floats(-200, 0, allow_nan=False)
+triple = st.tuples(log_probability, log_probability, log_probability)
+
+
+def _leaf(values: tuple[float, float, float]) -> tuple[PerResponse, Tensor]:
+    flat = _tensor(values).requires_grad_()
+    return PerResponse(preferred=flat[None, :2], rejected=flat[2:]), flat
+
+
+@given(policy=triple, reference=triple, alpha=st.floats(0, 1), beta=st.floats(0.001, 1))
+def test_gradients_of_the_three_log_probs_sum_to_zero_for_dpo(
+    policy: tuple[float, float, float], reference: tuple[float, float, float], alpha: float, beta: float
+) -> None:
+    responses, flat = _leaf(policy)
+    wrpo_dpo_loss(responses, _leaf(reference)[0], alpha=alpha, beta=beta).sum().backward()
+    assert flat.grad is not None
+    assert flat.grad.sum().item() == pytest.approx(0, abs=1e-12)
+
+
+@given(policy=triple, reference=triple, alpha=st.floats(0, 1), tau=st.floats(0.01, 1))
+def test_gradients_of_the_three_log_probs_sum_to_zero_for_ipo(
+    policy: tuple[float, float, float], reference: tuple[float, float, float], alpha: float, tau: float
+) -> None:
+    responses, flat = _leaf(policy)
+    wrpo_ipo_loss(responses, _leaf(reference)[0], alpha=alpha, tau=tau).sum().backward()
+    assert flat.grad is not None
+    assert flat.grad.sum().item() == pytest.approx(0, abs=1e-9)
+
+
+@given(policy=triple, reference=triple, alpha=st.floats(0, 1), other=st.floats(0, 1))
+def test_equal_source_and_target_responses_make_the_loss_independent_of_alpha(
+    policy: tuple[float, float, float], reference: tuple[float, float, float], alpha: float, other: float
+) -> None:
+    same_policy = _leaf((policy[0], policy[0], policy[2]))[0]
+    same_reference = _leaf((reference[0], reference[0], reference[2]))[0]
+    one = wrpo_dpo_loss(same_policy, same_reference, alpha=alpha, beta=0.1)
+    two = wrpo_dpo_loss(same_policy, same_reference, alpha=other, beta=0.1)
+    assert one.item() == pytest.approx(two.item(), abs=1e-9)
+
+
+@given(margin=st.floats(-50, 50), smoothing=st.floats(0, 0.49))
+def test_label_smoothing_mixes_the_loss_with_that_of_the_swapped_pair(margin: float, smoothing: float) -> None:
+    value = _tensor([margin])
+    mixed = (1 - smoothing) * logistic_loss(value) + smoothing * logistic_loss(-value)
+    assert logistic_loss(value, label_smoothing=smoothing).item() == pytest.approx(mixed.item(), abs=1e-9)

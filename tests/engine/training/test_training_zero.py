@@ -1,0 +1,98 @@
+"""Real DeepSpeed runs: every ZeRO stage and process count trains the same model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_support import Experiment, make_experiment, run_ranks, start_nodes
+
+pytestmark = pytest.mark.slow
+
+COMPARED = ("loss", "grad_norm", "margin", "margin_source", "margin_target", "logps_rejected", "accuracy_target")
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """ZeRO 0 in one process."""
+    experiment = make_experiment(tmp_path_factory.mktemp("baseline"))
+    run_ranks(experiment, experiment.config({"stage": "train", "zero_stage": 0, "beta": 0.1}))
+    return experiment
+
+
+def assert_same_run(experiment: Experiment, baseline: Experiment, stage: str = "train", *, atol: float = 1e-5) -> None:
+    ours, theirs = experiment.metrics(stage), baseline.metrics(stage)
+    assert len(ours) == len(theirs) == 6
+    for our, their in zip(ours, theirs, strict=True):
+        compared = {name: our[name] for name in COMPARED if name in our}
+        assert compared == pytest.approx({name: their[name] for name in compared}, rel=1e-4, abs=atol)
+    weights = baseline.weights(stage)
+    for name, tensor in experiment.weights(stage).items():
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(("zero_stage", "world_size"), [(0, 2), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
+def test_every_zero_stage_and_world_size_trains_the_same_model(
+    zero_stage: int, world_size: int, baseline: Experiment, tmp_path: Path
+) -> None:
+    experiment = make_experiment(tmp_path)
+    config = experiment.config({"stage": "train", "zero_stage": zero_stage, "beta": 0.1})
+    run_ranks(experiment, config, world_size=world_size)
+    assert_same_run(experiment, baseline)
+
+
+def test_accumulating_many_micro_batches_equals_one_large_batch(baseline: Experiment, tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path)
+    config = experiment.config(
+        {"stage": "train", "zero_stage": 2, "beta": 0.1}, {"micro_batch_tokens": 1, "checkpoint_every_steps": 100}
+    )
+    run_ranks(experiment, config, world_size=2)
+    assert_same_run(experiment, baseline)
+
+
+def test_two_torchrun_nodes_of_a_pytorchjob_train_both_stages(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path)
+    for params in ({"stage": "sft", "zero_stage": 0}, {"stage": "train", "zero_stage": 3}):
+        gang = start_nodes(experiment, experiment.config(params))
+        assert gang.wait() == [0, 0], gang.text()
+    sft, train = experiment.metrics("sft"), experiment.metrics("train")
+    assert [row["step"] for row in sft] == [row["step"] for row in train] == [1, 2, 3, 4, 5, 6]
+    assert [row["alpha"] for row in train] == pytest.approx([0.1 * step / 6 for step in range(6)])
+    assert train[0]["margin"] == train[0]["margin_source"] == train[0]["margin_target"] == 0.0
+    assert sft[-1]["loss"] < sft[0]["loss"]
+
+
+SCRIPT = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+assert not any(name.startswith("wrpo") for name in sys.modules)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+text = tokenizer.apply_chat_template([{"role": "user", "content": "why"}], tokenize=False, add_generation_prompt=True)
+ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+eos = model.generation_config.eos_token_id
+print(json.dumps({"text": text, "eos": eos, "logits": model(ids).logits[0, -1].tolist()}))
+"""
+
+
+def test_the_trained_model_loads_with_plain_transformers_in_a_fresh_interpreter(baseline: Experiment) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    directory = baseline.output("train") / "model"
+    answer = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(directory)], capture_output=True, text=True, check=True, cwd="/"
+    )
+    loaded: dict[str, Any] = json.loads(answer.stdout)
+    model = LlamaForCausalLM(LlamaConfig.from_pretrained(directory))
+    model.load_state_dict(baseline.weights("train"))
+    assert loaded["text"].endswith("<|im_start|>assistant\n")
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(directory)(loaded["text"], add_special_tokens=False, return_tensors="pt")
+    torch.testing.assert_close(torch.tensor(loaded["logits"]), model(ids.input_ids).logits[0, -1], rtol=0, atol=1e-6)
+    assert loaded["eos"] == model.config.eos_token_id
