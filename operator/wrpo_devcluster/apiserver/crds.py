@@ -1,0 +1,207 @@
+"""CustomResourceDefinitions: what makes one acceptable, and its conditions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from wrpo_devcluster.apiserver import validate_custom
+from wrpo_devcluster.apiserver.cel_rules import RuleError, compile_rule
+from wrpo_devcluster.apiserver.errors import Cause, forbidden_field, invalid_field, required_field, unsupported_field
+from wrpo_devcluster.apiserver.validate_meta import LABEL, SUBDOMAIN
+from wrpo_devcluster.client import JsonObject
+
+CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
+_TYPES = ("array", "boolean", "integer", "number", "object", "string")
+
+
+def validate(crd: JsonObject) -> list[Cause]:
+    spec = crd["spec"]
+    names = spec.get("names") or {}
+    causes: list[Cause] = []
+    if crd["metadata"]["name"] != f"{names.get('plural', '')}.{spec.get('group', '')}":
+        causes.append(invalid_field("metadata.name", crd["metadata"]["name"], 'must be spec.names.plural+"."+spec.group'))
+    if not SUBDOMAIN.match(spec.get("group", "")) or "." not in spec.get("group", ""):
+        causes.append(invalid_field("spec.group", spec.get("group", ""), "should be a domain with at least one dot"))
+    if spec.get("scope") not in {"Namespaced", "Cluster"}:
+        causes.append(unsupported_field("spec.scope", spec.get("scope", ""), ("Cluster", "Namespaced")))
+    causes += _validate_names(names)
+    versions = spec.get("versions") or []
+    if not versions:
+        causes.append(required_field("spec.versions", "must have exactly one version marked as storage version"))
+    elif sum(bool(version.get("storage")) for version in versions) != 1:
+        causes.append(invalid_field("spec.versions", [v.get("name") for v in versions], "must have exactly one version marked as storage version"))
+    if len({version.get("name") for version in versions}) != len(versions):
+        causes.append(invalid_field("spec.versions", [v.get("name") for v in versions], "must contain unique version names"))
+    for index, version in enumerate(versions):
+        causes += _validate_version(version, f"spec.versions[{index}]")
+    if (spec.get("conversion") or {}).get("strategy") == "Webhook":
+        causes.append(forbidden_field("spec.conversion.strategy", "conversion webhooks are not supported by this server; use None"))
+    return causes
+
+
+def _validate_names(names: JsonObject) -> list[Cause]:
+    causes = []
+    for name in ("plural", "singular", "kind", "listKind"):
+        value = names.get(name, "")
+        if not value:
+            causes.append(required_field(f"spec.names.{name}"))
+        elif not LABEL.match(value.lower()):
+            causes.append(invalid_field(f"spec.names.{name}", value, "a DNS-1035 label must consist of lower case alphanumeric characters or '-'"))
+    return causes
+
+
+def _validate_version(version: JsonObject, path: str) -> list[Cause]:
+    causes: list[Cause] = []
+    if not LABEL.match(version.get("name", "")):
+        causes.append(invalid_field(f"{path}.name", version.get("name", ""), "a DNS-1035 label must consist of lower case alphanumeric characters or '-'"))
+    raw = (version.get("schema") or {}).get("openAPIV3Schema")
+    if raw is None:
+        causes.append(required_field(f"{path}.schema.openAPIV3Schema", "schemas are required"))
+        return causes
+    where = f"{path}.schema.openAPIV3Schema"
+    if raw.get("type") != "object":
+        causes.append(invalid_field(f"{where}.type", raw.get("type", ""), "must be object at the root"))
+    causes += _validate_schema(raw, where, root=True)
+    for index, column in enumerate(version.get("additionalPrinterColumns") or ()):
+        at = f"{path}.additionalPrinterColumns[{index}]"
+        if not str(column.get("jsonPath", "")).startswith("."):
+            causes.append(invalid_field(f"{at}.jsonPath", column.get("jsonPath", ""), "must be a simple json path starting with ."))
+        if column.get("type") not in {"integer", "number", "string", "boolean", "date"}:
+            causes.append(unsupported_field(f"{at}.type", column.get("type"), ("integer", "number", "string", "boolean", "date")))
+    return causes
+
+
+def _validate_schema(raw: JsonObject, path: str, *, root: bool = False) -> list[Cause]:
+    causes: list[Cause] = []
+    loose = raw.get("x-kubernetes-int-or-string") or raw.get("x-kubernetes-preserve-unknown-fields")
+    if "type" not in raw and not loose:
+        causes.append(required_field(f"{path}.type", "must not be empty for specified object fields"))
+    elif "type" in raw and raw["type"] not in _TYPES:
+        causes.append(unsupported_field(f"{path}.type", raw["type"], _TYPES))
+    if raw.get("properties") and raw.get("additionalProperties") not in (None, False):
+        causes.append(forbidden_field(f"{path}.additionalProperties", "additionalProperties and properties are mutual exclusive"))
+    if raw.get("type") == "array" and "items" not in raw:
+        causes.append(required_field(f"{path}.items", "must be specified"))
+    if raw.get("uniqueItems"):
+        causes.append(forbidden_field(f"{path}.uniqueItems", "uniqueItems cannot be set to true since the runtime complexity becomes quadratic"))
+    causes += _validate_lists(raw, path)
+    if "pattern" in raw:
+        try:
+            re.compile(validate_custom.go_pattern(raw["pattern"]))
+        except re.error as problem:
+            causes.append(invalid_field(f"{path}.pattern", raw["pattern"], f"must be a valid regular expression, but isn't: {problem}"))
+    if "default" in raw and not root:
+        causes += [
+            invalid_field(f"{path}.default", raw["default"], cause.message)
+            for cause in validate_custom.validate(raw, raw["default"], "default")
+        ]
+    for index, rule in enumerate(raw.get("x-kubernetes-validations") or ()):
+        causes += _validate_rule(rule, f"{path}.x-kubernetes-validations[{index}]")
+    for child, at in _children(raw, path):
+        causes += _validate_schema(child, at)
+    return causes
+
+
+def _children(raw: JsonObject, path: str) -> Iterable[tuple[JsonObject, str]]:
+    for name, child in (raw.get("properties") or {}).items():
+        if not (name == "metadata" and path.endswith("openAPIV3Schema")):
+            yield child, f"{path}.properties[{name}]"
+    if isinstance(raw.get("items"), dict):
+        yield raw["items"], f"{path}.items"
+    if isinstance(raw.get("additionalProperties"), dict):
+        yield raw["additionalProperties"], f"{path}.additionalProperties"
+
+
+def _validate_lists(raw: JsonObject, path: str) -> list[Cause]:
+    kind = raw.get("x-kubernetes-list-type")
+    keys = raw.get("x-kubernetes-list-map-keys") or ()
+    causes: list[Cause] = []
+    if kind not in {None, "atomic", "set", "map"}:
+        causes.append(unsupported_field(f"{path}.x-kubernetes-list-type", kind, ("atomic", "map", "set")))
+    if kind == "map":
+        if not keys:
+            causes.append(required_field(f"{path}.x-kubernetes-list-map-keys", "must not be empty if x-kubernetes-list-type is map"))
+        items: JsonObject = raw.get("items") or {}
+        for key in keys:
+            schema: Any = (items.get("properties") or {}).get(key)
+            if schema is None:
+                causes.append(invalid_field(f"{path}.x-kubernetes-list-map-keys", list(keys), "entries must all be names of item properties"))
+            elif key not in items.get("required", ()) and "default" not in schema:
+                causes.append(required_field(f"{path}.items.properties[{key}].default", "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property"))
+    return causes
+
+
+def _validate_rule(rule: JsonObject, path: str) -> list[Cause]:
+    causes = []
+    for name in ("rule", "messageExpression"):
+        if rule.get(name):
+            try:
+                compile_rule(rule[name])
+            except RuleError as problem:
+                causes.append(invalid_field(f"{path}.{name}", rule[name], f"compilation failed: {problem}"))
+    if not str(rule.get("rule", "")).strip():
+        causes.append(required_field(f"{path}.rule", "rule is not specified"))
+    return causes
+
+
+def validate_update(new: JsonObject, old: JsonObject) -> list[Cause]:
+    causes = [
+        invalid_field(f"spec.{name}", new["spec"].get(name), "field is immutable")
+        for name in ("group", "scope")
+        if new["spec"].get(name) != old["spec"].get(name)
+    ]
+    for name in ("plural", "kind"):
+        if new["spec"]["names"].get(name) != old["spec"]["names"].get(name):
+            causes.append(invalid_field(f"spec.names.{name}", new["spec"]["names"].get(name), "field is immutable"))
+    served = {version["name"] for version in new["spec"]["versions"]}
+    missing = [version for version in (old["status"].get("storedVersions") or ()) if version not in served]
+    if missing:
+        causes.append(invalid_field("status.storedVersions", missing, "must appear in spec.versions"))
+    return causes
+
+
+def initial_status(crd: JsonObject) -> JsonObject:
+    stored = [version["name"] for version in crd["spec"]["versions"] if version.get("storage")]
+    return {"conditions": None, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored}
+
+
+def established(crd: JsonObject, now: str) -> JsonObject:
+    """Status of a CRD whose names were accepted."""
+    names = crd["spec"]["names"]
+    old = {c["type"]: c for c in crd["status"].get("conditions") or ()}
+
+    def condition(kind: str, reason: str, message: str) -> JsonObject:
+        if old.get(kind, {}).get("status") == "True":
+            return dict(old[kind])
+        return {"type": kind, "status": "True", "lastTransitionTime": now, "reason": reason, "message": message}
+
+    conditions = [
+        condition("NamesAccepted", "NoConflicts", "no conflicts found"),
+        condition("Established", "InitialNamesAccepted", "the initial names have been accepted"),
+    ]
+    accepted = {key: value for key, value in names.items() if value not in (None, [], "")}
+    stored = list(crd["status"].get("storedVersions") or ())
+    stored += [v["name"] for v in crd["spec"]["versions"] if v.get("storage") and v["name"] not in stored]
+    return {"conditions": conditions, "acceptedNames": accepted, "storedVersions": stored}
+
+
+def terminating(crd: JsonObject, now: str) -> JsonObject:
+    """The CRD as a delete request leaves it until its objects are gone."""
+    condition = {
+        "type": "Terminating",
+        "status": "True",
+        "lastTransitionTime": now,
+        "reason": "InstanceDeletionPending",
+        "message": "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+    }
+    kept = [c for c in crd["status"].get("conditions") or () if c["type"] != "Terminating"]
+    finalizers = list(crd["metadata"].get("finalizers") or ())
+    if CLEANUP_FINALIZER not in finalizers:
+        finalizers.append(CLEANUP_FINALIZER)
+    return {
+        **crd,
+        "metadata": {**crd["metadata"], "deletionTimestamp": now, "finalizers": finalizers},
+        "status": {**crd["status"], "conditions": [*kept, condition]},
+    }

@@ -1,0 +1,421 @@
+"""The request pipeline: every read and write, over HTTP or in-process, goes through here."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from wrpo_devcluster.apiserver import (
+    cel_rules,
+    codec,
+    errors,
+    managed,
+    patch,
+    strategies,
+    typed,
+    validate_builtin,
+    validate_custom,
+    validate_meta,
+)
+from wrpo_devcluster.apiserver.admission import Admission
+from wrpo_devcluster.apiserver.codec import copy_json
+from wrpo_devcluster.apiserver.decode import check_identity, decode
+from wrpo_devcluster.apiserver.errors import Cause
+from wrpo_devcluster.apiserver.kinds import Kind, Registry
+from wrpo_devcluster.apiserver.managed import ManagerKey, Managers
+from wrpo_devcluster.apiserver.request import Context
+from wrpo_devcluster.apiserver.store import Store
+from wrpo_devcluster.client import JsonObject, Patch
+
+_SUFFIX_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
+_APPLY_SETS_STATUS_ONLY = "status"
+
+
+class Engine:
+    """Validation, admission, ownership and storage of every served kind."""
+
+    def __init__(self, store: Store, registry: Registry, clock: Callable[[], datetime]) -> None:
+        self.store = store
+        self.registry = registry
+        self.clock = clock
+        self.admission = Admission(store, self)
+        self.after_write: list[Callable[[Kind, JsonObject | None, JsonObject | None], None]] = []
+        """Called with kind, new and old object after every durable write."""
+
+    def now(self) -> str:
+        return codec.format_time(self.clock())
+
+    # Reading
+
+    def get(self, kind: Kind, namespace: str | None, name: str) -> JsonObject:
+        record = self.store.get(kind.storage_key, namespace or "", name)
+        if record is None:
+            raise errors.not_found(kind.plural, kind.group, name)
+        return record.obj
+
+    # Creating
+
+    def create(
+        self, kind: Kind, namespace: str | None, body: JsonObject, context: Context, *, name: str = ""
+    ) -> JsonObject:
+        obj = decode(kind, body, context)
+        self._place(kind, namespace, obj)
+        if name and obj["metadata"].setdefault("name", name) != name:
+            raise errors.bad_request(
+                f"the name of the object ({obj['metadata']['name']}) does not match the name on the URL ({name})"
+            )
+        meta = obj["metadata"]
+        if meta.get("resourceVersion"):
+            raise errors.bad_request("resourceVersion should not be set on objects to be created")
+        return self.create_decoded(kind, obj, context)
+
+    def _place(self, kind: Kind, namespace: str | None, obj: JsonObject) -> None:
+        meta = obj["metadata"]
+        if not kind.namespaced:
+            meta.pop("namespace", None)
+        elif meta.setdefault("namespace", namespace) != namespace:
+            raise errors.bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request"
+            )
+
+    def create_decoded(
+        self, kind: Kind, obj: JsonObject, context: Context, managers: Managers | None = None
+    ) -> JsonObject:
+        meta = obj["metadata"]
+        for name in ("uid", "resourceVersion", "generation", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"):
+            meta.pop(name, None)
+        meta.pop("managedFields", None)
+        obj = strategies.without_status(kind, obj)
+        self._generate_name(kind, obj)
+        name, namespace = meta.get("name", ""), meta.get("namespace", "")
+        self.admission.check_namespace(kind, namespace, name)
+        meta["creationTimestamp"] = self.now()
+        meta["uid"] = str(uuid.uuid4())
+        if managers is None:
+            managers = managed.record_update(
+                kind.node,
+                codec.zero(kind.node) if kind.custom is None else {"metadata": {}},
+                obj,
+                ManagerKey(context.manager, "Update", kind.api_version, ""),
+                api_version=kind.api_version,
+                now=self.now(),
+            )
+        self.admission.mutate(kind, obj)
+        strategies.prepare_create(kind, obj)
+        if kind.plural == "services" and kind.group == "":
+            self._allocate(obj)
+        causes = self._validate(kind, obj, None)
+        if causes:
+            raise errors.invalid(kind.kind, kind.group, name, causes)
+        if self.store.get(kind.storage_key, namespace, name) is not None:
+            raise errors.already_exists(kind.plural, kind.group, name)
+        self.admission.validate(kind, obj, None, context)
+        if managers:
+            meta["managedFields"] = managed.dump(managers)
+        if context.dry_run:
+            return obj
+        return self._put(kind, obj, None)
+
+    def _generate_name(self, kind: Kind, obj: JsonObject) -> None:
+        meta = obj["metadata"]
+        if meta.get("name") or not meta.get("generateName"):
+            return
+        namespace = meta.get("namespace", "")
+        for _ in range(8):
+            suffix = "".join(random.choices(_SUFFIX_LETTERS, k=5))  # noqa: S311  (names, not secrets)
+            meta["name"] = meta["generateName"][:58] + suffix
+            if self.store.get(kind.storage_key, namespace, meta["name"]) is None:
+                return
+
+    def _allocate(self, obj: JsonObject) -> None:
+        taken = {
+            address
+            for record in self.store.list("/services", None)
+            for address in record.obj["spec"].get("clusterIPs") or ()
+        }
+        strategies.allocate_addresses(obj, taken, self.store.rv)
+
+    def _put(self, kind: Kind, obj: JsonObject, old: JsonObject | None) -> JsonObject:
+        meta = obj["metadata"]
+        record = self.store.put(kind.storage_key, meta.get("namespace", ""), meta["name"], obj)
+        for hook in self.after_write:
+            hook(kind, record.obj, old)
+        return record.obj
+
+    def remove(self, kind: Kind, obj: JsonObject, *, last: JsonObject | None = None) -> JsonObject:
+        meta = obj["metadata"]
+        final = self.store.delete(kind.storage_key, meta.get("namespace", ""), meta["name"], last)
+        for hook in self.after_write:
+            hook(kind, None, final)
+        return final
+
+    def _validate(self, kind: Kind, obj: JsonObject, old: JsonObject | None) -> list[Cause]:
+        causes: list[Cause] = []
+        if old is not None:
+            causes += validate_meta.metadata_update(obj["metadata"], old["metadata"])
+        if kind.custom is None:
+            causes += validate_meta.metadata(kind, obj["metadata"])
+            return causes + validate_builtin.validate(kind, obj, old)
+        content = {key: value for key, value in obj.items() if key not in {"metadata", "kind", "apiVersion"}}
+        raw = {key: value for key, value in kind.node.raw.items()}
+        if "properties" in raw and "metadata" in raw["properties"]:
+            rest = {key: value for key, value in raw["properties"].items() if key != "metadata"}
+            raw["properties"] = rest
+        required = [field for field in raw.get("required", ()) if field not in {"metadata", "kind", "apiVersion"}]
+        schema_causes = validate_custom.validate({**raw, "required": required}, content)
+        schema_causes += validate_custom.validate_lists(kind.node, content)
+        causes = schema_causes + validate_meta.metadata(kind, obj["metadata"]) + causes
+        if validate_custom.is_blocking(causes):
+            return [*causes, validate_custom.NOT_CHECKED]
+        return causes + cel_rules.check_rules(kind.node, obj, typed.ABSENT if old is None else old)
+
+    # Changing
+
+    def update(
+        self, kind: Kind, namespace: str | None, name: str, body: JsonObject, context: Context, *, subresource: str = ""
+    ) -> tuple[JsonObject, bool]:
+        """PUT; returns the object and whether it was created."""
+        new = decode(kind, body, context)
+        self._place(kind, namespace, new)
+        meta = new["metadata"]
+        if meta.setdefault("name", name) != name:
+            raise errors.bad_request(
+                f"the name of the object ({meta['name']}) does not match the name on the URL ({name})"
+            )
+        record = self.store.get(kind.storage_key, namespace or "", name)
+        if record is None:
+            if subresource or not strategies.may_create_on_update(kind):
+                raise errors.not_found(kind.plural, kind.group, name)
+            return self.create_decoded(kind, new, context), True
+        if not meta.get("resourceVersion") and strategies.needs_version(kind):
+            cause = errors.invalid_field("metadata.resourceVersion", 0, "must be specified for an update")
+            raise errors.invalid(kind.plural, kind.group, name, [cause])
+        return self.change(kind, record.obj, new, context, subresource=subresource), False
+
+    def change(  # noqa: C901  (the steps of an update, in the server's order)
+        self,
+        kind: Kind,
+        old: JsonObject,
+        new: JsonObject,
+        context: Context,
+        *,
+        subresource: str = "",
+        managers: Managers | None = None,
+    ) -> JsonObject:
+        """Replace `old` by the decoded `new`, with everything a server keeps, checks and records."""
+        meta, before = new["metadata"], old["metadata"]
+        if meta.get("resourceVersion", before["resourceVersion"]) not in {before["resourceVersion"], "", None}:
+            raise errors.conflict(kind.plural, kind.group, before["name"])
+        if meta.get("uid", before["uid"]) != before["uid"]:
+            why = f"Precondition failed: UID in precondition: {meta['uid']}, UID in object meta: {before['uid']}"
+            raise errors.conflict(kind.plural, kind.group, before["name"], why)
+        new = self._carry_over(kind, old, new, subresource)
+        meta = new["metadata"]
+        if managers is None:
+            given = meta.get("managedFields")
+            key = ManagerKey(context.manager, "Update", kind.api_version, subresource)
+            # An explicitly emptied list drops every record of ownership.
+            live = {**old, "metadata": {k: v for k, v in before.items() if k != "managedFields"}} if given == [{}] else old
+            if given == [{}] or given is None:
+                meta.pop("managedFields", None)
+            managers = managed.record_update(
+                kind.node, live, new, key, api_version=kind.api_version, now=self.now()
+            )
+        meta.pop("managedFields", None)
+        entries = managed.dump(managers)
+        if entries:
+            meta["managedFields"] = entries
+        if not subresource and (kind.group, kind.plural) == ("", "services"):
+            strategies.carry_over_service(new, old)
+        causes = self._validate(kind, new, old)
+        if causes:
+            raise errors.invalid(kind.kind, kind.group, before["name"], causes)
+        if not subresource:
+            self.admission.validate(kind, new, old, context)
+        if strategies.has_generation(kind) and strategies.spec_changed(kind, new, old):
+            meta["generation"] = before.get("generation", 0) + 1
+        if _finished(new):
+            return self._finish(kind, new, old, context)
+        if _unchanged(new, old):
+            return old
+        if context.dry_run:
+            return new
+        return self._put(kind, new, old)
+
+    @staticmethod
+    def _carry_over(kind: Kind, old: JsonObject, new: JsonObject, subresource: str) -> JsonObject:
+        """What this endpoint may not change comes from the stored object."""
+        meta, before = new["metadata"], old["metadata"]
+        for name in (
+            "uid", "creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink",
+            "resourceVersion",
+        ):  # fmt: skip
+            meta.pop(name, None)
+            if name in before:
+                meta[name] = before[name]
+        if subresource == "status":
+            kept_meta = meta if kind.custom is None else {**before, "managedFields": meta.get("managedFields")}
+            if kept_meta.get("managedFields") is None:
+                kept_meta.pop("managedFields", None)
+            if kind.custom is None:
+                for name in ("ownerReferences", "finalizers"):
+                    kept_meta.pop(name, None)
+                    if name in before:
+                        kept_meta[name] = before[name]
+            out = {key: value for key, value in old.items() if key != "status"} | {"metadata": dict(kept_meta)}
+            if "status" in new:
+                out["status"] = new["status"]
+            return out
+        if subresource == "finalize":
+            return {**old, "metadata": {**before}, "spec": new["spec"]}
+        if kind.has_status:
+            new.pop("status", None)
+            if "status" in old:
+                new["status"] = old["status"]
+        if (kind.group, kind.kind) == ("", "Namespace"):
+            new["spec"] = old["spec"]
+        if (kind.group, kind.kind) == ("", "Pod"):
+            for name in ("nodeName",):
+                if name in old["spec"] and name not in new["spec"]:
+                    new["spec"][name] = old["spec"][name]
+        return new
+
+    def _finish(self, kind: Kind, new: JsonObject, old: JsonObject, context: Context) -> JsonObject:
+        """The last finalizer went: the object goes too."""
+        if context.dry_run:
+            return new
+        final = self.remove(kind, old, last=new)
+        return {**new, "metadata": {**new["metadata"], "resourceVersion": final["metadata"]["resourceVersion"]}}
+
+    def patch(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        name: str,
+        body: Any,
+        context: Context,
+        *,
+        style: Patch,
+        subresource: str = "",
+    ) -> tuple[JsonObject, bool]:
+        """Any of the four patches; returns the object and whether it was created."""
+        if style == "apply":
+            return self._apply(kind, namespace, name, body, context, subresource=subresource)
+        old = self.get(kind, namespace, name)
+        try:
+            if style == "merge":
+                patched = patch.merge_patch(old, body)
+            elif style == "json":
+                patched = patch.json_patch(old, body)
+            elif kind.custom is not None:
+                raise errors.unsupported_media_type(
+                    ("application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml")
+                )
+            else:
+                patched = patch.strategic_merge(kind.node, old, body)
+        except patch.PatchError as problem:
+            raise (errors.bad_request(str(problem)) if problem.malformed else errors.rejected_patch()) from problem
+        new = decode(kind, patched, context)
+        meta = new["metadata"]
+        if meta.get("name") != name or meta.get("namespace", "") != (namespace or ""):
+            if meta.get("name") != name:
+                raise errors.bad_request(
+                    f"the name of the object ({meta.get('name', '')}) does not match the name on the URL ({name})"
+                )
+            raise errors.bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request"
+            )
+        return self.change(kind, old, new, context, subresource=subresource), False
+
+    def _apply(
+        self, kind: Kind, namespace: str | None, name: str, body: Any, context: Context, *, subresource: str
+    ) -> tuple[JsonObject, bool]:
+        check_identity(kind, body)
+        config: JsonObject = {**body, "metadata": dict(body.get("metadata") or {})}
+        meta = config["metadata"]
+        if meta.get("managedFields") is not None:
+            raise errors.bad_request("metadata.managedFields must be nil")
+        meta.setdefault("name", name)
+        if meta["name"] != name:
+            raise errors.bad_request(
+                f"the name of the object ({meta['name']}) does not match the name on the URL ({name})"
+            )
+        if kind.namespaced:
+            self._place(kind, namespace, config)
+        record = self.store.get(kind.storage_key, namespace or "", name)
+        if record is None and subresource:
+            raise errors.not_found(kind.plural, kind.group, name)
+        try:
+            typed.check(kind.node, {**config, "apiVersion": kind.api_version, "kind": kind.kind})
+        except typed.TypedError as problem:
+            shown = f"{namespace or ''}/{name}; {kind.api_version}, Kind={kind.kind}"
+            raise errors.internal(f"failed to create typed patch object ({shown}): {problem}") from problem
+        version, uid = meta.pop("resourceVersion", None), meta.get("uid")
+        config = self._applicable(kind, config, subresource)
+        live = record.obj if record is not None else {}
+        if record is not None and version and version != live["metadata"]["resourceVersion"]:
+            raise errors.conflict(kind.plural, kind.group, name)
+        if record is None and uid:
+            raise errors.conflict(kind.plural, kind.group, name, f"uid mismatch: the provided object specified uid {uid}, and no existing object was found")
+        merged, managers = managed.apply(
+            kind.node,
+            live,
+            self._normal(kind, config),
+            ManagerKey(context.manager, "Apply", "", subresource),
+            api_version=kind.api_version,
+            force=context.force,
+            now=self.now(),
+        )
+        merged = {**merged, "kind": kind.kind, "apiVersion": kind.api_version}
+        merged.setdefault("metadata", {})
+        new = decode(kind, merged, context)
+        if record is None:
+            return self.create_decoded(kind, new, context, managers), True
+        return self.change(kind, live, new, context, subresource=subresource, managers=managers), False
+
+    @staticmethod
+    def _applicable(kind: Kind, config: JsonObject, subresource: str) -> JsonObject:
+        """The part of an applied configuration that this endpoint may set."""
+        if subresource == _APPLY_SETS_STATUS_ONLY:
+            meta = {key: value for key, value in config["metadata"].items() if key in {"name", "namespace"}}
+            return {key: value for key, value in config.items() if key in {"kind", "apiVersion", "status"}} | {
+                "metadata": meta
+            }
+        return {key: value for key, value in config.items() if key != "status"} if kind.has_status else config
+
+    @staticmethod
+    def _normal(kind: Kind, config: JsonObject) -> JsonObject:
+        """Quantities and times of built-in kinds in canonical form, so that equal values compare equal."""
+        if kind.custom is not None:
+            return config
+        normal: JsonObject = codec.canonical_values(kind.node, config)
+        return normal
+
+
+def _finished(obj: JsonObject) -> bool:
+    meta = obj["metadata"]
+    if not meta.get("deletionTimestamp") or meta.get("finalizers"):
+        return False
+    if obj.get("kind") == "Namespace" and obj.get("apiVersion") == "v1":
+        return not obj["spec"].get("finalizers")
+    return not meta.get("deletionGracePeriodSeconds")
+
+
+def _unchanged(new: JsonObject, old: JsonObject) -> bool:
+    """Equal but for the times of managedFields?"""
+
+    def comparable(obj: JsonObject) -> JsonObject:
+        meta = obj["metadata"]
+        entries = [
+            {key: value for key, value in entry.items() if key != "time"} for entry in meta.get("managedFields") or ()
+        ]
+        entries.sort(key=lambda entry: (entry["manager"], entry["operation"], entry["apiVersion"], entry.get("subresource", "")))
+        return {**obj, "metadata": {**meta, "managedFields": entries}}
+
+    return typed.same(comparable(new), comparable(old))
+
+
+__all__ = ["Engine", "copy_json"]

@@ -1,0 +1,149 @@
+"""metav1.Status objects for refused requests, worded as kube-apiserver words them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from wrpo_devcluster.client import ApiError, JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One fault of one field; `reason` is a metav1 cause reason such as `FieldValueInvalid`."""
+
+    reason: str
+    field: str
+    message: str
+
+    def as_dict(self) -> JsonObject:
+        return {"reason": self.reason, "message": self.message, "field": self.field}
+
+
+def invalid_field(field: str, value: object, why: str) -> Cause:
+    return Cause("FieldValueInvalid", field, f"Invalid value: {_literal(value)}: {why}")
+
+
+def required_field(field: str, why: str = "") -> Cause:
+    return Cause("FieldValueRequired", field, f"Required value: {why}" if why else "Required value")
+
+
+def forbidden_field(field: str, why: str) -> Cause:
+    return Cause("FieldValueForbidden", field, f"Forbidden: {why}")
+
+
+def duplicate_field(field: str, value: object) -> Cause:
+    return Cause("FieldValueDuplicate", field, f"Duplicate value: {_literal(value)}")
+
+
+def unsupported_field(field: str, value: object, supported: Iterable[object]) -> Cause:
+    choices = ", ".join(_literal(choice) for choice in supported)
+    return Cause("FieldValueNotSupported", field, f"Unsupported value: {_literal(value)}: supported values: {choices}")
+
+
+def _literal(value: object) -> str:
+    import json
+
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+def status(code: int, reason: str, message: str, details: JsonObject | None = None) -> JsonObject:
+    body: JsonObject = {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": message,
+        "code": code,
+    }
+    if reason:
+        body["reason"] = reason
+    if details is not None:
+        body["details"] = details
+    return body
+
+
+def error(code: int, reason: str, message: str, details: JsonObject | None = None) -> ApiError:
+    return ApiError(status(code, reason, message, details))
+
+
+def _details(name: str, group: str, kind: str) -> JsonObject:
+    return {key: value for key, value in (("name", name), ("group", group), ("kind", kind)) if value}
+
+
+def qualified(plural: str, group: str) -> str:
+    return f"{plural}.{group}" if group else plural
+
+
+def not_found(plural: str, group: str, name: str) -> ApiError:
+    message = f'{qualified(plural, group)} "{name}" not found'
+    return error(404, "NotFound", message, _details(name, group, plural))
+
+
+def already_exists(plural: str, group: str, name: str) -> ApiError:
+    message = f'{qualified(plural, group)} "{name}" already exists'
+    return error(409, "AlreadyExists", message, _details(name, group, plural))
+
+
+def conflict(
+    plural: str,
+    group: str,
+    name: str,
+    why: str = "the object has been modified; please apply your changes to the latest version and try again",
+) -> ApiError:
+    message = f'Operation cannot be fulfilled on {qualified(plural, group)} "{name}": {why}'
+    return error(409, "Conflict", message, _details(name, group, plural))
+
+
+def invalid(kind: str, group: str, name: str, causes: list[Cause]) -> ApiError:
+    texts = [f"{cause.field}: {cause.message}" for cause in causes]
+    joined = texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
+    details = _details(name, group, kind)
+    details["causes"] = [cause.as_dict() for cause in causes]
+    return error(422, "Invalid", f'{qualified(kind, group)} "{name}" is invalid: {joined}', details)
+
+
+def bad_request(message: str) -> ApiError:
+    return error(400, "BadRequest", message)
+
+
+def forbidden(
+    plural: str, group: str, name: str, why: str, *, resource: str = "", causes: list[Cause] | None = None
+) -> ApiError:
+    shown = f'{resource or qualified(plural, group)} "{name}"' if name else resource or qualified(plural, group)
+    details = _details(name, group, plural)
+    if causes:
+        details["causes"] = [cause.as_dict() for cause in causes]
+    return error(403, "Forbidden", f"{shown} is forbidden: {why}", details)
+
+
+def unauthorized() -> ApiError:
+    return error(401, "Unauthorized", "Unauthorized")
+
+
+def unsupported_media_type(accepted: Iterable[str]) -> ApiError:
+    listed = ", ".join(accepted)
+    message = f"the body of the request was in an unknown format - accepted media types include: {listed}"
+    return error(415, "UnsupportedMediaType", message)
+
+
+def not_acceptable(accepted: Iterable[str]) -> ApiError:
+    listed = ", ".join(accepted)
+    return error(406, "NotAcceptable", f"only the following media types are accepted: {listed}")
+
+
+def method_not_allowed() -> ApiError:
+    return error(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+
+
+def expired(message: str) -> ApiError:
+    return error(410, "Expired", message)
+
+
+def internal(message: str) -> ApiError:
+    """An error without a reason, as the real server gives for a few malformed requests."""
+    return error(500, "", message)
+
+
+def rejected_patch() -> ApiError:
+    return error(422, "Invalid", "the server rejected our request due to an error in our request", {})

@@ -1,0 +1,183 @@
+"""The in-process client: the protocol of `wrpo_devcluster.client` on the request pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+from wrpo_devcluster.apiserver import errors
+from wrpo_devcluster.apiserver.deletion import DeleteOptions
+from wrpo_devcluster.apiserver.kinds import Kind
+from wrpo_devcluster.apiserver.request import Context, User
+from wrpo_devcluster.apiserver.selectors import SelectorError, matcher
+from wrpo_devcluster.client import ApiError, JsonObject, Patch, Resource, WatchEvent
+
+if TYPE_CHECKING:
+    from wrpo_devcluster.apiserver.server import ApiServer
+
+
+class LocalClient:
+    """Acts as one identity; every call is authorized, logged and fault-injected like a request over HTTP."""
+
+    def __init__(self, server: ApiServer, user: User, manager: str) -> None:
+        self._server = server
+        self._user = user
+        self._manager = manager
+
+    def _context(self) -> Context:
+        return Context(self._user, self._manager, field_validation="Ignore")
+
+    async def _run(
+        self,
+        verb: str,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        subresource: str,
+        action: Callable[[Kind], Any],
+    ) -> Any:
+        kind = self._server.registry.find(resource.group, resource.version, resource.plural)
+        if kind is None:
+            raise errors.error(404, "NotFound", "the server could not find the requested resource", {})
+        code = 200
+        try:
+            await self._server.faults.check(self._user.name, verb, kind, namespace or "", name)
+            self._server.authorize(self._user, verb, kind, namespace or "", name, subresource)
+            return action(kind)
+        except ApiError as problem:
+            code = problem.code
+            raise
+        finally:
+            self._server.log(self._user, verb, kind, namespace or "", name, subresource, code)
+
+    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
+        found: JsonObject = await self._run(
+            "get", resource, namespace, name, "", lambda kind: self._server.engine.get(kind, namespace, name)
+        )
+        return found
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+    ) -> list[JsonObject]:
+        def action(kind: Kind) -> list[JsonObject]:
+            try:
+                matches = matcher(label_selector, field_selector, kind.fields)
+            except SelectorError as problem:
+                raise errors.bad_request(str(problem)) from problem
+            records = self._server.store.list(kind.storage_key, namespace)
+            return [record.obj for record in records if matches is None or matches(record.obj)]
+
+        found: list[JsonObject] = await self._run("list", resource, namespace, "", "", action)
+        return found
+
+    async def create(self, resource: Resource, body: JsonObject, namespace: str | None = None) -> JsonObject:
+        place = namespace or body.get("metadata", {}).get("namespace")
+        found: JsonObject = await self._run(
+            "create",
+            resource,
+            place,
+            "",
+            "",
+            lambda kind: self._server.engine.create(kind, place, body, self._context()),
+        )
+        return found
+
+    async def update(self, resource: Resource, body: JsonObject, *, subresource: str = "") -> JsonObject:
+        meta = body["metadata"]
+        namespace, name = meta.get("namespace"), meta["name"]
+        found: JsonObject = await self._run(
+            "update",
+            resource,
+            namespace,
+            name,
+            subresource,
+            lambda kind: self._server.engine.update(
+                kind, namespace, name, body, self._context(), subresource=subresource
+            )[0],
+        )
+        return found
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str | None,
+        patch: Any,
+        *,
+        kind: Patch = "merge",
+        subresource: str = "",
+        force: bool = False,
+    ) -> JsonObject:
+        context = self._context()
+        context.force = force
+
+        def action(served: Kind) -> JsonObject:
+            engine = self._server.engine
+            return engine.patch(served, namespace, name, patch, context, style=kind, subresource=subresource)[0]
+
+        found: JsonObject = await self._run("patch", resource, namespace, name, subresource, action)
+        return found
+
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        namespace: str | None = None,
+        *,
+        propagation: Literal["Background", "Foreground", "Orphan"] | None = None,
+        grace_period_s: int | None = None,
+        uid: str | None = None,
+    ) -> None:
+        options = DeleteOptions(propagation, grace_period_s, uid)
+        await self._run(
+            "delete",
+            resource,
+            namespace,
+            name,
+            "",
+            lambda kind: self._server.deleter.delete(kind, namespace, name, options, self._context()),
+        )
+
+    async def watch(self, resource: Resource) -> AsyncIterator[WatchEvent]:
+        """Every object, then every change, also across restarts of the watch and of the resource's CRD."""
+        while True:
+            kind = await self._server.wait_for_kind(resource)
+            known: dict[tuple[str, str], JsonObject] = {}
+            async for event in self._one_watch(resource, kind, known):
+                yield event
+            for obj in known.values():
+                # The resource type went away, or the watch broke: what comes next starts from nothing.
+                if self._server.registry.find(resource.group, resource.version, resource.plural) is None:
+                    yield WatchEvent("DELETED", resource, obj)
+
+    async def _one_watch(
+        self, resource: Resource, kind: Kind, known: dict[tuple[str, str], JsonObject]
+    ) -> AsyncIterator[WatchEvent]:
+        store = self._server.store
+        feed = store.open_feed(kind.storage_key, None, store.rv)
+        try:
+            for record in store.list(kind.storage_key, None):
+                _remember(known, record.obj)
+                yield WatchEvent("ADDED", resource, record.obj)
+            while not feed.closed or feed.pending:
+                while feed.pending:
+                    change = feed.pending.popleft()
+                    if change.type == "DELETED":
+                        known.pop(_key(change.record.obj), None)
+                    else:
+                        _remember(known, change.record.obj)
+                    yield WatchEvent(change.type, resource, change.record.obj)
+                if feed.closed:
+                    return
+                feed.wake.clear()
+                await feed.wake.wait()
+        finally:
+            store.close_feed(kind.storage_key, feed)
+
+
+def _key(obj: JsonObject) -> tuple[str, str]:
+    return (obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
+
+
+def _remember(known: dict[tuple[str, str], JsonObject], obj: JsonObject) -> None:
+    known[_key(obj)] = obj

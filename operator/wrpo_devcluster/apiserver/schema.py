@@ -1,0 +1,212 @@
+"""One schema tree for built-in kinds and custom resources: what codec, patches, field ownership and CEL walk."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from wrpo_devcluster.client import JsonObject
+
+META = "io.k8s.apimachinery.pkg.apis.meta.v1"
+_FOLDER = Path(__file__).with_name("schemas")
+_TIMES = {f"{META}.Time": "time", f"{META}.MicroTime": "micro-time"}
+_SPECIAL = {
+    **_TIMES,
+    "io.k8s.apimachinery.pkg.api.resource.Quantity": "quantity",
+    "io.k8s.apimachinery.pkg.util.intstr.IntOrString": "int-or-string",
+    f"{META}.FieldsV1": "raw",
+    "io.k8s.apimachinery.pkg.runtime.RawExtension": "raw",
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON": "raw",
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrBool": "schema-or-bool",
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrArray": "schema-or-array",
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaPropsOrStringArray": "schema-or-array",
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceSubresourceStatus": "raw",
+}
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """What may stand at one place of an object. Nodes of recursive kinds refer to themselves."""
+
+    type: str = ""
+    """object, array, string, integer, number, boolean, or empty for anything."""
+    special: str = ""
+    """time, micro-time, quantity, int-or-string, raw, ... where JSON types alone do not tell."""
+    format: str = ""
+    properties: dict[str, Node] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    items: Node | None = None
+    additional: Node | None = None
+    """Schema of a map's values; None where unknown keys are not allowed."""
+    list_type: str = "atomic"
+    list_keys: tuple[str, ...] = ()
+    key_defaults: dict[str, Any] = field(default_factory=dict)
+    atomic: bool = False
+    """A map or struct owned and merged as a whole."""
+    merge_key: str = ""
+    patch_strategy: frozenset[str] = frozenset()
+    preserve: bool = False
+    embedded: bool = False
+    nullable: bool = False
+    has_default: bool = False
+    default: Any = None
+    presence: dict[str, str] = field(default_factory=dict)
+    """Built-in kinds only: field -> always, pointer or omit (how Go writes an unset or zero field)."""
+    raw: JsonObject = field(default_factory=dict)
+    """The OpenAPI schema this node was made from."""
+    definition: str = ""
+
+    @property
+    def is_struct(self) -> bool:
+        return bool(self.properties) or (self.type == "object" and self.additional is None)
+
+    def child(self, name: str) -> Node | None:
+        """Schema of field or key `name`: None where it is not declared."""
+        found = self.properties.get(name)
+        if found is not None:
+            return found
+        if self.additional is not None:
+            return self.additional
+        return DEDUCED if self.preserve or not self.type else None
+
+
+DEDUCED = Node(preserve=True)
+"""Schema-less content: maps merge by key, lists are atomic."""
+
+
+@cache
+def _definitions() -> dict[str, JsonObject]:
+    text = gzip.decompress((_FOLDER / "kinds.json.gz").read_bytes())
+    loaded: dict[str, JsonObject] = json.loads(text)["definitions"]
+    return loaded
+
+
+@cache
+def wire_table() -> dict[str, dict[str, list[Any]]]:
+    """Protobuf field numbers and presence rules: {definition: {json name: [number, wire, repeated, presence, inline]}}."""
+    text = gzip.decompress((_FOLDER / "wire.json.gz").read_bytes())
+    loaded: dict[str, dict[str, list[Any]]] = json.loads(text)
+    return loaded
+
+
+def definitions() -> dict[str, JsonObject]:
+    """Raw OpenAPI definitions of every served built-in kind and what they refer to."""
+    return _definitions()
+
+
+_built: dict[str, Node] = {}
+
+
+def builtin(definition: str) -> Node:
+    """Node of a named built-in definition, e.g. `io.k8s.api.batch.v1.Job`."""
+    if definition in _built:
+        return _built[definition]
+    node = _built[definition] = Node(definition=definition)
+    raw = _definitions()[definition]
+    if definition in _SPECIAL:
+        node.special = _SPECIAL[definition]
+        node.type = "string" if definition in _TIMES else ""
+        node.preserve = not node.type
+        node.raw = raw
+        return node
+    _fill(node, raw)
+    package = definition.rsplit(".", 1)[0]
+    node.presence = _presence(definition, package)
+    return node
+
+
+def _presence(definition: str, package: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, entry in wire_table().get(definition, {}).items():
+        if entry[4]:
+            found |= _presence(f"{package}.{entry[4]}", package)
+        else:
+            found[name] = entry[3]
+    return found
+
+
+def _builtin_part(raw: JsonObject) -> Node:
+    if "$ref" in raw:
+        shared = builtin(raw["$ref"])
+        extra = {key: value for key, value in raw.items() if key.startswith("x-kubernetes")}
+        if not extra:
+            return shared
+    node = Node()
+    _fill(node, raw)
+    return node
+
+
+def _fill(node: Node, raw: JsonObject) -> None:
+    node.raw = raw
+    node.type = raw.get("type", "")
+    node.format = raw.get("format", "")
+    node.required = tuple(raw.get("required", ()))
+    node.properties = {name: _builtin_part(body) for name, body in raw.get("properties", {}).items()}
+    if "items" in raw:
+        node.items = _builtin_part(raw["items"])
+    if isinstance(raw.get("additionalProperties"), dict):
+        node.additional = _builtin_part(raw["additionalProperties"])
+    _extensions(node, raw)
+    if node.type == "object" and not node.properties and node.additional is None:
+        node.preserve = node.preserve or raw.get("x-kubernetes-preserve-unknown-fields", False)
+
+
+def _extensions(node: Node, raw: JsonObject) -> None:
+    node.list_type = raw.get("x-kubernetes-list-type", "atomic")
+    node.list_keys = tuple(raw.get("x-kubernetes-list-map-keys", ()))
+    if node.list_type == "map" and node.items is not None:
+        node.key_defaults = {"protocol": "TCP"} if "protocol" in node.list_keys else {}
+    node.atomic = raw.get("x-kubernetes-map-type") == "atomic"
+    node.merge_key = raw.get("x-kubernetes-patch-merge-key", "")
+    node.patch_strategy = frozenset(filter(None, raw.get("x-kubernetes-patch-strategy", "").split(",")))
+    node.preserve = bool(raw.get("x-kubernetes-preserve-unknown-fields", False))
+    node.embedded = bool(raw.get("x-kubernetes-embedded-resource", False))
+    if raw.get("x-kubernetes-int-or-string"):
+        node.special = "int-or-string"
+
+
+def structural(raw: JsonObject) -> Node:
+    """Node of a custom resource's structural schema (without the metadata every object has)."""
+    node = Node(raw=raw, type=raw.get("type", ""), format=raw.get("format", ""))
+    node.required = tuple(raw.get("required", ()))
+    node.nullable = bool(raw.get("nullable", False))
+    node.has_default = "default" in raw
+    node.default = raw.get("default")
+    node.properties = {name: structural(body) for name, body in raw.get("properties", {}).items()}
+    if isinstance(raw.get("items"), dict):
+        node.items = structural(raw["items"])
+    extra = raw.get("additionalProperties")
+    if isinstance(extra, dict):
+        node.additional = structural(extra)
+    elif extra is True:
+        node.additional = DEDUCED
+    _extensions(node, raw)
+    if node.list_type == "map" and node.items is not None:
+        node.key_defaults = {
+            key: node.items.properties[key].default
+            for key in node.list_keys
+            if key in node.items.properties and node.items.properties[key].has_default
+        }
+    if node.embedded:
+        node.properties = {**node.properties, **_type_meta()}
+    return node
+
+
+def _type_meta() -> dict[str, Node]:
+    return {
+        "apiVersion": Node(type="string"),
+        "kind": Node(type="string"),
+        "metadata": builtin(f"{META}.ObjectMeta"),
+    }
+
+
+def custom_root(raw: JsonObject) -> Node:
+    """Root node of a custom resource: its structural schema plus apiVersion, kind and ObjectMeta."""
+    node = structural(raw)
+    node.type = node.type or "object"
+    node.properties = {**node.properties, **_type_meta()}
+    return node

@@ -1,0 +1,142 @@
+"""Rules for names, labels, annotations, finalizers and owner references."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from wrpo_devcluster.apiserver.errors import Cause, forbidden_field, invalid_field, required_field
+from wrpo_devcluster.apiserver.kinds import Kind
+from wrpo_devcluster.client import JsonObject
+
+LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+_LABEL_1035 = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
+SUBDOMAIN = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+_QUALIFIED = re.compile(r"^([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$")
+_LABEL_VALUE = re.compile(r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")
+_SUBDOMAIN_RULE = (
+    "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start"
+    " and end with an alphanumeric character (e.g. 'example.com', regex used for validation is"
+    " '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
+)
+_LABEL_RULE = (
+    "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end"
+    " with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is"
+    " '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
+)
+_LABEL_1035_RULE = (
+    "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic"
+    " character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation"
+    " is '[a-z]([-a-z0-9]*[a-z0-9])?')"
+)
+_QUALIFIED_RULE = (
+    "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric"
+    " character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is"
+    " '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
+)
+_VALUE_RULE = (
+    "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and"
+    " end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is"
+    " '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
+)
+_ANNOTATION_BYTES = 256 * 1024
+
+
+def dns_label(value: str, field: str) -> list[Cause]:
+    if not LABEL.match(value):
+        return [invalid_field(field, value, _LABEL_RULE)]
+    return [invalid_field(field, value, "must be no more than 63 bytes")] if len(value) > 63 else []
+
+
+def dns_subdomain(value: str, field: str) -> list[Cause]:
+    if not SUBDOMAIN.match(value):
+        return [invalid_field(field, value, _SUBDOMAIN_RULE)]
+    return [invalid_field(field, value, "must be no more than 253 bytes")] if len(value) > 253 else []
+
+
+def object_name(kind: Kind, name: str) -> list[Cause]:
+    field = "metadata.name"
+    if kind.group == "rbac.authorization.k8s.io":
+        bad = name in {".", ".."} or "/" in name or "%" in name
+        return [invalid_field(field, name, "may not be '.' or '..', and may not contain '/' or '%'")] if bad else []
+    if (kind.group, kind.kind) == ("", "Namespace"):
+        return dns_label(name, field)
+    if (kind.group, kind.kind) == ("", "Service"):
+        good = _LABEL_1035.match(name) and len(name) <= 63
+        return [] if good else [invalid_field(field, name, _LABEL_1035_RULE)]
+    return dns_subdomain(name, field)
+
+
+def qualified_name(value: str, field: str) -> list[Cause]:
+    prefix, slash, name = value.rpartition("/")
+    if slash and not SUBDOMAIN.match(prefix):
+        return [invalid_field(field, value, f"prefix part {_SUBDOMAIN_RULE}")]
+    if not _QUALIFIED.match(name):
+        return [invalid_field(field, value, _QUALIFIED_RULE)]
+    return [invalid_field(field, value, "name part must be no more than 63 bytes")] if len(name) > 63 else []
+
+
+def labels(found: dict[str, str], field: str) -> list[Cause]:
+    causes: list[Cause] = []
+    for key, value in found.items():
+        causes += qualified_name(key, field)
+        if not _LABEL_VALUE.match(value):
+            causes.append(invalid_field(field, value, _VALUE_RULE))
+        elif len(value) > 63:
+            causes.append(invalid_field(field, value, "must be no more than 63 bytes"))
+    return causes
+
+
+def metadata(kind: Kind, meta: JsonObject) -> list[Cause]:
+    """Faults of a new or updated object's metadata."""
+    causes: list[Cause] = []
+    if not meta.get("name"):
+        causes.append(required_field("metadata.name", "name or generateName is required"))
+    else:
+        causes += object_name(kind, meta["name"])
+    causes += labels(meta.get("labels") or {}, "metadata.labels")
+    annotations = meta.get("annotations") or {}
+    for key in annotations:
+        causes += qualified_name(key.lower(), "metadata.annotations")
+    if sum(len(key) + len(value) for key, value in annotations.items()) > _ANNOTATION_BYTES:
+        causes.append(
+            Cause("FieldValueTooLong", "metadata.annotations", f"Too long: may not be more than {_ANNOTATION_BYTES} bytes")
+        )
+    for finalizer in meta.get("finalizers") or ():
+        causes += qualified_name(finalizer, "metadata.finalizers")
+        if "/" not in finalizer and finalizer not in {"orphan", "foregroundDeletion", "kubernetes"}:
+            causes.append(
+                invalid_field("metadata.finalizers", finalizer, "name is neither a standard finalizer name nor is it fully qualified")
+            )
+    return causes + _owners(meta.get("ownerReferences") or ())
+
+
+def _owners(references: Any) -> list[Cause]:
+    causes: list[Cause] = []
+    controllers = []
+    for index, reference in enumerate(references):
+        field = f"metadata.ownerReferences[{index}]"
+        for name in ("apiVersion", "kind", "name", "uid"):
+            if not reference.get(name):
+                causes.append(invalid_field(f"{field}.{name}", "", "must not be empty"))
+        if reference.get("controller"):
+            controllers.append(reference.get("name"))
+    if len(controllers) > 1:
+        why = f"Only one reference can have Controller set to true. Found multiple: {controllers}"
+        causes.append(invalid_field("metadata.ownerReferences", controllers, why))
+    return causes
+
+
+def metadata_update(new: JsonObject, old: JsonObject) -> list[Cause]:
+    """Faults of a change of metadata; the server reports each of these twice."""
+    causes: list[Cause] = []
+    if old.get("deletionTimestamp"):
+        added = [f for f in new.get("finalizers") or () if f not in (old.get("finalizers") or ())]
+        if added:
+            listed = ", ".join(f'"{name}"' for name in added)
+            why = f"no new finalizers can be added if the object is being deleted, found new finalizers []string{{{listed}}}"
+            causes.append(forbidden_field("metadata.finalizers", why))
+    for name in ("name", "namespace", "uid"):
+        if new.get(name) != old.get(name):
+            causes.append(invalid_field(f"metadata.{name}", new.get(name), "field is immutable"))
+    return causes * 2
