@@ -1,0 +1,27 @@
+"""A planned attempt -> manifests. Pure: decides nothing, reads nothing."""
+
+from __future__ import annotations
+
+import copy
+
+from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt, Shape
+from wrpo_operator.render.common import config_map
+from wrpo_operator.render.jobs import render_job
+from wrpo_operator.render.settings import RenderSettings, StageCommand
+from wrpo_operator.render.training import BACKENDS
+
+__all__ = ["RenderSettings", "StageCommand", "render_attempt"]
+
+
+def render_attempt(experiment: Experiment, planned: PlannedAttempt, settings: RenderSettings) -> tuple[Manifest, ...]:
+    """Return the manifests of an attempt in the order in which they are applied: ConfigMap, then child."""
+    spec = experiment.spec
+    if spec is None:
+        raise ValueError(f"experiment {experiment.namespace}/{experiment.name} has no valid spec to render from")
+    config = config_map(experiment, spec, planned)
+    name: str = config["metadata"]["name"]
+    if planned.node.shape is Shape.TRAINING:
+        child = BACKENDS[spec.training.backend].render(experiment, spec, planned, settings, name)
+    else:
+        child = render_job(experiment, spec, planned, settings, name)
+    return config, copy.deepcopy(child)

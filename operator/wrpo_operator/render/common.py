@@ -1,0 +1,97 @@
+"""Metadata that all children share, and the stage's config file as an immutable ConfigMap."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from wrpo_engine.config import ArtifactRef, S3Storage, StageConfig, Storage, VolumeStorage
+from wrpo_operator.api import names
+from wrpo_operator.api.hashing import digest
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
+
+CONFIG_FILE = "stage.json"
+
+
+def labels(experiment: Experiment, planned: PlannedAttempt) -> dict[str, str]:
+    """Return the labels of a child and its pods."""
+    stage = str(planned.node.id)
+    return {
+        names.LABEL_MANAGED_BY: names.MANAGER,
+        names.LABEL_EXPERIMENT: experiment.name,
+        names.LABEL_EXPERIMENT_UID: experiment.uid,
+        names.LABEL_STAGE: names.stage_label(stage),
+        names.LABEL_STAGE_HASH: planned.node.hash,
+        names.LABEL_ARTIFACT_KEY: planned.artifact_key,
+        names.LABEL_ATTEMPT: str(planned.attempt),
+    }
+
+
+def metadata(experiment: Experiment, planned: PlannedAttempt, name: str) -> dict[str, Any]:
+    """Return metadata of an object that dies with its experiment."""
+    return {
+        "name": name,
+        "namespace": experiment.namespace,
+        "labels": labels(experiment, planned),
+        "ownerReferences": [
+            {
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "name": experiment.name,
+                "uid": experiment.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+
+
+def child_metadata(
+    experiment: Experiment, planned: PlannedAttempt, queue: str | None, spec: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return metadata of a child: queue label, and the hash of its spec as the operator made it."""
+    meta = metadata(experiment, planned, planned.child_name)
+    if queue:
+        meta["labels"][names.LABEL_QUEUE] = queue
+    meta["annotations"] = {names.ANNOTATION_TEMPLATE_HASH: digest(spec)}
+    return meta
+
+
+def engine_storage(spec: ExperimentSpec) -> Storage:
+    """Return the storage as the engine knows it. Where the volume is mounted comes by environment."""
+    if spec.storage.s3 is not None:
+        return S3Storage(uri=spec.storage.s3.uri, endpoint=spec.storage.s3.endpoint, region=spec.storage.s3.region)
+    return VolumeStorage(path=spec.storage.volume.path if spec.storage.volume else "")
+
+
+def stage_config(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> StageConfig:
+    """Return the stage's whole input."""
+    node = planned.node
+    inputs = {
+        role: ArtifactRef(stage=str(node.inputs[role]), hash=planned.input_hashes[role]) for role in sorted(node.inputs)
+    }
+    return StageConfig(
+        experiment=f"{experiment.namespace}/{experiment.name}",
+        output=ArtifactRef(stage=str(node.id), hash=node.hash),
+        inputs=inputs,
+        storage=engine_storage(spec),
+        params=node.params,
+        runtime=node.runtime,
+    )
+
+
+def config_map(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> Manifest:
+    """Return the ConfigMap. Its name holds a digest of its content, so that it never has to change."""
+    content = stage_config(experiment, spec, planned).model_dump(mode="json", exclude_none=True)
+    text = json.dumps(content, indent=2) + "\n"
+    name = f"{planned.child_name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata(experiment, planned, name),
+        "immutable": True,
+        "data": {CONFIG_FILE: text},
+    }

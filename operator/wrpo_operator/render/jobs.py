@@ -1,0 +1,67 @@
+"""Stages that are batch/v1 Jobs: one pod, or one indexed pod a shard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wrpo_engine.config import ExitCode
+from wrpo_operator.api.pod_template import STAGE_CONTAINER
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt, Shape
+from wrpo_operator.render.common import child_metadata
+from wrpo_operator.render.pod import pod_template
+from wrpo_operator.render.settings import RenderSettings
+
+FINAL_EXIT_CODES = [code for code in range(ExitCode.USAGE, ExitCode.CONFIG + 1) if code != ExitCode.TEMPORARY]
+
+POD_FAILURE_POLICY: dict[str, Any] = {
+    "rules": [
+        # Preemption, eviction and node loss first: the pod is replaced and no retry is used up.
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        {
+            "action": "FailJob",
+            "onExitCodes": {"containerName": STAGE_CONTAINER, "operator": "In", "values": FINAL_EXIT_CODES},
+        },
+    ]
+}
+
+
+def render_job(
+    experiment: Experiment,
+    spec: ExperimentSpec,
+    planned: PlannedAttempt,
+    settings: RenderSettings,
+    config_name: str,
+) -> Manifest:
+    """Return the Job of an attempt."""
+    job: dict[str, Any] = {
+        **_completion(spec, planned),
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": POD_FAILURE_POLICY,
+        "template": pod_template(experiment, spec, planned, settings, config_name),
+    }
+    if spec.deadlines.active_seconds is not None:
+        job["activeDeadlineSeconds"] = spec.deadlines.active_seconds
+    queue = spec.scheduling.queue_name
+    if not queue:  # with a queue, suspend is Kueue's
+        job["suspend"] = planned.suspend
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": child_metadata(experiment, planned, queue, job),
+        "spec": job,
+    }
+
+
+def _completion(spec: ExperimentSpec, planned: PlannedAttempt) -> dict[str, Any]:
+    if planned.node.shape is not Shape.INDEXED_JOB:
+        # The operator makes the next attempt, so that each has its own name, logs and record.
+        return {"completions": 1, "parallelism": 1, "backoffLimit": 0}
+    shards = planned.node.runtime.shards
+    return {
+        "completionMode": "Indexed",
+        "completions": shards,
+        "parallelism": shards,
+        # One more try in place, so that a stumbling shard does not stop the others.
+        "backoffLimitPerIndex": min(1, spec.retries.limit),
+    }

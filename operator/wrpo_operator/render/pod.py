@@ -1,0 +1,206 @@
+"""The pod template that all stages share: restricted, without API token, with the config and the storage mounted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wrpo_engine.config import StageKind
+from wrpo_operator.api.pod_template import STAGE_CONTAINER
+from wrpo_operator.api.pods import EnvVar
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.plan.model import Experiment, PlannedAttempt, Shape
+from wrpo_operator.plan.resources import resources_of
+from wrpo_operator.render.common import CONFIG_FILE, labels
+from wrpo_operator.render.merge import strategic_merge
+from wrpo_operator.render.settings import RenderSettings
+
+CONFIG_DIRECTORY = "/etc/wrpo"
+CONFIG_PATH = f"{CONFIG_DIRECTORY}/{CONFIG_FILE}"
+VOLUME_ROOT = "/var/lib/wrpo"
+TERMINATION_MESSAGE = "/dev/termination-log"
+SCRATCH = "/tmp"  # noqa: S108 -- an emptyDir of the pod
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 -- an emptyDir of the pod
+TOKEN_DIRECTORY = "/var/run/secrets/wrpo.ai/progress"  # noqa: S105 -- a mount point
+TOKEN_LIFETIME_S = 3600
+TRAINING_GRACE_S = 120
+"""Time to save a checkpoint after SIGTERM."""
+GRACE_S = 60
+SAMPLER_KINDS = frozenset({StageKind.SAMPLE, StageKind.EVALUATE})
+
+CONTAINER_SECURITY: dict[str, Any] = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+
+
+def pod_template(
+    experiment: Experiment,
+    spec: ExperimentSpec,
+    planned: PlannedAttempt,
+    settings: RenderSettings,
+    config_name: str,
+    *,
+    container_name: str = STAGE_CONTAINER,
+    container_extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the template with spec.podTemplate laid over it; the stage's container there is always `stage`."""
+    container = _container(experiment, spec, planned, settings) | (container_extra or {})
+    base = {
+        "metadata": {"labels": labels(experiment, planned)},
+        "spec": _pod(spec, planned, settings, config_name) | {"containers": [container]},
+    }
+    template: dict[str, Any] = strategic_merge(base, spec.pod_template)
+    for init in template["spec"].get("initContainers", []):
+        init["securityContext"] = CONTAINER_SECURITY | init.get("securityContext", {})
+    template["spec"]["containers"][0]["name"] = container_name
+    return template
+
+
+def image_of(spec: ExperimentSpec, kind: StageKind, settings: RenderSettings) -> str:
+    """Return a stage's image: a stand-in's, the spec's, or the installation's."""
+    stand_in = settings.commands.get(kind)
+    if stand_in is not None and stand_in.image:
+        return stand_in.image
+    if kind in SAMPLER_KINDS:
+        return spec.images.sampler or settings.sampler_image
+    return spec.images.trainer or settings.trainer_image
+
+
+def command_of(planned: PlannedAttempt, settings: RenderSettings) -> list[str]:
+    """Return a stage's command. torchrun reads the gang's shape from PET_... variables."""
+    kind = planned.node.id.kind
+    stand_in = settings.commands.get(kind)
+    if stand_in is not None:
+        return list(stand_in.command)
+    if planned.node.shape is Shape.TRAINING:
+        return ["torchrun", "-m", "wrpo_engine", kind.value, "--config", CONFIG_PATH]
+    return ["wrpo-engine", kind.value, "--config", CONFIG_PATH]
+
+
+def _container(
+    experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt, settings: RenderSettings
+) -> dict[str, Any]:
+    kind = planned.node.id.kind
+    container: dict[str, Any] = {
+        "name": STAGE_CONTAINER,
+        "image": image_of(spec, kind, settings),
+        "command": command_of(planned, settings),
+        "env": _environment(experiment, spec, planned, settings),
+        "terminationMessagePath": TERMINATION_MESSAGE,
+        "terminationMessagePolicy": "File",
+        "securityContext": CONTAINER_SECURITY,
+        "volumeMounts": _mounts(spec, settings),
+    }
+    if settings.image_pull_policy:
+        container["imagePullPolicy"] = settings.image_pull_policy
+    resources = resources_of(spec, planned.node)
+    amounts = {
+        side: {name: str(amount) for name, amount in values.items()}
+        for side, values in (("requests", resources.requests), ("limits", resources.limits))
+        if values
+    }
+    if amounts:
+        container["resources"] = amounts
+    if spec.storage.s3 is not None and spec.storage.s3.credentials_secret_name:
+        container["envFrom"] = [{"secretRef": {"name": spec.storage.s3.credentials_secret_name}}]
+    return container
+
+
+def _environment(
+    experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt, settings: RenderSettings
+) -> list[dict[str, Any]]:
+    own = {"HOME": SCRATCH, "WRPO_TERMINATION_MESSAGE_PATH": TERMINATION_MESSAGE}
+    if spec.storage.volume is not None:
+        own["WRPO_VOLUME_ROOT"] = VOLUME_ROOT
+    if settings.progress_url:
+        stage = str(planned.node.id).replace("/", ".")
+        own["KUBEFLOW_TRAINER_SERVER_URL"] = (
+            f"{settings.progress_url.rstrip('/')}/v1/namespaces/{experiment.namespace}/experiments/{experiment.name}"
+            f"/stages/{stage}/attempts/{planned.attempt}"
+        )
+        own["KUBEFLOW_TRAINER_SERVER_TOKEN"] = f"{TOKEN_DIRECTORY}/token"
+    entries = {name: {"name": name, "value": value} for name, value in {**own, **settings.extra_env}.items()}
+    for variable in spec.env:
+        entries[variable.name] = _variable(variable)
+    return list(entries.values())
+
+
+def _variable(variable: EnvVar) -> dict[str, Any]:
+    if variable.value_from is None:
+        return {"name": variable.name, "value": variable.value or ""}
+    key = variable.value_from.secret_key_ref
+    reference: dict[str, Any] = {"name": key.name, "key": key.key}
+    if key.optional:
+        reference["optional"] = True
+    return {"name": variable.name, "valueFrom": {"secretKeyRef": reference}}
+
+
+def _mounts(spec: ExperimentSpec, settings: RenderSettings) -> list[dict[str, Any]]:
+    mounts: list[dict[str, Any]] = [
+        {"name": "wrpo-config", "mountPath": CONFIG_DIRECTORY, "readOnly": True},
+        {"name": "wrpo-tmp", "mountPath": SCRATCH},
+        {"name": "wrpo-shm", "mountPath": SHARED_MEMORY},
+    ]
+    if spec.storage.volume is not None:
+        mounts.append({"name": "wrpo-storage", "mountPath": VOLUME_ROOT})
+    if settings.progress_url:
+        mounts.append({"name": "wrpo-progress-token", "mountPath": TOKEN_DIRECTORY, "readOnly": True})
+    return mounts
+
+
+def _volumes(spec: ExperimentSpec, settings: RenderSettings, config_name: str) -> list[dict[str, Any]]:
+    volumes: list[dict[str, Any]] = [
+        {"name": "wrpo-config", "configMap": {"name": config_name}},
+        {"name": "wrpo-tmp", "emptyDir": {}},
+        {"name": "wrpo-shm", "emptyDir": {"medium": "Memory"}},
+    ]
+    if spec.storage.volume is not None:
+        claim = {"claimName": spec.storage.volume.claim_name}
+        volumes.append({"name": "wrpo-storage", "persistentVolumeClaim": claim})
+    if settings.progress_url:
+        token = {
+            "audience": settings.progress_audience,
+            "expirationSeconds": TOKEN_LIFETIME_S,
+            "path": "token",
+        }
+        volumes.append({"name": "wrpo-progress-token", "projected": {"sources": [{"serviceAccountToken": token}]}})
+    return volumes
+
+
+def _pod(spec: ExperimentSpec, planned: PlannedAttempt, settings: RenderSettings, config_name: str) -> dict[str, Any]:
+    user = settings.run_as_user
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "serviceAccountName": settings.service_account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": TRAINING_GRACE_S if planned.node.shape is Shape.TRAINING else GRACE_S,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": user,
+            "runAsGroup": user,
+            "fsGroup": user,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumes": _volumes(spec, settings, config_name),
+    }
+    secrets = (*settings.image_pull_secrets, *(secret.name for secret in spec.image_pull_secrets))
+    if secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in dict.fromkeys(secrets)]
+    return pod | _placement(spec)
+
+
+def _placement(spec: ExperimentSpec) -> dict[str, Any]:
+    scheduling = spec.scheduling
+    placement: dict[str, Any] = {
+        "nodeSelector": dict(scheduling.node_selector),
+        "tolerations": [
+            toleration.model_dump(mode="json", by_alias=True, exclude_none=True)
+            for toleration in scheduling.tolerations
+        ],
+        "priorityClassName": scheduling.priority_class_name,
+        "schedulerName": scheduling.scheduler_name,
+    }
+    return {key: value for key, value in placement.items() if value}

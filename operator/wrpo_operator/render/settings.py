@@ -1,0 +1,43 @@
+"""What rendering needs to know of the installation: images, identity, where progress goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from wrpo_engine.config import StageKind
+
+
+@dataclass(frozen=True, slots=True)
+class StageCommand:
+    """A stand-in for a stage: runs instead of the engine, for tests of an installation's plumbing."""
+
+    command: tuple[str, ...]
+    image: str | None = None
+    """None: the stage's own image."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderSettings:
+    """The installation, as the chart's values set it."""
+
+    sampler_image: str = "wrpo/sampler:0.1.0"
+    """Image of sampling and evaluation where spec.images.sampler is unset."""
+    trainer_image: str = "wrpo/trainer:0.1.0"
+    """Image of all other stages where spec.images.trainer is unset."""
+    image_pull_policy: str | None = None
+    """None: the cluster's default."""
+    image_pull_secrets: tuple[str, ...] = ()
+    """Names of Secrets, before those of the spec."""
+    service_account: str = "wrpo-stage"
+    """ServiceAccount of all stages; it has no rights and its API token is not mounted."""
+    progress_url: str | None = None
+    """The operator's progress endpoint, e.g. http://wrpo-operator.wrpo-system.svc:8081. None: no progress posts."""
+    progress_audience: str = "wrpo.ai/progress"
+    """Audience of the token that progress posts carry."""
+    run_as_user: int = 65532
+    """User, group and volume group of all stages; images hold the same one."""
+    extra_env: Mapping[str, str] = field(default_factory=dict)
+    """Environment of all stages; spec.env goes first."""
+    commands: Mapping[StageKind, StageCommand] = field(default_factory=dict)
+    """Stand-in commands by kind of stage."""

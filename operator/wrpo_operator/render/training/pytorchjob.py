@@ -1,0 +1,74 @@
+"""PyTorchJob (kubeflow.org/v1): a master and workers; it succeeds when the master does.
+
+Its operator sets PET_NNODES, PET_NODE_RANK, PET_NPROC_PER_NODE, PET_MASTER_ADDR and PET_MASTER_PORT. It puts an init
+container of its own, without a security context, into workers; a namespace that enforces the restricted standard needs
+an exemption or an operator started with another init container template.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
+from wrpo_operator.plan.resources import gang_of
+from wrpo_operator.render.common import child_metadata
+from wrpo_operator.render.pod import pod_template
+from wrpo_operator.render.settings import RenderSettings
+
+CONTAINER = "pytorch"
+"""The container's name is how PyTorchJob finds it."""
+PORT_NAME = "pytorchjob-port"
+FIRST_PORT = 20000
+NUM_PORTS = 20000
+
+
+def master_port(planned: PlannedAttempt) -> int:
+    """Return the gang's port: another one for each stage hash and attempt, so that two gangs on one host do not meet."""
+    return FIRST_PORT + (int(planned.node.hash, 16) + planned.attempt) % NUM_PORTS
+
+
+class PyTorchJobBackend:
+    """The default backend."""
+
+    def render(
+        self,
+        experiment: Experiment,
+        spec: ExperimentSpec,
+        planned: PlannedAttempt,
+        settings: RenderSettings,
+        config_name: str,
+    ) -> Manifest:
+        """Return the PyTorchJob. The gang is never restarted in place: the operator makes it anew."""
+        gang = gang_of(spec, planned.node.id.kind)
+        port = {"name": PORT_NAME, "containerPort": master_port(planned), "protocol": "TCP"}
+        template = pod_template(
+            experiment,
+            spec,
+            planned,
+            settings,
+            config_name,
+            container_name=CONTAINER,
+            container_extra={"ports": [port]},
+        )
+        replicas = {"Master": {"replicas": 1, "restartPolicy": "Never", "template": template}}
+        if gang.nodes > 1:
+            replicas["Worker"] = {"replicas": gang.nodes - 1, "restartPolicy": "Never", "template": template}
+        # Finished pods stay, for their logs and termination messages; peers of a crashed rank do not.
+        policy: dict[str, Any] = {"cleanPodPolicy": "Running"}
+        if spec.deadlines.active_seconds is not None:
+            policy["activeDeadlineSeconds"] = spec.deadlines.active_seconds
+        queue = spec.scheduling.queue_name
+        if not queue:  # with a queue, suspend is Kueue's
+            policy["suspend"] = planned.suspend
+        job = {
+            "nprocPerNode": str(gang.ranks_per_node),
+            "runPolicy": policy,
+            "pytorchReplicaSpecs": replicas,
+        }
+        return {
+            "apiVersion": "kubeflow.org/v1",
+            "kind": "PyTorchJob",
+            "metadata": child_metadata(experiment, planned, queue, job),
+            "spec": job,
+        }
