@@ -184,7 +184,7 @@ def start_ranks(experiment: Experiment, config: Path, *, world_size: int) -> Gan
 
 
 def start_nodes(experiment: Experiment, config: Path, *, nodes: int = 2) -> Gang:
-    """Start `nodes` torchruns of one process each on loopback, with the PET_* environment of a PyTorchJob."""
+    """Start `nodes` launchers of one process each on loopback, with the PET_* environment of a PyTorchJob."""
     port, output = free_port(), list[str]()
     stage = json.loads(config.read_text())["params"]["stage"]
     processes = []
@@ -196,7 +196,7 @@ def start_nodes(experiment: Experiment, config: Path, *, nodes: int = 2) -> Gang
             "PET_MASTER_ADDR": "127.0.0.1",
             "PET_MASTER_PORT": str(port),
         }
-        arguments = [sys.executable, "-m", "torch.distributed.run", "-m", "wrpo_engine", stage, "--config", str(config)]
+        arguments = [sys.executable, "-m", "wrpo_engine.training.launch", stage, "--config", str(config)]
         processes.append(_start(arguments, environ, output))
     return Gang(processes, output)
 

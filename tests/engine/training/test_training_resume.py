@@ -1,0 +1,150 @@
+"""Real kills of real distributed runs: what continues is what would have been."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from training_support import Experiment, Gang, make_experiment, run_ranks, start_nodes, start_ranks
+
+from wrpo_engine.training.launch import exit_code_of
+
+LONG = {"stage": "train", "beta": 0.1, "epochs": 12}
+"""36 steps: long enough to be hit in the middle."""
+NUM_STEPS = 36
+
+
+def wait_for(condition: Callable[[], bool], gang: Gang, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert all(process.poll() is None for process in gang.processes), gang.text()
+        assert time.monotonic() < deadline, gang.text()
+        time.sleep(0.01)
+
+
+def num_rows(experiment: Experiment) -> int:
+    path = experiment.output("train") / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def assert_bit_equal(ours: Experiment, theirs: Experiment) -> None:
+    weights = theirs.weights("train")
+    for name, tensor in ours.weights("train").items():
+        assert torch.equal(tensor, weights[name]), name
+    clock = {"step_seconds", "tokens_per_second"}
+    strip = [
+        [{k: v for k, v in row.items() if k not in clock} for row in one.metrics("train")] for one in (ours, theirs)
+    ]
+    assert strip[0] == strip[1]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Experiment]:
+    done: dict[int, Experiment] = {}
+
+    def make(zero_stage: int) -> Experiment:
+        if zero_stage not in done:
+            done[zero_stage] = make_experiment(tmp_path_factory.mktemp(f"zero-{zero_stage}"))
+            config = done[zero_stage].config({**LONG, "zero_stage": zero_stage})
+            run_ranks(done[zero_stage], config, world_size=2)
+        return done[zero_stage]
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_sigterm_to_one_rank_saves_on_all_and_resuming_is_bit_exact(
+    zero_stage: int, uninterrupted: Callable[[int], Experiment], tmp_path: Path
+) -> None:
+    experiment = make_experiment(tmp_path)
+    config = experiment.config({**LONG, "zero_stage": zero_stage}, {"checkpoint_every_steps": 1000})
+    gang = start_ranks(experiment, config, world_size=2)
+    hit = random.Random(zero_stage).randint(3, 20)
+    wait_for(lambda: num_rows(experiment) >= hit, gang)
+    gang.send(signal.SIGTERM, ranks=[1])
+    assert gang.wait() == [143, 143], gang.text()
+    stopped_at = num_rows(experiment)
+    assert hit <= stopped_at < NUM_STEPS
+    again = run_ranks(experiment, config, world_size=2)
+    assert f"continuing after step {stopped_at} of {NUM_STEPS}" in again.text()
+    assert_bit_equal(experiment, uninterrupted(zero_stage))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_kill_9_of_one_rank_ends_the_other_quickly_and_resuming_is_bit_exact(
+    zero_stage: int, uninterrupted: Callable[[int], Experiment], tmp_path: Path
+) -> None:
+    experiment = make_experiment(tmp_path)
+    config = experiment.config({**LONG, "zero_stage": zero_stage}, {"checkpoint_every_steps": 5})
+    gang = start_ranks(experiment, config, world_size=2)
+    wait_for(lambda: num_rows(experiment) >= 12, gang)
+    gang.send(signal.SIGKILL, ranks=[1])
+    started = time.monotonic()
+    codes = gang.wait(timeout_s=60)
+    assert time.monotonic() - started < 30
+    assert codes == [75, -9], gang.text()
+    assert "another process of this training run is gone" in gang.text()
+    again = run_ranks(experiment, config, world_size=2)
+    assert "continuing after step" in again.text()
+    assert_bit_equal(experiment, uninterrupted(zero_stage))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), [((3, 2), (1, 1)), ((0, 1), (3, 2)), ((2, 2), (0, 1))])
+def test_a_run_continues_on_another_number_of_processes_and_zero_stage(
+    first: tuple[int, int], second: tuple[int, int], uninterrupted: Callable[[int], Experiment], tmp_path: Path
+) -> None:
+    """ZeRO stage and world size of the resumed run differ; sums over ranks in another order differ by rounding."""
+    experiment = make_experiment(tmp_path)
+    config = experiment.config({**LONG, "zero_stage": first[0]}, {"checkpoint_every_steps": 1000})
+    gang = start_ranks(experiment, config, world_size=first[1])
+    wait_for(lambda: num_rows(experiment) >= 6, gang)
+    gang.send(signal.SIGTERM, ranks=[0])
+    assert gang.wait() == [143] * first[1], gang.text()
+    config = experiment.config({**LONG, "zero_stage": second[0]})
+    again = run_ranks(experiment, config, world_size=second[1])
+    assert "continuing after step" in again.text()
+    expected = uninterrupted(3).weights("train")
+    for name, tensor in experiment.weights("train").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_launcher_ends_with_its_workers_exit_code(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path)
+    config = experiment.config({"stage": "train", "objective": "DPO", "gamma": 0.5})
+    gang = start_nodes(experiment, config)
+    assert gang.wait() == [78, 78], gang.text()
+    assert "training.gamma is 0.5: it has no effect with objective DPO" in gang.text()
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_nodes_launcher_stops_both_nodes_with_143(tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path)
+    gang = start_nodes(experiment, experiment.config({**LONG, "zero_stage": 0}))
+    wait_for(lambda: num_rows(experiment) >= 3, gang)
+    gang.send(signal.SIGTERM, ranks=[0])
+    assert gang.wait() == [143, 143], gang.text()
+    checkpoints = sorted((experiment.output("train") / "checkpoints").glob("step-*"))
+    assert json.loads((checkpoints[-1] / "checkpoint.json").read_text())["step"] == num_rows(experiment)
+
+
+EXIT_CODES = {
+    "a configuration error": ([78], 78),
+    "the cause counts, not the peer that was lost by it": ([75, 65], 65),
+    "a lost peer on another node": ([75], 75),
+    "killed for memory": ([-9, 75], 137),
+}
+
+
+@pytest.mark.parametrize(("codes", "expected"), EXIT_CODES.values(), ids=EXIT_CODES.keys())
+def test_a_nodes_exit_code_is_that_of_the_first_cause(codes: list[int], expected: int) -> None:
+    assert exit_code_of(codes) == expected
