@@ -338,6 +338,9 @@ class TerminationMessage(_Model):
     artifact: str | None = Field(default=None, description="<stage>/<hash> below the storage root.")
     digest: str | None = Field(default=None, description="sha256 of the artifact's manifest.json.")
     error: ErrorInfo | None = None
+    exit_code: int | None = Field(
+        default=None, description="The stage's own exit code; torchrun ends with 1 whatever its ranks ended with."
+    )
 
 
 class ExitCode:

@@ -29,7 +29,19 @@ RESERVED_META = ("wrpo.ai/", "app.kubernetes.io/managed-by", "batch.kubernetes.i
 
 def protected_field_errors(pod_template: Mapping[str, Any]) -> tuple[str, ...]:
     """Every refused part of a pod template as a sentence; empty when there is none."""
-    return tuple(_errors(pod_template))
+    return (*_errors(pod_template), *_directives("spec.podTemplate", pod_template))
+
+
+def _directives(path: str, part: object) -> Iterator[str]:
+    """Find $patch and the like: they could delete what the operator needs."""
+    if isinstance(part, Mapping):
+        for key, value in part.items():
+            if str(key).startswith("$"):
+                yield f"{path}.{key} is not supported. Use null to remove a field."
+            yield from _directives(f"{path}.{key}", value)
+    elif isinstance(part, list):
+        for index, item in enumerate(part):
+            yield from _directives(f"{path}[{index}]", item)
 
 
 def _errors(template: Mapping[str, Any]) -> Iterator[str]:

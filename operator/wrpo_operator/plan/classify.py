@@ -87,7 +87,7 @@ def failure_of(child: ChildFact) -> Failure:
         (pod for pod in child.pods if pod.exit_code not in {None, 0} or pod.phase == "Failed"),
         key=lambda pod: (pod.finished_at or _FAR, pod.index or 0),
     )
-    config = [pod for pod in failed if pod.exit_code in _CONFIG_CODES]
+    config = [pod for pod in failed if _exit_code(pod) in _CONFIG_CODES]
     if config:
         return _told_by(_spokesman(config), FailureKind.CONFIG, child)
     if child.failed_reason == POD_FAILURE_POLICY and not failed:
@@ -98,6 +98,12 @@ def failure_of(child: ChildFact) -> Failure:
         pod = next((pod for pod in failed if _taken(pod)), failed[0])
         return _told_by(pod, FailureKind.DISRUPTION, child)
     return _told_by(_spokesman([pod for pod in failed if not _taken(pod)] or failed), FailureKind.APPLICATION, child)
+
+
+def _exit_code(pod: PodFact) -> int | None:
+    """Return the stage's own exit code: torchrun ends with 1 whatever its ranks ended with."""
+    told = pod.termination.exit_code if pod.termination is not None else None
+    return pod.exit_code if told is None else told
 
 
 def _is_disruption(child: ChildFact, failed: list[PodFact]) -> bool:
@@ -120,7 +126,7 @@ def _told_by(pod: PodFact, kind: FailureKind, child: ChildFact) -> Failure:
     error = pod.termination.error if pod.termination else None
     if error is not None:
         text = words.engine_error(error.code, error.field, error.message, error.hint)
-        return Failure(kind, error.code, text, pod.exit_code)
+        return Failure(kind, error.code, text, _exit_code(pod))
     if kind is FailureKind.DISRUPTION:
         return Failure(kind, "Disrupted", words.disrupted(pod.name, pod.node), pod.exit_code)
     reason = child.failed_reason or "Failed"

@@ -24,7 +24,7 @@ NUM_PORTS = 20000
 
 
 def master_port(planned: PlannedAttempt) -> int:
-    """Return the gang's port: another one for each stage hash and attempt, so that two gangs on one host do not meet."""
+    """Return the gang's port: made of stage hash and attempt, so that two gangs on one host do not meet."""
     return FIRST_PORT + (int(planned.node.hash, 16) + planned.attempt) % NUM_PORTS
 
 
