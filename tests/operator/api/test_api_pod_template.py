@@ -1,0 +1,91 @@
+"""Which pod templates are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wrpo_operator.api.pod_template import protected_field_errors
+
+SPEC = "spec.podTemplate.spec"
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "another service account": (
+        {"serviceAccountName": "admin"},
+        f"{SPEC}.serviceAccountName belongs to the operator. Remove it."),
+    "an API token": (
+        {"automountServiceAccountToken": True},
+        f"{SPEC}.automountServiceAccountToken belongs to the operator. Remove it."),
+    "the host's network": ({"hostNetwork": True}, f"{SPEC}.hostNetwork belongs to the operator. Remove it."),
+    "restarts": ({"restartPolicy": "OnFailure"}, f"{SPEC}.restartPolicy belongs to the operator. Remove it."),
+    "another command": (
+        {"containers": [{"name": "stage", "command": ["sh"]}]},
+        f"{SPEC}.containers[stage].command belongs to the operator. Remove it."),
+    "a second container": (
+        {"containers": [{"name": "side"}]},
+        (f"{SPEC}.containers[side] is refused: a second container would keep the stage from ending. Change container "
+        "`stage`, or add an init container.")),
+    "a privileged init container": (
+        {"initContainers": [{"name": "a", "securityContext": {"privileged": True}}]},
+        f"{SPEC}.initContainers[a].securityContext.privileged is refused: stages run restricted. Remove it."),
+    "root": (
+        {"securityContext": {"runAsUser": 0}},
+        (f"{SPEC}.securityContext asks for root: stages run as an ordinary user. Set runAsUser to another number or "
+        "remove it.")),
+    "more capabilities": (
+        {"containers": [{"name": "stage", "securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}]},
+        f"{SPEC}.containers[stage].securityContext.capabilities.add is refused: stages run restricted. Remove it."),
+    "the node's files": (
+        {"volumes": [{"name": "host", "hostPath": {"path": "/"}}]},
+        f"{SPEC}.volumes[host].hostPath is refused: it opens the node to the pod. Use a claim."),
+    "the config volume": (
+        {"volumes": [{"name": "wrpo-config", "emptyDir": {}}]},
+        f"{SPEC}.volumes[wrpo-config] belongs to the operator. Remove it."),
+    "the config's mount": (
+        {"containers": [{"name": "stage", "volumeMounts": [{"name": "x", "mountPath": "/etc/wrpo/"}]}]},
+        f"{SPEC}.containers[stage].volumeMounts[/etc/wrpo] belongs to the operator. Remove it."),
+    "a variable of the stages": (
+        {"containers": [{"name": "stage", "env": [{"name": "WRPO_VOLUME_ROOT", "value": "/"}]}]},
+        f"{SPEC}.containers[stage].env[WRPO_VOLUME_ROOT] belongs to the operator. Remove it."),
+    "a deletion by directive": (
+        {"volumes": [{"name": "a", "$patch": "delete"}]},
+        f"{SPEC}.volumes[0].$patch is not supported. Use null to remove a field."),
+    "containers as a map": ({"containers": {"stage": {}}}, f"{SPEC}.containers must be a list."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("pod", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_is_refused(pod: dict[str, Any], message: str) -> None:
+    assert protected_field_errors({"spec": pod}) == (message,)
+
+
+def test_our_labels_are_refused() -> None:
+    template = {"metadata": {"labels": {"wrpo.ai/stage": "x", "team": "a"}}}
+    assert protected_field_errors(template) == (
+        "spec.podTemplate.metadata.labels[wrpo.ai/stage] belongs to the operator. Remove it.",
+    )
+
+
+def test_other_parts_are_refused() -> None:
+    assert protected_field_errors({"kind": "Pod", "metadata": {"name": "x"}}) == (
+        "spec.podTemplate.kind is not part of a pod template. Only metadata and spec are.",
+        "spec.podTemplate.metadata.name cannot be set. Only labels and annotations can.",
+    )
+
+
+def test_useful_changes_are_accepted() -> None:
+    template = {
+        "metadata": {"labels": {"team": "a"}, "annotations": {"sidecar.istio.io/inject": "false"}},
+        "spec": {
+            "securityContext": {"runAsUser": 1000, "fsGroup": 1000},
+            "affinity": {"nodeAffinity": {}},
+            "runtimeClassName": "nvidia",
+            "volumes": [{"name": "cache", "persistentVolumeClaim": {"claimName": "cache"}}],
+            "initContainers": [{"name": "fetch", "image": "busybox"}],
+            "containers": [
+                {"name": "stage", "env": [{"name": "NCCL_DEBUG", "value": "INFO"}],
+                 "volumeMounts": [{"name": "cache", "mountPath": "/cache"}]},
+            ],
+        },
+    }  # fmt: skip
+    assert protected_field_errors(template) == ()
