@@ -42,8 +42,8 @@ def resolve_model(model: ModelRef | RewardModel, ctx: StageContext, *, field: st
             raise DataError(
                 f"artifact {address(artifact.ref)} holds no model directory", code="ArtifactDamaged", field=field
             )
-        for name in names:
-            artifact.file(name)
+        for file in names:
+            artifact.file(file)
         return ResolvedModel(
             artifact.directory / MODEL_DIRECTORY,
             address(artifact.ref),

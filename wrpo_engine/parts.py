@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import polars as pl
 
 from wrpo_engine.errors import StorageError
 from wrpo_engine.stage import StageContext
+
+log = logging.getLogger("wrpo_engine")
 
 Measure = Callable[[Iterable[pl.DataFrame]], dict[str, float]]
 
@@ -31,7 +34,7 @@ def commit_when_complete(
     directory = ctx.output.directory
     missing = [name for name in names if not (directory / name).exists()]
     if missing:
-        ctx.progress.update(1, 1, message=f"this shard is done; {len(missing)} parts of other shards are not")
+        log.info("this shard is done; %d parts of other shards are not there yet", len(missing))
         return {}
     rows = {name: _height(directory / name) for name in names}
     metrics = measure(_frames(directory, names))

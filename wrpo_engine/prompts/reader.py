@@ -66,7 +66,8 @@ def _file_values(file: Path, column: str) -> Iterator[Any]:
     match file.suffix:
         case ".txt":
             # A line is a prompt; the column has no meaning here.
-            yield from (line.rstrip("\n") for line in file.open(encoding="utf-8"))
+            with file.open(encoding="utf-8") as stream:
+                yield from (line.rstrip("\n") for line in stream)
         case ".parquet":
             yield from _parquet_values(file, column)
         case ".csv":

@@ -35,6 +35,7 @@ class VllmSampler:
                 trust_remote_code=model.trust_remote_code,
                 seed=0,
                 disable_log_stats=True,
+                use_tqdm_on_load=False,
                 **self._engine_options(),
             )
         except (ValueError, OSError) as error:

@@ -1,0 +1,300 @@
+"""The command: every outcome is an exit code, a line on stderr and a termination message."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_support import NOON, stage_config
+
+from wrpo_engine.cli import run
+from wrpo_engine.config import ArtifactRef, StageKind, TerminationMessage
+from wrpo_engine.environment import prepare_environment
+from wrpo_engine.errors import DataError, Interrupted, TemporaryError
+from wrpo_engine.stage import STAGES, StageContext, StageResult, StopRequest, load_stage
+
+REPOSITORY = Path(__file__).parents[2]
+PREPARE = {"stage": "prepare", "dataset": "storage://p.txt"}
+
+
+class Engine:
+    """Runs stages below a temporary storage and reads what they leave."""
+
+    def __init__(self, directory: Path) -> None:
+        self.storage = directory / "storage"
+        self.storage.mkdir()
+        self.message_path = directory / "termination-log"
+        self.config_path = directory / "stage.json"
+        self.environ = {
+            "WRPO_VOLUME_ROOT": str(self.storage),
+            "WRPO_TERMINATION_MESSAGE_PATH": str(self.message_path),
+        }
+
+    def configure(self, params: Any, inputs: dict[str, ArtifactRef] | None = None, **options: Any) -> None:
+        self.config_path.write_text(stage_config(params, inputs, **options).model_dump_json())
+
+    def run(self, stage: str = "prepare", load: Any = load_stage, **environ: str) -> int:
+        return run(
+            StageKind(stage),
+            self.config_path,
+            self.environ | environ,
+            stop=StopRequest(),
+            clock=lambda: NOON,
+            load=load,
+        )
+
+    @property
+    def message(self) -> TerminationMessage:
+        return TerminationMessage.model_validate_json(self.message_path.read_bytes())
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    made = Engine(tmp_path)
+    (made.storage / "p.txt").write_text("one?\ntwo?\nthree?\n")
+    made.configure(PREPARE)
+    return made
+
+
+def test_success_is_told_with_rows_metrics_and_digest(engine: Engine) -> None:
+    assert engine.run() == 0
+    message = engine.message
+    assert (message.outcome, message.cached, message.rows) == ("Succeeded", False, 3)
+    assert message.artifact == "prepare/0123456789abcdef"
+    assert message.metrics["prompts_sft"] == 1
+    assert message.digest is not None
+    assert len(message.digest) == 64
+
+
+def test_a_stage_that_is_done_exits_at_once_and_says_cached(engine: Engine) -> None:
+    engine.run()
+    first = engine.message
+
+    def load(_kind: StageKind) -> Any:
+        raise AssertionError("a cached stage must not be loaded")
+
+    assert engine.run(load=load) == 0
+    assert engine.message == first.model_copy(update={"cached": True})
+
+
+def test_a_damaged_artifact_is_not_taken_for_a_cached_one(engine: Engine) -> None:
+    engine.run()
+    damaged = engine.storage / "prepare/0123456789abcdef/sft.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-4])
+    assert engine.run() == 65
+    assert engine.message.error is not None
+    assert engine.message.error.code == "ArtifactDamaged"
+    assert str(damaged) in engine.message.error.message
+
+
+def failing(error: BaseException) -> Callable[[StageKind], Any]:
+    def load(_kind: StageKind) -> Any:
+        def stage(_ctx: StageContext) -> StageResult:
+            raise error
+
+        return stage
+
+    return load
+
+
+OUTCOMES: dict[str, tuple[BaseException, int, str, str]] = {
+    "bad data": (DataError("row 3 is bad"), 65, "Failed", "InvalidData"),
+    "temporary trouble": (TemporaryError("the hub is away"), 75, "Failed", "Temporary"),
+    "a stop request": (Interrupted(), 143, "Interrupted", "Interrupted"),
+    "a bug": (KeyError("oops"), 1, "Failed", "InternalError"),
+    "a full volume": (OSError(errno.ENOSPC, "No space left on device", "/data"), 73, "Failed", "StorageFull"),
+    "a read-only volume": (OSError(errno.EROFS, "Read-only file system", "/data"), 73, "Failed", "StorageReadOnly"),
+    "another system error": (OSError(errno.EIO, "Input/output error"), 1, "Failed", "InternalError"),
+}
+
+
+@pytest.mark.parametrize(("error", "exit_code", "outcome", "code"), OUTCOMES.values(), ids=OUTCOMES.keys())
+def test_every_error_has_its_exit_code(
+    engine: Engine, error: BaseException, exit_code: int, outcome: str, code: str
+) -> None:
+    assert engine.run(load=failing(error)) == exit_code
+    assert engine.message.outcome == outcome
+    assert engine.message.error is not None
+    assert engine.message.error.code == code
+
+
+def test_errors_stand_on_stderr_with_their_hint(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    engine.run(load=failing(DataError("row 3 is bad", hint="Correct it.")))
+    assert capsys.readouterr().err.splitlines()[-2:] == ["error: row 3 is bad", "hint: Correct it."]
+
+
+def test_a_bug_leaves_its_traceback_in_the_log(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    engine.run(load=failing(KeyError("oops")))
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_a_full_volume_commits_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    import polars as pl
+
+    def full(_frame: pl.DataFrame, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    assert engine.run() == 73
+    assert engine.message.error is not None
+    assert engine.message.error.hint == ("Enlarge the volume or remove artifacts that are not needed, then retry.")
+    assert list((engine.storage / "prepare/0123456789abcdef").iterdir()) == []
+
+
+def test_a_missing_input_is_found_before_any_work(engine: Engine) -> None:
+    missing = ArtifactRef(stage="prepare", hash="00000000000000ff")
+    engine.configure({"stage": "curate-sft"}, {"prompts": missing})
+    assert engine.run("curate-sft") == 66
+    assert engine.message.error is not None
+    assert engine.message.error.message == (
+        f"input 'prompts', artifact prepare/00000000000000ff, does not exist: no manifest.json below {engine.storage}"
+    )
+
+
+def change(engine: Engine, **changes: Any) -> None:
+    engine.config_path.write_text(json.dumps(json.loads(engine.config_path.read_text()) | changes))
+
+
+def test_a_broken_field_is_named(engine: Engine) -> None:
+    change(engine, params={**PREPARE, "sft_fraction": 1.5})
+    assert engine.run() == 78
+    assert engine.message.error is not None
+    assert engine.message.error.field == "params.prepare.sft_fraction"
+    assert engine.message.error.message == (
+        "params.prepare.sft_fraction is '1.5': Input should be less than or equal to 1"
+    )
+
+
+def test_an_unknown_field_is_named(engine: Engine) -> None:
+    change(engine, colour="red")
+    assert engine.run() == 78
+    assert engine.message.error is not None
+    assert engine.message.error.message == "colour is 'red': Extra inputs are not permitted"
+
+
+def test_s3_is_refused_with_the_remedy(engine: Engine) -> None:
+    change(engine, storage={"kind": "s3", "uri": "s3://bucket/x"})
+    assert engine.run() == 78
+    assert engine.message.error is not None
+    assert engine.message.error.message == (
+        "storage.s3 is 's3://bucket/x': S3 is not supported by this engine version yet"
+    )
+    assert engine.message.error.hint == "Use storage.volume with a persistent volume claim."
+
+
+def test_a_config_of_another_stage_is_refused(engine: Engine) -> None:
+    assert engine.run("sample") == 64
+    assert engine.message.error is not None
+    assert engine.message.error.message == (
+        f"{engine.config_path} configures the stage prepare, but the command names sample"
+    )
+
+
+def test_a_shard_beyond_the_shards_is_refused(engine: Engine) -> None:
+    assert engine.run(JOB_COMPLETION_INDEX="1") == 78
+    assert engine.message.error is not None
+    assert engine.message.error.message == (
+        "JOB_COMPLETION_INDEX is '1': it must be a whole number from 0 to 0 (runtime.shards is 1)"
+    )
+
+
+def test_other_ranks_say_nothing_when_all_is_well(engine: Engine) -> None:
+    assert engine.run(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2") == 0
+    assert not engine.message_path.exists()
+
+
+def test_every_stage_is_registered() -> None:
+    assert set(STAGES) == set(StageKind)
+
+
+def command(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, **environ},
+        check=False,
+        timeout=60,
+    )
+
+
+def test_help_works_without_torch() -> None:
+    block = "import sys; sys.modules.update(dict.fromkeys(['torch', 'vllm', 'transformers', 'polars'])); "
+    ran = command("-c", block + "from wrpo_engine.__main__ import main; main(['--help'])")
+    assert ran.returncode == 0
+    assert "curate-triples  choose (y_ws, y_wt, y_l) for every preference prompt" in ran.stdout
+    assert "WRPO_VOLUME_ROOT" in ran.stdout
+
+
+def test_a_wrong_command_line_is_a_usage_error() -> None:
+    ran = command("-m", "wrpo_engine", "samples", "--config", "x")
+    assert ran.returncode == 64
+    assert "'samples' is not one of 'prepare', 'sample'" in ran.stderr
+
+
+def test_a_config_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
+    ran = command("-m", "wrpo_engine", "prepare", "--config", str(tmp_path / "none.json"))
+    assert ran.returncode == 64
+    assert f"error: --config {tmp_path}/none.json cannot be read: No such file or directory" in ran.stderr
+
+
+STOPPABLE = """
+import sys, time
+from pathlib import Path
+import os
+from wrpo_engine.cli import install_signal_handlers, run
+from wrpo_engine.config import StageKind
+from wrpo_engine.stage import StopRequest
+
+def stage(ctx):
+    print("working", flush=True)
+    while True:
+        ctx.stop.raise_if_requested()
+        time.sleep(0.01)
+
+stop = StopRequest()
+install_signal_handlers(stop)
+sys.exit(run(StageKind.PREPARE, Path(sys.argv[1]), os.environ, stop=stop, load=lambda kind: stage))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_stage_with_143(engine: Engine, number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPABLE, str(engine.config_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **engine.environ},
+        cwd=REPOSITORY,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert engine.message.outcome == "Interrupted"
+    assert "interrupted: stopped on request; finished work is kept and the next attempt continues" in errors
+
+
+def test_caches_go_where_the_pod_may_write(tmp_path: Path) -> None:
+    (tmp_path / "not-a-directory").write_text("")
+    environ = {"HOME": str(tmp_path / "not-a-directory"), "TMPDIR": str(tmp_path), "HF_HOME": "/models"}
+    prepare_environment(environ)
+    assert environ["HF_HOME"] == "/models"
+    for name in ("VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"):
+        assert environ[name].startswith(str(tmp_path / "wrpo-cache"))
+    assert environ["VLLM_NO_USAGE_STATS"] == "1"
+    writable = {"HOME": str(tmp_path)}
+    prepare_environment(writable)
+    assert writable["HF_HOME"] == str(tmp_path / ".cache" / "huggingface")

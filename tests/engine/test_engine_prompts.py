@@ -1,0 +1,232 @@
+"""Prompts are read from everything people have, cleaned with every drop counted, and split by the seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wrpo_engine.errors import WrpoError
+from wrpo_engine.prompts.reader import read_values
+from wrpo_engine.prompts.split import clean, prompt_text, shuffled, split
+from wrpo_engine.prompts.stage import run
+
+TEXTS = ["Why is the sky blue?", 'Say "hello, world".', "Grüße aus Köln!"]
+
+
+def write_jsonl(path: Path) -> None:
+    path.write_text("".join(json.dumps({"q": text}) + "\n" for text in TEXTS))
+
+
+def write_csv(path: Path) -> None:
+    pl.DataFrame({"q": TEXTS, "other": [1, 2, 3]}).write_csv(path)
+
+
+WRITERS = {
+    "p.jsonl": write_jsonl,
+    "p.json": lambda path: path.write_text(json.dumps([{"q": text} for text in TEXTS])),
+    "p.csv": write_csv,
+    "p.parquet": lambda path: pl.DataFrame({"q": TEXTS}).write_parquet(path),
+    "p.txt": lambda path: path.write_text("\n".join(TEXTS) + "\n"),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("whole_directory", [False, True])
+def test_every_file_format_gives_the_same_prompts(tmp_path: Path, name: str, whole_directory: bool) -> None:
+    WRITERS[name](tmp_path / name)
+    path = str(tmp_path if whole_directory else tmp_path / name)
+    assert list(read_values("d", path, config=None, split="train", column="q")) == TEXTS
+
+
+VALUES: dict[str, tuple[Any, str | None]] = {
+    "a text": ("hi", "hi"),
+    "a published row's prompt": ({"role": "user", "content": "hi"}, "hi"),
+    "a conversation": ([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}], "hi"),
+    "a conversation with a system message": (
+        [{"role": "system", "content": "be nice"}, {"role": "user", "content": "hi"}],
+        "hi",
+    ),
+    "ShareGPT's names": ([{"from": "human", "value": "hi"}], "hi"),
+    "a conversation without a user": ([{"role": "assistant", "content": "yo"}], None),
+    "a number": (3, None),
+    "nothing": (None, None),
+}
+
+
+@pytest.mark.parametrize(("value", "expected"), VALUES.values(), ids=VALUES.keys())
+def test_a_value_becomes_the_first_user_message(value: Any, expected: str | None) -> None:
+    assert prompt_text(value) == expected
+
+
+def test_empty_and_duplicate_prompts_are_dropped_and_counted() -> None:
+    cleaned = clean(["a", " a ", "", "  ", None, "Caf\u00e9", "Cafe\u0301"])
+    assert [prompt.prompt for prompt in cleaned.prompts] == ["a", "Caf\u00e9"]
+    assert dict(cleaned.dropped) == {"duplicate": 2, "empty": 2, "no_user_message": 1}
+    assert cleaned.prompts[0].prompt_id == hashlib.sha256(b"a").hexdigest()
+
+
+@given(
+    texts=st.lists(st.text(min_size=1, max_size=5), max_size=40),
+    held_out=st.integers(0, 10),
+    fraction=st.floats(0, 1),
+    seed=st.integers(0, 3),
+    data=st.data(),
+)
+def test_a_split_is_a_partition_that_arrival_order_does_not_change(
+    texts: list[str], held_out: int, fraction: float, seed: int, data: st.DataObject
+) -> None:
+    prompts = clean(texts).prompts
+    parts = split(prompts, held_out=held_out, sft_fraction=fraction, seed=seed)
+    ids = [prompt.prompt_id for prompt in [*parts.sft, *parts.preference, *parts.evaluation]]
+    assert sorted(ids) == sorted(prompt.prompt_id for prompt in prompts)
+    assert len(parts.evaluation) == min(held_out, len(prompts))
+    again = split(data.draw(st.permutations(prompts)), held_out=held_out, sft_fraction=fraction, seed=seed)
+    assert again == parts
+
+
+FRACTIONS = {
+    "a third of nine": (1 / 3, 9, 3),
+    "nothing": (0.0, 9, 0),
+    "everything": (1.0, 9, 9),
+    "a small fraction keeps one": (0.01, 9, 1),
+    "a large fraction leaves one": (0.99, 9, 8),
+}
+
+
+@pytest.mark.parametrize(("fraction", "total", "expected"), FRACTIONS.values(), ids=FRACTIONS.keys())
+def test_the_sft_part_has_its_share(fraction: float, total: int, expected: int) -> None:
+    prompts = clean(str(number) for number in range(total)).prompts
+    assert len(split(prompts, held_out=0, sft_fraction=fraction, seed=1).sft) == expected
+
+
+def test_the_seed_decides_the_order() -> None:
+    prompts = clean(str(number) for number in range(50)).prompts
+    assert shuffled(prompts, 1) != shuffled(prompts, 2)
+
+
+def prepare(tmp_path: Path, texts: list[str], **params: Any) -> dict[str, Any]:
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return {"stage": "prepare", "dataset": str(tmp_path / "p.jsonl"), **params}
+
+
+def test_the_stage_writes_three_disjoint_parts_with_metrics(tmp_path: Path, make_ctx: Any) -> None:
+    texts = [f"question {number}" for number in range(20)] + ["question 1", ""]
+    ctx = make_ctx(prepare(tmp_path, texts, limit=14, evaluation_prompts=2))
+    result = run(ctx)
+    artifact = ctx.output.committed()
+    assert artifact is not None
+    sizes = {name: pl.read_parquet(artifact.file(name)).height for name in artifact.files()}
+    assert sizes == {"evaluation.parquet": 2, "preference.parquet": 8, "sft.parquet": 4}
+    assert result.rows == 14
+    assert result.metrics == {
+        "prompts_sft": 4,
+        "prompts_preference": 8,
+        "prompts_evaluation": 2,
+        "prompts_read": 22,
+        "dropped_duplicate": 1,
+        "dropped_empty": 1,
+        "dropped_over_limit": 6,
+    }
+
+
+def test_held_out_prompts_of_another_data_set_are_never_trained_on(tmp_path: Path, make_ctx: Any) -> None:
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text("question 1\nquestion 2\n")
+    params = prepare(tmp_path, [f"question {number}" for number in range(10)])
+    ctx = make_ctx({**params, "evaluation_dataset": str(held_out), "evaluation_prompts": 2})
+    result = run(ctx)
+    assert result.metrics["dropped_in_evaluation"] == 2
+    artifact = ctx.output.committed()
+    assert artifact is not None
+    trained = pl.concat([pl.read_parquet(artifact.file(f"{part}.parquet")) for part in ("sft", "preference")])
+    assert trained.height == 8
+    assert not {"question 1", "question 2"} & set(trained["prompt"])
+
+
+def bad_column(tmp_path: Path) -> dict[str, Any]:
+    return {**prepare(tmp_path, ["a"]), "column": "question"}
+
+
+def empty(tmp_path: Path) -> dict[str, Any]:
+    return prepare(tmp_path, ["", "  "])
+
+
+def too_few(tmp_path: Path) -> dict[str, Any]:
+    return {**prepare(tmp_path, ["a", "b"]), "evaluation_prompts": 2}
+
+
+def missing(tmp_path: Path) -> dict[str, Any]:
+    return {"stage": "prepare", "dataset": str(tmp_path / "none.jsonl")}
+
+
+def not_json(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+    return {"stage": "prepare", "dataset": str(tmp_path / "p.jsonl")}
+
+
+def wrong_format(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "p.xlsx").write_text("")
+    return {"stage": "prepare", "dataset": str(tmp_path / "p.xlsx")}
+
+
+def outside(tmp_path: Path) -> dict[str, Any]:
+    return {"stage": "prepare", "dataset": "storage://../secret"}
+
+
+BAD_INPUTS = {
+    "a data set without the named column": (
+        bad_column,
+        78,
+        "prompts.column is 'question': {dir}/p.jsonl has no such column; its columns: prompt",
+    ),
+    "an empty data set": (
+        empty,
+        65,
+        "prompts.dataset '{dir}/p.jsonl' holds no prompt: 2 rows read, dropped: 2 empty",
+    ),
+    "too few prompts to hold out": (
+        too_few,
+        65,
+        "prompts.evaluation.prompts is 2, but '{dir}/p.jsonl' can spare only 1",
+    ),
+    "a data set that does not exist": (
+        missing,
+        78,
+        "prompts.dataset is '{dir}/none.jsonl': there is no file or directory {dir}/none.jsonl",
+    ),
+    "a line that is not JSON": (
+        not_json,
+        65,
+        "line 2 of {dir}/p.jsonl cannot be read: Expecting value: line 2 column 1 (char 12)",
+    ),
+    "a file of an unknown type": (
+        wrong_format,
+        78,
+        "prompts.dataset is '{dir}/p.xlsx': files of type .xlsx are not read",
+    ),
+    "a path outside the storage": (
+        outside,
+        78,
+        "storage reference is 'storage://../secret': the path must stay below the storage root",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make_params", "exit_code", "message"), BAD_INPUTS.values(), ids=BAD_INPUTS.keys())
+def test_bad_input_is_named_and_nothing_is_committed(
+    tmp_path: Path, make_ctx: Any, make_params: Any, exit_code: int, message: str
+) -> None:
+    ctx = make_ctx(make_params(tmp_path))
+    with pytest.raises(WrpoError) as error:
+        run(ctx)
+    assert error.value.message == message.format(dir=tmp_path)
+    assert error.value.exit_code == exit_code
+    assert error.value.hint
+    assert ctx.output.committed() is None
