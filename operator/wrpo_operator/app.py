@@ -24,8 +24,16 @@ from wrpo_operator.runtime.observe import child_fact
 from wrpo_operator.runtime.progress_server import MIN_INTERVAL_S, ProgressBook, ProgressServer
 from wrpo_operator.runtime.queue import WorkQueue
 from wrpo_operator.runtime.reconciler import Key, Reconciler, ReconcilerSettings
-from wrpo_operator.runtime.resources import CHILD_RESOURCES, EXPERIMENTS, PODS, JsonObject, Resource
-from wrpo_operator.runtime.resources import labels_of, name_of, namespace_of
+from wrpo_operator.runtime.resources import (
+    CHILD_RESOURCES,
+    EXPERIMENTS,
+    PODS,
+    JsonObject,
+    Resource,
+    labels_of,
+    name_of,
+    namespace_of,
+)
 from wrpo_operator.runtime.settings import Settings
 from wrpo_operator.runtime.snapshot import LIVE, SnapshotBuilder
 from wrpo_operator.runtime.store import ObjectStore
@@ -226,4 +234,3 @@ async def run(settings: Settings, *, kubeconfig: str | None, context: str | None
         settings.identity,
     )
     await Operator(client, settings).run()
-

@@ -32,7 +32,9 @@ class Target:
     """Whether it is the embedded cluster of this directory."""
 
 
-def choose(kubeconfig: str | None, context: str | None, namespace: str | None, *, state_dir: Path = STATE_DIR) -> Target:
+def choose(
+    kubeconfig: str | None, context: str | None, namespace: str | None, *, state_dir: Path = STATE_DIR
+) -> Target:
     """Return --kubeconfig, else the embedded cluster if it is up, else KUBECONFIG, else ~/.kube/config."""
     embedded = False
     if kubeconfig is None:
@@ -50,7 +52,7 @@ def embedded_kubeconfig(state_dir: Path = STATE_DIR) -> Path | None:
     from wrpo_devcluster import lifecycle
 
     status = lifecycle.status(state_dir)
-    return status.kubeconfig if status.running else None
+    return status.kubeconfig if status.is_running else None
 
 
 def default_namespace(paths: str, context: str | None) -> str:
@@ -70,8 +72,12 @@ def default_namespace(paths: str, context: str | None) -> str:
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --kubeconfig, --context and -n; the command gets them as one `target`."""
 
-    @click.option("--kubeconfig", metavar="FILE", help="Default: the embedded cluster of this directory if it is up "
-                  "(`wrpo dev up`), else $KUBECONFIG, else ~/.kube/config.")
+    @click.option(
+        "--kubeconfig",
+        metavar="FILE",
+        help="Default: the embedded cluster of this directory if it is up "
+        "(`wrpo dev up`), else $KUBECONFIG, else ~/.kube/config.",
+    )
     @click.option("--context", metavar="NAME", help="Context of the kubeconfig.")
     @click.option("-n", "--namespace", metavar="NAME", help="Default: the context's.")
     @functools.wraps(command)

@@ -171,7 +171,10 @@ def show_results(demo: Demo) -> None:
 
 def timed(console: Console, number: int, title: str, action: Callable[[], None]) -> None:
     """Run one step and print how long it took."""
-    console.print(f"[bold][{number}/5][/bold] {title}" if console.is_terminal else f"[{number}/5] {title}", markup=console.is_terminal)
+    console.print(
+        f"[bold][{number}/5][/bold] {title}" if console.is_terminal else f"[{number}/5] {title}",
+        markup=console.is_terminal,
+    )
     started = time.monotonic()
     action()
     console.print(f"      done in {time.monotonic() - started:.0f} s", highlight=False)

@@ -55,7 +55,9 @@ def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
 def main() -> None:
     """Run WRPO experiments: several source LLMs teach one target LLM.
 
@@ -72,7 +74,7 @@ def main() -> None:
       wrpo logs fusion train -f
 
     Commands use the embedded cluster of this directory if it is up, else your kubeconfig.
-    """
+    """  # noqa: D301  # click's mark for lines to keep
 
 
 if __name__ == "__main__":

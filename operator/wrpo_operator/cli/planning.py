@@ -64,8 +64,7 @@ def manifests(document: JsonObject, namespace: str) -> list[JsonObject]:
     from wrpo_operator.api.status import ExperimentStatus
     from wrpo_operator.plan.graph import build_graph
     from wrpo_operator.plan.model import Experiment, PlannedAttempt
-    from wrpo_operator.render import render_attempt
-    from wrpo_operator.runtime.settings import default_render_settings
+    from wrpo_operator.render import RenderSettings, render_attempt
 
     spec = spec_of(document)
     metadata = meta(document)
@@ -92,14 +91,20 @@ def manifests(document: JsonObject, namespace: str) -> list[JsonObject]:
             artifact_key=artifact_key(storage, str(node.id), node.hash),
             input_hashes={role: hashes[upstream] for role, upstream in node.inputs.items()},
         )
-        made += render_attempt(experiment, planned, default_render_settings())
+        made += render_attempt(experiment, planned, RenderSettings())
     return made
 
 
 @click.command("plan")
 @click.option("-f", "--filename", required=True, metavar="FILE", help="Experiment file; - for standard input.")
-@click.option("-o", "--output", type=click.Choice(["table", "yaml"]), default="table", show_default=True,
-              help="table: the stages. yaml: every manifest the operator would apply (uids are zeros).")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "yaml"]),
+    default="table",
+    show_default=True,
+    help="table: the stages. yaml: every manifest the operator would apply (uids are zeros).",
+)
 @click.option("-n", "--namespace", default="default", show_default=True, help="Where the file names none.")
 def plan_command(filename: str, output: str, namespace: str) -> None:
     """Show the stages, hashes and manifests that FILE would make. Contacts no cluster.
@@ -110,7 +115,7 @@ def plan_command(filename: str, output: str, namespace: str) -> None:
     Examples:
       wrpo plan -f examples/quickstart.yaml
       wrpo plan -f experiment.yaml -o yaml | less
-    """
+    """  # noqa: D301  # click's mark for lines to keep
     from rich.console import Console
     from rich.table import Table
 

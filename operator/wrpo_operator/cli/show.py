@@ -35,7 +35,7 @@ def status_command(name: str, watch: bool, target: Target) -> None:
     Examples:
       wrpo status fusion
       wrpo status fusion --watch
-    """
+    """  # noqa: D301
     if watch:
         from wrpo_operator.cli.watch import follow
 
@@ -51,7 +51,9 @@ def status_command(name: str, watch: bool, target: Target) -> None:
 @click.command("logs")
 @click.argument("name")
 @click.argument("stage", required=False)
-@click.option("-f", "--follow", is_flag=True, help="Go on with the logs of pods to come until the experiment has ended.")
+@click.option(
+    "-f", "--follow", is_flag=True, help="Go on with the logs of pods to come until the experiment has ended."
+)
 @click.option("--tail", type=click.IntRange(min=0), help="Lines of each pod. Default: all.")
 @cluster_options
 @errors_to_click
@@ -62,7 +64,7 @@ def logs_command(name: str, stage: str | None, follow: bool, tail: int | None, t
     Examples:
       wrpo logs fusion train -f
       wrpo logs fusion --tail 5
-    """
+    """  # noqa: D301
 
     async def show(client: HttpKube) -> int:
         return await print_logs(client, target.namespace, name, stage, follow=follow, tail=tail, write=click.echo)
@@ -70,8 +72,8 @@ def logs_command(name: str, stage: str | None, follow: bool, tail: int | None, t
     if asyncio.run(with_client(target, show)) == 0:
         what = f"stage {stage} of {name}" if stage else name
         raise click.ClickException(
-            f"there is no pod of {what} in namespace {target.namespace}. `wrpo status {name}` shows its stages; pods are "
-            "gone once their Job is deleted."
+            f"there is no pod of {what} in namespace {target.namespace}. `wrpo status {name}` shows its stages; pods "
+            "are gone once their Job is deleted."
         )
 
 
@@ -85,7 +87,7 @@ async def print_logs(
     tail: int | None,
     write: Callable[[str], None],
 ) -> int:
-    """Write the lines of all matching pods, oldest pod first (following: as they come); return the number of pods."""
+    """Write the lines of all matching pods, oldest first (following: as they come); return how many pods."""
     selector = f"{names.LABEL_MANAGED_BY}={names.MANAGER},{names.LABEL_EXPERIMENT}={name}"
     if stage:
         selector += f",{names.LABEL_STAGE}={names.stage_label(stage)}"

@@ -31,16 +31,19 @@ def follow(name: str, target: Target, *, console: Console | None = None) -> Outc
     async def work(client: KubeClient) -> Outcome:
         if console.is_terminal:
             return await _live(client, target.namespace, name, console)
-        return await follow_lines(client, target.namespace, name, write=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False))
+        return await follow_lines(
+            client,
+            target.namespace,
+            name,
+            write=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
+        )
 
     return asyncio.run(with_client(target, work))
 
 
 async def _live(client: KubeClient, namespace: str, name: str, console: Console) -> Outcome:
     with Live(console=console, refresh_per_second=4, transient=False) as live:
-        return await until_ended(
-            client, namespace, name, show=lambda obj, note: live.update(render(obj, note=note))
-        )
+        return await until_ended(client, namespace, name, show=lambda obj, note: live.update(render(obj, note=note)))
 
 
 async def follow_lines(

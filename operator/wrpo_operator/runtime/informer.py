@@ -112,9 +112,7 @@ class Informer:
         watched = tuple(sorted(served, key=lambda resource: resource.plural))
         for resource in watched:
             await self._relist(resource)
-        session = WatchSession(
-            watched, namespace=self._settings.namespace, login=self._login, sink=self._receive
-        )
+        session = WatchSession(watched, namespace=self._settings.namespace, login=self._login, sink=self._receive)
         session.start()
         self._session_started_at = self._monotonic()
         self._owed.clear()

@@ -128,7 +128,9 @@ async def _load_kubeconfig(configuration: Configuration, path: str, context: str
 class HttpKube:
     """KubeClient over HTTPS. Credentials are read anew once when the server answers 401 (token rotation)."""
 
-    def __init__(self, configuration: Configuration, *, kubeconfig: str | None = None, context: str | None = None):
+    def __init__(
+        self, configuration: Configuration, *, kubeconfig: str | None = None, context: str | None = None
+    ) -> None:
         self._source = (kubeconfig, context)
         self._configuration = configuration
         self._rest = RESTClientObject(configuration)
@@ -156,8 +158,8 @@ class HttpKube:
         items: list[JsonObject] = []
         while True:
             answer = await self.request("GET", resource.path(namespace), query=query)
-            for item in answer.get("items") or []:
-                items.append({**item, "apiVersion": resource.api_version, "kind": resource.kind})
+            found = answer.get("items") or []
+            items += ({**item, "apiVersion": resource.api_version, "kind": resource.kind} for item in found)
             metadata = answer.get("metadata") or {}
             if not metadata.get("continue"):
                 return items, str(metadata.get("resourceVersion", ""))

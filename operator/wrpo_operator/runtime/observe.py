@@ -29,18 +29,14 @@ def parse_time(text: object) -> datetime | None:
         return None
 
 
-def child_facts(
-    children: Iterable[JsonObject], pods: Iterable[JsonObject]
-) -> tuple[ChildFact, ...]:
+def child_facts(children: Iterable[JsonObject], pods: Iterable[JsonObject]) -> tuple[ChildFact, ...]:
     """Return the facts of every child that carries the operator's labels, with its pods, oldest first."""
     by_owner: dict[str, list[JsonObject]] = {}
     for pod in pods:
         owner = controller_uid(pod)
         if owner:
             by_owner.setdefault(owner, []).append(pod)
-    facts = [
-        fact for child in children if (fact := child_fact(child, by_owner.get(uid_of(child), ()))) is not None
-    ]
+    facts = [fact for child in children if (fact := child_fact(child, by_owner.get(uid_of(child), ()))) is not None]
     return tuple(sorted(facts, key=lambda fact: (fact.stage, fact.attempt, fact.name)))
 
 

@@ -20,7 +20,7 @@ from wrpo_operator.api import names
 from wrpo_operator.plan.model import ProgressFact
 from wrpo_operator.runtime.kube import KubeClient, KubeError
 from wrpo_operator.runtime.observe import pod_fact
-from wrpo_operator.runtime.resources import PODS, TOKEN_REVIEWS, JsonObject, labels_of, uid_of
+from wrpo_operator.runtime.resources import TOKEN_REVIEWS, JsonObject, labels_of, uid_of
 
 log = logging.getLogger(__name__)
 BODY_LIMIT = 16 * 1024
@@ -213,7 +213,7 @@ def _first(values: Any) -> str:
 
 
 def parse_status(body: Any, *, now: datetime, shard: int) -> ProgressFact:
-    """Read {"trainerStatus": {progressPercentage, estimatedRemainingSeconds, metrics}}; RefusedError(400) if unreadable.
+    """Read {"trainerStatus": {progressPercentage, estimatedRemainingSeconds, metrics}}; refuse anything else.
 
     What is not a finite number is left out, and the percentage is held within 0..100.
     """

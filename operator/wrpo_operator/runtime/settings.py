@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wrpo_engine.config import StageKind
-from wrpo_operator.render.settings import RenderSettings, StageCommand
+from wrpo_operator.render import RenderSettings, StageCommand
 
 DNS_LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
 

@@ -83,13 +83,17 @@ class WatchSession:
     async def _operate(self) -> None:
         scope: dict[str, Any] = {"namespaces": [self._namespace]} if self._namespace else {"clusterwide": True}
         await kopf.operator(
-            registry=self._registry(), settings=_settings(self._resources), standalone=True, stop_flag=self._stop, **scope
+            registry=self._registry(),
+            settings=_settings(self._resources),
+            standalone=True,
+            stop_flag=self._stop,
+            **scope,
         )
 
     def _registry(self) -> Any:
         registry = kopf.OperatorRegistry()
 
-        @kopf.on.login(registry=registry)
+        @kopf.on.login(registry=registry)  # type: ignore[untyped-decorator]
         async def login(**_: Any) -> Any:
             return kopf.ConnectionInfo(**await self._login())
 

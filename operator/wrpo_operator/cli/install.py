@@ -1,0 +1,82 @@
+"""Installing the chart and applying files with the real helm and kubectl."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+RELEASE = "wrpo"
+OPERATOR_NAMESPACE = "wrpo-system"
+CHECKOUT = Path(__file__).resolve().parents[3]
+
+
+def find_tool(name: str) -> str:
+    """Return the path of helm or kubectl: on PATH, or where `make setup` put it."""
+    found = shutil.which(name)
+    if found:
+        return found
+    for directory in (Path.cwd() / ".bin", CHECKOUT / ".bin"):
+        if os.access(directory / name, os.X_OK):
+            return str(directory / name)
+    raise click.ClickException(f"{name} is neither on PATH nor in .bin. `make setup` fetches it.")
+
+
+def find_chart() -> Path:
+    """Return the directory of the chart: $WRPO_CHART or the checkout's."""
+    chart = Path(os.environ.get("WRPO_CHART") or CHECKOUT / "charts" / "wrpo-operator")
+    if not (chart / "Chart.yaml").is_file():
+        raise click.ClickException(
+            f"there is no chart at {chart}. Run from a checkout, or set WRPO_CHART to the chart's directory."
+        )
+    return chart
+
+
+def run_tool(name: str, *arguments: str, kubeconfig: Path, stdin: str | None = None) -> str:
+    """Run helm or kubectl against a cluster; return its output, or raise with its own words."""
+    command = [find_tool(name), *arguments]
+    env = {**os.environ, "KUBECONFIG": str(kubeconfig)}
+    done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        words = (done.stderr or done.stdout).strip()
+        raise click.ClickException(f"{name} {' '.join(arguments[:2])} failed:\n{words}")
+    return done.stdout
+
+
+def install_operator(
+    kubeconfig: Path,
+    *,
+    namespace: str = OPERATOR_NAMESPACE,
+    release: str = RELEASE,
+    values: Mapping[str, Any] | None = None,
+    timeout_s: int = 120,
+) -> None:
+    """Install or upgrade the chart and wait until the operator is ready. Doing it again changes nothing."""
+    run_tool(
+        "helm",
+        "upgrade",
+        "--install",
+        release,
+        str(find_chart()),
+        "--namespace",
+        namespace,
+        "--create-namespace",
+        "--values",
+        "-",
+        "--wait",
+        "--timeout",
+        f"{timeout_s}s",
+        kubeconfig=kubeconfig,
+        stdin=json.dumps(values or {}),
+    )
+
+
+def apply_file(kubeconfig: Path, filename: str, *, namespace: str = "default") -> str:
+    """`kubectl apply -f`; return what it printed."""
+    return run_tool("kubectl", "apply", "--namespace", namespace, "-f", filename, kubeconfig=kubeconfig)

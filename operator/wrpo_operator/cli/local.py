@@ -1,0 +1,90 @@
+"""`wrpo dev` and `wrpo run`: the embedded cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wrpo_devcluster import __main__ as devcluster
+from wrpo_devcluster import lifecycle
+from wrpo_operator.cli.connect import STATE_DIR, Target, errors_to_click
+from wrpo_operator.cli.install import apply_file, install_operator
+from wrpo_operator.cli.planning import experiments_in, spec_of
+from wrpo_operator.runtime.resources import meta, name_of
+
+
+@click.group("dev")
+def dev_group() -> None:
+    """Start, stop and remove the embedded cluster.
+
+    It is a Kubernetes-compatible control plane in one process, and its pods are processes of yours. It listens on
+    loopback only and keeps everything below .wrpo/dev of this directory.
+
+    \b
+    Examples:
+      wrpo dev up                       start it (again)
+      export KUBECONFIG=.wrpo/dev/kubeconfig; kubectl get pods -A
+      wrpo dev down                     stop it; objects and volumes stay
+      wrpo dev reset --yes              stop it and remove everything
+    """  # noqa: D301  # click's mark for lines to keep
+
+
+for _command in (devcluster.up, devcluster.down, devcluster.status, devcluster.reset):
+    dev_group.add_command(_command)
+
+
+@click.command("run")
+@click.option(
+    "-f",
+    "--filename",
+    required=True,
+    metavar="FILE",
+    help="File with one WRPOExperiment or more; further objects, e.g. a claim, may stand in it.",
+)
+@click.option("-n", "--namespace", default="default", show_default=True, help="Where the file names none.")
+@errors_to_click
+def run_command(filename: str, namespace: str) -> None:
+    """Run FILE on the embedded cluster: start it, install the operator, apply, and watch to the end.
+
+    The exit code is 0 if every experiment succeeded, else 1. Ctrl-C stops the watching, not the experiment; the same
+    command again goes on watching. `wrpo dev down` stops everything, and what is done by then is kept.
+
+    \b
+    Example:
+      wrpo run -f examples/quickstart.yaml
+    """  # noqa: D301  # click's mark for lines to keep
+    from wrpo_operator.cli.watch import GoneError, follow
+
+    documents = experiments_in(filename)
+    for document in documents:
+        spec_of(document)
+    kubeconfig = start_embedded()
+    click.echo(apply_file(kubeconfig, filename, namespace=namespace), nl=False)
+    succeeded = True
+    for document in documents:
+        where = str(meta(document).get("namespace") or namespace)
+        target = Target(str(kubeconfig), None, where, embedded=True)
+        try:
+            outcome = follow(name_of(document), target)
+        except GoneError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo(f"\n{name_of(document)} goes on. `wrpo status {name_of(document)} -w` follows it again.")
+            raise SystemExit(130) from None
+        if not outcome.succeeded:
+            succeeded = False
+            click.echo(f"{name_of(document)}: {outcome.message}", err=True)
+    raise SystemExit(0 if succeeded else 1)
+
+
+def start_embedded() -> Path:
+    """Start the embedded cluster and the operator in it; return the kubeconfig. Nothing is done twice."""
+    try:
+        info = lifecycle.up(STATE_DIR)
+    except lifecycle.LifecycleError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"embedded cluster: {info.url}")
+    install_operator(info.kubeconfig)
+    click.echo("operator: installed and ready")
+    return info.kubeconfig

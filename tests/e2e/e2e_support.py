@@ -1,0 +1,180 @@
+"""Driving a cluster under test with the real kubectl and helm, and the experiments that are run on it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wrpo_operator.cli.install import find_tool
+
+JsonObject = dict[str, Any]
+EXTERNAL = os.environ.get("WRPO_E2E_CLUSTER") == "1"
+NAMESPACE = "wrpo-e2e"
+SYSTEM = "wrpo-e2e-system"
+STAND_IN = (Path(__file__).parent / "stand_in.py").read_text(encoding="utf-8")
+KINDS = ("prepare", "sample", "score", "curate-sft", "sft", "curate-triples", "train", "evaluate", "report")
+
+
+def wait_until(what: str, condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+    """Return the condition's first true value."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.2)
+    raise AssertionError(f"{what}: not within {timeout_s:g} s")
+
+
+@dataclass
+class Kube:
+    """kubectl and helm against the cluster under test."""
+
+    kubeconfig: Path
+    state_dir: Path | None
+
+    def run(self, tool: str, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        done = subprocess.run(
+            [find_tool(tool), *arguments],
+            env=env,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{tool} {' '.join(arguments)}: {done.stderr or done.stdout}")
+        return done.stdout + ("" if check else done.stderr)
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        return self.run("kubectl", "-n", NAMESPACE, *arguments, stdin=stdin, check=check)
+
+    def apply(self, *objects: JsonObject, server_side: bool = False) -> str:
+        flags = ["--server-side", "--force-conflicts"] if server_side else []
+        return self.kubectl("apply", *flags, "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+    def get(self, kind: str, name: str) -> JsonObject:
+        found: JsonObject = json.loads(self.kubectl("get", kind, name, "-o", "json"))
+        return found
+
+    def list(self, kind: str, selector: str = "") -> list[JsonObject]:
+        answer: JsonObject = json.loads(self.kubectl("get", kind, "-l", selector, "-o", "json"))
+        return list(answer["items"])
+
+    def experiment(self, name: str) -> JsonObject:
+        return self.get("wrpoexperiments.wrpo.ai", name)
+
+    def status(self, name: str) -> JsonObject:
+        return self.experiment(name).get("status") or {}
+
+    def stage(self, name: str, stage: str) -> JsonObject:
+        stages = self.status(name).get("stages", [])
+        return next((entry for entry in stages if entry["name"] == stage), {})
+
+    def children(self, name: str) -> list[JsonObject]:
+        selector = f"wrpo.ai/experiment={name}"
+        return self.list("jobs", selector) + self.list("pytorchjobs", selector)
+
+    def wait_phase(self, name: str, phase: str, timeout_s: float = 90.0) -> JsonObject:
+        def reached() -> JsonObject | None:
+            obj = self.experiment(name)
+            status = obj.get("status") or {}
+            current = status.get("observedGeneration") == obj["metadata"]["generation"]
+            return status if current and status.get("phase") == phase else None
+
+        try:
+            found: JsonObject = wait_until(f"{name} is {phase}", reached, timeout_s)
+        except AssertionError as error:
+            described = self.kubectl("describe", "wrpoexperiment", name, check=False)
+            raise AssertionError(f"{error}\n{described}\n{self.operator_log()[-4000:]}") from None
+        return found
+
+    def wait_stage(self, name: str, stage: str, state: str, timeout_s: float = 60.0) -> JsonObject:
+        def reached() -> JsonObject | None:
+            entry = self.stage(name, stage)
+            return entry if entry.get("state") == state else None
+
+        try:
+            found: JsonObject = wait_until(f"{stage} of {name} is {state}", reached, timeout_s)
+        except AssertionError as error:
+            described = self.kubectl("describe", "wrpoexperiment", name, check=False)
+            raise AssertionError(f"{error}\n{described}\n{self.operator_log()[-4000:]}") from None
+        return found
+
+    def operator_log(self) -> str:
+        return self.run("kubectl", "-n", SYSTEM, "logs", "deployment/wrpo-operator", "--tail=-1", check=False)
+
+    def operator_pod(self) -> JsonObject:
+        answer = json.loads(
+            self.run("kubectl", "-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/name=wrpo-operator", "-o", "json")
+        )
+        (pod,) = [pod for pod in answer["items"] if not pod["metadata"].get("deletionTimestamp")]
+        found: JsonObject = pod
+        return found
+
+    def operator_ready(self) -> bool:
+        statuses = self.operator_pod().get("status", {}).get("containerStatuses") or [{}]
+        return bool(statuses[0].get("ready"))
+
+    def restarts(self) -> int:
+        return int(self.operator_pod()["status"]["containerStatuses"][0]["restartCount"])
+
+    def kill_operator(self) -> None:
+        """End the operator without warning."""
+        if self.state_dir is None:
+            name = self.operator_pod()["metadata"]["name"]
+            self.run("kubectl", "-n", SYSTEM, "delete", "pod", name, "--grace-period=0", "--force")
+            return
+        own = str(self.state_dir).encode()
+        killed = 0
+        for process in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(process.name)
+                is_operator = b"wrpo_operator\0run" in (process / "cmdline").read_bytes()
+                if is_operator and own in (process / "environ").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+        assert killed, "no operator process was found"
+
+    def runs_of(self, experiment: str, stage: str) -> int:
+        """How often the stage's artifact was really computed (embedded cluster only)."""
+        assert self.state_dir is not None
+        entry = self.stage(experiment, stage)
+        from wrpo_devcluster.controllers.volumes import claim_directory
+
+        directory = claim_directory(self.state_dir, NAMESPACE, "artifacts")
+        return int((directory / stage / entry["hash"] / "runs").read_text())
+
+
+def experiment(name: str, *, short: bool = True, env: dict[str, str] | None = None, **spec: Any) -> JsonObject:
+    """Return an experiment; `short` ends after SFT. Its artifacts are its own unless a `reuse` is given."""
+    whole: JsonObject = {
+        "target": {"model": "org/target"},
+        "sources": [{"name": "a", "model": "org/a"}],
+        "prompts": {"dataset": "org/prompts"},
+        "reward": {"model": "org/reward"},
+        "storage": {"volume": {"claimName": "artifacts"}},
+        "reuse": {"salt": name},
+        "retries": {"limit": 2, "backoffSeconds": 1},
+        "env": [{"name": key, "value": value} for key, value in (env or {}).items()],
+    }
+    if short:
+        whole |= {"training": {"objective": "SFTOnly"}, "evaluation": {"enabled": False}, "report": {"enabled": False}}
+    return {
+        "apiVersion": "wrpo.ai/v1alpha1",
+        "kind": "WRPOExperiment",
+        "metadata": {"name": name},
+        "spec": {**whole, **spec},
+    }

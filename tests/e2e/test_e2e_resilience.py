@@ -1,0 +1,109 @@
+"""What is killed goes on where it stopped, and what is missing is said and waited for."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+from e2e_support import EXTERNAL, SYSTEM, Kube, experiment, wait_until
+
+from wrpo_devcluster import lifecycle
+from wrpo_operator.cli.install import CHECKOUT
+
+pytestmark = pytest.mark.cluster
+embedded_only = pytest.mark.skipif(EXTERNAL, reason="does to the cluster what nobody should do to a shared one")
+
+
+def assert_no_duplicates(kube: Kube, name: str) -> None:
+    """Each stage has one attempt and one child."""
+    status = kube.status(name)
+    assert [len(entry["attempts"]) for entry in status["stages"]] == [1] * len(status["stages"])
+    stages = [child["metadata"]["labels"]["wrpo.ai/stage"] for child in kube.children(name)]
+    assert len(stages) == len(set(stages)) == len(status["stages"])
+
+
+def test_a_killed_operator_goes_on_without_doing_anything_twice(kube: Kube) -> None:
+    kube.apply(experiment("op-killed", env={"STANDIN_SLOW": "sample/a:5"}))
+    kube.wait_stage("op-killed", "sample/a", "Running")
+    kube.kill_operator()
+    kube.wait_phase("op-killed", "Succeeded", 120)
+    assert_no_duplicates(kube, "op-killed")
+
+
+@embedded_only
+def test_a_killed_control_plane_goes_on_without_doing_anything_twice(kube: Kube) -> None:
+    assert kube.state_dir is not None
+    kube.apply(experiment("cp-killed", env={"STANDIN_SLOW": "sample/a:6"}))
+    kube.wait_stage("cp-killed", "sample/a", "Running")
+    pid = lifecycle.status(kube.state_dir).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_until("the control plane is dead", lambda: not lifecycle.status(kube.state_dir).is_running)
+    lifecycle.up(kube.state_dir)
+    kube.wait_phase("cp-killed", "Succeeded", 120)
+    assert_no_duplicates(kube, "cp-killed")
+
+
+@embedded_only
+def test_without_the_training_crd_the_experiment_waits_and_says_so_and_goes_on_once_it_is_there(kube: Kube) -> None:
+    crd = "pytorchjobs.kubeflow.org"
+    kube.run("kubectl", "delete", "crd", crd, "--wait=true")
+    try:
+        kube.apply(experiment("no-crd"))
+        blocker = wait_until("a blocker shows", lambda: kube.status("no-crd").get("blockers"), 60)[0]
+        assert blocker["reason"] == "TrainingBackendMissing"
+        assert "PyTorchJob" in blocker["message"]
+        conditions = {entry["type"]: entry for entry in kube.status("no-crd")["conditions"]}
+        assert conditions["Blocked"]["status"] == "True"
+    finally:
+        manifest = CHECKOUT / "operator" / "wrpo_devcluster" / "manifests" / "pytorchjobs.yaml"
+        kube.run("kubectl", "apply", "--server-side", "-f", str(manifest))
+    kube.wait_phase("no-crd", "Succeeded", 120)
+
+
+@embedded_only
+def test_without_its_own_crd_the_operator_is_not_ready_says_why_and_does_not_crash(kube: Kube) -> None:
+    before = kube.restarts()
+    kube.run("kubectl", "delete", "crd", "wrpoexperiments.wrpo.ai", "--wait=true")
+    try:
+        wait_until("the operator is not ready", lambda: not kube.operator_ready(), 60)
+        assert "the CRD wrpoexperiments.wrpo.ai is not installed" in kube.operator_log()
+    finally:
+        kube.run("kubectl", "apply", "--server-side", "-f", str(CHECKOUT / "crds" / "wrpoexperiments.wrpo.ai.yaml"))
+    wait_until("the operator is ready", kube.operator_ready, 60)
+    assert kube.restarts() == before
+    kube.apply(experiment("after-crd"))
+    kube.wait_phase("after-crd", "Succeeded", 120)
+
+
+def test_every_call_of_the_operator_was_allowed(kube: Kube) -> None:
+    kube.apply(experiment("rights"))
+    kube.wait_phase("rights", "Succeeded", 120)
+    lines = [json.loads(line) for line in kube.operator_log().splitlines() if line.startswith("{")]
+    assert lines
+    refused = [line for line in lines if "forbidden" in json.dumps(line).lower()]
+    assert refused == []
+    events = json.loads(kube.run("kubectl", "get", "events", "-A", "-o", "json"))["items"]
+    assert [event["message"] for event in events if event["reason"] == "ApiRefused"] == []
+
+
+def test_the_operator_may_do_nothing_that_its_job_does_not_need(kube: Kube) -> None:
+    account = f"system:serviceaccount:{SYSTEM}:wrpo-operator"
+    questions = {
+        ("get", "secrets"): "no",
+        ("list", "secrets"): "no",
+        ("create", "pods"): "no",
+        ("delete", "pods"): "no",
+        ("get", "configmaps"): "no",
+        ("update", "wrpoexperiments.wrpo.ai"): "no",
+        ("delete", "persistentvolumeclaims"): "no",
+        ("create", "rolebindings.rbac.authorization.k8s.io"): "no",
+        ("create", "jobs.batch"): "yes",
+    }
+    answers = {
+        (verb, what): kube.kubectl("auth", "can-i", verb, what, f"--as={account}", check=False).split()[0]
+        for verb, what in questions
+    }
+    assert answers == questions
