@@ -163,8 +163,8 @@ def test_an_error_names_field_value_and_remedy() -> None:
         parse_spec(raw_spec(prompts={"sftFraction": 0}))
     assert caught.value.errors == (
         (
-            "spec: prompts.sftFraction is 0, so that SFT has nothing to train on; raise it above 0 or set sft.enabled to "
-            "false."
+            "spec: prompts.sftFraction is 0, so that SFT has nothing to train on; raise it above 0 or set sft.enabled "
+            "to false."
         ),
     )
 
