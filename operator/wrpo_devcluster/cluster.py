@@ -14,7 +14,7 @@ from typing import Self
 
 from aiohttp import web
 
-from wrpo_devcluster.apiserver import ApiServer
+from wrpo_devcluster.apiserver.server import ApiServer
 from wrpo_devcluster.bootstrap import ensure_cluster_objects
 from wrpo_devcluster.certificates import Certificates, ensure_certificates, write_private
 from wrpo_devcluster.client import Client, JsonObject
@@ -44,8 +44,7 @@ log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 CONTROLLER_MANAGER = "system:kube-controller-manager"
 SCHEDULER = "system:kube-scheduler"
-KUBELET = "system:kubelet"
-SIMULATED_KUBELET = "system:kubelet:OpenAPI-Generator"
+KUBELET = "system:node:wrpo-dev"
 _PORT_SPAN = 8000
 
 
@@ -92,8 +91,8 @@ class Cluster:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._certificates = ensure_certificates(state_dir / "pki", self.clock.now())
         self.admin_token = admin_token(state_dir)
-        self.api = ApiServer(state_dir / "apiserver", admin_token=self.admin_token, clock=self.clock)
-        self.client: Client = self.api.client("kubernetes-admin")
+        self.api = ApiServer(state_dir / "apiserver", admin_token=self.admin_token, clock=self.clock.now)
+        self.client: Client = self.api.client("kubernetes-admin", manager="wrpo-devcluster")
         manager = self.api.client(CONTROLLER_MANAGER)
         self._hub = WatchHub(manager, self.clock)
         self._proxy = ServiceProxy()
@@ -157,8 +156,8 @@ class Cluster:
         nodes = frozenset(node.name for node in self.config.nodes)
         if self.config.simulated:
             runtime: PodRuntime = SimulatedRuntime(self.clock)
-            return Kubelet(self.api.client(SIMULATED_KUBELET), self.clock, runtime, nodes=nodes)
-        client = self.api.client(KUBELET)
+            return Kubelet(self.api.client(KUBELET, manager="OpenAPI-Generator"), self.clock, runtime, nodes=nodes)
+        client = self.api.client(KUBELET, manager="kubelet")
         names = NameService(self.config.state_dir / "dns")
         names.attach(self._hub)
         process_runtime = ProcessRuntime(

@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from wrpo_devcluster.config import ClusterConfig, default_environment, default_node, load_config, save_config
 from wrpo_devcluster.kubelet.records import is_running, kill_strays
@@ -213,7 +214,7 @@ def should_keep_pods(state_dir: Path) -> bool:
     return (state_dir / _STOP_KEEPING_PODS).exists()
 
 
-def _read_record(state_dir: Path) -> dict[str, object] | None:
+def _read_record(state_dir: Path) -> dict[str, Any] | None:
     try:
         return json.loads((state_dir / "control-plane.json").read_text(encoding="ascii"))  # type: ignore[no-any-return]
     except (FileNotFoundError, ValueError):

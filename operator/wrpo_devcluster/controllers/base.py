@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from wrpo_devcluster.client import ApiError, Client, JsonObject, Resource, WatchEvent
 from wrpo_devcluster.clock import Clock
@@ -152,13 +152,14 @@ class Controller:
                 self.queue.done(key)
 
 
-async def cancel_all(tasks: Iterable[asyncio.Task[None]]) -> None:
+async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks and wait for them; a cancellation of the caller meanwhile is not lost."""
     pending = list(tasks)
     for task in pending:
         task.cancel()
-    for task in pending:
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    for outcome in await asyncio.gather(*pending, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            log.error("a task had failed before it was cancelled", exc_info=outcome)
 
 
 async def get_or_none(client: Client, resource: Resource, name: str, namespace: str | None = None) -> JsonObject | None:

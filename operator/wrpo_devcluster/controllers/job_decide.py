@@ -415,7 +415,7 @@ def _status(
         "failed": counts.failed,
         "completedIndexes": format_indexes(counts.completed) if spec.is_indexed else None,
     }
-    status = {name: value for name, value in optional.items() if value}
+    status: JsonObject = {name: value for name, value in optional.items() if value}
     if spec.is_indexed and spec.backoff_limit_per_index is not None:
         status["failedIndexes"] = format_indexes(counts.failed_indexes)
     status["terminating"] = len(seen.terminating) + deleted

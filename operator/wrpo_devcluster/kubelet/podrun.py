@@ -88,7 +88,7 @@ class PodRun:
                 )
             await self._terminate(self.handle.grace_period_s())
         finally:
-            await cancel_all([work, *self._tasks, *watchers])  # type: ignore[list-item]
+            await cancel_all([work, *self._tasks, *watchers])
 
     async def shutdown(self, grace_s: float) -> None:
         """End the processes as a node that goes down; pods that may not restart fail as disrupted."""

@@ -4,7 +4,8 @@ Usage: python -I -S shim.py SPEC.json. Standard library only, and few imports: i
 The container's process leads a process group of its own; whatever it leaves behind dies with it, as in a pid namespace.
 """
 
-# ruff: noqa: PTH, S606 - pathlib would double the start-up time, and exec is the purpose
+# pathlib would double the start-up time, and exec is the purpose.
+# ruff: noqa: PTH, S606
 
 import ctypes
 import json

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 from wrpo_devcluster.client import JsonObject
 from wrpo_devcluster.clock import Clock, timestamp
+from wrpo_devcluster.controllers.base import cancel_all
 from wrpo_devcluster.controllers.network import pick_address
 from wrpo_devcluster.kubelet.agent import PodHandle
 from wrpo_devcluster.objects import annotations_of, is_terminal
@@ -74,10 +74,7 @@ class SimulatedRuntime:
         try:
             await asyncio.wait({waiter, timer}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (waiter, timer):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await cancel_all([waiter, timer])
         return handle.deletion.is_set()
 
     async def _report(

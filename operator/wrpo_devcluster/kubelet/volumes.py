@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,16 +22,16 @@ class VolumeError(Exception):
 
 
 class TokenIssuer(Protocol):
-    """`ApiServer.issue_token`: a token bound to a pod; audiences None means the API server's own."""
+    """`ApiServer.issue_token`: a token bound to a pod (name, uid); no audiences means the API server's own."""
 
     def __call__(
         self,
         namespace: str,
         service_account: str,
         *,
-        audiences: list[str] | None,
+        audiences: Sequence[str],
         expires_s: int,
-        pod: JsonObject | None,
+        pod: tuple[str, str] | None,
     ) -> str: ...
 
 
@@ -69,7 +69,7 @@ class VolumeManager:
 
     async def _one(self, volume: JsonObject) -> Path:
         name = volume["name"]
-        directory = self.root / name
+        directory: Path = self.root / name
         if "emptyDir" in volume:
             directory.mkdir(parents=True, exist_ok=True)
             return directory
@@ -93,7 +93,7 @@ class VolumeManager:
         namespace = self.pod["metadata"]["namespace"]
         if await get_or_none(self.client, CLAIMS, claim, namespace) is None:
             raise VolumeError(f'persistentvolumeclaim "{claim}" not found')
-        directory = claim_directory(self.state_dir, namespace, claim)
+        directory: Path = claim_directory(self.state_dir, namespace, claim)
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
@@ -142,9 +142,9 @@ class VolumeManager:
             text = self.issue_token(
                 meta["namespace"],
                 self.pod["spec"].get("serviceAccountName") or "default",
-                audiences=[audience] if audience else None,
+                audiences=[audience] if audience else [],
                 expires_s=expires_s,
-                pod=self.pod,
+                pod=(meta["name"], meta["uid"]),
             )
             known = _Token(text, now + timedelta(seconds=expires_s * 0.8))
             self._tokens[key] = known

@@ -115,7 +115,7 @@ def _untolerated(spec: JsonObject, node: JsonObject) -> JsonObject | None:
     return None
 
 
-def _tolerates(toleration: JsonObject, taint: JsonObject) -> bool:
+def _tolerates(toleration: dict[str, str], taint: dict[str, str]) -> bool:
     if toleration.get("effect") not in {None, "", taint["effect"]}:
         return False
     if toleration.get("operator") == "Exists":
