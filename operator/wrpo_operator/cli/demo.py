@@ -1,4 +1,4 @@
-"""`wrpo demo`: the quick start from nothing to its results, each step idempotent.
+"""`wrpo demo`: the quick start from nothing to its results.
 
 Every step looks at what is there and does what is missing, so running it again continues where it stopped.
 """
@@ -6,192 +6,196 @@ Every step looks at what is there and does what is missing, so running it again 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 from rich.console import Console
 from rich.table import Table
+
+from wrpo_devcluster import lifecycle
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.cli.connect import STATE_DIR, Target, errors_to_click
+from wrpo_operator.cli.install import CHECKOUT, find_tool, install_operator, run_tool
 
 EXPERIMENT = "quickstart"
 NAMESPACE = "default"
 CLAIM = "wrpo-storage"
 ASSETS_JOB = "quickstart-assets"
+POLL_S = 1.0
 
 
-class DemoError(Exception):
-    """A step failed; the message says what to look at."""
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Demo:
-    """The binaries and files a demo works with. `kubectl` and `helm` are commands with their kubeconfig."""
+    """What the steps share."""
 
-    root: Path
-    state_dir: Path
-    kubeconfig: Path
-    kubectl: Path
-    helm: Path
     console: Console
+    kubeconfig: Path = field(default_factory=lambda: STATE_DIR.resolve() / "kubeconfig")
 
-    def run_kubectl(self, *arguments: str, text: str | None = None, check: bool = True) -> str:
-        return self._run([str(self.kubectl), "--kubeconfig", str(self.kubeconfig), *arguments], text, check=check)
+    def say(self, text: str) -> None:
+        """Print one line as it is: no markup, no wrapping."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def run_helm(self, *arguments: str) -> str:
-        return self._run([str(self.helm), "--kubeconfig", str(self.kubeconfig), *arguments], None, check=True)
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        return run_tool("kubectl", "-n", NAMESPACE, *arguments, kubeconfig=self.kubeconfig, stdin=stdin)
 
-    @staticmethod
-    def _run(command: list[str], text: str | None, *, check: bool) -> str:
-        result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-        if check and result.returncode:
-            shown = " ".join(command)
-            raise DemoError(f"`{shown}` failed:\n{result.stderr.strip() or result.stdout.strip()}")
-        return result.stdout
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        """Return an object; empty when there is none."""
+        out = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
+        return dict(json.loads(out)) if out.strip() else {}
 
-    def get(self, kind: str, name: str) -> dict[str, Any] | None:
-        """Return an object, or None when there is none."""
-        out = self.run_kubectl("-n", NAMESPACE, "get", kind, name, "-o", "json", "--ignore-not-found")
-        return json.loads(out) if out.strip() else None
-
-
-def install_operator(demo: Demo) -> None:
-    """Install or upgrade the chart and wait until the operator is available."""
-    chart = demo.root / "charts" / "wrpo-operator"
-    demo.run_helm("upgrade", "--install", "wrpo", str(chart), "-n", NAMESPACE, "--wait", "--timeout", "120s")
+    def step(self, number: int, title: str, action: Callable[[], None]) -> None:
+        """Do one step and print how long it took."""
+        self.say(f"[{number}/4] {title}")
+        started = time.monotonic()
+        action()
+        self.say(f"      {time.monotonic() - started:.0f} s")
 
 
-def prepare_assets(demo: Demo) -> None:
+@click.command("demo")
+@errors_to_click
+def demo_command() -> None:
+    """Run the quick start on the embedded cluster and say what it measured.
+
+    It starts the embedded cluster, installs the operator with helm, builds the quick start's models and prompts, applies
+    examples/quickstart.yaml and follows it to the end. Ctrl-C stops everything and keeps what is done; the same command
+    again continues. `wrpo dev reset --yes` (or `make demo-clean`) removes it all.
+    """
+    demo = Demo(Console())
+    try:
+        demo.step(1, "embedded control plane", lambda: start(demo))
+        demo.step(2, "operator (helm install charts/wrpo-operator)", lambda: install_operator(demo.kubeconfig))
+        demo.step(
+            3, "models and prompts (kubectl apply -f examples/quickstart-assets.yaml)", lambda: build_assets(demo)
+        )
+        demo.step(4, "experiment (kubectl apply -f examples/quickstart.yaml)", lambda: run_experiment(demo))
+    except KeyboardInterrupt:
+        demo.say("\nstopping; what is done is kept ...")
+        lifecycle.down(STATE_DIR)
+        demo.say("stopped. `make demo` continues where it stopped, `make demo-clean` removes everything.")
+        raise SystemExit(130) from None
+    show_results(demo)
+
+
+def start(demo: Demo) -> None:
+    """Start the embedded cluster unless it runs."""
+    try:
+        info = lifecycle.up(STATE_DIR)
+    except lifecycle.LifecycleError as error:
+        raise click.ClickException(str(error)) from error
+    demo.say(f"      {info.url}, state in {info.state_dir}")
+
+
+def build_assets(demo: Demo) -> None:
     """Apply the assets Job and wait for it, showing its log."""
-    if (job := demo.get("job", ASSETS_JOB)) and condition(job, "Failed"):
-        demo.run_kubectl("-n", NAMESPACE, "delete", "job", ASSETS_JOB, "--wait")
-    demo.run_kubectl("-n", NAMESPACE, "apply", "-f", str(demo.root / "examples" / "quickstart-assets.yaml"))
-    log = LogTail(demo)
+    if condition(demo.get("job", ASSETS_JOB), "Failed"):
+        demo.kubectl("delete", "job", ASSETS_JOB, "--wait")
+    demo.kubectl("apply", "-f", str(CHECKOUT / "examples" / "quickstart-assets.yaml"))
+    shown = 0
     while True:
-        job = demo.get("job", ASSETS_JOB) or {}
-        log.show_new()
+        job = demo.get("job", ASSETS_JOB)
+        shown = show_new_lines(demo, shown)
         if condition(job, "Complete"):
             return
-        if condition(job, "Failed"):
-            raise DemoError(
-                "building the quick start's models failed; "
-                f"see `kubectl --kubeconfig {demo.kubeconfig} logs job/{ASSETS_JOB}`"
+        if failed := condition(job, "Failed"):
+            raise click.ClickException(
+                f"building the quick start's models failed: {failed.get('message', '')}\n"
+                f"See `kubectl --kubeconfig {demo.kubeconfig} logs job/{ASSETS_JOB}`; `make demo` tries again."
             )
-        time.sleep(1)
+        time.sleep(POLL_S)
 
 
-class LogTail:
-    """Shows each log line of the assets Job once."""
-
-    def __init__(self, demo: Demo) -> None:
-        self._demo = demo
-        self._shown = 0
-
-    def show_new(self) -> None:
-        out = self._demo.run_kubectl("-n", NAMESPACE, "logs", f"job/{ASSETS_JOB}", check=False)
-        lines = out.splitlines()
-        if len(lines) < self._shown:
-            self._shown = 0
-        for line in lines[self._shown :]:
-            self._demo.console.print(f"      {line}", markup=False, highlight=False)
-        self._shown = len(lines)
+def show_new_lines(demo: Demo, shown: int) -> int:
+    """Print the lines of the Job's log after the first `shown`; return how many there are now."""
+    try:
+        lines = demo.kubectl("logs", f"job/{ASSETS_JOB}").splitlines()
+    except click.ClickException:  # its container has not started
+        return shown
+    first = shown if len(lines) >= shown else 0  # shorter: another pod took over
+    for line in lines[first:]:
+        demo.say(f"      {line}")
+    return len(lines)
 
 
-def apply_experiment(demo: Demo, backend: str) -> None:
-    """Apply examples/quickstart.yaml, with the sampling backend this machine has."""
-    manifest = yaml.safe_load((demo.root / "examples" / "quickstart.yaml").read_text())
-    if backend != manifest["spec"]["sampling"].get("backend", "vLLM"):
-        demo.console.print(f"      this machine has no vLLM: sampling with the {backend} backend instead")
-        manifest["spec"]["sampling"]["backend"] = backend
-    text = yaml.safe_dump(manifest, sort_keys=False)
-    demo.run_kubectl("-n", NAMESPACE, "apply", "-f", "-", text=text)
+def run_experiment(demo: Demo) -> None:
+    """Apply the experiment, with the sampling backend of this machine, and follow it to its end."""
+    from wrpo_operator.cli.watch import GoneError, follow
+
+    manifest = yaml.safe_load((CHECKOUT / "examples" / "quickstart.yaml").read_text(encoding="utf-8"))
+    backend = sampling_backend(CHECKOUT / ".venv" / "wrpo-profile.json")
+    if backend == "Transformers":
+        demo.say(
+            "      this machine has no vLLM (see `make setup`): sampling with Transformers instead, which is slower"
+        )
+        manifest["spec"].setdefault("sampling", {})["backend"] = backend
+        manifest["spec"].get("evaluation", {}).pop("backend", None)
+    demo.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest, sort_keys=False))
+    try:
+        outcome = follow(EXPERIMENT, Target(str(demo.kubeconfig), None, NAMESPACE, embedded=True), console=demo.console)
+    except GoneError as error:
+        raise click.ClickException(str(error)) from error
+    if not outcome.succeeded:
+        raise click.ClickException(
+            f"{outcome.message}\n`wrpo status {EXPERIMENT}` and `wrpo logs {EXPERIMENT}` say more."
+        )
 
 
-def condition(obj: dict[str, Any], kind: str) -> dict[str, Any] | None:
-    """Return the condition of that type if it is True."""
-    for entry in obj.get("status", {}).get("conditions", []):
-        if entry["type"] == kind and entry["status"] == "True":
-            return dict(entry)
-    return None
-
-
-def stage_of(experiment: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the status of one stage, empty when it has none."""
-    stages = experiment.get("status", {}).get("stages", [])
-    return next((dict(stage) for stage in stages if stage["name"] == name), {})
-
-
-def volume_directory(demo: Demo) -> Path:
-    """Return the directory behind the quick start's claim."""
-    claim = demo.get("pvc", CLAIM) or {}
-    volume = json.loads(demo.run_kubectl("get", "pv", claim["spec"]["volumeName"], "-o", "json"))
-    source = volume["spec"].get("hostPath") or volume["spec"]["local"]
-    return Path(source["path"])
-
-
-def evaluation_table(result: dict[str, Any]) -> Table:
-    """Return mean rewards and win rates as evaluation.json has them."""
-    table = Table(title=f"Held-out prompts: {result['num_prompts']}", title_justify="left")
-    for heading in ("model", "mean reward", "WRPO's win rate against it (95 % CI)"):
-        table.add_column(heading)
-    for label, reward in result["mean_reward"].items():
-        win = result["win_rates"].get(label)
-        shown = f"{win['rate']:.2f} ({win['ci_low']:.2f} to {win['ci_high']:.2f})" if win else ""
-        table.add_row(label, f"{reward:.4f}", shown)
-    return table
-
-
-def show_results(demo: Demo) -> None:
-    """Print what the experiment measured and where its artifacts lie."""
-    experiment = demo.get("wrpoexperiment", EXPERIMENT) or {}
-    directory = volume_directory(demo)
-    evaluation = directory / str(stage_of(experiment, "evaluate")["artifact"]) / "evaluation.json"
-    demo.console.print()
-    demo.console.print(evaluation_table(json.loads(evaluation.read_text())))
-    model = directory / str(stage_of(experiment, "train")["artifact"]) / "model"
-    report = directory / str(stage_of(experiment, "report")["artifact"]) / "report.html"
-    wide = {"markup": False, "highlight": False, "soft_wrap": True}
-    demo.console.print(f"\ntrained model  {model}\nreport         {report}\n", **wide)  # type: ignore[arg-type]
-    demo.console.print("Look around:", **wide)  # type: ignore[arg-type]
-    demo.console.print(f"  export KUBECONFIG={demo.kubeconfig} PATH={demo.kubectl.parent}:$PATH", **wide)  # type: ignore[arg-type]
-    for command in (
-        f"kubectl get wrpoexperiments {EXPERIMENT} -o wide",
-        f"kubectl describe wrpoexperiment {EXPERIMENT}",
-        "kubectl get jobs,pytorchjobs,pods",
-        f"wrpo status {EXPERIMENT}        # in .venv/bin",
-        "make demo-clean                # removes all of it",
-    ):
-        demo.console.print(f"  {command}", **wide)  # type: ignore[arg-type]
-
-
-def timed(console: Console, number: int, title: str, action: Callable[[], None]) -> None:
-    """Run one step and print how long it took."""
-    console.print(
-        f"[bold][{number}/5][/bold] {title}" if console.is_terminal else f"[{number}/5] {title}",
-        markup=console.is_terminal,
-    )
-    started = time.monotonic()
-    action()
-    console.print(f"      done in {time.monotonic() - started:.0f} s", highlight=False)
-
-
-def sampling_backend(root: Path) -> str:
+def sampling_backend(profile: Path) -> str:
     """Return the sampling backend that set-up found; vLLM when set-up left no word."""
-    with suppress(OSError, ValueError):
-        profile = json.loads((root / ".venv" / "wrpo-profile.json").read_text())
-        return str(profile["sampling_backend"])
+    with suppress(OSError, ValueError, KeyError):
+        return str(json.loads(profile.read_text(encoding="utf-8"))["sampling_backend"])
     return "vLLM"
 
 
-def find_root() -> Path:
-    """Return the checkout that holds the chart and the examples."""
-    for candidate in (Path.cwd(), Path(__file__).resolve().parents[3]):
-        if (candidate / "charts" / "wrpo-operator").is_dir() and (candidate / "examples").is_dir():
-            return candidate
-    print("wrpo demo needs the checkout (charts/ and examples/); run it there", file=sys.stderr)
-    raise SystemExit(2)
+def show_results(demo: Demo) -> None:
+    """Print what the experiment measured, where its artifacts lie, and how to look around."""
+    experiment = demo.get("wrpoexperiment", EXPERIMENT)
+    storage = storage_directory(demo, experiment)
+    artifacts = {stage["name"]: storage / stage.get("artifact", "") for stage in experiment["status"]["stages"]}
+    evaluation = json.loads((artifacts["evaluate"] / "evaluation.json").read_text(encoding="utf-8"))
+    demo.console.print()
+    demo.console.print(evaluation_table(evaluation))
+    demo.say("Small models and few prompts: this shows that the machinery works, not how good the method is.\n")
+    demo.say(f"trained model  {artifacts['train'] / 'model'}")
+    demo.say(f"report         {artifacts['report'] / 'report.html'}\n")
+    demo.say("Look around:")
+    demo.say(f"  export KUBECONFIG={demo.kubeconfig} PATH={Path(find_tool('kubectl')).parent}:$PATH")
+    demo.say(f"  kubectl get wrpoexperiment {EXPERIMENT} -o wide")
+    demo.say(f"  kubectl describe wrpoexperiment {EXPERIMENT}")
+    demo.say("  kubectl get jobs,pytorchjobs,pods")
+    demo.say(f"  .venv/bin/wrpo status {EXPERIMENT}")
+    demo.say("The embedded cluster still runs: `.venv/bin/wrpo dev down` stops it, `make demo-clean` removes it all.")
+
+
+def storage_directory(demo: Demo, experiment: dict[str, Any]) -> Path:
+    """Return the directory of this machine that holds the experiment's artifacts."""
+    spec = ExperimentSpec.model_validate(experiment["spec"])
+    volume_name = demo.get("persistentvolumeclaim", CLAIM)["spec"]["volumeName"]
+    volume = demo.get("persistentvolume", volume_name)["spec"]
+    root = Path((volume.get("hostPath") or volume["local"])["path"])
+    return root / (spec.storage.volume.path if spec.storage.volume else "")
+
+
+def evaluation_table(evaluation: dict[str, Any]) -> Table:
+    """Lay out evaluation.json: mean reward of each model, and the last model's win rates."""
+    last = list(evaluation["mean_reward"])[-1]
+    table = Table(title=f"{evaluation['num_prompts']} held-out prompts", title_justify="left")
+    for heading in ("model", "mean reward", f"{last}'s win rate against it", "95 % interval"):
+        table.add_column(heading)
+    for label, reward in evaluation["mean_reward"].items():
+        win = evaluation["win_rates"].get(label)
+        rate = f"{win['rate']:.1%}" if win else ""
+        interval = f"{win['ci_low']:.1%} to {win['ci_high']:.1%}" if win else ""
+        table.add_row(label, f"{reward:.4f}", rate, interval)
+    return table
+
+
+def condition(obj: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return the condition of that type if it is True; else an empty one."""
+    conditions = obj.get("status", {}).get("conditions", [])
+    return next((dict(c) for c in conditions if c["type"] == kind and c["status"] == "True"), {})
