@@ -62,18 +62,16 @@ class Demo:
 def demo_command() -> None:
     """Run the quick start on the embedded cluster and say what it measured.
 
-    It starts the embedded cluster, installs the operator with helm, builds the quick start's models and prompts, applies
-    examples/quickstart.yaml and follows it to the end. Ctrl-C stops everything and keeps what is done; the same command
-    again continues. `wrpo dev reset --yes` (or `make demo-clean`) removes it all.
+    It starts the embedded cluster, installs the operator with helm, builds the quick start's models and prompts,
+    applies examples/quickstart.yaml and follows it to the end. Ctrl-C stops everything and keeps what is done; the same
+    command again continues. `wrpo dev reset --yes` (or `make demo-clean`) removes it all.
     """
     demo = Demo(Console())
     try:
         demo.step(1, "embedded control plane", lambda: start(demo))
         demo.step(2, "operator (helm install charts/wrpo-operator)", lambda: install_operator(demo.kubeconfig))
-        demo.step(
-            3, "models and prompts (kubectl apply -f examples/quickstart-assets.yaml)", lambda: build_assets(demo)
-        )
-        demo.step(4, "experiment (kubectl apply -f examples/quickstart.yaml)", lambda: run_experiment(demo))
+        demo.step(3, "models and prompts (examples/quickstart-assets.yaml)", lambda: build_assets(demo))
+        demo.step(4, "experiment (examples/quickstart.yaml)", lambda: run_experiment(demo))
     except KeyboardInterrupt:
         demo.say("\nstopping; what is done is kept ...")
         lifecycle.down(STATE_DIR)
@@ -129,9 +127,7 @@ def run_experiment(demo: Demo) -> None:
     manifest = yaml.safe_load((CHECKOUT / "examples" / "quickstart.yaml").read_text(encoding="utf-8"))
     backend = sampling_backend(CHECKOUT / ".venv" / "wrpo-profile.json")
     if backend == "Transformers":
-        demo.say(
-            "      this machine has no vLLM (see `make setup`): sampling with Transformers instead, which is slower"
-        )
+        demo.say("      no vLLM on this machine (see `make setup`): sampling with Transformers, which is slower")
         manifest["spec"].setdefault("sampling", {})["backend"] = backend
         manifest["spec"].get("evaluation", {}).pop("backend", None)
     demo.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest, sort_keys=False))
