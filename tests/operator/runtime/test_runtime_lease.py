@@ -53,9 +53,7 @@ def test_a_leader_that_cannot_renew_stops_acting_before_another_may_start(kube: 
 
 def test_a_leader_whose_lease_was_taken_steps_down(kube: Any, clock: Any) -> None:
     changes: list[bool] = []
-    first = LeaderElection(
-        kube, LeaseSettings("default", "wrpo", "one"), monotonic=clock, on_change=changes.append
-    )
+    first = LeaderElection(kube, LeaseSettings("default", "wrpo", "one"), monotonic=clock, on_change=changes.append)
     asyncio.run(first.step())
     lease = kube.objects[LEASES, "default", "wrpo"]
     kube.put(LEASES, {**lease, "spec": {**lease["spec"], "holderIdentity": "two"}})
@@ -82,7 +80,7 @@ def test_stopping_gives_the_lease_back(kube: Any, clock: Any) -> None:
 
     async def run_and_stop() -> None:
         task = asyncio.create_task(first.run())
-        while not first.is_leader:
+        while not first.is_leader:  # noqa: ASYNC110
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

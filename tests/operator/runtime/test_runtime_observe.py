@@ -53,7 +53,11 @@ STATES = {
         (),
         ChildState.PENDING,
     ),
-    "a Job that is being deleted": (child(deletionTimestamp="2026-01-01T00:00:00Z"), (RUNNING_POD,), ChildState.DELETING),
+    "a Job that is being deleted": (
+        child(deletionTimestamp="2026-01-01T00:00:00Z"),
+        (RUNNING_POD,),
+        ChildState.DELETING,
+    ),
     "a finished Job that is being deleted keeps its outcome": (
         child(deletionTimestamp="2026-01-01T00:00:00Z", status={"conditions": [condition("Complete")]}),
         (),
@@ -100,7 +104,12 @@ def pod(*, spec: Any = None, labels: Any = None, annotations: Any = None, **stat
 
 
 def ended(code: int, message: str = "", name: str = "stage") -> list[dict[str, Any]]:
-    state = {"exitCode": code, "message": message, "startedAt": "2026-01-01T10:00:00Z", "finishedAt": "2026-01-01T10:05:00Z"}
+    state = {
+        "exitCode": code,
+        "message": message,
+        "startedAt": "2026-01-01T10:00:00Z",
+        "finishedAt": "2026-01-01T10:05:00Z",
+    }
     return [{"name": "sidecar", "state": {}}, {"name": name, "state": {"terminated": state}}]
 
 
@@ -130,12 +139,17 @@ PODS = {
     "the image cannot be pulled": (
         pod(
             phase="Pending",
-            containerStatuses=[{"name": "stage", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}],
+            containerStatuses=[
+                {"name": "stage", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+            ],
         ),
         PodFact("p", "Pending", "n1", waiting_reason="ImagePullBackOff", waiting_message="no such image"),
     ),
     "being created is nothing special": (
-        pod(phase="Pending", containerStatuses=[{"name": "stage", "state": {"waiting": {"reason": "ContainerCreating"}}}]),
+        pod(
+            phase="Pending",
+            containerStatuses=[{"name": "stage", "state": {"waiting": {"reason": "ContainerCreating"}}}],
+        ),
         PodFact("p", "Pending", "n1"),
     ),
     "an init container crashes": (
@@ -156,7 +170,10 @@ PODS = {
         ),
         PodFact("p", "Pending", None, unschedulable_message="0/3 nodes: no GPU"),
     ),
-    "a shard": (pod(phase="Running", labels={"batch.kubernetes.io/job-completion-index": "3"}), PodFact("p", "Running", "n1", 3)),
+    "a shard": (
+        pod(phase="Running", labels={"batch.kubernetes.io/job-completion-index": "3"}),
+        PodFact("p", "Running", "n1", 3),
+    ),
     "a shard of an old cluster": (
         pod(phase="Running", annotations={"batch.kubernetes.io/job-completion-index": "0"}),
         PodFact("p", "Running", "n1", 0),
@@ -187,9 +204,14 @@ def test_a_child_with_its_pods() -> None:
     status = {
         "startTime": "2026-01-01T09:59:00Z",
         "succeeded": 1,
-        "conditions": [condition("Failed", reason="PodFailurePolicy", message="exit 65", lastTransitionTime="2026-01-01T10:06:00Z")],
+        "conditions": [
+            condition("Failed", reason="PodFailurePolicy", message="exit 65", lastTransitionTime="2026-01-01T10:06:00Z")
+        ],
     }
-    stranger = {**pod(phase="Running"), "metadata": {"name": "x", "uid": "x", "ownerReferences": [{"uid": "other", "controller": True}]}}
+    stranger = {
+        **pod(phase="Running"),
+        "metadata": {"name": "x", "uid": "x", "ownerReferences": [{"uid": "other", "controller": True}]},
+    }
     (fact,) = child_facts([child(status=status)], [pod(phase="Failed", containerStatuses=ended(65)), stranger])
     assert (fact.stage, fact.attempt, fact.experiment, fact.experiment_uid) == ("sample/qwen", 2, "fusion", "e-1")
     assert (fact.stage_hash, fact.artifact_key) == ("0123456789abcdef", "fedcba9876543210")

@@ -31,7 +31,9 @@ LABELS = {
 }
 
 
-def review(pod: str = "p", uid: str = "p-1", namespace: str = "ns", audiences: Any = ("wrpo.ai/progress",)) -> dict[str, Any]:
+def review(
+    pod: str = "p", uid: str = "p-1", namespace: str = "ns", audiences: Any = ("wrpo.ai/progress",)
+) -> dict[str, Any]:
     return {
         "authenticated": True,
         "audiences": list(audiences),

@@ -76,7 +76,7 @@ def test_errors_come_back_later_and_later_and_a_success_forgets_them() -> None:
 
     async def script(queue: WorkQueue[str]) -> None:
         queue.add("a")
-        while calls < 5:
+        while calls < 5:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         await asyncio.sleep(0.01)
         queue.add("a")

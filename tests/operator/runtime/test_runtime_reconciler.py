@@ -1,0 +1,226 @@
+"""Carrying out plans: what is written, in which order, and what an error leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from wrpo_engine.config import StageKind
+from wrpo_operator.render import RenderSettings
+from wrpo_operator.runtime.kube import KubeError
+from wrpo_operator.runtime.progress_server import ProgressBook
+from wrpo_operator.runtime.queue import RetryAfterError
+from wrpo_operator.runtime.reconciler import Reconciler, ReconcilerSettings, merge_patch_of
+from wrpo_operator.runtime.resources import CLAIMS, EVENTS, EXPERIMENTS, JOBS, JsonObject
+from wrpo_operator.runtime.snapshot import SnapshotBuilder
+from wrpo_operator.runtime.store import ObjectStore
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+SPEC = {
+    "target": {"model": "org/target"},
+    "sources": [{"name": "a", "model": "org/a"}],
+    "prompts": {"dataset": "org/prompts"},
+    "reward": {"model": "org/reward"},
+    "storage": {"volume": {"claimName": "artifacts"}},
+}
+
+
+class World:
+    def __init__(self, kube: Any, clock: Any) -> None:
+        self.kube, self.store, self.clock = kube, ObjectStore(), clock
+        self.now = NOON
+        self.leading = True
+        self.forgotten: list[tuple[str, str]] = []
+        self.kube.put(CLAIMS, {"metadata": {"name": "artifacts"}})
+        self.backends = frozenset({"PyTorchJob"})
+        snapshots = SnapshotBuilder(self.store, ProgressBook(), backends=lambda: self.backends)
+        self.reconciler = Reconciler(
+            kube,
+            self.store,
+            snapshots,
+            ReconcilerSettings(RenderSettings(), "op-1", manage_service_account=True),
+            may_act=lambda: self.leading,
+            now=lambda: self.now,
+            monotonic=clock,
+            forget=self.forgotten.append,
+        )
+
+    def put_experiment(self, **spec: Any) -> JsonObject:
+        body = {
+            "metadata": {"name": "fusion", "generation": 1, "creationTimestamp": "2026-01-01T11:59:00Z"},
+            "spec": {**SPEC, **spec},
+        }
+        obj: JsonObject = self.kube.put(EXPERIMENTS, body)
+        self.store.upsert(EXPERIMENTS, obj)
+        return obj
+
+    def reconcile(self) -> float | None:
+        self.kube.calls.clear()
+        return asyncio.run(self.reconciler.reconcile(("default", "fusion")))
+
+    def job(self, stage: str) -> JsonObject:
+        (job,) = [obj for (kind, _, name), obj in self.kube.objects.items() if kind == JOBS and f"-{stage}-" in name]
+        found: JsonObject = job
+        return found
+
+    def finish(self, stage: str) -> None:
+        status = {"conditions": [{"type": "Complete", "status": "True"}], "completionTime": "2026-01-01T12:05:00Z"}
+        self.store.upsert(JOBS, self.kube.put(JOBS, {**self.job(stage), "status": status}))
+
+    def status(self) -> JsonObject:
+        found: JsonObject = self.kube.objects[EXPERIMENTS, "default", "fusion"].get("status", {})
+        return found
+
+
+@pytest.fixture
+def world(kube: Any, clock: Any) -> World:
+    return World(kube, clock)
+
+
+def test_a_new_experiment_gets_account_config_child_one_status_and_events_in_this_order(world: World) -> None:
+    world.put_experiment()
+    world.reconcile()
+    writes = [(verb, what) for verb, what, _ in world.kube.writes()]
+    expected = [
+        ("apply", "serviceaccounts"),
+        ("apply", "configmaps"),
+        ("apply", "jobs"),
+        ("patch/status", "wrpoexperiments"),
+    ]
+    assert writes[:4] == expected
+    assert set(writes[4:]) == {("create", "events")}
+    assert world.job("prepare")["metadata"]["labels"]["wrpo.ai/experiment"] == "fusion"
+    assert world.status()["phase"] == "Pending"
+
+
+def test_a_second_look_writes_nothing_even_before_the_watch_has_delivered(world: World) -> None:
+    world.put_experiment()
+    world.reconcile()
+    world.reconcile()
+    assert world.kube.writes() == []
+
+
+def test_a_finished_stage_starts_the_next(world: World) -> None:
+    world.put_experiment()
+    world.reconcile()
+    world.finish("prepare")
+    world.reconcile()
+    assert ("apply", "jobs") in [(verb, what) for verb, what, _ in world.kube.writes()]
+    assert world.job("sample-a")["spec"]["completionMode"] == "Indexed"
+
+
+def test_suspending_and_deleting_reach_the_children(world: World) -> None:
+    obj = world.put_experiment()
+    world.reconcile()
+    suspended = {**world.kube.objects[EXPERIMENTS, "default", "fusion"], "spec": {**SPEC, "suspend": True}}
+    suspended["metadata"] = {**suspended["metadata"], "generation": 2}
+    world.store.upsert(EXPERIMENTS, world.kube.put(EXPERIMENTS, suspended))
+    world.reconcile()
+    assert world.job("prepare")["spec"]["suspend"] is True
+    assert obj["metadata"]["name"] == "fusion"
+
+
+def test_one_who_does_not_lead_writes_nothing(world: World) -> None:
+    world.put_experiment()
+    world.leading = False
+    assert world.reconcile() is None
+    assert world.kube.calls == []
+
+
+def test_losing_the_lease_half_way_stops_the_rest(world: World) -> None:
+    world.put_experiment()
+    apply = world.kube.apply
+
+    async def lose_after_the_first(resource: Any, body: JsonObject) -> JsonObject:
+        world.leading = False
+        answer: JsonObject = await apply(resource, body)
+        return answer
+
+    world.kube.apply = lose_after_the_first
+    world.reconcile()
+    assert [(verb, what) for verb, what, _ in world.kube.writes()] == [("apply", "serviceaccounts")]
+
+
+def test_a_refusal_is_told_in_an_event_and_tried_again_without_a_status_that_is_not_true(world: World) -> None:
+    world.put_experiment()
+    refusal = KubeError(403, "Forbidden", "jobs: exceeded quota: jobs-quota", retry_after_s=7)
+    world.kube.fail["apply", "jobs"] = refusal
+    with pytest.raises(RetryAfterError, match="retry after 7 s"):
+        world.reconcile()
+    (event,) = [obj for (kind, _, _), obj in world.kube.objects.items() if kind == EVENTS]
+    assert (event["type"], event["reason"]) == ("Warning", "ApiRefused")
+    assert event["message"] == "fusion: jobs: exceeded quota: jobs-quota"
+    assert world.status() == {}
+
+
+TEMPORARY = {
+    "unreachable": KubeError(0, "Unreachable", "gone"),
+    "too many requests": KubeError(429, "TooManyRequests", "later", retry_after_s=1),
+    "conflict": KubeError(409, "Conflict", "modified"),
+    "server error": KubeError(500, "InternalError", "oops"),
+}
+
+
+@pytest.mark.parametrize("error", TEMPORARY.values(), ids=TEMPORARY.keys())
+def test_a_passing_error_is_retried_without_bothering_the_user(world: World, error: KubeError) -> None:
+    world.put_experiment()
+    world.kube.fail["patch/status", "wrpoexperiments"] = error
+    with pytest.raises(RetryAfterError):
+        world.reconcile()
+    assert [kind for (kind, _, _) in world.kube.objects if kind == EVENTS] == []
+    world.kube.fail.clear()
+    world.reconcile()
+    assert world.status()["phase"] == "Pending"
+
+
+def test_an_experiment_that_is_gone_is_forgotten(world: World) -> None:
+    assert world.reconcile() is None
+    assert world.forgotten == [("default", "fusion")]
+    assert world.kube.calls == []
+
+
+def test_a_missing_claim_is_looked_for_again_and_found(world: World) -> None:
+    world.put_experiment(storage={"volume": {"claimName": "late"}})
+    world.reconcile()
+    assert [blocker["reason"] for blocker in world.status()["blockers"]] == ["MissingObject"]
+    world.kube.put(CLAIMS, {"metadata": {"name": "late"}})
+    world.now += timedelta(seconds=20)
+    world.reconcile()
+    assert "late" not in str(world.status().get("blockers", []))
+    assert world.job("prepare")
+
+
+def test_a_spec_that_does_not_parse_is_answered_in_the_status(world: World) -> None:
+    world.put_experiment(sources=[])
+    world.reconcile()
+    assert world.status()["phase"] == "Invalid"
+    assert world.kube.writes()[0][0] == "patch/status"
+
+
+PATCHES = {
+    "equal": ({"a": 1}, {"a": 1}, {}),
+    "a new key": ({}, {"a": 1}, {"a": 1}),
+    "a key that must go": ({"a": 1, "b": 2}, {"b": 2}, {"a": None}),
+    "inside an object": ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}, {"a": {"c": None, "b": 3}}),
+    "a list is replaced as a whole": ({"a": [1, 2]}, {"a": [1]}, {"a": [1]}),
+    "an object instead of a list": ({"a": [1]}, {"a": {"b": 1}}, {"a": {"b": 1}}),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), PATCHES.values(), ids=PATCHES.keys())
+def test_the_smallest_merge_patch(old: JsonObject, new: JsonObject, expected: JsonObject) -> None:
+    assert merge_patch_of(old, new) == expected
+
+
+def test_stages_can_be_replaced_by_stand_ins() -> None:
+    from wrpo_operator.runtime.settings import SettingsError, stage_commands
+
+    (found,) = stage_commands('{"sft": {"command": ["sleep", "1"]}}').items()
+    assert (found[0], found[1].command, found[1].image) == (StageKind.SFT, ("sleep", "1"), None)
+    with pytest.raises(SettingsError, match="stage commands name the stage 'stf'; stages are prepare, sample"):
+        stage_commands('{"stf": {"command": ["sleep"]}}')
+    with pytest.raises(SettingsError, match="the stage command of sft needs `command`"):
+        stage_commands('{"sft": {"command": "sleep"}}')
