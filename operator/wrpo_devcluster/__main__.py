@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -45,6 +46,7 @@ def main() -> None:
     show_default=True,
     help="CRDs to install: `pytorchjob`, a YAML file or a directory of them. May be given more than once.",
 )
+@click.option("--allow-host-path", is_flag=True, help="Let pods use hostPath volumes.")
 @click.option(
     "--image", multiple=True, metavar="IMAGE=COMMAND", help="What containers of an image run without a command."
 )
@@ -57,15 +59,17 @@ def up(
     memory: str | None,
     gpus: int,
     with_crds: tuple[str, ...],
+    allow_host_path: bool,
     image: tuple[str, ...],
     timeout_s: float,
 ) -> None:
     """Start the control plane in the background, and print its kubeconfig. Does nothing if it runs."""
     config: ClusterConfig | None = None
-    if cpu or memory or gpus or image or load_config(state_dir.resolve()) is None:
+    if cpu or memory or gpus or image or allow_host_path or load_config(state_dir.resolve()) is None:
         config = lifecycle.default_config(state_dir, cpu=cpu, memory=memory, gpus=gpus)
-        config = lifecycle.with_images(config, image)
+        config = replace(config, allow_host_path=allow_host_path)
     with _friendly():
+        config = lifecycle.with_images(config, image) if config else None
         info = lifecycle.up(state_dir, config=config, with_crds=with_crds, timeout_s=timeout_s)
         click.echo(f"control plane: {info.url} (pid {info.pid})\nexport KUBECONFIG={info.kubeconfig}")
 

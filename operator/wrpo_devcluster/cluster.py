@@ -17,14 +17,14 @@ from aiohttp import web
 from wrpo_devcluster.apiserver.server import ApiServer
 from wrpo_devcluster.bootstrap import ensure_cluster_objects
 from wrpo_devcluster.certificates import Certificates, ensure_certificates, write_private
-from wrpo_devcluster.client import Client, JsonObject
+from wrpo_devcluster.client import SERVICE_ACCOUNTS, Client, JsonObject
 from wrpo_devcluster.clock import Clock, SystemClock
 from wrpo_devcluster.config import ClusterConfig
-from wrpo_devcluster.controllers.base import Controller, WatchHub, cancel_all
+from wrpo_devcluster.controllers.base import Controller, WatchHub, cancel_all, get_or_none
 from wrpo_devcluster.controllers.garbage import GarbageCollector
 from wrpo_devcluster.controllers.job import JobController, JobTtlController
 from wrpo_devcluster.controllers.namespaces import DefaultContentController, NamespaceController
-from wrpo_devcluster.controllers.network import EndpointsController, ServiceAddressController
+from wrpo_devcluster.controllers.network import EndpointsController
 from wrpo_devcluster.controllers.pytorchjob import PyTorchJobController
 from wrpo_devcluster.controllers.pytorchjob_render import DEFAULT_PORT
 from wrpo_devcluster.controllers.volumes import ClaimController
@@ -108,7 +108,16 @@ class Cluster:
             self._proxy.start()
         self._hub.start()
         self._tasks = [asyncio.create_task(c.run(), name=c.name) for c in controllers]
+        await self._wait_for_default_account()
         self._write_kubeconfig()
+
+    async def _wait_for_default_account(self) -> None:
+        """Wait until pods can be created: what comes first should not have to be retried."""
+        for _ in range(500):
+            if await get_or_none(self.client, SERVICE_ACCOUNTS, "default", "default") is not None:
+                return
+            await asyncio.sleep(0.01)
+        raise RuntimeError("the ServiceAccount `default` was not created within 5 s; the log says why")
 
     async def stop(self, *, stop_pods: bool = True) -> None:
         """Stop everything; with `stop_pods` also the pods' processes, else they keep running and are adopted later."""
@@ -141,7 +150,6 @@ class Cluster:
             NamespaceController(client, clock),
             DefaultContentController(client, clock, ca_pem=ca_pem),
             EndpointsController(client, clock),
-            ServiceAddressController(client, clock),
             ClaimController(client, clock, state_dir=config.state_dir),
             Scheduler(self.api.client(SCHEDULER), clock, faults=self.faults),
         ]

@@ -28,6 +28,8 @@ from wrpo_devcluster.controllers.job_view import (
 from wrpo_devcluster.objects import controller_of, is_deleting, is_true, owner_reference, split_key
 
 _CREATE_BACKOFF_S = 1.0
+_BATCH_S = 0.1
+"""A retry waits a little longer than its backoff, so that what happens meanwhile is seen in one go."""
 
 
 def render_pod(job: JsonObject, new: NewPod) -> JsonObject:
@@ -111,7 +113,7 @@ class JobController(Controller):
             if not await self._create(job, new):
                 failures = self._create_failures.get(key, 0)
                 self._create_failures[key] = failures + 1
-                return min(_CREATE_BACKOFF_S * 2.0 ** min(failures, 6), 60.0)
+                return _BATCH_S + min(_CREATE_BACKOFF_S * 2.0 ** min(failures, 6), 60.0)
         self._create_failures.pop(key, None)
         return decision.requeue_after_s
 

@@ -1,4 +1,4 @@
-"""Services: their cluster addresses and the endpoints behind them."""
+"""Services: their addresses and the endpoints behind them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from wrpo_devcluster.client import ENDPOINTS, PODS, SERVICES, ApiError, JsonObje
 from wrpo_devcluster.controllers.base import Controller, Watched, get_or_none, own_key
 from wrpo_devcluster.objects import is_deleting, is_ready, is_terminal, labels_of, matches, split_key
 
-SERVICE_PREFIX = "127.96"
+_CLUSTER_PREFIX = "10.96."
+_PROXY_PREFIX = "127.96."
 
 
 def pick_address(prefix: str, seed: str, taken: Iterable[str]) -> str:
@@ -24,25 +25,15 @@ def pick_address(prefix: str, seed: str, taken: Iterable[str]) -> str:
     raise RuntimeError(f"all addresses of {prefix}.0.0/16 are in use")
 
 
-class ServiceAddressController(Controller):
-    """Gives every Service of type ClusterIP its loopback address, on which the proxy listens."""
+def proxy_address(service: JsonObject) -> str | None:
+    """Return the loopback address that stands for a Service's clusterIP 10.96.y.z; None for a headless one.
 
-    name = "service-address-controller"
-    workers = 1
-
-    def watched(self) -> Sequence[Watched]:
-        return (Watched(SERVICES, own_key),)
-
-    async def reconcile(self, key: str) -> float | None:
-        namespace, name = split_key(key)
-        service = await get_or_none(self.client, SERVICES, name, namespace)
-        if service is None or service["spec"].get("clusterIP") or service["spec"].get("type") == "ExternalName":
-            return None
-        taken = [s["spec"].get("clusterIP") or "" for s in await self.client.list(SERVICES)]
-        address = pick_address(SERVICE_PREFIX, key, taken)
-        patch = {"spec": {"clusterIP": address, "clusterIPs": [address]}}
-        await self.client.patch(SERVICES, name, namespace, patch)
+    Only loopback addresses can be listened on without privileges, so the proxy listens on 127.96.y.z instead.
+    """
+    address = str(service["spec"].get("clusterIP") or "")
+    if not address.startswith(_CLUSTER_PREFIX):
         return None
+    return _PROXY_PREFIX + address.removeprefix(_CLUSTER_PREFIX)
 
 
 class EndpointsController(Controller):

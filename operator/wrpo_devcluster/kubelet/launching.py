@@ -50,7 +50,8 @@ async def plan_launch(run: PodRun, container: JsonObject, attempt: Attempt) -> L
     rewrite_path = path_rewriter(paths)
 
     def resolve(name: str) -> str | None:
-        return runtime.names.resolve(run.handle.namespace, name)
+        known = runtime.names.resolve(run.handle.namespace, name)
+        return run.address if known is None and runtime.names.names_pod(name, pod) else known
 
     env = dict(base)
     if SERVICE_ACCOUNT_MOUNT in mounts and "KUBECONFIG" not in declared:

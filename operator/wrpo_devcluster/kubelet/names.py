@@ -7,7 +7,8 @@ from pathlib import Path
 
 from wrpo_devcluster.client import ENDPOINTS, PODS, SERVICES, JsonObject, WatchEvent
 from wrpo_devcluster.controllers.base import WatchHub
-from wrpo_devcluster.objects import is_terminal, key_of
+from wrpo_devcluster.controllers.network import proxy_address
+from wrpo_devcluster.objects import is_terminal, key_of, labels_of, matches
 
 _DOMAIN = ".svc.cluster.local"
 
@@ -49,6 +50,17 @@ class NameService:
             return self._hosts.get(f"{parts[2]}/{parts[0]}.{parts[1]}")
         return None
 
+    def names_pod(self, name: str, pod: JsonObject) -> bool:
+        """Tell whether `name` is a headless Service that selects this pod: it may have to start before it is an endpoint."""
+        namespace = pod["metadata"]["namespace"]
+        short = name.removesuffix(".").removesuffix(_DOMAIN).removesuffix(".svc")
+        service_name, _, place = short.partition(".")
+        service = self._services.get(f"{place or namespace}/{service_name}")
+        if service is None or place not in {"", namespace} or service["spec"].get("clusterIP") != "None":
+            return False
+        selector = service["spec"].get("selector")
+        return bool(selector) and matches({"matchLabels": selector}, labels_of(pod))
+
     def hosts_file(self, namespace: str) -> Path:
         return self._directory / f"{namespace}.hosts"
 
@@ -56,11 +68,9 @@ class NameService:
         service = self._services.get(key)
         if service is None:
             return None
-        address = service["spec"].get("clusterIP")
-        if address and address != "None":
-            return str(address)
-        if address != "None":
-            return None
+        address = proxy_address(service)
+        if address is not None or service["spec"].get("clusterIP") != "None":
+            return address
         for subset in self._endpoints.get(key, {}).get("subsets") or []:
             for endpoint in subset.get("addresses") or []:
                 return str(endpoint["ip"])

@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import itertools
 import logging
+from collections.abc import Awaitable, Callable
 
 from wrpo_devcluster.client import ENDPOINTS, SERVICES, JsonObject, WatchEvent
 from wrpo_devcluster.controllers.base import WatchHub, cancel_all
+from wrpo_devcluster.controllers.network import proxy_address
 from wrpo_devcluster.objects import key_of
 
 log = logging.getLogger(__name__)
 
-_PREFIX = "127."
+_Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class ServiceProxy:
@@ -62,9 +64,9 @@ class ServiceProxy:
     async def _sync(self, key: str) -> None:
         service = self._services.get(key)
         spec = service["spec"] if service else {}
-        address = str(spec.get("clusterIP") or "")
+        address = proxy_address(service) if service else None
         wanted: dict[tuple[str, int], JsonObject] = {}
-        if address.startswith(_PREFIX):
+        if address is not None:
             tcp = (p for p in spec.get("ports") or [] if p.get("protocol", "TCP") == "TCP")
             wanted = {(address, int(port["port"])): port for port in tcp}
         running = self._servers.setdefault(key, {})
@@ -78,7 +80,7 @@ class ServiceProxy:
             except OSError as error:
                 log.warning("service %s: cannot listen on %s:%s: %s", key, *place, error)
 
-    def _handler(self, key: str, port: JsonObject):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def _handler(self, key: str, port: JsonObject) -> _Serve:
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
             assert task is not None
