@@ -1,0 +1,167 @@
+"""The HTTP client: addresses, errors, credentials."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from wrpo_operator.runtime.kube import HttpKube, KubeError, NoConnectionError, load_configuration
+from wrpo_operator.runtime.resources import EXPERIMENTS, JOBS, PODS, TOKEN_REVIEWS
+
+
+class Server:
+    """Answers from a list and remembers what it was asked."""
+
+    def __init__(self, *answers: web.Response) -> None:
+        self.answers = list(answers)
+        self.requests: list[tuple[str, str, dict[str, str], Any, str, str]] = []
+
+    async def handle(self, request: web.Request) -> web.Response:
+        body = await request.text()
+        self.requests.append(
+            (
+                request.method,
+                request.path,
+                dict(request.query),
+                json.loads(body) if body else None,
+                request.content_type,
+                request.headers.get("Authorization", ""),
+            )
+        )
+        return self.answers.pop(0)
+
+
+def talk(server: Server, work: Callable[[HttpKube], Awaitable[Any]], tmp_path: Path, token: str = "first") -> Any:  # noqa: S107
+    async def main() -> Any:
+        app = web.Application()
+        app.router.add_route("*", "/{tail:.*}", server.handle)
+        async with TestServer(app) as running:
+            (tmp_path / "token").write_text(token, encoding="ascii")
+            config = {
+                "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{running.port}"}}],
+                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                "users": [{"name": "u", "user": {"tokenFile": str(tmp_path / "token")}}],
+                "current-context": "c",
+            }
+            (tmp_path / "config").write_text(json.dumps(config), encoding="ascii")
+            client = await HttpKube.connect(str(tmp_path / "config"))
+            try:
+                return await work(client)
+            finally:
+                await client.close()
+
+    return asyncio.run(main())
+
+
+def answer(body: Any, status: int = 200, **headers: str) -> web.Response:
+    return web.json_response(body, status=status, headers=headers)
+
+
+def test_addresses_of_collections_objects_and_subresources() -> None:
+    assert PODS.path("ns", "p") == "/api/v1/namespaces/ns/pods/p"
+    assert JOBS.path() == "/apis/batch/v1/jobs"
+    assert EXPERIMENTS.path("ns", "e", "status") == "/apis/wrpo.ai/v1alpha1/namespaces/ns/wrpoexperiments/e/status"
+    assert TOKEN_REVIEWS.path("ns") == "/apis/authentication.k8s.io/v1/tokenreviews"
+
+
+def test_apply_is_a_forced_server_side_apply_of_our_field_manager(tmp_path: Path) -> None:
+    server = Server(answer({"ok": True}))
+    body = {"metadata": {"name": "j", "namespace": "ns"}}
+    assert talk(server, lambda client: client.apply(JOBS, body), tmp_path) == {"ok": True}
+    assert server.requests == [
+        (
+            "PATCH",
+            "/apis/batch/v1/namespaces/ns/jobs/j",
+            {"fieldManager": "wrpo-operator", "force": "true"},
+            body,
+            "application/apply-patch+yaml",
+            "Bearer first",
+        )
+    ]
+
+
+def test_a_long_list_is_read_page_by_page_and_items_know_their_kind(tmp_path: Path) -> None:
+    server = Server(
+        answer({"metadata": {"continue": "more", "resourceVersion": "7"}, "items": [{"metadata": {"name": "a"}}]}),
+        answer({"metadata": {"resourceVersion": "7"}, "items": [{"metadata": {"name": "b"}}]}),
+    )
+    items, version = talk(server, lambda client: client.list(JOBS, "ns", label_selector="a=b"), tmp_path)
+    assert [(item["metadata"]["name"], item["kind"], item["apiVersion"]) for item in items] == [
+        ("a", "Job", "batch/v1"),
+        ("b", "Job", "batch/v1"),
+    ]
+    assert version == "7"
+    assert [request[2].get("continue") for request in server.requests] == [None, "more"]
+
+
+def test_a_refusal_carries_the_servers_words_code_and_pause(tmp_path: Path) -> None:
+    status = {"kind": "Status", "message": "slow down", "reason": "TooManyRequests", "code": 429}
+    server = Server(answer(status, 429, **{"Retry-After": "3"}))
+    with pytest.raises(KubeError) as caught:
+        talk(server, lambda client: client.get(JOBS, "j", "ns"), tmp_path)
+    error = caught.value
+    assert (error.code, error.reason, error.retry_after_s) == (429, "TooManyRequests", 3.0)
+    assert error.message == "GET /apis/batch/v1/namespaces/ns/jobs/j: slow down"
+
+
+def test_rotated_credentials_are_read_anew_once(tmp_path: Path) -> None:
+    server = Server(answer({}, 401), answer({"ok": True}))
+
+    async def rotate(client: HttpKube) -> Any:
+        (tmp_path / "token").write_text("second", encoding="ascii")
+        return await client.get(JOBS, "j", "ns")
+
+    assert talk(server, rotate, tmp_path) == {"ok": True}
+    assert [request[5] for request in server.requests] == ["Bearer first", "Bearer second"]
+
+
+def test_credentials_that_stay_wrong_are_an_error(tmp_path: Path) -> None:
+    server = Server(answer({"message": "Unauthorized"}, 401), answer({"message": "Unauthorized"}, 401))
+    with pytest.raises(KubeError, match="Unauthorized"):
+        talk(server, lambda client: client.get(JOBS, "j", "ns"), tmp_path)
+
+
+def test_whether_a_resource_is_served(tmp_path: Path) -> None:
+    server = Server(
+        answer({"resources": [{"name": "jobs"}]}), answer({"resources": [{"name": "cronjobs"}]}), answer({}, 404)
+    )
+
+    async def ask(client: HttpKube) -> list[bool]:
+        return [await client.served(JOBS) for _ in range(3)]
+
+    assert talk(server, ask, tmp_path) == [True, False, False]
+
+
+def test_a_delete_names_the_uid_so_that_a_successor_is_spared(tmp_path: Path) -> None:
+    server = Server(answer({}))
+    talk(server, lambda client: client.delete(JOBS, "j", "ns", uid="u-1"), tmp_path)
+    assert server.requests[0][3] == {
+        "kind": "DeleteOptions",
+        "apiVersion": "v1",
+        "propagationPolicy": "Background",
+        "preconditions": {"uid": "u-1"},
+    }
+
+
+def test_kopf_logs_in_with_the_same_credentials(tmp_path: Path) -> None:
+    server = Server()
+    login = talk(server, lambda client: client.kopf_login(), tmp_path)
+    assert (login["scheme"], login["token"]) == ("Bearer", "first")
+    assert login["server"].startswith("http://127.0.0.1:")
+
+
+def test_missing_credentials_say_where_they_were_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(NoConnectionError) as caught:
+        asyncio.run(load_configuration())
+    assert "~/.kube/config" in caught.value.message
+    assert "Set KUBECONFIG or pass --kubeconfig" in caught.value.message
