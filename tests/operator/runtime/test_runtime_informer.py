@@ -1,0 +1,174 @@
+"""Keeping the picture equal to the cluster, with kopf replaced by a session that says what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from wrpo_operator.runtime import informer as module
+from wrpo_operator.runtime.informer import Informer, InformerSettings
+from wrpo_operator.runtime.kube import KubeError
+from wrpo_operator.runtime.resources import EXPERIMENTS, JOBS, PYTORCH_JOBS, Resource, name_of
+from wrpo_operator.runtime.store import ObjectStore
+
+OURS = {"app.kubernetes.io/managed-by": "wrpo-operator"}
+
+
+class Session:
+    """Stands for one run of kopf."""
+
+    made: list[Session] = []  # noqa: RUF012
+
+    def __init__(self, resources: tuple[Resource, ...], *, namespace: str | None, login: Any, sink: Any) -> None:
+        self.resources, self.namespace, self.sink = resources, namespace, sink
+        self.over: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+        Session.made.append(self)
+
+    def start(self) -> None:
+        pass
+
+    async def wait_ended(self) -> BaseException | None:
+        return await asyncio.shield(self.over)
+
+    async def stop(self) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
+
+class World:
+    def __init__(self, kube: Any) -> None:
+        self.kube, self.store = kube, ObjectStore()
+        self.served = {EXPERIMENTS, JOBS, PYTORCH_JOBS}
+        self.changed: list[str] = []
+        kube.served = self._is_served
+        self.informer: Informer
+
+    async def _is_served(self, resource: Resource) -> bool:
+        return resource in self.served or resource.plural == "pods"
+
+    def run(self, script: Callable[[], Awaitable[None]]) -> None:
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            settings = InformerSettings(
+                namespace=None, discovery_s=0.01, first_audit_s=0.02, audit_s=0.02, grace_s=0.02, restart_s=0.01
+            )
+            self.informer = Informer(
+                self.kube,
+                self.store,
+                settings,
+                login=dict,  # type: ignore[arg-type]
+                monotonic=loop.time,
+                on_change=lambda _resource, obj: self.changed.append(name_of(obj)),
+            )
+            task = asyncio.create_task(self.informer.run())
+            try:
+                async with asyncio.timeout(5):
+                    await script()
+            finally:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+        asyncio.run(main())
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+def world(kube: Any, monkeypatch: pytest.MonkeyPatch) -> World:
+    Session.made = []
+    monkeypatch.setattr(module, "WatchSession", Session)
+    return World(kube)
+
+
+def test_what_exists_is_known_before_watching_begins(world: World) -> None:
+    world.kube.put(EXPERIMENTS, {"metadata": {"name": "fusion"}})
+
+    async def script() -> None:
+        await until(lambda: world.informer.synced)
+        assert world.store.get(EXPERIMENTS, "default", "fusion") is not None
+        assert world.informer.training_backends == {"PyTorchJob"}
+
+    world.run(script)
+    assert world.changed == ["fusion"]
+
+
+def test_without_its_crd_it_waits_and_says_so_and_begins_when_it_is_there(world: World) -> None:
+    world.served.discard(EXPERIMENTS)
+
+    async def script() -> None:
+        await until(lambda: "not installed" in world.informer.problem)
+        assert not world.informer.synced
+        assert Session.made == []
+        world.served.add(EXPERIMENTS)
+        await until(lambda: world.informer.synced)
+        assert world.informer.problem == ""
+
+    world.run(script)
+
+
+def test_a_training_crd_that_comes_or_goes_begins_a_new_session(world: World) -> None:
+    world.served.discard(PYTORCH_JOBS)
+
+    async def script() -> None:
+        await until(lambda: world.informer.synced)
+        assert world.informer.training_backends == frozenset()
+        world.served.add(PYTORCH_JOBS)
+        await until(lambda: world.informer.training_backends)
+        world.kube.put(PYTORCH_JOBS, {"metadata": {"name": "t", "labels": OURS}})
+        await until(lambda: world.store.get(PYTORCH_JOBS, "default", "t"))
+        world.served.discard(PYTORCH_JOBS)
+        await until(lambda: not world.informer.training_backends)
+        assert world.store.get(PYTORCH_JOBS, "default", "t") is None
+
+    world.run(script)
+
+
+def test_a_session_that_dies_is_begun_anew(world: World) -> None:
+    async def script() -> None:
+        await until(lambda: Session.made)
+        Session.made[0].over.set_result(RuntimeError("kopf: 404"))
+        await until(lambda: len(Session.made) == 2 and world.informer.synced)
+
+    world.run(script)
+
+
+def test_an_audit_finds_what_was_deleted_while_the_watch_was_lost(world: World) -> None:
+    world.kube.put(JOBS, {"metadata": {"name": "j", "labels": OURS}})
+
+    async def script() -> None:
+        await until(lambda: world.informer.synced)
+        world.kube.objects.clear()
+        await until(lambda: world.store.get(JOBS, "default", "j") is None)
+
+    world.run(script)
+    assert world.changed == ["j", "j"]
+    assert len(Session.made) == 1
+
+
+def test_a_watch_that_does_not_deliver_is_found_out_and_replaced(world: World) -> None:
+    async def script() -> None:
+        await until(lambda: world.informer.synced)
+        world.kube.put(JOBS, {"metadata": {"name": "unseen", "labels": OURS}})
+        await until(lambda: len(Session.made) == 2)
+        assert world.store.get(JOBS, "default", "unseen") is not None
+
+    world.run(script)
+
+
+def test_an_unreachable_server_is_tried_again(world: World) -> None:
+    world.kube.fail["list", "jobs"] = KubeError(0, "Unreachable", "GET /jobs: gone")
+
+    async def script() -> None:
+        await until(lambda: world.informer.problem == "GET /jobs: gone")
+        world.kube.fail.clear()
+        await until(lambda: world.informer.synced)
+
+    world.run(script)
