@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from wrpo_engine.config import OptimizerParams, Runtime
+from wrpo_engine.errors import ConfigError
 from wrpo_engine.training.backend import ReadTensor, TensorKind
 from wrpo_engine.training.collate import Batch
 from wrpo_engine.training.collectives import Group, peer_errors
@@ -34,10 +35,11 @@ def effective_zero_stage(params: OptimizerParams) -> int:
 def deepspeed_config(params: OptimizerParams, runtime: Runtime, world_size: int) -> dict[str, Any]:
     """Return DeepSpeed's own configuration."""
     stage = effective_zero_stage(params)
+    _check_offload(stage, runtime)
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": stage > 0}
     if runtime.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
-    if runtime.offload == "optimizer-and-parameters" and stage == 3:
+    if runtime.offload == "optimizer-and-parameters":
         zero["offload_param"] = {"device": "cpu"}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
@@ -53,6 +55,17 @@ def deepspeed_config(params: OptimizerParams, runtime: Runtime, world_size: int)
         # Stage 0 in fp32 reports no norm; there the backend clips by itself.
         config["gradient_clipping"] = params.max_grad_norm
     return config
+
+
+def _check_offload(stage: int, runtime: Runtime) -> None:
+    needed = {"none": 0, "optimizer": 1, "optimizer-and-parameters": 3}[runtime.offload]
+    if stage < needed:
+        raise ConfigError(
+            "training.offload",
+            runtime.offload,
+            f"it needs ZeRO stage {needed} or above, and zeroStage is {stage}",
+            f"Set training.zeroStage to {needed} or leave offload out.",
+        )
 
 
 def _import_deepspeed() -> Any:

@@ -36,9 +36,9 @@ def launch(arguments: Sequence[str], environ: MutableMapping[str, str]) -> int:
     """Start this node's workers, wait for them, return the exit code."""
     prepare_environment(environ)
     environ.setdefault(_SHUTDOWN_TIMEOUT, str(_SHUTDOWN_TIMEOUT_S))
+    from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed import run as torchrun
 
     untyped: Any = torchrun
     try:

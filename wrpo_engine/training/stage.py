@@ -42,8 +42,6 @@ REFERENCE_DIRECTORY = "reference"
 TOKENS_DIRECTORY = "tokens"
 _MODEL_FIELD = "target"
 
-MakeBackend = Callable[[LogpModel, SftParams | TrainParams, StageContext, Group], Backend]
-
 
 def run_sft(ctx: StageContext) -> StageResult:
     """Fine-tune the target on y_ws; loss is the mean over the response tokens of the global batch."""
@@ -87,8 +85,6 @@ def run_training(
     params: SftParams | TrainParams,
     task: Task,
     source: _Source,
-    *,
-    make_backend: MakeBackend = make_deepspeed_backend,
 ) -> StageResult:
     """Tokens, model, checkpoint, reference, loop, export, commit; what is done already is not done again."""
     with open_group(ctx.environ) as group:
@@ -99,7 +95,7 @@ def run_training(
         checkpoint = checkpoints.latest()
 
         model = _load(base, params, checkpoint)
-        backend = make_backend(model, params, ctx, group)
+        backend = make_deepspeed_backend(model, params, ctx, group)
         if any(group.gather(ctx.stop.requested)):
             raise Interrupted
         reference = _reference(ctx, params, task, base, tokenized.rows, plan, backend, group, checkpoint)

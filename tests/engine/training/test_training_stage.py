@@ -1,0 +1,140 @@
+"""The stages `sft` and `train` in this interpreter: from artifacts to a committed model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from training_support import FAST, sft_frame, triples_frame
+
+from wrpo_engine.errors import ConfigError, DataError, Interrupted
+from wrpo_engine.stage import StopRequest
+from wrpo_engine.training import stage
+from wrpo_engine.training.model import LogpModel
+from wrpo_engine.training.single_process import SingleProcessBackend
+
+
+@pytest.fixture(autouse=True)
+def _without_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(model: LogpModel, params: Any, _ctx: Any, _group: Any) -> SingleProcessBackend:
+        return SingleProcessBackend(model, params)
+
+    monkeypatch.setattr(stage, "make_deepspeed_backend", make)
+
+
+@pytest.fixture
+def context(make_ctx: Callable[..., Any], commit_artifact: Callable[..., Any], training_model_dir: Path) -> Any:
+    """`context("train", frame, objective=...)`."""
+
+    def make(kind: str, frame: pl.DataFrame, *, stop: StopRequest | None = None, **settings: Any) -> Any:
+        role, upstream, name = {
+            "sft": ("sft-rows", "curate-sft", "rows.parquet"),
+            "train": ("triples", "curate-triples", "triples.parquet"),
+        }[kind]
+        ref = commit_artifact(upstream, {name: frame})
+        params = {"stage": kind, "model": {"name": str(training_model_dir)}, **FAST, **settings}
+        return make_ctx(params, {role: ref}, runtime={"micro_batch_tokens": 400}, stop=stop)
+
+    return make
+
+
+def test_sft_commits_a_model_metrics_and_a_card(context: Any) -> None:
+    ctx = context("sft", sft_frame())
+    result = stage.run_sft(ctx)
+    artifact = ctx.output.committed()
+    assert (result.rows, result.step) == (11, 6)
+    assert artifact.files() == [
+        "README.md",
+        "metrics.jsonl",
+        "model/README.md",
+        "model/chat_template.jinja",
+        "model/config.json",
+        "model/generation_config.json",
+        "model/model.safetensors",
+        "model/tokenizer.json",
+        "model/tokenizer_config.json",
+    ]
+    assert artifact.manifest.details["dropped"] == {}
+    assert artifact.manifest.metrics["loss"] == result.metrics["loss"]
+
+
+def test_what_only_a_resumed_run_needs_is_removed_after_the_commit(context: Any) -> None:
+    ctx = context("train", triples_frame())
+    stage.run_train(ctx)
+    left = sorted(path.name for path in ctx.output.directory.iterdir())
+    assert left == ["README.md", "manifest.json", "metrics.jsonl", "model"]
+
+
+def test_the_card_names_inputs_parameters_and_what_was_dropped(context: Any) -> None:
+    frame = triples_frame().with_columns(
+        prompt=pl.when(pl.col("prompt_id") == "prompt-03").then(pl.lit("w" * 300)).otherwise(pl.col("prompt"))
+    )
+    ctx = context("train", frame, beta=0.2)
+    stage.run_train(ctx)
+    card = (ctx.output.directory / "README.md").read_text()
+    assert "# WRPO-DPO model of tests/tiny" in card
+    assert "| beta | 0.2 |" in card
+    assert "| dropped: prompt longer than maxPromptLength | 1 |" in card
+    assert f"`curate-triples/0123456789abcdef (sha256 {ctx.input('triples').digest})`" in card
+
+
+def test_baselines_train_on_pairs_of_the_same_triples(context: Any) -> None:
+    ctx = context("train", triples_frame(has_source=False), objective="DPO", beta=0.1)
+    result = stage.run_train(ctx)
+    assert "rewards_chosen" in result.metrics
+    assert "alpha" not in result.metrics
+
+
+def test_fewer_rows_than_the_global_batch_train_and_say_so(context: Any, caplog: pytest.LogCaptureFixture) -> None:
+    result = stage.run_train(context("train", triples_frame(3), global_batch_size=128))
+    assert result.step == 2
+    assert "3 rows are fewer than globalBatchSize 128: every step takes all of them" in caplog.text
+
+
+def test_no_rows_is_an_error_and_nothing_is_committed(context: Any) -> None:
+    ctx = context("sft", sft_frame(0))
+    with pytest.raises(DataError, match="curate-sft/0123456789abcdef holds no rows to train on"):
+        stage.run_sft(ctx)
+    assert ctx.output.committed() is None
+
+
+def test_triples_without_sources_do_not_fit_wrpo(context: Any) -> None:
+    ctx = context("train", triples_frame(has_source=False))
+    with pytest.raises(DataError, match="lack one of prompt_id, prompt, source_chosen") as caught:
+        stage.run_train(ctx)
+    assert caught.value.field == "training.objective"
+
+
+def test_a_setting_without_effect_stops_before_any_model_is_loaded(context: Any) -> None:
+    ctx = context("train", triples_frame(), objective="IPO", label_smoothing=0.1)
+    with pytest.raises(ConfigError, match=r"training.labelSmoothing is 0.1"):
+        stage.run_train(ctx)
+
+
+def test_a_model_that_does_not_exist_is_named(context: Any) -> None:
+    ctx = context("sft", sft_frame(), model={"name": "/no/such/model"})
+    with pytest.raises(ConfigError, match="there is no directory /no/such/model"):
+        stage.run_sft(ctx)
+
+
+def test_a_stop_before_the_first_step_is_no_failure(context: Any) -> None:
+    stop = StopRequest()
+    stop.request()
+    ctx = context("train", triples_frame(), stop=stop)
+    with pytest.raises(Interrupted):
+        stage.run_train(ctx)
+    assert ctx.output.committed() is None
+
+
+def test_a_resumed_run_does_not_tokenise_again(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopRequest()
+    stop.request()
+    ctx = context("train", triples_frame(), stop=stop)
+    with pytest.raises(Interrupted):
+        stage.run_train(ctx)
+    monkeypatch.setattr(stage, "tokenize_rows", None)
+    stop._requested = False
+    assert stage.run_train(ctx).step == 6
