@@ -94,7 +94,11 @@ ENDINGS: dict[str, tuple[JsonObject, str, JsonObject]] = {
         "Failed",
         {"failed": 2, "failedIndexes": "0"},
     ),
-    "a deadline ends a job": (make_job("late", run_seconds="forever", activeDeadlineSeconds=2), "Failed", {"failed": 1}),
+    "a deadline ends a job": (
+        make_job("late", run_seconds="forever", activeDeadlineSeconds=2),
+        "Failed",
+        {"failed": 1},
+    ),
 }
 
 

@@ -239,9 +239,7 @@ def test_volumes_are_where_command_arguments_and_variables_say(tmp_path: Path) -
         {
             "name": "tokens",
             "projected": {
-                "sources": [
-                    {"serviceAccountToken": {"path": "token", "audience": "wrpo.ai", "expirationSeconds": 600}}
-                ]
+                "sources": [{"serviceAccountToken": {"path": "token", "audience": "wrpo.ai", "expirationSeconds": 600}}]
             },
         },
     ]
@@ -337,7 +335,7 @@ def test_init_containers_run_first_and_a_failed_one_fails_the_pod(tmp_path: Path
 
 
 def test_deletion_sends_sigterm_and_waits(tmp_path: Path) -> None:
-    script = f"{sys.executable} -c 'import signal,sys,time; signal.signal(15, lambda *a: (print(\"saved\", flush=True), sys.exit(143))); print(\"up\", flush=True); time.sleep(60)'"
+    script = f'{sys.executable} -c \'import signal,sys,time; signal.signal(15, lambda *a: (print("saved", flush=True), sys.exit(143))); print("up", flush=True); time.sleep(60)\''
 
     async def scenario() -> list[str]:
         async with node(tmp_path) as one:

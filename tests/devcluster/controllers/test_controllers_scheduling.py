@@ -1,0 +1,96 @@
+"""The scheduler: what fits where, and its words when nothing does."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from wrpo_devcluster.client import JsonObject
+from wrpo_devcluster.objects import quantity
+from wrpo_devcluster.scheduler.fit import NodeView, Verdict, choose, requests_of, usage
+
+
+def make_node(name: str, *, gpus: int = 8, labels: JsonObject | None = None, **spec: Any) -> JsonObject:
+    allocatable = {"cpu": "8", "memory": "64Gi", "pods": "110", "nvidia.com/gpu": str(gpus)}
+    return {
+        "metadata": {"name": name, "labels": labels or {}},
+        "spec": spec,
+        "status": {"allocatable": allocatable},
+    }
+
+
+def make_pod(gpus: int = 0, cpu: str = "1", **spec: Any) -> JsonObject:
+    limits = {"nvidia.com/gpu": str(gpus)} if gpus else {}
+    return {"spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}, "limits": limits}}], **spec}}
+
+
+NODES = [NodeView(make_node("gpu-0")), NodeView(make_node("gpu-1"))]
+BUSY = NodeView(make_node("gpu-0"), usage([make_pod(8)]))
+TAINT = {"key": "gpu", "value": "only", "effect": "NoSchedule"}
+PREEMPTION = "no new claims to deallocate, preemption: 0/{n} nodes are available: {why}."
+NOT_HELPFUL = "{n} Preemption is not helpful for scheduling"
+NO_VICTIMS = "{n} No preemption victims found for incoming pod"
+
+
+def refusal(nodes: int, text: str, why: str) -> Verdict:
+    tail = PREEMPTION.format(n=nodes, why=why.format(n=nodes))
+    return Verdict(None, f"0/{nodes} nodes are available: {text}. {tail}")
+
+
+def in_zone(zone: str) -> JsonObject:
+    terms = [{"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]}]
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+
+
+CASES: dict[str, tuple[JsonObject, list[NodeView], Verdict]] = {
+    "the emptiest node": (make_pod(1), [BUSY, NODES[1]], Verdict("gpu-1")),
+    "more than any node has": (
+        make_pod(99),
+        NODES,
+        refusal(2, "2 Insufficient nvidia.com/gpu", NOT_HELPFUL),
+    ),
+    "more than is free": (make_pod(1), [BUSY], refusal(1, "1 Insufficient nvidia.com/gpu", NO_VICTIMS)),
+    "a taint keeps it away": (
+        make_pod(),
+        [NodeView(make_node("a", taints=[TAINT]))],
+        refusal(1, "1 node(s) had untolerated taint {gpu: only}", NOT_HELPFUL),
+    ),
+    "a toleration lets it in": (
+        make_pod(tolerations=[{"key": "gpu", "operator": "Exists"}]),
+        [NodeView(make_node("a", taints=[TAINT]))],
+        Verdict("a"),
+    ),
+    "a node selector": (
+        make_pod(nodeSelector={"zone": "b"}),
+        [NodeView(make_node("a", labels={"zone": "a"})), NodeView(make_node("b", labels={"zone": "b"}))],
+        Verdict("b"),
+    ),
+    "a required affinity no node meets": (
+        make_pod(affinity=in_zone("c")),
+        [NodeView(make_node("a", labels={"zone": "a"}))],
+        refusal(1, "1 node(s) didn't match Pod's node affinity/selector", NOT_HELPFUL),
+    ),
+    "a cordoned node": (
+        make_pod(),
+        [NodeView(make_node("a", unschedulable=True))],
+        refusal(1, "1 node(s) were unschedulable", NOT_HELPFUL),
+    ),
+    "no nodes at all": (make_pod(), [], Verdict(None, "no nodes available to schedule pods")),
+}
+
+
+@pytest.mark.parametrize(("pod", "nodes", "verdict"), CASES.values(), ids=CASES.keys())
+def test_where_a_pod_goes(pod: JsonObject, nodes: list[NodeView], verdict: Verdict) -> None:
+    assert choose(pod, nodes) == verdict
+
+
+def test_an_init_container_counts_when_it_asks_for_more() -> None:
+    init = [{"name": "i", "resources": {"requests": {"cpu": "3"}}}]
+    assert requests_of(make_pod(cpu="500m", initContainers=init))["cpu"] == 3
+
+
+def test_quantities() -> None:
+    texts = {"500m": "0.5", "2Gi": "2147483648", "1k": "1000", "1e3": "1000", "3": "3"}
+    assert {text: quantity(text) for text in texts} == {text: Decimal(value) for text, value in texts.items()}
