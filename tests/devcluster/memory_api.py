@@ -82,7 +82,9 @@ class MemoryClient:
         if "name" not in meta:
             meta["name"] = meta["generateName"] + random_suffix(self._random)
         if resource in self.refuse_create:
-            raise failure(403, "Forbidden", f'{resource.plural} "{meta["name"]}" is forbidden: {self.refuse_create[resource]}')
+            raise failure(
+                403, "Forbidden", f'{resource.plural} "{meta["name"]}" is forbidden: {self.refuse_create[resource]}'
+            )
         if namespace:
             meta["namespace"] = namespace
         key = (resource, meta.get("namespace", ""), meta["name"])

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from devcluster.memory_api import MemoryClient
+
 from wrpo_devcluster.bootstrap import node_object
 from wrpo_devcluster.client import NODES, JsonObject
 from wrpo_devcluster.clock import Clock, FastClock

@@ -6,11 +6,12 @@ tracking finalizer, and only then does it move to the counters. The decision for
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from wrpo_devcluster.client import JsonObject
 from wrpo_devcluster.clock import parse_time, timestamp
+from wrpo_devcluster.controllers.job_count import Counts, count
 from wrpo_devcluster.controllers.job_indexes import format_indexes
 from wrpo_devcluster.controllers.job_policy import FailureAction
 from wrpo_devcluster.controllers.job_view import JobPod, JobSpec, JobView, backoff_until, view
@@ -51,27 +52,6 @@ class JobDecision:
     requeue_after_s: float | None = None
 
 
-@dataclass(slots=True)
-class _Counts:
-    """What the pods and the status add up to; `pending` uids are noted, but not yet in the counters."""
-
-    succeeded: int
-    failed: int
-    pending_succeeded: list[str] = field(default_factory=list)
-    pending_failed: list[str] = field(default_factory=list)
-    completed: set[int] = field(default_factory=set)
-    failed_indexes: set[int] = field(default_factory=set)
-    release: list[str] = field(default_factory=list)
-    held_failures: int = 0
-
-    @property
-    def all_failed(self) -> int:
-        return self.failed + len(self.pending_failed) + self.held_failures
-
-    def all_succeeded(self, *, is_indexed: bool) -> int:
-        return len(self.completed) if is_indexed else self.succeeded + len(self.pending_succeeded)
-
-
 def decide(job: JsonObject, pods: list[JsonObject], now: datetime, *, backoff_s: float = 10.0) -> JobDecision:
     """Decide what follows for a Job. Deciding again on the result of a decision changes nothing.
 
@@ -80,7 +60,7 @@ def decide(job: JsonObject, pods: list[JsonObject], now: datetime, *, backoff_s:
     seen = view(job, pods)
     if is_true(job, "Complete") or is_true(job, "Failed"):
         return JobDecision(status=seen.status, release=tuple(p.name for p in seen.pods if p.is_tracked))
-    counts = _count(seen)
+    counts = count(seen)
     conditions = list(seen.status.get("conditions") or [])
     events: list[JobEvent] = []
     verdict = _failure(job, seen, counts, now)
@@ -105,69 +85,7 @@ def decide(job: JsonObject, pods: list[JsonObject], now: datetime, *, backoff_s:
     )
 
 
-def _count(seen: JobView) -> _Counts:
-    counts = _Counts(
-        succeeded=int(seen.status.get("succeeded", 0)),
-        failed=int(seen.status.get("failed", 0)),
-        completed=set(seen.completed),
-        failed_indexes=set(seen.failed_indexes),
-    )
-    tracked = {p.uid for p in seen.pods if p.is_tracked}
-    for pod in seen.pods:
-        if pod.index is not None and _fails_index(seen.spec, pod):
-            counts.failed_indexes.add(pod.index)
-    # Noted pods without finalizer move to the counters.
-    counts.pending_succeeded = sorted(seen.uncounted_succeeded & tracked)
-    counts.pending_failed = sorted(seen.uncounted_failed & tracked)
-    counts.succeeded += len(seen.uncounted_succeeded - tracked)
-    counts.failed += len(seen.uncounted_failed - tracked)
-    for pod in seen.pods:
-        if pod.is_tracked and (pod.has_succeeded or pod.has_failed):
-            _note(seen, counts, pod)
-    counts.completed -= counts.failed_indexes
-    if seen.spec.is_indexed:
-        counts.succeeded = len(counts.completed) - len(counts.pending_succeeded)
-    return counts
-
-
-def _note(seen: JobView, counts: _Counts, pod: JobPod) -> None:
-    if pod.is_counted_here:
-        counts.release.append(pod.name)
-        return
-    if pod.has_succeeded:
-        if pod.index is not None:
-            if pod.index in counts.completed:
-                counts.release.append(pod.name)
-                return
-            counts.completed.add(pod.index)
-        counts.pending_succeeded.append(pod.uid)
-        counts.release.append(pod.name)
-    elif pod.is_ignored:
-        counts.release.append(pod.name)
-    elif _is_held(seen, counts, pod):
-        counts.held_failures += 1
-    else:
-        counts.pending_failed.append(pod.uid)
-        counts.release.append(pod.name)
-
-
-def _is_held(seen: JobView, counts: _Counts, pod: JobPod) -> bool:
-    """Tell whether a failed index's last pod keeps its finalizer: it carries the count until it has a successor."""
-    if seen.spec.backoff_limit_per_index is None or seen.is_failing or pod.index in counts.failed_indexes:
-        return False
-    generation = pod.failure_count + pod.ignored_count
-    return not any(
-        other.index == pod.index and other.failure_count + other.ignored_count > generation for other in seen.pods
-    )
-
-
-def _fails_index(spec: JobSpec, pod: JobPod) -> bool:
-    if spec.backoff_limit_per_index is None or not pod.has_failed or pod.is_ignored:
-        return False
-    return pod.match.action is FailureAction.FAIL_INDEX or pod.failure_count >= spec.backoff_limit_per_index
-
-
-def _failure(job: JsonObject, seen: JobView, counts: _Counts, now: datetime) -> tuple[str, str, str] | None:
+def _failure(job: JsonObject, seen: JobView, counts: Counts, now: datetime) -> tuple[str, str, str] | None:
     """Return (condition type, reason, message) if the Job has failed or is failing."""
     spec = seen.spec
     target = condition(job, "FailureTarget")
@@ -209,7 +127,7 @@ def _is_past_deadline(seen: JobView, now: datetime) -> bool:
     return (now - parse_time(start)).total_seconds() >= seen.spec.active_deadline_s
 
 
-def _is_complete(seen: JobView, counts: _Counts) -> bool:
+def _is_complete(seen: JobView, counts: Counts) -> bool:
     if seen.active:
         return False
     succeeded = counts.all_succeeded(is_indexed=seen.spec.is_indexed)
@@ -219,7 +137,7 @@ def _is_complete(seen: JobView, counts: _Counts) -> bool:
 
 
 def _finish(
-    seen: JobView, counts: _Counts, conditions: list[JsonObject], verdict: tuple[str, str, str], now: datetime
+    seen: JobView, counts: Counts, conditions: list[JsonObject], verdict: tuple[str, str, str], now: datetime
 ) -> JobDecision:
     """Note the outcome at once, and declare the Job finished when no pod is left to stop or to count."""
     kind, reason, message = verdict
@@ -278,7 +196,7 @@ def _suspension(spec: JobSpec, conditions: list[JsonObject], events: list[JobEve
 
 
 def _manage(
-    seen: JobView, counts: _Counts, now: datetime, backoff_s: float
+    seen: JobView, counts: Counts, now: datetime, backoff_s: float
 ) -> tuple[tuple[NewPod, ...], tuple[str, ...], float | None]:
     """Return (pods to create, names of pods to delete, seconds until a backoff ends)."""
     spec, active = seen.spec, seen.active
@@ -310,7 +228,7 @@ def _recent_failures(seen: JobView) -> list[JobPod]:
     return sorted(failures, key=lambda p: p.finished_at or _NEVER)
 
 
-def _wanted_active(spec: JobSpec, counts: _Counts, active: int) -> int:
+def _wanted_active(spec: JobSpec, counts: Counts, active: int) -> int:
     succeeded = counts.all_succeeded(is_indexed=spec.is_indexed)
     if spec.completions is None:
         return active if succeeded > 0 else spec.parallelism
@@ -335,7 +253,7 @@ def _surplus(active: tuple[JobPod, ...], wanted: int) -> tuple[str, ...]:
 
 
 def _indexed_pods(
-    seen: JobView, counts: _Counts, missing: int, now: datetime, backoff_s: float
+    seen: JobView, counts: Counts, missing: int, now: datetime, backoff_s: float
 ) -> tuple[tuple[NewPod, ...], tuple[str, ...], float | None]:
     busy = {p.index for p in seen.active}
     if seen.spec.only_replace_failed:
@@ -391,7 +309,7 @@ def _entry(kind: str, reason: str, message: str, now: datetime) -> JsonObject:
 
 def _status(
     seen: JobView,
-    counts: _Counts,
+    counts: Counts,
     conditions: list[JsonObject],
     *,
     active: int,

@@ -51,7 +51,7 @@ class NameService:
         return None
 
     def names_pod(self, name: str, pod: JsonObject) -> bool:
-        """Tell whether `name` is a headless Service that selects this pod: it may have to start before it is an endpoint."""
+        """Tell whether `name` is a headless Service that selects this pod, which starts before it is an endpoint."""
         namespace = pod["metadata"]["namespace"]
         short = name.removesuffix(".").removesuffix(_DOMAIN).removesuffix(".svc")
         service_name, _, place = short.partition(".")

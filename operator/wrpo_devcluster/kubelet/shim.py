@@ -5,7 +5,7 @@ The container's process leads a process group of its own; whatever it leaves beh
 """
 
 # pathlib would double the start-up time, and exec is the purpose.
-# ruff: noqa: PTH, S606
+# ruff: noqa: PTH105, PTH123, PTH208, S606
 
 import ctypes
 import json
