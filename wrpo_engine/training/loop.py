@@ -15,14 +15,15 @@ from wrpo_engine.training.batching import BatchPlan, MicroBatch
 from wrpo_engine.training.checkpoint import CheckpointStore
 from wrpo_engine.training.collate import collate
 from wrpo_engine.training.collectives import Group
-from wrpo_engine.training.metrics import MetricsLog, StepSums, StepTotals
+from wrpo_engine.training.metrics import Disagreement, MetricsLog, StepSums, StepTotals
 from wrpo_engine.training.reference import ReferenceLogps
 from wrpo_engine.training.rows import TokenRow
 from wrpo_engine.training.schedule import learning_rate_at
 from wrpo_engine.training.tasks import Task
 
 _NAMES_SHOWN = 10
-_REWARD_PER_TOKEN_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+_PER_TOKEN_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+"""Of a log-probability computed twice: exactly 0 in the same micro-batches, rounding in others (another world size)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,17 +101,18 @@ def _accumulate(run: TrainingRun, step: int, settings: dict[str, float]) -> Step
     sums = StepSums(run.task.statistic_names())
     micro_batches = run.plan.micro_batches(step)[run.group.rank]
     for position, micro_batch in enumerate(micro_batches):
-        _micro_step(run, micro_batch, sums, settings, denominator, is_last=position + 1 == len(micro_batches))
+        _micro_step(run, step, micro_batch, sums, settings, denominator, is_last=position + 1 == len(micro_batches))
     totals = sums.reduced(run.group, stop=run.should_stop(), denominator=denominator)
     if totals.num_bad_rows:
         _raise_not_finite(step, [row for rows in run.group.gather(sums.bad_rows) for row in rows])
     if step == 0 and run.reference is not None:
-        _require_zero_margins(run, totals)
+        _require_agreement(run, max(run.group.gather(sums.disagreement)))
     return totals
 
 
 def _micro_step(
     run: TrainingRun,
+    step: int,
     micro_batch: MicroBatch,
     sums: StepSums,
     settings: dict[str, float],
@@ -127,6 +129,8 @@ def _micro_step(
     run.backend.backward(terms.numerators.sum() * weight, is_last=is_last)
     if not micro_batch.is_filler:
         sums.add(terms, batch.row_ids, sum(row.num_tokens for row in rows))
+        if step == 0 and reference_S is not None:
+            sums.compare(batch, logps_S, reference_S)
 
 
 def _raise_not_finite(step: int, row_ids: Sequence[str]) -> None:
@@ -150,19 +154,16 @@ def _require_finite_gradient(grad_norm: float, step: int) -> None:
         )
 
 
-def _require_zero_margins(run: TrainingRun, totals: StepTotals) -> None:
-    """Before the first step the policy is the reference: a reward other than 0 means that they do not agree."""
-    for name, reward in totals.means.items():
-        if not name.startswith("rewards_"):
-            continue
-        tokens = totals.means[name.replace("rewards_", "lengths_")]
-        limit = _REWARD_PER_TOKEN_TOLERANCE[run.params.precision] * tokens
-        if abs(reward) > limit:
-            raise DataError(
-                f"at step 0 {name} is {reward:.6g} where policy and reference must agree (tolerance {limit:.3g})",
-                code="ReferenceMismatch",
-                hint="Remove the stage's `reference` directory, so that it is computed anew, and try again.",
-            )
+def _require_agreement(run: TrainingRun, disagreement: Disagreement) -> None:
+    """Before the first step the policy is the reference; if the numbers say otherwise, they are of another model."""
+    limit = _PER_TOKEN_TOLERANCE[run.params.precision]
+    if disagreement.per_token > limit:
+        raise DataError(
+            f"at step 0 policy and reference differ by {disagreement.per_token:.3g} per token on row "
+            f"{disagreement.row_id}, where they must agree (tolerance {limit:g})",
+            code="ReferenceMismatch",
+            hint="Remove the stage's `reference` directory, so that it is computed anew, and try again.",
+        )
 
 
 def _report(run: TrainingRun, done: int, row: dict[str, float]) -> None:

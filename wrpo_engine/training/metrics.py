@@ -10,11 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from wrpo_engine.training.collate import Batch
 from wrpo_engine.training.collectives import Group
 from wrpo_engine.training.tasks import RowTerms
 
 METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Disagreement:
+    """The largest difference between policy and reference, and the row it was seen in."""
+
+    per_token: float = 0.0
+    row_id: str = ""
 
 
 @dataclass
@@ -32,6 +42,8 @@ class StepSums:
     num_tokens: int = 0
     bad_rows: list[str] = field(default_factory=list)
     """Of this rank only: rows whose loss is not finite."""
+    disagreement: Disagreement = field(default_factory=Disagreement)
+    """Of this rank only."""
 
     def add(self, terms: RowTerms, row_ids: Sequence[str], num_tokens: int) -> None:
         values = terms.numerators.detach().to("cpu", torch.float64)
@@ -42,6 +54,13 @@ class StepSums:
             self.statistics[name] = self.statistics.get(name, 0.0) + total
         self.num_rows += len(row_ids)
         self.num_tokens += num_tokens
+
+    def compare(self, batch: Batch, logps_S: Tensor, reference_S: Tensor) -> None:
+        """Remember the row on which policy and reference differ most."""
+        per_token_S = (logps_S.detach() - reference_S).abs() / batch.lengths_S
+        largest, index = per_token_S.max(dim=0)
+        row_id = batch.row_ids[int(index) * len(batch.row_ids) // batch.num_sequences]
+        self.disagreement = max(self.disagreement, Disagreement(float(largest), row_id))
 
     def reduced(self, group: Group, *, stop: bool, denominator: float) -> StepTotals:
         vector = torch.tensor(

@@ -204,9 +204,17 @@ def test_a_reference_of_other_weights_stops_the_run_at_step_0(local_run: Any) ->
     run = local_run()
     table = run.reference(run.backend())
     assert table is not None
-    run.reference = lambda _backend: type(table)({row: values - 7 for row, values in table.values.items()})
-    with pytest.raises(DataError, match=r"^at step 0 rewards_source_chosen is .* must agree"):
+    first = run.plan().step_rows(0)[0]
+    row = run.token_rows()[first]
+    table.values[first][2] -= len(row.responses[2])
+    run.reference = lambda _backend: table
+    with pytest.raises(DataError) as caught:
         run.run()
+    assert caught.value.code == "ReferenceMismatch"
+    assert str(caught.value) == (
+        f"at step 0 policy and reference differ by 1 per token on row {row.row_id}, "
+        "where they must agree (tolerance 0.0001)"
+    )
 
 
 def test_the_cached_reference_equals_the_recomputed_one_and_costs_no_forward_pass(local_run: Any) -> None:

@@ -78,6 +78,21 @@ def test_sigterm_to_one_rank_saves_on_all_and_resuming_is_bit_exact(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_bfloat16_resumes_with_its_fp32_master_weights(zero_stage: int, tmp_path: Path) -> None:
+    settings = {**LONG, "zero_stage": zero_stage, "precision": "bfloat16", "epochs": 4}
+    whole, broken = make_experiment(tmp_path / "whole"), make_experiment(tmp_path / "broken")
+    run_ranks(whole, whole.config(settings), world_size=2)
+    config = broken.config(settings, {"checkpoint_every_steps": 1000})
+    gang = start_ranks(broken, config, world_size=2)
+    wait_for(lambda: num_rows(broken) >= 3, gang)
+    gang.send(signal.SIGTERM, ranks=[0])
+    assert gang.wait() == [143, 143], gang.text()
+    run_ranks(broken, config, world_size=2)
+    assert_bit_equal(broken, whole)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_kill_9_of_one_rank_ends_the_other_quickly_and_resuming_is_bit_exact(
     zero_stage: int, uninterrupted: Callable[[int], Experiment], tmp_path: Path
