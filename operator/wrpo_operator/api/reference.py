@@ -30,7 +30,7 @@ One experiment: source models teach a target model by preference optimisation (a
 `kubectl explain {names.PLURAL}.spec --recursive`.
 
 - A field without a default may be left out unless it is marked required; its description says what then holds.
-- Any field but `storage` may be edited at any time. Only the stages whose parameters or inputs change run again; where a
+- Any field but `storage` may be edited at any time. Only stages whose parameters or inputs change run again; where a
   description says that a change re-runs nothing, it takes effect when the next pod starts.
 - Numbers are JSON numbers. Write `3e-7` or `0.0000003`.
 - {NAME_RULE_MESSAGE[0].upper()}{NAME_RULE_MESSAGE[1:]}.

@@ -236,7 +236,7 @@ def _stage(
     elif child is not None:
         values |= _running(snapshot, view)
     elif start is not None:
-        values |= {"state": StageState.WAITING, "attempts": _with_start(view, start, now)}
+        values |= {"state": StageState.WAITING, "attempts": _with_start(view, start, now), **_shards(view, 0)}
     elif held is not None:
         values |= {"state": StageState.WAITING, "message": held.message}
     elif spec.suspend:
@@ -249,6 +249,11 @@ def _stage(
     first = min((attempt.started_at for attempt in attempts if attempt.started_at), default=None)
     values["started_at"] = view.record.started_at or first
     return view.record.model_copy(update=values)
+
+
+def _shards(view: StageView, done: int) -> dict[str, str]:
+    """Return finished and all shards. An edit of their number counts from the next attempt on."""
+    return {"shards": f"{done}/{view.node.runtime.shards}"} if view.node.shape is Shape.INDEXED_JOB else {}
 
 
 def _with_start(view: StageView, start: PlannedAttempt, now: datetime) -> tuple[Attempt, ...]:
@@ -275,8 +280,7 @@ def _running(snapshot: Snapshot, view: StageView) -> dict[str, Any]:
         ChildState.SUSPENDED: StageState.SUSPENDED,
     }
     values: dict[str, Any] = {"state": states.get(child.state, StageState.WAITING), "finished_at": None}
-    if view.node.shape is Shape.INDEXED_JOB:
-        values["shards"] = f"{child.succeeded_shards}/{view.node.runtime.shards}"
+    values |= _shards(view, child.succeeded_shards)
     progress = stage_progress(view, child, snapshot.progress.get((child.stage, child.attempt), ()))
     values |= {"progress": progress.percent, "remaining_seconds": progress.remaining_s}
     if progress.metrics:
@@ -293,8 +297,7 @@ def _success(view: StageView) -> dict[str, Any]:
         "artifact": record.artifact or f"{view.id}/{view.node.hash}",
         "finished_at": record.finished_at or _last_end(record.attempts),
     }
-    if view.node.shape is Shape.INDEXED_JOB:
-        values["shards"] = f"{view.node.runtime.shards}/{view.node.runtime.shards}"
+    values |= _shards(view, view.node.runtime.shards)
     if record.cached is None:
         done = [child for child in view.children if child.state is ChildState.SUCCEEDED]
         result = next((found for child in done if (found := result_of(child)) is not None), None)

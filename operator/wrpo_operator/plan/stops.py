@@ -87,7 +87,7 @@ def enforce_pending_deadline(spec: ExperimentSpec, views: Sequence[StageView], n
             }
             for child in late
         }
-        ended.append(_with_ends(view, failed, GiveUp(Reason.PENDING_TOO_LONG)) if failed else view)
+        ended.append(_with_changes(view, failed, GiveUp(Reason.PENDING_TOO_LONG)) if failed else view)
     return Stops(tuple(ended), tuple(deleted))
 
 
@@ -118,7 +118,7 @@ def stop_all(views: Sequence[StageView], reason: str, now: datetime) -> Stops:
             }
             for child in view.runnable
         }
-        stopped.append(_with_ends(view, ends, view.next) if ends else view)
+        stopped.append(_with_changes(view, ends, view.next) if ends else view)
     return Stops(tuple(stopped), tuple(deleted))
 
 
@@ -136,7 +136,24 @@ def suspend_or_resume(spec: ExperimentSpec, views: Sequence[StageView], now: dat
         for child in view.runnable
         if child.suspended != spec.suspend
     )
-    return Stops(tuple(views), suspend=changes)
+    names = {change.name for change in changes}
+    return Stops(tuple(_following(view, names, now, suspend=spec.suspend) for view in views), suspend=changes)
+
+
+def _following(view: StageView, names: set[str], now: datetime, *, suspend: bool) -> StageView:
+    """Return the view as it will be once the suspend fields are set."""
+    if not any(child.name in names for child in view.children):
+        return view
+    state = ChildState.SUSPENDED if suspend else ChildState.PENDING
+    children = tuple(
+        replace(child, suspended=suspend, state=state) if child.name in names else child for child in view.children
+    )
+    change = {
+        "state": AttemptState.SUSPENDED if suspend else AttemptState.PENDING,
+        "pending_since": None if suspend else to_time(now),
+    }
+    changes = {child.attempt: change for child in view.children if child.name in names}
+    return replace(_with_changes(view, changes, view.next), children=children)
 
 
 def expired_children(snapshot: Snapshot, spec: ExperimentSpec, now: datetime) -> tuple[DeleteChild, ...]:
@@ -153,9 +170,9 @@ def expired_children(snapshot: Snapshot, spec: ExperimentSpec, now: datetime) ->
     )
 
 
-def _with_ends(view: StageView, ends: Mapping[int, Mapping[str, object]], following: RetryDecision) -> StageView:
+def _with_changes(view: StageView, changes: Mapping[int, Mapping[str, object]], following: RetryDecision) -> StageView:
     attempts: tuple[Attempt, ...] = tuple(
-        attempt.model_copy(update=ends.get(attempt.number, {})) for attempt in view.record.attempts
+        attempt.model_copy(update=changes.get(attempt.number, {})) for attempt in view.record.attempts
     )
     record = view.record.model_copy(update={"attempts": attempts})
     return replace(view, record=record, next=following)

@@ -1,0 +1,176 @@
+"""The planner against a cluster that does anything a cluster can do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import Phase as Search
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.model_cluster import FINISHED, ModelCluster
+
+from wrpo_operator.api.status import Phase, StageState
+from wrpo_operator.plan.classify import ENDED, LIVE
+from wrpo_operator.plan.model import ChildState
+
+RETRY_LIMIT = 1
+NAMES = st.sampled_from(["first", "second"])
+PICK = st.integers(0, 1000)
+SOURCES = {"name": "a", "model": "org/a"}, {"name": "b", "model": "org/b"}
+EDITS = st.sampled_from(
+    [
+        {"training": {"learningRate": 1e-6}},
+        {"training": {"learningRate": 3e-7}},
+        {"training": {"objective": "DPO"}},
+        {"training": {"objective": "WRPO-DPO"}},
+        {"sources": list(SOURCES)},
+        {"sources": [SOURCES[0]]},
+        {"sampling": {"shards": 2}},
+        {"reuse": {"salt": "again"}},
+        {"suspend": True},
+        {"suspend": False},
+    ]
+)
+
+
+class PlannerMachine(RuleBasedStateMachine):
+    """Two experiments that share artifacts; children start, end, vanish; specs are edited; status writes are lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cluster = ModelCluster()
+        self.recorded_ends: dict[tuple[str, str, str], StageState] = {}
+
+    @initialize(queued=st.booleans())
+    def two_experiments(self, *, queued: bool) -> None:
+        common: dict[str, Any] = {"retries": {"limit": RETRY_LIMIT}, "sources": list(SOURCES)}
+        self.cluster.add("first", **common)
+        more = {"scheduling": {"queueName": "gpus"}} if queued else {}
+        self.cluster.add("second", **common, **more, training={"objective": "DPO"})
+
+    def pick(self, states: frozenset[ChildState], number: int) -> str | None:
+        names = sorted(child.name for child in self.cluster.children.values() if child.state in states)
+        return names[number % len(names)] if names else None
+
+    def has(self, *states: ChildState) -> bool:
+        return any(child.state in states for child in self.cluster.children.values())
+
+    @rule(name=NAMES)
+    def look(self, name: str) -> None:
+        self.cluster.reconcile(name)
+
+    @rule(name=NAMES)
+    def look_but_lose_the_status(self, name: str) -> None:
+        self.cluster.reconcile(name, lose_status=True)
+
+    @rule(name=NAMES, changes=EDITS)
+    def edit(self, name: str, changes: dict[str, Any]) -> None:
+        self.cluster.edit(name, **changes)
+
+    @rule(seconds=st.sampled_from([1, 15, 3600]))
+    def wait(self, seconds: int) -> None:
+        self.cluster.advance(seconds)
+
+    @precondition(lambda self: self.has(ChildState.PENDING))
+    @rule(number=PICK)
+    def child_runs(self, number: int) -> None:
+        self.cluster.run(self.pick(frozenset({ChildState.PENDING}), number) or "")
+
+    @precondition(lambda self: self.has(ChildState.RUNNING))
+    @rule(number=PICK)
+    def child_succeeds(self, number: int) -> None:
+        self.cluster.succeed(self.pick(frozenset({ChildState.RUNNING}), number) or "")
+
+    @precondition(lambda self: self.has(ChildState.RUNNING))
+    @rule(number=PICK)
+    def children_succeed_for_a_while(self, number: int) -> None:
+        """Get deep into the graph."""
+        for _ in range(number % 12):
+            for child in list(self.cluster.children.values()):
+                if child.state is ChildState.PENDING:
+                    self.cluster.run(child.name)
+                elif child.state is ChildState.RUNNING:
+                    self.cluster.succeed(child.name)
+            for name in ("first", "second"):
+                self.cluster.reconcile(name)
+
+    @precondition(lambda self: self.has(ChildState.RUNNING))
+    @rule(number=PICK, exit_code=st.sampled_from([1, 1, 137, 75, 65]))
+    def child_fails(self, number: int, exit_code: int) -> None:
+        self.cluster.fail(self.pick(frozenset({ChildState.RUNNING}), number) or "", exit_code)
+
+    @precondition(lambda self: self.has(ChildState.RUNNING))
+    @rule(number=PICK)
+    def child_is_disrupted(self, number: int) -> None:
+        self.cluster.disrupt(self.pick(frozenset({ChildState.RUNNING}), number) or "")
+
+    @precondition(lambda self: self.has(*LIVE))
+    @rule(number=PICK)
+    def somebody_deletes_a_live_child(self, number: int) -> None:
+        self.cluster.delete(self.pick(LIVE, number) or "")
+
+    @rule(number=PICK)
+    def somebody_deletes_a_finished_child(self, number: int) -> None:
+        name = self.pick(FINISHED, number)
+        if name is not None and self.is_recorded(name):
+            self.cluster.delete(name)
+
+    def is_recorded(self, name: str) -> bool:
+        """Whether the status knows this child's end: an end that nobody has seen cannot be remembered."""
+        child = self.cluster.children[name]
+        stage = self.cluster.experiments[child.experiment].status.stage_named(child.stage)
+        if stage is None or stage.hash != child.stage_hash:
+            return True
+        return any(attempt.number == child.attempt and attempt.state in ENDED for attempt in stage.attempts)
+
+    @precondition(lambda self: self.has(ChildState.DELETING))
+    @rule(number=PICK)
+    def deletion_finishes(self, number: int) -> None:
+        self.cluster.vanish(self.pick(frozenset({ChildState.DELETING}), number) or "")
+
+    @invariant()
+    def at_most_one_live_attempt_per_stage_hash(self) -> None:
+        live = [(child.experiment, child.stage_hash) for child in self.cluster.children.values() if child.state in LIVE]
+        assert len(live) == len(set(live))
+
+    @invariant()
+    def retries_are_bounded(self) -> None:
+        assert all(count <= RETRY_LIMIT + 1 for count in self.cluster.failures.values()), self.cluster.failures
+
+    @invariant()
+    def recorded_success_stays(self) -> None:
+        for name, stored in self.cluster.experiments.items():
+            present = {(name, stage.name, stage.hash): stage.state for stage in stored.status.stages}
+            for key, state in self.recorded_ends.items():
+                if key in present:
+                    assert present[key] is state, f"{key} was {state}"
+            kept = {key: state for key, state in self.recorded_ends.items() if key[0] != name or key in present}
+            ended = {key: state for key, state in present.items() if state is StageState.SUCCEEDED}
+            self.recorded_ends = kept | ended
+
+    @invariant()
+    def a_recorded_failure_stays_until_the_spec_is_edited(self) -> None:
+        for stored in self.cluster.experiments.values():
+            failed = stored.status.condition("Failed")
+            if failed is not None:
+                assert (failed.status == "True") is (stored.status.phase is Phase.FAILED)
+
+    def teardown(self) -> None:
+        """A fair run always ends; after a failure, an edit lets it succeed."""
+        for name in list(self.cluster.experiments):
+            self.cluster.edit(name, suspend=False)
+            if self.cluster.run_fairly(name) is Phase.FAILED:
+                self.cluster.edit(name, ttlSecondsAfterFinished=60)
+                assert self.cluster.run_fairly(name) is Phase.SUCCEEDED
+
+
+PlannerMachine.TestCase.settings = settings(
+    # Shrinking a run of the machine takes minutes; a failing run is printed step by step anyhow.
+    phases=(Search.explicit, Search.reuse, Search.generate),
+    max_examples=25,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+test_planner_machine = PlannerMachine.TestCase

@@ -1,0 +1,209 @@
+"""A cluster in memory, as far as the planner can tell: experiments, their children, artifacts, and a clock.
+
+`reconcile` plans, checks what must hold of every plan, applies it and checks that planning again gives nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
+
+from support.builders import NOON, make_pod, merged, raw_spec
+
+from wrpo_engine.config import ErrorInfo
+from wrpo_operator.api.hashing import canonical_json
+from wrpo_operator.api.spec import ExperimentSpec, parse_spec
+from wrpo_operator.api.status import ExperimentStatus, Phase, StageState
+from wrpo_operator.plan.classify import LIVE
+from wrpo_operator.plan.graph import build_graph
+from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Plan, PlannedAttempt, Shape, Snapshot
+from wrpo_operator.plan.planner import plan
+from wrpo_operator.plan.starts import key_of
+
+FINISHED = frozenset({ChildState.SUCCEEDED, ChildState.FAILED})
+
+
+@cache
+def _parsed(text: str) -> ExperimentSpec:
+    return parse_spec(json.loads(text))
+
+
+@dataclass
+class Stored:
+    """An experiment in the store."""
+
+    name: str
+    uid: str
+    spec: dict[str, Any]
+    generation: int = 1
+    deleting: bool = False
+    status: ExperimentStatus = field(default_factory=ExperimentStatus)
+
+    def read(self) -> Experiment:
+        return Experiment(
+            name=self.name,
+            namespace="ml",
+            uid=self.uid,
+            generation=self.generation,
+            deleting=self.deleting,
+            created_at=NOON,
+            spec=_parsed(canonical_json(self.spec)),
+            status=self.status,
+        )
+
+
+class ModelCluster:
+    """The world of the planner's tests."""
+
+    def __init__(self) -> None:
+        self.now: datetime = NOON
+        self.experiments: dict[str, Stored] = {}
+        self.children: dict[str, ChildFact] = {}
+        self.artifacts: set[str] = set()
+        self.failures: Counter[tuple[str, str]] = Counter()
+        """(experiment, stage hash) -> failures that used up a retry since the stage was last allowed to try again."""
+        self.started: Counter[str] = Counter()
+        """artifact key -> children made."""
+
+    def add(self, name: str, **changes: Any) -> Stored:
+        stored = Stored(name=name, uid=f"uid-{name}", spec=raw_spec(**changes))
+        self.experiments[name] = stored
+        return stored
+
+    def edit(self, name: str, **changes: Any) -> None:
+        stored = self.experiments[name]
+        spec = merged(stored.spec, changes)
+        if spec == stored.spec:
+            return
+        for stage in stored.status.stages:
+            if stage.state is StageState.FAILED:
+                self.failures[name, stage.hash] = 0
+        stored.spec = spec
+        stored.generation += 1
+
+    def advance(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def snapshot(self, name: str) -> Snapshot:
+        stored = self.experiments[name]
+        children = tuple(self.children.values())
+        return Snapshot(
+            experiment=stored.read(),
+            children=tuple(child for child in children if child.experiment_uid == stored.uid),
+            foreign=tuple(child for child in children if child.experiment_uid != stored.uid and child.state in LIVE),
+        )
+
+    def reconcile(self, name: str, *, lose_status: bool = False) -> Plan:
+        snapshot = self.snapshot(name)
+        answer = plan(snapshot, self.now)
+        self._check(snapshot, answer)
+        self._apply(name, answer)
+        if lose_status:
+            return answer
+        assert answer.status is not None
+        self.experiments[name].status = answer.status
+        again = plan(self.snapshot(name), self.now)
+        assert (again.apply, again.suspend, again.delete, again.events) == ((), (), (), ()), "a second look acts again"
+        assert again.status == answer.status, "a second look writes again"
+        return answer
+
+    def _check(self, snapshot: Snapshot, answer: Plan) -> None:
+        live = {(child.stage, child.stage_hash) for child in snapshot.children if child.state in LIVE}
+        busy = {child.artifact_key for child in snapshot.foreign if not child.suspended}
+        spec = snapshot.experiment.spec
+        assert spec is not None
+        keys = {node.id: key_of(spec, node) for node in build_graph(spec)}
+        for start in answer.apply:
+            node = start.node
+            assert (str(node.id), node.hash) not in live, f"{node.id} has a live attempt already"
+            assert start.artifact_key not in busy, f"{node.id} is being made by another experiment"
+            missing = [str(upstream) for upstream in node.inputs.values() if keys[upstream] not in self.artifacts]
+            assert not missing, f"{node.id} starts before {missing}"
+            assert not spec.suspend, f"{node.id} starts in a suspended experiment"
+        assert len({start.child_name for start in answer.apply}) == len(answer.apply)
+
+    def _apply(self, name: str, answer: Plan) -> None:
+        for start in answer.apply:
+            self._create(name, start)
+        for change in answer.suspend:
+            child = self.children[change.name]
+            state = ChildState.SUSPENDED if change.suspend else ChildState.PENDING
+            self.children[change.name] = replace(child, suspended=change.suspend, state=state)
+        for deletion in answer.delete:
+            self.delete(deletion.name)
+
+    def _create(self, name: str, start: PlannedAttempt) -> None:
+        if start.child_name in self.children:
+            return
+        training = start.node.shape is Shape.TRAINING
+        self.started[start.artifact_key] += 1
+        self.children[start.child_name] = ChildFact(
+            kind="PyTorchJob" if training else "Job",
+            name=start.child_name,
+            uid=f"{start.child_name}-{self.now.isoformat()}",
+            experiment=name,
+            experiment_uid=f"uid-{name}",
+            stage=str(start.node.id),
+            stage_hash=start.node.hash,
+            artifact_key=start.artifact_key,
+            attempt=start.attempt,
+            state=ChildState.PENDING,
+            suspended=False,
+            created_at=self.now,
+        )
+
+    def delete(self, name: str) -> None:
+        """A live child's pods take a while to go; a finished one is gone at once."""
+        child = self.children[name]
+        if child.state in FINISHED:
+            del self.children[name]
+        else:
+            self.children[name] = replace(child, state=ChildState.DELETING)
+
+    def vanish(self, name: str) -> None:
+        del self.children[name]
+
+    def run(self, name: str) -> None:
+        self.children[name] = replace(self.children[name], state=ChildState.RUNNING, started_at=self.now)
+
+    def succeed(self, name: str) -> None:
+        child = self.children[name]
+        self.artifacts.add(child.artifact_key)
+        self.children[name] = replace(child, state=ChildState.SUCCEEDED, finished_at=self.now)
+
+    def fail(self, name: str, exit_code: int) -> None:
+        child = self.children[name]
+        error = ErrorInfo(code="Broken", message="It broke.")
+        self.failures[child.experiment, child.stage_hash] += 1
+        self._end(child, make_pod(f"{name}-0", exit_code=exit_code, error=error, finished_at=self.now))
+
+    def disrupt(self, name: str) -> None:
+        self._end(self.children[name], make_pod(f"{name}-0", exit_code=137, disrupted=True, finished_at=self.now))
+
+    def _end(self, child: ChildFact, pod: Any) -> None:
+        self.children[child.name] = replace(child, state=ChildState.FAILED, finished_at=self.now, pods=(pod,))
+
+    def run_fairly(self, name: str, *, rounds: int = 200) -> Phase:
+        """Let every child of everybody run and succeed until the experiment has ended."""
+        for _ in range(rounds):
+            for other in self.experiments:
+                self.reconcile(other)
+            phase = self.experiments[name].status.phase
+            if phase in {Phase.SUCCEEDED, Phase.FAILED}:
+                return phase
+            for child in list(self.children.values()):
+                match child.state:
+                    case ChildState.PENDING:
+                        self.run(child.name)
+                    case ChildState.RUNNING:
+                        self.succeed(child.name)
+                    case ChildState.DELETING:
+                        self.vanish(child.name)
+                    case _:
+                        pass
+            self.advance(600)
+        raise AssertionError(f"{name} has not ended: {self.experiments[name].status}")
