@@ -122,9 +122,16 @@ def _answered(
         ctx.stop.raise_if_requested()
         ctx.progress.update(index * len(prompts) + done, total, message=entry.label)
 
-    rows = answer_in_process(job, on_answer, ctx.stop) if params.backend == "vLLM" else answer(job, on_answer)
+    rows = answer_in_process(job, on_answer, ctx.stop) if _needs_own_process(params) else answer(job, on_answer)
     ctx.output.publish(_answers_name(entry), rows.write_parquet)
     return rows
+
+
+def _needs_own_process(params: EvaluateParams) -> bool:
+    """On a GPU vLLM gives all memory back only when its process ends; on a CPU closing it is enough, and quicker."""
+    import torch
+
+    return params.backend == "vLLM" and torch.cuda.is_available()
 
 
 def _scored(ctx: StageContext, params: EvaluateParams, entry: EvaluateModel, rows: pl.DataFrame | None) -> pl.DataFrame:

