@@ -110,7 +110,7 @@ class Deleter:
         new = {**old, "metadata": meta}
         if context.dry_run:
             return new, False
-        return self.engine._put(kind, new, old), False  # noqa: SLF001  (one component in two modules)
+        return self.engine.store_unchecked(kind, new, old), False
 
     @staticmethod
     def _mark(meta: JsonObject, moment: datetime, grace: int) -> None:
@@ -142,7 +142,7 @@ class Deleter:
             return (old if context.dry_run else self.engine.remove(kind, old)), True
         if context.dry_run:
             return new, False
-        return self.engine._put(kind, new, old), False  # noqa: SLF001
+        return self.engine.store_unchecked(kind, new, old), False
 
     def _delete_crd(self, kind: Kind, old: JsonObject, context: Context) -> tuple[JsonObject, bool]:
         if old["metadata"].get("deletionTimestamp"):
@@ -150,7 +150,7 @@ class Deleter:
         new = crds.terminating(old, self.engine.now())
         if context.dry_run:
             return new, False
-        return self.engine._put(kind, new, old), False  # noqa: SLF001
+        return self.engine.store_unchecked(kind, new, old), False
 
 
 def _finalizers(kind: Kind, present: list[str], options: DeleteOptions) -> list[str]:

@@ -117,7 +117,7 @@ class Engine:
             meta["managedFields"] = managed.dump(managers)
         if context.dry_run:
             return obj
-        return self._put(kind, obj, None)
+        return self.store_unchecked(kind, obj, None)
 
     def _generate_name(self, kind: Kind, obj: JsonObject) -> None:
         meta = obj["metadata"]
@@ -138,7 +138,8 @@ class Engine:
         }
         strategies.allocate_addresses(obj, taken, self.store.rv)
 
-    def _put(self, kind: Kind, obj: JsonObject, old: JsonObject | None) -> JsonObject:
+    def store_unchecked(self, kind: Kind, obj: JsonObject, old: JsonObject | None) -> JsonObject:
+        """Write what the server itself decided: no validation, no record of ownership."""
         meta = obj["metadata"]
         record = self.store.put(kind.storage_key, meta.get("namespace", ""), meta["name"], obj)
         for hook in self.after_write:
@@ -243,7 +244,7 @@ class Engine:
             return old
         if context.dry_run:
             return new
-        return self._put(kind, new, old)
+        return self.store_unchecked(kind, new, old)
 
     @staticmethod
     def _carry_over(kind: Kind, old: JsonObject, new: JsonObject, subresource: str) -> JsonObject:

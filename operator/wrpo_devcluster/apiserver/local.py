@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from wrpo_devcluster.apiserver import errors
+from wrpo_devcluster.apiserver import errors, subresources
 from wrpo_devcluster.apiserver.deletion import DeleteOptions
 from wrpo_devcluster.apiserver.kinds import Kind
 from wrpo_devcluster.apiserver.request import Context, User
@@ -85,6 +85,8 @@ class LocalClient:
     async def update(self, resource: Resource, body: JsonObject, *, subresource: str = "") -> JsonObject:
         meta = body["metadata"]
         namespace, name = meta.get("namespace"), meta["name"]
+        if subresource == "binding":
+            return await self._bind(resource, namespace, name, body)
         found: JsonObject = await self._run(
             "update",
             resource,
@@ -94,6 +96,17 @@ class LocalClient:
             lambda kind: self._server.engine.update(
                 kind, namespace, name, body, self._context(), subresource=subresource
             )[0],
+        )
+        return found
+
+    async def _bind(self, resource: Resource, namespace: str | None, name: str, body: JsonObject) -> JsonObject:
+        found: JsonObject = await self._run(
+            "create",
+            resource,
+            namespace,
+            name,
+            "binding",
+            lambda kind: subresources.bind(self._server, kind, namespace, name, body, self._context()),
         )
         return found
 

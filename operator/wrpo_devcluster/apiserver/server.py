@@ -130,6 +130,12 @@ class ApiServer:
         if self.request_log is not None:
             self.request_log(user.name, verb, kind.group, kind.plural, subresource, namespace, name, code)
 
+    def core(self, plural: str) -> Kind:
+        """Kind of the core group."""
+        kind = self.registry.find("", "v1", plural)
+        assert kind is not None
+        return kind
+
     async def wait_for_kind(self, resource: Resource) -> Kind:
         while True:
             kind = self.registry.find(resource.group, resource.version, resource.plural)

@@ -1,0 +1,75 @@
+"""Which form of an answer the client accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from wrpo_devcluster.apiserver import errors
+from wrpo_devcluster.apiserver.kinds import Kind
+from wrpo_devcluster.apiserver.tables import make_table, partial
+from wrpo_devcluster.client import JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Plain objects (no transform), tables, or metadata only."""
+
+    style: str
+    kind: Kind
+    include: str
+    clock: Callable[[], datetime]
+
+    @property
+    def transform(self) -> Callable[[JsonObject], JsonObject] | None:
+        """For a single object."""
+        if self.style == "Table":
+            return self._one_row
+        return partial if self.style else None
+
+    def for_watch(self) -> Callable[[JsonObject], JsonObject] | None:
+        """For events: a table's columns come with the first event only."""
+        if self.style != "Table":
+            return self.transform
+        first = True
+
+        def transform(obj: JsonObject) -> JsonObject:
+            nonlocal first
+            table = self._one_row(obj) if "uid" in obj["metadata"] else self._empty(obj)
+            if not first:
+                table["columnDefinitions"] = None
+            first = False
+            return table
+
+        return transform
+
+    def table(self, objects: list[JsonObject], meta: JsonObject) -> JsonObject:
+        return make_table(self.kind, objects, meta, include=self.include, now=self.clock())
+
+    def _one_row(self, obj: JsonObject) -> JsonObject:
+        return self.table([obj], {"resourceVersion": obj["metadata"].get("resourceVersion", "")})
+
+    def _empty(self, obj: JsonObject) -> JsonObject:
+        """A bookmark carries its version in a row, as the real server's does."""
+        table = self.table([], {"resourceVersion": obj["metadata"]["resourceVersion"]})
+        table["rows"] = [{"cells": [], "object": partial(obj)}]
+        return table
+
+
+def view_of(accept: str, kind: Kind, include: str, clock: Callable[[], datetime]) -> View:
+    """The first acceptable form; 406 when there is none."""
+    for clause in accept.split(","):
+        media, *parameters = (part.strip() for part in clause.split(";"))
+        options = dict(parameter.partition("=")[::2] for parameter in parameters)
+        if media not in {"application/json", "*/*", "application/*", "application/yaml", ""}:
+            continue
+        style = options.get("as", "")
+        if not style:
+            return View("", kind, include, clock)
+        if options.get("g") == "meta.k8s.io" and options.get("v") == "v1":
+            if style == "Table":
+                return View("Table", kind, include, clock)
+            if style in {"PartialObjectMetadata", "PartialObjectMetadataList"}:
+                return View("Partial", kind, include, clock)
+    raise errors.not_acceptable(("application/json", "application/yaml"))

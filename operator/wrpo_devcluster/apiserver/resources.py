@@ -1,0 +1,279 @@
+"""Resource requests: verbs, query options, bodies in, negotiated bodies out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from wrpo_devcluster.apiserver import errors, reviews, schema, subresources
+from wrpo_devcluster.apiserver.deletion import DeleteOptions, success
+from wrpo_devcluster.apiserver.kinds import Kind, definition_of
+from wrpo_devcluster.apiserver.listing import list_body
+from wrpo_devcluster.apiserver.negotiate import View, view_of
+from wrpo_devcluster.apiserver.request import Context, User
+from wrpo_devcluster.apiserver.selectors import SelectorError, matcher, parse_fields
+from wrpo_devcluster.apiserver.store import encode
+from wrpo_devcluster.apiserver.watch import Matches, Watch, WatchRequest
+from wrpo_devcluster.client import JsonObject, Patch
+
+if TYPE_CHECKING:
+    from wrpo_devcluster.apiserver.server import ApiServer
+
+Parser = Callable[[str, bytes], Any]
+BODY_TYPES = ("application/json", "application/yaml", "application/vnd.kubernetes.protobuf")
+PATCH_TYPES: dict[str, Patch] = {
+    "application/json-patch+json": "json",
+    "application/merge-patch+json": "merge",
+    "application/strategic-merge-patch+json": "strategic",
+    "application/apply-patch+yaml": "apply",
+}
+_TRUE = {"true", "1", "True", "t", "T", "TRUE"}
+
+
+@dataclass(slots=True)
+class Answer:
+    """What goes back: a body or a stream."""
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = "application/json"
+    warnings: list[str] = field(default_factory=list)
+    stream: AsyncIterator[bytes] | None = None
+
+
+@dataclass(slots=True)
+class ResourceRequest:
+    """One request for a resource, as its path and headers tell."""
+
+    server: ApiServer
+    user: User
+    method: str
+    kind: Kind
+    namespace: str | None
+    name: str
+    subresource: str
+    query: Mapping[str, str]
+    accept: str
+    user_agent: str
+
+    @property
+    def is_watch(self) -> bool:
+        return self.query.get("watch", "") in _TRUE
+
+    @property
+    def verb(self) -> str:
+        """The verb RBAC knows."""
+        if self.method in {"GET", "HEAD"}:
+            if self.name:
+                return "get"
+            return "watch" if self.is_watch else "list"
+        if self.method == "DELETE":
+            return "delete" if self.name else "deletecollection"
+        return {"POST": "create", "PUT": "update", "PATCH": "patch"}.get(self.method, self.method.lower())
+
+    @property
+    def authorized_name(self) -> str:
+        """The object's name, also where a field selector asks for just one."""
+        if self.name or not self.query.get("fieldSelector"):
+            return self.name
+        try:
+            wanted = parse_fields(self.query["fieldSelector"], self.kind.fields)
+        except SelectorError:
+            return ""
+        return next((value for path, value, equal in wanted if equal and path == "metadata.name"), "")
+
+    def context(self) -> Context:
+        """Write options from the query."""
+        dry = self.query.get("dryRun", "")
+        if dry not in {"", "All"}:
+            cause = errors.unsupported_field("dryRun", dry, ("All",))
+            raise errors.invalid("CreateOptions", "meta.k8s.io", "", [cause])
+        level = self.query.get("fieldValidation", "") or "Warn"
+        if level not in {"Strict", "Warn", "Ignore"}:
+            cause = errors.unsupported_field("fieldValidation", level, ("", "Ignore", "Strict", "Warn"))
+            raise errors.invalid("CreateOptions", "meta.k8s.io", "", [cause])
+        manager = self.query.get("fieldManager", "") or self.user_agent.split("/", 1)[0] or "unknown"
+        return Context(self.user, manager, dry == "All", level, self.query.get("force", "") in _TRUE)
+
+    def matches(self) -> Matches:
+        try:
+            return matcher(
+                self.query.get("labelSelector", ""), self.query.get("fieldSelector", ""), self.kind.fields
+            )
+        except SelectorError as problem:
+            raise errors.bad_request(str(problem)) from problem
+
+
+async def handle(request: ResourceRequest, media: str, body: bytes, parse: Parser) -> Answer:
+    """Carry out an authorized request."""
+    if request.method in {"GET", "HEAD"}:
+        return await _read(request)
+    if request.kind.verbs == ("create",) and request.method != "POST":
+        raise errors.method_not_allowed()
+    context = request.context()
+    if request.method == "PATCH":
+        answer = _patch(request, context, media, body, parse)
+    elif request.method == "DELETE":
+        options = parse(media or "application/json", body) if body else {}
+        answer = _delete(request, context, options)
+    elif request.method in {"POST", "PUT"}:
+        media = media or "application/json"
+        if media not in BODY_TYPES and media != "application/octet-stream":
+            raise errors.unsupported_media_type(BODY_TYPES)
+        content = parse("application/json" if media == "application/octet-stream" else media, body)
+        answer = _post(request, context, content) if request.method == "POST" else _put(request, context, content)
+    else:
+        raise errors.method_not_allowed()
+    answer.warnings = context.warnings
+    return answer
+
+
+async def _read(request: ResourceRequest) -> Answer:
+    server, kind = request.server, request.kind
+    if kind.verbs == ("create",):
+        raise errors.method_not_allowed()
+    if request.subresource == "log":
+        from wrpo_devcluster.apiserver.logs import stream_logs
+
+        return Answer(content_type="text/plain", stream=await stream_logs(request))
+    view = view_of(request.accept, kind, request.query.get("includeObject", "Metadata"), server.clock)
+    if not request.name:
+        return _watch(request, view) if request.is_watch else list_body(request, view)
+    record = server.store.get(kind.storage_key, request.namespace or "", request.name)
+    if record is None:
+        raise errors.not_found(kind.plural, kind.group, request.name)
+    if request.subresource == "scale":
+        return Answer(body=encode(subresources.scale_of(record.obj)))
+    if view.transform is not None:
+        return Answer(body=encode(view.transform(record.obj)))
+    return Answer(body=record.text)
+
+
+def _watch(request: ResourceRequest, view: View) -> Answer:
+    query = request.query
+    initial = query.get("sendInitialEvents", "") in _TRUE
+    if "sendInitialEvents" in query and query.get("resourceVersionMatch") != "NotOlderThan":
+        cause = errors.forbidden_field("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")
+        raise errors.invalid("ListOptions", "meta.k8s.io", "", [cause])
+    if initial and query.get("allowWatchBookmarks", "") not in _TRUE:
+        cause = errors.forbidden_field("allowWatchBookmarks", "sendInitialEvents requires setting allowWatchBookmarks to true")
+        raise errors.invalid("ListOptions", "meta.k8s.io", "", [cause])
+    seconds = query.get("timeoutSeconds", "")
+    timeout = float(seconds) if seconds.isdigit() and int(seconds) else random.uniform(1800, 3600)  # noqa: S311
+    watch = Watch(
+        request.server.store,
+        request.kind,
+        WatchRequest(
+            namespace=request.namespace,
+            resource_version=query.get("resourceVersion", ""),
+            matches=request.matches(),
+            transform=view.for_watch(),
+            timeout_s=timeout,
+            bookmarks=query.get("allowWatchBookmarks", "") in _TRUE,
+            initial_events=initial,
+        ),
+    )
+    return Answer(stream=watch.lines())
+
+
+def _shown(request: ResourceRequest, obj: JsonObject, status: int) -> Answer:
+    view = view_of(request.accept, request.kind, request.query.get("includeObject", "Metadata"), request.server.clock)
+    return Answer(status, encode(view.transform(obj) if view.transform is not None else obj))
+
+
+def _post(request: ResourceRequest, context: Context, body: Any) -> Answer:
+    server, kind = request.server, request.kind
+    if kind.verbs == ("create",):
+        return Answer(201, encode(reviews.review(server, kind, request.namespace, body, context)))
+    if request.subresource == "token":
+        served = Kind(
+            "authentication.k8s.io", "v1", "TokenRequest", "serviceaccounts", True,
+            schema.builtin(definition_of("authentication.k8s.io", "TokenRequest")),
+        )  # fmt: skip
+        found = reviews.token_request(server, served, request.namespace or "", request.name, body, context)
+        return Answer(201, encode(found))
+    if request.subresource == "binding":
+        return Answer(201, encode(subresources.bind(server, kind, request.namespace, request.name, body, context)))
+    if request.subresource == "eviction":
+        return Answer(201, encode(subresources.evict(server, kind, request.namespace, request.name, body, context)))
+    if request.subresource:
+        raise errors.method_not_allowed()
+    if kind.namespaced and request.namespace is None:
+        raise errors.method_not_allowed()
+    created = server.engine.create(kind, request.namespace, body, context, name=request.name)
+    return _shown(request, created, 201)
+
+
+def _put(request: ResourceRequest, context: Context, body: Any) -> Answer:
+    server, kind = request.server, request.kind
+    if not request.name:
+        raise errors.method_not_allowed()
+    if request.subresource == "scale":
+        return Answer(200, encode(subresources.put_scale(server, kind, request.namespace, request.name, body, context)))
+    obj, created = server.engine.update(
+        kind, request.namespace, request.name, body, context, subresource=request.subresource
+    )
+    return _shown(request, obj, 201 if created else 200)
+
+
+def _patch(request: ResourceRequest, context: Context, media: str, body: bytes, parse: Parser) -> Answer:
+    server, kind = request.server, request.kind
+    if not request.name:
+        raise errors.method_not_allowed()
+    accepted = [name for name in PATCH_TYPES if kind.custom is None or "strategic" not in name]
+    if media not in accepted:
+        raise errors.unsupported_media_type(accepted)
+    style = PATCH_TYPES[media]
+    if style == "apply" and not request.query.get("fieldManager"):
+        cause = errors.required_field("fieldManager", "is required for apply patch")
+        raise errors.invalid("PatchOptions", "meta.k8s.io", "", [cause])
+    content = parse(media, body)
+    if request.subresource == "scale":
+        found = subresources.patch_scale(server, kind, request.namespace, request.name, content, style, context)
+        return Answer(200, encode(found))
+    obj, created = server.engine.patch(
+        kind, request.namespace, request.name, content, context, style=style, subresource=request.subresource
+    )
+    return _shown(request, obj, 201 if created else 200)
+
+
+def _delete(request: ResourceRequest, context: Context, body: Any) -> Answer:
+    server, kind = request.server, request.kind
+    if request.subresource:
+        raise errors.method_not_allowed()
+    query = {
+        name: value
+        for name, value in (
+            ("propagationPolicy", request.query.get("propagationPolicy")),
+            ("gracePeriodSeconds", request.query.get("gracePeriodSeconds")),
+        )
+        if value is not None
+    }
+    if isinstance(body, dict) and body.get("dryRun"):
+        context.dry_run = True
+    options = DeleteOptions.parse({**query, **body} if isinstance(body, dict) else query)
+    if request.name:
+        obj, gone = server.deleter.delete(kind, request.namespace, request.name, options, context)
+        return Answer(200, encode(success(kind, obj) if gone else obj))
+    return _delete_collection(request, context, options)
+
+
+def _delete_collection(request: ResourceRequest, context: Context, options: DeleteOptions) -> Answer:
+    server, kind = request.server, request.kind
+    if kind.namespaced and request.namespace is None:
+        raise errors.method_not_allowed()
+    matches = request.matches()
+    deleted = []
+    for record in list(server.store.list(kind.storage_key, request.namespace)):
+        if matches is None or matches(record.obj):
+            deleted.append(record)
+            server.deleter.delete(kind, request.namespace, record.obj["metadata"]["name"], options, context)
+    meta: JsonObject = {"resourceVersion": str(server.store.rv)}
+    if kind.custom is not None:
+        meta["continue"] = ""
+    items = [record.obj for record in deleted]
+    return Answer(
+        200, encode({"kind": kind.list_kind, "apiVersion": kind.api_version, "metadata": meta, "items": items})
+    )

@@ -1,0 +1,166 @@
+"""Reviews and token requests: questions that are answered and not stored."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from wrpo_devcluster.apiserver import codec, errors, managed
+from wrpo_devcluster.apiserver.decode import decode
+from wrpo_devcluster.apiserver.kinds import Kind
+from wrpo_devcluster.apiserver.rbac import Attributes
+from wrpo_devcluster.apiserver.request import Context, User
+from wrpo_devcluster.apiserver.tokens import ISSUER, TokenError
+from wrpo_devcluster.client import JsonObject
+
+if TYPE_CHECKING:
+    from wrpo_devcluster.apiserver.server import ApiServer
+
+_MINIMUM_S, _MAXIMUM_S = 600, 1 << 32
+
+
+def review(server: ApiServer, kind: Kind, namespace: str | None, body: Any, context: Context) -> JsonObject:
+    """Answer one review; `kind` tells which."""
+    obj = decode(kind, body, context)
+    if kind.namespaced:
+        obj["metadata"].setdefault("namespace", namespace)
+    answer = {
+        "TokenReview": _token_review,
+        "SelfSubjectReview": _self_review,
+        "SelfSubjectAccessReview": _self_access,
+        "SubjectAccessReview": _access,
+        "LocalSubjectAccessReview": _access,
+        "SelfSubjectRulesReview": _rules,
+    }[kind.kind]
+    if kind.kind == "LocalSubjectAccessReview":
+        wanted = (obj["spec"].get("resourceAttributes") or {}).get("namespace")
+        if wanted != namespace:
+            cause = errors.invalid_field("spec.resourceAttributes.namespace", wanted, f"must match metadata.namespace: {namespace}")
+            raise errors.invalid(kind.kind, kind.group, "", [cause])
+    obj["status"] = answer(server, obj["spec"] if "spec" in obj else {}, context)
+    return obj
+
+
+def _user_info(user: User) -> JsonObject:
+    found: JsonObject = {"username": user.name}
+    if user.uid:
+        found["uid"] = user.uid
+    if user.groups:
+        found["groups"] = list(user.groups)
+    if user.extra:
+        found["extra"] = {name: list(values) for name, values in user.extra}
+    return found
+
+
+def _token_review(server: ApiServer, spec: JsonObject, _context: Context) -> JsonObject:
+    token = spec.get("token", "")
+    asked = spec.get("audiences") or [ISSUER]
+    if token == server.admin_token:
+        return {"authenticated": True, "user": {"username": "admin", "groups": ["system:masters", "system:authenticated"]}}
+    try:
+        user, audiences = server.tokens.verify(token, asked)
+    except TokenError as problem:
+        return {"user": {}, "error": str(problem)}
+    return {"authenticated": True, "user": _user_info(user), "audiences": audiences}
+
+
+def _self_review(_server: ApiServer, _spec: JsonObject, context: Context) -> JsonObject:
+    return {"userInfo": _user_info(context.user)}
+
+
+def _attributes(spec: JsonObject) -> Attributes:
+    resource = spec.get("resourceAttributes")
+    if resource:
+        return Attributes(
+            resource.get("verb", ""),
+            resource.get("group", ""),
+            resource.get("resource", ""),
+            resource.get("subresource", ""),
+            resource.get("namespace", ""),
+            resource.get("name", ""),
+        )
+    path = spec.get("nonResourceAttributes") or {}
+    if not path:
+        cause = errors.invalid_field("spec.resourceAttributes", None, "exactly one of nonResourceAttributes or resourceAttributes must be specified")
+        raise errors.invalid("SubjectAccessReview", "authorization.k8s.io", "", [cause])
+    return Attributes(path.get("verb", ""), path=path.get("path", ""))
+
+
+def _self_access(server: ApiServer, spec: JsonObject, context: Context) -> JsonObject:
+    return {"allowed": server.authorizer.allowed(context.user, _attributes(spec))}
+
+
+def _access(server: ApiServer, spec: JsonObject, _context: Context) -> JsonObject:
+    user = User(spec.get("user", ""), tuple(spec.get("groups") or ()), spec.get("uid", ""))
+    if not user.name and not user.groups:
+        cause = errors.invalid_field("spec.user", "", "at least one of user or group must be specified")
+        raise errors.invalid("SubjectAccessReview", "authorization.k8s.io", "", [cause])
+    return {"allowed": server.authorizer.allowed(user, _attributes(spec))}
+
+
+def _rules(server: ApiServer, spec: JsonObject, context: Context) -> JsonObject:
+    if context.user.privileged:
+        held: list[JsonObject] = [
+            {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]},
+            {"verbs": ["*"], "nonResourceURLs": ["*"]},
+        ]
+    else:
+        held = server.authorizer.rules(context.user, spec.get("namespace", ""))
+    return {
+        "resourceRules": [rule for rule in held if rule.get("resources")],
+        "nonResourceRules": [rule for rule in held if rule.get("nonResourceURLs")],
+        "incomplete": False,
+    }
+
+
+def token_request(
+    server: ApiServer, kind: Kind, namespace: str, name: str, body: Any, context: Context
+) -> JsonObject:
+    """POST serviceaccounts/NAME/token."""
+    account = server.engine.get(server.core("serviceaccounts"), namespace, name)
+    obj = decode(kind, body, context)
+    before = codec.zero(kind.node)
+    managers = managed.record_update(
+        kind.node,
+        before,
+        obj,
+        managed.ManagerKey(context.manager, "Update", kind.api_version, "token"),
+        api_version=kind.api_version,
+        now=server.engine.now(),
+    )
+    spec = obj["spec"]
+    seconds = spec["expirationSeconds"]
+    if not _MINIMUM_S <= seconds <= _MAXIMUM_S:
+        why = "may not specify a duration less than 10 minutes" if seconds < _MINIMUM_S else "may not specify a duration larger than 2^32 seconds"
+        cause = errors.invalid_field("spec.expirationSeconds", seconds, why)
+        raise errors.invalid("TokenRequest", "authentication.k8s.io", "", [cause])
+    spec["audiences"] = spec.get("audiences") or [ISSUER]
+    pod = _bound_pod(server, spec.get("boundObjectRef"), namespace, name)
+    obj["metadata"] = {
+        "name": name,
+        "namespace": namespace,
+        "uid": str(uuid.uuid4()),
+        "creationTimestamp": server.engine.now(),
+        "managedFields": managed.dump(managers),
+    }
+    _ = account
+    token = server.issue_token(namespace, name, audiences=spec["audiences"], expires_s=seconds, pod=pod)
+    expires = server.clock() + timedelta(seconds=seconds)
+    obj["status"] = {"token": token, "expirationTimestamp": codec.format_time(expires)}
+    return obj
+
+
+def _bound_pod(server: ApiServer, reference: JsonObject | None, namespace: str, account: str) -> tuple[str, str] | None:
+    if reference is None:
+        return None
+    if reference.get("kind") != "Pod":
+        raise errors.bad_request(f"cannot bind token to object of type {reference.get('kind')}: use Pod")
+    pod = server.engine.get(server.core("pods"), namespace, reference.get("name", ""))
+    if pod["spec"].get("serviceAccountName") != account:
+        raise errors.bad_request(
+            f"cannot bind token for serviceaccount {account!r} to pod running with different serviceaccount name."
+        )
+    if reference.get("uid") and reference["uid"] != pod["metadata"]["uid"]:
+        raise errors.conflict("pods", "", pod["metadata"]["name"], "the UID in the bound object reference does not match")
+    return pod["metadata"]["name"], pod["metadata"]["uid"]
