@@ -28,7 +28,7 @@ def prompt_token_ids(tokenizer: Any, prompt: str, system: str | None = None, tem
     They begin with exactly one BOS if the tokenizer puts one before text or the template writes one.
     """
     text = _render(tokenizer, messages_of(prompt, system), template, generation=True)
-    return _with_one_bos(tokenizer, _encode(tokenizer, text))
+    return text_token_ids(tokenizer, text)
 
 
 def response_token_ids(
@@ -123,6 +123,11 @@ def _render(tokenizer: Any, messages: list[Message], template: str | None, *, ge
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
     return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def text_token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of a text that a template wrote, with exactly one BOS if the tokenizer puts one before text."""
+    return _with_one_bos(tokenizer, _encode(tokenizer, text))
 
 
 def _with_one_bos(tokenizer: Any, ids: list[int]) -> list[int]:

@@ -12,7 +12,7 @@ from typing import cast
 from wrpo_engine.artifacts import Artifact, ArtifactStore, ArtifactWriter, InputEntry
 from wrpo_engine.artifacts.volume import VolumeStore, address
 from wrpo_engine.config import ArtifactRef, S3Storage, StageConfig, StageKind, VolumeStorage
-from wrpo_engine.errors import ConfigError, Interrupted, MissingInputError
+from wrpo_engine.errors import ConfigError, Interrupted, MissingInputError, StorageError
 from wrpo_engine.progress import Progress
 
 DEFAULT_VOLUME_ROOT = "/var/lib/wrpo"
@@ -130,7 +130,16 @@ def open_store(config: StageConfig, environ: Mapping[str, str], clock: Callable[
                     "it must be a relative path below the volume's root",
                     "Write DIRECTORY/NAME.",
                 )
-            return VolumeStore(Path(environ.get("WRPO_VOLUME_ROOT", DEFAULT_VOLUME_ROOT)) / path, clock)
+            mount = Path(environ.get("WRPO_VOLUME_ROOT", DEFAULT_VOLUME_ROOT))
+            if not mount.is_dir():
+                # Making it would write results where nobody finds them again.
+                raise StorageError(
+                    f"there is no directory {mount}, where the storage volume should be mounted",
+                    code="StorageMissing",
+                    field="storage",
+                    hint="Mount the volume there, or set WRPO_VOLUME_ROOT to where it is mounted.",
+                )
+            return VolumeStore(mount / path, clock)
         case S3Storage(uri=uri):
             raise ConfigError(
                 "storage.s3",

@@ -49,8 +49,10 @@ def make_ctx(tmp_path: Path) -> ContextFactory:
         stop: StopRequest | None = None,
     ) -> StageContext:
         config = stage_config(params, inputs, stage=stage, hash_=hash_, runtime=runtime)
+        storage = root or tmp_path / "storage"
+        storage.mkdir(parents=True, exist_ok=True)
         env = {
-            "WRPO_VOLUME_ROOT": str(root or tmp_path / "storage"),
+            "WRPO_VOLUME_ROOT": str(storage),
             "JOB_COMPLETION_INDEX": str(shard),
             "HF_HUB_OFFLINE": "1",
             **(environ or {}),

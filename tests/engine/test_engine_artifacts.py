@@ -86,6 +86,17 @@ def test_a_racing_writer_that_saw_no_manifest_does_not_replace_it(writer: Artifa
     assert sorted(path.name for path in writer.directory.iterdir()) == ["manifest.json", "rows.txt"]
 
 
+def test_a_commit_removes_what_killed_attempts_left(writer: ArtifactWriter) -> None:
+    import os
+
+    old, young = writer.publish("parts/.tmp-old", write("x")), writer.publish("parts/.tmp-young", write("x"))
+    for path, age_s in ((old, 7200), (young, 60)):
+        stamp = NOON.timestamp() - age_s
+        os.utime(path, (stamp, stamp))
+    writer.commit(files=[])
+    assert [path.name for path in (writer.directory / "parts").iterdir()] == [".tmp-young"]
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a truncated file": (lambda path: path.write_text("he"), "has 2 bytes where the manifest says 5"),
     "an altered file": (lambda path: path.write_text("hullo"), "was altered: its sha256 is not the manifest's"),

@@ -110,6 +110,7 @@ OUTCOMES: dict[str, tuple[BaseException, int, str, str]] = {
     "temporary trouble": (TemporaryError("the hub is away"), 75, "Failed", "Temporary"),
     "a stop request": (Interrupted(), 143, "Interrupted", "Interrupted"),
     "a bug": (KeyError("oops"), 1, "Failed", "InternalError"),
+    "no memory": (MemoryError("512 GiB"), 1, "Failed", "OutOfMemory"),
     "a full volume": (OSError(errno.ENOSPC, "No space left on device", "/data"), 73, "Failed", "StorageFull"),
     "a read-only volume": (OSError(errno.EROFS, "Read-only file system", "/data"), 73, "Failed", "StorageReadOnly"),
     "another system error": (OSError(errno.EIO, "Input/output error"), 1, "Failed", "InternalError"),
@@ -148,6 +149,15 @@ def test_a_full_volume_commits_nothing(engine: Engine, monkeypatch: pytest.Monke
     assert engine.message.error is not None
     assert engine.message.error.hint == ("Enlarge the volume or remove artifacts that are not needed, then retry.")
     assert list((engine.storage / "prepare/0123456789abcdef").iterdir()) == []
+
+
+def test_a_volume_that_is_not_mounted_is_not_made_up(engine: Engine, tmp_path: Path) -> None:
+    assert engine.run(WRPO_VOLUME_ROOT=str(tmp_path / "elsewhere")) == 73
+    assert engine.message.error is not None
+    assert engine.message.error.message == (
+        f"there is no directory {tmp_path}/elsewhere, where the storage volume should be mounted"
+    )
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_missing_input_is_found_before_any_work(engine: Engine) -> None:

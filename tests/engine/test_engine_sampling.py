@@ -311,6 +311,16 @@ def test_answers_end_at_the_context_limit(tiny_sampler: Any) -> None:
     assert [(sample.num_tokens, sample.finish_reason) for sample in samples] == [(3, FinishReason.LENGTH)] * 2
 
 
+def test_rows_that_finish_early_leave_the_batch_without_changing_the_others(tiny_sampler: Any) -> None:
+    # With half of all tokens ending an answer, rows finish at every step.
+    sampler = tiny_sampler(stop_token_ids=tuple(range(0, 300, 2)), max_tokens=12)
+    requests = [request(f"{number}", 3 + number, num_samples=2) for number in range(6)]
+    together = {sampled.key: sampled.samples for sampled in sampler.sample(requests)}
+    assert len({sample.num_tokens for samples in together.values() for sample in samples}) > 2
+    for one in requests:
+        assert next(iter(sampler.sample([one]))).samples == together[one.key]
+
+
 def test_an_answer_ends_with_its_stop_token(tiny_sampler: Any) -> None:
     every_token = tuple(range(300))
     samples = next(iter(tiny_sampler(stop_token_ids=every_token).sample([request("a", 7)]))).samples
@@ -322,9 +332,10 @@ def test_an_answer_ends_with_its_stop_token(tiny_sampler: Any) -> None:
     weights=st.lists(st.floats(1e-6, 1), min_size=1, max_size=12),
     draw=st.floats(0, 1, exclude_max=True),
     top_p=st.floats(0.01, 1),
+    candidates=st.integers(1, 12),
 )
 def test_the_nucleus_is_the_inverse_of_the_cumulated_likeliest_tokens(
-    weights: list[float], draw: float, top_p: float
+    weights: list[float], draw: float, top_p: float, candidates: int
 ) -> None:
     import torch
 

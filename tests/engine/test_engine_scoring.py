@@ -81,6 +81,13 @@ def test_a_classifier_with_more_labels_is_refused(tmp_path: Path) -> None:
     assert error.value.hint == "Use a classifier trained with num_labels=1."
 
 
+def test_a_model_without_a_trained_head_is_refused(tiny_model_dir: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        scorer(tiny_model_dir)
+    assert error.value.code == "RewardModelInvalid"
+    assert error.value.hint is not None
+
+
 @pytest.fixture
 def inputs(commit_artifact: Any) -> dict[str, ArtifactRef]:
     prompts = pl.DataFrame({"prompt_id": ["p1", "p2", "p3", "p4"], "prompt": ["one?", "two?", "three?", "four" * 200]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import uuid
@@ -18,6 +19,9 @@ from wrpo_engine.artifacts.manifest import MANIFEST_NAME, FileEntry, InputEntry,
 from wrpo_engine.artifacts.store import Artifact, ArtifactWriter
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import DataError
+
+_TEMPORARY = ".tmp-"
+_LEFTOVER_AGE_S = 3600.0
 
 
 def address(ref: ArtifactRef) -> str:
@@ -97,7 +101,7 @@ class VolumeWriter:
         final = self.directory / name
         final.parent.mkdir(parents=True, exist_ok=True)
         # The suffix stays the name's: writers choose formats by it. The uuid keeps two pods apart.
-        temporary = final.with_name(f".tmp-{uuid.uuid4().hex}-{final.name}")
+        temporary = final.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{final.name}")
         try:
             write(temporary)
             _sync(temporary)
@@ -140,6 +144,7 @@ class VolumeWriter:
             created_at=self.now(),
         )
         self._publish_manifest(manifest.to_bytes())
+        self._remove_leftovers()
         artifact = _read(self.ref, self.directory)
         assert artifact is not None
         return artifact
@@ -151,10 +156,18 @@ class VolumeWriter:
         _sync(path.parent)
         return FileEntry(name=name, size=path.stat().st_size, sha256=sha256_of(path), rows=rows)
 
+    def _remove_leftovers(self) -> None:
+        """Remove what killed attempts left behind; younger files may be another writer's."""
+        before = self.now().timestamp() - _LEFTOVER_AGE_S
+        for path in self.directory.rglob(f"{_TEMPORARY}*"):
+            with contextlib.suppress(OSError):
+                if path.is_file() and path.stat().st_mtime < before:
+                    path.unlink()
+
     def _publish_manifest(self, content: bytes) -> None:
         final = self.directory / MANIFEST_NAME
         self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = final.with_name(f".tmp-{uuid.uuid4().hex}-{MANIFEST_NAME}")
+        temporary = final.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{MANIFEST_NAME}")
         try:
             temporary.write_bytes(content)
             _sync(temporary)

@@ -92,6 +92,8 @@ def _sample_parts(
         gpu_memory_utilization=ctx.config.runtime.gpu_memory_utilization,
     )
     log.info("loading %s with %s", model.identity, params.backend)
+    total = finished + sum(len(plan.part.rows) for plan in planned)
+    ctx.progress.update(finished, total, message="loading the model")
     sampler = make_sampler(params.backend, model, tokenizer, settings)
     try:
         return sample_parts(ctx, params, planned, sampler, finished=finished)

@@ -28,6 +28,7 @@ class _Row:
     draws: np.random.Generator
     tokens: list[int] = field(default_factory=list)
     stopped: bool = False
+    is_finished: bool = False
 
     @property
     def seed(self) -> int:
@@ -112,9 +113,11 @@ class TransformersSampler:
         )
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self._model.config)
-        limits = [self._limit(row) for row in batch]
-        active = [limit > 0 for limit in limits]
-        while any(active):
+        running = [row for row in batch if self._limit(row) > 0]
+        if len(running) < len(batch):
+            keep = torch.tensor([index for index, row in enumerate(batch) if self._limit(row) > 0], dtype=torch.long)
+            ids, mask, positions = ids[keep], mask[keep], positions[keep]
+        while running:
             output = self._model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -123,15 +126,23 @@ class TransformersSampler:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            tokens = self._choose(output.logits[:, -1, :], batch, active)
-            for index, (row, token) in enumerate(zip(batch, tokens, strict=True)):
-                if active[index]:
+            tokens = self._choose(output.logits[:, -1, :], running)
+            for row, token in zip(running, tokens, strict=True):
+                if not row.is_finished:
                     row.tokens.append(token)
                     row.stopped = token in self._stops
-                    active[index] = not row.stopped and len(row.tokens) < limits[index]
+                    row.is_finished = row.stopped or len(row.tokens) >= self._limit(row)
             ids = torch.tensor(tokens, device=self._device).unsqueeze(-1)
-            mask = torch.cat([mask, mask.new_ones(len(batch), 1)], dim=-1)
+            mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=-1)
             positions = positions[:, -1:] + 1
+            left = [index for index, row in enumerate(running) if not row.is_finished]
+            # Finished rows cost as much as running ones; taking them out costs a copy of the cache.
+            if len(left) <= len(running) // 2:
+                keep = torch.tensor(left, device=self._device, dtype=torch.long)
+                if left:
+                    cache.batch_select_indices(keep)
+                ids, mask, positions = ids[keep], mask[keep], positions[keep]
+                running = [running[index] for index in left]
 
     def _limit(self, row: _Row) -> int:
         limit = self._settings.max_tokens
@@ -139,30 +150,39 @@ class TransformersSampler:
             limit = min(limit, self._settings.max_model_length - len(row.request.prompt_token_ids))
         return limit
 
-    def _choose(self, logits: torch.Tensor, batch: Sequence[_Row], active: Sequence[bool]) -> list[int]:
-        """Return the next token of each row, logits [batch, vocabulary]; finished rows get a token nobody reads."""
+    def _choose(self, logits: torch.Tensor, rows: Sequence[_Row]) -> list[int]:
+        """Return the next token of each row, logits [rows, vocabulary]; finished rows get a token nobody reads."""
         if self._settings.temperature == 0:
             return [int(token) for token in logits.argmax(dim=-1).tolist()]
         # In float64, so that the choice does not hang on the sum's rounding.
         probabilities = torch.softmax(logits.double() / self._settings.temperature, dim=-1)
-        draws = [row.draws.random() if running else 0.0 for row, running in zip(batch, active, strict=True)]
+        draws = [0.0 if row.is_finished else row.draws.random() for row in rows]
         return nucleus_choice(probabilities, torch.tensor(draws, dtype=torch.float64), self._settings.top_p)
 
 
-def nucleus_choice(probabilities: torch.Tensor, draws: torch.Tensor, top_p: float) -> list[int]:
+def nucleus_choice(
+    probabilities: torch.Tensor, draws: torch.Tensor, top_p: float, *, candidates: int = 1024
+) -> list[int]:
     """Choose one token of each row from the smallest set of likeliest tokens that holds `top_p` of the probability.
 
-    probabilities [batch, vocabulary] in float64; draws [batch], uniform in [0, 1).
+    probabilities [batch, vocabulary] in float64; draws [batch], uniform in [0, 1). Equally likely tokens are in the
+    order of their ids. Only the likeliest `candidates` tokens are sorted where the nucleus lies within them, as
+    sorting a whole vocabulary at every step costs as much as a small model.
     """
-    ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
+    size = min(candidates, probabilities.shape[-1])
+    tokens = probabilities.topk(size, dim=-1).indices.sort(dim=-1).values
+    ordered, order = probabilities.gather(-1, tokens).sort(dim=-1, descending=True, stable=True)
+    if size < probabilities.shape[-1] and bool((ordered.sum(dim=-1) <= top_p).any()):
+        ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
+    else:
+        tokens = tokens.gather(-1, order)
     cumulative = ordered.cumsum(dim=-1)
     # A token is in the nucleus if the likelier ones do not reach top_p by themselves; the first always is.
     inside = (cumulative - ordered) < top_p
     inside[:, 0] = True
-    size = inside.sum(dim=-1, keepdim=True)
-    mass = cumulative.gather(-1, size - 1)
-    targets = draws.to(probabilities.device).unsqueeze(-1) * mass
-    places = torch.searchsorted(cumulative, targets, right=True).clamp(max=size - 1)
+    last = inside.sum(dim=-1, keepdim=True) - 1
+    targets = draws.to(probabilities.device).unsqueeze(-1) * cumulative.gather(-1, last)
+    places = torch.searchsorted(cumulative, targets, right=True).clamp(max=last)
     return [int(token) for token in tokens.gather(-1, places).squeeze(-1).tolist()]
 
 

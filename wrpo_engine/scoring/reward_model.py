@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wrpo_engine.chat import messages_of
+from wrpo_engine.chat import messages_of, text_token_ids
 from wrpo_engine.config import RewardModel
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.models import ResolvedModel, context_length, resolve_model, tokenizer_of
@@ -45,11 +45,12 @@ class RewardScorer:
         self._tokenizer = tokenizer_of(model, field="reward.model", needs_template=False)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            self._model = AutoModelForSequenceClassification.from_pretrained(
+            self._model, loaded = AutoModelForSequenceClassification.from_pretrained(
                 str(model.path),
                 dtype=_torch_dtype(dtype, self._device),
                 trust_remote_code=model.trust_remote_code,
                 use_safetensors=True,
+                output_loading_info=True,
             )
         except (OSError, ValueError) as error:
             raise ConfigError(
@@ -66,6 +67,14 @@ class RewardScorer:
                 model.identity,
                 f"it has {labels} labels, but a reward model must have exactly one",
                 "Use a classifier trained with num_labels=1.",
+                code="RewardModelInvalid",
+            )
+        if missing := sorted(loaded["missing_keys"]):
+            raise ConfigError(
+                "reward.model",
+                model.identity,
+                f"its files hold no weights for {', '.join(missing[:3])}, so its scores would be random",
+                "Use a trained sequence classifier; a base or chat model is no reward model.",
                 code="RewardModelInvalid",
             )
         self._model.to(self._device).eval()
@@ -102,7 +111,7 @@ class RewardScorer:
         if tokenizer.chat_template:
             messages = [*messages_of(prompt), {"role": "assistant", "content": response}]
             text = tokenizer.apply_chat_template(messages, tokenize=False)
-            ids = [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+            ids = text_token_ids(tokenizer, text)
             return _Encoded(ids[: self._max_length], None, len(ids) > self._max_length)
         full = tokenizer(prompt, response, verbose=False)
         truncated = len(full["input_ids"]) > self._max_length
