@@ -334,13 +334,25 @@ def test_init_containers_run_first_and_a_failed_one_fails_the_pod(tmp_path: Path
     assert status["containerStatuses"][0]["state"] == {"waiting": {"reason": "PodInitializing"}}
 
 
+SAVER = """
+import signal, sys, time
+
+def save(*_):
+    print("saved", flush=True)
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, save)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
 def test_deletion_sends_sigterm_and_waits(tmp_path: Path) -> None:
-    script = f'{sys.executable} -c \'import signal,sys,time; signal.signal(15, lambda *a: (print("saved", flush=True), sys.exit(143))); print("up", flush=True); time.sleep(60)\''
 
     async def scenario() -> list[str]:
         async with node(tmp_path) as one:
             seen: list[str] = []
-            await one.client.create(PODS, make_pod(f"exec {script}"), "ns")
+            await one.client.create(PODS, make_pod(f"exec {sys.executable} {tmp_path}/saver.py"), "ns")
 
             async def is_up() -> bool:
                 try:
@@ -477,7 +489,7 @@ def test_a_pod_whose_processes_vanished_while_nobody_looked_is_a_disruption(tmp_
         await first.close()
         record = json.loads((first.runtime.log_dir(found["metadata"]["uid"], "c") / "0.pid.json").read_text())
         os.kill(record["shim_pid"], signal.SIGKILL)
-        os.waitpid(record["shim_pid"], 0)
+        os.waitpid(record["shim_pid"], 0)  # noqa: ASYNC222
         second = Node(tmp_path, client)
         second.hub.start()
         try:

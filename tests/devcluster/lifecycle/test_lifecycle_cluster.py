@@ -1,0 +1,336 @@
+"""The whole cluster in one process: API server, controllers, scheduler and pods as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from devcluster.rig import has_condition, until
+
+from wrpo_devcluster.bootstrap import crd_files, install_crds
+from wrpo_devcluster.client import (
+    CLAIMS,
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    JOBS,
+    NAMESPACES,
+    PODS,
+    PYTORCH_JOBS,
+    REPLICA_SETS,
+    SERVICES,
+    JsonObject,
+)
+from wrpo_devcluster.cluster import Cluster
+from wrpo_devcluster.config import ClusterConfig, default_environment, default_node
+from wrpo_devcluster.controllers.base import get_or_none
+from wrpo_devcluster.controllers.network import proxy_address
+
+pytestmark = pytest.mark.cluster
+
+MASTER = """
+import os, socket
+server = socket.create_server((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+for _ in range(int(os.environ["PET_NNODES"]) - 1):
+    connection, _ = server.accept()
+    print(connection.recv(100).decode(), flush=True)
+    connection.send(b"bye")
+    connection.close()
+"""
+WORKER = """
+import os, socket, time
+for _ in range(200):
+    try:
+        connection = socket.create_connection((os.environ["PET_MASTER_ADDR"], int(os.environ["PET_MASTER_PORT"])))
+        break
+    except OSError:
+        time.sleep(0.05)
+connection.send(f"node {os.environ['PET_NODE_RANK']} of {os.environ['WORLD_SIZE']}".encode())
+print(connection.recv(10).decode(), flush=True)
+"""
+
+
+@asynccontextmanager
+async def running(state_dir: Path) -> AsyncIterator[Cluster]:
+    config = ClusterConfig(
+        state_dir=state_dir,
+        nodes=(default_node(),),
+        environment=default_environment(os.environ),
+        backoff_scale=0.05,
+        shutdown_grace_s=1.0,
+    )
+    async with Cluster(config) as cluster:
+        yield cluster
+
+
+def template(command: list[str], *, name: str = "c", **container: Any) -> JsonObject:
+    return {"spec": {"containers": [{"name": name, "image": "any", "command": command, **container}]}}
+
+
+async def log_of(cluster: Cluster, pod: str, container: str) -> str:
+    assert cluster.api.log_reader is not None
+    options: dict[str, Any] = {"follow": False, "tail_lines": None, "since_s": None}
+    reader = cluster.api.log_reader.read("default", pod, container, **options, previous=False, timestamps=False)
+    return b"".join([part async for part in reader]).decode()
+
+
+def test_a_pytorchjobs_processes_find_each_other(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            client = cluster.client
+            assert await install_crds(client, crd_files("pytorchjob")) == ["pytorchjobs.kubeflow.org"]
+            replicas = {
+                role: {
+                    "replicas": 1,
+                    "restartPolicy": "Never",
+                    "template": template(["python", "-c", code], name="pytorch"),
+                }
+                for role, code in (("Master", MASTER), ("Worker", WORKER))
+            }
+            job = {
+                "apiVersion": "kubeflow.org/v1",
+                "kind": "PyTorchJob",
+                "metadata": {"name": "train"},
+                "spec": {"nprocPerNode": "1", "pytorchReplicaSpecs": replicas},
+            }
+            await client.create(PYTORCH_JOBS, job, "default")
+
+            async def succeeded() -> bool:
+                return has_condition(await client.get(PYTORCH_JOBS, "train", "default"), "Succeeded")
+
+            await until(succeeded, timeout_s=30)
+            assert await log_of(cluster, "train-master-0", "pytorch") == "node 1 of 2\n"
+            await client.delete(PYTORCH_JOBS, "train", "default", propagation="Background")
+
+            async def nothing_left() -> bool:
+                services = [s["metadata"]["name"] for s in await client.list(SERVICES, "default")]
+                pods = await client.list(PODS, "default")
+                return not pods and not any(name.startswith("train") for name in services)
+
+            await until(nothing_left, timeout_s=15)
+
+    asyncio.run(scenario())
+
+
+def test_a_deployment_serves_rolls_out_and_disappears(tmp_path: Path) -> None:
+    script = "echo $VERSION > index.html; exec python -m http.server --bind $POD_IP 8080"
+    pod_ip = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+
+    def pods(version: str) -> JsonObject:
+        made = template(
+            ["sh", "-c", script],
+            env=[pod_ip, {"name": "VERSION", "value": version}],
+            ports=[{"name": "http", "containerPort": 8080}],
+            readinessProbe={"httpGet": {"port": "http"}, "periodSeconds": 1},
+        )
+        return {**made, "metadata": {"labels": {"app": "web"}}}
+
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster, aiohttp.ClientSession() as session:
+            client = cluster.client
+            spec = {
+                "replicas": 1,
+                "strategy": {"type": "RollingUpdate"},
+                "selector": {"matchLabels": {"app": "web"}},
+                "template": pods("one"),
+            }
+            body = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": spec}
+            await client.create(DEPLOYMENTS, body, "default")
+            ports = [{"port": 80, "targetPort": "http"}]
+            service = await client.create(
+                SERVICES,
+                {
+                    "apiVersion": "v1",
+                    "kind": "Service",
+                    "metadata": {"name": "web"},
+                    "spec": {"selector": {"app": "web"}, "ports": ports},
+                },
+                "default",
+            )
+            url = f"http://{proxy_address(service)}/"
+
+            async def answers(version: str) -> bool:
+                try:
+                    async with session.get(url) as response:
+                        return (await response.text()).strip() == version
+                except aiohttp.ClientError:
+                    return False
+
+            await until(lambda: answers("one"), timeout_s=30)
+            await client.patch(DEPLOYMENTS, "web", "default", {"spec": {"template": pods("two")}})
+            await until(lambda: answers("two"), timeout_s=30)
+
+            async def is_rolled_out() -> bool:
+                status = (await client.get(DEPLOYMENTS, "web", "default"))["status"]
+                return status.get("updatedReplicas") == status.get("replicas") == status.get("availableReplicas") == 1
+
+            await until(is_rolled_out, timeout_s=30)
+            await client.delete(DEPLOYMENTS, "web", "default", propagation="Foreground")
+
+            async def is_gone() -> bool:
+                kinds = (DEPLOYMENTS, REPLICA_SETS, PODS)
+                return not any([await client.list(kind, "default") for kind in kinds])
+
+            await until(is_gone, timeout_s=15)
+
+    asyncio.run(scenario())
+
+
+def test_dependents_follow_their_owner_and_orphans_stay(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            client = cluster.client
+
+            async def family(name: str) -> None:
+                owner = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}
+                made = await client.create(CONFIG_MAPS, owner, "default")
+                reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": made["metadata"]["uid"]}
+                child = {**owner, "metadata": {"name": f"{name}-child", "ownerReferences": [reference]}}
+                await client.create(CONFIG_MAPS, child, "default")
+
+            async def is_absent(name: str) -> bool:
+                return await get_or_none(client, CONFIG_MAPS, name, "default") is None
+
+            for name in ("background", "foreground", "orphan"):
+                await family(name)
+            await client.delete(CONFIG_MAPS, "background", "default", propagation="Background")
+            await client.delete(CONFIG_MAPS, "foreground", "default", propagation="Foreground")
+            await client.delete(CONFIG_MAPS, "orphan", "default", propagation="Orphan")
+            for name in ("background-child", "foreground", "foreground-child", "orphan"):
+                await until(lambda name=name: is_absent(name))
+            left = await client.get(CONFIG_MAPS, "orphan-child", "default")
+            assert not left["metadata"].get("ownerReferences")
+            stray = {"apiVersion": "v1", "kind": "ConfigMap", "name": "never", "uid": "no-such-uid"}
+            body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "s", "ownerReferences": [stray]}}
+            await client.create(CONFIG_MAPS, body, "default")
+            await until(lambda: is_absent("s"))
+
+    asyncio.run(scenario())
+
+
+def test_a_deleted_namespace_takes_everything_along(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            client = cluster.client
+            await client.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}})
+
+            async def has_root_ca() -> bool:
+                return await get_or_none(client, CONFIG_MAPS, "kube-root-ca.crt", "team") is not None
+
+            await until(has_root_ca)
+            pod_template = template(["sleep", "60"])
+            pod_template["spec"] |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1}
+            job = {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "metadata": {"name": "j"},
+                "spec": {"template": pod_template},
+            }
+            await client.create(JOBS, job, "team")
+
+            async def has_pod() -> bool:
+                return bool(await client.list(PODS, "team"))
+
+            await until(has_pod)
+            await client.delete(NAMESPACES, "team")
+
+            async def is_gone() -> bool:
+                return await get_or_none(client, NAMESPACES, "team") is None
+
+            await until(is_gone, timeout_s=20)
+            assert not await client.list(PODS, "team")
+
+    asyncio.run(scenario())
+
+
+def test_a_pod_waits_for_its_claim_and_keeps_its_data(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            client = cluster.client
+            mount = [{"name": "v", "mountPath": "/data"}]
+            pod = template(["sh", "-c", "echo kept > /data/file"], volumeMounts=mount)
+            pod |= {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}
+            pod["spec"] |= {
+                "restartPolicy": "Never",
+                "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}],
+            }
+            await client.create(PODS, pod, "default")
+
+            async def refusal() -> str | None:
+                found = await client.get(PODS, "p", "default")
+                return next((c["message"] for c in found["status"].get("conditions", []) if c.get("message")), None)
+
+            expected = '0/1 nodes are available: persistentvolumeclaim "data" not found.'
+            assert await until(refusal) == expected
+            claim = {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": "data"},
+                "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+            }
+            await client.create(CLAIMS, claim, "default")
+            path = tmp_path / "volumes" / "default" / "data" / "file"
+
+            async def is_written() -> bool:
+                return path.exists() and path.read_text() == "kept\n"
+
+            await until(is_written)
+            assert (await client.get(CLAIMS, "data", "default"))["status"]["phase"] == "Bound"
+
+    asyncio.run(scenario())
+
+
+def test_only_the_admin_may_inject_faults(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            context = ssl.create_default_context(cafile=str(cluster.ca_path))
+            connector = aiohttp.TCPConnector(ssl=context)
+            url = f"{cluster.url}/devcluster/faults"
+            admin = {"Authorization": f"Bearer {cluster.admin_token}"}
+            async with aiohttp.ClientSession(connector=connector) as session:
+                async with session.post(url, json={"pullErrors": {"any": "down"}}) as refused:
+                    assert refused.status == 403
+                async with session.post(url, json={"pullErrors": {"any": "down"}}, headers=admin) as accepted:
+                    assert (await accepted.json())["pullErrors"] == {"any": "down"}
+                async with session.post(url, json={"typo": 1}, headers=admin) as unknown:
+                    assert (await unknown.json())["error"].startswith("unknown fault ['typo']; send one of")
+            assert cluster.faults.pull_error("any:1") == "down"
+
+    asyncio.run(scenario())
+
+
+def test_an_evicted_pods_job_starts_another_without_counting_a_failure(tmp_path: Path) -> None:
+    from wrpo_devcluster.faults import disrupt
+
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            client = cluster.client
+            pods = template(["sleep", "60"])
+            pods["spec"] |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1}
+            rule = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+            job = {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "metadata": {"name": "j"},
+                "spec": {"backoffLimit": 0, "podFailurePolicy": {"rules": [rule]}, "template": pods},
+            }
+            await client.create(JOBS, job, "default")
+
+            async def running_pod(but: str = "") -> str | None:
+                for pod in await client.list(PODS, "default"):
+                    if pod["status"]["phase"] == "Running" and pod["metadata"]["name"] != but:
+                        return str(pod["metadata"]["name"])
+                return None
+
+            first = await until(running_pod)
+            await disrupt(client, cluster.clock, "default", first, "PreemptionByScheduler")
+            await until(lambda: running_pod(but=first), timeout_s=20)
+            assert "failed" not in (await client.get(JOBS, "j", "default"))["status"]
+
+    asyncio.run(scenario())
