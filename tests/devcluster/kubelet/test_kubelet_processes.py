@@ -348,6 +348,7 @@ time.sleep(60)
 
 
 def test_deletion_sends_sigterm_and_waits(tmp_path: Path) -> None:
+    (tmp_path / "saver.py").write_text(SAVER)
 
     async def scenario() -> list[str]:
         async with node(tmp_path) as one:
