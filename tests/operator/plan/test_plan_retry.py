@@ -1,0 +1,78 @@
+"""What follows a failure: what was tried so far, seconds since, what must follow."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from support.builders import NOON
+
+from wrpo_operator.api.conditions import Reason
+from wrpo_operator.api.spec import Retries
+from wrpo_operator.api.status import Attempt, AttemptState, to_time
+from wrpo_operator.plan.retry import GiveUp, RetryDecision, StartAttempt, Wait, decide_next
+
+POLICY = Retries(limit=2, backoffSeconds=10)
+CRASH = ("Failed", "Application")
+BAD = ("Failed", "Config")
+EVICTED = ("Disrupted", "Disruption")
+STOPPED = ("Stopped", None)
+RUNNING = ("Running", None)
+LATE = ("Failed", "PendingTooLong")
+History = list[tuple[str, str | None]]
+
+CASES: dict[str, tuple[History, float, RetryDecision]] = {
+    "nothing yet": ([], 0, StartAttempt(1)),
+    "a bad spec is final": ([BAD], 999, GiveUp(Reason.STAGE_FAILED)),
+    "first crash waits for the backoff": ([CRASH], 9, Wait(NOON + timedelta(seconds=10))),
+    "first crash retries after it": ([CRASH], 10, StartAttempt(2)),
+    "backoff doubles": ([CRASH, CRASH], 19, Wait(NOON + timedelta(seconds=20))),
+    "third crash exhausts two retries": ([CRASH] * 3, 999, GiveUp(Reason.RETRIES_EXHAUSTED)),
+    "an eviction restarts at once": ([EVICTED], 0, StartAttempt(2)),
+    "evictions are free": ([CRASH] + [EVICTED] * 50, 0, StartAttempt(52)),
+    "a stopped attempt is free": ([CRASH, CRASH, STOPPED], 0, StartAttempt(4)),
+    "a child that is gone keeps its number": ([CRASH, RUNNING], 0, StartAttempt(2)),
+    "waiting too long is final": ([LATE], 999, GiveUp(Reason.PENDING_TOO_LONG)),
+}
+
+
+def attempts(history: History) -> list[Attempt]:
+    ends = to_time(NOON)
+    return [
+        Attempt(
+            number=number,
+            child=f"c{number}",
+            state=AttemptState(state),
+            failure="Config" if failure == "PendingTooLong" else failure,
+            reason=failure if failure == "PendingTooLong" else None,
+            finished_at=None if state == "Running" else ends,
+        )
+        for number, (state, failure) in enumerate(history, start=1)
+    ]
+
+
+def decide(history: History, seconds: float, forgiven: int = 0) -> RetryDecision:
+    failures = sum(state == "Failed" for state, _ in history[forgiven:])
+    now = NOON + timedelta(seconds=seconds)
+    return decide_next(attempts(history), forgiven=forgiven, failures=failures, policy=POLICY, now=now)
+
+
+@pytest.mark.parametrize(("history", "seconds", "expected"), CASES.values(), ids=CASES.keys())
+def test_decides_what_follows(history: History, seconds: float, expected: RetryDecision) -> None:
+    assert decide(history, seconds) == expected
+
+
+def test_forgiven_failures_count_no_more() -> None:
+    assert decide([CRASH] * 3, 0, forgiven=3) == StartAttempt(4)
+    assert decide([BAD], 0, forgiven=1) == StartAttempt(2)
+
+
+def test_the_backoff_never_exceeds_an_hour() -> None:
+    policy = Retries(limit=20, backoffSeconds=3600)
+    decision = decide_next(attempts([CRASH] * 20), forgiven=0, failures=20, policy=policy, now=NOON)
+    assert decision == Wait(NOON + timedelta(hours=1))
+
+
+def test_no_retries_means_one_attempt() -> None:
+    decision = decide_next(attempts([CRASH]), forgiven=0, failures=1, policy=Retries(limit=0), now=NOON)
+    assert decision == GiveUp(Reason.RETRIES_EXHAUSTED)
