@@ -18,6 +18,20 @@ MANIFESTS = Path(__file__).parent / "manifests"
 PRESETS = {"pytorchjob": MANIFESTS / "pytorchjobs.yaml"}
 
 
+_NODE_INFO = {
+    "architecture": "amd64",
+    "bootID": "",
+    "containerRuntimeVersion": "process://1",
+    "kernelVersion": "",
+    "kubeProxyVersion": "",
+    "kubeletVersion": "v1.36.0",
+    "machineID": "",
+    "operatingSystem": "linux",
+    "osImage": "processes of this machine",
+    "systemUUID": "",
+}
+
+
 def node_object(node: NodeConfig, now: datetime) -> JsonObject:
     amounts = {"cpu": node.cpu, "memory": node.memory, "pods": str(node.pods)}
     if node.gpus:
@@ -47,6 +61,7 @@ def node_object(node: NodeConfig, now: datetime) -> JsonObject:
             "capacity": amounts,
             "allocatable": amounts,
             "conditions": [ready],
+            "nodeInfo": _NODE_INFO,
             "addresses": [
                 {"type": "InternalIP", "address": "127.0.0.1"},
                 {"type": "Hostname", "address": node.name},

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 _CONFIG_FILE = "cluster.json"
-_PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "PYTHONPATH", "USER", "LOGNAME")
+_PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "USER", "LOGNAME")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,11 @@ def default_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     passed = {name: environ[name] for name in _PASSED_ON if name in environ}
-    return {"LANG": "C.UTF-8", **passed, "PATH": path, "GLOO_SOCKET_IFNAME": "lo"}
+    # What this interpreter imports from outside its installation, the pods' interpreters can import too.
+    installed = (sys.prefix, sys.base_prefix)
+    extra = [entry for entry in sys.path if Path(entry).is_absolute() and not entry.startswith(installed)]
+    imports = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(extra))} if extra else {}
+    return {"LANG": "C.UTF-8", **passed, **imports, "PATH": path, "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def save_config(config: ClusterConfig) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from wrpo_devcluster.config import ClusterConfig, default_environment, default_node, load_config, save_config
-from wrpo_devcluster.kubelet.records import is_running, kill_strays
+from wrpo_devcluster.kubelet.records import is_running, kill_strays, last_attempt
 from wrpo_devcluster.kubelet.shim import start_ticks
 
 DEFAULT_STATE_DIR = Path(".wrpo/dev")
@@ -247,6 +247,12 @@ def _kill_pods(state_dir: Path) -> None:
     """End what a control plane that was killed has left running."""
     pods = state_dir / "pods"
     for pod in pods.iterdir() if pods.is_dir() else ():
+        # The supervisors first: without an exit record the next start sees a disruption, not a failure.
+        for container in pod.iterdir():
+            attempt = last_attempt(container) if container.is_dir() else None
+            process = attempt.process() if attempt is not None else None
+            if process is not None and process.is_alive():
+                os.kill(process.shim_pid, signal.SIGKILL)
         kill_strays(f"{pod.name}/")
 
 

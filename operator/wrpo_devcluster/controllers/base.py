@@ -94,6 +94,8 @@ class WatchHub:
                         handler(event)
             except ApiError as error:
                 log.warning("watch of %s ended: %s", resource.plural, error)
+            except Exception:
+                log.exception("watch of %s stumbled; it starts anew", resource.plural)
             # A watch that ends is started anew; it then reports everything that exists, so nothing is missed.
             await self._clock.sleep(0.2)
 

@@ -11,6 +11,7 @@ from wrpo_devcluster.client import CONFIG_MAPS, SECRETS, JsonObject, Resource
 from wrpo_devcluster.controllers.base import get_or_none
 from wrpo_devcluster.kubelet.containers import Launch, marker
 from wrpo_devcluster.kubelet.environment import (
+    ConfigError,
     Sources,
     command_line,
     container_env,
@@ -36,6 +37,11 @@ class PullError(Exception):
 async def plan_launch(run: PodRun, container: JsonObject, attempt: Attempt) -> Launch:
     """Work out what to start. Raises PullError, ConfigError or VolumeError for what stands in the way."""
     runtime, pod = run.runtime, run.handle.pod
+    if container.get("restartPolicy"):
+        raise ConfigError(
+            f'container "{container["name"]}" sets restartPolicy (a sidecar), which pods as processes do not have; '
+            "make it a container of the pod, or remove restartPolicy"
+        )
     entrypoint = _entrypoint(run, container)
     base = _base_env(run, container, attempt)
     pod_now = {**pod, "status": {**(pod.get("status") or {}), "podIP": run.address}}

@@ -219,6 +219,7 @@ class PodRun:
             state.is_ready = state.has_started and "readinessProbe" not in spec
             if not adopted:
                 await self.handle.event("Normal", "Started", f"Started container: {state.name}")
+                await self._hook(spec, "postStart", attempt)
             await self._publish()
             probing = asyncio.create_task(self._probe(spec, state, attempt))
             self._tasks.append(probing)
@@ -336,7 +337,7 @@ class PodRun:
                 running.append((spec, state, attempt))
         for _, state, _ in running:
             await self.handle.event("Normal", "Killing", f"Stopping container {state.name}")
-        await asyncio.gather(*(processes.stop(attempt, grace_s) for _, _, attempt in running))
+        await asyncio.gather(*(self._stop(spec, attempt, grace_s) for spec, _, attempt in running))
         for spec, state, attempt in running:
             state.container_id = f"process://{processes.marker(attempt)}"
             self._note_end(spec, state, attempt, await processes.wait_ended(attempt))
@@ -348,6 +349,27 @@ class PodRun:
             # A deleted pod whose containers never ran ends as failed, as the real kubelet reports it.
             self._ending = Ending("", "")
         await self._publish()
+
+    async def _stop(self, spec: JsonObject, attempt: Attempt, grace_s: float) -> None:
+        """Run the preStop hook within the grace period, then signal."""
+        start = asyncio.get_running_loop().time()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._hook(spec, "preStop", attempt)
+        await processes.stop(attempt, max(0.0, grace_s - (asyncio.get_running_loop().time() - start)))
+
+    async def _hook(self, spec: JsonObject, name: str, attempt: Attempt) -> None:
+        hook = (spec.get("lifecycle") or {}).get(name)
+        if not hook:
+            return
+        if "sleep" in hook:
+            await self.runtime.clock.sleep(float(hook["sleep"]["seconds"]))
+            return
+        why = await try_once(
+            {**hook, "timeoutSeconds": self.handle.grace_period_s()}, self._probe_target(spec, attempt)
+        )
+        if why is not None:
+            await self.handle.event("Warning", f"Failed{name[0].upper()}{name[1:]}Hook", why)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(work))

@@ -551,3 +551,60 @@ def test_an_injected_pull_error_goes_away_when_the_fault_does(tmp_path: Path) ->
     said, phase = asyncio.run(scenario())
     assert said == 'Back-off pulling image "img": ErrImagePull: registry is down'
     assert phase == "Succeeded"
+
+
+def test_a_node_that_is_shut_down_reports_its_pods_as_disrupted(tmp_path: Path) -> None:
+    async def scenario() -> tuple[JsonObject, JsonObject]:
+        async with node(tmp_path) as one:
+            await one.client.create(PODS, make_pod("exec sleep 300"), "ns")
+            await one.client.create(PODS, make_pod("exec sleep 300", name="server", restart="Always"), "ns")
+            await one.running("p")
+            await one.running("server")
+            await one.runtime.shutdown()
+            return await one.client.get(PODS, "p", "ns"), await one.client.get(PODS, "server", "ns")
+
+    job_pod, server = asyncio.run(scenario())
+    assert has_condition(job_pod, "DisruptionTarget", "TerminationByKubelet")
+    assert job_pod["status"]["message"] == "Pod was terminated in response to imminent node shutdown."
+    assert server["status"]["phase"] == "Running"
+
+
+def test_hooks_run_after_the_start_and_before_the_end(tmp_path: Path) -> None:
+    hooks = {
+        name: {"exec": {"command": ["sh", "-c", f"echo {name} >> {tmp_path}/hooks"]}}
+        for name in ("postStart", "preStop")
+    }
+
+    async def scenario() -> None:
+        async with node(tmp_path) as one:
+            await one.client.create(PODS, make_pod("exec sleep 300", container={"lifecycle": hooks}), "ns")
+            await one.running("p")
+            await one.client.delete(PODS, "p", "ns")
+
+            async def is_gone() -> bool:
+                return not await one.client.list(PODS, "ns")
+
+            await until(is_gone)
+
+    asyncio.run(scenario())
+    assert (tmp_path / "hooks").read_text() == "postStart\npreStop\n"
+
+
+def test_a_sidecar_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    sidecar = {"name": "s", "image": "i", "command": ["true"], "restartPolicy": "Always"}
+
+    async def scenario() -> str:
+        async with node(tmp_path) as one:
+            await one.client.create(PODS, make_pod("true", initContainers=[sidecar]), "ns")
+
+            async def message() -> str | None:
+                found = await one.client.get(PODS, "p", "ns")
+                states = found["status"].get("initContainerStatuses") or [{"state": {}}]
+                return states[0]["state"].get("waiting", {}).get("message")
+
+            return await until(message)
+
+    assert asyncio.run(scenario()) == (
+        'container "s" sets restartPolicy (a sidecar), which pods as processes do not have; '
+        "make it a container of the pod, or remove restartPolicy"
+    )
