@@ -41,6 +41,8 @@ CHECKPOINTS_DIRECTORY = "checkpoints"
 REFERENCE_DIRECTORY = "reference"
 TOKENS_DIRECTORY = "tokens"
 _MODEL_FIELD = "target"
+CPU_MICRO_BATCH_TOKENS = 1024
+"""A CPU computes no faster on more tokens at a time; they only take memory."""
 
 
 def run_sft(ctx: StageContext) -> StageResult:
@@ -169,8 +171,13 @@ def _plan(ctx: StageContext, params: SftParams | TrainParams, rows: Sequence[Tok
         epochs=params.epochs,
         seed=params.seed,
         world_size=group.world_size,
-        micro_batch_tokens=ctx.config.runtime.micro_batch_tokens,
+        micro_batch_tokens=micro_batch_tokens(ctx.config.runtime.micro_batch_tokens),
     )
+
+
+def micro_batch_tokens(bound: int) -> int:
+    """Return the tokens of one forward pass: the configured upper bound, on a CPU not more than is of use."""
+    return bound if torch.cuda.is_available() else min(bound, CPU_MICRO_BATCH_TOKENS)
 
 
 def _load(base: ResolvedModel, params: SftParams | TrainParams, checkpoint: Checkpoint | None) -> LogpModel:

@@ -138,3 +138,7 @@ def test_a_resumed_run_does_not_tokenise_again(context: Any, monkeypatch: pytest
     monkeypatch.setattr(stage, "tokenize_rows", None)
     stop._requested = False
     assert stage.run_train(ctx).step == 6
+
+
+def test_a_cpu_takes_no_more_tokens_at_a_time_than_are_of_use() -> None:
+    assert [stage.micro_batch_tokens(bound) for bound in (1, 400, 8192)] == [1, 400, 1024]
