@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 PALETTE = ("#4c78a8", "#e07b39", "#3f9c6c", "#b65fa8", "#8a7a2f", "#5aa6b8", "#c4515f", "#7d6bb5")
 """Middle tones: readable on light and on dark."""
@@ -57,6 +58,7 @@ def line_chart(steps: Steps, series: Mapping[str, str], *, title: str) -> str | 
             )
         axes.set_title(title)
         axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(present) > 1:
             axes.legend()
         return _svg(figure, title)

@@ -1,0 +1,162 @@
+"""The evaluate stage on tiny random models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from wrpo_engine import records
+from wrpo_engine.config import ArtifactRef, EvaluateModel, EvaluateParams, ModelRef, RewardModel
+from wrpo_engine.errors import ConfigError, DataError, Interrupted
+from wrpo_engine.evaluation import answers as answers_module
+from wrpo_engine.evaluation import isolation, stage
+from wrpo_engine.evaluation.answers import AnswerJob
+from wrpo_engine.models import ResolvedModel
+from wrpo_engine.stage import StageContext, StopRequest
+
+PROMPTS = [("p1", "What is one?"), ("p2", "What is two?"), ("p3", "What is three?")]
+MakeCtx = Callable[..., StageContext]
+Commit = Callable[..., ArtifactRef]
+
+
+def prompts_frame(rows: list[tuple[str, str]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=records.PROMPTS, orient="row")
+
+
+@pytest.fixture
+def params(tiny_model_dir: Path, tiny_reward_dir: Path) -> EvaluateParams:
+    return EvaluateParams(
+        models=(
+            EvaluateModel(label="target", model=ModelRef(name=str(tiny_model_dir))),
+            EvaluateModel(label="WRPO-DPO", model=ModelRef(name=str(tiny_model_dir))),
+        ),
+        reward=RewardModel(name=str(tiny_reward_dir)),
+        backend="Transformers",
+        max_tokens=4,
+        dtype="float32",
+    )
+
+
+def committed(ctx: StageContext) -> tuple[dict[str, Any], pl.DataFrame]:
+    artifact = ctx.output.committed()
+    assert artifact is not None
+    assert artifact.files() == ["answers.parquet", "evaluation.json"]
+    return json.loads(artifact.file("evaluation.json").read_text()), pl.read_parquet(artifact.file("answers.parquet"))
+
+
+def test_a_model_ties_with_itself_on_every_prompt(
+    make_ctx: MakeCtx, commit_artifact: Commit, params: EvaluateParams
+) -> None:
+    ctx = make_ctx(params, {"prompts": commit_artifact("prepare", {"evaluation.parquet": prompts_frame(PROMPTS)})})
+    result = stage.run(ctx)
+    evaluation, answers = committed(ctx)
+    assert evaluation["win_rates"]["target"] | {"ci_low": 0, "ci_high": 0} == {
+        "win": 0,
+        "tie": 3,
+        "loss": 0,
+        "rate": 0.5,
+        "ci_low": 0,
+        "ci_high": 0,
+        "n": 3,
+    }
+    assert evaluation["mean_reward"]["target"] == evaluation["mean_reward"]["WRPO-DPO"]
+    assert result.rows == 6
+    assert result.metrics["win_rate_vs_target"] == 0.5
+    assert answers["prompt_id"].to_list() == ["p1", "p2", "p3"] * 2
+    assert sorted(path.name for path in ctx.output.directory.iterdir()) == [
+        "answers.parquet",
+        "evaluation.json",
+        "manifest.json",
+    ]
+
+
+def test_each_source_s_share_of_the_triples_is_reported(
+    make_ctx: MakeCtx, commit_artifact: Commit, params: EvaluateParams
+) -> None:
+    rows = [(f"p{n}", "q", "s", "t", "l", "big" if n else "small", 1.0, 0.5, 0.0) for n in range(4)]
+    triples = pl.DataFrame(rows, schema=records.TRIPLES, orient="row")
+    inputs = {
+        "prompts": commit_artifact("prepare", {"evaluation.parquet": prompts_frame(PROMPTS[:1])}),
+        "triples": commit_artifact("curate-triples", {"triples.parquet": triples}),
+    }
+    ctx = make_ctx(params, inputs)
+    stage.run(ctx)
+    assert committed(ctx)[0]["source_share"] == {"big": 0.75, "small": 0.25}
+
+
+def test_a_killed_evaluation_continues_with_the_next_model_and_ends_with_the_same_bytes(
+    make_ctx: MakeCtx,
+    commit_artifact: Commit,
+    params: EvaluateParams,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs = {"prompts": commit_artifact("prepare", {"evaluation.parquet": prompts_frame(PROMPTS)})}
+    whole = make_ctx(params, inputs, hash_="a" * 16)
+    stage.run(whole)
+    asked: list[str] = []
+    stop = StopRequest()
+    original = answers_module.answer
+
+    def answer_once(job: AnswerJob, on_answer: Callable[[int], None]) -> pl.DataFrame:
+        asked.append(job.label)
+        rows = original(job, on_answer)
+        stop.request()
+        return rows
+
+    monkeypatch.setattr(stage, "answer", answer_once)
+    with pytest.raises(Interrupted):
+        stage.run(make_ctx(params, inputs, stop=stop))
+    stop = StopRequest()
+    resumed = make_ctx(params, inputs)
+    stage.run(resumed)
+    assert asked == ["target", "WRPO-DPO"]
+    for name in ("answers.parquet", "evaluation.json"):
+        assert (resumed.output.directory / name).read_bytes() == (whole.output.directory / name).read_bytes()
+
+
+def test_an_evaluation_without_held_out_prompts_names_the_field(
+    make_ctx: MakeCtx, commit_artifact: Commit, params: EvaluateParams
+) -> None:
+    ctx = make_ctx(params, {"prompts": commit_artifact("prepare", {"evaluation.parquet": prompts_frame([])})})
+    with pytest.raises(DataError, match="no held-out prompts") as raised:
+        stage.run(ctx)
+    assert raised.value.info().field == "prompts.evaluation.prompts"
+    assert ctx.output.committed() is None
+
+
+def test_a_held_out_prompt_longer_than_the_context_is_named_with_both_lengths(
+    make_ctx: MakeCtx, commit_artifact: Commit, params: EvaluateParams
+) -> None:
+    frame = prompts_frame([("long", "x" * 600)])
+    ctx = make_ctx(params, {"prompts": commit_artifact("prepare", {"evaluation.parquet": frame})})
+    with pytest.raises(DataError, match=r"prompt long has \d{3} tokens .* holds 512"):
+        stage.run(ctx)
+
+
+def test_two_models_cannot_share_a_label(make_ctx: MakeCtx, commit_artifact: Commit, params: EvaluateParams) -> None:
+    twice = params.model_copy(update={"models": (params.models[0], params.models[0])})
+    ctx = make_ctx(twice, {"prompts": commit_artifact("prepare", {"evaluation.parquet": prompts_frame(PROMPTS)})})
+    with pytest.raises(ConfigError, match="labels must be unique"):
+        stage.run(ctx)
+
+
+def test_an_error_in_a_model_s_own_process_comes_back_as_itself() -> None:
+    error = isolation._rebuilt(("ConfigError", ConfigError("model", "m", "it is wrong", "Fix it.").info().model_dump()))
+    assert isinstance(error, ConfigError)
+    assert str(error) == "model is 'm': it is wrong"
+    assert error.info().hint == "Fix it."
+
+
+@pytest.mark.slow
+def test_a_model_answers_the_same_in_a_process_of_its_own(tiny_model_dir: Path, params: EvaluateParams) -> None:
+    job = AnswerJob(label="target", model=ResolvedModel(tiny_model_dir, "tiny", None), prompts=PROMPTS, params=params)
+    seen: list[int] = []
+    apart = isolation.answer_in_process(job, seen.append, StopRequest())
+    assert apart.equals(answers_module.answer(job, lambda _: None))
+    assert seen[-1] == 3
