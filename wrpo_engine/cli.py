@@ -148,9 +148,7 @@ def _crashed(error: Exception) -> tuple[int, TerminationMessage]:
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         # By name: importing torch to ask for its class would cost seconds in stages without it.
-        hint = (
-            "Give the stage more memory, or lower reward.batchTokens, training.microBatchTokens or maxLength."
-        )
+        hint = "Give the stage more memory, or lower reward.batchTokens, training.microBatchTokens or maxLength."
         return _failed(WrpoError(text, code="OutOfMemory", hint=hint))
     return _failed(WrpoError(text, hint="This is unexpected: see the pod's log for the traceback. It is retried."))
 

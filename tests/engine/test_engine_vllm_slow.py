@@ -80,7 +80,7 @@ class Runner:
                 "WRPO_VOLUME_ROOT": str(self._directory / "storage"),
                 "WRPO_TERMINATION_MESSAGE_PATH": str(self._directory / "termination-log"),
                 "JOB_COMPLETION_INDEX": str(shard),
-                "OMP_NUM_THREADS": "2",
+                "OMP_NUM_THREADS": "1",
             }
             command = [sys.executable, "-m", "wrpo_engine", "sample", "--config", str(path)]
             subprocess.run(command, env=environ, check=True, cwd=Path(__file__).parents[2])

@@ -28,12 +28,10 @@ def run(ctx: StageContext) -> StageResult:
     field_name = "target" if params.source == "target" else f"sources[{params.source}]"
     parts = parts_of(_prompts(ctx, params), params.prompts_per_part)
     model = resolve_model(params.model, ctx, field=f"{field_name}.model")
-    pending = set(pending_parts(ctx, [part.name for part in parts]))
-    todo = [part for part in parts if part.name in pending]
-    finished = sum(len(part.rows) for part in parts[ctx.shard :: ctx.config.runtime.shards] if part not in todo)
+    pending = frozenset(pending_parts(ctx, [part.name for part in parts]))
     written = 0
-    if todo:
-        written = _sample_parts(ctx, params, model, todo, field_name=field_name, finished=finished)
+    if pending:
+        written = _sample_parts(ctx, params, model, parts, pending, field_name=field_name)
     metrics = commit_when_complete(
         ctx, [part.name for part in parts], details={"model": model.details()}, measure=measure
     )
@@ -59,18 +57,20 @@ def _sample_parts(
     ctx: StageContext,
     params: SampleParams,
     model: ResolvedModel,
-    todo: Sequence[Part],
+    parts: Sequence[Part],
+    pending: frozenset[str],
     *,
     field_name: str,
-    finished: int,
 ) -> int:
-    """Answer the parts and publish each when its last prompt is done; return the rows written."""
+    """Answer the pending parts and publish each when its last prompt is done; return the rows written."""
     tokenizer = tokenizer_of(model, field=field_name)
     context = _context(params, model)
     limits = Limits(context=context, skip_too_long=params.on_prompt_too_long == "Skip", model=model.identity)
-    # Every prompt is encoded before the model is loaded: one that is too long fails at once.
-    planned = [
-        requests_of(
+    planned: list[PartRequests] = []
+    longest = 0
+    # Every prompt of every shard is encoded before the model is loaded: one that is too long fails at once.
+    for part in parts:
+        plan = requests_of(
             part,
             encode=lambda prompt: prompt_token_ids(tokenizer, prompt, params.system_prompt),
             num_samples=params.samples_per_prompt,
@@ -78,8 +78,11 @@ def _sample_parts(
             seed_model=seed_model(params),
             limits=limits,
         )
-        for part in todo
-    ]
+        longest = max([longest, *(len(request.prompt_token_ids) for request in plan.requests)])
+        if part.name in pending:
+            planned.append(plan)
+    needed = longest + params.max_tokens
+    finished = sum(len(part.rows) for part in parts[ctx.shard :: ctx.config.runtime.shards] if part.name not in pending)
     ctx.stop.raise_if_requested()
     settings = SamplerSettings(
         temperature=params.temperature,
@@ -87,7 +90,9 @@ def _sample_parts(
         max_tokens=params.max_tokens,
         stop_token_ids=tuple(stop_token_ids(tokenizer, model, end_of_turn_id(tokenizer))),
         dtype=params.dtype,
-        max_model_length=context,
+        # What the longest prompt and answer need, the same for every shard: engines reserve memory for all of it,
+        # and many models' own limits are far beyond one device's.
+        max_model_length=needed if context is None else min(context, needed),
         tensor_parallel_size=ctx.config.runtime.tensor_parallel_size,
         gpu_memory_utilization=ctx.config.runtime.gpu_memory_utilization,
     )

@@ -24,7 +24,8 @@ class VllmSampler:
     def __init__(self, model: ResolvedModel, tokenizer: Any, settings: SamplerSettings) -> None:
         del tokenizer  # vLLM turns ids into text with its own copy.
         self._settings = settings
-        # In this process: it starts in seconds instead of half a minute, and is killed with its stage.
+        # In this process: scheduling is then deterministic, it starts in seconds instead of half a minute on a CPU,
+        # and it dies with its stage.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         vllm = _import_vllm()

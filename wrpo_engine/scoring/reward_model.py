@@ -177,9 +177,10 @@ def load_reward_scorer(
 
 
 def _torch_dtype(dtype: str, device: Any) -> Any:
+    """Return what `from_pretrained` takes; auto is the model's own format, but float32 on a CPU."""
     import torch
 
     if dtype == "auto":
         # bfloat16 is several times slower than float32 on CPUs without support for it.
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return torch.float32 if device.type == "cpu" else "auto"
     return getattr(torch, dtype)
