@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import threading
+from collections.abc import Iterator
 
 import pytest
-from e2e_support import EXTERNAL, NAMESPACE, Kube, experiment, wait_until
+from e2e_support import EXTERNAL, NAMESPACE, SYSTEM, Kube, experiment, wait_until
+
+from wrpo_operator.cli.install import find_tool
 
 pytestmark = pytest.mark.cluster
 
 
 def test_an_experiment_runs_to_success_and_kubectl_shows_it(kube: Kube) -> None:
     sources = [{"name": "a", "model": "org/a"}, {"name": "b", "model": "org/b"}]
-    seen: list[str] = []
-    watch = _watch(kube, seen)
-    try:
-        assert "created" in kube.apply(
-            experiment("whole", short=False, sources=sources, training={"nodes": 2}, env={"STANDIN_SLOW": "sample/a:2"})
-        )
+    whole = experiment("whole", short=False, sources=sources, training={"nodes": 2}, env={"STANDIN_SLOW": "sample/a:2"})
+    with _watched(kube) as seen:
+        assert "created" in kube.apply(whole)
         kube.kubectl("wait", "--for=condition=Succeeded", "wrpoexperiment/whole", "--timeout=110s")
-    finally:
-        watch.kill()
-        watch.wait()
     status = kube.status("whole")
     assert (status["phase"], status["progress"]["percent"]) == ("Succeeded", 100)
     assert {entry["name"] for entry in status["stages"]} == {
@@ -31,7 +29,7 @@ def test_an_experiment_runs_to_success_and_kubectl_shows_it(kube: Kube) -> None:
         *("curate-sft", "sft", "curate-triples", "train", "evaluate", "report"),
     }
     assert all(entry["state"] == "Succeeded" and len(entry["attempts"]) == 1 for entry in status["stages"])
-    assert kube.stage("whole", "train")["metrics"] == {"loss": 0.25}
+    assert kube.stage("whole", "train")["metrics"] == {"loss": 0.25, "rows": 7}
     kinds = sorted((child["kind"], child["metadata"]["labels"]["wrpo.ai/stage"]) for child in kube.children("whole"))
     assert [stage for kind, stage in kinds if kind == "PyTorchJob"] == ["sft", "train"]
     assert len(kinds) == 13
@@ -42,20 +40,25 @@ def test_an_experiment_runs_to_success_and_kubectl_shows_it(kube: Kube) -> None:
     assert "All 13 stages have succeeded." in described
     pod = kube.list("pods", "wrpo.ai/experiment=whole,wrpo.ai/stage=sample.a")[0]["metadata"]["name"]
     assert "stage sample/a" in kube.kubectl("logs", pod)
-    assert "unchanged" in kube.apply(
-        experiment("whole", short=False, sources=sources, training={"nodes": 2}, env={"STANDIN_SLOW": "sample/a:2"})
-    )
+    kube.apply(whole)
+    assert kube.experiment("whole")["metadata"]["generation"] == 1
+    assert kube.status("whole") == status
 
 
-def _watch(kube: Kube, seen: list[str]) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def _watched(kube: Kube) -> Iterator[list[str]]:
     """Collect what `kubectl get -w` prints."""
-    from wrpo_operator.cli.install import find_tool
-
     command = [find_tool("kubectl"), "--kubeconfig", str(kube.kubeconfig), "-n", NAMESPACE, "get", "wrpo", "-w"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    threading.Thread(target=seen.extend, args=(process.stdout,), daemon=True).start()
-    return process
+    seen: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        reader = threading.Thread(target=seen.extend, args=(process.stdout,))
+        reader.start()
+        try:
+            yield seen
+        finally:
+            process.kill()
+            reader.join()
 
 
 def test_progress_posts_reach_the_status_while_a_stage_runs(kube: Kube) -> None:
@@ -204,3 +207,34 @@ def test_a_missing_claim_blocks_and_names_itself(kube: Kube) -> None:
     assert blocker["reason"] == "MissingObject"
     assert "nowhere" in blocker["message"]
     kube.kubectl("delete", "wrpoexperiment", "claimless")
+
+
+def test_every_call_of_the_operator_was_allowed(kube: Kube) -> None:
+    kube.apply(experiment("rights"))
+    kube.wait_phase("rights", "Succeeded", 120)
+    lines = [json.loads(line) for line in kube.operator_log().splitlines() if line.startswith("{")]
+    assert lines
+    refused = [line for line in lines if "forbidden" in json.dumps(line).lower()]
+    assert refused == []
+    events = json.loads(kube.run("kubectl", "get", "events", "-A", "-o", "json"))["items"]
+    assert [event["message"] for event in events if event["reason"] == "ApiRefused"] == []
+
+
+def test_the_operator_may_do_nothing_that_its_job_does_not_need(kube: Kube) -> None:
+    account = f"system:serviceaccount:{SYSTEM}:wrpo-operator"
+    questions = {
+        ("get", "secrets"): "no",
+        ("list", "secrets"): "no",
+        ("create", "pods"): "no",
+        ("delete", "pods"): "no",
+        ("get", "configmaps"): "no",
+        ("update", "wrpoexperiments.wrpo.ai"): "no",
+        ("delete", "persistentvolumeclaims"): "no",
+        ("create", "rolebindings.rbac.authorization.k8s.io"): "no",
+        ("create", "jobs.batch"): "yes",
+    }
+    answers = {
+        (verb, what): kube.kubectl("auth", "can-i", verb, what, f"--as={account}", check=False).split()[0]
+        for verb, what in questions
+    }
+    assert answers == questions

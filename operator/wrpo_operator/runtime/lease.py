@@ -61,6 +61,7 @@ class LeaderElection:
         self.last_contact = monotonic()
         """When the lease was last read or written, whoever holds it."""
         self.holder = ""
+        self._problem = ""
 
     @property
     def is_leader(self) -> bool:
@@ -81,9 +82,12 @@ class LeaderElection:
         try:
             held = await self._try_acquire()
         except KubeError as error:
-            if not error.conflict:
+            if not error.conflict and error.message != self._problem:
                 log.warning("lease %s cannot be renewed: %s", self._settings.name, error.message)
+            self._problem = error.message
             held = False
+        else:
+            self._problem = ""
         if held:
             self._renewed_at = self._monotonic()
         self._set_leading(held or (self._leading and self.is_leader))

@@ -36,10 +36,11 @@ class JsonFormatter(logging.Formatter):
 
 
 class KopfNoise(logging.Filter):
-    """Drops kopf's lines that are wrong here: signals are handled by our loop, not by kopf's thread."""
+    """Drops kopf's lines that say nothing here: our loop handles signals, and what is tried again is no error yet."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "OS signals are ignored" not in record.getMessage()
+        message = record.getMessage()
+        return "OS signals are ignored" not in message and "failed; will retry" not in message
 
 
 def configure(level: str, style: str) -> None:
