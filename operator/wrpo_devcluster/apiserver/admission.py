@@ -37,7 +37,9 @@ class Admission:
         if record is None:
             raise errors.not_found("namespaces", "", namespace)
         if record.obj["metadata"].get("deletionTimestamp"):
-            cause = errors.Cause("NamespaceTerminating", "metadata.namespace", f"namespace {namespace} is being terminated")
+            cause = errors.Cause(
+                "NamespaceTerminating", "metadata.namespace", f"namespace {namespace} is being terminated"
+            )
             why = f"unable to create new content in namespace {namespace} because it is being terminated"
             raise errors.forbidden(kind.plural, kind.group, name, why, causes=[cause])
 
@@ -87,9 +89,7 @@ class Admission:
         tolerations = list(spec.get("tolerations") or ())
         for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
             if not any(_tolerates(toleration, key) for toleration in tolerations):
-                tolerations.append(
-                    {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}
-                )
+                tolerations.append({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300})
         spec["tolerations"] = tolerations
 
     def _priority(self, kind: Kind, pod: JsonObject) -> None:
@@ -175,9 +175,7 @@ class Admission:
                 if used + wanted[name] > quantity.parse(limit):
                     exceeded.append((name, wanted[name], used, limit))
             if exceeded:
-                parts = [
-                    ",".join(f"{name}={_plain(value[at])}" for name, *value in exceeded) for at in range(3)
-                ]
+                parts = [",".join(f"{name}={_plain(value[at])}" for name, *value in exceeded) for at in range(3)]
                 quota = record.obj["metadata"]["name"]
                 why = f"exceeded quota: {quota}, requested: {parts[0]}, used: {parts[1]}, limited: {parts[2]}"
                 raise errors.forbidden(kind.plural, kind.group, obj["metadata"].get("name", ""), why)

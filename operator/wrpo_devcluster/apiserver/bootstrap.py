@@ -63,7 +63,19 @@ def _urls(*urls: str) -> JsonObject:
     return {"nonResourceURLs": list(urls), "verbs": ["get"]}
 
 
-_DISCOVERY = _urls("/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version", "/version/")
+_DISCOVERY = _urls(
+    "/api",
+    "/api/*",
+    "/apis",
+    "/apis/*",
+    "/healthz",
+    "/livez",
+    "/openapi",
+    "/openapi/*",
+    "/readyz",
+    "/version",
+    "/version/",
+)
 
 
 def cluster_roles() -> dict[str, list[JsonObject]]:

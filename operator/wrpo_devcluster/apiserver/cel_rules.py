@@ -44,7 +44,9 @@ def escape(name: str) -> str | None:
     """How a property is called in rules; None where it cannot be reached."""
     if name in _RESERVED:
         return f"__{name}__"
-    escaped = name.replace("__", "__underscores__").replace(".", "__dot__").replace("-", "__dash__").replace("/", "__slash__")
+    escaped = (
+        name.replace("__", "__underscores__").replace(".", "__dot__").replace("-", "__dash__").replace("/", "__slash__")
+    )
     return escaped if _IDENTIFIER.match(escaped) else None
 
 
@@ -128,7 +130,11 @@ def check_rules(node: Node, value: Any, old: Any = typed.ABSENT, path: str = "")
 
 
 def _has_rules(node: Node) -> bool:
-    below = [*node.properties.values(), *([node.items] if node.items else []), *([node.additional] if node.additional else [])]
+    below = [
+        *node.properties.values(),
+        *([node.items] if node.items else []),
+        *([node.additional] if node.additional else []),
+    ]
     return bool(node.raw.get("x-kubernetes-validations")) or any(map(_has_rules, below))
 
 
@@ -153,7 +159,9 @@ def _check_node(node: Node, rules: list[JsonObject], value: Any, old: Any, path:
         program = compile_rule(rule["rule"])
         if _uses_old(program):
             if rule.get("optionalOldSelf"):
-                wrapped = cel.OptionalValue.of(variables["oldSelf"]) if "oldSelf" in variables else cel.OptionalValue.none()
+                wrapped = (
+                    cel.OptionalValue.of(variables["oldSelf"]) if "oldSelf" in variables else cel.OptionalValue.none()
+                )
                 scope = {**variables, "oldSelf": wrapped}
             elif "oldSelf" not in variables:
                 continue

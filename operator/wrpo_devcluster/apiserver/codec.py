@@ -48,7 +48,7 @@ class _Pairs(dict[str, Any]):
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
-        self.duplicates = []
+        self.duplicates: list[str] = []
         if len(self) != len(pairs):
             seen: set[str] = set()
             for key, _ in pairs:

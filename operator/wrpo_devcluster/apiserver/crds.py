@@ -21,7 +21,9 @@ def validate(crd: JsonObject) -> list[Cause]:
     names = spec.get("names") or {}
     causes: list[Cause] = []
     if crd["metadata"]["name"] != f"{names.get('plural', '')}.{spec.get('group', '')}":
-        causes.append(invalid_field("metadata.name", crd["metadata"]["name"], 'must be spec.names.plural+"."+spec.group'))
+        causes.append(
+            invalid_field("metadata.name", crd["metadata"]["name"], 'must be spec.names.plural+"."+spec.group')
+        )
     if not SUBDOMAIN.match(spec.get("group", "")) or "." not in spec.get("group", ""):
         causes.append(invalid_field("spec.group", spec.get("group", ""), "should be a domain with at least one dot"))
     if spec.get("scope") not in {"Namespaced", "Cluster"}:
@@ -31,13 +33,25 @@ def validate(crd: JsonObject) -> list[Cause]:
     if not versions:
         causes.append(required_field("spec.versions", "must have exactly one version marked as storage version"))
     elif sum(bool(version.get("storage")) for version in versions) != 1:
-        causes.append(invalid_field("spec.versions", [v.get("name") for v in versions], "must have exactly one version marked as storage version"))
+        causes.append(
+            invalid_field(
+                "spec.versions",
+                [v.get("name") for v in versions],
+                "must have exactly one version marked as storage version",
+            )
+        )
     if len({version.get("name") for version in versions}) != len(versions):
-        causes.append(invalid_field("spec.versions", [v.get("name") for v in versions], "must contain unique version names"))
+        causes.append(
+            invalid_field("spec.versions", [v.get("name") for v in versions], "must contain unique version names")
+        )
     for index, version in enumerate(versions):
         causes += _validate_version(version, f"spec.versions[{index}]")
     if (spec.get("conversion") or {}).get("strategy") == "Webhook":
-        causes.append(forbidden_field("spec.conversion.strategy", "conversion webhooks are not supported by this server; use None"))
+        causes.append(
+            forbidden_field(
+                "spec.conversion.strategy", "conversion webhooks are not supported by this server; use None"
+            )
+        )
     return causes
 
 
@@ -48,14 +62,26 @@ def _validate_names(names: JsonObject) -> list[Cause]:
         if not value:
             causes.append(required_field(f"spec.names.{name}"))
         elif not LABEL.match(value.lower()):
-            causes.append(invalid_field(f"spec.names.{name}", value, "a DNS-1035 label must consist of lower case alphanumeric characters or '-'"))
+            causes.append(
+                invalid_field(
+                    f"spec.names.{name}",
+                    value,
+                    "a DNS-1035 label must consist of lower case alphanumeric characters or '-'",
+                )
+            )
     return causes
 
 
 def _validate_version(version: JsonObject, path: str) -> list[Cause]:
     causes: list[Cause] = []
     if not LABEL.match(version.get("name", "")):
-        causes.append(invalid_field(f"{path}.name", version.get("name", ""), "a DNS-1035 label must consist of lower case alphanumeric characters or '-'"))
+        causes.append(
+            invalid_field(
+                f"{path}.name",
+                version.get("name", ""),
+                "a DNS-1035 label must consist of lower case alphanumeric characters or '-'",
+            )
+        )
     raw = (version.get("schema") or {}).get("openAPIV3Schema")
     if raw is None:
         causes.append(required_field(f"{path}.schema.openAPIV3Schema", "schemas are required"))
@@ -67,9 +93,15 @@ def _validate_version(version: JsonObject, path: str) -> list[Cause]:
     for index, column in enumerate(version.get("additionalPrinterColumns") or ()):
         at = f"{path}.additionalPrinterColumns[{index}]"
         if not str(column.get("jsonPath", "")).startswith("."):
-            causes.append(invalid_field(f"{at}.jsonPath", column.get("jsonPath", ""), "must be a simple json path starting with ."))
+            causes.append(
+                invalid_field(
+                    f"{at}.jsonPath", column.get("jsonPath", ""), "must be a simple json path starting with ."
+                )
+            )
         if column.get("type") not in {"integer", "number", "string", "boolean", "date"}:
-            causes.append(unsupported_field(f"{at}.type", column.get("type"), ("integer", "number", "string", "boolean", "date")))
+            causes.append(
+                unsupported_field(f"{at}.type", column.get("type"), ("integer", "number", "string", "boolean", "date"))
+            )
     return causes
 
 
@@ -81,17 +113,28 @@ def _validate_schema(raw: JsonObject, path: str, *, root: bool = False) -> list[
     elif "type" in raw and raw["type"] not in _TYPES:
         causes.append(unsupported_field(f"{path}.type", raw["type"], _TYPES))
     if raw.get("properties") and raw.get("additionalProperties") not in (None, False):
-        causes.append(forbidden_field(f"{path}.additionalProperties", "additionalProperties and properties are mutual exclusive"))
+        causes.append(
+            forbidden_field(f"{path}.additionalProperties", "additionalProperties and properties are mutual exclusive")
+        )
     if raw.get("type") == "array" and "items" not in raw:
         causes.append(required_field(f"{path}.items", "must be specified"))
     if raw.get("uniqueItems"):
-        causes.append(forbidden_field(f"{path}.uniqueItems", "uniqueItems cannot be set to true since the runtime complexity becomes quadratic"))
+        causes.append(
+            forbidden_field(
+                f"{path}.uniqueItems",
+                "uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
+            )
+        )
     causes += _validate_lists(raw, path)
     if "pattern" in raw:
         try:
             re.compile(validate_custom.go_pattern(raw["pattern"]))
         except re.error as problem:
-            causes.append(invalid_field(f"{path}.pattern", raw["pattern"], f"must be a valid regular expression, but isn't: {problem}"))
+            causes.append(
+                invalid_field(
+                    f"{path}.pattern", raw["pattern"], f"must be a valid regular expression, but isn't: {problem}"
+                )
+            )
     if "default" in raw and not root:
         causes += [
             invalid_field(f"{path}.default", raw["default"], cause.message)
@@ -122,14 +165,27 @@ def _validate_lists(raw: JsonObject, path: str) -> list[Cause]:
         causes.append(unsupported_field(f"{path}.x-kubernetes-list-type", kind, ("atomic", "map", "set")))
     if kind == "map":
         if not keys:
-            causes.append(required_field(f"{path}.x-kubernetes-list-map-keys", "must not be empty if x-kubernetes-list-type is map"))
+            causes.append(
+                required_field(
+                    f"{path}.x-kubernetes-list-map-keys", "must not be empty if x-kubernetes-list-type is map"
+                )
+            )
         items: JsonObject = raw.get("items") or {}
         for key in keys:
             schema: Any = (items.get("properties") or {}).get(key)
             if schema is None:
-                causes.append(invalid_field(f"{path}.x-kubernetes-list-map-keys", list(keys), "entries must all be names of item properties"))
+                causes.append(
+                    invalid_field(
+                        f"{path}.x-kubernetes-list-map-keys", list(keys), "entries must all be names of item properties"
+                    )
+                )
             elif key not in items.get("required", ()) and "default" not in schema:
-                causes.append(required_field(f"{path}.items.properties[{key}].default", "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property"))
+                causes.append(
+                    required_field(
+                        f"{path}.items.properties[{key}].default",
+                        "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property",
+                    )
+                )
     return causes
 
 

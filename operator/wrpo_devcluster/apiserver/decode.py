@@ -10,7 +10,7 @@ from wrpo_devcluster.apiserver.defaults import DEFAULTS
 from wrpo_devcluster.apiserver.kinds import Kind
 from wrpo_devcluster.apiserver.request import Context
 from wrpo_devcluster.apiserver.schema import META, Node, builtin
-from wrpo_devcluster.client import JsonObject
+from wrpo_devcluster.client import ApiError, JsonObject
 
 _META_NODE = builtin(f"{META}.ObjectMeta")
 _META_FIELDS = frozenset(_META_NODE.properties)
@@ -43,7 +43,7 @@ def check_identity(kind: Kind, body: Any) -> None:
         )
 
 
-def _wrong_version(version: Any, kind: Kind) -> errors.ApiError:
+def _wrong_version(version: Any, kind: Kind) -> ApiError:
     return errors.bad_request(
         f"the API version in the data ({version}) does not match the expected API version ({kind.api_version})"
     )

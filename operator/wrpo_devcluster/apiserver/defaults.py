@@ -12,7 +12,7 @@ _VOLUME_MODES = ("secret", "configMap", "downwardAPI", "projected")
 
 def _set(target: JsonObject, **values: Any) -> None:
     for name, value in values.items():
-        if target.get(name) is None:
+        if target.get(name) in (None, ""):
             target[name] = value
 
 
@@ -141,9 +141,7 @@ def job(obj: JsonObject) -> None:
 
 def cron_job(obj: JsonObject) -> None:
     spec = obj["spec"]
-    _set(
-        spec, concurrencyPolicy="Allow", suspend=False, successfulJobsHistoryLimit=3, failedJobsHistoryLimit=1
-    )
+    _set(spec, concurrencyPolicy="Allow", suspend=False, successfulJobsHistoryLimit=3, failedJobsHistoryLimit=1)
     _job_template((spec.get("jobTemplate") or {}).get("spec") or {})
 
 

@@ -83,9 +83,7 @@ class Deleter:
             )
             raise errors.conflict(kind.kind, kind.group, meta["name"], why)
 
-    def _delete(
-        self, kind: Kind, old: JsonObject, options: DeleteOptions, context: Context
-    ) -> tuple[JsonObject, bool]:
+    def _delete(self, kind: Kind, old: JsonObject, options: DeleteOptions, context: Context) -> tuple[JsonObject, bool]:
         meta = dict(old["metadata"])
         finalizers = _finalizers(kind, meta.get("finalizers") or [], options)
         grace = self._grace(kind, old, options)

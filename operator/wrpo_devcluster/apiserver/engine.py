@@ -85,7 +85,14 @@ class Engine:
         self, kind: Kind, obj: JsonObject, context: Context, managers: Managers | None = None
     ) -> JsonObject:
         meta = obj["metadata"]
-        for name in ("uid", "resourceVersion", "generation", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"):
+        for name in (
+            "uid",
+            "resourceVersion",
+            "generation",
+            "selfLink",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+        ):
             meta.pop(name, None)
         meta.pop("managedFields", None)
         obj = strategies.without_status(kind, obj)
@@ -196,7 +203,7 @@ class Engine:
             raise errors.invalid(kind.plural, kind.group, name, [cause])
         return self.change(kind, record.obj, new, context, subresource=subresource), False
 
-    def change(  # noqa: C901  (the steps of an update, in the server's order)
+    def change(
         self,
         kind: Kind,
         old: JsonObject,
@@ -219,12 +226,12 @@ class Engine:
             given = meta.get("managedFields")
             key = ManagerKey(context.manager, "Update", kind.api_version, subresource)
             # An explicitly emptied list drops every record of ownership.
-            live = {**old, "metadata": {k: v for k, v in before.items() if k != "managedFields"}} if given == [{}] else old
+            live = (
+                {**old, "metadata": {k: v for k, v in before.items() if k != "managedFields"}} if given == [{}] else old
+            )
             if given == [{}] or given is None:
                 meta.pop("managedFields", None)
-            managers = managed.record_update(
-                kind.node, live, new, key, api_version=kind.api_version, now=self.now()
-            )
+            managers = managed.record_update(kind.node, live, new, key, api_version=kind.api_version, now=self.now())
         meta.pop("managedFields", None)
         entries = managed.dump(managers)
         if entries:
@@ -360,7 +367,12 @@ class Engine:
         if record is not None and version and version != live["metadata"]["resourceVersion"]:
             raise errors.conflict(kind.plural, kind.group, name)
         if record is None and uid:
-            raise errors.conflict(kind.plural, kind.group, name, f"uid mismatch: the provided object specified uid {uid}, and no existing object was found")
+            raise errors.conflict(
+                kind.plural,
+                kind.group,
+                name,
+                f"uid mismatch: the provided object specified uid {uid}, and no existing object was found",
+            )
         merged, managers = managed.apply(
             kind.node,
             live,
@@ -413,7 +425,9 @@ def _unchanged(new: JsonObject, old: JsonObject) -> bool:
         entries = [
             {key: value for key, value in entry.items() if key != "time"} for entry in meta.get("managedFields") or ()
         ]
-        entries.sort(key=lambda entry: (entry["manager"], entry["operation"], entry["apiVersion"], entry.get("subresource", "")))
+        entries.sort(
+            key=lambda entry: (entry["manager"], entry["operation"], entry["apiVersion"], entry.get("subresource", ""))
+        )
         return {**obj, "metadata": {**meta, "managedFields": entries}}
 
     return typed.same(comparable(new), comparable(old))

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 from wrpo_devcluster.apiserver import discovery, errors, openapi, protobuf
 from wrpo_devcluster.apiserver.authenticate import authenticate
 from wrpo_devcluster.apiserver.codec import parse_json, parse_yaml
-from wrpo_devcluster.apiserver.kinds import Kind
+from wrpo_devcluster.apiserver.kinds import Kind, definition_of
 from wrpo_devcluster.apiserver.rbac import Attributes
 from wrpo_devcluster.apiserver.request import User
 from wrpo_devcluster.apiserver.resources import Answer, ResourceRequest, handle
+from wrpo_devcluster.apiserver.schema import META
 from wrpo_devcluster.apiserver.store import encode
 from wrpo_devcluster.client import ApiError, JsonObject
 
 if TYPE_CHECKING:
     from wrpo_devcluster.apiserver.server import ApiServer
 
+log = logging.getLogger(__name__)
+
 SERVER: web.AppKey[ApiServer] = web.AppKey("server")
 _MAX_BODY = 16 * 1024 * 1024
 _NAMESPACE_SUBRESOURCES = {"status", "finalize"}
 _HEALTH = {"/healthz", "/readyz", "/livez"}
-BODY_TYPES = ("application/json", "application/yaml", "application/vnd.kubernetes.protobuf")
 _AGGREGATED = "apidiscovery.k8s.io"
 
 
@@ -43,6 +46,11 @@ async def _entry(request: web.Request) -> web.StreamResponse:
         return await _dispatch(server, request)
     except ApiError as problem:
         return _refusal(problem)
+    except Exception as problem:
+        if isinstance(problem, web.HTTPException | ConnectionResetError):
+            raise
+        log.exception("%s %s failed", request.method, request.path)
+        return _refusal(errors.error(500, "InternalError", f"Internal error occurred: {problem!r}"))
 
 
 def _refusal(problem: ApiError) -> web.Response:
@@ -50,7 +58,9 @@ def _refusal(problem: ApiError) -> web.Response:
     seconds = (problem.status.get("details") or {}).get("retryAfterSeconds")
     if seconds is not None:
         headers["Retry-After"] = str(seconds)
-    return web.Response(body=encode(problem.status), status=problem.code, content_type="application/json", headers=headers)
+    return web.Response(
+        body=encode(problem.status), status=problem.code, content_type="application/json", headers=headers
+    )
 
 
 def _json(body: Any, status: int = 200, content_type: str = "application/json") -> web.Response:
@@ -87,7 +97,9 @@ def _document(server: ApiServer, request: web.Request, path: str, parts: list[st
     if parts[:1] in (["api"], ["apis"]):
         return _discovery(server, request, parts)
     if not parts:
-        return _json({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]})
+        return _json(
+            {"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]}
+        )
     return _not_found()
 
 
@@ -139,8 +151,8 @@ async def _resource(
     server: ApiServer, request: web.Request, user: User, group: str, version: str, parts: list[str]
 ) -> web.StreamResponse:
     namespace: str | None = None
-    scoped = parts[0] == "namespaces" and len(parts) > 2 and not (
-        len(parts) == 3 and parts[2] in _NAMESPACE_SUBRESOURCES
+    scoped = (
+        parts[0] == "namespaces" and len(parts) > 2 and not (len(parts) == 3 and parts[2] in _NAMESPACE_SUBRESOURCES)
     )
     if scoped:
         namespace, parts = parts[1], parts[2:]
@@ -153,7 +165,9 @@ async def _resource(
     unusable = kind is None or (subresource and subresource not in kind.subresources)
     if unusable or (kind is not None and not kind.namespaced and namespace is not None):
         # What does not exist is not told apart from what one may not see.
-        verb = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(request.method, "get")
+        verb = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(
+            request.method, "get"
+        )
         if not user.privileged:
             server.authorizer.check(user, Attributes(verb, group, plural, subresource, namespace or "", name))
         return _not_found()
@@ -207,12 +221,10 @@ def _parse(media: str, text: bytes, kind: Kind | None) -> Any:
         raise errors.bad_request(f"{unrecognized}; json parse error: {problem} ({excerpt})") from problem
 
 
-_PROTOBUF_GROUPS = {"DeleteOptions": f"{openapi.schema.META}.DeleteOptions"}
+_PROTOBUF_GROUPS = {"DeleteOptions": f"{META}.DeleteOptions"}
 
 
 def _parse_protobuf(text: bytes) -> JsonObject:
-    from wrpo_devcluster.apiserver.kinds import definition_of
-
     version, name, raw = protobuf.decode_envelope(text)
     group = version.rpartition("/")[0]
     definition = _PROTOBUF_GROUPS.get(name) or definition_of(group, name)
@@ -224,8 +236,6 @@ async def _respond(request: web.Request, answer: Answer) -> web.StreamResponse:
     headers = [("Content-Type", answer.content_type)]
     headers += [("Warning", _warning(text)) for text in answer.warnings]
     if answer.stream is None:
-        from multidict import CIMultiDict
-
         return web.Response(body=answer.body, status=answer.status, headers=CIMultiDict(headers))
     return await _stream(request, answer, answer.stream, headers)
 
@@ -256,8 +266,3 @@ async def _stream(
         if close is not None:
             await close()
     return response
-
-
-def random_timeout() -> float:
-    """Seconds a watch without a timeout lasts, spread so that clients do not all come back at once."""
-    return random.uniform(1800, 3600)  # noqa: S311  (no secret)

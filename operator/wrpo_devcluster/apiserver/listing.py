@@ -32,7 +32,10 @@ def select(request: ResourceRequest) -> tuple[list[Record], JsonObject]:
     version = store.rv
     wanted = parse_version(query.get("resourceVersion", ""))
     if wanted > store.rv:
-        body = {"retryAfterSeconds": 1, "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]}
+        body = {
+            "retryAfterSeconds": 1,
+            "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
+        }
         raise errors.error(504, "Timeout", f"Too large resource version: {wanted}, current: {store.rv}", body)
     records = list(store.list(request.kind.storage_key, request.namespace))
     if token:

@@ -70,7 +70,13 @@ def dump(managers: Managers) -> list[JsonObject]:
     out = []
     for key, entry in sorted(
         managers.items(),
-        key=lambda item: (item[0].operation, item[1].time or "", item[0].name, item[1].api_version, item[0].subresource),
+        key=lambda item: (
+            item[0].operation,
+            item[1].time or "",
+            item[0].name,
+            item[1].api_version,
+            item[0].subresource,
+        ),
     ):
         raw: JsonObject = {"manager": key.name, "operation": key.operation, "apiVersion": entry.api_version}
         if entry.time is not None:
@@ -133,7 +139,7 @@ def _capped(managers: Managers) -> Managers:
     return managers
 
 
-def apply(  # noqa: PLR0914
+def apply(
     node: Node,
     live: JsonObject,
     config: JsonObject,
@@ -147,9 +153,7 @@ def apply(  # noqa: PLR0914
     managers = load(live)
     if not managers and live:
         before = typed.field_set(node, live)
-        managers[ManagerKey("before-first-apply", "Update", api_version, "")] = Entry(
-            _strip(before), api_version, now
-        )
+        managers[ManagerKey("before-first-apply", "Update", api_version, "")] = Entry(_strip(before), api_version, now)
     last = managers.get(key)
     fields = _strip(typed.field_set(node, config))
     merged = typed.merge(node, live, config)

@@ -124,7 +124,7 @@ def _operation(kind: Kind, action: str, name: str) -> JsonObject:
         parameters = [_parameter(name) for name in ("dryRun", "fieldManager", "fieldValidation")]
         operation["parameters"] = parameters + ([_parameter("force", "boolean")] if action == "patch" else [])
         types = _PATCHES if action == "patch" else ("*/*",)
-        operation["requestBody"] = {"content": {media: reference for media in types}}
+        operation["requestBody"] = {"content": dict.fromkeys(types, reference)}
     return operation
 
 

@@ -141,7 +141,9 @@ def strategic_merge(node: Node, target: Any, patch: Any) -> Any:
     if directive == "delete":
         return {}
     if directive not in {None, "merge"}:
-        raise PatchError(f"unknown {DIRECTIVE} directive {directive!r}: must be replace, delete or merge", malformed=True)
+        raise PatchError(
+            f"unknown {DIRECTIVE} directive {directive!r}: must be replace, delete or merge", malformed=True
+        )
     out = dict(target) if isinstance(target, dict) else {}
     _retain(out, patch)
     for name, value in patch.items():

@@ -62,7 +62,9 @@ def _baseline(spec: JsonObject, meta: JsonObject) -> list[str]:
         spec, lambda context, _: set((context.get("capabilities") or {}).get("add") or ()) - _BASELINE_CAPABILITIES
     )
     if names:
-        found.append(f"non-default capabilities ({_named(names)} must not include forbidden values in securityContext.capabilities.add)")
+        found.append(
+            f"non-default capabilities ({_named(names)} must not include forbidden values in securityContext.capabilities.add)"
+        )
     paths = [f'"{volume["name"]}"' for volume in spec.get("volumes") or () if "hostPath" in volume]
     if paths:
         found.append(f"hostPath volumes (volume{'s' if len(paths) > 1 else ''} {', '.join(paths)})")
@@ -70,7 +72,9 @@ def _baseline(spec: JsonObject, meta: JsonObject) -> list[str]:
         found.append(f"hostPort ({_named(names)} uses hostPort)")
     profiles = [spec.get("securityContext") or {}, *map(_context, _containers(spec))]
     if any((profile.get("seccompProfile") or {}).get("type") == "Unconfined" for profile in profiles):
-        found.append('seccompProfile (pod or container must not set securityContext.seccompProfile.type to "Unconfined")')
+        found.append(
+            'seccompProfile (pod or container must not set securityContext.seccompProfile.type to "Unconfined")'
+        )
     unsafe = [
         sysctl.get("name", "")
         for sysctl in (spec.get("securityContext") or {}).get("sysctls") or ()
@@ -90,12 +94,12 @@ def _restricted(spec: JsonObject) -> list[str]:
     found: list[str] = []
     pod = spec.get("securityContext") or {}
     if names := _failing(spec, lambda context, _: context.get("allowPrivilegeEscalation") is not False):
-        found.append(f"allowPrivilegeEscalation != false ({_named(names)} must set securityContext.allowPrivilegeEscalation=false)")
+        found.append(
+            f"allowPrivilegeEscalation != false ({_named(names)} must set securityContext.allowPrivilegeEscalation=false)"
+        )
     found += _capabilities(spec)
     volumes = [
-        volume["name"]
-        for volume in spec.get("volumes") or ()
-        if not set(volume) - {"name"} <= _RESTRICTED_VOLUMES
+        volume["name"] for volume in spec.get("volumes") or () if not set(volume) - {"name"} <= _RESTRICTED_VOLUMES
     ]
     if volumes:
         listed = ", ".join(f'"{name}"' for name in volumes)
@@ -124,9 +128,7 @@ def _restricted(spec: JsonObject) -> list[str]:
 
 
 def _capabilities(spec: JsonObject) -> list[str]:
-    keeping = _failing(
-        spec, lambda context, _: "ALL" not in ((context.get("capabilities") or {}).get("drop") or ())
-    )
+    keeping = _failing(spec, lambda context, _: "ALL" not in ((context.get("capabilities") or {}).get("drop") or ()))
     adding = _failing(
         spec, lambda context, _: set((context.get("capabilities") or {}).get("add") or ()) - {"NET_BIND_SERVICE"}
     )
@@ -134,5 +136,7 @@ def _capabilities(spec: JsonObject) -> list[str]:
     if keeping:
         parts.append(f'{_named(keeping)} must set securityContext.capabilities.drop=["ALL"]')
     if adding:
-        parts.append(f"{_named(adding)} must not include values other than NET_BIND_SERVICE in securityContext.capabilities.add")
+        parts.append(
+            f"{_named(adding)} must not include values other than NET_BIND_SERVICE in securityContext.capabilities.add"
+        )
     return [f"unrestricted capabilities ({'; '.join(parts)})"] if parts else []

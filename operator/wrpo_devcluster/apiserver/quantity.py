@@ -14,16 +14,14 @@ def parse(text: str | float) -> Decimal:
     """Value of a quantity; ValueError when it is none."""
     match = _FORM.match(str(text))
     if match is None:
-        raise ValueError(
-            "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
-        )
+        raise ValueError("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")
     try:
-        number = Decimal(match.group(1))
+        number: Decimal = Decimal(match.group(1))
     except InvalidOperation as problem:
         raise ValueError(f"unable to parse quantity's numeric part {match.group(1)!r}") from problem
     suffix = match.group(2)
     if suffix in _BINARY:
-        return number * 2 ** _BINARY[suffix]
+        return number * Decimal(2 ** _BINARY[suffix])
     if suffix in _DECIMAL:
         return number.scaleb(_DECIMAL[suffix])
     return number.scaleb(int(suffix[1:]))

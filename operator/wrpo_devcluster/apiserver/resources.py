@@ -99,9 +99,7 @@ class ResourceRequest:
 
     def matches(self) -> Matches:
         try:
-            return matcher(
-                self.query.get("labelSelector", ""), self.query.get("fieldSelector", ""), self.kind.fields
-            )
+            return matcher(self.query.get("labelSelector", ""), self.query.get("fieldSelector", ""), self.kind.fields)
         except SelectorError as problem:
             raise errors.bad_request(str(problem)) from problem
 
@@ -155,10 +153,14 @@ def _watch(request: ResourceRequest, view: View) -> Answer:
     query = request.query
     initial = query.get("sendInitialEvents", "") in _TRUE
     if "sendInitialEvents" in query and query.get("resourceVersionMatch") != "NotOlderThan":
-        cause = errors.forbidden_field("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")
+        cause = errors.forbidden_field(
+            "resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
+        )
         raise errors.invalid("ListOptions", "meta.k8s.io", "", [cause])
     if initial and query.get("allowWatchBookmarks", "") not in _TRUE:
-        cause = errors.forbidden_field("allowWatchBookmarks", "sendInitialEvents requires setting allowWatchBookmarks to true")
+        cause = errors.forbidden_field(
+            "allowWatchBookmarks", "sendInitialEvents requires setting allowWatchBookmarks to true"
+        )
         raise errors.invalid("ListOptions", "meta.k8s.io", "", [cause])
     seconds = query.get("timeoutSeconds", "")
     timeout = float(seconds) if seconds.isdigit() and int(seconds) else random.uniform(1800, 3600)  # noqa: S311

@@ -23,6 +23,7 @@ _MINIMUM_S, _MAXIMUM_S = 600, 1 << 32
 def review(server: ApiServer, kind: Kind, namespace: str | None, body: Any, context: Context) -> JsonObject:
     """Answer one review; `kind` tells which."""
     obj = decode(kind, body, context)
+    obj["metadata"]["managedFields"] = _owners(server, kind, obj, context, "")
     if kind.namespaced:
         obj["metadata"].setdefault("namespace", namespace)
     answer = {
@@ -36,10 +37,20 @@ def review(server: ApiServer, kind: Kind, namespace: str | None, body: Any, cont
     if kind.kind == "LocalSubjectAccessReview":
         wanted = (obj["spec"].get("resourceAttributes") or {}).get("namespace")
         if wanted != namespace:
-            cause = errors.invalid_field("spec.resourceAttributes.namespace", wanted, f"must match metadata.namespace: {namespace}")
+            cause = errors.invalid_field(
+                "spec.resourceAttributes.namespace", wanted, f"must match metadata.namespace: {namespace}"
+            )
             raise errors.invalid(kind.kind, kind.group, "", [cause])
     obj["status"] = answer(server, obj["spec"] if "spec" in obj else {}, context)
     return obj
+
+
+def _owners(server: ApiServer, kind: Kind, obj: JsonObject, context: Context, subresource: str) -> list[JsonObject]:
+    """managedFields, which even an answer that is not stored carries."""
+    key = managed.ManagerKey(context.manager, "Update", kind.api_version, subresource)
+    before = codec.zero(kind.node)
+    now = server.engine.now()
+    return managed.dump(managed.record_update(kind.node, before, obj, key, api_version=kind.api_version, now=now))
 
 
 def _user_info(user: User) -> JsonObject:
@@ -57,7 +68,10 @@ def _token_review(server: ApiServer, spec: JsonObject, _context: Context) -> Jso
     token = spec.get("token", "")
     asked = spec.get("audiences") or [ISSUER]
     if token == server.admin_token:
-        return {"authenticated": True, "user": {"username": "admin", "groups": ["system:masters", "system:authenticated"]}}
+        return {
+            "authenticated": True,
+            "user": {"username": "admin", "groups": ["system:masters", "system:authenticated"]},
+        }
     try:
         user, audiences = server.tokens.verify(token, asked)
     except TokenError as problem:
@@ -82,7 +96,11 @@ def _attributes(spec: JsonObject) -> Attributes:
         )
     path = spec.get("nonResourceAttributes") or {}
     if not path:
-        cause = errors.invalid_field("spec.resourceAttributes", None, "exactly one of nonResourceAttributes or resourceAttributes must be specified")
+        cause = errors.invalid_field(
+            "spec.resourceAttributes",
+            None,
+            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        )
         raise errors.invalid("SubjectAccessReview", "authorization.k8s.io", "", [cause])
     return Attributes(path.get("verb", ""), path=path.get("path", ""))
 
@@ -114,25 +132,19 @@ def _rules(server: ApiServer, spec: JsonObject, context: Context) -> JsonObject:
     }
 
 
-def token_request(
-    server: ApiServer, kind: Kind, namespace: str, name: str, body: Any, context: Context
-) -> JsonObject:
+def token_request(server: ApiServer, kind: Kind, namespace: str, name: str, body: Any, context: Context) -> JsonObject:
     """POST serviceaccounts/NAME/token."""
-    account = server.engine.get(server.core("serviceaccounts"), namespace, name)
+    server.engine.get(server.core("serviceaccounts"), namespace, name)
     obj = decode(kind, body, context)
-    before = codec.zero(kind.node)
-    managers = managed.record_update(
-        kind.node,
-        before,
-        obj,
-        managed.ManagerKey(context.manager, "Update", kind.api_version, "token"),
-        api_version=kind.api_version,
-        now=server.engine.now(),
-    )
+    owners = _owners(server, kind, obj, context, "token")
     spec = obj["spec"]
     seconds = spec["expirationSeconds"]
     if not _MINIMUM_S <= seconds <= _MAXIMUM_S:
-        why = "may not specify a duration less than 10 minutes" if seconds < _MINIMUM_S else "may not specify a duration larger than 2^32 seconds"
+        why = (
+            "may not specify a duration less than 10 minutes"
+            if seconds < _MINIMUM_S
+            else "may not specify a duration larger than 2^32 seconds"
+        )
         cause = errors.invalid_field("spec.expirationSeconds", seconds, why)
         raise errors.invalid("TokenRequest", "authentication.k8s.io", "", [cause])
     spec["audiences"] = spec.get("audiences") or [ISSUER]
@@ -142,9 +154,8 @@ def token_request(
         "namespace": namespace,
         "uid": str(uuid.uuid4()),
         "creationTimestamp": server.engine.now(),
-        "managedFields": managed.dump(managers),
+        "managedFields": owners,
     }
-    _ = account
     token = server.issue_token(namespace, name, audiences=spec["audiences"], expires_s=seconds, pod=pod)
     expires = server.clock() + timedelta(seconds=seconds)
     obj["status"] = {"token": token, "expirationTimestamp": codec.format_time(expires)}
@@ -162,5 +173,7 @@ def _bound_pod(server: ApiServer, reference: JsonObject | None, namespace: str, 
             f"cannot bind token for serviceaccount {account!r} to pod running with different serviceaccount name."
         )
     if reference.get("uid") and reference["uid"] != pod["metadata"]["uid"]:
-        raise errors.conflict("pods", "", pod["metadata"]["name"], "the UID in the bound object reference does not match")
+        raise errors.conflict(
+            "pods", "", pod["metadata"]["name"], "the UID in the bound object reference does not match"
+        )
     return pod["metadata"]["name"], pod["metadata"]["uid"]

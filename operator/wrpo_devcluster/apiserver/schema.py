@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def _definitions() -> dict[str, JsonObject]:
 
 @cache
 def wire_table() -> dict[str, dict[str, list[Any]]]:
-    """Protobuf field numbers and presence rules: {definition: {json name: [number, wire, repeated, presence, inline]}}."""
+    """Protobuf field numbers and presence: {definition: {json name: [number, wire, repeated, presence, inlined]}}."""
     text = gzip.decompress((_FOLDER / "wire.json.gz").read_bytes())
     loaded: dict[str, dict[str, list[Any]]] = json.loads(text)
     return loaded
@@ -132,9 +132,11 @@ def _presence(definition: str, package: str) -> dict[str, str]:
 def _builtin_part(raw: JsonObject) -> Node:
     if "$ref" in raw:
         shared = builtin(raw["$ref"])
-        extra = {key: value for key, value in raw.items() if key.startswith("x-kubernetes")}
-        if not extra:
+        if not any(key.startswith("x-kubernetes") for key in raw):
             return shared
+        own = replace(shared)
+        _extensions(own, {**shared.raw, **raw})
+        return own
     node = Node()
     _fill(node, raw)
     return node

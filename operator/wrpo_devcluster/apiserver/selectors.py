@@ -117,7 +117,9 @@ class _Parser:
 
 def _valid(value: str) -> str:
     if not _VALUE.match(value):
-        raise SelectorError(f'unable to parse requirement: values: Invalid value: "{value}": must be a valid label value')
+        raise SelectorError(
+            f'unable to parse requirement: values: Invalid value: "{value}": must be a valid label value'
+        )
     return value
 
 

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from wrpo_devcluster.apiserver import crds, managed, typed
 from wrpo_devcluster.apiserver.bootstrap import bootstrap
-from wrpo_devcluster.apiserver.deletion import Deleter, DeleteOptions
+from wrpo_devcluster.apiserver.deletion import DeleteOptions, Deleter
 from wrpo_devcluster.apiserver.engine import Engine
 from wrpo_devcluster.apiserver.faults import Fault, Faults
 from wrpo_devcluster.apiserver.kinds import Kind, Registry
@@ -124,9 +124,7 @@ class ApiServer:
                 user, Attributes(verb, kind.group, kind.plural, subresource, namespace if kind.namespaced else "", name)
             )
 
-    def log(
-        self, user: User, verb: str, kind: Kind, namespace: str, name: str, subresource: str, code: int
-    ) -> None:
+    def log(self, user: User, verb: str, kind: Kind, namespace: str, name: str, subresource: str, code: int) -> None:
         if self.request_log is not None:
             self.request_log(user.name, verb, kind.group, kind.plural, subresource, namespace, name, code)
 

@@ -145,9 +145,7 @@ class Store:
         rv = self.rv + 1
         obj["metadata"]["resourceVersion"] = str(rv)
         text = encode(obj)
-        self._write(
-            rv, "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)", (resource, namespace, name, rv, text)
-        )
+        self._write(rv, "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)", (resource, namespace, name, rv, text))
         record = Record(obj, text, rv)
         self._put_memory(table, namespace, name, record)
         kind: EventType = "MODIFIED" if before else "ADDED"

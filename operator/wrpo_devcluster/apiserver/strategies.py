@@ -32,7 +32,8 @@ _CREATE_ON_UPDATE = {
     *(("rbac.authorization.k8s.io", kind) for kind in ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")),
 }  # fmt: skip
 _RETURNS_DELETED = {
-    ("", kind) for kind in ("Pod", "Service", "ServiceAccount", "PersistentVolumeClaim", "PersistentVolume", "ResourceQuota")
+    ("", kind)
+    for kind in ("Pod", "Service", "ServiceAccount", "PersistentVolumeClaim", "PersistentVolume", "ResourceQuota")
 }
 JOB_LABELS = ("batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name", "controller-uid", "job-name")
 
@@ -104,12 +105,15 @@ def _prepare_job(obj: JsonObject) -> None:
     template = spec["template"]
     if not spec.get("manualSelector"):
         values = (meta["uid"], meta["name"], meta["uid"], meta["name"])
-        labels = {**((template.get("metadata") or {}).get("labels") or {}), **dict(zip(JOB_LABELS, values, strict=True))}
+        labels = {
+            **((template.get("metadata") or {}).get("labels") or {}),
+            **dict(zip(JOB_LABELS, values, strict=True)),
+        }
         template["metadata"] = {**(template.get("metadata") or {}), "labels": labels}
         spec["selector"] = {"matchLabels": {JOB_LABELS[0]: meta["uid"]}}
-    labels = (template.get("metadata") or {}).get("labels")
-    if not meta.get("labels") and labels:
-        meta["labels"] = dict(labels)
+    own = (template.get("metadata") or {}).get("labels")
+    if not meta.get("labels") and own:
+        meta["labels"] = dict(own)
     obj["status"] = {}
 
 

@@ -27,7 +27,9 @@ def scale_of(obj: JsonObject) -> JsonObject:
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",
         "metadata": {
-            key: meta[key] for key in ("name", "namespace", "uid", "resourceVersion", "creationTimestamp") if key in meta
+            key: meta[key]
+            for key in ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
+            if key in meta
         },
         "spec": {"replicas": obj["spec"].get("replicas", 0)},
         "status": {
@@ -37,7 +39,9 @@ def scale_of(obj: JsonObject) -> JsonObject:
     }
 
 
-def put_scale(server: ApiServer, kind: Kind, namespace: str | None, name: str, body: Any, context: Context) -> JsonObject:
+def put_scale(
+    server: ApiServer, kind: Kind, namespace: str | None, name: str, body: Any, context: Context
+) -> JsonObject:
     old = server.engine.get(kind, namespace, name)
     replicas = (body.get("spec") or {}).get("replicas", 0) if isinstance(body, dict) else None
     if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 0:
@@ -97,7 +101,10 @@ def evict(server: ApiServer, kind: Kind, namespace: str | None, name: str, body:
         observed = (record.obj.get("status") or {}).get("observedGeneration")
         if observed and all(part.matches(labels) for part in selector):
             if record.obj["status"].get("disruptionsAllowed", 0) <= 0:
-                cause = {"reason": "DisruptionBudget", "message": f"The disruption budget {record.obj['metadata']['name']} needs more healthy pods"}
+                cause = {
+                    "reason": "DisruptionBudget",
+                    "message": f"The disruption budget {record.obj['metadata']['name']} needs more healthy pods",
+                }
                 why = "Cannot evict pod as it would violate the pod's disruption budget."
                 raise errors.error(429, "TooManyRequests", why, {"causes": [cause]})
     if not context.dry_run and not pod["metadata"].get("deletionTimestamp"):

@@ -125,7 +125,7 @@ def _init_reason(obj: JsonObject) -> str:
 def pod_reason(obj: JsonObject) -> str:
     """The STATUS column of pods."""
     status = _status(obj)
-    reason = status.get("reason") or status.get("phase", "")
+    reason: str = status.get("reason") or status.get("phase", "")
     for condition in status.get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("reason") == "SchedulingGated":
             reason = "SchedulingGated"
@@ -156,7 +156,9 @@ def _pod(obj: JsonObject, now: datetime) -> Row:
         for s in statuses
         if (end := parse(((s.get("lastState") or {}).get("terminated") or {}).get("finishedAt"))) is not None
     ]
-    shown = f"{restarts} ({human_duration((now - max(ends)).total_seconds())} ago)" if restarts and ends else str(restarts)
+    shown = (
+        f"{restarts} ({human_duration((now - max(ends)).total_seconds())} ago)" if restarts and ends else str(restarts)
+    )
     conditions = []
     if status.get("phase") in {"Succeeded", "Failed"}:
         message = "The pod has completed successfully." if status["phase"] == "Succeeded" else "The pod failed."
@@ -205,11 +207,9 @@ def _job(obj: JsonObject, now: datetime) -> Row:
         parallelism = spec.get("parallelism", 0)
         completions = f"{succeeded}/1 of {parallelism}" if parallelism > 1 else f"{succeeded}/1"
     names, images = _containers(spec["template"])
-    return Row([completions_state(state), completions, _duration(status, now), age(obj, now), names, images, _selector(spec.get("selector"))])
-
-
-def completions_state(state: str) -> str:
-    return state
+    return Row(
+        [state, completions, _duration(status, now), age(obj, now), names, images, _selector(spec.get("selector"))]
+    )
 
 
 def _duration(status: JsonObject, now: datetime) -> str:
@@ -231,7 +231,16 @@ def _cron_job(obj: JsonObject, now: datetime) -> Row:
     spec, status = obj["spec"], _status(obj)
     last = human_age(status["lastScheduleTime"], now) if status.get("lastScheduleTime") else _NONE
     zone = spec.get("timeZone") or _NONE
-    return Row([spec.get("schedule"), zone, str(spec.get("suspend", False)), len(status.get("active") or ()), last, age(obj, now)])
+    return Row(
+        [
+            spec.get("schedule"),
+            zone,
+            str(spec.get("suspend", False)),
+            len(status.get("active") or ()),
+            last,
+            age(obj, now),
+        ]
+    )
 
 
 def _deployment(obj: JsonObject, now: datetime) -> Row:
@@ -298,7 +307,9 @@ def _new_event(obj: JsonObject, now: datetime) -> Row:
     target = obj.get("regarding") or {}
     last = obj.get("deprecatedLastTimestamp") or obj.get("eventTime")
     shown = f"{target.get('kind', '').lower()}/{target.get('name', '')}"
-    return Row([human_age(last, now), obj.get("type", ""), obj.get("reason", ""), shown, (obj.get("note") or "").strip()])
+    return Row(
+        [human_age(last, now), obj.get("type", ""), obj.get("reason", ""), shown, (obj.get("note") or "").strip()]
+    )
 
 
 _MODES = {"ReadWriteOnce": "RWO", "ReadOnlyMany": "ROX", "ReadWriteMany": "RWX", "ReadWriteOncePod": "RWOP"}
@@ -314,7 +325,17 @@ def _claim(obj: JsonObject, now: datetime) -> Row:
     bound = bool(spec.get("volumeName"))
     capacity = (status.get("capacity") or {}).get("storage", "") if bound else ""
     modes = _modes(status.get("accessModes")) if bound else ""
-    return Row([phase, spec.get("volumeName", ""), capacity, modes, spec.get("storageClassName", ""), age(obj, now), spec.get("volumeMode", "")])
+    return Row(
+        [
+            phase,
+            spec.get("volumeName", ""),
+            capacity,
+            modes,
+            spec.get("storageClassName", ""),
+            age(obj, now),
+            spec.get("volumeMode", ""),
+        ]
+    )
 
 
 def _volume(obj: JsonObject, now: datetime) -> Row:
@@ -345,7 +366,11 @@ def _binding(obj: JsonObject, now: datetime) -> Row:
     reference = obj.get("roleRef") or {}
     by_kind: dict[str, list[str]] = {"User": [], "Group": [], "ServiceAccount": []}
     for subject in obj.get("subjects") or ():
-        name = f"{subject.get('namespace', '')}/{subject['name']}" if subject["kind"] == "ServiceAccount" else subject["name"]
+        name = (
+            f"{subject.get('namespace', '')}/{subject['name']}"
+            if subject["kind"] == "ServiceAccount"
+            else subject["name"]
+        )
         by_kind.setdefault(subject["kind"], []).append(name)
     people = [", ".join(by_kind[kind]) for kind in ("User", "Group", "ServiceAccount")]
     return Row([f"{reference.get('kind')}/{reference.get('name')}", age(obj, now), *people])
@@ -385,7 +410,9 @@ ROWS: dict[tuple[str, str], Callable[[JsonObject, datetime], Row]] = {
     ("rbac.authorization.k8s.io", "RoleBinding"): _binding,
     ("rbac.authorization.k8s.io", "ClusterRoleBinding"): _binding,
     ("apiextensions.k8s.io", "CustomResourceDefinition"): _created,
-    ("networking.k8s.io", "NetworkPolicy"): lambda obj, now: Row([_selector(obj["spec"].get("podSelector")), age(obj, now)]),
+    ("networking.k8s.io", "NetworkPolicy"): lambda obj, now: Row(
+        [_selector(obj["spec"].get("podSelector")), age(obj, now)]
+    ),
     ("policy", "PodDisruptionBudget"): _budget,
     ("scheduling.k8s.io", "PriorityClass"): lambda obj, now: Row(
         [obj.get("value", 0), bool(obj.get("globalDefault")), age(obj, now), obj.get("preemptionPolicy", "")]

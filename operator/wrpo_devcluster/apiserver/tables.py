@@ -51,7 +51,9 @@ _IMAGES = (
 
 def _plain(*names: str) -> tuple[Column, ...]:
     """Columns whose meaning is their name; a leading + marks wide ones."""
-    return tuple(Column(name.lstrip("+"), description=f"{name.lstrip('+')}.", priority=int(name[0] == "+")) for name in names)
+    return tuple(
+        Column(name.lstrip("+"), description=f"{name.lstrip('+')}.", priority=int(name[0] == "+")) for name in names
+    )
 
 
 _COLUMNS: dict[tuple[str, str], tuple[Column, ...]] = {
@@ -172,7 +174,9 @@ def _layout(kind: Kind) -> tuple[tuple[Column, ...], Callable[[JsonObject, datet
     key = (kind.group, kind.kind)
     if key in ROWS:
         make = ROWS[key]
-        return (_NAME, *_COLUMNS[key]), lambda obj, now: Row([obj["metadata"]["name"], *make(obj, now).cells], make(obj, now).conditions)
+        return (_NAME, *_COLUMNS[key]), lambda obj, now: Row(
+            [obj["metadata"]["name"], *make(obj, now).cells], make(obj, now).conditions
+        )
     return (_NAME, _AGE), lambda obj, now: Row([obj["metadata"]["name"], age(obj, now)])
 
 
@@ -185,7 +189,8 @@ def _custom_layout(version: JsonObject) -> tuple[tuple[Column, ...], Callable[[J
             column["name"],
             column["type"],
             column.get("format", ""),
-            column.get("description") or f"Custom resource definition column (in JSONPath format): {column['jsonPath']}",
+            column.get("description")
+            or f"Custom resource definition column (in JSONPath format): {column['jsonPath']}",
             column.get("priority", 0),
         )
         for column in declared

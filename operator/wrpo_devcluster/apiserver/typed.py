@@ -135,7 +135,7 @@ def _compare_maps(
             _compare_item(child_node(node, name), f"f:{name}", before, after, added, removed, modified)
 
 
-def _compare_item(  # noqa: C901  (one rule of the specification after the other)
+def _compare_item(
     node: Node, element: str, before: Any, after: Any, added: FieldSet, removed: FieldSet, modified: FieldSet
 ) -> None:
     shape = after if after is not ABSENT and after is not None else before
@@ -143,7 +143,9 @@ def _compare_item(  # noqa: C901  (one rule of the specification after the other
     new_empty = after is ABSENT or after is None or after in ({}, [])
     mixed = not old_empty and not new_empty and type(before) is not type(after)
     scalar = not isinstance(shape, dict | list) or (old_empty and new_empty) or mixed
-    whole = scalar or (isinstance(shape, dict) and node.atomic) or (isinstance(shape, list) and not is_associative(node))
+    whole = (
+        scalar or (isinstance(shape, dict) and node.atomic) or (isinstance(shape, list) and not is_associative(node))
+    )
     if whole:
         if before is ABSENT:
             added.members.add(element)

@@ -60,7 +60,9 @@ def _workload(obj: JsonObject) -> list[Cause]:
         causes.append(invalid_field("spec.selector", selector, "empty selector is invalid for deployment"))
     elif not all(part.matches(template_labels) for part in from_label_selector(selector)):
         causes.append(
-            invalid_field("spec.template.metadata.labels", template_labels, "`selector` does not match template `labels`")
+            invalid_field(
+                "spec.template.metadata.labels", template_labels, "`selector` does not match template `labels`"
+            )
         )
     if (spec.get("replicas") or 0) < 0:
         causes.append(invalid_field("spec.replicas", spec["replicas"], "must be greater than or equal to 0"))
@@ -115,7 +117,12 @@ def _data_keys(obj: JsonObject) -> list[Cause]:
     for group in ("data", "binaryData"):
         for key, value in (obj.get(group) or {}).items():
             total += len(value)
-            if not key or len(key) > 253 or not all(char.isalnum() or char in "-_." for char in key) or key in {".", ".."}:
+            if (
+                not key
+                or len(key) > 253
+                or not all(char.isalnum() or char in "-_." for char in key)
+                or key in {".", ".."}
+            ):
                 why = (
                     "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or"
                     " 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')"
@@ -212,7 +219,9 @@ def _binding(obj: JsonObject) -> list[Cause]:
     for index, subject in enumerate(obj.get("subjects") or ()):
         path = f"subjects[{index}]"
         if subject.get("kind") not in {"ServiceAccount", "User", "Group"}:
-            causes.append(unsupported_field(f"{path}.kind", subject.get("kind", ""), ("ServiceAccount", "User", "Group")))
+            causes.append(
+                unsupported_field(f"{path}.kind", subject.get("kind", ""), ("ServiceAccount", "User", "Group"))
+            )
         elif subject["kind"] == "ServiceAccount" and not subject.get("namespace"):
             causes.append(required_field(f"{path}.namespace"))
         if not subject.get("name"):
@@ -243,7 +252,12 @@ def _claim_update(new: JsonObject, old: JsonObject) -> list[Cause]:
 
     if same(frozen(new["spec"]), frozen(old["spec"])):
         return []
-    return [forbidden_field("spec", "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims")]
+    return [
+        forbidden_field(
+            "spec",
+            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+        )
+    ]
 
 
 def _lease(obj: JsonObject) -> list[Cause]:

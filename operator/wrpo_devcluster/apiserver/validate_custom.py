@@ -18,7 +18,13 @@ from wrpo_devcluster.apiserver.errors import (
 from wrpo_devcluster.apiserver.schema import Node
 from wrpo_devcluster.client import JsonObject
 
-_BLOCKING = {"FieldValueNotSupported", "FieldValueRequired", "FieldValueTooLong", "FieldValueTooMany", "FieldValueTypeInvalid"}
+_BLOCKING = {
+    "FieldValueNotSupported",
+    "FieldValueRequired",
+    "FieldValueTooLong",
+    "FieldValueTooMany",
+    "FieldValueTypeInvalid",
+}
 NOT_CHECKED = Cause(
     "FieldValueInvalid",
     "<nil>",

@@ -52,14 +52,20 @@ def _indexed(spec: JsonObject) -> list[Cause]:
         causes.append(required_field("spec.completions", f"when completion mode is {mode}"))
     if indexed and (spec.get("parallelism") or 0) > 100_000:
         causes.append(
-            invalid_field("spec.parallelism", spec["parallelism"], "must be less than or equal to 100000 when completion mode is Indexed")
+            invalid_field(
+                "spec.parallelism",
+                spec["parallelism"],
+                "must be less than or equal to 100000 when completion mode is Indexed",
+            )
         )
     if not indexed:
         for name in ("backoffLimitPerIndex", "maxFailedIndexes"):
             if spec.get(name) is not None:
                 causes.append(invalid_field(f"spec.{name}", spec[name], "requires indexed completion mode"))
         if spec.get("successPolicy") is not None:
-            causes.append(invalid_field("spec.successPolicy", spec["successPolicy"], "requires indexed completion mode"))
+            causes.append(
+                invalid_field("spec.successPolicy", spec["successPolicy"], "requires indexed completion mode")
+            )
     elif spec.get("maxFailedIndexes") is not None and spec.get("backoffLimitPerIndex") is None:
         causes.append(required_field("spec.backoffLimitPerIndex", "when maxFailedIndexes is specified"))
     return causes
@@ -122,7 +128,9 @@ def _exit_codes(codes: JsonObject, path: str, names: set[str | None]) -> list[Ca
     if not values:
         causes.append(invalid_field(f"{path}.values", values, "at least one value is required"))
     elif len(values) > 255:
-        causes.append(Cause("FieldValueTooMany", f"{path}.values", f"Too many: {len(values)}: must have at most 255 items"))
+        causes.append(
+            Cause("FieldValueTooMany", f"{path}.values", f"Too many: {len(values)}: must have at most 255 items")
+        )
     if values != sorted(values):
         causes.append(invalid_field(f"{path}.values", values, "must be ordered"))
     for index, value in enumerate(values):

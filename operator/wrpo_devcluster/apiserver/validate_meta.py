@@ -100,13 +100,19 @@ def metadata(kind: Kind, meta: JsonObject) -> list[Cause]:
         causes += qualified_name(key.lower(), "metadata.annotations")
     if sum(len(key) + len(value) for key, value in annotations.items()) > _ANNOTATION_BYTES:
         causes.append(
-            Cause("FieldValueTooLong", "metadata.annotations", f"Too long: may not be more than {_ANNOTATION_BYTES} bytes")
+            Cause(
+                "FieldValueTooLong", "metadata.annotations", f"Too long: may not be more than {_ANNOTATION_BYTES} bytes"
+            )
         )
     for finalizer in meta.get("finalizers") or ():
         causes += qualified_name(finalizer, "metadata.finalizers")
         if "/" not in finalizer and finalizer not in {"orphan", "foregroundDeletion", "kubernetes"}:
             causes.append(
-                invalid_field("metadata.finalizers", finalizer, "name is neither a standard finalizer name nor is it fully qualified")
+                invalid_field(
+                    "metadata.finalizers",
+                    finalizer,
+                    "name is neither a standard finalizer name nor is it fully qualified",
+                )
             )
     return causes + _owners(meta.get("ownerReferences") or ())
 

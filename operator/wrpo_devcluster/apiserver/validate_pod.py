@@ -46,11 +46,17 @@ def pod_spec(spec: JsonObject, path: str) -> list[Cause]:
             names.add(container.get("name", ""))
     if spec.get("terminationGracePeriodSeconds", 0) < 0:
         causes.append(
-            invalid_field(f"{path}.terminationGracePeriodSeconds", spec["terminationGracePeriodSeconds"], "must be greater than or equal to 0")
+            invalid_field(
+                f"{path}.terminationGracePeriodSeconds",
+                spec["terminationGracePeriodSeconds"],
+                "must be greater than or equal to 0",
+            )
         )
     deadline = spec.get("activeDeadlineSeconds")
     if deadline is not None and not 1 <= deadline < 2**31:
-        causes.append(invalid_field(f"{path}.activeDeadlineSeconds", deadline, "must be between 1 and 2147483647, inclusive"))
+        causes.append(
+            invalid_field(f"{path}.activeDeadlineSeconds", deadline, "must be between 1 and 2147483647, inclusive")
+        )
     if spec.get("serviceAccountName"):
         causes += dns_subdomain(spec["serviceAccountName"], f"{path}.serviceAccountName")
     return causes + _tolerations(spec.get("tolerations") or (), f"{path}.tolerations")
@@ -89,7 +95,9 @@ def _container(container: JsonObject, path: str, volumes: set[str]) -> list[Caus
     if not container.get("image"):
         causes.append(required_field(f"{path}.image"))
     elif container["image"] != container["image"].strip():
-        causes.append(invalid_field(f"{path}.image", container["image"], "must not have leading or trailing whitespace"))
+        causes.append(
+            invalid_field(f"{path}.image", container["image"], "must not have leading or trailing whitespace")
+        )
     for name, choices in _CONTAINER_CHOICES.items():
         if container.get(name) not in choices:
             causes.append(unsupported_field(f"{path}.{name}", container.get(name), choices))
@@ -118,7 +126,9 @@ def _ports(ports: Any, path: str) -> list[Cause]:
         at = f"{path}[{index}]"
         if not 1 <= (port.get("containerPort") or 0) <= 65535:
             causes.append(
-                invalid_field(f"{at}.containerPort", port.get("containerPort", 0), "must be between 1 and 65535, inclusive")
+                invalid_field(
+                    f"{at}.containerPort", port.get("containerPort", 0), "must be between 1 and 65535, inclusive"
+                )
             )
         if port.get("protocol") not in {"TCP", "UDP", "SCTP"}:
             causes.append(unsupported_field(f"{at}.protocol", port.get("protocol"), ("SCTP", "TCP", "UDP")))
@@ -170,7 +180,9 @@ def _resources(resources: JsonObject, path: str) -> list[Cause]:
                 why = f"must be less than or equal to {name} limit of {limits[name]}"
                 causes.append(invalid_field(f"{path}.requests", value, why))
         elif extended:
-            causes.append(required_field(f"{path}.limits", f"Limit must be set for non overcommitable resources: {name}"))
+            causes.append(
+                required_field(f"{path}.limits", f"Limit must be set for non overcommitable resources: {name}")
+            )
     return causes
 
 
@@ -182,7 +194,11 @@ def _tolerations(tolerations: Any, path: str) -> list[Cause]:
         if operator not in {"Equal", "Exists", "Lt", "Gt"}:
             causes.append(unsupported_field(f"{at}.operator", operator, ("Equal", "Exists")))
         if operator == "Exists" and toleration.get("value"):
-            causes.append(invalid_field(f"{at}.operator", toleration.get("value"), "value must be empty when `operator` is 'Exists'"))
+            causes.append(
+                invalid_field(
+                    f"{at}.operator", toleration.get("value"), "value must be empty when `operator` is 'Exists'"
+                )
+            )
         if toleration.get("effect", "") not in {"", "NoSchedule", "PreferNoSchedule", "NoExecute"}:
             choices = ("NoSchedule", "PreferNoSchedule", "NoExecute")
             causes.append(unsupported_field(f"{at}.effect", toleration.get("effect"), choices))

@@ -34,7 +34,9 @@ def parse_version(text: str) -> int:
     if not text:
         return 0
     if not text.isdigit():
-        raise errors.internal(f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: parsing "{text}": invalid syntax')
+        raise errors.internal(
+            f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: parsing "{text}": invalid syntax'
+        )
     return int(text)
 
 

@@ -20,7 +20,7 @@ KINDS = {
         "Namespace", "Pod", "Service", "Endpoints", "ConfigMap", "Secret", "ServiceAccount", "Event", "Node",
         "PersistentVolume", "PersistentVolumeClaim", "ResourceQuota", "LimitRange", "Binding",
     ],
-    "io.k8s.api.apps.v1": ["Deployment", "ReplicaSet", "StatefulSet", "DaemonSet"],
+    "io.k8s.api.apps.v1": ["Deployment", "ReplicaSet"],
     "io.k8s.api.autoscaling.v1": ["Scale"],
     "io.k8s.api.batch.v1": ["Job", "CronJob"],
     "io.k8s.api.coordination.v1": ["Lease"],
@@ -36,7 +36,6 @@ KINDS = {
     "io.k8s.api.storage.v1": ["StorageClass"],
     "io.k8s.api.admissionregistration.v1": [
         "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
-        "ValidatingWebhookConfiguration", "MutatingWebhookConfiguration",
     ],
     "io.k8s.api.events.v1": ["Event"],
     "io.k8s.api.discovery.v1": ["EndpointSlice"],

@@ -24,7 +24,7 @@ API = (
     "policy", "scheduling", "storage", "admissionregistration", "events", "discovery",
 )  # fmt: skip
 TYPE = re.compile(r"^type (\w+) struct \{$")
-FIELD = re.compile(r"^\t(?:(\w+) )?(\S+) +`([^`]*)`")
+FIELD = re.compile(r"^\t(?:(\w+) +)?(\S+) +`([^`]*)`")
 TAG = re.compile(r'(\w+):"([^"]*)"')
 META = "io.k8s.apimachinery.pkg.apis.meta.v1"
 EXTENSIONS = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1"
