@@ -33,6 +33,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def load_all(text: str) -> list[Any]:
     """All documents of a YAML text, empty ones left out."""
     return [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
