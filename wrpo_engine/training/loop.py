@@ -51,7 +51,7 @@ class TrainingOutcome:
 
     num_steps: int
     last_row: dict[str, float]
-    """The last row of metrics; empty if there was nothing left to do."""
+    """The deterministic part of the last row of metrics, on rank 0 also if nothing was left to do."""
 
 
 def train(run: TrainingRun, *, steps_done: int = 0) -> TrainingOutcome:
@@ -61,9 +61,8 @@ def train(run: TrainingRun, *, steps_done: int = 0) -> TrainingOutcome:
     check that every loss is finite, before any weight moves; the optimizer step; the row of metrics; a checkpoint if
     one is due or somebody was asked to stop.
     """
-    run.log.cut(steps_done)
+    last_row = run.log.cut(steps_done)
     num_steps = run.plan.num_steps
-    last_row: dict[str, float] = {}
     for step in range(steps_done, num_steps):
         started_s = run.monotonic()
         torch.manual_seed(hash((run.params.seed, step, run.group.rank)) & 0x7FFFFFFF)
@@ -84,7 +83,7 @@ def train(run: TrainingRun, *, steps_done: int = 0) -> TrainingOutcome:
             "num_tokens": totals.num_tokens,
         }
         elapsed_s = max(run.monotonic() - started_s, 1e-9)
-        run.log.write({**last_row, "step_seconds": elapsed_s, "tokens_per_second": totals.num_tokens / elapsed_s})
+        run.log.write(last_row, elapsed_s=elapsed_s, num_tokens=totals.num_tokens)
         _report(run, step + 1, last_row)
 
         done = step + 1

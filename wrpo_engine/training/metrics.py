@@ -17,6 +17,8 @@ from wrpo_engine.training.collectives import Group
 from wrpo_engine.training.tasks import RowTerms
 
 METRICS_FILE = "metrics.jsonl"
+CLOCK_FIELDS = ("step_seconds", "tokens_per_second")
+"""They differ from run to run; all others are deterministic."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -102,20 +104,28 @@ class MetricsLog:
         self._path = path
         self._is_main = group.is_main
 
-    def cut(self, step: int) -> None:
-        """Forget rows after `step`, which a resumed run makes again; a line that was cut off goes too."""
+    def cut(self, step: int) -> dict[str, float]:
+        """Forget rows after `step`, which a resumed run makes again; return the deterministic part of the last one.
+
+        A line that was cut off by a kill goes too.
+        """
+        if not self._is_main:
+            return {}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        pairs = read_rows(self._path) if self._path.exists() else []
+        kept = [(row, line) for row, line in pairs if row["step"] <= step]
+        temporary = self._path.with_name(f".tmp-{self._path.name}")
+        temporary.write_text("".join(line for _, line in kept))
+        temporary.replace(self._path)
+        last = kept[-1][0] if kept else {}
+        return {name: value for name, value in last.items() if name not in CLOCK_FIELDS}
+
+    def write(self, row: Mapping[str, float], *, elapsed_s: float, num_tokens: int) -> None:
         if not self._is_main:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for row, line in read_rows(self._path) if row["step"] <= step] if self._path.exists() else []
-        temporary = self._path.with_name(f".tmp-{self._path.name}")
-        temporary.write_text("".join(kept))
-        temporary.replace(self._path)
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        if self._is_main:
-            with self._path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        clock = dict(zip(CLOCK_FIELDS, (elapsed_s, num_tokens / elapsed_s), strict=True))
+        with self._path.open("a") as file:
+            file.write(json.dumps({**row, **clock}) + "\n")
 
 
 def read_rows(path: Path) -> list[tuple[dict[str, Any], str]]:

@@ -13,6 +13,7 @@ from training_support import triples_frame
 from wrpo_engine.errors import DataError, Interrupted
 from wrpo_engine.training.collate import collate
 from wrpo_engine.training.logps import sum_by_sequence
+from wrpo_engine.training.metrics import CLOCK_FIELDS
 from wrpo_engine.training.rows import TokenRow
 
 FLOAT64 = {"dtype": torch.float64}
@@ -255,6 +256,17 @@ def test_training_moves_the_margin_up(local_run: Any) -> None:
     run = local_run(epochs=6, alpha={"schedule": "Constant", "max": 0.5})
     run.run()
     assert run.metrics()[-1]["margin"] > run.metrics()[0]["margin"] + 0.1
+
+
+def test_a_run_stopped_after_its_last_step_has_nothing_left_and_keeps_its_last_row(local_run: Any) -> None:
+    run = local_run(run={"stop_after": 6})
+    with pytest.raises(Interrupted, match=r"^stopped on request after step 6 of 6; "):
+        run.run()
+    run.stop_after = None
+    outcome = run.run()
+    expected = {name: value for name, value in run.metrics()[-1].items() if name not in CLOCK_FIELDS}
+    assert outcome.last_row == expected
+    assert outcome.last_row["step"] == 6
 
 
 def test_random_stops_end_in_the_uninterrupted_runs_weights(local_run: Any) -> None:
