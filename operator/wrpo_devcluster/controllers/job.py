@@ -79,7 +79,7 @@ class JobController(Controller):
         super().__init__(client, clock)
         self._backoff_s = backoff_s
         self._events = EventRecorder(client, clock, self.name)
-        self._create_failures: dict[str, int] = {}
+        self._refusals: dict[str, tuple[int, float]] = {}
 
     def watched(self) -> Sequence[Watched]:
         return (Watched(JOBS, own_key), Watched(PODS, controller_key("Job")))
@@ -90,6 +90,7 @@ class JobController(Controller):
         pods = await self._pods(namespace, name, job)
         if job is None or is_deleting(job):
             await self._release(namespace, [p for p in pods if TRACKING_FINALIZER in _finalizers(p)])
+            self._refusals.pop(key, None)
             return None
         if job["spec"].get("managedBy") not in {None, MANAGED_BY}:
             return None
@@ -109,12 +110,22 @@ class JobController(Controller):
         for name in decision.delete:
             if await delete_if_exists(self.client, PODS, by_name[name]):
                 await self._events.event(_typed(job), "Normal", "SuccessfulDelete", f"Deleted pod: {name}")
+        if decision.create:
+            return await self._create_all(key, job, decision)
+        return decision.requeue_after_s
+
+    async def _create_all(self, key: str, job: JsonObject, decision: JobDecision) -> float | None:
+        """Create the pods; after a refusal none before its backoff is over, whatever else happens to the Job."""
+        now_s = self.clock.now().timestamp()
+        failures, not_before_s = self._refusals.get(key, (0, 0.0))
+        if now_s < not_before_s:
+            return not_before_s - now_s
         for new in decision.create:
             if not await self._create(job, new):
-                failures = self._create_failures.get(key, 0)
-                self._create_failures[key] = failures + 1
-                return _BATCH_S + min(_CREATE_BACKOFF_S * 2.0 ** min(failures, 6), 60.0)
-        self._create_failures.pop(key, None)
+                pause_s = _BATCH_S + min(_CREATE_BACKOFF_S * 2.0 ** min(failures, 6), 60.0)
+                self._refusals[key] = (failures + 1, now_s + pause_s)
+                return pause_s
+        self._refusals.pop(key, None)
         return decision.requeue_after_s
 
     async def _create(self, job: JsonObject, new: NewPod) -> bool:

@@ -156,17 +156,16 @@ def test_a_suspended_job_starts_when_it_is_resumed() -> None:
     asyncio.run(scenario())
 
 
-def test_a_refused_pod_is_told_in_the_jobs_events() -> None:
-    async def scenario() -> list[str]:
-        async with simulated(controllers) as (client, _):
+def test_a_refused_pod_is_told_in_the_jobs_events_and_tried_again_with_pauses() -> None:
+    async def scenario() -> list[JsonObject]:
+        async with simulated(controllers, speed=10) as (client, clock):
             client.refuse_create[PODS] = 'violates PodSecurity "restricted:latest"'
             await client.create(JOBS, make_job("j"), "conf")
+            await clock.sleep(2.5)
+            return [e for e in await client.list(EVENTS, "conf") if e["reason"] == "FailedCreate"]
 
-            async def told() -> list[JsonObject]:
-                return [e for e in await client.list(EVENTS, "conf") if e["reason"] == "FailedCreate"]
-
-            return [e["message"] for e in await until(told)]
-
-    message = asyncio.run(scenario())[0]
-    assert message.startswith('Error creating: pods "j-')
-    assert message.endswith('is forbidden: violates PodSecurity "restricted:latest"')
+    events = asyncio.run(scenario())
+    assert len(events) == 2
+    for event in events:
+        assert event["message"].startswith('Error creating: pods "j-')
+        assert event["message"].endswith('is forbidden: violates PodSecurity "restricted:latest"')
