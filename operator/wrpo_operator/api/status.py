@@ -98,6 +98,8 @@ class Attempt(StatusModel):
     """Name of the Job or training resource."""
     state: AttemptState
     """What became of it."""
+    settings: str | None = Field(default=None, max_length=16)
+    """Hash of what it was started with beyond its parameters: image, resources, placement, environment."""
     pending_since: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
     """Since when it has been waiting for pods to run; unset while none is waited for."""
     started_at: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)

@@ -27,6 +27,7 @@ from wrpo_operator.plan.stops import (
     enforce_pending_deadline,
     expired_children,
     pending_deadline,
+    replace_outdated,
     stale_children,
     stop_all,
     suspend_or_resume,
@@ -59,7 +60,9 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     if failure is not None:
         stops = stop_all(late.views, f"stage {failure.stage} has failed", now)
     else:
-        stops = suspend_or_resume(spec, late.views, now)
+        outdated = replace_outdated(spec, late.views, now)
+        deleted += outdated.delete
+        stops = suspend_or_resume(spec, outdated.views, now)
     deleted += [*late.delete, *stops.delete]
 
     may_start = failure is None and not spec.suspend

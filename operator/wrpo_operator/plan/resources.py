@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from wrpo_engine.config import StageKind
+from wrpo_operator.api.hashing import digest
 from wrpo_operator.api.pods import Resources
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Shape, StageNode
@@ -57,6 +59,22 @@ def resources_of(spec: ExperimentSpec, node: StageNode) -> Resources:
             return by_kind.evaluate
         case StageKind.REPORT:
             return by_kind.report
+
+
+def settings_of(spec: ExperimentSpec, node: StageNode) -> str:
+    """Return the hash of what shapes a stage's pods but not what they compute: an attempt is started with it."""
+    shape: dict[str, Any] = {
+        "resources": resources_of(spec, node).model_dump(mode="json"),
+        "runtime": node.runtime.model_dump(mode="json"),
+        "gang": gang_of(spec, node.id.kind).nodes if node.shape is Shape.TRAINING else 0,
+        "scheduling": spec.scheduling.model_dump(mode="json"),
+        "images": spec.images.model_dump(mode="json"),
+        "podTemplate": spec.pod_template,
+        "env": [variable.model_dump(mode="json") for variable in spec.env],
+        "pullSecrets": [secret.name for secret in spec.image_pull_secrets],
+        "credentials": spec.storage.s3.credentials_secret_name if spec.storage.s3 else None,
+    }
+    return digest(shape)
 
 
 def _with_gpus(resources: Resources, gang: Gang) -> Resources:

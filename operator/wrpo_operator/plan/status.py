@@ -11,6 +11,7 @@ from wrpo_operator.api import conditions as words
 from wrpo_operator.api.conditions import ConditionType, Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import (
+    MAX_ATTEMPTS,
     Attempt,
     AttemptState,
     Blocker,
@@ -31,6 +32,7 @@ from wrpo_operator.plan.model import (
     StageId,
 )
 from wrpo_operator.plan.progress import bounded_metrics, overall, result_of, stage_progress
+from wrpo_operator.plan.resources import settings_of
 from wrpo_operator.plan.starts import Held
 
 
@@ -236,7 +238,8 @@ def _stage(
     elif child is not None:
         values |= _running(snapshot, view)
     elif start is not None:
-        values |= {"state": StageState.WAITING, "attempts": _with_start(view, start, now), **_shards(view, 0)}
+        values |= {"state": StageState.WAITING, **_shards(view, 0)}
+        values["attempts"] = _with_start(view, start, settings_of(spec, view.node), now)
     elif held is not None:
         values |= {"state": StageState.WAITING, "message": held.message}
     elif spec.suspend:
@@ -256,21 +259,19 @@ def _shards(view: StageView, done: int) -> dict[str, str]:
     return {"shards": f"{done}/{view.node.runtime.shards}"} if view.node.shape is Shape.INDEXED_JOB else {}
 
 
-def _with_start(view: StageView, start: PlannedAttempt, now: datetime) -> tuple[Attempt, ...]:
+def _with_start(view: StageView, start: PlannedAttempt, settings: str, now: datetime) -> tuple[Attempt, ...]:
+    """Return the attempts with the started one; one deleted by hand, or not seen yet, waits again."""
     known = {attempt.number: attempt for attempt in view.record.attempts}
-    fresh = Attempt(
-        number=start.attempt, child=start.child_name, state=AttemptState.PENDING, pending_since=to_time(now)
+    fresh = Attempt(number=start.attempt, child=start.child_name, state=AttemptState.PENDING)
+    base = known.get(start.attempt, fresh)
+    known[start.attempt] = base.model_copy(
+        update={
+            "state": AttemptState.PENDING,
+            "settings": settings,
+            "pending_since": base.pending_since or to_time(now),
+        }
     )
-    if start.attempt in known:
-        # Deleted by hand or not seen yet: the same attempt waits again.
-        fresh = known[start.attempt].model_copy(
-            update={
-                "state": AttemptState.PENDING,
-                "pending_since": known[start.attempt].pending_since or to_time(now),
-            }
-        )
-    known[start.attempt] = fresh
-    return tuple(known[number] for number in sorted(known))[-10:]
+    return tuple(known[number] for number in sorted(known))[-MAX_ATTEMPTS:]
 
 
 def _running(snapshot: Snapshot, view: StageView) -> dict[str, Any]:

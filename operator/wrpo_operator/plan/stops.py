@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -22,6 +22,7 @@ from wrpo_operator.plan.model import (
     Snapshot,
     StageNode,
 )
+from wrpo_operator.plan.resources import settings_of
 from wrpo_operator.plan.retry import GiveUp, RetryDecision
 
 
@@ -106,18 +107,36 @@ def pending_deadline(view: StageView, child: ChildFact, seconds: int) -> datetim
 
 def stop_all(views: Sequence[StageView], reason: str, now: datetime) -> Stops:
     """Delete every live child. Parts and checkpoints that stages have committed stay."""
+    return _stop(views, {child.name for view in views for child in view.runnable}, reason, now)
+
+
+def replace_outdated(spec: ExperimentSpec, views: Sequence[StageView], now: datetime) -> Stops:
+    """Delete children that wait for pods with settings that were edited since, or an edit could not unblock them.
+
+    A child that runs keeps its settings; it would lose work to take new ones.
+    """
+    if spec.suspend:
+        return Stops(tuple(views))
+    outdated = {
+        child.name
+        for view in views
+        for child in view.runnable
+        for attempt in view.record.attempts
+        if attempt.number == child.attempt
+        and child.state in {ChildState.PENDING, ChildState.SUSPENDED}
+        and attempt.settings is not None
+        and attempt.settings != settings_of(spec, view.node)
+    }
+    return _stop(views, outdated, "its settings were edited before it ran", now)
+
+
+def _stop(views: Sequence[StageView], names: Collection[str], reason: str, now: datetime) -> Stops:
     stopped, deleted = [], []
+    end = {"state": AttemptState.STOPPED, "reason": None, "finished_at": to_time(now), "pending_since": None}
     for view in views:
-        deleted += [delete(child, reason) for child in view.runnable]
-        ends = {
-            child.attempt: {
-                "state": AttemptState.STOPPED,
-                "reason": None,
-                "finished_at": to_time(now),
-                "pending_since": None,
-            }
-            for child in view.runnable
-        }
+        ending = [child for child in view.runnable if child.name in names]
+        deleted += [delete(child, reason) for child in ending]
+        ends = {child.attempt: end for child in ending}
         stopped.append(_with_changes(view, ends, view.next) if ends else view)
     return Stops(tuple(stopped), tuple(deleted))
 

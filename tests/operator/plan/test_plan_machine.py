@@ -1,7 +1,8 @@
-"""The planner against a cluster that does anything a cluster can do."""
+"""The planner against a cluster that does anything a cluster can do. WRPO_MACHINE_EXAMPLES=200 searches for longer."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -27,6 +28,7 @@ EDITS = st.sampled_from(
         {"sources": list(SOURCES)},
         {"sources": [SOURCES[0]]},
         {"sampling": {"shards": 2}},
+        {"resources": {"sample": {"requests": {"cpu": 1}}}},
         {"reuse": {"salt": "again"}},
         {"suspend": True},
         {"suspend": False},
@@ -168,7 +170,7 @@ class PlannerMachine(RuleBasedStateMachine):
 PlannerMachine.TestCase.settings = settings(
     # Shrinking a run of the machine takes minutes; a failing run is printed step by step anyhow.
     phases=(Search.explicit, Search.reuse, Search.generate),
-    max_examples=25,
+    max_examples=int(os.environ.get("WRPO_MACHINE_EXAMPLES", "15")),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

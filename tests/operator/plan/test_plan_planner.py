@@ -314,6 +314,21 @@ def test_a_missing_secret_is_named() -> None:
     )
 
 
+def test_an_edit_of_settings_reaches_a_child_that_waits_but_not_one_that_runs() -> None:
+    cluster = started()
+    cluster.reconcile("demo")
+    name = child_of(cluster, "prepare")
+    cluster.edit("demo", resources={"prepare": {"requests": {"cpu": 1}}})
+    (deletion,) = cluster.reconcile("demo").delete
+    assert (deletion.name, deletion.reason) == (name, "its settings were edited before it ran")
+    cluster.vanish(name)
+    (start,) = cluster.reconcile("demo").apply
+    assert start.attempt == 2
+    cluster.run(start.child_name)
+    cluster.edit("demo", resources={"prepare": {"requests": {"cpu": 2}}})
+    assert cluster.reconcile("demo").delete == ()
+
+
 def test_waiting_too_long_fails_with_the_reason() -> None:
     experiment = make_experiment(deadlines={"preRunningSeconds": 60})
     pod = make_pod("p", phase="Pending", unschedulable_message="no GPUs.")
@@ -327,8 +342,8 @@ def test_waiting_too_long_fails_with_the_reason() -> None:
     assert condition(late.status, "Failed")[1:] == (
         "PendingTooLong",
         (
-            "Stage prepare failed (attempt 1): no pod ran within 60 s (spec.deadlines.preRunningSeconds). No node takes "
-            "the pod: no GPUs. Change spec.resources or spec.scheduling, or wait for room."
+            "Stage prepare failed (attempt 1): no pod ran within 60 s (spec.deadlines.preRunningSeconds). No node "
+            "takes the pod: no GPUs. Change spec.resources or spec.scheduling, or wait for room."
         ),
     )
 
