@@ -311,6 +311,19 @@ def test_answers_end_at_the_context_limit(tiny_sampler: Any) -> None:
     assert [(sample.num_tokens, sample.finish_reason) for sample in samples] == [(3, FinishReason.LENGTH)] * 2
 
 
+def test_a_stop_request_does_not_wait_for_the_batch(tiny_sampler: Any) -> None:
+    steps: list[int] = []
+
+    def stop_at_the_third_step() -> None:
+        steps.append(len(steps))
+        if len(steps) == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        list(tiny_sampler(poll=stop_at_the_third_step, max_tokens=50).sample([request("a", 5)]))
+    assert len(steps) == 3
+
+
 def test_rows_that_finish_early_leave_the_batch_without_changing_the_others(tiny_sampler: Any) -> None:
     # With half of all tokens ending an answer, rows finish at every step.
     sampler = tiny_sampler(stop_token_ids=tuple(range(0, 300, 2)), max_tokens=12)

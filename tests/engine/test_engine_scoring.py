@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.errors import ConfigError, DataError, Interrupted
 from wrpo_engine.models import ResolvedModel
+from wrpo_engine.progress import ProgressState
 from wrpo_engine.scoring import stage
 from wrpo_engine.scoring.reward_model import RewardScorer, token_batches
+from wrpo_engine.stage import StopRequest
 
 ANSWERS = [("p1", "short"), ("p1", "a much longer answer than the other one"), ("p2", "yes"), ("p2", ""), ("p3", "no")]
 
@@ -151,6 +153,32 @@ def test_shards_do_not_change_scores(make_ctx: Any, inputs: dict[str, ArtifactRe
         )
         stage.run(ctx)
     assert ctx.output.committed().manifest.files == whole.output.committed().manifest.files
+
+
+def test_a_stop_request_ends_scoring_after_a_batch_and_finished_parts_stay(
+    make_ctx: Any, inputs: dict[str, ArtifactRef], tiny_reward_dir: Path
+) -> None:
+    stop = StopRequest()
+    ctx = make_ctx(params(tiny_reward_dir, batch_tokens=1), inputs, stage="score/tiny", stop=stop)
+    seen: list[float] = []
+
+    class StopAtThree:
+        def show(self, state: ProgressState) -> None:
+            seen.append(state.done)
+            if state.done == 3:
+                stop.request()
+
+        def close(self) -> None:
+            pass
+
+    ctx.progress.sinks.append(StopAtThree())
+    with pytest.raises(Interrupted):
+        stage.run(ctx)
+    assert seen == [0, 1, 2, 3]
+    assert [path.name for path in (ctx.output.directory / "parts").iterdir()] == ["part-00000.parquet"]
+    again = make_ctx(params(tiny_reward_dir), inputs, stage="score/tiny")
+    assert stage.run(again).rows == 3
+    assert len(rows_of(again)) == 5
 
 
 def test_a_reward_that_is_not_a_number_names_its_row(

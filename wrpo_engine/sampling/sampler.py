@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol
@@ -70,6 +70,8 @@ class SamplerSettings:
     gpu_memory_utilization: float | None = None
     batch_tokens: int = 16384
     """Transformers: upper bound of prompt and answer tokens in one batch."""
+    poll: Callable[[], None] | None = None
+    """Called at every decoding step; what it raises ends sampling. For stop requests, which cannot wait for a batch."""
 
 
 class Sampler(Protocol):

@@ -95,6 +95,7 @@ def _sample_parts(
         max_model_length=needed if context is None else min(context, needed),
         tensor_parallel_size=ctx.config.runtime.tensor_parallel_size,
         gpu_memory_utilization=ctx.config.runtime.gpu_memory_utilization,
+        poll=ctx.stop.raise_if_requested,
     )
     log.info("loading %s with %s", model.identity, params.backend)
     total = finished + sum(len(plan.part.rows) for plan in planned)

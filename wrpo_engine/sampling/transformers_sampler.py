@@ -119,6 +119,8 @@ class TransformersSampler:
             keep = torch.tensor([index for index, row in enumerate(batch) if self._limit(row) > 0], dtype=torch.long)
             ids, mask, positions = ids[keep], mask[keep], positions[keep]
         while running:
+            if self._settings.poll is not None:
+                self._settings.poll()
             output = self._model(
                 input_ids=ids,
                 attention_mask=mask,

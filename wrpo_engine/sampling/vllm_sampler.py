@@ -62,6 +62,8 @@ class VllmSampler:
                     )
                 if not running:
                     return
+                if self._settings.poll is not None:
+                    self._settings.poll()
                 for output in engine.step():
                     if output.finished:
                         yield _sampled(running.pop(output.request_id), output)
@@ -103,6 +105,8 @@ class VllmSampler:
         if _on_cpu():
             options.setdefault("gpu_memory_utilization", _CPU_MEMORY_FRACTION)
             options["enforce_eager"] = True
+            # A prompt read in pieces makes vLLM rewind the request's random numbers, which generators on a CPU refuse.
+            options["enable_chunked_prefill"] = False
             if settings.dtype == "auto":
                 options["dtype"] = "float32"
         return options

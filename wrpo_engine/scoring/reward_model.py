@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,13 +87,23 @@ class RewardScorer:
         """Return one finite number a pair, in order. `names` say in errors which row a pair is."""
         return [reward.score for reward in self.rewards(pairs, names)]
 
-    def rewards(self, pairs: Sequence[Pair], names: Sequence[str] | None = None) -> list[Reward]:
-        """Return the score of each pair, in order, and whether the pair was cut to the model's length."""
+    def rewards(
+        self,
+        pairs: Sequence[Pair],
+        names: Sequence[str] | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[Reward]:
+        """Return the score of each pair, in order, and whether the pair was cut to the model's length.
+
+        `on_batch` is told after each batch how many pairs it held; what it raises ends scoring.
+        """
         encoded = [self._encode(prompt, response) for prompt, response in pairs]
         scores = [math.nan] * len(pairs)
         for batch in token_batches([len(row.ids) for row in encoded], self._batch_tokens):
             for index, value in zip(batch, self._forward([encoded[index] for index in batch]), strict=True):
                 scores[index] = value
+            if on_batch is not None:
+                on_batch(len(batch))
         for index, value in enumerate(scores):
             if not math.isfinite(value):
                 row = names[index] if names is not None else f"row {index}"

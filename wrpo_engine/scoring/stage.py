@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import polars as pl
 
@@ -69,20 +69,36 @@ def _score_parts(
     todo: list[str],
 ) -> int:
     prompts = read_prompts(ctx.input("prompts"))
-    own = names[ctx.shard :: ctx.config.runtime.shards]
-    written = 0
-    ctx.progress.update(len(own) - len(todo), len(own))
-    for count, name in enumerate(todo, start=1):
+    own = set(names[ctx.shard :: ctx.config.runtime.shards])
+    slices = {
+        name: answers.slice(index * params.rows_per_part, params.rows_per_part)
+        for index, name in enumerate(names)
+        if name in own
+    }
+    total = sum(rows.height for rows in slices.values())
+    done = total - sum(slices[name].height for name in todo)
+
+    def on_batch(count: int) -> None:
+        nonlocal done
         ctx.stop.raise_if_requested()
-        rows = answers.slice(names.index(name) * params.rows_per_part, params.rows_per_part)
-        frame = score_rows(scorer, rows, prompts)
+        done += count
+        ctx.progress.update(done, total)
+
+    ctx.progress.update(done, total)
+    written = 0
+    for name in todo:
+        frame = score_rows(scorer, slices[name], prompts, on_batch)
         ctx.output.publish(name, frame.write_parquet)
         written += frame.height
-        ctx.progress.update(len(own) - len(todo) + count, len(own), metrics={"rows": float(written)})
     return written
 
 
-def score_rows(scorer: RewardScorer, rows: pl.DataFrame, prompts: dict[str, str]) -> pl.DataFrame:
+def score_rows(
+    scorer: RewardScorer,
+    rows: pl.DataFrame,
+    prompts: dict[str, str],
+    on_batch: Callable[[int], None] | None = None,
+) -> pl.DataFrame:
     """Score rows of a samples artifact; the result has them in the same order."""
     pairs: list[tuple[str, str]] = []
     names: list[str] = []
@@ -97,7 +113,7 @@ def score_rows(scorer: RewardScorer, rows: pl.DataFrame, prompts: dict[str, str]
             )
         pairs.append((prompt, row["text"]))
         names.append(name)
-    rewards = scorer.rewards(pairs, names)
+    rewards = scorer.rewards(pairs, names, on_batch)
     return rows.select("prompt_id", "source", "sample_index").with_columns(
         pl.Series("score", [reward.score for reward in rewards], dtype=pl.Float64),
         pl.Series("truncated", [reward.truncated for reward in rewards], dtype=pl.Boolean),
