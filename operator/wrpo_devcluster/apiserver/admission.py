@@ -181,9 +181,10 @@ class Admission:
                 raise errors.forbidden(kind.plural, kind.group, obj["metadata"].get("name", ""), why)
 
     def _used(self, kind: Kind, namespace: str, name: str) -> Decimal:
-        if name == kind.plural or name.startswith("count/"):
-            if (kind.group, kind.kind) != ("", "Pod") or name.startswith("count/"):
-                return Decimal(self.store.count(kind.storage_key, namespace))
+        # Pods that ended no longer count, except as objects.
+        counts_objects = name == kind.plural and (kind.group, kind.kind) != ("", "Pod")
+        if counts_objects or name.startswith("count/"):
+            return Decimal(self.store.count(kind.storage_key, namespace))
         total = Decimal(0)
         for record in self.store.list(kind.storage_key, namespace):
             if (record.obj.get("status") or {}).get("phase") not in {"Succeeded", "Failed"}:

@@ -51,7 +51,7 @@ def escape(name: str) -> str | None:
 
 
 def cel_value(node: Node, value: Any) -> Any:
-    """The value as rules see it: declared properties under their escaped names, numbers as their schema says."""
+    """Return the value as rules see it: declared properties under their escaped names, numbers as their schema says."""
     if isinstance(value, dict):
         out = {}
         for name, item in value.items():

@@ -94,7 +94,7 @@ def _join(path: str, name: str) -> str:
 
 
 def go_type(value: Any) -> str:
-    """How Go's JSON decoder calls a value."""
+    """Return how Go's JSON decoder calls a value."""
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int | float):
@@ -170,10 +170,10 @@ def _decode_special(node: Node, value: Any, path: str) -> Any:
 def _decode_time(value: Any, path: str, *, micro: bool) -> str:
     try:
         moment = datetime.fromisoformat(value)
-        if moment.tzinfo is None:
-            raise ValueError("no time zone")
     except (ValueError, TypeError) as problem:
         raise DecodeError(f'parsing time "{value}" at {path}: {problem}') from problem
+    if moment.tzinfo is None:
+        raise DecodeError(f'parsing time "{value}" at {path}: no time zone')
     return format_time(moment.astimezone(UTC), micro=micro)
 
 
@@ -233,7 +233,7 @@ _ZEROS: dict[str, Any] = {"string": "", "integer": 0, "number": 0, "boolean": Fa
 
 
 def zero(node: Node) -> Any:
-    """What Go writes for an unset field of this type."""
+    """Return what Go writes for an unset field of this type."""
     if node.special:
         return 0 if node.special == "int-or-string" else None
     if node.type == "object":

@@ -183,7 +183,7 @@ def _validate_lists(raw: JsonObject, path: str) -> list[Cause]:
                 causes.append(
                     required_field(
                         f"{path}.items.properties[{key}].default",
-                        "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property",
+                        "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property",  # noqa: E501
                     )
                 )
     return causes
@@ -210,7 +210,7 @@ def validate_update(new: JsonObject, old: JsonObject) -> list[Cause]:
     ]
     for name in ("plural", "kind"):
         if new["spec"]["names"].get(name) != old["spec"]["names"].get(name):
-            causes.append(invalid_field(f"spec.names.{name}", new["spec"]["names"].get(name), "field is immutable"))
+            causes.append(invalid_field(f"spec.names.{name}", new["spec"]["names"].get(name), "field is immutable"))  # noqa: PERF401
     served = {version["name"] for version in new["spec"]["versions"]}
     missing = [version for version in (old["status"].get("storedVersions") or ()) if version not in served]
     if missing:
@@ -244,7 +244,7 @@ def established(crd: JsonObject, now: str) -> JsonObject:
 
 
 def terminating(crd: JsonObject, now: str) -> JsonObject:
-    """The CRD as a delete request leaves it until its objects are gone."""
+    """Return the CRD as a delete request leaves it until its objects are gone."""
     condition = {
         "type": "Terminating",
         "status": "True",

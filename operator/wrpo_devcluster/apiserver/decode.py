@@ -50,7 +50,7 @@ def _wrong_version(version: Any, kind: Kind) -> ApiError:
 
 
 def decode(kind: Kind, body: JsonObject, context: Context, *, node: Node | None = None) -> JsonObject:
-    """A fresh object, pruned and defaulted; unknown fields warn or refuse as the request asked."""
+    """Return a fresh object, pruned and defaulted; unknown fields warn or refuse as the request asked."""
     check_identity(kind, body)
     findings = Findings()
     if context.field_validation != "Ignore":

@@ -152,7 +152,7 @@ class Deleter:
 
 
 def _finalizers(kind: Kind, present: list[str], options: DeleteOptions) -> list[str]:
-    """Finalizers that carry out the propagation policy, beside those the object has."""
+    """Return finalizers that carry out the propagation policy, beside those the object has."""
     others = [name for name in present if name not in {ORPHAN, FOREGROUND}]
     if options.propagation == "Orphan":
         return [*others, ORPHAN]
@@ -167,7 +167,7 @@ def _finalizers(kind: Kind, present: list[str], options: DeleteOptions) -> list[
 
 
 def success(kind: Kind, obj: JsonObject) -> JsonObject:
-    """What a delete answers when the object is gone."""
+    """Return what a delete answers when the object is gone."""
     if strategies.returns_deleted(kind):
         return obj
     details = {"name": obj["metadata"]["name"], "group": kind.group, "kind": kind.plural, "uid": obj["metadata"]["uid"]}

@@ -21,7 +21,7 @@ from wrpo_devcluster.apiserver import (
     validate_meta,
 )
 from wrpo_devcluster.apiserver.admission import Admission
-from wrpo_devcluster.apiserver.codec import copy_json
+from wrpo_devcluster.apiserver.carry_over import carry_over
 from wrpo_devcluster.apiserver.decode import check_identity, decode
 from wrpo_devcluster.apiserver.errors import Cause
 from wrpo_devcluster.apiserver.kinds import Kind, Registry
@@ -168,7 +168,7 @@ class Engine:
             causes += validate_meta.metadata(kind, obj["metadata"])
             return causes + validate_builtin.validate(kind, obj, old)
         content = {key: value for key, value in obj.items() if key not in {"metadata", "kind", "apiVersion"}}
-        raw = {key: value for key, value in kind.node.raw.items()}
+        raw = dict(kind.node.raw)
         if "properties" in raw and "metadata" in raw["properties"]:
             rest = {key: value for key, value in raw["properties"].items() if key != "metadata"}
             raw["properties"] = rest
@@ -220,7 +220,7 @@ class Engine:
         if meta.get("uid", before["uid"]) != before["uid"]:
             why = f"Precondition failed: UID in precondition: {meta['uid']}, UID in object meta: {before['uid']}"
             raise errors.conflict(kind.plural, kind.group, before["name"], why)
-        new = self._carry_over(kind, old, new, subresource)
+        new = carry_over(kind, old, new, subresource)
         meta = new["metadata"]
         if managers is None:
             given = meta.get("managedFields")
@@ -253,46 +253,8 @@ class Engine:
             return new
         return self.store_unchecked(kind, new, old)
 
-    @staticmethod
-    def _carry_over(kind: Kind, old: JsonObject, new: JsonObject, subresource: str) -> JsonObject:
-        """What this endpoint may not change comes from the stored object."""
-        meta, before = new["metadata"], old["metadata"]
-        for name in (
-            "uid", "creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink",
-            "resourceVersion",
-        ):  # fmt: skip
-            meta.pop(name, None)
-            if name in before:
-                meta[name] = before[name]
-        if subresource == "status":
-            kept_meta = meta if kind.custom is None else {**before, "managedFields": meta.get("managedFields")}
-            if kept_meta.get("managedFields") is None:
-                kept_meta.pop("managedFields", None)
-            if kind.custom is None:
-                for name in ("ownerReferences", "finalizers"):
-                    kept_meta.pop(name, None)
-                    if name in before:
-                        kept_meta[name] = before[name]
-            out = {key: value for key, value in old.items() if key != "status"} | {"metadata": dict(kept_meta)}
-            if "status" in new:
-                out["status"] = new["status"]
-            return out
-        if subresource == "finalize":
-            return {**old, "metadata": {**before}, "spec": new["spec"]}
-        if kind.has_status:
-            new.pop("status", None)
-            if "status" in old:
-                new["status"] = old["status"]
-        if (kind.group, kind.kind) == ("", "Namespace"):
-            new["spec"] = old["spec"]
-        if (kind.group, kind.kind) == ("", "Pod"):
-            for name in ("nodeName",):
-                if name in old["spec"] and name not in new["spec"]:
-                    new["spec"][name] = old["spec"][name]
-        return new
-
     def _finish(self, kind: Kind, new: JsonObject, old: JsonObject, context: Context) -> JsonObject:
-        """The last finalizer went: the object goes too."""
+        """Delete the object whose last finalizer went."""
         if context.dry_run:
             return new
         final = self.remove(kind, old, last=new)
@@ -391,7 +353,7 @@ class Engine:
 
     @staticmethod
     def _applicable(kind: Kind, config: JsonObject, subresource: str) -> JsonObject:
-        """The part of an applied configuration that this endpoint may set."""
+        """Return the part of an applied configuration that this endpoint may set."""
         if subresource == _APPLY_SETS_STATUS_ONLY:
             meta = {key: value for key, value in config["metadata"].items() if key in {"name", "namespace"}}
             return {key: value for key, value in config.items() if key in {"kind", "apiVersion", "status"}} | {
@@ -431,6 +393,3 @@ def _unchanged(new: JsonObject, old: JsonObject) -> bool:
         return {**obj, "metadata": {**meta, "managedFields": entries}}
 
     return typed.same(comparable(new), comparable(old))
-
-
-__all__ = ["Engine", "copy_json"]

@@ -141,7 +141,7 @@ def expired(message: str) -> ApiError:
 
 
 def internal(message: str) -> ApiError:
-    """An error without a reason, as the real server gives for a few malformed requests."""
+    """Return an error without a reason, as the real server gives for a few malformed requests."""
     return error(500, "", message)
 
 

@@ -89,7 +89,11 @@ class Faults:
         return errors.error(rule.code, _REASONS.get(rule.code, "InternalError"), rule.message, details)
 
     def command(self, body: Any) -> JsonObject:
-        """Body of the admin endpoint: `{"inject": {...}}`, `{"closeWatches": {"resource": "pods", "gone": true}}`, `{"clear": true}`."""
+        """Carry out a body of the admin endpoint.
+
+        `{"inject": {...}}` takes the fields of Fault, `{"closeWatches": {"resource": "pods", "gone": true}}` ends
+        watches, `{"clear": true}` forgets the rules.
+        """
         if not isinstance(body, dict):
             raise errors.bad_request("the body must be an object with inject, closeWatches or clear")
         answer: JsonObject = {}

@@ -44,7 +44,7 @@ class FieldSet:
         return FieldSet(set(self.members), {key: child.copy() for key, child in self.children.items()})
 
     def at(self, key: str) -> FieldSet:
-        """The child set of one element, made when missing."""
+        """Return the child set of one element, made when missing."""
         return self.children.setdefault(key, FieldSet())
 
     def below(self, key: str) -> FieldSet:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from aiohttp import web
 from multidict import CIMultiDict
 
@@ -204,19 +205,17 @@ def _parse(media: str, text: bytes, kind: Kind | None) -> Any:
     """Body as JSON data."""
     shown = kind.kind if kind is not None else "object"
     unrecognized = f"the object provided is unrecognized (must be of type {shown}): couldn't get version/kind"
+    if not text:
+        raise errors.bad_request(f"{unrecognized}; json parse error: unexpected end of JSON input (<empty>)")
     try:
         if media == "application/vnd.kubernetes.protobuf":
             return _parse_protobuf(text)
         if media in {"application/yaml", "application/apply-patch+yaml"}:
             return parse_yaml(text)
-        if not text:
-            raise errors.bad_request(f"{unrecognized}; json parse error: unexpected end of JSON input (<empty>)")
         return parse_json(text)
     except protobuf.ProtobufError as problem:
         raise errors.bad_request(f"{unrecognized}; protobuf: {problem}") from problem
-    except ApiError:
-        raise
-    except Exception as problem:
+    except (ValueError, KeyError, yaml.YAMLError) as problem:
         excerpt = text[:60].decode(errors="replace")
         raise errors.bad_request(f"{unrecognized}; json parse error: {problem} ({excerpt})") from problem
 

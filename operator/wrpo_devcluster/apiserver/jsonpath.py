@@ -28,13 +28,13 @@ def find(path: str, obj: Any) -> list[Any]:
 
 
 def _escaped(path: str, at: int) -> re.Match[str] | None:
-    """A field with escaped dots, e.g. `.metadata.labels.app\\.kubernetes\\.io/name`."""
+    r"""Return a field with escaped dots, e.g. `.metadata.labels.app\.kubernetes\.io/name`."""
     match = re.compile(r"\.(?P<escaped>(?:[A-Za-z0-9_/-]|\\\.)+)").match(path, at)
     return match if match and "\\" in match.group("escaped") else None
 
 
 def first(path: str, obj: Any) -> Any:
-    """The first value at `path`, None when there is none."""
+    """Return the first value at `path`, None when there is none."""
     found = find(path, obj)
     return found[0] if found else None
 

@@ -159,7 +159,7 @@ def builtin_kinds() -> list[Kind]:
 
 
 def custom_kinds(crd: JsonObject) -> list[Kind]:
-    """Served versions of an established CRD."""
+    """Return served versions of an established CRD."""
     spec = crd["spec"]
     names = crd["status"].get("acceptedNames") or spec["names"]
     found = []

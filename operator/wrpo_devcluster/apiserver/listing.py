@@ -22,7 +22,7 @@ def _key(record: Record) -> tuple[str, str]:
 
 
 def select(request: ResourceRequest) -> tuple[list[Record], JsonObject]:
-    """Records of one page, and the list's metadata."""
+    """Return records of one page, and the list's metadata."""
     store, query = request.server.store, request.query
     matches = request.matches()
     limit_text = query.get("limit", "") or "0"

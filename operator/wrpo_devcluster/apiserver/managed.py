@@ -109,7 +109,7 @@ def _yield_fields(managers: Managers, key: ManagerKey, comparison: typed.Compari
 def record_update(
     node: Node, live: JsonObject, new: JsonObject, key: ManagerKey, *, api_version: str, now: str
 ) -> Managers:
-    """Managers of `new` after a create, PUT or patch by `key`."""
+    """Return managers of `new` after a create, PUT or patch by `key`."""
     managers = load(new) if "managedFields" in new.get("metadata", {}) else load(live)
     comparison = typed.compare(node, live, new)
     comparison = typed.Comparison(

@@ -51,14 +51,14 @@ class View:
         return self.table([obj], {"resourceVersion": obj["metadata"].get("resourceVersion", "")})
 
     def _empty(self, obj: JsonObject) -> JsonObject:
-        """A bookmark carries its version in a row, as the real server's does."""
+        """Return a bookmark, which carries its version in a row, as the real server's does."""
         table = self.table([], {"resourceVersion": obj["metadata"]["resourceVersion"]})
         table["rows"] = [{"cells": [], "object": partial(obj)}]
         return table
 
 
 def view_of(accept: str, kind: Kind, include: str, clock: Callable[[], datetime]) -> View:
-    """The first acceptable form; 406 when there is none."""
+    """Return the first acceptable form; raise 406 when there is none."""
     for clause in accept.split(","):
         media, *parameters = (part.strip() for part in clause.split(";"))
         options = dict(parameter.partition("=")[::2] for parameter in parameters)

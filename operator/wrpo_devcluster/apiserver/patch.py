@@ -147,7 +147,7 @@ def strategic_merge(node: Node, target: Any, patch: Any) -> Any:
     out = dict(target) if isinstance(target, dict) else {}
     _retain(out, patch)
     for name, value in patch.items():
-        if name == DIRECTIVE or name == RETAIN or name.startswith(ORDER):
+        if name in {DIRECTIVE, RETAIN} or name.startswith(ORDER):
             continue
         if name.startswith(DELETE_PRIMITIVES):
             field = name.removeprefix(DELETE_PRIMITIVES)

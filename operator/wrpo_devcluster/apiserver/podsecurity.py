@@ -44,7 +44,7 @@ def _failing(spec: JsonObject, bad: Any) -> list[str]:
 
 
 def violations(level: str, spec: JsonObject, meta: JsonObject) -> list[str]:
-    """What keeps a pod from `level`, worded as the server words it."""
+    """Return what keeps a pod from `level`, worded as the server words it."""
     if level == "privileged":
         return []
     found = _baseline(spec, meta)
@@ -63,7 +63,7 @@ def _baseline(spec: JsonObject, meta: JsonObject) -> list[str]:
     )
     if names:
         found.append(
-            f"non-default capabilities ({_named(names)} must not include forbidden values in securityContext.capabilities.add)"
+            f"non-default capabilities ({_named(names)} must not include forbidden values in securityContext.capabilities.add)"  # noqa: E501
         )
     paths = [f'"{volume["name"]}"' for volume in spec.get("volumes") or () if "hostPath" in volume]
     if paths:
@@ -95,7 +95,7 @@ def _restricted(spec: JsonObject) -> list[str]:
     pod = spec.get("securityContext") or {}
     if names := _failing(spec, lambda context, _: context.get("allowPrivilegeEscalation") is not False):
         found.append(
-            f"allowPrivilegeEscalation != false ({_named(names)} must set securityContext.allowPrivilegeEscalation=false)"
+            f"allowPrivilegeEscalation != false ({_named(names)} must set securityContext.allowPrivilegeEscalation=false)"  # noqa: E501
         )
     found += _capabilities(spec)
     volumes = [

@@ -80,7 +80,7 @@ def decode_envelope(data: bytes) -> tuple[str, str, bytes]:
 
 
 def decode(definition: str, data: bytes) -> JsonObject:
-    """A message of a built-in definition as JSON data."""
+    """Return a message of a built-in definition as JSON data."""
     return _message(definition, data)
 
 

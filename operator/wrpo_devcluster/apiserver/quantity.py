@@ -28,7 +28,7 @@ def parse(text: str | float) -> Decimal:
 
 
 def canonical(text: str | float) -> str:
-    """The form a real server stores and returns."""
+    """Return the form a real server stores and returns."""
     match = _FORM.match(str(text))
     value = parse(text)
     if value == 0:

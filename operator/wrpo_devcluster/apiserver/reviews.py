@@ -41,7 +41,7 @@ def review(server: ApiServer, kind: Kind, namespace: str | None, body: Any, cont
                 "spec.resourceAttributes.namespace", wanted, f"must match metadata.namespace: {namespace}"
             )
             raise errors.invalid(kind.kind, kind.group, "", [cause])
-    obj["status"] = answer(server, obj["spec"] if "spec" in obj else {}, context)
+    obj["status"] = answer(server, obj.get("spec", {}), context)
     return obj
 
 

@@ -65,7 +65,7 @@ class Node:
         return bool(self.properties) or (self.type == "object" and self.additional is None)
 
     def child(self, name: str) -> Node | None:
-        """Schema of field or key `name`: None where it is not declared."""
+        """Return schema of field or key `name`: None where it is not declared."""
         found = self.properties.get(name)
         if found is not None:
             return found

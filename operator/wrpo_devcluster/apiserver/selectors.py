@@ -103,7 +103,7 @@ class _Parser:
         while (token := self.take()) != ")":
             if not token:
                 raise SelectorError("unable to parse requirement: found '', expected: ',' or ')'")
-            if token == ",":
+            if token == ",":  # noqa: S105
                 if expect_value:
                     found.add("")
                 expect_value = True
@@ -129,7 +129,7 @@ def parse_labels(text: str) -> tuple[Requirement, ...]:
 
 
 def from_label_selector(selector: JsonObject | None) -> tuple[Requirement, ...]:
-    """Requirements of a metav1.LabelSelector object."""
+    """Return requirements of a metav1.LabelSelector object."""
     selector = selector or {}
     found = [Requirement(k, "in", frozenset({v})) for k, v in (selector.get("matchLabels") or {}).items()]
     names = {"In": "in", "NotIn": "notin", "Exists": "exists", "DoesNotExist": "!"}

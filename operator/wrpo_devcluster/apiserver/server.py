@@ -81,7 +81,7 @@ class ApiServer:
     # What others use
 
     def client(self, user: str = "system:kube-controller-manager", *, manager: str = "") -> Client:
-        """An in-process client with every right; `manager` is its name in managedFields."""
+        """Return an in-process client with every right; `manager` is its name in managedFields."""
         return LocalClient(
             self, User(user, (MASTERS, AUTHENTICATED)), manager or user.removeprefix("system:").replace(":", "-")
         )
@@ -162,7 +162,7 @@ class ApiServer:
                 self._write_status(kind, new, status)
 
     def _write_status(self, kind: Kind, crd: JsonObject, status: JsonObject) -> None:
-        """The naming controller's write, right after the request's own."""
+        """Write as the naming controller does, right after the request's own write."""
         new = {**crd, "metadata": dict(crd["metadata"]), "status": status}
         managers = managed.record_update(
             kind.node,

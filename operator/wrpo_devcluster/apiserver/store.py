@@ -123,7 +123,7 @@ class Store:
         return self.table(resource).records.get((namespace, name))
 
     def list(self, resource: str, namespace: str | None) -> Iterator[Record]:
-        """Records in key order; None means every namespace."""
+        """Return records in key order; None means every namespace."""
         table = self.table(resource)
         if namespace is not None:
             names = table.by_namespace.get(namespace, {})

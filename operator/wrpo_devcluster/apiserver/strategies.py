@@ -1,4 +1,4 @@
-"""What the server does to built-in objects between decoding and storing: initial status, generated and carried-over fields."""
+"""What the server does to built-in objects between decoding and storing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _NO_GENERATION = {
     *(("rbac.authorization.k8s.io", kind) for kind in ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")),
 }  # fmt: skip
 _UNCONDITIONAL_FORBIDDEN = {
-    ("coordination.k8s.io", "Lease"), ("apiextensions.k8s.io", "CustomResourceDefinition"), ("policy", "PodDisruptionBudget"),
+    ("coordination.k8s.io", "Lease"), ("apiextensions.k8s.io", "CustomResourceDefinition"),
+    ("policy", "PodDisruptionBudget"),
 }  # fmt: skip
 _CREATE_ON_UPDATE = {
     ("coordination.k8s.io", "Lease"), ("", "Service"), ("", "Endpoints"), ("", "Event"), ("events.k8s.io", "Event"),
@@ -56,7 +57,7 @@ def returns_deleted(kind: Kind) -> bool:
 
 
 def spec_changed(kind: Kind, new: JsonObject, old: JsonObject) -> bool:
-    """Does this change count as a new generation?"""
+    """Tell whether a change counts as a new generation."""
     if kind.custom is None and "spec" in kind.node.properties:
         return not same(new.get("spec"), old.get("spec"))
     skipped = {"metadata", "apiVersion", "kind"} | ({"status"} if kind.has_status else set())
@@ -70,7 +71,7 @@ def initial_status(kind: Kind) -> Any:
 
 
 def without_status(kind: Kind, obj: JsonObject) -> JsonObject:
-    """The object as a create on the main endpoint sees it: its status is the server's."""
+    """Return the object as a create on the main endpoint sees it: its status is the server's."""
     if not kind.has_status or "status" not in obj:
         return obj
     kept = {key: value for key, value in obj.items() if key != "status"}
@@ -181,7 +182,7 @@ def allocate_addresses(service: JsonObject, taken: set[str], seed: int) -> None:
 
 
 def carry_over_service(new: JsonObject, old: JsonObject) -> None:
-    """A PUT or patch that leaves addresses out keeps them."""
+    """Keep the addresses that a PUT or patch leaves out."""
     for name in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
         if name not in new["spec"] and name in old["spec"] and new["spec"].get("type") != "ExternalName":
             new["spec"][name] = copy_json(old["spec"][name])

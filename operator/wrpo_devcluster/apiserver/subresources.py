@@ -99,14 +99,14 @@ def evict(server: ApiServer, kind: Kind, namespace: str | None, name: str, body:
     for record in server.store.list("policy/poddisruptionbudgets", namespace):
         selector = from_label_selector(record.obj["spec"].get("selector"))
         observed = (record.obj.get("status") or {}).get("observedGeneration")
-        if observed and all(part.matches(labels) for part in selector):
-            if record.obj["status"].get("disruptionsAllowed", 0) <= 0:
-                cause = {
-                    "reason": "DisruptionBudget",
-                    "message": f"The disruption budget {record.obj['metadata']['name']} needs more healthy pods",
-                }
-                why = "Cannot evict pod as it would violate the pod's disruption budget."
-                raise errors.error(429, "TooManyRequests", why, {"causes": [cause]})
+        exhausted = observed and record.obj["status"].get("disruptionsAllowed", 0) <= 0
+        if exhausted and all(part.matches(labels) for part in selector):
+            cause = {
+                "reason": "DisruptionBudget",
+                "message": f"The disruption budget {record.obj['metadata']['name']} needs more healthy pods",
+            }
+            why = "Cannot evict pod as it would violate the pod's disruption budget."
+            raise errors.error(429, "TooManyRequests", why, {"causes": [cause]})
     if not context.dry_run and not pod["metadata"].get("deletionTimestamp"):
         marked = copy_json(pod)
         condition = {

@@ -22,7 +22,7 @@ class Row:
 
 
 def human_duration(seconds: float) -> str:
-    """A duration as kubectl shows it: 5s, 3m10s, 2h, 4d5h."""
+    """Return a duration as kubectl shows it: 5s, 3m10s, 2h, 4d5h."""
     total = int(seconds)
     if total < -1:
         return "<invalid>"
@@ -89,7 +89,7 @@ def _containers(template: JsonObject) -> tuple[str, str]:
 
 
 def _container_reason(statuses: list[JsonObject]) -> tuple[str, bool]:
-    """The most telling state among containers, and whether one of them runs and is ready."""
+    """Return the most telling state among containers, and whether one of them runs and is ready."""
     reason, running = "", False
     for status in reversed(statuses):
         state = status.get("state") or {}
@@ -123,7 +123,7 @@ def _init_reason(obj: JsonObject) -> str:
 
 
 def pod_reason(obj: JsonObject) -> str:
-    """The STATUS column of pods."""
+    """Return the STATUS column of pods."""
     status = _status(obj)
     reason: str = status.get("reason") or status.get("phase", "")
     for condition in status.get("conditions") or ():

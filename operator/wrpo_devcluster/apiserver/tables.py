@@ -164,7 +164,7 @@ def _embedded(obj: JsonObject, include: str) -> JsonObject | None:
 
 
 def partial(obj: JsonObject) -> JsonObject:
-    """The object's metadata alone."""
+    """Return the object's metadata alone."""
     return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": obj["metadata"]}
 
 

@@ -26,7 +26,7 @@ _EXTENSIONS = ("apiextensions.k8s.io", "CustomResourceDefinition")
 
 
 def _schema_required(kind: Kind, obj: JsonObject) -> list[Cause]:
-    """Required fields of the kinds that have no rules of their own here."""
+    """Return required fields of the kinds that have no rules of their own here."""
     spec_node = kind.node.properties.get("spec")
     spec = obj.get("spec")
     if spec_node is None or not isinstance(spec, dict):

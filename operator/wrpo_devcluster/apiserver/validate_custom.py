@@ -113,7 +113,7 @@ def _check_string(raw: JsonObject, value: str, path: str) -> list[Cause]:
 
 
 def go_pattern(pattern: str) -> str:
-    """A Go regular expression in Python's dialect: `$` means the very end, and ASCII classes."""
+    """Return a Go regular expression in Python's dialect: `$` means the very end, and ASCII classes."""
     return re.sub(r"(?<!\\)\$(?=\)|$|\|)", r"\\Z", pattern).replace(r"\z", r"\Z")
 
 

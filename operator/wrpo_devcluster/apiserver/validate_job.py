@@ -27,7 +27,7 @@ def validate_job(obj: JsonObject) -> list[Cause]:
     causes: list[Cause] = []
     for name in _COUNTS:
         if spec.get(name) is not None and spec[name] < 0:
-            causes.append(invalid_field(f"spec.{name}", spec[name], "must be greater than or equal to 0"))
+            causes.append(invalid_field(f"spec.{name}", spec[name], "must be greater than or equal to 0"))  # noqa: PERF401
     causes += _indexed(spec)
     template = spec["template"]
     causes += labels((template.get("metadata") or {}).get("labels") or {}, "spec.template.labels")
@@ -61,7 +61,7 @@ def _indexed(spec: JsonObject) -> list[Cause]:
     if not indexed:
         for name in ("backoffLimitPerIndex", "maxFailedIndexes"):
             if spec.get(name) is not None:
-                causes.append(invalid_field(f"spec.{name}", spec[name], "requires indexed completion mode"))
+                causes.append(invalid_field(f"spec.{name}", spec[name], "requires indexed completion mode"))  # noqa: PERF401
         if spec.get("successPolicy") is not None:
             causes.append(
                 invalid_field("spec.successPolicy", spec["successPolicy"], "requires indexed completion mode")
@@ -162,7 +162,7 @@ def validate_job_update(new: JsonObject, old: JsonObject) -> list[Cause]:
 
 
 def _frozen(template: JsonObject, old: JsonObject) -> JsonObject:
-    """The template without what a suspended, never started Job may still change."""
+    """Return the template without what a suspended, never started Job may still change."""
     if not (old["spec"].get("suspend") and (old.get("status") or {}).get("startTime") is None):
         return template
     meta = {k: v for k, v in (template.get("metadata") or {}).items() if k not in {"labels", "annotations"}}

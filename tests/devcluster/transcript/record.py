@@ -1,3 +1,4 @@
+# ruff: noqa: PGH004
 # ruff: noqa
 # fmt: off
 """Record what a Kubernetes API server answers to a fixed list of requests, normalised, as JSON.
