@@ -31,6 +31,7 @@ def write_csv(path: Path) -> None:
 WRITERS = {
     "p.jsonl": write_jsonl,
     "p.json": lambda path: path.write_text(json.dumps([{"q": text} for text in TEXTS])),
+    "lines.json": write_jsonl,
     "p.csv": write_csv,
     "p.parquet": lambda path: pl.DataFrame({"q": TEXTS}).write_parquet(path),
     "p.txt": lambda path: path.write_text("\n".join(TEXTS) + "\n"),
@@ -43,6 +44,40 @@ def test_every_file_format_gives_the_same_prompts(tmp_path: Path, name: str, who
     WRITERS[name](tmp_path / name)
     path = str(tmp_path if whole_directory else tmp_path / name)
     assert list(read_values("d", path, config=None, split="train", column="q")) == TEXTS
+
+
+def test_conversations_in_parquet_give_their_first_user_message(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "be nice"}, {"role": "user", "content": "hi"}]
+    pl.DataFrame({"q": [messages, messages[:1]]}).write_parquet(tmp_path / "p.parquet")
+    cleaned = clean(read_values("d", str(tmp_path), config=None, split="train", column="q"))
+    assert [prompt.prompt for prompt in cleaned.prompts] == ["hi"]
+    assert dict(cleaned.dropped) == {"no_user_message": 1}
+
+
+def test_hub_data_sets_are_read_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+
+    def load_dataset(*arguments: Any, **options: Any) -> datasets.Dataset:
+        asked.append((arguments, options))
+        return datasets.Dataset.from_list([{"q": text} for text in TEXTS])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert list(read_values("org/set", "org/set", config="c", split="test", column="q")) == TEXTS
+    assert asked == [(("org/set", "c"), {"split": "test"})]
+    with pytest.raises(WrpoError) as error:
+        list(read_values("org/set", "org/set", config=None, split="test", column="text"))
+    assert error.value.message == "prompts.column is 'text': org/set has no such column; its columns: q"
+
+
+def test_a_hub_data_set_that_is_not_there_offline_is_named() -> None:
+    with pytest.raises(WrpoError) as error:
+        list(read_values("nobody/none", "nobody/none", config=None, split="train", column="q"))
+    assert error.value.code == "DatasetNotFound"
+    assert error.value.message == (
+        "prompts.dataset is 'nobody/none': it is not in the local cache, and HF_HUB_OFFLINE forbids downloading"
+    )
 
 
 VALUES: dict[str, tuple[Any, str | None]] = {

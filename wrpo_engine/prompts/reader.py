@@ -92,19 +92,14 @@ def _parquet_values(file: Path, column: str) -> Iterator[Any]:
 
 
 def _json_objects(file: Path) -> Iterator[Any]:
-    if file.suffix == ".json":
+    """Yield the rows of a JSON list, or of one object a line: both are common under either name."""
+    with file.open(encoding="utf-8") as stream:
+        is_list = stream.read(1024).lstrip().startswith("[")
+    if is_list:
         try:
-            document = json.loads(file.read_text(encoding="utf-8"))
+            yield from json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise _unreadable(file, error) from error
-        if not isinstance(document, list):
-            raise DataError(
-                f"{file} holds a {type(document).__name__}, but prompts are a list of objects",
-                code="DatasetFormat",
-                field="prompts.dataset",
-                hint="Write a JSON list, or one object a line in a .jsonl file.",
-            )
-        yield from document
         return
     with file.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, start=1):
@@ -149,6 +144,14 @@ def _hub_rows(dataset: str, config: str | None, split: str, column: str, field: 
             field, dataset, str(error).splitlines()[0], "Set prompts.split and prompts.config."
         ) from error
     except (ConnectionError, TimeoutError) as error:
+        if "OfflineModeIsEnabled" in str(error):
+            raise ConfigError(
+                field,
+                dataset,
+                "it is not in the local cache, and HF_HUB_OFFLINE forbids downloading",
+                "Put the data on the storage volume (storage://PATH) or allow downloads.",
+                code="DatasetNotFound",
+            ) from error
         raise TemporaryError(
             f"{field} is {dataset!r}: it cannot be downloaded now ({error})",
             code="HubUnreachable",
