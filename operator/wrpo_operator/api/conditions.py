@@ -39,6 +39,7 @@ class Reason(StrEnum):
     BACKEND_MISSING = "TrainingBackendMissing"
     ARTIFACT_BUSY = "ArtifactBeingMade"
     RETRY_WAIT = "WaitingForRetry"
+    API_REFUSED = "ApiRefused"
     QUEUED = "Queued"
 
     ALL_STAGES_SUCCEEDED = "AllStagesSucceeded"
@@ -103,7 +104,11 @@ def no_failure() -> str:
 
 def stage_failed(stage: str, attempt: int, failed: int, limit: int, words: str) -> str:
     """`words` are the engine's own where there are any."""
-    tries = f"attempt {attempt}" if failed <= 1 else f"attempt {attempt}, after {failed} failures with {limit} retries"
+    tries = (
+        f"attempt {attempt}"
+        if failed <= 1
+        else f"attempt {attempt}; {failed} failures, and spec.retries.limit is {limit}"
+    )
     return f"Stage {stage} failed ({tries}): {words}"
 
 
@@ -158,6 +163,10 @@ def backend_missing(backend: str) -> str:
 
 def artifact_busy(stage: str, experiment: str) -> str:
     return f"Experiment `{experiment}` is making the same artifact of {stage}; it will be used when it is there."
+
+
+def api_refused(words: str) -> str:
+    return f"The cluster refuses what the next step needs: {words} It is tried again until the cluster allows it."
 
 
 def retry_wait(stage: str, at: str) -> str:

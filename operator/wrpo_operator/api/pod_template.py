@@ -6,6 +6,7 @@ not change what runs, as whom, with which token, or weaken the restricted securi
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,24 @@ PROTECTED_POD_FIELDS = frozenset(
 PROTECTED_CONTAINER_FIELDS = frozenset(
     {"args", "command", "lifecycle", "ports", "stdin", "terminationMessagePath", "terminationMessagePolicy", "tty"}
 )
+ALLOWED_SECURITY: Mapping[str, bool | None] = {
+    "allowPrivilegeEscalation": False,
+    "fsGroup": None,
+    "fsGroupChangePolicy": None,
+    "privileged": False,
+    "readOnlyRootFilesystem": None,
+    "runAsGroup": None,
+    "runAsNonRoot": True,
+    "runAsUser": None,
+    "seccompProfile": None,
+    "supplementalGroups": None,
+    "supplementalGroupsPolicy": None,
+}
+"""Fields of a security context that may be set, and the only value where there is one."""
+ALLOWED_VOLUMES = frozenset(
+    {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+)
+"""Kinds of volumes of the restricted pod security standard."""
 RESERVED_META = ("wrpo.ai/", "app.kubernetes.io/managed-by", "batch.kubernetes.io/", "training.kubeflow.org/")
 
 
@@ -33,11 +52,11 @@ def protected_field_errors(pod_template: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _directives(path: str, part: object) -> Iterator[str]:
-    """Find $patch and the like: they could delete what the operator needs."""
+    """Find $patch, null and the like: they could delete what the operator needs."""
     if isinstance(part, Mapping):
         for key, value in part.items():
-            if str(key).startswith("$"):
-                yield f"{path}.{key} is not supported. Use null to remove a field."
+            if str(key).startswith("$") or value is None:
+                yield f"{path}.{key} is refused: a template may add and change, but not delete. Remove it."
             yield from _directives(f"{path}.{key}", value)
     elif isinstance(part, list):
         for index, item in enumerate(part):
@@ -82,8 +101,8 @@ def _pod_errors(here: str, spec: Mapping[str, Any]) -> Iterator[str]:
         name = str(volume.get("name", ""))
         if name.startswith(RESERVED_VOLUME_PREFIX):
             yield _owned(f"{here}.volumes[{name}]")
-        if "hostPath" in volume:
-            yield f"{here}.volumes[{name}].hostPath is refused: it opens the node to the pod. Use a claim."
+        for key in sorted(set(volume) - ALLOWED_VOLUMES - {"name"}):
+            yield f"{here}.volumes[{name}].{key} is refused: stages run restricted. Use a claim."
     for container in _items(spec, "containers"):
         name = str(container.get("name", ""))
         path = f"{here}.containers[{name}]"
@@ -96,7 +115,10 @@ def _pod_errors(here: str, spec: Mapping[str, Any]) -> Iterator[str]:
             yield _owned(f"{path}.{key}")
         yield from _container_errors(path, container)
     for container in _items(spec, "initContainers"):
-        yield from _container_errors(f"{here}.initContainers[{container.get('name', '')}]", container)
+        path = f"{here}.initContainers[{container.get('name', '')}]"
+        if "ports" in container:
+            yield _owned(f"{path}.ports")
+        yield from _container_errors(path, container)
     for key in ("volumes", "containers", "initContainers", "tolerations"):
         if key in spec and not isinstance(spec[key], list):
             yield f"{here}.{key} must be a list."
@@ -109,28 +131,25 @@ def _container_errors(path: str, container: Mapping[str, Any]) -> Iterator[str]:
         if RESERVED_ENV.match(name):
             yield _owned(f"{path}.env[{name}]")
     for mount in _items(container, "volumeMounts"):
-        where = str(mount.get("mountPath", "")).rstrip("/")
+        where = posixpath.normpath(str(mount.get("mountPath", "")))
         if where in RESERVED_PATHS or where.startswith(tuple(f"{reserved}/" for reserved in RESERVED_PATHS[:3])):
             yield _owned(f"{path}.volumeMounts[{where}]")
 
 
 def _security_errors(path: str, context: object) -> Iterator[str]:
+    """Check a security context: it may choose user and groups, and be stricter; it may not leave the restricted standard."""
     if not isinstance(context, Mapping):
         return
-    for key in ("privileged", "allowPrivilegeEscalation"):
-        if context.get(key) is True:
+    for key in sorted(set(context) - set(ALLOWED_SECURITY)):
+        yield f"{path}.{key} is refused: stages run restricted. Remove it."
+    for key, allowed in ALLOWED_SECURITY.items():
+        if key in context and allowed is not None and context[key] is not allowed:
             yield f"{path}.{key} is refused: stages run restricted. Remove it."
-    if context.get("runAsNonRoot") is False or context.get("runAsUser") == 0:
+    if context.get("runAsUser") == 0:
         yield f"{path} asks for root: stages run as an ordinary user. Set runAsUser to another number or remove it."
-    capabilities = context.get("capabilities")
-    if isinstance(capabilities, Mapping) and capabilities.get("add"):
-        yield f"{path}.capabilities.add is refused: stages run restricted. Remove it."
-    profile = context.get("seccompProfile")
-    if isinstance(profile, Mapping) and profile.get("type") == "Unconfined":
+    profile = context.get("seccompProfile", {"type": "RuntimeDefault"})
+    if not isinstance(profile, Mapping) or profile.get("type") not in {"RuntimeDefault", "Localhost"}:
         yield f"{path}.seccompProfile is refused: stages run restricted. Remove it."
-    for key in ("procMount", "windowsOptions", "sysctls"):
-        if key in context:
-            yield f"{path}.{key} is refused: stages run restricted. Remove it."
 
 
 def _items(parent: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:

@@ -243,7 +243,8 @@ class ExperimentSpec(SpecModel):
     """Where and when pods run."""
     pod_template: FreeObject = Field(default={})
     """Strategic-merge patch on every pod template: metadata and spec; the stage's container is named `stage`. Fields
-    that the operator needs (command, identity, its volumes, the restricted security context) are refused."""
+    that the operator needs (command, identity, its volumes, the restricted security context) are refused, and so is
+    null."""
     images: Images = Images()
     """Container images."""
     retries: Retries = Retries()

@@ -22,14 +22,11 @@ MERGE_KEYS: Mapping[str, str] = {
 
 
 def strategic_merge(base: Any, patch: Any, field: str = "") -> Any:
-    """Return base with a patch laid over it. null removes a key. Neither argument is changed."""
+    """Return base with a patch laid over it; neither is changed. Templates that delete (null, $patch) are refused."""
     if isinstance(base, dict) and isinstance(patch, Mapping):
         out = dict(base)
         for key, value in patch.items():
-            if value is None:
-                out.pop(key, None)
-            else:
-                out[key] = strategic_merge(out[key], value, key) if key in out else value
+            out[key] = strategic_merge(out[key], value, key) if key in out else value
         return out
     if isinstance(base, list) and isinstance(patch, list) and field in MERGE_KEYS:
         return _merge_items(base, patch, MERGE_KEYS[field])

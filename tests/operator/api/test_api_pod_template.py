@@ -34,10 +34,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "remove it.")),
     "more capabilities": (
         {"containers": [{"name": "stage", "securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}]},
-        f"{SPEC}.containers[stage].securityContext.capabilities.add is refused: stages run restricted. Remove it."),
+        f"{SPEC}.containers[stage].securityContext.capabilities is refused: stages run restricted. Remove it."),
     "the node's files": (
         {"volumes": [{"name": "host", "hostPath": {"path": "/"}}]},
-        f"{SPEC}.volumes[host].hostPath is refused: it opens the node to the pod. Use a claim."),
+        f"{SPEC}.volumes[host].hostPath is refused: stages run restricted. Use a claim."),
     "the config volume": (
         {"volumes": [{"name": "wrpo-config", "emptyDir": {}}]},
         f"{SPEC}.volumes[wrpo-config] belongs to the operator. Remove it."),
@@ -48,8 +48,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"containers": [{"name": "stage", "env": [{"name": "WRPO_VOLUME_ROOT", "value": "/"}]}]},
         f"{SPEC}.containers[stage].env[WRPO_VOLUME_ROOT] belongs to the operator. Remove it."),
     "a deletion by directive": (
-        {"volumes": [{"name": "a", "$patch": "delete"}]},
-        f"{SPEC}.volumes[0].$patch is not supported. Use null to remove a field."),
+        {"containers": [{"name": "stage", "$patch": "delete"}]},
+        f"{SPEC}.containers[0].$patch is refused: a template may add and change, but not delete. Remove it."),
+    "a security context removed": (
+        {"securityContext": None},
+        f"{SPEC}.securityContext is refused: a template may add and change, but not delete. Remove it.",
+    ),
+    "no capabilities dropped": (
+        {"containers": [{"name": "stage", "securityContext": {"capabilities": {"drop": []}}}]},
+        f"{SPEC}.containers[stage].securityContext.capabilities is refused: stages run restricted. Remove it.",
+    ),
+    "an unconfined system call filter": (
+        {"securityContext": {"seccompProfile": {"type": "Unconfined"}}},
+        f"{SPEC}.securityContext.seccompProfile is refused: stages run restricted. Remove it.",
+    ),
+    "another way to write the config's mount": (
+        {"containers": [{"name": "stage", "volumeMounts": [{"name": "x", "mountPath": "/etc/a/../wrpo"}]}]},
+        f"{SPEC}.containers[stage].volumeMounts[/etc/wrpo] belongs to the operator. Remove it.",
+    ),
     "containers as a map": ({"containers": {"stage": {}}}, f"{SPEC}.containers must be a list."),
 }  # fmt: skip
 

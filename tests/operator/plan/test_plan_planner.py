@@ -145,7 +145,7 @@ def test_a_crash_is_tried_again_after_the_backoff_and_then_no_more() -> None:
     cluster.reconcile("demo")
     assert condition(status_of(cluster), "Failed")[1:] == (
         "RetriesExhausted",
-        "Stage prepare failed (attempt 2, after 2 failures with 1 retries): Broken: It broke.",
+        "Stage prepare failed (attempt 2; 2 failures, and spec.retries.limit is 1): Broken: It broke.",
     )
 
 

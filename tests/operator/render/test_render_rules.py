@@ -163,7 +163,6 @@ def test_progress_is_posted_only_where_it_is_received() -> None:
 
 MERGES: dict[str, tuple[Any, Any, Any]] = {
     "maps are merged": ({"a": 1, "b": {"c": 2}}, {"b": {"d": 3}}, {"a": 1, "b": {"c": 2, "d": 3}}),
-    "null removes": ({"a": 1, "b": 2}, {"a": None}, {"b": 2}),
     "keyed lists are merged item by item": (
         {"env": [{"name": "A", "value": "1"}]}, {"env": [{"name": "B", "value": "2"}, {"name": "A", "value": "3"}]},
         {"env": [{"name": "A", "value": "3"}, {"name": "B", "value": "2"}]}),
