@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wrpo_operator.api.conditions import ConditionType
-from wrpo_operator.api.status import ExperimentStatus, Phase, StageState, StageStatus, parse_status
+from wrpo_operator.api.status import Attempt, ExperimentStatus, Phase, StageState, StageStatus, parse_status
 from wrpo_operator.runtime.resources import JsonObject, meta, name_of, namespace_of
 
 STYLES = {
@@ -77,7 +77,15 @@ def detail(stage: StageStatus) -> str:
     parts += [f"{name}={value:.4g}" for name, value in list(stage.metrics.items())[:SHOWN_METRICS]]
     if stage.message and stage.state is not StageState.SUCCEEDED:
         parts.append(stage.message)
+    if stage.state is StageState.WAITING and stage.attempts:
+        parts.append(f"attempt {stage.attempts[-1].number} ended: {words(stage.attempts[-1])}")
     return ", ".join(parts)
+
+
+def words(attempt: Attempt) -> str:
+    """Return why an attempt ended, in its own words."""
+    reason, message = attempt.reason or "", attempt.message or ""
+    return message if message.startswith(reason) and message else ": ".join(filter(None, (reason, message)))
 
 
 def render(obj: JsonObject, *, note: str = "") -> RenderableType:
@@ -125,8 +133,8 @@ def tree_lines(obj: JsonObject) -> Iterator[str]:
         yield f"  {stage.name:<24} {stage.state.value}{progress}{'  ' + extra if extra else ''}"
         for attempt in stage.attempts:
             code = f" exit {attempt.exit_code}" if attempt.exit_code is not None else ""
-            words = f"  {attempt.reason}: {attempt.message}" if attempt.message else ""
-            yield f"    attempt {attempt.number}  {attempt.state.value}{code}  {attempt.child}{words}"
+            why = f"  {words(attempt)}" if words(attempt) else ""
+            yield f"    attempt {attempt.number}  {attempt.state.value}{code}  {attempt.child}{why}"
     for blocker in status.blockers:
         yield f"  blocked: {blocker.object}: {blocker.reason}: {blocker.message} (since {blocker.since})"
 

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from wrpo_operator.api import conditions as words
 from wrpo_operator.api import names
+from wrpo_operator.api.conditions import ConditionType, Reason
+from wrpo_operator.api.status import MAX_BLOCKERS, Blocker, Condition, ExperimentStatus, to_time
 from wrpo_operator.plan.model import (
     DeleteChild,
     Experiment,
@@ -20,7 +23,6 @@ from wrpo_operator.plan.model import (
     PlannedAttempt,
     PlannedEvent,
     SetSuspend,
-    Snapshot,
 )
 from wrpo_operator.plan.planner import plan
 from wrpo_operator.render import render_attempt
@@ -38,7 +40,6 @@ from wrpo_operator.runtime.resources import (
     SERVICE_ACCOUNTS,
     JsonObject,
     meta,
-    name_of,
     namespace_of,
 )
 from wrpo_operator.runtime.snapshot import SnapshotBuilder
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 Key = tuple[str, str]
 """(namespace, name) of an experiment"""
 CLAIM_TTL_S = 15.0
+REFUSALS = frozenset({400, 403, 413, 422})
+"""Answers that a fresh look does not change; someone has to do something."""
 ACCOUNT_TTL_S = 300.0
 
 
@@ -118,7 +121,7 @@ class Reconciler:
             log.info("stopped half-way: this operator leads no more")
             return None
         except KubeError as error:
-            await self._explain(obj, error)
+            await self._explain(obj, experiment, error)
             raise RetryAfterError(error.retry_after_s or 0.0) from error
         for event in todo.events:
             await events.post(self._client, obj, event, now=self._now(), host=self._settings.identity)
@@ -234,16 +237,48 @@ class Reconciler:
         await self._client.apply(SERVICE_ACCOUNTS, account)
         self._seen.accounts[namespace] = at
 
-    async def _explain(self, obj: JsonObject, error: KubeError) -> None:
-        """Tell the user of a refusal that will not go away by itself, e.g. quota, admission or a missing right."""
+    async def _explain(self, obj: JsonObject, experiment: Experiment, error: KubeError) -> None:
+        """Tell the user of a refusal that will not go away by itself, e.g. quota, admission or a missing right.
+
+        The rest of the status stays as it was: what was not applied has not happened.
+        """
         self._seen.accounts.pop(namespace_of(obj), None)
-        if error.code in {400, 403, 413, 422}:
-            event = PlannedEvent("Warning", "ApiRefused", f"{name_of(obj)}: {error.message}")
-            await events.post(self._client, obj, event, now=self._now(), host=self._settings.identity)
+        if error.code not in REFUSALS:
+            return
+        status = with_refusal(experiment, error.message, self._now())
+        if status == experiment.status:
+            return
+        try:
+            await self._write_status(obj, experiment, Plan(status=status))
+        except (KubeError, NotLeadingError) as second:
+            log.warning("the refusal could not be written to the status: %s", second)
+        event = PlannedEvent("Warning", Reason.API_REFUSED.value, words.api_refused(error.message))
+        await events.post(self._client, obj, event, now=self._now(), host=self._settings.identity)
 
     def _check(self) -> None:
         if not self._may_act():
             raise NotLeadingError
+
+
+def with_refusal(experiment: Experiment, message: str, now: datetime) -> ExperimentStatus:
+    """Return the experiment's status with a blocker and the condition Blocked that carry the API server's words."""
+    status, text = experiment.status, words.api_refused(message)
+    target = f"{names.KIND}/{experiment.name}"
+    if any(known.object == target and known.message == text for known in status.blockers):
+        return status
+    stamp = to_time(now)
+    blocker = Blocker(object=target, reason=Reason.API_REFUSED.value, message=text, since=stamp)
+    blocked = Condition(
+        type=ConditionType.BLOCKED.value,
+        status="True",
+        observed_generation=experiment.generation,
+        last_transition_time=stamp,
+        reason=Reason.API_REFUSED.value,
+        message=text,
+    )
+    others = tuple(known for known in status.conditions if known.type != blocked.type)
+    rest = tuple(known for known in status.blockers if known.object != target)
+    return status.model_copy(update={"blockers": (blocker, *rest)[:MAX_BLOCKERS], "conditions": (*others, blocked)})
 
 
 def merge_patch_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> JsonObject:
@@ -258,6 +293,3 @@ def merge_patch_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> JsonObject
         elif key not in old or before != value:
             patch[key] = value
     return patch
-
-
-__all__ = ["Key", "NotLeadingError", "Reconciler", "ReconcilerSettings", "Snapshot", "merge_patch_of"]

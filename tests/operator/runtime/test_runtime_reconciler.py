@@ -144,16 +144,26 @@ def test_losing_the_lease_half_way_stops_the_rest(world: World) -> None:
     assert [(verb, what) for verb, what, _ in world.kube.writes()] == [("apply", "serviceaccounts")]
 
 
-def test_a_refusal_is_told_in_an_event_and_tried_again_without_a_status_that_is_not_true(world: World) -> None:
+def test_a_refusal_is_told_in_status_and_event_once_and_goes_away_when_it_is_lifted(world: World) -> None:
     world.put_experiment()
-    refusal = KubeError(403, "Forbidden", "jobs: exceeded quota: jobs-quota", retry_after_s=7)
-    world.kube.fail["apply", "jobs"] = refusal
-    with pytest.raises(RetryAfterError, match="retry after 7 s"):
-        world.reconcile()
+    world.kube.fail["apply", "jobs"] = KubeError(403, "Forbidden", "jobs: exceeded quota.", retry_after_s=7)
+    for _ in range(2):
+        with pytest.raises(RetryAfterError, match="retry after 7 s"):
+            world.reconcile()
+    told = "The cluster refuses what the next step needs: jobs: exceeded quota."
     (event,) = [obj for (kind, _, _), obj in world.kube.objects.items() if kind == EVENTS]
-    assert (event["type"], event["reason"]) == ("Warning", "ApiRefused")
-    assert event["message"] == "fusion: jobs: exceeded quota: jobs-quota"
-    assert world.status() == {}
+    assert (event["type"], event["reason"], event["count"]) == ("Warning", "ApiRefused", 1)
+    assert event["message"].startswith(told)
+    (blocker,) = world.status()["blockers"]
+    assert (blocker["object"], blocker["reason"]) == ("WRPOExperiment/fusion", "ApiRefused")
+    (blocked,) = [entry for entry in world.status()["conditions"] if entry["type"] == "Blocked"]
+    assert (blocked["status"], blocked["message"]) == ("True", blocker["message"])
+    assert world.status()["stages"] == []
+    world.kube.fail.clear()
+    world.reconcile()
+    assert world.status()["blockers"] == []
+    (blocked,) = [entry for entry in world.status()["conditions"] if entry["type"] == "Blocked"]
+    assert blocked["status"] == "False"
 
 
 TEMPORARY = {
