@@ -137,7 +137,7 @@ def _container_errors(path: str, container: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _security_errors(path: str, context: object) -> Iterator[str]:
-    """Check a security context: it may choose user and groups, and be stricter; it may not leave the restricted standard."""
+    """Check a security context: it may choose users and groups and be stricter, not leave the restricted standard."""
     if not isinstance(context, Mapping):
         return
     for key in sorted(set(context) - set(ALLOWED_SECURITY)):
