@@ -65,7 +65,10 @@ def up(
 ) -> None:
     """Start the control plane in the background, and print its kubeconfig. Does nothing if it runs."""
     config: ClusterConfig | None = None
-    if cpu or memory or gpus or image or allow_host_path or load_config(state_dir.resolve()) is None:
+    changes = bool(cpu or memory or gpus or image or allow_host_path)
+    if changes and lifecycle.status(state_dir).is_running:
+        raise click.ClickException("it is running; these options take effect at its next start: run `down` first")
+    if changes or load_config(state_dir.resolve()) is None:
         config = lifecycle.default_config(state_dir, cpu=cpu, memory=memory, gpus=gpus)
         config = replace(config, allow_host_path=allow_host_path)
     with _friendly():

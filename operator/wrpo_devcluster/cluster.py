@@ -27,6 +27,7 @@ from wrpo_devcluster.controllers.namespaces import DefaultContentController, Nam
 from wrpo_devcluster.controllers.network import EndpointsController
 from wrpo_devcluster.controllers.pytorchjob import PyTorchJobController
 from wrpo_devcluster.controllers.pytorchjob_render import DEFAULT_PORT
+from wrpo_devcluster.controllers.sweep import EventSweeper, PodGarbageCollector
 from wrpo_devcluster.controllers.volumes import ClaimController
 from wrpo_devcluster.controllers.workloads import DeploymentController, ReplicaSetController
 from wrpo_devcluster.faults import Faults
@@ -57,6 +58,7 @@ class Cluster:
         self.faults = Faults()
         self.port = 0
         self._tasks: list[asyncio.Task[None]] = []
+        self._running: list[Controller] = []
         self._runner: web.AppRunner | None = None
         self._kubelet: Kubelet | None = None
         self._process_runtime: ProcessRuntime | None = None
@@ -98,8 +100,8 @@ class Cluster:
         self._proxy = ServiceProxy()
         await self._listen()
         await ensure_cluster_objects(manager, self.config.nodes, self.clock.now())
-        controllers = self._controllers(manager)
-        for controller in controllers:
+        self._running = self._controllers(manager)
+        for controller in self._running:
             controller.attach(self._hub)
         self._kubelet = self._make_kubelet()
         self._kubelet.attach(self._hub)
@@ -107,7 +109,7 @@ class Cluster:
             self._proxy.attach(self._hub)
             self._proxy.start()
         self._hub.start()
-        self._tasks = [asyncio.create_task(c.run(), name=c.name) for c in controllers]
+        self._tasks = [asyncio.create_task(c.run(), name=c.name) for c in self._running]
         await self._wait_for_default_account()
         self._write_kubeconfig()
 
@@ -123,6 +125,8 @@ class Cluster:
         """Stop everything; with `stop_pods` also the pods' processes, else they keep running and are adopted later."""
         await cancel_all(self._tasks)
         self._tasks = []
+        for controller in self._running:
+            controller.queue.close()
         if stop_pods and self._process_runtime is not None:
             await self._process_runtime.shutdown()
         if self._kubelet is not None:
@@ -147,6 +151,8 @@ class Cluster:
             DeploymentController(client, clock),
             PyTorchJobController(client, clock, default_port=self._training_port),
             GarbageCollector(client, clock),
+            PodGarbageCollector(client, clock),
+            EventSweeper(client, clock),
             NamespaceController(client, clock),
             DefaultContentController(client, clock, ca_pem=ca_pem),
             EndpointsController(client, clock),

@@ -97,8 +97,11 @@ def up(
     if current.is_running:
         return _wait_ready(current, timeout_s)
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    chosen = config or load_config(state_dir) or default_config(state_dir)
-    chosen = replace(chosen, state_dir=state_dir)
+    saved = load_config(state_dir)
+    if config is None and saved is not None:
+        # The checkout or its interpreter may have moved since.
+        saved = replace(saved, environment={**saved.environment, **default_environment(os.environ)})
+    chosen = replace(config or saved or default_config(state_dir), state_dir=state_dir)
     save_config(chosen)
     crds = [part for choice in with_crds for part in ("--with-crds", choice)]
     command = [sys.executable, "-m", "wrpo_devcluster", "serve", "--state-dir", str(state_dir), *crds]

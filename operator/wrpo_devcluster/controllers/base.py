@@ -152,6 +152,8 @@ class Controller:
                     self.queue.add_after(key, max(requeue_after, 0.01))
             finally:
                 self.queue.done(key)
+            # Calls of an in-process client may never wait; requests over HTTP must get their turn.
+            await asyncio.sleep(0)
 
 
 async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from wrpo_devcluster.client import JsonObject
+from wrpo_devcluster.clock import timestamp
 from wrpo_devcluster.controllers.garbage import Keep, OwnerState, Remove, decide_dependent
 from wrpo_devcluster.controllers.network import endpoint_subsets, pick_address, proxy_address
+from wrpo_devcluster.controllers.sweep import expired, orphans
 from wrpo_devcluster.controllers.volumes import bound_status
 from wrpo_devcluster.controllers.workloads import Rollout, absolute, rollout_sizes, surplus_pods
 from wrpo_devcluster.kubelet.proxy import ready_targets
@@ -105,3 +108,15 @@ def test_a_claim_is_bound_with_what_it_asked_for() -> None:
         "accessModes": ["ReadWriteMany"],
         "capacity": {"storage": "5Gi"},
     }
+
+
+def test_only_pods_of_vanished_nodes_are_orphans() -> None:
+    here, there, waiting = {"spec": {"nodeName": "n"}}, {"spec": {"nodeName": "gone"}}, {"spec": {}}
+    assert orphans([here, there, waiting], {"n"}) == [there]
+
+
+def test_events_live_for_an_hour_after_they_last_happened() -> None:
+    now = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    old = {"metadata": {}, "lastTimestamp": timestamp(now - timedelta(minutes=61))}
+    young = {"metadata": {}, "lastTimestamp": timestamp(now - timedelta(minutes=59))}
+    assert expired([old, young], now) == [old]
