@@ -1,118 +1,17 @@
-"""An API server on a temporary directory, driven in-process or over HTTP inside one event loop."""
+"""An API server on a temporary directory for each test."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from devcluster.api_rig import ADMIN, CRDS, WIDGET_CRD, Rig
 
 from wrpo_devcluster.apiserver.server import ApiServer
-from wrpo_devcluster.client import NAMESPACES, SERVICE_ACCOUNTS, ApiError, Client, Resource
-
-WIDGETS = Resource("test.example", "v1", "widgets")
-WIDGET_CRD: dict[str, Any] = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "widgets.test.example"},
-    "spec": {
-        "group": "test.example",
-        "scope": "Namespaced",
-        "names": {"plural": "widgets", "kind": "Widget"},
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "subresources": {"status": {}},
-                "additionalPrinterColumns": [
-                    {"name": "Ready", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].status'}
-                ],
-                "schema": {
-                    "openAPIV3Schema": {
-                        "type": "object",
-                        "properties": {
-                            "spec": {
-                                "type": "object",
-                                "x-kubernetes-validations": [
-                                    {"rule": "self.min <= self.max", "message": "min must not exceed max"},
-                                    {"rule": "self.max >= oldSelf.max", "message": "max may only grow"},
-                                ],
-                                "properties": {
-                                    "min": {"type": "integer", "default": 0},
-                                    "max": {"type": "integer", "default": 10},
-                                    "size": {"x-kubernetes-int-or-string": True},
-                                    "tags": {
-                                        "type": "array",
-                                        "items": {"type": "string"},
-                                        "x-kubernetes-list-type": "set",
-                                    },
-                                    "parts": {
-                                        "type": "array",
-                                        "x-kubernetes-list-type": "map",
-                                        "x-kubernetes-list-map-keys": ["name"],
-                                        "items": {
-                                            "type": "object",
-                                            "required": ["name"],
-                                            "properties": {
-                                                "name": {"type": "string"},
-                                                "count": {"type": "integer", "default": 1},
-                                            },
-                                        },
-                                    },
-                                },
-                            },
-                            "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
-                        },
-                    }
-                },
-            }
-        ],
-    },
-}
-CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions")
-
-
-def widget(name: str, **spec: Any) -> dict[str, Any]:
-    return {"apiVersion": "test.example/v1", "kind": "Widget", "metadata": {"name": name}, "spec": spec}
-
-
-def pod(name: str, **spec: Any) -> dict[str, Any]:
-    containers = [{"name": "c", "image": "img:1"}]
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name},
-        "spec": {"containers": containers, **spec},
-    }
-
-
-class Rig:
-    """One server with the namespace `ns`, its default ServiceAccount and the Widget CRD."""
-
-    def __init__(self, server: ApiServer, http: TestClient[Any, Any]) -> None:
-        self.server = server
-        self.client: Client = server.client("system:tests")
-        self.http = http
-
-    async def request(
-        self, method: str, path: str, body: Any = None, *, token: str = "admin", content: str = "application/json"
-    ) -> tuple[int, Any]:
-        data = body if isinstance(body, bytes | None) else json.dumps(body)
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": content}
-        async with self.http.request(method, path, data=data, headers=headers) as response:
-            text = await response.text()
-            return response.status, json.loads(text) if text.startswith(("{", "[")) else text
-
-
-async def refusal(awaitable: Awaitable[Any]) -> ApiError:
-    with pytest.raises(ApiError) as caught:
-        await awaitable
-    return caught.value
+from wrpo_devcluster.client import NAMESPACES, SERVICE_ACCOUNTS
 
 
 @pytest.fixture
@@ -120,7 +19,7 @@ def run(tmp_path: Path) -> Callable[[Callable[[Rig], Awaitable[None]]], None]:
     """Run a scenario against a server; called again, the server is a restarted one on the same state."""
 
     async def play(scenario: Callable[[Rig], Awaitable[None]]) -> None:
-        server = ApiServer(tmp_path / "state", admin_token="admin")
+        server = ApiServer(tmp_path / "state", admin_token=ADMIN)
         async with TestClient(TestServer(server.app())) as http:
             rig = Rig(server, http)
             if server.store.get("/namespaces", "", "ns") is None:

@@ -1,0 +1,75 @@
+"""Selectors, quantities and paging tokens: parsers as tables and as laws."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wrpo_devcluster.apiserver import quantity
+from wrpo_devcluster.apiserver.selectors import SelectorError, matcher, parse_labels
+from wrpo_devcluster.apiserver.store import continue_token, parse_continue
+
+LABELS = {"app": "web", "tier": "a"}
+SELECTORS = {
+    "empty": ("", True),
+    "equality": ("app=web", True),
+    "double equality": ("app==web", True),
+    "inequality of a missing label": ("zone!=x", True),
+    "in": ("app in (web, db)", True),
+    "notin": ("app notin (web)", False),
+    "exists": ("tier", True),
+    "does not exist": ("!tier", False),
+    "all must hold": ("app=web,tier=b", False),
+    "an empty value": ("zone=", False),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), SELECTORS.values(), ids=SELECTORS.keys())
+def test_label_selectors(text: str, expected: bool) -> None:
+    assert all(part.matches(LABELS) for part in parse_labels(text)) is expected
+
+
+@pytest.mark.parametrize("text", ["app in", "app in (a", "=x", "a b", "app=web,", "a=b=c", "app=!!"])
+def test_bad_label_selectors_are_refused(text: str) -> None:
+    with pytest.raises(SelectorError):
+        parse_labels(text)
+
+
+def test_field_selectors_know_only_declared_fields() -> None:
+    pod = {"metadata": {"name": "p", "namespace": "n"}, "status": {"phase": "Running"}}
+    supported = frozenset({"metadata.name", "status.phase"})
+    matches = matcher("", "status.phase!=Failed,metadata.name=p", supported)
+    assert matches is not None
+    assert matches(pod) is True
+    with pytest.raises(SelectorError, match=r"field label not supported: spec\.x"):
+        matcher("", "spec.x=1", supported)
+
+
+QUANTITIES = {
+    "1000m": "1", "0.5": "500m", "1024Mi": "1Gi", "1536Mi": "1536Mi", "0": "0", "1e3": "1e3", "2000": "2k",
+    "100Ki": "100Ki", "0.1Gi": "107374182400m", "12": "12", "1500": "1500", "0.001": "1m",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("given_text", "expected"), QUANTITIES.items(), ids=QUANTITIES.keys())
+def test_quantities_are_written_in_canonical_form(given_text: str, expected: str) -> None:
+    assert quantity.canonical(given_text) == expected
+
+
+@given(st.integers(0, 10**9), st.sampled_from(["", "m", "k", "M", "Ki", "Mi", "Gi"]))
+def test_canonical_quantities_keep_their_value_and_stay(number: int, suffix: str) -> None:
+    once = quantity.canonical(f"{number}{suffix}")
+    assert quantity.parse(once) == quantity.parse(f"{number}{suffix}")
+    assert quantity.canonical(once) == once
+
+
+@given(st.integers(0, 10**6), st.text("abc-", max_size=5), st.text("abc-", max_size=5))
+def test_continue_tokens_carry_their_place(rv: int, namespace: str, name: str) -> None:
+    assert parse_continue(continue_token(rv, namespace, name)) == (rv, (namespace, name))
+
+
+@given(st.text(max_size=20))
+def test_a_made_up_continue_token_is_refused_and_nothing_else(text: str) -> None:
+    with pytest.raises(ValueError, match="continue"):
+        parse_continue(text)
