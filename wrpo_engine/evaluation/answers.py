@@ -42,8 +42,8 @@ class AnswerJob:
     gpu_memory_utilization: float | None = None
 
 
-def answer(job: AnswerJob, on_answer: OnAnswer) -> pl.DataFrame:
-    """Answer every prompt; rows are in prompt and sample order."""
+def answer(job: AnswerJob, on_answer: OnAnswer, poll: Callable[[], None] | None = None) -> pl.DataFrame:
+    """Answer every prompt; rows are in prompt and sample order. `poll` is called often, and may raise to stop."""
     params, model = job.params, job.model
     tokenizer = tokenizer_of(model, field=f"evaluation model {job.label}")
     requests = _requests(job, tokenizer)
@@ -59,6 +59,7 @@ def answer(job: AnswerJob, on_answer: OnAnswer) -> pl.DataFrame:
         max_model_length=needed if context is None else min(context, needed),
         tensor_parallel_size=job.tensor_parallel_size,
         gpu_memory_utilization=job.gpu_memory_utilization,
+        poll=poll,
     )
     sampler = make_sampler(params.backend, model, tokenizer, settings)
     try:

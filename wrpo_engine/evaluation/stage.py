@@ -122,7 +122,10 @@ def _answered(
         ctx.stop.raise_if_requested()
         ctx.progress.update(index * len(prompts) + done, total, message=entry.label)
 
-    rows = answer_in_process(job, on_answer, ctx.stop) if _needs_own_process(params) else answer(job, on_answer)
+    if _needs_own_process(params):
+        rows = answer_in_process(job, on_answer, ctx.stop)
+    else:
+        rows = answer(job, on_answer, ctx.stop.raise_if_requested)
     ctx.output.publish(_answers_name(entry), rows.write_parquet)
     return rows
 

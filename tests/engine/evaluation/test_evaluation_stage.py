@@ -103,9 +103,9 @@ def test_a_killed_evaluation_continues_with_the_next_model_and_ends_with_the_sam
     stop = StopRequest()
     original = answers_module.answer
 
-    def answer_once(job: AnswerJob, on_answer: Callable[[int], None]) -> pl.DataFrame:
+    def answer_once(job: AnswerJob, on_answer: Callable[[int], None], poll: Callable[[], None]) -> pl.DataFrame:
         asked.append(job.label)
-        rows = original(job, on_answer)
+        rows = original(job, on_answer, poll)
         stop.request()
         return rows
 
