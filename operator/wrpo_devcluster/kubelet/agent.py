@@ -49,9 +49,9 @@ class PodHandle:
         """Return the seconds left until the pod must be gone."""
         meta = self.pod["metadata"]
         if meta.get("deletionTimestamp"):
-            left = (parse_time(meta["deletionTimestamp"]) - self.clock.now()).total_seconds()
-            grace = float(meta.get("deletionGracePeriodSeconds") or 0)
-            return max(0.0, min(left, grace) if left > 0 else 0.0) if grace else 0.0
+            # The timestamp has whole seconds; the rounding must not cut a short period to nothing.
+            left = (parse_time(meta["deletionTimestamp"]) - self.clock.now()).total_seconds() + 1.0
+            return max(0.0, min(left, float(meta.get("deletionGracePeriodSeconds") or 0)))
         return float(self.pod["spec"].get("terminationGracePeriodSeconds", 30))
 
     async def write_status(self, status: JsonObject) -> None:

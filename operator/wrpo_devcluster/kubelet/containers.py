@@ -30,6 +30,9 @@ class Launch:
 def launch(attempt: Attempt, what: Launch) -> int:
     """Start the shim for a new run; return the shim's pid."""
     attempt.directory.mkdir(parents=True, exist_ok=True)
+    # As on a real node, only the run before this one can still be looked at.
+    for stale in attempt.directory.glob(f"{attempt.number - 2}.*"):
+        stale.unlink()
     attempt.log_file.touch(mode=0o600)
     attempt.termination_file.touch(mode=0o600)
     spec = {

@@ -608,3 +608,20 @@ def test_a_sidecar_is_refused_with_a_remedy(tmp_path: Path) -> None:
         'container "s" sets restartPolicy (a sidecar), which pods as processes do not have; '
         "make it a container of the pod, or remove restartPolicy"
     )
+
+
+def test_only_the_last_two_runs_of_a_crashing_container_are_kept(tmp_path: Path) -> None:
+    async def scenario() -> set[str]:
+        async with node(tmp_path, backoff_scale=0.001) as one:
+            await one.client.create(PODS, make_pod("exit 1", restart="Always"), "ns")
+
+            async def third_restart() -> JsonObject | None:
+                found = await one.client.get(PODS, "p", "ns")
+                statuses = found["status"].get("containerStatuses") or [{"restartCount": 0}]
+                return found if statuses[0]["restartCount"] >= 3 else None
+
+            found = await until(third_restart)
+            directory = one.runtime.log_dir(found["metadata"]["uid"], "c")
+            return {path.name for path in directory.glob("[01].log")}
+
+    assert asyncio.run(scenario()) == set()
