@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -14,13 +14,23 @@ from wrpo_engine.stage import StageContext
 
 log = logging.getLogger("wrpo_engine")
 
+T = TypeVar("T")
 Measure = Callable[[Iterable[pl.DataFrame]], dict[str, float]]
 
 
+def part_name(index: int) -> str:
+    return f"parts/part-{index:05d}.parquet"
+
+
+def parts_of_shard(parts: Sequence[T], shard: int, shards: int) -> Sequence[T]:
+    """Return a shard's share: part k belongs to shard k % shards."""
+    return parts[shard::shards]
+
+
 def pending_parts(ctx: StageContext, names: Sequence[str]) -> list[str]:
-    """Return this shard's parts that are not there yet: part k belongs to shard k % shards."""
-    shards = ctx.config.runtime.shards
-    return [name for name in names[ctx.shard :: shards] if not (ctx.output.directory / name).exists()]
+    """Return this shard's parts that are not there yet."""
+    own = parts_of_shard(names, ctx.shard, ctx.config.runtime.shards)
+    return [name for name in own if not (ctx.output.directory / name).exists()]
 
 
 def commit_when_complete(

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import ConfigError, DataError, Interrupted
+from wrpo_engine.parts import parts_of_shard
 from wrpo_engine.sampling import stage
-from wrpo_engine.sampling.requests import parts_of, parts_of_shard
+from wrpo_engine.sampling.requests import parts_of
 from wrpo_engine.sampling.sampler import FinishReason, Sample, Sampled, SampleRequest, SamplerSettings, prompt_seed
 from wrpo_engine.stage import StopRequest
 
@@ -113,7 +114,7 @@ def file_digests(directory: Path) -> dict[str, str]:
 
 @given(num_parts=st.integers(0, 50), shards=st.integers(1, 9))
 def test_every_part_belongs_to_exactly_one_shard(num_parts: int, shards: int) -> None:
-    owned = [part for shard in range(shards) for part in parts_of_shard(num_parts, shard, shards)]
+    owned = [part for shard in range(shards) for part in parts_of_shard(range(num_parts), shard, shards)]
     assert sorted(owned) == list(range(num_parts))
 
 

@@ -70,6 +70,19 @@ def test_a_tokenizer_without_padding_token_scores_the_same(tiny_reward_dir: Path
     assert plain.score(pairs) == pytest.approx(scorer(tiny_reward_dir).score(pairs), abs=1e-6)
 
 
+def test_models_without_a_chat_template_read_prompt_and_response_as_a_pair(tiny_reward_dir: Path) -> None:
+    import torch
+
+    pairs = scorer(tiny_reward_dir, max_length=12)
+    pairs._tokenizer.chat_template = None
+    short, long = pairs.rewards([("hi", "yo"), ("hello there", "a longer answer")])
+    ids = pairs._tokenizer("hi", "yo")["input_ids"]
+    with torch.inference_mode():
+        expected = float(pairs._model(input_ids=torch.tensor([ids])).logits)
+    assert short.score == pytest.approx(expected, abs=1e-6)
+    assert (short.truncated, long.truncated) == (False, True)
+
+
 def test_cut_pairs_are_marked(tiny_reward_dir: Path) -> None:
     rewards = scorer(tiny_reward_dir, max_length=60).rewards([("hi", "yo"), ("hi", "z" * 100)])
     assert [reward.truncated for reward in rewards] == [False, True]

@@ -6,8 +6,10 @@ import hashlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ class Runner:
     def __init__(self, directory: Path, prompts: ArtifactRef, model: Path) -> None:
         self._directory, self._prompts, self._model = directory, prompts, model
 
-    def rows(self, hash_: str, *, shards: int = 1, **changes: Any) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
+    def configure(self, hash_: str, *, shards: int = 1, **changes: Any) -> Path:
         params = {
             "stage": "sample",
             "source": "smol",
@@ -74,19 +76,32 @@ class Runner:
         )
         path = self._directory / f"{hash_}.json"
         path.write_text(config.model_dump_json())
+        return path
+
+    def start(self, config: Path, shard: int = 0) -> subprocess.Popen[bytes]:
+        environ = {
+            **os.environ,
+            "WRPO_VOLUME_ROOT": str(self._directory / "storage"),
+            "WRPO_TERMINATION_MESSAGE_PATH": str(self._directory / "termination-log"),
+            "JOB_COMPLETION_INDEX": str(shard),
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-m", "wrpo_engine", "sample", "--config", str(config)]
+        return subprocess.Popen(command, env=environ, cwd=Path(__file__).parents[2])
+
+    def artifact(self, hash_: str) -> Path:
+        return self._directory / "storage" / "sample" / "smol" / hash_
+
+    def files(self, hash_: str) -> list[dict[str, Any]]:
+        files: list[dict[str, Any]] = json.loads((self.artifact(hash_) / "manifest.json").read_text())["files"]
+        return files
+
+    def rows(self, hash_: str, *, shards: int = 1, **changes: Any) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
+        config = self.configure(hash_, shards=shards, **changes)
         for shard in range(shards):
-            environ = {
-                **os.environ,
-                "WRPO_VOLUME_ROOT": str(self._directory / "storage"),
-                "WRPO_TERMINATION_MESSAGE_PATH": str(self._directory / "termination-log"),
-                "JOB_COMPLETION_INDEX": str(shard),
-                "OMP_NUM_THREADS": "1",
-            }
-            command = [sys.executable, "-m", "wrpo_engine", "sample", "--config", str(path)]
-            subprocess.run(command, env=environ, check=True, cwd=Path(__file__).parents[2])
-        artifact = self._directory / "storage" / "sample" / "smol" / hash_
-        manifest = json.loads((artifact / "manifest.json").read_text())
-        return pl.read_parquet(artifact / "parts"), manifest["files"]
+            with self.start(config, shard) as process:
+                assert process.wait() == 0
+        return pl.read_parquet(self.artifact(hash_) / "parts"), self.files(hash_)
 
 
 @pytest.fixture
@@ -117,3 +132,27 @@ def test_both_backends_give_the_same_greedy_answers(runner: Runner) -> None:
     assert transformers["finish_reason"].to_list() == vllm["finish_reason"].to_list()
     assert transformers["num_tokens"].to_list() == vllm["num_tokens"].to_list()
     assert "Paris" in vllm["text"][0]
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_stage_that_is_ended_half_way_continues_with_the_same_answers(
+    runner: Runner, number: signal.Signals, exit_code: int
+) -> None:
+    pytest.importorskip("vllm")
+    # One prompt a part and long answers of a few prompts only: the first part is there long before the last.
+    options = {"prompts_per_part": 1, "max_tokens": 96, "samples_per_prompt": 2}
+    _, whole = runner.rows("00000000000000c1", **options)
+    config = runner.configure("00000000000000c2", **options)
+    parts = runner.artifact("00000000000000c2") / "parts"
+    with runner.start(config) as process:
+        while not list(parts.glob("part-*.parquet")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait() == exit_code
+    assert not (runner.artifact("00000000000000c2") / "manifest.json").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*.parquet")}
+    with runner.start(config) as process:
+        assert process.wait() == 0
+    assert runner.files("00000000000000c2") == whole
+    assert {name: (parts / name).stat().st_mtime_ns for name in kept} == kept

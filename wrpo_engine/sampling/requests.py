@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wrpo_engine.errors import DataError
+from wrpo_engine.parts import part_name
 from wrpo_engine.sampling.sampler import SampleRequest, prompt_seed
 
 
@@ -21,18 +22,9 @@ class Part:
         return part_name(self.index)
 
 
-def part_name(index: int) -> str:
-    return f"parts/part-{index:05d}.parquet"
-
-
 def parts_of(rows: Sequence[tuple[str, str]], rows_per_part: int) -> list[Part]:
     starts = range(0, len(rows), rows_per_part)
     return [Part(index, tuple(rows[start : start + rows_per_part])) for index, start in enumerate(starts)]
-
-
-def parts_of_shard(num_parts: int, shard: int, shards: int) -> list[int]:
-    """Part k belongs to shard k % shards."""
-    return list(range(shard, num_parts, shards))
 
 
 @dataclass(frozen=True, kw_only=True)

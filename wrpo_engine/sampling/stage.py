@@ -14,7 +14,7 @@ from wrpo_engine.chat import end_of_turn_id, prompt_token_ids
 from wrpo_engine.config import SampleParams
 from wrpo_engine.errors import DataError
 from wrpo_engine.models import ResolvedModel, context_length, resolve_model, stop_token_ids, tokenizer_of
-from wrpo_engine.parts import commit_when_complete, pending_parts
+from wrpo_engine.parts import commit_when_complete, parts_of_shard, pending_parts
 from wrpo_engine.sampling.requests import Limits, Part, PartRequests, parts_of, requests_of
 from wrpo_engine.sampling.sampler import FinishReason, Sampled, Sampler, SamplerSettings, make_sampler
 from wrpo_engine.stage import StageContext, StageResult
@@ -82,7 +82,11 @@ def _sample_parts(
         if part.name in pending:
             planned.append(plan)
     needed = longest + params.max_tokens
-    finished = sum(len(part.rows) for part in parts[ctx.shard :: ctx.config.runtime.shards] if part.name not in pending)
+    finished = sum(
+        len(part.rows)
+        for part in parts_of_shard(parts, ctx.shard, ctx.config.runtime.shards)
+        if part.name not in pending
+    )
     ctx.stop.raise_if_requested()
     settings = SamplerSettings(
         temperature=params.temperature,

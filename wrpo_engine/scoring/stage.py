@@ -11,8 +11,7 @@ from wrpo_engine import records
 from wrpo_engine.artifacts import Artifact
 from wrpo_engine.config import ScoreParams
 from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.parts import commit_when_complete, pending_parts
-from wrpo_engine.sampling.requests import part_name
+from wrpo_engine.parts import commit_when_complete, part_name, parts_of_shard, pending_parts
 from wrpo_engine.sampling.sampler import FinishReason
 from wrpo_engine.scoring.reward_model import RewardScorer, load_reward_scorer
 from wrpo_engine.stage import StageContext, StageResult
@@ -69,7 +68,7 @@ def _score_parts(
     todo: list[str],
 ) -> int:
     prompts = read_prompts(ctx.input("prompts"))
-    own = set(names[ctx.shard :: ctx.config.runtime.shards])
+    own = set(parts_of_shard(names, ctx.shard, ctx.config.runtime.shards))
     slices = {
         name: answers.slice(index * params.rows_per_part, params.rows_per_part)
         for index, name in enumerate(names)
