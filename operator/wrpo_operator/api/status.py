@@ -10,7 +10,9 @@ from pydantic import Field
 
 from wrpo_operator.api.base import ATOMIC, StatusModel, list_map
 
-MAX_ATTEMPTS = 10
+MAX_ATTEMPTS = 5
+"""Bounds keep the largest status (32 sources, all stages retried) below the size that etcd takes."""
+MAX_ATTEMPT_MESSAGE = 1024
 MAX_BLOCKERS = 16
 MAX_METRICS = 64
 MAX_STAGES = 128
@@ -110,7 +112,7 @@ class Attempt(StatusModel):
     """Exit code of the pod that decided."""
     reason: str | None = Field(default=None, max_length=128)
     """The engine's error code, or the child's reason."""
-    message: str | None = Field(default=None, max_length=MAX_MESSAGE)
+    message: str | None = Field(default=None, max_length=MAX_ATTEMPT_MESSAGE)
     """The engine's own words."""
     failure: str | None = Field(default=None, max_length=32)
     """Application, Config or Disruption."""

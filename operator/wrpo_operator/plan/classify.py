@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from wrpo_engine.config import ExitCode
 from wrpo_operator.api import conditions as words
-from wrpo_operator.api.status import MAX_MESSAGE, Attempt, AttemptState, to_time
+from wrpo_operator.api.status import MAX_ATTEMPT_MESSAGE, Attempt, AttemptState, to_time
 from wrpo_operator.plan.model import ChildFact, ChildState, FailureKind, PodFact
 
 LIVE = frozenset({ChildState.PENDING, ChildState.RUNNING, ChildState.SUSPENDED, ChildState.DELETING})
@@ -64,7 +64,7 @@ def attempt_of(child: ChildFact, before: Attempt | None, now: datetime) -> Attem
                 "state": AttemptState.DISRUPTED if disrupted else AttemptState.FAILED,
                 "exit_code": failure.exit_code,
                 "reason": failure.reason[:128],
-                "message": failure.message[:MAX_MESSAGE],
+                "message": failure.message[:MAX_ATTEMPT_MESSAGE],
                 "failure": failure.kind.value,
             }
     times = {"started_at": started, "finished_at": to_time(child.finished_at or now), "pending_since": None}

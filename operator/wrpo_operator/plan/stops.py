@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from wrpo_operator.api import conditions as words
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.api.status import Attempt, AttemptState, from_time, to_time
+from wrpo_operator.api.status import MAX_ATTEMPT_MESSAGE, Attempt, AttemptState, from_time, to_time
 from wrpo_operator.plan.blockers import pod_words
 from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.plan.memory import StageView
@@ -82,7 +82,7 @@ def enforce_pending_deadline(spec: ExperimentSpec, views: Sequence[StageView], n
                 "state": AttemptState.FAILED,
                 "failure": FailureKind.CONFIG.value,
                 "reason": Reason.PENDING_TOO_LONG.value,
-                "message": words.pending_too_long(seconds, pod_words(view)),
+                "message": words.pending_too_long(seconds, pod_words(view))[:MAX_ATTEMPT_MESSAGE],
                 "finished_at": to_time(now),
                 "pending_since": None,
             }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
-from support.builders import NOON, make_child, make_experiment, make_pod, make_snapshot
+from support.builders import NOON, make_child, make_experiment, make_pod, make_snapshot, raw_spec
+from support.crd_validation import experiment_object, refusals
 from support.model_cluster import ModelCluster
 
 from wrpo_engine.config import ErrorInfo, TerminationMessage
@@ -435,6 +437,32 @@ def test_a_status_edited_by_hand_into_nothing_re_runs_only_what_has_no_child() -
     answer = cluster.reconcile("demo")
     assert answer.apply == ()
     assert status_of(cluster).phase is Phase.SUCCEEDED
+
+
+def test_the_largest_status_fits_into_etcd_and_its_schema() -> None:
+    sources = [{"name": f"source-number-{i:06}", "model": "org/a"} for i in range(32)]
+    cluster = started(sources=sources, retries={"limit": 20, "backoffSeconds": 0})
+    error = ErrorInfo(code="Broken", message="x" * 4000)
+    for _ in range(200):
+        cluster.reconcile("demo")
+        for name, child in list(cluster.children.items()):
+            if child.state is ChildState.PENDING and child.attempt <= 7:
+                pods = (make_pod(exit_code=1, error=error, finished_at=cluster.now),)
+                cluster.children[name] = replace(child, state=ChildState.FAILED, pods=pods, finished_at=cluster.now)
+            elif child.state is ChildState.PENDING:
+                message = TerminationMessage(
+                    outcome="Succeeded", metrics={f"metric-{i:03}-{'x' * 20}": 0.1 for i in range(99)}
+                )
+                cluster.artifacts.add(child.artifact_key)
+                pods = (replace(make_pod(exit_code=0), termination=message),)
+                cluster.children[name] = replace(child, state=ChildState.SUCCEEDED, pods=pods, finished_at=cluster.now)
+        if status_of(cluster).phase is Phase.SUCCEEDED:
+            break
+    stored = status_of(cluster).to_dict()
+    assert {len(stage["attempts"]) for stage in stored["stages"]} == {5}
+    assert {len(stage["metrics"]) for stage in stored["stages"]} == {64}
+    assert len(json.dumps(stored)) < 1_000_000
+    assert refusals(experiment_object(raw_spec()) | {"status": stored}) == []
 
 
 def test_the_children_of_a_removed_stage_are_deleted() -> None:
