@@ -174,7 +174,11 @@ class DeepSpeedBackend:
 
     def _restore_stage_1_2(self, num_steps_done: int, read: ReadTensor) -> None:
         zero = self._engine.optimizer
-        _make_state(zero.optimizer, zero.single_partition_of_fp32_groups, num_steps_done)
+        # In bf16 at stage 1 DeepSpeed uses an optimizer of its own, with another name for the same partitions.
+        name_of_partitions = "single_partition_of_fp32_groups"
+        if not hasattr(zero, name_of_partitions):
+            name_of_partitions = "fp32_groups_flat_partition"
+        _make_state(zero.optimizer, getattr(zero, name_of_partitions), num_steps_done)
         # The map from parameters to their slices of the optimizer state is otherwise made at the end of the first step.
         zero._lazy_init_hp_params_optimizer_state()  # noqa: SLF001
         for name, parameter in self._parameters.items():

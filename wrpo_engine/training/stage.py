@@ -103,7 +103,8 @@ def run_training(
         reference = _reference(ctx, params, task, base, tokenized.rows, plan, backend, group, checkpoint)
         if checkpoint is not None:
             backend.restore(checkpoint.step, checkpoint.read)
-            log.info("continuing after step %d of %d", checkpoint.step, plan.num_steps)
+            if group.is_main:
+                log.info("continuing after step %d of %d", checkpoint.step, plan.num_steps)
 
         run = TrainingRun(
             task=task,
