@@ -131,16 +131,19 @@ def _mismatch(value: Any, path: str, wanted: str) -> DecodeError:
     return DecodeError(f"json: cannot unmarshal {go_type(value)} into Go struct field .{path} of type {wanted}")
 
 
+_SCALARS: dict[str, frozenset[type]] = {
+    "string": frozenset({str}),
+    "boolean": frozenset({bool}),
+    "integer": frozenset({int}),
+    "number": frozenset({int, float}),
+}
+
+
 def _decode_scalar(node: Node, value: Any, path: str) -> Any:
-    good = {
-        "string": isinstance(value, str),
-        "boolean": isinstance(value, bool),
-        "integer": isinstance(value, int) and not isinstance(value, bool),
-        "number": isinstance(value, int | float) and not isinstance(value, bool),
-    }.get(node.type, True)
     if node.type == "integer" and isinstance(value, float) and value.is_integer():
         return int(value)
-    if not good:
+    accepted = _SCALARS.get(node.type)
+    if accepted is not None and type(value) not in accepted:
         raise _mismatch(value, path, node.format or node.type)
     if node.type == "integer" and node.format == "int32" and not -(2**31) <= value < 2**31:
         raise DecodeError(f"json: cannot unmarshal number {value} into Go struct field .{path} of type int32")

@@ -145,7 +145,9 @@ class Store:
         rv = self.rv + 1
         obj["metadata"]["resourceVersion"] = str(rv)
         text = encode(obj)
-        self._write(rv, "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)", (resource, namespace, name, rv, text))
+        # One statement is one transaction; the version is in the row.
+        self._db.execute("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)", (resource, namespace, name, rv, text))
+        self.rv = rv
         record = Record(obj, text, rv)
         self._put_memory(table, namespace, name, record)
         kind: EventType = "MODIFIED" if before else "ADDED"
@@ -159,9 +161,7 @@ class Store:
         rv = self.rv + 1
         final = dict(last or before.obj)
         final["metadata"] = {**final["metadata"], "resourceVersion": str(rv)}
-        self._write(
-            rv, "DELETE FROM objects WHERE resource = ? AND namespace = ? AND name = ?", (resource, namespace, name)
-        )
+        self._delete_row(rv, (resource, namespace, name))
         del table.records[namespace, name]
         names = table.by_namespace[namespace]
         del names[name]
@@ -170,10 +170,11 @@ class Store:
         self._publish(table, namespace, Change("DELETED", rv, Record(final, encode(final), rv), before.obj))
         return final
 
-    def _write(self, rv: int, statement: str, values: tuple[object, ...]) -> None:
+    def _delete_row(self, rv: int, key: tuple[str, str, str]) -> None:
+        """Delete, and keep the version that no row carries any more."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            self._db.execute(statement, values)
+            self._db.execute("DELETE FROM objects WHERE resource = ? AND namespace = ? AND name = ?", key)
             self._db.execute("INSERT OR REPLACE INTO meta VALUES ('rv', ?)", (str(rv),))
         except BaseException:
             self._db.execute("ROLLBACK")
@@ -219,6 +220,7 @@ class Store:
             if gone:
                 table.history.clear()
                 table.compacted = self.rv = self.rv + 1
+                self.set_meta("rv", str(self.rv))
             for feed in table.feeds:
                 feed.close(gone=gone)
                 count += 1

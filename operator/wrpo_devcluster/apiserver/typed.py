@@ -186,6 +186,11 @@ def _safe_elements(node: Node, items: list[Any]) -> dict[str, Any]:
 
 def same(a: Any, b: Any) -> bool:
     """Equality of JSON values where true is not 1."""
+    if a is b:
+        return True
+    if a != b:
+        return False
+    # Python calls them equal; only a boolean beside a number could still tell them apart.
     if isinstance(a, bool) is not isinstance(b, bool):
         return False
     if isinstance(a, dict) and isinstance(b, dict):

@@ -50,9 +50,12 @@ def test_answers_as_the_real_server_did_but_for_the_listed_differences(tmp_path:
 
     real, ours = load(TRANSCRIPT / "kubernetes.json"), load(output)
     found = compare(real, ours)
-    known = yaml.safe_load((TRANSCRIPT / "known_differences.yaml").read_text(encoding="utf-8")) or {}
+    known = yaml.safe_load((TRANSCRIPT / "known_differences.yaml").read_text(encoding="utf-8"))
+    always, timing = known["always"], known["timing"]
 
     assert "stopped" not in said, said
-    assert found.keys() == known.keys(), {name: found.get(name) for name in found.keys() ^ known.keys()}
+    unexpected = {name: lines for name, lines in found.items() if name not in always | timing}
+    assert unexpected == {}
+    assert always.keys() <= found.keys(), "the list names entries that agree now: take them off"
     assert len(real) - len(found) >= LEAST_EQUAL
-    assert all(isinstance(reason, str) and len(reason) > 20 for reason in known.values())
+    assert all(isinstance(reason, str) and len(reason) > 20 for reason in (always | timing).values())
