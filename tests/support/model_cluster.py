@@ -116,6 +116,8 @@ class ModelCluster:
         busy = {child.artifact_key for child in snapshot.foreign if not child.suspended}
         spec = snapshot.experiment.spec
         assert spec is not None
+        if not answer.apply:
+            return
         keys = {node.id: key_of(spec, node) for node in build_graph(spec)}
         for start in answer.apply:
             node = start.node

@@ -170,7 +170,7 @@ class PlannerMachine(RuleBasedStateMachine):
 PlannerMachine.TestCase.settings = settings(
     # Shrinking a run of the machine takes minutes; a failing run is printed step by step anyhow.
     phases=(Search.explicit, Search.reuse, Search.generate),
-    max_examples=int(os.environ.get("WRPO_MACHINE_EXAMPLES", "15")),
+    max_examples=int(os.environ.get("WRPO_MACHINE_EXAMPLES", "10")),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -440,28 +440,26 @@ def test_a_status_edited_by_hand_into_nothing_re_runs_only_what_has_no_child() -
 
 
 def test_the_largest_status_fits_into_etcd_and_its_schema() -> None:
-    sources = [{"name": f"source-number-{i:06}", "model": "org/a"} for i in range(32)]
-    cluster = started(sources=sources, retries={"limit": 20, "backoffSeconds": 0})
+    """A stage that failed often, with long words and many metrics, 75 times: 32 sources make that many stages."""
+    cluster = started(retries={"limit": 20, "backoffSeconds": 0})
     error = ErrorInfo(code="Broken", message="x" * 4000)
-    for _ in range(200):
-        cluster.reconcile("demo")
-        for name, child in list(cluster.children.items()):
-            if child.state is ChildState.PENDING and child.attempt <= 7:
-                pods = (make_pod(exit_code=1, error=error, finished_at=cluster.now),)
-                cluster.children[name] = replace(child, state=ChildState.FAILED, pods=pods, finished_at=cluster.now)
-            elif child.state is ChildState.PENDING:
-                message = TerminationMessage(
-                    outcome="Succeeded", metrics={f"metric-{i:03}-{'x' * 20}": 0.1 for i in range(99)}
-                )
-                cluster.artifacts.add(child.artifact_key)
-                pods = (replace(make_pod(exit_code=0), termination=message),)
-                cluster.children[name] = replace(child, state=ChildState.SUCCEEDED, pods=pods, finished_at=cluster.now)
-        if status_of(cluster).phase is Phase.SUCCEEDED:
-            break
+    metrics = {f"metric-{i:03}-{'x' * 20}": 0.123456789 for i in range(99)}
+    for attempt in range(1, 9):
+        (start,) = cluster.reconcile("demo").apply
+        cluster.run(start.child_name)
+        child = cluster.children[start.child_name]
+        pod = make_pod(exit_code=1, error=error, finished_at=cluster.now)
+        state = ChildState.FAILED
+        if attempt == 8:
+            pod = replace(make_pod(exit_code=0), termination=TerminationMessage(outcome="Succeeded", metrics=metrics))
+            state = ChildState.SUCCEEDED
+        cluster.children[child.name] = replace(child, state=state, pods=(pod,), finished_at=cluster.now)
+        cluster.artifacts.add(child.artifact_key)
+    cluster.reconcile("demo")
     stored = status_of(cluster).to_dict()
-    assert {len(stage["attempts"]) for stage in stored["stages"]} == {5}
-    assert {len(stage["metrics"]) for stage in stored["stages"]} == {64}
-    assert len(json.dumps(stored)) < 1_000_000
+    stage = stored["stages"][0]
+    assert (len(stage["attempts"]), len(stage["metrics"])) == (5, 64)
+    assert len(json.dumps(stage)) * 75 < 1_000_000
     assert refusals(experiment_object(raw_spec()) | {"status": stored}) == []
 
 
