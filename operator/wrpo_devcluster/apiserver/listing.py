@@ -70,7 +70,9 @@ def list_body(request: ResourceRequest, view: View) -> Answer:
         body = {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items}
         return Answer(body=encode(body))
     head = f'{{"kind":"{kind.list_kind}","apiVersion":"{kind.api_version}","metadata":'.encode()
-    if kind.custom is not None:
+    if view.transform is not None:
+        texts = [encode(view.transform(record.obj)) for record in page]
+    elif kind.custom is not None:
         meta.setdefault("continue", "")
         texts = [record.text for record in page]
     else:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from wrpo_devcluster.apiserver import errors
+from wrpo_devcluster.apiserver import errors, event_forms
 from wrpo_devcluster.apiserver.kinds import Kind
 from wrpo_devcluster.apiserver.tables import make_table, partial
 from wrpo_devcluster.client import JsonObject
@@ -26,7 +26,9 @@ class View:
         """For a single object."""
         if self.style == "Table":
             return self._one_row
-        return partial if self.style else None
+        if self.style:
+            return partial
+        return event_forms.from_core if self.kind.group == event_forms.GROUP else None
 
     def for_watch(self) -> Callable[[JsonObject], JsonObject] | None:
         """For events: a table's columns come with the first event only."""
@@ -45,6 +47,8 @@ class View:
         return transform
 
     def table(self, objects: list[JsonObject], meta: JsonObject) -> JsonObject:
+        if self.kind.group == event_forms.GROUP:
+            objects = [event_forms.from_core(obj) for obj in objects]
         return make_table(self.kind, objects, meta, include=self.include, now=self.clock())
 
     def _one_row(self, obj: JsonObject) -> JsonObject:

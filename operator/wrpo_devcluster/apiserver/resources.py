@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from wrpo_devcluster.apiserver import errors, reviews, schema, subresources
+from wrpo_devcluster.apiserver import errors, event_forms, patch, reviews, schema, subresources
+from wrpo_devcluster.apiserver.decode import check_identity
 from wrpo_devcluster.apiserver.deletion import DeleteOptions, success
 from wrpo_devcluster.apiserver.kinds import Kind, definition_of
 from wrpo_devcluster.apiserver.listing import list_body
@@ -99,7 +100,11 @@ class ResourceRequest:
 
     def matches(self) -> Matches:
         try:
-            return matcher(self.query.get("labelSelector", ""), self.query.get("fieldSelector", ""), self.kind.fields)
+            fields, supported = self.query.get("fieldSelector", ""), self.kind.fields
+            if self.kind.group == event_forms.GROUP:
+                parse_fields(fields, supported)
+                fields, supported = event_forms.core_selector(fields), self.server.core("events").fields
+            return matcher(self.query.get("labelSelector", ""), fields, supported)
         except SelectorError as problem:
             raise errors.bad_request(str(problem)) from problem
 
@@ -204,6 +209,7 @@ def _post(request: ResourceRequest, context: Context, body: Any) -> Answer:
         raise errors.method_not_allowed()
     if kind.namespaced and request.namespace is None:
         raise errors.method_not_allowed()
+    kind, body = _stored_form(request, body)
     created = server.engine.create(kind, request.namespace, body, context, name=request.name)
     return _shown(request, created, 201)
 
@@ -214,6 +220,7 @@ def _put(request: ResourceRequest, context: Context, body: Any) -> Answer:
         raise errors.method_not_allowed()
     if request.subresource == "scale":
         return Answer(200, encode(subresources.put_scale(server, kind, request.namespace, request.name, body, context)))
+    kind, body = _stored_form(request, body)
     obj, created = server.engine.update(
         kind, request.namespace, request.name, body, context, subresource=request.subresource
     )
@@ -235,10 +242,37 @@ def _patch(request: ResourceRequest, context: Context, media: str, body: bytes, 
     if request.subresource == "scale":
         found = subresources.patch_scale(server, kind, request.namespace, request.name, content, style, context)
         return Answer(200, encode(found))
+    if kind.group == event_forms.GROUP:
+        return _patch_event(request, context, content, style)
     obj, created = server.engine.patch(
         kind, request.namespace, request.name, content, context, style=style, subresource=request.subresource
     )
     return _shown(request, obj, 201 if created else 200)
+
+
+def _stored_form(request: ResourceRequest, body: Any) -> tuple[Kind, Any]:
+    """Kind and body as they are stored: events of both groups are core events."""
+    if request.kind.group != event_forms.GROUP:
+        return request.kind, body
+    check_identity(request.kind, body)
+    return request.server.core("events"), event_forms.to_core(body)
+
+
+def _patch_event(request: ResourceRequest, context: Context, content: Any, style: Patch) -> Answer:
+    """Patch the form that the client knows, then store the other."""
+    server, core = request.server, request.server.core("events")
+    old = event_forms.from_core(server.engine.get(core, request.namespace, request.name))
+    try:
+        if style == "json":
+            new = patch.json_patch(old, content)
+        elif style == "strategic":
+            new = patch.strategic_merge(request.kind.node, old, content)
+        else:
+            new = patch.merge_patch(old, content)
+    except patch.PatchError as problem:
+        raise (errors.bad_request(str(problem)) if problem.malformed else errors.rejected_patch()) from problem
+    obj, _ = server.engine.update(core, request.namespace, request.name, event_forms.to_core(new), context)
+    return _shown(request, obj, 200)
 
 
 def _delete(request: ResourceRequest, context: Context, body: Any) -> Answer:

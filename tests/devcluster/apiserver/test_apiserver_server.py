@@ -339,3 +339,29 @@ def test_names_and_namespaces_are_checked(run: Run) -> None:
         assert (await refusal(rig.client.create(NAMESPACES, {"metadata": {"name": "ns"}}))).reason == "AlreadyExists"
 
     run(scenario)
+
+
+def test_events_of_both_groups_are_the_same_objects(run: Run) -> None:
+    async def scenario(rig: Rig) -> None:
+        new, core = "/apis/events.k8s.io/v1/namespaces/ns/events", "/api/v1/namespaces/ns/events"
+        event = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": "e"},
+            "eventTime": "2026-01-01T00:00:00.000000Z",
+            "regarding": {"kind": "Pod", "name": "p"},
+            "reason": "Why",
+            "note": "because",
+            "reportingController": "me",
+        }
+        status, body = await rig.request("POST", new, event)
+        assert (status, body["regarding"]["name"], body["note"]) == (201, "p", "because")
+        status, body = await rig.request("GET", f"{core}?fieldSelector=involvedObject.name%3Dp")
+        assert [(item["message"], item["reportingComponent"]) for item in body["items"]] == [("because", "me")]
+        status, body = await rig.request("GET", f"{new}?fieldSelector=regarding.name%3Dp")
+        assert [item["note"] for item in body["items"]] == ["because"]
+        merge = "application/merge-patch+json"
+        status, body = await rig.request("PATCH", f"{new}/e", {"note": "so"}, content=merge)
+        assert (status, body["note"]) == (200, "so")
+
+    run(scenario)
