@@ -365,3 +365,36 @@ def test_events_of_both_groups_are_the_same_objects(run: Run) -> None:
         assert (status, body["note"]) == (200, "so")
 
     run(scenario)
+
+
+SAFE = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+POD_SECURITY: dict[str, tuple[str, dict[str, Any], int]] = {
+    "restricted accepts a safe pod": (
+        "restricted", {"containers": [{"name": "c", "image": "i", "securityContext": SAFE}]}, 201,
+    ),
+    "restricted refuses a bare pod": ("restricted", {"containers": [{"name": "c", "image": "i"}]}, 403),
+    "baseline accepts a bare pod": ("baseline", {"containers": [{"name": "c", "image": "i"}]}, 201),
+    "baseline refuses host paths": (
+        "baseline",
+        {"containers": [{"name": "c", "image": "i"}], "volumes": [{"name": "v", "hostPath": {"path": "/"}}]},
+        403,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("level", "spec", "expected"), POD_SECURITY.values(), ids=POD_SECURITY.keys())
+def test_pod_security_is_enforced_by_namespace_label(run: Run, level: str, spec: Any, expected: int) -> None:
+    async def scenario(rig: Rig) -> None:
+        labels = {"pod-security.kubernetes.io/enforce": level}
+        await rig.client.patch(NAMESPACES, "ns", None, {"metadata": {"labels": labels}})
+        status, body = await rig.request(
+            "POST", "/api/v1/namespaces/ns/pods", {"metadata": {"name": "p"}, "spec": spec}
+        )
+        assert status == expected, body
+
+    run(scenario)
