@@ -24,7 +24,7 @@ test: ## install and run everything CI runs
 	@$(MAKE) --no-print-directory check
 	@$(VENV)/python -m pytest -m "" --durations=15
 
-check: lint types imports drift ## lint, types, import contracts, generated files
+check: lint types imports ## lint, types, import contracts
 
 lint:
 	@$(VENV)/ruff check .
@@ -48,11 +48,6 @@ cluster: ## tests with a control plane; WRPO_E2E_CLUSTER=1 KUBECONFIG=... for yo
 crds: ## generate crds/, the chart's copy and the reference pages from the API models
 	@$(VENV)/python -m wrpo_operator.api.crd --write
 	@$(VENV)/python -m wrpo_operator.api.reference --write
-
-.PHONY: drift
-drift:
-	@$(VENV)/python -m wrpo_operator.api.crd --check
-	@$(VENV)/python -m wrpo_operator.api.reference --check
 
 lock: ## resolve requirements/*.in into pins (needs uv)
 	@scripts/lock.sh

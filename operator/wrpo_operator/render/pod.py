@@ -68,13 +68,15 @@ def image_of(spec: ExperimentSpec, kind: StageKind, settings: RenderSettings) ->
 
 
 def command_of(planned: PlannedAttempt, settings: RenderSettings) -> list[str]:
-    """Return a stage's command. torchrun reads the gang's shape from PET_... variables."""
+    """Return a stage's command. The launcher is torchrun with the stage's own exit code and time for a checkpoint; it
+    reads the gang's shape from PET_... variables.
+    """
     kind = planned.node.id.kind
     stand_in = settings.commands.get(kind)
     if stand_in is not None:
         return list(stand_in.command)
     if planned.node.shape is Shape.TRAINING:
-        return ["torchrun", "-m", "wrpo_engine", kind.value, "--config", CONFIG_PATH]
+        return ["python", "-m", "wrpo_engine.training.launch", kind.value, "--config", CONFIG_PATH]
     return ["wrpo-engine", kind.value, "--config", CONFIG_PATH]
 
 
