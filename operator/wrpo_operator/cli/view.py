@@ -97,9 +97,11 @@ def render(obj: JsonObject, *, note: str = "") -> RenderableType:
     for stage in status.stages:
         mark, style = STYLES[stage.state]
         bar: RenderableType = ""
+        state = stage.state.value
         if stage.state is StageState.RUNNING and stage.progress is not None:
             bar = ProgressBar(total=100, completed=stage.progress, width=20)
-        table.add_row(Text(mark, style), stage.name, Text(stage.state.value, style), bar, Text(detail(stage), "dim"))
+            state += f" {stage.progress}%"
+        table.add_row(Text(mark, style), stage.name, Text(state, style), bar, Text(detail(stage), "dim"))
     blockers = [
         Text.assemble(("blocked ", "yellow"), f"{blocker.object}: {blocker.reason}: {blocker.message}")
         for blocker in status.blockers

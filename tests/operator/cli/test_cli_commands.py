@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from rich.console import Console
 
 from wrpo_operator.cli import connect
 from wrpo_operator.cli.main import COMMANDS, SUMMARIES, main
 from wrpo_operator.cli.show import locate_artifact
-from wrpo_operator.cli.view import Changes, Outcome, duration, outcome_of, tree_lines
+from wrpo_operator.cli.view import Changes, Outcome, duration, outcome_of, render, tree_lines
 from wrpo_operator.cli.watch import GoneError, follow_lines
 from wrpo_operator.runtime.kube import KubeError
 
@@ -269,3 +271,25 @@ def test_where_an_artifact_lies() -> None:
     s3 = {**obj, "spec": {"storage": {"s3": {"uri": "s3://bucket/prefix/"}}}}
     assert locate_artifact(s3, "report", elsewhere) == "s3://bucket/prefix/report/0123456789abcdef"
     assert locate_artifact(experiment("Running", stage("report", "Running")), "report", own) is None
+
+
+def test_the_live_table_shows_bars_blockers_and_the_end() -> None:
+    def shown(obj: JsonObject, note: str = "") -> str:
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(render(obj, note=note))
+        return console.export_text()
+
+    blocker = {"object": "Pod/p", "reason": "Unschedulable", "message": "no GPU", "since": TIME}
+    text = shown(
+        experiment("Running", stage("prepare", "Succeeded"), stage("sft", "Running", progress=50), blockers=[blocker]),
+        "the API server does not answer; waiting for it",
+    )
+    rows = [line.rstrip() for line in text.splitlines()]
+    assert rows[0] == "ns/fusion  Running"
+    assert rows[2].split() == ["✔", "prepare", "Succeeded"]
+    assert rows[3].split() == ["▶", "sft", "Running", "50%", "━" * 10]
+    assert rows[4:] == [
+        "blocked Pod/p: Unschedulable: no GPU",
+        "the API server does not answer; waiting for it",
+    ]
+    assert shown(experiment("Failed", stage("sft", "Failed"))).splitlines()[1].rstrip() == "Failed it is."
