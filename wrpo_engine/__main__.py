@@ -33,6 +33,8 @@ Stages, in the order of an experiment:
 The operator writes the configuration; `wrpo plan -f experiment.yaml` shows it. An artifact that exists is not made
 again: the stage exits 0 and says cached. Killed stages continue where they stopped.
 
+`wrpo-engine quickstart-assets --out DIR` makes the quick start's models and prompts; no stage, no configuration.
+
 \b
 Environment:
   WRPO_VOLUME_ROOT               where the storage volume is mounted (/var/lib/wrpo)
@@ -72,8 +74,13 @@ def command(stage: str, config_path: Path) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["quickstart-assets"]:
+        from wrpo_engine.quickstart.assets import main as make_assets
+
+        sys.exit(make_assets(arguments[1:]))
     try:
-        code = command.main(list(argv) if argv is not None else None, standalone_mode=False)
+        code = command.main(arguments, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = ExitCode.USAGE

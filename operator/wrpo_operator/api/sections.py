@@ -163,7 +163,7 @@ class Sampling(SpecModel):
 
 
 class Reward(PinnedModel):
-    """The reward model: scores every response. Any one-label sequence classifier, or ArmoRM."""
+    """The reward model: scores every response. Any sequence classifier with one label."""
 
     max_length: Tokens = 4096
     """Tokens of prompt and response that the reward model reads."""
