@@ -77,7 +77,7 @@ def detail(stage: StageStatus) -> str:
     parts += [f"{name}={value:.4g}" for name, value in list(stage.metrics.items())[:SHOWN_METRICS]]
     if stage.message and stage.state is not StageState.SUCCEEDED:
         parts.append(stage.message)
-    if stage.state is StageState.WAITING and stage.attempts:
+    if stage.state is StageState.WAITING and stage.attempts and words(stage.attempts[-1]):
         parts.append(f"attempt {stage.attempts[-1].number} ended: {words(stage.attempts[-1])}")
     return ", ".join(parts)
 

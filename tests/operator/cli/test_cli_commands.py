@@ -13,10 +13,11 @@ import yaml
 from click.testing import CliRunner
 from rich.console import Console
 
+from wrpo_operator.api.status import StageStatus
 from wrpo_operator.cli import connect
 from wrpo_operator.cli.main import COMMANDS, SUMMARIES, main
 from wrpo_operator.cli.show import locate_artifact
-from wrpo_operator.cli.view import Changes, Outcome, duration, outcome_of, render, tree_lines
+from wrpo_operator.cli.view import Changes, Outcome, detail, duration, outcome_of, render, tree_lines
 from wrpo_operator.cli.watch import GoneError, follow_lines
 from wrpo_operator.runtime.kube import KubeError
 
@@ -202,6 +203,23 @@ def test_the_status_tree_shows_attempts_progress_and_blockers() -> None:
         "    attempt 2  Running  fusion-a2",
         f"  blocked: Pod/p: Unschedulable: no GPU (since {TIME})",
     ]
+
+
+DETAILS = {
+    "a new attempt that waits for its pod": ({"attempts": [{"number": 1, "child": "c", "state": "Pending"}]}, ""),
+    "a retry that waits says why": (
+        {
+            "message": "Stage sft starts again at 12:00.",
+            "attempts": [{"number": 1, "child": "c", "state": "Failed", "reason": "Oops", "message": "Oops: it broke"}],
+        },
+        "Stage sft starts again at 12:00., attempt 1 ended: Oops: it broke",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), DETAILS.values(), ids=DETAILS.keys())
+def test_what_a_waiting_stage_says(given: JsonObject, expected: str) -> None:
+    assert detail(StageStatus.model_validate(stage("sft", "Waiting", **given))) == expected
 
 
 def test_only_what_changed_is_written_line_by_line() -> None:
