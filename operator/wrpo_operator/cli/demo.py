@@ -94,10 +94,14 @@ def build_assets(demo: Demo) -> None:
     if condition(demo.get("job", ASSETS_JOB), "Failed"):
         demo.kubectl("delete", "job", ASSETS_JOB, "--wait")
     demo.kubectl("apply", "-f", str(CHECKOUT / "examples" / "quickstart-assets.yaml"))
-    shown = 0
+    shown, said = 0, ""
     while True:
         job = demo.get("job", ASSETS_JOB)
         shown = show_new_lines(demo, shown)
+        why = "" if shown else waiting_reason(demo)
+        if why not in {"", said}:
+            demo.say(f"      waiting: {why}")
+            said = why
         if condition(job, "Complete"):
             return
         if failed := condition(job, "Failed"):
@@ -118,6 +122,20 @@ def show_new_lines(demo: Demo, shown: int) -> int:
     for line in lines[first:]:
         demo.say(f"      {line}")
     return len(lines)
+
+
+def waiting_reason(demo: Demo) -> str:
+    """Return why the Job's pod does not run, in the cluster's words; empty when nothing keeps it."""
+    pods = json.loads(demo.kubectl("get", "pods", "-l", f"job-name={ASSETS_JOB}", "-o", "json"))["items"]
+    for pod in pods:
+        for status in pod.get("status", {}).get("containerStatuses", []):
+            waiting = status.get("state", {}).get("waiting", {})
+            if waiting.get("message"):
+                return f"{waiting['reason']}: {waiting['message']}"
+        for entry in pod.get("status", {}).get("conditions", []):
+            if entry["type"] == "PodScheduled" and entry["status"] == "False":
+                return str(entry.get("message", ""))
+    return ""
 
 
 def run_experiment(demo: Demo) -> None:
