@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from wrpo_operator.api import names
 from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
 from wrpo_operator.api.status import parse_status
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Snapshot
@@ -15,7 +14,6 @@ from wrpo_operator.runtime.resources import (
     CHILD_RESOURCES,
     PODS,
     JsonObject,
-    labels_of,
     meta,
     name_of,
     namespace_of,
@@ -70,7 +68,3 @@ class SnapshotBuilder:
     def _facts(self, namespace: str) -> tuple[ChildFact, ...]:
         children = [child for resource in CHILD_RESOURCES.values() for child in self._store.items(resource, namespace)]
         return child_facts(children, self._store.items(PODS, namespace))
-
-    def experiments_of(self, obj: JsonObject) -> str:
-        """Return the name of the experiment that a child or pod belongs to, or the empty string."""
-        return labels_of(obj).get(names.LABEL_EXPERIMENT, "")
