@@ -47,6 +47,7 @@ cluster: ## tests with a control plane; WRPO_E2E_CLUSTER=1 KUBECONFIG=... for yo
 
 crds: ## generate crds/, the chart's copy and the reference pages from the API models
 	@$(VENV)/python -m wrpo_operator.api.crd --write
+	@cp crds/wrpoexperiments.wrpo.ai.yaml charts/wrpo-operator/files/
 	@$(VENV)/python -m wrpo_operator.api.reference --write
 
 lock: ## resolve requirements/*.in into pins (needs uv)
