@@ -86,7 +86,7 @@ class Client(Protocol):
         """PUT; name and namespace come from the body's metadata; a stale resourceVersion raises ApiError 409."""
         ...
 
-    async def patch(  # noqa: PLR0913
+    async def patch(
         self,
         resource: Resource,
         name: str,
