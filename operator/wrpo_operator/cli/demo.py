@@ -19,13 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from wrpo_devcluster import lifecycle
-from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.cli.connect import STATE_DIR, Target, errors_to_click
 from wrpo_operator.cli.install import CHECKOUT, find_tool, install_operator, run_tool
+from wrpo_operator.cli.show import REPORT_FILE, locate_artifact
 
 EXPERIMENT = "quickstart"
 NAMESPACE = "default"
-CLAIM = "wrpo-storage"
 ASSETS_JOB = "quickstart-assets"
 POLL_S = 1.0
 
@@ -48,6 +47,17 @@ class Demo:
         """Return an object; empty when there is none."""
         out = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
         return dict(json.loads(out)) if out.strip() else {}
+
+    @property
+    def target(self) -> Target:
+        return Target(str(self.kubeconfig), None, NAMESPACE, embedded=True)
+
+    def artifact(self, experiment: dict[str, Any], stage: str) -> Path:
+        """Return the directory of this machine that holds a finished stage's artifact."""
+        where = locate_artifact(experiment, stage, self.target)
+        if where is None:
+            raise click.ClickException(f"stage {stage} has made nothing; `wrpo status {EXPERIMENT}` says why")
+        return Path(where)
 
     def step(self, number: int, title: str, action: Callable[[], None]) -> None:
         """Do one step and print how long it took."""
@@ -150,7 +160,7 @@ def run_experiment(demo: Demo) -> None:
         manifest["spec"].get("evaluation", {}).pop("backend", None)
     demo.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest, sort_keys=False))
     try:
-        outcome = follow(EXPERIMENT, Target(str(demo.kubeconfig), None, NAMESPACE, embedded=True), console=demo.console)
+        outcome = follow(EXPERIMENT, demo.target, console=demo.console)
     except GoneError as error:
         raise click.ClickException(str(error)) from error
     if not outcome.succeeded:
@@ -169,14 +179,12 @@ def sampling_backend(profile: Path) -> str:
 def show_results(demo: Demo) -> None:
     """Print what the experiment measured, where its artifacts lie, and how to look around."""
     experiment = demo.get("wrpoexperiment", EXPERIMENT)
-    storage = storage_directory(demo, experiment)
-    artifacts = {stage["name"]: storage / stage.get("artifact", "") for stage in experiment["status"]["stages"]}
-    evaluation = json.loads((artifacts["evaluate"] / "evaluation.json").read_text(encoding="utf-8"))
+    evaluation = json.loads((demo.artifact(experiment, "evaluate") / "evaluation.json").read_text(encoding="utf-8"))
     demo.console.print()
     demo.console.print(evaluation_table(evaluation))
     demo.say("Small models and few prompts: this shows that the machinery works, not how good the method is.\n")
-    demo.say(f"trained model  {artifacts['train'] / 'model'}")
-    demo.say(f"report         {artifacts['report'] / 'report.html'}\n")
+    demo.say(f"trained model  {demo.artifact(experiment, 'train') / 'model'}")
+    demo.say(f"report         {demo.artifact(experiment, 'report') / REPORT_FILE}\n")
     demo.say("Look around:")
     demo.say(f"  export KUBECONFIG={demo.kubeconfig} PATH={Path(find_tool('kubectl')).parent}:$PATH")
     demo.say(f"  kubectl get wrpoexperiment {EXPERIMENT} -o wide")
@@ -184,15 +192,6 @@ def show_results(demo: Demo) -> None:
     demo.say("  kubectl get jobs,pytorchjobs,pods")
     demo.say(f"  .venv/bin/wrpo status {EXPERIMENT}")
     demo.say("The embedded cluster still runs: `.venv/bin/wrpo dev down` stops it, `make demo-clean` removes it all.")
-
-
-def storage_directory(demo: Demo, experiment: dict[str, Any]) -> Path:
-    """Return the directory of this machine that holds the experiment's artifacts."""
-    spec = ExperimentSpec.model_validate(experiment["spec"])
-    volume_name = demo.get("persistentvolumeclaim", CLAIM)["spec"]["volumeName"]
-    volume = demo.get("persistentvolume", volume_name)["spec"]
-    root = Path((volume.get("hostPath") or volume["local"])["path"])
-    return root / (spec.storage.volume.path if spec.storage.volume else "")
 
 
 def evaluation_table(evaluation: dict[str, Any]) -> Table:
