@@ -25,14 +25,14 @@ STAND_IN = (Path(__file__).parent / "stand_in.py").read_text(encoding="utf-8")
 KINDS = ("prepare", "sample", "score", "curate-sft", "sft", "curate-triples", "train", "evaluate", "report")
 
 
-def wait_until(what: str, condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
+def wait_until(what: str, condition: Callable[[], Any], timeout_s: float = 60.0, *, every_s: float = 0.2) -> Any:
     """Return the condition's first true value."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
-        time.sleep(0.2)
+        time.sleep(every_s)
     raise AssertionError(f"{what}: not within {timeout_s:g} s")
 
 

@@ -1,0 +1,169 @@
+"""A whole experiment for the real engine: tiny models of random weights, prompts, and a look at what it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from e2e_support import NAMESPACE, JsonObject, Kube, wait_until
+from engine.engine_support import save_tiny_model, save_tiny_reward
+
+from wrpo_devcluster.controllers.volumes import claim_directory
+from wrpo_devcluster.kubelet.records import MARKER
+
+SOURCES = ("a", "b")
+PROMPTS = 24
+HELD_OUT = 4
+STAGES = (
+    "prepare",
+    *(f"{kind}/{model}" for kind in ("sample", "score") for model in (*SOURCES, "target")),
+    *("curate-sft", "sft", "curate-triples", "train", "evaluate", "report"),
+)
+_CLOCKED = ("elapsed_seconds", "tokens_per_second", "step_seconds", "mfu")
+"""Metrics that a clock decides."""
+
+
+def fill_claim(directory: Path) -> None:
+    """Put the models and the prompts where storage:// finds them. Every claim gets the same bytes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for seed, name in enumerate(("target", *SOURCES)):
+        save_tiny_model(directory / "models" / name, seed=seed)
+    save_tiny_reward(directory / "models" / "reward")
+    lines = [json.dumps({"prompt": f"What is {number} plus {number * 7 % 11}?"}) for number in range(PROMPTS)]
+    (directory / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def real_experiment(name: str, claim: str, **spec: Any) -> JsonObject:
+    """Return an experiment with every stage, two sources and gangs of two pods."""
+    small = {"requests": {"cpu": "200m", "memory": "256Mi"}, "limits": {"cpu": "1"}}
+    whole: JsonObject = {
+        "target": {"model": "storage://models/target"},
+        "sources": [{"name": source, "model": f"storage://models/{source}"} for source in SOURCES],
+        "prompts": {"dataset": "storage://prompts.jsonl", "evaluation": {"prompts": HELD_OUT}},
+        "sampling": {
+            "backend": "Transformers",
+            "samplesPerPrompt": 3,
+            "maxTokens": 8,
+            "dtype": "float32",
+            "promptsPerPart": 1,
+        },
+        "reward": {"model": "storage://models/reward", "dtype": "float32"},
+        "sft": {"learningRate": 1e-3, "globalBatchSize": 2, "maxLength": 128, "maxPromptLength": 96},
+        "training": {
+            "alpha": {"schedule": "Linear", "max": 0.5},
+            "beta": 0.1,
+            "learningRate": 1e-3,
+            "epochs": 2,
+            "globalBatchSize": 2,
+            "maxLength": 128,
+            "maxPromptLength": 96,
+            "precision": "float32",
+            "zeroStage": 1,
+            "nodes": 2,
+            "checkpointEverySteps": 2,
+        },
+        "evaluation": {"maxTokens": 8},
+        "storage": {"volume": {"claimName": claim}},
+        "resources": dict.fromkeys(
+            ("prepare", "sample", "score", "curate", "sft", "train", "evaluate", "report"), small
+        ),
+        "retries": {"limit": 3, "backoffSeconds": 1},
+    }
+    return {
+        "apiVersion": "wrpo.ai/v1alpha1",
+        "kind": "WRPOExperiment",
+        "metadata": {"name": name},
+        "spec": {**whole, **spec},
+    }
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The artifacts of one experiment on its claim."""
+
+    root: Path
+    address: dict[str, str]
+    """Stage -> stage/hash, from the experiment's status."""
+
+    @classmethod
+    def of(cls, kube: Kube, name: str, claim: str) -> Artifacts:
+        status = kube.status(name)
+        address = {entry["name"]: entry["artifact"] for entry in status["stages"]}
+        return cls(claim_path(kube, claim), address)
+
+    def directory(self, stage: str) -> Path:
+        return self.root / self.address[stage]
+
+    def manifest(self, stage: str) -> JsonObject:
+        found: JsonObject = json.loads((self.directory(stage) / "manifest.json").read_text(encoding="utf-8"))
+        return found
+
+    def manifests(self) -> dict[str, bytes]:
+        return {stage: (self.directory(stage) / "manifest.json").read_bytes() for stage in self.address}
+
+    def hashes(self, *, but: frozenset[str] = frozenset()) -> dict[str, str]:
+        """Return the sha256 of every file in the manifests, but of those names."""
+        return {
+            f"{stage}: {entry['name']}": entry["sha256"]
+            for stage in self.address
+            for entry in self.manifest(stage)["files"]
+            if Path(entry["name"]).name not in but
+        }
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Return the metrics of every stage, without those of a clock."""
+        return {stage: timeless(self.manifest(stage)["metrics"]) for stage in self.address}
+
+    def training_log(self, stage: str) -> list[dict[str, float]]:
+        lines = (self.directory(stage) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [timeless(json.loads(line)) for line in lines]
+
+    def table(self, stage: str, name: str) -> pl.DataFrame:
+        return pl.read_parquet(self.directory(stage) / name)
+
+
+def timeless(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name not in _CLOCKED}
+
+
+def claim_path(kube: Kube, claim: str) -> Path:
+    assert kube.state_dir is not None
+    return claim_directory(kube.state_dir, NAMESPACE, claim)
+
+
+def work_directory(kube: Kube, name: str, claim: str, stage: str) -> Path:
+    """Return where a stage writes; its hash is in the status as soon as it is planned."""
+    return claim_path(kube, claim) / stage / str(kube.stage(name, stage)["hash"])
+
+
+def engine_process(kube: Kube, name: str, stage: str, *, replica: str = "") -> int | None:
+    """Return the pid of a running pod's engine; of a gang, that of the rank in the replica (master or worker)."""
+    selector = f"wrpo.ai/experiment={name},wrpo.ai/stage={stage.replace('/', '.')}"
+    pods = [pod for pod in kube.list("pods", selector) if replica in pod["metadata"]["name"]]
+    uids = [pod["metadata"]["uid"] for pod in pods if pod["status"].get("phase") == "Running"]
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(entry.name)
+            command = (entry / "cmdline").read_bytes()
+            # The launcher of a rank and the supervisor of a container are other programs.
+            is_engine = b"wrpo_engine\0" in command or b"/wrpo-engine\0" in command
+            environ = (entry / "environ").read_bytes()
+            if is_engine and any(f"{MARKER}={uid}/".encode() in environ for uid in uids):
+                return pid
+    return None
+
+
+def kill_when(pid: int, what: str, condition: Callable[[], bool], *, too_late: Callable[[], bool]) -> None:
+    """Kill a process without warning once the condition holds; it is held still while it is looked at."""
+    wait_until(what, condition, 60, every_s=0.002)
+    os.kill(pid, signal.SIGSTOP)
+    late = too_late()
+    os.kill(pid, signal.SIGKILL)
+    assert not late, f"{what}: the work was done before the kill; the test must give the stage more to do"

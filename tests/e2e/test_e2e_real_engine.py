@@ -1,0 +1,243 @@
+"""The real engine through the real operator: models, prompts and a spec in; a trained model and a report out.
+
+Every other end-to-end test lets a stand-in take the engine's place. Here the stages compute: tiny models of random
+weights (their answers mean nothing, the machinery is the same) are sampled, scored, fine-tuned and trained by gangs of
+two pods with DeepSpeed, evaluated and reported. Shown are four things: the outcome is usable without this project; a
+second apply does nothing; a run whose operator, control plane, sampling pod and training rank are killed leaves the
+same bytes as one that is left alone; and what the engine says about bad input reaches the user word for word.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from e2e_real_support import (
+    HELD_OUT,
+    PROMPTS,
+    STAGES,
+    Artifacts,
+    claim_path,
+    engine_process,
+    fill_claim,
+    kill_when,
+    real_experiment,
+    work_directory,
+)
+from e2e_support import EXTERNAL, NAMESPACE, SYSTEM, Kube, wait_until
+
+from wrpo_devcluster import lifecycle
+from wrpo_operator.cli.install import install_operator
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.skipif(EXTERNAL, reason="a foreign cluster has no image of the engine, nor its claim's directory here"),
+]
+
+CLOCKED_FILES = frozenset({"metrics.jsonl", "README.md", "report.html"})
+"""Not the same in two runs: tokens per second and seconds (in the training log, on the card under `metrics of the last
+step`, in the report's charts), the experiment's name, and upstream digests, which cover the manifests' dates."""
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
+    """A cluster of its own: here stages run as the chart ships them."""
+    state_dir = tmp_path_factory.mktemp("real")
+    cluster = Kube(lifecycle.up(state_dir).kubeconfig, state_dir)
+    try:
+        install_operator(cluster.kubeconfig, namespace=SYSTEM, values={"auditSeconds": 15})
+        cluster.run("kubectl", "create", "namespace", NAMESPACE)
+        for claim in ("quiet", "disturbed"):
+            fill_claim(claim_path(cluster, claim))
+            spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+            metadata = {"name": claim}
+            kind = {"apiVersion": "v1", "kind": "PersistentVolumeClaim"}
+            cluster.apply({**kind, "metadata": metadata, "spec": spec})
+        yield cluster
+    finally:
+        lifecycle.reset(state_dir)
+
+
+@pytest.fixture(scope="module")
+def quiet(real: Kube) -> Artifacts:
+    """The artifacts of a run that nothing disturbed."""
+    real.apply(real_experiment("quiet", "quiet"))
+    real.wait_phase("quiet", "Succeeded", 240)
+    return Artifacts.of(real, "quiet", "quiet")
+
+
+def test_the_status_shows_progress_metrics_and_artifacts(real: Kube, quiet: Artifacts) -> None:
+    status = real.status("quiet")
+    assert status["progress"]["percent"] == 100
+    assert {entry["name"] for entry in status["stages"]} == set(STAGES)
+    assert all(len(entry["attempts"]) == 1 for entry in status["stages"])
+    for stage in STAGES:
+        entry = real.stage("quiet", stage)
+        assert entry["progress"] == 100, stage
+        assert entry["artifact"] == f"{stage}/{entry['hash']}"
+        assert (quiet.directory(stage) / "manifest.json").is_file(), stage
+    trained = real.stage("quiet", "train")["metrics"]
+    assert float(trained["loss"]) == pytest.approx(quiet.manifest("train")["metrics"]["loss"], rel=1e-3)
+    assert float(real.stage("quiet", "evaluate")["metrics"]["num_prompts"]) == HELD_OUT
+
+
+def test_every_stage_did_its_work(quiet: Artifacts) -> None:
+    prepared = quiet.manifest("prepare")["metrics"]
+    training_prompts = prepared["prompts_sft"] + prepared["prompts_preference"]
+    assert training_prompts == PROMPTS - HELD_OUT
+    assert quiet.manifest("sample/a")["metrics"]["samples"] == 3 * training_prompts
+    assert quiet.manifest("sample/target")["metrics"]["samples"] == 3 * prepared["prompts_preference"]
+    steps = [row["step"] for row in quiet.training_log("train")]
+    assert steps == list(range(1, len(steps) + 1))
+    assert quiet.training_log("train")[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    trained, tuned, start = (
+        next(path.glob("*.safetensors")).read_bytes()
+        for path in (
+            quiet.directory("train") / "model",
+            quiet.directory("sft") / "model",
+            quiet.root / "models" / "target",
+        )
+    )
+    assert len({trained, tuned, start}) == 3
+
+
+WITHOUT_THE_PROJECT = """
+import sys
+for name in ("wrpo_engine", "wrpo_operator", "wrpo_devcluster"):
+    sys.modules[name] = None  # importing it fails from here on
+model_path, triples_path, cache = sys.argv[1:]
+import datasets
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(model_path, trust_remote_code=False)
+tokenizer = AutoTokenizer.from_pretrained(model_path)
+chat = [{"role": "user", "content": "What is 1 plus 1?"}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+rows = datasets.load_dataset("json", data_files=triples_path, split="train", cache_dir=cache)
+print("answer of", answer.shape[1] - inputs["input_ids"].shape[1], "tokens")
+print("triples:", rows.num_rows, ",".join(sorted(rows.column_names)))
+"""
+
+
+def test_model_triples_and_report_need_nothing_of_this_project(quiet: Artifacts, tmp_path: Path) -> None:
+    model, triples = quiet.directory("train") / "model", quiet.directory("curate-triples") / "triples.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", WITHOUT_THE_PROJECT, str(model), str(triples), str(tmp_path / "cache")],
+        cwd=tmp_path,
+        env={"PATH": os.defpath, "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"answer of [1-4] tokens", done.stdout), done.stdout
+    assert f"triples: {quiet.table('curate-triples', 'triples.parquet').height} " in done.stdout
+    files = [path.name for path in quiet.directory("report").iterdir() if path.name != "manifest.json"]
+    assert files == ["report.html"]
+    page = (quiet.directory("report") / "report.html").read_text(encoding="utf-8")
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert re.findall(r"""(?:src|href)=["'](?!#|data:)[^"']+""", page) == []
+
+
+def test_applying_again_does_nothing(real: Kube, quiet: Artifacts) -> None:
+    children = {child["metadata"]["uid"] for child in real.children("quiet")}
+    before, manifests = real.status("quiet"), quiet.manifests()
+    real.apply(real_experiment("quiet", "quiet"))
+    real.kubectl("annotate", "wrpoexperiment", "quiet", "touched=yes", "--overwrite")
+    real.kubectl("wait", "--for=condition=Succeeded", "wrpoexperiment/quiet", "--timeout=5s")
+    assert real.status("quiet") == before
+    assert {child["metadata"]["uid"] for child in real.children("quiet")} == children
+    assert quiet.manifests() == manifests
+
+
+def test_a_run_with_everything_killed_once_leaves_the_same_bytes(real: Kube, quiet: Artifacts) -> None:
+    real.apply(real_experiment("disturbed", "disturbed"))
+    kill_a_sampling_pod(real)
+    kill_the_operator(real)
+    kill_the_control_plane(real)
+    kill_a_training_rank(real)
+    real.wait_phase("disturbed", "Succeeded", 240)
+    attempts = {entry["name"]: len(entry["attempts"]) for entry in real.status("disturbed")["stages"]}
+    assert attempts["train"] == 2
+    assert {stage for stage, count in attempts.items() if count > 1} <= {"sample/a", "train"}
+    disturbed = Artifacts.of(real, "disturbed", "disturbed")
+    assert disturbed.address == quiet.address
+    assert disturbed.hashes(but=CLOCKED_FILES) == quiet.hashes(but=CLOCKED_FILES)
+    assert set(disturbed.hashes()) == set(quiet.hashes())
+    for stage in ("sft", "train"):
+        assert disturbed.training_log(stage) == quiet.training_log(stage)
+    assert {k: v for k, v in disturbed.metrics().items() if k != "report"} == {
+        k: v for k, v in quiet.metrics().items() if k != "report"
+    }
+
+
+def kill_a_sampling_pod(real: Kube) -> None:
+    pid = wait_until("sample/a runs", lambda: engine_process(real, "disturbed", "sample/a"))
+    directory = work_directory(real, "disturbed", "disturbed", "sample/a")
+    kill_when(
+        pid,
+        "sample/a has a part",
+        lambda: any(directory.glob("parts/*.parquet")),
+        too_late=(directory / "manifest.json").exists,
+    )
+
+
+def kill_the_operator(real: Kube) -> None:
+    wait_until("score/a runs", lambda: engine_process(real, "disturbed", "score/a"))
+    real.kill_operator()
+
+
+def kill_the_control_plane(real: Kube) -> None:
+    assert real.state_dir is not None
+    wait_until("sft runs", lambda: engine_process(real, "disturbed", "sft", replica="worker"), 90)
+    pid = lifecycle.status(real.state_dir).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_until("the control plane is dead", lambda: not lifecycle.status(real.state_dir).is_running)
+    lifecycle.up(real.state_dir)
+
+
+def kill_a_training_rank(real: Kube) -> None:
+    pid = wait_until("train runs", lambda: engine_process(real, "disturbed", "train", replica="worker"), 90)
+    directory = work_directory(real, "disturbed", "disturbed", "train")
+    kill_when(
+        pid,
+        "train has a checkpoint",
+        lambda: any(directory.glob("checkpoints/step-*/checkpoint.json")),
+        too_late=(directory / "manifest.json").exists,
+    )
+
+
+BAD_INPUT = {
+    "a data set without the column": (
+        {"prompts": {"dataset": "storage://prompts.jsonl", "column": "question", "evaluation": {"prompts": HELD_OUT}}},
+        ("prepare", "ColumnNotFound", "spec.prompts.column", "question", "its columns: prompt"),
+    ),
+    "a model that does not exist": (
+        {"target": {"model": "storage://models/nobody"}, "sft": {"enabled": False}},
+        ("sample/target", "ModelNotFound", "spec.target.model", "storage://models/nobody"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("spec", "words"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_fails_the_experiment_in_the_engines_words(
+    real: Kube, spec: dict[str, object], words: tuple[str, ...]
+) -> None:
+    name = words[1].lower()
+    real.apply(real_experiment(name, "quiet", **spec))
+    status = real.wait_phase(name, "Failed", 90)
+    (failed,) = [entry for entry in status["conditions"] if entry["type"] == "Failed"]
+    assert failed["status"] == "True"
+    for word in words:
+        assert word in failed["message"]
+    attempts = real.stage(name, words[0])["attempts"]
+    assert [(entry["state"], entry["failure"]) for entry in attempts] == [("Failed", "Config")]
