@@ -133,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_environment(os.environ)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # imported along with transformers; it warns when it has to guess
     progress = make_progress("quickstart-assets", os.environ, time.monotonic)
     try:
         make_assets(

@@ -32,10 +32,10 @@ class FinetuneRecipe:
     seed: int = 17
 
 
-SOURCE_RECIPE = FinetuneRecipe(learning_rate=1.5e-4)
+SOURCE_RECIPE = FinetuneRecipe(learning_rate=1.5e-4, every=2)
 DROPPED_LAYERS = (3, 5, 9, 14, 16, 19)
 TARGET_RECIPE = FinetuneRecipe(learning_rate=2e-4, trained_layers=10, every=2)
-REWARD_EPOCHS = 3
+REWARD_EPOCHS = 2
 REWARD_LEARNING_RATE = 1.5e-4
 REWARD_SEED = 17
 
