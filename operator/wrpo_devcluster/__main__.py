@@ -15,7 +15,7 @@ import click
 from wrpo_devcluster import lifecycle
 from wrpo_devcluster.bootstrap import crd_files, install_crds
 from wrpo_devcluster.cluster import Cluster
-from wrpo_devcluster.config import ClusterConfig, load_config
+from wrpo_devcluster.config import ClusterConfig, load_config, simulated_config
 
 _STATE_DIR = click.option(
     "--state-dir",
@@ -48,6 +48,12 @@ def main() -> None:
 )
 @click.option("--allow-host-path", is_flag=True, help="Let pods use hostPath volumes.")
 @click.option(
+    "--simulated",
+    is_flag=True,
+    help="Run nothing: pods follow the annotations fake.test/run-seconds, fake.test/exit-code and "
+    "fake.test/pull-error, on two nodes with 8 GPUs each. For tests of controllers.",
+)
+@click.option(
     "--image", multiple=True, metavar="IMAGE=COMMAND", help="What containers of an image run without a command."
 )
 @click.option(
@@ -60,16 +66,20 @@ def up(
     gpus: int,
     with_crds: tuple[str, ...],
     allow_host_path: bool,
+    simulated: bool,
     image: tuple[str, ...],
     timeout_s: float,
 ) -> None:
     """Start the control plane in the background, and print its kubeconfig. Does nothing if it runs."""
     config: ClusterConfig | None = None
-    changes = bool(cpu or memory or gpus or image or allow_host_path)
+    changes = bool(cpu or memory or gpus or image or allow_host_path or simulated)
     if changes and lifecycle.status(state_dir).is_running:
         raise click.ClickException("it is running; these options take effect at its next start: run `down` first")
     if changes or load_config(state_dir.resolve()) is None:
-        config = lifecycle.default_config(state_dir, cpu=cpu, memory=memory, gpus=gpus)
+        if simulated:
+            config = simulated_config(state_dir, cpu=cpu or "32", memory=memory or "128Gi", gpus=gpus or 8)
+        else:
+            config = lifecycle.default_config(state_dir, cpu=cpu, memory=memory, gpus=gpus)
         config = replace(config, allow_host_path=allow_host_path)
     with _friendly():
         config = lifecycle.with_images(config, image) if config else None

@@ -58,6 +58,12 @@ def default_node() -> NodeConfig:
     return NodeConfig(name="wrpo-dev", cpu=str(os.cpu_count() or 1), memory=f"{memory // 1024}Ki")
 
 
+def simulated_config(state_dir: Path, *, cpu: str, memory: str, gpus: int) -> ClusterConfig:
+    """Return a cluster of two nodes whose pods follow annotations instead of running."""
+    nodes = tuple(NodeConfig(name=f"gpu-{index}", cpu=cpu, memory=memory, gpus=gpus) for index in (0, 1))
+    return ClusterConfig(state_dir=state_dir, nodes=nodes, simulated=True)
+
+
 def default_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return what containers get from this machine: the interpreter's programs first, and little else.
 
