@@ -144,7 +144,7 @@ class Cluster:
         clock, config = self.clock, self.config
         ca_pem = self._certificates.ca_file.read_text(encoding="ascii")
         job_backoff_s = 10.0 * config.backoff_scale
-        return [
+        every: list[Controller] = [
             JobController(client, clock, backoff_s=job_backoff_s),
             JobTtlController(client, clock),
             ReplicaSetController(client, clock),
@@ -159,6 +159,7 @@ class Cluster:
             ClaimController(client, clock, state_dir=config.state_dir),
             Scheduler(self.api.client(SCHEDULER), clock, faults=self.faults),
         ]
+        return [controller for controller in every if controller.name not in config.without_controllers]
 
     def _training_port(self, job: JsonObject) -> int:
         """Pods of all jobs share one network here, so each job gets a rendezvous port of its own."""

@@ -36,6 +36,8 @@ class ClusterConfig:
     """0 takes a free one; it is kept over restarts."""
     simulated: bool = False
     """Pods follow fake.test/ annotations instead of running processes."""
+    without_controllers: tuple[str, ...] = ()
+    """Names of controllers that do not run, e.g. `pytorchjob-controller`, as on a bare control plane."""
     images: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Image (with or without tag, or its last path part) -> entrypoint, for containers without a command."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -96,4 +98,5 @@ def load_config(state_dir: Path) -> ClusterConfig | None:
         return None
     nodes = tuple(NodeConfig(**{**node, "taints": tuple(node["taints"])}) for node in data.pop("nodes"))
     images = {name: tuple(command) for name, command in data.pop("images").items()}
-    return ClusterConfig(state_dir=state_dir, nodes=nodes, images=images, **data)
+    without = tuple(data.pop("without_controllers", ()))
+    return ClusterConfig(state_dir=state_dir, nodes=nodes, images=images, without_controllers=without, **data)

@@ -1,9 +1,4 @@
-"""One control plane and one operator for all end-to-end tests.
-
-By default the embedded control plane is started with pods as processes. With WRPO_E2E_CLUSTER=1 the cluster of
-KUBECONFIG is used as it is (nothing embedded is started): stages run WRPO_E2E_IMAGE (default python:3.11-slim), the
-operator runs WRPO_E2E_OPERATOR_IMAGE (default: the chart's), and a ReadWriteMany storage class must be the default.
-"""
+"""One control plane and one operator for all end-to-end tests; docs/guides/testing.md tells the two modes apart."""
 
 from __future__ import annotations
 
@@ -12,56 +7,58 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2e_support import EXTERNAL, KINDS, NAMESPACE, STAND_IN, SYSTEM, JsonObject, Kube
+from e2e_foreign import ForeignCluster
+from e2e_support import EXTERNAL, NAMESPACE, SYSTEM, Kube, claim, make_namespace, stand_in_values
 
 from wrpo_devcluster import lifecycle
-from wrpo_operator.cli.install import CHECKOUT, install_operator
+from wrpo_operator.cli.install import install_operator
 
 
 @pytest.fixture(scope="session")
 def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
-    state_dir: Path | None = None
     if EXTERNAL:
-        kubeconfig = Path(os.environ["KUBECONFIG"])
-    else:
-        state_dir = tmp_path_factory.mktemp("cluster")
-        kubeconfig = lifecycle.up(state_dir).kubeconfig
-    cluster = Kube(kubeconfig, state_dir)
+        foreign = ForeignCluster(Path(os.environ["KUBECONFIG"]), tmp_path_factory.mktemp("foreign"))
+        try:
+            yield foreign.prepare()
+            _keep_log(foreign.kube)
+        finally:
+            foreign.remove()
+        return
+    state_dir = tmp_path_factory.mktemp("cluster")
+    cluster = Kube(lifecycle.up(state_dir).kubeconfig, state_dir)
     try:
-        _prepare(cluster)
+        make_namespace(cluster, SYSTEM, "restricted")
+        # Not `restricted`: the init container that Kubeflow's, and so this, controller gives to workers is not.
+        make_namespace(cluster, NAMESPACE, "baseline")
+        install_operator(cluster.kubeconfig, namespace=SYSTEM, values=stand_in_values())
+        cluster.apply(claim())
         yield cluster
-        if os.environ.get("WRPO_E2E_KEEP_LOG"):
-            Path(os.environ["WRPO_E2E_KEEP_LOG"]).write_text(cluster.operator_log(), encoding="utf-8")
+        _keep_log(cluster)
     finally:
-        if state_dir is not None:
-            lifecycle.reset(state_dir)
-        else:
-            cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--wait=false", check=False)
-            cluster.run("helm", "uninstall", "wrpo", "-n", SYSTEM, check=False)
+        lifecycle.reset(state_dir)
 
 
-def _prepare(cluster: Kube) -> None:
-    if "pytorchjobs" not in cluster.run(
-        "kubectl", "api-resources", "--api-group=kubeflow.org", "-o", "name", check=False
-    ):
-        crd = CHECKOUT / "operator" / "wrpo_devcluster" / "manifests" / "pytorchjobs.yaml"
-        cluster.run("kubectl", "apply", "--server-side", "-f", str(crd))
-    image = os.environ.get("WRPO_E2E_IMAGE", "python:3.11-slim")
-    command = ["python", "-c", STAND_IN, "/etc/wrpo/stage.json"]
-    values: JsonObject = {
-        "stageCommandOverrides": {kind: {"image": image, "command": command} for kind in KINDS},
-        "auditSeconds": 15,
-        "logLevel": "info",
-    }
-    if EXTERNAL and "WRPO_E2E_OPERATOR_IMAGE" in os.environ:
-        repository, _, tag = os.environ["WRPO_E2E_OPERATOR_IMAGE"].rpartition(":")
-        values["image"] = {"repository": repository, "tag": tag}
-    install_operator(cluster.kubeconfig, namespace=SYSTEM, values=values)
-    cluster.run("kubectl", "create", "namespace", NAMESPACE, check=False)
-    claim = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "artifacts"},
-        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
-    }
-    cluster.apply(claim)
+def _keep_log(cluster: Kube) -> None:
+    if os.environ.get("WRPO_E2E_KEEP_LOG"):
+        Path(os.environ["WRPO_E2E_KEEP_LOG"]).write_text(cluster.operator_log(), encoding="utf-8")
+
+
+@pytest.fixture
+def real_pods(kube: Kube) -> None:
+    """For tests of what only a container that runs can do."""
+    if kube.simulated:
+        pytest.skip("pods of this cluster are simulated: no logs, termination messages or progress posts")
+
+
+@pytest.fixture
+def simulated_pods(kube: Kube) -> None:
+    """For tests that drive pods by annotations."""
+    if not kube.simulated:
+        pytest.skip("pods of this cluster run for real and follow no fake.test/ annotations")
+
+
+@pytest.fixture
+def operator_in_cluster(kube: Kube) -> None:
+    """For tests of the chart's Deployment and Service."""
+    if kube.local is not None:
+        pytest.skip("the operator is a process of the tests here; WRPO_E2E_OPERATOR_IMAGE runs it in the cluster")

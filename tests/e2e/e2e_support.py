@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -14,19 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from local_operator import LocalOperator
 
 from wrpo_operator.cli.install import find_tool
 
 JsonObject = dict[str, Any]
 EXTERNAL = os.environ.get("WRPO_E2E_CLUSTER") == "1"
-NAMESPACE = "wrpo-e2e"
-SYSTEM = "wrpo-e2e-system"
+RUN = secrets.token_hex(3)
+"""In every name of this run, so that two runs on one cluster do not meet."""
+NAMESPACE = f"wrpo-e2e-{RUN}"
+SYSTEM = f"wrpo-e2e-{RUN}-system"
+RELEASE = f"wrpo-e2e-{RUN}" if EXTERNAL else "wrpo"
+OPERATOR = RELEASE if EXTERNAL else "wrpo-operator"
+"""Name of the chart's Deployment, ServiceAccount and roles."""
+PATIENCE = 3.0 if EXTERNAL else 1.0
+"""Factor on every limit: a real garbage collector learns of a new type within a minute, and images are pulled."""
+FOREVER_S = 60
+OPERATOR_PODS = "app.kubernetes.io/name=wrpo-operator"
 STAND_IN = (Path(__file__).parent / "stand_in.py").read_text(encoding="utf-8")
 KINDS = ("prepare", "sample", "score", "curate-sft", "sft", "curate-triples", "train", "evaluate", "report")
 
 
 def wait_until(what: str, condition: Callable[[], Any], timeout_s: float = 60.0, *, every_s: float = 0.2) -> Any:
     """Return the condition's first true value."""
+    timeout_s *= PATIENCE
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         value = condition()
@@ -42,6 +54,12 @@ class Kube:
 
     kubeconfig: Path
     state_dir: Path | None
+    local: LocalOperator | None = None
+    """The operator where it is a process of the tests; None where the Deployment runs it."""
+    simulated: bool = False
+    """Pods follow fake.test/ annotations and run no image."""
+    own_training_crd: bool = False
+    """This run has installed PyTorchJob's CRD."""
 
     def run(self, tool: str, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
@@ -51,7 +69,7 @@ class Kube:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=120 * PATIENCE,
             check=False,
         )
         if check and done.returncode != 0:
@@ -113,18 +131,44 @@ class Kube:
             raise AssertionError(f"{error}\n{described}\n{self.operator_log()[-4000:]}") from None
         return found
 
+    def behave(self, *, slow: str = "", fail: str = "", crash: str = "") -> JsonObject:
+        """Return the part of a spec that makes stages slow ("sft:6", seconds), fail for good, or crash.
+
+        The stand-in does so in the stage named, and crashes once. Simulated pods do so in every stage, and every time,
+        because all stages share one template: see `first`. There, a minute means for ever.
+        """
+        if self.simulated:
+            stage, _, seconds = slow.partition(":")
+            wanted = {
+                "run-seconds": ("forever" if float(seconds) >= FOREVER_S else "3") if stage else "",
+                "exit-code": "65" if fail else "1" if crash else "",
+            }
+            return simulate(**{key: value for key, value in wanted.items() if value})
+        variables = {"STANDIN_SLOW": slow, "STANDIN_FAIL": fail, "STANDIN_CRASH": crash}
+        return {"env": [{"name": name, "value": value} for name, value in variables.items() if value]}
+
+    def first(self, stage: str) -> str:
+        """Return the stage that shows what `behave` asks of `stage`: simulated, the experiment gets no further."""
+        return "prepare" if self.simulated else stage
+
+    def edit(self, name: str, **spec: Any) -> None:
+        """Merge fields into an experiment's spec."""
+        self.kubectl("patch", "wrpoexperiment", name, "--type=merge", "-p", json.dumps({"spec": spec}))
+
     def operator_log(self) -> str:
-        return self.run("kubectl", "-n", SYSTEM, "logs", "deployment/wrpo-operator", "--tail=-1", check=False)
+        if self.local is not None:
+            return self.local.log()
+        return self.run("kubectl", "-n", SYSTEM, "logs", f"deployment/{OPERATOR}", "--tail=-1", check=False)
 
     def operator_pod(self) -> JsonObject:
-        answer = json.loads(
-            self.run("kubectl", "-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/name=wrpo-operator", "-o", "json")
-        )
+        answer = json.loads(self.run("kubectl", "-n", SYSTEM, "get", "pods", "-l", OPERATOR_PODS, "-o", "json"))
         (pod,) = [pod for pod in answer["items"] if not pod["metadata"].get("deletionTimestamp")]
         found: JsonObject = pod
         return found
 
     def operator_ready(self) -> bool:
+        if self.local is not None:
+            return self.local.ready()
         statuses = self.operator_pod().get("status", {}).get("containerStatuses") or [{}]
         return bool(statuses[0].get("ready"))
 
@@ -132,7 +176,11 @@ class Kube:
         return int(self.operator_pod()["status"]["containerStatuses"][0]["restartCount"])
 
     def kill_operator(self) -> None:
-        """End the operator without warning."""
+        """End the operator without warning; as its Deployment does, start it anew."""
+        if self.local is not None:
+            self.local.kill()
+            self.local.start()
+            return
         if self.state_dir is None:
             name = self.operator_pod()["metadata"]["name"]
             self.run("kubectl", "-n", SYSTEM, "delete", "pod", name, "--grace-period=0", "--force")
@@ -158,7 +206,13 @@ class Kube:
         return int((directory / stage / entry["hash"] / "runs").read_text())
 
 
-def experiment(name: str, *, short: bool = True, env: dict[str, str] | None = None, **spec: Any) -> JsonObject:
+def simulate(**annotations: str) -> JsonObject:
+    """Return the part of a spec that tells simulated pods what to do, e.g. `run_seconds="5"`."""
+    named = {f"fake.test/{key.replace('_', '-')}": value for key, value in annotations.items()}
+    return {"podTemplate": {"metadata": {"annotations": named}}} if named else {}
+
+
+def experiment(name: str, *, short: bool = True, **spec: Any) -> JsonObject:
     """Return an experiment; `short` ends after SFT. Its artifacts are its own unless a `reuse` is given."""
     whole: JsonObject = {
         "target": {"model": "org/target"},
@@ -168,7 +222,6 @@ def experiment(name: str, *, short: bool = True, env: dict[str, str] | None = No
         "storage": {"volume": {"claimName": "artifacts"}},
         "reuse": {"salt": name},
         "retries": {"limit": 2, "backoffSeconds": 1},
-        "env": [{"name": key, "value": value} for key, value in (env or {}).items()],
     }
     if short:
         whole |= {"training": {"objective": "SFTOnly"}, "evaluation": {"enabled": False}, "report": {"enabled": False}}
@@ -177,4 +230,32 @@ def experiment(name: str, *, short: bool = True, env: dict[str, str] | None = No
         "kind": "WRPOExperiment",
         "metadata": {"name": name},
         "spec": {**whole, **spec},
+    }
+
+
+def stand_in_values() -> JsonObject:
+    """Return values of the chart with which stages run the stand-in."""
+    image = os.environ.get("WRPO_E2E_IMAGE", "python:3.11-slim")
+    command = ["python", "-c", STAND_IN, "/etc/wrpo/stage.json"]
+    return {
+        "stageCommandOverrides": {kind: {"image": image, "command": command} for kind in KINDS},
+        "auditSeconds": 15,
+        "logLevel": "info",
+    }
+
+
+def make_namespace(kube: Kube, name: str, level: str) -> None:
+    """Make a namespace that admits pods of a pod security level only."""
+    labels = {"pod-security.kubernetes.io/enforce": level, "wrpo.ai/e2e-run": RUN}
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    kube.run("kubectl", "create", "-f", "-", stdin=json.dumps(body))
+
+
+def claim(**spec: Any) -> JsonObject:
+    """Return the claim of all experiments."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "artifacts"},
+        "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}, **spec},
     }

@@ -24,7 +24,7 @@ def assert_no_duplicates(kube: Kube, name: str) -> None:
 
 
 def test_a_killed_operator_goes_on_without_doing_anything_twice(kube: Kube) -> None:
-    kube.apply(experiment("op-killed", env={"STANDIN_SLOW": "sample/a:5"}))
+    kube.apply(experiment("op-killed", **kube.behave(slow="sample/a:5")))
     kube.wait_stage("op-killed", "sample/a", "Running")
     kube.kill_operator()
     kube.wait_phase("op-killed", "Succeeded", 120)
@@ -34,7 +34,7 @@ def test_a_killed_operator_goes_on_without_doing_anything_twice(kube: Kube) -> N
 @embedded_only
 def test_a_killed_control_plane_goes_on_without_doing_anything_twice(kube: Kube) -> None:
     assert kube.state_dir is not None
-    kube.apply(experiment("cp-killed", env={"STANDIN_SLOW": "sample/a:6"}))
+    kube.apply(experiment("cp-killed", **kube.behave(slow="sample/a:6")))
     kube.wait_stage("cp-killed", "sample/a", "Running")
     pid = lifecycle.status(kube.state_dir).pid
     assert pid is not None
@@ -45,10 +45,11 @@ def test_a_killed_control_plane_goes_on_without_doing_anything_twice(kube: Kube)
     assert_no_duplicates(kube, "cp-killed")
 
 
-@embedded_only
 def test_without_the_training_crd_the_experiment_waits_and_says_so_and_goes_on_once_it_is_there(kube: Kube) -> None:
+    if EXTERNAL and not kube.own_training_crd:
+        pytest.skip("PyTorchJob's CRD was there before: deleting it would delete what others run")
     crd = "pytorchjobs.kubeflow.org"
-    kube.run("kubectl", "delete", "crd", crd, "--wait=true")
+    kube.run("kubectl", "delete", "crd", crd, "--cascade=background", "--wait=true")
     try:
         kube.apply(experiment("no-crd"))
         blocker = wait_until("a blocker shows", lambda: kube.status("no-crd").get("blockers"), 60)[0]
@@ -59,6 +60,7 @@ def test_without_the_training_crd_the_experiment_waits_and_says_so_and_goes_on_o
     finally:
         manifest = CHECKOUT / "operator" / "wrpo_devcluster" / "manifests" / "pytorchjobs.yaml"
         kube.run("kubectl", "apply", "--server-side", "-f", str(manifest))
+        kube.run("kubectl", "wait", "--for=condition=Established", f"crd/{crd}", "--timeout=60s")
     kube.wait_phase("no-crd", "Succeeded", 120)
 
 

@@ -47,10 +47,16 @@ class PyTorchJobController(Controller):
     name = "pytorchjob-controller"
 
     def __init__(
-        self, client: Client, clock: Clock, *, default_port: Callable[[JsonObject], int] = lambda _: DEFAULT_PORT
+        self,
+        client: Client,
+        clock: Clock,
+        *,
+        default_port: Callable[[JsonObject], int] = lambda _: DEFAULT_PORT,
+        wait_for_master: bool = True,
     ) -> None:
         super().__init__(client, clock)
         self._default_port = default_port
+        self._wait_for_master = wait_for_master
         self._events = EventRecorder(client, clock, self.name)
 
     def watched(self) -> Sequence[Watched]:
@@ -107,7 +113,8 @@ class PyTorchJobController(Controller):
             await self._events.event(job, "Warning", "FailedCreateService", f"Error creating: {error}")
             return False
         try:
-            await self.client.create(PODS, render_pod(job, new.role, new.index, default_port=port), namespace)
+            pod = render_pod(job, new.role, new.index, default_port=port, wait_for_master=self._wait_for_master)
+            await self.client.create(PODS, pod, namespace)
         except ApiError as error:
             await self._events.event(job, "Warning", "FailedCreatePod", f"Error creating: {error}")
             return False

@@ -59,7 +59,10 @@ def render_service(job: JsonObject, role: str, index: int, *, port: int) -> Json
     }
 
 
-def render_pod(job: JsonObject, role: str, index: int, *, default_port: int = DEFAULT_PORT) -> JsonObject:
+def render_pod(
+    job: JsonObject, role: str, index: int, *, default_port: int = DEFAULT_PORT, wait_for_master: bool = True
+) -> JsonObject:
+    """Return a replica's pod. The init container that waits for the master is not restricted, as Kubeflow's is not."""
     specs = job["spec"]["pytorchReplicaSpecs"]
     template = copy.deepcopy(specs[role]["template"])
     meta, spec = template.get("metadata") or {}, template["spec"]
@@ -70,7 +73,7 @@ def render_pod(job: JsonObject, role: str, index: int, *, default_port: int = DE
         container["env"] = [*(container.get("env") or []), *(e for e in env if e["name"] not in own)]
         if container["name"] == CONTAINER and not any(p.get("name") == PORT_NAME for p in container.get("ports") or []):
             container["ports"] = [*(container.get("ports") or []), {"name": PORT_NAME, "containerPort": port}]
-    if role == "Worker" and "Master" in specs:
+    if wait_for_master and role == "Worker" and "Master" in specs:
         spec["initContainers"] = [*(spec.get("initContainers") or []), _init_container(replica_name(job, "Master", 0))]
     policy = specs[role].get("restartPolicy") or "OnFailure"
     # ExitCode is the operator's own business; to the kubelet such a pod never restarts.
