@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,9 @@ step`, in the report's charts), the experiment's name, and upstream digests, whi
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
     """A cluster of its own: here stages run as the chart ships them."""
     state_dir = tmp_path_factory.mktemp("real")
-    cluster = Kube(lifecycle.up(state_dir).kubeconfig, state_dir)
+    # A Job waits ten seconds before it replaces a failed pod; a tenth of that is enough here.
+    config = replace(lifecycle.default_config(state_dir), backoff_scale=0.1)
+    cluster = Kube(lifecycle.up(state_dir, config=config).kubeconfig, state_dir)
     try:
         install_operator(cluster.kubeconfig, namespace=SYSTEM, values={"auditSeconds": 15})
         cluster.run("kubectl", "create", "namespace", NAMESPACE)
@@ -160,18 +163,26 @@ def test_applying_again_does_nothing(real: Kube, quiet: Artifacts) -> None:
 
 def test_a_run_with_everything_killed_once_leaves_the_same_bytes(real: Kube, quiet: Artifacts) -> None:
     real.apply(real_experiment("disturbed", "disturbed"))
-    kill_a_sampling_pod(real)
+    restarts = real.restarts()
+    kept_parts = kill_a_sampling_pod(real)
     kill_the_operator(real)
     kill_the_control_plane(real)
     kill_a_training_rank(real)
     real.wait_phase("disturbed", "Succeeded", 240)
-    attempts = {entry["name"]: len(entry["attempts"]) for entry in real.status("disturbed")["stages"]}
-    assert attempts["train"] == 2
-    assert {stage for stage, count in attempts.items() if count > 1} <= {"sample/a", "train"}
+    attempts = {entry["name"]: entry["attempts"] for entry in real.status("disturbed")["stages"]}
+    # A killed pod of a Job is replaced within the attempt; a gang is made anew, which is the next attempt.
+    again = {stage: entries for stage, entries in attempts.items() if len(entries) > 1}
+    assert {stage: len(entries) for stage, entries in again.items()} == {"train": 2}, again
+    assert real.restarts() == restarts + 1
+    # Neither the pod nor the gang began anew: parts are the killed pod's own files, training went on from a checkpoint.
+    assert {part: part.stat().st_ino for part in kept_parts} == kept_parts
+    assert re.search(r"continuing after step \d+ of \d+", rank_0_log(real, attempt=2))
     disturbed = Artifacts.of(real, "disturbed", "disturbed")
     assert disturbed.address == quiet.address
     assert disturbed.hashes(but=CLOCKED_FILES) == quiet.hashes(but=CLOCKED_FILES)
     assert set(disturbed.hashes()) == set(quiet.hashes())
+    compared = set(quiet.hashes(but=CLOCKED_FILES))
+    assert {"train: model/model.safetensors", "evaluate: evaluation.json", "curate-triples: triples.jsonl"} <= compared
     for stage in ("sft", "train"):
         assert disturbed.training_log(stage) == quiet.training_log(stage)
     assert {k: v for k, v in disturbed.metrics().items() if k != "report"} == {
@@ -179,15 +190,22 @@ def test_a_run_with_everything_killed_once_leaves_the_same_bytes(real: Kube, qui
     }
 
 
-def kill_a_sampling_pod(real: Kube) -> None:
+def rank_0_log(real: Kube, *, attempt: int) -> str:
+    child = real.stage("disturbed", "train")["attempts"][attempt - 1]["child"]
+    return real.kubectl("logs", f"{child}-master-0", "--tail=-1")
+
+
+def kill_a_sampling_pod(real: Kube) -> dict[Path, int]:
+    """Return the parts that the killed pod left behind, with their inodes."""
     pid = wait_until("sample/a runs", lambda: engine_process(real, "disturbed", "sample/a"))
     directory = work_directory(real, "disturbed", "disturbed", "sample/a")
     kill_when(
         pid,
         "sample/a has a part",
-        lambda: any(directory.glob("parts/*.parquet")),
+        lambda: any(directory.glob("parts/part-*.parquet")),
         too_late=(directory / "manifest.json").exists,
     )
+    return {part: part.stat().st_ino for part in directory.glob("parts/part-*.parquet")}
 
 
 def kill_the_operator(real: Kube) -> None:
