@@ -17,7 +17,7 @@ from wrpo_operator.cli.install import install_operator
 @pytest.fixture(scope="session")
 def kube(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
     if EXTERNAL:
-        foreign = ForeignCluster(Path(os.environ["KUBECONFIG"]), tmp_path_factory.mktemp("foreign"))
+        foreign = ForeignCluster(tmp_path_factory.mktemp("foreign"))
         try:
             yield foreign.prepare()
             _keep_log(foreign.kube)

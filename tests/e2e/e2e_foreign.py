@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from e2e_support import (
 from local_operator import LocalOperator
 from training_controller import TrainingController
 
-from wrpo_operator.cli.install import CHECKOUT, find_chart, install_operator
+from wrpo_operator.cli.install import CHECKOUT, find_chart, find_tool, install_operator
 
 TRAINING_CRD = "pytorchjobs.kubeflow.org"
 OWN_CRD = "wrpoexperiments.wrpo.ai"
@@ -38,15 +39,20 @@ RESTRICTED_POD: JsonObject = {
     "runAsUser": 65532,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
+_FLATTENED = ("config", "view", "--raw", "--minify", "--flatten", "-o", "json")
 RESTRICTED: JsonObject = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 class ForeignCluster:
     """What a run makes on the cluster of KUBECONFIG; `remove` undoes it, wherever `prepare` got to."""
 
-    def __init__(self, kubeconfig: Path, directory: Path) -> None:
-        self.kube = Kube(kubeconfig, None)
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
+        # As kubectl finds it: KUBECONFIG may name several files, or none.
+        flattened = subprocess.run(
+            [find_tool("kubectl"), *_FLATTENED], check=True, capture_output=True, text=True
+        ).stdout
+        self.kube = Kube(self._write("admin.kubeconfig", flattened), None)
         self._controller: TrainingController | None = None
         self._installed_crds: list[str] = []
         self._has_volume = False
@@ -106,13 +112,16 @@ class ForeignCluster:
         """Write a kubeconfig of the chart's ServiceAccount: what its roles do not grant is refused."""
         kube = self.kube
         token = kube.run("kubectl", "-n", SYSTEM, "create", "token", OPERATOR, "--duration=4h").strip()
-        config = json.loads(kube.run("kubectl", "config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
+        config = json.loads(kube.run("kubectl", *_FLATTENED))
         config["users"] = [{"name": "operator", "user": {"token": token}}]
         for context in config["contexts"]:
             context["context"]["user"] = "operator"
-        path = self._directory / "operator.kubeconfig"
+        return self._write("operator.kubeconfig", json.dumps(config))
+
+    def _write(self, name: str, text: str) -> Path:
+        path = self._directory / name
         path.touch(mode=0o600)
-        path.write_text(json.dumps(config), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
         return path
 
     # What the cluster has

@@ -108,7 +108,8 @@ class HttpClient:
             except KubeError as error:
                 if not error.unreachable:
                     raise _api_error(error) from error
-                await asyncio.sleep(0.5)
+            # However it ended: a server that ends watches at once is not asked in a tight loop.
+            await asyncio.sleep(0.5)
 
     async def _list_when_served(self, path: str) -> JsonObject:
         while True:

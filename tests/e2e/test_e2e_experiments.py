@@ -132,7 +132,7 @@ def test_an_image_that_cannot_be_pulled_blocks_until_the_settings_are_edited(kub
     blocker = wait_until("a blocker shows", lambda: kube.status("imageless").get("blockers"))[0]
     assert (blocker["stage"], blocker["object"].split("/")[0]) == ("prepare", "Pod")
     assert "pull" in blocker["message"].lower()
-    kube.edit("imageless", **simulate(pull_error=""))
+    kube.edit("imageless", podTemplate=None)
     status = kube.wait_phase("imageless", "Succeeded")
     assert status.get("blockers", []) == []
 
