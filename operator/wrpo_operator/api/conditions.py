@@ -39,6 +39,7 @@ class Reason(StrEnum):
     BACKEND_MISSING = "TrainingBackendMissing"
     ARTIFACT_BUSY = "ArtifactBeingMade"
     RETRY_WAIT = "WaitingForRetry"
+    PREVIOUS_ATTEMPT = "PreviousAttemptRunning"
     API_REFUSED = "ApiRefused"
     QUEUED = "Queued"
 
@@ -167,6 +168,13 @@ def artifact_busy(stage: str, experiment: str) -> str:
 
 def api_refused(words: str) -> str:
     return f"The cluster refuses what the next step needs: {words} It is tried again until the cluster allows it."
+
+
+def previous_attempt(stage: str, pod: str) -> str:
+    return (
+        f"Pod {pod} of the last attempt of {stage} has not ended yet and may still write; the next attempt starts when "
+        "it has. If its node is gone, delete the pod."
+    )
 
 
 def retry_wait(stage: str, at: str) -> str:

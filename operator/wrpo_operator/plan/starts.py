@@ -31,6 +31,9 @@ class Held:
     until: datetime | None = None
 
 
+RUNNING_PHASES = frozenset({"Pending", "Running", "Unknown"})
+"""Phases of a pod on a node whose processes may run."""
+
 Start: TypeAlias = PlannedAttempt | Held
 
 
@@ -66,7 +69,7 @@ def decide_starts(
     """Decide for every stage whose inputs are there whether it starts.
 
     Invariants: nothing starts before all of its inputs have succeeded; nothing starts while a child of the same hash is
-    live, whoever owns it.
+    live, whoever owns it, or while a pod of an attempt that has ended still runs.
     """
     done = {view.id for view in views if view.succeeded}
     hashes = {view.id: view.node.hash for view in views}
@@ -93,11 +96,31 @@ def _held(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: dateti
     backend = spec.training.backend
     if view.node.shape is Shape.TRAINING and backend not in snapshot.training_backends:
         return Held(view, Reason.BACKEND_MISSING, words.backend_missing(backend), object=f"CustomResource/{backend}")
+    pod = _lingering_pod(snapshot, view)
+    if pod is not None:
+        return Held(view, Reason.PREVIOUS_ATTEMPT, words.previous_attempt(stage, pod), object=f"Pod/{pod}")
     other = _maker(snapshot, key_of(spec, view.node))
     if other is not None:
         text = words.artifact_busy(stage, other.experiment)
         return Held(view, Reason.ARTIFACT_BUSY, text, object=f"{other.kind}/{other.name}")
     return None
+
+
+def _lingering_pod(snapshot: Snapshot, view: StageView) -> str | None:
+    """Return a pod of an earlier attempt that has not ended: it may still write where the next one would.
+
+    A gang has failed as soon as one of its ranks has; the others take a while to notice, or to be removed.
+    """
+    return next(
+        (
+            pod.name
+            for child in snapshot.children
+            if child.stage == str(view.id) and child.stage_hash == view.node.hash
+            for pod in child.pods
+            if pod.phase in RUNNING_PHASES and pod.node is not None
+        ),
+        None,
+    )
 
 
 def _maker(snapshot: Snapshot, key: str) -> ChildFact | None:

@@ -470,3 +470,20 @@ def test_the_children_of_a_removed_stage_are_deleted() -> None:
     cluster.edit("demo", report={"enabled": False})
     assert [deletion.name for deletion in cluster.reconcile("demo").delete] == [name]
     assert status_of(cluster).phase is Phase.SUCCEEDED
+
+
+def test_the_next_attempt_waits_until_every_pod_of_the_last_has_ended() -> None:
+    cluster = started(retries={"limit": 1, "backoffSeconds": 0})
+    at_stage(cluster, "train")
+    name = child_of(cluster, "train")
+    cluster.fail(name, 1)
+    failed = cluster.children[name]
+    peer = make_pod("peer-1", node="node-1")
+    cluster.children[name] = replace(failed, pods=(*failed.pods, peer))
+    waiting = cluster.reconcile("demo")
+    assert waiting.apply == ()
+    assert condition(status_of(cluster), "Blocked")[:2] == ("True", "PreviousAttemptRunning")
+    assert [blocker.object for blocker in status_of(cluster).blockers] == ["Pod/peer-1"]
+    cluster.children[name] = failed
+    (second,) = cluster.reconcile("demo").apply
+    assert second.attempt == 2
