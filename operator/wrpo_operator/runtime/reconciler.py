@@ -52,6 +52,8 @@ CLAIM_TTL_S = 15.0
 REFUSALS = frozenset({400, 403, 413, 422})
 """Answers that a fresh look does not change; someone has to do something."""
 ACCOUNT_TTL_S = 300.0
+STARTING_S = 0.2
+"""How soon to look again when another experiment is just starting a stage that this one wants to start."""
 
 
 class NotLeadingError(Exception):
@@ -100,6 +102,8 @@ class Reconciler:
         self._monotonic = monotonic
         self._forget = forget
         self._seen = _Seen()
+        self._starting: dict[tuple[str, str], str] = {}
+        """(namespace, artifact key) of attempts that are being applied -> the experiment's uid."""
 
     async def reconcile(self, key: Key) -> float | None:
         """Work on one experiment; return seconds until it wants to be looked at again, or None."""
@@ -114,6 +118,11 @@ class Reconciler:
         experiment = self._snapshots.experiment(obj)
         snapshot = self._snapshots.build(experiment, missing=await self._missing_claims(experiment))
         todo = plan(snapshot, self._now())
+        # Nothing is awaited between the snapshot and this: of two plans for one artifact only the first is carried out.
+        keys = [(namespace, planned.artifact_key) for planned in todo.apply]
+        if any(self._starting.get(each, experiment.uid) != experiment.uid for each in keys):
+            return STARTING_S
+        self._starting.update(dict.fromkeys(keys, experiment.uid))
         try:
             await self._apply(experiment, todo)
             await self._write_status(obj, experiment, todo)
@@ -123,6 +132,9 @@ class Reconciler:
         except KubeError as error:
             await self._explain(obj, experiment, error)
             raise RetryAfterError(error.retry_after_s or 0.0) from error
+        finally:
+            for each in keys:
+                self._starting.pop(each, None)
         for event in todo.events:
             await events.post(self._client, obj, event, now=self._now(), host=self._settings.identity)
         return todo.requeue_after_s

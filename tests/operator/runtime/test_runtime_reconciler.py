@@ -103,6 +103,32 @@ def test_a_second_look_writes_nothing_even_before_the_watch_has_delivered(world:
     assert world.kube.writes() == []
 
 
+def test_of_two_experiments_that_plan_the_same_artifact_at_once_only_one_starts_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.put_experiment()
+    body = {"metadata": {"name": "twin", "generation": 1, "creationTimestamp": "2026-01-01T11:59:00Z"}, "spec": SPEC}
+    world.store.upsert(EXPERIMENTS, world.kube.put(EXPERIMENTS, body))
+    apply = world.kube.apply
+
+    async def slow_apply(*args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(0)  # what a request over the network does: another reconcile runs meanwhile
+        return await apply(*args, **kwargs)
+
+    monkeypatch.setattr(world.kube, "apply", slow_apply)
+
+    async def both() -> list[float | None]:
+        keys = (("default", "fusion"), ("default", "twin"))
+        return list(await asyncio.gather(*(world.reconciler.reconcile(key) for key in keys)))
+
+    delays = asyncio.run(both())
+    assert world.job("prepare")["metadata"]["labels"]["wrpo.ai/experiment"] == "fusion"
+    assert delays[1] == 0.2
+    asyncio.run(world.reconciler.reconcile(("default", "twin")))
+    (blocker,) = world.kube.objects[EXPERIMENTS, "default", "twin"]["status"]["blockers"]
+    assert blocker["reason"] == "ArtifactBeingMade"
+
+
 def test_a_finished_stage_starts_the_next(world: World) -> None:
     world.put_experiment()
     world.reconcile()
