@@ -60,10 +60,10 @@ def manifests(document: JsonObject, namespace: str) -> list[JsonObject]:
     """Return the manifests of the first attempt of every stage."""
     from datetime import UTC, datetime
 
-    from wrpo_operator.api.hashing import artifact_key
     from wrpo_operator.api.status import ExperimentStatus
     from wrpo_operator.plan.graph import build_graph
-    from wrpo_operator.plan.model import Experiment, PlannedAttempt
+    from wrpo_operator.plan.model import Experiment, Snapshot
+    from wrpo_operator.plan.starts import planned_attempt
     from wrpo_operator.render import RenderSettings, render_attempt
 
     spec = spec_of(document)
@@ -81,17 +81,10 @@ def manifests(document: JsonObject, namespace: str) -> list[JsonObject]:
     )
     graph = build_graph(spec)
     hashes = {node.id: node.hash for node in graph}
-    storage = spec.storage.model_dump(mode="json", by_alias=True)
+    snapshot = Snapshot(experiment)
     made: list[JsonObject] = []
     for node in graph:
-        planned = PlannedAttempt(
-            node=node,
-            attempt=1,
-            child_name=names.child_name(name, str(node.id), node.hash, 1),
-            artifact_key=artifact_key(storage, str(node.id), node.hash),
-            input_hashes={role: hashes[upstream] for role, upstream in node.inputs.items()},
-        )
-        made += render_attempt(experiment, planned, RenderSettings())
+        made += render_attempt(experiment, planned_attempt(snapshot, spec, node, hashes, 1), RenderSettings())
     return made
 
 
