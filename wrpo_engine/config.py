@@ -16,10 +16,14 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 CONTRACT_VERSION = 1
-"""Part of every stage hash: raising it makes every artifact anew."""
+"""Part of every stage hash: raising it makes every artifact anew.
+
+Parameters that have their default are not hashed, so a new optional field re-runs nothing. In return no default may
+change within a contract version.
+"""
 
 
 class _Model(BaseModel):
@@ -30,6 +34,7 @@ class StageKind(StrEnum):
     """What a stage does; the engine's sub-command."""
 
     PREPARE = "prepare"
+    FETCH = "fetch"
     SAMPLE = "sample"
     SCORE = "score"
     CURATE_SFT = "curate-sft"
@@ -115,6 +120,13 @@ class PrepareParams(_Model):
     evaluation_dataset: str | None = None
 
 
+class FetchParams(_Model):
+    """Download a model into the storage's model cache: resumable, its revision pinned, its files with checksums."""
+
+    stage: Literal["fetch"] = "fetch"
+    model: ModelRef
+
+
 class SampleParams(_Model):
     """Answer each prompt `samples_per_prompt` times. Seeds come from (seed, model, prompt id, sample index)."""
 
@@ -135,48 +147,119 @@ class SampleParams(_Model):
     """Skip records the prompt with finish_reason `prompt_too_long` and counts it."""
     prompts_per_part: int = Field(default=32, ge=1)
     """Prompts committed together; a killed pod loses at most one part."""
+    quantization: str | None = None
+    """vLLM's name of the weights' quantisation; unset: what the model's config says."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a response; they are not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a response, beside the model's own end-of-turn tokens."""
+    engine_args: dict[str, JsonValue] = Field(default_factory=dict)
+    """Further arguments of vLLM's engine by their Python names, checked against vLLM's own list."""
 
 
 class RewardModel(_Model):
-    """A sequence-classification reward model."""
+    """Where rewards come from: a model `name`, a Python `function` or an HTTP `endpoint`, exactly one of them."""
 
-    name: str
+    name: str | None = None
+    """A sequence classifier with one label, or a model with ArmoRM's multi-objective gated head."""
     revision: str | None = None
     trust_remote_code: bool = False
+    chat_template: str | None = None
+    """Jinja chat template in place of the tokenizer's."""
+    function: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """module:function in the stage's image: (prompts: list[str], responses: list[str]) -> list[float]."""
+    endpoint: str | None = Field(default=None, pattern=r"^https?://")
+    """Base URL of an OpenAI-compatible server with a reward model, e.g. vLLM's: POST {endpoint}/pooling. A key comes
+    from WRPO_REWARD_API_KEY."""
+    endpoint_model: str | None = None
+    """Model name that is sent to the endpoint."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> RewardModel:
+        if sum(value is not None for value in (self.name, self.function, self.endpoint)) != 1:
+            raise ValueError("reward needs exactly one of name, function and endpoint")
+        return self
+
+    @property
+    def identity(self) -> str:
+        """For logs and tables."""
+        return self.name or self.function or self.endpoint or ""
 
 
 class ScoreParams(_Model):
-    """Score every response of one samples artifact."""
+    """Score every response of one samples artifact with one reward."""
 
     stage: Literal["score"] = "score"
     reward: RewardModel
     max_length: int = Field(default=4096, ge=1)
+    truncation: Literal["Right", "Left", "Fail"] = "Right"
+    """What becomes of a prompt with response longer than max_length: cut at its end, at its beginning (the response is
+    kept), or an error that names the row. Cut ones are counted."""
     batch_tokens: int = Field(default=16384, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     rows_per_part: int = Field(default=4096, ge=1)
 
 
-class CurateSftParams(_Model):
+class _CurateParams(_Model):
+    """What both curations share."""
+
+    drop_truncated: bool = False
+    """Leave responses that hit max_tokens out of the choice."""
+    max_response_tokens: int | None = Field(default=None, ge=1)
+    """Leave longer responses (in the tokens of the model that gave them) out of the choice."""
+    reward_weights: dict[str, float] = Field(default_factory=dict)
+    """Reward name -> weight: the score is the weighted mean over them. Empty: one reward, roles without a name."""
+    score_column: str | None = None
+    """Take this column of the scores (an objective of a multi-objective reward model) in place of `score`."""
+
+
+class CurateSftParams(_CurateParams):
     """Choose y_ws, the best source response, for every SFT prompt."""
 
     stage: Literal["curate-sft"] = "curate-sft"
-    drop_truncated: bool = False
-    """Leave responses that hit max_tokens out of the choice."""
 
 
-class CurateTriplesParams(_Model):
+class CurateTriplesParams(_CurateParams):
     """Choose (y_ws, y_wt, y_l) for every preference prompt."""
 
     stage: Literal["curate-triples"] = "curate-triples"
-    drop_truncated: bool = False
+    pairing: Literal["WRPO", "WithinSource", "BestWorst"] = "WRPO"
+    """WRPO: y_ws over all sources, y_wt and y_l of the target. WithinSource: chosen and rejected both of the one source
+    whose best response is the best of all (FuseChat-3.0). BestWorst: the best against the worst of all models. The last
+    two give pairs, for DPO, SimPO and IPO: chosen in the column of y_wt, rejected in that of y_l, no y_ws."""
     score_margin: float = Field(default=0.0, ge=0)
     """Drop a prompt whose score(y_wt) - score(y_l) is below this."""
+    max_score_gap: float | None = Field(default=None, gt=0)
+    """Drop a prompt whose score(y_wt) - score(y_l) is above this."""
+    drop_duplicates: bool = True
+    """Drop a prompt whose whole row (prompt text and responses) equals an earlier one's."""
     require_source_better: bool = False
     """Drop a prompt whose score(y_ws) does not exceed score(y_wt)."""
     on_tie: Literal["Drop", "KeepFirst"] = "Drop"
     """What follows when all of the target's responses to a prompt tie or are identical."""
     needs_source: bool = True
     """False for objectives without a source response (DPO, SimPO, IPO): y_ws is left out of the rows."""
+
+
+class LoraParams(_Model):
+    """Low-rank adapters (PEFT). The export is the merged model; the adapter lies beside it."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    target_modules: tuple[str, ...] = ()
+    """Names of linear layers; empty: all of them but the head."""
+
+
+class HoldoutParams(_Model):
+    """Rows kept out of training, chosen by the seed, and what their loss decides."""
+
+    fraction: float = Field(default=0.05, gt=0, lt=1)
+    every_steps: int = Field(default=50, ge=1)
+    """Optimizer steps between evaluations; the last step is always followed by one."""
+    patience: int | None = Field(default=None, ge=1)
+    """Early stopping: end after so many evaluations without a better loss. Unset: never."""
+    keep_best: bool = False
+    """Export the checkpoint with the lowest held-out loss instead of the last step's weights."""
 
 
 class OptimizerParams(_Model):
@@ -200,6 +283,12 @@ class OptimizerParams(_Model):
     zero_stage: Literal[0, 1, 2, 3] = 3
     gradient_checkpointing: bool = False
     seed: int = 42
+    shuffle: bool = True
+    """False: rows in the order in which they are given, every epoch."""
+    lora: LoraParams | None = None
+    """Train low-rank adapters only; unset: all weights."""
+    holdout: HoldoutParams | None = None
+    """Evaluate on held-out rows during training; unset: never."""
 
 
 class SftParams(OptimizerParams):
@@ -208,6 +297,8 @@ class SftParams(OptimizerParams):
     stage: Literal["sft"] = "sft"
     model: ModelRef
     learning_rate: float = Field(default=7e-6, gt=0)
+    loss_tokens: Literal["Response", "All"] = "Response"
+    """All: the prompt's tokens carry loss too, as in the released code."""
 
 
 class AlphaParams(_Model):
@@ -237,6 +328,10 @@ class TrainParams(OptimizerParams):
     nll_weight: float = Field(default=0.0, ge=0)
     """Weight of an added NLL term on y_ws (y_wt where there is no source)."""
     learning_rate: float = Field(default=3e-7, gt=0)
+    tokenized_triples: str | None = None
+    """Train on these token ids instead of the role `triples`: path or storage://PATH of a Parquet file, a directory of
+    them, or a saved `datasets` directory, with integer lists prompt_ids, source_chosen_ids, target_chosen_ids and
+    rejected_ids. They are taken as they are: no template, nothing added, nothing cut."""
 
 
 class EvaluateModel(_Model):
@@ -252,6 +347,10 @@ class EvaluateParams(_Model):
     stage: Literal["evaluate"] = "evaluate"
     models: tuple[EvaluateModel, ...] = Field(min_length=1)
     reward: RewardModel
+    more_rewards: tuple[RewardModel, ...] = ()
+    """Further rewards; the score is the weighted mean over all, in the order of `reward_weights`."""
+    reward_weights: tuple[float, ...] = ()
+    """One for `reward` and one for each of `more_rewards`; empty: all equal."""
     backend: Literal["vLLM", "Transformers"] = "vLLM"
     samples_per_prompt: int = Field(default=1, ge=1)
     temperature: float = Field(default=0.0, ge=0)
@@ -274,6 +373,7 @@ class ReportParams(_Model):
 
 StageParams: TypeAlias = Annotated[
     PrepareParams
+    | FetchParams
     | SampleParams
     | ScoreParams
     | CurateSftParams
@@ -293,18 +393,43 @@ class Runtime(_Model):
     """Pods that share a sampling or scoring stage; the shard is JOB_COMPLETION_INDEX."""
     micro_batch_tokens: int = Field(default=8192, ge=1)
     """Training: upper bound of tokens in one forward pass of one rank."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Training: fixed number of rows in one forward pass of one rank, instead of the bound of tokens."""
+    layout: Literal["auto", "shared-prefix", "packed", "padded"] = "auto"
+    """Training: how sequences lie in a forward pass. shared-prefix computes the prompt once for all its responses; auto
+    takes the best that the model's architecture supports and says which."""
+    torch_compile: bool = False
+    reference: Literal["precomputed", "in-memory"] = "precomputed"
+    """Reference log-probabilities from one pass before training, or from a second, frozen model in every step."""
+    prefetch_batches: int = Field(default=2, ge=0)
+    """Training: micro-batches that are collated ahead by another thread."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Training: the newest so many are kept, and the best one if holdout.keep_best is set."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Training: where metrics go beside metrics.jsonl."""
+    collective_timeout_seconds: int = Field(default=1800, ge=1)
+    """Training: a rank that waits longer for its peers ends with exit code 75."""
+    rendezvous_timeout_seconds: int = Field(default=900, ge=1)
+    """Training: nodes wait so long for each other at the start; then the missing ones are named, exit code 75."""
+    hang_timeout_seconds: int = Field(default=1200, ge=1)
+    """Training: without a finished micro-batch for so long, every rank logs its stacks and ends with 75."""
+    peak_flops: float | None = Field(default=None, gt=0)
+    """Training: floating-point operations per second of one device, for MFU; unset: known GPUs' own."""
     checkpoint_every_steps: int = Field(default=50, ge=1)
     tensor_parallel_size: int = Field(default=1, ge=1)
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     """vLLM; unset: vLLM's default on a GPU, 0.3 on a CPU."""
     offload: Literal["none", "optimizer", "optimizer-and-parameters"] = "none"
+    offload_nvme_path: str | None = None
+    """Offload to this directory of a local NVMe disk instead of the host's memory (ZeRO stage 3 only)."""
 
 
 class StageConfig(_Model):
     """The whole file.
 
     `inputs` maps a role to an upstream artifact. Roles: `prompts` (prepare); `samples/<source>` and
-    `scores/<source>` (sample, score; the source is `target` for the target model); `sft-rows` (curate-sft);
+    `scores/<source>` (sample, score; the source is `target` for the target model; with several rewards
+    `scores/<source>/<reward>`); `sft-rows` (curate-sft);
     `sft` (the SFT model); `triples` (curate-triples); `model` (train); `evaluation` (evaluate). A stage gets the roles
     it needs; report gets all that exist, plus `prompts`.
     """

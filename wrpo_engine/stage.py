@@ -103,6 +103,7 @@ StageFunction = Callable[[StageContext], StageResult]
 
 STAGES: dict[StageKind, str] = {
     StageKind.PREPARE: "wrpo_engine.prompts.stage:run",
+    StageKind.FETCH: "wrpo_engine.fetching.stage:run",
     StageKind.SAMPLE: "wrpo_engine.sampling.stage:run",
     StageKind.SCORE: "wrpo_engine.scoring.stage:run",
     StageKind.CURATE_SFT: "wrpo_engine.curation.stage:run_sft",

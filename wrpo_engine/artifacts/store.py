@@ -37,7 +37,11 @@ class Artifact(Protocol):
 
 
 class ArtifactWriter(Protocol):
-    """The stage's own output while it is being made. What lies in `directory` survives a kill."""
+    """The stage's own output while it is being made.
+
+    Only what went through `publish` survives a kill and is seen by other pods. `directory` is a place for local files;
+    on a volume it is the artifact's own directory, on S3 a cache that a new pod finds empty.
+    """
 
     @property
     def ref(self) -> ArtifactRef: ...
@@ -46,6 +50,18 @@ class ArtifactWriter(Protocol):
 
     def publish(self, name: str, write: Callable[[Path], None]) -> Path:
         """Let `write` fill a temporary file, then make it appear as `name` at once and durably."""
+        ...
+
+    def published(self, prefix: str = "") -> list[str]:
+        """Return the sorted names of all published files that start with `prefix`, of all attempts and pods."""
+        ...
+
+    def fetch(self, name: str) -> Path:
+        """Return the local path of a published file; MissingInputError if there is none."""
+        ...
+
+    def discard(self, prefix: str) -> None:
+        """Remove the published files that start with `prefix`, here and in the store; none is no error."""
         ...
 
     def committed(self) -> Artifact | None:

@@ -18,7 +18,7 @@ from wrpo_engine import __version__
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME, FileEntry, InputEntry, Manifest, digest_of, sha256_of
 from wrpo_engine.artifacts.store import Artifact, ArtifactWriter
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.errors import DataError
+from wrpo_engine.errors import DataError, MissingInputError
 
 _TEMPORARY = ".tmp-"
 _LEFTOVER_AGE_S = 3600.0
@@ -110,6 +110,28 @@ class VolumeWriter:
             temporary.unlink(missing_ok=True)
         _sync(final.parent)
         return final
+
+    def published(self, prefix: str = "") -> list[str]:
+        names = (path.relative_to(self.directory).as_posix() for path in self.directory.rglob("*") if path.is_file())
+        return sorted(name for name in names if name.startswith(prefix) and _TEMPORARY not in name)
+
+    def fetch(self, name: str) -> Path:
+        path = self.directory / name
+        if not path.is_file():
+            raise MissingInputError(
+                f"file {name} of the unfinished artifact {address(self.ref)} is not there",
+                hint="Another pod may have removed it; the next attempt looks again.",
+            )
+        return path
+
+    def discard(self, prefix: str) -> None:
+        for name in self.published(prefix):
+            (self.directory / name).unlink(missing_ok=True)
+        # A directory that is now empty would look like something is there.
+        for path in sorted(self.directory.rglob("*"), reverse=True):
+            if path.is_dir() and path.relative_to(self.directory).as_posix().startswith(prefix.rstrip("/")):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
     def committed(self) -> Artifact | None:
         artifact = _read(self.ref, self.directory)

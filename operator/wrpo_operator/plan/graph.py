@@ -40,6 +40,7 @@ REPORT = StageId(StageKind.REPORT)
 
 SHAPES: Mapping[StageKind, Shape] = {
     StageKind.PREPARE: Shape.JOB,
+    StageKind.FETCH: Shape.JOB,
     StageKind.SAMPLE: Shape.INDEXED_JOB,
     StageKind.SCORE: Shape.INDEXED_JOB,
     StageKind.CURATE_SFT: Shape.JOB,
@@ -77,7 +78,7 @@ class _Builder:
             shape=SHAPES[stage.kind],
             params=stage_params,
             inputs=dict(inputs),
-            hash=stage_hash(stage.kind, stage_params.model_dump(mode="json"), hashes, self.salt),
+            hash=stage_hash(stage.kind, stage_params.model_dump(mode="json", exclude_defaults=True), hashes, self.salt),
             runtime=runtime or Runtime(),
         )
 

@@ -12,6 +12,7 @@ from wrpo_operator.plan.model import ChildFact, ProgressFact, Shape
 
 WEIGHTS: Mapping[StageKind, int] = {
     StageKind.PREPARE: 1,
+    StageKind.FETCH: 2,
     StageKind.SAMPLE: 10,
     StageKind.SCORE: 3,
     StageKind.CURATE_SFT: 1,

@@ -53,7 +53,7 @@ def resources_of(spec: ExperimentSpec, node: StageNode) -> Resources:
             return _with_gpus(
                 by_kind.sft if node.id.kind is StageKind.SFT else by_kind.train, gang_of(spec, node.id.kind)
             )
-        case StageKind.PREPARE:
+        case StageKind.PREPARE | StageKind.FETCH:
             return by_kind.prepare
         case StageKind.EVALUATE:
             return by_kind.evaluate
