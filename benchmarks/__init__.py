@@ -1,0 +1,1 @@
+"""Measurements of wrpo against its peers: one command each, both sides in one run."""
