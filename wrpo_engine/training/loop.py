@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,6 +16,7 @@ from wrpo_engine.training.checkpoint import CheckpointStore
 from wrpo_engine.training.collate import collate
 from wrpo_engine.training.collectives import Group
 from wrpo_engine.training.metrics import Disagreement, MetricsLog, StepSums, StepTotals
+from wrpo_engine.training.observers import Observer, RunStart, StepEnd
 from wrpo_engine.training.reference import ReferenceLogps
 from wrpo_engine.training.rows import TokenRow
 from wrpo_engine.training.schedule import learning_rate_at
@@ -43,6 +44,7 @@ class TrainingRun:
     progress: Progress
     should_stop: Callable[[], bool]
     monotonic: Callable[[], float]
+    observer: Observer = field(default_factory=Observer)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def train(run: TrainingRun, *, steps_done: int = 0) -> TrainingOutcome:
     """
     last_row = run.log.cut(steps_done)
     num_steps = run.plan.num_steps
+    run.observer.on_start(RunStart(num_steps, steps_done, len(run.rows)))
     for step in range(steps_done, num_steps):
         started_s = run.monotonic()
         torch.manual_seed(hash((run.params.seed, step, run.group.rank)) & 0x7FFFFFFF)
@@ -84,11 +87,13 @@ def train(run: TrainingRun, *, steps_done: int = 0) -> TrainingOutcome:
         }
         elapsed_s = max(run.monotonic() - started_s, 1e-9)
         run.log.write(last_row, elapsed_s=elapsed_s, num_tokens=totals.num_tokens)
-        _report(run, step + 1, last_row)
-
         done = step + 1
+        _report(run, done, last_row)
+        run.observer.on_step(StepEnd(done, num_steps, last_row, elapsed_s))
+
         if totals.should_stop or (done % run.checkpoint_every_steps == 0 and done < num_steps):
             run.checkpoints.save(done, run.backend)
+            run.observer.on_checkpoint(done)
         if totals.should_stop:
             raise Interrupted(f"stopped on request after step {done} of {num_steps}; the next attempt continues there")
     return TrainingOutcome(num_steps, last_row)
@@ -130,6 +135,7 @@ def _micro_step(
         sums.add(terms, batch.row_ids, sum(row.num_tokens for row in rows))
         if step == 0 and reference_S is not None:
             sums.compare(batch, logps_S, reference_S)
+    run.observer.on_micro_batch(step, batch.row_ids)
 
 
 def _raise_not_finite(step: int, row_ids: Sequence[str]) -> None:

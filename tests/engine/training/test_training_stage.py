@@ -12,7 +12,7 @@ from training_support import FAST, sft_frame, triples_frame
 
 from wrpo_engine.errors import ConfigError, DataError, Interrupted
 from wrpo_engine.stage import StopRequest
-from wrpo_engine.training import stage
+from wrpo_engine.training import planning, session, sources, stage
 from wrpo_engine.training.model import LogpModel
 from wrpo_engine.training.single_process import SingleProcessBackend
 
@@ -22,7 +22,7 @@ def _without_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
     def make(model: LogpModel, params: Any, _ctx: Any, _group: Any) -> SingleProcessBackend:
         return SingleProcessBackend(model, params)
 
-    monkeypatch.setattr(stage, "make_deepspeed_backend", make)
+    monkeypatch.setattr(session, "make_deepspeed_backend", make)
 
 
 @pytest.fixture
@@ -135,10 +135,10 @@ def test_a_resumed_run_does_not_tokenise_again(context: Any, monkeypatch: pytest
     ctx = context("train", triples_frame(), stop=stop)
     with pytest.raises(Interrupted):
         stage.run_train(ctx)
-    monkeypatch.setattr(stage, "tokenize_rows", None)
+    monkeypatch.setattr(sources, "tokenize_rows", None)
     stop._requested = False
     assert stage.run_train(ctx).step == 6
 
 
 def test_a_cpu_takes_no_more_tokens_at_a_time_than_are_of_use() -> None:
-    assert [stage.micro_batch_tokens(bound) for bound in (1, 400, 8192)] == [1, 400, 1024]
+    assert [planning.micro_batch_tokens(bound) for bound in (1, 400, 8192)] == [1, 400, 1024]
