@@ -15,14 +15,13 @@ from typing import Any
 from support.builders import NOON, make_pod, merged, raw_spec
 
 from wrpo_engine.config import ErrorInfo
-from wrpo_operator.api.hashing import canonical_json
+from wrpo_operator.api.hashing import artifact_key, canonical_json
 from wrpo_operator.api.spec import ExperimentSpec, parse_spec
 from wrpo_operator.api.status import ExperimentStatus, Phase, StageState
 from wrpo_operator.plan.classify import LIVE
-from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Plan, PlannedAttempt, Shape, Snapshot
 from wrpo_operator.plan.planner import plan
-from wrpo_operator.plan.starts import key_of
+from wrpo_operator.plan.starts import storage_identity
 
 FINISHED = frozenset({ChildState.SUCCEEDED, ChildState.FAILED})
 
@@ -118,12 +117,15 @@ class ModelCluster:
         assert spec is not None
         if not answer.apply:
             return
-        keys = {node.id: key_of(spec, node) for node in build_graph(spec)}
         for start in answer.apply:
             node = start.node
             assert (str(node.id), node.hash) not in live, f"{node.id} has a live attempt already"
             assert start.artifact_key not in busy, f"{node.id} is being made by another experiment"
-            missing = [str(upstream) for upstream in node.inputs.values() if keys[upstream] not in self.artifacts]
+            needed = {
+                str(upstream): artifact_key(storage_identity(spec), str(upstream), start.input_hashes[role])
+                for role, upstream in node.inputs.items()
+            }
+            missing = [upstream for upstream, key in needed.items() if key not in self.artifacts]
             assert not missing, f"{node.id} starts before {missing}"
             assert not spec.suspend, f"{node.id} starts in a suspended experiment"
         assert len({start.child_name for start in answer.apply}) == len(answer.apply)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -14,6 +15,8 @@ class ConditionType(StrEnum):
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+    SOURCES_DEGRADED = "SourcesDegraded"
+    """Sources that failed for good were left out, as spec.sampling.onSourceFailure allows."""
 
 
 class Reason(StrEnum):
@@ -42,6 +45,9 @@ class Reason(StrEnum):
     PREVIOUS_ATTEMPT = "PreviousAttemptRunning"
     API_REFUSED = "ApiRefused"
     QUEUED = "Queued"
+
+    ALL_SOURCES_USED = "AllSourcesUsed"
+    SOURCE_FAILED = "SourceFailed"
 
     ALL_STAGES_SUCCEEDED = "AllStagesSucceeded"
     NO_FAILURE = "NoFailure"
@@ -97,6 +103,16 @@ def nothing_blocks() -> str:
 
 def succeeded(stages: int) -> str:
     return f"All {stages} stages have succeeded."
+
+
+def all_sources_used() -> str:
+    return "No source is left out."
+
+
+def sources_lost(failures: Mapping[str, str]) -> str:
+    """`failures` are the words of the failed stages by source."""
+    names = ", ".join(failures)
+    return f"Going on without {names}: {' '.join(failures.values())} Edit the spec to try again."
 
 
 def no_failure() -> str:

@@ -34,6 +34,12 @@ MAX_CHILD_NAME = 50
 MAX_EXPERIMENT_NAME = 63
 """The name stands in a label value."""
 MAX_SOURCE_NAME = 20
+MAX_REWARD_NAME = 12
+MAIN_REWARD = "main"
+"""The reserved name of the first reward."""
+REWARD_SEPARATOR = "--"
+"""Between source and reward in the name of a stage that scores by an additional reward."""
+_MAX_STAGE_IN_CHILD = 28
 
 
 def stage_label(stage: str) -> str:
@@ -53,7 +59,7 @@ def child_name(experiment: str, stage: str, stage_hash: str, attempt: int) -> st
     fit, or that no Service may start with (a training child's pods are found by Services), is changed and gets
     5 digits of its own digest, so that two such names stay apart.
     """
-    tail = f"-{stage.replace('/', '-')}-{stage_hash[:8]}-a{attempt}"
+    tail = f"-{_stage_part(stage)}-{stage_hash[:8]}-a{attempt}"
     room = MAX_CHILD_NAME - len(tail)
     head = experiment.replace(".", "-")
     if not head[0].isalpha():
@@ -62,3 +68,12 @@ def child_name(experiment: str, stage: str, stage_hash: str, attempt: int) -> st
         digest = hashlib.sha256(experiment.encode()).hexdigest()[:5]
         head = f"{head[: max(1, room - len(digest) - 1)].rstrip('-')}-{digest}"
     return head + tail
+
+
+def _stage_part(stage: str) -> str:
+    """Return the stage in a child's name; a long one is cut and told apart by 5 digits of its own digest."""
+    text = stage.replace("/", "-")
+    if len(text) <= _MAX_STAGE_IN_CHILD:
+        return text
+    digest = hashlib.sha256(stage.encode()).hexdigest()[:5]
+    return f"{text[: _MAX_STAGE_IN_CHILD - len(digest) - 1].rstrip('-')}-{digest}"

@@ -14,9 +14,17 @@ from typing import Any
 from pydantic import BaseModel
 
 from wrpo_engine.config import Objective
-from wrpo_operator.api.names import MAX_EXPERIMENT_NAME, TARGET
+from wrpo_operator.api.names import MAIN_REWARD, MAX_EXPERIMENT_NAME, REWARD_SEPARATOR, TARGET
 from wrpo_operator.api.pods import EnvVar, Toleration
-from wrpo_operator.api.sections import PinnedModel, Reward, Source, Storage, Target
+from wrpo_operator.api.sections import (
+    AdditionalReward,
+    PinnedModel,
+    Reward,
+    RewardProvider,
+    Source,
+    Storage,
+    Target,
+)
 from wrpo_operator.api.spec import ExperimentSpec, Sft, Training
 
 RESERVED_ENV = re.compile(r"^(WRPO_|PET_|KUBEFLOW_|JOB_COMPLETION_INDEX$)")
@@ -38,11 +46,12 @@ class Rule:
     """None: a transition rule (it compares with the stored object), which only the API server can check."""
 
 
-def _is_path(model: PinnedModel) -> bool:
-    return model.model.startswith(("/", "storage://"))
+def _is_path(model: PinnedModel | RewardProvider) -> bool:
+    return (model.model or "").startswith(("/", "storage://"))
 
 
-_PINNED = (Target, Source, Reward)
+_PINNED = (Target, Source)
+_REWARDS = (Reward, AdditionalReward)
 _OPTIMIZERS = (Sft, Training)
 
 RULES: tuple[Rule, ...] = (
@@ -76,6 +85,40 @@ RULES: tuple[Rule, ...] = (
         "!has(self.revision) || !(self.model.startsWith('/') || self.model.startsWith('storage://'))",
         "revision has no effect on a path; remove it, or give a hub id as model",
         lambda m: m.revision is None or not _is_path(m),
+    ),
+    Rule(
+        _REWARDS,
+        "(has(self.model) ? 1 : 0) + (has(self.function) ? 1 : 0) + (has(self.endpoint) ? 1 : 0) == 1",
+        "a reward must have exactly one of model, function and endpoint; set one and remove the others",
+        lambda m: sum(value is not None for value in (m.model, m.function, m.endpoint)) == 1,
+    ),
+    Rule(
+        _REWARDS,
+        "!self.trustRemoteCode || (has(self.model) && (self.model.startsWith('/') ||"
+        " self.model.startsWith('storage://') || (has(self.revision) && self.revision.matches('^[0-9a-f]{40}$'))))",
+        "trustRemoteCode runs code from the hub and so needs a model with a pinned revision; set revision to a "
+        "40-digit commit",
+        lambda m: (
+            not m.trust_remote_code or (m.model is not None and (_is_path(m) or bool(COMMIT.match(m.revision or ""))))
+        ),
+    ),
+    Rule(
+        _REWARDS,
+        "!has(self.revision) || (has(self.model) && !self.model.startsWith('/') && !self.model.startsWith('storage://'))",
+        "revision has an effect only on a hub id; remove it, or give a hub id as model",
+        lambda m: m.revision is None or (m.model is not None and not _is_path(m)),
+    ),
+    Rule(
+        _REWARDS,
+        "!has(self.endpointModel) || has(self.endpoint)",
+        "endpointModel is sent to an endpoint; set endpoint or remove endpointModel",
+        lambda m: m.endpoint_model is None or m.endpoint is not None,
+    ),
+    Rule(
+        (AdditionalReward,),
+        f"self.name != '{MAIN_REWARD}'",
+        f"name `{MAIN_REWARD}` is that of the first reward; choose another name",
+        lambda m: m.name != MAIN_REWARD,
     ),
     Rule(
         _OPTIMIZERS,
@@ -171,6 +214,19 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         (ExperimentSpec,),
+        "self.curation.pairing == 'WRPO' || self.training.objective in ['DPO', 'SimPO', 'IPO', 'SFTOnly']",
+        "curation.pairing WithinSource and BestWorst give pairs, and the WRPO objectives need triples; choose pairing "
+        "WRPO, or objective DPO, SimPO or IPO",
+        lambda m: m.curation.pairing == "WRPO" or m.training.objective not in WRPO_FORMS,
+    ),
+    Rule(
+        (ExperimentSpec,),
+        f"size(self.reward.additional) == 0 || !self.sources.exists(s, s.name.contains('{REWARD_SEPARATOR}'))",
+        "with reward.additional no source name may contain two dashes in a row, or stage names could not be told apart",
+        lambda m: not m.reward.additional or not any(REWARD_SEPARATOR in source.name for source in m.sources),
+    ),
+    Rule(
+        (ExperimentSpec,),
         "!self.evaluation.enabled || self.prompts.evaluation.prompts > 0",
         "evaluation is enabled but prompts.evaluation.prompts is 0; raise it or set evaluation.enabled to false",
         lambda m: not m.evaluation.enabled or m.prompts.evaluation.prompts > 0,
@@ -196,6 +252,7 @@ def broken_rules(spec: ExperimentSpec) -> tuple[str, ...]:
     ]
     for path, names in (
         ("spec.sources", [source.name for source in spec.sources]),
+        ("spec.reward.additional", [reward.name for reward in spec.reward.additional]),
         ("spec.env", [variable.name for variable in spec.env]),
         ("spec.imagePullSecrets", [secret.name for secret in spec.image_pull_secrets]),
     ):

@@ -7,15 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from wrpo_operator.api.base import (
+    ATOMIC,
     LABEL_PATTERN,
     MAX_SEED,
+    FreeObject,
     ModelName,
     ObjectName,
     Revision,
     SpecModel,
+    list_map,
 )
-from wrpo_operator.api.names import MAX_SOURCE_NAME
-from wrpo_operator.api.pods import Resources
+from wrpo_operator.api.names import MAX_REWARD_NAME, MAX_SOURCE_NAME
+from wrpo_operator.api.pods import Resources, SecretKeyRef
 
 Backend = Literal["vLLM", "Transformers"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -29,6 +32,10 @@ Tokens = Annotated[int, Field(ge=1, le=1048576)]
 Shards = Annotated[int, Field(ge=1, le=256)]
 TensorParallel = Annotated[int, Field(ge=1, le=64)]
 MemoryFraction = Annotated[float, Field(gt=0, le=1)]
+Quantization = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+StopTexts = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=16)]
+StopTokens = Annotated[tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...], Field(max_length=32)]
+Weight = Annotated[float, Field(gt=0, le=1000000)]
 
 
 class PinnedModel(SpecModel):
@@ -78,6 +85,14 @@ class SamplingOverride(SpecModel):
     """GPUs that share one copy of the model."""
     gpu_memory_utilization: MemoryFraction | None = None
     """Share of a GPU's memory that vLLM takes."""
+    quantization: Quantization | None = None
+    """vLLM's name of the weights' quantisation."""
+    stop: StopTexts | None = Field(default=None, json_schema_extra=ATOMIC)
+    """Texts that end a response."""
+    stop_token_ids: StopTokens | None = Field(default=None, json_schema_extra=ATOMIC)
+    """Tokens that end a response."""
+    engine_args: FreeObject | None = None
+    """Further arguments of vLLM's engine."""
 
 
 class Source(Target):
@@ -157,16 +172,63 @@ class Sampling(SpecModel):
     """Prompts committed together; a killed pod loses at most one such part."""
     shards: Shards = 1
     """Pods that share a model's prompts. Changing it re-runs nothing."""
+    quantization: Quantization | None = None
+    """vLLM's name of the weights' quantisation, e.g. awq or fp8. Unset: what the model's config says."""
+    stop: StopTexts = Field(default=(), json_schema_extra=ATOMIC)
+    """Texts that end a response; they are not part of it."""
+    stop_token_ids: StopTokens = Field(default=(), json_schema_extra=ATOMIC)
+    """Tokens that end a response, beside the model's own end-of-turn tokens."""
+    engine_args: FreeObject = Field(default={})
+    """Further arguments of vLLM's engine by their Python names, e.g. kv_cache_dtype. Names that vLLM does not know, and
+    those that have a field of their own here, are refused when a stage starts."""
+    on_source_failure: Literal["Fail", "Continue"] = "Fail"
+    """What follows when a source fails for good. Fail: the experiment fails. Continue: it goes on without that source
+    as long as one is left, and the condition SourcesDegraded names it."""
     source_prompts: Literal["All", "Needed"] = "All"
     """All: sources answer SFT and preference prompts whatever the objective, so that experiments that differ only in
     objective share samples. Needed: only what the objective uses, which saves sampling for DPO, SimPO and IPO."""
 
 
-class Reward(PinnedModel):
-    """The reward model: scores every response. Any sequence classifier with one label."""
+class RewardProvider(SpecModel):
+    """Where rewards come from: exactly one of model, function and endpoint."""
+
+    model: ModelName | None = None
+    """Hugging Face hub id, absolute path or storage://PATH of a sequence classifier with one label, or of a model with
+    ArmoRM's multi-objective head."""
+    revision: Revision | None = None
+    """Commit, tag or branch of a hub id. Unset: the default branch as it is when a stage runs. Refused for paths."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. A hub id then needs a 40-digit commit as its revision, so that nobody
+    can change the code later."""
+    chat_template: Text | None = None
+    """Jinja chat template that replaces the tokenizer's. Unset: the tokenizer's own."""
+    function: str | None = Field(
+        default=None, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$"
+    )
+    """MODULE:FUNCTION in the trainer image: takes a list of prompts and one of responses, returns one number each."""
+    endpoint: str | None = Field(default=None, max_length=512, pattern=r"^https?://[A-Za-z0-9._:\[\]/-]+$")
+    """Base URL of an OpenAI-compatible server of a reward model, e.g. vLLM's."""
+    endpoint_model: str | None = Field(default=None, min_length=1, max_length=256)
+    """Model name that is sent to the endpoint."""
+    weight: Weight = 1.0
+    """Share of this reward in the score, which is the weighted mean of all. Changing it scores nothing anew."""
+
+
+class AdditionalReward(RewardProvider):
+    """A further reward, averaged with the first."""
+
+    name: str = Field(min_length=1, max_length=MAX_REWARD_NAME, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    """Unique name; it stands in stage names (score/SOURCE--NAME). `main` is the first reward."""
+
+
+class Reward(RewardProvider):
+    """The reward: scores every response."""
 
     max_length: Tokens = 4096
     """Tokens of prompt and response that the reward model reads."""
+    truncation: Literal["Right", "Left", "Fail"] = "Right"
+    """What becomes of longer texts: cut at their end, cut at their beginning (which keeps the response), or an error
+    that names the row. Cut ones are counted."""
     batch_tokens: int = Field(default=16384, ge=1, le=16777216)
     """Upper bound of tokens in one forward pass. Lower it when memory runs out."""
     dtype: Dtype = "auto"
@@ -175,13 +237,37 @@ class Reward(PinnedModel):
     """Responses committed together; a killed pod loses at most one such part."""
     shards: Shards = 1
     """Pods that share a scoring stage. Changing it re-runs nothing."""
+    api_key_secret_ref: SecretKeyRef | None = None
+    """Key of a Secret that is sent to the endpoints as a bearer token. The operator never reads it."""
+    additional: tuple[AdditionalReward, ...] = Field(default=(), max_length=3, json_schema_extra=list_map("name"))
+    """Further rewards; each scores every response in stages of its own."""
+
+
+class ModelCache(SpecModel):
+    """Models of a hub, downloaded once into the storage."""
+
+    enabled: bool = False
+    """True: a stage of its own downloads each hub model once (resumed, with checksums), and later stages need no hub.
+    False: every pod downloads what it needs. Changing it re-runs nothing."""
 
 
 class Curation(SpecModel):
     """Which prompts become training rows. Every dropped prompt is counted by reason."""
 
+    pairing: Literal["WRPO", "WithinSource", "BestWorst"] = "WRPO"
+    """WRPO: the best source response, the target's best and its worst. For DPO, SimPO and IPO also WithinSource: the
+    best and the worst of the one source whose best is the best of all (FuseChat-3.0), and BestWorst: the best against
+    the worst response of all models."""
     score_margin: float = Field(default=0.0, ge=0, le=1000000)
-    """Drop a prompt when the target's best and worst responses differ by less than this in score. 0: keep all."""
+    """Drop a prompt when the responses of its pair differ by less than this in score. 0: keep all."""
+    max_score_gap: float | None = Field(default=None, gt=0, le=1000000)
+    """Drop a prompt when the responses of its pair differ by more than this in score. Unset: keep all."""
+    score_column: str | None = Field(default=None, min_length=1, max_length=128)
+    """Decide by this column of the scores, e.g. objective/helpsteer-helpfulness. Unset: by the score."""
+    drop_duplicates: bool = True
+    """Drop a prompt whose row equals an earlier one's in all texts."""
+    max_response_tokens: Tokens | None = None
+    """Leave longer responses out of the choice. Unset: none."""
     require_source_better: bool = False
     """Drop a prompt unless the best source response scores above the target's best. Only for the WRPO objectives."""
     on_tie: Literal["Drop", "KeepFirst"] = "Drop"

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from wrpo_engine.config import Objective
-from wrpo_operator.api.base import FreeObject, SpecModel, list_map
+from wrpo_operator.api.base import ATOMIC, FreeObject, SpecModel, list_map
 from wrpo_operator.api.pods import (
     EnvVar,
     Images,
@@ -26,6 +26,7 @@ from wrpo_operator.api.sections import (
     Backend,
     Curation,
     Dtype,
+    ModelCache,
     Prompts,
     Reward,
     Sampling,
@@ -51,6 +52,32 @@ GpusPerNode = Annotated[int, Field(ge=0, le=64)]
 MicroBatch = Annotated[int, Field(ge=1, le=16777216)]
 
 
+class Lora(SpecModel):
+    """Low-rank adapters. The trained model is exported merged, the adapter beside it."""
+
+    rank: int = Field(default=16, ge=1, le=4096)
+    """Rank of the adapters."""
+    alpha: float = Field(default=32.0, gt=0, le=65536)
+    """Their scale is alpha / rank."""
+    target_modules: tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] = Field(
+        default=(), max_length=32, json_schema_extra=ATOMIC
+    )
+    """Names of linear layers, e.g. q_proj. Empty: all but the output head."""
+
+
+class Holdout(SpecModel):
+    """Rows kept out of training, and what their loss decides."""
+
+    fraction: float = Field(default=0.05, gt=0, lt=1)
+    """Share of the rows, chosen by the seed."""
+    every_steps: Steps = 50
+    """Optimizer steps between evaluations; the last step is always followed by one."""
+    patience: int | None = Field(default=None, ge=1, le=10000)
+    """Early stopping: end after so many evaluations without a better loss. Unset: never."""
+    keep_best: bool = False
+    """Export the weights with the lowest held-out loss instead of the last ones."""
+
+
 class OptimizerSpec(SpecModel):
     """AdamW and its data, as SFT and preference training have them."""
 
@@ -72,6 +99,12 @@ class OptimizerSpec(SpecModel):
     """Tokens of the prompt; must be below maxLength."""
     seed: Seed = 42
     """Decides the order of rows."""
+    shuffle: bool = True
+    """False: rows in the order of the artifact, every epoch."""
+    lora: Lora | None = None
+    """Train low-rank adapters only. Unset: all weights."""
+    holdout: Holdout | None = None
+    """Evaluate on held-out rows while training. Unset: never."""
 
 
 class Sft(OptimizerSpec):
@@ -97,6 +130,8 @@ class Sft(OptimizerSpec):
     """Unset: training.microBatchTokens."""
     checkpoint_every_steps: Steps | None = None
     """Unset: training.checkpointEverySteps."""
+    loss_tokens: Literal["Response", "All"] = "Response"
+    """All: the prompt's tokens carry loss too, as in the paper's released code."""
 
 
 class Alpha(SpecModel):
@@ -143,6 +178,30 @@ class Training(OptimizerSpec):
     """Upper bound of tokens in one forward pass of one rank. Lower it when memory runs out. Re-runs nothing."""
     checkpoint_every_steps: Steps = 50
     """Optimizer steps between checkpoints: what a killed gang loses at most. Re-runs nothing."""
+    keep_checkpoints: int = Field(default=2, ge=1, le=100)
+    """The newest so many checkpoints are kept, so that a damaged one costs little. Re-runs nothing."""
+    micro_batch_size: int | None = Field(default=None, ge=1, le=65536)
+    """Rows in one forward pass of one rank, instead of the bound of tokens. Re-runs nothing."""
+    layout: Literal["auto", "shared-prefix", "packed", "padded"] = "auto"
+    """How sequences lie in a forward pass. shared-prefix computes a prompt once for all its responses; auto takes the
+    best that the model's architecture supports. Re-runs nothing."""
+    torch_compile: bool = False
+    """Compile the model with torch.compile. Re-runs nothing."""
+    reference: Literal["precomputed", "in-memory"] = "precomputed"
+    """Reference log-probabilities from one pass before training, or from a second, frozen model in every step, which
+    takes its memory and time. Re-runs nothing."""
+    offload_nvme_path: str | None = Field(default=None, max_length=512, pattern=r"^/[A-Za-z0-9._/-]*$")
+    """Offload to this directory of a local disk instead of the host's memory (zeroStage 3). Re-runs nothing."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        default=("tensorboard",), max_length=3, json_schema_extra=ATOMIC
+    )
+    """Where metrics go beside metrics.jsonl. Keys come from spec.env. Re-runs nothing."""
+    collective_timeout_seconds: int = Field(default=1800, ge=1, le=86400)
+    """A rank that waits longer for its peers ends, and the gang is made anew. Re-runs nothing."""
+    rendezvous_timeout_seconds: int = Field(default=900, ge=1, le=86400)
+    """Pods of a gang wait so long for each other; then the missing ones are named. Re-runs nothing."""
+    hang_timeout_seconds: int = Field(default=1200, ge=1, le=86400)
+    """Without a finished micro-batch for so long, ranks write their stacks to their logs and end. Re-runs nothing."""
     nodes: Nodes = 1
     """Pods of a training gang. Changing it re-runs nothing."""
     gpus_per_node: GpusPerNode = 0
@@ -224,7 +283,9 @@ class ExperimentSpec(SpecModel):
     sampling: Sampling = Sampling()
     """How models answer prompts."""
     reward: Reward
-    """The reward model."""
+    """The reward."""
+    model_cache: ModelCache = ModelCache()
+    """Models of a hub, downloaded once."""
     curation: Curation = Curation()
     """Which prompts become training rows."""
     sft: Sft = Sft()

@@ -15,7 +15,7 @@ MAX_ATTEMPTS = 5
 MAX_ATTEMPT_MESSAGE = 1024
 MAX_BLOCKERS = 16
 MAX_METRICS = 64
-MAX_STAGES = 128
+MAX_STAGES = 256
 MAX_MESSAGE = 4096
 
 
@@ -78,7 +78,7 @@ class Condition(StatusModel):
     """A metav1.Condition."""
 
     type: str = Field(max_length=63)
-    """Accepted, Progressing, Blocked, Suspended, Succeeded or Failed."""
+    """Accepted, Progressing, Blocked, Suspended, Succeeded, Failed or SourcesDegraded."""
     status: str = Field(pattern="^(True|False|Unknown)$", max_length=7)
     """True, False or Unknown."""
     observed_generation: int = Field(default=0, ge=0)
@@ -191,7 +191,7 @@ class ExperimentStatus(StatusModel):
     reason: str | None = Field(default=None, max_length=128)
     """Reason of the condition that explains the phase; for printing."""
     conditions: tuple[Condition, ...] = Field(default=(), max_length=16, json_schema_extra=list_map("type"))
-    """Accepted, Progressing, Blocked, Suspended, Succeeded, Failed."""
+    """Accepted, Progressing, Blocked, Suspended, Succeeded, Failed, SourcesDegraded."""
     stages: tuple[StageStatus, ...] = Field(default=(), max_length=MAX_STAGES, json_schema_extra=list_map("name"))
     """All stages in the order in which they can run."""
     progress: Progress | None = None

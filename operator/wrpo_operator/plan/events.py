@@ -43,6 +43,7 @@ _TOLD: tuple[tuple[ConditionType, str, str], ...] = (
     (ConditionType.ACCEPTED, "False", _WARNING),
     (ConditionType.SUSPENDED, "True", _NORMAL),
     (ConditionType.BLOCKED, "True", _WARNING),
+    (ConditionType.SOURCES_DEGRADED, "True", _WARNING),
     (ConditionType.SUCCEEDED, "True", _NORMAL),
     (ConditionType.FAILED, "True", _WARNING),
 )

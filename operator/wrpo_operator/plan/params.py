@@ -8,17 +8,20 @@ from wrpo_engine.config import (
     AlphaParams,
     EvaluateModel,
     EvaluateParams,
+    HoldoutParams,
+    LoraParams,
     ModelRef,
     Objective,
     RewardModel,
     Runtime,
     SampleParams,
+    ScoreParams,
     SftParams,
     TrainParams,
 )
-from wrpo_operator.api.names import TARGET
-from wrpo_operator.api.sections import Source, Target
-from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.api.names import MAIN_REWARD, TARGET
+from wrpo_operator.api.sections import RewardProvider, Source, Target
+from wrpo_operator.api.spec import ExperimentSpec, OptimizerSpec
 
 Part: TypeAlias = Literal["sft", "preference", "evaluation"]
 
@@ -33,6 +36,10 @@ _OVERRIDABLE = (
     "max_model_length",
     "system_prompt",
     "on_prompt_too_long",
+    "quantization",
+    "stop",
+    "stop_token_ids",
+    "engine_args",
 )
 _OPTIMIZER = (
     "learning_rate",
@@ -45,9 +52,25 @@ _OPTIMIZER = (
     "max_length",
     "max_prompt_length",
     "seed",
+    "shuffle",
 )
 _SHARED = ("precision", "zero_stage", "gradient_checkpointing")
 """Fields of training that hold for SFT too unless sft sets them."""
+_SFT_RUNTIME = ("micro_batch_tokens", "checkpoint_every_steps", "offload")
+"""The same, of those that change nothing that is computed."""
+_RUNTIME = (
+    "keep_checkpoints",
+    "micro_batch_size",
+    "layout",
+    "torch_compile",
+    "reference",
+    "offload_nvme_path",
+    "trackers",
+    "collective_timeout_seconds",
+    "rendezvous_timeout_seconds",
+    "hang_timeout_seconds",
+)
+"""Fields of training that hold for both stages and change nothing that is computed."""
 
 
 def named_model(model: Target) -> ModelRef:
@@ -72,10 +95,41 @@ def start_model(spec: ExperimentSpec) -> ModelRef:
     return made_model("sft", spec) if spec.sft.enabled else named_model(spec.target)
 
 
-def reward_model(spec: ExperimentSpec) -> RewardModel:
-    """Return the reward model."""
-    reward = spec.reward
-    return RewardModel(name=reward.model, revision=reward.revision, trust_remote_code=reward.trust_remote_code)
+def reward_model(reward: RewardProvider) -> RewardModel:
+    """Return a reward as the engine knows it."""
+    return RewardModel(
+        name=reward.model,
+        revision=reward.revision,
+        trust_remote_code=reward.trust_remote_code,
+        chat_template=reward.chat_template,
+        function=reward.function,
+        endpoint=reward.endpoint,
+        endpoint_model=reward.endpoint_model,
+    )
+
+
+def scoring(spec: ExperimentSpec, reward: RewardProvider) -> ScoreParams:
+    """Return how one reward scores the samples of one model."""
+    settings = spec.reward
+    return ScoreParams(
+        reward=reward_model(reward),
+        max_length=settings.max_length,
+        truncation=settings.truncation,
+        batch_tokens=settings.batch_tokens,
+        dtype=settings.dtype,
+        rows_per_part=settings.rows_per_part,
+    )
+
+
+def curation(spec: ExperimentSpec) -> dict[str, Any]:
+    """Return what both curations share."""
+    weights = {MAIN_REWARD: spec.reward.weight} | {item.name: item.weight for item in spec.reward.additional}
+    return {
+        "drop_truncated": spec.curation.drop_truncated,
+        "max_response_tokens": spec.curation.max_response_tokens,
+        "score_column": spec.curation.score_column,
+        "reward_weights": weights if spec.reward.additional else {},
+    }
 
 
 def sampling(spec: ExperimentSpec, source: Source | None, parts: tuple[Part, ...]) -> SampleParams:
@@ -104,14 +158,19 @@ def sampling_runtime(spec: ExperimentSpec, source: Source | None) -> Runtime:
     )
 
 
-def _optimizer(section: Any, shared: dict[str, Any]) -> dict[str, Any]:
-    return {name: getattr(section, name) for name in _OPTIMIZER} | shared
+def _optimizer(section: OptimizerSpec, shared: dict[str, Any]) -> dict[str, Any]:
+    values = {name: getattr(section, name) for name in _OPTIMIZER} | shared
+    if section.lora is not None:
+        values["lora"] = LoraParams(**section.lora.model_dump())
+    if section.holdout is not None:
+        values["holdout"] = HoldoutParams(**section.holdout.model_dump())
+    return values
 
 
 def sft(spec: ExperimentSpec) -> SftParams:
     """Return the parameters of SFT."""
     shared = {name: _sft_or_training(spec, name) for name in _SHARED}
-    return SftParams(model=named_model(spec.target), **_optimizer(spec.sft, shared))
+    return SftParams(model=named_model(spec.target), loss_tokens=spec.sft.loss_tokens, **_optimizer(spec.sft, shared))
 
 
 def train(spec: ExperimentSpec) -> TrainParams:
@@ -140,21 +199,14 @@ def _sft_or_training(spec: ExperimentSpec, name: str) -> Any:
 
 def training_runtime(spec: ExperimentSpec) -> Runtime:
     """Return how preference optimisation runs."""
-    training = spec.training
-    return Runtime(
-        micro_batch_tokens=training.micro_batch_tokens,
-        checkpoint_every_steps=training.checkpoint_every_steps,
-        offload=training.offload,
-    )
+    return Runtime(**{name: getattr(spec.training, name) for name in (*_RUNTIME, *_SFT_RUNTIME)})
 
 
 def sft_runtime(spec: ExperimentSpec) -> Runtime:
     """Return how SFT runs."""
-    return Runtime(
-        micro_batch_tokens=_sft_or_training(spec, "micro_batch_tokens"),
-        checkpoint_every_steps=_sft_or_training(spec, "checkpoint_every_steps"),
-        offload=_sft_or_training(spec, "offload"),
-    )
+    own = {name: _sft_or_training(spec, name) for name in _SFT_RUNTIME}
+    shared = {name: getattr(spec.training, name) for name in _RUNTIME if name != "reference"}
+    return Runtime(**own, **shared)
 
 
 def evaluation(spec: ExperimentSpec) -> EvaluateParams:
@@ -167,7 +219,11 @@ def evaluation(spec: ExperimentSpec) -> EvaluateParams:
     settings = spec.evaluation
     return EvaluateParams(
         models=tuple(models),
-        reward=reward_model(spec),
+        reward=reward_model(spec.reward),
+        more_rewards=tuple(reward_model(reward) for reward in spec.reward.additional),
+        reward_weights=tuple(reward.weight for reward in (spec.reward, *spec.reward.additional))
+        if spec.reward.additional
+        else (),
         backend=settings.backend or spec.sampling.backend,
         samples_per_prompt=settings.samples_per_prompt,
         temperature=settings.temperature,

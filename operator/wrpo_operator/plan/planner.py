@@ -10,7 +10,7 @@ from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import ExperimentStatus, Phase, from_time
 from wrpo_operator.plan.blockers import find_blockers
 from wrpo_operator.plan.events import events_between
-from wrpo_operator.plan.graph import build_graph
+from wrpo_operator.plan.graph import build_graph, source_of
 from wrpo_operator.plan.memory import StageView, has_failed_for_good, recall
 from wrpo_operator.plan.model import Experiment, Plan, PlannedAttempt, Snapshot
 from wrpo_operator.plan.retry import GiveUp
@@ -53,10 +53,16 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
 
     graph = build_graph(spec)
     views = recall(experiment, spec, graph, snapshot.children, now)
+    late = enforce_pending_deadline(spec, views, now)
+    lost = lost_sources(late.views, spec)
+    if lost:
+        graph = build_graph(spec, frozenset(lost))
+        views = recall(experiment, spec, graph, snapshot.children, now)
+        late = enforce_pending_deadline(spec, views, now)
     deleted = [*stale_children(snapshot, graph), *already_ended(views)]
 
-    late = enforce_pending_deadline(spec, views, now)
-    failure = recorded_failure(experiment, late.views) or find_failure(late.views, spec)
+    wanted = tuple(view for view in late.views if source_of(spec, view.id) not in lost)
+    failure = recorded_failure(experiment, late.views) or find_failure(wanted, spec)
     if failure is not None:
         stops = stop_all(late.views, f"stage {failure.stage} has failed", now)
     else:
@@ -66,12 +72,12 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     deleted += [*late.delete, *stops.delete]
 
     may_start = failure is None and not spec.suspend
-    decided = decide_starts(snapshot, spec, stops.views, now) if may_start else ()
+    decided = decide_starts(snapshot, spec, stops.views, now, frozenset(lost)) if may_start else ()
     starts = tuple(start for start in decided if isinstance(start, PlannedAttempt))
     held = tuple(start for start in decided if isinstance(start, Held))
 
     blockers = find_blockers(snapshot, spec, stops.views, held, now) if failure is None else ()
-    decisions = Decisions(stops.views, starts, held, failure, blockers)
+    decisions = Decisions(stops.views, starts, held, failure, blockers, lost)
     status = build_status(snapshot, spec, decisions, now)
     deleted += expired_children(snapshot, spec, now) if status.finished_at == experiment.status.finished_at else ()
     return Plan(
@@ -91,6 +97,21 @@ def recorded_failure(experiment: Experiment, views: Sequence[StageView]) -> Stag
     if condition is None or view is None or not has_failed_for_good(experiment):
         return None
     return StageFailure(view.id, condition.reason, condition.message)
+
+
+def lost_sources(views: Sequence[StageView], spec: ExperimentSpec) -> dict[str, StageFailure]:
+    """Return the sources that the experiment goes on without, each with its failure: none unless the spec allows it,
+    and none if no source would be left.
+    """
+    if spec.sampling.on_source_failure != "Continue":
+        return {}
+    lost: dict[str, StageFailure] = {}
+    for view in views:
+        source = source_of(spec, view.id)
+        failure = find_failure((view,), spec)
+        if source is not None and failure is not None:
+            lost.setdefault(source, failure)
+    return lost if len(lost) < len(spec.sources) else {}
 
 
 def find_failure(views: Sequence[StageView], spec: ExperimentSpec) -> StageFailure | None:

@@ -14,6 +14,7 @@ from wrpo_operator.api.names import child_name
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import to_time
 from wrpo_operator.plan.classify import LIVE
+from wrpo_operator.plan.graph import source_of
 from wrpo_operator.plan.memory import StageView
 from wrpo_operator.plan.model import ChildFact, PlannedAttempt, Shape, Snapshot, StageId, StageNode
 from wrpo_operator.plan.retry import StartAttempt, Wait
@@ -64,9 +65,13 @@ def planned_attempt(
 
 
 def decide_starts(
-    snapshot: Snapshot, spec: ExperimentSpec, views: Sequence[StageView], now: datetime
+    snapshot: Snapshot,
+    spec: ExperimentSpec,
+    views: Sequence[StageView],
+    now: datetime,
+    lost: frozenset[str] = frozenset(),
 ) -> tuple[Start, ...]:
-    """Decide for every stage whose inputs are there whether it starts.
+    """Decide for every stage whose inputs are there whether it starts; those of `lost` sources do not.
 
     Invariants: nothing starts before all of its inputs have succeeded; nothing starts while a child of the same hash is
     live, whoever owns it, or while a pod of an attempt that has ended still runs.
@@ -74,7 +79,12 @@ def decide_starts(
     done = {view.id for view in views if view.succeeded}
     hashes = {view.id: view.node.hash for view in views}
     ready = (
-        view for view in views if not view.succeeded and not view.live and done.issuperset(view.node.inputs.values())
+        view
+        for view in views
+        if not view.succeeded
+        and not view.live
+        and done.issuperset(view.node.inputs.values())
+        and source_of(spec, view.id) not in lost
     )
     starts: list[Start] = []
     for view in ready:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ from wrpo_operator.api.status import (
     StageStatus,
     to_time,
 )
+from wrpo_operator.plan.graph import source_of
 from wrpo_operator.plan.memory import StageView
 from wrpo_operator.plan.model import (
     ChildState,
@@ -54,6 +55,12 @@ class Decisions:
     held: tuple[Held, ...] = ()
     failure: StageFailure | None = None
     blockers: tuple[Blocker, ...] = ()
+    lost: Mapping[str, StageFailure] = field(default_factory=dict)
+    """Sources that the experiment goes on without."""
+
+    def loss_of(self, spec: ExperimentSpec, stage: StageId) -> StageFailure | None:
+        """Return the failure for which a stage's source is left out."""
+        return self.lost.get(source_of(spec, stage) or "")
 
 
 def describe_failure(view: StageView, reason: Reason, limit: int) -> StageFailure:
@@ -74,12 +81,14 @@ def build_status(snapshot: Snapshot, spec: ExperimentSpec, decided: Decisions, n
     before = snapshot.experiment.status
     starts = {start.node.id: start for start in decided.starts}
     held = {item.view.id: item for item in decided.held}
+    losses = {view.id: decided.loss_of(spec, view.id) for view in decided.views}
     stages = tuple(
-        _stage(snapshot, spec, view, starts.get(view.id), held.get(view.id), decided.failure, now)
+        _stage(snapshot, spec, view, starts.get(view.id), held.get(view.id), decided.failure or losses[view.id], now)
         for view in decided.views
     )
-    phase = _phase(spec, stages, decided.failure)
-    progress = overall(decided.views, stages)
+    wanted = [(view, stage) for view, stage in zip(decided.views, stages, strict=True) if losses[view.id] is None]
+    phase = _phase(spec, [stage for _, stage in wanted], decided.failure)
+    progress = overall([view for view, _ in wanted], [stage for _, stage in wanted])
     started = min((stage.started_at for stage in stages if stage.started_at), default=None)
     ended = phase in {Phase.SUCCEEDED, Phase.FAILED}
     same_end = before.phase is phase and before.observed_generation == snapshot.experiment.generation
@@ -95,7 +104,7 @@ def build_status(snapshot: Snapshot, spec: ExperimentSpec, decided: Decisions, n
         started_at=before.started_at or started,
         finished_at=((before.finished_at if same_end else None) or to_time(now)) if ended else None,
     )
-    return with_conditions(snapshot.experiment, status, _conditions(spec, status, decided.failure), now)
+    return with_conditions(snapshot.experiment, status, _conditions(spec, status, decided), now)
 
 
 def invalid_status(experiment: Experiment, now: datetime) -> ExperimentStatus:
@@ -111,6 +120,7 @@ def invalid_status(experiment: Experiment, now: datetime) -> ExperimentStatus:
         }
     )
     facts = {
+        ConditionType.SOURCES_DEGRADED: (False, Reason.INVALID_SPEC, words.not_accepted_yet()),
         ConditionType.ACCEPTED: (False, Reason.INVALID_SPEC, message),
         ConditionType.PROGRESSING: (False, Reason.INVALID_SPEC, words.not_accepted_yet()),
         ConditionType.BLOCKED: (True, Reason.INVALID_SPEC, words.not_accepted_yet()),
@@ -124,8 +134,8 @@ def invalid_status(experiment: Experiment, now: datetime) -> ExperimentStatus:
 Facts = Mapping[ConditionType, tuple[bool, Reason | str, str]]
 
 
-def _conditions(spec: ExperimentSpec, status: ExperimentStatus, failure: StageFailure | None) -> Facts:
-    phase = status.phase
+def _conditions(spec: ExperimentSpec, status: ExperimentStatus, decided: Decisions) -> Facts:
+    phase, failure = status.phase, decided.failure
     ended = phase in {Phase.SUCCEEDED, Phase.FAILED}
     running = tuple(stage.name for stage in status.stages if stage.state is StageState.RUNNING)
     waiting = tuple(stage.name for stage in status.stages if stage.state is StageState.WAITING)
@@ -142,14 +152,20 @@ def _conditions(spec: ExperimentSpec, status: ExperimentStatus, failure: StageFa
         first = status.blockers[0]
         blocked = (True, first.reason, f"{first.object}: {first.message}"[:4096])
     suspended = spec.suspend and not ended
+    succeeded = sum(stage.state is StageState.SUCCEEDED for stage in status.stages)
+    degraded: tuple[bool, Reason | str, str] = (False, Reason.ALL_SOURCES_USED, words.all_sources_used())
+    if decided.lost:
+        failures = {name: loss.message for name, loss in decided.lost.items()}
+        degraded = (True, Reason.SOURCE_FAILED, words.sources_lost(failures)[:4096])
     return {
+        ConditionType.SOURCES_DEGRADED: degraded,
         ConditionType.ACCEPTED: (True, Reason.VALID, words.accepted()),
         ConditionType.PROGRESSING: progressing,
         ConditionType.BLOCKED: blocked,
         ConditionType.SUSPENDED: (True, Reason.SUSPENDED, words.suspended())
         if suspended
         else (False, Reason.NOT_SUSPENDED, words.not_suspended()),
-        ConditionType.SUCCEEDED: (True, Reason.ALL_STAGES_SUCCEEDED, words.succeeded(len(status.stages)))
+        ConditionType.SUCCEEDED: (True, Reason.ALL_STAGES_SUCCEEDED, words.succeeded(succeeded))
         if phase is Phase.SUCCEEDED
         else (False, Reason.NOT_FINISHED, words.not_finished()),
         ConditionType.FAILED: (True, failure.reason, failure.message)

@@ -6,7 +6,7 @@ from typing import Any
 
 from wrpo_engine.config import StageKind
 from wrpo_operator.api.pod_template import STAGE_CONTAINER
-from wrpo_operator.api.pods import EnvVar
+from wrpo_operator.api.pods import EnvVar, SecretKeyRef
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Experiment, PlannedAttempt, Shape
 from wrpo_operator.plan.resources import resources_of
@@ -25,6 +25,8 @@ TOKEN_LIFETIME_S = 3600
 TRAINING_GRACE_S = 120
 """Time to save a checkpoint after SIGTERM."""
 GRACE_S = 60
+REWARD_KINDS = frozenset({StageKind.SCORE, StageKind.EVALUATE})
+REWARD_API_KEY = "WRPO_REWARD_API_KEY"
 SAMPLER_KINDS = frozenset({StageKind.SAMPLE, StageKind.EVALUATE})
 
 CONTAINER_SECURITY: dict[str, Any] = {
@@ -125,17 +127,22 @@ def _environment(
     entries = {name: {"name": name, "value": value} for name, value in {**own, **settings.extra_env}.items()}
     for variable in spec.env:
         entries[variable.name] = _variable(variable)
+    if spec.reward.api_key_secret_ref is not None and planned.node.id.kind in REWARD_KINDS:
+        entries[REWARD_API_KEY] = _secret_variable(REWARD_API_KEY, spec.reward.api_key_secret_ref)
     return list(entries.values())
 
 
 def _variable(variable: EnvVar) -> dict[str, Any]:
     if variable.value_from is None:
         return {"name": variable.name, "value": variable.value or ""}
-    key = variable.value_from.secret_key_ref
+    return _secret_variable(variable.name, variable.value_from.secret_key_ref)
+
+
+def _secret_variable(name: str, key: SecretKeyRef) -> dict[str, Any]:
     reference: dict[str, Any] = {"name": key.name, "key": key.key}
     if key.optional:
         reference["optional"] = True
-    return {"name": variable.name, "valueFrom": {"secretKeyRef": reference}}
+    return {"name": name, "valueFrom": {"secretKeyRef": reference}}
 
 
 def _mounts(spec: ExperimentSpec, settings: RenderSettings) -> list[dict[str, Any]]:

@@ -38,6 +38,19 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "an empty value in the environment": {"env": [{"name": "DEBUG", "value": ""}]},
     "a toleration of all taints": {"scheduling": {"tolerations": [{"operator": "Exists"}]}},
     "GPUs as number and as text": {"resources": {"sample": {"limits": {"nvidia.com/gpu": 1, "memory": "64Gi"}}}},
+    "a reward function": {"reward": {"model": None, "function": "my_rewards.length:score"}},
+    "a reward endpoint": {
+        "reward": {"model": None, "endpoint": "http://rewards.ml:8000/v1", "endpointModel": "rm",
+                   "apiKeySecretRef": {"name": "rm", "key": "key"}}},
+    "two rewards": {"reward": {"weight": 2, "additional": [{"name": "length", "function": "a:b", "weight": 0.5}]}},
+    "pairs of one source": {
+        "training": {"objective": "SimPO"},
+        "curation": {"pairing": "WithinSource", "scoreMargin": 0.01, "maxScoreGap": 0.1}},
+    "adapters and held-out rows": {
+        "training": {"lora": {"rank": 8, "targetModules": ["q_proj"]}, "holdout": {"patience": 3, "keepBest": True}}},
+    "options of vLLM": {
+        "sampling": {"quantization": "fp8", "stop": ["###"], "stopTokenIds": [7],
+                     "engineArgs": {"kv_cache_dtype": "fp8", "max_num_seqs": 64}}},
     "a pod template with a volume": {
         "podTemplate": {"spec": {"volumes": [{"name": "models", "persistentVolumeClaim": {"claimName": "m"}}],
                                  "containers": [{"name": "stage",
@@ -54,6 +67,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"sources": [SOURCE | {"trustRemoteCode": True}]}, "needs a pinned revision"),
     "a revision of a path": (
         {"target": {"model": "/models/a", "revision": "main"}}, "revision has no effect on a path"),
+    "two rewards in one": (
+        {"reward": {"function": "a:b"}}, "a reward must have exactly one of model, function and endpoint"),
+    "a further reward without any": (
+        {"reward": {"additional": [{"name": "x"}]}}, "a reward must have exactly one of model, function and endpoint"),
+    "a moving reward with remote code": (
+        {"reward": {"trustRemoteCode": True}}, "needs a model with a pinned revision"),
+    "a revision of a reward on a path": (
+        {"reward": {"model": "/m", "revision": "main"}}, "revision has an effect only on a hub id"),
+    "a model name for no endpoint": ({"reward": {"endpointModel": "rm"}}, "endpointModel is sent to an endpoint"),
+    "a second main reward": (
+        {"reward": {"additional": [{"name": "main", "model": "org/rm"}]}}, "is that of the first reward"),
+    "a source that reads like a reward": (
+        {"reward": {"additional": [{"name": "x", "model": "org/rm"}]}, "sources": [SOURCE | {"name": "a--x"}]},
+        "no source name may contain two dashes in a row"),
+    "pairs for triples": ({"curation": {"pairing": "BestWorst"}}, "the WRPO objectives need triples"),
     "prompts as long as sequences": (
         {"training": {"maxLength": 100, "maxPromptLength": 100}}, "must be below maxLength"),
     "SFT prompts as long as sequences": ({"sft": {"maxLength": 100}}, "must be below maxLength"),
@@ -103,6 +131,9 @@ STRUCTURAL: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown objective": ({"training": {"objective": "PPO"}}, "spec.training.objective"),
     "an unknown ZeRO stage": ({"training": {"zeroStage": 4}}, "spec.training.zeroStage"),
     "a negative quantity": ({"resources": {"train": {"limits": {"cpu": "-1"}}}}, "spec.resources.train.limits.cpu"),
+    "a reward function that is no name": (
+        {"reward": {"model": None, "function": "os.system('x')"}}, "spec.reward.function"),
+    "an endpoint that is no URL": ({"reward": {"model": None, "endpoint": "rewards"}}, "spec.reward.endpoint"),
     "no retries below none": ({"retries": {"limit": -1}}, "spec.retries.limit is -1"),
 }  # fmt: skip
 

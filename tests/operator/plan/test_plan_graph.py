@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import merged, raw_spec
 
-from wrpo_engine.config import EvaluateParams, SampleParams, ScoreParams, SftParams, TrainParams
+from wrpo_engine.config import (
+    CurateSftParams,
+    EvaluateParams,
+    FetchParams,
+    SampleParams,
+    ScoreParams,
+    SftParams,
+    TrainParams,
+)
 from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageNode
@@ -205,3 +213,82 @@ def test_inputs_come_before_the_stages_that_read_them(changes: Any, more: Any) -
     for node in build_graph(parse_spec(merged(raw_spec(**changes), more))):
         assert seen.issuperset(node.inputs.values())
         seen.add(node.id)
+
+
+TWO_REWARDS = {"reward": {"weight": 2, "additional": [{"name": "length", "function": "rewards:length"}]}}
+
+
+def test_a_further_reward_scores_in_stages_of_its_own_and_leaves_the_first_ones_scores() -> None:
+    one, two = graph_of(), graph_of(**TWO_REWARDS)
+    assert set(two) - set(one) == {"score/qwen--length", "score/yi--length", "score/target--length"}
+    assert two["score/qwen"].hash == one["score/qwen"].hash
+    params = two["score/qwen--length"].params
+    assert isinstance(params, ScoreParams)
+    assert params.reward.function == "rewards:length"
+    roles = inputs_of("curate-sft", **TWO_REWARDS)
+    assert {role: stage for role, stage in roles.items() if role.startswith("scores/qwen")} == {
+        "scores/qwen/main": "score/qwen",
+        "scores/qwen/length": "score/qwen--length",
+    }
+    curation = two["curate-sft"].params
+    assert isinstance(curation, CurateSftParams)
+    assert curation.reward_weights == {"main": 2.0, "length": 1.0}
+
+
+def test_changing_a_weight_scores_nothing_anew() -> None:
+    other = merged(TWO_REWARDS, {"reward": {"weight": 3}})
+    before, after = graph_of(**TWO_REWARDS), graph_of(**other)
+    changed = {stage for stage in before if before[stage].hash != after[stage].hash}
+    assert not any(stage.startswith(("sample/qwen", "score/qwen")) for stage in changed)
+    assert "curate-sft" in changed
+
+
+def test_the_model_cache_downloads_each_hub_model_once_and_changes_no_hash() -> None:
+    changes: dict[str, Any] = {"modelCache": {"enabled": True}, "target": {"model": "Qwen/Qwen2-72B-Instruct"}}
+    with_cache, without = graph_of(**changes), graph_of(target=changes["target"])
+    fetched = {stage: node for stage, node in with_cache.items() if stage.startswith("fetch/")}
+    assert sorted(node.params.model.name for node in fetched.values() if isinstance(node.params, FetchParams)) == [
+        "01-ai/Yi-1.5-34B-Chat",
+        "Qwen/Qwen2-72B-Instruct",
+        "RLHFlow/ArmoRM-Llama3-8B-v0.1",
+    ]
+    assert {stage: with_cache[stage].hash for stage in without} == {stage: node.hash for stage, node in without.items()}
+    for stage in ("sample/qwen", "sample/yi", "score/qwen", "score/target", "sft", "evaluate"):
+        assert any(str(upstream) in fetched for upstream in with_cache[stage].inputs.values()), stage
+    assert not any(str(upstream) in fetched for upstream in with_cache["train"].inputs.values())
+
+
+def test_models_on_paths_are_not_downloaded() -> None:
+    changes: dict[str, Any] = {
+        "modelCache": {"enabled": True},
+        "target": {"model": "/models/a"},
+        "reward": {"model": "storage://rm"},
+        "sources": [{"name": "a", "model": "/models/b"}],
+    }
+    assert not any(stage.startswith("fetch/") for stage in graph_of(**changes))
+
+
+def test_pairs_of_sources_need_the_sources_whatever_the_objective() -> None:
+    changes: dict[str, Any] = {"training": {"objective": "DPO"}, "curation": {"pairing": "WithinSource"}, **NO_SFT}
+    assert "samples/qwen" in inputs_of("curate-triples", **changes)
+    params = graph_of(**changes)["sample/qwen"].params
+    assert isinstance(params, SampleParams)
+    assert "preference" in params.parts
+
+
+def test_a_left_out_source_keeps_its_stages_but_nothing_uses_them() -> None:
+    spec = parse_spec(raw_spec())
+    graph = {str(node.id): node for node in build_graph(spec, frozenset({"yi"}))}
+    assert {"sample/yi", "score/yi"} <= set(graph)
+    users = {str(node.id) for node in graph.values() for upstream in node.inputs.values() if upstream.name == "yi"}
+    assert users == {"score/yi"}
+    assert graph["curate-sft"].hash != graph_of()["curate-sft"].hash
+    assert graph["sample/qwen"].hash == graph_of()["sample/qwen"].hash
+
+
+def test_parameters_at_their_defaults_are_not_hashed() -> None:
+    # An option that a new version adds must not re-run what an older version computed.
+    explicit = graph_of(training={"shuffle": True, "beta": 0.01}, sampling={"stop": []})
+    assert {stage: node.hash for stage, node in explicit.items()} == {
+        stage: node.hash for stage, node in graph_of().items()
+    }

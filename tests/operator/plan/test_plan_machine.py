@@ -30,6 +30,8 @@ EDITS = st.sampled_from(
         {"sampling": {"shards": 2}},
         {"resources": {"sample": {"requests": {"cpu": 1}}}},
         {"reuse": {"salt": "again"}},
+        {"sampling": {"onSourceFailure": "Continue"}},
+        {"sampling": {"onSourceFailure": "Fail"}},
         {"suspend": True},
         {"suspend": False},
     ]
