@@ -23,8 +23,11 @@ def part_name(index: int) -> str:
 
 
 def parts_of_shard(parts: Sequence[T], shard: int, shards: int) -> Sequence[T]:
-    """Return a shard's share: part k belongs to shard k % shards."""
-    return parts[shard::shards]
+    """Return a shard's share. Of every `shards` parts in a row each shard has one, another one in each row.
+
+    With k % shards, what one of 8 shards left undone would all belong to one of 16, and to one of 4.
+    """
+    return [part for index, part in enumerate(parts) if (index + index // shards) % shards == shard]
 
 
 def pending_parts(ctx: StageContext, names: Sequence[str]) -> list[str]:

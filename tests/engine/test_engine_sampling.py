@@ -118,6 +118,23 @@ def test_every_part_belongs_to_exactly_one_shard(num_parts: int, shards: int) ->
     assert sorted(owned) == list(range(num_parts))
 
 
+@given(num_parts=st.integers(0, 200), shards=st.integers(1, 17))
+def test_shards_have_as_many_parts_as_each_other(num_parts: int, shards: int) -> None:
+    counts = [len(parts_of_shard(range(num_parts), shard, shards)) for shard in range(shards)]
+    assert max(counts) - min(counts) <= 1
+
+
+@given(before=st.integers(1, 16), after=st.integers(1, 16), lost=st.data())
+def test_what_one_shard_left_undone_is_shared_by_any_other_number_of_shards(
+    before: int, after: int, lost: st.DataObject
+) -> None:
+    shard = lost.draw(st.integers(0, before - 1))
+    undone = set(parts_of_shard(range(2000), shard, before))
+    shares = [len(undone.intersection(parts_of_shard(range(2000), new, after))) for new in range(after)]
+    if before != after:
+        assert max(shares) <= 2 * len(undone) / after + 1
+
+
 @given(num_rows=st.integers(0, 100), per_part=st.integers(1, 9))
 def test_parts_hold_every_row_once_in_order(num_rows: int, per_part: int) -> None:
     rows = [(str(number), "text") for number in range(num_rows)]
@@ -137,7 +154,7 @@ def test_nothing_is_committed_before_every_shard_is_done(run_with: Any) -> None:
     ctx, result = run_with(EchoSampler(), shard=1, shards=2)
     assert ctx.output.committed() is None
     assert result.metrics == {}
-    assert result.rows == 8
+    assert result.rows == 12
 
 
 def test_a_killed_stage_continues_and_ends_with_the_same_bytes(run_with: Any) -> None:

@@ -14,7 +14,7 @@ from wrpo_engine.reporting.collect import ReportData, StageView
 
 _KEY_METRICS = {
     "prepare": ("prompts", "sft", "preference", "evaluation"),
-    "sample": ("mean_tokens", "truncated", "empty"),
+    "sample": ("mean_tokens", "truncated", "empty", "repeated"),
     "score": ("mean_score", "std_score"),
     "curate-sft": ("prompts", "mean_score"),
     "curate-triples": ("prompts", "source_not_better", "mean_source_score", "mean_target_score", "mean_rejected_score"),

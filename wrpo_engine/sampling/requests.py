@@ -44,6 +44,11 @@ class PartRequests:
     requests: tuple[SampleRequest, ...]
     too_long: tuple[str, ...]
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the part: one an answer, and one for each prompt that does not fit."""
+        return sum(request.num_samples for request in self.requests) + len(self.too_long)
+
 
 def requests_of(
     part: Part,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
@@ -64,7 +64,13 @@ class SamplerSettings:
     top_p: float
     max_tokens: int
     stop_token_ids: tuple[int, ...]
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; they and what follows are not part of it."""
     dtype: Dtype = "auto"
+    quantization: str | None = None
+    """vLLM: name of the weights' quantisation; None: what the model's config says."""
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM: further arguments by their Python names."""
     max_model_length: int | None = None
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float | None = None
@@ -72,6 +78,11 @@ class SamplerSettings:
     """Transformers: upper bound of prompt and answer tokens in one batch."""
     poll: Callable[[], None] | None = None
     """Called at every decoding step; what it raises ends sampling. For stop requests, which cannot wait for a batch."""
+
+    @property
+    def is_greedy(self) -> bool:
+        """Below this, vLLM draws no random numbers either."""
+        return self.temperature < 1e-5
 
 
 class Sampler(Protocol):
@@ -106,3 +117,8 @@ def prompt_seed(seed: int, model: str, prompt_id: str) -> int:
     """
     digest = hashlib.sha256(json.dumps([seed, model, prompt_id]).encode()).digest()
     return int.from_bytes(digest[:8]) >> 2
+
+
+def repeat_greedy(sample: Sample, num_samples: int) -> tuple[Sample, ...]:
+    """Return the samples of a greedy answer, which are all the same: it is made once."""
+    return tuple(replace(sample, seed=sample.seed + index) for index in range(num_samples))

@@ -6,26 +6,32 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import polars as pl
 
 from wrpo_engine import records
 from wrpo_engine.chat import end_of_turn_id, prompt_token_ids
 from wrpo_engine.config import SampleParams
-from wrpo_engine.errors import DataError
+from wrpo_engine.errors import DataError, TemporaryError
 from wrpo_engine.models import ResolvedModel, context_length, resolve_model, stop_token_ids, tokenizer_of
 from wrpo_engine.parts import commit_when_complete, parts_of_shard, pending_parts
+from wrpo_engine.sampling.options import check_backend_options
+from wrpo_engine.sampling.publishing import Publisher
 from wrpo_engine.sampling.requests import Limits, Part, PartRequests, parts_of, requests_of
 from wrpo_engine.sampling.sampler import FinishReason, Sampled, Sampler, SamplerSettings, make_sampler
 from wrpo_engine.stage import StageContext, StageResult
 
 log = logging.getLogger("wrpo_engine")
 
+_NOTEWORTHY = ("truncated", "empty", "repeated", "skipped_prompt_too_long")
+
 
 def run(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, SampleParams)
     field_name = "target" if params.source == "target" else f"sources[{params.source}]"
+    check_backend_options(params.backend, quantization=params.quantization, engine_args=params.engine_args)
     parts = parts_of(_prompts(ctx, params), params.prompts_per_part)
     model = resolve_model(params.model, ctx, field=f"{field_name}.model")
     pending = frozenset(pending_parts(ctx, [part.name for part in parts]))
@@ -35,6 +41,9 @@ def run(ctx: StageContext) -> StageResult:
     metrics = commit_when_complete(
         ctx, [part.name for part in parts], details={"model": model.details()}, measure=measure
     )
+    if noteworthy := {name: int(metrics[name]) for name in _NOTEWORTHY if metrics.get(name)}:
+        shown = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in noteworthy.items())
+        log.info("of %d answers: %s; all of them are in the artifact", int(metrics["samples"]), shown)
     return StageResult(rows=written, metrics=metrics)
 
 
@@ -92,8 +101,13 @@ def _sample_parts(
         temperature=params.temperature,
         top_p=params.top_p,
         max_tokens=params.max_tokens,
-        stop_token_ids=tuple(stop_token_ids(tokenizer, model, end_of_turn_id(tokenizer))),
+        stop_token_ids=tuple(
+            sorted({*stop_token_ids(tokenizer, model, end_of_turn_id(tokenizer)), *params.stop_token_ids})
+        ),
+        stop=params.stop,
         dtype=params.dtype,
+        quantization=params.quantization,
+        engine_args=params.engine_args,
         # What the longest prompt and answer need, the same for every shard: engines reserve memory for all of it,
         # and many models' own limits are far beyond one device's.
         max_model_length=needed if context is None else min(context, needed),
@@ -150,27 +164,37 @@ def sample_parts(
     total = finished + sum(len(plan.part.rows) for plan in planned)
     started, done, tokens, rows = time.monotonic(), finished, 0, 0
     ctx.progress.update(done, total)
-    for index in [index for index, state in open_parts.items() if state.is_complete]:
-        rows += _publish(ctx, params, open_parts.pop(index))
-    for sampled in sampler.sample([request for plan in planned for request in plan.requests]):
-        ctx.stop.raise_if_requested()
-        state = open_parts[part_of[sampled.key]]
-        state.answers[sampled.key] = sampled
-        done += 1
-        tokens += sum(sample.num_tokens for sample in sampled.samples)
-        if state.is_complete:
-            rows += _publish(ctx, params, open_parts.pop(state.planned.part.index))
-            # Skipped prompts count as done with their part.
+    with Publisher() as publisher:
+        for index in [index for index, state in open_parts.items() if state.is_complete]:
+            state = open_parts.pop(index)
+            rows += state.planned.num_rows
             done += len(state.planned.too_long)
-        rate = tokens / max(time.monotonic() - started, 1e-9)
-        ctx.progress.update(done, total, metrics={"tokens_per_second": rate})
+            publisher.submit(partial(_publish, ctx, params, state))
+        for sampled in sampler.sample([request for plan in planned for request in plan.requests]):
+            ctx.stop.raise_if_requested()
+            state = open_parts[part_of[sampled.key]]
+            state.answers[sampled.key] = sampled
+            done += 1
+            tokens += sum(sample.num_tokens for sample in sampled.samples)
+            if state.is_complete:
+                del open_parts[state.planned.part.index]
+                rows += state.planned.num_rows
+                # Skipped prompts count as done with their part.
+                done += len(state.planned.too_long)
+                publisher.submit(partial(_publish, ctx, params, state))
+            rate = tokens / max(time.monotonic() - started, 1e-9)
+            ctx.progress.update(done, total, metrics={"tokens_per_second": rate})
+    if open_parts:
+        names = ", ".join(state.planned.part.name for state in open_parts.values())
+        raise TemporaryError(
+            f"{params.backend} ended without an answer to every prompt; unfinished: {names}", code="EngineDied"
+        )
     return rows
 
 
-def _publish(ctx: StageContext, params: SampleParams, state: _Open) -> int:
+def _publish(ctx: StageContext, params: SampleParams, state: _Open) -> None:
     frame = part_frame(params.source, state.planned.part, state.answers)
     ctx.output.publish(state.planned.part.name, frame.write_parquet)
-    return frame.height
 
 
 def part_frame(source: str, part: Part, answers: dict[str, Sampled]) -> pl.DataFrame:
@@ -189,8 +213,12 @@ def part_frame(source: str, part: Part, answers: dict[str, Sampled]) -> pl.DataF
 
 
 def measure(parts: Iterable[pl.DataFrame]) -> dict[str, float]:
-    """Return the metrics of a whole samples artifact."""
-    samples = tokens = truncated = skipped = empty = 0
+    """Return the metrics of a whole samples artifact.
+
+    truncated: answers that hit max_tokens or the context. empty: without any character but white space. repeated:
+    answers to a prompt with the text of an earlier one to it. skipped_prompt_too_long: prompts without an answer.
+    """
+    samples = tokens = truncated = skipped = empty = repeated = 0
     for frame in parts:
         answered = frame.filter(pl.col("finish_reason") != FinishReason.PROMPT_TOO_LONG.value)
         skipped += frame.height - answered.height
@@ -198,11 +226,14 @@ def measure(parts: Iterable[pl.DataFrame]) -> dict[str, float]:
         tokens += int(answered["num_tokens"].sum())
         truncated += int((answered["finish_reason"] == FinishReason.LENGTH.value).sum())
         empty += int((answered["text"].str.strip_chars() == "").sum())
+        # All answers to a prompt are in one part.
+        repeated += answered.height - answered.select("prompt_id", "text").n_unique()
     return {
         "samples": float(samples),
         "tokens": float(tokens),
         "mean_tokens": tokens / samples if samples else 0.0,
         "truncated": float(truncated),
         "empty": float(empty),
+        "repeated": float(repeated),
         "skipped_prompt_too_long": float(skipped),
     }

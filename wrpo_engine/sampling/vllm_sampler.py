@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from wrpo_engine.errors import ConfigError
+from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
 from wrpo_engine.models import ResolvedModel
-from wrpo_engine.sampling.sampler import FinishReason, Sample, Sampled, SampleRequest, SamplerSettings
+from wrpo_engine.sampling.options import check_engine_args, check_quantization
+from wrpo_engine.sampling.sampler import FinishReason, Sample, Sampled, SampleRequest, SamplerSettings, repeat_greedy
 
 _IN_FLIGHT = 1024
 """Prompts given to the engine at a time: enough to keep it busy, few enough that early prompts finish early."""
@@ -24,30 +26,30 @@ class VllmSampler:
     def __init__(self, model: ResolvedModel, tokenizer: Any, settings: SamplerSettings) -> None:
         del tokenizer  # vLLM turns ids into text with its own copy.
         self._settings = settings
-        # In this process: scheduling is then deterministic, it starts in seconds instead of half a minute on a CPU,
-        # and it dies with its stage.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         vllm = _import_vllm()
+        on_cpu = _on_cpu()
+        _prepare_environment(on_cpu=on_cpu)
+        _check(settings, devices=None if on_cpu else _visible_devices())
         self._sampling_params = vllm.SamplingParams
         try:
             self._llm = vllm.LLM(
                 model=str(model.path),
                 trust_remote_code=model.trust_remote_code,
                 seed=0,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                **self._engine_options(),
+                **engine_options(settings, on_cpu=on_cpu),
             )
         except (ValueError, OSError) as error:
-            lines = str(error).splitlines() or [type(error).__name__]
             raise ConfigError(
                 "model",
                 model.identity,
-                f"vLLM cannot load it: {lines[0][:400]}",
-                "Check sampling.maxModelLength, dtype and gpuMemoryUtilization, or set sampling.backend: Transformers.",
+                f"vLLM cannot load it: {_reason(error)}",
+                "Check sampling.maxModelLength, dtype, quantization, engineArgs, tensorParallelSize and "
+                "gpuMemoryUtilization, or set sampling.backend: Transformers.",
                 code="ModelInvalid",
             ) from error
+        except RuntimeError as error:
+            # Also what a process of the engine leaves that failed for any reason: it may work on another node.
+            raise _engine_failed(error, f"vLLM did not start with {model.identity}", "EngineStartFailed") from error
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
         engine = self._llm.llm_engine
@@ -64,13 +66,14 @@ class VllmSampler:
                     return
                 if self._settings.poll is not None:
                     self._settings.poll()
-                for output in engine.step():
+                for output in _step(engine):
                     if output.finished:
-                        yield _sampled(running.pop(output.request_id), output)
+                        yield self._sampled(running.pop(output.request_id), output)
         finally:
-            # The stage stopped early: the engine may be asked again.
+            # The stage stopped early: the engine may be asked again. One that died has nothing to abort.
             if running:
-                engine.abort_request(list(running))
+                with contextlib.suppress(Exception):
+                    engine.abort_request(list(running))
 
     def close(self) -> None:
         del self._llm
@@ -83,33 +86,87 @@ class VllmSampler:
     def _params(self, request: SampleRequest) -> Any:
         from vllm.sampling_params import RequestOutputKind
 
+        settings = self._settings
         return self._sampling_params(
-            n=request.num_samples,
-            temperature=self._settings.temperature,
-            top_p=self._settings.top_p if self._settings.temperature > 0 else 1.0,
-            max_tokens=self._settings.max_tokens,
+            n=1 if settings.is_greedy else request.num_samples,
+            temperature=0.0 if settings.is_greedy else settings.temperature,
+            top_p=1.0 if settings.is_greedy else settings.top_p,
+            max_tokens=settings.max_tokens,
             seed=request.seed,
-            stop_token_ids=list(self._settings.stop_token_ids),
+            stop=list(settings.stop) or None,
+            stop_token_ids=list(settings.stop_token_ids),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _engine_options(self) -> dict[str, Any]:
-        settings = self._settings
-        options: dict[str, Any] = {"dtype": settings.dtype}
-        if settings.max_model_length is not None:
-            options["max_model_len"] = settings.max_model_length
-        if settings.gpu_memory_utilization is not None:
-            options["gpu_memory_utilization"] = settings.gpu_memory_utilization
-        if settings.tensor_parallel_size > 1:
-            options["tensor_parallel_size"] = settings.tensor_parallel_size
-        if _on_cpu():
-            options.setdefault("gpu_memory_utilization", _CPU_MEMORY_FRACTION)
-            options["enforce_eager"] = True
-            # A prompt read in pieces makes vLLM rewind the request's random numbers, which generators on a CPU refuse.
-            options["enable_chunked_prefill"] = False
-            if settings.dtype == "auto":
-                options["dtype"] = "float32"
-        return options
+    def _sampled(self, request: SampleRequest, output: Any) -> Sampled:
+        samples = tuple(
+            Sample(
+                text=completion.text,
+                num_tokens=len(completion.token_ids),
+                finish_reason=FinishReason.LENGTH if completion.finish_reason == "length" else FinishReason.STOP,
+                seed=request.seed + completion.index,
+            )
+            for completion in sorted(output.outputs, key=lambda completion: completion.index)
+        )
+        if self._settings.is_greedy:
+            samples = repeat_greedy(samples[0], request.num_samples)
+        return Sampled(key=request.key, samples=samples)
+
+
+def engine_options(settings: SamplerSettings, *, on_cpu: bool) -> dict[str, Any]:
+    """Return the arguments of `vllm.LLM` beside the model's. The user's own come last and win."""
+    options: dict[str, Any] = {
+        "dtype": settings.dtype,
+        # The samples of a prompt, and prompts with one system prompt, share what they have read.
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if settings.max_model_length is not None:
+        options["max_model_len"] = settings.max_model_length
+    if settings.quantization is not None:
+        options["quantization"] = settings.quantization
+    if settings.gpu_memory_utilization is not None:
+        options["gpu_memory_utilization"] = settings.gpu_memory_utilization
+    if settings.tensor_parallel_size > 1:
+        options["tensor_parallel_size"] = settings.tensor_parallel_size
+    if on_cpu:
+        options.setdefault("gpu_memory_utilization", _CPU_MEMORY_FRACTION)
+        options["enforce_eager"] = True
+        # A prompt read in pieces makes vLLM rewind the request's random numbers, which generators on a CPU refuse.
+        options["enable_chunked_prefill"] = False
+        if settings.dtype == "auto":
+            options["dtype"] = "float32"
+    return {**options, **settings.engine_args}
+
+
+def _prepare_environment(*, on_cpu: bool) -> None:
+    """Set what vLLM reads from the environment, unless the pod sets it."""
+    if on_cpu:
+        # In this process: scheduling is then deterministic, and it starts in seconds instead of half a minute.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    # Elsewhere the engine has a process of its own, so that scheduling does not wait for texts to be made.
+    # A fork of a process with threads (of polars, of the publisher) may hang.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+
+
+def _check(settings: SamplerSettings, *, devices: int | None) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    check_engine_args(
+        settings.engine_args,
+        {field.name for field in dataclasses.fields(EngineArgs) if not field.name.startswith("_")},
+    )
+    check_quantization(settings.quantization, QUANTIZATION_METHODS)
+    if devices is not None and settings.tensor_parallel_size > devices:
+        raise ConfigError(
+            "sampling.tensorParallelSize",
+            settings.tensor_parallel_size,
+            f"this pod has {devices} GPUs",
+            "Ask for as many GPUs in the sampling pods' resources, or lower it.",
+        )
 
 
 def _import_vllm() -> Any:
@@ -132,14 +189,45 @@ def _on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
-def _sampled(request: SampleRequest, output: Any) -> Sampled:
-    samples = [
-        Sample(
-            text=completion.text,
-            num_tokens=len(completion.token_ids),
-            finish_reason=FinishReason.LENGTH if completion.finish_reason == "length" else FinishReason.STOP,
-            seed=request.seed + completion.index,
+def _visible_devices() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _step(engine: Any) -> Sequence[Any]:
+    try:
+        outputs: Sequence[Any] = engine.step()
+    except WrpoError:
+        raise
+    except Exception as error:
+        raise _engine_failed(error, "vLLM's engine died", "EngineDied") from error
+    return outputs
+
+
+def _engine_failed(error: Exception, what: str, code: str) -> WrpoError:
+    """Return what an exception of the engine means for the stage. All of it may be retried."""
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "out of memory" in str(error).lower():
+        return WrpoError(
+            f"{what}: {_reason(error)}",
+            code="OutOfMemory",
+            field="sampling.gpuMemoryUtilization",
+            hint="Lower sampling.gpuMemoryUtilization, maxModelLength or maxTokens, or raise tensorParallelSize.",
         )
-        for completion in sorted(output.outputs, key=lambda completion: completion.index)
-    ]
-    return Sampled(key=request.key, samples=tuple(samples))
+    return TemporaryError(
+        f"{what}: {_reason(error)}",
+        code=code,
+        hint="The pod's log has the engine's own words. Parts that are done are kept; the next attempt continues.",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Return the line that says what is wrong; pydantic's errors say it in their parts."""
+    details: Any = getattr(error, "errors", None)
+    if callable(details):
+        parts: list[Mapping[str, Any]] = details()
+        if parts:
+            where = ".".join(str(part) for part in parts[0].get("loc", ()))
+            return f"{where}: {parts[0].get('msg', '')}"[:400].lstrip(": ")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:400]

@@ -1,0 +1,98 @@
+"""Which sampling options fit which backend, and vLLM's further arguments by name. Pure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
+
+from wrpo_engine.errors import ConfigError
+
+_SPEC_FIELDS = {
+    "model": "target.model or sources[].model",
+    "revision": "target.revision or sources[].revision",
+    "tokenizer": "target.model or sources[].model (its own tokenizer is used)",
+    "trust_remote_code": "target.trustRemoteCode or sources[].trustRemoteCode",
+    "seed": "sampling.seed",
+    "dtype": "sampling.dtype",
+    "max_model_len": "sampling.maxModelLength",
+    "quantization": "sampling.quantization",
+    "tensor_parallel_size": "sampling.tensorParallelSize",
+    "gpu_memory_utilization": "sampling.gpuMemoryUtilization",
+    "data_parallel_size": "sampling.shards",
+}
+"""Arguments that the engine sets itself -> the field of the experiment's spec that says their value."""
+_FORBIDDEN = {
+    "hf_token": "credentials do not belong into an experiment; give the pod HF_TOKEN from a Secret",
+    "skip_tokenizer_init": "without a tokenizer there are no texts",
+    "runner": "sampling needs a model that generates",
+    "convert": "sampling needs a model that generates",
+    "code_revision": "remote code runs only from the model's own pinned revision",
+    "tokenizer_revision": "the tokenizer is the one of the model's revision",
+}
+_LOAD_FORMATS = ("auto", "safetensors", "fastsafetensors", "runai_streamer", "bitsandbytes")
+"""Those that read safetensors; others run code from pickles or make up the weights."""
+_MAX_SHOWN = 3
+
+
+def check_backend_options(
+    backend: Literal["vLLM", "Transformers"], *, quantization: str | None, engine_args: Mapping[str, Any]
+) -> None:
+    """Refuse vLLM's options where vLLM does not run: ignoring them would make other answers than asked for."""
+    if backend == "vLLM":
+        return
+    if quantization is not None:
+        raise ConfigError(
+            "sampling.quantization",
+            quantization,
+            "the Transformers backend takes the weights as their config says",
+            "Leave it out, or set sampling.backend: vLLM.",
+        )
+    if engine_args:
+        raise ConfigError(
+            "sampling.engineArgs",
+            ", ".join(sorted(engine_args)),
+            "these are arguments of vLLM, and the backend is Transformers",
+            "Leave them out, or set sampling.backend: vLLM.",
+        )
+
+
+def check_engine_args(engine_args: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuse names that vLLM does not have (`known` are those it has) and those that have a field in the spec."""
+    for name, value in engine_args.items():
+        field = f"sampling.engineArgs.{name}"
+        if name in _SPEC_FIELDS:
+            raise ConfigError(field, _shown(value), "this has a field of its own", f"Set {_SPEC_FIELDS[name]} instead.")
+        if name in _FORBIDDEN:
+            raise ConfigError(field, _shown(value), _FORBIDDEN[name], "Leave it out.")
+        if name not in known:
+            raise ConfigError(
+                field, _shown(value), "this vLLM has no such argument", _did_you_mean(name, [*known, *_SPEC_FIELDS])
+            )
+        if name == "load_format" and value not in _LOAD_FORMATS:
+            raise ConfigError(
+                field,
+                _shown(value),
+                "only safetensors are loaded, as other formats can run code",
+                f"Use one of {', '.join(_LOAD_FORMATS)}.",
+            )
+
+
+def check_quantization(name: str | None, known: Sequence[str]) -> None:
+    if name is not None and name not in known:
+        raise ConfigError(
+            "sampling.quantization",
+            name,
+            "this vLLM has no such quantisation",
+            f"{_did_you_mean(name, known)} It has: {', '.join(sorted(known))}.",
+        )
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(set(known)), n=_MAX_SHOWN, cutoff=0.5)
+    return f"Did you mean {' or '.join(close)}?" if close else "Check the spelling."
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
