@@ -256,7 +256,7 @@ def test_stages_can_be_replaced_by_stand_ins() -> None:
 
     (found,) = stage_commands('{"sft": {"command": ["sleep", "1"]}}').items()
     assert (found[0], found[1].command, found[1].image) == (StageKind.SFT, ("sleep", "1"), None)
-    with pytest.raises(SettingsError, match="stage commands name the stage 'stf'; stages are prepare, sample"):
+    with pytest.raises(SettingsError, match="stage commands name the stage 'stf'; stages are prepare, fetch, sample"):
         stage_commands('{"stf": {"command": ["sleep"]}}')
     with pytest.raises(SettingsError, match="the stage command of sft needs `command`"):
         stage_commands('{"sft": {"command": "sleep"}}')
