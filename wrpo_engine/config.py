@@ -429,7 +429,8 @@ class StageConfig(_Model):
 
     `inputs` maps a role to an upstream artifact. Roles: `prompts` (prepare); `samples/<source>` and
     `scores/<source>` (sample, score; the source is `target` for the target model; with several rewards
-    `scores/<source>/<reward>`); `sft-rows` (curate-sft);
+    `scores/<source>/<reward>`); `fetch/<name>` (a hub model downloaded beforehand: it is used wherever a model of that
+    name and revision is asked for, and is not hashed); `sft-rows` (curate-sft);
     `sft` (the SFT model); `triples` (curate-triples); `model` (train); `evaluation` (evaluate). A stage gets the roles
     it needs; report gets all that exist, plus `prompts`.
     """
