@@ -92,11 +92,11 @@ def test_plan_says_what_is_wrong_with_a_file(tmp_path: Path, text: str | None, w
 
 
 def test_plan_names_every_error_of_a_spec(tmp_path: Path) -> None:
-    code, output = invoke("plan", "-f", write(tmp_path / "e.yaml", {**SPEC, "trainnig": {}, "reward": {}}))
+    code, output = invoke("plan", "-f", write(tmp_path / "e.yaml", {**SPEC, "trainnig": {}, "target": {}}))
     assert code == 1
     assert "WRPOExperiment fusion cannot be accepted:" in output
     assert "spec.trainnig" in output
-    assert "spec.reward.model" in output
+    assert "spec.target.model" in output
 
 
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"demo"}))
