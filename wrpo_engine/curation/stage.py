@@ -1,189 +1,178 @@
-"""The two curation stages: SFT rows (x, y_ws) and triples (x, y_ws, y_wt, y_l)."""
+"""The two curation stages: SFT rows (x, y_ws) and triples (x, y_ws, y_wt, y_l), or pairs."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from wrpo_engine import records
 from wrpo_engine.config import CurateSftParams, CurateTriplesParams
-from wrpo_engine.curation.candidates import attribution, best, eligible, left_out
-from wrpo_engine.curation.triples import Candidate, Rules, Triple, curate
+from wrpo_engine.curation import pairing
+from wrpo_engine.curation.attribution import attribution, metrics_of
+from wrpo_engine.curation.inputs import (
+    TARGET,
+    ScoredResponses,
+    read_prompts,
+    read_scored,
+    require_models,
+    sampled_models,
+    with_texts,
+)
+from wrpo_engine.curation.published import write_published
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.stage import StageContext, StageResult
 
 log = logging.getLogger("wrpo_engine")
 
-TARGET = "target"
-_SAMPLES = "samples/"
+ATTRIBUTION_FILE = "attribution.parquet"
 
 
 def run_sft(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, CurateSftParams)
-    prompts = _prompts(ctx, "sft")
-    sources = _sources(ctx)
-    counts: dict[str, float] = {}
-    candidates = _candidates(ctx, sources, prompts, drop_truncated=params.drop_truncated, counts=counts)
-    chosen = best(candidates)
-    rows = prompts.join(chosen, on="prompt_id", how="inner", maintain_order="left").select(
-        "prompt_id", "prompt", pl.col("text").alias("response"), "source", "score"
-    )
-    metrics = {"prompts": float(prompts.height), "rows": float(rows.height), **counts}
-    if dropped := prompts.height - rows.height:
+    prompts = read_prompts(ctx, "sft")
+    sources = [name for name in sampled_models(ctx) if name != TARGET]
+    require_models(ctx, sources, "<source> of at least one source")
+    scored = read_scored(ctx, sources, prompts)
+    chosen = pairing.best(scored.candidates)
+    metrics = {"prompts": float(prompts.height), "rows": float(chosen.height), **scored.counts}
+    if dropped := prompts.height - chosen.height:
         metrics["dropped_no_source_response"] = float(dropped)
-    _check_rows(rows.height, metrics, "SFT row", prompts.height)
-    metrics |= attribution(rows, sources) | _mean("mean_score", rows["score"])
-    rows = rows.cast(records.SFT_ROWS)  # type: ignore[arg-type]
-    ctx.output.publish("rows.parquet", rows.write_parquet)
-    ctx.output.commit(files=["rows.parquet"], rows={"rows.parquet": rows.height}, metrics=metrics)
-    ctx.progress.update(1, 1, metrics={"rows": float(rows.height)})
-    return StageResult(rows=rows.height, metrics=metrics)
+    _check_rows(chosen.height, metrics, "SFT row", prompts.height)
+    named = chosen.rename({name: f"source_{name}" for name in chosen.columns if name != "prompt"})
+    rows = with_texts(ctx, scored, named.sort("prompt"), ["source"])
+    table = prompts[rows["prompt"]].with_columns(
+        response=rows["source_text"], source=rows["source_name"], score=rows["source_score"]
+    )
+    given = _attribution(table, table["source"], pl.Series("gain", [None] * table.height, dtype=pl.Float64), sources)
+    metrics |= metrics_of(given, sources) | _mean("mean_score", table["score"])
+    table = table.select(pl.col(name).cast(kind) for name, kind in records.SFT_ROWS.items())
+    ctx.output.publish("rows.parquet", table.write_parquet)
+    return _commit(ctx, "rows.parquet", table.height, given, metrics, others=[])
 
 
 def run_triples(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, CurateTriplesParams)
-    prompts = _prompts(ctx, "preference")
-    sources = _sources(ctx) if params.needs_source else []
-    counts: dict[str, float] = {}
-    source_best = _by_prompt(
-        best(_candidates(ctx, sources, prompts, drop_truncated=params.drop_truncated, counts=counts))
-    )
-    target = _by_prompt(_candidates(ctx, [TARGET], prompts, drop_truncated=params.drop_truncated, counts=counts))
-    rules = Rules(
-        score_margin=params.score_margin,
-        require_source_better=params.require_source_better,
-        on_tie=params.on_tie,
-        needs_source=params.needs_source,
-    )
-    curated = curate(
-        list(prompts["prompt_id"]), {prompt_id: rows[0] for prompt_id, rows in source_best.items()}, target, rules
-    )
-    metrics = {"prompts": float(prompts.height), "rows": float(len(curated.triples)), **counts}
-    metrics |= {f"dropped_{reason.value}": float(count) for reason, count in sorted(curated.dropped.items())}
-    if params.needs_source:
+    rules = _rules(params)
+    prompts = read_prompts(ctx, "preference")
+    models = _models(ctx, rules)
+    scored = read_scored(ctx, models, prompts)
+    target = scored.models.index(TARGET) if TARGET in scored.models else None
+    curated = pairing.curate(scored.candidates, prompts["prompt"].hash(), rules, target=target)
+    rows = curated.rows
+    metrics = {"prompts": float(prompts.height), "rows": float(rows.height), **scored.counts}
+    metrics |= {f"dropped_{reason.value}": float(count) for reason, count in curated.dropped.items()}
+    if rules.has_source:
         metrics["source_not_better"] = float(curated.num_source_not_better)
-    _check_rows(len(curated.triples), metrics, "triple", prompts.height)
-    table = triples_table(curated.triples, dict(prompts.iter_rows()))
-    metrics |= attribution(table, sources)
+    _check_rows(rows.height, metrics, "triple" if rules.pairing == "WRPO" else "pair", prompts.height)
+    table = _triples_table(ctx, scored, rows, rules)
+    giver, over = ("source", "target") if rules.has_source else ("target", "rejected")
+    names = table["source" if rules.has_source else "target_source"]
+    givers = [name for name in scored.models if not (rules.has_source and name == TARGET)]
+    given = _attribution(table, names, table[f"{giver}_score"] - table[f"{over}_score"], givers)
+    metrics |= metrics_of(given, givers)
     for name in ("source_score", "target_score", "rejected_score"):
         metrics |= _mean(f"mean_{name}", table[name])
     ctx.output.publish("triples.parquet", table.write_parquet)
-    ctx.output.publish(
-        "triples.jsonl", lambda path: _write_lines(path, [published_row(row) for row in table.to_dicts()])
-    )
-    rows = {"triples.parquet": table.height}
-    ctx.output.commit(files=[*rows, "triples.jsonl"], rows=rows, metrics=metrics)
-    ctx.progress.update(1, 1, metrics={"rows": float(table.height)})
-    return StageResult(rows=table.height, metrics=metrics)
+    ctx.output.publish("triples.jsonl", lambda path: write_published(table, path))
+    return _commit(ctx, "triples.parquet", table.height, given, metrics, others=["triples.jsonl"])
 
 
-def triples_table(triples: Sequence[Triple], prompts: Mapping[str, str]) -> pl.DataFrame:
-    """Return the rows of triples.parquet."""
-    rows = [
-        (
-            triple.prompt_id,
-            prompts[triple.prompt_id],
-            triple.source_chosen.text if triple.source_chosen else None,
-            triple.target_chosen.text,
-            triple.rejected.text,
-            triple.source_chosen.source if triple.source_chosen else None,
-            triple.source_chosen.score if triple.source_chosen else None,
-            triple.target_chosen.score,
-            triple.rejected.score,
+def _rules(params: CurateTriplesParams) -> pairing.Rules:
+    if params.max_score_gap is not None and params.max_score_gap < params.score_margin:
+        raise ConfigError(
+            "curation.maxScoreGap",
+            params.max_score_gap,
+            f"it is below curation.scoreMargin, {params.score_margin:g}: no pair can fulfil both",
+            "Raise maxScoreGap or lower scoreMargin.",
         )
-        for triple in triples
-    ]
-    return pl.DataFrame(rows, schema=records.TRIPLES, orient="row")
+    if params.require_source_better and params.pairing != "WRPO":
+        raise ConfigError(
+            "curation.requireSourceBetter",
+            params.require_source_better,
+            f"it has no effect with pairing {params.pairing}, whose rows hold no y_ws",
+            "Set it to false, or curation.pairing to WRPO.",
+        )
+    return pairing.Rules(
+        pairing=params.pairing,
+        score_margin=params.score_margin,
+        max_score_gap=params.max_score_gap,
+        require_source_better=params.require_source_better,
+        on_tie=params.on_tie,
+        drop_duplicates=params.drop_duplicates,
+        needs_source=params.needs_source,
+    )
 
 
-def published_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a triple in the format of the published data sets: `chosen` is [y_ws, y_wt], or [y_wt] alone."""
-    chosen = [text for text in (row["source_chosen"], row["target_chosen"]) if text is not None]
-    return {
-        "prompt_id": row["prompt_id"],
-        "prompt": {"role": "user", "content": row["prompt"]},
-        "chosen": [{"role": "assistant", "content": text} for text in chosen],
-        "rejected": [{"role": "assistant", "content": row["rejected"]}],
-    }
+def _models(ctx: StageContext, rules: pairing.Rules) -> list[str]:
+    """Return the models whose responses count: for pairs all there are, the target among them or not."""
+    models = sampled_models(ctx)
+    if rules.pairing != "WRPO":
+        require_models(ctx, models, "<model> of at least one model")
+        return models
+    sources = [name for name in models if name != TARGET]
+    if rules.needs_source:
+        require_models(ctx, sources, "<source> of at least one source")
+    return [*(sources if rules.needs_source else []), TARGET]
 
 
-def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _prompts(ctx: StageContext, part: str) -> pl.DataFrame:
-    return pl.read_parquet(ctx.input("prompts").file(f"{part}.parquet"))
-
-
-def _sources(ctx: StageContext) -> list[str]:
-    names = sorted(role.removeprefix(_SAMPLES) for role in ctx.config.inputs if role.startswith(_SAMPLES))
-    sources = [name for name in names if name != TARGET]
-    if not sources:
-        shown = ", ".join(sorted(ctx.config.inputs)) or "none"
-        rule = f"stage {ctx.config.params.stage} needs samples/<source> of at least one source"
-        raise ConfigError("inputs", shown, rule, "Add a source, or choose an objective without sources.")
-    return sources
-
-
-def _candidates(
-    ctx: StageContext,
-    names: Sequence[str],
-    prompts: pl.DataFrame,
-    *,
-    drop_truncated: bool,
-    counts: dict[str, float],
+def _triples_table(
+    ctx: StageContext, scored: ScoredResponses, rows: pl.DataFrame, rules: pairing.Rules
 ) -> pl.DataFrame:
-    """Return the eligible answers of these models to these prompts; adds to `counts` what was left out."""
-    tables = [pl.DataFrame(schema={name: {**records.SAMPLES, **records.SCORES}[name] for name in _CANDIDATE_COLUMNS})]
-    for name in names:
-        samples = _read_parts(ctx, f"{_SAMPLES}{name}", prompts)
-        scores = _read_parts(ctx, f"scores/{name}", prompts)
-        answered = samples.filter(pl.col("finish_reason") != "prompt_too_long").height
-        if scores.height != answered:
-            raise DataError(
-                f"scores/{name} has {scores.height} rows for {answered} answers of samples/{name}",
-                code="InputsDisagree",
-                hint="Use the scores of exactly these samples.",
-            )
-        for reason, count in left_out(samples, drop_truncated=drop_truncated).items():
-            counts[reason] = counts.get(reason, 0.0) + count
-        tables.append(eligible(samples, scores, drop_truncated=drop_truncated))
-        ctx.stop.raise_if_requested()
-    return pl.concat(tables)
+    """Return the rows of triples.parquet."""
+    places = [*(["source"] if rules.has_source else []), "chosen", "rejected"]
+    rows = with_texts(ctx, scored, rows, places)
+    none = pl.lit(None)
+    table = rows.select(
+        source_chosen="source_text" if rules.has_source else none,
+        target_chosen="chosen_text",
+        rejected="rejected_text",
+        source="source_name" if rules.has_source else none,
+        source_score="source_score" if rules.has_source else none,
+        target_score="chosen_score",
+        rejected_score="rejected_score",
+        target_source="chosen_name",
+        rejected_source="rejected_name",
+        source_truncated="source_truncated" if rules.has_source else none,
+        target_truncated="chosen_truncated",
+        rejected_truncated="rejected_truncated",
+    )
+    schema = {**records.TRIPLES, **records.TRIPLE_ORIGINS}
+    whole = pl.concat([scored.prompts[rows["prompt"]], table], how="horizontal")
+    return whole.select(pl.col(name).cast(kind) for name, kind in schema.items())
 
 
-_CANDIDATE_COLUMNS = ("prompt_id", "source", "sample_index", "text", "score")
+def _attribution(table: pl.DataFrame, names: pl.Series, gains: pl.Series, models: Sequence[str]) -> pl.DataFrame:
+    rows = table.select(num_chars=pl.col("prompt").str.len_chars().cast(pl.Int64))
+    return attribution(rows.with_columns(names.alias("source"), gains.alias("gain")), models)
 
 
-def _read_parts(ctx: StageContext, role: str, prompts: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of an artifact in parts that belong to these prompts."""
-    artifact = ctx.input(role)
-    wanted = prompts.select("prompt_id")
-    frames = [pl.read_parquet(artifact.file(name)) for name in artifact.files("parts/")]
-    return pl.concat(frames).join(wanted, on="prompt_id", how="semi", maintain_order="left")
-
-
-def _by_prompt(candidates: pl.DataFrame) -> dict[str, list[Candidate]]:
-    grouped: dict[str, list[Candidate]] = {}
-    for prompt_id, source, index, text, score in candidates.iter_rows():
-        grouped.setdefault(prompt_id, []).append(Candidate(source, index, text, score))
-    return grouped
+def _commit(
+    ctx: StageContext,
+    main: str,
+    rows: int,
+    given: pl.DataFrame,
+    metrics: Mapping[str, float],
+    *,
+    others: Sequence[str],
+) -> StageResult:
+    ctx.output.publish(ATTRIBUTION_FILE, given.write_parquet)
+    ctx.output.commit(
+        files=[main, *others, ATTRIBUTION_FILE],
+        rows={main: rows},
+        metrics=metrics,
+        details={"attribution": given.to_dicts()},
+    )
+    ctx.progress.update(1, 1, metrics={"rows": float(rows)})
+    return StageResult(rows=rows, metrics=dict(metrics))
 
 
 def _check_rows(rows: int, metrics: Mapping[str, float], what: str, prompts: int) -> None:
     if rows:
         return
-    reasons = ", ".join(
-        f"{name.removeprefix('dropped_')} {count:g}" for name, count in metrics.items() if name.startswith("dropped_")
-    )
     if prompts == 0:
         raise DataError(
             f"no {what} can be made: there are no prompts in this part",
@@ -191,12 +180,21 @@ def _check_rows(rows: int, metrics: Mapping[str, float], what: str, prompts: int
             field="prompts.sftFraction",
             hint="sftFraction 1 leaves no preference prompts, 0 none for SFT: choose a value between, or raise limit.",
         )
+    reasons = _counted(metrics, "dropped_")
+    left_out = _counted(metrics, "responses_")
     raise DataError(
-        f"no {what} is left of {prompts} prompts; dropped: {reasons}",
+        f"no {what} is left of {prompts} prompts; dropped: {reasons}"
+        + (f"; responses left out: {left_out}" if left_out else ""),
         code="NothingCurated",
         field="curation",
-        hint="Loosen curation (scoreMargin, requireSourceBetter, onTie, dropTruncated), or raise sampling.temperature.",
+        hint="Loosen curation (scoreMargin, maxScoreGap, requireSourceBetter, onTie, dropTruncated, "
+        "maxResponseTokens), or raise sampling.temperature.",
     )
+
+
+def _counted(metrics: Mapping[str, float], prefix: str) -> str:
+    counts = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    return ", ".join(f"{name} {count:g}" for name, count in sorted(counts.items()))
 
 
 def _mean(name: str, values: pl.Series) -> dict[str, float]:
