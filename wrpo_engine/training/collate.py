@@ -1,13 +1,18 @@
-"""Token rows to the tensors of one forward pass."""
+"""Token rows to the tensors of one forward pass, in one of three layouts.
+
+The last token of a response predicts nothing and is not computed. The prompt's last token predicts the first token of
+every response; in the shared-prefix layout one position therefore predicts several tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from wrpo_engine.training.layout import AttentionPlan, Family, Layout
 from wrpo_engine.training.rows import TokenRow
 
 PADDING_ID = 0
@@ -16,57 +21,135 @@ PADDING_ID = 0
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """S sequences of width T; R response tokens in all. The layout is known to the model's forward pass only.
+    """S sequences, R tokens with loss in all; B rows.
 
-    `positions_R` addresses the flattened [S * T] hidden states, so that a packed layout needs no other model code:
-    it names the position that predicts each response token.
+    The layout is known to the model's forward pass only: `input_ids_LT` is [S, width] when padded, else [1, T].
     """
 
-    input_ids_ST: Tensor
+    input_ids_LT: Tensor
     positions_R: Tensor
+    """Place in the flattened [L * T] hidden states that predicts each token with loss."""
     targets_R: Tensor
     sequence_of_token_R: Tensor
     lengths_S: Tensor
-    """Response tokens of every sequence."""
+    """Tokens with loss of every sequence: those of its response (and of its prompt, where that carries loss)."""
     row_ids: tuple[str, ...]
     """Of the B rows; row b owns sequences b * S/B to (b + 1) * S/B."""
+    plan: AttentionPlan | None = None
+    """Who sees whom; None: each row of `input_ids_LT` is one sequence."""
 
     @property
     def num_sequences(self) -> int:
         return len(self.lengths_S)
 
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens that the forward pass computes, padding included."""
+        return self.input_ids_LT.numel()
+
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
-        return Batch(
-            self.input_ids_ST.to(device, non_blocking=True),
-            self.positions_R.to(device, non_blocking=True),
-            self.targets_R.to(device, non_blocking=True),
-            self.sequence_of_token_R.to(device, non_blocking=True),
-            self.lengths_S.to(device, non_blocking=True),
-            self.row_ids,
+        return replace(
+            self,
+            input_ids_LT=self.input_ids_LT.to(device, non_blocking=True),
+            positions_R=self.positions_R.to(device, non_blocking=True),
+            targets_R=self.targets_R.to(device, non_blocking=True),
+            sequence_of_token_R=self.sequence_of_token_R.to(device, non_blocking=True),
+            lengths_S=self.lengths_S.to(device, non_blocking=True),
+            plan=None if self.plan is None else self.plan.to(device),
         )
 
 
-def collate(rows: Sequence[TokenRow]) -> Batch:
-    """Right-pad the rows' sequences to one width."""
-    sequences = [(row.prompt, response) for row in rows for response in row.responses]
-    width = max(len(prompt) + len(response) for prompt, response in sequences)
-    input_ids_ST = torch.full((len(sequences), width), PADDING_ID, dtype=torch.long)
-    positions: list[int] = []
+@dataclass(slots=True)
+class _Lists:
+    """The growing contents of a packed micro-batch."""
+
+    ids: list[int] = field(default_factory=list)
+    positions_in_sequence: list[int] = field(default_factory=list)
+    families: list[Family] = field(default_factory=list)
+    predictors: list[int] = field(default_factory=list)
+    """For every token with loss, the place that predicts it."""
+
+    def append(self, ids: Sequence[int], first_position: int) -> tuple[int, int]:
+        start = len(self.ids)
+        self.ids.extend(ids)
+        self.positions_in_sequence.extend(range(first_position, first_position + len(ids)))
+        return start, len(self.ids)
+
+
+def collate(rows: Sequence[TokenRow], layout: Layout = Layout.PADDED) -> Batch:
+    """Lay the rows' sequences out for one forward pass."""
+    empty = [row.row_id for row in rows if not row.prompt or not all(row.responses)]
+    if empty:
+        raise ValueError(f"rows need a prompt and responses of at least one token each; these do not: {empty}")
     targets: list[int] = []
-    owners: list[int] = []
-    for index, (prompt, response) in enumerate(sequences):
-        input_ids_ST[index, : len(prompt) + len(response)] = torch.tensor([*prompt, *response])
-        first = index * width + len(prompt) - 1
-        positions.extend(range(first, first + len(response)))
-        targets.extend(response)
-        owners.extend([index] * len(response))
+    lengths: list[int] = []
+    for row in rows:
+        for response in row.responses:
+            wanted = (*row.prompt[1:], *response) if row.prompt_has_loss else response
+            targets.extend(wanted)
+            lengths.append(len(wanted))
+    input_ids_LT, predictors, plan = _padded(rows) if layout is Layout.PADDED else _packed(rows, _PLACERS[layout])
+    lengths_S = torch.tensor(lengths)
     return Batch(
-        input_ids_ST=input_ids_ST,
-        positions_R=torch.tensor(positions),
+        input_ids_LT=input_ids_LT,
+        positions_R=torch.tensor(predictors),
         targets_R=torch.tensor(targets),
-        sequence_of_token_R=torch.tensor(owners),
-        lengths_S=torch.tensor([len(response) for _, response in sequences], dtype=torch.float32),
+        sequence_of_token_R=torch.arange(len(lengths)).repeat_interleave(lengths_S),
+        lengths_S=lengths_S.to(torch.float32),
         row_ids=tuple(row.row_id for row in rows),
+        plan=plan,
     )
+
+
+def _padded(rows: Sequence[TokenRow]) -> tuple[Tensor, list[int], None]:
+    sequences = [(row, (*row.prompt, *response[:-1])) for row in rows for response in row.responses]
+    width = max(len(ids) for _, ids in sequences)
+    input_ids_LT = torch.full((len(sequences), width), PADDING_ID, dtype=torch.long)
+    predictors: list[int] = []
+    for index, (row, ids) in enumerate(sequences):
+        input_ids_LT[index, : len(ids)] = torch.tensor(ids)
+        predictors.extend(range(index * width + _first_predictor(row), index * width + len(ids)))
+    return input_ids_LT, predictors, None
+
+
+def _packed(
+    rows: Sequence[TokenRow], place: Callable[[_Lists, TokenRow], None]
+) -> tuple[Tensor, list[int], AttentionPlan]:
+    lists = _Lists()
+    for row in rows:
+        place(lists, row)
+    plan = AttentionPlan(tuple(lists.families), torch.tensor(lists.positions_in_sequence))
+    return torch.tensor(lists.ids)[None], lists.predictors, plan
+
+
+def _place_sequences(lists: _Lists, row: TokenRow) -> None:
+    """Place each sequence whole: the prompt again for every response."""
+    for response in row.responses:
+        start, stop = lists.append((*row.prompt, *response[:-1]), 0)
+        lists.families.append(Family((start, stop)))
+        lists.predictors.extend(range(start + _first_predictor(row), stop))
+
+
+def _place_once(lists: _Lists, row: TokenRow) -> None:
+    """Place the prompt once and its responses behind it."""
+    if len(row.responses) == 1:
+        _place_sequences(lists, row)
+        return
+    prefix = lists.append(row.prompt, 0)
+    branches = []
+    for response in row.responses:
+        start, stop = lists.append(response[:-1], len(row.prompt))
+        lists.predictors.extend((prefix[1] - 1, *range(start, stop)))
+        if start < stop:
+            branches.append((start, stop))
+    lists.families.append(Family(prefix, tuple(branches)))
+
+
+_PLACERS = {Layout.SHARED_PREFIX: _place_once, Layout.PACKED: _place_sequences}
+
+
+def _first_predictor(row: TokenRow) -> int:
+    """Return the place in its sequence of the token that predicts the first token with loss."""
+    return 0 if row.prompt_has_loss else len(row.prompt) - 1

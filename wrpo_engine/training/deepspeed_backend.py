@@ -115,9 +115,7 @@ class DeepSpeedBackend:
 
     def _forward(self, batch: Batch) -> Tensor:
         with peer_errors():
-            logps_S: Tensor = self._engine(
-                batch.input_ids_ST, batch.positions_R, batch.targets_R, batch.sequence_of_token_R, batch.num_sequences
-            )
+            logps_S: Tensor = self._engine(batch=batch)
         return logps_S
 
     def sequence_logps(self, batch: Batch) -> Tensor:

@@ -125,7 +125,7 @@ def _micro_step(
     is_last: bool,
 ) -> None:
     rows = [run.rows[index] for index in micro_batch.rows]
-    batch = collate(rows).to(run.backend.device)
+    batch = collate(rows, run.plan.layout).to(run.backend.device)
     reference_S = None if run.reference is None else run.reference.batch(micro_batch.rows, run.backend.device)
     logps_S = run.backend.sequence_logps(batch)
     terms = run.task.terms(batch, logps_S, reference_S, settings)

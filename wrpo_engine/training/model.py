@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from wrpo_engine.errors import ConfigError
+from wrpo_engine.training import attention
+from wrpo_engine.training.collate import Batch
+from wrpo_engine.training.layout import Layout
 from wrpo_engine.training.logps import HeadScaling, selected_logps, sum_by_sequence
 
 PREFIX = "causal_lm."
@@ -23,9 +26,13 @@ class LogpModel(nn.Module):
     and so gathers the head once, not once per chunk.
     """
 
-    def __init__(self, causal_lm: Any) -> None:
+    def __init__(self, causal_lm: Any, layout: Layout = Layout.PADDED) -> None:
         super().__init__()
         self.causal_lm = causal_lm
+        self.layout = layout
+        if layout is not Layout.PADDED:
+            attention.register()
+            causal_lm.set_attn_implementation(attention.IMPLEMENTATION)
         head = causal_lm.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ConfigError(
@@ -41,19 +48,19 @@ class LogpModel(nn.Module):
 
         head.forward = types.MethodType(forward, head)  # type: ignore[method-assign]
 
-    def forward(
-        self,
-        input_ids_ST: Tensor,
-        positions_R: Tensor,
-        targets_R: Tensor,
-        sequence_of_token_R: Tensor,
-        num_sequences: int,
-    ) -> Tensor:
-        # No attention mask: padding stands on the right, where causal attention never looks from a real token.
-        hidden_STD = self.causal_lm.get_decoder()(input_ids=input_ids_ST, use_cache=False).last_hidden_state
-        hidden_RD = hidden_STD.flatten(0, 1)[positions_R]
-        logps_R = self.causal_lm.get_output_embeddings()(hidden_RD, targets_R)
-        return sum_by_sequence(logps_R, sequence_of_token_R, num_sequences)
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the summed log-probabilities of every sequence's tokens with loss, [S] in fp32 or wider."""
+        if (batch.plan is None) is not (self.layout is Layout.PADDED):
+            raise ValueError(f"a model of layout {self.layout} got a batch of another one")
+        # No attention mask: padding stands on the right, where causal attention never looks from a real token; the
+        # other layouts say in the plan who sees whom.
+        arguments: dict[str, Any] = {"input_ids": batch.input_ids_LT, "use_cache": False}
+        if batch.plan is not None:
+            arguments |= {"position_ids": batch.plan.positions_T[None], "plan": batch.plan}
+        hidden_LTD = self.causal_lm.get_decoder()(**arguments).last_hidden_state
+        hidden_RD = hidden_LTD.flatten(0, 1).index_select(0, batch.positions_R)
+        logps_R = self.causal_lm.get_output_embeddings()(hidden_RD, batch.targets_R)
+        return sum_by_sequence(logps_R, batch.sequence_of_token_R, batch.num_sequences)
 
 
 def disable_dropout(causal_lm: Any) -> None:
@@ -64,6 +71,16 @@ def disable_dropout(causal_lm: Any) -> None:
         for name in ("attention_dropout", "dropout", "hidden_dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+
+
+def load_config(path: Path, *, trust_remote_code: bool) -> Any:
+    """Load the model's configuration without its weights."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unknown(path, error) from error
 
 
 def load_causal_lm(
@@ -77,13 +94,7 @@ def load_causal_lm(
             str(path), dtype=getattr(torch, precision), use_safetensors=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            "target.model",
-            str(path),
-            f"transformers cannot load it for training: {str(error).splitlines()[0]}",
-            "Use a causal language model in safetensors format that this version of transformers knows.",
-            code="ModelInvalid",
-        ) from error
+        raise _unknown(path, error) from error
     disable_dropout(causal_lm)
     if gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -91,5 +102,11 @@ def load_causal_lm(
     return causal_lm
 
 
-def as_logp_model(causal_lm: Any) -> LogpModel:
-    return LogpModel(causal_lm)
+def _unknown(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        "target.model",
+        str(path),
+        f"transformers cannot load it for training: {str(error).splitlines()[0]}",
+        "Use a causal language model in safetensors format that this version of transformers knows.",
+        code="ModelInvalid",
+    )

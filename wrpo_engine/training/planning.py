@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from wrpo_engine.config import OptimizerParams, Runtime
-from wrpo_engine.training.batching import BatchPlan, RowCost
+from wrpo_engine.training.batching import BatchPlan, RowCost, WorkModel
 from wrpo_engine.training.collectives import Group
+from wrpo_engine.training.layout import Layout, LayoutChoice, choose_layout
 from wrpo_engine.training.rows import TokenRow
 
 log = logging.getLogger("wrpo_engine")
@@ -23,7 +25,13 @@ def micro_batch_tokens(bound: int) -> int:
     return bound if torch.cuda.is_available() else min(bound, CPU_MICRO_BATCH_TOKENS)
 
 
-def make_plan(params: OptimizerParams, runtime: Runtime, rows: Sequence[TokenRow], group: Group) -> BatchPlan:
+def make_plan(
+    params: OptimizerParams, runtime: Runtime, rows: Sequence[TokenRow], group: Group, config: Any = None
+) -> BatchPlan:
+    """Plan for a model of the given Hugging Face config; it decides the layout and what balances work."""
+    choice = LayoutChoice(Layout.PADDED, "no model") if config is None else choose_layout(runtime.layout, config)
+    if group.is_main:
+        log.info("layout of sequences: %s (%s)", choice.layout, choice.reason)
     if len(rows) < params.global_batch_size and group.is_main:
         log.warning(
             "%d rows are fewer than globalBatchSize %d: every step takes all of them",
@@ -39,4 +47,6 @@ def make_plan(params: OptimizerParams, runtime: Runtime, rows: Sequence[TokenRow
         micro_batch_tokens=micro_batch_tokens(runtime.micro_batch_tokens),
         micro_batch_rows=runtime.micro_batch_size,
         shuffle=params.shuffle,
+        layout=choice.layout,
+        work=WorkModel.of_config(config),
     )

@@ -111,7 +111,7 @@ def compute_reference(
         if all(row in table.values for row in plan.step_rows(step)):
             continue
         for micro_batch in plan.micro_batches(step)[group.rank]:
-            batch = collate([rows[row] for row in micro_batch.rows]).to(backend.device)
+            batch = collate([rows[row] for row in micro_batch.rows], plan.layout).to(backend.device)
             logps_S = backend.frozen_sequence_logps(batch).to("cpu")
             if not micro_batch.is_filler:
                 per_row = logps_S.view(len(micro_batch.rows), -1)

@@ -16,6 +16,12 @@ class TokenRow:
     row_id: str
     prompt: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
+    prompt_has_loss: bool = False
+    """True: the prompt's tokens but the first count as the response's own (SFT with lossTokens All; one response)."""
+
+    def __post_init__(self) -> None:
+        if self.prompt_has_loss and len(self.responses) != 1:
+            raise ValueError(f"row {self.row_id}: a prompt of {len(self.responses)} responses cannot carry their loss")
 
     @property
     def sequence_lengths(self) -> tuple[int, ...]:
@@ -27,5 +33,6 @@ class TokenRow:
         return sum(self.sequence_lengths)
 
     @property
-    def num_response_tokens(self) -> int:
-        return sum(len(response) for response in self.responses)
+    def num_loss_tokens(self) -> int:
+        """Tokens whose log-probability counts: the responses', and the prompt's where it carries loss."""
+        return sum(len(response) for response in self.responses) + self.prompt_has_loss * (len(self.prompt) - 1)

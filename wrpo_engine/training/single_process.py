@@ -46,9 +46,7 @@ class SingleProcessBackend:
         return next(self._model.parameters()).device
 
     def sequence_logps(self, batch: Batch) -> Tensor:
-        logps_S: Tensor = self._model(
-            batch.input_ids_ST, batch.positions_R, batch.targets_R, batch.sequence_of_token_R, batch.num_sequences
-        )
+        logps_S: Tensor = self._model(batch=batch)
         return logps_S
 
     def frozen_sequence_logps(self, batch: Batch) -> Tensor:

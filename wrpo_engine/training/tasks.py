@@ -77,7 +77,7 @@ class SftTask:
         return ["logps", "lengths"]
 
     def denominator(self, rows: Sequence[TokenRow]) -> float:
-        return float(sum(row.num_response_tokens for row in rows))
+        return float(sum(row.num_loss_tokens for row in rows))
 
     def settings(self, step: int, num_steps: int) -> dict[str, float]:  # noqa: ARG002
         return {}

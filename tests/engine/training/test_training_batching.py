@@ -1,17 +1,24 @@
-"""The data order: every row once an epoch, all ranks in step, whatever the lengths."""
+"""The data order: every row once an epoch, all ranks in step and evenly loaded, whatever the lengths."""
 
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrpo_engine.training.batching import BatchPlan, MicroBatch, RowCost, pack, plan_step
+from wrpo_engine.training.batching import BatchPlan, MicroBatch, RowCost, WorkModel, plan_step
+from wrpo_engine.training.collate import collate
+from wrpo_engine.training.layout import Layout
+from wrpo_engine.training.rows import TokenRow
+
+ROW_SHARING = (Layout.SHARED_PREFIX, Layout.PACKED)
 
 
 def plan(num_rows: int, **changes: object) -> BatchPlan:
-    costs = [RowCost(10 + index * 7 % 30, 3) for index in range(num_rows)]
+    costs = [RowCost(5, (3, 5 + index * 7 % 30, 2), 10) for index in range(num_rows)]
     settings: dict[str, object] = {
         "costs": costs,
         "global_batch_size": 4,
@@ -45,47 +52,153 @@ def test_without_shuffling_rows_keep_their_order() -> None:
     assert [made.step_rows(0), made.step_rows(1)] == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_a_rank_without_rows_computes_a_filler_of_no_weight() -> None:
-    costs = [RowCost(10, 3), RowCost(4, 3)]
-    first, second, third = plan_step([0, 1], costs, world_size=3, micro_batch_tokens=100)
+@pytest.mark.parametrize("layout", Layout)
+def test_a_rank_without_rows_computes_a_filler_of_no_weight(layout: Layout) -> None:
+    costs = [RowCost(10, (4, 4, 4), 12), RowCost(4, (2, 2, 2), 6)]
+    first, second, third = plan_step([0, 1], costs, world_size=3, micro_batch_tokens=100, layout=layout)
     assert (first, second) == ([MicroBatch((0,))], [MicroBatch((1,))])
     assert third == [MicroBatch((1,), is_filler=True)]
 
 
-def test_micro_batches_bound_padded_tokens_not_real_ones() -> None:
-    costs = [RowCost(100, 1), RowCost(10, 1), RowCost(10, 1)]
-    assert pack([0, 1, 2], costs, max_tokens=200, max_rows=None) == [[0, 1], [2]]
+def single(*lengths: int) -> list[RowCost]:
+    """Rows of one response, so many tokens computed each."""
+    return [RowCost(length, (1,), 1) for length in lengths]
 
 
-def test_a_row_above_the_bound_is_computed_alone() -> None:
-    costs = [RowCost(500, 3), RowCost(10, 3)]
-    assert pack([0, 1], costs, max_tokens=200, max_rows=None) == [[0], [1]]
+def test_padded_micro_batches_bound_padded_tokens_not_real_ones() -> None:
+    (made,) = plan_step([0, 1, 2], single(100, 10, 10), world_size=1, micro_batch_tokens=200)
+    assert made == [MicroBatch((0, 1)), MicroBatch((2,))]
 
 
-def test_a_fixed_number_of_rows_replaces_the_token_bound() -> None:
-    costs = [RowCost(500, 3)] * 5
-    assert pack([0, 1, 2, 3, 4], costs, max_tokens=1, max_rows=2) == [[0, 1], [2, 3], [4]]
+def test_packed_micro_batches_bound_the_tokens_of_their_layout() -> None:
+    (made,) = plan_step([0, 1, 2], single(100, 50, 50), world_size=1, micro_batch_tokens=200, layout=Layout.PACKED)
+    assert made == [MicroBatch((0, 1, 2))]
+
+
+def test_a_shared_prompt_counts_once_against_the_bound() -> None:
+    cost = RowCost(100, (11, 21, 31), 63)
+    assert [cost.tokens(layout) for layout in Layout] == [160, 360, 390]
+
+
+def test_padded_rows_are_split_further_where_that_spares_a_rank_a_filler() -> None:
+    made = plan_step([0, 1, 2, 3], single(9, 8, 7, 6), world_size=2, micro_batch_tokens=1000)
+    assert made == [[MicroBatch((0, 1))], [MicroBatch((2, 3))]]
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_a_row_above_the_bound_is_computed_alone(layout: Layout) -> None:
+    (made,) = plan_step([0, 1], single(500, 10), world_size=1, micro_batch_tokens=200, layout=layout)
+    assert made == [MicroBatch((0,)), MicroBatch((1,))]
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_a_fixed_number_of_rows_replaces_the_token_bound(layout: Layout) -> None:
+    costs = single(500, 400, 300, 20, 10)
+    (made,) = plan_step(range(5), costs, world_size=1, micro_batch_tokens=1, micro_batch_rows=2, layout=layout)
+    assert sorted(len(one.rows) for one in made) == [1, 2, 2]
+    ranks = plan_step(range(5), costs, world_size=2, micro_batch_tokens=1, micro_batch_rows=2, layout=layout)
+    assert ranks == [[MicroBatch((0,)), MicroBatch((2,))], [MicroBatch((1,)), MicroBatch((3, 4))]]
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_the_tokens_that_are_planned_are_those_that_are_computed(layout: Layout) -> None:
+    row = TokenRow("a", (5, 6, 7), ((8, 9, 1), (1,), (8, 1)))
+    assert collate([row], layout).num_computed_tokens == RowCost.of(row).tokens(layout)
+
+
+def test_attended_pairs_count_what_each_layout_computes() -> None:
+    cost = RowCost(2, (3, 2), 5)
+    # Causal over 2; 2 x (1 + 2) and 1 x 2 towards the prefix with the causal pairs of 2 and 1 tokens. Whole sequences:
+    # causal over 4 and 3. Padded: twice 4.
+    assert [cost.attended_pairs(layout) for layout in Layout] == [3 + 4 + 3 + 2 + 1, 10 + 6, 20]
+
+
+def test_work_weighs_attention_and_logits_by_the_models_sizes() -> None:
+    config = SimpleNamespace(hidden_size=100, num_hidden_layers=10, vocab_size=24000)
+    work = WorkModel.of_config(config)
+    assert work == WorkModel(pairs_per_token=600.0, loss_token=2.0)
+    cost = RowCost(600, (1,), 3)
+    assert work.of_row(cost, Layout.PACKED) == pytest.approx(600 + 601 / 2 + 6)
+    assert WorkModel.of_config(SimpleNamespace()) == WorkModel()
+
+
+row_costs = st.lists(
+    st.builds(
+        lambda prompt, responses: RowCost(prompt, tuple(responses), sum(responses)),
+        st.integers(1, 300),
+        st.lists(st.integers(1, 300), min_size=3, max_size=3),
+    ),
+    min_size=1,
+    max_size=40,
+)
 
 
 @given(
-    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=40),
+    costs=row_costs,
     world_size=st.integers(1, 6),
     batch=st.integers(1, 16),
-    tokens=st.integers(1, 2000),
+    tokens=st.integers(1, 4000),
     seed=st.integers(0, 5),
+    layout=st.sampled_from(Layout),
+    fixed=st.none() | st.integers(1, 5),
 )
 def test_every_row_is_trained_once_an_epoch_and_ranks_take_equally_many_micro_steps(
-    lengths: list[int], world_size: int, batch: int, tokens: int, seed: int
+    costs: list[RowCost], world_size: int, batch: int, tokens: int, seed: int, layout: Layout, fixed: int | None
 ) -> None:
-    made = BatchPlan([RowCost(length, 3) for length in lengths], batch, 2, seed, world_size, tokens)
-    assert made.num_steps >= 2
+    made = BatchPlan(costs, batch, 2, seed, world_size, tokens, micro_batch_rows=fixed, layout=layout)
     seen: Counter[int] = Counter()
     for step in range(made.num_steps):
         ranks = made.micro_batches(step)
         assert len({len(batches) for batches in ranks}) == 1
-        real = [row for batches in ranks for one in batches if not one.is_filler for row in one.rows]
-        assert sorted(real) == sorted(made.step_rows(step))
-        for one in (one for batches in ranks for one in batches if len(one.rows) > 1):
-            assert max(lengths[row] for row in one.rows) * 3 * len(one.rows) <= tokens
-        seen.update(real)
-    assert seen == dict.fromkeys(range(len(lengths)), 2)
+        real = [one for batches in ranks for one in batches if not one.is_filler]
+        rows = [row for one in real for row in one.rows]
+        assert sorted(rows) == sorted(made.step_rows(step))
+        seen.update(rows)
+        for one in (one for one in real if len(one.rows) > 1):
+            assert _is_within_bound([costs[row] for row in one.rows], layout, tokens, fixed)
+        assert made.micro_batches(step) == ranks
+    assert seen == dict.fromkeys(range(len(costs)), 2)
+
+
+def _is_within_bound(costs: list[RowCost], layout: Layout, tokens: int, fixed: int | None) -> bool:
+    if fixed is not None:
+        return len(costs) <= fixed
+    if layout is Layout.PADDED:
+        return max(cost.longest for cost in costs) * 3 * len(costs) <= tokens
+    return sum(cost.tokens(layout) for cost in costs) <= tokens
+
+
+@given(
+    costs=row_costs,
+    world_size=st.integers(1, 6),
+    tokens=st.integers(1, 4000),
+    layout=st.sampled_from(ROW_SHARING),
+)
+def test_ranks_and_micro_steps_differ_by_no_more_than_the_costliest_row(
+    costs: list[RowCost], world_size: int, tokens: int, layout: Layout
+) -> None:
+    work = WorkModel(pairs_per_token=600.0, loss_token=1.0)
+    ranks = plan_step(
+        range(len(costs)), costs, world_size=world_size, micro_batch_tokens=tokens, layout=layout, work=work
+    )
+
+    def load(one: MicroBatch) -> float:
+        return 0.0 if one.is_filler else sum(work.of_row(costs[row], layout) for row in one.rows)
+
+    bound = max(work.of_row(cost, layout) for cost in costs) * (1 + 1e-9)
+    of_ranks = [sum(map(load, batches)) for batches in ranks]
+    assert max(of_ranks) - min(of_ranks) <= bound
+    for micro_step in zip(*ranks, strict=True):
+        assert max(map(load, micro_step)) - min(map(load, micro_step)) <= bound
+
+
+def test_the_published_batch_of_mixed_lengths_leaves_ranks_evenly_loaded_and_micro_batches_full() -> None:
+    """128 triples, eight ranks, 8,192 tokens a forward pass; lengths fall off as those of chat data do."""
+    costs = [
+        RowCost(30 + (index * 37) % 400, (50 + (index * 53) % 700, 40 + (index * 71) % 600, 60 + (index * 29) % 500))
+        for index in range(128)
+    ]
+    ranks = plan_step(range(128), costs, world_size=8, micro_batch_tokens=8192, layout=Layout.SHARED_PREFIX)
+    loads = [sum(costs[row].tokens(Layout.SHARED_PREFIX) for one in batches for row in one.rows) for batches in ranks]
+    assert max(loads) / (sum(loads) / 8) < 1.02
+    assert len(ranks[0]) == -(-sum(loads) // (8192 * 8))

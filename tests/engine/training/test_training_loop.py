@@ -67,7 +67,7 @@ def test_sft_weighs_tokens_of_the_global_batch_not_micro_batches(local_run: Any)
     first = large.plan().step_rows(0)
     rows = [large.token_rows()[index] for index in first]
     logps = large.backend().frozen_sequence_logps(collate(rows)).sum().item()
-    assert large.metrics()[0]["loss"] == pytest.approx(-logps / sum(row.num_response_tokens for row in rows), abs=1e-9)
+    assert large.metrics()[0]["loss"] == pytest.approx(-logps / sum(row.num_loss_tokens for row in rows), abs=1e-9)
 
 
 def test_margins_of_the_first_step_are_exactly_zero(local_run: Any) -> None:

@@ -143,4 +143,4 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
 
 def test_the_cost_of_a_row_counts_the_prompt_for_every_response() -> None:
     row = TokenRow("a", (1, 2, 3), ((4, 5), (6,)))
-    assert (row.sequence_lengths, row.num_tokens, row.num_response_tokens) == ((5, 4), 9, 3)
+    assert (row.sequence_lengths, row.num_tokens, row.num_loss_tokens) == ((5, 4), 9, 3)

@@ -1,0 +1,125 @@
+"""How the sequences of a micro-batch lie in memory, and which architectures allow it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from wrpo_engine.errors import ConfigError
+
+
+class Layout(StrEnum):
+    """What one forward pass holds."""
+
+    SHARED_PREFIX = "shared-prefix"
+    """One row of tokens: each prompt once, behind it all of its responses, each seeing the prompt and itself only."""
+    PACKED = "packed"
+    """One row of tokens: whole sequences one behind the other, each seeing itself only."""
+    PADDED = "padded"
+    """One row per sequence, filled up on the right to one width."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Tokens that see each other: a prefix, causal in itself, and branches that follow it without a gap.
+
+    A branch sees the whole prefix and, causally, itself. Spans are [start, stop) in the micro-batch's row of tokens.
+    """
+
+    prefix: tuple[int, int]
+    branches: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def stop(self) -> int:
+        return self.branches[-1][1] if self.branches else self.prefix[1]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest sequence."""
+        start, stop = self.prefix
+        return stop - start + max((end - begin for begin, end in self.branches), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPlan:
+    """Who sees whom among the T tokens of a micro-batch; travels through the model as a keyword argument."""
+
+    families: tuple[Family, ...]
+    positions_T: Tensor
+    """Position of every token in its own sequence."""
+    block_masks: dict[int | None, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Sliding window -> FlexAttention's block mask: made by the first layer that needs it, used by all others."""
+
+    @property
+    def longest(self) -> int:
+        return max(family.longest for family in self.families)
+
+    def owners(self) -> Tensor:
+        """Return [2, T]: the family of every token and its branch, counted from 1; 0 is a prefix."""
+        owners_2T = torch.zeros(2, self.families[-1].stop, dtype=torch.int32)
+        branch = 0
+        for index, family in enumerate(self.families):
+            owners_2T[0, family.prefix[0] : family.stop] = index
+            for start, stop in family.branches:
+                branch += 1
+                owners_2T[1, start:stop] = branch
+        return owners_2T.to(self.positions_T.device)
+
+    def to(self, device: torch.device) -> AttentionPlan:
+        return AttentionPlan(self.families, self.positions_T.to(device, non_blocking=True))
+
+
+VERIFIED_ARCHITECTURES = frozenset(
+    {
+        "cohere",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "gpt2",
+        "granite",
+        "llama",
+        "mistral",
+        "mixtral",
+        "olmo2",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+        "starcoder2",
+    }
+)
+"""Values of `model_type` whose packed and shared-prefix log-probabilities and gradients are tested against separate
+sequences. Others may keep state or biases that follow the place in the row (ALiBi, linear attention, attention sinks)
+and would be wrong without notice."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutChoice:
+    """The layout that runs, and why if it is not the one hoped for."""
+
+    layout: Layout
+    reason: str
+
+
+def choose_layout(requested: Literal["auto", "shared-prefix", "packed", "padded"], config: Any) -> LayoutChoice:
+    """Return the layout for a Hugging Face model config; raise ConfigError if the requested one would be wrong."""
+    if requested == "padded":
+        return LayoutChoice(Layout.PADDED, "as configured")
+    model_type = getattr(config, "model_type", type(config).__name__)
+    if model_type in VERIFIED_ARCHITECTURES:
+        if requested == "packed":
+            return LayoutChoice(Layout.PACKED, "as configured")
+        return LayoutChoice(Layout.SHARED_PREFIX, f"{model_type} supports it")
+    reason = f"architecture {model_type} is not among those verified for sequences that share a row of tokens"
+    if requested == "auto":
+        return LayoutChoice(Layout.PADDED, reason)
+    raise ConfigError(
+        "training.layout",
+        requested,
+        reason,
+        f"Leave training.layout out or set it to padded. Verified: {', '.join(sorted(VERIFIED_ARCHITECTURES))}.",
+    )
