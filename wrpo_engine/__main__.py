@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -16,11 +17,19 @@ from wrpo_engine.config import ExitCode, StageKind
 from wrpo_engine.environment import prepare_environment
 from wrpo_engine.stage import StopRequest
 
+TOOLS = {
+    "convert": "wrpo_engine.formats.command",
+    "lint": "wrpo_engine.linting.command",
+    "quickstart-assets": "wrpo_engine.quickstart.assets",
+}
+"""Modules whose `main(arguments)` returns the exit code; imported on use."""
+
 _HELP = """Run one STAGE of a WRPO experiment: read artifacts and a JSON configuration, write one artifact.
 
 \b
 Stages, in the order of an experiment:
   prepare         read prompts, drop empty and duplicate ones, split them
+  fetch           download a model of a hub into the storage
   sample          answer prompts with one model
   score           score answers with the reward model
   curate-sft      choose the best source answer for every SFT prompt
@@ -33,13 +42,20 @@ Stages, in the order of an experiment:
 The operator writes the configuration; `wrpo plan -f experiment.yaml` shows it. An artifact that exists is not made
 again: the stage exits 0 and says cached. Killed stages continue where they stopped.
 
-`wrpo-engine quickstart-assets --out DIR` makes the quick start's models and prompts; no stage, no configuration.
+\b
+Tools, without a configuration (each has --help):
+  lint               look for faults in triples, prompts and artifacts
+  convert            triples from one format to another
+  quickstart-assets  the quick start's models and prompts
 
 \b
 Environment:
   WRPO_VOLUME_ROOT               where the storage volume is mounted (/var/lib/wrpo)
   WRPO_TERMINATION_MESSAGE_PATH  where the outcome is written as JSON (/dev/termination-log)
   JOB_COMPLETION_INDEX           which shard this process is (0)
+  WRPO_SCRATCH                   where copies of what is in S3 are kept (TMPDIR or /tmp)
+  WRPO_STORAGE_PATIENCE_SECONDS  how long S3 may be unreachable before the stage gives up (300)
+  AWS_...                        credentials and AWS_CA_BUNDLE for S3, as for all AWS tools
   HF_HUB_OFFLINE                 1: never download models or data sets
 
 \b
@@ -75,10 +91,9 @@ def command(stage: str, config_path: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else list(argv)
-    if arguments[:1] == ["quickstart-assets"]:
-        from wrpo_engine.quickstart.assets import main as make_assets
-
-        sys.exit(make_assets(arguments[1:]))
+    if arguments and arguments[0] in TOOLS:
+        prepare_environment(os.environ)
+        sys.exit(importlib.import_module(TOOLS[arguments[0]]).main(arguments[1:]))
     try:
         code = command.main(arguments, standalone_mode=False)
     except click.ClickException as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -65,13 +65,18 @@ class StageContext:
         artifact = self.store.open(ref)
         if artifact is None:
             raise MissingInputError(
-                f"input {role!r}, artifact {address(ref)}, does not exist: no manifest.json below {self.store.root}",
+                f"input {role!r}, artifact {address(ref)}, does not exist: no manifest.json below "
+                f"{self.store.location}",
                 hint=f"Run the stage {ref.stage} first, or mount the storage that holds its artifact.",
             )
         return artifact
 
-    def resolve_path(self, reference: str) -> str:
-        """Turn storage://PATH into a local path; absolute paths and hub ids stay as they are."""
+    def resolve_path(self, reference: str, *, only: Sequence[str] = ()) -> str:
+        """Turn storage://PATH into a local path; absolute paths and hub ids stay as they are.
+
+        On S3 what lies there is downloaded first; of a directory only the files that match a pattern in `only`, if any.
+        Every process of a distributed stage may call it: those of one pod download once.
+        """
         if not reference.startswith(_STORAGE_SCHEME):
             return reference
         below = PurePosixPath(reference.removeprefix(_STORAGE_SCHEME))
@@ -82,7 +87,7 @@ class StageContext:
                 "the path must stay below the storage root",
                 "Write storage://DIRECTORY/NAME.",
             )
-        return str(self.store.root / below)
+        return str(self.store.local_copy(below.as_posix(), only))
 
     @property
     def is_main(self) -> bool:
@@ -121,7 +126,14 @@ def load_stage(kind: StageKind) -> StageFunction:
     return cast(StageFunction, getattr(importlib.import_module(module), function))
 
 
-def open_store(config: StageConfig, environ: Mapping[str, str], clock: Callable[[], datetime]) -> ArtifactStore:
+def open_store(
+    config: StageConfig,
+    environ: Mapping[str, str],
+    clock: Callable[[], datetime],
+    *,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> ArtifactStore:
+    """Return the stage's store; one that cannot be used is an error here, before any work."""
     match config.storage:
         case VolumeStorage(path=path):
             if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
@@ -141,13 +153,11 @@ def open_store(config: StageConfig, environ: Mapping[str, str], clock: Callable[
                     hint="Mount the volume there, or set WRPO_VOLUME_ROOT to where it is mounted.",
                 )
             return VolumeStore(mount / path, clock)
-        case S3Storage(uri=uri):
-            raise ConfigError(
-                "storage.s3",
-                uri,
-                "S3 is not supported by this engine version yet",
-                "Use storage.volume with a persistent volume claim.",
-            )
+        case S3Storage() as storage:
+            # Imported here: stages on a volume need no boto3.
+            from wrpo_engine.artifacts.s3 import S3Store
+
+            return S3Store.connect(storage, environ, clock, is_stopping=is_stopping)
 
 
 def make_context(
@@ -159,7 +169,7 @@ def make_context(
     stop: StopRequest,
 ) -> StageContext:
     """Open the store and the output; inputs are opened here too, so that a missing one is found before any work."""
-    store = open_store(config, environ, clock)
+    store = open_store(config, environ, clock, is_stopping=lambda: stop.requested)
     shard = _shard(config, environ)
     inputs: dict[str, InputEntry] = {}
     output = store.writer(
@@ -181,6 +191,7 @@ def make_context(
         for role in sorted(config.inputs):
             artifact = context.input(role)
             inputs[role] = InputEntry(stage=artifact.ref.stage, hash=artifact.ref.hash, digest=artifact.digest)
+        output.begin()
     return context
 
 

@@ -191,14 +191,21 @@ def test_an_unknown_field_is_named(engine: Engine) -> None:
     assert engine.message.error.message == "colour is 'red': Extra inputs are not permitted"
 
 
-def test_s3_is_refused_with_the_remedy(engine: Engine) -> None:
-    change(engine, storage={"kind": "s3", "uri": "s3://bucket/x"})
+def test_s3_without_credentials_is_refused_with_the_remedy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    change(engine, storage={"kind": "s3", "uri": "s3://bucket/x", "endpoint": "http://127.0.0.1:9"})
     assert engine.run() == 78
-    assert engine.message.error is not None
-    assert engine.message.error.message == (
-        "storage.s3 is 's3://bucket/x': S3 is not supported by this engine version yet"
+    error = engine.message.error
+    assert error is not None
+    assert (error.code, error.field) == ("StorageCredentials", "storage.s3.credentialsSecretName")
+    assert error.message == (
+        "storage.s3.credentialsSecretName is '<none found>': cannot list s3://bucket/x/: Unable to locate credentials"
     )
-    assert engine.message.error.hint == "Use storage.volume with a persistent volume claim."
+    assert error.hint is not None
+    assert error.hint.startswith("Name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
 
 
 def test_a_config_of_another_stage_is_refused(engine: Engine) -> None:
@@ -249,7 +256,7 @@ def test_help_works_without_torch() -> None:
 def test_a_wrong_command_line_is_a_usage_error() -> None:
     ran = command("-m", "wrpo_engine", "samples", "--config", "x")
     assert ran.returncode == 64
-    assert "'samples' is not one of 'prepare', 'sample'" in ran.stderr
+    assert "'samples' is not one of 'prepare', 'fetch', 'sample'" in ran.stderr
 
 
 def test_a_config_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
 _CHUNK_BYTES = 1 << 20
 
 
@@ -37,7 +38,7 @@ class InputEntry(_Model):
 class Manifest(_Model):
     """Written last: an artifact without it does not exist."""
 
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     stage: str
     hash: str
     config: dict[str, Any]

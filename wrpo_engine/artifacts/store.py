@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,12 +48,19 @@ class ArtifactWriter(Protocol):
     @property
     def directory(self) -> Path: ...
 
+    def begin(self) -> None:
+        """Fail now, not after hours of work, if nothing could be published."""
+        ...
+
     def publish(self, name: str, write: Callable[[Path], None]) -> Path:
         """Let `write` fill a temporary file, then make it appear as `name` at once and durably."""
         ...
 
     def published(self, prefix: str = "") -> list[str]:
-        """Return the sorted names of all published files that start with `prefix`, of all attempts and pods."""
+        """Return the sorted names of all published files that start with `prefix`, of all attempts and pods.
+
+        One that looks after it published sees everything that was published before.
+        """
         ...
 
     def fetch(self, name: str) -> Path:
@@ -84,8 +91,16 @@ class ArtifactStore(Protocol):
     """Artifacts by address."""
 
     @property
-    def root(self) -> Path:
-        """What `storage://` stands for, locally."""
+    def location(self) -> str:
+        """What `storage://` stands for: a directory or a URI, for messages."""
+        ...
+
+    def local_copy(self, below: str, only: Sequence[str] = ()) -> Path:
+        """Return the local path of a file or directory at `below` the storage root; nothing there, no such path.
+
+        With patterns in `only`, no other files of a directory are brought here. Processes of one machine may call it at
+        the same time.
+        """
         ...
 
     def open(self, ref: ArtifactRef) -> Artifact | None:

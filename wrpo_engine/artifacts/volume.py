@@ -1,47 +1,59 @@
-"""Artifacts in a directory of a mounted volume: durable by fsync, atomic by rename."""
+"""Artifacts in a directory of a mounted volume: durable by fsync, atomic by rename.
+
+On NFS, too, where no lock is relied on: a rename or a link gives the client the directory's state from the server, so
+one that lists a directory after it published there sees what others published before; a handle that another client's
+rename made stale is opened again; of two links to one name the second fails, also if its first reply was lost.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import math
+import errno
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
-from wrpo_engine import __version__
+from wrpo_engine.artifacts.checks import address, damaged, make_manifest, read_manifest, require_finite, unknown_file
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME, FileEntry, InputEntry, Manifest, digest_of, sha256_of
 from wrpo_engine.artifacts.store import Artifact, ArtifactWriter
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.errors import DataError, MissingInputError
+from wrpo_engine.errors import MissingInputError
 
+__all__ = ["VolumeArtifact", "VolumeStore", "VolumeWriter", "address"]
+
+T = TypeVar("T")
 _TEMPORARY = ".tmp-"
 _LEFTOVER_AGE_S = 3600.0
-
-
-def address(ref: ArtifactRef) -> str:
-    return f"{ref.stage}/{ref.hash}"
+_STALE_ATTEMPTS = 3
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
+_NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOTSUP})
 
 
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a directory; there the rename itself is durable.
+        if not (path.is_dir() and error.errno in _NO_DIRECTORY_SYNC):
+            raise
     finally:
         os.close(descriptor)
 
 
-def _damaged(path: Path, ref: ArtifactRef, what: str) -> DataError:
-    return DataError(
-        f"file {path} of artifact {address(ref)} {what}",
-        code="ArtifactDamaged",
-        hint=f"Remove the directory {address(ref)} below the storage root; the stage that made it runs again.",
-    )
+def _fresh(read: Callable[[], T]) -> T:
+    """Read again if the file was replaced from another machine meanwhile (NFS: ESTALE)."""
+    for _ in range(_STALE_ATTEMPTS - 1):
+        try:
+            return read()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return read()
 
 
 @dataclass
@@ -57,15 +69,12 @@ class VolumeArtifact:
     def file(self, name: str) -> Path:
         entry = next((entry for entry in self.manifest.files if entry.name == name), None)
         if entry is None:
-            known = ", ".join(self.files()) or "none"
-            raise DataError(
-                f"artifact {address(self.ref)} has no file {name!r}; its files: {known}", code="ArtifactDamaged"
-            )
+            raise unknown_file(self.ref, name, self.files())
         path = self.directory / name
         if name not in self._verified:
             self._check_size(entry)
-            if sha256_of(path) != entry.sha256:
-                raise _damaged(path, self.ref, "was altered: its sha256 is not the manifest's")
+            if _fresh(lambda: sha256_of(path)) != entry.sha256:
+                raise damaged(path, self.ref, "was altered: its sha256 is not the manifest's")
             self._verified.add(name)
         return path
 
@@ -80,11 +89,11 @@ class VolumeArtifact:
     def _check_size(self, entry: FileEntry) -> None:
         path = self.directory / entry.name
         try:
-            size = path.stat().st_size
+            size = _fresh(path.stat).st_size
         except FileNotFoundError:
-            raise _damaged(path, self.ref, "is missing") from None
+            raise damaged(path, self.ref, "is missing") from None
         if size != entry.size:
-            raise _damaged(path, self.ref, f"has {size} bytes where the manifest says {entry.size}")
+            raise damaged(path, self.ref, f"has {size} bytes where the manifest says {entry.size}")
 
 
 @dataclass
@@ -96,6 +105,15 @@ class VolumeWriter:
     config: Mapping[str, Any]
     inputs: Mapping[str, InputEntry]
     now: Callable[[], datetime]
+
+    def begin(self) -> None:
+        """Find a volume that cannot be written; full ones are found by writing."""
+        place = self.directory
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not os.access(place, os.W_OK):
+            number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(number, os.strerror(number), str(place))
 
     def publish(self, name: str, write: Callable[[Path], None]) -> Path:
         final = self.directory / name
@@ -112,8 +130,11 @@ class VolumeWriter:
         return final
 
     def published(self, prefix: str = "") -> list[str]:
-        names = (path.relative_to(self.directory).as_posix() for path in self.directory.rglob("*") if path.is_file())
-        return sorted(name for name in names if name.startswith(prefix) and _TEMPORARY not in name)
+        # By listing, not by asking for names: what a client remembers as absent may be there by now.
+        names = (path.relative_to(self.directory).as_posix() for path in _files_below(self.directory))
+        return sorted(
+            name for name in names if name.startswith(prefix) and _TEMPORARY not in name and name != MANIFEST_NAME
+        )
 
     def fetch(self, name: str) -> Path:
         path = self.directory / name
@@ -149,21 +170,16 @@ class VolumeWriter:
     ) -> Artifact:
         if (existing := self.committed()) is not None:
             return existing
-        for name, value in (metrics or {}).items():
-            if not math.isfinite(value):
-                raise DataError(f"metric {name} of {address(self.ref)} is {value}", code="MetricNotFinite")
+        require_finite(self.ref, metrics)
         counts = dict(rows or {})
-        entries = [self._entry(name, counts.get(name)) for name in sorted(set(files))]
-        manifest = Manifest(
-            stage=self.ref.stage,
-            hash=self.ref.hash,
-            config=dict(self.config),
-            inputs=dict(self.inputs),
-            files=entries,
-            metrics=dict(sorted((metrics or {}).items())),
-            details=dict(details or {}),
-            engine_version=__version__,
-            created_at=self.now(),
+        manifest = make_manifest(
+            self.ref,
+            [self._entry(name, counts.get(name)) for name in sorted(set(files))],
+            config=self.config,
+            inputs=self.inputs,
+            metrics=metrics,
+            details=details,
+            now=self.now,
         )
         self._publish_manifest(manifest.to_bytes())
         self._remove_leftovers()
@@ -174,16 +190,16 @@ class VolumeWriter:
     def _entry(self, name: str, rows: int | None) -> FileEntry:
         path = self.directory / name
         # Files that the stage wrote without `publish` (a model directory) become durable here.
-        _sync(path)
+        _fresh(lambda: _sync(path))
         _sync(path.parent)
-        return FileEntry(name=name, size=path.stat().st_size, sha256=sha256_of(path), rows=rows)
+        return FileEntry(name=name, size=path.stat().st_size, sha256=_fresh(lambda: sha256_of(path)), rows=rows)
 
     def _remove_leftovers(self) -> None:
         """Remove what killed attempts left behind; younger files may be another writer's."""
         before = self.now().timestamp() - _LEFTOVER_AGE_S
-        for path in self.directory.rglob(f"{_TEMPORARY}*"):
+        for path in _files_below(self.directory):
             with contextlib.suppress(OSError):
-                if path.is_file() and path.stat().st_mtime < before:
+                if path.name.startswith(_TEMPORARY) and path.stat().st_mtime < before:
                     path.unlink()
 
     def _publish_manifest(self, content: bytes) -> None:
@@ -199,13 +215,21 @@ class VolumeWriter:
         _sync(self.directory)
 
 
+def _files_below(directory: Path) -> Iterator[Path]:
+    """Yield all files; directories that vanish meanwhile are passed over."""
+    for place, _, names in os.walk(directory):
+        yield from (Path(place) / name for name in names)
+
+
 def _link_or_rename(temporary: Path, final: Path) -> None:
     """Make `final` appear with its whole content unless it is there: the first of two writers wins."""
     try:
         os.link(temporary, final)
     except FileExistsError:
         return
-    except OSError:
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
         # File systems without hard links; a racing writer replaces a manifest of the same content.
         if not final.exists():
             temporary.replace(final)
@@ -214,16 +238,10 @@ def _link_or_rename(temporary: Path, final: Path) -> None:
 def _read(ref: ArtifactRef, directory: Path) -> VolumeArtifact | None:
     path = directory / MANIFEST_NAME
     try:
-        content = path.read_bytes()
+        content = _fresh(path.read_bytes)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    try:
-        manifest = Manifest.model_validate_json(content)
-    except ValidationError as error:
-        raise _damaged(path, ref, f"is not a valid manifest: {error.errors()[0]['msg']}") from None
-    if (manifest.stage, manifest.hash) != (ref.stage, ref.hash):
-        raise _damaged(path, ref, f"belongs to {manifest.stage}/{manifest.hash}")
-    return VolumeArtifact(ref, manifest, digest_of(content), directory)
+    return VolumeArtifact(ref, read_manifest(content, ref, path), digest_of(content), directory)
 
 
 @dataclass
@@ -232,6 +250,13 @@ class VolumeStore:
 
     root: Path
     now: Callable[[], datetime]
+
+    @property
+    def location(self) -> str:
+        return str(self.root)
+
+    def local_copy(self, below: str, only: Sequence[str] = ()) -> Path:  # noqa: ARG002 (it is all local already)
+        return self.root / below
 
     def open(self, ref: ArtifactRef) -> Artifact | None:
         return _read(ref, self._directory(ref))

@@ -1,0 +1,296 @@
+"""Requests to one S3 bucket: boto3's client, our patience around it, and errors that say what to do.
+
+botocore itself retries a request a few times with backoff and jitter. Around that, a request that may succeed later is
+made again until WRPO_STORAGE_PATIENCE_SECONDS have passed without progress: a storage server that restarts should not
+end a stage that has worked for hours.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+from wrpo_engine.artifacts.s3_errors import Place, explain, is_missing, is_taken, is_worth_waiting
+from wrpo_engine.config import S3Storage
+from wrpo_engine.errors import ConfigError
+
+log = logging.getLogger("wrpo_engine")
+
+T = TypeVar("T")
+SHA256_KEY = "sha256"
+"""Metadata of every object that is written: of the whole object, which S3's own checksum is not for large ones."""
+_MAX_CONNECTIONS = 32
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 20.0
+_STOPPING_PATIENCE_S = 20.0
+_PAGE_OF_DELETIONS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a request is tried."""
+
+    seconds: float = 300.0
+    """In all, after the first answer of the server."""
+    first_seconds: float = 30.0
+    """Before the server has ever answered: then the endpoint is probably wrong."""
+    timeout_s: float = 60.0
+    """Without a byte from the server."""
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Patience:
+        seconds = _number(environ, "WRPO_STORAGE_PATIENCE_SECONDS", cls().seconds)
+        timeout_s = _number(environ, "WRPO_STORAGE_TIMEOUT_SECONDS", cls().timeout_s)
+        return cls(seconds, min(seconds, cls().first_seconds), timeout_s)
+
+
+def _number(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(name, "")
+    try:
+        number = float(text) if text else default
+    except ValueError:
+        number = -1.0
+    if number < 0:
+        raise ConfigError(name, text, "it must be a number of seconds", "Unset it, or write e.g. 300.")
+    return number
+
+
+class ConditionFailed(Exception):  # noqa: N818 (an answer, not a fault)
+    """If-Match or If-None-Match did not hold."""
+
+
+class UnsupportedConditionError(Exception):
+    """The server knows no conditional writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """An object as the server describes it."""
+
+    size: int
+    etag: str
+    sha256: str | None
+    modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A line of a listing."""
+
+    key: str
+    size: int
+    etag: str
+    modified: datetime
+
+
+def make_client(storage: S3Storage, environ: Mapping[str, str], timeout_s: float) -> Any:
+    """Return boto3's client. Credentials and AWS_CA_BUNDLE come from the process's environment, as in all AWS tools."""
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError as error:
+        raise ConfigError(
+            "storage.s3", storage.uri, "boto3 is not installed here", "Run `pip install boto3`."
+        ) from error
+
+    session = boto3.session.Session()
+    config = Config(
+        retries={
+            "mode": environ.get("AWS_RETRY_MODE", "standard"),
+            "total_max_attempts": int(environ.get("AWS_MAX_ATTEMPTS", "4")),
+        },
+        connect_timeout=min(10.0, timeout_s),
+        read_timeout=timeout_s,
+        max_pool_connections=_MAX_CONNECTIONS,
+        # Virtual hosts need DNS names for every bucket, which own servers rarely have.
+        s3={"addressing_style": "path" if storage.endpoint else "auto"},
+        tcp_keepalive=True,
+    )
+    return session.client(
+        "s3",
+        endpoint_url=storage.endpoint,
+        region_name=storage.region or session.region_name or "us-east-1",
+        config=config,
+    )
+
+
+@dataclass
+class S3Bucket:
+    """A bucket and the prefix in it that is the storage root. Names are relative to the prefix."""
+
+    client: Any
+    bucket: str
+    prefix: str
+    patience: Patience = field(default_factory=Patience)
+    is_stopping: Callable[[], bool] = lambda: False
+    sleep: Callable[[float], None] = time.sleep
+    monotonic: Callable[[], float] = time.monotonic
+    _has_answered: bool = False
+
+    @classmethod
+    def open(cls, storage: S3Storage, environ: Mapping[str, str], is_stopping: Callable[[], bool]) -> S3Bucket:
+        bucket, _, prefix = storage.uri.removeprefix("s3://").partition("/")
+        patience = Patience.of(environ)
+        uri = storage.uri
+        try:
+            client = make_client(storage, environ, patience.timeout_s)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise explain(error, Place(uri, storage.endpoint or "AWS", bucket), f"use {uri}") from error
+        return cls(client, bucket, prefix.strip("/"), patience, is_stopping)
+
+    @property
+    def root_uri(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def key(self, name: str) -> str:
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def uri(self, name: str) -> str:
+        return f"s3://{self.bucket}/{self.key(name)}"
+
+    @property
+    def place(self) -> Place:
+        return Place(self.root_uri, str(self.client.meta.endpoint_url), self.bucket)
+
+    def call(self, action: str, request: Callable[[], T], *, progress: Callable[[], int] = lambda: 0) -> T:
+        """Make a request until it succeeds, fails for good, or patience ends; progress begins patience anew."""
+        tries, done = 0, progress()
+        since = self.monotonic()
+        while True:
+            try:
+                answer = request()
+            except Exception as error:
+                if not is_worth_waiting(error):
+                    self._raise_final(error, action)
+                    raise
+                if progress() != done:
+                    tries, done, since = 0, progress(), self.monotonic()
+                waited = self.monotonic() - since
+                delay = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**tries) * random.uniform(0.5, 1.0)  # noqa: S311
+                if waited + delay > self._patience_s():
+                    raise explain(error, self.place, action) from error
+                tries += 1
+                log.warning("cannot %s now (%s); trying again in %.1f s", action, error, delay)
+                self.sleep(delay)
+            else:
+                self._has_answered = True
+                return answer
+
+    def _patience_s(self) -> float:
+        seconds = self.patience.seconds if self._has_answered else self.patience.first_seconds
+        return min(seconds, _STOPPING_PATIENCE_S) if self.is_stopping() else seconds
+
+    def _raise_final(self, error: Exception, action: str) -> None:
+        """Raise our error for one of S3's; return for any other."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if isinstance(error, ClientError):
+            # It refused, but it is there.
+            self._has_answered = True
+            if is_taken(error):
+                raise ConditionFailed(action) from error
+        if isinstance(error, BotoCoreError | ClientError):
+            raise explain(error, self.place, action) from error
+
+    def stat(self, name: str) -> Stat | None:
+        """Return what the server says of an object, or None if it is not there."""
+
+        def request() -> Any:
+            try:
+                return self.client.head_object(Bucket=self.bucket, Key=self.key(name))
+            except self.client.exceptions.ClientError as error:
+                if is_missing(error):
+                    return None
+                raise
+
+        answer = self.call(f"read {self.uri(name)}", request)
+        if answer is None:
+            return None
+        metadata = answer.get("Metadata", {})
+        return Stat(int(answer["ContentLength"]), answer["ETag"], metadata.get(SHA256_KEY), answer["LastModified"])
+
+    def read(self, name: str) -> bytes | None:
+        """Return a small object, or None if it is not there."""
+
+        def request() -> bytes | None:
+            try:
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.key(name))
+            except self.client.exceptions.ClientError as error:
+                if is_missing(error):
+                    return None
+                raise
+            content: bytes = answer["Body"].read()
+            return content
+
+        return self.call(f"read {self.uri(name)}", request)
+
+    def put(self, name: str, content: bytes, *, only_if_absent: bool = False) -> None:
+        """Write a small object, with a checksum that the server compares.
+
+        ConditionFailed if it should be absent and is there; UnsupportedConditionError where the server cannot tell.
+        """
+        condition = {"IfNoneMatch": "*"} if only_if_absent else {}
+
+        def request() -> None:
+            try:
+                self.client.put_object(
+                    Bucket=self.bucket, Key=self.key(name), Body=content, **self.checksum_arguments(), **condition
+                )
+            except self.client.exceptions.ClientError as error:
+                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+                if only_if_absent and status == 501:
+                    raise UnsupportedConditionError from error
+                raise
+
+        self.call(f"write {self.uri(name)}", request)
+
+    def checksum_arguments(self) -> dict[str, str]:
+        """Return the argument that makes S3 verify uploads.
+
+        Nothing where AWS_REQUEST_CHECKSUM_CALCULATION says when_required, for servers that know no such checksums.
+        """
+        wanted = self.client.meta.config.request_checksum_calculation
+        return {} if wanted == "when_required" else {"ChecksumAlgorithm": "SHA256"}
+
+    def listing(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield the objects whose names start with `prefix`, page by page; keys are names below the storage root."""
+        cut = len(self.key(""))
+        token: str | None = None
+        while True:
+            page = self._page(prefix, token)
+            for entry in page.get("Contents", ()):
+                yield Listed(entry["Key"][cut:], int(entry["Size"]), entry["ETag"], entry["LastModified"])
+            if not page.get("IsTruncated"):
+                return
+            token = page["NextContinuationToken"]
+
+    def check(self) -> None:
+        """Find wrong credentials, a missing bucket or no right to list by the smallest request."""
+        self._page("", None, max_keys=1)
+
+    def _page(self, prefix: str, token: str | None, *, max_keys: int = 1000) -> Any:
+        after = {"ContinuationToken": token} if token else {}
+        return self.call(
+            f"list {self.uri(prefix)}",
+            lambda: self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.key(prefix), MaxKeys=max_keys, **after),
+        )
+
+    def delete(self, names: list[str]) -> None:
+        """Delete objects; those that are not there are no error."""
+        for start in range(0, len(names), _PAGE_OF_DELETIONS):
+            self._delete_page(names[start : start + _PAGE_OF_DELETIONS])
+
+    def _delete_page(self, names: list[str]) -> None:
+        from botocore.exceptions import ClientError
+
+        action = f"delete {self.uri(names[0])}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        objects = {"Objects": [{"Key": self.key(name)} for name in names], "Quiet": True}
+        answer = self.call(action, lambda: self.client.delete_objects(Bucket=self.bucket, Delete=objects))
+        for failed in answer.get("Errors", ()):
+            raise explain(ClientError({"Error": dict(failed)}, "DeleteObjects"), self.place, action)

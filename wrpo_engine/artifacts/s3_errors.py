@@ -1,0 +1,199 @@
+"""What an error of S3 means for the experiment: wait, or say which field is wrong and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from wrpo_engine.errors import ConfigError, StorageError, TemporaryError, WrpoError
+
+_WAIT_CODES = frozenset(
+    {
+        "SlowDown",
+        "ServiceUnavailable",
+        "InternalError",
+        "InternalFailure",
+        "RequestTimeout",
+        "RequestTimeoutException",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+        "RequestLimitExceeded",
+        "BandwidthLimitExceeded",
+        "ConditionalRequestConflict",
+        "OperationAborted",
+        # The server's checksum of what arrived is not ours: it was altered on the way.
+        "BadDigest",
+        "XAmzContentChecksumMismatch",
+        "IncompleteBody",
+    }
+)
+_WAIT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_KEY_CODES = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure"})
+_EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
+_REGION_CODES = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
+_FULL_CODES = frozenset({"QuotaExceeded", "QuotaExceededException", "XMinioStorageFull", "InsufficientStorage"})
+_FORBIDDEN_CODES = frozenset({"AccessDenied", "AllAccessDisabled", "AccountProblem", "Forbidden"})
+PERMISSIONS = "s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload"
+_CREDENTIALS_FIELD = "storage.s3.credentialsSecretName"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a request went: for messages."""
+
+    uri: str
+    endpoint: str
+    bucket: str
+
+
+def code_and_status(error: Any) -> tuple[str, int]:
+    """Return S3's error code and the HTTP status of a botocore ClientError; a code is "" where there is only a status.
+
+    Answers to HEAD have no body, so their code is the status itself.
+    """
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return ("", int(code)) if code.isdigit() else (code, status)
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether the object is not there; a bucket that is not there is another thing."""
+    if not hasattr(error, "response"):
+        return False
+    code, status = code_and_status(error)
+    return code == "NoSuchKey" or (status == 404 and code in {"", "NotFound"})
+
+
+def is_taken(error: Exception) -> bool:
+    """Whether a condition of the request (If-Match, If-None-Match) did not hold."""
+    return hasattr(error, "response") and code_and_status(error)[1] == 412
+
+
+def is_worth_waiting(error: Exception) -> bool:
+    """Whether the same request may succeed a little later."""
+    from botocore import exceptions as boto
+    from urllib3.exceptions import HTTPError
+
+    if isinstance(error, boto.ClientError):
+        code, status = code_and_status(error)
+        return code in _WAIT_CODES or (status in _WAIT_STATUS and code not in _FULL_CODES)
+    if isinstance(error, boto.SSLError):
+        return "CERTIFICATE_VERIFY_FAILED" not in str(error)
+    kinds = (
+        boto.HTTPClientError,
+        boto.ConnectionError,
+        boto.CredentialRetrievalError,
+        boto.IncompleteReadError,
+        boto.ResponseStreamingError,
+        HTTPError,
+        ConnectionError,
+        TimeoutError,
+    )
+    return isinstance(error, kinds) and not isinstance(error, boto.InvalidProxiesConfigError)
+
+
+def explain(error: Exception, place: Place, action: str) -> WrpoError:
+    """Return our error for S3's. `action` completes "cannot ...", e.g. "write s3://bucket/key"."""
+    from botocore import exceptions as boto
+
+    what = f"cannot {action}"
+    if isinstance(error, boto.ClientError):
+        return _of_answer(error, place, what)
+    if isinstance(error, boto.SSLError):
+        return ConfigError(
+            "storage.s3.endpoint",
+            place.endpoint,
+            f"{what}: the server's certificate was not accepted ({_first_line(error)})",
+            "Give the pods the CA that signed it: mount its PEM file by podTemplate and set AWS_CA_BUNDLE to its path.",
+            code="StorageTls",
+        )
+    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
+        return ConfigError(
+            _CREDENTIALS_FIELD,
+            "<none found>",
+            f"{what}: {_first_line(error)}",
+            "Name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pods' service account a role.",
+            code="StorageCredentials",
+        )
+    if isinstance(error, ValueError | boto.InvalidRegionError | boto.ParamValidationError):
+        return ConfigError(
+            "storage.s3", place.uri, f"{what}: {_first_line(error)}", "Correct it.", code="InvalidConfig"
+        )
+    return TemporaryError(
+        f"{what}: {place.endpoint} does not answer as it should ({_first_line(error)})",
+        code="StorageUnreachable",
+        field="storage.s3.endpoint",
+        hint="Check that the endpoint is right (scheme, host, port), that the server runs, and that network policies "
+        "let pods reach it. The stage is tried again and continues where it stopped.",
+    )
+
+
+def _of_answer(error: Any, place: Place, what: str) -> WrpoError:
+    code, status = code_and_status(error)
+    said = str(error.response.get("Error", {}).get("Message", "")).strip().rstrip(".")
+    answer = f"{what}: the server says {code or f'HTTP {status}'}" + (f" ({said})" if said else "")
+    if code in _EXPIRED_CODES:
+        return ConfigError(
+            _CREDENTIALS_FIELD,
+            "<in the Secret>",
+            f"the credentials have expired: {answer}",
+            "Put new ones into the Secret and start the stage again, or use a role of the pods' service account, "
+            "which renews itself.",
+            code="StorageCredentialsExpired",
+        )
+    if code in _KEY_CODES:
+        return ConfigError(
+            _CREDENTIALS_FIELD,
+            "<in the Secret>",
+            f"the credentials are wrong: {answer}",
+            "Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN, if any) in the Secret.",
+            code="StorageCredentials",
+        )
+    if code == "RequestTimeTooSkewed":
+        return TemporaryError(
+            f"the node's clock is wrong: {answer}",
+            code="StorageClockSkew",
+            field="storage.s3",
+            hint="Synchronise the clocks of the nodes and of the S3 server (NTP); signatures hold for 15 minutes.",
+        )
+    if code == "NoSuchBucket" or (status == 404 and code in {"", "NotFound"}):
+        return ConfigError(
+            "storage.s3.uri",
+            place.uri,
+            f"{what}: there is no bucket {place.bucket}",
+            "Create the bucket, or correct its name, storage.s3.endpoint or storage.s3.region.",
+            code="StorageMissing",
+        )
+    if code in _REGION_CODES or status in {301, 307}:
+        return ConfigError(
+            "storage.s3.region", "<as set>", f"the bucket is in another region: {answer}", "Set the bucket's region."
+        )
+    if code in _FULL_CODES or status == 507:
+        return StorageError(
+            f"the storage at {place.uri} is full: {answer}",
+            code="StorageFull",
+            field="storage.s3",
+            hint="Raise the quota, or remove artifacts that no experiment refers to (`wrpo artifacts gc`).",
+        )
+    if code in _FORBIDDEN_CODES or status in {401, 403}:
+        return ConfigError(
+            "storage.s3.uri",
+            place.uri,
+            f"access is denied: {answer}",
+            f"The credentials need {PERMISSIONS} on the bucket and this prefix; check policies, and the key itself.",
+            code="StorageForbidden",
+        )
+    if code in _WAIT_CODES or status in _WAIT_STATUS:
+        return TemporaryError(
+            f"{answer}, also after waiting",
+            code="StorageBusy",
+            field="storage.s3",
+            hint="The server is overloaded or down. The stage is tried again and continues where it stopped; if it "
+            "stays so, lower shards or ask for a higher request rate.",
+        )
+    return StorageError(answer, code="StorageUnavailable", field="storage.s3", hint="See the server's log.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
