@@ -69,6 +69,7 @@ def real_experiment(name: str, claim: str, **spec: Any) -> JsonObject:
             "nodes": 2,
             "checkpointEverySteps": 2,
         },
+        "scheduling": {"gang": "BestEffort"},
         "evaluation": {"maxTokens": 8},
         "storage": {"volume": {"claimName": claim}},
         "resources": dict.fromkeys(

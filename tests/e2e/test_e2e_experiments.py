@@ -18,7 +18,14 @@ pytestmark = pytest.mark.cluster
 
 def test_an_experiment_runs_to_success_and_kubectl_shows_it(kube: Kube) -> None:
     sources = [{"name": "a", "model": "org/a"}, {"name": "b", "model": "org/b"}]
-    whole = experiment("whole", short=False, sources=sources, training={"nodes": 2}, **kube.behave(slow="sample/a:2"))
+    whole = experiment(
+        "whole",
+        short=False,
+        sources=sources,
+        training={"nodes": 2},
+        scheduling={"gang": "BestEffort"},
+        **kube.behave(slow="sample/a:2"),
+    )
     with _watched(kube) as seen:
         assert "created" in kube.apply(whole)
         kube.kubectl("wait", "--for=condition=Succeeded", "wrpoexperiment/whole", f"--timeout={110 * PATIENCE:.0f}s")

@@ -45,6 +45,11 @@ class Reason(StrEnum):
     PREVIOUS_ATTEMPT = "PreviousAttemptRunning"
     API_REFUSED = "ApiRefused"
     QUEUED = "Queued"
+    CRASH_LOOP = "CrashLooping"
+    CLAIM_PENDING = "ClaimPending"
+    INIT_WAITING = "InitContainerWaiting"
+    PROGRESS_STALLED = "ProgressStalled"
+    GANG_UNPROTECTED = "GangSchedulingMissing"
 
     ALL_SOURCES_USED = "AllSourcesUsed"
     SOURCE_FAILED = "SourceFailed"
@@ -54,6 +59,7 @@ class Reason(StrEnum):
     STAGE_FAILED = "StageFailed"
     RETRIES_EXHAUSTED = "RetriesExhausted"
     PENDING_TOO_LONG = "PendingTooLong"
+    SAME_ERROR = "SameErrorAgain"
 
     STAGE_STARTED = "StageStarted"
     STAGE_SUCCEEDED = "StageSucceeded"
@@ -147,6 +153,17 @@ def exited(code: int | None, tail: str, pod: str) -> str:
     return f"{how}{why}{said}. See `kubectl logs {pod}`."
 
 
+def out_of_memory(pod: str) -> str:
+    return (
+        f"pod {pod} was killed for using more memory than its limit (OOMKilled). Raise the limit in spec.resources, or "
+        "lower what the stage holds at a time (training.microBatchTokens, reward.batchTokens, sampling.maxModelLength)."
+    )
+
+
+def same_error(step: int) -> str:
+    return f"The same error came twice at step {step}, so that trying again would not help: "
+
+
 def child_failed(child: str, reason: str, message: str) -> str:
     """Return a child that failed although no pod tells why."""
     return f"{child} failed: {reason or 'no reason given'}{': ' + message if message else ''}."
@@ -166,6 +183,55 @@ def image_pull(words: str) -> str:
 
 def container_config(words: str) -> str:
     return f"The container cannot be made: {words} Check that the Secrets named in spec.env and spec.storage exist."
+
+
+def crash_loop(words: str) -> str:
+    return f"The container ends again and again: {words} See the pod's logs."
+
+
+def claim_pending(name: str, storage_class: str) -> str:
+    made_by = f"storage class `{storage_class}`" if storage_class else "the default storage class"
+    return (
+        f"Claim `{name}` is not bound yet ({made_by}). `kubectl describe pvc {name}` says what its provisioner waits "
+        "for."
+    )
+
+
+def init_waiting(minutes: int) -> str:
+    return (
+        f"An init container has been running for {minutes} min. A worker's waits until the master's name resolves: "
+        "look whether the master pod runs and cluster DNS works."
+    )
+
+
+def progress_stalled(stage: str, percent: float, minutes: int) -> str:
+    return (
+        f"Stage {stage} has been at {percent:.0f}% for more than {minutes} min although its pods run. Look at their "
+        "logs; deadlines.activeSeconds ends an attempt that hangs."
+    )
+
+
+def gang_unprotected(nodes: int) -> str:
+    return (
+        f"The stage needs {nodes} pods at once, and nothing makes the cluster start all or none of them: two such "
+        "gangs could wait for each other for ever. Set scheduling.queueName (Kueue), scheduling.podGroup (Volcano or "
+        "scheduler-plugins), or accept it by scheduling.gang: BestEffort."
+    )
+
+
+def noted(reason: str, words: str) -> str:
+    """Return what a controller or a queue says of a child, with the remedy."""
+    remedy = {
+        "QuotaExceeded": "Free quota, raise the ResourceQuota or lower spec.resources.",
+        "PodSecurityViolation": "Let the namespace admit the pod, or change spec.podTemplate.",
+        "AdmissionDenied": "The webhook's owner can say what it wants; spec.podTemplate changes the pod.",
+        "WaitingForQuota": "It starts when the queue has room; `kubectl describe clusterqueue` shows who holds it.",
+        "Preempted": "It goes on by itself when the queue has room again; no retry is used up.",
+        "PodsReadyTimeout": "Not all of its pods were ready in time; look why they do not start.",
+    }.get(reason, "")
+    text = words.strip()
+    sentence = text if text.endswith((".", "!", "?")) else f"{text}."
+    return f"{sentence} {remedy}".strip()
 
 
 def missing_object(kind: str, name: str) -> str:

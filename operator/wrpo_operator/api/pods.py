@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,9 @@ from wrpo_operator.api.base import ATOMIC, ObjectName, Quantity, SpecModel, list
 
 IMAGE_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$"
 LABEL_KEY_PATTERN = r"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+
+
+TopologyLevel = Annotated[str, Field(min_length=1, max_length=316, pattern=LABEL_KEY_PATTERN)]
 
 
 class Resources(SpecModel):
@@ -66,6 +69,18 @@ class Scheduling(SpecModel):
     """PriorityClass of all pods. Unset: the cluster's default."""
     scheduler_name: ObjectName | None = None
     """Scheduler of all pods. Unset: the cluster's default."""
+    workload_priority_class_name: ObjectName | None = None
+    """Kueue WorkloadPriorityClass of all children; needs queueName. Unset: the pods' priority."""
+    required_topology: TopologyLevel | None = None
+    """Node label, e.g. cloud.provider.com/topology-rack: Kueue places all pods of a child within one value of it."""
+    preferred_topology: TopologyLevel | None = None
+    """The same if there is room, else over as few values as possible."""
+    gang: Literal["Required", "BestEffort"] = "Required"
+    """Required: a stage of several training pods starts only where a queue or podGroup makes the cluster start all of
+    them or none. BestEffort: anywhere; gangs may then wait for each other for ever."""
+    pod_group: Literal["Volcano", "SchedulerPlugins"] | None = None
+    """Make a PodGroup of this kind for each training gang. Volcano sets schedulerName volcano unless another is named;
+    SchedulerPlugins needs schedulerName."""
     node_selector: dict[str, str] = Field(default={}, max_length=32)
     """Labels that a node must have."""
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32, json_schema_extra=ATOMIC)

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from wrpo_engine.config import Objective
 from wrpo_operator.api.names import MAIN_REWARD, MAX_EXPERIMENT_NAME, REWARD_SEPARATOR, TARGET
-from wrpo_operator.api.pods import EnvVar, Toleration
+from wrpo_operator.api.pods import EnvVar, Scheduling, Toleration
 from wrpo_operator.api.sections import (
     AdditionalReward,
     PinnedModel,
@@ -149,6 +149,34 @@ RULES: tuple[Rule, ...] = (
         "!has(self.value) || self.operator == 'Equal'",
         "a toleration with operator Exists has no value; remove value or set operator to Equal",
         lambda m: m.value is None or m.operator == "Equal",
+    ),
+    Rule(
+        (Scheduling,),
+        "has(self.queueName) || !(has(self.workloadPriorityClassName) || has(self.requiredTopology) ||"
+        " has(self.preferredTopology))",
+        "workloadPriorityClassName and topology are Kueue's and need a queue; set queueName or remove them",
+        lambda m: (
+            m.queue_name is not None
+            or (m.workload_priority_class_name, m.required_topology, m.preferred_topology) == (None, None, None)
+        ),
+    ),
+    Rule(
+        (Scheduling,),
+        "!(has(self.requiredTopology) && has(self.preferredTopology))",
+        "requiredTopology and preferredTopology exclude each other; remove one",
+        lambda m: m.required_topology is None or m.preferred_topology is None,
+    ),
+    Rule(
+        (Scheduling,),
+        "!has(self.podGroup) || self.podGroup != 'SchedulerPlugins' || has(self.schedulerName)",
+        "podGroup SchedulerPlugins works only with a scheduler that runs the coscheduling plugin; set schedulerName",
+        lambda m: m.pod_group != "SchedulerPlugins" or m.scheduler_name is not None,
+    ),
+    Rule(
+        (Scheduling,),
+        "!(has(self.podGroup) && has(self.queueName))",
+        "a queue admits whole gangs by itself; remove podGroup or queueName",
+        lambda m: m.pod_group is None or m.queue_name is None,
     ),
     Rule(
         (Training,),

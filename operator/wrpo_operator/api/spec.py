@@ -261,6 +261,9 @@ class Deadlines(SpecModel):
     ever. Time in a Kueue queue or suspended does not count."""
     active_seconds: int | None = Field(default=None, ge=1, le=31536000)
     """How long an attempt may run; then it counts as failed. Unset: for ever."""
+    stalled_seconds: int = Field(default=1800, ge=60, le=2592000)
+    """A running stage whose progress has not risen for so long is shown as a blocker (ProgressStalled). It ends
+    nothing."""
 
 
 class Reuse(SpecModel):

@@ -116,6 +116,8 @@ class Attempt(StatusModel):
     """The engine's own words."""
     failure: str | None = Field(default=None, max_length=32)
     """Application, Config or Disruption."""
+    step: int | None = Field(default=None, ge=0)
+    """Optimizer steps that a training stage had completed when it ended."""
 
 
 class StageStatus(StatusModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from wrpo_operator.api import conditions as words
 from wrpo_operator.api.conditions import Reason
@@ -17,6 +17,9 @@ from wrpo_operator.plan.starts import Held
 _IMAGE_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
+INIT_PATIENCE = timedelta(minutes=5)
+"""An init container that only waits for a name or a volume is done long before."""
+DONE = 100.0
 _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
 
@@ -36,7 +39,8 @@ def find_blockers(
     """Return what keeps the experiment from going on; `since` stays for what was there before."""
     known = {(blocker.object, blocker.reason): blocker.since for blocker in snapshot.experiment.status.blockers}
     found: dict[tuple[str, str], Blocker] = {}
-    for obstacle in (*_of_held(held), *(item for view in views for item in _of_stage(spec, view))):
+    of_stages = (item for view in views for item in _of_stage(snapshot, spec, view, now))
+    for obstacle in (*_of_held(held), *of_stages):
         key = (obstacle.object, obstacle.reason)
         found.setdefault(
             key,
@@ -51,9 +55,9 @@ def find_blockers(
     return tuple(found.values())[:MAX_BLOCKERS]
 
 
-def pod_words(view: StageView) -> str:
+def waiting_words(snapshot: Snapshot, view: StageView, now: datetime) -> str:
     """Return why a stage's pods do not run, for the message of a missed deadline; empty when nothing is known."""
-    return next((obstacle.message for obstacle in _of_pods(view)), "")
+    return next((obstacle.message for obstacle in (*_of_notes(snapshot, view), *_of_pods(view, now))), "")
 
 
 def _of_held(held: Sequence[Held]) -> Iterator[Obstacle]:
@@ -62,19 +66,49 @@ def _of_held(held: Sequence[Held]) -> Iterator[Obstacle]:
             yield Obstacle(item.object, item.reason, item.message, str(item.view.id))
 
 
-def _of_stage(spec: ExperimentSpec, view: StageView) -> Iterator[Obstacle]:
-    queue = spec.scheduling.queue_name
+def _of_stage(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: datetime) -> Iterator[Obstacle]:
+    stage, queue = str(view.id), spec.scheduling.queue_name
+    notes = tuple(_of_notes(snapshot, view))
     for child in view.runnable:
-        if child.state is ChildState.SUSPENDED and queue and not spec.suspend:
-            yield Obstacle(f"{child.kind}/{child.name}", Reason.QUEUED, words.queued(queue), str(view.id))
-    yield from _of_pods(view)
+        if child.state is ChildState.SUSPENDED and queue and not spec.suspend and not notes:
+            yield Obstacle(f"{child.kind}/{child.name}", Reason.QUEUED, words.queued(queue), stage)
+    yield from notes
+    if any(child.state is ChildState.PENDING for child in view.runnable):
+        for name, storage_class in snapshot.pending_claims:
+            text = words.claim_pending(name, storage_class)
+            yield Obstacle(f"PersistentVolumeClaim/{name}", Reason.CLAIM_PENDING, text, stage)
+    yield from _of_pods(view, now)
+    yield from _of_progress(snapshot, spec, view, now)
 
 
-def _of_pods(view: StageView) -> Iterator[Obstacle]:
+def _of_notes(snapshot: Snapshot, view: StageView) -> Iterator[Obstacle]:
+    for child in view.runnable:
+        for note in snapshot.notes.get(child.uid, ()):
+            yield Obstacle(note.object, note.reason, words.noted(note.reason, note.message), str(view.id))
+
+
+def _of_progress(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: datetime) -> Iterator[Obstacle]:
+    """Explain a stage that runs but does not advance. A hint, as progress posts are: it ends nothing."""
+    limit = timedelta(seconds=spec.deadlines.stalled_seconds)
+    for child in view.runnable:
+        if child.state is not ChildState.RUNNING:
+            continue
+        posts = snapshot.progress.get((child.stage, child.attempt), ())
+        late = [post for post in posts if post.percent < DONE and now - (post.advanced_at or post.received_at) >= limit]
+        if late and len(late) == len(posts):
+            newest = max(late, key=lambda post: post.advanced_at or post.received_at)
+            # Whole multiples of the limit, so that the sentence (and with it the status) changes rarely.
+            passed = (now - (newest.advanced_at or newest.received_at)) // limit * limit
+            minutes = int(passed.total_seconds() // 60)
+            text = words.progress_stalled(str(view.id), newest.percent, minutes)
+            yield Obstacle(f"{child.kind}/{child.name}", Reason.PROGRESS_STALLED, text, str(view.id))
+
+
+def _of_pods(view: StageView, now: datetime) -> Iterator[Obstacle]:
     said: dict[tuple[str, str], list[PodFact]] = {}
     for child in view.runnable:
         for pod in child.pods:
-            explained = _explain(pod)
+            explained = _explain(pod, now)
             if explained is not None:
                 said.setdefault(explained, []).append(pod)
     for (reason, message), pods in said.items():
@@ -82,7 +116,7 @@ def _of_pods(view: StageView) -> Iterator[Obstacle]:
         yield Obstacle(f"Pod/{pods[0].name}", reason, text, str(view.id))
 
 
-def _explain(pod: PodFact) -> tuple[str, str] | None:
+def _explain(pod: PodFact, now: datetime) -> tuple[str, str] | None:
     if pod.phase in {"Succeeded", "Failed"}:
         return None
     if pod.unschedulable_message:
@@ -91,6 +125,12 @@ def _explain(pod: PodFact) -> tuple[str, str] | None:
         return Reason.IMAGE_PULL, words.image_pull(_sentence(pod.waiting_message or pod.waiting_reason))
     if pod.waiting_reason in _CONFIG_REASONS:
         return Reason.CONTAINER_CONFIG, words.container_config(_sentence(pod.waiting_message or pod.waiting_reason))
+    if pod.waiting_reason == "CrashLoopBackOff":
+        return Reason.CRASH_LOOP, words.crash_loop(_sentence(pod.waiting_message or pod.waiting_reason))
+    if pod.phase == "Pending" and pod.init_since is not None and now - pod.init_since >= INIT_PATIENCE:
+        # Whole steps, so that the sentence (and with it the status) changes rarely.
+        steps = (now - pod.init_since) // INIT_PATIENCE
+        return Reason.INIT_WAITING, words.init_waiting(int(steps * INIT_PATIENCE.total_seconds() // 60))
     return None
 
 

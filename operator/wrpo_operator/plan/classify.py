@@ -18,6 +18,7 @@ ENDED = frozenset({AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.DIS
 
 DEADLINE_EXCEEDED = "DeadlineExceeded"
 POD_FAILURE_POLICY = "PodFailurePolicy"
+OOM_KILLED = "OOMKilled"
 _CONFIG_CODES = frozenset(range(64, 79)) - {ExitCode.TEMPORARY}
 _FAR = datetime(9999, 1, 1, tzinfo=UTC)
 _ACTIVE = {
@@ -35,6 +36,8 @@ class Failure:
     reason: str
     message: str
     exit_code: int | None = None
+    step: int | None = None
+    """Optimizer steps that a training stage had completed."""
 
 
 def attempt_of(child: ChildFact, before: Attempt | None, now: datetime) -> Attempt | None:
@@ -66,6 +69,7 @@ def attempt_of(child: ChildFact, before: Attempt | None, now: datetime) -> Attem
                 "reason": failure.reason[:128],
                 "message": failure.message[:MAX_ATTEMPT_MESSAGE],
                 "failure": failure.kind.value,
+                "step": failure.step,
             }
     times = {"started_at": started, "finished_at": to_time(child.finished_at or now), "pending_since": None}
     return base.model_copy(update=end | times)
@@ -126,9 +130,11 @@ def _told_by(pod: PodFact, kind: FailureKind, child: ChildFact) -> Failure:
     error = pod.termination.error if pod.termination else None
     if error is not None:
         text = words.engine_error(error.code, error.field, error.message, error.hint)
-        return Failure(kind, error.code, text, _exit_code(pod))
+        return Failure(kind, error.code, text, _exit_code(pod), pod.termination.step if pod.termination else None)
     if kind is FailureKind.DISRUPTION:
         return Failure(kind, "Disrupted", words.disrupted(pod.name, pod.node), pod.exit_code)
+    if pod.terminated_reason == OOM_KILLED:
+        return Failure(kind, OOM_KILLED, words.out_of_memory(pod.name), pod.exit_code)
     reason = child.failed_reason or "Failed"
     return Failure(kind, reason, words.exited(pod.exit_code, pod.termination_text, pod.name), pod.exit_code)
 

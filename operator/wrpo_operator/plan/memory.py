@@ -117,7 +117,14 @@ def _recall_stage(
         before=before,
         children=children,
         succeeded=done or any(attempt.state is AttemptState.SUCCEEDED for attempt in attempts),
-        next=decide_next(attempts, forgiven=base.forgiven_attempts, failures=failures, policy=spec.retries, now=now),
+        next=decide_next(
+            attempts,
+            forgiven=base.forgiven_attempts,
+            failures=failures,
+            policy=spec.retries,
+            now=now,
+            seed=f"{experiment.uid}/{node.id}",
+        ),
     )
 
 

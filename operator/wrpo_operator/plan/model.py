@@ -95,6 +95,20 @@ class PodFact:
     unschedulable_message: str = ""
     """The scheduler's words."""
     finished_at: datetime | None = None
+    terminated_reason: str = ""
+    """The kubelet's word for how the container ended, e.g. OOMKilled."""
+    init_since: datetime | None = None
+    """Since when an init container has been running."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What some object of the cluster says about a child that does not run."""
+
+    object: str
+    """E.g. Workload/NAME."""
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +138,8 @@ class ChildFact:
     """Reason of the child's Failed condition, e.g. PodFailurePolicy, DeadlineExceeded."""
     failed_message: str = ""
     pods: tuple[PodFact, ...] = ()
+    queue: str = ""
+    """Kueue queue that the child was given to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +151,8 @@ class ProgressFact:
     metrics: Mapping[str, float]
     received_at: datetime
     shard: int = 0
+    advanced_at: datetime | None = None
+    """When the percentage last rose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +186,10 @@ class Snapshot:
     """(stage, attempt) -> last post of each shard."""
     missing_objects: tuple[tuple[str, str], ...] = ()
     """(kind, name) of claims that the spec refers to and that do not exist."""
+    notes: Mapping[str, tuple[Note, ...]] = field(default_factory=dict)
+    """uid of a waiting child -> what the cluster says about it."""
+    pending_claims: tuple[tuple[str, str], ...] = ()
+    """(name, storage class) of claims that the spec refers to and that are not bound yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from wrpo_operator.plan.blockers import find_blockers
 from wrpo_operator.plan.events import events_between
 from wrpo_operator.plan.graph import build_graph, source_of
 from wrpo_operator.plan.memory import StageView, has_failed_for_good, recall
-from wrpo_operator.plan.model import Experiment, Plan, PlannedAttempt, Snapshot
+from wrpo_operator.plan.model import ChildState, Experiment, Plan, PlannedAttempt, Snapshot
 from wrpo_operator.plan.retry import GiveUp
 from wrpo_operator.plan.starts import Held, decide_starts
 from wrpo_operator.plan.status import (
@@ -34,7 +34,8 @@ from wrpo_operator.plan.stops import (
 )
 
 LOOK_AGAIN_S = 15.0
-"""How often to look for what no watch of this experiment tells: a claim, a CRD, another experiment's child."""
+"""How often to look for what no watch of this experiment tells: a claim, a CRD, a queue, refused pods, another
+experiment's child."""
 
 
 def plan(snapshot: Snapshot, now: datetime) -> Plan:
@@ -53,12 +54,12 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
 
     graph = build_graph(spec)
     views = recall(experiment, spec, graph, snapshot.children, now)
-    late = enforce_pending_deadline(spec, views, now)
+    late = enforce_pending_deadline(snapshot, spec, views, now)
     lost = lost_sources(late.views, spec)
     if lost:
         graph = build_graph(spec, frozenset(lost))
         views = recall(experiment, spec, graph, snapshot.children, now)
-        late = enforce_pending_deadline(spec, views, now)
+        late = enforce_pending_deadline(snapshot, spec, views, now)
     deleted = [*stale_children(snapshot, graph), *already_ended(views)]
 
     wanted = tuple(view for view in late.views if source_of(spec, view.id) not in lost)
@@ -126,7 +127,8 @@ def _requeue_after(
     spec: ExperimentSpec, status: ExperimentStatus, views: Sequence[StageView], held: Sequence[Held], now: datetime
 ) -> float | None:
     waits = [max(0.0, (moment - now).total_seconds()) for moment in _moments(spec, status, views, held)]
-    if any(item.object for item in held):
+    waiting = {ChildState.PENDING, ChildState.SUSPENDED}
+    if any(item.object for item in held) or any(child.state in waiting for view in views for child in view.runnable):
         waits.append(LOOK_AGAIN_S)
     return min(waits, default=None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,6 +15,8 @@ from wrpo_operator.plan.classify import ENDED
 from wrpo_operator.plan.model import FailureKind
 
 MAX_PAUSE = timedelta(hours=1)
+JITTER = 0.25
+"""Pauses are longer by up to this share, so that stages that failed together do not come back together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +44,11 @@ RetryDecision: TypeAlias = StartAttempt | Wait | GiveUp
 
 
 def decide_next(
-    attempts: Sequence[Attempt], *, forgiven: int, failures: int, policy: Retries, now: datetime
+    attempts: Sequence[Attempt], *, forgiven: int, failures: int, policy: Retries, now: datetime, seed: str = ""
 ) -> RetryDecision:
     """Decide which attempt follows, when no child is live and none has succeeded.
 
+    `seed` tells stages apart whose retries must not fall on the same moment; empty: no jitter.
     `attempts` are oldest first; `failures` counts those after number `forgiven` that used up a retry.
     Invariants: a disruption never uses up a retry; a bad config is never tried again; an attempt that was recorded as
     active but has no child (deleted by hand, or not yet seen) keeps its number, so it can never run twice at once.
@@ -60,8 +64,29 @@ def decide_next(
         return GiveUp(Reason.PENDING_TOO_LONG)
     if last.failure == FailureKind.CONFIG:
         return GiveUp(Reason.STAGE_FAILED)
+    if same_error_again(attempts, forgiven):
+        return GiveUp(Reason.SAME_ERROR)
     if failures > policy.limit:
         return GiveUp(Reason.RETRIES_EXHAUSTED)
-    pause = min(MAX_PAUSE, timedelta(seconds=policy.backoff_seconds) * 2 ** max(0, failures - 1))
+    pause = timedelta(seconds=policy.backoff_seconds) * 2 ** max(0, failures - 1)
+    if seed:
+        pause *= 1 + JITTER * share_of(f"{seed}-{last.number}")
+    pause = min(MAX_PAUSE, pause)
     retry_at = (from_time(last.finished_at) if last.finished_at else now) + pause
     return Wait(retry_at) if now < retry_at else StartAttempt(last.number + 1)
+
+
+def same_error_again(attempts: Sequence[Attempt], forgiven: int) -> bool:
+    """Whether the last two failures of a training stage are the same error at the same step: a third would be too."""
+    failed = [attempt for attempt in attempts if attempt.state is AttemptState.FAILED and attempt.number > forgiven][
+        -2:
+    ]
+    if len(failed) < 2 or any(attempt.step is None for attempt in failed):
+        return False
+    first, second = failed
+    return (first.reason, first.step) == (second.reason, second.step)
+
+
+def share_of(text: str) -> float:
+    """Return a number in [0, 1) made of a text: random enough to spread, the same whenever it is asked for."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32

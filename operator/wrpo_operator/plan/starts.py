@@ -10,13 +10,15 @@ from typing import Any, TypeAlias
 from wrpo_operator.api import conditions as words
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.hashing import artifact_key
-from wrpo_operator.api.names import child_name
+from wrpo_operator.api.names import KIND, child_name
+from wrpo_operator.api.pods import Scheduling
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import to_time
 from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.plan.graph import source_of
 from wrpo_operator.plan.memory import StageView
 from wrpo_operator.plan.model import ChildFact, PlannedAttempt, Shape, Snapshot, StageId, StageNode
+from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import StartAttempt, Wait
 
 
@@ -106,6 +108,10 @@ def _held(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: dateti
     backend = spec.training.backend
     if view.node.shape is Shape.TRAINING and backend not in snapshot.training_backends:
         return Held(view, Reason.BACKEND_MISSING, words.backend_missing(backend), object=f"CustomResource/{backend}")
+    nodes = gang_of(spec, view.id.kind).nodes if view.node.shape is Shape.TRAINING else 1
+    if nodes > 1 and not protects_gangs(spec.scheduling):
+        text = words.gang_unprotected(nodes)
+        return Held(view, Reason.GANG_UNPROTECTED, text, object=f"{KIND}/{snapshot.experiment.name}")
     pod = _lingering_pod(snapshot, view)
     if pod is not None:
         return Held(view, Reason.PREVIOUS_ATTEMPT, words.previous_attempt(stage, pod), object=f"Pod/{pod}")
@@ -114,6 +120,11 @@ def _held(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: dateti
         text = words.artifact_busy(stage, other.experiment)
         return Held(view, Reason.ARTIFACT_BUSY, text, object=f"{other.kind}/{other.name}")
     return None
+
+
+def protects_gangs(scheduling: Scheduling) -> bool:
+    """Whether all pods of a gang start or none, or the user takes it as it comes."""
+    return bool(scheduling.queue_name or scheduling.pod_group or scheduling.gang == "BestEffort")
 
 
 def _lingering_pod(snapshot: Snapshot, view: StageView) -> str | None:

@@ -66,13 +66,10 @@ class Decisions:
 def describe_failure(view: StageView, reason: Reason, limit: int) -> StageFailure:
     """Return the failure of a stage that is given up, in the words of its last failed attempt."""
     last = next((attempt for attempt in reversed(view.record.attempts) if attempt.state is AttemptState.FAILED), None)
-    text = words.stage_failed(
-        str(view.id),
-        last.number if last else 0,
-        view.record.failed_attempts,
-        limit,
-        (last.message if last else None) or "no reason is known.",
-    )
+    said = (last.message if last else None) or "no reason is known."
+    if reason == Reason.SAME_ERROR and last is not None and last.step is not None:
+        said = words.same_error(last.step) + said
+    text = words.stage_failed(str(view.id), last.number if last else 0, view.record.failed_attempts, limit, said)
     return StageFailure(view.id, reason, text[:4096])
 
 

@@ -10,7 +10,7 @@ from wrpo_operator.api import conditions as words
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import MAX_ATTEMPT_MESSAGE, Attempt, AttemptState, from_time, to_time
-from wrpo_operator.plan.blockers import pod_words
+from wrpo_operator.plan.blockers import waiting_words
 from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.plan.memory import StageView
 from wrpo_operator.plan.model import (
@@ -68,7 +68,9 @@ def _ended_by_operator(view: StageView) -> set[int]:
     }
 
 
-def enforce_pending_deadline(spec: ExperimentSpec, views: Sequence[StageView], now: datetime) -> Stops:
+def enforce_pending_deadline(
+    snapshot: Snapshot, spec: ExperimentSpec, views: Sequence[StageView], now: datetime
+) -> Stops:
     """End attempts whose pods did not run in time; such a stage has failed, with the cluster's words as the cause."""
     seconds = spec.deadlines.pre_running_seconds
     if seconds is None or spec.suspend:
@@ -82,7 +84,7 @@ def enforce_pending_deadline(spec: ExperimentSpec, views: Sequence[StageView], n
                 "state": AttemptState.FAILED,
                 "failure": FailureKind.CONFIG.value,
                 "reason": Reason.PENDING_TOO_LONG.value,
-                "message": words.pending_too_long(seconds, pod_words(view))[:MAX_ATTEMPT_MESSAGE],
+                "message": words.pending_too_long(seconds, waiting_words(snapshot, view, now))[:MAX_ATTEMPT_MESSAGE],
                 "finished_at": to_time(now),
                 "pending_since": None,
             }

@@ -7,6 +7,7 @@ import copy
 from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt, Shape
 from wrpo_operator.render.common import config_map
 from wrpo_operator.render.jobs import render_job
+from wrpo_operator.render.podgroup import needs_pod_group, render_pod_group
 from wrpo_operator.render.settings import RenderSettings, StageCommand
 from wrpo_operator.render.training import BACKENDS
 
@@ -14,7 +15,7 @@ __all__ = ["RenderSettings", "StageCommand", "render_attempt"]
 
 
 def render_attempt(experiment: Experiment, planned: PlannedAttempt, settings: RenderSettings) -> tuple[Manifest, ...]:
-    """Return the manifests of an attempt in the order in which they are applied: ConfigMap, then child."""
+    """Return the manifests of an attempt in the order in which they are applied: ConfigMap, PodGroup, then child."""
     spec = experiment.spec
     if spec is None:
         raise ValueError(f"experiment {experiment.namespace}/{experiment.name} has no valid spec to render from")
@@ -24,4 +25,5 @@ def render_attempt(experiment: Experiment, planned: PlannedAttempt, settings: Re
         child = BACKENDS[spec.training.backend].render(experiment, spec, planned, settings, name)
     else:
         child = render_job(experiment, spec, planned, settings, name)
-    return config, copy.deepcopy(child)
+    groups = (render_pod_group(experiment, spec, planned),) if needs_pod_group(spec, planned) else ()
+    return config, *groups, copy.deepcopy(child)

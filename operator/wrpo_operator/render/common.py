@@ -10,6 +10,7 @@ from typing import Any
 from wrpo_engine.config import ArtifactRef, S3Storage, StageConfig, Storage, VolumeStorage
 from wrpo_operator.api import names
 from wrpo_operator.api.hashing import digest
+from wrpo_operator.api.pods import Scheduling
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
 
@@ -50,12 +51,14 @@ def metadata(experiment: Experiment, planned: PlannedAttempt, name: str) -> dict
 
 
 def child_metadata(
-    experiment: Experiment, planned: PlannedAttempt, queue: str | None, spec: Mapping[str, Any]
+    experiment: Experiment, planned: PlannedAttempt, scheduling: Scheduling, spec: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return metadata of a child: queue label, and the hash of its spec as the operator made it."""
+    """Return metadata of a child: what Kueue reads, and the hash of its spec as the operator made it."""
     meta = metadata(experiment, planned, planned.child_name)
-    if queue:
-        meta["labels"][names.LABEL_QUEUE] = queue
+    if scheduling.queue_name:
+        meta["labels"][names.LABEL_QUEUE] = scheduling.queue_name
+    if scheduling.workload_priority_class_name:
+        meta["labels"][names.LABEL_WORKLOAD_PRIORITY] = scheduling.workload_priority_class_name
     meta["annotations"] = {names.ANNOTATION_TEMPLATE_HASH: digest(spec)}
     return meta
 

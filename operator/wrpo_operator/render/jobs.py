@@ -48,7 +48,7 @@ def render_job(
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": child_metadata(experiment, planned, queue, job),
+        "metadata": child_metadata(experiment, planned, spec.scheduling, job),
         "spec": job,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from wrpo_engine.config import StageKind
+from wrpo_operator.api import names
 from wrpo_operator.api.pod_template import STAGE_CONTAINER
 from wrpo_operator.api.pods import EnvVar, SecretKeyRef
 from wrpo_operator.api.spec import ExperimentSpec
@@ -12,6 +13,7 @@ from wrpo_operator.plan.model import Experiment, PlannedAttempt, Shape
 from wrpo_operator.plan.resources import resources_of
 from wrpo_operator.render.common import CONFIG_FILE, labels
 from wrpo_operator.render.merge import strategic_merge
+from wrpo_operator.render.podgroup import needs_pod_group
 from wrpo_operator.render.settings import RenderSettings
 
 CONFIG_DIRECTORY = "/etc/wrpo"
@@ -49,7 +51,7 @@ def pod_template(
     """Return the template with spec.podTemplate laid over it; the stage's container there is always `stage`."""
     container = _container(experiment, spec, planned, settings) | (container_extra or {})
     base = {
-        "metadata": {"labels": labels(experiment, planned)},
+        "metadata": _metadata(experiment, spec, planned),
         "spec": _pod(spec, planned, settings, config_name) | {"containers": [container]},
     }
     template: dict[str, Any] = strategic_merge(base, spec.pod_template)
@@ -57,6 +59,23 @@ def pod_template(
         init["securityContext"] = CONTAINER_SECURITY | init.get("securityContext", {})
     template["spec"]["containers"][0]["name"] = container_name
     return template
+
+
+def _metadata(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> dict[str, Any]:
+    """Return labels, and the annotations by which Kueue and gang schedulers place the pods of a child together."""
+    metadata: dict[str, Any] = {"labels": labels(experiment, planned)}
+    scheduling, annotations = spec.scheduling, {}
+    if scheduling.required_topology:
+        annotations[names.ANNOTATION_REQUIRED_TOPOLOGY] = scheduling.required_topology
+    if scheduling.preferred_topology:
+        annotations[names.ANNOTATION_PREFERRED_TOPOLOGY] = scheduling.preferred_topology
+    if needs_pod_group(spec, planned) and scheduling.pod_group == "Volcano":
+        annotations[names.ANNOTATION_VOLCANO_GROUP] = planned.child_name
+    if needs_pod_group(spec, planned) and scheduling.pod_group == "SchedulerPlugins":
+        metadata["labels"][names.LABEL_POD_GROUP] = planned.child_name
+    if annotations:
+        metadata["annotations"] = annotations
+    return metadata
 
 
 def image_of(spec: ExperimentSpec, kind: StageKind, settings: RenderSettings) -> str:
@@ -198,11 +217,12 @@ def _pod(spec: ExperimentSpec, planned: PlannedAttempt, settings: RenderSettings
     secrets = (*settings.image_pull_secrets, *(secret.name for secret in spec.image_pull_secrets))
     if secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in dict.fromkeys(secrets)]
-    return pod | _placement(spec)
+    return pod | _placement(spec, planned)
 
 
-def _placement(spec: ExperimentSpec) -> dict[str, Any]:
+def _placement(spec: ExperimentSpec, planned: PlannedAttempt) -> dict[str, Any]:
     scheduling = spec.scheduling
+    by_group = "volcano" if scheduling.pod_group == "Volcano" and needs_pod_group(spec, planned) else None
     placement: dict[str, Any] = {
         "nodeSelector": dict(scheduling.node_selector),
         "tolerations": [
@@ -210,6 +230,6 @@ def _placement(spec: ExperimentSpec) -> dict[str, Any]:
             for toleration in scheduling.tolerations
         ],
         "priorityClassName": scheduling.priority_class_name,
-        "schedulerName": scheduling.scheduler_name,
+        "schedulerName": scheduling.scheduler_name or by_group,
     }
     return {key: value for key, value in placement.items() if value}

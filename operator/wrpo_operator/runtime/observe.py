@@ -78,6 +78,7 @@ def child_fact(child: JsonObject, pods: Sequence[JsonObject]) -> ChildFact | Non
         failed_reason=str(failed.get("reason") or ""),
         failed_message=str(failed.get("message") or ""),
         pods=facts,
+        queue=labels.get(names.LABEL_QUEUE, ""),
     )
 
 
@@ -171,7 +172,17 @@ def pod_fact(pod: JsonObject) -> PodFact:
         waiting_message=waiting_message,
         unschedulable_message=_unschedulable(status),
         finished_at=parse_time(ended.get("finishedAt")),
+        terminated_reason=str(ended.get("reason") or ""),
+        init_since=_init_since(status),
     )
+
+
+def _init_since(status: JsonObject) -> datetime | None:
+    """Return since when an init container runs, e.g. a worker's that waits for the master's name."""
+    starts = (
+        parse_time(_state(entry, "running").get("startedAt")) for entry in status.get("initContainerStatuses") or ()
+    )
+    return min((start for start in starts if start is not None), default=None)
 
 
 def parse_termination(message: str) -> tuple[TerminationMessage | None, str]:

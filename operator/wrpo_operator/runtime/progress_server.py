@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -59,7 +59,11 @@ class ProgressBook:
 
     def put(self, at: StageAddress, fact: ProgressFact) -> None:
         stages = self._facts.setdefault((at.namespace, at.experiment), {})
-        stages.setdefault((at.stage, at.attempt), {})[fact.shard] = fact
+        shards = stages.setdefault((at.stage, at.attempt), {})
+        before = shards.get(fact.shard)
+        stalled = before is not None and fact.percent <= before.percent
+        advanced_at = before.advanced_at if before is not None and stalled else fact.received_at
+        shards[fact.shard] = replace(fact, advanced_at=advanced_at)
 
     def of(self, namespace: str, experiment: str) -> Mapping[tuple[str, int], tuple[ProgressFact, ...]]:
         """Return the posts of one experiment: (stage, attempt) -> one fact a shard, by shard."""

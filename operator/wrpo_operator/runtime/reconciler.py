@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -28,6 +28,7 @@ from wrpo_operator.plan.planner import plan
 from wrpo_operator.render import render_attempt
 from wrpo_operator.render.settings import RenderSettings
 from wrpo_operator.runtime import events
+from wrpo_operator.runtime.explain import Explainer
 from wrpo_operator.runtime.kube import KubeClient, KubeError
 from wrpo_operator.runtime.log import bind
 from wrpo_operator.runtime.queue import RetryAfterError
@@ -48,8 +49,7 @@ from wrpo_operator.runtime.store import ObjectStore
 log = logging.getLogger(__name__)
 Key = tuple[str, str]
 """(namespace, name) of an experiment"""
-CLAIM_TTL_S = 15.0
-REFUSALS = frozenset({400, 403, 413, 422})
+REFUSALS = frozenset({400, 403, 404, 413, 422})
 """Answers that a fresh look does not change; someone has to do something."""
 ACCOUNT_TTL_S = 300.0
 STARTING_S = 0.2
@@ -74,7 +74,6 @@ class ReconcilerSettings:
 class _Seen:
     """Answers of the API server that are good for a while."""
 
-    claims: dict[Key, tuple[float, bool]] = field(default_factory=dict)
     accounts: dict[str, float] = field(default_factory=dict)
 
 
@@ -102,6 +101,7 @@ class Reconciler:
         self._monotonic = monotonic
         self._forget = forget
         self._seen = _Seen()
+        self._explainer = Explainer(client, monotonic)
         self._starting: dict[tuple[str, str], str] = {}
         """(namespace, artifact key) of attempts that are being applied -> the experiment's uid."""
 
@@ -116,7 +116,9 @@ class Reconciler:
         if not self._may_act():
             return None
         experiment = self._snapshots.experiment(obj)
-        snapshot = self._snapshots.build(experiment, missing=await self._missing_claims(experiment))
+        answers = await self._ask(experiment)
+        # Nothing is awaited from here to the plan's carrying out: the snapshot is of one moment.
+        snapshot = replace(self._snapshots.build(experiment), **answers)
         todo = plan(snapshot, self._now())
         # Nothing is awaited between the snapshot and this: of two plans for one artifact only the first is carried out.
         keys = [(namespace, planned.artifact_key) for planned in todo.apply]
@@ -153,7 +155,7 @@ class Reconciler:
             await self._ensure_service_account(experiment.namespace)
         for manifest in render_attempt(experiment, planned, self._settings.render):
             self._check()
-            resource = APPLIED_RESOURCES[manifest["kind"]]
+            resource = APPLIED_RESOURCES[manifest["apiVersion"], manifest["kind"]]
             answer = await self._client.apply(resource, manifest)
             if resource.kind in CHILD_RESOURCES:
                 self._store.upsert(resource, {"apiVersion": resource.api_version, "kind": resource.kind, **answer})
@@ -211,24 +213,22 @@ class Reconciler:
             return
         self._store.upsert(EXPERIMENTS, answer)
 
-    async def _missing_claims(self, experiment: Experiment) -> tuple[tuple[str, str], ...]:
-        """Return the claims that the spec refers to and that do not exist."""
-        volume = experiment.spec.storage.volume if experiment.spec else None
-        if volume is None:
-            return ()
-        key = (experiment.namespace, volume.claim_name)
-        at = self._monotonic()
-        checked_at, exists = self._seen.claims.get(key, (float("-inf"), False))
-        if at - checked_at >= CLAIM_TTL_S or not exists:
-            try:
-                await self._client.get(CLAIMS, volume.claim_name, experiment.namespace)
-                exists = True
-            except KubeError as error:
-                if not error.not_found:
-                    raise
-                exists = False
-            self._seen.claims[key] = (at, exists)
-        return () if exists else ((CLAIMS.kind, volume.claim_name),)
+    async def _ask(self, experiment: Experiment) -> dict[str, Any]:
+        """Return the parts of the snapshot that are not watched: claims, and why waiting children wait."""
+        if experiment.spec is None or experiment.deleting:
+            return {}
+        missing: tuple[tuple[str, str], ...] = ()
+        pending: tuple[tuple[str, str], ...] = ()
+        volume = experiment.spec.storage.volume
+        if volume is not None:
+            claim = await self._explainer.claim(experiment.namespace, volume.claim_name)
+            if claim is None:
+                missing = ((CLAIMS.kind, volume.claim_name),)
+            elif claim.phase != "Bound":
+                pending = ((volume.claim_name, claim.storage_class),)
+        children = self._snapshots.build(experiment).children
+        notes = await self._explainer.notes(experiment.namespace, children)
+        return {"missing_objects": missing, "pending_claims": pending, "notes": notes}
 
     async def _ensure_service_account(self, namespace: str) -> None:
         """Make the account that stages run as: no token is mounted, no right is bound to it."""

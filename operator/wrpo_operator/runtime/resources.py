@@ -49,18 +49,23 @@ CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", "ServiceAccount")
 CLAIMS = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 EVENTS = Resource("", "v1", "events", "Event")
+WORKLOADS = Resource("kueue.x-k8s.io", "v1beta1", "workloads", "Workload")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 TOKEN_REVIEWS = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
+
+POD_GROUPS = (
+    Resource("scheduling.volcano.sh", "v1beta1", "podgroups", "PodGroup"),
+    Resource("scheduling.x-k8s.io", "v1alpha1", "podgroups", "PodGroup"),
+)
 
 CHILD_RESOURCES: dict[str, Resource] = {JOBS.kind: JOBS, PYTORCH_JOBS.kind: PYTORCH_JOBS}
 """Kinds a stage may become, by kind."""
 
-APPLIED_RESOURCES: dict[str, Resource] = {
-    **CHILD_RESOURCES,
-    CONFIG_MAPS.kind: CONFIG_MAPS,
-    SERVICE_ACCOUNTS.kind: SERVICE_ACCOUNTS,
+APPLIED_RESOURCES: dict[tuple[str, str], Resource] = {
+    (resource.api_version, resource.kind): resource
+    for resource in (*CHILD_RESOURCES.values(), *POD_GROUPS, CONFIG_MAPS, SERVICE_ACCOUNTS)
 }
-"""Every kind that may stand in a rendered manifest."""
+"""Everything that may stand in a rendered manifest, by apiVersion and kind."""
 
 
 def meta(obj: JsonObject) -> JsonObject:

@@ -53,8 +53,11 @@ class SnapshotBuilder:
             spec_errors=errors,
         )
 
-    def build(self, experiment: Experiment, *, missing: tuple[tuple[str, str], ...] = ()) -> Snapshot:
-        """Return the snapshot of `experiment` and everything in its namespace that concerns it."""
+    def build(self, experiment: Experiment) -> Snapshot:
+        """Return the snapshot of `experiment` and everything in its namespace that concerns it.
+
+        What only the API server knows (claims, notes) is filled in by the reconciler.
+        """
         facts = self._facts(experiment.namespace)
         return Snapshot(
             experiment=experiment,
@@ -62,7 +65,6 @@ class SnapshotBuilder:
             foreign=tuple(fact for fact in facts if fact.experiment_uid != experiment.uid and fact.state in LIVE),
             training_backends=self._backends(),
             progress=self._book.of(experiment.namespace, experiment.name),
-            missing_objects=missing,
         )
 
     def _facts(self, namespace: str) -> tuple[ChildFact, ...]:

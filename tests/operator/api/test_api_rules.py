@@ -93,6 +93,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a toleration of nothing": ({"scheduling": {"tolerations": [{"value": "x"}]}}, "needs operator Exists"),
     "a value with Exists": (
         {"scheduling": {"tolerations": [{"key": "a", "operator": "Exists", "value": "x"}]}}, "has no value"),
+    "topology without a queue": (
+        {"scheduling": {"requiredTopology": "example.com/rack"}}, "are Kueue's and need a queue"),
+    "two topologies": (
+        {"scheduling": {"queueName": "q", "requiredTopology": "a/b", "preferredTopology": "a/c"}},
+        "exclude each other"),
+    "a PodGroup that nobody reads": ({"scheduling": {"podGroup": "SchedulerPlugins"}}, "set schedulerName"),
+    "a PodGroup in a queue": (
+        {"scheduling": {"podGroup": "Volcano", "queueName": "q"}}, "a queue admits whole gangs by itself"),
     "gamma without SimPO": ({"training": {"gamma": 0.3}}, "gamma is a margin of the SimPO forms"),
     "smoothed labels in IPO": ({"training": {"objective": "IPO", "labelSmoothing": 0.1}}, "belongs to the DPO forms"),
     "normalised length in SimPO": (

@@ -51,6 +51,18 @@ CASES: dict[str, tuple[str, dict[str, Any], RenderSettings]] = {
                         "nodeSelector": {"gpu": "h100"},
                         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]}},
         SETTINGS),
+    "train-in-a-pod-group": (
+        "train",
+        {"training": {"nodes": 2}, "scheduling": {"podGroup": "Volcano", "priorityClassName": "high"}}, SETTINGS),
+    "train-queued-by-topology": (
+        "train",
+        {"training": {"nodes": 2},
+         "scheduling": {"queueName": "gpus", "workloadPriorityClassName": "research",
+                        "requiredTopology": "cloud.provider.com/topology-rack"}}, SETTINGS),
+    "score-by-an-endpoint": (
+        "score/qwen",
+        {"reward": {"model": None, "endpoint": "http://rewards.ml:8000/v1", "endpointModel": "rm",
+                    "apiKeySecretRef": {"name": "rewards", "key": "token"}}}, SETTINGS),
     "evaluate-with-everything": (
         "evaluate",
         {"images": {"sampler": "registry.example.org/sampler:1"},
@@ -100,7 +112,7 @@ def test_there_is_no_golden_without_a_case() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_manifests_are_strictly_valid(case: str) -> None:
-    config, child = load_all((GOLDEN / f"{case}.yaml").read_text())
+    config, *_, child = load_all((GOLDEN / f"{case}.yaml").read_text())
     kubernetes_validate.validate(config, KUBERNETES, strict=True)
     if child["kind"] == "Job":
         kubernetes_validate.validate(child, KUBERNETES, strict=True)
@@ -114,7 +126,7 @@ def test_manifests_are_strictly_valid(case: str) -> None:
 def test_pytorchjobs_follow_their_schema(case: str) -> None:
     definition = yaml.safe_load((ROOT / "operator/wrpo_devcluster/manifests/pytorchjobs.yaml").read_text())
     schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    job = render(case)[1]
+    job = render(case)[-1]
     assert list(Draft4Validator(closed(schema)).iter_errors(job)) == []
     replicas = job["spec"]["pytorchReplicaSpecs"]
     assert replicas["Master"]["replicas"] == 1
@@ -136,7 +148,7 @@ def closed(node: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_engine_reads_what_the_operator_writes(case: str) -> None:
-    config, _ = render(case)
+    config, *_ = render(case)
     stage, changes, _ = CASES[case]
     parsed = StageConfig.model_validate_json(config["data"]["stage.json"])
     planned = make_planned(make_experiment(**changes), stage)
@@ -148,7 +160,7 @@ def test_the_engine_reads_what_the_operator_writes(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_mount_path_stands_in_the_config(case: str) -> None:
-    config, child = render(case)
+    config, *_, child = render(case)
     mounts = [mount["mountPath"] for template in pod_templates(child)
               for mount in template["spec"]["containers"][0]["volumeMounts"]]  # fmt: skip
     assert not [mount for mount in mounts if mount in json.dumps(config["data"])]

@@ -86,7 +86,7 @@ def world(kube: Any, clock: Any) -> World:
 
 def test_a_post_of_the_stages_own_pod_is_kept_and_wakes_the_experiment(world: World) -> None:
     assert world.post({}) == [(200, "")]
-    expected = ProgressFact(40.0, 90.0, {"loss": 0.5}, NOON, shard=1)
+    expected = ProgressFact(40.0, 90.0, {"loss": 0.5}, NOON, shard=1, advanced_at=NOON)
     assert world.book.of("ns", "fusion") == {("sample/qwen", 2): (expected,)}
     assert world.woken == [("ns", "fusion")]
     assert world.kube.reviews[0]["spec"] == {"token": "good", "audiences": ["wrpo.ai/progress"]}

@@ -34,7 +34,7 @@ class World:
         self.now = NOON
         self.leading = True
         self.forgotten: list[tuple[str, str]] = []
-        self.kube.put(CLAIMS, {"metadata": {"name": "artifacts"}})
+        self.kube.put(CLAIMS, {"metadata": {"name": "artifacts"}, "status": {"phase": "Bound"}})
         self.backends = frozenset({"PyTorchJob"})
         snapshots = SnapshotBuilder(self.store, ProgressBook(), backends=lambda: self.backends)
         self.reconciler = Reconciler(
@@ -222,7 +222,7 @@ def test_a_missing_claim_is_looked_for_again_and_found(world: World) -> None:
     world.put_experiment(storage={"volume": {"claimName": "late"}})
     world.reconcile()
     assert [blocker["reason"] for blocker in world.status()["blockers"]] == ["MissingObject"]
-    world.kube.put(CLAIMS, {"metadata": {"name": "late"}})
+    world.kube.put(CLAIMS, {"metadata": {"name": "late"}, "status": {"phase": "Bound"}})
     world.now += timedelta(seconds=20)
     world.reconcile()
     assert "late" not in str(world.status().get("blockers", []))

@@ -69,6 +69,6 @@ class PyTorchJobBackend:
         return {
             "apiVersion": "kubeflow.org/v1",
             "kind": "PyTorchJob",
-            "metadata": child_metadata(experiment, planned, queue, job),
+            "metadata": child_metadata(experiment, planned, spec.scheduling, job),
             "spec": job,
         }

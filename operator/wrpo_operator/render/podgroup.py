@@ -1,0 +1,31 @@
+"""The PodGroup of a training gang, for schedulers that start all pods of a group or none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt, Shape
+from wrpo_operator.plan.resources import gang_of
+from wrpo_operator.render.common import metadata
+
+API_VERSIONS = {"Volcano": "scheduling.volcano.sh/v1beta1", "SchedulerPlugins": "scheduling.x-k8s.io/v1alpha1"}
+
+
+def needs_pod_group(spec: ExperimentSpec, planned: PlannedAttempt) -> bool:
+    """Whether a stage is a gang that is to be started as one by a PodGroup."""
+    is_gang = planned.node.shape is Shape.TRAINING and gang_of(spec, planned.node.id.kind).nodes > 1
+    return is_gang and spec.scheduling.pod_group is not None
+
+
+def render_pod_group(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> Manifest:
+    """Return the PodGroup of an attempt; it bears the child's name."""
+    group: dict[str, Any] = {"minMember": gang_of(spec, planned.node.id.kind).nodes}
+    if spec.scheduling.pod_group == "Volcano" and spec.scheduling.priority_class_name:
+        group["priorityClassName"] = spec.scheduling.priority_class_name
+    return {
+        "apiVersion": API_VERSIONS[spec.scheduling.pod_group or "Volcano"],
+        "kind": "PodGroup",
+        "metadata": metadata(experiment, planned, planned.child_name),
+        "spec": group,
+    }

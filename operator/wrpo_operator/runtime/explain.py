@@ -1,0 +1,125 @@
+"""What the cluster says about children that do not run: refused pods, queues, claims.
+
+The objects that know (Events, Kueue's Workloads, claims) are many and change often, and only matter while something
+waits. So they are listed when a child waits, once for all experiments of a namespace, and an answer is good for a
+while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from wrpo_operator.plan.model import ChildFact, ChildState, Note
+from wrpo_operator.runtime.kube import KubeClient, KubeError
+from wrpo_operator.runtime.kueue import workload_note, workload_owner
+from wrpo_operator.runtime.resources import CLAIMS, EVENTS, WORKLOADS, JsonObject, Resource
+
+ANSWER_TTL_S = 15.0
+CREATE_FAILURES = frozenset({"FailedCreate", "FailedCreatePod", "FailedCreateService"})
+"""Event reasons of the controllers whose pods the API server refuses: quota, PodSecurity, webhooks."""
+WAITING = frozenset({ChildState.PENDING, ChildState.SUSPENDED})
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimFact:
+    """A claim of the namespace; None in place of one that does not exist."""
+
+    phase: str
+    storage_class: str
+
+
+@dataclass(slots=True)
+class Explainer:
+    """Answers of the API server that are good for a while."""
+
+    client: KubeClient
+    monotonic: Callable[[], float]
+    _answers: dict[tuple[Resource, str, str], tuple[float, list[JsonObject]]] = field(default_factory=dict)
+    _claims: dict[Key, tuple[float, ClaimFact | None]] = field(default_factory=dict)
+
+    async def notes(self, namespace: str, children: Iterable[ChildFact]) -> dict[str, tuple[Note, ...]]:
+        """Return what is said of the children that wait, by uid."""
+        waiting = [child for child in children if child.state in WAITING]
+        notes: dict[str, tuple[Note, ...]] = {}
+        for child in waiting:
+            if child.suspended and child.queue:
+                workloads = await self._list(WORKLOADS, namespace)
+                notes[child.uid] = queue_notes(child, workloads)
+            elif not child.suspended and not child.pods:
+                events = await self._list(EVENTS, namespace, f"involvedObject.kind={child.kind},type=Warning")
+                notes[child.uid] = refusal_notes(child, events)
+        return {uid: found for uid, found in notes.items() if found}
+
+    async def claim(self, namespace: str, name: str) -> ClaimFact | None:
+        """Return a claim's state, or None if it does not exist. A bound one is asked for again only after a while."""
+        key = (namespace, name)
+        at, known = self._claims.get(key, (float("-inf"), None))
+        if known is not None and known.phase == "Bound" and self.monotonic() - at < ANSWER_TTL_S:
+            return known
+        try:
+            claim = await self.client.get(CLAIMS, name, namespace)
+        except KubeError as error:
+            if not error.not_found:
+                raise
+            fact = None
+        else:
+            fact = ClaimFact(
+                phase=str((claim.get("status") or {}).get("phase") or "Pending"),
+                storage_class=str((claim.get("spec") or {}).get("storageClassName") or ""),
+            )
+        self._claims[key] = (self.monotonic(), fact)
+        return fact
+
+    async def _list(self, resource: Resource, namespace: str, fields: str = "") -> list[JsonObject]:
+        key = (resource, namespace, fields)
+        at, items = self._answers.get(key, (float("-inf"), []))
+        if self.monotonic() - at < ANSWER_TTL_S:
+            return items
+        try:
+            items, _ = await self.client.list(resource, namespace, field_selector=fields)
+        except KubeError as error:
+            # Kueue is not installed, or this operator may not look: then nothing is known, which is no reason to stop.
+            if error.code not in {403, 404}:
+                raise
+            items = []
+        self._answers[key] = (self.monotonic(), items)
+        return items
+
+
+def queue_notes(child: ChildFact, workloads: Sequence[JsonObject]) -> tuple[Note, ...]:
+    """Return what the queue says of a suspended child."""
+    own = [workload for workload in workloads if workload_owner(workload) == child.uid]
+    return tuple(note for workload in own if (note := workload_note(workload)) is not None)
+
+
+def refusal_notes(child: ChildFact, events: Sequence[Mapping[str, object]]) -> tuple[Note, ...]:
+    """Return the newest refusal of a child's pods."""
+    newest: tuple[str, str] | None = None
+    for event in events:
+        about = event.get("involvedObject")
+        if (
+            not isinstance(about, Mapping)
+            or about.get("uid") != child.uid
+            or event.get("reason") not in CREATE_FAILURES
+        ):
+            continue
+        when = str(event.get("lastTimestamp") or event.get("eventTime") or "")
+        if newest is None or when >= newest[0]:
+            newest = (when, str(event.get("message") or "the cluster gave no reason"))
+    if newest is None:
+        return ()
+    return (Note(f"{child.kind}/{child.name}", refusal_reason(newest[1]), newest[1]),)
+
+
+def refusal_reason(message: str) -> str:
+    """Tell quota, PodSecurity and webhooks apart by the API server's own words."""
+    text = message.lower()
+    if "exceeded quota" in text or "failed quota" in text:
+        return "QuotaExceeded"
+    if "violates podsecurity" in text:
+        return "PodSecurityViolation"
+    if "admission webhook" in text:
+        return "AdmissionDenied"
+    return "PodsRefused"
