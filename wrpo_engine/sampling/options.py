@@ -64,7 +64,9 @@ def check_engine_args(engine_args: Mapping[str, Any], known: Collection[str]) ->
         if name in _SPEC_FIELDS:
             raise ConfigError(field, _shown(value), "this has a field of its own", f"Set {_SPEC_FIELDS[name]} instead.")
         if name in _FORBIDDEN:
-            raise ConfigError(field, _shown(value), _FORBIDDEN[name], "Leave it out.")
+            # A secret must not reach logs and status.
+            shown = "<hidden>" if name == "hf_token" else _shown(value)
+            raise ConfigError(field, shown, _FORBIDDEN[name], "Leave it out.")
         if name not in known:
             raise ConfigError(
                 field, _shown(value), "this vLLM has no such argument", _did_you_mean(name, [*known, *_SPEC_FIELDS])
@@ -93,6 +95,6 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
     return f"Did you mean {' or '.join(close)}?" if close else "Check the spelling."
 
 
-def _shown(value: object) -> str:
+def _shown(value: object) -> object:
     text = str(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
+    return value if len(text) <= 80 else f"{text[:79]}…"

@@ -1,55 +1,55 @@
 """Sampling with transformers: the backend for machines without vLLM. Prompts are batched by length, padded on the left.
 
-A sample's random numbers come from its own seed through a counter-based generator, so they do not depend on the
-batch. Batches never cross a group of requests: the same group gives the same bits whatever else is sampled.
+The samples of a prompt share what is computed for it, and finished rows leave their batch. A sample's random numbers
+come from its own seed through a counter-based generator, so they do not depend on the batch. Batches never cross a
+group of requests: the same group gives the same bits whatever else is sampled.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import torch
 
-from wrpo_engine.errors import ConfigError
+from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.models import ResolvedModel
-from wrpo_engine.sampling.sampler import FinishReason, Sample, Sampled, SampleRequest, SamplerSettings
-
-
-@dataclass
-class _Row:
-    """One answer being made."""
-
-    request: SampleRequest
-    index: int
-    draws: np.random.Generator
-    tokens: list[int] = field(default_factory=list)
-    stopped: bool = False
-    is_finished: bool = False
-
-    @property
-    def seed(self) -> int:
-        return self.request.seed + self.index
+from wrpo_engine.sampling.grouped_attention import use_grouped_attention
+from wrpo_engine.sampling.options import check_backend_options
+from wrpo_engine.sampling.rows import Row, park, rows_of, shared_prefixes, take_batch
+from wrpo_engine.sampling.sampler import (
+    FinishReason,
+    Sample,
+    Sampled,
+    SampleRequest,
+    SamplerSettings,
+    repeat_greedy,
+)
 
 
 class TransformersSampler:
     """A causal language model that answers batches of prompts with a key-value cache."""
 
     def __init__(self, model: ResolvedModel, tokenizer: Any, settings: SamplerSettings) -> None:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
+        check_backend_options("Transformers", quantization=settings.quantization, engine_args=settings.engine_args)
         self._tokenizer = tokenizer
         self._settings = settings
+        self._identity = model.identity
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
+            config = AutoConfig.from_pretrained(str(model.path), trust_remote_code=model.trust_remote_code)
+            # Fused attention leaves out the soft cap of scores (Gemma 2): it would be another model.
+            has_soft_cap = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
             self._model = AutoModelForCausalLM.from_pretrained(
                 str(model.path),
                 dtype=self._dtype(),
                 trust_remote_code=model.trust_remote_code,
                 use_safetensors=True,
+                **({"attn_implementation": "eager"} if has_soft_cap else {}),
             )
         except (OSError, ValueError) as error:
             raise ConfigError(
@@ -60,7 +60,8 @@ class TransformersSampler:
                 code="ModelInvalid",
             ) from error
         self._model.to(self._device).eval()
-        self._stops = frozenset(settings.stop_token_ids)
+        use_grouped_attention(self._model)
+        self._stop_ids = frozenset(settings.stop_token_ids)
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
         for _, group in groupby(requests, key=lambda request: request.group):
@@ -78,88 +79,108 @@ class TransformersSampler:
         return dtype
 
     def _sample_group(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
-        finished: dict[str, list[_Row]] = {request.key: [] for request in requests}
-        rows = [
-            _Row(request, index, np.random.Generator(np.random.Philox(key=request.seed + index)))
-            for request in requests
-            for index in range(request.num_samples)
-        ]
-        for batch in _batches(rows, self._settings):
-            self._generate(batch)
-            for row in batch:
-                finished[row.request.key].append(row)
-        for request in requests:
-            ordered = sorted(finished[request.key], key=lambda row: row.index)
-            yield Sampled(key=request.key, samples=tuple(self._sample_of(row) for row in ordered))
+        rows = rows_of(requests, self._settings)
+        rows_by_key: dict[str, list[Row]] = {}
+        for row in rows:
+            rows_by_key.setdefault(row.request.key, []).append(row)
+        waiting = deque(row for row in rows if row.finished is None)
+        while True:
+            for key in [key for key, own in rows_by_key.items() if all(row.finished for row in own)]:
+                yield self._sampled(rows_by_key.pop(key))
+            if not waiting:
+                return
+            self._generate(take_batch(waiting, self._settings.batch_tokens), waiting)
 
-    def _sample_of(self, row: _Row) -> Sample:
-        return Sample(
-            text=self._tokenizer.decode(row.tokens, skip_special_tokens=True),
-            num_tokens=len(row.tokens),
-            finish_reason=FinishReason.STOP if row.stopped else FinishReason.LENGTH,
-            seed=row.seed,
+    def _sampled(self, rows: Sequence[Row]) -> Sampled:
+        request = rows[0].request
+        samples = tuple(
+            Sample(
+                text=self._decode(row.tokens) if row.text is None else row.text,
+                num_tokens=len(row.tokens),
+                finish_reason=row.finished or FinishReason.LENGTH,
+                seed=row.seed,
+            )
+            for row in rows
         )
+        if self._settings.is_greedy:
+            samples = repeat_greedy(samples[0], request.num_samples)
+        return Sampled(key=request.key, samples=samples)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        # Some tokenizers ask for a clean-up that changes the text: " ." becomes ".".
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     @torch.inference_mode()
-    def _generate(self, batch: Sequence[_Row]) -> None:
-        """Let every row of the batch run until it stops or is full."""
+    def _generate(self, batch: Sequence[Row], waiting: deque[Row]) -> None:
+        """Let every row of the batch run until it ends, or put it back where memory does not suffice for all."""
         from transformers import DynamicCache
 
-        prompts = [row.request.prompt_token_ids for row in batch]
-        width = max(len(prompt) for prompt in prompts)
-        # The padding token's value never matters: its position is masked.
-        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=self._device)
-        mask = torch.tensor(
-            [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self._device
-        )
+        heads, places = shared_prefixes(batch)
+        ids, mask = self._left_padded([row.ids for row in heads])
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self._model.config)
-        running = [row for row in batch if self._limit(row) > 0]
-        if len(running) < len(batch):
-            keep = torch.tensor([index for index, row in enumerate(batch) if self._limit(row) > 0], dtype=torch.long)
-            ids, mask, positions = ids[keep], mask[keep], positions[keep]
-        while running:
-            if self._settings.poll is not None:
-                self._settings.poll()
-            output = self._model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            tokens = self._choose(output.logits[:, -1, :], running)
+        logits = self._forward(ids, mask, positions, cache)
+        if len(heads) < len(batch):
+            index = torch.tensor(places, device=self._device)
+            cache.batch_select_indices(index)
+            mask, positions, logits = mask[index], positions[index], logits[index]
+        running = list(batch)
+        while True:
+            tokens = self._choose(logits, running)
             for row, token in zip(running, tokens, strict=True):
-                if not row.is_finished:
-                    row.tokens.append(token)
-                    row.stopped = token in self._stops
-                    row.is_finished = row.stopped or len(row.tokens) >= self._limit(row)
+                if row.finished is None:
+                    row.add(token, self._stop_ids, self._settings.stop, self._decode)
+            left = [place for place, row in enumerate(running) if row.finished is None]
+            staying = park([running[place] for place in left], waiting, mask.shape[-1] + 1, self._settings.batch_tokens)
+            if not staying:
+                return
             ids = torch.tensor(tokens, device=self._device).unsqueeze(-1)
+            # Finished rows cost as much as running ones; taking them out costs a copy of the cache.
+            if len(staying) < len(left) or 8 * len(left) <= 7 * len(running):
+                index = torch.tensor(left[: len(staying)], device=self._device)
+                cache.batch_select_indices(index)
+                ids, mask, positions, running = ids[index], mask[index], positions[index], staying
             mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=-1)
             positions = positions[:, -1:] + 1
-            left = [index for index, row in enumerate(running) if not row.is_finished]
-            # Finished rows cost as much as running ones; taking them out costs a copy of the cache.
-            if len(left) <= len(running) // 2:
-                keep = torch.tensor(left, device=self._device, dtype=torch.long)
-                if left:
-                    cache.batch_select_indices(keep)
-                ids, mask, positions = ids[keep], mask[keep], positions[keep]
-                running = [running[index] for index in left]
+            logits = self._forward(ids, mask, positions, cache)
 
-    def _limit(self, row: _Row) -> int:
-        limit = self._settings.max_tokens
-        if self._settings.max_model_length is not None:
-            limit = min(limit, self._settings.max_model_length - len(row.request.prompt_token_ids))
-        return limit
+    def _left_padded(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids and mask, both [rows, width]. The padding's value never matters: its position is masked."""
+        width = max(len(sequence) for sequence in sequences)
+        ids = [[0] * (width - len(sequence)) + list(sequence) for sequence in sequences]
+        mask = [[0] * (width - len(sequence)) + [1] * len(sequence) for sequence in sequences]
+        return torch.tensor(ids, device=self._device), torch.tensor(mask, device=self._device)
 
-    def _choose(self, logits: torch.Tensor, rows: Sequence[_Row]) -> list[int]:
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Return the logits after each row's last token, [rows, vocabulary]."""
+        if self._settings.poll is not None:
+            self._settings.poll()
+        output = self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits = output.logits[:, -1, :]
+        assert isinstance(logits, torch.Tensor)
+        return logits
+
+    def _choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
         """Return the next token of each row, logits [rows, vocabulary]; finished rows get a token nobody reads."""
-        if self._settings.temperature == 0:
+        if bool(torch.isnan(logits).any()):
+            raise DataError(
+                f"{self._identity} gave NaN where the next token's scores should be",
+                code="LogitsNotFinite",
+                field="sampling.dtype",
+                hint="Set sampling.dtype to float32 or bfloat16, or check the model's weights.",
+            )
+        if self._settings.is_greedy:
             return [int(token) for token in logits.argmax(dim=-1).tolist()]
         # In float64, so that the choice does not hang on the sum's rounding.
         probabilities = torch.softmax(logits.double() / self._settings.temperature, dim=-1)
-        draws = [0.0 if row.is_finished else row.draws.random() for row in rows]
+        draws = [0.0 if row.finished is not None else row.draws.random() for row in rows]
         return nucleus_choice(probabilities, torch.tensor(draws, dtype=torch.float64), self._settings.top_p)
 
 
@@ -187,14 +208,3 @@ def nucleus_choice(
     targets = draws.to(probabilities.device).unsqueeze(-1) * cumulative.gather(-1, last)
     places = torch.searchsorted(cumulative, targets, right=True).clamp(max=last)
     return [int(token) for token in tokens.gather(-1, places).squeeze(-1).tolist()]
-
-
-def _batches(rows: Sequence[_Row], settings: SamplerSettings) -> Iterator[list[_Row]]:
-    """Batch rows of like length; the prompt and the whole answer of a row count against the budget."""
-    order = sorted(rows, key=lambda row: (-len(row.request.prompt_token_ids), row.request.key, row.index))
-    start = 0
-    while start < len(order):
-        tokens = len(order[start].request.prompt_token_ids) + settings.max_tokens
-        size = max(1, settings.batch_tokens // tokens)
-        yield order[start : start + size]
-        start += size

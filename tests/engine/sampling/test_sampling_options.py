@@ -1,0 +1,91 @@
+"""Options that a backend cannot use are refused, with the name of what to use instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wrpo_engine.errors import ConfigError
+from wrpo_engine.sampling.options import check_backend_options, check_engine_args, check_quantization
+
+KNOWN = [
+    "model",
+    "seed",
+    "dtype",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "kv_cache_dtype",
+    "load_format",
+    "hf_token",
+]
+
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "misspelt": (
+        {"max_num_seq": 8},
+        "sampling.engineArgs.max_num_seq is 8: this vLLM has no such argument",
+        "Did you mean max_num_seqs",
+    ),
+    "like nothing": (
+        {"colour": "red"},
+        "sampling.engineArgs.colour is 'red': this vLLM has no such argument",
+        "Check the spelling.",
+    ),
+    "has a field": (
+        {"kv_cache_dtype": "fp8", "max_model_len": 4096},
+        "sampling.engineArgs.max_model_len is 4096: this has a field of its own",
+        "Set sampling.maxModelLength instead.",
+    ),
+    "the model": (
+        {"model": "other"},
+        "sampling.engineArgs.model is 'other': this has a field of its own",
+        "Set target.model or sources[].model instead.",
+    ),
+    "a secret": (
+        {"hf_token": "hf_x"},
+        "sampling.engineArgs.hf_token is '<hidden>': credentials do not belong into an experiment",
+        "Leave it out.",
+    ),
+    "pickles": (
+        {"load_format": "pt"},
+        "sampling.engineArgs.load_format is 'pt': only safetensors are loaded, as other formats can run code",
+        "Use one of auto, safetensors",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message", "hint"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused_engine_arguments_say_what_to_do(arguments: dict[str, Any], message: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_engine_args(arguments, KNOWN)
+    assert error.value.message.startswith(message)
+    assert error.value.hint is not None
+    assert error.value.hint.startswith(hint)
+
+
+def test_known_engine_arguments_pass() -> None:
+    check_engine_args({"max_num_seqs": 64, "kv_cache_dtype": "fp8", "load_format": "safetensors"}, KNOWN)
+
+
+def test_an_unknown_quantisation_shows_those_there_are() -> None:
+    check_quantization("awq", ["awq", "fp8"])
+    check_quantization(None, ["awq", "fp8"])
+    with pytest.raises(ConfigError) as error:
+        check_quantization("afq", ["awq", "fp8", "gptq"])
+    assert error.value.message == "sampling.quantization is 'afq': this vLLM has no such quantisation"
+    assert error.value.hint == "Did you mean awq? It has: awq, fp8, gptq."
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"quantization": "awq", "engine_args": {}}, "sampling.quantization"),
+        ({"quantization": None, "engine_args": {"max_num_seqs": 8}}, "sampling.engineArgs"),
+    ],
+)
+def test_options_of_vllm_are_not_ignored_by_the_other_backend(options: dict[str, Any], field: str) -> None:
+    check_backend_options("vLLM", **options)
+    with pytest.raises(ConfigError) as error:
+        check_backend_options("Transformers", **options)
+    assert error.value.field == field
+    assert (error.value.hint or "").endswith("or set sampling.backend: vLLM.")
