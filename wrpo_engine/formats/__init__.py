@@ -1,0 +1,1 @@
+"""Row formats of triples, for reading and writing: ours, the published one, and what other tools write."""

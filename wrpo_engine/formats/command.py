@@ -1,0 +1,84 @@
+"""`wrpo-engine convert`: triples from one format to another."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from wrpo_engine.config import ExitCode
+from wrpo_engine.errors import WrpoError
+from wrpo_engine.formats.location import Locator
+from wrpo_engine.formats.reading import as_triples, read_table
+from wrpo_engine.formats.writing import Format, write_artifact, write_file
+
+_HELP = """Read triples from IN and write them to OUT in another format.
+
+\b
+IN is one of
+  a file         .parquet, .jsonl, .json
+  a directory    of such files, or one that `datasets` saved
+  an artifact    its directory, or its address with --storage
+  storage://PATH below --storage; s3://BUCKET/PATH with credentials in the environment
+  a hub id       OWNER/NAME
+
+\b
+Rows that are read
+  {"prompt_id", "prompt": {"role", "content"}, "chosen": [y_ws, y_wt], "rejected": [y_l]}   published format
+  {"prompt", "target_chosen", "rejected", "source_chosen", ...}                             the engine's
+  {"prompt", "chosen", "rejected"}  texts, or conversations of one turn                     pairs of other tools
+A prompt of several turns stands for its first user turn. Without prompt_id it is the sha256 of the prompt.
+
+\b
+--to
+  published  JSON lines in the published format; scores are not part of it
+  jsonl      JSON lines with the engine's columns
+  parquet    the same as a Parquet file
+  datasets   a directory that datasets.load_from_disk reads: published format and the other columns
+  artifact   OUT is a storage (directory or s3://BUCKET/PREFIX): the rows become an artifact that the train stage's
+             role `triples` reads; its address is printed
+
+\b
+Examples:
+  wrpo-engine convert storage/curate-triples/0123456789abcdef triples.jsonl --to published
+  wrpo-engine convert owner/preferences storage --to artifact
+"""
+
+
+@click.command(name="wrpo-engine convert", help=_HELP, context_settings={"max_content_width": 120})
+@click.argument("source", metavar="IN")
+@click.argument("output", metavar="OUT")
+@click.option("--to", "kind", type=click.Choice([kind.value for kind in Format]), required=True, help="See above.")
+@click.option("--storage", metavar="DIR|s3://BUCKET/PREFIX", help="What addresses and storage:// in IN refer to.")
+@click.option("--split", default="train", show_default=True, help="Of a hub data set or a saved DatasetDict.")
+def command(source: str, output: str, kind: str, storage: str | None, split: str) -> int:
+    locator = Locator(storage, os.environ, lambda: datetime.now(UTC))
+    found = locator.artifact(source)
+    place = str(found[0].file("triples.parquet")) if found else locator.local(source)
+    table = as_triples(read_table(place, split=split), source)
+    if kind == Format.ARTIFACT:
+        store = Locator(None, os.environ, lambda: datetime.now(UTC)).store(output)
+        artifact = write_artifact(table, store)
+        click.echo(f"{artifact.ref.stage}/{artifact.ref.hash}")
+    else:
+        write_file(table, Path(output), Format(kind))
+    click.echo(f"{table.height} rows", err=True)
+    return ExitCode.OK
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; every foreseen error is one line with a hint."""
+    try:
+        return int(command.main(list(arguments), prog_name="wrpo-engine convert", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.USAGE
+    except WrpoError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code

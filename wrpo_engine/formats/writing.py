@@ -1,0 +1,91 @@
+"""Triples to where others, or the train stage, read them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+
+import polars as pl
+
+from wrpo_engine.artifacts import Artifact, ArtifactStore
+from wrpo_engine.config import ArtifactRef
+from wrpo_engine.curation.published import published_row, write_published
+from wrpo_engine.errors import DataError
+
+ARTIFACT_STAGE = "curate-triples"
+_SLICE_ROWS = 2048
+
+
+class Format(StrEnum):
+    """What `wrpo-engine convert --to` writes."""
+
+    PUBLISHED = "published"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+    DATASETS = "datasets"
+    ARTIFACT = "artifact"
+
+
+def write_file(table: pl.DataFrame, path: Path, kind: Format) -> None:
+    """Write a file, or a directory for `datasets`; it appears whole or not at all."""
+    writers: dict[Format, Callable[[Path], None]] = {
+        Format.PUBLISHED: lambda place: write_published(table, place),
+        Format.JSONL: table.write_ndjson,
+        Format.PARQUET: table.write_parquet,
+        Format.DATASETS: lambda place: _write_saved(table, place),
+    }
+    if path.exists():
+        raise DataError(f"{path} is there already", code="OutputExists", hint="Remove it or choose another name.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        writers[kind](temporary)
+        temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            import shutil
+
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_artifact(table: pl.DataFrame, store: ArtifactStore) -> Artifact:
+    """Commit the rows as an artifact that the train stage's role `triples` reads; equal rows give an equal address."""
+    digest = hashlib.sha256()
+    for part in table.iter_slices(_SLICE_ROWS):
+        digest.update(part.write_ndjson().encode())
+    ref = ArtifactRef(stage=ARTIFACT_STAGE, hash=digest.hexdigest()[:16])
+    writer = store.writer(ref, config={"converted": True}, inputs={})
+    if (existing := writer.committed()) is not None:
+        return existing
+    writer.publish("triples.parquet", table.write_parquet)
+    writer.publish("triples.jsonl", lambda path: write_published(table, path))
+    metrics = {"rows": float(table.height)}
+    rows = {"triples.parquet": table.height}
+    return writer.commit(files=[*rows, "triples.jsonl"], rows=rows, metrics=metrics)
+
+
+def _write_saved(table: pl.DataFrame, path: Path) -> None:
+    """Save the published rows with the other columns beside them, so that reading them back loses nothing."""
+    import datasets
+
+    others = [name for name in table.columns if name not in {"source_chosen", "target_chosen", "rejected"}]
+    rows = (
+        {**{name: row[name] for name in others}, **published_row(row)}
+        for part in table.iter_slices(_SLICE_ROWS)
+        for row in part.to_dicts()
+    )
+    message = {"role": datasets.Value("string"), "content": datasets.Value("string")}
+    kinds = {pl.String: "string", pl.Float64: "float64", pl.Boolean: "bool"}
+    features = datasets.Features(
+        {
+            **{name: datasets.Value(kinds[type(table.schema[name])]) for name in others},
+            "prompt": message,
+            "chosen": [message],
+            "rejected": [message],
+        }
+    )
+    datasets.Dataset.from_list(list(rows), features=features).save_to_disk(str(path))
