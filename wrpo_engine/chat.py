@@ -5,12 +5,16 @@ Token ids, never strings, go to the backends, so that no special token is added 
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from wrpo_engine.errors import ConfigError, DataError
+
+log = logging.getLogger("wrpo_engine")
 
 _SENTINEL = "wrpo7sentinel7response"
 
@@ -25,17 +29,25 @@ def messages_of(prompt: str, system: str | None = None) -> list[Message]:
 def prompt_token_ids(tokenizer: Any, prompt: str, system: str | None = None, template: str | None = None) -> list[int]:
     """Return the ids a model answers to: the prompt as a user turn, then the opening of the assistant's turn.
 
-    They begin with exactly one BOS if the tokenizer puts one before text or the template writes one.
+    They begin with exactly one BOS if the tokenizer puts one before text or the template writes one. A system prompt
+    that the template refuses or leaves out stands before the prompt, in the user's turn.
     """
-    text = _render(tokenizer, messages_of(prompt, system), template, generation=True)
+    text = _render(tokenizer, _messages(tokenizer, prompt, system, template), template, generation=True)
     return text_token_ids(tokenizer, text)
 
 
 def response_token_ids(
     tokenizer: Any, prompt: str, response: str, system: str | None = None, template: str | None = None
 ) -> tuple[list[int], list[int]]:
-    """Return (prompt ids, response ids); the response ends with exactly one end-of-turn token."""
-    messages = messages_of(prompt, system)
+    """Return (prompt ids, response ids); the response ends with exactly one end-of-turn token.
+
+    White space with which the template opens an answer is there once, also if the response begins with it: a model that
+    wrote the response from the prompt's ids wrote it too.
+    """
+    messages = _messages(tokenizer, prompt, system, template)
+    opening = _opening(tokenizer, template, tokenizer.chat_template)
+    if opening.isspace():
+        response = response.removeprefix(opening)
     prompt_text = _render(tokenizer, messages, template, generation=True)
     raw_prompt_ids = _encode(tokenizer, prompt_text)
     full_text = _render(tokenizer, [*messages, {"role": "assistant", "content": response}], template, generation=False)
@@ -53,6 +65,36 @@ def response_token_ids(
     if end_of_turn in tail:
         tail = tail[: tail.index(end_of_turn)]
     return _with_one_bos(tokenizer, raw_prompt_ids), [*tail, end_of_turn]
+
+
+def _messages(tokenizer: Any, prompt: str, system: str | None, template: str | None) -> list[Message]:
+    if system and not _takes_system(tokenizer, template, tokenizer.chat_template):
+        return messages_of(f"{system}\n\n{prompt}")
+    return messages_of(prompt, system)
+
+
+@lru_cache(maxsize=32)
+def _takes_system(tokenizer: Any, template: str | None, _own_template: str | None) -> bool:
+    try:
+        text = _apply(tokenizer, messages_of("a", _SENTINEL), template, generation=True)
+    except TemplateError:
+        text = ""
+    if _SENTINEL not in text:
+        log.info(
+            "the chat template of %s has no place for a system prompt: it is put before the prompt in the user's turn",
+            tokenizer.name_or_path,
+        )
+    return _SENTINEL in text
+
+
+@lru_cache(maxsize=32)
+def _opening(tokenizer: Any, template: str | None, _own_template: str | None) -> str:
+    """Return what the template writes between the opening of the assistant's turn and the answer."""
+    messages = messages_of("a")
+    prompt_text = _render(tokenizer, messages, template, generation=True)
+    answered = [*messages, {"role": "assistant", "content": _SENTINEL}]
+    before = _render(tokenizer, answered, template, generation=False).partition(_SENTINEL)[0]
+    return before.removeprefix(prompt_text) if before.startswith(prompt_text) else ""
 
 
 def end_of_turn_id(tokenizer: Any, template: str | None = None) -> int:
@@ -96,6 +138,25 @@ def check_sequence(
         )
 
 
+def sequence_fault(tokenizer: Any, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> str | None:
+    """Return what breaks the rule of one BOS and one end-of-turn in a sequence of any origin, or None.
+
+    A BOS is asked for only if the tokenizer puts one before text; one that is also the end-of-turn is not counted.
+    Without a chat template the end-of-turn is the tokenizer's EOS.
+    """
+    bos = tokenizer.bos_token_id
+    end_of_turn = end_of_turn_id(tokenizer) if tokenizer.chat_template else tokenizer.eos_token_id
+    if bos is not None and bos != end_of_turn:
+        count = prompt_ids.count(bos) + response_ids.count(bos)
+        if count > 1:
+            return "more than one BOS"
+        if prompt_ids[0] != bos and (count or _adds_bos(tokenizer)):
+            return "no BOS at the beginning"
+    if end_of_turn is not None and (response_ids[-1] != end_of_turn or response_ids.count(end_of_turn) != 1):
+        return "not exactly one end-of-turn, at the end"
+    return None
+
+
 def _render(tokenizer: Any, messages: list[Message], template: str | None, *, generation: bool) -> str:
     if template is None and not tokenizer.chat_template:
         raise ConfigError(
@@ -106,19 +167,23 @@ def _render(tokenizer: Any, messages: list[Message], template: str | None, *, ge
             code="MissingChatTemplate",
         )
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=generation
-            )
-        )
+        return _apply(tokenizer, messages, template, generation=generation)
     except TemplateError as error:
         raise ConfigError(
-            "chatTemplate" if messages[0]["role"] == "user" else "sampling.systemPrompt",
-            "<the model's>" if messages[0]["role"] == "user" else messages[0]["content"],
+            "chatTemplate",
+            "<the model's>" if template is None else "<set>",
             f"the chat template of {tokenizer.name_or_path} refuses the messages: {error}",
-            "Leave the system prompt out or set a chatTemplate that supports it.",
+            "Set a chatTemplate that takes a user's message and an assistant's.",
             code="ChatTemplateFailed",
         ) from error
+
+
+def _apply(tokenizer: Any, messages: list[Message], template: str | None, *, generation: bool) -> str:
+    return str(
+        tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=generation
+        )
+    )
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

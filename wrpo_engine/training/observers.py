@@ -47,8 +47,11 @@ class Observer:
     def on_evaluation(self, step: int, row: Mapping[str, float]) -> None:
         """After an evaluation on held-out rows; `row` is that of eval.jsonl."""
 
+    def before_checkpoint(self, step: int) -> None:
+        """Before a checkpoint is begun: files that must not be older than it are to be made durable now."""
+
     def on_checkpoint(self, step: int) -> None:
-        """After a checkpoint is complete on disk."""
+        """After a checkpoint was begun; it is written in the background."""
 
     def close(self) -> None:
         """At the end of the attempt, however it ends; must not raise."""
@@ -79,6 +82,10 @@ class Observers(Observer):
     def on_evaluation(self, step: int, row: Mapping[str, float]) -> None:
         for member in self.members:
             member.on_evaluation(step, row)
+
+    def before_checkpoint(self, step: int) -> None:
+        for member in self.members:
+            member.before_checkpoint(step)
 
     def on_checkpoint(self, step: int) -> None:
         for member in self.members:

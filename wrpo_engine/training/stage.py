@@ -7,9 +7,9 @@ from pathlib import Path
 from wrpo_engine.config import SftParams, TrainParams
 from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.training.inputs import SFT_ROWS_FILE, TRIPLES_FILE, read_sft_rows, read_triples
-from wrpo_engine.training.objective import preference_objective
+from wrpo_engine.training.objective import PreferenceObjective, preference_objective
 from wrpo_engine.training.session import run_training
-from wrpo_engine.training.sources import TextSource
+from wrpo_engine.training.sources import RowSource, TextSource, TokenSource
 from wrpo_engine.training.tasks import PreferenceTask, SftTask
 from wrpo_engine.training.tokenize import TextRow
 
@@ -26,8 +26,14 @@ def run_train(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, TrainParams)
     objective = preference_objective(params)
+    return run_training(ctx, params, PreferenceTask(params, objective), _triples(params, objective))
+
+
+def _triples(params: TrainParams, objective: PreferenceObjective) -> RowSource:
+    if params.tokenized_triples is not None:
+        return TokenSource(params.tokenized_triples, has_source=objective.has_source)
 
     def read(path: Path) -> list[TextRow]:
         return read_triples(path, has_source=objective.has_source)
 
-    return run_training(ctx, params, PreferenceTask(params, objective), TextSource("triples", TRIPLES_FILE, read))
+    return TextSource("triples", TRIPLES_FILE, read)

@@ -54,6 +54,10 @@ class Task(Protocol):
         """Return what is constant over a step and logged with it, for example alpha."""
         ...
 
+    def evaluation_settings(self) -> dict[str, float]:
+        """Return the same for every evaluation on held-out rows, so that their losses can be compared."""
+        ...
+
     def terms(self, batch: Batch, logps_S: Tensor, reference_S: Tensor | None, settings: dict[str, float]) -> RowTerms:
         """Return loss numerators and statistics of a micro-batch."""
         ...
@@ -61,7 +65,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SftTask:
-    """Mean negative log-likelihood over the response tokens of the global batch; prompts carry no loss."""
+    """Mean negative log-likelihood over the global batch's tokens with loss: the responses', or all (lossTokens)."""
 
     params: SftParams
 
@@ -80,6 +84,9 @@ class SftTask:
         return float(sum(row.num_loss_tokens for row in rows))
 
     def settings(self, step: int, num_steps: int) -> dict[str, float]:  # noqa: ARG002
+        return {}
+
+    def evaluation_settings(self) -> dict[str, float]:
         return {}
 
     def terms(
@@ -134,6 +141,9 @@ class PreferenceTask:
         if not self.objective.has_source:
             return {}
         return {"alpha": alpha_at(step, num_steps, self.params.alpha)}
+
+    def evaluation_settings(self) -> dict[str, float]:
+        return {"alpha": self.params.alpha.max} if self.objective.has_source else {}
 
     def terms(self, batch: Batch, logps_S: Tensor, reference_S: Tensor | None, settings: dict[str, float]) -> RowTerms:
         policy = per_response(logps_S, self.responses_per_row)

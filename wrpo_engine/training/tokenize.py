@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-from wrpo_engine.config import OptimizerParams
+from wrpo_engine.config import OptimizerParams, SftParams
 from wrpo_engine.errors import DataError
 from wrpo_engine.training.rows import TokenRow
 
@@ -42,6 +42,8 @@ class TokenizedRows:
     """Responses that were cut to max_length; they keep their end-of-turn."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Rows left out, by reason."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What the manifest says about where the rows come from; JSON values."""
 
 
 def cut_response(response_ids: Sequence[int], limit: int) -> list[int]:
@@ -60,6 +62,7 @@ def tokenize_rows(rows: Iterable[TextRow], encoder: Encoder, params: OptimizerPa
     """
     kept: list[TokenRow] = []
     truncated = 0
+    prompt_has_loss = isinstance(params, SftParams) and params.loss_tokens == "All"
     dropped: Counter[str] = Counter()
     for row in rows:
         pairs = [encoder.encode(row.prompt, response) for response in row.responses]
@@ -76,7 +79,7 @@ def tokenize_rows(rows: Iterable[TextRow], encoder: Encoder, params: OptimizerPa
                 encoder.check(prompt_ids, response_ids, row=f"row {row.row_id}")
             truncated += sum(len(response_ids) > room for _, response_ids in pairs)
             responses = tuple(tuple(cut_response(response_ids, room)) for _, response_ids in pairs)
-            kept.append(TokenRow(row.row_id, tuple(prompt_ids), responses))
+            kept.append(TokenRow(row.row_id, tuple(prompt_ids), responses, prompt_has_loss))
     return TokenizedRows(kept, truncated, dropped)
 
 
