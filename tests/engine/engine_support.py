@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,20 @@ EXPERIMENT_HASH = "0123456789abcdef"
 
 
 def make_tokenizer(
-    *, template: str | None = CHATML, bos: str | None = None, eos: str = "<|im_end|>", adds_bos: bool = False
+    *,
+    template: str | None = CHATML,
+    bos: str | None = None,
+    eos: str = "<|im_end|>",
+    adds_bos: bool = False,
+    more_specials: Sequence[str] = (),
 ) -> Any:
     """A byte-level tokenizer of 256 bytes and a few special tokens: it encodes every text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    specials = list(dict.fromkeys(["<pad>", "<|im_start|>", "<|im_end|>", *([bos] if bos else []), eos]))
+    specials = list(
+        dict.fromkeys(["<pad>", "<|im_start|>", "<|im_end|>", *([bos] if bos else []), eos, *more_specials])
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*specials, *alphabet])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

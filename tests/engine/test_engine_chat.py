@@ -97,15 +97,15 @@ def test_the_system_prompt_comes_first() -> None:
     assert tokenizer.decode(ids).startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi")
 
 
-def test_a_template_that_refuses_a_system_prompt_is_named() -> None:
-    tokenizer = make_tokenizer(template=GEMMA, bos="<bos>", eos="<eos>")
-    tokenizer.name_or_path = "gemma"
+def test_a_template_that_refuses_every_message_is_named() -> None:
+    tokenizer = make_tokenizer(template="{{ raise_exception('Nothing is supported') }}")
+    tokenizer.name_or_path = "broken"
     with pytest.raises(ConfigError) as error:
         prompt_token_ids(tokenizer, "hi", "Be brief.")
     assert error.value.message == (
-        "sampling.systemPrompt is 'Be brief.': the chat template of gemma refuses the messages: "
-        "System role not supported"
+        'chatTemplate is "<the model\'s>": the chat template of broken refuses the messages: Nothing is supported'
     )
+    assert error.value.code == "ChatTemplateFailed"
 
 
 def test_a_tokenizer_without_template_is_an_error() -> None:
