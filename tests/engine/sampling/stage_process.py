@@ -1,0 +1,46 @@
+"""A stage in a process of its own, forked from one that has imported everything: real, and there in half a second."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_PRELOAD = [
+    "torch",
+    "polars",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.modeling_auto",
+    "wrpo_engine.cli",
+    "wrpo_engine.sampling.stage",
+    "wrpo_engine.sampling.transformers_sampler",
+]
+
+
+def start_sampling(config: Path, environ: Mapping[str, str]) -> BaseProcess:
+    """Start `wrpo-engine sample --config CONFIG`; its clock stands still, so that equal artifacts are equal bytes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    process = context.Process(target=_run, args=(config, dict(environ)))
+    process.start()
+    return process
+
+
+def _run(config: Path, environ: dict[str, str]) -> None:
+    os.environ.update(environ)
+    import torch
+    from engine_support import NOON
+
+    from wrpo_engine.cli import install_signal_handlers, run
+    from wrpo_engine.config import StageKind
+    from wrpo_engine.environment import prepare_environment
+    from wrpo_engine.stage import StopRequest
+
+    stop = StopRequest()
+    install_signal_handlers(stop)
+    torch.set_num_threads(1)
+    prepare_environment(os.environ)
+    sys.exit(run(StageKind.SAMPLE, config, os.environ, stop=stop, clock=lambda: NOON))

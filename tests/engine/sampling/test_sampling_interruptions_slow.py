@@ -1,0 +1,127 @@
+"""Sampling that is stopped again and again, with other numbers of shards each time, ends with the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import time
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from engine_support import stage_config
+from stage_process import start_sampling
+
+from wrpo_engine.config import ArtifactRef
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+STOPS = 20
+NUM_PROMPTS = 240
+HASH = "00000000000000aa"
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A volume with prompts, and the artifact that is made on it."""
+
+    root: Path
+    prompts: ArtifactRef
+    model: Path
+
+    @property
+    def artifact(self) -> Path:
+        return self.root / "sample" / "tiny" / HASH
+
+    def parts(self) -> dict[str, int]:
+        """Return the published parts with the times at which they were made."""
+        return {path.name: path.stat().st_mtime_ns for path in (self.artifact / "parts").glob("part-*.parquet")}
+
+    def contents(self) -> dict[str, str]:
+        files = (path for path in sorted(self.artifact.rglob("*")) if path.is_file() and ".tmp-" not in path.name)
+        return {str(path.relative_to(self.root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    def start(self, shard: int = 0, shards: int = 1) -> BaseProcess:
+        params = {
+            "stage": "sample",
+            "source": "tiny",
+            "model": {"name": str(self.model)},
+            "parts": ["preference"],
+            "backend": "Transformers",
+            "samples_per_prompt": 2,
+            "max_tokens": 12,
+            "prompts_per_part": 2,
+        }
+        config = stage_config(
+            params, {"prompts": self.prompts}, stage="sample/tiny", hash_=HASH, runtime={"shards": shards}
+        )
+        path = self.root / "config.json"
+        path.write_text(config.model_dump_json())
+        environ = {
+            "WRPO_VOLUME_ROOT": str(self.root),
+            "WRPO_TERMINATION_MESSAGE_PATH": str(self.root / "termination-log"),
+            "JOB_COMPLETION_INDEX": str(shard),
+        }
+        return start_sampling(path, environ)
+
+
+def make_storage(root: Path, commit_artifact: Any, model: Path) -> Storage:
+    texts = [f"question number {number}?" for number in range(NUM_PROMPTS)]
+    ids = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    table = pl.DataFrame({"prompt_id": ids, "prompt": texts})
+    return Storage(root, commit_artifact("prepare", {"preference.parquet": table}, root=root), model)
+
+
+def wait_for_new_parts(storage: Storage, process: BaseProcess, count: int) -> None:
+    before = len(storage.parts())
+    while process.exitcode is None and len(storage.parts()) < before + count:
+        time.sleep(0.002)
+
+
+def stop_somewhere(storage: Storage, process: BaseProcess, chance: random.Random) -> bool:
+    """Stop the process at a random moment; False if it was done before."""
+    if chance.random() < 0.25:
+        # While it starts: imports, tokenizer, model.
+        process.join(chance.uniform(0.0, 0.5))
+    else:
+        wait_for_new_parts(storage, process, chance.randint(1, 3))
+        process.join(chance.uniform(0.0, 0.02))
+    number = signal.SIGTERM if chance.random() < 0.25 else signal.SIGKILL
+    if process.pid is not None and process.exitcode is None:
+        os.kill(process.pid, number)
+    process.join(60)
+    if process.exitcode == 0:
+        return False
+    # A SIGTERM before the stage has installed its handler ends it like any program.
+    assert process.exitcode in ({143, -signal.SIGTERM} if number == signal.SIGTERM else {-signal.SIGKILL})
+    return True
+
+
+def test_twenty_stops_at_random_points_change_no_byte(
+    tmp_path: Path, commit_artifact: Any, tiny_model_dir: Path
+) -> None:
+    whole = make_storage(tmp_path / "whole", commit_artifact, tiny_model_dir)
+    process = whole.start()
+    process.join(120)
+    assert process.exitcode == 0
+
+    broken = make_storage(tmp_path / "broken", commit_artifact, tiny_model_dir)
+    chance = random.Random(20)
+    stops, kept = 0, {}
+    while stops < STOPS:
+        assert not (broken.artifact / "manifest.json").exists(), f"done after {stops} stops: make it longer"
+        shards = chance.choice([1, 2, 3])
+        stops += stop_somewhere(broken, broken.start(chance.randrange(shards), shards), chance)
+        kept |= {name: made for name, made in broken.parts().items() if name not in kept}
+    assert len(kept) < NUM_PROMPTS // 2
+
+    process = broken.start()
+    process.join(120)
+    assert process.exitcode == 0
+    assert broken.contents() == whole.contents()
+    # What was published before a stop was not made again after it.
+    assert {name: made for name, made in broken.parts().items() if name in kept} == kept
