@@ -19,7 +19,7 @@ from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import ExitCode, StageConfig, StageKind, TerminationMessage
 from wrpo_engine.errors import ConfigError, Interrupted, UsageError, WrpoError, storage_error
 from wrpo_engine.progress import make_progress
-from wrpo_engine.stage import StageContext, StageFunction, StageResult, StopRequest, load_stage, make_context
+from wrpo_engine.stage import Reached, StageContext, StageFunction, StageResult, StopRequest, load_stage, make_context
 
 log = logging.getLogger("wrpo_engine")
 
@@ -37,9 +37,10 @@ def run(
 ) -> int:
     """Run a stage and return its exit code; every outcome is on stderr and in the termination message."""
     is_main = environ.get("RANK", "0") == "0"
+    reached = Reached()
     try:
         config = read_config(stage, config_path)
-        message = _run_stage(config, stage, environ, stop=stop, clock=clock, load=load)
+        message = _run_stage(config, stage, environ, stop=stop, clock=clock, load=load, reached=reached)
     except WrpoError as error:
         code, message = _failed(error)
     except OSError as error:
@@ -49,6 +50,8 @@ def run(
         code, message = _crashed(error)
     else:
         code = ExitCode.OK
+    if code != ExitCode.OK:
+        message = message.model_copy(update={"step": reached.step, "exit_code": code})
     if is_main or environ.get("LOCAL_RANK") == "0" or message.outcome == "Failed":
         try:
             termination.write(message, environ)
@@ -98,11 +101,13 @@ def _run_stage(
     stop: StopRequest,
     clock: Clock,
     load: Callable[[StageKind], StageFunction],
+    reached: Reached,
 ) -> TerminationMessage:
     is_main = environ.get("RANK", "0") == "0"
     progress = make_progress(config.output.stage, environ, time.monotonic, is_main=is_main)
     try:
         ctx = make_context(config, environ=environ, clock=clock, progress=progress, stop=stop)
+        ctx.reached = reached
         existing = ctx.output.committed()
         if existing is not None:
             log.info("%s is already there; nothing to do", address(config.output))

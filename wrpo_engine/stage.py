@@ -37,6 +37,14 @@ class StopRequest:
             raise Interrupted
 
 
+@dataclass
+class Reached:
+    """How far a training stage has come, known to the outermost frame when the stage ends with an error."""
+
+    step: int | None = None
+    """Optimizer steps completed."""
+
+
 @dataclass(kw_only=True)
 class StageContext:
     """One run of one stage."""
@@ -49,6 +57,7 @@ class StageContext:
     stop: StopRequest
     environ: Mapping[str, str]
     clock: Callable[[], datetime]
+    reached: Reached = field(default_factory=Reached)
     _inputs: dict[str, Artifact] = field(default_factory=dict)
 
     def input(self, role: str) -> Artifact:

@@ -13,6 +13,8 @@ from wrpo_engine.config import ErrorInfo, TerminationMessage
 LIMIT_BYTES = 4096
 DEFAULT_PATH = Path("/dev/termination-log")
 _ELLIPSIS = "…"
+_CONSEQUENCES = frozenset({"InternalError", "PeerLost"})
+"""Codes of errors that another rank's error may have caused."""
 _READABLE_CHARS = 200
 """Texts are not cut below this while metrics can be left out instead."""
 
@@ -71,7 +73,7 @@ def _dump(message: TerminationMessage, metrics: dict[str, float], texts: dict[st
 
 
 def _is_cause(message: TerminationMessage) -> bool:
-    return message.outcome == "Failed" and message.error is not None and message.error.code != "InternalError"
+    return message.outcome == "Failed" and message.error is not None and message.error.code not in _CONSEQUENCES
 
 
 def _holds_cause(path: Path) -> bool:

@@ -39,6 +39,14 @@ class Backend(Protocol):
         """Return the same numbers without a graph."""
         ...
 
+    def reference_sequence_logps(self, batch: Batch) -> Tensor:
+        """Return the reference's numbers without a graph.
+
+        They come from a second, frozen model if the backend was given one, else from the policy without its adapters;
+        without either from the policy itself, which is the reference only before its first step.
+        """
+        ...
+
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Add the gradient of this rank's share of the step's loss. The step's gradient is the *sum* over ranks."""
         ...

@@ -1,18 +1,19 @@
-"""Checkpoints of a training run: atomic, verified, independent of world size and ZeRO stage.
+"""Checkpoints of a training run: atomic, verified, independent of world size, ZeRO stage and offload.
 
-A checkpoint is a directory `step-NNNNNNNN` with one safetensors shard per rank that wrote it and `checkpoint.json`,
-which lists the shards with size and sha256. Every parameter's fp32 weight and its two Adam moments are stored whole,
-each by one rank, so any number of ranks and any stage can continue from it, exactly: nothing is averaged or re-rounded.
-The data order, the learning rate and alpha are functions of the step and need no state.
+A checkpoint is one safetensors shard per rank that wrote it, `checkpoints/step-NNNNNNNN/rank-RRRRR.safetensors`, and
+`checkpoint.json`, published last, which lists the shards with size and sha256. Every trainable parameter's fp32 weight
+and its two Adam moments are stored whole, each by one rank, so any number of ranks and any stage can continue from it,
+exactly: nothing is averaged or re-rounded. The data order, the random seeds, the learning rate and alpha are functions
+of the step and need no state.
+
+Everything goes through the artifact's writer, so ranks need no directory in common.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,132 +21,131 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from wrpo_engine.artifacts import ArtifactWriter
 from wrpo_engine.artifacts.manifest import sha256_of
-from wrpo_engine.errors import DataError
-from wrpo_engine.training.backend import Backend, TensorKind
-from wrpo_engine.training.collectives import Group
+from wrpo_engine.errors import DataError, MissingInputError
+from wrpo_engine.training.backend import TensorKind
 
-_MARKER = "checkpoint.json"
+CHECKPOINTS_PREFIX = "checkpoints/"
+MARKER = "checkpoint.json"
 _FORMAT = 1
-_LOG = logging.getLogger(__name__)
+
+
+def step_prefix(step: int) -> str:
+    return f"{CHECKPOINTS_PREFIX}step-{step:08d}/"
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """One rank's file."""
+
+    name: str
+    """Below the checkpoint's prefix."""
+    size: int
+    sha256: str
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A complete checkpoint, verified when it was found."""
 
-    directory: Path
+    output: ArtifactWriter
     step: int
     """Optimizer steps completed."""
     world_size: int
     """Of the run that wrote it."""
-    shard_of: dict[str, str]
+    shards: tuple[Shard, ...]
+    state: Mapping[str, Any] = field(default_factory=dict)
+    """What the loop keeps beside weights and optimizer, as JSON."""
 
     def read(self, name: str, kind: TensorKind) -> Tensor:
         """Return one whole fp32 tensor."""
         key = f"{kind.value}/{name}"
-        shard = self.shard_of.get(key)
+        shard = next((shard for shard in self.shards if key in shard.tensors), None)
         if shard is None:
             raise DataError(
-                f"checkpoint {self.directory} holds no {kind.value} of parameter {name}",
+                f"checkpoint {step_prefix(self.step)} holds no {kind.value} of parameter {name}",
                 code="CheckpointIncompatible",
-                hint=f"Remove {self.directory.parent} to train from the beginning.",
+                hint=f"Remove {CHECKPOINTS_PREFIX} of {self.output.ref.stage}/{self.output.ref.hash} "
+                "to train from the beginning.",
             )
-        with safe_open(self.directory / shard, framework="pt") as file:
+        with safe_open(self.output.fetch(step_prefix(self.step) + shard.name), framework="pt") as file:
             tensor: Tensor = file.get_tensor(key)
         return tensor
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointStore:
-    """The checkpoints of one run, in a directory that all ranks share."""
+def write_shard(output: ArtifactWriter, step: int, rank: int, tensors: Mapping[str, Tensor]) -> Shard:
+    """Publish one rank's tensors."""
+    name = f"rank-{rank:05d}.safetensors"
+    facts: list[tuple[int, str]] = []
 
-    directory: Path
-    group: Group
-    keep_last: int = 2
+    def write(path: Path) -> None:
+        save_file(dict(tensors), path)
+        facts.append((path.stat().st_size, sha256_of(path)))
 
-    def save(self, step: int, backend: Backend) -> None:
-        """Write a checkpoint; called on all ranks together. It appears at once, when all of it is on disk."""
-        final = self.directory / f"step-{step:08d}"
-        temporary = self.directory / f".tmp-{final.name}"
-
-        def prepare() -> None:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-
-        self.group.on_main(prepare)
-        shard = self._write_shard(temporary, backend)
-        shards = self.group.gather(shard)
-
-        def publish() -> None:
-            marker = {"format": _FORMAT, "step": step, "world_size": self.group.world_size, "shards": shards}
-            (temporary / _MARKER).write_text(json.dumps(marker))
-            _sync(temporary / _MARKER)
-            _sync(temporary)
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.replace(final)
-            _sync(self.directory)
-            for old in self._directories()[self.keep_last :]:
-                shutil.rmtree(old, ignore_errors=True)
-
-        self.group.on_main(publish)
-
-    def _write_shard(self, directory: Path, backend: Backend) -> dict[str, Any]:
-        own: dict[str, Tensor] = {}
-        items = [(name, kind) for name in backend.parameter_names() for kind in TensorKind]
-        for index, (name, kind) in enumerate(items):
-            full = backend.full_tensor(name, kind)
-            if index % self.group.world_size == self.group.rank:
-                own[f"{kind.value}/{name}"] = full.contiguous()
-        path = directory / f"rank-{self.group.rank:05d}.safetensors"
-        save_file(own, path)
-        _sync(path)
-        return {"name": path.name, "size": path.stat().st_size, "sha256": sha256_of(path), "tensors": sorted(own)}
-
-    def latest(self) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole, on all ranks the same; say which ones are not."""
-        return self.group.on_main(self._latest)
-
-    def _latest(self) -> Checkpoint | None:
-        for directory in self._directories():
-            try:
-                return read_checkpoint(directory)
-            except DataError as error:
-                _LOG.warning("%s; using the one before it", error)
-        return None
-
-    def remove(self) -> None:
-        """Forget all checkpoints; the trained model has been exported."""
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def _directories(self) -> list[Path]:
-        """Newest first."""
-        return sorted(self.directory.glob("step-*"), reverse=True)
+    output.publish(step_prefix(step) + name, write)
+    size, sha256 = facts[-1]
+    return Shard(name, size, sha256, tuple(sorted(tensors)))
 
 
-def read_checkpoint(directory: Path) -> Checkpoint:
-    """Open and verify a checkpoint; DataError says what is wrong with it."""
+def write_marker(
+    output: ArtifactWriter, step: int, shards: Sequence[Shard], *, world_size: int, state: Mapping[str, Any]
+) -> None:
+    """Complete a checkpoint: from now on it exists."""
+    marker = {
+        "format": _FORMAT,
+        "step": step,
+        "world_size": world_size,
+        "state": dict(state),
+        "shards": [asdict(shard) for shard in shards],
+    }
+    output.publish(step_prefix(step) + MARKER, lambda path: _write_json(path, marker))
+
+
+def read_marker(output: ArtifactWriter, step: int) -> Checkpoint:
+    """Read what a checkpoint consists of, without looking at its shards; DataError says what is wrong with it."""
     try:
-        marker = json.loads((directory / _MARKER).read_text())
-        shard_of: dict[str, str] = {}
-        for shard in marker["shards"]:
-            path = directory / shard["name"]
-            size = path.stat().st_size
-            if size != shard["size"]:
-                raise DataError(
-                    f"checkpoint {directory} is damaged: {shard['name']} has {size} bytes, not {shard['size']}"
-                )
-            if sha256_of(path) != shard["sha256"]:
-                raise DataError(f"checkpoint {directory} is damaged: {shard['name']} does not match its sha256")
-            shard_of.update(dict.fromkeys(shard["tensors"], shard["name"]))
-        return Checkpoint(directory, int(marker["step"]), int(marker["world_size"]), shard_of)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise DataError(f"checkpoint {directory} is damaged: {type(error).__name__}: {error}") from error
+        marker = json.loads(output.fetch(step_prefix(step) + MARKER).read_text())
+        shards = tuple(Shard(**{**shard, "tensors": tuple(shard["tensors"])}) for shard in marker["shards"])
+        return Checkpoint(output, int(marker["step"]), int(marker["world_size"]), shards, marker["state"])
+    except (OSError, MissingInputError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(step, f"{MARKER}: {type(error).__name__}: {error}") from error
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def verify_shard(checkpoint: Checkpoint, shard: Shard) -> None:
+    """Compare a shard with what the marker says of it; DataError names it."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        path = checkpoint.output.fetch(step_prefix(checkpoint.step) + shard.name)
+        size = path.stat().st_size
+        if size != shard.size:
+            raise _damaged(checkpoint.step, f"{shard.name} has {size} bytes, not {shard.size}")
+        if sha256_of(path) != shard.sha256:
+            raise _damaged(checkpoint.step, f"{shard.name} does not match its sha256")
+        with safe_open(path, framework="pt") as file:
+            if sorted(file.keys()) != list(shard.tensors):
+                raise _damaged(checkpoint.step, f"{shard.name} holds other tensors than {MARKER} says")
+    except (OSError, MissingInputError, SafetensorError) as error:
+        raise _damaged(checkpoint.step, f"{shard.name}: {type(error).__name__}: {error}") from error
+
+
+def published_steps(output: ArtifactWriter) -> tuple[list[int], list[int]]:
+    """Return (steps with a marker, steps whose marker is missing), newest first."""
+    complete: set[int] = set()
+    seen: set[int] = set()
+    for name in output.published(CHECKPOINTS_PREFIX + "step-"):
+        directory, _, file = name.removeprefix(CHECKPOINTS_PREFIX).partition("/")
+        step = directory.removeprefix("step-")
+        if step.isdigit():
+            seen.add(int(step))
+            if file == MARKER:
+                complete.add(int(step))
+    return sorted(complete, reverse=True), sorted(seen - complete, reverse=True)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value))
+
+
+def _damaged(step: int, what: str) -> DataError:
+    return DataError(f"checkpoint {step_prefix(step).rstrip('/')} is damaged: {what}", code="CheckpointDamaged")

@@ -12,10 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
+from wrpo_engine.errors import TemporaryError, WrpoError
 
-DEFAULT_TIMEOUT_S = 600
-_TIMEOUT_VARIABLE = "WRPO_COLLECTIVE_TIMEOUT_SECONDS"
+DEFAULT_TIMEOUT_S = 1800.0
 _PEER_SYMPTOMS = (
     "gloo",
     "nccl",
@@ -30,17 +29,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """An error of rank 0 on its way to the other ranks; exceptions with own signatures do not pickle."""
+    """An error of one rank on its way to the other ranks; exceptions with own signatures do not pickle."""
 
     kind: type[WrpoError]
     message: str
     attributes: dict[str, Any]
 
     @classmethod
-    def of(cls, error: Exception) -> _Failure:
+    def of(cls, error: Exception, rank: int = 0) -> _Failure:
         if isinstance(error, WrpoError):
             return cls(type(error), str(error), dict(error.__dict__))
-        message = f"rank 0 failed: {type(error).__name__}: {error}"
+        message = f"rank {rank} failed: {type(error).__name__}: {error}"
         return cls(TemporaryError, message, dict(TemporaryError(message).__dict__))
 
     def error(self) -> WrpoError:
@@ -73,6 +72,9 @@ class Group:
 
     rank: int = 0
     world_size: int = 1
+    local_rank: int = 0
+    """On this node."""
+    local_world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -124,22 +126,37 @@ class Group:
         result: T = outcome
         return result
 
+    def on_each_node(self, function: Callable[[], T]) -> T:
+        """Run a function on the first rank of every node, whose files the node's ranks share; return its result there.
 
-def collective_timeout(environ: Mapping[str, str]) -> timedelta:
-    text = environ.get(_TIMEOUT_VARIABLE, str(DEFAULT_TIMEOUT_S))
-    if not text.isdigit() or int(text) == 0:
-        raise ConfigError(
-            _TIMEOUT_VARIABLE, text, "it must be a whole number of seconds above 0", "Unset it for ten minutes."
-        )
-    return timedelta(seconds=int(text))
+        An error of one node is raised on every rank.
+        """
+        outcome: Any = None
+        raised: Exception | None = None
+        if self.local_rank == 0:
+            try:
+                outcome = function()
+            except Exception as error:  # noqa: BLE001 (the others wait for this rank's answer)
+                outcome, raised = _Failure.of(error, self.rank), error
+        outcomes = self.gather(outcome)
+        if raised is not None:
+            raise raised
+        for other in outcomes:
+            if isinstance(other, _Failure):
+                raise other.error()
+        result: T = outcomes[self.rank - self.local_rank]
+        return result
 
 
 @contextlib.contextmanager
-def open_group(environ: Mapping[str, str]) -> Iterator[Group]:
-    """Join the ranks that torchrun announced in the environment, or be alone."""
+def open_group(environ: Mapping[str, str], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[Group]:
+    """Join the ranks that torchrun announced in the environment, or be alone.
+
+    A rank that waits for a peer longer than `timeout_s` ends with TemporaryError.
+    """
     rank, world_size = int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    timeout = collective_timeout(environ)
+    timeout = timedelta(seconds=timeout_s)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(environ.get("LOCAL_RANK", "0")))
     with peer_errors():
@@ -148,7 +165,7 @@ def open_group(environ: Mapping[str, str]) -> Iterator[Group]:
         else:
             dist.init_process_group(backend, store=cast("Any", dist).HashStore(), rank=0, world_size=1, timeout=timeout)
     try:
-        yield Group(rank, world_size)
+        yield Group(rank, world_size, int(environ.get("LOCAL_RANK", "0")), int(environ.get("LOCAL_WORLD_SIZE", "1")))
     finally:
         if dist.is_initialized():
             with contextlib.suppress(RuntimeError):

@@ -8,39 +8,44 @@ checkpoints are bound to a world size and a stage: state goes in and out as whol
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wrpo_engine.config import OptimizerParams, Runtime
-from wrpo_engine.errors import ConfigError
 from wrpo_engine.training.backend import ReadTensor, TensorKind
 from wrpo_engine.training.collate import Batch
 from wrpo_engine.training.collectives import Group, peer_errors
+from wrpo_engine.training.lora import adapters_off
 from wrpo_engine.training.model import PREFIX, LogpModel
+from wrpo_engine.training.offload import (
+    check_compile,
+    check_nvme,
+    check_offload,
+    effective_zero_stage,
+    offload_sections,
+)
 from wrpo_engine.training.single_process import full_adam_tensor, make_adamw, restore_adam, set_learning_rate
 
 _MOMENTS = (TensorKind.EXP_AVG, TensorKind.EXP_AVG_SQ)
 
 
-def effective_zero_stage(params: OptimizerParams) -> int:
-    """Return the stage that runs: stage 0 has no place for bf16's fp32 master weights, and 1 computes the same."""
-    return 1 if params.zero_stage == 0 and params.precision == "bfloat16" else params.zero_stage
-
-
 def deepspeed_config(params: OptimizerParams, runtime: Runtime, world_size: int) -> dict[str, Any]:
     """Return DeepSpeed's own configuration."""
     stage = effective_zero_stage(params)
-    _check_offload(stage, runtime)
-    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": stage > 0}
-    if runtime.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if runtime.offload == "optimizer-and-parameters":
-        zero["offload_param"] = {"device": "cpu"}
+    check_offload(stage, runtime)
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": False,
+        "contiguous_gradients": stage > 0,
+        **offload_sections(runtime),
+    }
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -57,15 +62,42 @@ def deepspeed_config(params: OptimizerParams, runtime: Runtime, world_size: int)
     return config
 
 
-def _check_offload(stage: int, runtime: Runtime) -> None:
-    needed = {"none": 0, "optimizer": 1, "optimizer-and-parameters": 3}[runtime.offload]
-    if stage < needed:
-        raise ConfigError(
-            "training.offload",
-            runtime.offload,
-            f"it needs ZeRO stage {needed} or above, and zeroStage is {stage}",
-            f"Set training.zeroStage to {needed} or leave offload out.",
-        )
+def check_settings(params: OptimizerParams, runtime: Runtime, layout: str) -> None:
+    """Refuse what does not run, before anything is loaded."""
+    stage = effective_zero_stage(params)
+    check_offload(stage, runtime)
+    check_compile(stage, params, runtime, layout)
+    if runtime.offload_nvme_path is not None:
+        _import_deepspeed()
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        check_nvme(runtime, has_async_io=AsyncIOBuilder().is_compatible(verbose=False))
+
+
+@contextlib.contextmanager
+def partitioned_loading(params: OptimizerParams, runtime: Runtime, world_size: int) -> Iterator[None]:
+    """At ZeRO stage 3, let `from_pretrained` cut every parameter as it is made, so that no rank holds a whole model."""
+    if effective_zero_stage(params) != 3:
+        yield
+        return
+    deepspeed = _import_deepspeed()
+    with peer_errors():
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    # transformers keeps a weak reference to it and asks it while this variable lives.
+    config = HfDeepSpeedConfig(deepspeed_config(params, runtime, world_size))
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del config
+
+
+def _frozen_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of the second, frozen model: the same sharding, no optimizer."""
+    zero = {name: value for name, value in config["zero_optimization"].items() if name != "offload_optimizer"}
+    return {**config, "zero_optimization": zero}
 
 
 def _import_deepspeed() -> Any:
@@ -88,12 +120,20 @@ def _import_deepspeed() -> Any:
 class DeepSpeedBackend:
     """One rank of a DeepSpeed engine."""
 
-    def __init__(self, model: LogpModel, params: OptimizerParams, runtime: Runtime, group: Group) -> None:
+    def __init__(
+        self,
+        model: LogpModel,
+        params: OptimizerParams,
+        runtime: Runtime,
+        group: Group,
+        frozen: LogpModel | None = None,
+    ) -> None:
+        self._stage = effective_zero_stage(params)
+        check_settings(params, runtime, model.layout)
+        config = deepspeed_config(params, runtime, group.world_size)
         deepspeed = _import_deepspeed()
         self._group = group
         self._max_grad_norm = params.max_grad_norm
-        self._stage = effective_zero_stage(params)
-        self._has_master_copy = params.precision == "bfloat16"
         self._parameters = {
             name.removeprefix(PREFIX): parameter
             for name, parameter in model.named_parameters()
@@ -101,13 +141,20 @@ class DeepSpeedBackend:
         }
         if torch.cuda.is_available() and self._stage < 3:
             model.to(torch.device("cuda", torch.cuda.current_device()))
+        if runtime.torch_compile:
+            model.causal_lm.get_decoder().compile(dynamic=True)
         with peer_errors():
             deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
             self._engine, *_ = deepspeed.initialize(
-                model=model,
-                optimizer=make_adamw(list(self._parameters.values()), params),
-                config=deepspeed_config(params, runtime, group.world_size),
+                model=model, optimizer=make_adamw(list(self._parameters.values()), params), config=config
             )
+            self._frozen: Any = frozen
+            if frozen is not None:
+                frozen.requires_grad_(False).eval()
+                if self._stage == 3:
+                    self._frozen, *_ = deepspeed.initialize(model=frozen, config=_frozen_config(config))
+                else:
+                    frozen.to(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -129,6 +176,14 @@ class DeepSpeedBackend:
             self._engine.eval()
         with torch.no_grad():
             return self._forward(batch)
+
+    def reference_sequence_logps(self, batch: Batch) -> Tensor:
+        if self._frozen is not None:
+            with torch.no_grad(), peer_errors():
+                logps_S: Tensor = self._frozen(batch=batch)
+            return logps_S
+        with adapters_off(self._engine.module):
+            return self.frozen_sequence_logps(batch)
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_last)
@@ -162,7 +217,7 @@ class DeepSpeedBackend:
         return on_cpu
 
     def restore(self, num_steps_done: int, read: ReadTensor) -> None:
-        """Put master weights and moments back; the model's own weights were loaded before DeepSpeed took them."""
+        """Put back weights, master weights and moments; what the model was loaded with is forgotten."""
         if self._stage == 0:
             restore_adam(self._engine.optimizer, self._parameters, num_steps_done, read)
         elif self._stage == 3:
@@ -180,17 +235,26 @@ class DeepSpeedBackend:
         # The map from parameters to their slices of the optimizer state is otherwise made at the end of the first step.
         zero._lazy_init_hp_params_optimizer_state()  # noqa: SLF001
         for name, parameter in self._parameters.items():
-            parameter.set_full_hp_param(read(name, TensorKind.WEIGHT))  # type: ignore[attr-defined]
+            weight = read(name, TensorKind.WEIGHT)
+            with torch.no_grad():
+                parameter.copy_(weight)
+            parameter.set_full_hp_param(weight)  # type: ignore[attr-defined]
             for kind in _MOMENTS:
                 parameter.set_full_hp_param(read(name, kind), kind.value)  # type: ignore[attr-defined]
 
     def _restore_stage_3(self, num_steps_done: int, read: ReadTensor) -> None:
+        import deepspeed
+
         zero = self._engine.optimizer
         _make_state(zero.optimizer, zero.fp32_partitioned_groups_flat, num_steps_done)
         for name, parameter in self._parameters.items():
-            for kind in (TensorKind.WEIGHT, *_MOMENTS):
-                part = _own_partition(read(name, kind), parameter, self._group)
-                zero.set_local_hp_param(part, parameter, None if kind is TensorKind.WEIGHT else kind.value)
+            weight = read(name, TensorKind.WEIGHT)
+            with peer_errors(), torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                if self._group.is_main:
+                    parameter.copy_(weight)
+            zero.set_local_hp_param(_own_partition(weight, parameter, self._group), parameter)
+            for kind in _MOMENTS:
+                zero.set_local_hp_param(_own_partition(read(name, kind), parameter, self._group), parameter, kind.value)
 
 
 def _make_state(optimizer: Any, flat_groups: list[Tensor], num_steps_done: int) -> None:

@@ -1,30 +1,30 @@
-"""The model that is trained, as an attempt starts with it."""
+"""The models of a training run, as an attempt starts with them."""
 
 from __future__ import annotations
 
-import torch
-
 from wrpo_engine.config import OptimizerParams
 from wrpo_engine.models import ResolvedModel
-from wrpo_engine.training.backend import TensorKind
-from wrpo_engine.training.checkpoint import Checkpoint
 from wrpo_engine.training.layout import Layout
+from wrpo_engine.training.lora import add_adapters
 from wrpo_engine.training.model import LogpModel, load_causal_lm
 
 
-def load_policy(
-    base: ResolvedModel, params: OptimizerParams, checkpoint: Checkpoint | None, layout: Layout = Layout.PADDED
-) -> LogpModel:
-    """Load the base model; with a checkpoint, its weights take the place of the base's."""
+def load_policy(base: ResolvedModel, params: OptimizerParams, layout: Layout = Layout.PADDED) -> LogpModel:
+    """Load the base model, with fresh adapters if only they are trained. A checkpoint is put into the backend later."""
     causal_lm = load_causal_lm(
         base.path,
         precision=params.precision,
         gradient_checkpointing=params.gradient_checkpointing,
         trust_remote_code=base.trust_remote_code,
     )
-    if checkpoint is not None:
-        with torch.no_grad():
-            for name, parameter in causal_lm.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(checkpoint.read(name, TensorKind.WEIGHT))
+    if params.lora is not None:
+        add_adapters(causal_lm, params.lora, seed=params.seed)
+    return LogpModel(causal_lm, layout)
+
+
+def load_frozen(base: ResolvedModel, params: OptimizerParams, layout: Layout = Layout.PADDED) -> LogpModel:
+    """Load the base model once more, as the reference beside the policy."""
+    causal_lm = load_causal_lm(
+        base.path, precision=params.precision, gradient_checkpointing=False, trust_remote_code=base.trust_remote_code
+    )
     return LogpModel(causal_lm, layout)

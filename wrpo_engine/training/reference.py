@@ -1,4 +1,4 @@
-"""The reference's log-probabilities: computed once, before training, and kept in the work directory.
+"""The reference's log-probabilities: computed once, before training, and kept as parts of the unfinished artifact.
 
 The policy *is* the reference before its first step, so one forward pass of the policy over the data gives them, and no
 second model is ever in memory. The pass runs over the micro-batches of the first epoch exactly as training will, so
@@ -9,36 +9,68 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from wrpo_engine.artifacts import ArtifactWriter
 from wrpo_engine.artifacts.manifest import sha256_of
-from wrpo_engine.errors import DataError, Interrupted
+from wrpo_engine.errors import DataError, Interrupted, MissingInputError
 from wrpo_engine.training.backend import Backend
 from wrpo_engine.training.batching import BatchPlan
-from wrpo_engine.training.collate import collate
+from wrpo_engine.training.collate import Batch, collate
 from wrpo_engine.training.collectives import Group
 from wrpo_engine.training.rows import TokenRow
 
-_FORMAT = 1
+_FORMAT = 2
 _NAMES_SHOWN = 5
+_LOG = logging.getLogger("wrpo_engine")
 
 
-def reference_fingerprint(model_files: Sequence[Path], rows: Sequence[TokenRow], precision: str) -> str:
-    """Return the cache key: weights, tokens and dtype; everything else leaves the numbers as they are."""
-    digest = hashlib.sha256(f"{_FORMAT} {precision}\n".encode())
-    for path in sorted(model_files):
+def reference_fingerprint(model_directory: Path, rows: Sequence[TokenRow], precision: str, layout: str) -> str:
+    """Return the cache key: all that the numbers depend on.
+
+    Weights, the model's configuration and code (scaling, position embeddings), tokens, dtype, layout, kind of device
+    and the versions of the libraries that compute. How rows are put into micro-batches is left out: it moves the last
+    bit only, and a run that goes on with another world size shall not compute them anew.
+    """
+    import transformers
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    facts = [_FORMAT, precision, layout, device, torch.__version__, transformers.__version__]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    files = [path for pattern in ("*.safetensors", "config.json", "*.py") for path in model_directory.glob(pattern)]
+    for path in sorted(files):
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     for row in rows:
-        digest.update(json.dumps([row.row_id, row.prompt, row.responses]).encode())
+        digest.update(json.dumps([row.row_id, row.prompt, row.responses, row.prompt_has_loss]).encode())
     return digest.hexdigest()[:16]
+
+
+class Reference(Protocol):
+    """Where the loop gets the reference's log-probabilities from."""
+
+    def logps(self, batch: Batch, rows: Sequence[int]) -> Tensor:
+        """Return [S] for a micro-batch of the given rows, on its device."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class InMemoryReference:
+    """Computes them in every step, with a second, frozen model or with the policy's adapters off."""
+
+    backend: Backend
+
+    def logps(self, batch: Batch, rows: Sequence[int]) -> Tensor:  # noqa: ARG002
+        return self.backend.reference_sequence_logps(batch)
 
 
 @dataclass
@@ -46,6 +78,9 @@ class ReferenceLogps:
     """Row index -> summed log-probabilities of its responses, [K + 1] in fp32."""
 
     values: dict[int, Tensor] = field(default_factory=dict)
+
+    def logps(self, batch: Batch, rows: Sequence[int]) -> Tensor:
+        return self.batch(rows, batch.targets_R.device)
 
     def batch(self, rows: Sequence[int], device: torch.device) -> Tensor:
         """Return [S] for the rows of a micro-batch."""
@@ -64,33 +99,49 @@ class ReferenceLogps:
 
 @dataclass(frozen=True)
 class ReferenceCache:
-    """Parts of the table on disk; a killed pass continues after its last part."""
+    """Published parts of the table; a killed pass continues after its last part."""
 
-    directory: Path
+    output: ArtifactWriter
+    prefix: str
+    """Ends with a slash."""
 
     def load(self, num_rows: int, responses_per_row: int) -> ReferenceLogps:
+        """Return what whole parts say; a damaged part is named in the log, and its rows are computed again."""
         table = ReferenceLogps()
-        for path in sorted(self.directory.glob("part-*.safetensors")):
+        for name in self.output.published(f"{self.prefix}part-"):
             try:
-                part = load_file(path)
-            except (OSError, SafetensorError) as error:
-                raise DataError(
-                    f"{path} is damaged: {error}", code="ReferenceDamaged", hint="Remove it; it is computed anew."
-                ) from error
-            for index, logps in zip(part["rows"].tolist(), part["logps"], strict=True):
-                if 0 <= index < num_rows and len(logps) == responses_per_row:
-                    table.values[int(index)] = logps
+                rows_N, logps_NK = _read_part(self.output.fetch(name))
+            except (OSError, MissingInputError, SafetensorError, ValueError) as error:
+                _LOG.warning("%s is damaged (%s); its rows are computed again", name, error)
+                continue
+            for index, logps_K in zip(rows_N.tolist(), logps_NK, strict=True):
+                if 0 <= index < num_rows and len(logps_K) == responses_per_row:
+                    table.values[int(index)] = logps_K
         return table
 
     def add(self, values: Mapping[int, Tensor]) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
         rows = sorted(values)
-        # Named by content: a part that is written twice is the same file.
+        rows_N, logps_NK = torch.tensor(rows), torch.stack([values[row] for row in rows])
+        # Named by its rows: a part that is written twice is the same file.
         name = hashlib.sha256(np.asarray(rows, dtype=np.int64).tobytes()).hexdigest()[:16]
-        final = self.directory / f"part-{name}.safetensors"
-        temporary = final.with_name(f".tmp-{final.name}")
-        save_file({"rows": torch.tensor(rows), "logps": torch.stack([values[row] for row in rows])}, temporary)
-        temporary.replace(final)
+        metadata = {"sha256": _content_digest(rows_N, logps_NK)}
+        self.output.publish(
+            f"{self.prefix}part-{name}.safetensors",
+            lambda path: save_file({"rows": rows_N, "logps": logps_NK}, path, metadata=metadata),
+        )
+
+
+def _content_digest(rows_N: Tensor, logps_NK: Tensor) -> str:
+    return hashlib.sha256(rows_N.numpy().tobytes() + logps_NK.numpy().tobytes()).hexdigest()
+
+
+def _read_part(path: Path) -> tuple[Tensor, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        rows_N, logps_NK = file.get_tensor("rows"), file.get_tensor("logps")
+        expected = (file.metadata() or {}).get("sha256")
+    if _content_digest(rows_N, logps_NK) != expected:
+        raise ValueError("its content does not match its sha256")
+    return rows_N, logps_NK
 
 
 def compute_reference(
@@ -103,6 +154,7 @@ def compute_reference(
     steps_per_part: int,
     should_stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[int, int], None] = lambda _done, _total: None,
+    on_micro_batch: Callable[[], None] = lambda: None,
 ) -> ReferenceLogps:
     """Return the table of all rows, computing what the cache lacks; called on all ranks together."""
     table = group.on_main(lambda: cache.load(len(rows), len(rows[0].responses)))
@@ -112,7 +164,8 @@ def compute_reference(
             continue
         for micro_batch in plan.micro_batches(step)[group.rank]:
             batch = collate([rows[row] for row in micro_batch.rows], plan.layout).to(backend.device)
-            logps_S = backend.frozen_sequence_logps(batch).to("cpu")
+            logps_S = backend.reference_sequence_logps(batch).to("cpu")
+            on_micro_batch()
             if not micro_batch.is_filler:
                 per_row = logps_S.view(len(micro_batch.rows), -1)
                 fresh.update(zip(micro_batch.rows, (values.clone() for values in per_row), strict=True))

@@ -1,18 +1,23 @@
-"""The reference's log-probabilities for a stage: from the work directory, or from one pass of the untrained policy."""
+"""The reference for a stage: published parts of a table, completed by one pass of the untrained policy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from wrpo_engine.config import OptimizerParams
 from wrpo_engine.models import ResolvedModel
 from wrpo_engine.stage import StageContext
 from wrpo_engine.training.backend import Backend
 from wrpo_engine.training.batching import BatchPlan
-from wrpo_engine.training.checkpoint import Checkpoint
 from wrpo_engine.training.collectives import Group
 from wrpo_engine.training.places import REFERENCE_DIRECTORY
-from wrpo_engine.training.reference import ReferenceCache, ReferenceLogps, compute_reference, reference_fingerprint
+from wrpo_engine.training.reference import (
+    InMemoryReference,
+    Reference,
+    ReferenceCache,
+    compute_reference,
+    reference_fingerprint,
+)
 from wrpo_engine.training.rows import TokenRow
 
 
@@ -24,28 +29,23 @@ def reference_logps(
     plan: BatchPlan,
     backend: Backend,
     group: Group,
-    checkpoint: Checkpoint | None,
-) -> ReferenceLogps:
-    """Return the table of all rows; called on all ranks together, before the backend is restored."""
-
-    def fingerprint() -> str:
-        return reference_fingerprint(sorted(base.path.glob("*.safetensors")), rows, params.precision)
-
-    cache = ReferenceCache(ctx.output.directory / REFERENCE_DIRECTORY / group.on_main(fingerprint))
-    if checkpoint is not None:
-        # The weights in memory have moved: only the cache can say what the reference was.
-        table = group.on_main(lambda: cache.load(len(rows), len(rows[0].responses)))
-        table.require_complete(rows)
-        return table
+    *,
+    on_micro_batch: Callable[[], None] = lambda: None,
+) -> Reference:
+    """Return the reference of the rows; called on all ranks together, before the backend is restored."""
+    if ctx.config.runtime.reference == "in-memory":
+        return InMemoryReference(backend)
+    fingerprint = group.on_main(lambda: reference_fingerprint(base.path, rows, params.precision, plan.layout))
     return compute_reference(
         backend,
         rows,
         plan,
-        cache,
+        ReferenceCache(ctx.output, f"{REFERENCE_DIRECTORY}/{fingerprint}/"),
         group,
         steps_per_part=ctx.config.runtime.checkpoint_every_steps,
         should_stop=lambda: ctx.stop.requested,
         on_step=lambda done, total: ctx.progress.update(
             0, plan.num_steps, message=f"reference log-probabilities: {done} of {total} batches"
         ),
+        on_micro_batch=on_micro_batch,
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 from wrpo_engine.config import OptimizerParams
 from wrpo_engine.training.backend import ReadTensor, TensorKind
 from wrpo_engine.training.collate import Batch
+from wrpo_engine.training.lora import adapters_off
 from wrpo_engine.training.model import PREFIX, LogpModel
 
 
@@ -31,8 +32,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 class SingleProcessBackend:
     """One rank, parameters in the model's own dtype."""
 
-    def __init__(self, model: LogpModel, params: OptimizerParams) -> None:
+    def __init__(self, model: LogpModel, params: OptimizerParams, frozen: LogpModel | None = None) -> None:
         self._model = model
+        self._frozen = frozen
         self._max_grad_norm = params.max_grad_norm
         self._parameters = {
             name.removeprefix(PREFIX): parameter
@@ -52,6 +54,14 @@ class SingleProcessBackend:
     def frozen_sequence_logps(self, batch: Batch) -> Tensor:
         with torch.no_grad():
             return self.sequence_logps(batch)
+
+    def reference_sequence_logps(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            if self._frozen is not None:
+                logps_S: Tensor = self._frozen(batch=batch)
+                return logps_S
+            with adapters_off(self._model):
+                return self.sequence_logps(batch)
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:  # noqa: ARG002
         loss.backward()  # type: ignore[no-untyped-call]

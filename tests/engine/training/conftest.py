@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from engine_support import make_tokenizer, save_tiny_model
+from engine_support import EXPERIMENT_HASH, NOON, make_tokenizer, save_tiny_model
 from training_support import FAST, triples_frame
 
-from wrpo_engine.config import SftParams, TrainParams
+from wrpo_engine.artifacts.volume import VolumeWriter
+from wrpo_engine.config import ArtifactRef, SftParams, TrainParams
 from wrpo_engine.progress import Progress
 from wrpo_engine.training.batching import BatchPlan, RowCost
-from wrpo_engine.training.checkpoint import CheckpointStore
+from wrpo_engine.training.checkpoint import Checkpoint
+from wrpo_engine.training.checkpoint_store import CheckpointStore
 from wrpo_engine.training.collectives import Group
+from wrpo_engine.training.divergence import RewardDivergence
 from wrpo_engine.training.inputs import ChatEncoder
 from wrpo_engine.training.loop import TrainingOutcome, TrainingRun, train
-from wrpo_engine.training.metrics import METRICS_FILE, MetricsLog
+from wrpo_engine.training.metrics import CLOCK_FIELDS, METRICS_FILE, MetricsLog, read_rows
 from wrpo_engine.training.model import LogpModel, load_causal_lm
 from wrpo_engine.training.objective import preference_objective
 from wrpo_engine.training.reference import ReferenceCache, ReferenceLogps, compute_reference
@@ -40,6 +43,7 @@ class LocalRun:
     micro_batch_tokens: int = 400
     checkpoint_every_steps: int = 2
     stop_after: int | None = None
+    prefetch: int = 2
     rows: list[TokenRow] = field(default_factory=list)
     calls: int = 0
 
@@ -79,12 +83,16 @@ class LocalRun:
     def reference(self, backend: SingleProcessBackend) -> ReferenceLogps | None:
         if not self.task().needs_reference:
             return None
-        cache = ReferenceCache(self.directory / "reference")
+        cache = ReferenceCache(self.output(), "reference/")
         return compute_reference(backend, self.token_rows(), self.plan(), cache, Group(), steps_per_part=2)
+
+    def output(self) -> VolumeWriter:
+        ref = ArtifactRef(stage="train", hash=EXPERIMENT_HASH)
+        return VolumeWriter(ref, self.directory, {}, {}, lambda: NOON)
 
     def run(self) -> TrainingOutcome:
         """Start, or continue from the last checkpoint."""
-        checkpoints = CheckpointStore(self.directory / "checkpoints", Group())
+        checkpoints = CheckpointStore(self.output(), Group())
         checkpoint = checkpoints.latest()
         self.final = backend = self.backend()
         reference = self.reference(backend)
@@ -105,8 +113,19 @@ class LocalRun:
             progress=Progress(),
             should_stop=self._should_stop,
             monotonic=lambda: 0.0,
+            divergence=self.divergence(checkpoint),
+            prefetch=self.prefetch,
         )
         return train(run, steps_done=self.calls)
+
+    def divergence(self, checkpoint: Checkpoint | None) -> RewardDivergence | None:
+        params = self.params()
+        if not isinstance(params, TrainParams):
+            return None
+        watch = RewardDivergence(params)
+        if checkpoint is not None:
+            watch.restore(checkpoint.state["divergence"])
+        return watch
 
     def _should_stop(self) -> bool:
         self.calls += 1
@@ -118,9 +137,9 @@ class LocalRun:
         return {name: self.final.full_tensor(name, TensorKind.WEIGHT) for name in self.final.parameter_names()}
 
     def metrics(self) -> list[dict[str, Any]]:
-        import json
-
-        return [json.loads(line) for line in (self.directory / METRICS_FILE).read_text().splitlines()]
+        """The deterministic part of every row."""
+        rows = [row for row, _ in read_rows(self.directory / METRICS_FILE)]
+        return [{name: value for name, value in row.items() if name not in CLOCK_FIELDS} for row in rows]
 
 
 LocalRunFactory = Callable[..., LocalRun]

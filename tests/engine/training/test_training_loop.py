@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     weights = run.weights()
     damage(run.directory / "checkpoints" / "step-00000004" / name)
     run.run()
-    assert "step-00000004 is damaged" in caplog.text
+    assert any(f"step-00000004 is {state}" in caplog.text for state in ("damaged", "incomplete"))
     assert run.metrics()[2]["step"] == 3
     for key, tensor in weights.items():
         torch.testing.assert_close(run.weights()[key], tensor, rtol=0, atol=0)
@@ -222,7 +222,7 @@ def test_the_cached_reference_equals_the_recomputed_one_and_costs_no_forward_pas
     run = local_run()
     backend = run.backend()
     first = run.reference(backend)
-    backend.frozen_sequence_logps = None  # type: ignore[assignment,method-assign]
+    backend.reference_sequence_logps = None  # type: ignore[assignment,method-assign]
     second = run.reference(backend)
     assert first is not None
     assert second is not None

@@ -8,21 +8,16 @@ from typing import Any
 
 import polars as pl
 import pytest
-from training_support import FAST, sft_frame, triples_frame
+from training_support import FAST, plain_backend, sft_frame, triples_frame
 
 from wrpo_engine.errors import ConfigError, DataError, Interrupted
 from wrpo_engine.stage import StopRequest
 from wrpo_engine.training import planning, session, sources, stage
-from wrpo_engine.training.model import LogpModel
-from wrpo_engine.training.single_process import SingleProcessBackend
 
 
 @pytest.fixture(autouse=True)
 def _without_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(model: LogpModel, params: Any, _ctx: Any, _group: Any) -> SingleProcessBackend:
-        return SingleProcessBackend(model, params)
-
-    monkeypatch.setattr(session, "make_deepspeed_backend", make)
+    monkeypatch.setattr(session, "make_backend", plain_backend)
 
 
 @pytest.fixture

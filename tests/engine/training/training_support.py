@@ -17,9 +17,12 @@ from typing import Any
 
 import polars as pl
 from engine_support import EXPERIMENT_HASH, NOON, save_tiny_model, stage_config
+from forked_ranks import ForkedRank
 
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef
+from wrpo_engine.training.policy import load_frozen, load_policy
+from wrpo_engine.training.single_process import SingleProcessBackend
 
 ROOT = Path(__file__).resolve().parents[3]
 NUM_ROWS = 11
@@ -55,6 +58,14 @@ def sft_frame(num_rows: int = NUM_ROWS) -> pl.DataFrame:
     return triples_frame(num_rows).select("prompt_id", "prompt", response="source_chosen")
 
 
+def plain_backend(
+    _ctx: Any, params: Any, base: Any, _group: Any, layout: Any, *, needs_frozen: bool
+) -> SingleProcessBackend:
+    """The backend without DeepSpeed, in place of `session.make_backend`."""
+    frozen = load_frozen(base, params, layout) if needs_frozen else None
+    return SingleProcessBackend(load_policy(base, params, layout), params, frozen)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A storage volume with a model and the inputs of both training stages."""
@@ -74,11 +85,20 @@ class Experiment:
         config = stage_config(
             {"model": {"name": str(self.root / "model")}, **FAST, **params},
             {role: ArtifactRef(stage=stage, hash=EXPERIMENT_HASH)},
-            runtime={"micro_batch_tokens": 400, "checkpoint_every_steps": 2, **(runtime or {})},
+            runtime={
+                "micro_batch_tokens": 400,
+                "checkpoint_every_steps": 2,
+                "collective_timeout_seconds": 60,
+                **(runtime or {}),
+            },
         )
         path = self.root / f"{params['stage']}.json"
         path.write_text(config.model_dump_json())
         return path
+
+    def termination_message(self, rank: int) -> Path:
+        """Of a bare rank or of a node's launcher."""
+        return self.root / f"termination-{rank}.json"
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.output(stage) / "metrics.jsonl").read_text().splitlines()]
@@ -116,7 +136,6 @@ def base_environ(experiment: Experiment) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
-        "WRPO_COLLECTIVE_TIMEOUT_SECONDS": "60",
     }
 
 
@@ -124,8 +143,10 @@ def base_environ(experiment: Experiment) -> dict[str, str]:
 class Gang:
     """The processes of one training run: one torchrun for every node, or bare ranks."""
 
-    processes: list[subprocess.Popen[str]]
+    processes: list[subprocess.Popen[str]] | list[ForkedRank]
     output: list[str]
+    log: Path | None = None
+    """Where forked ranks write."""
 
     def wait(self, timeout_s: float = 240) -> list[int]:
         deadline = time.monotonic() + timeout_s
@@ -141,7 +162,7 @@ class Gang:
                 process.wait()
 
     def text(self) -> str:
-        return "".join(self.output)
+        return "".join(self.output) + (self.log.read_text() if self.log is not None and self.log.exists() else "")
 
     def send(self, number: signal.Signals, ranks: Sequence[int] = (0, 1)) -> None:
         for rank in ranks:
@@ -163,13 +184,21 @@ def _start(arguments: list[str], environ: Mapping[str, str], output: list[str]) 
     return process
 
 
-def start_ranks(experiment: Experiment, config: Path, *, world_size: int) -> Gang:
-    """Start bare ranks with torchrun's environment, so that a signal reaches the rank itself."""
-    port, output = free_port(), list[str]()
+def start_ranks(
+    experiment: Experiment, config: Path, *, world_size: int, faults: Mapping[int, str] | None = None
+) -> Gang:
+    """Start bare ranks with torchrun's environment, so that a signal reaches the rank itself.
+
+    `faults` maps a rank to a function of `rank_faults` that is called in it first.
+    """
+    port = free_port()
     stage = json.loads(config.read_text())["params"]["stage"]
-    processes = []
+    log = experiment.root / f"ranks-{time.monotonic_ns()}.log"
+    ranks = []
     for rank in range(world_size):
-        environ = base_environ(experiment)
+        environ = base_environ(experiment) | {
+            "WRPO_TERMINATION_MESSAGE_PATH": str(experiment.termination_message(rank)),
+        }
         if world_size > 1:
             environ |= {
                 "RANK": str(rank),
@@ -178,9 +207,8 @@ def start_ranks(experiment: Experiment, config: Path, *, world_size: int) -> Gan
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-        arguments = [sys.executable, "-m", "wrpo_engine", stage, "--config", str(config)]
-        processes.append(_start(arguments, environ, output))
-    return Gang(processes, output)
+        ranks.append(ForkedRank.start([stage, "--config", str(config)], environ, log, fault=(faults or {}).get(rank)))
+    return Gang(ranks, [], log)
 
 
 def start_nodes(experiment: Experiment, config: Path, *, nodes: int = 2) -> Gang:
@@ -195,6 +223,7 @@ def start_nodes(experiment: Experiment, config: Path, *, nodes: int = 2) -> Gang
             "PET_NPROC_PER_NODE": "1",
             "PET_MASTER_ADDR": "127.0.0.1",
             "PET_MASTER_PORT": str(port),
+            "WRPO_TERMINATION_MESSAGE_PATH": str(experiment.termination_message(node)),
         }
         arguments = [sys.executable, "-m", "wrpo_engine.training.launch", stage, "--config", str(config)]
         processes.append(_start(arguments, environ, output))

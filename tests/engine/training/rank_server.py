@@ -1,0 +1,69 @@
+"""Forks ranks that run a stage: the seconds of importing torch, transformers and DeepSpeed are paid once.
+
+A request is one line of JSON on stdin, {"environ": {...}, "arguments": [...], "output": path, "fault": name or null};
+the answer is the process id. {"reap": pid} is answered by null while the process runs, then by its exit code as
+subprocess counts (negative for a signal). Every rank is a process of its own that runs `wrpo_engine.__main__`; `fault`
+names a function of `rank_faults` that is called first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+
+def import_everything() -> None:
+    import deepspeed  # noqa: F401
+    import peft  # noqa: F401
+    import torch  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+    import wrpo_engine.__main__
+    import wrpo_engine.training.deepspeed_backend
+    import wrpo_engine.training.stage  # noqa: F401
+
+
+def run_rank(request: dict[str, Any]) -> None:
+    os.environ.clear()
+    os.environ.update(request["environ"])
+    descriptor = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    code = 1
+    try:
+        if request.get("fault"):
+            import rank_faults
+
+            getattr(rank_faults, request["fault"])()
+        from wrpo_engine.__main__ import main
+
+        main(request["arguments"])
+    except SystemExit as error:
+        code = int(error.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def serve() -> None:
+    import_everything()
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "reap" in request:
+            pid, status = os.waitpid(request["reap"], os.WNOHANG)
+            answer = None if pid == 0 else os.waitstatus_to_exitcode(status)
+        else:
+            answer = os.fork()
+            if answer == 0:
+                run_rank(request)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

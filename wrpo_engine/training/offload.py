@@ -1,0 +1,85 @@
+"""Which combinations of ZeRO stage, offload and compilation run; every other one is refused with its field's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wrpo_engine.config import OptimizerParams, Runtime
+from wrpo_engine.errors import ConfigError
+
+_STAGE_NEEDED = {"none": 0, "optimizer": 1, "optimizer-and-parameters": 3}
+
+
+def effective_zero_stage(params: OptimizerParams) -> int:
+    """Return the stage that runs: stage 0 has no place for bf16's fp32 master weights, and 1 computes the same."""
+    return 1 if params.zero_stage == 0 and params.precision == "bfloat16" else params.zero_stage
+
+
+def check_offload(stage: int, runtime: Runtime) -> None:
+    needed = _STAGE_NEEDED[runtime.offload]
+    if stage < needed:
+        raise ConfigError(
+            "training.offload",
+            runtime.offload,
+            f"it needs ZeRO stage {needed} or above, and zeroStage is {stage}",
+            f"Set training.zeroStage to {needed} or leave offload out.",
+        )
+    if runtime.offload_nvme_path is None:
+        return
+    if runtime.offload == "none":
+        raise ConfigError(
+            "training.offloadNvmePath",
+            runtime.offload_nvme_path,
+            "nothing is offloaded to it: training.offload is none",
+            "Set training.offload to optimizer or optimizer-and-parameters, or leave offloadNvmePath out.",
+        )
+    if stage != 3:
+        raise ConfigError(
+            "training.offloadNvmePath",
+            runtime.offload_nvme_path,
+            f"offload to NVMe needs ZeRO stage 3, and zeroStage is {stage}",
+            "Set training.zeroStage to 3, or leave offloadNvmePath out and offload to the host's memory.",
+        )
+
+
+def check_nvme(runtime: Runtime, *, has_async_io: bool) -> None:
+    """Refuse NVMe where the machine cannot do it."""
+    if runtime.offload_nvme_path is not None and not has_async_io:
+        raise ConfigError(
+            "training.offloadNvmePath",
+            runtime.offload_nvme_path,
+            "DeepSpeed's asynchronous I/O cannot be built here: libaio and its headers or a C++ compiler are missing",
+            "Use an image with libaio-dev and g++, or leave offloadNvmePath out and offload to the host's memory.",
+        )
+
+
+def check_compile(stage: int, params: OptimizerParams, runtime: Runtime, layout: str) -> None:
+    """Refuse torch.compile where it would break up or change what is computed."""
+    if not runtime.torch_compile:
+        return
+    conflicts = {
+        "training.zeroStage 3, whose hooks gather every layer's weights while it runs": stage == 3,
+        "training.gradientCheckpointing": params.gradient_checkpointing,
+        "training.lora": params.lora is not None,
+        f"the layout {layout}, whose attention is a loop over sequences": layout != "padded",
+    }
+    found = [what for what, holds in conflicts.items() if holds]
+    if found:
+        raise ConfigError(
+            "training.torchCompile",
+            True,
+            f"it does not work with {' and with '.join(found)}",
+            "Leave torchCompile out, or set training.layout to padded and training.zeroStage to at most 2.",
+        )
+
+
+def offload_sections(runtime: Runtime) -> dict[str, Any]:
+    """Return what goes into DeepSpeed's zero_optimization."""
+    if runtime.offload == "none":
+        return {}
+    path = runtime.offload_nvme_path
+    target: dict[str, Any] = {"device": "cpu"} if path is None else {"device": "nvme", "nvme_path": path}
+    sections: dict[str, Any] = {"offload_optimizer": dict(target)}
+    if runtime.offload == "optimizer-and-parameters":
+        sections["offload_param"] = dict(target)
+    return sections

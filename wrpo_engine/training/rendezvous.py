@@ -1,0 +1,218 @@
+"""The nodes of a run wait for each other before torchrun starts, within a bound, and say who is missing.
+
+Node 0 listens where torchrun will; every other node says hello and waits for its word. When all are there, node 0
+first closes the port and then sends the word, so that nobody can take this meeting for torchrun's. A node that comes
+late, speaks another engine version or counts other nodes is told so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import select
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from wrpo_engine import __version__
+from wrpo_engine.errors import ConfigError, TemporaryError
+
+_LOG = logging.getLogger("wrpo_engine")
+_RETRY_S = 0.5
+_LINE_LIMIT = 4096
+_HELLO_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node's place in the run, from torchrun's environment."""
+
+    rank: int
+    num_nodes: int
+    address: str
+    """Of node 0."""
+    port: int
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Node | None:
+        """Return None if the run has one node."""
+        count = environ.get("PET_NNODES", "1")
+        if not count.isdigit() or int(count) < 2:
+            return None
+        values = {name: environ.get(f"PET_{name}", "") for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")}
+        for name, value in values.items():
+            if not value or (name != "MASTER_ADDR" and not value.isdigit()):
+                raise ConfigError(
+                    f"PET_{name}", value, f"a run of {count} nodes needs it", "The training operator sets it in pods."
+                )
+        return cls(int(values["NODE_RANK"]), int(count), values["MASTER_ADDR"], int(values["MASTER_PORT"]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Hello:
+    rank: int
+    num_nodes: int
+    version: str
+
+
+def meet(node: Node, *, timeout_s: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+    """Return when all nodes are there; TemporaryError names the missing ones, ConfigError what does not fit."""
+    deadline = monotonic() + timeout_s
+    if node.rank == 0:
+        _Host(node, deadline, timeout_s, monotonic).run()
+    else:
+        _join(node, deadline, timeout_s, monotonic)
+
+
+class _Host:
+    """Node 0's side."""
+
+    def __init__(self, node: Node, deadline: float, timeout_s: float, monotonic: Callable[[], float]) -> None:
+        self._node = node
+        self._deadline = deadline
+        self._timeout_s = timeout_s
+        self._monotonic = monotonic
+        self._guests: dict[int, socket.socket] = {}
+
+    def run(self) -> None:
+        try:
+            with self._listen() as listener:
+                self._collect(listener)
+            self._tell(self._guests.values(), {"go": True})
+        finally:
+            for guest in self._guests.values():
+                guest.close()
+
+    def _listen(self) -> socket.socket:
+        try:
+            return socket.create_server(("", self._node.port), backlog=self._node.num_nodes, reuse_port=False)
+        except OSError as error:
+            raise TemporaryError(
+                f"node 0 cannot listen on port {self._node.port}: {error.strerror}",
+                code="RendezvousPort",
+                hint="Another process of the pod or host holds the port; the next attempt tries again.",
+            ) from error
+
+    def _collect(self, listener: socket.socket) -> None:
+        wanted = set(range(1, self._node.num_nodes))
+        while missing := sorted(wanted - set(self._guests)):
+            left = self._deadline - self._monotonic()
+            if left <= 0:
+                error = _missing_nodes(missing, self._node.num_nodes, self._timeout_s)
+                self._tell(self._guests.values(), {"error": error.message})
+                raise error
+            ready, _, _ = select.select([listener, *self._guests.values()], [], [], min(left, 1.0))
+            for one in ready:
+                if one is listener:
+                    self._greet(listener.accept()[0])
+                else:
+                    # A guest that hangs up has died; its next attempt may still come in time.
+                    self._forget(one)
+
+    def _greet(self, guest: socket.socket) -> None:
+        guest.settimeout(_HELLO_TIMEOUT_S)
+        try:
+            hello = _Hello(**_receive(guest))
+        except (OSError, ValueError, TypeError):
+            # Probes and scanners connect to open ports too.
+            guest.close()
+            return
+        problem = self._problem(hello)
+        if problem is not None:
+            self._tell([guest, *self._guests.values()], {"error": problem, "final": True})
+            guest.close()
+            raise _mismatch(problem)
+        if hello.rank in self._guests:
+            self._guests[hello.rank].close()
+        self._guests[hello.rank] = guest
+        _LOG.info("node %d of %d is there", hello.rank, self._node.num_nodes)
+
+    def _problem(self, hello: _Hello) -> str | None:
+        if hello.num_nodes != self._node.num_nodes:
+            return f"node {hello.rank} counts {hello.num_nodes} nodes where node 0 counts {self._node.num_nodes}"
+        if hello.version != __version__:
+            return f"node {hello.rank} runs engine {hello.version} where node 0 runs {__version__}"
+        if not 0 < hello.rank < self._node.num_nodes:
+            return f"a node says it is number {hello.rank} of {self._node.num_nodes}"
+        return None
+
+    def _forget(self, guest: socket.socket) -> None:
+        for rank, known in list(self._guests.items()):
+            if known is guest:
+                guest.close()
+                del self._guests[rank]
+
+    @staticmethod
+    def _tell(guests: Any, message: Mapping[str, Any]) -> None:
+        for guest in guests:
+            with contextlib.suppress(OSError):
+                guest.sendall(_line(message))
+
+
+def _join(node: Node, deadline: float, timeout_s: float, monotonic: Callable[[], float]) -> None:
+    """Another node's side: connect, say hello, wait for the word; begin again if node 0 goes away."""
+    last = "it was not tried"
+    while (left := deadline - monotonic()) > 0:
+        try:
+            with socket.create_connection((node.address, node.port), timeout=min(left, 10.0)) as host:
+                host.sendall(_line(asdict(_Hello(node.rank, node.num_nodes, __version__))))
+                # Node 0 may have started later than this one and so waits longer.
+                host.settimeout(left + timeout_s)
+                word = _receive(host)
+        except (OSError, ValueError) as error:
+            last = str(error)
+            time.sleep(min(_RETRY_S, max(0.0, deadline - monotonic())))
+            continue
+        if word.get("go"):
+            return
+        problem = str(word.get("error", "node 0 refused"))
+        if word.get("final"):
+            raise _mismatch(problem)
+        raise TemporaryError(problem, code="RendezvousTimeout", hint=_HINT)
+    raise TemporaryError(
+        f"node {node.rank}: the master address {node.address}:{node.port} has not answered for {timeout_s:g} s "
+        f"({last})",
+        code="RendezvousTimeout",
+        hint="Look at the pod of node 0: it may be pending or have failed; a network policy may forbid the port.",
+    )
+
+
+_HINT = "Look at the missing nodes' pods: they may be pending or have failed. The next attempt begins anew."
+
+
+def _missing_nodes(missing: list[int], num_nodes: int, timeout_s: float) -> TemporaryError:
+    names = ", ".join(str(rank) for rank in missing)
+    return TemporaryError(
+        f"{len(missing)} of {num_nodes} nodes have not come within {timeout_s:g} s: node {names}",
+        code="RendezvousTimeout",
+        hint=_HINT,
+    )
+
+
+def _mismatch(problem: str) -> ConfigError:
+    return ConfigError(
+        "training.nodes", problem, "all nodes of a run must be alike", "Give all of the run's pods one image and size."
+    )
+
+
+def _line(message: Mapping[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+def _receive(connection: socket.socket) -> dict[str, Any]:
+    """Read one line of JSON; ValueError if it is none, OSError if the peer is gone or silent."""
+    data = b""
+    while not data.endswith(b"\n"):
+        part = connection.recv(_LINE_LIMIT)
+        if not part:
+            raise ConnectionError("it closed the connection")
+        data += part
+        if len(data) > _LINE_LIMIT:
+            raise ValueError("the line is too long")
+    message = json.loads(data)
+    if not isinstance(message, dict):
+        raise ConnectionError("it speaks another language")
+    return message
