@@ -13,6 +13,7 @@ COMMANDS = {
     "status": "wrpo_operator.cli.show:status_command",
     "logs": "wrpo_operator.cli.show:logs_command",
     "report": "wrpo_operator.cli.show:report_command",
+    "lint": "wrpo_operator.cli.lint:lint_command",
     "dev": "wrpo_operator.cli.local:dev_group",
     "demo": "wrpo_operator.cli.demo:demo_command",
 }
@@ -24,6 +25,7 @@ SUMMARIES = {
     "status": "Show an experiment's stages, attempts, progress and blockers.",
     "logs": "Print the logs of an experiment's pods.",
     "report": "Say where an experiment's HTML report lies.",
+    "lint": "Look for faults in triples, prompts and artifacts of curation.",
     "dev": "Start, stop and remove the embedded cluster.",
     "demo": "Run the quick start and say what it measured.",
 }

@@ -1,0 +1,44 @@
+"""`wrpo lint`: the engine's checks of training data, in a process of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import click
+
+_ENGINE = "wrpo_engine"
+_NEEDED = "polars"
+"""Comes with the engine's extra; the operator's own installation does without."""
+
+
+@click.command("lint", context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="DATA")
+def lint_command(arguments: tuple[str, ...]) -> None:
+    """Look for faults in training data: an artifact of prepare, curate-sft or curate-triples, or a file of triples.
+
+    Double BOS and end-of-turn tokens, template tokens in texts, empty and truncated responses, equal pairs, duplicates,
+    wrong or extreme score gaps, prompts shared by the SFT, preference and evaluation sets. The exit code is 1 if there
+    are errors, 0 if there are none, 64 or above if DATA cannot be read.
+
+    \b
+    Options:
+      --storage DIR|s3://BUCKET/PREFIX  what addresses (STAGE/HASH) and storage://PATH refer to
+      --split NAME                      of a hub data set or a saved DatasetDict [train]
+      --sft, --preference, --evaluation FILE
+                                        prompts to compare with; an artifact brings its own
+      --tokenizer DIR|ID                the target's tokenizer: its own special tokens are looked for
+      --near FLOAT                      similarity from which prompts are near duplicates [0.7]
+      --max-examples N                  rows named per rule [3]
+      --json                            print one JSON object
+
+    \b
+    Examples:
+      wrpo lint storage/curate-triples/0123456789abcdef
+      wrpo lint triples.jsonl --evaluation questions.jsonl --json
+    """  # noqa: D301  # click's mark for lines to keep
+    if importlib.util.find_spec(_NEEDED) is None:
+        raise click.ClickException("the engine is not installed here: pip install 'wrpo[engine]'")
+    ended = subprocess.run([sys.executable, "-m", _ENGINE, "lint", *arguments], check=False)
+    raise SystemExit(ended.returncode)

@@ -1,0 +1,1 @@
+"""Looks for faults in training data that training would not notice."""

@@ -1,0 +1,95 @@
+"""What a check found: a rule, how bad it is, how many rows, and some of them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import polars as pl
+
+_SHOWN_CHARS = 80
+
+
+class Severity(StrEnum):
+    """ERROR: training on it goes wrong. WARNING: likely not meant. INFO: good to know."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One row, 1 the first; `text` shows what was found."""
+
+    row: int
+    prompt_id: str | None
+    column: str | None
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A rule that `count` rows break."""
+
+    rule: str
+    severity: Severity
+    count: int
+    message: str
+    examples: list[Example] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What bounds output and work."""
+
+    max_examples: int = 3
+    near: float = 0.7
+    """Jaccard similarity of word trigrams from which two prompts count as near duplicates."""
+
+
+def finding(
+    rows: pl.DataFrame,
+    rule: str,
+    severity: Severity,
+    message: str,
+    limits: Limits,
+    *,
+    column: str | None = None,
+    shown: str | None = None,
+) -> list[Finding]:
+    """Return a finding about these rows (`row`, perhaps prompt_id), or none if there are no rows.
+
+    `shown` is the column that examples show, `column` otherwise.
+    """
+    if not rows.height:
+        return []
+    examples = [
+        Example(
+            row=row["row"],
+            prompt_id=row.get("prompt_id"),
+            column=column,
+            text=shorten(row.get(shown or column or "")),
+        )
+        for row in rows.head(limits.max_examples).iter_rows(named=True)
+    ]
+    return [Finding(rule=rule, severity=severity, count=rows.height, message=message, examples=examples)]
+
+
+def shorten(value: Any) -> str:
+    """Return a value in one line of bounded length."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = " ".join(str(value).split())
+    return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 1]}…"
+
+
+def has_errors(findings: Sequence[Finding]) -> bool:
+    return any(each.severity is Severity.ERROR for each in findings)
