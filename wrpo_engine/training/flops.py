@@ -18,6 +18,8 @@ from wrpo_engine.training.rows import TokenRow
 
 FORWARD_AND_BACKWARD = 3
 """Of a forward pass's operations: one for it, two for the gradients of inputs and weights."""
+FORWARD_AND_INPUT_GRADIENTS = 2
+"""Where only adapters are trained: the frozen weights have no gradients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,10 @@ def needed_forward(cost: ModelCost, prompt: int, responses: Sequence[int]) -> in
     return cost.forward(tokens=prompt + tokens, pairs=shared_prefix_pairs(prompt, responses), head_tokens=tokens)
 
 
-def needed_training_step(cost: ModelCost, rows: Iterable[TokenRow]) -> int:
+def needed_training_step(cost: ModelCost, rows: Iterable[TokenRow], *, passes: int = FORWARD_AND_BACKWARD) -> int:
     """Return the fewest operations of forward and backward over the rows, whatever layout computes them: no reference,
     nothing recomputed. What MFU is measured by, so that no layout looks better for wasting work.
     """
-    return FORWARD_AND_BACKWARD * sum(
+    return passes * sum(
         needed_forward(cost, len(row.prompt), [len(response) for response in row.responses]) for row in rows
     )

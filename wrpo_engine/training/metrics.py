@@ -17,7 +17,17 @@ from wrpo_engine.training.collectives import Group
 from wrpo_engine.training.tasks import RowTerms
 
 METRICS_FILE = "metrics.jsonl"
-CLOCK_FIELDS = ("step_seconds", "tokens_per_second")
+CLOCK_FIELDS = (
+    "step_seconds",
+    "tokens_per_second",
+    "triples_per_second",
+    "data_seconds",
+    "forward_seconds",
+    "backward_seconds",
+    "optimizer_seconds",
+    "peak_memory_bytes",
+    "mfu",
+)
 """They differ from run to run; all others are deterministic."""
 
 
@@ -64,7 +74,10 @@ class StepSums:
         row_id = batch.row_ids[int(index) * len(batch.row_ids) // batch.num_sequences]
         self.disagreement = max(self.disagreement, Disagreement(float(largest), row_id))
 
-    def reduced(self, group: Group, *, stop: bool, denominator: float) -> StepTotals:
+    def reduced(self, group: Group, *, stop: bool, denominator: float, peak_memory: int = 0) -> StepTotals:
+        # The sum of one slot per rank, each filled by its own rank only, tells every rank everybody's value.
+        peaks = [0.0] * group.world_size
+        peaks[group.rank] = float(peak_memory)
         vector = torch.tensor(
             [
                 self.loss,
@@ -72,25 +85,38 @@ class StepSums:
                 float(self.num_tokens),
                 float(len(self.bad_rows)),
                 float(stop),
+                *peaks,
                 *(self.statistics.get(name, 0.0) for name in self.statistic_names),
             ],
             dtype=torch.float64,
         )
-        loss, rows, tokens, bad, stops, *statistics = group.sum(vector).tolist()
+        loss, rows, tokens, bad, stops, *others = group.sum(vector).tolist()
+        peaks, statistics = others[: group.world_size], others[group.world_size :]
         means = {name: value / rows for name, value in zip(self.statistic_names, statistics, strict=True)}
-        return StepTotals(loss / denominator, means, int(tokens), int(bad), stops > 0)
+        return StepTotals(
+            loss=loss / denominator,
+            means=means,
+            num_rows=int(rows),
+            num_tokens=int(tokens),
+            num_bad_rows=int(bad),
+            should_stop=stops > 0,
+            peak_memory=int(max(peaks)),
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepTotals:
     """A step over all ranks."""
 
     loss: float
     means: dict[str, float]
     """Statistics, each row of the global batch weighing the same."""
+    num_rows: int
     num_tokens: int
     num_bad_rows: int
     should_stop: bool
+    peak_memory: int
+    """Bytes, of the rank that has held the most."""
 
 
 def _is_finite(value: float) -> bool:
@@ -120,10 +146,10 @@ class MetricsLog:
         last = kept[-1][0] if kept else {}
         return {name: value for name, value in last.items() if name not in CLOCK_FIELDS}
 
-    def write(self, row: Mapping[str, float], *, elapsed_s: float, num_tokens: int) -> None:
+    def write(self, row: Mapping[str, float], clock: Mapping[str, float]) -> None:
+        """Append a row; `clock` holds fields of CLOCK_FIELDS only."""
         if not self._is_main:
             return
-        clock = dict(zip(CLOCK_FIELDS, (elapsed_s, num_tokens / elapsed_s), strict=True))
         with self._path.open("a") as file:
             file.write(json.dumps({**row, **clock}) + "\n")
 

@@ -7,7 +7,7 @@ never change what is computed. Whoever writes files does so on rank 0 only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,10 @@ class StepEnd:
     """Optimizer steps completed, this one included."""
     num_steps: int
     row: Mapping[str, float]
-    """The step's row of metrics.jsonl."""
+    """The deterministic part of the step's row of metrics.jsonl."""
     elapsed_s: float
+    clock: Mapping[str, float] = field(default_factory=dict)
+    """The rest of it: times, rates and memory."""
 
 
 class Observer:

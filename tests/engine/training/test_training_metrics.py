@@ -1,0 +1,153 @@
+"""What is logged for a step beside its loss: times, rates, memory, MFU; sums over ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from engine_support import save_tiny_model
+from torch import Tensor
+
+from wrpo_engine.config import Runtime, TrainParams
+from wrpo_engine.training.collectives import Group
+from wrpo_engine.training.flops import ModelCost, needed_training_step
+from wrpo_engine.training.metrics import CLOCK_FIELDS, StepSums, StepTotals, read_rows
+from wrpo_engine.training.model import load_config
+from wrpo_engine.training.rows import TokenRow
+from wrpo_engine.training.speed import Speedometer, make_speedometer, peak_memory_bytes
+from wrpo_engine.training.step_timer import Phase, StepTimer
+from wrpo_engine.training.tasks import RowTerms
+
+TOTALS = StepTotals(
+    loss=0.5, means={}, num_rows=8, num_tokens=400, num_bad_rows=0, should_stop=False, peak_memory=1 << 20
+)
+ROWS = [TokenRow("a", (1, 2, 3), ((4,), (5, 6), (7,)))]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_timer_splits_a_step_and_begins_anew() -> None:
+    clock = Clock()
+    timer = StepTimer(clock, on_gpu=False)
+    for _ in range(2):
+        with timer.phase(Phase.DATA):
+            clock.now += 1.0
+        with timer.phase(Phase.FORWARD):
+            clock.now += 2.0
+        with timer.phase(Phase.BACKWARD):
+            clock.now += 4.0
+        clock.now += 100.0
+    with timer.phase(Phase.OPTIMIZER):
+        clock.now += 0.5
+    expected = {"data_seconds": 2.0, "forward_seconds": 4.0, "backward_seconds": 8.0, "optimizer_seconds": 0.5}
+    assert timer.take() == expected
+    assert set(timer.take().values()) == {0.0}
+
+
+def test_what_raises_is_not_counted() -> None:
+    clock = Clock()
+    timer = StepTimer(clock, on_gpu=False)
+
+    def fail() -> None:
+        with timer.phase(Phase.DATA):
+            clock.now += 1.0
+            raise ValueError
+
+    with pytest.raises(ValueError, match="^$"):
+        fail()
+    assert timer.take()["data_seconds"] == 0.0
+
+
+def test_rates_are_of_all_ranks_and_mfu_of_all_devices() -> None:
+    cost = ModelCost(body_weights=10, head_weights=100, attention_width=1)
+    row = Speedometer(devices=2, cost=cost, peak_flops=1000.0).row(2.0, TOTALS, {"data_seconds": 0.1}, lambda: ROWS)
+    assert row["tokens_per_second"] == 200.0
+    assert row["triples_per_second"] == 4.0
+    assert row["peak_memory_bytes"] == 1 << 20
+    assert row["mfu"] == pytest.approx(needed_training_step(cost, ROWS) / (2.0 * 2 * 1000.0))
+    assert set(row) <= set(CLOCK_FIELDS)
+
+
+def test_without_a_known_peak_nothing_is_counted() -> None:
+    def rows() -> list[TokenRow]:
+        raise AssertionError("rows are not needed")
+
+    assert "mfu" not in Speedometer().row(2.0, TOTALS, {}, rows)
+
+
+def test_adapters_need_no_gradients_of_frozen_weights(tmp_path: Any) -> None:
+    config = load_config(save_tiny_model(tmp_path), trust_remote_code=False)
+    runtime = Runtime(peak_flops=1e12)
+    full = {"model": {"name": "m"}, "precision": "float32"}
+    meters = [
+        make_speedometer(config, TrainParams.model_validate({**full, **more}), runtime, world_size=4)
+        for more in ({}, {"lora": {"rank": 4}})
+    ]
+    assert meters[0].cost == meters[1].cost
+    assert meters[0].devices == 4
+    mfu = [meter.row(1.0, TOTALS, {}, lambda: ROWS)["mfu"] for meter in meters]
+    assert mfu[1] == pytest.approx(mfu[0] * 2 / 3)
+    assert make_speedometer(config, TrainParams.model_validate(full), Runtime(), world_size=1).cost is None
+
+
+def test_peak_memory_grows_with_what_is_held() -> None:
+    before = peak_memory_bytes()
+    held = torch.ones(1 << 26)
+    assert held.sum() == 1 << 26
+    assert peak_memory_bytes() >= before
+    assert peak_memory_bytes() > 1 << 28
+
+
+@dataclass
+class FakeGroup:
+    """Sums what all of its ranks gave, in the order in which they gave it."""
+
+    rank: int
+    world_size: int
+    others: list[Tensor] = field(default_factory=list)
+
+    def sum(self, values: Tensor) -> Tensor:
+        self.others.append(values)
+        return torch.stack(self.others).sum(dim=0)
+
+
+def test_totals_weigh_every_row_the_same_and_know_the_fullest_rank() -> None:
+    given: list[Tensor] = []
+    totals = None
+    for rank, (margins, memory) in enumerate((([1.0, 2.0, 3.0], 500), ([10.0], 900))):
+        sums = StepSums(["margin"])
+        margin = torch.tensor(margins)
+        sums.add(RowTerms(margin / 2, {"margin": margin}), [f"{rank}-{index}" for index in range(len(margins))], 10)
+        group: Any = FakeGroup(rank, 2, given)
+        totals = sums.reduced(group, stop=rank == 1, denominator=4.0, peak_memory=memory)
+    assert totals is not None
+    assert totals.means == {"margin": 4.0}
+    assert totals.loss == pytest.approx(2.0)
+    assert (totals.num_rows, totals.num_tokens, totals.peak_memory) == (4, 20, 900)
+    assert totals.should_stop
+
+
+def test_a_run_logs_where_its_time_went(local_run: Any) -> None:
+    run = local_run()
+    run.run()
+    for row, _ in read_rows(run.directory / "metrics.jsonl"):
+        assert row["forward_seconds"] > 0
+        assert row["backward_seconds"] > 0
+        assert row["optimizer_seconds"] > 0
+        assert row["data_seconds"] >= 0
+        assert row["peak_memory_bytes"] > 1 << 27
+
+
+def test_one_rank_is_its_own_sum() -> None:
+    sums = StepSums([])
+    sums.add(RowTerms(torch.tensor([0.25, 0.75]), {}), ["a", "b"], 7)
+    totals = sums.reduced(Group(), stop=False, denominator=2.0, peak_memory=3)
+    assert (totals.loss, totals.num_rows, totals.num_tokens, totals.peak_memory) == (0.5, 2, 7, 3)

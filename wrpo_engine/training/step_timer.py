@@ -1,0 +1,62 @@
+"""Where the time of a step goes: data, forward, backward, optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from typing import Any
+
+import torch
+
+
+class Phase(StrEnum):
+    """A part of a step; what is left is exchange between ranks and bookkeeping."""
+
+    DATA = "data"
+    """Waiting for a micro-batch and moving it to the device."""
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    OPTIMIZER = "optimizer"
+
+
+class StepTimer:
+    """Sums the seconds of each phase over a step. Two readings of a clock per phase: microseconds.
+
+    On a GPU the work runs behind Python's back: there the times are those between events in its stream, read once after
+    the step, when it has ended anyway. Nothing is made to wait for being measured.
+    """
+
+    def __init__(
+        self, monotonic: Callable[[], float] = time.perf_counter, *, on_gpu: bool = torch.cuda.is_available()
+    ) -> None:
+        self._monotonic = monotonic
+        self._on_gpu = on_gpu
+        self._seconds: dict[Phase, float] = dict.fromkeys(Phase, 0.0)
+        self._events: list[tuple[Phase, Any, Any]] = []
+
+    @contextlib.contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        """Count what happens inside to `phase`; what raises is not counted."""
+        if self._on_gpu and phase is not Phase.DATA:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._events.append((phase, begin, end))
+            return
+        started = self._monotonic()
+        yield
+        self._seconds[phase] += self._monotonic() - started
+
+    def take(self) -> dict[str, float]:
+        """Return `<phase>_seconds` since the last call, after a step, and begin anew."""
+        if self._events:
+            self._events[-1][2].synchronize()
+        for phase, begin, end in self._events:
+            self._seconds[phase] += begin.elapsed_time(end) / 1000
+        taken = {f"{phase}_seconds": seconds for phase, seconds in self._seconds.items()}
+        self._seconds = dict.fromkeys(Phase, 0.0)
+        self._events.clear()
+        return taken
