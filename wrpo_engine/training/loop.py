@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from wrpo_engine.config import OptimizerParams
-from wrpo_engine.errors import DataError, Interrupted
+from wrpo_engine.errors import Interrupted
 from wrpo_engine.progress import Progress
 from wrpo_engine.training.backend import Backend
-from wrpo_engine.training.batching import BatchPlan, MicroBatch
-from wrpo_engine.training.checkpoint import CheckpointStore
-from wrpo_engine.training.collate import collate
+from wrpo_engine.training.batching import BatchPlan
+from wrpo_engine.training.checkpoint_store import CheckpointStore
+from wrpo_engine.training.checks import loss_not_finite, require_agreement, require_finite_gradient
 from wrpo_engine.training.collectives import Group
-from wrpo_engine.training.metrics import Disagreement, MetricsLog, StepSums, StepTotals
+from wrpo_engine.training.divergence import METRIC as DIVERGENCE
+from wrpo_engine.training.divergence import RewardDivergence
+from wrpo_engine.training.evaluation import Evaluation, evaluate
+from wrpo_engine.training.metrics import MetricsLog, StepSums, StepTotals
 from wrpo_engine.training.observers import Observer, RunStart, StepEnd
-from wrpo_engine.training.reference import ReferenceLogps
+from wrpo_engine.training.prefetch import Ahead, Prepared, prepared_micro_batches
+from wrpo_engine.training.reference import Reference
 from wrpo_engine.training.rows import TokenRow
 from wrpo_engine.training.schedule import learning_rate_at
+from wrpo_engine.training.speed import Speedometer, peak_memory_bytes
+from wrpo_engine.training.step_timer import Phase, StepTimer
 from wrpo_engine.training.tasks import Task
 
-_NAMES_SHOWN = 10
-_PER_TOKEN_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-"""Of a log-probability computed twice: exactly 0 in the same micro-batches, rounding in others (another world size)."""
+log = logging.getLogger("wrpo_engine")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """All that a run needs; nothing in it changes while it runs but the backend's weights."""
+    """All that a run needs. What changes while it runs: the backend's weights, `evaluation` and `divergence`."""
 
     task: Task
     params: OptimizerParams
@@ -37,7 +43,8 @@ class TrainingRun:
     plan: BatchPlan
     backend: Backend
     group: Group
-    reference: ReferenceLogps | None
+    reference: Reference | None
+    """None if the task needs none."""
     checkpoints: CheckpointStore
     checkpoint_every_steps: int
     log: MetricsLog
@@ -45,6 +52,24 @@ class TrainingRun:
     should_stop: Callable[[], bool]
     monotonic: Callable[[], float]
     observer: Observer = field(default_factory=Observer)
+    evaluation: Evaluation | None = None
+    divergence: RewardDivergence | None = None
+    timer: StepTimer = field(default_factory=StepTimer)
+    speedometer: Speedometer = field(default_factory=Speedometer)
+    prefetch: int = 2
+    """Micro-batches collated ahead by another thread."""
+
+    @property
+    def ends_early(self) -> bool:
+        """True once the held-out loss says so."""
+        return self.evaluation is not None and self.evaluation.history.ends_training
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps beside weights and optimizer."""
+        return {
+            "evaluations": None if self.evaluation is None else self.evaluation.history.state(),
+            "divergence": None if self.divergence is None else self.divergence.state(),
+        }
 
 
 @dataclass(frozen=True)
@@ -52,6 +77,7 @@ class TrainingOutcome:
     """How the run ended."""
 
     num_steps: int
+    """Optimizer steps completed; with early stopping fewer than planned."""
     last_row: dict[str, float]
     """The deterministic part of the last row of metrics, on rank 0 also if nothing was left to do."""
 
@@ -60,117 +86,141 @@ def train(run: TrainingRun, *, steps_done: int = 0) -> TrainingOutcome:
     """Train from `steps_done` to the end.
 
     A step is: forward and backward over this rank's micro-batches; one all-reduce of losses, statistics and flags; a
-    check that every loss is finite, before any weight moves; the optimizer step; the row of metrics; a checkpoint if
-    one is due or somebody was asked to stop.
+    check that every loss is finite, before any weight moves; the optimizer step; the row of metrics; an evaluation on
+    held-out rows and a checkpoint, if they are due or somebody was asked to stop.
     """
     last_row = run.log.cut(steps_done)
     num_steps = run.plan.num_steps
     run.observer.on_start(RunStart(num_steps, steps_done, len(run.rows)))
-    for step in range(steps_done, num_steps):
-        started_s = run.monotonic()
-        torch.manual_seed(hash((run.params.seed, step, run.group.rank)) & 0x7FFFFFFF)
-        settings = run.task.settings(step, num_steps)
-        learning_rate = learning_rate_at(step, num_steps, run.params)
+    items = prepared_micro_batches(
+        run.task, run.rows, run.plan, rank=run.group.rank, first_step=steps_done, num_steps=num_steps
+    )
+    done = steps_done
+    with Ahead(items, run.prefetch) as ahead:
+        while done < num_steps and not run.ends_early:
+            started_s = run.monotonic()
+            last_row, totals = _step(run, done, ahead)
+            done += 1
+            elapsed_s = max(run.monotonic() - started_s, 1e-9)
+            clock = _clock(run, done - 1, elapsed_s, totals)
+            run.log.write(last_row, clock)
+            run.observer.on_step(StepEnd(done, num_steps, last_row, elapsed_s, clock))
+            is_best = _evaluate(run, done)
+            _report(run, done, last_row)
+            _checkpoint(run, done, is_best=is_best, stopping=totals.should_stop)
+            if totals.should_stop:
+                run.checkpoints.finish()
+                raise Interrupted(
+                    f"stopped on request after step {done} of {num_steps}; the next attempt continues there"
+                )
+    run.checkpoints.finish()
+    if done < num_steps and run.group.is_main:
+        log.info("stopped early after step %d of %d: the held-out loss has not become better", done, num_steps)
+    return TrainingOutcome(done, last_row)
 
-        totals = _accumulate(run, step, settings)
+
+def _step(run: TrainingRun, step: int, items: Iterator[Prepared]) -> tuple[dict[str, float], StepTotals]:
+    """Make the optimizer step that follows `step` completed ones; return its deterministic row of metrics."""
+    torch.manual_seed(hash((run.params.seed, step, run.group.rank)) & 0x7FFFFFFF)
+    num_steps = run.plan.num_steps
+    settings = run.task.settings(step, num_steps)
+    learning_rate = learning_rate_at(step, num_steps, run.params)
+
+    totals = _accumulate(run, step, settings, items)
+    with run.timer.phase(Phase.OPTIMIZER):
         grad_norm = run.backend.optimizer_step(learning_rate)
-        _require_finite_gradient(grad_norm, step)
-
-        last_row = {
-            "step": step + 1,
-            "loss": totals.loss,
-            **settings,
-            "learning_rate": learning_rate,
-            "grad_norm": grad_norm,
-            **totals.means,
-            "num_tokens": totals.num_tokens,
-        }
-        elapsed_s = max(run.monotonic() - started_s, 1e-9)
-        run.log.write(last_row, elapsed_s=elapsed_s, num_tokens=totals.num_tokens)
-        done = step + 1
-        _report(run, done, last_row)
-        run.observer.on_step(StepEnd(done, num_steps, last_row, elapsed_s))
-
-        if totals.should_stop or (done % run.checkpoint_every_steps == 0 and done < num_steps):
-            run.checkpoints.save(done, run.backend)
-            run.observer.on_checkpoint(done)
-        if totals.should_stop:
-            raise Interrupted(f"stopped on request after step {done} of {num_steps}; the next attempt continues there")
-    return TrainingOutcome(num_steps, last_row)
+    require_finite_gradient(grad_norm, step)
+    row = {
+        "step": step + 1,
+        "loss": totals.loss,
+        **settings,
+        "learning_rate": learning_rate,
+        "grad_norm": grad_norm,
+        **totals.means,
+        "num_tokens": totals.num_tokens,
+    }
+    if run.divergence is not None:
+        known = run.divergence.diverged
+        row[DIVERGENCE] = run.divergence.observe(row)
+        if run.divergence.diverged and not known and run.group.is_main:
+            log.warning("%s", run.divergence.warning(step + 1))
+    return row, totals
 
 
-def _accumulate(run: TrainingRun, step: int, settings: dict[str, float]) -> StepTotals:
+def _accumulate(run: TrainingRun, step: int, settings: dict[str, float], items: Iterator[Prepared]) -> StepTotals:
     """Run this rank's micro-batches and return the step's totals over all ranks; raise before damage is done."""
-    denominator = run.task.denominator([run.rows[index] for index in run.plan.step_rows(step)])
     sums = StepSums(run.task.statistic_names())
-    micro_batches = run.plan.micro_batches(step)[run.group.rank]
-    for position, micro_batch in enumerate(micro_batches):
-        _micro_step(run, step, micro_batch, sums, settings, denominator, is_last=position + 1 == len(micro_batches))
-    totals = sums.reduced(run.group, stop=run.should_stop(), denominator=denominator)
+    while True:
+        with run.timer.phase(Phase.DATA):
+            item = next(items)
+        _micro_step(run, item, sums, settings)
+        if item.is_last:
+            break
+    totals = sums.reduced(
+        run.group, stop=run.should_stop(), denominator=item.denominator, peak_memory=peak_memory_bytes()
+    )
     if totals.num_bad_rows:
-        _raise_not_finite(step, [row for rows in run.group.gather(sums.bad_rows) for row in rows])
+        raise loss_not_finite(step, [row for rows in run.group.gather(sums.bad_rows) for row in rows])
     if step == 0 and run.reference is not None:
-        _require_agreement(run, max(run.group.gather(sums.disagreement)))
+        require_agreement(max(run.group.gather(sums.disagreement)), run.params.precision)
     return totals
 
 
-def _micro_step(
-    run: TrainingRun,
-    step: int,
-    micro_batch: MicroBatch,
-    sums: StepSums,
-    settings: dict[str, float],
-    denominator: float,
-    *,
-    is_last: bool,
-) -> None:
-    rows = [run.rows[index] for index in micro_batch.rows]
-    batch = collate(rows, run.plan.layout).to(run.backend.device)
-    reference_S = None if run.reference is None else run.reference.batch(micro_batch.rows, run.backend.device)
-    logps_S = run.backend.sequence_logps(batch)
-    terms = run.task.terms(batch, logps_S, reference_S, settings)
-    weight = 0.0 if micro_batch.is_filler else 1.0 / denominator
-    run.backend.backward(terms.numerators.sum() * weight, is_last=is_last)
-    if not micro_batch.is_filler:
-        sums.add(terms, batch.row_ids, sum(row.num_tokens for row in rows))
-        if step == 0 and reference_S is not None:
+def _micro_step(run: TrainingRun, item: Prepared, sums: StepSums, settings: dict[str, float]) -> None:
+    with run.timer.phase(Phase.DATA):
+        batch = item.batch.to(run.backend.device)
+    reference_S = None if run.reference is None else run.reference.logps(batch, item.micro_batch.rows)
+    with run.timer.phase(Phase.FORWARD):
+        logps_S = run.backend.sequence_logps(batch)
+        terms = run.task.terms(batch, logps_S, reference_S, settings)
+    weight = 0.0 if item.micro_batch.is_filler else 1.0 / item.denominator
+    with run.timer.phase(Phase.BACKWARD):
+        run.backend.backward(terms.numerators.sum() * weight, is_last=item.is_last)
+    if not item.micro_batch.is_filler:
+        sums.add(terms, batch.row_ids, item.num_tokens)
+        if item.step == 0 and reference_S is not None:
             sums.compare(batch, logps_S, reference_S)
-    run.observer.on_micro_batch(step, batch.row_ids)
+    run.observer.on_micro_batch(item.step, batch.row_ids)
 
 
-def _raise_not_finite(step: int, row_ids: Sequence[str]) -> None:
-    shown = ", ".join(row_ids[:_NAMES_SHOWN]) + (", ..." if len(row_ids) > _NAMES_SHOWN else "")
-    raise DataError(
-        f"the loss is not finite at step {step + 1} for {len(row_ids)} rows: {shown}. "
-        "Training stopped before the optimizer step; no weight has been changed by it",
-        code="LossNotFinite",
-        field="training.learningRate",
-        hint="Lower the learning rate, or look at these rows in the input artifact.",
+def _clock(run: TrainingRun, step: int, elapsed_s: float, totals: StepTotals) -> dict[str, float]:
+    """Return what the step took; on rank 0, which alone writes it: ranks wait for each other in every step."""
+    phases = run.timer.take()
+    if not run.group.is_main:
+        return {}
+    return run.speedometer.row(
+        elapsed_s, totals, phases, lambda: [run.rows[index] for index in run.plan.step_rows(step)]
     )
 
 
-def _require_finite_gradient(grad_norm: float, step: int) -> None:
-    if not grad_norm < float("inf"):
-        raise DataError(
-            f"the gradient norm is {grad_norm} at step {step + 1} though every loss is finite; the step is not kept",
-            code="GradientNotFinite",
-            field="training.learningRate",
-            hint="Lower the learning rate, or train in float32; the last checkpoint is from before this step.",
-        )
+def _evaluate(run: TrainingRun, done: int) -> bool:
+    """Evaluate if it is due; return whether the held-out loss is the best so far."""
+    evaluation = run.evaluation
+    if evaluation is None or not evaluation.history.is_due(done, run.plan.num_steps):
+        return False
+    result = evaluate(evaluation, run.task, run.backend, run.group, done=done, prefetch=run.prefetch)
+    evaluation.log.write(result)
+    evaluation.results[done] = result
+    run.observer.on_evaluation(done, result)
+    return evaluation.history.add(done, result["loss"])
 
 
-def _require_agreement(run: TrainingRun, disagreement: Disagreement) -> None:
-    """Before the first step the policy is the reference; if the numbers say otherwise, they are of another model."""
-    limit = _PER_TOKEN_TOLERANCE[run.params.precision]
-    if disagreement.per_token > limit:
-        raise DataError(
-            f"at step 0 policy and reference differ by {disagreement.per_token:.3g} per token on row "
-            f"{disagreement.row_id}, where they must agree (tolerance {limit:g})",
-            code="ReferenceMismatch",
-            hint="Remove the stage's `reference` directory, so that it is computed anew, and try again.",
-        )
+def _checkpoint(run: TrainingRun, done: int, *, is_best: bool, stopping: bool) -> None:
+    """Save if it is due. The weights after the last step need no checkpoint: they are exported."""
+    run.checkpoints.poll()
+    ends = done == run.plan.num_steps or run.ends_early
+    keep = is_best and run.evaluation is not None and run.evaluation.history.params.keep_best
+    if not (stopping or (not ends and (keep or done % run.checkpoint_every_steps == 0))):
+        return
+    run.observer.before_checkpoint(done)
+    run.checkpoints.save(done, run.backend, run.state())
+    if keep:
+        run.checkpoints.mark_best(done)
+    run.observer.on_checkpoint(done)
 
 
 def _report(run: TrainingRun, done: int, row: dict[str, float]) -> None:
-    shown: dict[str, float] = {name: row[name] for name in ("loss", "alpha", "margin") if name in row}
+    shown: dict[str, float] = {name: row[name] for name in ("loss", "alpha", "margin", DIVERGENCE) if name in row}
+    if run.evaluation is not None and run.evaluation.results:
+        shown["eval_loss"] = run.evaluation.results[max(run.evaluation.results)]["loss"]
     run.progress.update(done, run.plan.num_steps, metrics=shown, message=f"step {done}")

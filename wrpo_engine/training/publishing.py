@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from wrpo_engine import __version__
 from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import SftParams, TrainParams
-from wrpo_engine.models import ResolvedModel, tokenizer_of
+from wrpo_engine.models import ResolvedModel
 from wrpo_engine.stage import StageContext
-from wrpo_engine.training.export import MODEL_DIRECTORY, export_model
+from wrpo_engine.training.export import TrainedModel, export_model
+from wrpo_engine.training.holdout import EVALUATION_FILE
 from wrpo_engine.training.metrics import METRICS_FILE
 from wrpo_engine.training.model_card import CardFacts, model_card
-from wrpo_engine.training.places import MODEL_FIELD, WORK_DIRECTORIES
+from wrpo_engine.training.places import WORK_DIRECTORIES
 from wrpo_engine.training.tokenize import TokenizedRows
 
 _SUMMARIES = {
@@ -30,35 +33,54 @@ def publish_model(
     base: ResolvedModel,
     tokenized: TokenizedRows,
     *,
+    tokenizer: Any,
     num_steps: int,
+    exported_step: int,
+    held_out_rows: int,
     metrics: dict[str, float],
     weights: dict[str, Any],
 ) -> None:
-    """Export the model, commit the artifact, remove what only a resumed run needs; on rank 0."""
-    card = _card(ctx, params, base, tokenized, metrics)
-    files = export_model(
-        ctx.output.directory / MODEL_DIRECTORY,
+    """Export the model, commit the artifact, remove what only a resumed run needs; on rank 0.
+
+    The tokenizer is None where a run on token ids has none.
+    """
+    digests: dict[str, str] = {}
+
+    def card(weight_digests: Mapping[str, str]) -> str:
+        digests.update(weight_digests)
+        return _card(ctx, params, base, tokenized, metrics, digests)
+
+    trained = TrainedModel(
         source=base.path,
+        base_name=str(base.details().get("name") or base.path),
         weights=weights,
-        tokenizer=tokenizer_of(base, field=MODEL_FIELD),
-        card=card,
+        precision=params.precision,
+        lora=params.lora,
+        tokenizer=tokenizer,
         trust_remote_code=base.trust_remote_code,
     )
-    ctx.output.publish("README.md", lambda path: _write_text(path, card))
+    files = export_model(ctx.output, trained, card)
+    ctx.output.publish("README.md", lambda path: _write_text(path, card(digests)))
+    records = [name for name in (METRICS_FILE, EVALUATION_FILE) if (ctx.output.directory / name).is_file()]
+    for name in records:
+        ctx.output.publish(name, partial(_copy, ctx.output.directory / name))
     ctx.output.commit(
-        files=[*files, METRICS_FILE, "README.md"],
+        files=[*files, *records, "README.md"],
         rows={METRICS_FILE: num_steps},
         metrics=metrics,
         details={
             "model": base.details(),
             "step": num_steps,
+            "exported_step": exported_step,
             "rows": len(tokenized.rows),
+            "held_out_rows": held_out_rows,
             "truncated_responses": tokenized.num_truncated,
             "dropped": dict(sorted(tokenized.dropped.items())),
+            **tokenized.details,
         },
     )
     for name in WORK_DIRECTORIES:
-        shutil.rmtree(ctx.output.directory / name, ignore_errors=True)
+        ctx.output.discard(f"{name}/")
 
 
 def _card(
@@ -67,11 +89,13 @@ def _card(
     base: ResolvedModel,
     tokenized: TokenizedRows,
     metrics: dict[str, float],
+    digests: Mapping[str, str],
 ) -> str:
     data = {
         "rows": len(tokenized.rows),
         "truncated_responses": tokenized.num_truncated,
         **{f"dropped: {reason}": count for reason, count in sorted(tokenized.dropped.items())},
+        **tokenized.details.get("tokenized_triples", {}),
     }
     objective = params.objective.value if isinstance(params, TrainParams) else "SFT"
     return model_card(
@@ -86,9 +110,25 @@ def _card(
             params=params.model_dump(mode="json", exclude={"stage", "model"}),
             data=data,
             metrics=metrics,
+            sources=_sources(ctx),
+            digests=digests,
             engine_version=__version__,
         )
     )
+
+
+def _sources(ctx: StageContext) -> dict[str, int]:
+    """Return how many of the rows' source responses came from each model, as curation counted them."""
+    counts: dict[str, int] = {}
+    for role in ctx.config.inputs:
+        for entry in ctx.input(role).manifest.details.get("attribution", []):
+            if isinstance(entry.get("source"), str) and isinstance(entry.get("rows"), int):
+                counts[entry["source"]] = counts.get(entry["source"], 0) + entry["rows"]
+    return dict(sorted(counts.items()))
+
+
+def _copy(source: Path, path: Path) -> None:
+    shutil.copyfile(source, path)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -5,95 +5,247 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from wrpo_engine.config import SftParams, TrainParams
 from wrpo_engine.errors import Interrupted
-from wrpo_engine.models import resolve_model
+from wrpo_engine.models import ResolvedModel, resolve_model, tokenizer_of
 from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.training.backend import Backend
-from wrpo_engine.training.checkpoint import CheckpointStore
+from wrpo_engine.training.batching import BatchPlan, RowCost
+from wrpo_engine.training.checkpoint import Checkpoint
+from wrpo_engine.training.checkpoint_store import CheckpointStore
 from wrpo_engine.training.collectives import Group, open_group
+from wrpo_engine.training.divergence import RewardDivergence
+from wrpo_engine.training.evaluation import Evaluation
 from wrpo_engine.training.export import gather_weights
+from wrpo_engine.training.holdout import EVALUATION_FILE, PREFIX, EvaluationHistory, EvaluationLog, split_rows
+from wrpo_engine.training.journals import JournalPublisher, fetch_journals
+from wrpo_engine.training.layout import Layout
 from wrpo_engine.training.loop import TrainingOutcome, TrainingRun, train
 from wrpo_engine.training.metrics import METRICS_FILE, MetricsLog
-from wrpo_engine.training.model import LogpModel
+from wrpo_engine.training.model import load_config
 from wrpo_engine.training.observers import Observer, Observers
-from wrpo_engine.training.places import CHECKPOINTS_DIRECTORY, MODEL_FIELD
+from wrpo_engine.training.places import MODEL_FIELD
 from wrpo_engine.training.planning import make_plan
-from wrpo_engine.training.policy import load_policy
+from wrpo_engine.training.policy import load_frozen, load_policy
 from wrpo_engine.training.publishing import publish_model
+from wrpo_engine.training.reached import ReachedStep
+from wrpo_engine.training.reference import Reference
 from wrpo_engine.training.reference_source import reference_logps
-from wrpo_engine.training.sources import TextSource, token_rows
+from wrpo_engine.training.rows import TokenRow
+from wrpo_engine.training.sources import RowSource, optional_tokenizer, token_rows
+from wrpo_engine.training.speed import make_speedometer
 from wrpo_engine.training.tasks import Task
+from wrpo_engine.training.trackers import require_packages, tracker_observers
+from wrpo_engine.training.watchdog import Watchdog, make_watchdog
 
 log = logging.getLogger("wrpo_engine")
 
 
-def make_deepspeed_backend(
-    model: LogpModel, params: SftParams | TrainParams, ctx: StageContext, group: Group
+def make_backend(
+    ctx: StageContext,
+    params: SftParams | TrainParams,
+    base: ResolvedModel,
+    group: Group,
+    layout: Layout,
+    *,
+    needs_frozen: bool,
 ) -> Backend:
-    from wrpo_engine.training.deepspeed_backend import DeepSpeedBackend
+    """Load the policy, and the reference beside it if it is asked for, and give both to DeepSpeed."""
+    from wrpo_engine.training.deepspeed_backend import DeepSpeedBackend, check_settings, partitioned_loading
 
-    return DeepSpeedBackend(model, params, ctx.config.runtime, group)
+    runtime = ctx.config.runtime
+    check_settings(params, runtime, layout)
+    with partitioned_loading(params, runtime, group.world_size):
+        model = load_policy(base, params, layout)
+        frozen = load_frozen(base, params, layout) if needs_frozen else None
+    return DeepSpeedBackend(model, params, runtime, group, frozen)
 
 
-def make_observers(ctx: StageContext, group: Group) -> Sequence[Observer]:  # noqa: ARG001
+def make_observers(ctx: StageContext, group: Group) -> Sequence[Observer]:
     """Return what looks on beside metrics.jsonl and the progress posts."""
-    return ()
+    journals = JournalPublisher(ctx.output, group, (METRICS_FILE, EVALUATION_FILE))
+    return (ReachedStep(ctx.reached), journals, *tracker_observers(ctx, group))
 
 
-def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task, source: TextSource) -> StageResult:
+def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task, source: RowSource) -> StageResult:
     """Tokens, model, checkpoint, reference, loop, export, commit; what is done already is not done again."""
-    with open_group(ctx.environ) as group:
-        base = group.on_main(lambda: resolve_model(params.model, ctx, field=MODEL_FIELD))
+    runtime = ctx.config.runtime
+    require_packages(runtime.trackers)
+    with open_group(ctx.environ, timeout_s=runtime.collective_timeout_seconds) as group:
+        base = group.on_each_node(lambda: resolve_model(params.model, ctx, field=MODEL_FIELD))
         tokenized = token_rows(ctx, params, source, base, group)
-        plan = make_plan(params, ctx.config.runtime, tokenized.rows, group)
-        checkpoints = CheckpointStore(ctx.output.directory / CHECKPOINTS_DIRECTORY, group)
+        rows, held_out = _split(params, tokenized.rows)
+        config = load_config(base.path, trust_remote_code=base.trust_remote_code)
+        plan = make_plan(params, runtime, rows, group, config)
+        checkpoints = CheckpointStore(ctx.output, group, runtime.keep_checkpoints)
         checkpoint = checkpoints.latest()
+        fetch_journals(ctx.output, group, (METRICS_FILE, EVALUATION_FILE))
 
-        model = load_policy(base, params, checkpoint)
-        backend = make_deepspeed_backend(model, params, ctx, group)
+        needs_frozen = task.needs_reference and runtime.reference == "in-memory" and params.lora is None
+        backend = make_backend(ctx, params, base, group, plan.layout, needs_frozen=needs_frozen)
         if any(group.gather(ctx.stop.requested)):
             raise Interrupted
-        reference = None
-        if task.needs_reference:
-            reference = reference_logps(ctx, params, base, tokenized.rows, plan, backend, group, checkpoint)
+        watchdog = make_watchdog(ctx, group).start()
+        find_reference = partial(_reference, ctx, params, task, base, backend, group, watchdog)
+        reference = find_reference(rows, plan)
+        steps_done = checkpoint.step if checkpoint is not None else 0
+        evaluation = _evaluation(ctx, params, held_out, plan, group, steps_done, find_reference)
+        divergence = RewardDivergence(params) if isinstance(params, TrainParams) else None
         if checkpoint is not None:
-            backend.restore(checkpoint.step, checkpoint.read)
+            _restore(checkpoint, checkpoints, backend, evaluation, divergence)
             if group.is_main:
                 log.info("continuing after step %d of %d", checkpoint.step, plan.num_steps)
 
-        observers = Observers.of(make_observers(ctx, group))
+        observers = Observers.of((watchdog, *make_observers(ctx, group)))
         run = TrainingRun(
             task=task,
             params=params,
-            rows=tokenized.rows,
+            rows=rows,
             plan=plan,
             backend=backend,
             group=group,
             reference=reference,
             checkpoints=checkpoints,
-            checkpoint_every_steps=ctx.config.runtime.checkpoint_every_steps,
+            checkpoint_every_steps=runtime.checkpoint_every_steps,
             log=MetricsLog(ctx.output.directory / METRICS_FILE, group),
             progress=ctx.progress,
             should_stop=lambda: ctx.stop.requested,
             monotonic=time.monotonic,
             observer=observers,
+            evaluation=evaluation,
+            divergence=divergence,
+            speedometer=make_speedometer(config, params, runtime, world_size=group.world_size),
+            prefetch=runtime.prefetch_batches,
         )
         try:
-            outcome = train(run, steps_done=checkpoint.step if checkpoint else 0)
+            outcome = train(run, steps_done=steps_done)
         finally:
             observers.close()
-        weights = gather_weights(backend, group, params.precision)
-        metrics = final_metrics(outcome)
+        exported_step = _take_best(run, outcome)
+        weights = gather_weights(backend, group, "float32" if params.lora is not None else params.precision)
+        metrics = final_metrics(outcome, evaluation, exported_step)
 
         def publish() -> None:
             assert weights is not None
-            publish_model(ctx, params, base, tokenized, num_steps=outcome.num_steps, metrics=metrics, weights=weights)
+            needs_tokenizer = source.needs_tokenizer
+            publish_model(
+                ctx,
+                params,
+                base,
+                tokenized,
+                tokenizer=tokenizer_of(base, field=MODEL_FIELD) if needs_tokenizer else optional_tokenizer(base),
+                num_steps=outcome.num_steps,
+                exported_step=exported_step,
+                held_out_rows=len(held_out),
+                metrics=metrics,
+                weights=weights,
+            )
 
         group.on_main(publish)
         return StageResult(rows=len(tokenized.rows), metrics=metrics, step=outcome.num_steps)
 
 
-def final_metrics(outcome: TrainingOutcome) -> dict[str, float]:
-    return {name: float(value) for name, value in outcome.last_row.items() if name != "step"}
+def _split(params: SftParams | TrainParams, rows: Sequence[TokenRow]) -> tuple[Sequence[TokenRow], Sequence[TokenRow]]:
+    """Return (rows to train on, held-out rows)."""
+    if params.holdout is None:
+        return rows, ()
+    trained, held_out = split_rows(len(rows), params.holdout, params.seed)
+    return [rows[index] for index in trained], [rows[index] for index in held_out]
+
+
+def _reference(
+    ctx: StageContext,
+    params: SftParams | TrainParams,
+    task: Task,
+    base: ResolvedModel,
+    backend: Backend,
+    group: Group,
+    watchdog: Watchdog,
+    rows: Sequence[TokenRow],
+    plan: BatchPlan,
+) -> Reference | None:
+    if not task.needs_reference:
+        return None
+    return reference_logps(ctx, params, base, rows, plan, backend, group, on_micro_batch=watchdog.beat)
+
+
+def _restore(
+    checkpoint: Checkpoint,
+    checkpoints: CheckpointStore,
+    backend: Backend,
+    evaluation: Evaluation | None,
+    divergence: RewardDivergence | None,
+) -> None:
+    """Put everything back as it was after the checkpoint's step."""
+    backend.restore(checkpoint.step, checkpoint.read)
+    state = checkpoint.state
+    if divergence is not None and state.get("divergence") is not None:
+        divergence.restore(state["divergence"])
+    if evaluation is None or state.get("evaluations") is None:
+        return
+    evaluation.history.restore(state["evaluations"])
+    best_step = evaluation.history.best_step
+    if not evaluation.history.params.keep_best or best_step is None:
+        return
+    if best_step == checkpoint.step:
+        checkpoints.mark_best(best_step)
+        return
+    best = checkpoints.best()
+    if best is None or best.step != best_step:
+        log.warning("the checkpoint of step %d, the best so far, is lost; only later ones can be the best", best_step)
+        evaluation.history.forget_best()
+
+
+def _evaluation(
+    ctx: StageContext,
+    params: SftParams | TrainParams,
+    held_out: Sequence[TokenRow],
+    plan: BatchPlan,
+    group: Group,
+    steps_done: int,
+    find_reference: partial[Reference | None],
+) -> Evaluation | None:
+    if params.holdout is None:
+        return None
+    costs = [RowCost.of(row) for row in held_out]
+    own_plan = replace(plan, costs=costs, epochs=1, shuffle=False)
+    records = EvaluationLog(ctx.output.directory / EVALUATION_FILE, group.is_main)
+    return Evaluation(
+        rows=held_out,
+        plan=own_plan,
+        reference=find_reference(held_out, own_plan),
+        history=EvaluationHistory(params.holdout),
+        log=records,
+        results={int(row["step"]): row for row in records.cut(steps_done)},
+    )
+
+
+def _take_best(run: TrainingRun, outcome: TrainingOutcome) -> int:
+    """Put the best checkpoint's weights into the backend if they are to be exported; return the exported step."""
+    evaluation = run.evaluation
+    if evaluation is None or not evaluation.history.params.keep_best:
+        return outcome.num_steps
+    best_step = evaluation.history.best_step
+    if best_step is None or best_step == outcome.num_steps:
+        return outcome.num_steps
+    best = run.checkpoints.best()
+    if best is None or best.step != best_step:
+        if run.group.is_main:
+            log.warning("the checkpoint of step %d, the best one, is lost; the last weights are exported", best_step)
+        return outcome.num_steps
+    run.backend.restore(best.step, best.read)
+    if run.group.is_main:
+        log.info("exporting the weights after step %d, which had the lowest held-out loss", best_step)
+    return best_step
+
+
+def final_metrics(outcome: TrainingOutcome, evaluation: Evaluation | None, exported_step: int) -> dict[str, float]:
+    """Return the last step's metrics and, as eval_*, those of the last evaluation of the exported weights."""
+    metrics = {name: float(value) for name, value in outcome.last_row.items() if name != "step"}
+    if evaluation is not None:
+        result = evaluation.results.get(exported_step, {})
+        metrics.update({PREFIX + name: float(value) for name, value in result.items()})
+    return metrics

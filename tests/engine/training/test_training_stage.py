@@ -60,7 +60,7 @@ def test_what_only_a_resumed_run_needs_is_removed_after_the_commit(context: Any)
     ctx = context("train", triples_frame())
     stage.run_train(ctx)
     left = sorted(path.name for path in ctx.output.directory.iterdir())
-    assert left == ["README.md", "manifest.json", "metrics.jsonl", "model"]
+    assert left == ["README.md", "manifest.json", "metrics.jsonl", "model", "tensorboard"]
 
 
 def test_the_card_names_inputs_parameters_and_what_was_dropped(context: Any) -> None:

@@ -1,0 +1,64 @@
+"""One pass over held-out rows during training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from wrpo_engine.training.backend import Backend
+from wrpo_engine.training.batching import BatchPlan
+from wrpo_engine.training.checks import held_out_loss_not_finite
+from wrpo_engine.training.collectives import Group
+from wrpo_engine.training.holdout import EvaluationHistory, EvaluationLog
+from wrpo_engine.training.metrics import StepSums
+from wrpo_engine.training.prefetch import Ahead, prepared_micro_batches
+from wrpo_engine.training.reference import Reference
+from wrpo_engine.training.rows import TokenRow
+from wrpo_engine.training.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The held-out rows of a run and what has been found on them."""
+
+    rows: Sequence[TokenRow]
+    plan: BatchPlan
+    """One epoch over them, in their order."""
+    reference: Reference | None
+    history: EvaluationHistory
+    log: EvaluationLog
+    results: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Rows of eval.jsonl by step; of earlier attempts on rank 0 only."""
+
+
+def evaluate(
+    evaluation: Evaluation, task: Task, backend: Backend, group: Group, *, done: int, prefetch: int
+) -> dict[str, float]:
+    """Return the row of eval.jsonl after `done` optimizer steps: means over the held-out rows of all ranks.
+
+    The loss is the training objective's with the settings of the end of the run (alpha at its maximum), so that
+    evaluations can be compared with each other whatever the schedule does in between.
+    """
+    settings = task.evaluation_settings()
+    sums = StepSums(task.statistic_names())
+    plan, rows = evaluation.plan, evaluation.rows
+    items = prepared_micro_batches(task, rows, plan, rank=group.rank, first_step=0, num_steps=plan.num_steps)
+    with Ahead(items, prefetch) as ahead:
+        for item in ahead:
+            batch = item.batch.to(backend.device)
+            logps_S = backend.frozen_sequence_logps(batch)
+            known = evaluation.reference
+            reference_S = None if known is None else known.logps(batch, item.micro_batch.rows)
+            if not item.micro_batch.is_filler:
+                sums.add(task.terms(batch, logps_S, reference_S, settings), batch.row_ids, item.num_tokens)
+    totals = sums.reduced(group, stop=False, denominator=task.denominator(rows))
+    if totals.num_bad_rows:
+        raise held_out_loss_not_finite(done, [row for found in group.gather(sums.bad_rows) for row in found])
+    return {
+        "step": done,
+        "loss": totals.loss,
+        **settings,
+        **totals.means,
+        "num_rows": len(rows),
+        "num_tokens": totals.num_tokens,
+    }
