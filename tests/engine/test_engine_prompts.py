@@ -25,7 +25,7 @@ def write_jsonl(path: Path) -> None:
 
 
 def write_csv(path: Path) -> None:
-    pl.DataFrame({"q": TEXTS, "other": [1, 2, 3]}).write_csv(path)
+    pl.DataFrame({"q": TEXTS}).with_columns(other=pl.lit(1)).write_csv(path)
 
 
 WRITERS = {
@@ -88,6 +88,8 @@ VALUES: dict[str, tuple[Any, str | None]] = {
         [{"role": "system", "content": "be nice"}, {"role": "user", "content": "hi"}],
         "hi",
     ),
+    "a message of parts": ({"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "image"}]}, "hi"),
+    "a message of images": ({"role": "user", "content": [{"type": "image"}]}, None),
     "ShareGPT's names": ([{"from": "human", "value": "hi"}], "hi"),
     "a conversation without a user": ([{"role": "assistant", "content": "yo"}], None),
     "a number": (3, None),
@@ -215,7 +217,68 @@ def outside(tmp_path: Path) -> dict[str, Any]:
     return {"stage": "prepare", "dataset": "storage://../secret"}
 
 
+def latin1(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "p.jsonl").write_bytes('{"prompt": "a"}\n{"prompt": "Grüße"}\n'.encode("latin-1"))
+    return {"stage": "prepare", "dataset": str(tmp_path / "p.jsonl")}
+
+
+def torn_parquet(tmp_path: Path) -> dict[str, Any]:
+    path = tmp_path / "p.parquet"
+    pl.DataFrame({"prompt": TEXTS * 100}).write_parquet(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    return {"stage": "prepare", "dataset": str(path)}
+
+
+def no_rows(tmp_path: Path) -> dict[str, Any]:
+    pl.DataFrame({"prompt": []}, schema={"prompt": pl.String}).write_parquet(tmp_path / "p.parquet")
+    return {"stage": "prepare", "dataset": str(tmp_path / "p.parquet")}
+
+
+def not_objects(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "p.json").write_text('["a", "b"]')
+    return {"stage": "prepare", "dataset": str(tmp_path / "p.json")}
+
+
+def all_dropped(tmp_path: Path) -> dict[str, Any]:
+    rows: list[Any] = [[{"role": "assistant", "content": "yo"}], "\ud800"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    return {"stage": "prepare", "dataset": str(tmp_path / "p.jsonl")}
+
+
+def no_split(tmp_path: Path) -> dict[str, Any]:
+    import datasets
+
+    datasets.DatasetDict({"test": datasets.Dataset.from_dict({"prompt": TEXTS})}).save_to_disk(str(tmp_path / "saved"))
+    return {"stage": "prepare", "dataset": str(tmp_path / "saved")}
+
+
 BAD_INPUTS = {
+    "a file in Latin-1": (
+        latin1,
+        65,
+        "line 2 of {dir}/p.jsonl is not UTF-8: byte 0xfc at offset 30 of the file",
+    ),
+    "a Parquet file that breaks off": (
+        torn_parquet,
+        65,
+        "{dir}/p.parquet cannot be read: parquet: File out of specification: The file must end with PAR1 or PARE",
+    ),
+    "a file without rows": (
+        no_rows,
+        65,
+        "prompts.dataset '{dir}/p.parquet' holds no prompt: 0 rows read, dropped: none",
+    ),
+    "rows that are no objects": (not_objects, 65, "row 1 of {dir}/p.json is a str, but rows are objects"),
+    "nothing that is a prompt": (
+        all_dropped,
+        65,
+        "prompts.dataset '{dir}/p.jsonl' holds no prompt: 2 rows read, dropped: 1 invalid_unicode, 1 no_user_message",
+    ),
+    "a saved data set without the split": (
+        no_split,
+        78,
+        "prompts.split is 'train': {dir}/saved has the splits test",
+    ),
     "a data set without the named column": (
         bad_column,
         78,
@@ -265,3 +328,35 @@ def test_bad_input_is_named_and_nothing_is_committed(
     assert error.value.exit_code == exit_code
     assert error.value.hint
     assert ctx.output.committed() is None
+
+
+LARGE = "Zeile mit \u2028 und Umlaut ü, " * 40_000
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_prompt_of_a_megabyte_is_read_whole(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(LARGE.encode()) > 1_000_000
+    monkeypatch.setattr(f"{__name__}.TEXTS", [LARGE, "small"])
+    WRITERS[name](tmp_path / name)
+    assert list(read_values("d", str(tmp_path), config=None, split="train", column="q")) == [LARGE, "small"]
+
+
+def test_line_ends_and_byte_order_marks_of_other_systems_are_no_part_of_prompts(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    (tmp_path / "q.csv").write_bytes(b'\xef\xbb\xbfq\r\n"three\r\nlines"\r\n')
+    assert list(read_values("d", str(tmp_path), config=None, split="train", column="q")) == [
+        "one",
+        "two",
+        "three\r\nlines",
+    ]
+
+
+@pytest.mark.parametrize("with_splits", [False, True])
+def test_saved_data_sets_are_read(tmp_path: Path, with_splits: bool) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"q": [[{"role": "user", "content": text}] for text in TEXTS]})
+    saved = datasets.DatasetDict({"train": rows}) if with_splits else rows
+    saved.save_to_disk(str(tmp_path / "saved"))
+    values = read_values("d", str(tmp_path / "saved"), config=None, split="train", column="q")
+    assert [prompt.prompt for prompt in clean(values).prompts] == TEXTS

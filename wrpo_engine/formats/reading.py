@@ -12,10 +12,9 @@ from wrpo_engine.artifacts.manifest import MANIFEST_NAME
 from wrpo_engine.errors import ConfigError, DataError, TemporaryError
 from wrpo_engine.formats.lines import json_objects, unreadable
 from wrpo_engine.formats.rows import TOKENS, TRIPLES, id_of, triples_frame
+from wrpo_engine.formats.saved import is_saved, load_saved
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
-_SAVED = ("state.json", "dataset_dict.json")
-"""What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` leave in their directory."""
 _SLICE_ROWS = 4096
 
 
@@ -27,7 +26,7 @@ def read_table(location: str, *, split: str = "train") -> pl.DataFrame:
     path = Path(location)
     if not path.exists():
         return _from_hub(location, split)
-    if path.is_dir() and any((path / name).exists() for name in _SAVED):
+    if is_saved(path):
         return _from_saved(path, split)
     frames = [_from_file(file) for file in files_of(path)]
     names = {tuple(frame.columns) for frame in frames}
@@ -124,18 +123,7 @@ def _plain(path: Path, rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 
 def _from_saved(path: Path, split: str) -> pl.DataFrame:
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
-    if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
-            splits = ", ".join(sorted(loaded))
-            raise ConfigError("--split", split, f"{path} has the splits {splits}", "Name one of them.")
-        loaded = loaded[split]
-    table: pl.DataFrame = loaded.to_polars()
+    table: pl.DataFrame = load_saved(path, split, split_field="--split").to_polars()
     if not table.height:
         raise DataError(f"{path} holds no row", code="DatasetEmpty", hint="Check the data set.")
     return table

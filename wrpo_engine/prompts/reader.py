@@ -1,16 +1,19 @@
-"""Reads prompts as text from wherever the experiment says: a hub data set, a file, a directory of files."""
+"""Reads prompts from wherever the experiment says: a hub data set, a file, a directory of files or a saved data set."""
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from wrpo_engine.errors import ConfigError, DataError, TemporaryError
+from wrpo_engine.formats.lines import decoded_lines, json_objects, unreadable
+from wrpo_engine.formats.saved import is_saved, load_saved
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
+_MAX_CSV_CHARS = 1 << 30
+"""Of one value: the csv module's own limit of 128 Ki is below what people ask."""
 _TEXT_COLUMN = "prompt"
 """What a .txt file's lines are called."""
 
@@ -34,8 +37,13 @@ def read_values(
             "Check the path and its volume.",
             code="DatasetNotFound",
         )
+    if is_saved(local):
+        rows = load_saved(local, split, split_field="prompts.split", field=field)
+        _check_column(column, rows.column_names, local)
+        yield from rows[column]
+        return
     for file in _files(local, dataset, field):
-        yield from _file_values(file, column)
+        yield from _file_values(file, column, field)
 
 
 def _files(path: Path, dataset: str, field: str) -> Sequence[Path]:
@@ -62,62 +70,48 @@ def _files(path: Path, dataset: str, field: str) -> Sequence[Path]:
     return files
 
 
-def _file_values(file: Path, column: str) -> Iterator[Any]:
+def _file_values(file: Path, column: str, field: str) -> Iterator[Any]:
     match file.suffix:
         case ".txt":
             # A line is a prompt; the column has no meaning here.
-            with file.open(encoding="utf-8") as stream:
-                yield from (line.rstrip("\n") for line in stream)
+            yield from (line.rstrip("\r\n") for line in decoded_lines(file, field=field))
         case ".parquet":
-            yield from _parquet_values(file, column)
+            yield from _parquet_values(file, column, field)
         case ".csv":
-            with file.open(encoding="utf-8", newline="") as stream:
-                reader = csv.DictReader(stream)
-                _check_column(column, reader.fieldnames or (), file)
-                yield from (row[column] for row in reader)
+            yield from _csv_values(file, column, field)
         case _:
-            yield from _object_values(_json_objects(file), column, file)
+            yield from _object_values(json_objects(file, field=field), column, file, field)
 
 
-def _parquet_values(file: Path, column: str) -> Iterator[Any]:
+def _csv_values(file: Path, column: str, field: str) -> Iterator[Any]:
+    csv.field_size_limit(_MAX_CSV_CHARS)
+    reader = csv.DictReader(decoded_lines(file, field=field))
+    try:
+        _check_column(column, reader.fieldnames or (), file)
+        yield from (row[column] for row in reader)
+    except csv.Error as error:
+        raise unreadable(file, error, line=reader.line_num, field=field) from error
+
+
+def _parquet_values(file: Path, column: str, field: str) -> Iterator[Any]:
     import polars as pl
 
     try:
         names = pl.read_parquet_schema(file).keys()
         _check_column(column, tuple(names), file)
-        values = pl.read_parquet(file, columns=[column])[column]
-    except (pl.exceptions.ComputeError, OSError) as error:
-        raise _unreadable(file, error) from error
+        values = pl.read_parquet(file, columns=[column], glob=False)[column]
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise unreadable(file, error, field=field) from error
     yield from values
 
 
-def _json_objects(file: Path) -> Iterator[Any]:
-    """Yield the rows of a JSON list, or of one object a line: both are common under either name."""
-    with file.open(encoding="utf-8") as stream:
-        is_list = stream.read(1024).lstrip().startswith("[")
-    if is_list:
-        try:
-            yield from json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise _unreadable(file, error) from error
-        return
-    with file.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise _unreadable(file, error, line=number) from error
-
-
-def _object_values(objects: Iterable[Any], column: str, file: Path) -> Iterator[Any]:
-    for number, row in enumerate(objects, start=1):
+def _object_values(objects: Iterable[tuple[int, Any]], column: str, file: Path, field: str) -> Iterator[Any]:
+    for number, row in objects:
         if not isinstance(row, dict):
             raise DataError(
                 f"row {number} of {file} is a {type(row).__name__}, but rows are objects",
                 code="DatasetFormat",
-                field="prompts.dataset",
+                field=field,
                 hint='Write rows like {"prompt": "..."}.',
             )
         _check_column(column, tuple(row), file)
@@ -171,13 +165,3 @@ def _check_column(column: str, names: Iterable[str], where: Path | str) -> None:
             "Name one of them.",
             code="ColumnNotFound",
         )
-
-
-def _unreadable(file: Path, error: Exception, line: int | None = None) -> DataError:
-    where = f"line {line} of {file}" if line else f"{file}"
-    return DataError(
-        f"{where} cannot be read: {str(error).splitlines()[0]}",
-        code="DatasetDamaged",
-        field="prompts.dataset",
-        hint="Correct or replace the file.",
-    )

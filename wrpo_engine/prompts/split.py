@@ -37,12 +37,14 @@ class Split:
 
 
 def prompt_text(value: Any) -> str | None:
-    """Return the prompt of a column's value: a text, a message, or the first user message of a conversation."""
+    """Return the prompt of a column's value: a text, a message, or the first user message of a conversation.
+
+    A message's content may be a list of parts, as multimodal models take it; then its text parts are the prompt.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
-        content = value.get("content", value.get("value"))
-        return content if isinstance(content, str) else None
+        return _content(value.get("content", value.get("value")))
     if isinstance(value, Iterable):
         for message in value:
             if isinstance(message, dict) and message.get("role", message.get("from")) in {"user", "human"}:
@@ -50,8 +52,26 @@ def prompt_text(value: Any) -> str | None:
     return None
 
 
+def _content(content: Any) -> str | None:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Iterable):
+        return None
+    parts = [part.get("text") for part in content if isinstance(part, dict)]
+    texts = [text for text in parts if isinstance(text, str)]
+    return "\n".join(texts) if texts else None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def clean(values: Iterable[Any]) -> Cleaned:
-    """Drop values without a prompt, empty prompts and duplicates; count each."""
+    """Drop values without a prompt, empty prompts, halves of surrogate pairs and duplicates; count each."""
     prompts: dict[str, Prompt] = {}
     dropped: Counter[str] = Counter()
     num_read = 0
@@ -61,9 +81,13 @@ def clean(values: Iterable[Any]) -> Cleaned:
         if text is None:
             dropped["no_user_message"] += 1
             continue
+        if not _is_unicode(text):
+            # JSON can write half a surrogate pair; no tokenizer and no file of ours can.
+            dropped["invalid_unicode"] += 1
+            continue
         # One text in two Unicode forms is one prompt; surrounding blanks carry no meaning.
         text = unicodedata.normalize("NFC", text).strip()
-        prompt = Prompt(hashlib.sha256(text.encode(errors="replace")).hexdigest(), text)
+        prompt = Prompt(hashlib.sha256(text.encode()).hexdigest(), text)
         if not text:
             dropped["empty"] += 1
         elif prompt.prompt_id in prompts:
