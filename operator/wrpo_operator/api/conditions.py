@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 
@@ -238,10 +238,11 @@ def missing_object(kind: str, name: str) -> str:
     return f"{kind} `{name}` does not exist in the experiment's namespace. Create it; the rest then follows by itself."
 
 
-def backend_missing(backend: str) -> str:
-    return (
-        f"The cluster does not know kind {backend}. Install Kubeflow's training operator; the rest follows by itself."
-    )
+def backend_missing(backend: str, installed: Iterable[str]) -> str:
+    product = {"TrainJob": "Kubeflow Trainer"}.get(backend, "Kubeflow's training operator")
+    others = ", ".join(sorted(installed))
+    instead = f" Or set training.backend to what is installed: {others}." if others else ""
+    return f"The cluster does not know kind {backend}. Install {product}; the rest follows by itself.{instead}"
 
 
 def artifact_busy(stage: str, experiment: str) -> str:

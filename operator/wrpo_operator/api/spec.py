@@ -206,8 +206,9 @@ class Training(OptimizerSpec):
     """Pods of a training gang. Changing it re-runs nothing."""
     gpus_per_node: GpusPerNode = 0
     """GPUs (nvidia.com/gpu) and ranks of each pod. 0: one rank on the CPU. Changing it re-runs nothing."""
-    backend: Literal["PyTorchJob"] = "PyTorchJob"
-    """Kind of the training stages' children; its CRD must be installed in the cluster."""
+    backend: Literal["PyTorchJob", "TrainJob"] = "PyTorchJob"
+    """Kind of the training stages' children: PyTorchJob (Kubeflow's training operator) or TrainJob (Kubeflow Trainer).
+    Its CRD must be installed in the cluster. Changing it re-runs nothing."""
 
 
 class Evaluation(SpecModel):

@@ -66,6 +66,7 @@ def settings_of(spec: ExperimentSpec, node: StageNode) -> str:
     shape: dict[str, Any] = {
         "resources": resources_of(spec, node).model_dump(mode="json"),
         "runtime": node.runtime.model_dump(mode="json"),
+        "backend": spec.training.backend if node.shape is Shape.TRAINING else "",
         "gang": gang_of(spec, node.id.kind).nodes if node.shape is Shape.TRAINING else 0,
         "scheduling": spec.scheduling.model_dump(mode="json"),
         "images": spec.images.model_dump(mode="json"),

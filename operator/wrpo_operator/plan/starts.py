@@ -107,7 +107,8 @@ def _held(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: dateti
         return Held(view, Reason.MISSING_OBJECT, words.missing_object(kind, name), object=f"{kind}/{name}")
     backend = spec.training.backend
     if view.node.shape is Shape.TRAINING and backend not in snapshot.training_backends:
-        return Held(view, Reason.BACKEND_MISSING, words.backend_missing(backend), object=f"CustomResource/{backend}")
+        text = words.backend_missing(backend, snapshot.training_backends)
+        return Held(view, Reason.BACKEND_MISSING, text, object=f"CustomResource/{backend}")
     nodes = gang_of(spec, view.id.kind).nodes if view.node.shape is Shape.TRAINING else 1
     if nodes > 1 and not protects_gangs(spec.scheduling):
         text = words.gang_unprotected(nodes)

@@ -7,7 +7,6 @@ import copy
 from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt, Shape
 from wrpo_operator.render.common import config_map
 from wrpo_operator.render.jobs import render_job
-from wrpo_operator.render.podgroup import needs_pod_group, render_pod_group
 from wrpo_operator.render.settings import RenderSettings, StageCommand
 from wrpo_operator.render.training import BACKENDS
 
@@ -15,15 +14,14 @@ __all__ = ["RenderSettings", "StageCommand", "render_attempt"]
 
 
 def render_attempt(experiment: Experiment, planned: PlannedAttempt, settings: RenderSettings) -> tuple[Manifest, ...]:
-    """Return the manifests of an attempt in the order in which they are applied: ConfigMap, PodGroup, then child."""
+    """Return the manifests of an attempt in the order in which they are applied: ConfigMap first, the child last."""
     spec = experiment.spec
     if spec is None:
         raise ValueError(f"experiment {experiment.namespace}/{experiment.name} has no valid spec to render from")
     config = config_map(experiment, spec, planned)
     name: str = config["metadata"]["name"]
     if planned.node.shape is Shape.TRAINING:
-        child = BACKENDS[spec.training.backend].render(experiment, spec, planned, settings, name)
+        manifests = BACKENDS[spec.training.backend].render(experiment, spec, planned, settings, name)
     else:
-        child = render_job(experiment, spec, planned, settings, name)
-    groups = (render_pod_group(experiment, spec, planned),) if needs_pod_group(spec, planned) else ()
-    return config, *groups, copy.deepcopy(child)
+        manifests = (render_job(experiment, spec, planned, settings, name),)
+    return config, *copy.deepcopy(manifests)

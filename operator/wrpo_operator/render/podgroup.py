@@ -13,9 +13,9 @@ API_VERSIONS = {"Volcano": "scheduling.volcano.sh/v1beta1", "SchedulerPlugins": 
 
 
 def needs_pod_group(spec: ExperimentSpec, planned: PlannedAttempt) -> bool:
-    """Whether a stage is a gang that is to be started as one by a PodGroup."""
+    """Whether a stage is a gang that is to be started as one by a PodGroup of ours; Kubeflow Trainer makes its own."""
     is_gang = planned.node.shape is Shape.TRAINING and gang_of(spec, planned.node.id.kind).nodes > 1
-    return is_gang and spec.scheduling.pod_group is not None
+    return is_gang and spec.scheduling.pod_group is not None and spec.training.backend == "PyTorchJob"
 
 
 def render_pod_group(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> Manifest:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wrpo_operator.plan.model import ChildFact, ChildState, Note
+from wrpo_operator.render.training import BACKENDS
 from wrpo_operator.runtime.kube import KubeClient, KubeError
 from wrpo_operator.runtime.kueue import workload_note, workload_owner
 from wrpo_operator.runtime.resources import CLAIMS, EVENTS, WORKLOADS, JsonObject, Resource
@@ -48,7 +49,8 @@ class Explainer:
                 workloads = await self._list(WORKLOADS, namespace)
                 notes[child.uid] = queue_notes(child, workloads)
             elif not child.suspended and not child.pods:
-                events = await self._list(EVENTS, namespace, f"involvedObject.kind={child.kind},type=Warning")
+                kind, _ = pod_maker(child)
+                events = await self._list(EVENTS, namespace, f"involvedObject.kind={kind},type=Warning")
                 notes[child.uid] = refusal_notes(child, events)
         return {uid: found for uid, found in notes.items() if found}
 
@@ -94,16 +96,20 @@ def queue_notes(child: ChildFact, workloads: Sequence[JsonObject]) -> tuple[Note
     return tuple(note for workload in own if (note := workload_note(workload)) is not None)
 
 
+def pod_maker(child: ChildFact) -> tuple[str, str]:
+    """Return kind and name of what creates a child's pods."""
+    backend = BACKENDS.get(child.kind)
+    return backend.pod_maker(child.name) if backend else (child.kind, child.name)
+
+
 def refusal_notes(child: ChildFact, events: Sequence[Mapping[str, object]]) -> tuple[Note, ...]:
     """Return the newest refusal of a child's pods."""
+    maker = pod_maker(child)
     newest: tuple[str, str] | None = None
     for event in events:
         about = event.get("involvedObject")
-        if (
-            not isinstance(about, Mapping)
-            or about.get("uid") != child.uid
-            or event.get("reason") not in CREATE_FAILURES
-        ):
+        is_own = isinstance(about, Mapping) and (about.get("kind"), about.get("name")) == maker
+        if not is_own or event.get("reason") not in CREATE_FAILURES:
             continue
         when = str(event.get("lastTimestamp") or event.get("eventTime") or "")
         if newest is None or when >= newest[0]:

@@ -9,10 +9,13 @@ from pydantic import ValidationError
 
 from wrpo_engine.config import TerminationMessage
 from wrpo_operator.api import names
+from wrpo_operator.api.pod_template import STAGE_CONTAINER
 from wrpo_operator.plan.model import ChildFact, ChildState, PodFact
+from wrpo_operator.render.training import BACKENDS
 from wrpo_operator.runtime.resources import JOBS, JsonObject, labels_of, meta, name_of, uid_of
 
-MAIN_CONTAINERS = ("stage", "pytorch")
+MAIN_CONTAINERS = frozenset({STAGE_CONTAINER, *(backend.container for backend in BACKENDS.values())})
+ATTEMPT_LABELS = (names.LABEL_EXPERIMENT_UID, names.LABEL_STAGE, names.LABEL_STAGE_HASH, names.LABEL_ATTEMPT)
 ORDINARY_WAITS = frozenset({"", "ContainerCreating", "PodInitializing"})
 DISRUPTION_REASONS = frozenset({"Evicted", "NodeLost", "NodeShutdown", "Preempting", "Shutdown", "Terminated"})
 """Pod status reasons set by kubelet or controllers, for pods without a DisruptionTarget condition."""
@@ -32,12 +35,26 @@ def parse_time(text: object) -> datetime | None:
 def child_facts(children: Iterable[JsonObject], pods: Iterable[JsonObject]) -> tuple[ChildFact, ...]:
     """Return the facts of every child that carries the operator's labels, with its pods, oldest first."""
     by_owner: dict[str, list[JsonObject]] = {}
+    by_attempt: dict[tuple[str, ...], list[JsonObject]] = {}
     for pod in pods:
-        owner = controller_uid(pod)
-        if owner:
-            by_owner.setdefault(owner, []).append(pod)
-    facts = [fact for child in children if (fact := child_fact(child, by_owner.get(uid_of(child), ()))) is not None]
+        by_owner.setdefault(controller_uid(pod), []).append(pod)
+        by_attempt.setdefault(_attempt_key(pod), []).append(pod)
+    facts = []
+    for child in children:
+        backend = BACKENDS.get(str(child.get("kind", "")))
+        if backend is None or backend.controls_pods:
+            own = by_owner.get(uid_of(child), [])
+        else:
+            own = by_attempt.get(_attempt_key(child), [])
+        fact = child_fact(child, own)
+        if fact is not None:
+            facts.append(fact)
     return tuple(sorted(facts, key=lambda fact: (fact.stage, fact.attempt, fact.name)))
+
+
+def _attempt_key(obj: JsonObject) -> tuple[str, ...]:
+    labels = labels_of(obj)
+    return tuple(labels.get(key, "") for key in ATTEMPT_LABELS)
 
 
 def controller_uid(obj: JsonObject) -> str:
@@ -58,6 +75,7 @@ def child_fact(child: JsonObject, pods: Sequence[JsonObject]) -> ChildFact | Non
     facts = tuple(sorted((pod_fact(pod) for pod in pods), key=lambda fact: fact.name))
     status = child.get("status") or {}
     failed = condition(status, "Failed") or {}
+    ended = condition(status, "Complete") or failed
     state = child_state(child, facts)
     return ChildFact(
         kind=str(child.get("kind", "")),
@@ -73,7 +91,7 @@ def child_fact(child: JsonObject, pods: Sequence[JsonObject]) -> ChildFact | Non
         suspended=is_suspended(child),
         created_at=parse_time(meta(child).get("creationTimestamp")),
         started_at=_started_at(state, status, pods),
-        finished_at=parse_time(status.get("completionTime") or failed.get("lastTransitionTime")),
+        finished_at=parse_time(status.get("completionTime") or ended.get("lastTransitionTime")),
         succeeded_shards=_succeeded_shards(child),
         failed_reason=str(failed.get("reason") or ""),
         failed_message=str(failed.get("message") or ""),
@@ -92,10 +110,10 @@ def condition(status: Mapping[str, object], type_: str) -> JsonObject | None:
 
 
 def is_suspended(child: JsonObject) -> bool:
-    """Return spec.suspend of a Job, spec.runPolicy.suspend of a training resource."""
+    """Return the suspend field of a Job or training resource."""
     spec = child.get("spec") or {}
-    holder = spec if child.get("kind") == JOBS.kind else spec.get("runPolicy") or {}
-    return bool(holder.get("suspend"))
+    backend = BACKENDS.get(str(child.get("kind", "")))
+    return backend.is_suspended(spec) if backend else bool(spec.get("suspend"))
 
 
 def child_state(child: JsonObject, pods: Sequence[PodFact]) -> ChildState:
@@ -222,7 +240,5 @@ def _index(pod: JsonObject) -> int | None:
     text = str(labels.get(key) or annotations.get(key) or "")
     if text.isdecimal():
         return int(text)
-    replica = labels.get("training.kubeflow.org/replica-index", "")
-    if not replica.isdecimal():
-        return None
-    return int(replica) + (1 if labels.get("training.kubeflow.org/replica-type", "").lower() == "worker" else 0)
+    ranks = (backend.rank_of(labels) for backend in BACKENDS.values())
+    return next((rank for rank in ranks if rank is not None), None)

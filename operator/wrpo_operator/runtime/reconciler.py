@@ -27,6 +27,7 @@ from wrpo_operator.plan.model import (
 from wrpo_operator.plan.planner import plan
 from wrpo_operator.render import render_attempt
 from wrpo_operator.render.settings import RenderSettings
+from wrpo_operator.render.training import BACKENDS
 from wrpo_operator.runtime import events
 from wrpo_operator.runtime.explain import Explainer
 from wrpo_operator.runtime.kube import KubeClient, KubeError
@@ -37,7 +38,6 @@ from wrpo_operator.runtime.resources import (
     CHILD_RESOURCES,
     CLAIMS,
     EXPERIMENTS,
-    JOBS,
     SERVICE_ACCOUNTS,
     JsonObject,
     meta,
@@ -187,8 +187,9 @@ class Reconciler:
     async def _set_suspend(self, experiment: Experiment, change: SetSuspend) -> None:
         self._check()
         resource = CHILD_RESOURCES[change.kind]
-        spec: JsonObject = {"suspend": change.suspend}
-        patch = {"spec": spec if resource == JOBS else {"runPolicy": spec}}
+        backend = BACKENDS.get(change.kind)
+        suspended: JsonObject = {"spec": {"suspend": change.suspend}}
+        patch = backend.suspend_patch(suspend=change.suspend) if backend else suspended
         log.info("%s %s", "suspending" if change.suspend else "resuming", change.name, extra={"child": change.name})
         try:
             answer = await self._client.merge_patch(resource, change.name, experiment.namespace, patch)

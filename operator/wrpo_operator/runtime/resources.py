@@ -44,6 +44,8 @@ class Resource:
 EXPERIMENTS = Resource("wrpo.ai", "v1alpha1", "wrpoexperiments", "WRPOExperiment")
 JOBS = Resource("batch", "v1", "jobs", "Job")
 PYTORCH_JOBS = Resource("kubeflow.org", "v1", "pytorchjobs", "PyTorchJob")
+TRAIN_JOBS = Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob")
+TRAINING_RUNTIMES = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime")
 PODS = Resource("", "v1", "pods", "Pod")
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", "ServiceAccount")
@@ -58,12 +60,12 @@ POD_GROUPS = (
     Resource("scheduling.x-k8s.io", "v1alpha1", "podgroups", "PodGroup"),
 )
 
-CHILD_RESOURCES: dict[str, Resource] = {JOBS.kind: JOBS, PYTORCH_JOBS.kind: PYTORCH_JOBS}
+CHILD_RESOURCES: dict[str, Resource] = {resource.kind: resource for resource in (JOBS, PYTORCH_JOBS, TRAIN_JOBS)}
 """Kinds a stage may become, by kind."""
 
 APPLIED_RESOURCES: dict[tuple[str, str], Resource] = {
     (resource.api_version, resource.kind): resource
-    for resource in (*CHILD_RESOURCES.values(), *POD_GROUPS, CONFIG_MAPS, SERVICE_ACCOUNTS)
+    for resource in (*CHILD_RESOURCES.values(), *POD_GROUPS, TRAINING_RUNTIMES, CONFIG_MAPS, SERVICE_ACCOUNTS)
 }
 """Everything that may stand in a rendered manifest, by apiVersion and kind."""
 

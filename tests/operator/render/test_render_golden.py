@@ -59,6 +59,10 @@ CASES: dict[str, tuple[str, dict[str, Any], RenderSettings]] = {
         {"training": {"nodes": 2},
          "scheduling": {"queueName": "gpus", "workloadPriorityClassName": "research",
                         "requiredTopology": "cloud.provider.com/topology-rack"}}, SETTINGS),
+    "train-as-trainjob": (
+        "train",
+        {"training": {"nodes": 2, "gpusPerNode": 4, "backend": "TrainJob"}, "scheduling": {"podGroup": "Volcano"},
+         "deadlines": {"activeSeconds": 86400}}, SETTINGS),
     "score-by-an-endpoint": (
         "score/qwen",
         {"reward": {"model": None, "endpoint": "http://rewards.ml:8000/v1", "endpointModel": "rm",
@@ -94,7 +98,9 @@ def render(case: str) -> tuple[Manifest, ...]:
 def pod_templates(child: Manifest) -> list[dict[str, Any]]:
     if child["kind"] == "Job":
         return [child["spec"]["template"]]
-    return [replica["template"] for replica in child["spec"]["pytorchReplicaSpecs"].values()]
+    if child["kind"] == "TrainingRuntime":
+        return [job["template"]["spec"]["template"] for job in child["spec"]["template"]["spec"]["replicatedJobs"]]
+    return [replica["template"] for replica in child["spec"].get("pytorchReplicaSpecs", {}).values()]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -112,17 +118,26 @@ def test_there_is_no_golden_without_a_case() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_manifests_are_strictly_valid(case: str) -> None:
-    config, *_, child = load_all((GOLDEN / f"{case}.yaml").read_text())
+    config, *others, child = load_all((GOLDEN / f"{case}.yaml").read_text())
     kubernetes_validate.validate(config, KUBERNETES, strict=True)
     if child["kind"] == "Job":
         kubernetes_validate.validate(child, KUBERNETES, strict=True)
-    for template in pod_templates(child):
+    templates = [template for manifest in (*others, child) for template in pod_templates(manifest)]
+    assert templates
+    for template in templates:
         # The validator knows whole objects alone: a Job around the template makes it check the template.
         job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, "spec": {"template": template}}
         kubernetes_validate.validate(job, KUBERNETES, strict=True)
 
 
-@pytest.mark.parametrize("case", [case for case, (stage, _, _) in CASES.items() if stage in {"sft", "train"}])
+PYTORCH_CASES = [
+    case
+    for case, (stage, changes, _) in CASES.items()
+    if stage in {"sft", "train"} and changes.get("training", {}).get("backend") != "TrainJob"
+]
+
+
+@pytest.mark.parametrize("case", PYTORCH_CASES)
 def test_pytorchjobs_follow_their_schema(case: str) -> None:
     definition = yaml.safe_load((ROOT / "operator/wrpo_devcluster/manifests/pytorchjobs.yaml").read_text())
     schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
@@ -160,7 +175,7 @@ def test_the_engine_reads_what_the_operator_writes(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_mount_path_stands_in_the_config(case: str) -> None:
-    config, *_, child = render(case)
-    mounts = [mount["mountPath"] for template in pod_templates(child)
+    config, *children = render(case)
+    mounts = [mount["mountPath"] for child in children for template in pod_templates(child)
               for mount in template["spec"]["containers"][0]["volumeMounts"]]  # fmt: skip
     assert not [mount for mount in mounts if mount in json.dumps(config["data"])]

@@ -7,6 +7,7 @@ an exemption or an operator started with another init container template.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from wrpo_operator.api.spec import ExperimentSpec
@@ -14,6 +15,7 @@ from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
 from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.render.common import child_metadata
 from wrpo_operator.render.pod import pod_template
+from wrpo_operator.render.podgroup import needs_pod_group, render_pod_group
 from wrpo_operator.render.settings import RenderSettings
 
 CONTAINER = "pytorch"
@@ -29,7 +31,11 @@ def master_port(planned: PlannedAttempt) -> int:
 
 
 class PyTorchJobBackend:
-    """The default backend."""
+    """Kubeflow's training operator v1: the default backend."""
+
+    kind = "PyTorchJob"
+    container = CONTAINER
+    controls_pods = True
 
     def render(
         self,
@@ -38,8 +44,11 @@ class PyTorchJobBackend:
         planned: PlannedAttempt,
         settings: RenderSettings,
         config_name: str,
-    ) -> Manifest:
-        """Return the PyTorchJob. The gang is never restarted in place: the operator makes it anew."""
+    ) -> tuple[Manifest, ...]:
+        """Return the PyTorchJob, after its PodGroup if it has one.
+
+        The gang is never restarted in place: the operator makes it anew.
+        """
         gang = gang_of(spec, planned.node.id.kind)
         port = {"name": PORT_NAME, "containerPort": master_port(planned), "protocol": "TCP"}
         template = pod_template(
@@ -66,9 +75,31 @@ class PyTorchJobBackend:
             "runPolicy": policy,
             "pytorchReplicaSpecs": replicas,
         }
-        return {
+        child = {
             "apiVersion": "kubeflow.org/v1",
-            "kind": "PyTorchJob",
+            "kind": self.kind,
             "metadata": child_metadata(experiment, planned, spec.scheduling, job),
             "spec": job,
         }
+        groups = (render_pod_group(experiment, spec, planned),) if needs_pod_group(spec, planned) else ()
+        return *groups, child
+
+    def suspend_patch(self, *, suspend: bool) -> dict[str, Any]:
+        """See TrainingBackend."""
+        return {"spec": {"runPolicy": {"suspend": suspend}}}
+
+    def is_suspended(self, spec: Mapping[str, Any]) -> bool:
+        """See TrainingBackend."""
+        return bool((spec.get("runPolicy") or {}).get("suspend"))
+
+    def pod_maker(self, child: str) -> tuple[str, str]:
+        """See TrainingBackend."""
+        return self.kind, child
+
+    def rank_of(self, labels: Mapping[str, str]) -> int | None:
+        """Return the rank: the master is 0, workers follow."""
+        index = labels.get("training.kubeflow.org/replica-index", "")
+        if not index.isdecimal():
+            return None
+        is_worker = labels.get("training.kubeflow.org/replica-type", "").lower() == "worker"
+        return int(index) + (1 if is_worker else 0)
