@@ -145,9 +145,7 @@ class DeepSpeedBackend:
             model.causal_lm.get_decoder().compile(dynamic=True)
         with peer_errors():
             deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-            self._engine, *_ = deepspeed.initialize(
-                model=model, optimizer=make_adamw(list(self._parameters.values()), params), config=config
-            )
+            self._engine, *_ = deepspeed.initialize(model=model, optimizer=make_adamw(model, params), config=config)
             self._frozen: Any = frozen
             if frozen is not None:
                 frozen.requires_grad_(False).eval()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wrpo_engine.config import OptimizerParams
 from wrpo_engine.training.backend import ReadTensor, TensorKind
@@ -11,15 +13,36 @@ from wrpo_engine.training.collate import Batch
 from wrpo_engine.training.lora import adapters_off
 from wrpo_engine.training.model import PREFIX, LogpModel
 
+_UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|_norm(\.|$)|(^|\.)norm(\.|$)")
 
-def make_adamw(parameters: list[torch.nn.Parameter], params: OptimizerParams) -> torch.optim.AdamW:
+
+def undecayed(model: nn.Module) -> set[str]:
+    """Return the names of the parameters without weight decay: biases and norms, as the Hugging Face trainer has it."""
+    of_layer_norms = {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    return of_layer_norms | {name for name, _ in model.named_parameters() if _UNDECAYED.search(name.lower())}
+
+
+def make_adamw(model: nn.Module, params: OptimizerParams) -> torch.optim.AdamW:
     """Return the optimizer all backends use. The rate is set anew before every step."""
+    exempt = undecayed(model) if params.weight_decay else set()
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = [
+        {
+            "params": [parameter for name, parameter in trained if name not in exempt],
+            "weight_decay": params.weight_decay,
+        },
+        {"params": [parameter for name, parameter in trained if name in exempt], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(
-        parameters,
+        [group for group in groups if group["params"]],
         lr=params.learning_rate,
         betas=(params.adam_beta1, params.adam_beta2),
         eps=params.adam_epsilon,
-        weight_decay=params.weight_decay,
         fused=True,
     )
 
@@ -41,7 +64,7 @@ class SingleProcessBackend:
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         }
-        self._optimizer = make_adamw(list(self._parameters.values()), params)
+        self._optimizer = make_adamw(model, params)
 
     @property
     def device(self) -> torch.device:
