@@ -1,24 +1,35 @@
-"""The trained model as a plain Hugging Face directory."""
+"""The trained model as a plain Hugging Face directory, published file by file."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from wrpo_engine.artifacts import ArtifactWriter
+from wrpo_engine.artifacts.manifest import sha256_of
+from wrpo_engine.config import LoraParams
 from wrpo_engine.training.backend import Backend, TensorKind
 from wrpo_engine.training.collectives import Group
+from wrpo_engine.training.lora import merge_adapters, save_adapter
+from wrpo_engine.training.model import load_causal_lm
 
 MODEL_DIRECTORY = "model"
+ADAPTER_DIRECTORY = "adapter"
+_MODE = 0o644
+"""Other pods read the artifact as other users."""
 
 
 def gather_weights(
     backend: Backend, group: Group, precision: Literal["float32", "bfloat16"]
 ) -> dict[str, Tensor] | None:
-    """Return all trainable weights on rank 0, rounded once to the training precision; None elsewhere."""
+    """Return all trainable weights on rank 0, rounded once to the given precision; None elsewhere."""
     weights: dict[str, Tensor] = {}
     for name in backend.parameter_names():
         full = backend.full_tensor(name, TensorKind.WEIGHT)
@@ -27,20 +38,70 @@ def gather_weights(
     return weights if group.is_main else None
 
 
-def export_model(
-    directory: Path, *, source: Path, weights: dict[str, Tensor], tokenizer: Any, card: str, trust_remote_code: bool
-) -> list[str]:
-    """Write config, safetensors, tokenizer with chat template, generation config and card; return the file names.
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """What is exported."""
+
+    source: Path
+    """The model that training started from: config, generation config and, for adapters, the base weights."""
+    base_name: str
+    """What the adapter's configuration calls it."""
+    weights: Mapping[str, Tensor]
+    """Trained parameters by their Hugging Face names; with `lora` the adapters, in fp32."""
+    precision: Literal["float32", "bfloat16"]
+    lora: LoraParams | None
+    tokenizer: Any
+    """None where a run on token ids has none."""
+    trust_remote_code: bool
+
+
+def export_model(output: ArtifactWriter, trained: TrainedModel, card: Callable[[Mapping[str, str]], str]) -> list[str]:
+    """Publish config, safetensors, tokenizer with chat template, generation config and card; return the file names.
 
     The model is made anew from its config on the meta device and given the weights, so nothing that training hung on
-    the live model (hooks, partitions, the chunked head) can reach the files. It appears at once, when it is whole.
+    the live model (hooks, partitions, the chunked head) can reach the files. With adapters the model is the merged one,
+    and the adapter lies beside it. `card` gets the sha256 of every file of weights.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    scratch = output.directory / f".tmp-{MODEL_DIRECTORY}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        model = scratch / MODEL_DIRECTORY
+        weights = dict(trained.weights)
+        if trained.lora is not None:
+            save_adapter(scratch / ADAPTER_DIRECTORY, weights, trained.lora, base=trained.base_name)
+            weights = _merged(trained, trained.lora)
+        _save_model(model, trained, weights)
+        if trained.tokenizer is not None:
+            trained.tokenizer.save_pretrained(str(model))
+        digests = {name: sha256_of(scratch / name) for name in _names(scratch) if name.endswith(".safetensors")}
+        (model / "README.md").write_text(card(digests))
+        names = _names(scratch)
+        for name in names:
+            output.publish(name, partial(_move, scratch / name))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return names
+
+
+def _merged(trained: TrainedModel, lora: LoraParams) -> dict[str, Tensor]:
+    base = load_causal_lm(
+        trained.source,
+        precision=trained.precision,
+        gradient_checkpointing=False,
+        trust_remote_code=trained.trust_remote_code,
+    )
+    return merge_adapters(base, trained.weights, lora)
+
+
+def _save_model(directory: Path, trained: TrainedModel, weights: dict[str, Tensor]) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    source, trust_remote_code = trained.source, trained.trust_remote_code
     config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
-    dtype = next(iter(weights.values())).dtype
+    dtype = getattr(torch, trained.precision)
     config.dtype = dtype
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -54,11 +115,13 @@ def export_model(
     # Greedy defaults beside sampling parameters are refused on saving; the parameters are kept by saying so.
     if model.generation_config.temperature is not None or model.generation_config.top_p is not None:
         model.generation_config.do_sample = True
-    temporary = directory.with_name(f".tmp-{directory.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary, state_dict=weights)
-    tokenizer.save_pretrained(str(temporary))
-    (temporary / "README.md").write_text(card)
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.replace(directory)
-    return sorted(str(path.relative_to(directory.parent)) for path in directory.rglob("*") if path.is_file())
+    model.save_pretrained(directory, state_dict=weights)
+
+
+def _names(directory: Path) -> list[str]:
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+def _move(source: Path, path: Path) -> None:
+    source.replace(path)
+    path.chmod(_MODE)

@@ -21,7 +21,11 @@ class CardFacts:
     """Role -> `stage/hash (sha256 of its manifest)`."""
     params: Mapping[str, Any]
     data: Mapping[str, Any]
+    sources: Mapping[str, int]
+    """Source model -> rows whose source response is its."""
     metrics: Mapping[str, float]
+    digests: Mapping[str, str]
+    """File of weights -> sha256."""
     engine_version: str
 
 
@@ -51,6 +55,7 @@ def model_card(facts: CardFacts) -> str:
         "",
         *_table(facts.data),
         "",
+        *(["## Sources of the preferred responses", "", *_table(facts.sources), ""] if facts.sources else []),
         "## Hyper-parameters",
         "",
         *_table(facts.params),
@@ -58,6 +63,10 @@ def model_card(facts: CardFacts) -> str:
         "## Metrics of the last step",
         "",
         *_table(facts.metrics),
+        "",
+        "## Weights",
+        "",
+        *_table(facts.digests, "file", "sha256"),
         "",
         "## Use",
         "",
@@ -72,6 +81,6 @@ def model_card(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def _table(values: Mapping[str, Any]) -> list[str]:
-    rows = [f"| {name} | {value if isinstance(value, str) else json.dumps(value)} |" for name, value in values.items()]
-    return ["| name | value |", "|---|---|", *rows]
+def _table(values: Mapping[str, Any], key: str = "name", value: str = "value") -> list[str]:
+    rows = [f"| {name} | {entry if isinstance(entry, str) else json.dumps(entry)} |" for name, entry in values.items()]
+    return [f"| {key} | {value} |", "|---|---|", *rows]
