@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 from engine_support import save_tiny_reward
-from hypothesis import given
-from hypothesis import strategies as st
 
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import ConfigError, DataError, Interrupted
 from wrpo_engine.models import ResolvedModel
 from wrpo_engine.progress import ProgressState
 from wrpo_engine.scoring import stage
-from wrpo_engine.scoring.reward_model import RewardScorer, token_batches
+from wrpo_engine.scoring.reward_model import RewardScorer
 from wrpo_engine.stage import StopRequest
 
 ANSWERS = [("p1", "short"), ("p1", "a much longer answer than the other one"), ("p2", "yes"), ("p2", ""), ("p3", "no")]
@@ -25,14 +24,6 @@ ANSWERS = [("p1", "short"), ("p1", "a much longer answer than the other one"), (
 def scorer(path: Path, **changes: Any) -> RewardScorer:
     options: dict[str, Any] = {"max_length": 512, "batch_tokens": 4096}
     return RewardScorer(ResolvedModel(path, "tiny", None), **options | changes)
-
-
-@given(lengths=st.lists(st.integers(1, 60), max_size=40), budget=st.integers(1, 200))
-def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    batches = list(token_batches(lengths, budget))
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
 
 
 def test_padding_changes_no_score(tiny_reward_dir: Path) -> None:
@@ -60,25 +51,37 @@ def test_scores_equal_the_plain_model(tiny_reward_dir: Path) -> None:
     )
 
 
-def test_a_tokenizer_without_padding_token_scores_the_same(tiny_reward_dir: Path, tmp_path: Path) -> None:
-    import shutil
+def changed_tokenizer(path: Path, to: Path, **changes: Any) -> Path:
+    """A copy of the reward model whose tokenizer has other attributes."""
+    from transformers import AutoTokenizer
 
-    copied = shutil.copytree(tiny_reward_dir, tmp_path / "reward")
-    plain = scorer(copied)
-    plain._tokenizer.pad_token = None
+    shutil.copytree(path, to)
+    tokenizer = AutoTokenizer.from_pretrained(to)
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    (to / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(to)
+    return to
+
+
+def test_a_tokenizer_without_padding_and_end_tokens_scores_the_same(tiny_reward_dir: Path, tmp_path: Path) -> None:
+    plain = changed_tokenizer(tiny_reward_dir, tmp_path / "plain", pad_token=None, eos_token=None)
     pairs = [("hi", "yo"), ("hi", "a rather longer answer")]
-    assert plain.score(pairs) == pytest.approx(scorer(tiny_reward_dir).score(pairs), abs=1e-6)
+    assert scorer(plain).score(pairs) == pytest.approx(scorer(tiny_reward_dir).score(pairs), abs=1e-6)
 
 
-def test_models_without_a_chat_template_read_prompt_and_response_as_a_pair(tiny_reward_dir: Path) -> None:
+def test_models_without_a_chat_template_read_prompt_and_response_as_a_pair(
+    tiny_reward_dir: Path, tmp_path: Path
+) -> None:
     import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    pairs = scorer(tiny_reward_dir, max_length=12)
-    pairs._tokenizer.chat_template = None
-    short, long = pairs.rewards([("hi", "yo"), ("hello there", "a longer answer")])
-    ids = pairs._tokenizer("hi", "yo")["input_ids"]
+    path = changed_tokenizer(tiny_reward_dir, tmp_path / "pairs", chat_template=None)
+    short, long = scorer(path, max_length=12).rewards([("hi", "yo"), ("hello there", "a longer answer")])
+    ids = AutoTokenizer.from_pretrained(path)("hi", "yo")["input_ids"]
+    model = AutoModelForSequenceClassification.from_pretrained(path).eval()
     with torch.inference_mode():
-        expected = float(pairs._model(input_ids=torch.tensor([ids])).logits)
+        expected = float(model(input_ids=torch.tensor([ids])).logits)
     assert short.score == pytest.approx(expected, abs=1e-6)
     assert (short.truncated, long.truncated) == (False, True)
 
@@ -175,19 +178,19 @@ def test_a_stop_request_ends_scoring_after_a_batch_and_finished_parts_stay(
     ctx = make_ctx(params(tiny_reward_dir, batch_tokens=1), inputs, stage="score/tiny", stop=stop)
     seen: list[float] = []
 
-    class StopAtThree:
+    class StopAfterThePart:
         def show(self, state: ProgressState) -> None:
             seen.append(state.done)
-            if state.done == 3:
+            if state.done == 2:
                 stop.request()
 
         def close(self) -> None:
             pass
 
-    ctx.progress.sinks.append(StopAtThree())
+    ctx.progress.sinks.append(StopAfterThePart())
     with pytest.raises(Interrupted):
         stage.run(ctx)
-    assert seen == [0, 1, 2, 3]
+    assert seen == [0, 1, 2]
     assert [path.name for path in (ctx.output.directory / "parts").iterdir()] == ["part-00000.parquet"]
     again = make_ctx(params(tiny_reward_dir), inputs, stage="score/tiny")
     assert stage.run(again).rows == 3

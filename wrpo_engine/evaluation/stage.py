@@ -1,11 +1,10 @@
 """The evaluate stage: held-out prompts answered by each model and scored; wins of the last model over each other one.
 
-Work is kept by model: `models/<label>.parquet` holds a model's scored answers, so a killed pod loses one model at most.
+Work is kept by model below `models/`, answers and scores apart, so a killed pod loses one model's at most.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,12 @@ import polars as pl
 
 from wrpo_engine.config import EvaluateModel, EvaluateParams
 from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.evaluation.answers import SCORED_ANSWERS, AnswerJob, answer
+from wrpo_engine.evaluation.answers import AnswerJob, answer
 from wrpo_engine.evaluation.isolation import answer_in_process
+from wrpo_engine.evaluation.scores import REWARD_PREFIX, all_rewards, score_answers, weights_of
 from wrpo_engine.evaluation.win_rate import compare, shares
 from wrpo_engine.models import resolve_model
-from wrpo_engine.scoring.reward_model import load_reward_scorer
+from wrpo_engine.scoring.load import reward_details
 from wrpo_engine.stage import StageContext, StageResult
 
 log = logging.getLogger("wrpo_engine")
@@ -33,25 +33,32 @@ def run(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, EvaluateParams)
     _check_labels(params.models)
+    weights = weights_of(params)
     prompts = _prompts(ctx)
-    answered = [_answered(ctx, params, prompts, index) for index in range(len(params.models))]
-    scored = [_scored(ctx, params, entry, rows) for entry, rows in zip(params.models, answered, strict=True)]
-    answers = pl.concat(scored)
+    answered = {entry.label: _answered(ctx, params, prompts, index) for index, entry in enumerate(params.models)}
+    # All models are sampled by now, so only a reward model is in memory.
+    answers = pl.concat(score_answers(ctx, params, answered).values())
     result = evaluation(answers, [entry.label for entry in params.models], _source_share(ctx))
     ctx.output.publish(ANSWERS_NAME, answers.write_parquet)
     ctx.output.publish(EVALUATION_NAME, lambda path: _write_json(path, result))
     metrics = metrics_of(result)
-    details = {
+    details: dict[str, Any] = {
         "models": {
             entry.label: resolve_model(entry.model, ctx, field=f"evaluation model {entry.label}").details()
             for entry in params.models
         },
-        "reward": resolve_model(params.reward, ctx, field="reward.model").details(),
+        "reward": reward_details(params.reward, ctx),
     }
+    if params.more_rewards:
+        details["rewards"] = [
+            {**reward_details(reward, ctx), "weight": weight}
+            for reward, weight in zip(all_rewards(params), weights, strict=True)
+        ]
     ctx.output.commit(
         files=[ANSWERS_NAME, EVALUATION_NAME], rows={ANSWERS_NAME: answers.height}, metrics=metrics, details=details
     )
-    _remove_work(ctx, params.models)
+    # What is in answers.parquet now; the manifest does not list it.
+    ctx.output.discard("models/")
     total = len(params.models) * len(prompts)
     ctx.progress.update(total, total, metrics=metrics)
     return StageResult(rows=answers.height, metrics=metrics)
@@ -67,8 +74,23 @@ def evaluation(answers: pl.DataFrame, labels: Sequence[str], source_share: Mappi
         "mean_reward": {label: sum(scores.values()) / len(scores) for label, scores in by_label.items()},
         "win_rates": {label: compare(by_label[last], by_label[label]).to_json() for label in labels[:-1]},
         "source_share": dict(source_share),
+        **_mean_by_reward(answers, labels),
         "mean_tokens": {label: _mean_tokens(answers.filter(pl.col("label") == label)) for label in labels},
     }
+
+
+def _mean_by_reward(answers: pl.DataFrame, labels: Sequence[str]) -> dict[str, Any]:
+    """Return the mean of each reward by itself, where there are several."""
+    columns = [name for name in answers.columns if name.startswith(REWARD_PREFIX)]
+    if not columns:
+        return {}
+    means = {
+        column.removeprefix(REWARD_PREFIX): {
+            label: answers.filter(pl.col("label") == label)[column].mean() for label in labels
+        }
+        for column in columns
+    }
+    return {"mean_reward_by_reward": means}
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
@@ -98,14 +120,12 @@ def _prompts(ctx: StageContext) -> list[tuple[str, str]]:
 
 def _answered(
     ctx: StageContext, params: EvaluateParams, prompts: Sequence[tuple[str, str]], index: int
-) -> pl.DataFrame | None:
-    """Return a model's answers: from an earlier attempt, or sampled now. None if they are scored already."""
+) -> pl.DataFrame:
+    """Return a model's answers: from an earlier attempt, or sampled now."""
     entry = params.models[index]
-    if (ctx.output.directory / _scored_name(entry)).exists():
-        return None
-    kept = ctx.output.directory / _answers_name(entry)
-    if kept.exists():
-        return pl.read_parquet(kept)
+    kept = _answers_name(entry)
+    if kept in ctx.output.published("models/"):
+        return pl.read_parquet(ctx.output.fetch(kept))
     ctx.stop.raise_if_requested()
     job = AnswerJob(
         label=entry.label,
@@ -137,25 +157,6 @@ def _needs_own_process(params: EvaluateParams) -> bool:
     return params.backend == "vLLM" and torch.cuda.is_available()
 
 
-def _scored(ctx: StageContext, params: EvaluateParams, entry: EvaluateModel, rows: pl.DataFrame | None) -> pl.DataFrame:
-    """Return a model's answers with their scores; all models are sampled by now, so only the reward model is loaded."""
-    name = _scored_name(entry)
-    if rows is None:
-        return pl.read_parquet(ctx.output.directory / name)
-    ctx.stop.raise_if_requested()
-    scorer = load_reward_scorer(
-        params.reward, ctx, max_length=params.max_length, batch_tokens=params.batch_tokens, dtype="auto"
-    )
-    names = [
-        f"{entry.label}, prompt_id {row[0]}, sample_index {row[1]}"
-        for row in rows[["prompt_id", "sample_index"]].iter_rows()
-    ]
-    scores = scorer.score(list(zip(rows["prompt"], rows["text"], strict=True)), names)
-    scored = rows.with_columns(pl.Series("score", scores, dtype=pl.Float64)).select(list(SCORED_ANSWERS))
-    ctx.output.publish(name, scored.write_parquet)
-    return scored
-
-
 def _source_share(ctx: StageContext) -> dict[str, float]:
     if "triples" not in ctx.config.inputs:
         return {}
@@ -174,19 +175,6 @@ def _mean_tokens(rows: pl.DataFrame) -> float:
 
 def _answers_name(entry: EvaluateModel) -> str:
     return f"models/{entry.label}.answers.parquet"
-
-
-def _scored_name(entry: EvaluateModel) -> str:
-    return f"models/{entry.label}.scored.parquet"
-
-
-def _remove_work(ctx: StageContext, models: Sequence[EvaluateModel]) -> None:
-    """Remove what is in answers.parquet now; the manifest does not list it."""
-    for entry in models:
-        for name in (_answers_name(entry), _scored_name(entry)):
-            (ctx.output.directory / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        (ctx.output.directory / "models").rmdir()
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,86 +1,52 @@
-"""A sequence-classification reward model: (prompt, response) in, one number out; batched by a budget of tokens."""
+"""A reward model in this process: pairs encoded, batched by a budget of tokens, the next batch prepared meanwhile."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from wrpo_engine.chat import messages_of, text_token_ids
-from wrpo_engine.config import RewardModel
-from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.models import ResolvedModel, context_length, resolve_model, tokenizer_of
-from wrpo_engine.stage import StageContext
+import torch
+from torch import Tensor
 
-Pair = tuple[str, str]
+from wrpo_engine.errors import DataError
+from wrpo_engine.models import ResolvedModel, context_length, tokenizer_of
+from wrpo_engine.scoring.batching import prefetched
+from wrpo_engine.scoring.encoding import Encoded, PairEncoder, Truncation
+from wrpo_engine.scoring.gated import is_gated, objective_names
+from wrpo_engine.scoring.loading import ignored_last_token, load_network, read_config
+from wrpo_engine.scoring.network import Batch, Row
+from wrpo_engine.scoring.rewards import OnProgress, Pair, Reward, check_finite, row_name
 
-
-@dataclass(frozen=True)
-class Reward:
-    """The score of one pair; truncated if the model read only its beginning."""
-
-    score: float
-    truncated: bool
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """Token ids of a pair, and token types where the model has them."""
-
-    ids: list[int]
-    types: list[int] | None
-    truncated: bool
+_PREFETCHED_BATCHES = 2
 
 
 class RewardScorer:
     """A loaded reward model."""
 
-    def __init__(self, model: ResolvedModel, *, max_length: int, batch_tokens: int, dtype: str = "auto") -> None:
-        import torch
-        from transformers import AutoModelForSequenceClassification
-
-        self.details = model.details()
-        self._name = model.identity
-        self._tokenizer = tokenizer_of(model, field="reward.model", needs_template=False)
+    def __init__(
+        self,
+        model: ResolvedModel,
+        *,
+        max_length: int,
+        batch_tokens: int,
+        dtype: str = "auto",
+        truncation: Truncation = "Right",
+    ) -> None:
+        config = read_config(model)
+        self.identity = model.identity
+        self.objectives = objective_names(config) if is_gated(config) else ()
+        tokenizer = tokenizer_of(model, field="reward", needs_template=is_gated(config))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            self._model, loaded = AutoModelForSequenceClassification.from_pretrained(
-                str(model.path),
-                dtype=_torch_dtype(dtype, self._device),
-                trust_remote_code=model.trust_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                "reward.model",
-                model.identity,
-                f"it cannot be loaded as a sequence classifier: {str(error).splitlines()[0][:300]}",
-                "Use a reward model that AutoModelForSequenceClassification loads.",
-                code="RewardModelInvalid",
-            ) from error
-        labels = int(self._model.config.num_labels)
-        if labels != 1:
-            raise ConfigError(
-                "reward.model",
-                model.identity,
-                f"it has {labels} labels, but a reward model must have exactly one",
-                "Use a classifier trained with num_labels=1.",
-                code="RewardModelInvalid",
-            )
-        if missing := sorted(loaded["missing_keys"]):
-            raise ConfigError(
-                "reward.model",
-                model.identity,
-                f"its files hold no weights for {', '.join(missing[:3])}, so its scores would be random",
-                "Use a trained sequence classifier; a base or chat model is no reward model.",
-                code="RewardModelInvalid",
-            )
-        self._model.to(self._device).eval()
-        limit = context_length(model)
-        own_limit = getattr(self._tokenizer, "model_max_length", None)
-        self._max_length = min(length for length in (max_length, limit, own_limit) if length)
+        self._network = load_network(model, config, dtype, self._device)
+        own_limit = getattr(tokenizer, "model_max_length", None)
+        limits = (max_length, context_length(model), own_limit)
+        self._encoder = PairEncoder(
+            tokenizer,
+            identity=model.identity,
+            max_length=min(length for length in limits if length),
+            truncation=truncation,
+        )
+        self._ignored = ignored_last_token(config)
+        self._gate_pattern = self._encoder.between_turns() if self.objectives else None
         self._batch_tokens = batch_tokens
 
     def score(self, pairs: Sequence[Pair], names: Sequence[str] | None = None) -> list[float]:
@@ -88,109 +54,108 @@ class RewardScorer:
         return [reward.score for reward in self.rewards(pairs, names)]
 
     def rewards(
-        self,
-        pairs: Sequence[Pair],
-        names: Sequence[str] | None = None,
-        on_batch: Callable[[int], None] | None = None,
+        self, pairs: Sequence[Pair], names: Sequence[str] | None = None, on_progress: OnProgress | None = None
     ) -> list[Reward]:
-        """Return the score of each pair, in order, and whether the pair was cut to the model's length.
-
-        `on_batch` is told after each batch how many pairs it held; what it raises ends scoring.
-        """
-        encoded = [self._encode(prompt, response) for prompt, response in pairs]
-        scores = [math.nan] * len(pairs)
-        for batch in token_batches([len(row.ids) for row in encoded], self._batch_tokens):
-            for index, value in zip(batch, self._forward([encoded[index] for index in batch]), strict=True):
-                scores[index] = value
-            if on_batch is not None:
-                on_batch(len(batch))
-        for index, value in enumerate(scores):
-            if not math.isfinite(value):
-                row = names[index] if names is not None else f"row {index}"
-                raise DataError(
-                    f"reward model {self._name} gives {value} for {row} ({len(encoded[index].ids)} tokens)",
-                    code="RewardNotFinite",
-                    field="reward.model",
-                    hint="Check the model on this text; half precision may overflow (try float32). Or use another.",
+        """Return the reward of each pair, in order."""
+        encoded = self._encoder.encode(pairs, names)
+        rows, sources = self._unique_rows(pairs, encoded, names)
+        values, padding = self._values(rows, on_progress, sources)
+        rewards = []
+        first_seen: set[int] = set()
+        for index, row in enumerate(sources):
+            score, *objectives = values[row]
+            rewards.append(
+                Reward(
+                    score=score,
+                    truncated=encoded[index].truncated,
+                    objectives=tuple(objectives),
+                    num_tokens=len(encoded[index].ids),
+                    num_padding=0 if row in first_seen else padding[row],
                 )
-        return [Reward(score, row.truncated) for score, row in zip(scores, encoded, strict=True)]
+            )
+            first_seen.add(row)
+        hint = "Check the model on this text; half precision may overflow (try float32). Or use another."
+        check_finite(f"model {self.identity}", rewards, names, hint=hint)
+        return rewards
 
-    def _encode(self, prompt: str, response: str) -> _Encoded:
-        """Return the pair as the model reads it, cut to its length."""
-        tokenizer = self._tokenizer
-        if tokenizer.chat_template:
-            messages = [*messages_of(prompt), {"role": "assistant", "content": response}]
-            text = tokenizer.apply_chat_template(messages, tokenize=False)
-            ids = text_token_ids(tokenizer, text)
-            return _Encoded(ids[: self._max_length], None, len(ids) > self._max_length)
-        full = tokenizer(prompt, response, verbose=False)
-        truncated = len(full["input_ids"]) > self._max_length
-        if truncated:
-            full = tokenizer(prompt, response, truncation="longest_first", max_length=self._max_length)
-        types = full.get("token_type_ids")
-        return _Encoded(list(full["input_ids"]), None if types is None else list(types), truncated)
+    def _unique_rows(
+        self, pairs: Sequence[Pair], encoded: Sequence[Encoded], names: Sequence[str] | None
+    ) -> tuple[list[Row], list[int]]:
+        """Return the different rows, and for each pair which of them it is: equal pairs get equal scores, once."""
+        rows: list[Row] = []
+        sources: list[int] = []
+        known: dict[tuple[str, tuple[int, ...]], int] = {}
+        for index, ((prompt, _), row) in enumerate(zip(pairs, encoded, strict=True)):
+            key = (prompt, tuple(row.ids))
+            if key not in known:
+                known[key] = len(rows)
+                rows.append(self._row(prompt, row, names, index))
+            sources.append(known[key])
+        return rows, sources
 
-    def _forward(self, batch: Sequence[_Encoded]) -> list[float]:
-        import torch
+    def _row(self, prompt: str, encoded: Encoded, names: Sequence[str] | None, index: int) -> Row:
+        last = len(encoded.ids) - 1
+        while last > 0 and encoded.ids[last] == self._ignored:
+            last -= 1
+        if self._gate_pattern is None:
+            return Row(prompt=prompt, encoded=encoded, last=last)
+        prompt_end = last_occurrence(encoded.ids, self._gate_pattern)
+        if prompt_end is None:
+            raise DataError(
+                f"{row_name(names, index)}: the tokens that end the prompt and open the response "
+                f"({self._gate_pattern}) are not in what {self.identity} reads, so its gate has nothing to read",
+                code="RewardPromptEndMissing",
+                field="reward.truncation",
+                hint="Raise reward.maxLength so that the prompt is not cut, or correct reward.chatTemplate.",
+            )
+        return Row(prompt=prompt, encoded=encoded, last=last, prompt_end=prompt_end)
 
-        width = max(len(row.ids) for row in batch)
-        pad = self._pad_id(batch)
-        inputs = {
-            "input_ids": torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in batch]),
-            "attention_mask": torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in batch]),
-        }
-        if all(row.types is not None for row in batch):
-            rows = [(row.types or []) + [0] * (width - len(row.ids)) for row in batch]
-            inputs["token_type_ids"] = torch.tensor(rows)
-        with torch.inference_mode():
-            logits = self._model(**{name: tensor.to(self._device) for name, tensor in inputs.items()}).logits
-        return [float(value) for value in logits.float().reshape(-1).tolist()]
+    def _values(
+        self, rows: Sequence[Row], on_progress: OnProgress | None, sources: Sequence[int]
+    ) -> tuple[list[list[float]], list[int]]:
+        """Return [score, objectives...] and the padding of each row."""
+        values: list[list[float]] = [[] for _ in rows]
+        padding = [0] * len(rows)
+        pairs_of = [0] * len(rows)
+        for row in sources:
+            pairs_of[row] += 1
+        for batch, output in self._outputs(rows):
+            for index, pad, value in zip(batch.rows, batch.padding, output.tolist(), strict=True):
+                values[index], padding[index] = value, pad
+            if on_progress is not None:
+                on_progress(sum(pairs_of[index] for index in batch.rows))
+        return values, padding
 
-    def _pad_id(self, batch: Sequence[_Encoded]) -> int:
-        """Return the padding token of a batch.
+    def _outputs(self, rows: Sequence[Row]) -> Iterator[tuple[Batch, Tensor]]:
+        """Run every batch; a result is handed out when the next batch is already under way on the device."""
+        on_gpu = self._device.type == "cuda"
 
-        Decoder classifiers find the last token as the last one that is not padding, so where the tokenizer has no
-        padding token of its own, one that does not occur in the batch must be taken.
-        """
-        tokenizer, config = self._tokenizer, self._model.config
-        own = tokenizer.pad_token_id
-        if own is not None and own != tokenizer.eos_token_id:
-            if config.pad_token_id is None:
-                config.pad_token_id = own
-            return int(own)
-        used = {token for row in batch for token in row.ids}
-        free = next(token for token in range(len(used) + 1) if token not in used)
-        config.pad_token_id = free
-        return free
+        def prepared() -> Iterator[Batch]:
+            for batch in self._network.batches(rows, self._batch_tokens):
+                yield batch.map(Tensor.pin_memory) if on_gpu else batch
 
+        running: tuple[Batch, Tensor] | None = None
+        ahead = prefetched(prepared, _PREFETCHED_BATCHES)
+        try:
+            for batch in ahead:
+                with torch.inference_mode():
+                    output = self._network.forward(batch.map(self._moved) if on_gpu else batch)
+                if not on_gpu:
+                    yield batch, output
+                    continue
+                if running is not None:
+                    yield running
+                running = batch, output
+            if running is not None:
+                yield running
+        finally:
+            ahead.close()
 
-def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Group indices by length, longest first, so that padded rows of a batch hold at most `budget` tokens.
-
-    A row longer than the budget is a batch of its own.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    start = 0
-    while start < len(order):
-        width = max(1, lengths[order[start]])
-        size = max(1, budget // width)
-        yield order[start : start + size]
-        start += size
-
-
-def load_reward_scorer(
-    reward: RewardModel, ctx: StageContext, *, max_length: int, batch_tokens: int, dtype: str = "auto"
-) -> RewardScorer:
-    """Find and load the experiment's reward model."""
-    model = resolve_model(reward, ctx, field="reward.model")
-    return RewardScorer(model, max_length=max_length, batch_tokens=batch_tokens, dtype=dtype)
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
 
 
-def _torch_dtype(dtype: str, device: Any) -> Any:
-    """Return what `from_pretrained` takes; auto is the model's own format, but float32 on a CPU."""
-    import torch
-
-    if dtype == "auto":
-        # bfloat16 is several times slower than float32 on CPUs without support for it.
-        return torch.float32 if device.type == "cpu" else "auto"
-    return getattr(torch, dtype)
+def last_occurrence(ids: Sequence[int], pattern: Sequence[int]) -> int | None:
+    """Return where the pattern begins for the last time, or None."""
+    size, wanted = len(pattern), list(pattern)
+    return next((at for at in range(len(ids) - size, -1, -1) if list(ids[at : at + size]) == wanted), None)

@@ -1,9 +1,9 @@
-"""The score stage: the reward of every answer of one samples artifact, in parts."""
+"""The score stage: one reward of every answer of one samples artifact, in parts."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from pathlib import Path
 
 import polars as pl
 
@@ -13,10 +13,13 @@ from wrpo_engine.config import ScoreParams
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.parts import commit_when_complete, part_name, parts_of_shard, pending_parts
 from wrpo_engine.sampling.sampler import FinishReason
-from wrpo_engine.scoring.reward_model import RewardScorer, load_reward_scorer
+from wrpo_engine.scoring.load import load_scorer, reward_details
+from wrpo_engine.scoring.rewards import OnProgress, Scorer
 from wrpo_engine.stage import StageContext, StageResult
 
-log = logging.getLogger("wrpo_engine")
+OBJECTIVE_PREFIX = "objective/"
+"""Columns of a multi-objective reward: objective/NAME."""
+_SAMPLE_COLUMNS = ("prompt_id", "source", "sample_index", "text", "finish_reason")
 
 
 def run(ctx: StageContext) -> StageResult:
@@ -25,16 +28,18 @@ def run(ctx: StageContext) -> StageResult:
     answers = read_answers(ctx.input(samples_role(ctx)))
     names = [part_name(index) for index in range(max(1, -(-answers.height // params.rows_per_part)))]
     todo = pending_parts(ctx, names)
-    details = {"reward": {"name": params.reward.name, "revision": params.reward.revision}}
     written = 0
     if todo:
-        log.info("loading reward model %s", params.reward.name)
-        scorer = load_reward_scorer(
-            params.reward, ctx, max_length=params.max_length, batch_tokens=params.batch_tokens, dtype=params.dtype
+        scorer = load_scorer(
+            params.reward,
+            ctx,
+            max_length=params.max_length,
+            batch_tokens=params.batch_tokens,
+            dtype=params.dtype,
+            truncation=params.truncation,
         )
         written = _score_parts(ctx, params, scorer, answers, names, todo)
-        details["reward"] = scorer.details
-    metrics = commit_when_complete(ctx, names, details=details, measure=measure)
+    metrics = commit_when_complete(ctx, names, details={"reward": reward_details(params.reward, ctx)}, measure=measure)
     return StageResult(rows=written, metrics=metrics)
 
 
@@ -48,21 +53,33 @@ def samples_role(ctx: StageContext) -> str:
 
 def read_answers(samples: Artifact) -> pl.DataFrame:
     """Return a samples artifact's answers in its own order, without the prompts that were too long to answer."""
-    frames = [pl.read_parquet(samples.file(name)) for name in samples.files("parts/")]
-    rows = pl.concat(frames) if frames else pl.DataFrame(schema=records.SAMPLES)
+    frames = [_read_part(samples.file(name), name, list(_SAMPLE_COLUMNS)) for name in samples.files("parts/")]
+    rows = pl.concat(frames) if frames else pl.DataFrame(schema=records.SAMPLES).select(_SAMPLE_COLUMNS)
     return rows.filter(pl.col("finish_reason") != FinishReason.PROMPT_TOO_LONG.value)
+
+
+def _read_part(path: Path, name: str, columns: list[str]) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path, columns=columns)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(
+            f"{name} of an input ({path}) cannot be read: {str(error).splitlines()[0][:300]}",
+            code="ArtifactDamaged",
+            hint="Remove that artifact's directory, so that it is made again.",
+        ) from error
 
 
 def read_prompts(prompts: Artifact) -> dict[str, str]:
     """Return the text of every prompt by its id, over all parts."""
-    frame = pl.concat([pl.read_parquet(prompts.file(name)) for name in prompts.files() if name.endswith(".parquet")])
+    names = [name for name in prompts.files() if name.endswith(".parquet")]
+    frame = pl.concat([_read_part(prompts.file(name), name, list(records.PROMPTS)) for name in names])
     return dict(zip(frame["prompt_id"], frame["prompt"], strict=True))
 
 
 def _score_parts(
     ctx: StageContext,
     params: ScoreParams,
-    scorer: RewardScorer,
+    scorer: Scorer,
     answers: pl.DataFrame,
     names: list[str],
     todo: list[str],
@@ -77,7 +94,7 @@ def _score_parts(
     total = sum(rows.height for rows in slices.values())
     done = total - sum(slices[name].height for name in todo)
 
-    def on_batch(count: int) -> None:
+    def on_progress(count: int) -> None:
         nonlocal done
         ctx.stop.raise_if_requested()
         done += count
@@ -86,17 +103,17 @@ def _score_parts(
     ctx.progress.update(done, total)
     written = 0
     for name in todo:
-        frame = score_rows(scorer, slices[name], prompts, on_batch)
+        frame = score_rows(scorer, slices[name], prompts, on_progress)
         ctx.output.publish(name, frame.write_parquet)
         written += frame.height
     return written
 
 
 def score_rows(
-    scorer: RewardScorer,
+    scorer: Scorer,
     rows: pl.DataFrame,
     prompts: dict[str, str],
-    on_batch: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> pl.DataFrame:
     """Score rows of a samples artifact; the result has them in the same order."""
     pairs: list[tuple[str, str]] = []
@@ -112,23 +129,39 @@ def score_rows(
             )
         pairs.append((prompt, row["text"]))
         names.append(name)
-    rewards = scorer.rewards(pairs, names, on_batch)
+    rewards = scorer.rewards(pairs, names, on_progress)
     return rows.select("prompt_id", "source", "sample_index").with_columns(
         pl.Series("score", [reward.score for reward in rewards], dtype=pl.Float64),
         pl.Series("truncated", [reward.truncated for reward in rewards], dtype=pl.Boolean),
+        pl.Series("tokens", [reward.num_tokens for reward in rewards], dtype=pl.Int64),
+        pl.Series("padding", [reward.num_padding for reward in rewards], dtype=pl.Int64),
+        *(
+            pl.Series(f"{OBJECTIVE_PREFIX}{name}", [reward.objectives[index] for reward in rewards], dtype=pl.Float64)
+            for index, name in enumerate(scorer.objectives)
+        ),
     )
 
 
 def measure(parts: Iterable[pl.DataFrame]) -> dict[str, float]:
-    """Return the metrics of a whole scores artifact."""
+    """Return the metrics of a whole scores artifact; they follow from its rows alone, however often it was stopped."""
     rows = pl.concat(list(parts))
     metrics = {"responses": float(rows.height), "truncated": float(rows["truncated"].sum())}
-    if rows.height:
-        scores = rows["score"].cast(pl.Float64)
-        low, high, mean = scores.min(), scores.max(), scores.mean()
-        assert isinstance(low, float)
-        assert isinstance(high, float)
-        assert isinstance(mean, float)
-        metrics |= {"mean_score": mean, "min_score": low, "max_score": high}
-        metrics["std_score"] = float(((scores - mean) ** 2).sum() / rows.height) ** 0.5
+    if not rows.height:
+        return metrics
+    scores = rows["score"]
+    mean = _float(scores.mean())
+    metrics |= {"mean_score": mean, "min_score": _float(scores.min()), "max_score": _float(scores.max())}
+    metrics["std_score"] = float(((scores - mean) ** 2).sum() / rows.height) ** 0.5
+    objectives = [name for name in rows.columns if name.startswith(OBJECTIVE_PREFIX)]
+    metrics |= {f"mean_{name}": _float(rows[name].mean()) for name in objectives}
+    tokens, padding = int(rows["tokens"].sum()), rows["padding"].drop_nulls()
+    if tokens:
+        metrics["tokens"] = float(tokens)
+    if padding.len():
+        metrics["padding_share"] = int(padding.sum()) / (tokens + int(padding.sum()))
     return metrics
+
+
+def _float(value: object) -> float:
+    assert isinstance(value, float)
+    return value

@@ -146,6 +146,53 @@ def test_two_models_cannot_share_a_label(make_ctx: MakeCtx, commit_artifact: Com
         stage.run(ctx)
 
 
+def test_several_rewards_give_their_weighted_mean_and_stay_apart(
+    make_ctx: MakeCtx,
+    commit_artifact: Commit,
+    params: EvaluateParams,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "evaluation_rewards.py").write_text(
+        "def length(prompts, responses):\n    return [float(len(r)) for r in responses]\n"
+        "def prompt(prompts, responses):\n    return [float(len(p)) for p in prompts]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    several = params.model_copy(
+        update={
+            "reward": RewardModel(function="evaluation_rewards:length"),
+            "more_rewards": (RewardModel(function="evaluation_rewards:prompt"), params.reward),
+            "reward_weights": (1.0, 2.0, 1.0),
+        }
+    )
+    inputs = {"prompts": commit_artifact("prepare", {"evaluation.parquet": prompts_frame(PROMPTS)})}
+    ctx = make_ctx(several, inputs)
+    stage.run(ctx)
+    evaluation, answers = committed(ctx)
+    columns = ["reward/evaluation_rewards:length", "reward/evaluation_rewards:prompt", f"reward/{params.reward.name}"]
+    assert answers.columns[-4:] == ["score", *columns]
+    assert answers[columns[0]].to_list() == [float(len(text)) for text in answers["text"]]
+    assert answers[columns[1]].to_list() == [float(len(text)) for text in answers["prompt"]]
+    expected = (answers[columns[0]] + 2 * answers[columns[1]] + answers[columns[2]]) / 4
+    assert answers["score"].to_list() == pytest.approx(expected.to_list())
+    assert evaluation["mean_reward_by_reward"]["evaluation_rewards:prompt"]["target"] == pytest.approx(
+        sum(len(prompt) for _, prompt in PROMPTS) / 3
+    )
+    manifest = ctx.output.committed()
+    assert manifest is not None
+    assert [entry["weight"] for entry in manifest.manifest.details["rewards"]] == [0.25, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (0.0, 0.0), (1.0, -1.0), (1.0, float("nan"))])
+def test_weights_that_fit_no_mean_are_refused_before_any_work(
+    make_ctx: MakeCtx, params: EvaluateParams, weights: tuple[float, ...]
+) -> None:
+    wrong = params.model_copy(update={"more_rewards": (params.reward,), "reward_weights": weights})
+    with pytest.raises(ConfigError, match="one weight of 0 or more for each of the 2 rewards") as error:
+        stage.run(make_ctx(wrong))
+    assert error.value.field == "reward.weight"
+
+
 def test_an_error_in_a_model_s_own_process_comes_back_as_itself() -> None:
     error = isolation._rebuilt(("ConfigError", ConfigError("model", "m", "it is wrong", "Fix it.").info().model_dump()))
     assert isinstance(error, ConfigError)

@@ -1,0 +1,214 @@
+"""One request to a reward server: what is sent, what is tried again, what each answer means."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import math
+import random
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from wrpo_engine.chat import messages_of
+from wrpo_engine.config import RewardModel
+from wrpo_engine.errors import ConfigError, DataError, Interrupted, TemporaryError, WrpoError
+from wrpo_engine.scoring.rewards import Pair, Reward
+
+KEY_VARIABLE = "WRPO_REWARD_API_KEY"
+_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+_MAX_SHOWN = 300
+_MAX_ANSWER_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How long a request is tried."""
+
+    attempts: int = 8
+    first_pause_s: float = 0.5
+    max_pause_s: float = 30.0
+    timeout_s: float = 120.0
+
+    def pause(self, attempt: int, asked: float | None, jitter: Callable[[], float]) -> float:
+        """Return the seconds before the next attempt: doubling with full jitter, or what the server asks for."""
+        ceiling = min(self.max_pause_s, self.first_pause_s * 2.0**attempt)
+        if asked is not None:
+            # Jitter on top, so that waiting clients do not come back at once.
+            return min(self.max_pause_s, asked) + jitter() * self.first_pause_s
+        return jitter() * ceiling
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would send the key to another server and turn POST into GET."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointClient:
+    """Asks one server for one reward at a time; safe to use from several threads."""
+
+    identity: str
+    url: str
+    model: str | None
+    chat_template: str | None = None
+    key: str | None = field(default=None, repr=False)
+    retries: RetryPolicy = RetryPolicy()
+    jitter: Callable[[], float] = random.random
+
+    def reward(self, pair: Pair, row: str, stopped: threading.Event) -> Reward:
+        """Return the reward of a pair; `row` names it in errors, `stopped` ends waiting."""
+        body = self._body(pair)
+        for attempt in range(self.retries.attempts):
+            try:
+                return reward_of(self._post(body), self.identity, row)
+            except urllib.error.HTTPError as error:
+                with error:
+                    text = self._redacted(error.read(_MAX_ANSWER_BYTES).decode("utf-8", "replace"))
+                if error.code not in _RETRIED:
+                    raise self._refused(error.code, text, row) from None
+                last, asked = f"HTTP {error.code} {text[:_MAX_SHOWN]}".strip(), _retry_after(error.headers)
+            except (OSError, http.client.HTTPException) as error:
+                # Connection errors, time-outs, answers that break off.
+                last, asked = self._redacted(f"{type(error).__name__}: {error}"), None
+            if attempt + 1 < self.retries.attempts and stopped.wait(self.retries.pause(attempt, asked, self.jitter)):
+                raise Interrupted
+        raise TemporaryError(
+            f"reward endpoint {self.identity} gave no reward for {row} in {self.retries.attempts} attempts: {last}",
+            code="RewardEndpointUnavailable",
+            field="reward.endpoint",
+            hint="Check that the server runs and can be reached from the pod; the stage is tried again.",
+        )
+
+    def _body(self, pair: Pair) -> bytes:
+        prompt, response = pair
+        body: dict[str, Any] = {
+            "messages": [*messages_of(prompt), {"role": "assistant", "content": response}],
+            "use_activation": False,
+        }
+        if self.model is not None:
+            body["model"] = self.model
+        if self.chat_template is not None:
+            body["chat_template"] = self.chat_template
+        return json.dumps(body).encode()
+
+    def _post(self, body: bytes) -> bytes:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(self.url, body, headers, method="POST")  # noqa: S310 (http or https, checked)
+        opener = urllib.request.build_opener(_NoRedirect)
+        with opener.open(request, timeout=self.retries.timeout_s) as answer:
+            content: bytes = answer.read(_MAX_ANSWER_BYTES)
+            if answer.length:
+                # A read with a limit does not say that the connection broke off.
+                raise http.client.IncompleteRead(content, answer.length)
+            return content
+
+    def _refused(self, code: int, text: str, row: str) -> WrpoError:
+        shown = text[:_MAX_SHOWN]
+        if code in {401, 403}:
+            return ConfigError(
+                "reward.endpoint",
+                self.identity,
+                f"the server refuses the key with HTTP {code}",
+                f"Set {KEY_VARIABLE} in the scoring pod from a Secret." if not self.key else f"Correct {KEY_VARIABLE}.",
+                code="RewardEndpointForbidden",
+            )
+        if code in {400, 413, 422}:
+            return DataError(
+                f"reward endpoint {self.identity} refuses {row} with HTTP {code}: {shown}",
+                code="RewardEndpointRefused",
+                field="reward.endpoint",
+                hint="If the row is too long for the served model, raise its limit there or sample shorter answers.",
+            )
+        return ConfigError(
+            "reward.endpoint",
+            self.identity,
+            f"POST {self.url} answers HTTP {code}: {shown}",
+            "Write the server's base URL without /v1, and its model in reward.endpointModel; vLLM serves reward models "
+            "with --runner pooling.",
+            code="RewardEndpointInvalid",
+        )
+
+    def _redacted(self, text: str) -> str:
+        return text.replace(self.key, "***") if self.key else text
+
+
+def make_client(reward: RewardModel, environ: Mapping[str, str]) -> EndpointClient:
+    """Return the client of an experiment's endpoint."""
+    endpoint = reward.endpoint
+    assert endpoint is not None
+    parts = urllib.parse.urlsplit(endpoint)
+    if "@" in parts.netloc:
+        # Not shown: it holds a password.
+        raise ConfigError(
+            "reward.endpoint",
+            parts.netloc.rpartition("@")[2],
+            "a URL must not hold a user or a password",
+            f"Give the key in {KEY_VARIABLE} from a Secret.",
+            code="RewardEndpointInvalid",
+        )
+    path = parts.path.rstrip("/")
+    if not path.endswith(("/pooling", "/classify")):
+        path += "/pooling"
+    return EndpointClient(
+        identity=endpoint,
+        url=urllib.parse.urlunsplit(parts._replace(path=path)),
+        model=reward.endpoint_model,
+        chat_template=reward.chat_template,
+        key=environ.get(KEY_VARIABLE) or None,
+    )
+
+
+def reward_of(content: bytes, identity: str, row: str) -> Reward:
+    """Read the one number of an answer; DataError shows what else it is."""
+    try:
+        answer = json.loads(content)
+        entry = answer["data"][0] if "data" in answer else answer
+        numbers = _numbers(entry)
+        used = answer.get("usage") or {}
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _unreadable(identity, row, content) from error
+    if len(numbers) != 1:
+        raise DataError(
+            f"reward endpoint {identity} gives {len(numbers)} numbers for {row}, but a reward model has one label",
+            code="RewardEndpointInvalid",
+            field="reward.endpoint",
+            hint="Serve a sequence classifier with one label; an embedding or base model is none.",
+        )
+    tokens = used.get("prompt_tokens")
+    return Reward(score=numbers[0], num_tokens=tokens if isinstance(tokens, int) else None)
+
+
+def _numbers(entry: Mapping[str, Any]) -> list[float]:
+    value = entry[next((name for name in ("data", "probs") if name in entry), "score")]
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        # One list a token: the reward is that of the last.
+        value = value[-1]
+    values: Sequence[Any] = value if isinstance(value, list) else [value]
+    if any(isinstance(item, bool) or not isinstance(item, int | float | None) for item in values):
+        raise TypeError
+    # JSON has no NaN; servers write null for it.
+    return [math.nan if item is None else float(item) for item in values]
+
+
+def _unreadable(identity: str, row: str, content: bytes) -> DataError:
+    shown = content[:_MAX_SHOWN].decode("utf-8", "replace")
+    return DataError(
+        f"reward endpoint {identity} gives an answer for {row} that holds no reward: {shown}",
+        code="RewardEndpointInvalid",
+        field="reward.endpoint",
+        hint="It must be JSON as vLLM's /pooling gives: {data: [{data: [NUMBER]}]}.",
+    )
+
+
+def _retry_after(headers: Any) -> float | None:
+    text = (headers.get("Retry-After") or "").strip()
+    return float(text) if text.isdigit() else None

@@ -1,0 +1,53 @@
+"""From the experiment's reward to the scorer that computes it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any, Literal
+
+from wrpo_engine.config import RewardModel
+from wrpo_engine.models import resolve_model
+from wrpo_engine.scoring.encoding import Truncation
+from wrpo_engine.scoring.endpoint import EndpointScorer
+from wrpo_engine.scoring.endpoint_client import make_client
+from wrpo_engine.scoring.function import FunctionScorer
+from wrpo_engine.scoring.rewards import Scorer
+from wrpo_engine.stage import StageContext
+
+log = logging.getLogger("wrpo_engine")
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def reward_details(reward: RewardModel, ctx: StageContext) -> dict[str, Any]:
+    """Return what the manifest says of a reward; nothing is loaded."""
+    if reward.function is not None:
+        return {"function": reward.function}
+    if reward.endpoint is not None:
+        return {"endpoint": reward.endpoint, "model": reward.endpoint_model}
+    return resolve_model(reward, ctx, field="reward.model").details()
+
+
+def load_scorer(
+    reward: RewardModel,
+    ctx: StageContext,
+    *,
+    max_length: int,
+    batch_tokens: int,
+    dtype: Dtype = "auto",
+    truncation: Truncation = "Right",
+) -> Scorer:
+    """Load a reward model, import a reward function, or make a reward server's client.
+
+    Lengths, batches and formats concern models alone: a function and a server see the whole text.
+    """
+    log.info("reward: %s", reward.identity.rpartition("@")[2])
+    if reward.function is not None:
+        return FunctionScorer(reward.function)
+    if reward.endpoint is not None:
+        return EndpointScorer(make_client(reward, ctx.environ))
+    from wrpo_engine.scoring.reward_model import RewardScorer
+
+    model = replace(resolve_model(reward, ctx, field="reward.model"), chat_template=reward.chat_template)
+    return RewardScorer(model, max_length=max_length, batch_tokens=batch_tokens, dtype=dtype, truncation=truncation)

@@ -1,0 +1,69 @@
+"""What every reward gives, whichever computes it: a model, a Python function, a server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from wrpo_engine.errors import DataError
+
+Pair = tuple[str, str]
+"""Prompt and response."""
+
+OnProgress = Callable[[int], None]
+"""Told how many more pairs are scored (0: still waiting); what it raises ends scoring."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """The reward of one pair."""
+
+    score: float
+    truncated: bool = False
+    """The model read only a part of the pair."""
+    objectives: tuple[float, ...] = ()
+    """One number for each of the scorer's objectives."""
+    num_tokens: int | None = None
+    """Tokens that the model read; None where the reward does not say."""
+    num_padding: int | None = None
+    """Padding tokens that were computed beside them."""
+
+
+class Scorer(Protocol):
+    """A reward that is ready to score."""
+
+    @property
+    def identity(self) -> str:
+        """Name for messages and tables."""
+        ...
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives of a multi-objective reward; empty for all others."""
+        ...
+
+    def rewards(
+        self, pairs: Sequence[Pair], names: Sequence[str] | None = None, on_progress: OnProgress | None = None
+    ) -> list[Reward]:
+        """Return the reward of each pair, in order, all numbers finite. `names` say in errors which row a pair is."""
+        ...
+
+
+def row_name(names: Sequence[str] | None, index: int) -> str:
+    return names[index] if names is not None else f"row {index}"
+
+
+def check_finite(identity: str, rewards: Sequence[Reward], names: Sequence[str] | None, *, hint: str) -> None:
+    """Refuse rewards that are no numbers; the first such row is named."""
+    for index, reward in enumerate(rewards):
+        bad = [value for value in (reward.score, *reward.objectives) if not math.isfinite(value)]
+        if bad:
+            tokens = "" if reward.num_tokens is None else f" ({reward.num_tokens} tokens)"
+            raise DataError(
+                f"reward {identity} gives {bad[0]} for {row_name(names, index)}{tokens}",
+                code="RewardNotFinite",
+                field="reward",
+                hint=hint,
+            )
