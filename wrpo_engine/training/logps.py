@@ -1,21 +1,29 @@
 """Log-probabilities of given tokens from hidden states, without ever holding [tokens, vocabulary] for a batch.
 
-R = response tokens of the micro-batch, D = hidden size, V = vocabulary. Logits exist for one chunk of tokens at a time,
-in the forward pass and, computed anew, in the backward pass: peak memory is chunk * V, whatever the batch, the length
-or the number of responses.
+R = tokens with loss of the micro-batch, C = tokens of a chunk, D = hidden size, V = vocabulary. Logits exist for one
+chunk at a time. Their softmax is kept for the backward pass for as many chunks as `KEPT_BYTES` allow and computed anew
+for the others, so that peak memory is bounded whatever the batch, the length or the number of responses. Where the head
+is not trained (LoRA), the gradient of the hidden states is made in the forward pass and nothing is kept.
+
+The gradient of a token's log-probability with respect to its logits is -(softmax - onehot(target)), called `excess`
+below without its sign. Upstream gradients are applied to [C, D] operands, so that nothing but the matrix products and
+the softmax itself passes over [C, V].
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOGITS_PER_CHUNK = 2**24
-"""Elements of one chunk's logits: 64 MiB in fp32."""
+LOGITS_PER_CHUNK = 2**23
+"""Elements of one chunk's logits: 32 MiB in fp32, and as much again for their softmax where it is not kept."""
+KEPT_BYTES = 2**28
+"""Of one micro-batch's softmax for the backward pass: saves a quarter of the head's operations while it lasts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +46,45 @@ def chunk_tokens(vocabulary: int, logits_per_chunk: int = LOGITS_PER_CHUNK) -> i
     return max(1, logits_per_chunk // vocabulary)
 
 
-def _logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scaling: HeadScaling) -> Tensor:
-    """Return the chunk's logits [C, V] in fp32 (or wider): logsumexp over V in bf16 is wrong in the second digit."""
-    logits_CV = nn.functional.linear(hidden_CD, weight_VD, bias_V)
-    logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
-    if scaling.scale != 1.0:
-        logits_CV = logits_CV * scaling.scale
-    if scaling.softcap is not None:
-        logits_CV = scaling.softcap * torch.tanh(logits_CV / scaling.softcap)
-    return logits_CV
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """The output layer: weights, what follows it, and the dtype in which its results are summed (fp32 or wider)."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    scaling: HeadScaling
+    accumulator: torch.dtype
+
+    def buffer(self, tokens: int) -> Tensor:
+        return self.weight_VD.new_empty(tokens, self.weight_VD.shape[0], dtype=self.accumulator)
+
+    def logits(self, hidden_CD: Tensor, out_CV: Tensor) -> Tensor:
+        """Write the chunk's logits: logsumexp over V in bf16 is wrong in the second digit."""
+        if self.weight_VD.dtype == out_CV.dtype:
+            torch.mm(hidden_CD, self.weight_VD.T, out=out_CV)
+        else:
+            out_CV.copy_(hidden_CD @ self.weight_VD.T)
+        if self.bias_V is not None:
+            out_CV += self.bias_V
+        if self.scaling.scale != 1.0:
+            out_CV *= self.scaling.scale
+        if self.scaling.softcap is not None:
+            out_CV.div_(self.scaling.softcap).tanh_().mul_(self.scaling.softcap)
+        return out_CV
+
+    def excess(self, logits_CV: Tensor, softmax_CV: Tensor, targets_C: Tensor) -> Tensor:
+        """Turn the softmax in place into (softmax - onehot(target)) * d(logits) / d(head's output) / scale."""
+        # In fp32, before any cast: of a token that is all but certain, little but this difference remains.
+        softmax_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
+        if self.scaling.softcap is not None:
+            softmax_CV *= 1 - (logits_CV / self.scaling.softcap) ** 2
+        return softmax_CV
+
+
+def _softmax(logits_CV: Tensor, out_CV: Tensor) -> Tensor:
+    # One fused kernel, by aten's name: torch.softmax has no `out`.
+    torch.ops.aten._softmax.out(logits_CV, -1, False, out=out_CV)  # noqa: SLF001
+    return out_CV
 
 
 class _SelectedLogps(torch.autograd.Function):
@@ -58,58 +96,137 @@ class _SelectedLogps(torch.autograd.Function):
         bias_V: Tensor | None,
         targets_R: Tensor,
         scaling: HeadScaling,
-        chunk: int,
-    ) -> Tensor:
-        accumulator = torch.promote_types(hidden_RD.dtype, torch.float32)
-        logps_R = torch.empty(len(targets_R), dtype=accumulator, device=hidden_RD.device)
-        normalizers_R = torch.empty_like(logps_R)
-        for start in range(0, len(targets_R), chunk):
-            part = slice(start, start + chunk)
-            logits_CV = _logits(hidden_RD[part], weight_VD, bias_V, scaling)
-            normalizers_R[part] = torch.logsumexp(logits_CV, dim=-1)
-            logps_R[part] = logits_CV.gather(-1, targets_R[part, None]).squeeze(-1) - normalizers_R[part]
-        ctx.save_for_backward(hidden_RD, weight_VD, bias_V, targets_R, normalizers_R)
-        ctx.scaling, ctx.chunk = scaling, chunk
-        return logps_R
+        options: _Options,
+    ) -> tuple[Tensor, Tensor]:
+        head = _Head(weight_VD, bias_V, scaling, torch.promote_types(hidden_RD.dtype, torch.float32))
+        tokens = len(targets_R)
+        logps_R = hidden_RD.new_empty(tokens, dtype=head.accumulator)
+        entropies_R = hidden_RD.new_empty(tokens if options.with_entropy else 0, dtype=head.accumulator)
+        trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        num_kept = min(tokens, options.kept_tokens) if options.wants_gradient and trains_head else 0
+        makes_gradient = options.wants_gradient and not trains_head
+        kept_KV = head.buffer(num_kept)
+        derivative_RD = torch.empty_like(hidden_RD) if makes_gradient else None
+        logits_buffer_CV, spare_CV = head.buffer(min(options.chunk, tokens)), None
+
+        for start, stop in options.parts(tokens, num_kept):
+            part = slice(start, stop)
+            logits_CV = head.logits(hidden_RD[part], logits_buffer_CV[: stop - start])
+            if stop <= num_kept:
+                softmax_CV = kept_KV[part]
+            else:
+                spare_CV = head.buffer(min(options.chunk, tokens)) if spare_CV is None else spare_CV
+                softmax_CV = spare_CV[: stop - start]
+            _softmax(logits_CV, softmax_CV)
+            # logsumexp, from the largest element: its probability is at least 1/V, so that the logarithm is exact.
+            normalizers_C = logits_CV.amax(-1) - softmax_CV.amax(-1).log()
+            logps_R[part] = logits_CV.gather(-1, targets_R[part, None]).squeeze(-1) - normalizers_C
+            if options.with_entropy:
+                entropies_R[part] = normalizers_C - torch.linalg.vecdot(softmax_CV, logits_CV)
+            if stop <= num_kept or derivative_RD is not None:
+                head.excess(logits_CV, softmax_CV, targets_R[part])
+            if derivative_RD is not None:
+                derivative_RD[part] = (softmax_CV.to(weight_VD.dtype) @ weight_VD) * -scaling.scale
+
+        if derivative_RD is not None:
+            ctx.save_for_backward(derivative_RD)
+        else:
+            ctx.save_for_backward(hidden_RD, weight_VD, bias_V, targets_R, kept_KV)
+        ctx.makes_gradient, ctx.scaling, ctx.options, ctx.num_kept = makes_gradient, scaling, options, num_kept
+        ctx.mark_non_differentiable(entropies_R)
+        return logps_R, entropies_R
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_RD, weight_VD, bias_V, targets_R, normalizers_R = ctx.saved_tensors
-        scaling: HeadScaling = ctx.scaling
+    def backward(ctx: Any, grad_R: Tensor, _grad_entropies: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.makes_gradient:
+            (derivative_RD,) = ctx.saved_tensors
+            return (grad_R[:, None] * derivative_RD).to(derivative_RD.dtype), None, None, None, None, None
+        hidden_RD, weight_VD, bias_V, targets_R, kept_KV = ctx.saved_tensors
+        options: _Options = ctx.options
+        head = _Head(weight_VD, bias_V, ctx.scaling, grad_R.dtype)
+        low = weight_VD.dtype
+        tokens = len(targets_R)
         grad_hidden_RD = torch.empty_like(hidden_RD)
         # The head's gradient sums over all tokens of the batch: fp32, cast once at the end.
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=grad_R.dtype) if ctx.needs_input_grad[1] else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=grad_R.dtype) if bias_V is not None else None
-        for start in range(0, len(targets_R), ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            logits_CV = _logits(hidden_RD[part], weight_VD, bias_V, scaling)
-            slope_CV = 1 - (logits_CV / scaling.softcap) ** 2 if scaling.softcap is not None else None
-            grad_CV = logits_CV.sub_(normalizers_R[part, None]).exp_().neg_()
-            rows = torch.arange(len(grad_CV), device=grad_CV.device)
-            grad_CV[rows, targets_R[part]] += 1
-            grad_CV *= grad_R[part, None]
-            if slope_CV is not None:
-                grad_CV *= slope_CV
-            if scaling.scale != 1.0:
-                grad_CV *= scaling.scale
-            low_CV = grad_CV.to(weight_VD.dtype)
-            grad_hidden_RD[part] = low_CV @ weight_VD
+        scaled_R = grad_R * -head.scaling.scale
+        scaled_RD = hidden_RD * scaled_R[:, None].to(low)
+        logits_buffer_CV = softmax_buffer_CV = None
+
+        for start, stop in options.parts(tokens, ctx.num_kept):
+            part = slice(start, stop)
+            if stop <= ctx.num_kept:
+                excess_CV = kept_KV[part]
+            else:
+                if logits_buffer_CV is None or softmax_buffer_CV is None:
+                    logits_buffer_CV, softmax_buffer_CV = (head.buffer(min(options.chunk, tokens)) for _ in range(2))
+                logits_CV = head.logits(hidden_RD[part], logits_buffer_CV[: stop - start])
+                softmax_CV = _softmax(logits_CV, softmax_buffer_CV[: stop - start])
+                excess_CV = head.excess(logits_CV, softmax_CV, targets_R[part])
+            low_CV = excess_CV.to(low)
+            grad_hidden_RD[part] = (low_CV @ weight_VD) * scaled_R[part, None]
             if grad_weight_VD is not None:
-                if grad_weight_VD.dtype == low_CV.dtype:
-                    grad_weight_VD.addmm_(low_CV.T, hidden_RD[part])
+                if grad_weight_VD.dtype == low:
+                    grad_weight_VD.addmm_(low_CV.T, scaled_RD[part])
                 else:
-                    grad_weight_VD += low_CV.T @ hidden_RD[part]
+                    grad_weight_VD += low_CV.T @ scaled_RD[part]
             if grad_bias_V is not None:
-                grad_bias_V += grad_CV.sum(dim=0)
+                grad_bias_V += excess_CV.T @ scaled_R[part]
         return (
             grad_hidden_RD,
-            None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype),
+            None if grad_weight_VD is None else grad_weight_VD.to(low),
             None if bias_V is None or grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
             None,
             None,
             None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """How the tokens are cut and what of them is kept."""
+
+    chunk: int
+    kept_tokens: int
+    wants_gradient: bool
+    with_entropy: bool
+
+    def parts(self, tokens: int, num_kept: int) -> list[tuple[int, int]]:
+        """Return the chunks' bounds; none spans the end of what is kept."""
+        bounds = [*range(0, num_kept, self.chunk), *range(num_kept, tokens, self.chunk), tokens]
+        return list(pairwise(bounds))
+
+
+def token_logps(
+    hidden_RD: Tensor,
+    weight_VD: Tensor,
+    targets_R: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    scaling: HeadScaling | None = None,
+    chunk: int | None = None,
+    kept_bytes: int = KEPT_BYTES,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return [R] log softmax(hidden @ weight^T)[target] and the entropies of the distributions, in fp32 or wider.
+
+    Entropies are in nats, detached, and empty unless asked for.
+    """
+    if hidden_RD.ndim != 2 or targets_R.shape != hidden_RD.shape[:1]:
+        raise ValueError(f"need hidden [R, D] and targets [R]; got {tuple(hidden_RD.shape)}, {tuple(targets_R.shape)}")
+    vocabulary = weight_VD.shape[0]
+    bytes_per_token = vocabulary * torch.promote_types(hidden_RD.dtype, torch.float32).itemsize
+    options = _Options(
+        chunk=chunk or chunk_tokens(vocabulary),
+        kept_tokens=kept_bytes // bytes_per_token,
+        wants_gradient=torch.is_grad_enabled(),
+        with_entropy=with_entropy,
+    )
+    apply: Any = _SelectedLogps.apply
+    logps_R, entropies_R = apply(hidden_RD, weight_VD, bias_V, targets_R, scaling or HeadScaling(), options)
+    return logps_R, entropies_R
 
 
 def selected_logps(
@@ -120,13 +237,12 @@ def selected_logps(
     bias_V: Tensor | None = None,
     scaling: HeadScaling | None = None,
     chunk: int | None = None,
+    kept_bytes: int = KEPT_BYTES,
 ) -> Tensor:
     """Return log softmax(hidden @ weight^T)[target] of every token, shape [R], in fp32 or wider."""
-    if hidden_RD.ndim != 2 or targets_R.shape != hidden_RD.shape[:1]:
-        raise ValueError(f"need hidden [R, D] and targets [R]; got {tuple(hidden_RD.shape)}, {tuple(targets_R.shape)}")
-    size = chunk or chunk_tokens(weight_VD.shape[0])
-    apply: Any = _SelectedLogps.apply
-    logps_R: Tensor = apply(hidden_RD, weight_VD, bias_V, targets_R, scaling or HeadScaling(), size)
+    logps_R, _ = token_logps(
+        hidden_RD, weight_VD, targets_R, bias_V=bias_V, scaling=scaling, chunk=chunk, kept_bytes=kept_bytes
+    )
     return logps_R
 
 

@@ -13,7 +13,7 @@ from wrpo_engine.errors import ConfigError
 from wrpo_engine.training import attention
 from wrpo_engine.training.collate import Batch
 from wrpo_engine.training.layout import Layout
-from wrpo_engine.training.logps import HeadScaling, selected_logps, sum_by_sequence
+from wrpo_engine.training.logps import HeadScaling, sum_by_sequence, token_logps
 
 PREFIX = "causal_lm."
 """In front of the Hugging Face parameter names, since the model is wrapped."""
@@ -43,13 +43,21 @@ class LogpModel(nn.Module):
             )
         scaling = HeadScaling.of_config(causal_lm.config)
 
-        def forward(self: nn.Linear, hidden_RD: Tensor, targets_R: Tensor) -> Tensor:
-            return selected_logps(hidden_RD, self.weight, targets_R, bias_V=self.bias, scaling=scaling)
+        def forward(
+            self: nn.Linear, hidden_RD: Tensor, targets_R: Tensor, *, with_entropy: bool
+        ) -> tuple[Tensor, Tensor]:
+            return token_logps(
+                hidden_RD, self.weight, targets_R, bias_V=self.bias, scaling=scaling, with_entropy=with_entropy
+            )
 
         head.forward = types.MethodType(forward, head)  # type: ignore[method-assign]
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the summed log-probabilities of every sequence's tokens with loss, [S] in fp32 or wider."""
+    def forward(self, batch: Batch, *, with_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the summed log-probabilities of every sequence's tokens with loss, [S] in fp32 or wider.
+
+        With entropy, also the sum of the entropies (nats) of the distributions that those tokens were drawn from, [S],
+        detached.
+        """
         if (batch.plan is None) is not (self.layout is Layout.PADDED):
             raise ValueError(f"a model of layout {self.layout} got a batch of another one")
         # No attention mask: padding stands on the right, where causal attention never looks from a real token; the
@@ -59,8 +67,12 @@ class LogpModel(nn.Module):
             arguments |= {"position_ids": batch.plan.positions_T[None], "plan": batch.plan}
         hidden_LTD = self.causal_lm.get_decoder()(**arguments).last_hidden_state
         hidden_RD = hidden_LTD.flatten(0, 1).index_select(0, batch.positions_R)
-        logps_R = self.causal_lm.get_output_embeddings()(hidden_RD, batch.targets_R)
-        return sum_by_sequence(logps_R, batch.sequence_of_token_R, batch.num_sequences)
+        head = self.causal_lm.get_output_embeddings()
+        logps_R, entropies_R = head(hidden_RD, batch.targets_R, with_entropy=with_entropy)
+        logps_S = sum_by_sequence(logps_R, batch.sequence_of_token_R, batch.num_sequences)
+        if not with_entropy:
+            return logps_S
+        return logps_S, sum_by_sequence(entropies_R, batch.sequence_of_token_R, batch.num_sequences)
 
 
 def disable_dropout(causal_lm: Any) -> None:

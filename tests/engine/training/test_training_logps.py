@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wrpo_engine.training.logps import HeadScaling, chunk_tokens, selected_logps, sum_by_sequence
+from wrpo_engine.training.logps import HeadScaling, chunk_tokens, selected_logps, sum_by_sequence, token_logps
 
 TOKENS, HIDDEN, VOCABULARY = 37, 8, 53
 
@@ -37,17 +37,70 @@ def _full(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, scaling
     return torch.log_softmax(logits, dim=-1).gather(-1, targets[:, None]).squeeze(-1)
 
 
+KEPT = {"nothing kept": 0, "half of it kept": 17 * 53 * 8, "everything kept": 10**9}
+
+
 @pytest.mark.parametrize("chunk", [1, 5, 37, 1000])
 @pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS.keys())
-def test_chunks_give_the_values_and_gradients_of_full_logits(chunk: int, scaling: HeadScaling) -> None:
+@pytest.mark.parametrize("kept_bytes", KEPT.values(), ids=KEPT.keys())
+def test_chunks_give_the_values_and_gradients_of_full_logits(chunk: int, scaling: HeadScaling, kept_bytes: int) -> None:
     hidden, weight, bias, targets, upstream = _inputs()
-    ours = selected_logps(hidden, weight, targets, bias_V=bias, scaling=scaling, chunk=chunk)
+    ours = selected_logps(hidden, weight, targets, bias_V=bias, scaling=scaling, chunk=chunk, kept_bytes=kept_bytes)
     theirs = _full(hidden, weight, bias, targets, scaling)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     our_gradients = torch.autograd.grad(ours, (hidden, weight, bias), upstream)
     their_gradients = torch.autograd.grad(theirs, (hidden, weight, bias), upstream)
     for our, their in zip(our_gradients, their_gradients, strict=True):
         torch.testing.assert_close(our, their, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS.keys())
+def test_a_head_that_is_not_trained_gives_the_same_gradient_to_hidden_states(scaling: HeadScaling) -> None:
+    hidden, weight, bias, targets, upstream = _inputs()
+    frozen, frozen_bias = weight.detach(), bias.detach()
+    ours = selected_logps(hidden, frozen, targets, bias_V=frozen_bias, scaling=scaling, chunk=5)
+    theirs = _full(hidden, frozen, frozen_bias, targets, scaling)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    (our,) = torch.autograd.grad(ours, hidden, upstream)
+    (their,) = torch.autograd.grad(theirs, hidden, upstream)
+    torch.testing.assert_close(our, their, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS.keys())
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_entropies_are_those_of_full_logits_and_carry_no_gradient(scaling: HeadScaling, has_gradient: bool) -> None:
+    hidden, weight, bias, targets, _ = _inputs()
+    with torch.set_grad_enabled(has_gradient):
+        logps, entropies = token_logps(
+            hidden, weight, targets, bias_V=bias, scaling=scaling, chunk=5, with_entropy=True
+        )
+    logits = (hidden @ weight.T + bias) * scaling.scale
+    if scaling.softcap is not None:
+        logits = scaling.softcap * torch.tanh(logits / scaling.softcap)
+    expected = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(entropies, expected, rtol=0, atol=1e-12)
+    assert (logps.requires_grad, entropies.requires_grad) == (has_gradient, False)
+
+
+def test_log_probs_of_tokens_that_fp32_gives_no_probability_are_exact() -> None:
+    """The softmax of the second token underflows; its logarithm is known all the same."""
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[200.0], [-300.0]])
+    assert selected_logps(hidden, weight, torch.tensor([1])).tolist() == [-500.0]
+    assert selected_logps(hidden, weight, torch.tensor([0])).tolist() == [0.0]
+
+
+def test_bfloat16_gradients_of_all_but_certain_tokens_keep_their_size() -> None:
+    """What remains of 1 - p is less than bf16 can tell from the embedding it is a difference of."""
+    hidden = torch.tensor([[8.0, 1.0]], dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.tensor([[1.0, 0.5], [-0.5, 0.25]], dtype=torch.bfloat16, requires_grad=True)
+    for kept_bytes in (0, 10**6):
+        selected_logps(hidden, weight, torch.tensor([0]), kept_bytes=kept_bytes).backward()
+        exact = torch.tensor([[8.0, 1.0]], dtype=torch.float64, requires_grad=True)
+        _full(exact, weight.double(), torch.zeros(2), torch.tensor([0]), HeadScaling()).backward()
+        assert hidden.grad is not None
+        assert exact.grad is not None
+        torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=0.05, atol=0)
+        hidden.grad = None
 
 
 def test_bfloat16_weights_give_fp32_log_probs_within_bfloat16s_precision() -> None:
@@ -73,7 +126,7 @@ def test_no_tensor_of_tokens_times_vocabulary_is_made() -> None:
 
     hidden, weight, bias, targets, upstream = _inputs()
     with Watch():
-        selected_logps(hidden, weight, targets, bias_V=bias, chunk=1).backward(upstream)
+        selected_logps(hidden, weight, targets, bias_V=bias, chunk=1, kept_bytes=0).backward(upstream)
     assert largest == VOCABULARY * HIDDEN
     assert largest < TOKENS * VOCABULARY
 
