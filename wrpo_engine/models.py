@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wrpo_engine.artifacts.volume import address
+from wrpo_engine.artifacts import Artifact
+from wrpo_engine.artifacts.checks import address
 from wrpo_engine.config import ModelRef, RewardModel
-from wrpo_engine.errors import ConfigError, DataError, TemporaryError
+from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.hub import HubPatience, first_line, hub_errors, is_offline, offline_error
 from wrpo_engine.stage import StageContext
 
 MODEL_DIRECTORY = "model"
 """Where a stage that makes a model puts it inside its artifact."""
-_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken"]
+FETCH_ROLE = "fetch/"
+"""Roles of models that were downloaded beforehand."""
+FETCHED = "fetched"
+"""What their manifests' details say of them: name, requested revision, commit."""
+MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
+"""What of a model's directory is used; weights in other formats are not even downloaded."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +40,15 @@ class ResolvedModel:
 
 
 def resolve_model(model: ModelRef | RewardModel, ctx: StageContext, *, field: str = "model") -> ResolvedModel:
-    """Find a model's files, downloading them if they are on a hub. `field` is its field in the experiment's spec."""
+    """Find a model's files, downloading them if they are on a hub or in a bucket.
+
+    `field` is its field in the experiment's spec. Every process of a distributed stage may call it: what one of a pod
+    downloaded, the others find; on S3 each pod has to, as paths of one pod are not another's.
+    """
     template = model.chat_template if isinstance(model, ModelRef) else None
     if isinstance(model, ModelRef) and model.input is not None:
         artifact = ctx.input(model.input)
-        names = artifact.files(f"{MODEL_DIRECTORY}/")
-        if not names:
-            raise DataError(
-                f"artifact {address(artifact.ref)} holds no model directory", code="ArtifactDamaged", field=field
-            )
-        for file in names:
-            artifact.file(file)
+        _bring_model(artifact, field)
         return ResolvedModel(
             artifact.directory / MODEL_DIRECTORY,
             address(artifact.ref),
@@ -53,10 +58,10 @@ def resolve_model(model: ModelRef | RewardModel, ctx: StageContext, *, field: st
         )
     name = model.name
     assert name is not None
-    reference = ctx.resolve_path(name)
+    reference = ctx.resolve_path(name, only=MODEL_FILES)
+    revision: str | None = None
     if Path(reference).is_absolute():
         path = Path(reference)
-        revision: str | None = None
         _check_directory(path, name, field)
     else:
         if model.trust_remote_code and not model.revision:
@@ -66,11 +71,39 @@ def resolve_model(model: ModelRef | RewardModel, ctx: StageContext, *, field: st
                 "code from a hub runs only from a pinned revision",
                 f"Set {field}.revision.",
             )
-        path = _download(name, model.revision, ctx.environ, field)
-        # Snapshots lie in a directory named by their commit.
-        revision = path.name
+        fetched = _fetched(name, model.revision, ctx, field)
+        if fetched is not None:
+            path, revision = fetched
+        else:
+            path = _download(name, model.revision, ctx, field)
+            # Snapshots lie in a directory named by their commit.
+            revision = path.name
         _check_directory(path, name, field)
     return ResolvedModel(path, name, revision, model.trust_remote_code, template)
+
+
+def _bring_model(artifact: Artifact, field: str) -> None:
+    """Verify the model's files; on S3 they come here by that."""
+    names = artifact.files(f"{MODEL_DIRECTORY}/")
+    if not names:
+        raise DataError(
+            f"artifact {address(artifact.ref)} holds no model directory", code="ArtifactDamaged", field=field
+        )
+    for name in names:
+        artifact.file(name)
+
+
+def _fetched(name: str, revision: str | None, ctx: StageContext, field: str) -> tuple[Path, str] | None:
+    """Return directory and commit of a hub's model that a fetch stage downloaded beforehand, if there is one."""
+    for role in sorted(ctx.config.inputs):
+        if not role.startswith(FETCH_ROLE):
+            continue
+        artifact = ctx.input(role)
+        source = artifact.manifest.details.get(FETCHED, {})
+        if source.get("name") == name and revision in {source.get("requested"), source.get("revision")}:
+            _bring_model(artifact, field)
+            return artifact.directory / MODEL_DIRECTORY, str(source["revision"])
+    return None
 
 
 def model_path(model: ModelRef | RewardModel, ctx: StageContext, *, field: str = "model") -> str:
@@ -92,7 +125,7 @@ def tokenizer_of(model: ResolvedModel, *, field: str = "model", needs_template: 
         raise ConfigError(
             field,
             model.identity,
-            f"its tokenizer cannot be loaded: {_first_line(error)}",
+            f"its tokenizer cannot be loaded: {first_line(error)}",
             "Use a model directory with tokenizer.json or another tokenizer that transformers knows.",
             code="TokenizerInvalid",
         ) from error
@@ -161,62 +194,26 @@ def _names(paths: Iterable[Path]) -> str:
     return ", ".join(sorted(path.name for path in paths)[:3])
 
 
-def _download(name: str, revision: str | None, environ: Mapping[str, str], field: str) -> Path:
+def _download(name: str, revision: str | None, ctx: StageContext, field: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    offline = environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, local_files_only=offline))
-    except GatedRepoError as error:
-        raise ConfigError(
-            field,
-            name,
-            "access to this model has to be granted first",
-            "Accept its licence on the hub and give the pod a token (HF_TOKEN from a Secret).",
-            code="ModelForbidden",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ConfigError(
-            f"{field}.revision", str(revision), f"{name} has no such revision", "Check the name.", code="ModelNotFound"
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ConfigError(
-            field,
-            name,
-            "there is no such model on the hub, or it is private",
-            "Check the spelling, or write an absolute path or storage://PATH for a local directory.",
-            code="ModelNotFound",
-        ) from error
-    except LocalEntryNotFoundError as error:
-        if offline:
-            raise ConfigError(
-                field,
-                name,
-                "it is not in the local cache, and HF_HUB_OFFLINE forbids downloading",
-                "Put the model on the storage volume (storage://PATH) or allow downloads.",
-                code="ModelNotFound",
-            ) from error
-        raise _unreachable(name, field, error) from error
-    except (HfHubHTTPError, ConnectionError, TimeoutError) as error:
-        raise _unreachable(name, field, error) from error
+    offline = is_offline(ctx.environ)
 
+    def request() -> str:
+        try:
+            path: str = snapshot_download(
+                name, revision=revision, allow_patterns=list(MODEL_FILES), local_files_only=offline
+            )
+        except LocalEntryNotFoundError as error:
+            if offline:
+                raise offline_error(name, field) from error
+            # The library hides what the hub answered; the answer says whether waiting helps.
+            if isinstance(error.__cause__, Exception):
+                raise error.__cause__ from None
+            raise
+        return path
 
-def _unreachable(name: str, field: str, error: Exception) -> TemporaryError:
-    return TemporaryError(
-        f"{field} is {name!r}: it cannot be downloaded now ({_first_line(error)})",
-        code="HubUnreachable",
-        field=field,
-        hint="Check the network, or put the model on the storage volume and name it storage://PATH.",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    with hub_errors(name, revision, field):
+        patience = HubPatience.of(ctx.environ, ctx.stop.raise_if_requested)
+        return Path(patience.call(f"downloading {name}", request))

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
 
-from wrpo_engine.errors import StorageError
+from wrpo_engine.artifacts.checks import address
+from wrpo_engine.errors import DataError
 from wrpo_engine.stage import StageContext
 
 log = logging.getLogger("wrpo_engine")
 
 T = TypeVar("T")
 Measure = Callable[[Iterable[pl.DataFrame]], dict[str, float]]
+PARTS = "parts/"
+"""Where the parts of every such stage lie in its artifact."""
 
 
 def part_name(index: int) -> str:
-    return f"parts/part-{index:05d}.parquet"
+    return f"{PARTS}part-{index:05d}.parquet"
 
 
 def parts_of_shard(parts: Sequence[T], shard: int, shards: int) -> Sequence[T]:
@@ -31,9 +33,10 @@ def parts_of_shard(parts: Sequence[T], shard: int, shards: int) -> Sequence[T]:
 
 
 def pending_parts(ctx: StageContext, names: Sequence[str]) -> list[str]:
-    """Return this shard's parts that are not there yet."""
+    """Return this shard's parts that are not published yet, by any pod."""
     own = parts_of_shard(names, ctx.shard, ctx.config.runtime.shards)
-    return [name for name in own if not (ctx.output.directory / name).exists()]
+    published = frozenset(ctx.output.published(PARTS))
+    return [name for name in own if name not in published]
 
 
 def commit_when_complete(
@@ -42,31 +45,38 @@ def commit_when_complete(
     """Commit if every part of every shard is there, and return the metrics; otherwise another shard will.
 
     A shard publishes its last part before it looks, so the shard that looks last sees all of them; two that look at
-    the same time write the same manifest and the first one stays.
+    the same time write the same manifest and the first one stays. Parts are read one by one.
     """
-    directory = ctx.output.directory
-    missing = [name for name in names if not (directory / name).exists()]
+    published = frozenset(ctx.output.published(PARTS))
+    missing = [name for name in names if name not in published]
     if missing:
         log.info("this shard is done; %d parts of other shards are not there yet", len(missing))
         return {}
-    rows = {name: _height(directory / name) for name in names}
-    metrics = measure(_frames(directory, names))
+    rows: dict[str, int] = {}
+
+    def frames() -> Iterator[pl.DataFrame]:
+        for name in names:
+            frame = _read(ctx, name)
+            rows[name] = frame.height
+            yield frame
+
+    reading = frames()
+    metrics = measure(reading)
+    # A measure that needs fewer parts must not leave the others out of the manifest's counts.
+    for _ in reading:
+        pass
     ctx.output.commit(files=names, rows=rows, metrics=metrics, details=details)
     return metrics
 
 
-def _frames(directory: Path, names: Sequence[str]) -> Iterator[pl.DataFrame]:
-    for name in names:
-        yield pl.read_parquet(directory / name)
-
-
-def _height(path: Path) -> int:
+def _read(ctx: StageContext, name: str) -> pl.DataFrame:
+    path = ctx.output.fetch(name)
     try:
-        return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+        return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise StorageError(
-            f"part {path} cannot be read: {str(error).splitlines()[0]}",
+        raise DataError(
+            f"part {name} of {address(ctx.output.ref)} ({path}) cannot be read: {str(error).splitlines()[0]}",
             code="ArtifactDamaged",
             field="storage",
-            hint="Remove this file; the stage makes it again.",
+            hint=f"Remove {address(ctx.output.ref)}/{name} below the storage root; the stage makes it again.",
         ) from error

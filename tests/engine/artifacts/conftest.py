@@ -42,14 +42,19 @@ def proxy(s3: S3Server) -> Iterator[FaultProxy]:
 Connect = Callable[..., S3Store]
 
 
-@pytest.fixture
-def connect(s3: S3Server, bucket: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connect:
-    """`connect(pod="a", endpoint=..., uri=..., **environ)`: a store as a pod with that cache opens it."""
+@pytest.fixture(autouse=True)
+def s3_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a pod gets from the credentials Secret, and nothing of the machine's own settings."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def connect(s3: S3Server, bucket: str, root: str, tmp_path: Path) -> Connect:
+    """`connect(pod="a", endpoint=..., uri=..., **environ)`: a store as a pod with that cache opens it."""
 
     def open_store(pod: str = "a", *, endpoint: str | None = None, uri: str | None = None, **environ: str) -> S3Store:
         storage = S3Storage(uri=uri or f"s3://{bucket}/{root}", endpoint=endpoint or s3.endpoint)

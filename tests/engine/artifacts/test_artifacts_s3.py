@@ -215,7 +215,10 @@ def test_large_files_go_and_come_in_parts(connect: Connect, proxy: FaultProxy, m
     own = writer(connect("a", endpoint=proxy.endpoint))
     own.publish("big", write(content))
     own.commit(files=["big"])
-    assert sum("partNumber" in request.path for request in proxy.requests) == 3
+    uploaded = [request for request in proxy.requests if "partNumber" in request.path]
+    assert len(uploaded) == 3
+    # The server compares them.
+    assert all("sha256" in " ".join([*each.headers, *each.headers.values()]) for each in uploaded)
     read = connect("b", endpoint=proxy.endpoint).open(REF)
     assert read is not None
     assert read.file("big").read_bytes() == content
@@ -296,7 +299,6 @@ def test_processes_of_one_pod_download_once(
     connect: Connect, s3: S3Server, bucket: str, root: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     s3.client().put_object(Bucket=bucket, Key=f"{root}/models/m/w.safetensors", Body=os.urandom(2 << 20))
-    connect()  # sets the environment
     command = [sys.executable, "-c", _PROCESS, f"s3://{bucket}/{root}", proxy.endpoint]
     environ = {**os.environ, "WRPO_SCRATCH": str(tmp_path / "one-pod")}
     running = [subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -309,7 +311,6 @@ def test_processes_of_one_pod_download_once(
 def test_an_upload_that_is_killed_leaves_nothing_to_see(
     connect: Connect, s3: S3Server, bucket: str, root: str, proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    connect()
     script = tmp_path / "killed.py"
     script.write_text(
         _PROCESS.replace('print(store.local_copy("models/m"))', "") + "from wrpo_engine.config import ArtifactRef\n"

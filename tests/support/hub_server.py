@@ -1,0 +1,138 @@
+"""A small HTTP server that speaks a model hub's endpoints: model info, and files with ranges. Faults on request."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass(frozen=True)
+class HubFault:
+    """An error answer, or a connection that ends after some bytes of the body."""
+
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    cut_body_to: int | None = None
+
+
+@dataclass
+class Hub:
+    repo: str
+    files: dict[str, bytes]
+    lfs: tuple[str, ...] = (".safetensors",)
+    commit: str = COMMIT
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    """(path, Range header) of every request, in order."""
+    fault: Callable[[str], HubFault | None] = lambda _path: None
+    served: dict[str, bytes] = field(default_factory=dict)
+    """Contents that are given in place of those that the hub says it has."""
+    port: int = 0
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def gets(self, name: str) -> list[str]:
+        """Return the Range headers of the requests for a file."""
+        return [asked for path, asked in self.asked if path.endswith(f"/{name}") and "/resolve/" in path]
+
+    def tree(self) -> list[dict[str, Any]]:
+        entries = []
+        for each in self.info()["siblings"]:
+            entry = {"type": "file", "path": each["rfilename"], "size": each["size"], "oid": each["blobId"]}
+            if "lfs" in each:
+                entry["lfs"] = {"oid": each["lfs"]["sha256"], "size": each["size"], "pointerSize": 134}
+            entries.append(entry)
+        return entries
+
+    def info(self) -> dict[str, Any]:
+        siblings = []
+        for name, content in self.files.items():
+            entry: dict[str, Any] = {"rfilename": name, "size": len(content)}
+            entry["blobId"] = hashlib.sha1(  # noqa: S324 (git's)
+                b"blob %d\0" % len(content) + content
+            ).hexdigest()
+            if name.endswith(self.lfs):
+                sha256 = hashlib.sha256(content).hexdigest()
+                entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
+            siblings.append(entry)
+        return {"id": self.repo, "modelId": self.repo, "sha": self.commit, "siblings": siblings, "private": False}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def do_GET(self) -> None:
+        hub, path = self.hub, self.path.split("?")[0]
+        hub.asked.append((path, self.headers.get("Range", "")))
+        fault = hub.fault(path) or HubFault()
+        if fault.status is not None:
+            self._send(fault.status, b"", fault.headers)
+        elif re.fullmatch(rf"/api/models/{hub.repo}(/revision/(main|{hub.commit}))?", path):
+            self._send(200, json.dumps(hub.info()).encode(), {"Content-Type": "application/json"})
+        elif path == f"/api/models/{hub.repo}/tree/{hub.commit}":
+            self._send(200, json.dumps(hub.tree()).encode(), {"Content-Type": "application/json"})
+        elif path.startswith("/api/models/"):
+            code = "RevisionNotFound" if f"/{hub.repo}/" in path else "RepoNotFound"
+            self._send(404, b'{"error": "not found"}', {"X-Error-Code": code})
+        else:
+            name = path.removeprefix(f"/{hub.repo}/resolve/{hub.commit}/")
+            self._send_file(hub.served.get(name, hub.files.get(name)), fault.cut_body_to)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def _send_file(self, content: bytes | None, cut: int | None) -> None:
+        if content is None:
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        digest = hashlib.sha256(content).hexdigest()
+        headers = {"ETag": f'"{digest}"', "X-Repo-Commit": self.hub.commit, "Accept-Ranges": "bytes"}
+        begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        if begin > len(content):
+            self._send(416, b"", headers)
+            return
+        status = 200
+        if "Range" in self.headers:
+            status = 206
+            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+        self._send(status, content[begin:], headers, cut)
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str], cut: int | None = None) -> None:
+        self.send_response_only(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body if cut is None else body[:cut])
+            self.wfile.flush()
+        if cut is not None:
+            self.close_connection = True
+
+    def log_message(self, *_arguments: Any) -> None:
+        pass
+
+
+@contextmanager
+def hub_server(hub: Hub) -> Iterator[Hub]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server.daemon_threads = True
+    hub.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, daemon=True, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)

@@ -1,0 +1,123 @@
+"""The fetch stage: a model of a hub becomes an artifact, downloaded once for all pods and experiments.
+
+The commit is pinned in plan.json before the first byte, so that attempts days apart fetch the same model. Files appear
+one by one, verified; what is unfinished lies in `download/` of the work directory, which later attempts continue where
+it is on a volume.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+from wrpo_engine.config import FetchParams
+from wrpo_engine.errors import ConfigError
+from wrpo_engine.fetching.download import download_file
+from wrpo_engine.fetching.plan import FetchPlan, HubFile, choose_files
+from wrpo_engine.hub import HubPatience, hub_errors, is_offline, offline_error
+from wrpo_engine.models import FETCHED, MODEL_DIRECTORY
+from wrpo_engine.stage import StageContext, StageResult
+
+log = logging.getLogger("wrpo_engine")
+
+PLAN_NAME = "plan.json"
+_DOWNLOADS = "download"
+_FILES_AT_ONCE = 4
+_FIELD = "model"
+
+
+def run(ctx: StageContext) -> StageResult:
+    params = ctx.config.params
+    assert isinstance(params, FetchParams)
+    model = params.model
+    name = model.name
+    if name is None or "://" in name or Path(name).is_absolute():
+        raise ConfigError(
+            _FIELD, str(name or model.input), "only models of a hub are fetched", "Write a hub id, e.g. org/model."
+        )
+    if model.trust_remote_code and not model.revision:
+        raise ConfigError(
+            f"{_FIELD}.trustRemoteCode",
+            "true",
+            "code from a hub runs only from a pinned revision",
+            f"Set {_FIELD}.revision.",
+        )
+    patience = HubPatience.of(ctx.environ, ctx.stop.raise_if_requested)
+    with hub_errors(name, model.revision, _FIELD):
+        plan = _plan(ctx, name, model.revision, patience)
+        _fetch_all(ctx, plan, patience)
+    files = [f"{MODEL_DIRECTORY}/{file.name}" for file in plan.files]
+    metrics = {"files": float(len(files)), "bytes": float(sum(file.size or 0 for file in plan.files))}
+    source = {"name": plan.name, "revision": plan.revision}
+    ctx.output.commit(
+        files=[PLAN_NAME, *files],
+        metrics=metrics,
+        details={"model": source, FETCHED: {**source, "requested": plan.requested}},
+    )
+    shutil.rmtree(ctx.output.directory / _DOWNLOADS, ignore_errors=True)
+    return StageResult(rows=len(files), metrics=metrics)
+
+
+def _plan(ctx: StageContext, name: str, revision: str | None, patience: HubPatience) -> FetchPlan:
+    """Return the plan of the first attempt, or make it now."""
+    if PLAN_NAME in ctx.output.published(PLAN_NAME):
+        return FetchPlan.from_json(json.loads(ctx.output.fetch(PLAN_NAME).read_text(encoding="utf-8")))
+    if is_offline(ctx.environ):
+        raise offline_error(name, _FIELD)
+    from huggingface_hub import HfApi
+
+    info = patience.call(f"asking for {name}", lambda: HfApi().model_info(name, revision=revision, files_metadata=True))
+    files = [
+        HubFile(each.rfilename, each.size, each.lfs.sha256 if each.lfs else None, None if each.lfs else each.blob_id)
+        for each in info.siblings or ()
+    ]
+    plan = FetchPlan(name, revision, str(info.sha), choose_files(name, files, _FIELD))
+    log.info("%s at %s: %d files", name, plan.revision, len(plan.files))
+    content = json.dumps(plan.to_json(), indent=1) + "\n"
+    ctx.output.publish(PLAN_NAME, lambda path: _write(path, content))
+    return plan
+
+
+def _write(path: Path, content: str) -> None:
+    path.write_text(content, encoding="utf-8")
+
+
+def _move(source: Path, target: Path) -> None:
+    """Both names are on one disk, and weights are large."""
+    source.replace(target)
+
+
+def _fetch_all(ctx: StageContext, plan: FetchPlan, patience: HubPatience) -> None:
+    """Download and publish what no attempt has published; several files at once."""
+    published = frozenset(ctx.output.published(f"{MODEL_DIRECTORY}/"))
+    todo = [file for file in plan.files if f"{MODEL_DIRECTORY}/{file.name}" not in published]
+    if todo and is_offline(ctx.environ):
+        raise offline_error(plan.name, _FIELD)
+    total = sum(file.size or 0 for file in plan.files) or 1
+    done = total - sum(file.size or 0 for file in todo)
+    counting = Lock()
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        with counting:
+            done += count
+            ctx.progress.update(min(done, total), total)
+
+    def fetch(file: HubFile) -> None:
+        target = ctx.output.directory / _DOWNLOADS / f"{file.name}.part"
+        download_file(plan, file, target, patience, on_bytes)
+        ctx.output.publish(f"{MODEL_DIRECTORY}/{file.name}", lambda path: _move(target, path))
+
+    with ThreadPoolExecutor(max_workers=_FILES_AT_ONCE, thread_name_prefix="fetch") as threads:
+        futures = [threads.submit(fetch, file) for file in todo]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise

@@ -1,0 +1,178 @@
+"""A model hub that is asked patiently: its errors in our words, its limits respected."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+from wrpo_engine.errors import ConfigError, TemporaryError
+
+log = logging.getLogger("wrpo_engine")
+
+T = TypeVar("T")
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 60.0
+_WAIT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_PUT_ON_STORAGE = "put the model on the storage and name it storage://PATH"
+
+
+def is_offline(environ: Mapping[str, str]) -> bool:
+    """Whether downloads are forbidden."""
+    return environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+
+
+def offline_error(name: str, field: str) -> ConfigError:
+    return ConfigError(
+        field,
+        name,
+        "it is not in the local cache, and HF_HUB_OFFLINE forbids downloading",
+        "Put the model on the storage volume (storage://PATH) or allow downloads.",
+        code="ModelNotFound",
+    )
+
+
+@dataclass(frozen=True)
+class HubPatience:
+    """How long a hub that is busy or out of reach is asked again."""
+
+    seconds: float = 900.0
+    """Without progress. A hub's limits are counted over some minutes."""
+    poll: Callable[[], None] = lambda: None
+    """Raises when the stage should stop."""
+    sleep: Callable[[float], None] = time.sleep
+    monotonic: Callable[[], float] = time.monotonic
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str], poll: Callable[[], None]) -> HubPatience:
+        text = environ.get("WRPO_HUB_PATIENCE_SECONDS", "")
+        try:
+            return cls(float(text) if text else cls.seconds, poll)
+        except ValueError:
+            raise ConfigError(
+                "WRPO_HUB_PATIENCE_SECONDS", text, "it must be a number of seconds", "Unset it, or write e.g. 900."
+            ) from None
+
+    def call(self, what: str, request: Callable[[], T], *, progress: Callable[[], int] = lambda: 0) -> T:
+        """Make a request until it succeeds, fails for good, or patience ends; progress begins patience anew."""
+        tries, done, since = 0, progress(), self.monotonic()
+        while True:
+            self.poll()
+            try:
+                return request()
+            except Exception as error:
+                if not is_worth_waiting(error):
+                    raise
+                if progress() != done:
+                    tries, done, since = 0, progress(), self.monotonic()
+                asked = retry_after_s(error, datetime.now(UTC))
+                grown = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**tries) * random.uniform(0.5, 1.0)  # noqa: S311
+                delay = grown if asked is None else asked
+                if self.monotonic() - since + delay > self.seconds:
+                    raise
+                tries += 1
+                log.warning("%s: %s; trying again in %.1f s", what, first_line(error), delay)
+                self._wait(delay)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait in short pieces, so that a stop request is heard."""
+        while seconds > 0:
+            self.poll()
+            self.sleep(min(1.0, seconds))
+            seconds -= 1.0
+
+
+def is_worth_waiting(error: Exception) -> bool:
+    """Whether the same request may succeed a little later."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if isinstance(error, HfHubHTTPError | httpx2.HTTPStatusError):
+        return _status(error) in _WAIT_STATUS
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    return isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError)
+
+
+def retry_after_s(error: Exception, now: datetime) -> float | None:
+    """Return how long the hub asks us to wait: Retry-After in seconds or as a date, or its RateLimit header's reset."""
+    response = getattr(error, "response", None)
+    if response is None:
+        return None
+    text = str(response.headers.get("Retry-After", "")).strip()
+    if text.replace(".", "", 1).isdigit():
+        return float(text)
+    if text:
+        with contextlib.suppress(ValueError, TypeError):
+            return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+    limit = parse_ratelimit_headers(response.headers) if _status(error) == 429 else None
+    return None if limit is None else float(limit.reset_in_seconds)
+
+
+def _status(error: Any) -> int:
+    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
+
+
+@contextlib.contextmanager
+def hub_errors(name: str, revision: str | None, field: str) -> Iterator[None]:
+    """Turn the hub's errors into ours. `field` is the model's field in the experiment's spec."""
+    import httpx2
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except GatedRepoError as error:
+        raise ConfigError(
+            field,
+            name,
+            "access to this model has to be granted first",
+            "Accept its licence on the hub and give the pod a token (HF_TOKEN from a Secret).",
+            code="ModelForbidden",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ConfigError(
+            f"{field}.revision", str(revision), f"{name} has no such revision", "Check the name.", code="ModelNotFound"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ConfigError(
+            field,
+            name,
+            "there is no such model on the hub, or it is private",
+            "Check the spelling, or write an absolute path or storage://PATH for a local directory.",
+            code="ModelNotFound",
+        ) from error
+    except OfflineModeIsEnabled as error:
+        raise offline_error(name, field) from error
+    except (
+        LocalEntryNotFoundError,
+        HfHubHTTPError,
+        httpx2.HTTPStatusError,
+        httpx2.TransportError,
+        ConnectionError,
+        TimeoutError,
+    ) as error:
+        raise TemporaryError(
+            f"{field} is {name!r}: it cannot be downloaded now ({first_line(error)})",
+            code="HubUnreachable",
+            field=field,
+            hint=f"Check the network, or {_PUT_ON_STORAGE}.",
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
