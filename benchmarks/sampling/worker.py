@@ -1,0 +1,133 @@
+"""One backend on one model: the stage's own loop, and for vLLM a bare `LLM.generate` of the same requests beside it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from benchmarks.common.process import worker_main
+from benchmarks.common.summary import alternating
+from benchmarks.sampling.workload import CONTEXT, Load, plan, prompt_tokens
+from wrpo_engine.config import SampleParams, StageConfig
+from wrpo_engine.environment import prepare_environment
+from wrpo_engine.models import ResolvedModel
+from wrpo_engine.progress import make_progress
+from wrpo_engine.sampling.requests import PartRequests
+from wrpo_engine.sampling.sampler import SamplerSettings, make_sampler
+from wrpo_engine.sampling.stage import sample_parts
+from wrpo_engine.stage import StageContext, StopRequest, make_context
+
+BARE, STAGE = "bare", "stage"
+
+
+def measure(specification: Mapping[str, Any]) -> dict[str, Any]:
+    prepare_environment(os.environ)
+    import torch
+    from transformers import AutoTokenizer
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    path, backend = Path(specification["model"]), specification["backend"]
+    load = Load(**specification["load"])
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    started = time.perf_counter()
+    plans = plan(tokenizer, load)
+    encoding_s = time.perf_counter() - started
+    settings = SamplerSettings(
+        temperature=0.8,
+        top_p=0.95,
+        max_tokens=load.max_tokens,
+        stop_token_ids=(tokenizer.eos_token_id,),
+        max_model_length=CONTEXT,
+    )
+    sampler = make_sampler(backend, ResolvedModel(path, "benchmark", None), tokenizer, settings)
+    list(sampler.sample(plans[0].requests[:1]))
+    sides = [BARE, STAGE] if backend == "vLLM" else [STAGE]
+    rounds = []
+    texts: dict[str, list[str]] = {}
+    with tempfile.TemporaryDirectory(prefix="wrpo-bench-") as name:
+        for number, side in enumerate(alternating(sides, specification["rounds"])):
+            if backend == "vLLM":
+                sampler._llm.reset_prefix_cache()  # noqa: SLF001 (every round reads all prompts anew)
+            ctx, params = context(Path(name), number, backend, load)
+            wall, cpu, before = time.perf_counter(), time.process_time(), os.getloadavg()[0]
+            if side == BARE:
+                answers = bare(sampler, plans)
+            else:
+                sample_parts(ctx, params, plans, sampler)
+                answers = None
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            found, tokens = read_back(ctx) if answers is None else answers
+            if texts.setdefault(side, found) != found:
+                raise RuntimeError(f"{side} gave other answers in another round")
+            rounds.append({"side": side, "seconds": wall, "cpu_seconds": cpu, "tokens": tokens, "load": before})
+    if BARE in texts and texts[BARE] != texts[STAGE]:
+        raise RuntimeError("the stage's answers are not those of LLM.generate")
+    sampler.close()
+    return {
+        "rounds": rounds,
+        "prompts": load.prompts,
+        "prompt_tokens": prompt_tokens(plans),
+        "encoding_seconds": encoding_s,
+    }
+
+
+def bare(sampler: Any, plans: Sequence[PartRequests]) -> tuple[list[str], int]:
+    """Generate all requests in one call, with nothing around it."""
+    requests = [request for one in plans for request in one.requests]
+    prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
+    outputs = sampler._llm.generate(  # noqa: SLF001 (the same engine on both sides)
+        prompts,
+        [sampler._params(request) for request in requests],  # noqa: SLF001
+        use_tqdm=False,
+    )
+    answers = [completion for output in outputs for completion in output.outputs]
+    return [answer.text for answer in answers], sum(len(answer.token_ids) for answer in answers)
+
+
+def context(root: Path, number: int, backend: str, load: Load) -> tuple[StageContext, SampleParams]:
+    """Return the context that the stage's command makes: real storage, progress on stderr."""
+    config = StageConfig.model_validate(
+        {
+            "experiment": "benchmarks/sampling",
+            "output": {"stage": "sample/benchmark", "hash": f"{number:016x}"},
+            "storage": {"kind": "volume"},
+            "params": {
+                "stage": "sample",
+                "source": "benchmark",
+                "model": {"name": "benchmark"},
+                "backend": backend,
+                "samples_per_prompt": load.samples,
+                "max_tokens": load.max_tokens,
+            },
+        }
+    )
+    environ = {"WRPO_VOLUME_ROOT": str(root)}
+    ctx = make_context(
+        config,
+        environ=environ,
+        clock=lambda: datetime.now(UTC),
+        progress=make_progress("sample", environ, time.monotonic),
+        stop=StopRequest(),
+    )
+    assert isinstance(config.params, SampleParams)
+    return ctx, config.params
+
+
+def read_back(ctx: StageContext) -> tuple[list[str], int]:
+    frame = pl.concat([pl.read_parquet(ctx.output.fetch(name)) for name in ctx.output.published("parts/")])
+    return frame["text"].to_list(), int(frame["num_tokens"].sum())
+
+
+if __name__ == "__main__":
+    worker_main(measure)
+    # Engines leave threads that nobody needs any more.
+    sys.stdout.flush()
+    os._exit(0)
