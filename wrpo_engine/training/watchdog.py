@@ -133,16 +133,20 @@ class Watchdog(Observer):
     environ: Mapping[str, str]
     silence_s: float = SILENCE_S
     end: Callable[[int], NoReturn] = os._exit
+    clock: Callable[[], float] = time.monotonic
     _step: int = 0
     _micro_batch: int = 0
-    _last: float = field(default_factory=time.monotonic)
+    _last: float = 0.0
     _closed: threading.Event = field(default_factory=threading.Event)
     _changed: dict[int, tuple[int, float]] = field(default_factory=dict)
     """Peer -> its last beat and when this rank saw it change."""
     _signs: list[Sign | None] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._last = self.clock()
+
     def start(self) -> Watchdog:
-        self._last = time.monotonic()
+        self._last = self.clock()
         for name, target in (("watchdog", self._watch), ("watchdog-signs", self._exchange)):
             threading.Thread(target=target, name=name, daemon=True).start()
         return self
@@ -150,22 +154,22 @@ class Watchdog(Observer):
     def beat(self) -> None:
         """Say that this rank has got on."""
         self._micro_batch += 1
-        self._last = time.monotonic()
+        self._last = self.clock()
 
     def on_start(self, start: RunStart) -> None:
-        self._step, self._micro_batch, self._last = start.steps_done, 0, time.monotonic()
+        self._step, self._micro_batch, self._last = start.steps_done, 0, self.clock()
 
     def on_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:  # noqa: ARG002
         self.beat()
 
     def on_step(self, end: StepEnd) -> None:
-        self._step, self._micro_batch, self._last = end.step, 0, time.monotonic()
+        self._step, self._micro_batch, self._last = end.step, 0, self.clock()
 
     def on_evaluation(self, step: int, row: Mapping[str, float]) -> None:  # noqa: ARG002
-        self._last = time.monotonic()
+        self._last = self.clock()
 
     def on_checkpoint(self, step: int) -> None:  # noqa: ARG002
-        self._last = time.monotonic()
+        self._last = self.clock()
 
     def close(self) -> None:
         self._closed.set()
@@ -181,16 +185,17 @@ class Watchdog(Observer):
             while not self._closed.wait(self._interval_s):
                 beat += 1
                 self.board.post(Sign(self._step, self._micro_batch, beat))
-                if time.monotonic() - self._last > 2 * self._interval_s:
-                    self._note(self.board.read())
+                if self.clock() - self._last > 2 * self._interval_s:
+                    self.note(self.board.read())
                 else:
                     self._changed.clear()
             self.board.post(Sign(self._step, self._micro_batch, _CLOSED))
         except Exception as error:  # noqa: BLE001 (the store is gone with its host; the collective says so too)
             _LOG.debug("no signs are exchanged any more: %s", error)
 
-    def _note(self, signs: list[Sign | None]) -> None:
-        now = time.monotonic()
+    def note(self, signs: list[Sign | None]) -> None:
+        """Remember when each rank's beat was last seen to change."""
+        now = self.clock()
         for rank, sign in enumerate(signs):
             beat = 0 if sign is None else sign.beat
             if rank not in self._changed or self._changed[rank][0] != beat:
@@ -198,20 +203,26 @@ class Watchdog(Observer):
         self._signs = signs
 
     def _silent(self, for_s: float) -> list[int]:
-        now = time.monotonic()
+        now = self.clock()
         return sorted(
             rank
             for rank, (beat, since) in list(self._changed.items())
             if rank != self.rank and beat != _CLOSED and now - since > for_s
         )
 
+    def verdict(self) -> tuple[str, float, list[int]] | None:
+        """Return (reason's code, seconds without progress, silent ranks) if the run is to end."""
+        idle_s = self.clock() - self._last
+        if idle_s > self.timeout_s:
+            return "Hang", idle_s, self._silent(3 * self._interval_s)
+        if idle_s > self.silence_s and (silent := self._silent(self.silence_s)):
+            return "PeerSilent", idle_s, silent
+        return None
+
     def _watch(self) -> None:
         while not self._closed.wait(self._interval_s):
-            idle_s = time.monotonic() - self._last
-            if idle_s > self.timeout_s:
-                self._fire("Hang", idle_s, self._silent(3 * self._interval_s))
-            elif idle_s > self.silence_s and (silent := self._silent(self.silence_s)):
-                self._fire("PeerSilent", idle_s, silent)
+            if (verdict := self.verdict()) is not None:
+                self._fire(*verdict)
 
     def _fire(self, code: str, idle_s: float, silent: list[int]) -> None:
         signs = Background(self.board.read, "watchdog-read")

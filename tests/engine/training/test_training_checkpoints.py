@@ -1,0 +1,236 @@
+"""The checkpoint store: background writing, completion, what is kept, what is found again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_support import EXPERIMENT_HASH, NOON
+from torch import Tensor
+
+from wrpo_engine.artifacts.volume import VolumeWriter
+from wrpo_engine.config import ArtifactRef
+from wrpo_engine.errors import DataError, MissingInputError, TemporaryError
+from wrpo_engine.training.backend import TensorKind
+from wrpo_engine.training.checkpoint_store import CheckpointStore
+from wrpo_engine.training.collectives import Group
+
+
+class FakeBackend:
+    """Two parameters whose values tell the step."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def parameter_names(self) -> list[str]:
+        return ["embed.weight", "head.weight"]
+
+    def full_tensor(self, name: str, kind: TensorKind) -> Tensor:
+        offset = 100 * self.parameter_names().index(name) + 10 * list(TensorKind).index(kind)
+        return torch.full((2, 3), float(offset + self.step))
+
+
+class SlowWriter(VolumeWriter):
+    """Shards wait until they are let through; markers do not."""
+
+    gate: threading.Event | None = None
+    error: Exception | None = None
+
+    def publish(self, name: str, write: Callable[[Path], None]) -> Path:
+        if self.gate is not None and name.endswith(".safetensors"):
+            assert self.gate.wait(30)
+        if self.error is not None:
+            raise self.error
+        return super().publish(name, write)
+
+
+class CachedWriter(VolumeWriter):
+    """As on S3: the store is elsewhere, `directory` is a cache, and another pod's cache is empty."""
+
+    bucket: Path
+
+    def publish(self, name: str, write: Callable[[Path], None]) -> Path:
+        path = super().publish(name, write)
+        stored = self.bucket / name
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, stored)
+        return path
+
+    def published(self, prefix: str = "") -> list[str]:
+        names = (path.relative_to(self.bucket).as_posix() for path in self.bucket.rglob("*") if path.is_file())
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def fetch(self, name: str) -> Path:
+        if not (self.bucket / name).is_file():
+            raise MissingInputError(f"no {name}")
+        local = self.directory / name
+        local.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.bucket / name, local)
+        return local
+
+
+def make(kind: type[VolumeWriter], directory: Path) -> Any:
+    return kind(ArtifactRef(stage="train", hash=EXPERIMENT_HASH), directory, {}, {}, lambda: NOON)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> SlowWriter:
+    made: SlowWriter = make(SlowWriter, tmp_path / "run")
+    return made
+
+
+@pytest.fixture
+def backend() -> Any:
+    return FakeBackend()
+
+
+def save(store: CheckpointStore, backend: Any, *steps: int) -> None:
+    for step in steps:
+        backend.step = step
+        store.save(step, backend)
+    store.finish()
+
+
+def steps_of(writer: VolumeWriter) -> list[str]:
+    return sorted({name.split("/")[1] for name in writer.published("checkpoints/step-")})
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(writer: SlowWriter, backend: Any) -> None:
+    writer.gate = threading.Event()
+    store = CheckpointStore(writer, Group())
+    backend.step = 5
+    store.save(5, backend)
+    backend.step = 6  # the next step changes the weights; the copy keeps them
+    store.poll()
+    assert store.latest() is None
+    writer.gate.set()
+    store.finish()
+    found = store.latest()
+    assert found is not None
+    assert found.step == 5
+    assert found.read("head.weight", TensorKind.EXP_AVG)[0, 0].item() == 115.0
+
+
+def test_an_error_of_the_writing_thread_is_raised_at_the_next_boundary(writer: SlowWriter, backend: Any) -> None:
+    writer.error = OSError(28, "No space left on device")
+    store = CheckpointStore(writer, Group())
+    store.save(1, backend)
+    with pytest.raises(OSError, match="No space left"):
+        store.finish()
+    writer.error = None
+    save(store, backend, 2)
+    assert steps_of(writer) == ["step-00000002"]
+
+
+def test_an_error_of_another_rank_names_it(writer: SlowWriter, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(writer, Group())
+    store.save(1, backend)
+    monkeypatch.setattr(Group, "gather", lambda _self, value: [value, (True, "OSError: disk gone")])
+    with pytest.raises(TemporaryError, match="rank 1 could not write its shard of the checkpoint after step 1: OSErr"):
+        store.finish()
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, ["step-00000004"]), (3, [f"step-{step:08d}" for step in (2, 3, 4)])])
+def test_the_last_ones_are_kept(keep: int, kept: list[str], writer: SlowWriter, backend: Any) -> None:
+    save(CheckpointStore(writer, Group(), keep), backend, 1, 2, 3, 4)
+    assert steps_of(writer) == kept
+
+
+def test_the_best_one_is_kept_beside_the_last_until_another_is_better(writer: SlowWriter, backend: Any) -> None:
+    store = CheckpointStore(writer, Group(), 1)
+    backend.step = 1
+    store.save(1, backend)
+    store.mark_best(1)  # while it is still being written
+    save(store, backend, 2, 3)
+    assert steps_of(writer) == ["step-00000001", "step-00000003"]
+    best = store.best()
+    assert best is not None
+    assert best.read("embed.weight", TensorKind.WEIGHT)[0, 0].item() == 1.0
+    store.mark_best(3)  # after it is complete
+    save(store, backend, 4)
+    assert steps_of(writer) == ["step-00000003", "step-00000004"]
+    with pytest.raises(ValueError, match="no checkpoint of step 9"):
+        store.mark_best(9)
+
+
+def test_saving_a_step_twice_writes_it_once(writer: SlowWriter, backend: Any) -> None:
+    store = CheckpointStore(writer, Group())
+    backend.step = 1
+    store.save(1, backend)
+    backend.step = 2
+    store.save(1, backend)
+    store.finish()
+    found = store.latest()
+    assert found is not None
+    assert found.read("embed.weight", TensorKind.WEIGHT)[0, 0].item() == 1.0
+
+
+def test_what_a_kill_left_unfinished_is_said_and_removed(
+    writer: SlowWriter, backend: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(writer, Group())
+    save(store, backend, 1)
+    writer.publish("checkpoints/step-00000002/rank-00000.safetensors", lambda path: path.write_bytes(b"half"))
+    with caplog.at_level(logging.WARNING):
+        found = CheckpointStore(writer, Group()).latest()
+    assert found is not None
+    assert found.step == 1
+    assert "checkpoints/step-00000002 is incomplete" in caplog.text
+    save(store, backend, 3)
+    assert steps_of(writer) == ["step-00000001", "step-00000003"]
+
+
+def test_a_damaged_one_is_named_skipped_and_written_anew(
+    writer: SlowWriter, backend: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(writer, Group(), 3)
+    save(store, backend, 1, 2)
+    shard = writer.directory / "checkpoints/step-00000002/rank-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with caplog.at_level(logging.WARNING):
+        found = store.latest()
+    assert found is not None
+    assert found.step == 1
+    assert "step-00000002 is damaged: rank-00000.safetensors does not match its sha256" in caplog.text
+    save(store, backend, 2)
+    again = store.latest()
+    assert again is not None
+    assert again.step == 2
+
+
+def test_another_pod_with_an_empty_cache_finds_it(tmp_path: Path, backend: Any) -> None:
+    bucket = tmp_path / "bucket"
+    first, second = make(CachedWriter, tmp_path / "pod-1"), make(CachedWriter, tmp_path / "pod-2")
+    first.bucket = second.bucket = bucket
+    backend.step = 7
+    store = CheckpointStore(first, Group())
+    store.save(7, backend, {"evaluations": [1, 2]})
+    store.finish()
+    found = CheckpointStore(second, Group()).latest()
+    assert found is not None
+    assert (found.step, found.world_size, found.state) == (7, 1, {"evaluations": [1, 2]})
+    assert found.read("head.weight", TensorKind.WEIGHT)[1, 2].item() == 107.0
+
+
+def test_a_missing_parameter_is_an_error_that_names_it(writer: SlowWriter, backend: Any) -> None:
+    store = CheckpointStore(writer, Group())
+    save(store, backend, 1)
+    found = store.latest()
+    assert found is not None
+    with pytest.raises(DataError, match=r"holds no weight of parameter other\.weight") as caught:
+        found.read("other.weight", TensorKind.WEIGHT)
+    assert caught.value.code == "CheckpointIncompatible"
+
+
+def test_nothing_is_left_after_the_run(writer: SlowWriter, backend: Any) -> None:
+    store = CheckpointStore(writer, Group())
+    save(store, backend, 1, 2)
+    store.remove()
+    assert writer.published("checkpoints/") == []
+    assert store.latest() is None
