@@ -29,7 +29,9 @@ class VllmSampler:
         vllm = _import_vllm()
         on_cpu = _on_cpu()
         _prepare_environment(on_cpu=on_cpu)
-        _check(settings, devices=None if on_cpu else _visible_devices())
+        _check_options(settings)
+        if not on_cpu:
+            _check_devices(settings, devices=_visible_devices())
         self._sampling_params = vllm.SamplingParams
         try:
             self._llm = vllm.LLM(
@@ -153,7 +155,7 @@ def _prepare_environment(*, on_cpu: bool) -> None:
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
-def _check(settings: SamplerSettings, *, devices: int | None) -> None:
+def _check_options(settings: SamplerSettings) -> None:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
@@ -162,7 +164,10 @@ def _check(settings: SamplerSettings, *, devices: int | None) -> None:
         {field.name for field in dataclasses.fields(EngineArgs) if not field.name.startswith("_")},
     )
     check_quantization(settings.quantization, QUANTIZATION_METHODS)
-    if devices is not None and settings.tensor_parallel_size > devices:
+
+
+def _check_devices(settings: SamplerSettings, *, devices: int) -> None:
+    if settings.tensor_parallel_size > devices:
         raise ConfigError(
             "sampling.tensorParallelSize",
             settings.tensor_parallel_size,
