@@ -294,3 +294,21 @@ class S3Bucket:
         answer = self.call(action, lambda: self.client.delete_objects(Bucket=self.bucket, Delete=objects))
         for failed in answer.get("Errors", ()):
             raise explain(ClientError({"Error": dict(failed)}, "DeleteObjects"), self.place, action)
+
+    def unfinished_uploads(self) -> list[Any]:
+        """Return S3's entries of multipart uploads below the storage root that were begun and never ended."""
+
+        def request() -> list[Any]:
+            pages = self.client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=self.key("")
+            )
+            return [entry for page in pages for entry in page.get("Uploads") or ()]
+
+        return self.call(f"list uploads of {self.root_uri}", request)
+
+    def abort(self, name: str, upload_id: str) -> None:
+        """Give up a multipart upload, and with it the space that its parts take."""
+        self.call(
+            f"abort an upload of {self.uri(name)}",
+            lambda: self.client.abort_multipart_upload(Bucket=self.bucket, Key=self.key(name), UploadId=upload_id),
+        )

@@ -14,6 +14,7 @@ COMMANDS = {
     "logs": "wrpo_operator.cli.show:logs_command",
     "report": "wrpo_operator.cli.show:report_command",
     "lint": "wrpo_operator.cli.lint:lint_command",
+    "artifacts": "wrpo_operator.cli.artifacts:artifacts_group",
     "dev": "wrpo_operator.cli.local:dev_group",
     "demo": "wrpo_operator.cli.demo:demo_command",
 }
@@ -26,6 +27,7 @@ SUMMARIES = {
     "logs": "Print the logs of an experiment's pods.",
     "report": "Say where an experiment's HTML report lies.",
     "lint": "Look for faults in triples, prompts and artifacts of curation.",
+    "artifacts": "List the artifacts in a storage, sum them up, remove what nobody refers to.",
     "dev": "Start, stop and remove the embedded cluster.",
     "demo": "Run the quick start and say what it measured.",
 }

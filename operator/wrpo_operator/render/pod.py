@@ -136,6 +136,9 @@ def _environment(
     own = {"HOME": SCRATCH, "WRPO_TERMINATION_MESSAGE_PATH": TERMINATION_MESSAGE}
     if spec.storage.volume is not None:
         own["WRPO_VOLUME_ROOT"] = VOLUME_ROOT
+    if spec.storage.s3 is not None:
+        # Copies of what is in the bucket; the root file system is read-only.
+        own["WRPO_SCRATCH"] = SCRATCH
     if settings.progress_url:
         stage = str(planned.node.id).replace("/", ".")
         own["KUBEFLOW_TRAINER_SERVER_URL"] = (

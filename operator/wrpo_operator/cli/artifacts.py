@@ -1,0 +1,311 @@
+"""`wrpo artifacts`: what lies in the storage of experiments, how much of it, and removing what nobody refers to."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wrpo_engine.artifacts.inventory import Found, Inventory, S3Inventory, VolumeInventory
+from wrpo_engine.config import S3Storage
+from wrpo_engine.errors import WrpoError
+from wrpo_operator.cli.connect import STATE_DIR, Target, cluster_options, errors_to_click, with_client
+from wrpo_operator.cli.references import References, references_of, removable, with_inputs
+from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, name_of
+
+if TYPE_CHECKING:
+    from wrpo_operator.runtime.kube import HttpKube
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+UNASKED = "--assume-no-experiments"
+
+
+@click.group("artifacts")
+def artifacts_group() -> None:
+    """List the artifacts of a storage, sum them up, remove those that no experiment refers to.
+
+    The storage is that of EXPERIMENT, or of all experiments of the namespace, or what --storage names: the directory
+    of a mounted volume, or an S3 URI. Credentials for S3 come from your environment (AWS_...).
+
+    \b
+    Examples:
+      wrpo artifacts ls fusion
+      wrpo artifacts du --storage s3://bucket/prefix --endpoint https://s3.example.org
+      wrpo artifacts gc                 what would be removed
+      wrpo artifacts gc --yes
+    """  # noqa: D301  # click's mark for lines to keep
+
+
+def _storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add EXPERIMENT, --storage and the cluster's options; turn the engine's errors into the command's."""
+
+    @click.argument("experiment", required=False)
+    @click.option("--storage", metavar="PATH|s3://BUCKET/PREFIX", help="In place of the experiments' own.")
+    @click.option("--endpoint", metavar="URL", help="Of the S3 server; unset: AWS. Only with --storage s3://...")
+    @click.option("--region", metavar="NAME", help="Of the bucket. Only with --storage s3://...")
+    @cluster_options
+    @errors_to_click
+    @functools.wraps(command)
+    def guarded(*args: Any, **rest: Any) -> Any:
+        try:
+            return command(*args, **rest)
+        except WrpoError as error:
+            hint = f"\n{error.hint}" if error.hint else ""
+            raise click.ClickException(f"{error.message}{hint}") from error
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or 'the storage'}: {error.strerror}") from error
+
+    return guarded
+
+
+@artifacts_group.command("ls")
+@_storage_options
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def ls_command(
+    experiment: str | None, storage: str | None, endpoint: str | None, region: str | None, output: str, target: Target
+) -> None:
+    """List artifacts with size, age, state and the experiments that refer to them.
+
+    Without a cluster (--storage given, none reachable) the last column stays empty.
+    """
+    asked = _ask(target, needed=storage is None)
+    rows = []
+    for inventory in _inventories(experiment, storage, endpoint, region, asked, target):
+        found = inventory.artifacts()
+        references = with_inputs(references_of(asked or ()), found)
+        rows += [_row(inventory, each, references, known=asked is not None) for each in found]
+    if output == "json":
+        click.echo(json.dumps(rows, indent=1))
+        return
+    columns = ("stage", "hash", "state", "size", "files", "modified", "experiments")
+    lines = [
+        [
+            row["stage"],
+            row["hash"],
+            row["state"],
+            size_text(row["size"]),
+            str(row["files"]),
+            row["modified"],
+            ", ".join(row["experiments"] or ()) or ("-" if asked is not None else "?"),
+        ]
+        for row in rows
+    ]
+    _print_table(columns, lines)
+
+
+@artifacts_group.command("du")
+@_storage_options
+def du_command(
+    experiment: str | None, storage: str | None, endpoint: str | None, region: str | None, target: Target
+) -> None:
+    """Sum up sizes by stage, and how much of it no experiment refers to."""
+    asked = _ask(target, needed=storage is None)
+    for inventory in _inventories(experiment, storage, endpoint, region, asked, target):
+        found = inventory.artifacts()
+        references = with_inputs(references_of(asked or ()), found)
+        sizes: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
+        unused: Counter[str] = Counter()
+        for each in found:
+            sizes[each.ref.stage] += each.size
+            counts[each.ref.stage] += 1
+            unused[each.ref.stage] += 0 if references.of(each.address) else each.size
+        click.echo(inventory.location)
+        lines = [
+            [stage, str(counts[stage]), size_text(size), size_text(unused[stage]) if asked is not None else "?"]
+            for stage, size in sizes.most_common()
+        ]
+        total = size_text(unused.total()) if asked is not None else "?"
+        lines.append(["total", str(counts.total()), size_text(sizes.total()), total])
+        _print_table(("stage", "artifacts", "size", "unreferenced"), lines)
+
+
+@artifacts_group.command("gc")
+@_storage_options
+@click.option(
+    "--min-age", default="1d", show_default=True, metavar="AGE", help="Spare what changed later: 30m, 12h, 7d."
+)
+@click.option("--yes", is_flag=True, help="Remove. Without it, only say what would be removed.")
+@click.option(
+    UNASKED,
+    "unasked",
+    is_flag=True,
+    help="Ask no cluster and take every artifact of --storage for unreferenced. For storages whose cluster is gone.",
+)
+def gc_command(
+    experiment: str | None,
+    storage: str | None,
+    endpoint: str | None,
+    region: str | None,
+    min_age: str,
+    yes: bool,
+    unasked: bool,
+    target: Target,
+) -> None:
+    """Remove artifacts that no experiment of any namespace refers to and that nothing changed for --min-age.
+
+    An experiment refers to its results, to all that its spec would make, and to what those were made from. A dry run
+    unless --yes is given. It refuses if it cannot list the experiments of all namespaces.
+    """
+    age = parse_age(min_age)
+    if unasked and storage is None:
+        raise click.UsageError(f"{UNASKED} needs --storage.")
+    asked = None if unasked else _ask(target, needed=True)
+    for inventory in _inventories(experiment, storage, endpoint, region, asked, target):
+        _collect(inventory, target, age, asked=asked, yes=yes)
+
+
+def _collect(
+    inventory: Inventory, target: Target, age: timedelta, *, asked: list[JsonObject] | None, yes: bool
+) -> None:
+    found = inventory.artifacts()
+    now = datetime.now(UTC)
+
+    def spared(experiments: list[JsonObject] | None) -> References:
+        references = references_of(experiments or ())
+        if references.unreadable:
+            raise click.ClickException(
+                f"{', '.join(references.unreadable)}: this version cannot read the spec, so what the experiment refers "
+                "to is not known. Nothing was removed. Correct or delete it, or use the operator's version of wrpo."
+            )
+        return with_inputs(references, found)
+
+    candidates = removable(found, spared(asked), now=now, min_age=age)
+    if yes and asked is not None and candidates:
+        # An experiment may have come since the listing: what it refers to stays.
+        candidates = removable(candidates, spared(_ask(target, needed=True)), now=now, min_age=age)
+    uploads = [upload for upload in inventory.uploads() if now - upload.begun >= age]
+    for each in candidates:
+        click.echo(f"{'removing' if yes else 'would remove'} {each.address}  {size_text(each.size)}  {each.state}")
+        if yes:
+            inventory.remove(each)
+    for upload in uploads:
+        click.echo(f"{'aborting' if yes else 'would abort'} the unfinished upload of {upload.key}")
+        if yes:
+            inventory.abort(upload)
+    freed = size_text(sum(each.size for each in candidates))
+    kept = len(found) - len(candidates)
+    if yes:
+        click.echo(f"{inventory.location}: removed {len(candidates)} artifacts, {freed}; kept {kept}")
+    else:
+        click.echo(
+            f"{inventory.location}: {len(candidates)} artifacts, {freed}, could go; {kept} stay. --yes removes them."
+        )
+
+
+def _ask(target: Target, *, needed: bool) -> list[JsonObject] | None:
+    """Return the experiments of all namespaces; None if there is no cluster and none is needed."""
+    from wrpo_operator.runtime.kube import KubeError
+
+    async def read(client: HttpKube) -> list[JsonObject]:
+        return (await client.list(EXPERIMENTS))[0]
+
+    try:
+        return asyncio.run(with_client(target, read))
+    except (KubeError, OSError, ValueError) as error:
+        if not needed:
+            return None
+        message = error.message if isinstance(error, KubeError) else str(error)
+        raise click.ClickException(
+            f"the experiments of all namespaces cannot be listed ({message}), so what is referred to is not known. "
+            "Use a kubeconfig that may list wrpoexperiments.wrpo.ai in all namespaces; for a storage whose cluster is "
+            f"gone, `wrpo artifacts gc --storage ... {UNASKED}`."
+        ) from error
+
+
+def _inventories(
+    experiment: str | None,
+    storage: str | None,
+    endpoint: str | None,
+    region: str | None,
+    asked: list[JsonObject] | None,
+    target: Target,
+) -> list[Inventory]:
+    if storage is not None:
+        if storage.startswith("s3://"):
+            return [S3Inventory.connect(S3Storage(uri=storage, endpoint=endpoint, region=region), os.environ)]
+        return [_volume(Path(storage))]
+    chosen = [
+        obj
+        for obj in asked or ()
+        if obj["metadata"].get("namespace") == target.namespace and experiment in {None, name_of(obj)}
+    ]
+    if not chosen:
+        what = f"experiment {experiment}" if experiment else "experiment"
+        raise click.ClickException(
+            f"there is no {what} in namespace {target.namespace}. Name its storage by --storage."
+        )
+    storages = {json.dumps(obj["spec"]["storage"], sort_keys=True): obj["spec"]["storage"] for obj in chosen}
+    return [_of_spec(each, target) for each in storages.values()]
+
+
+def _of_spec(storage: JsonObject, target: Target) -> Inventory:
+    if "s3" in storage:
+        s3 = storage["s3"]
+        own = S3Storage(uri=s3["uri"], endpoint=s3.get("endpoint"), region=s3.get("region"))
+        return S3Inventory.connect(own, os.environ)
+    claim = storage["volume"]["claimName"]
+    if not target.embedded:
+        raise click.ClickException(
+            f"the storage is the claim {claim}, which is not mounted here. Mount it and name it by --storage PATH."
+        )
+    from wrpo_devcluster.controllers.volumes import claim_directory
+
+    root = claim_directory(STATE_DIR.resolve(), target.namespace, claim)
+    return _volume(root / storage["volume"].get("path", ""))
+
+
+def _volume(root: Path) -> VolumeInventory:
+    if not root.is_dir():
+        raise click.ClickException(f"there is no directory {root}.")
+    return VolumeInventory(root)
+
+
+def _row(inventory: Inventory, found: Found, references: References, *, known: bool) -> dict[str, Any]:
+    return {
+        "storage": inventory.location,
+        "stage": found.ref.stage,
+        "hash": found.ref.hash,
+        "state": found.state,
+        "size": found.size,
+        "files": found.files,
+        "modified": found.modified.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "experiments": sorted(references.of(found.address)) if known else None,
+        **({"fault": found.fault} if found.fault else {}),
+    }
+
+
+def _print_table(columns: tuple[str, ...], lines: list[list[str]]) -> None:
+    table = [[column.upper() for column in columns], *lines]
+    widths = [max(len(line[index]) for line in table) for index in range(len(columns))]
+    for line in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def size_text(size: float) -> str:
+    """Return bytes as 17 B, 4.0 KiB, 1.2 GiB."""
+    for unit in _UNITS[:-1]:
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} {_UNITS[-1]}"
+
+
+def parse_age(text: str) -> timedelta:
+    """Return 90s, 30m, 12h or 7d as a time span."""
+    match = re.fullmatch(r"(\d+)([smhd])", text.strip())
+    if match is None:
+        raise click.BadParameter(
+            f"{text!r} is no age: write a number and s, m, h or d, e.g. 12h.", param_hint="--min-age"
+        )
+    return timedelta(seconds=int(match.group(1)) * _SECONDS[match.group(2)])
