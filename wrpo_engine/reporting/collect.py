@@ -86,6 +86,8 @@ class ReportData:
     """Scores of the answers to held-out prompts, by label."""
     source_share: dict[str, float] = field(default_factory=dict)
     num_triples: int | None = None
+    attribution: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of the triples' attribution.parquet: who gave the preferred response, by the prompt's length."""
 
 
 def collect(
@@ -115,6 +117,7 @@ def collect(
         evaluated_scores=_by_label(answers, result["labels"]) if answers is not None and result else {},
         source_share={name: named.count(name) / len(named) for name in sorted(set(named))},
         num_triples=len(sources) if triples else None,
+        attribution=_attribution(triples),
     )
 
 
@@ -211,6 +214,14 @@ def _gather(artifact: Artifact, read: Callable[[str], list[Any]]) -> list[Any]:
 
 def _column(artifact: Artifact, name: str, column: str) -> list[Any]:
     return list(pl.read_parquet(artifact.file(name), columns=[column])[column].to_list())
+
+
+def _attribution(triples: Artifact | None) -> list[dict[str, Any]]:
+    if triples is None or "attribution.parquet" not in triples.files():
+        return []
+    rows = pl.read_parquet(triples.file("attribution.parquet"))
+    # Where all prompts are of one length the only cluster repeats the whole.
+    return rows.to_dicts() if rows["cluster"].n_unique() > 2 else rows.filter(pl.col("cluster") == "all").to_dicts()
 
 
 def _by_label(answers: pl.DataFrame, labels: Sequence[str]) -> dict[str, list[float]]:

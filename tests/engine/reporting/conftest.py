@@ -54,6 +54,12 @@ def triples_table() -> pl.DataFrame:
     return pl.DataFrame(rows, schema=records.TRIPLES, orient="row")
 
 
+def attribution_table() -> pl.DataFrame:
+    rows = [("all", 1, 9, "tall", 3, 0.75, 2, 0.4, 0.5), ("all", 1, 9, "small", 1, 0.25, 0, -0.1, -0.1)]
+    rows += [(str(part), part, part + 1, HOSTILE, 2, 1.0, 1, 0.25, 0.125) for part in (1, 2)]
+    return pl.DataFrame(rows, schema=records.ATTRIBUTION, orient="row")
+
+
 def step_lines(count: int) -> str:
     rows = [
         {
@@ -88,7 +94,9 @@ def experiment_inputs(commit_artifact: Callable[..., ArtifactRef]) -> dict[str, 
         ),
         "sft": commit_artifact("sft", {"metrics.jsonl": step_lines(4)}),
         "triples": commit_artifact(
-            "curate-triples", {"triples.parquet": triples_table()}, metrics={"dropped_all_tie": 3.0}
+            "curate-triples",
+            {"triples.parquet": triples_table(), "attribution.parquet": attribution_table()},
+            metrics={"dropped_all_tie": 3.0},
         ),
         "model": commit_artifact(
             "train", {"metrics.jsonl": step_lines(8)}, details={"dropped": {"prompt_too_long": 2}}

@@ -173,3 +173,14 @@ def test_the_page_is_one_file_without_work_files_beside_it(
     report_of(make_ctx, experiment_inputs)
     names = sorted(path.name for path in (tmp_path / "storage" / "report").rglob("*") if path.is_file())
     assert names == ["manifest.json", "report.html"]
+
+
+def test_the_report_says_whose_answers_were_preferred_for_which_prompts(
+    make_ctx: MakeCtx, experiment_inputs: Inputs
+) -> None:
+    page = report_of(make_ctx, experiment_inputs)
+    table = page.partition('<table id="attribution">')[2].partition("</table>")[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    assert rows[0] == ["all", "tall", "3", "75.0%", "2", "0.4", "0.5"]
+    assert rows[1] == ["all", "small", "1", "25.0%", "0", "-0.1", "-0.1"]
+    assert [row[0] for row in rows[2:]] == ["1 to 2 characters", "2 to 3 characters"]
