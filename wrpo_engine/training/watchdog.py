@@ -100,14 +100,14 @@ class OwnBoard:
 def describe(signs: Sequence[Sign | None], silent: Sequence[int]) -> str:
     """Say which ranks hold the others up: those that are silent, else those that have done least."""
     if silent:
-        names = ", ".join(f"rank {rank} ({_place(signs[rank])})" for rank in silent)
+        known = dict(enumerate(signs))
+        names = ", ".join(f"rank {rank} ({_place(known.get(rank))})" for rank in silent)
         return f"{names} gave no sign of life: stopped, or gone with its node"
-    known = {rank: (sign.step, sign.micro_batch) for rank, sign in enumerate(signs) if sign is not None}
-    if not known or len(set(known.values())) == 1:
+    places = {rank: (sign.step, sign.micro_batch) for rank, sign in enumerate(signs) if sign is not None}
+    if len(set(places.values())) < 2:
         return "all ranks are at the same place"
-    least = min(known.values())
-    names = ", ".join(f"rank {rank}" for rank, place in known.items() if place == least)
-    return f"{names} is behind ({_place(signs[next(rank for rank, at in known.items() if at == least)])})"
+    behind = [rank for rank, place in places.items() if place == min(places.values())]
+    return f"{', '.join(f'rank {rank}' for rank in behind)} is behind ({_place(signs[behind[0]])})"
 
 
 def _place(sign: Sign | None) -> str:
@@ -141,12 +141,14 @@ class Watchdog(Observer):
     _changed: dict[int, tuple[int, float]] = field(default_factory=dict)
     """Peer -> its last beat and when this rank saw it change."""
     _signs: list[Sign | None] = field(default_factory=list)
+    _exchanged: float = 0.0
+    """When the store last answered."""
 
     def __post_init__(self) -> None:
-        self._last = self.clock()
+        self._last = self._exchanged = self.clock()
 
     def start(self) -> Watchdog:
-        self._last = self.clock()
+        self._last = self._exchanged = self.clock()
         for name, target in (("watchdog", self._watch), ("watchdog-signs", self._exchange)):
             threading.Thread(target=target, name=name, daemon=True).start()
         return self
@@ -189,6 +191,7 @@ class Watchdog(Observer):
                     self.note(self.board.read())
                 else:
                     self._changed.clear()
+                self._exchanged = self.clock()
             self.board.post(Sign(self._step, self._micro_batch, _CLOSED))
         except Exception as error:  # noqa: BLE001 (the store is gone with its host; the collective says so too)
             _LOG.debug("no signs are exchanged any more: %s", error)
@@ -217,6 +220,9 @@ class Watchdog(Observer):
             return "Hang", idle_s, self._silent(3 * self._interval_s)
         if idle_s > self.silence_s and (silent := self._silent(self.silence_s)):
             return "PeerSilent", idle_s, silent
+        if self.rank != 0 and min(idle_s, self.clock() - self._exchanged) > self.silence_s:
+            # The store lives on the first node: rank 0's.
+            return "PeerSilent", idle_s, [0]
         return None
 
     def _watch(self) -> None:

@@ -1,8 +1,9 @@
-"""What goes wrong inside a rank, installed before it runs."""
+"""What goes wrong inside a rank, or what it is to tell about itself; installed before it runs."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 
 def sleep_for_ever_in_the_third_step() -> None:
@@ -20,3 +21,19 @@ def sleep_for_ever_in_the_third_step() -> None:
         return original(self, learning_rate)
 
     DeepSpeedBackend.optimizer_step = optimizer_step  # type: ignore[method-assign]
+
+
+def say_how_models_come_to_deepspeed() -> None:
+    """Print how many parameters this rank holds whole when loading is done."""
+    from wrpo_engine.training.deepspeed_backend import DeepSpeedBackend
+
+    original = DeepSpeedBackend.__init__
+
+    def init(self: DeepSpeedBackend, model: Any, *arguments: Any) -> None:
+        frozen = arguments[3] if len(arguments) > 3 else None
+        for one in (model, frozen):
+            if one is not None:
+                print(f"whole parameters: {sum(parameter.numel() > 0 for parameter in one.parameters())}", flush=True)
+        original(self, model, *arguments)
+
+    DeepSpeedBackend.__init__ = init  # type: ignore[assignment,method-assign]

@@ -9,11 +9,13 @@ import pytest
 from wrpo_engine.config import OptimizerParams, Runtime
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.training.deepspeed_backend import deepspeed_config
+from wrpo_engine.training.offload import check_compile, check_nvme
 
 
-def config(*, offload: str = "none", **changes: Any) -> dict[str, Any]:
+def config(*, offload: str = "none", nvme: str | None = None, **changes: Any) -> dict[str, Any]:
     params = OptimizerParams.model_validate({"learning_rate": 1e-6, **changes})
-    return deepspeed_config(params, Runtime.model_validate({"offload": offload}), world_size=4)
+    runtime = Runtime.model_validate({"offload": offload, "offload_nvme_path": nvme})
+    return deepspeed_config(params, runtime, world_size=4)
 
 
 def test_accumulation_is_never_left_to_deepspeed() -> None:
@@ -55,3 +57,51 @@ def test_offload_without_its_stage_is_refused(precision: str, stage: int, offloa
     assert str(caught.value) == (
         f"training.offload is '{offload}': it needs ZeRO stage {needed} or above, and zeroStage is {stage}"
     )
+
+
+def test_offload_to_nvme_names_the_directory() -> None:
+    zero = config(zero_stage=3, offload="optimizer-and-parameters", nvme="/nvme")["zero_optimization"]
+    assert zero["offload_optimizer"] == zero["offload_param"] == {"device": "nvme", "nvme_path": "/nvme"}
+
+
+NVME = {
+    "nothing is offloaded": ({"zero_stage": 3}, "nothing is offloaded to it: training.offload is none"),
+    "stage 2": ({"zero_stage": 2, "offload": "optimizer"}, "offload to NVMe needs ZeRO stage 3, and zeroStage is 2"),
+}
+
+
+@pytest.mark.parametrize(("settings", "rule"), NVME.values(), ids=NVME.keys())
+def test_offload_to_nvme_is_refused_where_it_would_do_nothing(settings: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(nvme="/nvme", **settings)
+    assert str(caught.value) == f"training.offloadNvmePath is '/nvme': {rule}"
+
+
+def test_nvme_needs_asynchronous_io_only_where_it_is_asked_for() -> None:
+    check_nvme(Runtime(), has_async_io=False)
+    check_nvme(Runtime(offload_nvme_path="/nvme"), has_async_io=True)
+    with pytest.raises(ConfigError, match="libaio"):
+        check_nvme(Runtime(offload_nvme_path="/nvme"), has_async_io=False)
+
+
+def compiled(stage: int, layout: str, **changes: Any) -> None:
+    params = OptimizerParams.model_validate({"learning_rate": 1e-6, **changes})
+    check_compile(stage, params, Runtime(torch_compile=True), layout)
+
+
+COMPILE = {
+    "stage 3": ((3, "padded"), {}, "training.zeroStage 3"),
+    "checkpointing": ((1, "padded"), {"gradient_checkpointing": True}, "training.gradientCheckpointing"),
+    "adapters": ((1, "padded"), {"lora": {}}, "training.lora"),
+    "layout": ((1, "shared-prefix"), {}, "the layout shared-prefix"),
+}
+
+
+@pytest.mark.parametrize(("where", "settings", "conflict"), COMPILE.values(), ids=COMPILE.keys())
+def test_compilation_is_refused_where_it_does_not_work(
+    where: tuple[int, str], settings: dict[str, Any], conflict: str
+) -> None:
+    compiled(2, "padded")
+    with pytest.raises(ConfigError, match=conflict) as caught:
+        compiled(*where, **settings)
+    assert caught.value.field == "training.torchCompile"

@@ -15,9 +15,9 @@ from training_support import Experiment, Gang, make_experiment, run_ranks, start
 
 from wrpo_engine.training.launch import exit_code_of
 
-LONG = {"stage": "train", "beta": 0.1, "epochs": 12}
-"""36 steps: long enough to be hit in the middle."""
-NUM_STEPS = 36
+LONG = {"stage": "train", "beta": 0.1, "epochs": 8}
+"""24 steps: long enough to be hit in the middle."""
+NUM_STEPS = 24
 
 
 def wait_for(condition: Callable[[], bool], gang: Gang, timeout_s: float = 120) -> None:
@@ -37,11 +37,7 @@ def assert_bit_equal(ours: Experiment, theirs: Experiment) -> None:
     weights = theirs.weights("train")
     for name, tensor in ours.weights("train").items():
         assert torch.equal(tensor, weights[name]), name
-    clock = {"step_seconds", "tokens_per_second"}
-    strip = [
-        [{k: v for k, v in row.items() if k not in clock} for row in one.metrics("train")] for one in (ours, theirs)
-    ]
-    assert strip[0] == strip[1]
+    assert ours.deterministic_metrics("train") == theirs.deterministic_metrics("train")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +62,7 @@ def test_sigterm_to_one_rank_saves_on_all_and_resuming_is_bit_exact(
     experiment = make_experiment(tmp_path)
     config = experiment.config({**LONG, "zero_stage": zero_stage}, {"checkpoint_every_steps": 1000})
     gang = start_ranks(experiment, config, world_size=2)
-    hit = random.Random(zero_stage).randint(3, 20)
+    hit = random.Random(zero_stage).randint(2, 12)
     wait_for(lambda: num_rows(experiment) >= hit, gang)
     gang.send(signal.SIGTERM, ranks=[1])
     assert gang.wait() == [143, 143], gang.text()
@@ -80,7 +76,7 @@ def test_sigterm_to_one_rank_saves_on_all_and_resuming_is_bit_exact(
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_bfloat16_resumes_with_its_fp32_master_weights(zero_stage: int, tmp_path: Path) -> None:
-    settings = {**LONG, "zero_stage": zero_stage, "precision": "bfloat16", "epochs": 4}
+    settings = {**LONG, "zero_stage": zero_stage, "precision": "bfloat16"}
     whole, broken = make_experiment(tmp_path / "whole"), make_experiment(tmp_path / "broken")
     run_ranks(whole, whole.config(settings), world_size=2)
     config = broken.config(settings, {"checkpoint_every_steps": 1000})
@@ -93,14 +89,14 @@ def test_bfloat16_resumes_with_its_fp32_master_weights(zero_stage: int, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("zero_stage", [2])
 def test_kill_9_of_one_rank_ends_the_other_quickly_and_resuming_is_bit_exact(
     zero_stage: int, uninterrupted: Callable[[int], Experiment], tmp_path: Path
 ) -> None:
     experiment = make_experiment(tmp_path)
     config = experiment.config({**LONG, "zero_stage": zero_stage}, {"checkpoint_every_steps": 5})
     gang = start_ranks(experiment, config, world_size=2)
-    wait_for(lambda: num_rows(experiment) >= 12, gang)
+    wait_for(lambda: num_rows(experiment) >= 8, gang)
     gang.send(signal.SIGKILL, ranks=[1])
     started = time.monotonic()
     codes = gang.wait(timeout_s=60)
@@ -112,19 +108,32 @@ def test_kill_9_of_one_rank_ends_the_other_quickly_and_resuming_is_bit_exact(
     assert_bit_equal(experiment, uninterrupted(zero_stage))
 
 
+CHANGES = {
+    "stage 3 on two processes, then 1 on one": ((3, 2, "none"), (1, 1, "none")),
+    "stage 0 on one, then 3 on two with all offloaded": ((0, 1, "none"), (3, 2, "optimizer-and-parameters")),
+    "stage 2 on two with the optimizer offloaded, then 0 on one": ((2, 2, "optimizer"), (0, 1, "none")),
+}
+"""(ZeRO stage, processes, offload) before and after."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "second"), [((3, 2), (1, 1)), ((0, 1), (3, 2)), ((2, 2), (0, 1))])
-def test_a_run_continues_on_another_number_of_processes_and_zero_stage(
-    first: tuple[int, int], second: tuple[int, int], uninterrupted: Callable[[int], Experiment], tmp_path: Path
+@pytest.mark.parametrize(("first", "second"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_run_continues_with_other_processes_zero_stage_and_offload(
+    first: tuple[int, int, str],
+    second: tuple[int, int, str],
+    uninterrupted: Callable[[int], Experiment],
+    tmp_path: Path,
 ) -> None:
-    """ZeRO stage and world size of the resumed run differ; sums over ranks in another order differ by rounding."""
+    """The state goes over exactly; sums over ranks in another order differ by rounding."""
     experiment = make_experiment(tmp_path)
-    config = experiment.config({**LONG, "zero_stage": first[0]}, {"checkpoint_every_steps": 1000})
-    gang = start_ranks(experiment, config, world_size=first[1])
+    runtime = {"checkpoint_every_steps": 1000, "offload": first[2]}
+    gang = start_ranks(experiment, experiment.config({**LONG, "zero_stage": first[0]}, runtime), world_size=first[1])
     wait_for(lambda: num_rows(experiment) >= 6, gang)
     gang.send(signal.SIGTERM, ranks=[0])
     assert gang.wait() == [143] * first[1], gang.text()
-    config = experiment.config({**LONG, "zero_stage": second[0]})
+    told = json.loads(experiment.termination_message(0).read_text())
+    assert (told["outcome"], told["step"], told["exit_code"]) == ("Interrupted", num_rows(experiment), 143)
+    config = experiment.config({**LONG, "zero_stage": second[0]}, {"offload": second[2]})
     again = run_ranks(experiment, config, world_size=second[1])
     assert "continuing after step" in again.text()
     expected = uninterrupted(3).weights("train")

@@ -103,6 +103,17 @@ def test_a_rank_that_gets_on_does_not_care_for_silence() -> None:
     assert watched.verdict() is None
 
 
+def test_a_first_node_whose_store_does_not_answer_is_silent() -> None:
+    clock = Clock()
+    watched = Watchdog(1, OwnBoard(), 1000.0, {}, silence_s=120, clock=clock)
+    clock.now += 119
+    assert watched.verdict() is None
+    clock.now += 2
+    assert watched.verdict() == ("PeerSilent", 121.0, [0])
+    watched.beat()
+    assert watched.verdict() is None
+
+
 def test_a_peer_that_never_reported_is_silent() -> None:
     clock = Clock()
     watched = watchdog(clock, silence_s=120)

@@ -21,6 +21,7 @@ from forked_ranks import ForkedRank
 
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef
+from wrpo_engine.training.metrics import CLOCK_FIELDS
 from wrpo_engine.training.policy import load_frozen, load_policy
 from wrpo_engine.training.single_process import SingleProcessBackend
 
@@ -102,6 +103,10 @@ class Experiment:
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.output(stage) / "metrics.jsonl").read_text().splitlines()]
+
+    def deterministic_metrics(self, stage: str) -> list[dict[str, Any]]:
+        """Without what differs from run to run."""
+        return [{key: row[key] for key in row if key not in CLOCK_FIELDS} for row in self.metrics(stage)]
 
     def weights(self, stage: str) -> dict[str, Any]:
         from safetensors.torch import load_file
