@@ -1,0 +1,131 @@
+"""Training from Python, and the guide that describes it: its code blocks are run as they stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from engine_support import save_tiny_model
+from training_support import FAST, ROOT, plain_backend
+from transformers import AutoModelForCausalLM
+
+from wrpo_engine.config import StageConfig
+from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.training import session
+from wrpo_engine.training.api import train_triples
+
+GUIDE = ROOT / "docs/guides/training-without-kubernetes.md"
+ROWS = [
+    {
+        "prompt_ids": [10 + row, 11],
+        "source_chosen_ids": [20, 21 + row, 2],
+        "target_chosen_ids": [30 + row, 2],
+        "rejected_ids": [40, 41, 42 + row, 2],
+    }
+    for row in range(8)
+]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "make_backend", plain_backend)
+    # What importing the engine's environment sets must not outlive the test.
+    for name, value in os.environ.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("plain")
+def test_rows_in_memory_and_in_a_file_train_alike_and_are_kept_apart_by_their_settings(
+    training_model_dir: Path, tmp_path: Path
+) -> None:
+    settings = FAST | {"beta": 0.1}
+    ours = train_triples(training_model_dir, ROWS, tmp_path / "memory", **settings)
+    pl.DataFrame(ROWS).write_parquet(tmp_path / "triples.parquet")
+    theirs = train_triples(training_model_dir, tmp_path / "triples.parquet", tmp_path / "file", **settings)
+    other = train_triples(training_model_dir, ROWS, tmp_path / "memory", **settings | {"beta": 0.2})
+    assert ours.num_steps == len(ours.history()) == 4
+    assert ours.metrics["loss"] == theirs.metrics["loss"] == ours.history()[-1]["loss"]
+    assert other.directory != ours.directory
+    assert other.directory.parent == ours.directory.parent
+    AutoModelForCausalLM.from_pretrained(ours.model)
+
+
+@pytest.mark.usefixtures("plain")
+def test_the_same_call_again_returns_what_is_there(
+    training_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train_triples(training_model_dir, ROWS, tmp_path, **FAST)
+    monkeypatch.setattr(session, "make_backend", None)
+    assert train_triples(training_model_dir, ROWS, tmp_path, runtime={"micro_batch_size": 1}, **FAST) == first
+
+
+@pytest.mark.usefixtures("plain")
+def test_what_is_wrong_is_named(training_model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^learningrate is '1': Extra inputs are not permitted"):
+        train_triples(training_model_dir, ROWS, tmp_path, learningrate=1)
+    with pytest.raises(ConfigError, match="there is no such file or directory"):
+        train_triples(training_model_dir, tmp_path / "none", tmp_path)
+    with pytest.raises(DataError, match=r"rejected_ids of row 0 of .* is empty"):
+        train_triples(training_model_dir, [{**ROWS[0], "rejected_ids": []}, ROWS[1]], tmp_path)
+
+
+def test_the_guides_configuration_is_valid() -> None:
+    (text,) = blocks("json")
+    config = StageConfig.model_validate_json(text)
+    assert config.params.stage == "train"
+
+
+@pytest.mark.slow
+def test_the_guides_python_and_its_command_train_on_the_same_rows(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    pl.DataFrame(ROWS).write_parquet(tmp_path / "triples.parquet")
+    (tmp_path / "results").mkdir()
+    places = {
+        "/models/target": str(tmp_path / "model"),
+        "/data/triples.parquet": str(tmp_path / "triples.parquet"),
+        "/results": str(tmp_path / "results"),
+    }
+
+    def here(text: str) -> str:
+        for place, path in places.items():
+            text = text.replace(place, path)
+        return text
+
+    (python,), (configuration,), (command,) = blocks("python"), blocks("json"), blocks("sh")
+    (tmp_path / "train.json").write_text(here(configuration))
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
+
+    def run(arguments: list[str]) -> str:
+        done = subprocess.run(
+            arguments, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    model, loss, steps = run([sys.executable, "-c", here(python)]).split()[-3:]
+    assert (Path(model) / "model.safetensors").is_file()
+    assert float(loss) == pytest.approx(0.6931471805599453, abs=1e-6)
+    assert steps == "1"
+    run(["bash", "-euc", here(command)])
+    artifact = tmp_path / "results/train/0123456789abcdef"
+    manifest: dict[str, Any] = json.loads((artifact / "manifest.json").read_text())
+    assert manifest["details"]["held_out_rows"] == 2
+    assert manifest["metrics"]["eval_step"] == 1
+    assert (artifact / "eval.jsonl").is_file()

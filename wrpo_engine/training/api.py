@@ -1,0 +1,141 @@
+"""Preference training from Python: no Kubernetes, no configuration file, no upstream artifacts.
+
+    trained = train_triples("/models/target", "/data/triples.parquet", "/results", beta=0.01)
+
+The same code runs that the operator's pods run. What is written is an artifact below the output directory, addressed by
+everything that it depends on: calling again with the same arguments returns it at once, calling again after an
+interruption continues from the last checkpoint, and other settings lie beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from wrpo_engine.artifacts.manifest import sha256_of
+from wrpo_engine.config import CONTRACT_VERSION, StageConfig, TrainParams
+from wrpo_engine.environment import prepare_environment
+from wrpo_engine.errors import ConfigError
+from wrpo_engine.progress import make_progress
+from wrpo_engine.stage import StopRequest, make_context
+
+_INPUTS = "inputs"
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training left behind."""
+
+    model: Path
+    """A Hugging Face model directory."""
+    directory: Path
+    """The artifact: metrics.jsonl, eval.jsonl if rows were held out, the model card, the manifest, the model."""
+    metrics: dict[str, float]
+    """Of the last step, and as eval_* of the last evaluation of the exported weights."""
+    num_steps: int
+
+    def history(self) -> list[dict[str, float]]:
+        """Return the rows of metrics.jsonl, one for every optimizer step."""
+        return [json.loads(line) for line in (self.directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def train_triples(
+    model: str | Path,
+    triples: str | Path | Sequence[Mapping[str, Any]],
+    output: str | Path,
+    *,
+    runtime: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Trained:
+    """Train on tokenised triples and return the trained model and its metrics.
+
+    `model` is a Hugging Face model directory (safetensors) or hub id; it is also the reference. `triples` is a Parquet
+    file, a directory of them, a saved `datasets` directory, or a list of mappings, with integer lists `prompt_ids`,
+    `source_chosen_ids`, `target_chosen_ids` and `rejected_ids`, which are taken as they are. `settings` are the fields
+    of `wrpo_engine.config.TrainParams`, `runtime` those of `Runtime`. Under torchrun every rank calls this alike.
+
+    Raises a `WrpoError` (wrpo_engine.errors) that names the field and the value that are wrong.
+    """
+    prepare_environment(os.environ)
+    root = Path(output).absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    rows = _rows_path(triples, root)
+    name = str(Path(model).absolute()) if Path(model).is_dir() else str(model)
+    params = {"stage": "train", "model": {"name": name}, **settings, "tokenized_triples": str(rows)}
+    config = _config(params, rows, runtime or {})
+    environ = {**os.environ, "WRPO_VOLUME_ROOT": str(root)}
+    is_main = environ.get("RANK", "0") == "0"
+    progress = make_progress("train", environ, time.monotonic, is_main=is_main)
+    try:
+        ctx = make_context(
+            config, environ=environ, clock=lambda: datetime.now(UTC), progress=progress, stop=StopRequest()
+        )
+        if ctx.output.committed() is None:
+            # Imported here: looking at what is there already needs no torch.
+            from wrpo_engine.training.stage import run_train
+
+            run_train(ctx)
+    finally:
+        progress.close()
+    artifact = ctx.output.committed()
+    assert artifact is not None, "the stage commits or raises"
+    return Trained(
+        model=artifact.directory / "model",
+        directory=artifact.directory,
+        metrics=dict(artifact.manifest.metrics),
+        num_steps=int(artifact.manifest.details["step"]),
+    )
+
+
+def _rows_path(triples: str | Path | Sequence[Mapping[str, Any]], root: Path) -> Path:
+    """Return where the rows lie; rows from memory are written to a file named by their content."""
+    if isinstance(triples, str | Path):
+        return Path(triples).absolute()
+    import polars as pl
+
+    rows = [dict(row) for row in triples]
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+    path = root / _INPUTS / f"{digest}.parquet"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+        pl.DataFrame(rows).write_parquet(temporary)
+        temporary.replace(path)
+    return path
+
+
+def _config(params: Mapping[str, Any], rows: Path, runtime: Mapping[str, Any]) -> StageConfig:
+    try:
+        validated = TrainParams.model_validate(params)
+        facts = [CONTRACT_VERSION, validated.model_dump(mode="json", exclude={"tokenized_triples"}), _content(rows)]
+        address = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return StageConfig.model_validate(
+            {
+                "experiment": "python/train",
+                "output": {"stage": "train", "hash": address},
+                "storage": {"kind": "volume"},
+                "params": validated.model_dump(mode="json"),
+                "runtime": dict(runtime),
+            }
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            field, str(first["input"])[:80], first["msg"], "See wrpo_engine.config.TrainParams and Runtime."
+        ) from error
+
+
+def _content(path: Path) -> list[str]:
+    """Return the digests of the input's files; none if there is no such path, which training reports."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return [f"{file.relative_to(path).as_posix()} {sha256_of(file)}" for file in files]
