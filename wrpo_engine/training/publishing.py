@@ -122,8 +122,8 @@ def _sources(ctx: StageContext) -> dict[str, int]:
     counts: dict[str, int] = {}
     for role in ctx.config.inputs:
         for entry in ctx.input(role).manifest.details.get("attribution", []):
-            if isinstance(entry.get("source"), str) and isinstance(entry.get("rows"), int):
-                counts[entry["source"]] = counts.get(entry["source"], 0) + entry["rows"]
+            if entry.get("cluster") == "all":
+                counts[entry["source"]] = counts.get(entry["source"], 0) + entry["chosen"]
     return dict(sorted(counts.items()))
 
 
