@@ -5,7 +5,7 @@ VENV := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-clean test check lint types imports unit slow cluster crds lock
+.PHONY: help setup demo demo-clean test check lint types imports unit slow cluster crds lock bench-setup bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-training-readme
 
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,24 @@ slow: ## tests with real models and real training
 
 cluster: ## tests with a control plane; WRPO_E2E_CLUSTER=1 KUBECONFIG=... for your own
 	@$(VENV)/python -m pytest -m cluster
+
+bench-setup:
+	@$(PYTHON) scripts/setup_env.py --dev
+
+bench-training: bench-setup ## step time and memory of training against a plain recipe and TRL (minutes)
+	@$(VENV)/python -m benchmarks.training.compare
+
+bench-training-vocabulary: bench-setup ## the same with a vocabulary of 131,072
+	@$(VENV)/python -m benchmarks.training.vocabulary
+
+bench-training-scaling: bench-setup ## training with one process and with two
+	@$(VENV)/python -m benchmarks.training.scaling
+
+bench-training-growth: bench-setup ## cost of a training step as batch, lengths and responses grow
+	@$(VENV)/python -m benchmarks.training.growth
+
+bench-training-readme: ## put the saved results into benchmarks/README.md
+	@$(VENV)/python -m benchmarks.training.readme
 
 crds: ## generate crds/, the chart's copy and the reference pages from the API models
 	@$(VENV)/python -m wrpo_operator.api.crd --write

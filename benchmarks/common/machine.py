@@ -38,10 +38,15 @@ class Machine:
         return f"{self.measured_at}, {device}, load average at the start {self.load_average:.2f}"
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def describe_machine() -> Machine:
     return Machine(
         cpu=_cpu_model(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_cores(),
         memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         gpu=_gpu_name(),
         python=platform.python_version(),

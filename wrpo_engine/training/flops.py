@@ -79,18 +79,23 @@ def shared_prefix_pairs(prompt: int, responses: Sequence[int]) -> int:
     return causal_pairs(prompt) + sum(response * prompt + causal_pairs(response) for response in responses)
 
 
-def needed_forward(cost: ModelCost, prompt: int, responses: Sequence[int]) -> int:
-    """Return the fewest operations that give the responses' log-probabilities: the prompt once, the head on response
-    tokens only, no padding.
+def needed_forward(cost: ModelCost, row: TokenRow) -> int:
+    """Return the fewest operations that give the log-probabilities of a row: the prompt once for all its responses, the
+    head on tokens with loss only, no padding. Nobody asks what follows a response's last token.
     """
-    tokens = sum(responses)
-    return cost.forward(tokens=prompt + tokens, pairs=shared_prefix_pairs(prompt, responses), head_tokens=tokens)
+    branches = [len(response) - 1 for response in row.responses]
+    with_loss = sum(len(response) for response in row.responses)
+    if row.prompt_has_loss:
+        with_loss += (len(row.prompt) - 1) * len(row.responses)
+    return cost.forward(
+        tokens=len(row.prompt) + sum(branches),
+        pairs=shared_prefix_pairs(len(row.prompt), branches),
+        head_tokens=with_loss,
+    )
 
 
 def needed_training_step(cost: ModelCost, rows: Iterable[TokenRow], *, passes: int = FORWARD_AND_BACKWARD) -> int:
     """Return the fewest operations of forward and backward over the rows, whatever layout computes them: no reference,
     nothing recomputed. What MFU is measured by, so that no layout looks better for wasting work.
     """
-    return passes * sum(
-        needed_forward(cost, len(row.prompt), [len(response) for response in row.responses]) for row in rows
-    )
+    return passes * sum(needed_forward(cost, row) for row in rows)

@@ -40,7 +40,8 @@ class StepTimer:
     def phase(self, phase: Phase) -> Iterator[None]:
         """Count what happens inside to `phase`; what raises is not counted."""
         if self._on_gpu and phase is not Phase.DATA:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            make_event: Callable[..., Any] = torch.cuda.Event
+            begin, end = make_event(enable_timing=True), make_event(enable_timing=True)
             begin.record()
             yield
             end.record()

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
+from wrpo_engine.training.collate import collate
 from wrpo_engine.training.flops import ModelCost, causal_pairs, needed_training_step, shared_prefix_pairs
+from wrpo_engine.training.layout import Layout
+from wrpo_engine.training.model import LogpModel
 from wrpo_engine.training.rows import TokenRow
 
 SMALL = {
@@ -73,9 +76,32 @@ def test_pairs_are_the_ones_of_the_mask(prompt: int, responses: list[int]) -> No
     assert shared_prefix_pairs(prompt, responses[:1]) == causal_pairs(prompt + responses[0])
 
 
-def test_a_training_step_needs_each_prompt_once_and_the_head_on_responses_only() -> None:
+def test_a_training_step_needs_each_prompt_once_and_the_head_on_tokens_with_loss_only() -> None:
     cost = ModelCost(body_weights=10, head_weights=100, attention_width=1)
-    rows = [TokenRow("a", (1, 2), ((3,), (4, 5))), TokenRow("b", (1,), ((2,),))]
-    first = 2 * 10 * 5 + 4 * (3 + (2 + 1) + (4 + 3)) + 2 * 100 * 3
-    second = 2 * 10 * 2 + 4 * 3 + 2 * 100 * 1
+    rows = [TokenRow("a", (1, 2), ((3,), (4, 5))), TokenRow("b", (1,), ((2, 3),))]
+    first = 2 * 10 * (2 + 1) + 4 * (3 + (2 + 1)) + 2 * 100 * 3
+    second = 2 * 10 * (1 + 1) + 4 * (1 + 2) + 2 * 100 * 2
     assert needed_training_step(cost, rows) == 3 * (first + second)
+    assert needed_training_step(cost, rows, passes=2) == 2 * (first + second)
+
+
+def test_a_prompt_with_loss_needs_the_head_too() -> None:
+    cost = ModelCost(body_weights=10, head_weights=100, attention_width=1)
+    plain, full = (TokenRow("a", (1, 2, 3), ((4, 5),), prompt_has_loss=loss) for loss in (False, True))
+    difference = needed_training_step(cost, [full]) - needed_training_step(cost, [plain])
+    assert difference == 3 * 2 * 100 * 2
+
+
+def test_the_shared_prefix_layout_does_what_is_needed_and_no_more() -> None:
+    row = TokenRow("a", tuple(range(3, 60)), (tuple(range(3, 33)), tuple(range(40, 51)), tuple(range(5, 26))))
+    causal_lm = LlamaForCausalLM(LlamaConfig(**SMALL))
+    cost = ModelCost.of(causal_lm)
+    model = LogpModel(causal_lm, Layout.SHARED_PREFIX)
+    with FlopCounterMode(display=False) as counter:
+        model(collate([row], Layout.SHARED_PREFIX)).sum().backward()
+    counted = counter.get_flop_counts()["Global"]
+    products = counted[torch.ops.aten.mm] + counted.get(torch.ops.aten.addmm, 0)
+    # The gradient of the head's weight is added up in place, which the counter does not see.
+    products += 2 * cost.head_weights * sum(len(response) for response in row.responses)
+    without_attention = ModelCost(cost.body_weights, cost.head_weights, attention_width=0)
+    assert products == pytest.approx(needed_training_step(without_attention, [row]), rel=5e-3)

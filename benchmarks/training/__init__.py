@@ -1,0 +1,1 @@
+"""The training engine against a plain padded implementation of the released recipe and against TRL."""
