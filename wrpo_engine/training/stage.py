@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wrpo_engine.config import SftParams, TrainParams
+from wrpo_engine.errors import ConfigError
 from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.training.inputs import SFT_ROWS_FILE, TRIPLES_FILE, read_sft_rows, read_triples
 from wrpo_engine.training.objective import PreferenceObjective, preference_objective
@@ -12,6 +13,8 @@ from wrpo_engine.training.session import run_training
 from wrpo_engine.training.sources import RowSource, TextSource, TokenSource
 from wrpo_engine.training.tasks import PreferenceTask, SftTask
 from wrpo_engine.training.tokenize import TextRow
+
+_TRIPLES_ROLE = "triples"
 
 
 def run_sft(ctx: StageContext) -> StageResult:
@@ -26,14 +29,21 @@ def run_train(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, TrainParams)
     objective = preference_objective(params)
-    return run_training(ctx, params, PreferenceTask(params, objective), _triples(params, objective))
+    return run_training(ctx, params, PreferenceTask(params, objective), _triples(ctx, params, objective))
 
 
-def _triples(params: TrainParams, objective: PreferenceObjective) -> RowSource:
+def _triples(ctx: StageContext, params: TrainParams, objective: PreferenceObjective) -> RowSource:
     if params.tokenized_triples is not None:
+        if _TRIPLES_ROLE in ctx.config.inputs:
+            raise ConfigError(
+                "training.tokenizedTriples",
+                params.tokenized_triples,
+                f"it has no effect beside the input role {_TRIPLES_ROLE!r}",
+                "Give one of the two.",
+            )
         return TokenSource(params.tokenized_triples, has_source=objective.has_source)
 
     def read(path: Path) -> list[TextRow]:
         return read_triples(path, has_source=objective.has_source)
 
-    return TextSource("triples", TRIPLES_FILE, read)
+    return TextSource(_TRIPLES_ROLE, TRIPLES_FILE, read)

@@ -209,3 +209,75 @@ def test_label_smoothing_mixes_the_loss_with_that_of_the_swapped_pair(margin: fl
     value = _tensor([margin])
     mixed = (1 - smoothing) * logistic_loss(value) + smoothing * logistic_loss(-value)
     assert logistic_loss(value, label_smoothing=smoothing).item() == pytest.approx(mixed.item(), abs=1e-9)
+
+
+@st.composite
+def weighted_rows(draw: st.DrawFn) -> tuple[PerResponse, PerResponse, list[float], list[int]]:
+    """One row of K preferred responses, its reference, weights on the simplex, and a permutation of the K."""
+    count = draw(st.integers(1, 6))
+    values = draw(st.lists(log_probability, min_size=2 * (count + 1), max_size=2 * (count + 1)))
+    raw = draw(st.lists(st.floats(0.01, 1), min_size=count, max_size=count))
+    policy, reference = values[: count + 1], values[count + 1 :]
+    return (
+        PerResponse(preferred=_tensor([policy[:-1]]), rejected=_tensor(policy[-1:])),
+        PerResponse(preferred=_tensor([reference[:-1]]), rejected=_tensor(reference[-1:])),
+        [value / sum(raw) for value in raw],
+        draw(st.permutations(range(count))),
+    )
+
+
+def _losses(policy: PerResponse, reference: PerResponse, weights: list[float]) -> list[float]:
+    lengths = PerResponse(preferred=1 - policy.preferred.round(), rejected=1 - policy.rejected.round())
+    return [
+        dpo_loss(policy, reference, beta=0.1, weights=weights).item(),
+        ipo_loss(policy, reference, tau=0.1, weights=weights).item(),
+        simpo_loss(policy, lengths, beta=2, gamma=0.6, weights=weights).item(),
+    ]
+
+
+def _chosen(values: PerResponse, columns: list[int]) -> PerResponse:
+    return PerResponse(preferred=values.preferred[:, columns], rejected=values.rejected)
+
+
+@given(row=weighted_rows())
+def test_the_order_of_preferred_responses_does_not_matter(
+    row: tuple[PerResponse, PerResponse, list[float], list[int]],
+) -> None:
+    policy, reference, weights, order = row
+    shuffled = _losses(_chosen(policy, order), _chosen(reference, order), [weights[place] for place in order])
+    assert shuffled == pytest.approx(_losses(policy, reference, weights), rel=1e-9, abs=1e-9)
+
+
+@given(row=weighted_rows())
+def test_a_corner_of_the_simplex_is_the_baseline_on_that_response(
+    row: tuple[PerResponse, PerResponse, list[float], list[int]],
+) -> None:
+    policy, reference, weights, order = row
+    corner = [float(place == order[0]) for place in range(len(weights))]
+    alone = _losses(_chosen(policy, order[:1]), _chosen(reference, order[:1]), [1.0])
+    assert _losses(policy, reference, corner) == pytest.approx(alone, rel=1e-9, abs=1e-9)
+
+
+@given(row=weighted_rows())
+def test_a_response_given_twice_shares_its_weight(
+    row: tuple[PerResponse, PerResponse, list[float], list[int]],
+) -> None:
+    policy, reference, weights, _ = row
+    columns = [*range(len(weights)), 0]
+    halved = [weights[0] / 2, *weights[1:], weights[0] / 2]
+    twice = _losses(_chosen(policy, columns), _chosen(reference, columns), halved)
+    assert twice == pytest.approx(_losses(policy, reference, weights), rel=1e-9, abs=1e-9)
+
+
+@given(row=weighted_rows())
+def test_the_gradients_of_k_preferred_responses_are_in_proportion_to_their_weights(
+    row: tuple[PerResponse, PerResponse, list[float], list[int]],
+) -> None:
+    policy, reference, weights, _ = row
+    preferred = policy.preferred.clone().requires_grad_()
+    rejected = policy.rejected.clone().requires_grad_()
+    dpo_loss(PerResponse(preferred=preferred, rejected=rejected), reference, beta=0.1, weights=weights).sum().backward()
+    assert preferred.grad is not None
+    assert rejected.grad is not None
+    expected = [-weight * rejected.grad.item() for weight in weights]
+    assert preferred.grad[0].tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)

@@ -236,6 +236,15 @@ def test_a_relative_path_is_refused(token_context: Any) -> None:
         stage.run_train(token_context(triples_of_ids(), tokenized_triples="data/triples.parquet"))
 
 
+def test_token_ids_beside_an_upstream_artifact_are_refused(
+    make_ctx: Any, commit_artifact: Any, training_model_dir: Path
+) -> None:
+    ref = commit_artifact("curate-triples", {"triples.parquet": triples_of_ids()})
+    params = {"stage": "train", "model": {"name": str(training_model_dir)}, "tokenized_triples": "/data/t.parquet"}
+    with pytest.raises(ConfigError, match="it has no effect beside the input role 'triples'"):
+        stage.run_train(make_ctx(params, {"triples": ref}))
+
+
 def test_a_model_directory_without_a_tokenizer_trains(
     token_context: Any, training_model_dir: Path, tmp_path: Path
 ) -> None:
