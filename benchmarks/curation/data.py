@@ -57,13 +57,13 @@ def size_of(rows: int, sources: int) -> Size:
 def make(root: Path, size: Size) -> dict[str, Any]:
     """Write all artifacts below `root` and return how large they are."""
     generator = np.random.default_rng(_SEED)
-    pool = _pool(generator)
+    pool = _pool(generator, min(POOL, size.responses))
     ids = [hashlib.sha256(f"prompt {number}".encode()).hexdigest() for number in range(size.prompts)]
     lengths = generator.integers(40, 1200, size.prompts)
     prompts = pl.DataFrame(
         {
             "prompt_id": ids,
-            "prompt": [f"{number} {pool[number % POOL][:length]}" for number, length in enumerate(lengths)],
+            "prompt": [f"{number} {pool[number % len(pool)][:length]}" for number, length in enumerate(lengths)],
         },
         schema=records.PROMPTS,
     )
@@ -78,12 +78,12 @@ def make(root: Path, size: Size) -> dict[str, Any]:
     return summary
 
 
-def _pool(generator: np.random.Generator) -> list[str]:
+def _pool(generator: np.random.Generator, size: int) -> list[str]:
     letters = np.array(list("etaoinshrdlucmfwyp"))
-    words = ["".join(generator.choice(letters, size)) for size in generator.integers(2, 10, WORDS)]
+    words = ["".join(generator.choice(letters, letter_count)) for letter_count in generator.integers(2, 10, WORDS)]
     # Few words are common and most are rare, as in real text, so that it compresses like real text.
     ranks = 1 / np.arange(1, WORDS + 1)
-    counts = np.clip(generator.lognormal(np.log(MEAN_WORDS), 0.5, POOL), 8, 1500).astype(int)
+    counts = np.clip(generator.lognormal(np.log(MEAN_WORDS), 0.5, size), 8, 1500).astype(int)
     drawn = generator.choice(WORDS, counts.sum(), p=ranks / ranks.sum())
     ends = np.cumsum(counts)
     return [" ".join(words[word] for word in drawn[end - count : end]) for count, end in zip(counts, ends, strict=True)]
@@ -102,7 +102,11 @@ def _sample_parts(
                 "prompt_id": np.repeat(own, SAMPLES_PER_PROMPT),
                 "source": [model] * height,
                 "sample_index": list(range(SAMPLES_PER_PROMPT)) * len(own),
-                "text": texts.gather(generator.integers(0, POOL, height)) + " " + model + " " + numbers.cast(pl.String),
+                "text": texts.gather(generator.integers(0, len(pool), height))
+                + " "
+                + model
+                + " "
+                + numbers.cast(pl.String),
                 "num_tokens": generator.integers(20, 800, height),
                 "finish_reason": np.where(generator.random(height) < 0.02, "length", "stop"),
                 "seed": numbers,

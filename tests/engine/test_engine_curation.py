@@ -284,11 +284,11 @@ REFUSED_SETTINGS = {
     ),
     "scores without a weight": (
         {"reward_weights": {"help": 1}},
-        "curation.rewardWeights is 'help': there is no weight for safe, which scored the responses of ann",
+        "reward.weight is 'help': there is no weight for safe, which scored the responses of ann",
     ),
     "no weight at all": (
         {"reward_weights": {"help": 0, "safe": 0}},
-        "curation.rewardWeights is 'help 0, safe 0': weights must not be negative, and one must be positive",
+        "reward.weight is 'help 0, safe 0': weights must not be negative, and one must be positive",
     ),
     "an unknown objective": (
         {"score_column": "wit"},

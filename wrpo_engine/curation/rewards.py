@@ -32,13 +32,13 @@ def rewards_of(roles: Sequence[str], model: str, weights: Mapping[str, float]) -
     if min(weights.values()) < 0 or total <= 0:
         shown = ", ".join(f"{name} {weight:g}" for name, weight in sorted(weights.items()))
         rule = "weights must not be negative, and one must be positive"
-        raise ConfigError("curation.rewardWeights", shown, rule, "Give each reward a weight of 0 or more.")
+        raise ConfigError("reward.weight", shown, rule, "Give each reward a weight of 0 or more.")
     for name in sorted(weights):
         if name not in named:
             raise _missing(roles, f"{own}/{name}")
     if unweighted := [name for name in named if name not in weights]:
         rule = f"there is no weight for {', '.join(unweighted)}, which scored the responses of {model}"
-        raise ConfigError("curation.rewardWeights", ", ".join(sorted(weights)), rule, "Name every reward.")
+        raise ConfigError("reward.weight", ", ".join(sorted(weights)), rule, "Name every reward.")
     return {f"{own}/{name}": weight / total for name, weight in sorted(weights.items())}
 
 
