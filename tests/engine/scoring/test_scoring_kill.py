@@ -1,0 +1,145 @@
+"""Scoring stopped twenty times at seeded random points, by SIGKILL and SIGTERM, ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from engine_support import stage_config
+
+from wrpo_engine.artifacts.manifest import Manifest
+from wrpo_engine.config import ArtifactRef
+
+STOPS = 20
+NUM_PROMPTS, RESPONSES = 60, 5
+
+
+def run_stage(config: str, environ: dict[str, str], log: str) -> None:
+    """The process's whole life is that of `wrpo-engine score --config FILE`."""
+    os.environ.update(environ)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    from wrpo_engine.__main__ import main
+
+    main(["score", "--config", config])
+
+
+def start(context: Any, config: Path, environ: dict[str, str], log: Path) -> BaseProcess:
+    process: BaseProcess = context.Process(target=run_stage, args=(str(config), environ, str(log)))
+    process.start()
+    return process
+
+
+def parts(directory: Path) -> int:
+    return len(list((directory / "parts").glob("*.parquet"))) if directory.is_dir() else 0
+
+
+def stop_somewhere(process: BaseProcess, directory: Path, draw: random.Random) -> signal.Signals | None:
+    """Let it publish a few parts more or none, wait a little longer, then stop it; None if it ended before."""
+    goal = parts(directory) + draw.choice([0, 0, 1, 2, 3])
+    while parts(directory) < goal and process.is_alive():
+        time.sleep(0.001)
+    process.join(draw.uniform(0, 0.06))
+    kind = draw.choice([signal.SIGKILL, signal.SIGTERM])
+    if not process.is_alive():
+        return None
+    assert process.pid is not None
+    os.kill(process.pid, kind)
+    process.join(30)
+    return kind
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """The bytes of every file of the artifact; of the manifest all but the hour."""
+    manifest = Manifest.model_validate_json((directory / "manifest.json").read_bytes())
+    files = {entry.name: (directory / entry.name).read_bytes() for entry in manifest.files}
+    return files | {"manifest": manifest.model_dump_json(exclude={"created_at"}).encode()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_scoring_stopped_twenty_times_ends_with_the_same_bytes(
+    tmp_path: Path, commit_artifact: Any, tiny_reward_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = time.monotonic()
+    draw = random.Random(20)
+    texts = ["".join(draw.choices("abc de", k=draw.randint(1, 300))) for _ in range(NUM_PROMPTS * RESPONSES)]
+    prompts = pl.DataFrame({"prompt_id": [f"p{n}" for n in range(NUM_PROMPTS)], "prompt": ["why?"] * NUM_PROMPTS})
+    samples = pl.DataFrame(
+        {
+            "prompt_id": [f"p{n // RESPONSES}" for n in range(len(texts))],
+            "source": ["tiny"] * len(texts),
+            "sample_index": [n % RESPONSES for n in range(len(texts))],
+            "text": texts,
+            "finish_reason": ["stop"] * len(texts),
+        }
+    )
+    inputs = {
+        "prompts": commit_artifact("prepare", {"sft.parquet": prompts}),
+        "samples/tiny": commit_artifact("sample/tiny", {"parts/part-00000.parquet": samples}),
+    }
+    output = ArtifactRef(stage="score/tiny", hash="0123456789abcdef")
+    params = {"stage": "score", "reward": {"name": str(tiny_reward_dir)}, "rows_per_part": 3, "batch_tokens": 1}
+    config = tmp_path / "score.json"
+    config.write_text(stage_config(params, inputs, stage=output.stage, hash_=output.hash).model_dump_json())
+    storage = tmp_path / "storage"
+    directory = storage / output.stage / output.hash
+    message = tmp_path / "message.json"
+    environ = {
+        "WRPO_VOLUME_ROOT": str(storage),
+        "WRPO_TERMINATION_MESSAGE_PATH": str(message),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HOME": str(tmp_path),
+    }
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
+    # One server imports the libraries; each attempt is a process forked from it that lives and dies by itself.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["scoring_preload"])
+
+    def whole() -> dict[str, bytes]:
+        process = start(context, config, environ, tmp_path / "log")
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / "log").read_text()[-3000:]
+        return content(directory)
+
+    undisturbed = whole()
+    assert len(undisturbed) == 1 + NUM_PROMPTS * RESPONSES // 3
+    shutil.rmtree(directory)
+
+    stops: list[signal.Signals] = []
+    cut_short = 0
+    while len(stops) < STOPS:
+        kind = stop_somewhere(process := start(context, config, environ, tmp_path / "log"), directory, draw)
+        if kind is None:
+            assert process.exitcode == 0, (tmp_path / "log").read_text()[-3000:]
+        elif kind == signal.SIGKILL:
+            assert process.exitcode == -signal.SIGKILL
+            stops.append(kind)
+        else:
+            # Before the handler stands the signal itself ends it; after the last part it may still finish.
+            assert process.exitcode in {143, -signal.SIGTERM, 0}, (tmp_path / "log").read_text()[-3000:]
+            if process.exitcode == 143:
+                assert json.loads(message.read_text())["outcome"] == "Interrupted"
+            stops.append(kind)
+        cut_short += 0 < parts(directory) < len(undisturbed) - 1
+        if (directory / "manifest.json").exists():
+            assert content(directory) == undisturbed
+            shutil.rmtree(directory)
+    assert whole() == undisturbed
+    assert set(stops) == {signal.SIGKILL, signal.SIGTERM}
+    # The points were within the work, not only before and after it.
+    assert cut_short >= STOPS // 2
+    print(f"{len(stops)} stops in {time.monotonic() - begun:.1f} s", file=sys.stderr)
