@@ -21,6 +21,7 @@ from wrpo_engine.training.checkpoint_store import CheckpointStore
 from wrpo_engine.training.collectives import Group
 from wrpo_engine.training.divergence import RewardDivergence
 from wrpo_engine.training.inputs import ChatEncoder
+from wrpo_engine.training.layout import Layout
 from wrpo_engine.training.loop import TrainingOutcome, TrainingRun, train
 from wrpo_engine.training.metrics import CLOCK_FIELDS, METRICS_FILE, MetricsLog, read_rows
 from wrpo_engine.training.model import LogpModel, load_causal_lm
@@ -44,6 +45,7 @@ class LocalRun:
     checkpoint_every_steps: int = 2
     stop_after: int | None = None
     prefetch: int = 2
+    layout: Layout = Layout.PADDED
     rows: list[TokenRow] = field(default_factory=list)
     calls: int = 0
 
@@ -73,12 +75,20 @@ class LocalRun:
         causal_lm = load_causal_lm(
             self.model_dir, precision="float32", gradient_checkpointing=False, trust_remote_code=False
         )
-        return SingleProcessBackend(LogpModel(causal_lm.to(self.dtype)), self.params())
+        return SingleProcessBackend(LogpModel(causal_lm.to(self.dtype), self.layout), self.params())
 
     def plan(self) -> BatchPlan:
         params = self.params()
         costs = [RowCost.of(row) for row in self.token_rows()]
-        return BatchPlan(costs, params.global_batch_size, params.epochs, params.seed, 1, self.micro_batch_tokens)
+        return BatchPlan(
+            costs,
+            params.global_batch_size,
+            params.epochs,
+            params.seed,
+            1,
+            self.micro_batch_tokens,
+            layout=self.layout,
+        )
 
     def reference(self, backend: SingleProcessBackend) -> ReferenceLogps | None:
         if not self.task().needs_reference:

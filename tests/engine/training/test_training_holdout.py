@@ -13,7 +13,7 @@ from engine_support import EXPERIMENT_HASH
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from training_support import FAST, plain_backend, sft_frame, triples_frame
+from training_support import FAST, make_experiment, plain_backend, run_ranks, sft_frame, triples_frame
 
 from wrpo_engine.config import HoldoutParams
 from wrpo_engine.errors import ConfigError, Interrupted
@@ -187,3 +187,17 @@ def test_a_stopped_run_evaluates_and_chooses_as_an_uninterrupted_one(stop_after:
     )
     for name, tensor in weights(whole_ctx).items():
         assert torch.equal(weights(broken_ctx)[name], tensor), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_sharded_weights_of_the_best_step_are_exported(zero_stage: int, held_out_run: Any, tmp_path: Path) -> None:
+    settings = HARMFUL | {"zero_stage": zero_stage, "holdout": {"fraction": 0.3, "every_steps": 1, "keep_best": True}}
+    _, ctx, _ = held_out_run("alone", **settings)
+    experiment = make_experiment(tmp_path / "ranks")
+    run_ranks(experiment, experiment.config({"stage": "train", **LONG, **settings}), world_size=2)
+    manifest = json.loads((experiment.output("train") / "manifest.json").read_text())
+    details = ctx.output.committed().manifest.details
+    assert manifest["details"]["exported_step"] == details["exported_step"] < manifest["details"]["step"] == 16
+    for name, tensor in weights(ctx).items():
+        torch.testing.assert_close(experiment.weights("train")[name], tensor, rtol=0, atol=1e-3)

@@ -12,6 +12,7 @@ from training_support import triples_frame
 
 from wrpo_engine.errors import DataError, Interrupted
 from wrpo_engine.training.collate import collate
+from wrpo_engine.training.layout import Layout
 from wrpo_engine.training.logps import sum_by_sequence
 from wrpo_engine.training.metrics import CLOCK_FIELDS, read_rows
 from wrpo_engine.training.rows import TokenRow
@@ -70,8 +71,9 @@ def test_sft_weighs_tokens_of_the_global_batch_not_micro_batches(local_run: Any)
     assert large.metrics()[0]["loss"] == pytest.approx(-logps / sum(row.num_loss_tokens for row in rows), abs=1e-9)
 
 
-def test_margins_of_the_first_step_are_exactly_zero(local_run: Any) -> None:
-    run = local_run()
+@pytest.mark.parametrize("layout", Layout)
+def test_margins_of_the_first_step_are_exactly_zero(layout: Layout, local_run: Any) -> None:
+    run = local_run(run={"layout": layout})
     run.run()
     first = run.metrics()[0]
     names = ("margin", "margin_source", "margin_target", "rewards_source_chosen", "rewards_rejected")
@@ -83,6 +85,22 @@ def test_the_first_loss_of_ipo_is_its_target_squared(local_run: Any) -> None:
     run = local_run(objective="WRPO-IPO", tau=0.5)
     run.run()
     assert run.metrics()[0]["loss"] == 1.0
+
+
+def test_sft_on_all_tokens_counts_the_prompts_too(local_run: Any) -> None:
+    from transformers import LlamaForCausalLM
+
+    run = local_run(stage="sft", loss_tokens="All", run=FLOAT64)
+    run.run()
+    model = LlamaForCausalLM.from_pretrained(run.model_dir, dtype=torch.float64)
+    total, count = 0.0, 0
+    for index in run.plan().step_rows(0):
+        row = run.token_rows()[index]
+        ids = torch.tensor([[*row.prompt, *row.responses[0]]])
+        logps = torch.log_softmax(model(ids).logits[0, :-1], dim=-1).gather(-1, ids[0, 1:, None])
+        total, count = total - logps.sum().item(), count + len(logps)
+    assert run.metrics()[0]["loss"] == pytest.approx(total / count, abs=1e-9)
+    assert count > sum(len(run.token_rows()[index].responses[0]) for index in run.plan().step_rows(0))
 
 
 def test_the_alpha_column_is_the_schedule(local_run: Any) -> None:
@@ -171,19 +189,22 @@ def test_only_the_last_two_checkpoints_are_kept(local_run: Any) -> None:
     assert kept == ["step-00000004", "step-00000005"]
 
 
-def test_a_loss_that_is_not_finite_stops_before_any_weight_moves_and_names_the_rows(local_run: Any) -> None:
-    run = local_run(objective="SimPO")
+@pytest.mark.parametrize("layout", Layout)
+def test_a_loss_that_is_not_finite_stops_before_any_weight_moves_and_names_the_rows(
+    layout: Layout, local_run: Any
+) -> None:
+    run = local_run(objective="SimPO", run={"layout": layout})
     backend = run.backend()
     bad = run.plan().step_rows(0)[1]
     poisoned = run.token_rows()[bad].responses[0][0]
     before = {name: tensor.clone() for name, tensor in _weights(backend).items()}
 
-    def poison(batch: Any) -> torch.Tensor:
-        logps = type(backend).sequence_logps(backend, batch)
+    def poison(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        logps, entropies = type(backend).sequence_logps_and_entropies(backend, batch)
         hit = torch.tensor([row == run.token_rows()[bad].row_id for row in batch.row_ids]).repeat_interleave(2)
-        return torch.where(hit, logps * float("nan"), logps)
+        return torch.where(hit, logps * float("nan"), logps), entropies
 
-    backend.sequence_logps = poison  # type: ignore[method-assign]
+    backend.sequence_logps_and_entropies = poison  # type: ignore[method-assign]
     run.backend = lambda: backend
     with pytest.raises(DataError) as caught:
         run.run()
@@ -203,8 +224,9 @@ def _weights(backend: Any) -> dict[str, torch.Tensor]:
     return {name: backend.full_tensor(name, TensorKind.WEIGHT) for name in backend.parameter_names()}
 
 
-def test_a_reference_of_other_weights_stops_the_run_at_step_0(local_run: Any) -> None:
-    run = local_run()
+@pytest.mark.parametrize("layout", Layout)
+def test_a_reference_of_other_weights_stops_the_run_at_step_0(layout: Layout, local_run: Any) -> None:
+    run = local_run(run={"layout": layout})
     table = run.reference(run.backend())
     assert table is not None
     first = run.plan().step_rows(0)[0]

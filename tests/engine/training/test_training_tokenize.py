@@ -114,8 +114,8 @@ def test_a_cut_response_keeps_its_beginning_and_its_end_of_turn(ids: list[int], 
 
 def test_tokens_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
     tokenized = tokenize(TextRow("a", "why", ("x" * 200, "yes", "no")), TextRow("b", "w" * 70, ("x", "y", "z")))
-    write_tokens(tmp_path / "tokens" / "rows.parquet", tokenized)
-    assert read_tokens(tmp_path / "tokens" / "rows.parquet") == tokenized
+    write_tokens(tmp_path / "rows.parquet", tokenized)
+    assert read_tokens(tmp_path / "rows.parquet") == tokenized
 
 
 def test_triples_are_read_in_the_order_source_target_rejected(tmp_path: Path) -> None:
