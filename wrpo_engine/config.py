@@ -146,7 +146,7 @@ class SampleParams(_Model):
     on_prompt_too_long: Literal["Fail", "Skip"] = "Fail"
     """Skip records the prompt with finish_reason `prompt_too_long` and counts it."""
     prompts_per_part: int = Field(default=32, ge=1)
-    """Prompts committed together; a killed pod loses at most one part."""
+    """Prompts committed together; a killed pod loses the parts in flight."""
     quantization: str | None = None
     """vLLM's name of the weights' quantisation; unset: what the model's config says."""
     stop: tuple[str, ...] = ()

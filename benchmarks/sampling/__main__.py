@@ -36,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     tiny = make_tiny_model(models / "two-layers", real)
     console, machine = Console(), describe_machine()
     load = Load(arguments.prompts, arguments.samples, arguments.max_tokens)
-    many = Load(256, arguments.samples, 32)
+    many = Load(64, arguments.samples, 32)
     cases = [
         (real.name, "vLLM", real, load, arguments.rounds),
-        ("two random layers", "vLLM", tiny, many, max(3, arguments.rounds)),
+        ("two random layers", "vLLM", tiny, many, arguments.rounds),
         (real.name, "Transformers", real, load, 1),
     ]
     figures: list[dict[str, Any]] = []

@@ -141,7 +141,7 @@ def test_a_prompt_of_a_megabyte_is_refused_or_skipped_before_a_model_is_loaded(r
     ctx, result = run_stage(["one?", huge, unbroken], TextSampler(["yes"]), on_prompt_too_long="Skip")
     assert result.metrics["skipped_prompt_too_long"] == 2
     rows = pl.concat([pl.read_parquet(ctx.output.fetch(name)) for name in ctx.output.published("parts/")])
-    assert rows["finish_reason"].to_list() == ["stop", "prompt_too_long", "prompt_too_long"]
+    assert rows["finish_reason"].to_list() == ["length", "prompt_too_long", "prompt_too_long"]
 
 
 @pytest.mark.parametrize(
