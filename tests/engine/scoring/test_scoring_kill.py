@@ -69,7 +69,6 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_scoring_stopped_twenty_times_ends_with_the_same_bytes(
     tmp_path: Path, commit_artifact: Any, tiny_reward_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
