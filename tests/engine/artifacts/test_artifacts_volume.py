@@ -1,0 +1,188 @@
+"""A volume that behaves as network file systems do: stale handles, lost replies, no hard links, no directory sync."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from engine_support import NOON
+
+from wrpo_engine.artifacts import ArtifactWriter, VolumeStore
+from wrpo_engine.config import ArtifactRef
+from wrpo_engine.errors import DataError
+from wrpo_engine.parts import commit_when_complete, part_name
+
+REF = ArtifactRef(stage="score/a", hash="00000000000000aa")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> VolumeStore:
+    return VolumeStore(tmp_path, lambda: NOON)
+
+
+@pytest.fixture
+def writer(store: VolumeStore) -> ArtifactWriter:
+    return store.writer(REF, config={}, inputs={})
+
+
+def fill(path: Path) -> None:
+    path.write_text("hello")
+
+
+def failing(real: Callable[..., Any], number: int, times: int) -> Callable[..., Any]:
+    left = [times]
+
+    def call(*arguments: Any, **more: Any) -> Any:
+        if left[0] > 0:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number))
+        return real(*arguments, **more)
+
+    return call
+
+
+def test_a_handle_that_went_stale_is_opened_again(
+    store: VolumeStore, writer: ArtifactWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.publish("rows", fill)
+    writer.commit(files=["rows"])
+    for name in ("read_bytes", "open", "stat"):
+        monkeypatch.setattr(Path, name, failing(getattr(Path, name), errno.ESTALE, 1))
+    artifact = store.open(REF)
+    assert artifact is not None
+    assert artifact.file("rows").name == "rows"
+
+
+def test_a_handle_that_stays_stale_is_an_error(
+    store: VolumeStore, writer: ArtifactWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.commit(files=[])
+    monkeypatch.setattr(Path, "read_bytes", failing(Path.read_bytes, errno.ESTALE, 99))
+    with pytest.raises(OSError, match="Stale"):
+        store.open(REF)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_without_hard_links_a_manifest_is_renamed_into_place_and_the_first_stays(
+    store: VolumeStore, writer: ArtifactWriter, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(os, "link", failing(os.link, number, 99))
+    first = writer.commit(files=[], metrics={"first": 1.0})
+    writer._publish_manifest(b"late")  # type: ignore[attr-defined]
+    found = store.open(REF)
+    assert found is not None
+    assert found.digest == first.digest
+    assert [path.name for path in writer.directory.iterdir()] == ["manifest.json"]
+
+
+def test_a_link_whose_reply_was_lost_counts(
+    store: VolumeStore, writer: ArtifactWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.link
+
+    def link_twice(source: Any, target: Any) -> None:
+        # The client sends the request again because the first reply was lost.
+        real(source, target)
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    made = writer.commit(files=[])
+    found = store.open(REF)
+    assert found is not None
+    assert found.digest == made.digest
+
+
+def test_a_full_volume_does_not_turn_a_link_into_a_rename(
+    writer: ArtifactWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", failing(os.link, errno.ENOSPC, 1))
+    with pytest.raises(OSError, match="No space left"):
+        writer.commit(files=[])
+    assert writer.committed() is None
+    assert list(writer.directory.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_synced_is_no_error_but_a_file_is(
+    writer: ArtifactWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import stat
+
+    real = os.fsync
+
+    def only(kind: Callable[[int], bool]) -> Callable[[int], None]:
+        def sync(descriptor: int) -> None:
+            if kind(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "Invalid argument")
+            real(descriptor)
+
+        return sync
+
+    monkeypatch.setattr(os, "fsync", only(stat.S_ISDIR))
+    writer.publish("rows", fill)
+    assert writer.commit(files=["rows"]).file("rows").read_text() == "hello"
+    monkeypatch.setattr(os, "fsync", only(stat.S_ISREG))
+    with pytest.raises(OSError, match="Invalid argument"):
+        writer.publish("more", fill)
+
+
+def test_a_volume_that_cannot_be_written_is_found_before_any_work(
+    writer: ArtifactWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.begin()
+    # The tests may run as root, whom permissions do not stop.
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    with pytest.raises(PermissionError):
+        writer.begin()
+
+
+BROKEN = {
+    "another version": ('{"schema_version": 2}', "has schema version 2; this engine .* reads version 1"),
+    "a list": ("[]", "is not a valid manifest"),
+    "half a manifest": ('{"stage": "score/a", ', "is not a valid manifest"),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_manifest_is_named(store: VolumeStore, writer: ArtifactWriter, content: str, words: str) -> None:
+    writer.directory.mkdir(parents=True)
+    (writer.directory / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=words) as error:
+        store.open(REF)
+    assert str(writer.directory / "manifest.json") in error.value.message
+    assert error.value.hint
+
+
+def test_a_part_that_is_listed_but_gone_is_named(writer: ArtifactWriter) -> None:
+    writer.publish(part_name(0), fill)
+    writer.commit(files=[part_name(0)])
+    (writer.directory / part_name(0)).unlink()
+    with pytest.raises(DataError, match=r"part-00000\.parquet of artifact score/a/0+aa is missing"):
+        writer.committed()
+
+
+def test_a_part_that_is_no_parquet_is_named(make_ctx: Any) -> None:
+    ctx = make_ctx({"stage": "score", "reward": {"name": "x"}}, stage="score/a")
+    ctx.output.publish(part_name(0), lambda path: pl.DataFrame({"x": [1]}).write_parquet(path))
+    ctx.output.publish(part_name(1), fill)
+    with pytest.raises(DataError, match=r"part parts/part-00001\.parquet of score/a/\w+ .* cannot be read") as error:
+        commit_when_complete(
+            ctx, [part_name(0), part_name(1)], details={}, measure=lambda frames: {"n": len([*frames])}
+        )
+    assert error.value.code == "ArtifactDamaged"
+    assert ctx.output.committed() is None
+
+
+def test_parts_are_measured_one_by_one_and_counted_even_if_the_measure_stops_early(make_ctx: Any) -> None:
+    ctx = make_ctx({"stage": "score", "reward": {"name": "x"}}, stage="score/a")
+    names = [part_name(index) for index in range(3)]
+    for index, name in enumerate(names):
+        ctx.output.publish(name, pl.DataFrame({"x": list(range(index + 1))}).write_parquet)
+    commit_when_complete(ctx, names, details={}, measure=lambda frames: {"first": float(next(iter(frames)).height)})
+    manifest = ctx.output.committed().manifest
+    assert [entry.rows for entry in manifest.files] == [1, 2, 3]
+    assert manifest.metrics == {"first": 1.0}
