@@ -35,6 +35,12 @@ class Backend(Protocol):
         """Return the summed log-probability of every sequence's response, [S] in fp32, with a graph."""
         ...
 
+    def sequence_logps_and_entropies(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the same, and every sequence's summed entropy (nats) of the distributions its tokens are drawn from,
+        [S], detached.
+        """
+        ...
+
     def frozen_sequence_logps(self, batch: Batch) -> Tensor:
         """Return the same numbers without a graph."""
         ...

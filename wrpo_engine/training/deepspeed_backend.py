@@ -168,6 +168,13 @@ class DeepSpeedBackend:
             self._engine.train()
         return self._forward(batch)
 
+    def sequence_logps_and_entropies(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if not self._engine.module.training:
+            self._engine.train()
+        with peer_errors():
+            logps_S, entropies_S = self._engine(batch=batch, with_entropy=True)
+        return logps_S, entropies_S
+
     def frozen_sequence_logps(self, batch: Batch) -> Tensor:
         # Evaluation mode also keeps ZeRO-3's prefetcher from recording a forward pass that has no backward pass.
         if self._engine.module.training:

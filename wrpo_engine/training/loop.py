@@ -149,7 +149,7 @@ def _step(run: TrainingRun, step: int, items: Iterator[Prepared]) -> tuple[dict[
 
 def _accumulate(run: TrainingRun, step: int, settings: dict[str, float], items: Iterator[Prepared]) -> StepTotals:
     """Run this rank's micro-batches and return the step's totals over all ranks; raise before damage is done."""
-    sums = StepSums(run.task.statistic_names())
+    sums = StepSums([*run.task.statistic_names(), *run.task.entropy_names()])
     while True:
         with run.timer.phase(Phase.DATA):
             item = next(items)
@@ -171,12 +171,13 @@ def _micro_step(run: TrainingRun, item: Prepared, sums: StepSums, settings: dict
         batch = item.batch.to(run.backend.device)
     reference_S = None if run.reference is None else run.reference.logps(batch, item.micro_batch.rows)
     with run.timer.phase(Phase.FORWARD):
-        logps_S = run.backend.sequence_logps(batch)
+        logps_S, entropies_S = run.backend.sequence_logps_and_entropies(batch)
         terms = run.task.terms(batch, logps_S, reference_S, settings)
     weight = 0.0 if item.micro_batch.is_filler else 1.0 / item.denominator
     with run.timer.phase(Phase.BACKWARD):
         run.backend.backward(terms.numerators.sum() * weight, is_last=item.is_last)
     if not item.micro_batch.is_filler:
+        terms.statistics.update(run.task.entropies(batch, entropies_S))
         sums.add(terms, batch.row_ids, item.num_tokens)
         if item.step == 0 and reference_S is not None:
             sums.compare(batch, logps_S, reference_S)
@@ -198,7 +199,9 @@ def _evaluate(run: TrainingRun, done: int) -> bool:
     evaluation = run.evaluation
     if evaluation is None or not evaluation.history.is_due(done, run.plan.num_steps):
         return False
-    result = evaluate(evaluation, run.task, run.backend, run.group, done=done, prefetch=run.prefetch)
+    result = evaluate(
+        evaluation, run.task, run.backend, run.group, done=done, prefetch=run.prefetch, observer=run.observer
+    )
     evaluation.log.write(result)
     evaluation.results[done] = result
     run.observer.on_evaluation(done, result)

@@ -74,6 +74,10 @@ class SingleProcessBackend:
         logps_S: Tensor = self._model(batch=batch)
         return logps_S
 
+    def sequence_logps_and_entropies(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        logps_S, entropies_S = self._model(batch=batch, with_entropy=True)
+        return logps_S, entropies_S
+
     def frozen_sequence_logps(self, batch: Batch) -> Tensor:
         with torch.no_grad():
             return self.sequence_logps(batch)

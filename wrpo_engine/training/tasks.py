@@ -62,6 +62,14 @@ class Task(Protocol):
         """Return loss numerators and statistics of a micro-batch."""
         ...
 
+    def entropy_names(self) -> list[str]:
+        """Return the names of what `entropies` returns, in the order in which they are logged."""
+        ...
+
+    def entropies(self, batch: Batch, entropies_S: Tensor) -> dict[str, Tensor]:
+        """Return name -> [B], the mean entropy per token with loss, of summed entropies; in training only."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class SftTask:
@@ -97,6 +105,12 @@ class SftTask:
         settings: dict[str, float],  # noqa: ARG002
     ) -> RowTerms:
         return RowTerms(-logps_S, {"logps": logps_S.detach(), "lengths": batch.lengths_S})
+
+    def entropy_names(self) -> list[str]:
+        return ["entropy"]
+
+    def entropies(self, batch: Batch, entropies_S: Tensor) -> dict[str, Tensor]:
+        return {"entropy": entropies_S / batch.lengths_S}
 
 
 def per_response(values_S: Tensor, responses_per_row: int) -> PerResponse:
@@ -144,6 +158,13 @@ class PreferenceTask:
 
     def evaluation_settings(self) -> dict[str, float]:
         return {"alpha": self.params.alpha.max} if self.objective.has_source else {}
+
+    def entropy_names(self) -> list[str]:
+        return [f"entropy_{kind}" for kind in (*self._preferred, REJECTED)]
+
+    def entropies(self, batch: Batch, entropies_S: Tensor) -> dict[str, Tensor]:
+        columns = (entropies_S / batch.lengths_S).view(-1, self.responses_per_row).unbind(dim=1)
+        return dict(zip(self.entropy_names(), columns, strict=True))
 
     def terms(self, batch: Batch, logps_S: Tensor, reference_S: Tensor | None, settings: dict[str, float]) -> RowTerms:
         policy = per_response(logps_S, self.responses_per_row)

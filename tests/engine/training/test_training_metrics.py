@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,8 @@ from engine_support import save_tiny_model
 from torch import Tensor
 
 from wrpo_engine.config import Runtime, TrainParams
+from wrpo_engine.training.backend import TensorKind
+from wrpo_engine.training.collate import collate
 from wrpo_engine.training.collectives import Group
 from wrpo_engine.training.flops import ModelCost, needed_training_step
 from wrpo_engine.training.metrics import CLOCK_FIELDS, StepSums, StepTotals, read_rows
@@ -61,7 +64,7 @@ def test_what_raises_is_not_counted() -> None:
             clock.now += 1.0
             raise ValueError
 
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         fail()
     assert timer.take()["data_seconds"] == 0.0
 
@@ -144,6 +147,24 @@ def test_a_run_logs_where_its_time_went(local_run: Any) -> None:
         assert row["optimizer_seconds"] > 0
         assert row["data_seconds"] >= 0
         assert row["peak_memory_bytes"] > 1 << 27
+
+
+def test_entropies_are_per_token_and_response(local_run: Any) -> None:
+    run = local_run()
+    run.run()
+    kinds = ("source_chosen", "target_chosen", "rejected")
+    ceiling = math.log(run.backend().full_tensor("lm_head.weight", TensorKind.WEIGHT).shape[0])
+    first = run.metrics()[0]
+    for kind in kinds:
+        # Random weights of a tiny model are close to knowing nothing.
+        assert 0.9 * ceiling < first[f"entropy_{kind}"] <= ceiling
+    batch = collate([TokenRow("a", (1, 2), ((3,), (4, 5), (6, 7))), TokenRow("b", (1,), ((2,), (3,), (4,)))])
+    entropies = run.task().entropies(batch, torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]))
+    assert {name: values.tolist() for name, values in entropies.items()} == {
+        "entropy_source_chosen": [1.0, 8.0],
+        "entropy_target_chosen": [1.0, 16.0],
+        "entropy_rejected": [2.0, 32.0],
+    }
 
 
 def test_one_rank_is_its_own_sum() -> None:
