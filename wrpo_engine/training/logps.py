@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOGITS_PER_CHUNK = 2**23
-"""Elements of one chunk's logits: 32 MiB in fp32, and as much again for their softmax where it is not kept."""
+LOGITS_PER_CHUNK = 2**22
+"""Elements of one chunk's logits: 16 MiB in fp32, and as much again for their softmax where it is not kept."""
+MIN_CHUNK_TOKENS = 128
+"""Of the largest vocabularies, whose products with fewer tokens take up to twice as long per token."""
 KEPT_BYTES = 2**28
 """Of one micro-batch's softmax for the backward pass: saves a quarter of the head's operations while it lasts."""
 
@@ -43,7 +45,7 @@ class HeadScaling:
 
 
 def chunk_tokens(vocabulary: int, logits_per_chunk: int = LOGITS_PER_CHUNK) -> int:
-    return max(1, logits_per_chunk // vocabulary)
+    return max(MIN_CHUNK_TOKENS, logits_per_chunk // vocabulary)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import torch
 from wrpo_engine.config import OptimizerParams, Runtime
 from wrpo_engine.training.batching import BatchPlan, RowCost, WorkModel
 from wrpo_engine.training.collectives import Group
-from wrpo_engine.training.layout import Layout, LayoutChoice, choose_layout
+from wrpo_engine.training.layout import choose_layout
 from wrpo_engine.training.rows import TokenRow
 
 log = logging.getLogger("wrpo_engine")
@@ -26,10 +26,10 @@ def micro_batch_tokens(bound: int) -> int:
 
 
 def make_plan(
-    params: OptimizerParams, runtime: Runtime, rows: Sequence[TokenRow], group: Group, config: Any = None
+    params: OptimizerParams, runtime: Runtime, rows: Sequence[TokenRow], group: Group, config: Any
 ) -> BatchPlan:
     """Plan for a model of the given Hugging Face config; it decides the layout and what balances work."""
-    choice = LayoutChoice(Layout.PADDED, "no model") if config is None else choose_layout(runtime.layout, config)
+    choice = choose_layout(runtime.layout, config)
     if group.is_main:
         log.info("layout of sequences: %s (%s)", choice.layout, choice.reason)
     if len(rows) < params.global_batch_size and group.is_main:
