@@ -11,6 +11,7 @@ from wrpo_engine.training.checks import held_out_loss_not_finite
 from wrpo_engine.training.collectives import Group
 from wrpo_engine.training.holdout import EvaluationHistory, EvaluationLog
 from wrpo_engine.training.metrics import StepSums
+from wrpo_engine.training.observers import Observer
 from wrpo_engine.training.prefetch import Ahead, prepared_micro_batches
 from wrpo_engine.training.reference import Reference
 from wrpo_engine.training.rows import TokenRow
@@ -32,7 +33,14 @@ class Evaluation:
 
 
 def evaluate(
-    evaluation: Evaluation, task: Task, backend: Backend, group: Group, *, done: int, prefetch: int
+    evaluation: Evaluation,
+    task: Task,
+    backend: Backend,
+    group: Group,
+    *,
+    done: int,
+    prefetch: int,
+    observer: Observer,
 ) -> dict[str, float]:
     """Return the row of eval.jsonl after `done` optimizer steps: means over the held-out rows of all ranks.
 
@@ -51,6 +59,7 @@ def evaluate(
             reference_S = None if known is None else known.logps(batch, item.micro_batch.rows)
             if not item.micro_batch.is_filler:
                 sums.add(task.terms(batch, logps_S, reference_S, settings), batch.row_ids, item.num_tokens)
+            observer.on_held_out_micro_batch(done, batch.row_ids)
     totals = sums.reduced(group, stop=False, denominator=task.denominator(rows))
     if totals.num_bad_rows:
         raise held_out_loss_not_finite(done, [row for found in group.gather(sums.bad_rows) for row in found])

@@ -43,6 +43,9 @@ class Observer:
     def on_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:
         """After the forward and backward pass of one micro-batch of this rank; `step` counts completed steps."""
 
+    def on_held_out_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:
+        """After the forward pass of one micro-batch of held-out rows of this rank."""
+
     def on_step(self, end: StepEnd) -> None:
         """After an optimizer step and its metrics."""
 
@@ -76,6 +79,10 @@ class Observers(Observer):
     def on_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:
         for member in self.members:
             member.on_micro_batch(step, row_ids)
+
+    def on_held_out_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:
+        for member in self.members:
+            member.on_held_out_micro_batch(step, row_ids)
 
     def on_step(self, end: StepEnd) -> None:
         for member in self.members:

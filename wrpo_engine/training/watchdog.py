@@ -164,6 +164,9 @@ class Watchdog(Observer):
     def on_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:  # noqa: ARG002
         self.beat()
 
+    def on_held_out_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:  # noqa: ARG002
+        self.beat()
+
     def on_step(self, end: StepEnd) -> None:
         self._step, self._micro_batch, self._last = end.step, 0, self.clock()
 

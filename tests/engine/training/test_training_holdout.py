@@ -73,7 +73,11 @@ class Recorder(Observer):
 
     def __init__(self, stop: StopRequest, stop_after: int | None) -> None:
         self.rows: set[str] = set()
+        self.held_out: set[str] = set()
         self._stop, self._stop_after = stop, stop_after
+
+    def on_held_out_micro_batch(self, step: int, row_ids: Any) -> None:
+        self.held_out.update(row_ids)
 
     def on_micro_batch(self, step: int, row_ids: Any) -> None:
         self.rows.update(row_ids)
@@ -122,6 +126,7 @@ def test_held_out_rows_are_never_trained_on_and_are_evaluated(held_out_run: Any)
     result, ctx, recorder = held_out_run("run", objective="WRPO-DPO", beta=0.1)
     trained, held_out = split_rows(11, HoldoutParams(fraction=0.3), 42)
     assert recorder.rows == {f"prompt-{index:02d}" for index in trained}
+    assert recorder.held_out == {f"prompt-{index:02d}" for index in held_out}
     rows = evaluations(ctx)
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     assert {row["num_rows"] for row in rows} == {len(held_out)} == {3}
