@@ -52,9 +52,7 @@ def table_of(cases: Sequence[Case], figures: Sequence[dict[str, Any]]) -> Table:
             )
             for case, figure in zip(cases, figures, strict=True)
         ],
-        notes=(
-            "Token ratio: tokens of the loop for each that the scorer computes; large models come close to it.",
-        ),
+        notes=("Token ratio: tokens of the loop for each that the scorer computes; large models come close to it.",),
     )
 
 
