@@ -58,6 +58,8 @@ class Checkpoint:
     shards: tuple[Shard, ...]
     state: Mapping[str, Any] = field(default_factory=dict)
     """What the loop keeps beside weights and optimizer, as JSON."""
+    _paths: dict[str, Path] = field(default_factory=dict, repr=False, compare=False)
+    """Shards that this process has: asking the store again would cost a request for every tensor."""
 
     def read(self, name: str, kind: TensorKind) -> Tensor:
         """Return one whole fp32 tensor."""
@@ -70,9 +72,15 @@ class Checkpoint:
                 hint=f"Remove {CHECKPOINTS_PREFIX} of {self.output.ref.stage}/{self.output.ref.hash} "
                 "to train from the beginning.",
             )
-        with safe_open(self.output.fetch(step_prefix(self.step) + shard.name), framework="pt") as file:
+        with safe_open(self.path(shard), framework="pt") as file:
             tensor: Tensor = file.get_tensor(key)
         return tensor
+
+    def path(self, shard: Shard) -> Path:
+        """Return the local path of a shard."""
+        if shard.name not in self._paths:
+            self._paths[shard.name] = self.output.fetch(step_prefix(self.step) + shard.name)
+        return self._paths[shard.name]
 
 
 def write_shard(output: ArtifactWriter, step: int, rank: int, tensors: Mapping[str, Tensor]) -> Shard:
@@ -116,7 +124,7 @@ def read_marker(output: ArtifactWriter, step: int) -> Checkpoint:
 def verify_shard(checkpoint: Checkpoint, shard: Shard) -> None:
     """Compare a shard with what the marker says of it; DataError names it."""
     try:
-        path = checkpoint.output.fetch(step_prefix(checkpoint.step) + shard.name)
+        path = checkpoint.path(shard)
         size = path.stat().st_size
         if size != shard.size:
             raise _damaged(checkpoint.step, f"{shard.name} has {size} bytes, not {shard.size}")

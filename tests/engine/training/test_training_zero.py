@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_support import Experiment, make_experiment, run_ranks, start_nodes
+from training_support import Experiment, make_experiment, run_ranks, start_nodes, start_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -36,23 +36,65 @@ def assert_same_run(experiment: Experiment, baseline: Experiment, stage: str = "
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize(("zero_stage", "world_size"), [(0, 2), (1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (3, 2)])
-def test_every_zero_stage_and_world_size_trains_the_same_model(
-    zero_stage: int, world_size: int, baseline: Experiment, tmp_path: Path
+IN_MEMORY = {"reference": "in-memory"}
+ONE_ROW_AT_A_TIME = {"micro_batch_tokens": 1, "checkpoint_every_steps": 100}
+EVERYTHING_OFFLOADED = {"offload": "optimizer-and-parameters"}
+SETTINGS = {
+    "0 on two": (0, 2, {}, {}),
+    "1 on one, optimizer offloaded": (1, 1, {}, {"offload": "optimizer"}),
+    "1 on two, frozen model in memory": (1, 2, {}, IN_MEMORY),
+    "2 on one": (2, 1, {}, {}),
+    "2 on two, optimizer offloaded, one row at a time": (2, 2, {}, {"offload": "optimizer", **ONE_ROW_AT_A_TIME}),
+    "3 on one": (3, 1, {}, {}),
+    "3 on two, gradient checkpointing": (3, 2, {"gradient_checkpointing": True}, {}),
+    "3 on two, frozen model in memory": (3, 2, {}, IN_MEMORY),
+    "3 on two, optimizer offloaded": (3, 2, {}, {"offload": "optimizer"}),
+    "3 on two, all offloaded, frozen model in memory": (3, 2, {}, {**EVERYTHING_OFFLOADED, **IN_MEMORY}),
+}
+"""(ZeRO stage, processes, further parameters, runtime)"""
+
+
+@pytest.mark.parametrize(("zero_stage", "world_size", "params", "runtime"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_every_zero_stage_and_option_trains_the_same_model(
+    zero_stage: int,
+    world_size: int,
+    params: dict[str, Any],
+    runtime: dict[str, Any],
+    baseline: Experiment,
+    tmp_path: Path,
 ) -> None:
     experiment = make_experiment(tmp_path)
-    config = experiment.config({"stage": "train", "zero_stage": zero_stage, "beta": 0.1})
-    run_ranks(experiment, config, world_size=world_size)
+    config = experiment.config({"stage": "train", "zero_stage": zero_stage, "beta": 0.1, **params}, runtime)
+    faults = dict.fromkeys(range(world_size), "say_how_models_come_to_deepspeed")
+    gang = start_ranks(experiment, config, world_size=world_size, faults=faults)
+    assert gang.wait() == [0] * world_size, gang.text()
     assert_same_run(experiment, baseline)
+    assert experiment.metrics("train")[0]["margin"] == 0.0
+    # At stage 3 no rank ever held a whole parameter; below it every rank holds all of them.
+    whole = {int(line.split(": ")[1]) for line in gang.text().splitlines() if line.startswith("whole parameters: ")}
+    assert whole == ({0} if zero_stage == 3 else {21})
 
 
-def test_accumulating_many_micro_batches_equals_one_large_batch(baseline: Experiment, tmp_path: Path) -> None:
+def test_a_compiled_model_trains_the_same_weights(baseline: Experiment, tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path)
-    config = experiment.config(
-        {"stage": "train", "zero_stage": 2, "beta": 0.1}, {"micro_batch_tokens": 1, "checkpoint_every_steps": 100}
-    )
-    run_ranks(experiment, config, world_size=2)
+    runtime = {"torch_compile": True, "layout": "padded"}
+    config = experiment.config({"stage": "train", "zero_stage": 1, "beta": 0.1}, runtime)
+    gang = start_ranks(experiment, config, world_size=1, faults={0: "compile_without_code_generation"})
+    assert gang.wait() == [0], gang.text()
+    assert "compiling" in gang.text()
     assert_same_run(experiment, baseline)
+
+
+def test_nvme_offload_runs_or_says_what_is_missing(tmp_path: Path) -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if AsyncIOBuilder().is_compatible(verbose=False):
+        pytest.skip("this machine can do it")
+    experiment = make_experiment(tmp_path)
+    runtime = {"offload": "optimizer", "offload_nvme_path": str(tmp_path)}
+    gang = start_ranks(experiment, experiment.config({"stage": "train"}, runtime), world_size=1)
+    assert gang.wait() == [78], gang.text()
+    assert f"training.offloadNvmePath is '{tmp_path}': DeepSpeed's asynchronous I/O cannot be built" in gang.text()
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
@@ -66,11 +108,11 @@ def test_bfloat16_follows_fp32_within_its_precision(zero_stage: int, baseline: E
     assert {tensor.dtype for tensor in experiment.weights("train").values()} == {torch.bfloat16}
 
 
-def test_two_torchrun_nodes_of_a_pytorchjob_train_both_stages(tmp_path: Path) -> None:
+def test_both_stages_train_and_two_torchrun_nodes_of_a_pytorchjob_do(tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path)
-    for params in ({"stage": "sft", "zero_stage": 0}, {"stage": "train", "zero_stage": 3}):
-        gang = start_nodes(experiment, experiment.config(params))
-        assert gang.wait() == [0, 0], gang.text()
+    run_ranks(experiment, experiment.config({"stage": "sft", "zero_stage": 0}), world_size=2)
+    gang = start_nodes(experiment, experiment.config({"stage": "train", "zero_stage": 3}))
+    assert gang.wait() == [0, 0], gang.text()
     sft, train = experiment.metrics("sft"), experiment.metrics("train")
     assert [row["step"] for row in sft] == [row["step"] for row in train] == [1, 2, 3, 4, 5, 6]
     assert [row["alpha"] for row in train] == pytest.approx([0.1 * step / 6 for step in range(6)])

@@ -190,11 +190,17 @@ def _start(arguments: list[str], environ: Mapping[str, str], output: list[str]) 
 
 
 def start_ranks(
-    experiment: Experiment, config: Path, *, world_size: int, faults: Mapping[int, str] | None = None
+    experiment: Experiment,
+    config: Path,
+    *,
+    world_size: int,
+    faults: Mapping[int, str] | None = None,
+    pods: Sequence[Mapping[str, str]] = (),
 ) -> Gang:
     """Start bare ranks with torchrun's environment, so that a signal reaches the rank itself.
 
-    `faults` maps a rank to a function of `rank_faults` that is called in it first.
+    `faults` maps a rank to a function of `rank_faults` that is called in it first; `pods` gives each rank variables of
+    its own.
     """
     port = free_port()
     stage = json.loads(config.read_text())["params"]["stage"]
@@ -212,6 +218,7 @@ def start_ranks(
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
+        environ |= dict(pods[rank]) if pods else {}
         ranks.append(ForkedRank.start([stage, "--config", str(config)], environ, log, fault=(faults or {}).get(rank)))
     return Gang(ranks, [], log)
 
