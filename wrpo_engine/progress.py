@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import ssl
 import sys
 import threading
@@ -113,7 +114,17 @@ class BarSink:
             console=console,
         )
         self._task = self._bar.add_task(stage, total=None, note="")
+        before = sys.stderr
         self._bar.start()
+        # The bar has put itself in front of stderr, but log handlers keep the stream they were made with: their lines
+        # would run into the bar.
+        self._diverted = [
+            (handler, before)
+            for handler in logging.getLogger().handlers
+            if isinstance(handler, logging.StreamHandler) and handler.stream is before
+        ]
+        for handler, _ in self._diverted:
+            handler.setStream(sys.stderr)
 
     def show(self, state: ProgressState) -> None:
         notes = [state.message] if state.message else []
@@ -121,6 +132,8 @@ class BarSink:
         self._bar.update(self._task, total=state.total, completed=state.done, note="  ".join(notes))
 
     def close(self) -> None:
+        for handler, stream in self._diverted:
+            handler.setStream(stream)
         self._bar.stop()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,7 +106,7 @@ def train(run: TrainingRun, *, steps_done: int = 0) -> TrainingOutcome:
             run.log.write(last_row, clock)
             run.observer.on_step(StepEnd(done, num_steps, last_row, elapsed_s, clock))
             is_best = _evaluate(run, done)
-            _report(run, done, last_row)
+            _report(run, done, last_row, clock)
             _checkpoint(run, done, is_best=is_best, stopping=totals.should_stop)
             if totals.should_stop:
                 run.checkpoints.finish()
@@ -222,8 +222,9 @@ def _checkpoint(run: TrainingRun, done: int, *, is_best: bool, stopping: bool) -
     run.observer.on_checkpoint(done)
 
 
-def _report(run: TrainingRun, done: int, row: dict[str, float]) -> None:
+def _report(run: TrainingRun, done: int, row: dict[str, float], clock: Mapping[str, float]) -> None:
     shown: dict[str, float] = {name: row[name] for name in ("loss", "alpha", "margin", DIVERGENCE) if name in row}
     if run.evaluation is not None and run.evaluation.results:
         shown["eval_loss"] = run.evaluation.results[max(run.evaluation.results)]["loss"]
-    run.progress.update(done, run.plan.num_steps, metrics=shown, message=f"step {done}")
+    rate = f", {clock['triples_per_second']:.3g} rows/s" if clock else ""
+    run.progress.update(done, run.plan.num_steps, metrics=shown, message=f"step {done}{rate}")
