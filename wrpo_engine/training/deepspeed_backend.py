@@ -145,7 +145,15 @@ class DeepSpeedBackend:
             model.causal_lm.get_decoder().compile(dynamic=True)
         with peer_errors():
             deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-            self._engine, *_ = deepspeed.initialize(model=model, optimizer=make_adamw(model, params), config=config)
+            # At stages 1 and 2 DeepSpeed cannot give back the optimizer state of a second group of parameters.
+            exempts = self._stage in {0, 3}
+            if params.weight_decay and not exempts and group.is_main:
+                logging.getLogger("wrpo_engine").warning(
+                    "at ZeRO stage %d weight decay takes biases and norms too; stages 0 and 3 leave them alone",
+                    self._stage,
+                )
+            optimizer = make_adamw(model, params, exempts=exempts)
+            self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
             self._frozen: Any = frozen
             if frozen is not None:
                 frozen.requires_grad_(False).eval()

@@ -27,9 +27,12 @@ def undecayed(model: nn.Module) -> set[str]:
     return of_layer_norms | {name for name, _ in model.named_parameters() if _UNDECAYED.search(name.lower())}
 
 
-def make_adamw(model: nn.Module, params: OptimizerParams) -> torch.optim.AdamW:
-    """Return the optimizer all backends use. The rate is set anew before every step."""
-    exempt = undecayed(model) if params.weight_decay else set()
+def make_adamw(model: nn.Module, params: OptimizerParams, *, exempts: bool = True) -> torch.optim.AdamW:
+    """Return the optimizer all backends use. The rate is set anew before every step.
+
+    Without `exempts` weight decay takes biases and norms too, and all parameters form one group.
+    """
+    exempt = undecayed(model) if params.weight_decay and exempts else set()
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
         {

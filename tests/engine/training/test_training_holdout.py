@@ -197,7 +197,9 @@ def test_a_stopped_run_evaluates_and_chooses_as_an_uninterrupted_one(stop_after:
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_sharded_weights_of_the_best_step_are_exported(zero_stage: int, held_out_run: Any, tmp_path: Path) -> None:
-    settings = HARMFUL | {"zero_stage": zero_stage, "holdout": {"fraction": 0.3, "every_steps": 1, "keep_best": True}}
+    """At stage 3 with weight decay, so that the optimizer has two groups of parameters to restore."""
+    holdout = {"fraction": 0.3, "every_steps": 1, "keep_best": True}
+    settings = HARMFUL | {"zero_stage": zero_stage, "weight_decay": 0.1 * (zero_stage == 3), "holdout": holdout}
     _, ctx, _ = held_out_run("alone", **settings)
     experiment = make_experiment(tmp_path / "ranks")
     run_ranks(experiment, experiment.config({"stage": "train", **LONG, **settings}), world_size=2)
