@@ -84,13 +84,23 @@ def _combined(rounds: Sequence[dict[str, Any]]) -> Measured:
     first = rounds[0]
     memory = [answer["step_memory"] for answer in rounds if answer["step_memory"] is not None]
     return Measured(
-        seconds=Summary.of([seconds for answer in rounds for seconds in answer["step_seconds"]]),
+        seconds=typical_step([answer["step_seconds"] for answer in rounds]),
         losses=tuple(first["losses"]),
-        memory_bytes=min(memory) if memory else None,
+        memory_bytes=round(Summary.of(memory).median) if memory else None,
         memory_source=first["memory_source"],
         reference_seconds=Summary.of([answer.get("reference_seconds_per_step", 0.0) for answer in rounds]).median,
         layout=first.get("layout"),
     )
+
+
+def typical_step(rounds: Sequence[Sequence[float]]) -> Summary:
+    """Return the mean over steps, whose rows differ, of each step's median over rounds, with the extremes of all.
+
+    So that both sides are compared on the same rows, whatever the lengths of single steps are.
+    """
+    medians = [Summary.of(same_step).median for same_step in zip(*rounds, strict=True)]
+    every = Summary.of([seconds for steps in rounds for seconds in steps])
+    return Summary(sum(medians) / len(medians), every.low, every.high, every.count)
 
 
 def require_same_losses(case: str, figures: Mapping[str, Measured]) -> float:

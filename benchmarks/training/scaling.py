@@ -27,9 +27,12 @@ def _side(name: str, base: Side, options: Mapping[str, Any], world_size: int) ->
 
 
 def act(setting: Setting) -> Mapping[str, Any]:
+    if setting.processor_time:
+        raise SystemExit("two processes are compared with one by the wall clock: leave --processor-time out")
     cases = scaling(setting.level)
     sides = [_side(name, base, options, world) for name, base, options in _MODES for world in (1, 2)]
-    (figures,) = measure(cases, sides, setting.effort, memory=False)
+    effort = replace(setting.effort, rounds=1, timed_steps=setting.effort.timed_steps + 1)
+    (figures,) = measure(cases, sides, effort, memory=False)
     rows = []
     for name, *_ in _MODES:
         one, two = (figures[f"{name} x{world_size}"].seconds for world_size in (1, 2))

@@ -19,7 +19,7 @@ from benchmarks.common.summary import Summary
 from benchmarks.training import compare, growth, ours, padded, readme, scaling, vocabulary
 from benchmarks.training.bound import model_cost, needed_operations, padded_operations, trl_operations
 from benchmarks.training.cases import Level, large_vocabulary, shapes
-from benchmarks.training.measure import Comparison, DisagreementError, Measured, require_same_losses
+from benchmarks.training.measure import Comparison, DisagreementError, Measured, require_same_losses, typical_step
 from benchmarks.training.workload import Case, Lengths, ModelSize, Plan, Row, llama, make_rows, save_model
 from wrpo_engine.training.flops import ModelCost
 
@@ -141,6 +141,11 @@ def test_sides_that_compute_different_things_are_not_compared() -> None:
 
 def comparison() -> Comparison:
     return Comparison("long", "prompt 4", "padded", 2, measured(2.0, memory=50), measured(6.0, memory=200), 4.0)
+
+
+def test_a_typical_step_compares_the_same_rows() -> None:
+    assert typical_step([[1.0, 10.0], [3.0, 30.0], [2.0, 20.0]]) == Summary(11.0, 1.0, 30.0, 6)
+    assert typical_step([[4.0]]) == Summary(4.0, 4.0, 4.0, 1)
 
 
 def test_a_comparison_counts_the_reference_pass_too() -> None:
