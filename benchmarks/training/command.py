@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,6 +69,9 @@ def run_command(
     level = Level.QUICK if options.quick else Level.FULL if options.full else Level.STANDARD
     setting = Setting(level, processor_time=options.processor_time)
     machine = describe_machine()
+    if machine.gpu is None:
+        # DeepSpeed, which Transformers imports, says so in every process otherwise.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     figures = {"level": level.value, "clock": setting.clock, **act(setting)}
     path = save_result(f"{name}{setting.suffix}", machine, figures)
     show(machine, tables(figures))

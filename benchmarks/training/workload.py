@@ -135,6 +135,9 @@ def llama(size: ModelSize) -> Any:
 
 def save_model(directory: Path, size: ModelSize) -> None:
     """Save the model that both sides load."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     llama(size).save_pretrained(directory, safe_serialization=True)
 
 
