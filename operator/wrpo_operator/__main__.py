@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from wrpo_operator.api.pod_template import PodTemplatePolicy
 from wrpo_operator.app import run as start
 from wrpo_operator.render.settings import RenderSettings
 from wrpo_operator.runtime.kube import NoConnectionError
@@ -19,6 +20,7 @@ from wrpo_operator.runtime.settings import (
     default_identity,
     stage_commands,
 )
+from wrpo_operator.runtime.tls import read_authority
 
 DEFAULTS = RenderSettings()
 
@@ -112,6 +114,30 @@ def main() -> None:
     help="URL at which stages reach this process's progress endpoint. Empty: stages post no progress.",
 )
 @click.option(
+    "--progress-cert-file",
+    envvar="WRPO_PROGRESS_CERT_FILE",
+    show_envvar=True,
+    default="",
+    metavar="FILE",
+    help="PEM certificate chain of the progress endpoint. Empty: plain HTTP.",
+)
+@click.option(
+    "--progress-key-file",
+    envvar="WRPO_PROGRESS_KEY_FILE",
+    show_envvar=True,
+    default="",
+    metavar="FILE",
+    help="PEM key of that certificate.",
+)
+@click.option(
+    "--progress-ca-file",
+    envvar="WRPO_PROGRESS_CA_FILE",
+    show_envvar=True,
+    default="",
+    metavar="FILE",
+    help="PEM authority that stages check the endpoint by. Empty: those that their images trust.",
+)
+@click.option(
     "--progress-port",
     envvar="WRPO_PROGRESS_PORT",
     show_envvar=True,
@@ -136,6 +162,22 @@ def main() -> None:
     default="127.0.0.1",
     show_default=True,
     help="Address of both endpoints. The chart gives the pod's own.",
+)
+@click.option(
+    "--allow-security-overrides/--no-allow-security-overrides",
+    envvar="WRPO_ALLOW_SECURITY_OVERRIDES",
+    show_envvar=True,
+    default=False,
+    show_default=True,
+    help="Let spec.podTemplate lift security settings within the restricted standard.",
+)
+@click.option(
+    "--metrics-per-experiment/--no-metrics-per-experiment",
+    envvar="WRPO_METRICS_PER_EXPERIMENT",
+    show_envvar=True,
+    default=False,
+    show_default=True,
+    help="Show each experiment's progress in /metrics under its name: one series for each.",
 )
 @click.option(
     "--workers",
@@ -206,12 +248,17 @@ def settings_of(flags: Mapping[str, Any]) -> Settings:
             image_pull_policy=flags["image_pull_policy"],
             service_account=flags["stage_service_account"],
             progress_url=flags["progress_url"] or None,
+            progress_ca=read_authority(flags["progress_ca_file"]),
             commands=stage_commands(flags["stage_commands"]),
         ),
         manage_service_account=flags["manage_service_account"],
         bind=flags["bind"],
         health_port=flags["health_port"],
         progress_port=flags["progress_port"],
+        progress_cert_file=flags["progress_cert_file"],
+        progress_key_file=flags["progress_key_file"],
+        pod_template_policy=PodTemplatePolicy(allow_security_overrides=flags["allow_security_overrides"]),
+        metrics_per_experiment=flags["metrics_per_experiment"],
         lease_name=flags["lease_name"],
         workers=flags["workers"],
         audit_s=flags["audit_seconds"],

@@ -1,13 +1,15 @@
 """Which parts of spec.podTemplate belong to the operator and are refused.
 
 A template may add labels, annotations, volumes, mounts, environment, init containers, affinity and much else; it may
-not change what runs, as whom, with which token, or weaken the restricted security context.
+not change what runs, as whom, with which token, or weaken the restricted security context. What no policy allows: root,
+privileges, added capabilities, no system call filter, the host's files, ports or namespaces, and API tokens.
 """
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from wrpo_operator.api.rules import RESERVED_ENV
@@ -18,7 +20,7 @@ RESERVED_PATHS = ("/etc/wrpo", "/var/lib/wrpo", "/var/run/secrets/wrpo.ai", "/de
 PROTECTED_POD_FIELDS = frozenset(
     {
         "activeDeadlineSeconds", "automountServiceAccountToken", "enableServiceLinks", "ephemeralContainers",
-        "hostIPC", "hostNetwork", "hostPID", "hostUsers", "hostname", "nodeName", "priority", "restartPolicy",
+        "hostIPC", "hostNetwork", "hostPID", "hostUsers", "hostname", "nodeName", "os", "priority", "restartPolicy",
         "serviceAccount", "serviceAccountName", "subdomain", "shareProcessNamespace",
     }
 )  # fmt: skip
@@ -30,7 +32,7 @@ ALLOWED_SECURITY: Mapping[str, bool | None] = {
     "fsGroup": None,
     "fsGroupChangePolicy": None,
     "privileged": False,
-    "readOnlyRootFilesystem": None,
+    "readOnlyRootFilesystem": True,
     "runAsGroup": None,
     "runAsNonRoot": True,
     "runAsUser": None,
@@ -39,16 +41,41 @@ ALLOWED_SECURITY: Mapping[str, bool | None] = {
     "supplementalGroupsPolicy": None,
 }
 """Fields of a security context that may be set, and the only value where there is one."""
+BY_POLICY = frozenset({"appArmorProfile", "readOnlyRootFilesystem", "seLinuxOptions"})
+"""Fields that an administrator may leave to users, within the restricted standard."""
+CONFINED = frozenset({"RuntimeDefault", "Localhost"})
+"""Types of seccomp and AppArmor profiles within the restricted standard."""
+SELINUX_TYPES = frozenset({"", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"})
 ALLOWED_VOLUMES = frozenset(
     {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 )
 """Kinds of volumes of the restricted pod security standard."""
 RESERVED_META = ("wrpo.ai/", "app.kubernetes.io/managed-by", "batch.kubernetes.io/", "training.kubeflow.org/")
+PROFILE_ANNOTATIONS = (
+    "container.apparmor.security.beta.kubernetes.io/",
+    "container.seccomp.security.alpha.kubernetes.io/",
+    "seccomp.security.alpha.kubernetes.io/",
+)
+"""Older ways to write what stands in a security context now."""
+PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
+HANDLERS = ("httpGet", "tcpSocket")
 
 
-def protected_field_errors(pod_template: Mapping[str, Any]) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class PodTemplatePolicy:
+    """What the administrator leaves to users."""
+
+    allow_security_overrides: bool = False
+    """A writable root file system, SELinux options and other seccomp and AppArmor profiles, within the restricted
+    standard. False: those of the stages stay."""
+
+
+STRICT = PodTemplatePolicy()
+
+
+def protected_field_errors(pod_template: Mapping[str, Any], policy: PodTemplatePolicy = STRICT) -> tuple[str, ...]:
     """Every refused part of a pod template as a sentence; empty when there is none."""
-    return (*_errors(pod_template), *_directives("spec.podTemplate", pod_template))
+    return (*_errors(pod_template, policy), *_directives("spec.podTemplate", pod_template))
 
 
 def _directives(path: str, part: object) -> Iterator[str]:
@@ -63,7 +90,7 @@ def _directives(path: str, part: object) -> Iterator[str]:
             yield from _directives(f"{path}[{index}]", item)
 
 
-def _errors(template: Mapping[str, Any]) -> Iterator[str]:
+def _errors(template: Mapping[str, Any], policy: PodTemplatePolicy) -> Iterator[str]:
     here = "spec.podTemplate"
     for key in sorted(set(template) - {"metadata", "spec"}):
         yield f"{here}.{key} is not part of a pod template. Only metadata and spec are."
@@ -73,7 +100,7 @@ def _errors(template: Mapping[str, Any]) -> Iterator[str]:
         yield f"{here}.metadata and {here}.spec must be objects."
         return
     yield from _metadata_errors(f"{here}.metadata", metadata)
-    yield from _pod_errors(f"{here}.spec", spec)
+    yield from _pod_errors(f"{here}.spec", spec, policy)
 
 
 def _metadata_errors(here: str, metadata: Mapping[str, Any]) -> Iterator[str]:
@@ -87,22 +114,26 @@ def _metadata_errors(here: str, metadata: Mapping[str, Any]) -> Iterator[str]:
         for key in sorted(values):
             if key.startswith(RESERVED_META):
                 yield _owned(f"{here}.{kind}[{key}]")
+            if key.startswith(PROFILE_ANNOTATIONS):
+                yield _unrestricted(f"{here}.{kind}[{key}]")
 
 
 def _owned(path: str) -> str:
     return f"{path} belongs to the operator. Remove it."
 
 
-def _pod_errors(here: str, spec: Mapping[str, Any]) -> Iterator[str]:
+def _unrestricted(path: str) -> str:
+    return f"{path} is refused: stages run restricted. Remove it."
+
+
+def _pod_errors(here: str, spec: Mapping[str, Any], policy: PodTemplatePolicy) -> Iterator[str]:
     for key in sorted(PROTECTED_POD_FIELDS & set(spec)):
         yield _owned(f"{here}.{key}")
-    yield from _security_errors(f"{here}.securityContext", spec.get("securityContext"))
+    yield from _security_errors(f"{here}.securityContext", spec.get("securityContext", {}), policy)
+    for key in ("volumes", "containers", "initContainers", "tolerations"):
+        yield from _list_errors(f"{here}.{key}", spec.get(key, []))
     for volume in _items(spec, "volumes"):
-        name = str(volume.get("name", ""))
-        if name.startswith(RESERVED_VOLUME_PREFIX):
-            yield _owned(f"{here}.volumes[{name}]")
-        for key in sorted(set(volume) - ALLOWED_VOLUMES - {"name"}):
-            yield f"{here}.volumes[{name}].{key} is refused: stages run restricted. Use a claim."
+        yield from _volume_errors(here, volume)
     for container in _items(spec, "containers"):
         name = str(container.get("name", ""))
         path = f"{here}.containers[{name}]"
@@ -113,43 +144,97 @@ def _pod_errors(here: str, spec: Mapping[str, Any]) -> Iterator[str]:
             )
         for key in sorted(PROTECTED_CONTAINER_FIELDS & set(container)):
             yield _owned(f"{path}.{key}")
-        yield from _container_errors(path, container)
+        yield from _container_errors(path, container, policy)
     for container in _items(spec, "initContainers"):
         path = f"{here}.initContainers[{container.get('name', '')}]"
-        if "ports" in container:
-            yield _owned(f"{path}.ports")
-        yield from _container_errors(path, container)
-    for key in ("volumes", "containers", "initContainers", "tolerations"):
-        if key in spec and not isinstance(spec[key], list):
-            yield f"{here}.{key} must be a list."
+        for key in sorted({"ports", "lifecycle"} & set(container)):
+            yield _owned(f"{path}.{key}")
+        yield from _container_errors(path, container, policy)
 
 
-def _container_errors(path: str, container: Mapping[str, Any]) -> Iterator[str]:
-    yield from _security_errors(f"{path}.securityContext", container.get("securityContext"))
+def _list_errors(path: str, value: object) -> Iterator[str]:
+    """Find what is no list of objects and so would hide from the checks of items. Null is refused elsewhere."""
+    if value is None:
+        return
+    if not isinstance(value, list):
+        yield f"{path} must be a list."
+    elif not all(isinstance(item, Mapping) for item in value):
+        yield f"{path} must be a list of objects."
+
+
+def _volume_errors(here: str, volume: Mapping[str, Any]) -> Iterator[str]:
+    name = str(volume.get("name", ""))
+    path = f"{here}.volumes[{name}]"
+    if name.startswith(RESERVED_VOLUME_PREFIX):
+        yield _owned(path)
+    for key in sorted(set(volume) - ALLOWED_VOLUMES - {"name"}):
+        yield f"{path}.{key} is refused: stages run restricted. Use a claim."
+    projected = volume.get("projected", {})
+    sources = projected.get("sources", []) if isinstance(projected, Mapping) else None
+    if not isinstance(sources, list) or not all(isinstance(source, Mapping) for source in sources):
+        yield f"{path}.projected.sources must be a list of objects."
+    elif any("serviceAccountToken" in source for source in sources):
+        yield f"{path}.projected is refused: stages get no further tokens. Remove serviceAccountToken."
+
+
+def _container_errors(path: str, container: Mapping[str, Any], policy: PodTemplatePolicy) -> Iterator[str]:
+    yield from _security_errors(f"{path}.securityContext", container.get("securityContext", {}), policy)
+    for key in ("env", "volumeMounts"):
+        yield from _list_errors(f"{path}.{key}", container.get(key, []))
     for variable in _items(container, "env"):
         name = str(variable.get("name", ""))
         if RESERVED_ENV.match(name):
             yield _owned(f"{path}.env[{name}]")
     for mount in _items(container, "volumeMounts"):
-        where = posixpath.normpath(str(mount.get("mountPath", "")))
+        # Runtimes take any path as one from the root, however many slashes it begins with.
+        where = posixpath.normpath("/" + str(mount.get("mountPath", "")).lstrip("/"))
         if where in RESERVED_PATHS or where.startswith(tuple(f"{reserved}/" for reserved in RESERVED_PATHS[:3])):
             yield _owned(f"{path}.volumeMounts[{where}]")
+    for probe in PROBES:
+        for handler in HANDLERS:
+            action = _map(_map(container.get(probe)).get(handler))
+            if action.get("host"):
+                yield f"{path}.{probe}.{handler}.host is refused: probes ask the pod itself. Remove it."
 
 
-def _security_errors(path: str, context: object) -> Iterator[str]:
+def _security_errors(path: str, context: object, policy: PodTemplatePolicy) -> Iterator[str]:
     """Check a security context: it may choose users and groups and be stricter, not leave the restricted standard."""
     if not isinstance(context, Mapping):
+        if context is not None:
+            yield f"{path} must be an object."
         return
-    for key in sorted(set(context) - set(ALLOWED_SECURITY)):
-        yield f"{path}.{key} is refused: stages run restricted. Remove it."
+    for key in sorted(set(context) - set(ALLOWED_SECURITY) - BY_POLICY):
+        yield _unrestricted(f"{path}.{key}")
     for key, allowed in ALLOWED_SECURITY.items():
-        if key in context and allowed is not None and context[key] is not allowed:
-            yield f"{path}.{key} is refused: stages run restricted. Remove it."
+        if key in context and key not in BY_POLICY and allowed is not None and context[key] is not allowed:
+            yield _unrestricted(f"{path}.{key}")
     if context.get("runAsUser") == 0:
         yield f"{path} asks for root: stages run as an ordinary user. Set runAsUser to another number or remove it."
-    profile = context.get("seccompProfile", {"type": "RuntimeDefault"})
-    if not isinstance(profile, Mapping) or profile.get("type") not in {"RuntimeDefault", "Localhost"}:
-        yield f"{path}.seccompProfile is refused: stages run restricted. Remove it."
+    yield from _profile_errors(path, context, policy)
+
+
+def _profile_errors(path: str, context: Mapping[str, Any], policy: PodTemplatePolicy) -> Iterator[str]:
+    profiles = {key: _map(context[key]).get("type") for key in ("seccompProfile", "appArmorProfile") if key in context}
+    selinux = _map(context.get("seLinuxOptions"))
+    outside = [key for key, kind in profiles.items() if kind not in CONFINED]
+    if selinux.get("user") or selinux.get("role") or selinux.get("type", "") not in SELINUX_TYPES:
+        outside.append("seLinuxOptions")
+    if context.get("readOnlyRootFilesystem", True) not in {True, False}:
+        outside.append("readOnlyRootFilesystem")
+    for key in sorted(outside):
+        yield _unrestricted(f"{path}.{key}")
+    lifted = [key for key, kind in profiles.items() if kind == "Localhost"]
+    lifted += [key for key in ("readOnlyRootFilesystem",) if context.get(key, True) is False]
+    lifted += ["seLinuxOptions"] if "seLinuxOptions" in context else []
+    for key in sorted(set(lifted) - set(outside)) if not policy.allow_security_overrides else ():
+        yield (
+            f"{path}.{key} is refused: this installation keeps the stages' security settings. Remove it, or ask the "
+            "administrator to set podTemplatePolicy.allowSecurityOverrides in the operator's chart."
+        )
+
+
+def _map(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _items(parent: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:

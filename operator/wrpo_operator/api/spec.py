@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -39,6 +39,9 @@ from wrpo_operator.api.sections import (
     Tokens,
     TopP,
 )
+
+if TYPE_CHECKING:
+    from wrpo_operator.api.pod_template import PodTemplatePolicy
 
 Steps = Annotated[int, Field(ge=1, le=1000000)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -338,19 +341,20 @@ class SpecError(ValueError):
         self.errors = errors
 
 
-def parse_spec(raw: Mapping[str, Any]) -> ExperimentSpec:
+def parse_spec(raw: Mapping[str, Any], policy: PodTemplatePolicy | None = None) -> ExperimentSpec:
     """Read a spec as the API server would: structure first, then the rules of `rules.py`, then protected fields.
 
-    Raises SpecError with all errors found at the first level that has any.
+    `policy` is the installation's; None is the strictest. Raises SpecError with all errors found at the first level
+    that has any.
     """
-    from wrpo_operator.api.pod_template import protected_field_errors
+    from wrpo_operator.api.pod_template import STRICT, protected_field_errors
     from wrpo_operator.api.rules import broken_rules
 
     try:
         spec = ExperimentSpec.model_validate_json(json.dumps(raw), strict=True)
     except (ValidationError, TypeError, ValueError) as error:
         raise SpecError(_structural_errors(error)) from error
-    errors = (*broken_rules(spec), *protected_field_errors(spec.pod_template))
+    errors = (*broken_rules(spec), *protected_field_errors(spec.pod_template, policy or STRICT))
     if errors:
         raise SpecError(errors)
     return spec

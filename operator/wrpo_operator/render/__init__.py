@@ -18,7 +18,7 @@ def render_attempt(experiment: Experiment, planned: PlannedAttempt, settings: Re
     spec = experiment.spec
     if spec is None:
         raise ValueError(f"experiment {experiment.namespace}/{experiment.name} has no valid spec to render from")
-    config = config_map(experiment, spec, planned)
+    config = config_map(experiment, spec, planned, settings.progress_ca if settings.progress_url else None)
     name: str = config["metadata"]["name"]
     if planned.node.shape is Shape.TRAINING:
         manifests = BACKENDS[spec.training.backend].render(experiment, spec, planned, settings, name)

@@ -15,6 +15,7 @@ from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
 
 CONFIG_FILE = "stage.json"
+PROGRESS_CA_FILE = "progress-ca.crt"
 
 
 def labels(experiment: Experiment, planned: PlannedAttempt) -> dict[str, str]:
@@ -86,15 +87,22 @@ def stage_config(experiment: Experiment, spec: ExperimentSpec, planned: PlannedA
     )
 
 
-def config_map(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> Manifest:
-    """Return the ConfigMap. Its name holds a digest of its content, so that it never has to change."""
+def config_map(
+    experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt, progress_ca: str | None = None
+) -> Manifest:
+    """Return the ConfigMap. Its name holds a digest of its content, so that it never has to change.
+
+    `progress_ca` (PEM) lies beside the configuration: a pod can mount nothing of the operator's namespace.
+    """
     content = stage_config(experiment, spec, planned).model_dump(mode="json", exclude_none=True)
-    text = json.dumps(content, indent=2) + "\n"
-    name = f"{planned.child_name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    data = {CONFIG_FILE: json.dumps(content, indent=2) + "\n"}
+    if progress_ca:
+        data[PROGRESS_CA_FILE] = progress_ca
+    name = f"{planned.child_name}-{hashlib.sha256(''.join(data.values()).encode()).hexdigest()[:8]}"
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata(experiment, planned, name),
         "immutable": True,
-        "data": {CONFIG_FILE: text},
+        "data": data,
     }

@@ -11,7 +11,7 @@ from wrpo_operator.api.pods import EnvVar, SecretKeyRef
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Experiment, PlannedAttempt, Shape
 from wrpo_operator.plan.resources import resources_of
-from wrpo_operator.render.common import CONFIG_FILE, labels
+from wrpo_operator.render.common import CONFIG_FILE, PROGRESS_CA_FILE, labels
 from wrpo_operator.render.merge import strategic_merge
 from wrpo_operator.render.podgroup import needs_pod_group
 from wrpo_operator.render.settings import RenderSettings
@@ -146,6 +146,8 @@ def _environment(
             f"/stages/{stage}/attempts/{planned.attempt}"
         )
         own["KUBEFLOW_TRAINER_SERVER_TOKEN"] = f"{TOKEN_DIRECTORY}/token"
+        if settings.progress_ca:
+            own["KUBEFLOW_TRAINER_SERVER_CA_CERT"] = f"{CONFIG_DIRECTORY}/{PROGRESS_CA_FILE}"
     entries = {name: {"name": name, "value": value} for name, value in {**own, **settings.extra_env}.items()}
     for variable in spec.env:
         entries[variable.name] = _variable(variable)

@@ -32,7 +32,9 @@ class RenderSettings:
     service_account: str = "wrpo-stage"
     """ServiceAccount of all stages; it has no rights and its API token is not mounted."""
     progress_url: str | None = None
-    """The operator's progress endpoint, e.g. http://wrpo-operator.wrpo-system.svc:8081. None: no progress posts."""
+    """The operator's progress endpoint, e.g. https://wrpo-operator.wrpo-system.svc:8081. None: no progress posts."""
+    progress_ca: str | None = None
+    """PEM of the authority that signed the endpoint's certificate. None: the ones that the images trust."""
     progress_audience: str = "wrpo.ai/progress"
     """Audience of the token that progress posts carry."""
     run_as_user: int = 65532

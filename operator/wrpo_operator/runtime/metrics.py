@@ -1,26 +1,77 @@
-"""What the operator says about itself in Prometheus' form."""
+"""What the operator says about itself and its experiments in Prometheus' form.
+
+No label holds a name that users choose: kinds of stages, states and reasons are closed sets, so the number of series is
+bounded whatever is run. `fleet` adds series with names where an administrator asks for them.
+"""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+QUICK_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+LONG_S = (10, 30, 60, 300, 900, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 24 * 3600, 72 * 3600, 168 * 3600)
+"""Stages take from seconds (a cached artifact) to days (training)."""
 
 
 class Metrics:
     """One registry per process part that is tested; nothing global."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.reconciles = Counter("wrpo_reconciles", "Reconciles by outcome.", ["outcome"], registry=self.registry)
-        self.reconcile_seconds = Histogram("wrpo_reconcile_seconds", "Duration of a reconcile.", registry=self.registry)
-        self.queue_depth = Gauge("wrpo_queue_depth", "Experiments waiting for a worker.", registry=self.registry)
-        self.leading = Gauge("wrpo_leading", "1 while this process holds the lease.", registry=self.registry)
-        self.watch_events = Counter("wrpo_watch_events", "Watch events received.", ["resource"], registry=self.registry)
-        self.watch_age = Gauge(
-            "wrpo_watch_age_seconds", "Seconds since the watch was last proven right.", registry=self.registry
+        registry = self.registry = CollectorRegistry()
+        self.reconciles = Counter("wrpo_reconciles", "Reconciles by outcome.", ["outcome"], registry=registry)
+        self.reconcile_seconds = Histogram(
+            "wrpo_reconcile_seconds", "Duration of a reconcile.", buckets=QUICK_S, registry=registry
         )
-        self.watch_restarts = Counter("wrpo_watch_restarts", "Watch sessions started.", registry=self.registry)
+        self.queue_depth = Gauge("wrpo_queue_depth", "Experiments waiting for a worker.", registry=registry)
+        self.queue_wait = Histogram(
+            "wrpo_queue_wait_seconds",
+            "From a change to its reconcile.",
+            buckets=QUICK_S,
+            registry=registry,
+        )
+        self.leading = Gauge("wrpo_leading", "1 while this process holds the lease.", registry=registry)
+        self.watch_events = Counter("wrpo_watch_events", "Watch events received.", ["resource"], registry=registry)
+        self.watch_age = Gauge(
+            "wrpo_watch_age_seconds", "Seconds since the watch was last proven right.", registry=registry
+        )
+        self.watch_restarts = Counter("wrpo_watch_restarts", "Watch sessions started.", registry=registry)
         self.progress_posts = Counter(
-            "wrpo_progress_posts", "Progress posts by HTTP status.", ["code"], registry=self.registry
+            "wrpo_progress_posts", "Progress posts by HTTP status.", ["code"], registry=registry
+        )
+        self.api_requests = Counter(
+            "wrpo_api_requests",
+            "Requests to the API server by HTTP status; 0: no answer. Watches are not counted.",
+            ["verb", "resource", "code"],
+            registry=registry,
+        )
+        self.api_request_seconds = Histogram(
+            "wrpo_api_request_seconds",
+            "Time to an answer of the API server.",
+            ["verb", "resource"],
+            buckets=QUICK_S,
+            registry=registry,
+        )
+        self.status_writes = Counter(
+            "wrpo_status_writes", "Writes of an experiment's status by outcome.", ["outcome"], registry=registry
+        )
+        self.stage_seconds = Histogram(
+            "wrpo_stage_seconds",
+            "From a stage's start to its end, by kind of stage and Succeeded, Cached or Failed.",
+            ["kind", "outcome"],
+            buckets=LONG_S,
+            registry=registry,
+        )
+        self.attempts = Counter(
+            "wrpo_attempts",
+            "Ended attempts by kind of stage, state, and who is to blame for a failure.",
+            ["kind", "state", "failure"],
+            registry=registry,
+        )
+        self.gpu_seconds = Counter(
+            "wrpo_gpu_seconds", "GPU time of ended attempts by kind of stage.", ["kind"], registry=registry
+        )
+        self.blocked_seconds = Counter(
+            "wrpo_blocked_seconds", "Time that experiments were blocked, by reason.", ["reason"], registry=registry
         )
 
     def render(self) -> bytes:

@@ -3,16 +3,23 @@
 Trust: the bearer token is reviewed by the API server for our audience, and the pod it is bound to must be a pod of the
 very experiment, stage and attempt in the URL, with the uid in the token. What arrives is a hint that is shown to users
 and never decides anything. Facts live in memory only: after a restart the next post fills them again.
+
+Everything a caller can make this process do or keep is bounded: posts by pod, reviews of tokens in all, requests at
+once, bodies in size and time, and every table in length.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import json
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from aiohttp import web
 
@@ -29,6 +36,16 @@ SLACK_S = 0.5
 """Let through of a post that comes a little early, for clocks and networks jitter."""
 MAX_METRICS = 32
 TOKEN_CACHE_S = 60.0
+REFUSAL_CACHE_S = 10.0
+BODY_TIMEOUT_S = 10.0
+MAX_AT_ONCE = 256
+MAX_REVIEWS_AT_ONCE = 16
+MAX_TRACKED = 20_000
+"""Callers, refused tokens and times of posts that are remembered; the oldest go first."""
+MAX_STAGES = 1024
+"""Attempts of stages remembered for one experiment."""
+MAX_SHARDS = 4096
+"""Shards remembered for one attempt."""
 POD_NAME = "authentication.kubernetes.io/pod-name"
 POD_UID = "authentication.kubernetes.io/pod-uid"
 ROUTE = "/v1/namespaces/{namespace}/experiments/{experiment}/stages/{stage}/attempts/{attempt}"
@@ -60,6 +77,10 @@ class ProgressBook:
     def put(self, at: StageAddress, fact: ProgressFact) -> None:
         stages = self._facts.setdefault((at.namespace, at.experiment), {})
         shards = stages.setdefault((at.stage, at.attempt), {})
+        if len(stages) > MAX_STAGES:
+            del stages[next(iter(stages))]
+        if fact.shard not in shards and len(shards) >= MAX_SHARDS:
+            del shards[next(iter(shards))]
         before = shards.get(fact.shard)
         stalled = before is not None and fact.percent <= before.percent
         advanced_at = before.advanced_at if before is not None and stalled else fact.received_at
@@ -112,8 +133,11 @@ class ProgressServer:
         self._monotonic = monotonic
         self._on_post = on_post
         self._on_answer = on_answer
-        self._callers: dict[str, tuple[float, _Caller]] = {}
-        self._last_post: dict[str, float] = {}
+        self._callers: _Recent[_Caller | RefusedError] = _Recent(MAX_TRACKED)
+        """By digest of the token: tokens themselves are not kept."""
+        self._last_post: _Recent[None] = _Recent(MAX_TRACKED)
+        self._running = 0
+        self._reviewing = 0
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=BODY_LIMIT)
@@ -121,26 +145,26 @@ class ProgressServer:
         return app
 
     async def _handle(self, request: web.Request) -> web.Response:
+        self._running += 1
         try:
             await self._accept(request)
         except RefusedError as refusal:
             self._on_answer(refusal.status)
-            headers = {"Retry-After": f"{MIN_INTERVAL_S:.0f}"} if refusal.status == 429 else None
+            headers = {"Retry-After": f"{MIN_INTERVAL_S:.0f}"} if refusal.status in {429, 503} else None
             return web.json_response({"error": str(refusal)}, status=refusal.status, headers=headers)
+        finally:
+            self._running -= 1
         self._on_answer(200)
         return web.json_response({})
 
     async def _accept(self, request: web.Request) -> None:
+        if self._running > MAX_AT_ONCE:
+            raise RefusedError(503, "too many posts at once")
         at = _address(request.match_info)
         caller = await self._authenticate(request.headers.get("Authorization", ""))
         pod = self._authorize(at, caller)
         self._limit(caller.pod_uid)
-        try:
-            body = await request.json()
-        except web.HTTPRequestEntityTooLarge:
-            raise RefusedError(413, f"the body exceeds {BODY_LIMIT} bytes") from None
-        except ValueError:
-            raise RefusedError(400, "the body is not JSON") from None
+        body = await _read_json(request)
         shard = pod_fact(pod).index or 0
         self._book.put(at, parse_status(body, now=self._now(), shard=shard))
         self._on_post(at.namespace, at.experiment)
@@ -150,14 +174,29 @@ class ProgressServer:
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
             raise RefusedError(401, "a bearer token is needed")
-        at = self._monotonic()
-        cached = self._callers.get(token)
-        if cached is not None and at - cached[0] < TOKEN_CACHE_S:
-            return cached[1]
-        caller = await self._review(token)
-        self._callers = {key: entry for key, entry in self._callers.items() if at - entry[0] < TOKEN_CACHE_S}
-        self._callers[token] = (at, caller)
-        return caller
+        key = hashlib.sha256(token.encode(errors="replace")).hexdigest()
+        known = self._callers.get(key, self._monotonic())
+        if known is None:
+            known = await self._review_within_limits(token)
+            lasts = REFUSAL_CACHE_S if isinstance(known, RefusedError) else TOKEN_CACHE_S
+            self._callers.put(key, known, self._monotonic() + lasts)
+        if isinstance(known, RefusedError):
+            raise RefusedError(known.status, str(known))
+        return known
+
+    async def _review_within_limits(self, token: str) -> _Caller | RefusedError:
+        """Ask the API server, unless too many questions are open: a flood of tokens must not become its flood."""
+        if self._reviewing >= MAX_REVIEWS_AT_ONCE:
+            raise RefusedError(503, "too many tokens are being reviewed")
+        self._reviewing += 1
+        try:
+            return await self._review(token)
+        except RefusedError as refusal:
+            if refusal.status == 503:
+                raise
+            return refusal
+        finally:
+            self._reviewing -= 1
 
     async def _review(self, token: str) -> _Caller:
         review = {
@@ -199,14 +238,56 @@ class ProgressServer:
 
     def _limit(self, pod_uid: str) -> None:
         at = self._monotonic()
-        if at - self._last_post.get(pod_uid, -math.inf) < MIN_INTERVAL_S - SLACK_S:
+        if self._last_post.holds(pod_uid, at):
             raise RefusedError(429, f"at most one post in {MIN_INTERVAL_S:g} s")
-        self._last_post = {uid: when for uid, when in self._last_post.items() if at - when < MIN_INTERVAL_S}
-        self._last_post[pod_uid] = at
+        self._last_post.put(pod_uid, None, at + MIN_INTERVAL_S - SLACK_S)
+
+
+T = TypeVar("T")
+
+
+class _Recent(Generic[T]):
+    """Values that are good until a time, at most `limit` of them: the ones put first go first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._entries: OrderedDict[str, tuple[float, T]] = OrderedDict()
+
+    def get(self, key: str, now: float) -> T | None:
+        entry = self._entries.get(key)
+        return entry[1] if entry is not None and now < entry[0] else None
+
+    def holds(self, key: str, now: float) -> bool:
+        entry = self._entries.get(key)
+        return entry is not None and now < entry[0]
+
+    def put(self, key: str, value: T, until: float) -> None:
+        self._entries.pop(key, None)
+        self._entries[key] = (until, value)
+        if len(self._entries) > self._limit:
+            self._entries.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+async def _read_json(request: web.Request) -> Any:
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            data = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise RefusedError(413, f"the body exceeds {BODY_LIMIT} bytes") from None
+    except TimeoutError:
+        raise RefusedError(408, f"the body did not come within {BODY_TIMEOUT_S:g} s") from None
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise RefusedError(400, "the body is not JSON") from None
 
 
 def _address(parts: Mapping[str, str]) -> StageAddress:
-    if not parts["attempt"].isdecimal():
+    attempt = parts["attempt"]
+    if not (attempt.isascii() and attempt.isdecimal() and len(attempt) <= 9):
         raise RefusedError(404, "the attempt is not a number")
     stage = names.stage_from_label(parts["stage"])
     return StageAddress(parts["namespace"], parts["experiment"], stage, int(parts["attempt"]))
@@ -229,7 +310,8 @@ def parse_status(body: Any, *, now: datetime, shard: int) -> ProgressFact:
         raise RefusedError(400, "trainerStatus.progressPercentage needs a number from 0 to 100")
     remaining = _number(status.get("estimatedRemainingSeconds"))
     metrics: dict[str, float] = {}
-    for entry in status.get("metrics") or ():
+    given = status.get("metrics")
+    for entry in given if isinstance(given, list) else ():
         value = _number(entry.get("value")) if isinstance(entry, dict) else None
         if value is not None and len(metrics) < MAX_METRICS:
             metrics[str(entry.get("name", ""))[:64]] = value
@@ -248,6 +330,6 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wrpo_engine.config import StageKind
+from wrpo_operator.api.pod_template import STRICT, PodTemplatePolicy
 from wrpo_operator.render import RenderSettings, StageCommand
 
 DNS_LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
@@ -36,6 +37,12 @@ class Settings:
     health_port: int = 8080
     progress_port: int = 8081
     """0 turns the progress endpoint off."""
+    progress_cert_file: str = ""
+    """PEM chain of the progress endpoint; empty serves plain HTTP."""
+    progress_key_file: str = ""
+    pod_template_policy: PodTemplatePolicy = STRICT
+    metrics_per_experiment: bool = False
+    """Show each experiment's progress under its own name, which makes as many series as there are experiments."""
     lease_name: str = "wrpo-operator"
     workers: int = 4
     audit_s: float = 60.0
@@ -43,6 +50,18 @@ class Settings:
     """Every experiment is reconciled at least this often."""
     log_level: str = "info"
     log_format: str = "json"
+
+    def __post_init__(self) -> None:
+        if bool(self.progress_cert_file) != bool(self.progress_key_file):
+            raise SettingsError(
+                "--progress-cert-file and --progress-key-file belong together. Set both for TLS, or neither."
+            )
+        wants_tls = (self.render.progress_url or "").startswith("https://")
+        if self.progress_port and wants_tls != bool(self.progress_cert_file) and self.render.progress_url:
+            raise SettingsError(
+                f"--progress-url is {self.render.progress_url} but the endpoint serves "
+                f"{'TLS' if self.progress_cert_file else 'plain HTTP'}. Change the URL's scheme or the certificate."
+            )
 
 
 def check_namespace(value: str, flag: str) -> str | None:

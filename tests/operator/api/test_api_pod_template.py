@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from wrpo_operator.api.pod_template import protected_field_errors
+from wrpo_operator.api.pod_template import PodTemplatePolicy, protected_field_errors
 
 SPEC = "spec.podTemplate.spec"
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -105,3 +105,65 @@ def test_useful_changes_are_accepted() -> None:
         },
     }  # fmt: skip
     assert protected_field_errors(template) == ()
+
+
+LIFTED: dict[str, dict[str, Any]] = {
+    "a writable root": {"readOnlyRootFilesystem": False},
+    "another call filter": {"seccompProfile": {"type": "Localhost", "localhostProfile": "a.json"}},
+    "another AppArmor profile": {"appArmorProfile": {"type": "Localhost", "localhostProfile": "a"}},
+    "an SELinux type": {"seLinuxOptions": {"type": "container_init_t"}},
+}
+
+
+@pytest.mark.parametrize("context", LIFTED.values(), ids=LIFTED.keys())
+def test_lifting_a_setting_needs_the_administrators_leave(context: dict[str, Any]) -> None:
+    template = {"spec": {"containers": [{"name": "stage", "securityContext": context}]}}
+    (refusal,) = protected_field_errors(template)
+    assert f"{SPEC}.containers[stage].securityContext.{next(iter(context))} is refused" in refusal
+    assert "podTemplatePolicy.allowSecurityOverrides" in refusal
+    assert protected_field_errors(template, PodTemplatePolicy(allow_security_overrides=True)) == ()
+
+
+NEVER: dict[str, dict[str, Any]] = {
+    "host network": {"hostNetwork": True},
+    "host processes": {"hostPID": True},
+    "host IPC": {"hostIPC": True},
+    "the node's files": {"volumes": [{"name": "a", "hostPath": {"path": "/"}}]},
+    "a token volume": {"volumes": [{"name": "a", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]},
+    "an account": {"serviceAccountName": "admin"},
+    "an account by its old name": {"serviceAccount": "admin"},
+    "an API token": {"automountServiceAccountToken": True},
+    "privileged": {"containers": [{"name": "stage", "securityContext": {"privileged": True}}]},
+    "a host port": {"initContainers": [{"name": "a", "ports": [{"containerPort": 1, "hostPort": 1}]}]},
+    "a capability": {"initContainers": [{"name": "a", "securityContext": {"capabilities": {"add": ["NET_RAW"]}}}]},
+    "root allowed": {"securityContext": {"runAsNonRoot": False}},
+    "root": {"initContainers": [{"name": "a", "securityContext": {"runAsUser": 0}}]},
+    "no call filter": {
+        "containers": [{"name": "stage", "securityContext": {"seccompProfile": {"type": "Unconfined"}}}]
+    },
+    "no AppArmor": {"securityContext": {"appArmorProfile": {"type": "Unconfined"}}},
+    "another SELinux user": {"securityContext": {"seLinuxOptions": {"user": "system_u"}}},
+    "kernel parameters": {"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}},
+    "another system": {"os": {"name": "windows"}},
+    "a probe of another host": {"containers": [{"name": "stage", "livenessProbe": {"httpGet": {"host": "10.0.0.1"}}}]},
+    "a container that is no object": {"containers": [["name", "side"]]},
+    "a context that is no object": {"securityContext": ["runAsUser"]},
+    "the config's mount behind two slashes": {
+        "containers": [{"name": "stage", "volumeMounts": [{"name": "x", "mountPath": "//etc/wrpo"}]}]
+    },
+    "the config's mount without a slash": {
+        "containers": [{"name": "stage", "volumeMounts": [{"name": "x", "mountPath": "etc/wrpo"}]}]
+    },
+}
+
+
+@pytest.mark.parametrize("pod", NEVER.values(), ids=NEVER.keys())
+def test_is_refused_whatever_the_policy(pod: dict[str, Any]) -> None:
+    assert len(protected_field_errors({"spec": pod}, PodTemplatePolicy(allow_security_overrides=True))) == 1
+
+
+def test_an_older_profile_annotation_is_refused() -> None:
+    key = "container.apparmor.security.beta.kubernetes.io/stage"
+    assert protected_field_errors({"metadata": {"annotations": {key: "unconfined"}}}) == (
+        f"spec.podTemplate.metadata.annotations[{key}] is refused: stages run restricted. Remove it.",
+    )

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wrpo_operator.plan.model import ProgressFact
+from wrpo_operator.runtime import progress_server
 from wrpo_operator.runtime.kube import KubeError
-from wrpo_operator.runtime.progress_server import ProgressBook, ProgressServer
+from wrpo_operator.runtime.progress_server import (
+    ProgressBook,
+    ProgressServer,
+    RefusedError,
+    StageAddress,
+    parse_status,
+)
+
+FIELDS = ["progressPercentage", "estimatedRemainingSeconds", "metrics", "name", "value"]
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 URL = "/v1/namespaces/ns/experiments/fusion/stages/sample.qwen/attempts/2"
@@ -51,13 +63,16 @@ class World:
         self.pods = {("ns", "p"): {"metadata": {"name": "p", "uid": "p-1", "labels": LABELS}, "status": {}}}
         self.book = ProgressBook()
         self.woken: list[tuple[str, str]] = []
+        self.rebuild()
+
+    def rebuild(self) -> None:
         self.server = ProgressServer(
-            kube,
+            self.kube,
             self,
             self.book,
             audience="wrpo.ai/progress",
             now=lambda: NOON,
-            monotonic=clock,
+            monotonic=self.clock,
             on_post=lambda namespace, name: self.woken.append((namespace, name)),
         )
 
@@ -165,3 +180,115 @@ def test_the_percentage_is_held_within_bounds(world: World) -> None:
     world.post({"json": {"trainerStatus": {"progressPercentage": 250, "estimatedRemainingSeconds": -3}}})
     (fact,) = world.book.of("ns", "fusion")["sample/qwen", 2]
     assert (fact.percent, fact.remaining_s) == (100.0, 0.0)
+
+
+# Attacks. The worst that any of them may reach is a wrong percentage of the attacker's own stage.
+
+
+def test_a_replayed_post_shows_an_old_percentage_and_nothing_else(world: World) -> None:
+    """A stolen body is only taken from the stage's own pod, at most every five seconds, and is a hint again."""
+    stolen = {"json": {"trainerStatus": {"progressPercentage": 10}}}
+    assert world.post({}, {**stolen, "later": 1}, {**stolen, "later": 5}) == [
+        (200, ""),
+        (429, "at most one post in 5 s"),
+        (200, ""),
+    ]
+    (fact,) = world.book.of("ns", "fusion")["sample/qwen", 2]
+    assert (fact.percent, fact.received_at) == (10.0, NOON)
+
+
+def test_a_stolen_token_serves_no_other_experiment(world: World) -> None:
+    answers = world.post({"url": URL.replace("fusion", "victim")}, {"url": URL.replace("/ns/", "/other/")})
+    assert [code for code, _ in answers] == [403, 403]
+    assert world.book.of("ns", "victim") == world.book.of("other", "fusion") == {}
+
+
+def test_a_token_for_another_audience_is_refused_even_if_the_server_says_it_is_genuine(world: World) -> None:
+    world.kube.review_answer = review(audiences=["https://kubernetes.default.svc"])
+    assert world.post({}) == [(401, "the token is not valid for audience wrpo.ai/progress")]
+
+
+def test_a_flood_of_bad_tokens_asks_the_api_server_once_for_each(world: World) -> None:
+    world.kube.review_answer = {"authenticated": False}
+    answers = world.post(*[{"auth": "Bearer guessed"}] * 20)
+    assert {code for code, _ in answers} == {401}
+    assert len(world.kube.reviews) == 1
+    world.post({"auth": "Bearer guessed", "later": progress_server.REFUSAL_CACHE_S + 1})
+    assert len(world.kube.reviews) == 2
+
+
+def test_while_many_reviews_are_open_further_tokens_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_server, "MAX_REVIEWS_AT_ONCE", 0)
+    assert world.post({}) == [(503, "too many tokens are being reviewed")]
+    assert world.kube.reviews == []
+
+
+def test_what_is_remembered_of_callers_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_server, "MAX_TRACKED", 3)
+    world.rebuild()
+    world.kube.review_answer = {"authenticated": False}
+    world.post(*[{"auth": f"Bearer {number}"} for number in range(10)])
+    assert len(world.server._callers) == 3
+    kept = repr(vars(world.server._callers))
+    assert "Bearer" not in kept
+
+
+def test_relabelling_a_pod_again_and_again_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_server, "MAX_STAGES", 4)
+    monkeypatch.setattr(progress_server, "MAX_SHARDS", 2)
+    book = ProgressBook()
+    for attempt in range(20):
+        for shard in range(5):
+            fact = ProgressFact(1.0, None, {}, NOON, shard=shard)
+            book.put(StageAddress("ns", "fusion", "train", attempt), fact)
+    facts = book.of("ns", "fusion")
+    assert sorted(facts) == [("train", attempt) for attempt in range(16, 20)]
+    assert all(len(shards) == 2 for shards in facts.values())
+
+
+HOSTILE = {
+    "deep nesting": b"[" * 15000,
+    "a number that is no double": b'{"trainerStatus": {"progressPercentage": 1' + b"0" * 400 + b"}}",
+    "a number too long to read": b'{"trainerStatus": {"progressPercentage": ' + b"9" * 5000 + b"}}",
+    "infinity": b'{"trainerStatus": {"progressPercentage": Infinity}}',
+    "bytes that are no text": b"\xff\xfe\x00",
+    "a list": b"[]",
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_body_is_a_bad_request(world: World, data: bytes) -> None:
+    ((code, _),) = world.post({"data": data})
+    assert code == 400
+    assert world.book.of("ns", "fusion") == {}
+
+
+@pytest.mark.parametrize("metrics", [5, "loss", {"loss": 1}, [None, 5, {"name": {}, "value": {}}]])
+def test_metrics_of_another_form_are_left_out(world: World, metrics: Any) -> None:
+    assert world.post({"json": {"trainerStatus": {"progressPercentage": 1, "metrics": metrics}}}) == [(200, "")]
+    (fact,) = world.book.of("ns", "fusion")["sample/qwen", 2]
+    assert fact.metrics == {}
+
+
+@pytest.mark.parametrize("attempt", ["9" * 5000, "\u0662", "-1", "1.0"])
+def test_an_attempt_that_is_no_number_is_not_found(world: World, attempt: str) -> None:
+    ((code, _),) = world.post({"url": URL.replace("attempts/2", f"attempts/{attempt}")})
+    assert code == 404
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=3),
+        max_leaves=12,
+    )
+)
+def test_whatever_is_posted_is_a_percentage_within_bounds_or_refused(body: Any) -> None:
+    try:
+        fact = parse_status({"trainerStatus": body}, now=NOON, shard=0)
+    except RefusedError:
+        return
+    assert 0 <= fact.percent <= 100
+    assert fact.remaining_s is None or fact.remaining_s >= 0
+    assert len(fact.metrics) <= 32
+    assert all(math.isfinite(value) for value in fact.metrics.values())
