@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from wrpo_devcluster import lifecycle
-from wrpo_devcluster.bootstrap import crd_files, install_crds
+from wrpo_devcluster.bootstrap import PRESETS, crd_files, install_crds
 from wrpo_devcluster.cluster import Cluster
 from wrpo_devcluster.config import ClusterConfig, load_config, simulated_config
 
@@ -42,9 +42,9 @@ def main() -> None:
 @click.option(
     "--with-crds",
     multiple=True,
-    default=("pytorchjob",),
+    default=tuple(PRESETS),
     show_default=True,
-    help="CRDs to install: `pytorchjob`, a YAML file or a directory of them. May be given more than once.",
+    help="CRDs to install: `pytorchjob`, `trainjob`, a YAML file or a directory of them. May be given more than once.",
 )
 @click.option("--allow-host-path", is_flag=True, help="Let pods use hostPath volumes.")
 @click.option(
@@ -120,7 +120,7 @@ def reset(state_dir: Path) -> None:
 
 @main.command()
 @_STATE_DIR
-@click.option("--with-crds", multiple=True, help="CRDs to install: `pytorchjob`, a YAML file or a directory.")
+@click.option("--with-crds", multiple=True, help="CRDs to install: a preset, a YAML file or a directory.")
 def serve(state_dir: Path, with_crds: tuple[str, ...]) -> None:
     """Run the control plane in the foreground, until SIGTERM or Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -12,10 +12,11 @@ from wrpo_devcluster.client import CRDS, NAMESPACES, NODES, ApiError, Client, Js
 from wrpo_devcluster.clock import timestamp
 from wrpo_devcluster.config import NodeConfig
 from wrpo_devcluster.controllers.base import get_or_none
-from wrpo_devcluster.controllers.volumes import STORAGE_CLASS, STORAGE_CLASSES
+from wrpo_devcluster.controllers.volumes import PROVISIONER, STORAGE_CLASS, STORAGE_CLASSES
 
 MANIFESTS = Path(__file__).parent / "manifests"
-PRESETS = {"pytorchjob": MANIFESTS / "pytorchjobs.yaml"}
+PRESETS = {"pytorchjob": MANIFESTS / "pytorchjobs.yaml", "trainjob": MANIFESTS / "trainjobs.yaml"}
+"""What `up` installs unless it is told otherwise, by the name for `--with-crds`."""
 
 
 _NODE_INFO = {
@@ -90,7 +91,7 @@ async def ensure_cluster_objects(client: Client, nodes: Iterable[NodeConfig], no
             "name": STORAGE_CLASS,
             "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
         },
-        "provisioner": "wrpo.ai/directory",
+        "provisioner": PROVISIONER,
         "reclaimPolicy": "Delete",
         "volumeBindingMode": "Immediate",
     }

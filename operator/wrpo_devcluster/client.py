@@ -36,6 +36,9 @@ JOBS = Resource("batch", "v1", "jobs")
 DEPLOYMENTS = Resource("apps", "v1", "deployments")
 REPLICA_SETS = Resource("apps", "v1", "replicasets")
 PYTORCH_JOBS = Resource("kubeflow.org", "v1", "pytorchjobs")
+TRAIN_JOBS = Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs")
+TRAINING_RUNTIMES = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes")
+CLUSTER_TRAINING_RUNTIMES = Resource("trainer.kubeflow.org", "v1alpha1", "clustertrainingruntimes")
 CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 
 

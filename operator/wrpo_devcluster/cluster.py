@@ -28,6 +28,8 @@ from wrpo_devcluster.controllers.network import EndpointsController
 from wrpo_devcluster.controllers.pytorchjob import PyTorchJobController
 from wrpo_devcluster.controllers.pytorchjob_render import DEFAULT_PORT
 from wrpo_devcluster.controllers.sweep import EventSweeper, PodGarbageCollector
+from wrpo_devcluster.controllers.trainjob import TrainJobController
+from wrpo_devcluster.controllers.trainjob_render import DEFAULT_PORT as TRAINER_PORT
 from wrpo_devcluster.controllers.volumes import ClaimController
 from wrpo_devcluster.controllers.workloads import DeploymentController, ReplicaSetController
 from wrpo_devcluster.faults import Faults
@@ -46,7 +48,9 @@ HOST = "127.0.0.1"
 CONTROLLER_MANAGER = "system:kube-controller-manager"
 SCHEDULER = "system:kube-scheduler"
 KUBELET = "system:node:wrpo-dev"
+_FIRST_PORT = 23456
 _PORT_SPAN = 8000
+"""Below the ports that connections get."""
 
 
 class Cluster:
@@ -149,7 +153,8 @@ class Cluster:
             JobTtlController(client, clock),
             ReplicaSetController(client, clock),
             DeploymentController(client, clock),
-            PyTorchJobController(client, clock, default_port=self._training_port),
+            PyTorchJobController(client, clock, default_port=lambda job: self._training_port(job, DEFAULT_PORT)),
+            TrainJobController(client, clock, default_port=lambda job: self._training_port(job, TRAINER_PORT)),
             GarbageCollector(client, clock),
             PodGarbageCollector(client, clock),
             EventSweeper(client, clock),
@@ -161,11 +166,11 @@ class Cluster:
         ]
         return [controller for controller in every if controller.name not in config.without_controllers]
 
-    def _training_port(self, job: JsonObject) -> int:
+    def _training_port(self, job: JsonObject, default: int) -> int:
         """Pods of all jobs share one network here, so each job gets a rendezvous port of its own."""
         if self.config.simulated:
-            return DEFAULT_PORT
-        return DEFAULT_PORT + int(job["metadata"]["uid"].replace("-", "")[:8], 16) % _PORT_SPAN
+            return default
+        return _FIRST_PORT + int(job["metadata"]["uid"].replace("-", "")[:8], 16) % _PORT_SPAN
 
     def _make_kubelet(self) -> Kubelet:
         nodes = frozenset(node.name for node in self.config.nodes)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wrpo_devcluster.bootstrap import PRESETS
 from wrpo_devcluster.config import ClusterConfig, default_environment, default_node, load_config, save_config
 from wrpo_devcluster.kubelet.records import is_running, kill_strays, last_attempt
 from wrpo_devcluster.kubelet.shim import start_ticks
@@ -84,7 +85,7 @@ def up(
     state_dir: Path = DEFAULT_STATE_DIR,
     *,
     config: ClusterConfig | None = None,
-    with_crds: tuple[str, ...] = ("pytorchjob",),
+    with_crds: tuple[str, ...] = tuple(PRESETS),
     timeout_s: float = 60.0,
 ) -> Info:
     """Start the control plane unless it runs, and wait until it is ready.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from wrpo_devcluster.apiserver import errors, podsecurity, quantity
+from wrpo_devcluster.apiserver import errors, podsecurity
 from wrpo_devcluster.apiserver.kinds import Kind
+from wrpo_devcluster.apiserver.quota import Quotas
 from wrpo_devcluster.apiserver.request import Context
 from wrpo_devcluster.apiserver.store import Store
 from wrpo_devcluster.client import JsonObject
@@ -28,6 +28,7 @@ class Admission:
     def __init__(self, store: Store, engine: Engine) -> None:
         self.store = store
         self.engine = engine
+        self.quotas = Quotas(store, engine.registry)
         self.authorizer: Authorizer | None = None
 
     def check_namespace(self, kind: Kind, namespace: str, name: str) -> None:
@@ -58,13 +59,13 @@ class Admission:
         if (kind.group, kind.kind) == ("", "Pod"):
             if old is None:
                 self._pod_security(kind, obj, context)
-                self._quota(kind, obj)
+                self.quotas.check(kind, obj)
         elif (kind.group, kind.kind) in _TEMPLATES:
             self._warn_template(obj, context)
             if old is None:
-                self._quota(kind, obj)
+                self.quotas.check(kind, obj)
         elif old is None and kind.namespaced:
-            self._quota(kind, obj)
+            self.quotas.check(kind, obj)
         if kind.group == "rbac.authorization.k8s.io" and self.authorizer is not None:
             self.authorizer.check_escalation(kind, obj, old, context.user)
 
@@ -158,58 +159,6 @@ class Admission:
         if violations:
             version = labels.get(f"{podsecurity.WARN}-version", "latest")
             context.warn(f'would violate PodSecurity "{level}:{version}": {", ".join(violations)}')
-
-    def _quota(self, kind: Kind, obj: JsonObject) -> None:
-        namespace = obj["metadata"].get("namespace", "")
-        quotas = list(self.store.list("/resourcequotas", namespace))
-        if not quotas:
-            return
-        wanted = _usage(kind, obj)
-        for record in quotas:
-            hard = record.obj["spec"].get("hard") or {}
-            exceeded = []
-            for name, limit in hard.items():
-                if name not in wanted or not wanted[name]:
-                    continue
-                used = self._used(kind, namespace, name)
-                if used + wanted[name] > quantity.parse(limit):
-                    exceeded.append((name, wanted[name], used, limit))
-            if exceeded:
-                parts = [",".join(f"{name}={_plain(value[at])}" for name, *value in exceeded) for at in range(3)]
-                quota = record.obj["metadata"]["name"]
-                why = f"exceeded quota: {quota}, requested: {parts[0]}, used: {parts[1]}, limited: {parts[2]}"
-                raise errors.forbidden(kind.plural, kind.group, obj["metadata"].get("name", ""), why)
-
-    def _used(self, kind: Kind, namespace: str, name: str) -> Decimal:
-        # Pods that ended no longer count, except as objects.
-        counts_objects = name == kind.plural and (kind.group, kind.kind) != ("", "Pod")
-        if counts_objects or name.startswith("count/"):
-            return Decimal(self.store.count(kind.storage_key, namespace))
-        total = Decimal(0)
-        for record in self.store.list(kind.storage_key, namespace):
-            if (record.obj.get("status") or {}).get("phase") not in {"Succeeded", "Failed"}:
-                total += _usage(kind, record.obj).get(name, Decimal(0))
-        return total
-
-
-def _plain(value: Any) -> str:
-    return quantity.canonical(str(value))
-
-
-def _usage(kind: Kind, obj: JsonObject) -> dict[str, Decimal]:
-    suffix = f".{kind.group}" if kind.group else ""
-    used = {f"count/{kind.plural}{suffix}": Decimal(1), kind.plural: Decimal(1)}
-    if (kind.group, kind.kind) != ("", "Pod"):
-        return used
-    for container in obj["spec"].get("containers") or ():
-        resources = container.get("resources") or {}
-        for group in ("requests", "limits"):
-            for name, value in (resources.get(group) or {}).items():
-                key = f"{group}.{name}"
-                used[key] = used.get(key, Decimal(0)) + quantity.parse(value)
-                if group == "requests" and "/" not in name:
-                    used[name] = used.get(name, Decimal(0)) + quantity.parse(value)
-    return used
 
 
 def _tolerates(toleration: JsonObject, key: str) -> bool:

@@ -147,6 +147,16 @@ class ApiServer:
             self.authorizer.changed()
         if (kind.group, kind.plural) == ("apiextensions.k8s.io", "customresourcedefinitions"):
             self._after_crd(kind, new, old)
+        changed = new or old
+        if kind.namespaced and changed is not None:
+            self._update_quotas(kind, changed)
+
+    def _update_quotas(self, kind: Kind, changed: JsonObject) -> None:
+        """Keep what quotas say is used, as the quota controller does."""
+        quotas = self.registry.find("", "v1", "resourcequotas")
+        assert quotas is not None
+        for before, after in self.engine.admission.quotas.statuses(kind, changed):
+            self.engine.store_unchecked(quotas, after, before)
 
     def _after_crd(self, kind: Kind, new: JsonObject | None, old: JsonObject | None) -> None:
         if new is None:

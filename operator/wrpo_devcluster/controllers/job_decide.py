@@ -79,7 +79,8 @@ def decide(job: JsonObject, pods: list[JsonObject], now: datetime, *, backoff_s:
         status=_status(seen, counts, conditions, active=active, deleted=len(delete), start=start),
         create=create,
         delete=delete,
-        release=tuple(counts.release),
+        # A pod that the Job itself stops is let go first, so that its end counts as no failure.
+        release=(*counts.release, *(p.name for p in seen.active if p.name in delete and p.is_tracked)),
         events=tuple(events),
         requeue_after_s=wait_s,
     )

@@ -118,7 +118,10 @@ def _classify(pod: JsonObject, spec: JobSpec, *, is_failing: bool, known: set[st
     index = annotations.get(INDEX_KEY)
     gone = is_deleting(pod) and not is_terminal(pod)
     # A pod on its way out is a failure at once, unless the Job waits for its real end before replacing it.
-    has_failed = pod_phase(pod) == "Failed" or (gone and (is_failing or not spec.only_replace_failed))
+    is_tracked = TRACKING_FINALIZER in (meta.get("finalizers") or [])
+    was_let_go = is_deleting(pod) and not is_tracked and meta["uid"] not in known
+    is_lost = gone and (is_failing or not spec.only_replace_failed)
+    has_failed = not was_let_go and (pod_phase(pod) == "Failed" or is_lost)
     match = (
         match_failure(spec.failure_policy, pod) if pod_phase(pod) == "Failed" else PolicyMatch(FailureAction.COUNT, "")
     )
@@ -131,7 +134,7 @@ def _classify(pod: JsonObject, spec: JobSpec, *, is_failing: bool, known: set[st
         is_terminating=gone,
         has_succeeded=pod_phase(pod) == "Succeeded",
         has_failed=has_failed,
-        is_tracked=TRACKING_FINALIZER in (meta.get("finalizers") or []),
+        is_tracked=is_tracked,
         is_counted_here=meta["uid"] in known,
         failure_count=int(annotations.get(FAILURE_COUNT_KEY, 0)),
         ignored_count=int(annotations.get(IGNORED_COUNT_KEY, 0)),

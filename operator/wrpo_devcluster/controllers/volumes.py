@@ -1,4 +1,4 @@
-"""Persistent volume claims: each binds at once to a directory of its own."""
+"""Persistent volume claims: each binds at once to a directory of its own, unless it asks for somebody else's class."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from wrpo_devcluster.objects import is_deleting, split_key
 
 STORAGE_CLASSES = Resource("storage.k8s.io", "v1", "storageclasses")
 STORAGE_CLASS = "standard"
+PROVISIONER = "wrpo.ai/directory"
 
 
 def claim_directory(state_dir: Path, namespace: str, claim: str) -> Path:
@@ -28,15 +29,22 @@ class ClaimController(Controller):
         super().__init__(client, clock)
         self._state_dir = state_dir
         self._events = EventRecorder(client, clock, self.name)
+        self._waiting: set[str] = set()
+        """Keys of claims whose class is not provisioned here."""
 
     def watched(self) -> Sequence[Watched]:
-        return (Watched(CLAIMS, own_key),)
+        return (Watched(CLAIMS, own_key), Watched(STORAGE_CLASSES, lambda _: tuple(self._waiting)))
 
     async def reconcile(self, key: str) -> float | None:
         namespace, name = split_key(key)
         claim = await get_or_none(self.client, CLAIMS, name, namespace)
         if claim is None or is_deleting(claim) or (claim.get("status") or {}).get("phase") == "Bound":
+            self._waiting.discard(key)
             return None
+        if await self._is_anothers(claim):
+            self._waiting.add(key)
+            return None
+        self._waiting.discard(key)
         claim_directory(self._state_dir, namespace, name).mkdir(parents=True, exist_ok=True)
         if not claim["spec"].get("volumeName") or not claim["spec"].get("storageClassName"):
             spec = {
@@ -49,6 +57,26 @@ class ClaimController(Controller):
         typed = {**claim, "apiVersion": "v1", "kind": "PersistentVolumeClaim"}
         await self._events.event(typed, "Normal", "ProvisioningSucceeded", message)
         return None
+
+    async def _is_anothers(self, claim: JsonObject) -> bool:
+        """Tell whether the claim's storage class is none that is provisioned here, and say what it waits for."""
+        name = claim["spec"].get("storageClassName")
+        if not name:
+            return False
+        found = await get_or_none(self.client, STORAGE_CLASSES, name)
+        if found is not None and found["provisioner"] == PROVISIONER:
+            return False
+        typed = {**claim, "apiVersion": "v1", "kind": "PersistentVolumeClaim"}
+        if found is None:
+            text = f'storageclass.storage.k8s.io "{name}" not found'
+            await self._events.event(typed, "Warning", "ProvisioningFailed", text)
+        else:
+            text = (
+                "Waiting for a volume to be created either by the external provisioner "
+                f"'{found['provisioner']}' or manually by the system administrator"
+            )
+            await self._events.event(typed, "Normal", "ExternalProvisioning", text)
+        return True
 
 
 def bound_status(claim: JsonObject) -> JsonObject:

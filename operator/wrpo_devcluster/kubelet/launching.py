@@ -18,6 +18,7 @@ from wrpo_devcluster.kubelet.environment import (
     referenced,
     thread_limit,
 )
+from wrpo_devcluster.kubelet.names import sibling_host
 from wrpo_devcluster.kubelet.records import MARKER, Attempt
 from wrpo_devcluster.kubelet.rewriting import path_rewriter, rewrite_hosts
 from wrpo_devcluster.kubelet.volumes import mount_points
@@ -30,12 +31,20 @@ SERVICE_ACCOUNT_MOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 GPU = "nvidia.com/gpu"
 
 
+class NamesPending(Exception):  # noqa: N818 -- nothing is wrong yet
+    """Pods that the container is told of have no address yet."""
+
+
 class PullError(Exception):
     """There is no such image, as far as a container without a command needs one."""
 
 
-async def plan_launch(run: PodRun, container: JsonObject, attempt: Attempt) -> Launch:
-    """Work out what to start. Raises PullError, ConfigError or VolumeError for what stands in the way."""
+async def plan_launch(run: PodRun, container: JsonObject, attempt: Attempt, *, names_may_wait: bool = True) -> Launch:
+    """Work out what to start. Raises PullError, ConfigError or VolumeError for what stands in the way.
+
+    Names are replaced by addresses once, at the start. In a cluster a program asks DNS again until its peers are
+    there; here NamesPending is raised meanwhile. Without `names_may_wait` such a name stays as it is.
+    """
     runtime, pod = run.runtime, run.handle.pod
     if container.get("restartPolicy"):
         raise ConfigError(
@@ -55,9 +64,18 @@ async def plan_launch(run: PodRun, container: JsonObject, attempt: Attempt) -> L
     }
     rewrite_path = path_rewriter(paths)
 
+    pending: list[str] = []
+
     def resolve(name: str) -> str | None:
+        host = sibling_host(name, pod)
+        if host and host == (pod["spec"].get("hostname") or run.handle.name):
+            return run.address
         known = runtime.names.resolve(run.handle.namespace, name)
-        return run.address if known is None and runtime.names.names_pod(name, pod) else known
+        if known is None and runtime.names.names_pod(name, pod):
+            return run.address
+        if known is None and host:
+            pending.append(name)
+        return known
 
     env = dict(base)
     if SERVICE_ACCOUNT_MOUNT in mounts and "KUBECONFIG" not in declared:
@@ -70,6 +88,8 @@ async def plan_launch(run: PodRun, container: JsonObject, attempt: Attempt) -> L
     argv = command_line(container, entrypoint, {**base, **declared})
     argv = [argv[0], *(rewrite_hosts(rewrite_path(part), resolve, allow_bare=False) for part in argv[1:])]
     argv[0] = rewrite_path(argv[0])
+    if pending and names_may_wait:
+        raise NamesPending(", ".join(dict.fromkeys(pending)))
     wanted = Path(rewrite_path(container.get("workingDir") or ""))
     cwd = wanted if container.get("workingDir") and wanted.is_dir() else work_dir
     return Launch(argv=argv, env=env, cwd=cwd)

@@ -8,7 +8,7 @@ from pathlib import Path
 from wrpo_devcluster.client import ENDPOINTS, PODS, SERVICES, JsonObject, WatchEvent
 from wrpo_devcluster.controllers.base import WatchHub
 from wrpo_devcluster.controllers.network import proxy_address
-from wrpo_devcluster.objects import is_terminal, key_of, labels_of, matches
+from wrpo_devcluster.objects import is_deleting, is_terminal, key_of, labels_of, matches
 
 _DOMAIN = ".svc.cluster.local"
 
@@ -28,7 +28,8 @@ class NameService:
         self._directory = directory
         self._services: dict[str, JsonObject] = {}
         self._endpoints: dict[str, JsonObject] = {}
-        self._hosts: dict[str, str] = {}
+        self._hosts: dict[str, tuple[str, str]] = {}
+        """Name of a pod -> (uid, address): while a pod ends, its successor may have the name already."""
 
     def attach(self, hub: WatchHub) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -38,22 +39,20 @@ class NameService:
 
     def resolve(self, namespace: str, name: str) -> str | None:
         """Return the address of `svc`, `svc.ns`, `svc.ns.svc` or the full name, or of a pod `host.svc...`."""
-        short = name.removesuffix(".").removesuffix(_DOMAIN)
-        if short == name.removesuffix("."):
-            short = short.removesuffix(".svc")
+        short = _short(name)
         parts = short.split(".")
         if len(parts) == 1:
             return self._service(f"{namespace}/{parts[0]}")
         if len(parts) == 2:
-            return self._service(f"{parts[1]}/{parts[0]}") or self._hosts.get(f"{namespace}/{short}")
+            return self._service(f"{parts[1]}/{parts[0]}") or self._host(f"{namespace}/{short}")
         if len(parts) == 3:
-            return self._hosts.get(f"{parts[2]}/{parts[0]}.{parts[1]}")
+            return self._host(f"{parts[2]}/{parts[0]}.{parts[1]}")
         return None
 
     def names_pod(self, name: str, pod: JsonObject) -> bool:
         """Tell whether `name` is a headless Service that selects this pod, which starts before it is an endpoint."""
         namespace = pod["metadata"]["namespace"]
-        short = name.removesuffix(".").removesuffix(_DOMAIN).removesuffix(".svc")
+        short = _short(name)
         service_name, _, place = short.partition(".")
         service = self._services.get(f"{place or namespace}/{service_name}")
         if service is None or place not in {"", namespace} or service["spec"].get("clusterIP") != "None":
@@ -63,6 +62,9 @@ class NameService:
 
     def hosts_file(self, namespace: str) -> Path:
         return self._directory / f"{namespace}.hosts"
+
+    def _host(self, key: str) -> str | None:
+        return self._hosts.get(key, ("", None))[1]
 
     def _service(self, key: str) -> str | None:
         service = self._services.get(key)
@@ -89,10 +91,11 @@ class NameService:
             return
         key = f"{meta['namespace']}/{spec.get('hostname') or meta['name']}.{spec['subdomain']}"
         address = (event.object.get("status") or {}).get("podIP")
-        if event.type == "DELETED" or is_terminal(event.object) or not address:
-            self._hosts.pop(key, None)
-        else:
-            self._hosts[key] = address
+        is_gone = event.type == "DELETED" or is_terminal(event.object) or is_deleting(event.object)
+        if not is_gone and address:
+            self._hosts[key] = (meta["uid"], address)
+        elif self._hosts.get(key, ("",))[0] == meta["uid"]:
+            del self._hosts[key]
         self._write(meta["namespace"])
 
     def _write(self, namespace: str) -> None:
@@ -103,7 +106,7 @@ class NameService:
             if address is not None:
                 local = [name] if owner == namespace else []
                 lines[address] += [*local, f"{name}.{owner}", f"{name}.{owner}.svc", f"{name}.{owner}{_DOMAIN}"]
-        for key, address in self._hosts.items():
+        for key, (_, address) in self._hosts.items():
             owner, _, name = key.partition("/")
             lines[address] += [*([name] if owner == namespace else []), f"{name}.{owner}{_DOMAIN}"]
         text = "".join(f"{address} {name}\n" for address, names in sorted(lines.items()) for name in names)
@@ -111,6 +114,18 @@ class NameService:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
+
+
+def sibling_host(name: str, pod: JsonObject) -> str:
+    """Return the host in the name of a pod of the same subdomain, `host.subdomain...`; empty for any other name."""
+    host, _, place = _short(name).partition(".")
+    subdomain = pod["spec"].get("subdomain")
+    is_sibling = subdomain and place in {subdomain, f"{subdomain}.{pod['metadata']['namespace']}"}
+    return host if is_sibling else ""
+
+
+def _short(name: str) -> str:
+    return name.removesuffix(".").removesuffix(_DOMAIN).removesuffix(".svc")
 
 
 def install_tools(directory: Path) -> Path:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Coroutine
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from wrpo_devcluster.controllers.base import cancel_all
 from wrpo_devcluster.kubelet import containers as processes
 from wrpo_devcluster.kubelet.agent import PodHandle
 from wrpo_devcluster.kubelet.environment import ConfigError
-from wrpo_devcluster.kubelet.launching import PullError, plan_launch
+from wrpo_devcluster.kubelet.launching import NamesPending, PullError, plan_launch
 from wrpo_devcluster.kubelet.probes import ProbeTarget, tally_of, try_once
 from wrpo_devcluster.kubelet.records import Attempt, ExitRecord, last_attempt
 from wrpo_devcluster.kubelet.status import (
@@ -33,6 +34,8 @@ from wrpo_devcluster.kubelet.volumes import VolumeError, VolumeManager
 if TYPE_CHECKING:
     from wrpo_devcluster.kubelet.process import ProcessRuntime
 
+NAMES_PATIENCE = timedelta(seconds=60)
+"""How long a container waits for the addresses of its peers; then it starts, and finds out that they are missing."""
 LOST = "ContainerStatusUnknown"
 _LOST_MESSAGE = (
     "The container's processes are gone and left no exit status: the machine or the control plane's host went down"
@@ -174,9 +177,14 @@ class PodRun:
     async def _start(self, spec: JsonObject, state: ContainerState, attempt: Attempt) -> Attempt:
         """Start a run as soon as its image and its configuration allow."""
         failures = 0
+        give_up_at = self.runtime.clock.now() + NAMES_PATIENCE
         while True:
+            may_wait = self.runtime.clock.now() < give_up_at
             try:
-                launch = await plan_launch(self, spec, attempt)
+                launch = await plan_launch(self, spec, attempt, names_may_wait=may_wait)
+            except NamesPending:
+                await self.runtime.clock.sleep(0.05)
+                continue
             except PullError as error:
                 await self._pull_failed(state, str(error), failures)
             except (ConfigError, VolumeError) as error:

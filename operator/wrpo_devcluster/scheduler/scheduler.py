@@ -68,6 +68,8 @@ class Scheduler(Controller):
                 return f'persistentvolumeclaim "{claim["claimName"]}" not found'
             if is_deleting(found):
                 return f'persistentvolumeclaim "{claim["claimName"]}" is being deleted'
+            if not found["spec"].get("volumeName") and (found.get("status") or {}).get("phase") != "Bound":
+                return "pod has unbound immediate PersistentVolumeClaims"
         return ""
 
     async def _bind(self, pod: JsonObject, node: str) -> bool:

@@ -19,7 +19,6 @@ Run = Callable[[Callable[[Rig], Awaitable[None]]], None]
 ROLES = Resource("rbac.authorization.k8s.io", "v1", "roles")
 ROLE_BINDINGS = Resource("rbac.authorization.k8s.io", "v1", "rolebindings")
 CLUSTER_ROLE_BINDINGS = Resource("rbac.authorization.k8s.io", "v1", "clusterrolebindings")
-QUOTAS = Resource("", "v1", "resourcequotas")
 MAPS = "/api/v1/namespaces/ns/configmaps"
 
 
@@ -231,16 +230,6 @@ def test_pods_get_a_service_account_token_and_are_refused_without_the_account(ru
         assert "volumes" not in bare["spec"]
         error = await refusal(rig.client.create(PODS, pod("r", serviceAccountName="none"), "ns"))
         assert (error.code, error.reason) == (403, "Forbidden")
-
-    run(scenario)
-
-
-def test_a_quota_counts_what_is_there(run: Run) -> None:
-    async def scenario(rig: Rig) -> None:
-        await rig.client.create(QUOTAS, {"metadata": {"name": "q"}, "spec": {"hard": {"pods": "1"}}}, "ns")
-        await rig.client.create(PODS, pod("a"), "ns")
-        error = await refusal(rig.client.create(PODS, pod("b"), "ns"))
-        assert "exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1" in str(error)
 
     run(scenario)
 

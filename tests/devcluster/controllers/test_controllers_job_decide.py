@@ -230,6 +230,16 @@ def test_resuming_starts_the_clock_anew() -> None:
     assert [(e.reason, e.message) for e in resumed.events] == [("Resumed", "Job resumed")]
 
 
+def test_a_pod_that_the_job_itself_stops_counts_as_no_failure() -> None:
+    job, pod = make_job(suspend=True, backoffLimit=0), make_pod("a")
+    stopped = decide(job, [pod], NOON)
+    assert (stopped.delete, stopped.release) == (("a",), ("a",))
+    meta = {**pod["metadata"], "deletionTimestamp": timestamp(NOON), "finalizers": []}
+    going = {**pod, "metadata": meta, "status": {**pod["status"], "phase": "Failed"}}
+    resumed = decide({**make_job(backoffLimit=0), "status": stopped.status}, [going], NOON)
+    assert (resumed.status.get("failed"), resumed.create) == (None, (NewPod(),))
+
+
 def test_lowering_parallelism_deletes_the_pods_that_got_least_far() -> None:
     ready = make_pod("ready")
     ready["status"]["conditions"] = [{"type": "Ready", "status": "True"}]

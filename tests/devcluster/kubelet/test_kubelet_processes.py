@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,34 @@ def test_missing_configuration_waits_and_says_what_is_missing(tmp_path: Path, en
             return said, await one.log("p")
 
     assert asyncio.run(scenario()) == (message, "here\n")
+
+
+def test_a_container_waits_until_the_peer_that_it_names_has_an_address(tmp_path: Path) -> None:
+    """As a program in a cluster asks DNS again; here names are replaced once, at the start."""
+    peer = {"env": [{"name": "PEER", "value": "first.gang"}, {"name": "SELF", "value": "second.gang"}]}
+
+    async def scenario() -> tuple[str, JsonObject, JsonObject]:
+        async with node(tmp_path) as one:
+            second = make_pod('echo "$PEER $SELF"', container=peer, hostname="second", subdomain="gang")
+            await one.client.create(PODS, second, "ns")
+            await one.waiting_for("p", "ContainerCreating")
+            first = make_pod("exec sleep 60", name="first", subdomain="gang")
+            await one.client.create(PODS, first, "ns")
+            done = await one.ended("p")
+            return await one.log("p"), done, await one.client.get(PODS, "first", "ns")
+
+    log, done, first = asyncio.run(scenario())
+    assert log.split() == [first["status"]["podIP"], done["status"]["podIP"]]
+    assert first["status"]["startTime"] >= done["status"]["startTime"]
+
+
+def test_a_container_whose_peer_never_comes_starts_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wrpo_devcluster.kubelet.podrun.NAMES_PATIENCE", timedelta(seconds=0.2))
+    peer = {"env": [{"name": "PEER", "value": "first.gang.ns.svc"}]}
+    _, log = asyncio.run(run_pod(tmp_path, make_pod('echo "$PEER"', container=peer, subdomain="gang")))
+    assert log == "first.gang.ns.svc\n"
 
 
 def test_an_unknown_image_without_a_command_cannot_be_pulled(tmp_path: Path) -> None:

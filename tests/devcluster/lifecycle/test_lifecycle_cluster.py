@@ -19,18 +19,23 @@ from wrpo_devcluster.client import (
     CLAIMS,
     CONFIG_MAPS,
     DEPLOYMENTS,
+    EVENTS,
     JOBS,
     NAMESPACES,
     PODS,
     PYTORCH_JOBS,
     REPLICA_SETS,
     SERVICES,
+    TRAIN_JOBS,
+    TRAINING_RUNTIMES,
     JsonObject,
 )
 from wrpo_devcluster.cluster import Cluster
 from wrpo_devcluster.config import ClusterConfig, default_environment, default_node
 from wrpo_devcluster.controllers.base import get_or_none
 from wrpo_devcluster.controllers.network import proxy_address
+from wrpo_devcluster.controllers.volumes import PROVISIONER, STORAGE_CLASSES
+from wrpo_devcluster.objects import condition
 
 pytestmark = pytest.mark.cluster
 
@@ -114,6 +119,105 @@ def test_a_pytorchjobs_processes_find_each_other(tmp_path: Path) -> None:
                 return not pods and not any(name.startswith("train") for name in services)
 
             await until(nothing_left, timeout_s=15)
+
+    asyncio.run(scenario())
+
+
+GANG = """
+import os, socket, time
+rank, port = int(os.environ["PET_NODE_RANK"]), int(os.environ["PET_MASTER_PORT"])
+if rank == 0:
+    server = socket.create_server(("0.0.0.0", port))  # as torch's store listens: on every address
+    connection, _ = server.accept()
+    print(connection.recv(100).decode(), flush=True)
+else:
+    connection = None
+    while connection is None:
+        try:
+            connection = socket.create_connection((os.environ["PET_MASTER_ADDR"], port), 5)
+        except OSError:
+            time.sleep(0.05)
+    connection.send(f"{os.environ['GANG']}: node {rank} of {os.environ['PET_NNODES']}".encode())
+"""
+
+
+def test_two_trainjobs_at_once_do_not_meet(tmp_path: Path) -> None:
+    """Kubeflow's port is 29500 for all; here all pods share one network."""
+
+    def runtime(name: str) -> JsonObject:
+        node = template(["python", "-c", GANG], name="node", env=[{"name": "GANG", "value": f"the {name} gang"}])
+        node["spec"]["restartPolicy"] = "Never"
+        jobs = [{"name": "node", "template": {"spec": {"backoffLimit": 0, "template": node}}}]
+        spec = {"mlPolicy": {"numNodes": 2, "torch": {}}, "template": {"spec": {"replicatedJobs": jobs}}}
+        return {"kind": "TrainingRuntime", "metadata": {"name": name}, "spec": spec}
+
+    def trainjob(name: str) -> JsonObject:
+        reference = {"kind": "TrainingRuntime", "name": name}
+        return {"kind": "TrainJob", "metadata": {"name": name}, "spec": {"runtimeRef": reference}}
+
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            client = cluster.client
+            assert len(await install_crds(client, crd_files("trainjob"))) == 3
+            for name in ("red", "blue"):
+                for resource, make in ((TRAINING_RUNTIMES, runtime), (TRAIN_JOBS, trainjob)):
+                    body = {"apiVersion": "trainer.kubeflow.org/v1alpha1", **make(name)}
+                    await client.create(resource, body, "default")
+
+            async def complete() -> bool:
+                jobs = [await client.get(TRAIN_JOBS, name, "default") for name in ("red", "blue")]
+                return all(has_condition(job, "Complete", "AllJobsCompleted") for job in jobs)
+
+            await until(complete, timeout_s=60)
+            said = {}
+            for pod in await client.list(PODS, "default"):
+                name = pod["metadata"]["name"]
+                said[name.rpartition("-")[0]] = await log_of(cluster, name, "node")
+            assert said == {
+                "red-node-0-0": "the red gang: node 1 of 2\n",
+                "red-node-0-1": "",
+                "blue-node-0-0": "the blue gang: node 1 of 2\n",
+                "blue-node-0-1": "",
+            }
+            await client.delete(TRAIN_JOBS, "red", "default", propagation="Background")
+
+            async def only_blue_is_left() -> bool:
+                jobs = [job["metadata"]["name"] for job in await client.list(JOBS, "default")]
+                pods = [pod["metadata"]["name"] for pod in await client.list(PODS, "default")]
+                return jobs == ["blue-node-0"] and len(pods) == 2
+
+            await until(only_blue_is_left, timeout_s=30)
+
+    asyncio.run(scenario())
+
+
+def test_a_claim_of_a_class_that_nobody_provisions_keeps_its_pod_waiting(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as cluster:
+            client = cluster.client
+            claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+            body = {"metadata": {"name": "data"}, "spec": {**claim, "storageClassName": "fast"}}
+            await client.create(CLAIMS, body, "default")
+            pod = template(["true"], volumeMounts=[{"name": "data", "mountPath": "/data"}])
+            pod["spec"]["volumes"] = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
+            pod["spec"]["restartPolicy"] = "Never"
+            await client.create(PODS, {"metadata": {"name": "p"}, **pod}, "default")
+
+            async def told() -> bool:
+                found = await client.get(PODS, "p", "default")
+                scheduled = condition(found, "PodScheduled") or {}
+                return "unbound immediate PersistentVolumeClaims" in scheduled.get("message", "")
+
+            await until(told)
+            found = await client.list(EVENTS, "default", field_selector="reason=ProvisioningFailed")
+            assert found[0]["message"] == 'storageclass.storage.k8s.io "fast" not found'
+            provisioner = {"metadata": {"name": "fast"}, "provisioner": PROVISIONER}
+            await client.create(STORAGE_CLASSES, provisioner)
+
+            async def succeeded() -> bool:
+                return bool((await client.get(PODS, "p", "default"))["status"]["phase"] == "Succeeded")
+
+            await until(succeeded, timeout_s=30)
 
     asyncio.run(scenario())
 
