@@ -3,8 +3,8 @@
     PYTHONPATH=operator:. python tests/e2e/foreign_cluster.py up DIRECTORY     prints KUBECONFIG=...
     PYTHONPATH=operator:. python tests/e2e/foreign_cluster.py down DIRECTORY
 
-It has what a bare control plane with real Job, garbage-collection and namespace controllers has: no PyTorchJob
-controller, no binder of volumes, no Deployments. For trying WRPO_E2E_CLUSTER=1 without a cluster.
+It has what a bare control plane with real Job, garbage-collection and namespace controllers has: no controller of
+PyTorchJobs or TrainJobs, no binder of volumes, no Deployments. For trying WRPO_E2E_CLUSTER=1 without a cluster.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from pathlib import Path
 from wrpo_devcluster import lifecycle
 from wrpo_devcluster.config import ClusterConfig, NodeConfig
 
-ABSENT = ("pytorchjob-controller", "persistentvolume-controller", "deployment-controller", "replicaset-controller")
+ABSENT = (
+    "pytorchjob-controller",
+    "trainjob-controller",
+    "persistentvolume-controller",
+    "deployment-controller",
+    "replicaset-controller",
+)
 
 
 def config(state_dir: Path) -> ClusterConfig:
