@@ -223,7 +223,10 @@ def noted(reason: str, words: str) -> str:
     """Return what a controller or a queue says of a child, with the remedy."""
     remedy = {
         "QuotaExceeded": "Free quota, raise the ResourceQuota or lower spec.resources.",
-        "PodSecurityViolation": "Let the namespace admit the pod, or change spec.podTemplate.",
+        "PodSecurityViolation": (
+            "Let the namespace admit the pod, or change spec.podTemplate. An init container `init-pytorch` is "
+            "PyTorchJob's own; training.backend: TrainJob does without it."
+        ),
         "AdmissionDenied": "The webhook's owner can say what it wants; spec.podTemplate changes the pod.",
         "WaitingForQuota": "It starts when the queue has room; `kubectl describe clusterqueue` shows who holds it.",
         "Preempted": "It goes on by itself when the queue has room again; no retry is used up.",

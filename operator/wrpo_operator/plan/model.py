@@ -99,6 +99,7 @@ class PodFact:
     """The kubelet's word for how the container ended, e.g. OOMKilled."""
     init_since: datetime | None = None
     """Since when an init container has been running."""
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

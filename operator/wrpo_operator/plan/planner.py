@@ -12,7 +12,8 @@ from wrpo_operator.plan.blockers import find_blockers
 from wrpo_operator.plan.events import events_between
 from wrpo_operator.plan.graph import build_graph, source_of
 from wrpo_operator.plan.memory import StageView, has_failed_for_good, recall
-from wrpo_operator.plan.model import ChildState, Experiment, Plan, PlannedAttempt, Snapshot
+from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Plan, PlannedAttempt, Shape, Snapshot
+from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import GiveUp
 from wrpo_operator.plan.starts import Held, decide_starts
 from wrpo_operator.plan.status import (
@@ -127,10 +128,18 @@ def _requeue_after(
     spec: ExperimentSpec, status: ExperimentStatus, views: Sequence[StageView], held: Sequence[Held], now: datetime
 ) -> float | None:
     waits = [max(0.0, (moment - now).total_seconds()) for moment in _moments(spec, status, views, held)]
-    waiting = {ChildState.PENDING, ChildState.SUSPENDED}
-    if any(item.object for item in held) or any(child.state in waiting for view in views for child in view.runnable):
+    may_wait = any(_may_wait(spec, view, child) for view in views for child in view.runnable)
+    if may_wait or any(item.object for item in held):
         waits.append(LOOK_AGAIN_S)
     return min(waits, default=None)
+
+
+def _may_wait(spec: ExperimentSpec, view: StageView, child: ChildFact) -> bool:
+    """Tell whether a child waits for the cluster: it does not run, or it is a gang that lacks pods."""
+    if child.state in {ChildState.PENDING, ChildState.SUSPENDED}:
+        return True
+    is_gang = view.node.shape is Shape.TRAINING and child.state is ChildState.RUNNING
+    return is_gang and len(child.pods) < gang_of(spec, view.id.kind).nodes
 
 
 def _moments(

@@ -14,12 +14,14 @@ from wrpo_operator.plan.model import ChildFact, ChildState, Note
 from wrpo_operator.render.training import BACKENDS
 from wrpo_operator.runtime.kube import KubeClient, KubeError
 from wrpo_operator.runtime.kueue import workload_note, workload_owner
+from wrpo_operator.runtime.observe import parse_time
 from wrpo_operator.runtime.resources import CLAIMS, EVENTS, WORKLOADS, JsonObject, Resource
 
 ANSWER_TTL_S = 15.0
 CREATE_FAILURES = frozenset({"FailedCreate", "FailedCreatePod", "FailedCreateService"})
 """Event reasons of the controllers whose pods the API server refuses: quota, PodSecurity, webhooks."""
 WAITING = frozenset({ChildState.PENDING, ChildState.SUSPENDED})
+GANG_MAY_WAIT = frozenset({ChildState.PENDING, ChildState.RUNNING})
 Key = tuple[str, str]
 
 
@@ -41,14 +43,17 @@ class Explainer:
     _claims: dict[Key, tuple[float, ClaimFact | None]] = field(default_factory=dict)
 
     async def notes(self, namespace: str, children: Iterable[ChildFact]) -> dict[str, tuple[Note, ...]]:
-        """Return what is said of the children that wait, by uid."""
-        waiting = [child for child in children if child.state in WAITING]
+        """Return what is said of the children that wait, by uid.
+
+        A gang runs as soon as one of its pods does, and may wait for the others all the same.
+        """
         notes: dict[str, tuple[Note, ...]] = {}
-        for child in waiting:
-            if child.suspended and child.queue:
+        for child in children:
+            is_gang = child.kind in BACKENDS and child.state in GANG_MAY_WAIT
+            if child.suspended and child.queue and child.state in WAITING:
                 workloads = await self._list(WORKLOADS, namespace)
                 notes[child.uid] = queue_notes(child, workloads)
-            elif not child.suspended and not child.pods:
+            elif not child.suspended and (is_gang or (child.state in WAITING and not child.pods)):
                 kind, _ = pod_maker(child)
                 events = await self._list(EVENTS, namespace, f"involvedObject.kind={kind},type=Warning")
                 notes[child.uid] = refusal_notes(child, events)
@@ -103,8 +108,9 @@ def pod_maker(child: ChildFact) -> tuple[str, str]:
 
 
 def refusal_notes(child: ChildFact, events: Sequence[Mapping[str, object]]) -> tuple[Note, ...]:
-    """Return the newest refusal of a child's pods."""
+    """Return the newest refusal of a child's pods, unless a pod was made after it: then it is a thing of the past."""
     maker = pod_maker(child)
+    last_pod = max((pod.created_at for pod in child.pods if pod.created_at is not None), default=None)
     newest: tuple[str, str] | None = None
     for event in events:
         about = event.get("involvedObject")
@@ -112,6 +118,9 @@ def refusal_notes(child: ChildFact, events: Sequence[Mapping[str, object]]) -> t
         if not is_own or event.get("reason") not in CREATE_FAILURES:
             continue
         when = str(event.get("lastTimestamp") or event.get("eventTime") or "")
+        at = parse_time(when)
+        if last_pod is not None and (at is None or at <= last_pod):
+            continue
         if newest is None or when >= newest[0]:
             newest = (when, str(event.get("message") or "the cluster gave no reason"))
     if newest is None:

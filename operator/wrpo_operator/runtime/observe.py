@@ -192,6 +192,7 @@ def pod_fact(pod: JsonObject) -> PodFact:
         finished_at=parse_time(ended.get("finishedAt")),
         terminated_reason=str(ended.get("reason") or ""),
         init_since=_init_since(status),
+        created_at=parse_time(meta(pod).get("creationTimestamp")),
     )
 
 

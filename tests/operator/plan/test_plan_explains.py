@@ -17,6 +17,8 @@ from wrpo_operator.plan.model import ChildState, Note, ProgressFact, Snapshot
 from wrpo_operator.plan.planner import LOOK_AGAIN_S, plan
 from wrpo_operator.plan.retry import GiveUp, StartAttempt, decide_next
 
+BEFORE_SFT = ("prepare", "sample/qwen", "sample/yi", "score/qwen", "score/yi", "curate-sft")
+
 
 def blockers_of(snapshot: Snapshot, now: Any = NOON) -> tuple[Blocker, ...]:
     status = plan(snapshot, now).status
@@ -53,6 +55,18 @@ def test_a_waiting_child_is_looked_at_again_for_no_watch_tells_why_it_waits() ->
     experiment = make_experiment()
     child = make_child(experiment, "prepare", ChildState.PENDING)
     assert plan(make_snapshot(experiment, [child]), NOON).requeue_after_s == LOOK_AGAIN_S
+
+
+@pytest.mark.parametrize(("pods", "wait_s"), [(1, LOOK_AGAIN_S), (2, None)], ids=["one pod is missing", "all run"])
+def test_a_gang_that_lacks_pods_is_looked_at_again(pods: int, wait_s: float | None) -> None:
+    experiment = make_experiment(training={"nodes": 2}, scheduling={"gang": "BestEffort"})
+    facts = tuple(make_pod(f"p{index}") for index in range(pods))
+    done = [make_child(experiment, stage, ChildState.SUCCEEDED) for stage in BEFORE_SFT]
+    gang = make_child(experiment, "sft", ChildState.RUNNING, pods=facts)
+    snapshot = make_snapshot(experiment, [*done, gang])
+    answer = plan(snapshot, NOON)
+    assert (answer.apply, answer.delete) == ((), ())
+    assert answer.requeue_after_s == wait_s
 
 
 def test_the_deadline_of_a_refused_pod_repeats_the_refusal() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import datetime
 from typing import Any
 
 import pytest
+from support.builders import make_child, make_experiment, make_pod
 
-from wrpo_operator.runtime.explain import refusal_reason
+from wrpo_operator.plan.model import ChildState
+from wrpo_operator.runtime.explain import Explainer, refusal_reason
 from wrpo_operator.runtime.kueue import workload_note, workload_owner
 
 
@@ -77,3 +81,49 @@ def test_a_workload_belongs_to_the_child_that_controls_it_or_that_its_label_name
 )
 def test_refusals_are_told_apart_by_the_servers_words(message: str, reason: str) -> None:
     assert refusal_reason(message) == reason
+
+
+class Events:
+    """An API server that lists these events, and keeps how it was asked."""
+
+    def __init__(self, events: list[dict[str, Any]]) -> None:
+        self._events = events
+        self.asked: list[str] = []
+
+    async def list(self, resource: object, namespace: str, *, field_selector: str) -> tuple[list[dict[str, Any]], str]:
+        self.asked.append(field_selector)
+        return self._events, "1"
+
+
+REFUSED_AT: dict[str, tuple[tuple[str, ...], str, bool]] = {
+    "no pod is there": ((), "2026-01-01T00:00:05Z", True),
+    "the master is there, the worker was refused after it": (
+        ("2026-01-01T00:00:01Z",),
+        "2026-01-01T00:00:05Z",
+        True,
+    ),
+    "a pod was made after the refusal": (
+        ("2026-01-01T00:00:01Z", "2026-01-01T00:00:09Z"),
+        "2026-01-01T00:00:05Z",
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize(("pods", "refused_at", "is_told"), REFUSED_AT.values(), ids=REFUSED_AT.keys())
+def test_a_gang_that_runs_without_all_of_its_pods_says_why(
+    pods: tuple[str, ...], refused_at: str, is_told: bool
+) -> None:
+    facts = tuple(make_pod(f"p{i}", created_at=datetime.fromisoformat(at)) for i, at in enumerate(pods))
+    state = ChildState.RUNNING if pods else ChildState.PENDING
+    child = make_child(make_experiment(), "sft", state, kind="PyTorchJob", pods=facts)
+    event = {
+        "involvedObject": {"kind": "PyTorchJob", "name": child.name},
+        "reason": "FailedCreatePod",
+        "lastTimestamp": refused_at,
+        "message": 'pods "x" is forbidden: violates PodSecurity "restricted:latest"',
+    }
+    client = Events([event])
+    notes = asyncio.run(Explainer(client, lambda: 0.0).notes("ns", [child]))  # type: ignore[arg-type]
+    assert [note.reason for note in notes.get(child.uid, ())] == (["PodSecurityViolation"] if is_told else [])
+    assert client.asked == ["involvedObject.kind=PyTorchJob,type=Warning"]
