@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from datetime import datetime
 
 from wrpo_operator.plan.model import PlannedEvent
@@ -18,8 +19,16 @@ log = logging.getLogger(__name__)
 MESSAGE_LIMIT = 1024
 
 
-async def post(client: KubeClient, experiment: JsonObject, event: PlannedEvent, *, now: datetime, host: str) -> None:
-    """Write one event about `experiment`."""
+async def post(
+    client: KubeClient,
+    experiment: JsonObject,
+    event: PlannedEvent,
+    *,
+    now: datetime,
+    host: str,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Write one event about `experiment`; `check` raises where nothing may be written any more."""
     name, namespace = event_name(experiment, event), namespace_of(experiment)
     stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     try:
@@ -28,8 +37,10 @@ async def post(client: KubeClient, experiment: JsonObject, event: PlannedEvent, 
         except KubeError as error:
             if not error.not_found:
                 raise
+            check()
             await client.create(EVENTS, new_event(experiment, event, name=name, stamp=stamp, host=host))
             return
+        check()
         again = {"count": int(known.get("count") or 1) + 1, "lastTimestamp": stamp}
         await client.merge_patch(EVENTS, name, namespace, again)
     except KubeError as error:

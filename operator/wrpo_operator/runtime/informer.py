@@ -46,7 +46,10 @@ class InformerSettings:
 
 
 class Informer:
-    """Owns the store. `on_change(resource, object)` is called for every change, deletions included."""
+    """Owns the store. `on_change(resource, object)` is called for every change, deletions included.
+
+    `on_session` is called when watching begins (again), `on_trusted` when everything was listed after `distrust`.
+    """
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class Informer:
         monotonic: Callable[[], float],
         on_change: Callable[[Resource, JsonObject], None],
         on_session: Callable[[], None] = lambda: None,
+        on_trusted: Callable[[], None] = lambda: None,
     ) -> None:
         self._client = client
         self._store = store
@@ -66,6 +70,7 @@ class Informer:
         self._monotonic = monotonic
         self._on_change = on_change
         self._on_session = on_session
+        self._on_trusted = on_trusted
         self._served: frozenset[Resource] = frozenset()
         self._owed: dict[str, int] = {}
         self._audit_soon = asyncio.Event()
@@ -80,6 +85,15 @@ class Informer:
     def training_backends(self) -> frozenset[str]:
         """Kinds of training resources whose CRD is installed."""
         return frozenset(resource.kind for resource in TRAINING_RESOURCES if resource in self._served)
+
+    def distrust(self) -> None:
+        """Count as not synced until everything was listed anew.
+
+        For an operator that begins to lead: its watches may lag behind what the one before it did last.
+        """
+        if self.synced:
+            self.synced = False
+            self._audit_soon.set()
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -174,6 +188,9 @@ class Informer:
                 log.warning("audit failed: %s", error.message)
                 pause = self._settings.first_audit_s
                 continue
+            if not self.synced:
+                self.synced = True
+                self._on_trusted()
             if self._owed:
                 await asyncio.sleep(self._settings.grace_s)
             if self._owed:
@@ -187,7 +204,8 @@ class Informer:
         except TimeoutError:
             return
         self._audit_soon.clear()
-        await asyncio.sleep(1)
+        if self.synced:
+            await asyncio.sleep(1)
 
     async def _relist(self, resource: Resource, *, owed: bool = False) -> None:
         items, version = await self._client.list(
@@ -211,9 +229,13 @@ class Informer:
             self._audit_soon.set()
         if kind == "DELETED":
             self._store.delete(resource, obj)
-        elif not self._store.upsert(resource, obj):
+            self._on_change(resource, obj)
             return
-        self._on_change(resource, obj)
+        revision = self._store.revision
+        self._store.upsert(resource, obj)
+        # Nodes and kubelets touch much that says nothing here.
+        if self._store.revision != revision:
+            self._on_change(resource, obj)
 
     def _report(self, problem: str) -> None:
         if problem != self.problem:

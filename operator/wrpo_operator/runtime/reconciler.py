@@ -1,13 +1,16 @@
-"""One reconcile: snapshot -> plan -> apply -> at most one status write -> events. It carries out and decides nothing.
+"""One reconcile: snapshot -> plan -> apply -> at most one status write -> deletions -> events. It decides nothing.
 
-Every write asks first whether this process still leads. An error leaves the rest of the plan undone: the queue comes
-back with a fresh snapshot, and since every write may be repeated (children are named by their content), that is safe.
+Every write asks first whether this process still leads. An error, or the end of the process, leaves the rest of the
+plan undone: the next look has a fresh snapshot, and the order makes that safe. Children are made before the status
+tells of them, for their names are made of their content and making them again changes nothing; they are deleted after
+the status has recorded why, for a child that is gone cannot tell any more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -15,14 +18,17 @@ from typing import Any
 from wrpo_operator.api import conditions as words
 from wrpo_operator.api import names
 from wrpo_operator.api.conditions import ConditionType, Reason
+from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import MAX_BLOCKERS, Blocker, Condition, ExperimentStatus, to_time
 from wrpo_operator.plan.model import (
+    ChildFact,
     DeleteChild,
     Experiment,
     Plan,
     PlannedAttempt,
     PlannedEvent,
     SetSuspend,
+    Snapshot,
 )
 from wrpo_operator.plan.planner import plan
 from wrpo_operator.render import render_attempt
@@ -53,7 +59,8 @@ REFUSALS = frozenset({400, 403, 404, 413, 422})
 """Answers that a fresh look does not change; someone has to do something."""
 ACCOUNT_TTL_S = 300.0
 STARTING_S = 0.2
-"""How soon to look again when another experiment is just starting a stage that this one wants to start."""
+"""How soon to look again when another experiment is just starting a stage that this one wants to start, or when the
+experiment was changed during the look."""
 
 
 class NotLeadingError(Exception):
@@ -111,14 +118,16 @@ class Reconciler:
         bind(experiment=f"{namespace}/{name}")
         obj = self._store.get(EXPERIMENTS, namespace, name)
         if obj is None:
+            self._snapshots.forget(key)
             self._forget(key)
             return None
         if not self._may_act():
             return None
         experiment = self._snapshots.experiment(obj)
-        answers = await self._ask(experiment)
-        # Nothing is awaited from here to the plan's carrying out: the snapshot is of one moment.
-        snapshot = replace(self._snapshots.build(experiment), **answers)
+        try:
+            snapshot = await self._look(experiment)
+        except KubeError as error:
+            raise RetryAfterError(error.retry_after_s or 0.0) from error
         todo = plan(snapshot, self._now())
         # Nothing is awaited between the snapshot and this: of two plans for one artifact only the first is carried out.
         keys = [(namespace, planned.artifact_key) for planned in todo.apply]
@@ -127,7 +136,12 @@ class Reconciler:
         self._starting.update(dict.fromkeys(keys, experiment.uid))
         try:
             await self._apply(experiment, todo)
-            await self._write_status(obj, experiment, todo)
+            if not await self._write_status(obj, experiment, todo):
+                return STARTING_S
+            for deletion in todo.delete:
+                await self._delete(experiment, deletion)
+            for event in todo.events:
+                await self._post(obj, event)
         except NotLeadingError:
             log.info("stopped half-way: this operator leads no more")
             return None
@@ -137,13 +151,13 @@ class Reconciler:
         finally:
             for each in keys:
                 self._starting.pop(each, None)
-        for event in todo.events:
-            await events.post(self._client, obj, event, now=self._now(), host=self._settings.identity)
         return todo.requeue_after_s
 
+    async def _post(self, obj: JsonObject, event: PlannedEvent) -> None:
+        now, host = self._now(), self._settings.identity
+        await events.post(self._client, obj, event, now=now, host=host, check=self._check)
+
     async def _apply(self, experiment: Experiment, todo: Plan) -> None:
-        for deletion in todo.delete:
-            await self._delete(experiment, deletion)
         for change in todo.suspend:
             await self._set_suspend(experiment, change)
         for planned in todo.apply:
@@ -199,35 +213,56 @@ class Reconciler:
             return
         self._store.upsert(resource, {"apiVersion": resource.api_version, "kind": resource.kind, **answer})
 
-    async def _write_status(self, obj: JsonObject, experiment: Experiment, todo: Plan) -> None:
+    async def _write_status(self, obj: JsonObject, experiment: Experiment, todo: Plan) -> bool:
+        """Write the status if it changed; return False if the experiment was not what it was taken for.
+
+        What a status remembers exists nowhere else, so one that somebody wrote meanwhile, an operator that has just
+        lost the lease for example, is never overwritten: the next look takes it into account.
+        """
         if todo.status is None or todo.status == experiment.status:
-            return
+            return True
         self._check()
-        patch = {"status": merge_patch_of(obj.get("status") or {}, todo.status.to_dict())}
+        patch: JsonObject = {"status": merge_patch_of(obj.get("status") or {}, todo.status.to_dict())}
+        version = meta(obj).get("resourceVersion")
+        if version:
+            patch["metadata"] = {"resourceVersion": version}
         try:
             answer = await self._client.merge_patch(
                 EXPERIMENTS, experiment.name, experiment.namespace, patch, subresource="status"
             )
         except KubeError as error:
-            if not error.not_found:
+            if error.not_found:
+                return True
+            if not error.conflict:
                 raise
-            return
+            answer = await self._client.get(EXPERIMENTS, experiment.name, experiment.namespace)
+            self._store.upsert(EXPERIMENTS, answer)
+            return False
         self._store.upsert(EXPERIMENTS, answer)
+        return True
 
-    async def _ask(self, experiment: Experiment) -> dict[str, Any]:
-        """Return the parts of the snapshot that are not watched: claims, and why waiting children wait."""
+    async def _look(self, experiment: Experiment) -> Snapshot:
+        """Return the snapshot of one moment: nothing is awaited after the last look at the store."""
+        snapshot = self._snapshots.build(experiment)
         if experiment.spec is None or experiment.deleting:
-            return {}
+            return snapshot
+        revision = self._store.revision
+        answers = await self._ask(experiment, experiment.spec, snapshot.children)
+        if self._store.revision != revision:
+            snapshot = self._snapshots.build(experiment)
+        return replace(snapshot, **answers)
+
+    async def _ask(self, experiment: Experiment, spec: ExperimentSpec, children: Sequence[ChildFact]) -> dict[str, Any]:
+        """Return the parts of the snapshot that are not watched: claims, and why waiting children wait."""
         missing: tuple[tuple[str, str], ...] = ()
         pending: tuple[tuple[str, str], ...] = ()
-        volume = experiment.spec.storage.volume
+        volume = spec.storage.volume
         if volume is not None:
             claim = await self._explainer.claim(experiment.namespace, volume.claim_name)
             if claim is None:
                 missing = ((CLAIMS.kind, volume.claim_name),)
             elif claim.phase != "Bound":
                 pending = ((volume.claim_name, claim.storage_class),)
-        children = self._snapshots.build(experiment).children
         notes = await self._explainer.notes(experiment.namespace, children)
         return {"missing_objects": missing, "pending_claims": pending, "notes": notes}
 
@@ -261,12 +296,13 @@ class Reconciler:
         status = with_refusal(experiment, error.message, self._now())
         if status == experiment.status:
             return
-        try:
-            await self._write_status(obj, experiment, Plan(status=status))
-        except (KubeError, NotLeadingError) as second:
-            log.warning("the refusal could not be written to the status: %s", second)
         event = PlannedEvent("Warning", Reason.API_REFUSED.value, words.api_refused(error.message))
-        await events.post(self._client, obj, event, now=self._now(), host=self._settings.identity)
+        with contextlib.suppress(NotLeadingError):
+            try:
+                await self._write_status(obj, experiment, Plan(status=status))
+            except KubeError as second:
+                log.warning("the refusal could not be written to the status: %s", second)
+            await self._post(obj, event)
 
     def _check(self) -> None:
         if not self._may_act():

@@ -2,55 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from wrpo_operator.api import names
+from wrpo_operator.api.pod_template import STRICT, PodTemplatePolicy
 from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
 from wrpo_operator.api.status import parse_status
+from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Snapshot
-from wrpo_operator.runtime.observe import child_facts, parse_time
+from wrpo_operator.plan.starts import key_of
+from wrpo_operator.runtime.observe import child_fact, child_facts, parse_time
 from wrpo_operator.runtime.progress_server import ProgressBook
 from wrpo_operator.runtime.resources import (
     CHILD_RESOURCES,
     PODS,
     JsonObject,
+    labels_of,
     meta,
     name_of,
     namespace_of,
     uid_of,
 )
-from wrpo_operator.runtime.store import ObjectStore
+from wrpo_operator.runtime.store import Key, ObjectStore
 
 LIVE = frozenset({ChildState.PENDING, ChildState.RUNNING, ChildState.SUSPENDED})
 
 
-class SnapshotBuilder:
-    """Reads the store; keeps nothing."""
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a generation of a spec says; reading it again would say the same."""
 
-    def __init__(self, store: ObjectStore, book: ProgressBook, *, backends: Callable[[], frozenset[str]]) -> None:
+    uid: str
+    generation: int
+    spec: ExperimentSpec | None
+    errors: tuple[str, ...]
+    artifacts: frozenset[str] | None
+    """Keys of the artifacts it asks for; None: which ones depends on the sources that it loses."""
+
+
+class SnapshotBuilder:
+    """Reads the store; remembers what the specs say."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        book: ProgressBook,
+        *,
+        backends: Callable[[], frozenset[str]],
+        policy: PodTemplatePolicy = STRICT,
+    ) -> None:
         self._store = store
         self._book = book
         self._backends = backends
+        self._policy = policy
+        self._read: dict[Key, _Read] = {}
+        self._askers: dict[tuple[str, str | None], set[Key]] = {}
+        """(namespace, artifact key or None for any) -> experiments that ask for it."""
 
     def experiment(self, obj: JsonObject) -> Experiment:
         """Read one WRPOExperiment; a spec that does not parse becomes None with its errors."""
-        spec: ExperimentSpec | None = None
-        errors: tuple[str, ...] = ()
-        try:
-            spec = parse_spec(obj.get("spec") or {})
-        except SpecError as error:
-            errors = error.errors
         metadata = meta(obj)
+        read = self._spec_of(obj)
         return Experiment(
             name=name_of(obj),
             namespace=namespace_of(obj),
             uid=uid_of(obj),
-            generation=int(metadata.get("generation") or 0),
+            generation=read.generation,
             deleting=bool(metadata.get("deletionTimestamp")),
             created_at=parse_time(metadata.get("creationTimestamp")) or datetime.fromtimestamp(0, UTC),
-            spec=spec,
+            spec=read.spec,
             status=parse_status(obj.get("status")),
-            spec_errors=errors,
+            spec_errors=read.errors,
         )
 
     def build(self, experiment: Experiment) -> Snapshot:
@@ -58,15 +82,86 @@ class SnapshotBuilder:
 
         What only the API server knows (claims, notes) is filled in by the reconciler.
         """
-        facts = self._facts(experiment.namespace)
         return Snapshot(
             experiment=experiment,
-            children=tuple(fact for fact in facts if fact.experiment_uid == experiment.uid),
-            foreign=tuple(fact for fact in facts if fact.experiment_uid != experiment.uid and fact.state in LIVE),
+            children=child_facts(
+                self._labelled_children(names.LABEL_EXPERIMENT_UID, experiment.uid, experiment.namespace),
+                self._store.labelled(PODS, names.LABEL_EXPERIMENT_UID, experiment.uid, experiment.namespace),
+            ),
+            foreign=tuple(self._foreign(experiment)),
             training_backends=self._backends(),
             progress=self._book.of(experiment.namespace, experiment.name),
         )
 
-    def _facts(self, namespace: str) -> tuple[ChildFact, ...]:
-        children = [child for resource in CHILD_RESOURCES.values() for child in self._store.items(resource, namespace)]
-        return child_facts(children, self._store.items(PODS, namespace))
+    def askers(self, child: JsonObject) -> frozenset[Key]:
+        """Return the experiments that may wait for the artifact a child makes, its own among them."""
+        where = namespace_of(child)
+        key = labels_of(child).get(names.LABEL_ARTIFACT_KEY, "")
+        return frozenset(self._askers.get((where, key), ())) | frozenset(self._askers.get((where, None), ()))
+
+    def forget(self, key: Key) -> None:
+        """Drop what is remembered of an experiment that is gone."""
+        read = self._read.pop(key, None)
+        for asked in _asked(key, read):
+            askers = self._askers[asked]
+            askers.discard(key)
+            if not askers:
+                del self._askers[asked]
+
+    def _foreign(self, experiment: Experiment) -> Iterator[ChildFact]:
+        """Yield other experiments' live children that may be making what this one asks for."""
+        read = self._read.get((experiment.namespace, experiment.name))
+        if read is None or read.spec is None:
+            return
+        if read.artifacts is None:
+            found = (
+                child for kind in CHILD_RESOURCES.values() for child in self._store.items(kind, experiment.namespace)
+            )
+        else:
+            found = (
+                child
+                for artifact in sorted(read.artifacts)
+                for child in self._labelled_children(names.LABEL_ARTIFACT_KEY, artifact, experiment.namespace)
+            )
+        for child in found:
+            if labels_of(child).get(names.LABEL_EXPERIMENT_UID) == experiment.uid:
+                continue
+            # Whether a child is live does not depend on its pods.
+            fact = child_fact(child, ())
+            if fact is not None and fact.state in LIVE:
+                yield fact
+
+    def _labelled_children(self, label: str, value: str, namespace: str) -> Iterator[JsonObject]:
+        for resource in CHILD_RESOURCES.values():
+            yield from self._store.labelled(resource, label, value, namespace)
+
+    def _spec_of(self, obj: JsonObject) -> _Read:
+        key = (namespace_of(obj), name_of(obj))
+        uid, generation = uid_of(obj), int(meta(obj).get("generation") or 0)
+        known = self._read.get(key)
+        if known is not None and generation and (known.uid, known.generation) == (uid, generation):
+            return known
+        self.forget(key)
+        read = self._read[key] = _read(obj, uid, generation, self._policy)
+        for asked in _asked(key, read):
+            self._askers.setdefault(asked, set()).add(key)
+        return read
+
+
+def _read(obj: JsonObject, uid: str, generation: int, policy: PodTemplatePolicy) -> _Read:
+    try:
+        spec = parse_spec(obj.get("spec") or {}, policy)
+    except SpecError as error:
+        return _Read(uid, generation, None, error.errors, frozenset())
+    if spec.sampling.on_source_failure == "Continue":
+        return _Read(uid, generation, spec, (), None)
+    return _Read(uid, generation, spec, (), frozenset(key_of(spec, node) for node in build_graph(spec)))
+
+
+def _asked(key: Key, read: _Read | None) -> Iterator[tuple[str, str | None]]:
+    if read is None:
+        return
+    if read.artifacts is None:
+        yield key[0], None
+    for artifact in read.artifacts or ():
+        yield key[0], artifact

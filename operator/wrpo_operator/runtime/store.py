@@ -3,6 +3,9 @@
 Watch events and the answers to the operator's own writes both land here, so a reconcile that follows a write sees
 it even before the watch does. An older version never replaces a newer one, and a deleted object does not come back
 by a late event. `replace` makes the picture equal to a list, which also removes what a lost watch forgot to delete.
+
+Objects are kept trimmed, and found by the labels in INDEXED as well as by name: what one experiment needs costs the
+same however many others there are.
 """
 
 from __future__ import annotations
@@ -10,11 +13,22 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
-from wrpo_operator.runtime.resources import JsonObject, Resource, name_of, namespace_of, uid_of, version_of
+from wrpo_operator.api import names
+from wrpo_operator.runtime.resources import (
+    JsonObject,
+    Resource,
+    labels_of,
+    name_of,
+    namespace_of,
+    uid_of,
+    version_of,
+)
+from wrpo_operator.runtime.trim import differs, trim
 
 Key = tuple[str, str]
 """(namespace, name)"""
 REMEMBERED_DELETIONS = 4096
+INDEXED = (names.LABEL_EXPERIMENT_UID, names.LABEL_ARTIFACT_KEY)
 
 
 class ObjectStore:
@@ -22,20 +36,23 @@ class ObjectStore:
 
     def __init__(self) -> None:
         self._objects: dict[Resource, dict[Key, JsonObject]] = {}
+        self._by_label: dict[tuple[Resource, str, str], dict[Key, None]] = {}
+        """(resource, label, value) -> keys of the objects that carry it."""
         self._deleted: OrderedDict[str, None] = OrderedDict()
+        self.revision = 0
+        """Counts changes: equal revisions mean equal pictures."""
 
     def upsert(self, resource: Resource, obj: JsonObject) -> bool:
         """Keep `obj` unless a newer version of it is here or it is known to be deleted; return whether it was kept."""
         if uid_of(obj) in self._deleted:
             return False
-        objects = self._objects.setdefault(resource, {})
         key = _key(obj)
-        known = objects.get(key)
+        known = self._objects.get(resource, {}).get(key)
         if known is not None and uid_of(known) == uid_of(obj) and not _newer(obj, known):
             return False
         if known is not None and uid_of(known) != uid_of(obj) and _older(obj, known):
             return False
-        objects[key] = obj
+        self._put(resource, key, trim(resource, obj), known)
         return True
 
     def delete(self, resource: Resource, obj: JsonObject) -> None:
@@ -45,10 +62,9 @@ class ObjectStore:
             self._deleted[uid] = None
             if len(self._deleted) > REMEMBERED_DELETIONS:
                 self._deleted.popitem(last=False)
-        objects = self._objects.get(resource, {})
-        known = objects.get(_key(obj))
+        known = self._objects.get(resource, {}).get(_key(obj))
         if known is not None and (not uid or uid_of(known) == uid):
-            del objects[_key(obj)]
+            self._remove(resource, _key(obj), known)
 
     def replace(self, resource: Resource, items: Iterable[JsonObject], list_version: str) -> list[JsonObject]:
         """Make the picture of one resource equal to a list; return every object that was stale, missing or gone.
@@ -67,7 +83,8 @@ class ObjectStore:
 
     def drop(self, resource: Resource) -> None:
         """Forget every object of a resource that is no longer served."""
-        self._objects.pop(resource, None)
+        for key, known in list(self._objects.get(resource, {}).items()):
+            self._remove(resource, key, known)
 
     def get(self, resource: Resource, namespace: str, name: str) -> JsonObject | None:
         return self._objects.get(resource, {}).get((namespace, name))
@@ -78,9 +95,42 @@ class ObjectStore:
             if namespace is None or where == namespace:
                 yield obj
 
+    def labelled(self, resource: Resource, label: str, value: str, namespace: str) -> Iterator[JsonObject]:
+        """Yield a namespace's objects with a label, one of INDEXED, of this value."""
+        objects = self._objects.get(resource, {})
+        for key in list(self._by_label.get((resource, label, value), ())):
+            if key[0] == namespace:
+                yield objects[key]
+
+    def _put(self, resource: Resource, key: Key, obj: JsonObject, known: JsonObject | None) -> None:
+        if differs(known, obj):
+            self.revision += 1
+        if known is not None:
+            self._unindex(resource, key, known)
+        self._objects.setdefault(resource, {})[key] = obj
+        for label, value in _indexed(obj):
+            self._by_label.setdefault((resource, label, value), {})[key] = None
+
+    def _remove(self, resource: Resource, key: Key, known: JsonObject) -> None:
+        self.revision += 1
+        self._unindex(resource, key, known)
+        del self._objects[resource][key]
+
+    def _unindex(self, resource: Resource, key: Key, known: JsonObject) -> None:
+        for label, value in _indexed(known):
+            keys = self._by_label[resource, label, value]
+            del keys[key]
+            if not keys:
+                del self._by_label[resource, label, value]
+
 
 def _key(obj: JsonObject) -> Key:
     return namespace_of(obj), name_of(obj)
+
+
+def _indexed(obj: JsonObject) -> list[tuple[str, str]]:
+    labels = labels_of(obj)
+    return [(label, labels[label]) for label in INDEXED if labels.get(label)]
 
 
 def _newer(obj: JsonObject, known: JsonObject) -> bool:

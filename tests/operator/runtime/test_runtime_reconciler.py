@@ -195,7 +195,6 @@ def test_a_refusal_is_told_in_status_and_event_once_and_goes_away_when_it_is_lif
 TEMPORARY = {
     "unreachable": KubeError(0, "Unreachable", "gone"),
     "too many requests": KubeError(429, "TooManyRequests", "later", retry_after_s=1),
-    "conflict": KubeError(409, "Conflict", "modified"),
     "server error": KubeError(500, "InternalError", "oops"),
 }
 
@@ -210,6 +209,33 @@ def test_a_passing_error_is_retried_without_bothering_the_user(world: World, err
     world.kube.fail.clear()
     world.reconcile()
     assert world.status()["phase"] == "Pending"
+
+
+def test_a_status_that_somebody_wrote_meanwhile_is_not_overwritten_and_counts_at_the_next_look(world: World) -> None:
+    world.put_experiment()
+    world.kube.fail["patch/status", "wrpoexperiments"] = KubeError(409, "Conflict", "modified")
+    world.kube.put(
+        EXPERIMENTS, {**world.kube.objects[EXPERIMENTS, "default", "fusion"], "status": {"phase": "Running"}}
+    )
+    assert world.reconcile() == 0.2
+    known = world.store.get(EXPERIMENTS, "default", "fusion")
+    assert known is not None
+    assert known["status"] == {"phase": "Running"}
+    world.kube.fail.clear()
+    world.reconcile()
+    assert world.status()["phase"] == "Pending"
+
+
+def test_a_child_is_deleted_only_once_the_status_says_why(world: World) -> None:
+    world.put_experiment(scheduling={"queueName": "gpus"})
+    world.reconcile()
+    spec = {**SPEC, "suspend": True, "scheduling": {"queueName": "gpus"}}
+    suspended = {**world.kube.objects[EXPERIMENTS, "default", "fusion"], "spec": spec}
+    suspended["metadata"] = {**suspended["metadata"], "generation": 2}
+    world.store.upsert(EXPERIMENTS, world.kube.put(EXPERIMENTS, suspended))
+    world.reconcile()
+    writes = [verb for verb, what, _ in world.kube.writes() if what != "events"]
+    assert writes == ["patch/status", "delete"]
 
 
 def test_an_experiment_that_is_gone_is_forgotten(world: World) -> None:
