@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import time
@@ -236,7 +237,7 @@ def experiment(name: str, *, short: bool = True, **spec: Any) -> JsonObject:
 def stand_in_values() -> JsonObject:
     """Return values of the chart with which stages run the stand-in."""
     image = os.environ.get("WRPO_E2E_IMAGE", "python:3.11-slim")
-    command = ["python", "-c", STAND_IN, "/etc/wrpo/stage.json"]
+    command = shlex.split(os.environ.get("WRPO_E2E_COMMAND", "")) or ["python", "-c", STAND_IN, "/etc/wrpo/stage.json"]
     return {
         "stageCommandOverrides": {kind: {"image": image, "command": command} for kind in KINDS},
         "auditSeconds": 15,
