@@ -5,7 +5,7 @@ VENV := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-clean test check lint types imports unit slow cluster crds lock bench-setup bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-training-readme
+.PHONY: help setup demo demo-clean test check lint types imports unit slow cluster crds chart-readme image-test lock bench-setup bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-training-readme
 
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,8 +45,15 @@ slow: ## tests with real models and real training
 cluster: ## tests with a control plane; WRPO_E2E_CLUSTER=1 KUBECONFIG=... for your own
 	@$(VENV)/python -m pytest -m cluster
 
+e2e: ## one whole experiment with stand-in stages; CLUSTER=1 KUBECONFIG=... on a cluster of yours, E2E_FLAGS="--help"
+	@$(PYTHON) scripts/setup_env.py --assets --dev
+	@$(VENV)/python scripts/e2e.py $(if $(filter 1,$(CLUSTER)),--cluster) $(E2E_FLAGS)
+
 bench-setup:
 	@$(PYTHON) scripts/setup_env.py --dev
+
+bench-operator: bench-setup ## the operator with 50 to 500 experiments: latency, API calls, memory (10 minutes)
+	@$(VENV)/python -m benchmarks.operator.scale
 
 bench-training: bench-setup ## step time and memory of training against a plain recipe and TRL (minutes)
 	@$(VENV)/python -m benchmarks.training.compare
@@ -67,6 +74,12 @@ crds: ## generate crds/, the chart's copy and the reference pages from the API m
 	@$(VENV)/python -m wrpo_operator.api.crd --write
 	@cp crds/wrpoexperiments.wrpo.ai.yaml charts/wrpo-operator/files/
 	@$(VENV)/python -m wrpo_operator.api.reference --write
+
+chart-readme: ## write the chart's README from its values
+	@$(VENV)/python scripts/chart_readme.py --write
+
+image-test: ## build the operator's image and run it against the embedded control plane (needs buildah and podman)
+	@$(VENV)/python images/image_test.py
 
 lock: ## resolve requirements/*.in into pins (needs uv)
 	@scripts/lock.sh

@@ -8,6 +8,7 @@ import logging
 import ssl
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from rich.progress import Progress as RichProgress
 
 POST_INTERVAL_S = 5.0
 LINE_INTERVAL_S = 5.0
+_STANDING_BY = 503
 _POST_TIMEOUT_S = 5.0
 
 
@@ -164,8 +166,17 @@ class Endpoint:
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), *([urllib.request.HTTPSHandler(context=tls)] if tls else [])
         )
-        with opener.open(request, timeout=_POST_TIMEOUT_S) as response:
-            response.read()
+        for last_try in (False, False, True):
+            try:
+                with opener.open(request, timeout=_POST_TIMEOUT_S) as response:
+                    response.read()
+            except urllib.error.HTTPError as error:
+                error.close()
+                # A replica that stands by says so; the next connection may reach the one that acts.
+                if last_try or error.code != _STANDING_BY:
+                    raise
+            else:
+                return
 
 
 class PostSink:

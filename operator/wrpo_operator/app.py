@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import ssl
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 from aiohttp import web
 
 from wrpo_operator.api import names
+from wrpo_operator.runtime.fleet import FleetCollector
 from wrpo_operator.runtime.health import health_app, heartbeat
 from wrpo_operator.runtime.informer import Informer, InformerSettings
 from wrpo_operator.runtime.kube import HttpKube, KubeError
 from wrpo_operator.runtime.lease import LeaderElection, LeaseSettings
+from wrpo_operator.runtime.metering import MeteredKube
 from wrpo_operator.runtime.metrics import Metrics
 from wrpo_operator.runtime.observe import child_fact
 from wrpo_operator.runtime.progress_server import MIN_INTERVAL_S, ProgressBook, ProgressServer
@@ -37,6 +41,7 @@ from wrpo_operator.runtime.resources import (
 from wrpo_operator.runtime.settings import Settings
 from wrpo_operator.runtime.snapshot import LIVE, SnapshotBuilder
 from wrpo_operator.runtime.store import ObjectStore
+from wrpo_operator.runtime.tls import ServerCertificate
 
 log = logging.getLogger(__name__)
 WATCH_LIMIT_S = 300.0
@@ -47,21 +52,29 @@ WORK_LIMIT_S = 300.0
 class Operator:
     """One running operator."""
 
-    def __init__(self, client: HttpKube, settings: Settings) -> None:
-        self._client = client
+    def __init__(self, connection: HttpKube, settings: Settings) -> None:
+        self._connection = connection
         self._settings = settings
         self._metrics = Metrics()
         self._store = ObjectStore()
+        self._client = client = MeteredKube(connection, self._metrics, known=self._known_status)
+        self._certificate = (
+            ServerCertificate(Path(settings.progress_cert_file), Path(settings.progress_key_file))
+            if settings.progress_cert_file
+            else None
+        )
+        self._added_at: dict[Key, float] = {}
         self._book = ProgressBook()
         self._progress_at: dict[Key, float] = {}
         self._informer = Informer(
             client,
             self._store,
             InformerSettings(namespace=settings.namespace, audit_s=settings.audit_s),
-            login=client.kopf_login,
+            login=connection.kopf_login,
             monotonic=time.monotonic,
             on_change=self._on_change,
             on_session=self._on_session,
+            on_trusted=self._wake,
         )
         self._lease = LeaderElection(
             client,
@@ -69,10 +82,16 @@ class Operator:
             monotonic=time.monotonic,
             on_change=self._on_leading,
         )
+        self._snapshots = SnapshotBuilder(
+            self._store,
+            self._book,
+            backends=lambda: self._informer.training_backends,
+            policy=settings.pod_template_policy,
+        )
         self._reconciler = Reconciler(
             client,
             self._store,
-            SnapshotBuilder(self._store, self._book, backends=lambda: self._informer.training_backends),
+            self._snapshots,
             ReconcilerSettings(settings.render, settings.identity, settings.manage_service_account),
             may_act=lambda: self._lease.is_leader and self._informer.synced,
             now=lambda: datetime.now(UTC),
@@ -80,6 +99,15 @@ class Operator:
             forget=self._forget,
         )
         self._queue: WorkQueue[Key] = WorkQueue(self._work, on_error=self._on_error)
+        self._metrics.registry.register(
+            FleetCollector(
+                self._metrics,
+                lambda: self._store.items(EXPERIMENTS),
+                leading=lambda: self._lease.is_leader,
+                now=lambda: datetime.now(UTC),
+                per_experiment=settings.metrics_per_experiment,
+            )
+        )
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT."""
@@ -89,13 +117,14 @@ class Operator:
             loop.add_signal_handler(number, stop.set)
         runners = [await self._serve(self._health(), self._settings.health_port, "health")]
         if self._settings.progress_port:
-            runners.append(await self._serve(self._progress().app(), self._settings.progress_port, "progress"))
+            tls = self._certificate.context if self._certificate else None
+            runners.append(await self._serve(self._progress().app(), self._settings.progress_port, "progress", tls))
         try:
             await self._until(stop)
         finally:
             for runner in runners:
                 await runner.cleanup()
-            await self._client.close()
+            await self._connection.close()
 
     async def _until(self, stop: asyncio.Event) -> None:
         parts = {
@@ -118,6 +147,9 @@ class Operator:
 
     async def _work(self, key: Key) -> float | None:
         self._metrics.queue_depth.set(self._queue.depth)
+        added_at = self._added_at.pop(key, None)
+        if added_at is not None:
+            self._metrics.queue_wait.observe(time.monotonic() - added_at)
         with self._metrics.reconcile_seconds.time():
             delay_s = await self._reconciler.reconcile(key)
         self._metrics.reconciles.labels("done").inc()
@@ -136,13 +168,14 @@ class Operator:
         self._metrics.watch_events.labels(resource.plural).inc()
         namespace = namespace_of(obj)
         if resource == EXPERIMENTS:
-            self._queue.add((namespace, name_of(obj)))
+            self._add((namespace, name_of(obj)))
             return
         experiment = labels_of(obj).get(names.LABEL_EXPERIMENT, "")
         if experiment:
-            self._queue.add((namespace, experiment))
+            self._add((namespace, experiment))
         if resource.kind in CHILD_RESOURCES and self._frees_an_artifact(resource, obj):
-            self._wake(namespace)
+            for key in self._snapshots.askers(obj):
+                self._add(key)
 
     def _frees_an_artifact(self, resource: Resource, obj: JsonObject) -> bool:
         """Whether a child is no longer live, so that another experiment may wait for its artifact no more."""
@@ -150,10 +183,17 @@ class Operator:
         gone = self._store.get(resource, namespace_of(obj), name_of(obj)) is None
         return gone or (fact is not None and fact.state not in LIVE)
 
-    def _wake(self, namespace: str | None = None) -> None:
-        """Look at every experiment of a namespace, or at all."""
-        for obj in self._store.items(EXPERIMENTS, namespace):
-            self._queue.add((namespace_of(obj), name_of(obj)))
+    def _wake(self) -> None:
+        """Look at every experiment."""
+        for obj in self._store.items(EXPERIMENTS):
+            self._add((namespace_of(obj), name_of(obj)))
+
+    def _add(self, key: Key) -> None:
+        self._added_at.setdefault(key, time.monotonic())
+        self._queue.add(key)
+
+    def _known_status(self, namespace: str, name: str) -> JsonObject:
+        return (self._store.get(EXPERIMENTS, namespace, name) or {}).get("status") or {}
 
     def _on_session(self) -> None:
         self._metrics.watch_restarts.inc()
@@ -162,6 +202,7 @@ class Operator:
     def _on_leading(self, leading: bool) -> None:
         self._metrics.leading.set(1 if leading else 0)
         if leading:
+            self._informer.distrust()
             self._wake()
 
     def _on_progress(self, namespace: str, experiment: str) -> None:
@@ -175,11 +216,20 @@ class Operator:
         self._queue.forget(key)
         self._book.forget(*key)
         self._progress_at.pop(key, None)
+        self._added_at.pop(key, None)
 
     async def _resync(self) -> None:
         while True:
             await asyncio.sleep(self._settings.resync_s)
             self._wake()
+            self._renew_certificate()
+
+    def _renew_certificate(self) -> None:
+        try:
+            if self._certificate is not None and self._certificate.reload():
+                log.info("the progress endpoint has a new certificate")
+        except (OSError, ssl.SSLError) as error:
+            log.warning("the progress endpoint keeps its certificate, for the new one cannot be used: %s", error)
 
     def pod(self, namespace: str, name: str) -> JsonObject | None:
         """Look up a pod for the progress server."""
@@ -194,6 +244,7 @@ class Operator:
             now=lambda: datetime.now(UTC),
             monotonic=time.monotonic,
             on_post=self._on_progress,
+            leading=lambda: self._lease.is_leader,
             on_answer=lambda code: self._metrics.progress_posts.labels(str(code)).inc(),
         )
 
@@ -216,10 +267,12 @@ class Operator:
         }
         return health_app(live=live, ready={"watch": lambda: self._informer.problem}, metrics=render_metrics)
 
-    async def _serve(self, app: web.Application, port: int, what: str) -> web.AppRunner:
+    async def _serve(
+        self, app: web.Application, port: int, what: str, tls: ssl.SSLContext | None = None
+    ) -> web.AppRunner:
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        await web.TCPSite(runner, self._settings.bind, port).start()
+        await web.TCPSite(runner, self._settings.bind, port, ssl_context=tls).start()
         log.info("%s endpoint on %s:%d", what, self._settings.bind, port)
         return runner
 

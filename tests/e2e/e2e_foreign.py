@@ -89,7 +89,7 @@ class ForeignCluster:
         image = os.environ.get("WRPO_E2E_OPERATOR_IMAGE")
         if image:
             repository, _, tag = image.rpartition(":")
-            values["image"] = {"repository": repository, "tag": tag}
+            values |= {"image": {"repository": repository, "tag": tag}, "progress": {"tls": {"enabled": True}}}
             install_operator(self.kube.kubeconfig, namespace=SYSTEM, release=RELEASE, values=values, timeout_s=300)
             return
         values["replicas"] = 0

@@ -14,7 +14,12 @@ from pathlib import Path
 
 from wrpo_operator.cli.install import CHECKOUT
 
-_NOT_HERE = frozenset({"WRPO_PROGRESS_URL", "WRPO_PROGRESS_PORT", "WRPO_HEALTH_PORT", "WRPO_BIND", "WRPO_LOG_FORMAT"})
+_NOT_HERE = frozenset(
+    {
+        *("WRPO_PROGRESS_URL", "WRPO_PROGRESS_PORT", "WRPO_PROGRESS_CERT_FILE", "WRPO_PROGRESS_KEY_FILE"),
+        *("WRPO_PROGRESS_CA_FILE", "WRPO_HEALTH_PORT", "WRPO_BIND", "WRPO_LOG_FORMAT"),
+    }
+)
 """What the Deployment says about a pod's network: pods of the cluster do not reach a process of this machine."""
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import signal
+import ssl
 import sys
 import time
 import urllib.request
@@ -39,7 +40,10 @@ def post(percent: float, remaining: float) -> None:
     headers = {"Content-Type": "application/json", "Authorization": "Bearer " + pathlib.Path(token).read_text().strip()}
     request = urllib.request.Request(url, json.dumps({"trainerStatus": status}).encode(), headers)
     try:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        trust = ssl.create_default_context(cafile=os.environ.get("KUBEFLOW_TRAINER_SERVER_CA_CERT"))
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust)
+        )
         print("progress post:", opener.open(request, timeout=5).status, flush=True)
     except OSError as error:
         print("progress post failed:", error, getattr(error, "read", lambda: b"")(), flush=True)

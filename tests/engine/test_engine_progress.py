@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+import urllib.error
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -158,3 +159,34 @@ def test_the_endpoint_comes_from_the_environment(environ: dict[str, str], expect
 
 def test_other_ranks_are_silent() -> None:
     assert make_progress("train", {"KUBEFLOW_TRAINER_SERVER_URL": "http://op/x"}, Clock(), is_main=False).sinks == []
+
+
+def test_a_replica_that_stands_by_is_asked_no_more_than_three_times() -> None:
+    answers = iter([503, 503, 200, 503, 503, 503, 403])
+    asked: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append(next(answers))
+            self.send_response(asked[-1])
+            self.end_headers()
+
+        def log_message(self, *_arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    endpoint = Endpoint(f"http://127.0.0.1:{server.server_address[1]}/v1")
+    try:
+        endpoint.post({})
+        assert asked == [503, 503, 200]
+        for code in (503, 403):
+            with pytest.raises(urllib.error.HTTPError, match=str(code)):
+                endpoint.post({})
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert asked == [503, 503, 200, 503, 503, 503, 403]

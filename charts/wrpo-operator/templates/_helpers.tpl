@@ -37,6 +37,39 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
 {{- end -}}
 
+{{- /* Whether the progress endpoint speaks TLS: empty for no. */ -}}
+{{- define "wrpo.tls" -}}
+{{- if and .Values.progress.enabled .Values.progress.tls.enabled -}}true{{- end -}}
+{{- end -}}
+
+{{- define "wrpo.progressHost" -}}
+{{- printf "%s.%s.svc" (include "wrpo.fullname" .) .Release.Namespace -}}
+{{- end -}}
+
+{{- define "wrpo.progressUrl" -}}
+{{- printf "%s://%s:%v" (ternary "https" "http" (eq (include "wrpo.tls" .) "true")) (include "wrpo.progressHost" .) .Values.progress.port -}}
+{{- end -}}
+
+{{- define "wrpo.tlsSecret" -}}
+{{- default (printf "%s-progress-tls" (include "wrpo.fullname" .)) .Values.progress.tls.existingSecret -}}
+{{- end -}}
+
+{{- /* Puts {ca, cert, key} (base64) under progress.tls.made: the stored certificate, else a new one, once for all templates. */ -}}
+{{- define "wrpo.makeCertificate" -}}
+{{- if not (hasKey .Values.progress.tls "made") -}}
+{{- $stored := (lookup "v1" "Secret" .Release.Namespace (include "wrpo.tlsSecret" .)).data | default dict -}}
+{{- if and (index $stored "ca.crt") (index $stored "tls.crt") (index $stored "tls.key") -}}
+{{- $_ := set .Values.progress.tls "made" (dict "ca" (index $stored "ca.crt") "cert" (index $stored "tls.crt") "key" (index $stored "tls.key")) -}}
+{{- else -}}
+{{- $host := include "wrpo.progressHost" . -}}
+{{- $days := int .Values.progress.tls.validityDays -}}
+{{- $ca := genCA (printf "%s-progress" (include "wrpo.fullname" .)) $days -}}
+{{- $signed := genSignedCert $host nil (list $host (printf "%s.cluster.local" $host)) $days $ca -}}
+{{- $_ := set .Values.progress.tls "made" (dict "ca" (b64enc $ca.Cert) "cert" (b64enc $signed.Cert) "key" (b64enc $signed.Key)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* What the operator may do where experiments live. Every verb is used; no verb reads Secrets. */ -}}
 {{- define "wrpo.rules" -}}
 - apiGroups: [wrpo.ai]
@@ -84,4 +117,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [scheduling.volcano.sh, scheduling.x-k8s.io]
   resources: [podgroups]
   verbs: [create, patch]
+{{- end -}}
+
+
+{{- /* A list of strings as CEL writes it; trailing slashes do not count. The schema lets no quotes in. */ -}}
+{{- define "wrpo.celStrings" -}}
+[{{ range $index, $value := . }}{{ if $index }}, {{ end }}'{{ trimSuffix "/" $value }}'{{ end }}]
 {{- end -}}

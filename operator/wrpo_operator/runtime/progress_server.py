@@ -124,6 +124,7 @@ class ProgressServer:
         monotonic: Callable[[], float],
         on_post: Callable[[str, str], None],
         on_answer: Callable[[int], None] = lambda _code: None,
+        leading: Callable[[], bool] = lambda: True,
     ) -> None:
         self._client = client
         self._pods = pods
@@ -133,6 +134,7 @@ class ProgressServer:
         self._monotonic = monotonic
         self._on_post = on_post
         self._on_answer = on_answer
+        self._leading = leading
         self._callers: _Recent[_Caller | RefusedError] = _Recent(MAX_TRACKED)
         """By digest of the token: tokens themselves are not kept."""
         self._last_post: _Recent[None] = _Recent(MAX_TRACKED)
@@ -158,6 +160,9 @@ class ProgressServer:
         return web.json_response({})
 
     async def _accept(self, request: web.Request) -> None:
+        if not self._leading():
+            # Only the leader shows progress. Stages come back, and a Service then picks another replica.
+            raise RefusedError(503, "this replica stands by")
         if self._running > MAX_AT_ONCE:
             raise RefusedError(503, "too many posts at once")
         at = _address(request.match_info)

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import functools
+import importlib.util
 import json
-import subprocess
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import kubernetes_validate
 import pytest
 import yaml
+from chart_support import CHART, ROOT, JsonObject, helm, one
+from chart_support import render as template
 
+from wrpo_devcluster.apiserver.podsecurity import violations
 from wrpo_operator.__main__ import run as run_command
-from wrpo_operator.cli.install import find_chart, find_tool
 
-JsonObject = dict[str, Any]
-CHART = find_chart()
-ROOT = CHART.parents[1]
-SYNTHETIC = {"CustomResourceDefinition"}
-
-
-@functools.cache
-def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    try:
-        tool = find_tool("helm")
-    except Exception as error:  # noqa: BLE001
-        pytest.skip(str(error))
-    return subprocess.run([tool, *arguments], capture_output=True, text=True, check=False)
-
-
-def template(*settings: str, namespace: str = "wrpo-system") -> list[JsonObject]:
-    flags = [part for setting in settings for part in ("--set-json", setting)]
-    done = helm("template", "wrpo", str(CHART), "-n", namespace, *flags)
-    assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
-
-
-def one(objects: list[JsonObject], kind: str, name: str = "wrpo-operator") -> JsonObject:
-    (found,) = [obj for obj in objects if obj["kind"] == kind and obj["metadata"]["name"] == name]
-    return found
+SYNTHETIC = {"CustomResourceDefinition", "ServiceMonitor", "PrometheusRule"}
+"""Kinds whose schema is not Kubernetes' own."""
 
 
 def rules_of(objects: list[JsonObject]) -> set[tuple[str, str, str]]:
@@ -64,6 +42,16 @@ EVERYTHING = (
     'tolerations=[{"operator":"Exists"}]',
     'nodeSelector={"kubernetes.io/os":"linux"}',
     'priorityClassName="high"',
+    "replicas=3",
+    'topologySpreadConstraints=[{"maxSkew":1,"topologyKey":"kubernetes.io/hostname","whenUnsatisfiable":"DoNotSchedule"}]',
+    'extraVolumes=[{"name":"trust","configMap":{"name":"trust"}}]',
+    'extraVolumeMounts=[{"name":"trust","mountPath":"/etc/trust"}]',
+    'networkPolicy.stages={"enabled":true,"namespaces":["team-a","team-b"]}',
+    'networkPolicy.metricsFrom=[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"monitoring"}}}]',
+    'admissionPolicy={"enabled":true,"claimNames":["artifacts"],"imageRegistries":["registry.example.com"]}',
+    'metrics={"serviceMonitor":{"enabled":true},"prometheusRule":{"enabled":true},"dashboard":{"enabled":true}}',
+    "podTemplatePolicy.allowSecurityOverrides=true",
+    'podDisruptionBudget.maxUnavailable="50%"',
 )
 VARIANTS = {
     "cluster": (),
@@ -86,6 +74,26 @@ def test_every_manifest_is_strictly_valid(settings: tuple[str, ...]) -> None:
     for obj in objects:
         if obj["kind"] not in SYNTHETIC:
             kubernetes_validate.validate(obj, "1.37", strict=True)
+
+
+def test_everything_is_valid_for_every_supported_kubernetes() -> None:
+    """What is rendered differs at 1.30 alone, where admission policies begin."""
+    oldest = template(*(s for s in EVERYTHING if "admission" not in s), flags=("--kube-version", "1.29.0"))
+    newest = template(*EVERYTHING, flags=("--kube-version", "1.37.0"))
+    assert {obj["kind"] for obj in newest} - {obj["kind"] for obj in oldest} == {
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+    }
+    for minor in range(29, 38):
+        for obj in oldest if minor == 29 else newest:
+            if obj["kind"] not in SYNTHETIC:
+                kubernetes_validate.validate(obj, f"1.{minor}", strict=True)
+
+
+def test_a_kubernetes_that_is_too_old_is_refused() -> None:
+    done = helm("template", "wrpo", str(CHART), "--kube-version", "1.28.0")
+    assert done.returncode != 0
+    assert "kubeVersion" in done.stderr
 
 
 def test_cluster_mode_binds_a_cluster_role_and_lets_the_operator_make_the_stages_account() -> None:
@@ -134,6 +142,61 @@ def test_the_operator_runs_restricted() -> None:
     assert container["command"] == ["python", "-m", "wrpo_operator", "run"]
 
 
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
+def test_all_pods_meet_the_restricted_standard(settings: tuple[str, ...]) -> None:
+    objects = template(*settings)
+    pods = [obj["spec"] for obj in objects if obj["kind"] == "Pod"]
+    pods.append(one(objects, "Deployment")["spec"]["template"]["spec"])
+    assert [violations("restricted", pod, {}) for pod in pods] == [[]] * len(pods)
+
+
+def test_replicas_are_spread_with_the_operators_own_labels() -> None:
+    pod = one(template(*EVERYTHING), "Deployment")["spec"]["template"]
+    (spread,) = pod["spec"]["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    assert spread["labelSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+
+
+def test_only_stages_the_test_and_named_peers_may_reach_the_operator() -> None:
+    objects = template(*EVERYTHING)
+    policy = one(objects, "NetworkPolicy")["spec"]
+    ports = {port["name"] for port in one(objects, "Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"]}
+    assert policy["policyTypes"] == ["Ingress"]
+    assert {port["port"] for rule in policy["ingress"] for port in rule["ports"]} == ports
+    assert all(rule.get("from") for rule in policy["ingress"])
+    (health,) = [rule for rule in policy["ingress"] if rule["ports"] == [{"port": "health"}]]
+    assert health["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+    closed = one(template("networkPolicy.enabled=true", "progress.enabled=false"), "NetworkPolicy")["spec"]
+    assert closed["ingress"] in (None, [])
+
+
+def test_stages_reach_each_other_names_the_operator_and_what_is_allowed() -> None:
+    objects = template(*EVERYTHING)
+    for namespace in ("team-a", "team-b"):
+        (policy,) = [
+            obj["spec"]
+            for obj in objects
+            if obj["kind"] == "NetworkPolicy" and obj["metadata"]["namespace"] == namespace
+        ]
+        selector = {"matchLabels": {"app.kubernetes.io/managed-by": "wrpo-operator"}}
+        assert policy["podSelector"] == selector
+        assert policy["ingress"] == [{"from": [{"podSelector": selector}]}]
+        assert [rule.get("ports") for rule in policy["egress"]] == [
+            None,
+            [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}],
+            [{"port": 8081, "protocol": "TCP"}],
+            [{"port": 443, "protocol": "TCP"}],
+        ]
+    watched = template('mode="namespaced"', 'watchNamespace="team-c"', "networkPolicy.stages.enabled=true")
+    (policy,) = [obj for obj in watched if obj["kind"] == "NetworkPolicy"]
+    assert policy["metadata"]["namespace"] == "team-c"
+
+
+def test_a_policy_for_stages_needs_namespaces() -> None:
+    done = helm("template", "wrpo", str(CHART), "--set-json", "networkPolicy.stages.enabled=true")
+    assert "Name the namespaces" in done.stderr
+
+
 def test_every_variable_the_deployment_sets_is_read_by_the_operator() -> None:
     read = {option.envvar for option in run_command.params if getattr(option, "envvar", None)}
     assert set(environment(template(*EVERYTHING))) - read == {"HTTPS_PROXY"}
@@ -141,7 +204,7 @@ def test_every_variable_the_deployment_sets_is_read_by_the_operator() -> None:
 
 def test_stages_reach_the_progress_endpoint_through_the_service() -> None:
     objects = template("progress.port=9000", namespace="here")
-    assert environment(objects)["WRPO_PROGRESS_URL"] == "http://wrpo-operator.here.svc:9000"
+    assert environment(objects)["WRPO_PROGRESS_URL"] == "https://wrpo-operator.here.svc:9000"
     service = one(objects, "Service")
     assert service["spec"]["ports"] == [{"name": "progress", "port": 9000, "targetPort": "progress"}]
     template_labels = one(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]
@@ -175,6 +238,10 @@ REFUSED = {
     "an unknown value": ("replica=2", "replica"),
     "a port out of range": ("health.port=70000", "/health/port"),
     "a stand-in for no stage": ('stageCommandOverrides={"tarin":{"command":["x"]}}', "tarin"),
+    "a probe that never ends": ("probes.liveness.periodSeconds=0", "/probes/liveness/periodSeconds"),
+    "a claim with quotes": ("""admissionPolicy.claimNames=["a'"]""", "/admissionPolicy/claimNames"),
+    "an unknown action": ('admissionPolicy.validationActions=["Refuse"]', "/admissionPolicy/validationActions"),
+    "half a certificate": ('progress.tls.certFile="a"', "certFile"),
     "a stand-in without a command": ('stageCommandOverrides={"train":{"image":"x"}}', "command"),
 }
 
@@ -200,3 +267,19 @@ def test_versions_agree() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert f'version = "{chart["appVersion"]}"' in project
     assert Path(CHART / "templates" / "NOTES.txt").is_file()
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_is_generated_from_the_values() -> None:
+    made = script("chart_readme").readme()
+    assert (CHART / "README.md").read_text(encoding="utf-8") == made, "run `make chart-readme`"
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    assert [key for key in values if f"| `{key}" not in made] == []

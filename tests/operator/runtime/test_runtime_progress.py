@@ -63,6 +63,7 @@ class World:
         self.pods = {("ns", "p"): {"metadata": {"name": "p", "uid": "p-1", "labels": LABELS}, "status": {}}}
         self.book = ProgressBook()
         self.woken: list[tuple[str, str]] = []
+        self.leading = True
         self.rebuild()
 
     def rebuild(self) -> None:
@@ -74,6 +75,7 @@ class World:
             now=lambda: NOON,
             monotonic=self.clock,
             on_post=lambda namespace, name: self.woken.append((namespace, name)),
+            leading=lambda: self.leading,
         )
 
     def pod(self, namespace: str, name: str) -> dict[str, Any] | None:
@@ -292,3 +294,9 @@ def test_whatever_is_posted_is_a_percentage_within_bounds_or_refused(body: Any) 
     assert fact.remaining_s is None or fact.remaining_s >= 0
     assert len(fact.metrics) <= 32
     assert all(math.isfinite(value) for value in fact.metrics.values())
+
+
+def test_a_replica_that_stands_by_sends_posts_elsewhere(world: World) -> None:
+    world.leading = False
+    assert world.post({}) == [(503, "this replica stands by")]
+    assert world.kube.reviews == []
