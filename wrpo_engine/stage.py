@@ -128,6 +128,8 @@ STAGES: dict[StageKind, str] = {
     StageKind.REPORT: "wrpo_engine.reporting.stage:run",
 }
 """Names, not functions: a stage imports only what it needs, so that it starts quickly."""
+GANGS = frozenset({StageKind.SFT, StageKind.TRAIN})
+"""Stages whose pods are nodes of one process group: PET_NODE_RANK tells them apart, and none is a shard."""
 
 
 def load_stage(kind: StageKind) -> StageFunction:
@@ -209,6 +211,9 @@ def _addresses(inputs: Mapping[str, ArtifactRef]) -> dict[str, str]:
 
 
 def _shard(config: StageConfig, environ: Mapping[str, str]) -> int:
+    if StageKind(config.params.stage) in GANGS:
+        # A TrainJob's pods are those of an Indexed Job, and have an index all the same.
+        return 0
     text = environ.get("JOB_COMPLETION_INDEX", "0")
     shards = config.runtime.shards
     if not text.isdigit() or int(text) >= shards:

@@ -216,6 +216,13 @@ def test_a_config_of_another_stage_is_refused(engine: Engine) -> None:
     )
 
 
+@pytest.mark.parametrize("stage", ["sft", "train"])
+def test_a_node_of_a_gang_is_no_shard(make_ctx: Callable[..., StageContext], stage: str) -> None:
+    """A TrainJob's pods are those of an Indexed Job: the second node has the completion index 1."""
+    params = {"stage": stage, "model": {"name": "org/model"}}
+    assert make_ctx(params, environ={"JOB_COMPLETION_INDEX": "1"}).shard == 0
+
+
 def test_a_shard_beyond_the_shards_is_refused(engine: Engine) -> None:
     assert engine.run(JOB_COMPLETION_INDEX="1") == 78
     assert engine.message.error is not None
