@@ -247,14 +247,18 @@ class FaultyClient:
         self._faults = faults
         self.calls = calls
         """(verb, plural) of every call so far; operators started anew go on counting."""
+        self._is_dead = False
         self.during: Callable[[int], Awaitable[None]] | None = None
         """Awaited between what the server does and its answer; gets the number of the call."""
 
     async def _call(self, verb: str, resource: Resource, action: Callable[[], Any]) -> Any:
+        if self._is_dead:
+            raise CrashError
         number = len(self.calls)
         fault = self._faults.get(number)
         self.calls.append((verb, resource.plural))
         if fault is not None and fault.kind == "crash before":
+            self._is_dead = True
             raise CrashError
         if fault is not None and fault.kind == "error":
             raise fault.error()
@@ -265,6 +269,7 @@ class FaultyClient:
             if self.during is not None:
                 await self.during(number)
         if fault is not None and fault.kind == "crash after":
+            self._is_dead = True
             raise CrashError
         if fault is not None:
             raise KubeError(0, "Unreachable", "timed out")

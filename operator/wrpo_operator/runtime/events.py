@@ -32,17 +32,16 @@ async def post(
     name, namespace = event_name(experiment, event), namespace_of(experiment)
     stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     try:
-        try:
-            known = await client.get(EVENTS, name, namespace)
-        except KubeError as error:
-            if not error.not_found:
-                raise
-            check()
-            await client.create(EVENTS, new_event(experiment, event, name=name, stamp=stamp, host=host))
-            return
         check()
-        again = {"count": int(known.get("count") or 1) + 1, "lastTimestamp": stamp}
-        await client.merge_patch(EVENTS, name, namespace, again)
+        try:
+            await client.create(EVENTS, new_event(experiment, event, name=name, stamp=stamp, host=host))
+        except KubeError as error:
+            if not error.conflict:
+                raise
+            known = await client.get(EVENTS, name, namespace)
+            check()
+            again = {"count": int(known.get("count") or 1) + 1, "lastTimestamp": stamp}
+            await client.merge_patch(EVENTS, name, namespace, again)
     except KubeError as error:
         log.warning("event %s was not written: %s", event.reason, error.message)
 

@@ -8,9 +8,10 @@ the status has recorded why, for a child that is gone cannot tell any more.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -58,6 +59,8 @@ Key = tuple[str, str]
 REFUSALS = frozenset({400, 403, 404, 413, 422})
 """Answers that a fresh look does not change; someone has to do something."""
 ACCOUNT_TTL_S = 300.0
+TOGETHER = 8
+"""Requests of one experiment that are under way at the same time."""
 STARTING_S = 0.2
 """How soon to look again when another experiment is just starting a stage that this one wants to start, or when the
 experiment was changed during the look."""
@@ -140,8 +143,7 @@ class Reconciler:
                 return STARTING_S
             for deletion in todo.delete:
                 await self._delete(experiment, deletion)
-            for event in todo.events:
-                await self._post(obj, event)
+            await _together(self._post(obj, event) for event in todo.events)
         except NotLeadingError:
             log.info("stopped half-way: this operator leads no more")
             return None
@@ -160,13 +162,12 @@ class Reconciler:
     async def _apply(self, experiment: Experiment, todo: Plan) -> None:
         for change in todo.suspend:
             await self._set_suspend(experiment, change)
-        for planned in todo.apply:
-            await self._start(experiment, planned)
+        if todo.apply and self._settings.manage_service_account:
+            await self._ensure_service_account(experiment.namespace)
+        await _together(self._start(experiment, planned) for planned in todo.apply)
 
     async def _start(self, experiment: Experiment, planned: PlannedAttempt) -> None:
         """Apply the manifests of one attempt, ConfigMap first."""
-        if self._settings.manage_service_account:
-            await self._ensure_service_account(experiment.namespace)
         for manifest in render_attempt(experiment, planned, self._settings.render):
             self._check()
             resource = APPLIED_RESOURCES[manifest["apiVersion"], manifest["kind"]]
@@ -307,6 +308,20 @@ class Reconciler:
     def _check(self) -> None:
         if not self._may_act():
             raise NotLeadingError
+
+
+async def _together(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Carry out writes of which none needs another, some at a time; all are tried before an error is raised."""
+    limit = asyncio.Semaphore(TOGETHER)
+
+    async def carry_out(write: Coroutine[Any, Any, None]) -> None:
+        async with limit:
+            await write
+
+    ends = await asyncio.gather(*(carry_out(write) for write in writes), return_exceptions=True)
+    for end in ends:
+        if isinstance(end, BaseException):
+            raise end
 
 
 def with_refusal(experiment: Experiment, message: str, now: datetime) -> ExperimentStatus:
