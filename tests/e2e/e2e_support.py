@@ -22,8 +22,8 @@ from wrpo_operator.cli.install import find_tool
 
 JsonObject = dict[str, Any]
 EXTERNAL = os.environ.get("WRPO_E2E_CLUSTER") == "1"
-RUN = secrets.token_hex(3)
-"""In every name of this run, so that two runs on one cluster do not meet."""
+RUN = f"r{secrets.token_hex(3)}"
+"""In every name of this run, so that two runs on one cluster do not meet. A letter first: 3786e2 is a number."""
 NAMESPACE = f"wrpo-e2e-{RUN}"
 SYSTEM = f"wrpo-e2e-{RUN}-system"
 RELEASE = f"wrpo-e2e-{RUN}" if EXTERNAL else "wrpo"
