@@ -17,6 +17,7 @@ from engine.engine_support import save_tiny_model, save_tiny_reward
 
 from wrpo_devcluster.controllers.volumes import claim_directory
 from wrpo_devcluster.kubelet.records import MARKER
+from wrpo_engine.training.metrics import CLOCK_FIELDS
 
 SOURCES = ("a", "b")
 PROMPTS = 24
@@ -26,8 +27,8 @@ STAGES = (
     *(f"{kind}/{model}" for kind in ("sample", "score") for model in (*SOURCES, "target")),
     *("curate-sft", "sft", "curate-triples", "train", "evaluate", "report"),
 )
-_CLOCKED = ("elapsed_seconds", "tokens_per_second", "step_seconds", "mfu")
-"""Metrics that a clock decides."""
+_CLOCKED = frozenset({"elapsed_seconds", *CLOCK_FIELDS})
+"""Metrics that a clock or the machine decides."""
 
 
 def fill_claim(directory: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,6 +189,33 @@ def test_a_run_with_everything_killed_once_leaves_the_same_bytes(real: Kube, qui
     assert {k: v for k, v in disturbed.metrics().items() if k != "report"} == {
         k: v for k, v in quiet.metrics().items() if k != "report"
     }
+
+
+def test_trainjobs_leave_the_same_bytes_as_pytorchjobs(real: Kube, quiet: Artifacts) -> None:
+    """Only what trains depends on the backend: the other stages find their artifacts at the new path."""
+    again = quiet.root / "trainjob"
+    for part in ("models", "prompts.jsonl"):
+        (again / part).parent.mkdir(parents=True, exist_ok=True)
+        (again / part).symlink_to(quiet.root / part)
+    for stage in set(STAGES) - {"sft", "train", "evaluate", "report"}:
+        shutil.copytree(quiet.directory(stage), again / quiet.address[stage])
+    spec = real_experiment("on-trainjob", "quiet")["spec"]
+    spec["training"] |= {"backend": "TrainJob"}
+    spec["storage"]["volume"] |= {"path": "trainjob"}
+    spec |= {"evaluation": {**spec["evaluation"], "enabled": False}, "report": {"enabled": False}}
+    real.apply(real_experiment("on-trainjob", "quiet", **spec))
+    status = real.wait_phase("on-trainjob", "Succeeded", 240)
+    address = {entry["name"]: entry["artifact"] for entry in status["stages"]}
+    assert address == {stage: quiet.address[stage] for stage in address}
+    assert {entry["name"] for entry in status["stages"] if not entry.get("cached")} == {"sft", "train"}
+    made = Artifacts(again, {stage: address[stage] for stage in ("sft", "train")})
+    expected = {name: digest for name, digest in quiet.hashes(but=CLOCKED_FILES).items() if name in made.hashes()}
+    assert made.hashes(but=CLOCKED_FILES) == expected
+    assert "train: model/model.safetensors" in expected
+    for stage in ("sft", "train"):
+        assert made.training_log(stage) == quiet.training_log(stage)
+        child = real.stage("on-trainjob", stage)["attempts"][0]["child"]
+        assert real.get("trainjobs.trainer.kubeflow.org", child)["spec"]["trainer"]["numNodes"] == 2
 
 
 def rank_0_log(real: Kube, *, attempt: int) -> str:
