@@ -27,14 +27,18 @@ def experiment_object(spec: Any, name: str = "demo") -> dict[str, Any]:
     }
 
 
-def refusals(obj: dict[str, Any]) -> list[str]:
-    """Return why the API server would refuse to create an object; empty when it would not. Unknown fields count."""
-    defaulted = apply_defaults(copy.deepcopy(obj), crd_schema())
+def refusals(obj: dict[str, Any], by: dict[str, Any] | None = None) -> list[str]:
+    """Return why the API server would refuse to create an object; empty when it would not. Unknown fields count.
+
+    `by` is the schema of another release.
+    """
+    node = by or crd_schema()
+    defaulted = apply_defaults(copy.deepcopy(obj), node)
     structural = [
         f"{'.'.join(map(str, error.absolute_path))}: {error.message}"
-        for error in Draft4Validator(_closed(crd_schema())).iter_errors(defaulted)
+        for error in Draft4Validator(_closed(node)).iter_errors(defaulted)
     ]
-    return structural or [*_doubled(defaulted, crd_schema(), ""), *_broken(defaulted, crd_schema(), "")]
+    return structural or [*_doubled(defaulted, node, ""), *_broken(defaulted, node, "")]
 
 
 def apply_defaults(value: Any, node: dict[str, Any]) -> Any:

@@ -244,7 +244,7 @@ class FaultyClient:
 
     def __init__(self, server: Server, faults: Mapping[int, Fault], *, calls: list[tuple[str, str]]) -> None:
         self._server = server
-        self._faults = faults
+        self.faults = faults
         self.calls = calls
         """(verb, plural) of every call so far; operators started anew go on counting."""
         self._is_dead = False
@@ -255,7 +255,7 @@ class FaultyClient:
         if self._is_dead:
             raise CrashError
         number = len(self.calls)
-        fault = self._faults.get(number)
+        fault = self.faults.get(number)
         self.calls.append((verb, resource.plural))
         if fault is not None and fault.kind == "crash before":
             self._is_dead = True
