@@ -15,7 +15,7 @@ import click
 RELEASE = "wrpo"
 OPERATOR_NAMESPACE = "wrpo-system"
 EMBEDDED_VALUES: Mapping[str, Any] = {"progress": {"tls": {"enabled": False}}}
-"""On the embedded cluster a Service's name becomes a loopback address before a pod sees it; no certificate fits that."""
+"""On the embedded cluster a Service's name becomes a loopback address before a pod sees it: no certificate fits."""
 CHECKOUT = Path(__file__).resolve().parents[3]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from wrpo_operator.api.conditions import ConditionType, Reason
@@ -42,10 +42,11 @@ class FleetCollector(Collector):
         self._per_experiment = per_experiment
         self._asked_at: datetime | None = None
 
-    def describe(self) -> Iterator[GaugeMetricFamily]:
+    def describe(self) -> Iterator[Metric]:
         yield from self._families()
+        yield from self._metrics.blocked_seconds.describe()
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         families = self._families()
         if self._leading():
             everything = list(self._experiments())
@@ -60,6 +61,7 @@ class FleetCollector(Collector):
         else:
             self._asked_at = None
         yield from families
+        yield from self._metrics.blocked_seconds.collect()
 
     def _families(self) -> list[GaugeMetricFamily]:
         families = [GaugeMetricFamily("wrpo_experiments", "Experiments by phase.", labels=["phase"])]

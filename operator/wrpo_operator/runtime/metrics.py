@@ -71,8 +71,9 @@ class Metrics:
             "wrpo_gpu_seconds", "GPU time of ended attempts by kind of stage.", ["kind"], registry=registry
         )
         self.blocked_seconds = Counter(
-            "wrpo_blocked_seconds", "Time that experiments were blocked, by reason.", ["reason"], registry=registry
+            "wrpo_blocked_seconds", "Time that experiments were blocked, by reason.", ["reason"], registry=None
         )
+        """Shown by the FleetCollector, which brings it up to date first."""
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
