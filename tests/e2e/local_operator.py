@@ -67,6 +67,10 @@ class LocalOperator:
         except OSError:  # refused, or 503
             return False
 
+    def send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         self._end(signal.SIGKILL)
 

@@ -44,8 +44,12 @@ class World:
         self.kube, self.store = kube, ObjectStore()
         self.served = {EXPERIMENTS, JOBS, PYTORCH_JOBS}
         self.changed: list[str] = []
+        self.trusted = 0
         kube.served = self._is_served
         self.informer: Informer
+
+    def _on_trusted(self) -> None:
+        self.trusted += 1
 
     async def _is_served(self, resource: Resource) -> bool:
         return resource in self.served or resource.plural == "pods"
@@ -63,6 +67,7 @@ class World:
                 login=dict,  # type: ignore[arg-type]
                 monotonic=loop.time,
                 on_change=lambda _resource, obj: self.changed.append(name_of(obj)),
+                on_trusted=self._on_trusted,
             )
             task = asyncio.create_task(self.informer.run())
             try:
@@ -127,6 +132,39 @@ def test_a_training_crd_that_comes_or_goes_begins_a_new_session(world: World) ->
         world.served.discard(PYTORCH_JOBS)
         await until(lambda: not world.informer.training_backends)
         assert world.store.get(PYTORCH_JOBS, "default", "t") is None
+
+    world.run(script)
+
+
+def test_what_is_distrusted_counts_as_unknown_until_it_was_listed(world: World) -> None:
+    async def script() -> None:
+        world.informer.distrust()
+        assert world.trusted == 0
+        await until(lambda: world.informer.synced)
+        world.kube.put(EXPERIMENTS, {"metadata": {"name": "made-by-another"}})
+        world.informer.distrust()
+        assert not world.informer.synced
+        await until(lambda: world.informer.synced)
+        assert world.store.get(EXPERIMENTS, "default", "made-by-another") is not None
+        assert world.trusted == 1
+        assert len(Session.made) == 1
+
+    world.run(script)
+
+
+def test_a_version_that_says_nothing_new_is_told_to_nobody(world: World) -> None:
+    obj = {"metadata": {"name": "j", "namespace": "default", "uid": "u", "resourceVersion": "900", "labels": OURS}}
+
+    async def script() -> None:
+        await until(lambda: world.informer.synced)
+        (session,) = Session.made
+        session.sink(JOBS, "ADDED", {**obj, "status": {"active": 1}})
+        touched = {**obj["metadata"], "resourceVersion": "901"}
+        session.sink(JOBS, "MODIFIED", {"metadata": touched, "status": {"active": 1, "ready": 1}})
+        assert world.changed == ["j"]
+        ended = {**touched, "resourceVersion": "902"}
+        session.sink(JOBS, "MODIFIED", {"metadata": ended, "status": {"succeeded": 1}})
+        assert world.changed == ["j", "j"]
 
     world.run(script)
 
