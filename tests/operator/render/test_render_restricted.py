@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.builders import make_experiment, make_planned
 
 from wrpo_devcluster.apiserver.podsecurity import violations
 from wrpo_operator.api.pod_template import STRICT, PodTemplatePolicy, protected_field_errors
+from wrpo_operator.api.spec import SpecError
+from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import Experiment
+from wrpo_operator.render import render_attempt
 from wrpo_operator.render.pod import pod_template
 from wrpo_operator.render.settings import RenderSettings
 
@@ -123,3 +129,35 @@ def test_the_property_sees_accepted_templates_that_change_something() -> None:
     (init,) = rendered(EXPERIMENT, template, "train")["spec"]["initContainers"]
     assert init["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert init["securityContext"]["runAsUser"] == 1000
+
+
+HOSTILE = "$(touch x); `id` && $HOME | cat"
+
+
+def test_what_users_write_reaches_no_shell() -> None:
+    """Commands are lists without a shell, and hold nothing of the spec; a user's words lie in a JSON file."""
+    for refused in ({"target": {"model": f"/models/{HOSTILE}"}}, {"images": {"trainer": HOSTILE}}):
+        with pytest.raises(SpecError):
+            make_experiment(**refused)
+    experiment = make_experiment(prompts={"column": HOSTILE}, env=[{"name": "A", "value": HOSTILE}])
+    assert experiment.spec is not None
+    for node in build_graph(experiment.spec):
+        stage = str(node.id)
+        config, *children = render_attempt(experiment, make_planned(experiment, stage), RenderSettings())
+        assert json.loads(config["data"]["stage.json"])["params"]
+        for container in _containers(children):
+            command = [*container.get("command", []), *container.get("args", [])]
+            assert isinstance(container["command"], list)
+            assert not {"sh", "bash", "-c", "/bin/sh"} & set(command)
+            assert not [part for part in command if "$" in part or "`" in part or "touch" in part]
+
+
+def _containers(part: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(part, dict):
+        if "image" in part and "command" in part:
+            yield part
+        for value in part.values():
+            yield from _containers(value)
+    elif isinstance(part, list | tuple):
+        for value in part:
+            yield from _containers(value)
