@@ -183,7 +183,7 @@ def main() -> None:
     "--workers",
     envvar="WRPO_WORKERS",
     show_envvar=True,
-    default=4,
+    default=16,
     show_default=True,
     type=click.IntRange(1, 64),
     help="Experiments reconciled at the same time.",

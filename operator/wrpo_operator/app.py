@@ -42,6 +42,7 @@ from wrpo_operator.runtime.settings import Settings
 from wrpo_operator.runtime.snapshot import LIVE, SnapshotBuilder
 from wrpo_operator.runtime.store import ObjectStore
 from wrpo_operator.runtime.tls import ServerCertificate
+from wrpo_operator.runtime.trim import trim
 
 log = logging.getLogger(__name__)
 WATCH_LIMIT_S = 300.0
@@ -280,6 +281,7 @@ class Operator:
 async def run(settings: Settings, *, kubeconfig: str | None, context: str | None) -> None:
     """Run one operator until it is told to stop."""
     client = await HttpKube.connect(kubeconfig, context)
+    client.keep = trim
     log.info(
         "wrpo-operator: API server %s, namespace %s, identity %s",
         client.server,

@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlencode
@@ -24,6 +24,8 @@ from wrpo_operator.runtime.resources import JsonObject, Resource, name_of, names
 
 FIELD_MANAGER = "wrpo-operator"
 REQUEST_TIMEOUT_S = 20.0
+PAGE = 250
+"""Items of one answer to a list."""
 IN_CLUSTER_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 Propagation = Literal["Background", "Foreground", "Orphan"]
 
@@ -135,6 +137,8 @@ class HttpKube:
         self._configuration = configuration
         self._rest = RESTClientObject(configuration)
         self._reload = asyncio.Lock()
+        self.keep: Callable[[Resource, JsonObject], JsonObject] = lambda _resource, item: item
+        """What of each listed item is kept: thousands of large objects at once would need a lot of memory."""
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> HttpKube:
@@ -154,12 +158,13 @@ class HttpKube:
     async def list(
         self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
     ) -> tuple[list[JsonObject], str]:
-        query = {"labelSelector": label_selector, "fieldSelector": field_selector, "limit": "500"}
+        query = {"labelSelector": label_selector, "fieldSelector": field_selector, "limit": str(PAGE)}
         items: list[JsonObject] = []
         while True:
             answer = await self.request("GET", resource.path(namespace), query=query)
             found = answer.get("items") or []
-            items += ({**item, "apiVersion": resource.api_version, "kind": resource.kind} for item in found)
+            kind = {"apiVersion": resource.api_version, "kind": resource.kind}
+            items += (self.keep(resource, {**item, **kind}) for item in found)
             metadata = answer.get("metadata") or {}
             if not metadata.get("continue"):
                 return items, str(metadata.get("resourceVersion", ""))

@@ -44,7 +44,7 @@ class Settings:
     metrics_per_experiment: bool = False
     """Show each experiment's progress under its own name, which makes as many series as there are experiments."""
     lease_name: str = "wrpo-operator"
-    workers: int = 4
+    workers: int = 16
     audit_s: float = 60.0
     resync_s: float = 300.0
     """Every experiment is reconciled at least this often."""

@@ -101,6 +101,16 @@ def test_a_long_list_is_read_page_by_page_and_items_know_their_kind(tmp_path: Pa
     assert [request[2].get("continue") for request in server.requests] == [None, "more"]
 
 
+def test_of_a_listed_item_only_what_is_kept_stays_in_memory(tmp_path: Path) -> None:
+    server = Server(answer({"metadata": {"resourceVersion": "7"}, "items": [{"metadata": {"name": "a"}, "spec": {}}]}))
+
+    async def listed(client: HttpKube) -> list[dict[str, Any]]:
+        client.keep = lambda resource, item: {"kept": (resource.plural, item["kind"], item["metadata"]["name"])}
+        return (await client.list(JOBS, "ns"))[0]
+
+    assert talk(server, listed, tmp_path) == [{"kept": ("jobs", "Job", "a")}]
+
+
 def test_a_refusal_carries_the_servers_words_code_and_pause(tmp_path: Path) -> None:
     status = {"kind": "Status", "message": "slow down", "reason": "TooManyRequests", "code": 429}
     server = Server(answer(status, 429, **{"Retry-After": "3"}))
