@@ -1,6 +1,6 @@
 """One operator process with ever more experiments, against the embedded API server with simulated pods.
 
-`python -m benchmarks.operator.scale [--quick] [--experiments 50,100,200,500]`
+`python -m benchmarks.operator.scale [--quick] [--experiments 50,100,200,500] [--sources 6] [--rate 15]`
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from benchmarks.common.process import ROOT, WorkerError, free_port
 from benchmarks.common.results import Table, save_result
 
 NAME = "operator-scale"
-COUNTS = (50, 100, 200, 500)
+COUNTS = (50, 500)
 QUICK = (10,)
 SPEED = 10.0
 """Seconds of the cluster's clock in a real one: pods start and end that much faster."""
-RATE = 12.0
+RATE = 15.0
 """Children that start in a second on average, whatever the number of experiments: more than this and the API server,
 which shares the processor with the operator, is what is measured."""
 
