@@ -216,7 +216,7 @@ class ProgressServer:
             raise RefusedError(503, "tokens cannot be reviewed now") from error
         status = answer.get("status") or {}
         if not status.get("authenticated") or self._audience not in (status.get("audiences") or ()):
-            log.info("a progress post was refused, for its token's review says: %s", status.get("error") or "no audience")
+            log.info("a post's token was refused: %s", status.get("error") or "it is for another audience")
             raise RefusedError(401, f"the token is not valid for audience {self._audience}")
         user = status.get("user") or {}
         extra = user.get("extra") or {}
