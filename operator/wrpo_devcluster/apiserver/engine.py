@@ -143,7 +143,8 @@ class Engine:
             for record in self.store.list("/services", None)
             for address in record.obj["spec"].get("clusterIPs") or ()
         }
-        strategies.allocate_addresses(obj, taken, self.store.rv)
+        # By the uid, which is random: two clusters on one machine share its loopback addresses.
+        strategies.allocate_addresses(obj, taken, uuid.UUID(obj["metadata"]["uid"]).int)
 
     def store_unchecked(self, kind: Kind, obj: JsonObject, old: JsonObject | None) -> JsonObject:
         """Write what the server itself decided: no validation, no record of ownership."""
