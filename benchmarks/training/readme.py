@@ -18,14 +18,20 @@ PARTS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Table]]], ...] = (
 )
 
 
+SUFFIXES = ("", "-processor-time", "-quick", "-quick-processor-time")
+"""Of the results' names, the most telling first."""
+
+
 def render(readme: Path = README, results: Path = RESULTS) -> list[str]:
-    """Replace the section of every result that there is; return their names."""
+    """Replace the section of every part that has a result; return the parts' names."""
     rendered = []
     for name, tables in PARTS:
-        result = load_result(name, directory=results)
+        found = (load_result(f"{name}{suffix}", directory=results) for suffix in SUFFIXES)
+        result = next((each for each in found if each is not None), None)
         if result is None:
             continue
-        parts = [f"Measured {machine_of(result).line}.", *(table.markdown() for table in tables(result))]
+        how = f"{result['level']} shapes, {result['clock']}"
+        parts = [f"Measured {machine_of(result).line}; {how}.", *(table.markdown() for table in tables(result))]
         replace_section(readme, name, "\n\n".join(parts))
         rendered.append(name)
     return rendered
