@@ -58,6 +58,8 @@ Key = tuple[str, str]
 """(namespace, name) of an experiment"""
 REFUSALS = frozenset({400, 403, 404, 413, 422})
 """Answers that a fresh look does not change; someone has to do something."""
+NOT_SERVED = "ChildKindNotServed"
+"""A child's kind has just gone; discovery says so within seconds, in better words (TrainingBackendMissing)."""
 ACCOUNT_TTL_S = 300.0
 TOGETHER = 8
 """Requests of one experiment that are under way at the same time."""
@@ -171,7 +173,12 @@ class Reconciler:
         for manifest in render_attempt(experiment, planned, self._settings.render):
             self._check()
             resource = APPLIED_RESOURCES[manifest["apiVersion"], manifest["kind"]]
-            answer = await self._client.apply(resource, manifest)
+            try:
+                answer = await self._client.apply(resource, manifest)
+            except KubeError as error:
+                if error.not_found and resource.kind in CHILD_RESOURCES:
+                    raise KubeError(error.code, NOT_SERVED, error.message) from error
+                raise
             if resource.kind in CHILD_RESOURCES:
                 self._store.upsert(resource, {"apiVersion": resource.api_version, "kind": resource.kind, **answer})
         log.info(
@@ -292,7 +299,7 @@ class Reconciler:
         The rest of the status stays as it was: what was not applied has not happened.
         """
         self._seen.accounts.pop(namespace_of(obj), None)
-        if error.code not in REFUSALS:
+        if error.code not in REFUSALS or error.reason == NOT_SERVED:
             return
         status = with_refusal(experiment, error.message, self._now())
         if status == experiment.status:

@@ -244,6 +244,7 @@ def test_the_gpus_mask_lets_tokens_see_exactly_their_families(
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_flex_attention_on_a_gpu_equals_attention_by_segment() -> None:
     plan = plan_of([(200, [90, 1, 140]), (1, [3]), (70, [])]).to(torch.device("cuda"))
     heads = tuple(
