@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
+from wrpo_engine.command_line import run_command
 from wrpo_engine.config import ExitCode
-from wrpo_engine.errors import WrpoError
 from wrpo_engine.formats.location import Locator
 from wrpo_engine.formats.reading import as_triples, read_table
 from wrpo_engine.formats.writing import Format, write_artifact, write_file
@@ -72,13 +71,4 @@ def command(source: str, output: str, kind: str, storage: str | None, split: str
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; every foreseen error is one line with a hint."""
-    try:
-        return int(command.main(list(arguments), prog_name="wrpo-engine convert", standalone_mode=False) or 0)
-    except click.ClickException as error:
-        error.show()
-        return ExitCode.USAGE
-    except WrpoError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return error.exit_code
+    return run_command(command, arguments, prog_name="wrpo-engine convert")

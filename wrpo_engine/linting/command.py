@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from wrpo_engine.command_line import run_command
 from wrpo_engine.config import ExitCode
-from wrpo_engine.errors import ConfigError, WrpoError
+from wrpo_engine.errors import ConfigError
 from wrpo_engine.formats.location import Locator
 from wrpo_engine.linting.checks import ModelTokens, run_checks
 from wrpo_engine.linting.findings import Finding, Limits, Severity, has_errors
@@ -139,13 +139,4 @@ def show(subject: Subject, findings: Sequence[Finding], console: Console) -> Non
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; every foreseen error is one line with a hint."""
-    try:
-        return int(command.main(list(arguments), prog_name="wrpo lint", standalone_mode=False) or 0)
-    except click.ClickException as error:
-        error.show()
-        return ExitCode.USAGE
-    except WrpoError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return error.exit_code
+    return run_command(command, arguments, prog_name="wrpo lint")

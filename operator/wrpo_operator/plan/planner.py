@@ -12,7 +12,7 @@ from wrpo_operator.plan.blockers import find_blockers
 from wrpo_operator.plan.events import events_between
 from wrpo_operator.plan.graph import build_graph, source_of
 from wrpo_operator.plan.memory import StageView, has_failed_for_good, recall
-from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Plan, PlannedAttempt, Shape, Snapshot
+from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Plan, PlannedAttempt, Shape, Snapshot, StageNode
 from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import GiveUp
 from wrpo_operator.plan.starts import Held, decide_starts
@@ -24,6 +24,7 @@ from wrpo_operator.plan.status import (
     invalid_status,
 )
 from wrpo_operator.plan.stops import (
+    Stops,
     already_ended,
     enforce_pending_deadline,
     expired_children,
@@ -53,14 +54,10 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
         status = invalid_status(experiment, now)
         return Plan(status=status, events=events_between(experiment.status, status))
 
-    graph = build_graph(spec)
-    views = recall(experiment, spec, graph, snapshot.children, now)
-    late = enforce_pending_deadline(snapshot, spec, views, now)
+    graph, views, late = _look_back(snapshot, spec, frozenset(), now)
     lost = lost_sources(late.views, spec)
     if lost:
-        graph = build_graph(spec, frozenset(lost))
-        views = recall(experiment, spec, graph, snapshot.children, now)
-        late = enforce_pending_deadline(snapshot, spec, views, now)
+        graph, views, late = _look_back(snapshot, spec, frozenset(lost), now)
     deleted = [*stale_children(snapshot, graph), *already_ended(views)]
 
     wanted = tuple(view for view in late.views if source_of(spec, view.id) not in lost)
@@ -90,6 +87,15 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
         events=events_between(experiment.status, status),
         requeue_after_s=_requeue_after(spec, status, stops.views, held, now),
     )
+
+
+def _look_back(
+    snapshot: Snapshot, spec: ExperimentSpec, without: frozenset[str], now: datetime
+) -> tuple[Sequence[StageNode], tuple[StageView, ...], Stops]:
+    """Return the graph without some sources, what its stages have done, and the same with late attempts ended."""
+    graph = build_graph(spec, without)
+    views = recall(snapshot.experiment, spec, graph, snapshot.children, now)
+    return graph, views, enforce_pending_deadline(snapshot, spec, views, now)
 
 
 def recorded_failure(experiment: Experiment, views: Sequence[StageView]) -> StageFailure | None:

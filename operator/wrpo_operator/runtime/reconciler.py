@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -82,13 +82,6 @@ class ReconcilerSettings:
     """Whether stages' ServiceAccount is made in each experiment's namespace (cluster mode) or stands there already."""
 
 
-@dataclass(slots=True)
-class _Seen:
-    """Answers of the API server that are good for a while."""
-
-    accounts: dict[str, float] = field(default_factory=dict)
-
-
 class Reconciler:
     """Makes the cluster follow one experiment's plan."""
 
@@ -112,7 +105,8 @@ class Reconciler:
         self._now = now
         self._monotonic = monotonic
         self._forget = forget
-        self._seen = _Seen()
+        self._accounts: dict[str, float] = {}
+        """Namespace -> when its ServiceAccount was last made sure of."""
         self._explainer = Explainer(client, monotonic)
         self._starting: dict[tuple[str, str], str] = {}
         """(namespace, artifact key) of attempts that are being applied -> the experiment's uid."""
@@ -277,7 +271,7 @@ class Reconciler:
     async def _ensure_service_account(self, namespace: str) -> None:
         """Make the account that stages run as: no token is mounted, no right is bound to it."""
         at = self._monotonic()
-        if at - self._seen.accounts.get(namespace, float("-inf")) < ACCOUNT_TTL_S:
+        if at - self._accounts.get(namespace, float("-inf")) < ACCOUNT_TTL_S:
             return
         self._check()
         account = {
@@ -291,14 +285,14 @@ class Reconciler:
             "automountServiceAccountToken": False,
         }
         await self._client.apply(SERVICE_ACCOUNTS, account)
-        self._seen.accounts[namespace] = at
+        self._accounts[namespace] = at
 
     async def _explain(self, obj: JsonObject, experiment: Experiment, error: KubeError) -> None:
         """Tell the user of a refusal that will not go away by itself, e.g. quota, admission or a missing right.
 
         The rest of the status stays as it was: what was not applied has not happened.
         """
-        self._seen.accounts.pop(namespace_of(obj), None)
+        self._accounts.pop(namespace_of(obj), None)
         if error.code not in REFUSALS or error.reason == NOT_SERVED:
             return
         status = with_refusal(experiment, error.message, self._now())

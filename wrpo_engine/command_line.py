@@ -1,0 +1,25 @@
+"""Runs a tool's command so that every foreseen error is one line with a hint and an exit code of the contract."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from wrpo_engine.config import ExitCode
+from wrpo_engine.errors import WrpoError
+
+
+def run_command(command: click.Command, arguments: Sequence[str], *, prog_name: str) -> int:
+    """Return the command's exit code."""
+    try:
+        return int(command.main(list(arguments), prog_name=prog_name, standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.USAGE
+    except WrpoError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
