@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -33,7 +34,9 @@ def say_how_models_come_to_deepspeed() -> None:
         frozen = arguments[3] if len(arguments) > 3 else None
         for one in (model, frozen):
             if one is not None:
-                print(f"whole parameters: {sum(parameter.numel() > 0 for parameter in one.parameters())}", flush=True)
+                whole = sum(parameter.numel() > 0 for parameter in one.parameters())
+                # One write for the whole line: the ranks share a pipe, and print() may write its end apart.
+                os.write(1, f"whole parameters: {whole}\n".encode())
         original(self, model, *arguments)
 
     DeepSpeedBackend.__init__ = init  # type: ignore[assignment,method-assign]
