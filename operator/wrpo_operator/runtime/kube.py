@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlencode
+from urllib.request import getproxies
 
 import aiohttp
 from kubernetes.aio import config as kube_config
@@ -104,6 +105,8 @@ async def load_configuration(kubeconfig: str | None = None, context: str | None 
     """Find the API server: `kubeconfig`, else $KUBECONFIG, else in-cluster, else ~/.kube/config."""
     configuration = Configuration()
     configuration.retries = None
+    # Without a proxy to find in the environment, aiohttp would still read ~/.netrc in a thread for every request.
+    configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
     path = kubeconfig or os.environ.get("KUBECONFIG")
     try:
         if path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -33,6 +34,67 @@ def selector_of(resource: Resource) -> str:
     return "" if resource == EXPERIMENTS else CHILD_SELECTOR
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """No object's last state is kept: changes are not told apart here, and kopf would copy every object for it."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> Any:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """No handler's progress is kept: `on.event` handlers have none, and kopf would copy every object to look for it."""
+
+    def fetch(self, **_: Any) -> Any:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+    def purge(self, **_: Any) -> None:
+        pass
+
+    def touch(self, **_: Any) -> None:
+        pass
+
+    def clear(self, *, essence: Any) -> Any:
+        return essence
+
+
+class Handover:
+    """Calls made by one thread and carried out in their order on the event loop of another, woken once for many.
+
+    Waking the loop costs more than most of the calls; a busy loop finds all that came meanwhile at once.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._calls: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._is_awake = False
+
+    def call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Carry it out soon; RuntimeError if the loop is closed."""
+        self._calls.append((function, arguments))
+        if not self._is_awake:
+            self._is_awake = True
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        # Before the calls: one that is added after the last look must wake the loop again.
+        self._is_awake = False
+        while self._calls:
+            function, arguments = self._calls.popleft()
+            try:
+                function(*arguments)
+            except Exception:
+                log.exception("an event was lost to an error")
+
+
 class WatchSession:
     """One run of kopf over a fixed set of resources. Ends by `stop` or by an error; it is never reused."""
 
@@ -50,6 +112,7 @@ class WatchSession:
         self._sink = sink
         self._stop = threading.Event()
         self._loop = asyncio.get_running_loop()
+        self._handover = Handover(self._loop)
         self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
 
@@ -112,7 +175,7 @@ class WatchSession:
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         try:
-            self._loop.call_soon_threadsafe(function, *arguments)
+            self._handover.call(function, *arguments)
         except RuntimeError:  # the owning loop is closed: nobody listens any more
             self._stop.set()
 
@@ -123,6 +186,8 @@ class WatchSession:
 
 def _settings(resources: tuple[Resource, ...]) -> Any:
     settings = kopf.OperatorSettings()
+    settings.persistence.diffbase_storage = _NoDiffs()
+    settings.persistence.progress_storage = _NoProgress()
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
