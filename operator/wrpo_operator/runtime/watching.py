@@ -34,7 +34,7 @@ def selector_of(resource: Resource) -> str:
     return "" if resource == EXPERIMENTS else CHILD_SELECTOR
 
 
-class _NoDiffs(kopf.DiffBaseStorage):
+class _NoDiffs(kopf.DiffBaseStorage):  # type: ignore[misc]
     """No object's last state is kept: changes are not told apart here, and kopf would copy every object for it."""
 
     def build(self, **_: Any) -> Any:
@@ -47,7 +47,7 @@ class _NoDiffs(kopf.DiffBaseStorage):
         pass
 
 
-class _NoProgress(kopf.ProgressStorage):
+class _NoProgress(kopf.ProgressStorage):  # type: ignore[misc]
     """No handler's progress is kept: `on.event` handlers have none, and kopf would copy every object to look for it."""
 
     def fetch(self, **_: Any) -> Any:
