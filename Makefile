@@ -5,7 +5,7 @@ VENV := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-clean test check lint types imports unit slow cluster crds chart-readme image-test lock bench-setup bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-training-readme
+.PHONY: help setup demo demo-clean test check lint types imports unit slow cluster crds chart-readme image-test lock e2e bench-setup bench-operator bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-sampling bench-scoring bench-curation bench-readme
 
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,7 +52,7 @@ e2e: ## one whole experiment with stand-in stages; CLUSTER=1 KUBECONFIG=... on a
 bench-setup:
 	@$(PYTHON) scripts/setup_env.py --dev
 
-bench-operator: bench-setup ## the operator with 50 to 500 experiments: latency, API calls, memory (10 minutes)
+bench-operator: bench-setup ## one operator with 50 and with 500 experiments: latency, API calls, memory (15 minutes)
 	@$(VENV)/python -m benchmarks.operator.scale
 
 bench-training: bench-setup ## step time and memory of training against a plain recipe and TRL (minutes)
@@ -67,8 +67,17 @@ bench-training-scaling: bench-setup ## training with one process and with two
 bench-training-growth: bench-setup ## cost of a training step as batch, lengths and responses grow
 	@$(VENV)/python -m benchmarks.training.growth
 
-bench-training-readme: ## put the saved results into benchmarks/README.md
-	@$(VENV)/python -m benchmarks.training.readme
+bench-sampling: bench-setup ## the sample stage against a bare LLM.generate; both backends (15 minutes)
+	@$(VENV)/python -m benchmarks.sampling
+
+bench-scoring: bench-setup ## reward scoring against one response at a time
+	@$(VENV)/python -m benchmarks.scoring
+
+bench-curation: bench-setup ## curation of 3.3 million responses (the data take 10 minutes, once)
+	@$(VENV)/python -m benchmarks.curation
+
+bench-readme: ## put the saved results into benchmarks/README.md
+	@$(VENV)/python -m benchmarks.readme
 
 crds: ## generate crds/, the chart's copy and the reference pages from the API models
 	@$(VENV)/python -m wrpo_operator.api.crd --write

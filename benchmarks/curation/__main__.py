@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from benchmarks.common.process import run_worker
 from benchmarks.common.results import RESULTS, Table, save_result
 from benchmarks.curation.data import COMPLETE, Size, size_of
 
+NAME = "curation"
 PAPER_ROWS = 3_000_000
 """10 sources x 60,000 prompts x 5 (arXiv:2412.03187)."""
 PAIRINGS = ("WRPO", "WithinSource", "BestWorst")
@@ -46,10 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "benchmarks.curation.worker", specification, threads=arguments.threads, timeout_s=3600, environ=environ
         )
         figures.append({"pairing": pairing, **result})
-    table = table_of(figures, made)
-    table.show(console)
+    measured = {"data": made, "figures": figures}
+    for table in tables(measured):
+        table.show(console)
     console.print(machine.line)
-    save_result("curation", machine, {"data": made, "figures": figures, "markdown": table.markdown()})
+    save_result(NAME, machine, measured)
     return 0
 
 
@@ -69,7 +71,8 @@ def prepare(root: Path, size: Size, console: Console) -> dict[str, Any]:
     return made
 
 
-def table_of(figures: Sequence[dict[str, Any]], made: dict[str, Any]) -> Table:
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    made = result["data"]
     rows = [
         (
             figure["pairing"],
@@ -80,10 +83,10 @@ def table_of(figures: Sequence[dict[str, Any]], made: dict[str, Any]) -> Table:
             f"{figure['peak_bytes'] / 2**30:.2f}",
             f"{figure['load_before']:.1f}-{figure['load_after']:.1f}",
         )
-        for figure in figures
+        for figure in result["figures"]
     ]
     gib = made["text_bytes"] / 2**30
-    return Table(
+    table = Table(
         title=f"Curation of {made['responses']:,} responses ({made['prompts']:,} prompts, {gib:.1f} GiB of text)",
         columns=["pairing", "rows made", "s", "CPU s", "responses/s", "peak RSS, GiB", "load average"],
         rows=rows,
@@ -92,6 +95,7 @@ def table_of(figures: Sequence[dict[str, Any]], made: dict[str, Any]) -> Table:
             f"Peak RSS is the whole process's. Wanted at the paper's size: {LIMIT_S} s and {LIMIT_GIB:g} GiB.",
         ],
     )
+    return [table]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One operator process with ever more experiments, against the embedded API server with simulated pods.
 
-`python -m benchmarks.operator.scale [--quick] [--experiments 50,100,200,500] [--sources 6] [--rate 15]`
+`python -m benchmarks.operator.scale [--quick] [--experiments 50,100,200,500] [--sources 10] [--rate 15]`
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ which shares the processor with the operator, is what is measured."""
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", default="", help="numbers of experiments, e.g. 50,100,200,500")
-    parser.add_argument("--sources", type=int, default=6, help="source models of each experiment")
+    parser.add_argument("--sources", type=int, default=10, help="source models of each experiment")
     parser.add_argument("--rate", type=float, default=RATE, help="children that start in a second")
     parser.add_argument("--quick", action="store_true", help="ten experiments: whether it runs, not how fast")
     options = parser.parse_args()
@@ -50,7 +50,8 @@ def main() -> None:
     for count in counts:
         console.print(f"{count} experiments ...")
         rows.append(measure(count, sources=options.sources, rate=options.rate))
-        table(rows).show(console)
+        for table in tables({"rows": rows}):
+            table.show(console)
     figures = {"rate": options.rate, "speed": SPEED, "rows": rows}
     console.print(f"saved {save_result(NAME + ('-quick' if options.quick else ''), machine, figures)}")
 
@@ -207,7 +208,8 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    rows = result["rows"]
     columns = ["experiments", "children", "next child p50", "p99", "server's handling p50", "p99", "reconcile, mean",
                "reconciles per child", "writes per child", "of status", "operator peak", "operator processor",
                "server processor", "took", "idle writes"]  # fmt: skip
@@ -237,7 +239,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
         *(f"{row['experiments']}: calls an experiment: {_calls(row)}" for row in rows),
         *_growth(rows),
     ]
-    return Table("One operator, many experiments", columns, cells, notes)
+    return [Table("One operator, many experiments", columns, cells, notes)]
 
 
 def _calls(row: Mapping[str, Any]) -> str:

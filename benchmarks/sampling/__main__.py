@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from rich.console import Console
 
 from benchmarks.common.machine import describe_machine
 from benchmarks.common.process import run_worker
-from benchmarks.common.results import RESULTS, Table, replace_section, save_result
+from benchmarks.common.results import RESULTS, Table, save_result
 from benchmarks.common.summary import Summary
 from benchmarks.sampling.worker import BARE, STAGE
 from benchmarks.sampling.workload import Load, make_real_model, make_tiny_model
 
+NAME = "sampling"
 WANTED_OVERHEAD = 0.03
-README = Path(__file__).with_name("README.md")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=2, help="of vLLM; the Transformers backend runs once")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
     arguments = parser.parse_args(argv)
     models = RESULTS / "models"
     real = arguments.model or make_real_model(models / "smollm2-135m-instruct")
@@ -48,15 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         specification = {"model": str(model), "backend": backend, "load": asdict(what), "rounds": rounds}
         result = run_worker("benchmarks.sampling.worker", specification, threads=arguments.threads, timeout_s=3000)
         figures.append({"model": name, "backend": backend, "load": asdict(what), **result})
-    tables = [overhead_table(figures), backend_table(figures, real.name)]
-    for table in tables:
+    measured = {"figures": figures, "model": real.name}
+    for table in tables(measured):
         table.show(console)
     console.print(machine.line)
-    markdown = "\n\n".join([*(table.markdown() for table in tables), machine.line])
-    save_result("sampling", machine, {"figures": figures, "markdown": markdown})
-    if arguments.write:
-        replace_section(README, "results", markdown)
+    save_result(NAME, machine, measured)
     return 0
+
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    return [overhead_table(result["figures"]), backend_table(result["figures"], result["model"])]
 
 
 def rates(figure: dict[str, Any], side: str, clock: str) -> Summary:

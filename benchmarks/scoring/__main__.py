@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from benchmarks.common.process import run_worker
 from benchmarks.common.results import Table, save_result
 from benchmarks.scoring.cases import CASES, Case
 
+NAME = "scoring"
 TOLERANCE = 1e-5
 
 
@@ -27,15 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = describe_machine()
     chosen = [case for case in CASES if not arguments.case or case.name in arguments.case]
     figures = [_run(case, arguments.rounds, arguments.threads) for case in chosen]
-    table = table_of(chosen, figures)
-    table.show(console)
+    measured = {"cases": [case.name for case in chosen], "figures": figures}
+    for table in tables(measured):
+        table.show(console)
     console.print(machine.line)
-    save_result("scoring", machine, {"figures": figures, "markdown": table.markdown()})
+    save_result(NAME, machine, measured)
     return 0 if all(figure["largest_difference"] <= TOLERANCE for figure in figures) else 1
 
 
-def table_of(cases: Sequence[Case], figures: Sequence[dict[str, Any]]) -> Table:
-    return Table(
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    by_name = {case.name: case for case in CASES}
+    cases = [by_name[name] for name in result["cases"]]
+    table = Table(
         title="Processor seconds, five responses a prompt, float32",
         columns=("case", "model", "prompt", "response", "loop s", "scorer s", "times", "token ratio", "difference"),
         rows=[
@@ -50,10 +54,11 @@ def table_of(cases: Sequence[Case], figures: Sequence[dict[str, Any]]) -> Table:
                 f"{figure['tokens'] / figure['computed_tokens']:.2f}",
                 f"{figure['largest_difference']:.0e}",
             )
-            for case, figure in zip(cases, figures, strict=True)
+            for case, figure in zip(cases, result["figures"], strict=True)
         ],
         notes=("Token ratio: tokens of the loop for each that the scorer computes; large models come close to it.",),
     )
+    return [table]
 
 
 def _run(case: Case, rounds: int, threads: int) -> dict[str, Any]:

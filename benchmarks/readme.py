@@ -1,4 +1,4 @@
-"""Puts the saved results into benchmarks/README.md: `python -m benchmarks.training.readme`."""
+"""Puts the saved results into benchmarks/README.md: `python -m benchmarks.readme`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.results import RESULTS, Table, load_result, machine_of, replace_section
+from benchmarks.curation import __main__ as curation
+from benchmarks.operator import scale
+from benchmarks.sampling import __main__ as sampling
+from benchmarks.scoring import __main__ as scoring
 from benchmarks.training import compare, growth, scaling, vocabulary
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = Path(__file__).with_name("README.md")
 PARTS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Table]]], ...] = (
     (compare.NAME, compare.tables),
     (vocabulary.NAME, vocabulary.tables),
     (scaling.NAME, scaling.tables),
     (growth.NAME, growth.tables),
+    (sampling.NAME, sampling.tables),
+    (scoring.NAME, scoring.tables),
+    (curation.NAME, curation.tables),
+    (scale.NAME, scale.tables),
 )
 
 
@@ -30,8 +38,8 @@ def render(readme: Path = README, results: Path = RESULTS) -> list[str]:
         result = next((each for each in found if each is not None), None)
         if result is None:
             continue
-        how = f"{result['level']} shapes, {result['clock']}"
-        parts = [f"Measured {machine_of(result).line}; {how}.", *(table.markdown() for table in tables(result))]
+        how = f"; {result['level']} shapes, {result['clock']}" if "level" in result else ""
+        parts = [f"Measured {machine_of(result).line}{how}.", *(table.markdown() for table in tables(result))]
         replace_section(readme, name, "\n\n".join(parts))
         rendered.append(name)
     return rendered
