@@ -154,7 +154,8 @@ class SampleParams(_Model):
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end a response, beside the model's own end-of-turn tokens."""
     engine_args: dict[str, JsonValue] = Field(default_factory=dict)
-    """Further arguments of vLLM's engine by their Python names, checked against vLLM's own list."""
+    """Further arguments of vLLM's engine by their Python names, checked against vLLM's own list. Those that change only
+    speed and memory stand in the runtime, see SPEED_ENGINE_ARGS."""
 
 
 class RewardModel(_Model):
@@ -195,7 +196,6 @@ class ScoreParams(_Model):
     truncation: Literal["Right", "Left", "Fail"] = "Right"
     """What becomes of a prompt with response longer than max_length: cut at its end, at its beginning (the response is
     kept), or an error that names the row. Cut ones are counted."""
-    batch_tokens: int = Field(default=16384, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     rows_per_part: int = Field(default=4096, ge=1)
 
@@ -359,7 +359,6 @@ class EvaluateParams(_Model):
     seed: int = 42
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_length: int = Field(default=4096, ge=1)
-    batch_tokens: int = Field(default=16384, ge=1)
     system_prompt: str | None = None
 
 
@@ -384,6 +383,33 @@ StageParams: TypeAlias = Annotated[
     | ReportParams,
     Field(discriminator="stage"),
 ]
+
+
+SPEED_ENGINE_ARGS = frozenset(
+    {
+        "async_scheduling",
+        "block_size",
+        "compilation_config",
+        "cpu_offload_gb",
+        "data_parallel_size",
+        "disable_custom_all_reduce",
+        "distributed_executor_backend",
+        "enable_chunked_prefill",
+        "enable_expert_parallel",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "kv_cache_memory_bytes",
+        "long_prefill_token_threshold",
+        "max_cudagraph_capture_size",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "max_parallel_loading_workers",
+        "pipeline_parallel_size",
+        "scheduling_policy",
+    }
+)
+"""Arguments of vLLM's engine that decide how fast it answers and how much memory it takes, not what it answers (up to
+the rounding that another batch or another number of devices brings): changing them runs nothing again."""
 
 
 class Runtime(_Model):
@@ -416,6 +442,12 @@ class Runtime(_Model):
     peak_flops: float | None = Field(default=None, gt=0)
     """Training: floating-point operations per second of one device, for MFU; unset: known GPUs' own."""
     checkpoint_every_steps: int = Field(default=50, ge=1)
+    batch_tokens: int = Field(default=16384, ge=1)
+    """Scoring, and the rewards of evaluation: upper bound of tokens in one forward pass of the reward model."""
+    reward_concurrency: int = Field(default=16, ge=1)
+    """Scoring by an endpoint: requests that are under way at the same time."""
+    engine_args: dict[str, JsonValue] = Field(default_factory=dict)
+    """Sampling: arguments of vLLM's engine that change only its speed and memory, see SPEED_ENGINE_ARGS."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     """vLLM; unset: vLLM's default on a GPU, 0.3 on a CPU."""

@@ -175,7 +175,7 @@ def test_a_stop_request_ends_scoring_after_a_batch_and_finished_parts_stay(
     make_ctx: Any, inputs: dict[str, ArtifactRef], tiny_reward_dir: Path
 ) -> None:
     stop = StopRequest()
-    ctx = make_ctx(params(tiny_reward_dir, batch_tokens=1), inputs, stage="score/tiny", stop=stop)
+    ctx = make_ctx(params(tiny_reward_dir), inputs, stage="score/tiny", stop=stop, runtime={"batch_tokens": 1})
     seen: list[float] = []
 
     class StopAfterThePart:

@@ -115,6 +115,8 @@ def test_an_answer_is_the_same_alone_among_others_and_in_any_order(
 ) -> None:
     together = sample_with(requests)
     assert sample_with(requests[::-1]) == together
+    # The engine is fed anew whenever a prompt is finished, not when all are.
+    assert sample_with(requests, in_flight=2) == together
     for request in requests[2:]:
         assert sample_with([request]) == {request.key: together[request.key]}
     for sampled in together.values():

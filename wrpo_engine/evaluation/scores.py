@@ -52,7 +52,8 @@ def score_answers(
         if not pending:
             continue
         ctx.stop.raise_if_requested()
-        scorer = load_scorer(reward, ctx, max_length=params.max_length, batch_tokens=params.batch_tokens)
+        batch_tokens = ctx.config.runtime.batch_tokens
+        scorer = load_scorer(reward, ctx, max_length=params.max_length, batch_tokens=batch_tokens)
         for label in pending:
             scores = _scores(ctx, scorer, label, answers[label])
             ctx.output.publish(scores_name(label, index), scores.write_parquet)

@@ -74,6 +74,8 @@ class SamplerSettings:
     max_model_length: int | None = None
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float | None = None
+    in_flight: int = 1024
+    """vLLM: prompts given to the engine at a time, at least; it takes the next one whenever one is finished."""
     batch_tokens: int = 16384
     """Transformers: upper bound of prompt and answer tokens in one batch."""
     poll: Callable[[], None] | None = None

@@ -31,7 +31,8 @@ def run(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, SampleParams)
     field_name = "target" if params.source == "target" else f"sources[{params.source}]"
-    check_backend_options(params.backend, quantization=params.quantization, engine_args=params.engine_args)
+    engine_args = {**params.engine_args, **ctx.config.runtime.engine_args}
+    check_backend_options(params.backend, quantization=params.quantization, engine_args=engine_args)
     parts = parts_of(_prompts(ctx, params), params.prompts_per_part)
     model = resolve_model(params.model, ctx, field=f"{field_name}.model")
     pending = frozenset(pending_parts(ctx, [part.name for part in parts]))
@@ -107,7 +108,7 @@ def _sample_parts(
         stop=params.stop,
         dtype=params.dtype,
         quantization=params.quantization,
-        engine_args=params.engine_args,
+        engine_args={**params.engine_args, **ctx.config.runtime.engine_args},
         # What the longest prompt and answer need, the same for every shard: engines reserve memory for all of it,
         # and many models' own limits are far beyond one device's.
         max_model_length=needed if context is None else min(context, needed),

@@ -14,8 +14,6 @@ from wrpo_engine.models import ResolvedModel
 from wrpo_engine.sampling.options import check_engine_args, check_quantization
 from wrpo_engine.sampling.sampler import FinishReason, Sample, Sampled, SampleRequest, SamplerSettings, repeat_greedy
 
-_IN_FLIGHT = 1024
-"""Prompts given to the engine at a time: enough to keep it busy, few enough that early prompts finish early."""
 _CPU_MEMORY_FRACTION = 0.3
 """vLLM's default fails at start on a CPU, where the fraction is of the whole machine."""
 
@@ -60,8 +58,9 @@ class VllmSampler:
         waiting = iter(requests)
         running: dict[str, SampleRequest] = {}
         try:
+            in_flight = prompts_in_flight(self._settings)
             while True:
-                while len(running) < _IN_FLIGHT and (request := next(waiting, None)) is not None:
+                while len(running) < in_flight and (request := next(waiting, None)) is not None:
                     running[request.key] = request
                     engine.add_request(
                         request.key, {"prompt_token_ids": list(request.prompt_token_ids)}, self._params(request)
@@ -107,7 +106,7 @@ class VllmSampler:
             Sample(
                 text=completion.text,
                 num_tokens=len(completion.token_ids),
-                finish_reason=FinishReason.LENGTH if completion.finish_reason == "length" else FinishReason.STOP,
+                finish_reason=finish_reason_of(completion.finish_reason, request.key),
                 seed=request.seed + completion.index,
             )
             for completion in sorted(output.outputs, key=lambda completion: completion.index)
@@ -115,6 +114,29 @@ class VllmSampler:
         if self._settings.is_greedy:
             samples = repeat_greedy(samples[0], request.num_samples)
         return Sampled(key=request.key, samples=samples)
+
+
+def prompts_in_flight(settings: SamplerSettings) -> int:
+    """Return how many prompts the engine is given at a time: some wait for each sequence it computes (max_num_seqs),
+    so that it never idles, and no more, so that early prompts finish early."""
+    sequences = settings.engine_args.get("max_num_seqs")
+    return max(settings.in_flight, 2 * sequences if isinstance(sequences, int) else 0)
+
+
+def finish_reason_of(reason: str | None, prompt: str) -> FinishReason:
+    """Return what a reason of vLLM means; TemporaryError if the engine gave up on the answer."""
+    match reason:
+        case "stop":
+            return FinishReason.STOP
+        case "length" | "repetition":
+            # A stop for repetition cuts the answer off as a limit does: it did not end by itself.
+            return FinishReason.LENGTH
+        case _:
+            raise TemporaryError(
+                f"vLLM gave up on an answer to prompt {prompt}: finish reason {reason}",
+                code="EngineDied",
+                hint="The pod's log has the engine's own words. Parts that are done are kept; the next attempt continues.",
+            )
 
 
 def engine_options(settings: SamplerSettings, *, on_cpu: bool) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from wrpo_engine.scoring.endpoint_client import EndpointClient
 from wrpo_engine.scoring.rewards import OnProgress, Pair, Reward, check_finite, row_name
 
-MAX_CONCURRENT_REQUESTS = 16
 _POLL_S = 0.2
 
 
@@ -23,9 +22,10 @@ class EndpointScorer:
 
     objectives: tuple[str, ...] = ()
 
-    def __init__(self, client: EndpointClient) -> None:
+    def __init__(self, client: EndpointClient, *, concurrency: int = 16) -> None:
         self.identity = client.identity
         self._client = client
+        self._concurrency = concurrency
 
     def rewards(
         self, pairs: Sequence[Pair], names: Sequence[str] | None = None, on_progress: OnProgress | None = None
@@ -51,7 +51,7 @@ class EndpointScorer:
                     return
 
         # Daemons: a stop request must not wait for a server that does not answer.
-        for number in range(min(MAX_CONCURRENT_REQUESTS, len(pairs))):
+        for number in range(min(self._concurrency, len(pairs))):
             threading.Thread(target=work, name=f"reward-{number}", daemon=True).start()
         try:
             waiting = len(pairs)

@@ -46,7 +46,7 @@ def load_scorer(
     if reward.function is not None:
         return FunctionScorer(reward.function)
     if reward.endpoint is not None:
-        return EndpointScorer(make_client(reward, ctx.environ))
+        return EndpointScorer(make_client(reward, ctx.environ), concurrency=ctx.config.runtime.reward_concurrency)
     from wrpo_engine.scoring.reward_model import RewardScorer
 
     model = replace(resolve_model(reward, ctx, field="reward.model"), chat_template=reward.chat_template)

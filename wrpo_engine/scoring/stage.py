@@ -34,7 +34,7 @@ def run(ctx: StageContext) -> StageResult:
             params.reward,
             ctx,
             max_length=params.max_length,
-            batch_tokens=params.batch_tokens,
+            batch_tokens=ctx.config.runtime.batch_tokens,
             dtype=params.dtype,
             truncation=params.truncation,
         )

@@ -180,7 +180,8 @@ class Sampling(SpecModel):
     """Tokens that end a response, beside the model's own end-of-turn tokens."""
     engine_args: FreeObject = Field(default={})
     """Further arguments of vLLM's engine by their Python names, e.g. kv_cache_dtype. Names that vLLM does not know, and
-    those that have a field of their own here, are refused when a stage starts."""
+    those that have a field of their own here, are refused when a stage starts. Changing one that decides only speed and
+    memory, e.g. max_num_seqs, re-runs nothing."""
     on_source_failure: Literal["Fail", "Continue"] = "Fail"
     """What follows when a source fails for good. Fail: the experiment fails. Continue: it goes on without that source
     as long as one is left, and the condition SourcesDegraded names it."""
@@ -230,7 +231,9 @@ class Reward(RewardProvider):
     """What becomes of longer texts: cut at their end, cut at their beginning (which keeps the response), or an error
     that names the row. Cut ones are counted."""
     batch_tokens: int = Field(default=16384, ge=1, le=16777216)
-    """Upper bound of tokens in one forward pass. Lower it when memory runs out."""
+    """Upper bound of tokens in one forward pass. Lower it when memory runs out. Changing it re-runs nothing."""
+    concurrency: int = Field(default=16, ge=1, le=1024)
+    """Requests of one pod to an endpoint that are under way at the same time. Changing it re-runs nothing."""
     dtype: Dtype = "auto"
     """Number format of the weights; auto takes the model's own."""
     rows_per_part: int = Field(default=4096, ge=1, le=1048576)

@@ -139,7 +139,7 @@ class _Builder:
         self.add(sample(name), params.sampling(spec, source, parts), inputs, runtime, models=models)
         inputs = {"prompts": PREPARE, f"samples/{name}": sample(name)}
         for reward_name, reward in rewards(spec).items():
-            runtime = Runtime(shards=spec.reward.shards)
+            runtime = params.scoring_runtime(spec)
             self.add(score(name, reward_name), params.scoring(spec, reward), inputs, runtime, models=(reward,))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias
 
 from wrpo_engine.config import (
+    SPEED_ENGINE_ARGS,
     AlphaParams,
     EvaluateModel,
     EvaluateParams,
@@ -115,9 +116,17 @@ def scoring(spec: ExperimentSpec, reward: RewardProvider) -> ScoreParams:
         reward=reward_model(reward),
         max_length=settings.max_length,
         truncation=settings.truncation,
-        batch_tokens=settings.batch_tokens,
         dtype=settings.dtype,
         rows_per_part=settings.rows_per_part,
+    )
+
+
+def scoring_runtime(spec: ExperimentSpec) -> Runtime:
+    """Return shards and batches of a scoring stage."""
+    return Runtime(
+        shards=spec.reward.shards,
+        batch_tokens=spec.reward.batch_tokens,
+        reward_concurrency=spec.reward.concurrency,
     )
 
 
@@ -135,6 +144,9 @@ def curation(spec: ExperimentSpec) -> dict[str, Any]:
 def sampling(spec: ExperimentSpec, source: Source | None, parts: tuple[Part, ...]) -> SampleParams:
     """Return how a source, or the target where it is None, answers."""
     values: dict[str, Any] = {name: _override(source, name, getattr(spec.sampling, name)) for name in _OVERRIDABLE}
+    values["engine_args"] = {
+        name: value for name, value in values["engine_args"].items() if name not in SPEED_ENGINE_ARGS
+    }
     return SampleParams(
         model=named_model(source) if source else start_model(spec),
         source=source.name if source else TARGET,
@@ -150,8 +162,10 @@ def _override(source: Source | None, name: str, common: Any) -> Any:
 
 
 def sampling_runtime(spec: ExperimentSpec, source: Source | None) -> Runtime:
-    """Return shards and GPU use of a sampling stage."""
+    """Return shards, GPU use and the engine's settings for speed of a sampling stage."""
+    engine_args = _override(source, "engine_args", spec.sampling.engine_args)
     return Runtime(
+        engine_args={name: value for name, value in engine_args.items() if name in SPEED_ENGINE_ARGS},
         shards=(source.shards if source else None) or spec.sampling.shards,
         tensor_parallel_size=_override(source, "tensor_parallel_size", spec.sampling.tensor_parallel_size),
         gpu_memory_utilization=_override(source, "gpu_memory_utilization", spec.sampling.gpu_memory_utilization),
@@ -232,7 +246,6 @@ def evaluation(spec: ExperimentSpec) -> EvaluateParams:
         seed=settings.seed,
         dtype=settings.dtype or spec.sampling.dtype,
         max_length=spec.reward.max_length,
-        batch_tokens=spec.reward.batch_tokens,
         system_prompt=settings.system_prompt or spec.sampling.system_prompt,
     )
 
@@ -240,6 +253,8 @@ def evaluation(spec: ExperimentSpec) -> EvaluateParams:
 def evaluation_runtime(spec: ExperimentSpec) -> Runtime:
     """Return how evaluation runs."""
     return Runtime(
+        batch_tokens=spec.reward.batch_tokens,
+        reward_concurrency=spec.reward.concurrency,
         tensor_parallel_size=spec.sampling.tensor_parallel_size,
         gpu_memory_utilization=spec.sampling.gpu_memory_utilization,
     )

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
-from wrpo_engine.errors import ConfigError
+from wrpo_engine.config import SPEED_ENGINE_ARGS
+from wrpo_engine.errors import ConfigError, TemporaryError
 from wrpo_engine.sampling.options import check_backend_options, check_engine_args, check_quantization
+from wrpo_engine.sampling.sampler import FinishReason, SamplerSettings
+from wrpo_engine.sampling.vllm_sampler import finish_reason_of, prompts_in_flight
 
 KNOWN = [
     "model",
@@ -89,3 +92,37 @@ def test_options_of_vllm_are_not_ignored_by_the_other_backend(options: dict[str,
         check_backend_options("Transformers", **options)
     assert error.value.field == field
     assert (error.value.hint or "").endswith("or set sampling.backend: vLLM.")
+
+
+def test_every_argument_for_speed_is_one_of_vllm_s() -> None:
+    pytest.importorskip("vllm")
+    from dataclasses import fields
+
+    from vllm.engine.arg_utils import EngineArgs
+
+    assert {field.name for field in fields(EngineArgs)} >= SPEED_ENGINE_ARGS
+
+
+@pytest.mark.parametrize(
+    ("reason", "meaning"),
+    [("stop", FinishReason.STOP), ("length", FinishReason.LENGTH), ("repetition", FinishReason.LENGTH)],
+)
+def test_reasons_of_vllm_for_an_answer_s_end(reason: str, meaning: FinishReason) -> None:
+    assert finish_reason_of(reason, "p1") is meaning
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", None])
+def test_an_answer_that_vllm_gave_up_on_is_no_answer(reason: str | None) -> None:
+    with pytest.raises(TemporaryError, match=f"p1: finish reason {reason}"):
+        finish_reason_of(reason, "p1")
+
+
+@pytest.mark.parametrize(
+    ("engine_args", "at_least", "prompts"),
+    [({}, 1024, 1024), ({"max_num_seqs": 256}, 1024, 1024), ({"max_num_seqs": 4096}, 1024, 8192), ({}, 2, 2)],
+)
+def test_the_engine_always_has_prompts_waiting(engine_args: dict[str, int], at_least: int, prompts: int) -> None:
+    settings = SamplerSettings(
+        temperature=1, top_p=1, max_tokens=1, stop_token_ids=(), engine_args=engine_args, in_flight=at_least
+    )
+    assert prompts_in_flight(settings) == prompts

@@ -15,7 +15,7 @@ import pytest
 
 from wrpo_engine.config import RewardModel
 from wrpo_engine.errors import ConfigError, DataError, Interrupted, TemporaryError
-from wrpo_engine.scoring.endpoint import MAX_CONCURRENT_REQUESTS, EndpointScorer
+from wrpo_engine.scoring.endpoint import EndpointScorer
 from wrpo_engine.scoring.endpoint_client import EndpointClient, RetryPolicy, make_client, reward_of
 
 KEY = "sk-very-secret"
@@ -94,7 +94,9 @@ def server() -> Iterator[RewardServer]:
     running.server_close()
 
 
-def scorer(server: RewardServer, *, key: str | None = None, path: str = "", **changes: Any) -> EndpointScorer:
+def scorer(
+    server: RewardServer, *, key: str | None = None, path: str = "", concurrency: int = 16, **changes: Any
+) -> EndpointScorer:
     reward = RewardModel(endpoint=server.url + path, endpoint_model="rm", **changes)
     made = make_client(reward, {"WRPO_REWARD_API_KEY": key} if key else {})
     return EndpointScorer(
@@ -105,7 +107,8 @@ def scorer(server: RewardServer, *, key: str | None = None, path: str = "", **ch
             chat_template=made.chat_template,
             key=made.key,
             retries=QUICK,
-        )
+        ),
+        concurrency=concurrency,
     )
 
 
@@ -124,17 +127,18 @@ def test_rewards_come_in_the_order_of_the_pairs(server: RewardServer) -> None:
     }
 
 
-def test_so_many_requests_run_at_a_time_and_no_more(server: RewardServer) -> None:
-    full = threading.Barrier(MAX_CONCURRENT_REQUESTS)
+@pytest.mark.parametrize("concurrency", [3, 20])
+def test_so_many_requests_run_at_a_time_and_no_more(server: RewardServer, concurrency: int) -> None:
+    full = threading.Barrier(concurrency)
 
     def behave(number: int, _: dict[str, Any]) -> Answer:
-        if number < MAX_CONCURRENT_REQUESTS:
+        if number < concurrency:
             full.wait(timeout=10)
         return 200, {}, pooling([1.0])
 
     server.behave = behave
-    scorer(server).rewards([("p", str(index)) for index in range(3 * MAX_CONCURRENT_REQUESTS)])
-    assert server.most_active == MAX_CONCURRENT_REQUESTS
+    scorer(server, concurrency=concurrency).rewards([("p", str(index)) for index in range(3 * concurrency)])
+    assert server.most_active == concurrency
 
 
 @pytest.mark.parametrize("fault", [429, 500, 503, 504, None, b'{"data": [{"da'])

@@ -90,9 +90,10 @@ def test_scoring_stopped_twenty_times_ends_with_the_same_bytes(
         "samples/tiny": commit_artifact("sample/tiny", {"parts/part-00000.parquet": samples}),
     }
     output = ArtifactRef(stage="score/tiny", hash="0123456789abcdef")
-    params = {"stage": "score", "reward": {"name": str(tiny_reward_dir)}, "rows_per_part": 3, "batch_tokens": 1}
+    params = {"stage": "score", "reward": {"name": str(tiny_reward_dir)}, "rows_per_part": 3}
+    runtime = {"batch_tokens": 1}
     config = tmp_path / "score.json"
-    config.write_text(stage_config(params, inputs, stage=output.stage, hash_=output.hash).model_dump_json())
+    config.write_text(stage_config(params, inputs, stage=output.stage, hash_=output.hash, runtime=runtime).model_dump_json())
     storage = tmp_path / "storage"
     directory = storage / output.stage / output.hash
     message = tmp_path / "message.json"

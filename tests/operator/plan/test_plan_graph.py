@@ -110,6 +110,12 @@ RERUNS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "the salt": ({"reuse": {"salt": "1"}}, ["prepare", *SOURCES, *SFT, *PREFERENCE, *END]),
     "shards": ({"sampling": {"shards": 8}, "reward": {"shards": 2}}, []),
     "nodes and GPUs": ({"training": {"nodes": 4, "gpusPerNode": 8, "microBatchTokens": 1, "offload": "optimizer"}}, []),
+    "what decides speed and memory of sampling and scoring": (
+        {"sampling": {"engineArgs": {"max_num_seqs": 64, "enforce_eager": True}},
+         "reward": {"batchTokens": 4096, "concurrency": 64}}, []),
+    "what changes the sources' answers": (
+        {"sampling": {"engineArgs": {"max_num_seqs": 64, "kv_cache_dtype": "fp8"}}},
+        [*SOURCES, *SFT, *PREFERENCE, *END]),
     "checkpoints": ({"training": {"checkpointEverySteps": 5}}, []),
     "resources, queue, images, retries, environment": (
         {"resources": {"train": {"limits": {"cpu": 1}}}, "scheduling": {"queueName": "q"}, "images": {"trainer": "a/b"},
