@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +18,9 @@ from wrpo_engine.errors import ConfigError, DataError
 log = logging.getLogger("wrpo_engine")
 
 _SENTINEL = "wrpo7sentinel7response"
+_TODAY = datetime(2024, 7, 26, tzinfo=UTC)
+"""What templates that write the day's date are told, Llama 3.2's among them, whose own default it is: else a stage that
+goes on after midnight, or training on what was sampled another day, would see other prompts."""
 
 Message = dict[str, str]
 
@@ -178,10 +182,19 @@ def _render(tokenizer: Any, messages: list[Message], template: str | None, *, ge
         ) from error
 
 
+def template_date(pattern: str) -> str:
+    """Return the one date that chat templates see as today's; `strftime_now` of their environment."""
+    return _TODAY.strftime(pattern)
+
+
 def _apply(tokenizer: Any, messages: list[Message], template: str | None, *, generation: bool) -> str:
     return str(
         tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=generation
+            messages,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=generation,
+            strftime_now=template_date,
         )
     )
 

@@ -14,6 +14,7 @@ from wrpo_engine.models import ResolvedModel
 from wrpo_engine.sampling.options import check_engine_args, check_quantization
 from wrpo_engine.sampling.sampler import FinishReason, Sample, Sampled, SampleRequest, SamplerSettings, repeat_greedy
 
+_KEPT = "The pod's log has the engine's own words. Parts that are done are kept; the next attempt continues."
 _CPU_MEMORY_FRACTION = 0.3
 """vLLM's default fails at start on a CPU, where the fraction is of the whole machine."""
 
@@ -118,7 +119,8 @@ class VllmSampler:
 
 def prompts_in_flight(settings: SamplerSettings) -> int:
     """Return how many prompts the engine is given at a time: some wait for each sequence it computes (max_num_seqs),
-    so that it never idles, and no more, so that early prompts finish early."""
+    so that it never idles, and no more, so that early prompts finish early.
+    """
     sequences = settings.engine_args.get("max_num_seqs")
     return max(settings.in_flight, 2 * sequences if isinstance(sequences, int) else 0)
 
@@ -135,7 +137,7 @@ def finish_reason_of(reason: str | None, prompt: str) -> FinishReason:
             raise TemporaryError(
                 f"vLLM gave up on an answer to prompt {prompt}: finish reason {reason}",
                 code="EngineDied",
-                hint="The pod's log has the engine's own words. Parts that are done are kept; the next attempt continues.",
+                hint=_KEPT,
             )
 
 
@@ -246,7 +248,7 @@ def _engine_failed(error: Exception, what: str, code: str) -> WrpoError:
     return TemporaryError(
         f"{what}: {_reason(error)}",
         code=code,
-        hint="The pod's log has the engine's own words. Parts that are done are kept; the next attempt continues.",
+        hint=_KEPT,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
 
-from wrpo_engine.chat import messages_of
+from wrpo_engine.chat import messages_of, template_date
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.scoring.rewards import Pair, row_name
 
@@ -26,6 +26,12 @@ class Encoded:
     truncated: bool
 
 
+def last_occurrence(ids: Sequence[int], pattern: Sequence[int]) -> int | None:
+    """Return where the pattern begins for the last time, or None."""
+    size, wanted = len(pattern), list(pattern)
+    return next((at for at in range(len(ids) - size, -1, -1) if list(ids[at : at + size]) == wanted), None)
+
+
 class PairEncoder:
     """Turns pairs into token ids.
 
@@ -40,6 +46,7 @@ class PairEncoder:
         self._truncation = truncation
         self._bos = tokenizer.bos_token_id
         self._adds_bos = self._bos is not None and self._first_id("a") == self._bos
+        self._border: list[int] = []
 
     def encode(self, pairs: Sequence[Pair], names: Sequence[str] | None = None) -> list[Encoded]:
         """Encode pairs; with truncation Fail a pair that is too long is an error that names it."""
@@ -51,6 +58,11 @@ class PairEncoder:
         if self._truncation == "Fail":
             self._refuse_truncated(encoded, names)
         return encoded
+
+    def keep_border(self) -> list[int]:
+        """Cut conversations from now on so that what stands between the two turns stays; return its token ids."""
+        self._border = self.between_turns()
+        return self._border
 
     def between_turns(self) -> list[int]:
         """Return the token ids that the template writes between the prompt's text and the response's.
@@ -76,10 +88,28 @@ class PairEncoder:
     def _cut(self, ids: list[int]) -> Encoded:
         if len(ids) <= self._max_length:
             return Encoded(ids, None, truncated=False)
+        cut = self._plain_cut(ids)
+        at = last_occurrence(ids, self._border) if self._border else None
+        if at is None or len(self._border) >= self._max_length or last_occurrence(cut, self._border) is not None:
+            return Encoded(cut, None, truncated=True)
+        prompt, response = ids[:at], ids[at + len(self._border) :]
+        kept_prompt, kept_response = self._shares(len(prompt), len(response))
+        if self._truncation == "Left":
+            bos = prompt[:1] if prompt[:1] == [self._bos] and kept_prompt > 1 else []
+            prompt = bos + prompt[len(prompt) - kept_prompt + len(bos) :]
+        return Encoded(prompt[:kept_prompt] + self._border + response[:kept_response], None, truncated=True)
+
+    def _shares(self, prompt: int, response: int) -> tuple[int, int]:
+        """Return how many tokens of each turn stay beside the border: the shorter one whole where it fits in half."""
+        room = self._max_length - len(self._border)
+        kept_response = min(response, max(room - prompt, room // 2))
+        return min(prompt, room - kept_response), kept_response
+
+    def _plain_cut(self, ids: list[int]) -> list[int]:
         if self._truncation == "Left":
             head = ids[:1] if ids[0] == self._bos and self._max_length > 1 else []
-            return Encoded(head + ids[len(ids) - self._max_length + len(head) :], None, truncated=True)
-        return Encoded(ids[: self._max_length], None, truncated=True)
+            return head + ids[len(ids) - self._max_length + len(head) :]
+        return ids[: self._max_length]
 
     def _text_pairs(self, pairs: Sequence[Pair]) -> list[Encoded]:
         if not pairs:
@@ -114,7 +144,7 @@ class PairEncoder:
         prompt, response = pair
         messages = [*messages_of(prompt), {"role": "assistant", "content": response}]
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=template_date))
         except TemplateError as error:
             raise ConfigError(
                 "reward.chatTemplate",

@@ -10,7 +10,7 @@ from torch import Tensor
 from wrpo_engine.errors import DataError
 from wrpo_engine.models import ResolvedModel, context_length, tokenizer_of
 from wrpo_engine.scoring.batching import prefetched
-from wrpo_engine.scoring.encoding import Encoded, PairEncoder, Truncation
+from wrpo_engine.scoring.encoding import Encoded, PairEncoder, Truncation, last_occurrence
 from wrpo_engine.scoring.gated import is_gated, objective_names
 from wrpo_engine.scoring.loading import ignored_last_token, load_network, read_config
 from wrpo_engine.scoring.network import Batch, Row
@@ -46,7 +46,7 @@ class RewardScorer:
             truncation=truncation,
         )
         self._ignored = ignored_last_token(config)
-        self._gate_pattern = self._encoder.between_turns() if self.objectives else None
+        self._gate_pattern = self._encoder.keep_border() if self.objectives else None
         self._batch_tokens = batch_tokens
 
     def score(self, pairs: Sequence[Pair], names: Sequence[str] | None = None) -> list[float]:
@@ -106,7 +106,7 @@ class RewardScorer:
                 f"({self._gate_pattern}) are not in what {self.identity} reads, so its gate has nothing to read",
                 code="RewardPromptEndMissing",
                 field="reward.truncation",
-                hint="Raise reward.maxLength so that the prompt is not cut, or correct reward.chatTemplate.",
+                hint="Raise reward.maxLength, or correct reward.chatTemplate.",
             )
         return Row(prompt=prompt, encoded=encoded, last=last, prompt_end=prompt_end)
 
@@ -153,9 +153,3 @@ class RewardScorer:
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
-
-
-def last_occurrence(ids: Sequence[int], pattern: Sequence[int]) -> int | None:
-    """Return where the pattern begins for the last time, or None."""
-    size, wanted = len(pattern), list(pattern)
-    return next((at for at in range(len(ids) - size, -1, -1) if list(ids[at : at + size]) == wanted), None)

@@ -208,3 +208,11 @@ def test_training_reads_what_sampling_wrote(family: Family) -> None:
     _, response_ids = response_token_ids(tokenizer, "Hi?", "Four.")
     sampled = tokenizer.decode(response_ids, skip_special_tokens=True)
     assert response_token_ids(tokenizer, "Hi?", sampled)[1] == response_ids
+
+
+def test_a_template_that_writes_the_day_s_date_writes_the_same_one_every_day() -> None:
+    dated = "{{ 'Today Date: ' + strftime_now('%d %b %Y') + '. ' }}" + _TURNS + _CHATML_TURN + _CHATML_OPEN
+    tokenizer = make_tokenizer(template=dated)
+    prompt = prompt_token_ids(tokenizer, "hi")
+    assert "Today Date: 26 Jul 2024. " in tokenizer.decode(prompt)
+    assert response_token_ids(tokenizer, "hi", "yes")[0] == prompt

@@ -19,8 +19,9 @@ from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.models import ResolvedModel
 from wrpo_engine.scoring import stage
+from wrpo_engine.scoring.encoding import last_occurrence
 from wrpo_engine.scoring.gated import ARMORM_OBJECTIVES, objective_names
-from wrpo_engine.scoring.reward_model import RewardScorer, last_occurrence
+from wrpo_engine.scoring.reward_model import RewardScorer
 
 OBJECTIVES, HIDDEN, GATE = 5, 32, 24
 PAIRS = [("hi", "yo"), ("hi", "a rather longer answer"), ("another question?", "x"), ("hi", "yo"), ("hi", "")]
@@ -203,9 +204,28 @@ def test_missing_and_misshapen_weights_are_named(gated_dir: Path, tmp_path: Path
 
 def test_a_row_without_the_prompt_s_end_is_named(gated_dir: Path) -> None:
     with pytest.raises(DataError) as error:
-        scorer(gated_dir, max_length=20, truncation="Left").rewards([("hi", "z" * 60)], ["row 7"])
+        scorer(gated_dir, max_length=10, truncation="Left").rewards([("hi", "z" * 60)], ["row 7"])
     assert error.value.code == "RewardPromptEndMissing"
     assert error.value.message.startswith("row 7: the tokens that end the prompt")
+
+
+@pytest.mark.parametrize("truncation", ["Right", "Left"])
+@pytest.mark.parametrize(("prompt", "response"), [("p" * 90, "yes"), ("hi", "z" * 90), ("p" * 90, "z" * 90)])
+def test_a_row_that_is_too_long_keeps_the_border_of_its_turns(
+    gated_dir: Path, truncation: Any, prompt: str, response: str
+) -> None:
+    made = scorer(gated_dir, max_length=40, truncation=truncation)
+    (encoded,) = made._encoder.encode([(prompt, response)])
+    text = make_tokenizer().decode(encoded.ids)
+    border = "<|im_end|>\n<|im_start|>assistant\n"
+    kept_prompt, found, kept_response = text.partition(border)
+    assert found
+    assert encoded.truncated
+    assert len(encoded.ids) == 40
+    # The end of the prompt or its beginning, as asked for, and the beginning of the response.
+    assert f"<|im_start|>user\n{prompt}".endswith(kept_prompt) == (truncation == "Left" or len(prompt) < 12)
+    assert f"{response}<|im_end|>\n".startswith(kept_response)
+    assert made.rewards([(prompt, response)])[0].truncated
 
 
 def test_the_last_place_of_the_pattern_counts() -> None:

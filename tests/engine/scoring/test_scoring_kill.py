@@ -93,7 +93,8 @@ def test_scoring_stopped_twenty_times_ends_with_the_same_bytes(
     params = {"stage": "score", "reward": {"name": str(tiny_reward_dir)}, "rows_per_part": 3}
     runtime = {"batch_tokens": 1}
     config = tmp_path / "score.json"
-    config.write_text(stage_config(params, inputs, stage=output.stage, hash_=output.hash, runtime=runtime).model_dump_json())
+    stage = stage_config(params, inputs, stage=output.stage, hash_=output.hash, runtime=runtime)
+    config.write_text(stage.model_dump_json())
     storage = tmp_path / "storage"
     directory = storage / output.stage / output.hash
     message = tmp_path / "message.json"
