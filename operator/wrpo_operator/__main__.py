@@ -19,6 +19,7 @@ from wrpo_operator.runtime.settings import (
     check_namespace,
     default_identity,
     stage_commands,
+    stage_env,
 )
 from wrpo_operator.runtime.tls import read_authority
 
@@ -81,6 +82,24 @@ def main() -> None:
     default="IfNotPresent",
     type=click.Choice(["Always", "IfNotPresent", "Never"]),
     show_default=True,
+)
+@click.option(
+    "--stage-pull-secret",
+    "stage_pull_secrets",
+    envvar="WRPO_STAGE_PULL_SECRETS",
+    show_envvar=True,
+    multiple=True,
+    metavar="NAME",
+    help="Secret of each experiment's namespace to pull stages' images with. May be given several times; the variable "
+    "holds names separated by spaces.",
+)
+@click.option(
+    "--stage-env",
+    envvar="WRPO_STAGE_ENV",
+    show_envvar=True,
+    default="",
+    metavar="JSON",
+    help='Environment of all stages, e.g. {"HTTPS_PROXY": "http://proxy:3128"}; an experiment\'s own goes first.',
 )
 @click.option(
     "--stage-service-account",
@@ -246,6 +265,8 @@ def settings_of(flags: Mapping[str, Any]) -> Settings:
             sampler_image=flags["sampler_image"],
             trainer_image=flags["trainer_image"],
             image_pull_policy=flags["image_pull_policy"],
+            image_pull_secrets=flags["stage_pull_secrets"],
+            extra_env=stage_env(flags["stage_env"]),
             service_account=flags["stage_service_account"],
             progress_url=flags["progress_url"] or None,
             progress_ca=read_authority(flags["progress_ca_file"]),

@@ -34,7 +34,7 @@ PATIENCE = 3.0 if EXTERNAL else 1.0
 FOREVER_S = 60
 OPERATOR_PODS = "app.kubernetes.io/name=wrpo-operator"
 STAND_IN = (Path(__file__).parent / "stand_in.py").read_text(encoding="utf-8")
-KINDS = ("prepare", "sample", "score", "curate-sft", "sft", "curate-triples", "train", "evaluate", "report")
+KINDS = ("prepare", "fetch", "sample", "score", "curate-sft", "sft", "curate-triples", "train", "evaluate", "report")
 
 
 def wait_until(what: str, condition: Callable[[], Any], timeout_s: float = 60.0, *, every_s: float = 0.2) -> Any:
@@ -141,7 +141,7 @@ class Kube:
         if self.simulated:
             stage, _, seconds = slow.partition(":")
             wanted = {
-                "run-seconds": ("forever" if float(seconds) >= FOREVER_S else "3") if stage else "",
+                "run-seconds": ("forever" if float(seconds) >= FOREVER_S else seconds) if stage else "",
                 "exit-code": "65" if fail else "1" if crash else "",
             }
             return simulate(**{key: value for key, value in wanted.items() if value})

@@ -169,13 +169,14 @@ def test_a_spec_that_only_the_operator_can_judge_is_answered_in_the_status(kube:
 
 
 def test_suspend_stops_everything_and_resume_goes_on(kube: Kube) -> None:
-    kube.apply(experiment("pause", **kube.behave(slow="sft:4")))
+    # Long enough to be seen running and suspended on a busy machine.
+    kube.apply(experiment("pause", **kube.behave(slow="sft:8")))
     kube.wait_stage("pause", "sft", "Running")
     kube.edit("pause", suspend=True)
     kube.wait_phase("pause", "Suspended")
     wait_until("no pod runs", lambda: not _running(kube, "pause"), 30)
     kube.edit("pause", suspend=False)
-    kube.wait_phase("pause", "Succeeded")
+    kube.wait_phase("pause", "Succeeded", 150)
     assert len(kube.stage("pause", "prepare")["attempts"]) == 1
     assert kube.stage("pause", "sft").get("failedAttempts", 0) == 0
 

@@ -109,6 +109,9 @@ def make_client(storage: S3Storage, environ: Mapping[str, str], timeout_s: float
         # Virtual hosts need DNS names for every bucket, which own servers rarely have.
         s3={"addressing_style": "path" if storage.endpoint else "auto"},
         tcp_keepalive=True,
+        # Where artifacts lie is the experiment's to say, not the environment's of one pod: another pod, the operator's
+        # idea of who shares what, and an administrator's limits would take them to lie elsewhere.
+        ignore_configured_endpoint_urls=True,
     )
     return session.client(
         "s3",

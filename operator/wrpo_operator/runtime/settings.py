@@ -92,6 +92,17 @@ def stage_commands(text: str) -> dict[StageKind, StageCommand]:
     return {_kind(kind): _command(kind, entry) for kind, entry in raw.items()}
 
 
+def stage_env(text: str) -> dict[str, str]:
+    """Read the environment of all stages: a JSON object of strings."""
+    try:
+        raw: Any = json.loads(text or "{}")
+    except ValueError as error:
+        raise SettingsError(f"the stages' environment is not JSON: {error}") from error
+    if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
+        raise SettingsError("the stages' environment must be an object from names to strings")
+    return raw
+
+
 def _kind(text: str) -> StageKind:
     try:
         return StageKind(text)

@@ -59,6 +59,8 @@ PASS: dict[str, dict[str, Any]] = {
     "an init container of the registry": {
         "podTemplate": {"spec": {"initContainers": [{"name": "a", "image": "ghcr.io/org/a"}], "volumes": [
             {"name": "a", "persistentVolumeClaim": {"claimName": "artifacts"}}, {"name": "b", "emptyDir": {}}]}}},
+    "another variable": {"env": [{"name": "HF_HUB_OFFLINE", "value": "1"}], "podTemplate": {"spec": {"containers": [
+        {"name": "stage", "env": [{"name": "NCCL_DEBUG", "value": "INFO"}]}]}}},
     "only metadata in the template": {"podTemplate": {"metadata": {"labels": {"a": "b"}}}},
     "a reward function": {"reward": {"function": "length"}},
 }  # fmt: skip
@@ -92,6 +94,15 @@ FAIL: dict[str, tuple[dict[str, Any], str]] = {
         "reward",
     ),
     "another owner's prompts": ({"prompts": {"dataset": "evil/prompts"}}, "prompts"),
+    "another hub": ({"env": [{"name": "HF_ENDPOINT", "value": "https://evil.example"}]}, "spec.env"),
+    "another hub in the template": (
+        {"podTemplate": {"spec": {"containers": [{"name": "stage", "env": [{"name": "HF_ENDPOINT", "value": "x"}]}]}}},
+        "spec.podTemplate",
+    ),
+    "an environment that nobody sees": (
+        {"podTemplate": {"spec": {"containers": [{"name": "stage", "envFrom": [{"configMapRef": {"name": "a"}}]}]}}},
+        "spec.podTemplate",
+    ),
     "another owner's evaluation prompts": (
         {"prompts": {"dataset": "org/prompts", "evaluation": {"dataset": "evil/prompts"}}},
         "prompts",
@@ -108,7 +119,7 @@ def test_passes(changes: dict[str, Any]) -> None:
 def test_is_refused_with_field_and_remedy(changes: dict[str, Any], field: str) -> None:
     (message,) = judged(admitted(**changes))
     assert field in message
-    assert any(remedy in message for remedy in ("Name an image", "Choose", "Use one", "Change or"))
+    assert any(remedy in message for remedy in ("Name an image", "Choose", "Use one", "Change or", "Remove it"))
 
 
 def test_what_was_admitted_earlier_may_still_be_labelled() -> None:

@@ -217,6 +217,14 @@ def test_stand_in_commands_reach_the_operator_unharmed() -> None:
     assert json.loads(found) == commands
 
 
+def test_pull_secrets_and_environment_of_all_stages_reach_the_operator() -> None:
+    found = environment(
+        template('engineImages.pullSecrets=["one","two"]', 'stageEnv={"HTTPS_PROXY":"http://proxy:3128"}')
+    )
+    assert found["WRPO_STAGE_PULL_SECRETS"].split() == ["one", "two"]
+    assert json.loads(found["WRPO_STAGE_ENV"]) == {"HTTPS_PROXY": "http://proxy:3128"}
+
+
 def test_the_crd_is_the_generated_one_and_survives_uninstall() -> None:
     generated = yaml.safe_load((ROOT / "crds" / "wrpoexperiments.wrpo.ai.yaml").read_text(encoding="utf-8"))
     crd = one(template(), "CustomResourceDefinition", "wrpoexperiments.wrpo.ai")

@@ -55,7 +55,21 @@ def test_the_authority_reaches_the_stages(pki: tuple[Path, Path, Path]) -> None:
     assert read_authority("") is None
 
 
+def test_what_the_administrator_gives_all_stages_reaches_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_of(
+        flags(
+            "--stage-pull-secret", "one", "--stage-pull-secret", "two", "--stage-env", '{"HTTPS_PROXY": "http://p:1"}'
+        )
+    )
+    assert settings.render.image_pull_secrets == ("one", "two")
+    assert settings.render.extra_env == {"HTTPS_PROXY": "http://p:1"}
+    monkeypatch.setenv("WRPO_STAGE_PULL_SECRETS", "one two")
+    assert settings_of(flags()).render.image_pull_secrets == ("one", "two")
+
+
 MISMATCHED = {
+    "an environment that is no JSON": (("--stage-env", "A=b"), "is not JSON"),
+    "an environment of numbers": (("--stage-env", '{"A": 1}'), "from names to strings"),
     "a certificate without a key": (("--progress-cert-file", "a"), "belong together"),
     "an https URL without a certificate": (("--progress-url", "https://a:1"), "serves plain HTTP"),
     "an http URL with a certificate": (
