@@ -1,4 +1,4 @@
-"""x-kubernetes-validations: CEL rules of custom resources, with transition rules."""
+"""x-kubernetes-validations: CEL rules of custom resources, with transition rules and ratcheting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import cel
 from wrpo_devcluster.apiserver import quantity, typed
 from wrpo_devcluster.apiserver.errors import Cause
 from wrpo_devcluster.apiserver.fieldset import key_element
-from wrpo_devcluster.apiserver.schema import Node
+from wrpo_devcluster.apiserver.schema import META, RULES, Node
 from wrpo_devcluster.client import JsonObject
 
 _REASONS = {"FieldValueInvalid", "FieldValueForbidden", "FieldValueRequired", "FieldValueDuplicate"}
@@ -22,6 +22,10 @@ _RESERVED = {
     "let", "loop", "package", "namespace", "return", "var", "void", "while",
 }  # fmt: skip
 _IDENTIFIER = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_SELF = re.compile(r"\b(?:self|oldSelf)\b(?:\s*\.\s*([A-Za-z_]\w*)(?!\w)(?!\s*\())?")
+_METADATA = f"{META}.ObjectMeta"
+_METADATA_SHOWN = frozenset({"name", "generateName"})
+"""All that rules may see of an object's metadata."""
 
 
 class RuleError(ValueError):
@@ -36,10 +40,23 @@ def compile_rule(rule: str) -> cel.Program:
         raise RuleError(str(problem)) from problem
 
 
-def _uses_old(program: cel.Program) -> bool:
-    return "oldSelf" in program.variables()
+@lru_cache(maxsize=2048)
+def uses_old(rule: str) -> bool:
+    """Is it a transition rule?"""
+    return "oldSelf" in compile_rule(rule).variables()
 
 
+@lru_cache(maxsize=2048)
+def fields_read(expression: str) -> frozenset[str] | None:
+    """Fields of self (and oldSelf) that an expression can see; None where it may look at self as a whole.
+
+    Invariant: an expression has the same value for two selves that agree in these fields.
+    """
+    names = [match[1] for match in _SELF.finditer(expression)]
+    return None if None in names else frozenset(names)
+
+
+@lru_cache(maxsize=4096)
 def escape(name: str) -> str | None:
     """How a property is called in rules; None where it cannot be reached."""
     if name in _RESERVED:
@@ -50,17 +67,23 @@ def escape(name: str) -> str | None:
     return escaped if _IDENTIFIER.match(escaped) else None
 
 
-def cel_value(node: Node, value: Any) -> Any:
-    """Return the value as rules see it: declared properties under their escaped names, numbers as their schema says."""
+def cel_value(node: Node, value: Any, only: frozenset[str] | None = None) -> Any:
+    """Return the value as rules see it: declared properties under their escaped names, numbers as their schema says.
+
+    With `only`, of an object just the fields so called.
+    """
     if isinstance(value, dict):
+        if node.definition == _METADATA:
+            only = _METADATA_SHOWN
         out = {}
         for name, item in value.items():
             child = node.properties.get(name)
             if child is not None:
                 shown = escape(name)
-                if shown is not None and not (item is None and child.nullable):
+                is_seen = shown is not None and (only is None or shown in only)
+                if is_seen and not (item is None and child.nullable):
                     out[shown] = cel_value(child, item)
-            elif node.additional is not None:
+            elif node.additional is not None and (only is None or name in only):
                 out[name] = cel_value(node.additional, item)
         return out
     if isinstance(value, list):
@@ -109,33 +132,35 @@ def _context(variables: dict[str, Any]) -> cel.Context:
     return cel.Context(variables=variables, functions=_FUNCTIONS)
 
 
-def check_rules(node: Node, value: Any, old: Any = typed.ABSENT, path: str = "") -> list[Cause]:
-    """Faults of `value`; `old` is the stored value, ABSENT on create or where it cannot be told which it was."""
+def check_rules(
+    node: Node, value: Any, old: Any = typed.ABSENT, path: str = "", *, is_kept: bool = False
+) -> list[Cause]:
+    """Faults of `value`; `old` is the stored value, ABSENT on create or where it cannot be told which it was.
+
+    Ratcheting, as in the real server: what an update leaves as it was is asked transition rules only. Where the old
+    value cannot be told, it was left if the value around it was (`is_kept`). The real server evaluates the other rules
+    too, and turns their faults into warnings.
+    """
+    if not node.has_rules or value is None:
+        return []
+    is_kept = is_kept if old is typed.ABSENT else typed.same(value, old)
+    if is_kept and not node.has_transition_rules:
+        return []
     causes: list[Cause] = []
-    rules = node.raw.get("x-kubernetes-validations")
-    if rules and value is not None:
+    rules = [rule for rule in node.raw.get(RULES) or () if not is_kept or uses_old(rule["rule"])]
+    if rules:
         causes += _check_node(node, rules, value, old, path)
     if isinstance(value, dict):
         for name, item in value.items():
             child = node.properties.get(name) or node.additional
-            if child is not None and item is not None:
+            if child is not None:
                 before = old.get(name, typed.ABSENT) if isinstance(old, dict) else typed.ABSENT
-                causes += check_rules(child, item, before, f"{path}.{name}" if path else name)
-    elif isinstance(value, list) and node.items is not None and _has_rules(node.items):
+                causes += check_rules(child, item, before, f"{path}.{name}" if path else name, is_kept=is_kept)
+    elif isinstance(value, list) and node.items is not None:
         previous = _previous_items(node, old)
         for index, item in enumerate(value):
-            before = previous(item)
-            causes += check_rules(node.items, item, before, f"{path}[{index}]")
+            causes += check_rules(node.items, item, previous(item), f"{path}[{index}]", is_kept=is_kept)
     return causes
-
-
-def _has_rules(node: Node) -> bool:
-    below = [
-        *node.properties.values(),
-        *([node.items] if node.items else []),
-        *([node.additional] if node.additional else []),
-    ]
-    return bool(node.raw.get("x-kubernetes-validations")) or any(map(_has_rules, below))
 
 
 def _previous_items(node: Node, old: Any) -> Callable[[Any], Any]:
@@ -150,40 +175,50 @@ def _previous_items(node: Node, old: Any) -> Callable[[Any], Any]:
     )
 
 
+def _fields_of(expressions: list[str]) -> frozenset[str] | None:
+    """Fields that these expressions can see; None for all."""
+    found: set[str] = set()
+    for expression in expressions:
+        fields = fields_read(expression)
+        if fields is None:
+            return None
+        found |= fields
+    return frozenset(found)
+
+
 def _check_node(node: Node, rules: list[JsonObject], value: Any, old: Any, path: str) -> list[Cause]:
     causes = []
-    variables = {"self": cel_value(node, value)}
-    if old is not typed.ABSENT:
-        variables["oldSelf"] = cel_value(node, old)
+    expressions = [rule[name] for rule in rules for name in ("rule", "messageExpression") if rule.get(name)]
+    only = _fields_of(expressions)
+    variables = {"self": cel_value(node, value, only)}
+    if old is not typed.ABSENT and any("oldSelf" in expression for expression in expressions):
+        variables["oldSelf"] = cel_value(node, old, only)
+    plain = _context(variables)
     for rule in rules:
-        program = compile_rule(rule["rule"])
-        if _uses_old(program):
+        context = plain
+        if uses_old(rule["rule"]):
             if rule.get("optionalOldSelf"):
                 wrapped = (
                     cel.OptionalValue.of(variables["oldSelf"]) if "oldSelf" in variables else cel.OptionalValue.none()
                 )
-                scope = {**variables, "oldSelf": wrapped}
+                context = _context({**variables, "oldSelf": wrapped})
             elif "oldSelf" not in variables:
                 continue
-            else:
-                scope = variables
-        else:
-            scope = variables
         try:
-            passed = program.execute(_context(scope)) is True
+            passed = compile_rule(rule["rule"]).execute(context) is True
             failure = ""
         except Exception as problem:  # noqa: BLE001  (the library raises many types; all mean the rule failed)
             passed, failure = False, str(problem)
         if not passed:
-            causes.append(_cause(rule, scope, value, path, failure))
+            causes.append(_cause(rule, context, value, path, failure))
     return causes
 
 
-def _cause(rule: JsonObject, scope: dict[str, Any], value: Any, path: str, failure: str) -> Cause:
+def _cause(rule: JsonObject, context: cel.Context, value: Any, path: str, failure: str) -> Cause:
     message = rule.get("message") or f"failed rule: {rule['rule']}"
     if "messageExpression" in rule:
         try:
-            found = compile_rule(rule["messageExpression"]).execute(_context(scope))
+            found = compile_rule(rule["messageExpression"]).execute(context)
             message = found if isinstance(found, str) and found else message
         except Exception:  # noqa: BLE001  (a message that cannot be made falls back to the fixed one)
             message = rule.get("message") or message

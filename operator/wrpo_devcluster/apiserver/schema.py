@@ -12,6 +12,7 @@ from typing import Any
 from wrpo_devcluster.client import JsonObject
 
 META = "io.k8s.apimachinery.pkg.apis.meta.v1"
+RULES = "x-kubernetes-validations"
 _FOLDER = Path(__file__).with_name("schemas")
 _TIMES = {f"{META}.Time": "time", f"{META}.MicroTime": "micro-time"}
 _SPECIAL = {
@@ -59,6 +60,10 @@ class Node:
     raw: JsonObject = field(default_factory=dict)
     """The OpenAPI schema this node was made from."""
     definition: str = ""
+    has_rules: bool = False
+    """Custom resources only: are there CEL rules here or anywhere below?"""
+    has_transition_rules: bool = False
+    """Are there any that may compare with the old value?"""
 
     @property
     def is_struct(self) -> bool:
@@ -195,7 +200,17 @@ def structural(raw: JsonObject) -> Node:
         }
     if node.embedded:
         node.properties = {**node.properties, **_type_meta()}
+    _note_rules(node)
     return node
+
+
+def _note_rules(node: Node) -> None:
+    own = node.raw.get(RULES) or ()
+    below = [child for child in (*node.properties.values(), node.items, node.additional) if child is not None]
+    node.has_rules = bool(own) or any(child.has_rules for child in below)
+    node.has_transition_rules = any("oldSelf" in rule["rule"] for rule in own) or any(
+        child.has_transition_rules for child in below
+    )
 
 
 def _type_meta() -> dict[str, Node]:
