@@ -272,25 +272,30 @@ def lease(obj: JsonObject) -> None:
     """Leases have no defaults."""
 
 
-DEFAULTS: dict[tuple[str, str], Callable[[JsonObject], None]] = {
+Default = Callable[[JsonObject], None]
+SPEC_DEFAULTS: dict[tuple[str, str], Default] = {
     ("", "Pod"): pod,
     ("", "Service"): service,
-    ("", "Secret"): secret,
-    ("", "PersistentVolumeClaim"): claim,
-    ("", "PersistentVolume"): volume,
-    ("", "Namespace"): namespace,
     ("apps", "Deployment"): deployment,
-    ("apps", "ReplicaSet"): replica_set,
     ("batch", "Job"): job,
     ("batch", "CronJob"): cron_job,
-    ("rbac.authorization.k8s.io", "RoleBinding"): role_binding,
-    ("rbac.authorization.k8s.io", "ClusterRoleBinding"): role_binding,
     ("networking.k8s.io", "NetworkPolicy"): network_policy,
-    ("scheduling.k8s.io", "PriorityClass"): priority_class,
-    ("storage.k8s.io", "StorageClass"): storage_class,
     ("apiextensions.k8s.io", "CustomResourceDefinition"): custom_resource_definition,
-    ("discovery.k8s.io", "EndpointSlice"): endpoint_slice,
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy"): admission_policy,
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding"): admission_binding,
     ("authentication.k8s.io", "TokenRequest"): token_request,
 }
+"""Of kinds whose defaults read and write nothing but the spec."""
+DEFAULTS: dict[tuple[str, str], Default] = {
+    ("", "Secret"): secret,
+    ("", "PersistentVolumeClaim"): claim,
+    ("", "PersistentVolume"): volume,
+    ("", "Namespace"): namespace,
+    ("apps", "ReplicaSet"): replica_set,
+    ("rbac.authorization.k8s.io", "RoleBinding"): role_binding,
+    ("rbac.authorization.k8s.io", "ClusterRoleBinding"): role_binding,
+    ("scheduling.k8s.io", "PriorityClass"): priority_class,
+    ("storage.k8s.io", "StorageClass"): storage_class,
+    ("discovery.k8s.io", "EndpointSlice"): endpoint_slice,
+}
+"""Of the others that have any."""

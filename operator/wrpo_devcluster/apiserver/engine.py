@@ -8,22 +8,10 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from wrpo_devcluster.apiserver import (
-    cel_rules,
-    codec,
-    errors,
-    managed,
-    patch,
-    strategies,
-    typed,
-    validate_builtin,
-    validate_custom,
-    validate_meta,
-)
+from wrpo_devcluster.apiserver import codec, errors, managed, patch, strategies, typed, validation
 from wrpo_devcluster.apiserver.admission import Admission
 from wrpo_devcluster.apiserver.carry_over import carry_over
 from wrpo_devcluster.apiserver.decode import check_identity, decode
-from wrpo_devcluster.apiserver.errors import Cause
 from wrpo_devcluster.apiserver.kinds import Kind, Registry
 from wrpo_devcluster.apiserver.managed import ManagerKey, Managers
 from wrpo_devcluster.apiserver.request import Context
@@ -114,7 +102,7 @@ class Engine:
         strategies.prepare_create(kind, obj)
         if kind.plural == "services" and kind.group == "":
             self._allocate(obj)
-        causes = self._validate(kind, obj, None)
+        causes = validation.faults(kind, obj, None)
         if causes:
             raise errors.invalid(kind.kind, kind.group, name, causes)
         if self.store.get(kind.storage_key, namespace, name) is not None:
@@ -161,40 +149,21 @@ class Engine:
             hook(kind, None, final)
         return final
 
-    def _validate(self, kind: Kind, obj: JsonObject, old: JsonObject | None) -> list[Cause]:
-        causes: list[Cause] = []
-        if old is not None:
-            causes += validate_meta.metadata_update(obj["metadata"], old["metadata"])
-        if kind.custom is None:
-            causes += validate_meta.metadata(kind, obj["metadata"])
-            return causes + validate_builtin.validate(kind, obj, old)
-        content = {key: value for key, value in obj.items() if key not in {"metadata", "kind", "apiVersion"}}
-        raw = dict(kind.node.raw)
-        if "properties" in raw and "metadata" in raw["properties"]:
-            rest = {key: value for key, value in raw["properties"].items() if key != "metadata"}
-            raw["properties"] = rest
-        required = [field for field in raw.get("required", ()) if field not in {"metadata", "kind", "apiVersion"}]
-        schema_causes = validate_custom.validate({**raw, "required": required}, content)
-        schema_causes += validate_custom.validate_lists(kind.node, content)
-        causes = schema_causes + validate_meta.metadata(kind, obj["metadata"]) + causes
-        if validate_custom.is_blocking(causes):
-            return [*causes, validate_custom.NOT_CHECKED]
-        return causes + cel_rules.check_rules(kind.node, obj, typed.ABSENT if old is None else old)
-
     # Changing
 
     def update(
         self, kind: Kind, namespace: str | None, name: str, body: JsonObject, context: Context, *, subresource: str = ""
     ) -> tuple[JsonObject, bool]:
         """PUT; returns the object and whether it was created."""
-        new = decode(kind, body, context)
+        record = self.store.get(kind.storage_key, namespace or "", name)
+        stored = record.obj if record is not None else None
+        new = decode(kind, body, context, stored=stored, subresource=subresource)
         self._place(kind, namespace, new)
         meta = new["metadata"]
         if meta.setdefault("name", name) != name:
             raise errors.bad_request(
                 f"the name of the object ({meta['name']}) does not match the name on the URL ({name})"
             )
-        record = self.store.get(kind.storage_key, namespace or "", name)
         if record is None:
             if subresource or not strategies.may_create_on_update(kind):
                 raise errors.not_found(kind.plural, kind.group, name)
@@ -239,7 +208,7 @@ class Engine:
             meta["managedFields"] = entries
         if not subresource and (kind.group, kind.plural) == ("", "services"):
             strategies.carry_over_service(new, old)
-        causes = self._validate(kind, new, old)
+        causes = validation.faults(kind, new, old)
         if causes:
             raise errors.invalid(kind.kind, kind.group, before["name"], causes)
         if not subresource:
@@ -289,7 +258,7 @@ class Engine:
                 patched = patch.strategic_merge(kind.node, old, body)
         except patch.PatchError as problem:
             raise (errors.bad_request(str(problem)) if problem.malformed else errors.rejected_patch()) from problem
-        new = decode(kind, patched, context)
+        new = decode(kind, patched, context, stored=old, subresource=subresource)
         meta = new["metadata"]
         if meta.get("name") != name or meta.get("namespace", "") != (namespace or ""):
             if meta.get("name") != name:
@@ -347,7 +316,7 @@ class Engine:
         )
         merged = {**merged, "kind": kind.kind, "apiVersion": kind.api_version}
         merged.setdefault("metadata", {})
-        new = decode(kind, merged, context)
+        new = decode(kind, merged, context, stored=live or None, subresource=subresource)
         if record is None:
             return self.create_decoded(kind, new, context, managers), True
         return self.change(kind, live, new, context, subresource=subresource, managers=managers), False
@@ -383,14 +352,17 @@ def _finished(obj: JsonObject) -> bool:
 def _unchanged(new: JsonObject, old: JsonObject) -> bool:
     """Equal but for the times of managedFields?"""
 
-    def comparable(obj: JsonObject) -> JsonObject:
-        meta = obj["metadata"]
+    def owners(obj: JsonObject) -> list[JsonObject]:
         entries = [
-            {key: value for key, value in entry.items() if key != "time"} for entry in meta.get("managedFields") or ()
+            {key: value for key, value in entry.items() if key != "time"}
+            for entry in obj["metadata"].get("managedFields") or ()
         ]
-        entries.sort(
-            key=lambda entry: (entry["manager"], entry["operation"], entry["apiVersion"], entry.get("subresource", ""))
+        return sorted(
+            entries,
+            key=lambda entry: (entry["manager"], entry["operation"], entry["apiVersion"], entry.get("subresource", "")),
         )
-        return {**obj, "metadata": {**meta, "managedFields": entries}}
 
-    return typed.same(comparable(new), comparable(old))
+    def rest(obj: JsonObject) -> JsonObject:
+        return {**obj, "metadata": {**obj["metadata"], "managedFields": None}}
+
+    return typed.same(rest(new), rest(old)) and typed.same(owners(new), owners(old))

@@ -56,9 +56,12 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def validate(raw: JsonObject, value: Any, path: str = "") -> list[Cause]:
-    """Faults of `value` under an OpenAPI v3 schema."""
-    if value is None and raw.get("nullable"):
+def validate(raw: JsonObject, value: Any, path: str = "", old: Any = typed.ABSENT) -> list[Cause]:
+    """Faults of `value` under an OpenAPI v3 schema.
+
+    Ratcheting, as in the real server: what is as in `old`, the stored value, is accepted as it is.
+    """
+    if (value is None and raw.get("nullable")) or (old is not typed.ABSENT and typed.same(value, old)):
         return []
     causes = _check_type(raw, value, path)
     if "enum" in raw and not any(typed.same(value, choice) for choice in raw["enum"]):
@@ -70,7 +73,7 @@ def validate(raw: JsonObject, value: Any, path: str = "") -> list[Cause]:
     elif isinstance(value, list):
         causes += _check_list(raw, value, path)
     elif isinstance(value, dict):
-        causes += _check_object(raw, value, path)
+        causes += _check_object(raw, value, path, old)
     return causes + _check_combinations(raw, value, path)
 
 
@@ -193,8 +196,9 @@ def _check_list(raw: JsonObject, value: list[Any], path: str) -> list[Cause]:
     return causes
 
 
-def _check_object(raw: JsonObject, value: JsonObject, path: str) -> list[Cause]:
+def _check_object(raw: JsonObject, value: JsonObject, path: str, old: Any) -> list[Cause]:
     causes = []
+    before = old if isinstance(old, dict) else {}
     if "minProperties" in raw and len(value) < raw["minProperties"]:
         why = f"{path} in body should have at least {raw['minProperties']} properties"
         causes.append(invalid_field(path, len(value), why))
@@ -206,9 +210,9 @@ def _check_object(raw: JsonObject, value: JsonObject, path: str) -> list[Cause]:
     extra = raw.get("additionalProperties")
     for name, item in value.items():
         if name in properties:
-            causes += validate(properties[name], item, _join(path, name))
+            causes += validate(properties[name], item, _join(path, name), before.get(name, typed.ABSENT))
         elif isinstance(extra, dict):
-            causes += validate(extra, item, _join(path, name))
+            causes += validate(extra, item, _join(path, name), before.get(name, typed.ABSENT))
     return causes
 
 
@@ -228,14 +232,17 @@ def _check_combinations(raw: JsonObject, value: Any, path: str) -> list[Cause]:
     return causes
 
 
-def validate_lists(node: Node, value: Any, path: str = "") -> list[Cause]:
-    """Duplicates in lists declared as sets or maps."""
+def validate_lists(node: Node, value: Any, path: str = "", old: Any = typed.ABSENT) -> list[Cause]:
+    """Duplicates in lists declared as sets or maps, but for lists that are as in `old`, the stored value."""
     causes: list[Cause] = []
+    if old is not typed.ABSENT and typed.same(value, old):
+        return causes
     if isinstance(value, dict):
+        before = old if isinstance(old, dict) else {}
         for name, item in value.items():
             child = node.child(name)
             if child is not None and item is not None:
-                causes += validate_lists(child, item, _join(path, name))
+                causes += validate_lists(child, item, _join(path, name), before.get(name, typed.ABSENT))
     elif isinstance(value, list):
         seen: list[Any] = []
         for index, item in enumerate(value):

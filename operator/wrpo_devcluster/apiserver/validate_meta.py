@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from wrpo_devcluster.apiserver.errors import Cause, forbidden_field, invalid_field, required_field
@@ -87,15 +88,27 @@ def labels(found: dict[str, str], field: str) -> list[Cause]:
     return causes
 
 
-def metadata(kind: Kind, meta: JsonObject) -> list[Cause]:
-    """Faults of a new or updated object's metadata."""
+def metadata(kind: Kind, meta: JsonObject, before: JsonObject | None = None) -> list[Cause]:
+    """Faults of a new or updated object's metadata; what is as `before` was found valid when it was stored."""
+    before = before or {}
     causes: list[Cause] = []
     if not meta.get("name"):
         causes.append(required_field("metadata.name", "name or generateName is required"))
-    else:
+    elif meta["name"] != before.get("name"):
         causes += object_name(kind, meta["name"])
-    causes += labels(meta.get("labels") or {}, "metadata.labels")
-    annotations = meta.get("annotations") or {}
+    if meta.get("labels") != before.get("labels"):
+        causes += labels(meta.get("labels") or {}, "metadata.labels")
+    if meta.get("annotations") != before.get("annotations"):
+        causes += _annotations(meta.get("annotations") or {})
+    if meta.get("finalizers") != before.get("finalizers"):
+        causes += _finalizers(meta.get("finalizers") or ())
+    if meta.get("ownerReferences") != before.get("ownerReferences"):
+        causes += _owners(meta.get("ownerReferences") or ())
+    return causes
+
+
+def _annotations(annotations: dict[str, str]) -> list[Cause]:
+    causes: list[Cause] = []
     for key in annotations:
         causes += qualified_name(key.lower(), "metadata.annotations")
     if sum(len(key) + len(value) for key, value in annotations.items()) > _ANNOTATION_BYTES:
@@ -104,7 +117,12 @@ def metadata(kind: Kind, meta: JsonObject) -> list[Cause]:
                 "FieldValueTooLong", "metadata.annotations", f"Too long: may not be more than {_ANNOTATION_BYTES} bytes"
             )
         )
-    for finalizer in meta.get("finalizers") or ():
+    return causes
+
+
+def _finalizers(finalizers: Iterable[str]) -> list[Cause]:
+    causes: list[Cause] = []
+    for finalizer in finalizers:
         causes += qualified_name(finalizer, "metadata.finalizers")
         if "/" not in finalizer and finalizer not in {"orphan", "foregroundDeletion", "kubernetes"}:
             causes.append(
@@ -114,7 +132,7 @@ def metadata(kind: Kind, meta: JsonObject) -> list[Cause]:
                     "name is neither a standard finalizer name nor is it fully qualified",
                 )
             )
-    return causes + _owners(meta.get("ownerReferences") or ())
+    return causes
 
 
 def _owners(references: Any) -> list[Cause]:
