@@ -8,10 +8,15 @@ from typing import Any
 
 from wrpo_devcluster.client import JsonObject
 
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
 
 @dataclass(slots=True)
 class FieldSet:
-    """Path elements (`f:name`, `k:{...}`, `v:...`, `i:0`) owned here, and sets below them."""
+    """Path elements (`f:name`, `k:{...}`, `v:...`, `i:0`) owned here, and sets below them.
+
+    Results of the algebra may share their children with its operands: a set that is built is not changed any more.
+    """
 
     members: set[str] = field(default_factory=set)
     children: dict[str, FieldSet] = field(default_factory=dict)
@@ -40,47 +45,29 @@ class FieldSet:
     def __bool__(self) -> bool:
         return bool(self.members) or any(self.children.values())
 
-    def copy(self) -> FieldSet:
-        return FieldSet(set(self.members), {key: child.copy() for key, child in self.children.items()})
-
     def at(self, key: str) -> FieldSet:
         """Return the child set of one element, made when missing."""
         return self.children.setdefault(key, FieldSet())
 
-    def below(self, key: str) -> FieldSet:
-        return self.children.get(key, _EMPTY)
-
     def union(self, other: FieldSet) -> FieldSet:
-        keys = self.children.keys() | other.children.keys()
-        return FieldSet(
-            self.members | other.members, _kept({key: self.below(key).union(other.below(key)) for key in keys})
-        )
+        children = {**self.children, **other.children}
+        for key in self.children.keys() & other.children.keys():
+            children[key] = self.children[key].union(other.children[key])
+        return FieldSet(self.members | other.members, children)
 
     def intersection(self, other: FieldSet) -> FieldSet:
         keys = self.children.keys() & other.children.keys()
         return FieldSet(
-            self.members & other.members, _kept({key: self.below(key).intersection(other.below(key)) for key in keys})
+            self.members & other.members,
+            _kept({key: self.children[key].intersection(other.children[key]) for key in keys}),
         )
 
     def difference(self, other: FieldSet) -> FieldSet:
         """Paths of this set that are not in `other`; paths below those stay."""
-        return FieldSet(
-            self.members - other.members,
-            _kept({key: child.difference(other.below(key)) for key, child in self.children.items()}),
-        )
-
-    def without_subtrees(self, other: FieldSet) -> FieldSet:
-        """Difference that also drops everything below the paths of `other`."""
-        return FieldSet(
-            self.members - other.members,
-            _kept(
-                {
-                    key: child.without_subtrees(other.below(key))
-                    for key, child in self.children.items()
-                    if key not in other.members
-                }
-            ),
-        )
+        children = dict(self.children)
+        for key in self.children.keys() & other.children.keys():
+            children[key] = self.children[key].difference(other.children[key])
+        return FieldSet(self.members - other.members, _kept(children))
 
     def paths(self, prefix: str = "") -> list[str]:
         """Every path, written as conflicts show it: `.spec.sources[name="one"].model`."""
@@ -90,11 +77,24 @@ class FieldSet:
         return found
 
 
-_EMPTY = FieldSet()
-
-
 def _kept(children: dict[str, FieldSet]) -> dict[str, FieldSet]:
     return {key: child for key, child in children.items() if child}
+
+
+def names_any(owned: JsonObject, fields: FieldSet) -> bool:
+    """Tell whether a fieldsV1 names any path of `fields`: whether their intersection is not empty."""
+    for key in fields.members:
+        if key in owned and (not owned[key] or "." in owned[key]):
+            return True
+    return any(key in owned and names_any(owned[key], child) for key, child in fields.children.items())
+
+
+def names_all(owned: JsonObject, fields: FieldSet) -> bool:
+    """Tell whether a fieldsV1 names every path of `fields`."""
+    for key in fields.members:
+        if key not in owned or (owned[key] and "." not in owned[key]):
+            return False
+    return all(key in owned and names_all(owned[key], child) for key, child in fields.children.items())
 
 
 def _shown(key: str) -> str:
@@ -108,7 +108,7 @@ def _shown(key: str) -> str:
 
 
 def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return _JSON.encode(value)
 
 
 def key_element(keys: tuple[str, ...], item: JsonObject, defaults: dict[str, Any]) -> str:

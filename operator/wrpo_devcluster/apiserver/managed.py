@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wrpo_devcluster.apiserver import errors, typed
-from wrpo_devcluster.apiserver.fieldset import FieldSet
+from wrpo_devcluster.apiserver.fieldset import FieldSet, names_all, names_any
 from wrpo_devcluster.apiserver.schema import Node
 from wrpo_devcluster.client import ApiError, JsonObject
 
@@ -27,6 +27,7 @@ _STRIPPED = FieldSet.parse(
         },
     }
 )  # fmt: skip
+_NOTHING = FieldSet()
 # Identity that no manager owns; `metadata` itself is a struct, so only its member mark goes.
 _STRIPPED.members.discard("f:metadata")
 
@@ -41,19 +42,52 @@ class ManagerKey:
     subresource: str
 
 
-@dataclass(slots=True)
 class Entry:
-    """Fields of one manager."""
+    """Fields of one manager, parsed only when somebody asks for them: most writes touch the fields of one or two."""
 
-    fields: FieldSet
-    api_version: str
-    time: str | None
+    __slots__ = ("_fields", "_raw", "api_version", "time")
+
+    def __init__(
+        self, fields: FieldSet | None, api_version: str, time: str | None, *, raw: JsonObject | None = None
+    ) -> None:
+        """Take a field set, or `raw`, a fieldsV1 in the server's order."""
+        self._fields = fields
+        self._raw = raw
+        self.api_version = api_version
+        self.time = time
+
+    @property
+    def fields(self) -> FieldSet:
+        if self._fields is None:
+            self._fields = FieldSet.parse(self._raw or {})
+        return self._fields
+
+    @fields.setter
+    def fields(self, fields: FieldSet) -> None:
+        self._fields, self._raw = fields, None
+
+    @property
+    def raw(self) -> JsonObject:
+        """The fields as fieldsV1; never to be changed, because versions of an object share it."""
+        if self._raw is None:
+            self._raw = self.fields.dump()
+        return self._raw
+
+    def lose(self, changed: FieldSet, removed: FieldSet) -> None:
+        """Give up what others changed, and what is gone."""
+        if names_any(self.raw, changed) or names_any(self.raw, removed):
+            self.fields = self.fields.difference(changed).difference(removed)
+
+    def gain(self, taken: FieldSet) -> None:
+        if not names_all(self.raw, taken):
+            self.fields = self.fields.union(taken)
 
 
 Managers = dict[ManagerKey, Entry]
 
 
-def load(obj: JsonObject) -> Managers:
+def load(obj: JsonObject, *, is_stored: bool = True) -> Managers:
+    """Read managedFields; `is_stored` says that the server wrote them, so that they are in its order."""
     found: Managers = {}
     for raw in obj.get("metadata", {}).get("managedFields") or ():
         operation = raw.get("operation", "Update")
@@ -61,7 +95,11 @@ def load(obj: JsonObject) -> Managers:
         key = ManagerKey(
             raw.get("manager", ""), operation, "" if operation == "Apply" else version, raw.get("subresource", "")
         )
-        found[key] = Entry(FieldSet.parse(raw.get("fieldsV1") or {}), version, raw.get("time"))
+        fields = raw.get("fieldsV1") or {}
+        if is_stored:
+            found[key] = Entry(None, version, raw.get("time"), raw=fields)
+        else:
+            found[key] = Entry(FieldSet.parse(fields), version, raw.get("time"))
     return found
 
 
@@ -81,7 +119,7 @@ def dump(managers: Managers) -> list[JsonObject]:
         raw: JsonObject = {"manager": key.name, "operation": key.operation, "apiVersion": entry.api_version}
         if entry.time is not None:
             raw["time"] = entry.time
-        raw |= {"fieldsType": "FieldsV1", "fieldsV1": entry.fields.dump()}
+        raw |= {"fieldsType": "FieldsV1", "fieldsV1": entry.raw}
         if key.subresource:
             raw["subresource"] = key.subresource
         out.append(raw)
@@ -100,9 +138,8 @@ def _yield_fields(managers: Managers, key: ManagerKey, comparison: typed.Compari
     for other in list(managers):
         if other == key:
             continue
-        entry = managers[other]
-        entry.fields = entry.fields.difference(entry.fields.intersection(changed)).difference(comparison.removed)
-        if not entry.fields:
+        managers[other].lose(changed, comparison.removed)
+        if not managers[other].raw:
             del managers[other]
 
 
@@ -110,17 +147,22 @@ def record_update(
     node: Node, live: JsonObject, new: JsonObject, key: ManagerKey, *, api_version: str, now: str
 ) -> Managers:
     """Return managers of `new` after a create, PUT or patch by `key`."""
-    managers = load(new) if "managedFields" in new.get("metadata", {}) else load(live)
+    given, known = (obj.get("metadata", {}).get("managedFields") for obj in (new, live))
+    managers = load(live) if given is None or given == known else load(new, is_stored=False)
     comparison = typed.compare(node, live, new)
     comparison = typed.Comparison(
         *(_strip(part) for part in (comparison.added, comparison.removed, comparison.modified))
     )
-    _yield_fields(managers, ManagerKey("", "", "", ""), comparison)
-    taken = comparison.modified.union(comparison.added)
+    _yield_fields(managers, key, comparison)
+    own, taken = managers.get(key), comparison.modified.union(comparison.added)
+    if own is not None:
+        own.lose(_NOTHING, comparison.removed)
+        if not own.raw and not taken:
+            del managers[key]
     if taken:
-        previous = managers.get(key)
-        fields = previous.fields.union(taken) if previous is not None else taken
-        managers[key] = Entry(fields, api_version, now)
+        own = managers.setdefault(key, Entry(_NOTHING, api_version, now))
+        own.gain(taken)
+        own.api_version, own.time = api_version, now
     return _capped(managers)
 
 

@@ -138,10 +138,12 @@ def _compare_maps(
 def _compare_item(
     node: Node, element: str, before: Any, after: Any, added: FieldSet, removed: FieldSet, modified: FieldSet
 ) -> None:
+    if same(before, after):
+        return
     shape = after if after is not ABSENT and after is not None else before
     old_empty = before is ABSENT or before is None or before in ({}, [])
     new_empty = after is ABSENT or after is None or after in ({}, [])
-    mixed = not old_empty and not new_empty and type(before) is not type(after)
+    mixed = not ((old_empty or type(before) is type(shape)) and (new_empty or type(after) is type(shape)))
     scalar = not isinstance(shape, dict | list) or (old_empty and new_empty) or mixed
     whole = (
         scalar or (isinstance(shape, dict) and node.atomic) or (isinstance(shape, list) and not is_associative(node))

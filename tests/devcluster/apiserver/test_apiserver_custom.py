@@ -177,3 +177,15 @@ def test_a_faulty_schema_is_refused_with_its_place(run: Run, field: dict[str, An
         assert fields[0].endswith(f"properties[f].{at}")
 
     run(scenario)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, {}), ([1], {}), ({"b": 1}, []), ({}, 0), ("x", [])])
+def test_free_content_may_become_another_type(run: Run, before: Any, after: Any) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.client.create(WIDGETS, widget("w"), "ns")
+        await rig.client.patch(WIDGETS, "w", "ns", {"status": {"a": before}}, subresource="status")
+        json_patch = [{"op": "replace", "path": "/status/a", "value": after}]
+        found = await rig.client.patch(WIDGETS, "w", "ns", json_patch, kind="json", subresource="status")
+        assert found["status"] == {"a": after}
+
+    run(scenario)
