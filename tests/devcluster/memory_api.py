@@ -40,6 +40,13 @@ def merge(base: Any, patch: Any) -> Any:
     return result
 
 
+def _field(obj: JsonObject, path: str) -> str:
+    at: Any = obj
+    for name in path.split("."):
+        at = at.get(name, "")
+    return str(at)
+
+
 class MemoryClient:
     """Implements `wrpo_devcluster.client.Client`."""
 
@@ -68,12 +75,14 @@ class MemoryClient:
         self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
     ) -> list[JsonObject]:
         wanted = dict(part.split("=") for part in label_selector.split(",") if part)
+        fields = dict(part.split("=") for part in field_selector.split(",") if part)
         return [
             obj
             for (kind, place, _), obj in self.objects.items()
             if kind == resource
             and (namespace is None or place == namespace)
             and wanted.items() <= (obj["metadata"].get("labels") or {}).items()
+            and all(_field(obj, path) == value for path, value in fields.items())
         ]
 
     async def create(self, resource: Resource, body: JsonObject, namespace: str | None = None) -> JsonObject:

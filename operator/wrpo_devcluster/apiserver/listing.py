@@ -37,7 +37,7 @@ def select(request: ResourceRequest) -> tuple[list[Record], JsonObject]:
             "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
         }
         raise errors.error(504, "Timeout", f"Too large resource version: {wanted}, current: {store.rv}", body)
-    records = list(store.list(request.kind.storage_key, request.namespace))
+    records = list(store.list(request.kind.storage_key, request.namespace, request.condition()))
     if token:
         try:
             version, last = parse_continue(token)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wrpo_devcluster.apiserver import errors, subresources
 from wrpo_devcluster.apiserver.deletion import DeleteOptions
+from wrpo_devcluster.apiserver.indexes import indexed_condition
 from wrpo_devcluster.apiserver.kinds import Kind
 from wrpo_devcluster.apiserver.request import Context, User
 from wrpo_devcluster.apiserver.selectors import SelectorError, matcher
@@ -62,9 +63,10 @@ class LocalClient:
         def action(kind: Kind) -> list[JsonObject]:
             try:
                 matches = matcher(label_selector, field_selector, kind.fields)
+                condition = indexed_condition(label_selector, field_selector, kind.fields)
             except SelectorError as problem:
                 raise errors.bad_request(str(problem)) from problem
-            records = self._server.store.list(kind.storage_key, namespace)
+            records = self._server.store.list(kind.storage_key, namespace, condition)
             return [record.obj for record in records if matches is None or matches(record.obj)]
 
         found: list[JsonObject] = await self._run("list", resource, namespace, "", "", action)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wrpo_devcluster.apiserver import errors, event_forms, patch, reviews, schema, subresources
 from wrpo_devcluster.apiserver.decode import check_identity
 from wrpo_devcluster.apiserver.deletion import DeleteOptions, success
+from wrpo_devcluster.apiserver.indexes import Equals, indexed_condition
 from wrpo_devcluster.apiserver.kinds import Kind, definition_of
 from wrpo_devcluster.apiserver.listing import list_body
 from wrpo_devcluster.apiserver.negotiate import View, view_of
@@ -100,13 +101,21 @@ class ResourceRequest:
 
     def matches(self) -> Matches:
         try:
-            fields, supported = self.query.get("fieldSelector", ""), self.kind.fields
-            if self.kind.group == event_forms.GROUP:
-                parse_fields(fields, supported)
-                fields, supported = event_forms.core_selector(fields), self.server.core("events").fields
-            return matcher(self.query.get("labelSelector", ""), fields, supported)
+            return matcher(*self._selectors())
         except SelectorError as problem:
             raise errors.bad_request(str(problem)) from problem
+
+    def condition(self) -> Equals | None:
+        """Return what an index can answer of the selectors, which are valid."""
+        return indexed_condition(*self._selectors())
+
+    def _selectors(self) -> tuple[str, str, frozenset[str]]:
+        """Label selector, field selector, and the fields that it may use, in terms of what is stored."""
+        fields, supported = self.query.get("fieldSelector", ""), self.kind.fields
+        if self.kind.group == event_forms.GROUP:
+            parse_fields(fields, supported)
+            fields, supported = event_forms.core_selector(fields), self.server.core("events").fields
+        return self.query.get("labelSelector", ""), fields, supported
 
 
 async def handle(request: ResourceRequest, media: str, body: bytes, parse: Parser) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from wrpo_devcluster.client import JsonObject
@@ -123,6 +124,7 @@ def _valid(value: str) -> str:
     return value
 
 
+@lru_cache(maxsize=1024)
 def parse_labels(text: str) -> tuple[Requirement, ...]:
     """Parse `app=x,k in (a,b),!gone`; empty text selects everything."""
     return _Parser(text).parse() if text.strip() else ()
@@ -139,6 +141,7 @@ def from_label_selector(selector: JsonObject | None) -> tuple[Requirement, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=1024)
 def parse_fields(text: str, supported: frozenset[str]) -> tuple[tuple[str, str, bool], ...]:
     """Parse `metadata.name=x,status.phase!=Failed` into (field, value, equal)."""
     found = []

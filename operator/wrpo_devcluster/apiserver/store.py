@@ -7,11 +7,12 @@ import base64
 import json
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from wrpo_devcluster.apiserver.indexes import Equals, Indexes
 from wrpo_devcluster.client import JsonObject
 
 EventType = Literal["ADDED", "MODIFIED", "DELETED"]
@@ -65,6 +66,7 @@ class Table:
 
     records: dict[tuple[str, str], Record] = field(default_factory=dict)
     by_namespace: dict[str, dict[str, Record]] = field(default_factory=dict)
+    indexes: Indexes = field(default_factory=Indexes)
     history: deque[Change] = field(default_factory=lambda: deque(maxlen=HISTORY))
     compacted: int = 0
     """Changes up to here are forgotten."""
@@ -122,19 +124,30 @@ class Store:
     def get(self, resource: str, namespace: str, name: str) -> Record | None:
         return self.table(resource).records.get((namespace, name))
 
-    def list(self, resource: str, namespace: str | None) -> Iterator[Record]:
-        """Return records in key order; None means every namespace."""
+    def list(self, resource: str, namespace: str | None, condition: Equals | None = None) -> Iterator[Record]:
+        """Return records in key order, with a condition only those that meet it; None means every namespace."""
         table = self.table(resource)
+        if condition is not None:
+            keys = [key for key in self._find(table, condition) if namespace is None or key[0] == namespace]
+            return iter([table.records[key] for key in sorted(keys)])
         if namespace is not None:
             names = table.by_namespace.get(namespace, {})
             return iter([names[name] for name in sorted(names)])
         return iter([table.records[key] for key in sorted(table.records)])
+
+    @staticmethod
+    def _find(table: Table, condition: Equals) -> Collection[tuple[str, str]]:
+        if condition.by not in table.indexes:
+            table.indexes.build(condition.by, [(key, record.obj) for key, record in table.records.items()])
+        return table.indexes.find(condition)
 
     def count(self, resource: str, namespace: str) -> int:
         return len(self.table(resource).by_namespace.get(namespace, ()))
 
     @staticmethod
     def _put_memory(table: Table, namespace: str, name: str, record: Record) -> None:
+        before = table.records.get((namespace, name))
+        table.indexes.changed((namespace, name), before.obj if before else None, record.obj)
         table.records[namespace, name] = record
         table.by_namespace.setdefault(namespace, {})[name] = record
 
@@ -162,6 +175,7 @@ class Store:
         final = dict(last or before.obj)
         final["metadata"] = {**final["metadata"], "resourceVersion": str(rv)}
         self._delete_row(rv, (resource, namespace, name))
+        table.indexes.changed((namespace, name), before.obj, None)
         del table.records[namespace, name]
         names = table.by_namespace[namespace]
         del names[name]

@@ -41,16 +41,16 @@ class Verdict:
 def requests_of(pod: JsonObject) -> Amounts:
     """Return what a pod asks for: the sum over its containers, or its largest init container if that is more."""
     spec = pod["spec"]
-    total = _sum(_container_requests(c) for c in spec["containers"])
+    wanted = total(_container_requests(c) for c in spec["containers"])
     for container in spec.get("initContainers") or []:
         for name, amount in _container_requests(container).items():
-            total[name] = max(total.get(name, Decimal(0)), amount)
-    total["pods"] = Decimal(1)
-    return total
+            wanted[name] = max(wanted.get(name, Decimal(0)), amount)
+    wanted["pods"] = Decimal(1)
+    return wanted
 
 
 def usage(pods: Iterable[JsonObject]) -> Amounts:
-    return _sum(requests_of(pod) for pod in pods)
+    return total(requests_of(pod) for pod in pods)
 
 
 def choose(pod: JsonObject, nodes: list[NodeView]) -> Verdict:
@@ -147,9 +147,9 @@ def _pressure(pod: JsonObject, node: NodeView) -> Decimal:
     """How full the node would be, by its scarcest resource: the pod goes where it is lowest."""
     wanted, allocatable = requests_of(pod), node.allocatable
     shares = [
-        (node.used.get(name, Decimal(0)) + wanted.get(name, Decimal(0))) / total
-        for name, total in allocatable.items()
-        if total > 0
+        (node.used.get(name, Decimal(0)) + wanted.get(name, Decimal(0))) / whole
+        for name, whole in allocatable.items()
+        if whole > 0
     ]
     return max(shares, default=Decimal(0))
 
@@ -160,9 +160,9 @@ def _container_requests(container: JsonObject) -> Amounts:
     return {name: quantity(value) for name, value in merged.items()}
 
 
-def _sum(parts: Iterable[Amounts]) -> Amounts:
-    total: Amounts = {}
+def total(parts: Iterable[Amounts]) -> Amounts:
+    found: Amounts = {}
     for part in parts:
         for name, amount in part.items():
-            total[name] = total.get(name, Decimal(0)) + amount
-    return total
+            found[name] = found.get(name, Decimal(0)) + amount
+    return found

@@ -12,9 +12,11 @@ from wrpo_devcluster.controllers.base import Controller, Watched, get_or_none
 from wrpo_devcluster.controllers.events import EventRecorder
 from wrpo_devcluster.faults import Faults
 from wrpo_devcluster.objects import condition, is_deleting, is_terminal
-from wrpo_devcluster.scheduler.fit import NodeView, choose, usage
+from wrpo_devcluster.scheduler.fit import Amounts, NodeView, choose, requests_of, total, usage
 
 _ALL = "all"
+_NOT_ENDED = ("", "Pending", "Running", "Unknown")
+"""Phases of the pods that hold what they asked for."""
 
 
 class Scheduler(Controller):
@@ -34,29 +36,37 @@ class Scheduler(Controller):
 
     async def reconcile(self, key: str) -> float | None:
         del key
-        pods = await self.client.list(PODS)
-        waiting = [p for p in pods if not p["spec"].get("nodeName") and not is_deleting(p) and not is_terminal(p)]
-        waiting = [p for p in waiting if not p["spec"].get("schedulingGates")]
+        waiting = await self._waiting()
         if not waiting:
             return None
         if self._faults.scheduling_delay_s > 0:
             await self.clock.sleep(self._faults.scheduling_delay_s)
-        by_node: dict[str, list[JsonObject]] = defaultdict(list)
-        for pod in pods:
-            if pod["spec"].get("nodeName") and not is_terminal(pod):
-                by_node[pod["spec"]["nodeName"]].append(pod)
+        used = await self._used()
         nodes = [n for n in await self.client.list(NODES) if not is_deleting(n)]
         waiting.sort(key=lambda p: (-int(p["spec"].get("priority") or 0), p["metadata"]["creationTimestamp"]))
         for pod in waiting:
-            views = [NodeView(node, usage(by_node[node["metadata"]["name"]])) for node in nodes]
-            verdict = choose(pod, views)
+            verdict = choose(pod, [NodeView(node, used.get(node["metadata"]["name"], {})) for node in nodes])
             missing = await self._missing_claim(pod)
             if verdict.node is None or missing:
                 message = f"0/{len(nodes)} nodes are available: {missing}." if missing else verdict.message
                 await self._refuse(pod, message)
             elif await self._bind(pod, verdict.node):
-                by_node[verdict.node].append(pod)
+                used[verdict.node] = total((used.get(verdict.node, {}), requests_of(pod)))
         return None
+
+    async def _waiting(self) -> list[JsonObject]:
+        pods = await self.client.list(PODS, field_selector="spec.nodeName=")
+        waiting = [p for p in pods if not p["spec"].get("nodeName") and not is_deleting(p) and not is_terminal(p)]
+        return [p for p in waiting if not p["spec"].get("schedulingGates")]
+
+    async def _used(self) -> dict[str, Amounts]:
+        """Return what the pods bound to each node ask for, but for pods that have ended."""
+        by_node: dict[str, list[JsonObject]] = defaultdict(list)
+        for phase in _NOT_ENDED:
+            for pod in await self.client.list(PODS, field_selector=f"status.phase={phase}"):
+                if pod["spec"].get("nodeName"):
+                    by_node[pod["spec"]["nodeName"]].append(pod)
+        return {node: usage(pods) for node, pods in by_node.items()}
 
     async def _missing_claim(self, pod: JsonObject) -> str:
         for volume in pod["spec"].get("volumes") or []:
