@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from wrpo_devcluster.client import JsonObject, Resource
@@ -28,6 +29,7 @@ _SUFFIXES: dict[str, Decimal] = {
     "Pi": Decimal(2) ** 50,
     "Ei": Decimal(2) ** 60,
 }
+_LONGEST_FIRST = sorted(_SUFFIXES, key=len, reverse=True)
 
 
 def key_of(obj: JsonObject) -> str:
@@ -160,8 +162,12 @@ def selector_text(labels: Mapping[str, str]) -> str:
 
 def quantity(value: Any) -> Decimal:
     """Read a resource quantity such as `500m`, `2Gi` or `1e3`."""
-    text = str(value)
-    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
+    return _parse_quantity(str(value))
+
+
+@lru_cache(maxsize=1024)
+def _parse_quantity(text: str) -> Decimal:
+    for suffix in _LONGEST_FIRST:
         if text.endswith(suffix):
             return Decimal(text[: -len(suffix)]) * _SUFFIXES[suffix]
     return Decimal(text)

@@ -78,6 +78,7 @@ def _workload_update(new: JsonObject, old: JsonObject) -> list[Cause]:
 def _service(obj: JsonObject) -> list[Cause]:
     spec = obj["spec"]
     causes: list[Cause] = []
+    causes += labels(spec.get("selector") or {}, "spec.selector")
     ports = spec.get("ports") or ()
     kind = spec.get("type")
     if kind not in {"ClusterIP", "NodePort", "LoadBalancer", "ExternalName"}:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from wrpo_devcluster.client import ENDPOINTS, PODS, SERVICES, ApiError, JsonObject
-from wrpo_devcluster.controllers.base import Controller, Watched, get_or_none, own_key
-from wrpo_devcluster.objects import is_deleting, is_ready, is_terminal, labels_of, matches, split_key
+from wrpo_devcluster.client import ENDPOINTS, PODS, SERVICES, ApiError, Client, JsonObject, WatchEvent
+from wrpo_devcluster.clock import Clock
+from wrpo_devcluster.controllers.base import Controller, Watched, WatchHub, get_or_none, own_key
+from wrpo_devcluster.objects import (
+    is_deleting,
+    is_ready,
+    is_terminal,
+    key_of,
+    labels_of,
+    matches,
+    selector_text,
+    split_key,
+)
 
 _CLUSTER_PREFIX = "10.96."
 _PROXY_PREFIX = "127.96."
@@ -36,23 +47,76 @@ def proxy_address(service: JsonObject) -> str | None:
     return _PROXY_PREFIX + address.removeprefix(_CLUSTER_PREFIX)
 
 
+class ServiceSelectors:
+    """Which services select a pod.
+
+    Invariant: `selecting` returns the keys of exactly the services whose last noted selector its labels match.
+    """
+
+    def __init__(self) -> None:
+        self._selectors: dict[str, dict[str, str]] = {}
+        self._by_label: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+        """(namespace, label, value) -> services that select by it, each under one of its labels."""
+
+    def note(self, key: str, selector: dict[str, str]) -> None:
+        """Note a service's selector; an empty one selects nothing."""
+        namespace, _ = split_key(key)
+        old = self._selectors.pop(key, None)
+        if old:
+            place = (namespace, *min(old.items()))
+            self._by_label[place].discard(key)
+            if not self._by_label[place]:
+                del self._by_label[place]
+        if selector:
+            self._selectors[key] = selector
+            self._by_label[(namespace, *min(selector.items()))].add(key)
+
+    def selecting(self, namespace: str, labels: dict[str, str]) -> set[str]:
+        return {
+            key
+            for label, value in labels.items()
+            for key in self._by_label.get((namespace, label, value), ())
+            if self._selectors[key].items() <= labels.items()
+        }
+
+
 class EndpointsController(Controller):
+    """Looks at a Service when it changes, and when a pod changes that it selects or selected before."""
+
     name = "endpoint-controller"
 
-    def watched(self) -> Sequence[Watched]:
-        return (Watched(SERVICES, own_key), Watched(PODS, self._services_of))
+    def __init__(self, client: Client, clock: Clock) -> None:
+        super().__init__(client, clock)
+        self._selectors = ServiceSelectors()
+        self._labels: dict[str, dict[str, str]] = {}
+        """Of every pod, by uid."""
 
-    def _services_of(self, pod: JsonObject) -> Iterable[str]:
-        # Which services select a pod is only known from the services; each namespace is looked at as a whole.
-        yield f"{pod['metadata']['namespace']}/"
+    def watched(self) -> Sequence[Watched]:
+        return (Watched(SERVICES, own_key),)
+
+    def attach(self, hub: WatchHub) -> None:
+        hub.subscribe(SERVICES, self._observe_service)
+        super().attach(hub)
+        hub.subscribe(PODS, self._observe_pod)
+
+    def _observe_service(self, event: WatchEvent) -> None:
+        selector = event.object["spec"].get("selector") or {}
+        self._selectors.note(key_of(event.object), selector if event.type != "DELETED" else {})
+
+    def _observe_pod(self, event: WatchEvent) -> None:
+        meta = event.object["metadata"]
+        before, labels = self._labels.get(meta["uid"], {}), labels_of(event.object)
+        if event.type == "DELETED":
+            self._labels.pop(meta["uid"], None)
+        else:
+            self._labels[meta["uid"]] = labels
+        for key in self._selectors.selecting(meta["namespace"], before) | self._selectors.selecting(
+            meta["namespace"], labels
+        ):
+            self.queue.add(key)
 
     async def reconcile(self, key: str) -> float | None:
         namespace, name = split_key(key)
-        if not name:
-            for service in await self.client.list(SERVICES, namespace):
-                if service["spec"].get("selector"):
-                    self.queue.add(f"{namespace}/{service['metadata']['name']}")
-            return None
         found = await get_or_none(self.client, SERVICES, name, namespace)
         current = await get_or_none(self.client, ENDPOINTS, name, namespace)
         if found is None:
@@ -61,7 +125,8 @@ class EndpointsController(Controller):
             return None
         if is_deleting(found) or not found["spec"].get("selector"):
             return None
-        subsets = endpoint_subsets(found, await self.client.list(PODS, namespace))
+        selected = await self.client.list(PODS, namespace, label_selector=selector_text(found["spec"]["selector"]))
+        subsets = endpoint_subsets(found, selected)
         if current is None:
             await self._create(found, subsets)
         elif (current.get("subsets") or []) != subsets:

@@ -61,12 +61,12 @@ class Scheduler(Controller):
 
     async def _used(self) -> dict[str, Amounts]:
         """Return what the pods bound to each node ask for, but for pods that have ended."""
-        by_node: dict[str, list[JsonObject]] = defaultdict(list)
+        by_node: dict[str, dict[str, JsonObject]] = defaultdict(dict)
         for phase in _NOT_ENDED:
             for pod in await self.client.list(PODS, field_selector=f"status.phase={phase}"):
                 if pod["spec"].get("nodeName"):
-                    by_node[pod["spec"]["nodeName"]].append(pod)
-        return {node: usage(pods) for node, pods in by_node.items()}
+                    by_node[pod["spec"]["nodeName"]][pod["metadata"]["uid"]] = pod
+        return {node: usage(pods.values()) for node, pods in by_node.items()}
 
     async def _missing_claim(self, pod: JsonObject) -> str:
         for volume in pod["spec"].get("volumes") or []:
