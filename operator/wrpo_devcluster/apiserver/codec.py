@@ -42,23 +42,27 @@ def copy_json(value: Any) -> Any:
 
 
 class _Pairs(dict[str, Any]):
-    """A JSON object that remembers which of its keys came twice."""
+    """A JSON object some of whose keys came twice: it remembers which."""
 
     __slots__ = ("duplicates",)
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
         self.duplicates: list[str] = []
-        if len(self) != len(pairs):
-            seen: set[str] = set()
-            for key, _ in pairs:
-                if key in seen and key not in self.duplicates:
-                    self.duplicates.append(key)
-                seen.add(key)
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen and key not in self.duplicates:
+                self.duplicates.append(key)
+            seen.add(key)
+
+
+def _from_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Pairs(pairs)
 
 
 def parse_json(text: bytes) -> Any:
-    return json.loads(text, object_pairs_hook=_Pairs)
+    return json.loads(text, object_pairs_hook=_from_pairs)
 
 
 class _Loader(yaml.SafeLoader):

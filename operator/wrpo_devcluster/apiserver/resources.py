@@ -196,7 +196,12 @@ def _watch(request: ResourceRequest, view: View) -> Answer:
 
 def _shown(request: ResourceRequest, obj: JsonObject, status: int) -> Answer:
     view = view_of(request.accept, request.kind, request.query.get("includeObject", "Metadata"), request.server.clock)
-    return Answer(status, encode(view.transform(obj) if view.transform is not None else obj))
+    if view.transform is not None:
+        return Answer(status, encode(view.transform(obj)))
+    meta = obj["metadata"]
+    record = request.server.store.get(request.kind.storage_key, meta.get("namespace", ""), meta.get("name", ""))
+    # What was just stored has its text; a dry run or the end of the object stored nothing.
+    return Answer(status, record.text if record is not None and record.obj is obj else encode(obj))
 
 
 def _post(request: ResourceRequest, context: Context, body: Any) -> Answer:

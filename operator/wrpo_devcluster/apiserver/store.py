@@ -241,8 +241,11 @@ class Store:
         return count
 
 
+_JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False)
+
+
 def encode(obj: object) -> bytes:
-    return json.dumps(obj, separators=(",", ":"), ensure_ascii=False).encode()
+    return _JSON.encode(obj).encode()
 
 
 def continue_token(rv: int, namespace: str, name: str) -> str:

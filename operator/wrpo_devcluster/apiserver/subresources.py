@@ -76,16 +76,19 @@ def bind(server: ApiServer, kind: Kind, namespace: str | None, name: str, body: 
         raise errors.conflict("pods", "", name, f"pod {name} is being deleted, cannot be assigned to a host")
     if old["spec"].get("nodeName"):
         raise errors.conflict("pods", "", name, f"pod {name} is already assigned to node {old['spec']['nodeName']!r}")
-    new = copy_json(old)
-    new["spec"]["nodeName"] = target
-    conditions = [c for c in new["status"].get("conditions") or () if c.get("type") != "PodScheduled"]
+    conditions = [c for c in old["status"].get("conditions") or () if c.get("type") != "PodScheduled"]
     scheduled = {
         "type": "PodScheduled",
         "status": "True",
         "lastProbeTime": None,
         "lastTransitionTime": server.engine.now(),
     }
-    new["status"]["conditions"] = [scheduled, *conditions]
+    new = {
+        **old,
+        "metadata": dict(old["metadata"]),
+        "spec": {**old["spec"], "nodeName": target},
+        "status": {**old["status"], "conditions": [scheduled, *conditions]},
+    }
     if not context.dry_run:
         server.engine.store_unchecked(kind, new, old)
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
