@@ -138,23 +138,22 @@ def _compare_maps(
 def _compare_item(
     node: Node, element: str, before: Any, after: Any, added: FieldSet, removed: FieldSet, modified: FieldSet
 ) -> None:
+    if before is ABSENT or after is ABSENT:
+        present, found = (after, added) if before is ABSENT else (before, removed)
+        _collect_all(node, element, present, found)
+        return
     if same(before, after):
         return
-    shape = after if after is not ABSENT and after is not None else before
-    old_empty = before is ABSENT or before is None or before in ({}, [])
-    new_empty = after is ABSENT or after is None or after in ({}, [])
+    shape = after if after is not None else before
+    old_empty = before is None or before in ({}, [])
+    new_empty = after is None or after in ({}, [])
     mixed = not ((old_empty or type(before) is type(shape)) and (new_empty or type(after) is type(shape)))
     scalar = not isinstance(shape, dict | list) or (old_empty and new_empty) or mixed
     whole = (
         scalar or (isinstance(shape, dict) and node.atomic) or (isinstance(shape, list) and not is_associative(node))
     )
     if whole:
-        if before is ABSENT:
-            added.members.add(element)
-        elif after is ABSENT:
-            removed.members.add(element)
-        elif not same(before, after):
-            modified.members.add(element)
+        modified.members.add(element)
         return
     below = (FieldSet(), FieldSet(), FieldSet())
     if isinstance(shape, dict):
@@ -167,10 +166,21 @@ def _compare_item(
     for target, found in zip((added, removed, modified), below, strict=True):
         if found:
             target.children[element] = found
-    if before is ABSENT:
-        added.members.add(element)
-    elif after is ABSENT:
-        removed.members.add(element)
+
+
+def _collect_all(node: Node, element: str, value: Any, found: FieldSet) -> None:
+    """Add `element` and everything below it, as far as it is owned in parts."""
+    found.members.add(element)
+    if not value or node.atomic:
+        return
+    if isinstance(value, dict):
+        below = found.at(element)
+        for name, item in value.items():
+            _collect_all(child_node(node, name), f"f:{name}", item, below)
+    elif isinstance(value, list) and is_associative(node):
+        below = found.at(element)
+        for key, item in _safe_elements(node, value).items():
+            _collect_all(node.items or DEDUCED, key, item, below)
 
 
 def _safe_elements(node: Node, items: list[Any]) -> dict[str, Any]:

@@ -79,13 +79,16 @@ class Watch:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._request.timeout_s
         while True:
+            lines = []
             while feed.pending:
                 change = feed.pending.popleft()
-                if change.rv <= last:
-                    continue
-                line = self._event(change)
+                line = self._event(change) if change.rv > last else None
                 if line is not None:
-                    yield line
+                    lines.append(line)
+            if lines:
+                # What came together goes together: one write to the socket.
+                yield b"".join(lines)
+                continue
             if feed.closed:
                 if feed.gone:
                     yield _line("ERROR", encode(errors.expired("too old resource version").status))
