@@ -27,9 +27,9 @@ _STRIPPED = FieldSet.parse(
         },
     }
 )  # fmt: skip
-_NOTHING = FieldSet()
 # Identity that no manager owns; `metadata` itself is a struct, so only its member mark goes.
 _STRIPPED.members.discard("f:metadata")
+_NOTHING = FieldSet()
 
 
 @dataclass(frozen=True, slots=True)
