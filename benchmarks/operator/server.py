@@ -24,6 +24,7 @@ from wrpo_devcluster.client import CLAIMS, NAMESPACES, Client, JsonObject, Resou
 from wrpo_devcluster.clock import FastClock
 from wrpo_devcluster.cluster import Cluster
 from wrpo_devcluster.config import ClusterConfig, NodeConfig
+from wrpo_devcluster.memory import collect_rarely
 
 EXPERIMENTS = Resource("wrpo.ai", "v1alpha1", "wrpoexperiments")
 LEASES = Resource("coordination.k8s.io", "v1", "leases")
@@ -122,6 +123,7 @@ async def run(specification: dict[str, Any], directory: Path) -> dict[str, Any]:
         client = cluster.client
         await install_crds(client, [*crd_files("pytorchjob"), CRD])
         await _prepare(client)
+        collect_rarely()
         (directory / "ready").write_text(str(cluster.kubeconfig_path))
         await _until(lambda: _leads(client), 60)
         began, used = time.monotonic(), time.process_time()

@@ -16,6 +16,7 @@ from wrpo_devcluster import lifecycle
 from wrpo_devcluster.bootstrap import PRESETS, crd_files, install_crds
 from wrpo_devcluster.cluster import Cluster
 from wrpo_devcluster.config import ClusterConfig, load_config, simulated_config
+from wrpo_devcluster.memory import collect_rarely
 
 _STATE_DIR = click.option(
     "--state-dir",
@@ -140,6 +141,7 @@ async def _serve(config: ClusterConfig, with_crds: tuple[str, ...]) -> None:
         await cluster.start()
         await install_crds(cluster.client, files)
         lifecycle.write_record(config.state_dir, cluster.url)
+        collect_rarely()
         logging.getLogger(__name__).info("listening on %s", cluster.url)
         await stop.wait()
     finally:

@@ -1,0 +1,24 @@
+"""Rare collections: what the setting does, in a process of its own because it is the whole process's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_SCRIPT = """
+import gc
+from wrpo_devcluster.memory import collect_rarely
+
+class Knot: ...
+collect_rarely()
+frozen = gc.get_freeze_count()
+for _ in range(200_000):
+    knot = Knot()
+    knot.itself = knot
+print(frozen > 1000, sum(isinstance(each, Knot) for each in gc.get_objects()) < 60_000)
+"""
+
+
+def test_what_is_loaded_is_spared_and_new_cycles_still_go() -> None:
+    done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["True", "True"]
