@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import yaml
 
+from wrpo_devcluster.apiserver.faults import Fault
 from wrpo_devcluster.bootstrap import crd_files, install_crds
 from wrpo_devcluster.client import DEPLOYMENTS, EVENTS, JOBS, PODS, ApiError, Resource
 from wrpo_devcluster.cluster import Cluster, write_kubeconfig
@@ -150,6 +151,12 @@ class World:
         if name:
             return await self.cluster.client.get(resource, name, where)
         return {"items": await self.cluster.client.list(resource, where)}
+
+    def refuse_next_status(self) -> None:
+        """Answer the operator's next write of a status as if somebody else had just written it."""
+        user = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
+        fault = Fault(code=409, verb="patch", group="wrpo.ai", resource="wrpoexperiments", user=user)
+        asyncio.run_coroutine_threadsafe(self.cluster.api.inject(fault), self.loop).result(30)
 
     def experiments(self) -> list[JsonObject]:
         return list(self.get("wrpoexperiments")["items"])

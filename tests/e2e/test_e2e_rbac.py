@@ -64,6 +64,7 @@ def run_scenario(world: World) -> None:
     )
     assert world.post_progress("paused")[0] == 200
     assert world.post_progress("stored", token=CANARY)[0] == 401
+    world.refuse_next_status()
     for _ in range(2):
         world.edit("paused", suspend=True)
         world.wait("it is suspended", lambda: world.status("paused").get("phase") == "Suspended")
@@ -80,6 +81,8 @@ def run_scenario(world: World) -> None:
     world.wait("it fails", lambda: world.status("crashes").get("phase") == "Failed")
     for resource in ("pytorchjobs", "trainjobs", "jobs"):
         world.wait_call("delete", resource)
+    world.wait_call("patch", "wrpoexperiments/status", code=409)
+    world.wait_call("get", "wrpoexperiments", code=200)
     world.wait_call("list", "workloads")
     world.wait_call("list", "events")
     world.wait_call("patch", "events", code=200)

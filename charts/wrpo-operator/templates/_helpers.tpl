@@ -72,9 +72,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- /* What the operator may do where experiments live. Every verb is used; no verb reads Secrets. */ -}}
 {{- define "wrpo.rules" -}}
+# One is read alone when its status was written by somebody else in between.
 - apiGroups: [wrpo.ai]
   resources: [wrpoexperiments]
-  verbs: [list, watch]
+  verbs: [get, list, watch]
 - apiGroups: [wrpo.ai]
   resources: [wrpoexperiments/status]
   verbs: [patch]
