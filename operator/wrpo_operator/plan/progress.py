@@ -27,6 +27,9 @@ WEIGHTS: Mapping[StageKind, int] = {
 _ROUND_S = 10
 """Estimates are rounded, so that they do not cause a status write with every post."""
 
+MAX_REMAINING_S = 10 * 365 * 24 * 3600
+"""Ten years: longer estimates mean nothing, and the API server stores integers of 64 bits only."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageProgress:
@@ -107,4 +110,4 @@ def _remaining(weights: Sequence[int], stages: Sequence[StageStatus]) -> int | N
 
 
 def _rounded(seconds: float) -> int:
-    return int(round(max(0.0, seconds) / _ROUND_S) * _ROUND_S)
+    return round(min(MAX_REMAINING_S, max(0.0, seconds)) / _ROUND_S) * _ROUND_S

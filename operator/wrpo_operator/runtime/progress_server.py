@@ -25,6 +25,7 @@ from aiohttp import web
 
 from wrpo_operator.api import names
 from wrpo_operator.plan.model import ProgressFact
+from wrpo_operator.plan.progress import MAX_REMAINING_S
 from wrpo_operator.runtime.kube import KubeClient, KubeError
 from wrpo_operator.runtime.observe import pod_fact
 from wrpo_operator.runtime.resources import TOKEN_REVIEWS, JsonObject, labels_of, uid_of
@@ -306,7 +307,7 @@ def _first(values: Any) -> str:
 def parse_status(body: Any, *, now: datetime, shard: int) -> ProgressFact:
     """Read {"trainerStatus": {progressPercentage, estimatedRemainingSeconds, metrics}}; refuse anything else.
 
-    What is not a finite number is left out, and the percentage is held within 0..100.
+    What is not a finite number is left out, the percentage is held within 0..100 and the rest below ten years.
     """
     status = body.get("trainerStatus") if isinstance(body, dict) else None
     if not isinstance(status, dict):
@@ -320,14 +321,19 @@ def parse_status(body: Any, *, now: datetime, shard: int) -> ProgressFact:
     for entry in given if isinstance(given, list) else ():
         value = _number(entry.get("value")) if isinstance(entry, dict) else None
         if value is not None and len(metrics) < MAX_METRICS:
-            metrics[str(entry.get("name", ""))[:64]] = value
+            metrics[_text(entry.get("name", ""))[:64]] = value
     return ProgressFact(
         percent=min(100.0, max(0.0, percent)),
-        remaining_s=None if remaining is None else max(0.0, remaining),
+        remaining_s=None if remaining is None else min(float(MAX_REMAINING_S), max(0.0, remaining)),
         metrics=metrics,
         received_at=now,
         shard=shard,
     )
+
+
+def _text(value: Any) -> str:
+    """Return a text that can be written as UTF-8: JSON may hold halves of characters."""
+    return str(value).encode(errors="replace").decode()
 
 
 def _number(value: Any) -> float | None:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import math
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from support.builders import make_child, make_experiment, make_snapshot, raw_spec
+from support.crd_validation import experiment_object, refusals
 
-from wrpo_operator.plan.model import ProgressFact
+from wrpo_operator.api.status import parse_status as read_status
+from wrpo_operator.plan.model import ChildState, ProgressFact
+from wrpo_operator.plan.planner import plan
+from wrpo_operator.plan.progress import MAX_REMAINING_S
 from wrpo_operator.runtime import progress_server
 from wrpo_operator.runtime.kube import KubeError
 from wrpo_operator.runtime.progress_server import (
@@ -278,22 +286,67 @@ def test_an_attempt_that_is_no_number_is_not_found(world: World, attempt: str) -
     assert code == 404
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=3),
-        max_leaves=12,
-    )
+TEXT = st.text(st.characters(exclude_categories=()), max_size=20)
+BODIES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=3),
+    max_leaves=12,
 )
-def test_whatever_is_posted_is_a_percentage_within_bounds_or_refused(body: Any) -> None:
-    try:
-        fact = parse_status({"trainerStatus": body}, now=NOON, shard=0)
-    except RefusedError:
-        return
-    assert 0 <= fact.percent <= 100
-    assert fact.remaining_s is None or fact.remaining_s >= 0
-    assert len(fact.metrics) <= 32
-    assert all(math.isfinite(value) for value in fact.metrics.values())
+POSTS = BODIES | st.fixed_dictionaries(
+    {
+        "progressPercentage": st.floats(allow_nan=False, allow_infinity=False),
+        "estimatedRemainingSeconds": st.floats(min_value=0) | st.integers(min_value=0),
+        "metrics": st.lists(st.fixed_dictionaries({"name": TEXT, "value": st.floats()}), max_size=3),
+    }
+)
+
+
+def integers(value: Any) -> Iterator[int]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from integers(item)
+    elif isinstance(value, int):
+        yield value
+
+
+HALF = {"progressPercentage": 1, "metrics": [{"name": "\ud800", "value": 1}]}
+"""A metric named by half of a character, which JSON can hold and UTF-8 cannot."""
+
+
+@example([HALF, HALF])
+@given(st.lists(POSTS, min_size=2, max_size=2))
+def test_whatever_is_posted_is_refused_or_shown_in_a_status_that_the_api_server_stores(bodies: list[Any]) -> None:
+    experiment = make_experiment(name="fusion")
+    stages = ("sample/qwen", "sample/yi")
+    children = [make_child(experiment, "prepare", ChildState.SUCCEEDED), *(make_child(experiment, at) for at in stages)]
+    posts: dict[tuple[str, int], tuple[ProgressFact, ...]] = {}
+    for stage, body in zip(stages, bodies, strict=True):
+        with contextlib.suppress(RefusedError):
+            posts[stage, 1] = (parse_status({"trainerStatus": body}, now=NOON, shard=0),)
+    for (fact,) in posts.values():
+        assert 0 <= fact.percent <= 100
+        assert fact.remaining_s is None or 0 <= fact.remaining_s <= MAX_REMAINING_S
+        assert len(fact.metrics) <= 32
+        assert all(math.isfinite(value) for value in fact.metrics.values())
+    status = plan(make_snapshot(experiment, children, progress=posts), NOON).status
+    assert status is not None
+    stored = status.to_dict()
+    assert refusals(experiment_object(raw_spec(), "fusion") | {"status": stored}) == []
+    assert all(abs(number) < 2**63 for number in integers(stored))
+    assert read_status(json.loads(json.dumps(stored))) == status, "it would be written again and again"
+
+
+def test_forged_estimates_freeze_nothing() -> None:
+    """Two of 1e308 seconds add up to infinity, which no integer holds."""
+    experiment = make_experiment()
+    stages = ("sample/qwen", "sample/yi")
+    children = [make_child(experiment, "prepare", ChildState.SUCCEEDED), *(make_child(experiment, at) for at in stages)]
+    posts = {(stage, 1): (ProgressFact(1.0, 1e308, {}, NOON),) for stage in stages}
+    status = plan(make_snapshot(experiment, children, progress=posts), NOON).status
+    assert status is not None
+    assert status.progress is not None
+    assert status.progress.remaining_seconds == MAX_REMAINING_S
+    assert {stage.remaining_seconds for stage in status.stages if stage.name in stages} == {MAX_REMAINING_S}
 
 
 def test_a_replica_that_stands_by_sends_posts_elsewhere(world: World) -> None:
