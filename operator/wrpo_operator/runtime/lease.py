@@ -2,7 +2,8 @@
 
 The rule that keeps two leaders apart: a holder that could not renew within `renew_deadline_s` stops acting, and a
 candidate takes over only after it has watched the same record unchanged for `duration_s` by its own clock (clocks of
-two machines are never compared). `renew_deadline_s` is shorter than `duration_s`.
+two machines are never compared). `renew_deadline_s` is shorter than `duration_s`. Requests take time: the holder counts
+from before it asked for the renewal, the candidate from after it was told of the record.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ class LeaderElection:
     @property
     def is_leader(self) -> bool:
         """Whether acting is allowed right now, even if the renewal loop is late."""
-        return self._leading and self._monotonic() - self._renewed_at < self._settings.renew_deadline_s
+        return self._leading and self._is_fresh()
+
+    def _is_fresh(self) -> bool:
+        return self._monotonic() - self._renewed_at < self._settings.renew_deadline_s
 
     async def run(self) -> None:
         """Acquire and renew until cancelled; then release."""
@@ -79,21 +83,25 @@ class LeaderElection:
 
     async def step(self) -> None:
         """Try once to acquire or renew."""
+        at, limit_s = self._monotonic(), self._settings.renew_deadline_s
+        held, problem, is_expected = False, "", False
         try:
-            held = await self._try_acquire()
+            async with asyncio.timeout(limit_s):
+                held = await self._try_acquire(at)
         except KubeError as error:
-            if not error.conflict and error.message != self._problem:
-                log.warning("lease %s cannot be renewed: %s", self._settings.name, error.message)
-            self._problem = error.message
-            held = False
-        else:
-            self._problem = ""
+            problem, is_expected = error.message, error.conflict
+        except TimeoutError:
+            problem = f"no answer within {limit_s:g} s"
+        if problem and not is_expected and problem != self._problem:
+            log.warning("lease %s cannot be renewed: %s", self._settings.name, problem)
+        self._problem = problem
         if held:
-            self._renewed_at = self._monotonic()
-        self._set_leading(held or (self._leading and self.is_leader))
+            self._renewed_at = at
+        self._set_leading((held or self._leading) and self._is_fresh())
 
-    async def _try_acquire(self) -> bool:
-        settings, at = self._settings, self._monotonic()
+    async def _try_acquire(self, at: float) -> bool:
+        """Acquire or renew if the lease is ours, free, or stood still for its duration `at` the start."""
+        settings = self._settings
         try:
             lease = await self._client.get(LEASES, settings.name, settings.namespace)
         except KubeError as error:
@@ -107,7 +115,7 @@ class LeaderElection:
         self.holder = str(spec.get("holderIdentity") or "")
         record = f"{self.holder}/{spec.get('renewTime')}/{lease['metadata'].get('resourceVersion')}"
         if record != self._observed[0]:
-            self._observed = (record, at)
+            self._observed = (record, self._monotonic())
         free = not self.holder or self.holder == settings.identity
         expired = at - self._observed[1] >= float(spec.get("leaseDurationSeconds") or settings.duration_s)
         if not (free or expired):

@@ -51,6 +51,61 @@ def test_a_leader_that_cannot_renew_stops_acting_before_another_may_start(kube: 
     assert not first.is_leader
 
 
+def slow(kube: Any, clock: Any, verb: str, seconds: float) -> None:
+    """Let the answers of a verb take so long."""
+    at_once = getattr(kube, verb)
+
+    async def late(*arguments: Any) -> Any:
+        answer = await at_once(*arguments)
+        clock.at += seconds
+        return answer
+
+    setattr(kube, verb, late)
+
+
+def test_a_renewal_counts_from_when_it_was_asked_for_however_late_its_answer_is(kube: Any, clock: Any) -> None:
+    changes: list[bool] = []
+    first = LeaderElection(kube, LeaseSettings("default", "wrpo", "one"), monotonic=clock, on_change=changes.append)
+    asyncio.run(first.step())
+    slow(kube, clock, "replace", 9)
+    asyncio.run(first.step())
+    assert first.is_leader
+    clock.at += 1.1
+    assert not first.is_leader
+    asyncio.run(first.step())
+    assert first.is_leader
+    slow(kube, clock, "replace", 9)
+    asyncio.run(first.step())
+    assert not first.is_leader
+    assert changes == [True, False]
+
+
+def test_a_candidate_counts_from_when_it_was_told_of_the_record(kube: Any, clock: Any) -> None:
+    """The record may have been written at any time until the answer came."""
+    asyncio.run(election(kube, clock, "one").step())
+    second = election(kube, clock, "two")
+    slow(kube, clock, "get", 9)
+    asyncio.run(second.step())
+    clock.at += 14.9
+    asyncio.run(second.step())
+    assert not second.is_leader
+
+
+def test_a_renewal_without_an_answer_is_given_up_at_the_deadline(kube: Any, clock: Any, caplog: Any) -> None:
+    settings = LeaseSettings("default", "wrpo", "one", duration_s=0.3, renew_deadline_s=0.2, retry_s=0.1)
+    first = LeaderElection(kube, settings, monotonic=clock)
+    asyncio.run(first.step())
+
+    async def never(*_: Any) -> None:
+        clock.at += 0.2
+        await asyncio.Event().wait()
+
+    kube.replace = never
+    asyncio.run(first.step())
+    assert not first.is_leader
+    assert "lease wrpo cannot be renewed: no answer within 0.2 s" in caplog.text
+
+
 def test_a_leader_whose_lease_was_taken_steps_down(kube: Any, clock: Any) -> None:
     changes: list[bool] = []
     first = LeaderElection(kube, LeaseSettings("default", "wrpo", "one"), monotonic=clock, on_change=changes.append)
