@@ -17,6 +17,7 @@ from pathlib import Path
 from aiohttp import web
 
 from wrpo_operator.api import names
+from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.runtime.fleet import FleetCollector
 from wrpo_operator.runtime.health import health_app, heartbeat
 from wrpo_operator.runtime.informer import Informer, InformerSettings
@@ -39,7 +40,7 @@ from wrpo_operator.runtime.resources import (
     namespace_of,
 )
 from wrpo_operator.runtime.settings import Settings
-from wrpo_operator.runtime.snapshot import LIVE, SnapshotBuilder
+from wrpo_operator.runtime.snapshot import SnapshotBuilder
 from wrpo_operator.runtime.store import ObjectStore
 from wrpo_operator.runtime.tls import ServerCertificate
 from wrpo_operator.runtime.trim import trim

@@ -62,9 +62,13 @@ class ModelCluster:
         self.now: datetime = NOON
         self.experiments: dict[str, Stored] = {}
         self.children: dict[str, ChildFact] = {}
+        self.pods: dict[str, str] = {}
+        """Pods that still run although their child is gone -> the artifact that they write."""
         self.artifacts: set[str] = set()
         self.failures: Counter[tuple[str, str]] = Counter()
         """(experiment, stage hash) -> failures that used up a retry since the stage was last allowed to try again."""
+        self.deletes_at_once = False
+        """Whether children that the operator deletes are gone at once, before their pods, or wait for these."""
         self.started: Counter[str] = Counter()
         """artifact key -> children made."""
 
@@ -94,6 +98,7 @@ class ModelCluster:
             experiment=stored.read(),
             children=tuple(child for child in children if child.experiment_uid == stored.uid),
             foreign=tuple(child for child in children if child.experiment_uid != stored.uid and child.state in LIVE),
+            pods={key: (make_pod(name, node="node-1"),) for name, key in self.pods.items()},
         )
 
     def reconcile(self, name: str, *, lose_status: bool = False) -> Plan:
@@ -112,7 +117,7 @@ class ModelCluster:
 
     def _check(self, snapshot: Snapshot, answer: Plan) -> None:
         live = {(child.stage, child.stage_hash) for child in snapshot.children if child.state in LIVE}
-        busy = {child.artifact_key for child in snapshot.foreign if not child.suspended}
+        busy = {child.artifact_key for child in snapshot.foreign if not child.suspended} | set(snapshot.pods)
         spec = snapshot.experiment.spec
         assert spec is not None
         if not answer.apply:
@@ -120,7 +125,7 @@ class ModelCluster:
         for start in answer.apply:
             node = start.node
             assert (str(node.id), node.hash) not in live, f"{node.id} has a live attempt already"
-            assert start.artifact_key not in busy, f"{node.id} is being made by another experiment"
+            assert start.artifact_key not in busy, f"{node.id} is being made by another experiment, or by a pod"
             needed = {
                 str(upstream): artifact_key(storage_identity(spec), str(upstream), start.input_hashes[role])
                 for role, upstream in node.inputs.items()
@@ -138,7 +143,10 @@ class ModelCluster:
             state = ChildState.SUSPENDED if change.suspend else ChildState.PENDING
             self.children[change.name] = replace(child, suspended=change.suspend, state=state)
         for deletion in answer.delete:
-            self.delete(deletion.name)
+            if self.deletes_at_once:
+                self.delete_at_once(deletion.name)
+            else:
+                self.delete(deletion.name)
 
     def _create(self, name: str, start: PlannedAttempt) -> None:
         if start.child_name in self.children:
@@ -150,7 +158,7 @@ class ModelCluster:
             name=start.child_name,
             uid=f"{start.child_name}-{self.now.isoformat()}",
             experiment=name,
-            experiment_uid=f"uid-{name}",
+            experiment_uid=self.experiments[name].uid,
             stage=str(start.node.id),
             stage_hash=start.node.hash,
             artifact_key=start.artifact_key,
@@ -170,6 +178,12 @@ class ModelCluster:
 
     def vanish(self, name: str) -> None:
         del self.children[name]
+
+    def delete_at_once(self, name: str) -> None:
+        """The child is gone, as by deletion in the background; a pod that ran has its grace period."""
+        child = self.children.pop(name)
+        if child.state is ChildState.RUNNING:
+            self.pods[f"{name}-0"] = child.artifact_key
 
     def run(self, name: str) -> None:
         self.children[name] = replace(self.children[name], state=ChildState.RUNNING, started_at=self.now)
@@ -199,6 +213,7 @@ class ModelCluster:
             phase = self.experiments[name].status.phase
             if phase in {Phase.SUCCEEDED, Phase.FAILED}:
                 return phase
+            self.pods.clear()
             for child in list(self.children.values()):
                 match child.state:
                     case ChildState.PENDING:

@@ -258,8 +258,8 @@ def api_refused(words: str) -> str:
 
 def previous_attempt(stage: str, pod: str) -> str:
     return (
-        f"Pod {pod} of the last attempt of {stage} has not ended yet and may still write; the next attempt starts when "
-        "it has. If its node is gone, delete the pod."
+        f"Pod {pod} of an earlier attempt of {stage} has not ended yet and may still write; the next attempt starts "
+        "when it has. If its node is gone, delete the pod."
     )
 
 

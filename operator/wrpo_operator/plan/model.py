@@ -181,6 +181,9 @@ class Snapshot:
     """Children of this experiment (by uid), whatever their stage hash."""
     foreign: tuple[ChildFact, ...] = ()
     """Live children of other experiments in the namespace; their artifact_key may equal one of ours."""
+    pods: Mapping[str, tuple[PodFact, ...]] = field(default_factory=dict)
+    """Artifact key -> pods of any experiment that were made for it and have not ended, whether or not their child still
+    exists: a child that is deleted goes at once, its pods take their time."""
     training_backends: frozenset[str] = frozenset({"PyTorchJob"})
     """Training backends whose CRD is installed."""
     progress: Mapping[tuple[str, int], tuple[ProgressFact, ...]] = field(default_factory=dict)

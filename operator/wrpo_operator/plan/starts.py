@@ -76,7 +76,7 @@ def decide_starts(
     """Decide for every stage whose inputs are there whether it starts; those of `lost` sources do not.
 
     Invariants: nothing starts before all of its inputs have succeeded; nothing starts while a child of the same hash is
-    live, whoever owns it, or while a pod of an attempt that has ended still runs.
+    live, whoever owns it, or while a pod that was made for it still runs, whoever owned it.
     """
     done = {view.id for view in views if view.succeeded}
     hashes = {view.id: view.node.hash for view in views}
@@ -113,13 +113,14 @@ def _held(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: dateti
     if nodes > 1 and not protects_gangs(spec.scheduling):
         text = words.gang_unprotected(nodes)
         return Held(view, Reason.GANG_UNPROTECTED, text, object=f"{KIND}/{snapshot.experiment.name}")
-    pod = _lingering_pod(snapshot, view)
-    if pod is not None:
-        return Held(view, Reason.PREVIOUS_ATTEMPT, words.previous_attempt(stage, pod), object=f"Pod/{pod}")
-    other = _maker(snapshot, key_of(spec, view.node))
+    key = key_of(spec, view.node)
+    other = _maker(snapshot, key)
     if other is not None:
         text = words.artifact_busy(stage, other.experiment)
         return Held(view, Reason.ARTIFACT_BUSY, text, object=f"{other.kind}/{other.name}")
+    pod = _lingering_pod(snapshot, key)
+    if pod is not None:
+        return Held(view, Reason.PREVIOUS_ATTEMPT, words.previous_attempt(stage, pod), object=f"Pod/{pod}")
     return None
 
 
@@ -128,20 +129,15 @@ def protects_gangs(scheduling: Scheduling) -> bool:
     return bool(scheduling.queue_name or scheduling.pod_group or scheduling.gang == "BestEffort")
 
 
-def _lingering_pod(snapshot: Snapshot, view: StageView) -> str | None:
+def _lingering_pod(snapshot: Snapshot, key: str) -> str | None:
     """Return a pod of an earlier attempt that has not ended: it may still write where the next one would.
 
-    A gang has failed as soon as one of its ranks has; the others take a while to notice, or to be removed.
+    A gang has failed as soon as one of its ranks has; the others take a while to notice, or to be removed. A deleted
+    child is gone at once, an experiment that was deleted and made anew knows nothing of it, and the pods of both have
+    their time to end all the same.
     """
     return next(
-        (
-            pod.name
-            for child in snapshot.children
-            if child.stage == str(view.id) and child.stage_hash == view.node.hash
-            for pod in child.pods
-            if pod.phase in RUNNING_PHASES and pod.node is not None
-        ),
-        None,
+        (pod.name for pod in snapshot.pods.get(key, ()) if pod.phase in RUNNING_PHASES and pod.node is not None), None
     )
 
 

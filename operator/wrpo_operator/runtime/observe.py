@@ -169,6 +169,11 @@ def _container_started(pod: JsonObject) -> datetime | None:
     return parse_time((_state(status, "running") or _terminated(status)).get("startedAt"))
 
 
+def has_ended(pod: JsonObject) -> bool:
+    """Return whether all containers of a pod have ended for good."""
+    return (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"}
+
+
 def pod_fact(pod: JsonObject) -> PodFact:
     """Return what one pod says."""
     status = pod.get("status") or {}

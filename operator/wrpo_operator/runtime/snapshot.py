@@ -10,10 +10,11 @@ from wrpo_operator.api import names
 from wrpo_operator.api.pod_template import STRICT, PodTemplatePolicy
 from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
 from wrpo_operator.api.status import parse_status
+from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.plan.graph import build_graph
-from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Snapshot
+from wrpo_operator.plan.model import ChildFact, Experiment, PodFact, Snapshot
 from wrpo_operator.plan.starts import key_of
-from wrpo_operator.runtime.observe import child_fact, child_facts, parse_time
+from wrpo_operator.runtime.observe import child_fact, child_facts, has_ended, parse_time, pod_fact
 from wrpo_operator.runtime.progress_server import ProgressBook
 from wrpo_operator.runtime.resources import (
     CHILD_RESOURCES,
@@ -26,9 +27,6 @@ from wrpo_operator.runtime.resources import (
     uid_of,
 )
 from wrpo_operator.runtime.store import Key, ObjectStore
-
-LIVE = frozenset({ChildState.PENDING, ChildState.RUNNING, ChildState.SUSPENDED})
-
 
 @dataclass(frozen=True, slots=True)
 class _Read:
@@ -89,6 +87,7 @@ class SnapshotBuilder:
                 self._store.labelled(PODS, names.LABEL_EXPERIMENT_UID, experiment.uid, experiment.namespace),
             ),
             foreign=tuple(self._foreign(experiment)),
+            pods=self._pods(experiment),
             training_backends=self._backends(),
             progress=self._book.of(experiment.namespace, experiment.name),
         )
@@ -130,6 +129,26 @@ class SnapshotBuilder:
             fact = child_fact(child, ())
             if fact is not None and fact.state in LIVE:
                 yield fact
+
+    def _pods(self, experiment: Experiment) -> dict[str, tuple[PodFact, ...]]:
+        """Return the pods that have not ended by the artifact that they were made for, as far as it is asked for."""
+        read = self._read.get((experiment.namespace, experiment.name))
+        if read is None or read.spec is None:
+            return {}
+        if read.artifacts is None:
+            found = self._store.items(PODS, experiment.namespace)
+        else:
+            found = (
+                pod
+                for artifact in sorted(read.artifacts)
+                for pod in self._store.labelled(PODS, names.LABEL_ARTIFACT_KEY, artifact, experiment.namespace)
+            )
+        pods: dict[str, tuple[PodFact, ...]] = {}
+        for pod in found:
+            key = labels_of(pod).get(names.LABEL_ARTIFACT_KEY, "")
+            if key and not has_ended(pod):
+                pods[key] = (*pods.get(key, ()), pod_fact(pod))
+        return pods
 
     def _labelled_children(self, label: str, value: str, namespace: str) -> Iterator[JsonObject]:
         for resource in CHILD_RESOURCES.values():

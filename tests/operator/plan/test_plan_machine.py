@@ -46,8 +46,9 @@ class PlannerMachine(RuleBasedStateMachine):
         self.cluster = ModelCluster()
         self.recorded_ends: dict[tuple[str, str, str], StageState] = {}
 
-    @initialize(queued=st.booleans())
-    def two_experiments(self, *, queued: bool) -> None:
+    @initialize(queued=st.booleans(), at_once=st.booleans())
+    def two_experiments(self, *, queued: bool, at_once: bool) -> None:
+        self.cluster.deletes_at_once = at_once
         common: dict[str, Any] = {"retries": {"limit": RETRY_LIMIT}, "sources": list(SOURCES)}
         self.cluster.add("first", **common)
         more = {"scheduling": {"queueName": "gpus"}} if queued else {}
@@ -114,6 +115,15 @@ class PlannerMachine(RuleBasedStateMachine):
     def somebody_deletes_a_live_child(self, number: int) -> None:
         self.cluster.delete(self.pick(LIVE, number) or "")
 
+    @precondition(lambda self: self.has(*LIVE))
+    @rule(number=PICK)
+    def a_live_child_is_gone_before_its_pods(self, number: int) -> None:
+        self.cluster.delete_at_once(self.pick(LIVE, number) or "")
+
+    @rule()
+    def pods_end(self) -> None:
+        self.cluster.pods.clear()
+
     @rule(number=PICK)
     def somebody_deletes_a_finished_child(self, number: int) -> None:
         name = self.pick(FINISHED, number)
@@ -137,6 +147,11 @@ class PlannerMachine(RuleBasedStateMachine):
     def at_most_one_live_attempt_per_stage_hash(self) -> None:
         live = [(child.experiment, child.stage_hash) for child in self.cluster.children.values() if child.state in LIVE]
         assert len(live) == len(set(live))
+
+    @invariant()
+    def nothing_runs_beside_a_pod_of_an_earlier_attempt(self) -> None:
+        running = {child.artifact_key for child in self.cluster.children.values() if child.state is ChildState.RUNNING}
+        assert not running.intersection(self.cluster.pods.values())
 
     @invariant()
     def retries_are_bounded(self) -> None:

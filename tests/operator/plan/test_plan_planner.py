@@ -483,10 +483,50 @@ def test_the_next_attempt_waits_until_every_pod_of_the_last_has_ended() -> None:
     failed = cluster.children[name]
     peer = make_pod("peer-1", node="node-1")
     cluster.children[name] = replace(failed, pods=(*failed.pods, peer))
+    cluster.pods[peer.name] = failed.artifact_key
     waiting = cluster.reconcile("demo")
     assert waiting.apply == ()
     assert condition(status_of(cluster), "Blocked")[:2] == ("True", "PreviousAttemptRunning")
     assert [blocker.object for blocker in status_of(cluster).blockers] == ["Pod/peer-1"]
     cluster.children[name] = failed
+    cluster.pods.clear()
     (second,) = cluster.reconcile("demo").apply
     assert second.attempt == 2
+
+
+def test_nothing_starts_while_pods_of_a_child_that_is_gone_still_end() -> None:
+    """A child deleted in the background goes at once, its pods have up to two minutes: by hand, and for a queue."""
+    cluster = started(scheduling={"queueName": "gpus"})
+    cluster.deletes_at_once = True
+    at_stage(cluster, "train")
+    by_hand = child_of(cluster, "train")
+    cluster.delete_at_once(by_hand)
+    assert cluster.reconcile("demo").apply == ()
+    (blocker,) = status_of(cluster).blockers
+    assert (blocker.object, blocker.reason) == (f"Pod/{by_hand}-0", "PreviousAttemptRunning")
+    assert blocker.message == (
+        f"Pod {by_hand}-0 of an earlier attempt of train has not ended yet and may still write; the next attempt starts "
+        "when it has. If its node is gone, delete the pod."
+    )
+    cluster.pods.clear()
+    (again,) = cluster.reconcile("demo").apply
+    cluster.run(again.child_name)
+    cluster.reconcile("demo")
+    cluster.edit("demo", suspend=True)
+    cluster.reconcile("demo")
+    cluster.edit("demo", suspend=False)
+    assert cluster.reconcile("demo").apply == ()
+    cluster.pods.clear()
+    assert [start.attempt for start in cluster.reconcile("demo").apply] == [2]
+
+
+def test_an_experiment_that_was_deleted_and_made_anew_waits_for_the_pods_of_the_first() -> None:
+    cluster = started()
+    at_stage(cluster, "prepare")
+    cluster.delete_at_once(child_of(cluster, "prepare"))
+    cluster.experiments["demo"].status = ExperimentStatus()
+    cluster.experiments["demo"].uid = "uid-again"
+    answer = cluster.reconcile("demo")
+    assert (answer.apply, answer.requeue_after_s) == ((), LOOK_AGAIN_S)
+    cluster.pods.clear()
+    assert [start.attempt for start in cluster.reconcile("demo").apply] == [1]

@@ -12,7 +12,7 @@ from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.plan.graph import PREPARE, build_graph
 from wrpo_operator.plan.starts import key_of
 from wrpo_operator.runtime.progress_server import ProgressBook
-from wrpo_operator.runtime.resources import EXPERIMENTS, JOBS, JsonObject
+from wrpo_operator.runtime.resources import EXPERIMENTS, JOBS, PODS, JsonObject
 from wrpo_operator.runtime.snapshot import SnapshotBuilder
 from wrpo_operator.runtime.store import ObjectStore
 
@@ -50,6 +50,13 @@ class World:
         self.store.upsert(JOBS, {**body, "status": status})
         return body
 
+    def pod(self, owner: str, *, phase: str = "Running", key: str = SHARED) -> None:
+        """A pod whose child is gone."""
+        labels = {names.LABEL_EXPERIMENT: owner, names.LABEL_ARTIFACT_KEY: key}
+        name = f"{owner}-{phase}".lower()
+        metadata = {"name": name, "namespace": "ml", "uid": name, "labels": labels, "resourceVersion": self.version()}
+        self.store.upsert(PODS, {"metadata": metadata, "spec": {"nodeName": "n"}, "status": {"phase": phase}})
+
     def foreign(self, name: str, **changes: Any) -> list[str]:
         snapshot = self.snapshots.build(self.snapshots.experiment(self.experiment(name, **changes)))
         return sorted(child.name for child in snapshot.foreign)
@@ -69,6 +76,26 @@ def test_of_other_experiments_only_live_children_that_make_what_it_asks_for_are_
     snapshot = world.snapshots.build(world.snapshots.experiment(world.experiment("fusion")))
     assert [child.experiment for child in snapshot.foreign] == ["other"]
     assert [child.name for child in snapshot.children] == [own["metadata"]["name"]]
+
+
+@pytest.mark.parametrize("on_source_failure", ["Fail", "Continue"])
+def test_pods_that_make_what_it_asks_for_are_seen_whoever_owns_them_and_though_their_child_is_gone(
+    world: World, on_source_failure: str
+) -> None:
+    world.pod("fusion")
+    world.pod("other")
+    world.pod("other", phase="Succeeded")
+    world.pod("unrelated", key="k")
+    obj = world.experiment("fusion", sampling={"onSourceFailure": on_source_failure})
+    pods = world.snapshots.build(world.snapshots.experiment(obj)).pods
+    assert [(pod.name, pod.node) for pod in pods[SHARED]] == [("fusion-running", "n"), ("other-running", "n")]
+
+
+def test_a_child_of_another_that_is_being_deleted_may_still_write(world: World) -> None:
+    body = world.child("other")
+    metadata = {**body["metadata"], "deletionTimestamp": "2026-01-01T12:00:00Z", "resourceVersion": world.version()}
+    world.store.upsert(JOBS, {**body, "metadata": metadata})
+    assert world.foreign("fusion") == [f"other-{SHARED}"]
 
 
 def test_one_that_goes_on_without_sources_sees_every_live_child_for_its_artifacts_depend_on_the_losses(
