@@ -226,3 +226,33 @@ class ModelCluster:
                         pass
             self.advance(600)
         raise AssertionError(f"{name} has not ended: {self.experiments[name].status}")
+
+
+def at_stage(cluster: ModelCluster, stage: str, name: str = "demo") -> None:
+    """Let everything before a stage succeed, until its child runs."""
+    for _ in range(100):
+        cluster.reconcile(name)
+        for child in list(cluster.children.values()):
+            if child.state is ChildState.PENDING:
+                cluster.run(child.name)
+            elif child.state is ChildState.RUNNING and child.stage != stage:
+                cluster.succeed(child.name)
+        if any(child.stage == stage for child in cluster.children.values()):
+            cluster.reconcile(name)
+            return
+        cluster.advance(60)
+    raise AssertionError(f"{stage} never started")
+
+
+def child_of(cluster: ModelCluster, stage: str) -> str:
+    return next(name for name, child in sorted(cluster.children.items()) if child.stage == stage)
+
+
+def started(**changes: Any) -> ModelCluster:
+    cluster = ModelCluster()
+    cluster.add("demo", **changes)
+    return cluster
+
+
+def status_of(cluster: ModelCluster, name: str = "demo") -> ExperimentStatus:
+    return cluster.experiments[name].status

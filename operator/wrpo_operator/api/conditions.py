@@ -160,6 +160,14 @@ def out_of_memory(pod: str) -> str:
     )
 
 
+def over_limit(pod: str, words: str) -> str:
+    """`words` are the kubelet's."""
+    return (
+        f"pod {pod} was evicted for using more local storage than its own limits allow: {words.rstrip('. ')}. Raise "
+        "limits of ephemeral-storage in spec.resources, or the sizeLimit of the volume."
+    )
+
+
 def same_error(step: int) -> str:
     return f"The same error came twice at step {step}, so that trying again would not help: "
 

@@ -247,8 +247,9 @@ class Report(SpecModel):
 
 
 class Retries(SpecModel):
-    """What follows when a stage fails. Bad configuration or data (exit codes 64 to 78 but 75) is never tried again;
-    preemption, eviction and node loss are always, at once, and use up no retry.
+    """What follows when a stage fails. Bad configuration or data (exit codes 64 to 78 but 75) is never tried again.
+    Preemption, eviction and node loss use up no retry: the first is followed by a new attempt at once, further ones in
+    a row after the pauses of retries.
     """
 
     limit: int = Field(default=2, ge=0, le=20)

@@ -135,6 +135,8 @@ class StageStatus(StatusModel):
     """Attempts up to this number use up no retry, since the spec was edited after they failed."""
     failed_attempts: int = Field(default=0, ge=0)
     """Attempts after the forgiven ones that used up a retry."""
+    consecutive_disruptions: int = Field(default=0, ge=0)
+    """Attempts in a row, up to the last that ended, that the cluster took; the next one waits the longer for them."""
     shards: str | None = Field(default=None, max_length=16)
     """Finished and all shards, e.g. 2/4."""
     progress: int | None = Field(default=None, ge=0, le=100)

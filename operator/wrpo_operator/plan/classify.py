@@ -19,6 +19,7 @@ ENDED = frozenset({AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.DIS
 DEADLINE_EXCEEDED = "DeadlineExceeded"
 POD_FAILURE_POLICY = "PodFailurePolicy"
 OOM_KILLED = "OOMKilled"
+EVICTED = "Evicted"
 _CONFIG_CODES = frozenset(range(64, 79)) - {ExitCode.TEMPORARY}
 _FAR = datetime(9999, 1, 1, tzinfo=UTC)
 _ACTIVE = {
@@ -118,7 +119,8 @@ def _is_disruption(child: ChildFact, failed: list[PodFact]) -> bool:
 
 
 def _taken(pod: PodFact) -> bool:
-    return pod.disrupted or (pod.termination is not None and pod.termination.outcome == "Interrupted")
+    is_interrupted = pod.termination is not None and pod.termination.outcome == "Interrupted"
+    return pod.disrupted or (is_interrupted and not pod.over_limit)
 
 
 def _spokesman(failed: list[PodFact]) -> PodFact:
@@ -133,6 +135,8 @@ def _told_by(pod: PodFact, kind: FailureKind, child: ChildFact) -> Failure:
         return Failure(kind, error.code, text, _exit_code(pod), pod.termination.step if pod.termination else None)
     if kind is FailureKind.DISRUPTION:
         return Failure(kind, "Disrupted", words.disrupted(pod.name, pod.node), pod.exit_code)
+    if pod.over_limit:
+        return Failure(kind, EVICTED, words.over_limit(pod.name, pod.over_limit), pod.exit_code)
     if pod.terminated_reason == OOM_KILLED:
         return Failure(kind, OOM_KILLED, words.out_of_memory(pod.name), pod.exit_code)
     reason = child.failed_reason or "Failed"

@@ -103,10 +103,12 @@ def _recall_stage(
     failures = base.failed_attempts + sum(
         attempt.state is AttemptState.FAILED and attempt.number > base.forgiven_attempts for attempt in new_ends
     )
+    disruptions = _in_a_row(base.consecutive_disruptions, new_ends)
     record = base.model_copy(
         update={
             "attempts": attempts[-MAX_ATTEMPTS:],
             "failed_attempts": failures,
+            "consecutive_disruptions": disruptions,
             "gpu_seconds": (base.gpu_seconds or 0) + gpu_seconds(new_ends, gpus_of(spec, node)),
         }
     )
@@ -123,9 +125,18 @@ def _recall_stage(
             failures=failures,
             policy=spec.retries,
             now=now,
+            disruptions=disruptions,
             seed=f"{experiment.uid}/{node.id}",
         ),
     )
+
+
+def _in_a_row(before: int, ends: Sequence[Attempt]) -> int:
+    """Return how many disruptions have followed each other up to the last of these ends."""
+    count = before
+    for end in ends:
+        count = count + 1 if end.state is AttemptState.DISRUPTED else 0
+    return count
 
 
 def _attempts(base: StageStatus, children: Sequence[ChildFact], now: datetime) -> tuple[Attempt, ...]:

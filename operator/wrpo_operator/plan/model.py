@@ -89,6 +89,9 @@ class PodFact:
     termination_text: str = ""
     """Raw tail of it when it could not be parsed."""
     disrupted: bool = False
+    """Whether the cluster took it: preemption, eviction for the node's sake, node loss."""
+    over_limit: str = ""
+    """The kubelet's words if it evicted the pod for using more than the pod's own limits allow."""
     waiting_reason: str = ""
     """E.g. ImagePullBackOff, CreateContainerConfigError, CrashLoopBackOff."""
     waiting_message: str = ""

@@ -28,6 +28,7 @@ from wrpo_operator.plan.stops import (
     already_ended,
     enforce_pending_deadline,
     expired_children,
+    forgotten_children,
     pending_deadline,
     replace_outdated,
     stale_children,
@@ -78,6 +79,7 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     blockers = find_blockers(snapshot, spec, stops.views, held, now) if failure is None else ()
     decisions = Decisions(stops.views, starts, held, failure, blockers, lost)
     status = build_status(snapshot, spec, decisions, now)
+    deleted += forgotten_children(stops.views, status.stages)
     deleted += expired_children(snapshot, spec, now) if status.finished_at == experiment.status.finished_at else ()
     return Plan(
         apply=starts,

@@ -15,6 +15,8 @@ from wrpo_operator.plan.classify import ENDED
 from wrpo_operator.plan.model import FailureKind
 
 MAX_PAUSE = timedelta(hours=1)
+MAX_DOUBLINGS = 12
+"""From a second to more than an hour."""
 JITTER = 0.25
 """Pauses are longer by up to this share, so that stages that failed together do not come back together."""
 
@@ -44,12 +46,20 @@ RetryDecision: TypeAlias = StartAttempt | Wait | GiveUp
 
 
 def decide_next(
-    attempts: Sequence[Attempt], *, forgiven: int, failures: int, policy: Retries, now: datetime, seed: str = ""
+    attempts: Sequence[Attempt],
+    *,
+    forgiven: int,
+    failures: int,
+    policy: Retries,
+    now: datetime,
+    disruptions: int = 0,
+    seed: str = "",
 ) -> RetryDecision:
     """Decide which attempt follows, when no child is live and none has succeeded.
 
     `seed` tells stages apart whose retries must not fall on the same moment; empty: no jitter.
-    `attempts` are oldest first; `failures` counts those after number `forgiven` that used up a retry.
+    `attempts` are oldest first; `failures` counts those after number `forgiven` that used up a retry, `disruptions`
+    those that the cluster took one after the other up to now.
     Invariants: a disruption never uses up a retry; a bad config is never tried again; an attempt that was recorded as
     active but has no child (deleted by hand, or not yet seen) keeps its number, so it can never run twice at once.
     """
@@ -58,6 +68,8 @@ def decide_next(
     last = attempts[-1]
     if last.state not in ENDED:
         return StartAttempt(last.number)
+    if last.state is AttemptState.DISRUPTED and disruptions > 1:
+        return _after_pause(last, disruptions - 1, policy, now, seed)
     if last.state is not AttemptState.FAILED or last.number <= forgiven:
         return StartAttempt(last.number + 1)
     if last.reason == Reason.PENDING_TOO_LONG:
@@ -68,7 +80,12 @@ def decide_next(
         return GiveUp(Reason.SAME_ERROR)
     if failures > policy.limit:
         return GiveUp(Reason.RETRIES_EXHAUSTED)
-    pause = timedelta(seconds=policy.backoff_seconds) * 2 ** max(0, failures - 1)
+    return _after_pause(last, failures, policy, now, seed)
+
+
+def _after_pause(last: Attempt, nth: int, policy: Retries, now: datetime, seed: str) -> RetryDecision:
+    """Wait the pause before the `nth` retry, counted from the end of the last attempt."""
+    pause = timedelta(seconds=policy.backoff_seconds) * 2 ** min(max(0, nth - 1), MAX_DOUBLINGS)
     if seed:
         pause *= 1 + JITTER * share_of(f"{seed}-{last.number}")
     pause = min(MAX_PAUSE, pause)

@@ -9,7 +9,15 @@ from datetime import datetime, timedelta
 from wrpo_operator.api import conditions as words
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.api.status import MAX_ATTEMPT_MESSAGE, Attempt, AttemptState, from_time, to_time
+from wrpo_operator.api.status import (
+    MAX_ATTEMPT_MESSAGE,
+    MAX_ATTEMPTS,
+    Attempt,
+    AttemptState,
+    StageStatus,
+    from_time,
+    to_time,
+)
 from wrpo_operator.plan.blockers import waiting_words
 from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.plan.memory import StageView
@@ -175,6 +183,19 @@ def _following(view: StageView, names: set[str], now: datetime, *, suspend: bool
     }
     changes = {child.attempt: change for child in view.children if child.name in names}
     return replace(_with_changes(view, changes, view.next), children=children)
+
+
+def forgotten_children(views: Sequence[StageView], stages: Sequence[StageStatus]) -> tuple[DeleteChild, ...]:
+    """Return the deletion of ended children whose attempts the status no longer lists: they would be ever more.
+
+    `stages` are those to be written, in the order of the views.
+    """
+    return tuple(
+        delete(child, "newer attempts have taken its place in the status")
+        for view, stage in zip(views, stages, strict=True)
+        for child in view.children
+        if child.state not in LIVE and len(stage.attempts) == MAX_ATTEMPTS and child.attempt < stage.attempts[0].number
+    )
 
 
 def expired_children(snapshot: Snapshot, spec: ExperimentSpec, now: datetime) -> tuple[DeleteChild, ...]:

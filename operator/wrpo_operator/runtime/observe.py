@@ -19,6 +19,12 @@ ATTEMPT_LABELS = (names.LABEL_EXPERIMENT_UID, names.LABEL_STAGE, names.LABEL_STA
 ORDINARY_WAITS = frozenset({"", "ContainerCreating", "PodInitializing"})
 DISRUPTION_REASONS = frozenset({"Evicted", "NodeLost", "NodeShutdown", "Preempting", "Shutdown", "Terminated"})
 """Pod status reasons set by kubelet or controllers, for pods without a DisruptionTarget condition."""
+OWN_LIMITS = (
+    "Pod ephemeral local storage usage exceeds",
+    "Usage of EmptyDir volume",
+    "exceeded its local ephemeral storage limit",
+)
+"""What the kubelet says when it evicts a pod that used more than its own limits, which no other node would change."""
 TERMINATION_TAIL = 1024
 
 
@@ -182,6 +188,8 @@ def pod_fact(pod: JsonObject) -> PodFact:
     termination, text = parse_termination(str(ended.get("message") or ""))
     waiting_reason, waiting_message = _waiting(status)
     exit_code = ended.get("exitCode")
+    over_limit = _over_limit(status)
+    taken = status.get("reason") in DISRUPTION_REASONS and not over_limit
     return PodFact(
         name=name_of(pod),
         phase=str(status.get("phase") or "Pending"),
@@ -190,7 +198,8 @@ def pod_fact(pod: JsonObject) -> PodFact:
         exit_code=exit_code if isinstance(exit_code, int) else None,
         termination=termination,
         termination_text=text,
-        disrupted=condition(status, "DisruptionTarget") is not None or status.get("reason") in DISRUPTION_REASONS,
+        disrupted=condition(status, "DisruptionTarget") is not None or taken,
+        over_limit=over_limit,
         waiting_reason=waiting_reason,
         waiting_message=waiting_message,
         unschedulable_message=_unschedulable(status),
@@ -199,6 +208,11 @@ def pod_fact(pod: JsonObject) -> PodFact:
         init_since=_init_since(status),
         created_at=parse_time(meta(pod).get("creationTimestamp")),
     )
+
+
+def _over_limit(status: JsonObject) -> str:
+    message = str(status.get("message") or "").strip()
+    return message if status.get("reason") == "Evicted" and any(text in message for text in OWN_LIMITS) else ""
 
 
 def _init_since(status: JsonObject) -> datetime | None:

@@ -28,6 +28,7 @@ from wrpo_operator.runtime.resources import (
 )
 from wrpo_operator.runtime.store import Key, ObjectStore
 
+
 @dataclass(frozen=True, slots=True)
 class _Read:
     """What a generation of a spec says; reading it again would say the same."""

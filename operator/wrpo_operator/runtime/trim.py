@@ -62,7 +62,7 @@ def _trim_pod(obj: JsonObject) -> JsonObject:
         **_type_of(obj),
         "metadata": _metadata(obj),
         "spec": _some(obj.get("spec"), ("nodeName",)),
-        "status": {**_some(status, ("phase", "reason")), **_lists(status, lists)},
+        "status": {**_some(status, ("phase", "reason", "message")), **_lists(status, lists)},
     }
 
 

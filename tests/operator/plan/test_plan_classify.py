@@ -43,6 +43,13 @@ TRAINING: dict[str, tuple[list[PodFact], FailureKind, str]] = {
          make_pod("p1", exit_code=137, disrupted=True, node="n1", finished_at=LATER)],
         FailureKind.DISRUPTION,
         "pod p1 on node n1 was taken by the cluster (preemption, eviction or node loss); no retry is used up."),
+    "evicted for more than its own limits": (
+        [make_pod("p0", exit_code=137, outcome="Interrupted",
+                  over_limit='Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ')],
+        FailureKind.APPLICATION,
+        ('pod p0 was evicted for using more local storage than its own limits allow: Usage of EmptyDir volume "tmp" '
+         'exceeds the limit "1Gi". Raise limits of ephemeral-storage in spec.resources, or the sizeLimit of the '
+         "volume.")),
     "told to stop, and nothing before": (
         [make_pod("p0", exit_code=143, outcome="Interrupted", finished_at=NOON)], FailureKind.DISRUPTION,
         "pod p0 was taken by the cluster (preemption, eviction or node loss); no retry is used up."),

@@ -8,7 +8,7 @@ from typing import Any
 
 from support.builders import NOON, make_child, make_experiment, make_pod, make_snapshot, raw_spec
 from support.crd_validation import experiment_object, refusals
-from support.model_cluster import ModelCluster
+from support.model_cluster import ModelCluster, at_stage, child_of, started, status_of
 
 from wrpo_engine.config import ErrorInfo, TerminationMessage
 from wrpo_operator.api.status import AttemptState, ExperimentStatus, Phase, StageState
@@ -21,36 +21,6 @@ ALL_STAGES = 13
 
 def live_names(cluster: ModelCluster) -> list[str]:
     return sorted(child.stage for child in cluster.children.values() if child.state is not ChildState.SUCCEEDED)
-
-
-def at_stage(cluster: ModelCluster, stage: str, name: str = "demo") -> None:
-    """Let everything before a stage succeed, until its child runs."""
-    for _ in range(100):
-        cluster.reconcile(name)
-        for child in list(cluster.children.values()):
-            if child.state is ChildState.PENDING:
-                cluster.run(child.name)
-            elif child.state is ChildState.RUNNING and child.stage != stage:
-                cluster.succeed(child.name)
-        if any(child.stage == stage for child in cluster.children.values()):
-            cluster.reconcile(name)
-            return
-        cluster.advance(60)
-    raise AssertionError(f"{stage} never started")
-
-
-def child_of(cluster: ModelCluster, stage: str) -> str:
-    return next(name for name, child in sorted(cluster.children.items()) if child.stage == stage)
-
-
-def started(**changes: Any) -> ModelCluster:
-    cluster = ModelCluster()
-    cluster.add("demo", **changes)
-    return cluster
-
-
-def status_of(cluster: ModelCluster, name: str = "demo") -> ExperimentStatus:
-    return cluster.experiments[name].status
 
 
 def condition(status: ExperimentStatus, kind: str) -> tuple[str, str, str]:
@@ -473,60 +443,3 @@ def test_the_children_of_a_removed_stage_are_deleted() -> None:
     cluster.edit("demo", report={"enabled": False})
     assert [deletion.name for deletion in cluster.reconcile("demo").delete] == [name]
     assert status_of(cluster).phase is Phase.SUCCEEDED
-
-
-def test_the_next_attempt_waits_until_every_pod_of_the_last_has_ended() -> None:
-    cluster = started(retries={"limit": 1, "backoffSeconds": 0})
-    at_stage(cluster, "train")
-    name = child_of(cluster, "train")
-    cluster.fail(name, 1)
-    failed = cluster.children[name]
-    peer = make_pod("peer-1", node="node-1")
-    cluster.children[name] = replace(failed, pods=(*failed.pods, peer))
-    cluster.pods[peer.name] = failed.artifact_key
-    waiting = cluster.reconcile("demo")
-    assert waiting.apply == ()
-    assert condition(status_of(cluster), "Blocked")[:2] == ("True", "PreviousAttemptRunning")
-    assert [blocker.object for blocker in status_of(cluster).blockers] == ["Pod/peer-1"]
-    cluster.children[name] = failed
-    cluster.pods.clear()
-    (second,) = cluster.reconcile("demo").apply
-    assert second.attempt == 2
-
-
-def test_nothing_starts_while_pods_of_a_child_that_is_gone_still_end() -> None:
-    """A child deleted in the background goes at once, its pods have up to two minutes: by hand, and for a queue."""
-    cluster = started(scheduling={"queueName": "gpus"})
-    cluster.deletes_at_once = True
-    at_stage(cluster, "train")
-    by_hand = child_of(cluster, "train")
-    cluster.delete_at_once(by_hand)
-    assert cluster.reconcile("demo").apply == ()
-    (blocker,) = status_of(cluster).blockers
-    assert (blocker.object, blocker.reason) == (f"Pod/{by_hand}-0", "PreviousAttemptRunning")
-    assert blocker.message == (
-        f"Pod {by_hand}-0 of an earlier attempt of train has not ended yet and may still write; the next attempt starts "
-        "when it has. If its node is gone, delete the pod."
-    )
-    cluster.pods.clear()
-    (again,) = cluster.reconcile("demo").apply
-    cluster.run(again.child_name)
-    cluster.reconcile("demo")
-    cluster.edit("demo", suspend=True)
-    cluster.reconcile("demo")
-    cluster.edit("demo", suspend=False)
-    assert cluster.reconcile("demo").apply == ()
-    cluster.pods.clear()
-    assert [start.attempt for start in cluster.reconcile("demo").apply] == [2]
-
-
-def test_an_experiment_that_was_deleted_and_made_anew_waits_for_the_pods_of_the_first() -> None:
-    cluster = started()
-    at_stage(cluster, "prepare")
-    cluster.delete_at_once(child_of(cluster, "prepare"))
-    cluster.experiments["demo"].status = ExperimentStatus()
-    cluster.experiments["demo"].uid = "uid-again"
-    answer = cluster.reconcile("demo")
-    assert (answer.apply, answer.requeue_after_s) == ((), LOOK_AGAIN_S)
-    cluster.pods.clear()
-    assert [start.attempt for start in cluster.reconcile("demo").apply] == [1]

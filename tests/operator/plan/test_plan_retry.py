@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import takewhile
 
 import pytest
 from support.builders import NOON
@@ -29,7 +30,13 @@ CASES: dict[str, tuple[History, float, RetryDecision]] = {
     "backoff doubles": ([CRASH, CRASH], 19, Wait(NOON + timedelta(seconds=20))),
     "third crash exhausts two retries": ([CRASH] * 3, 999, GiveUp(Reason.RETRIES_EXHAUSTED)),
     "an eviction restarts at once": ([EVICTED], 0, StartAttempt(2)),
-    "evictions are free": ([CRASH] + [EVICTED] * 50, 0, StartAttempt(52)),
+    "evictions are free": ([CRASH] + [EVICTED] * 50, 3600, StartAttempt(52)),
+    "a second eviction in a row waits for the backoff": ([EVICTED] * 2, 9, Wait(NOON + timedelta(seconds=10))),
+    "and restarts after it": ([EVICTED] * 2, 10, StartAttempt(3)),
+    "with each further one it doubles": ([EVICTED] * 4, 39, Wait(NOON + timedelta(seconds=40))),
+    "up to an hour": ([EVICTED] * 5000, 3599, Wait(NOON + timedelta(hours=1))),
+    "an eviction after a crash is the first in a row": ([EVICTED, CRASH, EVICTED], 0, StartAttempt(4)),
+    "so is one after a suspension": ([EVICTED, EVICTED, STOPPED, EVICTED], 0, StartAttempt(5)),
     "a stopped attempt is free": ([CRASH, CRASH, STOPPED], 0, StartAttempt(4)),
     "a child that is gone keeps its number": ([CRASH, RUNNING], 0, StartAttempt(2)),
     "waiting too long is final": ([LATE], 999, GiveUp(Reason.PENDING_TOO_LONG)),
@@ -54,7 +61,10 @@ def attempts(history: History) -> list[Attempt]:
 def decide(history: History, seconds: float, forgiven: int = 0) -> RetryDecision:
     failures = sum(state == "Failed" for state, _ in history[forgiven:])
     now = NOON + timedelta(seconds=seconds)
-    return decide_next(attempts(history), forgiven=forgiven, failures=failures, policy=POLICY, now=now)
+    in_a_row = len(list(takewhile(lambda end: end == EVICTED, reversed(history))))
+    return decide_next(
+        attempts(history), forgiven=forgiven, failures=failures, policy=POLICY, now=now, disruptions=in_a_row
+    )
 
 
 @pytest.mark.parametrize(("history", "seconds", "expected"), CASES.values(), ids=CASES.keys())

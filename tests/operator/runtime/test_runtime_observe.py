@@ -103,6 +103,14 @@ def pod(*, spec: Any = None, labels: Any = None, annotations: Any = None, **stat
     }
 
 
+def evicted(message: str) -> dict[str, Any]:
+    return pod(phase="Failed", reason="Evicted", message=message)
+
+
+def over(words: str) -> PodFact:
+    return PodFact("p", "Failed", "n1", over_limit=words)
+
+
 def ended(code: int, message: str = "", name: str = "stage") -> list[dict[str, Any]]:
     state = {
         "exitCode": code,
@@ -136,6 +144,22 @@ PODS = {
         PodFact("p", "Failed", "n1", disrupted=True),
     ),
     "evicted by an old kubelet": (pod(phase="Failed", reason="Evicted"), PodFact("p", "Failed", "n1", disrupted=True)),
+    "evicted for the node's sake": (
+        pod(phase="Failed", reason="Evicted", message="The node was low on resource: ephemeral-storage. "),
+        PodFact("p", "Failed", "n1", disrupted=True),
+    ),
+    "evicted for its own volume": (
+        evicted('Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". '),
+        over('Usage of EmptyDir volume "tmp" exceeds the limit "1Gi".'),
+    ),
+    "evicted for its own storage": (
+        evicted("Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. "),
+        over("Pod ephemeral local storage usage exceeds the total limit of containers 1Gi."),
+    ),
+    "evicted for a container's storage": (
+        evicted('Container stage exceeded its local ephemeral storage limit "1Gi". '),
+        over('Container stage exceeded its local ephemeral storage limit "1Gi".'),
+    ),
     "the image cannot be pulled": (
         pod(
             phase="Pending",
