@@ -326,6 +326,9 @@ class ExperimentSpec(SpecModel):
     """Which artifacts may be used again."""
     ttl_seconds_after_finished: int | None = Field(default=None, ge=0, le=31536000)
     """Delete finished children (not the experiment, nor artifacts) this long after the end. Unset: never."""
+    ttl_seconds_after_failed: int | None = Field(default=None, ge=0, le=31536000)
+    """The same when the experiment has failed, e.g. longer, to keep pods and their logs. Unset: as
+    ttlSecondsAfterFinished says."""
     env: tuple[EnvVar, ...] = Field(default=(), max_length=64, json_schema_extra=list_map("name"))
     """Environment of all stages, e.g. HF_TOKEN from a Secret. Changing it re-runs nothing."""
     image_pull_secrets: tuple[LocalObjectReference, ...] = Field(

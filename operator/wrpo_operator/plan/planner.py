@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from wrpo_operator.api.conditions import ConditionType
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.api.status import ExperimentStatus, Phase, from_time
+from wrpo_operator.api.status import ExperimentStatus
 from wrpo_operator.plan.blockers import find_blockers
 from wrpo_operator.plan.events import events_between
 from wrpo_operator.plan.graph import build_graph, source_of
@@ -26,6 +26,7 @@ from wrpo_operator.plan.status import (
 from wrpo_operator.plan.stops import (
     Stops,
     already_ended,
+    children_expire_at,
     enforce_pending_deadline,
     expired_children,
     forgotten_children,
@@ -161,7 +162,6 @@ def _moments(
                 deadline = pending_deadline(view, child, seconds)
                 if deadline is not None:
                     yield deadline
-    ttl = spec.ttl_seconds_after_finished
-    has_children = any(view.children for view in views)
-    if status.phase in {Phase.SUCCEEDED, Phase.FAILED} and status.finished_at and ttl is not None and has_children:
-        yield from_time(status.finished_at) + timedelta(seconds=ttl)
+    expiry = children_expire_at(spec, status)
+    if expiry is not None and any(view.children for view in views):
+        yield expiry

@@ -14,6 +14,8 @@ from wrpo_operator.api.status import (
     MAX_ATTEMPTS,
     Attempt,
     AttemptState,
+    ExperimentStatus,
+    Phase,
     StageStatus,
     from_time,
     to_time,
@@ -198,15 +200,23 @@ def forgotten_children(views: Sequence[StageView], stages: Sequence[StageStatus]
     )
 
 
+def children_expire_at(spec: ExperimentSpec, status: ExperimentStatus) -> datetime | None:
+    """Return when the children of an ended experiment may go; None if it has not ended, or they may stay for ever."""
+    if status.phase not in {Phase.SUCCEEDED, Phase.FAILED} or status.finished_at is None:
+        return None
+    ttl = spec.ttl_seconds_after_finished
+    if status.phase is Phase.FAILED and spec.ttl_seconds_after_failed is not None:
+        ttl = spec.ttl_seconds_after_failed
+    return None if ttl is None else from_time(status.finished_at) + timedelta(seconds=ttl)
+
+
 def expired_children(snapshot: Snapshot, spec: ExperimentSpec, now: datetime) -> tuple[DeleteChild, ...]:
-    """Return the deletion of finished children when the experiment ended longer than its TTL ago."""
-    ended = snapshot.experiment.status.finished_at
-    if spec.ttl_seconds_after_finished is None or ended is None:
-        return ()
-    if now < from_time(ended) + timedelta(seconds=spec.ttl_seconds_after_finished):
+    """Return the deletion of finished children when the experiment ended longer than the TTL of its outcome ago."""
+    expiry = children_expire_at(spec, snapshot.experiment.status)
+    if expiry is None or now < expiry:
         return ()
     return tuple(
-        delete(child, "the experiment's ttlSecondsAfterFinished is over")
+        delete(child, "the time to live after the experiment's end is over")
         for child in snapshot.children
         if child.state not in LIVE
     )

@@ -120,7 +120,7 @@ RERUNS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "resources, queue, images, retries, environment": (
         {"resources": {"train": {"limits": {"cpu": 1}}}, "scheduling": {"queueName": "q"}, "images": {"trainer": "a/b"},
          "retries": {"limit": 9}, "env": [{"name": "A", "value": "b"}], "podTemplate": {"metadata": {}},
-         "ttlSecondsAfterFinished": 1, "deadlines": {"activeSeconds": 5}}, []),
+         "ttlSecondsAfterFinished": 1, "ttlSecondsAfterFailed": 1, "deadlines": {"activeSeconds": 5}}, []),
 }  # fmt: skip
 
 

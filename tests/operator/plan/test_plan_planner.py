@@ -323,16 +323,6 @@ def test_waiting_too_long_fails_with_the_reason() -> None:
     )
 
 
-def test_finished_children_are_deleted_after_their_time() -> None:
-    cluster = started(ttlSecondsAfterFinished=100)
-    cluster.run_fairly("demo")
-    answer = cluster.reconcile("demo")
-    assert (answer.delete, answer.requeue_after_s) == ((), 100.0)
-    cluster.advance(100)
-    assert len(cluster.reconcile("demo").delete) == ALL_STAGES
-    assert status_of(cluster).phase is Phase.SUCCEEDED
-
-
 def test_an_experiment_being_deleted_is_left_to_the_garbage_collector() -> None:
     experiment = make_experiment(deleting=True)
     child = make_child(experiment, "prepare")
