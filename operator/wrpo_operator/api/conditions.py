@@ -51,6 +51,19 @@ class Reason(StrEnum):
     PROGRESS_STALLED = "ProgressStalled"
     GANG_UNPROTECTED = "GangSchedulingMissing"
 
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    POD_SECURITY = "PodSecurityViolation"
+    ADMISSION_DENIED = "AdmissionDenied"
+    PODS_REFUSED = "PodsRefused"
+
+    WAITING_FOR_QUOTA = "WaitingForQuota"
+    WAITING_FOR_CHECKS = "WaitingForAdmissionChecks"
+    PREEMPTED = "Preempted"
+    PODS_READY_TIMEOUT = "PodsReadyTimeout"
+    EVICTED_BY_QUEUE = "EvictedByQueue"
+    INADMISSIBLE = "Inadmissible"
+    WORKLOAD_INACTIVE = "WorkloadInactive"
+
     ALL_SOURCES_USED = "AllSourcesUsed"
     SOURCE_FAILED = "SourceFailed"
 
@@ -65,6 +78,21 @@ class Reason(StrEnum):
     STAGE_SUCCEEDED = "StageSucceeded"
     STAGE_RETRIED = "StageRetried"
     STAGE_RERUN = "StageChanged"
+
+
+MERE_WAITS = frozenset(
+    {
+        Reason.QUEUED,
+        Reason.RETRY_WAIT,
+        Reason.ARTIFACT_BUSY,
+        Reason.WAITING_FOR_QUOTA,
+        Reason.WAITING_FOR_CHECKS,
+        Reason.PREEMPTED,
+        Reason.PODS_READY_TIMEOUT,
+        Reason.EVICTED_BY_QUEUE,
+    }
+)
+"""Reasons of blockers that pass by themselves, however long it takes: nobody has to be called."""
 
 
 def accepted() -> str:
@@ -227,18 +255,20 @@ def gang_unprotected(nodes: int) -> str:
     )
 
 
-def noted(reason: str, words: str) -> str:
+def noted(reason: Reason, words: str) -> str:
     """Return what a controller or a queue says of a child, with the remedy."""
     remedy = {
-        "QuotaExceeded": "Free quota, raise the ResourceQuota or lower spec.resources.",
-        "PodSecurityViolation": (
+        Reason.QUOTA_EXCEEDED: "Free quota, raise the ResourceQuota or lower spec.resources.",
+        Reason.POD_SECURITY: (
             "Let the namespace admit the pod, or change spec.podTemplate. An init container `init-pytorch` is "
             "PyTorchJob's own; training.backend: TrainJob does without it."
         ),
-        "AdmissionDenied": "The webhook's owner can say what it wants; spec.podTemplate changes the pod.",
-        "WaitingForQuota": "It starts when the queue has room; `kubectl describe clusterqueue` shows who holds it.",
-        "Preempted": "It goes on by itself when the queue has room again; no retry is used up.",
-        "PodsReadyTimeout": "Not all of its pods were ready in time; look why they do not start.",
+        Reason.ADMISSION_DENIED: "The webhook's owner can say what it wants; spec.podTemplate changes the pod.",
+        Reason.WAITING_FOR_QUOTA: (
+            "It starts when the queue has room; `kubectl describe clusterqueue` shows who holds it."
+        ),
+        Reason.PREEMPTED: "It goes on by itself when the queue has room again; no retry is used up.",
+        Reason.PODS_READY_TIMEOUT: "Not all of its pods were ready in time; look why they do not start.",
     }.get(reason, "")
     text = words.strip()
     sentence = text if text.endswith((".", "!", "?")) else f"{text}."

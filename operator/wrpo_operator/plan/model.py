@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from wrpo_engine.config import Runtime, StageKind, StageParams, TerminationMessage
+from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import ExperimentStatus
 
@@ -111,7 +112,7 @@ class Note:
 
     object: str
     """E.g. Workload/NAME."""
-    reason: str
+    reason: Reason
     message: str
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from wrpo_operator.api.conditions import Reason
 from wrpo_operator.plan.model import ChildFact, ChildState, Note
 from wrpo_operator.render.training import BACKENDS
 from wrpo_operator.runtime.kube import KubeClient, KubeError
@@ -128,13 +129,13 @@ def refusal_notes(child: ChildFact, events: Sequence[Mapping[str, object]]) -> t
     return (Note(f"{child.kind}/{child.name}", refusal_reason(newest[1]), newest[1]),)
 
 
-def refusal_reason(message: str) -> str:
+def refusal_reason(message: str) -> Reason:
     """Tell quota, PodSecurity and webhooks apart by the API server's own words."""
     text = message.lower()
     if "exceeded quota" in text or "failed quota" in text:
-        return "QuotaExceeded"
+        return Reason.QUOTA_EXCEEDED
     if "violates podsecurity" in text:
-        return "PodSecurityViolation"
+        return Reason.POD_SECURITY
     if "admission webhook" in text:
-        return "AdmissionDenied"
-    return "PodsRefused"
+        return Reason.ADMISSION_DENIED
+    return Reason.PODS_REFUSED

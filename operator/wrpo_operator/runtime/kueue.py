@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from wrpo_operator.api.conditions import Reason
 from wrpo_operator.plan.model import Note
 from wrpo_operator.runtime.resources import JsonObject, meta, name_of
 
+EVICTIONS = {reason.value: reason for reason in (Reason.PREEMPTED, Reason.PODS_READY_TIMEOUT)}
+"""Kueue's reasons of the condition Evicted that have one of their own here; its words tell of the others."""
 JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 
 
@@ -23,7 +26,8 @@ def workload_note(workload: JsonObject) -> Note | None:
     if (meta(workload).get("deletionTimestamp")) is not None:
         return None
     if (workload.get("spec") or {}).get("active") is False:
-        return Note(name, "WorkloadInactive", "spec.active is false: Kueue does not admit it until somebody sets it")
+        text = "spec.active is false: Kueue does not admit it until somebody sets it"
+        return Note(name, Reason.WORKLOAD_INACTIVE, text)
     evicted, admitted = conditions.get("Evicted", {}), conditions.get("Admitted", {})
     if admitted.get("status") == "True" and evicted.get("status") != "True":
         return None
@@ -31,8 +35,9 @@ def workload_note(workload: JsonObject) -> Note | None:
     waiting = str(quota.get("message") or "Kueue has not looked at it yet")
     if evicted.get("status") == "True":
         said = str(evicted.get("message") or "").rstrip(".")
-        return Note(name, str(evicted.get("reason") or "Evicted"), f"{said}; {waiting}" if said else waiting)
+        reason = EVICTIONS.get(str(evicted.get("reason")), Reason.EVICTED_BY_QUEUE)
+        return Note(name, reason, f"{said}; {waiting}" if said else waiting)
     if quota.get("status") == "True":
-        return Note(name, "WaitingForAdmissionChecks", str(admitted.get("message") or "admission checks are not ready"))
-    reason = str(quota.get("reason") or "Pending")
-    return Note(name, "WaitingForQuota" if reason == "Pending" else reason, waiting)
+        return Note(name, Reason.WAITING_FOR_CHECKS, str(admitted.get("message") or "admission checks are not ready"))
+    is_inadmissible = quota.get("reason") == Reason.INADMISSIBLE
+    return Note(name, Reason.INADMISSIBLE if is_inadmissible else Reason.WAITING_FOR_QUOTA, waiting)

@@ -12,6 +12,7 @@ import yaml
 from chart_support import CHART, ROOT, one, refused, render
 from promql import PromqlError, parse
 
+from wrpo_operator.api.conditions import MERE_WAITS
 from wrpo_operator.runtime.fleet import FleetCollector
 from wrpo_operator.runtime.metrics import Metrics
 
@@ -75,6 +76,12 @@ def test_every_alert_says_what_to_do_and_has_a_runbook(alert: dict[str, str]) ->
     assert re.search(rf"^### {alert['alert']}$", GUIDE, re.MULTILINE), f"no runbook of {alert['alert']} in the guide"
     labels = set(re.findall(r"\$labels\.(\w+)", alert["summary"] + alert["description"]))
     assert labels <= parse(alert["expr"]).grouped
+
+
+def test_no_alert_calls_for_an_experiment_that_merely_waits() -> None:
+    (alert,) = (entry for entry in ALERTS if entry["alert"] == "WrpoExperimentsBlocked")
+    (left_out,) = re.findall(r'reason!~"([^"]*)"', alert["expr"])
+    assert set(left_out.split("|")) == {reason.value for reason in MERE_WAITS}
 
 
 def test_every_metric_is_explained_in_the_guide() -> None:

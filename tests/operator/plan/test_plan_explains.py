@@ -10,6 +10,7 @@ import pytest
 from support.builders import NOON, make_child, make_experiment, make_pod, make_snapshot
 
 from wrpo_engine.config import ErrorInfo, TerminationMessage
+from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import Retries
 from wrpo_operator.api.status import Attempt, AttemptState, Blocker, to_time
 from wrpo_operator.plan.classify import failure_of
@@ -40,7 +41,7 @@ def test_what_a_controller_says_of_a_waiting_child_is_shown_with_a_remedy(
 ) -> None:
     experiment = make_experiment()
     child = make_child(experiment, "prepare", ChildState.PENDING)
-    note = Note("Workload/job-prepare", reason, message)
+    note = Note("Workload/job-prepare", Reason(reason), message)
     snapshot = replace(make_snapshot(experiment, [child]), notes={child.uid: (note,)})
     (blocker,) = blockers_of(snapshot)
     assert (blocker.object, blocker.reason, blocker.stage) == ("Workload/job-prepare", reason, "prepare")
@@ -72,7 +73,7 @@ def test_a_gang_that_lacks_pods_is_looked_at_again(pods: int, wait_s: float | No
 def test_the_deadline_of_a_refused_pod_repeats_the_refusal() -> None:
     experiment = make_experiment(deadlines={"preRunningSeconds": 60})
     child = make_child(experiment, "prepare", ChildState.PENDING)
-    note = Note(f"Job/{child.name}", "QuotaExceeded", "exceeded quota: gpus")
+    note = Note(f"Job/{child.name}", Reason.QUOTA_EXCEEDED, "exceeded quota: gpus")
     snapshot = replace(make_snapshot(experiment, [child]), notes={child.uid: (note,)})
     status = plan(snapshot, NOON + timedelta(seconds=60)).status
     assert status is not None

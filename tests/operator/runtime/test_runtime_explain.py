@@ -45,6 +45,8 @@ RESERVED = of("QuotaReserved", "True", "QuotaReserved")
          ("Preempted", "By a/b; no room")),
         ((of("QuotaReserved", "False", "Pending", "no room"), of("Evicted", "True", "PodsReadyTimeout", "Exceeded")),
          ("PodsReadyTimeout", "Exceeded; no room")),
+        ((of("QuotaReserved", "False", "Pending", "no room"), of("Evicted", "True", "LocalQueueStopped", "Stopped")),
+         ("EvictedByQueue", "Stopped; no room")),
     ],
 )  # fmt: skip
 def test_a_workload_that_waits_says_why(conditions: tuple[dict[str, Any], ...], expected: tuple[str, str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from wrpo_operator.api.conditions import Reason
 from wrpo_operator.runtime.fleet import FleetCollector
 from wrpo_operator.runtime.kube import KubeError
 from wrpo_operator.runtime.metering import MeteredKube, count_ended
@@ -145,6 +146,16 @@ def test_blocked_time_adds_up_from_look_to_look_by_known_reasons() -> None:
     fleet.metrics.render()
     assert value(fleet.metrics, "wrpo_blocked_seconds_total", reason="Unschedulable") == 40
     assert value(fleet.metrics, "wrpo_blocked_seconds_total", reason="Other") == 30
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_blocked_time_is_counted_under_every_reason_there_is(reason: Reason) -> None:
+    fleet = Fleet()
+    fleet.add("a", "Running", reason.value)
+    fleet.metrics.render()
+    fleet.now = NOON + timedelta(seconds=30)
+    fleet.metrics.render()
+    assert value(fleet.metrics, "wrpo_blocked_seconds_total", reason=reason.value) == 30
 
 
 def test_names_are_labels_only_where_they_were_asked_for() -> None:
