@@ -72,6 +72,7 @@ class Reason(StrEnum):
     STAGE_FAILED = "StageFailed"
     RETRIES_EXHAUSTED = "RetriesExhausted"
     PENDING_TOO_LONG = "PendingTooLong"
+    RAN_TOO_LONG = "RanTooLong"
     SAME_ERROR = "SameErrorAgain"
 
     STAGE_STARTED = "StageStarted"
@@ -205,8 +206,15 @@ def child_failed(child: str, reason: str, message: str) -> str:
     return f"{child} failed: {reason or 'no reason given'}{': ' + message if message else ''}."
 
 
-def pending_too_long(seconds: int, why: str) -> str:
-    return f"no pod ran within {seconds} s (spec.deadlines.preRunningSeconds). {why or 'The cluster gave no reason.'}"
+def pending_too_long(seconds: int, field: str, why: str) -> str:
+    return f"no pod ran within {seconds} s ({field}). {why or 'The cluster gave no reason.'}"
+
+
+def ran_too_long(seconds: int, field: str) -> str:
+    return (
+        f"it ran for more than {seconds} s ({field}) and was ended. Its parts and checkpoints are kept; raise the "
+        "deadline if it needs more time."
+    )
 
 
 def unschedulable(words: str) -> str:

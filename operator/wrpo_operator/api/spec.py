@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from wrpo_engine.config import Objective
 from wrpo_operator.api.base import ATOMIC, FreeObject, SpecModel, list_map
+from wrpo_operator.api.lifecycle import Deadlines, Retries
 from wrpo_operator.api.pods import (
     EnvVar,
     Images,
@@ -244,31 +245,6 @@ class Report(SpecModel):
     """False: no report."""
     sample_answers: int = Field(default=5, ge=0, le=100)
     """Held-out prompts whose answers are shown side by side. 0: none."""
-
-
-class Retries(SpecModel):
-    """What follows when a stage fails. Bad configuration or data (exit codes 64 to 78 but 75) is never tried again.
-    Preemption, eviction and node loss use up no retry: the first is followed by a new attempt at once, further ones in
-    a row after the pauses of retries.
-    """
-
-    limit: int = Field(default=2, ge=0, le=20)
-    """Further attempts after the first. 0: none."""
-    backoff_seconds: int = Field(default=10, ge=0, le=3600)
-    """Wait before the first retry; doubles with each further one, up to an hour. 0: at once."""
-
-
-class Deadlines(SpecModel):
-    """How long things may take."""
-
-    pre_running_seconds: int | None = Field(default=None, ge=1, le=2592000)
-    """How long an attempt may wait for its pods to run; then the stage fails and says what it waited for. Unset: for
-    ever. Time in a Kueue queue or suspended does not count."""
-    active_seconds: int | None = Field(default=None, ge=1, le=31536000)
-    """How long an attempt may run; then it counts as failed. Unset: for ever."""
-    stalled_seconds: int = Field(default=1800, ge=60, le=2592000)
-    """A running stage whose progress has not risen for so long is shown as a blocker (ProgressStalled). It ends
-    nothing."""
 
 
 class Reuse(SpecModel):

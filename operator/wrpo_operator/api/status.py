@@ -215,8 +215,9 @@ class ExperimentStatus(StatusModel):
         """JSON form in camelCase, without what is unset or empty."""
         raw: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         for stage in raw["stages"]:
-            if not stage["metrics"]:
-                del stage["metrics"]
+            for name in ("metrics", "consecutiveDisruptions"):
+                if not stage[name]:
+                    del stage[name]
         return raw
 
     def condition(self, kind: str) -> Condition | None:

@@ -100,18 +100,8 @@ def _recall_stage(
     attempts = _attempts(base, children, now)
     ended_before = {attempt.number for attempt in base.attempts if attempt.state in ENDED}
     new_ends = [attempt for attempt in attempts if attempt.state in ENDED and attempt.number not in ended_before]
-    failures = base.failed_attempts + sum(
-        attempt.state is AttemptState.FAILED and attempt.number > base.forgiven_attempts for attempt in new_ends
-    )
-    disruptions = _in_a_row(base.consecutive_disruptions, new_ends)
-    record = base.model_copy(
-        update={
-            "attempts": attempts[-MAX_ATTEMPTS:],
-            "failed_attempts": failures,
-            "consecutive_disruptions": disruptions,
-            "gpu_seconds": (base.gpu_seconds or 0) + gpu_seconds(new_ends, gpus_of(spec, node)),
-        }
-    )
+    counted = count_failures(spec, node, base, new_ends)
+    record = counted.model_copy(update={"attempts": attempts[-MAX_ATTEMPTS:]})
     done = before is not None and before.state is StageState.SUCCEEDED
     return StageView(
         node=node,
@@ -119,15 +109,43 @@ def _recall_stage(
         before=before,
         children=children,
         succeeded=done or any(attempt.state is AttemptState.SUCCEEDED for attempt in attempts),
-        next=decide_next(
-            attempts,
-            forgiven=base.forgiven_attempts,
-            failures=failures,
-            policy=spec.retries,
-            now=now,
-            disruptions=disruptions,
-            seed=f"{experiment.uid}/{node.id}",
-        ),
+        next=decide(experiment, spec, node, record, attempts, now),
+    )
+
+
+def decide(
+    experiment: Experiment,
+    spec: ExperimentSpec,
+    node: StageNode,
+    record: StageStatus,
+    attempts: Sequence[Attempt],
+    now: datetime,
+) -> RetryDecision:
+    """Decide what follows these attempts, with the counters of the record."""
+    return decide_next(
+        attempts,
+        forgiven=record.forgiven_attempts,
+        failures=record.failed_attempts,
+        policy=spec.retries,
+        now=now,
+        disruptions=record.consecutive_disruptions,
+        seed=f"{experiment.uid}/{node.id}",
+    )
+
+
+def count_failures(
+    spec: ExperimentSpec, node: StageNode, before: StageStatus, new_ends: Sequence[Attempt]
+) -> StageStatus:
+    """Return a record with its counters raised by attempts that have just ended."""
+    failures = sum(
+        attempt.state is AttemptState.FAILED and attempt.number > before.forgiven_attempts for attempt in new_ends
+    )
+    return before.model_copy(
+        update={
+            "failed_attempts": before.failed_attempts + failures,
+            "consecutive_disruptions": _in_a_row(before.consecutive_disruptions, new_ends),
+            "gpu_seconds": (before.gpu_seconds or 0) + gpu_seconds(new_ends, gpus_of(spec, node)),
+        }
     )
 
 

@@ -9,6 +9,7 @@ from wrpo_operator.api.conditions import ConditionType
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import ExperimentStatus
 from wrpo_operator.plan.blockers import find_blockers
+from wrpo_operator.plan.deadlines import deadlines_ahead, enforce_deadlines
 from wrpo_operator.plan.events import events_between
 from wrpo_operator.plan.graph import build_graph, source_of
 from wrpo_operator.plan.memory import StageView, has_failed_for_good, recall
@@ -27,10 +28,8 @@ from wrpo_operator.plan.stops import (
     Stops,
     already_ended,
     children_expire_at,
-    enforce_pending_deadline,
     expired_children,
     forgotten_children,
-    pending_deadline,
     replace_outdated,
     stale_children,
     stop_all,
@@ -98,7 +97,7 @@ def _look_back(
     """Return the graph without some sources, what its stages have done, and the same with late attempts ended."""
     graph = build_graph(spec, without)
     views = recall(snapshot.experiment, spec, graph, snapshot.children, now)
-    return graph, views, enforce_pending_deadline(snapshot, spec, views, now)
+    return graph, views, enforce_deadlines(snapshot, spec, views, now)
 
 
 def recorded_failure(experiment: Experiment, views: Sequence[StageView]) -> StageFailure | None:
@@ -155,13 +154,7 @@ def _moments(
     spec: ExperimentSpec, status: ExperimentStatus, views: Sequence[StageView], held: Sequence[Held]
 ) -> Iterator[datetime]:
     yield from (item.until for item in held if item.until is not None)
-    seconds = spec.deadlines.pre_running_seconds
-    if seconds is not None and not spec.suspend:
-        for view in views:
-            for child in view.runnable:
-                deadline = pending_deadline(view, child, seconds)
-                if deadline is not None:
-                    yield deadline
+    yield from deadlines_ahead(spec, views)
     expiry = children_expire_at(spec, status)
     if expiry is not None and any(view.children for view in views):
         yield expiry

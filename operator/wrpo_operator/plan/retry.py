@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from wrpo_operator.api.conditions import Reason
-from wrpo_operator.api.spec import Retries
+from wrpo_operator.api.lifecycle import Retries
 from wrpo_operator.api.status import Attempt, AttemptState, from_time
 from wrpo_operator.plan.classify import ENDED
 from wrpo_operator.plan.model import FailureKind

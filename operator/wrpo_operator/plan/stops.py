@@ -1,4 +1,4 @@
-"""Which children are stopped: stale ones, those of a failed or suspended experiment, those that waited too long."""
+"""Which children are stopped or deleted: stale ones, those of a failed, suspended or ended experiment."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from wrpo_operator.api import conditions as words
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import (
-    MAX_ATTEMPT_MESSAGE,
     MAX_ATTEMPTS,
     Attempt,
     AttemptState,
@@ -20,20 +18,18 @@ from wrpo_operator.api.status import (
     from_time,
     to_time,
 )
-from wrpo_operator.plan.blockers import waiting_words
 from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.plan.memory import StageView
 from wrpo_operator.plan.model import (
     ChildFact,
     ChildState,
     DeleteChild,
-    FailureKind,
     SetSuspend,
     Snapshot,
     StageNode,
 )
 from wrpo_operator.plan.resources import settings_of
-from wrpo_operator.plan.retry import GiveUp, RetryDecision
+from wrpo_operator.plan.retry import RetryDecision
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,47 +70,8 @@ def _ended_by_operator(view: StageView) -> set[int]:
     return {
         attempt.number
         for attempt in view.record.attempts
-        if attempt.state is AttemptState.STOPPED or attempt.reason == Reason.PENDING_TOO_LONG
+        if attempt.state is AttemptState.STOPPED or attempt.reason in {Reason.PENDING_TOO_LONG, Reason.RAN_TOO_LONG}
     }
-
-
-def enforce_pending_deadline(
-    snapshot: Snapshot, spec: ExperimentSpec, views: Sequence[StageView], now: datetime
-) -> Stops:
-    """End attempts whose pods did not run in time; such a stage has failed, with the cluster's words as the cause."""
-    seconds = spec.deadlines.pre_running_seconds
-    if seconds is None or spec.suspend:
-        return Stops(tuple(views))
-    ended, deleted = [], []
-    for view in views:
-        late = [child for child in view.runnable if _is_late(view, child, seconds, now)]
-        deleted += [delete(child, "no pod ran in time") for child in late]
-        failed = {
-            child.attempt: {
-                "state": AttemptState.FAILED,
-                "failure": FailureKind.CONFIG.value,
-                "reason": Reason.PENDING_TOO_LONG.value,
-                "message": words.pending_too_long(seconds, waiting_words(snapshot, view, now))[:MAX_ATTEMPT_MESSAGE],
-                "finished_at": to_time(now),
-                "pending_since": None,
-            }
-            for child in late
-        }
-        ended.append(_with_changes(view, failed, GiveUp(Reason.PENDING_TOO_LONG)) if failed else view)
-    return Stops(tuple(ended), tuple(deleted))
-
-
-def _is_late(view: StageView, child: ChildFact, seconds: int, now: datetime) -> bool:
-    deadline = pending_deadline(view, child, seconds)
-    return deadline is not None and now >= deadline
-
-
-def pending_deadline(view: StageView, child: ChildFact, seconds: int) -> datetime | None:
-    """Return when a waiting child's time is over; None when it waits for nothing, or in a queue."""
-    attempt = next((attempt for attempt in view.record.attempts if attempt.number == child.attempt), None)
-    if child.state is not ChildState.PENDING or child.suspended or attempt is None or attempt.pending_since is None:
-        return None
-    return from_time(attempt.pending_since) + timedelta(seconds=seconds)
 
 
 def stop_all(views: Sequence[StageView], reason: str, now: datetime) -> Stops:
@@ -149,7 +106,7 @@ def _stop(views: Sequence[StageView], names: Collection[str], reason: str, now: 
         ending = [child for child in view.runnable if child.name in names]
         deleted += [delete(child, reason) for child in ending]
         ends = {child.attempt: end for child in ending}
-        stopped.append(_with_changes(view, ends, view.next) if ends else view)
+        stopped.append(with_changes(view, ends, view.next) if ends else view)
     return Stops(tuple(stopped), tuple(deleted))
 
 
@@ -184,7 +141,7 @@ def _following(view: StageView, names: set[str], now: datetime, *, suspend: bool
         "pending_since": None if suspend else to_time(now),
     }
     changes = {child.attempt: change for child in view.children if child.name in names}
-    return replace(_with_changes(view, changes, view.next), children=children)
+    return replace(with_changes(view, changes, view.next), children=children)
 
 
 def forgotten_children(views: Sequence[StageView], stages: Sequence[StageStatus]) -> tuple[DeleteChild, ...]:
@@ -222,7 +179,8 @@ def expired_children(snapshot: Snapshot, spec: ExperimentSpec, now: datetime) ->
     )
 
 
-def _with_changes(view: StageView, changes: Mapping[int, Mapping[str, object]], following: RetryDecision) -> StageView:
+def with_changes(view: StageView, changes: Mapping[int, Mapping[str, object]], following: RetryDecision) -> StageView:
+    """Return the view with attempts changed, by their numbers."""
     attempts: tuple[Attempt, ...] = tuple(
         attempt.model_copy(update=changes.get(attempt.number, {})) for attempt in view.record.attempts
     )

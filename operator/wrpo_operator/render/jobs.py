@@ -40,8 +40,6 @@ def render_job(
         "podFailurePolicy": POD_FAILURE_POLICY,
         "template": pod_template(experiment, spec, planned, settings, config_name),
     }
-    if spec.deadlines.active_seconds is not None:
-        job["activeDeadlineSeconds"] = spec.deadlines.active_seconds
     queue = spec.scheduling.queue_name
     if not queue:  # with a queue, suspend is Kueue's
         job["suspend"] = planned.suspend

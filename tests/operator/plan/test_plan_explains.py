@@ -11,7 +11,7 @@ from support.builders import NOON, make_child, make_experiment, make_pod, make_s
 
 from wrpo_engine.config import ErrorInfo, TerminationMessage
 from wrpo_operator.api.conditions import Reason
-from wrpo_operator.api.spec import Retries
+from wrpo_operator.api.lifecycle import Retries
 from wrpo_operator.api.status import Attempt, AttemptState, Blocker, to_time
 from wrpo_operator.plan.classify import failure_of
 from wrpo_operator.plan.model import ChildState, Note, ProgressFact, Snapshot

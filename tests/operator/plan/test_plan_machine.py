@@ -32,6 +32,7 @@ EDITS = st.sampled_from(
         {"reuse": {"salt": "again"}},
         {"sampling": {"onSourceFailure": "Continue"}},
         {"sampling": {"onSourceFailure": "Fail"}},
+        {"deadlines": {"activeSeconds": 900}},
         {"suspend": True},
         {"suspend": False},
     ]

@@ -9,7 +9,7 @@ import pytest
 from support.builders import NOON
 
 from wrpo_operator.api.conditions import Reason
-from wrpo_operator.api.spec import Retries
+from wrpo_operator.api.lifecycle import Retries
 from wrpo_operator.api.status import Attempt, AttemptState, to_time
 from wrpo_operator.plan.retry import GiveUp, RetryDecision, StartAttempt, Wait, decide_next
 

@@ -65,8 +65,6 @@ class PyTorchJobBackend:
             replicas["Worker"] = {"replicas": gang.nodes - 1, "restartPolicy": "Never", "template": template}
         # Finished pods stay, for their logs and termination messages; peers of a crashed rank do not.
         policy: dict[str, Any] = {"cleanPodPolicy": "Running"}
-        if spec.deadlines.active_seconds is not None:
-            policy["activeDeadlineSeconds"] = spec.deadlines.active_seconds
         queue = spec.scheduling.queue_name
         if not queue:  # with a queue, suspend is Kueue's
             policy["suspend"] = planned.suspend

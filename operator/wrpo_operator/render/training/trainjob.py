@@ -64,8 +64,6 @@ class TrainJobBackend:
             },
             "trainer": {"numNodes": gang.nodes, "numProcPerNode": gang.ranks_per_node},
         }
-        if spec.deadlines.active_seconds is not None:
-            job["activeDeadlineSeconds"] = spec.deadlines.active_seconds
         if not spec.scheduling.queue_name:  # with a queue, suspend is Kueue's
             job["suspend"] = planned.suspend
         runtime = {

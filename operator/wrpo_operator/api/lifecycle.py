@@ -1,0 +1,70 @@
+"""How long attempts of stages may take, and what follows when they fail: parts of the spec."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from wrpo_operator.api.base import SpecModel
+
+PreRunningSeconds = Annotated[int, Field(ge=1, le=2592000)]
+ActiveSeconds = Annotated[int, Field(ge=1, le=31536000)]
+
+
+class Retries(SpecModel):
+    """What follows when a stage fails. Bad configuration or data (exit codes 64 to 78 but 75) is never tried again.
+    Preemption, eviction and node loss use up no retry: the first is followed by a new attempt at once, further ones in
+    a row after the pauses of retries.
+    """
+
+    limit: int = Field(default=2, ge=0, le=20)
+    """Further attempts after the first. 0: none."""
+    backoff_seconds: int = Field(default=10, ge=0, le=3600)
+    """Wait before the first retry; doubles with each further one, up to an hour. 0: at once."""
+
+
+class StageDeadlines(SpecModel):
+    """How long attempts of one kind of stage may take."""
+
+    pre_running_seconds: PreRunningSeconds | None = None
+    """Unset: deadlines.preRunningSeconds."""
+    active_seconds: ActiveSeconds | None = None
+    """Unset: deadlines.activeSeconds."""
+
+
+class DeadlinesByStage(SpecModel):
+    """Deadlines by kind of stage, as spec.resources has its kinds."""
+
+    prepare: StageDeadlines | None = None
+    """Reading and splitting the prompts, and downloading models."""
+    sample: StageDeadlines | None = None
+    """Each sampling stage."""
+    score: StageDeadlines | None = None
+    """Each scoring stage."""
+    curate: StageDeadlines | None = None
+    """curate-sft and curate-triples."""
+    sft: StageDeadlines | None = None
+    """Supervised fine-tuning."""
+    train: StageDeadlines | None = None
+    """Preference optimisation."""
+    evaluate: StageDeadlines | None = None
+    """The evaluation."""
+    report: StageDeadlines | None = None
+    """The report."""
+
+
+class Deadlines(SpecModel):
+    """How long things may take. Changing it re-runs nothing, and counts for attempts that are under way."""
+
+    pre_running_seconds: PreRunningSeconds | None = None
+    """How long an attempt may wait for its pods to run; then the stage fails and says what it waited for. Unset: for
+    ever. Time in a Kueue queue or suspended does not count."""
+    active_seconds: ActiveSeconds | None = None
+    """How long an attempt may run, from when its first pod runs; then it ends, has failed (RanTooLong), and is tried
+    again as retries allow. Unset: for ever. Time before that, in a queue or suspended does not count."""
+    stages: DeadlinesByStage = DeadlinesByStage()
+    """Deadlines of a kind of stage that differ from those above."""
+    stalled_seconds: int = Field(default=1800, ge=60, le=2592000)
+    """A running stage whose progress has not risen for so long is shown as a blocker (ProgressStalled). It ends
+    nothing."""

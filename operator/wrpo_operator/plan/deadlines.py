@@ -1,0 +1,157 @@
+"""Attempts that waited or ran too long: until when they may, and how they end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from wrpo_engine.config import StageKind
+from wrpo_operator.api import conditions as words
+from wrpo_operator.api.conditions import Reason
+from wrpo_operator.api.lifecycle import Deadlines
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.api.status import MAX_ATTEMPT_MESSAGE, Attempt, AttemptState, from_time, to_time
+from wrpo_operator.plan.blockers import waiting_words
+from wrpo_operator.plan.memory import StageView, count_failures, decide
+from wrpo_operator.plan.model import ChildFact, ChildState, DeleteChild, FailureKind, Snapshot
+from wrpo_operator.plan.retry import GiveUp
+from wrpo_operator.plan.stops import Stops, delete, with_changes
+
+_KINDS: Mapping[StageKind, str] = {
+    StageKind.PREPARE: "prepare",
+    StageKind.FETCH: "prepare",
+    StageKind.SAMPLE: "sample",
+    StageKind.SCORE: "score",
+    StageKind.CURATE_SFT: "curate",
+    StageKind.SFT: "sft",
+    StageKind.CURATE_TRIPLES: "curate",
+    StageKind.TRAIN: "train",
+    StageKind.EVALUATE: "evaluate",
+    StageKind.REPORT: "report",
+}
+"""Fields of spec.deadlines.stages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A time, and the field of the spec that sets it."""
+
+    seconds: int
+    field: str
+
+
+def pre_running_limit(deadlines: Deadlines, kind: StageKind) -> Limit | None:
+    """Return how long attempts of a kind of stage may wait for their pods."""
+    own = getattr(deadlines.stages, _KINDS[kind])
+    if own is not None and own.pre_running_seconds is not None:
+        return Limit(own.pre_running_seconds, f"spec.deadlines.stages.{_KINDS[kind]}.preRunningSeconds")
+    seconds = deadlines.pre_running_seconds
+    return None if seconds is None else Limit(seconds, "spec.deadlines.preRunningSeconds")
+
+
+def active_limit(deadlines: Deadlines, kind: StageKind) -> Limit | None:
+    """Return how long attempts of a kind of stage may run."""
+    own = getattr(deadlines.stages, _KINDS[kind])
+    if own is not None and own.active_seconds is not None:
+        return Limit(own.active_seconds, f"spec.deadlines.stages.{_KINDS[kind]}.activeSeconds")
+    seconds = deadlines.active_seconds
+    return None if seconds is None else Limit(seconds, "spec.deadlines.activeSeconds")
+
+
+def enforce_deadlines(snapshot: Snapshot, spec: ExperimentSpec, views: Sequence[StageView], now: datetime) -> Stops:
+    """End attempts whose time is over.
+
+    Of one whose pods did not run in time the cluster's words are the cause, and the stage has failed: a further one
+    would wait as long. One that ran too long has failed like any other, and may be tried again.
+    """
+    if spec.suspend:
+        return Stops(tuple(views))
+    ended: list[StageView] = []
+    deleted: list[DeleteChild] = []
+    for view in views:
+        waited = [child for child in view.runnable if _is_over(pending_deadline(spec, view, child), now)]
+        ran = [child for child in view.runnable if _is_over(active_deadline(spec, view, child), now)]
+        deleted += [delete(child, "no pod ran in time") for child in waited]
+        deleted += [delete(child, "it ran too long") for child in ran]
+        after = _with_late_waits(snapshot, spec, view, waited, now) if waited else view
+        ended.append(_with_late_runs(snapshot, spec, after, ran, now) if ran else after)
+    return Stops(tuple(ended), tuple(deleted))
+
+
+def deadlines_ahead(spec: ExperimentSpec, views: Sequence[StageView]) -> Iterator[datetime]:
+    """Yield when the time of live attempts will be over."""
+    if spec.suspend:
+        return
+    for view in views:
+        for child in view.runnable:
+            moments = (pending_deadline(spec, view, child), active_deadline(spec, view, child))
+            yield from (moment for moment in moments if moment is not None)
+
+
+def pending_deadline(spec: ExperimentSpec, view: StageView, child: ChildFact) -> datetime | None:
+    """Return when a waiting child's time is over; None when it waits for nothing, or in a queue."""
+    limit = pre_running_limit(spec.deadlines, view.id.kind)
+    attempt = _attempt_of(view, child)
+    if limit is None or attempt is None or attempt.pending_since is None:
+        return None
+    if child.state is not ChildState.PENDING or child.suspended:
+        return None
+    return from_time(attempt.pending_since) + timedelta(seconds=limit.seconds)
+
+
+def active_deadline(spec: ExperimentSpec, view: StageView, child: ChildFact) -> datetime | None:
+    """Return when a child will have run too long; None when it does not run.
+
+    The later of two starts counts: a child that was suspended has new pods since, and one whose pods are gone already
+    tells only when it was made.
+    """
+    limit = active_limit(spec.deadlines, view.id.kind)
+    attempt = _attempt_of(view, child)
+    if limit is None or child.started_at is None or child.state is not ChildState.RUNNING or child.suspended:
+        return None
+    recorded = from_time(attempt.started_at) if attempt is not None and attempt.started_at else child.started_at
+    return max(recorded, child.started_at) + timedelta(seconds=limit.seconds)
+
+
+def _attempt_of(view: StageView, child: ChildFact) -> Attempt | None:
+    return next((attempt for attempt in view.record.attempts if attempt.number == child.attempt), None)
+
+
+def _is_over(deadline: datetime | None, now: datetime) -> bool:
+    return deadline is not None and now >= deadline
+
+
+def _with_late_waits(
+    snapshot: Snapshot, spec: ExperimentSpec, view: StageView, late: Sequence[ChildFact], now: datetime
+) -> StageView:
+    limit = pre_running_limit(spec.deadlines, view.id.kind)
+    assert limit is not None
+    text = words.pending_too_long(limit.seconds, limit.field, waiting_words(snapshot, view, now))
+    changes = {child.attempt: _failure(FailureKind.CONFIG, Reason.PENDING_TOO_LONG, text, now) for child in late}
+    return with_changes(view, changes, GiveUp(Reason.PENDING_TOO_LONG))
+
+
+def _with_late_runs(
+    snapshot: Snapshot, spec: ExperimentSpec, view: StageView, late: Sequence[ChildFact], now: datetime
+) -> StageView:
+    limit = active_limit(spec.deadlines, view.id.kind)
+    assert limit is not None
+    text = words.ran_too_long(limit.seconds, limit.field)
+    changes = {child.attempt: _failure(FailureKind.APPLICATION, Reason.RAN_TOO_LONG, text, now) for child in late}
+    changed = with_changes(view, changes, view.next)
+    new_ends = [attempt for attempt in changed.record.attempts if attempt.number in changes]
+    record = count_failures(spec, view.node, changed.record, new_ends)
+    following = decide(snapshot.experiment, spec, view.node, record, record.attempts, now)
+    return replace(changed, record=record, next=following)
+
+
+def _failure(kind: FailureKind, reason: Reason, message: str, now: datetime) -> dict[str, object]:
+    return {
+        "state": AttemptState.FAILED,
+        "failure": kind.value,
+        "reason": reason.value,
+        "message": message[:MAX_ATTEMPT_MESSAGE],
+        "finished_at": to_time(now),
+        "pending_since": None,
+    }

@@ -1,0 +1,187 @@
+"""Attempts that wait or run too long end with a reason; what does not run does not count."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from support.builders import NOON, make_child, make_experiment, make_snapshot
+from support.model_cluster import ModelCluster, at_stage, child_of, started, status_of
+
+from wrpo_engine.config import StageKind
+from wrpo_operator.api.status import Attempt, AttemptState, Phase
+from wrpo_operator.plan.deadlines import Limit, active_limit, pre_running_limit
+from wrpo_operator.plan.model import ChildState
+from wrpo_operator.plan.planner import LOOK_AGAIN_S, plan
+
+WORDS = (
+    "it ran for more than 600 s (spec.deadlines.activeSeconds) and was ended. Its parts and checkpoints are kept; "
+    "raise the deadline if it needs more time."
+)
+
+
+def last_attempt(cluster: ModelCluster, stage: str) -> Attempt:
+    found = status_of(cluster).stage_named(stage)
+    assert found is not None
+    return found.attempts[-1]
+
+
+def test_an_attempt_that_ran_too_long_is_ended_with_the_reason_and_tried_again() -> None:
+    training = {"nodes": 2, "gpusPerNode": 4}
+    retries = {"limit": 1, "backoffSeconds": 60}
+    cluster = started(deadlines={"activeSeconds": 600}, retries=retries, training=training,
+                      scheduling={"gang": "BestEffort"})  # fmt: skip
+    cluster.deletes_at_once = True
+    at_stage(cluster, "train")
+    name = child_of(cluster, "train")
+    since = cluster.children[name].started_at
+    assert since is not None
+    cluster.now = since
+    cluster.advance(599)
+    answer = cluster.reconcile("demo")
+    assert (answer.delete, answer.requeue_after_s) == ((), 1.0)
+    cluster.advance(1)
+    answer = cluster.reconcile("demo")
+    assert [(item.name, item.reason) for item in answer.delete] == [(name, "it ran too long")]
+    attempt = last_attempt(cluster, "train")
+    assert (attempt.state, attempt.failure, attempt.reason) == ("Failed", "Application", "RanTooLong")
+    assert attempt.message == WORDS
+    stage = status_of(cluster).stage_named("train")
+    assert stage is not None
+    assert (stage.failed_attempts, stage.gpu_seconds) == (1, 600 * 2 * 4)
+    cluster.pods.clear()
+    cluster.advance(80)
+    (start,) = cluster.reconcile("demo").apply
+    assert start.attempt == 2
+    cluster.run(start.child_name)
+    cluster.advance(600)
+    cluster.reconcile("demo")
+    assert status_of(cluster).phase is Phase.FAILED
+    failed = status_of(cluster).condition("Failed")
+    assert failed is not None
+    assert (failed.reason, failed.message) == (
+        "RetriesExhausted",
+        f"Stage train failed (attempt 2; 2 failures, and spec.retries.limit is 1): {WORDS}",
+    )
+
+
+def test_time_before_its_pods_run_is_not_counted_and_burns_no_retry() -> None:
+    cluster = started(deadlines={"activeSeconds": 60}, retries={"limit": 0})
+    cluster.reconcile("demo")
+    name = child_of(cluster, "prepare")
+    for _ in range(10):
+        cluster.advance(3600)
+        assert cluster.reconcile("demo").delete == ()
+    cluster.run(name)
+    cluster.advance(59)
+    cluster.reconcile("demo")
+    assert status_of(cluster).phase is Phase.RUNNING
+    cluster.succeed(name)
+    cluster.reconcile("demo")
+    assert last_attempt(cluster, "prepare").state is AttemptState.SUCCEEDED
+
+
+@pytest.mark.parametrize("queue", [{}, {"queueName": "gpus"}], ids=["by the user", "by a queue"])
+def test_time_in_suspension_is_not_counted(queue: dict[str, str]) -> None:
+    """A child that goes on has new pods, which start anew."""
+    cluster = started(deadlines={"activeSeconds": 600}, scheduling=queue)
+    cluster.reconcile("demo")
+    name = child_of(cluster, "prepare")
+    cluster.run(name)
+    cluster.reconcile("demo")
+    cluster.advance(500)
+    held = replace(cluster.children[name], state=ChildState.SUSPENDED, suspended=bool(queue), started_at=None)
+    cluster.children[name] = held
+    if not queue:
+        cluster.edit("demo", suspend=True)
+    cluster.reconcile("demo")
+    cluster.advance(86400)
+    cluster.reconcile("demo")
+    if not queue:
+        cluster.edit("demo", suspend=False)
+    cluster.reconcile("demo")
+    cluster.children[name] = replace(cluster.children[name], suspended=False)
+    cluster.run(name)
+    cluster.advance(500)
+    assert cluster.reconcile("demo").delete == ()
+    cluster.advance(100)
+    assert [item.name for item in cluster.reconcile("demo").delete] == [name]
+
+
+def test_a_child_whose_pods_are_gone_counts_from_when_they_ran() -> None:
+    """Then its own start is all it tells, which is when it was made."""
+    cluster = started(deadlines={"activeSeconds": 600})
+    cluster.reconcile("demo")
+    name = child_of(cluster, "prepare")
+    made = cluster.now
+    cluster.advance(3600)
+    cluster.run(name)
+    cluster.reconcile("demo")
+    cluster.children[name] = replace(cluster.children[name], started_at=made)
+    cluster.advance(599)
+    assert cluster.reconcile("demo").delete == ()
+    cluster.advance(1)
+    assert [item.name for item in cluster.reconcile("demo").delete] == [name]
+
+
+LIMITS: dict[str, tuple[dict[str, Any], StageKind, Limit | None, Limit | None]] = {
+    "none": ({}, StageKind.TRAIN, None, None),
+    "one for all stages": (
+        {"activeSeconds": 5, "preRunningSeconds": 6}, StageKind.CURATE_SFT,
+        Limit(5, "spec.deadlines.activeSeconds"), Limit(6, "spec.deadlines.preRunningSeconds")),
+    "a stage of its own time": (
+        {"activeSeconds": 5, "preRunningSeconds": 6, "stages": {"train": {"activeSeconds": 7}}}, StageKind.TRAIN,
+        Limit(7, "spec.deadlines.stages.train.activeSeconds"), Limit(6, "spec.deadlines.preRunningSeconds")),
+    "another stage's time": (
+        {"stages": {"train": {"activeSeconds": 7, "preRunningSeconds": 8}}}, StageKind.SFT, None, None),
+    "downloads are a part of preparing": (
+        {"stages": {"prepare": {"preRunningSeconds": 8}}}, StageKind.FETCH,
+        None, Limit(8, "spec.deadlines.stages.prepare.preRunningSeconds")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("deadlines", "kind", "active", "waiting"), LIMITS.values(), ids=LIMITS.keys())
+def test_the_stage_s_own_deadline_goes_before_the_general_one(
+    deadlines: dict[str, Any], kind: StageKind, active: Limit | None, waiting: Limit | None
+) -> None:
+    spec = make_experiment(deadlines=deadlines).spec
+    assert spec is not None
+    assert (active_limit(spec.deadlines, kind), pre_running_limit(spec.deadlines, kind)) == (active, waiting)
+
+
+@pytest.mark.parametrize("kind", StageKind)
+def test_every_kind_of_stage_may_have_deadlines_of_its_own(kind: StageKind) -> None:
+    names = ("prepare", "sample", "score", "curate", "sft", "train", "evaluate", "report")
+    spec = make_experiment(deadlines={"stages": {name: {"activeSeconds": 3} for name in names}}).spec
+    assert spec is not None
+    limit = active_limit(spec.deadlines, kind)
+    assert limit is not None
+    assert limit.seconds == 3
+
+
+def test_a_stage_s_own_time_to_wait_is_named_when_it_is_over() -> None:
+    deadlines = {"preRunningSeconds": 9000, "stages": {"prepare": {"preRunningSeconds": 60}}}
+    experiment = make_experiment(deadlines=deadlines)
+    child = make_child(experiment, "prepare", ChildState.PENDING)
+    early = plan(make_snapshot(experiment, [child]), NOON)
+    assert (early.delete, early.requeue_after_s) == ((), LOOK_AGAIN_S)
+    late = plan(make_snapshot(experiment, [child]), NOON.replace(minute=1)).status
+    assert late is not None
+    failed = late.condition("Failed")
+    assert failed is not None
+    assert "no pod ran within 60 s (spec.deadlines.stages.prepare.preRunningSeconds)." in failed.message
+
+
+def test_a_deletion_at_the_deadline_that_was_lost_is_done_again() -> None:
+    cluster = started(deadlines={"activeSeconds": 60})
+    cluster.reconcile("demo")
+    name = child_of(cluster, "prepare")
+    cluster.run(name)
+    running = cluster.children[name]
+    cluster.advance(60)
+    cluster.reconcile("demo")
+    cluster.children[name] = running
+    answer = cluster.reconcile("demo")
+    assert [(item.name, item.reason) for item in answer.delete] == [(name, "its attempt was ended")]
+    assert answer.apply == ()
