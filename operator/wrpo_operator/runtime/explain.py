@@ -7,8 +7,10 @@ while.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.plan.model import ChildFact, ChildState, Note
@@ -17,10 +19,13 @@ from wrpo_operator.runtime.kube import KubeClient, KubeError
 from wrpo_operator.runtime.kueue import workload_note, workload_owner
 from wrpo_operator.runtime.observe import parse_time
 from wrpo_operator.runtime.resources import CLAIMS, EVENTS, WORKLOADS, JsonObject, Resource
+from wrpo_operator.runtime.trim import trim
 
 ANSWER_TTL_S = 15.0
 CREATE_FAILURES = frozenset({"FailedCreate", "FailedCreatePod", "FailedCreateService"})
 """Event reasons of the controllers whose pods the API server refuses: quota, PodSecurity, webhooks."""
+TELLING = CREATE_FAILURES
+"""Reasons of the Events that are kept."""
 WAITING = frozenset({ChildState.PENDING, ChildState.SUSPENDED})
 GANG_MAY_WAIT = frozenset({ChildState.PENDING, ChildState.RUNNING})
 Key = tuple[str, str]
@@ -34,14 +39,40 @@ class ClaimFact:
     storage_class: str
 
 
-@dataclass(slots=True)
-class Explainer:
-    """Answers of the API server that are good for a while."""
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
-    client: KubeClient
-    monotonic: Callable[[], float]
-    _answers: dict[tuple[Resource, str, str], tuple[float, list[JsonObject]]] = field(default_factory=dict)
-    _claims: dict[Key, tuple[float, ClaimFact | None]] = field(default_factory=dict)
+
+class Answers(Generic[K, V]):
+    """Answers that are good for a while, and are kept no longer."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._entries: OrderedDict[K, tuple[float, V]] = OrderedDict()
+        """By age, the oldest first."""
+
+    def get(self, key: K) -> V | None:
+        at, value = self._entries.get(key, (float("-inf"), None))
+        return value if self._monotonic() - at < ANSWER_TTL_S else None
+
+    def put(self, key: K, value: V) -> None:
+        now = self._monotonic()
+        self._entries.pop(key, None)
+        while self._entries and now - next(iter(self._entries.values()))[0] >= ANSWER_TTL_S:
+            self._entries.popitem(last=False)
+        self._entries[key] = (now, value)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class Explainer:
+    """Asks the API server why children wait."""
+
+    def __init__(self, client: KubeClient, monotonic: Callable[[], float]) -> None:
+        self._client = client
+        self._lists: Answers[tuple[Resource, str, str], tuple[JsonObject, ...]] = Answers(monotonic)
+        self._claims: Answers[Key, ClaimFact] = Answers(monotonic)
 
     async def notes(self, namespace: str, children: Iterable[ChildFact]) -> dict[str, tuple[Note, ...]]:
         """Return what is said of the children that wait, by uid.
@@ -62,37 +93,38 @@ class Explainer:
 
     async def claim(self, namespace: str, name: str) -> ClaimFact | None:
         """Return a claim's state, or None if it does not exist. A bound one is asked for again only after a while."""
-        key = (namespace, name)
-        at, known = self._claims.get(key, (float("-inf"), None))
-        if known is not None and known.phase == "Bound" and self.monotonic() - at < ANSWER_TTL_S:
+        known = self._claims.get((namespace, name))
+        if known is not None:
             return known
         try:
-            claim = await self.client.get(CLAIMS, name, namespace)
+            claim = await self._client.get(CLAIMS, name, namespace)
         except KubeError as error:
             if not error.not_found:
                 raise
-            fact = None
-        else:
-            fact = ClaimFact(
-                phase=str((claim.get("status") or {}).get("phase") or "Pending"),
-                storage_class=str((claim.get("spec") or {}).get("storageClassName") or ""),
-            )
-        self._claims[key] = (self.monotonic(), fact)
+            return None
+        fact = ClaimFact(
+            phase=str((claim.get("status") or {}).get("phase") or "Pending"),
+            storage_class=str((claim.get("spec") or {}).get("storageClassName") or ""),
+        )
+        if fact.phase == "Bound":
+            self._claims.put((namespace, name), fact)
         return fact
 
-    async def _list(self, resource: Resource, namespace: str, fields: str = "") -> list[JsonObject]:
+    async def _list(self, resource: Resource, namespace: str, fields: str = "") -> tuple[JsonObject, ...]:
         key = (resource, namespace, fields)
-        at, items = self._answers.get(key, (float("-inf"), []))
-        if self.monotonic() - at < ANSWER_TTL_S:
-            return items
+        known = self._lists.get(key)
+        if known is not None:
+            return known
         try:
-            items, _ = await self.client.list(resource, namespace, field_selector=fields)
+            listed, _ = await self._client.list(resource, namespace, field_selector=fields)
         except KubeError as error:
             # Kueue is not installed, or this operator may not look: then nothing is known, which is no reason to stop.
             if error.code not in {403, 404}:
                 raise
-            items = []
-        self._answers[key] = (self.monotonic(), items)
+            listed = []
+        is_event = resource == EVENTS
+        items = tuple(trim(resource, item) for item in listed if not is_event or item.get("reason") in TELLING)
+        self._lists.put(key, items)
         return items
 
 

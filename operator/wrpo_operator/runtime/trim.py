@@ -1,4 +1,4 @@
-"""What the store keeps of an object: all that anything here reads, and none of the rest.
+"""What is kept of an object: all that anything here reads, and none of the rest.
 
 A Job with its pod template and field managers takes some 40 KiB of memory, what is read of it 4: with thousands of
 children that decides how much memory the operator needs. Two versions of an object that differ in nothing but what is
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from wrpo_operator.runtime.resources import CHILD_RESOURCES, PODS, JsonObject, Resource
+from wrpo_operator.runtime.kueue import JOB_UID_LABEL
+from wrpo_operator.runtime.resources import CHILD_RESOURCES, EVENTS, PODS, WORKLOADS, JsonObject, Resource
 
 _META = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
 _OWNER = ("kind", "name", "uid", "controller")
@@ -21,6 +22,8 @@ _CHILD_STATUS = ("conditions", "startTime", "completionTime", "succeeded")
 _CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
 _POD_CONDITION = ("type", "status", "reason", "message")
 _CONTAINER = ("name", "state", "lastState")
+_EVENT = ("reason", "message", "lastTimestamp", "eventTime")
+_WORKLOAD_META = ("name", "deletionTimestamp")
 
 
 def trim(resource: Resource, obj: JsonObject) -> JsonObject:
@@ -29,6 +32,10 @@ def trim(resource: Resource, obj: JsonObject) -> JsonObject:
         return _trim_pod(obj)
     if resource.kind in CHILD_RESOURCES:
         return _trim_child(obj)
+    if resource == EVENTS:
+        return {**_some(obj, _EVENT), "involvedObject": _some(obj.get("involvedObject"), ("kind", "name"))}
+    if resource == WORKLOADS:
+        return _trim_workload(obj)
     metadata = {key: value for key, value in (obj.get("metadata") or {}).items() if key != "managedFields"}
     if _LAST_APPLIED in (metadata.get("annotations") or {}):
         metadata["annotations"] = {k: v for k, v in metadata["annotations"].items() if k != _LAST_APPLIED}
@@ -63,6 +70,17 @@ def _trim_pod(obj: JsonObject) -> JsonObject:
         "metadata": _metadata(obj),
         "spec": _some(obj.get("spec"), ("nodeName",)),
         "status": {**_some(status, ("phase", "reason", "message")), **_lists(status, lists)},
+    }
+
+
+def _trim_workload(obj: JsonObject) -> JsonObject:
+    whole, status = obj.get("metadata") or {}, obj.get("status") or {}
+    owners = [_some(owner, _OWNER) for owner in whole.get("ownerReferences") or ()]
+    labels = _some(whole.get("labels"), (JOB_UID_LABEL,))
+    return {
+        "metadata": {**_some(whole, _WORKLOAD_META), "ownerReferences": owners, "labels": labels},
+        "spec": _some(obj.get("spec"), ("active",)),
+        "status": _lists(status, {"conditions": _POD_CONDITION}),
     }
 
 

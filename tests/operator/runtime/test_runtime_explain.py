@@ -10,8 +10,10 @@ import pytest
 from support.builders import make_child, make_experiment, make_pod
 
 from wrpo_operator.plan.model import ChildState
-from wrpo_operator.runtime.explain import Explainer, refusal_reason
+from wrpo_operator.runtime.explain import ANSWER_TTL_S, Explainer, refusal_reason
 from wrpo_operator.runtime.kueue import workload_note, workload_owner
+from wrpo_operator.runtime.resources import CLAIMS, EVENTS, WORKLOADS
+from wrpo_operator.runtime.trim import trim
 
 
 def workload(*conditions: dict[str, Any], **spec: Any) -> dict[str, Any]:
@@ -129,3 +131,54 @@ def test_a_gang_that_runs_without_all_of_its_pods_says_why(
     notes = asyncio.run(Explainer(client, lambda: 0.0).notes("ns", [child]))  # type: ignore[arg-type]
     assert [note.reason for note in notes.get(child.uid, ())] == (["PodSecurityViolation"] if is_told else [])
     assert client.asked == ["involvedObject.kind=PyTorchJob,type=Warning"]
+
+
+def test_answers_are_kept_while_they_are_good_and_in_no_more_fields_than_are_read(kube: Any, clock: Any) -> None:
+    """Hundreds of namespaces, each with thousands of Events, ask once: nothing of that may stay for ever."""
+    explainer = Explainer(kube, clock)
+    experiment = make_experiment()
+    waiting = make_child(experiment, "prepare", ChildState.PENDING)
+    for number in range(50):
+        namespace = f"ns-{number}"
+        event = {
+            "metadata": {"name": "e", "namespace": namespace, "managedFields": ["much"] * 50},
+            "involvedObject": {"kind": "Job", "name": waiting.name, "uid": "u"},
+            "reason": "FailedCreate",
+            "message": "exceeded quota: q",
+            "source": {"component": "job-controller"},
+        }
+        kube.put(EVENTS, event)
+        kube.put(EVENTS, {**event, "metadata": {"name": "f", "namespace": namespace}, "reason": "BackOff"})
+        kube.put(CLAIMS, {"metadata": {"name": "wrpo", "namespace": namespace}, "status": {"phase": "Bound"}})
+        asyncio.run(explainer.notes(namespace, [waiting]))
+        asyncio.run(explainer.claim(namespace, "wrpo"))
+        clock.at += 1
+    assert len(explainer._lists) <= ANSWER_TTL_S
+    assert len(explainer._claims) <= ANSWER_TTL_S
+    assert explainer._lists.get((EVENTS, "ns-49", "involvedObject.kind=Job,type=Warning")) == (
+        {
+            "involvedObject": {"kind": "Job", "name": waiting.name},
+            "reason": "FailedCreate",
+            "message": "exceeded quota: q",
+        },
+    )
+
+
+def test_one_answer_serves_all_experiments_of_a_namespace_for_a_while(kube: Any, clock: Any) -> None:
+    explainer = Explainer(kube, clock)
+    waiting = make_child(make_experiment(), "prepare", ChildState.PENDING)
+    for _ in range(3):
+        asyncio.run(explainer.notes("ns", [waiting]))
+    assert kube.calls == [("list", "events", "")]
+    clock.at += ANSWER_TTL_S
+    asyncio.run(explainer.notes("ns", [waiting]))
+    assert len(kube.calls) == 2
+
+
+def test_a_trimmed_workload_says_the_same() -> None:
+    whole = workload(of("QuotaReserved", "False", "Pending", "no room"), active=True, podSets=[{"template": "large"}])
+    whole["metadata"] |= {"labels": {"kueue.x-k8s.io/job-uid": "u1", "other": "x"}, "managedFields": [1]}
+    small = trim(WORKLOADS, whole)
+    assert (workload_note(small), workload_owner(small)) == (workload_note(whole), "u1")
+    assert "podSets" not in small["spec"]
+    assert "managedFields" not in small["metadata"]
