@@ -59,6 +59,13 @@ OBSTACLES = {
         ('secret "absent" not found', "Check that the Secrets named in spec.env and spec.storage exist."),
         needs_real_pods=True,
     ),
+    "no-volume": Obstacle(
+        {"podTemplate": {"spec": {"volumes": [{"name": "extra", "secret": {"secretName": "absent"}}]}}},
+        "Pod/no-volume-prepare-",
+        "FailedMount",
+        ('secret "absent" not found', "Create the Secret, ConfigMap or claim it names"),
+        needs_real_pods=True,
+    ),
     "unbound": Obstacle(
         {"storage": {"volume": {"claimName": "unbound"}}},
         "PersistentVolumeClaim/unbound",
@@ -124,7 +131,7 @@ def test_every_obstacle_is_told_with_object_reason_and_remedy(kube: Kube, obstac
     if "in-queue" in obstacles:
         put_into_queue(kube)
     for name, obstacle in obstacles.items():
-        blocker = wait_until(f"{name} is told", lambda n=name, o=obstacle: blocker_of(kube, n, o.reason), 60)
+        blocker = wait_until(f"{name} is told", lambda n=name, o=obstacle: blocker_of(kube, n, o.reason), 90)
         assert blocker["object"].startswith(obstacle.object), blocker
         assert blocker["stage"] == "prepare"
         for words in obstacle.words:

@@ -106,7 +106,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get]
-# Events of children whose pods the API server refuses say why.
+# Events of children whose pods the API server refuses, and of pods that their nodes cannot start, say why.
 - apiGroups: [""]
   resources: [events]
   verbs: [get, list, create, patch]

@@ -56,6 +56,10 @@ class Reason(StrEnum):
     ADMISSION_DENIED = "AdmissionDenied"
     PODS_REFUSED = "PodsRefused"
 
+    MOUNT_FAILED = "FailedMount"
+    ATTACH_FAILED = "FailedAttachVolume"
+    SANDBOX_FAILED = "FailedCreatePodSandBox"
+
     WAITING_FOR_QUOTA = "WaitingForQuota"
     WAITING_FOR_CHECKS = "WaitingForAdmissionChecks"
     PREEMPTED = "Preempted"
@@ -272,6 +276,18 @@ def noted(reason: Reason, words: str) -> str:
             "PyTorchJob's own; training.backend: TrainJob does without it."
         ),
         Reason.ADMISSION_DENIED: "The webhook's owner can say what it wants; spec.podTemplate changes the pod.",
+        Reason.MOUNT_FAILED: (
+            "Create the Secret, ConfigMap or claim it names, or change the volume in spec.podTemplate or spec.storage; "
+            "the pod then starts by itself."
+        ),
+        Reason.ATTACH_FAILED: (
+            "A claim that one node holds cannot be used on another: use a ReadWriteMany claim, or wait until that node "
+            "lets go of it."
+        ),
+        Reason.SANDBOX_FAILED: (
+            "The node cannot set up the pod, its network mostly: tell who runs the nodes, or keep off this one by "
+            "spec.scheduling.nodeSelector."
+        ),
         Reason.WAITING_FOR_QUOTA: (
             "It starts when the queue has room; `kubectl describe clusterqueue` shows who holds it."
         ),

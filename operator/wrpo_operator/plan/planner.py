@@ -143,8 +143,8 @@ def _requeue_after(
 
 
 def _may_wait(spec: ExperimentSpec, view: StageView, child: ChildFact) -> bool:
-    """Tell whether a child waits for the cluster: it does not run, or it is a gang that lacks pods."""
-    if child.state in {ChildState.PENDING, ChildState.SUSPENDED}:
+    """Tell whether a child waits for the cluster: it or a pod of it does not run, or it is a gang that lacks pods."""
+    if child.state in {ChildState.PENDING, ChildState.SUSPENDED} or any(pod.phase == "Pending" for pod in child.pods):
         return True
     is_gang = view.node.shape is Shape.TRAINING and child.state is ChildState.RUNNING
     return is_gang and len(child.pods) < gang_of(spec, view.id.kind).nodes

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
 from wrpo_operator.api.conditions import Reason
-from wrpo_operator.plan.model import ChildFact, ChildState, Note
+from wrpo_operator.plan.model import ChildFact, ChildState, Note, PodFact
 from wrpo_operator.render.training import BACKENDS
 from wrpo_operator.runtime.kube import KubeClient, KubeError
 from wrpo_operator.runtime.kueue import workload_note, workload_owner
@@ -24,7 +25,13 @@ from wrpo_operator.runtime.trim import trim
 ANSWER_TTL_S = 15.0
 CREATE_FAILURES = frozenset({"FailedCreate", "FailedCreatePod", "FailedCreateService"})
 """Event reasons of the controllers whose pods the API server refuses: quota, PodSecurity, webhooks."""
-TELLING = CREATE_FAILURES
+START_FAILURES = {reason.value: reason for reason in (Reason.MOUNT_FAILED, Reason.ATTACH_FAILED, Reason.SANDBOX_FAILED)}
+"""Event reasons of kubelet and volume controllers for pods that have a node and whose containers cannot be made."""
+START_PATIENCE = timedelta(seconds=30)
+"""Volumes and sandboxes often take a few tries, e.g. while a node lets go of a volume."""
+START_FAILURE_AGE = timedelta(minutes=5)
+"""The kubelet says every two minutes what still keeps a pod; what it said long ago is a thing of the past."""
+TELLING = CREATE_FAILURES | frozenset(START_FAILURES)
 """Reasons of the Events that are kept."""
 WAITING = frozenset({ChildState.PENDING, ChildState.SUSPENDED})
 GANG_MAY_WAIT = frozenset({ChildState.PENDING, ChildState.RUNNING})
@@ -74,7 +81,7 @@ class Explainer:
         self._lists: Answers[tuple[Resource, str, str], tuple[JsonObject, ...]] = Answers(monotonic)
         self._claims: Answers[Key, ClaimFact] = Answers(monotonic)
 
-    async def notes(self, namespace: str, children: Iterable[ChildFact]) -> dict[str, tuple[Note, ...]]:
+    async def notes(self, namespace: str, children: Iterable[ChildFact], now: datetime) -> dict[str, tuple[Note, ...]]:
         """Return what is said of the children that wait, by uid.
 
         A gang runs as soon as one of its pods does, and may wait for the others all the same.
@@ -89,6 +96,9 @@ class Explainer:
                 kind, _ = pod_maker(child)
                 events = await self._list(EVENTS, namespace, f"involvedObject.kind={kind},type=Warning")
                 notes[child.uid] = refusal_notes(child, events)
+            if any(waits_on_its_node(pod, now) for pod in child.pods):
+                events = await self._list(EVENTS, namespace, "involvedObject.kind=Pod,type=Warning")
+                notes[child.uid] = (*notes.get(child.uid, ()), *start_notes(child, events, now))
         return {uid: found for uid, found in notes.items() if found}
 
     async def claim(self, namespace: str, name: str) -> ClaimFact | None:
@@ -159,6 +169,38 @@ def refusal_notes(child: ChildFact, events: Sequence[Mapping[str, object]]) -> t
     if newest is None:
         return ()
     return (Note(f"{child.kind}/{child.name}", refusal_reason(newest[1]), newest[1]),)
+
+
+def waits_on_its_node(pod: PodFact, now: datetime) -> bool:
+    """Whether a pod has a node and no container yet, for longer than usual and for no reason that it tells itself."""
+    is_quiet = not (pod.waiting_reason or pod.unschedulable_message)
+    is_old = pod.created_at is not None and now - pod.created_at >= START_PATIENCE
+    return pod.phase == "Pending" and pod.node is not None and pod.init_since is None and is_quiet and is_old
+
+
+def start_notes(child: ChildFact, events: Sequence[Mapping[str, object]], now: datetime) -> tuple[Note, ...]:
+    """Return what keeps pods from starting on their nodes: each cause once, with the first pod that has it."""
+    causes: dict[tuple[Reason, str], Note] = {}
+    for pod in child.pods:
+        told = [event for event in events if waits_on_its_node(pod, now) and _keeps(event, pod, now)]
+        event = max(told, key=_weight, default=None)
+        if event is not None:
+            reason, message = START_FAILURES[str(event.get("reason"))], str(event.get("message") or "no reason given")
+            causes.setdefault((reason, message), Note(f"Pod/{pod.name}", reason, message))
+    return tuple(causes.values())
+
+
+def _keeps(event: Mapping[str, object], pod: PodFact, now: datetime) -> bool:
+    about = event.get("involvedObject")
+    is_own = isinstance(about, Mapping) and (about.get("kind"), about.get("name")) == ("Pod", pod.name)
+    at = parse_time(event.get("lastTimestamp") or event.get("eventTime"))
+    is_recent = at is not None and now - at <= START_FAILURE_AGE
+    return is_own and is_recent and event.get("reason") in START_FAILURES
+
+
+def _weight(event: Mapping[str, object]) -> tuple[bool, str]:
+    """Order by what tells most: that something timed out says less than what was tried; then the newest."""
+    return "timed out" not in str(event.get("message")), str(event.get("lastTimestamp") or event.get("eventTime"))
 
 
 def refusal_reason(message: str) -> Reason:

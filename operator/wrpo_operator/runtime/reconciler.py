@@ -265,7 +265,7 @@ class Reconciler:
                 missing = ((CLAIMS.kind, volume.claim_name),)
             elif claim.phase != "Bound":
                 pending = ((volume.claim_name, claim.storage_class),)
-        notes = await self._explainer.notes(experiment.namespace, children)
+        notes = await self._explainer.notes(experiment.namespace, children, self._now())
         return {"missing_objects": missing, "pending_claims": pending, "notes": notes}
 
     async def _ensure_service_account(self, namespace: str) -> None:

@@ -33,6 +33,13 @@ def blockers_of(snapshot: Snapshot, now: Any = NOON) -> tuple[Blocker, ...]:
         ("QuotaExceeded", 'pods "x" is forbidden: exceeded quota: gpus', "raise the ResourceQuota"),
         ("PodSecurityViolation", "violates PodSecurity restricted", "spec.podTemplate"),
         ("WaitingForQuota", "couldn't assign flavors to pod set main", "when the queue has room"),
+        (
+            "FailedMount",
+            'MountVolume.SetUp failed for volume "x" : secret "y" not found',
+            "Create the Secret, ConfigMap",
+        ),
+        ("FailedAttachVolume", "Multi-Attach error for volume pvc-1", "ReadWriteMany claim"),
+        ("FailedCreatePodSandBox", "plugin type=calico failed", "spec.scheduling.nodeSelector"),
         ("Preempted", "Preempted to accommodate a workload of higher priority", "no retry is used up"),
     ],
 )
@@ -56,6 +63,16 @@ def test_a_waiting_child_is_looked_at_again_for_no_watch_tells_why_it_waits() ->
     experiment = make_experiment()
     child = make_child(experiment, "prepare", ChildState.PENDING)
     assert plan(make_snapshot(experiment, [child]), NOON).requeue_after_s == LOOK_AGAIN_S
+
+
+def test_a_running_child_with_a_pod_that_does_not_run_is_looked_at_again() -> None:
+    experiment = make_experiment(sampling={"shards": 2})
+    pods = (make_pod("p0"), make_pod("p1", phase="Pending", node="n"))
+    done = make_child(experiment, "prepare", ChildState.SUCCEEDED)
+    child = make_child(experiment, "sample/qwen", ChildState.RUNNING, pods=pods)
+    other = make_child(experiment, "sample/yi", ChildState.RUNNING, pods=pods[:1])
+    assert plan(make_snapshot(experiment, [done, child, other]), NOON).requeue_after_s == LOOK_AGAIN_S
+    assert plan(make_snapshot(experiment, [done, replace(child, pods=pods[:1]), other]), NOON).requeue_after_s is None
 
 
 @pytest.mark.parametrize(("pods", "wait_s"), [(1, LOOK_AGAIN_S), (2, None)], ids=["one pod is missing", "all run"])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from support.builders import make_child, make_experiment, make_pod
+from support.builders import NOON, make_child, make_experiment, make_pod
 
 from wrpo_operator.plan.model import ChildState
 from wrpo_operator.runtime.explain import ANSWER_TTL_S, Explainer, refusal_reason
@@ -128,7 +129,7 @@ def test_a_gang_that_runs_without_all_of_its_pods_says_why(
         "message": 'pods "x" is forbidden: violates PodSecurity "restricted:latest"',
     }
     client = Events([event])
-    notes = asyncio.run(Explainer(client, lambda: 0.0).notes("ns", [child]))  # type: ignore[arg-type]
+    notes = asyncio.run(Explainer(client, lambda: 0.0).notes("ns", [child], NOON))  # type: ignore[arg-type]
     assert [note.reason for note in notes.get(child.uid, ())] == (["PodSecurityViolation"] if is_told else [])
     assert client.asked == ["involvedObject.kind=PyTorchJob,type=Warning"]
 
@@ -150,7 +151,7 @@ def test_answers_are_kept_while_they_are_good_and_in_no_more_fields_than_are_rea
         kube.put(EVENTS, event)
         kube.put(EVENTS, {**event, "metadata": {"name": "f", "namespace": namespace}, "reason": "BackOff"})
         kube.put(CLAIMS, {"metadata": {"name": "wrpo", "namespace": namespace}, "status": {"phase": "Bound"}})
-        asyncio.run(explainer.notes(namespace, [waiting]))
+        asyncio.run(explainer.notes(namespace, [waiting], NOON))
         asyncio.run(explainer.claim(namespace, "wrpo"))
         clock.at += 1
     assert len(explainer._lists) <= ANSWER_TTL_S
@@ -168,10 +169,10 @@ def test_one_answer_serves_all_experiments_of_a_namespace_for_a_while(kube: Any,
     explainer = Explainer(kube, clock)
     waiting = make_child(make_experiment(), "prepare", ChildState.PENDING)
     for _ in range(3):
-        asyncio.run(explainer.notes("ns", [waiting]))
+        asyncio.run(explainer.notes("ns", [waiting], NOON))
     assert kube.calls == [("list", "events", "")]
     clock.at += ANSWER_TTL_S
-    asyncio.run(explainer.notes("ns", [waiting]))
+    asyncio.run(explainer.notes("ns", [waiting], NOON))
     assert len(kube.calls) == 2
 
 
@@ -182,3 +183,61 @@ def test_a_trimmed_workload_says_the_same() -> None:
     assert (workload_note(small), workload_owner(small)) == (workload_note(whole), "u1")
     assert "podSets" not in small["spec"]
     assert "managedFields" not in small["metadata"]
+
+
+MOUNT = 'MountVolume.SetUp failed for volume "extra" : secret "absent" not found'
+VAGUE = "Unable to attach or mount volumes: unmounted volumes=[extra]: timed out waiting for the condition"
+
+
+def pod_event(message: str = MOUNT, *, pod: str = "p", reason: str = "FailedMount", ago_s: int = 10) -> dict[str, Any]:
+    at = (NOON - timedelta(seconds=ago_s)).isoformat()
+    return {
+        "involvedObject": {"kind": "Pod", "name": pod},
+        "reason": reason,
+        "lastTimestamp": at,
+        "message": message,
+    }
+
+
+PENDING = make_pod("p", phase="Pending", node="n", created_at=NOON - timedelta(seconds=40))
+TOLD: dict[str, tuple[list[dict[str, Any]], Any, list[tuple[str, str]]]] = {
+    "a volume that cannot be mounted": ([pod_event()], PENDING, [("FailedMount", MOUNT)]),
+    "a claim that is attached elsewhere": (
+        [pod_event("Multi-Attach error", reason="FailedAttachVolume")], PENDING,
+        [("FailedAttachVolume", "Multi-Attach error")]),
+    "no network for the pod": (
+        [pod_event("no network", reason="FailedCreatePodSandBox")], PENDING,
+        [("FailedCreatePodSandBox", "no network")]),
+    "the cause goes before what follows from it": (
+        [pod_event(ago_s=100), pod_event(VAGUE)], PENDING, [("FailedMount", MOUNT)]),
+    "of several causes the newest": (
+        [pod_event("old", ago_s=100), pod_event(), pod_event("older", ago_s=200)], PENDING, [("FailedMount", MOUNT)]),
+    "only that something timed out": ([pod_event(VAGUE)], PENDING, [("FailedMount", VAGUE)]),
+    "another pod's": ([pod_event(pod="q")], PENDING, []),
+    "a thing of the past": ([pod_event(ago_s=301)], PENDING, []),
+    "another Event": ([pod_event(reason="Unhealthy")], PENDING, []),
+    "a pod that is young": ([pod_event()], replace(PENDING, created_at=NOON - timedelta(seconds=29)), []),
+    "a pod without a node": ([pod_event()], replace(PENDING, node=None), []),
+    "a pod that says why itself": ([pod_event()], replace(PENDING, waiting_reason="ErrImagePull"), []),
+    "a pod that runs": ([pod_event()], replace(PENDING, phase="Running"), []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("state", [ChildState.PENDING, ChildState.RUNNING])
+@pytest.mark.parametrize(("events", "pod", "expected"), TOLD.values(), ids=TOLD.keys())
+def test_a_pod_that_its_node_cannot_start_says_why(
+    events: list[dict[str, Any]], pod: Any, expected: list[tuple[str, str]], state: ChildState
+) -> None:
+    child = make_child(make_experiment(), "sample/qwen", state, pods=(pod,))
+    notes = asyncio.run(Explainer(Events(events), lambda: 0.0).notes("ns", [child], NOON))  # type: ignore[arg-type]
+    assert [(note.reason.value, note.message) for note in notes.get(child.uid, ())] == expected
+    assert {note.object for note in notes.get(child.uid, ())} <= {"Pod/p"}
+
+
+def test_a_cause_that_many_pods_share_is_told_once_and_asked_for_once() -> None:
+    pods = tuple(replace(PENDING, name=f"p{number}") for number in range(5))
+    client = Events([pod_event(pod=pod.name) for pod in pods])
+    child = make_child(make_experiment(), "sample/qwen", ChildState.PENDING, pods=pods)
+    notes = asyncio.run(Explainer(client, lambda: 0.0).notes("ns", [child], NOON))  # type: ignore[arg-type]
+    assert [note.object for note in notes[child.uid]] == ["Pod/p0"]
+    assert client.asked == ["involvedObject.kind=Pod,type=Warning"]
