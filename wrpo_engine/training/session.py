@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 
@@ -88,42 +89,40 @@ def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task,
         backend = make_backend(ctx, params, base, group, plan.layout, needs_frozen=needs_frozen)
         if any(group.gather(ctx.stop.requested)):
             raise Interrupted
-        watchdog = make_watchdog(ctx, group).start()
-        find_reference = partial(_reference, ctx, params, task, base, backend, group, watchdog)
-        reference = find_reference(rows, plan)
-        steps_done = checkpoint.step if checkpoint is not None else 0
-        evaluation = _evaluation(ctx, params, held_out, plan, group, steps_done, find_reference)
-        divergence = RewardDivergence(params) if isinstance(params, TrainParams) else None
-        if checkpoint is not None:
-            _restore(checkpoint, checkpoints, backend, evaluation, divergence)
-            if group.is_main:
-                log.info("continuing after step %d of %d", checkpoint.step, plan.num_steps)
+        with ExitStack() as stack:
+            watchdog = stack.enter_context(closing(make_watchdog(ctx, group).start()))
+            find_reference = partial(_reference, ctx, params, task, base, backend, group, watchdog)
+            reference = find_reference(rows, plan)
+            steps_done = checkpoint.step if checkpoint is not None else 0
+            evaluation = _evaluation(ctx, params, held_out, plan, group, steps_done, find_reference)
+            divergence = RewardDivergence(params) if isinstance(params, TrainParams) else None
+            if checkpoint is not None:
+                _restore(checkpoint, checkpoints, backend, evaluation, divergence)
+                if group.is_main:
+                    log.info("continuing after step %d of %d", checkpoint.step, plan.num_steps)
 
-        observers = Observers.of((watchdog, *make_observers(ctx, group)))
-        run = TrainingRun(
-            task=task,
-            params=params,
-            rows=rows,
-            plan=plan,
-            backend=backend,
-            group=group,
-            reference=reference,
-            checkpoints=checkpoints,
-            checkpoint_every_steps=runtime.checkpoint_every_steps,
-            log=MetricsLog(ctx.output.directory / METRICS_FILE, group),
-            progress=ctx.progress,
-            should_stop=lambda: ctx.stop.requested,
-            monotonic=time.monotonic,
-            observer=observers,
-            evaluation=evaluation,
-            divergence=divergence,
-            speedometer=make_speedometer(config, params, runtime, world_size=group.world_size),
-            prefetch=runtime.prefetch_batches,
-        )
-        try:
+            observers = stack.enter_context(closing(Observers.of((watchdog, *make_observers(ctx, group)))))
+            run = TrainingRun(
+                task=task,
+                params=params,
+                rows=rows,
+                plan=plan,
+                backend=backend,
+                group=group,
+                reference=reference,
+                checkpoints=checkpoints,
+                checkpoint_every_steps=runtime.checkpoint_every_steps,
+                log=MetricsLog(ctx.output.directory / METRICS_FILE, group),
+                progress=ctx.progress,
+                should_stop=lambda: ctx.stop.requested,
+                monotonic=time.monotonic,
+                observer=observers,
+                evaluation=evaluation,
+                divergence=divergence,
+                speedometer=make_speedometer(config, params, runtime, world_size=group.world_size),
+                prefetch=runtime.prefetch_batches,
+            )
             outcome = train(run, steps_done=steps_done)
-        finally:
-            observers.close()
         exported_step = _take_best(run, outcome)
         weights = gather_weights(backend, group, "float32" if params.lora is not None else params.precision)
         metrics = final_metrics(outcome, evaluation, exported_step)

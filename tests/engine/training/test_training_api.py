@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 from engine_support import save_tiny_model
+from safetensors.torch import load_file, save_file
 from training_support import FAST, ROOT, plain_backend
 from transformers import AutoModelForCausalLM
 
@@ -78,6 +81,27 @@ def test_what_is_wrong_is_named(training_model_dir: Path, tmp_path: Path) -> Non
         train_triples(training_model_dir, tmp_path / "none", tmp_path)
     with pytest.raises(DataError, match=r"rejected_ids of row 0 of .* is empty"):
         train_triples(training_model_dir, [{**ROWS[0], "rejected_ids": []}, ROWS[1]], tmp_path)
+
+
+def _overflowing(model: Path, directory: Path) -> Path:
+    """Copy a model whose every log-probability is not a number."""
+    shutil.copytree(model, directory)
+    weights = {name: tensor * float("nan") for name, tensor in load_file(directory / "model.safetensors").items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_run_that_fails_before_its_first_step_leaves_no_watchdog_behind(
+    training_model_dir: Path, tmp_path: Path
+) -> None:
+    model = _overflowing(training_model_dir, tmp_path / "model")
+    with pytest.raises(DataError, match="log-probabilities that are not finite for 8 rows"):
+        train_triples(model, ROWS, tmp_path / "results", **FAST)
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("watchdog")]
+    for thread in left:
+        thread.join(5)
+    assert [thread.name for thread in left if thread.is_alive()] == []
 
 
 def test_the_guides_configuration_is_valid() -> None:
