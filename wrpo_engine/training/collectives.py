@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -169,4 +170,13 @@ def open_group(environ: Mapping[str, str], *, timeout_s: float = DEFAULT_TIMEOUT
     finally:
         if dist.is_initialized():
             with contextlib.suppress(RuntimeError):
-                dist.destroy_process_group()
+                _destroy()
+
+
+def _destroy() -> None:
+    """Leave the group, by DeepSpeed's own way if it is loaded: it keeps groups that a later run would use again."""
+    deepspeed_comm = sys.modules.get("deepspeed.comm")
+    if deepspeed_comm is not None and deepspeed_comm.is_initialized():
+        deepspeed_comm.destroy_process_group()
+    else:
+        dist.destroy_process_group()

@@ -110,6 +110,30 @@ def test_the_guides_configuration_is_valid() -> None:
     assert config.params.stage == "train"
 
 
+TWICE = """
+import sys
+from wrpo_engine.training.api import train_triples
+
+rows = [{"prompt_ids": [10 + row, 11], "source_chosen_ids": [20, 21 + row, 2], "target_chosen_ids": [30 + row, 2],
+         "rejected_ids": [40, 41, 42 + row, 2]} for row in range(4)]
+for beta in (0.1, 0.2):
+    for zero_stage in (0, 1, 3):
+        trained = train_triples(sys.argv[1], rows, sys.argv[2], beta=beta, precision="float32", zero_stage=zero_stage)
+        print(f"trained with {beta} at {zero_stage}: {trained.num_steps}", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_several_runs_in_one_process_train_with_deepspeed(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    arguments = [sys.executable, "-c", TWICE, str(tmp_path / "model"), str(tmp_path / "results")]
+    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("trained with")]
+    assert lines == [f"trained with {beta} at {stage}: 1" for beta in (0.1, 0.2) for stage in (0, 1, 3)]
+
+
 @pytest.mark.slow
 def test_the_guides_python_and_its_command_train_on_the_same_rows(tmp_path: Path) -> None:
     save_tiny_model(tmp_path / "model")
