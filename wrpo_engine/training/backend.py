@@ -58,7 +58,10 @@ class Backend(Protocol):
         ...
 
     def optimizer_step(self, learning_rate: float) -> float:
-        """Clip, update, forget the gradients; return the global gradient norm before clipping."""
+        """Clip, update, forget the gradients; return the global gradient norm before clipping.
+
+        With a norm that is not finite neither weights nor moments are touched.
+        """
         ...
 
     def parameter_names(self) -> list[str]:

@@ -33,12 +33,14 @@ def held_out_loss_not_finite(done: int, row_ids: Sequence[str]) -> DataError:
 
 
 def require_finite_gradient(grad_norm: float, step: int) -> None:
+    """Stop a run whose backend has left out its optimizer step."""
     if not grad_norm < float("inf"):
         raise DataError(
-            f"the gradient norm is {grad_norm} at step {step + 1} though every loss is finite; the step is not kept",
+            f"the gradient norm is {grad_norm} at step {step + 1} though every loss is finite. "
+            "Training stopped before the optimizer step; no weight has been changed by it",
             code="GradientNotFinite",
             field="training.learningRate",
-            hint="Lower the learning rate, or train in float32; the last checkpoint is from before this step.",
+            hint="Lower the learning rate, or train in float32; the next attempt continues from the last checkpoint.",
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -208,7 +209,11 @@ class DeepSpeedBackend:
         norm = None
         if self._stage == 0:
             norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
+            if not math.isfinite(norm):
+                self._engine.optimizer.zero_grad()
+                return norm
         with peer_errors():
+            # From stage 1 on DeepSpeed itself leaves out a step whose norm is not finite, and reports infinity.
             self._engine.step()
         return float(self._engine.get_global_grad_norm()) if norm is None else norm
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import torch
@@ -98,10 +99,11 @@ class SingleProcessBackend:
 
     def optimizer_step(self, learning_rate: float) -> float:
         set_learning_rate(self._optimizer, learning_rate)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm)
-        self._optimizer.step()
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
+        if math.isfinite(norm):
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def parameter_names(self) -> list[str]:
         return list(self._parameters)

@@ -53,3 +53,33 @@ def compile_without_code_generation() -> None:
         original(self, **{**settings, "backend": "aot_eager"})
 
     torch.nn.Module.compile = compile_  # type: ignore[method-assign]
+
+
+def lose_the_gradient_in_the_third_step() -> None:
+    """Every loss is finite, the gradient is not; print which weights and moments the optimizer step has changed."""
+    import torch
+
+    from wrpo_engine.training.backend import TensorKind
+    from wrpo_engine.training.deepspeed_backend import DeepSpeedBackend
+
+    backward, optimizer_step = DeepSpeedBackend.backward, DeepSpeedBackend.optimizer_step
+    steps = 0
+
+    def lose(self: DeepSpeedBackend, loss: Any, *, is_last: bool) -> None:
+        backward(self, loss * (float("inf") if steps == 2 else 1.0), is_last=is_last)
+
+    def compare(self: DeepSpeedBackend, learning_rate: float) -> float:
+        nonlocal steps
+        steps += 1
+        if steps < 3:
+            return optimizer_step(self, learning_rate)
+        keys = [(name, kind) for name in self.parameter_names() for kind in TensorKind]
+        before = [self.full_tensor(*key) for key in keys]
+        norm = optimizer_step(self, learning_rate)
+        after = [self.full_tensor(*key) for key in keys]
+        changed = sum(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+        os.write(1, f"changed: {changed} of {len(keys)}\n".encode())
+        return norm
+
+    DeepSpeedBackend.backward = lose  # type: ignore[method-assign]
+    DeepSpeedBackend.optimizer_step = compare  # type: ignore[method-assign]

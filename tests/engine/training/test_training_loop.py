@@ -218,6 +218,24 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves_and_names_the_r
         assert torch.equal(tensor, before[name])
 
 
+@pytest.mark.parametrize("factor", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_stops_before_any_weight_moves(factor: float, local_run: Any) -> None:
+    run = local_run()
+    backend = run.backend()
+    before = {name: tensor.clone() for name, tensor in _weights(backend).items()}
+    backend.backward = lambda loss, is_last: type(backend).backward(backend, loss * factor, is_last=is_last)  # type: ignore[method-assign]
+    run.backend = lambda: backend
+    with pytest.raises(DataError) as caught:
+        run.run()
+    assert str(caught.value) == (
+        "the gradient norm is nan at step 1 though every loss is finite. "
+        "Training stopped before the optimizer step; no weight has been changed by it"
+    )
+    assert (caught.value.code, caught.value.exit_code) == ("GradientNotFinite", 65)
+    for name, tensor in _weights(backend).items():
+        assert torch.equal(tensor, before[name])
+
+
 def _weights(backend: Any) -> dict[str, torch.Tensor]:
     from wrpo_engine.training.backend import TensorKind
 

@@ -108,6 +108,29 @@ def test_bfloat16_follows_fp32_within_its_precision(zero_stage: int, baseline: E
     assert {tensor.dtype for tensor in experiment.weights("train").values()} == {torch.bfloat16}
 
 
+LOST = {
+    "0": (0, "float32"),
+    "1": (1, "float32"),
+    "1 in bfloat16": (1, "bfloat16"),
+    "2 in bfloat16": (2, "bfloat16"),
+    "3": (3, "float32"),
+}
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), LOST.values(), ids=LOST.keys())
+def test_a_gradient_that_is_not_finite_stops_before_any_weight_moves(
+    zero_stage: int, precision: str, tmp_path: Path
+) -> None:
+    experiment = make_experiment(tmp_path)
+    config = experiment.config({"stage": "train", "zero_stage": zero_stage, "precision": precision})
+    faults = dict.fromkeys(range(2), "lose_the_gradient_in_the_third_step")
+    gang = start_ranks(experiment, config, world_size=2, faults=faults)
+    assert gang.wait() == [65, 65], gang.text()
+    assert [line for line in gang.text().splitlines() if line.startswith("changed: ")] == ["changed: 0 of 63"] * 2
+    told = json.loads(experiment.termination_message(0).read_text())
+    assert (told["error"]["code"], told["step"]) == ("GradientNotFinite", 2)
+
+
 def test_both_stages_train_and_two_torchrun_nodes_of_a_pytorchjob_do(tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path)
     run_ranks(experiment, experiment.config({"stage": "sft", "zero_stage": 0}), world_size=2)
