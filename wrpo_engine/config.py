@@ -272,6 +272,7 @@ class OptimizerParams(_Model):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     adam_epsilon: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's, of all weights but biases and norms."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     epochs: int = Field(default=1, ge=1)
     global_batch_size: int = Field(default=128, ge=1)

@@ -32,7 +32,14 @@ from wrpo_engine.training.offload import (
     effective_zero_stage,
     offload_sections,
 )
-from wrpo_engine.training.single_process import full_adam_tensor, make_adamw, restore_adam, set_learning_rate
+from wrpo_engine.training.single_process import (
+    full_adam_tensor,
+    make_adamw,
+    restore_adam,
+    set_learning_rate,
+    undecayed,
+)
+from wrpo_engine.training.weight_decay import decay_before_every_step
 
 _MOMENTS = (TensorKind.EXP_AVG, TensorKind.EXP_AVG_SQ)
 
@@ -147,14 +154,15 @@ class DeepSpeedBackend:
         with peer_errors():
             deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
             # At stages 1 and 2 DeepSpeed cannot give back the optimizer state of a second group of parameters.
-            exempts = self._stage in {0, 3}
-            if params.weight_decay and not exempts and group.is_main:
-                logging.getLogger("wrpo_engine").warning(
-                    "at ZeRO stage %d weight decay takes biases and norms too; stages 0 and 3 leave them alone",
-                    self._stage,
-                )
-            optimizer = make_adamw(model, params, exempts=exempts)
+            decays = self._stage in {0, 3}
+            optimizer = make_adamw(model, params, decays=decays)
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+            if params.weight_decay and not decays:
+                exempt = undecayed(model)
+                decayed = [
+                    value for name, value in model.named_parameters() if value.requires_grad and name not in exempt
+                ]
+                decay_before_every_step(optimizer, decayed, params.weight_decay)
             self._frozen: Any = frozen
             if frozen is not None:
                 frozen.requires_grad_(False).eval()

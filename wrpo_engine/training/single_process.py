@@ -28,17 +28,18 @@ def undecayed(model: nn.Module) -> set[str]:
     return of_layer_norms | {name for name, _ in model.named_parameters() if _UNDECAYED.search(name.lower())}
 
 
-def make_adamw(model: nn.Module, params: OptimizerParams, *, exempts: bool = True) -> torch.optim.AdamW:
+def make_adamw(model: nn.Module, params: OptimizerParams, *, decays: bool = True) -> torch.optim.AdamW:
     """Return the optimizer all backends use. The rate is set anew before every step.
 
-    Without `exempts` weight decay takes biases and norms too, and all parameters form one group.
+    Without `decays` all parameters form one group, and weight decay is left to the caller.
     """
-    exempt = undecayed(model) if params.weight_decay and exempts else set()
+    weight_decay = params.weight_decay if decays else 0.0
+    exempt = undecayed(model) if weight_decay else set()
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
         {
             "params": [parameter for name, parameter in trained if name not in exempt],
-            "weight_decay": params.weight_decay,
+            "weight_decay": weight_decay,
         },
         {"params": [parameter for name, parameter in trained if name in exempt], "weight_decay": 0.0},
     ]

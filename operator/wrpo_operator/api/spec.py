@@ -90,7 +90,7 @@ class OptimizerSpec(SpecModel):
     warmup_ratio: Ratio = 0.1
     """Share of the steps over which the learning rate rises to its peak."""
     weight_decay: Ratio = 0.0
-    """AdamW's weight decay."""
+    """AdamW's weight decay, of all weights but biases and norms."""
     max_grad_norm: float = Field(default=1.0, gt=0, le=1000000)
     """Gradients are clipped to this norm."""
     epochs: int = Field(default=1, ge=1, le=1000)

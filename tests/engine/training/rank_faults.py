@@ -83,3 +83,15 @@ def lose_the_gradient_in_the_third_step() -> None:
 
     DeepSpeedBackend.backward = lose  # type: ignore[method-assign]
     DeepSpeedBackend.optimizer_step = compare  # type: ignore[method-assign]
+
+
+def train_without_deepspeed() -> None:
+    """One process, plain PyTorch: torch's AdamW with two groups of parameters."""
+    from wrpo_engine.training import session
+    from wrpo_engine.training.policy import load_policy
+    from wrpo_engine.training.single_process import SingleProcessBackend
+
+    def make_backend(_ctx: Any, params: Any, base: Any, _group: Any, layout: Any, **_needs: Any) -> Any:
+        return SingleProcessBackend(load_policy(base, params, layout), params)
+
+    session.make_backend = make_backend
