@@ -192,6 +192,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         (Training,),
+        "self.tau == 0.1 || self.objective in ['IPO', 'WRPO-IPO']",
+        "tau belongs to the IPO forms; leave it at 0.1 or choose objective IPO or WRPO-IPO",
+        lambda m: m.tau == 0.1 or m.objective in IPO_FORMS,
+    ),
+    Rule(
+        (Training,),
         "!self.lengthNormalized || self.objective in ['DPO', 'WRPO-DPO']",
         "lengthNormalized belongs to the DPO forms; set it to false or choose objective DPO or WRPO-DPO",
         lambda m: not m.length_normalized or m.objective in DPO_FORMS,

@@ -155,11 +155,11 @@ class Training(OptimizerSpec):
     alpha: Alpha = Alpha()
     """The weight of the source response."""
     beta: float = Field(default=0.01, gt=0, le=1000)
-    """Strength of the reward; in the DPO forms, of the pull to the reference."""
+    """Strength of the reward; in the DPO forms, of the pull to the reference. Refused in the IPO forms unless 0.01."""
     gamma: float = Field(default=0.0, ge=0, le=1000)
     """Target margin of the SimPO forms, in units of the reward. Refused with other objectives unless 0."""
     tau: float = Field(default=0.1, gt=0, le=1000)
-    """Regularisation of the IPO forms; others ignore it."""
+    """Regularisation of the IPO forms. Refused with other objectives unless 0.1."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of pairs taken as labelled the wrong way (DPO forms). Refused with other objectives unless 0."""
     length_normalized: bool = False

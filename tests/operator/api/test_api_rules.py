@@ -101,6 +101,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a PodGroup that nobody reads": ({"scheduling": {"podGroup": "SchedulerPlugins"}}, "set schedulerName"),
     "a PodGroup in a queue": (
         {"scheduling": {"podGroup": "Volcano", "queueName": "q"}}, "a queue admits whole gangs by itself"),
+    "tau without IPO": ({"training": {"tau": 0.2}}, "tau belongs to the IPO forms"),
     "gamma without SimPO": ({"training": {"gamma": 0.3}}, "gamma is a margin of the SimPO forms"),
     "smoothed labels in IPO": ({"training": {"objective": "IPO", "labelSmoothing": 0.1}}, "belongs to the DPO forms"),
     "normalised length in SimPO": (
