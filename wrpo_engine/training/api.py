@@ -12,8 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,7 +66,8 @@ def train_triples(
     `source_chosen_ids`, `target_chosen_ids` and `rejected_ids`, which are taken as they are. `settings` are the fields
     of `wrpo_engine.config.TrainParams`, `runtime` those of `Runtime`. Under torchrun every rank calls this alike.
 
-    Raises a `WrpoError` (wrpo_engine.errors) that names the field and the value that are wrong.
+    Raises a `WrpoError` (wrpo_engine.errors) that names the field and the value that are wrong. On SIGTERM it finishes
+    the step, writes a checkpoint and raises `Interrupted`, if it was called from the main thread.
     """
     prepare_environment(os.environ)
     root = Path(output).absolute()
@@ -76,14 +80,13 @@ def train_triples(
     is_main = environ.get("RANK", "0") == "0"
     progress = make_progress("train", environ, time.monotonic, is_main=is_main)
     try:
-        ctx = make_context(
-            config, environ=environ, clock=lambda: datetime.now(UTC), progress=progress, stop=StopRequest()
-        )
-        if ctx.output.committed() is None:
-            # Imported here: looking at what is there already needs no torch.
-            from wrpo_engine.training.stage import run_train
+        with _stopped_by_sigterm() as stop:
+            ctx = make_context(config, environ=environ, clock=lambda: datetime.now(UTC), progress=progress, stop=stop)
+            if ctx.output.committed() is None:
+                # Imported here: looking at what is there already needs no torch.
+                from wrpo_engine.training.stage import run_train
 
-            run_train(ctx)
+                run_train(ctx)
     finally:
         progress.close()
     artifact = ctx.output.committed()
@@ -94,6 +97,22 @@ def train_triples(
         metrics=dict(artifact.manifest.metrics),
         num_steps=int(artifact.manifest.details["step"]),
     )
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[StopRequest]:
+    """Let SIGTERM ask for a stop; the caller's own handler comes back afterwards. Python lets only the main thread."""
+    stop = StopRequest()
+    before = signal.getsignal(signal.SIGTERM)
+    # None is a handler that was not set from Python, and could not be put back.
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield stop
+        return
+    signal.signal(signal.SIGTERM, lambda _number, _frame: stop.request())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _rows_path(triples: str | Path | Sequence[Mapping[str, Any]], root: Path) -> Path:

@@ -97,6 +97,10 @@ class Group:
             dist.all_gather_object(values, value)
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank: cheaper than a gathered object."""
+        return bool(self.sum(torch.tensor(float(flag), dtype=torch.float64)) > 0)
+
     def broadcast(self, value: T | None) -> T:
         """Return rank 0's value on every rank."""
         if self.world_size == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from wrpo_engine.training.backend import Backend
@@ -41,8 +41,12 @@ def evaluate(
     done: int,
     prefetch: int,
     observer: Observer,
-) -> dict[str, float]:
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Return the row of eval.jsonl after `done` optimizer steps: means over the held-out rows of all ranks.
+
+    None if any rank was asked to stop meanwhile: all ranks then leave after the same micro-batch, and what they have
+    computed is dropped, as it may be most of a pod's grace period until the rest would be there.
 
     The loss is the training objective's with the settings of the end of the run (alpha at its maximum), so that
     evaluations can be compared with each other whatever the schedule does in between.
@@ -53,6 +57,8 @@ def evaluate(
     items = prepared_micro_batches(task, rows, plan, rank=group.rank, first_step=0, num_steps=plan.num_steps)
     with Ahead(items, prefetch) as ahead:
         for item in ahead:
+            if group.any(should_stop()):
+                return None
             batch = item.batch.to(backend.device)
             logps_S = backend.frozen_sequence_logps(batch)
             known = evaluation.reference

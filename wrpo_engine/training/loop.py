@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any
 
 import torch
@@ -53,6 +54,8 @@ class TrainingRun:
     monotonic: Callable[[], float]
     observer: Observer = field(default_factory=Observer)
     evaluation: Evaluation | None = None
+    evaluation_due: bool = False
+    """True if the attempt before was stopped after its last step and before that step's evaluation was complete."""
     divergence: RewardDivergence | None = None
     timer: StepTimer = field(default_factory=StepTimer)
     speedometer: Speedometer = field(default_factory=Speedometer)
@@ -64,9 +67,10 @@ class TrainingRun:
         """True once the held-out loss says so."""
         return self.evaluation is not None and self.evaluation.history.ends_training
 
-    def state(self) -> dict[str, Any]:
+    def state(self, *, evaluation_due: bool) -> dict[str, Any]:
         """Return what a checkpoint keeps beside weights and optimizer."""
         return {
+            "evaluation_due": evaluation_due,
             "evaluations": None if self.evaluation is None else self.evaluation.history.state(),
             "divergence": None if self.divergence is None else self.divergence.state(),
         }
@@ -87,11 +91,14 @@ def train(run: TrainingRun, *, steps_done: int = 0) -> TrainingOutcome:
 
     A step is: forward and backward over this rank's micro-batches; one all-reduce of losses, statistics and flags; a
     check that every loss is finite, before any weight moves; the optimizer step; the row of metrics; an evaluation on
-    held-out rows and a checkpoint, if they are due or somebody was asked to stop.
+    held-out rows if it is due; and a checkpoint, if it is due or somebody was asked to stop. A stop does not wait for
+    an evaluation: the next attempt begins with it.
     """
     last_row = run.log.cut(steps_done)
     num_steps = run.plan.num_steps
     run.observer.on_start(RunStart(num_steps, steps_done, len(run.rows)))
+    if run.evaluation_due:
+        _due_evaluation(run, steps_done)
     items = prepared_micro_batches(
         run.task, run.rows, run.plan, rank=run.group.rank, first_step=steps_done, num_steps=num_steps
     )
@@ -105,14 +112,12 @@ def train(run: TrainingRun, *, steps_done: int = 0) -> TrainingOutcome:
             clock = _clock(run, done - 1, elapsed_s, totals)
             run.log.write(last_row, clock)
             run.observer.on_step(StepEnd(done, num_steps, last_row, elapsed_s, clock))
-            is_best = _evaluate(run, done)
+            evaluated = _evaluate(run, done, stopping=totals.should_stop)
             _report(run, done, last_row, clock)
-            _checkpoint(run, done, is_best=is_best, stopping=totals.should_stop)
-            if totals.should_stop:
+            _checkpoint(run, done, evaluated, stopping=totals.should_stop)
+            if totals.should_stop or evaluated is Evaluated.NOT_YET:
                 run.checkpoints.finish()
-                raise Interrupted(
-                    f"stopped on request after step {done} of {num_steps}; the next attempt continues there"
-                )
+                raise _interrupted(done, num_steps)
     run.checkpoints.finish()
     if done < num_steps and run.group.is_main:
         log.info("stopped early after step %d of %d: the held-out loss has not become better", done, num_steps)
@@ -194,29 +199,67 @@ def _clock(run: TrainingRun, step: int, elapsed_s: float, totals: StepTotals) ->
     )
 
 
-def _evaluate(run: TrainingRun, done: int) -> bool:
-    """Evaluate if it is due; return whether the held-out loss is the best so far."""
+class Evaluated(Enum):
+    """What became of the evaluation after a step."""
+
+    NOT_DUE = auto()
+    NOT_YET = auto()
+    """It is due, and somebody was asked to stop before it was complete."""
+    BEST = auto()
+    """The loss is the lowest so far."""
+    NOT_BEST = auto()
+
+
+def _evaluate(run: TrainingRun, done: int, *, stopping: bool = False) -> Evaluated:
+    """Evaluate if it is due."""
     evaluation = run.evaluation
     if evaluation is None or not evaluation.history.is_due(done, run.plan.num_steps):
-        return False
+        return Evaluated.NOT_DUE
     result = evaluate(
-        evaluation, run.task, run.backend, run.group, done=done, prefetch=run.prefetch, observer=run.observer
+        evaluation,
+        run.task,
+        run.backend,
+        run.group,
+        done=done,
+        prefetch=run.prefetch,
+        observer=run.observer,
+        should_stop=lambda: stopping or run.should_stop(),
     )
+    if result is None:
+        return Evaluated.NOT_YET
     evaluation.log.write(result)
     evaluation.results[done] = result
     run.observer.on_evaluation(done, result)
-    return evaluation.history.add(done, result["loss"])
+    return Evaluated.BEST if evaluation.history.add(done, result["loss"]) else Evaluated.NOT_BEST
 
 
-def _checkpoint(run: TrainingRun, done: int, *, is_best: bool, stopping: bool) -> None:
+def _due_evaluation(run: TrainingRun, done: int) -> None:
+    """Make up for the evaluation of the checkpoint that the run continues from, which may turn out to be the best."""
+    evaluated = _evaluate(run, done)
+    if evaluated is Evaluated.NOT_YET:
+        raise _interrupted(done, run.plan.num_steps)
+    if _is_kept(run, evaluated):
+        run.checkpoints.mark_best(done)
+
+
+def _is_kept(run: TrainingRun, evaluated: Evaluated) -> bool:
+    return evaluated is Evaluated.BEST and run.evaluation is not None and run.evaluation.history.params.keep_best
+
+
+def _interrupted(done: int, num_steps: int) -> Interrupted:
+    return Interrupted(f"stopped on request after step {done} of {num_steps}; the next attempt continues there")
+
+
+def _checkpoint(run: TrainingRun, done: int, evaluated: Evaluated, *, stopping: bool) -> None:
     """Save if it is due. The weights after the last step need no checkpoint: they are exported."""
     run.checkpoints.poll()
     ends = done == run.plan.num_steps or run.ends_early
-    keep = is_best and run.evaluation is not None and run.evaluation.history.params.keep_best
-    if not (stopping or (not ends and (keep or done % run.checkpoint_every_steps == 0))):
+    is_due = evaluated is Evaluated.NOT_YET
+    keep = _is_kept(run, evaluated)
+    if not (stopping or is_due or (not ends and (keep or done % run.checkpoint_every_steps == 0))):
         return
     run.observer.before_checkpoint(done)
-    run.checkpoints.save(done, run.backend, run.state())
+    run.checkpoints.save(done, run.backend, run.state(evaluation_due=is_due))
     if keep:
         run.checkpoints.mark_best(done)
     run.observer.on_checkpoint(done)

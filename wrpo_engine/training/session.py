@@ -94,7 +94,8 @@ def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task,
             find_reference = partial(_reference, ctx, params, task, base, backend, group, watchdog)
             reference = find_reference(rows, plan)
             steps_done = checkpoint.step if checkpoint is not None else 0
-            evaluation = _evaluation(ctx, params, held_out, plan, group, steps_done, find_reference)
+            is_due = checkpoint is not None and bool(checkpoint.state.get("evaluation_due"))
+            evaluation = _evaluation(ctx, params, held_out, plan, group, steps_done - is_due, find_reference)
             divergence = RewardDivergence(params) if isinstance(params, TrainParams) else None
             if checkpoint is not None:
                 _restore(checkpoint, checkpoints, backend, evaluation, divergence)
@@ -118,6 +119,7 @@ def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task,
                 monotonic=time.monotonic,
                 observer=observers,
                 evaluation=evaluation,
+                evaluation_due=is_due,
                 divergence=divergence,
                 speedometer=make_speedometer(config, params, runtime, world_size=group.world_size),
                 prefetch=runtime.prefetch_batches,
@@ -193,6 +195,9 @@ def _restore(
         checkpoints.mark_best(best_step)
         return
     best = checkpoints.best()
+    if best is not None and best.step == checkpoint.step and state.get("evaluation_due"):
+        # An attempt that was killed later made up for this step's evaluation, as this one will, and found it better.
+        return
     if best is None or best.step != best_step:
         log.warning("the checkpoint of step %d, the best so far, is lost; only later ones can be the best", best_step)
         evaluation.history.forget_best()
@@ -204,7 +209,7 @@ def _evaluation(
     held_out: Sequence[TokenRow],
     plan: BatchPlan,
     group: Group,
-    steps_done: int,
+    steps_evaluated: int,
     find_reference: partial[Reference | None],
 ) -> Evaluation | None:
     if params.holdout is None:
@@ -218,7 +223,7 @@ def _evaluation(
         reference=find_reference(held_out, own_plan),
         history=EvaluationHistory(params.holdout),
         log=records,
-        results={int(row["step"]): row for row in records.cut(steps_done)},
+        results={int(row["step"]): row for row in records.cut(steps_evaluated)},
     )
 
 

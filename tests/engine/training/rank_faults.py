@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import Any
 
@@ -95,3 +96,24 @@ def train_without_deepspeed() -> None:
         return SingleProcessBackend(load_policy(base, params, layout), params)
 
     session.make_backend = make_backend
+
+
+def be_asked_to_stop_in_the_first_evaluation() -> None:
+    """SIGTERM comes to this rank in its first forward pass after an optimizer step."""
+    from wrpo_engine.training.deepspeed_backend import DeepSpeedBackend
+
+    optimizer_step, frozen_sequence_logps = DeepSpeedBackend.optimizer_step, DeepSpeedBackend.frozen_sequence_logps
+    has_stepped = False
+
+    def step(self: DeepSpeedBackend, learning_rate: float) -> float:
+        nonlocal has_stepped
+        has_stepped = True
+        return optimizer_step(self, learning_rate)
+
+    def evaluate(self: DeepSpeedBackend, batch: Any) -> Any:
+        if has_stepped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return frozen_sequence_logps(self, batch)
+
+    DeepSpeedBackend.optimizer_step = step  # type: ignore[method-assign]
+    DeepSpeedBackend.frozen_sequence_logps = evaluate  # type: ignore[method-assign]

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ from training_support import FAST, ROOT, plain_backend
 from transformers import AutoModelForCausalLM
 
 from wrpo_engine.config import StageConfig
-from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.errors import ConfigError, DataError, Interrupted
 from wrpo_engine.training import session
 from wrpo_engine.training.api import train_triples
+from wrpo_engine.training.observers import Observer, StepEnd
 
 GUIDE = ROOT / "docs/guides/training-without-kubernetes.md"
 ROWS = [
@@ -104,6 +107,41 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_watchdog_behind(
     assert [thread.name for thread in left if thread.is_alive()] == []
 
 
+class Terminator(Observer):
+    """Sends SIGTERM to this process after its second step."""
+
+    def on_step(self, end: StepEnd) -> None:
+        if end.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("plain")
+def test_sigterm_saves_a_checkpoint_and_the_callers_own_handler_comes_back(
+    training_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: heard.append(number))
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(session, "make_observers", lambda *_: (Terminator(),))
+            with pytest.raises(Interrupted, match=r"^stopped on request after step [23] of 4; "):
+                train_triples(training_model_dir, ROWS, tmp_path, **FAST)
+        assert heard == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(list(tmp_path.glob("train/*/checkpoints/step-0000000[23]/checkpoint.json"))) == 1
+    trained = train_triples(training_model_dir, ROWS, tmp_path, **FAST)
+    assert [row["step"] for row in trained.history()] == [1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("plain")
+def test_it_trains_in_another_thread_too(training_model_dir: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(train_triples, training_model_dir, ROWS, tmp_path, **FAST).result().num_steps == 4
+
+
 def test_the_guides_configuration_is_valid() -> None:
     (text,) = blocks("json")
     config = StageConfig.model_validate_json(text)
@@ -113,6 +151,7 @@ def test_the_guides_configuration_is_valid() -> None:
 TWICE = """
 import sys
 from wrpo_engine.training.api import train_triples
+from wrpo_engine.training.observers import Observer, StepEnd
 
 rows = [{"prompt_ids": [10 + row, 11], "source_chosen_ids": [20, 21 + row, 2], "target_chosen_ids": [30 + row, 2],
          "rejected_ids": [40, 41, 42 + row, 2]} for row in range(4)]

@@ -13,12 +13,12 @@ from engine_support import EXPERIMENT_HASH
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from training_support import FAST, make_experiment, plain_backend, run_ranks, sft_frame, triples_frame
+from training_support import FAST, make_experiment, plain_backend, run_ranks, sft_frame, start_ranks, triples_frame
 
 from wrpo_engine.config import HoldoutParams
 from wrpo_engine.errors import ConfigError, Interrupted
 from wrpo_engine.stage import StopRequest
-from wrpo_engine.training import session, stage
+from wrpo_engine.training import loop, session, stage
 from wrpo_engine.training.holdout import EvaluationHistory, split_rows
 from wrpo_engine.training.observers import Observer
 
@@ -71,13 +71,18 @@ def test_when_training_ends_early(losses: list[float], patience: int | None, end
 class Recorder(Observer):
     """Remembers which rows were trained on, and stops the run after a step."""
 
-    def __init__(self, stop: StopRequest, stop_after: int | None) -> None:
+    def __init__(self, stop: StopRequest, stop_after: int | None, stop_in_evaluation: int | None) -> None:
         self.rows: set[str] = set()
         self.held_out: set[str] = set()
-        self._stop, self._stop_after = stop, stop_after
+        self.evaluated: list[int] = []
+        """The step of every micro-batch of held-out rows."""
+        self._stop, self._stop_after, self._stop_in_evaluation = stop, stop_after, stop_in_evaluation
 
     def on_held_out_micro_batch(self, step: int, row_ids: Any) -> None:
         self.held_out.update(row_ids)
+        self.evaluated.append(step)
+        if step == self._stop_in_evaluation:
+            self._stop.request()
 
     def on_micro_batch(self, step: int, row_ids: Any) -> None:
         self.rows.update(row_ids)
@@ -87,14 +92,33 @@ class Recorder(Observer):
 
 
 @pytest.fixture
+def recorders() -> dict[str, Recorder]:
+    """Those of the runs by name, also of runs that were stopped."""
+    return {}
+
+
+@pytest.fixture
 def held_out_run(
-    make_ctx: Any, commit_artifact: Any, training_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_ctx: Any,
+    commit_artifact: Any,
+    training_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recorders: dict[str, Recorder],
 ) -> Callable[..., Any]:
     """`held_out_run("name", stop_after=3, ...)`: the train stage with holdout; returns (result, context, recorder)."""
     monkeypatch.setattr(session, "make_backend", plain_backend)
     own = session.make_observers
 
-    def run(name: str, *, stage_kind: str = "train", stop_after: int | None = None, **settings: Any) -> Any:
+    def run(
+        name: str,
+        *,
+        stage_kind: str = "train",
+        stop_after: int | None = None,
+        stop_in_evaluation: int | None = None,
+        micro_batch_tokens: int = 400,
+        **settings: Any,
+    ) -> Any:
         root, stop = tmp_path / name, StopRequest()
         kind = {
             "train": ("curate-triples", "triples.parquet", triples_frame),
@@ -104,9 +128,9 @@ def held_out_run(
         ref = commit_artifact(upstream, {file: frame()}, root=root)
         params = {"stage": stage_kind, "model": {"name": str(training_model_dir)}, **FAST, **LONG, **settings}
         role = "triples" if stage_kind == "train" else "sft-rows"
-        runtime = {"micro_batch_tokens": 400, "checkpoint_every_steps": 3}
+        runtime = {"micro_batch_tokens": micro_batch_tokens, "checkpoint_every_steps": 3}
         ctx = make_ctx(params, {role: ref}, runtime=runtime, root=root, stop=stop)
-        recorder = Recorder(stop, stop_after)
+        recorder = recorders[name] = Recorder(stop, stop_after, stop_in_evaluation)
         monkeypatch.setattr(session, "make_observers", lambda *arguments: (*own(*arguments), recorder))
         function = stage.run_train if stage_kind == "train" else stage.run_sft
         return function(ctx), ctx, recorder
@@ -194,6 +218,61 @@ def test_a_stopped_run_evaluates_and_chooses_as_an_uninterrupted_one(stop_after:
         assert torch.equal(weights(broken_ctx)[name], tensor), name
 
 
+def assert_same_choice(ours: Any, theirs: Any) -> None:
+    """Of (result, context): the same evaluations, the same last and exported step, the same weights."""
+    assert evaluations(ours[1]) == evaluations(theirs[1])
+    details, expected = (ctx.output.committed().manifest.details for _, ctx in (ours, theirs))
+    assert (details["step"], details["exported_step"]) == (expected["step"], expected["exported_step"])
+    for name, tensor in weights(theirs[1]).items():
+        assert torch.equal(weights(ours[1])[name], tensor), name
+
+
+LAST = {**LONG, "beta": 0.1, "holdout": {"fraction": 0.3, "every_steps": 2, "keep_best": True}}
+"""Every evaluation better than the one before: the last one decides what is exported."""
+WORSE = HARMFUL | {"holdout": {"fraction": 0.3, "every_steps": 2, "patience": 2, "keep_best": True}}
+IN_EVALUATIONS = {
+    "the first, which is the best": (WORSE, 2),
+    "one that is worse": (WORSE, 4),
+    "the one that ends training": (WORSE, 6),
+    "the one after the last step": (LAST, 8),
+}
+
+
+@pytest.mark.parametrize(("settings", "step"), IN_EVALUATIONS.values(), ids=IN_EVALUATIONS.keys())
+def test_a_stop_during_an_evaluation_does_not_wait_for_the_rest_of_it(
+    settings: dict[str, Any], step: int, held_out_run: Any, recorders: dict[str, Recorder], tmp_path: Path
+) -> None:
+    whole = held_out_run("whole", micro_batch_tokens=1, **settings)[:2]
+    with pytest.raises(Interrupted, match=f"^stopped on request after step {step} of "):
+        held_out_run("broken", stop_in_evaluation=step, micro_batch_tokens=1, **settings)
+    assert recorders["whole"].evaluated.count(step) == 3
+    assert recorders["broken"].evaluated.count(step) == 1
+    # Stopped again before the evaluation it begins with is complete: nothing is lost by that either.
+    with pytest.raises(Interrupted, match=f"^stopped on request after step {step} of "):
+        held_out_run("broken", stop_in_evaluation=step, micro_batch_tokens=1, **settings)
+    marker = tmp_path / "broken" / f"train/{EXPERIMENT_HASH}/checkpoints/step-{step:08d}/checkpoint.json"
+    assert json.loads(marker.read_text())["state"]["evaluation_due"] is True
+    broken = held_out_run("broken", micro_batch_tokens=1, **settings)[:2]
+    assert_same_choice(broken, whole)
+
+
+def test_a_kill_after_a_made_up_evaluation_loses_no_decision(
+    held_out_run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The checkpoint that was continued from has been marked as the best; its own state does not know that yet."""
+    settings = LAST | {"holdout": {"fraction": 0.3, "every_steps": 1, "keep_best": True}}
+    whole = held_out_run("whole", **settings)[:2]
+    with pytest.raises(Interrupted):
+        held_out_run("broken", stop_in_evaluation=4, **settings)
+    step = loop._step
+    monkeypatch.setattr(loop, "_step", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+    with pytest.raises(RuntimeError, match="killed"):
+        held_out_run("broken", **settings)
+    monkeypatch.setattr(loop, "_step", step)
+    assert_same_choice(held_out_run("broken", **settings)[:2], whole)
+    assert "is lost" not in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_sharded_weights_of_the_best_step_are_exported(zero_stage: int, held_out_run: Any, tmp_path: Path) -> None:
@@ -208,3 +287,21 @@ def test_sharded_weights_of_the_best_step_are_exported(zero_stage: int, held_out
     assert manifest["details"]["exported_step"] == details["exported_step"] < manifest["details"]["step"] == 16
     for name, tensor in weights(ctx).items():
         torch.testing.assert_close(experiment.weights("train")[name], tensor, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_all_ranks_leave_an_evaluation_when_one_is_asked_to_stop(tmp_path: Path) -> None:
+    settings = {"stage": "train", "zero_stage": 1, "beta": 0.1, **LONG, "holdout": {"fraction": 0.4, "every_steps": 2}}
+    whole, broken = make_experiment(tmp_path / "whole"), make_experiment(tmp_path / "broken")
+    run_ranks(whole, whole.config(settings, {"micro_batch_tokens": 1}), world_size=2)
+    config = broken.config(settings, {"micro_batch_tokens": 1})
+    gang = start_ranks(broken, config, world_size=2, faults={1: "be_asked_to_stop_in_the_first_evaluation"})
+    assert gang.wait() == [143, 143], gang.text()
+    assert not (broken.output("train") / "eval.jsonl").exists()
+    marker = broken.output("train") / "checkpoints/step-00000002/checkpoint.json"
+    assert json.loads(marker.read_text())["state"]["evaluation_due"] is True
+    run_ranks(broken, config, world_size=2)
+    files = [experiment.output("train") / "eval.jsonl" for experiment in (broken, whole)]
+    assert files[0].read_text() == files[1].read_text()
+    for name, tensor in whole.weights("train").items():
+        assert torch.equal(broken.weights("train")[name], tensor), name
