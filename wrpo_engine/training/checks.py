@@ -1,15 +1,12 @@
-"""What stops a run before damage is done: losses, gradients and references that cannot be right."""
+"""What stops a run before damage is done: losses and gradients that cannot be right."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from wrpo_engine.errors import DataError
-from wrpo_engine.training.metrics import Disagreement
 
 _NAMES_SHOWN = 10
-_PER_TOKEN_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-"""Of a log-probability computed twice: exactly 0 in the same micro-batches, rounding in others (another world size)."""
 
 
 def loss_not_finite(step: int, row_ids: Sequence[str]) -> DataError:
@@ -41,18 +38,6 @@ def require_finite_gradient(grad_norm: float, step: int) -> None:
             code="GradientNotFinite",
             field="training.learningRate",
             hint="Lower the learning rate, or train in float32; the next attempt continues from the last checkpoint.",
-        )
-
-
-def require_agreement(disagreement: Disagreement, precision: str) -> None:
-    """Before the first step the policy is the reference; if the numbers say otherwise, they are of another model."""
-    limit = _PER_TOKEN_TOLERANCE[precision]
-    if disagreement.per_token > limit:
-        raise DataError(
-            f"at step 0 policy and reference differ by {disagreement.per_token:.3g} per token on row "
-            f"{disagreement.row_id}, where they must agree (tolerance {limit:g})",
-            code="ReferenceMismatch",
-            hint="Remove the stage's `reference` directory, so that it is computed anew, and try again.",
         )
 
 

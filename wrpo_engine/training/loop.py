@@ -13,10 +13,11 @@ import torch
 from wrpo_engine.config import OptimizerParams
 from wrpo_engine.errors import Interrupted
 from wrpo_engine.progress import Progress
+from wrpo_engine.training.agreement import require_agreement
 from wrpo_engine.training.backend import Backend
 from wrpo_engine.training.batching import BatchPlan
 from wrpo_engine.training.checkpoint_store import CheckpointStore
-from wrpo_engine.training.checks import loss_not_finite, require_agreement, require_finite_gradient
+from wrpo_engine.training.checks import loss_not_finite, require_finite_gradient
 from wrpo_engine.training.collectives import Group
 from wrpo_engine.training.divergence import METRIC as DIVERGENCE
 from wrpo_engine.training.divergence import RewardDivergence

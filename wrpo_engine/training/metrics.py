@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wrpo_engine.training.agreement import Disagreement, largest_disagreement
 from wrpo_engine.training.collate import Batch
 from wrpo_engine.training.collectives import Group
 from wrpo_engine.training.tasks import RowTerms
@@ -29,14 +30,6 @@ CLOCK_FIELDS = (
     "mfu",
 )
 """They differ from run to run; all others are deterministic."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Disagreement:
-    """The largest difference between policy and reference, and the row it was seen in."""
-
-    per_token: float = 0.0
-    row_id: str = ""
 
 
 @dataclass
@@ -68,11 +61,8 @@ class StepSums:
         self.num_tokens += num_tokens
 
     def compare(self, batch: Batch, logps_S: Tensor, reference_S: Tensor) -> None:
-        """Remember the row on which policy and reference differ most."""
-        per_token_S = (logps_S.detach() - reference_S).abs() / batch.lengths_S
-        largest, index = per_token_S.max(dim=0)
-        row_id = batch.row_ids[int(index) * len(batch.row_ids) // batch.num_sequences]
-        self.disagreement = max(self.disagreement, Disagreement(float(largest), row_id))
+        """Remember the response on which policy and reference differ most."""
+        self.disagreement = max(self.disagreement, largest_disagreement(batch, logps_S, reference_S))
 
     def reduced(self, group: Group, *, stop: bool, denominator: float, peak_memory: int = 0) -> StepTotals:
         # The sum of one slot per rank, each filled by its own rank only, tells every rank everybody's value.

@@ -254,9 +254,10 @@ def test_a_reference_of_other_weights_stops_the_run_at_step_0(layout: Layout, lo
     with pytest.raises(DataError) as caught:
         run.run()
     assert caught.value.code == "ReferenceMismatch"
+    tokens = len(row.responses[2])
     assert str(caught.value) == (
-        f"at step 0 policy and reference differ by 1 per token on row {row.row_id}, "
-        "where they must agree (tolerance 0.0001)"
+        f"at step 0 policy and reference differ by 1 per token on a response of {tokens} tokens of row {row.row_id}, "
+        f"where they must agree (tolerance {1e-4 * (256 / tokens) ** 0.5:.3g})"
     )
 
 
