@@ -28,6 +28,7 @@ from wrpo_engine.artifacts.manifest import sha256_of
 from wrpo_engine.config import CONTRACT_VERSION, StageConfig, TrainParams
 from wrpo_engine.environment import prepare_environment
 from wrpo_engine.errors import ConfigError
+from wrpo_engine.model_digest import DigestMemory, model_digest
 from wrpo_engine.progress import make_progress
 from wrpo_engine.stage import StopRequest, make_context
 
@@ -75,7 +76,7 @@ def train_triples(
     rows = _rows_path(triples, root)
     name = str(Path(model).absolute()) if Path(model).is_dir() else str(model)
     params = {"stage": "train", "model": {"name": name}, **settings, "tokenized_triples": str(rows)}
-    config = _config(params, rows, runtime or {})
+    config = _config(params, rows, runtime or {}, DigestMemory(root / _INPUTS / "model-digests.json"))
     environ = {**os.environ, "WRPO_VOLUME_ROOT": str(root)}
     is_main = environ.get("RANK", "0") == "0"
     progress = make_progress("train", environ, time.monotonic, is_main=is_main)
@@ -132,10 +133,14 @@ def _rows_path(triples: str | Path | Sequence[Mapping[str, Any]], root: Path) ->
     return path
 
 
-def _config(params: Mapping[str, Any], rows: Path, runtime: Mapping[str, Any]) -> StageConfig:
+def _config(params: Mapping[str, Any], rows: Path, runtime: Mapping[str, Any], memory: DigestMemory) -> StageConfig:
     try:
         validated = TrainParams.model_validate(params)
-        facts = [CONTRACT_VERSION, validated.model_dump(mode="json", exclude={"tokenized_triples"}), _content(rows)]
+        directory = Path(validated.model.name or "")
+        # A hub's model is what its name and revision say.
+        model = model_digest(directory, memory.sha256_of) if directory.is_absolute() else None
+        settings = validated.model_dump(mode="json", exclude={"tokenized_triples"})
+        facts = [CONTRACT_VERSION, settings, model, _content(rows)]
         address = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         return StageConfig.model_validate(
             {

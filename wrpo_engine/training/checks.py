@@ -1,10 +1,11 @@
-"""What stops a run before damage is done: losses and gradients that cannot be right."""
+"""What stops a run before damage is done: losses, gradients and models that cannot be right."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from wrpo_engine.errors import DataError
+from wrpo_engine.training.places import MODEL_FIELD
 
 _NAMES_SHOWN = 10
 
@@ -39,6 +40,20 @@ def require_finite_gradient(grad_norm: float, step: int) -> None:
             field="training.learningRate",
             hint="Lower the learning rate, or train in float32; the next attempt continues from the last checkpoint.",
         )
+
+
+def require_same_model(step: int, saved: str | None, found: str | None, *, place: str, artifact: str) -> None:
+    """Stop a run whose model directory is another one than when its checkpoint was written; None: nobody knows."""
+    if saved is None or found is None or saved == found:
+        return
+    raise DataError(
+        f"the checkpoint after step {step} comes of the model with the digest {saved}, but {place} now holds one with "
+        f"the digest {found}: the policy would be trained from the one and compared with the other",
+        code="ModelChanged",
+        field=MODEL_FIELD,
+        hint=f"Put the former weights back to continue, or remove the unfinished {artifact} to train "
+        "from the beginning.",
+    )
 
 
 def _names(row_ids: Sequence[str]) -> str:

@@ -58,6 +58,8 @@ class TrainingRun:
     evaluation_due: bool = False
     """True if the attempt before was stopped after its last step and before that step's evaluation was complete."""
     divergence: RewardDivergence | None = None
+    model: str | None = None
+    """Digest of the model that the run began with; None if nothing of it is needed but the weights that are trained."""
     timer: StepTimer = field(default_factory=StepTimer)
     speedometer: Speedometer = field(default_factory=Speedometer)
     prefetch: int = 2
@@ -71,6 +73,7 @@ class TrainingRun:
     def state(self, *, evaluation_due: bool) -> dict[str, Any]:
         """Return what a checkpoint keeps beside weights and optimizer."""
         return {
+            "model": self.model,
             "evaluation_due": evaluation_due,
             "evaluations": None if self.evaluation is None else self.evaluation.history.state(),
             "divergence": None if self.divergence is None else self.divergence.state(),

@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wrpo_engine.artifacts import ArtifactWriter
-from wrpo_engine.artifacts.manifest import sha256_of
 from wrpo_engine.errors import DataError, Interrupted, MissingInputError
 from wrpo_engine.training.backend import Backend
 from wrpo_engine.training.batching import BatchPlan
@@ -30,26 +29,23 @@ from wrpo_engine.training.collate import Batch, collate
 from wrpo_engine.training.collectives import Group
 from wrpo_engine.training.rows import TokenRow
 
-_FORMAT = 2
+_FORMAT = 3
 _NAMES_SHOWN = 5
 _LOG = logging.getLogger("wrpo_engine")
 
 
-def reference_fingerprint(model_directory: Path, rows: Sequence[TokenRow], precision: str, layout: str) -> str:
+def reference_fingerprint(model: str, rows: Sequence[TokenRow], precision: str, layout: str) -> str:
     """Return the cache key: all that the numbers depend on.
 
-    Weights, the model's configuration and code (scaling, position embeddings), tokens, dtype, layout, kind of device
-    and the versions of the libraries that compute. How rows are put into micro-batches is left out: it moves the last
-    bit only, and a run that goes on with another world size shall not compute them anew.
+    The model's digest (weights, configuration, code), tokens, dtype, layout, kind of device and the versions of the
+    libraries that compute. How rows are put into micro-batches is left out: it moves the last bit only, and a run that
+    goes on with another world size shall not compute them anew.
     """
     import transformers
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    facts = [_FORMAT, precision, layout, device, torch.__version__, transformers.__version__]
+    facts = [_FORMAT, model, precision, layout, device, torch.__version__, transformers.__version__]
     digest = hashlib.sha256(json.dumps(facts).encode())
-    files = [path for pattern in ("*.safetensors", "config.json", "*.py") for path in model_directory.glob(pattern)]
-    for path in sorted(files):
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     for row in rows:
         digest.update(json.dumps([row.row_id, row.prompt, row.responses, row.prompt_has_loss]).encode())
     return digest.hexdigest()[:16]

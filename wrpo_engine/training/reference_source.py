@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from wrpo_engine.config import OptimizerParams
-from wrpo_engine.models import ResolvedModel
 from wrpo_engine.stage import StageContext
 from wrpo_engine.training.backend import Backend
 from wrpo_engine.training.batching import BatchPlan
@@ -24,7 +23,7 @@ from wrpo_engine.training.rows import TokenRow
 def reference_logps(
     ctx: StageContext,
     params: OptimizerParams,
-    base: ResolvedModel,
+    model: str,
     rows: Sequence[TokenRow],
     plan: BatchPlan,
     backend: Backend,
@@ -32,10 +31,13 @@ def reference_logps(
     *,
     on_micro_batch: Callable[[], None] = lambda: None,
 ) -> Reference:
-    """Return the reference of the rows; called on all ranks together, before the backend is restored."""
+    """Return the reference of the rows; called on all ranks together, before the backend is restored.
+
+    `model` is the digest of what the backend has loaded.
+    """
     if ctx.config.runtime.reference == "in-memory":
         return InMemoryReference(backend)
-    fingerprint = group.on_main(lambda: reference_fingerprint(base.path, rows, params.precision, plan.layout))
+    fingerprint = group.on_main(lambda: reference_fingerprint(model, rows, params.precision, plan.layout))
     return compute_reference(
         backend,
         rows,

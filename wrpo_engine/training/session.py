@@ -9,14 +9,17 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 
+from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import SftParams, TrainParams
 from wrpo_engine.errors import Interrupted
+from wrpo_engine.model_digest import model_digest
 from wrpo_engine.models import ResolvedModel, resolve_model, tokenizer_of
 from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.training.backend import Backend
 from wrpo_engine.training.batching import BatchPlan, RowCost
 from wrpo_engine.training.checkpoint import Checkpoint
 from wrpo_engine.training.checkpoint_store import CheckpointStore
+from wrpo_engine.training.checks import require_same_model
 from wrpo_engine.training.collectives import Group, open_group
 from wrpo_engine.training.divergence import RewardDivergence
 from wrpo_engine.training.evaluation import Evaluation
@@ -77,6 +80,7 @@ def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task,
     require_packages(runtime.trackers)
     with open_group(ctx.environ, timeout_s=runtime.collective_timeout_seconds) as group:
         base = group.on_each_node(lambda: resolve_model(params.model, ctx, field=MODEL_FIELD))
+        model = _model_digest(params, task, base, group)
         tokenized = token_rows(ctx, params, source, base, group)
         rows, held_out = _split(params, tokenized.rows)
         config = load_config(base.path, trust_remote_code=base.trust_remote_code)
@@ -91,13 +95,17 @@ def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task,
             raise Interrupted
         with ExitStack() as stack:
             watchdog = stack.enter_context(closing(make_watchdog(ctx, group).start()))
-            find_reference = partial(_reference, ctx, params, task, base, backend, group, watchdog)
+            find_reference = partial(_reference, ctx, params, task, model, backend, group, watchdog)
             reference = find_reference(rows, plan)
             steps_done = checkpoint.step if checkpoint is not None else 0
             is_due = checkpoint is not None and bool(checkpoint.state.get("evaluation_due"))
             evaluation = _evaluation(ctx, params, held_out, plan, group, steps_done - is_due, find_reference)
             divergence = RewardDivergence(params) if isinstance(params, TrainParams) else None
             if checkpoint is not None:
+                artifact = address(ctx.config.output)
+                require_same_model(
+                    checkpoint.step, checkpoint.state.get("model"), model, place=str(base.path), artifact=artifact
+                )
                 _restore(checkpoint, checkpoints, backend, evaluation, divergence)
                 if group.is_main:
                     log.info("continuing after step %d of %d", checkpoint.step, plan.num_steps)
@@ -121,6 +129,7 @@ def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task,
                 evaluation=evaluation,
                 evaluation_due=is_due,
                 divergence=divergence,
+                model=model,
                 speedometer=make_speedometer(config, params, runtime, world_size=group.world_size),
                 prefetch=runtime.prefetch_batches,
             )
@@ -157,20 +166,27 @@ def _split(params: SftParams | TrainParams, rows: Sequence[TokenRow]) -> tuple[S
     return [rows[index] for index in trained], [rows[index] for index in held_out]
 
 
+def _model_digest(params: SftParams | TrainParams, task: Task, base: ResolvedModel, group: Group) -> str | None:
+    """Return the digest of the model if the run needs it beside the weights that it trains, as reference or as base."""
+    if not task.needs_reference and params.lora is None:
+        return None
+    return group.on_main(lambda: model_digest(base.path))
+
+
 def _reference(
     ctx: StageContext,
     params: SftParams | TrainParams,
     task: Task,
-    base: ResolvedModel,
+    model: str | None,
     backend: Backend,
     group: Group,
     watchdog: Watchdog,
     rows: Sequence[TokenRow],
     plan: BatchPlan,
 ) -> Reference | None:
-    if not task.needs_reference:
+    if model is None or not task.needs_reference:
         return None
-    return reference_logps(ctx, params, base, rows, plan, backend, group, on_micro_batch=watchdog.beat)
+    return reference_logps(ctx, params, model, rows, plan, backend, group, on_micro_batch=watchdog.beat)
 
 
 def _restore(

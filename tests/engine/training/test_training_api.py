@@ -107,6 +107,17 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_watchdog_behind(
     assert [thread.name for thread in left if thread.is_alive()] == []
 
 
+@pytest.mark.usefixtures("plain")
+def test_another_model_at_the_same_path_is_trained_anew(training_model_dir: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(training_model_dir, tmp_path / "model"))
+    first = train_triples(model, ROWS, tmp_path / "results", **FAST)
+    weights = load_file(model / "model.safetensors")
+    save_file({name: 1.5 * tensor for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    second = train_triples(model, ROWS, tmp_path / "results", **FAST)
+    assert second.directory != first.directory
+    assert second.metrics["logps_rejected"] != first.metrics["logps_rejected"]
+
+
 class Terminator(Observer):
     """Sends SIGTERM to this process after its second step."""
 

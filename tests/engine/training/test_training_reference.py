@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from wrpo_engine.model_digest import model_digest
 from wrpo_engine.training.collate import collate
 from wrpo_engine.training.model import LogpModel, load_causal_lm
 from wrpo_engine.training.reference import InMemoryReference, reference_fingerprint
@@ -27,7 +28,7 @@ def model_dir(tmp_path: Path, training_model_dir: Path) -> Path:
 
 
 def key(directory: Path, rows: list[TokenRow] | None = None, precision: str = "float32", layout: str = "padded") -> str:
-    return reference_fingerprint(directory, rows or ROWS, precision, layout)
+    return reference_fingerprint(model_digest(directory), rows or ROWS, precision, layout)
 
 
 def test_the_key_is_that_of_the_same_numbers(model_dir: Path, training_model_dir: Path) -> None:

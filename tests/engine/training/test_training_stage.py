@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ import pytest
 from training_support import FAST, plain_backend, sft_frame, triples_frame
 
 from wrpo_engine.errors import ConfigError, DataError, Interrupted
+from wrpo_engine.model_digest import model_digest
 from wrpo_engine.stage import StopRequest
 from wrpo_engine.training import planning, session, sources, stage
+from wrpo_engine.training.observers import Observer
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +126,45 @@ def test_a_stop_before_the_first_step_is_no_failure(context: Any) -> None:
     with pytest.raises(Interrupted):
         stage.run_train(ctx)
     assert ctx.output.committed() is None
+
+
+class StopAfterTheFirstStep(Observer):
+    def __init__(self, stop: StopRequest) -> None:
+        self._stop = stop
+
+    def on_micro_batch(self, step: int, row_ids: Any) -> None:
+        self._stop.request()
+
+
+@pytest.mark.parametrize("reference", ["cached", "in-memory"])
+def test_a_model_that_changes_while_a_run_is_interrupted_is_found(
+    reference: str, context: Any, training_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, stop = Path(shutil.copytree(training_model_dir, tmp_path / "model")), StopRequest()
+    ctx = context("train", triples_frame(), stop=stop, model={"name": str(model)})
+    ctx.config = ctx.config.model_copy(
+        update={"runtime": ctx.config.runtime.model_copy(update={"reference": reference})}
+    )
+    monkeypatch.setattr(session, "make_observers", lambda *_: (StopAfterTheFirstStep(stop),))
+    with pytest.raises(Interrupted, match="after step 1 of 6"):
+        stage.run_train(ctx)
+    stop._requested = False
+    before = model_digest(model)
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "rms_norm_eps": 1e-3}))
+    with pytest.raises(DataError) as caught:
+        stage.run_train(ctx)
+    assert str(caught.value) == (
+        f"the checkpoint after step 1 comes of the model with the digest {before}, but {model} now holds one with the "
+        f"digest {model_digest(model)}: the policy would be trained from the one and compared with the other"
+    )
+    assert caught.value.hint == (
+        "Put the former weights back to continue, or remove the unfinished train/0123456789abcdef to train from the "
+        "beginning."
+    )
+    (model / "config.json").write_bytes((training_model_dir / "config.json").read_bytes())
+    with pytest.raises(Interrupted, match="after step 2 of 6"):
+        stage.run_train(ctx)
 
 
 def test_a_resumed_run_does_not_tokenise_again(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
