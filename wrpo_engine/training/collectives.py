@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wrpo_engine.errors import TemporaryError, WrpoError
+from wrpo_engine.training.turns import Turns, own_connection
 
 DEFAULT_TIMEOUT_S = 1800.0
 _PEER_SYMPTOMS = (
@@ -76,6 +77,8 @@ class Group:
     local_rank: int = 0
     """On this node."""
     local_world_size: int = 1
+    turns: Turns | None = field(default=None, repr=False, compare=False)
+    """None with one rank."""
 
     @property
     def is_main(self) -> bool:
@@ -116,13 +119,9 @@ class Group:
 
     def on_main(self, function: Callable[[], T]) -> T:
         """Run a function on rank 0 and return its result on every rank; its error is raised on every rank too."""
-        outcome: Any = None
-        raised: Exception | None = None
-        if self.is_main:
-            try:
-                outcome = function()
-            except Exception as error:  # noqa: BLE001 (rank 0 must not leave the others waiting for a broadcast)
-                outcome, raised = _Failure.of(error), error
+        outcome, raised = self._outcome([0], function)
+        # Rank 0, whose process may be the store's host, does not go on before all have seen that it has finished.
+        self.barrier()
         outcome = self.broadcast(outcome)
         if raised is not None:
             raise raised
@@ -136,13 +135,8 @@ class Group:
 
         An error of one node is raised on every rank.
         """
-        outcome: Any = None
-        raised: Exception | None = None
-        if self.local_rank == 0:
-            try:
-                outcome = function()
-            except Exception as error:  # noqa: BLE001 (the others wait for this rank's answer)
-                outcome, raised = _Failure.of(error, self.rank), error
+        work = function if self.local_rank == 0 else lambda: None
+        outcome, raised = self._outcome(range(self.world_size), work)
         outcomes = self.gather(outcome)
         if raised is not None:
             raise raised
@@ -151,6 +145,26 @@ class Group:
                 raise other.error()
         result: T = outcomes[self.rank - self.local_rank]
         return result
+
+    def _outcome(self, workers: Sequence[int], function: Callable[[], Any]) -> tuple[Any, Exception | None]:
+        """Call a function if this rank is one of `workers` and wait for the others of them, however long they take.
+
+        Return what to send to the others, and this rank's own error.
+        """
+        raised: Exception | None = None
+
+        def work() -> Any:
+            nonlocal raised
+            try:
+                return function()
+            except Exception as error:  # noqa: BLE001 (the others wait for this rank's answer)
+                raised = error
+                return _Failure.of(error, self.rank)
+
+        if self.turns is not None:
+            with peer_errors():
+                return self.turns.take(workers, work), raised
+        return (work() if self.rank in workers else None), raised
 
 
 @contextlib.contextmanager
@@ -169,8 +183,10 @@ def open_group(environ: Mapping[str, str], *, timeout_s: float = DEFAULT_TIMEOUT
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=cast("Any", dist).HashStore(), rank=0, world_size=1, timeout=timeout)
+    local_rank, local_world_size = int(environ.get("LOCAL_RANK", "0")), int(environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
-        yield Group(rank, world_size, int(environ.get("LOCAL_RANK", "0")), int(environ.get("LOCAL_WORLD_SIZE", "1")))
+        turns = Turns(own_connection(timeout_s), rank, timeout_s) if world_size > 1 else None
+        yield Group(rank, world_size, local_rank, local_world_size, turns)
     finally:
         if dist.is_initialized():
             with contextlib.suppress(RuntimeError):

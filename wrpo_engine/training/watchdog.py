@@ -16,8 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from wrpo_engine import termination
 from wrpo_engine.config import ErrorInfo, ExitCode, TerminationMessage
@@ -25,6 +24,7 @@ from wrpo_engine.stage import StageContext
 from wrpo_engine.training.background import Background
 from wrpo_engine.training.collectives import Group
 from wrpo_engine.training.observers import Observer, RunStart, StepEnd
+from wrpo_engine.training.turns import own_connection
 
 SILENCE_S = 120.0
 """A process whose threads have not run for so long is stopped or gone; its node may be."""
@@ -65,11 +65,7 @@ class StoreBoard:
     """On the key-value store of torch's rendezvous, over a connection of its own."""
 
     def __init__(self, rank: int, world_size: int, timeout_s: float) -> None:
-        from torch.distributed import distributed_c10d
-
-        shared: Any = distributed_c10d._get_default_store()  # noqa: SLF001 (there is no public way to it)
-        self._store: Any = shared.clone()
-        self._store.set_timeout(timedelta(seconds=timeout_s))
+        self._store = own_connection(timeout_s)
         self._rank, self._world_size = rank, world_size
 
     def post(self, sign: Sign) -> None:

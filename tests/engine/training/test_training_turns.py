@@ -1,0 +1,134 @@
+"""Ranks that wait for one that works alone: as long as it lives, and no longer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from training_support import ROOT, free_port
+
+from wrpo_engine.training.turns import Signs
+
+TIMEOUT_S = 3
+HERE = Path(__file__).parent
+
+
+def test_silence_counts_from_the_last_change_of_a_beat() -> None:
+    signs = Signs(100.0)
+    assert signs.silence(107.0) == (7.0, []), "the store has not answered yet"
+    signs.note({0: None, 4: None}, 110.0)
+    signs.note({0: "1", 4: None}, 115.0)
+    assert signs.silence(118.0) == (8.0, [4])
+    signs.note({0: "1", 4: "7"}, 120.0)
+    signs.note({0: "1", 4: "8"}, 130.0)
+    assert signs.silence(131.0) == (16.0, [0])
+
+
+def test_a_rank_that_has_finished_is_not_silent() -> None:
+    signs = Signs(100.0)
+    signs.note({0: "1", 4: "1"}, 110.0)
+    signs.note({4: "1"}, 120.0)
+    assert signs.silence(121.0) == (11.0, [4])
+    signs.note({}, 130.0)
+    assert signs.silence(130.0) == (30.0, [])
+
+
+RANKS = """
+import os, signal, sys, time
+from wrpo_engine.errors import TemporaryError, WrpoError
+from wrpo_engine.training.collectives import open_group
+
+case, method, worker, timeout_s = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+
+def work():
+    if int(os.environ["RANK"]) != worker:
+        return "nothing"
+    if case == "fails":
+        raise KeyError("damaged")
+    if case == "freezes":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if case == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(2.5 * timeout_s)
+    return "done"
+
+def rank(number):
+    os.environ.update(RANK=str(number), LOCAL_RANK="0", WORLD_SIZE="2")
+    try:
+        with open_group(os.environ, timeout_s=timeout_s) as group:
+            group.barrier()
+            results = [getattr(group, method)(work), group.on_main(lambda: "once more")]
+        os.write(1, f"rank {number}: {results}\\n".encode())
+        return 0
+    except WrpoError as error:
+        os.write(1, f"rank {number}: {error}\\n".encode())
+        return error.exit_code
+
+pids = []
+for number in range(2):
+    pids.append(os.fork())
+    if pids[-1] == 0:
+        os._exit(rank(number))
+waiting = os.waitstatus_to_exitcode(os.waitpid(pids[1 - worker], 0)[1])
+if case == "freezes":
+    os.kill(pids[worker], signal.SIGKILL)
+working = os.waitstatus_to_exitcode(os.waitpid(pids[worker], 0)[1])
+print("exit codes", waiting, working)
+"""
+
+
+def run_two(case: str, method: str, worker: int) -> tuple[list[str], float]:
+    """Return what the two ranks print, and the seconds it took."""
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+    arguments = [sys.executable, "-c", RANKS, case, method, str(worker), str(TIMEOUT_S)]
+    started = time.monotonic()
+    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return sorted(done.stdout.splitlines()), time.monotonic() - started
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "worker", "results"),
+    [
+        ("on_main", 0, ["['done', 'once more']"] * 2),
+        ("on_each_node", 0, ["['done', 'once more']", "['nothing', 'once more']"]),
+        ("on_each_node", 1, ["['nothing', 'once more']", "['done', 'once more']"]),
+    ],
+)
+def test_work_may_take_longer_than_a_collective_may_wait(method: str, worker: int, results: list[str]) -> None:
+    lines, _ = run_two("works", method, worker)
+    assert lines == ["exit codes 0 0", *(f"rank {rank}: {result}" for rank, result in enumerate(results))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "worker"), [("on_main", 0), ("on_each_node", 1)])
+def test_a_frozen_rank_is_waited_for_no_longer_than_a_collective(method: str, worker: int) -> None:
+    lines, seconds = run_two("freezes", method, worker)
+    assert lines[0] == "exit codes 75 -9"
+    said = f"rank {1 - worker}: rank {worker}, which works while this rank waits, gave no sign of life for"
+    assert lines[1].startswith(said)
+    assert seconds < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "worker"), [("on_main", 0), ("on_each_node", 1)])
+def test_a_rank_that_dies_at_its_work_ends_the_others_with_the_temporary_code(method: str, worker: int) -> None:
+    lines, _ = run_two("dies", method, worker)
+    assert lines[0] == "exit codes 75 -9"
+
+
+@pytest.mark.slow
+def test_an_error_of_the_rank_that_works_is_everybodys() -> None:
+    lines, _ = run_two("fails", "on_each_node", 1)
+    assert lines[0] == "exit codes 75 1", lines
