@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOGITS_PER_CHUNK = 2**22
-"""Elements of one chunk's logits: 16 MiB in fp32, and as much again for their softmax where it is not kept."""
+LOGITS_PER_CHUNK = 2**20
+"""Elements of one chunk's logits: 4 MiB in fp32, and as much again for their softmax where it is not kept."""
 MIN_CHUNK_TOKENS = 128
 """Of the largest vocabularies, whose products with fewer tokens take up to twice as long per token."""
 KEPT_BYTES = 2**28
@@ -106,8 +106,8 @@ class _SelectedLogps(torch.autograd.Function):
         entropies_R = hidden_RD.new_empty(tokens if options.with_entropy else 0, dtype=head.accumulator)
         trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         num_kept = min(tokens, options.kept_tokens) if options.wants_gradient and trains_head else 0
+        kept: dict[tuple[int, int], Tensor] = {}
         makes_gradient = options.wants_gradient and not trains_head
-        kept_KV = head.buffer(num_kept)
         derivative_RD = torch.empty_like(hidden_RD) if makes_gradient else None
         logits_buffer_CV, spare_CV = head.buffer(min(options.chunk, tokens)), None
 
@@ -115,7 +115,7 @@ class _SelectedLogps(torch.autograd.Function):
             part = slice(start, stop)
             logits_CV = head.logits(hidden_RD[part], logits_buffer_CV[: stop - start])
             if stop <= num_kept:
-                softmax_CV = kept_KV[part]
+                softmax_CV = kept[start, stop] = head.buffer(stop - start)
             else:
                 spare_CV = head.buffer(min(options.chunk, tokens)) if spare_CV is None else spare_CV
                 softmax_CV = spare_CV[: stop - start]
@@ -133,7 +133,9 @@ class _SelectedLogps(torch.autograd.Function):
         if derivative_RD is not None:
             ctx.save_for_backward(derivative_RD)
         else:
-            ctx.save_for_backward(hidden_RD, weight_VD, bias_V, targets_R, kept_KV)
+            ctx.save_for_backward(hidden_RD, weight_VD, bias_V, targets_R)
+        # Not among the saved tensors, which live until the backward pass is over: each chunk goes once it is used.
+        ctx.kept = kept
         ctx.makes_gradient, ctx.scaling, ctx.options, ctx.num_kept = makes_gradient, scaling, options, num_kept
         ctx.mark_non_differentiable(entropies_R)
         return logps_R, entropies_R
@@ -144,7 +146,7 @@ class _SelectedLogps(torch.autograd.Function):
         if ctx.makes_gradient:
             (derivative_RD,) = ctx.saved_tensors
             return (grad_R[:, None] * derivative_RD).to(derivative_RD.dtype), None, None, None, None, None
-        hidden_RD, weight_VD, bias_V, targets_R, kept_KV = ctx.saved_tensors
+        hidden_RD, weight_VD, bias_V, targets_R = ctx.saved_tensors
         options: _Options = ctx.options
         head = _Head(weight_VD, bias_V, ctx.scaling, grad_R.dtype)
         low = weight_VD.dtype
@@ -159,9 +161,8 @@ class _SelectedLogps(torch.autograd.Function):
 
         for start, stop in options.parts(tokens, ctx.num_kept):
             part = slice(start, stop)
-            if stop <= ctx.num_kept:
-                excess_CV = kept_KV[part]
-            else:
+            excess_CV = ctx.kept.pop((start, stop), None)
+            if excess_CV is None:
                 if logits_buffer_CV is None or softmax_buffer_CV is None:
                     logits_buffer_CV, softmax_buffer_CV = (head.buffer(min(options.chunk, tokens)) for _ in range(2))
                 logits_CV = head.logits(hidden_RD[part], logits_buffer_CV[: stop - start])
