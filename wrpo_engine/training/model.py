@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.training import attention
+from wrpo_engine.training import attention, lean
 from wrpo_engine.training.collate import Batch
 from wrpo_engine.training.layout import Layout
 from wrpo_engine.training.logps import HeadScaling, sum_by_sequence, token_logps
@@ -33,6 +33,8 @@ class LogpModel(nn.Module):
         if layout is not Layout.PADDED:
             attention.register()
             causal_lm.set_attn_implementation(attention.IMPLEMENTATION)
+        self.kept_activations = lean.install(causal_lm)
+        """What layers keep for the backward pass, in words."""
         head = causal_lm.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ConfigError(

@@ -64,6 +64,9 @@ def make_backend(
     check_settings(params, runtime, layout)
     with partitioned_loading(params, runtime, group.world_size):
         model = load_policy(base, params, layout)
+        if group.is_main:
+            kept = "what torch.compile decides" if runtime.torch_compile else model.kept_activations
+            log.info("kept by layers for the backward pass: %s", kept)
         frozen = load_frozen(base, params, layout) if needs_frozen else None
     return DeepSpeedBackend(model, params, runtime, group, frozen)
 
