@@ -24,6 +24,8 @@ CONTRACT_VERSION = 1
 Parameters that have their default are not hashed, so a new optional field re-runs nothing. In return no default may
 change within a contract version.
 """
+REWARD_DIVERGENCE = "reward_divergence"
+"""Metric of preference training, in progress posts and in the outcome: 1 from the step on at which it has diverged."""
 
 
 class _Model(BaseModel):

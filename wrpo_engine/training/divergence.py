@@ -20,7 +20,6 @@ from typing import Any
 
 from wrpo_engine.config import Objective, TrainParams
 
-METRIC = "reward_divergence"
 WINDOW = 5
 """Optimizer steps; the rule can hold from step 2 * WINDOW on."""
 LIMIT_NATS = 1.0
@@ -50,7 +49,8 @@ class RewardDivergence:
         fall = sum(fall for fall, _ in self.window[WINDOW:]) / WINDOW
         return (
             f"reward divergence at step {step}: the chosen responses have become less probable by {fall:.2f} nats per "
-            "token while the margin grows; lower training.learningRate, raise training.beta or set training.nllWeight"
+            "token while the margin grows; lower training.learningRate, raise training.beta (IPO: training.tau) or set "
+            "training.nllWeight"
         )
 
     def state(self) -> dict[str, Any]:

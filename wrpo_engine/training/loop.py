@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from wrpo_engine.config import OptimizerParams
+from wrpo_engine.config import REWARD_DIVERGENCE, OptimizerParams
 from wrpo_engine.errors import Interrupted
 from wrpo_engine.progress import Progress
 from wrpo_engine.training.agreement import require_agreement
@@ -19,7 +19,6 @@ from wrpo_engine.training.batching import BatchPlan
 from wrpo_engine.training.checkpoint_store import CheckpointStore
 from wrpo_engine.training.checks import loss_not_finite, require_finite_gradient
 from wrpo_engine.training.collectives import Group
-from wrpo_engine.training.divergence import METRIC as DIVERGENCE
 from wrpo_engine.training.divergence import RewardDivergence
 from wrpo_engine.training.evaluation import Evaluation, evaluate
 from wrpo_engine.training.metrics import MetricsLog, StepSums, StepTotals
@@ -150,7 +149,7 @@ def _step(run: TrainingRun, step: int, items: Iterator[Prepared]) -> tuple[dict[
     }
     if run.divergence is not None:
         known = run.divergence.diverged
-        row[DIVERGENCE] = run.divergence.observe(row)
+        row[REWARD_DIVERGENCE] = run.divergence.observe(row)
         if run.divergence.diverged and not known and run.group.is_main:
             log.warning("%s", run.divergence.warning(step + 1))
     return row, totals
@@ -270,7 +269,9 @@ def _checkpoint(run: TrainingRun, done: int, evaluated: Evaluated, *, stopping: 
 
 
 def _report(run: TrainingRun, done: int, row: dict[str, float], clock: Mapping[str, float]) -> None:
-    shown: dict[str, float] = {name: row[name] for name in ("loss", "alpha", "margin", DIVERGENCE) if name in row}
+    shown: dict[str, float] = {
+        name: row[name] for name in ("loss", "alpha", "margin", REWARD_DIVERGENCE) if name in row
+    }
     if run.evaluation is not None and run.evaluation.results:
         shown["eval_loss"] = run.evaluation.results[max(run.evaluation.results)]["loss"]
     rate = f", {clock['triples_per_second']:.3g} rows/s" if clock else ""

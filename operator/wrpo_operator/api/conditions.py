@@ -83,6 +83,7 @@ class Reason(StrEnum):
     STAGE_SUCCEEDED = "StageSucceeded"
     STAGE_RETRIED = "StageRetried"
     STAGE_RERUN = "StageChanged"
+    REWARD_DIVERGENCE = "RewardDivergence"
 
 
 MERE_WAITS = frozenset(
@@ -351,6 +352,15 @@ def event_stage_retried(stage: str, attempt: int, words: str) -> str:
 
 def event_stage_changed(stage: str) -> str:
     return f"Stage {stage} runs again, for the spec or a stage before it has changed."
+
+
+def event_reward_divergence(experiment: str, stage: str, attempt: int) -> str:
+    return (
+        f"Stage {stage} of experiment {experiment} (attempt {attempt}) diverges: the chosen responses become "
+        "improbable while the margin still grows, so the loss looks well although the model gets worse. Lower "
+        "training.learningRate, raise training.beta (IPO: training.tau), add the likelihood term (training.nllWeight), "
+        f"or stop early by training.holdout.patience. `wrpo logs {experiment} {stage}` names the step."
+    )
 
 
 def queued(queue: str) -> str:

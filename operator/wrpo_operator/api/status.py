@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
+from wrpo_engine.config import REWARD_DIVERGENCE
 from wrpo_operator.api.base import ATOMIC, StatusModel, list_map
 
 MAX_ATTEMPTS = 5
@@ -157,6 +158,11 @@ class StageStatus(StatusModel):
     """GPU time of all finished attempts."""
     message: str | None = Field(default=None, max_length=MAX_MESSAGE)
     """Why it is in this state, where that needs saying."""
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether its training says that the chosen responses become improbable while the margin grows."""
+        return self.metrics.get(REWARD_DIVERGENCE, 0.0) >= 1.0
 
 
 class Blocker(StatusModel):

@@ -72,6 +72,8 @@ def detail(stage: StageStatus) -> str:
         parts.append(f"shards {stage.shards}")
     if len(stage.attempts) > 1:
         parts.append(f"attempt {stage.attempts[-1].number}")
+    if stage.has_diverged:
+        parts.append("DIVERGES: chosen responses become improbable")
     if stage.state is StageState.RUNNING and stage.remaining_seconds is not None:
         parts.append(f"about {duration(stage.remaining_seconds)} left")
     parts += [f"{name}={value:.4g}" for name, value in list(stage.metrics.items())[:SHOWN_METRICS]]
@@ -145,19 +147,20 @@ class Changes:
     """Turns one status after the other into the lines that tell what is new."""
 
     def __init__(self) -> None:
-        self._stages: dict[str, tuple[StageState, int]] = {}
+        self._stages: dict[str, tuple[StageState, int, bool]] = {}
         self._phase: str = ""
         self._blockers: frozenset[str] = frozenset()
 
     def lines(self, obj: JsonObject) -> Iterator[str]:
-        """Yield one line for each stage that changed state or gained 10 percent, each new blocker, each new phase."""
+        """Yield one line for each stage that changed state, gained 10 percent or diverged, each blocker, each phase."""
         status = parse_status(obj.get("status"))
         for stage in status.stages:
             tenth = (stage.progress or 0) // 10 if stage.state is StageState.RUNNING else 0
             known = self._stages.get(stage.name)
-            if known == (stage.state, tenth) or (known is None and stage.state is StageState.PENDING):
+            now = (stage.state, tenth, stage.has_diverged)
+            if known == now or (known is None and stage.state is StageState.PENDING):
                 continue
-            self._stages[stage.name] = (stage.state, tenth)
+            self._stages[stage.name] = now
             progress = f" {stage.progress}%" if tenth else ""
             extra = detail(stage)
             yield f"{stage.name}: {stage.state.value}{progress}{' (' + extra + ')' if extra else ''}"

@@ -7,19 +7,20 @@ from collections.abc import Iterator
 from wrpo_operator.api import conditions as words
 from wrpo_operator.api.conditions import ConditionType, Reason
 from wrpo_operator.api.status import AttemptState, ExperimentStatus, StageState, StageStatus
-from wrpo_operator.plan.model import PlannedEvent
+from wrpo_operator.plan.model import Experiment, PlannedEvent
 
 _NORMAL = "Normal"
 _WARNING = "Warning"
 
 
-def events_between(before: ExperimentStatus, after: ExperimentStatus) -> tuple[PlannedEvent, ...]:
-    """Return the events of a transition, stages first. Equal statuses give none."""
-    stage_events = (event for stage in after.stages for event in _of_stage(before.stage_named(stage.name), stage))
+def events_between(experiment: Experiment, after: ExperimentStatus) -> tuple[PlannedEvent, ...]:
+    """Return the events of the transition from an experiment's status, stages first. Equal statuses give none."""
+    before, name = experiment.status, experiment.name
+    stage_events = (event for stage in after.stages for event in _of_stage(name, before.stage_named(stage.name), stage))
     return (*stage_events, *_of_conditions(before, after))
 
 
-def _of_stage(before: StageStatus | None, after: StageStatus) -> Iterator[PlannedEvent]:
+def _of_stage(experiment: str, before: StageStatus | None, after: StageStatus) -> Iterator[PlannedEvent]:
     if before is not None and before.hash != after.hash:
         if before.state is not StageState.PENDING:
             yield PlannedEvent(_NORMAL, Reason.STAGE_RERUN, words.event_stage_changed(after.name))
@@ -34,6 +35,10 @@ def _of_stage(before: StageStatus | None, after: StageStatus) -> Iterator[Planne
         if ended and (old is None or old.state is not attempt.state):
             text = words.event_stage_retried(after.name, attempt.number, attempt.message or "")
             yield PlannedEvent(_WARNING, Reason.STAGE_RETRIED, text)
+    if after.has_diverged and not (before is not None and before.has_diverged):
+        newest = max((attempt.number for attempt in after.attempts), default=1)
+        text = words.event_reward_divergence(experiment, after.name, newest)
+        yield PlannedEvent(_WARNING, Reason.REWARD_DIVERGENCE, text)
     if after.state is StageState.SUCCEEDED and (before is None or before.state is not StageState.SUCCEEDED):
         text = words.event_stage_succeeded(after.name, cached=bool(after.cached))
         yield PlannedEvent(_NORMAL, Reason.STAGE_SUCCEEDED, text)

@@ -53,7 +53,7 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     spec = experiment.spec
     if spec is None:
         status = invalid_status(experiment, now)
-        return Plan(status=status, events=events_between(experiment.status, status))
+        return Plan(status=status, events=events_between(experiment, status))
 
     graph, views, late = _look_back(snapshot, spec, frozenset(), now)
     lost = lost_sources(late.views, spec)
@@ -86,7 +86,7 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
         suspend=stops.suspend,
         delete=tuple({(item.kind, item.name): item for item in deleted}.values()),
         status=status,
-        events=events_between(experiment.status, status),
+        events=events_between(experiment, status),
         requeue_after_s=_requeue_after(spec, status, stops.views, held, now),
     )
 

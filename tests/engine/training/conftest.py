@@ -46,6 +46,7 @@ class LocalRun:
     stop_after: int | None = None
     prefetch: int = 2
     layout: Layout = Layout.PADDED
+    progress: Progress = field(default_factory=Progress)
     rows: list[TokenRow] = field(default_factory=list)
     calls: int = 0
 
@@ -120,7 +121,7 @@ class LocalRun:
             checkpoints=checkpoints,
             checkpoint_every_steps=self.checkpoint_every_steps,
             log=MetricsLog(self.directory / METRICS_FILE, Group()),
-            progress=Progress(),
+            progress=self.progress,
             should_stop=self._should_stop,
             monotonic=lambda: 0.0,
             divergence=self.divergence(checkpoint),

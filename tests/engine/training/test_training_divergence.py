@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from engine_support import NOON
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wrpo_engine.config import TrainParams
+from wrpo_engine.progress import Progress, ProgressState, trainer_status
 from wrpo_engine.training.divergence import LIMIT_NATS, WINDOW, RewardDivergence
 
 
@@ -93,19 +95,44 @@ def test_the_warning_says_what_to_do() -> None:
     observed(watch, FALLING[: 2 * WINDOW])
     assert watch.warning(10) == (
         "reward divergence at step 10: the chosen responses have become less probable by 2.10 nats per token while "
-        "the margin grows; lower training.learningRate, raise training.beta or set training.nllWeight"
+        "the margin grows; lower training.learningRate, raise training.beta (IPO: training.tau) or set "
+        "training.nllWeight"
     )
+
+
+class Posts:
+    """What is posted to the operator, without a pause between two posts."""
+
+    def __init__(self) -> None:
+        self.metrics: list[dict[str, float]] = []
+
+    def show(self, state: ProgressState) -> None:
+        status = trainer_status(state, NOON)["trainerStatus"]
+        self.metrics.append({entry["name"]: float(entry["value"]) for entry in status["metrics"]})
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def test_a_run_with_a_ruinous_learning_rate_reports_it(local_run: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Also when the chosen response falls because the rejected one, which shares its tokens, is pushed down."""
-    run = local_run(learning_rate=0.05, epochs=6, lr_scheduler_type="constant", warmup_ratio=0, beta=0.5)
+    posts = Posts()
+    run = local_run(
+        learning_rate=0.05,
+        epochs=6,
+        lr_scheduler_type="constant",
+        warmup_ratio=0,
+        beta=0.5,
+        run={"progress": Progress([posts])},
+    )
     run.run()
     values = [row["reward_divergence"] for row in run.metrics()]
     assert values == sorted(values)
     assert values[0] == 0.0
     assert values[-1] == 1.0
     assert caplog.text.count("reward divergence at step") == 1
+    assert [metrics["reward_divergence"] for metrics in posts.metrics] == values
+    assert {*posts.metrics[-1]} == {"loss", "alpha", "margin", "reward_divergence"}
 
 
 def test_a_healthy_run_reports_none(local_run: Any) -> None:

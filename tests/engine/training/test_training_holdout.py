@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from training_support import FAST, make_experiment, plain_backend, run_ranks, sft_frame, start_ranks, triples_frame
 
-from wrpo_engine.config import HoldoutParams
+from wrpo_engine.config import HoldoutParams, TerminationMessage
 from wrpo_engine.errors import ConfigError, Interrupted
 from wrpo_engine.stage import StopRequest
+from wrpo_engine.termination import encode
 from wrpo_engine.training import loop, session, stage
 from wrpo_engine.training.holdout import EvaluationHistory, split_rows
 from wrpo_engine.training.observers import Observer
+from wrpo_operator.plan.progress import bounded_metrics
 
 LONG = {"epochs": 4, "holdout": {"fraction": 0.3, "every_steps": 2}}
 """Eleven rows, three of them held out: two steps an epoch, evaluations after steps 2, 4, 6 and 8."""
@@ -161,6 +163,16 @@ def test_held_out_rows_are_never_trained_on_and_are_evaluated(held_out_run: Any)
     artifact = ctx.output.committed()
     assert "eval.jsonl" in artifact.files()
     assert artifact.manifest.details["held_out_rows"] == 3
+
+
+def test_the_fullest_outcome_reaches_the_status_whole(held_out_run: Any) -> None:
+    """Termination message and status hold a bounded number of metrics; none is cut off, least `reward_divergence`."""
+    result, _, _ = held_out_run("run", objective="WRPO-DPO", beta=0.1)
+    message = TerminationMessage(outcome="Succeeded", rows=result.rows, metrics=result.metrics, artifact="a" * 64)
+    read = TerminationMessage.model_validate_json(encode(message)).metrics
+    assert read == result.metrics
+    assert bounded_metrics(read | {"rows": 11.0}).keys() == read.keys() | {"rows"}
+    assert read["reward_divergence"] == 0.0
 
 
 def test_without_a_step_the_held_out_margin_would_be_zero(held_out_run: Any) -> None:

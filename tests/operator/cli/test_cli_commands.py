@@ -233,6 +233,21 @@ def test_only_what_changed_is_written_line_by_line() -> None:
     assert list(changes.lines(end)) == ["prepare: Succeeded (rows=9)", "sft: Succeeded", "ns/fusion  Succeeded"]
 
 
+def test_a_divergence_is_seen_at_once_and_not_among_the_metrics_that_are_left_out() -> None:
+    changes = Changes()
+    metrics = {"alpha": 0.1, "eval_loss": 0.6, "loss": 0.5, "margin": 2.0, "reward_divergence": 0.0}
+    healthy = experiment("Running", stage("train", "Running", progress=40, metrics=metrics))
+    assert list(changes.lines(healthy)) == [
+        "train: Running 40% (alpha=0.1, eval_loss=0.6, loss=0.5)",
+        "ns/fusion  Running",
+    ]
+    ruined = experiment("Running", stage("train", "Running", progress=41, metrics=metrics | {"reward_divergence": 1.0}))
+    told = "DIVERGES: chosen responses become improbable, alpha=0.1, eval_loss=0.6, loss=0.5"
+    assert list(changes.lines(ruined)) == [f"train: Running 41% ({told})"]
+    assert list(changes.lines(ruined)) == []
+    assert list(tree_lines(ruined))[1] == f"  train                    Running 41%  {told}"
+
+
 class Script:
     """A client that answers one thing after the other."""
 
