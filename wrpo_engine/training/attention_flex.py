@@ -21,32 +21,49 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def sees(plan: AttentionPlan, window: int | None) -> MaskFunction:
-    """Return FlexAttention's mask function: does the query's token see the key's?"""
+    """Return FlexAttention's mask function: does the query's token see the key's?
+
+    It captures tensors only: a number would become a symbol of the compiled graph, which the kernels' templates may not
+    have.
+    """
     family_T, branch_T = plan.owners().unbind()
     positions_T = plan.positions_T
+    farthest_T = None if window is None else positions_T - window + 1
 
     def mask(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         is_family = family_T[query] == family_T[key]
         is_branch = (branch_T[key] == 0) | (branch_T[key] == branch_T[query])
         seen = is_family & is_branch & (query >= key)
-        return seen if window is None else seen & (positions_T[query] - positions_T[key] < window)
+        return seen if farthest_T is None else seen & (positions_T[key] >= farthest_T[query])
 
     return mask
 
 
-def _softcapped(softcap: float) -> Callable[..., Tensor]:
+def _softcapped(softcap: Tensor) -> Callable[..., Tensor]:
+    """`softcap` is a tensor [] for the reason that `sees` gives: of a number no kernel is made."""
+
     def score(value: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
         return softcap * torch.tanh(value / softcap)
 
     return score
 
 
+_MAX_VARIANTS = 64
+"""Compiled forms of one function. A model with windows in some layers needs eight: with and without window, with and
+without gradients, in one block and in several."""
+
+
 @cache
 def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    # Micro-batches differ in length: without dynamic shapes each would be compiled anew.
-    return torch.compile(flex_attention, dynamic=True), torch.compile(create_block_mask, dynamic=True)
+    # Micro-batches differ in length: without dynamic shapes each would be compiled anew. And without `fullgraph` one
+    # variant too many would be computed uncompiled without a word, with all T x T scores of all heads in memory.
+    attend, make_mask = (
+        torch.compile(function, dynamic=True, fullgraph=True, recompile_limit=_MAX_VARIANTS)
+        for function in (flex_attention, create_block_mask)
+    )
+    return attend, make_mask
 
 
 class _Failure:
@@ -65,7 +82,7 @@ def family_attention_flex(
     window: int | None,
 ) -> Tensor:
     """Return [1, T, H, E]."""
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
     from torch._inductor.exc import InductorError
 
     from wrpo_engine.training.attention import attend_by_segment
@@ -78,17 +95,19 @@ def family_attention_flex(
                 plan.block_masks[window] = make_mask(
                     sees(plan, window), None, None, tokens, tokens, device=query_1HTE.device
                 )
+            # Kernels hold scores in fp32.
+            score_dtype = torch.promote_types(query_1HTE.dtype, torch.float32)
             output_1HTE: Tensor = attend(
                 query_1HTE,
                 key_1NTE,
                 value_1NTE,
-                score_mod=None if softcap is None else _softcapped(softcap),
+                score_mod=None if softcap is None else _softcapped(query_1HTE.new_full((), softcap, dtype=score_dtype)),
                 block_mask=plan.block_masks[window],
                 scale=scale,
                 enable_gqa=query_1HTE.shape[1] != key_1NTE.shape[1],
             )
             return output_1HTE.transpose(1, 2).contiguous()
-        except (TorchDynamoException, InductorError) as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
             _Failure.is_known = True
             log.warning("FlexAttention cannot be compiled, segments are computed one by one: %s", error)
     return attend_by_segment(query_1HTE, key_1NTE, value_1NTE, plan, scale, softcap, window)

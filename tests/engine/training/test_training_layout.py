@@ -21,6 +21,7 @@ from layout_support import (
 from torch import Tensor
 
 from wrpo_engine.errors import ConfigError
+from wrpo_engine.training import attention_flex
 from wrpo_engine.training.attention import attend_by_segment, family_attention
 from wrpo_engine.training.attention_cpu import family_attention_cpu
 from wrpo_engine.training.attention_flex import sees
@@ -251,7 +252,7 @@ def test_flex_attention_on_a_gpu_equals_attention_by_segment() -> None:
         torch.randn(1, heads, 505, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for heads in (8, 2, 2)
     )
     module = torch.nn.Module()
-    for softcap, window in ((None, None), (20.0, None), (None, 64)):
+    for softcap, window in ((None, None), (20.0, None), (None, 64), (20.0, 64)):
         ours, _ = family_attention(
             module, *heads, None, plan=plan, scaling=0.125, softcap=softcap, sliding_window=window
         )
@@ -265,6 +266,7 @@ def test_flex_attention_on_a_gpu_equals_attention_by_segment() -> None:
             strict=True,
         ):
             torch.testing.assert_close(our.float(), their, rtol=5e-2, atol=5e-2 * float(their.abs().max()))
+    assert not attention_flex._Failure.is_known, "segments were compared with segments"
 
 
 def test_attention_that_the_plan_cannot_express_is_refused() -> None:
