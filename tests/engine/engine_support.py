@@ -66,6 +66,31 @@ def save_tiny_model(directory: Path, *, seed: int = 0, context: int = 512, templ
     return directory
 
 
+def save_model_for_vllm(directory: Path) -> Path:
+    """Save a two-layer Llama of random weights, with heads of a size that vLLM's kernels have."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 def save_tiny_reward(directory: Path, *, seed: int = 1, num_labels: int = 1, nan: bool = False) -> Path:
     """Save a Llama sequence classifier of random weights; `nan` poisons its head."""
     import torch

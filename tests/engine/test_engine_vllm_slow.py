@@ -21,7 +21,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from engine_support import make_tokenizer, stage_config
+from engine_support import save_model_for_vllm, stage_config
 
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import ConfigError
@@ -201,28 +201,7 @@ def test_options_that_vllm_refuses_are_named(
 
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers of random weights, with heads of a size that vLLM's kernels have."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    directory, tokenizer = tmp_path_factory.mktemp("small"), make_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=64,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    return save_model_for_vllm(tmp_path_factory.mktemp("small"))
 
 
 NUM_PROMPTS = 200
