@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from heapq import heapreplace
 from itertools import pairwise
 from typing import Any
@@ -132,19 +133,14 @@ class BatchPlan:
     def num_steps(self) -> int:
         return self.steps_per_epoch * self.epochs
 
-    def epoch_order(self, epoch: int) -> list[int]:
-        if not self.shuffle:
-            return list(range(len(self.costs)))
-        # PCG64 through SeedSequence is stable over numpy versions; Generator.permutation is not promised to be,
-        # sorting random keys depends on the raw stream only.
-        keys = np.random.PCG64(np.random.SeedSequence([self.seed, epoch])).random_raw(len(self.costs))
-        return [int(index) for index in np.argsort(keys, kind="stable")]
+    def epoch_order(self, epoch: int) -> Sequence[int]:
+        return permutation(self.seed, epoch, len(self.costs)) if self.shuffle else range(len(self.costs))
 
     def step_rows(self, step: int) -> list[int]:
         """Return the rows of a step's global batch, step counted from 0 over all epochs."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.global_batch_size
-        return self.epoch_order(epoch)[start : start + self.global_batch_size]
+        return list(self.epoch_order(epoch)[start : start + self.global_batch_size])
 
     def micro_batches(self, step: int) -> list[list[MicroBatch]]:
         """Return for every rank its micro-batches of the step: every rank has as many as every other."""
@@ -157,6 +153,18 @@ class BatchPlan:
             layout=self.layout,
             work=self.work,
         )
+
+
+@lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, num_rows: int) -> tuple[int, ...]:
+    """Return an epoch's order; remembered, since each of its steps takes a slice of the same one.
+
+    Micro-batches made ahead may be an epoch further than the loop, on another thread.
+    """
+    # PCG64 through SeedSequence is stable over numpy versions; Generator.permutation is not promised to be,
+    # sorting random keys depends on the raw stream only.
+    keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(num_rows)
+    return tuple(np.argsort(keys, kind="stable").tolist())
 
 
 def plan_step(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrpo_engine.training.batching import BatchPlan, MicroBatch, RowCost, WorkModel, plan_step
+from wrpo_engine.training.batching import BatchPlan, MicroBatch, RowCost, WorkModel, permutation, plan_step
 from wrpo_engine.training.collate import collate
 from wrpo_engine.training.layout import Layout
 from wrpo_engine.training.rows import TokenRow
@@ -44,7 +44,20 @@ def test_fewer_rows_than_a_global_batch_are_one_step_an_epoch() -> None:
 def test_epochs_are_shuffled_differently_and_the_same_in_every_run() -> None:
     made, again = plan(11, epochs=2), plan(11, epochs=2, world_size=5, micro_batch_tokens=1)
     assert made.epoch_order(0) != made.epoch_order(1)
-    assert made.epoch_order(0) == again.epoch_order(0) == [4, 8, 10, 1, 9, 3, 6, 0, 7, 2, 5]
+    assert made.epoch_order(0) == again.epoch_order(0) == (4, 8, 10, 1, 9, 3, 6, 0, 7, 2, 5)
+
+
+def test_an_epoch_is_shuffled_once_for_all_of_its_steps() -> None:
+    permutation.cache_clear()
+    made = plan(11, epochs=3, global_batch_size=2)
+    steps = [made.step_rows(step) for step in range(made.num_steps)]
+    assert permutation.cache_info().misses == 3
+    assert steps == [made.step_rows(step) for step in range(made.num_steps)]
+    other = plan(11, epochs=3, global_batch_size=2, seed=made.seed + 1)
+    assert other.step_rows(0) != steps[0]
+    for epoch in range(9):
+        made.epoch_order(epoch)
+    assert permutation.cache_info().currsize == permutation.cache_info().maxsize == 4
 
 
 def test_without_shuffling_rows_keep_their_order() -> None:
