@@ -20,12 +20,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOGITS_PER_CHUNK = 2**20
-"""Elements of one chunk's logits: 4 MiB in fp32, and as much again for their softmax where it is not kept."""
+LOGITS_PER_CHUNK = {"cpu": 2**20, "cuda": 2**28}
+"""Elements of one chunk's logits by type of device, and as many again for their softmax where it is not kept.
+
+A CPU's caches want few (4 MiB in fp32). On a GPU every chunk reads the whole head and adds a [V, D] product to the
+head's gradient, so that many small ones would wait for memory: 1 GiB is 2,048 tokens of a vocabulary of 131,072.
+"""
 MIN_CHUNK_TOKENS = 128
 """Of the largest vocabularies, whose products with fewer tokens take up to twice as long per token."""
-KEPT_BYTES = 2**28
-"""Of one micro-batch's softmax for the backward pass: saves a quarter of the head's operations while it lasts."""
+KEPT_BYTES = {"cpu": 2**28, "cuda": 2**31}
+"""Of one micro-batch's softmax for the backward pass, by type of device: saves a quarter of the head's operations while
+it lasts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +49,20 @@ class HeadScaling:
         return cls(scale=scale, softcap=float(softcap) if softcap else None)
 
 
-def chunk_tokens(vocabulary: int, logits_per_chunk: int = LOGITS_PER_CHUNK) -> int:
-    return max(MIN_CHUNK_TOKENS, logits_per_chunk // vocabulary)
+@dataclass(frozen=True, slots=True)
+class LogitsBudget:
+    """What a type of device may hold of [tokens, vocabulary] at a time; types not named above are as the CPU."""
+
+    chunk: int
+    """Tokens whose logits exist at a time."""
+    kept_bytes: int
+    """Of the softmax that waits for the backward pass."""
+
+    @classmethod
+    def of(cls, device_type: str, vocabulary: int) -> LogitsBudget:
+        logits = LOGITS_PER_CHUNK.get(device_type, LOGITS_PER_CHUNK["cpu"])
+        kept = KEPT_BYTES.get(device_type, KEPT_BYTES["cpu"])
+        return cls(max(MIN_CHUNK_TOKENS, logits // vocabulary), kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +227,7 @@ def token_logps(
     bias_V: Tensor | None = None,
     scaling: HeadScaling | None = None,
     chunk: int | None = None,
-    kept_bytes: int = KEPT_BYTES,
+    kept_bytes: int | None = None,
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return [R] log softmax(hidden @ weight^T)[target] and the entropies of the distributions, in fp32 or wider.
@@ -221,9 +238,10 @@ def token_logps(
         raise ValueError(f"need hidden [R, D] and targets [R]; got {tuple(hidden_RD.shape)}, {tuple(targets_R.shape)}")
     vocabulary = weight_VD.shape[0]
     bytes_per_token = vocabulary * torch.promote_types(hidden_RD.dtype, torch.float32).itemsize
+    budget = LogitsBudget.of(weight_VD.device.type, vocabulary)
     options = _Options(
-        chunk=chunk or chunk_tokens(vocabulary),
-        kept_tokens=kept_bytes // bytes_per_token,
+        chunk=chunk or budget.chunk,
+        kept_tokens=(budget.kept_bytes if kept_bytes is None else kept_bytes) // bytes_per_token,
         wants_gradient=torch.is_grad_enabled(),
         with_entropy=with_entropy,
     )
@@ -240,7 +258,7 @@ def selected_logps(
     bias_V: Tensor | None = None,
     scaling: HeadScaling | None = None,
     chunk: int | None = None,
-    kept_bytes: int = KEPT_BYTES,
+    kept_bytes: int | None = None,
 ) -> Tensor:
     """Return log softmax(hidden @ weight^T)[target] of every token, shape [R], in fp32 or wider."""
     logps_R, _ = token_logps(

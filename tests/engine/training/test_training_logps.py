@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wrpo_engine.training.logps import HeadScaling, chunk_tokens, selected_logps, sum_by_sequence, token_logps
+from wrpo_engine.training.logps import HeadScaling, LogitsBudget, selected_logps, sum_by_sequence, token_logps
 
 TOKENS, HIDDEN, VOCABULARY = 37, 8, 53
 
@@ -140,7 +140,23 @@ def test_no_tensor_of_tokens_times_vocabulary_is_made() -> None:
 
 
 def test_the_chunk_shrinks_as_the_vocabulary_grows_but_stays_large_enough_for_fast_products() -> None:
-    assert [chunk_tokens(vocabulary, 2**20) for vocabulary in (1024, 4096, 131072)] == [1024, 256, 128]
+    chunks = [LogitsBudget.of("cpu", vocabulary).chunk for vocabulary in (1024, 4096, 131072)]
+    assert chunks == [4096, 1024, 128]
+
+
+BUDGETS = {
+    "a CPU's chunk of a large vocabulary is small": ("cpu", 128_256, LogitsBudget(128, 2**28)),
+    "a GPU reads its head once for 2,092 of the same tokens": ("cuda", 128_256, LogitsBudget(2092, 2**31)),
+    "a GPU's chunk of a small vocabulary is large": ("cuda", 32_768, LogitsBudget(8192, 2**31)),
+    "another device is taken for a CPU": ("mps", 32_768, LogitsBudget(128, 2**28)),
+}
+
+
+@pytest.mark.parametrize(("device", "vocabulary", "expected"), BUDGETS.values(), ids=BUDGETS.keys())
+def test_the_logits_budget_depends_on_device_and_vocabulary(
+    device: str, vocabulary: int, expected: LogitsBudget
+) -> None:
+    assert LogitsBudget.of(device, vocabulary) == expected
 
 
 def test_sums_are_per_sequence_and_empty_ones_are_zero() -> None:
