@@ -17,6 +17,10 @@ from wrpo_engine.training.layout import AttentionPlan
 
 log = logging.getLogger("wrpo_engine")
 
+RECOMPILE_LIMIT = 64
+"""Compiled forms of one function. A model with windows in some layers needs eight: with and without window, with and
+without gradients, in one block and in several."""
+
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -48,11 +52,6 @@ def _softcapped(softcap: Tensor) -> Callable[..., Tensor]:
     return score
 
 
-_MAX_VARIANTS = 64
-"""Compiled forms of one function. A model with windows in some layers needs eight: with and without window, with and
-without gradients, in one block and in several."""
-
-
 @cache
 def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -60,7 +59,7 @@ def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
     # Micro-batches differ in length: without dynamic shapes each would be compiled anew. And without `fullgraph` one
     # variant too many would be computed uncompiled without a word, with all T x T scores of all heads in memory.
     attend, make_mask = (
-        torch.compile(function, dynamic=True, fullgraph=True, recompile_limit=_MAX_VARIANTS)
+        torch.compile(function, dynamic=True, fullgraph=True, recompile_limit=RECOMPILE_LIMIT)
         for function in (flex_attention, create_block_mask)
     )
     return attend, make_mask

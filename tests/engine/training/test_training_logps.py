@@ -141,7 +141,7 @@ def test_no_tensor_of_tokens_times_vocabulary_is_made() -> None:
 
 def test_the_chunk_shrinks_as_the_vocabulary_grows_but_stays_large_enough_for_fast_products() -> None:
     chunks = [LogitsBudget.of("cpu", vocabulary).chunk for vocabulary in (1024, 4096, 131072)]
-    assert chunks == [4096, 1024, 128]
+    assert chunks == [1024, 256, 128]
 
 
 BUDGETS = {
