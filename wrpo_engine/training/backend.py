@@ -72,6 +72,10 @@ class Backend(Protocol):
         """Return the whole fp32 tensor on the CPU, assembled from all ranks."""
         ...
 
+    def help_assemble(self, name: str, kind: TensorKind) -> None:
+        """Do this rank's part where another rank asks for the whole tensor; nothing is copied or kept here."""
+        ...
+
     def restore(self, num_steps_done: int, read: ReadTensor) -> None:
         """Put back master weights and optimizer state as they were after `num_steps_done` steps."""
         ...

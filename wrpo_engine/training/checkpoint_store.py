@@ -72,9 +72,10 @@ class CheckpointStore:
         own: dict[str, Tensor] = {}
         items = [(name, kind) for name in backend.parameter_names() for kind in TensorKind]
         for index, (name, kind) in enumerate(items):
-            full = backend.full_tensor(name, kind)
             if index % self.group.world_size == self.group.rank:
-                own[f"{kind.value}/{name}"] = full.contiguous()
+                own[f"{kind.value}/{name}"] = backend.full_tensor(name, kind).contiguous()
+            else:
+                backend.help_assemble(name, kind)
         return own
 
     def poll(self) -> None:

@@ -229,18 +229,26 @@ class DeepSpeedBackend:
         return list(self._parameters)
 
     def full_tensor(self, name: str, kind: TensorKind) -> Tensor:
-        parameter = self._parameters[name]
         if self._stage == 0:
-            return full_adam_tensor(self._engine.optimizer, parameter, kind)
+            return full_adam_tensor(self._engine.optimizer, self._parameters[name], kind)
+        return self._assembled(name, kind).detach().to("cpu", torch.float32, copy=True)
+
+    def help_assemble(self, name: str, kind: TensorKind) -> None:
+        if self._stage > 0:
+            self._assembled(name, kind)
+
+    def _assembled(self, name: str, kind: TensorKind) -> Tensor:
+        """Return the whole tensor on the device; a collective of all ranks."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+        parameter = self._parameters[name]
         with peer_errors():
-            if kind is TensorKind.WEIGHT:
-                full = safe_get_full_fp32_param(parameter)
-            else:
-                full = safe_get_full_optimizer_state(parameter, kind.value)
-        on_cpu: Tensor = full.detach().to("cpu", torch.float32, copy=True)
-        return on_cpu
+            full: Tensor = (
+                safe_get_full_fp32_param(parameter)
+                if kind is TensorKind.WEIGHT
+                else safe_get_full_optimizer_state(parameter, kind.value)
+            )
+        return full
 
     def restore(self, num_steps_done: int, read: ReadTensor) -> None:
         """Put back weights, master weights and moments; what the model was loaded with is forgotten."""

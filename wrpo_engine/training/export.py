@@ -32,9 +32,10 @@ def gather_weights(
     """Return all trainable weights on rank 0, rounded once to the given precision; None elsewhere."""
     weights: dict[str, Tensor] = {}
     for name in backend.parameter_names():
-        full = backend.full_tensor(name, TensorKind.WEIGHT)
         if group.is_main:
-            weights[name] = full.to(getattr(torch, precision))
+            weights[name] = backend.full_tensor(name, TensorKind.WEIGHT).to(getattr(torch, precision))
+        else:
+            backend.help_assemble(name, TensorKind.WEIGHT)
     return weights if group.is_main else None
 
 

@@ -112,6 +112,9 @@ class SingleProcessBackend:
     def full_tensor(self, name: str, kind: TensorKind) -> Tensor:
         return full_adam_tensor(self._optimizer, self._parameters[name], kind)
 
+    def help_assemble(self, name: str, kind: TensorKind) -> None:
+        """There is no other rank."""
+
     def restore(self, num_steps_done: int, read: ReadTensor) -> None:
         restore_adam(self._optimizer, self._parameters, num_steps_done, read)
 

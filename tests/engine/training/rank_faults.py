@@ -43,6 +43,19 @@ def say_how_models_come_to_deepspeed() -> None:
     DeepSpeedBackend.__init__ = init  # type: ignore[assignment,method-assign]
 
 
+def say_what_comes_to_the_host() -> None:
+    """Print every whole tensor that this rank copies."""
+    from wrpo_engine.training.deepspeed_backend import DeepSpeedBackend
+
+    original = DeepSpeedBackend.full_tensor
+
+    def full_tensor(self: DeepSpeedBackend, name: str, kind: Any) -> Any:
+        os.write(1, f"copied: {kind.value} {name}\n".encode())
+        return original(self, name, kind)
+
+    DeepSpeedBackend.full_tensor = full_tensor  # type: ignore[method-assign]
+
+
 def compile_without_code_generation() -> None:
     """Trace and differentiate the graph as torch.compile does, and leave out the minutes of generating C++."""
     import torch

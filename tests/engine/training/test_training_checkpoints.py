@@ -7,7 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,9 +17,10 @@ from torch import Tensor
 from wrpo_engine.artifacts.volume import VolumeWriter
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import DataError, MissingInputError, TemporaryError
-from wrpo_engine.training.backend import TensorKind
+from wrpo_engine.training.backend import Backend, TensorKind
 from wrpo_engine.training.checkpoint_store import CheckpointStore
 from wrpo_engine.training.collectives import Group
+from wrpo_engine.training.export import gather_weights
 
 
 class FakeBackend:
@@ -27,11 +28,17 @@ class FakeBackend:
 
     def __init__(self) -> None:
         self.step = 0
+        self.copied: list[tuple[str, TensorKind]] = []
+        self.helped: list[tuple[str, TensorKind]] = []
 
     def parameter_names(self) -> list[str]:
         return ["embed.weight", "head.weight"]
 
+    def help_assemble(self, name: str, kind: TensorKind) -> None:
+        self.helped.append((name, kind))
+
     def full_tensor(self, name: str, kind: TensorKind) -> Tensor:
+        self.copied.append((name, kind))
         offset = 100 * self.parameter_names().index(name) + 10 * list(TensorKind).index(kind)
         return torch.full((2, 3), float(offset + self.step))
 
@@ -126,6 +133,27 @@ def test_an_error_of_the_writing_thread_is_raised_at_the_next_boundary(writer: S
     writer.error = None
     save(store, backend, 2)
     assert steps_of(writer) == ["step-00000002"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_tensor_is_copied_by_one_rank_and_the_others_only_help(writer: SlowWriter, world_size: int) -> None:
+    backends = [FakeBackend() for _ in range(world_size)]
+    for rank, backend in enumerate(backends):
+        own = CheckpointStore(writer, Group(rank, world_size))._own_tensors(cast("Backend", backend))
+        assert sorted(own) == sorted(f"{kind.value}/{name}" for name, kind in backend.copied)
+    everything = {(name, kind) for name in backends[0].parameter_names() for kind in TensorKind}
+    assert sorted(item for backend in backends for item in backend.copied) == sorted(everything)
+    assert all({*backend.copied, *backend.helped} == everything for backend in backends)
+    assert all(len(backend.copied) + len(backend.helped) == len(everything) for backend in backends)
+
+
+def test_exported_weights_are_copied_by_the_first_rank_alone() -> None:
+    first, second = FakeBackend(), FakeBackend()
+    weights = gather_weights(cast("Backend", first), Group(0, 2), "float32")
+    assert weights is not None
+    assert list(weights) == first.parameter_names()
+    assert gather_weights(cast("Backend", second), Group(1, 2), "float32") is None
+    assert (second.copied, [name for name, _ in second.helped]) == ([], first.parameter_names())
 
 
 def test_an_error_of_another_rank_names_it(writer: SlowWriter, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:

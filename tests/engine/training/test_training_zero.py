@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,17 @@ def test_every_zero_stage_and_option_trains_the_same_model(
     # At stage 3 no rank ever held a whole parameter; below it every rank holds all of them.
     whole = {int(line.split(": ")[1]) for line in gang.text().splitlines() if line.startswith("whole parameters: ")}
     assert whole == ({0} if zero_stage == 3 else {21})
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+def test_one_rank_alone_copies_each_tensor_of_a_checkpoint_to_the_host(zero_stage: int, tmp_path: Path) -> None:
+    experiment = make_experiment(tmp_path)
+    config = experiment.config({"stage": "train", "zero_stage": zero_stage, "beta": 0.1, "epochs": 1})
+    gang = start_ranks(experiment, config, world_size=2, faults=dict.fromkeys(range(2), "say_what_comes_to_the_host"))
+    assert gang.wait() == [0, 0], gang.text()
+    copied = Counter(line.split(" ")[1] for line in gang.text().splitlines() if line.startswith("copied: "))
+    # One checkpoint after two of three steps, and the exported weights, of 21 parameters; not one of them twice.
+    assert copied == {"weight": 2 * 21, "exp_avg": 21, "exp_avg_sq": 21}
 
 
 def test_a_compiled_model_trains_the_same_weights(baseline: Experiment, tmp_path: Path) -> None:
