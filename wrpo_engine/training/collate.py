@@ -47,17 +47,26 @@ class Batch:
         """Tokens that the forward pass computes, padding included."""
         return self.input_ids_LT.numel()
 
+    def pinned(self) -> Batch:
+        """Put it where a GPU copies from while Python goes on: from other memory a copy waits, whatever it is told."""
+        plan = None if self.plan is None else self.plan.pinned()
+        return self._with_tensors(lambda tensor: tensor.pin_memory(), plan)
+
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
+        plan = None if self.plan is None else self.plan.to(device)
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True), plan)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor], plan: AttentionPlan | None) -> Batch:
         return replace(
             self,
-            input_ids_LT=self.input_ids_LT.to(device, non_blocking=True),
-            positions_R=self.positions_R.to(device, non_blocking=True),
-            targets_R=self.targets_R.to(device, non_blocking=True),
-            sequence_of_token_R=self.sequence_of_token_R.to(device, non_blocking=True),
-            lengths_S=self.lengths_S.to(device, non_blocking=True),
-            plan=None if self.plan is None else self.plan.to(device),
+            input_ids_LT=change(self.input_ids_LT),
+            positions_R=change(self.positions_R),
+            targets_R=change(self.targets_R),
+            sequence_of_token_R=change(self.sequence_of_token_R),
+            lengths_S=change(self.lengths_S),
+            plan=plan,
         )
 
 

@@ -51,6 +51,8 @@ class AttentionPlan:
     families: tuple[Family, ...]
     positions_T: Tensor
     """Position of every token in its own sequence."""
+    owners_2T: Tensor | None = field(default=None, compare=False, repr=False)
+    """What `owners` returns, where it was made ahead and has come to the device with the rest."""
     block_masks: dict[int | None, Any] = field(default_factory=dict, compare=False, repr=False)
     """Sliding window -> FlexAttention's block mask: made by the first layer that needs it, used by all others."""
 
@@ -60,6 +62,8 @@ class AttentionPlan:
 
     def owners(self) -> Tensor:
         """Return [2, T]: the family of every token and its branch, counted from 1; 0 is a prefix."""
+        if self.owners_2T is not None:
+            return self.owners_2T
         owners_2T = torch.zeros(2, self.families[-1].stop, dtype=torch.int32)
         branch = 0
         for index, family in enumerate(self.families):
@@ -69,8 +73,13 @@ class AttentionPlan:
                 owners_2T[1, start:stop] = branch
         return owners_2T.to(self.positions_T.device)
 
+    def pinned(self) -> AttentionPlan:
+        """Make everything that a GPU needs, in memory that it can copy from by itself."""
+        return AttentionPlan(self.families, self.positions_T.pin_memory(), self.owners().pin_memory())
+
     def to(self, device: torch.device) -> AttentionPlan:
-        return AttentionPlan(self.families, self.positions_T.to(device, non_blocking=True))
+        owners_2T = None if self.owners_2T is None else self.owners_2T.to(device, non_blocking=True)
+        return AttentionPlan(self.families, self.positions_T.to(device, non_blocking=True), owners_2T)
 
 
 VERIFIED_ARCHITECTURES = frozenset(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,47 +35,62 @@ CLOCK_FIELDS = (
 class StepSums:
     """Sums over one rank's rows of one step, in float64, with the flags that ranks must agree on.
 
-    One all-reduce a step carries all of it: loss, statistics, counts, whether any loss is not finite, and whether
-    anybody was asked to stop.
+    They stay on the device until the step's micro-batches are done: reading one makes the device wait for Python. One
+    all-reduce a step carries all of it: loss, statistics, counts, whether any loss is not finite, and whether anybody
+    was asked to stop.
     """
 
     statistic_names: Sequence[str]
-    loss: float = 0.0
-    statistics: dict[str, float] = field(default_factory=dict)
     num_rows: int = 0
     num_tokens: int = 0
     bad_rows: list[str] = field(default_factory=list)
-    """Of this rank only: rows whose loss is not finite."""
+    """Of this rank only, known once the sums are reduced: rows whose loss is not finite."""
     disagreement: Disagreement = field(default_factory=Disagreement)
     """Of this rank only."""
+    _row_ids: list[str] = field(default_factory=list)
+    _losses: list[Tensor] = field(default_factory=list)
+    """[B] of every micro-batch, on the device."""
+    _sums: Tensor | None = None
+    """[1 + statistics] of the loss and of each statistic, float64, on the device."""
 
     def add(self, terms: RowTerms, row_ids: Sequence[str], num_tokens: int) -> None:
-        values = terms.numerators.detach().to("cpu", torch.float64)
-        self.bad_rows += [row for row, value in zip(row_ids, values.tolist(), strict=True) if not _is_finite(value)]
-        self.loss += float(values.sum())
-        for name in self.statistic_names:
-            total = float(terms.statistics[name].to("cpu", torch.float64).sum())
-            self.statistics[name] = self.statistics.get(name, 0.0) + total
+        losses_B = terms.numerators.detach()
+        columns = [losses_B, *(terms.statistics[name] for name in self.statistic_names)]
+        sums = torch.stack(columns).sum(dim=1, dtype=torch.float64)
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._losses.append(losses_B)
+        self._row_ids += row_ids
         self.num_rows += len(row_ids)
         self.num_tokens += num_tokens
+
+    def _read(self) -> list[float]:
+        """Wait for the device, once; return the sums of the loss and of each statistic, and note the bad rows."""
+        if self._sums is None:
+            return [0.0] * (1 + len(self.statistic_names))
+        is_finite = torch.cat(self._losses).isfinite().to(torch.float64)
+        values = torch.cat([self._sums, is_finite]).tolist()
+        sums, flags = values[: len(self._sums)], values[len(self._sums) :]
+        self.bad_rows = [row for row, flag in zip(self._row_ids, flags, strict=True) if not flag]
+        return sums
 
     def compare(self, batch: Batch, logps_S: Tensor, reference_S: Tensor) -> None:
         """Remember the response on which policy and reference differ most."""
         self.disagreement = max(self.disagreement, largest_disagreement(batch, logps_S, reference_S))
 
     def reduced(self, group: Group, *, stop: bool, denominator: float, peak_memory: int = 0) -> StepTotals:
+        own_loss, *own_statistics = self._read()
         # The sum of one slot per rank, each filled by its own rank only, tells every rank everybody's value.
         peaks = [0.0] * group.world_size
         peaks[group.rank] = float(peak_memory)
         vector = torch.tensor(
             [
-                self.loss,
+                own_loss,
                 float(self.num_rows),
                 float(self.num_tokens),
                 float(len(self.bad_rows)),
                 float(stop),
                 *peaks,
-                *(self.statistics.get(name, 0.0) for name in self.statistic_names),
+                *own_statistics,
             ],
             dtype=torch.float64,
         )
@@ -107,10 +121,6 @@ class StepTotals:
     should_stop: bool
     peak_memory: int
     """Bytes, of the rank that has held the most."""
-
-
-def _is_finite(value: float) -> bool:
-    return math.isfinite(value)
 
 
 class MetricsLog:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, TypeVar
 
+import torch
+
 from wrpo_engine.training.batching import BatchPlan, MicroBatch
 from wrpo_engine.training.collate import Batch, collate
 from wrpo_engine.training.rows import TokenRow
@@ -22,7 +24,7 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One micro-batch of one rank, collated on the CPU."""
+    """One micro-batch of one rank, collated on the CPU; pinned where there is a GPU."""
 
     step: int
     """Optimizer steps completed before it."""
@@ -45,10 +47,11 @@ def prepared_micro_batches(
         micro_batches = plan.micro_batches(step)[rank]
         for position, micro_batch in enumerate(micro_batches):
             chosen = [rows[index] for index in micro_batch.rows]
+            batch = collate(chosen, plan.layout)
             yield Prepared(
                 step=step,
                 micro_batch=micro_batch,
-                batch=collate(chosen, plan.layout),
+                batch=batch.pinned() if torch.cuda.is_available() else batch,
                 num_tokens=sum(row.num_tokens for row in chosen),
                 denominator=denominator,
                 is_last=position + 1 == len(micro_batches),

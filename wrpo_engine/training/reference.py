@@ -80,7 +80,8 @@ class ReferenceLogps:
 
     def batch(self, rows: Sequence[int], device: torch.device) -> Tensor:
         """Return [S] for the rows of a micro-batch."""
-        return torch.cat([self.values[row] for row in rows]).to(device)
+        logps_S = torch.cat([self.values[row] for row in rows])
+        return logps_S if device.type == "cpu" else logps_S.pin_memory().to(device, non_blocking=True)
 
     def require_complete(self, rows: Sequence[TokenRow]) -> None:
         missing = [row.row_id for index, row in enumerate(rows) if index not in self.values]

@@ -167,6 +167,30 @@ def test_entropies_are_per_token_and_response(local_run: Any) -> None:
     }
 
 
+def test_a_micro_batch_is_added_without_reading_from_its_device() -> None:
+    """Tensors of the meta device have no values: reading one raises."""
+    sums = StepSums(["margin"])
+    for _ in range(2):
+        margin = torch.ones(3, device="meta")
+        sums.add(RowTerms(margin / 2, {"margin": margin}), ["a", "b", "c"], 10)
+    assert (sums.num_rows, sums.num_tokens) == (6, 20)
+
+
+def test_rows_whose_loss_is_not_finite_are_named_across_micro_batches() -> None:
+    sums = StepSums([])
+    sums.add(RowTerms(torch.tensor([1.0, math.nan]), {}), ["a", "b"], 7)
+    sums.add(RowTerms(torch.tensor([math.inf, 2.0]), {}), ["c", "d"], 7)
+    totals = sums.reduced(Group(), stop=False, denominator=2.0)
+    assert totals.num_bad_rows == 2
+    assert sums.bad_rows == ["b", "c"]
+
+
+def test_a_rank_of_fillers_adds_nothing() -> None:
+    group: Any = FakeGroup(0, 1, [torch.tensor([3.0, 2.0, 5.0, 0.0, 0.0, 0.0, 8.0], dtype=torch.float64)])
+    totals = StepSums(["margin"]).reduced(group, stop=False, denominator=2.0)
+    assert (totals.loss, totals.num_rows, totals.means) == (1.5, 2, {"margin": 4.0})
+
+
 def test_one_rank_is_its_own_sum() -> None:
     sums = StepSums([])
     sums.add(RowTerms(torch.tensor([0.25, 0.75]), {}), ["a", "b"], 7)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from wrpo_engine.training.collate import Batch
+from wrpo_engine.training.layout import Layout
 from wrpo_engine.training.prefetch import Ahead, prepared_micro_batches
 
 DEPTHS = [0, 1, 2, 7]
@@ -61,6 +66,30 @@ def test_training_is_the_same_however_much_is_made_ahead(local_run: Any) -> None
     for run in runs:
         run.run()
     assert runs[0].metrics() == runs[1].metrics()
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_with_a_gpu_all_that_it_needs_is_pinned_ahead_and_comes_by_copies_that_wait_for_nothing(
+    layout: Layout, local_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = local_run(run={"layout": layout})
+    pinned: list[Tensor] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    batch = next(
+        prepared_micro_batches(run.task(), run.token_rows(), run.plan(), rank=0, first_step=0, num_steps=1)
+    ).batch
+    assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in tensors_of(batch)}
+    moved = batch.to(torch.device("meta"))
+    assert {tensor.device.type for tensor in tensors_of(moved)} == {"meta"}
+    assert len(tensors_of(moved)) == len(pinned) == (5 if layout is Layout.PADDED else 7)
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    values = [getattr(batch, entry.name) for entry in fields(batch)]
+    if batch.plan is not None:
+        values += [batch.plan.positions_T, batch.plan.owners()]
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def test_the_stream_of_a_resumed_run_is_the_rest_of_the_whole_runs(local_run: Any) -> None:
