@@ -165,7 +165,11 @@ def _accumulate(run: TrainingRun, step: int, settings: dict[str, float], items: 
         if item.is_last:
             break
     totals = sums.reduced(
-        run.group, stop=run.should_stop(), denominator=item.denominator, peak_memory=peak_memory_bytes()
+        run.group,
+        stop=run.should_stop(),
+        denominator=item.denominator,
+        peak_memory=peak_memory_bytes(),
+        phases=run.timer.take(Phase.DATA, Phase.REFERENCE, Phase.FORWARD, Phase.BACKWARD),
     )
     if totals.num_bad_rows:
         raise loss_not_finite(step, [row for rows in run.group.gather(sums.bad_rows) for row in rows])
@@ -177,7 +181,8 @@ def _accumulate(run: TrainingRun, step: int, settings: dict[str, float], items: 
 def _micro_step(run: TrainingRun, item: Prepared, sums: StepSums, settings: dict[str, float]) -> None:
     with run.timer.phase(Phase.DATA):
         batch = item.batch.to(run.backend.device)
-    reference_S = None if run.reference is None else run.reference.logps(batch, item.micro_batch.rows)
+    with run.timer.phase(Phase.REFERENCE):
+        reference_S = None if run.reference is None else run.reference.logps(batch, item.micro_batch.rows)
     with run.timer.phase(Phase.FORWARD):
         logps_S, entropies_S = run.backend.sequence_logps_and_entropies(batch)
         terms = run.task.terms(batch, logps_S, reference_S, settings)
@@ -194,7 +199,7 @@ def _micro_step(run: TrainingRun, item: Prepared, sums: StepSums, settings: dict
 
 def _clock(run: TrainingRun, step: int, elapsed_s: float, totals: StepTotals) -> dict[str, float]:
     """Return what the step took; on rank 0, which alone writes it: ranks wait for each other in every step."""
-    phases = run.timer.take()
+    phases = {**totals.phases, **run.timer.take(Phase.OPTIMIZER)}
     if not run.group.is_main:
         return {}
     return run.speedometer.row(

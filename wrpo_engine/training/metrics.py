@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,8 +23,13 @@ CLOCK_FIELDS = (
     "tokens_per_second",
     "triples_per_second",
     "data_seconds",
+    "data_seconds_max",
+    "reference_seconds",
+    "reference_seconds_max",
     "forward_seconds",
+    "forward_seconds_max",
     "backward_seconds",
+    "backward_seconds_max",
     "optimizer_seconds",
     "peak_memory_bytes",
     "mfu",
@@ -77,11 +83,21 @@ class StepSums:
         """Remember the response on which policy and reference differ most."""
         self.disagreement = max(self.disagreement, largest_disagreement(batch, logps_S, reference_S))
 
-    def reduced(self, group: Group, *, stop: bool, denominator: float, peak_memory: int = 0) -> StepTotals:
+    def reduced(
+        self,
+        group: Group,
+        *,
+        stop: bool,
+        denominator: float,
+        peak_memory: int = 0,
+        phases: Mapping[str, float] | None = None,
+    ) -> StepTotals:
+        """Add all ranks up; `phases` are this rank's seconds by name, of which every rank gives the same names."""
+        own_phases = phases or {}
         own_loss, *own_statistics = self._read()
         # The sum of one slot per rank, each filled by its own rank only, tells every rank everybody's value.
-        peaks = [0.0] * group.world_size
-        peaks[group.rank] = float(peak_memory)
+        facts = torch.zeros(group.world_size, 1 + len(own_phases), dtype=torch.float64)
+        facts[group.rank] = torch.tensor([float(peak_memory), *own_phases.values()], dtype=torch.float64)
         vector = torch.tensor(
             [
                 own_loss,
@@ -89,13 +105,14 @@ class StepSums:
                 float(self.num_tokens),
                 float(len(self.bad_rows)),
                 float(stop),
-                *peaks,
                 *own_statistics,
+                *facts.flatten().tolist(),
             ],
             dtype=torch.float64,
         )
         loss, rows, tokens, bad, stops, *others = group.sum(vector).tolist()
-        peaks, statistics = others[: group.world_size], others[group.world_size :]
+        statistics, slots = others[: len(own_statistics)], others[len(own_statistics) :]
+        peaks, *seconds = torch.tensor(slots, dtype=torch.float64).view(group.world_size, -1).T.tolist()
         means = {name: value / rows for name, value in zip(self.statistic_names, statistics, strict=True)}
         return StepTotals(
             loss=loss / denominator,
@@ -105,6 +122,11 @@ class StepSums:
             num_bad_rows=int(bad),
             should_stop=stops > 0,
             peak_memory=int(max(peaks)),
+            phases={
+                field: value
+                for name, values in zip(own_phases, seconds, strict=True)
+                for field, value in ((name, fmean(values)), (f"{name}_max", max(values)))
+            },
         )
 
 
@@ -121,6 +143,8 @@ class StepTotals:
     should_stop: bool
     peak_memory: int
     """Bytes, of the rank that has held the most."""
+    phases: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of each phase before the reduction: the mean over ranks, and as `<name>_max` that of the slowest."""
 
 
 class MetricsLog:

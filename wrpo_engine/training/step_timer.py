@@ -1,4 +1,4 @@
-"""Where the time of a step goes: data, forward, backward, optimizer."""
+"""Where the time of a step goes: data, reference, forward, backward, optimizer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import torch
 
 
 class Phase(StrEnum):
-    """A part of a step; what is left is exchange between ranks and bookkeeping."""
+    """A part of a step, in the order in which it is logged; what is left is exchange between ranks and bookkeeping."""
 
     DATA = "data"
     """Waiting for a micro-batch and moving it to the device."""
+    REFERENCE = "reference"
+    """The frozen model's forward pass, where the reference is in memory; else looking its numbers up."""
     FORWARD = "forward"
     BACKWARD = "backward"
     OPTIMIZER = "optimizer"
@@ -51,13 +53,13 @@ class StepTimer:
         yield
         self._seconds[phase] += self._monotonic() - started
 
-    def take(self) -> dict[str, float]:
-        """Return `<phase>_seconds` since the last call, after a step, and begin anew."""
+    def take(self, *phases: Phase) -> dict[str, float]:
+        """Return `<phase>_seconds` of the given phases and forget everything; called where their work has ended."""
         if self._events:
             self._events[-1][2].synchronize()
         for phase, begin, end in self._events:
             self._seconds[phase] += begin.elapsed_time(end) / 1000
-        taken = {f"{phase}_seconds": seconds for phase, seconds in self._seconds.items()}
+        taken = {f"{phase}_seconds": self._seconds[phase] for phase in phases}
         self._seconds = dict.fromkeys(Phase, 0.0)
         self._events.clear()
         return taken

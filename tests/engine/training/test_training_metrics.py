@@ -51,8 +51,8 @@ def test_the_timer_splits_a_step_and_begins_anew() -> None:
     with timer.phase(Phase.OPTIMIZER):
         clock.now += 0.5
     expected = {"data_seconds": 2.0, "forward_seconds": 4.0, "backward_seconds": 8.0, "optimizer_seconds": 0.5}
-    assert timer.take() == expected
-    assert set(timer.take().values()) == {0.0}
+    assert timer.take(Phase.DATA, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER) == expected
+    assert set(timer.take(*Phase).values()) == {0.0}
 
 
 def test_what_raises_is_not_counted() -> None:
@@ -66,7 +66,7 @@ def test_what_raises_is_not_counted() -> None:
 
     with pytest.raises(ValueError, match=r"^$"):
         fail()
-    assert timer.take()["data_seconds"] == 0.0
+    assert timer.take(Phase.DATA) == {"data_seconds": 0.0}
 
 
 def test_rates_are_of_all_ranks_and_mfu_of_all_devices() -> None:
@@ -138,6 +138,36 @@ def test_totals_weigh_every_row_the_same_and_know_the_fullest_rank() -> None:
     assert totals.should_stop
 
 
+def test_a_slow_rank_shows_in_the_maximum_of_its_phase() -> None:
+    given: list[Tensor] = []
+    totals = None
+    for rank, forward_s in enumerate((1.0, 1.5, 6.5)):
+        group: Any = FakeGroup(rank, 3, given)
+        phases = {"data_seconds": 0.25, "forward_seconds": forward_s}
+        totals = StepSums([]).reduced(group, stop=False, denominator=1.0, peak_memory=rank, phases=phases)
+    assert totals is not None
+    assert totals.phases == {
+        "data_seconds": 0.25,
+        "data_seconds_max": 0.25,
+        "forward_seconds": 3.0,
+        "forward_seconds_max": 6.5,
+    }
+    assert totals.peak_memory == 2
+
+
+def test_the_time_of_a_reference_in_memory_is_a_phase_of_its_own(local_run: Any) -> None:
+    run = local_run()
+    run.run()
+    rows = [row for row, _ in read_rows(run.directory / "metrics.jsonl")]
+    for phase in (Phase.DATA, Phase.REFERENCE, Phase.FORWARD, Phase.BACKWARD):
+        # One rank is its own mean and the slowest of all.
+        assert all(row[f"{phase}_seconds"] == row[f"{phase}_seconds_max"] for row in rows)
+    assert all(row["reference_seconds"] > 0 for row in rows)
+    assert all(
+        set(row) & {f"{phase}_seconds" for phase in Phase} == {f"{phase}_seconds" for phase in Phase} for row in rows
+    )
+
+
 def test_a_run_logs_where_its_time_went(local_run: Any) -> None:
     run = local_run()
     run.run()
@@ -186,7 +216,7 @@ def test_rows_whose_loss_is_not_finite_are_named_across_micro_batches() -> None:
 
 
 def test_a_rank_of_fillers_adds_nothing() -> None:
-    group: Any = FakeGroup(0, 1, [torch.tensor([3.0, 2.0, 5.0, 0.0, 0.0, 0.0, 8.0], dtype=torch.float64)])
+    group: Any = FakeGroup(0, 1, [torch.tensor([3.0, 2.0, 5.0, 0.0, 0.0, 8.0, 0.0], dtype=torch.float64)])
     totals = StepSums(["margin"]).reduced(group, stop=False, denominator=2.0)
     assert (totals.loss, totals.num_rows, totals.means) == (1.5, 2, {"margin": 4.0})
 
