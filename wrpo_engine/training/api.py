@@ -147,7 +147,8 @@ def _config(params: Mapping[str, Any], rows: Path, runtime: Mapping[str, Any], m
                 "experiment": "python/train",
                 "output": {"stage": "train", "hash": address},
                 "storage": {"kind": "volume"},
-                "params": validated.model_dump(mode="json"),
+                # Without defaults that nobody chose: a setting that was chosen and has no effect is refused.
+                "params": validated.model_dump(mode="json", exclude_unset=True),
                 "runtime": dict(runtime),
             }
         )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wrpo_engine.config import AlphaParams, Objective, TrainParams
 from wrpo_engine.errors import ConfigError
+from wrpo_engine.training.effects import chosen, field_name
 from wrpo_engine.training.losses import (
     PerResponse,
     dpo_rewards,
@@ -98,7 +99,7 @@ def preference_objective(params: TrainParams) -> PreferenceObjective:
             "Leave the train stage out for SFTOnly, or choose WRPO-DPO.",
         )
     objective = params.objective
-    defaults = {name: field.default for name, field in TrainParams.model_fields.items()}
+    given = chosen(params)
     applies = {
         "alpha": (objective in _WITH_SOURCE, "it weighs the source response, which only the WRPO objectives have"),
         "beta": (objective not in _IPO_FORMS, "the IPO forms have no beta; their strength is tau"),
@@ -110,9 +111,9 @@ def preference_objective(params: TrainParams) -> PreferenceObjective:
     }
     for name, (takes_effect, reason) in applies.items():
         value = getattr(params, name)
-        if takes_effect or value == defaults[name]:
+        if takes_effect or name not in given:
             continue
-        field = "training." + "".join(part.title() if index else part for index, part in enumerate(name.split("_")))
+        field = field_name(name)
         shown = f"{value.schedule} to {value.max}" if isinstance(value, AlphaParams) else value
         raise ConfigError(
             field,

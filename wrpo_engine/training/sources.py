@@ -67,7 +67,12 @@ class TokenSource:
     has_source: bool
     needs_tokenizer: bool = False
 
-    def rows(self, ctx: StageContext, params: OptimizerParams, base: ResolvedModel) -> TokenizedRows:
+    def rows(
+        self,
+        ctx: StageContext,
+        params: OptimizerParams,  # noqa: ARG002
+        base: ResolvedModel,
+    ) -> TokenizedRows:
         path = Path(ctx.resolve_path(self.reference))
         if not path.is_absolute():
             raise ConfigError(
@@ -81,9 +86,6 @@ class TokenSource:
             "tokenized_triples": {"path": self.reference, "sha256": triples.sha256},
             "unusual_rows": _unusual(triples.rows, optional_tokenizer(base)),
         }
-        longer = sum(max(row.sequence_lengths) > params.max_length for row in triples.rows)
-        if longer:
-            log.warning("%d rows are longer than maxLength %d; nothing is cut", longer, params.max_length)
         return TokenizedRows(triples.rows, details=details)
 
 

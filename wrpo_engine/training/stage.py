@@ -7,6 +7,7 @@ from pathlib import Path
 from wrpo_engine.config import SftParams, TrainParams
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.stage import StageContext, StageResult
+from wrpo_engine.training.effects import require_effect
 from wrpo_engine.training.inputs import SFT_ROWS_FILE, TRIPLES_FILE, read_sft_rows, read_triples
 from wrpo_engine.training.objective import PreferenceObjective, preference_objective
 from wrpo_engine.training.session import run_training
@@ -21,6 +22,7 @@ def run_sft(ctx: StageContext) -> StageResult:
     """Fine-tune the target on y_ws; loss is the mean over the response tokens of the global batch."""
     params = ctx.config.params
     assert isinstance(params, SftParams)
+    require_effect(params, ctx.config.runtime, needs_reference=False)
     return run_training(ctx, params, SftTask(params), TextSource("sft-rows", SFT_ROWS_FILE, read_sft_rows))
 
 
@@ -29,6 +31,7 @@ def run_train(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, TrainParams)
     objective = preference_objective(params)
+    require_effect(params, ctx.config.runtime, needs_reference=objective.needs_reference)
     return run_training(ctx, params, PreferenceTask(params, objective), _triples(ctx, params, objective))
 
 

@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 from engine_support import save_tiny_model
 from safetensors.torch import load_file, save_file
-from training_support import FAST, ROOT, plain_backend
+from training_support import FAST_ON_IDS, ROOT, plain_backend
 from transformers import AutoModelForCausalLM
 
 from wrpo_engine.config import StageConfig
@@ -55,7 +55,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_in_memory_and_in_a_file_train_alike_and_are_kept_apart_by_their_settings(
     training_model_dir: Path, tmp_path: Path
 ) -> None:
-    settings = FAST | {"beta": 0.1}
+    settings = FAST_ON_IDS | {"beta": 0.1}
     ours = train_triples(training_model_dir, ROWS, tmp_path / "memory", **settings)
     pl.DataFrame(ROWS).write_parquet(tmp_path / "triples.parquet")
     theirs = train_triples(training_model_dir, tmp_path / "triples.parquet", tmp_path / "file", **settings)
@@ -71,15 +71,19 @@ def test_rows_in_memory_and_in_a_file_train_alike_and_are_kept_apart_by_their_se
 def test_the_same_call_again_returns_what_is_there(
     training_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = train_triples(training_model_dir, ROWS, tmp_path, **FAST)
+    first = train_triples(training_model_dir, ROWS, tmp_path, **FAST_ON_IDS)
     monkeypatch.setattr(session, "make_backend", None)
-    assert train_triples(training_model_dir, ROWS, tmp_path, runtime={"micro_batch_size": 1}, **FAST) == first
+    assert train_triples(training_model_dir, ROWS, tmp_path, runtime={"micro_batch_size": 1}, **FAST_ON_IDS) == first
 
 
 @pytest.mark.usefixtures("plain")
 def test_what_is_wrong_is_named(training_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^learningrate is '1': Extra inputs are not permitted"):
         train_triples(training_model_dir, ROWS, tmp_path, learningrate=1)
+    with pytest.raises(ConfigError, match=r"^training\.maxLength is 2048: it has no effect with training\.tokenizedTr"):
+        train_triples(training_model_dir, ROWS, tmp_path, max_length=2048)
+    with pytest.raises(ConfigError, match=r"^training\.alpha is 'Linear to 0\.1': it has no effect with objective DPO"):
+        train_triples(training_model_dir, ROWS, tmp_path, objective="DPO", alpha={"schedule": "Linear", "max": 0.1})
     with pytest.raises(ConfigError, match="there is no such file or directory"):
         train_triples(training_model_dir, tmp_path / "none", tmp_path)
     with pytest.raises(DataError, match=r"rejected_ids of row 0 of .* is empty"):
@@ -100,7 +104,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_watchdog_behind(
 ) -> None:
     model = _overflowing(training_model_dir, tmp_path / "model")
     with pytest.raises(DataError, match="log-probabilities that are not finite for 8 rows"):
-        train_triples(model, ROWS, tmp_path / "results", **FAST)
+        train_triples(model, ROWS, tmp_path / "results", **FAST_ON_IDS)
     left = [thread for thread in threading.enumerate() if thread.name.startswith("watchdog")]
     for thread in left:
         thread.join(5)
@@ -110,10 +114,10 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_watchdog_behind(
 @pytest.mark.usefixtures("plain")
 def test_another_model_at_the_same_path_is_trained_anew(training_model_dir: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(training_model_dir, tmp_path / "model"))
-    first = train_triples(model, ROWS, tmp_path / "results", **FAST)
+    first = train_triples(model, ROWS, tmp_path / "results", **FAST_ON_IDS)
     weights = load_file(model / "model.safetensors")
     save_file({name: 1.5 * tensor for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"})
-    second = train_triples(model, ROWS, tmp_path / "results", **FAST)
+    second = train_triples(model, ROWS, tmp_path / "results", **FAST_ON_IDS)
     assert second.directory != first.directory
     assert second.metrics["logps_rejected"] != first.metrics["logps_rejected"]
 
@@ -136,21 +140,21 @@ def test_sigterm_saves_a_checkpoint_and_the_callers_own_handler_comes_back(
         with monkeypatch.context() as patched:
             patched.setattr(session, "make_observers", lambda *_: (Terminator(),))
             with pytest.raises(Interrupted, match=r"^stopped on request after step [23] of 4; "):
-                train_triples(training_model_dir, ROWS, tmp_path, **FAST)
+                train_triples(training_model_dir, ROWS, tmp_path, **FAST_ON_IDS)
         assert heard == []
         os.kill(os.getpid(), signal.SIGTERM)
         assert heard == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
     assert len(list(tmp_path.glob("train/*/checkpoints/step-0000000[23]/checkpoint.json"))) == 1
-    trained = train_triples(training_model_dir, ROWS, tmp_path, **FAST)
+    trained = train_triples(training_model_dir, ROWS, tmp_path, **FAST_ON_IDS)
     assert [row["step"] for row in trained.history()] == [1, 2, 3, 4]
 
 
 @pytest.mark.usefixtures("plain")
 def test_it_trains_in_another_thread_too(training_model_dir: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(train_triples, training_model_dir, ROWS, tmp_path, **FAST).result().num_steps == 4
+        assert pool.submit(train_triples, training_model_dir, ROWS, tmp_path, **FAST_ON_IDS).result().num_steps == 4
 
 
 def test_the_guides_configuration_is_valid() -> None:

@@ -37,6 +37,11 @@ NO_EFFECT = {
         {"objective": "IPO", "alpha": {"schedule": "Constant"}},
         "training.alpha is 'Constant to 0.1'",
     ),
+    "alpha with SimPO, with the value of its default": (
+        {"objective": "SimPO", "alpha": {}},
+        "training.alpha is 'Linear to 0.1'",
+    ),
+    "gamma with DPO, with the value of its default": ({"objective": "DPO", "gamma": 0.0}, "training.gamma is 0.0"),
     "tau with WRPO-DPO": ({"tau": 0.5}, "training.tau is 0.5"),
     "beta with IPO": ({"objective": "IPO", "beta": 0.5}, "training.beta is 0.5"),
     "length normalisation with SimPO": (

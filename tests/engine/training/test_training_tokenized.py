@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training_support import FAST, make_experiment, plain_backend, start_nodes
+from training_support import FAST_ON_IDS, make_experiment, plain_backend, start_nodes
 
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.training import session, stage
@@ -210,7 +210,7 @@ def token_context(make_ctx: Any, training_model_dir: Path, tmp_path: Path, monke
         params = {
             "stage": "train",
             "model": {"name": str(training_model_dir)},
-            **FAST,
+            **FAST_ON_IDS,
             "tokenized_triples": "storage://data/triples.parquet",
             **settings,
         }
@@ -262,12 +262,11 @@ def test_rows_with_an_unusual_end_are_counted_and_logged_but_trained_on_as_they_
     token_context: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     frame = _with("rejected_ids", 3, [7, 8])
-    ctx = token_context(frame, max_length=8)
+    ctx = token_context(frame)
     assert stage.run_train(ctx).rows == 7
     assert ctx.output.committed().manifest.details["unusual_rows"] == {"not exactly one end-of-turn, at the end": 1}
     assert "1 of 7 tokenised rows have not exactly one end-of-turn, at the end" in caplog.text
     assert "are trained on as they are: row 3" in caplog.text
-    assert "rows are longer than maxLength 8; nothing is cut" in caplog.text
 
 
 def test_without_shuffling_every_epoch_takes_the_rows_in_their_order(

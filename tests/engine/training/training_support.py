@@ -38,6 +38,8 @@ FAST = {
     "precision": "float32",
 }
 """Two epochs of three steps, the last of three rows."""
+FAST_ON_IDS = {name: value for name, value in FAST.items() if name not in {"max_length", "max_prompt_length"}}
+"""For triples of token ids, which no length cuts."""
 
 
 def triples_frame(num_rows: int = NUM_ROWS, *, has_source: bool = True) -> pl.DataFrame:
@@ -83,11 +85,12 @@ class Experiment:
     def config(self, params: Mapping[str, Any], runtime: Mapping[str, Any] | None = None) -> Path:
         role = "triples" if params["stage"] == "train" else "sft-rows"
         stage = "curate-triples" if params["stage"] == "train" else "curate-sft"
+        fast = FAST_ON_IDS if "tokenized_triples" in params else FAST
         config = stage_config(
-            {"model": {"name": str(self.root / "model")}, **FAST, **params},
+            {"model": {"name": str(self.root / "model")}, **fast, **params},
             {role: ArtifactRef(stage=stage, hash=EXPERIMENT_HASH)},
             runtime={
-                "micro_batch_tokens": 400,
+                **({} if "micro_batch_size" in (runtime or {}) else {"micro_batch_tokens": 400}),
                 "checkpoint_every_steps": 2,
                 "collective_timeout_seconds": 60,
                 **(runtime or {}),

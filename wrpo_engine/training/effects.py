@@ -1,0 +1,63 @@
+"""Which settings of a training stage somebody chose, and whether each of them can take effect."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+
+from wrpo_engine.config import Runtime, SftParams, TrainParams
+from wrpo_engine.errors import ConfigError
+
+_NEVER_WRITTEN_TOGETHER = {
+    TrainParams: frozenset({"gamma", "tau"}),
+    Runtime: frozenset({"shards", "tensor_parallel_size"}),
+}
+"""No objective has both gamma and tau, and no training stage shards or tensor parallelism: a program wrote them."""
+
+
+def chosen(settings: TrainParams | Runtime) -> AbstractSet[str]:
+    """Return the fields that somebody chose: those that were given, also with the value of their default.
+
+    The operator, like everything that writes a whole model out, gives defaults that nobody chose; there, the fields
+    that differ from their defaults.
+    """
+    given = settings.model_fields_set
+    if not given >= _NEVER_WRITTEN_TOGETHER[type(settings)]:
+        return given
+    defaults = {name: field.default for name, field in type(settings).model_fields.items()}
+    return {name for name in given if getattr(settings, name) != defaults[name]}
+
+
+def field_name(name: str) -> str:
+    """Return what the experiment calls a field."""
+    return "training." + "".join(part.title() if index else part for index, part in enumerate(name.split("_")))
+
+
+def require_effect(params: SftParams | TrainParams, runtime: Runtime, *, needs_reference: bool) -> None:
+    """Refuse settings of the run that cannot take effect; those of the objective are its own to check."""
+    if runtime.reference == "in-memory" and not needs_reference:
+        what = f"objective {params.objective.value}" if isinstance(params, TrainParams) else "SFT"
+        raise ConfigError(
+            field_name("reference"),
+            runtime.reference,
+            f"it has no effect: {what} has no reference model",
+            f"Remove {field_name('reference')}.",
+        )
+    if runtime.micro_batch_size is not None and "micro_batch_tokens" in chosen(runtime):
+        raise ConfigError(
+            field_name("micro_batch_tokens"),
+            runtime.micro_batch_tokens,
+            f"it has no effect beside {field_name('micro_batch_size')} {runtime.micro_batch_size}, "
+            "which fixes the rows of a forward pass",
+            f"Give one of {field_name('micro_batch_tokens')} and {field_name('micro_batch_size')}.",
+        )
+    if not isinstance(params, TrainParams) or params.tokenized_triples is None:
+        return
+    for name in ("max_length", "max_prompt_length"):
+        if name in chosen(params):
+            raise ConfigError(
+                field_name(name),
+                getattr(params, name),
+                f"it has no effect with {field_name('tokenized_triples')}: "
+                "token ids are taken as they are, nothing is cut or left out",
+                f"Remove {field_name(name)} and cut the triples before, if they are too long.",
+            )
