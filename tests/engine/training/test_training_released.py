@@ -14,7 +14,7 @@ import released_trainer
 import torch
 from released_trainer import PARTS, Recipe, Row, Trace
 from safetensors.torch import load_file
-from training_support import FAST, make_experiment, plain_backend, start_ranks
+from training_support import FAST_ON_IDS, make_experiment, plain_backend, start_ranks
 
 from wrpo_engine.config import OptimizerParams
 from wrpo_engine.training import session, stage
@@ -39,7 +39,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     """The same recipe as the engine's settings."""
     settings: dict[str, Any] = {
         "stage": "train",
-        **FAST,
+        **FAST_ON_IDS,
         "objective": recipe.objective,
         "learning_rate": recipe.learning_rate,
         "weight_decay": recipe.weight_decay,
