@@ -195,6 +195,16 @@ def test_the_token_file_gives_back_what_was_written(
     assert read_tokens(path) == written
 
 
+def test_rows_that_are_read_hold_one_object_of_each_token_id(tmp_path: Path) -> None:
+    """An integer object is 28 bytes: one for each token of a data set would be most of what every rank holds."""
+    rows = [TokenRow(str(index), (5000, 6000, 5000 + index % 7), ((6000, 7000), (7000,))) for index in range(3000)]
+    write_tokens(tmp_path / "rows.parquet", TokenizedRows(rows))
+    found = read_tokens(tmp_path / "rows.parquet").rows
+    assert found == rows
+    ids = [token for row in found for part in (row.prompt, *row.responses) for token in part]
+    assert len({id(token) for token in ids}) == len(set(ids)) == 9
+
+
 @pytest.fixture
 def token_context(make_ctx: Any, training_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """`token_context(frame, objective=...)`: the train stage without any upstream artifact."""
