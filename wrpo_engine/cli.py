@@ -15,9 +15,18 @@ from types import FrameType
 from pydantic import ValidationError
 
 from wrpo_engine import termination
+from wrpo_engine.artifacts import Artifact
 from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import ExitCode, StageConfig, StageKind, TerminationMessage
-from wrpo_engine.errors import ConfigError, Interrupted, UsageError, WrpoError, storage_error
+from wrpo_engine.errors import (
+    AlreadyCommitted,
+    ConfigError,
+    Interrupted,
+    MissingInputError,
+    UsageError,
+    WrpoError,
+    storage_error,
+)
 from wrpo_engine.progress import make_progress
 from wrpo_engine.stage import Reached, StageContext, StageFunction, StageResult, StopRequest, load_stage, make_context
 
@@ -108,22 +117,32 @@ def _run_stage(
     try:
         ctx = make_context(config, environ=environ, clock=clock, progress=progress, stop=stop)
         ctx.reached = reached
-        existing = ctx.output.committed()
-        if existing is not None:
+        if (existing := ctx.output.committed()) is not None:
             log.info("%s is already there; nothing to do", address(config.output))
-            step = existing.manifest.details.get("step")
-            result = StageResult(
-                rows=existing.manifest.rows,
-                metrics=existing.manifest.metrics,
-                step=step if isinstance(step, int) else None,
-            )
-            progress.update(1, 1)
-            return _succeeded(ctx, result, cached=True)
+            return _cached(ctx, existing)
         log.info("%s: writing %s", config.experiment, address(config.output))
         stop.raise_if_requested()
-        return _succeeded(ctx, load(stage)(ctx), cached=False)
+        try:
+            return _succeeded(ctx, load(stage)(ctx), cached=False)
+        except (AlreadyCommitted, MissingInputError) as error:
+            # Who commits also removes what only its own work needed.
+            if (existing := ctx.output.committed()) is None:
+                raise
+            log.info("%s; this one ends with it", error.message)
+            return _cached(ctx, existing)
     finally:
         progress.close()
+
+
+def _cached(ctx: StageContext, existing: Artifact) -> TerminationMessage:
+    step = existing.manifest.details.get("step")
+    result = StageResult(
+        rows=existing.manifest.rows,
+        metrics=existing.manifest.metrics,
+        step=step if isinstance(step, int) else None,
+    )
+    ctx.progress.update(1, 1)
+    return _succeeded(ctx, result, cached=True)
 
 
 def _succeeded(ctx: StageContext, result: StageResult, *, cached: bool) -> TerminationMessage:

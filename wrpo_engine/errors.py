@@ -75,6 +75,13 @@ class TemporaryError(WrpoError):
     code = "Temporary"
 
 
+class AlreadyCommitted(WrpoError):  # noqa: N818 (an outcome, not a fault)
+    """Another writer has made the artifact meanwhile; the stage ends with that one."""
+
+    exit_code: ClassVar[int] = ExitCode.TEMPORARY
+    code = "AlreadyCommitted"
+
+
 class Interrupted(WrpoError):  # noqa: N818 (an outcome, not a fault)
     """The process was asked to stop; what it finished is kept and the next attempt continues."""
 

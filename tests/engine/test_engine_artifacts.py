@@ -80,7 +80,7 @@ def test_of_two_writers_the_first_manifest_stays(tmp_path: Path, writer: Artifac
 def test_a_racing_writer_that_saw_no_manifest_does_not_replace_it(writer: ArtifactWriter) -> None:
     writer.publish("rows.txt", write("same"))
     first = writer.commit(files=["rows.txt"])
-    writer._publish_manifest(b"late")  # type: ignore[attr-defined]
+    writer._put_manifest(b"late")  # type: ignore[attr-defined]
     assert writer.committed() is not None
     assert writer.commit(files=["rows.txt"]).digest == first.digest
     assert sorted(path.name for path in writer.directory.iterdir()) == ["manifest.json", "rows.txt"]

@@ -37,6 +37,8 @@ class Answer:
     """Pass on so many bytes, then nothing for `stall_s`, then hang up."""
     stall_s: float = 5.0
     alter_body: Callable[[bytes], bytes] | None = None
+    is_lost: bool = False
+    """The server does what it was asked for, and the client never hears of it."""
 
 
 Fault = Callable[[Request], Answer | None]
@@ -107,6 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         finally:
             connection.close()
+        if answer is not None and answer.is_lost:
+            self.close_connection = True
+            return
         headers = {key: value for key, value in real.getheaders() if key.lower() not in _HOP_HEADERS}
         if self.command == "HEAD":
             headers["Content-Length"] = real.getheader("Content-Length") or "0"

@@ -1,27 +1,28 @@
 """Artifacts in a bucket: the same promises as on a volume, with a conditional put in place of link and rename.
 
-Files are objects at `<prefix>/<stage>/<hash>/<name>`; each carries the sha256 of its content. The manifest is put last
-and only if there is none: of two writers one wins, and the other returns the winner's artifact. Local copies lie in a
-cache that a new pod finds empty.
+Files are objects at `<prefix>/<stage>/<hash>/<name>`; each carries the sha256 of its content. Files are put only where
+there is none, and so is the manifest, last: of two writers one wins, and the other returns the winner's artifact. Local
+copies lie in a cache that a new pod finds empty.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from wrpo_engine import __version__
+from wrpo_engine.artifacts.base import StoredArtifact, StoredWriter
 from wrpo_engine.artifacts.cache import LocalCache
-from wrpo_engine.artifacts.checks import address, damaged, make_manifest, read_manifest, require_finite, unknown_file
-from wrpo_engine.artifacts.manifest import MANIFEST_NAME, FileEntry, InputEntry, Manifest, digest_of, sha256_of
-from wrpo_engine.artifacts.s3_client import ConditionFailed, S3Bucket, Stat, UnsupportedConditionError
+from wrpo_engine.artifacts.checks import address, damaged, read_manifest
+from wrpo_engine.artifacts.manifest import MANIFEST_NAME, FileEntry, InputEntry, digest_of, sha256_of
+from wrpo_engine.artifacts.s3_client import ConditionFailed, Listed, S3Bucket, Stat, UnsupportedConditionError
 from wrpo_engine.artifacts.store import Artifact, ArtifactWriter
 from wrpo_engine.artifacts.transfer import download, upload
 from wrpo_engine.config import ArtifactRef, S3Storage
@@ -31,7 +32,6 @@ log = logging.getLogger("wrpo_engine")
 
 STARTED_NAME = ".started"
 """Put before any work, to find missing rights; removed by the commit."""
-_TEMPORARY = ".tmp-"
 
 
 @dataclass(frozen=True)
@@ -58,41 +58,26 @@ class Copies:
 
 
 @dataclass
-class S3Artifact:
+class S3Artifact(StoredArtifact):
     """A committed artifact in a bucket."""
 
-    ref: ArtifactRef
-    manifest: Manifest
-    digest: str
     copies: Copies
-    _verified: set[str] = field(default_factory=set)
 
-    @property
-    def directory(self) -> Path:
-        return self.copies.cache.path(address(self.ref))
+    def _full(self, name: str) -> str:
+        return f"{address(self.ref)}/{name}"
 
-    def file(self, name: str) -> Path:
-        entry = next((entry for entry in self.manifest.files if entry.name == name), None)
-        if entry is None:
-            raise unknown_file(self.ref, name, self.files())
-        path = self.directory / name
-        if name not in self._verified:
-            full = f"{address(self.ref)}/{name}"
-            with self.copies.cache.lock(full):
-                if not self._is_here(full, entry):
-                    self._bring(full, entry)
-            self._verified.add(name)
-        return path
+    def _place(self, name: str) -> str:
+        return self.copies.bucket.uri(self._full(name))
 
-    def files(self, prefix: str = "") -> list[str]:
-        return [entry.name for entry in self.manifest.files if entry.name.startswith(prefix)]
+    def _sizes(self) -> Mapping[str, int]:
+        base = self._full("")
+        return {listed.key.removeprefix(base): listed.size for listed in self.copies.bucket.listing(base)}
 
-    def check_sizes(self) -> None:
-        """Find missing and truncated files by one listing."""
-        base = f"{address(self.ref)}/"
-        sizes = {listed.key: listed.size for listed in self.copies.bucket.listing(base)}
-        for entry in self.manifest.files:
-            self._check_size(base + entry.name, entry, sizes.get(base + entry.name))
+    def _verify(self, entry: FileEntry) -> None:
+        full = self._full(entry.name)
+        with self.copies.cache.lock(full):
+            if not self._is_here(full, entry):
+                self._bring(full, entry)
 
     def _is_here(self, full: str, entry: FileEntry) -> bool:
         known = self.copies.cache.known(full)
@@ -104,33 +89,19 @@ class S3Artifact:
 
     def _bring(self, full: str, entry: FileEntry) -> None:
         stat = self.copies.bucket.stat(full)
-        self._check_size(full, entry, None if stat is None else stat.size)
+        self._check_size(entry, None if stat is None else stat.size)
         assert stat is not None
-        if self.copies.bring(full, size=stat.size, etag=stat.etag) != entry.sha256:
+        digest = self.copies.bring(full, size=stat.size, etag=stat.etag)
+        if digest != entry.sha256:
             self.copies.cache.forget(full)
-            raise damaged(self.copies.bucket.uri(full), self.ref, "was altered: its sha256 is not the manifest's")
-
-    def _check_size(self, full: str, entry: FileEntry, size: int | None) -> None:
-        uri = self.copies.bucket.uri(full)
-        if size is None:
-            raise damaged(uri, self.ref, "is missing")
-        if size != entry.size:
-            raise damaged(uri, self.ref, f"has {size} bytes where the manifest says {entry.size}")
+        self._check_digest(entry, digest)
 
 
 @dataclass
-class S3Writer:
+class S3Writer(StoredWriter):
     """The output of the running stage. Files that it writes into `directory` itself are uploaded by the commit."""
 
-    ref: ArtifactRef
     copies: Copies
-    config: Mapping[str, Any]
-    inputs: Mapping[str, InputEntry]
-    now: Callable[[], datetime]
-
-    @property
-    def directory(self) -> Path:
-        return self.copies.cache.path(address(self.ref))
 
     def begin(self) -> None:
         self.copies.bucket.put(
@@ -139,24 +110,8 @@ class S3Writer:
         with self.copies.cache.named_errors():
             self.directory.mkdir(parents=True, exist_ok=True)
 
-    def publish(self, name: str, write: Callable[[Path], None]) -> Path:
-        final = self.directory / name
-        with self.copies.cache.named_errors():
-            final.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix stays the name's: writers choose formats by it. The uuid keeps two processes apart.
-        temporary = final.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{final.name}")
-        try:
-            with self.copies.cache.named_errors():
-                write(temporary)
-            self._send(temporary, name, keep_as=final)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return final
-
     def published(self, prefix: str = "") -> list[str]:
-        base = self._full("")
-        names = (listed.key.removeprefix(base) for listed in self.copies.bucket.listing(base + prefix))
-        return sorted(name for name in names if name not in {MANIFEST_NAME, STARTED_NAME})
+        return sorted(name for name in self._listed(prefix) if name not in {MANIFEST_NAME, STARTED_NAME})
 
     def fetch(self, name: str) -> Path:
         full = self._full(name)
@@ -176,41 +131,55 @@ class S3Writer:
         for name in names:
             self.copies.cache.forget(self._full(name))
 
-    def committed(self) -> Artifact | None:
-        artifact = _read(self.ref, self.copies)
-        if artifact is not None:
-            artifact.check_sizes()
-        return artifact
+    def _listed(self, prefix: str = "") -> dict[str, Listed]:
+        base = self._full("")
+        return {listed.key.removeprefix(base): listed for listed in self.copies.bucket.listing(base + prefix)}
 
-    def commit(
-        self,
-        *,
-        files: Iterable[str],
-        rows: Mapping[str, int] | None = None,
-        metrics: Mapping[str, float] | None = None,
-        details: Mapping[str, Any] | None = None,
-    ) -> Artifact:
-        if (existing := self.committed()) is not None:
-            return existing
-        require_finite(self.ref, metrics)
-        counts = dict(rows or {})
-        manifest = make_manifest(
-            self.ref,
-            [self._entry(name, counts.get(name)) for name in sorted(set(files))],
-            config=self.config,
-            inputs=self.inputs,
-            metrics=metrics,
-            details=details,
-            now=self.now,
-        )
-        self._put_manifest(manifest.to_bytes())
-        artifact = _read(self.ref, self.copies)
-        assert artifact is not None
+    def _named_errors(self) -> contextlib.AbstractContextManager[None]:
+        return self.copies.cache.named_errors()
+
+    def _is_committed(self) -> bool:
+        return self.copies.bucket.stat(self._full(MANIFEST_NAME)) is not None
+
+    def _place(self, temporary: Path, name: str, *, replace: bool) -> None:
+        full, final = self._full(name), self.directory / name
+        digest, size = sha256_of(temporary), temporary.stat().st_size
+        is_sent = self._send(temporary, full, digest, replace=replace)
+        stat = self.copies.bucket.stat(full)
+        if stat is None or (is_sent and stat.size != size):
+            found = "nothing" if stat is None else f"{stat.size} bytes"
+            raise StorageError(
+                f"{size} bytes were written to {self.copies.bucket.uri(full)}, but {found} are there",
+                code="StorageUnavailable",
+                field="storage.s3",
+                hint="Another writer replaced it, or the server loses writes: see its log.",
+            )
+        with self.copies.cache.lock(full):
+            # A request of ours whose answer was lost finds its own object.
+            if is_sent or stat.sha256 == digest:
+                if temporary != final:
+                    temporary.replace(final)
+                self.copies.cache.remember(full, etag=stat.etag, sha256=digest)
+            else:
+                self._log_loss(name)
+                self._bring(full, stat)
+
+    def _send(self, path: Path, full: str, sha256: str, *, replace: bool) -> bool:
+        """Upload; return False if an object stands there that is not to be replaced."""
+        bucket = self.copies.bucket
         try:
-            self.copies.bucket.delete([self._full(STARTED_NAME)])
-        except WrpoError as error:
-            log.warning("%s", error)
-        return artifact
+            upload(bucket, path, full, sha256=sha256, only_if_absent=not replace)
+        except ConditionFailed:
+            return False
+        except UnsupportedConditionError:
+            # As on file systems without hard links: of writers at the same moment the last one wins.
+            if bucket.stat(full) is not None:
+                return False
+            upload(bucket, path, full, sha256=sha256)
+        return True
+
+    def _read(self) -> S3Artifact | None:
+        return _read(self.ref, self.copies)
 
     def _put_manifest(self, content: bytes) -> None:
         full = self._full(MANIFEST_NAME)
@@ -219,21 +188,28 @@ class S3Writer:
         except ConditionFailed:
             log.info("another writer has committed %s; its manifest stays", address(self.ref))
         except UnsupportedConditionError:
-            # As on file systems without hard links: a racing writer replaces a manifest of the same content.
             log.warning("the S3 server knows no conditional writes; two writers at once may replace each other's")
             if self.copies.bucket.stat(full) is None:
                 self.copies.bucket.put(full, content)
 
+    def _after_commit(self) -> None:
+        try:
+            self.copies.bucket.delete([self._full(STARTED_NAME)])
+        except WrpoError as error:
+            log.warning("%s", error)
+
+    def _entries(self, names: Iterable[str], rows: Mapping[str, int]) -> list[FileEntry]:
+        return [self._entry(name, rows.get(name)) for name in names]
+
     def _entry(self, name: str, rows: int | None) -> FileEntry:
-        """Return a file's line in the manifest; one that the stage wrote only locally is uploaded first."""
         full, path = self._full(name), self.directory / name
         stat = self.copies.bucket.stat(full)
         known = self.copies.cache.known(full)
         if known is None and path.is_file():
             digest = sha256_of(path)
             if stat is None or stat.sha256 != digest:
-                self._send(path, name, keep_as=path)
-                stat = self.copies.bucket.stat(full)
+                self._refuse_if_committed(name)
+                self._place(path, name, replace=True)
             return FileEntry(name=name, size=path.stat().st_size, sha256=digest, rows=rows)
         if stat is None:
             raise MissingInputError(
@@ -253,30 +229,6 @@ class S3Writer:
             self.copies.cache.forget(full)
             raise damaged(self.copies.bucket.uri(full), self.ref, "was altered: its sha256 is not the one recorded")
         return digest
-
-    def _send(self, path: Path, name: str, *, keep_as: Path) -> None:
-        full = self._full(name)
-        digest, size = sha256_of(path), path.stat().st_size
-        if self.copies.bucket.stat(self._full(MANIFEST_NAME)) is not None:
-            # A pod that was thought dead must not change what is committed.
-            log.warning("%s was committed by another writer meanwhile; %s is not published", address(self.ref), name)
-            if path != keep_as:
-                path.replace(keep_as)
-            return
-        upload(self.copies.bucket, path, full, sha256=digest)
-        stat = self.copies.bucket.stat(full)
-        if stat is None or stat.size != size:
-            found = "nothing" if stat is None else f"{stat.size} bytes"
-            raise StorageError(
-                f"{size} bytes were written to {self.copies.bucket.uri(full)}, but {found} are there",
-                code="StorageUnavailable",
-                field="storage.s3",
-                hint="Another writer replaced it, or the server loses writes: see its log.",
-            )
-        with self.copies.cache.lock(full):
-            if path != keep_as:
-                path.replace(keep_as)
-            self.copies.cache.remember(full, etag=stat.etag, sha256=digest)
 
     def _full(self, name: str) -> str:
         return f"{address(self.ref)}/{name}"
@@ -339,7 +291,8 @@ class S3Store:
     def writer(
         self, ref: ArtifactRef, *, config: Mapping[str, Any], inputs: Mapping[str, InputEntry]
     ) -> ArtifactWriter:
-        return S3Writer(ref, self.copies, config, inputs, self.now)
+        directory = self.copies.cache.path(address(ref))
+        return S3Writer(ref, directory, config, inputs, self.now, self.copies)
 
 
 def _matches(key: str, patterns: Sequence[str]) -> bool:
@@ -351,4 +304,5 @@ def _read(ref: ArtifactRef, copies: Copies) -> S3Artifact | None:
     content = copies.bucket.read(name)
     if content is None:
         return None
-    return S3Artifact(ref, read_manifest(content, ref, copies.bucket.uri(name)), digest_of(content), copies)
+    manifest = read_manifest(content, ref, copies.bucket.uri(name))
+    return S3Artifact(ref, manifest, digest_of(content), copies.cache.path(address(ref)), copies)

@@ -233,25 +233,31 @@ class S3Bucket:
 
         return self.call(f"read {self.uri(name)}", request)
 
-    def put(self, name: str, content: bytes, *, only_if_absent: bool = False) -> None:
+    def put(self, name: str, content: bytes, *, only_if_absent: bool = False, sha256: str | None = None) -> None:
         """Write a small object, with a checksum that the server compares.
 
         ConditionFailed if it should be absent and is there; UnsupportedConditionError where the server cannot tell.
         """
-        condition = {"IfNoneMatch": "*"} if only_if_absent else {}
+        arguments = {**self.checksum_arguments(), **self.metadata(sha256)}
 
         def request() -> None:
-            try:
-                self.client.put_object(
-                    Bucket=self.bucket, Key=self.key(name), Body=content, **self.checksum_arguments(), **condition
-                )
-            except self.client.exceptions.ClientError as error:
-                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-                if only_if_absent and status == 501:
-                    raise UnsupportedConditionError from error
-                raise
+            self.conditional(self.client.put_object, name, only_if_absent=only_if_absent, Body=content, **arguments)
 
         self.call(f"write {self.uri(name)}", request)
+
+    def conditional(self, operation: Callable[..., Any], name: str, *, only_if_absent: bool, **arguments: Any) -> Any:
+        """Ask for an operation that makes an object appear, perhaps only if there is none."""
+        condition = {"IfNoneMatch": "*"} if only_if_absent else {}
+        try:
+            return operation(Bucket=self.bucket, Key=self.key(name), **arguments, **condition)
+        except self.client.exceptions.ClientError as error:
+            if only_if_absent and error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 501:
+                raise UnsupportedConditionError from error
+            raise
+
+    @staticmethod
+    def metadata(sha256: str | None) -> dict[str, Any]:
+        return {} if sha256 is None else {"Metadata": {SHA256_KEY: sha256}}
 
     def checksum_arguments(self) -> dict[str, str]:
         """Return the argument that makes S3 verify uploads.

@@ -52,8 +52,13 @@ class ArtifactWriter(Protocol):
         """Fail now, not after hours of work, if nothing could be published."""
         ...
 
-    def publish(self, name: str, write: Callable[[Path], None]) -> Path:
-        """Let `write` fill a temporary file, then make it appear as `name` at once and durably."""
+    def publish(self, name: str, write: Callable[[Path], None], *, replace: bool = False) -> Path:
+        """Let `write` fill a temporary file, then make it appear as `name` at once and durably; return its local path.
+
+        Of several writers of one name the first wins, as two need not write the same bytes; the path holds what stands
+        in the store. With `replace` the last one wins: for files that are written again on purpose. AlreadyCommitted,
+        and nothing is published, once there is a manifest.
+        """
         ...
 
     def published(self, prefix: str = "") -> list[str]:
@@ -83,7 +88,10 @@ class ArtifactWriter(Protocol):
         metrics: Mapping[str, float] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> Artifact:
-        """Write the manifest, last and atomically. With two writers the first one's manifest stays."""
+        """Write the manifest, last and atomically. With two writers the first one's manifest stays.
+
+        It says what stands in the store, also where that is another writer's.
+        """
         ...
 
 

@@ -9,42 +9,97 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any, TypeVar
 
-from wrpo_engine.artifacts.s3_client import SHA256_KEY, ConditionFailed, S3Bucket
-from wrpo_engine.errors import DataError
+from wrpo_engine.artifacts.s3_client import ConditionFailed, S3Bucket
+from wrpo_engine.errors import TemporaryError
 
+T = TypeVar("T")
 PART_BYTES = 16 << 20
 _BLOCK_BYTES = 1 << 20
 _THREADS = 8
-"""Memory of a transfer: threads times a block for downloads, threads times two parts at most for uploads."""
+"""Memory of a transfer: threads times a block for downloads, threads times a part for uploads."""
+_MOST_PARTS = 10_000
+_UPLOAD_ATTEMPTS = 3
 
 
-def upload(bucket: S3Bucket, path: Path, name: str, *, sha256: str) -> None:
+class _UploadGone(Exception):  # noqa: N818 (an answer, not a fault)
+    """The server knows no such upload: it has ended it, or its answer to the end was lost."""
+
+
+def upload(bucket: S3Bucket, path: Path, name: str, *, sha256: str, only_if_absent: bool = False) -> None:
     """Upload a file; it appears when all of it is there. The server verifies every part's checksum.
 
-    boto3 aborts what it cannot finish; parts that a killed process leaves are invisible and go by a lifecycle rule.
+    ConditionFailed if it should be absent and is there, which may be by a request of ours whose answer was lost. What
+    cannot be finished is aborted; parts that a killed process leaves are invisible and go by a lifecycle rule.
     """
-    from boto3.s3.transfer import TransferConfig, create_transfer_manager
-
-    config = TransferConfig(
-        multipart_threshold=PART_BYTES,
-        multipart_chunksize=PART_BYTES,
-        max_concurrency=_THREADS,
-        max_io_queue=_THREADS,
-        preferred_transfer_client="classic",
+    size = path.stat().st_size
+    if size <= PART_BYTES:
+        bucket.put(name, path.read_bytes(), only_if_absent=only_if_absent, sha256=sha256)
+        return
+    parts = _parts(size, max(PART_BYTES, -(-size // _MOST_PARTS)))
+    for _ in range(_UPLOAD_ATTEMPTS):
+        with contextlib.suppress(_UploadGone):
+            _upload_parts(bucket, path, name, parts, sha256, only_if_absent=only_if_absent)
+            return
+    raise TemporaryError(
+        f"cannot write {bucket.uri(name)}: the server forgot the upload {_UPLOAD_ATTEMPTS} times before its end",
+        code="StorageBusy",
+        field="storage.s3",
+        hint="A rule of the bucket may end uploads that are still under way; otherwise see the server's log.",
     )
-    arguments = {"Metadata": {SHA256_KEY: sha256}, **bucket.checksum_arguments()}
 
-    def request() -> None:
-        with create_transfer_manager(bucket.client, config) as manager:
-            manager.upload(str(path), bucket.bucket, bucket.key(name), extra_args=arguments).result()
 
-    bucket.call(f"write {bucket.uri(name)}", request)
+def _upload_parts(
+    bucket: S3Bucket, path: Path, name: str, parts: Sequence[_Part], sha256: str, *, only_if_absent: bool
+) -> None:
+    target = {"Bucket": bucket.bucket, "Key": bucket.key(name)}
+    checksum = bucket.checksum_arguments()
+    begun = bucket.call(
+        f"write {bucket.uri(name)}",
+        lambda: bucket.client.create_multipart_upload(**target, **checksum, **bucket.metadata(sha256)),
+    )
+    upload_id = begun["UploadId"]
+
+    def send(part: _Part) -> dict[str, Any]:
+        with path.open("rb") as file:
+            file.seek(part.start)
+            content = file.read(part.end - part.start)
+        number = part.index + 1
+        answer = bucket.call(
+            f"write part {number} of {bucket.uri(name)}",
+            lambda: bucket.client.upload_part(
+                **target, UploadId=upload_id, PartNumber=number, Body=content, **checksum
+            ),
+        )
+        return {"PartNumber": number, **{key: answer[key] for key in ("ETag", "ChecksumSHA256") if key in answer}}
+
+    def complete(sent: list[dict[str, Any]]) -> None:
+        try:
+            bucket.conditional(
+                bucket.client.complete_multipart_upload,
+                name,
+                only_if_absent=only_if_absent,
+                UploadId=upload_id,
+                MultipartUpload={"Parts": sent},
+            )
+        except bucket.client.exceptions.ClientError as error:
+            if error.response.get("Error", {}).get("Code") == "NoSuchUpload":
+                raise _UploadGone from error
+            raise
+
+    try:
+        sent = _run(send, parts)
+        bucket.call(f"write {bucket.uri(name)}", lambda: complete(sent))
+    except BaseException:
+        with contextlib.suppress(Exception):
+            bucket.client.abort_multipart_upload(**target, UploadId=upload_id)
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +110,13 @@ class _Part:
     """Behind the last byte."""
 
 
+def _parts(size: int, part_bytes: int) -> list[_Part]:
+    starts = enumerate(range(0, size, part_bytes))
+    return [_Part(index, start, min(start + part_bytes, size)) for index, start in starts]
+
+
 def download(bucket: S3Bucket, name: str, partial: Path, *, size: int, etag: str, part_bytes: int = PART_BYTES) -> None:
-    """Fill `partial` with the object of this size and ETag; DataError if it is another one by now."""
+    """Fill `partial` with the object of this size and ETag; TemporaryError if it is another one by now."""
     journal = partial.with_name(f"{partial.name}s")
     header = json.dumps({"etag": etag, "size": size, "part_bytes": part_bytes})
     done = _read_journal(journal, header, partial)
@@ -64,9 +124,6 @@ def download(bucket: S3Bucket, name: str, partial: Path, *, size: int, etag: str
     if not done:
         partial.unlink(missing_ok=True)
         journal.write_text(header + "\n")
-    parts = [
-        _Part(index, start, min(start + part_bytes, size)) for index, start in enumerate(range(0, size, part_bytes))
-    ]
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         os.ftruncate(descriptor, size)
@@ -79,13 +136,13 @@ def download(bucket: S3Bucket, name: str, partial: Path, *, size: int, etag: str
                     lines.write(f"{part.index}\n")
                     lines.flush()
 
-            _run(fetch, [part for part in parts if part.index not in done])
+            _run(fetch, [part for part in _parts(size, part_bytes) if part.index not in done])
         os.fsync(descriptor)
     except ConditionFailed:
         journal.unlink(missing_ok=True)
-        raise DataError(
+        raise TemporaryError(
             f"{bucket.uri(name)} was replaced while it was read",
-            code="ArtifactDamaged",
+            code="StorageChanged",
             field="storage.s3.uri",
             hint="Write new versions under new names. The next attempt reads the new one.",
         ) from None
@@ -94,13 +151,12 @@ def download(bucket: S3Bucket, name: str, partial: Path, *, size: int, etag: str
     journal.unlink()
 
 
-def _run(fetch: Callable[[_Part], None], parts: Iterable[_Part]) -> None:
-    """Fetch parts in parallel; the first error stops those that have not begun."""
-    with ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="download") as threads:
-        futures = [threads.submit(fetch, part) for part in parts]
+def _run(move: Callable[[_Part], T], parts: Iterable[_Part]) -> list[T]:
+    """Move parts in parallel; the first error stops those that have not begun."""
+    with ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="transfer") as threads:
+        futures = [threads.submit(move, part) for part in parts]
         try:
-            for future in futures:
-                future.result()
+            return [future.result() for future in futures]
         except BaseException:
             for future in futures:
                 future.cancel()

@@ -12,13 +12,14 @@ import errno
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wrpo_engine.artifacts.checks import address, damaged, make_manifest, read_manifest, require_finite, unknown_file
-from wrpo_engine.artifacts.manifest import MANIFEST_NAME, FileEntry, InputEntry, Manifest, digest_of, sha256_of
+from wrpo_engine.artifacts.base import TEMPORARY, StoredArtifact, StoredWriter
+from wrpo_engine.artifacts.checks import address, read_manifest
+from wrpo_engine.artifacts.manifest import MANIFEST_NAME, FileEntry, InputEntry, digest_of, sha256_of
 from wrpo_engine.artifacts.store import Artifact, ArtifactWriter
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import MissingInputError
@@ -26,7 +27,6 @@ from wrpo_engine.errors import MissingInputError
 __all__ = ["VolumeArtifact", "VolumeStore", "VolumeWriter", "address"]
 
 T = TypeVar("T")
-_TEMPORARY = ".tmp-"
 _LEFTOVER_AGE_S = 3600.0
 _STALE_ATTEMPTS = 3
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
@@ -57,54 +57,32 @@ def _fresh(read: Callable[[], T]) -> T:
 
 
 @dataclass
-class VolumeArtifact:
+class VolumeArtifact(StoredArtifact):
     """A committed artifact in a directory."""
 
-    ref: ArtifactRef
-    manifest: Manifest
-    digest: str
-    directory: Path
-    _verified: set[str] = field(default_factory=set)
+    def _place(self, name: str) -> str:
+        return str(self.directory / name)
 
-    def file(self, name: str) -> Path:
-        entry = next((entry for entry in self.manifest.files if entry.name == name), None)
-        if entry is None:
-            raise unknown_file(self.ref, name, self.files())
-        path = self.directory / name
-        if name not in self._verified:
-            self._check_size(entry)
-            if _fresh(lambda: sha256_of(path)) != entry.sha256:
-                raise damaged(path, self.ref, "was altered: its sha256 is not the manifest's")
-            self._verified.add(name)
-        return path
+    def _sizes(self) -> Mapping[str, int]:
+        sizes: dict[str, int] = {}
+        for name in self.files():
+            with contextlib.suppress(FileNotFoundError):
+                sizes[name] = _fresh((self.directory / name).stat).st_size
+        return sizes
 
-    def files(self, prefix: str = "") -> list[str]:
-        return [entry.name for entry in self.manifest.files if entry.name.startswith(prefix)]
-
-    def check_sizes(self) -> None:
-        """Find missing and truncated files without reading them."""
-        for entry in self.manifest.files:
-            self._check_size(entry)
-
-    def _check_size(self, entry: FileEntry) -> None:
+    def _verify(self, entry: FileEntry) -> None:
         path = self.directory / entry.name
         try:
             size = _fresh(path.stat).st_size
         except FileNotFoundError:
-            raise damaged(path, self.ref, "is missing") from None
-        if size != entry.size:
-            raise damaged(path, self.ref, f"has {size} bytes where the manifest says {entry.size}")
+            size = None
+        self._check_size(entry, size)
+        self._check_digest(entry, _fresh(lambda: sha256_of(path)))
 
 
 @dataclass
-class VolumeWriter:
+class VolumeWriter(StoredWriter):
     """The output of the running stage; its work directory is the final directory."""
-
-    ref: ArtifactRef
-    directory: Path
-    config: Mapping[str, Any]
-    inputs: Mapping[str, InputEntry]
-    now: Callable[[], datetime]
 
     def begin(self) -> None:
         """Find a volume that cannot be written; full ones are found by writing."""
@@ -115,25 +93,23 @@ class VolumeWriter:
             number = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
             raise OSError(number, os.strerror(number), str(place))
 
-    def publish(self, name: str, write: Callable[[Path], None]) -> Path:
+    def _is_committed(self) -> bool:
+        return (self.directory / MANIFEST_NAME).exists()
+
+    def _place(self, temporary: Path, name: str, *, replace: bool) -> None:
         final = self.directory / name
-        final.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix stays the name's: writers choose formats by it. The uuid keeps two pods apart.
-        temporary = final.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{final.name}")
-        try:
-            write(temporary)
-            _sync(temporary)
+        _sync(temporary)
+        if replace:
             temporary.replace(final)
-        finally:
-            temporary.unlink(missing_ok=True)
+        elif not _link_or_rename(temporary, final):
+            self._log_loss(name)
         _sync(final.parent)
-        return final
 
     def published(self, prefix: str = "") -> list[str]:
         # By listing, not by asking for names: what a client remembers as absent may be there by now.
         names = (path.relative_to(self.directory).as_posix() for path in _files_below(self.directory))
         return sorted(
-            name for name in names if name.startswith(prefix) and _TEMPORARY not in name and name != MANIFEST_NAME
+            name for name in names if name.startswith(prefix) and TEMPORARY not in name and name != MANIFEST_NAME
         )
 
     def fetch(self, name: str) -> Path:
@@ -154,58 +130,30 @@ class VolumeWriter:
                 with contextlib.suppress(OSError):
                     path.rmdir()
 
-    def committed(self) -> Artifact | None:
-        artifact = _read(self.ref, self.directory)
-        if artifact is not None:
-            artifact.check_sizes()
-        return artifact
+    def _read(self) -> VolumeArtifact | None:
+        return _read(self.ref, self.directory)
 
-    def commit(
-        self,
-        *,
-        files: Iterable[str],
-        rows: Mapping[str, int] | None = None,
-        metrics: Mapping[str, float] | None = None,
-        details: Mapping[str, Any] | None = None,
-    ) -> Artifact:
-        if (existing := self.committed()) is not None:
-            return existing
-        require_finite(self.ref, metrics)
-        counts = dict(rows or {})
-        manifest = make_manifest(
-            self.ref,
-            [self._entry(name, counts.get(name)) for name in sorted(set(files))],
-            config=self.config,
-            inputs=self.inputs,
-            metrics=metrics,
-            details=details,
-            now=self.now,
-        )
-        self._publish_manifest(manifest.to_bytes())
-        self._remove_leftovers()
-        artifact = _read(self.ref, self.directory)
-        assert artifact is not None
-        return artifact
+    def _entries(self, names: Iterable[str], rows: Mapping[str, int]) -> list[FileEntry]:
+        return [self._entry(name, rows.get(name)) for name in names]
 
     def _entry(self, name: str, rows: int | None) -> FileEntry:
         path = self.directory / name
-        # Files that the stage wrote without `publish` (a model directory) become durable here.
         _fresh(lambda: _sync(path))
         _sync(path.parent)
         return FileEntry(name=name, size=path.stat().st_size, sha256=_fresh(lambda: sha256_of(path)), rows=rows)
 
-    def _remove_leftovers(self) -> None:
+    def _after_commit(self) -> None:
         """Remove what killed attempts left behind; younger files may be another writer's."""
         before = self.now().timestamp() - _LEFTOVER_AGE_S
         for path in _files_below(self.directory):
             with contextlib.suppress(OSError):
-                if path.name.startswith(_TEMPORARY) and path.stat().st_mtime < before:
+                if path.name.startswith(TEMPORARY) and path.stat().st_mtime < before:
                     path.unlink()
 
-    def _publish_manifest(self, content: bytes) -> None:
+    def _put_manifest(self, content: bytes) -> None:
         final = self.directory / MANIFEST_NAME
         self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = final.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{MANIFEST_NAME}")
+        temporary = final.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{MANIFEST_NAME}")
         try:
             temporary.write_bytes(content)
             _sync(temporary)
@@ -221,18 +169,24 @@ def _files_below(directory: Path) -> Iterator[Path]:
         yield from (Path(place) / name for name in names)
 
 
-def _link_or_rename(temporary: Path, final: Path) -> None:
-    """Make `final` appear with its whole content unless it is there: the first of two writers wins."""
+def _link_or_rename(temporary: Path, final: Path) -> bool:
+    """Make `final` appear with its whole content unless it is there: the first of two writers wins.
+
+    Returns whether it is ours.
+    """
     try:
         os.link(temporary, final)
     except FileExistsError:
-        return
+        # A lost reply: the client sent the request again and found its own link.
+        return final.samefile(temporary)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        # File systems without hard links; a racing writer replaces a manifest of the same content.
-        if not final.exists():
-            temporary.replace(final)
+        # File systems without hard links: of writers at the same moment the last one wins.
+        if final.exists():
+            return False
+        temporary.replace(final)
+    return True
 
 
 def _read(ref: ArtifactRef, directory: Path) -> VolumeArtifact | None:

@@ -146,8 +146,8 @@ def _answered(
         rows = answer_in_process(job, on_answer, ctx.stop)
     else:
         rows = answer(job, on_answer, ctx.stop.raise_if_requested)
-    ctx.output.publish(_answers_name(entry), rows.write_parquet)
-    return rows
+    # What stands there: another pod's answers may have been first, and the results must be of the same ones.
+    return pl.read_parquet(ctx.output.publish(_answers_name(entry), rows.write_parquet))
 
 
 def _needs_own_process(params: EvaluateParams) -> bool:

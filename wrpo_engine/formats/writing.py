@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from enum import StrEnum
@@ -12,7 +13,7 @@ import polars as pl
 from wrpo_engine.artifacts import Artifact, ArtifactStore
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.curation.published import published_row, write_published
-from wrpo_engine.errors import DataError
+from wrpo_engine.errors import AlreadyCommitted, DataError
 
 ARTIFACT_STAGE = "curate-triples"
 _SLICE_ROWS = 2048
@@ -61,8 +62,9 @@ def write_artifact(table: pl.DataFrame, store: ArtifactStore) -> Artifact:
     writer = store.writer(ref, config={"converted": True}, inputs={})
     if (existing := writer.committed()) is not None:
         return existing
-    writer.publish("triples.parquet", table.write_parquet)
-    writer.publish("triples.jsonl", lambda path: write_published(table, path))
+    with contextlib.suppress(AlreadyCommitted):
+        writer.publish("triples.parquet", table.write_parquet)
+        writer.publish("triples.jsonl", lambda path: write_published(table, path))
     metrics = {"rows": float(table.height)}
     rows = {"triples.parquet": table.height}
     return writer.commit(files=[*rows, "triples.jsonl"], rows=rows, metrics=metrics)

@@ -95,5 +95,6 @@ def _write(ctx: StageContext, name: str, rows: Sequence[Prompt]) -> int:
     frame = pl.DataFrame(
         {"prompt_id": [row.prompt_id for row in rows], "prompt": [row.prompt for row in rows]}, schema=records.PROMPTS
     )
-    ctx.output.publish(f"{name}.parquet", frame.write_parquet)
+    # The data set may have changed since an attempt that was killed: its parts must not be mixed with these.
+    ctx.output.publish(f"{name}.parquet", frame.write_parquet, replace=True)
     return len(rows)

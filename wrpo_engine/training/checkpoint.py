@@ -92,7 +92,7 @@ def write_shard(output: ArtifactWriter, step: int, rank: int, tensors: Mapping[s
         save_file(dict(tensors), path)
         facts.append((path.stat().st_size, sha256_of(path)))
 
-    output.publish(step_prefix(step) + name, write)
+    output.publish(step_prefix(step) + name, write, replace=True)
     size, sha256 = facts[-1]
     return Shard(name, size, sha256, tuple(sorted(tensors)))
 
@@ -108,7 +108,7 @@ def write_marker(
         "state": dict(state),
         "shards": [asdict(shard) for shard in shards],
     }
-    output.publish(step_prefix(step) + MARKER, lambda path: _write_json(path, marker))
+    output.publish(step_prefix(step) + MARKER, lambda path: _write_json(path, marker), replace=True)
 
 
 def read_marker(output: ArtifactWriter, step: int) -> Checkpoint:

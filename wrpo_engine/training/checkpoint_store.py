@@ -147,7 +147,7 @@ class CheckpointStore:
         def write(path: Path) -> None:
             path.write_text(json.dumps({"step": step}))
 
-        self.output.publish(_BEST, write)
+        self.output.publish(_BEST, write, replace=True)
 
     def _best_step(self) -> int | None:
         if _BEST not in self.output.published(_BEST):

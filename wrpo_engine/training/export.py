@@ -81,7 +81,8 @@ def export_model(output: ArtifactWriter, trained: TrainedModel, card: Callable[[
         (model / "README.md").write_text(card(digests))
         names = _names(scratch)
         for name in names:
-            output.publish(name, partial(_move, scratch / name))
+            # Of an attempt that was killed meanwhile nothing must be mixed with this one's weights.
+            output.publish(name, partial(_move, scratch / name), replace=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return names

@@ -45,7 +45,7 @@ class JournalPublisher(Observer):
         for name in self._names:
             local = self._output.directory / name
             if local.exists():
-                self._output.publish(name, partial(_copy, local))
+                self._output.publish(name, partial(_copy, local), replace=True)
 
 
 def _copy(source: Path, path: Path) -> None:

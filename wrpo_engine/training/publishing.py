@@ -60,10 +60,10 @@ def publish_model(
         trust_remote_code=base.trust_remote_code,
     )
     files = export_model(ctx.output, trained, card)
-    ctx.output.publish("README.md", lambda path: _write_text(path, card(digests)))
+    ctx.output.publish("README.md", lambda path: _write_text(path, card(digests)), replace=True)
     records = [name for name in (METRICS_FILE, EVALUATION_FILE) if (ctx.output.directory / name).is_file()]
     for name in records:
-        ctx.output.publish(name, partial(_copy, ctx.output.directory / name))
+        ctx.output.publish(name, partial(_copy, ctx.output.directory / name), replace=True)
     ctx.output.commit(
         files=[*files, *records, "README.md"],
         rows={METRICS_FILE: num_steps},

@@ -125,6 +125,8 @@ class ReferenceCache:
         self.output.publish(
             f"{self.prefix}part-{name}.safetensors",
             lambda path: save_file({"rows": rows_N, "logps": logps_NK}, path, metadata=metadata),
+            # A damaged one is computed again.
+            replace=True,
         )
 
 

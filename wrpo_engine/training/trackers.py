@@ -224,7 +224,7 @@ class EventFilePublisher(Observer):
             if self._sizes.get(path.name) == len(content):
                 continue
             try:
-                self._output.publish(f"{TENSORBOARD_DIRECTORY}/{path.name}", partial(_write, content))
+                self._output.publish(f"{TENSORBOARD_DIRECTORY}/{path.name}", partial(_write, content), replace=True)
             except (OSError, WrpoError) as error:
                 log.warning("TensorBoard's event file is not published: %s", error)
                 continue

@@ -73,7 +73,7 @@ def test_without_hard_links_a_manifest_is_renamed_into_place_and_the_first_stays
 ) -> None:
     monkeypatch.setattr(os, "link", failing(os.link, number, 99))
     first = writer.commit(files=[], metrics={"first": 1.0})
-    writer._publish_manifest(b"late")  # type: ignore[attr-defined]
+    writer._put_manifest(b"late")  # type: ignore[attr-defined]
     found = store.open(REF)
     assert found is not None
     assert found.digest == first.digest
@@ -124,10 +124,11 @@ def test_a_directory_that_cannot_be_synced_is_no_error_but_a_file_is(
 
     monkeypatch.setattr(os, "fsync", only(stat.S_ISDIR))
     writer.publish("rows", fill)
-    assert writer.commit(files=["rows"]).file("rows").read_text() == "hello"
     monkeypatch.setattr(os, "fsync", only(stat.S_ISREG))
     with pytest.raises(OSError, match="Invalid argument"):
         writer.publish("more", fill)
+    monkeypatch.setattr(os, "fsync", only(stat.S_ISDIR))
+    assert writer.commit(files=["rows"]).file("rows").read_text() == "hello"
 
 
 def test_a_volume_that_cannot_be_written_is_found_before_any_work(

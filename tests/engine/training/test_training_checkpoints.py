@@ -49,12 +49,12 @@ class SlowWriter(VolumeWriter):
     gate: threading.Event | None = None
     error: Exception | None = None
 
-    def publish(self, name: str, write: Callable[[Path], None]) -> Path:
+    def publish(self, name: str, write: Callable[[Path], None], *, replace: bool = False) -> Path:
         if self.gate is not None and name.endswith(".safetensors"):
             assert self.gate.wait(30)
         if self.error is not None:
             raise self.error
-        return super().publish(name, write)
+        return super().publish(name, write, replace=replace)
 
 
 class CachedWriter(VolumeWriter):
@@ -62,8 +62,8 @@ class CachedWriter(VolumeWriter):
 
     bucket: Path
 
-    def publish(self, name: str, write: Callable[[Path], None]) -> Path:
-        path = super().publish(name, write)
+    def publish(self, name: str, write: Callable[[Path], None], *, replace: bool = False) -> Path:
+        path = super().publish(name, write, replace=replace)
         stored = self.bucket / name
         stored.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, stored)

@@ -198,7 +198,7 @@ class CachedWriter:
         self.store = root / "store"
         self.fails = False
 
-    def publish(self, name: str, write: Any) -> Path:
+    def publish(self, name: str, write: Any, *, replace: bool = False) -> Path:
         if self.fails:
             raise TemporaryError("away")
         target = self.store / name

@@ -1,0 +1,167 @@
+"""What artifacts and their writers do alike in every store; a store says how bytes get there and back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from wrpo_engine.artifacts.checks import address, damaged, make_manifest, require_finite, unknown_file
+from wrpo_engine.artifacts.manifest import FileEntry, InputEntry, Manifest
+from wrpo_engine.config import ArtifactRef
+from wrpo_engine.errors import AlreadyCommitted
+
+log = logging.getLogger("wrpo_engine")
+
+TEMPORARY = ".tmp-"
+
+
+@dataclass
+class StoredArtifact(ABC):
+    """A committed artifact, for reading."""
+
+    ref: ArtifactRef
+    manifest: Manifest
+    digest: str
+    directory: Path
+    _verified: set[str] = field(default_factory=set, init=False)
+
+    @abstractmethod
+    def _place(self, name: str) -> str:
+        """Return where the file lies in the store, for messages."""
+
+    @abstractmethod
+    def _sizes(self) -> Mapping[str, int]:
+        """Return the sizes of the files that are there."""
+
+    @abstractmethod
+    def _verify(self, entry: FileEntry) -> None:
+        """Bring the file here if it is not, and compare it with the manifest."""
+
+    def file(self, name: str) -> Path:
+        entry = next((entry for entry in self.manifest.files if entry.name == name), None)
+        if entry is None:
+            raise unknown_file(self.ref, name, self.files())
+        if name not in self._verified:
+            self._verify(entry)
+            self._verified.add(name)
+        return self.directory / name
+
+    def files(self, prefix: str = "") -> list[str]:
+        return [entry.name for entry in self.manifest.files if entry.name.startswith(prefix)]
+
+    def check_sizes(self) -> None:
+        """Find missing and truncated files without reading them."""
+        sizes = self._sizes()
+        for entry in self.manifest.files:
+            self._check_size(entry, sizes.get(entry.name))
+
+    def _check_size(self, entry: FileEntry, size: int | None) -> None:
+        if size is None:
+            raise damaged(self._place(entry.name), self.ref, "is missing")
+        if size != entry.size:
+            what = f"has {size} bytes where the manifest says {entry.size}"
+            raise damaged(self._place(entry.name), self.ref, what)
+
+    def _check_digest(self, entry: FileEntry, sha256: str) -> None:
+        if sha256 != entry.sha256:
+            raise damaged(self._place(entry.name), self.ref, "was altered: its sha256 is not the manifest's")
+
+
+@dataclass
+class StoredWriter(ABC):
+    """The output of the running stage."""
+
+    ref: ArtifactRef
+    directory: Path
+    config: Mapping[str, Any]
+    inputs: Mapping[str, InputEntry]
+    now: Callable[[], datetime]
+
+    @abstractmethod
+    def _is_committed(self) -> bool:
+        """Whether there is a manifest by now."""
+
+    @abstractmethod
+    def _place(self, temporary: Path, name: str, *, replace: bool) -> None:
+        """Make a local file appear as `name`, here and in the store, unless one stands there and is not replaced."""
+
+    @abstractmethod
+    def _read(self) -> StoredArtifact | None: ...
+
+    @abstractmethod
+    def _entries(self, names: Iterable[str], rows: Mapping[str, int]) -> list[FileEntry]:
+        """Return the manifest's lines; files that the stage wrote without `publish` become durable by it."""
+
+    @abstractmethod
+    def _put_manifest(self, content: bytes) -> None:
+        """Make the manifest appear at once, unless there is one."""
+
+    @abstractmethod
+    def _after_commit(self) -> None: ...
+
+    def _named_errors(self) -> contextlib.AbstractContextManager[None]:
+        """Around writing local files."""
+        return contextlib.nullcontext()
+
+    def publish(self, name: str, write: Callable[[Path], None], *, replace: bool = False) -> Path:
+        final = self.directory / name
+        # The suffix stays the name's: writers choose formats by it. The uuid keeps two processes apart.
+        temporary = final.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{final.name}")
+        try:
+            with self._named_errors():
+                final.parent.mkdir(parents=True, exist_ok=True)
+                write(temporary)
+            self._refuse_if_committed(name)
+            self._place(temporary, name, replace=replace)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return final
+
+    def _refuse_if_committed(self, name: str) -> None:
+        """Keep a pod that was thought dead from changing what readers trust."""
+        if self._is_committed():
+            raise AlreadyCommitted(f"another writer has committed {address(self.ref)}; {name} is not published")
+
+    def _log_loss(self, name: str) -> None:
+        log.info("another writer has published %s of %s before; its content stays", name, address(self.ref))
+
+    def committed(self) -> StoredArtifact | None:
+        artifact = self._read()
+        if artifact is not None:
+            artifact.check_sizes()
+        return artifact
+
+    def commit(
+        self,
+        *,
+        files: Iterable[str],
+        rows: Mapping[str, int] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> StoredArtifact:
+        if (existing := self.committed()) is not None:
+            return existing
+        require_finite(self.ref, metrics)
+        # An AlreadyCommitted of a file that only now becomes durable means that the other's manifest stands.
+        with contextlib.suppress(AlreadyCommitted):
+            manifest = make_manifest(
+                self.ref,
+                self._entries(sorted(set(files)), rows or {}),
+                config=self.config,
+                inputs=self.inputs,
+                metrics=metrics,
+                details=details,
+                now=self.now,
+            )
+            self._put_manifest(manifest.to_bytes())
+        self._after_commit()
+        artifact = self._read()
+        assert artifact is not None
+        return artifact
