@@ -6,7 +6,7 @@ import contextlib
 import logging
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -96,7 +96,7 @@ class StoredWriter(ABC):
     def _read(self) -> StoredArtifact | None: ...
 
     @abstractmethod
-    def _entries(self, names: Iterable[str], rows: Mapping[str, int]) -> list[FileEntry]:
+    def _entries(self, names: Sequence[str], rows: Mapping[str, int], sha256: Mapping[str, str]) -> list[FileEntry]:
         """Return the manifest's lines; files that the stage wrote without `publish` become durable by it."""
 
     @abstractmethod
@@ -143,6 +143,7 @@ class StoredWriter(ABC):
         *,
         files: Iterable[str],
         rows: Mapping[str, int] | None = None,
+        sha256: Mapping[str, str] | None = None,
         metrics: Mapping[str, float] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> StoredArtifact:
@@ -153,7 +154,7 @@ class StoredWriter(ABC):
         with contextlib.suppress(AlreadyCommitted):
             manifest = make_manifest(
                 self.ref,
-                self._entries(sorted(set(files)), rows or {}),
+                self._entries(sorted(set(files)), rows or {}, sha256 or {}),
                 config=self.config,
                 inputs=self.inputs,
                 metrics=metrics,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatch
@@ -198,8 +198,12 @@ class S3Writer(StoredWriter):
         except WrpoError as error:
             log.warning("%s", error)
 
-    def _entries(self, names: Iterable[str], rows: Mapping[str, int]) -> list[FileEntry]:
-        return [self._entry(name, rows.get(name)) for name in names]
+    def _entries(self, names: Sequence[str], rows: Mapping[str, int], sha256: Mapping[str, str]) -> list[FileEntry]:
+        entries = [self._entry(name, rows.get(name)) for name in names]
+        for entry in entries:
+            if entry.sha256 != sha256.get(entry.name, entry.sha256):
+                raise damaged(self.copies.bucket.uri(self._full(entry.name)), self.ref, "is not what was to be written")
+        return entries
 
     def _entry(self, name: str, rows: int | None) -> FileEntry:
         full, path = self._full(name), self.directory / name

@@ -85,12 +85,14 @@ class ArtifactWriter(Protocol):
         *,
         files: Iterable[str],
         rows: Mapping[str, int] | None = None,
+        sha256: Mapping[str, str] | None = None,
         metrics: Mapping[str, float] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> Artifact:
         """Write the manifest, last and atomically. With two writers the first one's manifest stays.
 
-        It says what stands in the store, also where that is another writer's.
+        It says what stands in the store, also where that is another writer's. `sha256` says of some files what they
+        have to be, so that what was altered since is found by readers, and large files are not read once more.
         """
         ...
 

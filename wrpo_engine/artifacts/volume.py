@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -133,14 +133,15 @@ class VolumeWriter(StoredWriter):
     def _read(self) -> VolumeArtifact | None:
         return _read(self.ref, self.directory)
 
-    def _entries(self, names: Iterable[str], rows: Mapping[str, int]) -> list[FileEntry]:
-        return [self._entry(name, rows.get(name)) for name in names]
+    def _entries(self, names: Sequence[str], rows: Mapping[str, int], sha256: Mapping[str, str]) -> list[FileEntry]:
+        return [self._entry(name, rows.get(name), sha256.get(name)) for name in names]
 
-    def _entry(self, name: str, rows: int | None) -> FileEntry:
+    def _entry(self, name: str, rows: int | None, sha256: str | None) -> FileEntry:
         path = self.directory / name
         _fresh(lambda: _sync(path))
         _sync(path.parent)
-        return FileEntry(name=name, size=path.stat().st_size, sha256=_fresh(lambda: sha256_of(path)), rows=rows)
+        digest = sha256 or _fresh(lambda: sha256_of(path))
+        return FileEntry(name=name, size=path.stat().st_size, sha256=digest, rows=rows)
 
     def _after_commit(self) -> None:
         """Remove what killed attempts left behind; younger files may be another writer's."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,18 +18,19 @@ log = logging.getLogger("wrpo_engine")
 _ATTEMPTS = 2
 """A file whose checksum is wrong is fetched once more from its beginning."""
 _TIMEOUT_S = 60.0
+_LEFTOVER_AGE_S = 3600.0
+PART_SUFFIX = ".part"
 
 
 def download_file(
     plan: FetchPlan, file: HubFile, target: Path, patience: HubPatience, on_bytes: Callable[[int], None]
 ) -> None:
     """Fill `target`; what it holds already is kept. DataError if the hub gives another content than it says."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(_ATTEMPTS):
         _fill(plan, file, target, patience, on_bytes)
         if file.is_content_of(target):
             return
-        target.unlink()
+        target.unlink(missing_ok=True)
         log.warning("%s of %s is not what the hub says it is (attempt %d)", file.name, plan.name, attempt + 1)
     raise DataError(
         f"{file.name} of {plan.name} at {plan.revision} is not what the hub says it is: its checksum differs, twice",
@@ -35,6 +38,27 @@ def download_file(
         field="model",
         hint="A proxy or mirror on the way may alter it; try without, or put the model on the storage.",
     )
+
+
+def adopt_leftover(target: Path, now: float) -> None:
+    """Begin `target` with the most that another download of the same file, killed or under way, has left beside it.
+
+    By a copy: the other's process may live and write on, and what it holds open must never become ours. `now` is in
+    seconds since the epoch; leftovers that nobody has written to for long are removed.
+    """
+    sizes: dict[Path, int] = {}
+    for path in target.parent.glob(f"*{PART_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes[path] = path.stat().st_size
+    if target in sizes or not sizes:
+        return
+    # A file that another process removes meanwhile is nobody's any more.
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copyfile(max(sizes, key=lambda path: sizes[path]), target)
+    for path in sizes:
+        with contextlib.suppress(FileNotFoundError):
+            if now - path.stat().st_mtime > _LEFTOVER_AGE_S:
+                path.unlink()
 
 
 def _fill(plan: FetchPlan, file: HubFile, target: Path, patience: HubPatience, on_bytes: Callable[[int], None]) -> None:
@@ -59,6 +83,8 @@ def _fill(plan: FetchPlan, file: HubFile, target: Path, patience: HubPatience, o
                 return
             answer.raise_for_status()
             goes_on = answer.status_code == 206
+            # Another process that has committed the model removes all downloads.
+            target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("ab" if goes_on else "wb") as out:
                 # As they come: what is collected into larger pieces is lost when the connection breaks.
                 for chunk in answer.iter_raw():

@@ -1,8 +1,8 @@
 """The fetch stage: a model of a hub becomes an artifact, downloaded once for all pods and experiments.
 
 The commit is pinned in plan.json before the first byte, so that attempts days apart fetch the same model. Files appear
-one by one, verified; what is unfinished lies in `download/` of the work directory, which later attempts continue where
-it is on a volume.
+one by one, verified; what is unfinished lies in `download/` of the work directory, a file for each process, and later
+attempts continue with a copy of it where it is on a volume.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
 from wrpo_engine.config import FetchParams
-from wrpo_engine.errors import ConfigError
-from wrpo_engine.fetching.download import download_file
+from wrpo_engine.errors import AlreadyCommitted, ConfigError
+from wrpo_engine.fetching.download import PART_SUFFIX, adopt_leftover, download_file
 from wrpo_engine.fetching.plan import FetchPlan, HubFile, choose_files
 from wrpo_engine.hub import HubPatience, hub_errors, is_offline, offline_error
 from wrpo_engine.models import FETCHED, MODEL_DIRECTORY
@@ -47,19 +48,29 @@ def run(ctx: StageContext) -> StageResult:
             f"Set {_FIELD}.revision.",
         )
     patience = HubPatience.of(ctx.environ, ctx.stop.raise_if_requested)
-    with hub_errors(name, model.revision, _FIELD):
-        plan = _plan(ctx, name, model.revision, patience)
-        _fetch_all(ctx, plan, patience)
+    try:
+        with hub_errors(name, model.revision, _FIELD):
+            plan = _plan(ctx, name, model.revision, patience)
+            _fetch_all(ctx, plan, patience)
+    except AlreadyCommitted:
+        _remove_downloads(ctx)
+        raise
     files = [f"{MODEL_DIRECTORY}/{file.name}" for file in plan.files]
     metrics = {"files": float(len(files)), "bytes": float(sum(file.size or 0 for file in plan.files))}
     source = {"name": plan.name, "revision": plan.revision}
     ctx.output.commit(
         files=[PLAN_NAME, *files],
+        # As the hub says, not as the files are by now.
+        sha256={f"{MODEL_DIRECTORY}/{file.name}": file.sha256 for file in plan.files if file.sha256 is not None},
         metrics=metrics,
         details={"model": source, FETCHED: {**source, "requested": plan.requested}},
     )
-    shutil.rmtree(ctx.output.directory / _DOWNLOADS, ignore_errors=True)
+    _remove_downloads(ctx)
     return StageResult(rows=len(files), metrics=metrics)
+
+
+def _remove_downloads(ctx: StageContext) -> None:
+    shutil.rmtree(ctx.output.directory / _DOWNLOADS, ignore_errors=True)
 
 
 def _plan(ctx: StageContext, name: str, revision: str | None, patience: HubPatience) -> FetchPlan:
@@ -78,8 +89,9 @@ def _plan(ctx: StageContext, name: str, revision: str | None, patience: HubPatie
     plan = FetchPlan(name, revision, str(info.sha), choose_files(name, files, _FIELD))
     log.info("%s at %s: %d files", name, plan.revision, len(plan.files))
     content = json.dumps(plan.to_json(), indent=1) + "\n"
-    ctx.output.publish(PLAN_NAME, lambda path: _write(path, content))
-    return plan
+    # Another pod's plan may have been first, and the branch may have moved since.
+    path = ctx.output.publish(PLAN_NAME, lambda path: _write(path, content))
+    return FetchPlan.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _write(path: Path, content: str) -> None:
@@ -107,8 +119,13 @@ def _fetch_all(ctx: StageContext, plan: FetchPlan, patience: HubPatience) -> Non
             done += count
             ctx.progress.update(min(done, total), total)
 
+    # No two processes write into one file, as what is verified must not change before it is published, or after.
+    owner = uuid.uuid4().hex
+
     def fetch(file: HubFile) -> None:
-        target = ctx.output.directory / _DOWNLOADS / f"{file.name}.part"
+        target = ctx.output.directory / _DOWNLOADS / file.name / f"{owner}{PART_SUFFIX}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        adopt_leftover(target, ctx.clock().timestamp())
         download_file(plan, file, target, patience, on_bytes)
         ctx.output.publish(f"{MODEL_DIRECTORY}/{file.name}", lambda path: _move(target, path))
 

@@ -18,7 +18,7 @@ from wrpo_engine.artifacts import VolumeStore, transfer
 from wrpo_engine.artifacts.s3 import S3Store
 from wrpo_engine.cli import run
 from wrpo_engine.config import ArtifactRef, StageKind, TerminationMessage
-from wrpo_engine.errors import AlreadyCommitted
+from wrpo_engine.errors import AlreadyCommitted, DataError
 from wrpo_engine.stage import StageContext, StageResult, StopRequest
 
 REF = ArtifactRef(stage="sample/qwen", hash="00000000000000aa")
@@ -134,6 +134,13 @@ def test_files_that_are_written_again_on_purpose_are(store_of: Open) -> None:
     with pytest.raises(AlreadyCommitted):
         second.publish("checkpoints/best.json", write("3"), replace=True)
     assert writer(store_of("c")).fetch("checkpoints/best.json").read_text() == "2"
+
+
+def test_what_a_file_has_to_be_is_not_what_it_was_changed_to(store_of: Open) -> None:
+    own = writer(store_of("a"))
+    own.publish("rows", write("altered"))
+    with pytest.raises(DataError, match=r"was altered|is not what was to be written"):
+        own.commit(files=["rows"], sha256={"rows": "0" * 64}).file("rows")
 
 
 def test_a_name_that_was_given_up_is_free_again(store_of: Open) -> None:

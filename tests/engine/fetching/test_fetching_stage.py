@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from support.hub_server import COMMIT, Hub, HubFault, hub_server
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef, ModelRef, RewardModel, TerminationMessage
 from wrpo_engine.errors import ConfigError, Interrupted
+from wrpo_engine.fetching.download import adopt_leftover
 from wrpo_engine.hub import HubPatience, retry_after_s
 from wrpo_engine.models import resolve_model
 
@@ -43,9 +45,10 @@ def hub() -> Iterator[Hub]:
 class Engine:
     """`wrpo-engine fetch` in a process of its own: the hub's address is read when its library is imported."""
 
-    def __init__(self, directory: Path, hub: Hub) -> None:
-        self.storage = directory / "storage"
-        self.storage.mkdir()
+    def __init__(self, directory: Path, hub: Hub, storage: Path | None = None) -> None:
+        self.storage = storage or directory / "storage"
+        for each in (directory, self.storage):
+            each.mkdir(exist_ok=True)
         self.directory, self.hub = directory, hub
 
     def run(self, params: dict[str, Any] | None = None, **environ: str) -> tuple[int, TerminationMessage]:
@@ -133,6 +136,40 @@ def test_an_attempt_goes_on_with_what_the_last_one_left(engine: Engine, hub: Hub
     assert hub.gets("model.safetensors") == ["bytes=500000-"]
     assert hub.gets("config.json") == []
     assert engine.artifact().file("model/model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_who_writes_on_into_its_own_download_does_not_change_what_was_published(engine: Engine, hub: Hub) -> None:
+    theirs = engine.storage / REF.stage / REF.hash / "download/model.safetensors/other.part"
+    theirs.parent.mkdir(parents=True)
+    with theirs.open("ab") as straggler:
+        straggler.write(WEIGHTS[:500_000])
+        straggler.flush()
+        assert engine.run()[0] == 0
+        straggler.write(b"late")
+    assert hub.gets("model.safetensors") == ["bytes=500000-"]
+    assert engine.artifact().file("model/model.safetensors").read_bytes() == WEIGHTS
+    assert not (engine.artifact().directory / "download").exists()
+
+
+def test_two_that_fetch_at_once_both_end_with_the_one_model(tmp_path: Path, hub: Hub) -> None:
+    hub.fault = lambda path: HubFault(cut_body_to=60_000) if path.endswith("model.safetensors") else None
+    engines = [Engine(tmp_path / name, hub, tmp_path / "shared") for name in "ab"]
+    with ThreadPoolExecutor() as threads:
+        done = list(threads.map(lambda each: each.run(WRPO_HUB_PATIENCE_SECONDS="60"), engines))
+    assert [code for code, _ in done] == [0, 0], [each.done.stderr for each in engines]
+    artifact = engines[0].artifact()
+    assert {name: len(artifact.file(name).read_bytes()) for name in artifact.files("model/")} == {
+        f"model/{name}": len(hub.files[name]) for name in ("config.json", "model.safetensors", "tokenizer.json")
+    }
+
+
+def test_old_leftovers_are_removed_once_one_was_taken_over(tmp_path: Path) -> None:
+    for name, content in {"old.part": b"12345", "young.part": b"123"}.items():
+        (tmp_path / name).write_bytes(content)
+    os.utime(tmp_path / "old.part", (1000, 1000))
+    os.utime(tmp_path / "young.part", (9000, 9000))
+    adopt_leftover(tmp_path / "own.part", now=10_000)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"own.part": b"12345", "young.part": b"123"}
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
