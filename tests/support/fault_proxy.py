@@ -139,7 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         cut = fault.cut_body_to if fault.cut_body_to is not None else fault.stall_after
         try:
-            self.wfile.write(body if cut is None else body[:cut])
+            if self.command != "HEAD":
+                self.wfile.write(body if cut is None else body[:cut])
             self.wfile.flush()
         except OSError:
             return

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from wrpo_engine.artifacts.s3_errors import Place, explain, is_missing, is_taken, is_worth_waiting
+from wrpo_engine.artifacts.s3_errors import Place, explain, is_missing, is_taken, is_unexplained, is_worth_waiting
 from wrpo_engine.config import S3Storage
 from wrpo_engine.errors import ConfigError
 
@@ -27,6 +27,7 @@ SHA256_KEY = "sha256"
 _MAX_CONNECTIONS = 32
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 20.0
 _STOPPING_PATIENCE_S = 20.0
+_CREDENTIALS_S = 10.0
 _PAGE_OF_DELETIONS = 1000
 
 
@@ -87,6 +88,38 @@ class Listed:
     modified: datetime
 
 
+def has_role(environ: Mapping[str, str]) -> bool:
+    """Whether credentials may come from a role of the pod; keys in its environment are there or not."""
+    has_keys = bool(environ.get("AWS_ACCESS_KEY_ID") or environ.get("AWS_SECRET_ACCESS_KEY"))
+    return not has_keys and environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true"
+
+
+def wait_for_credentials(
+    find: Callable[[], object],
+    *,
+    seconds: float,
+    sleep: Callable[[float], None] = time.sleep,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> None:
+    """Look for credentials again for a while: what gives a pod its role may start after the pod.
+
+    None in the end is an error of the first request. A client keeps what was found when it was made, so it is not made
+    before.
+    """
+    from botocore.exceptions import CredentialRetrievalError
+
+    since = monotonic()
+    while True:
+        is_last = monotonic() - since + _FIRST_DELAY_S > seconds
+        try:
+            if find() is not None or is_last:
+                return
+        except CredentialRetrievalError:
+            if is_last:
+                raise
+        sleep(_FIRST_DELAY_S)
+
+
 def make_client(storage: S3Storage, environ: Mapping[str, str], timeout_s: float) -> Any:
     """Return boto3's client. Credentials and AWS_CA_BUNDLE come from the process's environment, as in all AWS tools."""
     try:
@@ -98,6 +131,7 @@ def make_client(storage: S3Storage, environ: Mapping[str, str], timeout_s: float
         ) from error
 
     session = boto3.session.Session()
+    wait_for_credentials(session.get_credentials, seconds=_CREDENTIALS_S if has_role(environ) else 0.0)
     config = Config(
         retries={
             "mode": environ.get("AWS_RETRY_MODE", "standard"),
@@ -210,6 +244,9 @@ class S3Bucket:
             except self.client.exceptions.ClientError as error:
                 if is_missing(error):
                     return None
+                if is_unexplained(error):
+                    # A refusal with a body says why; without one the right to read this object is missing.
+                    self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.key(name), MaxKeys=1)
                 raise
 
         answer = self.call(f"read {self.uri(name)}", request)

@@ -70,6 +70,11 @@ def is_taken(error: Exception) -> bool:
     return hasattr(error, "response") and code_and_status(error)[1] == 412
 
 
+def is_unexplained(error: Exception) -> bool:
+    """Whether an answer to HEAD refuses without a word: it may be the credentials, the clock, a missing right."""
+    return hasattr(error, "response") and code_and_status(error) in {("", 400), ("", 403)}
+
+
 def is_worth_waiting(error: Exception) -> bool:
     """Whether the same request may succeed a little later."""
     from botocore import exceptions as boto
@@ -108,7 +113,14 @@ def explain(error: Exception, place: Place, action: str) -> WrpoError:
             "Give the pods the CA that signed it: mount its PEM file by podTemplate and set AWS_CA_BUNDLE to its path.",
             code="StorageTls",
         )
-    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
+    if isinstance(error, boto.CredentialRetrievalError):
+        return TemporaryError(
+            f"{what}: the service that gives the pod its credentials does not answer well ({_first_line(error)})",
+            code="StorageCredentials",
+            field=_CREDENTIALS_FIELD,
+            hint="Check the role of the pods' service account and the agent that serves it. The stage is tried again.",
+        )
+    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return ConfigError(
             _CREDENTIALS_FIELD,
             "<none found>",

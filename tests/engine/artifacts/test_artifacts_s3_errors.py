@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import CredentialRetrievalError
 from support.fault_proxy import Answer, Fault, FaultProxy, Request, s3_error, times
 from support.s3_server import S3Server, free_ports
 
 from wrpo_engine.artifacts.s3 import S3Store
-from wrpo_engine.artifacts.s3_client import Patience, S3Bucket
+from wrpo_engine.artifacts.s3_client import Patience, S3Bucket, has_role, wait_for_credentials
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import ConfigError, StorageError, TemporaryError, WrpoError
 
@@ -98,7 +99,7 @@ ANSWERS: dict[str, tuple[Answer, int, str, str, str]] = {
         75,
         "StorageBusy",
         "storage.s3",
-        "the server says SlowDown (Please reduce your request rate), also after waiting",
+        "also after waiting",
     ),
     "a gateway without its server": (
         Answer(502, b"<html>bad gateway</html>"),
@@ -110,18 +111,109 @@ ANSWERS: dict[str, tuple[Answer, int, str, str, str]] = {
 }
 
 
+REQUESTS: dict[str, Callable[[S3Bucket], object]] = {
+    "HEAD": lambda bucket: bucket.stat("some/object"),
+    "GET": lambda bucket: bucket.read("some/object"),
+    "PUT": lambda bucket: bucket.put("some/object", b"x"),
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS.keys())
 @pytest.mark.parametrize(("answer", "exit_code", "code", "field", "words"), ANSWERS.values(), ids=ANSWERS.keys())
 def test_an_answer_becomes_one_message(
-    connect: Connect, proxy: FaultProxy, answer: Answer, exit_code: int, code: str, field: str, words: str
+    connect: Connect,
+    proxy: FaultProxy,
+    request_: Callable[[S3Bucket], object],
+    answer: Answer,
+    exit_code: int,
+    code: str,
+    field: str,
+    words: str,
 ) -> None:
-    own = writer(connect(endpoint=proxy.endpoint, **IMPATIENT))
-    proxy.faults = [times(99, answer, when=is_put)]
+    bucket = connect(endpoint=proxy.endpoint, **IMPATIENT).copies.bucket
+    proxy.faults = [times(99, answer)]
     with pytest.raises(WrpoError) as error:
-        own.begin()
+        request_(bucket)
     assert (error.value.exit_code, error.value.code, error.value.field) == (exit_code, code, field)
     assert words in error.value.message
-    assert "sample/qwen/00000000000000aa/.started" in error.value.message
+    assert "some/object" in error.value.message
     assert error.value.hint
+
+
+def test_a_server_that_stays_busy_has_its_own_words_in_the_message(connect: Connect, proxy: FaultProxy) -> None:
+    own = writer(connect(endpoint=proxy.endpoint, **IMPATIENT))
+    proxy.faults = [times(99, s3_error(503, "SlowDown", "Please reduce your request rate."), when=is_put)]
+    with pytest.raises(TemporaryError) as error:
+        own.begin()
+    place = f"{own.copies.bucket.root_uri}/sample/qwen/00000000000000aa/.started"
+    assert error.value.message == (
+        f"cannot write {place}: the server says SlowDown (Please reduce your request rate), also after waiting"
+    )
+
+
+def test_an_object_that_may_be_listed_but_not_read_is_named(connect: Connect, proxy: FaultProxy) -> None:
+    bucket = connect(endpoint=proxy.endpoint).copies.bucket
+    proxy.faults = [lambda request: s3_error(403, "AccessDenied") if request.method == "HEAD" else None]
+    with pytest.raises(ConfigError, match=r"access is denied: cannot read s3://.*/some/object") as error:
+        bucket.stat("some/object")
+    assert error.value.code == "StorageForbidden"
+
+
+def test_credentials_that_cannot_be_had_now_are_waited_for_and_then_temporary(connect: Connect) -> None:
+    bucket, now = bucket_with_a_clock(connect, Patience(seconds=10))
+
+    def request() -> None:
+        raise CredentialRetrievalError(provider="web-identity", error_msg="connection refused")
+
+    with pytest.raises(TemporaryError, match="the service that gives the pod its credentials") as error:
+        bucket.call("read x", request)
+    assert now[0] > 3
+    assert (error.value.code, error.value.field) == ("StorageCredentials", "storage.s3.credentialsSecretName")
+
+
+def late(answers: list[object]) -> tuple[Callable[[], object], list[float]]:
+    """What looks for credentials, and what its sleeping moves."""
+    left, now = list(answers), [0.0]
+
+    def find() -> object:
+        answer = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return find, now
+
+
+AWAY = CredentialRetrievalError(provider="container-role", error_msg="refused")
+LOOKS: dict[str, tuple[list[object], float, float]] = {
+    "at once": (["keys"], 10, 0),
+    "after a while": ([None, AWAY, None, "keys"], 10, 1.5),
+    "never": ([None], 3, 3),
+    "never, with keys in the environment": ([None], 0, 0),
+}
+
+
+@pytest.mark.parametrize(("answers", "seconds", "waited"), LOOKS.values(), ids=LOOKS.keys())
+def test_a_role_that_comes_after_the_pod_is_waited_for(answers: list[object], seconds: float, waited: float) -> None:
+    find, now = late(answers)
+    wait_for_credentials(
+        find, seconds=seconds, sleep=lambda s: now.__setitem__(0, now[0] + s), monotonic=lambda: now[0]
+    )
+    assert now[0] == waited
+
+
+ROLES: dict[str, tuple[dict[str, str], bool]] = {
+    "nothing is set": ({}, True),
+    "a role is named": ({"AWS_ROLE_ARN": "arn"}, True),
+    "static keys": ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, False),
+    "half of them": ({"AWS_ACCESS_KEY_ID": "a"}, False),
+    "no metadata": ({"AWS_EC2_METADATA_DISABLED": "true"}, False),
+}
+
+
+@pytest.mark.parametrize(("environ", "expected"), ROLES.values(), ids=ROLES.keys())
+def test_whether_a_role_may_come(environ: dict[str, str], expected: bool) -> None:
+    assert has_role(environ) is expected
 
 
 PASSING: dict[str, Callable[[], Fault]] = {
