@@ -24,7 +24,7 @@ from wrpo_engine.artifacts.checks import address, damaged, read_manifest
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME, FileEntry, InputEntry, digest_of, sha256_of
 from wrpo_engine.artifacts.s3_client import ConditionFailed, Listed, S3Bucket, Stat, UnsupportedConditionError
 from wrpo_engine.artifacts.store import Artifact, ArtifactWriter
-from wrpo_engine.artifacts.transfer import download, upload
+from wrpo_engine.artifacts.transfer import download, upload, upload_first
 from wrpo_engine.config import ArtifactRef, S3Storage
 from wrpo_engine.errors import ConfigError, DataError, MissingInputError, StorageError, WrpoError
 
@@ -144,9 +144,13 @@ class S3Writer(StoredWriter):
     def _place(self, temporary: Path, name: str, *, replace: bool) -> None:
         full, final = self._full(name), self.directory / name
         digest, size = sha256_of(temporary), temporary.stat().st_size
-        is_sent = self._send(temporary, full, digest, replace=replace)
+        is_ours = True
+        if replace:
+            upload(self.copies.bucket, temporary, full, sha256=digest)
+        else:
+            is_ours = upload_first(self.copies.bucket, temporary, full, sha256=digest)
         stat = self.copies.bucket.stat(full)
-        if stat is None or (is_sent and stat.size != size):
+        if stat is None or (is_ours and stat.size != size):
             found = "nothing" if stat is None else f"{stat.size} bytes"
             raise StorageError(
                 f"{size} bytes were written to {self.copies.bucket.uri(full)}, but {found} are there",
@@ -155,28 +159,13 @@ class S3Writer(StoredWriter):
                 hint="Another writer replaced it, or the server loses writes: see its log.",
             )
         with self.copies.cache.lock(full):
-            # A request of ours whose answer was lost finds its own object.
-            if is_sent or stat.sha256 == digest:
-                if temporary != final:
-                    temporary.replace(final)
-                self.copies.cache.remember(full, etag=stat.etag, sha256=digest)
-            else:
+            if not is_ours:
                 self._log_loss(name)
                 self._bring(full, stat)
-
-    def _send(self, path: Path, full: str, sha256: str, *, replace: bool) -> bool:
-        """Upload; return False if an object stands there that is not to be replaced."""
-        bucket = self.copies.bucket
-        try:
-            upload(bucket, path, full, sha256=sha256, only_if_absent=not replace)
-        except ConditionFailed:
-            return False
-        except UnsupportedConditionError:
-            # As on file systems without hard links: of writers at the same moment the last one wins.
-            if bucket.stat(full) is not None:
-                return False
-            upload(bucket, path, full, sha256=sha256)
-        return True
+                return
+            if temporary != final:
+                temporary.replace(final)
+            self.copies.cache.remember(full, etag=stat.etag, sha256=digest)
 
     def _read(self) -> S3Artifact | None:
         return _read(self.ref, self.copies)

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
-from wrpo_engine.artifacts.s3_client import ConditionFailed, S3Bucket
+from wrpo_engine.artifacts.s3_client import ConditionFailed, S3Bucket, UnsupportedConditionError
 from wrpo_engine.errors import TemporaryError
 
 T = TypeVar("T")
@@ -53,6 +53,22 @@ def upload(bucket: S3Bucket, path: Path, name: str, *, sha256: str, only_if_abse
         field="storage.s3",
         hint="A rule of the bucket may end uploads that are still under way; otherwise see the server's log.",
     )
+
+
+def upload_first(bucket: S3Bucket, path: Path, name: str, *, sha256: str) -> bool:
+    """Upload a file unless an object of that name stands there; return whether what stands there then is ours."""
+    try:
+        upload(bucket, path, name, sha256=sha256, only_if_absent=True)
+    except ConditionFailed:
+        # A request of ours whose answer was lost finds its own object.
+        stat = bucket.stat(name)
+        return stat is not None and stat.sha256 == sha256
+    except UnsupportedConditionError:
+        # As on file systems without hard links: of writers at the same moment the last one wins.
+        if bucket.stat(name) is not None:
+            return False
+        upload(bucket, path, name, sha256=sha256)
+    return True
 
 
 def _upload_parts(

@@ -13,7 +13,7 @@ from wrpo_engine.command_line import run_command
 from wrpo_engine.config import ExitCode
 from wrpo_engine.formats.location import Locator
 from wrpo_engine.formats.reading import as_triples, read_table
-from wrpo_engine.formats.writing import Format, write_artifact, write_file
+from wrpo_engine.formats.writing import Format, write_artifact, write_file, write_to_bucket
 
 _HELP = """Read triples from IN and write them to OUT in another format.
 
@@ -24,6 +24,9 @@ IN is one of
   an artifact    its directory, or its address with --storage
   storage://PATH below --storage; s3://BUCKET/PATH with credentials in the environment
   a hub id       OWNER/NAME
+
+\b
+OUT is a path, storage://PATH below --storage, or s3://BUCKET/PATH; nothing that is there is replaced.
 
 \b
 Rows that are read
@@ -52,7 +55,7 @@ Examples:
 @click.argument("source", metavar="IN")
 @click.argument("output", metavar="OUT")
 @click.option("--to", "kind", type=click.Choice([kind.value for kind in Format]), required=True, help="See above.")
-@click.option("--storage", metavar="DIR|s3://BUCKET/PREFIX", help="What addresses and storage:// in IN refer to.")
+@click.option("--storage", metavar="DIR|s3://BUCKET/PREFIX", help="What addresses and storage:// refer to.")
 @click.option("--split", default="train", show_default=True, help="Of a hub data set or a saved DatasetDict.")
 def command(source: str, output: str, kind: str, storage: str | None, split: str) -> int:
     locator = Locator(storage, os.environ, lambda: datetime.now(UTC))
@@ -63,8 +66,10 @@ def command(source: str, output: str, kind: str, storage: str | None, split: str
         store = Locator(None, os.environ, lambda: datetime.now(UTC)).store(output)
         artifact = write_artifact(table, store)
         click.echo(f"{artifact.ref.stage}/{artifact.ref.hash}")
+    elif isinstance(target := locator.output(output), Path):
+        write_file(table, target, Format(kind))
     else:
-        write_file(table, Path(output), Format(kind))
+        write_to_bucket(table, *target, Format(kind))
     click.echo(f"{table.height} rows", err=True)
     return ExitCode.OK
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from wrpo_engine.artifacts import Artifact, ArtifactStore, VolumeStore
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME, Manifest
@@ -13,10 +14,16 @@ from wrpo_engine.config import ArtifactRef, S3Storage
 from wrpo_engine.errors import DataError, MissingInputError, UsageError
 
 _SCHEME = "storage://"
+_S3_SCHEME = "s3://"
 _ADDRESS = re.compile(r"^(?P<stage>[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)?)/(?P<hash>[0-9a-f]{16})/?$")
 _S3_ARTIFACT = re.compile(
     r"^(?P<uri>s3://.+?)/(?P<stage>(sample|score|fetch)/[a-z0-9-]+|[a-z0-9-]+)/(?P<hash>[0-9a-f]{16})/?$"
 )
+
+
+if TYPE_CHECKING:
+    # boto3 is needed only where a bucket is named.
+    from wrpo_engine.artifacts.s3 import S3Store
 
 
 class Locator:
@@ -32,17 +39,18 @@ class Locator:
         """Return the store at `storage`, else the one that --storage names."""
         wanted = storage or self._storage
         if wanted is None:
-            raise UsageError(
-                "this address lies in a storage, but none is named",
-                hint="Add --storage DIRECTORY or --storage s3://BUCKET/PREFIX.",
-            )
+            raise _no_storage()
         if wanted not in self._stores:
             self._stores[wanted] = self._open(wanted)
         return self._stores[wanted]
 
     def _open(self, storage: str) -> ArtifactStore:
-        if not storage.startswith("s3://"):
+        if not storage.startswith(_S3_SCHEME):
+            refuse_scheme(storage)
             return VolumeStore(Path(storage).resolve(), self._clock)
+        return self._bucket(storage)
+
+    def _bucket(self, storage: str) -> S3Store:
         from wrpo_engine.artifacts.s3 import S3Store
 
         settings = S3Storage(
@@ -80,19 +88,56 @@ class Locator:
             )
         return artifact, store
 
+    def output(self, location: str) -> Path | tuple[S3Store, str]:
+        """Return where to write: a local path, or a bucket's store and the name below it."""
+        if location.startswith(_SCHEME):
+            if self._storage is None:
+                raise _no_storage()
+            location = f"{self._storage.rstrip('/')}/{_below(location)}"
+        if location.startswith(_S3_SCHEME):
+            parent, name = _parent_and_name(location)
+            return self._bucket(parent), name
+        refuse_scheme(location)
+        return Path(location)
+
     def local(self, location: str) -> str:
         """Return a local path of what `location` names; hub ids stay as they are."""
         if location.startswith(_SCHEME):
-            below = PurePosixPath(location.removeprefix(_SCHEME))
-            if below.is_absolute() or ".." in below.parts or not below.parts:
-                raise UsageError(f"{location} leaves the storage", hint="Write storage://DIRECTORY/NAME.")
-            return str(self.store().local_copy(below.as_posix()))
-        if location.startswith("s3://"):
-            parent, _, name = location.rstrip("/").rpartition("/")
-            if not parent.removeprefix("s3:/").strip("/"):
-                raise UsageError(f"{location} is a whole bucket", hint="Name a file or a directory in it.")
+            return str(self.store().local_copy(_below(location)))
+        if location.startswith(_S3_SCHEME):
+            parent, name = _parent_and_name(location)
             return str(self.store(parent).local_copy(name))
         return location
+
+
+def refuse_scheme(location: str) -> None:
+    """Keep an address that is none from becoming a directory of that name here."""
+    if "://" in location:
+        scheme = location.partition("://")[0]
+        raise UsageError(
+            f"{location}: nothing is written to {scheme}://", hint="Write a path, s3://BUCKET/PATH or storage://PATH."
+        )
+
+
+def _no_storage() -> UsageError:
+    return UsageError(
+        "this address lies in a storage, but none is named",
+        hint="Add --storage DIRECTORY or --storage s3://BUCKET/PREFIX.",
+    )
+
+
+def _below(location: str) -> str:
+    below = PurePosixPath(location.removeprefix(_SCHEME))
+    if below.is_absolute() or ".." in below.parts or not below.parts:
+        raise UsageError(f"{location} leaves the storage", hint="Write storage://DIRECTORY/NAME.")
+    return below.as_posix()
+
+
+def _parent_and_name(location: str) -> tuple[str, str]:
+    parent, _, name = location.rstrip("/").rpartition("/")
+    if not parent.removeprefix("s3:/").strip("/"):
+        raise UsageError(f"{location} is a whole bucket", hint="Name a file or a directory in it.")
+    return parent, name
 
 
 def _manifest(path: Path) -> Manifest:

@@ -15,6 +15,10 @@ def is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in _MARKS)
 
 
+def is_mark(path: Path) -> bool:
+    return path.name in _MARKS
+
+
 def load_saved(path: Path, split: str, *, split_field: str, field: str | None = None) -> Any:
     """Return the `datasets.Dataset` in the directory; of a DatasetDict the split. Errors name both fields."""
     from datasets import DatasetDict, load_from_disk

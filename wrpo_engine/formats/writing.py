@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import tempfile
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
 from wrpo_engine.artifacts import Artifact, ArtifactStore
+from wrpo_engine.artifacts.manifest import sha256_of
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.curation.published import published_row, write_published
 from wrpo_engine.errors import AlreadyCommitted, DataError
+from wrpo_engine.formats.saved import is_mark
+
+if TYPE_CHECKING:
+    # boto3 is needed only where a bucket is named.
+    from wrpo_engine.artifacts.s3 import S3Store
 
 ARTIFACT_STAGE = "curate-triples"
 _SLICE_ROWS = 2048
@@ -38,7 +46,7 @@ def write_file(table: pl.DataFrame, path: Path, kind: Format) -> None:
         Format.DATASETS: lambda place: _write_saved(table, place),
     }
     if path.exists():
-        raise DataError(f"{path} is there already", code="OutputExists", hint="Remove it or choose another name.")
+        raise _exists(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
     try:
@@ -51,6 +59,31 @@ def write_file(table: pl.DataFrame, path: Path, kind: Format) -> None:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def write_to_bucket(table: pl.DataFrame, store: S3Store, name: str, kind: Format) -> None:
+    """Write an object below the store's prefix, or several for `datasets`, whose mark comes last."""
+    from wrpo_engine.artifacts.transfer import upload_first
+
+    bucket, cache = store.copies.bucket, store.copies.cache
+    if any(found.key == name or found.key.startswith(f"{name}/") for found in bucket.listing(name)):
+        raise _exists(bucket.uri(name))
+    with cache.named_errors():
+        cache.root.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=cache.root)
+    with scratch:
+        local = Path(scratch.name) / Path(name).name
+        with cache.named_errors():
+            write_file(table, local, kind)
+        files = [local] if local.is_file() else [path for path in local.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: (is_mark(path), path)):
+            key = name if path == local else f"{name}/{path.relative_to(local).as_posix()}"
+            if not upload_first(bucket, path, key, sha256=sha256_of(path)):
+                raise _exists(bucket.uri(key))
+
+
+def _exists(place: Path | str) -> DataError:
+    return DataError(f"{place} is there already", code="OutputExists", hint="Remove it or choose another name.")
 
 
 def write_artifact(table: pl.DataFrame, store: ArtifactStore) -> Artifact:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,47 @@ ROW = {
     "chosen": [{"role": "assistant", "content": "best"}, {"role": "assistant", "content": "good"}],
     "rejected": [{"role": "assistant", "content": "bad"}],
 }
+
+
+@pytest.fixture
+def storage(s3: S3Server, bucket: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    monkeypatch.setenv("WRPO_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    yield f"s3://{bucket}/{root}"
+    # Nothing but what the test put there: no directory that is named like an address.
+    assert {path.name for path in tmp_path.iterdir()} <= {"rows.jsonl", "scratch", "back.jsonl"}
+
+
+@pytest.mark.parametrize("kind", ["published", "jsonl", "parquet", "datasets"])
+@pytest.mark.parametrize("by_storage", [False, True])
+def test_every_format_is_written_to_a_bucket_and_read_from_there(
+    storage: str, kind: str, by_storage: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"out{'' if kind == 'datasets' else '.parquet' if kind == 'parquet' else '.jsonl'}"
+    output = f"storage://made/{name}" if by_storage else f"{storage}/made/{name}"
+    options = ["--storage", storage] if by_storage else []
+    assert convert(["rows.jsonl", output, "--to", kind, *options]) == 0
+    assert convert([f"{storage}/made/{name}", "back.jsonl", "--to", "published"]) == 0
+    assert json.loads(Path("back.jsonl").read_text()) == ROW
+    capsys.readouterr()
+    assert convert(["rows.jsonl", output, "--to", kind, *options]) == 65
+    assert f"{storage}/made/{name} is there already" in capsys.readouterr().err
+
+
+NOWHERE = ["gs://bucket/x.jsonl", "https://host/x.jsonl", "storage://x.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [*itertools.product(NOWHERE, ["jsonl", "artifact"]), ("s3://bucket", "jsonl")],
+)
+def test_an_output_that_cannot_be_written_is_refused(
+    storage: str, output: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(["rows.jsonl", output, "--to", kind]) == 64
+    assert "error:" in capsys.readouterr().err
 
 
 def test_rows_go_to_a_bucket_and_come_back(
