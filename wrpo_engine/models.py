@@ -89,8 +89,7 @@ def _bring_model(artifact: Artifact, field: str) -> None:
         raise DataError(
             f"artifact {address(artifact.ref)} holds no model directory", code="ArtifactDamaged", field=field
         )
-    for name in names:
-        artifact.file(name)
+    artifact.fetch_all(names)
 
 
 def _fetched(name: str, revision: str | None, ctx: StageContext, field: str) -> tuple[Path, str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
@@ -55,8 +56,8 @@ def commit_when_complete(
     rows: dict[str, int] = {}
 
     def frames() -> Iterator[pl.DataFrame]:
-        for name in names:
-            frame = _read(ctx, name)
+        for name, path in zip(names, ctx.output.fetch_all(names), strict=True):
+            frame = _read(ctx, name, path)
             rows[name] = frame.height
             yield frame
 
@@ -69,8 +70,7 @@ def commit_when_complete(
     return metrics
 
 
-def _read(ctx: StageContext, name: str) -> pl.DataFrame:
-    path = ctx.output.fetch(name)
+def _read(ctx: StageContext, name: str, path: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:

@@ -9,17 +9,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from wrpo_engine.artifacts.checks import address, damaged, make_manifest, require_finite, unknown_file
 from wrpo_engine.artifacts.manifest import FileEntry, InputEntry, Manifest
+from wrpo_engine.artifacts.parallel import in_parallel
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import AlreadyCommitted
 
 log = logging.getLogger("wrpo_engine")
 
 TEMPORARY = ".tmp-"
+AT_ONCE = 16
+"""Small files that are fetched together; each takes a block of memory."""
+SMALL_BYTES = 16 << 20
 
 
 @dataclass
@@ -44,14 +49,24 @@ class StoredArtifact(ABC):
     def _verify(self, entry: FileEntry) -> None:
         """Bring the file here if it is not, and compare it with the manifest."""
 
+    @cached_property
+    def _by_name(self) -> Mapping[str, FileEntry]:
+        return {entry.name: entry for entry in self.manifest.files}
+
     def file(self, name: str) -> Path:
-        entry = next((entry for entry in self.manifest.files if entry.name == name), None)
+        entry = self._by_name.get(name)
         if entry is None:
             raise unknown_file(self.ref, name, self.files())
         if name not in self._verified:
             self._verify(entry)
             self._verified.add(name)
         return self.directory / name
+
+    def fetch_all(self, names: Sequence[str]) -> list[Path]:
+        # Large ones one after another: they come in parallel parts already.
+        small = [name for name in names if name in self._by_name and self._by_name[name].size <= SMALL_BYTES]
+        in_parallel(self.file, small, threads=AT_ONCE, name="fetch")
+        return [self.file(name) for name in names]
 
     def files(self, prefix: str = "") -> list[str]:
         return [entry.name for entry in self.manifest.files if entry.name.startswith(prefix)]

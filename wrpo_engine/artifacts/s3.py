@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from wrpo_engine import __version__
-from wrpo_engine.artifacts.base import StoredArtifact, StoredWriter
+from wrpo_engine.artifacts.base import AT_ONCE, SMALL_BYTES, StoredArtifact, StoredWriter
 from wrpo_engine.artifacts.cache import LocalCache
 from wrpo_engine.artifacts.checks import address, damaged, read_manifest
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME, FileEntry, InputEntry, digest_of, sha256_of
+from wrpo_engine.artifacts.parallel import in_parallel
 from wrpo_engine.artifacts.s3_client import ConditionFailed, Listed, S3Bucket, Stat, UnsupportedConditionError
 from wrpo_engine.artifacts.store import Artifact, ArtifactWriter
-from wrpo_engine.artifacts.transfer import download, upload, upload_first
+from wrpo_engine.artifacts.transfer import download, download_whole, upload, upload_first
 from wrpo_engine.config import ArtifactRef, S3Storage
 from wrpo_engine.errors import ConfigError, DataError, MissingInputError, StorageError, WrpoError
 
@@ -55,6 +56,22 @@ class Copies:
             partial.replace(path)
         self.cache.remember(name, etag=etag, sha256=digest)
         return digest
+
+    def bring_whole(self, name: str, *, size: int, etag: str | None = None) -> tuple[Stat | None, str]:
+        """Bring a small object by one request; return what the server says of it, and the sha256 of what came.
+
+        One of another size is not brought. Hold the file's lock.
+        """
+        partial, path = self.cache.partial(name), self.cache.path(name)
+        with self.cache.named_errors():
+            stat = download_whole(self.bucket, name, partial, size=size, etag=etag)
+            if stat is None or stat.size != size:
+                return stat, ""
+            digest = sha256_of(partial)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.replace(path)
+        self.cache.remember(name, etag=stat.etag, sha256=digest)
+        return stat, digest
 
 
 @dataclass
@@ -88,10 +105,14 @@ class S3Artifact(StoredArtifact):
         return path.is_file() and path.stat().st_size == entry.size and sha256_of(path) == entry.sha256
 
     def _bring(self, full: str, entry: FileEntry) -> None:
-        stat = self.copies.bucket.stat(full)
-        self._check_size(entry, None if stat is None else stat.size)
-        assert stat is not None
-        digest = self.copies.bring(full, size=stat.size, etag=stat.etag)
+        if entry.size <= SMALL_BYTES:
+            stat, digest = self.copies.bring_whole(full, size=entry.size)
+            self._check_size(entry, None if stat is None else stat.size)
+        else:
+            stat = self.copies.bucket.stat(full)
+            self._check_size(entry, None if stat is None else stat.size)
+            assert stat is not None
+            digest = self.copies.bring(full, size=stat.size, etag=stat.etag)
         if digest != entry.sha256:
             self.copies.cache.forget(full)
         self._check_digest(entry, digest)
@@ -118,12 +139,36 @@ class S3Writer(StoredWriter):
         with self.copies.cache.lock(full):
             stat = self.copies.bucket.stat(full)
             if stat is None:
-                raise MissingInputError(
-                    f"{self.copies.bucket.uri(full)} of the unfinished artifact {address(self.ref)} is not there",
-                    hint="Another pod may have removed it; the next attempt looks again.",
-                )
+                raise self._missing(full)
             self._bring(full, stat)
         return self.directory / name
+
+    def fetch_all(self, names: Sequence[str]) -> list[Path]:
+        listed = self._listed()
+
+        def fetch(name: str) -> Path:
+            found, full = listed.get(name), self._full(name)
+            if found is None:
+                raise self._missing(full)
+            with self.copies.cache.lock(full):
+                known = self.copies.cache.known(full)
+                if known is None or known.etag != found.etag:
+                    stat, digest = self.copies.bring_whole(full, size=found.size, etag=found.etag)
+                    if stat is None:
+                        raise self._missing(full)
+                    self._check_recorded(full, stat, digest)
+            return self.directory / name
+
+        large = {name for name, found in listed.items() if found.size > SMALL_BYTES}
+        small = [name for name in names if name not in large]
+        paths = dict(zip(small, in_parallel(fetch, small, threads=AT_ONCE, name="fetch"), strict=True))
+        return [paths[name] if name in paths else self.fetch(name) for name in names]
+
+    def _missing(self, full: str) -> MissingInputError:
+        return MissingInputError(
+            f"{self.copies.bucket.uri(full)} of the unfinished artifact {address(self.ref)} is not there",
+            hint="Another pod may have removed it; the next attempt looks again.",
+        )
 
     def discard(self, prefix: str) -> None:
         names = self.published(prefix)
@@ -188,16 +233,21 @@ class S3Writer(StoredWriter):
             log.warning("%s", error)
 
     def _entries(self, names: Sequence[str], rows: Mapping[str, int], sha256: Mapping[str, str]) -> list[FileEntry]:
-        entries = [self._entry(name, rows.get(name)) for name in names]
+        listed = self._listed()
+        entries = in_parallel(
+            lambda name: self._entry(name, rows.get(name), listed.get(name)), names, threads=AT_ONCE, name="commit"
+        )
         for entry in entries:
             if entry.sha256 != sha256.get(entry.name, entry.sha256):
                 raise damaged(self.copies.bucket.uri(self._full(entry.name)), self.ref, "is not what was to be written")
         return entries
 
-    def _entry(self, name: str, rows: int | None) -> FileEntry:
+    def _entry(self, name: str, rows: int | None, listed: Listed | None) -> FileEntry:
         full, path = self._full(name), self.directory / name
-        stat = self.copies.bucket.stat(full)
         known = self.copies.cache.known(full)
+        if known is not None and listed is not None and known.etag == listed.etag:
+            return FileEntry(name=name, size=known.size, sha256=known.sha256, rows=rows)
+        stat = self.copies.bucket.stat(full)
         if known is None and path.is_file():
             digest = sha256_of(path)
             if stat is None or stat.sha256 != digest:
@@ -209,8 +259,6 @@ class S3Writer(StoredWriter):
                 f"{self.copies.bucket.uri(full)} is not there, so the artifact cannot be committed",
                 hint="Something removed it while the stage ran; the next attempt makes it again.",
             )
-        if known is not None and known.etag == stat.etag:
-            return FileEntry(name=name, size=stat.size, sha256=known.sha256, rows=rows)
         if stat.sha256 is None:
             with self.copies.cache.lock(full):
                 return FileEntry(name=name, size=stat.size, sha256=self._bring(full, stat), rows=rows)
@@ -218,10 +266,13 @@ class S3Writer(StoredWriter):
 
     def _bring(self, full: str, stat: Stat) -> str:
         digest = self.copies.bring(full, size=stat.size, etag=stat.etag)
+        self._check_recorded(full, stat, digest)
+        return digest
+
+    def _check_recorded(self, full: str, stat: Stat, digest: str) -> None:
         if stat.sha256 is not None and stat.sha256 != digest:
             self.copies.cache.forget(full)
             raise damaged(self.copies.bucket.uri(full), self.ref, "was altered: its sha256 is not the one recorded")
-        return digest
 
     def _full(self, name: str) -> str:
         return f"{address(self.ref)}/{name}"

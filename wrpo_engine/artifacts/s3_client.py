@@ -78,6 +78,12 @@ class Stat:
     modified: datetime
 
 
+def stat_of(answer: Any) -> Stat:
+    """Return what an answer to HEAD, or to GET of a whole object, says of it."""
+    metadata = answer.get("Metadata", {})
+    return Stat(int(answer["ContentLength"]), answer["ETag"], metadata.get(SHA256_KEY), answer["LastModified"])
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """A line of a listing."""
@@ -252,8 +258,7 @@ class S3Bucket:
         answer = self.call(f"read {self.uri(name)}", request)
         if answer is None:
             return None
-        metadata = answer.get("Metadata", {})
-        return Stat(int(answer["ContentLength"]), answer["ETag"], metadata.get(SHA256_KEY), answer["LastModified"])
+        return stat_of(answer)
 
     def read(self, name: str) -> bytes | None:
         """Return a small object, or None if it is not there."""

@@ -31,6 +31,10 @@ class Artifact(Protocol):
         """Return the local path of a file, verified on first use; DataError names it if altered or missing."""
         ...
 
+    def fetch_all(self, names: Sequence[str]) -> list[Path]:
+        """Return the local paths of many files as `file` does, in their order; small ones are fetched together."""
+        ...
+
     def files(self, prefix: str = "") -> list[str]:
         """Return the names of the files, in the manifest's order, that start with `prefix`."""
         ...
@@ -70,6 +74,10 @@ class ArtifactWriter(Protocol):
 
     def fetch(self, name: str) -> Path:
         """Return the local path of a published file; MissingInputError if there is none."""
+        ...
+
+    def fetch_all(self, names: Sequence[str]) -> list[Path]:
+        """Return the local paths of many published files as `fetch` does, in their order; small ones come together."""
         ...
 
     def discard(self, prefix: str) -> None:

@@ -10,13 +10,14 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
-from wrpo_engine.artifacts.s3_client import ConditionFailed, S3Bucket, UnsupportedConditionError
+from wrpo_engine.artifacts.parallel import in_parallel
+from wrpo_engine.artifacts.s3_client import ConditionFailed, S3Bucket, Stat, UnsupportedConditionError, stat_of
+from wrpo_engine.artifacts.s3_errors import is_missing, is_worth_waiting
 from wrpo_engine.errors import TemporaryError
 
 T = TypeVar("T")
@@ -133,7 +134,7 @@ def _parts(size: int, part_bytes: int) -> list[_Part]:
 
 def download(bucket: S3Bucket, name: str, partial: Path, *, size: int, etag: str, part_bytes: int = PART_BYTES) -> None:
     """Fill `partial` with the object of this size and ETag; TemporaryError if it is another one by now."""
-    journal = partial.with_name(f"{partial.name}s")
+    journal = _journal(partial)
     header = json.dumps({"etag": etag, "size": size, "part_bytes": part_bytes})
     done = _read_journal(journal, header, partial)
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -156,27 +157,72 @@ def download(bucket: S3Bucket, name: str, partial: Path, *, size: int, etag: str
         os.fsync(descriptor)
     except ConditionFailed:
         journal.unlink(missing_ok=True)
-        raise TemporaryError(
-            f"{bucket.uri(name)} was replaced while it was read",
-            code="StorageChanged",
-            field="storage.s3.uri",
-            hint="Write new versions under new names. The next attempt reads the new one.",
-        ) from None
+        raise _replaced(bucket, name) from None
     finally:
         os.close(descriptor)
     journal.unlink()
 
 
-def _run(move: Callable[[_Part], T], parts: Iterable[_Part]) -> list[T]:
-    """Move parts in parallel; the first error stops those that have not begun."""
-    with ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="transfer") as threads:
-        futures = [threads.submit(move, part) for part in parts]
+def download_whole(bucket: S3Bucket, name: str, partial: Path, *, size: int, etag: str | None = None) -> Stat | None:
+    """Fill `partial` with a small object by one request; return what the answer says of it, or None if there is none.
+
+    Nothing is read of one that has another size. With an ETag, TemporaryError if it is another one by now.
+    """
+    condition = {} if etag is None else {"IfMatch": etag}
+
+    def request() -> Any:
         try:
-            return [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
+            return bucket.client.get_object(Bucket=bucket.bucket, Key=bucket.key(name), **condition)
+        except bucket.client.exceptions.ClientError as error:
+            if is_missing(error):
+                return None
             raise
+
+    try:
+        answer = bucket.call(f"read {bucket.uri(name)}", request)
+        if answer is None:
+            return None
+        with contextlib.closing(answer["Body"]) as body:
+            stat = stat_of(answer)
+            if stat.size == size:
+                _fill(bucket, name, partial, stat, body)
+    except ConditionFailed:
+        raise _replaced(bucket, name) from None
+    return stat
+
+
+def _fill(bucket: S3Bucket, name: str, partial: Path, stat: Stat, body: Any) -> None:
+    """Write an answer's body; what is missing when it breaks is asked for by itself."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    _journal(partial).unlink(missing_ok=True)
+    with partial.open("wb", buffering=0) as file:
+        position = 0
+        try:
+            for block in body.iter_chunks(_BLOCK_BYTES):
+                position += file.write(block)
+        except Exception as error:
+            if not is_worth_waiting(error):
+                raise
+        if position < stat.size:
+            _fetch(bucket, name, stat.etag, file.fileno(), _Part(0, position, stat.size))
+        os.fsync(file.fileno())
+
+
+def _replaced(bucket: S3Bucket, name: str) -> TemporaryError:
+    return TemporaryError(
+        f"{bucket.uri(name)} was replaced while it was read",
+        code="StorageChanged",
+        field="storage.s3.uri",
+        hint="Write new versions under new names. The next attempt reads the new one.",
+    )
+
+
+def _journal(partial: Path) -> Path:
+    return partial.with_name(f"{partial.name}s")
+
+
+def _run(move: Callable[[_Part], T], parts: Iterable[_Part]) -> list[T]:
+    return in_parallel(move, parts, threads=_THREADS, name="transfer")
 
 
 def _fetch(bucket: S3Bucket, name: str, etag: str, descriptor: int, part: _Part) -> None:

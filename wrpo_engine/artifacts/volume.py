@@ -121,6 +121,9 @@ class VolumeWriter(StoredWriter):
             )
         return path
 
+    def fetch_all(self, names: Sequence[str]) -> list[Path]:
+        return [self.fetch(name) for name in names]
+
     def discard(self, prefix: str) -> None:
         for name in self.published(prefix):
             (self.directory / name).unlink(missing_ok=True)

@@ -70,7 +70,7 @@ def check_parquet(path: Path, schema: Mapping[str, pl.DataType | type[pl.DataTyp
 def read_batches(artifact: Artifact, schema: Mapping[str, pl.DataType | type[pl.DataType]]) -> Iterator[pl.DataFrame]:
     """Yield these columns of all parts, batch by batch."""
     for names in batches_of(artifact):
-        yield read_columns([artifact.file(name) for name in names], schema)
+        yield read_columns(artifact.fetch_all(names), schema)
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

@@ -56,7 +56,7 @@ def read_responses(
     """
     frames: list[pl.DataFrame] = []
     for number, names in enumerate(batches_of(samples)):
-        frame = read_columns([samples.file(name) for name in names], _READ).with_row_index("row")
+        frame = read_columns(samples.fetch_all(names), _READ).with_row_index("row")
         frames.append(
             frame.with_columns(key=pl.col("text").hash(), empty=pl.col("text").str.strip_chars() == "")
             .drop("text")
@@ -113,7 +113,7 @@ def read_texts(places: pl.DataFrame, samples: Mapping[int, Artifact], on_batch: 
         batches = batches_of(artifact)
         wanted = places.filter(pl.col("model") == model).unique().sort("batch", "row")
         for (number,), rows in wanted.group_by("batch", maintain_order=True):
-            paths = [artifact.file(name) for name in batches[int(number)]]
+            paths = artifact.fetch_all(batches[int(number)])
             texts = read_columns(paths, {"text": pl.String})["text"].gather(rows["row"])
             frames.append(rows.select(PLACE).with_columns(text=_compact(texts)))
             on_batch()

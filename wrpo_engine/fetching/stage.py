@@ -11,10 +11,10 @@ import json
 import logging
 import shutil
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
+from wrpo_engine.artifacts.parallel import in_parallel
 from wrpo_engine.config import FetchParams
 from wrpo_engine.errors import AlreadyCommitted, ConfigError
 from wrpo_engine.fetching.download import PART_SUFFIX, adopt_leftover, download_file
@@ -129,12 +129,4 @@ def _fetch_all(ctx: StageContext, plan: FetchPlan, patience: HubPatience) -> Non
         download_file(plan, file, target, patience, on_bytes)
         ctx.output.publish(f"{MODEL_DIRECTORY}/{file.name}", lambda path: _move(target, path))
 
-    with ThreadPoolExecutor(max_workers=_FILES_AT_ONCE, thread_name_prefix="fetch") as threads:
-        futures = [threads.submit(fetch, file) for file in todo]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+    in_parallel(fetch, todo, threads=_FILES_AT_ONCE, name="fetch")

@@ -53,7 +53,9 @@ def samples_role(ctx: StageContext) -> str:
 
 def read_answers(samples: Artifact) -> pl.DataFrame:
     """Return a samples artifact's answers in its own order, without the prompts that were too long to answer."""
-    frames = [_read_part(samples.file(name), name, list(_SAMPLE_COLUMNS)) for name in samples.files("parts/")]
+    names = samples.files("parts/")
+    paths = samples.fetch_all(names)
+    frames = [_read_part(path, name, list(_SAMPLE_COLUMNS)) for path, name in zip(paths, names, strict=True)]
     rows = pl.concat(frames) if frames else pl.DataFrame(schema=records.SAMPLES).select(_SAMPLE_COLUMNS)
     return rows.filter(pl.col("finish_reason") != FinishReason.PROMPT_TOO_LONG.value)
 
@@ -72,7 +74,8 @@ def _read_part(path: Path, name: str, columns: list[str]) -> pl.DataFrame:
 def read_prompts(prompts: Artifact) -> dict[str, str]:
     """Return the text of every prompt by its id, over all parts."""
     names = [name for name in prompts.files() if name.endswith(".parquet")]
-    frame = pl.concat([_read_part(prompts.file(name), name, list(records.PROMPTS)) for name in names])
+    paths = prompts.fetch_all(names)
+    frame = pl.concat([_read_part(path, name, list(records.PROMPTS)) for path, name in zip(paths, names, strict=True)])
     return dict(zip(frame["prompt_id"], frame["prompt"], strict=True))
 
 
