@@ -17,10 +17,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wrpo_engine.artifacts.base import TEMPORARY, StoredArtifact, StoredWriter
+from wrpo_engine.artifacts.base import SMALL_BYTES, TEMPORARY, StoredArtifact, StoredWriter
 from wrpo_engine.artifacts.checks import address, read_manifest
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME, FileEntry, InputEntry, digest_of, sha256_of
 from wrpo_engine.artifacts.store import Artifact, ArtifactWriter
+from wrpo_engine.artifacts.verified import is_recorded, record
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import MissingInputError
 
@@ -73,11 +74,17 @@ class VolumeArtifact(StoredArtifact):
     def _verify(self, entry: FileEntry) -> None:
         path = self.directory / entry.name
         try:
-            size = _fresh(path.stat).st_size
+            found = _fresh(path.stat)
         except FileNotFoundError:
-            size = None
-        self._check_size(entry, size)
+            self._check_size(entry, None)
+            raise
+        self._check_size(entry, found.st_size)
+        is_large = entry.size > SMALL_BYTES
+        if is_large and is_recorded(self.directory, entry, found):
+            return
         self._check_digest(entry, _fresh(lambda: sha256_of(path)))
+        if is_large and _fresh(path.stat).st_mtime_ns == found.st_mtime_ns:
+            record(self.directory, entry, found)
 
 
 @dataclass

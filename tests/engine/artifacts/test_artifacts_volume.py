@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from engine_support import NOON
 
-from wrpo_engine.artifacts import ArtifactWriter, VolumeStore
+from wrpo_engine.artifacts import ArtifactWriter, VolumeStore, manifest, volume
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import DataError
 from wrpo_engine.parts import commit_when_complete, part_name
@@ -139,6 +139,57 @@ def test_a_volume_that_cannot_be_written_is_found_before_any_work(
     monkeypatch.setattr(os, "access", lambda _path, _mode: False)
     with pytest.raises(PermissionError):
         writer.begin()
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that were read for their checksum; three bytes are large."""
+    names: list[str] = []
+
+    def sha256_of(path: Path) -> str:
+        names.append(path.name)
+        return manifest.sha256_of(path)
+
+    monkeypatch.setattr(volume, "sha256_of", sha256_of)
+    monkeypatch.setattr(volume, "SMALL_BYTES", 3)
+    return names
+
+
+def test_a_large_file_is_compared_once_for_all_processes_and_again_after_a_change(
+    store: VolumeStore, writer: ArtifactWriter, hashed: list[str]
+) -> None:
+    writer.publish("model/large", fill)
+    writer.publish("few", lambda path: path.write_text("abc"))
+    writer.commit(files=["model/large", "few"])
+    hashed.clear()
+    for _ in range(2):
+        opened = store.open(REF)
+        assert opened is not None
+        assert opened.fetch_all(["model/large", "few"])[0].read_text() == "hello"
+    assert sorted(hashed) == ["few", "few", "large"]
+    assert sorted(path.name for path in (writer.directory / "model").iterdir()) == ["large"]
+    path = writer.directory / "model/large"
+    path.write_text("hullo")
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    reopened = store.open(REF)
+    assert reopened is not None
+    with pytest.raises(DataError, match="was altered"):
+        reopened.file("model/large")
+
+
+def test_where_no_record_can_be_written_a_large_file_is_compared_every_time(
+    store: VolumeStore, writer: ArtifactWriter, hashed: list[str]
+) -> None:
+    writer.publish("large", fill)
+    writer.commit(files=["large"])
+    # The tests may run as root, whom permissions do not stop.
+    (writer.directory / ".verified").write_text("no directory")
+    hashed.clear()
+    for _ in range(2):
+        opened = store.open(REF)
+        assert opened is not None
+        assert opened.file("large").read_text() == "hello"
+    assert hashed == ["large", "large"]
 
 
 BROKEN = {

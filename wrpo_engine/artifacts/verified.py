@@ -1,0 +1,46 @@
+"""Which large files of a volume were compared with their manifest before: no later process reads 140 GB only for that.
+
+A record lies beside the artifact's files and holds for a file of that size and time of change. Where none can be
+written, as on a volume that is mounted read-only, every process compares for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from pathlib import Path
+
+from wrpo_engine.artifacts.manifest import FileEntry
+
+_DIRECTORY = ".verified"
+# Not .json, which readers of whole directories take for data.
+_SUFFIX = ".ok"
+
+
+def is_recorded(directory: Path, entry: FileEntry, found: os.stat_result) -> bool:
+    """Whether the file, which `found` describes, was what the manifest says."""
+    try:
+        said = json.loads(_record(directory, entry).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(said == _content(entry, found))
+
+
+def record(directory: Path, entry: FileEntry, found: os.stat_result) -> None:
+    """Say that the file, which `found` described before and after it was read, is what the manifest says."""
+    path = _record(directory, entry)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(_content(entry, found)))
+        temporary.replace(path)
+
+
+def _record(directory: Path, entry: FileEntry) -> Path:
+    return directory / _DIRECTORY / f"{entry.name}{_SUFFIX}"
+
+
+def _content(entry: FileEntry, found: os.stat_result) -> dict[str, object]:
+    return {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "sha256": entry.sha256}
