@@ -64,13 +64,7 @@ def resolve_model(model: ModelRef | RewardModel, ctx: StageContext, *, field: st
         path = Path(reference)
         _check_directory(path, name, field)
     else:
-        if model.trust_remote_code and not model.revision:
-            raise ConfigError(
-                f"{field}.trustRemoteCode",
-                "true",
-                "code from a hub runs only from a pinned revision",
-                f"Set {field}.revision.",
-            )
+        require_pinned_code(model, field)
         fetched = _fetched(name, model.revision, ctx, field)
         if fetched is not None:
             path, revision = fetched
@@ -80,6 +74,13 @@ def resolve_model(model: ModelRef | RewardModel, ctx: StageContext, *, field: st
             revision = path.name
         _check_directory(path, name, field)
     return ResolvedModel(path, name, revision, model.trust_remote_code, template)
+
+
+def require_pinned_code(model: ModelRef | RewardModel, field: str) -> None:
+    """Refuse code from a hub that may be another one tomorrow."""
+    if model.trust_remote_code and not model.revision:
+        rule = "code from a hub runs only from a pinned revision"
+        raise ConfigError(f"{field}.trustRemoteCode", "true", rule, f"Set {field}.revision.")
 
 
 def _bring_model(artifact: Artifact, field: str) -> None:

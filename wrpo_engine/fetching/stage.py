@@ -20,7 +20,7 @@ from wrpo_engine.errors import AlreadyCommitted, ConfigError
 from wrpo_engine.fetching.download import PART_SUFFIX, adopt_leftover, download_file
 from wrpo_engine.fetching.plan import FetchPlan, HubFile, choose_files
 from wrpo_engine.hub import HubPatience, hub_errors, is_offline, offline_error
-from wrpo_engine.models import FETCHED, MODEL_DIRECTORY
+from wrpo_engine.models import FETCHED, MODEL_DIRECTORY, require_pinned_code
 from wrpo_engine.stage import StageContext, StageResult
 
 log = logging.getLogger("wrpo_engine")
@@ -40,13 +40,7 @@ def run(ctx: StageContext) -> StageResult:
         raise ConfigError(
             _FIELD, str(name or model.input), "only models of a hub are fetched", "Write a hub id, e.g. org/model."
         )
-    if model.trust_remote_code and not model.revision:
-        raise ConfigError(
-            f"{_FIELD}.trustRemoteCode",
-            "true",
-            "code from a hub runs only from a pinned revision",
-            f"Set {_FIELD}.revision.",
-        )
+    require_pinned_code(model, _FIELD)
     patience = HubPatience.of(ctx.environ, ctx.stop.raise_if_requested)
     try:
         with hub_errors(name, model.revision, _FIELD):

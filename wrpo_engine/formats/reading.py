@@ -9,7 +9,8 @@ from typing import Any
 import polars as pl
 
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME
-from wrpo_engine.errors import ConfigError, DataError, TemporaryError
+from wrpo_engine.errors import DataError
+from wrpo_engine.formats.hub_rows import load_from_hub
 from wrpo_engine.formats.lines import json_objects, unreadable
 from wrpo_engine.formats.rows import TOKENS, TRIPLES, id_of, triples_frame
 from wrpo_engine.formats.saved import is_saved, load_saved
@@ -132,26 +133,5 @@ def _from_saved(path: Path, split: str) -> pl.DataFrame:
 def _from_hub(name: str, split: str) -> pl.DataFrame:
     if name.startswith(("/", ".")) or name.count("/") != 1 or name.endswith(SUFFIXES):
         raise DataError(f"there is no file or directory {name}", code="DatasetNotFound", hint="Check the path.")
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        table: pl.DataFrame = load_dataset(name, split=split).to_polars()
-    except DatasetNotFoundError as error:
-        raise DataError(
-            f"there is no file {name} here and no such data set on the hub, or it is private",
-            code="DatasetNotFound",
-            hint="Check the spelling.",
-        ) from error
-    except ValueError as error:
-        raise ConfigError("--split", split, str(error).splitlines()[0], "Name another split.") from error
-    except (ConnectionError, TimeoutError) as error:
-        if "OfflineModeIsEnabled" in str(error):
-            raise DataError(
-                f"there is no file {name} here, and as a hub data set it is not in the local cache "
-                "(HF_HUB_OFFLINE forbids downloading)",
-                code="DatasetNotFound",
-                hint="Check the path, or allow downloads.",
-            ) from error
-        raise TemporaryError(f"{name} cannot be downloaded now ({error})", code="HubUnreachable") from error
+    table: pl.DataFrame = load_from_hub(name, split=split, field="IN", split_field="--split").to_polars()
     return table

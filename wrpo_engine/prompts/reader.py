@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from wrpo_engine.errors import ConfigError, DataError, TemporaryError
+from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.formats.hub_rows import load_from_hub
 from wrpo_engine.formats.lines import decoded_lines, json_objects, unreadable
 from wrpo_engine.formats.saved import is_saved, load_saved
 
@@ -119,39 +120,7 @@ def _object_values(objects: Iterable[tuple[int, Any]], column: str, file: Path, 
 
 
 def _hub_rows(dataset: str, config: str | None, split: str, column: str, field: str) -> Iterator[Any]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        rows = load_dataset(dataset, config, split=split)
-    except DatasetNotFoundError as error:
-        raise ConfigError(
-            field,
-            dataset,
-            "there is no such data set on the hub, or it is private",
-            "Check the spelling, or write an absolute path or storage://PATH.",
-            code="DatasetNotFound",
-        ) from error
-    except ValueError as error:
-        # An unknown split or configuration; the message lists those there are.
-        raise ConfigError(
-            field, dataset, str(error).splitlines()[0], "Set prompts.split and prompts.config."
-        ) from error
-    except (ConnectionError, TimeoutError) as error:
-        if "OfflineModeIsEnabled" in str(error):
-            raise ConfigError(
-                field,
-                dataset,
-                "it is not in the local cache, and HF_HUB_OFFLINE forbids downloading",
-                "Put the data on the storage volume (storage://PATH) or allow downloads.",
-                code="DatasetNotFound",
-            ) from error
-        raise TemporaryError(
-            f"{field} is {dataset!r}: it cannot be downloaded now ({error})",
-            code="HubUnreachable",
-            field=field,
-            hint="Check the network, or put the data on the storage volume and name it storage://PATH.",
-        ) from error
+    rows = load_from_hub(dataset, config=config, split=split, field=field, split_field="prompts.split")
     _check_column(column, rows.column_names, dataset)
     yield from rows[column]
 

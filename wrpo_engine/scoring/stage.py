@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import polars as pl
 
 from wrpo_engine import records
 from wrpo_engine.artifacts import Artifact
 from wrpo_engine.config import ScoreParams
+from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.parts import commit_when_complete, part_name, parts_of_shard, pending_parts
 from wrpo_engine.sampling.sampler import FinishReason
@@ -54,28 +54,15 @@ def samples_role(ctx: StageContext) -> str:
 def read_answers(samples: Artifact) -> pl.DataFrame:
     """Return a samples artifact's answers in its own order, without the prompts that were too long to answer."""
     names = samples.files("parts/")
-    paths = samples.fetch_all(names)
-    frames = [_read_part(path, name, list(_SAMPLE_COLUMNS)) for path, name in zip(paths, names, strict=True)]
-    rows = pl.concat(frames) if frames else pl.DataFrame(schema=records.SAMPLES).select(_SAMPLE_COLUMNS)
+    schema = {name: records.SAMPLES[name] for name in _SAMPLE_COLUMNS}
+    rows = read_columns(samples.fetch_all(names), schema) if names else pl.DataFrame(schema=schema)
     return rows.filter(pl.col("finish_reason") != FinishReason.PROMPT_TOO_LONG.value)
-
-
-def _read_part(path: Path, name: str, columns: list[str]) -> pl.DataFrame:
-    try:
-        return pl.read_parquet(path, columns=columns)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(
-            f"{name} of an input ({path}) cannot be read: {str(error).splitlines()[0][:300]}",
-            code="ArtifactDamaged",
-            hint="Remove that artifact's directory, so that it is made again.",
-        ) from error
 
 
 def read_prompts(prompts: Artifact) -> dict[str, str]:
     """Return the text of every prompt by its id, over all parts."""
     names = [name for name in prompts.files() if name.endswith(".parquet")]
-    paths = prompts.fetch_all(names)
-    frame = pl.concat([_read_part(path, name, list(records.PROMPTS)) for path, name in zip(paths, names, strict=True)])
+    frame = read_columns(prompts.fetch_all(names), records.PROMPTS)
     return dict(zip(frame["prompt_id"], frame["prompt"], strict=True))
 
 

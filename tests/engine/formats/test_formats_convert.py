@@ -227,3 +227,14 @@ def test_every_text_survives_the_published_format(rows: list[tuple[str, str | No
     flat = [{"prompt_id": "p", **dict(zip(columns, row, strict=True))} for row in rows]
     published = [json.loads(json.dumps(published_row(row), ensure_ascii=False)) for row in flat]
     assert triples_frame(enumerate(published), "here").select(columns).rows() == rows
+
+
+def test_a_hub_data_set_that_cannot_be_had_offline_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["nobody/none", str(tmp_path / "out.jsonl"), "--to", "jsonl"]) == 78
+    assert (
+        "IN is 'nobody/none': it is not in the local cache, and HF_HUB_OFFLINE forbids downloading"
+        in capsys.readouterr().err
+    )

@@ -29,15 +29,15 @@ def run(make_ctx: Any, commit_artifact: Any, reward: dict[str, Any], samples: An
 
 def test_a_part_that_is_no_parquet_is_named(make_ctx: Any, commit_artifact: Any, tiny_reward_dir: Path) -> None:
     ctx, start = run(make_ctx, commit_artifact, {"name": str(tiny_reward_dir)}, b"PAR1 but not really")
-    with pytest.raises(DataError, match=r"part-00000\.parquet of an input") as error:
+    with pytest.raises(DataError, match=r"part-00000\.parquet cannot be read as Parquet") as error:
         start()
-    assert error.value.code == "ArtifactDamaged"
+    assert error.value.code == "PartDamaged"
     assert ctx.output.committed() is None
 
 
 def test_a_part_without_a_column_is_named(make_ctx: Any, commit_artifact: Any, tiny_reward_dir: Path) -> None:
     _, start = run(make_ctx, commit_artifact, {"name": str(tiny_reward_dir)}, SAMPLES.drop("text"))
-    with pytest.raises(DataError, match=r'part-00000\.parquet of an input .* column "text"'):
+    with pytest.raises(DataError, match=r"part-00000\.parquet has no column text"):
         start()
 
 
