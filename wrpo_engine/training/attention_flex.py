@@ -58,8 +58,9 @@ def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     # Micro-batches differ in length: without dynamic shapes each would be compiled anew. And without `fullgraph` one
     # variant too many would be computed uncompiled without a word, with all T x T scores of all heads in memory.
+    compiled: Any = torch.compile  # its annotations lack recompile_limit
     attend, make_mask = (
-        torch.compile(function, dynamic=True, fullgraph=True, recompile_limit=RECOMPILE_LIMIT)
+        compiled(function, dynamic=True, fullgraph=True, recompile_limit=RECOMPILE_LIMIT)
         for function in (flex_attention, create_block_mask)
     )
     return attend, make_mask
