@@ -18,7 +18,7 @@ from support.fault_proxy import Answer, Fault, FaultProxy, Request, s3_error, ti
 from support.s3_server import S3Server, free_ports
 
 from wrpo_engine.artifacts.s3 import S3Store
-from wrpo_engine.artifacts.s3_client import Patience, S3Bucket, has_role, wait_for_credentials
+from wrpo_engine.artifacts.s3_client import Patience, S3Bucket
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import ConfigError, StorageError, TemporaryError, WrpoError
 
@@ -169,51 +169,6 @@ def test_credentials_that_cannot_be_had_now_are_waited_for_and_then_temporary(co
         bucket.call("read x", request)
     assert now[0] > 3
     assert (error.value.code, error.value.field) == ("StorageCredentials", "storage.s3.credentialsSecretName")
-
-
-def late(answers: list[object]) -> tuple[Callable[[], object], list[float]]:
-    """What looks for credentials, and what its sleeping moves."""
-    left, now = list(answers), [0.0]
-
-    def find() -> object:
-        answer = left.pop(0) if len(left) > 1 else left[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    return find, now
-
-
-AWAY = CredentialRetrievalError(provider="container-role", error_msg="refused")
-LOOKS: dict[str, tuple[list[object], float, float]] = {
-    "at once": (["keys"], 10, 0),
-    "after a while": ([None, AWAY, None, "keys"], 10, 1.5),
-    "never": ([None], 3, 3),
-    "never, with keys in the environment": ([None], 0, 0),
-}
-
-
-@pytest.mark.parametrize(("answers", "seconds", "waited"), LOOKS.values(), ids=LOOKS.keys())
-def test_a_role_that_comes_after_the_pod_is_waited_for(answers: list[object], seconds: float, waited: float) -> None:
-    find, now = late(answers)
-    wait_for_credentials(
-        find, seconds=seconds, sleep=lambda s: now.__setitem__(0, now[0] + s), monotonic=lambda: now[0]
-    )
-    assert now[0] == waited
-
-
-ROLES: dict[str, tuple[dict[str, str], bool]] = {
-    "nothing is set": ({}, True),
-    "a role is named": ({"AWS_ROLE_ARN": "arn"}, True),
-    "static keys": ({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, False),
-    "half of them": ({"AWS_ACCESS_KEY_ID": "a"}, False),
-    "no metadata": ({"AWS_EC2_METADATA_DISABLED": "true"}, False),
-}
-
-
-@pytest.mark.parametrize(("environ", "expected"), ROLES.values(), ids=ROLES.keys())
-def test_whether_a_role_may_come(environ: dict[str, str], expected: bool) -> None:
-    assert has_role(environ) is expected
 
 
 PASSING: dict[str, Callable[[], Fault]] = {
