@@ -1,4 +1,7 @@
-"""A small HTTP server that speaks a model hub's endpoints: model info, and files with ranges. Faults on request."""
+"""A small HTTP server that speaks a hub's endpoints: info and tree of a model or data set, files with ranges.
+
+Faults on request.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, Literal
+from urllib.parse import parse_qs
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -28,7 +33,8 @@ class HubFault:
 class Hub:
     repo: str
     files: dict[str, bytes]
-    lfs: tuple[str, ...] = (".safetensors",)
+    kind: Literal["models", "datasets"] = "models"
+    lfs: tuple[str, ...] = (".safetensors", ".parquet")
     commit: str = COMMIT
     asked: list[tuple[str, str]] = field(default_factory=list)
     """(path, Range header) of every request, in order."""
@@ -45,14 +51,19 @@ class Hub:
         """Return the Range headers of the requests for a file."""
         return [asked for path, asked in self.asked if path.endswith(f"/{name}") and "/resolve/" in path]
 
-    def tree(self) -> list[dict[str, Any]]:
-        entries = []
+    def tree(self, under: str = "") -> list[dict[str, Any]]:
+        """Return all files below a folder, and the folders themselves."""
+        prefix = f"{under}/" if under else ""
+        folders = {str(parent) for name in self.files for parent in PurePosixPath(name).parents} - {"."}
+        entries: list[dict[str, Any]] = [
+            {"type": "directory", "path": folder, "oid": self.commit} for folder in sorted(folders)
+        ]
         for each in self.info()["siblings"]:
             entry = {"type": "file", "path": each["rfilename"], "size": each["size"], "oid": each["blobId"]}
             if "lfs" in each:
                 entry["lfs"] = {"oid": each["lfs"]["sha256"], "size": each["size"], "pointerSize": 134}
             entries.append(entry)
-        return entries
+        return [entry for entry in entries if entry["path"].startswith(prefix)]
 
     def info(self) -> dict[str, Any]:
         siblings = []
@@ -67,27 +78,49 @@ class Hub:
             siblings.append(entry)
         return {"id": self.repo, "modelId": self.repo, "sha": self.commit, "siblings": siblings, "private": False}
 
+    @property
+    def api(self) -> str:
+        return f"/api/{self.kind}/{self.repo}"
+
+    @property
+    def contents(self) -> str:
+        """Address below which the files lie."""
+        return f"{'/datasets' if self.kind == 'datasets' else ''}/{self.repo}/resolve/{self.commit}/"
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
 
     def do_GET(self) -> None:
-        hub, path = self.hub, self.path.split("?")[0]
+        hub, path = self.hub, self.path.split("?")[0].replace("/resolve/main/", f"/resolve/{self.hub.commit}/")
         hub.asked.append((path, self.headers.get("Range", "")))
         fault = hub.fault(path) or HubFault()
         if fault.status is not None:
             self._send(fault.status, b"", fault.headers)
-        elif re.fullmatch(rf"/api/models/{hub.repo}(/revision/(main|{hub.commit}))?", path):
-            self._send(200, json.dumps(hub.info()).encode(), {"Content-Type": "application/json"})
-        elif path == f"/api/models/{hub.repo}/tree/{hub.commit}":
-            self._send(200, json.dumps(hub.tree()).encode(), {"Content-Type": "application/json"})
-        elif path.startswith("/api/models/"):
+        elif re.fullmatch(rf"{hub.api}(/revision/(main|{hub.commit}))?", path):
+            self._send_json(hub.info())
+        elif path == f"{hub.api}/tree/{hub.commit}" or path.startswith(f"{hub.api}/tree/{hub.commit}/"):
+            self._send_json(hub.tree(path.removeprefix(f"{hub.api}/tree/{hub.commit}").strip("/")))
+        elif path.startswith("/api/") or f"/{hub.repo}/" not in path:
             code = "RevisionNotFound" if f"/{hub.repo}/" in path else "RepoNotFound"
             self._send(404, b'{"error": "not found"}', {"X-Error-Code": code})
         else:
-            name = path.removeprefix(f"/{hub.repo}/resolve/{hub.commit}/")
+            name = path.removeprefix(hub.contents)
             self._send_file(hub.served.get(name, hub.files.get(name)), fault.cut_body_to)
+
+    def do_POST(self) -> None:
+        """Answer which of some paths exist: what `datasets` asks of a repository."""
+        hub, body = self.hub, self.rfile.read(int(self.headers["Content-Length"])).decode()
+        hub.asked.append((self.path, ""))
+        if self.path != f"{hub.api}/paths-info/{hub.commit}":
+            self._send(404, b'{"error": "not found"}', {"X-Error-Code": "RepoNotFound"})
+            return
+        wanted = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
+        self._send_json([entry for entry in hub.tree() if entry["path"] in wanted])
+
+    def _send_json(self, value: Any) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     do_HEAD = do_GET  # noqa: N815
 

@@ -10,10 +10,10 @@ import polars as pl
 
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME
 from wrpo_engine.errors import DataError
-from wrpo_engine.formats.hub_rows import load_from_hub
 from wrpo_engine.formats.lines import json_objects, unreadable
 from wrpo_engine.formats.rows import TOKENS, TRIPLES, id_of, triples_frame
 from wrpo_engine.formats.saved import is_saved, load_saved
+from wrpo_engine.hub_data import load_from_hub
 
 SUFFIXES = (".parquet", ".jsonl", ".json")
 _SLICE_ROWS = 4096

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.formats.hub_rows import load_from_hub
 from wrpo_engine.formats.lines import decoded_lines, json_objects, unreadable
 from wrpo_engine.formats.saved import is_saved, load_saved
+from wrpo_engine.hub_data import load_from_hub
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 _MAX_CSV_CHARS = 1 << 30
