@@ -1,4 +1,7 @@
-"""Data sets of a hub, read through `datasets`, and what to do when one cannot be had; each reader names its own fields."""
+"""Data sets of a hub, read through `datasets`, and what to do when one cannot be had.
+
+Each reader names its own fields.
+"""
 
 from __future__ import annotations
 
