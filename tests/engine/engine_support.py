@@ -66,7 +66,7 @@ def save_tiny_model(directory: Path, *, seed: int = 0, context: int = 512, templ
     return directory
 
 
-def save_model_for_vllm(directory: Path) -> Path:
+def save_small_model(directory: Path, *, hidden_size: int = 128) -> Path:
     """Save a two-layer Llama of random weights, with heads of a size that vLLM's kernels have."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -75,10 +75,10 @@ def save_model_for_vllm(directory: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
-        num_attention_heads=2,
+        num_attention_heads=hidden_size // 64,
         num_key_value_heads=1,
         head_dim=64,
         max_position_embeddings=512,

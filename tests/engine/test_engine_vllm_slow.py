@@ -21,7 +21,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from engine_support import save_model_for_vllm, stage_config
+from engine_support import save_small_model, stage_config
 
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import ConfigError
@@ -201,7 +201,7 @@ def test_options_that_vllm_refuses_are_named(
 
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model_for_vllm(tmp_path_factory.mktemp("small"))
+    return save_small_model(tmp_path_factory.mktemp("small"))
 
 
 NUM_PROMPTS = 200

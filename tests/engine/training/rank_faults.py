@@ -56,6 +56,21 @@ def say_what_comes_to_the_host() -> None:
     DeepSpeedBackend.full_tensor = full_tensor  # type: ignore[method-assign]
 
 
+def say_what_is_written_to_nvme() -> None:
+    """Print the file of every tensor that DeepSpeed writes."""
+    from deepspeed.runtime.swap_tensor import async_swapper, optimizer_utils, partitioned_param_swapper, utils
+
+    original = utils.swap_out_tensors
+
+    def swap_out_tensors(handle: Any, buffers: Any, paths: list[str]) -> None:
+        for path in paths:
+            os.write(1, f"written to NVMe: {path}\n".encode())
+        original(handle, buffers, paths)
+
+    for module in (async_swapper, optimizer_utils, partitioned_param_swapper):
+        module.swap_out_tensors = swap_out_tensors
+
+
 def compile_without_code_generation() -> None:
     """Trace and differentiate the graph as torch.compile does, and leave out the minutes of generating C++."""
     import torch

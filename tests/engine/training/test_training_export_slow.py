@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_support import save_model_for_vllm
+from engine_support import save_small_model
 from training_support import FAST, plain_backend, triples_frame
 
 from wrpo_engine.training import session, stage
@@ -39,7 +39,7 @@ print("ANSWER " + json.dumps({"prompt": prompt, "answer": answer, "logps": logps
 
 @pytest.fixture
 def base_model(tmp_path: Path) -> Path:
-    return save_model_for_vllm(tmp_path / "base")
+    return save_small_model(tmp_path / "base")
 
 
 @pytest.fixture

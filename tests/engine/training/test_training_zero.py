@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine_support import save_small_model
 from training_support import Experiment, make_experiment, run_ranks, start_nodes, start_ranks
 
 pytestmark = pytest.mark.slow
@@ -97,16 +98,41 @@ def test_a_compiled_model_trains_the_same_weights(baseline: Experiment, tmp_path
     assert_same_run(experiment, baseline)
 
 
-def test_nvme_offload_runs_or_says_what_is_missing(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def large_baseline(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """ZeRO 3 in one process, of a model whose matrices DeepSpeed does not leave in memory: those of 1 MiB and more."""
+    experiment = make_experiment(tmp_path_factory.mktemp("large"))
+    save_small_model(experiment.root / "model", hidden_size=512)
+    run_ranks(experiment, experiment.config(LARGE))
+    return experiment
+
+
+LARGE = {"stage": "train", "zero_stage": 3, "beta": 0.1}
+
+
+@pytest.mark.parametrize("offload", ["optimizer", "optimizer-and-parameters"])
+def test_nvme_offload_trains_the_same_weights_or_says_what_is_missing(
+    offload: str, large_baseline: Experiment, tmp_path: Path
+) -> None:
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
-    if AsyncIOBuilder().is_compatible(verbose=False):
-        pytest.skip("this machine can do it")
     experiment = make_experiment(tmp_path)
-    runtime = {"offload": "optimizer", "offload_nvme_path": str(tmp_path)}
-    gang = start_ranks(experiment, experiment.config({"stage": "train"}, runtime), world_size=1)
-    assert gang.wait() == [78], gang.text()
-    assert f"training.offloadNvmePath is '{tmp_path}': DeepSpeed's asynchronous I/O cannot be built" in gang.text()
+    save_small_model(experiment.root / "model", hidden_size=512)
+    runtime = {"offload": offload, "offload_nvme_path": str(tmp_path / "nvme")}
+    gang = start_ranks(
+        experiment, experiment.config(LARGE, runtime), world_size=1, faults={0: "say_what_is_written_to_nvme"}
+    )
+    codes = gang.wait(500)  # The first run on a machine compiles DeepSpeed's asynchronous I/O.
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        assert codes == [78], gang.text()
+        assert "training.offloadNvmePath is " in gang.text()
+        assert "DeepSpeed's asynchronous I/O cannot be built" in gang.text()
+        return
+    assert codes == [0], gang.text()
+    assert_same_run(experiment, large_baseline)
+    written = {line.split(": ")[1] for line in gang.text().splitlines() if line.startswith("written to NVMe: ")}
+    assert {Path(name).is_relative_to(tmp_path / "nvme") for name in written} == {True}
+    assert any(name.endswith("_param.tensor.swp") for name in written) == (offload == "optimizer-and-parameters")
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
