@@ -25,6 +25,8 @@ from wrpo_operator.runtime.resources import JsonObject, Resource, name_of, names
 
 FIELD_MANAGER = "wrpo-operator"
 REQUEST_TIMEOUT_S = 20.0
+CONNECTIONS = 24
+"""To the API server. More requests wait here: each connection holds 256 KiB, and a burst should not be the server's."""
 PAGE = 250
 """Items of one answer to a list."""
 IN_CLUSTER_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -105,6 +107,7 @@ async def load_configuration(kubeconfig: str | None = None, context: str | None 
     """Find the API server: `kubeconfig`, else $KUBECONFIG, else in-cluster, else ~/.kube/config."""
     configuration = Configuration()
     configuration.retries = None
+    configuration.connection_pool_maxsize = CONNECTIONS
     # Without a proxy to find in the environment, aiohttp would still read ~/.netrc in a thread for every request.
     configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
     path = kubeconfig or os.environ.get("KUBECONFIG")

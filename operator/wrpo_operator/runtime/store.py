@@ -23,7 +23,7 @@ from wrpo_operator.runtime.resources import (
     uid_of,
     version_of,
 )
-from wrpo_operator.runtime.trim import differs, trim
+from wrpo_operator.runtime.trim import compact, differs, trim
 
 Key = tuple[str, str]
 """(namespace, name)"""
@@ -52,7 +52,7 @@ class ObjectStore:
             return False
         if known is not None and uid_of(known) != uid_of(obj) and _older(obj, known):
             return False
-        self._put(resource, key, trim(resource, obj), known)
+        self._put(resource, key, compact(trim(resource, obj)), known)
         return True
 
     def delete(self, resource: Resource, obj: JsonObject) -> None:

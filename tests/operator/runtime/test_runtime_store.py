@@ -12,7 +12,7 @@ from wrpo_operator.api import names
 from wrpo_operator.runtime.observe import child_fact, pod_fact
 from wrpo_operator.runtime.resources import JOBS, PODS
 from wrpo_operator.runtime.store import ObjectStore
-from wrpo_operator.runtime.trim import trim
+from wrpo_operator.runtime.trim import compact, trim
 
 
 def job(name: str, version: int, uid: str = "u1", **rest: Any) -> dict[str, Any]:
@@ -185,3 +185,23 @@ def test_what_is_kept_says_the_same_as_the_whole_and_takes_a_fraction_of_it() ->
     assert pod_fact(trim(PODS, pod)) == pod_fact(pod)
     assert len(json.dumps(trim(JOBS, job_))) < len(json.dumps(job_)) / 4
     assert len(json.dumps(trim(PODS, pod))) < len(json.dumps(pod)) / 3
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+
+
+@given(JSON)
+def test_what_is_kept_compactly_is_equal(value: Any) -> None:
+    assert compact(value) == value
+
+
+def test_objects_share_the_strings_that_they_have_in_common() -> None:
+    text = json.dumps({"metadata": {"uid": "0f8fad5b-d9cb-469f-a165-70867728950e", "labels": {"a/b": "prepare"}}})
+    one, other = (compact(json.loads(text)) for _ in range(2))
+    assert one["metadata"] is not other["metadata"]
+    assert one["metadata"]["uid"] is other["metadata"]["uid"]
+    (key,), (other_key,) = one["metadata"]["labels"], other["metadata"]["labels"]
+    assert key is other_key
