@@ -16,7 +16,7 @@ from benchmarks.training.cases import EFFORTS, Effort, Level
 from benchmarks.training.measure import Comparison, Measured, Side, allowed_speed_up
 from benchmarks.training.workload import Case
 
-OURS = Side("wrpo", "benchmarks.training.ours")
+OURS = Side("wrpo", "benchmarks.training.ours", {"deepspeed": True, "zero_stage": 0})
 PADDED = Side("padded", "benchmarks.training.padded")
 TRL = Side("TRL", "benchmarks.training.trl_peer")
 TRL_PRECOMPUTED = Side("TRL, reference precomputed", "benchmarks.training.trl_peer", {"precompute": True}, rounds=1)
