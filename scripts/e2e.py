@@ -61,6 +61,7 @@ def parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cluster", action="store_true", help="use KUBECONFIG's cluster instead of an embedded one")
     parser.add_argument("--operator-image", metavar="REPOSITORY:TAG", help="run the operator in the cluster, from this")
+    parser.add_argument("--operator-container", metavar="IMAGE", help="run the operator here, from this, with podman")
     parser.add_argument("--image", help="image of the stand-in stages; default python:3.11-slim")
     parser.add_argument("--command", help="their command line; default: tests/e2e/stand_in.py, which needs `python`")
     parser.add_argument("--pods", choices=["real", "simulated"], help="whether containers run; default: a pod tells")
@@ -74,6 +75,7 @@ def choose(flags: argparse.Namespace) -> None:
     os.environ["WRPO_E2E_CLUSTER"] = "1"
     chosen = {
         "WRPO_E2E_OPERATOR_IMAGE": flags.operator_image,
+        "WRPO_E2E_OPERATOR_CONTAINER": flags.operator_container,
         "WRPO_E2E_IMAGE": flags.image,
         "WRPO_E2E_COMMAND": flags.command,
         "WRPO_E2E_PODS": flags.pods,
@@ -134,7 +136,8 @@ class Trial:
         say(f"installing the chart in {SYSTEM}, for {NAMESPACE}")
         self._cluster.prepare()
         say(f"pods {'are simulated' if kube.simulated else 'run their containers'}")
-        say(f"the operator is {'a process here' if kube.local else 'in the cluster'}")
+        here = f"a container of {kube.local.image}" if kube.local and kube.local.image else "a process here"
+        say(f"the operator is {here if kube.local else 'in the cluster'}")
         kube.apply(experiment(NAME, short=False))
         follow(kube, timeout_s)
         check(kube)

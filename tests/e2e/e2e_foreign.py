@@ -106,7 +106,9 @@ class ForeignCluster:
         deployment = json.loads(kube.run("kubectl", "-n", SYSTEM, "get", "deployment", OPERATOR, "-o", "json"))
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
         env = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
-        return LocalOperator(self._credentials(), env, SYSTEM, identity, self._directory / f"{identity}.log")
+        log_file = self._directory / f"{identity}.log"
+        image = os.environ.get("WRPO_E2E_OPERATOR_CONTAINER", "")
+        return LocalOperator(self._credentials(), env, SYSTEM, identity, log_file, image)
 
     def _credentials(self) -> Path:
         """Write a kubeconfig of the chart's ServiceAccount: what its roles do not grant is refused."""

@@ -1,9 +1,14 @@
-"""The operator as a process of the tests, with the chart's environment and the rights of the chart's ServiceAccount."""
+"""The operator as a process of the tests, with the chart's environment and the rights of the chart's ServiceAccount.
+
+Given an image, the process is podman, which runs the operator from it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -21,6 +26,21 @@ _NOT_HERE = frozenset(
     }
 )
 """What the Deployment says about a pod's network: pods of the cluster do not reach a process of this machine."""
+CONTAINER_FLAGS = (
+    *("--network", "host", "--read-only", "--tmpfs", "/tmp:mode=1777"),
+    *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+    *("--env", "WRPO_*", "--env", "WATCH_*", "--env", "POD_*"),
+)
+"""What the chart's Deployment asks of a pod; the network is this machine's."""
+
+
+def podman_run(*arguments: str) -> list[str]:
+    """Return a command of podman's that fetches nothing and leaves nothing behind.
+
+    podman asks for more open files and processes than some machines may give. WRPO_CONTAINER_FLAGS holds further flags.
+    """
+    own = ["--rm", "--pull", "never", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"]
+    return ["podman", "run", *own, *shlex.split(os.environ.get("WRPO_CONTAINER_FLAGS", "")), *arguments]
 
 
 @dataclass
@@ -34,8 +54,10 @@ class LocalOperator:
     namespace: str
     identity: str
     log_file: Path
+    image: str = ""
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _port: int = field(default=0, init=False)
+    _container: str = field(default="", init=False)
 
     def start(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -53,9 +75,18 @@ class LocalOperator:
             "WRPO_HEALTH_PORT": str(self._port),
             "WRPO_PROGRESS_PORT": "0",
         }
-        command = [sys.executable, "-m", "wrpo_operator", "run", "--kubeconfig", str(self.kubeconfig)]
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(self._command(), env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def _command(self) -> list[str]:
+        if not self.image:
+            return [sys.executable, "-m", "wrpo_operator", "run", "--kubeconfig", str(self.kubeconfig)]
+        self._container = f"wrpo-operator-{secrets.token_hex(4)}"
+        # Read by the container's user. On this machine the directory it lies in is closed to others.
+        self.kubeconfig.chmod(0o644)
+        mount = ("--volume", f"{self.kubeconfig}:/kubeconfig:ro")
+        flags = ("--name", self._container, *CONTAINER_FLAGS, *mount)
+        return podman_run(*flags, self.image, "run", "--kubeconfig", "/kubeconfig")
 
     def ready(self) -> bool:
         assert self._process is not None
@@ -72,19 +103,22 @@ class LocalOperator:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        self._end(signal.SIGKILL)
+        if self._process is not None:
+            if self._container:
+                # podman killed would leave its container running.
+                subprocess.run(["podman", "kill", self._container], capture_output=True, check=False)
+            else:
+                self._process.kill()
+            self._process.wait(30)
+            self._process = None
 
     def stop(self) -> None:
-        self._end(signal.SIGTERM)
-
-    def _end(self, number: signal.Signals) -> None:
         if self._process is not None:
-            self._process.send_signal(number)
+            self._process.terminate()
             try:
                 self._process.wait(30)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait(10)
+                self.kill()
             self._process = None
 
     def log(self) -> str:
