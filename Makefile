@@ -87,7 +87,8 @@ crds: ## generate crds/, the chart's copy and the reference pages from the API m
 chart-readme: ## write the chart's README from its values
 	@$(VENV)/python scripts/chart_readme.py --write
 
-image-test: ## build the operator's image and run it against the embedded control plane (needs buildah and podman)
+image-test: ## build the operator's image and run an experiment with it (needs podman; WRPO_BASE_IMAGE=... for another base)
+	@$(PYTHON) scripts/setup_env.py --assets --dev
 	@$(VENV)/python images/image_test.py
 
 lock: ## resolve requirements/*.in into pins (needs uv)
