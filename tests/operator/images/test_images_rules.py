@@ -124,8 +124,8 @@ def test_the_build_asks_the_registry_that_pip_asks_here(
     listed = """:env:.cert='/etc/ours.pem'
 global.cert='/etc/other.pem'
 global.constraint='/etc/constraints.txt'
-global.extra-index-url='file:///opt/simple https://b.example/simple'
-global.find-links='/opt/wheels'
+global.extra-index-url='file:///srv/simple https://b.example/simple'
+global.find-links='/srv/wheels'
 global.index-url='https://user:word@a.example/simple'
 """
     monkeypatch.setattr(
