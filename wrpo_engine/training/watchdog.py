@@ -30,6 +30,7 @@ SILENCE_S = 120.0
 """A process whose threads have not run for so long is stopped or gone; its node may be."""
 _INTERVAL_S = 10.0
 _READ_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 5.0
 _CLOSED = -1
 _LOG = logging.getLogger("wrpo_engine")
 
@@ -134,6 +135,7 @@ class Watchdog(Observer):
     _micro_batch: int = 0
     _last: float = 0.0
     _closed: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
     _changed: dict[int, tuple[int, float]] = field(default_factory=dict)
     """Peer -> its last beat and when this rank saw it change."""
     _signs: list[Sign | None] = field(default_factory=list)
@@ -146,7 +148,9 @@ class Watchdog(Observer):
     def start(self) -> Watchdog:
         self._last = self._exchanged = self.clock()
         for name, target in (("watchdog", self._watch), ("watchdog-signs", self._exchange)):
-            threading.Thread(target=target, name=name, daemon=True).start()
+            thread = threading.Thread(target=target, name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
         return self
 
     def beat(self) -> None:
@@ -173,7 +177,14 @@ class Watchdog(Observer):
         self._last = self.clock()
 
     def close(self) -> None:
+        """End the watch. A thread that is inside the store's client when the interpreter ends takes the process down.
+
+        With the exit code of an abort, that is, where the run has succeeded. A store that no longer answers is waited
+        for no longer than a bound: then its host is gone, and this rank has not succeeded.
+        """
         self._closed.set()
+        for thread in self._threads:
+            thread.join(_CLOSE_TIMEOUT_S)
 
     @property
     def _interval_s(self) -> float:

@@ -28,7 +28,7 @@ prompt = llm.get_tokenizer().apply_chat_template(
     [{"role": "user", "content": "why why"}], tokenize=True, add_generation_prompt=True, return_dict=False
 )
 params = SamplingParams(temperature=0, max_tokens=int(sys.argv[2]), prompt_logprobs=0, logprobs=0, ignore_eos=True)
-(output,) = llm.generate([{"prompt_token_ids": prompt}], params)
+(output,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
 def of(ids, entries):
     return [entry[token].logprob for token, entry in zip(ids, entries) if entry]
 answer = list(output.outputs[0].token_ids)
@@ -55,7 +55,7 @@ def exported(base_model: Path, make_ctx: Any, commit_artifact: Any, monkeypatch:
 
 def ask_vllm(directory: Path) -> dict[str, Any]:
     """Return prompt ids, a greedy continuation, and the log-probabilities of both."""
-    # Not what other tests of this process have left there: vLLM itself writes to the environment.
+    # Not what other tests of this process have left there, which vLLM and tqdm would read.
     environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", SCRIPT, str(directory), str(NUM_NEW)]

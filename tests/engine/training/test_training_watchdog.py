@@ -122,6 +122,27 @@ def test_a_peer_that_never_reported_is_silent() -> None:
     assert watched.verdict() == ("PeerSilent", 121.0, [1])
 
 
+def test_no_thread_of_it_is_left_in_the_store_when_it_has_closed() -> None:
+    """One that is there when the interpreter ends aborts the process."""
+    posting, may_end, posted = threading.Event(), threading.Event(), []
+
+    class SlowBoard(OwnBoard):
+        def post(self, sign: Sign) -> None:
+            posting.set()
+            may_end.wait(10)
+            posted.append(sign.beat)
+
+    watched = Watchdog(0, SlowBoard(), 1000.0, {}).start()
+    closing = threading.Thread(target=watched.close)
+    closing.start()
+    assert posting.wait(10)
+    assert closing.is_alive()
+    may_end.set()
+    closing.join(10)
+    assert posted == [-1]
+    assert not any(thread.is_alive() for thread in watched._threads)
+
+
 def test_standing_still_ends_the_process_with_stacks_and_a_message(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
