@@ -184,7 +184,8 @@ class Watchdog(Observer):
         """
         self._closed.set()
         for thread in self._threads:
-            thread.join(_CLOSE_TIMEOUT_S)
+            if thread is not threading.current_thread():
+                thread.join(_CLOSE_TIMEOUT_S)
 
     @property
     def _interval_s(self) -> float:
