@@ -43,7 +43,6 @@ from wrpo_operator.runtime.settings import Settings
 from wrpo_operator.runtime.snapshot import SnapshotBuilder
 from wrpo_operator.runtime.store import ObjectStore
 from wrpo_operator.runtime.tls import ServerCertificate
-from wrpo_operator.runtime.trim import trim
 
 log = logging.getLogger(__name__)
 WATCH_LIMIT_S = 300.0
@@ -59,6 +58,7 @@ class Operator:
         self._settings = settings
         self._metrics = Metrics()
         self._store = ObjectStore()
+        connection.keep = self._store.keep
         self._client = client = MeteredKube(connection, self._metrics, known=self._known_status)
         self._certificate = (
             ServerCertificate(Path(settings.progress_cert_file), Path(settings.progress_key_file))
@@ -221,9 +221,13 @@ class Operator:
         self._added_at.pop(key, None)
 
     async def _resync(self) -> None:
+        """Look at every experiment within `resync_s`, one after the other: all at once would hold up what is urgent."""
+        period_s = self._settings.resync_s / 2
         while True:
-            await asyncio.sleep(self._settings.resync_s)
-            self._wake()
+            await asyncio.sleep(period_s)
+            keys = [(namespace_of(obj), name_of(obj)) for obj in self._store.items(EXPERIMENTS)]
+            for number, key in enumerate(keys):
+                self._queue.add_after(key, period_s * number / len(keys))
             self._renew_certificate()
 
     def _renew_certificate(self) -> None:
@@ -282,7 +286,6 @@ class Operator:
 async def run(settings: Settings, *, kubeconfig: str | None, context: str | None) -> None:
     """Run one operator until it is told to stop."""
     client = await HttpKube.connect(kubeconfig, context)
-    client.keep = trim
     log.info(
         "wrpo-operator: API server %s, namespace %s, identity %s",
         client.server,

@@ -288,7 +288,13 @@ class FaultyClient:
         return found
 
     async def list(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        gently: bool = False,
     ) -> tuple[list[JsonObject], str]:
         del label_selector, field_selector
 

@@ -54,7 +54,7 @@ SHAPES: Mapping[StageKind, Shape] = {
     StageKind.REPORT: Shape.JOB,
 }
 
-REMEMBERED_GRAPHS = 256
+REMEMBERED_GRAPHS = 64
 
 
 def sample(source: str) -> StageId:

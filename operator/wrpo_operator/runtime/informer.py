@@ -208,8 +208,9 @@ class Informer:
             await asyncio.sleep(1)
 
     async def _relist(self, resource: Resource, *, owed: bool = False) -> None:
+        # The first list is waited for; later ones look for what should not be.
         items, version = await self._client.list(
-            resource, self._settings.namespace, label_selector=selector_of(resource)
+            resource, self._settings.namespace, label_selector=selector_of(resource), gently=self.synced
         )
         present = {uid_of(item) for item in items}
         for obj in self._store.replace(resource, items, version):

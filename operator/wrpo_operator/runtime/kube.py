@@ -29,6 +29,10 @@ CONNECTIONS = 24
 """To the API server. More requests wait here: each connection holds 256 KiB, and a burst should not be the server's."""
 PAGE = 250
 """Items of one answer to a list."""
+REST = 4.0
+"""Of a list taken gently: time between two pages, in those that the last one took."""
+LONGEST_REST_S = 2.0
+"""The server forgets where a list went on after some minutes."""
 IN_CLUSTER_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 Propagation = Literal["Background", "Foreground", "Orphan"]
 
@@ -69,9 +73,18 @@ class KubeClient(Protocol):
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject: ...
 
     async def list(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        gently: bool = False,
     ) -> tuple[list[JsonObject], str]:
-        """Return all items (with apiVersion and kind set) and the list's resourceVersion."""
+        """Return all items (with apiVersion and kind set) and the list's resourceVersion.
+
+        `gently` takes a long list page by page with pauses, so that it holds up neither this process nor the server.
+        """
         ...
 
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject: ...
@@ -162,11 +175,19 @@ class HttpKube:
         return await self.request("GET", resource.path(namespace, name))
 
     async def list(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        gently: bool = False,
     ) -> tuple[list[JsonObject], str]:
         query = {"labelSelector": label_selector, "fieldSelector": field_selector, "limit": str(PAGE)}
         items: list[JsonObject] = []
+        clock = asyncio.get_running_loop().time
         while True:
+            began = clock()
             answer = await self.request("GET", resource.path(namespace), query=query)
             found = answer.get("items") or []
             kind = {"apiVersion": resource.api_version, "kind": resource.kind}
@@ -175,6 +196,8 @@ class HttpKube:
             if not metadata.get("continue"):
                 return items, str(metadata.get("resourceVersion", ""))
             query["continue"] = metadata["continue"]
+            if gently:
+                await asyncio.sleep(min(LONGEST_REST_S, REST * (clock() - began)))
 
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject:
         path = resource.path(namespace_of(body) or None)

@@ -43,9 +43,17 @@ class MeteredKube:
         return await self._count("get", resource.plural, self._client.get(resource, name, namespace))
 
     async def list(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        gently: bool = False,
     ) -> tuple[list[JsonObject], str]:
-        call = self._client.list(resource, namespace, label_selector=label_selector, field_selector=field_selector)
+        call = self._client.list(
+            resource, namespace, label_selector=label_selector, field_selector=field_selector, gently=gently
+        )
         return await self._count("list", resource.plural, call)
 
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject:

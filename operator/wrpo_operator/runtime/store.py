@@ -81,6 +81,14 @@ class ObjectStore:
                 changed.append(known)
         return changed
 
+    def keep(self, resource: Resource, obj: JsonObject) -> JsonObject:
+        """Return what to hold of a listed object: the very object that is here where it is of the same version."""
+        known = self.get(resource, namespace_of(obj), name_of(obj))
+        if known is not None and uid_of(known) == uid_of(obj) and version_of(known) == version_of(obj) is not None:
+            return known
+        kept: JsonObject = compact(trim(resource, obj))
+        return kept
+
     def drop(self, resource: Resource) -> None:
         """Forget every object of a resource that is no longer served."""
         for key, known in list(self._objects.get(resource, {}).items()):

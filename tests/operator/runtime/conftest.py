@@ -69,7 +69,13 @@ class FakeKube:
         return found
 
     async def list(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        gently: bool = False,
     ) -> tuple[list[JsonObject], str]:
         self._call("list", resource, "")
         wanted = dict(part.split("=") for part in label_selector.split(",") if part)

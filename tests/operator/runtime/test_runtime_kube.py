@@ -101,6 +101,29 @@ def test_a_long_list_is_read_page_by_page_and_items_know_their_kind(tmp_path: Pa
     assert [request[2].get("continue") for request in server.requests] == [None, "more"]
 
 
+@pytest.mark.parametrize(("gently", "rests"), [(False, 0), (True, 2)])
+def test_a_list_taken_gently_rests_between_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gently: bool, rests: int
+) -> None:
+    more = {"metadata": {"continue": "more", "resourceVersion": "7"}, "items": [{"metadata": {"name": "a"}}]}
+    server = Server(answer(more), answer(more), answer({"metadata": {"resourceVersion": "7"}, "items": []}))
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def listed(client: HttpKube) -> list[dict[str, Any]]:
+        async def counted(seconds: float) -> None:
+            pauses.append(seconds)
+            await sleep(0)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio, "sleep", counted)
+            return (await client.list(JOBS, "ns", gently=gently))[0]
+
+    assert len(talk(server, listed, tmp_path)) == 2
+    assert len(pauses) == rests
+    assert all(0 < pause <= 2 for pause in pauses)
+
+
 def test_of_a_listed_item_only_what_is_kept_stays_in_memory(tmp_path: Path) -> None:
     server = Server(answer({"metadata": {"resourceVersion": "7"}, "items": [{"metadata": {"name": "a"}, "spec": {}}]}))
 

@@ -205,3 +205,14 @@ def test_objects_share_the_strings_that_they_have_in_common() -> None:
     assert one["metadata"]["uid"] is other["metadata"]["uid"]
     (key,), (other_key,) = one["metadata"]["labels"], other["metadata"]["labels"]
     assert key is other_key
+
+
+def test_a_listed_object_of_the_version_that_is_here_takes_no_memory() -> None:
+    store = ObjectStore()
+    store.upsert(JOBS, job("a", 5, status={"succeeded": 1}))
+    here = store.get(JOBS, "ns", "a")
+    assert store.keep(JOBS, job("a", 5, status={"succeeded": 1})) is here
+    newer = store.keep(JOBS, job("a", 6, status={"succeeded": 2}))
+    assert (newer["metadata"]["resourceVersion"], newer["status"]) == ("6", {"succeeded": 2})
+    assert store.keep(JOBS, job("a", 5, uid="u2"))["metadata"]["uid"] == "u2"
+    assert store.get(JOBS, "ns", "a") is here
