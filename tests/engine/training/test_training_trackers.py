@@ -6,6 +6,7 @@ import logging
 import sys
 import types
 from collections.abc import Mapping
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def test_a_tracker_without_its_package_is_refused_before_any_work(name: Any) -> 
 
 def fake_package(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: Any) -> None:
     module = types.ModuleType(name)
+    # Accelerate, when first imported, looks for the packages it knows by their specs.
+    module.__spec__ = ModuleSpec(name, None)
     for key, value in attributes.items():
         setattr(module, key, value)
     monkeypatch.setitem(sys.modules, name, module)
