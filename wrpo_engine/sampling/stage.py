@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import polars as pl
 
@@ -31,8 +32,7 @@ def run(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, SampleParams)
     field_name = "target" if params.source == "target" else f"sources[{params.source}]"
-    engine_args = {**params.engine_args, **ctx.config.runtime.engine_args}
-    check_backend_options(params.backend, quantization=params.quantization, engine_args=engine_args)
+    check_backend_options(params.backend, quantization=params.quantization, engine_args=_engine_args(ctx, params))
     parts = parts_of(_prompts(ctx, params), params.prompts_per_part)
     model = resolve_model(params.model, ctx, field=f"{field_name}.model")
     pending = frozenset(pending_parts(ctx, [part.name for part in parts]))
@@ -108,7 +108,7 @@ def _sample_parts(
         stop=params.stop,
         dtype=params.dtype,
         quantization=params.quantization,
-        engine_args={**params.engine_args, **ctx.config.runtime.engine_args},
+        engine_args=_engine_args(ctx, params),
         # What the longest prompt and answer need, the same for every shard: engines reserve memory for all of it,
         # and many models' own limits are far beyond one device's.
         max_model_length=needed if context is None else min(context, needed),
@@ -124,6 +124,11 @@ def _sample_parts(
         return sample_parts(ctx, params, planned, sampler, finished=finished)
     finally:
         sampler.close()
+
+
+def _engine_args(ctx: StageContext, params: SampleParams) -> dict[str, Any]:
+    """Return vLLM's further arguments: those that change answers, and those of the runtime that change only speed."""
+    return {**params.engine_args, **ctx.config.runtime.engine_args}
 
 
 def _context(params: SampleParams, model: ResolvedModel) -> int | None:
