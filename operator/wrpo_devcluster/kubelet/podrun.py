@@ -219,14 +219,17 @@ class PodRun:
         await processes.wait_started(attempt)
         process = attempt.process()
         state.container_id = f"process://{processes.marker(attempt)}"
-        is_over = attempt.exit() is not None or process is None or not process.is_alive()
+        ended = attempt.exit()
+        is_over = ended is not None or process is None or not process.is_alive()
+        # A program that ends at once has started all the same.
+        if process is not None and not adopted and not (ended is not None and ended.error):
+            await self.handle.event("Normal", "Started", f"Started container: {state.name}")
         probing: asyncio.Task[None] | None = None
         if process is not None and not is_over:
             state.state = {"running": {"startedAt": whole_seconds(process.started_at)}}
             state.has_started = "startupProbe" not in spec
             state.is_ready = state.has_started and "readinessProbe" not in spec
             if not adopted:
-                await self.handle.event("Normal", "Started", f"Started container: {state.name}")
                 await self._hook(spec, "postStart", attempt)
             await self._publish()
             probing = asyncio.create_task(self._probe(spec, state, attempt))

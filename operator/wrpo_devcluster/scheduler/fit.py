@@ -49,10 +49,6 @@ def requests_of(pod: JsonObject) -> Amounts:
     return wanted
 
 
-def usage(pods: Iterable[JsonObject]) -> Amounts:
-    return total(requests_of(pod) for pod in pods)
-
-
 def choose(pod: JsonObject, nodes: list[NodeView]) -> Verdict:
     """Choose the emptiest node on which the pod fits."""
     reasons: Counter[str] = Counter()

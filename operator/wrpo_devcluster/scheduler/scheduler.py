@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from wrpo_devcluster.client import CLAIMS, NODES, PODS, ApiError, Client, JsonObject
 from wrpo_devcluster.clock import Clock, timestamp
-from wrpo_devcluster.controllers.base import Controller, Watched, get_or_none
+from wrpo_devcluster.controllers.base import Controller, Watched, WatchHub, get_or_none
 from wrpo_devcluster.controllers.events import EventRecorder
 from wrpo_devcluster.faults import Faults
 from wrpo_devcluster.objects import condition, is_deleting, is_terminal
-from wrpo_devcluster.scheduler.fit import Amounts, NodeView, choose, requests_of, total, usage
+from wrpo_devcluster.scheduler.fit import NodeView, Verdict, choose
+from wrpo_devcluster.scheduler.ledger import Ledger
 
 _ALL = "all"
-_NOT_ENDED = ("", "Pending", "Running", "Unknown")
-"""Phases of the pods that hold what they asked for."""
 
 
 class Scheduler(Controller):
@@ -29,10 +27,16 @@ class Scheduler(Controller):
         super().__init__(client, clock)
         self._faults = faults
         self._events = EventRecorder(client, clock, self.name)
+        self._ledger = Ledger()
+        self._has_counted = False
 
     def watched(self) -> Sequence[Watched]:
         everything = _everything
         return (Watched(PODS, everything), Watched(NODES, everything), Watched(CLAIMS, everything))
+
+    def attach(self, hub: WatchHub) -> None:
+        hub.subscribe(PODS, self._ledger.heard)
+        super().attach(hub)
 
     async def reconcile(self, key: str) -> float | None:
         del key
@@ -41,17 +45,23 @@ class Scheduler(Controller):
             return None
         if self._faults.scheduling_delay_s > 0:
             await self.clock.sleep(self._faults.scheduling_delay_s)
-        used = await self._used()
+        is_exact = not self._has_counted
+        if is_exact:
+            await self._count()
         nodes = [n for n in await self.client.list(NODES) if not is_deleting(n)]
         waiting.sort(key=lambda p: (-int(p["spec"].get("priority") or 0), p["metadata"]["creationTimestamp"]))
         for pod in waiting:
-            verdict = choose(pod, [NodeView(node, used.get(node["metadata"]["name"], {})) for node in nodes])
+            verdict = self._choose(pod, nodes)
+            if verdict.node is None and not is_exact:
+                await self._count()
+                is_exact = True
+                verdict = self._choose(pod, nodes)
             missing = await self._missing_claim(pod)
             if verdict.node is None or missing:
                 message = f"0/{len(nodes)} nodes are available: {missing}." if missing else verdict.message
                 await self._refuse(pod, message)
-            elif await self._bind(pod, verdict.node):
-                used[verdict.node] = total((used.get(verdict.node, {}), requests_of(pod)))
+            else:
+                await self._bind(pod, verdict.node)
         return None
 
     async def _waiting(self) -> list[JsonObject]:
@@ -59,14 +69,12 @@ class Scheduler(Controller):
         waiting = [p for p in pods if not p["spec"].get("nodeName") and not is_deleting(p) and not is_terminal(p)]
         return [p for p in waiting if not p["spec"].get("schedulingGates")]
 
-    async def _used(self) -> dict[str, Amounts]:
-        """Return what the pods bound to each node ask for, but for pods that have ended."""
-        by_node: dict[str, dict[str, JsonObject]] = defaultdict(dict)
-        for phase in _NOT_ENDED:
-            for pod in await self.client.list(PODS, field_selector=f"status.phase={phase}"):
-                if pod["spec"].get("nodeName"):
-                    by_node[pod["spec"]["nodeName"]][pod["metadata"]["uid"]] = pod
-        return {node: usage(pods.values()) for node, pods in by_node.items()}
+    def _choose(self, pod: JsonObject, nodes: Sequence[JsonObject]) -> Verdict:
+        return choose(pod, [NodeView(node, self._ledger.used(node["metadata"]["name"])) for node in nodes])
+
+    async def _count(self) -> None:
+        self._ledger.count(await self.client.list(PODS))
+        self._has_counted = True
 
     async def _missing_claim(self, pod: JsonObject) -> str:
         for volume in pod["spec"].get("volumes") or []:
@@ -82,7 +90,7 @@ class Scheduler(Controller):
                 return "pod has unbound immediate PersistentVolumeClaims"
         return ""
 
-    async def _bind(self, pod: JsonObject, node: str) -> bool:
+    async def _bind(self, pod: JsonObject, node: str) -> None:
         meta = pod["metadata"]
         binding = {
             "apiVersion": "v1",
@@ -94,11 +102,11 @@ class Scheduler(Controller):
             await self.client.update(PODS, binding, subresource="binding")
         except ApiError as error:
             if error.code in {404, 409}:
-                return False
+                return
             raise
+        self._ledger.add(pod, node)
         message = f"Successfully assigned {meta['namespace']}/{meta['name']} to {node}"
         await self._events.event(_typed(pod), "Normal", "Scheduled", message)
-        return True
 
     async def _refuse(self, pod: JsonObject, message: str) -> None:
         current = condition(pod, "PodScheduled")

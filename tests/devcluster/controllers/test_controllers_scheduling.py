@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from devcluster.memory_api import MemoryClient
+from devcluster.rig import GPU_NODES, simulated, until
+from hypothesis import given
+from hypothesis import strategies as st
 
-from wrpo_devcluster.client import JsonObject
+from wrpo_devcluster.client import PODS, JsonObject, WatchEvent
 from wrpo_devcluster.objects import quantity
-from wrpo_devcluster.scheduler.fit import NodeView, Verdict, choose, requests_of, usage
+from wrpo_devcluster.scheduler.fit import NodeView, Verdict, choose, requests_of, total
+from wrpo_devcluster.scheduler.ledger import Ledger
 
 
 def make_node(name: str, *, gpus: int = 8, labels: JsonObject | None = None, **spec: Any) -> JsonObject:
@@ -27,7 +34,7 @@ def make_pod(gpus: int = 0, cpu: str = "1", **spec: Any) -> JsonObject:
 
 
 NODES = [NodeView(make_node("gpu-0")), NodeView(make_node("gpu-1"))]
-BUSY = NodeView(make_node("gpu-0"), usage([make_pod(8)]))
+BUSY = NodeView(make_node("gpu-0"), requests_of(make_pod(8)))
 TAINT = {"key": "gpu", "value": "only", "effect": "NoSchedule"}
 PREEMPTION = "no new claims to deallocate, preemption: 0/{n} nodes are available: {why}."
 NOT_HELPFUL = "{n} Preemption is not helpful for scheduling"
@@ -94,3 +101,59 @@ def test_an_init_container_counts_when_it_asks_for_more() -> None:
 def test_quantities() -> None:
     texts = {"500m": "0.5", "2Gi": "2147483648", "1k": "1000", "1e3": "1000", "3": "3"}
     assert {text: quantity(text) for text in texts} == {text: Decimal(value) for text, value in texts.items()}
+
+
+@given(data=st.data())
+def test_the_ledger_holds_what_the_bound_pods_ask_for(data: st.DataObject) -> None:
+    """Pods are bound, an older state is heard of, they end, are deleted and are counted anew, in any order."""
+    ledger, pods = Ledger(), {}
+    for number in range(data.draw(st.integers(1, 30))):
+        match data.draw(st.sampled_from(["create", "bind", "news", "end", "delete", "count"])):
+            case "create":
+                pods[number] = {**make_pod(number % 3), "metadata": {"uid": str(number)}, "status": {}}
+                ledger.heard(WatchEvent("ADDED", PODS, pods[number]))
+            case "bind" if waiting := [each for each, pod in pods.items() if not pod["status"] and "nodeName" not in pod["spec"]]:
+                chosen = data.draw(st.sampled_from(waiting))
+                before, node = pods[chosen], data.draw(st.sampled_from(["a", "b"]))
+                pods[chosen] = {**before, "spec": {**before["spec"], "nodeName": node}}
+                ledger.add(before, node)
+                if data.draw(st.booleans()):
+                    ledger.heard(WatchEvent("MODIFIED", PODS, before))
+            case "news" if pods:
+                ledger.heard(WatchEvent("MODIFIED", PODS, data.draw(st.sampled_from(list(pods.values())))))
+            case "end" if pods:
+                chosen = data.draw(st.sampled_from(list(pods)))
+                pods[chosen] = {**pods[chosen], "status": {"phase": data.draw(st.sampled_from(["Succeeded", "Failed"]))}}
+                ledger.heard(WatchEvent("MODIFIED", PODS, pods[chosen]))
+            case "delete" if pods:
+                ledger.heard(WatchEvent("DELETED", PODS, pods.pop(data.draw(st.sampled_from(list(pods))))))
+            case "count":
+                ledger.count(pods.values())
+    held = defaultdict(list)
+    for pod in pods.values():
+        if "nodeName" in pod["spec"] and pod["status"].get("phase") not in {"Succeeded", "Failed"}:
+            held[pod["spec"]["nodeName"]].append(requests_of(pod))
+    for node in ("a", "b"):
+        used = {name: amount for name, amount in ledger.used(node).items() if amount}
+        assert used == total(held[node])
+
+
+def test_room_that_a_silent_watch_hides_is_found_before_a_pod_is_refused() -> None:
+    """The watch keeps the deletion of a pod to itself; the next pod that needs its place gets it all the same."""
+
+    def pod(name: str, gpus: int) -> JsonObject:
+        return {**make_pod(gpus), "metadata": {"name": name}}
+
+    async def node_of(client: MemoryClient, name: str) -> str:
+        return str((await client.get(PODS, name, "ns"))["spec"].get("nodeName", ""))
+
+    async def scenario() -> str:
+        async with simulated(lambda *_: []) as (client, _):
+            for number, _ in enumerate(GPU_NODES):
+                await client.create(PODS, pod(f"p{number}", 8), "ns")
+                await until(lambda name=f"p{number}": node_of(client, name))
+            client.objects.pop((PODS, "ns", "p0"))
+            await client.create(PODS, pod("late", 8), "ns")
+            return str(await until(lambda: node_of(client, "late")))
+
+    assert asyncio.run(scenario()) in {node.name for node in GPU_NODES}

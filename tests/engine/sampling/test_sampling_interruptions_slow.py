@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import signal
@@ -36,6 +37,9 @@ class Storage:
     @property
     def artifact(self) -> Path:
         return self.root / "sample" / "tiny" / HASH
+
+    def is_committed(self) -> bool:
+        return (self.artifact / "manifest.json").exists()
 
     def parts(self) -> dict[str, int]:
         """Return the published parts with the times at which they were made."""
@@ -109,19 +113,24 @@ def test_twenty_stops_at_random_points_change_no_byte(
     process.join(120)
     assert process.exitcode == 0
 
-    broken = make_storage(tmp_path / "broken", commit_artifact, tiny_model_dir)
     chance = random.Random(20)
-    stops, kept = 0, {}
-    while stops < STOPS:
-        assert not (broken.artifact / "manifest.json").exists(), f"done after {stops} stops: make it longer"
-        shards = chance.choice([1, 2, 3])
-        stops += stop_somewhere(broken, broken.start(chance.randrange(shards), shards), chance)
-        kept |= {name: made for name, made in broken.parts().items() if name not in kept}
-    assert len(kept) < NUM_PROMPTS // 2
-
-    process = broken.start()
-    process.join(120)
-    assert process.exitcode == 0
-    assert broken.contents() == whole.contents()
-    # What was published before a stop was not made again after it.
-    assert {name: made for name, made in broken.parts().items() if name in kept} == kept
+    stops, most_kept = 0, 0
+    for number in itertools.count():
+        # A quick machine finishes an artifact before it was stopped twenty times: the stops go on with another one.
+        broken = make_storage(tmp_path / f"broken-{number}", commit_artifact, tiny_model_dir)
+        kept: dict[str, int] = {}
+        while stops < STOPS and not broken.is_committed():
+            shards = chance.choice([1, 2, 3])
+            stops += stop_somewhere(broken, broken.start(chance.randrange(shards), shards), chance)
+            kept |= {name: made for name, made in broken.parts().items() if name not in kept}
+        if not broken.is_committed():
+            process = broken.start()
+            process.join(120)
+            assert process.exitcode == 0
+        assert broken.contents() == whole.contents()
+        # What was published before a stop was not made again after it.
+        assert {name: made for name, made in broken.parts().items() if name in kept} == kept
+        most_kept = max(most_kept, len(kept))
+        if stops == STOPS:
+            break
+    assert most_kept > 0
