@@ -187,8 +187,8 @@ class Operator:
 
     def _wake(self) -> None:
         """Look at every experiment."""
-        for obj in self._store.items(EXPERIMENTS):
-            self._add((namespace_of(obj), name_of(obj)))
+        for key in self._store.keys(EXPERIMENTS):
+            self._add(key)
 
     def _add(self, key: Key) -> None:
         self._added_at.setdefault(key, time.monotonic())
@@ -225,7 +225,7 @@ class Operator:
         period_s = self._settings.resync_s / 2
         while True:
             await asyncio.sleep(period_s)
-            keys = [(namespace_of(obj), name_of(obj)) for obj in self._store.items(EXPERIMENTS)]
+            keys = self._store.keys(EXPERIMENTS)
             for number, key in enumerate(keys):
                 self._queue.add_after(key, period_s * number / len(keys))
             self._renew_certificate()

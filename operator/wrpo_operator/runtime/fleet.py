@@ -49,15 +49,19 @@ class FleetCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         families = self._families()
         if self._leading():
-            everything = list(self._experiments())
-            phases = Tally(_phase(obj) for obj in everything)
-            for phase in PHASES:
-                families[0].add_metric([phase], phases[phase])
-            if self._per_experiment:
-                for obj in everything:
+            now, before = self._now(), self._asked_at
+            self._asked_at = now
+            phases: Tally[str] = Tally()
+            # One at a time: all of them at once are tens of MiB.
+            for obj in self._experiments():
+                phases[_phase(obj)] += 1
+                if self._per_experiment:
                     percent = (_status(obj).get("progress") or {}).get("percent") or 0
                     families[1].add_metric([namespace_of(obj), name_of(obj)], float(percent))
-            self._count_blocked(everything)
+                if before is not None:
+                    self._count_blocked(obj, before, now)
+            for phase in PHASES:
+                families[0].add_metric([phase], phases[phase])
         else:
             self._asked_at = None
         yield from families
@@ -70,20 +74,15 @@ class FleetCollector(Collector):
             families.append(GaugeMetricFamily("wrpo_experiment_progress_percent", "Progress of each.", labels=names))
         return families
 
-    def _count_blocked(self, everything: Iterable[JsonObject]) -> None:
-        """Add the time since the last look, or since an experiment became blocked if that is later."""
-        now, before = self._now(), self._asked_at
-        self._asked_at = now
-        if before is None:
+    def _count_blocked(self, obj: JsonObject, before: datetime, now: datetime) -> None:
+        """Add the time since the last look, or since the experiment became blocked if that is later."""
+        blocked = condition(_status(obj), ConditionType.BLOCKED)
+        if blocked is None:
             return
-        for obj in everything:
-            blocked = condition(_status(obj), ConditionType.BLOCKED)
-            if blocked is None:
-                continue
-            since = parse_time(blocked.get("lastTransitionTime")) or before
-            reason = str(blocked.get("reason"))
-            lasted = (now - max(since, before)).total_seconds()
-            self._metrics.blocked_seconds.labels(reason if reason in REASONS else "Other").inc(max(0.0, lasted))
+        since = parse_time(blocked.get("lastTransitionTime")) or before
+        reason = str(blocked.get("reason"))
+        lasted = (now - max(since, before)).total_seconds()
+        self._metrics.blocked_seconds.labels(reason if reason in REASONS else "Other").inc(max(0.0, lasted))
 
 
 def _status(obj: JsonObject) -> Mapping[str, Any]:

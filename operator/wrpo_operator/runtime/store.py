@@ -4,38 +4,70 @@ Watch events and the answers to the operator's own writes both land here, so a r
 it even before the watch does. An older version never replaces a newer one, and a deleted object does not come back
 by a late event. `replace` makes the picture equal to a list, which also removes what a lost watch forgot to delete.
 
-Objects are kept trimmed, and found by the labels in INDEXED as well as by name: what one experiment needs costs the
-same however many others there are.
+Objects are kept trimmed and packed, and found by the labels in INDEXED as well as by name: what one experiment needs
+costs the same however many others there are. Packed, a Job with its pod takes 2.5 KiB instead of 6; unpacking takes
+microseconds, and whoever gets an object may do with it as it likes.
 """
 
 from __future__ import annotations
 
+import marshal
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from wrpo_operator.api import names
 from wrpo_operator.runtime.resources import (
     JsonObject,
     Resource,
     labels_of,
+    meta,
     name_of,
     namespace_of,
     uid_of,
     version_of,
 )
-from wrpo_operator.runtime.trim import compact, differs, trim
+from wrpo_operator.runtime.trim import differs, trim
 
 Key = tuple[str, str]
 """(namespace, name)"""
 REMEMBERED_DELETIONS = 4096
+_NAMED = ("namespace", "name", "uid", "resourceVersion")
 INDEXED = (names.LABEL_EXPERIMENT_UID, names.LABEL_ARTIFACT_KEY)
+
+
+class Unchanged(dict[str, Any]):
+    """Stands in a list for an object of which the store has this very version: its metadata names it, no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """An object, and what is asked of it most without unpacking it."""
+
+    uid: str
+    version: int | None
+    labels: tuple[tuple[str, str], ...]
+    """Those in INDEXED."""
+    data: bytes
+    """By `marshal`: the interpreter's own format, fast and small, read by no other process."""
+
+    @classmethod
+    def of(cls, obj: JsonObject) -> _Packed:
+        labels = labels_of(obj)
+        indexed = tuple((label, labels[label]) for label in INDEXED if labels.get(label))
+        return cls(uid_of(obj), version_of(obj), indexed, marshal.dumps(obj))
+
+    def unpack(self) -> JsonObject:
+        obj: JsonObject = marshal.loads(self.data)  # noqa: S302  # bytes that this process made
+        return obj
 
 
 class ObjectStore:
     """Objects by resource, namespace and name. Not thread-safe: used from one event loop."""
 
     def __init__(self) -> None:
-        self._objects: dict[Resource, dict[Key, JsonObject]] = {}
+        self._objects: dict[Resource, dict[Key, _Packed]] = {}
         self._by_label: dict[tuple[Resource, str, str], dict[Key, None]] = {}
         """(resource, label, value) -> keys of the objects that carry it."""
         self._deleted: OrderedDict[str, None] = OrderedDict()
@@ -44,15 +76,15 @@ class ObjectStore:
 
     def upsert(self, resource: Resource, obj: JsonObject) -> bool:
         """Keep `obj` unless a newer version of it is here or it is known to be deleted; return whether it was kept."""
-        if uid_of(obj) in self._deleted:
+        if isinstance(obj, Unchanged) or uid_of(obj) in self._deleted:
             return False
         key = _key(obj)
         known = self._objects.get(resource, {}).get(key)
-        if known is not None and uid_of(known) == uid_of(obj) and not _newer(obj, known):
+        if known is not None and known.uid == uid_of(obj) and not _newer(obj, known):
             return False
-        if known is not None and uid_of(known) != uid_of(obj) and _older(obj, known):
+        if known is not None and known.uid != uid_of(obj) and _older(obj, known):
             return False
-        self._put(resource, key, compact(trim(resource, obj)), known)
+        self._put(resource, key, trim(resource, obj), known)
         return True
 
     def delete(self, resource: Resource, obj: JsonObject) -> None:
@@ -63,7 +95,7 @@ class ObjectStore:
             if len(self._deleted) > REMEMBERED_DELETIONS:
                 self._deleted.popitem(last=False)
         known = self._objects.get(resource, {}).get(_key(obj))
-        if known is not None and (not uid or uid_of(known) == uid):
+        if known is not None and (not uid or known.uid == uid):
             self._remove(resource, _key(obj), known)
 
     def replace(self, resource: Resource, items: Iterable[JsonObject], list_version: str) -> list[JsonObject]:
@@ -75,19 +107,19 @@ class ObjectStore:
         changed = [item for item in listed.values() if self.upsert(resource, item)]
         at = int(list_version) if list_version.isdecimal() else None
         for key, known in list(self._objects.get(resource, {}).items()):
-            version = version_of(known)
-            if key not in listed and (at is None or version is None or version <= at):
-                self.delete(resource, known)
-                changed.append(known)
+            if key not in listed and (at is None or known.version is None or known.version <= at):
+                gone = known.unpack()
+                self.delete(resource, gone)
+                changed.append(gone)
         return changed
 
     def keep(self, resource: Resource, obj: JsonObject) -> JsonObject:
-        """Return what to hold of a listed object: the very object that is here where it is of the same version."""
-        known = self.get(resource, namespace_of(obj), name_of(obj))
-        if known is not None and uid_of(known) == uid_of(obj) and version_of(known) == version_of(obj) is not None:
-            return known
-        kept: JsonObject = compact(trim(resource, obj))
-        return kept
+        """Return what to hold of a listed object: next to nothing where it is here and of the same version."""
+        known = self._objects.get(resource, {}).get(_key(obj))
+        if known is not None and known.uid == uid_of(obj) and known.version == version_of(obj) is not None:
+            named = {key: meta(obj)[key] for key in _NAMED if key in meta(obj)}
+            return Unchanged(metadata=named)
+        return trim(resource, obj)
 
     def drop(self, resource: Resource) -> None:
         """Forget every object of a resource that is no longer served."""
@@ -95,37 +127,41 @@ class ObjectStore:
             self._remove(resource, key, known)
 
     def get(self, resource: Resource, namespace: str, name: str) -> JsonObject | None:
-        return self._objects.get(resource, {}).get((namespace, name))
+        found = self._objects.get(resource, {}).get((namespace, name))
+        return None if found is None else found.unpack()
+
+    def keys(self, resource: Resource) -> list[Key]:
+        return list(self._objects.get(resource, {}))
 
     def items(self, resource: Resource, namespace: str | None = None) -> Iterator[JsonObject]:
         """Yield the objects of a resource, of one namespace or of all."""
-        for (where, _), obj in list(self._objects.get(resource, {}).items()):
+        for (where, _), packed in list(self._objects.get(resource, {}).items()):
             if namespace is None or where == namespace:
-                yield obj
+                yield packed.unpack()
 
     def labelled(self, resource: Resource, label: str, value: str, namespace: str) -> Iterator[JsonObject]:
         """Yield a namespace's objects with a label, one of INDEXED, of this value."""
         objects = self._objects.get(resource, {})
         for key in list(self._by_label.get((resource, label, value), ())):
             if key[0] == namespace:
-                yield objects[key]
+                yield objects[key].unpack()
 
-    def _put(self, resource: Resource, key: Key, obj: JsonObject, known: JsonObject | None) -> None:
-        if differs(known, obj):
+    def _put(self, resource: Resource, key: Key, obj: JsonObject, known: _Packed | None) -> None:
+        if known is None or differs(known.unpack(), obj):
             self.revision += 1
         if known is not None:
             self._unindex(resource, key, known)
-        self._objects.setdefault(resource, {})[key] = obj
-        for label, value in _indexed(obj):
+        packed = self._objects.setdefault(resource, {})[key] = _Packed.of(obj)
+        for label, value in packed.labels:
             self._by_label.setdefault((resource, label, value), {})[key] = None
 
-    def _remove(self, resource: Resource, key: Key, known: JsonObject) -> None:
+    def _remove(self, resource: Resource, key: Key, known: _Packed) -> None:
         self.revision += 1
         self._unindex(resource, key, known)
         del self._objects[resource][key]
 
-    def _unindex(self, resource: Resource, key: Key, known: JsonObject) -> None:
-        for label, value in _indexed(known):
+    def _unindex(self, resource: Resource, key: Key, known: _Packed) -> None:
+        for label, value in known.labels:
             keys = self._by_label[resource, label, value]
             del keys[key]
             if not keys:
@@ -136,16 +172,11 @@ def _key(obj: JsonObject) -> Key:
     return namespace_of(obj), name_of(obj)
 
 
-def _indexed(obj: JsonObject) -> list[tuple[str, str]]:
-    labels = labels_of(obj)
-    return [(label, labels[label]) for label in INDEXED if labels.get(label)]
+def _newer(obj: JsonObject, known: _Packed) -> bool:
+    new = version_of(obj)
+    return new is None or known.version is None or new > known.version
 
 
-def _newer(obj: JsonObject, known: JsonObject) -> bool:
-    new, old = version_of(obj), version_of(known)
-    return new is None or old is None or new > old
-
-
-def _older(obj: JsonObject, known: JsonObject) -> bool:
-    new, old = version_of(obj), version_of(known)
-    return new is not None and old is not None and new < old
+def _older(obj: JsonObject, known: _Packed) -> bool:
+    new = version_of(obj)
+    return new is not None and known.version is not None and new < known.version

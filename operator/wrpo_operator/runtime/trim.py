@@ -7,7 +7,6 @@ left out here need no second look.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +21,6 @@ _CHILD_SPEC = ("suspend", "runPolicy")
 _CHILD_STATUS = ("conditions", "startTime", "completionTime", "succeeded")
 _CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
 _POD_CONDITION = ("type", "status", "reason", "message")
-_SHARED_CHARS = 80
 _CONTAINER = ("name", "state", "lastState")
 _EVENT = ("reason", "message", "lastTimestamp", "eventTime")
 _WORKLOAD_META = ("name", "deletionTimestamp")
@@ -44,25 +42,8 @@ def trim(resource: Resource, obj: JsonObject) -> JsonObject:
     return {**obj, "metadata": metadata}
 
 
-def compact(value: Any) -> Any:
-    """Return an equal value whose containers are new and whose short strings are shared by all objects that have them.
-
-    A JSON decoder makes a string of its own for every key and every uid, label and reason of every object; one
-    experiment's children and pods have most of them in common.
-    """
-    if isinstance(value, str):
-        return sys.intern(str(value)) if len(value) <= _SHARED_CHARS else value
-    if isinstance(value, dict):
-        return {compact(key): compact(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [compact(entry) for entry in value]
-    return value
-
-
-def differs(before: JsonObject | None, after: JsonObject) -> bool:
+def differs(before: JsonObject, after: JsonObject) -> bool:
     """Whether two trimmed versions of an object differ in more than their resourceVersion."""
-    if before is None:
-        return True
     if any(before.get(key) != after.get(key) for key in (before.keys() | after.keys()) - {"metadata"}):
         return True
     old, new = before.get("metadata") or {}, after.get("metadata") or {}

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import kopf
+from kopf._core.reactor.inventory import ResourceMemories  # kopf.operator takes it, but does not export it
 
 from wrpo_operator.api import names
 from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, Resource
@@ -64,6 +65,16 @@ class _NoProgress(kopf.ProgressStorage):  # type: ignore[misc]
 
     def clear(self, *, essence: Any) -> Any:
         return essence
+
+
+class _NoMemories(ResourceMemories):  # type: ignore[misc]
+    """Nothing of an object is kept between its events: only kopf's other kinds of handlers would find something there,
+    and it is 2 KiB for each child and each pod, as long as they exist.
+    """
+
+    async def recall(self, raw_body: Any, *, ephemeral: bool = True, **rest: Any) -> Any:
+        del ephemeral
+        return await super().recall(raw_body, ephemeral=True, **rest)
 
 
 class Handover:
@@ -149,6 +160,7 @@ class WatchSession:
             registry=self._registry(),
             settings=_settings(self._resources),
             standalone=True,
+            memories=_NoMemories(),
             stop_flag=self._stop,
             **scope,
         )

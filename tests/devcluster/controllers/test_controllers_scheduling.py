@@ -103,6 +103,10 @@ def test_quantities() -> None:
     assert {text: quantity(text) for text in texts} == {text: Decimal(value) for text, value in texts.items()}
 
 
+def node_of(pod: JsonObject) -> str:
+    return str(pod["spec"].get("nodeName", ""))
+
+
 @given(data=st.data())
 def test_the_ledger_holds_what_the_bound_pods_ask_for(data: st.DataObject) -> None:
     """Pods are bound, an older state is heard of, they end, are deleted and are counted anew, in any order."""
@@ -112,7 +116,7 @@ def test_the_ledger_holds_what_the_bound_pods_ask_for(data: st.DataObject) -> No
             case "create":
                 pods[number] = {**make_pod(number % 3), "metadata": {"uid": str(number)}, "status": {}}
                 ledger.heard(WatchEvent("ADDED", PODS, pods[number]))
-            case "bind" if waiting := [each for each, pod in pods.items() if not pod["status"] and "nodeName" not in pod["spec"]]:
+            case "bind" if waiting := [each for each in pods if not pods[each]["status"] and not node_of(pods[each])]:
                 chosen = data.draw(st.sampled_from(waiting))
                 before, node = pods[chosen], data.draw(st.sampled_from(["a", "b"]))
                 pods[chosen] = {**before, "spec": {**before["spec"], "nodeName": node}}
@@ -123,7 +127,8 @@ def test_the_ledger_holds_what_the_bound_pods_ask_for(data: st.DataObject) -> No
                 ledger.heard(WatchEvent("MODIFIED", PODS, data.draw(st.sampled_from(list(pods.values())))))
             case "end" if pods:
                 chosen = data.draw(st.sampled_from(list(pods)))
-                pods[chosen] = {**pods[chosen], "status": {"phase": data.draw(st.sampled_from(["Succeeded", "Failed"]))}}
+                phase = data.draw(st.sampled_from(["Succeeded", "Failed"]))
+                pods[chosen] = {**pods[chosen], "status": {"phase": phase}}
                 ledger.heard(WatchEvent("MODIFIED", PODS, pods[chosen]))
             case "delete" if pods:
                 ledger.heard(WatchEvent("DELETED", PODS, pods.pop(data.draw(st.sampled_from(list(pods))))))
@@ -131,8 +136,8 @@ def test_the_ledger_holds_what_the_bound_pods_ask_for(data: st.DataObject) -> No
                 ledger.count(pods.values())
     held = defaultdict(list)
     for pod in pods.values():
-        if "nodeName" in pod["spec"] and pod["status"].get("phase") not in {"Succeeded", "Failed"}:
-            held[pod["spec"]["nodeName"]].append(requests_of(pod))
+        if node_of(pod) and not pod["status"]:
+            held[node_of(pod)].append(requests_of(pod))
     for node in ("a", "b"):
         used = {name: amount for name, amount in ledger.used(node).items() if amount}
         assert used == total(held[node])
@@ -144,16 +149,16 @@ def test_room_that_a_silent_watch_hides_is_found_before_a_pod_is_refused() -> No
     def pod(name: str, gpus: int) -> JsonObject:
         return {**make_pod(gpus), "metadata": {"name": name}}
 
-    async def node_of(client: MemoryClient, name: str) -> str:
-        return str((await client.get(PODS, name, "ns"))["spec"].get("nodeName", ""))
+    async def place(client: MemoryClient, name: str) -> str:
+        return node_of(await client.get(PODS, name, "ns"))
 
     async def scenario() -> str:
         async with simulated(lambda *_: []) as (client, _):
             for number, _ in enumerate(GPU_NODES):
                 await client.create(PODS, pod(f"p{number}", 8), "ns")
-                await until(lambda name=f"p{number}": node_of(client, name))
+                await until(lambda name=f"p{number}": place(client, name))
             client.objects.pop((PODS, "ns", "p0"))
             await client.create(PODS, pod("late", 8), "ns")
-            return str(await until(lambda: node_of(client, "late")))
+            return str(await until(lambda: place(client, "late")))
 
     assert asyncio.run(scenario()) in {node.name for node in GPU_NODES}
