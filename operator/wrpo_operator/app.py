@@ -58,7 +58,6 @@ class Operator:
         self._settings = settings
         self._metrics = Metrics()
         self._store = ObjectStore()
-        connection.keep = self._store.keep
         self._client = client = MeteredKube(connection, self._metrics, known=self._known_status)
         self._certificate = (
             ServerCertificate(Path(settings.progress_cert_file), Path(settings.progress_key_file))

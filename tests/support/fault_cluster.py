@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from support.builders import NOON, raw_spec
 
 from wrpo_operator.api import names
 from wrpo_operator.render import RenderSettings
-from wrpo_operator.runtime.kube import KubeError
+from wrpo_operator.runtime.kube import KubeError, Page
 from wrpo_operator.runtime.progress_server import ProgressBook
 from wrpo_operator.runtime.queue import RetryAfterError
 from wrpo_operator.runtime.reconciler import Reconciler, ReconcilerSettings
@@ -287,27 +287,24 @@ class FaultyClient:
         )
         return found
 
-    async def list(
-        self,
-        resource: Resource,
-        namespace: str | None = None,
-        *,
-        label_selector: str = "",
-        field_selector: str = "",
-        gently: bool = False,
-    ) -> tuple[list[JsonObject], str]:
+    async def list(self, resource: Resource, namespace: str | None = None, **selectors: str) -> list[JsonObject]:
+        return [item async for page in self.pages(resource, namespace, **selectors) for item in page.items]
+
+    async def pages(
+        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+    ) -> AsyncIterator[Page]:
+        """Yield everything as one page."""
         del label_selector, field_selector
 
-        def action() -> tuple[list[JsonObject], str]:
+        def action() -> Page:
             kept = [
                 copy.deepcopy(obj)
                 for (kind, where, _), obj in self._server.objects.items()
                 if kind == resource and namespace in {None, where}
             ]
-            return kept, str(self._server.version)
+            return Page(kept, str(self._server.version))
 
-        found: tuple[list[JsonObject], str] = await self._call("list", resource, action)
-        return found
+        yield await self._call("list", resource, action)
 
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject:
         def action() -> JsonObject:
@@ -408,8 +405,11 @@ class Operator:
         """List everything, as at the start and after a lost watch."""
         at = len(self.server.changes)
         for resource in WATCHED:
-            items, version = await self.client.list(resource, NAMESPACE, label_selector=selector_of(resource))
-            self.store.replace(resource, items, version)
+            async for page in self.client.pages(resource, NAMESPACE, label_selector=selector_of(resource)):
+                for item in page.items:
+                    self.store.upsert(resource, item)
+                listed = {(namespace_of(item), name_of(item)) for item in page.items}
+                self.store.retain(resource, listed, page.version)
         self.seen = max(self.seen, at)
 
     def receive(self, *, lag: int = 0) -> None:

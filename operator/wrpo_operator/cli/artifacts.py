@@ -208,7 +208,7 @@ def _ask(target: Target, *, needed: bool) -> list[JsonObject] | None:
     from wrpo_operator.runtime.kube import KubeError
 
     async def read(client: HttpKube) -> list[JsonObject]:
-        return (await client.list(EXPERIMENTS))[0]
+        return await client.list(EXPERIMENTS)
 
     try:
         return asyncio.run(with_client(target, read))

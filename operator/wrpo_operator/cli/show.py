@@ -94,7 +94,7 @@ async def print_logs(
     seen: dict[str, asyncio.Task[None]] = {}
     try:
         while True:
-            pods, _ = await client.list(PODS, namespace, label_selector=selector)
+            pods = await client.list(PODS, namespace, label_selector=selector)
             for pod in sorted(pods, key=lambda pod: (meta(pod).get("creationTimestamp", ""), name_of(pod))):
                 if name_of(pod) in seen or (follow and not _has_started(pod)):
                     continue

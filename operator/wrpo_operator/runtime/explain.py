@@ -126,7 +126,7 @@ class Explainer:
         if known is not None:
             return known
         try:
-            listed, _ = await self._client.list(resource, namespace, field_selector=fields)
+            listed = await self._client.list(resource, namespace, field_selector=fields)
         except KubeError as error:
             # Kueue is not installed, or this operator may not look: then nothing is known, which is no reason to stop.
             if error.code not in {403, 404}:

@@ -21,13 +21,19 @@ from wrpo_operator.runtime.resources import (
     PODS,
     JsonObject,
     Resource,
+    name_of,
+    namespace_of,
     uid_of,
     version_of,
 )
-from wrpo_operator.runtime.store import ObjectStore
+from wrpo_operator.runtime.store import Key, ObjectStore
 from wrpo_operator.runtime.watching import Login, WatchSession, selector_of
 
 log = logging.getLogger(__name__)
+REST = 4.0
+"""Time between two pages of an audit, in those that the last one took."""
+LONGEST_REST_S = 2.0
+"""The server forgets where a list went on after some minutes."""
 TRAINING_RESOURCES = tuple(resource for resource in CHILD_RESOURCES.values() if resource != JOBS)
 
 
@@ -208,15 +214,24 @@ class Informer:
             await asyncio.sleep(1)
 
     async def _relist(self, resource: Resource, *, owed: bool = False) -> None:
-        # The first list is waited for; later ones look for what should not be.
-        items, version = await self._client.list(
-            resource, self._settings.namespace, label_selector=selector_of(resource), gently=self.synced
-        )
-        present = {uid_of(item) for item in items}
-        for obj in self._store.replace(resource, items, version):
-            at = version_of(obj)
-            if owed and at is not None and uid_of(obj) in present:
-                self._owed[uid_of(obj)] = at
+        """Make the store equal to a list. The first one is waited for; later ones look for what should not be."""
+        listed: set[Key] = set()
+        began, version = self._monotonic(), ""
+        pages = self._client.pages(resource, self._settings.namespace, label_selector=selector_of(resource))
+        async for page in pages:
+            took_s, version = self._monotonic() - began, page.version
+            for obj in page.items:
+                listed.add((namespace_of(obj), name_of(obj)))
+                if self._store.upsert(resource, obj):
+                    at = version_of(obj)
+                    if owed and at is not None:
+                        self._owed[uid_of(obj)] = at
+                    self._on_change(resource, obj)
+            if page.more and self.synced:
+                # Neither this process nor the server is to be held up by a long list that nobody waits for.
+                await asyncio.sleep(min(LONGEST_REST_S, REST * took_s))
+            began = self.proven_at = self._monotonic()
+        for obj in self._store.retain(resource, listed, version):
             self._on_change(resource, obj)
         self.proven_at = self._monotonic()
 

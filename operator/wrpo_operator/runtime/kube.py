@@ -10,7 +10,8 @@ import asyncio
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlencode
@@ -27,12 +28,8 @@ FIELD_MANAGER = "wrpo-operator"
 REQUEST_TIMEOUT_S = 20.0
 CONNECTIONS = 24
 """To the API server. More requests wait here: each connection holds 256 KiB, and a burst should not be the server's."""
-PAGE = 250
-"""Items of one answer to a list."""
-REST = 4.0
-"""Of a list taken gently: time between two pages, in those that the last one took."""
-LONGEST_REST_S = 2.0
-"""The server forgets where a list went on after some minutes."""
+PAGE = 100
+"""Items of one answer to a list: some MiB of memory while it is read."""
 IN_CLUSTER_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 Propagation = Literal["Background", "Foreground", "Orphan"]
 
@@ -67,6 +64,18 @@ class NoConnectionError(KubeError):
         super().__init__(0, "NoConnection", message)
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list."""
+
+    items: list[JsonObject]
+    """With apiVersion and kind set."""
+    version: str
+    """The list's resourceVersion, the same for all its pages."""
+    more: str = ""
+    """Where the next page begins; empty on the last one."""
+
+
 class KubeClient(Protocol):
     """What the operator asks of the API server. Every method raises KubeError."""
 
@@ -79,12 +88,14 @@ class KubeClient(Protocol):
         *,
         label_selector: str = "",
         field_selector: str = "",
-        gently: bool = False,
-    ) -> tuple[list[JsonObject], str]:
-        """Return all items (with apiVersion and kind set) and the list's resourceVersion.
+    ) -> list[JsonObject]:
+        """Return all items, with apiVersion and kind set."""
+        ...
 
-        `gently` takes a long list page by page with pauses, so that it holds up neither this process nor the server.
-        """
+    def pages(
+        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+    ) -> AsyncIterator[Page]:
+        """Yield the same page by page: a long list need never be in memory as a whole."""
         ...
 
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject: ...
@@ -156,8 +167,6 @@ class HttpKube:
         self._configuration = configuration
         self._rest = RESTClientObject(configuration)
         self._reload = asyncio.Lock()
-        self.keep: Callable[[Resource, JsonObject], JsonObject] = lambda _resource, item: item
-        """What of each listed item is kept: thousands of large objects at once would need a lot of memory."""
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> HttpKube:
@@ -181,23 +190,24 @@ class HttpKube:
         *,
         label_selector: str = "",
         field_selector: str = "",
-        gently: bool = False,
-    ) -> tuple[list[JsonObject], str]:
+    ) -> list[JsonObject]:
+        pages = self.pages(resource, namespace, label_selector=label_selector, field_selector=field_selector)
+        return [item async for page in pages for item in page.items]
+
+    async def pages(
+        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+    ) -> AsyncIterator[Page]:
         query = {"labelSelector": label_selector, "fieldSelector": field_selector, "limit": str(PAGE)}
-        items: list[JsonObject] = []
-        clock = asyncio.get_running_loop().time
+        kind = {"apiVersion": resource.api_version, "kind": resource.kind}
         while True:
-            began = clock()
             answer = await self.request("GET", resource.path(namespace), query=query)
-            found = answer.get("items") or []
-            kind = {"apiVersion": resource.api_version, "kind": resource.kind}
-            items += (self.keep(resource, {**item, **kind}) for item in found)
             metadata = answer.get("metadata") or {}
-            if not metadata.get("continue"):
-                return items, str(metadata.get("resourceVersion", ""))
-            query["continue"] = metadata["continue"]
-            if gently:
-                await asyncio.sleep(min(LONGEST_REST_S, REST * (clock() - began)))
+            items = [{**item, **kind} for item in answer.get("items") or []]
+            more = str(metadata.get("continue") or "")
+            yield Page(items, str(metadata.get("resourceVersion", "")), more)
+            if not more:
+                return
+            query["continue"] = more
 
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject:
         path = resource.path(namespace_of(body) or None)

@@ -6,14 +6,14 @@ twice by standbys, by repeated watch events, or after a restart.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import datetime
 from time import perf_counter
 from typing import Any, TypeVar
 
 from wrpo_engine.config import StageKind
 from wrpo_operator.api.status import AttemptState, StageState
-from wrpo_operator.runtime.kube import KubeClient, KubeError, Propagation
+from wrpo_operator.runtime.kube import KubeClient, KubeError, Page, Propagation
 from wrpo_operator.runtime.metrics import Metrics
 from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, Resource
 
@@ -49,12 +49,18 @@ class MeteredKube:
         *,
         label_selector: str = "",
         field_selector: str = "",
-        gently: bool = False,
-    ) -> tuple[list[JsonObject], str]:
-        call = self._client.list(
-            resource, namespace, label_selector=label_selector, field_selector=field_selector, gently=gently
-        )
-        return await self._count("list", resource.plural, call)
+    ) -> list[JsonObject]:
+        pages = self.pages(resource, namespace, label_selector=label_selector, field_selector=field_selector)
+        return [item async for page in pages for item in page.items]
+
+    async def pages(
+        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+    ) -> AsyncIterator[Page]:
+        pages = self._client.pages(resource, namespace, label_selector=label_selector, field_selector=field_selector)
+        page: Page | None = None
+        while page is None or page.more:
+            page = await self._count("list", resource.plural, anext(pages))
+            yield page
 
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject:
         return await self._count("create", resource.plural, self._client.create(resource, body))

@@ -2,7 +2,7 @@
 
 Watch events and the answers to the operator's own writes both land here, so a reconcile that follows a write sees
 it even before the watch does. An older version never replaces a newer one, and a deleted object does not come back
-by a late event. `replace` makes the picture equal to a list, which also removes what a lost watch forgot to delete.
+by a late event. `retain` removes what a list does not hold: what a lost watch forgot to delete.
 
 Objects are kept trimmed and packed, and found by the labels in INDEXED as well as by name: what one experiment needs
 costs the same however many others there are. Packed, a Job with its pod takes 2.5 KiB instead of 6; unpacking takes
@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import marshal
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from wrpo_operator.api import names
 from wrpo_operator.runtime.resources import (
     JsonObject,
     Resource,
     labels_of,
-    meta,
     name_of,
     namespace_of,
     uid_of,
@@ -33,12 +31,7 @@ from wrpo_operator.runtime.trim import differs, trim
 Key = tuple[str, str]
 """(namespace, name)"""
 REMEMBERED_DELETIONS = 4096
-_NAMED = ("namespace", "name", "uid", "resourceVersion")
 INDEXED = (names.LABEL_EXPERIMENT_UID, names.LABEL_ARTIFACT_KEY)
-
-
-class Unchanged(dict[str, Any]):
-    """Stands in a list for an object of which the store has this very version: its metadata names it, no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +40,12 @@ class _Packed:
 
     uid: str
     version: int | None
-    labels: tuple[tuple[str, str], ...]
-    """Those in INDEXED."""
     data: bytes
     """By `marshal`: the interpreter's own format, fast and small, read by no other process."""
 
     @classmethod
     def of(cls, obj: JsonObject) -> _Packed:
-        labels = labels_of(obj)
-        indexed = tuple((label, labels[label]) for label in INDEXED if labels.get(label))
-        return cls(uid_of(obj), version_of(obj), indexed, marshal.dumps(obj))
+        return cls(uid_of(obj), version_of(obj), marshal.dumps(obj))
 
     def unpack(self) -> JsonObject:
         obj: JsonObject = marshal.loads(self.data)  # noqa: S302  # bytes that this process made
@@ -76,7 +65,7 @@ class ObjectStore:
 
     def upsert(self, resource: Resource, obj: JsonObject) -> bool:
         """Keep `obj` unless a newer version of it is here or it is known to be deleted; return whether it was kept."""
-        if isinstance(obj, Unchanged) or uid_of(obj) in self._deleted:
+        if uid_of(obj) in self._deleted:
             return False
         key = _key(obj)
         known = self._objects.get(resource, {}).get(key)
@@ -98,28 +87,20 @@ class ObjectStore:
         if known is not None and (not uid or known.uid == uid):
             self._remove(resource, _key(obj), known)
 
-    def replace(self, resource: Resource, items: Iterable[JsonObject], list_version: str) -> list[JsonObject]:
-        """Make the picture of one resource equal to a list; return every object that was stale, missing or gone.
+    def retain(self, resource: Resource, listed: Container[Key], list_version: str) -> list[JsonObject]:
+        """Remove what a list did not hold, and return it.
 
         An object that is newer than the list (it was written after the list was made) stays.
         """
-        listed = {_key(item): item for item in items}
-        changed = [item for item in listed.values() if self.upsert(resource, item)]
         at = int(list_version) if list_version.isdecimal() else None
-        for key, known in list(self._objects.get(resource, {}).items()):
-            if key not in listed and (at is None or known.version is None or known.version <= at):
-                gone = known.unpack()
-                self.delete(resource, gone)
-                changed.append(gone)
-        return changed
-
-    def keep(self, resource: Resource, obj: JsonObject) -> JsonObject:
-        """Return what to hold of a listed object: next to nothing where it is here and of the same version."""
-        known = self._objects.get(resource, {}).get(_key(obj))
-        if known is not None and known.uid == uid_of(obj) and known.version == version_of(obj) is not None:
-            named = {key: meta(obj)[key] for key in _NAMED if key in meta(obj)}
-            return Unchanged(metadata=named)
-        return trim(resource, obj)
+        gone = [
+            known.unpack()
+            for key, known in self._objects.get(resource, {}).items()
+            if key not in listed and (at is None or known.version is None or known.version <= at)
+        ]
+        for obj in gone:
+            self.delete(resource, obj)
+        return gone
 
     def drop(self, resource: Resource) -> None:
         """Forget every object of a resource that is no longer served."""
@@ -147,21 +128,22 @@ class ObjectStore:
                 yield objects[key].unpack()
 
     def _put(self, resource: Resource, key: Key, obj: JsonObject, known: _Packed | None) -> None:
-        if known is None or differs(known.unpack(), obj):
+        before = None if known is None else known.unpack()
+        if before is None or differs(before, obj):
             self.revision += 1
-        if known is not None:
-            self._unindex(resource, key, known)
-        packed = self._objects.setdefault(resource, {})[key] = _Packed.of(obj)
-        for label, value in packed.labels:
+        if before is not None:
+            self._unindex(resource, key, before)
+        self._objects.setdefault(resource, {})[key] = _Packed.of(obj)
+        for label, value in _indexed(obj):
             self._by_label.setdefault((resource, label, value), {})[key] = None
 
     def _remove(self, resource: Resource, key: Key, known: _Packed) -> None:
         self.revision += 1
-        self._unindex(resource, key, known)
+        self._unindex(resource, key, known.unpack())
         del self._objects[resource][key]
 
-    def _unindex(self, resource: Resource, key: Key, known: _Packed) -> None:
-        for label, value in known.labels:
+    def _unindex(self, resource: Resource, key: Key, obj: JsonObject) -> None:
+        for label, value in _indexed(obj):
             keys = self._by_label[resource, label, value]
             del keys[key]
             if not keys:
@@ -170,6 +152,11 @@ class ObjectStore:
 
 def _key(obj: JsonObject) -> Key:
     return namespace_of(obj), name_of(obj)
+
+
+def _indexed(obj: JsonObject) -> list[tuple[str, str]]:
+    labels = labels_of(obj)
+    return [(label, labels[label]) for label in INDEXED if labels.get(label)]
 
 
 def _newer(obj: JsonObject, known: _Packed) -> bool:

@@ -16,8 +16,9 @@ import torch
 from training_support import Experiment, Gang, make_experiment, run_ranks, start_ranks
 
 NUM_KILLS = 20
-SETTINGS = {"stage": "train", "beta": 0.1, "epochs": 20, "zero_stage": 3, "learning_rate": 1e-4}
-NUM_STEPS = 60
+SETTINGS = {"stage": "train", "beta": 0.1, "epochs": 30, "zero_stage": 3, "learning_rate": 1e-4}
+NUM_STEPS = 90
+"""Enough for the kills: each is a few steps after what the one before left."""
 RUNTIME = {"checkpoint_every_steps": 2, "keep_checkpoints": 2}
 ENDED = {-signal.SIGKILL, -signal.SIGTERM, 75, 143}
 """Killed; stopped before it could listen; lost its peer; stopped with a checkpoint."""

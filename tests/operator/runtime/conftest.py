@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from wrpo_operator.runtime.kube import KubeError
+from wrpo_operator.runtime.kube import KubeError, Page
 from wrpo_operator.runtime.resources import Resource, labels_of, name_of, namespace_of
 
 JsonObject = dict[str, Any]
@@ -68,15 +69,12 @@ class FakeKube:
             raise KubeError(404, "NotFound", f"{resource.plural} {name} not found")
         return found
 
-    async def list(
-        self,
-        resource: Resource,
-        namespace: str | None = None,
-        *,
-        label_selector: str = "",
-        field_selector: str = "",
-        gently: bool = False,
-    ) -> tuple[list[JsonObject], str]:
+    async def list(self, resource: Resource, namespace: str | None = None, **selectors: str) -> list[JsonObject]:
+        return [item async for page in self.pages(resource, namespace, **selectors) for item in page.items]
+
+    async def pages(
+        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+    ) -> AsyncIterator[Page]:
         self._call("list", resource, "")
         wanted = dict(part.split("=") for part in label_selector.split(",") if part)
         items = [
@@ -86,7 +84,10 @@ class FakeKube:
             and namespace in {None, where}
             and all(labels_of(obj).get(key) == value for key, value in wanted.items())
         ]
-        return items, str(next(self._versions))
+        version, half = str(next(self._versions)), len(items) // 2
+        if half:
+            yield Page(items[:half], version, more="the rest")
+        yield Page(items[half:], version)
 
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject:
         self._call("create", resource, name_of(body))

@@ -95,9 +95,9 @@ class Events:
         self._events = events
         self.asked: list[str] = []
 
-    async def list(self, resource: object, namespace: str, *, field_selector: str) -> tuple[list[dict[str, Any]], str]:
+    async def list(self, resource: object, namespace: str, *, field_selector: str) -> list[dict[str, Any]]:
         self.asked.append(field_selector)
-        return self._events, "1"
+        return self._events
 
 
 REFUSED_AT: dict[str, tuple[tuple[str, ...], str, bool]] = {

@@ -210,3 +210,27 @@ def test_an_unreachable_server_is_tried_again(world: World) -> None:
         await until(lambda: world.informer.synced)
 
     world.run(script)
+
+
+def test_an_audit_rests_between_pages_and_the_first_list_does_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def counted(seconds: float) -> None:
+        is_rest = seconds == module.LONGEST_REST_S
+        pauses.extend([seconds] * is_rest)
+        await sleep(0 if is_rest else seconds)
+
+    monkeypatch.setattr(module, "REST", 1e9)
+    monkeypatch.setattr(asyncio, "sleep", counted)
+    for name in ("a", "b"):
+        world.kube.put(JOBS, {"metadata": {"name": name, "labels": OURS}})
+
+    async def script() -> None:
+        await until(lambda: world.informer.synced)
+        assert not pauses
+        await until(lambda: len(pauses) >= 2)
+
+    world.run(script)

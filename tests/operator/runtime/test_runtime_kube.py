@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from wrpo_operator.runtime.kube import HttpKube, KubeError, NoConnectionError, load_configuration
+from wrpo_operator.runtime.kube import HttpKube, KubeError, NoConnectionError, Page, load_configuration
 from wrpo_operator.runtime.resources import EXPERIMENTS, JOBS, PODS, TOKEN_REVIEWS
 
 
@@ -92,46 +92,31 @@ def test_a_long_list_is_read_page_by_page_and_items_know_their_kind(tmp_path: Pa
         answer({"metadata": {"continue": "more", "resourceVersion": "7"}, "items": [{"metadata": {"name": "a"}}]}),
         answer({"metadata": {"resourceVersion": "7"}, "items": [{"metadata": {"name": "b"}}]}),
     )
-    items, version = talk(server, lambda client: client.list(JOBS, "ns", label_selector="a=b"), tmp_path)
+    items = talk(server, lambda client: client.list(JOBS, "ns", label_selector="a=b"), tmp_path)
     assert [(item["metadata"]["name"], item["kind"], item["apiVersion"]) for item in items] == [
         ("a", "Job", "batch/v1"),
         ("b", "Job", "batch/v1"),
     ]
-    assert version == "7"
     assert [request[2].get("continue") for request in server.requests] == [None, "more"]
 
 
-@pytest.mark.parametrize(("gently", "rests"), [(False, 0), (True, 2)])
-def test_a_list_taken_gently_rests_between_pages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gently: bool, rests: int
-) -> None:
-    more = {"metadata": {"continue": "more", "resourceVersion": "7"}, "items": [{"metadata": {"name": "a"}}]}
-    server = Server(answer(more), answer(more), answer({"metadata": {"resourceVersion": "7"}, "items": []}))
-    pauses: list[float] = []
-    sleep = asyncio.sleep
+def test_pages_come_one_by_one_with_the_lists_version(tmp_path: Path) -> None:
+    server = Server(
+        answer({"metadata": {"continue": "more", "resourceVersion": "7"}, "items": [{"metadata": {"name": "a"}}]}),
+        answer({"metadata": {"resourceVersion": "7"}, "items": []}),
+    )
+    requests: list[int] = []
 
-    async def listed(client: HttpKube) -> list[dict[str, Any]]:
-        async def counted(seconds: float) -> None:
-            pauses.append(seconds)
-            await sleep(0)
+    async def read(client: HttpKube) -> list[Page]:
+        pages = []
+        async for page in client.pages(JOBS, "ns"):
+            requests.append(len(server.requests))
+            pages.append(page)
+        return pages
 
-        with monkeypatch.context() as patched:
-            patched.setattr(asyncio, "sleep", counted)
-            return (await client.list(JOBS, "ns", gently=gently))[0]
-
-    assert len(talk(server, listed, tmp_path)) == 2
-    assert len(pauses) == rests
-    assert all(0 < pause <= 2 for pause in pauses)
-
-
-def test_of_a_listed_item_only_what_is_kept_stays_in_memory(tmp_path: Path) -> None:
-    server = Server(answer({"metadata": {"resourceVersion": "7"}, "items": [{"metadata": {"name": "a"}, "spec": {}}]}))
-
-    async def listed(client: HttpKube) -> list[dict[str, Any]]:
-        client.keep = lambda resource, item: {"kept": (resource.plural, item["kind"], item["metadata"]["name"])}
-        return (await client.list(JOBS, "ns"))[0]
-
-    assert talk(server, listed, tmp_path) == [{"kept": ("jobs", "Job", "a")}]
+    kind = {"apiVersion": "batch/v1", "kind": "Job"}
+    assert talk(server, read, tmp_path) == [Page([{"metadata": {"name": "a"}, **kind}], "7", "more"), Page([], "7")]
+    assert requests == [1, 2]
 
 
 def test_a_refusal_carries_the_servers_words_code_and_pause(tmp_path: Path) -> None:

@@ -52,9 +52,10 @@ def test_a_list_removes_what_a_lost_watch_forgot_and_keeps_what_was_written_afte
     store = ObjectStore()
     store.upsert(JOBS, job("forgotten", 5, uid="f"))
     store.upsert(JOBS, job("just-applied", 30, uid="j"))
-    changed = store.replace(JOBS, [job("new", 7, uid="n")], "20")
-    assert sorted(item["metadata"]["name"] for item in changed) == ["forgotten", "new"]
-    assert sorted(item["metadata"]["name"] for item in store.items(JOBS)) == ["just-applied", "new"]
+    store.upsert(JOBS, job("listed", 7, uid="n"))
+    gone = store.retain(JOBS, {("ns", "listed")}, "20")
+    assert [item["metadata"]["name"] for item in gone] == ["forgotten"]
+    assert sorted(store.keys(JOBS)) == [("ns", "just-applied"), ("ns", "listed")]
 
 
 def test_versions_that_are_no_numbers_are_taken_as_newer() -> None:
@@ -66,7 +67,7 @@ def test_versions_that_are_no_numbers_are_taken_as_newer() -> None:
 OWN = {names.LABEL_EXPERIMENT_UID: "e1", names.LABEL_ARTIFACT_KEY: "k1"}
 CHANGES = st.lists(
     st.tuples(
-        st.sampled_from(["upsert", "delete", "replace", "drop"]),
+        st.sampled_from(["upsert", "delete", "list", "drop"]),
         st.sampled_from(["a", "b", "c"]),
         st.sampled_from(["u1", "u2", "u3"]),
         st.sampled_from(["e1", "e2", ""]),
@@ -88,8 +89,9 @@ def test_the_index_always_tells_what_a_search_through_everything_would(
                 store.upsert(JOBS, labelled)
             case "delete":
                 store.delete(JOBS, labelled)
-            case "replace":
-                store.replace(JOBS, [labelled], str(version))
+            case "list":
+                store.upsert(JOBS, labelled)
+                store.retain(JOBS, {("ns", name)}, str(version))
             case _:
                 store.drop(JOBS)
         for value in ("e1", "e2"):
@@ -202,20 +204,3 @@ def test_what_is_kept_packed_is_equal_and_nobody_elses(value: Any) -> None:
     assert first == second == experiment
     assert first is not second
     assert first["metadata"] is not experiment["metadata"]
-
-
-def test_a_listed_object_of_the_version_that_is_here_takes_next_to_no_memory_and_replaces_nothing() -> None:
-    store = ObjectStore()
-    store.upsert(JOBS, job("a", 5, status={"succeeded": 1}))
-    same = store.keep(JOBS, job("a", 5, status={"succeeded": 1}))
-    assert same == {"metadata": job("a", 5)["metadata"]}
-    newer = store.keep(JOBS, job("a", 6, status={"succeeded": 2}))
-    assert (newer["metadata"]["resourceVersion"], newer["status"]) == ("6", {"succeeded": 2})
-    assert store.keep(JOBS, job("a", 5, uid="u2"))["metadata"]["uid"] == "u2"
-    assert store.replace(JOBS, [same], "9") == []
-    assert seen(store) == ("u1", "5", {"succeeded": 1})
-
-    # What vanished while the list was made does not come back as its name alone.
-    store.drop(JOBS)
-    assert store.replace(JOBS, [same], "9") == []
-    assert store.get(JOBS, "ns", "a") is None
