@@ -157,6 +157,9 @@ class DeepSpeedBackend:
             decays = self._stage in {0, 3}
             optimizer = make_adamw(model, params, decays=decays)
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+            if self._stage == 0 and group.world_size == 1:
+                # A mean over one rank, for which all gradients would be copied into one buffer and back.
+                self._engine.enable_backward_allreduce = False
             if params.weight_decay and not decays:
                 exempt = undecayed(model)
                 decayed = [

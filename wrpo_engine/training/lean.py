@@ -281,4 +281,6 @@ class _GatedProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
         grad_up = ctx.activation.take(gate).mul_(grad)
-        return torch.ops.aten.silu_backward(grad * up, gate), grad_up, None
+        grad_gate = grad * up
+        torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
+        return grad_gate, grad_up, None
