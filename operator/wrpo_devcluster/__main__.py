@@ -58,6 +58,9 @@ def main() -> None:
     "--image", multiple=True, metavar="IMAGE=COMMAND", help="What containers of an image run without a command."
 )
 @click.option(
+    "--s3", is_flag=True, help="Also run an S3 server (SeaweedFS) on loopback; it comes back with every later start."
+)
+@click.option(
     "--timeout", "timeout_s", type=float, default=60.0, show_default=True, help="Seconds to wait until ready."
 )
 def up(
@@ -69,6 +72,7 @@ def up(
     allow_host_path: bool,
     simulated: bool,
     image: tuple[str, ...],
+    s3: bool,
     timeout_s: float,
 ) -> None:
     """Start the control plane in the background, and print its kubeconfig. Does nothing if it runs."""
@@ -84,15 +88,17 @@ def up(
         config = replace(config, allow_host_path=allow_host_path)
     with _friendly():
         config = lifecycle.with_images(config, image) if config else None
-        info = lifecycle.up(state_dir, config=config, with_crds=with_crds, timeout_s=timeout_s)
+        info = lifecycle.up(state_dir, config=config, with_crds=with_crds, s3=s3, timeout_s=timeout_s)
         click.echo(f"control plane: {info.url} (pid {info.pid})\nexport KUBECONFIG={info.kubeconfig}")
+        if info.s3 is not None:
+            click.echo(f"S3: {info.s3.endpoint}\nexport AWS_SHARED_CREDENTIALS_FILE={info.s3.credentials_file}")
 
 
 @main.command()
 @_STATE_DIR
 @click.option("--keep-pods", is_flag=True, help="Leave the pods' processes running; the next `up` takes them over.")
 def down(state_dir: Path, keep_pods: bool) -> None:
-    """Stop the control plane and, unless told otherwise, all pods. Objects and volumes stay."""
+    """Stop the control plane and, unless told otherwise, all pods and the S3 server. Objects, volumes, buckets stay."""
     with _friendly():
         stopped = lifecycle.down(state_dir, keep_pods=keep_pods)
         click.echo("stopped" if stopped else "it was not running")
@@ -107,11 +113,16 @@ def status(state_dir: Path) -> None:
         click.echo(f"not running (state: {info.state_dir})")
         raise SystemExit(3)
     click.echo(f"running: {info.url} (pid {info.pid})\nkubeconfig: {info.kubeconfig}\nlog: {info.log_file}")
+    if info.s3 is not None:
+        state = f"pid {info.s3.pid}" if info.s3.pid else "not running"
+        click.echo(
+            f"S3: {info.s3.endpoint} ({state})\ncredentials: {info.s3.credentials_file}\nlog: {info.s3.log_file}"
+        )
 
 
 @main.command()
 @_STATE_DIR
-@click.confirmation_option("--yes", prompt="This removes all objects, logs and volumes. Continue?")
+@click.confirmation_option("--yes", prompt="This removes all objects, logs, volumes and buckets. Continue?")
 def reset(state_dir: Path) -> None:
     """Stop everything and remove all that the control plane made."""
     with _friendly():

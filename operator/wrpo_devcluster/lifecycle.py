@@ -10,7 +10,6 @@ import shlex
 import shutil
 import signal
 import ssl
-import subprocess
 import sys
 import time
 import urllib.error
@@ -20,13 +19,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wrpo_devcluster import background, s3_server
 from wrpo_devcluster.bootstrap import PRESETS
 from wrpo_devcluster.config import ClusterConfig, default_environment, default_node, load_config, save_config
 from wrpo_devcluster.kubelet.records import is_running, kill_strays, last_attempt
 from wrpo_devcluster.kubelet.shim import start_ticks
 
 DEFAULT_STATE_DIR = Path(".wrpo/dev")
-_LOG_TAIL_LINES = 25
 _OWN_ENTRIES = (
     "admin-token",
     "apiserver",
@@ -40,6 +39,7 @@ _OWN_ENTRIES = (
     "pki",
     "pods",
     "port",
+    s3_server.DIRECTORY,
     "volumes",
 )
 _STOP_KEEPING_PODS = "keep-pods"
@@ -59,6 +59,8 @@ class Info:
     url: str
     kubeconfig: Path
     log_file: Path
+    s3: s3_server.S3Server | None = None
+    """The S3 server beside it, if it has one."""
 
 
 def default_config(
@@ -86,18 +88,25 @@ def up(
     *,
     config: ClusterConfig | None = None,
     with_crds: tuple[str, ...] = tuple(PRESETS),
+    s3: bool = False,
     timeout_s: float = 60.0,
 ) -> Info:
     """Start the control plane unless it runs, and wait until it is ready.
 
     `config` replaces what the state directory was last started with; without either, defaults are used.
-    A running control plane is left as it is.
+    A running control plane is left as it is. With `s3` an S3 server runs beside it, from then on at every start.
     """
     state_dir = state_dir.resolve()
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     current = status(state_dir)
+    if s3 or current.s3 is not None:
+        try:
+            s3_server.up(state_dir, timeout_s=timeout_s)
+        except s3_server.S3ServerError as error:
+            raise LifecycleError(str(error)) from error
+        current = status(state_dir)
     if current.is_running:
         return _wait_ready(current, timeout_s)
-    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     saved = load_config(state_dir)
     if config is None and saved is not None:
         # The checkout or its interpreter may have moved since.
@@ -111,54 +120,39 @@ def up(
     paths = [own, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
     log_file = state_dir / "control-plane.log"
-    with log_file.open("ab") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
-        )
-    # The control plane outlives this process; nothing here waits for it.
-    process.returncode = 0
+    pid = background.start(command, env=env, log_file=log_file)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        with contextlib.suppress(ChildProcessError):
-            if os.waitpid(process.pid, os.WNOHANG)[0]:
-                raise LifecycleError(f"the control plane ended while it started.\n{_log_tail(log_file)}")
+        if background.has_ended(pid):
+            raise LifecycleError(f"the control plane ended while it started.\n{background.log_tail(log_file)}")
         current = status(state_dir)
         if current.is_running:
             return _wait_ready(current, deadline - time.monotonic())
         time.sleep(0.05)
-    raise LifecycleError(f"the control plane was not ready after {timeout_s:g} s.\n{_log_tail(log_file)}")
+    raise LifecycleError(f"the control plane was not ready after {timeout_s:g} s.\n{background.log_tail(log_file)}")
 
 
 def down(state_dir: Path = DEFAULT_STATE_DIR, *, keep_pods: bool = False, timeout_s: float = 60.0) -> bool:
-    """Stop the control plane, and the pods' processes unless `keep_pods`. Return False if it did not run.
+    """Stop the control plane, and unless `keep_pods` the pods and the S3 server. Return False if it did not run.
 
     With `keep_pods` the processes go on, and the next `up` takes them over.
     """
     state_dir = state_dir.resolve()
     record = _read_record(state_dir)
-    if record is None or not is_running(int(record["pid"]), int(record["start"])):
-        if not keep_pods:
-            _kill_pods(state_dir)
-        return False
-    flag = state_dir / _STOP_KEEPING_PODS
-    if keep_pods:
-        flag.touch()
-    pid, start = int(record["pid"]), int(record["start"])
-    try:
-        os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + timeout_s
-        while is_running(pid, start):
-            if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
-                break
-            time.sleep(0.02)
-    except ProcessLookupError:
-        pass
-    finally:
-        flag.unlink(missing_ok=True)
+    runs = record is not None and is_running(int(record["pid"]), int(record["start"]))
+    if record is not None and runs:
+        flag = state_dir / _STOP_KEEPING_PODS
+        if keep_pods:
+            flag.touch()
+        try:
+            background.stop(int(record["pid"]), int(record["start"]), timeout_s=timeout_s)
+        finally:
+            flag.unlink(missing_ok=True)
     if not keep_pods:
         _kill_pods(state_dir)
-    return True
+        # Last: what a pod saves when it is told to end goes there.
+        s3_server.down(state_dir)
+    return runs
 
 
 def status(state_dir: Path = DEFAULT_STATE_DIR) -> Info:
@@ -172,6 +166,7 @@ def status(state_dir: Path = DEFAULT_STATE_DIR) -> Info:
         url=str(record["url"]) if record is not None else "",
         kubeconfig=state_dir / "kubeconfig",
         log_file=state_dir / "control-plane.log",
+        s3=s3_server.status(state_dir),
     )
 
 
@@ -242,9 +237,9 @@ def _wait_ready(info: Info, timeout_s: float) -> Info:
         except (OSError, urllib.error.URLError) as error:
             why = str(error)
         if not status(info.state_dir).is_running:
-            raise LifecycleError(f"the control plane ended.\n{_log_tail(info.log_file)}")
+            raise LifecycleError(f"the control plane ended.\n{background.log_tail(info.log_file)}")
         time.sleep(0.05)
-    raise LifecycleError(f"the control plane at {info.url} is not ready: {why}.\n{_log_tail(info.log_file)}")
+    raise LifecycleError(f"the control plane at {info.url} is not ready: {why}.\n{background.log_tail(info.log_file)}")
 
 
 def _kill_pods(state_dir: Path) -> None:
@@ -258,11 +253,3 @@ def _kill_pods(state_dir: Path) -> None:
             if process is not None and process.is_alive():
                 os.kill(process.shim_pid, signal.SIGKILL)
         kill_strays(f"{pod.name}/")
-
-
-def _log_tail(log_file: Path) -> str:
-    try:
-        lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        lines = []
-    return f"The end of {log_file}:\n" + "\n".join(lines[-_LOG_TAIL_LINES:])

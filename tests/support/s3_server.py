@@ -1,56 +1,20 @@
-"""A real S3 server (SeaweedFS) for tests: one process on free ports, with a directory that it can come back to."""
+"""The embedded control plane's S3 server (SeaweedFS) for tests: one process on loopback, killed and started at will."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wrpo_devcluster.s3_server import choose_ports, command_line, find_program, free_ports, remove_sockets
+
 ACCESS_KEY = "wrpo-tests"
 SECRET_KEY = "wrpo-tests-secret"
 START_S = 60.0
-_PORT_FLAGS = (
-    "master.port",
-    "master.port.grpc",
-    "filer.port",
-    "filer.port.grpc",
-    "volume.port",
-    "volume.port.grpc",
-    "volume.port.public",
-    "admin.port",
-    "admin.port.grpc",
-    "s3.port.grpc",
-    "s3.port.iceberg",
-    "s3.port.lance",
-    "webdav.port",
-)
-
-
-def weed_binary() -> Path:
-    return Path(sys.executable).parent / "weed"
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports below 55535: SeaweedFS derives a further one by adding 10000 to some."""
-    held: list[socket.socket] = []
-    ports: list[int] = []
-    try:
-        while len(ports) < count:
-            candidate = socket.socket()
-            candidate.bind(("127.0.0.1", 0))
-            held.append(candidate)
-            if candidate.getsockname()[1] < 55535:
-                ports.append(candidate.getsockname()[1])
-    finally:
-        for each in held:
-            each.close()
-    return ports
 
 
 @dataclass
@@ -72,14 +36,12 @@ class S3Server:
 
     def start(self) -> S3Server:
         if not self.port:
-            first, *rest = free_ports(len(_PORT_FLAGS) + 1)
-            self.port, self._ports = first, dict(zip(_PORT_FLAGS, rest, strict=True))
+            self.port = free_ports(1)[0]
+        self._ports = choose_ports()
         self.directory.mkdir(parents=True, exist_ok=True)
-        flags = [f"-{name}={port}" for name, port in self._ports.items()]
-        command = [str(weed_binary()), "mini", f"-dir={self.directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         with (self.directory / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, f"-s3.port={self.port}", *flags],
+                command_line(find_program(), self.directory, self.port, self._ports),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environ()},
@@ -159,3 +121,4 @@ class S3Server:
             self._process.kill()
             self._process.wait(20)
         self._process = None
+        remove_sockets([self.port, *self._ports.values()])
