@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from wrpo_engine.artifacts.s3_errors import Place, explain, is_missing, is_taken, is_unexplained, is_worth_waiting
 from wrpo_engine.config import S3Storage
@@ -126,6 +127,12 @@ def wait_for_credentials(
         sleep(_FIRST_DELAY_S)
 
 
+def is_loopback(endpoint: str | None) -> bool:
+    """Whether the server is on this machine."""
+    host = urlsplit(endpoint or "").hostname or ""
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
 def make_client(storage: S3Storage, environ: Mapping[str, str], timeout_s: float) -> Any:
     """Return boto3's client. Credentials and AWS_CA_BUNDLE come from the process's environment, as in all AWS tools."""
     try:
@@ -149,6 +156,8 @@ def make_client(storage: S3Storage, environ: Mapping[str, str], timeout_s: float
         # Virtual hosts need DNS names for every bucket, which own servers rarely have.
         s3={"addressing_style": "path" if storage.endpoint else "auto"},
         tcp_keepalive=True,
+        # boto3 would ask HTTP_PROXY's proxy for a server of this very machine.
+        proxies={} if is_loopback(storage.endpoint) else None,
         # Where artifacts lie is the experiment's to say, not the environment's of one pod: another pod, the operator's
         # idea of who shares what, and an administrator's limits would take them to lie elsewhere.
         ignore_configured_endpoint_urls=True,
