@@ -56,6 +56,7 @@ Environment:
   WRPO_SCRATCH                   where copies of what is in S3 are kept (TMPDIR or /tmp)
   WRPO_STORAGE_PATIENCE_SECONDS  how long S3 may be unreachable before the stage gives up (300)
   AWS_...                        credentials and AWS_CA_BUNDLE for S3, as for all AWS tools
+  AWS_ENDPOINT_URL               the S3 server, for tools; a stage is told by its configuration
   HF_HUB_OFFLINE                 1: never download models or data sets
 
 \b

@@ -53,12 +53,7 @@ class Locator:
     def _bucket(self, storage: str) -> S3Store:
         from wrpo_engine.artifacts.s3 import S3Store
 
-        settings = S3Storage(
-            uri=storage,
-            endpoint=self._environ.get("AWS_ENDPOINT_URL_S3") or self._environ.get("AWS_ENDPOINT_URL"),
-            region=self._environ.get("AWS_REGION") or self._environ.get("AWS_DEFAULT_REGION"),
-        )
-        return S3Store.connect(settings, self._environ, self._clock)
+        return S3Store.connect(bucket_at(storage, self._environ), self._environ, self._clock)
 
     def artifact(self, location: str) -> tuple[Artifact, ArtifactStore] | None:
         """Return the artifact that `location` names, with its store; None if it names something else."""
@@ -108,6 +103,17 @@ class Locator:
             parent, name = _parent_and_name(location)
             return str(self.store(parent).local_copy(name))
         return location
+
+
+def bucket_at(uri: str, environ: Mapping[str, str]) -> S3Storage:
+    """Return the S3 storage at s3://BUCKET/PREFIX; the environment says where the server is, as for all AWS tools."""
+    if not uri.removeprefix(_S3_SCHEME).partition("/")[0]:
+        raise UsageError(f"{uri} names no bucket", hint="Write s3://BUCKET/PREFIX.")
+    return S3Storage(
+        uri=uri,
+        endpoint=environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL"),
+        region=environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION"),
+    )
 
 
 def refuse_scheme(location: str) -> None:

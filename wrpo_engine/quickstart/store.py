@@ -1,4 +1,4 @@
-"""Assets in a directory: each made once, whole or not at all, and made again only when its recipe changes."""
+"""Assets: each made once, whole or not at all, and made again only when its recipe changes; here, in a directory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from wrpo_engine.artifacts.manifest import sha256_of
 
@@ -18,15 +18,67 @@ RECORD_NAME = "asset.json"
 Recipe = Mapping[str, Any]
 
 
+class Assets(Protocol):
+    """Where assets are kept."""
+
+    @property
+    def root(self) -> Path:
+        """The directory of this machine in which they are made and, once provided, read."""
+        ...
+
+    @property
+    def location(self) -> str:
+        """Where they are kept, for messages."""
+        ...
+
+    def locked(self, on_wait: Callable[[], None]) -> AbstractContextManager[None]:
+        """Let one process build at a time; `on_wait` is called if another one does."""
+        ...
+
+    def is_current(self, name: str, recipe: Recipe) -> bool:
+        """Tell whether the asset is there, by this recipe, with every file at its recorded size."""
+        ...
+
+    def provide(self, name: str) -> None:
+        """See to it that a current asset lies below `root`."""
+        ...
+
+    def make(self, name: str, recipe: Recipe, build: Callable[[Path], None]) -> Path:
+        """Let `build` fill a fresh directory, record it, and put it in the place of an older one."""
+        ...
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file where it is missing or differs."""
+        ...
+
+
+def is_complete(record: str | bytes, recipe: Recipe, size_of: Callable[[str], int | None]) -> bool:
+    """Tell whether a record is of this recipe, and every file that it lists is there with its size."""
+    try:
+        found = json.loads(record)
+        same_recipe = bool(found["recipe"] == json.loads(json.dumps(recipe)))
+        return same_recipe and all(size_of(str(file["name"])) == int(file["size"]) for file in found["files"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 class AssetStore:
     """The output directory. One process builds at a time; a killed build leaves nothing that looks finished."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self._root = root
+
+    @property
+    def root(self) -> Path:
+        return self._root
+
+    @property
+    def location(self) -> str:
+        return str(self.root)
 
     @contextmanager
     def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Hold the directory's lock; `on_wait` is called if another process holds it."""
+        """Hold the directory's lock."""
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".quickstart.lock").open("w") as lock:
             try:
@@ -37,19 +89,17 @@ class AssetStore:
             yield
 
     def is_current(self, name: str, recipe: Recipe) -> bool:
-        """Tell whether the asset is there, by this recipe, with every file at its recorded size."""
         directory = self.root / name
         try:
-            record = json.loads((directory / RECORD_NAME).read_text(encoding="utf-8"))
-            files = {str(entry["name"]): int(entry["size"]) for entry in record["files"]}
-            return bool(record["recipe"] == json.loads(json.dumps(recipe))) and all(
-                (directory / file).stat().st_size == size for file, size in files.items()
-            )
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            record = (directory / RECORD_NAME).read_text(encoding="utf-8")
+            return is_complete(record, recipe, lambda file: (directory / file).stat().st_size)
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
+    def provide(self, name: str) -> None:
+        """Do nothing: it lies there."""
+
     def make(self, name: str, recipe: Recipe, build: Callable[[Path], None]) -> Path:
-        """Let `build` fill a fresh directory, record it, and put it in the place of an older one."""
         final = self.root / name
         work = final.with_name(f".making-{final.name}")
         shutil.rmtree(work, ignore_errors=True)
@@ -66,6 +116,15 @@ class AssetStore:
             shutil.rmtree(final)
         work.rename(final)
         return final
+
+    def write(self, name: str, text: str) -> None:
+        path = self.root / name
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".making-{path.name}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
 
     def read_record(self, name: str) -> dict[str, Any]:
         """Return what `make` recorded."""

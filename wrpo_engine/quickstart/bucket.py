@@ -1,0 +1,80 @@
+"""Assets in a bucket: each made in a directory of this machine, then uploaded, its record last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wrpo_engine.artifacts.manifest import digest_of, sha256_of
+from wrpo_engine.artifacts.s3_client import S3Bucket
+from wrpo_engine.artifacts.transfer import download, upload
+from wrpo_engine.errors import DataError
+from wrpo_engine.quickstart.store import RECORD_NAME, AssetStore, Recipe, is_complete
+
+
+@dataclass
+class BucketAssets:
+    """The prefix of a bucket. A killed build leaves no record, so nothing that looks finished."""
+
+    bucket: S3Bucket
+    local: AssetStore
+    """Where assets are made; may be empty at any start."""
+    _here: set[str] = field(default_factory=set)
+
+    @property
+    def root(self) -> Path:
+        return self.local.root
+
+    @property
+    def location(self) -> str:
+        return self.bucket.root_uri
+
+    @contextmanager
+    def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:  # noqa: ARG002 - nobody is waited for
+        """Hold nothing: two processes that make the same asset upload the same bytes."""
+        yield
+
+    def is_current(self, name: str, recipe: Recipe) -> bool:
+        record = self.bucket.read(f"{name}/{RECORD_NAME}")
+        if record is None:
+            return False
+        sizes = {entry.key.removeprefix(f"{name}/"): entry.size for entry in self.bucket.listing(f"{name}/")}
+        return is_complete(record, recipe, sizes.get)
+
+    def provide(self, name: str) -> None:
+        """Download an asset that an earlier process made."""
+        if name in self._here:
+            return
+        record = json.loads(self.bucket.read(f"{name}/{RECORD_NAME}") or b'{"files": []}')
+        found = {entry.key: entry for entry in self.bucket.listing(f"{name}/")}
+        for file in record["files"]:
+            key = f"{name}/{file['name']}"
+            if key in found:
+                download(self.bucket, key, self.root / key, size=found[key].size, etag=found[key].etag)
+            if key not in found or sha256_of(self.root / key) != file["sha256"]:
+                raise DataError(
+                    f"{self.bucket.uri(key)} is not what {RECORD_NAME} beside it says",
+                    code="ArtifactDamaged",
+                    hint=f"Remove {self.bucket.uri(name)} from the bucket: the next run makes it anew.",
+                )
+        self._here.add(name)
+
+    def make(self, name: str, recipe: Recipe, build: Callable[[Path], None]) -> Path:
+        final = self.local.make(name, recipe, build)
+        self.bucket.delete([entry.key for entry in self.bucket.listing(f"{name}/")])
+        for file in self.local.read_record(name)["files"]:
+            key = f"{name}/{file['name']}"
+            upload(self.bucket, self.root / key, key, sha256=file["sha256"])
+        self.bucket.put(f"{name}/{RECORD_NAME}", (final / RECORD_NAME).read_bytes())
+        self._here.add(name)
+        return final
+
+    def write(self, name: str, text: str) -> None:
+        content = text.encode()
+        digest = digest_of(content)
+        stat = self.bucket.stat(name)
+        if stat is None or stat.sha256 != digest:
+            self.bucket.put(name, content, sha256=digest)
