@@ -117,6 +117,18 @@ def test_the_trained_model_is_a_model_anyone_can_load(real: Kube, server: S3Serv
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template
 
 
+def test_the_report_is_saved_from_the_bucket(
+    real: Kube, server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in server.environ().items():
+        monkeypatch.setenv(key, value)
+    saved = tmp_path / "report.html"
+    where = ["--kubeconfig", str(real.kubeconfig), "-n", NAMESPACE]
+    result = CliRunner().invoke(main, ["report", "bucketed", "--save", str(saved), *where])
+    assert (result.exit_code, result.output) == (0, f"{saved}\n")
+    assert saved.read_bytes() == read(server, f"{real.stage('bucketed', 'report')['artifact']}/report.html")
+
+
 def test_a_second_apply_computes_nothing(real: Kube, server: S3Server) -> None:
     before = {entry["Key"]: entry["ETag"] for entry in listed(server, PREFIX)}
     real.apply(on_s3("again", server))

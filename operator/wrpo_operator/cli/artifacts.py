@@ -17,8 +17,14 @@ import click
 
 from wrpo_engine.artifacts.inventory import Found, Inventory, S3Inventory, VolumeInventory
 from wrpo_engine.config import S3Storage
-from wrpo_engine.errors import WrpoError
-from wrpo_operator.cli.connect import STATE_DIR, Target, cluster_options, errors_to_click, with_client
+from wrpo_operator.cli.connect import (
+    STATE_DIR,
+    Target,
+    cluster_options,
+    engine_errors_to_click,
+    errors_to_click,
+    with_client,
+)
 from wrpo_operator.cli.references import References, references_of, removable, with_inputs
 from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, name_of
 
@@ -58,10 +64,8 @@ def _storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def guarded(*args: Any, **rest: Any) -> Any:
         try:
-            return command(*args, **rest)
-        except WrpoError as error:
-            hint = f"\n{error.hint}" if error.hint else ""
-            raise click.ClickException(f"{error.message}{hint}") from error
+            with engine_errors_to_click():
+                return command(*args, **rest)
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'the storage'}: {error.strerror}") from error
 

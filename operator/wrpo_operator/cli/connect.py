@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -112,3 +113,15 @@ def errors_to_click(command: Callable[P, T]) -> Callable[P, T]:
             raise click.ClickException(f"{error.message}{hint}") from error
 
     return guarded
+
+
+@contextmanager
+def engine_errors_to_click() -> Iterator[None]:
+    """Turn what the engine says of a storage into one line, a hint and exit code 1."""
+    from wrpo_engine.errors import WrpoError
+
+    try:
+        yield
+    except WrpoError as error:
+        hint = f"\n{error.hint}" if error.hint else ""
+        raise click.ClickException(f"{error.message}{hint}") from error

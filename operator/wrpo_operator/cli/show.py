@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import webbrowser
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,14 @@ import click
 
 from wrpo_operator.api import names
 from wrpo_operator.api.status import StageState, parse_status
-from wrpo_operator.cli.connect import STATE_DIR, Target, cluster_options, errors_to_click, with_client
+from wrpo_operator.cli.connect import (
+    STATE_DIR,
+    Target,
+    cluster_options,
+    engine_errors_to_click,
+    errors_to_click,
+    with_client,
+)
 from wrpo_operator.cli.view import outcome_of, tree_lines
 from wrpo_operator.runtime.resources import EXPERIMENTS, PODS, JsonObject, labels_of, meta, name_of
 
@@ -140,14 +148,21 @@ async def _print_pod(
 
 @click.command("report")
 @click.argument("name")
-@click.option("--open", "open_it", is_flag=True, help="Open it in a browser (embedded cluster only).")
+@click.option("--open", "open_it", is_flag=True, help="Open it in a browser; from S3 only with --save.")
+@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Copy it to this file first.")
 @cluster_options
 @errors_to_click
-def report_command(name: str, open_it: bool, target: Target) -> None:
+def report_command(name: str, open_it: bool, save: Path | None, target: Target) -> None:
     """Say where the HTML report of experiment NAME lies.
 
-    On the embedded cluster it is a file of this machine; elsewhere it is an address in the experiment's storage.
-    """
+    With a volume of the embedded cluster it is a file of this machine; elsewhere it is an address in the experiment's
+    storage. --save copies it from there, or from S3 with the credentials of your environment (AWS_...).
+
+    \b
+    Examples:
+      wrpo report fusion --open
+      wrpo report fusion --save report.html --open
+    """  # noqa: D301  # click's mark for lines to keep
 
     async def read(client: HttpKube) -> JsonObject:
         return await client.get(EXPERIMENTS, name, target.namespace)
@@ -159,10 +174,20 @@ def report_command(name: str, open_it: bool, target: Target) -> None:
         state = stage.state.value if stage else "not part of this experiment (spec.report.enabled)"
         raise click.ClickException(f"{name} has no report yet: stage report is {state}.")
     location = f"{where}/{REPORT_FILE}"
+    if save is not None:
+        content = read_artifact_file(obj, where, REPORT_FILE)
+        try:
+            save.write_bytes(content)
+        except OSError as error:
+            raise click.ClickException(f"{save} cannot be written: {error.strerror}.") from error
+        location = str(save)
     click.echo(location)
     if open_it:
         if not Path(location).exists():
-            raise click.ClickException(f"{location} is not on this machine; copy it from the experiment's storage.")
+            raise click.ClickException(
+                f"{location} is not on this machine; --save FILE copies it from S3, else copy it from the experiment's "
+                "storage."
+            )
         webbrowser.open(Path(location).resolve().as_uri())
 
 
@@ -181,3 +206,22 @@ def locate_artifact(obj: JsonObject, stage: str, target: Target) -> str | None:
 
         return str(claim_directory(STATE_DIR.resolve(), target.namespace, volume["claimName"]) / below)
     return f"claim {volume.get('claimName')}: {below}"
+
+
+def read_artifact_file(obj: JsonObject, where: str, name: str) -> bytes:
+    """Return a file of the artifact that lies at `where`, as `locate_artifact` says; from S3 by your credentials."""
+    from wrpo_engine.artifacts.s3_client import S3Bucket
+    from wrpo_engine.config import S3Storage
+
+    if where.startswith("s3://"):
+        s3 = obj["spec"]["storage"]["s3"]
+        storage = S3Storage(uri=where, endpoint=s3.get("endpoint"), region=s3.get("region"))
+        with engine_errors_to_click():
+            content = S3Bucket.open(storage, os.environ, lambda: False).read(name)
+        if content is None:
+            raise click.ClickException(f"{where}/{name} is not there.")
+        return content
+    try:
+        return (Path(where) / name).read_bytes()
+    except OSError as error:
+        raise click.ClickException(f"{where}/{name} cannot be read from here: {error.strerror}.") from error
