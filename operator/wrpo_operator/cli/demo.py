@@ -19,12 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from wrpo_devcluster import lifecycle
-from wrpo_operator.cli.connect import STATE_DIR, Target, errors_to_click
+from wrpo_devcluster.s3_server import S3Server
+from wrpo_operator.cli import demo_s3
+from wrpo_operator.cli.connect import STATE_DIR, Target, engine_errors_to_click, errors_to_click
 from wrpo_operator.cli.install import CHECKOUT, find_tool, install_operator, run_tool
-from wrpo_operator.cli.show import REPORT_FILE, locate_artifact
+from wrpo_operator.cli.show import REPORT_FILE, locate_artifact, read_artifact_file
 
 EXPERIMENT = "quickstart"
-NAMESPACE = "default"
+EXAMPLES = CHECKOUT / "examples"
 ASSETS_JOB = "quickstart-assets"
 POLL_S = 1.0
 
@@ -34,14 +36,32 @@ class Demo:
     """What the steps share."""
 
     console: Console
+    on_s3: bool = False
+    """With a bucket in place of a volume."""
     kubeconfig: Path = field(default_factory=lambda: STATE_DIR.resolve() / "kubeconfig")
+
+    @property
+    def namespace(self) -> str:
+        return demo_s3.NAMESPACE if self.on_s3 else "default"
+
+    @property
+    def command(self) -> str:
+        """What the user runs."""
+        return "make demo-s3" if self.on_s3 else "make demo"
+
+    @property
+    def server(self) -> S3Server:
+        """The S3 server, once the first step has started it."""
+        server = lifecycle.status(STATE_DIR).s3
+        assert server is not None
+        return server
 
     def say(self, text: str) -> None:
         """Print one line as it is: no markup, no wrapping."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        return run_tool("kubectl", "-n", NAMESPACE, *arguments, kubeconfig=self.kubeconfig, stdin=stdin)
+        return run_tool("kubectl", "-n", self.namespace, *arguments, kubeconfig=self.kubeconfig, stdin=stdin)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         """Return an object; empty when there is none."""
@@ -50,14 +70,14 @@ class Demo:
 
     @property
     def target(self) -> Target:
-        return Target(str(self.kubeconfig), None, NAMESPACE, embedded=True)
+        return Target(str(self.kubeconfig), None, self.namespace, embedded=True)
 
-    def artifact(self, experiment: dict[str, Any], stage: str) -> Path:
-        """Return the directory of this machine that holds a finished stage's artifact."""
+    def artifact(self, experiment: dict[str, Any], stage: str) -> str:
+        """Return the directory of this machine or the S3 URI that holds a finished stage's artifact."""
         where = locate_artifact(experiment, stage, self.target)
         if where is None:
-            raise click.ClickException(f"stage {stage} has made nothing; `wrpo status {EXPERIMENT}` says why")
-        return Path(where)
+            raise click.ClickException(f"stage {stage} has made nothing; `wrpo status {named(self)}` says why")
+        return where
 
     def step(self, number: int, title: str, action: Callable[[], None]) -> None:
         """Do one step and print how long it took."""
@@ -68,42 +88,62 @@ class Demo:
 
 
 @click.command("demo")
+@click.option("--s3", "on_s3", is_flag=True, help="With an S3 server on loopback in place of a volume.")
 @errors_to_click
-def demo_command() -> None:
+def demo_command(on_s3: bool) -> None:
     """Run the quick start on the embedded cluster and say what it measured.
 
     It starts the embedded cluster, installs the operator with helm, builds the quick start's models and prompts,
     applies examples/quickstart.yaml and follows it to the end. Ctrl-C stops everything and keeps what is done; the same
     command again continues. `wrpo dev reset --yes` (or `make demo-clean`) removes it all.
+
+    With --s3 the same happens in the namespace quickstart-s3, with nothing but spec.storage changed: models, prompts
+    and all that the stages make lie in a bucket, and no pod has a volume that outlives it.
     """
-    demo = Demo(Console())
+    demo = Demo(Console(), on_s3=on_s3)
+    place = f", to {demo_s3.URI}" if on_s3 else ""
     try:
-        demo.step(1, "embedded control plane", lambda: start(demo))
+        demo.step(1, f"embedded control plane{' and S3 server' if on_s3 else ''}", lambda: start(demo))
         demo.step(2, "operator (helm install charts/wrpo-operator)", lambda: install_operator(demo.kubeconfig))
-        demo.step(3, "models and prompts (examples/quickstart-assets.yaml)", lambda: build_assets(demo))
-        demo.step(4, "experiment (examples/quickstart.yaml)", lambda: run_experiment(demo))
+        demo.step(3, f"models and prompts (examples/quickstart-assets.yaml){place}", lambda: build_assets(demo))
+        demo.step(4, f"experiment (examples/quickstart.yaml){place}", lambda: run_experiment(demo))
     except KeyboardInterrupt:
         demo.say("\nstopping; what is done is kept ...")
         lifecycle.down(STATE_DIR)
-        demo.say("stopped. `make demo` continues where it stopped, `make demo-clean` removes everything.")
+        demo.say(f"stopped. `{demo.command}` continues where it stopped, `make demo-clean` removes everything.")
         raise SystemExit(130) from None
     show_results(demo)
 
 
 def start(demo: Demo) -> None:
-    """Start the embedded cluster unless it runs."""
+    """Start the embedded cluster unless it runs; with S3 also the server, and make what the files will name."""
     try:
-        info = lifecycle.up(STATE_DIR)
+        info = lifecycle.up(STATE_DIR, s3=demo.on_s3)
     except lifecycle.LifecycleError as error:
         raise click.ClickException(str(error)) from error
     demo.say(f"      {info.url}, state in {info.state_dir}")
+    if not demo.on_s3:
+        return
+    server = demo.server
+    demo.say(f"      {server.endpoint}, bucket {demo_s3.BUCKET}")
+    credentials = server.environ()
+    demo_s3.use_credentials(credentials)
+    with engine_errors_to_click():
+        demo_s3.make_bucket(server.endpoint)
+    apply(demo, demo_s3.surroundings(credentials))
+
+
+def apply(demo: Demo, documents: list[dict[str, Any]]) -> None:
+    """`kubectl apply` of objects that stand in no file."""
+    demo.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(documents, sort_keys=False))
 
 
 def build_assets(demo: Demo) -> None:
     """Apply the assets Job and wait for it, showing its log."""
     if condition(demo.get("job", ASSETS_JOB), "Failed"):
         demo.kubectl("delete", "job", ASSETS_JOB, "--wait")
-    demo.kubectl("apply", "-f", str(CHECKOUT / "examples" / "quickstart-assets.yaml"))
+    documents = list(yaml.safe_load_all((EXAMPLES / "quickstart-assets.yaml").read_text(encoding="utf-8")))
+    apply(demo, demo_s3.assets_on_s3(documents, demo.server.endpoint) if demo.on_s3 else documents)
     shown, said = 0, ""
     while True:
         job = demo.get("job", ASSETS_JOB)
@@ -117,7 +157,8 @@ def build_assets(demo: Demo) -> None:
         if failed := condition(job, "Failed"):
             raise click.ClickException(
                 f"building the quick start's models failed: {failed.get('message', '')}\n"
-                f"See `kubectl --kubeconfig {demo.kubeconfig} logs job/{ASSETS_JOB}`; `make demo` tries again."
+                f"See `kubectl --kubeconfig {demo.kubeconfig} -n {demo.namespace} logs job/{ASSETS_JOB}`; "
+                f"`{demo.command}` tries again."
             )
         time.sleep(POLL_S)
 
@@ -152,20 +193,22 @@ def run_experiment(demo: Demo) -> None:
     """Apply the experiment, with the sampling backend of this machine, and follow it to its end."""
     from wrpo_operator.cli.watch import GoneError, follow
 
-    manifest = yaml.safe_load((CHECKOUT / "examples" / "quickstart.yaml").read_text(encoding="utf-8"))
+    manifest = yaml.safe_load((EXAMPLES / "quickstart.yaml").read_text(encoding="utf-8"))
+    if demo.on_s3:
+        manifest = demo_s3.experiment_on_s3(manifest, demo.server.endpoint)
     backend = sampling_backend(CHECKOUT / ".venv" / "wrpo-profile.json")
     if backend == "Transformers":
         demo.say("      no vLLM on this machine (see `make setup`): sampling with Transformers, which is slower")
         manifest["spec"].setdefault("sampling", {})["backend"] = backend
         manifest["spec"].get("evaluation", {}).pop("backend", None)
-    demo.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest, sort_keys=False))
+    apply(demo, [manifest])
     try:
         outcome = follow(EXPERIMENT, demo.target, console=demo.console)
     except GoneError as error:
         raise click.ClickException(str(error)) from error
     if not outcome.succeeded:
         raise click.ClickException(
-            f"{outcome.message}\n`wrpo status {EXPERIMENT}` and `wrpo logs {EXPERIMENT}` say more."
+            f"{outcome.message}\n`wrpo status {named(demo)}` and `wrpo logs {named(demo)}` say more."
         )
 
 
@@ -179,19 +222,41 @@ def sampling_backend(profile: Path) -> str:
 def show_results(demo: Demo) -> None:
     """Print what the experiment measured, where its artifacts lie, and how to look around."""
     experiment = demo.get("wrpoexperiment", EXPERIMENT)
-    evaluation = json.loads((demo.artifact(experiment, "evaluate") / "evaluation.json").read_text(encoding="utf-8"))
+    evaluation = json.loads(read_artifact_file(experiment, demo.artifact(experiment, "evaluate"), "evaluation.json"))
     demo.console.print()
     demo.console.print(evaluation_table(evaluation))
     demo.say("Small models and few prompts: this shows that the machinery works, not how good the method is.\n")
-    demo.say(f"trained model  {demo.artifact(experiment, 'train') / 'model'}")
-    demo.say(f"report         {demo.artifact(experiment, 'report') / REPORT_FILE}\n")
+    demo.say(f"trained model  {demo.artifact(experiment, 'train')}/model")
+    demo.say(f"report         {demo.artifact(experiment, 'report')}/{REPORT_FILE}\n")
     demo.say("Look around:")
-    demo.say(f"  export KUBECONFIG={demo.kubeconfig} PATH={Path(find_tool('kubectl')).parent}:$PATH")
-    demo.say(f"  kubectl get wrpoexperiment {EXPERIMENT} -o wide")
-    demo.say(f"  kubectl describe wrpoexperiment {EXPERIMENT}")
-    demo.say("  kubectl get jobs,pytorchjobs,pods")
-    demo.say(f"  .venv/bin/wrpo status {EXPERIMENT}")
+    for line in look_around(demo):
+        demo.say(f"  {line}")
     demo.say("The embedded cluster still runs: `.venv/bin/wrpo dev down` stops it, `make demo-clean` removes it all.")
+
+
+def look_around(demo: Demo) -> list[str]:
+    """Return commands for what the demo has left."""
+    kubectl = f"kubectl -n {demo.namespace}" if demo.on_s3 else "kubectl"
+    lines = [
+        f"export KUBECONFIG={demo.kubeconfig} PATH={Path(find_tool('kubectl')).parent}:$PATH",
+        f"{kubectl} get wrpoexperiment {EXPERIMENT} -o wide",
+        f"{kubectl} describe wrpoexperiment {EXPERIMENT}",
+        f"{kubectl} get jobs,pytorchjobs,pods",
+        f".venv/bin/wrpo status {named(demo)}",
+    ]
+    if demo.on_s3:
+        lines += [
+            f"{kubectl} get persistentvolumeclaims",
+            f"export AWS_SHARED_CREDENTIALS_FILE={demo.server.credentials_file}",
+            f".venv/bin/wrpo artifacts ls {named(demo)}",
+            f".venv/bin/wrpo report {named(demo)} --save report.html",
+        ]
+    return lines
+
+
+def named(demo: Demo) -> str:
+    """Return the experiment as arguments of `wrpo`."""
+    return f"{EXPERIMENT} -n {demo.namespace}" if demo.on_s3 else EXPERIMENT
 
 
 def evaluation_table(evaluation: dict[str, Any]) -> Table:

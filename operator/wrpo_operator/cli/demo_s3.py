@@ -1,0 +1,87 @@
+"""The quick start on S3: its two files with nothing but their storage replaced, and the bucket and Secret they name."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from wrpo_operator.runtime.resources import JsonObject
+
+NAMESPACE = "quickstart-s3"
+"""Not that of the demo on a volume, so that both can be there at once."""
+SECRET = "quickstart-bucket"  # noqa: S105 - a name
+BUCKET = "wrpo-demo"
+URI = f"s3://{BUCKET}/quickstart"
+_ANOTHER_ACCOUNT = ("AWS_SESSION_TOKEN", "AWS_PROFILE")
+
+
+def experiment_on_s3(manifest: JsonObject, endpoint: str) -> JsonObject:
+    """Return the experiment with another spec.storage and no other difference."""
+    storage = {"s3": {"uri": URI, "endpoint": endpoint, "credentialsSecretName": SECRET}}
+    return {**manifest, "spec": {**manifest["spec"], "storage": storage}}
+
+
+def assets_on_s3(documents: Iterable[JsonObject], endpoint: str) -> list[JsonObject]:
+    """Return the assets Job writing to the bucket; the claim it wrote to is gone."""
+    return [_job_on_s3(document, endpoint) for document in documents if document["kind"] != "PersistentVolumeClaim"]
+
+
+def _job_on_s3(job: JsonObject, endpoint: str) -> JsonObject:
+    job = copy.deepcopy(job)
+    pod = job["spec"]["template"]["spec"]
+    claims = {volume["name"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume}
+    pod["volumes"] = [volume for volume in pod["volumes"] if volume["name"] not in claims]
+    for container in pod["containers"]:
+        mounts = container["volumeMounts"]
+        roots = {mount["mountPath"] for mount in mounts if mount["name"] in claims}
+        container["volumeMounts"] = [mount for mount in mounts if mount["name"] not in claims]
+        container["command"] = [URI if part in roots else part for part in container["command"]]
+        container["env"] += [
+            {"name": "AWS_ENDPOINT_URL", "value": endpoint},
+            # The models are made there before they are uploaded.
+            {"name": "WRPO_SCRATCH", "value": "/tmp"},  # noqa: S108 - an emptyDir of the pod
+        ]
+        container["envFrom"] = [{"secretRef": {"name": SECRET}}]
+    return job
+
+
+def surroundings(credentials: Mapping[str, str]) -> list[JsonObject]:
+    """Return the namespace, and the Secret that gives pods the credentials."""
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": SECRET, "namespace": NAMESPACE},
+            "stringData": dict(credentials),
+        },
+    ]
+
+
+def use_credentials(credentials: Mapping[str, str]) -> None:
+    """Let this process be a client of the server, whatever account the user's environment is for."""
+    for name in _ANOTHER_ACCOUNT:
+        os.environ.pop(name, None)
+    os.environ.update(credentials)
+
+
+def make_bucket(endpoint: str) -> None:
+    """Make the bucket unless it is there, and wait until it can be written."""
+    from wrpo_engine.artifacts.s3_client import S3Bucket
+    from wrpo_engine.config import S3Storage
+
+    bucket = S3Bucket.open(S3Storage(uri=URI, endpoint=endpoint), os.environ, lambda: False)
+    known = bucket.client.exceptions
+
+    def create() -> Any:
+        try:
+            return bucket.client.create_bucket(Bucket=BUCKET)
+        except (known.BucketAlreadyOwnedByYou, known.BucketAlreadyExists):
+            return None
+
+    bucket.call(f"make the bucket {BUCKET}", create)
+    # A server that has just started may answer before it can store anything.
+    bucket.put(".ready", b"")
+    bucket.delete([".ready"])
