@@ -144,6 +144,10 @@ def build_assets(demo: Demo) -> None:
         demo.kubectl("delete", "job", ASSETS_JOB, "--wait")
     documents = list(yaml.safe_load_all((EXAMPLES / "quickstart-assets.yaml").read_text(encoding="utf-8")))
     apply(demo, demo_s3.assets_on_s3(documents, demo.server.endpoint) if demo.on_s3 else documents)
+    if condition(demo.get("job", ASSETS_JOB), "Complete"):
+        # The log would be that of any of its pods, perhaps of one that was stopped.
+        demo.say("      there already")
+        return
     shown, said = 0, ""
     while True:
         job = demo.get("job", ASSETS_JOB)
