@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.common.machine import describe_machine
+from benchmarks.common.machine import describe_machine, usable_cores
 from benchmarks.common.process import run_worker
 from benchmarks.common.results import Table, save_result
 from benchmarks.scoring.cases import CASES, Case
@@ -22,13 +22,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scoring", description=__doc__)
     parser.add_argument("--case", choices=[case.name for case in CASES], action="append", help="default: all")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args(argv)
-    console = Console()
+    console = Console(width=160)
     machine = describe_machine()
     chosen = [case for case in CASES if not arguments.case or case.name in arguments.case]
-    figures = [_run(case, arguments.rounds, arguments.threads) for case in chosen]
-    measured = {"cases": [case.name for case in chosen], "figures": figures}
+    cores = usable_cores()
+    measured = {
+        "cases": [case.name for case in chosen],
+        "cores": cores,
+        "figures": [_run(case, arguments.rounds, threads=1, wall_clock=False) for case in chosen],
+        "figures_all_cores": [_run(case, arguments.rounds, threads=cores, wall_clock=True) for case in chosen],
+    }
+    figures = measured["figures"] + measured["figures_all_cores"]
     for table in tables(measured):
         table.show(console)
     console.print(machine.line)
@@ -39,8 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def tables(result: Mapping[str, Any]) -> list[Table]:
     by_name = {case.name: case for case in CASES}
     cases = [by_name[name] for name in result["cases"]]
-    table = Table(
-        title="Processor seconds, five responses a prompt, float32",
+    return [
+        _table("Processor time of one thread", cases, result["figures"]),
+        _table(f"Wall clock on {result['cores']} cores", cases, result["figures_all_cores"]),
+    ]
+
+
+def _table(title: str, cases: Sequence[Case], figures: Sequence[Mapping[str, Any]]) -> Table:
+    return Table(
+        title=f"{title}, five responses a prompt, float32",
         columns=("case", "model", "prompt", "response", "loop s", "scorer s", "times", "token ratio", "difference"),
         rows=[
             (
@@ -54,15 +66,14 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
                 f"{figure['tokens'] / figure['computed_tokens']:.2f}",
                 f"{figure['largest_difference']:.0e}",
             )
-            for case, figure in zip(cases, result["figures"], strict=True)
+            for case, figure in zip(cases, figures, strict=True)
         ],
         notes=("Token ratio: tokens of the loop for each that the scorer computes; large models come close to it.",),
     )
-    return [table]
 
 
-def _run(case: Case, rounds: int, threads: int) -> dict[str, Any]:
-    specification = {"case": case.name, "rounds": rounds, "threads": threads}
+def _run(case: Case, rounds: int, *, threads: int, wall_clock: bool) -> dict[str, Any]:
+    specification = {"case": case.name, "rounds": rounds, "threads": threads, "wall_clock": wall_clock}
     return run_worker("benchmarks.scoring.worker", specification, threads=threads, timeout_s=1200)
 
 

@@ -287,9 +287,6 @@ class FaultyClient:
         )
         return found
 
-    async def list(self, resource: Resource, namespace: str | None = None, **selectors: str) -> list[JsonObject]:
-        return [item async for page in self.pages(resource, namespace, **selectors) for item in page.items]
-
     async def pages(
         self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
     ) -> AsyncIterator[Page]:

@@ -209,10 +209,10 @@ def _collect(
 
 def _ask(target: Target, *, needed: bool) -> list[JsonObject] | None:
     """Return the experiments of all namespaces; None if there is no cluster and none is needed."""
-    from wrpo_operator.runtime.kube import KubeError
+    from wrpo_operator.runtime.kube import KubeError, list_all
 
     async def read(client: HttpKube) -> list[JsonObject]:
-        return await client.list(EXPERIMENTS)
+        return await list_all(client, EXPERIMENTS)
 
     try:
         return asyncio.run(with_client(target, read))

@@ -96,13 +96,15 @@ async def print_logs(
     write: Callable[[str], None],
 ) -> int:
     """Write the lines of all matching pods, oldest first (following: as they come); return how many pods."""
+    from wrpo_operator.runtime.kube import list_all
+
     selector = f"{names.LABEL_MANAGED_BY}={names.MANAGER},{names.LABEL_EXPERIMENT}={name}"
     if stage:
         selector += f",{names.LABEL_STAGE}={names.stage_label(stage)}"
     seen: dict[str, asyncio.Task[None]] = {}
     try:
         while True:
-            pods = await client.list(PODS, namespace, label_selector=selector)
+            pods = await list_all(client, PODS, namespace, label_selector=selector)
             for pod in sorted(pods, key=lambda pod: (meta(pod).get("creationTimestamp", ""), name_of(pod))):
                 if name_of(pod) in seen or (follow and not _has_started(pod)):
                     continue

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.plan.model import ChildFact, ChildState, Note, PodFact
 from wrpo_operator.render.training import BACKENDS
-from wrpo_operator.runtime.kube import KubeClient, KubeError
+from wrpo_operator.runtime.kube import KubeClient, KubeError, list_all
 from wrpo_operator.runtime.kueue import workload_note, workload_owner
 from wrpo_operator.runtime.observe import parse_time
 from wrpo_operator.runtime.resources import CLAIMS, EVENTS, WORKLOADS, JsonObject, Resource
@@ -126,7 +126,7 @@ class Explainer:
         if known is not None:
             return known
         try:
-            listed = await self._client.list(resource, namespace, field_selector=fields)
+            listed = await list_all(self._client, resource, namespace, field_selector=fields)
         except KubeError as error:
             # Kueue is not installed, or this operator may not look: then nothing is known, which is no reason to stop.
             if error.code not in {403, 404}:

@@ -81,21 +81,10 @@ class KubeClient(Protocol):
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject: ...
 
-    async def list(
-        self,
-        resource: Resource,
-        namespace: str | None = None,
-        *,
-        label_selector: str = "",
-        field_selector: str = "",
-    ) -> list[JsonObject]:
-        """Return all items, with apiVersion and kind set."""
-        ...
-
     def pages(
         self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
     ) -> AsyncIterator[Page]:
-        """Yield the same page by page: a long list need never be in memory as a whole."""
+        """Yield a list page by page: a long one need never be in memory as a whole. `list_all` puts it together."""
         ...
 
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject: ...
@@ -125,6 +114,13 @@ class KubeClient(Protocol):
     async def served(self, resource: Resource) -> bool:
         """Return whether the resource type is served, i.e. its CRD is installed and established."""
         ...
+
+
+async def list_all(
+    client: KubeClient, resource: Resource, namespace: str | None = None, **selectors: str
+) -> list[JsonObject]:
+    """Return all items at once; `label_selector` and `field_selector` as in KubeClient.pages."""
+    return [item async for page in client.pages(resource, namespace, **selectors) for item in page.items]
 
 
 async def load_configuration(kubeconfig: str | None = None, context: str | None = None) -> Configuration:
@@ -182,17 +178,6 @@ class HttpKube:
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
         return await self.request("GET", resource.path(namespace, name))
-
-    async def list(
-        self,
-        resource: Resource,
-        namespace: str | None = None,
-        *,
-        label_selector: str = "",
-        field_selector: str = "",
-    ) -> list[JsonObject]:
-        pages = self.pages(resource, namespace, label_selector=label_selector, field_selector=field_selector)
-        return [item async for page in pages for item in page.items]
 
     async def pages(
         self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""

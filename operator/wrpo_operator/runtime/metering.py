@@ -42,17 +42,6 @@ class MeteredKube:
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
         return await self._count("get", resource.plural, self._client.get(resource, name, namespace))
 
-    async def list(
-        self,
-        resource: Resource,
-        namespace: str | None = None,
-        *,
-        label_selector: str = "",
-        field_selector: str = "",
-    ) -> list[JsonObject]:
-        pages = self.pages(resource, namespace, label_selector=label_selector, field_selector=field_selector)
-        return [item async for page in pages for item in page.items]
-
     async def pages(
         self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
     ) -> AsyncIterator[Page]:

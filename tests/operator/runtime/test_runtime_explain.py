@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from support.builders import NOON, make_child, make_experiment, make_pod
 
 from wrpo_operator.plan.model import ChildState
 from wrpo_operator.runtime.explain import ANSWER_TTL_S, Explainer, refusal_reason
+from wrpo_operator.runtime.kube import Page
 from wrpo_operator.runtime.kueue import workload_note, workload_owner
 from wrpo_operator.runtime.resources import CLAIMS, EVENTS, WORKLOADS
 from wrpo_operator.runtime.trim import trim
@@ -95,9 +97,9 @@ class Events:
         self._events = events
         self.asked: list[str] = []
 
-    async def list(self, resource: object, namespace: str, *, field_selector: str) -> list[dict[str, Any]]:
+    async def pages(self, resource: object, namespace: str, *, field_selector: str) -> AsyncIterator[Page]:
         self.asked.append(field_selector)
-        return self._events
+        yield Page(self._events, "1")
 
 
 REFUSED_AT: dict[str, tuple[tuple[str, ...], str, bool]] = {

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from wrpo_operator.runtime.kube import HttpKube, KubeError, NoConnectionError, Page, load_configuration
+from wrpo_operator.runtime.kube import HttpKube, KubeError, NoConnectionError, Page, list_all, load_configuration
 from wrpo_operator.runtime.resources import EXPERIMENTS, JOBS, PODS, TOKEN_REVIEWS
 
 
@@ -92,7 +92,7 @@ def test_a_long_list_is_read_page_by_page_and_items_know_their_kind(tmp_path: Pa
         answer({"metadata": {"continue": "more", "resourceVersion": "7"}, "items": [{"metadata": {"name": "a"}}]}),
         answer({"metadata": {"resourceVersion": "7"}, "items": [{"metadata": {"name": "b"}}]}),
     )
-    items = talk(server, lambda client: client.list(JOBS, "ns", label_selector="a=b"), tmp_path)
+    items = talk(server, lambda client: list_all(client, JOBS, "ns", label_selector="a=b"), tmp_path)
     assert [(item["metadata"]["name"], item["kind"], item["apiVersion"]) for item in items] == [
         ("a", "Job", "batch/v1"),
         ("b", "Job", "batch/v1"),

@@ -10,7 +10,7 @@ import pytest
 
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.runtime.fleet import FleetCollector
-from wrpo_operator.runtime.kube import KubeError
+from wrpo_operator.runtime.kube import KubeError, list_all
 from wrpo_operator.runtime.metering import MeteredKube, count_ended
 from wrpo_operator.runtime.metrics import Metrics
 from wrpo_operator.runtime.resources import EXPERIMENTS, JOBS
@@ -85,7 +85,7 @@ def test_requests_are_counted_by_answer_and_status_writes_apart(kube: Any) -> No
             await client.merge_patch(EXPERIMENTS, "gone", "ns", {"status": {}}, subresource="status")
         with pytest.raises(KubeError):
             await client.get(JOBS, "gone", "ns")
-        await client.list(JOBS, "ns")
+        await list_all(client, JOBS, "ns")
         await client.served(JOBS)
 
     asyncio.run(main())
