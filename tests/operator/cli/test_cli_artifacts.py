@@ -86,8 +86,10 @@ Asked = Callable[..., None]
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Asked:
+def cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Asked:
     """`cluster(*answers)`: what the cluster lists, one answer after the other; the last one for ever."""
+    # Where no embedded cluster is, as there may be in the checkout.
+    monkeypatch.chdir(tmp_path)
 
     def set_up(*answers: list[JsonObject] | KubeError) -> None:
         left = list(answers)
