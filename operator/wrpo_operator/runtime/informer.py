@@ -34,6 +34,10 @@ REST = 4.0
 """Time between two pages of an audit, in those that the last one took."""
 LONGEST_REST_S = 2.0
 """The server forgets where a list went on after some minutes."""
+PAUSE = 20.0
+"""Least time between two audits, in those that the last one took without its rests: they take a twentieth at most."""
+LONGEST_PAUSE_S = 150.0
+"""More, and the watches would count as dead."""
 TRAINING_RESOURCES = tuple(resource for resource in CHILD_RESOURCES.values() if resource != JOBS)
 
 
@@ -187,9 +191,10 @@ class Informer:
         while True:
             await self._sleep_until_audit(pause)
             pause = self._settings.audit_s
+            busy_s = 0.0
             try:
                 for resource in self._served:
-                    await self._relist(resource, owed=True)
+                    busy_s += await self._relist(resource, owed=True)
             except KubeError as error:
                 log.warning("audit failed: %s", error.message)
                 pause = self._settings.first_audit_s
@@ -202,6 +207,7 @@ class Informer:
             if self._owed:
                 return f"the watches did not deliver {len(self._owed)} changes that a list shows"
             self.proven_at = self._monotonic()
+            pause = max(pause, min(LONGEST_PAUSE_S, PAUSE * busy_s))
 
     async def _sleep_until_audit(self, pause: float) -> None:
         try:
@@ -213,10 +219,13 @@ class Informer:
         if self.synced:
             await asyncio.sleep(1)
 
-    async def _relist(self, resource: Resource, *, owed: bool = False) -> None:
-        """Make the store equal to a list. The first one is waited for; later ones look for what should not be."""
+    async def _relist(self, resource: Resource, *, owed: bool = False) -> float:
+        """Make the store equal to a list; return the seconds that it took without its rests.
+
+        The first one is waited for; later ones look for what should not be.
+        """
         listed: set[Key] = set()
-        began, version = self._monotonic(), ""
+        began, version, busy_s = self._monotonic(), "", 0.0
         pages = self._client.pages(resource, self._settings.namespace, label_selector=selector_of(resource))
         async for page in pages:
             took_s, version = self._monotonic() - began, page.version
@@ -227,6 +236,7 @@ class Informer:
                     if owed and at is not None:
                         self._owed[uid_of(obj)] = at
                     self._on_change(resource, obj)
+            busy_s += self._monotonic() - began
             if page.more and self.synced:
                 # Neither this process nor the server is to be held up by a long list that nobody waits for.
                 await asyncio.sleep(min(LONGEST_REST_S, REST * took_s))
@@ -234,6 +244,7 @@ class Informer:
         for obj in self._store.retain(resource, listed, version):
             self._on_change(resource, obj)
         self.proven_at = self._monotonic()
+        return busy_s
 
     def _receive(self, resource: Resource, kind: str | None, obj: JsonObject) -> None:
         at = version_of(obj)

@@ -234,3 +234,22 @@ def test_an_audit_rests_between_pages_and_the_first_list_does_not(
         await until(lambda: len(pauses) >= 2)
 
     world.run(script)
+
+
+def test_what_takes_long_to_list_is_audited_seldomer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def pause(_self: Informer, seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(Informer, "_sleep_until_audit", pause)
+    monkeypatch.setattr(module, "PAUSE", 1e9)
+
+    async def script() -> None:
+        await until(lambda: len(pauses) >= 2)
+        monkeypatch.setattr(module, "PAUSE", 0.0)
+        await until(lambda: pauses[-1] == 0.02)
+
+    world.run(script)
+    assert pauses[:2] == [0.02, module.LONGEST_PAUSE_S]
