@@ -31,6 +31,8 @@ LAST = "v0.1.0"
 JsonObject = dict[str, Any]
 OLD: JsonObject = load((RELEASED / f"{LAST}-crd.yaml").read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 STORED: dict[str, JsonObject] = json.loads((RELEASED / f"{LAST}-objects.json").read_text())
+SAID_EARLIER = ("spec.training: tau belongs to the IPO forms",)
+"""Rules for what no release ever ran: until now a stage said so, after all the ones before it."""
 EXCLUSIVE = ("exclusiveMinimum", "exclusiveMaximum")
 LOWER = ("minimum", "minLength", "minItems", "minProperties")
 UPPER = ("maximum", "maxLength", "maxItems", "maxProperties")
@@ -150,7 +152,8 @@ def values(field: JsonObject) -> st.SearchStrategy[Any]:
 def test_what_was_valid_is_valid(spec: JsonObject) -> None:
     obj = experiment_object(spec)
     assume(not refusals(obj, OLD))
-    assert refusals(obj) == []
+    assert [refusal for refusal in refusals(obj) if not refusal.startswith(SAID_EARLIER)] == []
+    assume(not refusals(obj))
     parse_spec(spec)
 
 
