@@ -33,6 +33,10 @@ class Phase(StrEnum):
     """The spec cannot be accepted."""
 
 
+FINISHED = frozenset({Phase.SUCCEEDED, Phase.FAILED})
+"""Phases in which nothing runs any more, nor will without an edit."""
+
+
 class StageState(StrEnum):
     """What a stage is doing."""
 

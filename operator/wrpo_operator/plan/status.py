@@ -11,6 +11,7 @@ from wrpo_operator.api import conditions as words
 from wrpo_operator.api.conditions import ConditionType, Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import (
+    FINISHED,
     MAX_ATTEMPTS,
     Attempt,
     AttemptState,
@@ -87,7 +88,7 @@ def build_status(snapshot: Snapshot, spec: ExperimentSpec, decided: Decisions, n
     phase = _phase(spec, [stage for _, stage in wanted], decided.failure)
     progress = overall([view for view, _ in wanted], [stage for _, stage in wanted])
     started = min((stage.started_at for stage in stages if stage.started_at), default=None)
-    ended = phase in {Phase.SUCCEEDED, Phase.FAILED}
+    ended = phase in FINISHED
     same_end = before.phase is phase and before.observed_generation == snapshot.experiment.generation
     status = ExperimentStatus(
         observed_generation=snapshot.experiment.generation,
@@ -133,7 +134,7 @@ Facts = Mapping[ConditionType, tuple[bool, Reason | str, str]]
 
 def _conditions(spec: ExperimentSpec, status: ExperimentStatus, decided: Decisions) -> Facts:
     phase, failure = status.phase, decided.failure
-    ended = phase in {Phase.SUCCEEDED, Phase.FAILED}
+    ended = phase in FINISHED
     running = tuple(stage.name for stage in status.stages if stage.state is StageState.RUNNING)
     waiting = tuple(stage.name for stage in status.stages if stage.state is StageState.WAITING)
     if ended:

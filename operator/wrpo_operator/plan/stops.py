@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import (
+    FINISHED,
     MAX_ATTEMPTS,
     Attempt,
     AttemptState,
@@ -159,7 +160,7 @@ def forgotten_children(views: Sequence[StageView], stages: Sequence[StageStatus]
 
 def children_expire_at(spec: ExperimentSpec, status: ExperimentStatus) -> datetime | None:
     """Return when the children of an ended experiment may go; None if it has not ended, or they may stay for ever."""
-    if status.phase not in {Phase.SUCCEEDED, Phase.FAILED} or status.finished_at is None:
+    if status.phase not in FINISHED or status.finished_at is None:
         return None
     ttl = spec.ttl_seconds_after_finished
     if status.phase is Phase.FAILED and spec.ttl_seconds_after_failed is not None:

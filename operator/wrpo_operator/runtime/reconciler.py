@@ -20,7 +20,7 @@ from wrpo_operator.api import conditions as words
 from wrpo_operator.api import names
 from wrpo_operator.api.conditions import ConditionType, Reason
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.api.status import MAX_BLOCKERS, Blocker, Condition, ExperimentStatus, Phase, to_time
+from wrpo_operator.api.status import FINISHED, MAX_BLOCKERS, Blocker, Condition, ExperimentStatus, to_time
 from wrpo_operator.plan.model import (
     ChildFact,
     DeleteChild,
@@ -63,8 +63,6 @@ NOT_SERVED = "ChildKindNotServed"
 ACCOUNT_TTL_S = 300.0
 TOGETHER = 8
 """Requests of one experiment that are under way at the same time."""
-_FINISHED = frozenset({Phase.SUCCEEDED.value, Phase.FAILED.value})
-"""What their specs say is read again for the few looks that are still to come: it takes 90 KiB each."""
 STARTING_S = 0.2
 """How soon to look again when another experiment is just starting a stage that this one wants to start, or when the
 experiment was changed during the look."""
@@ -151,7 +149,8 @@ class Reconciler:
         finally:
             for each in keys:
                 self._starting.pop(each, None)
-        if (todo.status or experiment.status).phase in _FINISHED:
+        if (todo.status or experiment.status).phase in FINISHED:
+            # What the spec says takes 90 KiB, and few looks are still to come: they read it again.
             self._snapshots.forget(key)
         return todo.requeue_after_s
 

@@ -72,9 +72,8 @@ class _NoMemories(ResourceMemories):  # type: ignore[misc]
     and it is 2 KiB for each child and each pod, as long as they exist.
     """
 
-    async def recall(self, raw_body: Any, *, ephemeral: bool = True, **rest: Any) -> Any:
-        del ephemeral
-        return await super().recall(raw_body, ephemeral=True, **rest)
+    async def recall(self, raw_body: Any, **settings: Any) -> Any:
+        return await super().recall(raw_body, **{**settings, "ephemeral": True})
 
 
 class Handover:
