@@ -73,6 +73,9 @@ class S3Storage(_Model):
     uri: str = Field(pattern=r"^s3://[^/]+(/.*)?$")
     endpoint: str | None = None
     region: str | None = None
+    addressing_style: Literal["Path", "Virtual"] | None = Field(
+        default=None, description="Where a request names the bucket: in the path or in the host name."
+    )
 
 
 Storage: TypeAlias = Annotated[VolumeStorage | S3Storage, Field(discriminator="kind")]

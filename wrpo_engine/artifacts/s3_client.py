@@ -16,9 +16,10 @@ from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from wrpo_engine.artifacts.s3_answers import ForeignAnswerError, UnreadableAnswerError, needed, refuse_foreign
 from wrpo_engine.artifacts.s3_errors import Place, explain, is_missing, is_taken, is_unexplained, is_worth_waiting
 from wrpo_engine.config import S3Storage
-from wrpo_engine.errors import ConfigError
+from wrpo_engine.errors import ConfigError, WrpoError
 
 log = logging.getLogger("wrpo_engine")
 
@@ -61,11 +62,15 @@ def _number(environ: Mapping[str, str], name: str, default: float) -> float:
     return number
 
 
-class ConditionFailed(Exception):  # noqa: N818 (an answer, not a fault)
+class Outcome(Exception):  # noqa: N818 (an answer, not a fault)
+    """What a request may come to and its caller handles."""
+
+
+class ConditionFailed(Outcome):
     """If-Match or If-None-Match did not hold."""
 
 
-class UnsupportedConditionError(Exception):
+class UnsupportedConditionError(Outcome):
     """The server knows no conditional writes."""
 
 
@@ -82,7 +87,12 @@ class Stat:
 def stat_of(answer: Any) -> Stat:
     """Return what an answer to HEAD, or to GET of a whole object, says of it."""
     metadata = answer.get("Metadata", {})
-    return Stat(int(answer["ContentLength"]), answer["ETag"], metadata.get(SHA256_KEY), answer["LastModified"])
+    return Stat(
+        size=int(needed(answer, "ContentLength")),
+        etag=needed(answer, "ETag"),
+        sha256=metadata.get(SHA256_KEY),
+        modified=needed(answer, "LastModified"),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +147,15 @@ def make_client(storage: S3Storage, environ: Mapping[str, str], timeout_s: float
     """Return boto3's client. Credentials and AWS_CA_BUNDLE come from the process's environment, as in all AWS tools."""
     try:
         import boto3
+        import botocore.session
         from botocore.config import Config
     except ImportError as error:
         raise ConfigError(
             "storage.s3", storage.uri, "boto3 is not installed here", "Run `pip install boto3`."
         ) from error
 
-    session = boto3.session.Session()
+    profile = botocore.session.Session()
+    session = boto3.session.Session(botocore_session=profile)
     wait_for_credentials(session.get_credentials, seconds=_CREDENTIALS_S if has_role(environ) else 0.0)
     config = Config(
         retries={
@@ -153,8 +165,7 @@ def make_client(storage: S3Storage, environ: Mapping[str, str], timeout_s: float
         connect_timeout=min(10.0, timeout_s),
         read_timeout=timeout_s,
         max_pool_connections=_MAX_CONNECTIONS,
-        # Virtual hosts need DNS names for every bucket, which own servers rarely have.
-        s3={"addressing_style": "path" if storage.endpoint else "auto"},
+        s3={"addressing_style": addressing_style(storage, profile.get_config_variable("s3"))},
         tcp_keepalive=True,
         # boto3 would ask HTTP_PROXY's proxy for a server of this very machine.
         proxies={} if is_loopback(storage.endpoint) else None,
@@ -162,12 +173,33 @@ def make_client(storage: S3Storage, environ: Mapping[str, str], timeout_s: float
         # idea of who shares what, and an administrator's limits would take them to lie elsewhere.
         ignore_configured_endpoint_urls=True,
     )
-    return session.client(
+    client = session.client(
         "s3",
         endpoint_url=storage.endpoint,
         region_name=storage.region or session.region_name or "us-east-1",
         config=config,
     )
+    # By this name botocore asks it before its own handler, which turns a page with status 200 into a status 500.
+    client.meta.events.register_first("before-parse.*.*", refuse_foreign)
+    return client
+
+
+def addressing_style(storage: S3Storage, configured: Any) -> str:
+    """Return how buckets are addressed: as `storage` says, else as the AWS configuration's section `s3` says.
+
+    By default, servers at an endpoint get the bucket in the path: as a host name it needs a DNS entry per bucket, which
+    few installations have. AWS itself gets what botocore chooses.
+    """
+    if storage.addressing_style is not None:
+        return storage.addressing_style.lower()
+    own = configured.get("addressing_style") if isinstance(configured, Mapping) else None
+    if own is None:
+        return "path" if storage.endpoint else "auto"
+    if own not in {"path", "virtual", "auto"}:
+        raise ConfigError(
+            "s3.addressing_style", own, "the AWS configuration may say path, virtual or auto", "Correct the profile."
+        )
+    return str(own)
 
 
 @dataclass
@@ -239,7 +271,7 @@ class S3Bucket:
         return min(seconds, _STOPPING_PATIENCE_S) if self.is_stopping() else seconds
 
     def _raise_final(self, error: Exception, action: str) -> None:
-        """Raise our error for one of S3's; return for any other."""
+        """Raise our error for one of S3's; return for one of this machine or of ours."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         if isinstance(error, ClientError):
@@ -247,15 +279,19 @@ class S3Bucket:
             self._has_answered = True
             if is_taken(error):
                 raise ConditionFailed(action) from error
-        if isinstance(error, BotoCoreError | ClientError):
+        if isinstance(error, BotoCoreError | ClientError | ForeignAnswerError | UnreadableAnswerError):
             raise explain(error, self.place, action) from error
+        if not isinstance(error, OSError | WrpoError | Outcome):
+            # botocore's parsers raise what comes to hand for an answer that is none.
+            unreadable = UnreadableAnswerError(f"{type(error).__name__}: {error}")
+            raise explain(unreadable, self.place, action) from error
 
     def stat(self, name: str) -> Stat | None:
         """Return what the server says of an object, or None if it is not there."""
 
-        def request() -> Any:
+        def request() -> Stat | None:
             try:
-                return self.client.head_object(Bucket=self.bucket, Key=self.key(name))
+                return stat_of(self.client.head_object(Bucket=self.bucket, Key=self.key(name)))
             except self.client.exceptions.ClientError as error:
                 if is_missing(error):
                     return None
@@ -264,10 +300,7 @@ class S3Bucket:
                     self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.key(name), MaxKeys=1)
                 raise
 
-        answer = self.call(f"read {self.uri(name)}", request)
-        if answer is None:
-            return None
-        return stat_of(answer)
+        return self.call(f"read {self.uri(name)}", request)
 
     def read(self, name: str) -> bytes | None:
         """Return a small object, or None if it is not there."""
@@ -320,25 +353,34 @@ class S3Bucket:
 
     def listing(self, prefix: str = "") -> Iterator[Listed]:
         """Yield the objects whose names start with `prefix`, page by page; keys are names below the storage root."""
-        cut = len(self.key(""))
         token: str | None = None
         while True:
-            page = self._page(prefix, token)
-            for entry in page.get("Contents", ()):
-                yield Listed(entry["Key"][cut:], int(entry["Size"]), entry["ETag"], entry["LastModified"])
-            if not page.get("IsTruncated"):
+            entries, token = self._page(prefix, token)
+            yield from entries
+            if token is None:
                 return
-            token = page["NextContinuationToken"]
 
     def check(self) -> None:
         """Find wrong credentials, a missing bucket or no right to list by the smallest request."""
         self._page("", None, max_keys=1)
 
-    def _page(self, prefix: str, token: str | None, *, max_keys: int = 1000) -> Any:
+    def _page(self, prefix: str, token: str | None, *, max_keys: int = 1000) -> tuple[list[Listed], str | None]:
+        """Return a page's objects and the token of the next page, if there is one."""
         after = {"ContinuationToken": token} if token else {}
-        return self.call(
-            f"list {self.uri(prefix)}",
-            lambda: self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.key(prefix), MaxKeys=max_keys, **after),
+
+        def request() -> tuple[list[Listed], str | None]:
+            page = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.key(prefix), MaxKeys=max_keys, **after)
+            entries = [self._listed(entry) for entry in page.get("Contents", ())]
+            return entries, needed(page, "NextContinuationToken") if page.get("IsTruncated") else None
+
+        return self.call(f"list {self.uri(prefix)}", request)
+
+    def _listed(self, entry: Mapping[str, Any]) -> Listed:
+        return Listed(
+            key=needed(entry, "Key")[len(self.key("")) :],
+            size=int(needed(entry, "Size")),
+            etag=needed(entry, "ETag"),
+            modified=needed(entry, "LastModified"),
         )
 
     def delete(self, names: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from wrpo_engine.artifacts.s3_answers import ForeignAnswerError, UnreadableAnswerError
 from wrpo_engine.errors import ConfigError, StorageError, TemporaryError, WrpoError
 
 _WAIT_CODES = frozenset(
@@ -33,6 +34,9 @@ _KEY_CODES = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidT
 _EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 _REGION_CODES = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
 _FULL_CODES = frozenset({"QuotaExceeded", "QuotaExceededException", "XMinioStorageFull", "InsufficientStorage"})
+_STYLE_CODES = frozenset({"SecondLevelDomainForbidden", "PathStyleDomainForbidden", "InvalidPathAccess"})
+"""Of stores that refuse the bucket in the path: Alibaba's, Tencent's and Volcengine's."""
+_STYLE_WORDS = ("path-style", "path style", "virtual host", "virtual-host")
 _FORBIDDEN_CODES = frozenset({"AccessDenied", "AllAccessDisabled", "AccountProblem", "Forbidden"})
 PERMISSIONS = "s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload"
 _CREDENTIALS_FIELD = "storage.s3.credentialsSecretName"
@@ -105,6 +109,17 @@ def explain(error: Exception, place: Place, action: str) -> WrpoError:
     what = f"cannot {action}"
     if isinstance(error, boto.ClientError):
         return _of_answer(error, place, what)
+    if isinstance(error, ForeignAnswerError):
+        return ConfigError(
+            "storage.s3.endpoint", place.endpoint, f"{what}: the endpoint {error}", error.hint, code="StorageNotS3"
+        )
+    if isinstance(error, UnreadableAnswerError):
+        return StorageError(
+            f"{what}: the server's answer cannot be read ({_first_line(error)})",
+            code="StorageAnswerInvalid",
+            field="storage.s3.endpoint",
+            hint="Check that the endpoint is an S3 API and that nothing on the way changes its answers.",
+        )
     if isinstance(error, boto.SSLError):
         return ConfigError(
             "storage.s3.endpoint",
@@ -187,6 +202,15 @@ def _of_answer(error: Any, place: Place, what: str) -> WrpoError:
             code="StorageFull",
             field="storage.s3",
             hint="Raise the quota, or remove artifacts that no experiment refers to (`wrpo artifacts gc`).",
+        )
+    if code in _STYLE_CODES or (status in {400, 403} and any(words in said.lower() for words in _STYLE_WORDS)):
+        return ConfigError(
+            "storage.s3.addressingStyle",
+            "Path",
+            f"the server wants the bucket in the host name: {answer}",
+            "Set storage.s3.addressingStyle: Virtual; outside a cluster, `addressing_style = virtual` in the section "
+            "`s3 =` of the AWS configuration file.",
+            code="StorageAddressing",
         )
     if code in _FORBIDDEN_CODES or status in {401, 403}:
         return ConfigError(

@@ -16,7 +16,8 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from wrpo_engine.artifacts.parallel import in_parallel
-from wrpo_engine.artifacts.s3_client import ConditionFailed, S3Bucket, Stat, UnsupportedConditionError, stat_of
+from wrpo_engine.artifacts.s3_answers import needed
+from wrpo_engine.artifacts.s3_client import ConditionFailed, Outcome, S3Bucket, Stat, UnsupportedConditionError, stat_of
 from wrpo_engine.artifacts.s3_errors import is_missing, is_worth_waiting
 from wrpo_engine.errors import TemporaryError
 
@@ -29,7 +30,7 @@ _MOST_PARTS = 10_000
 _UPLOAD_ATTEMPTS = 3
 
 
-class _UploadGone(Exception):  # noqa: N818 (an answer, not a fault)
+class _UploadGone(Outcome):
     """The server knows no such upload: it has ended it, or its answer to the end was lost."""
 
 
@@ -77,11 +78,12 @@ def _upload_parts(
 ) -> None:
     target = {"Bucket": bucket.bucket, "Key": bucket.key(name)}
     checksum = bucket.checksum_arguments()
-    begun = bucket.call(
+    upload_id = bucket.call(
         f"write {bucket.uri(name)}",
-        lambda: bucket.client.create_multipart_upload(**target, **checksum, **bucket.metadata(sha256)),
+        lambda: needed(
+            bucket.client.create_multipart_upload(**target, **checksum, **bucket.metadata(sha256)), "UploadId"
+        ),
     )
-    upload_id = begun["UploadId"]
 
     def send(part: _Part) -> dict[str, Any]:
         with path.open("rb") as file:
@@ -170,9 +172,10 @@ def download_whole(bucket: S3Bucket, name: str, partial: Path, *, size: int, eta
     """
     condition = {} if etag is None else {"IfMatch": etag}
 
-    def request() -> Any:
+    def request() -> tuple[Stat, Any] | None:
         try:
-            return bucket.client.get_object(Bucket=bucket.bucket, Key=bucket.key(name), **condition)
+            answer = bucket.client.get_object(Bucket=bucket.bucket, Key=bucket.key(name), **condition)
+            return stat_of(answer), answer["Body"]
         except bucket.client.exceptions.ClientError as error:
             if is_missing(error):
                 return None
@@ -182,8 +185,8 @@ def download_whole(bucket: S3Bucket, name: str, partial: Path, *, size: int, eta
         answer = bucket.call(f"read {bucket.uri(name)}", request)
         if answer is None:
             return None
-        with contextlib.closing(answer["Body"]) as body:
-            stat = stat_of(answer)
+        stat, stream = answer
+        with contextlib.closing(stream) as body:
             if stat.size == size:
                 _fill(bucket, name, partial, stat, body)
     except ConditionFailed:

@@ -302,6 +302,9 @@ class StorageS3(SpecModel):
     """URL of an S3-compatible service. Unset: AWS."""
     region: str | None = Field(default=None, max_length=64, pattern=r"^[a-z0-9-]+$")
     """Region of the bucket. Unset: what the environment says."""
+    addressing_style: Literal["Path", "Virtual"] | None = None
+    """Where requests name the bucket: Path (https://HOST/BUCKET) or Virtual (https://BUCKET.HOST), which some services
+    demand. Unset: what the AWS configuration says, else Path where an endpoint is set."""
     credentials_secret_name: ObjectName | None = None
     """Secret whose keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and others) become the pods' environment. The
     operator never reads it. Unset: the pods' own identity."""

@@ -17,6 +17,7 @@ import click
 
 from wrpo_engine.artifacts.inventory import Found, Inventory, S3Inventory, VolumeInventory
 from wrpo_engine.config import S3Storage
+from wrpo_operator.api.sections import StorageS3
 from wrpo_operator.cli.connect import (
     STATE_DIR,
     Target,
@@ -26,6 +27,7 @@ from wrpo_operator.cli.connect import (
     with_client,
 )
 from wrpo_operator.cli.references import References, references_of, removable, with_inputs
+from wrpo_operator.render.common import s3_storage
 from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, name_of
 
 if TYPE_CHECKING:
@@ -255,9 +257,7 @@ def _inventories(
 
 def _of_spec(storage: JsonObject, target: Target) -> Inventory:
     if "s3" in storage:
-        s3 = storage["s3"]
-        own = S3Storage(uri=s3["uri"], endpoint=s3.get("endpoint"), region=s3.get("region"))
-        return S3Inventory.connect(own, os.environ)
+        return S3Inventory.connect(s3_storage(StorageS3.model_validate(storage["s3"])), os.environ)
     claim = storage["volume"]["claimName"]
     if not target.embedded:
         raise click.ClickException(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from wrpo_operator.api import names
+from wrpo_operator.api.sections import StorageS3
 from wrpo_operator.api.status import StageState, parse_status
 from wrpo_operator.cli.connect import (
     STATE_DIR,
@@ -22,6 +23,7 @@ from wrpo_operator.cli.connect import (
     with_client,
 )
 from wrpo_operator.cli.view import outcome_of, tree_lines
+from wrpo_operator.render.common import s3_storage
 from wrpo_operator.runtime.resources import EXPERIMENTS, PODS, JsonObject, labels_of, meta, name_of
 
 if TYPE_CHECKING:
@@ -213,11 +215,10 @@ def locate_artifact(obj: JsonObject, stage: str, target: Target) -> str | None:
 def read_artifact_file(obj: JsonObject, where: str, name: str) -> bytes:
     """Return a file of the artifact that lies at `where`, as `locate_artifact` says; from S3 by your credentials."""
     from wrpo_engine.artifacts.s3_client import S3Bucket
-    from wrpo_engine.config import S3Storage
 
     if where.startswith("s3://"):
-        s3 = obj["spec"]["storage"]["s3"]
-        storage = S3Storage(uri=where, endpoint=s3.get("endpoint"), region=s3.get("region"))
+        s3 = StorageS3.model_validate(obj["spec"]["storage"]["s3"])
+        storage = s3_storage(s3).model_copy(update={"uri": where})
         with engine_errors_to_click():
             content = S3Bucket.open(storage, os.environ, lambda: False).read(name)
         if content is None:

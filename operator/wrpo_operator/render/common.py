@@ -11,6 +11,7 @@ from wrpo_engine.config import ArtifactRef, S3Storage, StageConfig, Storage, Vol
 from wrpo_operator.api import names
 from wrpo_operator.api.hashing import digest
 from wrpo_operator.api.pods import Scheduling
+from wrpo_operator.api.sections import StorageS3
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
 
@@ -67,8 +68,13 @@ def child_metadata(
 def engine_storage(spec: ExperimentSpec) -> Storage:
     """Return the storage as the engine knows it. Where the volume is mounted comes by environment."""
     if spec.storage.s3 is not None:
-        return S3Storage(uri=spec.storage.s3.uri, endpoint=spec.storage.s3.endpoint, region=spec.storage.s3.region)
+        return s3_storage(spec.storage.s3)
     return VolumeStorage(path=spec.storage.volume.path if spec.storage.volume else "")
+
+
+def s3_storage(s3: StorageS3) -> S3Storage:
+    """Return a bucket as the engine knows it. Its credentials come by environment."""
+    return S3Storage(**s3.model_dump(include=set(S3Storage.model_fields)))
 
 
 def stage_config(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> StageConfig:
