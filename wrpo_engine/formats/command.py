@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,15 +11,17 @@ import click
 
 from wrpo_engine.command_line import run_command
 from wrpo_engine.config import ExitCode
+from wrpo_engine.errors import DataError
 from wrpo_engine.formats.location import Locator
-from wrpo_engine.formats.reading import as_triples, read_table
+from wrpo_engine.formats.reading import read_tables, triples_of
+from wrpo_engine.formats.rows import Reading, is_echo
 from wrpo_engine.formats.writing import Format, write_artifact, write_file, write_to_bucket
 
 _HELP = """Read triples from IN and write them to OUT in another format.
 
 \b
 IN is one of
-  a file         .parquet, .jsonl, .json
+  a file         .parquet, .jsonl, .json, .csv, .tsv
   a directory    of such files, or one that `datasets` saved
   an artifact    its directory, or its address with --storage
   storage://PATH below --storage; s3://BUCKET/PATH with credentials in the environment
@@ -32,8 +34,16 @@ OUT is a path, storage://PATH below --storage, or s3://BUCKET/PATH; nothing that
 Rows that are read
   {"prompt_id", "prompt": {"role", "content"}, "chosen": [y_ws, y_wt], "rejected": [y_l]}   published format
   {"prompt", "target_chosen", "rejected", "source_chosen", ...}                             the engine's
-  {"prompt", "chosen", "rejected"}  texts, or conversations of one turn                     pairs of other tools
-A prompt of several turns stands for its first user turn. Without prompt_id it is the sha256 of the prompt.
+  {"prompt", "chosen", "rejected"}           texts, messages or conversations
+  {"chosen", "rejected"}                     conversations that begin with the prompt, or HH-RLHF's dialogues as text
+  {"question", "chosen", "rejected"}         Orca pairs
+  {"conversations", "chosen", "rejected"}    ShareGPT ranking (from, value); `messages` likewise
+  {"instruction", "input", "chosen", "rejected"}   Alpaca pairs; `output: [chosen, rejected]` likewise
+Messages have role and content, or from and value; roles are user or human, assistant, gpt, model or bot, system.
+
+A row holds one user turn and its answers. One that has more before the answers (a system turn, earlier turns, the
+beginning of the answer), or whose columns ask different things, is an error that names it. Without prompt_id it is the
+sha256 of the prompt.
 
 \b
 --to
@@ -56,12 +66,31 @@ Examples:
 @click.argument("output", metavar="OUT")
 @click.option("--to", "kind", type=click.Choice([kind.value for kind in Format]), required=True, help="See above.")
 @click.option("--storage", metavar="DIR|s3://BUCKET/PREFIX", help="What addresses and storage:// refer to.")
-@click.option("--split", default="train", show_default=True, help="Of a hub data set or a saved DatasetDict.")
-def command(source: str, output: str, kind: str, storage: str | None, split: str) -> int:
+@click.option("--split", default="train", show_default=True, help="Of a hub data set, a directory or a DatasetDict.")
+@click.option(
+    "--system",
+    type=click.Choice(["refuse", "prepend"]),
+    default="refuse",
+    show_default=True,
+    help="A system turn is an error, or becomes the beginning of the prompt.",
+)
+@click.option(
+    "--bad-rows",
+    type=click.Choice(["refuse", "skip"]),
+    default="refuse",
+    show_default=True,
+    help="The first row that cannot be taken is an error, or all are left out and counted.",
+)
+def command(source: str, output: str, kind: str, storage: str | None, split: str, system: str, bad_rows: str) -> int:
     locator = Locator(storage, os.environ, lambda: datetime.now(UTC))
     found = locator.artifact(source)
     place = str(found[0].file("triples.parquet")) if found else locator.local(source)
-    table = as_triples(read_table(place, split=split), source)
+    reading = Reading(prepend_system=system == "prepend", skip_bad=bad_rows == "skip")
+    triples = triples_of(read_tables(place, split=split), reading)
+    table = triples.table
+    if not table.height:
+        counted = _counted(triples.skipped)
+        raise DataError(f"{source}: no row can be taken; {counted}", code="DatasetEmpty", hint="See --bad-rows refuse.")
     if kind == Format.ARTIFACT:
         store = Locator(None, os.environ, lambda: datetime.now(UTC)).store(output)
         artifact = write_artifact(table, store)
@@ -71,7 +100,15 @@ def command(source: str, output: str, kind: str, storage: str | None, split: str
     else:
         write_to_bucket(table, *target, Format(kind))
     click.echo(f"{table.height} rows", err=True)
+    if triples.skipped:
+        click.echo(f"left out: {_counted(triples.skipped)}", err=True)
+    if echoes := table.filter(is_echo("source_chosen") | is_echo("target_chosen")).height:
+        click.echo(f"warning: in {echoes} rows a preferred answer is the prompt; `wrpo lint` names them", err=True)
     return ExitCode.OK
+
+
+def _counted(skipped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} rows {reason}" for reason, count in sorted(skipped.items()))
 
 
 def main(arguments: Sequence[str]) -> int:

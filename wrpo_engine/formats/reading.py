@@ -1,137 +1,174 @@
-"""Triples from wherever they lie: files, directories, `datasets` directories, artifacts, the hub."""
+"""Triples and prompts from wherever they are: files, directories, `datasets` directories, artifacts, the hub."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME
-from wrpo_engine.errors import DataError
-from wrpo_engine.formats.lines import json_objects, unreadable
-from wrpo_engine.formats.rows import TOKENS, TRIPLES, id_of, triples_frame
-from wrpo_engine.formats.saved import is_saved, load_saved
+from wrpo_engine.errors import ConfigError, DataError, WrpoError
+from wrpo_engine.formats.directory import TRAIN, Wanted, file_split, select, type_of
+from wrpo_engine.formats.files import TABLES, rows_of
+from wrpo_engine.formats.parquet import dicts_of, read_parquet
+from wrpo_engine.formats.questions import CONTEXT_COLUMNS, PROMPT_COLUMNS
+from wrpo_engine.formats.rows import NEEDED, TOKENS, TRIPLES, Reading, Triples, id_of, read_rows
+from wrpo_engine.formats.saved import damaged_named, is_saved, load_saved
+from wrpo_engine.formats.shown import names
 from wrpo_engine.hub_data import load_from_hub
 
-SUFFIXES = (".parquet", ".jsonl", ".json")
-_SLICE_ROWS = 4096
+log = logging.getLogger("wrpo_engine")
+
+_SPLIT_FIELD = "--split"
+_ARTIFACT_FILES = ("triples.parquet", "rows.parquet")
+"""Of an artifact only its table is read, as the JSON lines repeat it."""
 
 
-def read_table(location: str, *, split: str = "train") -> pl.DataFrame:
-    """Return all rows of a file, a directory or a hub data set, in the columns they have.
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The rows of one file or data set, with the columns they have: a frame, or numbered rows of mixed types."""
 
-    Columns of a JSON file are those of the triples it holds, or of its first row if that holds no pair.
-    """
+    where: str
+    columns: Sequence[str]
+    frame: pl.DataFrame | None = None
+    objects: Sequence[tuple[int, Mapping[str, Any]]] = ()
+
+    @property
+    def height(self) -> int:
+        return len(self.objects) if self.frame is None else self.frame.height
+
+    def rows(self) -> Iterable[tuple[int, Mapping[str, Any]]]:
+        """Return (number, row); the number is 1 for the first row, or the line of a file of JSON lines."""
+        return self.objects if self.frame is None else enumerate(dicts_of(self.frame, self.where), start=1)
+
+
+def read_tables(location: str, *, split: str = TRAIN) -> list[Table]:
+    """Return all rows of a file, of a directory's split, or of a hub data set."""
     path = Path(location)
     if not path.exists():
-        return _from_hub(location, split)
-    if is_saved(path):
-        return _from_saved(path, split)
-    frames = [_from_file(file) for file in files_of(path)]
-    names = {tuple(frame.columns) for frame in frames}
-    if len(names) > 1:
-        shown = " and ".join(", ".join(each) for each in sorted(names)[:2])
-        raise DataError(f"the files of {path} have different columns: {shown}", code="RowFormat")
-    table = pl.concat(frames, how="vertical_relaxed")
-    if not table.height:
-        raise DataError(f"{path} holds no row", code="DatasetEmpty", hint="Check the file.")
-    return table
+        tables = [_of_frame(_from_hub(location, split), location)]
+    elif is_saved(path):
+        rows = load_saved(path, split, split_field=_SPLIT_FIELD)
+        with damaged_named(path):
+            tables = [_of_frame(rows.to_polars(), location)]
+    else:
+        tables = [_from_file(file) for file in _files(path, split)]
+    if not sum(table.height for table in tables):
+        raise DataError(f"{location} holds no row", code="DatasetEmpty", hint="Check the file.")
+    return tables
 
 
-def read_triples(location: str, *, split: str = "train") -> pl.DataFrame:
+def read_triples(location: str, *, split: str = TRAIN) -> pl.DataFrame:
     """Return the rows as TRIPLES."""
-    return as_triples(read_table(location, split=split), location)
+    return triples_of(read_tables(location, split=split)).table
 
 
-def as_triples(table: pl.DataFrame, where: str) -> pl.DataFrame:
-    """Return the rows of a table as TRIPLES, whichever form they have; ours are taken column by column."""
-    columns = table.schema
-    if set(TOKENS) & set(columns):
+def triples_of(tables: Sequence[Table], reading: Reading | None = None, *, keep_faults: bool = False) -> Triples:
+    """Return the rows of all tables as TRIPLES, whichever form they have; see `read_rows`."""
+    parts = [_as_triples(table, reading or Reading(), keep_faults=keep_faults) for table in tables]
+    whole = Triples(table=pl.concat([part.table for part in parts]))
+    start = 0
+    for part in parts:
+        whole.faults += [(start + position, fault) for position, fault in part.faults]
+        whole.skipped += part.skipped
+        start += part.table.height
+    return whole
+
+
+def _as_triples(table: Table, reading: Reading, *, keep_faults: bool) -> Triples:
+    columns = set(table.columns)
+    if set(TOKENS) & columns:
         raise DataError(
-            f"{where} holds token ids, which cannot be turned into texts without their tokenizer",
+            f"{table.where} holds token ids, which cannot be turned into texts without their tokenizer",
             code="RowFormat",
             hint="training.tokenizedTriples trains on such a file directly.",
         )
-    needed = {"prompt", "target_chosen", "rejected"}
-    if needed <= set(columns) and all(columns[name] == pl.String for name in needed):
-        if "prompt_id" not in columns:
-            table = table.with_columns(pl.col("prompt").map_elements(id_of, return_dtype=pl.String).alias("prompt_id"))
-        absent = [pl.lit(None, kind).alias(name) for name, kind in TRIPLES.items() if name not in table.columns]
-        try:
-            whole = table.with_columns(absent).select(pl.col(name).cast(kind) for name, kind in TRIPLES.items())
-        except pl.exceptions.PolarsError as error:
-            raise DataError(f"{where}: {str(error).splitlines()[0]}", code="RowFormat") from error
-        holes = whole.with_row_index("row", offset=1).filter(pl.any_horizontal(pl.col(sorted(needed)).is_null()))
-        if holes.height:
-            raise DataError(
-                f"row {holes['row'][0]} of {where} lacks prompt, target_chosen or rejected", code="RowFormat"
-            )
-        return whole
-    if not {"chosen", "rejected"} <= set(columns):
+    if not columns & {"chosen", "rejected", "output", "target_chosen"}:
         raise DataError(
-            f"{where} holds no triples: it needs prompt, chosen and rejected (published format) or prompt, "
-            f"target_chosen and rejected, and has {', '.join(columns) or 'no columns'}",
+            f"{table.where} holds no triples; its columns: {names(table.columns) or 'none'}; needed: {NEEDED}",
             code="RowFormat",
             hint="`wrpo-engine convert --help` shows the row formats that are read.",
         )
-    frames = []
-    for start in range(0, table.height, _SLICE_ROWS):
-        rows = table.slice(start, _SLICE_ROWS).to_dicts()
-        frames.append(triples_frame(enumerate(rows, start=start + 1), where))
-    return pl.concat(frames) if frames else pl.DataFrame(schema=TRIPLES)
+    if table.frame is not None and _is_ours(table.frame):
+        return Triples(table=_ours(table.frame))
+    return read_rows(table.rows(), table.where, reading, keep_faults=keep_faults)
 
 
-def files_of(path: Path) -> Sequence[Path]:
-    """Return the files of a directory, sorted; of an artifact only its table, as the JSON lines repeat it."""
+def _is_ours(frame: pl.DataFrame) -> bool:
+    """Whether every row can be taken column by column: the engine's columns and types, without holes or context."""
+    schema = frame.schema
+    needed = {"prompt", "target_chosen", "rejected"}
+    allowed = {name: {kind, pl.Null} for name, kind in TRIPLES.items()} | {name: {pl.String} for name in needed}
+    context = ({*PROMPT_COLUMNS, *CONTEXT_COLUMNS} - {"prompt"}) & set(schema)
+    return (
+        needed <= set(schema)
+        and not context
+        and all(schema[name] in kinds for name, kinds in allowed.items() if name in schema)
+        and not any(frame[name].null_count() for name in needed)
+    )
+
+
+def _ours(frame: pl.DataFrame) -> pl.DataFrame:
+    absent = [pl.lit(None, kind).alias(name) for name, kind in TRIPLES.items() if name not in frame.columns]
+    whole = frame.with_columns(absent).select(pl.col(name).cast(kind) for name, kind in TRIPLES.items())
+    ids = pl.col("prompt_id")
+    return whole.with_columns(
+        pl.when(ids.is_null() | (ids == ""))
+        .then(pl.col("prompt").map_elements(id_of, return_dtype=pl.String))
+        .otherwise(ids)
+        .alias("prompt_id")
+    )
+
+
+def _files(path: Path, split: str) -> Sequence[Path]:
+    wanted = Wanted(split=split, suffixes=TABLES, refuse=_refusal(path, split))
     if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise DataError(
-                f"{path}: files of type {path.suffix or 'none'} are not read",
-                code="DatasetFormat",
-                hint=f"Use one of {', '.join(SUFFIXES)}, or a directory that `save_to_disk` wrote.",
-            )
+        file_split(path, wanted)
         return [path]
     if (path / MANIFEST_NAME).exists():
-        for name in ("triples.parquet", "rows.parquet"):
+        for name in _ARTIFACT_FILES:
             if (path / name).exists():
                 return [path / name]
-    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and not file.name.startswith("."))
-    if not files:
-        raise DataError(f"{path} holds no file of type {', '.join(SUFFIXES)}", code="DatasetEmpty")
-    return files
+    selected = select(path, wanted)
+    for note in selected.notes:
+        # Tools configure no logging: warnings reach stderr all the same.
+        log.warning("%s", note)
+    return selected.files
 
 
-def _from_file(path: Path) -> pl.DataFrame:
-    if path.suffix == ".parquet":
-        try:
-            return pl.read_parquet(path, glob=False)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise unreadable(path, error) from error
-    rows = list(json_objects(path))
-    if rows and isinstance(rows[0][1], dict) and not {"rejected"} <= set(rows[0][1]):
-        return _plain(path, [row for _, row in rows])
-    return triples_frame(rows, str(path))
+def _refusal(path: Path, split: str) -> Any:
+    def refuse(setting: str, rule: str, hint: str) -> WrpoError:
+        if setting == "split":
+            return ConfigError(_SPLIT_FIELD, split, rule, hint)
+        return DataError(f"{path}: {rule}", code="DatasetFormat", hint=hint)
+
+    return refuse
 
 
-def _plain(path: Path, rows: list[dict[str, Any]]) -> pl.DataFrame:
-    """Return rows that are no triples, for example prompts or token ids."""
-    try:
-        return pl.DataFrame(rows, infer_schema_length=None)
-    except (TypeError, UnicodeEncodeError, pl.exceptions.PolarsError) as error:
-        raise unreadable(path, error) from error
+def _of_frame(frame: pl.DataFrame, where: str) -> Table:
+    return Table(where=where, columns=frame.columns, frame=frame)
 
 
-def _from_saved(path: Path, split: str) -> pl.DataFrame:
-    table: pl.DataFrame = load_saved(path, split, split_field="--split").to_polars()
-    if not table.height:
-        raise DataError(f"{path} holds no row", code="DatasetEmpty", hint="Check the data set.")
-    return table
+def _from_file(path: Path) -> Table:
+    if type_of(path) == ".parquet":
+        return _of_frame(read_parquet(path), str(path))
+    objects = list(rows_of(path))
+    return Table(where=str(path), columns=list(dict.fromkeys(_keys(objects))), objects=objects)
+
+
+def _keys(objects: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[str]:
+    for _, row in objects:
+        yield from row
 
 
 def _from_hub(name: str, split: str) -> pl.DataFrame:
-    if name.startswith(("/", ".")) or name.count("/") != 1 or name.endswith(SUFFIXES):
+    if name.startswith(("/", ".")) or name.count("/") != 1 or name.endswith(TABLES):
         raise DataError(f"there is no file or directory {name}", code="DatasetNotFound", hint="Check the path.")
-    table: pl.DataFrame = load_from_hub(name, split=split, field="IN", split_field="--split").to_polars()
+    rows = load_from_hub(name, split=split, field="IN", split_field=_SPLIT_FIELD)
+    with damaged_named(name):
+        table: pl.DataFrame = rows.to_polars()
     return table

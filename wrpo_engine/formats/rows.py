@@ -4,21 +4,57 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
 from wrpo_engine import records
 from wrpo_engine.errors import DataError
-from wrpo_engine.prompts.split import prompt_text
+from wrpo_engine.formats.messages import NotTurns, Role, Turn, conversation_in
+from wrpo_engine.formats.questions import Fault, FaultOf, Head, heads_of, question_of, read_column
+from wrpo_engine.formats.shown import names, shown
 
 TRIPLES = {**records.TRIPLES, **records.TRIPLE_ORIGINS}
 TOKENS = ("prompt_ids", "source_chosen_ids", "target_chosen_ids", "rejected_ids")
 """Columns of triples as token ids; source_chosen_ids is optional."""
-_ASSISTANT = {"assistant", "gpt", "model"}
-_USER = {"user", "human"}
+TEXTS = ("prompt", "source_chosen", "target_chosen", "rejected")
 _OPTIONAL = [name for name in TRIPLES if name not in {"prompt_id", "prompt", "target_chosen", "rejected"}]
+NEEDED = (
+    "a prompt (`prompt`, `question`, `instruction`, `messages`, `conversations`, or turns before the answer in "
+    "`chosen` and `rejected`) and the answers `chosen` and `rejected`"
+)
+_HINT = "`wrpo-engine convert --help` shows the row formats that are read."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How rows are read."""
+
+    prepend_system: bool = False
+    """Whether a system turn becomes the beginning of the prompt; otherwise it is a fault."""
+    skip_bad: bool = False
+    """Whether rows that cannot be read and rows with a fault are left out and counted; otherwise they are errors."""
+
+
+@dataclass(kw_only=True)
+class Triples:
+    """What was read: the rows, and what was not as it should be."""
+
+    table: pl.DataFrame
+    faults: list[tuple[int, FaultOf]] = field(default_factory=list)
+    """(position in the table, fault), if faults were to be kept."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Rows that were left out, by reason."""
+
+
+class _BadRow(Exception):  # noqa: N818 (becomes a DataError with the row's number)
+    """A row of no format that is read."""
+
+    def __init__(self, what: str, *, column: str | None = None) -> None:
+        super().__init__(f"{f'column `{column}` ' if column else ''}{what}")
 
 
 def id_of(prompt: str) -> str:
@@ -28,77 +64,198 @@ def id_of(prompt: str) -> str:
 
 
 def triples_frame(rows: Iterable[tuple[int, Any]], where: str) -> pl.DataFrame:
+    """Return TRIPLES from numbered rows; DataError names the first row that has another form or a fault."""
+    return read_rows(rows, where).table
+
+
+def read_rows(
+    rows: Iterable[tuple[int, Any]], where: str, reading: Reading | None = None, *, keep_faults: bool = False
+) -> Triples:
     """Return TRIPLES from numbered rows of any of the forms below; DataError names the first row of another form.
 
     - ours: prompt, target_chosen, rejected, perhaps source_chosen and the other columns
     - published: prompt (a text, a message, a conversation), chosen [y_ws, y_wt] or [y_wt], rejected [y_l]
-    - pairs of other tools: chosen and rejected as texts, or as conversations that begin with the prompt
+    - pairs of other tools: chosen and rejected as texts, messages or conversations, or `output` with both; the prompt
+      in a column of its own, or before the answers, in messages or in a dialogue as text
 
-    Multi-turn prompts stand for their first user turn, as in the prepare stage.
+    The prompt is a single user turn. A row that has more before its answer, or whose columns disagree, has a fault:
+    DataError too, unless `keep_faults`.
     """
+    reading = reading or Reading()
     columns: dict[str, list[Any]] = {name: [] for name in TRIPLES}
+    found = Triples(table=pl.DataFrame(schema=TRIPLES))
     for number, row in rows:
-        if not isinstance(row, Mapping):
-            raise _wrong(number, where, f"is a {type(row).__name__}, but rows are objects")
-        for name, value in _triple(row, number, where).items():
+        try:
+            triple, faults = _triple(row, reading)
+        except _BadRow as error:
+            if not reading.skip_bad:
+                raise bad_row(number, where, str(error)) from error
+            found.skipped["unreadable"] += 1
+            continue
+        if faults and reading.skip_bad:
+            found.skipped[faults[0].fault.value] += 1
+            continue
+        if faults and not keep_faults:
+            first = faults[0]
+            raise bad_row(number, where, f"column `{first.column}` {first.what}", hint=_FAULT_HINTS[first.fault])
+        found.faults += [(len(columns["prompt"]), fault) for fault in faults]
+        for name, value in triple.items():
             columns[name].append(value)
+    found.table = pl.DataFrame(columns, schema=TRIPLES)
+    return found
+
+
+_FAULT_HINTS = {
+    Fault.PROMPTS_DIFFER: "All answers of a row must belong to one prompt. Correct the row, remove the column that is "
+    "about something else, or leave such rows out (--bad-rows skip).",
+    Fault.CONTEXT: "A row holds one user turn and its answers. Put a system turn before the prompt (--system prepend), "
+    "leave such rows out (--bad-rows skip), or remove the column that is about something else.",
+}
+
+
+def is_echo(column: str) -> pl.Expr:
+    """Return whether the answer in a column is the prompt itself; null where there is no answer."""
+    prompt = pl.col("prompt").str.strip_chars()
+    return (pl.col(column).str.strip_chars() == prompt) & (prompt != "")
+
+
+def bad_row(number: int, where: str, what: str, *, hint: str = _HINT) -> DataError:
+    """Return the error for a row, 1 the first."""
+    return DataError(f"row {number} of {where}: {what}", code="RowFormat", hint=hint)
+
+
+def text_in(row: Mapping[str, Any], name: str, number: int, where: str) -> str:
+    """Return the text of a row's column; DataError names both if there is none, or no valid Unicode."""
+    value = row.get(name)
+    if value is None:
+        raise bad_row(number, where, f"it lacks `{name}`; its columns: {names(row)}")
     try:
-        return pl.DataFrame(columns, schema=TRIPLES)
-    except (TypeError, UnicodeEncodeError, pl.exceptions.PolarsError) as error:
-        raise DataError(
-            f"the rows of {where} cannot be taken as triples: {str(error).splitlines()[0]}",
-            code="RowFormat",
-            hint="Texts must be valid Unicode, scores numbers; `wrpo-engine convert --help` shows the row formats.",
-        ) from error
+        return str(_checked(value, name, pl.String))
+    except _BadRow as error:
+        raise bad_row(number, where, str(error)) from error
 
 
-def _triple(row: Mapping[str, Any], number: int, where: str) -> dict[str, Any]:
-    flat = row.get("target_chosen") is not None
-    chosen = [row["target_chosen"]] if flat else _responses(row.get("chosen"), "chosen", number, where)
-    if flat and row.get("source_chosen") is not None:
-        chosen.insert(0, row["source_chosen"])
-    rejected = [row.get("rejected")] if flat else _responses(row.get("rejected"), "rejected", number, where)
-    if len(chosen) not in {1, 2} or len(rejected) != 1 or not all(isinstance(text, str) for text in chosen + rejected):
-        found = f"has {len(chosen)} chosen and {len(rejected)} rejected responses"
-        raise _wrong(number, where, f"{found}; wanted are the texts [y_ws, y_wt] or [y_wt], and [y_l]")
-    prompt = prompt_text(row.get("prompt", row.get("chosen")))
-    if prompt is None:
-        raise _wrong(number, where, "has no prompt: neither a text nor a user message in `prompt` or `chosen`")
-    return {
+def _triple(row: Any, reading: Reading) -> tuple[dict[str, Any], list[FaultOf]]:
+    if not isinstance(row, Mapping):
+        raise _BadRow(f"it is {shown(row)}, but rows are objects")
+    try:
+        chosen, rejected, inner = _answers(row)
+        heads = [*_heads(row, chosen[-1]), *inner]
+        question = question_of(row, heads, prepend_system=reading.prepend_system)
+    except NotTurns as error:
+        raise _BadRow(error.args[0], column=error.args[1] if len(error.args) > 1 else None) from error
+    if question is None:
+        other = next((f": `{head.column}` is of the {head.turns[0].role.value}" for head in heads), "")
+        raise _BadRow(f"it has no prompt of a user{other}; its columns: {names(row)}; needed: {NEEDED}")
+    triple = {
         **{name: row.get(name) for name in _OPTIONAL},
-        "prompt_id": row.get("prompt_id") or id_of(prompt),
-        "prompt": prompt,
+        "prompt_id": prompt_id_of(row.get("prompt_id"), question.text),
+        "prompt": question.text,
         "source_chosen": chosen[0] if len(chosen) == 2 else None,
         "target_chosen": chosen[-1],
-        "rejected": rejected[0],
+        "rejected": rejected,
     }
+    columns = {"prompt": question.column}
+    if row.get("target_chosen") is None:
+        columns |= dict.fromkeys(("source_chosen", "target_chosen"), "chosen")
+    for name, kind in TRIPLES.items():
+        triple[name] = _checked(triple[name], columns.get(name, name), kind)
+    return triple, question.faults
 
 
-def _responses(value: Any, name: str, number: int, where: str) -> list[Any]:
-    if value is None:
-        return []
-    if isinstance(value, str):
-        return [value]
-    messages: Sequence[Any] = [value] if isinstance(value, Mapping) else list(value)
-    texts: list[Any] = []
-    turns = 0
-    for message in messages:
-        if isinstance(message, Mapping):
-            role = message.get("role", message.get("from"))
-            turns += role in _USER
-            if role in _ASSISTANT:
-                texts.append(message.get("content", message.get("value")))
-        else:
-            texts.append(message)
-    if turns > 1 or (turns and len(texts) > 1):
-        # Two answers of a conversation must not pass for y_ws and y_wt.
-        raise _wrong(number, where, f"has a conversation of several turns in `{name}`; only single turns are read")
-    return texts
+def _heads(row: Mapping[str, Any], answer: str) -> list[Head]:
+    # The engine's own prompts are texts, whatever they look like.
+    if row.get("target_chosen") is not None and isinstance(row.get("prompt"), str):
+        return [Head("prompt", [Turn(Role.USER, row["prompt"])])]
+    return heads_of(row, answer)
 
 
-def _wrong(number: int, where: str, what: str) -> DataError:
-    return DataError(
-        f"row {number} of {where} {what}",
-        code="RowFormat",
-        hint="`wrpo-engine convert --help` shows the row formats that are read.",
-    )
+def prompt_id_of(value: Any, prompt: str) -> Any:
+    """Return a row's own id, integers as text; without one, the prompt's."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= 128:
+        return str(value)
+    return id_of(prompt) if value is None or value == "" else value
+
+
+def _checked(value: Any, name: str, kind: Any) -> Any:
+    """Return the value as the column holds it; a value of another type raises _BadRow."""
+    if value is None or (kind is not pl.Float64 and value != value):  # noqa: PLR0124 (NaN of pandas)
+        return None
+    if kind is pl.String:
+        if not isinstance(value, str):
+            raise _BadRow(f"holds {shown(value)}, where a text is needed", column=name)
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            at = f"U+{ord(value[error.start]):04X} at character {error.start + 1}"
+            raise _BadRow(f"holds half of a surrogate pair, {at}: it is no valid Unicode", column=name) from error
+    elif kind is pl.Boolean and not isinstance(value, bool):
+        raise _BadRow(f"holds {shown(value)}, where true or false is needed", column=name)
+    elif kind is pl.Float64:
+        return _number(value, name)
+    return value
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            pass
+    raise _BadRow(f"holds {shown(value)}, where a number is needed", column=name)
+
+
+def _answers(row: Mapping[str, Any]) -> tuple[list[str], str, list[Head]]:
+    """Return the chosen answers (y_ws, y_wt or y_wt alone), the rejected one, and what stands before them."""
+    if row.get("target_chosen") is not None:
+        texts = [row[name] for name in ("source_chosen", "target_chosen") if row.get(name) is not None]
+        for name in ("source_chosen", "target_chosen", "rejected"):
+            _checked(row.get(name), name, pl.String)
+        if row.get("rejected") is None:
+            raise _BadRow(f"it lacks `rejected`; its columns: {names(row)}")
+        return texts, row["rejected"], []
+    sides = {name: _side(name, turns) for name, turns in _sides(row).items()}
+    (chosen, before_chosen), (rejected, before_rejected) = sides.values()
+    for name, (texts, _) in sides.items():
+        most = 1 if name != "chosen" or before_chosen else 2
+        if not 1 <= len(texts) <= most:
+            wanted = "the answers [y_ws, y_wt] or [y_wt]" if name == "chosen" else "one answer"
+            raise _BadRow(f"has {len(texts)} answers, where {wanted} must stand", column=name)
+    return chosen, rejected[0], [*before_chosen, *before_rejected]
+
+
+def _sides(row: Mapping[str, Any]) -> dict[str, Sequence[Turn]]:
+    """Return the turns of both answers by the columns that give them."""
+    pair = row.get("output")
+    if row.get("chosen") is None and row.get("rejected") is None and isinstance(pair, list) and len(pair) == 2:
+        turns = read_column(row, "output", speaker=Role.ASSISTANT)
+        return {"chosen": turns[:1], "rejected": turns[1:]}
+    absent = [name for name in ("chosen", "rejected") if row.get(name) is None]
+    if absent:
+        lacking = " and ".join(f"`{name}`" for name in absent)
+        raise _BadRow(f"it lacks {lacking}; its columns: {names(row)}; needed: {NEEDED}")
+    return {name: _spoken(row, name) for name in ("chosen", "rejected")}
+
+
+def _spoken(row: Mapping[str, Any], name: str) -> Sequence[Turn]:
+    """Return a column's turns. Texts are conversations only if both are: an answer may quote one."""
+    texts = [row["chosen"], row["rejected"]]
+    if all(isinstance(text, str) for text in texts) and not all(map(_is_conversation, texts)):
+        return [Turn(Role.ASSISTANT, row[name])]
+    return read_column(row, name, speaker=Role.ASSISTANT)
+
+
+def _is_conversation(text: str) -> bool:
+    try:
+        return conversation_in(text) is not None
+    except NotTurns:
+        return False
+
+
+def _side(name: str, turns: Sequence[Turn]) -> tuple[list[str], list[Head]]:
+    """Return a column's answers, and its turns before the answer if it has any."""
+    if all(turn.role is Role.ASSISTANT for turn in turns):
+        return [turn.text for turn in turns], []
+    if turns[-1].role is not Role.ASSISTANT:
+        raise _BadRow(f"ends with a turn of the {turns[-1].role.value}, not with an answer", column=name)
+    return [turns[-1].text], [Head(name, turns[:-1])]

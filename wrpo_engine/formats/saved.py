@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wrpo_engine.errors import ConfigError
+from wrpo_engine.errors import ConfigError, WrpoError
+from wrpo_engine.formats.directory import TRAIN
 from wrpo_engine.formats.lines import unreadable
 
-_MARKS = ("state.json", "dataset_dict.json")
+_STATE, _DICT = "state.json", "dataset_dict.json"
 
 
 def is_saved(path: Path) -> bool:
-    return any((path / name).is_file() for name in _MARKS)
+    """Whether a directory was saved so. A file state.json alone does not say it: others write one, too."""
+    return (path / _DICT).is_file() or ((path / _STATE).is_file() and any(path.glob("*.arrow")))
 
 
 def is_mark(path: Path) -> bool:
-    return path.name in _MARKS
+    """Whether a file completes such a directory: it must be written last."""
+    return path.name in {_STATE, _DICT}
 
 
-def load_saved(path: Path, split: str, *, split_field: str, field: str | None = None) -> Any:
-    """Return the `datasets.Dataset` in the directory; of a DatasetDict the split. Errors name both fields."""
+def load_saved(path: Path, split: str, *, split_field: str, field: str | None = None, only_split: bool = False) -> Any:
+    """Return the `datasets.Dataset` in the directory; of a DatasetDict the split. Errors name both fields.
+
+    A single Dataset is the split `train` unless it says otherwise; another one that is asked for is refused. With
+    `only_split` the only split there is will do.
+    """
     from datasets import DatasetDict, load_from_disk
 
-    try:
+    with damaged_named(path, field=field):
         rows = load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error, field=field) from error
     if not isinstance(rows, DatasetDict):
+        if split not in {TRAIN, str(rows.split)}:
+            raise ConfigError(split_field, split, f"{path} is a single data set, which has no splits", "Leave it out.")
         return rows
-    if split not in rows:
-        rule = f"{path} has the splits {', '.join(sorted(rows))}"
-        raise ConfigError(split_field, split, rule, "Name one of them.")
-    return rows[split]
+    if split in rows:
+        return rows[split]
+    if only_split and len(rows) == 1:
+        return next(iter(rows.values()))
+    raise ConfigError(split_field, split, f"{path} has the splits {', '.join(sorted(rows))}", "Name one of them.")
+
+
+@contextmanager
+def damaged_named(where: Path | str, *, field: str | None = None) -> Iterator[None]:
+    """Turn whatever `datasets` and Arrow raise about a damaged data set into a DataError that names it."""
+    try:
+        yield
+    except WrpoError:
+        raise
+    # Files of others, read by others: errors of every kind, of which none is a fault of the engine.
+    except Exception as error:
+        raise unreadable(where, error, field=field) from error

@@ -9,6 +9,7 @@ import polars as pl
 from wrpo_engine.linting.findings import Finding, Limits, Severity
 from wrpo_engine.linting.inputs import Kind, Subject
 from wrpo_engine.linting.leakage import check_leakage
+from wrpo_engine.linting.questions import check_echoes, check_questions
 from wrpo_engine.linting.scores import check_scores
 from wrpo_engine.linting.texts import BOS, CONTROL, EOS, Marks, check_duplicates, check_pairs, check_texts
 from wrpo_engine.linting.tokens import check_tokens, token_columns
@@ -49,11 +50,14 @@ def run_checks(subject: Subject, limits: Limits, model: ModelTokens) -> list[Fin
             case Kind.SFT_ROWS:
                 found += check_texts(table, ["response"], model.marks, limits)
                 found += check_duplicates(table, ["response"], limits)
+                found += check_echoes(table, ["response"], limits)
             case Kind.TRIPLES | Kind.PROMPTS:
                 responses = ["source_chosen", "target_chosen", "rejected"]
                 found += check_texts(table, responses, model.marks, limits)
                 found += check_duplicates(table, responses, limits)
                 found += check_pairs(table, limits)
+                found += check_echoes(table, responses, limits)
+                found += check_questions(table, subject.faults, limits)
                 found += check_scores(table, limits)
     if subject.kind is Kind.PROMPTS:
         for rows in subject.sets.values():

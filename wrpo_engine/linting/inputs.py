@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 import polars as pl
 
 from wrpo_engine import records
 from wrpo_engine.artifacts import Artifact, ArtifactStore
 from wrpo_engine.config import ArtifactRef
+from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import DataError
 from wrpo_engine.formats.location import Locator
-from wrpo_engine.formats.reading import as_triples, read_table
-from wrpo_engine.formats.rows import TOKENS, id_of
+from wrpo_engine.formats.parquet import read_parquet
+from wrpo_engine.formats.questions import FaultOf
+from wrpo_engine.formats.reading import Table, read_tables, triples_of
+from wrpo_engine.formats.rows import TOKENS, bad_row, prompt_id_of, text_in
+from wrpo_engine.formats.shown import names, shown
+from wrpo_engine.formats.token_rows import token_frame
 from wrpo_engine.linting.leakage import EVALUATION
 from wrpo_engine.prompts.split import prompt_text
 
 SFT, PREFERENCE = "sft", "preference"
 SETS = (SFT, PREFERENCE, EVALUATION)
+_SFT_TEXTS = {name: records.SFT_ROWS[name] for name in ("prompt_id", "prompt", "response")}
 
 
 class Kind(StrEnum):
@@ -40,6 +47,8 @@ class Subject:
     table: pl.DataFrame | None = None
     sets: dict[str, pl.DataFrame] = field(default_factory=dict)
     """Prompts (row, prompt_id, prompt) of the sets that must not share any."""
+    faults: Sequence[tuple[int, FaultOf]] = ()
+    """Rows of triples, by position, whose prompt is not what their answers belong to."""
 
     @property
     def num_rows(self) -> int:
@@ -55,19 +64,19 @@ def open_subject(location: str, locator: Locator, *, split: str, others: Mapping
     found = locator.artifact(location)
     if found is not None:
         return _artifact(location, *found, given)
-    table = read_table(locator.local(location), split=split)
-    columns = set(table.columns)
+    tables = read_tables(locator.local(location), split=split)
+    columns = {name for table in tables for name in table.columns}
     if columns & set(TOKENS):
-        return Subject(kind=Kind.TOKENS, location=location, table=_numbered(table), sets=given)
+        return Subject(kind=Kind.TOKENS, location=location, table=_numbered(token_frame(tables)), sets=given)
     if {"prompt", "response"} <= columns:
-        return _rows(Kind.SFT_ROWS, location, _with_ids(table), given)
-    if "rejected" in columns:
-        return _rows(Kind.TRIPLES, location, as_triples(table, location), given)
+        return _rows(Kind.SFT_ROWS, location, _sft_rows(tables), given)
+    if columns & {"chosen", "rejected", "target_chosen"} or {"instruction", "output"} <= columns:
+        return _triples(location, tables, given)
     if "prompt" in columns:
         name = next((name for name in SETS if name not in given), SFT)
-        return Subject(kind=Kind.PROMPTS, location=location, sets={name: _prompts(table, location), **given})
+        return Subject(kind=Kind.PROMPTS, location=location, sets={name: _prompts(tables, location), **given})
     raise DataError(
-        f"{location} holds neither triples nor SFT rows nor prompts; its columns: {', '.join(table.columns)}",
+        f"{location} holds neither triples nor SFT rows nor prompts; its columns: {names(sorted(columns))}",
         code="RowFormat",
         hint="`wrpo-engine convert --help` shows the row formats that are read.",
     )
@@ -75,24 +84,28 @@ def open_subject(location: str, locator: Locator, *, split: str, others: Mapping
 
 def read_prompts(location: str, *, split: str) -> pl.DataFrame:
     """Return (row, prompt_id, prompt) of a file whose rows have a prompt: prompts, SFT rows or triples."""
-    table = read_table(location, split=split)
-    if "prompt" not in table.columns:
-        raise DataError(
-            f"{location} has no column prompt; its columns: {', '.join(table.columns)}",
-            code="ColumnMissing",
-            hint="Name a file whose rows have a prompt.",
-        )
-    return _prompts(table, location)
+    tables = read_tables(location, split=split)
+    columns = {name for table in tables for name in table.columns}
+    if "prompt" in columns:
+        return _prompts(tables, location)
+    if {"chosen", "rejected"} <= columns:
+        return _numbered(triples_of(tables, keep_faults=True).table.select(list(records.PROMPTS)))
+    raise DataError(
+        f"{location} has no column prompt; its columns: {names(sorted(columns))}",
+        code="ColumnMissing",
+        hint="Name a file whose rows have a prompt.",
+    )
 
 
 def _artifact(location: str, artifact: Artifact, store: ArtifactStore, given: Mapping[str, pl.DataFrame]) -> Subject:
-    names = artifact.files()
-    if "triples.parquet" in names:
-        table = as_triples(pl.read_parquet(artifact.file("triples.parquet")), location)
-        return _rows(Kind.TRIPLES, location, table, {**_upstream(artifact, store), **given})
-    if "rows.parquet" in names and artifact.ref.stage == "curate-sft":
-        table = pl.read_parquet(artifact.file("rows.parquet"))
-        return _rows(Kind.SFT_ROWS, location, table, {**_upstream(artifact, store), **given})
+    files = artifact.files()
+    if "triples.parquet" in files:
+        table = read_parquet(artifact.file("triples.parquet"))
+        tables = [Table(where=location, columns=table.columns, frame=table)]
+        return _triples(location, tables, {**_upstream(artifact, store), **given})
+    if "rows.parquet" in files and artifact.ref.stage == "curate-sft":
+        rows = read_columns([artifact.file("rows.parquet")], _SFT_TEXTS)
+        return _rows(Kind.SFT_ROWS, location, rows, {**_upstream(artifact, store), **given})
     sets = _parts(artifact)
     if not sets:
         raise DataError(
@@ -110,8 +123,13 @@ def _upstream(artifact: Artifact, store: ArtifactStore) -> dict[str, pl.DataFram
 
 
 def _parts(artifact: Artifact) -> dict[str, pl.DataFrame]:
-    names = [name for name in SETS if f"{name}.parquet" in artifact.files()]
-    return {name: _numbered(pl.read_parquet(artifact.file(f"{name}.parquet"))) for name in names}
+    present = [name for name in SETS if f"{name}.parquet" in artifact.files()]
+    return {name: _numbered(read_columns([artifact.file(f"{name}.parquet")], records.PROMPTS)) for name in present}
+
+
+def _triples(location: str, tables: Sequence[Table], given: Mapping[str, pl.DataFrame]) -> Subject:
+    triples = triples_of(tables, keep_faults=True)
+    return replace(_rows(Kind.TRIPLES, location, triples.table, given), faults=triples.faults)
 
 
 def _rows(kind: Kind, location: str, table: pl.DataFrame, sets: Mapping[str, pl.DataFrame]) -> Subject:
@@ -125,17 +143,34 @@ def _numbered(table: pl.DataFrame) -> pl.DataFrame:
     return table.drop("row", strict=False).with_row_index("row", offset=1)
 
 
-def _prompts(table: pl.DataFrame, where: str) -> pl.DataFrame:
-    values = table["prompt"]
-    texts = values if values.dtype == pl.String else pl.Series([prompt_text(each) for each in values], dtype=pl.String)
-    ids = [table["prompt_id"]] if "prompt_id" in table.columns else []
-    rows = _with_ids(pl.DataFrame([*ids, texts.alias("prompt")])).select(list(records.PROMPTS))
-    if not rows["prompt"].drop_nulls().len():
+def _prompts(tables: Sequence[Table], where: str) -> pl.DataFrame:
+    """Return (row, prompt_id, prompt) of the rows whose value is a prompt, as prepare takes them."""
+    found: list[dict[str, Any]] = []
+    for table in tables:
+        for number, row in table.rows():
+            if "prompt" not in row:
+                raise bad_row(number, table.where, f"it has no column `prompt`; its columns: {names(row)}")
+            if (text := prompt_text(row["prompt"])) is not None:
+                found.append(_identified(row, text, number, table.where))
+    if not found:
         raise DataError(f"{where} holds no prompt", code="DatasetEmpty", hint="The column `prompt` is empty.")
-    return _numbered(rows.drop_nulls("prompt"))
+    return _numbered(pl.DataFrame(found, schema=records.PROMPTS))
 
 
-def _with_ids(table: pl.DataFrame) -> pl.DataFrame:
-    if "prompt_id" in table.columns:
-        return table
-    return table.with_columns(pl.col("prompt").map_elements(id_of, return_dtype=pl.String).alias("prompt_id"))
+def _sft_rows(tables: Sequence[Table]) -> pl.DataFrame:
+    """Return the texts of rows with `prompt` and `response`; DataError names the first row without one of them."""
+    found: list[dict[str, Any]] = []
+    for table in tables:
+        for number, row in table.rows():
+            text = prompt_text(row.get("prompt"))
+            if text is None:
+                said = f"column `prompt` holds {shown(row.get('prompt'))}, where a text or a user's message is needed"
+                raise bad_row(number, table.where, said)
+            response = text_in(row, "response", number, table.where)
+            found.append({**_identified(row, text, number, table.where), "response": response})
+    return pl.DataFrame(found, schema=_SFT_TEXTS)
+
+
+def _identified(row: Mapping[str, Any], prompt: str, number: int, where: str) -> dict[str, Any]:
+    named = {"prompt": prompt, "prompt_id": prompt_id_of(row.get("prompt_id"), prompt)}
+    return {name: text_in(named, name, number, where) for name in records.PROMPTS}

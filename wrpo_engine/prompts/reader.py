@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-import csv
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.formats.lines import decoded_lines, json_objects, unreadable
-from wrpo_engine.formats.saved import is_saved, load_saved
+from wrpo_engine.errors import ConfigError
+from wrpo_engine.formats.directory import Wanted, file_split, select, type_of
+from wrpo_engine.formats.files import LINES, TABLES, lines_of, rows_of
+from wrpo_engine.formats.parquet import parquet_columns
+from wrpo_engine.formats.saved import damaged_named, is_saved, load_saved
+from wrpo_engine.formats.shown import names
 from wrpo_engine.hub_data import load_from_hub
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
-_MAX_CSV_CHARS = 1 << 30
-"""Of one value: the csv module's own limit of 128 Ki is below what people ask."""
-_TEXT_COLUMN = "prompt"
-"""What a .txt file's lines are called."""
+log = logging.getLogger("wrpo_engine")
+
+SUFFIXES = (*TABLES, LINES)
+_SPLIT_FIELD = "prompts.split"
 
 
 def read_values(
-    dataset: str, path: str, *, config: str | None, split: str, column: str, field: str = "prompts.dataset"
+    dataset: str,
+    path: str,
+    *,
+    config: str | None,
+    split: str,
+    column: str,
+    field: str = "prompts.dataset",
+    only_split: bool = False,
 ) -> Iterator[Any]:
-    """Yield the column's raw value of every row, in the data set's order.
+    """Yield the column's raw value of every row of a split, in the data set's order; of a .txt file its lines.
 
-    `dataset` is what the experiment says (for messages), `path` what it resolves to: absolute for local files.
+    `dataset` is what the experiment says (for messages), `path` what it resolves to: absolute for local files. With
+    `only_split` the only split of a directory will do, whatever its name.
     """
     local = Path(path)
     if not local.is_absolute():
-        yield from _hub_rows(dataset, config, split, column, field)
+        rows = load_from_hub(dataset, config=config, split=split, field=field, split_field=_SPLIT_FIELD)
+        yield from _data_set_values(rows, column, dataset, field)
         return
     if not local.exists():
         raise ConfigError(
@@ -39,98 +50,70 @@ def read_values(
             code="DatasetNotFound",
         )
     if is_saved(local):
-        rows = load_saved(local, split, split_field="prompts.split", field=field)
-        _check_column(column, rows.column_names, local)
-        yield from rows[column]
+        if config is not None:
+            raise ConfigError("prompts.config", config, f"{path} is a saved data set, which has none", "Leave it out.")
+        rows = load_saved(local, split, split_field=_SPLIT_FIELD, field=field, only_split=only_split)
+        yield from _data_set_values(rows, column, local, field)
         return
-    for file in _files(local, dataset, field):
+    wanted = Wanted(
+        split=split,
+        suffixes=SUFFIXES,
+        refuse=_refusal(dataset, field, split, config),
+        config=config,
+        only_split=only_split,
+    )
+    for file in _files(local, wanted):
         yield from _file_values(file, column, field)
 
 
-def _files(path: Path, dataset: str, field: str) -> Sequence[Path]:
+def _refusal(dataset: str, field: str, split: str, config: str | None) -> Any:
+    def refuse(setting: str, rule: str, hint: str) -> ConfigError:
+        match setting:
+            case "split":
+                return ConfigError(_SPLIT_FIELD, split, rule, hint)
+            case "config":
+                return ConfigError("prompts.config", config, rule, hint)
+            case _:
+                return ConfigError(field, dataset, rule, hint, code="DatasetFormat")
+
+    return refuse
+
+
+def _files(path: Path, wanted: Wanted) -> Sequence[Path]:
     if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise ConfigError(
-                field,
-                dataset,
-                f"files of type {path.suffix or 'none'} are not read",
-                f"Use one of {', '.join(SUFFIXES)}.",
-                code="DatasetFormat",
-            )
+        file_split(path, wanted)
         return [path]
-    # Sorted, as the order of a listing must not decide anything.
-    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and not file.name.startswith("."))
-    if not files:
-        raise ConfigError(
-            field,
-            dataset,
-            f"the directory holds no file of type {', '.join(SUFFIXES)}",
-            "Put the prompts there, one object or line each.",
-            code="DatasetEmpty",
-        )
-    return files
+    selected = select(path, wanted)
+    for note in selected.notes:
+        log.info("%s", note)
+    return selected.files
 
 
 def _file_values(file: Path, column: str, field: str) -> Iterator[Any]:
-    match file.suffix:
-        case ".txt":
-            # A line is a prompt; the column has no meaning here.
-            yield from (line.rstrip("\r\n") for line in decoded_lines(file, field=field))
-        case ".parquet":
-            yield from _parquet_values(file, column, field)
-        case ".csv":
-            yield from _csv_values(file, column, field)
-        case _:
-            yield from _object_values(json_objects(file, field=field), column, file, field)
-
-
-def _csv_values(file: Path, column: str, field: str) -> Iterator[Any]:
-    csv.field_size_limit(_MAX_CSV_CHARS)
-    reader = csv.DictReader(decoded_lines(file, field=field))
-    try:
-        _check_column(column, reader.fieldnames or (), file)
-        yield from (row[column] for row in reader)
-    except csv.Error as error:
-        raise unreadable(file, error, line=reader.line_num, field=field) from error
-
-
-def _parquet_values(file: Path, column: str, field: str) -> Iterator[Any]:
-    import polars as pl
-
-    try:
-        names = pl.read_parquet_schema(file).keys()
-        _check_column(column, tuple(names), file)
-        values = pl.read_parquet(file, columns=[column], glob=False)[column]
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise unreadable(file, error, field=field) from error
-    yield from values
-
-
-def _object_values(objects: Iterable[tuple[int, Any]], column: str, file: Path, field: str) -> Iterator[Any]:
-    for number, row in objects:
-        if not isinstance(row, dict):
-            raise DataError(
-                f"row {number} of {file} is a {type(row).__name__}, but rows are objects",
-                code="DatasetFormat",
-                field=field,
-                hint='Write rows like {"prompt": "..."}.',
-            )
-        _check_column(column, tuple(row), file)
+    if type_of(file) == LINES:
+        # A line is a prompt; the column has no meaning here.
+        yield from lines_of(file, field=field)
+        return
+    if type_of(file) == ".parquet":
+        # A file without rows has columns, too.
+        _check_column(column, parquet_columns(file, field=field), file)
+    for position, (number, row) in enumerate(rows_of(file, column=column, field=field)):
+        _check_column(column, row, f"row {number} of {file}" if position else file)
         yield row[column]
 
 
-def _hub_rows(dataset: str, config: str | None, split: str, column: str, field: str) -> Iterator[Any]:
-    rows = load_from_hub(dataset, config=config, split=split, field=field, split_field="prompts.split")
-    _check_column(column, rows.column_names, dataset)
-    yield from rows[column]
+def _data_set_values(rows: Any, column: str, where: Path | str, field: str) -> Iterator[Any]:
+    _check_column(column, rows.column_names, where)
+    with damaged_named(where, field=field):
+        yield from rows[column]
 
 
-def _check_column(column: str, names: Iterable[str], where: Path | str) -> None:
-    if column not in names:
+def _check_column(column: str, present: Iterable[str], where: Path | str) -> None:
+    if column not in present:
         raise ConfigError(
             "prompts.column",
             column,
-            f"{where} has no such column; its columns: {', '.join(names) or 'none'}",
+            f"{where} has no such column; its columns: {names(present) or 'none'}",
             "Name one of them.",
             code="ColumnNotFound",
         )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from wrpo_engine.formats.messages import NotTurns, Role, content_of, conversation_in, is_list, role_of, text_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Cleaned:
 
     prompts: list[Prompt]
     dropped: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Prompts that stood in a conversation, by what of it is left out."""
     num_read: int = 0
 
 
@@ -36,33 +40,54 @@ class Split:
     evaluation: list[Prompt]
 
 
-def prompt_text(value: Any) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a value asks: its text, None without a user's message; and what stood around it and is left out."""
+
+    text: str | None
+    left_out: tuple[str, ...] = ()
+
+
+def asked_in(value: Any) -> Asked:
     """Return the prompt of a column's value: a text, a message, or the first user message of a conversation.
 
-    A message's content may be a list of parts, as multimodal models take it; then its text parts are the prompt.
+    Conversations may be written as text. A message's content may be a list of parts, as multimodal models take it; then
+    its text parts are the prompt. System turns, turns before and questions after it, and other parts are left out.
     """
     if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        return _content(value.get("content", value.get("value")))
-    if isinstance(value, Iterable):
-        for message in value:
-            if isinstance(message, dict) and message.get("role", message.get("from")) in {"user", "human"}:
-                return prompt_text(message)
-    return None
+        try:
+            written = conversation_in(value)
+        except NotTurns:
+            return Asked(None)
+        return Asked(value) if written is None else asked_in(written)
+    if isinstance(value, Mapping):
+        value = [value]
+    if not is_list(value):
+        return Asked(None)
+    roles = [role_of(message) for message in value]
+    if Role.USER not in roles:
+        return Asked(None)
+    first = roles.index(Role.USER)
+    try:
+        text, others = text_of(content_of(value[first]))
+    except NotTurns:
+        return Asked(None)
+    left_out = {
+        "system_turn": any(role is Role.SYSTEM and content_of(value[at]) for at, role in enumerate(roles)),
+        "earlier_turns": any(role is not Role.SYSTEM for role in roles[:first]),
+        "later_questions": Role.USER in roles[first + 1 :],
+        "parts": bool(others),
+    }
+    return Asked(text, tuple(name for name, is_there in left_out.items() if is_there))
 
 
-def _content(content: Any) -> str | None:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Iterable):
-        return None
-    parts = [part.get("text") for part in content if isinstance(part, dict)]
-    texts = [text for text in parts if isinstance(text, str)]
-    return "\n".join(texts) if texts else None
+def prompt_text(value: Any) -> str | None:
+    """Return the text of `asked_in`."""
+    return asked_in(value).text
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which JSON can write and no tokenizer and no file of ours can."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -71,22 +96,25 @@ def _is_unicode(text: str) -> bool:
 
 
 def clean(values: Iterable[Any]) -> Cleaned:
-    """Drop values without a prompt, empty prompts, halves of surrogate pairs and duplicates; count each."""
+    """Drop values without a prompt, empty prompts, halves of surrogate pairs and duplicates; count each.
+
+    Counts of `left_out` are of the prompts that are kept.
+    """
     prompts: dict[str, Prompt] = {}
     dropped: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     num_read = 0
     for value in values:
         num_read += 1
-        text = prompt_text(value)
-        if text is None:
+        asked = asked_in(value)
+        if asked.text is None:
             dropped["no_user_message"] += 1
             continue
-        if not _is_unicode(text):
-            # JSON can write half a surrogate pair; no tokenizer and no file of ours can.
+        if not is_unicode(asked.text):
             dropped["invalid_unicode"] += 1
             continue
         # One text in two Unicode forms is one prompt; surrounding blanks carry no meaning.
-        text = unicodedata.normalize("NFC", text).strip()
+        text = unicodedata.normalize("NFC", asked.text).strip()
         prompt = Prompt(hashlib.sha256(text.encode()).hexdigest(), text)
         if not text:
             dropped["empty"] += 1
@@ -94,7 +122,8 @@ def clean(values: Iterable[Any]) -> Cleaned:
             dropped["duplicate"] += 1
         else:
             prompts[prompt.prompt_id] = prompt
-    return Cleaned(prompts=list(prompts.values()), dropped=dropped, num_read=num_read)
+            left_out.update(asked.left_out)
+    return Cleaned(prompts=list(prompts.values()), dropped=dropped, left_out=left_out, num_read=num_read)
 
 
 def shuffled(prompts: Iterable[Prompt], seed: int) -> list[Prompt]:

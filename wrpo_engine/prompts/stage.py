@@ -24,6 +24,7 @@ def run(ctx: StageContext) -> StageResult:
     training = _read(ctx, params, params.dataset)
     prompts = shuffled(training.prompts, params.seed)[: params.limit]
     dropped = {f"dropped_{reason}": count for reason, count in training.dropped.items()}
+    _explain_left_out(params.dataset, training)
     dropped["dropped_over_limit"] = len(training.prompts) - len(prompts)
     held_out: list[Prompt] = []
     if params.evaluation_dataset is not None and params.evaluation_prompts:
@@ -43,6 +44,7 @@ def run(ctx: StageContext) -> StageResult:
     tables = {"sft": parts.sft, "preference": parts.preference, "evaluation": held_out or parts.evaluation}
     metrics = {f"prompts_{name}": float(len(rows)) for name, rows in tables.items()}
     metrics |= {name: float(count) for name, count in dropped.items() if count}
+    metrics |= {f"left_out_{name}": float(count) for name, count in training.left_out.items()}
     metrics["prompts_read"] = float(training.num_read)
     counts = {f"{name}.parquet": _write(ctx, name, rows) for name, rows in tables.items()}
     ctx.output.commit(files=counts, rows=counts, metrics=metrics)
@@ -60,6 +62,7 @@ def _read(ctx: StageContext, params: PrepareParams, dataset: str, *, field: str 
             split=params.split,
             column=params.column,
             field=field,
+            only_split=not own,
         )
     )
     ctx.stop.raise_if_requested()
@@ -89,6 +92,18 @@ def _explain_fraction(sft_fraction: float) -> None:
         log.info("prompts.sftFraction is 0: no prompts for SFT; preference training starts from the target itself")
     elif sft_fraction == 1:
         log.info("prompts.sftFraction is 1: no prompts for preference training; only SFT is possible")
+
+
+def _explain_left_out(dataset: str, cleaned: Cleaned) -> None:
+    """Say what of conversations is not in their prompts: the answers are sampled without it."""
+    if cleaned.left_out:
+        counted = ", ".join(f"{name.replace('_', ' ')} in {count}" for name, count in sorted(cleaned.left_out.items()))
+        log.warning(
+            "%s: the first user turn of a conversation is the prompt. Left out: %s of %d prompts",
+            dataset,
+            counted,
+            len(cleaned.prompts),
+        )
 
 
 def _write(ctx: StageContext, name: str, rows: Sequence[Prompt]) -> int:

@@ -118,10 +118,7 @@ FORMS: dict[str, tuple[dict[str, Any], tuple[str | None, str, str]]] = {
     "published, a pair": ({**PUBLISHED, "chosen": PUBLISHED["chosen"][1:]}, (None, "good", "bad")),
     "texts": ({"prompt": "hi?", "chosen": "good", "rejected": "bad"}, (None, "good", "bad")),
     "a conversation as prompt": (
-        {
-            **PUBLISHED,
-            "prompt": [{"role": "system", "content": "be nice"}, TURN, {"role": "assistant", "content": "yo"}],
-        },
+        {**PUBLISHED, "prompt": [{"role": "system", "content": " "}, TURN, {"role": "assistant", "content": ""}]},
         ("best", "good", "bad"),
     ),
     "conversations that hold the prompt": (
@@ -172,24 +169,112 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "corrupt Parquet": (bad_file("r.parquet", b"PAR1 torn"), "FILE cannot be read: "),
     "another table": (
         bad_file("r.jsonl", lines({"question": "hi", "rating": 3})),
-        "FILE holds no triples: it needs prompt, chosen and rejected (published format) or prompt, target_chosen",
+        "FILE holds no triples; its columns: question, rating; needed: a prompt (`prompt`, `question`, `instruction`, ",
     ),
     "a row of another form": (bad_file("r.jsonl", lines(PUBLISHED, ["hi"])), "row 2 of FILE is a list, but rows are"),
     "three chosen ones": (
         bad_file("r.jsonl", lines({**PUBLISHED, "chosen": ["a", "b", "c"]})),
-        "row 1 of FILE has 3 chosen and 1 rejected responses; wanted are the texts [y_ws, y_wt] or [y_wt], and [y_l]",
+        "row 1 of FILE: column `chosen` has 3 answers, where the answers [y_ws, y_wt] or [y_wt] must stand",
     ),
     "several turns": (
         bad_file("r.jsonl", lines({**PUBLISHED, "chosen": [TURN, PUBLISHED["chosen"][0]] * 2})),
-        "row 1 of FILE has a conversation of several turns in `chosen`; only single turns are read",
+        "row 1 of FILE: column `chosen` has a conversation of several turns, 3 before the answer",
     ),
     "no prompt": (
         bad_file("r.jsonl", lines({**PUBLISHED, "prompt": None})),
-        "row 1 of FILE has no prompt: neither a text nor a user message in `prompt` or `chosen`",
+        "row 1 of FILE: it has no prompt of a user; its columns: prompt_id, prompt, chosen, rejected; needed: ",
     ),
     "half a surrogate pair": (
         bad_file("r.jsonl", lines({**PUBLISHED, "prompt": "\ud800"})),
-        "the rows of FILE cannot be taken as triples: ",
+        "row 1 of FILE: column `prompt` holds half of a surrogate pair, U+D800 at character 1: it is no valid Unicode",
+    ),
+    "a column only in some rows": (
+        bad_file("r.jsonl", lines(PUBLISHED, {"prompt": "hi?", "chosen": "good"})),
+        "row 2 of FILE: it lacks `rejected`; its columns: prompt, chosen; needed: ",
+    ),
+    "a number as an answer": (
+        bad_file("r.jsonl", lines(PUBLISHED, {**PUBLISHED, "rejected": 5})),
+        "row 2 of FILE: column `rejected` holds 5 (int), where a text, a message or a list of messages is needed",
+    ),
+    "a number as a message's content": (
+        bad_file("r.jsonl", lines({**PUBLISHED, "rejected": [{"role": "assistant", "content": 5}]})),
+        "row 1 of FILE: column `rejected` holds a message with the content 5 (int), where a text is needed",
+    ),
+    "an image": (
+        bad_file(
+            "r.jsonl", lines({**PUBLISHED, "prompt": {"role": "user", "content": [{"type": "image", "url": "x"}]}})
+        ),
+        (
+            "row 1 of FILE: column `prompt` holds a message with a part that is no text ('image'), which rows of texts "
+            "cannot hold"
+        ),
+    ),
+    "an unknown role": (
+        bad_file("r.jsonl", lines({**PUBLISHED, "prompt": {"role": "tool", "content": "42"}})),
+        (
+            "row 1 of FILE: column `prompt` holds a message of the role 'tool'; the roles that are read are user, "
+            "human, prompter, assistant, gpt, model, bot, chatbot, chatgpt, ai, system, developer"
+        ),
+    ),
+    "a message without a role": (
+        bad_file("r.jsonl", lines({**PUBLISHED, "prompt": {"content": "hi?"}})),
+        "row 1 of FILE: column `prompt` holds a message without a role; its keys: content",
+    ),
+    "a tool call": (
+        bad_file("r.jsonl", lines({**PUBLISHED, "chosen": [{"role": "assistant", "tool_calls": [{"id": 1}]}]})),
+        "row 1 of FILE: column `chosen` holds a message with `tool_calls`, which rows of texts cannot hold",
+    ),
+    "an answer of the user": (
+        bad_file("r.jsonl", lines({**PUBLISHED, "chosen": [PUBLISHED["chosen"][0], TURN]})),
+        "row 1 of FILE: column `chosen` ends with a turn of the user, not with an answer",
+    ),
+    "a prompt of the assistant": (
+        bad_file("r.jsonl", lines({**PUBLISHED, "prompt": {"role": "assistant", "content": "yo"}})),
+        "row 1 of FILE: it has no prompt of a user: `prompt` is of the assistant; its columns: ",
+    ),
+    "an id that is no text": (
+        bad_file("r.jsonl", lines(PUBLISHED, {**PUBLISHED, "prompt_id": 1.5})),
+        "row 2 of FILE: column `prompt_id` holds 1.5 (float), where a text is needed",
+    ),
+    "a score that is no number": (
+        bad_file("r.jsonl", lines(PUBLISHED, {**PUBLISHED, "target_score": "0.5"})),
+        "row 2 of FILE: column `target_score` holds '0.5', where a number is needed",
+    ),
+    "messages as text that breaks off": (
+        bad_file("r.jsonl", lines({**PUBLISHED, "prompt": '[{"role": "user", "content": "hi'})),
+        "row 1 of FILE: column `prompt` holds a text that begins like messages written as JSON and cannot be read: ",
+    ),
+    "nested too deep for JSON": (
+        bad_file("r.jsonl", lines(PUBLISHED) + b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"),
+        "line 2 of FILE cannot be read: its lists or objects are nested too deep",
+    ),
+    "nested too deep for messages": (
+        bad_file("r.jsonl", b'{"prompt": ' + b"[" * 150 + b"]" * 150 + b"}\n"),
+        "row 1 of FILE: column 'prompt' is nested deeper than 100 levels",
+    ),
+    "a key twice": (
+        bad_file("r.jsonl", b'{"prompt": "a", "prompt": "b", "chosen": "c", "rejected": "d"}\n'),
+        "line 1 of FILE cannot be read: an object has the key 'prompt' twice",
+    ),
+    "gzip under another name": (
+        bad_file("r.jsonl", b"\x1f\x8b\x08 rest"),
+        "FILE is a gzip file, but its name ends with .jsonl",
+    ),
+    "a Git LFS pointer": (
+        bad_file("r.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "FILE is a Git LFS pointer, not the file itself (`git lfs pull` fetches it), but its name ends with .csv",
+    ),
+    "a CSV row with too many values": (
+        bad_file("r.csv", b"prompt,chosen,rejected\nhi,good,bad\nhi, you,good,bad\n"),
+        "line 3 of FILE cannot be read: it has 4 values for 3 columns (prompt, chosen, rejected)",
+    ),
+    "a CSV quote that is never closed": (
+        bad_file("r.csv", b'prompt,chosen,rejected\n"hi,good,bad\nhi,good,bad\n'),
+        "line 3 of FILE cannot be read: unexpected end of data",
+    ),
+    "a CSV column twice": (
+        bad_file("r.csv", b"prompt,chosen,chosen\nhi,good,bad\n"),
+        "line 1 of FILE cannot be read: its header has 'chosen' twice",
     ),
     "nothing": (bad_file("r.jsonl", b"\n"), "FILE holds no row"),
     "another file type": (bad_file("r.xlsx", b""), "FILE: files of type .xlsx are not read"),

@@ -1,0 +1,169 @@
+"""Messages and conversations as other tools write them, as turns of user, assistant and system.
+
+Read are `role`/`content` and `from`/`value`, a message alone or in a list, contents of text parts, conversations that
+a tool wrote as text (JSON, or Python's own notation), and dialogues as HH-RLHF writes them. What a turn cannot hold
+(another role, an image, a tool call) is never left out silently: reading raises NotTurns.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from wrpo_engine.formats.shown import names, shown
+
+
+class Role(StrEnum):
+    """Who speaks."""
+
+    USER = "user"
+    ASSISTANT = "assistant"
+    SYSTEM = "system"
+
+
+_ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), Role.USER),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatbot", "chatgpt", "ai"), Role.ASSISTANT),
+    **dict.fromkeys(("system", "developer"), Role.SYSTEM),
+}
+_ROLE_KEYS = ("role", "from")
+_TEXT_PARTS = {None, "text", "input_text", "output_text"}
+_BESIDE_TEXT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
+"""Keys of a message that are part of what was said, but not of its text."""
+_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*["'](role|from|content|value)["']\s*:""")
+_USER_FIRST = re.compile(r"\s*(Human|User):")
+_ANSWER = re.compile(r"\n\n+(Assistant|Bot|AI):")
+
+
+class NotTurns(Exception):  # noqa: N818 (callers turn it into an error that names the row)
+    """A value that is no text, message or conversation; `str()` says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side said."""
+
+    role: Role
+    text: str
+
+
+def turns_of(value: Any, *, speaker: Role) -> list[Turn]:
+    """Return the turns of a text, a message, or a list of either; none of null. Bare texts are the speaker's.
+
+    Raises NotTurns.
+    """
+    if value is None or value != value:  # noqa: PLR0124 (NaN is what pandas writes for nothing)
+        return []
+    if isinstance(value, str):
+        written = conversation_in(value)
+        return [Turn(speaker, value)] if written is None else turns_of(written, speaker=speaker)
+    if isinstance(value, Mapping):
+        return [_turn(value)]
+    if is_list(value):
+        return [Turn(speaker, each) if isinstance(each, str) else _turn(each) for each in value]
+    raise NotTurns(f"holds {shown(value)}, where a text, a message or a list of messages is needed")
+
+
+def is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
+
+
+def _turn(message: Any) -> Turn:
+    if not isinstance(message, Mapping):
+        raise NotTurns(f"holds {shown(message)}, where a message with a role and a content is needed")
+    known = role_of(message)
+    if known is None:
+        said = _first(message, *_ROLE_KEYS)
+        if said is None:
+            raise NotTurns(f"holds a message without a role; its keys: {names(message) or 'none'}")
+        raise NotTurns(f"holds a message of the role {shown(said)}; the roles that are read are {names(_ROLES)}")
+    for name in _BESIDE_TEXT:
+        if message.get(name):
+            raise NotTurns(f"holds a message with `{name}`, which rows of texts cannot hold")
+    text, others = text_of(content_of(message))
+    if others:
+        raise NotTurns(f"holds a message with {', '.join(others)}, which rows of texts cannot hold")
+    if text is None:
+        raise NotTurns(f"holds a message of the {known.value} without a text")
+    return Turn(known, text)
+
+
+def role_of(message: Any) -> Role | None:
+    """Return who speaks in a message, in whatever letters it is written; None of what is no message of a known role."""
+    said = _first(message, *_ROLE_KEYS) if isinstance(message, Mapping) else None
+    return _ROLES.get(said.strip().lower()) if isinstance(said, str) else None
+
+
+def content_of(message: Mapping[str, Any]) -> Any:
+    """Return what a message says, as it is written."""
+    return _first(message, "content", "value")
+
+
+def _first(message: Mapping[str, Any], *keys: str) -> Any:
+    return next((message[key] for key in keys if message.get(key) is not None), None)
+
+
+def text_of(content: Any) -> tuple[str | None, list[str]]:
+    """Return a content's text, text parts joined by line breaks, and what parts it has beside them.
+
+    Raises NotTurns for a content that is neither a text nor parts.
+    """
+    if content is None:
+        return None, []
+    if isinstance(content, str):
+        return content, []
+    if not is_list(content):
+        raise NotTurns(f"holds a message with the content {shown(content)}, where a text is needed")
+    texts: list[str] = []
+    others: list[str] = []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, Mapping) and _is_text_type(part.get("type")) and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            kind = part.get("type") if isinstance(part, Mapping) else part
+            others.append(f"a part that is no text ({shown(kind)})")
+    return ("\n".join(texts) if texts else None), others
+
+
+def _is_text_type(kind: Any) -> bool:
+    return kind is None or (isinstance(kind, str) and kind in _TEXT_PARTS)
+
+
+def conversation_in(text: str) -> Any:
+    """Return the messages that a text holds as JSON or in Python's notation, or those of a dialogue; None of others.
+
+    Raises NotTurns if the text begins like messages and cannot be read as such: its source must not pass for a text.
+    """
+    if (dialogue := dialogue_turns(text)) is not None:
+        return [{"role": turn.role.value, "content": turn.text} for turn in dialogue]
+    if not _AS_TEXT.match(text):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            continue
+        messages = [value] if isinstance(value, dict) else value
+        if is_list(messages) and all(isinstance(each, dict) and _first(each, *_ROLE_KEYS) for each in messages):
+            return messages
+    raise NotTurns(f"holds a text that begins like messages written as JSON and cannot be read: {shown(text)}")
+
+
+def dialogue_turns(text: str) -> list[Turn] | None:
+    """Return the turns, without their blanks, of a dialogue as HH-RLHF writes it; None of another text.
+
+    Each turn begins with `Human:` or `Assistant:` after an empty line, the first one with the user's.
+    """
+    first, answer = _USER_FIRST.match(text), _ANSWER.search(text)
+    if first is None or answer is None:
+        return None
+    roles = {first[1]: Role.USER, answer[1]: Role.ASSISTANT}
+    _, *pieces = re.split(rf"(?:\A\s*|\n\n+)({'|'.join(roles)}):", text)
+    return [Turn(roles[name], said.strip()) for name, said in zip(pieces[::2], pieces[1::2], strict=True)]

@@ -1,0 +1,169 @@
+"""The question of a row: which columns give it, whether they agree, and what of it a single user turn cannot hold."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import zip_longest
+from typing import Any
+
+from wrpo_engine.formats.messages import NotTurns, Role, Turn, turns_of
+from wrpo_engine.formats.shown import shown
+
+PROMPT_COLUMNS = ("prompt", "messages", "conversations", "conversation", "instruction", "question", "query", "input")
+"""Columns that give the question, in the order in which they are looked at."""
+_SYSTEM_COLUMNS = ("system", "system_prompt")
+CONTEXT_COLUMNS = (*_SYSTEM_COLUMNS, "history", "context", "tools", "images", "image")
+"""Columns that say something beside the question and the answers."""
+_CONVERSATIONS = frozenset({"messages", "conversations", "conversation"})
+
+
+class Fault(StrEnum):
+    """Why a row that can be read is not what its answers belong to. The values are the names of lint's rules."""
+
+    PROMPTS_DIFFER = "prompts-differ"
+    CONTEXT = "context-left-out"
+
+
+@dataclass(frozen=True, slots=True)
+class FaultOf:
+    """A fault, the column where it is, and a sentence about it."""
+
+    fault: Fault
+    column: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The turns before the answer, and the column that gives them."""
+
+    column: str
+    turns: Sequence[Turn]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The user's turn that the answers belong to."""
+
+    column: str
+    text: str
+    faults: list[FaultOf]
+
+
+def heads_of(row: Mapping[str, Any], answer: str) -> list[Head]:
+    """Return what the row's prompt columns say: the first one that says something, and all conversations beside it.
+
+    A conversation may end with the answer, which is then no part of the question. Raises NotTurns, with the column in
+    `args[1]`.
+    """
+    heads: list[Head] = []
+    for column in PROMPT_COLUMNS:
+        if heads and column not in _CONVERSATIONS:
+            continue
+        turns = read_column(row, column, speaker=Role.USER)
+        if column == "instruction" and any(turn.text.strip() for turn in turns):
+            said = [*turns, *read_column(row, "input", speaker=Role.USER)]
+            turns = [Turn(Role.USER, "\n".join(turn.text for turn in said if turn.text.strip()))]
+        is_answered = column in _CONVERSATIONS and bool(turns) and turns[-1].role is Role.ASSISTANT
+        if is_answered and (heads or same_text(turns[-1].text, answer)):
+            turns = turns[:-1]
+        if any(column == "prompt" or turn.text.strip() for turn in turns):
+            heads.append(Head(column, turns))
+    return heads
+
+
+def read_column(row: Mapping[str, Any], column: str, *, speaker: Role) -> list[Turn]:
+    """Return the turns of a column; NotTurns carries the column's name beside what is wrong."""
+    try:
+        return turns_of(row.get(column), speaker=speaker)
+    except NotTurns as error:
+        raise NotTurns(str(error), column) from error
+
+
+def question_of(row: Mapping[str, Any], heads: Sequence[Head], *, prepend_system: bool) -> Question | None:
+    """Return the question that all heads give, or None if no head has a user's turn.
+
+    The longest head counts: one of a single user turn that ends a longer one leaves out what stands before it.
+    """
+    asked = [head for head in heads if any(turn.role is Role.USER for turn in head.turns)]
+    if not asked:
+        return None
+    whole = max(asked, key=lambda head: len(_significant(head.turns)))
+    differing = [fault for head in heads if (fault := _difference(head, whole)) is not None]
+    turns = _significant(whole.turns)
+    systems = {turn.text: whole.column for turn in turns if turn.role is Role.SYSTEM}
+    said = _said(turns)
+    systems |= {text: column for text, column in _system_columns(row).items() if _words(text) not in said}
+    text = next(turn.text for turn in reversed(turns) if turn.role is Role.USER)
+    faults = [*differing, *_turns_left_out(whole.column, turns), *_columns_left_out(row, whole, text)]
+    if systems and not prepend_system:
+        first, column = next(iter(systems.items()))
+        faults.append(FaultOf(Fault.CONTEXT, column, f"has a system turn, {shown(first)}"))
+    elif systems:
+        text = "\n\n".join([*systems, text])
+    return Question(whole.column, text, faults)
+
+
+def _significant(turns: Sequence[Turn]) -> list[Turn]:
+    """Leave out system turns that say nothing, and the empty answer with which a prompt for generation ends."""
+    said = [turn for turn in turns if turn.role is not Role.SYSTEM or turn.text.strip()]
+    return said[:-1] if said and said[-1].role is Role.ASSISTANT and not said[-1].text.strip() else said
+
+
+def _difference(head: Head, whole: Head) -> FaultOf | None:
+    """Return where a head is neither the whole one nor the end of it, or None."""
+    for mine, theirs in zip_longest(reversed(_significant(head.turns)), reversed(_significant(whole.turns))):
+        if mine is None:
+            return None
+        if theirs is None or mine.role is not theirs.role or not same_text(mine.text, theirs.text):
+            other = f"`{whole.column}` {f'asks {shown(theirs.text)}' if theirs else 'does not'}"
+            return FaultOf(Fault.PROMPTS_DIFFER, head.column, f"asks {shown(mine.text)}, but {other}")
+    return None
+
+
+def same_text(one: str, other: str) -> bool:
+    return one == other or _words(one) == _words(other)
+
+
+def _words(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def _said(turns: Sequence[Turn]) -> str:
+    return _words(" ".join(turn.text for turn in turns))
+
+
+def _turns_left_out(column: str, turns: Sequence[Turn]) -> list[FaultOf]:
+    spoken = [turn for turn in turns if turn.role is not Role.SYSTEM]
+    if spoken[-1].role is Role.ASSISTANT:
+        what = f"ends with the beginning of the answer, {shown(spoken[-1].text)}"
+        return [FaultOf(Fault.CONTEXT, column, what)]
+    if len(spoken) > 1:
+        return [FaultOf(Fault.CONTEXT, column, f"has a conversation of several turns, {len(spoken)} before the answer")]
+    return []
+
+
+def _system_columns(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return the system turns in columns of their own, with their columns."""
+    values = ((row.get(name), name) for name in _SYSTEM_COLUMNS)
+    return {value: name for value, name in values if isinstance(value, str) and value.strip()}
+
+
+def _columns_left_out(row: Mapping[str, Any], whole: Head, text: str) -> list[FaultOf]:
+    """Return the columns that say something which is not in the question."""
+    used = {whole.column, "input"} if whole.column == "instruction" else {whole.column}
+    texts = [name for name in PROMPT_COLUMNS if name not in _CONVERSATIONS and name not in used]
+    others = [name for name in CONTEXT_COLUMNS if name not in _SYSTEM_COLUMNS or not isinstance(row.get(name), str)]
+    asked = _said(whole.turns)
+    faults: list[FaultOf] = []
+    for name in [*texts, *others]:
+        value = row.get(name)
+        # A number beside the question is no part of it; NaN is what pandas writes for nothing.
+        is_left_out = _words(value) not in asked if isinstance(value, str) else isinstance(value, dict | list) and value
+        if is_left_out:
+            what = f"says {shown(value)}, which is not in the prompt {shown(text)}"
+            faults.append(FaultOf(Fault.CONTEXT, name, what))
+    return faults
