@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from wrpo_engine.config import ExitCode
-from wrpo_engine.errors import WrpoError
+from wrpo_engine.errors import WrpoError, storage_error
 
 
 def run_command(command: click.Command, arguments: Sequence[str], *, prog_name: str) -> int:
@@ -19,7 +19,16 @@ def run_command(command: click.Command, arguments: Sequence[str], *, prog_name: 
         error.show()
         return ExitCode.USAGE
     except WrpoError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return _failed(error)
+    except OSError as error:
+        known = storage_error(error)
+        if known is None:
+            raise
+        return _failed(known)
+
+
+def _failed(error: WrpoError) -> int:
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    return error.exit_code

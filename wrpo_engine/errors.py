@@ -18,6 +18,8 @@ class WrpoError(Exception):
     def __init__(
         self, message: str, *, code: str | None = None, field: str | None = None, hint: str | None = None
     ) -> None:
+        # Names and values of data may hold halves of surrogate pairs, which no terminal and no JSON can.
+        message = message.encode(errors="backslashreplace").decode()
         super().__init__(message)
         self.message = message
         self.field = field

@@ -88,6 +88,18 @@ VALUES: dict[str, tuple[Any, str | None]] = {
         [{"role": "system", "content": "be nice"}, {"role": "user", "content": "hi"}],
         "hi",
     ),
+    "a message of the assistant": ({"role": "assistant", "content": "yo"}, None),
+    "a message of the system": ({"role": "system", "content": "be nice"}, None),
+    "a message without a role": ({"content": "hi"}, None),
+    "other letters": ([{"role": "Human", "content": "hi"}, {"role": "Assistant", "content": "yo"}], "hi"),
+    "a conversation as JSON text": ('[{"role": "user", "content": "hi"}]', "hi"),
+    "a conversation in Python's notation": ("[{'from': 'human', 'value': 'hi'}]", "hi"),
+    "JSON that is no conversation": ('[{"role": 3}, 4]', None),
+    "a conversation as text that breaks off": ('[{"role": "user", "content": "h', None),
+    "other JSON": ('{"a": 1}', '{"a": 1}'),
+    "a dialogue": ("\n\nHuman: hi\n\nAssistant: yo", "hi"),
+    "a text with a name in front": ("Human: hi", "Human: hi"),
+    "a number as content": ({"role": "user", "content": 3}, None),
     "a message of parts": ({"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "image"}]}, "hi"),
     "a message of images": ({"role": "user", "content": [{"type": "image"}]}, None),
     "ShareGPT's names": ([{"from": "human", "value": "hi"}], "hi"),
@@ -148,7 +160,44 @@ def test_the_seed_decides_the_order() -> None:
     assert shuffled(prompts, 1) != shuffled(prompts, 2)
 
 
-def prepare(tmp_path: Path, texts: list[str], **params: Any) -> dict[str, Any]:
+def test_what_is_left_out_of_conversations_is_counted_and_said(
+    tmp_path: Path, make_ctx: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    user, system = {"role": "user", "content": "hi"}, {"role": "system", "content": "be nice"}
+    answer = {"role": "assistant", "content": "yo"}
+    image = {"role": "user", "content": [{"type": "text", "text": "what is it?"}, {"type": "image"}]}
+    values: list[Any] = [
+        [system, user, answer, {"role": "user", "content": "more"}],
+        [answer, {"role": "user", "content": "thanks"}],
+        image,
+        [{**system, "content": ""}, {"role": "user", "content": "alone"}, answer],
+        "text",
+    ]
+    ctx = make_ctx(prepare(tmp_path, values))
+    metrics = run(ctx).metrics
+    assert {name: value for name, value in metrics.items() if name.startswith("left_out")} == {
+        "left_out_system_turn": 1,
+        "left_out_later_questions": 1,
+        "left_out_earlier_turns": 1,
+        "left_out_parts": 1,
+    }
+    assert caplog.messages == [
+        (
+            f"{tmp_path}/p.jsonl: the first user turn of a conversation is the prompt. Left out: earlier turns in 1, "
+            "later questions in 1, parts in 1, system turn in 1 of 5 prompts"
+        )
+    ]
+
+
+def test_held_out_prompts_come_from_the_only_split_of_their_directory(tmp_path: Path, make_ctx: Any) -> None:
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "test.jsonl").write_text('{"prompt": "held out"}\n')
+    params = prepare(tmp_path, ["a", "b", "held out"])
+    ctx = make_ctx({**params, "evaluation_dataset": str(tmp_path / "held"), "evaluation_prompts": 1})
+    assert run(ctx).metrics["dropped_in_evaluation"] == 1
+
+
+def prepare(tmp_path: Path, texts: list[Any], **params: Any) -> dict[str, Any]:
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     return {"stage": "prepare", "dataset": str(tmp_path / "p.jsonl"), **params}
 
@@ -252,7 +301,37 @@ def no_split(tmp_path: Path) -> dict[str, Any]:
     return {"stage": "prepare", "dataset": str(tmp_path / "saved")}
 
 
+def later_row(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n\n{"question": "b"}\n')
+    return {"stage": "prepare", "dataset": str(tmp_path / "p.jsonl")}
+
+
+def renamed_jsonl(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "p.txt").write_text('{"prompt": "a"}\n')
+    return {"stage": "prepare", "dataset": str(tmp_path / "p.txt")}
+
+
+def more_cells(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "p.csv").write_text("prompt\nWell, why?\n")
+    return {"stage": "prepare", "dataset": str(tmp_path / "p.csv")}
+
+
 BAD_INPUTS = {
+    "a column that a later row lacks": (
+        later_row,
+        78,
+        "prompts.column is 'prompt': row 3 of {dir}/p.jsonl has no such column; its columns: question",
+    ),
+    "JSON lines called .txt": (
+        renamed_jsonl,
+        65,
+        "line 1 of {dir}/p.txt is a JSON object, but of a .txt file each line is a prompt as it stands",
+    ),
+    "a comma that is not quoted": (
+        more_cells,
+        65,
+        "line 2 of {dir}/p.csv cannot be read: it has 2 values for 1 columns (prompt)",
+    ),
     "a file in Latin-1": (
         latin1,
         65,

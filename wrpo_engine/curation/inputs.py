@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from wrpo_engine import records
 from wrpo_engine.artifacts import Artifact
 from wrpo_engine.config import CurateSftParams, CurateTriplesParams
-from wrpo_engine.curation.parts import check_parquet
+from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.curation.responses import (
     CANDIDATES,
     Eligibility,
@@ -55,8 +56,7 @@ def require_models(ctx: StageContext, models: Sequence[str], what: str) -> None:
 
 def read_prompts(ctx: StageContext, part: str) -> pl.DataFrame:
     path = ctx.input("prompts").file(f"{part}.parquet")
-    check_parquet(path, {"prompt_id": pl.String, "prompt": pl.String})
-    return pl.read_parquet(path, columns=["prompt_id", "prompt"])
+    return read_columns([path], records.PROMPTS)
 
 
 def read_scored(ctx: StageContext, models: Sequence[str], prompts: pl.DataFrame) -> ScoredResponses:

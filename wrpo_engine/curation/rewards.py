@@ -47,7 +47,7 @@ def read_scores(artifact: Artifact, role: str, index: pl.DataFrame, score_column
     column = _column(artifact, score_column)
     schema = {"prompt_id": pl.String, "sample_index": pl.Int64, column: pl.Float64}
     frames = [pl.DataFrame(schema={"prompt": pl.UInt32, "sample_index": pl.Int64, "score": pl.Float64})]
-    for frame in read_batches(artifact, schema):
+    for frame in read_batches(artifact, schema, nullable=[column]):
         rows = frame.join(index, on="prompt_id", how="inner").select(*ROW, pl.col(column).alias("score"))
         bad = rows.filter(pl.col("score").is_null() | ~pl.col("score").is_finite())
         if bad.height:

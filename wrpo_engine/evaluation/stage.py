@@ -13,7 +13,9 @@ from typing import Any
 
 import polars as pl
 
+from wrpo_engine import records
 from wrpo_engine.config import EvaluateModel, EvaluateParams
+from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.evaluation.answers import AnswerJob, answer
 from wrpo_engine.evaluation.isolation import answer_in_process
@@ -107,7 +109,7 @@ def _check_labels(models: Sequence[EvaluateModel]) -> None:
 
 
 def _prompts(ctx: StageContext) -> list[tuple[str, str]]:
-    frame = pl.read_parquet(ctx.input("prompts").file("evaluation.parquet"))
+    frame = read_columns([ctx.input("prompts").file("evaluation.parquet")], records.PROMPTS)
     if frame.is_empty():
         raise DataError(
             "there are no held-out prompts to evaluate on",
@@ -160,7 +162,7 @@ def _needs_own_process(params: EvaluateParams) -> bool:
 def _source_share(ctx: StageContext) -> dict[str, float]:
     if "triples" not in ctx.config.inputs:
         return {}
-    triples = pl.read_parquet(ctx.input("triples").file("triples.parquet"), columns=["source"])
+    triples = read_columns([ctx.input("triples").file("triples.parquet")], {"source": pl.String}, nullable=["source"])
     return shares([source for source in triples["source"].to_list() if source is not None])
 
 

@@ -67,6 +67,7 @@ Examples:
 @click.option("--to", "kind", type=click.Choice([kind.value for kind in Format]), required=True, help="See above.")
 @click.option("--storage", metavar="DIR|s3://BUCKET/PREFIX", help="What addresses and storage:// refer to.")
 @click.option("--split", default="train", show_default=True, help="Of a hub data set, a directory or a DatasetDict.")
+@click.option("--config", help="Configuration of a hub data set or of a directory's dataset card.")
 @click.option(
     "--system",
     type=click.Choice(["refuse", "prepend"]),
@@ -81,12 +82,21 @@ Examples:
     show_default=True,
     help="The first row that cannot be taken is an error, or all are left out and counted.",
 )
-def command(source: str, output: str, kind: str, storage: str | None, split: str, system: str, bad_rows: str) -> int:
+def command(
+    source: str,
+    output: str,
+    kind: str,
+    storage: str | None,
+    split: str,
+    config: str | None,
+    system: str,
+    bad_rows: str,
+) -> int:
     locator = Locator(storage, os.environ, lambda: datetime.now(UTC))
     found = locator.artifact(source)
     place = str(found[0].file("triples.parquet")) if found else locator.local(source)
     reading = Reading(prepend_system=system == "prepend", skip_bad=bad_rows == "skip")
-    triples = triples_of(read_tables(place, split=split), reading)
+    triples = triples_of(read_tables(place, split=split, config=config), reading)
     table = triples.table
     if not table.height:
         counted = _counted(triples.skipped)

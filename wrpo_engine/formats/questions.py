@@ -95,8 +95,9 @@ def question_of(row: Mapping[str, Any], heads: Sequence[Head], *, prepend_system
     differing = [fault for head in heads if (fault := _difference(head, whole)) is not None]
     turns = _significant(whole.turns)
     systems = {turn.text: whole.column for turn in turns if turn.role is Role.SYSTEM}
-    said = _said(turns)
-    systems |= {text: column for text, column in _system_columns(row).items() if _words(text) not in said}
+    beside = _system_columns(row)
+    said = _said(turns) if beside else ""
+    systems |= {text: column for text, column in beside.items() if _words(text) not in said}
     text = next(turn.text for turn in reversed(turns) if turn.role is Role.USER)
     faults = [*differing, *_turns_left_out(whole.column, turns), *_columns_left_out(row, whole, text)]
     if systems and not prepend_system:
@@ -157,13 +158,11 @@ def _columns_left_out(row: Mapping[str, Any], whole: Head, text: str) -> list[Fa
     used = {whole.column, "input"} if whole.column == "instruction" else {whole.column}
     texts = [name for name in PROMPT_COLUMNS if name not in _CONVERSATIONS and name not in used]
     others = [name for name in CONTEXT_COLUMNS if name not in _SYSTEM_COLUMNS or not isinstance(row.get(name), str)]
-    asked = _said(whole.turns)
-    faults: list[FaultOf] = []
-    for name in [*texts, *others]:
-        value = row.get(name)
-        # A number beside the question is no part of it; NaN is what pandas writes for nothing.
-        is_left_out = _words(value) not in asked if isinstance(value, str) else isinstance(value, dict | list) and value
-        if is_left_out:
-            what = f"says {shown(value)}, which is not in the prompt {shown(text)}"
-            faults.append(FaultOf(Fault.CONTEXT, name, what))
-    return faults
+    # A number beside the question is no part of it; NaN is what pandas writes for nothing.
+    said = {name: row[name] for name in [*texts, *others] if isinstance(row.get(name), str | dict | list) and row[name]}
+    asked = _said(whole.turns) if said else ""
+    left_out = {name: value for name, value in said.items() if not (isinstance(value, str) and _words(value) in asked)}
+    return [
+        FaultOf(Fault.CONTEXT, name, f"says {shown(value)}, which is not in the prompt {shown(text)}")
+        for name, value in left_out.items()
+    ]

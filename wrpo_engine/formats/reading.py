@@ -23,7 +23,7 @@ from wrpo_engine.hub_data import load_from_hub
 
 log = logging.getLogger("wrpo_engine")
 
-_SPLIT_FIELD = "--split"
+_SPLIT_FIELD, _CONFIG_FIELD = "--split", "--config"
 _ARTIFACT_FILES = ("triples.parquet", "rows.parquet")
 """Of an artifact only its table is read, as the JSON lines repeat it."""
 
@@ -46,17 +46,19 @@ class Table:
         return self.objects if self.frame is None else enumerate(dicts_of(self.frame, self.where), start=1)
 
 
-def read_tables(location: str, *, split: str = TRAIN) -> list[Table]:
+def read_tables(location: str, *, split: str = TRAIN, config: str | None = None) -> list[Table]:
     """Return all rows of a file, of a directory's split, or of a hub data set."""
     path = Path(location)
     if not path.exists():
-        tables = [_of_frame(_from_hub(location, split), location)]
+        tables = [_of_frame(_from_hub(location, split, config), location)]
     elif is_saved(path):
+        if config is not None:
+            raise ConfigError(_CONFIG_FIELD, config, f"{path} is a saved data set, which has none", "Leave it out.")
         rows = load_saved(path, split, split_field=_SPLIT_FIELD)
         with damaged_named(path):
             tables = [_of_frame(rows.to_polars(), location)]
     else:
-        tables = [_from_file(file) for file in _files(path, split)]
+        tables = [_from_file(file) for file in _files(path, split, config)]
     if not sum(table.height for table in tables):
         raise DataError(f"{location} holds no row", code="DatasetEmpty", hint="Check the file.")
     return tables
@@ -124,8 +126,8 @@ def _ours(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _files(path: Path, split: str) -> Sequence[Path]:
-    wanted = Wanted(split=split, suffixes=TABLES, refuse=_refusal(path, split))
+def _files(path: Path, split: str, config: str | None) -> Sequence[Path]:
+    wanted = Wanted(split=split, suffixes=TABLES, refuse=_refusal(path, split, config), config=config)
     if path.is_file():
         file_split(path, wanted)
         return [path]
@@ -140,10 +142,12 @@ def _files(path: Path, split: str) -> Sequence[Path]:
     return selected.files
 
 
-def _refusal(path: Path, split: str) -> Any:
+def _refusal(path: Path, split: str, config: str | None) -> Any:
     def refuse(setting: str, rule: str, hint: str) -> WrpoError:
         if setting == "split":
             return ConfigError(_SPLIT_FIELD, split, rule, hint)
+        if setting == "config" and config is not None:
+            return ConfigError(_CONFIG_FIELD, config, rule, hint)
         return DataError(f"{path}: {rule}", code="DatasetFormat", hint=hint)
 
     return refuse
@@ -165,10 +169,10 @@ def _keys(objects: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[str]:
         yield from row
 
 
-def _from_hub(name: str, split: str) -> pl.DataFrame:
+def _from_hub(name: str, split: str, config: str | None) -> pl.DataFrame:
     if name.startswith(("/", ".")) or name.count("/") != 1 or name.endswith(TABLES):
         raise DataError(f"there is no file or directory {name}", code="DatasetNotFound", hint="Check the path.")
-    rows = load_from_hub(name, split=split, field="IN", split_field=_SPLIT_FIELD)
+    rows = load_from_hub(name, config=config, split=split, field="IN", split_field=_SPLIT_FIELD)
     with damaged_named(name):
         table: pl.DataFrame = rows.to_polars()
     return table

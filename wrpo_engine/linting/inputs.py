@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -13,7 +14,8 @@ from wrpo_engine import records
 from wrpo_engine.artifacts import Artifact, ArtifactStore
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.curation.parts import read_columns
-from wrpo_engine.errors import DataError
+from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.formats.directory import TRAIN
 from wrpo_engine.formats.location import Locator
 from wrpo_engine.formats.parquet import read_parquet
 from wrpo_engine.formats.questions import FaultOf
@@ -63,6 +65,8 @@ def open_subject(location: str, locator: Locator, *, split: str, others: Mapping
     given = {name: read_prompts(locator.local(place), split=split) for name, place in others.items()}
     found = locator.artifact(location)
     if found is not None:
+        if split != TRAIN:
+            raise ConfigError("--split", split, f"{location} is an artifact, which has no splits", "Leave it out.")
         return _artifact(location, *found, given)
     tables = read_tables(locator.local(location), split=split)
     columns = {name for table in tables for name in table.columns}
@@ -83,8 +87,11 @@ def open_subject(location: str, locator: Locator, *, split: str, others: Mapping
 
 
 def read_prompts(location: str, *, split: str) -> pl.DataFrame:
-    """Return (row, prompt_id, prompt) of a file whose rows have a prompt: prompts, SFT rows or triples."""
-    tables = read_tables(location, split=split)
+    """Return (row, prompt_id, prompt) of a file whose rows have a prompt: prompts, SFT rows or triples.
+
+    The split is that of a directory or data set; a file is what it is, whatever split the checked data are.
+    """
+    tables = read_tables(location, split=TRAIN if Path(location).is_file() else split)
     columns = {name for table in tables for name in table.columns}
     if "prompt" in columns:
         return _prompts(tables, location)

@@ -14,6 +14,7 @@ import polars as pl
 from wrpo_engine import records
 from wrpo_engine.chat import end_of_turn_id, prompt_token_ids
 from wrpo_engine.config import SampleParams
+from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import DataError, TemporaryError
 from wrpo_engine.models import ResolvedModel, context_length, resolve_model, stop_token_ids, tokenizer_of
 from wrpo_engine.parts import commit_when_complete, parts_of_shard, pending_parts
@@ -50,8 +51,7 @@ def run(ctx: StageContext) -> StageResult:
 
 def _prompts(ctx: StageContext, params: SampleParams) -> list[tuple[str, str]]:
     prompts = ctx.input("prompts")
-    frames = [pl.read_parquet(prompts.file(f"{part}.parquet")) for part in params.parts]
-    rows = pl.concat(frames)
+    rows = read_columns([prompts.file(f"{part}.parquet") for part in params.parts], records.PROMPTS)
     if rows.is_empty():
         names = ", ".join(params.parts)
         raise DataError(

@@ -9,7 +9,9 @@ from typing import Any
 import polars as pl
 
 from wrpo_engine import chat
+from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import DataError
+from wrpo_engine.formats.parquet import parquet_columns
 from wrpo_engine.training.tokenize import TextRow
 
 SFT_ROWS_FILE = "rows.parquet"
@@ -39,15 +41,16 @@ def read_triples(path: Path, *, has_source: bool) -> list[TextRow]:
 
 
 def _read(path: Path, responses: Sequence[str]) -> list[TextRow]:
-    frame = pl.read_parquet(path)
+    present = parquet_columns(path)
     needed = ["prompt_id", "prompt", *responses]
-    absent = [name for name in needed if name not in frame.columns]
+    absent = [name for name in needed if name not in present]
     if absent:
         raise DataError(
-            f"{path} lacks the columns {', '.join(absent)}; it has {', '.join(frame.columns)}",
+            f"{path} lacks the columns {', '.join(absent)}; it has {', '.join(present)}",
             code="ColumnMissing",
             hint="It must be an artifact of the curate stage of this engine version.",
         )
+    frame = read_columns([path], dict.fromkeys(needed, pl.String), nullable=needed)
     incomplete = frame.filter(pl.any_horizontal(pl.col(needed).is_null()))
     if len(incomplete):
         raise DataError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.errors import ConfigError, DataError, WrpoError
+from wrpo_engine.formats.directory import TRAIN, Wanted, select
+from wrpo_engine.formats.parquet import PARQUET_FAULTS
+from wrpo_engine.formats.saved import damaged_named, is_saved
 from wrpo_engine.training.rows import TokenRow
+
+log = logging.getLogger("wrpo_engine")
 
 PROMPT_COLUMN = "prompt_ids"
 SOURCE_COLUMN = "source_chosen_ids"
@@ -93,13 +99,13 @@ def _read_frame(path: Path) -> pl.DataFrame:
         )
     try:
         if path.is_file():
-            return pl.read_parquet(path)
-        if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            return pl.read_parquet(path, glob=False)
+        if is_saved(path):
             return _read_saved_dataset(path)
-        files = sorted(path.glob("*.parquet"))
+        files = _training_files(path)
         if files:
-            return pl.concat([pl.read_parquet(file) for file in files], how="vertical_relaxed")
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+            return pl.concat([pl.read_parquet(file, glob=False) for file in files], how="vertical_relaxed")
+    except PARQUET_FAULTS as error:
         raise DataError(
             f"{path} cannot be read as tokenised triples: {_first_line(error)}",
             code="TokenizedTriplesUnreadable",
@@ -114,18 +120,33 @@ def _read_frame(path: Path) -> pl.DataFrame:
     )
 
 
+def _training_files(path: Path) -> list[Path]:
+    """Return a directory's Parquet files; of one with several splits those of `train`, never held-out ones."""
+    if not any(path.rglob("*.parquet")):
+        return []
+
+    def refuse(setting: str, rule: str, hint: str) -> WrpoError:  # noqa: ARG001
+        return ConfigError(_FIELD, str(path), rule, f"{hint} Name the file or directory to train on.")
+
+    selected = select(path, Wanted(split=TRAIN, suffixes=[".parquet"], refuse=refuse, only_split=True))
+    for note in selected.notes:
+        log.info("%s", note)
+    return selected.files
+
+
 def _read_saved_dataset(path: Path) -> pl.DataFrame:
     from datasets import DatasetDict, load_from_disk
 
-    loaded = load_from_disk(str(path))
+    with damaged_named(path, field=_FIELD):
+        loaded = load_from_disk(str(path))
     if isinstance(loaded, DatasetDict):
         splits = sorted(loaded)
         if len(splits) != 1 and "train" not in splits:
             raise ValueError(f"it has the splits {', '.join(splits)} and none is called train: name one's directory")
         loaded = loaded["train" if "train" in splits else splits[0]]
-    # A selection or a shuffle lives in an index beside the table; only this applies it.
-    table = loaded.with_format("arrow")[:]
-    frame = pl.from_arrow(table)
+    with damaged_named(path, field=_FIELD):
+        # A selection or a shuffle lives in an index beside the table; only this applies it.
+        frame = pl.from_arrow(loaded.with_format("arrow")[:])
     assert isinstance(frame, pl.DataFrame)
     return frame
 
@@ -181,5 +202,5 @@ def _digest(lists: pl.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

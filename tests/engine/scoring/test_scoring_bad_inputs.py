@@ -41,6 +41,15 @@ def test_a_part_without_a_column_is_named(make_ctx: Any, commit_artifact: Any, t
         start()
 
 
+def test_a_row_without_a_text_is_named(make_ctx: Any, commit_artifact: Any, tiny_reward_dir: Path) -> None:
+    samples = pl.concat([SAMPLES, SAMPLES.with_columns(text=pl.lit(None, pl.String))])
+    _, start = run(make_ctx, commit_artifact, {"name": str(tiny_reward_dir)}, samples)
+    message = r"row 2 of .*/part-00000\.parquet has no value in column text; 1 rows in all"
+    with pytest.raises(DataError, match=message) as error:
+        start()
+    assert error.value.code == "ValueMissing"
+
+
 def test_an_altered_part_is_named(make_ctx: Any, commit_artifact: Any, tiny_reward_dir: Path) -> None:
     ctx, start = run(make_ctx, commit_artifact, {"name": str(tiny_reward_dir)}, SAMPLES)
     path = ctx.input("samples/s").directory / PART

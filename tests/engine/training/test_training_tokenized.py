@@ -176,6 +176,16 @@ def test_a_path_that_is_not_there_and_a_directory_of_something_else_are_named(tm
         read(tmp_path / "text.parquet")
 
 
+def test_held_out_files_of_a_directory_are_not_trained_on(tmp_path: Path) -> None:
+    _with("rejected_ids", 2, [11]).write_parquet(tmp_path / "train-00000-of-00001.parquet")
+    _with("rejected_ids", 2, [12]).write_parquet(tmp_path / "test-00000-of-00001.parquet")
+    assert [row.responses[-1] for row in read(tmp_path).rows][2] == (11,)
+    assert len(read(tmp_path).rows) == 7
+    (tmp_path / "train-00000-of-00001.parquet").rename(tmp_path / "validation.parquet")
+    with pytest.raises(ConfigError, match="has the splits test, validation"):
+        read(tmp_path)
+
+
 ids = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5).map(tuple)
 token_rows = st.lists(
     st.tuples(st.text(max_size=3), ids, st.lists(ids, min_size=2, max_size=2).map(tuple)).map(
