@@ -35,9 +35,10 @@ _ROLE_KEYS = ("role", "from")
 _TEXT_PARTS = {None, "text", "input_text", "output_text"}
 _BESIDE_TEXT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
 """Keys of a message that are part of what was said, but not of its text."""
-_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*["'](role|from|content|value)["']\s*:""")
+_AS_TEXT = re.compile(r"""\[?\s*\{\s*["'](role|from|content|value)["']\s*:""")
 _USER_FIRST = re.compile(r"\s*(Human|User):")
-_ANSWER = re.compile(r"\n\n+(Assistant|Bot|AI):")
+# Nothing here repeats before another repetition: a text of a million line breaks must take no time.
+_ANSWER = re.compile(r"\n\n(Assistant|Bot|AI):")
 
 
 class NotTurns(Exception):  # noqa: N818 (callers turn it into an error that names the row)
@@ -143,7 +144,7 @@ def conversation_in(text: str) -> Any:
     """
     if (dialogue := dialogue_turns(text)) is not None:
         return [{"role": turn.role.value, "content": turn.text} for turn in dialogue]
-    if not _AS_TEXT.match(text):
+    if not _AS_TEXT.match(text.lstrip()):
         return None
     for read in (json.loads, ast.literal_eval):
         try:
@@ -161,9 +162,10 @@ def dialogue_turns(text: str) -> list[Turn] | None:
 
     Each turn begins with `Human:` or `Assistant:` after an empty line, the first one with the user's.
     """
-    first, answer = _USER_FIRST.match(text), _ANSWER.search(text)
+    first = _USER_FIRST.match(text)
+    answer = _ANSWER.search(text) if first else None
     if first is None or answer is None:
         return None
     roles = {first[1]: Role.USER, answer[1]: Role.ASSISTANT}
-    _, *pieces = re.split(rf"(?:\A\s*|\n\n+)({'|'.join(roles)}):", text)
+    _, *pieces = re.split(rf"(?:\A\s*|\n\n)({'|'.join(roles)}):", text)
     return [Turn(roles[name], said.strip()) for name, said in zip(pieces[::2], pieces[1::2], strict=True)]

@@ -115,7 +115,8 @@ class EvaluationPrompts(SpecModel):
     prompts: int = Field(default=200, ge=0, le=1000000)
     """Number of held-out prompts, taken before the SFT split. 0: none, then evaluation.enabled must be false."""
     dataset: ModelName | None = None
-    """Where they come from. Unset: from prompts.dataset, so that many fewer prompts are trained on."""
+    """Where they come from: prompts.split of it, or the only split of a directory. Unset: from prompts.dataset, so that
+    many fewer prompts are trained on."""
 
 
 class Prompts(SpecModel):
@@ -124,9 +125,10 @@ class Prompts(SpecModel):
     dataset: ModelName
     """Hugging Face data set id, absolute path, or storage://PATH of a file or directory (JSON lines, Parquet, CSV)."""
     config: str | None = Field(default=None, min_length=1, max_length=128)
-    """Configuration of a hub data set. Unset: its only one."""
+    """Configuration of a hub data set, or of a directory's dataset card. Unset: its only one."""
     split: str = Field(default="train", min_length=1, max_length=128)
-    """Split of the data set."""
+    """Split of the data set; of a directory by its files' names (test-*, train/), as `datasets` reads it. One that does
+    not exist is refused."""
     column: str = Field(default="prompt", min_length=1, max_length=128)
     """Column that holds the prompt's text, or a list of chat messages of which the first user message is taken."""
     limit: int | None = Field(default=None, ge=1, le=100000000)

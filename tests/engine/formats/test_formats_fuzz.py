@@ -301,6 +301,19 @@ def test_values_nested_deep_are_an_error_in_every_reader(
     assert check(path, *READERS)
 
 
+@pytest.mark.parametrize("text", ["\n", " ", "[", "{", "\n\nHuman:", "\n\nAssistant:", "Human:\n", '[{"role":'])
+def test_a_text_of_a_million_repetitions_takes_no_time_of_note(tmp_path: Path, text: str) -> None:
+    """Patterns that try every pair of positions would take hours here: the suite's own timeout ends this test."""
+    row = {
+        "prompt": f"Human:{text * (1_000_000 // len(text))}",
+        "chosen": f"a{text * 100_000}",
+        "rejected": text * 100_000,
+    }
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(jsonl([row, {**row, "prompt": row["rejected"]}]))
+    check(path, as_prompts, as_what_can_be_taken)
+
+
 ENCODED = {
     "UTF-16": "utf-16",
     "UTF-32": "utf-32",
