@@ -347,7 +347,7 @@ BAD_INPUTS = {
         65,
         "prompts.dataset '{dir}/p.parquet' holds no prompt: 0 rows read, dropped: none",
     ),
-    "rows that are no objects": (not_objects, 65, "row 1 of {dir}/p.json is a str, but rows are objects"),
+    "rows that are no objects": (not_objects, 65, "row 1 of {dir}/p.json is 'a', but rows are objects"),
     "nothing that is a prompt": (
         all_dropped,
         65,

@@ -105,7 +105,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _object(value: Any, number: int, path: Path, field: str | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(
-            f"row {number} of {path} is a {type(value).__name__}, but rows are objects",
+            f"row {number} of {path} is {shown(value)}, but rows are objects",
             code="RowFormat",
             field=field,
             hint='Write rows like {"prompt": ".."}; `wrpo-engine convert --help` shows the row formats.',

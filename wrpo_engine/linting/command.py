@@ -32,7 +32,7 @@ DATA is one of
   an artifact  of prepare, curate-sft or curate-triples: its directory, or its address with --storage. The prompts it
                was made from are compared with it.
   a file       .parquet, .jsonl, .json, a directory of such files, or one that `datasets` saved: triples in the
-               published format or the engine's, SFT rows (prompt, response), prompts, or triples as token ids
+               formats that `wrpo-engine convert` reads, SFT rows (prompt, response), prompts, or triples as token ids
   storage://PATH below --storage, s3://BUCKET/PATH, a hub id
 
 \b

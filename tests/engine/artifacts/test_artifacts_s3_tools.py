@@ -48,6 +48,20 @@ def test_every_format_is_written_to_a_bucket_and_read_from_there(
     assert f"{storage}/made/{name} is there already" in capsys.readouterr().err
 
 
+def test_a_prefix_has_the_splits_that_its_names_say(storage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in {"train": "to train on", "test": "held out"}.items():
+        row = {**ROW, "prompt": {"role": "user", "content": text}}
+        Path("rows.jsonl").write_text(json.dumps(row) + "\n")
+        assert convert(["rows.jsonl", f"{storage}/set/data/{name}-00000-of-00001.jsonl", "--to", "jsonl"]) == 0
+    for split, text in {"train": "to train on", "test": "held out"}.items():
+        assert convert([f"{storage}/set", "back.jsonl", "--to", "jsonl", "--split", split]) == 0
+        assert json.loads(Path("back.jsonl").read_text())["prompt"] == text
+        Path("back.jsonl").unlink()
+    capsys.readouterr()
+    assert convert([f"{storage}/set", "back.jsonl", "--to", "jsonl", "--split", "nosuch"]) == 78
+    assert "/set has the splits test, train\n" in capsys.readouterr().err
+
+
 NOWHERE = ["gs://bucket/x.jsonl", "https://host/x.jsonl", "storage://x.jsonl"]
 
 

@@ -171,7 +171,10 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         bad_file("r.jsonl", lines({"question": "hi", "rating": 3})),
         "FILE holds no triples; its columns: question, rating; needed: a prompt (`prompt`, `question`, `instruction`, ",
     ),
-    "a row of another form": (bad_file("r.jsonl", lines(PUBLISHED, ["hi"])), "row 2 of FILE is a list, but rows are"),
+    "a row of another form": (
+        bad_file("r.jsonl", lines(PUBLISHED, ["hi"])),
+        "row 2 of FILE is a list of 1 value, but rows are",
+    ),
     "three chosen ones": (
         bad_file("r.jsonl", lines({**PUBLISHED, "chosen": ["a", "b", "c"]})),
         "row 1 of FILE: column `chosen` has 3 answers, where the answers [y_ws, y_wt] or [y_wt] must stand",
