@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any, assert_never
 
-from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
+from wrpo_engine.errors import ConfigError, DataError, TemporaryError, WrpoError, storage_error
 from wrpo_engine.hub import first_line, is_worth_waiting
 
 
@@ -24,21 +24,31 @@ class HubDataFault(StrEnum):
     """Not in the local cache, and downloading is forbidden."""
     UNREACHABLE = "unreachable"
     """The hub is down or busy; later it may work."""
+    DAMAGED = "damaged"
+    """Its files cannot be read."""
+    UNSUPPORTED = "unsupported"
+    """`datasets` does not read data sets of this kind, for example those with code."""
 
 
 def load_from_hub(name: str, *, config: str | None = None, split: str, field: str, split_field: str) -> Any:
     """Return the `datasets.Dataset` of a hub id. `field` is where the user wrote it, `split_field` where the split."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return load_dataset(name, config, split=split)
-    except (OSError, ValueError, HfHubHTTPError, DatasetGenerationError) as error:
+    except MemoryError:
+        raise
+    # Data of others, read by others: errors of every kind, of which none is a fault of the engine.
+    except Exception as error:
+        for cause in _causes(error):
+            if isinstance(cause, OSError) and (full := storage_error(cause)) is not None:
+                raise full from error
         fault = _fault_of(error)
         if fault is None:
             raise
-        raise _refusal(fault, first_line(error), name, split, field=field, split_field=split_field) from error
+        last = list(_causes(error))[-1]
+        said = first_line(last if fault is HubDataFault.DAMAGED else error)
+        raise _refusal(fault, said, name, split, field=field, split_field=split_field) from error
 
 
 def _refusal(fault: HubDataFault, said: str, name: str, split: str, *, field: str, split_field: str) -> WrpoError:
@@ -71,13 +81,23 @@ def _refusal(fault: HubDataFault, said: str, name: str, split: str, *, field: st
                 field=field,
                 hint="Check the network, or put the data on the storage and name it storage://PATH.",
             )
+        case HubDataFault.DAMAGED:
+            return DataError(
+                f"{field} is {name!r}: its files cannot be read ({said})",
+                code="DatasetDamaged",
+                field=field,
+                hint="Correct the data set, or put corrected files on the storage (storage://PATH).",
+            )
+        case HubDataFault.UNSUPPORTED:
+            rule = f"`datasets` does not read it ({said})"
+            return ConfigError(field, name, rule, "Put its rows on the storage as JSON lines or Parquet.")
         case _:
             assert_never(fault)
 
 
 def _fault_of(error: Exception) -> HubDataFault | None:
     """Return what an error is about. `datasets` reports a busy hub as a file that is missing: the causes tell."""
-    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
     from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 
     causes = list(_causes(error))
@@ -89,7 +109,9 @@ def _fault_of(error: Exception) -> HubDataFault | None:
         return HubDataFault.UNREACHABLE
     if isinstance(error, ValueError | DataFilesNotFoundError):
         return HubDataFault.CHOICE
-    return None
+    if isinstance(error, DatasetGenerationError):
+        return HubDataFault.DAMAGED
+    return None if isinstance(error, OSError) else HubDataFault.UNSUPPORTED
 
 
 def _causes(error: BaseException | None) -> Iterator[Exception]:

@@ -93,6 +93,7 @@ VALUES: dict[str, tuple[Any, str | None]] = {
     "a message without a role": ({"content": "hi"}, None),
     "other letters": ([{"role": "Human", "content": "hi"}, {"role": "Assistant", "content": "yo"}], "hi"),
     "a conversation as JSON text": ('[{"role": "user", "content": "hi"}]', "hi"),
+    "a conversation in an object as JSON text": ('{"messages": [{"role": "user", "content": "hi"}]}', "hi"),
     "a conversation in Python's notation": ("[{'from': 'human', 'value': 'hi'}]", "hi"),
     "JSON that is no conversation": ('[{"role": 3}, 4]', None),
     "a conversation as text that breaks off": ('[{"role": "user", "content": "h', None),
@@ -195,6 +196,18 @@ def test_held_out_prompts_come_from_the_only_split_of_their_directory(tmp_path: 
     params = prepare(tmp_path, ["a", "b", "held out"])
     ctx = make_ctx({**params, "evaluation_dataset": str(tmp_path / "held"), "evaluation_prompts": 1})
     assert run(ctx).metrics["dropped_in_evaluation"] == 1
+
+
+def test_a_file_of_held_out_prompts_goes_with_any_split_of_the_training_data(tmp_path: Path, make_ctx: Any) -> None:
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    for name in ("train_prefs", "test_prefs"):
+        (tmp_path / "set" / "data" / f"{name}-00000-of-00001.jsonl").write_text(
+            "".join(json.dumps({"prompt": f"{name} {number}"}) + "\n" for number in range(3))
+        )
+    (tmp_path / "held.txt").write_text("held out\n")
+    params = {"stage": "prepare", "dataset": str(tmp_path / "set"), "split": "train_prefs"}
+    ctx = make_ctx({**params, "evaluation_dataset": str(tmp_path / "held.txt"), "evaluation_prompts": 1})
+    assert run(ctx).metrics["prompts_read"] == 3
 
 
 def prepare(tmp_path: Path, texts: list[Any], **params: Any) -> dict[str, Any]:
@@ -351,7 +364,10 @@ BAD_INPUTS = {
     "nothing that is a prompt": (
         all_dropped,
         65,
-        "prompts.dataset '{dir}/p.jsonl' holds no prompt: 2 rows read, dropped: 1 invalid_unicode, 1 no_user_message",
+        (
+            "prompts.dataset '{dir}/p.jsonl' holds no prompt: 2 rows read, dropped: 1 invalid_unicode, "
+            "1 no_user_message; in column prompt value 1 is a list of 1 value"
+        ),
     ),
     "a saved data set without the split": (
         no_split,

@@ -30,7 +30,8 @@ _BY_NAME = {
 _SHARDED = re.compile(r"^(?P<split>\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*\.")
 _SHARDS = "data"
 _DOCUMENT = re.compile(
-    r"^(readme|licen[cs]e|copying|notice|changelog|citation|authors|contributing|requirements|checksums?|sha256sums?)"
+    r"^(readme|licen[cs]e|copying|notice|changelog|citation|authors|contributing|requirements|checksums?|sha256sums?"
+    r"|terms|eula|disclaimer|credits|acknowledge?ments|version|todo)"
     r"([\W_].*)?$",
     re.IGNORECASE,
 )
@@ -75,7 +76,7 @@ def file_split(path: Path, wanted: Wanted) -> None:
     own = {split for split, pattern in _BY_NAME.items() if pattern.search(path.name)}
     if sharded := _SHARDED.match(path.name):
         own.add(sharded["split"])
-    if wanted.split not in {TRAIN, *own}:
+    if wanted.split not in {TRAIN, *own} and not wanted.only_split:
         raise wanted.refuse(
             "split", f"{path} is a single file, which has no splits", "Leave it out, or name that file."
         )

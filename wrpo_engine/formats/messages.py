@@ -32,10 +32,11 @@ _ROLES = {
     **dict.fromkeys(("system", "developer"), Role.SYSTEM),
 }
 _ROLE_KEYS = ("role", "from")
+_WRAPPERS = ("messages", "conversations", "conversation")
 _TEXT_PARTS = {None, "text", "input_text", "output_text"}
 _BESIDE_TEXT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
 """Keys of a message that are part of what was said, but not of its text."""
-_AS_TEXT = re.compile(r"""\[?\s*\{\s*["'](role|from|content|value)["']\s*:""")
+_AS_TEXT = re.compile(r"""\[?\s*\{\s*["'](role|from|content|value|messages|conversations?)["']\s*:""")
 _USER_FIRST = re.compile(r"\s*(Human|User):")
 # Nothing here repeats before another repetition: a text of a million line breaks must take no time.
 _ANSWER = re.compile(r"\n\n(Assistant|Bot|AI):")
@@ -151,9 +152,10 @@ def conversation_in(text: str) -> Any:
             value = read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             continue
-        messages = [value] if isinstance(value, dict) else value
-        if is_list(messages) and all(isinstance(each, dict) and _first(each, *_ROLE_KEYS) for each in messages):
-            return messages
+        if isinstance(value, dict):
+            value = _first(value, *_WRAPPERS) or [value]
+        if is_list(value) and all(isinstance(each, dict) and _first(each, *_ROLE_KEYS) for each in value):
+            return value
     raise NotTurns(f"holds a text that begins like messages written as JSON and cannot be read: {shown(text)}")
 
 

@@ -27,15 +27,15 @@ def is_mark(path: Path) -> bool:
 def load_saved(path: Path, split: str, *, split_field: str, field: str | None = None, only_split: bool = False) -> Any:
     """Return the `datasets.Dataset` in the directory; of a DatasetDict the split. Errors name both fields.
 
-    A single Dataset is the split `train` unless it says otherwise; another one that is asked for is refused. With
-    `only_split` the only split there is will do.
+    A single Dataset is the split that it says, and `train`; another one that is asked for is refused. With `only_split`
+    the only split there is will do.
     """
     from datasets import DatasetDict, load_from_disk
 
     with damaged_named(path, field=field):
         rows = load_from_disk(str(path))
     if not isinstance(rows, DatasetDict):
-        if split not in {TRAIN, str(rows.split)}:
+        if split not in {TRAIN, str(rows.split)} and not only_split:
             raise ConfigError(split_field, split, f"{path} is a single data set, which has no splits", "Leave it out.")
         return rows
     if split in rows:

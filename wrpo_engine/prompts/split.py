@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wrpo_engine.formats.messages import NotTurns, Role, content_of, conversation_in, is_list, role_of, text_of
+from wrpo_engine.formats.shown import shown
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Cleaned:
     left_out: Counter[str] = field(default_factory=Counter)
     """Prompts that stood in a conversation, by what of it is left out."""
     num_read: int = 0
+    first_unusable: str = ""
+    """The first value without a user's message, for messages; empty if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +107,12 @@ def clean(values: Iterable[Any]) -> Cleaned:
     dropped: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     num_read = 0
+    first_unusable = ""
     for value in values:
         num_read += 1
         asked = asked_in(value)
         if asked.text is None:
+            first_unusable = first_unusable or f"value {num_read} is {shown(value)}"
             dropped["no_user_message"] += 1
             continue
         if not is_unicode(asked.text):
@@ -123,7 +128,13 @@ def clean(values: Iterable[Any]) -> Cleaned:
         else:
             prompts[prompt.prompt_id] = prompt
             left_out.update(asked.left_out)
-    return Cleaned(prompts=list(prompts.values()), dropped=dropped, left_out=left_out, num_read=num_read)
+    return Cleaned(
+        prompts=list(prompts.values()),
+        dropped=dropped,
+        left_out=left_out,
+        num_read=num_read,
+        first_unusable=first_unusable,
+    )
 
 
 def shuffled(prompts: Iterable[Prompt], seed: int) -> list[Prompt]:

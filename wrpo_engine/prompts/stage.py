@@ -68,6 +68,8 @@ def _read(ctx: StageContext, params: PrepareParams, dataset: str, *, field: str 
     ctx.stop.raise_if_requested()
     if not cleaned.prompts:
         counted = ", ".join(f"{count} {reason}" for reason, count in sorted(cleaned.dropped.items())) or "none"
+        if cleaned.first_unusable:
+            counted += f"; in column {params.column} {cleaned.first_unusable}"
         raise DataError(
             f"{field} {dataset!r} holds no prompt: {cleaned.num_read} rows read, dropped: {counted}",
             code="DatasetEmpty",
