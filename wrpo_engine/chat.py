@@ -1,33 +1,58 @@
 """From text to token ids through a chat template: exactly one BOS at the start, exactly one end-of-turn at the end.
 
-Token ids, never strings, go to the backends, so that no special token is added a second time.
+The one law of all stages: the template writes the control tokens, and texts are encoded as texts (`plaintext`). It
+writes prompts whole. An answer never goes through it, because templates strip and add thoughts and trim: the answer's
+own text follows the prompt's ids, and one end-of-turn follows the answer. Token ids, never strings, go to the
+backends, so that no special token is added a second time.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from datetime import UTC, datetime
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
-from jinja2.exceptions import TemplateError
+from wrpo_engine.errors import DataError
+from wrpo_engine.templates import Message, TemplateFault, render
+from wrpo_engine.turns import Turns, messages_of, takes_system, turns_of
 
-from wrpo_engine.errors import ConfigError, DataError
-
-log = logging.getLogger("wrpo_engine")
-
-_SENTINEL = "wrpo7sentinel7response"
-_TODAY = datetime(2024, 7, 26, tzinfo=UTC)
-"""What templates that write the day's date are told, Llama 3.2's among them, whose own default it is: else a stage that
-goes on after midnight, or training on what was sampled another day, would see other prompts."""
-
-Message = dict[str, str]
+FIELD = "chatTemplate"
+_T = TypeVar("_T")
 
 
-def messages_of(prompt: str, system: str | None = None) -> list[Message]:
-    head = [{"role": "system", "content": system}] if system else []
-    return [*head, {"role": "user", "content": prompt}]
+class Change(StrEnum):
+    """How token ids differ from the text they come from."""
+
+    SPELLING = "letter case, accents, white space or compatibility characters"
+    """The tokenizer normalises texts; the words are the same."""
+    CONTENT = "characters that the tokenizer does not know"
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response's token ids, with one end-of-turn, last."""
+
+    ids: list[int]
+    change: Change | None
+    """What the ids do not give back of the response's text; None if they give back all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A prompt's ids, and those of each response to it."""
+
+    prompt_ids: list[int]
+    responses: tuple[Response, ...]
+    has_control_text: bool
+    """Whether a text spells a control token; it is encoded as text."""
+
+
+def check_template(tokenizer: Any, *, field: str, is_set: bool = False) -> None:
+    """Raise ConfigError naming `field` if the tokenizer's chat template cannot be used for prompts and answers."""
+    or_error(lambda: turns_of(tokenizer), field=field, is_set=is_set)
 
 
 def prompt_token_ids(tokenizer: Any, prompt: str, system: str | None = None, template: str | None = None) -> list[int]:
@@ -36,95 +61,105 @@ def prompt_token_ids(tokenizer: Any, prompt: str, system: str | None = None, tem
     They begin with exactly one BOS if the tokenizer puts one before text or the template writes one. A system prompt
     that the template refuses or leaves out stands before the prompt, in the user's turn.
     """
-    text = _render(tokenizer, _messages(tokenizer, prompt, system, template), template, generation=True)
-    return text_token_ids(tokenizer, text)
+    turns, text = or_error(lambda: _prompt(tokenizer, prompt, system, template), is_set=template is not None)
+    return with_one_bos(tokenizer, turns.encoder.encode([text])[0])
 
 
 def response_token_ids(
     tokenizer: Any, prompt: str, response: str, system: str | None = None, template: str | None = None
 ) -> tuple[list[int], list[int]]:
-    """Return (prompt ids, response ids); the response ends with exactly one end-of-turn token.
+    """Return (prompt ids, response ids); the response ends with exactly one end-of-turn token."""
+    conversation = conversation_token_ids(tokenizer, prompt, [response], system, template)
+    return conversation.prompt_ids, conversation.responses[0].ids
 
-    White space with which the template opens an answer is there once, also if the response begins with it: a model that
-    wrote the response from the prompt's ids wrote it too.
+
+def conversation_token_ids(
+    tokenizer: Any, prompt: str, responses: Sequence[str], system: str | None = None, template: str | None = None
+) -> Conversation:
+    """Return the ids of a prompt and of several responses to it.
+
+    White space with which the template surrounds an answer is there once, also if the response holds it: a model that
+    wrote the response from the prompt's ids wrote it too. DataError if the tokenizer cannot encode the text of a
+    control token as text.
     """
-    messages = _messages(tokenizer, prompt, system, template)
-    opening = _opening(tokenizer, template, tokenizer.chat_template)
-    if opening.isspace():
-        response = response.removeprefix(opening)
-    prompt_text = _render(tokenizer, messages, template, generation=True)
-    raw_prompt_ids = _encode(tokenizer, prompt_text)
-    full_text = _render(tokenizer, [*messages, {"role": "assistant", "content": response}], template, generation=False)
-    end_of_turn = end_of_turn_id(tokenizer, template)
-    if full_text.startswith(prompt_text):
-        full_ids = _encode(tokenizer, full_text)
-        if full_ids[: len(raw_prompt_ids)] == raw_prompt_ids:
-            tail = full_ids[len(raw_prompt_ids) :]
-        else:
-            # The tokenizer merges across the border; sampling saw the prompt alone, so training does too.
-            tail = _encode(tokenizer, full_text[len(prompt_text) :])
-    else:
-        # Templates that open the answer differently for generation, for example with an empty thinking block.
-        tail = _encode(tokenizer, response)
-    if end_of_turn in tail:
-        tail = tail[: tail.index(end_of_turn)]
-    return _with_one_bos(tokenizer, raw_prompt_ids), [*tail, end_of_turn]
+    turns, text = or_error(lambda: _prompt(tokenizer, prompt, system, template), is_set=template is not None)
+    answers = [_surrounded(turns, response) for response in responses]
+    hidden = [turns.encoder.hide(answer) for answer in answers]
+    prompt_ids, *whole = turns.encoder.encode([text, *(text + answer for answer in hidden)])
+    size = len(prompt_ids)
+    found: list[Response] = []
+    for answer, concealed, ids in zip(answers, hidden, whole, strict=True):
+        tail = ids[size:] if ids[:size] == prompt_ids else None
+        change = None if tail is None else change_of(answer, decoded(tokenizer, tail))
+        if tail is None or change is not None:
+            # The tokenizer merges across the border, or leaves out what follows a token of the prompt. Sampling saw
+            # the prompt alone, so training does too.
+            alone = turns.encoder.encode([concealed])[0]
+            alone_change = change_of(answer, decoded(tokenizer, alone))
+            if tail is None or alone_change is None:
+                tail, change = alone, alone_change
+        found.append(Response([*tail, turns.end_of_turn], change))
+    has_control_text = any(map(turns.encoder.holds_control_text, (prompt, *responses)))
+    return Conversation(with_one_bos(tokenizer, prompt_ids), tuple(found), has_control_text)
 
 
-def _messages(tokenizer: Any, prompt: str, system: str | None, template: str | None) -> list[Message]:
-    if system and not _takes_system(tokenizer, template, tokenizer.chat_template):
+def _prompt(tokenizer: Any, prompt: str, system: str | None, template: str | None) -> tuple[Turns, str]:
+    """Return the template's form and what it writes for a prompt, with the data's control tokens hidden."""
+    turns = turns_of(tokenizer, template)
+    hide = turns.encoder.hide
+    messages = [{**message, "content": hide(message["content"])} for message in _messages(turns, prompt, system)]
+    return turns, render(tokenizer, messages, turns.template, generation=True)
+
+
+def _messages(turns: Turns, prompt: str, system: str | None) -> list[Message]:
+    if system and not takes_system(turns.encoder.tokenizer, turns.template):
         return messages_of(f"{system}\n\n{prompt}")
     return messages_of(prompt, system)
 
 
-@lru_cache(maxsize=32)
-def _takes_system(tokenizer: Any, template: str | None, _own_template: str | None) -> bool:
-    try:
-        text = _apply(tokenizer, messages_of("a", _SENTINEL), template, generation=True)
-    except TemplateError:
-        text = ""
-    if _SENTINEL not in text:
-        log.info(
-            "the chat template of %s has no place for a system prompt: it is put before the prompt in the user's turn",
-            tokenizer.name_or_path,
-        )
-    return _SENTINEL in text
+def _surrounded(turns: Turns, response: str) -> str:
+    return turns.opening + response.removeprefix(turns.opening).removesuffix(turns.closing) + turns.closing
 
 
-@lru_cache(maxsize=32)
-def _opening(tokenizer: Any, template: str | None, _own_template: str | None) -> str:
-    """Return what the template writes between the opening of the assistant's turn and the answer."""
-    messages = messages_of("a")
-    prompt_text = _render(tokenizer, messages, template, generation=True)
-    answered = [*messages, {"role": "assistant", "content": _SENTINEL}]
-    before = _render(tokenizer, answered, template, generation=False).partition(_SENTINEL)[0]
-    return before.removeprefix(prompt_text) if before.startswith(prompt_text) else ""
+def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Return the text of ids, control tokens included, without the clean-up that some tokenizers ask for."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def change_of(text: str, given: str) -> Change | None:
+    """Return how a text's ids differ from it, by what they give when decoded.
+
+    One space at the beginning does not count: tokenizers of the SentencePiece kind add one and take one away.
+    """
+    if text.removeprefix(" ") == given.removeprefix(" "):
+        return None
+    return Change.SPELLING if any(plain(text) == plain(given) for plain in (_folded, _plain)) else Change.CONTENT
+
+
+def change_within(text: str, given: str) -> Change | None:
+    """Return how the ids of something that holds a text differ from the text, by what they give when decoded."""
+    if text in given:
+        return None
+    return Change.SPELLING if any(plain(text) in plain(given) for plain in (_folded, _plain)) else Change.CONTENT
+
+
+def _folded(text: str) -> str:
+    """Return a text without case and white space: all that most tokenizers change, and quick to tell."""
+    return "".join(text.casefold().split())
+
+
+def _plain(text: str) -> str:
+    """Return a text's letters, digits and signs without case, accents, blanks and control characters."""
+    return "".join(
+        character
+        for character in unicodedata.normalize("NFKD", text).casefold()
+        if unicodedata.category(character)[0] not in "MZC" and character != "\ufffd"
+    )
 
 
 def end_of_turn_id(tokenizer: Any, template: str | None = None) -> int:
     """Return the token that ends the assistant's turn: the first special one the template writes after an answer."""
-    return _end_of_turn(tokenizer, template, tokenizer.chat_template)
-
-
-@lru_cache(maxsize=32)
-def _end_of_turn(tokenizer: Any, template: str | None, _own_template: str | None) -> int:
-    messages = [*messages_of("a"), {"role": "assistant", "content": _SENTINEL}]
-    text = _render(tokenizer, messages, template, generation=False)
-    _, found, suffix = text.rpartition(_SENTINEL)
-    suffix = suffix if found else ""
-    special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
-    for token in _encode(tokenizer, suffix):
-        if token in special:
-            return int(token)
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            "chatTemplate",
-            "<the model's>",
-            "neither the template nor the tokenizer has a token that ends a turn",
-            "Set a chatTemplate that writes the model's end-of-turn token after each message.",
-            code="MissingEndOfTurn",
-        )
-    return int(tokenizer.eos_token_id)
+    return or_error(lambda: turns_of(tokenizer, template), is_set=template is not None).end_of_turn
 
 
 def check_sequence(
@@ -146,10 +181,10 @@ def sequence_fault(tokenizer: Any, prompt_ids: Sequence[int], response_ids: Sequ
     """Return what breaks the rule of one BOS and one end-of-turn in a sequence of any origin, or None.
 
     A BOS is asked for only if the tokenizer puts one before text; one that is also the end-of-turn is not counted.
-    Without a chat template the end-of-turn is the tokenizer's EOS.
+    Without a usable chat template the end-of-turn is the tokenizer's EOS.
     """
     bos = tokenizer.bos_token_id
-    end_of_turn = end_of_turn_id(tokenizer) if tokenizer.chat_template else tokenizer.eos_token_id
+    end_of_turn = probable_end_of_turn(tokenizer)
     if bos is not None and bos != end_of_turn:
         count = prompt_ids.count(bos) + response_ids.count(bos)
         if count > 1:
@@ -161,54 +196,21 @@ def sequence_fault(tokenizer: Any, prompt_ids: Sequence[int], response_ids: Sequ
     return None
 
 
-def _render(tokenizer: Any, messages: list[Message], template: str | None, *, generation: bool) -> str:
-    if template is None and not tokenizer.chat_template:
-        raise ConfigError(
-            "chatTemplate",
-            "<unset>",
-            f"the tokenizer of {tokenizer.name_or_path} has no chat template",
-            "Set chatTemplate of this model in the experiment, or use an instruction-tuned model.",
-            code="MissingChatTemplate",
-        )
+def probable_end_of_turn(tokenizer: Any) -> int | None:
+    """Return the end-of-turn of the tokenizer's chat template; without a usable one its EOS, if it has any."""
+    return _probable_end_of_turn(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=32)
+def _probable_end_of_turn(tokenizer: Any, _own_template: str) -> int | None:
     try:
-        return _apply(tokenizer, messages, template, generation=generation)
-    except TemplateError as error:
-        raise ConfigError(
-            "chatTemplate",
-            "<the model's>" if template is None else "<set>",
-            f"the chat template of {tokenizer.name_or_path} refuses the messages: {error}",
-            "Set a chatTemplate that takes a user's message and an assistant's.",
-            code="ChatTemplateFailed",
-        ) from error
+        return turns_of(tokenizer).end_of_turn
+    except TemplateFault:
+        return None if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
 
-def template_date(pattern: str) -> str:
-    """Return the one date that chat templates see as today's; `strftime_now` of their environment."""
-    return _TODAY.strftime(pattern)
-
-
-def _apply(tokenizer: Any, messages: list[Message], template: str | None, *, generation: bool) -> str:
-    return str(
-        tokenizer.apply_chat_template(
-            messages,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=generation,
-            strftime_now=template_date,
-        )
-    )
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
-
-
-def text_token_ids(tokenizer: Any, text: str) -> list[int]:
-    """Return the ids of a text that a template wrote, with exactly one BOS if the tokenizer puts one before text."""
-    return _with_one_bos(tokenizer, _encode(tokenizer, text))
-
-
-def _with_one_bos(tokenizer: Any, ids: list[int]) -> list[int]:
+def with_one_bos(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Return the ids of a text that a template wrote with exactly one BOS, if it or the tokenizer writes one."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return ids
@@ -221,3 +223,11 @@ def _with_one_bos(tokenizer: Any, ids: list[int]) -> list[int]:
 @lru_cache(maxsize=32)
 def _adds_bos(tokenizer: Any) -> bool:
     return bool(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
+
+
+def or_error(find: Callable[[], _T], *, field: str = FIELD, is_set: bool = False) -> _T:
+    """Return what `find` returns; ConfigError with the field of the template that `find` cannot use."""
+    try:
+        return find()
+    except TemplateFault as fault:
+        raise fault.error(field, is_set=is_set) from fault

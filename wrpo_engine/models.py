@@ -10,6 +10,7 @@ from typing import Any
 
 from wrpo_engine.artifacts import Artifact
 from wrpo_engine.artifacts.checks import address
+from wrpo_engine.chat import check_template
 from wrpo_engine.config import ModelRef, RewardModel
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.hub import HubPatience, first_line, hub_errors, is_offline, offline_error
@@ -117,21 +118,18 @@ def load_tokenizer(model: ModelRef, ctx: StageContext, *, field: str = "model") 
 
 
 def tokenizer_of(model: ResolvedModel, *, field: str = "model", needs_template: bool = True) -> Any:
-    from transformers import AutoTokenizer
+    """Return a model's tokenizer with the chat template that the experiment asks for.
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(model.path), trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(
-            field,
-            model.identity,
-            f"its tokenizer cannot be loaded: {first_line(error)}",
-            "Use a model directory with tokenizer.json or another tokenizer that transformers knows.",
-            code="TokenizerInvalid",
-        ) from error
+    `field` is the model's in the experiment's spec. With `needs_template` a template that cannot be used is refused.
+    """
+    tokenizer = read_tokenizer(
+        str(model.path), field=field, identity=model.identity, trust_remote_code=model.trust_remote_code
+    )
     if model.chat_template is not None:
         tokenizer.chat_template = model.chat_template
-    if needs_template and not tokenizer.chat_template:
+    if not needs_template:
+        return tokenizer
+    if not tokenizer.chat_template:
         raise ConfigError(
             f"{field}.chatTemplate",
             "<unset>",
@@ -139,7 +137,24 @@ def tokenizer_of(model: ResolvedModel, *, field: str = "model", needs_template: 
             f"Set {field}.chatTemplate, or use an instruction-tuned model.",
             code="MissingChatTemplate",
         )
+    check_template(tokenizer, field=f"{field}.chatTemplate", is_set=model.chat_template is not None)
     return tokenizer
+
+
+def read_tokenizer(path: str, *, field: str, identity: str, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of a directory or of a hub's model; ConfigError names `field` and `identity`."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ConfigError(
+            field,
+            identity,
+            f"its tokenizer cannot be loaded: {first_line(error)}",
+            "Use a model directory with tokenizer.json or another tokenizer that transformers knows.",
+            code="TokenizerInvalid",
+        ) from error
 
 
 def context_length(model: ResolvedModel) -> int | None:

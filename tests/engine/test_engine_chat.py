@@ -85,10 +85,12 @@ def test_the_end_of_turn_is_what_the_template_writes(options: dict[str, Any], to
     assert tokenizer.convert_ids_to_tokens(end_of_turn_id(tokenizer)) == token
 
 
-def test_a_response_that_holds_the_end_of_turn_ends_there() -> None:
+def test_a_response_that_quotes_the_end_of_turn_goes_on_after_it() -> None:
     tokenizer = make_tokenizer()
     _, response = response_token_ids(tokenizer, "hi", "yes<|im_end|>\nand more")
-    assert tokenizer.decode(response) == "yes<|im_end|>"
+    assert tokenizer.decode(response[:-1]) == "yes<|im_end|>\nand more"
+    assert response.count(end_of_turn_id(tokenizer)) == 1
+    assert response[-1] == end_of_turn_id(tokenizer)
 
 
 def test_the_system_prompt_comes_first() -> None:

@@ -15,7 +15,6 @@ from rich.text import Text
 
 from wrpo_engine.command_line import run_command
 from wrpo_engine.config import ExitCode
-from wrpo_engine.errors import ConfigError
 from wrpo_engine.formats.location import Locator
 from wrpo_engine.linting.checks import ModelTokens, run_checks
 from wrpo_engine.linting.findings import Finding, Limits, Severity, has_errors
@@ -80,22 +79,22 @@ def command(
 
 def load_tokens(place: str) -> ModelTokens:
     """Return the special tokens of a tokenizer; the end of turn is the chat template's, if there is one."""
-    from transformers import AutoTokenizer
+    from wrpo_engine.chat import check_template, or_error, probable_end_of_turn
+    from wrpo_engine.models import read_tokenizer
+    from wrpo_engine.templates import template_of
+    from wrpo_engine.turns import encoder_of
 
-    from wrpo_engine.chat import end_of_turn_id
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        rule = (str(error).splitlines() or ["it cannot be loaded"])[0]
-        raise ConfigError("--tokenizer", place, rule, "Name a directory with the tokenizer's files.") from error
-    eos = end_of_turn_id(tokenizer) if tokenizer.chat_template else tokenizer.eos_token_id
+    tokenizer = read_tokenizer(place, field="--tokenizer", identity=place)
+    template = or_error(lambda: template_of(tokenizer), field="--tokenizer")
+    if template is not None:
+        check_template(tokenizer, field="--tokenizer")
+    eos = probable_end_of_turn(tokenizer)
     return ModelTokens(
         bos=tokenizer.bos_token_id,
         eos=eos,
         bos_text=tokenizer.bos_token,
         eos_text=tokenizer.convert_ids_to_tokens(eos) if eos is not None else None,
-        special=sorted({str(token) for token in tokenizer.all_special_tokens}),
+        special=sorted(encoder_of(tokenizer, template).tokens),
     )
 
 

@@ -179,6 +179,14 @@ def losses_of(metrics: Mapping[str, float], details: Mapping[str, Any]) -> list[
     if isinstance(dropped, Mapping):
         known = {reason for reason, _ in found}
         found += [(str(reason), count) for reason, count in dropped.items() if reason not in known]
+    changed = details.get("changed")
+    if isinstance(changed, Mapping):
+        known = {reason for reason, _ in found}
+        found += [
+            (f"changed by the tokenizer, kept: {reason}", count)
+            for reason, count in changed.items()
+            if reason not in known
+        ]
     if count := details.get("truncated_responses"):
         found.append(("cut to the maximum length, kept", count))
     return [(reason.replace("_", " "), int(count)) for reason, count in found if count]

@@ -95,7 +95,7 @@ class TransformersSampler:
         request = rows[0].request
         samples = tuple(
             Sample(
-                text=self._decode(row.tokens) if row.text is None else row.text,
+                text=self._decode(self._answer(row)) if row.text is None else row.text,
                 num_tokens=len(row.tokens),
                 finish_reason=row.finished or FinishReason.LENGTH,
                 seed=row.seed,
@@ -105,6 +105,11 @@ class TransformersSampler:
         if self._settings.is_greedy:
             samples = repeat_greedy(samples[0], request.num_samples)
         return Sampled(key=request.key, samples=samples)
+
+    def _answer(self, row: Row) -> Sequence[int]:
+        """Return a row's tokens without the one that ended it, which is no text even if it is not marked as special."""
+        ended = row.finished is FinishReason.STOP and row.tokens and row.tokens[-1] in self._stop_ids
+        return row.tokens[:-1] if ended else row.tokens
 
     def _decode(self, tokens: Sequence[int]) -> str:
         # Some tokenizers ask for a clean-up that changes the text: " ." becomes ".".

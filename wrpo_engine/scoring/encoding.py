@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from jinja2.exceptions import TemplateError
-
-from wrpo_engine.chat import messages_of, template_date
+from wrpo_engine.chat import Change, change_within, decoded, or_error, with_one_bos
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.scoring.rewards import Pair, row_name
+from wrpo_engine.templates import TemplateFault, render, require_template, template_of
+from wrpo_engine.turns import PROMPT_MARK, RESPONSE_MARK, answered, encoder_of, messages_of
 
 Truncation = Literal["Right", "Left", "Fail"]
+_FIELD = "reward.chatTemplate"
 _TEXTS_AT_ONCE = 512
-_PROMPT, _RESPONSE = "wrpo7sentinel7prompt", "wrpo7sentinel7response"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class Encoded:
     ids: list[int]
     types: list[int] | None
     truncated: bool
+    change: Change | None = None
+    """What the ids do not give back of the response's text; not looked at if they are truncated."""
 
 
 def last_occurrence(ids: Sequence[int], pattern: Sequence[int]) -> int | None:
@@ -36,7 +38,8 @@ class PairEncoder:
     """Turns pairs into token ids.
 
     With a chat template the pair is a conversation of two turns; without one the tokenizer's own form for a pair of
-    texts is taken, as encoders are trained on.
+    texts is taken, as encoders are trained on. The template writes what surrounds the response, and never the response,
+    which it might change.
     """
 
     def __init__(self, tokenizer: Any, *, identity: str, max_length: int, truncation: Truncation = "Right") -> None:
@@ -44,13 +47,14 @@ class PairEncoder:
         self._identity = identity
         self._max_length = max_length
         self._truncation = truncation
+        self._template = or_error(lambda: template_of(tokenizer), field=_FIELD)
+        self._plain = encoder_of(tokenizer, self._template)
         self._bos = tokenizer.bos_token_id
-        self._adds_bos = self._bos is not None and self._first_id("a") == self._bos
         self._border: list[int] = []
 
     def encode(self, pairs: Sequence[Pair], names: Sequence[str] | None = None) -> list[Encoded]:
         """Encode pairs; with truncation Fail a pair that is too long is an error that names it."""
-        one_by_one = self._conversations if self._tokenizer.chat_template else self._text_pairs
+        one_by_one = self._text_pairs if self._template is None else self._conversations
         encoded: list[Encoded] = []
         # Bounded: a fast tokenizer's result holds several times the memory of the ids alone.
         for start in range(0, len(pairs), _TEXTS_AT_ONCE):
@@ -69,9 +73,8 @@ class PairEncoder:
 
         In Llama 3's format: <|eot_id|><|start_header_id|>assistant<|end_header_id|> and two line breaks.
         """
-        text = self._render((_PROMPT, _RESPONSE))
-        _, found_prompt, rest = text.partition(_PROMPT)
-        between, found_response, _ = rest.partition(_RESPONSE)
+        _, found_prompt, rest = self._form(PROMPT_MARK).partition(PROMPT_MARK)
+        between, found_response, _ = rest.partition(RESPONSE_MARK)
         if not found_prompt or not found_response or not between:
             raise ConfigError(
                 "reward.chatTemplate",
@@ -80,10 +83,19 @@ class PairEncoder:
                 "Set reward.chatTemplate to the template that the reward model was trained with.",
                 code="ChatTemplateFailed",
             )
-        return self._ids([between])[0]
+        return self._plain.encode([between])[0]
 
     def _conversations(self, pairs: Sequence[Pair]) -> list[Encoded]:
-        return [self._cut(self._with_one_bos(ids)) for ids in self._ids([self._render(pair) for pair in pairs])]
+        hide = self._plain.hide
+        forms = {prompt: self._form(hide(prompt)) for prompt, _ in pairs}
+        texts = [forms[prompt].replace(RESPONSE_MARK, hide(response)) for prompt, response in pairs]
+        rows = [with_one_bos(self._tokenizer, ids) for ids in self._plain.encode(texts)]
+        return [self._checked(self._cut(ids), response) for ids, (_, response) in zip(rows, pairs, strict=True)]
+
+    def _checked(self, encoded: Encoded, response: str) -> Encoded:
+        if encoded.truncated:
+            return encoded
+        return replace(encoded, change=change_within(response, decoded(self._tokenizer, encoded.ids)))
 
     def _cut(self, ids: list[int]) -> Encoded:
         if len(ids) <= self._max_length:
@@ -112,65 +124,42 @@ class PairEncoder:
         return ids[: self._max_length]
 
     def _text_pairs(self, pairs: Sequence[Pair]) -> list[Encoded]:
-        if not pairs:
-            return []
-        full = self._tokenizer([prompt for prompt, _ in pairs], [answer for _, answer in pairs], verbose=False)
-        types = full.get("token_type_ids")
         encoded = []
-        for index, ids in enumerate(full["input_ids"]):
+        for pair, (ids, types) in zip(pairs, self._plain.encode_pairs(pairs), strict=True):
             if len(ids) > self._max_length:
-                encoded.append(self._cut_text_pair(pairs[index]))
+                encoded.append(self._cut_text_pair(pair))
             else:
-                encoded.append(Encoded(list(ids), None if types is None else list(types[index]), truncated=False))
+                encoded.append(self._checked(Encoded(ids, types, truncated=False), pair[1]))
         return encoded
 
     def _cut_text_pair(self, pair: Pair) -> Encoded:
         """Cut the longer text first; Left begins with the prompt's beginning and touches the response last."""
-        tokenizer = self._tokenizer
-        side = tokenizer.truncation_side
-        tokenizer.truncation_side = "left" if self._truncation == "Left" else "right"
+        side: str = "right"
         strategy: str = "longest_first"
         if self._truncation == "Left":
-            response = len(tokenizer("", pair[1], verbose=False)["input_ids"])
-            strategy = "only_first" if response < self._max_length else "longest_first"
-        try:
-            cut = tokenizer(*pair, truncation=strategy, max_length=self._max_length)
-        finally:
-            tokenizer.truncation_side = side
-        types = cut.get("token_type_ids")
-        return Encoded(list(cut["input_ids"]), None if types is None else list(types), truncated=True)
+            side = "left"
+            ((response, _),) = self._plain.encode_pairs([("", pair[1])])
+            strategy = "only_first" if len(response) < self._max_length else "longest_first"
+        ((ids, types),) = self._plain.encode_pairs(
+            [pair], truncation=strategy, max_length=self._max_length, truncation_side=side
+        )
+        return Encoded(ids, types, truncated=True)
 
-    def _render(self, pair: Pair) -> str:
-        prompt, response = pair
-        messages = [*messages_of(prompt), {"role": "assistant", "content": response}]
-        try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, strftime_now=template_date))
-        except TemplateError as error:
-            raise ConfigError(
-                "reward.chatTemplate",
-                "<the model's>",
-                f"the chat template of {self._identity} refuses a prompt with its response: {error}",
-                "Set reward.chatTemplate to one that takes a user's and an assistant's message.",
-                code="ChatTemplateFailed",
-            ) from error
+    def _form(self, prompt: str) -> str:
+        """Return the conversation with a prompt, hidden, and a mark for the response."""
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        found = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return [[int(token) for token in ids] for ids in found]
+        def written() -> str:
+            template = require_template(self._tokenizer)
+            messages = answered(messages_of(prompt), RESPONSE_MARK)
+            text = render(self._tokenizer, messages, template, generation=False, what="a prompt with its response")
+            if RESPONSE_MARK not in text:
+                raise TemplateFault(
+                    f"the chat template of {self._identity} leaves the response out",
+                    "Set {field} to the template that the reward model was trained with.",
+                )
+            return text
 
-    def _with_one_bos(self, ids: list[int]) -> list[int]:
-        start = 0
-        while self._bos is not None and start < len(ids) and ids[start] == self._bos:
-            start += 1
-        if not start and not self._adds_bos:
-            return ids
-        return [self._bos, *ids[start:]]
-
-    def _first_id(self, text: str) -> int | None:
-        ids = self._tokenizer(text)["input_ids"]
-        return int(ids[0]) if ids else None
+        return or_error(written, field=_FIELD)
 
     def _refuse_truncated(self, encoded: Sequence[Encoded], names: Sequence[str] | None) -> None:
         for index, row in enumerate(encoded):

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wrpo_engine.chat import messages_of
 from wrpo_engine.config import RewardModel
 from wrpo_engine.errors import ConfigError, DataError, Interrupted, TemporaryError, WrpoError
 from wrpo_engine.scoring.rewards import Pair, Reward
+from wrpo_engine.turns import messages_of
 
 KEY_VARIABLE = "WRPO_REWARD_API_KEY"
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})

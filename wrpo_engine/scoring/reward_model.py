@@ -68,6 +68,7 @@ class RewardScorer:
                 Reward(
                     score=score,
                     truncated=encoded[index].truncated,
+                    change=encoded[index].change,
                     objectives=tuple(objectives),
                     num_tokens=len(encoded[index].ids),
                     num_padding=0 if row in first_seen else padding[row],

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from wrpo_engine.chat import Change
 from wrpo_engine.errors import DataError
 
 Pair = tuple[str, str]
@@ -23,6 +24,8 @@ class Reward:
     score: float
     truncated: bool = False
     """The model read only a part of the pair."""
+    change: Change | None = None
+    """What the model's tokenizer changed in the response; None also where the reward does not say."""
     objectives: tuple[float, ...] = ()
     """One number for each of the scorer's objectives."""
     num_tokens: int | None = None

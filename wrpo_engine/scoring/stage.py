@@ -8,6 +8,7 @@ import polars as pl
 
 from wrpo_engine import records
 from wrpo_engine.artifacts import Artifact
+from wrpo_engine.chat import Change
 from wrpo_engine.config import ScoreParams
 from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import ConfigError, DataError
@@ -19,6 +20,9 @@ from wrpo_engine.stage import StageContext, StageResult
 
 OBJECTIVE_PREFIX = "objective/"
 """Columns of a multi-objective reward: objective/NAME."""
+MAX_CHANGED_SHARE = 0.1
+_ENOUGH_TO_REFUSE = 1000
+"""Responses after which a stage does not wait for its end to refuse them."""
 _SAMPLE_COLUMNS = ("prompt_id", "source", "sample_index", "text", "finish_reason")
 
 
@@ -92,8 +96,12 @@ def _score_parts(
 
     ctx.progress.update(done, total)
     written = 0
+    scored: pl.DataFrame | None = None
     for name in todo:
         frame = score_rows(scorer, slices[name], prompts, on_progress)
+        scored = frame if scored is None else pl.concat([scored, frame])
+        if scored.height >= _ENOUGH_TO_REFUSE:
+            refuse_changed(scored)
         ctx.output.publish(name, frame.write_parquet)
         written += frame.height
     return written
@@ -123,6 +131,7 @@ def score_rows(
     return rows.select("prompt_id", "source", "sample_index").with_columns(
         pl.Series("score", [reward.score for reward in rewards], dtype=pl.Float64),
         pl.Series("truncated", [reward.truncated for reward in rewards], dtype=pl.Boolean),
+        pl.Series("change", [reward.change for reward in rewards], dtype=pl.String),
         pl.Series("tokens", [reward.num_tokens for reward in rewards], dtype=pl.Int64),
         pl.Series("padding", [reward.num_padding for reward in rewards], dtype=pl.Int64),
         *(
@@ -133,9 +142,16 @@ def score_rows(
 
 
 def measure(parts: Iterable[pl.DataFrame]) -> dict[str, float]:
-    """Return the metrics of a whole scores artifact; they follow from its rows alone, however often it was stopped."""
-    rows = pl.concat(list(parts))
+    """Return the metrics of a whole scores artifact; they follow from its rows alone, however often it was stopped.
+
+    changed_responses: the reward model's tokenizer does not know some of their characters; DataError if they are too
+    many. respelled_responses: it reads them without case or accents, as such models are trained.
+    """
+    rows = pl.concat(list(parts), how="diagonal")
     metrics = {"responses": float(rows.height), "truncated": float(rows["truncated"].sum())}
+    metrics["changed_responses"] = float((rows["change"] == Change.CONTENT).sum())
+    metrics["respelled_responses"] = float((rows["change"] == Change.SPELLING).sum())
+    refuse_changed(rows)
     if not rows.height:
         return metrics
     scores = rows["score"]
@@ -150,6 +166,23 @@ def measure(parts: Iterable[pl.DataFrame]) -> dict[str, float]:
     if padding.len():
         metrics["padding_share"] = int(padding.sum()) / (tokens + int(padding.sum()))
     return metrics
+
+
+def refuse_changed(rows: pl.DataFrame) -> None:
+    """Raise DataError if the reward model does not know characters of more responses than `MAX_CHANGED_SHARE`."""
+    changed = rows.filter(pl.col("change") == Change.CONTENT)
+    if changed.height <= MAX_CHANGED_SHARE * rows.height:
+        return
+    first = changed.row(0, named=True)
+    raise DataError(
+        f"{changed.height} of {rows.height} responses ({changed.height / rows.height:.1%}) have "
+        f"{Change.CONTENT} of the reward model; the first is prompt_id {first['prompt_id']}, source {first['source']}, "
+        f"sample_index {first['sample_index']}. At most {MAX_CHANGED_SHARE:.0%} of the responses may have some, "
+        "because their scores are those of other texts",
+        code="ResponsesChanged",
+        field="reward.model",
+        hint="Use a reward model whose tokenizer knows the characters of the responses, for example their language.",
+    )
 
 
 def _float(value: object) -> float:

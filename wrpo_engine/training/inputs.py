@@ -24,8 +24,8 @@ class ChatEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
-        return chat.response_token_ids(self._tokenizer, prompt, response)
+    def encode(self, prompt: str, responses: Sequence[str]) -> chat.Conversation:
+        return chat.conversation_token_ids(self._tokenizer, prompt, responses)
 
     def check(self, prompt_ids: list[int], response_ids: list[int], *, row: str) -> None:
         chat.check_sequence(self._tokenizer, prompt_ids, response_ids, row=row)

@@ -76,6 +76,8 @@ def publish_model(
             "held_out_rows": held_out_rows,
             "truncated_responses": tokenized.num_truncated,
             "dropped": dict(sorted(tokenized.dropped.items())),
+            "changed": dict(sorted(tokenized.changed.items())),
+            "control_text_rows": tokenized.num_control_text,
             **tokenized.details,
         },
     )
@@ -95,6 +97,7 @@ def _card(
         "rows": len(tokenized.rows),
         "truncated_responses": tokenized.num_truncated,
         **{f"dropped: {reason}": count for reason, count in sorted(tokenized.dropped.items())},
+        **{f"not given back as written: {reason}": count for reason, count in sorted(tokenized.changed.items())},
         **tokenized.details.get("tokenized_triples", {}),
     }
     objective = params.objective.value if isinstance(params, TrainParams) else "SFT"

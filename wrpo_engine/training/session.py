@@ -140,6 +140,7 @@ def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task,
         exported_step = _take_best(run, outcome)
         weights = gather_weights(backend, group, "float32" if params.lora is not None else params.precision)
         metrics = final_metrics(outcome, evaluation, exported_step)
+        metrics["changed_rows"] = float(tokenized.changed.total())
 
         def publish() -> None:
             assert weights is not None

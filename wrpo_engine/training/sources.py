@@ -19,7 +19,7 @@ from wrpo_engine.training.inputs import ChatEncoder
 from wrpo_engine.training.places import MODEL_FIELD, TOKENS_DIRECTORY
 from wrpo_engine.training.rows import TokenRow
 from wrpo_engine.training.token_cache import read_tokens, write_tokens
-from wrpo_engine.training.tokenize import TextRow, TokenizedRows, require_rows, tokenize_rows
+from wrpo_engine.training.tokenize import TextRow, TokenizedRows, require_rows, require_unchanged, tokenize_rows
 from wrpo_engine.training.tokenized import read_tokenized_triples, vocabulary_size
 
 log = logging.getLogger("wrpo_engine")
@@ -54,7 +54,9 @@ class TextSource:
         artifact = ctx.input(self.role)
         text_rows = self.read(artifact.file(self.file))
         tokenized = tokenize_rows(text_rows, ChatEncoder(tokenizer_of(base, field=MODEL_FIELD)), params)
-        require_rows(tokenized, num_rows=len(text_rows), artifact=address(artifact.ref))
+        where = address(artifact.ref)
+        require_unchanged(tokenized, num_rows=len(text_rows), artifact=where, field=f"{MODEL_FIELD}.model")
+        require_rows(tokenized, num_rows=len(text_rows), artifact=where)
         return tokenized
 
 
@@ -131,9 +133,12 @@ def token_rows(
     tokenized = read_tokens(ctx.output.fetch(name))
     if group.is_main:
         log.info(
-            "%d rows, %d responses cut to maxLength, dropped: %s",
+            "%d rows, %d responses cut to maxLength, dropped: %s, not given back as written: %s, "
+            "with control tokens as text: %d",
             len(tokenized.rows),
             tokenized.num_truncated,
             dict(tokenized.dropped) or "none",
+            dict(tokenized.changed) or "none",
+            tokenized.num_control_text,
         )
     return tokenized

@@ -30,6 +30,9 @@ def write_tokens(path: Path, tokenized: TokenizedRows) -> None:
     facts = {
         "num_truncated": tokenized.num_truncated,
         "dropped": dict(tokenized.dropped),
+        "changed": dict(tokenized.changed),
+        "first_changed": tokenized.first_changed,
+        "num_control_text": tokenized.num_control_text,
         "details": dict(tokenized.details),
     }
     frame = pl.DataFrame(
@@ -58,7 +61,15 @@ def read_tokens(path: Path) -> TokenizedRows:
         for part in pl.read_parquet(path).iter_slices(_ROWS_PER_SLICE)
         for row_id, prompt, responses, prompt_has_loss in _rows(part)
     ]
-    return TokenizedRows(rows, facts["num_truncated"], Counter(facts["dropped"]), facts["details"])
+    return TokenizedRows(
+        rows,
+        facts["num_truncated"],
+        Counter(facts["dropped"]),
+        Counter(facts["changed"]),
+        facts["first_changed"],
+        facts["num_control_text"],
+        facts["details"],
+    )
 
 
 def _rows(frame: pl.DataFrame) -> Sequence[tuple[str, list[int], list[list[int]], bool]]:
