@@ -50,7 +50,7 @@ _REPLACEMENT = "\ufffd"
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
-    """The special tokens that must not stand in texts."""
+    """The special tokens that are looked for in texts. They are encoded as text, but mostly are left by a template."""
 
     bos: Sequence[str] = BOS
     eos: Sequence[str] = EOS
@@ -97,20 +97,20 @@ def _one_column(rows: pl.DataFrame, column: str, marks: Marks, limits: Limits) -
         (
             pl.col("_bos"),
             "double-bos",
-            Severity.ERROR,
-            f"{column} begins with a BOS token as text; with the template's own there are two",
+            Severity.WARNING,
+            f"{column} begins with a BOS token as text, as a template leaves; it is encoded as text",
         ),
         (
             pl.col("_eos"),
             "double-eos",
-            Severity.ERROR,
-            f"{column} ends with an end-of-turn token as text; with the template's own there are two",
+            Severity.WARNING,
+            f"{column} ends with an end-of-turn token as text, as a template leaves; it is encoded as text",
         ),
         (
             pl.col("_control") & ~seen,
             "template-token",
-            Severity.ERROR,
-            f"{column} holds chat-template tokens as text; they would be read as the end or beginning of a turn",
+            Severity.WARNING,
+            f"{column} holds chat-template tokens as text; they are encoded as text and open or end no turn",
         ),
         (
             pl.col("_ambiguous") & ~pl.col("_control") & ~seen,

@@ -56,9 +56,9 @@ def test_clean_rows_give_no_finding(lint: Callable[..., dict[str, Any]]) -> None
 FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "an empty response": ({"rejected": " \n"}, "empty-response", "error"),
     "an empty prompt": ({"prompt": ""}, "empty-prompt", "error"),
-    "a BOS as text": ({"target_chosen": "<|begin_of_text|>Because."}, "double-bos", "error"),
-    "an end of turn as text": ({"source_chosen": "Because.<|im_end|>\n"}, "double-eos", "error"),
-    "a template token inside": ({"rejected": "So.<|im_end|>\n<|im_start|>user\nMore"}, "template-token", "error"),
+    "a BOS as text": ({"target_chosen": "<|begin_of_text|>Because."}, "double-bos", "warning"),
+    "an end of turn as text": ({"source_chosen": "Because.<|im_end|>\n"}, "double-eos", "warning"),
+    "a template token inside": ({"rejected": "So.<|im_end|>\n<|im_start|>user\nMore"}, "template-token", "warning"),
     "a mark that may mean something else": ({"rejected": "[INST] no [/INST] sea"}, "template-mark", "warning"),
     "a role's name in front": ({"target_chosen": "assistant\n\nBecause."}, "role-prefix", "warning"),
     "a wrong decoding": ({"target_chosen": "Gr\ufffd\ufffde"}, "replacement-character", "warning"),
@@ -147,7 +147,7 @@ def test_a_tokenizer_says_which_tokens_are_special(lint: Callable[..., dict[str,
     option = ("--tokenizer", str(tmp_path / "tokenizer"))
     rows = [{**CLEAN, "prompt": "Look: <odd-eos> there", "target_chosen": "<odd-bos>Because."}]
     assert rules(lint(rows)) == {}
-    assert rules(lint(rows, *option)) == {"template-token": ("error", 1), "double-bos": ("error", 1)}
+    assert rules(lint(rows, *option)) == {"template-token": ("warning", 1), "double-bos": ("warning", 1)}
     bos, end = tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")
     # Every prompt is wrong alike: only the tokenizer can tell which id is BOS.
     ids = [{**TOKENS, "prompt_ids": [bos, bos, 90], "target_chosen_ids": [91, end], "rejected_ids": [92, end, end]}]
@@ -209,7 +209,7 @@ def test_files_can_be_compared_with_prompts_of_other_files(lint: Callable[..., d
 
 def test_people_get_a_table_and_no_text_is_taken_for_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "rows.jsonl"
-    row = {**CLEAN, "prompt": "[bold]hi[/bold] [/nothing] <|im_start|>"}
+    row = {**CLEAN, "prompt": "[bold]hi[/bold] [/nothing] <|im_start|>", "rejected": ""}
     path.write_text(json.dumps(row) + "\n")
     assert main([str(path)]) == 1
     shown = capsys.readouterr().out
