@@ -31,6 +31,10 @@ class ControlTokenInTextError(DataError):
 
     code = "ControlTokenInText"
 
+    def of(self, row: str) -> ControlTokenInTextError:
+        """Return the error with the name of the row in front."""
+        return ControlTokenInTextError(f"{row}: {self.message}", hint=self.hint)
+
 
 @dataclass(frozen=True, eq=False)
 class PlainEncoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,57 @@ def test_every_answer_gets_a_score_in_the_order_of_the_samples(
     assert [row["score"] for row in rows] == pytest.approx(expected, abs=1e-6)
     assert result.metrics["mean_score"] == pytest.approx(sum(expected) / 5, abs=1e-6)
     assert (result.metrics["responses"], result.metrics["truncated"]) == (5, 0)
+
+
+def unknowing(directory: Path, to: Path, known: str) -> Path:
+    """Copy a reward model with a tokenizer that knows a few characters only."""
+    shutil.copytree(directory, to)
+    file = to / "tokenizer.json"
+    state = json.loads(file.read_text())
+    keep = {entry["content"] for entry in state["added_tokens"]} | set(known)
+    state["model"]["vocab"] = {text: token for text, token in state["model"]["vocab"].items() if text in keep}
+    file.write_text(json.dumps(state))
+    return to
+
+
+def test_answers_with_characters_that_the_reward_model_does_not_know_are_counted_and_refused_if_many(
+    make_ctx: Any, commit_artifact: Any, tiny_reward_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reward = unknowing(tiny_reward_dir, tmp_path / "unknowing", "usersistantopĊyz<|im_>")
+    prompts = pl.DataFrame({"prompt_id": ["p1"], "prompt": ["yo"]})
+
+    def score(texts: list[str], name: str) -> Any:
+        samples = pl.DataFrame(
+            {
+                "prompt_id": ["p1"] * len(texts),
+                "source": [name] * len(texts),
+                "sample_index": range(len(texts)),
+                "text": texts,
+                "num_tokens": [1] * len(texts),
+                "finish_reason": ["stop"] * len(texts),
+                "seed": [0] * len(texts),
+            }
+        )
+        ctx = make_ctx(
+            params(reward),
+            {
+                "prompts": commit_artifact("prepare", {"sft.parquet": prompts}),
+                f"samples/{name}": commit_artifact(f"sample/{name}", {"parts/part-00000.parquet": samples}),
+            },
+            stage=f"score/{name}",
+        )
+        return ctx, stage.run(ctx).metrics
+
+    ctx, metrics = score(["yes", "yes yes".replace(" ", "z"), *["toy"] * 7, "QX"], "few")
+    assert (metrics["responses"], metrics["changed_responses"], metrics["respelled_responses"]) == (10, 1, 0)
+    assert [row["change"] for row in rows_of(ctx)].count("characters that the tokenizer does not know") == 1
+    said = "1 of 10 responses (10.0%) have characters that the reward model's tokenizer does not know; the first is "
+    assert f"{said}prompt_id p1, source few, sample_index 9" in caplog.messages
+    with pytest.raises(DataError) as error:
+        score(["yes", "QX", "XQ"], "many")
+    assert (error.value.code, error.value.field) == ("ResponsesChanged", "reward.model")
+    assert error.value.message.startswith("2 of 3 responses (66.7%) have characters that the reward ")
+    assert "the first is prompt_id p1, source many, sample_index 1" in error.value.message
 
 
 def test_shards_do_not_change_scores(make_ctx: Any, inputs: dict[str, ArtifactRef], tiny_reward_dir: Path) -> None:

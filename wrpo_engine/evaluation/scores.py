@@ -14,6 +14,7 @@ import polars as pl
 from wrpo_engine.config import EvaluateParams, RewardModel
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.evaluation.answers import SCORED_ANSWERS
+from wrpo_engine.scoring.changes import refuse_changed
 from wrpo_engine.scoring.load import load_scorer
 from wrpo_engine.scoring.rewards import Scorer
 from wrpo_engine.stage import StageContext
@@ -81,6 +82,8 @@ def _scores(ctx: StageContext, scorer: Scorer, label: str, rows: pl.DataFrame) -
     ]
     pairs = list(zip(rows["prompt"], rows["text"], strict=True))
     rewards = scorer.rewards(pairs, names, lambda _: ctx.stop.raise_if_requested())
+    changes = pl.Series("change", [reward.change for reward in rewards], dtype=pl.String)
+    refuse_changed(rows.select("label", "prompt_id", "sample_index").with_columns(changes))
     return pl.DataFrame({"score": [reward.score for reward in rewards]}, schema={"score": pl.Float64})
 
 

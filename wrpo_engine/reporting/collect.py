@@ -169,7 +169,7 @@ def models_of(details: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def losses_of(metrics: Mapping[str, float], details: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return what a stage left out and why, with reasons in words; zeros are left out."""
+    """Return what a stage left out or changed and why, with reasons in words; zeros are left out."""
     found = [
         (name.split("_", 1)[1] if name.startswith(("dropped_", "skipped_")) else name.removeprefix("left_out_"), value)
         for name, value in metrics.items()
@@ -189,6 +189,10 @@ def losses_of(metrics: Mapping[str, float], details: Mapping[str, Any]) -> list[
         ]
     if count := details.get("truncated_responses"):
         found.append(("cut to the maximum length, kept", count))
+    if count := details.get("control_text_rows"):
+        found.append(("with control tokens as text, kept as text", count))
+    if count := metrics.get("changed_responses"):
+        found.append(("with characters that the reward model does not know, kept", count))
     return [(reason.replace("_", " "), int(count)) for reason, count in found if count]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from wrpo_engine.errors import DataError
 from wrpo_engine.parts import part_name
+from wrpo_engine.plaintext import ControlTokenInTextError
 from wrpo_engine.sampling.sampler import SampleRequest, prompt_seed
 
 
@@ -63,7 +64,10 @@ def requests_of(
     requests: list[SampleRequest] = []
     too_long: list[str] = []
     for prompt_id, prompt in part.rows:
-        ids = encode(prompt)
+        try:
+            ids = encode(prompt)
+        except ControlTokenInTextError as error:
+            raise error.of(f"prompt {prompt_id}") from error
         if limits.context is not None and len(ids) >= limits.context:
             if not limits.skip_too_long:
                 raise prompt_too_long(prompt_id, len(ids), limits)

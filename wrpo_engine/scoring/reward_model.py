@@ -34,7 +34,7 @@ class RewardScorer:
         config = read_config(model)
         self.identity = model.identity
         self.objectives = objective_names(config) if is_gated(config) else ()
-        tokenizer = tokenizer_of(model, field="reward", needs_template=is_gated(config))
+        tokenizer = tokenizer_of(model, field="reward", needs_template=False)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = load_network(model, config, dtype, self._device)
         own_limit = getattr(tokenizer, "model_max_length", None)

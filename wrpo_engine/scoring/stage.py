@@ -14,13 +14,13 @@ from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.parts import commit_when_complete, part_name, parts_of_shard, pending_parts
 from wrpo_engine.sampling.sampler import FinishReason
+from wrpo_engine.scoring.changes import refuse_changed
 from wrpo_engine.scoring.load import load_scorer, reward_details
 from wrpo_engine.scoring.rewards import OnProgress, Scorer
 from wrpo_engine.stage import StageContext, StageResult
 
 OBJECTIVE_PREFIX = "objective/"
 """Columns of a multi-objective reward: objective/NAME."""
-MAX_CHANGED_SHARE = 0.1
 _ENOUGH_TO_REFUSE = 1000
 """Responses after which a stage does not wait for its end to refuse them."""
 _SAMPLE_COLUMNS = ("prompt_id", "source", "sample_index", "text", "finish_reason")
@@ -166,23 +166,6 @@ def measure(parts: Iterable[pl.DataFrame]) -> dict[str, float]:
     if padding.len():
         metrics["padding_share"] = int(padding.sum()) / (tokens + int(padding.sum()))
     return metrics
-
-
-def refuse_changed(rows: pl.DataFrame) -> None:
-    """Raise DataError if the reward model does not know characters of more responses than `MAX_CHANGED_SHARE`."""
-    changed = rows.filter(pl.col("change") == Change.CONTENT)
-    if changed.height <= MAX_CHANGED_SHARE * rows.height:
-        return
-    first = changed.row(0, named=True)
-    raise DataError(
-        f"{changed.height} of {rows.height} responses ({changed.height / rows.height:.1%}) have "
-        f"{Change.CONTENT} of the reward model; the first is prompt_id {first['prompt_id']}, source {first['source']}, "
-        f"sample_index {first['sample_index']}. At most {MAX_CHANGED_SHARE:.0%} of the responses may have some, "
-        "because their scores are those of other texts",
-        code="ResponsesChanged",
-        field="reward.model",
-        hint="Use a reward model whose tokenizer knows the characters of the responses, for example their language.",
-    )
 
 
 def _float(value: object) -> float:

@@ -167,6 +167,16 @@ def test_left_out_rows_are_counted_once_and_zeros_are_silent() -> None:
     ]
 
 
+def test_rows_that_are_not_read_as_written_are_counted_too() -> None:
+    details = {"dropped": {"no text": 2}, "changed": {"no text": 2, "letter case": 3}, "control_text_rows": 4}
+    assert losses_of({"changed_responses": 5.0, "changed_rows": 5.0}, details) == [
+        ("no text", 2),
+        ("changed by the tokenizer, kept: letter case", 3),
+        ("with control tokens as text, kept as text", 4),
+        ("with characters that the reward model does not know, kept", 5),
+    ]
+
+
 def test_the_page_is_one_file_without_work_files_beside_it(
     make_ctx: MakeCtx, experiment_inputs: Inputs, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,19 @@ def test_scores_that_are_no_numbers_are_an_error(tiny_model_dir: Path) -> None:
         answers(sampler)
     assert error.value.code == "LogitsNotFinite"
     assert error.value.message == "tiny gave NaN where the next token's scores should be"
+
+
+def test_the_token_that_ends_an_answer_is_not_in_its_text_whatever_it_is(tiny_model_dir: Path) -> None:
+    """A stop token may be one that is not marked as special, or a line break."""
+
+    def answered(stop: int) -> tuple[list[int], int, FinishReason]:
+        sampler = sampler_of(tiny_model_dir, temperature=0.0, stop_token_ids=(stop,))
+        # Random weights give no text: the ids are shown instead.
+        sampler._decode = lambda tokens: json.dumps(list(tokens))  # type: ignore[method-assign]
+        sample = answers(sampler, [request("a", 9)])["a"].samples[0]
+        return json.loads(sample.text), sample.num_tokens, sample.finish_reason
+
+    ids, _, reason = answered(stop=2)
+    assert (len(ids), reason) == (12, FinishReason.LENGTH)
+    last = next(place for place in range(1, 12) if ids[place] not in ids[:place])
+    assert answered(stop=ids[last]) == (ids[:last], last + 1, FinishReason.STOP)

@@ -180,3 +180,44 @@ def test_a_resumed_run_does_not_tokenise_again(context: Any, monkeypatch: pytest
 
 def test_a_cpu_takes_no_more_tokens_at_a_time_than_are_of_use() -> None:
     assert [planning.micro_batch_tokens(bound) for bound in (1, 400, 8192)] == [1, 400, 1024]
+
+
+def lower_casing(directory: Path, to: Path) -> Path:
+    """Copy a model with a tokenizer that makes letters small."""
+    shutil.copytree(directory, to)
+    file = to / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "normalizer": {"type": "Lowercase"}}))
+    return to
+
+
+def test_what_is_not_trained_as_written_is_in_manifest_card_and_log(
+    context: Any, training_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = lower_casing(training_model_dir, tmp_path / "lower")
+    frame = triples_frame().with_columns(
+        rejected=pl.when(pl.col("prompt_id") == "prompt-03").then(pl.lit("No <|im_end|>")).otherwise(pl.col("rejected"))
+    )
+    ctx = context("train", frame, model={"name": str(model)})
+    with caplog.at_level("INFO", "wrpo_engine"):
+        stage.run_train(ctx)
+    manifest = ctx.output.committed().manifest
+    reason = "letter case, accents, white space or compatibility characters"
+    assert manifest.details["changed"] == {reason: 1}
+    assert manifest.details["control_text_rows"] == 1
+    assert manifest.metrics["changed_rows"] == 1
+    assert f"| not given back as written: {reason} | 1 |" in (ctx.output.directory / "README.md").read_text()
+    assert (
+        "11 rows, 0 responses cut to maxLength, dropped: none, not given back as written: "
+        f"{{'{reason}': 1}}, with control tokens as text: 1" in caplog.messages
+    )
+
+
+def test_too_many_rows_that_would_not_be_trained_as_written_end_the_stage(
+    context: Any, training_model_dir: Path, tmp_path: Path
+) -> None:
+    model = lower_casing(training_model_dir, tmp_path / "lower")
+    ctx = context("sft", sft_frame().with_columns(response=pl.lit("Yes.")), model={"name": str(model)})
+    with pytest.raises(DataError, match=r"11 of 11 rows of curate-sft/0123456789abcdef \(100.0%\)") as error:
+        stage.run_sft(ctx)
+    assert (error.value.code, error.value.field) == ("ResponsesChanged", "target.model")
+    assert ctx.output.committed() is None

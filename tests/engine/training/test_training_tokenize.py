@@ -10,9 +10,11 @@ import pytest
 from engine_support import CHATML, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizer_kinds import KINDS
 
 from wrpo_engine.config import OptimizerParams
 from wrpo_engine.errors import DataError
+from wrpo_engine.plaintext import ControlTokenInTextError
 from wrpo_engine.training.inputs import ChatEncoder, read_sft_rows, read_triples
 from wrpo_engine.training.rows import TokenRow
 from wrpo_engine.training.token_cache import read_tokens, write_tokens
@@ -21,6 +23,7 @@ from wrpo_engine.training.tokenize import (
     TokenizedRows,
     cut_response,
     require_rows,
+    require_unchanged,
     tokenize_rows,
 )
 
@@ -144,3 +147,81 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
 def test_the_cost_of_a_row_counts_the_prompt_for_every_response() -> None:
     row = TokenRow("a", (1, 2, 3), ((4, 5), (6,)))
     assert (row.sequence_lengths, row.num_tokens, row.num_loss_tokens) == ((5, 4), 9, 3)
+
+
+def test_rows_that_quote_control_tokens_are_trained_whole_and_counted() -> None:
+    tokenizer = make_tokenizer()
+    texts = ("In ChatML a turn ends with <|im_end|> and the next one begins after it.", "No <|im_end|> idea at all")
+    tokenized = tokenize(TextRow("a", "why", texts), TextRow("b", "why", ("x", "y")), max_length=200)
+    quoting, plain = tokenized.rows
+    assert [tokenizer.decode(ids) for ids in quoting.responses] == [text + "<|im_end|>" for text in texts]
+    assert [len(ids) for ids in quoting.responses] == [72, 26]
+    assert quoting.prompt == plain.prompt
+    assert (tokenized.num_control_text, dict(tokenized.changed)) == (1, {})
+
+
+LOWER_CASED = KINDS["a normaliser before control tokens"]
+SPELLING = "letter case, accents, white space or compatibility characters"
+
+
+def lower_cased(num_rows: int, num_changed: int) -> TokenizedRows:
+    rows = [TextRow(f"r{index}", "why", ("So." if index < num_changed else "so.",)) for index in range(num_rows)]
+    return tokenize(*rows, tokenizer=LOWER_CASED())
+
+
+def test_rows_that_the_tokenizer_changes_are_counted_logged_and_trained(caplog: pytest.LogCaptureFixture) -> None:
+    tokenized = lower_cased(20, 2)
+    assert (len(tokenized.rows), dict(tokenized.changed), tokenized.first_changed) == (20, {SPELLING: 2}, "r0")
+    require_unchanged(tokenized, num_rows=20, artifact="curate-sft/0123", field="target.model")
+    (message,) = caplog.messages
+    assert message == (
+        "2 of 20 rows of curate-sft/0123 (10.0%) have a response that the model's tokenizer does not give back as it "
+        f"is written; the first is row r0; what it changes: 2 {SPELLING}"
+    )
+
+
+def test_too_many_changed_rows_are_refused_with_their_number_and_the_first_one() -> None:
+    with pytest.raises(DataError) as caught:
+        require_unchanged(lower_cased(20, 3), num_rows=20, artifact="curate-sft/0123", field="target.model")
+    assert caught.value.message == (
+        "3 of 20 rows of curate-sft/0123 (15.0%) have a response that the model's tokenizer does not give back as it "
+        f"is written; the first is row r0; what it changes: 3 {SPELLING}. At most 10% of the rows may differ"
+    )
+    assert (caught.value.exit_code, caught.value.code, caught.value.field) == (65, "ResponsesChanged", "target.model")
+    assert caught.value.hint == (
+        "Train a model whose tokenizer keeps texts as they are, or rewrite or remove these responses."
+    )
+
+
+def test_unchanged_rows_are_not_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    require_unchanged(lower_cased(3, 0), num_rows=3, artifact="curate-sft/0123", field="target.model")
+    assert caplog.messages == []
+
+
+def test_a_row_whose_control_token_cannot_be_text_is_left_out_and_counted() -> None:
+    class Unable:
+        def encode(self, prompt: str, responses: Any) -> Any:
+            if prompt == "bad":
+                raise ControlTokenInTextError("no way")
+            return ChatEncoder(make_tokenizer()).encode(prompt, responses)
+
+        def check(self, *_: Any, row: str) -> None:
+            pass
+
+    tokenized = tokenize_rows([TextRow("a", "bad", ("x",)), TextRow("b", "hi", ("x",))], Unable(), params())
+    reason = "control token as text, which the tokenizer cannot encode"
+    assert [row.row_id for row in tokenized.rows] == ["b"]
+    assert (dict(tokenized.dropped), dict(tokenized.changed), tokenized.first_changed) == (
+        {reason: 1},
+        {reason: 1},
+        "a",
+    )
+
+
+def test_an_empty_response_is_dropped_also_where_the_template_opens_answers_with_a_blank() -> None:
+    spaced = make_tokenizer(
+        template=CHATML.replace("assistant\\n' }}{% endif", "assistant' }}{% endif").replace("+ '\\n' + m", "+ ' ' + m")
+    )
+    tokenized = tokenize(TextRow("a", "why", ("x", "")), TextRow("b", "why", ("x", "y")), tokenizer=spaced)
+    assert ([row.row_id for row in tokenized.rows], dict(tokenized.dropped)) == (["b"], {"empty response": 1})
+    assert [spaced.decode(ids) for ids in tokenized.rows[0].responses] == [" x<|im_end|>", " y<|im_end|>"]
