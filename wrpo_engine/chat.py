@@ -90,14 +90,16 @@ def conversation_token_ids(
     found: list[Response] = []
     for answer, concealed, ids in zip(answers, hidden, whole, strict=True):
         tail = ids[size:] if ids[:size] == prompt_ids else None
-        change = None if tail is None else change_of(answer, decoded(tokenizer, tail))
+        change = None if tail is None else _change(tokenizer, answer, prompt_ids, tail)
         if tail is None or change is not None:
             # The tokenizer merges across the border, or leaves out what follows a token of the prompt. Sampling saw
             # the prompt alone, so training does too.
             alone = turns.encoder.encode([concealed])[0]
-            alone_change = change_of(answer, decoded(tokenizer, alone))
+            alone_change = _change(tokenizer, answer, prompt_ids, alone)
             if tail is None or alone_change is None:
                 tail, change = alone, alone_change
+        if turns.end_of_turn in tail:
+            raise turns.encoder.impossible("the end of a turn")
         found.append(Response([*tail, turns.end_of_turn], change))
     has_control_text = any(map(turns.encoder.holds_control_text, (prompt, *responses)))
     return Conversation(with_one_bos(tokenizer, prompt_ids), tuple(found), has_control_text)
@@ -119,6 +121,17 @@ def _messages(turns: Turns, prompt: str, system: str | None) -> list[Message]:
 
 def _surrounded(turns: Turns, response: str) -> str:
     return turns.opening + response.removeprefix(turns.opening).removesuffix(turns.closing) + turns.closing
+
+
+def _change(tokenizer: Any, answer: str, prompt_ids: Sequence[int], ids: Sequence[int]) -> Change | None:
+    """Return how an answer's ids behind a prompt's differ from the answer."""
+    change = change_of(answer, decoded(tokenizer, ids))
+    if change is not None:
+        # Some decoders treat the first token of a text in another way.
+        prompt, whole = decoded(tokenizer, prompt_ids), decoded(tokenizer, [*prompt_ids, *ids])
+        if whole.startswith(prompt) and change_of(answer, whole.removeprefix(prompt)) is None:
+            return None
+    return change
 
 
 def decoded(tokenizer: Any, ids: Sequence[int]) -> str:

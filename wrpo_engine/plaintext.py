@@ -107,7 +107,7 @@ class PlainEncoder:
         again = _pair_ids(tokenizer, [pairs[index] for index in special], options | {"split_special_tokens": True})
         for index, typed in zip(special, again, strict=True):
             if self._count(typed[0]) > self._in_a_pair:
-                raise self._impossible("a control token")
+                raise self.impossible("a control token")
             encoded[index] = typed
         return encoded
 
@@ -138,9 +138,10 @@ class PlainEncoder:
             if not self._leaks(text, ids):
                 return ids
         found = sorted({self._original(mark) for mark in _HIDDEN.finditer(text)})
-        raise self._impossible(" and ".join(found) or "a control token")
+        raise self.impossible(" and ".join(found) or "a control token")
 
-    def _impossible(self, what: str) -> ControlTokenInTextError:
+    def impossible(self, what: str) -> ControlTokenInTextError:
+        """Return the error that a text spells `what` and cannot be encoded as text."""
         return ControlTokenInTextError(
             f"the tokenizer of {self.tokenizer.name_or_path} cannot encode {what}, written in a text, as text",
             hint="Remove or rewrite such texts (wrpo lint --tokenizer names the rows), or use a fast tokenizer "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,7 +13,9 @@ from wrpo_engine.templates import Message, TemplateFault, render, require_templa
 
 log = logging.getLogger("wrpo_engine")
 
-PROMPT_MARK, RESPONSE_MARK = "wrpo7sentinel7prompt", "wrpo7sentinel7response"
+_NONCE = secrets.token_hex(8)
+PROMPT_MARK, RESPONSE_MARK = f"mark{_NONCE}prompt", f"mark{_NONCE}response"
+"""Texts that no data holds: they are different in every process, and no token id depends on them."""
 
 
 def messages_of(prompt: str, system: str | None = None) -> list[Message]:

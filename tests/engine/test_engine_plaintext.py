@@ -206,3 +206,17 @@ def test_a_thought_that_no_model_wrote_is_said_to_be_left_out(caplog: pytest.Log
         "the chat template of a-model writes '<think>\\n\\n</think>\\n\\n' in front of an answer, which the prompt "
         "does not hold: it is left out, because no model wrote it"
     )
+
+
+def test_a_line_break_that_ends_turns_cannot_be_in_a_response() -> None:
+    tokenizer = make_tokenizer(
+        eos="\n",
+        template="{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+    )
+    assert response_token_ids(tokenizer, "a\nb", "four")[1] == [
+        *tokenizer("four")["input_ids"],
+        end_of_turn_id(tokenizer),
+    ]
+    with pytest.raises(ControlTokenInTextError, match="cannot encode the end of a turn, written in a text, as text"):
+        response_token_ids(tokenizer, "a\nb", "four\nfive")
