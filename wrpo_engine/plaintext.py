@@ -218,12 +218,20 @@ def _renamed_copy(tokenizer: Any, tokens: dict[str, int]) -> Any:
 
     if not getattr(tokenizer, "is_fast", False):
         return None
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
     names = {text: _new_name(token) for text, token in tokens.items()}
-    state |= {"truncation": None, "padding": None}
-    for entry in state["added_tokens"]:
-        entry["content"] = names.get(entry["content"], entry["content"])
-    model = state["model"]
+    try:
+        state = _renamed(json.loads(tokenizer.backend_tokenizer.to_str()), names)
+        backend = Tokenizer.from_str(json.dumps(state))
+    except Exception:  # noqa: BLE001 (the library raises it itself, for example where merges make a control token)
+        return None
+    if any(backend.token_to_id(names[text]) != token for text, token in tokens.items()):
+        return None
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=tokenizer.model_input_names)
+
+
+def _renamed(state: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the content of a tokenizer.json with other names for some tokens, which keep their ids."""
+    model = dict(state["model"])
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
     vocabulary = model["vocab"]
@@ -231,13 +239,5 @@ def _renamed_copy(tokenizer: Any, tokens: dict[str, int]) -> Any:
         model["vocab"] = {names.get(text, text): token for text, token in vocabulary.items()}
     else:
         model["vocab"] = [[names.get(text, text), score] for text, score in vocabulary]
-    try:
-        backend = Tokenizer.from_str(json.dumps(state))
-    except Exception:  # noqa: BLE001 (the library raises Exception itself, for example for merges that make a control token)
-        return None
-    if any(backend.token_to_id(names[text]) != token for text, token in tokens.items()):
-        return None
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        model_input_names=tokenizer.model_input_names,
-    )
+    added = [{**entry, "content": names.get(entry["content"], entry["content"])} for entry in state["added_tokens"]]
+    return {**state, "model": model, "added_tokens": added, "truncation": None, "padding": None}

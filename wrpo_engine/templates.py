@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -20,6 +21,7 @@ _MAX_OWN_CHARACTERS = 1 << 20
 _MAX_GROWTH = 64
 """A template writes at most so many times the messages' characters, beside its own."""
 _MAX_SHOWN = 300
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class TemplateFault(Exception):  # noqa: N818 (a fault of the template, not of the program)
@@ -94,6 +96,8 @@ def render(
         rule = f"the chat template of {name} fails on {what} with {type(error).__name__}: {_first_line(error)}"
         raise TemplateFault(rule, _HINT) from error
     written = str(text)
+    if _SURROGATES.search(written):
+        raise TemplateFault(f"the chat template of {name} writes half of a surrogate pair, which is no text", _HINT)
     given = sum(len(message["content"]) for message in messages)
     if len(written) > _MAX_OWN_CHARACTERS + _MAX_GROWTH * given:
         raise TemplateFault(f"the chat template of {name} makes {len(written)} characters of {given}", _HINT)

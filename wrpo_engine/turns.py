@@ -47,8 +47,13 @@ def turns_of(tokenizer: Any, template: str | None = None) -> Turns:
 
 @lru_cache(maxsize=32)
 def _turns(tokenizer: Any, template: str) -> Turns:
-    messages = messages_of("a")
+    messages = messages_of(PROMPT_MARK)
     prompt = render(tokenizer, messages, template, generation=True)
+    if PROMPT_MARK not in prompt:
+        raise TemplateFault(
+            f"the chat template of {tokenizer.name_or_path} leaves the user's message out",
+            "Set {field} to a template that writes each message's content, which is a text.",
+        )
     whole = render(tokenizer, answered(messages, RESPONSE_MARK), template, generation=False)
     before, _, _ = whole.partition(RESPONSE_MARK)
     _, found, after = whole.rpartition(RESPONSE_MARK)

@@ -97,6 +97,11 @@ UNUSABLE = {
         CHATML + "{% if messages[-1].role == 'assistant' %}{{ raise_exception('not me') }}{% endif %}",
         "refuses the messages: not me",
     ),
+    "half of a surrogate pair": ("\ud83d" + CHATML, "writes half of a surrogate pair, which is no text"),
+    "contents that must be lists": (
+        CHATML.replace("m['content']", "(m['content'] | map(attribute='text') | join)"),
+        "leaves the user's message out",
+    ),
     "a generation prompt that is ignored": (
         USER,
         "ignores add_generation_prompt: it opens an answer with '<|im_start|>assistant\\n'",
@@ -157,7 +162,7 @@ WORDS = st.sampled_from(
         "{% macro f(a) %}", "{% endmacro %}", "{{ f() }}", "{{ namespace(a=1).b.c }}", "{{ '%d' | format('a') }}",
         "{{ 'a'.format(**1) }}", "{{ m.content | int + m.role }}", "{% break %}", "{{ strftime_now('%Q\ud800') }}",
         "{{ raise_exception(1) }}", "{{ raise_exception() }}", "{{ cycler().next() }}", "{{ dict(1) }}",
-        "{{ lipsum(n=1, min=9, max=2) }}", "{{ range(-1)[3] }}", "{{ m.content | round }}", "\x00", "\u2028",
+        "{{ lipsum(n=1, min=9, max=2) }}", "{{ range(-1)[3] }}", "{{ m.content | round }}", "\x00", "\u2028", "\ud800",
     ]
 )  # fmt: skip
 
