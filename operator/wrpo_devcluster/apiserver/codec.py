@@ -292,6 +292,22 @@ def apply_defaults(node: Node, value: Any) -> None:
                 apply_defaults(node.additional, value[name])
 
 
+def drop_nulls(node: Node, value: Any) -> None:
+    """Drop in place every null that its schema does not allow; items of lists stay."""
+    if isinstance(value, list):
+        for item in value if node.items is not None else ():
+            drop_nulls(node.items or node, item)
+    elif isinstance(value, dict):
+        for name in list(value):
+            child = node.properties.get(name) or node.additional
+            if child is None or child.definition:
+                continue
+            if value[name] is None and not child.nullable and child.raw:
+                del value[name]
+            else:
+                drop_nulls(child, value[name])
+
+
 def canonical_values(node: Node, value: Any) -> Any:
     """Quantities and times of a valid object in canonical form, everything else as it is."""
     if node.special in {"quantity", "time", "micro-time"} and value is not None:

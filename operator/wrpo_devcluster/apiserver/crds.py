@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from typing import Any
-
-from wrpo_devcluster.apiserver import validate_custom
-from wrpo_devcluster.apiserver.cel_rules import RuleError, compile_rule
+from wrpo_devcluster.apiserver import crd_schema
 from wrpo_devcluster.apiserver.errors import Cause, forbidden_field, invalid_field, required_field, unsupported_field
 from wrpo_devcluster.apiserver.validate_meta import LABEL, SUBDOMAIN
 from wrpo_devcluster.client import JsonObject
 
 CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
-_TYPES = ("array", "boolean", "integer", "number", "object", "string")
 
 
 def validate(crd: JsonObject) -> list[Cause]:
@@ -44,8 +38,11 @@ def validate(crd: JsonObject) -> list[Cause]:
         causes.append(
             invalid_field("spec.versions", [v.get("name") for v in versions], "must contain unique version names")
         )
+    schemas = [(version.get("schema") or {}).get("openAPIV3Schema") for version in versions]
+    # A schema that all versions share stands above them in the server's own form of a CRD.
+    where = "spec.validation.openAPIV3Schema" if all(one == schemas[0] for one in schemas) else ""
     for index, version in enumerate(versions):
-        causes += _validate_version(version, f"spec.versions[{index}]")
+        causes += _validate_version(version, f"spec.versions[{index}]", where)
     if (spec.get("conversion") or {}).get("strategy") == "Webhook":
         causes.append(
             forbidden_field(
@@ -72,7 +69,7 @@ def _validate_names(names: JsonObject) -> list[Cause]:
     return causes
 
 
-def _validate_version(version: JsonObject, path: str) -> list[Cause]:
+def _validate_version(version: JsonObject, path: str, where: str) -> list[Cause]:
     causes: list[Cause] = []
     if not LABEL.match(version.get("name", "")):
         causes.append(
@@ -86,10 +83,7 @@ def _validate_version(version: JsonObject, path: str) -> list[Cause]:
     if raw is None:
         causes.append(required_field(f"{path}.schema.openAPIV3Schema", "schemas are required"))
         return causes
-    where = f"{path}.schema.openAPIV3Schema"
-    if raw.get("type") != "object":
-        causes.append(invalid_field(f"{where}.type", raw.get("type", ""), "must be object at the root"))
-    causes += _validate_schema(raw, where, root=True)
+    causes += crd_schema.validate(raw, where or f"{path}.schema.openAPIV3Schema")
     for index, column in enumerate(version.get("additionalPrinterColumns") or ()):
         at = f"{path}.additionalPrinterColumns[{index}]"
         if not str(column.get("jsonPath", "")).startswith("."):
@@ -102,103 +96,6 @@ def _validate_version(version: JsonObject, path: str) -> list[Cause]:
             causes.append(
                 unsupported_field(f"{at}.type", column.get("type"), ("integer", "number", "string", "boolean", "date"))
             )
-    return causes
-
-
-def _validate_schema(raw: JsonObject, path: str, *, root: bool = False) -> list[Cause]:
-    causes: list[Cause] = []
-    loose = raw.get("x-kubernetes-int-or-string") or raw.get("x-kubernetes-preserve-unknown-fields")
-    if "type" not in raw and not loose:
-        causes.append(required_field(f"{path}.type", "must not be empty for specified object fields"))
-    elif "type" in raw and raw["type"] not in _TYPES:
-        causes.append(unsupported_field(f"{path}.type", raw["type"], _TYPES))
-    if raw.get("properties") and raw.get("additionalProperties") not in (None, False):
-        causes.append(
-            forbidden_field(f"{path}.additionalProperties", "additionalProperties and properties are mutual exclusive")
-        )
-    if raw.get("type") == "array" and "items" not in raw:
-        causes.append(required_field(f"{path}.items", "must be specified"))
-    if raw.get("uniqueItems"):
-        causes.append(
-            forbidden_field(
-                f"{path}.uniqueItems",
-                "uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
-            )
-        )
-    causes += _validate_lists(raw, path)
-    if "pattern" in raw:
-        try:
-            re.compile(validate_custom.go_pattern(raw["pattern"]))
-        except re.error as problem:
-            causes.append(
-                invalid_field(
-                    f"{path}.pattern", raw["pattern"], f"must be a valid regular expression, but isn't: {problem}"
-                )
-            )
-    if "default" in raw and not root:
-        causes += [
-            invalid_field(f"{path}.default", raw["default"], cause.message)
-            for cause in validate_custom.validate(raw, raw["default"], "default")
-        ]
-    for index, rule in enumerate(raw.get("x-kubernetes-validations") or ()):
-        causes += _validate_rule(rule, f"{path}.x-kubernetes-validations[{index}]")
-    for child, at in _children(raw, path):
-        causes += _validate_schema(child, at)
-    return causes
-
-
-def _children(raw: JsonObject, path: str) -> Iterable[tuple[JsonObject, str]]:
-    for name, child in (raw.get("properties") or {}).items():
-        if not (name == "metadata" and path.endswith("openAPIV3Schema")):
-            yield child, f"{path}.properties[{name}]"
-    if isinstance(raw.get("items"), dict):
-        yield raw["items"], f"{path}.items"
-    if isinstance(raw.get("additionalProperties"), dict):
-        yield raw["additionalProperties"], f"{path}.additionalProperties"
-
-
-def _validate_lists(raw: JsonObject, path: str) -> list[Cause]:
-    kind = raw.get("x-kubernetes-list-type")
-    keys = raw.get("x-kubernetes-list-map-keys") or ()
-    causes: list[Cause] = []
-    if kind not in {None, "atomic", "set", "map"}:
-        causes.append(unsupported_field(f"{path}.x-kubernetes-list-type", kind, ("atomic", "map", "set")))
-    if kind == "map":
-        if not keys:
-            causes.append(
-                required_field(
-                    f"{path}.x-kubernetes-list-map-keys", "must not be empty if x-kubernetes-list-type is map"
-                )
-            )
-        items: JsonObject = raw.get("items") or {}
-        for key in keys:
-            schema: Any = (items.get("properties") or {}).get(key)
-            if schema is None:
-                causes.append(
-                    invalid_field(
-                        f"{path}.x-kubernetes-list-map-keys", list(keys), "entries must all be names of item properties"
-                    )
-                )
-            elif key not in items.get("required", ()) and "default" not in schema:
-                causes.append(
-                    required_field(
-                        f"{path}.items.properties[{key}].default",
-                        "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property",  # noqa: E501
-                    )
-                )
-    return causes
-
-
-def _validate_rule(rule: JsonObject, path: str) -> list[Cause]:
-    causes = []
-    for name in ("rule", "messageExpression"):
-        if rule.get(name):
-            try:
-                compile_rule(rule[name])
-            except RuleError as problem:
-                causes.append(invalid_field(f"{path}.{name}", rule[name], f"compilation failed: {problem}"))
-    if not str(rule.get("rule", "")).strip():
-        causes.append(required_field(f"{path}.rule", "rule is not specified"))
     return causes
 
 

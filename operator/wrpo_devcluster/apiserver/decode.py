@@ -87,6 +87,7 @@ def decode(
     obj["metadata"].update(kept_meta)
     if kind.custom is not None:
         codec.apply_defaults(kind.node, obj)
+        codec.drop_nulls(kind.node, obj)
         obj.update(kept)
     else:
         obj.update(kept)

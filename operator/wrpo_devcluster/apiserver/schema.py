@@ -64,6 +64,10 @@ class Node:
     """Custom resources only: are there CEL rules here or anywhere below?"""
     has_transition_rules: bool = False
     """Are there any that may compare with the old value?"""
+    is_root: bool = False
+    """Custom resources only: is this the whole object, with apiVersion, kind and metadata?"""
+    compiled: Any = None
+    """Custom resources only: its rules as cel_rules.py compiled them, once they were needed."""
 
     @property
     def is_struct(self) -> bool:
@@ -200,6 +204,7 @@ def structural(raw: JsonObject) -> Node:
         }
     if node.embedded:
         node.properties = {**node.properties, **_type_meta()}
+        node.is_root = True
     _note_rules(node)
     return node
 
@@ -208,7 +213,7 @@ def _note_rules(node: Node) -> None:
     own = node.raw.get(RULES) or ()
     below = [child for child in (*node.properties.values(), node.items, node.additional) if child is not None]
     node.has_rules = bool(own) or any(child.has_rules for child in below)
-    node.has_transition_rules = any("oldSelf" in rule["rule"] for rule in own) or any(
+    node.has_transition_rules = any("oldSelf" in rule.get("rule", "") for rule in own) or any(
         child.has_transition_rules for child in below
     )
 
@@ -226,4 +231,5 @@ def custom_root(raw: JsonObject) -> Node:
     node = structural(raw)
     node.type = node.type or "object"
     node.properties = {**node.properties, **_type_meta()}
+    node.is_root = True
     return node
