@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,15 +98,24 @@ def _bounds(field: Schema) -> str:
         return ", ".join(f"`{value}`" for value in field["enum"])
     found = []
     if "minimum" in field:
-        found.append(f"{'>' if field.get('exclusiveMinimum') else '≥'} {field['minimum']}")
+        found.append(_bound(field["minimum"], math.inf, is_open=field.get("exclusiveMinimum", False)))
     if "maximum" in field:
-        found.append(f"{'<' if field.get('exclusiveMaximum') else '≤'} {field['maximum']}")
+        found.append(_bound(field["maximum"], -math.inf, is_open=field.get("exclusiveMaximum", False)))
     for key, unit in (("Length", "characters"), ("Items", "items"), ("Properties", "entries")):
         if f"max{key}" in field:
             found.append(f"≤ {field[f'max{key}']} {unit}")
     if "pattern" in field:
         found.append(f"`{_cell(field['pattern'])}`")
     return ", ".join(found)
+
+
+def _bound(limit: float, inwards: float, *, is_open: bool) -> str:
+    """Return a bound in words; the double next to a round number stands for that number, excluded."""
+    outside = math.nextafter(limit, -inwards)
+    if not is_open and len(repr(outside)) + 8 < len(repr(limit)):
+        limit, is_open = outside, True
+    sign = ">" if inwards > 0 else "<"
+    return f"{sign if is_open else '≥' if inwards > 0 else '≤'} {limit}"
 
 
 def _cell(text: str) -> str:

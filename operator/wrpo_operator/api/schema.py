@@ -1,12 +1,13 @@
 """pydantic models -> structural OpenAPI v3 schemas as CustomResourceDefinitions want them.
 
 No $ref, no null types, no closed objects (the API server prunes or refuses unknown fields by itself), boolean
-exclusive bounds, one description a field, and the CEL rules of `rules.py` at their classes.
+exclusive bounds and none with a fraction, one description a field, and the CEL rules of `rules.py` at their classes.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 from pydantic import BaseModel
@@ -105,11 +106,22 @@ def without_defaults(node: Any) -> Any:
 
 
 def _numbers(node: Schema) -> Schema:
-    """Boolean exclusive bounds and number formats."""
-    for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+    """Boolean exclusive bounds and number formats.
+
+    The API server compares an integer with the integer part of a bound, so that 0 is not below an exclusive 0.5. An
+    exclusive bound with a fraction becomes an inclusive one, the nearest double inside.
+    """
+    for bound, exclusive, inwards in (
+        ("minimum", "exclusiveMinimum", math.inf),
+        ("maximum", "exclusiveMaximum", -math.inf),
+    ):
         if exclusive in node and not isinstance(node[exclusive], bool):
-            node[bound] = node[exclusive]
-            node[exclusive] = True
+            limit = node[exclusive]
+            if limit == int(limit):
+                node[bound], node[exclusive] = limit, True
+            else:
+                del node[exclusive]
+                node[bound] = math.nextafter(limit, inwards)
     if node.get("type") == "integer":
         node["format"] = "int64"
     if node.get("type") == "number":

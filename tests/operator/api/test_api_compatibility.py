@@ -40,14 +40,27 @@ SAME = ("type", "format", "pattern", "x-kubernetes-list-type", "x-kubernetes-lis
         "x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields")  # fmt: skip
 
 
+def least(node: JsonObject, key: str) -> float:
+    """Return a lower bound; an exclusive one with a fraction is written as the nearest double inside."""
+    bound: float = node.get(key, 0)
+    is_open = key == "minimum" and node.get("exclusiveMinimum") and bound != int(bound)
+    return math.nextafter(bound, math.inf) if is_open else bound
+
+
+def most(node: JsonObject, key: str) -> float:
+    bound: float = node.get(key, math.inf)
+    is_open = key == "maximum" and node.get("exclusiveMaximum") and bound != int(bound)
+    return math.nextafter(bound, -math.inf) if is_open else bound
+
+
 def narrowed(old: JsonObject, new: JsonObject | None, path: str) -> Iterator[str]:
     """Yield every way in which the new schema takes less than the old one, or makes something else of it."""
     if new is None:
         yield f"{path} is gone"
         return
     yield from (f"{path}: {key} was {old.get(key)}, is {new.get(key)}" for key in SAME if old.get(key) != new.get(key))
-    yield from (f"{path}: {key} was raised" for key in LOWER if new.get(key, 0) > old.get(key, 0))
-    yield from (f"{path}: {key} was lowered" for key in UPPER if new.get(key, math.inf) < old.get(key, math.inf))
+    yield from (f"{path}: {key} was raised" for key in LOWER if new.get(key, 0) > least(old, key))
+    yield from (f"{path}: {key} was lowered" for key in UPPER if new.get(key, math.inf) < most(old, key))
     yield from (f"{path}: {key} is new" for key in EXCLUSIVE if key in new and key not in old)
     if without_additions(new.get("default"), old.get("default")) != old.get("default"):
         yield f"{path}: default was {old.get('default')}, is {new.get('default')}"
