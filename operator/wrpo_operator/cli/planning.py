@@ -5,24 +5,31 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import yaml
 
 from wrpo_operator.api import names
+from wrpo_operator.api.object_rules import object_errors
 from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
+from wrpo_operator.api.yamlio import YamlError, load_all
 from wrpo_operator.runtime.resources import JsonObject, meta
 
 
 def read_documents(path: str) -> list[JsonObject]:
-    """Read all YAML or JSON documents of a file, or of standard input for `-`."""
+    """Read all YAML or JSON documents of a file, or of standard input for `-`, as kubectl reads them."""
+
+    def doubled(where: str) -> None:
+        click.echo(f"Warning: {path}: {where}; kubectl takes the last one.", err=True)
+
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-        documents: list[Any] = [document for document in yaml.safe_load_all(text) if document is not None]
+        documents = load_all(text, doubled=doubled)
     except OSError as error:
         raise click.ClickException(f"{path} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
+    except YamlError as error:
         raise click.ClickException(f"{path} is not YAML: {error}") from error
     if not all(isinstance(document, dict) for document in documents):
         raise click.ClickException(f"{path} holds something that is no Kubernetes object.")
@@ -38,13 +45,18 @@ def experiments_in(path: str) -> list[JsonObject]:
 
 
 def spec_of(document: JsonObject) -> ExperimentSpec:
-    """Read the spec as the operator would; all errors at once."""
+    """Read an experiment as API server and operator would; all errors at once."""
+    errors = object_errors(document)
     try:
-        return parse_spec(document.get("spec") or {})
+        spec = parse_spec(document.get("spec") or {})
     except SpecError as error:
-        name = meta(document).get("name", "?")
-        lines = "\n".join(f"  - {problem}" for problem in error.errors)
-        raise click.ClickException(f"{names.KIND} {name} cannot be accepted:\n{lines}") from error
+        errors = (*errors, *error.errors)
+    if errors:
+        held = document.get("metadata")
+        name = held.get("name", "?") if isinstance(held, dict) else "?"
+        lines = "\n".join(f"  - {problem}" for problem in errors)
+        raise click.ClickException(f"{names.KIND} {name} cannot be accepted:\n{lines}")
+    return spec
 
 
 def plan_lines(document: JsonObject) -> Iterator[tuple[str, str, str, str, str]]:
