@@ -217,7 +217,7 @@ def _answers(row: Mapping[str, Any]) -> tuple[list[str], str, list[Head]]:
     sides = {name: _side(name, turns) for name, turns in _sides(row).items()}
     (chosen, before_chosen), (rejected, before_rejected) = sides.values()
     for name, (texts, _) in sides.items():
-        most = 1 if name != "chosen" or before_chosen else 2
+        most = 2 if name == "chosen" else 1
         if not 1 <= len(texts) <= most:
             wanted = "the answers [y_ws, y_wt] or [y_wt]" if name == "chosen" else "one answer"
             raise _BadRow(f"has {len(texts)} answers, where {wanted} must stand", column=name)

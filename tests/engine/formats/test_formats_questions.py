@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from wrpo_engine.errors import DataError
 from wrpo_engine.formats.command import main
-from wrpo_engine.formats.rows import Reading, read_rows
+from wrpo_engine.formats.rows import Reading, id_of, read_rows
 from wrpo_engine.linting.command import main as lint
 
 Turns = Sequence[tuple[str, str]]
@@ -127,6 +127,7 @@ ASKED = [("user", "Name a river.")]
 CONTEXTS: dict[str, Turns] = {
     "a system turn": [("system", "Be terse."), *ASKED],
     "an earlier turn": [("user", "Hi."), ("assistant", "Hello."), *ASKED],
+    "another question": [("user", "Hi."), *ASKED],
     "an answer that has begun": [*ASKED, ("assistant", "The")],
     "all of them": [("system", "Be terse."), ("user", "Hi."), ("assistant", "Hello."), *ASKED, ("assistant", "The")],
 }
@@ -183,6 +184,14 @@ DIFFERING: dict[str, tuple[dict[str, Any], str]] = {
         {"chosen": dialogue(answered(ASKED, "a")), "rejected": dialogue(answered([("user", "And a lake?")], "b"))},
         "column `rejected` asks 'And a lake?', but `chosen` asks 'Name a river.'",
     ),
+    "another role": (
+        {
+            "prompt": messages([("system", "Name a river.")]),
+            "chosen": messages(answered(ASKED, "a")),
+            "rejected": "b",
+        },
+        "column `prompt` asks 'Name a river.', but `chosen` asks 'Name a river.'",
+    ),
     "messages beside the prompt": (
         {"prompt": "And a lake?", "messages": messages(ASKED), "chosen": "a", "rejected": "b"},
         "column `messages` asks 'Name a river.', but `prompt` asks 'And a lake?'",
@@ -219,6 +228,33 @@ def test_a_second_column_that_is_part_of_the_prompt_is_no_contradiction() -> Non
     assert read_rows([(1, row)], "rows").table["prompt"].to_list() == ["Translate: good morning"]
     with pytest.raises(DataError, match="column `input` says 'good night', which is not in the prompt"):
         read_rows([(1, {**row, "input": "good night"})], "rows")
+
+
+def test_instruction_and_input_are_one_prompt() -> None:
+    row = {"instruction": "Translate.", "input": "good morning", "chosen": "bonjour", "rejected": "hola"}
+    assert read_rows([(1, row)], "rows").table["prompt"].to_list() == ["Translate.\ngood morning"]
+
+
+def test_a_conversation_may_end_with_the_chosen_answer_and_with_no_other() -> None:
+    row = {"conversations": share_gpt(answered(ASKED, "The Loire.")), "chosen": "The Loire.", "rejected": "Paris."}
+    assert read_rows([(1, row)], "rows").table["prompt"].to_list() == ["Name a river."]
+    with pytest.raises(DataError, match=r"ends with the beginning of the answer, 'The Loire\.'"):
+        read_rows([(1, {**row, "chosen": "The Seine."})], "rows")
+
+
+IDS: dict[str, tuple[Any, str | None]] = {
+    "text": ("a", "a"),
+    "an integer": (7, "7"),
+    "a negative one": (-(2**63), "-9223372036854775808"),
+    "null": (None, None),
+    "empty": ("", None),
+}
+
+
+@pytest.mark.parametrize(("prompt_id", "expected"), IDS.values(), ids=IDS.keys())
+def test_a_prompt_id_is_taken_as_text(prompt_id: Any, expected: str | None) -> None:
+    row = {"prompt_id": prompt_id, "prompt": "q", "chosen": "a", "rejected": "b"}
+    assert read_rows([(1, row)], "rows").table["prompt_id"].to_list() == [expected or id_of("q")]
 
 
 def test_a_system_turn_can_become_the_beginning_of_the_prompt() -> None:
