@@ -95,6 +95,16 @@ def test_a_directory_has_the_splits_that_its_names_say(
     assert error.value.exit_code == 78
 
 
+def test_shards_in_a_directory_called_data_are_splits_only_if_they_name_several(tmp_path: Path) -> None:
+    """It may be a snapshot's own directory `data`, or any directory with the parts of one split."""
+    data = tmp_path / "data"
+    fill(data, ["train_prefs-00000-of-00001.jsonl", "train_sft-00000-of-00001.jsonl"])
+    assert prompts(data, "train_sft") == ["train_sft-00000-of-00001.jsonl"]
+    parts = tmp_path / "parts" / "data"
+    fill(parts, ["part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl"])
+    assert prompts(parts) == ["part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl"]
+
+
 def test_what_is_not_read_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fill(tmp_path, ["LICENSE.txt", "test.jsonl", "train.jsonl", "other.jsonl"])
     with caplog.at_level("INFO"):
