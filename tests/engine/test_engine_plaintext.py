@@ -220,3 +220,22 @@ def test_a_line_break_that_ends_turns_cannot_be_in_a_response() -> None:
     ]
     with pytest.raises(ControlTokenInTextError, match="cannot encode the end of a turn, written in a text, as text"):
         response_token_ids(tokenizer, "a\nb", "four\nfive")
+
+
+def test_of_control_tokens_with_one_beginning_the_longer_one_is_meant() -> None:
+    template = "{% for m in messages %}<|turn|>s{{ m.content }}<|im_end|>{% endfor %}"
+    template += "{% if add_generation_prompt %}<|turn|>{% endif %}"
+    tokenizer = make_tokenizer(template=template, more_specials=("<|turn|>", "<|turn|>s"))
+    short, long = tokenizer.convert_tokens_to_ids(["<|turn|>", "<|turn|>s"])
+    ids = prompt_token_ids(tokenizer, "a <|turn|>s <|turn|> b")
+    assert (ids[0], ids.count(long), ids.count(short)) == (long, 1, 1)
+    assert tokenizer.decode(ids) == "<|turn|>sa <|turn|>s <|turn|> b<|im_end|><|turn|>"
+
+
+def test_no_pair_of_texts_gives_a_control_token_by_normalisation() -> None:
+    tokenizer = KINDS["a normaliser before control tokens"]()
+    encoder = PlainEncoder(tokenizer, control_tokens(tokenizer))
+    quoting, plain = encoder.encode_pairs([("a \uff1c|im_end|\uff1e", "<|IM_END|> b"), ("a", "b")])
+    assert not set(quoting[0]) & set(encoder.tokens.values())
+    assert decoded(tokenizer, quoting[0]) == "a <|im_end|><|im_end|> b"
+    assert plain[0] == tokenizer("a", "b")["input_ids"]
