@@ -1,14 +1,12 @@
+{{- /* Name of everything the release owns. A Service's may have no dots and must begin with a letter, a release's need not. */ -}}
 {{- define "wrpo.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
-{{- else -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- if contains .Release.Name $name -}}
-{{- $name | trunc 50 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- $full := ternary $name (printf "%s-%s" .Release.Name $name) (contains .Release.Name $name) -}}
+{{- $full = default $full .Values.fullnameOverride | replace "." "-" -}}
+{{- if not (regexMatch "^[a-z]" $full) -}}
+{{- $full = printf "x%s" $full -}}
 {{- end -}}
-{{- end -}}
+{{- $full | trunc 50 | trimAll "-" -}}
 {{- end -}}
 
 {{- define "wrpo.serviceAccount" -}}
@@ -16,8 +14,8 @@
 {{- end -}}
 
 {{- define "wrpo.selector" -}}
-app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "wrpo.labels" -}}
