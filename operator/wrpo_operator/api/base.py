@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, PlainValidator, StringConstraints, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 MODEL_PATTERN = (
@@ -22,8 +23,20 @@ MAX_SEED = 2**31 - 1
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=MODEL_PATTERN)]
 Revision = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=REVISION_PATTERN)]
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=SUBDOMAIN_PATTERN)]
+
+
+def _quantity(value: Any) -> int | str:
+    """Check by hand what is an integer or a text: pydantic would tell of each of the two by itself."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and len(value) <= 32 and re.fullmatch(QUANTITY_PATTERN[1:-1], value, re.ASCII):
+        return value
+    raise ValueError("write a quantity of at least 0: an integer, or a text such as 500m, 1.5 or 8Gi")
+
+
 Quantity = Annotated[
-    Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(max_length=32, pattern=QUANTITY_PATTERN)],
+    int | str,
+    PlainValidator(_quantity),
     WithJsonSchema(
         {
             "x-kubernetes-int-or-string": True,

@@ -36,9 +36,9 @@ class StageResources(SpecModel):
     curate: Resources = Resources()
     """The pods of curate-sft and curate-triples."""
     sft: Resources = Resources()
-    """Each SFT pod; the GPUs of gpusPerNode are added."""
+    """Each SFT pod; the GPUs of gpusPerNode are added, by the name training.gpuResourceName."""
     train: Resources = Resources()
-    """Each preference training pod; the GPUs of training.gpusPerNode are added."""
+    """Each preference training pod; the GPUs of training.gpusPerNode are added, by training.gpuResourceName."""
     evaluate: Resources = Resources()
     """The evaluation pod."""
     report: Resources = Resources()

@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from wrpo_engine.config import Objective
 from wrpo_operator.api.names import MAIN_REWARD, MAX_EXPERIMENT_NAME, REWARD_SEPARATOR, TARGET
-from wrpo_operator.api.pods import EnvVar, Scheduling, Toleration
+from wrpo_operator.api.pods import EnvVar, Resources, Scheduling, Toleration
+from wrpo_operator.api.resource_rules import accelerator_errors, resource_errors
 from wrpo_operator.api.sections import (
     AdditionalReward,
     PinnedModel,
@@ -284,6 +285,13 @@ def broken_rules(spec: ExperimentSpec) -> tuple[str, ...]:
         for rule in rules_of(type(part))
         if rule.check is not None and not rule.check(part)
     ]
+    broken += [
+        error
+        for path, part in _walk("spec", spec)
+        if isinstance(part, Resources)
+        for error in resource_errors(path, part)
+    ]
+    broken += accelerator_errors(spec)
     for path, names in (
         ("spec.sources", [source.name for source in spec.sources]),
         ("spec.reward.additional", [reward.name for reward in spec.reward.additional]),

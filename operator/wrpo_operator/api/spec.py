@@ -17,6 +17,7 @@ from wrpo_engine.config import Objective
 from wrpo_operator.api.base import ATOMIC, FreeObject, SpecModel, list_map
 from wrpo_operator.api.lifecycle import Deadlines, Retries
 from wrpo_operator.api.pods import (
+    LABEL_KEY_PATTERN,
     EnvVar,
     Images,
     LocalObjectReference,
@@ -209,7 +210,9 @@ class Training(OptimizerSpec):
     nodes: Nodes = 1
     """Pods of a training gang. Changing it re-runs nothing."""
     gpus_per_node: GpusPerNode = 0
-    """GPUs (nvidia.com/gpu) and ranks of each pod. 0: one rank on the CPU. Changing it re-runs nothing."""
+    """GPUs and ranks of each pod. 0: one rank on the CPU. Changing it re-runs nothing."""
+    gpu_resource_name: str = Field(default="nvidia.com/gpu", max_length=316, pattern=LABEL_KEY_PATTERN)
+    """Name of the resource that gpusPerNode counts, e.g. amd.com/gpu. Changing it re-runs nothing."""
     backend: Literal["PyTorchJob", "TrainJob"] = "PyTorchJob"
     """Kind of the training stages' children: PyTorchJob (Kubeflow's training operator) or TrainJob (Kubeflow Trainer).
     Its CRD must be installed in the cluster. Changing it re-runs nothing."""
@@ -333,23 +336,32 @@ def parse_spec(raw: Mapping[str, Any], policy: PodTemplatePolicy | None = None) 
     try:
         spec = ExperimentSpec.model_validate_json(json.dumps(raw), strict=True)
     except (ValidationError, TypeError, ValueError) as error:
-        raise SpecError(_structural_errors(error)) from error
+        raise SpecError(_structural_errors(error, raw)) from error
     errors = (*broken_rules(spec), *protected_field_errors(spec.pod_template, policy or STRICT))
     if errors:
         raise SpecError(errors)
     return spec
 
 
-def _structural_errors(error: Exception) -> tuple[str, ...]:
+def _structural_errors(error: Exception, raw: Any) -> tuple[str, ...]:
     if not isinstance(error, ValidationError):
         return (f"spec is not a JSON object of the expected form: {error}",)
-    return tuple(_describe(details) for details in error.errors(include_url=False))
+    return tuple(dict.fromkeys(_describe(details, raw) for details in error.errors(include_url=False)))
 
 
-def _describe(details: Mapping[str, Any]) -> str:
-    path = "spec"
-    for part in details["loc"]:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+def _path(details: Mapping[str, Any], raw: Any) -> str:
+    """Return the user's path to a fault: pydantic's own names of a union's members are not part of it."""
+    path, now, parts = "spec", raw, details["loc"]
+    for place, part in enumerate(parts):
+        if isinstance(part, int) and isinstance(now, list) and part < len(now):
+            path, now = f"{path}[{part}]", now[part]
+        elif isinstance(now, Mapping) and (part in now or (details["type"] == "missing" and place == len(parts) - 1)):
+            path, now = f"{path}.{part}", now.get(part)
+    return path
+
+
+def _describe(details: Mapping[str, Any], raw: Any) -> str:
+    path = _path(details, raw)
     match details["type"]:
         case "missing":
             return f"{path} is missing. Set it; `kubectl explain wrpoexperiments.{path}` says what it means."
@@ -358,4 +370,4 @@ def _describe(details: Mapping[str, Any]) -> str:
         case _:
             value = json.dumps(details["input"], default=str)
             shown = value if len(value) <= 80 else value[:77] + "..."
-            return f"{path} is {shown}: {details['msg']}."
+            return f"{path} is {shown}: {details['msg'].removeprefix('Value error, ')}."

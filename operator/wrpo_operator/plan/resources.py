@@ -11,8 +11,6 @@ from wrpo_operator.api.pods import Resources
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Shape, StageNode
 
-GPU = "nvidia.com/gpu"
-
 
 @dataclass(frozen=True, slots=True)
 class Gang:
@@ -51,7 +49,8 @@ def resources_of(spec: ExperimentSpec, node: StageNode) -> Resources:
             return by_kind.curate
         case StageKind.SFT | StageKind.TRAIN:
             return _with_gpus(
-                by_kind.sft if node.id.kind is StageKind.SFT else by_kind.train, gang_of(spec, node.id.kind)
+                by_kind.sft if node.id.kind is StageKind.SFT else by_kind.train,
+                {spec.training.gpu_resource_name: gang_of(spec, node.id.kind).gpus_per_node},
             )
         case StageKind.PREPARE | StageKind.FETCH:
             return by_kind.prepare
@@ -78,16 +77,15 @@ def settings_of(spec: ExperimentSpec, node: StageNode) -> str:
     return digest(shape)
 
 
-def _with_gpus(resources: Resources, gang: Gang) -> Resources:
-    if gang.gpus_per_node == 0:
+def _with_gpus(resources: Resources, gpus: dict[str, int]) -> Resources:
+    if not any(gpus.values()):
         return resources
-    gpus = {GPU: gang.gpus_per_node}
     return Resources(requests=resources.requests | gpus, limits=resources.limits | gpus)
 
 
 def gpus_of(spec: ExperimentSpec, node: StageNode) -> int:
     """Return the GPUs that all pods of a stage hold together."""
     limits = resources_of(spec, node).limits
-    amount = str(limits.get(GPU, 0))
+    amount = str(limits.get(spec.training.gpu_resource_name, 0))
     pods = gang_of(spec, node.id.kind).nodes if node.shape is Shape.TRAINING else node.runtime.shards
     return pods * (int(amount) if amount.isdigit() else 0)

@@ -1,0 +1,80 @@
+"""What the API server and the scheduler ask of requests and limits; broken, they are seen only when pods are made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from wrpo_operator.api.pods import Resources
+
+if TYPE_CHECKING:
+    from wrpo_operator.api.spec import ExperimentSpec
+
+_FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]*)")
+_FACTORS: dict[str, Decimal] = {
+    "m": Decimal("0.001"), "": Decimal(1),
+    **{suffix: Decimal(1000) ** (power + 1) for power, suffix in enumerate("kMGTPE")},
+    **{f"{suffix}i": Decimal(1024) ** (power + 1) for power, suffix in enumerate("KMGTPE")},
+}  # fmt: skip
+_BYTES = re.compile(r"memory|ephemeral-storage|hugepages-.*")
+_ACCELERATOR = re.compile(
+    r"nvidia\.com/(gpu|mig-).*|amd\.com/.*|gpu\.intel\.com/.*|habana\.ai/.*|google\.com/tpu.*"
+    r"|aws\.amazon\.com/neuron.*|huawei\.com/.*|[^/]*/[^/]*gpu[^/]*"
+)
+"""Devices that compute. Network cards and the like stand beside GPUs, these instead of them."""
+
+
+def amount(quantity: float | str) -> Decimal:
+    """Value of a quantity that has the form of one."""
+    match = _FORM.fullmatch(str(quantity))
+    if match is None:
+        raise ValueError(f"{quantity} is no quantity")
+    return Decimal(match[1]) * _FACTORS[match[2]]
+
+
+def is_extended(name: str) -> bool:
+    """Tell whether a resource is a device: such are counted in whole numbers and cannot be shared."""
+    return "/" in name and "kubernetes.io/" not in name
+
+
+def resource_errors(path: str, resources: Resources) -> Iterator[str]:
+    """Every fault of one pod's requests and limits as a sentence that begins with the field's path."""
+    for field, found in (("requests", resources.requests), ("limits", resources.limits)):
+        for name, quantity in found.items():
+            where = f'{path}.{field}["{name}"] is {quantity}'
+            if amount(quantity) % 1 == 0:
+                continue
+            if is_extended(name):
+                yield f"{where}: devices are counted in whole numbers; write 1 or more, or leave it out."
+            elif _BYTES.fullmatch(name):
+                yield f"{where}: that is a fraction of a byte; write bytes or a suffix such as Mi or Gi."
+    for name, requested in resources.requests.items():
+        limit = resources.limits.get(name)
+        where = f'{path}.requests["{name}"] is {requested}'
+        if limit is None:
+            if is_extended(name):
+                yield f"{where}, but limits has no {name}: devices need a limit; set limits instead of requests."
+        elif amount(requested) > amount(limit):
+            yield f"{where}, more than its limit {limit}: lower the request or raise the limit."
+        elif is_extended(name) and amount(requested) != amount(limit):
+            yield f"{where}, its limit {limit}: devices are not shared, both must be equal; set only limits."
+
+
+def accelerator_errors(spec: ExperimentSpec) -> Iterator[str]:
+    """Yield where a training stage would ask for two kinds of devices that compute, which no node has."""
+    training = spec.training
+    own = training.gpu_resource_name
+    counts = {
+        "sft": training.gpus_per_node if spec.sft.gpus_per_node is None else spec.sft.gpus_per_node,
+        "train": training.gpus_per_node,
+    }
+    for stage, gpus in counts.items():
+        resources: Resources = getattr(spec.resources, stage)
+        for name in sorted({*resources.requests, *resources.limits} - {own}) if gpus else ():
+            if _ACCELERATOR.fullmatch(name):
+                yield (
+                    f"spec.resources.{stage} asks for {name} beside {own}: {gpus} of gpusPerNode, and no node has both;"
+                    f" set spec.training.gpuResourceName to {name} and remove {name} from spec.resources.{stage}."
+                )
