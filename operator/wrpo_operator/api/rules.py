@@ -44,7 +44,8 @@ class Rule:
     cel: str
     message: str
     check: Callable[[Any], bool] | None
-    """None: a transition rule (it compares with the stored object), which only the API server can check."""
+    """None: a transition rule (it compares with the stored object), which only the API server can check, or one that
+    resource_rules.py checks with more words."""
 
 
 def _is_path(model: PinnedModel | RewardProvider) -> bool:
@@ -55,7 +56,39 @@ _PINNED = (Target, Source)
 _REWARDS = (Reward, AdditionalReward)
 _OPTIMIZERS = (Sft, Training)
 
+_FRACTION = "^([0-9]+[.][0-9]*[1-9][0-9]*|[0-9]*[1-9][0-9]*m)$"
+"""A quantity below one: standard CEL cannot compare quantities, and so sees only the plain forms."""
+
+
+def _never(field: str, names: str, forms: str) -> str:
+    """CEL: no quantity of these resources has such a form. Thousands of thousandths are whole."""
+    value = f"self.{field}[name]"
+    fraction = f"({value}.matches('{forms}') && !{value}.endsWith('000m'))"
+    return f"self.{field}.all(name, !({names}) || type({value}) == int || !{fraction})"
+
+
+_DEVICE = "name.contains('/') && !name.contains('kubernetes.io/')"
+_BYTES = "name == 'memory' || name == 'ephemeral-storage' || name.startsWith('hugepages-')"
+
 RULES: tuple[Rule, ...] = (
+    *(
+        Rule(
+            (Resources,),
+            _never(field, _DEVICE, _FRACTION),
+            f"{field} asks for a fraction of a device, which cannot be shared; write a whole number",
+            None,
+        )
+        for field in ("requests", "limits")
+    ),
+    *(
+        Rule(
+            (Resources,),
+            _never(field, _BYTES, _FRACTION),
+            f"{field} asks for a fraction of a byte; write bytes or a suffix such as Mi or Gi",
+            None,
+        )
+        for field in ("requests", "limits")
+    ),
     Rule(
         (Storage,),
         "has(self.s3) != has(self.volume)",

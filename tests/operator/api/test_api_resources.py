@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.crd_validation import experiment_object, refusals
 
 from wrpo_engine.config import StageKind
 from wrpo_operator.api.crd import schema
@@ -127,3 +128,19 @@ def test_two_kinds_of_accelerators_in_one_pod_are_refused(name: str) -> None:
 def test_other_devices_stand_beside_gpus() -> None:
     devices = {"rdma/hca_shared": 1, "vpc.amazonaws.com/efa": 4}
     assert errors(training={"gpusPerNode": 8}, resources={"train": {"limits": devices}}) == ()
+
+
+QUANTITIES_OF: dict[str, list[Any]] = {
+    "nvidia.com/gpu": [0, 1, "1", "2k", "1000m", "1.0", "0.5", "1.5", "500m", "1500m", "0m"],
+    "memory": [0, 1, "1", "1Gi", "1.5Gi", "2000m", "500m", "0.5", "1.25"],
+    "cpu": ["0.5", "500m", "1.5"],
+}
+
+
+@pytest.mark.parametrize("name", QUANTITIES_OF)
+@pytest.mark.parametrize("field", ["limits", "requests"])
+def test_what_admission_refuses_the_operator_refuses_too_with_more_words(name: str, field: str) -> None:
+    for quantity in QUANTITIES_OF[name]:
+        resources = {"limits": {name: quantity}, **({"requests": {name: quantity}} if field == "requests" else {})}
+        spec = {**BASE, "resources": {"sample": resources}}
+        assert bool(refusals(experiment_object(spec))) is bool(errors(resources={"sample": resources})), quantity
