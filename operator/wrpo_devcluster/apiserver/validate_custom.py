@@ -36,6 +36,7 @@ NOT_CHECKED = Cause(
 )
 NOWHERE = "<nil>"
 """Field of a fault that the server tells of no field in particular."""
+_COMBINATIONS = frozenset({"anyOf", "oneOf", "allOf", "not"})
 _LARGEST_EXACT = 2**53 - 1
 _INT64 = (-(2**63), 2**63)
 _FLOAT32_MOST = 3.4028235677973366e38
@@ -103,7 +104,9 @@ def _judge(raw: JsonObject, value: Any, path: str, old: Any = typed.ABSENT) -> _
     if raw.get("type") or raw.get("format") or raw.get("x-kubernetes-int-or-string"):
         found.merge(_check_type(raw, value, path))
     if value is not None:
-        found.merge(_check_combinations(raw, value, path))
+        found.passed += 1
+        if not raw.keys().isdisjoint(_COMBINATIONS):
+            found.merge(_check_combinations(raw, value, path))
         if isinstance(value, str):
             found.causes += _check_string(raw, value, path)
         elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -149,7 +152,7 @@ def _check_type(raw: JsonObject, value: Any, path: str) -> _Result:
         return _Result(passed=1) if is_whole else _Result([_wrong_type(path, "integer,string", found)])
     if value is None:
         return _Result(passed=1) if not wanted or raw.get("nullable") else _Result([_wrong_type(path, wanted, found)])
-    form = formats.effective(wanted, raw.get("format", ""))
+    form = formats.effective(wanted, raw["format"]) if "format" in raw else ""
     if form and wanted not in {"integer", "number"} and found in {"string", "array"}:
         return _Result(passed=1)
     is_fitting = wanted == found or (wanted == "number" and found == "integer")
@@ -173,7 +176,7 @@ def _check_string(raw: JsonObject, value: str, path: str) -> list[Cause]:
         causes.append(invalid_field(path, value, why))
     elif raw.get("pattern") and not go_regex.matches(raw["pattern"], value):
         causes.append(invalid_field(path, value, f"{path} in body should match '{raw['pattern']}'"))
-    name = formats.effective(raw.get("type", ""), raw.get("format", ""))
+    name = formats.effective(raw.get("type", ""), raw["format"]) if "format" in raw else ""
     if name and not formats.fits(name, value):
         causes.append(_wrong_type(path, name, value))
     return causes
@@ -305,7 +308,7 @@ def _closest(results: list[_Result]) -> list[Cause]:
 
 
 def _check_combinations(raw: JsonObject, value: Any, path: str) -> _Result:
-    found = _Result(passed=1)
+    found = _Result()
 
     def judged(name: str) -> list[_Result]:
         return [_judge(part, value, path) for part in raw.get(name) or ()]
