@@ -7,6 +7,7 @@ from wrpo_devcluster.apiserver.errors import Cause, forbidden_field, invalid_fie
 from wrpo_devcluster.apiserver.validate_meta import LABEL, SUBDOMAIN
 from wrpo_devcluster.client import JsonObject
 
+_COLUMN_TYPES = frozenset({"integer", "number", "string", "boolean", "date"})
 CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
 
 
@@ -83,19 +84,27 @@ def _validate_version(version: JsonObject, path: str, where: str) -> list[Cause]
     if raw is None:
         causes.append(required_field(f"{path}.schema.openAPIV3Schema", "schemas are required"))
         return causes
+    if where and path != "spec.versions[0]":
+        return causes
     causes += crd_schema.validate(raw, where or f"{path}.schema.openAPIV3Schema")
-    for index, column in enumerate(version.get("additionalPrinterColumns") or ()):
-        at = f"{path}.additionalPrinterColumns[{index}]"
-        if not str(column.get("jsonPath", "")).startswith("."):
-            causes.append(
-                invalid_field(
-                    f"{at}.jsonPath", column.get("jsonPath", ""), "must be a simple json path starting with ."
-                )
-            )
-        if column.get("type") not in {"integer", "number", "string", "boolean", "date"}:
-            causes.append(
-                unsupported_field(f"{at}.type", column.get("type"), ("integer", "number", "string", "boolean", "date"))
-            )
+    columns = version.get("additionalPrinterColumns") or ()
+    for index, column in enumerate(columns):
+        causes += _column(column, f"{'spec' if where else path}.additionalPrinterColumns[{index}]")
+    return causes
+
+
+def _column(column: JsonObject, at: str) -> list[Cause]:
+    causes = [required_field(f"{at}.name")] if not column.get("name") else []
+    kind, path = column.get("type") or "", column.get("jsonPath") or ""
+    told = f"must be one of {','.join(sorted(_COLUMN_TYPES))}"
+    if not kind:
+        causes.append(required_field(f"{at}.type", told))
+    elif kind not in _COLUMN_TYPES:
+        causes.append(invalid_field(f"{at}.type", kind, told))
+    if not path:
+        causes.append(required_field(f"{at}.JSONPath"))
+    elif not path.startswith("."):
+        causes.append(invalid_field(f"{at}.JSONPath", path, "must be a simple json path starting with ."))
     return causes
 
 

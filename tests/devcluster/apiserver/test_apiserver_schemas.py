@@ -183,6 +183,39 @@ def test_a_schema_is_taken_or_refused_with_its_place(tmp_path: Path, schema: Any
     assert asyncio.run(scenario()) == expected
 
 
+PATHS: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
+    "one version": ([{"type": "array"}], ["spec.validation.openAPIV3Schema.properties[f].items"]),
+    "two versions of one schema": ([{"type": "array"}] * 2, ["spec.validation.openAPIV3Schema.properties[f].items"]),
+    "two versions of two schemas": (
+        [{"type": "string"}, {"type": "array"}],
+        ["spec.versions[1].schema.openAPIV3Schema.properties[f].items"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("schemas", "expected"), PATHS.values(), ids=PATHS.keys())
+def test_a_fault_of_a_schema_that_all_versions_share_is_told_once(
+    tmp_path: Path, schemas: list[dict[str, Any]], expected: list[str]
+) -> None:
+    crd = crd_of(0, {})
+    crd["spec"]["versions"] = [
+        {**crd_of(0, schema)["spec"]["versions"][0], "name": f"v{number + 1}", "storage": number == 0}
+        for number, schema in enumerate(schemas)
+    ]
+
+    async def scenario() -> list[str]:
+        server = ApiServer(tmp_path / "state", admin_token="admin")
+        try:
+            await server.client("system:tests").create(CRDS, crd)
+        except ApiError as error:
+            return [cause["field"] for cause in error.status["details"]["causes"]]
+        finally:
+            await server.close()
+        return []
+
+    assert asyncio.run(scenario()) == expected
+
+
 def nested(depth: int, **bounds: int) -> dict[str, Any]:
     expression = "true"
     for level in range(depth):
