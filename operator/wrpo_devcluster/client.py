@@ -48,6 +48,8 @@ class ApiError(Exception):
     def __init__(self, status: JsonObject) -> None:
         super().__init__(status.get("message", ""))
         self.status = status
+        self.warnings: list[str] = []
+        """Warnings that go with the answer."""
 
     @property
     def code(self) -> int:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from wrpo_devcluster.apiserver import errors, podsecurity
 from wrpo_devcluster.apiserver.kinds import Kind
+from wrpo_devcluster.apiserver.limits import LimitRanges
+from wrpo_devcluster.apiserver.policies import Policies, Write
 from wrpo_devcluster.apiserver.quota import Quotas
 from wrpo_devcluster.apiserver.request import Context
 from wrpo_devcluster.apiserver.store import Store
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105  (a path)
 _LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 _PRIORITIES = {"system-node-critical": 2_000_001_000, "system-cluster-critical": 2_000_000_000}
+CRDS = "apiextensions.k8s.io/customresourcedefinitions"
 _TEMPLATES = {("apps", "Deployment"), ("apps", "ReplicaSet"), ("batch", "Job")}
 
 
@@ -29,7 +32,18 @@ class Admission:
         self.store = store
         self.engine = engine
         self.quotas = Quotas(store, engine.registry)
+        self.limits = LimitRanges(store)
+        self.policies = Policies(store, engine.registry)
         self.authorizer: Authorizer | None = None
+
+    def check_definition(self, kind: Kind, name: str) -> None:
+        """Refuse a new object of a CRD that is being deleted."""
+        if kind.custom is None:
+            return
+        record = self.store.get(CRDS, "", f"{kind.plural}.{kind.group}")
+        if record is not None and record.obj["metadata"].get("deletionTimestamp"):
+            why = "create not allowed while custom resource definition is terminating"
+            raise errors.forbidden(kind.plural, kind.group, name, why)
 
     def check_namespace(self, kind: Kind, namespace: str, name: str) -> None:
         if not kind.namespaced or kind.verbs == ("create",):
@@ -50,24 +64,30 @@ class Admission:
             self._service_account(kind, obj)
             self._tolerations(obj["spec"])
             self._priority(kind, obj)
-            self._limit_ranges(obj)
+            self.limits.set_defaults(obj)
         elif (kind.group, kind.kind) == ("", "PersistentVolumeClaim"):
             self._storage_class(obj)
 
-    def validate(self, kind: Kind, obj: JsonObject, old: JsonObject | None, context: Context) -> None:
+    def validate(
+        self, kind: Kind, obj: JsonObject, old: JsonObject | None, context: Context, subresource: str = ""
+    ) -> None:
         """Refuse, or warn, with the object as it would be stored."""
-        if (kind.group, kind.kind) == ("", "Pod"):
-            if old is None:
+        if not subresource:
+            if (kind.group, kind.kind) == ("", "Pod") and old is None:
                 self._pod_security(kind, obj, context)
+            elif (kind.group, kind.kind) in _TEMPLATES:
+                self._warn_template(obj, context)
+        self.policies.check(Write(kind, obj, old, subresource), context)
+        if not subresource:
+            self.limits.check(kind, obj, old)
+            if old is None and kind.namespaced:
                 self.quotas.check(kind, obj)
-        elif (kind.group, kind.kind) in _TEMPLATES:
-            self._warn_template(obj, context)
-            if old is None:
-                self.quotas.check(kind, obj)
-        elif old is None and kind.namespaced:
-            self.quotas.check(kind, obj)
-        if kind.group == "rbac.authorization.k8s.io" and self.authorizer is not None:
-            self.authorizer.check_escalation(kind, obj, old, context.user)
+            if kind.group == "rbac.authorization.k8s.io" and self.authorizer is not None:
+                self.authorizer.check_escalation(kind, obj, old, context.user)
+
+    def validate_deletion(self, kind: Kind, obj: JsonObject, context: Context) -> None:
+        """Refuse, or warn about, the deletion of an object."""
+        self.policies.check(Write(kind, None, obj), context)
 
     def _service_account(self, kind: Kind, pod: JsonObject) -> None:
         spec, namespace = pod["spec"], pod["metadata"]["namespace"]
@@ -113,18 +133,6 @@ class Admission:
                     value, policy = record.obj["value"], record.obj.get("preemptionPolicy", policy)
         spec["priority"] = value
         spec.setdefault("preemptionPolicy", policy)
-
-    def _limit_ranges(self, pod: JsonObject) -> None:
-        """Defaults for containers without limits or requests."""
-        for record in self.store.list("/limitranges", pod["metadata"]["namespace"]):
-            for limit in record.obj["spec"].get("limits") or ():
-                if limit.get("type") != "Container":
-                    continue
-                for container in pod["spec"].get("containers") or ():
-                    resources = container.setdefault("resources", {})
-                    for source, target in (("default", "limits"), ("defaultRequest", "requests")):
-                        if limit.get(source):
-                            resources[target] = {**limit[source], **(resources.get(target) or {})}
 
     def _storage_class(self, claim: JsonObject) -> None:
         if claim["spec"].get("storageClassName") is None:

@@ -96,7 +96,14 @@ def cluster_roles() -> dict[str, list[JsonObject]]:
             _rule(["authentication.k8s.io"], ["tokenreviews"], ["create"]),
             _rule(["authorization.k8s.io"], ["subjectaccessreviews"], ["create"]),
         ],
-        "system:service-account-issuer-discovery": [_urls("/.well-known/openid-configuration", "/openid/v1/jwks")],
+        "system:service-account-issuer-discovery": [
+            _urls(
+                "/.well-known/openid-configuration",
+                "/.well-known/openid-configuration/",
+                "/openid/v1/jwks",
+                "/openid/v1/jwks/",
+            )
+        ],
     }
 
 
@@ -105,6 +112,7 @@ _BINDINGS = {
     "system:discovery": ["system:authenticated"],
     "system:basic-user": ["system:authenticated"],
     "system:public-info-viewer": ["system:authenticated", "system:unauthenticated"],
+    "system:service-account-issuer-discovery": ["system:serviceaccounts"],
 }
 
 

@@ -66,6 +66,11 @@ def _compiled(node: Node) -> _Rules:
     return found
 
 
+def evaluate(expression: str, variables: dict[str, Any]) -> Any:
+    """Value of an expression; whatever the library raises means that it has none."""
+    return compile_rule(expression).execute(_context(variables))
+
+
 def check_rules(
     node: Node, value: Any, old: Any = typed.ABSENT, path: str = "", *, is_kept: bool = False
 ) -> list[Cause]:

@@ -82,6 +82,26 @@ def parse_yaml(text: bytes) -> Any:
     return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
 
 
+class _Dumper(yaml.SafeDumper):
+    """YAML as the server writes it: quotes only where a reader would take the text for something else."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Without quotes it would be read as a number, a date, a truth value or nothing.
+    tag: str = dumper.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    is_text = tag == "tag:yaml.org,2002:str"
+    style = "|" if "\n" in text else None if is_text else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def as_yaml(body: Any) -> bytes:
+    """Write JSON data as YAML."""
+    return yaml.dump(body, Dumper=_Dumper, allow_unicode=True, width=float("inf"), encoding="utf-8")
+
+
 def find_duplicates(value: Any, findings: Findings, path: str = "") -> None:
     if isinstance(value, dict):
         if isinstance(value, _Pairs):

@@ -167,3 +167,13 @@ def terminating(crd: JsonObject, now: str) -> JsonObject:
         "metadata": {**crd["metadata"], "deletionTimestamp": now, "finalizers": finalizers},
         "status": {**crd["status"], "conditions": [*kept, condition]},
     }
+
+
+def deletion_in_progress(crd: JsonObject) -> JsonObject:
+    """Status of a CRD whose objects are being deleted."""
+    told = {"reason": "InstanceDeletionInProgress", "message": "CustomResource deletion is in progress"}
+    conditions = [
+        {**condition, **told} if condition["type"] == "Terminating" else condition
+        for condition in crd["status"].get("conditions") or ()
+    ]
+    return {**crd["status"], "conditions": conditions}

@@ -268,14 +268,22 @@ def token_request(obj: JsonObject) -> None:
     _set(obj["spec"], expirationSeconds=3600)
 
 
-def lease(obj: JsonObject) -> None:
-    """Leases have no defaults."""
+def limit_range(obj: JsonObject) -> None:
+    """Of containers, the default limit is the most, the default request the default limit or else the least."""
+    for limit in obj["spec"].get("limits") or ():
+        if limit.get("type") == "Container":
+            limits = {**(limit.get("max") or {}), **(limit.get("default") or {})}
+            requests = {**(limit.get("min") or {}), **limits, **(limit.get("defaultRequest") or {})}
+            for name, amounts in (("default", limits), ("defaultRequest", requests)):
+                if amounts:
+                    limit[name] = amounts
 
 
 Default = Callable[[JsonObject], None]
 SPEC_DEFAULTS: dict[tuple[str, str], Default] = {
     ("", "Pod"): pod,
     ("", "Service"): service,
+    ("", "LimitRange"): limit_range,
     ("apps", "Deployment"): deployment,
     ("batch", "Job"): job,
     ("batch", "CronJob"): cron_job,

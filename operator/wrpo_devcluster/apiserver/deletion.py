@@ -59,6 +59,7 @@ class Deleter:
         """Return the object and whether it is gone already."""
         old = self.engine.get(kind, namespace, name)
         self._check_preconditions(kind, old, options)
+        self.engine.admission.validate_deletion(kind, old, context)
         if (kind.group, kind.kind) == ("batch", "Job") and options.propagation is None:
             context.warn(_JOB_WARNING)
         if (kind.group, kind.kind) == ("", "Namespace"):

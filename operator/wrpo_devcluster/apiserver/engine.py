@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from wrpo_devcluster.apiserver import codec, errors, managed, patch, strategies, typed, validation
+from wrpo_devcluster.apiserver import codec, errors, managed, patch, strategies, typed, validate_meta, validation
 from wrpo_devcluster.apiserver.admission import Admission
 from wrpo_devcluster.apiserver.carry_over import carry_over
 from wrpo_devcluster.apiserver.decode import check_identity, decode
@@ -47,7 +47,14 @@ class Engine:
     # Creating
 
     def create(
-        self, kind: Kind, namespace: str | None, body: JsonObject, context: Context, *, name: str = ""
+        self,
+        kind: Kind,
+        namespace: str | None,
+        body: JsonObject,
+        context: Context,
+        *,
+        name: str = "",
+        managers: Managers | None = None,
     ) -> JsonObject:
         obj = decode(kind, body, context)
         self._place(kind, namespace, obj)
@@ -58,7 +65,7 @@ class Engine:
         meta = obj["metadata"]
         if meta.get("resourceVersion"):
             raise errors.bad_request("resourceVersion should not be set on objects to be created")
-        return self.create_decoded(kind, obj, context)
+        return self.create_decoded(kind, obj, context, managers)
 
     def _place(self, kind: Kind, namespace: str | None, obj: JsonObject) -> None:
         meta = obj["metadata"]
@@ -86,6 +93,7 @@ class Engine:
         obj = strategies.without_status(kind, obj)
         self._generate_name(kind, obj)
         name, namespace = meta.get("name", ""), meta.get("namespace", "")
+        self.admission.check_definition(kind, name)
         self.admission.check_namespace(kind, namespace, name)
         meta["creationTimestamp"] = self.now()
         meta["uid"] = str(uuid.uuid4())
@@ -105,8 +113,12 @@ class Engine:
         causes = validation.faults(kind, obj, None)
         if causes:
             raise errors.invalid(kind.kind, kind.group, name, causes)
-        if self.store.get(kind.storage_key, namespace, name) is not None:
-            raise errors.already_exists(kind.plural, kind.group, name)
+        for warning in validate_meta.finalizer_warnings(kind, meta):
+            context.warn(warning)
+        existing = self.store.get(kind.storage_key, namespace, name)
+        if existing is not None:
+            is_leaving = "deletionTimestamp" in existing.obj["metadata"]
+            raise errors.already_exists(kind.plural, kind.group, name, is_leaving=is_leaving)
         self.admission.validate(kind, obj, None, context)
         if managers:
             meta["managedFields"] = managed.dump(managers)
@@ -211,8 +223,9 @@ class Engine:
         causes = validation.faults(kind, new, old)
         if causes:
             raise errors.invalid(kind.kind, kind.group, before["name"], causes)
-        if not subresource:
-            self.admission.validate(kind, new, old, context)
+        for warning in validate_meta.finalizer_warnings(kind, meta, before):
+            context.warn(warning)
+        self.admission.validate(kind, new, old, context, subresource)
         if strategies.has_generation(kind) and strategies.spec_changed(kind, new, old):
             meta["generation"] = before.get("generation", 0) + 1
         if _finished(new):
@@ -257,7 +270,7 @@ class Engine:
             else:
                 patched = patch.strategic_merge(kind.node, old, body)
         except patch.PatchError as problem:
-            raise (errors.bad_request(str(problem)) if problem.malformed else errors.rejected_patch()) from problem
+            raise patch.refusal(problem) from problem
         new = decode(kind, patched, context, stored=old, subresource=subresource)
         meta = new["metadata"]
         if meta.get("name") != name or meta.get("namespace", "") != (namespace or ""):
@@ -299,12 +312,8 @@ class Engine:
         if record is not None and version and version != live["metadata"]["resourceVersion"]:
             raise errors.conflict(kind.plural, kind.group, name)
         if record is None and uid:
-            raise errors.conflict(
-                kind.plural,
-                kind.group,
-                name,
-                f"uid mismatch: the provided object specified uid {uid}, and no existing object was found",
-            )
+            causes = [errors.invalid_field("metadata.uid", uid, "field is immutable")] * 2
+            raise errors.invalid(kind.kind, kind.group, name, causes)
         merged, managers = managed.apply(
             kind.node,
             live,

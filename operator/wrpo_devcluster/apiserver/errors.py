@@ -80,8 +80,10 @@ def not_found(plural: str, group: str, name: str) -> ApiError:
     return error(404, "NotFound", message, _details(name, group, plural))
 
 
-def already_exists(plural: str, group: str, name: str) -> ApiError:
+def already_exists(plural: str, group: str, name: str, *, is_leaving: bool = False) -> ApiError:
     message = f'{qualified(plural, group)} "{name}" already exists'
+    if is_leaving:
+        message = f"object is being deleted: {message}"
     return error(409, "AlreadyExists", message, _details(name, group, plural))
 
 

@@ -26,7 +26,7 @@ def to_core(event: JsonObject) -> JsonObject:
 def from_core(event: JsonObject) -> JsonObject:
     """Return a core Event in the events.k8s.io form."""
     names = {core: new for new, core in _RENAMED.items()}
-    out = {names.get(name, name): value for name, value in event.items()}
+    out = {names.get(name, name): value for name, value in event.items() if value not in ("", 0)}
     return {**out, "kind": "Event", "apiVersion": f"{GROUP}/v1"}
 
 

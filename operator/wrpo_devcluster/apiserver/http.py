@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from multidict import CIMultiDict
 
 from wrpo_devcluster.apiserver import discovery, errors, openapi, protobuf
 from wrpo_devcluster.apiserver.authenticate import authenticate
-from wrpo_devcluster.apiserver.codec import parse_json, parse_yaml
+from wrpo_devcluster.apiserver.codec import as_yaml, parse_json, parse_yaml
 from wrpo_devcluster.apiserver.kinds import Kind, definition_of
+from wrpo_devcluster.apiserver.negotiate import JSON, serialization_of
 from wrpo_devcluster.apiserver.rbac import Attributes
 from wrpo_devcluster.apiserver.request import User
 from wrpo_devcluster.apiserver.resources import Answer, ResourceRequest, handle
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SERVER: web.AppKey[ApiServer] = web.AppKey("server")
-_MAX_BODY = 16 * 1024 * 1024
+_MAX_BODY = 3 * 1024 * 1024
 _NAMESPACE_SUBRESOURCES = {"status", "finalize"}
 _HEALTH = {"/healthz", "/readyz", "/livez"}
 _AGGREGATED = "apidiscovery.k8s.io"
@@ -46,22 +48,29 @@ async def _entry(request: web.Request) -> web.StreamResponse:
     try:
         return await _dispatch(server, request)
     except ApiError as problem:
-        return _refusal(problem)
+        return _refusal(request, problem)
+    except web.HTTPRequestEntityTooLarge:
+        why = f"Request entity too large: limit is {_MAX_BODY}"
+        return _refusal(request, errors.error(413, "RequestEntityTooLarge", why))
     except Exception as problem:
         if isinstance(problem, web.HTTPException | ConnectionResetError):
             raise
         log.exception("%s %s failed", request.method, request.path)
-        return _refusal(errors.error(500, "InternalError", f"Internal error occurred: {problem!r}"))
+        return _refusal(request, errors.error(500, "InternalError", f"Internal error occurred: {problem!r}"))
 
 
-def _refusal(problem: ApiError) -> web.Response:
-    headers = {}
+def _refusal(request: web.Request, problem: ApiError) -> web.Response:
+    headers = [("Warning", _warning(text)) for text in problem.warnings]
     seconds = (problem.status.get("details") or {}).get("retryAfterSeconds")
     if seconds is not None:
-        headers["Retry-After"] = str(seconds)
-    return web.Response(
-        body=encode(problem.status), status=problem.code, content_type="application/json", headers=headers
-    )
+        headers.append(("Retry-After", str(seconds)))
+    try:
+        media = serialization_of(request.headers.get("Accept", ""))
+    except ApiError:
+        media = JSON
+    body = encode(problem.status) if media == JSON else as_yaml(problem.status)
+    headers.append(("Content-Type", media))
+    return web.Response(body=body, status=problem.code, headers=CIMultiDict(headers))
 
 
 def _json(body: Any, status: int = 200, content_type: str = "application/json") -> web.Response:
@@ -171,6 +180,8 @@ async def _resource(
         )
         if not user.privileged:
             server.authorizer.check(user, Attributes(verb, group, plural, subresource, namespace or "", name))
+        if kind is not None and kind.custom is not None and name and kind.namespaced == (namespace is not None):
+            raise errors.not_found(kind.plural, kind.group, name)
         return _not_found()
     assert kind is not None
     wanted = ResourceRequest(
@@ -185,6 +196,8 @@ async def _resource(
         accept=request.headers.get("Accept", "application/json"),
         user_agent=request.headers.get("User-Agent", ""),
     )
+    if wanted.is_misplaced:
+        return _not_found()
     code = 500
     try:
         await server.faults.check(user.name, wanted.verb, kind, namespace or "", name)
@@ -232,10 +245,15 @@ def _parse_protobuf(text: bytes) -> JsonObject:
 
 
 async def _respond(request: web.Request, answer: Answer) -> web.StreamResponse:
-    headers = [("Content-Type", answer.content_type)]
+    media, body = answer.content_type, answer.body
+    if media == JSON and answer.stream is None:
+        media = serialization_of(request.headers.get("Accept", ""))
+        if media != JSON:
+            body = as_yaml(json.loads(body))
+    headers = [("Content-Type", media)]
     headers += [("Warning", _warning(text)) for text in answer.warnings]
     if answer.stream is None:
-        return web.Response(body=answer.body, status=answer.status, headers=CIMultiDict(headers))
+        return web.Response(body=body, status=answer.status, headers=CIMultiDict(headers))
     return await _stream(request, answer, answer.stream, headers)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import bisect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wrpo_devcluster.apiserver import errors
 from wrpo_devcluster.apiserver.negotiate import View
-from wrpo_devcluster.apiserver.store import Record, continue_token, encode, parse_continue
+from wrpo_devcluster.apiserver.options import check_list
+from wrpo_devcluster.apiserver.store import Record, encode
 from wrpo_devcluster.apiserver.tables import partial
 from wrpo_devcluster.apiserver.watch import parse_version
 from wrpo_devcluster.client import JsonObject
@@ -16,40 +21,120 @@ if TYPE_CHECKING:
     from wrpo_devcluster.apiserver.resources import Answer, ResourceRequest
 
 
+_EXPIRED = (
+    "The provided continue parameter is too old to display a consistent list result. You can start a new list without"
+    " the continue parameter, or use the continue token in this response to retrieve the remainder of the results."
+    " Continuing with the provided token results in an inconsistent list - objects that were created, modified, or"
+    " deleted between the time the first chunk was returned and now may show up in the list."
+)
+_LATEST = -1
+"""Version in a continue token whose list may be of another moment."""
+_FORM = "meta.k8s.io/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a paged list continues: with the first key (namespace, name) that is not before `start`."""
+
+    version: int
+    start: tuple[str, str]
+
+
+def continue_token(version: int, scope: str | None, last: tuple[str, str]) -> str:
+    """Opaque marker of a page that ended with the key `last`, of a list in the namespace `scope` (None: in all)."""
+    return _token(Place(version, (last[0], f"{last[1]}\0")), scope)
+
+
+def _token(place: Place, scope: str | None) -> str:
+    namespace, name = place.start
+    start = f"{namespace}/{name}" if scope is None and namespace else name
+    return base64.urlsafe_b64encode(encode({"v": _FORM, "rv": place.version, "start": start})).decode()
+
+
+def parse_continue(token: str, scope: str | None) -> Place:
+    """Read a continue token; ValueError where the real server refuses it."""
+    try:
+        found = json.loads(base64.b64decode(token.encode() + b"=" * (-len(token) % 4), b"-_", validate=True))
+        form, version, start = found["v"], found["rv"], found["start"]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"invalid continue token: continue key is not valid: {problem}") from problem
+    if form != _FORM or type(version) is not int or not isinstance(start, str):
+        raise ValueError(f"invalid continue token: continue key is not valid: unrecognized fields {found}")
+    if version == 0 or not start:
+        what = "incorrect encoded start resourceVersion" if start else "encoded start key empty"
+        raise ValueError(f"invalid continue token: continue key is not valid: {what} (version {_FORM})")
+    namespace, slash, name = start.partition("/")
+    return Place(version, (namespace, name) if slash else (scope or "", start))
+
+
 def _key(record: Record) -> tuple[str, str]:
     meta = record.obj["metadata"]
     return (meta.get("namespace", ""), meta["name"])
 
 
-def select(request: ResourceRequest) -> tuple[list[Record], JsonObject]:
-    """Return records of one page, and the list's metadata."""
-    store, query = request.server.store, request.query
-    matches = request.matches()
-    limit_text = query.get("limit", "") or "0"
-    if not limit_text.lstrip("-").isdigit():
-        raise errors.bad_request(f'strconv.ParseInt: parsing "{limit_text}": invalid syntax')
-    limit, token = int(limit_text), query.get("continue", "")
-    version = store.rv
+def _limit(query: Mapping[str, str]) -> int:
+    """Most objects of a page, 0 for all. A list of any version comes from a cache, which has no pages."""
+    text = query.get("limit", "") or "0"
+    if not text.removeprefix("-").isdigit():
+        raise errors.bad_request(f'strconv.ParseInt: parsing "{text}": invalid syntax')
+    return 0 if query.get("resourceVersion") == "0" and not query.get("continue") else max(int(text), 0)
+
+
+def _place(request: ResourceRequest) -> Place | None:
+    token = request.query.get("continue", "")
+    if not token:
+        return None
+    try:
+        place = parse_continue(token, request.namespace)
+    except ValueError as problem:
+        raise errors.bad_request(str(problem)) from problem
+    if request.query.get("resourceVersion", "") not in {"", "0"}:
+        raise errors.bad_request("specifying resource version is not allowed when using continue")
+    return place
+
+
+def _exact_version(request: ResourceRequest, limit: int) -> int | None:
+    """Version that the list has to be of, None for the latest; raise 504 for one of the future."""
+    query, store = request.query, request.server.store
     wanted = parse_version(query.get("resourceVersion", ""))
     if wanted > store.rv:
-        body = {
-            "retryAfterSeconds": 1,
-            "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
-        }
-        raise errors.error(504, "Timeout", f"Too large resource version: {wanted}, current: {store.rv}", body)
-    records = list(store.list(request.kind.storage_key, request.namespace, request.condition()))
-    if token:
-        try:
-            version, last = parse_continue(token)
-        except ValueError as problem:
-            raise errors.bad_request(str(problem)) from problem
-        records = records[bisect.bisect_right([_key(record) for record in records], last) :]
+        cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
+        why = f"Timeout: Too large resource version: {wanted}, current: {store.rv}"
+        raise errors.error(504, "Timeout", why, {"retryAfterSeconds": 1, "causes": [cause]})
+    match = query.get("resourceVersionMatch", "")
+    # A page of a version without a match is of exactly that version.
+    return wanted if match == "Exact" or (wanted and limit and not match) else None
+
+
+def _records(request: ResourceRequest, place: Place | None, limit: int) -> tuple[Sequence[Record], int]:
+    """Return the records to select from, and the version that they are of."""
+    store, key = request.server.store, request.kind.storage_key
+    exact = _exact_version(request, limit) if place is None else place.version
+    if exact is None or exact == _LATEST:
+        return list(store.list(key, request.namespace, request.condition())), store.rv
+    try:
+        return store.list_at(key, request.namespace, exact), exact
+    except LookupError as problem:
+        if place is None:
+            raise errors.expired(f"The resourceVersion for the provided list is too old: {problem}") from problem
+        refusal = errors.expired(_EXPIRED)
+        refusal.status["metadata"] = {"continue": _token(Place(_LATEST, place.start), request.namespace)}
+        raise refusal from problem
+
+
+def select(request: ResourceRequest) -> tuple[list[Record], JsonObject]:
+    """Return records of one page, and the list's metadata."""
+    check_list(request.query)
+    matches, limit, place = request.matches(), _limit(request.query), _place(request)
+    records, version = _records(request, place, limit)
+    if place is not None:
+        records = records[bisect.bisect_left([_key(record) for record in records], place.start) :]
     page: list[Record] = []
     meta: JsonObject = {"resourceVersion": str(version)}
     for index, record in enumerate(records):
         if limit > 0 and len(page) == limit:
             if matches is None or any(matches(rest.obj) for rest in records[index:]):
-                meta["continue"] = continue_token(version, *_key(page[-1]))
+                meta["continue"] = continue_token(version, request.namespace, _key(page[-1]))
                 if matches is None:
                     meta["remainingItemCount"] = len(records) - index
             break
@@ -86,4 +171,9 @@ def _untyped(record: Record) -> bytes:
     prefix = encode({"kind": obj["kind"], "apiVersion": obj["apiVersion"]})[:-1] + b","
     if record.text.startswith(prefix):
         return b"{" + record.text[len(prefix) :]
-    return encode({key: value for key, value in obj.items() if key not in {"kind", "apiVersion"}})
+    return encode(without_type(obj))
+
+
+def without_type(obj: JsonObject) -> JsonObject:
+    """Return an item of a built-in list, which says only once what its items are."""
+    return {key: value for key, value in obj.items() if key not in {"kind", "apiVersion"}}

@@ -11,6 +11,10 @@ from wrpo_devcluster.apiserver.kinds import Kind
 from wrpo_devcluster.apiserver.tables import make_table, partial
 from wrpo_devcluster.client import JsonObject
 
+JSON, YAML = "application/json", "application/yaml"
+_MEDIA = {JSON: JSON, "*/*": JSON, "application/*": JSON, "": JSON, YAML: YAML}
+_ACCEPTED = (JSON, YAML, "application/vnd.kubernetes.protobuf")
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -47,8 +51,6 @@ class View:
         return transform
 
     def table(self, objects: list[JsonObject], meta: JsonObject) -> JsonObject:
-        if self.kind.group == event_forms.GROUP:
-            objects = [event_forms.from_core(obj) for obj in objects]
         return make_table(self.kind, objects, meta, include=self.include, now=self.clock())
 
     def _one_row(self, obj: JsonObject) -> JsonObject:
@@ -63,17 +65,39 @@ class View:
 
 def view_of(accept: str, kind: Kind, include: str, clock: Callable[[], datetime]) -> View:
     """Return the first acceptable form; raise 406 when there is none."""
-    for clause in accept.split(","):
-        media, *parameters = (part.strip() for part in clause.split(";"))
-        options = dict(parameter.partition("=")[::2] for parameter in parameters)
-        if media not in {"application/json", "*/*", "application/*", "application/yaml", ""}:
+    for media, parameters in _clauses(accept):
+        if media not in _MEDIA:
             continue
-        style = options.get("as", "")
+        style = parameters.get("as", "")
         if not style:
             return View("", kind, include, clock)
-        if options.get("g") == "meta.k8s.io" and options.get("v") == "v1":
+        if parameters.get("g") == "meta.k8s.io" and parameters.get("v") == "v1":
             if style == "Table":
                 return View("Table", kind, include, clock)
             if style in {"PartialObjectMetadata", "PartialObjectMetadataList"}:
                 return View("Partial", kind, include, clock)
-    raise errors.not_acceptable(("application/json", "application/yaml"))
+    raise errors.not_acceptable(_ACCEPTED)
+
+
+def serialization_of(accept: str) -> str:
+    """Return JSON or YAML, whichever the client would rather have; raise 406 when it takes neither."""
+    for media, _ in _clauses(accept):
+        if media in _MEDIA:
+            return _MEDIA[media]
+    raise errors.not_acceptable(_ACCEPTED)
+
+
+def _clauses(accept: str) -> list[tuple[str, dict[str, str]]]:
+    """Media types with their parameters, the most wanted first."""
+    found = []
+    for clause in accept.split(","):
+        media, *parameters = (part.strip() for part in clause.split(";"))
+        found.append((media, dict(parameter.partition("=")[::2] for parameter in parameters)))
+    return sorted(found, key=lambda clause: -_quality(clause[1]))
+
+
+def _quality(parameters: dict[str, str]) -> float:
+    try:
+        return float(parameters.get("q", "1"))
+    except ValueError:
+        return 1.0

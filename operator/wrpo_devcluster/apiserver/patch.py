@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from wrpo_devcluster.apiserver.codec import copy_json
+from wrpo_devcluster.apiserver import errors
+from wrpo_devcluster.apiserver.codec import copy_json, go_type
 from wrpo_devcluster.apiserver.schema import DEDUCED, Node
 from wrpo_devcluster.apiserver.typed import child_node, same
+from wrpo_devcluster.client import ApiError, Patch
 
 DIRECTIVE = "$patch"
 RETAIN = "$retainKeys"
 DELETE_PRIMITIVES = "$deleteFromPrimitiveList/"
 ORDER = "$setElementOrder/"
+_MOST_OPERATIONS = 10_000
+_GO_MAP = "map[string]interface {}"
 
 
 class PatchError(ValueError):
@@ -20,6 +24,41 @@ class PatchError(ValueError):
     def __init__(self, message: str, *, malformed: bool = False) -> None:
         super().__init__(message)
         self.malformed = malformed
+
+
+def refusal(problem: PatchError) -> ApiError:
+    """Return the answer to a patch that does not apply."""
+    return errors.bad_request(str(problem)) if problem.malformed else errors.rejected_patch()
+
+
+def check_form(content: Any, style: Patch) -> None:
+    """Refuse a body that no patch of this style has, before the object is looked at."""
+    if style == "json":
+        if not isinstance(content, list):
+            raise _not_unmarshalled(content, "[]handlers.jsonPatchOp")
+        if len(content) > _MOST_OPERATIONS:
+            why = f"The allowed maximum operations in a JSON patch is {_MOST_OPERATIONS}, got {len(content)}"
+            raise errors.error(413, "RequestEntityTooLarge", why, {})
+        for operation in content:
+            if not isinstance(operation, dict):
+                raise _not_unmarshalled(operation, "handlers.jsonPatchOp")
+            for name in ("op", "path", "from"):
+                if not isinstance(operation.get(name, ""), str):
+                    raise _not_unmarshalled(operation[name], "string")
+    elif style == "apply":
+        if not isinstance(content, dict):
+            why = f"while decoding JSON: json: cannot unmarshal {go_type(content)} into Go value of type {_GO_MAP}"
+            raise errors.bad_request(f"error decoding YAML: error unmarshaling JSON: {why}")
+    elif content is None:
+        raise errors.bad_request("Invalid JSON Patch")
+    elif not isinstance(content, dict):
+        raise _not_unmarshalled(content, _GO_MAP)
+
+
+def _not_unmarshalled(value: Any, wanted: str) -> ApiError:
+    return errors.bad_request(
+        f"error decoding patch: json: cannot unmarshal {go_type(value)} into Go value of type {wanted}"
+    )
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
@@ -37,12 +76,8 @@ def merge_patch(target: Any, patch: Any) -> Any:
 
 def json_patch(target: Any, operations: Any) -> Any:
     """RFC 6902."""
-    if not isinstance(operations, list):
-        raise PatchError("json: cannot unmarshal into a list of JSON patch operations", malformed=True)
     document = copy_json(target)
     for operation in operations:
-        if not isinstance(operation, dict) or not isinstance(operation.get("path"), str):
-            raise PatchError("a JSON patch operation needs op and path", malformed=True)
         document = _operate(document, operation)
     return document
 
@@ -58,9 +93,20 @@ def _split(pointer: str) -> list[str]:
 def _step(at: Any, part: str, pointer: str) -> Any:
     if isinstance(at, dict) and part in at:
         return at[part]
-    if isinstance(at, list) and part.isdigit() and int(part) < len(at):
-        return at[int(part)]
+    if isinstance(at, list):
+        return at[_index(part, len(at), pointer)]
     raise PatchError(f"JSON patch path {pointer!r} does not exist")
+
+
+def _index(part: str, size: int, pointer: str) -> int:
+    """Index into a list of `size`; as in the real server, negative ones count from its end."""
+    try:
+        index = int(part)
+    except ValueError:
+        index = size
+    if not -size <= index < size:
+        raise PatchError(f"JSON patch index {part!r} is outside the list at {pointer!r}")
+    return index % size
 
 
 def _resolve(document: Any, pointer: str) -> Any:
@@ -71,30 +117,32 @@ def _resolve(document: Any, pointer: str) -> Any:
 
 
 def _operate(document: Any, operation: dict[str, Any]) -> Any:
-    kind, pointer = operation.get("op"), operation["path"]
-    if kind in {"add", "replace", "test"} and "value" not in operation:
-        raise PatchError(f"JSON patch operation {kind} needs a value", malformed=True)
+    kind, pointer = operation.get("op"), operation.get("path", "")
+    value = operation.get("value")
     if kind == "test":
-        if not same(_resolve(document, pointer), operation["value"]):
+        if not same(_resolve(document, pointer), value):
             raise PatchError(f"testing value {pointer} failed")
         return document
     if kind in {"move", "copy"}:
-        value = copy_json(_resolve(document, str(operation.get("from", ""))))
+        source = operation.get("from", "")
+        value = copy_json(_resolve(document, source))
         if kind == "move":
-            document = _remove(document, str(operation["from"]))
+            document = _remove(document, source)
         return _add(document, pointer, value)
     if kind == "remove":
         return _remove(document, pointer)
     if kind == "replace":
         _resolve(document, pointer)
-        return _set(document, pointer, copy_json(operation["value"]))
+        return _set(document, pointer, copy_json(value))
     if kind == "add":
-        return _add(document, pointer, copy_json(operation["value"]))
-    raise PatchError(f"unexpected kind of JSON patch operation: {kind!r}", malformed=True)
+        return _add(document, pointer, copy_json(value))
+    raise PatchError(f"unexpected kind of JSON patch operation: {kind!r}")
 
 
 def _parent(document: Any, pointer: str) -> tuple[Any, str]:
     parts = _split(pointer)
+    if not parts:
+        raise PatchError("a JSON patch operation needs a path")
     at = document
     for part in parts[:-1]:
         at = _step(at, part, pointer)
@@ -105,7 +153,7 @@ def _set(document: Any, pointer: str, value: Any) -> Any:
     if pointer == "":
         return value
     parent, last = _parent(document, pointer)
-    parent[int(last) if isinstance(parent, list) else last] = value
+    parent[_index(last, len(parent), pointer) if isinstance(parent, list) else last] = value
     return document
 
 
@@ -114,9 +162,7 @@ def _add(document: Any, pointer: str, value: Any) -> Any:
         return value
     parent, last = _parent(document, pointer)
     if isinstance(parent, list):
-        if last != "-" and (not last.isdigit() or int(last) > len(parent)):
-            raise PatchError(f"JSON patch index {last!r} is outside the list at {pointer!r}")
-        parent.insert(len(parent) if last == "-" else int(last), value)
+        parent.insert(len(parent) if last == "-" else _index(last, len(parent) + 1, pointer), value)
     elif isinstance(parent, dict):
         parent[last] = value
     else:
@@ -127,7 +173,7 @@ def _add(document: Any, pointer: str, value: Any) -> Any:
 def _remove(document: Any, pointer: str) -> Any:
     parent, last = _parent(document, pointer)
     _step(parent, last, pointer)
-    del parent[int(last) if isinstance(parent, list) else last]
+    del parent[_index(last, len(parent), pointer) if isinstance(parent, list) else last]
     return document
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from decimal import Decimal
 
 from wrpo_devcluster.apiserver import errors, quantity
-from wrpo_devcluster.apiserver.codec import copy_json
 from wrpo_devcluster.apiserver.kinds import Kind, Registry
 from wrpo_devcluster.apiserver.store import Store
 from wrpo_devcluster.client import JsonObject
@@ -59,7 +58,7 @@ class Quotas:
         return total
 
     def statuses(self, kind: Kind, obj: JsonObject) -> Iterable[tuple[JsonObject, JsonObject]]:
-        """Yield (quota, quota with its new status) for every quota that a write of `obj` changes."""
+        """Yield (quota, its new status) for every quota that a write of `obj` changes."""
         namespace = obj["metadata"].get("namespace", "")
         for record in list(self._store.list(QUOTAS, namespace)):
             hard = record.obj["spec"].get("hard") or {}
@@ -68,7 +67,7 @@ class Quotas:
             used = {name: _text(name, self._used_of_namespace(namespace, name)) for name in hard}
             status = {"hard": dict(hard), "used": used}
             if (record.obj.get("status") or {}) != status:
-                yield record.obj, {**copy_json(record.obj), "status": status}
+                yield record.obj, status
 
     def _used_of_namespace(self, namespace: str, resource: str) -> Decimal:
         kind = self._kind_of(resource)

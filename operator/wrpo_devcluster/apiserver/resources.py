@@ -7,18 +7,17 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from wrpo_devcluster.apiserver import errors, event_forms, patch, reviews, schema, subresources
-from wrpo_devcluster.apiserver.decode import check_identity
+from wrpo_devcluster.apiserver import errors, event_forms, event_requests, options, patch, reviews, schema, subresources
 from wrpo_devcluster.apiserver.deletion import DeleteOptions, success
 from wrpo_devcluster.apiserver.indexes import Equals, indexed_condition
 from wrpo_devcluster.apiserver.kinds import Kind, definition_of
-from wrpo_devcluster.apiserver.listing import list_body
+from wrpo_devcluster.apiserver.listing import list_body, without_type
 from wrpo_devcluster.apiserver.negotiate import View, view_of
 from wrpo_devcluster.apiserver.request import Context, User
 from wrpo_devcluster.apiserver.selectors import SelectorError, matcher, parse_fields
 from wrpo_devcluster.apiserver.store import encode
 from wrpo_devcluster.apiserver.watch import Matches, Watch, WatchRequest
-from wrpo_devcluster.client import JsonObject, Patch
+from wrpo_devcluster.client import ApiError, JsonObject, Patch
 
 if TYPE_CHECKING:
     from wrpo_devcluster.apiserver.server import ApiServer
@@ -31,7 +30,7 @@ PATCH_TYPES: dict[str, Patch] = {
     "application/strategic-merge-patch+json": "strategic",
     "application/apply-patch+yaml": "apply",
 }
-_TRUE = {"true", "1", "True", "t", "T", "TRUE"}
+_DELETE_OPTIONS = ("propagationPolicy", "gracePeriodSeconds", "orphanDependents", "dryRun")
 
 
 @dataclass(slots=True)
@@ -62,7 +61,13 @@ class ResourceRequest:
 
     @property
     def is_watch(self) -> bool:
-        return self.query.get("watch", "") in _TRUE
+        return self.query.get("watch", "") in options.TRUE
+
+    @property
+    def is_misplaced(self) -> bool:
+        """Custom resources of all namespaces together can only be listed and watched; other paths do not exist."""
+        is_partial = self.kind.namespaced and self.namespace is None
+        return self.kind.custom is not None and is_partial and self.verb not in {"list", "watch"}
 
     @property
     def verb(self) -> str:
@@ -86,18 +91,18 @@ class ResourceRequest:
             return ""
         return next((value for path, value, equal in wanted if equal and path == "metadata.name"), "")
 
-    def context(self) -> Context:
+    def context(self, media: str = "") -> Context:
         """Write options from the query."""
-        dry = self.query.get("dryRun", "")
-        if dry not in {"", "All"}:
-            cause = errors.unsupported_field("dryRun", dry, ("All",))
-            raise errors.invalid("CreateOptions", "meta.k8s.io", "", [cause])
-        level = self.query.get("fieldValidation", "") or "Warn"
-        if level not in {"Strict", "Warn", "Ignore"}:
-            cause = errors.unsupported_field("fieldValidation", level, ("", "Ignore", "Strict", "Warn"))
-            raise errors.invalid("CreateOptions", "meta.k8s.io", "", [cause])
+        if self.method != "DELETE":
+            options.check_write(self.method, self.query, is_apply=PATCH_TYPES.get(media) == "apply")
         manager = self.query.get("fieldManager", "") or self.user_agent.split("/", 1)[0] or "unknown"
-        return Context(self.user, manager, dry == "All", level, self.query.get("force", "") in _TRUE)
+        return Context(
+            self.user,
+            manager,
+            self.query.get("dryRun", "") == "All",
+            self.query.get("fieldValidation", "") or "Warn",
+            self.query.get("force", "") in options.TRUE,
+        )
 
     def matches(self) -> Matches:
         try:
@@ -124,22 +129,31 @@ async def handle(request: ResourceRequest, media: str, body: bytes, parse: Parse
         return await _read(request)
     if request.kind.verbs == ("create",) and request.method != "POST":
         raise errors.method_not_allowed()
-    context = request.context()
     if request.method == "PATCH":
-        answer = _patch(request, context, media, body, parse)
-    elif request.method == "DELETE":
-        options = parse(media or "application/json", body) if body else {}
-        answer = _delete(request, context, options)
-    elif request.method in {"POST", "PUT"}:
+        _check_patch(request, media)
+    context = request.context(media)
+    try:
+        answer = _write(request, context, media, body, parse)
+    except ApiError as problem:
+        problem.warnings = context.warnings
+        raise
+    answer.warnings = context.warnings
+    return answer
+
+
+def _write(request: ResourceRequest, context: Context, media: str, body: bytes, parse: Parser) -> Answer:
+    if request.method == "PATCH":
+        return _patch(request, context, media, body, parse)
+    if request.method == "DELETE":
+        given = parse(media or "application/json", body) if body else {}
+        return _delete(request, context, given)
+    if request.method in {"POST", "PUT"}:
         media = media or "application/json"
         if media not in BODY_TYPES and media != "application/octet-stream":
             raise errors.unsupported_media_type(BODY_TYPES)
         content = parse("application/json" if media == "application/octet-stream" else media, body)
-        answer = _post(request, context, content) if request.method == "POST" else _put(request, context, content)
-    else:
-        raise errors.method_not_allowed()
-    answer.warnings = context.warnings
-    return answer
+        return _post(request, context, content) if request.method == "POST" else _put(request, context, content)
+    raise errors.method_not_allowed()
 
 
 async def _read(request: ResourceRequest) -> Answer:
@@ -157,7 +171,7 @@ async def _read(request: ResourceRequest) -> Answer:
     if record is None:
         raise errors.not_found(kind.plural, kind.group, request.name)
     if request.subresource == "scale":
-        return Answer(body=encode(subresources.scale_of(record.obj)))
+        return Answer(body=encode(subresources.scale_of(kind, record.obj)))
     if view.transform is not None:
         return Answer(body=encode(view.transform(record.obj)))
     return Answer(body=record.text)
@@ -165,17 +179,8 @@ async def _read(request: ResourceRequest) -> Answer:
 
 def _watch(request: ResourceRequest, view: View) -> Answer:
     query = request.query
-    initial = query.get("sendInitialEvents", "") in _TRUE
-    if "sendInitialEvents" in query and query.get("resourceVersionMatch") != "NotOlderThan":
-        cause = errors.forbidden_field(
-            "resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
-        )
-        raise errors.invalid("ListOptions", "meta.k8s.io", "", [cause])
-    if initial and query.get("allowWatchBookmarks", "") not in _TRUE:
-        cause = errors.forbidden_field(
-            "allowWatchBookmarks", "sendInitialEvents requires setting allowWatchBookmarks to true"
-        )
-        raise errors.invalid("ListOptions", "meta.k8s.io", "", [cause])
+    options.check_watch(query)
+    initial = query.get("sendInitialEvents", "") in options.TRUE
     seconds = query.get("timeoutSeconds", "")
     timeout = float(seconds) if seconds.isdigit() and int(seconds) else random.uniform(1800, 3600)  # noqa: S311
     watch = Watch(
@@ -187,7 +192,7 @@ def _watch(request: ResourceRequest, view: View) -> Answer:
             matches=request.matches(),
             transform=view.for_watch(),
             timeout_s=timeout,
-            bookmarks=query.get("allowWatchBookmarks", "") in _TRUE,
+            bookmarks=query.get("allowWatchBookmarks", "") in options.TRUE,
             initial_events=initial,
         ),
     )
@@ -223,8 +228,10 @@ def _post(request: ResourceRequest, context: Context, body: Any) -> Answer:
         raise errors.method_not_allowed()
     if kind.namespaced and request.namespace is None:
         raise errors.method_not_allowed()
-    kind, body = _stored_form(request, body)
-    created = server.engine.create(kind, request.namespace, body, context, name=request.name)
+    if kind.group == event_forms.GROUP:
+        created = event_requests.create(server, kind, request.namespace, body, context)
+    else:
+        created = server.engine.create(kind, request.namespace, body, context, name=request.name)
     return _shown(request, created, 201)
 
 
@@ -234,83 +241,60 @@ def _put(request: ResourceRequest, context: Context, body: Any) -> Answer:
         raise errors.method_not_allowed()
     if request.subresource == "scale":
         return Answer(200, encode(subresources.put_scale(server, kind, request.namespace, request.name, body, context)))
-    kind, body = _stored_form(request, body)
+    if kind.group == event_forms.GROUP:
+        return _shown(request, event_requests.update(server, kind, request.namespace, request.name, body, context), 200)
     obj, created = server.engine.update(
         kind, request.namespace, request.name, body, context, subresource=request.subresource
     )
     return _shown(request, obj, 201 if created else 200)
 
 
-def _patch(request: ResourceRequest, context: Context, media: str, body: bytes, parse: Parser) -> Answer:
-    server, kind = request.server, request.kind
+def _check_patch(request: ResourceRequest, media: str) -> None:
     if not request.name:
         raise errors.method_not_allowed()
-    accepted = [name for name in PATCH_TYPES if kind.custom is None or "strategic" not in name]
+    accepted = [name for name in PATCH_TYPES if request.kind.custom is None or "strategic" not in name]
     if media not in accepted:
         raise errors.unsupported_media_type(accepted)
+
+
+def _patch(request: ResourceRequest, context: Context, media: str, body: bytes, parse: Parser) -> Answer:
+    server, kind = request.server, request.kind
     style = PATCH_TYPES[media]
-    if style == "apply" and not request.query.get("fieldManager"):
-        cause = errors.required_field("fieldManager", "is required for apply patch")
-        raise errors.invalid("PatchOptions", "meta.k8s.io", "", [cause])
     content = parse(media, body)
+    patch.check_form(content, style)
     if request.subresource == "scale":
         found = subresources.patch_scale(server, kind, request.namespace, request.name, content, style, context)
         return Answer(200, encode(found))
     if kind.group == event_forms.GROUP:
-        return _patch_event(request, context, content, style)
+        found = event_requests.patch_event(server, kind, request.namespace, request.name, content, style, context)
+        return _shown(request, found, 200)
     obj, created = server.engine.patch(
         kind, request.namespace, request.name, content, context, style=style, subresource=request.subresource
     )
     return _shown(request, obj, 201 if created else 200)
 
 
-def _stored_form(request: ResourceRequest, body: Any) -> tuple[Kind, Any]:
-    """Kind and body as they are stored: events of both groups are core events."""
-    if request.kind.group != event_forms.GROUP:
-        return request.kind, body
-    check_identity(request.kind, body)
-    return request.server.core("events"), event_forms.to_core(body)
-
-
-def _patch_event(request: ResourceRequest, context: Context, content: Any, style: Patch) -> Answer:
-    """Patch the form that the client knows, then store the other."""
-    server, core = request.server, request.server.core("events")
-    old = event_forms.from_core(server.engine.get(core, request.namespace, request.name))
-    try:
-        if style == "json":
-            new = patch.json_patch(old, content)
-        elif style == "strategic":
-            new = patch.strategic_merge(request.kind.node, old, content)
-        else:
-            new = patch.merge_patch(old, content)
-    except patch.PatchError as problem:
-        raise (errors.bad_request(str(problem)) if problem.malformed else errors.rejected_patch()) from problem
-    obj, _ = server.engine.update(core, request.namespace, request.name, event_forms.to_core(new), context)
-    return _shown(request, obj, 200)
-
-
 def _delete(request: ResourceRequest, context: Context, body: Any) -> Answer:
     server, kind = request.server, request.kind
     if request.subresource:
         raise errors.method_not_allowed()
-    query = {
-        name: value
-        for name, value in (
-            ("propagationPolicy", request.query.get("propagationPolicy")),
-            ("gracePeriodSeconds", request.query.get("gracePeriodSeconds")),
-        )
-        if value is not None
-    }
-    if isinstance(body, dict) and body.get("dryRun"):
-        context.dry_run = True
-    options = DeleteOptions.parse({**query, **body} if isinstance(body, dict) else query)
+    given: JsonObject = {name: value for name in _DELETE_OPTIONS if (value := request.query.get(name)) is not None}
+    if "dryRun" in given:
+        given["dryRun"] = [given["dryRun"]]
+    if "orphanDependents" in given:
+        given["orphanDependents"] = given["orphanDependents"] in options.TRUE
+    if isinstance(body, dict) and body:
+        given = body
+    options.check_delete(given)
+    context.dry_run = bool(given.get("dryRun"))
+    wanted = DeleteOptions.parse(given)
     if request.name:
-        obj, gone = server.deleter.delete(kind, request.namespace, request.name, options, context)
+        obj, gone = server.deleter.delete(kind, request.namespace, request.name, wanted, context)
         return Answer(200, encode(success(kind, obj) if gone else obj))
-    return _delete_collection(request, context, options)
+    return _delete_collection(request, context, wanted)
 
 
-def _delete_collection(request: ResourceRequest, context: Context, options: DeleteOptions) -> Answer:
+def _delete_collection(request: ResourceRequest, context: Context, wanted: DeleteOptions) -> Answer:
     server, kind = request.server, request.kind
     if kind.namespaced and request.namespace is None:
         raise errors.method_not_allowed()
@@ -319,11 +303,11 @@ def _delete_collection(request: ResourceRequest, context: Context, options: Dele
     for record in list(server.store.list(kind.storage_key, request.namespace)):
         if matches is None or matches(record.obj):
             deleted.append(record)
-            server.deleter.delete(kind, request.namespace, record.obj["metadata"]["name"], options, context)
+            server.deleter.delete(kind, request.namespace, record.obj["metadata"]["name"], wanted, context)
     meta: JsonObject = {"resourceVersion": str(server.store.rv)}
     if kind.custom is not None:
         meta["continue"] = ""
-    items = [record.obj for record in deleted]
+    items = [record.obj if kind.custom is not None else without_type(record.obj) for record in deleted]
     return Answer(
         200, encode({"kind": kind.list_kind, "apiVersion": kind.api_version, "metadata": meta, "items": items})
     )

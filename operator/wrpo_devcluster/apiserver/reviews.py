@@ -23,7 +23,10 @@ _MINIMUM_S, _MAXIMUM_S = 600, 1 << 32
 def review(server: ApiServer, kind: Kind, namespace: str | None, body: Any, context: Context) -> JsonObject:
     """Answer one review; `kind` tells which."""
     obj = decode(kind, body, context)
-    obj["metadata"]["managedFields"] = _owners(server, kind, obj, context, "")
+    if kind.kind == "SelfSubjectReview":
+        obj["metadata"] = {"creationTimestamp": server.engine.now()}
+    elif kind.kind != "SelfSubjectRulesReview":
+        obj["metadata"]["managedFields"] = _owners(server, kind, obj, context, "")
     if kind.namespaced:
         obj["metadata"].setdefault("namespace", namespace)
     answer = {
@@ -42,6 +45,8 @@ def review(server: ApiServer, kind: Kind, namespace: str | None, body: Any, cont
             )
             raise errors.invalid(kind.kind, kind.group, "", [cause])
     obj["status"] = answer(server, obj.get("spec", {}), context)
+    if kind.kind == "SelfSubjectRulesReview":
+        obj["spec"] = {}
     return obj
 
 

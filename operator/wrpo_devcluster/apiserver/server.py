@@ -149,14 +149,14 @@ class ApiServer:
             self._after_crd(kind, new, old)
         changed = new or old
         if kind.namespaced and changed is not None:
-            self._update_quotas(kind, changed)
+            # The server itself counts what it admits; the controller finds out about the rest.
+            is_admitted = old is None and kind.kind != "ResourceQuota"
+            self._update_quotas(kind, changed, "kube-apiserver" if is_admitted else "kube-controller-manager")
 
-    def _update_quotas(self, kind: Kind, changed: JsonObject) -> None:
-        """Keep what quotas say is used, as the quota controller does."""
-        quotas = self.registry.find("", "v1", "resourcequotas")
-        assert quotas is not None
-        for before, after in self.engine.admission.quotas.statuses(kind, changed):
-            self.engine.store_unchecked(quotas, after, before)
+    def _update_quotas(self, kind: Kind, changed: JsonObject, manager: str) -> None:
+        """Keep what quotas say is used."""
+        for quota, status in self.engine.admission.quotas.statuses(kind, changed):
+            self._write_status(self.core("resourcequotas"), quota, status, manager)
 
     def _after_crd(self, kind: Kind, new: JsonObject | None, old: JsonObject | None) -> None:
         if new is None:
@@ -171,19 +171,20 @@ class ApiServer:
             if not typed.same(status, new["status"]):
                 self._write_status(kind, new, status)
 
-    def _write_status(self, kind: Kind, crd: JsonObject, status: JsonObject) -> None:
-        """Write as the naming controller does, right after the request's own write."""
-        new = {**crd, "metadata": dict(crd["metadata"]), "status": status}
+    def _write_status(self, kind: Kind, obj: JsonObject, status: JsonObject, manager: str = "kube-apiserver") -> None:
+        """Write as a controller does, right after the request's own write."""
+        meta = obj["metadata"]
+        new = {**obj, "metadata": dict(meta), "status": status}
         managers = managed.record_update(
             kind.node,
-            crd,
+            obj,
             new,
-            managed.ManagerKey("kube-apiserver", "Update", kind.api_version, "status"),
+            managed.ManagerKey(manager, "Update", kind.api_version, "status"),
             api_version=kind.api_version,
             now=self.engine.now(),
         )
         new["metadata"]["managedFields"] = managed.dump(managers)
-        self.store.put(kind.storage_key, "", crd["metadata"]["name"], new)
+        self.store.put(kind.storage_key, meta.get("namespace", ""), meta["name"], new)
 
     def _forget(self, crd: JsonObject) -> None:
         group, plural = crd["spec"]["group"], crd["spec"]["names"]["plural"]
@@ -214,6 +215,10 @@ class ApiServer:
             if record is None:
                 return
             crd = record.obj
+            status = crds.deletion_in_progress(crd)
+            if not typed.same(status, crd["status"]):
+                self._write_status(kind, crd, status)
+                continue
             if not self._delete_objects(crd):
                 rest = [f for f in crd["metadata"].get("finalizers") or () if f != crds.CLEANUP_FINALIZER]
                 if not rest:

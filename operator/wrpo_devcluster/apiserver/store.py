@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -135,6 +134,23 @@ class Store:
             return iter([names[name] for name in sorted(names)])
         return iter([table.records[key] for key in sorted(table.records)])
 
+    def list_at(self, resource: str, namespace: str | None, version: int) -> Sequence[Record]:
+        """Return the records as they were at `version`; LookupError when that is no longer known."""
+        table = self.table(resource)
+        if version < table.compacted:
+            raise LookupError(f"too old resource version: {version} ({table.compacted})")
+        records = dict(table.records)
+        for change in reversed(table.history):
+            if change.rv <= version:
+                break
+            meta = change.record.obj["metadata"]
+            key = (meta.get("namespace", ""), meta["name"])
+            records.pop(key, None)
+            if change.previous is not None:
+                before = change.previous
+                records[key] = Record(before, encode(before), int(before["metadata"]["resourceVersion"]))
+        return [records[key] for key in sorted(records) if namespace in {None, key[0]}]
+
     @staticmethod
     def _find(table: Table, condition: Equals) -> Collection[tuple[str, str]]:
         if condition.by not in table.indexes:
@@ -246,17 +262,3 @@ _JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circul
 
 def encode(obj: object) -> bytes:
     return _JSON.encode(obj).encode()
-
-
-def continue_token(rv: int, namespace: str, name: str) -> str:
-    """Opaque marker of where a paged list stopped."""
-    return base64.urlsafe_b64encode(encode({"v": "meta.k8s.io/v1", "rv": rv, "start": [namespace, name]})).decode()
-
-
-def parse_continue(token: str) -> tuple[int, tuple[str, str]]:
-    try:
-        found = json.loads(base64.urlsafe_b64decode(token.encode() + b"==="))
-        namespace, name = found["start"]
-        return int(found["rv"]), (str(namespace), str(name))
-    except (ValueError, KeyError, TypeError) as problem:
-        raise ValueError(f"invalid continue token: continue key is not valid: {problem}") from problem

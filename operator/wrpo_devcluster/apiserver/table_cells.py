@@ -289,27 +289,20 @@ def _node(obj: JsonObject, now: datetime) -> Row:
 
 
 def _event(obj: JsonObject, now: datetime) -> Row:
+    series, source = obj.get("series"), obj.get("source") or {}
     first = obj.get("firstTimestamp") or obj.get("eventTime")
-    last = obj.get("lastTimestamp") or (obj.get("series") or {}).get("lastObservedTime") or first
+    last = (series or {}).get("lastObservedTime") or obj.get("lastTimestamp") or first
     target = obj.get("involvedObject") or {}
-    source = obj.get("source") or {}
-    shown = ", ".join(filter(None, (source.get("component") or obj.get("reportingComponent"), source.get("host"))))
+    component = source.get("component") or obj.get("reportingComponent")
+    shown = ", ".join(filter(None, (component, source.get("host") or obj.get("reportingInstance"))))
+    count = series.get("count", 0) if series is not None else obj.get("count") or 1
     return Row(
         [
             human_age(last, now), obj.get("type", ""), obj.get("reason", ""),
-            f"{target.get('kind', '').lower()}/{target.get('name', '')}", target.get("fieldPath", ""), shown,
-            (obj.get("message") or "").strip(), human_age(first, now), obj.get("count") or 1, obj["metadata"]["name"],
+            "/".join(filter(None, (target.get("kind", "").lower(), target.get("name")))), target.get("fieldPath", ""),
+            shown, (obj.get("message") or "").strip(), human_age(first, now), count, obj["metadata"]["name"],
         ]
     )  # fmt: skip
-
-
-def _new_event(obj: JsonObject, now: datetime) -> Row:
-    target = obj.get("regarding") or {}
-    last = obj.get("deprecatedLastTimestamp") or obj.get("eventTime")
-    shown = f"{target.get('kind', '').lower()}/{target.get('name', '')}"
-    return Row(
-        [human_age(last, now), obj.get("type", ""), obj.get("reason", ""), shown, (obj.get("note") or "").strip()]
-    )
 
 
 _MODES = {"ReadWriteOnce": "RWO", "ReadOnlyMany": "ROX", "ReadWriteMany": "RWX", "ReadWriteOncePod": "RWOP"}
@@ -400,7 +393,6 @@ ROWS: dict[tuple[str, str], Callable[[JsonObject, datetime], Row]] = {
     ("", "Namespace"): lambda obj, now: Row([_status(obj).get("phase", ""), age(obj, now)]),
     ("", "Node"): _node,
     ("", "Event"): _event,
-    ("events.k8s.io", "Event"): _new_event,
     ("", "PersistentVolumeClaim"): _claim,
     ("", "PersistentVolume"): _volume,
     ("", "Endpoints"): _endpoints,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from wrpo_devcluster.apiserver import crds
@@ -17,9 +18,13 @@ from wrpo_devcluster.apiserver.errors import (
 from wrpo_devcluster.apiserver.kinds import Kind
 from wrpo_devcluster.apiserver.selectors import from_label_selector
 from wrpo_devcluster.apiserver.typed import same
+from wrpo_devcluster.apiserver.validate_data import validate_config_map, validate_secret
+from wrpo_devcluster.apiserver.validate_event import validate_event, validate_event_update
 from wrpo_devcluster.apiserver.validate_job import validate_job, validate_job_update
+from wrpo_devcluster.apiserver.validate_limits import validate_budget, validate_limit_range, validate_quota
 from wrpo_devcluster.apiserver.validate_meta import labels
 from wrpo_devcluster.apiserver.validate_pod import pod_spec
+from wrpo_devcluster.apiserver.validate_policy import validate_policy, validate_policy_binding
 from wrpo_devcluster.client import JsonObject
 
 _EXTENSIONS = ("apiextensions.k8s.io", "CustomResourceDefinition")
@@ -110,39 +115,6 @@ def _service_update(new: JsonObject, old: JsonObject) -> list[Cause]:
             invalid_field("spec.clusterIPs[0]", after, "may not change once set"),
         ]
     return []
-
-
-def _data_keys(obj: JsonObject) -> list[Cause]:
-    causes: list[Cause] = []
-    total = 0
-    for group in ("data", "binaryData"):
-        for key, value in (obj.get(group) or {}).items():
-            total += len(value)
-            if (
-                not key
-                or len(key) > 253
-                or not all(char.isalnum() or char in "-_." for char in key)
-                or key in {".", ".."}
-            ):
-                why = (
-                    "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or"
-                    " 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')"
-                )
-                causes.append(invalid_field(f"{group}[{key}]", key, why))
-    if total > 1024 * 1024:
-        causes.append(Cause("FieldValueTooLong", "data", "Too long: may not be more than 1048576 bytes"))
-    return causes
-
-
-def _secret(obj: JsonObject) -> list[Cause]:
-    causes = _data_keys(obj)
-    needed = {
-        "kubernetes.io/tls": ("tls.crt", "tls.key"),
-        "kubernetes.io/dockerconfigjson": (".dockerconfigjson",),
-        "kubernetes.io/ssh-auth": ("ssh-privatekey",),
-    }.get(obj.get("type", ""), ())
-    causes += [required_field(f"data[{key}]") for key in needed if key not in (obj.get("data") or {})]
-    return causes
 
 
 def _immutable_data(new: JsonObject, old: JsonObject) -> list[Cause]:
@@ -294,8 +266,14 @@ _CREATE: dict[tuple[str, str], Callable[[JsonObject], list[Cause]]] = {
     ("apps", "Deployment"): _workload,
     ("apps", "ReplicaSet"): _workload,
     ("", "Service"): _service,
-    ("", "ConfigMap"): _data_keys,
-    ("", "Secret"): _secret,
+    ("", "ConfigMap"): validate_config_map,
+    ("", "Secret"): validate_secret,
+    ("", "Event"): partial(validate_event, is_new_form=False),
+    ("", "LimitRange"): validate_limit_range,
+    ("", "ResourceQuota"): validate_quota,
+    ("policy", "PodDisruptionBudget"): validate_budget,
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy"): validate_policy,
+    ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding"): validate_policy_binding,
     ("", "PersistentVolumeClaim"): _claim,
     ("coordination.k8s.io", "Lease"): _lease,
     ("rbac.authorization.k8s.io", "Role"): _role,
@@ -312,6 +290,7 @@ _UPDATE: dict[tuple[str, str], Callable[[JsonObject, JsonObject], list[Cause]]] 
     ("", "Service"): _service_update,
     ("", "ConfigMap"): _immutable_data,
     ("", "Secret"): _secret_update,
+    ("", "Event"): partial(validate_event_update, is_new_form=False),
     ("", "PersistentVolumeClaim"): _claim_update,
     ("rbac.authorization.k8s.io", "RoleBinding"): _binding_update,
     ("rbac.authorization.k8s.io", "ClusterRoleBinding"): _binding_update,

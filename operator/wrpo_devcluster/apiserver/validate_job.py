@@ -154,16 +154,24 @@ def validate_job_update(new: JsonObject, old: JsonObject) -> list[Cause]:
         for name in _IMMUTABLE
         if not same(after.get(name), before.get(name))
     ]
-    if not same(_frozen(after["template"], old), _frozen(before["template"], old)):
-        causes.append(invalid_field("spec.template", after["template"], "field is immutable"))
+    frozen, was = _frozen(after["template"], old), _frozen(before["template"], old)
+    if not same(frozen, was):
+        is_of_spec = _is_unstarted(old) and same(frozen["metadata"], was["metadata"])
+        path = "spec.template.spec" if is_of_spec else "spec.template"
+        causes.append(invalid_field(path, after["template"], "field is immutable"))
     if before.get("suspend") is True and not after.get("suspend") and old["metadata"].get("deletionTimestamp"):
         causes.append(forbidden_field("spec.suspend", "a job being deleted cannot be resumed"))
     return causes
 
 
+def _is_unstarted(job: JsonObject) -> bool:
+    """Tell whether a Job is suspended and has never run."""
+    return bool(job["spec"].get("suspend")) and (job.get("status") or {}).get("startTime") is None
+
+
 def _frozen(template: JsonObject, old: JsonObject) -> JsonObject:
     """Return the template without what a suspended, never started Job may still change."""
-    if not (old["spec"].get("suspend") and (old.get("status") or {}).get("startTime") is None):
+    if not _is_unstarted(old):
         return template
     meta = {k: v for k, v in (template.get("metadata") or {}).items() if k not in {"labels", "annotations"}}
     spec = {key: value for key, value in template["spec"].items() if key not in _SCHEDULING}

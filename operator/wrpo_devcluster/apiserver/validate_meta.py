@@ -70,21 +70,55 @@ def object_name(kind: Kind, name: str) -> list[Cause]:
 
 def qualified_name(value: str, field: str) -> list[Cause]:
     prefix, slash, name = value.rpartition("/")
-    if slash and not SUBDOMAIN.match(prefix):
+    faults: list[str] = []
+    if slash and not prefix:
+        faults.append("prefix part must be non-empty")
+    elif slash and not SUBDOMAIN.match(prefix):
         return [invalid_field(field, value, f"prefix part {_SUBDOMAIN_RULE}")]
+    if not name:
+        faults.append("name part must be non-empty")
+    elif len(name) > 63:
+        faults.append("name part must be no more than 63 bytes")
     if not _QUALIFIED.match(name):
-        return [invalid_field(field, value, _QUALIFIED_RULE)]
-    return [invalid_field(field, value, "name part must be no more than 63 bytes")] if len(name) > 63 else []
+        faults.append(_QUALIFIED_RULE)
+    return [invalid_field(field, value, fault) for fault in faults]
 
 
 def labels(found: dict[str, str], field: str) -> list[Cause]:
     causes: list[Cause] = []
     for key, value in found.items():
         causes += qualified_name(key, field)
-        if not _LABEL_VALUE.match(value):
-            causes.append(invalid_field(field, value, _VALUE_RULE))
-        elif len(value) > 63:
-            causes.append(invalid_field(field, value, "must be no more than 63 bytes"))
+        causes += label_value(value, field)
+    return causes
+
+
+def label_value(value: str, field: str) -> list[Cause]:
+    """Faults of one label's value."""
+    if not _LABEL_VALUE.match(value):
+        return [invalid_field(field, value, _VALUE_RULE)]
+    return [invalid_field(field, value, "must be no more than 63 bytes")] if len(value) > 63 else []
+
+
+def label_selector(selector: JsonObject | None, field: str) -> list[Cause]:
+    """Faults of a metav1.LabelSelector; None is one without faults."""
+    if selector is None:
+        return []
+    causes = labels(selector.get("matchLabels") or {}, f"{field}.matchLabels")
+    for index, requirement in enumerate(selector.get("matchExpressions") or ()):
+        at, operator = f"{field}.matchExpressions[{index}]", requirement.get("operator", "")
+        values = requirement.get("values") or ()
+        if operator in {"In", "NotIn"}:
+            if not values:
+                why = "must be specified when `operator` is 'In' or 'NotIn'"
+                causes.append(required_field(f"{at}.values", why))
+        elif operator not in {"Exists", "DoesNotExist"}:
+            causes.append(invalid_field(f"{at}.operator", operator, "not a valid selector operator"))
+        elif values:
+            why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'"
+            causes.append(forbidden_field(f"{at}.values", why))
+        causes += qualified_name(requirement.get("key", ""), f"{at}.key")
+        for at_value, value in enumerate(values):
+            causes += label_value(value, f"{at}.values[{at_value}]")
     return causes
 
 
@@ -101,7 +135,7 @@ def metadata(kind: Kind, meta: JsonObject, before: JsonObject | None = None) -> 
     if meta.get("annotations") != before.get("annotations"):
         causes += _annotations(meta.get("annotations") or {})
     if meta.get("finalizers") != before.get("finalizers"):
-        causes += _finalizers(meta.get("finalizers") or ())
+        causes += _finalizers(meta.get("finalizers") or (), must_be_qualified=kind.custom is None)
     if meta.get("ownerReferences") != before.get("ownerReferences"):
         causes += _owners(meta.get("ownerReferences") or ())
     return causes
@@ -111,7 +145,7 @@ def _annotations(annotations: dict[str, str]) -> list[Cause]:
     causes: list[Cause] = []
     for key in annotations:
         causes += qualified_name(key.lower(), "metadata.annotations")
-    if sum(len(key) + len(value) for key, value in annotations.items()) > _ANNOTATION_BYTES:
+    if sum(len(key.encode()) + len(value.encode()) for key, value in annotations.items()) > _ANNOTATION_BYTES:
         causes.append(
             Cause(
                 "FieldValueTooLong", "metadata.annotations", f"Too long: may not be more than {_ANNOTATION_BYTES} bytes"
@@ -120,11 +154,11 @@ def _annotations(annotations: dict[str, str]) -> list[Cause]:
     return causes
 
 
-def _finalizers(finalizers: Iterable[str]) -> list[Cause]:
+def _finalizers(finalizers: Iterable[str], *, must_be_qualified: bool) -> list[Cause]:
     causes: list[Cause] = []
     for finalizer in finalizers:
         causes += qualified_name(finalizer, "metadata.finalizers")
-        if "/" not in finalizer and finalizer not in {"orphan", "foregroundDeletion", "kubernetes"}:
+        if must_be_qualified and not _is_qualified(finalizer):
             causes.append(
                 invalid_field(
                     "metadata.finalizers",
@@ -133,6 +167,23 @@ def _finalizers(finalizers: Iterable[str]) -> list[Cause]:
                 )
             )
     return causes
+
+
+def _is_qualified(finalizer: str) -> bool:
+    return "/" in finalizer or finalizer in {"orphan", "foregroundDeletion", "kubernetes"}
+
+
+def finalizer_warnings(kind: Kind, meta: JsonObject, before: JsonObject | None = None) -> list[str]:
+    """Warnings about new finalizers of custom resources that name no domain; built-in kinds refuse them."""
+    if kind.custom is None:
+        return []
+    known = (before or {}).get("finalizers") or ()
+    why = "prefer a domain-qualified finalizer name to avoid accidental conflicts with other finalizer writers"
+    return [
+        f'metadata.finalizers: "{finalizer}": {why}'
+        for finalizer in meta.get("finalizers") or ()
+        if finalizer not in known and not _is_qualified(finalizer)
+    ]
 
 
 def _owners(references: Any) -> list[Cause]:

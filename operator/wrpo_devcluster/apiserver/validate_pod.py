@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 from wrpo_devcluster.apiserver import quantity
@@ -13,7 +14,9 @@ from wrpo_devcluster.apiserver.errors import (
     required_field,
     unsupported_field,
 )
-from wrpo_devcluster.apiserver.validate_meta import dns_label, dns_subdomain
+from wrpo_devcluster.apiserver.validate_limits import STANDARD_RESOURCES
+from wrpo_devcluster.apiserver.validate_meta import dns_label, dns_subdomain, qualified_name
+from wrpo_devcluster.apiserver.validate_placement import placement
 from wrpo_devcluster.client import JsonObject
 
 _CHOICES = {
@@ -24,6 +27,8 @@ _CONTAINER_CHOICES = {
     "imagePullPolicy": ("Always", "IfNotPresent", "Never"),
     "terminationMessagePolicy": ("FallbackToLogsOnError", "File"),
 }
+_CONTAINER_RESOURCES = frozenset({"cpu", "memory", "ephemeral-storage"})
+_HANDLERS = ("exec", "httpGet", "tcpSocket", "grpc")
 _VALUE_SOURCES = ("fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef")
 
 
@@ -59,7 +64,37 @@ def pod_spec(spec: JsonObject, path: str) -> list[Cause]:
         )
     if spec.get("serviceAccountName"):
         causes += dns_subdomain(spec["serviceAccountName"], f"{path}.serviceAccountName")
-    return causes + _tolerations(spec.get("tolerations") or (), f"{path}.tolerations")
+    for name in ("hostname", "subdomain"):
+        if spec.get(name):
+            causes += dns_label(spec[name], f"{path}.{name}")
+    if spec.get("priorityClassName"):
+        causes += dns_subdomain(spec["priorityClassName"], f"{path}.priorityClassName")
+    causes += _security(spec.get("securityContext") or {}, f"{path}.securityContext")
+    causes += _host_aliases(spec.get("hostAliases") or (), f"{path}.hostAliases")
+    return causes + placement(spec, path)
+
+
+def _security(context: JsonObject, path: str) -> list[Cause]:
+    return [
+        invalid_field(f"{path}.{name}", context[name], "must be between 0 and 2147483647, inclusive")
+        for name in ("runAsUser", "runAsGroup", "fsGroup")
+        if context.get(name) is not None and not 0 <= context[name] < 2**31
+    ]
+
+
+def _host_aliases(aliases: Any, path: str) -> list[Cause]:
+    causes: list[Cause] = []
+    for index, alias in enumerate(aliases):
+        at, address = f"{path}[{index}]", alias.get("ip", "")
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            causes.append(
+                invalid_field(f"{at}.ip", address, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")
+            )
+        for name in alias.get("hostnames") or ():
+            causes += dns_subdomain(name, f"{at}.hostnames")
+    return causes
 
 
 def _volumes(volumes: Any, path: str) -> tuple[set[str], list[Cause]]:
@@ -83,6 +118,10 @@ def _volumes(volumes: Any, path: str) -> tuple[set[str], list[Cause]]:
             causes.append(required_field(f"{at}.secret.secretName"))
         if "configMap" in volume and not volume["configMap"].get("name"):
             causes.append(required_field(f"{at}.configMap.name"))
+        if "hostPath" in volume and not volume["hostPath"].get("path"):
+            causes.append(required_field(f"{at}.hostPath.path"))
+        if not sources:
+            causes.append(required_field(at, "must specify a volume type"))
     return names, causes
 
 
@@ -116,6 +155,43 @@ def _container(container: JsonObject, path: str, volumes: set[str]) -> list[Caus
         elif mount["mountPath"] in mounted:
             causes.append(invalid_field(f"{at}.mountPath", mount["mountPath"], "must be unique"))
         mounted.add(mount.get("mountPath", ""))
+        sub = mount.get("subPath", "")
+        if sub.startswith("/"):
+            causes.append(invalid_field(f"{at}.subPath", sub, "must be a relative path"))
+        if ".." in sub.split("/"):
+            causes.append(invalid_field(f"{at}.subPath", sub, "must not contain '..'"))
+    causes += _security(container.get("securityContext") or {}, f"{path}.securityContext")
+    for name in ("livenessProbe", "readinessProbe", "startupProbe"):
+        causes += _probe(container.get(name), f"{path}.{name}")
+    return causes
+
+
+def _probe(probe: JsonObject | None, path: str) -> list[Cause]:
+    if probe is None:
+        return []
+    handlers = [name for name in _HANDLERS if probe.get(name) is not None]
+    causes = [forbidden_field(f"{path}.{extra}", "may not specify more than 1 handler type") for extra in handlers[1:]]
+    if not handlers:
+        causes.append(required_field(path, "must specify a handler type"))
+    causes += [
+        invalid_field(f"{path}.{name}", probe[name], "must be greater than or equal to 0")
+        for name in ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold")
+        if (probe.get(name) or 0) < 0
+    ]
+    return causes
+
+
+def _resource_name(name: str, path: str) -> list[Cause]:
+    """Faults of the name of something that a container may ask for."""
+    causes = qualified_name(name, path)
+    if "/" in name:
+        prefix = name.partition("/")[0]
+        if prefix.startswith("requests.") or name.startswith("requests."):
+            causes.append(invalid_field(path, name, "doesn't follow extended resource name standard"))
+    elif name not in _CONTAINER_RESOURCES and not name.startswith("hugepages-"):
+        if not causes and name not in STANDARD_RESOURCES:
+            causes.append(invalid_field(path, name, "must be a standard resource type or fully qualified"))
+        causes.append(invalid_field(path, name, "must be a standard resource for containers"))
     return causes
 
 
@@ -168,8 +244,12 @@ def _resources(resources: JsonObject, path: str) -> list[Cause]:
     limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
     for group, values in (("limits", limits), ("requests", requests)):
         for name, value in values.items():
-            if quantity.parse(value) < 0:
-                causes.append(invalid_field(f"{path}.{group}[{name}]", value, "must be greater than or equal to 0"))
+            at, amount = f"{path}.{group}[{name}]", quantity.parse(value)
+            causes += _resource_name(name, at)
+            if amount < 0:
+                causes.append(invalid_field(at, value, "must be greater than or equal to 0"))
+            if "/" in name and amount != amount.to_integral_value():
+                causes.append(invalid_field(at, value, "must be an integer"))
     for name, value in requests.items():
         extended = "/" in name
         if name in limits:
@@ -183,23 +263,4 @@ def _resources(resources: JsonObject, path: str) -> list[Cause]:
             causes.append(
                 required_field(f"{path}.limits", f"Limit must be set for non overcommitable resources: {name}")
             )
-    return causes
-
-
-def _tolerations(tolerations: Any, path: str) -> list[Cause]:
-    causes: list[Cause] = []
-    for index, toleration in enumerate(tolerations):
-        at = f"{path}[{index}]"
-        operator = toleration.get("operator") or "Equal"
-        if operator not in {"Equal", "Exists", "Lt", "Gt"}:
-            causes.append(unsupported_field(f"{at}.operator", operator, ("Equal", "Exists")))
-        if operator == "Exists" and toleration.get("value"):
-            causes.append(
-                invalid_field(
-                    f"{at}.operator", toleration.get("value"), "value must be empty when `operator` is 'Exists'"
-                )
-            )
-        if toleration.get("effect", "") not in {"", "NoSchedule", "PreferNoSchedule", "NoExecute"}:
-            choices = ("NoSchedule", "PreferNoSchedule", "NoExecute")
-            causes.append(unsupported_field(f"{at}.effect", toleration.get("effect"), choices))
     return causes

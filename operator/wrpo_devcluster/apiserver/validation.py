@@ -20,7 +20,9 @@ def faults(kind: Kind, obj: JsonObject, old: JsonObject | None) -> list[Cause]:
         causes += validate_meta.metadata(kind, obj["metadata"], before)
         return causes + validate_builtin.validate(kind, obj, old)
     causes = _schema_faults(kind, obj, old) + validate_meta.metadata(kind, obj["metadata"], before) + causes
-    if kind.node.has_rules and validate_custom.is_blocking(causes):
+    if not kind.node.has_rules:
+        return causes
+    if validate_custom.is_blocking(causes):
         return [*causes, validate_custom.NOT_CHECKED]
     return causes + cel_rules.check_rules(kind.node, obj, typed.ABSENT if old is None else old)
 

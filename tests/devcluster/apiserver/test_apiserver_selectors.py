@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrpo_devcluster.apiserver import quantity
+from wrpo_devcluster.apiserver.listing import continue_token, parse_continue
 from wrpo_devcluster.apiserver.selectors import SelectorError, matcher, parse_labels
-from wrpo_devcluster.apiserver.store import continue_token, parse_continue
 
 LABELS = {"app": "web", "tier": "a"}
 SELECTORS = {
@@ -64,12 +64,17 @@ def test_canonical_quantities_keep_their_value_and_stay(number: int, suffix: str
     assert quantity.canonical(once) == once
 
 
-@given(st.integers(0, 10**6), st.text("abc-", max_size=5), st.text("abc-", max_size=5))
-def test_continue_tokens_carry_their_place(rv: int, namespace: str, name: str) -> None:
-    assert parse_continue(continue_token(rv, namespace, name)) == (rv, (namespace, name))
+@given(st.integers(1, 10**6), st.text("abc-", min_size=1, max_size=5), st.text("abc-", min_size=1), st.booleans())
+def test_continue_tokens_carry_their_place(rv: int, namespace: str, name: str, is_of_all: bool) -> None:
+    scope = None if is_of_all else namespace
+
+    place = parse_continue(continue_token(rv, scope, (namespace, name)), scope)
+
+    assert place.version == rv
+    assert (namespace, name) < place.start <= (namespace, f"{name}-")
 
 
 @given(st.text(max_size=20))
 def test_a_made_up_continue_token_is_refused_and_nothing_else(text: str) -> None:
     with pytest.raises(ValueError, match="continue"):
-        parse_continue(text)
+        parse_continue(text, None)

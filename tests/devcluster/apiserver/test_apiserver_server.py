@@ -338,10 +338,13 @@ def test_events_of_both_groups_are_the_same_objects(run: Run) -> None:
             "kind": "Event",
             "metadata": {"name": "e"},
             "eventTime": "2026-01-01T00:00:00.000000Z",
-            "regarding": {"kind": "Pod", "name": "p"},
+            "regarding": {"kind": "Pod", "name": "p", "namespace": "ns"},
             "reason": "Why",
+            "action": "Look",
+            "type": "Normal",
             "note": "because",
             "reportingController": "me",
+            "reportingInstance": "me-0",
         }
         status, body = await rig.request("POST", new, event)
         assert (status, body["regarding"]["name"], body["note"]) == (201, "p", "because")
@@ -350,8 +353,14 @@ def test_events_of_both_groups_are_the_same_objects(run: Run) -> None:
         status, body = await rig.request("GET", f"{new}?fieldSelector=regarding.name%3Dp")
         assert [item["note"] for item in body["items"]] == ["because"]
         merge = "application/merge-patch+json"
+        series = {"count": 2, "lastObservedTime": "2026-01-01T00:00:01.000000Z"}
+        status, body = await rig.request("PATCH", f"{new}/e", {"series": series}, content=merge)
+        assert (status, body["series"]) == (200, series)
         status, body = await rig.request("PATCH", f"{new}/e", {"note": "so"}, content=merge)
-        assert (status, body["note"]) == (200, "so")
+        assert (status, body["message"]) == (
+            422,
+            'Event.events.k8s.io "e" is invalid: message: Invalid value: "so": field is immutable',
+        )
 
     run(scenario)
 
