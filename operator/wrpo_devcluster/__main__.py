@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from wrpo_devcluster.cluster import Cluster
 from wrpo_devcluster.config import ClusterConfig, load_config, simulated_config
 from wrpo_devcluster.memory import collect_rarely
 
+_RECURSION_LIMIT = 8000
+"""Objects nest deeper than functions may by default: a real server stores 10,000 levels, this one some 2,500."""
 _STATE_DIR = click.option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -138,6 +141,7 @@ def serve(state_dir: Path, with_crds: tuple[str, ...]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     state_dir = state_dir.resolve()
     config = load_config(state_dir) or lifecycle.default_config(state_dir)
+    sys.setrecursionlimit(_RECURSION_LIMIT)
     with _friendly(), lifecycle.single_instance(state_dir):
         asyncio.run(_serve(config, with_crds))
 

@@ -39,6 +39,7 @@ PYTORCH_JOBS = Resource("kubeflow.org", "v1", "pytorchjobs")
 TRAIN_JOBS = Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs")
 TRAINING_RUNTIMES = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes")
 CLUSTER_TRAINING_RUNTIMES = Resource("trainer.kubeflow.org", "v1alpha1", "clustertrainingruntimes")
+BUDGETS = Resource("policy", "v1", "poddisruptionbudgets")
 CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 
 

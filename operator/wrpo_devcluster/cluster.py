@@ -21,6 +21,7 @@ from wrpo_devcluster.client import SERVICE_ACCOUNTS, Client, JsonObject
 from wrpo_devcluster.clock import Clock, SystemClock
 from wrpo_devcluster.config import ClusterConfig
 from wrpo_devcluster.controllers.base import Controller, WatchHub, cancel_all, get_or_none
+from wrpo_devcluster.controllers.disruption import DisruptionController
 from wrpo_devcluster.controllers.garbage import GarbageCollector
 from wrpo_devcluster.controllers.job import JobController, JobTtlController
 from wrpo_devcluster.controllers.namespaces import DefaultContentController, NamespaceController
@@ -97,7 +98,12 @@ class Cluster:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._certificates = ensure_certificates(state_dir / "pki", self.clock.now())
         self.admin_token = admin_token(state_dir)
-        self.api = ApiServer(state_dir / "apiserver", admin_token=self.admin_token, clock=self.clock.now)
+        self.api = ApiServer(
+            state_dir / "apiserver",
+            admin_token=self.admin_token,
+            clock=self.clock.now,
+            crd_status_delay_s=self.config.crd_status_delay_s,
+        )
         self.client: Client = self.api.client("kubernetes-admin", manager="wrpo-devcluster")
         manager = self.api.client(CONTROLLER_MANAGER)
         self._hub = WatchHub(manager, self.clock)
@@ -158,6 +164,7 @@ class Cluster:
             GarbageCollector(client, clock),
             PodGarbageCollector(client, clock),
             EventSweeper(client, clock),
+            DisruptionController(client, clock),
             NamespaceController(client, clock),
             DefaultContentController(client, clock, ca_pem=ca_pem),
             EndpointsController(client, clock),

@@ -42,6 +42,8 @@ class ClusterConfig:
     """Image (with or without tag, or its last path part) -> entrypoint, for containers without a command."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that every container gets, before its own."""
+    crd_status_delay_s: float = 0.0
+    """How long a new CRD has no conditions and is not served; real servers take up to some seconds."""
     backoff_scale: float = 1.0
     """Factor on crash-loop, image-pull and Job backoffs."""
     volume_refresh_s: float = 5.0

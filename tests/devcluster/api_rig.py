@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Awaitable
 from typing import Any
@@ -100,7 +101,8 @@ class Rig:
     async def request(
         self, method: str, path: str, body: Any = None, *, token: str = ADMIN, content: str = "application/json"
     ) -> tuple[int, Any]:
-        data = body if isinstance(body, bytes | None) else json.dumps(body)
+        text = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        data = None if text is None else io.BytesIO(text)
         headers = {"Authorization": f"Bearer {token}", "Content-Type": content}
         async with self.http.request(method, path, data=data, headers=headers) as response:
             text = await response.text()

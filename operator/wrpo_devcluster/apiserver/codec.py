@@ -328,9 +328,12 @@ def drop_nulls(node: Node, value: Any) -> None:
                 drop_nulls(child, value[name])
 
 
+_CANONICAL = frozenset({"quantity", "time", "micro-time", "int-or-string"})
+
+
 def canonical_values(node: Node, value: Any) -> Any:
-    """Quantities and times of a valid object in canonical form, everything else as it is."""
-    if node.special in {"quantity", "time", "micro-time"} and value is not None:
+    """Quantities and times in canonical form, everything else as it is; DecodeError for what is none."""
+    if node.special in _CANONICAL and value is not None:
         return _decode_special(node, value, "")
     if isinstance(value, dict):
         return {

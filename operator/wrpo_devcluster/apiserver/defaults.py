@@ -260,7 +260,7 @@ def _match_resources(match: JsonObject | None) -> None:
     if match is None:
         return
     _set(match, matchPolicy="Equivalent", namespaceSelector={}, objectSelector={})
-    for rule in match.get("resourceRules") or ():
+    for rule in (*(match.get("resourceRules") or ()), *(match.get("excludeResourceRules") or ())):
         _set(rule, scope="*")
 
 

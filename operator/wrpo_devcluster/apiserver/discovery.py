@@ -21,6 +21,11 @@ _SUBRESOURCES: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
 }
 
 
+def allows(subresource: str, verb: str) -> bool:
+    """Tell whether a subresource can be asked for with a verb of RBAC."""
+    return verb in _SUBRESOURCES[subresource][3]
+
+
 def api_versions() -> JsonObject:
     return {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}
 

@@ -8,7 +8,17 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from wrpo_devcluster.apiserver import codec, errors, managed, patch, strategies, typed, validate_meta, validation
+from wrpo_devcluster.apiserver import (
+    applied,
+    codec,
+    errors,
+    managed,
+    patch,
+    strategies,
+    typed,
+    validate_meta,
+    validation,
+)
 from wrpo_devcluster.apiserver.admission import Admission
 from wrpo_devcluster.apiserver.carry_over import carry_over
 from wrpo_devcluster.apiserver.decode import check_identity, decode
@@ -301,13 +311,9 @@ class Engine:
         record = self.store.get(kind.storage_key, namespace or "", name)
         if record is None and subresource:
             raise errors.not_found(kind.plural, kind.group, name)
-        try:
-            typed.check(kind.node, {**config, "apiVersion": kind.api_version, "kind": kind.kind})
-        except typed.TypedError as problem:
-            shown = f"{namespace or ''}/{name}; {kind.api_version}, Kind={kind.kind}"
-            raise errors.internal(f"failed to create typed patch object ({shown}): {problem}") from problem
-        version, uid = meta.pop("resourceVersion", None), meta.get("uid")
-        config = self._applicable(kind, config, subresource)
+        normal = applied.checked(kind, config, namespace, name)
+        version, uid = meta.get("resourceVersion"), meta.get("uid")
+        normal["metadata"] = {key: value for key, value in normal["metadata"].items() if key != "resourceVersion"}
         live = record.obj if record is not None else {}
         if record is not None and version and version != live["metadata"]["resourceVersion"]:
             raise errors.conflict(kind.plural, kind.group, name)
@@ -317,7 +323,7 @@ class Engine:
         merged, managers = managed.apply(
             kind.node,
             live,
-            self._normal(kind, config),
+            self._applicable(kind, normal, subresource),
             ManagerKey(context.manager, "Apply", "", subresource),
             api_version=kind.api_version,
             force=context.force,
@@ -339,14 +345,6 @@ class Engine:
                 "metadata": meta
             }
         return {key: value for key, value in config.items() if key != "status"} if kind.has_status else config
-
-    @staticmethod
-    def _normal(kind: Kind, config: JsonObject) -> JsonObject:
-        """Quantities and times of built-in kinds in canonical form, so that equal values compare equal."""
-        if kind.custom is not None:
-            return config
-        normal: JsonObject = codec.canonical_values(kind.node, config)
-        return normal
 
 
 def _finished(obj: JsonObject) -> bool:

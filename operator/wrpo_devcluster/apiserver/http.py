@@ -228,6 +228,8 @@ def _parse(media: str, text: bytes, kind: Kind | None) -> Any:
         return parse_json(text)
     except protobuf.ProtobufError as problem:
         raise errors.bad_request(f"{unrecognized}; protobuf: {problem}") from problem
+    except RecursionError as problem:
+        raise errors.bad_request(f"{unrecognized}; json parse error: exceeded max depth") from problem
     except (ValueError, KeyError, yaml.YAMLError) as problem:
         excerpt = text[:60].decode(errors="replace")
         raise errors.bad_request(f"{unrecognized}; json parse error: {problem} ({excerpt})") from problem

@@ -125,7 +125,7 @@ def _ratio(limit: JsonObject, name: str, bound: str, requests: Amounts, limits: 
     if not limits.get(name):
         return f"{shown} no limit is specified or limit is 0"
     ratio = limits[name] / requests[name]
-    return f"{shown} provided ratio is {ratio:f}" if ratio > quantity.parse(bound) else ""
+    return f"{shown} provided ratio is {float(ratio):f}" if ratio > quantity.parse(bound) else ""
 
 
 def _text(value: Decimal) -> str:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from wrpo_devcluster.apiserver import errors
 from wrpo_devcluster.apiserver.negotiate import View
-from wrpo_devcluster.apiserver.options import check_list
+from wrpo_devcluster.apiserver.options import check_list, integer
 from wrpo_devcluster.apiserver.store import Record, encode
 from wrpo_devcluster.apiserver.tables import partial
-from wrpo_devcluster.apiserver.watch import parse_version
+from wrpo_devcluster.apiserver.watch import parse_past_version
 from wrpo_devcluster.client import JsonObject
 
 if TYPE_CHECKING:
@@ -74,10 +74,8 @@ def _key(record: Record) -> tuple[str, str]:
 
 def _limit(query: Mapping[str, str]) -> int:
     """Most objects of a page, 0 for all. A list of any version comes from a cache, which has no pages."""
-    text = query.get("limit", "") or "0"
-    if not text.removeprefix("-").isdigit():
-        raise errors.bad_request(f'strconv.ParseInt: parsing "{text}": invalid syntax')
-    return 0 if query.get("resourceVersion") == "0" and not query.get("continue") else max(int(text), 0)
+    limit = integer(query, "limit")
+    return 0 if query.get("resourceVersion") == "0" and not query.get("continue") else max(limit, 0)
 
 
 def _place(request: ResourceRequest) -> Place | None:
@@ -96,11 +94,7 @@ def _place(request: ResourceRequest) -> Place | None:
 def _exact_version(request: ResourceRequest, limit: int) -> int | None:
     """Version that the list has to be of, None for the latest; raise 504 for one of the future."""
     query, store = request.query, request.server.store
-    wanted = parse_version(query.get("resourceVersion", ""))
-    if wanted > store.rv:
-        cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
-        why = f"Timeout: Too large resource version: {wanted}, current: {store.rv}"
-        raise errors.error(504, "Timeout", why, {"retryAfterSeconds": 1, "causes": [cause]})
+    wanted = parse_past_version(query.get("resourceVersion", ""), store.rv)
     match = query.get("resourceVersionMatch", "")
     # A page of a version without a match is of exactly that version.
     return wanted if match == "Exact" or (wanted and limit and not match) else None
@@ -125,6 +119,7 @@ def _records(request: ResourceRequest, place: Place | None, limit: int) -> tuple
 def select(request: ResourceRequest) -> tuple[list[Record], JsonObject]:
     """Return records of one page, and the list's metadata."""
     check_list(request.query)
+    integer(request.query, "timeoutSeconds")
     matches, limit, place = request.matches(), _limit(request.query), _place(request)
     records, version = _records(request, place, limit)
     if place is not None:

@@ -23,6 +23,14 @@ def refuse(kind: str, causes: list[Cause]) -> None:
         raise errors.invalid(kind, "meta.k8s.io", "", causes)
 
 
+def integer(query: Mapping[str, str], name: str) -> int:
+    """Return a number of the query, 0 where it is not given."""
+    text = query.get(name, "") or "0"
+    if not text.removeprefix("-").isdigit():
+        raise errors.bad_request(f'strconv.ParseInt: parsing "{text}": invalid syntax')
+    return int(text)
+
+
 def check_write(method: str, query: Mapping[str, str], *, is_apply: bool = False) -> None:
     """Refuse bad options of a create, update or patch."""
     causes: list[Cause] = []

@@ -117,7 +117,9 @@ def _resolve(document: Any, pointer: str) -> Any:
 
 
 def _operate(document: Any, operation: dict[str, Any]) -> Any:
-    kind, pointer = operation.get("op"), operation.get("path", "")
+    if "path" not in operation:
+        raise PatchError("a JSON patch operation needs a path")
+    kind, pointer = operation.get("op"), operation["path"]
     value = operation.get("value")
     if kind == "test":
         if not same(_resolve(document, pointer), value):

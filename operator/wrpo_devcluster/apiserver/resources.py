@@ -7,7 +7,18 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from wrpo_devcluster.apiserver import errors, event_forms, event_requests, options, patch, reviews, schema, subresources
+from wrpo_devcluster.apiserver import (
+    discovery,
+    errors,
+    event_forms,
+    event_requests,
+    eviction,
+    options,
+    patch,
+    reviews,
+    schema,
+    subresources,
+)
 from wrpo_devcluster.apiserver.deletion import DeleteOptions, success
 from wrpo_devcluster.apiserver.indexes import Equals, indexed_condition
 from wrpo_devcluster.apiserver.kinds import Kind, definition_of
@@ -16,7 +27,7 @@ from wrpo_devcluster.apiserver.negotiate import View, view_of
 from wrpo_devcluster.apiserver.request import Context, User
 from wrpo_devcluster.apiserver.selectors import SelectorError, matcher, parse_fields
 from wrpo_devcluster.apiserver.store import encode
-from wrpo_devcluster.apiserver.watch import Matches, Watch, WatchRequest
+from wrpo_devcluster.apiserver.watch import Matches, Watch, WatchRequest, parse_past_version
 from wrpo_devcluster.client import ApiError, JsonObject, Patch
 
 if TYPE_CHECKING:
@@ -125,6 +136,8 @@ class ResourceRequest:
 
 async def handle(request: ResourceRequest, media: str, body: bytes, parse: Parser) -> Answer:
     """Carry out an authorized request."""
+    if request.subresource and not discovery.allows(request.subresource, request.verb):
+        raise errors.method_not_allowed()
     if request.method in {"GET", "HEAD"}:
         return await _read(request)
     if request.kind.verbs == ("create",) and request.method != "POST":
@@ -167,6 +180,7 @@ async def _read(request: ResourceRequest) -> Answer:
     view = view_of(request.accept, kind, request.query.get("includeObject", "Metadata"), server.clock)
     if not request.name:
         return _watch(request, view) if request.is_watch else list_body(request, view)
+    parse_past_version(request.query.get("resourceVersion", ""), server.store.rv)
     record = server.store.get(kind.storage_key, request.namespace or "", request.name)
     if record is None:
         raise errors.not_found(kind.plural, kind.group, request.name)
@@ -181,8 +195,8 @@ def _watch(request: ResourceRequest, view: View) -> Answer:
     query = request.query
     options.check_watch(query)
     initial = query.get("sendInitialEvents", "") in options.TRUE
-    seconds = query.get("timeoutSeconds", "")
-    timeout = float(seconds) if seconds.isdigit() and int(seconds) else random.uniform(1800, 3600)  # noqa: S311
+    seconds = options.integer(query, "timeoutSeconds")
+    timeout = float(seconds) if seconds > 0 else random.uniform(1800, 3600)  # noqa: S311
     watch = Watch(
         request.server.store,
         request.kind,
@@ -223,10 +237,10 @@ def _post(request: ResourceRequest, context: Context, body: Any) -> Answer:
     if request.subresource == "binding":
         return Answer(201, encode(subresources.bind(server, kind, request.namespace, request.name, body, context)))
     if request.subresource == "eviction":
-        return Answer(201, encode(subresources.evict(server, kind, request.namespace, request.name, body, context)))
+        return Answer(201, encode(eviction.evict(server, kind, request.namespace, request.name, body, context)))
     if request.subresource:
         raise errors.method_not_allowed()
-    if kind.namespaced and request.namespace is None:
+    if (kind.namespaced and request.namespace is None) or (request.name and kind.custom is None):
         raise errors.method_not_allowed()
     if kind.group == event_forms.GROUP:
         created = event_requests.create(server, kind, request.namespace, body, context)

@@ -71,6 +71,8 @@ def _user_info(user: User) -> JsonObject:
 
 def _token_review(server: ApiServer, spec: JsonObject, _context: Context) -> JsonObject:
     token = spec.get("token", "")
+    if not token:
+        raise errors.bad_request("token is required for TokenReview in authentication")
     asked = spec.get("audiences") or [ISSUER]
     if token == server.admin_token:
         return {
@@ -88,41 +90,39 @@ def _self_review(_server: ApiServer, _spec: JsonObject, context: Context) -> Jso
     return {"userInfo": _user_info(context.user)}
 
 
-def _attributes(spec: JsonObject) -> Attributes:
-    resource = spec.get("resourceAttributes")
-    if resource:
-        return Attributes(
-            resource.get("verb", ""),
-            resource.get("group", ""),
-            resource.get("resource", ""),
-            resource.get("subresource", ""),
-            resource.get("namespace", ""),
-            resource.get("name", ""),
-        )
-    path = spec.get("nonResourceAttributes") or {}
-    if not path:
-        cause = errors.invalid_field(
-            "spec.resourceAttributes",
-            None,
-            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-        )
-        raise errors.invalid("SubjectAccessReview", "authorization.k8s.io", "", [cause])
-    return Attributes(path.get("verb", ""), path=path.get("path", ""))
+def _attributes(kind: str, spec: JsonObject, faults: list[errors.Cause]) -> Attributes:
+    """Return what a review asks about; raise Invalid with `faults` and those of its attributes."""
+    resource, path = spec.get("resourceAttributes"), spec.get("nonResourceAttributes")
+    if resource is not None and path is not None:
+        why = "cannot be specified in combination with resourceAttributes"
+        faults = [*faults, errors.invalid_field("spec.nonResourceAttributes", path, why)]
+    elif resource is None and path is None:
+        why = "exactly one of nonResourceAttributes or resourceAttributes must be specified"
+        faults = [*faults, errors.invalid_field("spec.resourceAttributes", None, why)]
+    if faults:
+        raise errors.invalid(kind, "authorization.k8s.io", "", faults)
+    if resource is None:
+        assert path is not None
+        return Attributes(path.get("verb", ""), path=path.get("path", ""))
+    names = ("verb", "group", "resource", "subresource", "namespace", "name")
+    return Attributes(*(resource.get(name, "") for name in names))
 
 
 def _self_access(server: ApiServer, spec: JsonObject, context: Context) -> JsonObject:
-    return {"allowed": server.authorizer.allowed(context.user, _attributes(spec))}
+    return {"allowed": server.authorizer.allowed(context.user, _attributes("SelfSubjectAccessReview", spec, []))}
 
 
 def _access(server: ApiServer, spec: JsonObject, _context: Context) -> JsonObject:
     user = User(spec.get("user", ""), tuple(spec.get("groups") or ()), spec.get("uid", ""))
+    faults = []
     if not user.name and not user.groups:
-        cause = errors.invalid_field("spec.user", "", "at least one of user or group must be specified")
-        raise errors.invalid("SubjectAccessReview", "authorization.k8s.io", "", [cause])
-    return {"allowed": server.authorizer.allowed(user, _attributes(spec))}
+        faults.append(errors.invalid_field("spec.user", "", "at least one of user or group must be specified"))
+    return {"allowed": server.authorizer.allowed(user, _attributes("SubjectAccessReview", spec, faults))}
 
 
 def _rules(server: ApiServer, spec: JsonObject, context: Context) -> JsonObject:
+    if not spec.get("namespace"):
+        raise errors.bad_request("no namespace on request")
     if context.user.privileged:
         held: list[JsonObject] = [
             {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]},
@@ -167,18 +167,24 @@ def token_request(server: ApiServer, kind: Kind, namespace: str, name: str, body
     return obj
 
 
+_BOUND_KINDS = {"Pod": "pods", "Secret": "secrets", "Node": "nodes"}
+
+
 def _bound_pod(server: ApiServer, reference: JsonObject | None, namespace: str, account: str) -> tuple[str, str] | None:
+    """Check what a token is to be bound to; return name and uid if that is a pod."""
     if reference is None:
         return None
-    if reference.get("kind") != "Pod":
-        raise errors.bad_request(f"cannot bind token to object of type {reference.get('kind')}: use Pod")
-    pod = server.engine.get(server.core("pods"), namespace, reference.get("name", ""))
-    if pod["spec"].get("serviceAccountName") != account:
+    plural = _BOUND_KINDS.get(reference.get("kind", ""))
+    if plural is None or reference.get("apiVersion", "v1") != "v1":
+        raise errors.bad_request(f"cannot bind token for object of type {reference.get('kind', '')}")
+    kind = server.core(plural)
+    found = server.engine.get(kind, namespace if kind.namespaced else None, reference.get("name", ""))
+    name, uid = found["metadata"]["name"], found["metadata"]["uid"]
+    if plural == "pods" and found["spec"].get("serviceAccountName") != account:
         raise errors.bad_request(
             f"cannot bind token for serviceaccount {account!r} to pod running with different serviceaccount name."
         )
-    if reference.get("uid") and reference["uid"] != pod["metadata"]["uid"]:
-        raise errors.conflict(
-            "pods", "", pod["metadata"]["name"], "the UID in the bound object reference does not match"
-        )
-    return pod["metadata"]["name"], pod["metadata"]["uid"]
+    if reference.get("uid") and reference["uid"] != uid:
+        why = f"the UID in the bound object reference ({reference['uid']}) does not match the UID in record"
+        raise errors.conflict(plural, "", name, why)
+    return (name, uid) if plural == "pods" else None

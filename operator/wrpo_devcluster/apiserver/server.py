@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,7 @@ from typing import Protocol
 from aiohttp import web
 
 from wrpo_devcluster.apiserver import crds, managed, typed
+from wrpo_devcluster.apiserver.admission import CRDS
 from wrpo_devcluster.apiserver.bootstrap import bootstrap
 from wrpo_devcluster.apiserver.deletion import DeleteOptions, Deleter
 from wrpo_devcluster.apiserver.engine import Engine
@@ -54,8 +55,16 @@ def utc_now() -> datetime:
 class ApiServer:
     """One embedded API server on one state directory; to be used from one event loop."""
 
-    def __init__(self, state_dir: Path, *, admin_token: str, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        admin_token: str,
+        clock: Callable[[], datetime] = utc_now,
+        crd_status_delay_s: float = 0.0,
+    ) -> None:
         self.state_dir = state_dir
+        self._crd_status_delay_s = crd_status_delay_s
         self.admin_token = admin_token
         self.clock = clock
         self.store = Store(state_dir / "state.db")
@@ -74,8 +83,12 @@ class ApiServer:
         self._open()
 
     def _open(self) -> None:
-        for record in list(self.store.list("apiextensions.k8s.io/customresourcedefinitions", None)):
-            self.registry.add_custom(record.obj)
+        for record in list(self.store.list(CRDS, None)):
+            if record.obj["status"].get("conditions"):
+                self.registry.add_custom(record.obj)
+            else:
+                # The server ended before it had accepted this one.
+                self._establish(record.obj["metadata"]["name"])
         bootstrap(self.engine)
 
     # What others use
@@ -146,7 +159,7 @@ class ApiServer:
         if kind.group == RBAC_GROUP:
             self.authorizer.changed()
         if (kind.group, kind.plural) == ("apiextensions.k8s.io", "customresourcedefinitions"):
-            self._after_crd(kind, new, old)
+            self._after_crd(new, old)
         changed = new or old
         if kind.namespaced and changed is not None:
             # The server itself counts what it admits; the controller finds out about the rest.
@@ -158,18 +171,34 @@ class ApiServer:
         for quota, status in self.engine.admission.quotas.statuses(kind, changed):
             self._write_status(self.core("resourcequotas"), quota, status, manager)
 
-    def _after_crd(self, kind: Kind, new: JsonObject | None, old: JsonObject | None) -> None:
+    def _after_crd(self, new: JsonObject | None, old: JsonObject | None) -> None:
         if new is None:
             assert old is not None
             self._forget(old)
         elif new["metadata"].get("deletionTimestamp"):
-            self._spawn_cleanup(new["metadata"]["name"])
-        else:
-            status = crds.established(new, self.engine.now())
-            self.registry.add_custom({**new, "status": status})
-            self._kinds_changed.set()
-            if not typed.same(status, new["status"]):
-                self._write_status(kind, new, status)
+            self._spawn(self._clean_up(new["metadata"]["name"]))
+        elif old is None and self._crd_status_delay_s:
+            self._spawn(self._establish_late(new["metadata"]["name"]))
+        elif old is None or old["status"].get("conditions"):
+            self._establish(new["metadata"]["name"])
+
+    async def _establish_late(self, name: str) -> None:
+        await asyncio.sleep(self._crd_status_delay_s)
+        self._establish(name)
+
+    def _establish(self, name: str) -> None:
+        """Accept a CRD's names, serve its kinds and say so in its status."""
+        record = self.store.get(CRDS, "", name)
+        if record is None or record.obj["metadata"].get("deletionTimestamp"):
+            return
+        crd = record.obj
+        status = crds.established(crd, self.engine.now())
+        self.registry.add_custom({**crd, "status": status})
+        self._kinds_changed.set()
+        if not typed.same(status, crd["status"]):
+            kind = self.registry.find("apiextensions.k8s.io", "v1", "customresourcedefinitions")
+            assert kind is not None
+            self._write_status(kind, crd, status)
 
     def _write_status(self, kind: Kind, obj: JsonObject, status: JsonObject, manager: str = "kube-apiserver") -> None:
         """Write as a controller does, right after the request's own write."""
@@ -193,14 +222,15 @@ class ApiServer:
 
     def resume_cleanups(self) -> None:
         """Go on with deletions of CRDs that a restart interrupted."""
-        for record in self.store.list("apiextensions.k8s.io/customresourcedefinitions", None):
+        for record in self.store.list(CRDS, None):
             if record.obj["metadata"].get("deletionTimestamp"):
-                self._spawn_cleanup(record.obj["metadata"]["name"])
+                self._spawn(self._clean_up(record.obj["metadata"]["name"]))
 
-    def _spawn_cleanup(self, name: str) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
         try:
-            task = asyncio.get_running_loop().create_task(self._clean_up(name), name=f"crd-cleanup-{name}")
+            task = asyncio.get_running_loop().create_task(work)
         except RuntimeError:
+            work.close()
             return
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

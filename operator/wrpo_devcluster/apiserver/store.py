@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from wrpo_devcluster.apiserver import errors
 from wrpo_devcluster.apiserver.indexes import Equals, Indexes
 from wrpo_devcluster.client import JsonObject
 
+MOST_BYTES = 1536 * 1024
+"""Size of an object's text from which on etcd refuses it."""
 EventType = Literal["ADDED", "MODIFIED", "DELETED"]
 HISTORY = 5000
 """Changes kept per resource type; a watch from before them is answered 410."""
@@ -174,6 +177,8 @@ class Store:
         rv = self.rv + 1
         obj["metadata"]["resourceVersion"] = str(rv)
         text = encode(obj)
+        if len(text) > MOST_BYTES:
+            raise errors.internal("etcdserver: request is too large")
         # One statement is one transaction; the version is in the row.
         self._db.execute("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)", (resource, namespace, name, rv, text))
         self.rv = rv

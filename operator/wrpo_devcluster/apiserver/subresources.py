@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wrpo_devcluster.apiserver import errors, managed, patch
-from wrpo_devcluster.apiserver.codec import copy_json
-from wrpo_devcluster.apiserver.deletion import DeleteOptions
 from wrpo_devcluster.apiserver.kinds import Kind
 from wrpo_devcluster.apiserver.request import Context
-from wrpo_devcluster.apiserver.selectors import from_label_selector
 from wrpo_devcluster.client import JsonObject, Patch
 
 if TYPE_CHECKING:
@@ -149,37 +146,4 @@ def bind(server: ApiServer, kind: Kind, namespace: str | None, name: str, body: 
     }
     if not context.dry_run:
         server.engine.store_unchecked(kind, new, old)
-    return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
-
-
-def evict(server: ApiServer, kind: Kind, namespace: str | None, name: str, body: Any, context: Context) -> JsonObject:
-    """Delete a pod unless a disruption budget says no."""
-    pod = server.engine.get(kind, namespace, name)
-    options = DeleteOptions.parse(body.get("deleteOptions") if isinstance(body, dict) else None)
-    labels = pod["metadata"].get("labels") or {}
-    for record in server.store.list("policy/poddisruptionbudgets", namespace):
-        selector = from_label_selector(record.obj["spec"].get("selector"))
-        observed = (record.obj.get("status") or {}).get("observedGeneration")
-        exhausted = observed and record.obj["status"].get("disruptionsAllowed", 0) <= 0
-        if exhausted and all(part.matches(labels) for part in selector):
-            cause = {
-                "reason": "DisruptionBudget",
-                "message": f"The disruption budget {record.obj['metadata']['name']} needs more healthy pods",
-            }
-            why = "Cannot evict pod as it would violate the pod's disruption budget."
-            raise errors.error(429, "TooManyRequests", why, {"causes": [cause]})
-    if not context.dry_run and not pod["metadata"].get("deletionTimestamp"):
-        marked = copy_json(pod)
-        condition = {
-            "type": "DisruptionTarget",
-            "status": "True",
-            "lastProbeTime": None,
-            "lastTransitionTime": server.engine.now(),
-            "reason": "EvictionByEvictionAPI",
-            "message": "Eviction API: evicting",
-        }
-        others = [c for c in marked["status"].get("conditions") or () if c.get("type") != "DisruptionTarget"]
-        marked["status"]["conditions"] = [*others, condition]
-        server.engine.store_unchecked(kind, marked, pod)
-    server.deleter.delete(kind, namespace, name, options, context)
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}

@@ -40,6 +40,16 @@ def parse_version(text: str) -> int:
     return int(text)
 
 
+def parse_past_version(text: str, current: int) -> int:
+    """Version that a read asks for at least; raise 504 for one of the future, as a server does that waited for it."""
+    wanted = parse_version(text)
+    if wanted > current:
+        cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
+        why = f"Timeout: Too large resource version: {wanted}, current: {current}"
+        raise errors.error(504, "Timeout", why, {"retryAfterSeconds": 1, "causes": [cause]})
+    return wanted
+
+
 def _line(kind: str, text: bytes) -> bytes:
     return b'{"type":"' + kind.encode() + b'","object":' + text + b"}\n"
 

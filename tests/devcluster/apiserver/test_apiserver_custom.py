@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from devcluster.api_rig import CRDS, WIDGET_CRD, WIDGETS, Rig, refusal, widget
+from devcluster.api_rig import ADMIN, CRDS, WIDGET_CRD, WIDGETS, Rig, refusal, widget
 
 from wrpo_devcluster.apiserver import jsonpath
 from wrpo_devcluster.apiserver.cel_rules import check_rules
 from wrpo_devcluster.apiserver.schema import structural
+from wrpo_devcluster.apiserver.server import ApiServer
 
 Run = Callable[[Callable[[Rig], Awaitable[None]]], None]
 CEL: dict[str, tuple[dict[str, Any], Any, Any, list[tuple[str, str]]]] = {
@@ -189,3 +191,22 @@ def test_free_content_may_become_another_type(run: Run, before: Any, after: Any)
         assert found["status"] == {"a": after}
 
     run(scenario)
+
+
+def test_a_crd_can_have_its_status_late_even_over_a_restart(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = ApiServer(tmp_path / "state", admin_token=ADMIN, crd_status_delay_s=3600)
+        client = server.client("system:tests")
+        made = await client.create(CRDS, WIDGET_CRD)
+        assert made["status"]["conditions"] is None
+        assert (await refusal(client.list(WIDGETS, "default"))).code == 404
+        await server.close()
+
+        server = ApiServer(tmp_path / "state", admin_token=ADMIN)
+        client = server.client("system:tests")
+        found = await client.get(CRDS, "widgets.test.example")
+        assert [entry["type"] for entry in found["status"]["conditions"]] == ["NamesAccepted", "Established"]
+        assert await client.list(WIDGETS, "default") == []
+        await server.close()
+
+    asyncio.run(scenario())
