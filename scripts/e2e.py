@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 OWN_CRD = "wrpoexperiments.wrpo.ai"
 NAME = "whole"
 POLL_S = 0.5
+CRD_STATUS_DELAY_S = 2.0
+"""Of the embedded control plane, which is to be as slow as real ones here."""
 
 
 class CheckError(Exception):
@@ -98,7 +100,11 @@ def control_plane(flags: argparse.Namespace, directory: Path) -> Iterator[None]:
 
     state_dir = directory / "cluster"
     # Without its PyTorchJob controller, whose init container `restricted` forbids: the run brings its own.
-    config = replace(lifecycle.default_config(state_dir, gpus=8), without_controllers=("pytorchjob-controller",))
+    config = replace(
+        lifecycle.default_config(state_dir, gpus=8),
+        without_controllers=("pytorchjob-controller",),
+        crd_status_delay_s=CRD_STATUS_DELAY_S,
+    )
     if flags.pods == "simulated":
         config = replace(config, simulated=True)
     say("starting an embedded control plane")
@@ -132,7 +138,7 @@ class Trial:
         if not kube.run("kubectl", "get", "crd", OWN_CRD, "--ignore-not-found", "-o", "name").strip():
             self._has_made_crd = True
             kube.run("kubectl", "apply", "--server-side", "-f", str(ROOT / "crds" / f"{OWN_CRD}.yaml"))
-            kube.run("kubectl", "wait", "--for=condition=Established", f"crd/{OWN_CRD}", "--timeout=60s")
+            kube.wait_condition("Established", f"crd/{OWN_CRD}")
         say(f"installing the chart in {SYSTEM}, for {NAMESPACE}")
         self._cluster.prepare()
         say(f"pods {'are simulated' if kube.simulated else 'run their containers'}")

@@ -65,7 +65,7 @@ class ForeignCluster:
             self._installed_crds.append(TRAINING_CRD)
             kube.own_training_crd = True
             kube.run("kubectl", "apply", "--server-side", "-f", str(TRAINING_MANIFEST))
-            self._wait_established(TRAINING_CRD)
+            self.kube.wait_condition("Established", f"crd/{TRAINING_CRD}")
         kube.simulated = self._pods_are_simulated()
         self._make_claim()
         if self._training_is_ours():
@@ -96,7 +96,7 @@ class ForeignCluster:
         # Without --wait: helm would wait for a ReplicaSet, which a control plane without that controller never makes.
         command = ("upgrade", "--install", RELEASE, str(find_chart()), "--namespace", SYSTEM, "--values", "-")
         self.kube.run("helm", *command, stdin=json.dumps(values))
-        self._wait_established(OWN_CRD)
+        self.kube.wait_condition("Established", f"crd/{OWN_CRD}")
         self.kube.local = self.local_operator("operator-0")
         self.kube.local.start()
         wait_until("the operator is ready", self.kube.local.ready, 60)
@@ -188,9 +188,6 @@ class ForeignCluster:
 
     def _exists(self, kind: str, name: str) -> bool:
         return bool(self.kube.run("kubectl", "get", kind, name, "--ignore-not-found", "-o", "name").strip())
-
-    def _wait_established(self, crd: str) -> None:
-        self.kube.run("kubectl", "wait", "--for=condition=Established", f"crd/{crd}", "--timeout=60s")
 
     # Leaving
 

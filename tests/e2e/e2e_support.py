@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 from local_operator import LocalOperator
+from support.kubectl_wait import wait_for_condition
 
 from wrpo_operator.cli.install import find_tool
 
@@ -79,6 +80,10 @@ class Kube:
 
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         return self.run("kubectl", "-n", NAMESPACE, *arguments, stdin=stdin, check=check)
+
+    def wait_condition(self, condition: str, *what: str, timeout_s: float = 60.0) -> None:
+        """Wait until an object of the experiments' namespace, or of none, has a condition."""
+        wait_for_condition(self.kubectl, condition, *what, timeout_s=timeout_s * PATIENCE)
 
     def apply(self, *objects: JsonObject, server_side: bool = False) -> str:
         flags = ["--server-side", "--force-conflicts"] if server_side else []

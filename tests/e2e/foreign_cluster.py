@@ -4,7 +4,8 @@
     PYTHONPATH=operator:. python tests/e2e/foreign_cluster.py down DIRECTORY
 
 It has what a bare control plane with real Job, garbage-collection and namespace controllers has: no controller of
-PyTorchJobs or TrainJobs, no binder of volumes, no Deployments. For trying WRPO_E2E_CLUSTER=1 without a cluster.
+PyTorchJobs or TrainJobs, no binder of volumes, no Deployments; and new CRDs have no conditions at first. For trying
+WRPO_E2E_CLUSTER=1 without a cluster.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ ABSENT = (
 
 def config(state_dir: Path) -> ClusterConfig:
     nodes = tuple(NodeConfig(name=f"gpu-{index}", cpu="16", memory="128Gi", gpus=8) for index in range(2))
-    return ClusterConfig(state_dir=state_dir, nodes=nodes, simulated=True, without_controllers=ABSENT)
+    return ClusterConfig(
+        state_dir=state_dir, nodes=nodes, simulated=True, without_controllers=ABSENT, crd_status_delay_s=2.0
+    )
 
 
 def main() -> None:

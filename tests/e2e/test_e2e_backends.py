@@ -154,7 +154,7 @@ def test_without_trainjobs_crd_the_blocker_names_what_is_installed(kube: Kube) -
     finally:
         if not EXTERNAL:
             kube.run("kubectl", "apply", "--server-side", "-f", str(MANIFEST))
-            kube.run("kubectl", "wait", "--for=condition=Established", f"crd/{CRD}", "--timeout=60s")
+            kube.wait_condition("Established", f"crd/{CRD}")
     # What the blocker advises.
     kube.edit("no-trainer", training={"backend": "PyTorchJob"})
     kube.wait_phase("no-trainer", "Succeeded", 120)

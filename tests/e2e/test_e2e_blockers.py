@@ -102,7 +102,7 @@ def obstacles(kube: Kube) -> Iterator[dict[str, Obstacle]]:
         del chosen["in-queue"]  # needs a CRD of Kueue's, which nobody should bring to a shared cluster
     else:
         kube.run("kubectl", "apply", "--server-side", "-f", "-", stdin=json.dumps(workload_crd()))
-        kube.run("kubectl", "wait", "--for=condition=Established", f"crd/{WORKLOAD_CRD}", "--timeout=60s")
+        kube.wait_condition("Established", f"crd/{WORKLOAD_CRD}")
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": QUOTA}}
     kube.apply({**quota, "spec": {"hard": {f"requests.{GPU}": "0"}}})
     unbound = claim(storageClassName="nobodys")

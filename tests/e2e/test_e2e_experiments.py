@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from e2e_support import NAMESPACE, OPERATOR, PATIENCE, SYSTEM, Kube, experiment, simulate, wait_until
+from e2e_support import NAMESPACE, OPERATOR, SYSTEM, Kube, experiment, simulate, wait_until
 
 from wrpo_operator.cli.install import find_tool
 
@@ -28,7 +28,7 @@ def test_an_experiment_runs_to_success_and_kubectl_shows_it(kube: Kube) -> None:
     )
     with _watched(kube) as seen:
         assert "created" in kube.apply(whole)
-        kube.kubectl("wait", "--for=condition=Succeeded", "wrpoexperiment/whole", f"--timeout={110 * PATIENCE:.0f}s")
+        kube.wait_condition("Succeeded", "wrpoexperiment/whole", timeout_s=110)
     status = kube.status("whole")
     assert (status["phase"], status["progress"]["percent"]) == ("Succeeded", 100)
     assert {entry["name"] for entry in status["stages"]} == {
@@ -91,7 +91,7 @@ def test_a_failed_stage_ends_the_experiment_with_the_engines_own_words(kube: Kub
         assert words in failed["message"]
     attempts = kube.stage("fails", kube.first("sft"))["attempts"]
     assert [(entry["state"], entry["exitCode"], entry["failure"]) for entry in attempts] == [("Failed", 65, "Config")]
-    kube.kubectl("wait", "--for=condition=Failed", "wrpoexperiment/fails", "--timeout=5s")
+    kube.wait_condition("Failed", "wrpoexperiment/fails", timeout_s=5)
 
 
 @pytest.mark.usefixtures("real_pods")
@@ -223,7 +223,7 @@ def test_deleting_finished_children_by_hand_runs_nothing_again(kube: Kube) -> No
     kube.kubectl("delete", "jobs,pytorchjobs", "-l", "wrpo.ai/experiment=tidy", "--cascade=background", "--wait=true")
     kube.kubectl("annotate", "wrpoexperiment", "tidy", "touched=yes")
     wait_until("the children are gone", lambda: not kube.children("tidy"))
-    kube.kubectl("wait", "--for=condition=Succeeded", "wrpoexperiment/tidy", "--timeout=5s")
+    kube.wait_condition("Succeeded", "wrpoexperiment/tidy", timeout_s=5)
     assert kube.children("tidy") == []
     assert kube.status("tidy") == before
 

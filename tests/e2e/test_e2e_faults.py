@@ -30,7 +30,7 @@ def cluster(tmp_path: Path) -> Iterator[Kube]:
     try:
         kube = Kube(lifecycle.up(state_dir, config=config).kubeconfig, state_dir, simulated=True)
         kube.run("kubectl", "apply", "--server-side", "-f", str(CHECKOUT / "crds" / "wrpoexperiments.wrpo.ai.yaml"))
-        kube.run("kubectl", "wait", "--for=condition=Established", "crd/wrpoexperiments.wrpo.ai", "--timeout=30s")
+        kube.wait_condition("Established", "crd/wrpoexperiments.wrpo.ai")
         make_namespace(kube, NAMESPACE, "restricted")
         kube.apply(claim())
         yield kube

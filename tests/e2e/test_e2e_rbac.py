@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from e2e_support import EXTERNAL, JsonObject, claim, experiment, simulate
 from rbac_world import OPEN_CRDS, SYSTEM, TEAM, Call, World
+from support.kubectl_wait import wait_for_condition
 
 from wrpo_operator.cli.install import find_chart
 
@@ -111,8 +113,7 @@ def install_previous(world: World) -> None:
     assert name in text, "the template finds the CRD's name by this line"
     (old / "files" / "wrpoexperiments.wrpo.ai.yaml").write_text(text, encoding="utf-8")
     world.helm(old)
-    crd_name = "crd/wrpoexperiments.wrpo.ai"
-    world.run("kubectl", "wait", "--for=condition=Established", crd_name, "--timeout=30s")
+    wait_for_condition(partial(world.run, "kubectl"), "Established", "crd/wrpoexperiments.wrpo.ai", timeout_s=30)
     world.apply(experiment("veteran", suspend=True))
     world.veteran = world.get("wrpoexperiments", "veteran")
 

@@ -156,7 +156,7 @@ def test_applying_again_does_nothing(real: Kube, quiet: Artifacts) -> None:
     before, manifests = real.status("quiet"), quiet.manifests()
     real.apply(real_experiment("quiet", "quiet"))
     real.kubectl("annotate", "wrpoexperiment", "quiet", "touched=yes", "--overwrite")
-    real.kubectl("wait", "--for=condition=Succeeded", "wrpoexperiment/quiet", "--timeout=5s")
+    real.wait_condition("Succeeded", "wrpoexperiment/quiet", timeout_s=5)
     assert real.status("quiet") == before
     assert {child["metadata"]["uid"] for child in real.children("quiet")} == children
     assert quiet.manifests() == manifests

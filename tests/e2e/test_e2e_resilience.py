@@ -60,7 +60,7 @@ def test_without_the_training_crd_the_experiment_waits_and_says_so_and_goes_on_o
     finally:
         manifest = CHECKOUT / "operator" / "wrpo_devcluster" / "manifests" / "pytorchjobs.yaml"
         kube.run("kubectl", "apply", "--server-side", "-f", str(manifest))
-        kube.run("kubectl", "wait", "--for=condition=Established", f"crd/{crd}", "--timeout=60s")
+        kube.wait_condition("Established", f"crd/{crd}")
     kube.wait_phase("no-crd", "Succeeded", 120)
 
 

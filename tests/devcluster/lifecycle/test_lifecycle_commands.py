@@ -8,10 +8,12 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support.kubectl_wait import wait_for_condition
 
 from wrpo_devcluster import lifecycle
 from wrpo_devcluster.__main__ import main
@@ -62,14 +64,14 @@ def test_up_is_idempotent_private_and_survives_a_kill_with_its_pods(state_dir: P
         assert stat.S_IMODE((state_dir / name).stat().st_mode) == 0o600
     go = state_dir.parent / "go"
     kubectl(state_dir, "apply", "-f", "-", given=JOB.replace("GO", str(go)))
-    kubectl(state_dir, "wait", "--for=condition=Ready", "pod", "-l", "job-name=patient", "--timeout=30s")
+    wait_for_condition(partial(kubectl, state_dir), "Ready", "pod", "-l", "job-name=patient", timeout_s=30)
     os.kill(first.pid, signal.SIGKILL)
     while lifecycle.status(state_dir).is_running:
         time.sleep(0.01)
     second = lifecycle.up(state_dir)
     assert (second.url, second.pid != first.pid) == (first.url, True)
     go.touch()
-    kubectl(state_dir, "wait", "--for=condition=Complete", "job/patient", "--timeout=30s")
+    wait_for_condition(partial(kubectl, state_dir), "Complete", "job/patient", timeout_s=30)
     assert kubectl(state_dir, "logs", "job/patient") == "started\nfinished\n"
     assert kubectl(state_dir, "get", "job", "patient", "-o", "jsonpath={.status.failed}") == ""
 
