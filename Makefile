@@ -5,7 +5,7 @@ VENV := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-s3 demo-clean test check lint types imports unit slow cluster crds chart-readme image-test lock e2e bench-setup bench-operator bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-sampling bench-scoring bench-curation bench-readme
+.PHONY: help setup demo demo-s3 demo-clean test check lint types imports unit slow cluster crds chart-readme image-test lock e2e e2e-kind bench-setup bench-operator bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-sampling bench-scoring bench-curation bench-readme
 
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,10 @@ cluster: ## tests with a control plane; WRPO_E2E_CLUSTER=1 KUBECONFIG=... for yo
 e2e: ## one whole experiment with stand-in stages; CLUSTER=1 KUBECONFIG=... on a cluster of yours, E2E_FLAGS="--help"
 	@$(PYTHON) scripts/setup_env.py --assets --dev
 	@$(VENV)/python scripts/e2e.py $(if $(filter 1,$(CLUSTER)),--cluster) $(E2E_FLAGS)
+
+e2e-kind: ## e2e and the cluster tests on a kind cluster made for them; needs kind and docker or podman
+	@$(PYTHON) scripts/setup_env.py --assets --dev
+	@$(VENV)/python scripts/e2e_kind.py $(KIND_FLAGS)
 
 bench-setup:
 	@$(PYTHON) scripts/setup_env.py --dev
