@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,18 @@ from wrpo_engine.artifacts.checks import address
 from wrpo_engine.chat import check_template
 from wrpo_engine.config import ModelRef, RewardModel
 from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.hub import HubPatience, first_line, hub_errors, is_offline, offline_error
+from wrpo_engine.hub import HubPatience, hub_errors, is_offline, offline_error
+from wrpo_engine.loading.context import context_of
+from wrpo_engine.loading.files import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    GENERATION_FILE,
+    ModelDirectory,
+    TensorFact,
+    first_line_of,
+    shown,
+)
+from wrpo_engine.loading.guard import loading
 from wrpo_engine.stage import StageContext
 
 MODEL_DIRECTORY = "model"
@@ -35,9 +45,15 @@ class ResolvedModel:
     revision: str | None
     trust_remote_code: bool = False
     chat_template: str | None = None
+    field: str = "model"
+    """The model's field in the experiment's spec, for error messages."""
 
     def details(self) -> dict[str, Any]:
         return {"name": self.identity, "revision": self.revision}
+
+    @property
+    def directory(self) -> ModelDirectory:
+        return ModelDirectory(self.path, self.identity, self.field)
 
 
 def resolve_model(model: ModelRef | RewardModel, ctx: StageContext, *, field: str = "model") -> ResolvedModel:
@@ -56,6 +72,7 @@ def resolve_model(model: ModelRef | RewardModel, ctx: StageContext, *, field: st
             artifact.digest,
             model.trust_remote_code,
             template,
+            field,
         )
     name = model.name
     assert name is not None
@@ -63,7 +80,7 @@ def resolve_model(model: ModelRef | RewardModel, ctx: StageContext, *, field: st
     revision: str | None = None
     if Path(reference).is_absolute():
         path = Path(reference)
-        _check_directory(path, name, field)
+        check_directory(path, name, field)
     else:
         require_pinned_code(model, field)
         fetched = _fetched(name, model.revision, ctx, field)
@@ -73,8 +90,8 @@ def resolve_model(model: ModelRef | RewardModel, ctx: StageContext, *, field: st
             path = _download(name, model.revision, ctx, field)
             # Snapshots lie in a directory named by their commit.
             revision = path.name
-        _check_directory(path, name, field)
-    return ResolvedModel(path, name, revision, model.trust_remote_code, template)
+        check_directory(path, name, field)
+    return ResolvedModel(path, name, revision, model.trust_remote_code, template, field)
 
 
 def require_pinned_code(model: ModelRef | RewardModel, field: str) -> None:
@@ -122,6 +139,8 @@ def tokenizer_of(model: ResolvedModel, *, field: str = "model", needs_template: 
 
     `field` is the model's in the experiment's spec. With `needs_template` a template that cannot be used is refused.
     """
+    # A tokenizer's loader reads config.json, too, and would call its faults the tokenizer's.
+    known_config(model)
     tokenizer = read_tokenizer(
         str(model.path), field=field, identity=model.identity, trust_remote_code=model.trust_remote_code
     )
@@ -145,39 +164,133 @@ def read_tokenizer(path: str, *, field: str, identity: str, trust_remote_code: b
     """Return the tokenizer of a directory or of a hub's model; ConfigError names `field` and `identity`."""
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise ConfigError(
+    def refuse(error: BaseException) -> ConfigError:
+        return ConfigError(
             field,
             identity,
-            f"its tokenizer cannot be loaded: {first_line(error)}",
+            f"its tokenizer cannot be loaded: {first_line_of(error)}",
             "Use a model directory with tokenizer.json or another tokenizer that transformers knows.",
             code="TokenizerInvalid",
-        ) from error
+        )
+
+    with loading(refuse):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        # Some settings of the wrong type show only in use.
+        tokenizer.decode(tokenizer("?", verbose=False)["input_ids"], skip_special_tokens=True)
+    return tokenizer
+
+
+def transformers_config(model: ResolvedModel) -> Any:
+    """Return Transformers' configuration of a model; ConfigError if config.json is not one that it knows."""
+    from transformers import AutoConfig
+
+    def refuse(error: BaseException) -> ConfigError:
+        return model.directory.invalid(
+            f"transformers cannot read its {CONFIG_FILE}: {first_line_of(error)}",
+            "Use a model that this version of transformers knows; one with code of its own needs trustRemoteCode.",
+        )
+
+    model.directory.read_object(CONFIG_FILE)
+    with loading(refuse):
+        return AutoConfig.from_pretrained(str(model.path), trust_remote_code=model.trust_remote_code)
+
+
+def known_config(model: ResolvedModel) -> Any | None:
+    """Return Transformers' configuration, or None if only the model's own code or another library knows its kind."""
+    from transformers import CONFIG_MAPPING
+
+    kind = model.directory.read_object(CONFIG_FILE).get("model_type")
+    try:
+        return transformers_config(model)
+    except ConfigError:
+        if isinstance(kind, str) and kind in CONFIG_MAPPING:
+            raise
+        return None
 
 
 def context_length(model: ResolvedModel) -> int | None:
     """Return how many tokens the model can attend to, or None if its config does not say."""
-    config = json.loads((model.path / "config.json").read_text())
-    text_config = config.get("text_config") or config
-    length = text_config.get("max_position_embeddings")
-    return int(length) if length else None
+    return context_of(model.directory.read_object(CONFIG_FILE))
+
+
+def vocabulary_size(model: ResolvedModel) -> int | None:
+    """Return how many token ids the model's embedding knows, or None if its config does not say."""
+    config = model.directory.read_object(CONFIG_FILE)
+    nested = config.get("text_config")
+    size = (nested if isinstance(nested, dict) and nested else config).get("vocab_size")
+    return size if isinstance(size, int) and not isinstance(size, bool) else None
+
+
+def check_vocabulary(model: ResolvedModel, tokenizer: Any, used_ids: Iterable[int] = ()) -> None:
+    """Refuse a tokenizer with tokens that the model has no embedding for.
+
+    A special token beyond the embedding is refused only if it is among `used_ids`, for example a template's tokens,
+    because published text models have tokenizers that also know an image's token.
+    """
+    size = vocabulary_size(model)
+    if size is None:
+        return
+    used = {*used_ids, *(token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None)}
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    beyond = sorted(
+        (token, text)
+        for text, token in tokenizer.get_vocab().items()
+        if token >= size and (token in used or token not in special)
+    )
+    if beyond:
+        raise model.directory.invalid(
+            f"its tokenizer has tokens that its embedding of {size} rows does not: "
+            f"{shown([f'{text!r} ({token})' for token, text in beyond])}",
+            "Use the tokenizer of this model, or resize its embedding (model.resize_token_embeddings).",
+            code="TokenizerInvalid",
+        )
 
 
 def stop_token_ids(tokenizer: Any, model: ResolvedModel, end_of_turn: int) -> list[int]:
     """Return every token that ends an answer: the template's, the tokenizer's and the generation config's."""
-    stops = {end_of_turn}
+    stops = {end_of_turn, *generation_stops(model)}
     if tokenizer.eos_token_id is not None:
         stops.add(int(tokenizer.eos_token_id))
-    path = model.path / "generation_config.json"
-    if path.exists():
-        listed = json.loads(path.read_text()).get("eos_token_id")
-        stops.update(int(token) for token in (listed if isinstance(listed, list) else [listed]) if token is not None)
     return sorted(stops)
 
 
-def _check_directory(path: Path, name: str, field: str) -> None:
+def generation_stops(model: ResolvedModel) -> set[int]:
+    """Return the stop tokens that generation_config.json lists; ConfigError if the file cannot be used."""
+    from transformers import GenerationConfig
+
+    directory = model.directory
+    if not directory.has(GENERATION_FILE):
+        return set()
+
+    def refuse(error: BaseException) -> ConfigError:
+        return directory.invalid(
+            f"transformers cannot read its {GENERATION_FILE}: {first_line_of(error)}",
+            "Correct the file, or remove it.",
+            code="ModelDamaged",
+        )
+
+    listed = directory.read_object(GENERATION_FILE).get("eos_token_id")
+    tokens = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in tokens):
+        raise directory.invalid(
+            f"eos_token_id of {GENERATION_FILE} is {str(listed)[:80]}, which is neither a token id nor a list of them",
+            "Correct the file, or remove it.",
+            code="ModelDamaged",
+        )
+    with loading(refuse):
+        GenerationConfig.from_pretrained(str(model.path))
+    # Some write -1 for none.
+    return {token for token in tokens if token >= 0}
+
+
+def tensor_facts(model: ResolvedModel) -> dict[str, TensorFact]:
+    """Return what the headers of a model's weights say; ConfigError if a file is damaged or the names are wrapped."""
+    facts = model.directory.tensor_facts()
+    model.directory.check_names(facts)
+    return facts
+
+
+def check_directory(path: Path, name: str, field: str) -> None:
     if not path.is_dir():
         raise ConfigError(
             field,
@@ -186,14 +299,18 @@ def _check_directory(path: Path, name: str, field: str) -> None:
             "Check the path and that its volume is mounted.",
             code="ModelNotFound",
         )
-    if not (path / "config.json").is_file():
-        raise ConfigError(
-            field,
-            name,
+    directory = ModelDirectory(path, name, field)
+    if directory.has(ADAPTER_FILE):
+        raise directory.invalid(
+            f"{path} holds an adapter ({ADAPTER_FILE}), not a model by itself",
+            f"Merge the adapter into its base model; if that is done already, remove {ADAPTER_FILE}.",
+        )
+    if not directory.has(CONFIG_FILE):
+        raise directory.invalid(
             f"{path} holds no config.json, so it is not a Hugging Face model directory",
             "Name the directory that holds config.json and *.safetensors.",
-            code="ModelInvalid",
         )
+    directory.check_pointers(_names_of(path))
     if not any(path.glob("*.safetensors")):
         others = _names(path.glob("*.bin")) or _names(path.glob("*.gguf")) or "no weights"
         raise ConfigError(
@@ -203,6 +320,10 @@ def _check_directory(path: Path, name: str, field: str) -> None:
             "Convert the weights to safetensors; other formats are not loaded, as they can run code.",
             code="ModelNotSafetensors",
         )
+
+
+def _names_of(path: Path) -> list[str]:
+    return [file.name for pattern in MODEL_FILES for file in path.glob(pattern)]
 
 
 def _names(paths: Iterable[Path]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wrpo_engine.chat import response_token_ids
+from wrpo_engine.loading.files import ModelDirectory
 from wrpo_engine.quickstart import cards
 from wrpo_engine.quickstart.corpus import TRAINING_PERCENT, Exchange, training_exchanges
 from wrpo_engine.quickstart.packages import CHATTERBOT, MINILM, SMOLLM2, Package
@@ -72,6 +73,7 @@ def make_reward(encoder: Path, exchanges: Sequence[Exchange], out: Path, on_step
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from wrpo_engine.loading.weights import SCORE, require_complete
     from wrpo_engine.quickstart import reward
     from wrpo_engine.quickstart.preferences import comparisons
 
@@ -79,7 +81,12 @@ def make_reward(encoder: Path, exchanges: Sequence[Exchange], out: Path, on_step
     held_out, fitted = usable[:HELD_OUT_COMPARISONS], usable[HELD_OUT_COMPARISONS:]
     torch.manual_seed(REWARD_SEED)
     tokenizer = AutoTokenizer.from_pretrained(str(encoder))
-    model = AutoModelForSequenceClassification.from_pretrained(str(encoder), num_labels=1, dtype=torch.float32)
+    model, found = AutoModelForSequenceClassification.from_pretrained(
+        str(encoder), num_labels=1, dtype=torch.float32, output_loading_info=True
+    )
+    # The head is what is trained here; everything else must be the encoder's.
+    found["missing_keys"] = {name for name in found["missing_keys"] if not name.startswith("classifier.")}
+    require_complete(ModelDirectory(encoder, MINILM.requirement, "quick start"), found, SCORE)
     recipe = reward.RewardRecipe(epochs=REWARD_EPOCHS, learning_rate=REWARD_LEARNING_RATE, seed=REWARD_SEED)
     steps = 0
 
@@ -112,11 +119,14 @@ def _load(directory: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from wrpo_engine.loading.weights import TRAIN, require_complete
     from wrpo_engine.quickstart.smollm2 import PLAIN_TEMPLATE
 
     tokenizer = AutoTokenizer.from_pretrained(str(directory))
     tokenizer.chat_template = PLAIN_TEMPLATE
-    return AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32), tokenizer
+    model, found = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32, output_loading_info=True)
+    require_complete(ModelDirectory(directory, str(directory), "quick start"), found, TRAIN)
+    return model, tokenizer
 
 
 def _finetune(

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from wrpo_engine.loading.files import ModelDirectory
+from wrpo_engine.loading.weights import TRAIN, require_complete
+
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _CONFIG_FIELDS = (
     "vocab_size",
@@ -41,7 +44,10 @@ def load_gguf(directory: Path) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(str(directory), gguf_file=GGUF_NAME)
     # Its own file pads with the end-of-turn token, and then padding cannot be told from an end.
     tokenizer.pad_token = PADDING_TOKEN
-    loaded = AutoModelForCausalLM.from_pretrained(str(directory), gguf_file=GGUF_NAME, dtype=torch.float32)
+    loaded, found = AutoModelForCausalLM.from_pretrained(
+        str(directory), gguf_file=GGUF_NAME, dtype=torch.float32, output_loading_info=True
+    )
+    require_complete(ModelDirectory(directory, GGUF_NAME, "quick start"), found, TRAIN)
     fields = {name: getattr(loaded.config, name) for name in _CONFIG_FIELDS}
     model = LlamaForCausalLM(LlamaConfig(**fields, pad_token_id=tokenizer.pad_token_id)).to(torch.float32)
     model.load_state_dict(loaded.state_dict())

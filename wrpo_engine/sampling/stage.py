@@ -19,6 +19,7 @@ from wrpo_engine.errors import DataError, TemporaryError
 from wrpo_engine.models import ResolvedModel, context_length, resolve_model, stop_token_ids, tokenizer_of
 from wrpo_engine.parts import commit_when_complete, parts_of_shard, pending_parts
 from wrpo_engine.sampling.options import check_backend_options
+from wrpo_engine.sampling.preflight import check_source
 from wrpo_engine.sampling.publishing import Publisher
 from wrpo_engine.sampling.requests import Limits, Part, PartRequests, parts_of, requests_of
 from wrpo_engine.sampling.sampler import FinishReason, Sampled, Sampler, SamplerSettings, make_sampler
@@ -74,6 +75,7 @@ def _sample_parts(
 ) -> int:
     """Answer the pending parts and publish each when its last prompt is done; return the rows written."""
     tokenizer = tokenizer_of(model, field=field_name)
+    check_source(model, tokenizer, params.backend, params.system_prompt)
     context = _context(params, model)
     limits = Limits(context=context, skip_too_long=params.on_prompt_too_long == "Skip", model=model.identity)
     planned: list[PartRequests] = []

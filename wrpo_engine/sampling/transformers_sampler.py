@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
 
 from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.models import ResolvedModel
+from wrpo_engine.loading.files import first_line_of
+from wrpo_engine.loading.weights import SAMPLE, is_quantised, load_complete
+from wrpo_engine.models import ResolvedModel, transformers_config
 from wrpo_engine.sampling.grouped_attention import use_grouped_attention
 from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.rows import Row, park, rows_of, shared_prefixes, take_batch
@@ -33,32 +36,25 @@ class TransformersSampler:
     """A causal language model that answers batches of prompts with a key-value cache."""
 
     def __init__(self, model: ResolvedModel, tokenizer: Any, settings: SamplerSettings) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
         check_backend_options("Transformers", quantization=settings.quantization, engine_args=settings.engine_args)
         self._tokenizer = tokenizer
         self._settings = settings
         self._identity = model.identity
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            config = AutoConfig.from_pretrained(str(model.path), trust_remote_code=model.trust_remote_code)
-            # Fused attention leaves out the soft cap of scores (Gemma 2): it would be another model.
-            has_soft_cap = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-            self._model = AutoModelForCausalLM.from_pretrained(
-                str(model.path),
-                dtype=self._dtype(),
-                trust_remote_code=model.trust_remote_code,
-                use_safetensors=True,
-                **({"attn_implementation": "eager"} if has_soft_cap else {}),
-            )
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                "model",
-                model.identity,
-                f"it cannot be loaded as a causal language model: {str(error).splitlines()[0][:300]}",
-                "Use a model that AutoModelForCausalLM loads.",
-                code="ModelInvalid",
-            ) from error
+        config = transformers_config(model)
+        # Fused attention leaves out the soft cap of scores (Gemma 2): it would be another model.
+        has_soft_cap = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+        self._model = load_complete(
+            model.directory,
+            AutoModelForCausalLM,
+            SAMPLE,
+            partial(_unloadable, model, is_quantised(config.to_dict())),
+            dtype=self._dtype(),
+            trust_remote_code=model.trust_remote_code,
+            **({"attn_implementation": "eager"} if has_soft_cap else {}),
+        )
         self._model.to(self._device).eval()
         use_grouped_attention(self._model)
         self._stop_ids = frozenset(settings.stop_token_ids)
@@ -187,6 +183,16 @@ class TransformersSampler:
         probabilities = torch.softmax(logits.double() / self._settings.temperature, dim=-1)
         draws = [0.0 if row.finished is not None else row.draws.random() for row in rows]
         return nucleus_choice(probabilities, torch.tensor(draws, dtype=torch.float64), self._settings.top_p)
+
+
+def _unloadable(model: ResolvedModel, quantised: bool, error: BaseException) -> ConfigError:
+    hint = "Use a model that AutoModelForCausalLM loads."
+    if quantised:
+        hint = "Set sampling.backend: vLLM, which loads quantised weights, or use the model before quantisation."
+    kind = "quantised " if quantised else ""
+    return model.directory.invalid(
+        f"it cannot be loaded as a {kind}causal language model: {first_line_of(error)}", hint
+    )
 
 
 def nucleus_choice(

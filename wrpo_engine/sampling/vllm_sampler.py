@@ -39,20 +39,19 @@ class VllmSampler:
                 seed=0,
                 **engine_options(settings, on_cpu=on_cpu),
             )
-        except (ValueError, OSError, TypeError, AssertionError, KeyError, NotImplementedError) as error:
-            # Values of the wrong type come as any of these.
-            given = ", ".join(f"{name}={value}" for name, value in settings.engine_args.items())
-            raise ConfigError(
-                "model",
-                model.identity,
-                f"vLLM cannot load it{f' with {given}'[:200] if given else ''}: {_reason(error)}",
-                "Check sampling.maxModelLength, dtype, quantization, engineArgs, tensorParallelSize and "
-                "gpuMemoryUtilization, or set sampling.backend: Transformers.",
-                code="ModelInvalid",
-            ) from error
         except RuntimeError as error:
             # Also what a process of the engine leaves that failed for any reason: it may work on another node.
             raise _engine_failed(error, f"vLLM did not start with {model.identity}", "EngineStartFailed") from error
+        except Exception as error:
+            if isinstance(error, MemoryError | WrpoError):
+                raise
+            # Values of the wrong type come as any class.
+            given = ", ".join(f"{name}={value}" for name, value in settings.engine_args.items())
+            raise model.directory.invalid(
+                f"vLLM cannot load it{f' with {given}'[:200] if given else ''}: {_reason(error)}",
+                "Check sampling.maxModelLength, dtype, quantization, engineArgs, tensorParallelSize and "
+                "gpuMemoryUtilization, or set sampling.backend: Transformers.",
+            ) from error
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
         engine = self._llm.llm_engine

@@ -114,7 +114,8 @@ class GatedHead(nn.Module):
 
 
 def is_gated(config: Mapping[str, Any]) -> bool:
-    return ARCHITECTURE in (config.get("architectures") or ())
+    architectures = config.get("architectures")
+    return isinstance(architectures, list) and ARCHITECTURE in architectures
 
 
 def objective_names(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.models import ResolvedModel
-from wrpo_engine.scoring.gated import is_gated, load_gated_head
+from wrpo_engine.loading.files import CONFIG_FILE, first_line_of
+from wrpo_engine.loading.guard import loading
+from wrpo_engine.loading.weights import SCORE, Purpose, check_weights, load_complete
+from wrpo_engine.models import ResolvedModel, tensor_facts, transformers_config
+from wrpo_engine.scoring.gated import GatingConfig, is_gated, load_gated_head
 from wrpo_engine.scoring.network import Classifier, LinearHead, Network, PackedDecoder, PaddedDecoder
 from wrpo_engine.training.layout import Layout, choose_layout
 
 
 def read_config(model: ResolvedModel) -> Mapping[str, Any]:
-    config: Mapping[str, Any] = json.loads((model.path / "config.json").read_text())
-    return config
+    return model.directory.read_object(CONFIG_FILE)
 
 
 def load_network(model: ResolvedModel, config: Mapping[str, Any], dtype: str, device: torch.device) -> Network:
-    """Load a gated multi-objective model or a one-label classifier."""
+    """Load a gated multi-objective model or a one-label classifier; ConfigError if its files do not hold one."""
     torch_dtype = _torch_dtype(dtype, device)
     if is_gated(config):
-        from transformers import LlamaModel
+        from transformers import LlamaConfig, LlamaModel
 
-        backbone = _from_pretrained(LlamaModel, model, torch_dtype)
-        return _decoder(backbone, load_gated_head(model.path, config, model.identity), device)
+        with loading(partial(unloadable, model)):
+            head = load_gated_head(model.path, config, model.identity)
+            backbone_config = LlamaConfig.from_pretrained(str(model.path))
+        own = dict.fromkeys(GatingConfig.from_json(config).shapes())
+        purpose = replace(SCORE, unused=re.compile("|".join(re.escape(name) for name in own) + r"|^(score|lm_head)\."))
+        check_weights(model.directory, tensor_facts(model), backbone_config, LlamaModel, purpose)
+        return _decoder(_from_pretrained(LlamaModel, model, torch_dtype, purpose), head, device)
     from transformers import AutoModelForSequenceClassification
     from transformers.modeling_layers import GenericForSequenceClassification
 
-    classifier = _from_pretrained(AutoModelForSequenceClassification, model, torch_dtype)
-    labels = int(classifier.config.num_labels)
-    if labels != 1:
+    loaded = transformers_config(model)
+    check_weights(model.directory, tensor_facts(model), loaded, AutoModelForSequenceClassification, SCORE)
+    if loaded.num_labels != 1:
         raise _invalid(
             model,
-            f"it has {labels} labels, but a reward model must have exactly one",
+            f"it has {loaded.num_labels} labels, but a reward model must have exactly one",
             "Use a classifier trained with num_labels=1.",
         )
+    classifier = _from_pretrained(AutoModelForSequenceClassification, model, torch_dtype, SCORE)
     if isinstance(classifier, GenericForSequenceClassification) and _is_causal(classifier.config):
         return _decoder(classifier.base_model, LinearHead(classifier.score.weight), device)
     return Classifier(classifier.to(device).eval())
@@ -63,28 +73,25 @@ def _is_causal(config: Any) -> bool:
     return bool(getattr(text, "is_causal", True)) and not getattr(text, "use_bidirectional_attention", False)
 
 
-def _from_pretrained(kind: Any, model: ResolvedModel, dtype: Any) -> Any:
-    try:
-        loaded, found = kind.from_pretrained(
-            str(model.path),
-            dtype=dtype,
-            trust_remote_code=model.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _invalid(
-            model,
-            f"it cannot be loaded as a reward model: {(str(error).splitlines() or [type(error).__name__])[0][:300]}",
-            "Use a model that AutoModelForSequenceClassification loads, or one with ArmoRM's gated head.",
-        ) from error
-    if missing := sorted(found["missing_keys"]):
-        raise _invalid(
-            model,
-            f"its files hold no weights for {', '.join(missing[:3])}, so its scores would be random",
-            "Use a trained reward model; a base or chat model is none.",
-        )
-    return loaded
+def _from_pretrained(kind: Any, model: ResolvedModel, dtype: Any, purpose: Purpose) -> Any:
+    return load_complete(
+        model.directory,
+        kind,
+        purpose,
+        partial(unloadable, model),
+        dtype=dtype,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def unloadable(model: ResolvedModel, error: BaseException) -> ConfigError:
+    """Return the error of a reward model that a loader refused."""
+    return _invalid(
+        model,
+        f"it cannot be loaded as a reward model: {first_line_of(error)}",
+        "Use a model that AutoModelForSequenceClassification loads, or one with ArmoRM's gated head. A quantised one "
+        "needs its library; a server can run it (reward.endpoint).",
+    )
 
 
 def _torch_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -97,4 +104,4 @@ def _torch_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def _invalid(model: ResolvedModel, rule: str, hint: str) -> ConfigError:
-    return ConfigError("reward.model", model.identity, rule, hint, code="RewardModelInvalid")
+    return model.directory.invalid(rule, hint, code="RewardModelInvalid")

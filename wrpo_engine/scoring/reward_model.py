@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from wrpo_engine.errors import DataError
-from wrpo_engine.models import ResolvedModel, context_length, tokenizer_of
+from wrpo_engine.loading.guard import loading
+from wrpo_engine.models import ResolvedModel, check_vocabulary, context_length, tokenizer_of
 from wrpo_engine.scoring.batching import prefetched
 from wrpo_engine.scoring.encoding import Encoded, PairEncoder, Truncation, last_occurrence
 from wrpo_engine.scoring.gated import is_gated, objective_names
-from wrpo_engine.scoring.loading import ignored_last_token, load_network, read_config
+from wrpo_engine.scoring.loading import ignored_last_token, load_network, read_config, unloadable
 from wrpo_engine.scoring.network import Batch, Row
 from wrpo_engine.scoring.rewards import OnProgress, Pair, Reward, check_finite, row_name
 
@@ -31,11 +34,15 @@ class RewardScorer:
         dtype: str = "auto",
         truncation: Truncation = "Right",
     ) -> None:
+        model = replace(model, field="reward.model")
         config = read_config(model)
         self.identity = model.identity
-        self.objectives = objective_names(config) if is_gated(config) else ()
+        with loading(partial(unloadable, model)):
+            self.objectives = objective_names(config) if is_gated(config) else ()
+            self._ignored = ignored_last_token(config)
         tokenizer = tokenizer_of(model, field="reward", needs_template=False)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        check_vocabulary(model, tokenizer, tokenizer("?", verbose=False)["input_ids"])
         self._network = load_network(model, config, dtype, self._device)
         own_limit = getattr(tokenizer, "model_max_length", None)
         limits = (max_length, context_length(model), own_limit)
@@ -45,7 +52,6 @@ class RewardScorer:
             max_length=min(length for length in limits if length),
             truncation=truncation,
         )
-        self._ignored = ignored_last_token(config)
         self._gate_pattern = self._encoder.keep_border() if self.objectives else None
         self._batch_tokens = batch_tokens
 

@@ -14,14 +14,20 @@ from torch import Tensor
 
 from wrpo_engine.artifacts import ArtifactWriter
 from wrpo_engine.artifacts.manifest import sha256_of
-from wrpo_engine.config import LoraParams
+from wrpo_engine.config import LoraParams, OptimizerParams
+from wrpo_engine.errors import ConfigError, StorageError
+from wrpo_engine.loading.files import CONFIG_FILE, GENERATION_FILE, first_line_of
+from wrpo_engine.loading.guard import loading
+from wrpo_engine.loading.weights import quiet_loading
+from wrpo_engine.models import ResolvedModel
 from wrpo_engine.training.backend import Backend, TensorKind
 from wrpo_engine.training.collectives import Group
-from wrpo_engine.training.lora import merge_adapters, save_adapter
+from wrpo_engine.training.lora import add_adapters, merge_adapters, save_adapter
 from wrpo_engine.training.model import load_causal_lm
 
 MODEL_DIRECTORY = "model"
 ADAPTER_DIRECTORY = "adapter"
+_GIB = 2**30
 _MODE = 0o644
 """Other pods read the artifact as other users."""
 
@@ -56,6 +62,21 @@ class TrainedModel:
     trust_remote_code: bool
 
 
+def trained_model(
+    base: ResolvedModel, params: OptimizerParams, tokenizer: Any, weights: Mapping[str, Tensor]
+) -> TrainedModel:
+    """Return what a run exports; without weights yet, what it will export."""
+    return TrainedModel(
+        source=base.path,
+        base_name=str(base.details().get("name") or base.path),
+        weights=weights,
+        precision=params.precision,
+        lora=params.lora,
+        tokenizer=tokenizer,
+        trust_remote_code=base.trust_remote_code,
+    )
+
+
 def export_model(output: ArtifactWriter, trained: TrainedModel, card: Callable[[Mapping[str, str]], str]) -> list[str]:
     """Publish config, safetensors, tokenizer with chat template, generation config and card; return the file names.
 
@@ -75,8 +96,6 @@ def export_model(output: ArtifactWriter, trained: TrainedModel, card: Callable[[
             save_adapter(scratch / ADAPTER_DIRECTORY, weights, trained.lora, base=trained.base_name)
             weights = _merged(trained, trained.lora)
         _save_model(model, trained, weights)
-        if trained.tokenizer is not None:
-            trained.tokenizer.save_pretrained(str(model))
         digests = {name: sha256_of(scratch / name) for name in _names(scratch) if name.endswith(".safetensors")}
         (model / "README.md").write_text(card(digests))
         names = _names(scratch)
@@ -98,26 +117,98 @@ def _merged(trained: TrainedModel, lora: LoraParams) -> dict[str, Tensor]:
     return merge_adapters(base, trained.weights, lora)
 
 
-def _save_model(directory: Path, trained: TrainedModel, weights: dict[str, Tensor]) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+def rehearse_export(output: ArtifactWriter, trained: TrainedModel, base: ResolvedModel) -> None:
+    """Do once what the export will do, with one tensor of the model, so that no run is trained that cannot be saved.
 
-    source, trust_remote_code = trained.source, trained.trust_remote_code
-    config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+    ConfigError has what cannot be written again; StorageError says that the output cannot hold the weights.
+    """
+
+    def refuse(error: BaseException) -> ConfigError:
+        return base.directory.invalid(
+            f"the model cannot be saved again after training: {first_line_of(error)}",
+            f"Correct {CONFIG_FILE}, {GENERATION_FILE} or the tokenizer's files of the model.",
+            code="ExportImpossible",
+        )
+
+    scratch = output.directory / f".tmp-rehearsal-{MODEL_DIRECTORY}"
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        with loading(refuse), quiet_loading():
+            model = _empty_model(trained)
+            _write_model(scratch, trained, model, _smallest(model))
+            if trained.lora is not None:
+                _rehearse_merge(scratch / ADAPTER_DIRECTORY, trained, trained.lora)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    _require_space(output, sum(parameter.numel() for parameter in model.parameters()), trained)
+
+
+def _smallest(model: Any) -> dict[str, Tensor]:
+    name, parameter = min(model.named_parameters(), key=lambda named: (named[1].numel(), named[0]))
+    return {name: torch.zeros(parameter.shape, dtype=parameter.dtype)}
+
+
+def _rehearse_merge(directory: Path, trained: TrainedModel, lora: LoraParams) -> None:
+    """Merge adapters without content into a model without content, and write one of them."""
+    adapted = _empty_model(trained)
+    with torch.device("meta"):
+        add_adapters(adapted, lora, seed=0)
+    adapters = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    merge_adapters(_empty_model(trained), adapters, lora)
+    module = min(adapters).partition(".lora_")[0]
+    own = {name: torch.zeros(tensor.shape) for name, tensor in adapters.items() if name.startswith(f"{module}.lora_")}
+    save_adapter(directory, own, lora, base=trained.base_name)
+
+
+def _require_space(output: ArtifactWriter, parameters: int, trained: TrainedModel) -> None:
+    needed = parameters * getattr(torch, trained.precision).itemsize
+    free = shutil.disk_usage(output.directory).free
+    if free < needed:
+        raise StorageError(
+            f"the trained model takes {needed / _GIB:.2f} GiB, but {output.directory} has {free / _GIB:.2f} GiB free",
+            code="StorageFull",
+            field="storage",
+            hint="Enlarge the volume or remove artifacts that are not needed, then retry.",
+        )
+
+
+def _empty_model(trained: TrainedModel) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trust_remote_code = trained.trust_remote_code
+    config = AutoConfig.from_pretrained(str(trained.source), trust_remote_code=trust_remote_code)
     dtype = getattr(torch, trained.precision)
     config.dtype = dtype
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def _save_model(directory: Path, trained: TrainedModel, weights: dict[str, Tensor]) -> None:
+    model = _empty_model(trained)
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if unexpected or left:
         raise RuntimeError(f"the exported model does not match its config: missing {missing}, unexpected {unexpected}")
-    if (source / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(str(source))
+    _write_model(directory, trained, model, weights)
+
+
+def _write_model(directory: Path, trained: TrainedModel, model: Any, weights: dict[str, Tensor]) -> None:
+    """Write config, weights, generation config and tokenizer."""
+    from transformers import GenerationConfig
+
+    own = trained.source / GENERATION_FILE
+    if own.is_file():
+        # It is copied as it is, because Transformers refuses to write many a file that it reads.
+        model.generation_config = GenerationConfig()
     # Greedy defaults beside sampling parameters are refused on saving; the parameters are kept by saying so.
-    if model.generation_config.temperature is not None or model.generation_config.top_p is not None:
+    elif model.generation_config.temperature is not None or model.generation_config.top_p is not None:
         model.generation_config.do_sample = True
     model.save_pretrained(directory, state_dict=weights)
+    if own.is_file():
+        shutil.copyfile(own, directory / GENERATION_FILE)
+    if trained.tokenizer is not None:
+        trained.tokenizer.save_pretrained(str(directory))
 
 
 def _names(directory: Path) -> list[str]:

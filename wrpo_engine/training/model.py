@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from wrpo_engine.errors import ConfigError
+from wrpo_engine.loading.files import first_line_of
+from wrpo_engine.loading.weights import TRAIN, load_complete
+from wrpo_engine.models import ResolvedModel, transformers_config
 from wrpo_engine.training import attention, lean
 from wrpo_engine.training.collate import Batch
 from wrpo_engine.training.layout import Layout
@@ -17,6 +21,7 @@ from wrpo_engine.training.logps import HeadScaling, sum_by_sequence, token_logps
 
 PREFIX = "causal_lm."
 """In front of the Hugging Face parameter names, since the model is wrapped."""
+_FIELD = "target.model"
 
 
 class LogpModel(nn.Module):
@@ -89,26 +94,24 @@ def disable_dropout(causal_lm: Any) -> None:
 
 def load_config(path: Path, *, trust_remote_code: bool) -> Any:
     """Load the model's configuration without its weights."""
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unknown(path, error) from error
+    return transformers_config(_trained(path, trust_remote_code=trust_remote_code))
 
 
 def load_causal_lm(
     path: Path, *, precision: Literal["float32", "bfloat16"], gradient_checkpointing: bool, trust_remote_code: bool
 ) -> Any:
-    """Load the model in the training precision, safetensors only."""
+    """Load the model in the training precision, safetensors only; weights that are not in its files are an error."""
     from transformers import AutoModelForCausalLM
 
-    try:
-        causal_lm = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=getattr(torch, precision), use_safetensors=True, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise _unknown(path, error) from error
+    model = _trained(path, trust_remote_code=trust_remote_code)
+    causal_lm = load_complete(
+        model.directory,
+        AutoModelForCausalLM,
+        TRAIN,
+        partial(_unknown, model),
+        dtype=getattr(torch, precision),
+        trust_remote_code=trust_remote_code,
+    )
     disable_dropout(causal_lm)
     if gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -116,11 +119,12 @@ def load_causal_lm(
     return causal_lm
 
 
-def _unknown(path: Path, error: Exception) -> ConfigError:
-    return ConfigError(
-        "target.model",
-        str(path),
-        f"transformers cannot load it for training: {str(error).splitlines()[0]}",
+def _trained(path: Path, *, trust_remote_code: bool) -> ResolvedModel:
+    return ResolvedModel(path, str(path), None, trust_remote_code, field=_FIELD)
+
+
+def _unknown(model: ResolvedModel, error: BaseException) -> ConfigError:
+    return model.directory.invalid(
+        f"transformers cannot load it for training: {first_line_of(error)}",
         "Use a causal language model in safetensors format that this version of transformers knows.",
-        code="ModelInvalid",
     )

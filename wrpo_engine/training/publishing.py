@@ -13,7 +13,7 @@ from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import SftParams, TrainParams
 from wrpo_engine.models import ResolvedModel
 from wrpo_engine.stage import StageContext
-from wrpo_engine.training.export import TrainedModel, export_model
+from wrpo_engine.training.export import export_model, trained_model
 from wrpo_engine.training.holdout import EVALUATION_FILE
 from wrpo_engine.training.metrics import METRICS_FILE
 from wrpo_engine.training.model_card import CardFacts, model_card
@@ -50,15 +50,7 @@ def publish_model(
         digests.update(weight_digests)
         return _card(ctx, params, base, tokenized, metrics, digests)
 
-    trained = TrainedModel(
-        source=base.path,
-        base_name=str(base.details().get("name") or base.path),
-        weights=weights,
-        precision=params.precision,
-        lora=params.lora,
-        tokenizer=tokenizer,
-        trust_remote_code=base.trust_remote_code,
-    )
+    trained = trained_model(base, params, tokenizer, weights)
     files = export_model(ctx.output, trained, card)
     ctx.output.publish("README.md", lambda path: _write_text(path, card(digests)), replace=True)
     records = [name for name in (METRICS_FILE, EVALUATION_FILE) if (ctx.output.directory / name).is_file()]

@@ -13,7 +13,7 @@ from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import SftParams, TrainParams
 from wrpo_engine.errors import Interrupted
 from wrpo_engine.model_digest import model_digest
-from wrpo_engine.models import ResolvedModel, resolve_model, tokenizer_of
+from wrpo_engine.models import ResolvedModel, resolve_model
 from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.training.backend import Backend
 from wrpo_engine.training.batching import BatchPlan, RowCost
@@ -34,12 +34,13 @@ from wrpo_engine.training.observers import Observer, Observers
 from wrpo_engine.training.places import MODEL_FIELD
 from wrpo_engine.training.planning import make_plan
 from wrpo_engine.training.policy import load_frozen, load_policy
+from wrpo_engine.training.preflight import check_start
 from wrpo_engine.training.publishing import publish_model
 from wrpo_engine.training.reached import ReachedStep
 from wrpo_engine.training.reference import Reference
 from wrpo_engine.training.reference_source import reference_logps
 from wrpo_engine.training.rows import TokenRow
-from wrpo_engine.training.sources import RowSource, optional_tokenizer, token_rows
+from wrpo_engine.training.sources import RowSource, exported_tokenizer, token_rows
 from wrpo_engine.training.speed import make_speedometer
 from wrpo_engine.training.tasks import Task
 from wrpo_engine.training.trackers import require_packages, tracker_observers
@@ -82,7 +83,8 @@ def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task,
     runtime = ctx.config.runtime
     require_packages(runtime.trackers)
     with open_group(ctx.environ, timeout_s=runtime.collective_timeout_seconds) as group:
-        base = group.on_each_node(lambda: resolve_model(params.model, ctx, field=MODEL_FIELD))
+        base = group.on_each_node(lambda: resolve_model(params.model, ctx, field=f"{MODEL_FIELD}.model"))
+        group.on_main(lambda: check_start(ctx, params, base, exported_tokenizer(source, base)))
         model = _model_digest(params, task, base, group)
         tokenized = token_rows(ctx, params, source, base, group)
         rows, held_out = _split(params, tokenized.rows)
@@ -144,13 +146,12 @@ def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task,
 
         def publish() -> None:
             assert weights is not None
-            needs_tokenizer = source.needs_tokenizer
             publish_model(
                 ctx,
                 params,
                 base,
                 tokenized,
-                tokenizer=tokenizer_of(base, field=MODEL_FIELD) if needs_tokenizer else optional_tokenizer(base),
+                tokenizer=exported_tokenizer(source, base),
                 num_steps=outcome.num_steps,
                 exported_step=exported_step,
                 held_out_rows=len(held_out),

@@ -11,21 +11,23 @@ from typing import Any, Protocol
 from wrpo_engine import __version__, chat
 from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import OptimizerParams
-from wrpo_engine.errors import ConfigError
-from wrpo_engine.models import ResolvedModel, tokenizer_of
+from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.models import ResolvedModel, context_length, tokenizer_of, vocabulary_size
 from wrpo_engine.stage import StageContext
 from wrpo_engine.training.collectives import Group
 from wrpo_engine.training.inputs import ChatEncoder
 from wrpo_engine.training.places import MODEL_FIELD, TOKENS_DIRECTORY
+from wrpo_engine.training.preflight import length_bound
 from wrpo_engine.training.rows import TokenRow
 from wrpo_engine.training.token_cache import read_tokens, write_tokens
 from wrpo_engine.training.tokenize import TextRow, TokenizedRows, require_rows, require_unchanged, tokenize_rows
-from wrpo_engine.training.tokenized import read_tokenized_triples, vocabulary_size
+from wrpo_engine.training.tokenized import read_tokenized_triples
 
 log = logging.getLogger("wrpo_engine")
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 _ROWS_SHOWN = 5
+_CONTEXT = "the model's context holds no more"
 
 
 class RowSource(Protocol):
@@ -53,9 +55,18 @@ class TextSource:
     def rows(self, ctx: StageContext, params: OptimizerParams, base: ResolvedModel) -> TokenizedRows:
         artifact = ctx.input(self.role)
         text_rows = self.read(artifact.file(self.file))
-        tokenized = tokenize_rows(text_rows, ChatEncoder(tokenizer_of(base, field=MODEL_FIELD)), params)
+        bounded = params.model_copy(update={"max_length": length_bound(params, base)})
         where = address(artifact.ref)
+        tokenized = tokenize_rows(text_rows, ChatEncoder(tokenizer_of(base, field=MODEL_FIELD)), bounded)
         require_unchanged(tokenized, num_rows=len(text_rows), artifact=where, field=f"{MODEL_FIELD}.model")
+        if text_rows and not tokenized.rows and bounded.max_length < params.max_length:
+            raise DataError(
+                f"none of the {len(text_rows)} rows of {where} fits the context of {base.identity}, "
+                f"which holds {bounded.max_length} tokens for prompt and response",
+                code="ContextTooShort",
+                field=f"{MODEL_FIELD}.model",
+                hint="Use a model with a longer context, or shorter prompts.",
+            )
         require_rows(tokenized, num_rows=len(text_rows), artifact=where)
         return tokenized
 
@@ -83,12 +94,41 @@ class TokenSource:
                 "it must be an absolute path or storage://PATH",
                 "Write the whole path, as the stage's process sees it.",
             )
-        triples = read_tokenized_triples(path, has_source=self.has_source, vocabulary=vocabulary_size(base.path))
+        vocabulary = vocabulary_size(base)
+        if vocabulary is None:
+            raise base.directory.invalid(
+                "its config.json has no vocab_size, against which token ids could be checked",
+                "Use a causal language model.",
+            )
+        triples = read_tokenized_triples(path, has_source=self.has_source, vocabulary=vocabulary)
+        _require_context(triples.rows, path, base)
         details: dict[str, Any] = {
             "tokenized_triples": {"path": self.reference, "sha256": triples.sha256},
             "unusual_rows": _unusual(triples.rows, optional_tokenizer(base)),
         }
         return TokenizedRows(triples.rows, details=details)
+
+
+def _require_context(rows: Sequence[TokenRow], path: Path, base: ResolvedModel) -> None:
+    """Refuse rows that are longer than the model's context: rows of token ids are never cut."""
+    context = context_length(base)
+    if context is None:
+        return
+    lengths = [len(row.prompt) + max(map(len, row.responses)) for row in rows]
+    if too_long := [index for index, length in enumerate(lengths) if length > context]:
+        first = too_long[0]
+        raise DataError(
+            f"{rows[first].row_id} of {path} has {lengths[first]} tokens with its longest response, but the context of "
+            f"{base.identity} holds {context}" + (f"; {len(too_long)} rows in all" if len(too_long) > 1 else ""),
+            code="ContextTooShort",
+            field="training.tokenizedTriples",
+            hint="Cut or remove these rows, or train a model with a longer context.",
+        )
+
+
+def exported_tokenizer(source: RowSource, base: ResolvedModel) -> Any:
+    """Return the tokenizer that the trained model gets; None where rows are token ids and the directory has none."""
+    return tokenizer_of(base, field=MODEL_FIELD) if source.needs_tokenizer else optional_tokenizer(base)
 
 
 def optional_tokenizer(base: ResolvedModel) -> Any:
@@ -132,6 +172,8 @@ def token_rows(
     group.on_main(make)
     tokenized = read_tokens(ctx.output.fetch(name))
     if group.is_main:
+        if source.needs_tokenizer and (bound := length_bound(params, base)) < params.max_length:
+            log.warning("rows are cut to %d tokens, not to maxLength %d: %s", bound, params.max_length, _CONTEXT)
         log.info(
             "%d rows, %d responses cut to maxLength, dropped: %s, not given back as written: %s, "
             "with control tokens as text: %d",

@@ -6,7 +6,6 @@ No template is applied, nothing is added and nothing is cut, so that two trainer
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,21 +70,6 @@ def read_tokenized_triples(path: Path, *, has_source: bool, vocabulary: int) -> 
         for row_id, (prompt, *responses) in zip(row_ids, lists.iter_rows(), strict=True)
     ]
     return TokenizedTriples(rows, _digest(lists))
-
-
-def vocabulary_size(model: Path) -> int:
-    """Return how many token ids a model directory's embedding knows."""
-    config = json.loads((model / "config.json").read_text())
-    size = (config.get("text_config") or config).get("vocab_size")
-    if not isinstance(size, int):
-        raise ConfigError(
-            "target.model",
-            str(model),
-            "its config.json has no vocab_size, against which token ids could be checked",
-            "Use a causal language model.",
-            code="ModelInvalid",
-        )
-    return size
 
 
 def _read_frame(path: Path) -> pl.DataFrame:

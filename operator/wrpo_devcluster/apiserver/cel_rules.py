@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from wrpo_devcluster.apiserver import typed
 from wrpo_devcluster.apiserver.cel_check import Checked, RuleTypeError, check_rule
 from wrpo_devcluster.apiserver.cel_eval import Run, compile_expr
 from wrpo_devcluster.apiserver.cel_functions import EvaluationError, Optional, view
-from wrpo_devcluster.apiserver.cel_types import Decl, declare
+from wrpo_devcluster.apiserver.cel_types import DYN, Decl, declare
 from wrpo_devcluster.apiserver.errors import Cause
 from wrpo_devcluster.apiserver.fieldset import key_element
 from wrpo_devcluster.apiserver.schema import RULES, Node
@@ -66,9 +67,10 @@ def _compiled(node: Node) -> _Rules:
     return found
 
 
-def evaluate(expression: str, variables: dict[str, Any]) -> Any:
-    """Value of an expression; whatever the library raises means that it has none."""
-    return compile_rule(expression).execute(_context(variables))
+@lru_cache(maxsize=2048)
+def compile_untyped(expression: str, names: frozenset[str]) -> Run:
+    """Return an expression as a function of variables of any type; RuleTypeError where it does not compile."""
+    return compile_expr(Checked(expression, dict.fromkeys(names, DYN)).expr)
 
 
 def check_rules(

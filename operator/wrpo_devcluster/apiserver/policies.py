@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from wrpo_devcluster.apiserver import cel_rules, errors
+from wrpo_devcluster.apiserver import errors
+from wrpo_devcluster.apiserver.cel_check import RuleTypeError
+from wrpo_devcluster.apiserver.cel_functions import EvaluationError
+from wrpo_devcluster.apiserver.cel_rules import compile_untyped
 from wrpo_devcluster.apiserver.kinds import Kind, Registry
 from wrpo_devcluster.apiserver.request import Context, User
 from wrpo_devcluster.apiserver.selectors import from_label_selector
@@ -248,10 +251,9 @@ def _composed(spec: JsonObject, variables: JsonObject) -> JsonObject:
 def _value(expression: str, variables: JsonObject) -> tuple[object, str]:
     """Value of an expression, or why it has none."""
     try:
-        return cel_rules.evaluate(expression, variables), ""
-    except Exception as problem:  # noqa: BLE001  (the library raises many types; all mean that there is no value)
-        why = f"no such key: {problem.args[0]}" if isinstance(problem, KeyError) else str(problem)
-        return None, f"expression '{expression}' resulted in error: {why}"
+        return compile_untyped(expression, VARIABLES)(variables), ""
+    except (RuleTypeError, EvaluationError) as problem:
+        return None, f"expression '{expression}' resulted in error: {problem}"
 
 
 def _message(validation: JsonObject, variables: JsonObject) -> str:

@@ -17,7 +17,7 @@ from wrpo_devcluster.cluster import Cluster
 from wrpo_devcluster.config import ClusterConfig, NodeConfig
 
 TRANSCRIPT = Path(__file__).parents[1] / "transcript"
-MOST_DIFFERENCES = 8
+MOST_DIFFERENCES = 4
 
 
 async def record(state_dir: Path, entries: dict[str, Entry]) -> dict[str, Entry]:
