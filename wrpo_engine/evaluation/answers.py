@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -11,7 +12,15 @@ from wrpo_engine.chat import end_of_turn_id, prompt_token_ids
 from wrpo_engine.config import EvaluateParams
 from wrpo_engine.errors import DataError
 from wrpo_engine.models import ResolvedModel, context_length, stop_token_ids, tokenizer_of
-from wrpo_engine.sampling.sampler import SampleRequest, SamplerSettings, make_sampler, prompt_seed
+from wrpo_engine.sampling.preflight import check_source
+from wrpo_engine.sampling.sampler import (
+    FinishReason,
+    Sample,
+    SampleRequest,
+    SamplerSettings,
+    make_sampler,
+    prompt_seed,
+)
 
 ANSWERS = {
     "label": pl.String,
@@ -43,10 +52,31 @@ class AnswerJob:
 
 
 def answer(job: AnswerJob, on_answer: OnAnswer, poll: Callable[[], None] | None = None) -> pl.DataFrame:
-    """Answer every prompt; rows are in prompt and sample order. `poll` is called often, and may raise to stop."""
+    """Answer every prompt; rows are in prompt and sample order. `poll` is called often, and may raise to stop.
+
+    A prompt that leaves no room for an answer in the model's context has one row without text, whose finish reason says
+    so. DataError if that is so of all prompts; the model is not loaded then.
+    """
     params, model = job.params, job.model
     tokenizer = tokenizer_of(model, field=f"evaluation model {job.label}")
+    check_source(model, tokenizer, params.backend, params.system_prompt)
     requests = _requests(job, tokenizer)
+    answered = _answers(job, tokenizer, requests, on_answer, poll)
+    return pl.DataFrame(
+        [row for prompt_id, prompt in job.prompts for row in _rows(job.label, prompt_id, prompt, answered)],
+        schema=ANSWERS,
+        orient="row",
+    )
+
+
+def _answers(
+    job: AnswerJob,
+    tokenizer: Any,
+    requests: Sequence[SampleRequest],
+    on_answer: OnAnswer,
+    poll: Callable[[], None] | None,
+) -> dict[str, tuple[Sample, ...]]:
+    params, model = job.params, job.model
     # The longest prompt and answer bound what the engine must hold, which is far less than most models' limits.
     needed = max(len(request.prompt_token_ids) for request in requests) + params.max_tokens
     context = context_length(model)
@@ -62,38 +92,69 @@ def answer(job: AnswerJob, on_answer: OnAnswer, poll: Callable[[], None] | None 
         poll=poll,
     )
     sampler = make_sampler(params.backend, model, tokenizer, settings)
+    answered = {}
     try:
-        answered = {}
         for sampled in sampler.sample(requests):
             answered[sampled.key] = sampled.samples
             on_answer(len(answered))
     finally:
         sampler.close()
-    rows = [
-        (job.label, prompt_id, prompt, index, sample.text, sample.num_tokens, sample.finish_reason.value)
-        for prompt_id, prompt in job.prompts
+    return answered
+
+
+def _rows(
+    label: str, prompt_id: str, prompt: str, answered: Mapping[str, Sequence[Sample]]
+) -> list[tuple[str, str, str, int, str, int, str]]:
+    if prompt_id not in answered:
+        return [(label, prompt_id, prompt, 0, "", 0, FinishReason.PROMPT_TOO_LONG.value)]
+    return [
+        (label, prompt_id, prompt, index, sample.text, sample.num_tokens, sample.finish_reason.value)
         for index, sample in enumerate(answered[prompt_id])
     ]
-    return pl.DataFrame(rows, schema=ANSWERS, orient="row")
 
 
 def _requests(job: AnswerJob, tokenizer: object) -> list[SampleRequest]:
+    """Return a request for each prompt that leaves room for an answer; DataError if there is none."""
     params = job.params
     context = context_length(job.model)
     requests = []
+    lengths = []
     for prompt_id, prompt in job.prompts:
         ids = prompt_token_ids(tokenizer, prompt, params.system_prompt)
+        lengths.append(len(ids))
         if context is not None and len(ids) >= context:
-            raise DataError(
-                f"held-out prompt {prompt_id} has {len(ids)} tokens with the chat template, but the context of "
-                f"{job.model.identity} holds {context} for prompt and answer together",
-                code="PromptTooLong",
-                field="prompts.evaluation",
-                hint="Remove this prompt from the data set, or use a model with a longer context.",
-            )
+            continue
         # All models share a prompt's seed: they differ by their weights alone.
         seed = prompt_seed(params.seed, "evaluation", prompt_id)
         requests.append(
             SampleRequest(key=prompt_id, prompt_token_ids=ids, num_samples=params.samples_per_prompt, seed=seed)
         )
+    if not requests:
+        raise DataError(
+            f"held-out prompt {job.prompts[0][0]} has {lengths[0]} tokens with the chat template, but the context of "
+            f"{job.model.identity} holds {context} for prompt and answer together; none of the {len(lengths)} prompts "
+            "fits",
+            code="PromptTooLong",
+            field="prompts.evaluation",
+            hint="Use shorter held-out prompts, or a model with a longer context.",
+        )
     return requests
+
+
+def common_prompts(answers: Mapping[str, pl.DataFrame]) -> tuple[dict[str, pl.DataFrame], list[str]]:
+    """Return each model's answers to the prompts that all models answered, and the ids of the other prompts, sorted.
+
+    DataError if there is no prompt that all of them answered.
+    """
+    is_too_long = pl.col("finish_reason") == FinishReason.PROMPT_TOO_LONG.value
+    skipped = sorted({key for rows in answers.values() for key in rows.filter(is_too_long)["prompt_id"]})
+    common = {label: rows.filter(~pl.col("prompt_id").is_in(skipped)) for label, rows in answers.items()}
+    if any(rows.is_empty() for rows in common.values()):
+        raise DataError(
+            f"each of the {len(skipped)} held-out prompts is too long for the context of one of the models "
+            f"{', '.join(answers)}",
+            code="PromptTooLong",
+            field="prompts.evaluation",
+            hint="Use shorter held-out prompts, or models with a longer context.",
+        )
+    return common, skipped

@@ -17,7 +17,7 @@ from wrpo_engine import records
 from wrpo_engine.config import EvaluateModel, EvaluateParams
 from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.evaluation.answers import AnswerJob, answer
+from wrpo_engine.evaluation.answers import AnswerJob, answer, common_prompts
 from wrpo_engine.evaluation.isolation import answer_in_process
 from wrpo_engine.evaluation.scores import REWARD_PREFIX, all_rewards, score_answers, weights_of
 from wrpo_engine.evaluation.win_rate import compare, shares
@@ -29,6 +29,7 @@ log = logging.getLogger("wrpo_engine")
 
 ANSWERS_NAME = "answers.parquet"
 EVALUATION_NAME = "evaluation.json"
+_IDS_SHOWN = 5
 
 
 def run(ctx: StageContext) -> StageResult:
@@ -38,9 +39,13 @@ def run(ctx: StageContext) -> StageResult:
     weights = weights_of(params)
     prompts = _prompts(ctx)
     answered = {entry.label: _answered(ctx, params, prompts, index) for index, entry in enumerate(params.models)}
+    common, skipped = common_prompts(answered)
+    if skipped:
+        shown = ", ".join(skipped[:_IDS_SHOWN]) + (", ..." if len(skipped) > _IDS_SHOWN else "")
+        log.warning("left out, because they are too long for a model's context: %d prompts (%s)", len(skipped), shown)
     # All models are sampled by now, so only a reward model is in memory.
-    answers = pl.concat(score_answers(ctx, params, answered).values())
-    result = evaluation(answers, [entry.label for entry in params.models], _source_share(ctx))
+    answers = pl.concat(score_answers(ctx, params, common).values())
+    result = evaluation(answers, [entry.label for entry in params.models], _source_share(ctx), len(skipped))
     ctx.output.publish(ANSWERS_NAME, answers.write_parquet)
     ctx.output.publish(EVALUATION_NAME, lambda path: _write_json(path, result))
     metrics = metrics_of(result)
@@ -66,13 +71,19 @@ def run(ctx: StageContext) -> StageResult:
     return StageResult(rows=answers.height, metrics=metrics)
 
 
-def evaluation(answers: pl.DataFrame, labels: Sequence[str], source_share: Mapping[str, float]) -> dict[str, Any]:
-    """Return the content of evaluation.json. A prompt's score is the mean over a model's answers to it."""
+def evaluation(
+    answers: pl.DataFrame, labels: Sequence[str], source_share: Mapping[str, float], skipped: int = 0
+) -> dict[str, Any]:
+    """Return the content of evaluation.json. A prompt's score is the mean over a model's answers to it.
+
+    `skipped` prompts were too long for one of the models and are not compared.
+    """
     by_label = {label: _score_by_prompt(answers.filter(pl.col("label") == label)) for label in labels}
     last = labels[-1]
     return {
         "labels": list(labels),
         "num_prompts": len(by_label[last]),
+        "skipped_prompt_too_long": skipped,
         "mean_reward": {label: sum(scores.values()) / len(scores) for label, scores in by_label.items()},
         "win_rates": {label: compare(by_label[last], by_label[label]).to_json() for label in labels[:-1]},
         "source_share": dict(source_share),
@@ -99,7 +110,8 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, float]:
     """Return the manifest's metrics."""
     metrics = {f"mean_reward_{label}": float(value) for label, value in result["mean_reward"].items()}
     metrics |= {f"win_rate_vs_{label}": float(entry["rate"]) for label, entry in result["win_rates"].items()}
-    return {**metrics, "num_prompts": float(result["num_prompts"])}
+    counts = {name: float(result[name]) for name in ("num_prompts", "skipped_prompt_too_long")}
+    return {**metrics, **counts}
 
 
 def _check_labels(models: Sequence[EvaluateModel]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from engine_support import save_tiny_model
 
 from wrpo_engine import records
 from wrpo_engine.config import ArtifactRef, EvaluateModel, EvaluateParams, ModelRef, RewardModel
@@ -130,13 +131,50 @@ def test_an_evaluation_without_held_out_prompts_names_the_field(
     assert ctx.output.committed() is None
 
 
-def test_a_held_out_prompt_longer_than_the_context_is_named_with_both_lengths(
+def test_held_out_prompts_that_are_all_longer_than_the_context_are_named_with_both_lengths(
     make_ctx: MakeCtx, commit_artifact: Commit, params: EvaluateParams
 ) -> None:
     frame = prompts_frame([("long", "x" * 600)])
     ctx = make_ctx(params, {"prompts": commit_artifact("prepare", {"evaluation.parquet": frame})})
     with pytest.raises(DataError, match=r"prompt long has \d{3} tokens .* holds 512"):
         stage.run(ctx)
+
+
+def test_a_held_out_prompt_too_long_for_one_model_is_left_out_for_all_and_counted(
+    make_ctx: MakeCtx,
+    commit_artifact: Commit,
+    params: EvaluateParams,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    narrow = EvaluateModel(label="narrow", model=ModelRef(name=str(save_tiny_model(tmp_path / "narrow", context=64))))
+    two = params.model_copy(update={"models": (narrow, params.models[1])})
+    frame = prompts_frame([*PROMPTS, ("long", "x" * 100)])
+    ctx = make_ctx(two, {"prompts": commit_artifact("prepare", {"evaluation.parquet": frame})})
+    with caplog.at_level("WARNING", "wrpo_engine"):
+        result = stage.run(ctx)
+    evaluation, answers = committed(ctx)
+    assert answers["prompt_id"].to_list() == ["p1", "p2", "p3"] * 2
+    assert evaluation["win_rates"]["narrow"]["n"] == evaluation["num_prompts"] == 3
+    assert evaluation["skipped_prompt_too_long"] == 1
+    assert result.metrics["skipped_prompt_too_long"] == 1.0
+    assert caplog.messages == ["left out, because they are too long for a model's context: 1 prompts (long)"]
+
+
+def test_models_without_a_prompt_that_fits_all_of_them_are_named() -> None:
+    rows = {
+        label: pl.DataFrame(
+            [(label, key, "?", 0, "", 0, "prompt_too_long" if key == long else "stop") for key in ("p1", "p2")],
+            schema=answers_module.ANSWERS,
+            orient="row",
+        )
+        for label, long in (("a", "p1"), ("b", "p2"))
+    }
+    with pytest.raises(DataError) as error:
+        answers_module.common_prompts(rows)
+    assert error.value.message == (
+        "each of the 2 held-out prompts is too long for the context of one of the models a, b"
+    )
 
 
 def test_two_models_cannot_share_a_label(make_ctx: MakeCtx, commit_artifact: Commit, params: EvaluateParams) -> None:
