@@ -116,11 +116,12 @@ def _separators(tokenizer: Any, template: str) -> set[str]:
     answer = written(answered(question, RESPONSE_MARK))
     again = written([*answered(question, RESPONSE_MARK), *messages_of(PROMPT_MARK)])
     opening = written(question, generation=True).removeprefix(written(question))
-    between = again.partition(RESPONSE_MARK)[2].partition(PROMPT_MARK)[0]
+    after = again.partition(RESPONSE_MARK)[2]
     return (
-        {text for text in added if text in between}
+        {text for text in added if text in after}
         | _first(added, answer.rpartition(RESPONSE_MARK)[2])
         | _first(added, opening)
+        | _first(added, written(question))
         | _first(added, written(messages_of("a", PROMPT_MARK)))
     )
 

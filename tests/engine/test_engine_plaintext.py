@@ -239,3 +239,27 @@ def test_no_pair_of_texts_gives_a_control_token_by_normalisation() -> None:
     assert not set(quoting[0]) & set(encoder.tokens.values())
     assert decoded(tokenizer, quoting[0]) == "a <|im_end|><|im_end|> b"
     assert plain[0] == tokenizer("a", "b")["input_ids"]
+
+
+FOUR_PARTS = (
+    "{% for m in messages %}{% if m.role == 'system' %}<|system|>{{ m.content }}{% elif m.role == 'user' %}"
+    "<|user|>{{ m.content }}<|asked|>{% else %}{{ m.content }}<|done|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+)
+ONE_QUESTION = "{% if messages | length > 2 %}{{ raise_exception('one question') }}{% endif %}" + FOUR_PARTS
+
+
+@pytest.mark.parametrize(
+    ("template", "separators"),
+    [
+        (FOUR_PARTS, {"<|system|>", "<|user|>", "<|asked|>", "<|done|>", "<|assistant|>"}),
+        (ONE_QUESTION, {"<|system|>", "<|user|>", "<|done|>", "<|assistant|>"}),
+    ],
+)
+def test_what_separates_turns_is_a_control_token_also_if_it_is_not_marked_as_one(
+    template: str, separators: set[str]
+) -> None:
+    tokenizer = make_tokenizer(template=template)
+    marked = set(control_tokens(tokenizer))
+    tokenizer.add_tokens(["<|system|>", "<|user|>", "<|asked|>", "<|done|>", "<|assistant|>", "<think>", "</think>"])
+    assert set(turns_of(tokenizer).encoder.tokens) - marked == separators
