@@ -63,6 +63,10 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, list[str]]]] = {
     ),
     "no names": (["a.jsonl", "b.jsonl", "latest.jsonl"], {"train": ["a.jsonl", "b.jsonl", "latest.jsonl"]}),
     "files of no split beside files of one": (["more.jsonl", "train.jsonl"], {"train": ["train.jsonl"]}),
+    "metadata beside files of no split": (
+        ["a.jsonl", "dataset_info.json", "dataset_infos.json", "metadata.json", "state.json"],
+        {"train": ["a.jsonl"]},
+    ),
     "what is no data": (
         [
             ".cache/train.jsonl",
@@ -225,6 +229,12 @@ def test_a_split_of_a_single_file_is_refused_unless_its_name_says_it(
     assert error.value.message == (
         f"prompts.split is 'nosuch': {tmp_path}/prompts.jsonl is a single file, which has no splits"
     )
+
+
+def test_lines_of_a_licence_are_no_prompts(tmp_path: Path) -> None:
+    fill(tmp_path, ["LICENSE.txt", "licence-data.txt", "NOTICE.txt", "README.txt", "TERMS_OF_USE.txt", "prompts.txt"])
+    (tmp_path / "prompts.txt").write_text("Name a river.\n")
+    assert prompts(tmp_path) == ["Name a river."]
 
 
 def test_a_configuration_where_there_is_none_is_refused(tmp_path: Path) -> None:
