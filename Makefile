@@ -5,7 +5,7 @@ VENV := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-s3 demo-clean test check lint types imports unit slow cluster crds chart-readme image-test lock e2e e2e-kind bench-setup bench-operator bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-sampling bench-scoring bench-curation bench-readme
+.PHONY: help setup demo demo-s3 demo-clean test check lint types imports unit slow cluster crds chart-readme image-test lock e2e e2e-kind mutation bench-setup bench-operator bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-sampling bench-scoring bench-curation bench-readme
 
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,10 @@ slow: ## tests with real models and real training
 
 cluster: ## tests with a control plane; WRPO_E2E_CLUSTER=1 KUBECONFIG=... for your own
 	@$(VENV)/python -m pytest -m cluster
+
+mutation: ## break modules one line at a time and see whether their tests notice; MUTATION="batching --sample 40"
+	@$(PYTHON) scripts/setup_env.py --dev
+	@$(VENV)/python -m scripts.mutation $(MUTATION)
 
 e2e: ## one whole experiment with stand-in stages; CLUSTER=1 KUBECONFIG=... on a cluster of yours, E2E_FLAGS="--help"
 	@$(PYTHON) scripts/setup_env.py --assets --dev
