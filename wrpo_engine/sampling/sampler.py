@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from wrpo_engine.models import ResolvedModel
+from wrpo_engine.seeds import seed_of
 
 Backend = Literal["vLLM", "Transformers"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -117,8 +116,7 @@ def prompt_seed(seed: int, model: str, prompt_id: str) -> int:
 
     Below 2**62, so that adding a sample index stays within a signed 64-bit number.
     """
-    digest = hashlib.sha256(json.dumps([seed, model, prompt_id]).encode()).digest()
-    return int.from_bytes(digest[:8]) >> 2
+    return seed_of(seed, model, prompt_id)
 
 
 def repeat_greedy(sample: Sample, num_samples: int) -> tuple[Sample, ...]:

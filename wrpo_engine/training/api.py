@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,8 +31,11 @@ from wrpo_engine.errors import ConfigError
 from wrpo_engine.model_digest import DigestMemory, model_digest
 from wrpo_engine.progress import make_progress
 from wrpo_engine.stage import StopRequest, make_context
+from wrpo_engine.training.triples_in_memory import plain_rows
 
 _INPUTS = "inputs"
+_ARGUMENTS = {"stage": "train_triples trains", "tokenized_triples": "the triples are an argument of their own"}
+"""Fields of TrainParams that the call sets itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class Trained:
 
 def train_triples(
     model: str | Path,
-    triples: str | Path | Sequence[Mapping[str, Any]],
+    triples: Any,
     output: str | Path,
     *,
     runtime: Mapping[str, Any] | None = None,
@@ -63,14 +66,22 @@ def train_triples(
     """Train on tokenised triples and return the trained model and its metrics.
 
     `model` is a Hugging Face model directory (safetensors) or hub id; it is also the reference. `triples` is a Parquet
-    file, a directory of them, a saved `datasets` directory, or a list of mappings, with integer lists `prompt_ids`,
-    `source_chosen_ids`, `target_chosen_ids` and `rejected_ids`, which are taken as they are. `settings` are the fields
-    of `wrpo_engine.config.TrainParams`, `runtime` those of `Runtime`. Under torchrun every rank calls this alike.
+    file, a directory of them, a saved `datasets` directory, or rows in memory: mappings (a list, a generator, a
+    `datasets` Dataset in any format) or a data frame of polars, pandas or Arrow. Its columns `prompt_ids`,
+    `source_chosen_ids`, `target_chosen_ids` and `rejected_ids` hold token ids as lists, numpy arrays or torch tensors
+    of one dimension, which are taken as they are. `settings` are the fields of `wrpo_engine.config.TrainParams`,
+    `runtime` those of `Runtime`. Under torchrun every rank calls this alike.
 
     Raises a `WrpoError` (wrpo_engine.errors) that names the field and the value that are wrong. On SIGTERM it finishes
     the step, writes a checkpoint and raises `Interrupted`, if it was called from the main thread.
     """
     prepare_environment(os.environ)
+    for argument, value in (("model", model), ("output", output)):
+        if not isinstance(value, str | os.PathLike):
+            raise ConfigError(argument, type(value).__name__, "it must be a path", f"Give {argument} as str or Path.")
+    for name, why in _ARGUMENTS.items():
+        if name in settings:
+            raise ConfigError(name, settings[name], f"it cannot be set: {why}", f"Remove {name}.")
     root = Path(output).absolute()
     root.mkdir(parents=True, exist_ok=True)
     rows = _rows_path(triples, root)
@@ -116,24 +127,24 @@ def _stopped_by_sigterm() -> Iterator[StopRequest]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _rows_path(triples: str | Path | Sequence[Mapping[str, Any]], root: Path) -> Path:
+def _rows_path(triples: Any, root: Path) -> Path:
     """Return where the rows lie; rows from memory are written to a file named by their content."""
-    if isinstance(triples, str | Path):
+    if isinstance(triples, str | os.PathLike):
         return Path(triples).absolute()
     import polars as pl
 
-    rows = [dict(row) for row in triples]
+    rows = plain_rows(triples)
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
     path = root / _INPUTS / f"{digest}.parquet"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-        pl.DataFrame(rows).write_parquet(temporary)
+        pl.DataFrame(rows, infer_schema_length=None).write_parquet(temporary)
         temporary.replace(path)
     return path
 
 
-def _config(params: Mapping[str, Any], rows: Path, runtime: Mapping[str, Any], memory: DigestMemory) -> StageConfig:
+def _config(params: Mapping[str, Any], rows: Path, runtime: Any, memory: DigestMemory) -> StageConfig:
     try:
         validated = TrainParams.model_validate(params)
         directory = Path(validated.model.name or "")
@@ -149,7 +160,7 @@ def _config(params: Mapping[str, Any], rows: Path, runtime: Mapping[str, Any], m
                 "storage": {"kind": "volume"},
                 # Without defaults that nobody chose: a setting that was chosen and has no effect is refused.
                 "params": validated.model_dump(mode="json", exclude_unset=True),
-                "runtime": dict(runtime),
+                "runtime": dict(runtime) if isinstance(runtime, Mapping) else runtime,
             }
         )
     except ValidationError as error:

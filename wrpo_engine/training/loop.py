@@ -13,6 +13,7 @@ import torch
 from wrpo_engine.config import REWARD_DIVERGENCE, OptimizerParams
 from wrpo_engine.errors import Interrupted
 from wrpo_engine.progress import Progress
+from wrpo_engine.seeds import seed_of
 from wrpo_engine.training.agreement import require_agreement
 from wrpo_engine.training.backend import Backend
 from wrpo_engine.training.batching import BatchPlan
@@ -129,7 +130,7 @@ def train(run: TrainingRun, *, steps_done: int = 0) -> TrainingOutcome:
 
 def _step(run: TrainingRun, step: int, items: Iterator[Prepared]) -> tuple[dict[str, float], StepTotals]:
     """Make the optimizer step that follows `step` completed ones; return its deterministic row of metrics."""
-    torch.manual_seed(hash((run.params.seed, step, run.group.rank)) & 0x7FFFFFFF)
+    torch.manual_seed(seed_of(run.params.seed, step, run.group.rank))
     num_steps = run.plan.num_steps
     settings = run.task.settings(step, num_steps)
     learning_rate = learning_rate_at(step, num_steps, run.params)

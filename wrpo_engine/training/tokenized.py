@@ -50,15 +50,7 @@ def read_tokenized_triples(path: Path, *, has_source: bool, vocabulary: int) -> 
     """Read and check all rows; DataError names the first row and column that cannot be trained on."""
     columns = columns_needed(has_source=has_source)
     frame = _read_frame(path)
-    absent = [name for name in columns if name not in frame.columns]
-    if absent:
-        needs = "" if SOURCE_COLUMN not in absent else "; DPO, SimPO and IPO do without source_chosen_ids"
-        raise DataError(
-            f"{path} lacks the columns {', '.join(absent)}; it has {', '.join(frame.columns) or 'none'}{needs}",
-            code="ColumnMissing",
-            field=_FIELD,
-            hint=f"Give each row the integer lists {', '.join(columns)}.",
-        )
+    require_columns(str(path), frame.columns, columns)
     if frame.is_empty():
         raise DataError(f"{path} holds no rows to train on", code="NoTrainingRows", field=_FIELD)
     row_ids = _row_ids(frame)
@@ -70,6 +62,20 @@ def read_tokenized_triples(path: Path, *, has_source: bool, vocabulary: int) -> 
         for row_id, (prompt, *responses) in zip(row_ids, lists.iter_rows(), strict=True)
     ]
     return TokenizedTriples(rows, _digest(lists))
+
+
+def require_columns(place: str, found: Sequence[str], needed: Sequence[str]) -> None:
+    """Raise DataError with the names of the columns that are missing and of those that are there."""
+    absent = [name for name in needed if name not in found]
+    if not absent:
+        return
+    without = "; DPO, SimPO and IPO do without source_chosen_ids" if SOURCE_COLUMN in absent else ""
+    raise DataError(
+        f"{place} lacks the columns {', '.join(absent)}; it has {', '.join(found) or 'none'}{without}",
+        code="ColumnMissing",
+        field=_FIELD,
+        hint=f"Give each row the integer lists {', '.join(needed)}.",
+    )
 
 
 def _read_frame(path: Path) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 from typing import Any
@@ -338,3 +339,20 @@ def test_sums_keep_the_gradient() -> None:
     sum_by_sequence(values, torch.tensor([0, 1, 1]), 2)[1].backward()
     assert values.grad is not None
     assert values.grad.tolist() == [0.0, 1.0, 1.0]
+
+
+def test_random_numbers_of_a_step_follow_from_seed_step_and_rank_alone(local_run: Any) -> None:
+    from wrpo_engine.progress import Progress
+    from wrpo_engine.seeds import seed_of
+
+    seen = []
+
+    class Seeds(Progress):
+        def update(self, *_: Any, **__: Any) -> None:
+            seen.append(torch.initial_seed())
+
+    run = local_run(run={"progress": Seeds()})
+    run.run()
+    assert seen == [seed_of(run.params().seed, step, 0) for step in range(6)]
+    assert seed_of(42, 0, 0) == int.from_bytes(hashlib.sha256(b"[42, 0, 0]").digest()[:8]) >> 2
+    assert seen[0] == seed_of(42, 0, 0)
