@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,12 +58,21 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """What to set beside the sizes; the first word is the model_type."""
 
 
-def make_causal_lm(architecture: str = "llama", *, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
+def make_causal_lm(
+    architecture: str = "llama",
+    *,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return a tiny model of random weights; `settings` in place of the table's."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type = architecture.split(maxsplit=1)[0]
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(model_type, **{**_SIZES, **ARCHITECTURES[architecture]})
+    config = AutoConfig.for_model(
+        model_type, **{**_SIZES, **(ARCHITECTURES[architecture] if settings is None else settings)}
+    )
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     disable_dropout(model)
     return model.train()

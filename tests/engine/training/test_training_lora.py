@@ -154,10 +154,14 @@ def test_a_stopped_run_with_adapters_continues_bit_exactly(local_run: Any) -> No
     assert any(bool(broken.final.full_tensor(name, TensorKind.EXP_AVG).any()) for name in expected)
 
 
+WITH_EMBEDDING = {**LORA, "target_modules": ["embed_tokens", "q_proj", "down_proj"]}
+"""Also a layer whose adapter is looked up, not multiplied, which ZeRO-3 has to gather, too."""
+
+
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     experiment = make_experiment(tmp_path_factory.mktemp("lora-zero-0"))
-    run_ranks(experiment, experiment.config({"stage": "train", "beta": 0.1, "zero_stage": 0, "lora": LORA}))
+    run_ranks(experiment, experiment.config({"stage": "train", "beta": 0.1, "zero_stage": 0, "lora": WITH_EMBEDDING}))
     return experiment
 
 
@@ -165,7 +169,8 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_every_zero_stage_trains_the_same_adapters(zero_stage: int, baseline: Experiment, tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path)
-    params = {"stage": "train", "beta": 0.1, "zero_stage": zero_stage, "lora": LORA, "gradient_checkpointing": True}
+    settings = {"beta": 0.1, "zero_stage": zero_stage, "lora": WITH_EMBEDDING, "gradient_checkpointing": True}
+    params = {"stage": "train", **settings}
     run_ranks(experiment, experiment.config(params), world_size=2)
     ours = load_file(experiment.output("train") / "adapter" / "adapter_model.safetensors")
     theirs = load_file(baseline.output("train") / "adapter" / "adapter_model.safetensors")
