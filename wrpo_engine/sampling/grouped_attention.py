@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from wrpo_engine.exact_attention import NAME as EXACT
+from wrpo_engine.exact_attention import exact_attention, needs_eager
+
 NAME = "wrpo_grouped_sdpa"
 
 
@@ -19,7 +22,7 @@ def use_grouped_attention(model: Any) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":  # noqa: SLF001 (no public name)
+    if model.device.type != "cpu" or model.config._attn_implementation not in {"sdpa", EXACT}:  # noqa: SLF001
         return
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
@@ -35,10 +38,12 @@ def _attend(
     *,
     scaling: float | None = None,
     **options: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Query [batch, heads, queries, size], key and value [batch, key-value heads, keys, size]."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if needs_eager(module, options):
+        return exact_attention(module, query, key, value, attention_mask, scaling=scaling, **options)
     if attention_mask is None or key.shape[1] == query.shape[1] or options.get("position_bias") is not None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
         return output, None

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 
 from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.exact_attention import load_arguments, use_exact_attention
 from wrpo_engine.loading.files import first_line_of
 from wrpo_engine.loading.weights import SAMPLE, is_quantised, load_complete
 from wrpo_engine.models import ResolvedModel, transformers_config
+from wrpo_engine.rotary import require_own_positions
 from wrpo_engine.sampling.grouped_attention import use_grouped_attention
 from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.rows import Row, park, rows_of, shared_prefixes, take_batch
@@ -44,8 +46,6 @@ class TransformersSampler:
         self._identity = model.identity
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = transformers_config(model)
-        # Fused attention leaves out the soft cap of scores (Gemma 2): it would be another model.
-        has_soft_cap = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
         self._model = load_complete(
             model.directory,
             AutoModelForCausalLM,
@@ -53,13 +53,19 @@ class TransformersSampler:
             partial(_unloadable, model, is_quantised(config.to_dict())),
             dtype=self._dtype(),
             trust_remote_code=model.trust_remote_code,
-            **({"attn_implementation": "eager"} if has_soft_cap else {}),
+            **load_arguments(config),
         )
         self._model.to(self._device).eval()
+        use_exact_attention(self._model)
         use_grouped_attention(self._model)
         self._stop_ids = frozenset(settings.stop_token_ids)
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
+        shortest = [len(request.prompt_token_ids) for request in requests]
+        longest = [length + self._settings.max_tokens for length in shortest]
+        if self._settings.max_model_length is not None:
+            longest = [min(length, self._settings.max_model_length) for length in longest]
+        require_own_positions(self._model.config, [*shortest, *longest], field="sampling.maxModelLength")
         for _, group in groupby(requests, key=lambda request: request.group):
             yield from self._sample_group(list(group))
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from wrpo_engine.errors import ConfigError
+from wrpo_engine.exact_attention import load_arguments
 from wrpo_engine.loading.files import CONFIG_FILE, first_line_of
 from wrpo_engine.loading.guard import loading
 from wrpo_engine.loading.weights import SCORE, Purpose, check_weights, load_complete
@@ -81,6 +82,7 @@ def _from_pretrained(kind: Any, model: ResolvedModel, dtype: Any, purpose: Purpo
         partial(unloadable, model),
         dtype=dtype,
         trust_remote_code=model.trust_remote_code,
+        **load_arguments(transformers_config(model)),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wrpo_engine.exact_attention import use_exact_attention
 from wrpo_engine.scoring.batching import token_batches
 from wrpo_engine.scoring.encoding import Encoded
 from wrpo_engine.scoring.packed import group_batches, group_rows, pack
@@ -63,6 +64,9 @@ class Batch:
 class Network(Protocol):
     """A loaded model."""
 
+    config: Any
+    """As Transformers has it."""
+
     def batches(self, rows: Sequence[Row], budget: int) -> Iterator[Batch]:
         """Yield batches of at most `budget` tokens, on the CPU, that hold every row once."""
         ...
@@ -92,6 +96,8 @@ class PaddedDecoder:
     """
 
     def __init__(self, backbone: Any, head: nn.Module) -> None:
+        use_exact_attention(backbone)
+        self.config = backbone.config
         self._backbone = backbone
         self._head = head
 
@@ -161,6 +167,8 @@ class Classifier:
     """Any other one-label classifier, run as a whole: encoders, and decoders with a head of their own."""
 
     def __init__(self, model: Any) -> None:
+        use_exact_attention(model)
+        self.config = model.config
         self._model = model
         self._pads_by_config = bool(getattr(model.config, "pad_token_id", None) is not None)
 

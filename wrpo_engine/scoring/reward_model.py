@@ -12,6 +12,7 @@ from torch import Tensor
 from wrpo_engine.errors import DataError
 from wrpo_engine.loading.guard import loading
 from wrpo_engine.models import ResolvedModel, check_vocabulary, context_length, tokenizer_of
+from wrpo_engine.rotary import RotaryLimit, require_own_positions
 from wrpo_engine.scoring.batching import prefetched
 from wrpo_engine.scoring.encoding import Encoded, PairEncoder, Truncation, last_occurrence
 from wrpo_engine.scoring.gated import is_gated, objective_names
@@ -138,7 +139,7 @@ class RewardScorer:
         on_gpu = self._device.type == "cuda"
 
         def prepared() -> Iterator[Batch]:
-            for batch in self._network.batches(rows, self._batch_tokens):
+            for batch in self._batches(rows):
                 yield batch.map(Tensor.pin_memory) if on_gpu else batch
 
         running: tuple[Batch, Tensor] | None = None
@@ -157,6 +158,18 @@ class RewardScorer:
                 yield running
         finally:
             ahead.close()
+
+    def _batches(self, rows: Sequence[Row]) -> Iterator[Batch]:
+        """Yield batches whose rows do not change each other's positions."""
+        lengths = [len(row.ids) for row in rows]
+        limit = RotaryLimit.of_config(self._network.config)
+        if limit is None:
+            yield from self._network.batches(rows, self._batch_tokens)
+            return
+        for side in limit.sides(lengths):
+            require_own_positions(self._network.config, [lengths[index] for index in side], field="reward.maxLength")
+            for batch in self._network.batches([rows[index] for index in side], self._batch_tokens):
+                yield replace(batch, rows=tuple(side[index] for index in batch.rows))
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)

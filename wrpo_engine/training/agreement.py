@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -52,11 +53,16 @@ def largest_disagreement(batch: Batch, logps_S: Tensor, reference_S: Tensor) -> 
     )
 
 
+def tolerance(disagreement: Disagreement, precision: str) -> float:
+    """Return what is tolerated per token on the disagreement's response."""
+    longest = _PER_TOKEN_TOLERANCE[precision]
+    return longest * max(1.0, math.sqrt(_LONG / max(1, disagreement.num_tokens)))
+
+
 def require_agreement(disagreement: Disagreement, precision: str) -> None:
     """Before the first step the policy is the reference; if the numbers say otherwise, they are of another model."""
-    tolerance = _PER_TOKEN_TOLERANCE[precision]
-    if disagreement.weight > tolerance:
-        bound = tolerance * disagreement.per_token / disagreement.weight
+    bound = tolerance(disagreement, precision)
+    if disagreement.per_token > bound:
         raise DataError(
             f"at step 0 policy and reference differ by {disagreement.per_token:.3g} per token on a response of "
             f"{disagreement.num_tokens} tokens of row {disagreement.row_id}, where they must agree "

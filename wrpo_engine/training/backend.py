@@ -53,6 +53,10 @@ class Backend(Protocol):
         """
         ...
 
+    def plain_sequence_logps(self, batch: Batch) -> Tensor:
+        """Return the policy's numbers without a graph as plain Transformers computes them, of one padded sequence."""
+        ...
+
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Add the gradient of this rank's share of the step's loss. The step's gradient is the *sum* over ranks."""
         ...

@@ -202,6 +202,10 @@ class DeepSpeedBackend:
         with torch.no_grad():
             return self._forward(batch)
 
+    def plain_sequence_logps(self, batch: Batch) -> Tensor:
+        with self._engine.module.plain():
+            return self.frozen_sequence_logps(batch)
+
     def reference_sequence_logps(self, batch: Batch) -> Tensor:
         if self._frozen is not None:
             with torch.no_grad(), peer_errors():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wrpo_engine.errors import ConfigError
+from wrpo_engine.exact_attention import load_arguments, use_exact_attention
 from wrpo_engine.loading.files import first_line_of
 from wrpo_engine.loading.weights import TRAIN, load_complete
 from wrpo_engine.models import ResolvedModel, transformers_config
@@ -38,6 +41,8 @@ class LogpModel(nn.Module):
         if layout is not Layout.PADDED:
             attention.register()
             causal_lm.set_attn_implementation(attention.IMPLEMENTATION)
+        else:
+            use_exact_attention(causal_lm)
         self.kept_activations = lean.install(causal_lm)
         """What layers keep for the backward pass, in words."""
         head = causal_lm.get_output_embeddings()
@@ -48,7 +53,15 @@ class LogpModel(nn.Module):
                 f"its output head is {type(head).__name__}, and training needs a linear one",
                 "Use a decoder-only causal language model.",
             )
+        if causal_lm.get_decoder() in {causal_lm, head}:
+            raise ConfigError(
+                "target.model",
+                type(causal_lm).__name__,
+                "Transformers does not say which of its parts is the decoder below the output head",
+                "Use a decoder-only causal language model.",
+            )
         scaling = HeadScaling.of_config(causal_lm.config)
+        self._is_plain = False
 
         def forward(
             self: nn.Linear, hidden_RD: Tensor, targets_R: Tensor, *, with_entropy: bool
@@ -59,12 +72,35 @@ class LogpModel(nn.Module):
 
         head.forward = types.MethodType(forward, head)  # type: ignore[method-assign]
 
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Compute as Transformers does: its own forward methods, its reference attention, all logits at once."""
+        head = self.causal_lm.get_output_embeddings()
+        chunked, implementation = head.__dict__.pop("forward"), self.causal_lm.config._attn_implementation  # noqa: SLF001
+        self.causal_lm.set_attn_implementation("eager")
+        self._is_plain = True
+        try:
+            yield
+        finally:
+            self._is_plain = False
+            self.causal_lm.set_attn_implementation(implementation)
+            head.forward = chunked
+
+    def _plain_logps(self, batch: Batch) -> Tensor:
+        logits_RV = self.causal_lm(input_ids=batch.input_ids_LT, use_cache=False).logits.flatten(0, 1)
+        logits_RV = logits_RV.index_select(0, batch.positions_R)
+        wide = torch.promote_types(logits_RV.dtype, torch.float32)
+        logps_R = torch.log_softmax(logits_RV.to(wide), dim=-1).gather(-1, batch.targets_R[:, None])[:, 0]
+        return sum_by_sequence(logps_R, batch.sequence_of_token_R, batch.num_sequences)
+
     def forward(self, batch: Batch, *, with_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Return the summed log-probabilities of every sequence's tokens with loss, [S] in fp32 or wider.
 
         With entropy, also the sum of the entropies (nats) of the distributions that those tokens were drawn from, [S],
         detached.
         """
+        if self._is_plain:
+            return self._plain_logps(batch)
         if (batch.plan is None) is not (self.layout is Layout.PADDED):
             raise ValueError(f"a model of layout {self.layout} got a batch of another one")
         # No attention mask: padding stands on the right, where causal attention never looks from a real token; the
@@ -111,6 +147,7 @@ def load_causal_lm(
         partial(_unknown, model),
         dtype=getattr(torch, precision),
         trust_remote_code=trust_remote_code,
+        **load_arguments(transformers_config(model)),
     )
     disable_dropout(causal_lm)
     if gradient_checkpointing:

@@ -14,6 +14,7 @@ from wrpo_engine.config import SftParams, TrainParams
 from wrpo_engine.errors import Interrupted
 from wrpo_engine.model_digest import model_digest
 from wrpo_engine.models import ResolvedModel, resolve_model
+from wrpo_engine.rotary import require_own_positions
 from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.training.backend import Backend
 from wrpo_engine.training.batching import BatchPlan, RowCost
@@ -40,6 +41,7 @@ from wrpo_engine.training.reached import ReachedStep
 from wrpo_engine.training.reference import Reference
 from wrpo_engine.training.reference_source import reference_logps
 from wrpo_engine.training.rows import TokenRow
+from wrpo_engine.training.self_check import require_plain_results
 from wrpo_engine.training.sources import RowSource, exported_tokenizer, token_rows
 from wrpo_engine.training.speed import make_speedometer
 from wrpo_engine.training.tasks import Task
@@ -89,6 +91,8 @@ def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task,
         tokenized = token_rows(ctx, params, source, base, group)
         rows, held_out = _split(params, tokenized.rows)
         config = load_config(base.path, trust_remote_code=base.trust_remote_code)
+        lengths = (length for row in tokenized.rows for length in row.sequence_lengths)
+        require_own_positions(config, lengths, field="training.maxLength")
         plan = make_plan(params, runtime, rows, group, config)
         checkpoints = CheckpointStore(ctx.output, group, runtime.keep_checkpoints)
         checkpoint = checkpoints.latest()
@@ -96,6 +100,8 @@ def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task,
 
         needs_frozen = task.needs_reference and runtime.reference == "in-memory" and params.lora is None
         backend = make_backend(ctx, params, base, group, plan.layout, needs_frozen=needs_frozen)
+        if not runtime.torch_compile:
+            require_plain_results(backend, rows[0], plan.layout, precision=params.precision, model=config.model_type)
         if any(group.gather(ctx.stop.requested)):
             raise Interrupted
         with ExitStack() as stack:

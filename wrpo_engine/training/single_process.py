@@ -87,6 +87,10 @@ class SingleProcessBackend:
         with torch.no_grad():
             return self.sequence_logps(batch)
 
+    def plain_sequence_logps(self, batch: Batch) -> Tensor:
+        with self._model.plain():
+            return self.frozen_sequence_logps(batch)
+
     def reference_sequence_logps(self, batch: Batch) -> Tensor:
         with torch.no_grad():
             if self._frozen is not None:
