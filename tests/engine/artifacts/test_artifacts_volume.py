@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from engine_support import NOON
 
 from wrpo_engine.artifacts import ArtifactWriter, VolumeStore, manifest, volume
+from wrpo_engine.artifacts.cache import LocalCache
+from wrpo_engine.artifacts.s3 import Copies, S3Artifact
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import DataError
 from wrpo_engine.parts import commit_when_complete, part_name
@@ -238,3 +241,101 @@ def test_parts_are_measured_one_by_one_and_counted_even_if_the_measure_stops_ear
     manifest = ctx.output.committed().manifest
     assert [entry.rows for entry in manifest.files] == [1, 2, 3]
     assert manifest.metrics == {"first": 1.0}
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What reaches the disk in which order: synced files and directories, links and renames, by name."""
+    seen: list[str] = []
+    fsync, link, replace = os.fsync, os.link, Path.replace
+
+    def named(path: object) -> str:
+        name = Path(str(path)).name
+        return "temporary" if name.startswith(".tmp-") else name
+
+    def synced(descriptor: int) -> None:
+        seen.append(f"sync {named(Path(f'/proc/self/fd/{descriptor}').readlink())}")
+        fsync(descriptor)
+
+    def linked(source: object, target: object) -> None:
+        seen.append(f"link {named(source)} {named(target)}")
+        link(str(source), str(target))
+
+    def replaced(source: Path, target: Path) -> Path:
+        seen.append(f"replace {named(source)} {named(target)}")
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "link", linked)
+    monkeypatch.setattr(Path, "replace", replaced)
+    return seen
+
+
+def test_content_is_durable_before_its_name_and_the_name_before_publishing_returns(
+    writer: ArtifactWriter, order: list[str]
+) -> None:
+    writer.publish("part", fill)
+    assert order == ["sync temporary", "link temporary part", f"sync {REF.hash}"]
+    order.clear()
+    writer.publish("part", fill, replace=True)
+    assert order == ["sync temporary", "replace temporary part", f"sync {REF.hash}"]
+
+
+def test_files_are_durable_before_the_manifest_and_the_manifest_before_its_name(
+    writer: ArtifactWriter, order: list[str]
+) -> None:
+    writer.directory.mkdir(parents=True)
+    fill(writer.directory / "rows")
+    writer.commit(files=["rows"])
+    assert order == [
+        "sync rows",
+        f"sync {REF.hash}",
+        "sync temporary",
+        "link temporary manifest.json",
+        f"sync {REF.hash}",
+    ]
+
+
+def test_a_large_file_that_changes_while_it_is_compared_is_compared_again(
+    store: VolumeStore, writer: ArtifactWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volume, "SMALL_BYTES", 2)
+    writer.publish("rows", fill)
+    writer.commit(files=["rows"])
+    compared = []
+
+    def changing(path: Path) -> str:
+        found = manifest.sha256_of(path)
+        compared.append(path.name)
+        if len(compared) == 1:
+            later = path.stat().st_mtime_ns + 10**9
+            os.utime(path, ns=(later, later))
+        return found
+
+    monkeypatch.setattr(volume, "sha256_of", changing)
+    for expected in (1, 2, 2):
+        artifact = store.open(REF)
+        assert artifact is not None
+        artifact.file("rows")
+        assert len(compared) == expected
+        if expected == 1:
+            # Back to what the first look saw: a record of that look would be believed.
+            earlier = (writer.directory / "rows").stat().st_mtime_ns - 10**9
+            os.utime(writer.directory / "rows", ns=(earlier, earlier))
+
+
+def test_a_copy_of_an_object_counts_only_with_the_digest_that_the_manifest_says(tmp_path: Path) -> None:
+    """Which the record says: the copy itself is not read again."""
+    cache = LocalCache(tmp_path)
+    full = f"{REF.stage}/{REF.hash}/rows"
+    cache.path(full).parent.mkdir(parents=True)
+    fill(cache.path(full))
+    bucket: Any = None
+    entry = manifest.FileEntry(name="rows", size=5, sha256=hashlib.sha256(b"hello").hexdigest())
+    said: Any = None
+    artifact = S3Artifact(REF, said, "", tmp_path, Copies(bucket, cache))
+    for sha256, is_here in ((entry.sha256, True), ("0" * 64, False)):
+        cache.path(full).parent.mkdir(parents=True, exist_ok=True)
+        with cache.lock(full):
+            cache.remember(full, etag="1", sha256=sha256)
+        assert artifact._is_here(full, entry) is is_here

@@ -215,3 +215,34 @@ def test_the_published_batch_of_mixed_lengths_leaves_ranks_evenly_loaded_and_mic
     loads = [sum(costs[row].tokens(Layout.SHARED_PREFIX) for one in batches for row in one.rows) for batches in ranks]
     assert max(loads) / (sum(loads) / 8) < 1.02
     assert len(ranks[0]) == -(-sum(loads) // (8192 * 8))
+
+
+def test_rows_are_dealt_by_work_where_tokens_and_work_disagree() -> None:
+    """Equal tokens, but the logits of some rows cost ten times as much."""
+    costs = [
+        RowCost(100, (10,), 1000),
+        RowCost(100, (10,), 1000),
+        *[RowCost(100, (10,), 0)] * 4,
+        RowCost(400, (10,), 0),
+    ]
+    work = WorkModel(pairs_per_token=1e9, loss_token=1.0)
+    ranks = plan_step(range(len(costs)), costs, world_size=2, micro_batch_tokens=4096, layout=Layout.PACKED, work=work)
+    loads = [sum(work.of_row(costs[row], Layout.PACKED) for one in rank for row in one.rows) for rank in ranks]
+    assert max(loads) - min(loads) < 200
+    assert sorted(len(rank[0].rows) for rank in ranks) == [2, 5]
+
+
+def test_micro_batches_are_as_few_as_the_bound_allows_and_keep_it() -> None:
+    (made,) = plan_step(range(8), single(*[100] * 8), world_size=1, micro_batch_tokens=300, layout=Layout.PACKED)
+    assert sorted(len(one.rows) for one in made) == [2, 3, 3]
+
+
+def test_a_plan_without_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^a plan needs at least one row$"):
+        plan(0)
+
+
+@pytest.mark.parametrize("missing", ["hidden_size", "num_hidden_layers", "vocab_size"])
+def test_work_without_one_of_the_sizes_is_that_of_the_defaults(missing: str) -> None:
+    sizes = {"hidden_size": 100, "num_hidden_layers": 10, "vocab_size": 24000, missing: None}
+    assert WorkModel.of_config(SimpleNamespace(**sizes)) == WorkModel()
