@@ -322,3 +322,18 @@ def test_an_answer_may_quote_a_dialogue_or_be_json() -> None:
     for text in (quoted, as_json):
         row = {"prompt": "Write a dialogue.", "chosen": text, "rejected": "no"}
         assert read_rows([(1, row)], "rows").table["target_chosen"].to_list() == [text]
+
+
+def test_a_system_turn_beside_the_engines_columns_is_an_error_too(tmp_path: Path) -> None:
+    pl.DataFrame([{"prompt": "q", "target_chosen": "a", "rejected": "b", "system": "Be terse."}]).write_parquet(
+        tmp_path / "rows.parquet"
+    )
+    assert main([str(tmp_path / "rows.parquet"), str(tmp_path / "out.jsonl"), "--to", "jsonl"]) == 65
+
+
+def test_faults_of_a_later_file_have_the_row_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        rows = [{"prompt": f"{name}?", "chosen": "yo", "rejected": "no"}, DIFFERING["prompt and both"][0]]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    examples = run_lint(tmp_path, capsys)["prompts-differ"]["examples"]
+    assert [example["row"] for example in examples] == [2, 4]
