@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from wrpo_engine.config import Objective
 from wrpo_operator.api.base import ATOMIC, FreeObject, SpecModel, list_map
+from wrpo_operator.api.depth import MAX_DEPTH, too_deep
 from wrpo_operator.api.lifecycle import Deadlines, Retries
 from wrpo_operator.api.pods import (
     LABEL_KEY_PATTERN,
@@ -333,6 +334,9 @@ def parse_spec(raw: Mapping[str, Any], policy: PodTemplatePolicy | None = None) 
     from wrpo_operator.api.pod_template import STRICT, protected_field_errors
     from wrpo_operator.api.rules import broken_rules
 
+    deep = too_deep(raw, "spec")
+    if deep:
+        raise SpecError((f"{deep} nests deeper than {MAX_DEPTH} levels, which no pod needs. Remove it.",))
     try:
         spec = ExperimentSpec.model_validate_json(json.dumps(raw), strict=True)
     except (ValidationError, TypeError, ValueError) as error:

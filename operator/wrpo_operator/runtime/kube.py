@@ -7,10 +7,10 @@ exception. Nothing is retried here: the work queue does that, with the state of 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -22,46 +22,21 @@ from kubernetes.aio import config as kube_config
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 
+from wrpo_operator.runtime.decode import UndecodableError, decode, encode
+from wrpo_operator.runtime.errors import KubeError, NoConnectionError, refusal, transport_error
 from wrpo_operator.runtime.resources import JsonObject, Resource, name_of, namespace_of
 
+__all__ = ["HttpKube", "KubeClient", "KubeError", "NoConnectionError", "Page", "list_all", "load_configuration"]
 FIELD_MANAGER = "wrpo-operator"
 REQUEST_TIMEOUT_S = 20.0
 CONNECTIONS = 24
 """To the API server. More requests wait here: each connection holds 256 KiB, and a burst should not be the server's."""
 PAGE = 100
 """Items of one answer to a list: some MiB of memory while it is read."""
+APPLY_TYPE = "application/apply-patch+yaml; charset=utf-8"
+"""With its parameter, so that the client library sends the body as it is."""
 IN_CLUSTER_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 Propagation = Literal["Background", "Foreground", "Orphan"]
-
-
-class KubeError(Exception):
-    """The API server refused a request, or could not be reached (`code` 0)."""
-
-    def __init__(self, code: int, reason: str, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.reason = reason
-        self.message = message
-        self.retry_after_s = retry_after_s
-
-    @property
-    def not_found(self) -> bool:
-        return self.code == 404
-
-    @property
-    def conflict(self) -> bool:
-        return self.code == 409
-
-    @property
-    def unreachable(self) -> bool:
-        return self.code == 0
-
-
-class NoConnectionError(KubeError):
-    """No kubeconfig and no in-cluster credentials, or unreadable ones."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(0, "NoConnection", message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +128,35 @@ async def _load_kubeconfig(configuration: Configuration, path: str, context: str
     )
 
 
+class _Session:
+    """HTTP session of one set of credentials. It is closed when it was replaced and nothing uses it any more."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self.rest = RESTClientObject(configuration)
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def close(self) -> None:
+        await self.rest.close()
+
+    async def retire(self) -> None:
+        await self._unused.wait()
+        await self.close()
+
+
 class HttpKube:
     """KubeClient over HTTPS. Credentials are read anew once when the server answers 401 (token rotation)."""
 
@@ -160,9 +164,9 @@ class HttpKube:
         self, configuration: Configuration, *, kubeconfig: str | None = None, context: str | None = None
     ) -> None:
         self._source = (kubeconfig, context)
-        self._configuration = configuration
-        self._rest = RESTClientObject(configuration)
+        self._session = _Session(configuration)
         self._reload = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> HttpKube:
@@ -171,10 +175,13 @@ class HttpKube:
 
     @property
     def server(self) -> str:
-        return str(self._configuration.host)
+        return str(self._session.configuration.host)
 
     async def close(self) -> None:
-        await self._rest.close()
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+        await self._session.close()
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
         return await self.request("GET", resource.path(namespace, name))
@@ -206,9 +213,9 @@ class HttpKube:
         return await self.request(
             "PATCH",
             resource.path(namespace_of(body) or None, name_of(body)),
-            body=body,
+            body=encode(body),
             query={"fieldManager": FIELD_MANAGER, "force": "true"},
-            content_type="application/apply-patch+yaml",
+            content_type=APPLY_TYPE,
         )
 
     async def merge_patch(
@@ -250,61 +257,61 @@ class HttpKube:
         method: str,
         path: str,
         *,
-        body: JsonObject | None = None,
+        body: JsonObject | bytes | None = None,
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",
     ) -> JsonObject:
         """Send one request and return the decoded answer."""
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
-        response = await self._send(method, path, body, query, content_type, timeout)
-        try:
+        async with self._answer(method, path, body, query, content_type, timeout) as response:
             data = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _transport_error(method, path, self.server, error) from error
         if response.status >= 400:
-            raise _refusal(method, path, response, data)
-        answer: JsonObject = json.loads(data) if data else {}
-        return answer
+            raise refusal(method, path, response, data)
+        try:
+            answer = decode(data) if data else {}
+        except UndecodableError as error:
+            raise KubeError(0, "Undecodable", f"the answer is {error}", request=f"{method} {path}") from error
+        return answer if isinstance(answer, dict) else {}
 
     async def stream_lines(self, path: str, query: Mapping[str, str] | None = None) -> AsyncIterator[bytes]:
         """Yield the lines of a long answer (logs, watches) until the server ends it; no total timeout."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S)
-        response = await self._send("GET", path, None, query, "application/json", timeout)
-        try:
+        async with self._answer("GET", path, None, query, "application/json", timeout) as response:
             if response.status >= 400:
-                raise _refusal("GET", path, response, await response.read())
+                raise refusal("GET", path, response, await response.read())
             async for line in response.content:
                 yield line
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _transport_error("GET", path, self.server, error) from error
-        finally:
-            response.close()
 
-    async def _send(
+    @asynccontextmanager
+    async def _answer(
         self,
         method: str,
         path: str,
-        body: JsonObject | None,
+        body: JsonObject | bytes | None,
         query: Mapping[str, str] | None,
         content_type: str,
         timeout: aiohttp.ClientTimeout,
-    ) -> aiohttp.ClientResponse:
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Hold an answer and the session that it comes over; errors of the transport become KubeError."""
         given = {key: value for key, value in (query or {}).items() if value}
         url = f"{self.server}{path}" + (f"?{urlencode(given)}" if given else "")
-        for last_try in (False, True):
-            headers = {"Accept": "application/json", "Content-Type": content_type, **await self._authorization()}
-            headers["User-Agent"] = FIELD_MANAGER
-            try:
-                answer = await self._rest.request(method, url, headers=headers, body=body, _request_timeout=timeout)
-            except (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError) as error:
-                raise _transport_error(method, path, self.server, error) from error
-            response: aiohttp.ClientResponse = answer.response
-            if response.status == 401 and not last_try:
-                response.release()
-                await self._reload_credentials()
-                continue
-            return response
-        raise AssertionError("the second try returns or raises")
+        try:
+            for last_try in (False, True):
+                session = self._session
+                with session.used():
+                    headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": FIELD_MANAGER}
+                    headers |= await _authorization(session.configuration)
+                    answer = await session.rest.request(
+                        method, url, headers=headers, body=body, _request_timeout=timeout
+                    )
+                    response: aiohttp.ClientResponse = answer.response
+                    async with response:
+                        if response.status != 401 or last_try:
+                            yield response
+                            return
+                await self._replace(session)
+        except (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError) as error:
+            raise transport_error(method, path, self.server, error) from error
 
     async def kopf_login(self) -> dict[str, Any]:
         """Return the same credentials, read anew, as arguments of kopf.ConnectionInfo. Safe on any event loop."""
@@ -321,16 +328,20 @@ class HttpKube:
             "proxy_url": configuration.proxy,
         }
 
-    async def _authorization(self) -> dict[str, str]:
-        scheme, token = await _credentials(self._configuration)
-        return {"Authorization": f"{scheme} {token}"} if token else {}
-
-    async def _reload_credentials(self) -> None:
+    async def _replace(self, refused: _Session) -> None:
+        """Read credentials again, unless another request has done so since; requests under way keep their session."""
         async with self._reload:
-            fresh = await load_configuration(*self._source)
-            old, self._configuration = self._rest, fresh
-            self._rest = RESTClientObject(fresh)
-            await old.close()
+            if self._session is not refused:
+                return
+            self._session = _Session(await load_configuration(*self._source))
+            task = asyncio.create_task(refused.retire(), name="retire-session")
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+
+async def _authorization(configuration: Configuration) -> dict[str, str]:
+    scheme, token = await _credentials(configuration)
+    return {"Authorization": f"{scheme} {token}"} if token else {}
 
 
 async def _credentials(configuration: Configuration) -> tuple[str, str]:
@@ -338,25 +349,3 @@ async def _credentials(configuration: Configuration) -> tuple[str, str]:
     value = str(await configuration.get_api_key_with_prefix("BearerToken") or "").strip()
     scheme, _, token = value.partition(" ")
     return (scheme.capitalize(), token.strip()) if token else ("Bearer" if scheme else "", scheme)
-
-
-def _transport_error(method: str, path: str, server: str, error: Exception) -> KubeError:
-    text = str(error) or type(error).__name__
-    return KubeError(0, "Unreachable", f"{method} {path}: the API server at {server} cannot be reached: {text}")
-
-
-def _refusal(method: str, path: str, response: aiohttp.ClientResponse, data: bytes) -> KubeError:
-    try:
-        status: Any = json.loads(data)
-    except ValueError:
-        status = {}
-    if not isinstance(status, dict):
-        status = {}
-    message = status.get("message") or data[:500].decode(errors="replace") or response.reason
-    after = response.headers.get("Retry-After", "")
-    return KubeError(
-        response.status,
-        str(status.get("reason") or response.reason or ""),
-        f"{method} {path}: {message}",
-        retry_after_s=float(after) if after.isdecimal() else None,
-    )

@@ -15,15 +15,21 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import aiohttp
 import kopf
 from kopf._core.reactor.inventory import ResourceMemories  # kopf.operator takes it, but does not export it
 
 from wrpo_operator.api import names
 from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, Resource
+from wrpo_operator.runtime.tolerant import tolerant_session
 
 log = logging.getLogger(__name__)
 CHILD_SELECTOR = f"{names.LABEL_MANAGED_BY}={names.MANAGER}"
 STOP_TIMEOUT_S = 15.0
+LOGIN_PAUSE_S = 2.0
+"""Between two logins: kopf asks for one at each 401, however soon."""
+ERROR_BACKOFFS_S: tuple[float, ...] = (0.5, 1, 2, 2)
+"""Pauses within one request. A list or watch that is refused after the last one begins again half a second later."""
 Sink = Callable[[Resource, str | None, JsonObject], None]
 """(resource, ADDED | MODIFIED | DELETED | None for an item of a list, object)"""
 Login = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -155,21 +161,32 @@ class WatchSession:
 
     async def _operate(self) -> None:
         scope: dict[str, Any] = {"namespaces": [self._namespace]} if self._namespace else {"clusterwide": True}
-        await kopf.operator(
-            registry=self._registry(),
-            settings=_settings(self._resources),
-            standalone=True,
-            memories=_NoMemories(),
-            stop_flag=self._stop,
-            **scope,
-        )
+        sessions: list[aiohttp.ClientSession] = []
+        try:
+            await kopf.operator(
+                registry=self._registry(sessions),
+                settings=_settings(self._resources),
+                standalone=True,
+                memories=_NoMemories(),
+                stop_flag=self._stop,
+                **scope,
+            )
+        finally:
+            for session in sessions:
+                await session.close()
 
-    def _registry(self) -> Any:
+    def _registry(self, sessions: list[aiohttp.ClientSession]) -> Any:
+        """`sessions` takes up those that are opened; kopf closes the ones that it has used."""
         registry = kopf.OperatorRegistry()
 
         @kopf.on.login(registry=registry)  # type: ignore[untyped-decorator]
         async def login(**_: Any) -> Any:
-            return kopf.ConnectionInfo(**await self._login())
+            if sessions:
+                await asyncio.sleep(LOGIN_PAUSE_S)
+            sessions[:] = [session for session in sessions if not session.closed]
+            found = tolerant_session(kopf.ConnectionInfo(**await self._login()))
+            sessions.append(found.aiohttp_session)
+            return found
 
         for resource in self._resources:
             kopf.on.event(resource.group, resource.version, resource.plural, id=resource.plural, registry=registry)(
@@ -207,7 +224,7 @@ def _settings(resources: tuple[Resource, ...]) -> Any:
     settings.watching.reconnect_backoff = 0.5
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
-    settings.networking.error_backoffs = (0.5, 1, 2, 2)
+    settings.networking.error_backoffs = ERROR_BACKOFFS_S
     settings.queueing.idle_timeout = 2
     for resource in resources:
         selector = selector_of(resource)

@@ -183,3 +183,57 @@ def test_missing_credentials_say_where_they_were_looked_for(tmp_path: Path, monk
         asyncio.run(load_configuration())
     assert "~/.kube/config" in caught.value.message
     assert "Set KUBECONFIG or pass --kubeconfig" in caught.value.message
+
+
+def test_text_beyond_the_basic_plane_is_applied_without_escapes_which_yaml_readers_refuse(tmp_path: Path) -> None:
+    bodies: list[bytes] = []
+
+    class Raw(Server):
+        async def handle(self, request: web.Request) -> web.Response:
+            bodies.append(await request.read())
+            return await super().handle(request)
+
+    body = {"metadata": {"name": "j", "namespace": "ns", "annotations": {"a": "\U0001f999 ü \u2028"}}}
+    talk(Raw(answer({})), lambda client: client.apply(JOBS, body), tmp_path)
+    assert b"\\u" not in bodies[0]
+    assert json.loads(bodies[0]) == body
+
+
+def test_an_answer_that_is_no_json_is_an_error_of_the_request(tmp_path: Path) -> None:
+    server = Server(web.Response(text="<html>welcome</html>"))
+    with pytest.raises(KubeError, match="GET /apis/batch/v1/namespaces/ns/jobs/j: the answer is no JSON: ") as caught:
+        talk(server, lambda client: client.get(JOBS, "j", "ns"), tmp_path)
+    assert caught.value.unreachable
+
+
+def test_requests_under_way_keep_their_session_when_credentials_are_read_again(tmp_path: Path) -> None:
+    class Slow(Server):
+        """Answers one request only after another was refused and repeated with new credentials."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.begun, self.repeated = asyncio.Event(), asyncio.Event()
+            self.refused = 0
+
+        async def handle(self, request: web.Request) -> web.Response:
+            if request.path.endswith("/slow"):
+                self.begun.set()
+                await self.repeated.wait()
+                await asyncio.sleep(0.05)
+                return answer({"name": "slow"})
+            if request.headers["Authorization"] == "Bearer first":
+                self.refused += 1
+                return answer({}, 401)
+            self.repeated.set()
+            return answer({"name": "quick"})
+
+    server = Slow()
+
+    async def both(client: HttpKube) -> list[Any]:
+        slow = asyncio.create_task(client.get(JOBS, "slow", "ns"))
+        await server.begun.wait()
+        (tmp_path / "token").write_text("second", encoding="ascii")
+        quick = [client.get(JOBS, f"quick-{number}", "ns") for number in range(5)]
+        return list(await asyncio.gather(slow, *quick))
+
+    assert talk(server, both, tmp_path) == [{"name": "slow"}, *[{"name": "quick"}] * 5]

@@ -1,0 +1,76 @@
+"""JSON of the API server -> Python, whatever a server can store.
+
+Python's own reader recurses with the nesting of the text and ends in RecursionError at a depth that depends on the
+caller; so does much of what handles the result. Here the depth is bounded: what nests deeper than MAX_DEPTH is
+replaced by null. `parse_spec` refuses specs long before that depth, so nothing is lost that could be used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from pydantic_core import from_json
+
+MAX_DEPTH = 150
+"""Below the bound of `from_json` (200); a spec begins at depth 4 of a list."""
+MAX_DIGITS = 400
+"""Longer integers exceed every number that JSON readers agree on."""
+OPENING, CLOSING = b"[{", b"]}"
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+
+class UndecodableError(ValueError):
+    """Bytes that are no JSON at all."""
+
+
+def decode(data: bytes) -> Any:
+    """Return the value of a JSON text of any depth; UndecodableError if it is no JSON."""
+    try:
+        return from_json(data)
+    except ValueError:
+        pass
+    try:
+        value = json.loads(cut_depth(data), parse_int=_integer)
+        # Half of a surrogate pair is no character: nothing could send it on.
+        return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    except ValueError as error:
+        raise UndecodableError(f"no JSON: {error}") from error
+
+
+def is_plain(data: bytes) -> bool:
+    """Whether any JSON reader takes the text."""
+    try:
+        from_json(data)
+    except ValueError:
+        return False
+    return True
+
+
+def encode(value: Any) -> bytes:
+    """Return JSON in UTF-8 without escapes of characters: a YAML reader refuses those of surrogate pairs."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def cut_depth(data: bytes, limit: int = MAX_DEPTH) -> bytes:
+    """Replace what nests deeper than `limit` by null. Reads the text once, without recursion."""
+    kept: list[bytes] = []
+    depth, begin = 0, 0
+    for token in _TOKENS.finditer(data):
+        bracket = data[token.start()]
+        if bracket in OPENING:
+            depth += 1
+            if depth == limit + 1:
+                kept += (data[begin : token.start()], b"null")
+        elif bracket in CLOSING:
+            depth -= 1
+            if depth == limit:
+                begin = token.end()
+    if depth <= limit:
+        kept.append(data[begin:])
+    return b"".join(kept)
+
+
+def _integer(text: str) -> int | float:
+    return int(text) if len(text) <= MAX_DIGITS else float(text)

@@ -1,0 +1,83 @@
+"""What goes wrong between the operator and the API server, as one exception."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+
+from wrpo_operator.runtime.decode import UndecodableError, decode
+
+
+class KubeError(Exception):
+    """The API server refused a request, or could not be reached (`code` 0)."""
+
+    def __init__(
+        self,
+        code: int,
+        reason: str,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        request: str = "",
+        causes: frozenset[str] = frozenset(),
+    ) -> None:
+        super().__init__(f"{request}: {message}" if request else message)
+        self.code = code
+        self.reason = reason
+        self.words = message
+        """What the server says, for users."""
+        self.message = str(self)
+        """The same after the request line, for logs."""
+        self.retry_after_s = retry_after_s
+        self.causes = causes
+        """Reasons of the answer's `details.causes`, e.g. NamespaceTerminating."""
+
+    @property
+    def not_found(self) -> bool:
+        return self.code == 404
+
+    @property
+    def conflict(self) -> bool:
+        return self.code == 409
+
+    @property
+    def unreachable(self) -> bool:
+        return self.code == 0
+
+
+class NoConnectionError(KubeError):
+    """No kubeconfig and no in-cluster credentials, or unreadable ones."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(0, "NoConnection", message)
+
+
+def transport_error(method: str, path: str, server: str, error: Exception) -> KubeError:
+    """Return the error of a request that got no answer."""
+    text = str(error) or type(error).__name__
+    return KubeError(
+        0, "Unreachable", f"the API server at {server} cannot be reached: {text}", request=f"{method} {path}"
+    )
+
+
+def refusal(method: str, path: str, response: aiohttp.ClientResponse, data: bytes) -> KubeError:
+    """Return what the server says in an answer that is an error, or the answer's text where it is no Status."""
+    try:
+        status: Any = decode(data)
+    except UndecodableError:
+        status = {}
+    if not isinstance(status, dict):
+        status = {}
+    message = status.get("message") or data[:500].decode(errors="replace") or response.reason
+    after = response.headers.get("Retry-After", "")
+    details = status.get("details")
+    causes = details.get("causes") if isinstance(details, dict) else None
+    return KubeError(
+        response.status,
+        str(status.get("reason") or response.reason or ""),
+        str(message),
+        retry_after_s=float(after) if after.isdecimal() else None,
+        request=f"{method} {path}",
+        causes=frozenset(str(cause.get("reason")) for cause in causes or () if isinstance(cause, dict)),
+    )

@@ -1,0 +1,115 @@
+"""The HTTP session that kopf watches through: what it hands on is safe to decode and ends no watch for good.
+
+kopf takes refusals other than 410 and 429 as fatal, and so does an API server that answers 403 while it starts. It also
+decodes what it is sent by Python's own reader, which ends in RecursionError for a deeply nested object. Both would stop
+the watches of all namespaces.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import aiohttp
+import kopf
+from aiohttp.connector import Connection
+
+from wrpo_operator.runtime.decode import UndecodableError, decode, encode, is_plain
+
+log = logging.getLogger(__name__)
+FATAL = frozenset({401, 404, 410})
+"""Answers that kopf has to hear of: it reads credentials again, ends the session, or lists again."""
+GONE = b'{"type":"ERROR","object":{"kind":"Status","status":"Failure","code":410,"reason":"Expired"}}'
+
+
+class RefusedError(aiohttp.ClientConnectionError):
+    """A refusal in the form of a lost connection, after which kopf tries again."""
+
+
+def watch_line(line: bytes) -> bytes:
+    """Return a watch event that any reader can decode; empty for a line that is no event.
+
+    An error within a watch becomes 410, so that the watch begins again with a list.
+    """
+    if line.startswith(b'{"type":"') and b'"ERROR"' not in line[:64] and is_plain(line):
+        return line
+    try:
+        event = decode(line)
+    except UndecodableError as error:
+        log.warning("a watch event is left out, because it is %s", error)
+        return b""
+    if not isinstance(event, dict) or not isinstance(event.get("object"), dict):
+        log.warning("a watch event is left out, because it has no object")
+        return b""
+    if event.get("type") == "ERROR":
+        if event["object"].get("code") != 410:
+            log.warning("a watch begins again: %s", str(event["object"].get("message"))[:500])
+        return GONE
+    return encode(event)
+
+
+class _Lines:
+    """A response's content whose lines are watch events."""
+
+    def __init__(self, content: aiohttp.StreamReader) -> None:
+        self._content = content
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._content, name)
+
+    async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
+        rest = b""
+        async for data in self._content.iter_chunked(size):
+            *whole, rest = (rest + data).split(b"\n")
+            for line in whole:
+                yield _ended(watch_line(line))
+        if rest.strip():
+            yield _ended(watch_line(rest))
+
+
+def _ended(line: bytes) -> bytes:
+    return line + b"\n" if line else b""
+
+
+class TolerantResponse(aiohttp.ClientResponse):
+    """Refusals become lost connections, and content is decoded safely."""
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        """Read the head of the response; RefusedError where kopf would give up."""
+        await super().start(connection)
+        if self.status >= 400 and self.status not in FATAL | {429}:
+            text = (await self.read())[:500].decode(errors="replace")
+            raise RefusedError(f"{self.status} {self.reason}: {text}")
+        if self.status < 400:
+            self.content = cast("aiohttp.StreamReader", _Lines(self.content))
+        return self
+
+    async def json(
+        self,
+        *,
+        encoding: str | None = None,
+        loads: Callable[[str], Any] = json.loads,
+        content_type: str | None = "application/json",
+    ) -> Any:
+        """Decode a whole answer, e.g. a list."""
+        del encoding, loads, content_type
+        try:
+            return decode(await self.read())
+        except UndecodableError as error:
+            if self.status >= 400:
+                raise json.JSONDecodeError(str(error), "", 0) from error
+            raise RefusedError(f"the answer of {self.url.path} is {error}") from error
+
+
+def tolerant_session(info: kopf.ConnectionInfo) -> kopf.AiohttpSession:
+    """Return kopf's credentials with a session of this kind; whoever asks closes it."""
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
+        headers=info.as_http_headers(),
+        proxy=info.proxy_url,
+        trust_env=info.trust_env,
+        response_class=TolerantResponse,
+    )
+    return kopf.AiohttpSession(server=info.server, default_namespace=info.default_namespace, aiohttp_session=session)
