@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, PlainValidator, StringConstraints, WithJsonSchema
+from annotated_types import MaxLen
+from pydantic import BaseModel, ConfigDict, PlainValidator, StringConstraints, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
 
 MODEL_PATTERN = (
@@ -67,7 +70,10 @@ class SpecModel(BaseModel):
 
 
 class StatusModel(BaseModel):
-    """A part of the status. Unknown fields of a newer version are dropped, not refused."""
+    """A part of the status. Unknown fields of a newer version are dropped, not refused.
+
+    Texts are cut to the length of their field, whoever wrote them: a status that is too long could not be written.
+    """
 
     model_config = ConfigDict(
         extra="ignore",
@@ -77,3 +83,34 @@ class StatusModel(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cut(cls, values: Any) -> Any:
+        return cut_texts(cls, values) if isinstance(values, Mapping) else values
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with changes, cut like those of a new object."""
+        return super().model_copy(update=cut_texts(type(self), update) if update else update, deep=deep)
+
+
+def cut_texts(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a model's fields, by name or alias, with texts cut to the fields' lengths."""
+    limits = _lengths(model)
+    return {
+        name: f"{value[: limits[name] - 1]}…"
+        if isinstance(value, str) and name in limits and len(value) > limits[name]
+        else value
+        for name, value in values.items()
+    }
+
+
+@cache
+def _lengths(model: type[BaseModel]) -> dict[str, int]:
+    found = {
+        name: limit.max_length
+        for name, field in model.model_fields.items()
+        for limit in field.metadata
+        if isinstance(limit, MaxLen)
+    }
+    return found | {to_camel(name): length for name, length in found.items()}

@@ -44,6 +44,9 @@ class Reason(StrEnum):
     RETRY_WAIT = "WaitingForRetry"
     PREVIOUS_ATTEMPT = "PreviousAttemptRunning"
     API_REFUSED = "ApiRefused"
+    NAME_TAKEN = "NameTaken"
+    STATUS_REFUSED = "StatusRefused"
+    NAMESPACE_TERMINATING = "NamespaceTerminating"
     QUEUED = "Queued"
     CRASH_LOOP = "CrashLooping"
     CLAIM_PENDING = "ClaimPending"
@@ -295,9 +298,9 @@ def noted(reason: Reason, words: str) -> str:
         Reason.PREEMPTED: "It goes on by itself when the queue has room again; no retry is used up.",
         Reason.PODS_READY_TIMEOUT: "Not all of its pods were ready in time; look why they do not start.",
     }.get(reason, "")
-    text = words.strip()
-    sentence = text if text.endswith((".", "!", "?")) else f"{text}."
-    return f"{sentence} {remedy}".strip()
+    if reason is Reason.QUOTA_EXCEEDED and "must specify" in words:
+        remedy = "The quota needs a value for each of them: set them in spec.resources."
+    return f"{sentence(words)} {remedy}".strip()
 
 
 def missing_object(kind: str, name: str) -> str:
@@ -315,8 +318,43 @@ def artifact_busy(stage: str, experiment: str) -> str:
     return f"Experiment `{experiment}` is making the same artifact of {stage}; it will be used when it is there."
 
 
-def api_refused(words: str) -> str:
-    return f"The cluster refuses what the next step needs: {words} It is tried again until the cluster allows it."
+def sentence(text: str) -> str:
+    """Return words of the cluster with a full stop."""
+    text = text.strip()
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
+
+
+def api_refused(kind: str, words: str) -> str:
+    """`words` are the API server's."""
+    return f"The API server refuses the {kind}: {sentence(words)} It is tried again until the server accepts it."
+
+
+def template_refused(kind: str, words: str) -> str:
+    """`words` are the API server's, with the user's paths."""
+    return (
+        f"The API server cannot accept the {kind} that the spec asks for: {sentence(words)} Correct the fields it "
+        "names (spec.podTemplate, spec.resources, spec.env or spec.scheduling); the stage then starts."
+    )
+
+
+def name_taken(kind: str, name: str, namespace: str, words: str) -> str:
+    """`words` are the API server's."""
+    return (
+        f"{kind} `{name}` exists already and was not created for this attempt. Delete it: `kubectl delete "
+        f"{kind.lower()} {name} -n {namespace}`; the stage then starts. The API server says: {sentence(words)}"
+    )
+
+
+def status_refused(words: str) -> str:
+    """`words` are the API server's."""
+    return (
+        f"The API server does not store the experiment's status: {sentence(words)} If the experiment is near the size "
+        "that the server takes (1.5 MB), make spec.podTemplate smaller."
+    )
+
+
+def namespace_terminating(namespace: str) -> str:
+    return f"Namespace `{namespace}` is being deleted, so nothing can be created in it."
 
 
 def previous_attempt(stage: str, pod: str) -> str:

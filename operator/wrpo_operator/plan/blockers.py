@@ -40,14 +40,14 @@ def find_blockers(
     known = {(blocker.object, blocker.reason): blocker.since for blocker in snapshot.experiment.status.blockers}
     found: dict[tuple[str, str], Blocker] = {}
     of_stages = (item for view in views for item in _of_stage(snapshot, spec, view, now))
-    for obstacle in (*_of_held(held), *of_stages):
+    for obstacle in (*_of_experiment(snapshot), *_of_held(held), *of_stages):
         key = (obstacle.object, obstacle.reason)
         found.setdefault(
             key,
             Blocker(
-                object=obstacle.object[:320],
-                reason=obstacle.reason[:128],
-                message=obstacle.message[:4096],
+                object=obstacle.object,
+                reason=obstacle.reason,
+                message=obstacle.message,
                 since=known.get(key, to_time(now)),
                 stage=obstacle.stage,
             ),
@@ -58,6 +58,13 @@ def find_blockers(
 def waiting_words(snapshot: Snapshot, view: StageView, now: datetime) -> str:
     """Return why a stage's pods do not run, for the message of a missed deadline; empty when nothing is known."""
     return next((obstacle.message for obstacle in (*_of_notes(snapshot, view), *_of_pods(view, now))), "")
+
+
+def _of_experiment(snapshot: Snapshot) -> Iterator[Obstacle]:
+    """Explain what is refused whatever the stage, e.g. to suspend or delete a child."""
+    refused = snapshot.refused.get("")
+    if refused is not None and refused.object:
+        yield Obstacle(refused.object, refused.reason, refused.message)
 
 
 def _of_held(held: Sequence[Held]) -> Iterator[Obstacle]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from wrpo_engine.config import ExitCode
 from wrpo_operator.api import conditions as words
-from wrpo_operator.api.status import MAX_ATTEMPT_MESSAGE, Attempt, AttemptState, to_time
+from wrpo_operator.api.status import Attempt, AttemptState, to_time
 from wrpo_operator.plan.model import ChildFact, ChildState, FailureKind, PodFact
 
 LIVE = frozenset({ChildState.PENDING, ChildState.RUNNING, ChildState.SUSPENDED, ChildState.DELETING})
@@ -67,8 +67,8 @@ def attempt_of(child: ChildFact, before: Attempt | None, now: datetime) -> Attem
             end = {
                 "state": AttemptState.DISRUPTED if disrupted else AttemptState.FAILED,
                 "exit_code": failure.exit_code,
-                "reason": failure.reason[:128],
-                "message": failure.message[:MAX_ATTEMPT_MESSAGE],
+                "reason": failure.reason,
+                "message": failure.message,
                 "failure": failure.kind.value,
                 "step": failure.step,
             }

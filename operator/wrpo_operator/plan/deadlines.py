@@ -11,7 +11,7 @@ from wrpo_operator.api import conditions as words
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.lifecycle import Deadlines
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.api.status import MAX_ATTEMPT_MESSAGE, Attempt, AttemptState, from_time, to_time
+from wrpo_operator.api.status import Attempt, AttemptState, from_time, to_time
 from wrpo_operator.plan.blockers import waiting_words
 from wrpo_operator.plan.memory import StageView, count_failures, decide
 from wrpo_operator.plan.model import ChildFact, ChildState, DeleteChild, FailureKind, Snapshot
@@ -151,7 +151,7 @@ def _failure(kind: FailureKind, reason: Reason, message: str, now: datetime) -> 
         "state": AttemptState.FAILED,
         "failure": kind.value,
         "reason": reason.value,
-        "message": message[:MAX_ATTEMPT_MESSAGE],
+        "message": message,
         "finished_at": to_time(now),
         "pending_since": None,
     }

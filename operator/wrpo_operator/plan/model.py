@@ -117,6 +117,18 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """What the API server refuses to an experiment, and what the user is told of it."""
+
+    object: str
+    """E.g. Job/NAME; empty while it may be a passing error, of which nobody is told."""
+    reason: Reason
+    message: str
+    is_final: bool = False
+    """Whether no waiting will change it: the spec has to be edited."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChildFact:
     """A Job or training resource of this operator (of this experiment, or of another sharing an artifact)."""
 
@@ -198,6 +210,8 @@ class Snapshot:
     """uid of a waiting child -> what the cluster says about it."""
     pending_claims: tuple[tuple[str, str], ...] = ()
     """(name, storage class) of claims that the spec refers to and that are not bound yet."""
+    refused: Mapping[str, Refusal] = field(default_factory=dict)
+    """Stage -> why its next attempt is not applied now; the empty string for what concerns no single stage."""
 
 
 @dataclass(frozen=True, slots=True)

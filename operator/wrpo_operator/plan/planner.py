@@ -77,7 +77,9 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     held = tuple(start for start in decided if isinstance(start, Held))
 
     blockers = find_blockers(snapshot, spec, stops.views, held, now) if failure is None else ()
-    decisions = Decisions(stops.views, starts, held, failure, blockers, lost)
+    refusals = (snapshot.refused.get(str(item.view.id)) for item in held)
+    rejected = next((refused.message for refused in refusals if refused is not None and refused.is_final), "")
+    decisions = Decisions(stops.views, starts, held, failure, blockers, lost, rejected)
     status = build_status(snapshot, spec, decisions, now)
     deleted += forgotten_children(stops.views, status.stages)
     deleted += expired_children(snapshot, spec, now) if status.finished_at == experiment.status.finished_at else ()

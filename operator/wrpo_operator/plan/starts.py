@@ -91,8 +91,11 @@ def decide_starts(
     starts: list[Start] = []
     for view in ready:
         held = _held(snapshot, spec, view, now)
+        refused = snapshot.refused.get(str(view.id))
         if held is not None:
             starts.append(held)
+        elif refused is not None:
+            starts.append(Held(view, refused.reason, refused.message, refused.object))
         elif isinstance(view.next, StartAttempt):
             starts.append(planned_attempt(snapshot, spec, view.node, hashes, view.next.number))
     return tuple(starts)

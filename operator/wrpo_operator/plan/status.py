@@ -58,6 +58,8 @@ class Decisions:
     blockers: tuple[Blocker, ...] = ()
     lost: Mapping[str, StageFailure] = field(default_factory=dict)
     """Sources that the experiment goes on without."""
+    rejected: str = ""
+    """Why the API server will never accept what the spec asks for; empty if it may."""
 
     def loss_of(self, spec: ExperimentSpec, stage: StageId) -> StageFailure | None:
         """Return the failure for which a stage's source is left out."""
@@ -71,7 +73,7 @@ def describe_failure(view: StageView, reason: Reason, limit: int) -> StageFailur
     if reason == Reason.SAME_ERROR and last is not None and last.step is not None:
         said = words.same_error(last.step) + said
     text = words.stage_failed(str(view.id), last.number if last else 0, view.record.failed_attempts, limit, said)
-    return StageFailure(view.id, reason, text[:4096])
+    return StageFailure(view.id, reason, text)
 
 
 def build_status(snapshot: Snapshot, spec: ExperimentSpec, decided: Decisions, now: datetime) -> ExperimentStatus:
@@ -86,6 +88,8 @@ def build_status(snapshot: Snapshot, spec: ExperimentSpec, decided: Decisions, n
     )
     wanted = [(view, stage) for view, stage in zip(decided.views, stages, strict=True) if losses[view.id] is None]
     phase = _phase(spec, [stage for _, stage in wanted], decided.failure)
+    if decided.rejected and not any(view.live for view in decided.views):
+        phase = Phase.INVALID
     progress = overall([view for view, _ in wanted], [stage for _, stage in wanted])
     started = min((stage.started_at for stage in stages if stage.started_at), default=None)
     ended = phase in FINISHED
@@ -107,7 +111,7 @@ def build_status(snapshot: Snapshot, spec: ExperimentSpec, decided: Decisions, n
 
 def invalid_status(experiment: Experiment, now: datetime) -> ExperimentStatus:
     """Return the status of a spec that cannot be accepted; what is known of stages stays."""
-    message = words.invalid(experiment.spec_errors)[:4096]
+    message = words.invalid(experiment.spec_errors)
     status = experiment.status.model_copy(
         update={
             "observed_generation": experiment.generation,
@@ -141,23 +145,27 @@ def _conditions(spec: ExperimentSpec, status: ExperimentStatus, decided: Decisio
         progressing = (False, Reason.FINISHED, words.finished(str(phase)))
     elif spec.suspend:
         progressing = (False, Reason.SUSPENDED, words.suspended())
+    elif phase is Phase.INVALID:
+        progressing = (False, Reason.INVALID_SPEC, words.not_accepted_yet())
     elif running:
-        progressing = (True, Reason.STAGES_RUNNING, words.running(running)[:4096])
+        progressing = (True, Reason.STAGES_RUNNING, words.running(running))
     else:
-        progressing = (True, Reason.WAITING, words.waiting(waiting)[:4096])
+        progressing = (True, Reason.WAITING, words.waiting(waiting))
     blocked: tuple[bool, Reason | str, str] = (False, Reason.NOTHING_BLOCKS, words.nothing_blocks())
     if status.blockers and not ended:
         first = status.blockers[0]
-        blocked = (True, first.reason, f"{first.object}: {first.message}"[:4096])
+        blocked = (True, first.reason, f"{first.object}: {first.message}")
     suspended = spec.suspend and not ended
     succeeded = sum(stage.state is StageState.SUCCEEDED for stage in status.stages)
     degraded: tuple[bool, Reason | str, str] = (False, Reason.ALL_SOURCES_USED, words.all_sources_used())
     if decided.lost:
         failures = {name: loss.message for name, loss in decided.lost.items()}
-        degraded = (True, Reason.SOURCE_FAILED, words.sources_lost(failures)[:4096])
+        degraded = (True, Reason.SOURCE_FAILED, words.sources_lost(failures))
     return {
         ConditionType.SOURCES_DEGRADED: degraded,
-        ConditionType.ACCEPTED: (True, Reason.VALID, words.accepted()),
+        ConditionType.ACCEPTED: (False, Reason.INVALID_SPEC, decided.rejected)
+        if decided.rejected
+        else (True, Reason.VALID, words.accepted()),
         ConditionType.PROGRESSING: progressing,
         ConditionType.BLOCKED: blocked,
         ConditionType.SUSPENDED: (True, Reason.SUSPENDED, words.suspended())

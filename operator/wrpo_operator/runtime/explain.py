@@ -210,6 +210,6 @@ def refusal_reason(message: str) -> Reason:
         return Reason.QUOTA_EXCEEDED
     if "violates podsecurity" in text:
         return Reason.POD_SECURITY
-    if "admission webhook" in text:
+    if "admission webhook" in text or "validatingadmissionpolicy" in text:
         return Reason.ADMISSION_DENIED
     return Reason.PODS_REFUSED

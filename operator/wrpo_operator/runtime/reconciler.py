@@ -8,23 +8,23 @@ the status has recorded why, for a child that is gone cannot tell any more.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from wrpo_operator.api import conditions as words
 from wrpo_operator.api import names
-from wrpo_operator.api.conditions import ConditionType, Reason
+from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.api.status import FINISHED, MAX_BLOCKERS, Blocker, Condition, ExperimentStatus, to_time
+from wrpo_operator.api.status import FINISHED
 from wrpo_operator.plan.model import (
     ChildFact,
     DeleteChild,
     Experiment,
+    Manifest,
+    Note,
     Plan,
     PlannedAttempt,
     PlannedEvent,
@@ -40,32 +40,42 @@ from wrpo_operator.runtime.explain import Explainer
 from wrpo_operator.runtime.kube import KubeClient, KubeError
 from wrpo_operator.runtime.log import bind
 from wrpo_operator.runtime.queue import RetryAfterError
+from wrpo_operator.runtime.refusals import NAMESPACE_TERMINATING, STATUS, RefusalBook, is_passing, shorten
 from wrpo_operator.runtime.resources import (
     APPLIED_RESOURCES,
     CHILD_RESOURCES,
     CLAIMS,
+    CONFIG_MAPS,
     EXPERIMENTS,
     SERVICE_ACCOUNTS,
     JsonObject,
+    Resource,
     meta,
+    name_of,
     namespace_of,
 )
 from wrpo_operator.runtime.snapshot import SnapshotBuilder
 from wrpo_operator.runtime.store import ObjectStore
+from wrpo_operator.runtime.writes import merge_patch_of, together
 
 log = logging.getLogger(__name__)
 Key = tuple[str, str]
 """(namespace, name) of an experiment"""
-REFUSALS = frozenset({400, 403, 404, 413, 422})
-"""Answers that a fresh look does not change; someone has to do something."""
-NOT_SERVED = "ChildKindNotServed"
-"""A child's kind has just gone; discovery says so within seconds, in better words (TrainingBackendMissing)."""
-ACCOUNT_TTL_S = 300.0
-TOGETHER = 8
-"""Requests of one experiment that are under way at the same time."""
+APPLIED_TTL_S = 300.0
+"""How long what goes before a child (account, ConfigMap) counts as applied: a refused child is tried again alone."""
 STARTING_S = 0.2
 """How soon to look again when another experiment is just starting a stage that this one wants to start, or when the
 experiment was changed during the look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A write that the API server did not carry out."""
+
+    error: KubeError
+    manifest: Manifest
+    planned: PlannedAttempt | None = None
+    """None: it concerns no single stage."""
 
 
 class NotLeadingError(Exception):
@@ -105,8 +115,10 @@ class Reconciler:
         self._now = now
         self._monotonic = monotonic
         self._forget = forget
-        self._accounts: dict[str, float] = {}
-        """Namespace -> when its ServiceAccount was last made sure of."""
+        self._applied: dict[tuple[str, str, str], float] = {}
+        """(namespace, kind, name) -> when a ServiceAccount or ConfigMap was last applied."""
+        self._refusals = RefusalBook(monotonic)
+        self._uids: dict[Key, str] = {}
         self._explainer = Explainer(client, monotonic)
         self._starting: dict[tuple[str, str], str] = {}
         """(namespace, artifact key) of attempts that are being applied -> the experiment's uid."""
@@ -118,66 +130,112 @@ class Reconciler:
         obj = self._store.get(EXPERIMENTS, namespace, name)
         if obj is None:
             self._snapshots.forget(key)
+            self._refusals.forget(self._uids.pop(key, ""))
+            # Its namespace may be deleted and created again, without the account.
+            self._applied.pop((namespace, SERVICE_ACCOUNTS.kind, self._settings.render.service_account), None)
             self._forget(key)
             return None
         if not self._may_act():
             return None
         experiment = self._snapshots.experiment(obj)
+        self._uids[key] = experiment.uid
         try:
             snapshot = await self._look(experiment)
-        except KubeError as error:
-            raise RetryAfterError(error.retry_after_s or 0.0) from error
-        todo = plan(snapshot, self._now())
-        # Nothing is awaited between the snapshot and this: of two plans for one artifact only the first is carried out.
-        keys = [(namespace, planned.artifact_key) for planned in todo.apply]
-        if any(self._starting.get(each, experiment.uid) != experiment.uid for each in keys):
-            return STARTING_S
-        self._starting.update(dict.fromkeys(keys, experiment.uid))
-        try:
-            await self._apply(experiment, todo)
-            if not await self._write_status(obj, experiment, todo):
+            todo = plan(replace(snapshot, refused=self._refusals.held(experiment)), self._now())
+            # Nothing is awaited between the snapshot and this: of two plans for one artifact only the first is carried
+            # out.
+            keys = [(namespace, planned.artifact_key) for planned in todo.apply]
+            if any(self._starting.get(each, experiment.uid) != experiment.uid for each in keys):
                 return STARTING_S
-            for deletion in todo.delete:
-                await self._delete(experiment, deletion)
-            await _together(self._post(obj, event) for event in todo.events)
+            self._starting.update(dict.fromkeys(keys, experiment.uid))
+            try:
+                todo, is_done = await self._carry_out(obj, experiment, snapshot, todo)
+            finally:
+                for each in keys:
+                    self._starting.pop(each, None)
         except NotLeadingError:
             log.info("stopped half-way: this operator leads no more")
             return None
         except KubeError as error:
-            await self._explain(obj, experiment, error)
             raise RetryAfterError(error.retry_after_s or 0.0) from error
-        finally:
-            for each in keys:
-                self._starting.pop(each, None)
+        if not is_done:
+            return STARTING_S
         if (todo.status or experiment.status).phase in FINISHED:
             # What the spec says takes 90 KiB, and few looks are still to come: they read it again.
             self._snapshots.forget(key)
-        return todo.requeue_after_s
+        waits = [todo.requeue_after_s, self._refusals.due_in_s(experiment)]
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    async def _carry_out(
+        self, obj: JsonObject, experiment: Experiment, snapshot: Snapshot, todo: Plan
+    ) -> tuple[Plan, bool]:
+        """Write what is planned; return the plan as far as it was accepted, and whether its status is up to date.
+
+        What is refused is told beside what has been observed: the plan is made again, from the same snapshot, with the
+        refusals as part of it. An unreachable server raises.
+        """
+        refused = await self._apply(experiment, todo)
+        if refused:
+            self._note(experiment, refused)
+            todo = plan(replace(snapshot, refused=self._refusals.of(experiment)), self._now())
+        if not await self._write_status(obj, experiment, todo):
+            return todo, False
+        undeleted = [found for deletion in todo.delete if (found := await self._delete(experiment, deletion))]
+        self._note(experiment, undeleted)
+        is_lifted = not refused and not undeleted and self._refusals.clear(experiment, "")
+        if len(undeleted) < len(todo.delete):
+            # What was deleted may have been in the way, e.g. of a quota.
+            self._refusals.hasten(experiment)
+        if not any(NAMESPACE_TERMINATING in found.error.causes for found in refused):
+            await together(self._post(obj, event) for event in todo.events)
+        return todo, not is_lifted
+
+    def _note(self, experiment: Experiment, refused: Iterable[Refused]) -> None:
+        """Remember refusals; each is logged once."""
+        for found in refused:
+            stage = str(found.planned.node.id) if found.planned else ""
+            news = self._refusals.record(experiment, stage, found.error, found.manifest)
+            if news is not None:
+                log.warning("%s", found.error.message, extra={"reason": news.reason.value})
 
     async def _post(self, obj: JsonObject, event: PlannedEvent) -> None:
         now, host = self._now(), self._settings.identity
         await events.post(self._client, obj, event, now=now, host=host, check=self._check)
 
-    async def _apply(self, experiment: Experiment, todo: Plan) -> None:
-        for change in todo.suspend:
-            await self._set_suspend(experiment, change)
+    async def _apply(self, experiment: Experiment, todo: Plan) -> list[Refused]:
+        """Apply what is planned; return what was refused."""
+        changes = [found for change in todo.suspend if (found := await self._set_suspend(experiment, change))]
         if todo.apply and self._settings.manage_service_account:
-            await self._ensure_service_account(experiment.namespace)
-        await _together(self._start(experiment, planned) for planned in todo.apply)
+            account = self._service_account(experiment.namespace)
+            try:
+                await self._apply_once(account)
+            except KubeError as error:
+                if error.unreachable:
+                    raise
+                return [*changes, *(Refused(error, account, planned) for planned in todo.apply)]
+        started = await together(self._start(experiment, planned) for planned in todo.apply)
+        return [*changes, *(found for found in started if found is not None)]
 
-    async def _start(self, experiment: Experiment, planned: PlannedAttempt) -> None:
+    async def _start(self, experiment: Experiment, planned: PlannedAttempt) -> Refused | None:
         """Apply the manifests of one attempt, ConfigMap first."""
         for manifest in render_attempt(experiment, planned, self._settings.render):
-            self._check()
             resource = APPLIED_RESOURCES[manifest["apiVersion"], manifest["kind"]]
             try:
+                if resource == CONFIG_MAPS:
+                    await self._apply_once(manifest)
+                    continue
+                self._check()
                 answer = await self._client.apply(resource, manifest)
             except KubeError as error:
-                if error.not_found and resource.kind in CHILD_RESOURCES:
-                    raise KubeError(error.code, NOT_SERVED, error.message) from error
-                raise
+                if error.unreachable:
+                    raise
+                return Refused(error, manifest, planned)
             if resource.kind in CHILD_RESOURCES:
                 self._store.upsert(resource, {"apiVersion": resource.api_version, "kind": resource.kind, **answer})
+        self._applied = {
+            key: at for key, at in self._applied.items() if not key[2].startswith(f"{planned.child_name}-")
+        }
+        self._refusals.clear(experiment, str(planned.node.id))
         log.info(
             "started %s attempt %d as %s",
             planned.node.id,
@@ -185,25 +243,39 @@ class Reconciler:
             planned.child_name,
             extra={"stage": str(planned.node.id), "attempt": planned.attempt, "child": planned.child_name},
         )
+        return None
 
-    async def _delete(self, experiment: Experiment, deletion: DeleteChild) -> None:
+    async def _apply_once(self, manifest: Manifest) -> None:
+        """Apply what goes before a child, unless it was just applied: a ConfigMap's name is made of its content."""
+        resource = APPLIED_RESOURCES[manifest["apiVersion"], manifest["kind"]]
+        key, at = (namespace_of(manifest), resource.kind, name_of(manifest)), self._monotonic()
+        if at - self._applied.get(key, float("-inf")) < APPLIED_TTL_S:
+            return
+        self._check()
+        await self._client.apply(resource, manifest)
+        self._applied = {known: when for known, when in self._applied.items() if at - when < APPLIED_TTL_S} | {key: at}
+
+    async def _delete(self, experiment: Experiment, deletion: DeleteChild) -> Refused | None:
         self._check()
         resource = CHILD_RESOURCES[deletion.kind]
         log.info("deleting %s %s: %s", deletion.kind, deletion.name, deletion.reason, extra={"child": deletion.name})
         try:
             answer = await self._client.delete(resource, deletion.name, experiment.namespace, uid=deletion.uid)
         except KubeError as error:
-            if not (error.not_found or error.conflict):  # conflict: another object has that name by now
+            if error.unreachable:
                 raise
+            if not (error.not_found or error.conflict):  # conflict: another object has that name by now
+                return Refused(error, _named(resource, deletion.name, experiment))
             answer = {}
         if meta(answer).get("deletionTimestamp"):
             self._store.upsert(resource, {"apiVersion": resource.api_version, "kind": resource.kind, **answer})
-            return
+            return None
         self._store.delete(
             resource, {"metadata": {"namespace": experiment.namespace, "name": deletion.name, "uid": deletion.uid}}
         )
+        return None
 
-    async def _set_suspend(self, experiment: Experiment, change: SetSuspend) -> None:
+    async def _set_suspend(self, experiment: Experiment, change: SetSuspend) -> Refused | None:
         self._check()
         resource = CHILD_RESOURCES[change.kind]
         backend = BACKENDS.get(change.kind)
@@ -213,10 +285,11 @@ class Reconciler:
         try:
             answer = await self._client.merge_patch(resource, change.name, experiment.namespace, patch)
         except KubeError as error:
-            if not error.not_found:
+            if error.unreachable:
                 raise
-            return
+            return None if error.not_found else Refused(error, _named(resource, change.name, experiment))
         self._store.upsert(resource, {"apiVersion": resource.api_version, "kind": resource.kind, **answer})
+        return None
 
     async def _write_status(self, obj: JsonObject, experiment: Experiment, todo: Plan) -> bool:
         """Write the status if it changed; return False if the experiment was not what it was taken for.
@@ -239,12 +312,22 @@ class Reconciler:
             if error.not_found:
                 return True
             if not error.conflict:
+                if not is_passing(error):
+                    await self._tell_of_status(obj, experiment, error)
                 raise
             answer = await self._client.get(EXPERIMENTS, experiment.name, experiment.namespace)
             self._store.upsert(EXPERIMENTS, answer)
             return False
         self._store.upsert(EXPERIMENTS, answer)
+        self._refusals.clear(experiment, STATUS)
         return True
+
+    async def _tell_of_status(self, obj: JsonObject, experiment: Experiment, error: KubeError) -> None:
+        """Say in an Event what no status can say, e.g. because the object has no room for one."""
+        manifest = _named(EXPERIMENTS, experiment.name, experiment)
+        if self._refusals.record(experiment, STATUS, error, manifest) is not None:
+            text = words.status_refused(shorten(error.words))
+            await self._post(obj, PlannedEvent("Warning", Reason.STATUS_REFUSED.value, text))
 
     async def _look(self, experiment: Experiment) -> Snapshot:
         """Return the snapshot of one moment: nothing is awaited after the last look at the store."""
@@ -261,23 +344,26 @@ class Reconciler:
         """Return the parts of the snapshot that are not watched: claims, and why waiting children wait."""
         missing: tuple[tuple[str, str], ...] = ()
         pending: tuple[tuple[str, str], ...] = ()
+        notes: dict[str, tuple[Note, ...]] = {}
         volume = spec.storage.volume
-        if volume is not None:
-            claim = await self._explainer.claim(experiment.namespace, volume.claim_name)
-            if claim is None:
-                missing = ((CLAIMS.kind, volume.claim_name),)
-            elif claim.phase != "Bound":
-                pending = ((volume.claim_name, claim.storage_class),)
-        notes = await self._explainer.notes(experiment.namespace, children, self._now())
+        try:
+            if volume is not None:
+                claim = await self._explainer.claim(experiment.namespace, volume.claim_name)
+                if claim is None:
+                    missing = ((CLAIMS.kind, volume.claim_name),)
+                elif claim.phase != "Bound":
+                    pending = ((volume.claim_name, claim.storage_class),)
+            notes = await self._explainer.notes(experiment.namespace, children, self._now())
+        except KubeError as error:
+            if error.unreachable:
+                raise
+            # What explains children decides nothing: they go on without it.
+            log.info("not known: %s", error.message)
         return {"missing_objects": missing, "pending_claims": pending, "notes": notes}
 
-    async def _ensure_service_account(self, namespace: str) -> None:
-        """Make the account that stages run as: no token is mounted, no right is bound to it."""
-        at = self._monotonic()
-        if at - self._accounts.get(namespace, float("-inf")) < ACCOUNT_TTL_S:
-            return
-        self._check()
-        account = {
+    def _service_account(self, namespace: str) -> Manifest:
+        """Return the account that stages run as: no token is mounted, no right is bound to it."""
+        return {
             "apiVersion": SERVICE_ACCOUNTS.api_version,
             "kind": SERVICE_ACCOUNTS.kind,
             "metadata": {
@@ -287,77 +373,11 @@ class Reconciler:
             },
             "automountServiceAccountToken": False,
         }
-        await self._client.apply(SERVICE_ACCOUNTS, account)
-        self._accounts[namespace] = at
-
-    async def _explain(self, obj: JsonObject, experiment: Experiment, error: KubeError) -> None:
-        """Tell the user of a refusal that will not go away by itself, e.g. quota, admission or a missing right.
-
-        The rest of the status stays as it was: what was not applied has not happened.
-        """
-        self._accounts.pop(namespace_of(obj), None)
-        if error.code not in REFUSALS or error.reason == NOT_SERVED:
-            return
-        status = with_refusal(experiment, error.message, self._now())
-        if status == experiment.status:
-            return
-        event = PlannedEvent("Warning", Reason.API_REFUSED.value, words.api_refused(error.message))
-        with contextlib.suppress(NotLeadingError):
-            try:
-                await self._write_status(obj, experiment, Plan(status=status))
-            except KubeError as second:
-                log.warning("the refusal could not be written to the status: %s", second)
-            await self._post(obj, event)
 
     def _check(self) -> None:
         if not self._may_act():
             raise NotLeadingError
 
 
-async def _together(writes: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Carry out writes of which none needs another, some at a time; all are tried before an error is raised."""
-    limit = asyncio.Semaphore(TOGETHER)
-
-    async def carry_out(write: Coroutine[Any, Any, None]) -> None:
-        async with limit:
-            await write
-
-    ends = await asyncio.gather(*(carry_out(write) for write in writes), return_exceptions=True)
-    for end in ends:
-        if isinstance(end, BaseException):
-            raise end
-
-
-def with_refusal(experiment: Experiment, message: str, now: datetime) -> ExperimentStatus:
-    """Return the experiment's status with a blocker and the condition Blocked that carry the API server's words."""
-    status, text = experiment.status, words.api_refused(message)
-    target = f"{names.KIND}/{experiment.name}"
-    if any(known.object == target and known.message == text for known in status.blockers):
-        return status
-    stamp = to_time(now)
-    blocker = Blocker(object=target, reason=Reason.API_REFUSED.value, message=text, since=stamp)
-    blocked = Condition(
-        type=ConditionType.BLOCKED.value,
-        status="True",
-        observed_generation=experiment.generation,
-        last_transition_time=stamp,
-        reason=Reason.API_REFUSED.value,
-        message=text,
-    )
-    others = tuple(known for known in status.conditions if known.type != blocked.type)
-    rest = tuple(known for known in status.blockers if known.object != target)
-    return status.model_copy(update={"blockers": (blocker, *rest)[:MAX_BLOCKERS], "conditions": (*others, blocked)})
-
-
-def merge_patch_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> JsonObject:
-    """Return the JSON merge patch that turns `old` into `new`; keys that must go become None."""
-    patch: JsonObject = {key: None for key in old if key not in new}
-    for key, value in new.items():
-        before = old.get(key)
-        if isinstance(value, Mapping) and isinstance(before, Mapping):
-            inner = merge_patch_of(before, value)
-            if inner:
-                patch[key] = inner
-        elif key not in old or before != value:
-            patch[key] = value
-    return patch
+def _named(resource: Resource, name: str, experiment: Experiment) -> Manifest:
+    return {"kind": resource.kind, "metadata": {"name": name, "namespace": experiment.namespace}}

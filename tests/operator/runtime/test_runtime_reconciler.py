@@ -3,76 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from support.reconciler_world import SPEC, World
 
 from wrpo_engine.config import StageKind
-from wrpo_operator.render import RenderSettings
 from wrpo_operator.runtime.kube import KubeError
-from wrpo_operator.runtime.progress_server import ProgressBook
 from wrpo_operator.runtime.queue import RetryAfterError
-from wrpo_operator.runtime.reconciler import Reconciler, ReconcilerSettings, merge_patch_of
-from wrpo_operator.runtime.resources import CLAIMS, EVENTS, EXPERIMENTS, JOBS, JsonObject
-from wrpo_operator.runtime.snapshot import SnapshotBuilder
-from wrpo_operator.runtime.store import ObjectStore
-
-NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-SPEC = {
-    "target": {"model": "org/target"},
-    "sources": [{"name": "a", "model": "org/a"}],
-    "prompts": {"dataset": "org/prompts"},
-    "reward": {"model": "org/reward"},
-    "storage": {"volume": {"claimName": "artifacts"}},
-}
-
-
-class World:
-    def __init__(self, kube: Any, clock: Any) -> None:
-        self.kube, self.store, self.clock = kube, ObjectStore(), clock
-        self.now = NOON
-        self.leading = True
-        self.forgotten: list[tuple[str, str]] = []
-        self.kube.put(CLAIMS, {"metadata": {"name": "artifacts"}, "status": {"phase": "Bound"}})
-        self.backends = frozenset({"PyTorchJob"})
-        snapshots = SnapshotBuilder(self.store, ProgressBook(), backends=lambda: self.backends)
-        self.reconciler = Reconciler(
-            kube,
-            self.store,
-            snapshots,
-            ReconcilerSettings(RenderSettings(), "op-1", manage_service_account=True),
-            may_act=lambda: self.leading,
-            now=lambda: self.now,
-            monotonic=clock,
-            forget=self.forgotten.append,
-        )
-
-    def put_experiment(self, **spec: Any) -> JsonObject:
-        body = {
-            "metadata": {"name": "fusion", "generation": 1, "creationTimestamp": "2026-01-01T11:59:00Z"},
-            "spec": {**SPEC, **spec},
-        }
-        obj: JsonObject = self.kube.put(EXPERIMENTS, body)
-        self.store.upsert(EXPERIMENTS, obj)
-        return obj
-
-    def reconcile(self) -> float | None:
-        self.kube.calls.clear()
-        return asyncio.run(self.reconciler.reconcile(("default", "fusion")))
-
-    def job(self, stage: str) -> JsonObject:
-        (job,) = [obj for (kind, _, name), obj in self.kube.objects.items() if kind == JOBS and f"-{stage}-" in name]
-        found: JsonObject = job
-        return found
-
-    def finish(self, stage: str) -> None:
-        status = {"conditions": [{"type": "Complete", "status": "True"}], "completionTime": "2026-01-01T12:05:00Z"}
-        self.store.upsert(JOBS, self.kube.put(JOBS, {**self.job(stage), "status": status}))
-
-    def status(self) -> JsonObject:
-        found: JsonObject = self.kube.objects[EXPERIMENTS, "default", "fusion"].get("status", {})
-        return found
+from wrpo_operator.runtime.resources import CLAIMS, EVENTS, EXPERIMENTS, JsonObject
+from wrpo_operator.runtime.writes import merge_patch_of
 
 
 @pytest.fixture
@@ -168,28 +109,6 @@ def test_losing_the_lease_half_way_stops_the_rest(world: World) -> None:
     world.kube.apply = lose_after_the_first
     world.reconcile()
     assert [(verb, what) for verb, what, _ in world.kube.writes()] == [("apply", "serviceaccounts")]
-
-
-def test_a_refusal_is_told_in_status_and_event_once_and_goes_away_when_it_is_lifted(world: World) -> None:
-    world.put_experiment()
-    world.kube.fail["apply", "jobs"] = KubeError(403, "Forbidden", "jobs: exceeded quota.", retry_after_s=7)
-    for _ in range(2):
-        with pytest.raises(RetryAfterError, match="retry after 7 s"):
-            world.reconcile()
-    told = "The cluster refuses what the next step needs: jobs: exceeded quota."
-    (event,) = [obj for (kind, _, _), obj in world.kube.objects.items() if kind == EVENTS]
-    assert (event["type"], event["reason"], event["count"]) == ("Warning", "ApiRefused", 1)
-    assert event["message"].startswith(told)
-    (blocker,) = world.status()["blockers"]
-    assert (blocker["object"], blocker["reason"]) == ("WRPOExperiment/fusion", "ApiRefused")
-    (blocked,) = [entry for entry in world.status()["conditions"] if entry["type"] == "Blocked"]
-    assert (blocked["status"], blocked["message"]) == ("True", blocker["message"])
-    assert world.status()["stages"] == []
-    world.kube.fail.clear()
-    world.reconcile()
-    assert world.status()["blockers"] == []
-    (blocked,) = [entry for entry in world.status()["conditions"] if entry["type"] == "Blocked"]
-    assert blocked["status"] == "False"
 
 
 TEMPORARY = {

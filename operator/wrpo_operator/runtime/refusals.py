@@ -1,0 +1,152 @@
+"""What the API server refuses: what the user is told, and when it is tried again.
+
+A refusal counts from the first answer if it says what is wrong; other errors count once they have come PATIENCE times.
+Until it is due again an attempt is not applied, whatever wakes the experiment; an edit makes it due at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from wrpo_operator.api import conditions as words
+from wrpo_operator.api import names
+from wrpo_operator.api.conditions import Reason
+from wrpo_operator.plan.model import Experiment, Manifest, Refusal
+from wrpo_operator.runtime.errors import KubeError
+from wrpo_operator.runtime.explain import refusal_reason
+from wrpo_operator.runtime.rendered_paths import user_paths
+
+PATIENCE = 3
+"""Errors in a row after which one that may pass is told."""
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+REST_S = 600.0
+"""Pause after a refusal that no waiting changes: the server's version or its settings may have changed by then."""
+STATUS = "(status)"
+"""In place of a stage: the status itself is refused."""
+NAMESPACE_TERMINATING = "NamespaceTerminating"
+MAX_WORDS = 1500
+"""Of the server's words: a refused Job is printed whole, and the remedy has to fit in as well."""
+_PASSING = frozenset({0, 401, 404, 408, 409, 429})
+_FINAL = frozenset({400, 413, 415, 422})
+_TYPED = re.compile(
+    r"failed to create typed|failed to convert new object|field not declared in schema|cannot unmarshal"
+    r"|quantities must match|unable to parse quantity|request is too large|duplicate entries|strict decoding error"
+)
+"""Words of answers 500 that are about the object itself."""
+_OWN = frozenset({"", "ConfigMap", "ServiceAccount", names.KIND})
+"""Kinds of objects that hold nothing of the user's template."""
+_TAKEN = re.compile(r"field is immutable")
+_NOT_OF_THE_OBJECT = frozenset({Reason.QUOTA_EXCEEDED, Reason.POD_SECURITY, Reason.ADMISSION_DENIED})
+
+
+def judge(error: KubeError, manifest: Manifest, pod_template: Mapping[str, object]) -> Refusal:
+    """Return what an answer means for the user. `manifest` is what was refused."""
+    kind, meta = str(manifest.get("kind", "")), manifest.get("metadata") or {}
+    name, namespace = str(meta.get("name", "")), str(meta.get("namespace", ""))
+    where = f"{kind}/{name}"
+    said = shorten(user_paths(error.words[: 4 * MAX_WORDS], manifest, pod_template))
+    if NAMESPACE_TERMINATING in error.causes:
+        return Refusal(where, Reason.NAMESPACE_TERMINATING, words.namespace_terminating(namespace))
+    reason = refusal_reason(error.words)
+    if reason in _NOT_OF_THE_OBJECT:
+        return Refusal(where, reason, words.noted(reason, said))
+    if _TAKEN.search(error.words):
+        return Refusal(where, Reason.NAME_TAKEN, words.name_taken(kind, name, namespace, said))
+    is_about_it = error.code in _FINAL or (error.code >= 500 and _TYPED.search(error.words) is not None)
+    if is_about_it and kind not in _OWN:
+        return Refusal(where, Reason.INVALID_SPEC, words.template_refused(kind, said), is_final=True)
+    return Refusal(where, Reason.API_REFUSED, words.api_refused(kind or "request", said))
+
+
+def shorten(text: str) -> str:
+    """Return the server's words as one bounded line."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_WORDS else f"{line[: MAX_WORDS - 1]}…"
+
+
+def is_passing(error: KubeError) -> bool:
+    """Whether an error may be gone at the next try: nobody is told of it at once."""
+    return error.code in _PASSING or (error.code >= 500 and _TYPED.search(error.words) is None)
+
+
+@dataclass(slots=True)
+class _Entry:
+    generation: int
+    refusal: Refusal
+    is_told: bool = True
+    due: float = 0.0
+    times: int = field(default=0)
+
+
+class RefusalBook:
+    """The refusals of all experiments that have any, by what was refused. In memory only: after a restart all are
+    tried again.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._entries: dict[str, dict[str, _Entry]] = {}
+        """uid of the experiment -> stage, or the empty string for what concerns no single stage."""
+
+    def of(self, experiment: Experiment) -> dict[str, Refusal]:
+        """Return what is refused at present, by stage."""
+        return {
+            stage: entry.refusal if entry.is_told else Refusal("", entry.refusal.reason, entry.refusal.message)
+            for stage, entry in self._current(experiment).items()
+        }
+
+    def held(self, experiment: Experiment) -> dict[str, Refusal]:
+        """Return what is refused and not to be tried yet; what concerns no stage is tried at every look."""
+        now, entries = self._monotonic(), self._current(experiment)
+        return {
+            stage: refusal for stage, refusal in self.of(experiment).items() if not stage or entries[stage].due > now
+        }
+
+    def due_in_s(self, experiment: Experiment) -> float | None:
+        """Return how long until something is to be tried again; None where nothing is refused."""
+        now = self._monotonic()
+        return min((max(0.0, entry.due - now) for entry in self._current(experiment).values()), default=None)
+
+    def record(self, experiment: Experiment, stage: str, error: KubeError, manifest: Manifest) -> Refusal | None:
+        """Note one refusal; return it if it says something that the one before did not."""
+        known = self._current(experiment).get(stage)
+        template = experiment.spec.pod_template if experiment.spec else {}
+        refusal = judge(error, manifest, template)
+        times = known.times + 1 if known else 1
+        is_told = not is_passing(error) or times >= PATIENCE
+        entry = _Entry(experiment.generation, refusal, is_told, times=times)
+        is_over = refusal.is_final or refusal.reason is Reason.NAMESPACE_TERMINATING
+        pause_s = REST_S if is_over else min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 16))
+        entry.due = self._monotonic() + max(pause_s, error.retry_after_s or 0.0)
+        self._entries.setdefault(experiment.uid, {})[stage] = entry
+        is_new = known is None or known.refusal != refusal or known.is_told != is_told
+        return refusal if is_new else None
+
+    def hasten(self, experiment: Experiment) -> None:
+        """Try again soon: something has gone that may have been in the way."""
+        soon = self._monotonic() + FIRST_PAUSE_S
+        for entry in self._current(experiment).values():
+            if not entry.refusal.is_final:
+                entry.due = min(entry.due, soon)
+
+    def clear(self, experiment: Experiment, stage: str) -> bool:
+        """Forget a refusal, because what was refused has been accepted; return whether there was one."""
+        entries = self._entries.get(experiment.uid, {})
+        known = entries.pop(stage, None)
+        if not entries:
+            self._entries.pop(experiment.uid, None)
+        return known is not None
+
+    def forget(self, uid: str) -> None:
+        """Forget an experiment."""
+        self._entries.pop(uid, None)
+
+    def _current(self, experiment: Experiment) -> dict[str, _Entry]:
+        entries = self._entries.get(experiment.uid, {})
+        stale = [stage for stage, entry in entries.items() if entry.generation != experiment.generation]
+        for stage in stale:
+            self.clear(experiment, stage)
+        return entries

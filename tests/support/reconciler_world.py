@@ -1,0 +1,79 @@
+"""A reconciler over an API server in memory (`FakeKube` of the runtime's tests), with one experiment `fusion`."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+from wrpo_operator.render import RenderSettings
+from wrpo_operator.runtime.progress_server import ProgressBook
+from wrpo_operator.runtime.reconciler import Reconciler, ReconcilerSettings
+from wrpo_operator.runtime.resources import CLAIMS, EXPERIMENTS, JOBS, JsonObject
+from wrpo_operator.runtime.snapshot import SnapshotBuilder
+from wrpo_operator.runtime.store import ObjectStore
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+SPEC = {
+    "target": {"model": "org/target"},
+    "sources": [{"name": "a", "model": "org/a"}],
+    "prompts": {"dataset": "org/prompts"},
+    "reward": {"model": "org/reward"},
+    "storage": {"volume": {"claimName": "artifacts"}},
+}
+
+
+class World:
+    def __init__(self, kube: Any, clock: Any) -> None:
+        self.kube, self.store, self.clock = kube, ObjectStore(), clock
+        self.now = NOON
+        self.leading = True
+        self.generation = 1
+        self.forgotten: list[tuple[str, str]] = []
+        self.kube.put(CLAIMS, {"metadata": {"name": "artifacts"}, "status": {"phase": "Bound"}})
+        self.backends = frozenset({"PyTorchJob"})
+        snapshots = SnapshotBuilder(self.store, ProgressBook(), backends=lambda: self.backends)
+        self.reconciler = Reconciler(
+            kube,
+            self.store,
+            snapshots,
+            ReconcilerSettings(RenderSettings(), "op-1", manage_service_account=True),
+            may_act=lambda: self.leading,
+            now=lambda: self.now,
+            monotonic=clock,
+            forget=self.forgotten.append,
+        )
+
+    def put_experiment(self, **spec: Any) -> JsonObject:
+        body = {
+            "metadata": {"name": "fusion", "generation": 1, "creationTimestamp": "2026-01-01T11:59:00Z"},
+            "spec": {**SPEC, **spec},
+        }
+        obj: JsonObject = self.kube.put(EXPERIMENTS, body)
+        self.store.upsert(EXPERIMENTS, obj)
+        return obj
+
+    def edit(self, **spec: Any) -> None:
+        """Change the spec as a user does, with a new generation."""
+        self.generation += 1
+        stored = self.kube.objects[EXPERIMENTS, "default", "fusion"]
+        metadata = {**stored["metadata"], "generation": self.generation}
+        body = {**stored, "metadata": metadata, "spec": {**stored["spec"], **spec}}
+        self.store.upsert(EXPERIMENTS, self.kube.put(EXPERIMENTS, body))
+
+    def reconcile(self) -> float | None:
+        self.kube.calls.clear()
+        return asyncio.run(self.reconciler.reconcile(("default", "fusion")))
+
+    def job(self, stage: str) -> JsonObject:
+        (job,) = [obj for (kind, _, name), obj in self.kube.objects.items() if kind == JOBS and f"-{stage}-" in name]
+        found: JsonObject = job
+        return found
+
+    def finish(self, stage: str) -> None:
+        status = {"conditions": [{"type": "Complete", "status": "True"}], "completionTime": "2026-01-01T12:05:00Z"}
+        self.store.upsert(JOBS, self.kube.put(JOBS, {**self.job(stage), "status": status}))
+
+    def status(self) -> JsonObject:
+        found: JsonObject = self.kube.objects[EXPERIMENTS, "default", "fusion"].get("status", {})
+        return found
