@@ -19,7 +19,7 @@ from aiohttp import web
 from wrpo_operator.api import names
 from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.runtime.fleet import FleetCollector
-from wrpo_operator.runtime.health import health_app, heartbeat
+from wrpo_operator.runtime.health import contact, health_app, heartbeat
 from wrpo_operator.runtime.informer import Informer, InformerSettings
 from wrpo_operator.runtime.kube import HttpKube, KubeError
 from wrpo_operator.runtime.lease import LeaderElection, LeaseSettings
@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 WATCH_LIMIT_S = 300.0
 LEASE_LIMIT_S = 120.0
 WORK_LIMIT_S = 300.0
+CONTACT_LIMIT_S = 20.0
+"""The lease is read every two seconds; a single lost answer may take its time."""
 
 
 class Operator:
@@ -270,7 +272,11 @@ class Operator:
             "reconcile": heartbeat("a reconcile runs", self._queue.oldest_running_s, WORK_LIMIT_S),
             "lease": heartbeat("lease", lease_age, LEASE_LIMIT_S),
         }
-        return health_app(live=live, ready={"watch": lambda: self._informer.problem}, metrics=render_metrics)
+        ready = {
+            "watch": lambda: self._informer.problem,
+            "api": contact("the API server", lease_age, CONTACT_LIMIT_S, lambda: self._lease.problem),
+        }
+        return health_app(live=live, ready=ready, metrics=render_metrics)
 
     async def _serve(
         self, app: web.Application, port: int, what: str, tls: ssl.SSLContext | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from functools import cache
 from typing import Annotated, Any, Self
 
@@ -69,6 +70,11 @@ class SpecModel(BaseModel):
     )
 
 
+TIME: dict[str, Any] = {"format": "date-time"}
+"""Schema extension of a time."""
+MIN_YEAR, MAX_YEAR = 1, 9000
+
+
 class StatusModel(BaseModel):
     """A part of the status. Unknown fields of a newer version are dropped, not refused.
 
@@ -86,8 +92,8 @@ class StatusModel(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _cut(cls, values: Any) -> Any:
-        return cut_texts(cls, values) if isinstance(values, Mapping) else values
+    def _put_right(cls, values: Any) -> Any:
+        return sound_times(cls, cut_texts(cls, values)) if isinstance(values, Mapping) else values
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy with changes, cut like those of a new object."""
@@ -103,6 +109,27 @@ def cut_texts(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, An
         else value
         for name, value in values.items()
     }
+
+
+def sound_times(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values without times that cannot be calculated with: somebody wrote them by hand."""
+    times = _times(model)
+    return {name: value for name, value in values.items() if name not in times or value is None or is_time(value)}
+
+
+def is_time(value: object) -> bool:
+    """Whether a value is a time with a zone, of a year that durations can be added to."""
+    try:
+        found = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return False
+    return found is not None and found.tzinfo is not None and MIN_YEAR < found.year < MAX_YEAR
+
+
+@cache
+def _times(model: type[BaseModel]) -> frozenset[str]:
+    found = {name for name, field in model.model_fields.items() if field.json_schema_extra == TIME}
+    return frozenset(found | {to_camel(name) for name in found})
 
 
 @cache

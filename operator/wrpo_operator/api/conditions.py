@@ -29,6 +29,7 @@ class Reason(StrEnum):
     WAITING = "Waiting"
     FINISHED = "Finished"
     NOT_FINISHED = "NotFinished"
+    DELETING = "Deleting"
 
     SUSPENDED = "SuspendedByUser"
     NOT_SUSPENDED = "NotSuspended"
@@ -36,6 +37,9 @@ class Reason(StrEnum):
 
     NOTHING_BLOCKS = "NothingBlocks"
     UNSCHEDULABLE = "Unschedulable"
+    SCHEDULING_GATED = "SchedulingGated"
+    NO_SCHEDULER = "NoScheduler"
+    POD_LOST = "PodLost"
     IMAGE_PULL = "ImagePullFailed"
     CONTAINER_CONFIG = "ContainerConfigError"
     MISSING_OBJECT = "MissingObject"
@@ -128,6 +132,10 @@ def finished(phase: str) -> str:
     return f"The experiment has {phase.lower()}."
 
 
+def deleting() -> str:
+    return "The experiment is being deleted and a finalizer still holds it: nothing new starts."
+
+
 def not_finished() -> str:
     return "The experiment has not ended."
 
@@ -178,16 +186,19 @@ def engine_error(code: str, field: str | None, message: str, hint: str | None) -
     return f"{code}{where}: {message}" + (f" {hint}" if hint else "")
 
 
-def exited(code: int | None, tail: str, pod: str) -> str:
+def exited(code: int | None, tail: str, pod: str, namespace: str = "") -> str:
     """Return a pod that ended without saying why."""
     how = f"pod {pod} exited with code {code}" if code is not None else f"pod {pod} failed"
     why = {
         137: " (killed: out of memory, or by the node)",
         143: " (terminated)",
         139: " (segmentation fault)",
+        126: " (the command cannot be executed)",
+        127: " (the command does not exist in the image; check spec.images)",
+        75: " (a temporary error: storage or network)",
     }.get(code or 0, "")
     said = f"; its last words: {tail}" if tail else ""
-    return f"{how}{why}{said}. See `kubectl logs {pod}`."
+    return f"{how}{why}{said}. See `kubectl logs {pod}{f' -n {namespace}' if namespace else ''}`."
 
 
 def out_of_memory(pod: str) -> str:
@@ -227,6 +238,25 @@ def ran_too_long(seconds: int, field: str) -> str:
 
 def unschedulable(words: str) -> str:
     return f"No node takes the pod: {words} Change spec.resources or spec.scheduling, or wait for room."
+
+
+def scheduling_gated(words: str) -> str:
+    return f"The pod is not scheduled yet: {words} Whoever set the scheduling gates has to remove them (podTemplate)."
+
+
+def no_scheduler(scheduler: str) -> str:
+    return (
+        f"No scheduler has looked at the pod: it is for scheduler `{scheduler}`, and a resource claim that does not "
+        "exist keeps it back as well. Check spec.scheduling.schedulerName, and resourceClaims in spec.podTemplate."
+    )
+
+
+def pod_lost(pod: str, node: str) -> str:
+    return (
+        f"Pod {pod} on node {node} is being deleted and does not end, so no other pod is created in its place: the "
+        f"node is lost or cannot stop it. If the node is gone, `kubectl delete pod {pod} --force`; the attempt then "
+        "continues on another node."
+    )
 
 
 def image_pull(words: str) -> str:
@@ -312,6 +342,13 @@ def backend_missing(backend: str, installed: Iterable[str]) -> str:
     others = ", ".join(sorted(installed))
     instead = f" Or set training.backend to what is installed: {others}." if others else ""
     return f"The cluster does not know kind {backend}. Install {product}; the rest follows by itself.{instead}"
+
+
+def orphan_busy(stage: str, kind: str, name: str) -> str:
+    return (
+        f"{kind} `{name}` of a deleted experiment of the same name is still creating the artifact of {stage}; the "
+        f"artifact is used when it is there. To stop it instead: `kubectl delete {kind.lower()} {name}`."
+    )
 
 
 def artifact_busy(stage: str, experiment: str) -> str:

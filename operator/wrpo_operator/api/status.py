@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from wrpo_engine.config import REWARD_DIVERGENCE
-from wrpo_operator.api.base import ATOMIC, StatusModel, list_map
+from wrpo_operator.api.base import ATOMIC, TIME, StatusModel, list_map
 
 MAX_ATTEMPTS = 5
 """Bounds keep the largest status (32 sources, all stages retried) below the size that etcd takes."""
@@ -74,9 +74,6 @@ def to_time(moment: datetime) -> str:
 def from_time(text: str) -> datetime:
     """Inverse of to_time."""
     return datetime.fromisoformat(text)
-
-
-TIME: dict[str, Any] = {"format": "date-time"}
 
 
 class Condition(StatusModel):

@@ -33,8 +33,20 @@ SUMMARIES = {
 }
 
 
+CONNECTION = {"-n", "--namespace", "--kubeconfig", "--context"}
+"""Options of the commands that may stand before the command as well, as in `kubectl wrpo -n NAMESPACE status NAME`."""
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported on use."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments after moving options of the connection behind the command."""
+        given, rest = list[str](), list(args)
+        while rest and (rest[0].partition("=")[0] in CONNECTION or (rest[0][:2] == "-n" and rest[0][:3] != "-n=")):
+            count = 2 if rest[0] in CONNECTION else 1
+            given, rest = [*given, *rest[:count]], rest[count:]
+        return super().parse_args(ctx, [*rest[:1], *given, *rest[1:]] if rest else given)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)

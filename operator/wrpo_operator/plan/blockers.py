@@ -19,6 +19,10 @@ _IMAGE_REASONS = frozenset(
 )
 INIT_PATIENCE = timedelta(minutes=5)
 """An init container that only waits for a name or a volume is done long before."""
+LOST_PATIENCE = timedelta(seconds=30)
+"""A pod is gone within seconds of its grace period unless its kubelet is."""
+SCHEDULER_PATIENCE = timedelta(seconds=30)
+"""A scheduler says within seconds what it thinks of a pod."""
 DONE = 100.0
 _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
@@ -126,8 +130,11 @@ def _of_pods(view: StageView, now: datetime) -> Iterator[Obstacle]:
 def _explain(pod: PodFact, now: datetime) -> tuple[str, str] | None:
     if pod.phase in {"Succeeded", "Failed"}:
         return None
-    if pod.unschedulable_message:
-        return Reason.UNSCHEDULABLE, words.unschedulable(_sentence(pod.unschedulable_message))
+    if pod.terminating_since is not None and pod.node is not None and now - pod.terminating_since >= LOST_PATIENCE:
+        return Reason.POD_LOST, words.pod_lost(pod.name, pod.node)
+    unplaced = _explain_unplaced(pod, now)
+    if unplaced is not None:
+        return unplaced
     if pod.waiting_reason in _IMAGE_REASONS:
         return Reason.IMAGE_PULL, words.image_pull(_sentence(pod.waiting_message or pod.waiting_reason))
     if pod.waiting_reason in _CONFIG_REASONS:
@@ -138,6 +145,17 @@ def _explain(pod: PodFact, now: datetime) -> tuple[str, str] | None:
         # Whole steps, so that the sentence (and with it the status) changes rarely.
         steps = (now - pod.init_since) // INIT_PATIENCE
         return Reason.INIT_WAITING, words.init_waiting(int(steps * INIT_PATIENCE.total_seconds() // 60))
+    return None
+
+
+def _explain_unplaced(pod: PodFact, now: datetime) -> tuple[str, str] | None:
+    if pod.unschedulable_message:
+        return Reason.UNSCHEDULABLE, words.unschedulable(_sentence(pod.unschedulable_message))
+    if pod.gated_message:
+        return Reason.SCHEDULING_GATED, words.scheduling_gated(_sentence(pod.gated_message))
+    is_old = pod.created_at is not None and now - pod.created_at >= SCHEDULER_PATIENCE
+    if pod.phase == "Pending" and not pod.is_scheduled and is_old:
+        return Reason.NO_SCHEDULER, words.no_scheduler(pod.scheduler or "default-scheduler")
     return None
 
 

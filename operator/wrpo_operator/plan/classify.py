@@ -140,7 +140,9 @@ def _told_by(pod: PodFact, kind: FailureKind, child: ChildFact) -> Failure:
     if pod.terminated_reason == OOM_KILLED:
         return Failure(kind, OOM_KILLED, words.out_of_memory(pod.name), pod.exit_code)
     reason = child.failed_reason or "Failed"
-    return Failure(kind, reason, words.exited(pod.exit_code, pod.termination_text, pod.name), pod.exit_code)
+    return Failure(
+        kind, reason, words.exited(pod.exit_code, pod.termination_text, pod.name, child.namespace), pod.exit_code
+    )
 
 
 def _child_words(child: ChildFact) -> str:

@@ -98,6 +98,14 @@ class PodFact:
     waiting_message: str = ""
     unschedulable_message: str = ""
     """The scheduler's words."""
+    gated_message: str = ""
+    """Words of the condition that scheduling gates hold the pod back."""
+    is_scheduled: bool = True
+    """Whether a scheduler has said anything of the pod, or it has a node."""
+    scheduler: str = ""
+    """Name of the scheduler that has to place it."""
+    terminating_since: datetime | None = None
+    """When its grace period will be, or was, over."""
     finished_at: datetime | None = None
     terminated_reason: str = ""
     """The kubelet's word for how the container ended, e.g. OOMKilled."""
@@ -157,6 +165,7 @@ class ChildFact:
     pods: tuple[PodFact, ...] = ()
     queue: str = ""
     """Kueue queue that the child was given to."""
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

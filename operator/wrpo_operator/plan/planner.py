@@ -48,9 +48,9 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     again gives nothing to apply; a recorded end stays when children are deleted; retries are bounded.
     """
     experiment = snapshot.experiment
-    if experiment.deleting:
-        return Plan(status=experiment.status)
     spec = experiment.spec
+    if experiment.deleting:
+        return Plan(status=experiment.status if spec is None else _last_status(snapshot, spec, now))
     if spec is None:
         status = invalid_status(experiment, now)
         return Plan(status=status, events=events_between(experiment, status))
@@ -79,7 +79,7 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     blockers = find_blockers(snapshot, spec, stops.views, held, now) if failure is None else ()
     refusals = (snapshot.refused.get(str(item.view.id)) for item in held)
     rejected = next((refused.message for refused in refusals if refused is not None and refused.is_final), "")
-    decisions = Decisions(stops.views, starts, held, failure, blockers, lost, rejected)
+    decisions = Decisions(stops.views, starts, held, failure, blockers, lost, rejected=rejected)
     status = build_status(snapshot, spec, decisions, now)
     deleted += forgotten_children(stops.views, status.stages)
     deleted += expired_children(snapshot, spec, now) if status.finished_at == experiment.status.finished_at else ()
@@ -91,6 +91,13 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
         events=events_between(experiment, status),
         requeue_after_s=_requeue_after(spec, status, stops.views, held, now),
     )
+
+
+def _last_status(snapshot: Snapshot, spec: ExperimentSpec, now: datetime) -> ExperimentStatus:
+    """Return what is observed of an experiment that is being deleted: somebody's finalizer may hold it for long."""
+    views = recall(snapshot.experiment, spec, build_graph(spec), snapshot.children, now)
+    decisions = Decisions(views, failure=recorded_failure(snapshot.experiment, views), deleting=True)
+    return build_status(snapshot, spec, decisions, now)
 
 
 def _look_back(
@@ -146,7 +153,9 @@ def _requeue_after(
 
 def _may_wait(spec: ExperimentSpec, view: StageView, child: ChildFact) -> bool:
     """Tell whether a child waits for the cluster: it or a pod of it does not run, or it is a gang that lacks pods."""
-    if child.state in {ChildState.PENDING, ChildState.SUSPENDED} or any(pod.phase == "Pending" for pod in child.pods):
+    if child.state in {ChildState.PENDING, ChildState.SUSPENDED}:
+        return True
+    if any(pod.phase == "Pending" or pod.terminating_since is not None for pod in child.pods):
         return True
     is_gang = view.node.shape is Shape.TRAINING and child.state is ChildState.RUNNING
     return is_gang and len(child.pods) < gang_of(spec, view.id.kind).nodes

@@ -119,7 +119,10 @@ def _held(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: dateti
     key = key_of(spec, view.node)
     other = _maker(snapshot, key)
     if other is not None:
+        is_orphan = other.experiment == snapshot.experiment.name
         text = words.artifact_busy(stage, other.experiment)
+        if is_orphan:
+            text = words.orphan_busy(stage, other.kind, other.name)
         return Held(view, Reason.ARTIFACT_BUSY, text, object=f"{other.kind}/{other.name}")
     pod = _lingering_pod(snapshot, key)
     if pod is not None:

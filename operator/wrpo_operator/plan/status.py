@@ -58,6 +58,7 @@ class Decisions:
     blockers: tuple[Blocker, ...] = ()
     lost: Mapping[str, StageFailure] = field(default_factory=dict)
     """Sources that the experiment goes on without."""
+    deleting: bool = False
     rejected: str = ""
     """Why the API server will never accept what the spec asks for; empty if it may."""
 
@@ -143,6 +144,8 @@ def _conditions(spec: ExperimentSpec, status: ExperimentStatus, decided: Decisio
     waiting = tuple(stage.name for stage in status.stages if stage.state is StageState.WAITING)
     if ended:
         progressing = (False, Reason.FINISHED, words.finished(str(phase)))
+    elif decided.deleting:
+        progressing = (False, Reason.DELETING, words.deleting())
     elif spec.suspend:
         progressing = (False, Reason.SUSPENDED, words.suspended())
     elif phase is Phase.INVALID:

@@ -20,6 +20,16 @@ def heartbeat(what: str, age_s: Callable[[], float], limit_s: float) -> Check:
     return check
 
 
+def contact(what: str, age_s: Callable[[], float], limit_s: float, problem: Callable[[], str]) -> Check:
+    """Return a check that fails once nothing was heard for `limit_s`, with the cause as far as it is known."""
+
+    def check() -> str:
+        age = age_s()
+        return f"{what}: no request has succeeded for {age:.0f} s: {problem()}" if age > limit_s else ""
+
+    return check
+
+
 def evaluate(checks: Mapping[str, Check]) -> tuple[bool, dict[str, str]]:
     """Run all checks; return whether all passed, and each one's finding (`ok` or what is wrong)."""
     findings = {name: check() or "ok" for name, check in checks.items()}

@@ -65,6 +65,11 @@ class LeaderElection:
         self._problem = ""
 
     @property
+    def problem(self) -> str:
+        """Why the last request for the lease failed; empty if it did not."""
+        return self._problem
+
+    @property
     def is_leader(self) -> bool:
         """Whether acting is allowed right now, even if the renewal loop is late."""
         return self._leading and self._is_fresh()

@@ -12,7 +12,7 @@ from wrpo_operator.api import names
 from wrpo_operator.api.pod_template import STAGE_CONTAINER
 from wrpo_operator.plan.model import ChildFact, ChildState, PodFact
 from wrpo_operator.render.training import BACKENDS
-from wrpo_operator.runtime.resources import JOBS, JsonObject, labels_of, meta, name_of, uid_of
+from wrpo_operator.runtime.resources import JOBS, JsonObject, labels_of, meta, name_of, namespace_of, uid_of
 
 MAIN_CONTAINERS = frozenset({STAGE_CONTAINER, *(backend.container for backend in BACKENDS.values())})
 ATTEMPT_LABELS = (names.LABEL_EXPERIMENT_UID, names.LABEL_STAGE, names.LABEL_STAGE_HASH, names.LABEL_ATTEMPT)
@@ -103,6 +103,7 @@ def child_fact(child: JsonObject, pods: Sequence[JsonObject]) -> ChildFact | Non
         failed_message=str(failed.get("message") or ""),
         pods=facts,
         queue=labels.get(names.LABEL_QUEUE, ""),
+        namespace=namespace_of(child),
     )
 
 
@@ -202,7 +203,11 @@ def pod_fact(pod: JsonObject) -> PodFact:
         over_limit=over_limit,
         waiting_reason=waiting_reason,
         waiting_message=waiting_message,
-        unschedulable_message=_unschedulable(status),
+        unschedulable_message=_unscheduled(status, "Unschedulable", "no node fits"),
+        gated_message=_unscheduled(status, "SchedulingGated", "the pod has scheduling gates"),
+        is_scheduled=bool((pod.get("spec") or {}).get("nodeName")) or _has_condition(status, "PodScheduled"),
+        scheduler=str((pod.get("spec") or {}).get("schedulerName") or ""),
+        terminating_since=parse_time(meta(pod).get("deletionTimestamp")),
         finished_at=parse_time(ended.get("finishedAt")),
         terminated_reason=str(ended.get("reason") or ""),
         init_since=_init_since(status),
@@ -244,12 +249,17 @@ def _waiting(status: JsonObject) -> tuple[str, str]:
     return "", ""
 
 
-def _unschedulable(status: JsonObject) -> str:
+def _unscheduled(status: JsonObject, reason: str, default: str) -> str:
+    """Return the words of the condition that the pod is not scheduled for a reason; empty where it is not that one."""
     for entry in status.get("conditions") or ():
-        is_scheduled = entry.get("type") == "PodScheduled" and entry.get("status") == "False"
-        if is_scheduled and entry.get("reason") == "Unschedulable":
-            return str(entry.get("message") or "no node fits")
+        is_unscheduled = entry.get("type") == "PodScheduled" and entry.get("status") == "False"
+        if is_unscheduled and entry.get("reason") == reason:
+            return str(entry.get("message") or default)
     return ""
+
+
+def _has_condition(status: JsonObject, kind: str) -> bool:
+    return any(entry.get("type") == kind for entry in status.get("conditions") or ())
 
 
 def _index(pod: JsonObject) -> int | None:

@@ -66,7 +66,7 @@ def _trim_pod(obj: JsonObject) -> JsonObject:
     return {
         **_type_of(obj),
         "metadata": _metadata(obj),
-        "spec": _some(obj.get("spec"), ("nodeName",)),
+        "spec": _some(obj.get("spec"), ("nodeName", "schedulerName")),
         "status": {**_some(status, ("phase", "reason", "message")), **_lists(status, lists)},
     }
 

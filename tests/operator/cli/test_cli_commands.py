@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -326,3 +327,35 @@ def test_the_live_table_shows_bars_blockers_and_the_end() -> None:
         "the API server does not answer; waiting for it",
     ]
     assert shown(experiment("Failed", stage("sft", "Failed"))).splitlines()[1].rstrip() == "Failed it is."
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-n", "team-b", "status", "fusion"),
+        ("--namespace=team-b", "status", "fusion"),
+        ("-nteam-b", "status", "fusion"),
+        ("status", "fusion", "-n", "team-b"),
+    ],
+)
+def test_options_of_the_connection_may_stand_before_the_command(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wrpo_operator.cli import connect
+
+    asked: list[tuple[Any, ...]] = []
+
+    def choose(*given: Any) -> Any:
+        asked.append(given)
+        raise click.ClickException("enough")
+
+    monkeypatch.setattr(connect, "choose", choose)
+    code, output = invoke(*arguments)
+    assert (code, output) == (1, "Error: enough\n")
+    assert asked == [(None, None, "team-b")]
+
+
+def test_an_option_that_is_no_connections_is_refused_before_a_command() -> None:
+    code, output = invoke("-x", "status", "fusion")
+    assert code == 2
+    assert "No such option" in output

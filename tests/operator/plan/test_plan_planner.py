@@ -326,7 +326,23 @@ def test_waiting_too_long_fails_with_the_reason() -> None:
 def test_an_experiment_being_deleted_is_left_to_the_garbage_collector() -> None:
     experiment = make_experiment(deleting=True)
     child = make_child(experiment, "prepare")
-    assert plan(make_snapshot(experiment, [child]), NOON) == Plan(status=experiment.status)
+    todo = plan(make_snapshot(experiment, [child]), NOON)
+    assert todo == Plan(status=todo.status)
+
+
+def test_an_experiment_that_a_finalizer_holds_tells_what_its_children_did_and_starts_nothing() -> None:
+    experiment = make_experiment(deleting=True, generation=2)
+    child = make_child(experiment, "prepare", ChildState.SUCCEEDED)
+    status = plan(make_snapshot(experiment, [child]), NOON).status
+    assert status is not None
+    assert status.observed_generation == 2
+    assert status.stages[0].state is StageState.SUCCEEDED
+    progressing = status.condition("Progressing")
+    assert progressing is not None
+    assert (progressing.status, progressing.message) == (
+        "False",
+        "The experiment is being deleted and a finalizer still holds it: nothing new starts.",
+    )
 
 
 def test_an_invalid_spec_is_told_and_nothing_is_destroyed() -> None:

@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from wrpo_operator.plan.model import PlannedEvent
 from wrpo_operator.runtime import events
-from wrpo_operator.runtime.health import health_app, heartbeat
+from wrpo_operator.runtime.health import contact, health_app, heartbeat
 from wrpo_operator.runtime.kube import KubeError
 from wrpo_operator.runtime.metrics import Metrics
 
@@ -85,3 +85,11 @@ def test_metrics_are_in_prometheus_form() -> None:
     status, text = probe("/metrics")
     assert status == 200
     assert "wrpo_queue_depth 0.0" in text
+
+
+def test_readiness_fails_with_its_cause_while_every_request_is_refused() -> None:
+    age = [0.0]
+    check = contact("the API server", lambda: age[0], 20.0, lambda: "GET /apis/x: Unauthorized")
+    assert check() == ""
+    age[0] = 21.0
+    assert check() == "the API server: no request has succeeded for 21 s: GET /apis/x: Unauthorized"
