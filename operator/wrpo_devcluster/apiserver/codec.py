@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +16,10 @@ import yaml
 from wrpo_devcluster.apiserver import quantity
 from wrpo_devcluster.apiserver.schema import Node
 from wrpo_devcluster.client import JsonObject
+
+_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
+"""An escape of half of a surrogate pair: go-yaml refuses it, JSON readers join the two halves."""
+_INT64_DIGITS = 19
 
 
 class DecodeError(ValueError):
@@ -62,7 +68,37 @@ def _from_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_json(text: bytes) -> Any:
-    return json.loads(text, object_pairs_hook=_from_pairs)
+    """Read JSON as Go does: an integer beyond int64 is a float, a number beyond float64 and NaN are refused."""
+    value = json.loads(
+        text,
+        object_pairs_hook=_from_pairs,
+        parse_int=_integer,
+        parse_float=_float,
+        parse_constant=_refuse_constant,
+    )
+    if _SURROGATE.search(text):
+        # Half of a surrogate pair is no character: Go replaces it.
+        plain = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return json.loads(plain, object_pairs_hook=_from_pairs)
+    return value
+
+
+def _integer(text: str) -> int | float:
+    if len(text) < _INT64_DIGITS:
+        return int(text)
+    value = _float(text)
+    return int(text) if len(text) <= _INT64_DIGITS + 1 and -(2**63) <= int(text) < 2**63 else value
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"json: cannot unmarshal number {text[:40]} into Go value of type float64")
+    return value
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"invalid character '{text[0]}' looking for beginning of value")
 
 
 class _Loader(yaml.SafeLoader):
@@ -78,6 +114,8 @@ _Loader.yaml_implicit_resolvers = {
 def parse_yaml(text: bytes) -> Any:
     stripped = text.lstrip()
     if stripped.startswith(b"{"):
+        if _SURROGATE.search(stripped):
+            raise ValueError("error converting YAML to JSON: yaml: found invalid Unicode character escape code")
         return parse_json(stripped)
     return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
 

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import aiohttp
-import kopf
 from aiohttp.connector import Connection
 
 from wrpo_operator.runtime.decode import UndecodableError, decode, encode, is_plain
@@ -101,15 +100,3 @@ class TolerantResponse(aiohttp.ClientResponse):
             if self.status >= 400:
                 raise json.JSONDecodeError(str(error), "", 0) from error
             raise RefusedError(f"the answer of {self.url.path} is {error}") from error
-
-
-def tolerant_session(info: kopf.ConnectionInfo) -> kopf.AiohttpSession:
-    """Return kopf's credentials with a session of this kind; whoever asks closes it."""
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
-        headers=info.as_http_headers(),
-        proxy=info.proxy_url,
-        trust_env=info.trust_env,
-        response_class=TolerantResponse,
-    )
-    return kopf.AiohttpSession(server=info.server, default_namespace=info.default_namespace, aiohttp_session=session)

@@ -21,7 +21,7 @@ from kopf._core.reactor.inventory import ResourceMemories  # kopf.operator takes
 
 from wrpo_operator.api import names
 from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, Resource
-from wrpo_operator.runtime.tolerant import tolerant_session
+from wrpo_operator.runtime.tolerant import TolerantResponse
 
 log = logging.getLogger(__name__)
 CHILD_SELECTOR = f"{names.LABEL_MANAGED_BY}={names.MANAGER}"
@@ -231,3 +231,15 @@ def _settings(resources: tuple[Resource, ...]) -> Any:
         if selector:
             settings.watching.label_selectors[resource.group, resource.version, resource.plural] = selector
     return settings
+
+
+def tolerant_session(info: Any) -> Any:
+    """Return kopf's ConnectionInfo as an AiohttpSession that is safe to watch through; whoever asks closes it."""
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
+        headers=info.as_http_headers(),
+        proxy=info.proxy_url,
+        trust_env=info.trust_env,
+        response_class=TolerantResponse,
+    )
+    return kopf.AiohttpSession(server=info.server, default_namespace=info.default_namespace, aiohttp_session=session)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from devcluster.api_rig import WIDGETS, Rig, pod, refusal, widget
 
+from wrpo_devcluster.apiserver import codec
 from wrpo_devcluster.apiserver.codec import copy_json
 from wrpo_devcluster.apiserver.decode import decode
 from wrpo_devcluster.apiserver.kinds import Kind, builtin_kinds, custom_kinds
@@ -139,3 +140,33 @@ def test_what_a_patch_changes_is_still_validated(run: Run) -> None:
             assert error.status["details"]["causes"][0]["field"] == field
 
     run(scenario)
+
+
+NUMBERS = {
+    b"[9223372036854775807]": [2**63 - 1],
+    b"[-9223372036854775808]": [-(2**63)],
+    b"[9223372036854775808]": [2.0**63],
+    b"[1e308,-0]": [1e308, 0],
+    rb'["\ud83e\udd99"]': ["\U0001f999"],
+    rb'["\ud83e"]': ["\ufffd"],
+    rb'["\\ud83e"]': ["\\ud83e"],
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), NUMBERS.items())
+def test_json_is_read_as_go_reads_it(text: bytes, expected: list[Any]) -> None:
+    found = codec.parse_json(text)
+    assert found == expected
+    assert [type(item) for item in found] == [type(item) for item in expected]
+
+
+@pytest.mark.parametrize("text", [b"[1e400]", b"[NaN]", b"[-Infinity]", b"[" + b"9" * 400 + b"]"])
+def test_numbers_that_go_refuses_are_refused(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"cannot unmarshal number|looking for beginning of value"):
+        codec.parse_json(text)
+
+
+def test_an_applied_body_with_escapes_of_surrogates_is_refused_as_by_go_yaml() -> None:
+    with pytest.raises(ValueError, match="yaml: found invalid Unicode character escape code"):
+        codec.parse_yaml(rb'{"a":"\ud83e\udd99"}')
+    assert codec.parse_yaml('{"a":"\U0001f999","b":"\\\\ud83e"}'.encode()) == {"a": "\U0001f999", "b": "\\ud83e"}
