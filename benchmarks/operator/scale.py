@@ -1,6 +1,6 @@
 """One operator process with ever more experiments, against the embedded API server with simulated pods.
 
-`python -m benchmarks.operator.scale [--quick] [--experiments 50,100,200,500] [--sources 10] [--rate 15]`
+`python -m benchmarks.operator.scale [--quick] [--realistic] [--experiments 50,100,200,500] [--sources 10] [--rate 15]`
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from benchmarks.common.results import Table, save_result
 NAME = "operator-scale"
 COUNTS = (50, 500)
 QUICK = (10,)
+REALISTIC_COUNTS = (100,)
+REALISTIC_SOURCES = 5
+REALISTIC_RATE = 5.0
 SPEED = 10.0
 """Seconds of the cluster's clock in a real one: pods start and end that much faster."""
 RATE = 15.0
@@ -38,22 +41,29 @@ which shares the processor with the operator, is what is measured."""
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", default="", help="numbers of experiments, e.g. 50,100,200,500")
-    parser.add_argument("--sources", type=int, default=10, help="source models of each experiment")
-    parser.add_argument("--rate", type=float, default=RATE, help="children that start in a second")
+    parser.add_argument("--sources", type=int, default=0, help="source models of each experiment")
+    parser.add_argument("--rate", type=float, default=0.0, help="children that start in a second")
+    parser.add_argument(
+        "--realistic", action="store_true", help="the delays, status steps and Events of a real control plane"
+    )
     parser.add_argument("--quick", action="store_true", help="ten experiments: whether it runs, not how fast")
     options = parser.parse_args()
-    counts = [int(part) for part in options.experiments.split(",") if part] or list(QUICK if options.quick else COUNTS)
+    usual = REALISTIC_COUNTS if options.realistic else COUNTS
+    counts = [int(part) for part in options.experiments.split(",") if part] or list(QUICK if options.quick else usual)
+    sources = options.sources or (REALISTIC_SOURCES if options.realistic else 10)
+    rate = options.rate or (REALISTIC_RATE if options.realistic else RATE)
     machine = describe_machine()
     console = Console(width=200)
     console.print(machine.line)
     rows = []
     for count in counts:
         console.print(f"{count} experiments ...")
-        rows.append(measure(count, sources=options.sources, rate=options.rate))
+        rows.append(measure(count, sources=sources, rate=rate, realistic=options.realistic))
         for table in tables({"rows": rows}):
             table.show(console)
-    figures = {"rate": options.rate, "speed": SPEED, "rows": rows}
-    console.print(f"saved {save_result(NAME + ('-quick' if options.quick else ''), machine, figures)}")
+    figures = {"rate": rate, "speed": 1.0 if options.realistic else SPEED, "rows": rows}
+    name = NAME + ("-realistic" if options.realistic else "") + ("-quick" if options.quick else "")
+    console.print(f"saved {save_result(name, machine, figures)}")
 
 
 def experiment(number: int, *, sources: int, run_s: float) -> dict[str, Any]:
@@ -86,16 +96,21 @@ def inputs_of(spec: Mapping[str, Any]) -> dict[str, list[str]]:
     return {str(node.id): [str(stage) for stage in node.inputs.values()] for node in build_graph(parse_spec(spec))}
 
 
-def measure(count: int, *, sources: int, rate: float) -> dict[str, Any]:
-    """Run `count` experiments from creation to success; return what it took."""
+def measure(count: int, *, sources: int, rate: float, realistic: bool = False) -> dict[str, Any]:
+    """Run `count` experiments from creation to success; return what it took.
+
+    With `realistic` the cluster has the delays of a real one, its clock runs as fast as a real one, and pods run for a
+    second: what a child costs is then its way through the control plane.
+    """
     inputs = inputs_of(experiment(0, sources=sources, run_s=1)["spec"])
     whole_s = count * len(inputs) / rate
     # The levels of the graph follow each other; experiments come evenly over half of the time.
-    run_s = max(0.5, whole_s / 2 / levels(inputs) * SPEED - 1)
+    run_s = 1.0 if realistic else max(0.5, whole_s / 2 / levels(inputs) * SPEED - 1)
     specification = {
-        "speed": SPEED,
+        "speed": 1.0 if realistic else SPEED,
+        "realistic": realistic,
         "experiments": [experiment(number, sources=sources, run_s=run_s) for number in range(count)],
-        "ramp_s": whole_s / 2,
+        "ramp_s": whole_s if realistic else whole_s / 2,
         "settle_s": 3.0,
         "idle_s": 10.0,
         "limit_s": 120 + whole_s * 4,
@@ -188,6 +203,7 @@ def _figures(count: int, inputs: Mapping[str, Sequence[str]], result: Mapping[st
     ]
     writes = {what: n for what, n in result["requests"].items() if not what.startswith("GET")}
     status_writes = writes.get("PATCH wrpoexperiments/status", 0)
+    children = len(result["created"])
     return {
         "took_s": result["took_s"],
         "next_p50_s": statistics.median(waits),
@@ -196,8 +212,10 @@ def _figures(count: int, inputs: Mapping[str, Sequence[str]], result: Mapping[st
         "handling_p99_s": quantile(result["handling_s"], 0.99),
         "server_processor_s": result["server_processor_s"],
         "calls_per_experiment": {what: n / count for what, n in sorted(result["requests"].items())},
-        "writes_per_child": sum(n for what, n in writes.items() if "leases" not in what) / len(result["created"]),
-        "status_writes_per_child": status_writes / len(result["created"]),
+        "writes_per_child": sum(n for what, n in writes.items() if "leases" not in what) / children,
+        "status_writes_per_child": status_writes / children,
+        "event_lists": result["requests"].get("GET events", 0),
+        "changes_per_child": {kind: number / children for kind, number in sorted(result["changes"].items())},
         "idle_writes": result["idle_writes"],
     }
 
@@ -211,8 +229,8 @@ def quantile(values: Sequence[float], share: float) -> float:
 def tables(result: Mapping[str, Any]) -> list[Table]:
     rows = result["rows"]
     columns = ["experiments", "children", "next child p50", "p99", "server's handling p50", "p99", "reconcile, mean",
-               "reconciles per child", "writes per child", "of status", "operator peak", "operator processor",
-               "server processor", "took", "idle writes"]  # fmt: skip
+               "reconciles per child", "writes per child", "of status", "Event lists", "operator peak",
+               "operator processor", "server processor", "took", "idle writes"]  # fmt: skip
     cells = [
         [
             str(row["experiments"]),
@@ -225,6 +243,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
             f"{row['reconciles'] / row['children']:.1f}",
             f"{row['writes_per_child']:.2f}",
             f"{row['status_writes_per_child']:.2f}",
+            f"{row['event_lists']:.0f}",
             f"{row['operator_peak_mib']:.0f} MiB",
             f"{row['operator_processor_s']:.0f} s",
             f"{row['server_processor_s']:.0f} s",
@@ -237,6 +256,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         "next child: from the write of the status that completes a child's last input to the child's creation.",
         "server's handling: one request of the operator inside the server, watches left out.",
         *(f"{row['experiments']}: calls an experiment: {_calls(row)}" for row in rows),
+        *(f"{row['experiments']}: changes a child: {_changes(row)}" for row in rows),
         *_growth(rows),
     ]
     return [Table("One operator, many experiments", columns, cells, notes)]
@@ -244,6 +264,10 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 def _calls(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{what} {number:.1f}" for what, number in row["calls_per_experiment"].items() if number >= 0.05)
+
+
+def _changes(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{kind} {number:.1f}" for kind, number in row["changes_per_child"].items())
 
 
 def _growth(rows: Sequence[Mapping[str, Any]]) -> list[str]:

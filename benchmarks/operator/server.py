@@ -24,11 +24,13 @@ from wrpo_devcluster.client import CLAIMS, NAMESPACES, Client, JsonObject, Resou
 from wrpo_devcluster.clock import FastClock
 from wrpo_devcluster.cluster import Cluster
 from wrpo_devcluster.config import ClusterConfig, NodeConfig
+from wrpo_devcluster.delays import NONE, REALISTIC
 from wrpo_devcluster.memory import collect_rarely
 
 EXPERIMENTS = Resource("wrpo.ai", "v1alpha1", "wrpoexperiments")
 LEASES = Resource("coordination.k8s.io", "v1", "leases")
 CHILDREN = frozenset({"jobs", "pytorchjobs"})
+WATCHED = CHILDREN | {"pods"}
 NAMESPACE = "bench"
 CRD = Path(__file__).resolve().parents[2] / "crds" / "wrpoexperiments.wrpo.ai.yaml"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -44,13 +46,16 @@ class Notes:
     completed: dict[StageOf, float] = field(default_factory=dict)
     """When the status that says so was written."""
     phases: dict[str, str] = field(default_factory=dict)
-    status_writes: int = 0
+    changes: Counter[str] = field(default_factory=Counter)
+    """Changes of pods and children, each of which is a watch event."""
     requests: Counter[str] = field(default_factory=Counter)
     """`verb resource` -> number; watches are counted when they end."""
     handling_s: list[float] = field(default_factory=list)
     """From the first byte of a request to the answer, watches left out."""
 
     def written(self, kind: Kind, new: JsonObject | None, _old: JsonObject | None) -> None:
+        if kind.plural in WATCHED:
+            self.changes[kind.plural] += 1
         if new is None:
             return
         if kind.plural in CHILDREN:
@@ -118,7 +123,8 @@ def _what(path: str) -> str:
 async def run(specification: dict[str, Any], directory: Path) -> dict[str, Any]:
     notes = Notes()
     node = NodeConfig(name="node", cpu="1000000", memory="65536Gi", gpus=100_000, pods=100_000)
-    config = ClusterConfig(state_dir=directory / "cluster", nodes=(node,), simulated=True)
+    delays = REALISTIC if specification["realistic"] else NONE
+    config = ClusterConfig(state_dir=directory / "cluster", nodes=(node,), simulated=True, delays=delays)
     async with MeasuredCluster(config, notes, speed=specification["speed"]) as cluster:
         client = cluster.client
         await install_crds(client, [*crd_files("pytorchjob"), CRD])
@@ -146,6 +152,7 @@ async def run(specification: dict[str, Any], directory: Path) -> dict[str, Any]:
             "server_processor_s": processor_s,
             "requests": requests,
             "handling_s": handling,
+            "changes": dict(notes.changes),
             "idle_writes": notes.writes() - before,
             "created": [[*stage, at - began] for stage, at in notes.created.items()],
             "completed": [[*stage, at - began] for stage, at in notes.completed.items()],

@@ -17,6 +17,7 @@ from wrpo_devcluster import lifecycle
 from wrpo_devcluster.bootstrap import PRESETS, crd_files, install_crds
 from wrpo_devcluster.cluster import Cluster
 from wrpo_devcluster.config import ClusterConfig, load_config, simulated_config
+from wrpo_devcluster.delays import NONE, REALISTIC
 from wrpo_devcluster.memory import collect_rarely
 
 _RECURSION_LIMIT = 8000
@@ -58,6 +59,11 @@ def main() -> None:
     "fake.test/pull-error, on two nodes with 8 GPUs each. For tests of controllers.",
 )
 @click.option(
+    "--realistic",
+    is_flag=True,
+    help="With --simulated: pods wait 1 to 3 s, Jobs are complete 1 to 3 s after them, lists of Events cost time.",
+)
+@click.option(
     "--image", multiple=True, metavar="IMAGE=COMMAND", help="What containers of an image run without a command."
 )
 @click.option(
@@ -74,18 +80,22 @@ def up(
     with_crds: tuple[str, ...],
     allow_host_path: bool,
     simulated: bool,
+    realistic: bool,
     image: tuple[str, ...],
     s3: bool,
     timeout_s: float,
 ) -> None:
     """Start the control plane in the background, and print its kubeconfig. Does nothing if it runs."""
     config: ClusterConfig | None = None
+    if realistic and not simulated:
+        raise click.ClickException("--realistic sets the delays of simulated pods: pass --simulated too")
     changes = bool(cpu or memory or gpus or image or allow_host_path or simulated)
     if changes and lifecycle.status(state_dir).is_running:
         raise click.ClickException("it is running; these options take effect at its next start: run `down` first")
     if changes or load_config(state_dir.resolve()) is None:
         if simulated:
             config = simulated_config(state_dir, cpu=cpu or "32", memory=memory or "128Gi", gpus=gpus or 8)
+            config = replace(config, delays=REALISTIC if realistic else NONE)
         else:
             config = lifecycle.default_config(state_dir, cpu=cpu, memory=memory, gpus=gpus)
         config = replace(config, allow_host_path=allow_host_path)

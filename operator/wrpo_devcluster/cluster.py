@@ -33,6 +33,7 @@ from wrpo_devcluster.controllers.trainjob import TrainJobController
 from wrpo_devcluster.controllers.trainjob_render import DEFAULT_PORT as TRAINER_PORT
 from wrpo_devcluster.controllers.volumes import ClaimController
 from wrpo_devcluster.controllers.workloads import DeploymentController, ReplicaSetController
+from wrpo_devcluster.delays import delays_middleware
 from wrpo_devcluster.faults import Faults
 from wrpo_devcluster.faults_http import faults_middleware
 from wrpo_devcluster.kubelet.agent import Kubelet, PodRuntime
@@ -155,7 +156,7 @@ class Cluster:
         ca_pem = self._certificates.ca_file.read_text(encoding="ascii")
         job_backoff_s = 10.0 * config.backoff_scale
         every: list[Controller] = [
-            JobController(client, clock, backoff_s=job_backoff_s),
+            JobController(client, clock, backoff_s=job_backoff_s, delays=config.delays),
             JobTtlController(client, clock),
             ReplicaSetController(client, clock),
             DeploymentController(client, clock),
@@ -169,7 +170,7 @@ class Cluster:
             DefaultContentController(client, clock, ca_pem=ca_pem),
             EndpointsController(client, clock),
             ClaimController(client, clock, state_dir=config.state_dir),
-            Scheduler(self.api.client(SCHEDULER), clock, faults=self.faults),
+            Scheduler(self.api.client(SCHEDULER), clock, faults=self.faults, delays=config.delays),
         ]
         return [controller for controller in every if controller.name not in config.without_controllers]
 
@@ -182,7 +183,7 @@ class Cluster:
     def _make_kubelet(self) -> Kubelet:
         nodes = frozenset(node.name for node in self.config.nodes)
         if self.config.simulated:
-            runtime: PodRuntime = SimulatedRuntime(self.clock)
+            runtime: PodRuntime = SimulatedRuntime(self.clock, delays=self.config.delays)
             return Kubelet(self.api.client(KUBELET, manager="OpenAPI-Generator"), self.clock, runtime, nodes=nodes)
         client = self.api.client(KUBELET, manager="kubelet")
         names = NameService(self.config.state_dir / "dns")
@@ -203,6 +204,7 @@ class Cluster:
 
     async def _listen(self) -> None:
         app = self.api.app()
+        app.middlewares.insert(0, delays_middleware(self.config.delays, self.api.count_events, self.clock))
         app.middlewares.insert(0, faults_middleware(self.faults, self.client, self.clock, self.admin_token))
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from wrpo_devcluster.delays import NONE, Delays
+
 _CONFIG_FILE = "cluster.json"
 _PASSED_ON = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ", "USER", "LOGNAME")
 
@@ -48,6 +50,8 @@ class ClusterConfig:
     """Factor on crash-loop, image-pull and Job backoffs."""
     volume_refresh_s: float = 5.0
     allow_host_path: bool = False
+    delays: Delays = NONE
+    """Of simulated pods, and of what schedules and counts them."""
     shutdown_grace_s: float = 20.0
     """How long pods may take to end when the cluster is stopped."""
 
@@ -101,4 +105,5 @@ def load_config(state_dir: Path) -> ClusterConfig | None:
     nodes = tuple(NodeConfig(**{**node, "taints": tuple(node["taints"])}) for node in data.pop("nodes"))
     images = {name: tuple(command) for name, command in data.pop("images").items()}
     without = tuple(data.pop("without_controllers", ()))
+    data["delays"] = Delays(**data.pop("delays", {}))
     return ClusterConfig(state_dir=state_dir, nodes=nodes, images=images, without_controllers=without, **data)

@@ -14,6 +14,7 @@ from wrpo_devcluster.client import NODES, JsonObject
 from wrpo_devcluster.clock import Clock, FastClock
 from wrpo_devcluster.config import NodeConfig
 from wrpo_devcluster.controllers.base import Controller, WatchHub, cancel_all
+from wrpo_devcluster.delays import NONE, Delays
 from wrpo_devcluster.faults import Faults
 from wrpo_devcluster.kubelet.agent import Kubelet
 from wrpo_devcluster.kubelet.simulated import SimulatedRuntime
@@ -24,17 +25,19 @@ GPU_NODES = tuple(NodeConfig(name=f"gpu-{i}", cpu="8", memory="64Gi", gpus=8) fo
 
 
 @asynccontextmanager
-async def simulated(make: Make, *, speed: float = 50.0) -> AsyncIterator[tuple[MemoryClient, Clock]]:
+async def simulated(
+    make: Make, *, speed: float = 50.0, delays: Delays = NONE
+) -> AsyncIterator[tuple[MemoryClient, Clock]]:
     """Two nodes of 8 GPUs, pods that follow annotations, and the controllers that `make` returns."""
     clock = FastClock(speed)
     client = MemoryClient(clock)
     hub = WatchHub(client, clock)
-    controllers = [*make(client, clock), Scheduler(client, clock, faults=Faults())]
+    controllers = [*make(client, clock), Scheduler(client, clock, faults=Faults(), delays=delays)]
     for node in GPU_NODES:
         await client.create(NODES, node_object(node, clock.now()))
     for controller in controllers:
         controller.attach(hub)
-    kubelet = Kubelet(client, clock, SimulatedRuntime(clock), nodes=frozenset(n.name for n in GPU_NODES))
+    kubelet = Kubelet(client, clock, SimulatedRuntime(clock, delays=delays), nodes=frozenset(n.name for n in GPU_NODES))
     kubelet.attach(hub)
     hub.start()
     tasks = [asyncio.create_task(c.run()) for c in controllers]

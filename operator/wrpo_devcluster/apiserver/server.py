@@ -113,6 +113,11 @@ class ApiServer:
                 await task
         self.store.close()
 
+    def count_events(self, namespace: str) -> int:
+        """Return how many Events a namespace holds, or all of them for an empty name."""
+        kind = self.core("events").storage_key
+        return self.store.count(kind, namespace) if namespace else len(self.store.table(kind).records)
+
     def issue_token(
         self,
         namespace: str,

@@ -25,7 +25,8 @@ from wrpo_devcluster.controllers.job_view import (
     MANAGED_BY,
     TRACKING_FINALIZER,
 )
-from wrpo_devcluster.objects import controller_of, is_deleting, is_true, owner_reference, split_key
+from wrpo_devcluster.delays import NONE, Delays, Holds, pod_identity
+from wrpo_devcluster.objects import controller_of, is_deleting, is_terminal, is_true, owner_reference, split_key
 
 _CREATE_BACKOFF_S = 1.0
 _BATCH_S = 0.1
@@ -75,9 +76,10 @@ def _add_index_env(container: JsonObject) -> None:
 class JobController(Controller):
     name = "job-controller"
 
-    def __init__(self, client: Client, clock: Clock, *, backoff_s: float = 10.0) -> None:
+    def __init__(self, client: Client, clock: Clock, *, backoff_s: float = 10.0, delays: Delays = NONE) -> None:
         super().__init__(client, clock)
         self._backoff_s = backoff_s
+        self._holds = Holds(delays, clock)
         self._events = EventRecorder(client, clock, self.name)
         self._refusals: dict[str, tuple[int, float]] = {}
 
@@ -91,7 +93,11 @@ class JobController(Controller):
         if job is None or is_deleting(job):
             await self._release(namespace, [p for p in pods if TRACKING_FINALIZER in _finalizers(p)])
             self._refusals.pop(key, None)
+            self._holds.forget(key)
             return None
+        lag_s = self._lag_s(key, job, pods)
+        if lag_s > 0:
+            return lag_s
         if job["spec"].get("managedBy") not in {None, MANAGED_BY}:
             return None
         decision = decide(job, pods, self.clock.now(), backoff_s=self._backoff_s)
@@ -101,6 +107,24 @@ class JobController(Controller):
             kind = cast(Literal["Normal", "Warning"], event.kind)
             await self._events.event(_typed(job), kind, event.reason, event.message)
         return await self._carry_out(key, job, pods, decision)
+
+    def _lag_s(self, key: str, job: JsonObject, pods: Sequence[JsonObject]) -> float:
+        """Return how long this controller still takes to see what there is to see."""
+        if is_true(job, "Complete") or is_true(job, "Failed"):
+            self._holds.forget(key)
+            return 0.0
+        delays, name = self._holds.delays, job["metadata"]["name"]
+        ended = [pod for pod in pods if is_terminal(pod) and TRACKING_FINALIZER in _finalizers(pod)]
+        # What ends while the first one waits is noted together with it.
+        lags = (
+            self._holds.left_s(key, f"notice {pod['metadata']['name']}", delays.notice_s, pod_identity(pod))
+            for pod in ended
+        )
+        lag_s = min(lags, default=0.0)
+        is_decided = is_true(job, "SuccessCriteriaMet") or is_true(job, "FailureTarget")
+        if lag_s <= 0 and is_decided and not ended:
+            return self._holds.left_s(key, "settle", delays.settle_s, name)
+        return lag_s
 
     async def _carry_out(
         self, key: str, job: JsonObject, pods: list[JsonObject], decision: JobDecision

@@ -11,6 +11,7 @@ from wrpo_devcluster.client import JsonObject
 from wrpo_devcluster.clock import Clock, timestamp
 from wrpo_devcluster.controllers.base import cancel_all
 from wrpo_devcluster.controllers.network import pick_address
+from wrpo_devcluster.delays import NONE, Delays, pod_identity
 from wrpo_devcluster.kubelet.agent import PodHandle
 from wrpo_devcluster.objects import annotations_of, is_terminal
 
@@ -18,9 +19,10 @@ _NETWORK = "10.244"
 
 
 class SimulatedRuntime:
-    def __init__(self, clock: Clock, *, start_latency_s: float = 1.0) -> None:
+    def __init__(self, clock: Clock, *, start_latency_s: float = 1.0, delays: Delays = NONE) -> None:
         # A status that is a second younger than the binding, as on a cluster whose kubelets take time to start pods.
         self._start_latency_s = start_latency_s
+        self._delays = delays
         self._clock = clock
         self._addresses: dict[str, str] = {}
 
@@ -29,7 +31,7 @@ class SimulatedRuntime:
             return
         address = self._address(handle)
         started = timestamp(self._clock.now())
-        if await self._deleted_within(handle, self._start_latency_s):
+        if await self._deleted_while_starting(handle, address, started):
             return
         annotations = annotations_of(handle.pod)
         if annotations.get("fake.test/pull-error"):
@@ -37,6 +39,7 @@ class SimulatedRuntime:
             await self._report(handle, address, started, phase="Pending", state=waiting, ready=False)
             await handle.deletion.wait()
             return
+        await self._tell_of_start(handle)
         begun = timestamp(self._clock.now())
         running = {"running": {"startedAt": begun}}
         await self._report(handle, address, started, phase="Running", state=running, ready=True)
@@ -54,6 +57,25 @@ class SimulatedRuntime:
         }
         phase = "Succeeded" if code == 0 else "Failed"
         await self._report(handle, address, started, phase=phase, state=ended, ready=False)
+
+    async def _deleted_while_starting(self, handle: PodHandle, address: str, started: str) -> bool:
+        delays = self._delays
+        if not delays.are_on:
+            return await self._deleted_within(handle, self._start_latency_s)
+        who = pod_identity(handle.pod)
+        if await self._deleted_within(handle, delays.draw(delays.create_s, "create", who)):
+            return True
+        creating = {"waiting": {"reason": "ContainerCreating"}}
+        await self._report(handle, address, started, phase="Pending", state=creating, ready=False)
+        return await self._deleted_within(handle, delays.draw(delays.start_s, "start", who))
+
+    async def _tell_of_start(self, handle: PodHandle) -> None:
+        """Post the Events of a kubelet that starts containers."""
+        for container in handle.pod["spec"]["containers"] if self._delays.are_on else ():
+            image, name = container.get("image", ""), container["name"]
+            await handle.event("Normal", "Pulled", f'Container image "{image}" already present on machine')
+            await handle.event("Normal", "Created", f"Created container: {name}")
+            await handle.event("Normal", "Started", f"Started container {name}")
 
     async def forget(self, uid: str) -> None:
         self._addresses.pop(uid, None)

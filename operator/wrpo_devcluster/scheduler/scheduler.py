@@ -9,6 +9,7 @@ from wrpo_devcluster.client import CLAIMS, NODES, PODS, ApiError, Client, JsonOb
 from wrpo_devcluster.clock import Clock, timestamp
 from wrpo_devcluster.controllers.base import Controller, Watched, WatchHub, get_or_none
 from wrpo_devcluster.controllers.events import EventRecorder
+from wrpo_devcluster.delays import NONE, Delays, Holds, pod_identity
 from wrpo_devcluster.faults import Faults
 from wrpo_devcluster.objects import condition, is_deleting, is_terminal
 from wrpo_devcluster.scheduler.fit import NodeView, Verdict, choose
@@ -23,9 +24,10 @@ class Scheduler(Controller):
     name = "default-scheduler"
     workers = 1
 
-    def __init__(self, client: Client, clock: Clock, *, faults: Faults) -> None:
+    def __init__(self, client: Client, clock: Clock, *, faults: Faults, delays: Delays = NONE) -> None:
         super().__init__(client, clock)
         self._faults = faults
+        self._holds = Holds(delays, clock)
         self._events = EventRecorder(client, clock, self.name)
         self._ledger = Ledger()
         self._has_counted = False
@@ -40,9 +42,9 @@ class Scheduler(Controller):
 
     async def reconcile(self, key: str) -> float | None:
         del key
-        waiting = await self._waiting()
+        waiting, held_s = self._due(await self._waiting())
         if not waiting:
-            return None
+            return held_s
         if self._faults.scheduling_delay_s > 0:
             await self.clock.sleep(self._faults.scheduling_delay_s)
         is_exact = not self._has_counted
@@ -62,7 +64,14 @@ class Scheduler(Controller):
                 await self._refuse(pod, message)
             else:
                 await self._bind(pod, verdict.node)
-        return None
+        return held_s
+
+    def _due(self, waiting: list[JsonObject]) -> tuple[list[JsonObject], float | None]:
+        """Return the pods whose turn has come, and the seconds until that of the next."""
+        longest_s = self._holds.delays.schedule_s
+        left = [self._holds.left_s(p["metadata"]["uid"], "schedule", longest_s, pod_identity(p)) for p in waiting]
+        due = [pod for pod, left_s in zip(waiting, left, strict=True) if left_s <= 0]
+        return due, min((left_s for left_s in left if left_s > 0), default=None)
 
     async def _waiting(self) -> list[JsonObject]:
         pods = await self.client.list(PODS, field_selector="spec.nodeName=")
@@ -105,6 +114,7 @@ class Scheduler(Controller):
                 return
             raise
         self._ledger.add(pod, node)
+        self._holds.forget(meta["uid"])
         message = f"Successfully assigned {meta['namespace']}/{meta['name']} to {node}"
         await self._events.event(_typed(pod), "Normal", "Scheduled", message)
 
