@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
 
@@ -240,14 +240,22 @@ def unschedulable(words: str) -> str:
     return f"No node takes the pod: {words} Change spec.resources or spec.scheduling, or wait for room."
 
 
-def scheduling_gated(words: str) -> str:
-    return f"The pod is not scheduled yet: {words} Whoever set the scheduling gates has to remove them (podTemplate)."
-
-
-def no_scheduler(scheduler: str) -> str:
+def scheduling_gated(gates: Sequence[str]) -> str:
     return (
-        f"No scheduler has looked at the pod: it is for scheduler `{scheduler}`, and a resource claim that does not "
-        "exist keeps it back as well. Check spec.scheduling.schedulerName, and resourceClaims in spec.podTemplate."
+        f"The pod is not scheduled until these scheduling gates are removed: {', '.join(gates)}. "
+        "Start the controller that removes them, or remove them from spec.podTemplate."
+    )
+
+
+def no_scheduler(scheduler: str, claims: Sequence[str], seconds: int) -> str:
+    if claims:
+        return (
+            f"No scheduler has looked at the pod for {seconds} s. It needs the resource claims {', '.join(claims)}: "
+            "create those that are missing, or change resourceClaims in spec.podTemplate."
+        )
+    return (
+        f"No scheduler has looked at the pod for {seconds} s. It asks for the scheduler `{scheduler}`: "
+        "start it, or name one that runs in spec.scheduling.schedulerName."
     )
 
 

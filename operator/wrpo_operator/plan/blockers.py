@@ -22,7 +22,7 @@ INIT_PATIENCE = timedelta(minutes=5)
 LOST_PATIENCE = timedelta(seconds=30)
 """A pod is gone within seconds of its grace period unless its kubelet is."""
 SCHEDULER_PATIENCE = timedelta(seconds=30)
-"""A scheduler says within seconds what it thinks of a pod."""
+"""A scheduler looks at a new pod within seconds, also where it finds no node for it."""
 DONE = 100.0
 _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
@@ -128,7 +128,7 @@ def _of_pods(view: StageView, now: datetime) -> Iterator[Obstacle]:
 
 
 def _explain(pod: PodFact, now: datetime) -> tuple[str, str] | None:
-    if pod.phase in {"Succeeded", "Failed"}:
+    if pod.has_ended:
         return None
     if pod.terminating_since is not None and pod.node is not None and now - pod.terminating_since >= LOST_PATIENCE:
         return Reason.POD_LOST, words.pod_lost(pod.name, pod.node)
@@ -151,11 +151,11 @@ def _explain(pod: PodFact, now: datetime) -> tuple[str, str] | None:
 def _explain_unplaced(pod: PodFact, now: datetime) -> tuple[str, str] | None:
     if pod.unschedulable_message:
         return Reason.UNSCHEDULABLE, words.unschedulable(_sentence(pod.unschedulable_message))
-    if pod.gated_message:
-        return Reason.SCHEDULING_GATED, words.scheduling_gated(_sentence(pod.gated_message))
-    is_old = pod.created_at is not None and now - pod.created_at >= SCHEDULER_PATIENCE
-    if pod.phase == "Pending" and not pod.is_scheduled and is_old:
-        return Reason.NO_SCHEDULER, words.no_scheduler(pod.scheduler or "default-scheduler")
+    if pod.gates:
+        return Reason.SCHEDULING_GATED, words.scheduling_gated(pod.gates)
+    if pod.scheduler and pod.created_at is not None and now - pod.created_at >= SCHEDULER_PATIENCE:
+        seconds = int(SCHEDULER_PATIENCE.total_seconds())
+        return Reason.NO_SCHEDULER, words.no_scheduler(pod.scheduler, pod.claims, seconds)
     return None
 
 

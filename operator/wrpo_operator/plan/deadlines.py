@@ -101,7 +101,7 @@ def pending_deadline(spec: ExperimentSpec, view: StageView, child: ChildFact) ->
 
 
 def active_deadline(spec: ExperimentSpec, view: StageView, child: ChildFact) -> datetime | None:
-    """Return when a child will have run too long; None when it does not run.
+    """Return when a child will have run too long; None when it does not run, or all of its pods have ended.
 
     The later of two starts counts: a child that was suspended has new pods since, and one whose pods are gone already
     tells only when it was made.
@@ -109,6 +109,8 @@ def active_deadline(spec: ExperimentSpec, view: StageView, child: ChildFact) -> 
     limit = active_limit(spec.deadlines, view.id.kind)
     attempt = _attempt_of(view, child)
     if limit is None or child.started_at is None or child.state is not ChildState.RUNNING or child.suspended:
+        return None
+    if child.pods and all(pod.has_ended for pod in child.pods):
         return None
     recorded = from_time(attempt.started_at) if attempt is not None and attempt.started_at else child.started_at
     return max(recorded, child.started_at) + timedelta(seconds=limit.seconds)

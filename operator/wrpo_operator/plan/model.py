@@ -98,12 +98,12 @@ class PodFact:
     waiting_message: str = ""
     unschedulable_message: str = ""
     """The scheduler's words."""
-    gated_message: str = ""
-    """Words of the condition that scheduling gates hold the pod back."""
-    is_scheduled: bool = True
-    """Whether a scheduler has said anything of the pod, or it has a node."""
     scheduler: str = ""
-    """Name of the scheduler that has to place it."""
+    """The scheduler that it waits for; only of a pod that none has looked at."""
+    gates: tuple[str, ...] = ()
+    """Scheduling gates that it waits for."""
+    claims: tuple[str, ...] = ()
+    """Resource claims that it needs; only of a pod that no scheduler has looked at."""
     terminating_since: datetime | None = None
     """When its grace period will be, or was, over."""
     finished_at: datetime | None = None
@@ -112,6 +112,11 @@ class PodFact:
     init_since: datetime | None = None
     """Since when an init container has been running."""
     created_at: datetime | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all of its containers have ended for good."""
+        return self.phase in {"Succeeded", "Failed"}
 
 
 @dataclass(frozen=True, slots=True)

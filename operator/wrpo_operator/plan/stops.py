@@ -26,6 +26,7 @@ from wrpo_operator.plan.model import (
     ChildState,
     DeleteChild,
     SetSuspend,
+    Shape,
     Snapshot,
     StageNode,
 )
@@ -96,8 +97,15 @@ def replace_outdated(spec: ExperimentSpec, views: Sequence[StageView], now: date
         and child.state in {ChildState.PENDING, ChildState.SUSPENDED}
         and attempt.settings is not None
         and attempt.settings != settings_of(spec, view.node)
+        and not _has_done_its_work(view.node, child)
     }
     return _stop(views, outdated, "its settings were edited before it ran", now)
+
+
+def _has_done_its_work(node: StageNode, child: ChildFact) -> bool:
+    """Whether all pods have succeeded: the child is complete as soon as its controller notices."""
+    needed = node.runtime.shards if node.shape is Shape.INDEXED_JOB else 1
+    return len(child.pods) >= needed and all(pod.phase == "Succeeded" for pod in child.pods)
 
 
 def _stop(views: Sequence[StageView], names: Collection[str], reason: str, now: datetime) -> Stops:

@@ -26,6 +26,10 @@ OWN_LIMITS = (
 )
 """What the kubelet says when it evicts a pod that used more than its own limits, which no other node would change."""
 TERMINATION_TAIL = 1024
+SCHEDULED = "PodScheduled"
+DEFAULT_SCHEDULER = "default-scheduler"
+BEGUN = frozenset({"Running", "Succeeded", "Unknown"})
+"""Phases of a pod whose containers have started."""
 
 
 def parse_time(text: object) -> datetime | None:
@@ -134,9 +138,20 @@ def child_state(child: JsonObject, pods: Sequence[PodFact]) -> ChildState:
         return ChildState.DELETING
     if is_suspended(child):
         return ChildState.SUSPENDED
-    if any(pod.phase == "Running" for pod in pods) or _succeeded_shards(child) > 0:
-        return ChildState.RUNNING
-    return ChildState.PENDING
+    return ChildState.RUNNING if _has_begun(child, pods) else ChildState.PENDING
+
+
+def _has_begun(child: JsonObject, pods: Sequence[PodFact]) -> bool:
+    """Whether the work has begun and waits for no pod.
+
+    What the pods say counts until their controller says how the child ended: it may take seconds to notice, or as long
+    as it is away. Only a pod that waits to take the place of one that failed makes the child wait again.
+    """
+    status = child.get("status") or {}
+    if condition(status, "SuccessCriteriaMet") or condition(status, "FailureTarget") or _succeeded_shards(child) > 0:
+        return True
+    phases = {pod.phase for pod in pods}
+    return bool(phases & BEGUN) or ("Failed" in phases and "Pending" not in phases)
 
 
 def _succeeded_shards(child: JsonObject) -> int:
@@ -189,12 +204,14 @@ def pod_fact(pod: JsonObject) -> PodFact:
     termination, text = parse_termination(str(ended.get("message") or ""))
     waiting_reason, waiting_message = _waiting(status)
     exit_code = ended.get("exitCode")
+    spec = pod.get("spec") or {}
+    is_overlooked = not spec.get("nodeName") and not any(c.get("type") == SCHEDULED for c in _conditions(status))
     over_limit = _over_limit(status)
     taken = status.get("reason") in DISRUPTION_REASONS and not over_limit
     return PodFact(
         name=name_of(pod),
         phase=str(status.get("phase") or "Pending"),
-        node=(pod.get("spec") or {}).get("nodeName"),
+        node=spec.get("nodeName"),
         index=_index(pod),
         exit_code=exit_code if isinstance(exit_code, int) else None,
         termination=termination,
@@ -203,10 +220,10 @@ def pod_fact(pod: JsonObject) -> PodFact:
         over_limit=over_limit,
         waiting_reason=waiting_reason,
         waiting_message=waiting_message,
-        unschedulable_message=_unscheduled(status, "Unschedulable", "no node fits"),
-        gated_message=_unscheduled(status, "SchedulingGated", "the pod has scheduling gates"),
-        is_scheduled=bool((pod.get("spec") or {}).get("nodeName")) or _has_condition(status, "PodScheduled"),
-        scheduler=str((pod.get("spec") or {}).get("schedulerName") or ""),
+        unschedulable_message=_unschedulable(status),
+        scheduler=str(spec.get("schedulerName") or DEFAULT_SCHEDULER) if is_overlooked else "",
+        gates=() if spec.get("nodeName") else _names(spec.get("schedulingGates")),
+        claims=_claims(spec) if is_overlooked else (),
         terminating_since=parse_time(meta(pod).get("deletionTimestamp")),
         finished_at=parse_time(ended.get("finishedAt")),
         terminated_reason=str(ended.get("reason") or ""),
@@ -249,17 +266,29 @@ def _waiting(status: JsonObject) -> tuple[str, str]:
     return "", ""
 
 
-def _unscheduled(status: JsonObject, reason: str, default: str) -> str:
-    """Return the words of the condition that the pod is not scheduled for a reason; empty where it is not that one."""
-    for entry in status.get("conditions") or ():
-        is_unscheduled = entry.get("type") == "PodScheduled" and entry.get("status") == "False"
-        if is_unscheduled and entry.get("reason") == reason:
-            return str(entry.get("message") or default)
+def _unschedulable(status: JsonObject) -> str:
+    """Return why no node takes a pod, whatever the scheduler calls it; gates are told by their names."""
+    for entry in _conditions(status):
+        is_refused = entry.get("type") == SCHEDULED and entry.get("status") == "False"
+        if is_refused and entry.get("reason") != "SchedulingGated":
+            return str(entry.get("message") or "no node fits")
     return ""
 
 
-def _has_condition(status: JsonObject, kind: str) -> bool:
-    return any(entry.get("type") == kind for entry in status.get("conditions") or ())
+def _conditions(status: JsonObject) -> Sequence[JsonObject]:
+    return status.get("conditions") or ()
+
+
+def _names(entries: Iterable[JsonObject] | None) -> tuple[str, ...]:
+    return tuple(str(entry.get("name") or "") for entry in entries or ())
+
+
+def _claims(spec: JsonObject) -> tuple[str, ...]:
+    """Return what a pod's resource claims refer to: a claim, or the template that one is to be made from."""
+    return tuple(
+        str(entry.get("resourceClaimName") or entry.get("resourceClaimTemplateName") or entry.get("name") or "")
+        for entry in spec.get("resourceClaims") or ()
+    )
 
 
 def _index(pod: JsonObject) -> int | None:

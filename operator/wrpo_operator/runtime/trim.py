@@ -22,6 +22,7 @@ _CHILD_STATUS = ("conditions", "startTime", "completionTime", "succeeded")
 _CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
 _POD_CONDITION = ("type", "status", "reason", "message")
 _CONTAINER = ("name", "state", "lastState")
+_UNSCHEDULED = ("schedulerName", "schedulingGates", "resourceClaims")
 _EVENT = ("reason", "message", "lastTimestamp", "eventTime")
 _WORKLOAD_META = ("name", "deletionTimestamp")
 
@@ -66,9 +67,14 @@ def _trim_pod(obj: JsonObject) -> JsonObject:
     return {
         **_type_of(obj),
         "metadata": _metadata(obj),
-        "spec": _some(obj.get("spec"), ("nodeName", "schedulerName")),
+        "spec": _trim_pod_spec(obj.get("spec") or {}),
         "status": {**_some(status, ("phase", "reason", "message")), **_lists(status, lists)},
     }
+
+
+def _trim_pod_spec(spec: JsonObject) -> JsonObject:
+    """Keep what a scheduler looks at until a pod has a node."""
+    return {"nodeName": spec["nodeName"]} if spec.get("nodeName") else _some(spec, _UNSCHEDULED)
 
 
 def _trim_workload(obj: JsonObject) -> JsonObject:

@@ -216,3 +216,66 @@ def test_a_gang_that_nothing_protects_waits_for_a_decision() -> None:
     cluster.edit("demo", scheduling={"gang": "BestEffort"})
     (start,) = cluster.reconcile("demo").apply
     assert str(start.node.id) == "sft"
+
+
+MINUTE_AGO = NOON - timedelta(seconds=60)
+OVERLOOKED: dict[str, tuple[Any, list[tuple[str, str]]]] = {
+    "its scheduler does not run": (
+        make_pod("p", phase="Pending", scheduler="nope", created_at=MINUTE_AGO),
+        [
+            (
+                "NoScheduler",
+                (
+                    "No scheduler has looked at the pod for 30 s. It asks for the scheduler `nope`: start it, or name "
+                    "one that runs in spec.scheduling.schedulerName."
+                ),
+            )
+        ],
+    ),
+    "it needs claims that do not exist": (
+        make_pod("p", phase="Pending", scheduler="default-scheduler", claims=("gpu", "nic"), created_at=MINUTE_AGO),
+        [
+            (
+                "NoScheduler",
+                (
+                    "No scheduler has looked at the pod for 30 s. It needs the resource claims gpu, nic: create those "
+                    "that are missing, or change resourceClaims in spec.podTemplate."
+                ),
+            )
+        ],
+    ),
+    "it was made a moment ago": (
+        make_pod("p", phase="Pending", scheduler="nope", created_at=NOON - timedelta(seconds=29)),
+        [],
+    ),
+    "gates are closed": (
+        make_pod("p", phase="Pending", gates=("a.io/x", "b.io/y"), scheduler="nope", created_at=MINUTE_AGO),
+        [
+            (
+                "SchedulingGated",
+                (
+                    "The pod is not scheduled until these scheduling gates are removed: a.io/x, b.io/y. Start the "
+                    "controller that removes them, or remove them from spec.podTemplate."
+                ),
+            )
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("pod", "expected"), OVERLOOKED.values(), ids=OVERLOOKED.keys())
+def test_a_pod_that_no_scheduler_takes_up_says_what_it_waits_for(pod: Any, expected: list[tuple[str, str]]) -> None:
+    experiment = make_experiment()
+    snapshot = make_snapshot(experiment, [make_child(experiment, "prepare", ChildState.PENDING, pods=(pod,))])
+    assert [(blocker.reason, blocker.message) for blocker in blockers_of(snapshot)] == expected
+    assert plan(snapshot, NOON).requeue_after_s == LOOK_AGAIN_S
+
+
+def test_a_deadline_that_a_pod_missed_without_a_scheduler_names_the_scheduler() -> None:
+    experiment = make_experiment(deadlines={"preRunningSeconds": 40})
+    pod = make_pod("p", phase="Pending", scheduler="nope", created_at=MINUTE_AGO)
+    child = make_child(experiment, "prepare", ChildState.PENDING, pods=(pod,), created_at=MINUTE_AGO)
+    status = plan(make_snapshot(experiment, [child]), NOON).status
+    assert status is not None
+    (attempt,) = status.stages[0].attempts
+    assert "It asks for the scheduler `nope`" in str(attempt.message)

@@ -39,6 +39,61 @@ STATES = {
     "a new Job is pending": (child(), (), ChildState.PENDING),
     "a Job whose pod waits is pending": (child(status={"active": 1}), (PodFact("p", "Pending"),), ChildState.PENDING),
     "a Job with a running pod runs": (child(status={"active": 1}), (RUNNING_POD,), ChildState.RUNNING),
+    "a Job whose pod has succeeded runs until it is complete": (
+        child(status={"active": 1, "ready": 1}),
+        (PodFact("p", "Succeeded"),),
+        ChildState.RUNNING,
+    ),
+    "a Job whose pod has failed runs until it has failed": (
+        child(status={"active": 1}),
+        (PodFact("p", "Failed"),),
+        ChildState.RUNNING,
+    ),
+    "a Job whose controller has decided runs, its pod being gone": (
+        child(status={"conditions": [condition("SuccessCriteriaMet")]}),
+        (),
+        ChildState.RUNNING,
+    ),
+    "a Job that will fail, its pod being gone, runs": (
+        child(status={"conditions": [condition("FailureTarget")]}),
+        (),
+        ChildState.RUNNING,
+    ),
+    "a Job of which one shard has ended and one waits runs": (
+        child(status={"active": 2}),
+        (PodFact("p", "Succeeded"), PodFact("q", "Pending")),
+        ChildState.RUNNING,
+    ),
+    "a Job whose pod was taken and whose next pod waits is pending": (
+        child(status={"active": 1}),
+        (PodFact("p", "Failed", disrupted=True), PodFact("q", "Pending")),
+        ChildState.PENDING,
+    ),
+    "a Job whose pod was taken and whose next pod runs": (
+        child(status={"active": 1}),
+        (PodFact("p", "Failed", disrupted=True), PodFact("q", "Running")),
+        ChildState.RUNNING,
+    ),
+    "a Job whose pod's node does not answer runs": (
+        child(status={"active": 1}),
+        (PodFact("p", "Unknown"),),
+        ChildState.RUNNING,
+    ),
+    "a suspended Job whose pod has ended": (
+        child(spec={"suspend": True}),
+        (PodFact("p", "Succeeded"),),
+        ChildState.SUSPENDED,
+    ),
+    "a complete Job whose pod still shows as running": (
+        child(status={"conditions": [condition("Complete")]}),
+        (RUNNING_POD,),
+        ChildState.SUCCEEDED,
+    ),
+    "a PyTorchJob whose pods have ended runs until it has succeeded": (
+        child("PyTorchJob", status={"conditions": [condition("Running")]}),
+        (PodFact("m", "Succeeded"), PodFact("w", "Succeeded")),
+        ChildState.RUNNING,
+    ),
     "a Job between two shards runs": (child(status={"succeeded": 1}), (), ChildState.RUNNING),
     "a suspended Job": (child(spec={"suspend": True}), (), ChildState.SUSPENDED),
     "a complete Job": (child(status={"conditions": [condition("Complete")]}), (), ChildState.SUCCEEDED),
@@ -193,6 +248,46 @@ PODS = {
             ],
         ),
         PodFact("p", "Pending", None, unschedulable_message="0/3 nodes: no GPU"),
+    ),
+    "the scheduler has an error of its own": (
+        pod(
+            spec={"nodeName": None},
+            phase="Pending",
+            conditions=[{"type": "PodScheduled", "status": "False", "reason": "SchedulerError", "message": "oops"}],
+        ),
+        PodFact("p", "Pending", None, unschedulable_message="oops"),
+    ),
+    "no scheduler has looked at it": (
+        pod(spec={"nodeName": None, "schedulerName": "nope"}, phase="Pending"),
+        PodFact("p", "Pending", None, scheduler="nope"),
+    ),
+    "no scheduler has looked at it, which waits for claims": (
+        pod(
+            spec={
+                "nodeName": None,
+                "resourceClaims": [
+                    {"name": "a", "resourceClaimName": "gpu"},
+                    {"name": "b", "resourceClaimTemplateName": "gpus"},
+                ],
+            },
+            phase="Pending",
+        ),
+        PodFact("p", "Pending", None, scheduler="default-scheduler", claims=("gpu", "gpus")),
+    ),
+    "a gate keeps it from its scheduler": (
+        pod(
+            spec={"nodeName": None, "schedulingGates": [{"name": "example.com/quota"}]},
+            phase="Pending",
+            conditions=[
+                {
+                    "type": "PodScheduled",
+                    "status": "False",
+                    "reason": "SchedulingGated",
+                    "message": "Scheduling is blocked due to non-empty scheduling gates",
+                }
+            ],
+        ),
+        PodFact("p", "Pending", None, gates=("example.com/quota",)),
     ),
     "a shard": (
         pod(phase="Running", labels={"batch.kubernetes.io/job-completion-index": "3"}),
