@@ -18,8 +18,10 @@ from aiohttp import web
 
 from wrpo_operator.api import names
 from wrpo_operator.plan.classify import LIVE
+from wrpo_operator.runtime.changes import Changes
 from wrpo_operator.runtime.fleet import FleetCollector
 from wrpo_operator.runtime.health import contact, health_app, heartbeat
+from wrpo_operator.runtime.holding import MOMENT_S
 from wrpo_operator.runtime.informer import Informer, InformerSettings
 from wrpo_operator.runtime.kube import HttpKube, KubeError
 from wrpo_operator.runtime.lease import LeaderElection, LeaseSettings
@@ -60,6 +62,7 @@ class Operator:
         self._settings = settings
         self._metrics = Metrics()
         self._store = ObjectStore()
+        self._changes = Changes(self._store)
         self._client = client = MeteredKube(connection, self._metrics, known=self._known_status)
         self._certificate = (
             ServerCertificate(Path(settings.progress_cert_file), Path(settings.progress_key_file))
@@ -95,11 +98,12 @@ class Operator:
             client,
             self._store,
             self._snapshots,
-            ReconcilerSettings(settings.render, settings.identity, settings.manage_service_account),
+            ReconcilerSettings(settings.render, settings.identity, settings.manage_service_account, moment_s=MOMENT_S),
             may_act=lambda: self._lease.is_leader and self._informer.synced,
             now=lambda: datetime.now(UTC),
             monotonic=time.monotonic,
             forget=self._forget,
+            wake=self._add,
         )
         self._queue: WorkQueue[Key] = WorkQueue(self._work, on_error=self._on_error)
         self._metrics.registry.register(
@@ -173,8 +177,12 @@ class Operator:
         if resource == EXPERIMENTS:
             self._add((namespace, name_of(obj)))
             return
-        experiment = labels_of(obj).get(names.LABEL_EXPERIMENT, "")
-        if experiment:
+        experiment, urgency_s = labels_of(obj).get(names.LABEL_EXPERIMENT, ""), self._changes.urgency_s(resource, obj)
+        if urgency_s is None:
+            return
+        if experiment and urgency_s > 0:
+            self._queue.add_after((namespace, experiment), urgency_s)
+        elif experiment:
             self._add((namespace, experiment))
         if resource.kind in CHILD_RESOURCES and self._frees_an_artifact(resource, obj):
             for key in self._snapshots.askers(obj):

@@ -2,16 +2,19 @@
 
 The objects that know (Events, Kueue's Workloads, claims) are many and change often, and only matter while something
 waits. So they are listed when a child waits, once for all experiments of a namespace, and an answer is good for a
-while.
+while. A question that is being asked is asked by nobody else, and no child waits for the answer: the server reads all
+Events of a namespace for it, which takes seconds where there are many.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.plan.model import ChildFact, ChildState, Note, PodFact
@@ -23,6 +26,8 @@ from wrpo_operator.runtime.resources import CLAIMS, EVENTS, WORKLOADS, JsonObjec
 from wrpo_operator.runtime.trim import trim
 
 ANSWER_TTL_S = 15.0
+KEPT_S = 2 * ANSWER_TTL_S
+"""How long an answer stands in for the next one, which is asked for meanwhile."""
 CREATE_FAILURES = frozenset({"FailedCreate", "FailedCreatePod", "FailedCreateService"})
 """Event reasons of the controllers whose pods the API server refuses: quota, PodSecurity, webhooks."""
 START_FAILURES = {reason.value: reason for reason in (Reason.MOUNT_FAILED, Reason.ATTACH_FAILED, Reason.SANDBOX_FAILED)}
@@ -36,6 +41,9 @@ TELLING = CREATE_FAILURES | frozenset(START_FAILURES)
 WAITING = frozenset({ChildState.PENDING, ChildState.SUSPENDED})
 GANG_MAY_WAIT = frozenset({ChildState.PENDING, ChildState.RUNNING})
 Key = tuple[str, str]
+Question = tuple[Resource, str, str]
+"""(resource, namespace, field selector)"""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,7 @@ V = TypeVar("V")
 
 
 class Answers(Generic[K, V]):
-    """Answers that are good for a while, and are kept no longer."""
+    """Answers that are good for a while, and are kept a while longer."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -62,10 +70,15 @@ class Answers(Generic[K, V]):
         at, value = self._entries.get(key, (float("-inf"), None))
         return value if self._monotonic() - at < ANSWER_TTL_S else None
 
+    def last(self, key: K) -> V | None:
+        """Return an answer that need not be good any more."""
+        at, value = self._entries.get(key, (float("-inf"), None))
+        return value if self._monotonic() - at < KEPT_S else None
+
     def put(self, key: K, value: V) -> None:
         now = self._monotonic()
         self._entries.pop(key, None)
-        while self._entries and now - next(iter(self._entries.values()))[0] >= ANSWER_TTL_S:
+        while self._entries and now - next(iter(self._entries.values()))[0] >= KEPT_S:
             self._entries.popitem(last=False)
         self._entries[key] = (now, value)
 
@@ -73,31 +86,71 @@ class Answers(Generic[K, V]):
         return len(self._entries)
 
 
+class Flights(Generic[K, V]):
+    """Questions under way: who asks one of them waits for the answer that is coming."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[K, asyncio.Task[V]] = {}
+
+    def of(self, key: K, ask: Callable[[], Coroutine[Any, Any, V]]) -> asyncio.Task[V]:
+        """Return the question under way; whoever waits for it shields it from its own cancellation."""
+        task = self._tasks.get(key)
+        if task is None:
+            task = self._tasks[key] = asyncio.create_task(ask())
+            task.add_done_callback(lambda done: self._landed(key, done))
+        return task
+
+    def _landed(self, key: K, task: asyncio.Task[V]) -> None:
+        self._tasks.pop(key, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.debug("%s is not known: %s", key, task.exception())
+
+
 class Explainer:
-    """Asks the API server why children wait."""
+    """Asks the API server why children wait. `wake` is told of each experiment whose question has a new answer."""
 
-    def __init__(self, client: KubeClient, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self, client: KubeClient, monotonic: Callable[[], float], wake: Callable[[Key], None] = lambda _key: None
+    ) -> None:
         self._client = client
-        self._lists: Answers[tuple[Resource, str, str], tuple[JsonObject, ...]] = Answers(monotonic)
+        self._wake = wake
+        self._lists: Answers[Question, tuple[JsonObject, ...]] = Answers(monotonic)
+        self._list_flights: Flights[Question, tuple[JsonObject, ...]] = Flights()
+        self._askers: dict[Question, set[Key]] = {}
+        """Experiments that went on without the answer."""
         self._claims: Answers[Key, ClaimFact] = Answers(monotonic)
+        self._claim_flights: Flights[Key, ClaimFact | None] = Flights()
 
-    async def notes(self, namespace: str, children: Iterable[ChildFact], now: datetime) -> dict[str, tuple[Note, ...]]:
+    async def notes(
+        self,
+        namespace: str,
+        children: Iterable[ChildFact],
+        now: datetime,
+        *,
+        asker: Key | None = None,
+        must_know: bool = False,
+    ) -> dict[str, tuple[Note, ...]]:
         """Return what is said of the children that wait, by uid.
 
-        A gang runs as soon as one of its pods does, and may wait for the others all the same.
+        An `asker` does not wait for answers: it gets what is known, and is woken when that has changed; with
+        `must_know` it waits where nothing is known at all. A gang runs as soon as one of its pods does, and may wait
+        for the others all the same.
         """
+
+        async def answer(resource: Resource, fields: str = "") -> tuple[JsonObject, ...]:
+            return await self._answer((resource, namespace, fields), asker, must_know=must_know)
+
         notes: dict[str, tuple[Note, ...]] = {}
         for child in children:
             is_gang = child.kind in BACKENDS and child.state in GANG_MAY_WAIT
             if child.suspended and child.queue and child.state in WAITING:
-                workloads = await self._list(WORKLOADS, namespace)
-                notes[child.uid] = queue_notes(child, workloads)
+                notes[child.uid] = queue_notes(child, await answer(WORKLOADS))
             elif not child.suspended and (is_gang or (child.state in WAITING and not child.pods)):
                 kind, _ = pod_maker(child)
-                events = await self._list(EVENTS, namespace, f"involvedObject.kind={kind},type=Warning")
+                events = await answer(EVENTS, f"involvedObject.kind={kind},type=Warning")
                 notes[child.uid] = refusal_notes(child, events)
             if any(waits_on_its_node(pod, now) for pod in child.pods):
-                events = await self._list(EVENTS, namespace, "involvedObject.kind=Pod,type=Warning")
+                events = await answer(EVENTS, "involvedObject.kind=Pod,type=Warning")
                 notes[child.uid] = (*notes.get(child.uid, ()), *start_notes(child, events, now))
         return {uid: found for uid, found in notes.items() if found}
 
@@ -106,6 +159,11 @@ class Explainer:
         known = self._claims.get((namespace, name))
         if known is not None:
             return known
+        return await asyncio.shield(
+            self._claim_flights.of((namespace, name), lambda: self._ask_for_claim(namespace, name))
+        )
+
+    async def _ask_for_claim(self, namespace: str, name: str) -> ClaimFact | None:
         try:
             claim = await self._client.get(CLAIMS, name, namespace)
         except KubeError as error:
@@ -120,11 +178,19 @@ class Explainer:
             self._claims.put((namespace, name), fact)
         return fact
 
-    async def _list(self, resource: Resource, namespace: str, fields: str = "") -> tuple[JsonObject, ...]:
-        key = (resource, namespace, fields)
-        known = self._lists.get(key)
+    async def _answer(self, question: Question, asker: Key | None, *, must_know: bool) -> tuple[JsonObject, ...]:
+        known = self._lists.get(question)
         if known is not None:
             return known
+        flight = self._list_flights.of(question, lambda: self._list(question))
+        last = self._lists.last(question)
+        if asker is None or (last is None and must_know):
+            return await asyncio.shield(flight)
+        self._askers.setdefault(question, set()).add(asker)
+        return last or ()
+
+    async def _list(self, question: Question) -> tuple[JsonObject, ...]:
+        resource, namespace, fields = question
         try:
             listed = await list_all(self._client, resource, namespace, field_selector=fields)
         except KubeError as error:
@@ -134,7 +200,11 @@ class Explainer:
             listed = []
         is_event = resource == EVENTS
         items = tuple(trim(resource, item) for item in listed if not is_event or item.get("reason") in TELLING)
-        self._lists.put(key, items)
+        before = self._lists.last(question) or ()
+        self._lists.put(question, items)
+        for asker in self._askers.pop(question, ()) if items != before else ():
+            self._wake(asker)
+        self._askers.pop(question, None)
         return items
 
 

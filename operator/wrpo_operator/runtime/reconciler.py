@@ -19,6 +19,7 @@ from wrpo_operator.api import names
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import FINISHED
+from wrpo_operator.plan.events import events_between
 from wrpo_operator.plan.model import (
     ChildFact,
     DeleteChild,
@@ -37,6 +38,7 @@ from wrpo_operator.render.settings import RenderSettings
 from wrpo_operator.render.training import BACKENDS
 from wrpo_operator.runtime import events
 from wrpo_operator.runtime.explain import Explainer
+from wrpo_operator.runtime.holding import HeldStatuses
 from wrpo_operator.runtime.kube import KubeClient, KubeError
 from wrpo_operator.runtime.log import bind
 from wrpo_operator.runtime.queue import RetryAfterError
@@ -90,6 +92,8 @@ class ReconcilerSettings:
     identity: str
     manage_service_account: bool
     """Whether stages' ServiceAccount is made in each experiment's namespace (cluster mode) or stands there already."""
+    moment_s: float = 0.0
+    """How long status changes that nobody waits for are held back for more of their kind."""
 
 
 class Reconciler:
@@ -106,6 +110,7 @@ class Reconciler:
         now: Callable[[], datetime],
         monotonic: Callable[[], float],
         forget: Callable[[Key], None] = lambda _key: None,
+        wake: Callable[[Key], None] = lambda _key: None,
     ) -> None:
         self._client = client
         self._store = store
@@ -119,7 +124,8 @@ class Reconciler:
         """(namespace, kind, name) -> when a ServiceAccount or ConfigMap was last applied."""
         self._refusals = RefusalBook(monotonic)
         self._uids: dict[Key, str] = {}
-        self._explainer = Explainer(client, monotonic)
+        self._held = HeldStatuses(monotonic, settings.moment_s)
+        self._explainer = Explainer(client, monotonic, wake)
         self._starting: dict[tuple[str, str], str] = {}
         """(namespace, artifact key) of attempts that are being applied -> the experiment's uid."""
 
@@ -133,11 +139,13 @@ class Reconciler:
             self._refusals.forget(self._uids.pop(key, ""))
             # Its namespace may be deleted and created again, without the account.
             self._applied.pop((namespace, SERVICE_ACCOUNTS.kind, self._settings.render.service_account), None)
+            self._held.forget(key)
             self._forget(key)
             return None
         if not self._may_act():
             return None
-        experiment = self._snapshots.experiment(obj)
+        stored = self._snapshots.experiment(obj)
+        experiment = self._held.current(key, stored)
         self._uids[key] = experiment.uid
         try:
             snapshot = await self._look(experiment)
@@ -149,7 +157,7 @@ class Reconciler:
                 return STARTING_S
             self._starting.update(dict.fromkeys(keys, experiment.uid))
             try:
-                todo, is_done = await self._carry_out(obj, experiment, snapshot, todo)
+                todo, again_s = await self._carry_out(obj, stored, snapshot, todo)
             finally:
                 for each in keys:
                     self._starting.pop(each, None)
@@ -158,28 +166,34 @@ class Reconciler:
             return None
         except KubeError as error:
             raise RetryAfterError(error.retry_after_s or 0.0) from error
-        if not is_done:
-            return STARTING_S
+        if again_s > 0:
+            return again_s if todo.requeue_after_s is None else min(again_s, todo.requeue_after_s)
         if (todo.status or experiment.status).phase in FINISHED:
             # What the spec says takes 90 KiB, and few looks are still to come: they read it again.
             self._snapshots.forget(key)
+            self._held.forget(key)
         waits = [todo.requeue_after_s, self._refusals.due_in_s(experiment)]
         return min((wait for wait in waits if wait is not None), default=None)
 
     async def _carry_out(
-        self, obj: JsonObject, experiment: Experiment, snapshot: Snapshot, todo: Plan
-    ) -> tuple[Plan, bool]:
-        """Write what is planned; return the plan as far as it was accepted, and whether its status is up to date.
+        self, obj: JsonObject, stored: Experiment, snapshot: Snapshot, todo: Plan
+    ) -> tuple[Plan, float]:
+        """Write what is planned; return the plan as far as it was accepted, and how soon it has to be looked at again.
 
         What is refused is told beside what has been observed: the plan is made again, from the same snapshot, with the
-        refusals as part of it. An unreachable server raises.
+        refusals as part of it. An unreachable server raises. `stored` has the status that the server holds, which may
+        be behind that of the snapshot's experiment. 0 s: all of it is written.
         """
+        experiment = snapshot.experiment
         refused = await self._apply(experiment, todo)
         if refused:
             self._note(experiment, refused)
             todo = plan(replace(snapshot, refused=self._refusals.of(experiment)), self._now())
-        if not await self._write_status(obj, experiment, todo):
-            return todo, False
+        wait_s = self._held.wait_s((stored.namespace, stored.name), stored, todo)
+        if wait_s > 0:
+            return todo, wait_s
+        if not await self._write_status(obj, stored, todo):
+            return todo, STARTING_S
         undeleted = [found for deletion in todo.delete if (found := await self._delete(experiment, deletion))]
         self._note(experiment, undeleted)
         is_lifted = not refused and not undeleted and self._refusals.clear(experiment, "")
@@ -187,8 +201,9 @@ class Reconciler:
             # What was deleted may have been in the way, e.g. of a quota.
             self._refusals.hasten(experiment)
         if not any(NAMESPACE_TERMINATING in found.error.causes for found in refused):
-            await together(self._post(obj, event) for event in todo.events)
-        return todo, not is_lifted
+            happened = todo.events if experiment is stored else events_between(stored, todo.status or stored.status)
+            await together(self._post(obj, event) for event in happened)
+        return todo, STARTING_S if is_lifted else 0.0
 
     def _note(self, experiment: Experiment, refused: Iterable[Refused]) -> None:
         """Remember refusals; each is logged once."""
@@ -353,7 +368,12 @@ class Reconciler:
                     missing = ((CLAIMS.kind, volume.claim_name),)
                 elif claim.phase != "Bound":
                     pending = ((volume.claim_name, claim.storage_class),)
-            notes = await self._explainer.notes(experiment.namespace, children, self._now())
+            asker = (experiment.namespace, experiment.name)
+            # What a status tells of already is not taken back only because nobody has asked yet, e.g. after a restart.
+            is_told = bool(experiment.status.blockers)
+            notes = await self._explainer.notes(
+                experiment.namespace, children, self._now(), asker=asker, must_know=is_told
+            )
         except KubeError as error:
             if error.unreachable:
                 raise

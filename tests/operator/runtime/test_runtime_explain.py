@@ -12,8 +12,8 @@ import pytest
 from support.builders import NOON, make_child, make_experiment, make_pod
 
 from wrpo_operator.plan.model import ChildState
-from wrpo_operator.runtime.explain import ANSWER_TTL_S, Explainer, refusal_reason
-from wrpo_operator.runtime.kube import Page
+from wrpo_operator.runtime.explain import ANSWER_TTL_S, KEPT_S, Explainer, refusal_reason
+from wrpo_operator.runtime.kube import KubeError, Page
 from wrpo_operator.runtime.kueue import workload_note, workload_owner
 from wrpo_operator.runtime.resources import CLAIMS, EVENTS, WORKLOADS
 from wrpo_operator.runtime.trim import trim
@@ -156,8 +156,8 @@ def test_answers_are_kept_while_they_are_good_and_in_no_more_fields_than_are_rea
         asyncio.run(explainer.notes(namespace, [waiting], NOON))
         asyncio.run(explainer.claim(namespace, "wrpo"))
         clock.at += 1
-    assert len(explainer._lists) <= ANSWER_TTL_S
-    assert len(explainer._claims) <= ANSWER_TTL_S
+    assert len(explainer._lists) <= KEPT_S
+    assert len(explainer._claims) <= KEPT_S
     assert explainer._lists.get((EVENTS, "ns-49", "involvedObject.kind=Job,type=Warning")) == (
         {
             "involvedObject": {"kind": "Job", "name": waiting.name},
@@ -176,6 +176,90 @@ def test_one_answer_serves_all_experiments_of_a_namespace_for_a_while(kube: Any,
     clock.at += ANSWER_TTL_S
     asyncio.run(explainer.notes("ns", [waiting], NOON))
     assert len(kube.calls) == 2
+
+
+async def held_up(explainer: Explainer, kube: Any, asker: tuple[str, str] | None) -> list[dict[str, Any]]:
+    """Ask three times side by side; return the answers that come before the server's, and let that one come."""
+    waiting = make_child(make_experiment(), "prepare", ChildState.PENDING)
+    answers = asyncio.Event()
+    pages = kube.pages
+
+    async def slow(*args: Any, **selectors: str) -> AsyncIterator[Page]:
+        await answers.wait()
+        async for page in pages(*args, **selectors):
+            yield page
+
+    kube.pages = slow
+    asked = [asyncio.create_task(explainer.notes("ns", [waiting], NOON, asker=asker)) for _ in range(3)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    early = [task.result() for task in asked if task.done()]
+    answers.set()
+    await asyncio.gather(*asked)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    kube.pages = pages
+    return early
+
+
+def refused_job(name: str) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "e", "namespace": "ns"},
+        "involvedObject": {"kind": "Job", "name": name},
+        "reason": "FailedCreate",
+        "message": "exceeded quota: q",
+    }
+
+
+def test_reconciles_that_ask_side_by_side_share_one_list(kube: Any, clock: Any) -> None:
+    assert asyncio.run(held_up(Explainer(kube, clock), kube, None)) == []
+    assert kube.calls == [("list", "events", "")]
+
+
+def test_an_experiment_that_asks_goes_on_and_is_woken_by_news_only(kube: Any, clock: Any) -> None:
+    woken: list[tuple[str, str]] = []
+    explainer = Explainer(kube, clock, woken.append)
+    waiting = make_child(make_experiment(), "prepare", ChildState.PENDING)
+    assert asyncio.run(held_up(explainer, kube, ("ns", "demo"))) == [{}, {}, {}]
+    assert woken == []
+    kube.put(EVENTS, refused_job(waiting.name))
+    clock.at += ANSWER_TTL_S
+    assert asyncio.run(held_up(explainer, kube, ("ns", "demo"))) == [{}, {}, {}]
+    assert woken == [("ns", "demo")]
+    clock.at += ANSWER_TTL_S
+    early = asyncio.run(held_up(explainer, kube, ("ns", "demo")))
+    assert [note.reason for notes in early for note in notes[waiting.uid]] == ["QuotaExceeded"] * 3
+    assert woken == [("ns", "demo")]
+    assert kube.calls == [("list", "events", "")] * 3
+
+
+def test_an_experiment_that_must_know_waits_where_nothing_is_known(kube: Any, clock: Any) -> None:
+    waiting = make_child(make_experiment(), "prepare", ChildState.PENDING)
+    kube.put(EVENTS, refused_job(waiting.name))
+    explainer = Explainer(kube, clock)
+    notes = asyncio.run(explainer.notes("ns", [waiting], NOON, asker=("ns", "demo"), must_know=True))
+    assert [note.reason for note in notes[waiting.uid]] == ["QuotaExceeded"]
+
+
+def test_a_refused_list_fails_who_waits_for_it_and_is_asked_again(kube: Any, clock: Any) -> None:
+    waiting = make_child(make_experiment(), "prepare", ChildState.PENDING)
+    explainer = Explainer(kube, clock)
+    kube.fail["list", "events"] = KubeError(500, "InternalError", "etcd is away")
+    with pytest.raises(KubeError, match="etcd is away"):
+        asyncio.run(explainer.notes("ns", [waiting], NOON))
+    assert asyncio.run(held_up(explainer, kube, ("ns", "demo"))) == [{}, {}, {}]
+    assert len(kube.calls) == 2
+
+
+def test_claims_are_asked_for_once_by_all_that_ask_side_by_side(kube: Any, clock: Any) -> None:
+    kube.put(CLAIMS, {"metadata": {"name": "wrpo", "namespace": "ns"}, "status": {"phase": "Bound"}})
+    explainer = Explainer(kube, clock)
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(*(explainer.claim("ns", "wrpo") for _ in range(3)))
+
+    assert [claim.phase for claim in asyncio.run(ask())] == ["Bound"] * 3
+    assert kube.calls == [("get", "persistentvolumeclaims", "wrpo")]
 
 
 def test_a_trimmed_workload_says_the_same() -> None:

@@ -210,6 +210,9 @@ class Replica:
         raise AssertionError("not finished")
 
 
+ASKED_BESIDE = {("list", "events"), ("list", "workloads")}
+
+
 def writes_of(client: FaultyClient) -> list[tuple[str, str]]:
     return [call for call in client.calls if call[0] not in {"get", "list", "served"}]
 
@@ -224,7 +227,8 @@ def test_a_leader_that_was_paused_at_any_call_writes_nothing_once_another_leads(
         paused, wake = asyncio.Event(), asyncio.Event()
 
         async def during(at: int) -> None:
-            if at == number:
+            # A reconcile does not wait for what it asks beside its work: a pause there would pause no process.
+            if at == number and first.client.calls[at] not in ASKED_BESIDE:
                 paused.set()
                 await wake.wait()
 

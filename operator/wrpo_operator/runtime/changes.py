@@ -1,0 +1,86 @@
+"""Which changes of watched objects the planner would see, and how soon it wants to.
+
+A child passes through some ten changes on a real cluster: pods are bound, created, started, ended and released, and
+their controllers count them. What ends a child, or frees what the next one waits for, is looked at now. What only
+shows how far it is can wait a moment, so that one look sees many of them. What the planner would not see is dropped.
+"""
+
+from __future__ import annotations
+
+from wrpo_operator.api import names
+from wrpo_operator.plan.classify import LIVE
+from wrpo_operator.plan.model import ChildState
+from wrpo_operator.runtime.observe import ATTEMPT_LABELS, child_fact, pod_fact
+from wrpo_operator.runtime.resources import (
+    CHILD_RESOURCES,
+    EXPERIMENTS,
+    PODS,
+    JsonObject,
+    Resource,
+    labels_of,
+    name_of,
+    namespace_of,
+    uid_of,
+)
+from wrpo_operator.runtime.store import ObjectStore
+
+NOW = 0.0
+LATER_S = 3.0
+"""How long a look may wait for more of its kind when nothing is decided by it."""
+UNDECIDED = frozenset({ChildState.PENDING, ChildState.RUNNING})
+
+
+class Changes:
+    """Remembers what was last seen of each child and pod, as the planner sees it."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._seen: dict[str, int] = {}
+
+    def urgency_s(self, resource: Resource, obj: JsonObject) -> float | None:
+        """Return after how many seconds a change should be looked at; None: the planner would see the same."""
+        if resource == EXPERIMENTS:
+            return NOW
+        is_gone = self._store.get(resource, namespace_of(obj), name_of(obj)) is None
+        if resource == PODS:
+            return self._of_pod(obj, is_gone=is_gone)
+        return self._of_child(obj, is_gone=is_gone)
+
+    def _of_child(self, child: JsonObject, *, is_gone: bool) -> float | None:
+        # Whether a child is decided does not depend on its pods.
+        fact = child_fact(child, ())
+        if is_gone:
+            self._seen.pop(uid_of(child), None)
+            return NOW
+        if not self._is_news(child, fact):
+            return None
+        return LATER_S if fact is not None and fact.state in UNDECIDED else NOW
+
+    def _of_pod(self, pod: JsonObject, *, is_gone: bool) -> float | None:
+        fact = pod_fact(pod)
+        if is_gone:
+            self._seen.pop(uid_of(pod), None)
+        elif not self._is_news(pod, fact):
+            return None
+        tells = fact.waiting_reason or fact.unschedulable_message or fact.gates
+        if not is_gone and not fact.has_ended:
+            return NOW if tells else LATER_S
+        return LATER_S if self._is_its_child_undecided(pod) else NOW
+
+    def _is_news(self, obj: JsonObject, fact: object) -> bool:
+        shown = hash(repr(fact))
+        is_news = self._seen.get(uid_of(obj)) != shown
+        self._seen[uid_of(obj)] = shown
+        return is_news
+
+    def _is_its_child_undecided(self, pod: JsonObject) -> bool:
+        """Whether a child of the pod's attempt will still tell how it ended: then the pod's end decides nothing."""
+        key, namespace = labels_of(pod).get(names.LABEL_ARTIFACT_KEY, ""), namespace_of(pod)
+        wanted = [labels_of(pod).get(label) for label in ATTEMPT_LABELS]
+        for resource in CHILD_RESOURCES.values():
+            for child in self._store.labelled(resource, names.LABEL_ARTIFACT_KEY, key, namespace):
+                fact = child_fact(child, ())
+                is_its = [labels_of(child).get(label) for label in ATTEMPT_LABELS] == wanted
+                if is_its and fact is not None and fact.state in LIVE - {ChildState.DELETING}:
+                    return True
+        return False
