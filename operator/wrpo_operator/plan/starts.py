@@ -153,10 +153,7 @@ def _maker(snapshot: Snapshot, key: str) -> ChildFact | None:
         (
             child
             for child in snapshot.foreign
-            if child.artifact_key == key
-            and child.state in LIVE
-            and not child.suspended
-            and child.experiment_uid != snapshot.experiment.uid
+            if child.artifact_key == key and child.state in LIVE and not child.suspended
         ),
         None,
     )

@@ -1,0 +1,75 @@
+"""What a stage has done so far: the record, brought up to date, and what an edit forgives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from support.builders import NOON, make_child, make_experiment, node_of
+
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.api.status import (
+    Attempt,
+    AttemptState,
+    ExperimentStatus,
+    Phase,
+    StageState,
+    StageStatus,
+    to_time,
+)
+from wrpo_operator.plan.memory import StageView, recall
+from wrpo_operator.plan.model import ChildFact, ChildState, Experiment
+from wrpo_operator.plan.retry import GiveUp, StartAttempt, Wait
+
+STAGE = "prepare"
+
+
+def failed_stage(experiment: Experiment, *, failures: int, state: StageState = StageState.FAILED) -> Experiment:
+    """Return an experiment, observed at generation 1, whose first stage has failed so often."""
+    node = node_of(experiment, STAGE)
+    attempts = tuple(
+        Attempt(
+            number=number,
+            child=f"c{number}",
+            state=AttemptState.FAILED,
+            failure="Application",
+            reason="Failed",
+            finished_at=to_time(NOON),
+        )
+        for number in range(1, failures + 1)
+    )
+    stage = StageStatus(name=STAGE, state=state, hash=node.hash, attempts=attempts, failed_attempts=failures)
+    status = ExperimentStatus(observed_generation=1, phase=Phase.FAILED, stage=STAGE, stages=(stage,))
+    return replace(experiment, status=status)
+
+
+def view_of(experiment: Experiment, *children: ChildFact) -> StageView:
+    spec = experiment.spec
+    assert isinstance(spec, ExperimentSpec)
+    (view,) = recall(experiment, spec, [node_of(experiment, STAGE)], children, NOON)
+    return view
+
+
+RETRIES = {"limit": 1, "backoffSeconds": 60}
+
+
+def test_an_edit_gives_a_failed_stage_all_of_its_retries_again() -> None:
+    view = view_of(failed_stage(make_experiment(generation=2, retries=RETRIES), failures=2))
+    assert (view.record.failed_attempts, view.record.forgiven_attempts) == (0, 2)
+    assert view.next == StartAttempt(3)
+
+
+def test_a_failure_after_the_edit_is_the_first_one() -> None:
+    experiment = failed_stage(make_experiment(generation=2, retries=RETRIES), failures=2)
+    view = view_of(experiment, make_child(experiment, STAGE, ChildState.FAILED, attempt=3))
+    assert view.record.failed_attempts == 1
+    assert isinstance(view.next, Wait)
+
+
+@pytest.mark.parametrize(
+    ("generation", "state"), [(1, StageState.FAILED), (2, StageState.SKIPPED)], ids=["no edit", "it had not failed"]
+)
+def test_nothing_is_forgiven_without_an_edit_after_a_failure(generation: int, state: StageState) -> None:
+    view = view_of(failed_stage(make_experiment(generation=generation, retries=RETRIES), failures=2, state=state))
+    assert (view.record.failed_attempts, view.record.forgiven_attempts) == (2, 0)
+    assert isinstance(view.next, GiveUp)

@@ -1,0 +1,58 @@
+"""What holds a stage back whose inputs are there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from support.builders import NOON, make_child, make_experiment, make_pod, make_snapshot, node_of
+
+from wrpo_operator.plan.model import ChildState, Plan
+from wrpo_operator.plan.planner import plan
+from wrpo_operator.plan.starts import key_of
+
+
+def look(*, pods: tuple[Any, ...] = (), foreign: Any = None) -> Plan:
+    experiment = make_experiment()
+    assert experiment.spec is not None
+    key = key_of(experiment.spec, node_of(experiment, "prepare"))
+    others = () if foreign is None else (replace(foreign, artifact_key=key),)
+    return plan(make_snapshot(experiment, pods={key: pods}, foreign=others), NOON)
+
+
+LINGERING: dict[str, tuple[Any, bool]] = {
+    "it runs on a node": (make_pod("old", node="n"), True),
+    "it is being created on a node": (make_pod("old", phase="Pending", node="n"), True),
+    "its node does not answer": (make_pod("old", phase="Unknown", node="n"), True),
+    "it has no node and cannot write": (make_pod("old", phase="Pending"), False),
+    "it has ended": (make_pod("old", exit_code=1, node="n"), False),
+}
+
+
+@pytest.mark.parametrize(("pod", "is_held"), LINGERING.values(), ids=LINGERING.keys())
+def test_a_pod_of_an_earlier_attempt_holds_the_next_while_it_may_write(pod: Any, is_held: bool) -> None:
+    answer = look(pods=(pod,))
+    assert answer.status is not None
+    assert [start.attempt for start in answer.apply] == ([] if is_held else [1])
+    assert [(b.object, b.reason) for b in answer.status.blockers] == (
+        [("Pod/old", "PreviousAttemptRunning")] if is_held else []
+    )
+
+
+STRANGER = make_experiment(name="other", uid="other")
+MAKERS: dict[str, tuple[Any, bool]] = {
+    "it waits for its pods": ({"state": ChildState.PENDING}, True),
+    "it runs": ({"state": ChildState.RUNNING}, True),
+    "it is being deleted": ({"state": ChildState.DELETING}, True),
+    "it is suspended and may never run": ({"state": ChildState.SUSPENDED}, False),
+    "it has failed": ({"state": ChildState.FAILED}, False),
+}
+
+
+@pytest.mark.parametrize(("facts", "is_held"), MAKERS.values(), ids=MAKERS.keys())
+def test_another_experiment_s_child_that_makes_the_same_artifact_is_waited_for(facts: Any, is_held: bool) -> None:
+    answer = look(foreign=make_child(STRANGER, "prepare", **facts))
+    assert answer.status is not None
+    assert len(answer.apply) == (0 if is_held else 1)
+    assert [b.reason for b in answer.status.blockers] == (["ArtifactBeingMade"] if is_held else [])
