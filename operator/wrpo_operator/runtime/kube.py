@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from kubernetes.aio.client.rest import RESTClientObject
 
 from wrpo_operator.runtime.decode import UndecodableError, decode, encode
 from wrpo_operator.runtime.errors import KubeError, NoConnectionError, refusal, transport_error
+from wrpo_operator.runtime.paging import Pager
 from wrpo_operator.runtime.resources import JsonObject, Resource, name_of, namespace_of
 
 __all__ = ["HttpKube", "KubeClient", "KubeError", "NoConnectionError", "Page", "list_all", "load_configuration"]
@@ -31,8 +32,6 @@ FIELD_MANAGER = "wrpo-operator"
 REQUEST_TIMEOUT_S = 20.0
 CONNECTIONS = 24
 """To the API server. More requests wait here: each connection holds 256 KiB, and a burst should not be the server's."""
-PAGE = 100
-"""Items of one answer to a list: some MiB of memory while it is read."""
 APPLY_TYPE = "application/apply-patch+yaml; charset=utf-8"
 """With its parameter, so that the client library sends the body as it is."""
 IN_CLUSTER_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -167,6 +166,7 @@ class HttpKube:
         self._session = _Session(configuration)
         self._reload = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._pagers: dict[tuple[Resource, str | None], Pager] = {}
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> HttpKube:
@@ -189,15 +189,22 @@ class HttpKube:
     async def pages(
         self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
     ) -> AsyncIterator[Page]:
-        query = {"labelSelector": label_selector, "fieldSelector": field_selector, "limit": str(PAGE)}
+        query = {"labelSelector": label_selector, "fieldSelector": field_selector}
+        # Taken out while it is used: of two lists at once the other begins carefully.
+        pager = self._pagers.pop((resource, namespace), None) or Pager()
+        sizes: list[int] = []
         kind = {"apiVersion": resource.api_version, "kind": resource.kind}
         while True:
-            answer = await self.request("GET", resource.path(namespace), query=query)
+            query["limit"] = str(pager.limit)
+            answer = await self.request("GET", resource.path(namespace), query=query, on_size=sizes.append)
             metadata = answer.get("metadata") or {}
             items = [{**item, **kind} for item in answer.get("items") or []]
             more = str(metadata.get("continue") or "")
+            pager.read(len(items), sizes.pop())
             yield Page(items, str(metadata.get("resourceVersion", "")), more)
             if not more:
+                pager.begin()
+                self._pagers[resource, namespace] = pager
                 return
             query["continue"] = more
 
@@ -260,13 +267,15 @@ class HttpKube:
         body: JsonObject | bytes | None = None,
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",
+        on_size: Callable[[int], None] = lambda _size: None,
     ) -> JsonObject:
-        """Send one request and return the decoded answer."""
+        """Send one request and return the decoded answer; `on_size` is told how many bytes it had."""
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
         async with self._answer(method, path, body, query, content_type, timeout) as response:
             data = await response.read()
         if response.status >= 400:
             raise refusal(method, path, response, data)
+        on_size(len(data))
         try:
             answer = decode(data) if data else {}
         except UndecodableError as error:

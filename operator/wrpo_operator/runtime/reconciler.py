@@ -18,7 +18,7 @@ from wrpo_operator.api import conditions as words
 from wrpo_operator.api import names
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.api.status import FINISHED
+from wrpo_operator.api.status import FINISHED, Phase
 from wrpo_operator.plan.events import events_between
 from wrpo_operator.plan.model import (
     ChildFact,
@@ -65,6 +65,8 @@ Key = tuple[str, str]
 """(namespace, name) of an experiment"""
 APPLIED_TTL_S = 300.0
 """How long what goes before a child (account, ConfigMap) counts as applied: a refused child is tried again alone."""
+UNREAD = FINISHED | {Phase.SUSPENDED}
+"""Phases of experiments that start nothing: what their specs say is not kept."""
 STARTING_S = 0.2
 """How soon to look again when another experiment is just starting a stage that this one wants to start, or when the
 experiment was changed during the look."""
@@ -168,7 +170,7 @@ class Reconciler:
             raise RetryAfterError(error.retry_after_s or 0.0) from error
         if again_s > 0:
             return again_s if todo.requeue_after_s is None else min(again_s, todo.requeue_after_s)
-        if (todo.status or experiment.status).phase in FINISHED:
+        if (todo.status or experiment.status).phase in UNREAD:
             # What the spec says takes 90 KiB, and few looks are still to come: they read it again.
             self._snapshots.forget(key)
             self._held.forget(key)

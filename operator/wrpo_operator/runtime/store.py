@@ -6,12 +6,14 @@ by a late event. `retain` removes what a list does not hold: what a lost watch f
 
 Objects are kept trimmed and packed, and found by the labels in INDEXED as well as by name: what one experiment needs
 costs the same however many others there are. Packed, a Job with its pod takes 2.5 KiB instead of 6; unpacking takes
-microseconds, and whoever gets an object may do with it as it likes.
+microseconds, and whoever gets an object may do with it as it likes. Large objects, which only long texts of users make,
+are compressed as well: they are read rarely, and anybody may store many.
 """
 
 from __future__ import annotations
 
 import marshal
+import zlib
 from collections import OrderedDict
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from wrpo_operator.runtime.trim import differs, trim
 Key = tuple[str, str]
 """(namespace, name)"""
 REMEMBERED_DELETIONS = 4096
+LARGE_BYTES = 32 * 1024
 INDEXED = (names.LABEL_EXPERIMENT_UID, names.LABEL_ARTIFACT_KEY)
 
 
@@ -42,13 +45,17 @@ class _Packed:
     version: int | None
     data: bytes
     """By `marshal`: the interpreter's own format, fast and small, read by no other process."""
+    is_compressed: bool
 
     @classmethod
     def of(cls, obj: JsonObject) -> _Packed:
-        return cls(uid_of(obj), version_of(obj), marshal.dumps(obj))
+        data = marshal.dumps(obj)
+        is_large = len(data) >= LARGE_BYTES
+        return cls(uid_of(obj), version_of(obj), zlib.compress(data, 1) if is_large else data, is_large)
 
     def unpack(self) -> JsonObject:
-        obj: JsonObject = marshal.loads(self.data)  # noqa: S302  # bytes that this process made
+        data = zlib.decompress(self.data) if self.is_compressed else self.data
+        obj: JsonObject = marshal.loads(data)  # noqa: S302  # bytes that this process made
         return obj
 
 
