@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +27,7 @@ from wrpo_devcluster.bootstrap import crd_files, install_crds
 from wrpo_devcluster.client import DEPLOYMENTS, EVENTS, JOBS, PODS, ApiError, Resource
 from wrpo_devcluster.cluster import Cluster, write_kubeconfig
 from wrpo_devcluster.config import simulated_config
+from wrpo_devcluster.delays import NONE, Delays
 from wrpo_operator.cli.install import CHECKOUT, find_tool
 from wrpo_operator.runtime.resources import WORKLOADS
 
@@ -65,6 +66,7 @@ class World:
     directory: Path
     mode: str
     values: JsonObject
+    delays: Delays = NONE
     calls: list[Call] = field(default_factory=list)
     veteran: JsonObject = field(default_factory=dict)
     """An experiment as it was stored under the previous CRD."""
@@ -96,6 +98,7 @@ class World:
     async def _serve(self) -> None:
         self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         config = simulated_config(self.directory / "state", cpu="64", memory="256Gi", gpus=0)
+        config = replace(config, delays=self.delays)
         try:
             async with Cluster(config) as cluster:
                 self.cluster = cluster
