@@ -218,18 +218,16 @@ def test_the_published_batch_of_mixed_lengths_leaves_ranks_evenly_loaded_and_mic
 
 
 def test_rows_are_dealt_by_work_where_tokens_and_work_disagree() -> None:
-    """Equal tokens, but the logits of some rows cost ten times as much."""
-    costs = [
-        RowCost(100, (10,), 1000),
-        RowCost(100, (10,), 1000),
-        *[RowCost(100, (10,), 0)] * 4,
-        RowCost(400, (10,), 0),
-    ]
+    """Equal tokens; what differs is how many of them need logits."""
+    costs = [RowCost(100, (10,), loss_tokens) for loss_tokens in (10_000, 4_000, 3_000, 3_000)]
     work = WorkModel(pairs_per_token=1e9, loss_token=1.0)
-    ranks = plan_step(range(len(costs)), costs, world_size=2, micro_batch_tokens=4096, layout=Layout.PACKED, work=work)
-    loads = [sum(work.of_row(costs[row], Layout.PACKED) for one in rank for row in one.rows) for rank in ranks]
-    assert max(loads) - min(loads) < 200
-    assert sorted(len(rank[0].rows) for rank in ranks) == [2, 5]
+    ranks = plan_step(range(4), costs, world_size=2, micro_batch_tokens=4096, layout=Layout.PACKED, work=work)
+    assert sorted(one.rows for rank in ranks for one in rank) == [(0,), (1, 2, 3)]
+
+
+def test_rows_that_do_not_fit_together_are_dealt_to_more_micro_batches() -> None:
+    (made,) = plan_step(range(3), single(200, 200, 200), world_size=1, micro_batch_tokens=300, layout=Layout.PACKED)
+    assert [one.rows for one in made] == [(0,), (1,), (2,)]
 
 
 def test_micro_batches_are_as_few_as_the_bound_allows_and_keep_it() -> None:
