@@ -9,6 +9,7 @@ from support.builders import NOON, make_child, make_experiment, node_of
 
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import (
+    MAX_ATTEMPTS,
     Attempt,
     AttemptState,
     ExperimentStatus,
@@ -17,7 +18,7 @@ from wrpo_operator.api.status import (
     StageStatus,
     to_time,
 )
-from wrpo_operator.plan.memory import StageView, recall
+from wrpo_operator.plan.memory import StageView, has_failed_for_good, recall
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment
 from wrpo_operator.plan.retry import GiveUp, StartAttempt, Wait
 
@@ -73,3 +74,27 @@ def test_nothing_is_forgiven_without_an_edit_after_a_failure(generation: int, st
     view = view_of(failed_stage(make_experiment(generation=generation, retries=RETRIES), failures=2, state=state))
     assert (view.record.failed_attempts, view.record.forgiven_attempts) == (2, 0)
     assert isinstance(view.next, GiveUp)
+
+
+def test_attempts_that_fell_off_a_full_list_are_not_counted_again_and_later_ones_are() -> None:
+    """The children come oldest first: one that is passed over says nothing of those behind it."""
+    experiment = make_experiment()
+    node = node_of(experiment, STAGE)
+    listed = tuple(
+        Attempt(number=number, child=f"c{number}", state=AttemptState.DISRUPTED)
+        for number in range(3, 3 + MAX_ATTEMPTS)
+    )
+    stage = StageStatus(name=STAGE, state=StageState.WAITING, hash=node.hash, attempts=listed)
+    experiment = replace(experiment, status=ExperimentStatus(observed_generation=1, stages=(stage,)))
+    newest = 3 + MAX_ATTEMPTS
+    children = [make_child(experiment, STAGE, ChildState.FAILED, attempt=number) for number in (1, 2, newest)]
+    view = view_of(experiment, *children)
+    assert view.record.failed_attempts == 1
+    assert [attempt.number for attempt in view.record.attempts] == list(range(4, newest + 1))
+
+
+@pytest.mark.parametrize(("generation", "stands"), [(1, True), (2, False)])
+def test_a_recorded_failure_stands_until_the_spec_is_edited(generation: int, stands: bool) -> None:
+    experiment = failed_stage(make_experiment(generation=generation), failures=1)
+    assert has_failed_for_good(experiment) is stands
+    assert not has_failed_for_good(replace(experiment, status=ExperimentStatus(observed_generation=1)))

@@ -56,3 +56,45 @@ def test_another_experiment_s_child_that_makes_the_same_artifact_is_waited_for(f
     assert answer.status is not None
     assert len(answer.apply) == (0 if is_held else 1)
     assert [b.reason for b in answer.status.blockers] == (["ArtifactBeingMade"] if is_held else [])
+
+
+def held(stage: str, *, done: bool = False, **changes: Any) -> list[tuple[str, str]]:
+    """Return what holds the stage back, with everything before SFT done if asked for."""
+    facts = {key: changes.pop(key) for key in ("missing_objects", "training_backends") if key in changes}
+    experiment = make_experiment(**changes)
+    before = ("prepare", "sample/qwen", "sample/yi", "score/qwen", "score/yi", "curate-sft") if done else ()
+    children = [make_child(experiment, name, ChildState.SUCCEEDED) for name in before]
+    answer = plan(make_snapshot(experiment, children, **facts), NOON)
+    assert answer.status is not None
+    assert [str(start.node.id) for start in answer.apply] == ([] if answer.status.blockers else [stage])
+    return [(blocker.object, blocker.reason) for blocker in answer.status.blockers]
+
+
+def test_a_claim_that_does_not_exist_holds_every_stage() -> None:
+    claim = ("PersistentVolumeClaim", "wrpo")
+    assert held("prepare", missing_objects=(claim,)) == [("PersistentVolumeClaim/wrpo", "MissingObject")]
+    assert held("prepare") == []
+
+
+def test_a_training_backend_that_is_not_installed_holds_training_only() -> None:
+    none: frozenset[str] = frozenset()
+    assert held("prepare", training_backends=none) == []
+    assert held("sft", done=True, training_backends=none) == [("CustomResource/PyTorchJob", "TrainingBackendMissing")]
+    assert held("sft", done=True) == []
+
+
+GANGS: dict[str, tuple[int, dict[str, Any], bool]] = {
+    "one node": (1, {}, False),
+    "two nodes that nobody keeps together": (2, {}, True),
+    "two nodes, taken as they come": (2, {"gang": "BestEffort"}, False),
+    "two nodes in a queue": (2, {"queueName": "gpus"}, False),
+    "two nodes in a pod group": (2, {"podGroup": "Volcano"}, False),
+}
+
+
+@pytest.mark.parametrize(("nodes", "scheduling", "is_held"), GANGS.values(), ids=GANGS.keys())
+def test_a_gang_of_which_a_part_might_start_alone_is_held(
+    nodes: int, scheduling: dict[str, Any], is_held: bool
+) -> None:
+    blockers = held("sft", done=True, training={"nodes": nodes}, scheduling=scheduling)
+    assert [reason for _, reason in blockers] == (["GangSchedulingMissing"] if is_held else [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
 from support.builders import NOON, make_child, make_experiment, make_snapshot, node_of
 from support.model_cluster import started, status_of
 
@@ -48,3 +49,14 @@ def test_the_look_that_records_a_new_end_deletes_no_child_for_the_age_of_the_old
     assert answer.requeue_after_s == 100.0
     again = plan(make_snapshot(replace(edited, status=answer.status), children), late + timedelta(seconds=100))
     assert len(again.delete) == len(children) > 2
+
+
+@pytest.mark.parametrize(("state", "is_deleted"), [(ChildState.RUNNING, True), (ChildState.DELETING, False)])
+def test_a_child_of_a_hash_that_nobody_asks_for_is_deleted_once(state: ChildState, is_deleted: bool) -> None:
+    experiment = make_experiment()
+    stale = replace(make_child(experiment, "prepare", state), stage_hash="0" * 16)
+    wanted = make_child(experiment, "prepare", ChildState.RUNNING)
+    answer = plan(make_snapshot(experiment, [stale, wanted]), NOON)
+    assert [item.reason for item in answer.delete] == (
+        [f"the spec no longer asks for prepare with hash {'0' * 16}"] if is_deleted else []
+    )
