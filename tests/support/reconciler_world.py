@@ -24,7 +24,7 @@ SPEC = {
 
 
 class World:
-    def __init__(self, kube: Any, clock: Any) -> None:
+    def __init__(self, kube: Any, clock: Any, *, moment_s: float = 0.0) -> None:
         self.kube, self.store, self.clock = kube, ObjectStore(), clock
         self.now = NOON
         self.leading = True
@@ -37,7 +37,7 @@ class World:
             kube,
             self.store,
             snapshots,
-            ReconcilerSettings(RenderSettings(), "op-1", manage_service_account=True),
+            ReconcilerSettings(RenderSettings(), "op-1", manage_service_account=True, moment_s=moment_s),
             may_act=lambda: self.leading,
             now=lambda: self.now,
             monotonic=clock,

@@ -10,6 +10,7 @@ import pytest
 from support.reconciler_world import SPEC, World
 
 from wrpo_engine.config import StageKind
+from wrpo_operator.runtime import snapshot
 from wrpo_operator.runtime.kube import KubeError
 from wrpo_operator.runtime.queue import RetryAfterError
 from wrpo_operator.runtime.resources import CLAIMS, EVENTS, EXPERIMENTS, JsonObject
@@ -205,3 +206,47 @@ def test_stages_can_be_replaced_by_stand_ins() -> None:
         stage_commands('{"stf": {"command": ["sleep"]}}')
     with pytest.raises(SettingsError, match="the stage command of sft needs `command`"):
         stage_commands('{"sft": {"command": "sleep"}}')
+
+
+def test_the_next_child_is_made_at_once_and_its_status_waits_for_more_of_its_kind(kube: Any, clock: Any) -> None:
+    world = World(kube, clock, moment_s=2.0)
+    world.put_experiment(sources=[{"name": "a", "model": "org/a"}, {"name": "b", "model": "org/b"}])
+    world.reconcile()
+    assert ("patch/status", "wrpoexperiments") in [(verb, what) for verb, what, _ in kube.writes()]
+    world.finish("prepare")
+    world.reconcile()
+    assert world.status()["phase"] == "Running"
+    world.finish("sample-a")
+    assert world.reconcile() == 2.0
+    assert world.job("score-a")
+    assert {verb for verb, _, _ in kube.writes()} == {"apply"}
+    clock.at += 1.5
+    world.finish("sample-b")
+    assert world.reconcile() == 0.5
+    assert {(verb, what) for verb, what, _ in kube.writes()} == {("apply", "configmaps"), ("apply", "jobs")}
+    clock.at += 0.5
+    world.reconcile()
+    assert [verb for verb, _, _ in kube.writes()] == ["patch/status"] + ["create"] * 4
+    stages = {stage["name"]: stage for stage in world.status()["stages"]}
+    assert [stages[f"sample/{name}"]["state"] for name in "ab"] == ["Succeeded", "Succeeded"]
+    assert all(stages[f"score/{name}"]["attempts"][0]["settings"] for name in "ab")
+    world.reconcile()
+    assert kube.writes() == []
+
+
+@pytest.mark.parametrize(("suspend", "reads"), [(False, 1), (True, 2)])
+def test_what_a_spec_says_is_kept_only_while_something_of_it_may_start(
+    world: World, monkeypatch: pytest.MonkeyPatch, suspend: bool, reads: int
+) -> None:
+    read: list[object] = []
+    parse = snapshot.parse_spec
+
+    def count(*arguments: Any) -> Any:
+        read.append(arguments)
+        return parse(*arguments)
+
+    monkeypatch.setattr(snapshot, "parse_spec", count)
+    world.put_experiment(suspend=suspend)
+    world.reconcile()
+    world.reconcile()
+    assert len(read) == reads
