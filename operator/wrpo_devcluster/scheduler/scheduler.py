@@ -76,13 +76,8 @@ class Scheduler(Controller):
     async def _waiting(self) -> list[JsonObject]:
         pods = await self.client.list(PODS, field_selector="spec.nodeName=")
         waiting = [p for p in pods if not p["spec"].get("nodeName") and not is_deleting(p) and not is_terminal(p)]
-        return [p for p in waiting if self._is_ours(p["spec"])]
-
-    def _is_ours(self, spec: JsonObject) -> bool:
-        """Whether this scheduler takes a pod up: no gate is closed, and no claim of a kind that nobody here makes."""
-        return spec.get("schedulerName", self.name) == self.name and not (
-            spec.get("schedulingGates") or spec.get("resourceClaims")
-        )
+        # It stands in for every scheduler by name; nobody here makes resource claims.
+        return [p for p in waiting if not (p["spec"].get("schedulingGates") or p["spec"].get("resourceClaims"))]
 
     def _choose(self, pod: JsonObject, nodes: Sequence[JsonObject]) -> Verdict:
         return choose(pod, [NodeView(node, self._ledger.used(node["metadata"]["name"])) for node in nodes])
