@@ -55,7 +55,8 @@ def run_scenario(world: World) -> None:
     world.apply(
         experiment("torch", ttlSecondsAfterFinished=1),
         experiment("trainer", training={**gang, "nodes": 1, "backend": "TrainJob"}, ttlSecondsAfterFinished=1),
-        experiment("volcano", training=gang, scheduling={"podGroup": "Volcano"}),
+        # Long enough to be looked at while it runs: then it is asked why a gang might lack pods.
+        experiment("volcano", training=gang, scheduling={"podGroup": "Volcano"}, **simulate(run_seconds="4")),
         experiment("plugins", training=gang, scheduling={"podGroup": "SchedulerPlugins", "schedulerName": "co"}),
         experiment("paused", env=[*secret_env, proxy], **forever),
         experiment("stored", storage=s3, env=secret_env, **forever),
