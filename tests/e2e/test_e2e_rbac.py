@@ -79,7 +79,7 @@ def run_scenario(world: World) -> None:
     world.metrics()
     world.wait_call("patch", "podgroups", group="scheduling.volcano.sh")
     world.wait_call("patch", "podgroups", group="scheduling.x-k8s.io")
-    for name in ("torch", "trainer"):
+    for name in ("torch", "trainer", "volcano", "plugins"):
         world.wait(f"{name} succeeds", lambda name=name: world.status(name).get("phase") == "Succeeded")
     world.wait("it fails", lambda: world.status("crashes").get("phase") == "Failed")
     for resource in ("pytorchjobs", "trainjobs", "jobs"):
