@@ -118,3 +118,9 @@ def storage_error(error: OSError, where: Path | str | None = None) -> StorageErr
     path = error.filename or where
     place = f"the storage at {path}" if path else "the storage"
     return StorageError(f"{place} {state} ({error.strerror})", code=code, field="storage", hint=hint)
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """Return an exception's first line that says something, else its class; at most `limit` characters."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:limit]

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from wrpo_engine.errors import ConfigError, TemporaryError
+from wrpo_engine.errors import ConfigError, TemporaryError, first_line
 
 log = logging.getLogger("wrpo_engine")
 
@@ -172,7 +172,3 @@ def hub_errors(name: str, revision: str | None, field: str) -> Iterator[None]:
             field=field,
             hint=f"Check the network, or {_PUT_ON_STORAGE}.",
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

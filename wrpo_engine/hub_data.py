@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any, assert_never
 
-from wrpo_engine.errors import ConfigError, DataError, TemporaryError, WrpoError, storage_error
-from wrpo_engine.hub import first_line, is_worth_waiting
+from wrpo_engine.errors import ConfigError, DataError, TemporaryError, WrpoError, first_line, storage_error
+from wrpo_engine.hub import is_worth_waiting
 
 
 class HubDataFault(StrEnum):

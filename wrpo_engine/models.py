@@ -11,7 +11,7 @@ from wrpo_engine.artifacts import Artifact
 from wrpo_engine.artifacts.checks import address
 from wrpo_engine.chat import check_template
 from wrpo_engine.config import ModelRef, RewardModel
-from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.errors import ConfigError, DataError, first_line
 from wrpo_engine.hub import HubPatience, hub_errors, is_offline, offline_error
 from wrpo_engine.loading.context import context_of
 from wrpo_engine.loading.files import (
@@ -20,7 +20,6 @@ from wrpo_engine.loading.files import (
     GENERATION_FILE,
     ModelDirectory,
     TensorFact,
-    first_line_of,
     shown,
 )
 from wrpo_engine.loading.guard import loading
@@ -168,7 +167,7 @@ def read_tokenizer(path: str, *, field: str, identity: str, trust_remote_code: b
         return ConfigError(
             field,
             identity,
-            f"its tokenizer cannot be loaded: {first_line_of(error)}",
+            f"its tokenizer cannot be loaded: {first_line(error)}",
             "Use a model directory with tokenizer.json or another tokenizer that transformers knows.",
             code="TokenizerInvalid",
         )
@@ -186,7 +185,7 @@ def transformers_config(model: ResolvedModel) -> Any:
 
     def refuse(error: BaseException) -> ConfigError:
         return model.directory.invalid(
-            f"transformers cannot read its {CONFIG_FILE}: {first_line_of(error)}",
+            f"transformers cannot read its {CONFIG_FILE}: {first_line(error)}",
             "Use a model that this version of transformers knows; one with code of its own needs trustRemoteCode.",
         )
 
@@ -264,7 +263,7 @@ def generation_stops(model: ResolvedModel) -> set[int]:
 
     def refuse(error: BaseException) -> ConfigError:
         return directory.invalid(
-            f"transformers cannot read its {GENERATION_FILE}: {first_line_of(error)}",
+            f"transformers cannot read its {GENERATION_FILE}: {first_line(error)}",
             "Correct the file, or remove it.",
             code="ModelDamaged",
         )

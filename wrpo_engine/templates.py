@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from wrpo_engine.errors import ConfigError
+from wrpo_engine.errors import ConfigError, first_line
 
 Message = dict[str, str]
 
@@ -90,10 +90,10 @@ def render(
             strftime_now=template_date,
         )
     except TemplateError as error:
-        rule = f"the chat template of {name} refuses {what}: {_first_line(error)}"
+        rule = f"the chat template of {name} refuses {what}: {first_line(error)}"
         raise TemplateFault(rule, _HINT) from error
     except Exception as error:  # (a template is a program: it may raise anything)
-        rule = f"the chat template of {name} fails on {what} with {type(error).__name__}: {_first_line(error)}"
+        rule = f"the chat template of {name} fails on {what} with {type(error).__name__}: {first_line(error)}"
         raise TemplateFault(rule, _HINT) from error
     written = str(text)
     if _SURROGATES.search(written):
@@ -127,7 +127,3 @@ _HINT = "Set {field} to a template that takes a user's message and an assistant'
 def template_date(pattern: str) -> str:
     """Return the one date that chat templates see as today's; `strftime_now` of their environment."""
     return _TODAY.strftime(pattern)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason is given"])[0][:_MAX_SHOWN]

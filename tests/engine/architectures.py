@@ -19,10 +19,10 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 SCALE = 8.0
-_WINDOW = {"sliding_window": 8}
-_CAP = {"head_dim": 8, "attn_logit_softcapping": 2.0, **_WINDOW}
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-_LATENT = {
+WINDOW = {"sliding_window": 8}
+_CAP = {"head_dim": 8, "attn_logit_softcapping": 2.0, **WINDOW}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LATENT = {
     "q_lora_rank": 12,
     "kv_lora_rank": 8,
     "qk_rope_head_dim": 4,
@@ -49,12 +49,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama with yarn": _rope("yarn", factor=4.0),
     "llama with llama3 scaling": _rope("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0),
     "llama with dynamic scaling within its context": {**_rope("dynamic", factor=4.0), "max_position_embeddings": 64},
-    "mistral with a window": _WINDOW,
-    "qwen2 with windows in some layers": {"use_sliding_window": True, "max_window_layers": 1, **_WINDOW},
+    "mistral with a window": WINDOW,
+    "qwen2 with windows in some layers": {"use_sliding_window": True, "max_window_layers": 1, **WINDOW},
     "qwen3": {"head_dim": 8},
     "gemma with one head size": {"head_dim": 8},
     "gemma2 with a cap and windows": _CAP,
-    "gemma3_text with windows": {"head_dim": 8, **_WINDOW},
+    "gemma3_text with windows": {"head_dim": 8, **WINDOW},
     "vaultgemma with a cap and windows": _CAP,
     "phi3 with longrope within its first context": {
         "original_max_position_embeddings": 64,
@@ -67,18 +67,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "falcon with ALiBi": {"alibi": True},
     "bloom with ALiBi": {},
     "mixtral": {"num_local_experts": 4},
-    "qwen2_moe": {"shared_expert_intermediate_size": 24, **_EXPERTS},
-    "qwen3_moe": {"head_dim": 8, **_EXPERTS},
-    "deepseek_v2": {**_LATENT, "topk_method": "greedy"},
-    "deepseek_v3": _LATENT,
+    "qwen2_moe": {"shared_expert_intermediate_size": 24, **EXPERTS},
+    "qwen3_moe": {"head_dim": 8, **EXPERTS},
+    "deepseek_v2": {**LATENT, "topk_method": "greedy"},
+    "deepseek_v3": LATENT,
     "cohere": {},
-    "cohere2": _WINDOW,
+    "cohere2": WINDOW,
     "glm": {"head_dim": 8},
     "glm4": {"head_dim": 8},
-    "gpt_oss with sinks and windows": {"num_local_experts": 4, "head_dim": 8, **_WINDOW},
+    "gpt_oss with sinks and windows": {"num_local_experts": 4, "head_dim": 8, **WINDOW},
     "olmo2": {},
     "granite with its scalings": {"logits_scaling": 2.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5},
-    "starcoder2 with a window": _WINDOW,
+    "starcoder2 with a window": WINDOW,
     "smollm3": {},
 }
 """What to set beside the sizes; the first word is the model_type."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wrpo_engine.artifacts.s3_answers import ForeignAnswerError, UnreadableAnswerError
-from wrpo_engine.errors import ConfigError, StorageError, TemporaryError, WrpoError
+from wrpo_engine.errors import ConfigError, StorageError, TemporaryError, WrpoError, first_line
 
 _WAIT_CODES = frozenset(
     {
@@ -115,7 +115,7 @@ def explain(error: Exception, place: Place, action: str) -> WrpoError:
         )
     if isinstance(error, UnreadableAnswerError):
         return StorageError(
-            f"{what}: the server's answer cannot be read ({_first_line(error)})",
+            f"{what}: the server's answer cannot be read ({first_line(error)})",
             code="StorageAnswerInvalid",
             field="storage.s3.endpoint",
             hint="Check that the endpoint is an S3 API and that nothing on the way changes its answers.",
@@ -124,13 +124,13 @@ def explain(error: Exception, place: Place, action: str) -> WrpoError:
         return ConfigError(
             "storage.s3.endpoint",
             place.endpoint,
-            f"{what}: the server's certificate was not accepted ({_first_line(error)})",
+            f"{what}: the server's certificate was not accepted ({first_line(error)})",
             "Give the pods the CA that signed it: mount its PEM file by podTemplate and set AWS_CA_BUNDLE to its path.",
             code="StorageTls",
         )
     if isinstance(error, boto.CredentialRetrievalError):
         return TemporaryError(
-            f"{what}: the service that gives the pod its credentials does not answer well ({_first_line(error)})",
+            f"{what}: the service that gives the pod its credentials does not answer well ({first_line(error)})",
             code="StorageCredentials",
             field=_CREDENTIALS_FIELD,
             hint="Check the role of the pods' service account and the agent that serves it. The stage is tried again.",
@@ -139,16 +139,14 @@ def explain(error: Exception, place: Place, action: str) -> WrpoError:
         return ConfigError(
             _CREDENTIALS_FIELD,
             "<none found>",
-            f"{what}: {_first_line(error)}",
+            f"{what}: {first_line(error)}",
             "Name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pods' service account a role.",
             code="StorageCredentials",
         )
     if isinstance(error, ValueError | boto.InvalidRegionError | boto.ParamValidationError):
-        return ConfigError(
-            "storage.s3", place.uri, f"{what}: {_first_line(error)}", "Correct it.", code="InvalidConfig"
-        )
+        return ConfigError("storage.s3", place.uri, f"{what}: {first_line(error)}", "Correct it.", code="InvalidConfig")
     return TemporaryError(
-        f"{what}: {place.endpoint} does not answer as it should ({_first_line(error)})",
+        f"{what}: {place.endpoint} does not answer as it should ({first_line(error)})",
         code="StorageUnreachable",
         field="storage.s3.endpoint",
         hint="Check that the endpoint is right (scheme, host, port), that the server runs, and that network policies "
@@ -229,7 +227,3 @@ def _of_answer(error: Any, place: Place, what: str) -> WrpoError:
             "stays so, lower shards or ask for a higher request rate.",
         )
     return StorageError(answer, code="StorageUnavailable", field="storage.s3", hint="See the server's log.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

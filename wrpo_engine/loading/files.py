@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from wrpo_engine.errors import ConfigError
+from wrpo_engine.errors import ConfigError, first_line
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -198,12 +198,6 @@ def shown(names: Sequence[str], limit: int = _NAMES_SHOWN) -> str:
     return ", ".join(name[:200] for name in names[:limit]) + more
 
 
-def first_line_of(error: BaseException, limit: int = 300) -> str:
-    """Return an exception's first line that says something, else its class."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line), type(error).__name__)[:limit]
-
-
 def _fault(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "its values are nested too deep"
@@ -211,7 +205,7 @@ def _fault(error: BaseException) -> str:
         return f"it is not UTF-8 (byte {error.start})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return first_line_of(error)
+    return first_line(error)
 
 
 def _is_file_name(value: object) -> bool:

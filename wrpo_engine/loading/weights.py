@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from wrpo_engine.errors import ConfigError
-from wrpo_engine.loading.files import CONFIG_FILE, ModelDirectory, TensorFact, first_line_of, shown
+from wrpo_engine.errors import ConfigError, first_line
+from wrpo_engine.loading.files import CONFIG_FILE, ModelDirectory, TensorFact, shown
 from wrpo_engine.loading.guard import loading
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -81,7 +81,7 @@ def check_weights(
 
     def refuse(error: BaseException) -> ConfigError:
         return directory.invalid(
-            f"{CONFIG_FILE} and its files describe no model that can be loaded: {first_line_of(error)}",
+            f"{CONFIG_FILE} and its files describe no model that can be loaded: {first_line(error)}",
             "Correct config.json, or copy or download the model again.",
             code=purpose.code if purpose is SCORE else "ModelInvalid",
         )

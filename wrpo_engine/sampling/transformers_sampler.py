@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.errors import ConfigError, DataError, first_line
 from wrpo_engine.exact_attention import load_arguments, use_exact_attention
-from wrpo_engine.loading.files import first_line_of
 from wrpo_engine.loading.weights import SAMPLE, is_quantised, load_complete
 from wrpo_engine.models import ResolvedModel, transformers_config
 from wrpo_engine.rotary import require_own_positions
@@ -196,9 +195,7 @@ def _unloadable(model: ResolvedModel, quantised: bool, error: BaseException) -> 
     if quantised:
         hint = "Set sampling.backend: vLLM, which loads quantised weights, or use the model before quantisation."
     kind = "quantised " if quantised else ""
-    return model.directory.invalid(
-        f"it cannot be loaded as a {kind}causal language model: {first_line_of(error)}", hint
-    )
+    return model.directory.invalid(f"it cannot be loaded as a {kind}causal language model: {first_line(error)}", hint)
 
 
 def nucleus_choice(

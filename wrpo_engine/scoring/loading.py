@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from wrpo_engine.errors import ConfigError
+from wrpo_engine.errors import ConfigError, first_line
 from wrpo_engine.exact_attention import load_arguments
-from wrpo_engine.loading.files import CONFIG_FILE, first_line_of
+from wrpo_engine.loading.files import CONFIG_FILE
 from wrpo_engine.loading.guard import loading
 from wrpo_engine.loading.weights import SCORE, Purpose, check_weights, load_complete
 from wrpo_engine.models import ResolvedModel, tensor_facts, transformers_config
@@ -90,7 +90,7 @@ def unloadable(model: ResolvedModel, error: BaseException) -> ConfigError:
     """Return the error of a reward model that a loader refused."""
     return _invalid(
         model,
-        f"it cannot be loaded as a reward model: {first_line_of(error)}",
+        f"it cannot be loaded as a reward model: {first_line(error)}",
         "Use a model that AutoModelForSequenceClassification loads, or one with ArmoRM's gated head. A quantised one "
         "needs its library; a server can run it (reward.endpoint).",
     )

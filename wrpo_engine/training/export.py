@@ -15,8 +15,8 @@ from torch import Tensor
 from wrpo_engine.artifacts import ArtifactWriter
 from wrpo_engine.artifacts.manifest import sha256_of
 from wrpo_engine.config import LoraParams, OptimizerParams
-from wrpo_engine.errors import ConfigError, StorageError
-from wrpo_engine.loading.files import CONFIG_FILE, GENERATION_FILE, first_line_of
+from wrpo_engine.errors import ConfigError, StorageError, first_line
+from wrpo_engine.loading.files import CONFIG_FILE, GENERATION_FILE
 from wrpo_engine.loading.guard import loading
 from wrpo_engine.loading.weights import quiet_loading
 from wrpo_engine.models import ResolvedModel
@@ -125,7 +125,7 @@ def rehearse_export(output: ArtifactWriter, trained: TrainedModel, base: Resolve
 
     def refuse(error: BaseException) -> ConfigError:
         return base.directory.invalid(
-            f"the model cannot be saved again after training: {first_line_of(error)}",
+            f"the model cannot be saved again after training: {first_line(error)}",
             f"Correct {CONFIG_FILE}, {GENERATION_FILE} or the tokenizer's files of the model.",
             code="ExportImpossible",
         )

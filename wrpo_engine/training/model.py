@@ -12,9 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wrpo_engine.errors import ConfigError
+from wrpo_engine.errors import ConfigError, first_line
 from wrpo_engine.exact_attention import load_arguments, use_exact_attention
-from wrpo_engine.loading.files import first_line_of
 from wrpo_engine.loading.weights import TRAIN, load_complete
 from wrpo_engine.models import ResolvedModel, transformers_config
 from wrpo_engine.training import attention, lean
@@ -162,6 +161,6 @@ def _trained(path: Path, *, trust_remote_code: bool) -> ResolvedModel:
 
 def _unknown(model: ResolvedModel, error: BaseException) -> ConfigError:
     return model.directory.invalid(
-        f"transformers cannot load it for training: {first_line_of(error)}",
+        f"transformers cannot load it for training: {first_line(error)}",
         "Use a causal language model in safetensors format that this version of transformers knows.",
     )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from wrpo_engine.errors import ConfigError, DataError, WrpoError
+from wrpo_engine.errors import ConfigError, DataError, WrpoError, first_line
 from wrpo_engine.formats.directory import TRAIN, Wanted, select
 from wrpo_engine.formats.parquet import PARQUET_FAULTS
 from wrpo_engine.formats.saved import damaged_named, is_saved
@@ -97,7 +97,7 @@ def _read_frame(path: Path) -> pl.DataFrame:
             return pl.concat([pl.read_parquet(file, glob=False) for file in files], how="vertical_relaxed")
     except PARQUET_FAULTS as error:
         raise DataError(
-            f"{path} cannot be read as tokenised triples: {_first_line(error)}",
+            f"{path} cannot be read as tokenised triples: {first_line(error)}",
             code="TokenizedTriplesUnreadable",
             field=_FIELD,
             hint="Give a Parquet file, a directory of Parquet files of one schema, or a saved `datasets` directory.",
@@ -190,7 +190,3 @@ def _digest(lists: pl.DataFrame) -> str:
         for values in (column.list.len(), column.explode()):
             digest.update(values.to_numpy().astype(np.dtype("<i8")).tobytes())
     return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from architectures import SIZES, WINDOW
 from torch import Tensor
 
 from wrpo_engine.training.collate import collate
@@ -22,30 +23,17 @@ ROWS = [
 UPSTREAM = torch.linspace(-1.0, 2.0, 12, dtype=torch.float64)
 """Gradients of the loss with respect to the twelve sequences' log-probabilities: all different, of both signs."""
 
-_SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-_WINDOW = {"sliding_window": 8}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama with as many key-value heads as query heads": {"num_key_value_heads": 4},
     "mistral": {"sliding_window": None},
-    "mistral with a sliding window": _WINDOW,
+    "mistral with a sliding window": WINDOW,
     "qwen2": {},
-    "qwen2 with windows in some layers": {"use_sliding_window": True, "max_window_layers": 1, **_WINDOW},
+    "qwen2 with windows in some layers": {"use_sliding_window": True, "max_window_layers": 1, **WINDOW},
     "qwen3": {"head_dim": 16},
     "gemma": {"head_dim": 8},
-    "gemma2 with soft-capped scores and windows": {"head_dim": 8, "attn_logit_softcapping": 5.0, **_WINDOW},
-    "gemma3_text with windows": {"head_dim": 8, **_WINDOW},
+    "gemma2 with soft-capped scores and windows": {"head_dim": 8, "attn_logit_softcapping": 5.0, **WINDOW},
+    "gemma3_text with windows": {"head_dim": 8, **WINDOW},
     "phi3": {},
     "granite with its scalings": {"logits_scaling": 2.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5},
     "cohere": {},
@@ -71,7 +59,7 @@ def make_causal_lm(
     model_type = architecture.split(maxsplit=1)[0]
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
-        model_type, **{**_SIZES, **(ARCHITECTURES[architecture] if settings is None else settings)}
+        model_type, **{**SIZES, **(ARCHITECTURES[architecture] if settings is None else settings)}
     )
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     disable_dropout(model)

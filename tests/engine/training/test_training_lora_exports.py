@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import EXPERTS, LATENT
 from engine_support import EXPERIMENT_HASH, NOON
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,21 +26,6 @@ from wrpo_engine.training.model import load_causal_lm
 
 IDS = torch.tensor([[5, 9, 17, 40, 3, 60, 61, 62, 7, 9]])
 UNTIED = {"tie_word_embeddings": False}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-LATENT = {
-    "q_lora_rank": 12,
-    "kv_lora_rank": 8,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "num_key_value_heads": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "moe_intermediate_size": 16,
-    "first_k_dense_replace": 1,
-}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": UNTIED,
     "qwen2": UNTIED,
