@@ -107,14 +107,29 @@ def export_model(output: ArtifactWriter, trained: TrainedModel, card: Callable[[
     return names
 
 
+def _buffers(trained: TrainedModel, model: Any) -> dict[str, Tensor]:
+    """Return the tensors of a model's files that are not parameters, such as DeepSeek-V3's bias of expert scores.
+
+    Training does not change them, so they are those of the model it started from.
+    """
+    names = dict(model.named_buffers()).keys() & model.state_dict().keys()
+    if not names:
+        return {}
+    found = _base(trained).state_dict()
+    return {name: found[name] for name in sorted(names)}
+
+
 def _merged(trained: TrainedModel, lora: LoraParams) -> dict[str, Tensor]:
-    base = load_causal_lm(
+    return merge_adapters(_base(trained), trained.weights, lora)
+
+
+def _base(trained: TrainedModel) -> Any:
+    return load_causal_lm(
         trained.source,
         precision=trained.precision,
         gradient_checkpointing=False,
         trust_remote_code=trained.trust_remote_code,
     )
-    return merge_adapters(base, trained.weights, lora)
 
 
 def rehearse_export(output: ArtifactWriter, trained: TrainedModel, base: ResolvedModel) -> None:
@@ -185,6 +200,7 @@ def _empty_model(trained: TrainedModel) -> Any:
 
 def _save_model(directory: Path, trained: TrainedModel, weights: dict[str, Tensor]) -> None:
     model = _empty_model(trained)
+    weights = {**weights, **_buffers(trained, model)}
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
