@@ -14,7 +14,7 @@ _FIXED = (
     "involvedObject", "reason", "message", "firstTimestamp", "lastTimestamp", "count", "type", "eventTime", "action",
     "related", "reportingComponent", "reportingInstance",
 )  # fmt: skip
-"""What an Event of the newer group keeps for ever: only its series goes on."""
+"""Fields of an Event of the newer group that never change; only its series may."""
 _NEW_NAMES = {"reportingComponent": "reportingController"}
 
 

@@ -1,4 +1,4 @@
-"""The HTTP session that kopf watches through: what it hands on is safe to decode and ends no watch for good.
+"""The HTTP session that kopf watches through: its answers are safe to decode, and no answer ends a watch permanently.
 
 kopf takes refusals other than 410 and 429 as fatal, and so does an API server that answers 403 while it starts. It also
 decodes what it is sent by Python's own reader, which ends in RecursionError for a deeply nested object. Both would stop
