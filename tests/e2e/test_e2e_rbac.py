@@ -105,7 +105,10 @@ def run_scenario(world: World) -> None:
 
 
 def install_previous(world: World) -> None:
-    """Install the chart with the previous CRD and store an experiment that it accepts."""
+    """Install the chart with the previous CRD and store an experiment that it accepts.
+
+    One bound of that CRD is written inclusively, because no real server takes it as it was published.
+    """
     old = world.directory / "old-chart"
     shutil.copytree(find_chart(), old)
     crd = json.loads(PREVIOUS_CRD.read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from wrpo_operator.api import conditions as words
 from wrpo_operator.api import names
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.plan.model import Experiment, Manifest, Refusal
+from wrpo_operator.render.training import BACKENDS
 from wrpo_operator.runtime.errors import KubeError
 from wrpo_operator.runtime.explain import refusal_reason
 from wrpo_operator.runtime.rendered_paths import user_paths
@@ -38,6 +39,8 @@ _TYPED = re.compile(
 """Words of answers 500 that are about the object itself."""
 _OWN = frozenset({"", "ConfigMap", "ServiceAccount", names.KIND})
 """Kinds of objects that hold nothing of the user's template."""
+_NOT_SERVED = re.compile(r"could not find the requested resource|page not found|the server doesn't have a resource")
+"""Words of a 404 about a kind that has just gone; discovery notices it within seconds."""
 _TAKEN = re.compile(r"field is immutable")
 _NOT_OF_THE_OBJECT = frozenset({Reason.QUOTA_EXCEEDED, Reason.POD_SECURITY, Reason.ADMISSION_DENIED})
 
@@ -55,6 +58,8 @@ def judge(error: KubeError, manifest: Manifest, pod_template: Mapping[str, objec
         return Refusal(where, reason, words.noted(reason, said))
     if _TAKEN.search(error.words):
         return Refusal(where, Reason.NAME_TAKEN, words.name_taken(kind, name, namespace, said))
+    if error.not_found and kind in BACKENDS and _NOT_SERVED.search(error.words):
+        return Refusal(f"CustomResource/{kind}", Reason.BACKEND_MISSING, words.backend_missing(kind, ()))
     is_about_it = error.code in _FINAL or (error.code >= 500 and _TYPED.search(error.words) is not None)
     if is_about_it and kind not in _OWN:
         return Refusal(where, Reason.INVALID_SPEC, words.template_refused(kind, said), is_final=True)

@@ -10,7 +10,7 @@ from support.reconciler_world import World
 
 from wrpo_operator.api.conditions import ConditionType
 from wrpo_operator.runtime.kube import KubeError
-from wrpo_operator.runtime.refusals import MAX_WORDS
+from wrpo_operator.runtime.refusals import MAX_WORDS, judge
 from wrpo_operator.runtime.rendered_paths import user_paths
 from wrpo_operator.runtime.resources import CONFIG_MAPS, EVENTS, EXPERIMENTS, JOBS, JsonObject
 
@@ -388,3 +388,19 @@ def test_the_same_attempt_is_not_applied_by_looks_that_something_else_causes(wor
         asyncio.run(world.reconciler.reconcile(("default", "fusion")))
     # The first try, and the one that was due a second later.
     assert len([call for call in world.kube.calls if call[:2] == ("apply", "jobs")]) == 2
+
+
+@pytest.mark.parametrize(
+    "said", ["the server could not find the requested resource", "404 page not found"], ids=["status", "plain"]
+)
+def test_a_training_kind_that_has_just_gone_is_told_as_missing(said: str) -> None:
+    job = {"kind": "PyTorchJob", "metadata": {"name": "a-sft-1", "namespace": "lab"}}
+    refusal = judge(KubeError(404, "NotFound", said), job, {})
+    assert (refusal.object, refusal.reason, refusal.is_final) == (
+        "CustomResource/PyTorchJob",
+        "TrainingBackendMissing",
+        False,
+    )
+    assert refusal.message.startswith("The cluster does not know kind PyTorchJob. Install Kubeflow's training operator")
+    gone = judge(KubeError(404, "NotFound", 'namespaces "lab" not found'), job, {})
+    assert gone.reason != "TrainingBackendMissing"
