@@ -11,7 +11,7 @@ from support.builders import NOON
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.lifecycle import Retries
 from wrpo_operator.api.status import Attempt, AttemptState, to_time
-from wrpo_operator.plan.retry import GiveUp, RetryDecision, StartAttempt, Wait, decide_next
+from wrpo_operator.plan.retry import GiveUp, RetryDecision, StartAttempt, Wait, decide_next, share_of
 
 POLICY = Retries(limit=2, backoffSeconds=10)
 CRASH = ("Failed", "Application")
@@ -86,3 +86,52 @@ def test_the_backoff_never_exceeds_an_hour() -> None:
 def test_no_retries_means_one_attempt() -> None:
     decision = decide_next(attempts([CRASH]), forgiven=0, failures=1, policy=Retries(limit=0), now=NOON)
     assert decision == GiveUp(Reason.RETRIES_EXHAUSTED)
+
+
+def crash(number: int, step: int | None, reason: str = "NotFinite", state: str = "Failed") -> Attempt:
+    return Attempt(
+        number=number,
+        child=f"c{number}",
+        state=AttemptState(state),
+        failure="Application",
+        reason=reason,
+        step=step,
+        finished_at=to_time(NOON),
+    )
+
+
+REPEATED: dict[str, tuple[list[Attempt], int, bool]] = {
+    "the same error at the same step": ([crash(1, 7), crash(2, 7)], 0, True),
+    "at step 0, too": ([crash(1, 0), crash(2, 0)], 0, True),
+    "with a disruption between": ([crash(1, 7), crash(2, 3, state="Disrupted"), crash(3, 7)], 0, True),
+    "only the last two count": ([crash(1, 5), crash(2, 7), crash(3, 7)], 0, True),
+    "an older one does not": ([crash(1, 7), crash(2, 5), crash(3, 7)], 0, False),
+    "another step": ([crash(1, 7), crash(2, 8)], 0, False),
+    "another error": ([crash(1, 7), crash(2, 7, reason="OOMKilled")], 0, False),
+    "no step known": ([crash(1, None), crash(2, None)], 0, False),
+    "the step of one is not known": ([crash(1, None), crash(2, 7)], 0, False),
+    "one failure": ([crash(1, 7)], 0, False),
+    "the first was forgiven": ([crash(1, 7), crash(2, 7)], 1, False),
+}
+
+
+@pytest.mark.parametrize(("history", "forgiven", "is_final"), REPEATED.values(), ids=REPEATED.keys())
+def test_the_same_error_at_the_same_step_twice_is_final(history: list[Attempt], forgiven: int, is_final: bool) -> None:
+    policy = Retries(limit=9, backoffSeconds=10)
+    decision = decide_next(history, forgiven=forgiven, failures=1, policy=policy, now=NOON)
+    assert decision == (GiveUp(Reason.SAME_ERROR) if is_final else Wait(NOON + timedelta(seconds=10)))
+
+
+def test_a_seed_makes_the_pause_longer_by_up_to_a_quarter() -> None:
+    assert share_of("") == 0xE3B0C442 / 2**32
+    seed = "uid/train"
+    decision = decide_next(attempts([CRASH]), forgiven=0, failures=1, policy=POLICY, now=NOON, seed=seed)
+    assert decision == Wait(NOON + timedelta(seconds=10) * (1 + 0.25 * share_of("uid/train-1")))
+    assert 0.05 < share_of("uid/train-1") < 1
+
+
+def test_a_failure_without_a_recorded_end_waits_from_now_on() -> None:
+    (failed,) = attempts([CRASH])
+    endless = failed.model_copy(update={"finished_at": None})
+    decision = decide_next([endless], forgiven=0, failures=1, policy=POLICY, now=NOON + timedelta(seconds=99))
+    assert decision == Wait(NOON + timedelta(seconds=109))
