@@ -182,7 +182,7 @@ def run_suite(table: Table, suite: Suite, arguments: argparse.Namespace) -> floa
         killed = survived = 0
         for module in suite.modules:
             copy.forget_compiled(module)
-            for mutant in _chosen(table.mutants(module, (ROOT / module).read_text()), arguments):
+            for mutant in _chosen(table.mutants(module, (copy.root / module).read_text()), arguments):
                 with copy.broken(module, mutant):
                     is_killed = copy.run(suite.tests, 20.0 + 3 * whole_s) != 0
                 killed, survived = killed + is_killed, survived + (not is_killed)

@@ -339,3 +339,36 @@ def test_a_copy_of_an_object_counts_only_with_the_digest_that_the_manifest_says(
         with cache.lock(full):
             cache.remember(full, etag="1", sha256=sha256)
         assert artifact._is_here(full, entry) is is_here
+
+
+LOCAL: dict[str, tuple[str | None, bool]] = {
+    "nothing": (None, False),
+    "what the manifest says": ("hello", True),
+    "as many other bytes": ("hullo", False),
+    "fewer bytes": ("hell", False),
+}
+
+
+@pytest.mark.parametrize(("content", "is_here"), LOCAL.values(), ids=LOCAL.keys())
+def test_a_file_that_this_pod_wrote_itself_counts_if_it_is_what_the_manifest_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, is_here: bool
+) -> None:
+    cache = LocalCache(tmp_path)
+    full = f"{REF.stage}/{REF.hash}/rows"
+    path = cache.path(full)
+    path.parent.mkdir(parents=True)
+    if content is not None:
+        path.write_text(content)
+    read: list[str] = []
+
+    def sha256_of(path: Path) -> str:
+        read.append(path.name)
+        return manifest.sha256_of(path)
+
+    monkeypatch.setattr("wrpo_engine.artifacts.s3.sha256_of", sha256_of)
+    unused: Any = None
+    entry = manifest.FileEntry(name="rows", size=5, sha256=hashlib.sha256(b"hello").hexdigest())
+    artifact = S3Artifact(REF, unused, "", tmp_path, Copies(unused, cache))
+    assert artifact._is_here(full, entry) is is_here
+    # One of another size is not read.
+    assert read == (["rows"] if content is not None and len(content) == 5 else [])

@@ -281,3 +281,13 @@ def test_the_gradients_of_k_preferred_responses_are_in_proportion_to_their_weigh
     assert rejected.grad is not None
     expected = [-weight * rejected.grad.item() for weight in weights]
     assert preferred.grad[0].tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_policy_and_reference_of_two_shapes_are_refused_though_they_would_broadcast() -> None:
+    with pytest.raises(ValueError, match=r"^policy and reference must have one shape; got \(3, 2\) and \(3, 1\)$"):
+        dpo_rewards(POLICY, TARGET_REFERENCE, beta=1.0)
+
+
+def test_label_smoothing_of_one_is_the_loss_of_the_swapped_pair() -> None:
+    margin = _tensor([-2.0, 0.5, 3.0])
+    _close(logistic_loss(margin, label_smoothing=1.0), logistic_loss(-margin))

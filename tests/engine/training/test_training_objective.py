@@ -136,3 +136,23 @@ def test_simpo_needs_no_reference_and_the_others_do() -> None:
         for name in ("WRPO-DPO", "WRPO-SimPO", "WRPO-IPO", "DPO", "SimPO", "IPO")
     }
     assert [name for name, needed in needs.items() if not needed] == ["WRPO-SimPO", "SimPO"]
+
+
+def test_an_objective_without_the_reference_it_needs_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^IPO needs the reference's log-probabilities$"):
+        preference_objective(params(objective="IPO")).rewards(ONE[0], None, ONE[2])
+
+
+def test_what_is_logged_are_the_rewards_and_the_margin_of_the_loss_without_gradients() -> None:
+    objective = preference_objective(params(objective="WRPO-DPO", beta=0.3))
+    policy = PerResponse(preferred=POLICY.preferred.clone().requires_grad_(), rejected=POLICY.rejected)
+    terms = objective(policy, REFERENCE, LENGTHS, alpha=0.2)
+    preferred = 0.3 * (POLICY.preferred - REFERENCE.preferred)
+    rejected = 0.3 * (POLICY.rejected - REFERENCE.rejected)
+    torch.testing.assert_close(terms.rewards.preferred, preferred, rtol=0, atol=1e-12)
+    torch.testing.assert_close(terms.rewards.rejected, rejected, rtol=0, atol=1e-12)
+    margin = 0.2 * preferred[:, 0] + 0.8 * preferred[:, 1] - rejected
+    torch.testing.assert_close(terms.margin, margin, rtol=0, atol=1e-12)
+    assert terms.loss.requires_grad
+    assert not terms.margin.requires_grad
+    assert not terms.rewards.preferred.requires_grad

@@ -64,3 +64,23 @@ def test_the_learning_rate_equals_the_hugging_face_trainers(kind: str, num_steps
 def test_a_constant_rate_follows_the_warm_up() -> None:
     params = OptimizerParams(learning_rate=1.0, lr_scheduler_type="constant", warmup_ratio=0.4)
     assert [learning_rate_at(step, 5, params) for step in range(5)] == [0.0, 0.5, 1.0, 1.0, 1.0]
+
+
+RATES = {
+    "without warm-up the first step has the full rate": ("linear", 0.0, 0, 4, 1.0),
+    "warm-up starts at 0": ("constant", 0.5, 0, 4, 0.0),
+    "warm-up of two steps": ("constant", 0.5, 1, 4, 0.5),
+    "the step after the warm-up has the full rate": ("linear", 0.5, 2, 4, 1.0),
+    "half of the line": ("linear", 0.5, 3, 4, 0.5),
+    "half of the cosine": ("cosine", 0.0, 2, 4, 0.5),
+    "a third of the cosine": ("cosine", 0.0, 1, 3, 0.75),
+    "the end of the line": ("linear", 0.0, 1, 1, 0.0),
+    "the end of the cosine": ("cosine", 0.0, 1, 1, 0.0),
+    "a warm-up of the whole run": ("linear", 1.0, 3, 4, 0.75),
+}
+
+
+@pytest.mark.parametrize(("kind", "warmup", "step", "num_steps", "expected"), RATES.values(), ids=RATES.keys())
+def test_the_learning_rate_of_a_step(kind: str, warmup: float, step: int, num_steps: int, expected: float) -> None:
+    params = OptimizerParams.model_validate({"learning_rate": 1e-3, "lr_scheduler_type": kind, "warmup_ratio": warmup})
+    assert learning_rate_at(step, num_steps, params) == pytest.approx(1e-3 * expected, abs=1e-12)
