@@ -72,7 +72,7 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     deleted += [*late.delete, *stops.delete]
 
     may_start = failure is None and not spec.suspend
-    decided = decide_starts(snapshot, spec, stops.views, now, frozenset(lost)) if may_start else ()
+    decided = decide_starts(snapshot, spec, stops.views, frozenset(lost)) if may_start else ()
     starts = tuple(start for start in decided if isinstance(start, PlannedAttempt))
     held = tuple(start for start in decided if isinstance(start, Held))
 

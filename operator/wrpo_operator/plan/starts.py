@@ -70,7 +70,6 @@ def decide_starts(
     snapshot: Snapshot,
     spec: ExperimentSpec,
     views: Sequence[StageView],
-    now: datetime,
     lost: frozenset[str] = frozenset(),
 ) -> tuple[Start, ...]:
     """Decide for every stage whose inputs are there whether it starts; those of `lost` sources do not.
@@ -90,7 +89,7 @@ def decide_starts(
     )
     starts: list[Start] = []
     for view in ready:
-        held = _held(snapshot, spec, view, now)
+        held = _held(snapshot, spec, view)
         refused = snapshot.refused.get(str(view.id))
         if held is not None:
             starts.append(held)
@@ -101,9 +100,9 @@ def decide_starts(
     return tuple(starts)
 
 
-def _held(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: datetime) -> Held | None:
+def _held(snapshot: Snapshot, spec: ExperimentSpec, view: StageView) -> Held | None:
     stage = str(view.id)
-    if isinstance(view.next, Wait) and view.next.until > now:
+    if isinstance(view.next, Wait):
         text = words.retry_wait(stage, to_time(view.next.until))
         return Held(view, Reason.RETRY_WAIT, text, until=view.next.until)
     for kind, name in snapshot.missing_objects:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from support.builders import NOON, make_child, make_experiment, make_snapshot
+from support.builders import NOON, make_child, make_experiment, make_pod, make_snapshot, node_of
 from support.model_cluster import ModelCluster, at_stage, child_of, started, status_of
 
 from wrpo_engine.config import StageKind
 from wrpo_operator.api.status import Attempt, AttemptState, Phase
-from wrpo_operator.plan.deadlines import Limit, active_limit, pre_running_limit
-from wrpo_operator.plan.model import ChildState
+from wrpo_operator.plan.deadlines import (
+    Limit,
+    active_deadline,
+    active_limit,
+    deadlines_ahead,
+    enforce_deadlines,
+    pending_deadline,
+    pre_running_limit,
+)
+from wrpo_operator.plan.memory import recall
+from wrpo_operator.plan.model import ChildState, DeleteChild
 from wrpo_operator.plan.planner import LOOK_AGAIN_S, plan
 
 WORDS = (
@@ -185,3 +195,47 @@ def test_a_deletion_at_the_deadline_that_was_lost_is_done_again() -> None:
     answer = cluster.reconcile("demo")
     assert [(item.name, item.reason) for item in answer.delete] == [(name, "its attempt was ended")]
     assert answer.apply == ()
+
+
+HOUR = timedelta(hours=1)
+ENDS: dict[str, tuple[ChildState, dict[str, Any], str | None]] = {
+    "it runs": (ChildState.RUNNING, {}, "active"),
+    "nothing says since when": (ChildState.RUNNING, {"started_at": None}, None),
+    "a queue is about to suspend it": (ChildState.RUNNING, {"suspended": True}, None),
+    "one of its pods has ended": (
+        ChildState.RUNNING, {"pods": (make_pod(exit_code=0), make_pod("p1", node="n"))}, "active"),
+    "all of its pods have ended": (ChildState.RUNNING, {"pods": (make_pod(exit_code=0),)}, None),
+    "it waits": (ChildState.PENDING, {}, "waiting"),
+    "it waits once more": (ChildState.PENDING, {"started_at": NOON}, "waiting"),
+    "it waits in a queue": (ChildState.PENDING, {"suspended": True}, None),
+    "it is suspended": (ChildState.SUSPENDED, {}, None),
+    "it has ended": (ChildState.SUCCEEDED, {}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "facts", "expected"), ENDS.values(), ids=ENDS.keys())
+def test_a_child_has_a_time_to_wait_or_to_run(state: ChildState, facts: dict[str, Any], expected: str | None) -> None:
+    experiment = make_experiment(deadlines={"activeSeconds": 3600, "preRunningSeconds": 7200})
+    child = make_child(experiment, "prepare", state, **facts)
+    assert experiment.spec is not None
+    (view,) = recall(experiment, experiment.spec, [node_of(experiment, "prepare")], [child], NOON)
+    waits, runs = pending_deadline(experiment.spec, view, child), active_deadline(experiment.spec, view, child)
+    assert (waits, runs) == (
+        NOON + 2 * HOUR if expected == "waiting" else None,
+        NOON + HOUR if expected == "active" else None,
+    )
+    without = replace(view, record=view.record.model_copy(update={"attempts": ()}))
+    assert pending_deadline(experiment.spec, without, child) is None
+    assert active_deadline(experiment.spec, without, child) == runs
+
+
+def test_a_suspended_experiment_has_no_deadlines_ahead() -> None:
+    for suspend, expected in ((False, [NOON + HOUR]), (True, [])):
+        experiment = make_experiment(deadlines={"activeSeconds": 3600}, suspend=suspend)
+        child = make_child(experiment, "prepare")
+        assert experiment.spec is not None
+        views = recall(experiment, experiment.spec, [node_of(experiment, "prepare")], [child], NOON)
+        assert list(deadlines_ahead(experiment.spec, views)) == expected
+        assert enforce_deadlines(make_snapshot(experiment, [child]), experiment.spec, views, NOON + HOUR).delete == (
+            () if suspend else (DeleteChild(child.kind, child.name, child.uid, "it ran too long"),)
+        )

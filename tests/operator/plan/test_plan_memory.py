@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from support.builders import NOON, make_child, make_experiment, node_of
@@ -18,7 +19,7 @@ from wrpo_operator.api.status import (
     StageStatus,
     to_time,
 )
-from wrpo_operator.plan.memory import StageView, has_failed_for_good, recall
+from wrpo_operator.plan.memory import StageView, gpu_seconds, has_failed_for_good, recall
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment
 from wrpo_operator.plan.retry import GiveUp, StartAttempt, Wait
 
@@ -98,3 +99,46 @@ def test_a_recorded_failure_stands_until_the_spec_is_edited(generation: int, sta
     experiment = failed_stage(make_experiment(generation=generation), failures=1)
     assert has_failed_for_good(experiment) is stands
     assert not has_failed_for_good(replace(experiment, status=ExperimentStatus(observed_generation=1)))
+
+
+def test_the_child_of_the_oldest_listed_attempt_may_still_have_succeeded() -> None:
+    """It was stopped too late: a full list passes over older children only."""
+    experiment = make_experiment()
+    node = node_of(experiment, STAGE)
+    listed = tuple(
+        Attempt(number=number, child=f"c{number}", state=AttemptState.STOPPED) for number in range(3, 3 + MAX_ATTEMPTS)
+    )
+    stage = StageStatus(name=STAGE, state=StageState.WAITING, hash=node.hash, attempts=listed)
+    experiment = replace(experiment, status=ExperimentStatus(observed_generation=1, stages=(stage,)))
+    for number, succeeded in ((2, False), (3, True)):
+        view = view_of(experiment, make_child(experiment, STAGE, ChildState.SUCCEEDED, attempt=number))
+        assert view.succeeded is succeeded
+
+
+SPANS = {
+    "a minute on two GPUs": (((0, 60),), 2, 120),
+    "two attempts": (((0, 60), (100, 101)), 3, 183),
+    "an attempt that ended as it started": (((5, 5),), 8, 0),
+    "a clock that went back": (((60, 0), (0, 10)), 1, 10),
+    "none that has not started or not ended": (((None, 5), (5, None)), 1, 0),
+}
+
+
+@pytest.mark.parametrize(("spans", "gpus", "expected"), SPANS.values(), ids=SPANS.keys())
+def test_gpu_seconds_are_those_between_start_and_end(
+    spans: tuple[tuple[int | None, int | None], ...], gpus: int, expected: int
+) -> None:
+    def moment(seconds: int | None) -> str | None:
+        return None if seconds is None else to_time(NOON + timedelta(seconds=seconds))
+
+    attempts = [
+        Attempt(
+            number=number,
+            child=f"c{number}",
+            state=AttemptState.FAILED,
+            started_at=moment(start),
+            finished_at=moment(end),
+        )
+        for number, (start, end) in enumerate(spans, start=1)
+    ]
+    assert gpu_seconds(attempts, gpus) == expected
