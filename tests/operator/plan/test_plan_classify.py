@@ -270,3 +270,9 @@ def test_a_disruption_names_the_pod_that_was_taken() -> None:
     failure = failure_of(failed_child(pods=pods))
     assert (failure.kind, failure.reason, failure.exit_code) == (FailureKind.DISRUPTION, "Disrupted", 137)
     assert failure.message.startswith("pod taken was taken by the cluster")
+
+
+@pytest.mark.parametrize("state", [AttemptState.RUNNING, AttemptState.PENDING])
+def test_what_was_recorded_stays_while_a_child_is_being_deleted(state: AttemptState) -> None:
+    before = recorded(state, started_at=to_time(CREATED))
+    assert attempt_of(make_child(make_experiment(), "train", ChildState.DELETING), before, NOON) == before
