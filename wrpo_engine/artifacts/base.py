@@ -17,7 +17,7 @@ from wrpo_engine.artifacts.checks import address, damaged, make_manifest, requir
 from wrpo_engine.artifacts.manifest import FileEntry, InputEntry, Manifest
 from wrpo_engine.artifacts.parallel import in_parallel
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.errors import AlreadyCommitted
+from wrpo_engine.errors import AlreadyCommitted, DataError
 
 log = logging.getLogger("wrpo_engine")
 
@@ -77,9 +77,12 @@ class StoredArtifact(ABC):
         for entry in self.manifest.files:
             self._check_size(entry, sizes.get(entry.name))
 
+    def _missing(self, entry: FileEntry) -> DataError:
+        return damaged(self._place(entry.name), self.ref, "is missing")
+
     def _check_size(self, entry: FileEntry, size: int | None) -> None:
         if size is None:
-            raise damaged(self._place(entry.name), self.ref, "is missing")
+            raise self._missing(entry)
         if size != entry.size:
             what = f"has {size} bytes where the manifest says {entry.size}"
             raise damaged(self._place(entry.name), self.ref, what)

@@ -76,8 +76,7 @@ class VolumeArtifact(StoredArtifact):
         try:
             found = _fresh(path.stat)
         except FileNotFoundError:
-            self._check_size(entry, None)
-            raise
+            raise self._missing(entry) from None
         self._check_size(entry, found.st_size)
         is_large = entry.size > SMALL_BYTES
         if is_large and is_recorded(self.directory, entry, found):

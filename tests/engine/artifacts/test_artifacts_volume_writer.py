@@ -123,6 +123,9 @@ def test_discarding_removes_the_files_and_the_directories_that_are_empty_then(wr
     assert left == ["empty", "step-1", "step-1/.tmp-z", "step-2", "step-2/x", "steps"]
     writer.discard("step-2/")
     assert not (writer.directory / "step-2").exists()
+    writer.publish("deep/a/b/x", fill)
+    writer.discard("deep/")
+    assert not (writer.directory / "deep").exists()
     writer.discard("nobody/")
     assert (writer.directory / "empty").is_dir()
 
@@ -261,3 +264,24 @@ def test_a_record_holds_for_the_very_file_and_digest_that_were_compared(tmp_path
     record(tmp_path, entry, path.stat())
     os.utime(path, ns=(0, 1))
     assert not is_recorded(tmp_path, entry, path.stat())
+
+
+def test_publishing_and_committing_leave_no_file_open(writer: ArtifactWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    closed: list[int] = []
+    real_open, real_close = os.open, os.close
+
+    def open_(*arguments: Any, **more: Any) -> int:
+        opened.append(real_open(*arguments, **more))
+        return opened[-1]
+
+    def close(descriptor: int) -> None:
+        closed.append(descriptor)
+        real_close(descriptor)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "close", close)
+    writer.publish("rows", fill)
+    writer.commit(files=["rows"])
+    assert len(opened) >= 4
+    assert closed == opened
