@@ -285,3 +285,37 @@ def test_publishing_and_committing_leave_no_file_open(writer: ArtifactWriter, mo
     writer.commit(files=["rows"])
     assert len(opened) >= 4
     assert closed == opened
+
+
+def test_a_link_whose_reply_was_lost_is_no_loss_to_another_writer(
+    writer: ArtifactWriter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = os.link
+
+    def link_twice(source: Any, target: Any) -> None:
+        real(source, target)
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    with caplog.at_level(logging.INFO, logger="wrpo_engine"):
+        assert writer.publish("rows", fill).read_text() == "hello"
+    assert caplog.messages == []
+
+
+def test_the_loss_of_a_name_is_logged_without_hard_links_too(
+    writer: ArtifactWriter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    call, _ = counted(os.link, errno.EPERM, 99)
+    monkeypatch.setattr(os, "link", call)
+    with caplog.at_level(logging.INFO, logger="wrpo_engine"):
+        writer.publish("rows", fill)
+        assert caplog.messages == []
+        writer.publish("rows", lambda path: path.write_text("other"))
+    assert len(caplog.messages) == 1
+    assert writer.fetch("rows").read_text() == "hello"
+
+
+def test_no_record_is_written_of_a_file_of_few_bytes(writer: ArtifactWriter) -> None:
+    writer.publish("rows", fill)
+    assert writer.commit(files=["rows"]).file("rows").read_text() == "hello"
+    assert sorted(path.name for path in writer.directory.iterdir()) == ["manifest.json", "rows"]
