@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from engine_support import NOON
+from pydantic import ValidationError
 
 from wrpo_engine.artifacts import ArtifactWriter, VolumeStore, base, manifest, volume
 from wrpo_engine.artifacts.verified import is_recorded, record
@@ -319,3 +320,11 @@ def test_no_record_is_written_of_a_file_of_few_bytes(writer: ArtifactWriter) -> 
     writer.publish("rows", fill)
     assert writer.commit(files=["rows"]).file("rows").read_text() == "hello"
     assert sorted(path.name for path in writer.directory.iterdir()) == ["manifest.json", "rows"]
+
+
+def test_a_manifest_is_the_same_bytes_for_the_same_content_and_cannot_be_changed(writer: ArtifactWriter) -> None:
+    made = writer.commit(files=[]).manifest
+    lines = (writer.directory / "manifest.json").read_text().splitlines()
+    assert lines[:4] == ["{", ' "schema_version": 1,', ' "stage": "score/a",', ' "hash": "00000000000000aa",']
+    with pytest.raises(ValidationError, match="frozen"):
+        made.stage = "other"
