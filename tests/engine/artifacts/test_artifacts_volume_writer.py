@@ -263,6 +263,7 @@ def test_a_record_holds_for_the_very_file_and_digest_that_were_compared(tmp_path
     (tmp_path / ".verified/model/large.ok").write_text("{")
     assert not is_recorded(tmp_path, entry, path.stat())
     record(tmp_path, entry, path.stat())
+    assert is_recorded(tmp_path, entry, path.stat())
     os.utime(path, ns=(0, 1))
     assert not is_recorded(tmp_path, entry, path.stat())
 
