@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import signal
-import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +19,8 @@ from wrpo_devcluster.cluster import Cluster
 from wrpo_devcluster.config import ClusterConfig, load_config, simulated_config
 from wrpo_devcluster.delays import NONE, REALISTIC
 from wrpo_devcluster.memory import collect_rarely
+from wrpo_devcluster.stack import call_with_deep_stack
 
-_RECURSION_LIMIT = 8000
-"""Objects nest deeper than functions may by default: a real server stores 10,000 levels, this one some 2,500."""
 _STATE_DIR = click.option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -151,16 +150,16 @@ def serve(state_dir: Path, with_crds: tuple[str, ...]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     state_dir = state_dir.resolve()
     config = load_config(state_dir) or lifecycle.default_config(state_dir)
-    sys.setrecursionlimit(_RECURSION_LIMIT)
-    with _friendly(), lifecycle.single_instance(state_dir):
-        asyncio.run(_serve(config, with_crds))
-
-
-async def _serve(config: ClusterConfig, with_crds: tuple[str, ...]) -> None:
-    files = [file for choice in with_crds for file in crd_files(choice)]
-    stop = asyncio.Event()
+    stop: Future[None] = Future()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        signal.signal(number, lambda *_: None if stop.done() else stop.set_result(None))
+    with _friendly(), lifecycle.single_instance(state_dir):
+        call_with_deep_stack(lambda: asyncio.run(_serve(config, with_crds, stop)))
+
+
+async def _serve(config: ClusterConfig, with_crds: tuple[str, ...], stop: Future[None]) -> None:
+    """Run the control plane until `stop` is done."""
+    files = [file for choice in with_crds for file in crd_files(choice)]
     cluster = Cluster(config)
     try:
         await cluster.start()
@@ -168,7 +167,7 @@ async def _serve(config: ClusterConfig, with_crds: tuple[str, ...]) -> None:
         lifecycle.write_record(config.state_dir, cluster.url)
         collect_rarely()
         logging.getLogger(__name__).info("listening on %s", cluster.url)
-        await stop.wait()
+        await asyncio.wrap_future(stop)
     finally:
         await cluster.stop(stop_pods=not lifecycle.should_keep_pods(config.state_dir))
 

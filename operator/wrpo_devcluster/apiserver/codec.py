@@ -9,16 +9,19 @@ import math
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from wrpo_devcluster.apiserver import quantity
 from wrpo_devcluster.apiserver.schema import Node
 from wrpo_devcluster.client import JsonObject
+from wrpo_devcluster.stack import MAX_DEPTH
 
 _SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
 """An escape of half of a surrogate pair: go-yaml refuses it, JSON readers join the two halves."""
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_OPENING, _CLOSING = b"[{", b"]}"
 _INT64_DIGITS = 19
 
 
@@ -67,8 +70,23 @@ def _from_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found if len(found) == len(pairs) else _Pairs(pairs)
 
 
+def nests_deeper(text: bytes, limit: int) -> bool:
+    """Tell whether a JSON text has more than `limit` levels of objects and lists. Takes no recursion."""
+    if text.count(b"{") + text.count(b"[") <= limit:
+        return False
+    depth = 0
+    for token in _BRACKETS.finditer(text):
+        bracket = text[token.start()]
+        depth += (bracket in _OPENING) - (bracket in _CLOSING)
+        if depth > limit:
+            return True
+    return False
+
+
 def parse_json(text: bytes) -> Any:
     """Read JSON as Go does: an integer beyond int64 is a float, a number beyond float64 and NaN are refused."""
+    if nests_deeper(text, MAX_DEPTH):
+        raise ValueError("exceeded max depth")
     value = json.loads(
         text,
         object_pairs_hook=_from_pairs,
@@ -140,15 +158,34 @@ def as_yaml(body: Any) -> bytes:
     return yaml.dump(body, Dumper=_Dumper, allow_unicode=True, width=float("inf"), encoding="utf-8")
 
 
-def find_duplicates(value: Any, findings: Findings, path: str = "") -> None:
-    if isinstance(value, dict):
-        if isinstance(value, _Pairs):
-            findings.duplicates.extend(_join(path, key) for key in value.duplicates)
-        for key, item in value.items():
-            find_duplicates(item, findings, _join(path, key))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            find_duplicates(item, findings, f"{path}[{index}]")
+def find_duplicates(value: Any, findings: Findings) -> None:
+    """Note the keys that came twice, in the order of the text. Paths are written only when they are needed."""
+    parts: list[tuple[Any, _Place | None]] = [(value, None)]
+    while parts:
+        part, place = parts.pop()
+        if isinstance(part, _Pairs):
+            findings.duplicates.extend(_join(_path(place), key) for key in part.duplicates)
+        if isinstance(part, dict):
+            inner = [(item, _Place(place, f".{key}")) for key, item in part.items() if isinstance(item, dict | list)]
+            parts += reversed(inner)
+        elif isinstance(part, list):
+            inner = [(item, _Place(place, f"[{at}]")) for at, item in enumerate(part) if isinstance(item, dict | list)]
+            parts += reversed(inner)
+
+
+class _Place(NamedTuple):
+    """A step of a path and the place that it starts from: a path as text would be as long as the object is deep."""
+
+    parent: _Place | None
+    step: str
+
+
+def _path(place: _Place | None) -> str:
+    steps = []
+    while place is not None:
+        steps.append(place.step)
+        place = place.parent
+    return "".join(reversed(steps)).removeprefix(".")
 
 
 def _join(path: str, name: str) -> str:

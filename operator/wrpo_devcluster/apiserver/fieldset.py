@@ -14,6 +14,7 @@ class FieldSet:
     """Path elements (`f:name`, `k:{...}`, `v:...`, `i:0`) owned here, and sets below them.
 
     Results of the algebra may share their children with its operands: a set that is built is not changed any more.
+    No child set of a built one is empty, so that nobody has to look below to know whether a set is.
     """
 
     __slots__ = ("children", "members")
@@ -45,7 +46,7 @@ class FieldSet:
         return out
 
     def __bool__(self) -> bool:
-        return bool(self.members) or any(self.children.values())
+        return bool(self.members or self.children)
 
     def at(self, key: str) -> FieldSet:
         """Return the child set of one element, made when missing."""

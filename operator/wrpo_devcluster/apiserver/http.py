@@ -34,6 +34,7 @@ _MAX_BODY = 3 * 1024 * 1024
 _NAMESPACE_SUBRESOURCES = {"status", "finalize"}
 _HEALTH = {"/healthz", "/readyz", "/livez"}
 _AGGREGATED = "apidiscovery.k8s.io"
+_TOO_DEEP = "the object nests too deep for this server: exceeded max depth"
 
 
 def make_app(server: ApiServer) -> web.Application:
@@ -52,6 +53,8 @@ async def _entry(request: web.Request) -> web.StreamResponse:
     except web.HTTPRequestEntityTooLarge:
         why = f"Request entity too large: limit is {_MAX_BODY}"
         return _refusal(request, errors.error(413, "RequestEntityTooLarge", why))
+    except RecursionError:
+        return _refusal(request, errors.bad_request(_TOO_DEEP))
     except Exception as problem:
         if isinstance(problem, web.HTTPException | ConnectionResetError):
             raise

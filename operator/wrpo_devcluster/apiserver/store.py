@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Literal
 
 from wrpo_devcluster.apiserver import errors
+from wrpo_devcluster.apiserver.codec import nests_deeper
 from wrpo_devcluster.apiserver.indexes import Equals, Indexes
 from wrpo_devcluster.client import JsonObject
+from wrpo_devcluster.stack import MAX_DEPTH
 
 MOST_BYTES = 1536 * 1024
 """Size of an object's text from which on etcd refuses it."""
+MOST_LEVELS = MAX_DEPTH + 8
+"""Patches can make an object deeper than any body may be; managedFields has a few levels more than what it names."""
 EventType = Literal["ADDED", "MODIFIED", "DELETED"]
 HISTORY = 5000
 """Changes kept per resource type; a watch from before them is answered 410."""
@@ -179,6 +183,8 @@ class Store:
         text = encode(obj)
         if len(text) > MOST_BYTES:
             raise errors.internal("etcdserver: request is too large")
+        if nests_deeper(text, MOST_LEVELS):
+            raise errors.bad_request("the object would nest too deep: exceeded max depth")
         # One statement is one transaction; the version is in the row.
         self._db.execute("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)", (resource, namespace, name, rv, text))
         self.rv = rv

@@ -142,7 +142,9 @@ def _compare_item(
         present, found = (after, added) if before is ABSENT else (before, removed)
         _collect_all(node, element, present, found)
         return
-    if same(before, after):
+    # Below undeclared fields, which nest without bound, comparing at each level would take the square of the depth.
+    is_free = node is DEDUCED and isinstance(before, dict) and isinstance(after, dict)
+    if not is_free and same(before, after):
         return
     shape = after if after is not None else before
     old_empty = before is None or before in ({}, [])
@@ -198,18 +200,21 @@ def _safe_elements(node: Node, items: list[Any]) -> dict[str, Any]:
 
 def same(a: Any, b: Any) -> bool:
     """Equality of JSON values where true is not 1."""
-    if a is b:
-        return True
-    if a != b:
-        return False
-    # Python calls them equal; only a boolean beside a number could still tell them apart.
-    if isinstance(a, bool) is not isinstance(b, bool):
-        return False
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
+    return a is b or bool(a == b and _same_booleans(a, b))
+
+
+def _same_booleans(a: Any, b: Any) -> bool:
+    """Tell apart what Python calls equal: only a boolean beside a number still can."""
+    pairs = [(a, b)]
+    while pairs:
+        one, other = pairs.pop()
+        if isinstance(one, bool) is not isinstance(other, bool):
+            return False
+        if isinstance(one, dict):
+            pairs += [(value, other[key]) for key, value in one.items() if value is not other[key]]
+        elif isinstance(one, list):
+            pairs += zip(one, other, strict=True)
+    return True
 
 
 def merge(node: Node, live: Any, config: Any) -> Any:

@@ -18,7 +18,7 @@ from wrpo_devcluster.apiserver.errors import (
     required_field,
     unsupported_field,
 )
-from wrpo_devcluster.apiserver.schema import Node
+from wrpo_devcluster.apiserver.schema import DEDUCED, Node
 from wrpo_devcluster.client import JsonObject
 
 _BLOCKING = {
@@ -336,7 +336,7 @@ def _check_combinations(raw: JsonObject, value: Any, path: str) -> _Result:
 def validate_lists(node: Node, value: Any, path: str = "", old: Any = typed.ABSENT) -> list[Cause]:
     """Duplicates in lists declared as sets or maps, but for lists that are as in `old`, the stored value."""
     causes: list[Cause] = []
-    if old is not typed.ABSENT and typed.same(value, old):
+    if node is DEDUCED or (old is not typed.ABSENT and typed.same(value, old)):
         return causes
     if isinstance(value, dict):
         before = old if isinstance(old, dict) else {}
