@@ -81,6 +81,7 @@ class Operator:
             on_change=self._on_change,
             on_session=self._on_session,
             on_trusted=self._wake,
+            on_cut=lambda resource: self._metrics.undecodable.labels(resource).inc(),
         )
         self._lease = LeaderElection(
             client,

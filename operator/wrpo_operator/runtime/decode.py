@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from pydantic_core import from_json
@@ -25,14 +26,17 @@ class UndecodableError(ValueError):
     """Bytes that are no JSON at all."""
 
 
-def decode(data: bytes) -> Any:
-    """Return the value of a JSON text of any depth; UndecodableError if it is no JSON."""
+def decode(data: bytes, on_cut: Callable[[], None] = lambda: None) -> Any:
+    """Return the value of a JSON text of any depth; UndecodableError if it is no JSON.
+
+    `on_cut` is called for each part that nested too deep and was left out.
+    """
     try:
         return from_json(data)
     except ValueError:
         pass
     try:
-        value = json.loads(cut_depth(data), parse_int=_integer)
+        value = json.loads(cut_depth(data, on_cut=on_cut), parse_int=_integer)
         # Half of a surrogate pair is no character: nothing could send it on.
         return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except ValueError as error:
@@ -53,7 +57,7 @@ def encode(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-def cut_depth(data: bytes, limit: int = MAX_DEPTH) -> bytes:
+def cut_depth(data: bytes, limit: int = MAX_DEPTH, *, on_cut: Callable[[], None] = lambda: None) -> bytes:
     """Replace what nests deeper than `limit` by null. Reads the text once, without recursion."""
     kept: list[bytes] = []
     depth, begin = 0, 0
@@ -63,6 +67,7 @@ def cut_depth(data: bytes, limit: int = MAX_DEPTH) -> bytes:
             depth += 1
             if depth == limit + 1:
                 kept += (data[begin : token.start()], b"null")
+                on_cut()
         elif bracket in CLOSING:
             depth -= 1
             if depth == limit:

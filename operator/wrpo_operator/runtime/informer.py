@@ -72,6 +72,7 @@ class Informer:
         on_change: Callable[[Resource, JsonObject], None],
         on_session: Callable[[], None] = lambda: None,
         on_trusted: Callable[[], None] = lambda: None,
+        on_cut: Callable[[str], None] = lambda _resource: None,
     ) -> None:
         self._client = client
         self._store = store
@@ -81,6 +82,7 @@ class Informer:
         self._on_change = on_change
         self._on_session = on_session
         self._on_trusted = on_trusted
+        self._on_cut = on_cut
         self._served: frozenset[Resource] = frozenset()
         self._owed: dict[str, int] = {}
         self._audit_soon = asyncio.Event()
@@ -136,7 +138,13 @@ class Informer:
         watched = tuple(sorted(served, key=lambda resource: resource.plural))
         for resource in watched:
             await self._relist(resource)
-        session = WatchSession(watched, namespace=self._settings.namespace, login=self._login, sink=self._receive)
+        session = WatchSession(
+            watched,
+            namespace=self._settings.namespace,
+            login=self._login,
+            sink=self._receive,
+            on_cut=self._on_cut,
+        )
         session.start()
         self._session_started_at = self._monotonic()
         self._owed.clear()

@@ -31,6 +31,12 @@ class Metrics:
         )
         self.leading = Gauge("wrpo_leading", "1 while this process holds the lease.", registry=registry)
         self.watch_events = Counter("wrpo_watch_events", "Watch events received.", ["resource"], registry=registry)
+        self.undecodable = Counter(
+            "wrpo_undecodable_objects",
+            "Parts of received objects that were left out, and objects that were, because they cannot be read.",
+            ["resource"],
+            registry=registry,
+        )
         self.watch_age = Gauge(
             "wrpo_watch_age_seconds", "Seconds since the watch was last proven right.", registry=registry
         )

@@ -27,20 +27,23 @@ class RefusedError(aiohttp.ClientConnectionError):
     """A refusal in the form of a lost connection, after which kopf tries again."""
 
 
-def watch_line(line: bytes) -> bytes:
+def watch_line(line: bytes, on_cut: Callable[[], None] = lambda: None) -> bytes:
     """Return a watch event that any reader can decode; empty for a line that is no event.
 
+    `on_cut` is called for what is left out of an event, and for an event that is left out.
     An error within a watch becomes 410, so that the watch begins again with a list.
     """
     if line.startswith(b'{"type":"') and b'"ERROR"' not in line[:64] and is_plain(line):
         return line
     try:
-        event = decode(line)
+        event = decode(line, on_cut)
     except UndecodableError as error:
         log.warning("a watch event is left out, because it is %s", error)
+        on_cut()
         return b""
     if not isinstance(event, dict) or not isinstance(event.get("object"), dict):
         log.warning("a watch event is left out, because it has no object")
+        on_cut()
         return b""
     if event.get("type") == "ERROR":
         if event["object"].get("code") != 410:
@@ -52,8 +55,9 @@ def watch_line(line: bytes) -> bytes:
 class _Lines:
     """A response's content whose lines are watch events."""
 
-    def __init__(self, content: aiohttp.StreamReader) -> None:
+    def __init__(self, content: aiohttp.StreamReader, on_cut: Callable[[], None]) -> None:
         self._content = content
+        self._on_cut = on_cut
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._content, name)
@@ -63,9 +67,9 @@ class _Lines:
         async for data in self._content.iter_chunked(size):
             *whole, rest = (rest + data).split(b"\n")
             for line in whole:
-                yield _ended(watch_line(line))
+                yield _ended(watch_line(line, self._on_cut))
         if rest.strip():
-            yield _ended(watch_line(rest))
+            yield _ended(watch_line(rest, self._on_cut))
 
 
 def _ended(line: bytes) -> bytes:
@@ -75,6 +79,9 @@ def _ended(line: bytes) -> bytes:
 class TolerantResponse(aiohttp.ClientResponse):
     """Refusals become lost connections, and content is decoded safely."""
 
+    on_cut: Callable[[str], None] = staticmethod(lambda _resource: None)
+    """Called with the plural of the resource when an object cannot be read as a whole."""
+
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
         """Read the head of the response; RefusedError where kopf would give up."""
         await super().start(connection)
@@ -82,8 +89,11 @@ class TolerantResponse(aiohttp.ClientResponse):
             text = (await self.read())[:500].decode(errors="replace")
             raise RefusedError(f"{self.status} {self.reason}: {text}")
         if self.status < 400:
-            self.content = cast("aiohttp.StreamReader", _Lines(self.content))
+            self.content = cast("aiohttp.StreamReader", _Lines(self.content, self._cut))
         return self
+
+    def _cut(self) -> None:
+        self.on_cut(self.url.path.rsplit("/", 1)[-1])
 
     async def json(
         self,
@@ -95,7 +105,7 @@ class TolerantResponse(aiohttp.ClientResponse):
         """Decode a whole answer, e.g. a list."""
         del encoding, loads, content_type
         try:
-            return decode(await self.read())
+            return decode(await self.read(), self._cut)
         except UndecodableError as error:
             if self.status >= 400:
                 raise json.JSONDecodeError(str(error), "", 0) from error

@@ -121,11 +121,14 @@ class WatchSession:
         namespace: str | None,
         login: Login,
         sink: Sink,
+        on_cut: Callable[[str], None] = lambda _resource: None,
     ) -> None:
+        """`on_cut` is called, in kopf's thread, with the plural of a resource of which something cannot be read."""
         self._resources = resources
         self._namespace = namespace
         self._login = login
         self._sink = sink
+        self._on_cut = on_cut
         self._stop = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._handover = Handover(self._loop)
@@ -184,7 +187,7 @@ class WatchSession:
             if sessions:
                 await asyncio.sleep(LOGIN_PAUSE_S)
             sessions[:] = [session for session in sessions if not session.closed]
-            found = tolerant_session(kopf.ConnectionInfo(**await self._login()))
+            found = tolerant_session(kopf.ConnectionInfo(**await self._login()), self._on_cut)
             sessions.append(found.aiohttp_session)
             return found
 
@@ -233,13 +236,18 @@ def _settings(resources: tuple[Resource, ...]) -> Any:
     return settings
 
 
-def tolerant_session(info: Any) -> Any:
+def tolerant_session(info: Any, on_cut: Callable[[str], None]) -> Any:
     """Return kopf's ConnectionInfo as an AiohttpSession that is safe to watch through; whoever asks closes it."""
+
+    class Response(TolerantResponse):
+        pass
+
+    Response.on_cut = staticmethod(on_cut)
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
         headers=info.as_http_headers(),
         proxy=info.proxy_url,
         trust_env=info.trust_env,
-        response_class=TolerantResponse,
+        response_class=Response,
     )
     return kopf.AiohttpSession(server=info.server, default_namespace=info.default_namespace, aiohttp_session=session)

@@ -51,6 +51,8 @@ class Server:
         """Answers to the next requests for the collection."""
         self.lists = 0
         self.tokens: set[str] = set()
+        self.cuts: list[str] = []
+        """Resources of which something could not be read."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.tokens.add(request.headers.get("Authorization", ""))
@@ -98,7 +100,7 @@ def watch(server: Server, until: Callable[[list[tuple[str | None, str]]], bool])
             async def login() -> dict[str, Any]:
                 return {"server": f"http://127.0.0.1:{running.port}", "scheme": "Bearer", "token": "secret"}
 
-            session = WatchSession((EXPERIMENTS,), namespace=None, login=login, sink=receive)
+            session = WatchSession((EXPERIMENTS,), namespace=None, login=login, sink=receive, on_cut=server.cuts.append)
             session.start()
             try:
                 await _first(done.wait(), session.wait_ended())
@@ -128,6 +130,14 @@ def test_an_object_that_nests_1500_deep_ends_neither_list_nor_watch() -> None:
     assert sorted(name for kind, name in events if kind is None) == ["deep", "healthy"]
     assert events[-2:] == [("MODIFIED", "deep"), ("ADDED", "new")]
     assert server.tokens == {"Bearer secret"}
+    assert server.cuts == ["wrpoexperiments"] * 2
+
+
+def test_an_event_that_is_no_object_is_counted_and_a_healthy_one_is_not() -> None:
+    lines = ["{\n", '{"object":7}\n', event("ADDED", stored("new", 13))]
+    server = Server([stored("healthy", 2)], lines)
+    watch(server, lambda seen: ("ADDED", "new") in seen)
+    assert server.cuts == ["wrpoexperiments"] * 2
 
 
 @pytest.mark.parametrize("code", [400, 403, 422, 429, 500, 503, 504])
