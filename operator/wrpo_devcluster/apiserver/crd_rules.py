@@ -61,24 +61,24 @@ def _field_path(rule: JsonObject, raw: JsonObject, path: str) -> list[Cause]:
         return [invalid_field(path, text, "must be non-empty if specified")]
     if "\n" in text:
         return [invalid_field(path, text, "must not contain line breaks")]
-    why = _lost(text, raw)
+    _, why = follow(text, raw)
     return [invalid_field(path, text, f"fieldPath must be a valid path: {why}")] if why else []
 
 
-def _lost(text: str, raw: JsonObject) -> str:
-    """Why a path leads nowhere; empty where it names a field."""
+def follow(text: str, raw: JsonObject, *, brackets: bool = True) -> tuple[JsonObject, str]:
+    """Return the schema of the field that a path names, and why it leads nowhere; empty where it names a field."""
     at, now = 0, raw
     while at < len(text):
         match = _PATH.match(text, at)
-        if match is None:
-            return f"expected [ or . but got: {text[at:]}"
+        if match is None or (match["name"] is None and not brackets):
+            return {}, f"expected {'[ or ' if brackets else ''}. but got: {text[at:]}"
         name = match["name"] if match["name"] is not None else re.sub(r"\\(.)", r"\1", match["quoted"])
         extra = now.get("additionalProperties")
         found = (now.get("properties") or {}).get(name) if now.get("properties") else extra
         if not isinstance(found, dict):
-            return "does not refer to a valid field"
+            return {}, "does not refer to a valid field"
         now, at = found, match.end()
-    return ""
+    return now, ""
 
 
 @dataclass(slots=True)

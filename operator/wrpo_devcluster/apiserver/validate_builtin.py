@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from wrpo_devcluster.apiserver import crds
+from wrpo_devcluster.apiserver import validate_crd
 from wrpo_devcluster.apiserver.errors import (
     Cause,
     duplicate_field,
@@ -280,7 +280,7 @@ _CREATE: dict[tuple[str, str], Callable[[JsonObject], list[Cause]]] = {
     ("rbac.authorization.k8s.io", "ClusterRole"): _role,
     ("rbac.authorization.k8s.io", "RoleBinding"): _binding,
     ("rbac.authorization.k8s.io", "ClusterRoleBinding"): _binding,
-    _EXTENSIONS: crds.validate,
+    _EXTENSIONS: validate_crd.validate,
 }
 _UPDATE: dict[tuple[str, str], Callable[[JsonObject, JsonObject], list[Cause]]] = {
     ("", "Pod"): _pod_update,
@@ -294,7 +294,7 @@ _UPDATE: dict[tuple[str, str], Callable[[JsonObject, JsonObject], list[Cause]]] 
     ("", "PersistentVolumeClaim"): _claim_update,
     ("rbac.authorization.k8s.io", "RoleBinding"): _binding_update,
     ("rbac.authorization.k8s.io", "ClusterRoleBinding"): _binding_update,
-    _EXTENSIONS: crds.validate_update,
+    _EXTENSIONS: validate_crd.validate_update,
 }
 _OF_THE_SPEC = frozenset(
     {

@@ -25,7 +25,7 @@ _LABEL_RULE = (
     " with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is"
     " '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
 )
-_LABEL_1035_RULE = (
+LABEL_1035_RULE = (
     "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic"
     " character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation"
     " is '[a-z]([-a-z0-9]*[a-z0-9])?')"
@@ -49,6 +49,16 @@ def dns_label(value: str, field: str) -> list[Cause]:
     return [invalid_field(field, value, "must be no more than 63 bytes")] if len(value) > 63 else []
 
 
+def is_label_1035(value: str) -> bool:
+    """Tell whether a text is a label that begins with a letter."""
+    return _LABEL_1035.match(value) is not None and len(value) <= 63
+
+
+def label_1035(value: str, field: str) -> list[Cause]:
+    """Faults of a label that has to begin with a letter."""
+    return [] if is_label_1035(value) else [invalid_field(field, value, LABEL_1035_RULE)]
+
+
 def dns_subdomain(value: str, field: str) -> list[Cause]:
     if not SUBDOMAIN.match(value):
         return [invalid_field(field, value, _SUBDOMAIN_RULE)]
@@ -63,8 +73,7 @@ def object_name(kind: Kind, name: str) -> list[Cause]:
     if (kind.group, kind.kind) == ("", "Namespace"):
         return dns_label(name, field)
     if (kind.group, kind.kind) == ("", "Service"):
-        good = _LABEL_1035.match(name) and len(name) <= 63
-        return [] if good else [invalid_field(field, name, _LABEL_1035_RULE)]
+        return label_1035(name, field)
     return dns_subdomain(name, field)
 
 
