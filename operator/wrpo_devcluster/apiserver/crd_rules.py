@@ -101,7 +101,7 @@ class _Place:
     count: int | None = 1
     """How many such values one object can have; None where nothing bounds it."""
     uncorrelated: str = ""
-    """The list around, whose items an update cannot tell apart; empty where there is none."""
+    """The list or atomic map around, whose parts an update cannot tell apart; empty where there is none."""
     is_root: bool = False
 
 
@@ -135,8 +135,9 @@ def _walk(place: _Place, costs: _Costs) -> list[Cause]:
 
 def _children(place: _Place) -> list[_Place]:
     raw, path = place.raw, place.path
+    within = place.uncorrelated or (path if raw.get("x-kubernetes-map-type") == "atomic" else "")
     found = [
-        _Place(child, f"{path}.properties[{name}]", place.count, place.uncorrelated)
+        _Place(child, f"{path}.properties[{name}]", place.count, within)
         for name, child in (raw.get("properties") or {}).items()
     ]
     for name, bound in (("items", "maxItems"), ("additionalProperties", "maxProperties")):

@@ -30,12 +30,13 @@ def validate(raw: JsonObject, path: str) -> list[Cause]:
     causes = [forbidden_field(f"{path}.nullable", "nullable cannot be true at the root")] if raw.get("nullable") else []
     general = [cause for place in places(raw, path) for cause in _general(place)]
     causes += general
-    if not general:
-        causes += crd_rules.validate(raw, path)
     if any(cause.field.endswith(tuple(f".{name}" for name in _UNSUPPORTED)) for cause in general):
         return causes  # Such a schema cannot even be read as a structural one.
-    unstructural = _structural(raw, path, level="root") + _incomplete(raw, path)
-    return causes + (unstructural or list(_defaults(raw, path)))
+    faults = _structural(raw, path, level="root") + _incomplete(raw, path) or list(_defaults(raw, path))
+    if not general and not faults:
+        # What a rule may say depends on a schema that is right.
+        faults = crd_rules.validate(raw, path)
+    return causes + faults
 
 
 class Place:
@@ -60,8 +61,8 @@ def _below(place: Place) -> Iterator[Place]:
         if name in _META and (place.is_root or place.raw.get("x-kubernetes-embedded-resource")):
             found.in_meta = True
         found.no_default = place.no_default or (f"in top-level {name}" if place.is_root and found.in_meta else "")
-        if at == f"{place.path}.additionalProperties":
-            found.no_default = found.no_default or "inside additionalProperties"
+        if at == f"{place.path}.additionalProperties" and found.in_meta:
+            found.no_default = "inside additionalProperties applying to object metadata"
         yield from _below(found)
     for name in ("allOf", "anyOf", "oneOf"):
         for index, part in enumerate(place.raw.get(name) or ()):
@@ -334,7 +335,7 @@ def _undeclared(value: JsonObject, raw: JsonObject | None, path: str, at: str) -
 
 
 def _defaults(raw: JsonObject, path: str) -> Iterator[Cause]:
-    """Yield faults of defaults; below additionalProperties there are none."""
+    """Yield faults of defaults; the real server does not look at those below additionalProperties."""
     default = raw.get("default")
     if default is not None:
         yield from default_faults(raw, default, f"{path}.default")

@@ -166,6 +166,48 @@ SCHEMAS: dict[str, tuple[dict[str, Any], Verdict]] = {
     "a pattern that looks behind": ({"type": "string", "pattern": "(?<=a)b"}, at(("Invalid", ".pattern"))),
     "a pattern that repeats too often": ({"type": "string", "pattern": "a{1001}"}, at(("Invalid", ".pattern"))),
     "a pattern with a back reference": ({"type": "string", "pattern": r"(a)\1"}, at(("Invalid", ".pattern"))),
+    "a rule and a fault of the structure, which hides it": (
+        {
+            "type": "object", "properties": {"a": {"type": "integer"}, "l": {"type": "array"}},
+            "x-kubernetes-validations": [{"rule": "self.b == 1"}],
+        },
+        at(("Required", ".properties[l].items")),
+    ),
+    "a rule and a fault of a default, which hides it": (
+        {
+            "type": "object", "properties": {"a": {"type": "integer", "default": "x"}},
+            "x-kubernetes-validations": [{"rule": "self.b == 1"}],
+        },
+        at(("TypeInvalid", ".properties[a].default")),
+    ),
+    "oldSelf in an atomic map": (
+        {
+            "type": "object", "x-kubernetes-map-type": "atomic",
+            "properties": {"a": {"type": "integer", "x-kubernetes-validations": [{"rule": "self >= oldSelf"}]}},
+        },
+        at(("Invalid", f".properties[a]{RULE}.rule")),
+    ),
+    "a default below additionalProperties": (
+        {
+            "type": "object",
+            "additionalProperties": {"type": "object", "properties": {"a": {"type": "integer", "default": 1}}},
+        },
+        (201, None),
+    ),
+    "a default below additionalProperties of an embedded object's metadata": (
+        {
+            "type": "object", "x-kubernetes-embedded-resource": True, "x-kubernetes-preserve-unknown-fields": True,
+            "properties": {
+                "metadata": {
+                    "type": "object",
+                    "properties": {
+                        "labels": {"type": "object", "additionalProperties": {"type": "string", "default": "x"}},
+                    },
+                },
+            },
+        },
+        at(("Forbidden", ".properties[metadata].properties[labels].additionalProperties.default")),
+    ),
     "uniqueItems": (
         {"type": "array", "items": {"type": "string"}, "uniqueItems": True}, at(("Forbidden", ".uniqueItems")),
     ),
