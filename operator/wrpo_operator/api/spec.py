@@ -8,6 +8,7 @@ numbers: pleasant to write and to check by CEL; the price is that a value is a b
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -317,6 +318,9 @@ class ExperimentSpec(SpecModel):
     """Secrets for pulling images."""
 
 
+_SUBJECT = re.compile(r"^[A-Z][a-z]+ should ")
+
+
 class SpecError(ValueError):
     """A spec that cannot be accepted; `errors` says why, one sentence each."""
 
@@ -374,4 +378,9 @@ def _describe(details: Mapping[str, Any], raw: Any) -> str:
         case _:
             value = json.dumps(details["input"], default=str)
             shown = value if len(value) <= 80 else value[:77] + "..."
-            return f"{path} is {shown}: {details['msg'].removeprefix('Value error, ')}."
+            return f"{path} is {shown}: {_rule(details['msg'])}."
+
+
+def _rule(text: str) -> str:
+    """Return what a value must be, without the names that pydantic gives to values and to the steps of its work."""
+    return _SUBJECT.sub("it must ", text.removeprefix("Value error, ")).replace(" after validation", "")

@@ -1,0 +1,72 @@
+"""Refusals of wrong values speak of the user's field and of what it must be, not of the library that checks it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from support.builders import RAW_SPEC
+
+from wrpo_operator.api.crd import schema
+from wrpo_operator.api.spec import SpecError, parse_spec
+
+FOREIGN = re.compile(
+    r"pydantic|Input should|(String|Tuple|List|Dictionary|Value) should|after validation|constrained|\bunion\b|_error"
+    r"|NoneType|function-",
+    re.IGNORECASE,
+)
+WRONG: tuple[Any, ...] = (None, True, -1, 0.5, "", " 1", [], [None], {}, {"": None}, 10**30)
+Path = tuple[str | int, ...]
+
+
+def fields(node: dict[str, Any], path: Path = ()) -> Iterator[Path]:
+    for name, child in (node.get("properties") or {}).items():
+        yield (*path, name)
+        yield from fields(child, (*path, name))
+    if isinstance(node.get("items"), dict):
+        yield (*path, 0)
+        yield from fields(node["items"], (*path, 0))
+
+
+def replaced(node: Any, path: Path, value: Any) -> Any:
+    """Return a copy of a spec with a value at a path, whose parts are made where they are missing."""
+    if not path:
+        return value
+    first, rest = path[0], path[1:]
+    if isinstance(first, int):
+        known = node if isinstance(node, list) else []
+        return [replaced(known[0] if known else None, rest, value), *known[1:]]
+    known = node if isinstance(node, dict) else {}
+    return {**known, first: replaced(known.get(first), rest, value)}
+
+
+SPEC = schema()["properties"]["spec"]
+
+
+def test_no_refusal_of_any_field_speaks_the_library_s_language() -> None:
+    told = []
+    for path in fields(SPEC):
+        for value in WRONG:
+            try:
+                parse_spec(replaced(RAW_SPEC, path, value))
+            except SpecError as error:
+                told += error.errors
+    assert len(told) > 1000
+    assert [text for text in told if FOREIGN.search(text)] == []
+    assert [text for text in told if not text.startswith("spec")] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ((("target", "model"), 7), "spec.target.model is 7: it must be a valid string."),
+        ((("training", "zeroStage"), 9), "spec.training.zeroStage is 9: it must be 0, 1, 2 or 3."),
+        ((("sources",), []), "spec.sources is []: it must have at least 1 item, not 0."),
+    ],
+)
+def test_a_refusal_says_what_the_value_must_be(change: tuple[Path, Any], told: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(replaced(RAW_SPEC, *change))
+    assert caught.value.errors == (told,)
