@@ -136,6 +136,7 @@ class Copy:
     def _run_and_exit(self, tests: Sequence[str], *, writes_bytecode: bool) -> None:
         code = 3
         try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.setsid()
             os.chdir(self.root)
             with (self.root / ".mutation.log").open("w") as log:
@@ -217,6 +218,8 @@ def main() -> int:
     parser.add_argument("--match", default="", help="only mutants of lines that hold this text")
     parser.add_argument("--verbose", action="store_true", help="print killed mutants, too")
     arguments = parser.parse_args()
+    # A run that is terminated removes its copies, too.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     if unknown := set(arguments.suites) - set(names):
         parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     wanted = [suite for suite in table.suites if not arguments.suites or suite.name in arguments.suites]

@@ -244,3 +244,14 @@ def test_a_plan_without_rows_is_refused() -> None:
 def test_work_without_one_of_the_sizes_is_that_of_the_defaults(missing: str) -> None:
     sizes = {"hidden_size": 100, "num_hidden_layers": 10, "vocab_size": 24000, missing: None}
     assert WorkModel.of_config(SimpleNamespace(**sizes)) == WorkModel()
+
+
+def test_the_default_attention_of_work_is_that_of_a_hidden_size_of_4096() -> None:
+    config = SimpleNamespace(hidden_size=4096, num_hidden_layers=32, vocab_size=128256)
+    assert WorkModel().pairs_per_token == WorkModel.of_config(config).pairs_per_token == 24576.0
+
+
+def test_a_fixed_number_of_rows_is_lowered_where_that_spares_ranks_a_filler() -> None:
+    ranks = plan_step(range(10), single(*[9] * 10), world_size=4, micro_batch_tokens=1, micro_batch_rows=2)
+    assert not any(one.is_filler for batches in ranks for one in batches)
+    assert sorted(len(one.rows) for batches in ranks for one in batches) == [1, 1, 1, 1, 1, 1, 2, 2]
