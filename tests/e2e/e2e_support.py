@@ -10,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import yaml
 from local_operator import LocalOperator
 from support.kubectl_wait import wait_for_condition
 
-from wrpo_operator.cli.install import find_tool
+from wrpo_operator.cli.install import CHECKOUT, find_tool
 
 JsonObject = dict[str, Any]
 EXTERNAL = os.environ.get("WRPO_E2E_CLUSTER") == "1"
@@ -255,6 +255,30 @@ def make_namespace(kube: Kube, name: str, level: str) -> None:
     labels = {"pod-security.kubernetes.io/enforce": level, "wrpo.ai/e2e-run": RUN}
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
     kube.run("kubectl", "create", "-f", "-", stdin=json.dumps(body))
+
+
+@contextlib.contextmanager
+def simulated_cluster(directory: Path) -> Iterator[Kube]:
+    """An embedded cluster with simulated pods and CRDs but no chart: operators are processes of the test."""
+    from wrpo_devcluster import lifecycle
+    from wrpo_devcluster.config import simulated_config
+
+    state_dir = directory / "cluster"
+    config = simulated_config(state_dir, cpu="32", memory="128Gi", gpus=8)
+    try:
+        kube = Kube(lifecycle.up(state_dir, config=config).kubeconfig, state_dir, simulated=True)
+        kube.run("kubectl", "apply", "--server-side", "-f", str(CHECKOUT / "crds" / "wrpoexperiments.wrpo.ai.yaml"))
+        kube.wait_condition("Established", "crd/wrpoexperiments.wrpo.ai")
+        make_namespace(kube, NAMESPACE, "restricted")
+        kube.apply(claim())
+        yield kube
+    finally:
+        lifecycle.reset(state_dir)
+
+
+def break_api(kube: Kube, **command: Any) -> None:
+    """Give the embedded API server a command for its fault injection."""
+    kube.run("kubectl", "create", "--raw", "/wrpo-devcluster/faults", "-f", "-", stdin=json.dumps(command))
 
 
 def claim(**spec: Any) -> JsonObject:

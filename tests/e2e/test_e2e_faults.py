@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_support import EXTERNAL, NAMESPACE, Kube, claim, experiment, make_namespace, simulate, wait_until
+from e2e_support import EXTERNAL, Kube, break_api, experiment, simulate, simulated_cluster, wait_until
 from local_operator import LocalOperator
-
-from wrpo_devcluster import lifecycle
-from wrpo_devcluster.config import simulated_config
-from wrpo_operator.cli.install import CHECKOUT
 
 pytestmark = [
     pytest.mark.cluster,
@@ -24,18 +20,8 @@ pytestmark = [
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Kube]:
-    """Simulated pods and CRDs, no chart: the operators are processes of the test."""
-    state_dir = tmp_path / "cluster"
-    config = simulated_config(state_dir, cpu="32", memory="128Gi", gpus=8)
-    try:
-        kube = Kube(lifecycle.up(state_dir, config=config).kubeconfig, state_dir, simulated=True)
-        kube.run("kubectl", "apply", "--server-side", "-f", str(CHECKOUT / "crds" / "wrpoexperiments.wrpo.ai.yaml"))
-        kube.wait_condition("Established", "crd/wrpoexperiments.wrpo.ai")
-        make_namespace(kube, NAMESPACE, "restricted")
-        kube.apply(claim())
+    with simulated_cluster(tmp_path) as kube:
         yield kube
-    finally:
-        lifecycle.reset(state_dir)
 
 
 @pytest.fixture
@@ -61,10 +47,6 @@ def leader(kube: Kube) -> str:
         kube.run("kubectl", "-n", "default", "get", "lease", "wrpo-operator", "-o", "json")
     )
     return str(lease["spec"].get("holderIdentity"))
-
-
-def break_api(kube: Kube, **command: Any) -> None:
-    kube.run("kubectl", "create", "--raw", "/wrpo-devcluster/faults", "-f", "-", stdin=json.dumps(command))
 
 
 def test_a_stopped_leader_is_replaced_and_writes_nothing_when_it_wakes_up(

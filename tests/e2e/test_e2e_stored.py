@@ -1,0 +1,95 @@
+"""A real operator process and refusals that the embedded API server is told to give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from e2e_support import (
+    EXTERNAL,
+    JsonObject,
+    Kube,
+    break_api,
+    claim,
+    experiment,
+    make_namespace,
+    simulated_cluster,
+    wait_until,
+)
+from local_operator import LocalOperator
+from support.refusal_words import WORDS
+
+from wrpo_operator.api.conditions import ConditionType
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(EXTERNAL, reason="does to the cluster what nobody should do to a shared one"),
+]
+REFUSALS = {
+    "quota": (403, "quota", "QuotaExceeded"),
+    "typed": (500, "typed patch", "InvalidSpec"),
+    "conversion": (500, "conversion", "InvalidSpec"),
+    "validation": (422, "validation", "InvalidSpec"),
+    "immutable": (422, "immutable", "NameTaken"),
+    "long": (400, "6,000 characters", "InvalidSpec"),
+    "longest": (403, "1,000,000 characters", "ApiRefused"),
+    "script": (451, "another script", "ApiRefused"),
+    "nothing": (503, "nothing", "ApiRefused"),
+}
+"""Namespace -> code, words, and the reason that the user is told."""
+
+
+@pytest.fixture
+def kube(tmp_path: Path) -> Iterator[Kube]:
+    with simulated_cluster(tmp_path) as cluster:
+        cluster.local = LocalOperator(cluster.kubeconfig, {}, "default", "one", tmp_path / "operator.log")
+        cluster.local.start()
+        try:
+            wait_until("the operator is ready", cluster.local.ready)
+            yield cluster
+        finally:
+            cluster.local.kill()
+
+
+def post(kube: Kube, namespace: str, body: str) -> None:
+    path = f"/apis/wrpo.ai/v1alpha1/namespaces/{namespace}/wrpoexperiments"
+    kube.run("kubectl", "create", "--raw", path, "-f", "-", stdin=body)
+
+
+def told(kube: Kube, namespace: str) -> JsonObject:
+    """Return the status of each experiment. Their specs are left out: Python cannot read all of them."""
+    template = '{range .items[*]}{.metadata.name}{"\\t"}{.status}{"\\n"}{end}'
+    text = kube.run("kubectl", "-n", namespace, "get", "wrpoexperiments", "-o", f"jsonpath={template}")
+    pairs = [line.split("\t", 1) for line in text.splitlines()]
+    return {name: json.loads(status or "{}") for name, status in pairs}
+
+
+def conditions(status: JsonObject) -> JsonObject:
+    return {entry["type"]: entry for entry in status.get("conditions") or ()}
+
+
+def assert_whole(status: JsonObject) -> None:
+    assert status["observedGeneration"] == 1
+    assert status["phase"] in {"Pending", "Running", "Invalid"}
+    assert set(conditions(status)) == {kind.value for kind in ConditionType}
+
+
+def test_refusals_of_any_code_and_wording_give_a_whole_status_within_seconds(kube: Kube) -> None:
+    for namespace, (code, words, _) in REFUSALS.items():
+        make_namespace(kube, namespace, "restricted")
+        fault = {"code": code, "message": WORDS[words], "verb": "patch", "resource": "jobs", "namespace": namespace}
+        break_api(kube, inject={**fault, "times": 100_000})
+        kube.run("kubectl", "-n", namespace, "create", "-f", "-", stdin=json.dumps(claim()))
+        post(kube, namespace, json.dumps(experiment("fusion")))
+
+    def blocked() -> JsonObject | None:
+        found = {namespace: told(kube, namespace)["fusion"] for namespace in REFUSALS}
+        return found if all(status.get("blockers") for status in found.values()) else None
+
+    for namespace, status in wait_until("each experiment says what is refused", blocked, 40, every_s=1).items():
+        assert_whole(status)
+        assert (namespace, status["blockers"][0]["reason"]) == (namespace, REFUSALS[namespace][2])
+        assert len(status["blockers"][0]["message"]) > 40
+    break_api(kube, clear=True)
