@@ -37,6 +37,7 @@ _TEXT_PARTS = {None, "text", "input_text", "output_text"}
 _BESIDE_TEXT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
 """Keys of a message that are part of what was said, but not of its text."""
 _AS_TEXT = re.compile(r"""\[?\s*\{\s*["'](role|from|content|value|messages|conversations?)["']\s*:""")
+_ROLE_AS_TEXT = re.compile(rf"""["'](?:{"|".join(_ROLE_KEYS)})["']:\s?["'](?:{"|".join(_ROLES)})["']""", re.IGNORECASE)
 _USER_FIRST = re.compile(r"\s*(Human|User):")
 # Nothing here repeats before another repetition: a text of a million line breaks must take no time.
 _ANSWER = re.compile(r"\n\n(Assistant|Bot|AI):")
@@ -157,6 +158,11 @@ def conversation_in(text: str) -> Any:
         if is_list(value) and all(isinstance(each, dict) and _first(each, *_ROLE_KEYS) for each in value):
             return value
     raise NotTurns(f"holds a text that begins like messages written as JSON and cannot be read: {shown(text)}")
+
+
+def is_list_of_messages(text: str) -> bool:
+    """Return whether a text is the source of a list of messages, readable or not."""
+    return text.lstrip().startswith("[") and _ROLE_AS_TEXT.search(text) is not None
 
 
 def dialogue_turns(text: str) -> list[Turn] | None:

@@ -14,7 +14,7 @@ from wrpo_engine.formats.shown import shown
 
 PROMPT_COLUMNS = ("prompt", "messages", "conversations", "conversation", "instruction", "question", "query", "input")
 """Columns that give the question, in the order in which they are looked at."""
-_SYSTEM_COLUMNS = ("system", "system_prompt")
+_SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 CONTEXT_COLUMNS = (*_SYSTEM_COLUMNS, "history", "context", "tools", "images", "image")
 """Columns that say something beside the question and the answers."""
 _CONVERSATIONS = frozenset({"messages", "conversations", "conversation"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,14 +14,28 @@ import polars as pl
 
 from wrpo_engine import records
 from wrpo_engine.errors import DataError
-from wrpo_engine.formats.messages import NotTurns, Role, Turn, conversation_in
-from wrpo_engine.formats.questions import Fault, FaultOf, Head, heads_of, question_of, read_column
+from wrpo_engine.formats.messages import NotTurns, Role, Turn, conversation_in, is_list_of_messages
+from wrpo_engine.formats.questions import (
+    CONTEXT_COLUMNS,
+    PROMPT_COLUMNS,
+    Fault,
+    FaultOf,
+    Head,
+    heads_of,
+    question_of,
+    read_column,
+)
 from wrpo_engine.formats.shown import names, shown
 
 TRIPLES = {**records.TRIPLES, **records.TRIPLE_ORIGINS}
 TOKENS = ("prompt_ids", "source_chosen_ids", "target_chosen_ids", "rejected_ids")
 """Columns of triples as token ids; source_chosen_ids is optional."""
 TEXTS = ("prompt", "source_chosen", "target_chosen", "rejected")
+_COLUMNS = {
+    name.replace("_", ""): name for name in (*TEXTS, *PROMPT_COLUMNS, *CONTEXT_COLUMNS, "chosen", "rejected", "output")
+}
+"""The columns of the question and its answers, by their letters."""
+_KNOWN = frozenset(_COLUMNS.values())
 _OPTIONAL = [name for name in TRIPLES if name not in {"prompt_id", "prompt", "target_chosen", "rejected"}]
 NEEDED = (
     "a prompt (`prompt`, `question`, `instruction`, `messages`, `conversations`, or turns before the answer in "
@@ -138,6 +153,7 @@ def text_in(row: Mapping[str, Any], name: str, number: int, where: str) -> str:
 def _triple(row: Any, reading: Reading) -> tuple[dict[str, Any], list[FaultOf]]:
     if not isinstance(row, Mapping):
         raise _BadRow(f"it is {shown(row)}, but rows are objects")
+    row = _named(row)
     try:
         chosen, rejected, inner = _answers(row)
         heads = [*_heads(row, chosen[-1]), *inner]
@@ -161,6 +177,21 @@ def _triple(row: Any, reading: Reading) -> tuple[dict[str, Any], list[FaultOf]]:
     for name, kind in TRIPLES.items():
         triple[name] = _checked(triple[name], columns.get(name, name), kind)
     return triple, question.faults
+
+
+def _named(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the row with the names of our columns, which others write as `Chosen` or `systemPrompt`.
+
+    A column that is read under one spelling only would be context that is left out in silence.
+    """
+    named = {_COLUMNS.get(re.sub(r"[\W_]", "", str(name)).lower(), name): name for name in row if name not in _KNOWN}
+    if not any(ours in _KNOWN for ours in named):
+        return row
+    if twice := next(
+        (ours for ours in named if ours in _KNOWN and row.get(ours) not in (None, row[named[ours]])), None
+    ):
+        raise _BadRow(f"and column `{named[twice]}` are one column in two spellings", column=twice)
+    return {**row, **{ours: row[theirs] for ours, theirs in named.items()}}
 
 
 def _heads(row: Mapping[str, Any], answer: str) -> list[Head]:
@@ -240,16 +271,20 @@ def _sides(row: Mapping[str, Any]) -> dict[str, Sequence[Turn]]:
 def _spoken(row: Mapping[str, Any], name: str) -> Sequence[Turn]:
     """Return a column's turns. Texts are conversations only if both are: an answer may quote one."""
     texts = [row["chosen"], row["rejected"]]
-    if all(isinstance(text, str) for text in texts) and not all(map(_is_conversation, texts)):
+    if all(isinstance(text, str) for text in texts) and {_is_conversation(text) for text in texts} not in _ALIKE:
         return [Turn(Role.ASSISTANT, row[name])]
     return read_column(row, name, speaker=Role.ASSISTANT)
 
 
-def _is_conversation(text: str) -> bool:
+_ALIKE: tuple[set[bool | None], ...] = ({True}, {None})
+
+
+def _is_conversation(text: str) -> bool | None:
+    """Return None for a list of messages that cannot be read, as numpy prints them: its source is no answer."""
     try:
         return conversation_in(text) is not None
     except NotTurns:
-        return False
+        return None if is_list_of_messages(text) else False
 
 
 def _side(name: str, turns: Sequence[Turn]) -> tuple[list[str], list[Head]]:

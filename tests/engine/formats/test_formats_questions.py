@@ -337,3 +337,40 @@ def test_faults_of_a_later_file_have_the_row_of_the_whole(tmp_path: Path, capsys
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     examples = run_lint(tmp_path, capsys)["prompts-differ"]["examples"]
     assert [example["row"] for example in examples] == [2, 4]
+
+
+SPELLINGS = {
+    "capitals": {"Prompt": "q", "Chosen": "g", "Rejected": "b"},
+    "all capitals": {"QUESTION": "q", "CHOSEN": "g", "REJECTED": "b"},
+    "ours in camel case": {"prompt": "q", "targetChosen": "g", "Rejected": "b"},
+}
+
+
+@pytest.mark.parametrize("row", SPELLINGS.values(), ids=SPELLINGS.keys())
+def test_columns_are_read_in_any_spelling(row: dict[str, Any]) -> None:
+    read = read_rows([(1, row)], "x.jsonl").table.row(0, named=True)
+    assert (read["prompt"], read["target_chosen"], read["rejected"]) == ("q", "g", "b")
+
+
+SPELLED_CONTEXT = {
+    "System": ("be brief", "column `system` has a system turn, 'be brief'"),
+    "systemPrompt": ("be brief", "column `system_prompt` has a system turn, 'be brief'"),
+    "system_message": ("be brief", "column `system_message` has a system turn, 'be brief'"),
+    "History": ([["a", "b"]], "column `history` says a list of 1 value, which is not in the prompt 'q'"),
+    "Question": ("another", "column `question` says 'another', which is not in the prompt 'q'"),
+    "Prompt": ("another", "column `prompt` and column `Prompt` are one column in two spellings"),
+}
+
+
+@pytest.mark.parametrize("name", SPELLED_CONTEXT)
+def test_context_in_another_spelling_is_not_left_out(name: str) -> None:
+    value, what = SPELLED_CONTEXT[name]
+    with pytest.raises(DataError) as caught:
+        read_rows([(1, {"prompt": "q", name: value, "chosen": "g", "rejected": "b"})], "x.jsonl")
+    assert caught.value.message == f"row 1 of x.jsonl: {what}"
+
+
+def test_messages_as_numpy_prints_them_are_no_answers() -> None:
+    printed = "[{'content': 'q', 'role': 'user'}\n {'content': 'a', 'role': 'assistant'}]"
+    with pytest.raises(DataError, match=r"row 1 of x.jsonl: column `chosen` holds a text that begins like messages"):
+        read_rows([(1, {"prompt": "q", "chosen": printed, "rejected": printed})], "x.jsonl")
