@@ -57,8 +57,15 @@ def read_card(directory: Path) -> Card | None:
         return None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise _wrong(path, f"its `configs` is {shown(entries)}, where a list of objects is needed")
+    _refuse_repeated("configuration", [str(entry.get("config_name", "default")) for entry in entries], path)
     configs = {str(entry.get("config_name", "default")): _config(entry, path) for entry in entries}
     return Card(configs=configs, default=_default(entries, configs))
+
+
+def _refuse_repeated(what: str, found: Sequence[str], path: Path) -> None:
+    """Refuse a name that is there twice: one of its entries would be left out in silence."""
+    if twice := next((name for name in found if found.count(name) > 1), None):
+        raise _wrong(path, f"it has the {what} {shown(twice)} twice")
 
 
 def _default(entries: Sequence[Mapping[str, Any]], configs: Mapping[str, Any]) -> str | None:
@@ -79,6 +86,7 @@ def _config(entry: Mapping[str, Any], path: Path) -> Mapping[str, Sequence[str]]
         return {"train": _patterns(files, below, path)}
     if not isinstance(files, list) or not all(isinstance(each, dict) and "split" in each for each in files):
         raise _wrong(path, f"`data_files` of a configuration is {shown(files)}, where patterns or splits are needed")
+    _refuse_repeated("split", [str(each["split"]) for each in files], path)
     return {str(each["split"]): _patterns(each.get("path"), below, path) for each in files}
 
 

@@ -27,11 +27,19 @@ _BY_NAME = {
     split: re.compile(rf"(?:^|{_BORDER})(?:{'|'.join(words)})(?:{_BORDER}|$)", re.IGNORECASE)
     for split, words in _KEYWORDS.items()
 }
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_TRAIN_WORD = re.compile(r"training|train|trn")
+_HELD_OUT_WORDS = [
+    re.compile(word) for word in ("evaluation", "eval", "validation", "valid", "val", "dev", "testing", "test", "tst")
+]
+_HELD_OUT = re.compile(
+    r"(?:^|[\W_\d])(?:tests?|tst|val|validation|eval|evaluation|dev|hold[\W_]?out|held[\W_]?out)(?:[\W_\d]|$)"
+)
 _SHARDED = re.compile(r"^(?P<split>\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*\.")
 _SHARDS = "data"
 _DOCUMENT = re.compile(
-    r"^(readme|licen[cs]e|copying|notice|changelog|citation|authors|contributing|requirements|checksums?|sha256sums?"
-    r"|terms|eula|disclaimer|credits|acknowledge?ments|version|todo)"
+    r"^((.*[\W_])?(readme|licen[cs]es?|copying)|notice|changelog|citation|authors|contributors|contributing|requirements"
+    r"|checksums?|sha256sums?|terms|eula|disclaimer|credits|acknowledge?ments|version|todo|robots|(data)?[\W_]?card)"
     r"([\W_].*)?$",
     re.IGNORECASE,
 )
@@ -178,7 +186,29 @@ def _splits_by_name(directory: Path, data: Sequence[Path]) -> dict[str, list[Pat
         by_name = {path: split for path, parts in parts_of.items() if (split := _split_in(path, parts)) is not None}
         if by_name:
             return _grouped(by_name)
+    if held_out := _held_out(data):
+        raise DataError(
+            f"{directory} holds {names(path.relative_to(directory) for path in held_out)}, held out by the name, but "
+            "no file that names a split as `train.jsonl` and `test.jsonl` do",
+            code="SplitAmbiguous",
+            hint="Rename the files (train, validation, test between separators), or name the file that is meant.",
+        )
     return {TRAIN: list(data)}
+
+
+def _held_out(data: Sequence[Path]) -> list[Path]:
+    """Return the files that somebody holds out, under names that say no split by the rules of `datasets`.
+
+    Their names have such a word by itself (`testSet`, `hold-out`), or are that of another file with such a word where
+    the other has `train` (`mytest` and `mytrain`).
+    """
+    twins = {_TRAIN_WORD.sub("*", path.stem.lower()) for path in data if _TRAIN_WORD.search(path.stem.lower())}
+    return [
+        path
+        for path in data
+        if _HELD_OUT.search(_CAPITAL.sub("_", path.stem).lower())
+        or any(word.sub("*", path.stem.lower()) in twins for word in _HELD_OUT_WORDS)
+    ]
 
 
 def _sharded(directory: Path, data: Sequence[Path]) -> dict[Path, str]:

@@ -237,6 +237,55 @@ def test_lines_of_a_licence_are_no_prompts(tmp_path: Path) -> None:
     assert prompts(tmp_path) == ["Name a river."]
 
 
+def test_documents_are_no_prompts_wherever_their_names_say_so(tmp_path: Path) -> None:
+    fill(tmp_path, ["MIT-LICENSE.txt", "CONTRIBUTORS.txt", "data_card.txt", "robots.txt", "en_README.txt"])
+    (tmp_path / "prompts_version_2.txt").write_text("Name a river.\n")
+    assert prompts(tmp_path) == ["Name a river."]
+
+
+HELD_OUT = {
+    "testSet.jsonl": ["trainSet.jsonl", "testSet.jsonl"],
+    "mytest.jsonl": ["mytrain.jsonl", "mytest.jsonl"],
+    "testdata.jsonl": ["traindata.jsonl", "testdata.jsonl"],
+    "tst.jsonl": ["trn.jsonl", "tst.jsonl"],
+    "prefs-holdout.jsonl": ["prefs.jsonl", "prefs-holdout.jsonl"],
+    "held_out.jsonl": ["data.jsonl", "held_out.jsonl"],
+}
+
+
+@pytest.mark.parametrize(("held_out", "files"), HELD_OUT.items(), ids=HELD_OUT.keys())
+def test_files_that_are_held_out_by_other_names_are_not_trained_on(
+    tmp_path: Path, held_out: str, files: list[str]
+) -> None:
+    fill(tmp_path, files)
+    with pytest.raises(DataError) as error:
+        prompts(tmp_path)
+    assert error.value.message == (
+        f"{tmp_path} holds {held_out}, held out by the name, but no file that names a split as `train.jsonl` and "
+        "`test.jsonl` do"
+    )
+
+
+def test_words_that_contain_the_name_of_a_split_name_none(tmp_path: Path) -> None:
+    files = ["contest.jsonl", "devices.jsonl", "latest.jsonl", "trainers.jsonl", "values.jsonl"]
+    fill(tmp_path, files)
+    assert prompts(tmp_path) == files
+
+
+TWICE = {
+    "split": "[{data_files: [{split: train, path: a.jsonl}, {split: train, path: b.jsonl}]}]",
+    "configuration": "[{config_name: train, data_files: a.jsonl}, {config_name: train, data_files: b.jsonl}]",
+}
+
+
+@pytest.mark.parametrize(("what", "configs"), TWICE.items())
+def test_a_card_that_names_something_twice_is_refused(tmp_path: Path, what: str, configs: str) -> None:
+    fill(tmp_path, ["a.jsonl", "b.jsonl"])
+    (tmp_path / "README.md").write_text(f"---\nconfigs: {configs}\n---\n")
+    with pytest.raises(DataError, match=f"it has the {what} 'train' twice"):
+        prompts(tmp_path)
+
+
 def test_a_configuration_where_there_is_none_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, ["prompts.jsonl"])
     for path in (tmp_path, tmp_path / "prompts.jsonl"):
