@@ -131,7 +131,11 @@ def _as_list(cell: Any) -> Sequence[Any] | None:
         return cell
     for method in _AS_LISTS:
         if hasattr(cell, method):
-            found = getattr(cell, method)()
+            try:
+                found = getattr(cell, method)()
+            except RuntimeError:
+                # Sparse tensors and those of the device `meta` have no elements to list.
+                return None
             # An array of no dimension is a number.
             return found if isinstance(found, list) else None
     return None

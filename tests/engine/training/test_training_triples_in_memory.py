@@ -111,6 +111,8 @@ CELLS: dict[str, tuple[Any, str]] = {
     "one number": (7, "is 7 (int), where token ids must be"),
     "not a number": (float("nan"), "is nan (float), where token ids must be"),
     "a tensor of no dimension": (torch.tensor(7), "is a torch Tensor, where token ids must be"),
+    "a sparse tensor": (torch.tensor([1, 0]).to_sparse(), "is a torch Tensor, where token ids must be"),
+    "a tensor without data": (torch.empty(2, device="meta"), "is a torch Tensor, where token ids must be"),
     "a set": ({1, 2}, "is a set, where token ids must be"),
     "a mapping": ({"ids": [1]}, "is a dict, where token ids must be"),
     "bytes": (b"ab", "is a bytes, where token ids must be"),
