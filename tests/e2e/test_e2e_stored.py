@@ -1,10 +1,11 @@
-"""A real operator process and refusals that the embedded API server is told to give."""
+"""A real operator process beside objects and refusals that no user means: the healthy experiments continue."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from e2e_support import (
@@ -15,6 +16,7 @@ from e2e_support import (
     claim,
     experiment,
     make_namespace,
+    simulate,
     simulated_cluster,
     wait_until,
 )
@@ -27,6 +29,7 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(EXTERNAL, reason="does to the cluster what nobody should do to a shared one"),
 ]
+DEPTH = 1_500
 REFUSALS = {
     "quota": (403, "quota", "QuotaExceeded"),
     "typed": (500, "typed patch", "InvalidSpec"),
@@ -39,6 +42,27 @@ REFUSALS = {
     "nothing": (503, "nothing", "ApiRefused"),
 }
 """Namespace -> code, words, and the reason that the user is told."""
+
+
+def pod_spec(**fields: Any) -> JsonObject:
+    return {"podTemplate": {"spec": fields}}
+
+
+ODD: dict[str, tuple[JsonObject, str]] = {
+    "deep": (pod_spec(affinity="DEEP"), "spec.podTemplate.spec.affinity"),
+    "deep-list": (pod_spec(volumes="DEEP LIST"), "spec.podTemplate.spec.volumes"),
+    "large": (
+        {"podTemplate": {"metadata": {"annotations": {f"a{index}": "x" * 10_000 for index in range(118)}}}},
+        "",
+    ),
+    "emoji": (pod_spec(nodeSelector={"🦙": "🦙"}), "spec.podTemplate.spec.nodeSelector"),
+    "types": (
+        pod_spec(terminationGracePeriodSeconds={"a": -1e308}),
+        "spec.podTemplate.spec.terminationGracePeriodSeconds",
+    ),
+    "nulls": (pod_spec(containers=[None]), "spec.podTemplate.spec.containers"),
+}
+"""Name -> part of the spec, and the path that the message has to name; empty: nothing is wrong with it."""
 
 
 @pytest.fixture
@@ -72,8 +96,32 @@ def conditions(status: JsonObject) -> JsonObject:
 
 def assert_whole(status: JsonObject) -> None:
     assert status["observedGeneration"] == 1
-    assert status["phase"] in {"Pending", "Running", "Invalid"}
+    assert status["phase"] in {"Pending", "Running", "Invalid", "Succeeded"}
     assert set(conditions(status)) == {kind.value for kind in ConditionType}
+
+
+def test_objects_that_nobody_can_use_get_a_status_and_a_healthy_experiment_succeeds(kube: Kube) -> None:
+    assert kube.local is not None
+    make_namespace(kube, "odd", "restricted")
+    kube.run("kubectl", "-n", "odd", "create", "-f", "-", stdin=json.dumps(claim()))
+    for name, (spec, _) in ODD.items():
+        body = json.dumps(experiment(name, **spec), ensure_ascii=False)
+        body = body.replace('"DEEP"', '{"a":' * DEPTH + "1" + "}" * DEPTH)
+        post(kube, "odd", body.replace('"DEEP LIST"', "[" * DEPTH + "]" * DEPTH))
+    kube.apply(experiment("healthy", **simulate(run_seconds="2")))
+    kube.wait_stage("healthy", "prepare", "Running")
+    kube.local.kill()
+    kube.local.start()
+    kube.wait_phase("healthy", "Succeeded", 120)
+    assert {len(stage["attempts"]) for stage in kube.status("healthy")["stages"]} == {1}
+
+    statuses = told(kube, "odd")
+    assert set(statuses) == set(ODD)
+    for name, (_, path) in ODD.items():
+        assert_whole(statuses[name])
+        accepted = conditions(statuses[name])["Accepted"]
+        assert (name, accepted["status"]) == (name, "False" if path else "True")
+        assert path in accepted["message"], f"{name}: {accepted['message']}"
 
 
 def test_refusals_of_any_code_and_wording_give_a_whole_status_within_seconds(kube: Kube) -> None:
