@@ -23,8 +23,10 @@ class Session:
 
     made: list[Session] = []  # noqa: RUF012
 
-    def __init__(self, resources: tuple[Resource, ...], *, namespace: str | None, login: Any, sink: Any) -> None:
-        self.resources, self.namespace, self.sink = resources, namespace, sink
+    def __init__(
+        self, resources: tuple[Resource, ...], *, namespace: str | None, login: Any, sink: Any, on_cut: Any
+    ) -> None:
+        self.resources, self.namespace, self.sink, self.on_cut = resources, namespace, sink, on_cut
         self.over: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
         Session.made.append(self)
 
