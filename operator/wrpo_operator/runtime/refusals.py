@@ -121,7 +121,9 @@ class RefusalBook:
         template = experiment.spec.pod_template if experiment.spec else {}
         refusal = judge(error, manifest, template)
         times = known.times + 1 if known else 1
-        is_told = not is_passing(error) or times >= PATIENCE
+        # The plan says it itself once discovery has noticed, with what is installed instead.
+        is_gone = refusal.reason is Reason.BACKEND_MISSING
+        is_told = not is_gone and (not is_passing(error) or times >= PATIENCE)
         entry = _Entry(experiment.generation, refusal, is_told, times=times)
         is_over = refusal.is_final or refusal.reason is Reason.NAMESPACE_TERMINATING
         pause_s = REST_S if is_over else min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 16))

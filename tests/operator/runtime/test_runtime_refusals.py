@@ -6,12 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
+from support.builders import make_experiment
 from support.reconciler_world import World
 from support.refusal_words import WORDS
 
 from wrpo_operator.api.conditions import ConditionType
 from wrpo_operator.runtime.kube import KubeError
-from wrpo_operator.runtime.refusals import MAX_WORDS, judge
+from wrpo_operator.runtime.refusals import MAX_WORDS, RefusalBook, judge
 from wrpo_operator.runtime.rendered_paths import user_paths
 from wrpo_operator.runtime.resources import CONFIG_MAPS, EVENTS, EXPERIMENTS, JOBS, JsonObject
 
@@ -386,3 +387,12 @@ def test_a_training_kind_that_has_just_gone_is_told_as_missing(said: str) -> Non
     assert refusal.message.startswith("The cluster does not know kind PyTorchJob. Install Kubeflow's training operator")
     gone = judge(KubeError(404, "NotFound", 'namespaces "lab" not found'), job, {})
     assert gone.reason != "TrainingBackendMissing"
+
+
+def test_a_training_kind_that_has_just_gone_is_left_to_the_plan_to_tell() -> None:
+    book, experiment = RefusalBook(lambda: 0.0), make_experiment()
+    job = {"kind": "PyTorchJob", "metadata": {"name": "a-sft-1", "namespace": "lab"}}
+    for _ in range(5):
+        book.record(experiment, "sft", KubeError(404, "NotFound", "404 page not found"), job)
+    assert book.of(experiment)["sft"].object == ""
+    assert book.due_in_s(experiment) == 16.0
