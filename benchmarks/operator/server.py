@@ -18,7 +18,7 @@ from typing import Any
 
 from aiohttp import web
 
-from wrpo_devcluster.apiserver.kinds import Kind
+from wrpo_devcluster.apiserver.schema.kinds import Kind
 from wrpo_devcluster.bootstrap import crd_files, install_crds
 from wrpo_devcluster.client import CLAIMS, NAMESPACES, Client, JsonObject, Resource
 from wrpo_devcluster.clock import FastClock

@@ -6,12 +6,12 @@ import asyncio
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from wrpo_devcluster.apiserver import errors
-from wrpo_devcluster.apiserver.kinds import Kind
+from wrpo_devcluster.apiserver.apis import errors
+from wrpo_devcluster.apiserver.schema.kinds import Kind
 from wrpo_devcluster.client import ApiError, JsonObject
 
 if TYPE_CHECKING:
-    from wrpo_devcluster.apiserver.store import Store
+    from wrpo_devcluster.apiserver.storage.store import Store
 
 _REASONS = {
     400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 405: "MethodNotAllowed",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from wrpo_devcluster.apiserver import errors, subresources
-from wrpo_devcluster.apiserver.deletion import DeleteOptions
-from wrpo_devcluster.apiserver.indexes import indexed_condition
-from wrpo_devcluster.apiserver.kinds import Kind
-from wrpo_devcluster.apiserver.request import Context, User
-from wrpo_devcluster.apiserver.selectors import SelectorError, matcher
+from wrpo_devcluster.apiserver.apis import errors
+from wrpo_devcluster.apiserver.apis.request import Context, User
+from wrpo_devcluster.apiserver.endpoints import subresources
+from wrpo_devcluster.apiserver.registry.deletion import DeleteOptions
+from wrpo_devcluster.apiserver.schema.kinds import Kind
+from wrpo_devcluster.apiserver.storage.indexes import indexed_condition
+from wrpo_devcluster.apiserver.storage.selectors import SelectorError, matcher
 from wrpo_devcluster.client import ApiError, JsonObject, Patch, Resource, WatchEvent
 
 if TYPE_CHECKING:

@@ -11,19 +11,21 @@ from typing import Protocol
 
 from aiohttp import web
 
-from wrpo_devcluster.apiserver import crds, managed, typed
-from wrpo_devcluster.apiserver.admission import CRDS
-from wrpo_devcluster.apiserver.bootstrap import bootstrap
-from wrpo_devcluster.apiserver.deletion import DeleteOptions, Deleter
-from wrpo_devcluster.apiserver.engine import Engine
+from wrpo_devcluster.apiserver.admission.chain import CRDS
+from wrpo_devcluster.apiserver.apis.request import AUTHENTICATED, MASTERS, Context, User
+from wrpo_devcluster.apiserver.auth.rbac import GROUP as RBAC_GROUP
+from wrpo_devcluster.apiserver.auth.rbac import Attributes, Authorizer
+from wrpo_devcluster.apiserver.auth.tokens import Tokens
 from wrpo_devcluster.apiserver.faults import Fault, Faults
-from wrpo_devcluster.apiserver.kinds import Kind, Registry
+from wrpo_devcluster.apiserver.fieldmanager import managed
 from wrpo_devcluster.apiserver.local import LocalClient
-from wrpo_devcluster.apiserver.rbac import GROUP as RBAC_GROUP
-from wrpo_devcluster.apiserver.rbac import Attributes, Authorizer
-from wrpo_devcluster.apiserver.request import AUTHENTICATED, MASTERS, Context, User
-from wrpo_devcluster.apiserver.store import Store
-from wrpo_devcluster.apiserver.tokens import Tokens
+from wrpo_devcluster.apiserver.registry.bootstrap import bootstrap
+from wrpo_devcluster.apiserver.registry.deletion import DeleteOptions, Deleter
+from wrpo_devcluster.apiserver.registry.pipeline import Engine
+from wrpo_devcluster.apiserver.schema import typed
+from wrpo_devcluster.apiserver.schema.kinds import Kind, Registry
+from wrpo_devcluster.apiserver.storage.store import Store
+from wrpo_devcluster.apiserver.validation import crds
 from wrpo_devcluster.client import ApiError, Client, JsonObject, Resource
 
 RequestLog = Callable[[str, str, str, str, str, str, str, int], None]
@@ -100,7 +102,7 @@ class ApiServer:
         )
 
     def app(self) -> web.Application:
-        from wrpo_devcluster.apiserver.http import make_app
+        from wrpo_devcluster.apiserver.endpoints.http import make_app
 
         self.resume_cleanups()
         return make_app(self)

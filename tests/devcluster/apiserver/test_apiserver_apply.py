@@ -9,10 +9,10 @@ from devcluster.api_rig import WIDGETS, Rig, refusal, widget
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrpo_devcluster.apiserver import managed
-from wrpo_devcluster.apiserver.fieldset import FieldSet
-from wrpo_devcluster.apiserver.managed import ManagerKey
-from wrpo_devcluster.apiserver.schema import custom_root
+from wrpo_devcluster.apiserver.fieldmanager import managed
+from wrpo_devcluster.apiserver.fieldmanager.managed import ManagerKey
+from wrpo_devcluster.apiserver.schema.fieldset import FieldSet
+from wrpo_devcluster.apiserver.schema.schema import custom_root
 from wrpo_devcluster.client import CONFIG_MAPS
 
 Run = Callable[[Callable[[Rig], Awaitable[None]]], None]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from wrpo_devcluster.apiserver.cel_rules import check_rules
-from wrpo_devcluster.apiserver.formats import effective, fits
-from wrpo_devcluster.apiserver.schema import structural
+from wrpo_devcluster.apiserver.schema.schema import structural
+from wrpo_devcluster.apiserver.validation.cel_rules import check_rules
+from wrpo_devcluster.apiserver.values.formats import effective, fits
 
 PROPERTIES = {
     "a": {"type": "number"},

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from devcluster.api_rig import ADMIN, CRDS, WIDGET_CRD, WIDGETS, Rig, refusal, widget
 
-from wrpo_devcluster.apiserver import jsonpath
-from wrpo_devcluster.apiserver.cel_rules import check_rules
-from wrpo_devcluster.apiserver.schema import structural
+from wrpo_devcluster.apiserver.printers import jsonpath
+from wrpo_devcluster.apiserver.schema.schema import structural
 from wrpo_devcluster.apiserver.server import ApiServer
+from wrpo_devcluster.apiserver.validation.cel_rules import check_rules
 
 Run = Callable[[Callable[[Rig], Awaitable[None]]], None]
 CEL: dict[str, tuple[dict[str, Any], Any, Any, list[tuple[str, str]]]] = {

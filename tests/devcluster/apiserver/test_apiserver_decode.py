@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from devcluster.api_rig import WIDGETS, Rig, pod, refusal, widget
 
-from wrpo_devcluster.apiserver import codec
-from wrpo_devcluster.apiserver.codec import copy_json
-from wrpo_devcluster.apiserver.decode import decode
-from wrpo_devcluster.apiserver.kinds import Kind, builtin_kinds, custom_kinds
-from wrpo_devcluster.apiserver.patch import merge_patch
-from wrpo_devcluster.apiserver.request import ADMIN, Context
+from wrpo_devcluster.apiserver.apis.request import ADMIN, Context
+from wrpo_devcluster.apiserver.fieldmanager.patch import merge_patch
+from wrpo_devcluster.apiserver.registry.decode import decode
+from wrpo_devcluster.apiserver.schema import codec
+from wrpo_devcluster.apiserver.schema.codec import copy_json
+from wrpo_devcluster.apiserver.schema.kinds import Kind, builtin_kinds, custom_kinds
 from wrpo_devcluster.client import CONFIG_MAPS, PODS
 
 Run = Callable[[Callable[[Rig], Awaitable[None]]], None]

@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrpo_devcluster.apiserver import managed
-from wrpo_devcluster.apiserver.fieldset import FieldSet, names_all, names_any
-from wrpo_devcluster.apiserver.managed import ManagerKey
-from wrpo_devcluster.apiserver.schema import DEDUCED
+from wrpo_devcluster.apiserver.fieldmanager import managed
+from wrpo_devcluster.apiserver.fieldmanager.managed import ManagerKey
+from wrpo_devcluster.apiserver.schema.fieldset import FieldSet, names_all, names_any
+from wrpo_devcluster.apiserver.schema.schema import DEDUCED
 
 Path = tuple[str, ...]
 PATHS = st.frozensets(

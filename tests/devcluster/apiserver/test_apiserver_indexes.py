@@ -12,9 +12,9 @@ from devcluster.api_rig import Rig, pod
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrpo_devcluster.apiserver.indexes import By, Equals, indexed_condition
-from wrpo_devcluster.apiserver.selectors import matcher
-from wrpo_devcluster.apiserver.store import Store
+from wrpo_devcluster.apiserver.storage.indexes import By, Equals, indexed_condition
+from wrpo_devcluster.apiserver.storage.selectors import matcher
+from wrpo_devcluster.apiserver.storage.store import Store
 from wrpo_devcluster.client import PODS
 
 Run = Callable[[Callable[[Rig], Awaitable[None]]], None]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrpo_devcluster.apiserver.patch import PatchError, json_patch, merge_patch, strategic_merge
-from wrpo_devcluster.apiserver.schema import builtin
+from wrpo_devcluster.apiserver.fieldmanager.patch import PatchError, json_patch, merge_patch, strategic_merge
+from wrpo_devcluster.apiserver.schema.schema import builtin
 
 POD = builtin("io.k8s.api.core.v1.Pod")
 JSON = st.recursive(

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from devcluster.api_rig import CRDS, WIDGET_CRD, WIDGETS, Rig, refusal, widget
 
-from wrpo_devcluster.apiserver.cel_rules import check_rules
-from wrpo_devcluster.apiserver.codec import copy_json
-from wrpo_devcluster.apiserver.schema import META, custom_root, structural
+from wrpo_devcluster.apiserver.schema.codec import copy_json
+from wrpo_devcluster.apiserver.schema.schema import META, custom_root, structural
+from wrpo_devcluster.apiserver.validation.cel_rules import check_rules
 
 Run = Callable[[Callable[[Rig], Awaitable[None]]], None]
 _POSITIVE = {"rule": "self > 0", "message": "must be positive"}

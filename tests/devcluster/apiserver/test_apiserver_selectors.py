@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrpo_devcluster.apiserver import quantity
-from wrpo_devcluster.apiserver.listing import continue_token, parse_continue
-from wrpo_devcluster.apiserver.selectors import SelectorError, matcher, parse_labels
+from wrpo_devcluster import quantity
+from wrpo_devcluster.apiserver.endpoints.listing import continue_token, parse_continue
+from wrpo_devcluster.apiserver.storage.selectors import SelectorError, matcher, parse_labels
 
 LABELS = {"app": "web", "tier": "a"}
 SELECTORS = {

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from devcluster.api_rig import WIDGETS, Rig, pod, refusal, widget
 
+from wrpo_devcluster.apiserver.endpoints.http import _parse_protobuf
 from wrpo_devcluster.apiserver.faults import Fault
-from wrpo_devcluster.apiserver.http import _parse_protobuf
 from wrpo_devcluster.client import CONFIG_MAPS, NAMESPACES, PODS, SECRETS, SERVICE_ACCOUNTS, Resource
 
 Run = Callable[[Callable[[Rig], Awaitable[None]]], None]

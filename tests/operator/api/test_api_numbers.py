@@ -9,8 +9,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import pytest
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from wrpo_devcluster.apiserver.crd_schema import default_faults
-from wrpo_devcluster.apiserver.validate_custom import check_number
+from wrpo_devcluster.apiserver.validation.crd_schema import default_faults
+from wrpo_devcluster.apiserver.validation.custom import check_number
 from wrpo_operator.api.crd import schema
 from wrpo_operator.api.schema import structural
 from wrpo_operator.api.spec import ExperimentSpec

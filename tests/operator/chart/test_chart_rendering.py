@@ -13,7 +13,7 @@ import yaml
 from chart_support import CHART, ROOT, JsonObject, helm, one
 from chart_support import render as template
 
-from wrpo_devcluster.apiserver.podsecurity import violations
+from wrpo_devcluster.apiserver.admission.podsecurity import violations
 from wrpo_operator.__main__ import run as run_command
 
 SYNTHETIC = {"CustomResourceDefinition", "ServiceMonitor", "PrometheusRule"}

@@ -1,0 +1,1 @@
+"""What is changed in a write, or refused, after its author has the right to it."""

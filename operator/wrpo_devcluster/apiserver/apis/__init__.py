@@ -1,0 +1,1 @@
+"""What every part of the API server speaks of: requests, their options, errors."""

@@ -1,0 +1,1 @@
+"""Requests over HTTP: routes, handlers, content types, lists, watches, discovery."""

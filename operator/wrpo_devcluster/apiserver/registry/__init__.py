@@ -1,0 +1,1 @@
+"""The life of an object: decoding, defaults, strategies, the pipeline of writes, deletion, eviction."""

@@ -1,0 +1,369 @@
+"""The request pipeline: every read and write, over HTTP or in-process, goes through here."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from wrpo_devcluster.apiserver.admission.chain import Admission
+from wrpo_devcluster.apiserver.apis import errors
+from wrpo_devcluster.apiserver.apis.request import Context
+from wrpo_devcluster.apiserver.fieldmanager import applied, managed, patch
+from wrpo_devcluster.apiserver.fieldmanager.managed import ManagerKey, Managers
+from wrpo_devcluster.apiserver.registry import strategies
+from wrpo_devcluster.apiserver.registry.carry_over import carry_over
+from wrpo_devcluster.apiserver.registry.decode import check_identity, decode
+from wrpo_devcluster.apiserver.schema import codec, typed
+from wrpo_devcluster.apiserver.schema.kinds import Kind, Registry
+from wrpo_devcluster.apiserver.storage.store import Store
+from wrpo_devcluster.apiserver.validation import metadata, objects
+from wrpo_devcluster.client import JsonObject, Patch
+
+_SUFFIX_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
+_APPLY_SETS_STATUS_ONLY = "status"
+
+
+class Engine:
+    """Validation, admission, ownership and storage of every served kind."""
+
+    def __init__(self, store: Store, registry: Registry, clock: Callable[[], datetime]) -> None:
+        self.store = store
+        self.registry = registry
+        self.clock = clock
+        self.admission = Admission(store, self)
+        self.after_write: list[Callable[[Kind, JsonObject | None, JsonObject | None], None]] = []
+        """Called with kind, new and old object after every durable write."""
+
+    def now(self) -> str:
+        return codec.format_time(self.clock())
+
+    # Reading
+
+    def get(self, kind: Kind, namespace: str | None, name: str) -> JsonObject:
+        record = self.store.get(kind.storage_key, namespace or "", name)
+        if record is None:
+            raise errors.not_found(kind.plural, kind.group, name)
+        return record.obj
+
+    # Creating
+
+    def create(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        body: JsonObject,
+        context: Context,
+        *,
+        name: str = "",
+        managers: Managers | None = None,
+    ) -> JsonObject:
+        obj = decode(kind, body, context)
+        self._place(kind, namespace, obj)
+        if name and obj["metadata"].setdefault("name", name) != name:
+            raise errors.bad_request(
+                f"the name of the object ({obj['metadata']['name']}) does not match the name on the URL ({name})"
+            )
+        meta = obj["metadata"]
+        if meta.get("resourceVersion"):
+            raise errors.bad_request("resourceVersion should not be set on objects to be created")
+        return self.create_decoded(kind, obj, context, managers)
+
+    def _place(self, kind: Kind, namespace: str | None, obj: JsonObject) -> None:
+        meta = obj["metadata"]
+        if not kind.namespaced:
+            meta.pop("namespace", None)
+        elif meta.setdefault("namespace", namespace) != namespace:
+            raise errors.bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request"
+            )
+
+    def create_decoded(
+        self, kind: Kind, obj: JsonObject, context: Context, managers: Managers | None = None
+    ) -> JsonObject:
+        meta = obj["metadata"]
+        for name in (
+            "uid",
+            "resourceVersion",
+            "generation",
+            "selfLink",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+        ):
+            meta.pop(name, None)
+        meta.pop("managedFields", None)
+        obj = strategies.without_status(kind, obj)
+        self._generate_name(kind, obj)
+        name, namespace = meta.get("name", ""), meta.get("namespace", "")
+        self.admission.check_definition(kind, name)
+        self.admission.check_namespace(kind, namespace, name)
+        meta["creationTimestamp"] = self.now()
+        meta["uid"] = str(uuid.uuid4())
+        if managers is None:
+            managers = managed.record_update(
+                kind.node,
+                codec.zero(kind.node) if kind.custom is None else {"metadata": {}},
+                obj,
+                ManagerKey(context.manager, "Update", kind.api_version, ""),
+                api_version=kind.api_version,
+                now=self.now(),
+            )
+        self.admission.mutate(kind, obj)
+        strategies.prepare_create(kind, obj)
+        if kind.plural == "services" and kind.group == "":
+            self._allocate(obj)
+        causes = objects.faults(kind, obj, None)
+        if causes:
+            raise errors.invalid(kind.kind, kind.group, name, causes)
+        for warning in metadata.finalizer_warnings(kind, meta):
+            context.warn(warning)
+        existing = self.store.get(kind.storage_key, namespace, name)
+        if existing is not None:
+            is_leaving = "deletionTimestamp" in existing.obj["metadata"]
+            raise errors.already_exists(kind.plural, kind.group, name, is_leaving=is_leaving)
+        self.admission.validate(kind, obj, None, context)
+        if managers:
+            meta["managedFields"] = managed.dump(managers)
+        if context.dry_run:
+            return obj
+        return self.store_unchecked(kind, obj, None)
+
+    def _generate_name(self, kind: Kind, obj: JsonObject) -> None:
+        meta = obj["metadata"]
+        if meta.get("name") or not meta.get("generateName"):
+            return
+        namespace = meta.get("namespace", "")
+        for _ in range(8):
+            suffix = "".join(random.choices(_SUFFIX_LETTERS, k=5))  # noqa: S311  (names, not secrets)
+            meta["name"] = meta["generateName"][:58] + suffix
+            if self.store.get(kind.storage_key, namespace, meta["name"]) is None:
+                return
+
+    def _allocate(self, obj: JsonObject) -> None:
+        taken = {
+            address
+            for record in self.store.list("/services", None)
+            for address in record.obj["spec"].get("clusterIPs") or ()
+        }
+        # By the uid, which is random: two clusters on one machine share its loopback addresses.
+        strategies.allocate_addresses(obj, taken, uuid.UUID(obj["metadata"]["uid"]).int)
+
+    def store_unchecked(self, kind: Kind, obj: JsonObject, old: JsonObject | None) -> JsonObject:
+        """Write what the server itself decided: no validation, no record of ownership."""
+        meta = obj["metadata"]
+        record = self.store.put(kind.storage_key, meta.get("namespace", ""), meta["name"], obj)
+        for hook in self.after_write:
+            hook(kind, record.obj, old)
+        return record.obj
+
+    def remove(self, kind: Kind, obj: JsonObject, *, last: JsonObject | None = None) -> JsonObject:
+        meta = obj["metadata"]
+        final = self.store.delete(kind.storage_key, meta.get("namespace", ""), meta["name"], last)
+        for hook in self.after_write:
+            hook(kind, None, final)
+        return final
+
+    # Changing
+
+    def update(
+        self, kind: Kind, namespace: str | None, name: str, body: JsonObject, context: Context, *, subresource: str = ""
+    ) -> tuple[JsonObject, bool]:
+        """PUT; returns the object and whether it was created."""
+        record = self.store.get(kind.storage_key, namespace or "", name)
+        stored = record.obj if record is not None else None
+        new = decode(kind, body, context, stored=stored, subresource=subresource)
+        self._place(kind, namespace, new)
+        meta = new["metadata"]
+        if meta.setdefault("name", name) != name:
+            raise errors.bad_request(
+                f"the name of the object ({meta['name']}) does not match the name on the URL ({name})"
+            )
+        if record is None:
+            if subresource or not strategies.may_create_on_update(kind):
+                raise errors.not_found(kind.plural, kind.group, name)
+            return self.create_decoded(kind, new, context), True
+        if not meta.get("resourceVersion") and strategies.needs_version(kind):
+            cause = errors.invalid_field("metadata.resourceVersion", 0, "must be specified for an update")
+            raise errors.invalid(kind.plural, kind.group, name, [cause])
+        return self.change(kind, record.obj, new, context, subresource=subresource), False
+
+    def change(
+        self,
+        kind: Kind,
+        old: JsonObject,
+        new: JsonObject,
+        context: Context,
+        *,
+        subresource: str = "",
+        managers: Managers | None = None,
+    ) -> JsonObject:
+        """Replace `old` by the decoded `new`, with everything a server keeps, checks and records."""
+        meta, before = new["metadata"], old["metadata"]
+        if meta.get("resourceVersion", before["resourceVersion"]) not in {before["resourceVersion"], "", None}:
+            raise errors.conflict(kind.plural, kind.group, before["name"])
+        if meta.get("uid", before["uid"]) != before["uid"]:
+            why = f"Precondition failed: UID in precondition: {meta['uid']}, UID in object meta: {before['uid']}"
+            raise errors.conflict(kind.plural, kind.group, before["name"], why)
+        new = carry_over(kind, old, new, subresource)
+        meta = new["metadata"]
+        if managers is None:
+            given = meta.get("managedFields")
+            key = ManagerKey(context.manager, "Update", kind.api_version, subresource)
+            # An explicitly emptied list drops every record of ownership.
+            live = (
+                {**old, "metadata": {k: v for k, v in before.items() if k != "managedFields"}} if given == [{}] else old
+            )
+            if given == [{}] or given is None:
+                meta.pop("managedFields", None)
+            managers = managed.record_update(kind.node, live, new, key, api_version=kind.api_version, now=self.now())
+        meta.pop("managedFields", None)
+        entries = managed.dump(managers)
+        if entries:
+            meta["managedFields"] = entries
+        if not subresource and (kind.group, kind.plural) == ("", "services"):
+            strategies.carry_over_service(new, old)
+        causes = objects.faults(kind, new, old)
+        if causes:
+            raise errors.invalid(kind.kind, kind.group, before["name"], causes)
+        for warning in metadata.finalizer_warnings(kind, meta, before):
+            context.warn(warning)
+        self.admission.validate(kind, new, old, context, subresource)
+        if strategies.has_generation(kind) and strategies.spec_changed(kind, new, old):
+            meta["generation"] = before.get("generation", 0) + 1
+        if _finished(new):
+            return self._finish(kind, new, old, context)
+        if _unchanged(new, old):
+            return old
+        if context.dry_run:
+            return new
+        return self.store_unchecked(kind, new, old)
+
+    def _finish(self, kind: Kind, new: JsonObject, old: JsonObject, context: Context) -> JsonObject:
+        """Delete the object whose last finalizer went."""
+        if context.dry_run:
+            return new
+        final = self.remove(kind, old, last=new)
+        return {**new, "metadata": {**new["metadata"], "resourceVersion": final["metadata"]["resourceVersion"]}}
+
+    def patch(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        name: str,
+        body: Any,
+        context: Context,
+        *,
+        style: Patch,
+        subresource: str = "",
+    ) -> tuple[JsonObject, bool]:
+        """Any of the four patches; returns the object and whether it was created."""
+        if style == "apply":
+            return self._apply(kind, namespace, name, body, context, subresource=subresource)
+        old = self.get(kind, namespace, name)
+        try:
+            if style == "merge":
+                patched = patch.merge_patch(old, body)
+            elif style == "json":
+                patched = patch.json_patch(old, body)
+            elif kind.custom is not None:
+                raise errors.unsupported_media_type(
+                    ("application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml")
+                )
+            else:
+                patched = patch.strategic_merge(kind.node, old, body)
+        except patch.PatchError as problem:
+            raise patch.refusal(problem) from problem
+        new = decode(kind, patched, context, stored=old, subresource=subresource)
+        meta = new["metadata"]
+        if meta.get("name") != name or meta.get("namespace", "") != (namespace or ""):
+            if meta.get("name") != name:
+                raise errors.bad_request(
+                    f"the name of the object ({meta.get('name', '')}) does not match the name on the URL ({name})"
+                )
+            raise errors.bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request"
+            )
+        return self.change(kind, old, new, context, subresource=subresource), False
+
+    def _apply(
+        self, kind: Kind, namespace: str | None, name: str, body: Any, context: Context, *, subresource: str
+    ) -> tuple[JsonObject, bool]:
+        check_identity(kind, body)
+        config: JsonObject = {**body, "metadata": dict(body.get("metadata") or {})}
+        meta = config["metadata"]
+        if meta.get("managedFields") is not None:
+            raise errors.bad_request("metadata.managedFields must be nil")
+        meta.setdefault("name", name)
+        if meta["name"] != name:
+            raise errors.bad_request(
+                f"the name of the object ({meta['name']}) does not match the name on the URL ({name})"
+            )
+        if kind.namespaced:
+            self._place(kind, namespace, config)
+        record = self.store.get(kind.storage_key, namespace or "", name)
+        if record is None and subresource:
+            raise errors.not_found(kind.plural, kind.group, name)
+        normal = applied.checked(kind, config, namespace, name)
+        version, uid = meta.get("resourceVersion"), meta.get("uid")
+        normal["metadata"] = {key: value for key, value in normal["metadata"].items() if key != "resourceVersion"}
+        live = record.obj if record is not None else {}
+        if record is not None and version and version != live["metadata"]["resourceVersion"]:
+            raise errors.conflict(kind.plural, kind.group, name)
+        if record is None and uid:
+            causes = [errors.invalid_field("metadata.uid", uid, "field is immutable")] * 2
+            raise errors.invalid(kind.kind, kind.group, name, causes)
+        merged, managers = managed.apply(
+            kind.node,
+            live,
+            self._applicable(kind, normal, subresource),
+            ManagerKey(context.manager, "Apply", "", subresource),
+            api_version=kind.api_version,
+            force=context.force,
+            now=self.now(),
+        )
+        merged = {**merged, "kind": kind.kind, "apiVersion": kind.api_version}
+        merged.setdefault("metadata", {})
+        new = decode(kind, merged, context, stored=live or None, subresource=subresource)
+        if record is None:
+            return self.create_decoded(kind, new, context, managers), True
+        return self.change(kind, live, new, context, subresource=subresource, managers=managers), False
+
+    @staticmethod
+    def _applicable(kind: Kind, config: JsonObject, subresource: str) -> JsonObject:
+        """Return the part of an applied configuration that this endpoint may set."""
+        if subresource == _APPLY_SETS_STATUS_ONLY:
+            meta = {key: value for key, value in config["metadata"].items() if key in {"name", "namespace"}}
+            return {key: value for key, value in config.items() if key in {"kind", "apiVersion", "status"}} | {
+                "metadata": meta
+            }
+        return {key: value for key, value in config.items() if key != "status"} if kind.has_status else config
+
+
+def _finished(obj: JsonObject) -> bool:
+    meta = obj["metadata"]
+    if not meta.get("deletionTimestamp") or meta.get("finalizers"):
+        return False
+    if obj.get("kind") == "Namespace" and obj.get("apiVersion") == "v1":
+        return not obj["spec"].get("finalizers")
+    return not meta.get("deletionGracePeriodSeconds")
+
+
+def _unchanged(new: JsonObject, old: JsonObject) -> bool:
+    """Equal but for the times of managedFields?"""
+
+    def owners(obj: JsonObject) -> list[JsonObject]:
+        entries = [
+            {key: value for key, value in entry.items() if key != "time"}
+            for entry in obj["metadata"].get("managedFields") or ()
+        ]
+        return sorted(
+            entries,
+            key=lambda entry: (entry["manager"], entry["operation"], entry["apiVersion"], entry.get("subresource", "")),
+        )
+
+    def rest(obj: JsonObject) -> JsonObject:
+        return {**obj, "metadata": {**obj["metadata"], "managedFields": None}}
+
+    return typed.same(rest(new), rest(old)) and typed.same(owners(new), owners(old))

@@ -1,0 +1,1 @@
+"""Stored objects, their history, and the selection among them by labels and fields."""

@@ -1,0 +1,82 @@
+"""Indexes of one resource type: which objects have a certain value of a label or a field."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from wrpo_devcluster.apiserver.storage.selectors import field_value, parse_fields, parse_labels
+from wrpo_devcluster.client import JsonObject
+
+Key = tuple[str, str]
+"""(namespace, name)"""
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """What an index tells apart: a label's value, or a field's."""
+
+    what: str
+    """`label` or `field`."""
+    name: str
+
+    def value(self, obj: JsonObject) -> str | None:
+        """Return what a selector compares; None for an object without the label."""
+        if self.what == "field":
+            return field_value(obj, self.name)
+        return (obj["metadata"].get("labels") or {}).get(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Equals:
+    """A condition that an index answers."""
+
+    by: By
+    value: str
+
+
+class Indexes:
+    """One index for every label and field that a list has selected by.
+
+    Invariant: `find` returns exactly the keys of the objects that have the value, as `changed` was told of them.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[By, dict[str | None, set[Key]]] = {}
+
+    def __contains__(self, by: By) -> bool:
+        return by in self._keys
+
+    def build(self, by: By, objects: Collection[tuple[Key, JsonObject]]) -> None:
+        """Start an index with all objects that there are."""
+        self._keys[by] = {}
+        for key, obj in objects:
+            self._keys[by].setdefault(by.value(obj), set()).add(key)
+
+    def find(self, condition: Equals) -> Collection[Key]:
+        return self._keys[condition.by].get(condition.value, ())
+
+    def changed(self, key: Key, before: JsonObject | None, after: JsonObject | None) -> None:
+        """Note a write: None stands for no object."""
+        for by, keys in self._keys.items():
+            old, new = (None if obj is None else by.value(obj) for obj in (before, after))
+            if before is not None and after is not None and old == new:
+                continue
+            if before is not None:
+                keys[old].discard(key)
+                if not keys[old]:
+                    del keys[old]
+            if after is not None:
+                keys.setdefault(new, set()).add(key)
+
+
+def indexed_condition(labels: str, fields: str, supported: frozenset[str]) -> Equals | None:
+    """Return a condition that everything selected meets, None where the selectors have none that an index answers."""
+    for requirement in parse_labels(labels):
+        if requirement.operator == "in" and len(requirement.values) == 1:
+            return Equals(By("label", requirement.key), next(iter(requirement.values)))
+    for path, value, equal in parse_fields(fields, supported):
+        # There are as many names as objects: no use for an index.
+        if equal and path != "metadata.name":
+            return Equals(By("field", path), value)
+    return None
