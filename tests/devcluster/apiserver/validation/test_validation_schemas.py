@@ -15,7 +15,7 @@ import yaml
 from wrpo_devcluster.apiserver.server import ApiServer
 from wrpo_devcluster.client import CRDS, NAMESPACES, ApiError, Client, Resource
 
-TRANSCRIPT = Path(__file__).parents[1] / "transcript"
+TRANSCRIPT = Path(__file__).parents[2] / "transcript"
 GROUP = "corpus.example"
 MOST_KNOWN = 5
 Verdict = tuple[Any, ...]
@@ -315,7 +315,7 @@ def rules_in(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_the_product_s_own_crds_are_taken(tmp_path: Path) -> None:
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     files = [*(root / "crds").glob("*.yaml"), *(root / "operator/wrpo_devcluster/manifests").glob("*.yaml")]
     crds = [
         document
