@@ -93,7 +93,7 @@ class MeasuredCluster(Cluster):
             return app
 
         self.api.app = measured  # type: ignore[method-assign]
-        self.api.engine.after_write.append(self._notes.written)
+        self.api.pipeline.after_write.append(self._notes.written)
         await super()._listen()
 
     @web.middleware

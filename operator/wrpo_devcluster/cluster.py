@@ -195,11 +195,11 @@ class Cluster:
             api=ApiAccess(HOST, self.port, self._certificates.ca_file),
             names=names,
             faults=self.faults,
-            issue_token=self.api.issue_token,
+            issue_token=self.api.tokens.issue,
             tools_dir=install_tools(self.config.state_dir / "bin"),
         )
         self._process_runtime = process_runtime
-        self.api.log_reader = FileLogReader(client, self.clock, process_runtime.log_dir)
+        self.api.attached.log_reader = FileLogReader(client, self.clock, process_runtime.log_dir)
         return Kubelet(client, self.clock, process_runtime, nodes=nodes)
 
     async def _listen(self) -> None:

@@ -104,7 +104,7 @@ class World:
                 self.cluster = cluster
                 files = [file for preset in ("pytorchjob", "trainjob") for file in crd_files(preset)]
                 await install_crds(cluster.client, files)
-                cluster.api.request_log = self._record
+                cluster.api.attached.request_log = self._record
                 self.kubeconfig = cluster.kubeconfig_path
                 self._started.set()
                 await self._stop.wait()
@@ -261,7 +261,7 @@ class World:
         pod = self.wait("a pod runs", lambda: self._running_pod(experiment))
         meta = pod["metadata"]
         labels = meta["labels"]
-        token = token or self.cluster.api.issue_token(
+        token = token or self.cluster.api.tokens.issue(
             TEAM,
             pod["spec"]["serviceAccountName"],
             audiences=["wrpo.ai/progress"],

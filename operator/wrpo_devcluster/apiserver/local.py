@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.request import Context, User
 from wrpo_devcluster.apiserver.endpoints import subresources
 from wrpo_devcluster.apiserver.registry.deletion import DeleteOptions
 from wrpo_devcluster.apiserver.schema.kinds import Kind
+from wrpo_devcluster.apiserver.services import Services
 from wrpo_devcluster.apiserver.storage.indexes import indexed_condition
 from wrpo_devcluster.apiserver.storage.selectors import SelectorError, matcher
 from wrpo_devcluster.client import ApiError, JsonObject, Patch, Resource, WatchEvent
-
-if TYPE_CHECKING:
-    from wrpo_devcluster.apiserver.server import ApiServer
 
 
 class LocalClient:
     """Acts as one identity; every call is authorized, logged and fault-injected like a request over HTTP."""
 
-    def __init__(self, server: ApiServer, user: User, manager: str) -> None:
-        self._server = server
+    def __init__(self, services: Services, user: User, manager: str) -> None:
+        self._services = services
         self._user = user
         self._manager = manager
 
@@ -38,23 +36,23 @@ class LocalClient:
         subresource: str,
         action: Callable[[Kind], Any],
     ) -> Any:
-        kind = self._server.registry.find(resource.group, resource.version, resource.plural)
+        kind = self._services.registry.find(resource.group, resource.version, resource.plural)
         if kind is None:
             raise errors.error(404, "NotFound", "the server could not find the requested resource", {})
         code = 200
         try:
-            await self._server.faults.check(self._user.name, verb, kind, namespace or "", name)
-            self._server.authorize(self._user, verb, kind, namespace or "", name, subresource)
+            await self._services.faults.check(self._user.name, verb, kind, namespace or "", name)
+            self._services.authorize(self._user, verb, kind, namespace or "", name, subresource)
             return action(kind)
         except ApiError as problem:
             code = problem.code
             raise
         finally:
-            self._server.log(self._user, verb, kind, namespace or "", name, subresource, code)
+            self._services.log(self._user, verb, kind, namespace or "", name, subresource, code)
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
         found: JsonObject = await self._run(
-            "get", resource, namespace, name, "", lambda kind: self._server.engine.get(kind, namespace, name)
+            "get", resource, namespace, name, "", lambda kind: self._services.pipeline.get(kind, namespace, name)
         )
         return found
 
@@ -67,7 +65,7 @@ class LocalClient:
                 condition = indexed_condition(label_selector, field_selector, kind.fields)
             except SelectorError as problem:
                 raise errors.bad_request(str(problem)) from problem
-            records = self._server.store.list(kind.storage_key, namespace, condition)
+            records = self._services.store.list(kind.storage_key, namespace, condition)
             return [record.obj for record in records if matches is None or matches(record.obj)]
 
         found: list[JsonObject] = await self._run("list", resource, namespace, "", "", action)
@@ -81,7 +79,7 @@ class LocalClient:
             place,
             "",
             "",
-            lambda kind: self._server.engine.create(kind, place, body, self._context()),
+            lambda kind: self._services.pipeline.create(kind, place, body, self._context()),
         )
         return found
 
@@ -96,7 +94,7 @@ class LocalClient:
             namespace,
             name,
             subresource,
-            lambda kind: self._server.engine.update(
+            lambda kind: self._services.pipeline.update(
                 kind, namespace, name, body, self._context(), subresource=subresource
             )[0],
         )
@@ -109,7 +107,7 @@ class LocalClient:
             namespace,
             name,
             "binding",
-            lambda kind: subresources.bind(self._server, kind, namespace, name, body, self._context()),
+            lambda kind: subresources.bind(self._services, kind, namespace, name, body, self._context()),
         )
         return found
 
@@ -128,8 +126,8 @@ class LocalClient:
         context.force = force
 
         def action(served: Kind) -> JsonObject:
-            engine = self._server.engine
-            return engine.patch(served, namespace, name, patch, context, style=kind, subresource=subresource)[0]
+            pipeline = self._services.pipeline
+            return pipeline.patch(served, namespace, name, patch, context, style=kind, subresource=subresource)[0]
 
         found: JsonObject = await self._run("patch", resource, namespace, name, subresource, action)
         return found
@@ -151,25 +149,25 @@ class LocalClient:
             namespace,
             name,
             "",
-            lambda kind: self._server.deleter.delete(kind, namespace, name, options, self._context()),
+            lambda kind: self._services.deleter.delete(kind, namespace, name, options, self._context()),
         )
 
     async def watch(self, resource: Resource) -> AsyncIterator[WatchEvent]:
         """Every object, then every change, also across restarts of the watch and of the resource's CRD."""
         while True:
-            kind = await self._server.wait_for_kind(resource)
+            kind = await self._services.registry.wait_for(resource)
             known: dict[tuple[str, str], JsonObject] = {}
             async for event in self._one_watch(resource, kind, known):
                 yield event
             for obj in known.values():
                 # The resource type went away, or the watch broke: what comes next starts from nothing.
-                if self._server.registry.find(resource.group, resource.version, resource.plural) is None:
+                if self._services.registry.find(resource.group, resource.version, resource.plural) is None:
                     yield WatchEvent("DELETED", resource, obj)
 
     async def _one_watch(
         self, resource: Resource, kind: Kind, known: dict[tuple[str, str], JsonObject]
     ) -> AsyncIterator[WatchEvent]:
-        store = self._server.store
+        store = self._services.store
         feed = store.open_feed(kind.storage_key, None, store.rv)
         try:
             for record in store.list(kind.storage_key, None):

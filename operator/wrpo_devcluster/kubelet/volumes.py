@@ -22,7 +22,7 @@ class VolumeError(Exception):
 
 
 class TokenIssuer(Protocol):
-    """`ApiServer.issue_token`: a token bound to a pod (name, uid); no audiences means the API server's own."""
+    """`Tokens.issue` of the API server: a token bound to a pod (name, uid); no audiences means the API server's own."""
 
     def __call__(
         self,

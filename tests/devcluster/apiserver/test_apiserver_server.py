@@ -33,7 +33,7 @@ async def worker_token(rig: Rig, rules: list[dict[str, Any]], **options: Any) ->
     }
     await rig.client.create(ROLE_BINDINGS, binding, "ns")
     arguments: dict[str, Any] = {"audiences": [], "expires_s": 600, "pod": None, **options}
-    return rig.server.issue_token("ns", "worker", **arguments)
+    return rig.server.tokens.issue("ns", "worker", **arguments)
 
 
 def rule(groups: str, resources: str, verbs: str, *names: str) -> dict[str, Any]:
@@ -93,10 +93,11 @@ def test_a_token_is_good_for_its_audience_its_time_and_its_pod(run: Run) -> None
         rights = [rule("", "configmaps", "list")]
         other = await worker_token(rig, rights, audiences=["other"])
         assert (await rig.request("GET", MAPS, token=other))[0] == 401
-        expired = rig.server.issue_token("ns", "worker", audiences=[], expires_s=-1, pod=None)
+        expired = rig.server.tokens.issue("ns", "worker", audiences=[], expires_s=-1, pod=None)
         assert (await rig.request("GET", MAPS, token=expired))[0] == 401
         owner = await rig.client.create(PODS, pod("p", serviceAccountName="worker"), "ns")
-        bound = rig.server.issue_token("ns", "worker", audiences=[], expires_s=600, pod=("p", owner["metadata"]["uid"]))
+        pod_key = ("p", owner["metadata"]["uid"])
+        bound = rig.server.tokens.issue("ns", "worker", audiences=[], expires_s=600, pod=pod_key)
         assert (await rig.request("GET", MAPS, token=bound))[0] == 200
         await rig.client.delete(PODS, "p", "ns")
         assert (await rig.request("GET", MAPS, token=bound))[0] == 401
@@ -308,7 +309,7 @@ def test_every_request_is_logged_with_user_and_result(run: Run) -> None:
     async def scenario(rig: Rig) -> None:
         token = await worker_token(rig, [rule("", "configmaps", "list")])
         seen: list[tuple[Any, ...]] = []
-        rig.server.request_log = lambda *entry: seen.append(entry)
+        rig.server.attached.request_log = lambda *entry: seen.append(entry)
         await rig.request("GET", MAPS, token=token)
         await rig.request("GET", f"{MAPS}/c", token=token)
         worker = "system:serviceaccount:ns:worker"

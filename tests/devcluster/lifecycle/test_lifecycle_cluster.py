@@ -79,9 +79,11 @@ def template(command: list[str], *, name: str = "c", **container: Any) -> JsonOb
 
 
 async def log_of(cluster: Cluster, pod: str, container: str) -> str:
-    assert cluster.api.log_reader is not None
+    assert cluster.api.attached.log_reader is not None
     options: dict[str, Any] = {"follow": False, "tail_lines": None, "since_s": None}
-    reader = cluster.api.log_reader.read("default", pod, container, **options, previous=False, timestamps=False)
+    reader = cluster.api.attached.log_reader.read(
+        "default", pod, container, **options, previous=False, timestamps=False
+    )
     return b"".join([part async for part in reader]).decode()
 
 

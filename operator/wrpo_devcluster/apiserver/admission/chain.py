@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
 
 from wrpo_devcluster.apiserver.admission import podsecurity
 from wrpo_devcluster.apiserver.admission.limits import LimitRanges
@@ -11,13 +10,10 @@ from wrpo_devcluster.apiserver.admission.policies import Policies, Write
 from wrpo_devcluster.apiserver.admission.quota import Quotas
 from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.request import Context
-from wrpo_devcluster.apiserver.schema.kinds import Kind
+from wrpo_devcluster.apiserver.auth.rbac import Authorizer
+from wrpo_devcluster.apiserver.schema.kinds import Kind, Registry
 from wrpo_devcluster.apiserver.storage.store import Store
 from wrpo_devcluster.client import JsonObject
-
-if TYPE_CHECKING:
-    from wrpo_devcluster.apiserver.auth.rbac import Authorizer
-    from wrpo_devcluster.apiserver.registry.pipeline import Engine
 
 TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105  (a path)
 _LETTERS = "bcdfghjklmnpqrstvwxz2456789"
@@ -29,13 +25,12 @@ _TEMPLATES = {("apps", "Deployment"), ("apps", "ReplicaSet"), ("batch", "Job")}
 class Admission:
     """Plugins in the server's order; each may change (mutate) or refuse (validate) a write."""
 
-    def __init__(self, store: Store, engine: Engine) -> None:
+    def __init__(self, store: Store, registry: Registry, authorizer: Authorizer) -> None:
         self.store = store
-        self.engine = engine
-        self.quotas = Quotas(store, engine.registry)
+        self.quotas = Quotas(store, registry)
         self.limits = LimitRanges(store)
-        self.policies = Policies(store, engine.registry)
-        self.authorizer: Authorizer | None = None
+        self.policies = Policies(store, registry)
+        self.authorizer = authorizer
 
     def check_definition(self, kind: Kind, name: str) -> None:
         """Refuse a new object of a CRD that is being deleted."""
@@ -83,7 +78,7 @@ class Admission:
             self.limits.check(kind, obj, old)
             if old is None and kind.namespaced:
                 self.quotas.check(kind, obj)
-            if kind.group == "rbac.authorization.k8s.io" and self.authorizer is not None:
+            if kind.group == "rbac.authorization.k8s.io":
                 self.authorizer.check_escalation(kind, obj, old, context.user)
 
     def validate_deletion(self, kind: Kind, obj: JsonObject, context: Context) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -11,37 +10,35 @@ from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.request import ADMIN, AUTHENTICATED, User
 from wrpo_devcluster.apiserver.auth.rbac import Attributes
 from wrpo_devcluster.apiserver.auth.tokens import ISSUER, TokenError
-
-if TYPE_CHECKING:
-    from wrpo_devcluster.apiserver.server import ApiServer
+from wrpo_devcluster.apiserver.services import Services
 
 ANONYMOUS = User("system:anonymous", ("system:unauthenticated",))
 
 
-def authenticate(server: ApiServer, request: web.Request) -> User:
+def authenticate(services: Services, request: web.Request) -> User:
     """User of a request; raise 401 for credentials that prove nothing."""
-    user = _bearer(server, request.headers.get("Authorization", ""))
+    user = _bearer(services, request.headers.get("Authorization", ""))
     name = request.headers.get("Impersonate-User")
     if name:
-        return _impersonate(server, user, name, request.headers.getall("Impersonate-Group", []))
+        return _impersonate(services, user, name, request.headers.getall("Impersonate-Group", []))
     return user
 
 
-def _bearer(server: ApiServer, header: str) -> User:
+def _bearer(services: Services, header: str) -> User:
     if not header:
         return ANONYMOUS
     scheme, _, token = header.partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise errors.unauthorized()
-    if hmac.compare_digest(token.encode(), server.admin_token.encode()):
+    if hmac.compare_digest(token.encode(), services.admin_token.encode()):
         return ADMIN
     try:
-        return server.tokens.verify(token.strip(), [ISSUER])[0]
+        return services.tokens.verify(token.strip(), [ISSUER])[0]
     except TokenError as problem:
         raise errors.unauthorized() from problem
 
 
-def _impersonate(server: ApiServer, user: User, name: str, groups: list[str]) -> User:
+def _impersonate(services: Services, user: User, name: str, groups: list[str]) -> User:
     if name.startswith("system:serviceaccount:") and name.count(":") == 3:
         _, _, namespace, account = name.split(":")
         asked = [Attributes("impersonate", "", "serviceaccounts", namespace=namespace, name=account)]
@@ -50,5 +47,5 @@ def _impersonate(server: ApiServer, user: User, name: str, groups: list[str]) ->
         asked = [Attributes("impersonate", "", "users", name=name)]
     asked += [Attributes("impersonate", "", "groups", name=group) for group in groups]
     for attributes in asked:
-        server.authorizer.check(user, attributes)
+        services.authorizer.check(user, attributes)
     return User(name, tuple(dict.fromkeys([*groups, AUTHENTICATED])))

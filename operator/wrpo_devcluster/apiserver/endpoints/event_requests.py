@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.errors import Cause
@@ -12,41 +12,39 @@ from wrpo_devcluster.apiserver.fieldmanager import managed, patch
 from wrpo_devcluster.apiserver.registry.decode import decode
 from wrpo_devcluster.apiserver.schema import codec
 from wrpo_devcluster.apiserver.schema.kinds import Kind
+from wrpo_devcluster.apiserver.services import Services
 from wrpo_devcluster.apiserver.validation.event import validate_event, validate_event_update
 from wrpo_devcluster.client import JsonObject, Patch
 
-if TYPE_CHECKING:
-    from wrpo_devcluster.apiserver.server import ApiServer
 
-
-def create(server: ApiServer, kind: Kind, namespace: str | None, body: Any, context: Context) -> JsonObject:
+def create(services: Services, kind: Kind, namespace: str | None, body: Any, context: Context) -> JsonObject:
     """Store a new Event; return it in the core form."""
     obj = decode(kind, body, context)
     obj["metadata"].setdefault("namespace", namespace)
     _refuse(kind, obj, validate_event(event_forms.to_core(obj), is_new_form=True))
     key = managed.ManagerKey(context.manager, "Update", kind.api_version, "")
     managers = managed.record_update(
-        kind.node, codec.zero(kind.node), obj, key, api_version=kind.api_version, now=server.engine.now()
+        kind.node, codec.zero(kind.node), obj, key, api_version=kind.api_version, now=services.pipeline.now()
     )
     core = event_forms.to_core(obj)
-    return server.engine.create(server.core("events"), namespace, core, context, managers=managers)
+    return services.pipeline.create(services.registry.core("events"), namespace, core, context, managers=managers)
 
 
-def update(server: ApiServer, kind: Kind, namespace: str | None, name: str, body: Any, context: Context) -> JsonObject:
+def update(services: Services, kind: Kind, namespace: str | None, name: str, body: Any, context: Context) -> JsonObject:
     """Replace an Event; return it in the core form."""
-    old = server.engine.get(server.core("events"), namespace, name)
+    old = services.pipeline.get(services.registry.core("events"), namespace, name)
     obj = decode(kind, body, context)
     obj["metadata"].setdefault("namespace", namespace)
     new = event_forms.to_core(obj)
     _refuse(kind, obj, validate_event_update(new, old, is_new_form=True))
-    return server.engine.update(server.core("events"), namespace, name, new, context)[0]
+    return services.pipeline.update(services.registry.core("events"), namespace, name, new, context)[0]
 
 
 def patch_event(
-    server: ApiServer, kind: Kind, namespace: str | None, name: str, content: Any, style: Patch, context: Context
+    services: Services, kind: Kind, namespace: str | None, name: str, content: Any, style: Patch, context: Context
 ) -> JsonObject:
     """Patch the form that the client knows, then store the other."""
-    old = event_forms.from_core(server.engine.get(server.core("events"), namespace, name))
+    old = event_forms.from_core(services.pipeline.get(services.registry.core("events"), namespace, name))
     try:
         if style == "json":
             new = patch.json_patch(old, content)
@@ -56,7 +54,7 @@ def patch_event(
             new = patch.merge_patch(old, content)
     except patch.PatchError as problem:
         raise patch.refusal(problem) from problem
-    return update(server, kind, namespace, name, new, context)
+    return update(services, kind, namespace, name, new, context)
 
 
 def _refuse(kind: Kind, obj: JsonObject, causes: list[Cause]) -> None:

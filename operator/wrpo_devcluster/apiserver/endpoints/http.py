@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from aiohttp import web
@@ -17,20 +17,19 @@ from wrpo_devcluster.apiserver.apis.request import User
 from wrpo_devcluster.apiserver.auth.rbac import Attributes
 from wrpo_devcluster.apiserver.endpoints import discovery, openapi, protobuf
 from wrpo_devcluster.apiserver.endpoints.authenticate import authenticate
-from wrpo_devcluster.apiserver.endpoints.handlers import Answer, ResourceRequest, handle
+from wrpo_devcluster.apiserver.endpoints.handlers import handle
 from wrpo_devcluster.apiserver.endpoints.negotiate import JSON, serialization_of
+from wrpo_devcluster.apiserver.endpoints.request import Answer, ResourceRequest
 from wrpo_devcluster.apiserver.schema.codec import as_yaml, parse_json, parse_yaml
 from wrpo_devcluster.apiserver.schema.kinds import Kind, definition_of
 from wrpo_devcluster.apiserver.schema.schema import META
+from wrpo_devcluster.apiserver.services import Services
 from wrpo_devcluster.apiserver.storage.store import encode
 from wrpo_devcluster.client import ApiError, JsonObject
 
-if TYPE_CHECKING:
-    from wrpo_devcluster.apiserver.server import ApiServer
-
 log = logging.getLogger(__name__)
 
-SERVER: web.AppKey[ApiServer] = web.AppKey("server")
+SERVICES: web.AppKey[Services] = web.AppKey("services")
 _MAX_BODY = 3 * 1024 * 1024
 _NAMESPACE_SUBRESOURCES = {"status", "finalize"}
 _HEALTH = {"/healthz", "/readyz", "/livez"}
@@ -38,17 +37,16 @@ _AGGREGATED = "apidiscovery.k8s.io"
 _TOO_DEEP = "the object nests too deep for this server: exceeded max depth"
 
 
-def make_app(server: ApiServer) -> web.Application:
+def make_app(services: Services) -> web.Application:
     app = web.Application(client_max_size=_MAX_BODY)
-    app[SERVER] = server
+    app[SERVICES] = services
     app.router.add_route("*", "/{path:.*}", _entry)
     return app
 
 
 async def _entry(request: web.Request) -> web.StreamResponse:
-    server = request.app[SERVER]
     try:
-        return await _dispatch(server, request)
+        return await _dispatch(request.app[SERVICES], request)
     except ApiError as problem:
         return _refusal(request, problem)
     except web.HTTPRequestEntityTooLarge:
@@ -85,31 +83,31 @@ def _not_found() -> web.Response:
     return web.Response(text="404 page not found\n", status=404)
 
 
-async def _dispatch(server: ApiServer, request: web.Request) -> web.StreamResponse:
-    user = authenticate(server, request)
+async def _dispatch(services: Services, request: web.Request) -> web.StreamResponse:
+    user = authenticate(services, request)
     path = request.path
     parts = [part for part in path.split("/") if part]
     if parts[:1] == ["api"] and len(parts) > 2:
-        return await _resource(server, request, user, "", parts[1], parts[2:])
+        return await _resource(services, request, user, "", parts[1], parts[2:])
     if parts[:1] == ["apis"] and len(parts) > 3:
-        return await _resource(server, request, user, parts[1], parts[2], parts[3:])
+        return await _resource(services, request, user, parts[1], parts[2], parts[3:])
     if path == "/wrpo-devcluster/faults":
-        return await _faults(server, request, user)
+        return await _faults(services, request, user)
     if not user.privileged:
-        server.authorizer.check(user, Attributes(request.method.lower(), path=path))
-    return _document(server, request, path, parts)
+        services.authorizer.check(user, Attributes(request.method.lower(), path=path))
+    return _document(services, request, path, parts)
 
 
-def _document(server: ApiServer, request: web.Request, path: str, parts: list[str]) -> web.Response:
+def _document(services: Services, request: web.Request, path: str, parts: list[str]) -> web.Response:
     """Everything that is no resource: health, version, discovery, OpenAPI."""
     if path.rstrip("/") in _HEALTH or (parts and f"/{parts[0]}" in _HEALTH):
         return web.Response(text="ok")
     if path.rstrip("/") == "/version":
         return _json(discovery.VERSION)
     if parts[:2] == ["openapi", "v3"]:
-        return _openapi(server, parts[2:])
+        return _openapi(services, parts[2:])
     if parts[:1] in (["api"], ["apis"]):
-        return _discovery(server, request, parts)
+        return _discovery(services, request, parts)
     if not parts:
         return _json(
             {"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"]}
@@ -117,8 +115,8 @@ def _document(server: ApiServer, request: web.Request, path: str, parts: list[st
     return _not_found()
 
 
-def _discovery(server: ApiServer, request: web.Request, parts: list[str]) -> web.Response:
-    registry = server.registry
+def _discovery(services: Services, request: web.Request, parts: list[str]) -> web.Response:
+    registry = services.registry
     accept = request.headers.get("Accept", "")
     if len(parts) == 1 and _AGGREGATED in accept and "v=v2" in accept:
         groups = {"": ["v1"]} if parts[0] == "api" else registry.groups()
@@ -138,31 +136,31 @@ def _discovery(server: ApiServer, request: web.Request, parts: list[str]) -> web
     return _json(found) if found is not None else _not_found()
 
 
-def _openapi(server: ApiServer, parts: list[str]) -> web.Response:
+def _openapi(services: Services, parts: list[str]) -> web.Response:
     if not parts:
-        return _json(openapi.index(server.registry))
+        return _json(openapi.index(services.registry))
     if parts[0] == "api" and len(parts) == 2:
-        found = openapi.document(server.registry, "", parts[1])
+        found = openapi.document(services.registry, "", parts[1])
     elif parts[0] == "apis" and len(parts) == 3:
-        found = openapi.document(server.registry, parts[1], parts[2])
+        found = openapi.document(services.registry, parts[1], parts[2])
     else:
         found = None
     return _json(found) if found is not None else _not_found()
 
 
-async def _faults(server: ApiServer, request: web.Request, user: User) -> web.Response:
+async def _faults(services: Services, request: web.Request, user: User) -> web.Response:
     """Administrators inject faults here; GET shows the rules."""
     if not user.privileged:
         why = f'User "{user.name}" cannot use fault injection: only members of system:masters may'
         raise errors.error(403, "Forbidden", f"forbidden: {why}", {})
     if request.method == "GET":
-        return _json({"rules": server.faults.rules()})
+        return _json({"rules": services.faults.rules()})
     body = await request.read()
-    return _json(server.faults.command(_parse("application/json", body, None)))
+    return _json(services.faults.command(_parse("application/json", body, None)))
 
 
 async def _resource(
-    server: ApiServer, request: web.Request, user: User, group: str, version: str, parts: list[str]
+    services: Services, request: web.Request, user: User, group: str, version: str, parts: list[str]
 ) -> web.StreamResponse:
     namespace: str | None = None
     scoped = (
@@ -175,7 +173,7 @@ async def _resource(
         name = parts[1]
     if len(parts) > 2:
         subresource = "/".join(parts[2:])
-    kind = server.registry.find(group, version, plural)
+    kind = services.registry.find(group, version, plural)
     unusable = kind is None or (subresource and subresource not in kind.subresources)
     if unusable or (kind is not None and not kind.namespaced and namespace is not None):
         # What does not exist is not told apart from what one may not see.
@@ -183,13 +181,13 @@ async def _resource(
             request.method, "get"
         )
         if not user.privileged:
-            server.authorizer.check(user, Attributes(verb, group, plural, subresource, namespace or "", name))
+            services.authorizer.check(user, Attributes(verb, group, plural, subresource, namespace or "", name))
         if kind is not None and kind.custom is not None and name and kind.namespaced == (namespace is not None):
             raise errors.not_found(kind.plural, kind.group, name)
         return _not_found()
     assert kind is not None
     wanted = ResourceRequest(
-        server=server,
+        services=services,
         user=user,
         method=request.method,
         kind=kind,
@@ -204,8 +202,8 @@ async def _resource(
         return _not_found()
     code = 500
     try:
-        await server.faults.check(user.name, wanted.verb, kind, namespace or "", name)
-        server.authorize(user, wanted.verb, kind, namespace or "", wanted.authorized_name, subresource)
+        await services.faults.check(user.name, wanted.verb, kind, namespace or "", name)
+        services.authorize(user, wanted.verb, kind, namespace or "", wanted.authorized_name, subresource)
         content_type = request.content_type if request.body_exists or "Content-Type" in request.headers else ""
         body = await request.read()
         answer = await handle(wanted, content_type, body, lambda media, text: _parse(media, text, kind))
@@ -215,7 +213,7 @@ async def _resource(
         code = problem.code
         raise
     finally:
-        server.log(user, wanted.verb, kind, namespace or "", name, subresource, code)
+        services.log(user, wanted.verb, kind, namespace or "", name, subresource, code)
 
 
 def _parse(media: str, text: bytes, kind: Kind | None) -> Any:

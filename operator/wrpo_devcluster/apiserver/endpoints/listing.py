@@ -7,19 +7,15 @@ import bisect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.options import check_list, integer
 from wrpo_devcluster.apiserver.endpoints.negotiate import View
+from wrpo_devcluster.apiserver.endpoints.request import Answer, ResourceRequest
 from wrpo_devcluster.apiserver.endpoints.watch import parse_past_version
 from wrpo_devcluster.apiserver.printers.tables import partial
 from wrpo_devcluster.apiserver.storage.store import Record, encode
 from wrpo_devcluster.client import JsonObject
-
-if TYPE_CHECKING:
-    from wrpo_devcluster.apiserver.endpoints.handlers import Answer, ResourceRequest
-
 
 _EXPIRED = (
     "The provided continue parameter is too old to display a consistent list result. You can start a new list without"
@@ -93,7 +89,7 @@ def _place(request: ResourceRequest) -> Place | None:
 
 def _exact_version(request: ResourceRequest, limit: int) -> int | None:
     """Version that the list has to be of, None for the latest; raise 504 for one of the future."""
-    query, store = request.query, request.server.store
+    query, store = request.query, request.services.store
     wanted = parse_past_version(query.get("resourceVersion", ""), store.rv)
     match = query.get("resourceVersionMatch", "")
     # A page of a version without a match is of exactly that version.
@@ -102,7 +98,7 @@ def _exact_version(request: ResourceRequest, limit: int) -> int | None:
 
 def _records(request: ResourceRequest, place: Place | None, limit: int) -> tuple[Sequence[Record], int]:
     """Return the records to select from, and the version that they are of."""
-    store, key = request.server.store, request.kind.storage_key
+    store, key = request.services.store, request.kind.storage_key
     exact = _exact_version(request, limit) if place is None else place.version
     if exact is None or exact == _LATEST:
         return list(store.list(key, request.namespace, request.condition())), store.rv
@@ -139,8 +135,6 @@ def select(request: ResourceRequest) -> tuple[list[Record], JsonObject]:
 
 
 def list_body(request: ResourceRequest, view: View) -> Answer:
-    from wrpo_devcluster.apiserver.endpoints.handlers import Answer
-
     page, meta = select(request)
     kind = request.kind
     if view.style == "Table":

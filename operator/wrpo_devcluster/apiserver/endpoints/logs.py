@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 from wrpo_devcluster.apiserver.apis import errors
-
-if TYPE_CHECKING:
-    from wrpo_devcluster.apiserver.endpoints.handlers import ResourceRequest
+from wrpo_devcluster.apiserver.endpoints.request import ResourceRequest
 
 _TRUE = {"true", "1"}
 
 
 async def stream_logs(request: ResourceRequest) -> AsyncIterator[bytes]:
     """Chunks of a container's log; refusals come before the first chunk."""
-    server, query = request.server, request.query
-    pod = server.engine.get(request.kind, request.namespace, request.name)
+    services, query = request.services, request.query
+    pod = services.pipeline.get(request.kind, request.namespace, request.name)
     spec = pod["spec"]
     names = [container["name"] for group in ("initContainers", "containers") for container in spec.get(group) or ()]
     container = query.get("container", "")
@@ -29,9 +26,9 @@ async def stream_logs(request: ResourceRequest) -> AsyncIterator[bytes]:
         container = regular[0]
     if container not in names:
         raise errors.bad_request(f"container {container} is not valid for pod {request.name}")
-    if server.log_reader is None:
+    if services.attached.log_reader is None:
         raise errors.internal("no kubelet runs in this control plane, so it has no container logs")
-    chunks = server.log_reader.read(
+    chunks = services.attached.log_reader.read(
         request.namespace or "",
         request.name,
         container,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.request import Context, User
@@ -14,21 +14,19 @@ from wrpo_devcluster.apiserver.fieldmanager import managed
 from wrpo_devcluster.apiserver.registry.decode import decode
 from wrpo_devcluster.apiserver.schema import codec
 from wrpo_devcluster.apiserver.schema.kinds import Kind
+from wrpo_devcluster.apiserver.services import Services
 from wrpo_devcluster.client import JsonObject
-
-if TYPE_CHECKING:
-    from wrpo_devcluster.apiserver.server import ApiServer
 
 _MINIMUM_S, _MAXIMUM_S = 600, 1 << 32
 
 
-def review(server: ApiServer, kind: Kind, namespace: str | None, body: Any, context: Context) -> JsonObject:
+def review(services: Services, kind: Kind, namespace: str | None, body: Any, context: Context) -> JsonObject:
     """Answer one review; `kind` tells which."""
     obj = decode(kind, body, context)
     if kind.kind == "SelfSubjectReview":
-        obj["metadata"] = {"creationTimestamp": server.engine.now()}
+        obj["metadata"] = {"creationTimestamp": services.pipeline.now()}
     elif kind.kind != "SelfSubjectRulesReview":
-        obj["metadata"]["managedFields"] = _owners(server, kind, obj, context, "")
+        obj["metadata"]["managedFields"] = _owners(services, kind, obj, context, "")
     if kind.namespaced:
         obj["metadata"].setdefault("namespace", namespace)
     answer = {
@@ -46,17 +44,17 @@ def review(server: ApiServer, kind: Kind, namespace: str | None, body: Any, cont
                 "spec.resourceAttributes.namespace", wanted, f"must match metadata.namespace: {namespace}"
             )
             raise errors.invalid(kind.kind, kind.group, "", [cause])
-    obj["status"] = answer(server, obj.get("spec", {}), context)
+    obj["status"] = answer(services, obj.get("spec", {}), context)
     if kind.kind == "SelfSubjectRulesReview":
         obj["spec"] = {}
     return obj
 
 
-def _owners(server: ApiServer, kind: Kind, obj: JsonObject, context: Context, subresource: str) -> list[JsonObject]:
+def _owners(services: Services, kind: Kind, obj: JsonObject, context: Context, subresource: str) -> list[JsonObject]:
     """managedFields, which even an answer that is not stored carries."""
     key = managed.ManagerKey(context.manager, "Update", kind.api_version, subresource)
     before = codec.zero(kind.node)
-    now = server.engine.now()
+    now = services.pipeline.now()
     return managed.dump(managed.record_update(kind.node, before, obj, key, api_version=kind.api_version, now=now))
 
 
@@ -71,24 +69,24 @@ def _user_info(user: User) -> JsonObject:
     return found
 
 
-def _token_review(server: ApiServer, spec: JsonObject, _context: Context) -> JsonObject:
+def _token_review(services: Services, spec: JsonObject, _context: Context) -> JsonObject:
     token = spec.get("token", "")
     if not token:
         raise errors.bad_request("token is required for TokenReview in authentication")
     asked = spec.get("audiences") or [ISSUER]
-    if token == server.admin_token:
+    if token == services.admin_token:
         return {
             "authenticated": True,
             "user": {"username": "admin", "groups": ["system:masters", "system:authenticated"]},
         }
     try:
-        user, audiences = server.tokens.verify(token, asked)
+        user, audiences = services.tokens.verify(token, asked)
     except TokenError as problem:
         return {"user": {}, "error": str(problem)}
     return {"authenticated": True, "user": _user_info(user), "audiences": audiences}
 
 
-def _self_review(_server: ApiServer, _spec: JsonObject, context: Context) -> JsonObject:
+def _self_review(_services: Services, _spec: JsonObject, context: Context) -> JsonObject:
     return {"userInfo": _user_info(context.user)}
 
 
@@ -110,19 +108,19 @@ def _attributes(kind: str, spec: JsonObject, faults: list[errors.Cause]) -> Attr
     return Attributes(*(resource.get(name, "") for name in names))
 
 
-def _self_access(server: ApiServer, spec: JsonObject, context: Context) -> JsonObject:
-    return {"allowed": server.authorizer.allowed(context.user, _attributes("SelfSubjectAccessReview", spec, []))}
+def _self_access(services: Services, spec: JsonObject, context: Context) -> JsonObject:
+    return {"allowed": services.authorizer.allowed(context.user, _attributes("SelfSubjectAccessReview", spec, []))}
 
 
-def _access(server: ApiServer, spec: JsonObject, _context: Context) -> JsonObject:
+def _access(services: Services, spec: JsonObject, _context: Context) -> JsonObject:
     user = User(spec.get("user", ""), tuple(spec.get("groups") or ()), spec.get("uid", ""))
     faults = []
     if not user.name and not user.groups:
         faults.append(errors.invalid_field("spec.user", "", "at least one of user or group must be specified"))
-    return {"allowed": server.authorizer.allowed(user, _attributes("SubjectAccessReview", spec, faults))}
+    return {"allowed": services.authorizer.allowed(user, _attributes("SubjectAccessReview", spec, faults))}
 
 
-def _rules(server: ApiServer, spec: JsonObject, context: Context) -> JsonObject:
+def _rules(services: Services, spec: JsonObject, context: Context) -> JsonObject:
     if not spec.get("namespace"):
         raise errors.bad_request("no namespace on request")
     if context.user.privileged:
@@ -131,7 +129,7 @@ def _rules(server: ApiServer, spec: JsonObject, context: Context) -> JsonObject:
             {"verbs": ["*"], "nonResourceURLs": ["*"]},
         ]
     else:
-        held = server.authorizer.rules(context.user, spec.get("namespace", ""))
+        held = services.authorizer.rules(context.user, spec.get("namespace", ""))
     return {
         "resourceRules": [rule for rule in held if rule.get("resources")],
         "nonResourceRules": [rule for rule in held if rule.get("nonResourceURLs")],
@@ -139,11 +137,11 @@ def _rules(server: ApiServer, spec: JsonObject, context: Context) -> JsonObject:
     }
 
 
-def token_request(server: ApiServer, kind: Kind, namespace: str, name: str, body: Any, context: Context) -> JsonObject:
+def token_request(services: Services, kind: Kind, namespace: str, name: str, body: Any, context: Context) -> JsonObject:
     """POST serviceaccounts/NAME/token."""
-    server.engine.get(server.core("serviceaccounts"), namespace, name)
+    services.pipeline.get(services.registry.core("serviceaccounts"), namespace, name)
     obj = decode(kind, body, context)
-    owners = _owners(server, kind, obj, context, "token")
+    owners = _owners(services, kind, obj, context, "token")
     spec = obj["spec"]
     seconds = spec["expirationSeconds"]
     if not _MINIMUM_S <= seconds <= _MAXIMUM_S:
@@ -155,16 +153,16 @@ def token_request(server: ApiServer, kind: Kind, namespace: str, name: str, body
         cause = errors.invalid_field("spec.expirationSeconds", seconds, why)
         raise errors.invalid("TokenRequest", "authentication.k8s.io", "", [cause])
     spec["audiences"] = spec.get("audiences") or [ISSUER]
-    pod = _bound_pod(server, spec.get("boundObjectRef"), namespace, name)
+    pod = _bound_pod(services, spec.get("boundObjectRef"), namespace, name)
     obj["metadata"] = {
         "name": name,
         "namespace": namespace,
         "uid": str(uuid.uuid4()),
-        "creationTimestamp": server.engine.now(),
+        "creationTimestamp": services.pipeline.now(),
         "managedFields": owners,
     }
-    token = server.issue_token(namespace, name, audiences=spec["audiences"], expires_s=seconds, pod=pod)
-    expires = server.clock() + timedelta(seconds=seconds)
+    token = services.tokens.issue(namespace, name, audiences=spec["audiences"], expires_s=seconds, pod=pod)
+    expires = services.clock() + timedelta(seconds=seconds)
     obj["status"] = {"token": token, "expirationTimestamp": codec.format_time(expires)}
     return obj
 
@@ -172,15 +170,17 @@ def token_request(server: ApiServer, kind: Kind, namespace: str, name: str, body
 _BOUND_KINDS = {"Pod": "pods", "Secret": "secrets", "Node": "nodes"}
 
 
-def _bound_pod(server: ApiServer, reference: JsonObject | None, namespace: str, account: str) -> tuple[str, str] | None:
+def _bound_pod(
+    services: Services, reference: JsonObject | None, namespace: str, account: str
+) -> tuple[str, str] | None:
     """Check what a token is to be bound to; return name and uid if that is a pod."""
     if reference is None:
         return None
     plural = _BOUND_KINDS.get(reference.get("kind", ""))
     if plural is None or reference.get("apiVersion", "v1") != "v1":
         raise errors.bad_request(f"cannot bind token for object of type {reference.get('kind', '')}")
-    kind = server.core(plural)
-    found = server.engine.get(kind, namespace if kind.namespaced else None, reference.get("name", ""))
+    kind = services.registry.core(plural)
+    found = services.pipeline.get(kind, namespace if kind.namespaced else None, reference.get("name", ""))
     name, uid = found["metadata"]["name"], found["metadata"]["uid"]
     if plural == "pods" and found["spec"].get("serviceAccountName") != account:
         raise errors.bad_request(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.request import Context
 from wrpo_devcluster.apiserver.fieldmanager import managed, patch
 from wrpo_devcluster.apiserver.schema.kinds import Kind
+from wrpo_devcluster.apiserver.services import Services
 from wrpo_devcluster.client import JsonObject, Patch
-
-if TYPE_CHECKING:
-    from wrpo_devcluster.apiserver.server import ApiServer
 
 
 def _selector_text(selector: JsonObject | None) -> str:
@@ -64,10 +62,10 @@ def scale_of(kind: Kind, obj: JsonObject) -> JsonObject:
 
 
 def put_scale(
-    server: ApiServer, kind: Kind, namespace: str | None, name: str, body: Any, context: Context
+    services: Services, kind: Kind, namespace: str | None, name: str, body: Any, context: Context
 ) -> JsonObject:
     """Set the replicas of an object from its Scale."""
-    old = server.engine.get(kind, namespace, name)
+    old = services.pipeline.get(kind, namespace, name)
     if not isinstance(body, dict) or body.get("kind", "Scale") != "Scale":
         raise errors.bad_request("the object provided is unrecognized (must be of type Scale)")
     if (body.get("metadata") or {}).get("name", name) != name:
@@ -84,29 +82,31 @@ def put_scale(
     if given:
         new["metadata"]["resourceVersion"] = given
     key = managed.ManagerKey(context.manager, "Update", kind.api_version, "scale")
-    managers = managed.record_update(kind.node, old, new, key, api_version=kind.api_version, now=server.engine.now())
+    managers = managed.record_update(
+        kind.node, old, new, key, api_version=kind.api_version, now=services.pipeline.now()
+    )
     if key in managers:
         # As in the real server, whose translation from the Scale's fields loses the time.
         managers[key].time = None
-    return scale_of(kind, server.engine.change(kind, old, new, context, subresource="scale", managers=managers))
+    return scale_of(kind, services.pipeline.change(kind, old, new, context, subresource="scale", managers=managers))
 
 
 def patch_scale(
-    server: ApiServer, kind: Kind, namespace: str | None, name: str, body: Any, style: Patch, context: Context
+    services: Services, kind: Kind, namespace: str | None, name: str, body: Any, style: Patch, context: Context
 ) -> JsonObject:
     """Patch the Scale of an object."""
     if style == "apply":
-        return _apply_scale(server, kind, namespace, name, body, context)
-    current = scale_of(kind, server.engine.get(kind, namespace, name))
+        return _apply_scale(services, kind, namespace, name, body, context)
+    current = scale_of(kind, services.pipeline.get(kind, namespace, name))
     try:
         merged = patch.json_patch(current, body) if style == "json" else patch.merge_patch(current, body)
     except patch.PatchError as problem:
         raise patch.refusal(problem) from problem
-    return put_scale(server, kind, namespace, name, merged, context)
+    return put_scale(services, kind, namespace, name, merged, context)
 
 
 def _apply_scale(
-    server: ApiServer, kind: Kind, namespace: str | None, name: str, body: Any, context: Context
+    services: Services, kind: Kind, namespace: str | None, name: str, body: Any, context: Context
 ) -> JsonObject:
     if kind.custom is not None:
         target = f"/{name}; autoscaling/v1, Kind=Scale"
@@ -118,13 +118,13 @@ def _apply_scale(
         "metadata": {"name": name},
         "spec": {"replicas": (body.get("spec") or {}).get("replicas", 0)},
     }
-    obj, _ = server.engine.patch(kind, namespace, name, config, context, style="apply", subresource="scale")
+    obj, _ = services.pipeline.patch(kind, namespace, name, config, context, style="apply", subresource="scale")
     return scale_of(kind, obj)
 
 
-def bind(server: ApiServer, kind: Kind, namespace: str | None, name: str, body: Any, context: Context) -> JsonObject:
+def bind(services: Services, kind: Kind, namespace: str | None, name: str, body: Any, context: Context) -> JsonObject:
     """Assign a pod to a node, once."""
-    old = server.engine.get(kind, namespace, name)
+    old = services.pipeline.get(kind, namespace, name)
     target = (body.get("target") or {}).get("name") if isinstance(body, dict) else None
     if not target:
         raise errors.invalid("Binding", "", name, [errors.required_field("target.name")])
@@ -137,7 +137,7 @@ def bind(server: ApiServer, kind: Kind, namespace: str | None, name: str, body: 
         "type": "PodScheduled",
         "status": "True",
         "lastProbeTime": None,
-        "lastTransitionTime": server.engine.now(),
+        "lastTransitionTime": services.pipeline.now(),
     }
     new = {
         **old,
@@ -146,5 +146,5 @@ def bind(server: ApiServer, kind: Kind, namespace: str | None, name: str, body: 
         "status": {**old["status"], "conditions": [scheduled, *conditions]},
     }
     if not context.dry_run:
-        server.engine.store_unchecked(kind, new, old)
+        services.pipeline.store_unchecked(kind, new, old)
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}

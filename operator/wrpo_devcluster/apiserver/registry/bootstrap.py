@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wrpo_devcluster.apiserver.apis.request import MASTERS, Context, User
-from wrpo_devcluster.apiserver.registry.pipeline import Engine
+from wrpo_devcluster.apiserver.registry.pipeline import RequestPipeline
 from wrpo_devcluster.client import JsonObject
 
 _RBAC = "rbac.authorization.k8s.io"
@@ -137,11 +137,11 @@ def _objects() -> list[tuple[str, str, JsonObject]]:
     return found
 
 
-def bootstrap(engine: Engine) -> None:
+def bootstrap(pipeline: RequestPipeline) -> None:
     """Create what is missing; what an administrator changed stays."""
     context = Context(User("system:apiserver", (MASTERS,)), "kube-apiserver")
     for group, plural, body in _objects():
-        kind = engine.registry.find(group, "v1", plural)
+        kind = pipeline.registry.find(group, "v1", plural)
         assert kind is not None
-        if engine.store.get(kind.storage_key, "", body["metadata"]["name"]) is None:
-            engine.create(kind, None, body, context)
+        if pipeline.store.get(kind.storage_key, "", body["metadata"]["name"]) is None:
+            pipeline.create(kind, None, body, context)

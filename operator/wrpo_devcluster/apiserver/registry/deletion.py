@@ -9,7 +9,7 @@ from typing import Any
 from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.request import Context
 from wrpo_devcluster.apiserver.registry import strategies
-from wrpo_devcluster.apiserver.registry.pipeline import Engine
+from wrpo_devcluster.apiserver.registry.pipeline import RequestPipeline
 from wrpo_devcluster.apiserver.schema import codec
 from wrpo_devcluster.apiserver.schema.kinds import Kind
 from wrpo_devcluster.apiserver.validation import crds
@@ -51,18 +51,18 @@ class DeleteOptions:
 
 
 class Deleter:
-    """Deletes through the engine's storage."""
+    """Deletes through the pipeline."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, pipeline: RequestPipeline) -> None:
+        self.pipeline = pipeline
 
     def delete(
         self, kind: Kind, namespace: str | None, name: str, options: DeleteOptions, context: Context
     ) -> tuple[JsonObject, bool]:
         """Return the object and whether it is gone already."""
-        old = self.engine.get(kind, namespace, name)
+        old = self.pipeline.get(kind, namespace, name)
         self._check_preconditions(kind, old, options)
-        self.engine.admission.validate_deletion(kind, old, context)
+        self.pipeline.admission.validate_deletion(kind, old, context)
         if (kind.group, kind.kind) == ("batch", "Job") and options.propagation is None:
             context.warn(_JOB_WARNING)
         if (kind.group, kind.kind) == ("", "Namespace"):
@@ -92,9 +92,9 @@ class Deleter:
         finalizers = _finalizers(kind, meta.get("finalizers") or [], options)
         grace = self._grace(kind, old, options)
         if not finalizers and grace == 0:
-            final = old if context.dry_run else self.engine.remove(kind, old)
+            final = old if context.dry_run else self.pipeline.remove(kind, old)
             return final, True
-        moment = self.engine.clock()
+        moment = self.pipeline.clock()
         if meta.get("deletionTimestamp"):
             # Deleting again may only shorten the grace period.
             shorter = grace < meta.get("deletionGracePeriodSeconds", 0)
@@ -112,7 +112,7 @@ class Deleter:
         new = {**old, "metadata": meta}
         if context.dry_run:
             return new, False
-        return self.engine.store_unchecked(kind, new, old), False
+        return self.pipeline.store_unchecked(kind, new, old), False
 
     @staticmethod
     def _mark(meta: JsonObject, moment: datetime, grace: int) -> None:
@@ -138,21 +138,21 @@ class Deleter:
             raise errors.forbidden(kind.plural, "", old["metadata"]["name"], why)
         if old["metadata"].get("deletionTimestamp"):
             return old, False
-        meta = {**old["metadata"], "deletionTimestamp": self.engine.now()}
+        meta = {**old["metadata"], "deletionTimestamp": self.pipeline.now()}
         new = {**old, "metadata": meta, "status": {**old["status"], "phase": "Terminating"}}
         if not old["spec"].get("finalizers") and not meta.get("finalizers"):
-            return (old if context.dry_run else self.engine.remove(kind, old)), True
+            return (old if context.dry_run else self.pipeline.remove(kind, old)), True
         if context.dry_run:
             return new, False
-        return self.engine.store_unchecked(kind, new, old), False
+        return self.pipeline.store_unchecked(kind, new, old), False
 
     def _delete_crd(self, kind: Kind, old: JsonObject, context: Context) -> tuple[JsonObject, bool]:
         if old["metadata"].get("deletionTimestamp"):
             return old, False
-        new = crds.terminating(old, self.engine.now())
+        new = crds.terminating(old, self.pipeline.now())
         if context.dry_run:
             return new, False
-        return self.engine.store_unchecked(kind, new, old), False
+        return self.pipeline.store_unchecked(kind, new, old), False
 
 
 def _finalizers(kind: Kind, present: list[str], options: DeleteOptions) -> list[str]:

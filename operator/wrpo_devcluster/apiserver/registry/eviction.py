@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wrpo_devcluster.apiserver.admission.policies import Write
 from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.options import check_delete
 from wrpo_devcluster.apiserver.apis.request import Context
-from wrpo_devcluster.apiserver.registry.deletion import DeleteOptions
+from wrpo_devcluster.apiserver.registry.deletion import DeleteOptions, Deleter
+from wrpo_devcluster.apiserver.registry.pipeline import RequestPipeline
 from wrpo_devcluster.apiserver.schema.codec import copy_json
 from wrpo_devcluster.apiserver.schema.kinds import Kind
 from wrpo_devcluster.apiserver.storage.selectors import from_label_selector
 from wrpo_devcluster.client import ApiError, JsonObject
-
-if TYPE_CHECKING:
-    from wrpo_devcluster.apiserver.server import ApiServer
 
 BUDGETS = "policy/poddisruptionbudgets"
 _REFUSED = "Cannot evict pod as it would violate the pod's disruption budget."
@@ -23,19 +21,20 @@ _RETRY_S = 10
 _NOT_PROTECTED = frozenset({"Pending", "Succeeded", "Failed"})
 
 
-def evict(server: ApiServer, kind: Kind, namespace: str | None, name: str, body: Any, context: Context) -> JsonObject:
+def evict(deleter: Deleter, kind: Kind, namespace: str | None, name: str, body: Any, context: Context) -> JsonObject:
     """Carry out a policy/v1 Eviction."""
+    pipeline = deleter.pipeline
     _check_body(body, name)
     given = body.get("deleteOptions") or {}
     check_delete(given)
     context.dry_run = context.dry_run or bool(given.get("dryRun"))
-    pod = server.engine.get(kind, namespace, name)
-    server.engine.admission.policies.check(Write(kind, pod, None, "eviction"), context)
+    pod = pipeline.get(kind, namespace, name)
+    pipeline.admission.policies.check(Write(kind, pod, None, "eviction"), context)
     if _is_protected(pod):
-        _use_budget(server, pod, context)
+        _use_budget(pipeline, pod, context)
     if not context.dry_run and not pod["metadata"].get("deletionTimestamp"):
-        pod = _mark(server, kind, pod)
-    server.deleter.delete(kind, namespace, name, DeleteOptions.parse(given), context)
+        pod = _mark(pipeline, kind, pod)
+    deleter.delete(kind, namespace, name, DeleteOptions.parse(given), context)
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
 
 
@@ -53,12 +52,12 @@ def _is_protected(pod: JsonObject) -> bool:
     return phase not in _NOT_PROTECTED and not pod["metadata"].get("deletionTimestamp")
 
 
-def _use_budget(server: ApiServer, pod: JsonObject, context: Context) -> None:
+def _use_budget(pipeline: RequestPipeline, pod: JsonObject, context: Context) -> None:
     """Take one disruption from the pod's budget; refuse where there is none left."""
     meta = pod["metadata"]
     budgets = [
         record.obj
-        for record in server.store.list(BUDGETS, meta["namespace"])
+        for record in pipeline.store.list(BUDGETS, meta["namespace"])
         if record.obj["spec"].get("selector") is not None
         and all(part.matches(meta.get("labels") or {}) for part in from_label_selector(record.obj["spec"]["selector"]))
     ]
@@ -72,11 +71,11 @@ def _use_budget(server: ApiServer, pod: JsonObject, context: Context) -> None:
     if not context.dry_run:
         status = copy_json(budget["status"])
         status["disruptionsAllowed"] -= 1
-        status.setdefault("disruptedPods", {})[meta["name"]] = server.engine.now()
-        kind = server.registry.find("policy", "v1", "poddisruptionbudgets")
+        status.setdefault("disruptedPods", {})[meta["name"]] = pipeline.now()
+        kind = pipeline.registry.find("policy", "v1", "poddisruptionbudgets")
         assert kind is not None
         new = {**budget, "metadata": dict(budget["metadata"]), "status": status}
-        server.engine.store_unchecked(kind, new, budget)
+        pipeline.store_unchecked(kind, new, budget)
 
 
 def _may_go_unhealthy(budget: JsonObject, pod: JsonObject) -> bool:
@@ -107,17 +106,17 @@ def _refusal(cause: str, retry_s: int) -> ApiError:
     return errors.error(429, "TooManyRequests", _REFUSED, details)
 
 
-def _mark(server: ApiServer, kind: Kind, pod: JsonObject) -> JsonObject:
+def _mark(pipeline: RequestPipeline, kind: Kind, pod: JsonObject) -> JsonObject:
     """Say on the pod that it was evicted."""
     marked: JsonObject = copy_json(pod)
     condition = {
         "type": "DisruptionTarget",
         "status": "True",
         "lastProbeTime": None,
-        "lastTransitionTime": server.engine.now(),
+        "lastTransitionTime": pipeline.now(),
         "reason": "EvictionByEvictionAPI",
         "message": "Eviction API: evicting",
     }
     others = [c for c in marked["status"].get("conditions") or () if c.get("type") != "DisruptionTarget"]
     marked["status"]["conditions"] = [*others, condition]
-    return server.engine.store_unchecked(kind, marked, pod)
+    return pipeline.store_unchecked(kind, marked, pod)

@@ -26,14 +26,14 @@ _SUFFIX_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 _APPLY_SETS_STATUS_ONLY = "status"
 
 
-class Engine:
+class RequestPipeline:
     """Validation, admission, ownership and storage of every served kind."""
 
-    def __init__(self, store: Store, registry: Registry, clock: Callable[[], datetime]) -> None:
+    def __init__(self, store: Store, registry: Registry, admission: Admission, clock: Callable[[], datetime]) -> None:
         self.store = store
         self.registry = registry
         self.clock = clock
-        self.admission = Admission(store, self)
+        self.admission = admission
         self.after_write: list[Callable[[Kind, JsonObject | None, JsonObject | None], None]] = []
         """Called with kind, new and old object after every durable write."""
 

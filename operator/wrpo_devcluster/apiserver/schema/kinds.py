@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 from dataclasses import dataclass, field
 
 from wrpo_devcluster.apiserver.schema import schema
 from wrpo_devcluster.apiserver.schema.schema import Node
-from wrpo_devcluster.client import JsonObject
+from wrpo_devcluster.client import JsonObject, Resource
 
 ALL_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 CUSTOM_VERBS = ("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch")
@@ -194,6 +195,7 @@ class Registry:
     def __init__(self) -> None:
         self._kinds: dict[tuple[str, str, str], Kind] = {}
         self.revision = 0
+        self._added = asyncio.Event()
         for kind in builtin_kinds():
             self._kinds[kind.group, kind.version, kind.plural] = kind
         self._builtin = set(self._kinds)
@@ -201,11 +203,23 @@ class Registry:
     def find(self, group: str, version: str, plural: str) -> Kind | None:
         return self._kinds.get((group, version, plural))
 
+    def core(self, plural: str) -> Kind:
+        """Kind of the core group."""
+        return self._kinds["", "v1", plural]
+
+    async def wait_for(self, resource: Resource) -> Kind:
+        """Return a kind as soon as it is served."""
+        while (kind := self.find(resource.group, resource.version, resource.plural)) is None:
+            self._added.clear()
+            await self._added.wait()
+        return kind
+
     def add_custom(self, crd: JsonObject) -> None:
         self.remove_custom(crd["spec"]["group"], crd["spec"]["names"]["plural"])
         for kind in custom_kinds(crd):
             self._kinds[kind.group, kind.version, kind.plural] = kind
         self.revision += 1
+        self._added.set()
 
     def remove_custom(self, group: str, plural: str) -> None:
         for key in [key for key in self._kinds if (key[0], key[2]) == (group, plural) and key not in self._builtin]:

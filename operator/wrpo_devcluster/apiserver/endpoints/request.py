@@ -1,0 +1,113 @@
+"""Requests for resources as their path and headers tell, and what goes back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+
+from wrpo_devcluster.apiserver.apis import errors, options
+from wrpo_devcluster.apiserver.apis.request import Context, User
+from wrpo_devcluster.apiserver.endpoints import event_forms
+from wrpo_devcluster.apiserver.endpoints.watch import Matches
+from wrpo_devcluster.apiserver.schema.kinds import Kind
+from wrpo_devcluster.apiserver.services import Services
+from wrpo_devcluster.apiserver.storage.indexes import Equals, indexed_condition
+from wrpo_devcluster.apiserver.storage.selectors import SelectorError, matcher, parse_fields
+from wrpo_devcluster.client import Patch
+
+PATCH_TYPES: dict[str, Patch] = {
+    "application/json-patch+json": "json",
+    "application/merge-patch+json": "merge",
+    "application/strategic-merge-patch+json": "strategic",
+    "application/apply-patch+yaml": "apply",
+}
+
+
+@dataclass(slots=True)
+class Answer:
+    """What goes back: a body or a stream."""
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = "application/json"
+    warnings: list[str] = field(default_factory=list)
+    stream: AsyncIterator[bytes] | None = None
+
+
+@dataclass(slots=True)
+class ResourceRequest:
+    """One request for a resource, as its path and headers tell."""
+
+    services: Services
+    user: User
+    method: str
+    kind: Kind
+    namespace: str | None
+    name: str
+    subresource: str
+    query: Mapping[str, str]
+    accept: str
+    user_agent: str
+
+    @property
+    def is_watch(self) -> bool:
+        return self.query.get("watch", "") in options.TRUE
+
+    @property
+    def is_misplaced(self) -> bool:
+        """Custom resources of all namespaces together can only be listed and watched; other paths do not exist."""
+        is_partial = self.kind.namespaced and self.namespace is None
+        return self.kind.custom is not None and is_partial and self.verb not in {"list", "watch"}
+
+    @property
+    def verb(self) -> str:
+        """The verb RBAC knows."""
+        if self.method in {"GET", "HEAD"}:
+            if self.name:
+                return "get"
+            return "watch" if self.is_watch else "list"
+        if self.method == "DELETE":
+            return "delete" if self.name else "deletecollection"
+        return {"POST": "create", "PUT": "update", "PATCH": "patch"}.get(self.method, self.method.lower())
+
+    @property
+    def authorized_name(self) -> str:
+        """The object's name, also where a field selector asks for just one."""
+        if self.name or not self.query.get("fieldSelector"):
+            return self.name
+        try:
+            wanted = parse_fields(self.query["fieldSelector"], self.kind.fields)
+        except SelectorError:
+            return ""
+        return next((value for path, value, equal in wanted if equal and path == "metadata.name"), "")
+
+    def context(self, media: str = "") -> Context:
+        """Write options from the query."""
+        if self.method != "DELETE":
+            options.check_write(self.method, self.query, is_apply=PATCH_TYPES.get(media) == "apply")
+        manager = self.query.get("fieldManager", "") or self.user_agent.split("/", 1)[0] or "unknown"
+        return Context(
+            self.user,
+            manager,
+            self.query.get("dryRun", "") == "All",
+            self.query.get("fieldValidation", "") or "Warn",
+            self.query.get("force", "") in options.TRUE,
+        )
+
+    def matches(self) -> Matches:
+        try:
+            return matcher(*self._selectors())
+        except SelectorError as problem:
+            raise errors.bad_request(str(problem)) from problem
+
+    def condition(self) -> Equals | None:
+        """Return what an index can answer of the selectors, which are valid."""
+        return indexed_condition(*self._selectors())
+
+    def _selectors(self) -> tuple[str, str, frozenset[str]]:
+        """Label selector, field selector, and the fields that it may use, in terms of what is stored."""
+        fields, supported = self.query.get("fieldSelector", ""), self.kind.fields
+        if self.kind.group == event_forms.GROUP:
+            parse_fields(fields, supported)
+            fields, supported = event_forms.core_selector(fields), self.services.registry.core("events").fields
+        return self.query.get("labelSelector", ""), fields, supported

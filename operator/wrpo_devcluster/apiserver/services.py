@@ -1,0 +1,73 @@
+"""What requests are carried out with: the parts of the API server that its endpoints use."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from wrpo_devcluster.apiserver.apis.request import User
+from wrpo_devcluster.apiserver.auth.rbac import Attributes, Authorizer
+from wrpo_devcluster.apiserver.auth.tokens import Tokens
+from wrpo_devcluster.apiserver.faults import Faults
+from wrpo_devcluster.apiserver.registry.deletion import Deleter
+from wrpo_devcluster.apiserver.registry.pipeline import RequestPipeline
+from wrpo_devcluster.apiserver.schema.kinds import Kind, Registry
+from wrpo_devcluster.apiserver.storage.store import Store
+
+RequestLog = Callable[[str, str, str, str, str, str, str, int], None]
+"""Receives (user, verb, group, resource, subresource, namespace, name, code) of each resource request."""
+
+
+class LogReader(Protocol):
+    """Reads container logs; the kubelet provides it."""
+
+    def read(
+        self,
+        namespace: str,
+        pod: str,
+        container: str,
+        *,
+        follow: bool,
+        tail_lines: int | None,
+        since_s: int | None,
+        previous: bool,
+        timestamps: bool,
+    ) -> AsyncIterator[bytes]: ...
+
+
+@dataclass(slots=True)
+class Attachments:
+    """What others connect to a server that exists already."""
+
+    log_reader: LogReader | None = None
+    request_log: RequestLog | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of one server."""
+
+    store: Store
+    registry: Registry
+    pipeline: RequestPipeline
+    deleter: Deleter
+    authorizer: Authorizer
+    tokens: Tokens
+    faults: Faults
+    clock: Callable[[], datetime]
+    admin_token: str
+    attached: Attachments
+
+    def authorize(self, user: User, verb: str, kind: Kind, namespace: str, name: str, subresource: str) -> None:
+        """Raise 403 unless the user may do that."""
+        if not user.privileged:
+            self.authorizer.check(
+                user, Attributes(verb, kind.group, kind.plural, subresource, namespace if kind.namespaced else "", name)
+            )
+
+    def log(self, user: User, verb: str, kind: Kind, namespace: str, name: str, subresource: str, code: int) -> None:
+        """Report a request that has ended to the attached log."""
+        if self.attached.request_log is not None:
+            self.attached.request_log(user.name, verb, kind.group, kind.plural, subresource, namespace, name, code)
