@@ -37,9 +37,10 @@ from wrpo_devcluster.delays import delays_middleware
 from wrpo_devcluster.faults import Faults
 from wrpo_devcluster.faults_http import faults_middleware
 from wrpo_devcluster.kubelet.agent import Kubelet, PodRuntime
+from wrpo_devcluster.kubelet.context import ApiAccess, Devices, NodeServices
 from wrpo_devcluster.kubelet.logs import FileLogReader
 from wrpo_devcluster.kubelet.names import NameService, install_tools
-from wrpo_devcluster.kubelet.process import ApiAccess, ProcessRuntime
+from wrpo_devcluster.kubelet.process import ProcessRuntime
 from wrpo_devcluster.kubelet.proxy import ServiceProxy
 from wrpo_devcluster.kubelet.simulated import SimulatedRuntime
 from wrpo_devcluster.scheduler.scheduler import Scheduler
@@ -188,17 +189,18 @@ class Cluster:
         client = self.api.client(KUBELET, manager="kubelet")
         names = NameService(self.config.state_dir / "dns")
         names.attach(self._hub)
-        process_runtime = ProcessRuntime(
-            client,
-            self.clock,
-            self.config,
+        node = NodeServices(
+            client=client,
+            clock=self.clock,
+            config=self.config,
             api=ApiAccess(HOST, self.port, self._certificates.ca_file),
             names=names,
             faults=self.faults,
             issue_token=self.api.tokens.issue,
             tools_dir=install_tools(self.config.state_dir / "bin"),
+            devices=Devices(max((node.gpus for node in self.config.nodes), default=0)),
         )
-        self._process_runtime = process_runtime
+        self._process_runtime = process_runtime = ProcessRuntime(node)
         self.api.attached.log_reader = FileLogReader(client, self.clock, process_runtime.log_dir)
         return Kubelet(client, self.clock, process_runtime, nodes=nodes)
 

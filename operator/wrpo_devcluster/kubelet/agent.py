@@ -106,10 +106,6 @@ class Kubelet:
         """Stop watching over pods; what runs keeps running."""
         await cancel_all(self._tasks.values())
 
-    @property
-    def handles(self) -> dict[str, PodHandle]:
-        return self._handles
-
     def _observe(self, event: WatchEvent) -> None:
         pod = event.object
         uid = pod["metadata"]["uid"]

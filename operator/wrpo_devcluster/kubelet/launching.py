@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wrpo_devcluster.client import CONFIG_MAPS, SECRETS, JsonObject, Resource
 from wrpo_devcluster.controllers.base import get_or_none
 from wrpo_devcluster.kubelet.containers import Launch, marker
+from wrpo_devcluster.kubelet.context import PodContext
 from wrpo_devcluster.kubelet.environment import (
     ConfigError,
     Sources,
@@ -24,9 +24,6 @@ from wrpo_devcluster.kubelet.rewriting import path_rewriter, rewrite_hosts
 from wrpo_devcluster.kubelet.volumes import mount_points
 from wrpo_devcluster.objects import quantity
 
-if TYPE_CHECKING:
-    from wrpo_devcluster.kubelet.podrun import PodRun
-
 SERVICE_ACCOUNT_MOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 GPU = "nvidia.com/gpu"
 
@@ -39,24 +36,26 @@ class PullError(Exception):
     """There is no such image, as far as a container without a command needs one."""
 
 
-async def plan_launch(run: PodRun, container: JsonObject, attempt: Attempt, *, names_may_wait: bool = True) -> Launch:
+async def plan_launch(
+    context: PodContext, container: JsonObject, attempt: Attempt, *, names_may_wait: bool = True
+) -> Launch:
     """Work out what to start. Raises PullError, ConfigError or VolumeError for what stands in the way.
 
     Names are replaced by addresses once, at the start. In a cluster a program asks DNS again until its peers are
     there; here NamesPending is raised meanwhile. Without `names_may_wait` such a name stays as it is.
     """
-    runtime, pod = run.runtime, run.handle.pod
+    node, pod = context.node, context.handle.pod
     if container.get("restartPolicy"):
         raise ConfigError(
             f'container "{container["name"]}" sets restartPolicy (a sidecar), which pods as processes do not have; '
             "make it a container of the pod, or remove restartPolicy"
         )
-    entrypoint = _entrypoint(run, container)
-    base = _base_env(run, container, attempt)
-    pod_now = {**pod, "status": {**(pod.get("status") or {}), "podIP": run.address}}
-    declared = container_env(pod_now, container, await _sources(run, container), base)
-    mounts = mount_points(container, run.volumes, {**base, **declared})
-    work_dir = runtime.log_dir(run.handle.uid, container["name"]) / "cwd"
+    entrypoint = _entrypoint(context, container)
+    base = _base_env(context, container, attempt)
+    pod_now = {**pod, "status": {**(pod.get("status") or {}), "podIP": context.address}}
+    declared = container_env(pod_now, container, await _sources(context, container), base)
+    mounts = mount_points(container, context.volumes, {**base, **declared})
+    work_dir = context.log_dir(container["name"]) / "cwd"
     work_dir.mkdir(parents=True, exist_ok=True)
     paths = {
         **mounts,
@@ -68,18 +67,18 @@ async def plan_launch(run: PodRun, container: JsonObject, attempt: Attempt, *, n
 
     def resolve(name: str) -> str | None:
         host = sibling_host(name, pod)
-        if host and host == (pod["spec"].get("hostname") or run.handle.name):
-            return run.address
-        known = runtime.names.resolve(run.handle.namespace, name)
-        if known is None and runtime.names.names_pod(name, pod):
-            return run.address
+        if host and host == (pod["spec"].get("hostname") or context.handle.name):
+            return context.address
+        known = node.names.resolve(context.handle.namespace, name)
+        if known is None and node.names.names_pod(name, pod):
+            return context.address
         if known is None and host:
             pending.append(name)
         return known
 
     env = dict(base)
     if SERVICE_ACCOUNT_MOUNT in mounts and "KUBECONFIG" not in declared:
-        env["KUBECONFIG"] = str(_write_kubeconfig(run, Path(mounts[SERVICE_ACCOUNT_MOUNT])))
+        env["KUBECONFIG"] = str(_write_kubeconfig(context, Path(mounts[SERVICE_ACCOUNT_MOUNT])))
     for name, value in declared.items():
         env[name] = rewrite_hosts(rewrite_path(value), resolve, allow_bare=True)
     if "PATH" in declared:
@@ -95,14 +94,14 @@ async def plan_launch(run: PodRun, container: JsonObject, attempt: Attempt, *, n
     return Launch(argv=argv, env=env, cwd=cwd)
 
 
-def _entrypoint(run: PodRun, container: JsonObject) -> list[str] | None:
+def _entrypoint(context: PodContext, container: JsonObject) -> list[str] | None:
     image = container.get("image", "")
-    injected = run.runtime.faults.pull_error(image)
+    injected = context.node.faults.pull_error(image)
     if injected is not None:
         raise PullError(injected)
-    entrypoint = run.runtime.entrypoint(image)
+    entrypoint = context.node.entrypoint(image)
     if not container.get("command") and entrypoint is None:
-        known = ", ".join(sorted(run.runtime.config.images)) or "none"
+        known = ", ".join(sorted(context.node.config.images)) or "none"
         raise PullError(
             f'image "{image}" is not known here: containers run as processes of this machine, so a container needs '
             f"a command, or its image an entrypoint in the cluster's configuration (known images: {known})"
@@ -110,40 +109,40 @@ def _entrypoint(run: PodRun, container: JsonObject) -> list[str] | None:
     return entrypoint
 
 
-def _base_env(run: PodRun, container: JsonObject, attempt: Attempt) -> dict[str, str]:
-    runtime = run.runtime
-    home = run.directory / "home"
+def _base_env(context: PodContext, container: JsonObject, attempt: Attempt) -> dict[str, str]:
+    node = context.node
+    home = context.directory / "home"
     home.mkdir(exist_ok=True, mode=0o700)
-    env = dict(runtime.config.environment)
-    env["PATH"] = f"{env.get('PATH', '/usr/local/bin:/usr/bin:/bin')}:{runtime.tools_dir}"
+    env = dict(node.config.environment)
+    env["PATH"] = f"{env.get('PATH', '/usr/local/bin:/usr/bin:/bin')}:{node.tools_dir}"
     env |= {
         "HOME": str(home),
-        "HOSTNAME": run.handle.pod["spec"].get("hostname") or run.handle.name,
-        "KUBERNETES_SERVICE_HOST": runtime.api.host,
-        "KUBERNETES_SERVICE_PORT": str(runtime.api.port),
-        "WRPO_DEVCLUSTER_HOSTS": str(runtime.names.hosts_file(run.handle.namespace)),
+        "HOSTNAME": context.handle.pod["spec"].get("hostname") or context.handle.name,
+        "KUBERNETES_SERVICE_HOST": node.api.host,
+        "KUBERNETES_SERVICE_PORT": str(node.api.port),
+        "WRPO_DEVCLUSTER_HOSTS": str(node.names.hosts_file(context.handle.namespace)),
         MARKER: marker(attempt),
     }
     threads = thread_limit(container)
     if threads is not None:
         env["OMP_NUM_THREADS"] = threads
     gpus = int(quantity(((container.get("resources") or {}).get("limits") or {}).get(GPU, 0)))
-    devices = runtime.assign_gpus(run.handle.uid, gpus) if gpus else []
+    devices = node.devices.assign(context.handle.uid, gpus) if gpus else []
     # A container sees the devices it asked for, and no others.
     env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
     return env
 
 
-async def _sources(run: PodRun, container: JsonObject) -> Sources:
+async def _sources(context: PodContext, container: JsonObject) -> Sources:
     config_maps, secrets = referenced(container)
     return Sources(
-        config_maps={name: await _data(run, CONFIG_MAPS, name) for name in config_maps},
-        secrets={name: await _data(run, SECRETS, name) for name in secrets},
+        config_maps={name: await _data(context, CONFIG_MAPS, name) for name in config_maps},
+        secrets={name: await _data(context, SECRETS, name) for name in secrets},
     )
 
 
-async def _data(run: PodRun, resource: Resource, name: str) -> dict[str, str] | None:
-    found = await get_or_none(run.runtime.client, resource, name, run.handle.namespace)
+async def _data(context: PodContext, resource: Resource, name: str) -> dict[str, str] | None:
+    found = await get_or_none(context.node.client, resource, name, context.handle.namespace)
     if found is None:
         return None
     data = found.get("data") or {}
@@ -152,16 +151,18 @@ async def _data(run: PodRun, resource: Resource, name: str) -> dict[str, str] | 
     return dict(data)
 
 
-def _write_kubeconfig(run: PodRun, mount: Path) -> Path:
+def _write_kubeconfig(context: PodContext, mount: Path) -> Path:
     """Clients look for the token at a fixed path that only a mount namespace can offer; this says where it is."""
-    api = run.runtime.api
-    path = run.directory / "kubeconfig"
+    api = context.node.api
+    path = context.directory / "kubeconfig"
     config = {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "dev", "cluster": {"server": api.url, "certificate-authority": str(mount / "ca.crt")}}],
         "users": [{"name": "pod", "user": {"tokenFile": str(mount / "token")}}],
-        "contexts": [{"name": "pod", "context": {"cluster": "dev", "user": "pod", "namespace": run.handle.namespace}}],
+        "contexts": [
+            {"name": "pod", "context": {"cluster": "dev", "user": "pod", "namespace": context.handle.namespace}}
+        ],
         "current-context": "pod",
     }
     path.touch(mode=0o600)

@@ -25,9 +25,10 @@ from wrpo_devcluster.config import ClusterConfig, NodeConfig, default_environmen
 from wrpo_devcluster.controllers.base import WatchHub
 from wrpo_devcluster.faults import Faults
 from wrpo_devcluster.kubelet.agent import Kubelet
+from wrpo_devcluster.kubelet.context import ApiAccess, Devices, NodeServices
 from wrpo_devcluster.kubelet.logs import FileLogReader
 from wrpo_devcluster.kubelet.names import NameService, install_tools
-from wrpo_devcluster.kubelet.process import ApiAccess, ProcessRuntime
+from wrpo_devcluster.kubelet.process import ProcessRuntime
 
 NODE = NodeConfig(name="wrpo-dev", cpu="4", memory="8Gi", gpus=2)
 
@@ -54,14 +55,17 @@ class Node:
         names.attach(self.hub)
         api = ApiAccess("127.0.0.1", 6443, state_dir / "pki" / "ca.crt")
         self.runtime = ProcessRuntime(
-            client,
-            clock,
-            self.config,
-            api=api,
-            names=names,
-            faults=self.faults,
-            issue_token=self._issue,
-            tools_dir=install_tools(state_dir / "bin"),
+            NodeServices(
+                client=client,
+                clock=clock,
+                config=self.config,
+                api=api,
+                names=names,
+                faults=self.faults,
+                issue_token=self._issue,
+                tools_dir=install_tools(state_dir / "bin"),
+                devices=Devices(NODE.gpus),
+            )
         )
         self.kubelet = Kubelet(client, clock, self.runtime, nodes=frozenset({NODE.name}))
         self.kubelet.attach(self.hub)
@@ -302,7 +306,7 @@ def test_a_container_waits_until_the_peer_that_it_names_has_an_address(tmp_path:
 def test_a_container_whose_peer_never_comes_starts_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wrpo_devcluster.kubelet.podrun.NAMES_PATIENCE", timedelta(seconds=0.2))
+    monkeypatch.setattr("wrpo_devcluster.kubelet.container_run.NAMES_PATIENCE", timedelta(seconds=0.2))
     peer = {"env": [{"name": "PEER", "value": "first.gang.ns.svc"}]}
     _, log = asyncio.run(run_pod(tmp_path, make_pod('echo "$PEER"', container=peer, subdomain="gang")))
     assert log == "first.gang.ns.svc\n"

@@ -1,0 +1,92 @@
+"""What runs a pod: the services of its node, and the pod's own address, directory and volumes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wrpo_devcluster.client import Client
+from wrpo_devcluster.clock import Clock
+from wrpo_devcluster.config import ClusterConfig
+from wrpo_devcluster.faults import Faults
+from wrpo_devcluster.kubelet.agent import PodHandle
+from wrpo_devcluster.kubelet.names import NameService
+from wrpo_devcluster.kubelet.volumes import TokenIssuer
+
+
+@dataclass(frozen=True, slots=True)
+class ApiAccess:
+    """Where pods find the API server, and how its certificate is checked."""
+
+    host: str
+    port: int
+    ca_file: Path
+
+    @property
+    def url(self) -> str:
+        return f"https://{self.host}:{self.port}"
+
+
+class Devices:
+    """Which pod has which of the node's GPUs."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._held: dict[str, list[int]] = {}
+
+    def assign(self, uid: str, count: int) -> list[int]:
+        """Return the device numbers of a pod; the scheduler has seen to it that there are enough."""
+        if uid not in self._held:
+            taken = {number for numbers in self._held.values() for number in numbers}
+            self._held[uid] = [n for n in range(self._total) if n not in taken][:count]
+        return self._held[uid]
+
+    def release(self, uid: str) -> None:
+        self._held.pop(uid, None)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeServices:
+    """What all pods share."""
+
+    client: Client
+    clock: Clock
+    config: ClusterConfig
+    api: ApiAccess
+    names: NameService
+    faults: Faults
+    issue_token: TokenIssuer
+    tools_dir: Path
+    devices: Devices
+
+    def pod_dir(self, uid: str) -> Path:
+        return self.config.pods_dir / uid
+
+    def entrypoint(self, image: str) -> list[str] | None:
+        """Return what a container of this image runs without a command; None for an unknown image."""
+        name = image.partition("@")[0]
+        bare = re.sub(r":[^/:]*$", "", name)
+        for candidate in (image, name, bare, bare.rpartition("/")[2]):
+            if candidate in self.config.images:
+                return list(self.config.images[candidate])
+        return None
+
+
+@dataclass(slots=True)
+class PodContext:
+    """One pod on its node."""
+
+    node: NodeServices
+    handle: PodHandle
+    address: str
+    volumes: dict[str, Path] = field(default_factory=dict)
+    """Where the pod's volumes are, by name; empty until they are prepared."""
+
+    @property
+    def directory(self) -> Path:
+        return self.node.pod_dir(self.handle.uid)
+
+    def log_dir(self, container: str) -> Path:
+        """Return the directory of a container's runs."""
+        return self.directory / container

@@ -1,0 +1,47 @@
+"""The status of a pod whose containers are processes: their states, how the pod ended, and its publication."""
+
+from __future__ import annotations
+
+import asyncio
+
+from wrpo_devcluster.clock import timestamp
+from wrpo_devcluster.kubelet.context import PodContext
+from wrpo_devcluster.kubelet.status import ContainerState, Ending, compose, waiting
+
+
+class PodReport:
+    """What is known of a pod's containers; `publish` writes it to the API server."""
+
+    def __init__(self, context: PodContext) -> None:
+        pod = context.handle.pod
+        self._context = context
+        self._lock = asyncio.Lock()
+        self.init = [ContainerState(c["name"], c.get("image", "")) for c in pod["spec"].get("initContainers") or []]
+        self.apps = [ContainerState(c["name"], c.get("image", "")) for c in pod["spec"]["containers"]]
+        if self.init:
+            for state in self.apps:
+                state.state = waiting("PodInitializing")
+        started = (pod.get("status") or {}).get("startTime")
+        self.started_at: str = started or timestamp(context.node.clock.now())
+        self.ending: Ending | None = None
+        """Why the pod ended, where its containers do not tell."""
+
+    @property
+    def states(self) -> list[ContainerState]:
+        return [*self.init, *self.apps]
+
+    async def publish(self) -> None:
+        async with self._lock:
+            status = compose(
+                self._context.handle.pod,
+                self.init,
+                self.apps,
+                address=self._context.address,
+                started_at=self.started_at,
+                now=self._context.node.clock.now(),
+                ending=self.ending,
+            )
+            if not status.get("reason", "x"):
+                status.pop("reason")
+                status.pop("message")
+            await self._context.handle.write_status(status)
