@@ -91,8 +91,9 @@ bench-curation: bench-setup ## curation of 3.3 million responses (the data take 
 bench-readme: ## put the saved results into benchmarks/README.md
 	@$(VENV)/python -m benchmarks.readme
 
-crds: ## generate crds/, the chart's copy and the reference pages from the API models
+crds: ## generate crds/, the chart's files and the reference pages from the API models
 	@$(VENV)/python -m wrpo_operator.api.crd --write
+	@$(VENV)/python -m wrpo_operator.api.backends --write
 	@cp crds/wrpoexperiments.wrpo.ai.yaml charts/wrpo-operator/files/
 	@$(VENV)/python -m wrpo_operator.api.reference --write
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from support.builders import NOON, raw_spec
 
 from wrpo_operator.api import names
+from wrpo_operator.api.backends import BACKENDS, CHILD_KINDS
 from wrpo_operator.render import RenderSettings
 from wrpo_operator.runtime.kube import KubeError, Page
 from wrpo_operator.runtime.progress_server import ProgressBook
@@ -28,7 +29,6 @@ from wrpo_operator.runtime.resources import (
     CHILD_RESOURCES,
     CLAIMS,
     EXPERIMENTS,
-    JOBS,
     PODS,
     JsonObject,
     Resource,
@@ -183,10 +183,10 @@ class Server:
         }
         status = {
             "phase": "Failed" if code else "Succeeded",
-            "containerStatuses": [{"name": _container(resource), "state": {"terminated": state}}],
+            "containerStatuses": [{"name": CHILD_KINDS[resource.kind].container, "state": {"terminated": state}}],
         }
         self.put(PODS, {**pod, "status": status})
-        kind = "Failed" if code else ("Complete" if resource == JOBS else "Succeeded")
+        kind = CHILD_KINDS[resource.kind].failed if code else CHILD_KINDS[resource.kind].succeeded
         entry = {"type": kind, "status": "True", "lastTransitionTime": self.stamp()}
         succeeded = {} if code else {"succeeded": 1, "completionTime": self.stamp()}
         self.put(resource, {**child, "status": {"conditions": [entry], **succeeded}})
@@ -194,7 +194,7 @@ class Server:
     def _pod(self, child: JsonObject) -> JsonObject:
         owner = {"kind": child["kind"], "name": name_of(child), "uid": uid_of(child), "controller": True}
         running = {
-            "name": _container(CHILD_RESOURCES[child["kind"]]),
+            "name": CHILD_KINDS[child["kind"]].container,
             "state": {"running": {"startedAt": self.stamp()}},
         }
         return {
@@ -214,12 +214,7 @@ def ended(child: JsonObject) -> bool:
 
 
 def is_suspended(child: JsonObject) -> bool:
-    spec = child["spec"]
-    return bool(spec.get("suspend") or (spec.get("runPolicy") or {}).get("suspend"))
-
-
-def _container(resource: Resource) -> str:
-    return "stage" if resource == JOBS else "pytorch"
+    return CHILD_KINDS[child["kind"]].is_suspended(child["spec"])
 
 
 def _settled(obj: JsonObject) -> JsonObject:
@@ -387,7 +382,7 @@ class Operator:
     """How much of the log has arrived; -1: nothing was listed yet."""
 
     def __post_init__(self) -> None:
-        snapshots = SnapshotBuilder(self.store, ProgressBook(), backends=lambda: frozenset({"PyTorchJob"}))
+        snapshots = SnapshotBuilder(self.store, ProgressBook(), backends=lambda: frozenset(BACKENDS))
         self._reconciler = Reconciler(
             self.client,
             self.store,

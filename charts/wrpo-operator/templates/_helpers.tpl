@@ -84,16 +84,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [list, watch, create, patch, delete]
-- apiGroups: [kubeflow.org]
-  resources: [pytorchjobs]
+{{- range (.Files.Get "files/backends.yaml" | fromYaml).backends }}
+{{- $backend := . }}
+- apiGroups: [{{ .group }}]
+  resources: [{{ .plural }}]
   verbs: [list, watch, create, patch, delete]
-- apiGroups: [trainer.kubeflow.org]
-  resources: [trainjobs]
-  verbs: [list, watch, create, patch, delete]
-# Each TrainJob comes with a runtime of its own; it is never read.
-- apiGroups: [trainer.kubeflow.org]
-  resources: [trainingruntimes]
+{{- range .companions }}
+# Each {{ $backend.kind }} comes with one of its own; it is never read.
+- apiGroups: [{{ .group }}]
+  resources: [{{ .plural }}]
   verbs: [create, patch]
+{{- end }}
+{{- end }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

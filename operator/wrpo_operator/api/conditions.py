@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 
+from wrpo_operator.api.backends import BACKENDS
+
 
 class ConditionType(StrEnum):
     """Types of status.conditions; all are always there."""
@@ -313,10 +315,7 @@ def noted(reason: Reason, words: str) -> str:
     """Return what a controller or a queue says of a child, with the remedy."""
     remedy = {
         Reason.QUOTA_EXCEEDED: "Free quota, raise the ResourceQuota or lower spec.resources.",
-        Reason.POD_SECURITY: (
-            "Let the namespace admit the pod, or change spec.podTemplate. An init container `init-pytorch` is "
-            "PyTorchJob's own; training.backend: TrainJob does without it."
-        ),
+        Reason.POD_SECURITY: (f"Let the namespace admit the pod, or change spec.podTemplate. {_init_containers()}"),
         Reason.ADMISSION_DENIED: "The webhook's owner can say what it wants; spec.podTemplate changes the pod.",
         Reason.MOUNT_FAILED: (
             "Create the Secret, ConfigMap or claim it names, or change the volume in spec.podTemplate or spec.storage; "
@@ -341,12 +340,23 @@ def noted(reason: Reason, words: str) -> str:
     return f"{sentence(words)} {remedy}".strip()
 
 
+def _init_containers() -> str:
+    """Return which init containers a training backend adds by itself, and which backends add none."""
+    others = " or ".join(backend.kind for backend in BACKENDS.values() if not backend.init_container)
+    return " ".join(
+        f"An init container `{backend.init_container}` is {backend.kind}'s own; training.backend: {others} does "
+        "without it."
+        for backend in BACKENDS.values()
+        if backend.init_container
+    )
+
+
 def missing_object(kind: str, name: str) -> str:
     return f"{kind} `{name}` does not exist in the experiment's namespace. Create it; the rest then follows by itself."
 
 
 def backend_missing(backend: str, installed: Iterable[str]) -> str:
-    product = {"TrainJob": "Kubeflow Trainer"}.get(backend, "Kubeflow's training operator")
+    product = BACKENDS[backend].product
     others = ", ".join(sorted(installed))
     instead = f" Or set training.backend to what is installed: {others}." if others else ""
     return f"The cluster does not know kind {backend}. Install {product}; the rest follows by itself.{instead}"

@@ -56,15 +56,15 @@ def stage_from_label(label: str) -> str:
     return label.replace(".", "/", 1)
 
 
-def child_name(experiment: str, stage: str, stage_hash: str, attempt: int) -> str:
-    """Name of an attempt's child: `<experiment>-<stage>-<8 digits of hash>-a<attempt>`, at most 50 characters.
+def child_name(experiment: str, stage: str, stage_hash: str, attempt: int, *, longest: int = MAX_CHILD_NAME) -> str:
+    """Name of an attempt's child: `<experiment>-<stage>-<8 digits of hash>-a<attempt>`, at most `longest` characters.
 
     The same arguments give the same name, so creating a child twice is harmless. An experiment name that does not
     fit, or that no Service may start with (a training child's pods are found by Services), is changed and gets
     5 digits of its own digest, so that two such names stay apart.
     """
     tail = f"-{_stage_part(stage)}-{stage_hash[:8]}-a{attempt}"
-    room = MAX_CHILD_NAME - len(tail)
+    room = longest - len(tail)
     head = experiment.replace(".", "-")
     if not head[0].isalpha():
         head = f"x{head}"

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wrpo_operator.api import names
+from wrpo_operator.api.backends import CHILD_KINDS, JOB
 from wrpo_operator.api.rules import RESERVED_ENV
 
-STAGE_CONTAINER = "stage"
+STAGE_CONTAINER = JOB.container
 RESERVED_VOLUME_PREFIX = "wrpo-"
 RESERVED_PATHS = ("/etc/wrpo", "/var/lib/wrpo", "/var/run/secrets/wrpo.ai", "/dev/shm", "/dev/termination-log", "/tmp")  # noqa: S108 -- names of mount points, nothing is written here
 PROTECTED_POD_FIELDS = frozenset(
@@ -50,7 +52,12 @@ ALLOWED_VOLUMES = frozenset(
     {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 )
 """Kinds of volumes of the restricted pod security standard."""
-RESERVED_META = ("wrpo.ai/", "app.kubernetes.io/managed-by", "batch.kubernetes.io/", "training.kubeflow.org/")
+RESERVED_META = frozenset(
+    {names.GROUP, names.LABEL_MANAGED_BY, *(key for kind in CHILD_KINDS.values() for key in kind.reserved)}
+)
+"""Domains (with their subdomains) and whole keys of labels and annotations that users cannot set."""
+RESERVED_LABELS = RESERVED_META | {"kueue.x-k8s.io"}
+"""The same of labels. Kueue's annotations are left to users: by them they choose the topology of their pods."""
 PROFILE_ANNOTATIONS = (
     "container.apparmor.security.beta.kubernetes.io/",
     "container.seccomp.security.alpha.kubernetes.io/",
@@ -112,10 +119,16 @@ def _metadata_errors(here: str, metadata: Mapping[str, Any]) -> Iterator[str]:
             yield f"{here}.{kind} must be a map of strings. Quote numbers and booleans."
             continue
         for key in sorted(values):
-            if key.startswith(RESERVED_META):
+            if _is_reserved(key, RESERVED_LABELS if kind == "labels" else RESERVED_META):
                 yield _owned(f"{here}.{kind}[{key}]")
             if key.startswith(PROFILE_ANNOTATIONS):
                 yield _unrestricted(f"{here}.{kind}[{key}]")
+
+
+def _is_reserved(key: str, reserved: frozenset[str]) -> bool:
+    domain, slash, _ = key.partition("/")
+    parts = domain.split(".") if slash else []
+    return key in reserved or any(".".join(parts[at:]) in reserved for at in range(len(parts)))
 
 
 def _owned(path: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from wrpo_engine.config import Objective
+from wrpo_operator.api.backends import BackendName
 from wrpo_operator.api.base import ATOMIC, FreeObject, SpecModel, list_map
 from wrpo_operator.api.depth import MAX_DEPTH, too_deep
 from wrpo_operator.api.lifecycle import Deadlines, Retries
@@ -215,9 +216,9 @@ class Training(OptimizerSpec):
     """GPUs and ranks of each pod. 0: one rank on the CPU. Changing it re-runs nothing."""
     gpu_resource_name: str = Field(default="nvidia.com/gpu", max_length=316, pattern=LABEL_KEY_PATTERN)
     """Name of the resource that gpusPerNode counts, e.g. amd.com/gpu. Changing it re-runs nothing."""
-    backend: Literal["PyTorchJob", "TrainJob"] = "PyTorchJob"
-    """Kind of the training stages' children: PyTorchJob (Kubeflow's training operator) or TrainJob (Kubeflow Trainer).
-    Its CRD must be installed in the cluster. Changing it re-runs nothing."""
+    backend: BackendName = "PyTorchJob"
+    """Kind of the training stages' children: PyTorchJob (Kubeflow's training operator), TrainJob (Kubeflow Trainer) or
+    JobSet. Its CRD must be installed in the cluster. Changing it re-runs nothing."""
 
 
 class Evaluation(SpecModel):

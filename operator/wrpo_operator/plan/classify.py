@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from wrpo_engine.config import ExitCode
 from wrpo_operator.api import conditions as words
+from wrpo_operator.api.backends import BACKENDS, CHILD_KINDS
 from wrpo_operator.api.status import Attempt, AttemptState, to_time
 from wrpo_operator.plan.model import ChildFact, ChildState, FailureKind, PodFact
 
@@ -17,7 +18,6 @@ ENDED = frozenset({AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.DIS
 """States of an attempt that will not change any more."""
 
 DEADLINE_EXCEEDED = "DeadlineExceeded"
-POD_FAILURE_POLICY = "PodFailurePolicy"
 OOM_KILLED = "OOMKilled"
 EVICTED = "Evicted"
 _CONFIG_CODES = frozenset(range(64, 79)) - {ExitCode.TEMPORARY}
@@ -95,7 +95,7 @@ def failure_of(child: ChildFact) -> Failure:
     config = [pod for pod in failed if _exit_code(pod) in _CONFIG_CODES]
     if config:
         return _told_by(_spokesman(config), FailureKind.CONFIG, child)
-    if child.failed_reason == POD_FAILURE_POLICY and not failed:
+    if child.failed_reason and child.failed_reason == CHILD_KINDS[child.kind].final_reason and not failed:
         return Failure(FailureKind.CONFIG, child.failed_reason, _child_words(child))
     if not failed or child.failed_reason == DEADLINE_EXCEEDED:
         return Failure(FailureKind.APPLICATION, child.failed_reason or "Failed", _child_words(child))
@@ -112,7 +112,7 @@ def _exit_code(pod: PodFact) -> int | None:
 
 
 def _is_disruption(child: ChildFact, failed: list[PodFact]) -> bool:
-    if child.kind == "Job":
+    if child.kind not in BACKENDS:
         return all(_taken(pod) for pod in failed)
     # Peers of a crashed rank are terminated too: only the first to end tells a plain SIGTERM from a crash.
     return any(pod.disrupted for pod in failed) or _taken(failed[0])

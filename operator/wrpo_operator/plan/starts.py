@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 from wrpo_operator.api import conditions as words
+from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.hashing import artifact_key
-from wrpo_operator.api.names import KIND, child_name
+from wrpo_operator.api.names import KIND, MAX_CHILD_NAME, child_name
 from wrpo_operator.api.pods import Scheduling
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import to_time
@@ -57,10 +58,11 @@ def planned_attempt(
     snapshot: Snapshot, spec: ExperimentSpec, node: StageNode, hashes: Mapping[StageId, str], number: int
 ) -> PlannedAttempt:
     """Return the attempt of a number, named by its content."""
+    longest = BACKENDS[spec.training.backend].max_child_name if node.shape is Shape.TRAINING else MAX_CHILD_NAME
     return PlannedAttempt(
         node=node,
         attempt=number,
-        child_name=child_name(snapshot.experiment.name, str(node.id), node.hash, number),
+        child_name=child_name(snapshot.experiment.name, str(node.id), node.hash, number, longest=longest),
         artifact_key=key_of(spec, node),
         input_hashes={role: hashes[upstream] for role, upstream in node.inputs.items()},
     )

@@ -8,7 +8,7 @@ from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt, Shape
 from wrpo_operator.render.common import config_map
 from wrpo_operator.render.jobs import render_job
 from wrpo_operator.render.settings import RenderSettings, StageCommand
-from wrpo_operator.render.training import BACKENDS
+from wrpo_operator.render.training import BACKENDS, GangRequest
 
 __all__ = ["RenderSettings", "StageCommand", "render_attempt"]
 
@@ -21,7 +21,7 @@ def render_attempt(experiment: Experiment, planned: PlannedAttempt, settings: Re
     config = config_map(experiment, spec, planned, settings.progress_ca if settings.progress_url else None)
     name: str = config["metadata"]["name"]
     if planned.node.shape is Shape.TRAINING:
-        manifests = BACKENDS[spec.training.backend].render(experiment, spec, planned, settings, name)
+        manifests = BACKENDS[spec.training.backend].render(GangRequest(experiment, spec, planned, settings, name))
     else:
         manifests = (render_job(experiment, spec, planned, settings, name),)
     return config, *copy.deepcopy(manifests)

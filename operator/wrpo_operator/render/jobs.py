@@ -14,14 +14,16 @@ from wrpo_operator.render.settings import RenderSettings
 
 FINAL_EXIT_CODES = [code for code in range(ExitCode.USAGE, ExitCode.CONFIG + 1) if code != ExitCode.TEMPORARY]
 
+FINAL_CODE_RULE: dict[str, Any] = {
+    "action": "FailJob",
+    "onExitCodes": {"containerName": STAGE_CONTAINER, "operator": "In", "values": FINAL_EXIT_CODES},
+}
+
 POD_FAILURE_POLICY: dict[str, Any] = {
     "rules": [
         # Preemption, eviction and node loss first: the pod is replaced and no retry is used up.
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        {
-            "action": "FailJob",
-            "onExitCodes": {"containerName": STAGE_CONTAINER, "operator": "In", "values": FINAL_EXIT_CODES},
-        },
+        FINAL_CODE_RULE,
     ]
 }
 

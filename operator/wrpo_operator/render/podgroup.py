@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt, Shape
 from wrpo_operator.plan.resources import gang_of
@@ -13,9 +14,9 @@ API_VERSIONS = {"Volcano": "scheduling.volcano.sh/v1beta1", "SchedulerPlugins": 
 
 
 def needs_pod_group(spec: ExperimentSpec, planned: PlannedAttempt) -> bool:
-    """Whether a stage is a gang that is to be started as one by a PodGroup of ours; Kubeflow Trainer makes its own."""
+    """Whether a stage is a gang that is to be started as one by a PodGroup of ours; some backends make their own."""
     is_gang = planned.node.shape is Shape.TRAINING and gang_of(spec, planned.node.id.kind).nodes > 1
-    return is_gang and spec.scheduling.pod_group is not None and spec.training.backend == "PyTorchJob"
+    return is_gang and spec.scheduling.pod_group is not None and not BACKENDS[spec.training.backend].makes_pod_group
 
 
 def render_pod_group(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> Manifest:

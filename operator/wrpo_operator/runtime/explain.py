@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
+from wrpo_operator.api.backends import BACKENDS, CHILD_KINDS
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.plan.model import ChildFact, ChildState, Note, PodFact
-from wrpo_operator.render.training import BACKENDS
 from wrpo_operator.runtime.kube import KubeClient, KubeError, list_all
 from wrpo_operator.runtime.kueue import workload_note, workload_owner
 from wrpo_operator.runtime.observe import parse_time
@@ -216,8 +216,7 @@ def queue_notes(child: ChildFact, workloads: Sequence[JsonObject]) -> tuple[Note
 
 def pod_maker(child: ChildFact) -> tuple[str, str]:
     """Return kind and name of what creates a child's pods."""
-    backend = BACKENDS.get(child.kind)
-    return backend.pod_maker(child.name) if backend else (child.kind, child.name)
+    return CHILD_KINDS[child.kind].pod_maker_of(child.name)
 
 
 def refusal_notes(child: ChildFact, events: Sequence[Mapping[str, object]]) -> tuple[Note, ...]:

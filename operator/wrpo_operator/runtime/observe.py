@@ -9,12 +9,12 @@ from pydantic import ValidationError
 
 from wrpo_engine.config import TerminationMessage
 from wrpo_operator.api import names
-from wrpo_operator.api.pod_template import STAGE_CONTAINER
+from wrpo_operator.api.backends import CHILD_KINDS, JOB, ChildKind
 from wrpo_operator.plan.model import ChildFact, ChildState, PodFact
 from wrpo_operator.render.training import BACKENDS
-from wrpo_operator.runtime.resources import JOBS, JsonObject, labels_of, meta, name_of, namespace_of, uid_of
+from wrpo_operator.runtime.resources import JsonObject, labels_of, meta, name_of, namespace_of, uid_of
 
-MAIN_CONTAINERS = frozenset({STAGE_CONTAINER, *(backend.container for backend in BACKENDS.values())})
+MAIN_CONTAINERS = frozenset(kind.container for kind in CHILD_KINDS.values())
 ATTEMPT_LABELS = (names.LABEL_EXPERIMENT_UID, names.LABEL_STAGE, names.LABEL_STAGE_HASH, names.LABEL_ATTEMPT)
 ORDINARY_WAITS = frozenset({"", "ContainerCreating", "PodInitializing"})
 DISRUPTION_REASONS = frozenset({"Evicted", "NodeLost", "NodeShutdown", "Preempting", "Shutdown", "Terminated"})
@@ -51,8 +51,7 @@ def child_facts(children: Iterable[JsonObject], pods: Iterable[JsonObject]) -> t
         by_attempt.setdefault(_attempt_key(pod), []).append(pod)
     facts = []
     for child in children:
-        backend = BACKENDS.get(str(child.get("kind", "")))
-        if backend is None or backend.controls_pods:
+        if kind_of(child).controls_pods:
             own = by_owner.get(uid_of(child), [])
         else:
             own = by_attempt.get(_attempt_key(child), [])
@@ -83,12 +82,12 @@ def child_fact(child: JsonObject, pods: Sequence[JsonObject]) -> ChildFact | Non
     if not attempt.isdecimal() or any(not labels.get(key) for key in needed):
         return None
     facts = tuple(sorted((pod_fact(pod) for pod in pods), key=lambda fact: fact.name))
-    status = child.get("status") or {}
-    failed = condition(status, "Failed") or {}
-    ended = condition(status, "Complete") or failed
+    kind, status = kind_of(child), child.get("status") or {}
+    failed = condition(status, kind.failed) or {}
+    ended = condition(status, kind.succeeded) or failed
     state = child_state(child, facts)
     return ChildFact(
-        kind=str(child.get("kind", "")),
+        kind=kind.kind,
         name=name_of(child),
         uid=uid_of(child),
         experiment=labels.get(names.LABEL_EXPERIMENT, ""),
@@ -120,19 +119,22 @@ def condition(status: Mapping[str, object], type_: str) -> JsonObject | None:
     return None
 
 
+def kind_of(child: JsonObject) -> ChildKind:
+    """Return what is known of a child's kind."""
+    return CHILD_KINDS[child["kind"]]
+
+
 def is_suspended(child: JsonObject) -> bool:
     """Return the suspend field of a Job or training resource."""
-    spec = child.get("spec") or {}
-    backend = BACKENDS.get(str(child.get("kind", "")))
-    return backend.is_suspended(spec) if backend else bool(spec.get("suspend"))
+    return kind_of(child).is_suspended(child.get("spec") or {})
 
 
 def child_state(child: JsonObject, pods: Sequence[PodFact]) -> ChildState:
     """Classify a child. A terminal condition counts even while it is being deleted: its outcome is known."""
-    status = child.get("status") or {}
-    if condition(status, "Complete") or condition(status, "Succeeded"):
+    kind, status = kind_of(child), child.get("status") or {}
+    if condition(status, kind.succeeded):
         return ChildState.SUCCEEDED
-    if condition(status, "Failed"):
+    if condition(status, kind.failed):
         return ChildState.FAILED
     if meta(child).get("deletionTimestamp"):
         return ChildState.DELETING
@@ -156,7 +158,7 @@ def _has_begun(child: JsonObject, pods: Sequence[PodFact]) -> bool:
 
 def _succeeded_shards(child: JsonObject) -> int:
     status = child.get("status") or {}
-    return int(status.get("succeeded") or 0) if child.get("kind") == JOBS.kind else 0
+    return int(status.get("succeeded") or 0) if kind_of(child) is JOB else 0
 
 
 def _started_at(state: ChildState, status: JsonObject, pods: Sequence[JsonObject]) -> datetime | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from wrpo_operator.api import conditions as words
 from wrpo_operator.api import names
+from wrpo_operator.api.backends import CHILD_KINDS
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import FINISHED, Phase
@@ -35,7 +36,6 @@ from wrpo_operator.plan.model import (
 from wrpo_operator.plan.planner import plan
 from wrpo_operator.render import render_attempt
 from wrpo_operator.render.settings import RenderSettings
-from wrpo_operator.render.training import BACKENDS
 from wrpo_operator.runtime import events
 from wrpo_operator.runtime.explain import Explainer
 from wrpo_operator.runtime.holding import HeldStatuses
@@ -295,9 +295,7 @@ class Reconciler:
     async def _set_suspend(self, experiment: Experiment, change: SetSuspend) -> Refused | None:
         self._check()
         resource = CHILD_RESOURCES[change.kind]
-        backend = BACKENDS.get(change.kind)
-        suspended: JsonObject = {"spec": {"suspend": change.suspend}}
-        patch = backend.suspend_patch(suspend=change.suspend) if backend else suspended
+        patch = CHILD_KINDS[change.kind].suspend_patch(suspend=change.suspend)
         log.info("%s %s", "suspending" if change.suspend else "resuming", change.name, extra={"child": change.name})
         try:
             answer = await self._client.merge_patch(resource, change.name, experiment.namespace, patch)

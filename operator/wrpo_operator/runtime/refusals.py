@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from wrpo_operator.api import conditions as words
 from wrpo_operator.api import names
+from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.plan.model import Experiment, Manifest, Refusal
-from wrpo_operator.render.training import BACKENDS
 from wrpo_operator.runtime.errors import KubeError
 from wrpo_operator.runtime.explain import refusal_reason
 from wrpo_operator.runtime.rendered_paths import user_paths

@@ -14,7 +14,8 @@ from wrpo_operator.api.pod_template import STAGE_CONTAINER
 from wrpo_operator.render.merge import MERGE_KEYS
 
 _STEP = r"(?:\.[A-Za-z][A-Za-z0-9_-]*|\[[^\[\]]*\])"
-_PATH = re.compile(rf"(?<![\w/])\.?(?:spec{_STEP}*?\.)?template\.(?:spec|metadata){_STEP}*")
+_PATH = re.compile(rf"(?<![\w/])\.?((?:spec{_STEP}*\.)?)template\.((?:spec|metadata){_STEP}*)")
+"""In a JobSet or a runtime, the pod template is in the template of a Job: the innermost one counts."""
 _PART = re.compile(r"\.?([A-Za-z][A-Za-z0-9_-]*)|\[([^\[\]]*)\]")
 _KEYED = re.compile(r'(\w+)="?([^",]*)"?')
 _FIELDS: Mapping[str, str] = {
@@ -33,11 +34,10 @@ _FIELDS: Mapping[str, str] = {
 
 def user_paths(text: str, manifest: Mapping[str, Any], pod_template: Mapping[str, Any]) -> str:
     """Return the server's words with the user's paths, as far as a path can be found in the manifest."""
-    return _PATH.sub(lambda match: _translated(match.group(), manifest, pod_template), text)
+    return _PATH.sub(lambda match: _translated(match[1], match[2], manifest, pod_template), text)
 
 
-def _translated(path: str, manifest: Mapping[str, Any], pod_template: Mapping[str, Any]) -> str:
-    head, _, inner = path.removeprefix(".").partition("template.")
+def _translated(head: str, inner: str, manifest: Mapping[str, Any], pod_template: Mapping[str, Any]) -> str:
     template = _follow(manifest, _steps(f"{head}template"))
     steps = _named(template, _steps(inner))
     shown = "".join(f"[{step}]" if is_item else f".{step}" for step, is_item in steps)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from wrpo_operator.api.backends import BACKENDS, CHILD_KINDS, JOB, ResourceType
+
 JsonObject = dict[str, Any]
 
 
@@ -41,11 +43,14 @@ class Resource:
         return "/".join(parts)
 
 
+def _served(resource: ResourceType) -> Resource:
+    return Resource(resource.group, resource.version, resource.plural, resource.kind)
+
+
+CHILD_RESOURCES: dict[str, Resource] = {name: _served(kind.resource) for name, kind in CHILD_KINDS.items()}
+"""Kinds that a stage may become, by kind."""
+JOBS = CHILD_RESOURCES[JOB.kind]
 EXPERIMENTS = Resource("wrpo.ai", "v1alpha1", "wrpoexperiments", "WRPOExperiment")
-JOBS = Resource("batch", "v1", "jobs", "Job")
-PYTORCH_JOBS = Resource("kubeflow.org", "v1", "pytorchjobs", "PyTorchJob")
-TRAIN_JOBS = Resource("trainer.kubeflow.org", "v1alpha1", "trainjobs", "TrainJob")
-TRAINING_RUNTIMES = Resource("trainer.kubeflow.org", "v1alpha1", "trainingruntimes", "TrainingRuntime")
 PODS = Resource("", "v1", "pods", "Pod")
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", "ServiceAccount")
@@ -60,12 +65,11 @@ POD_GROUPS = (
     Resource("scheduling.x-k8s.io", "v1alpha1", "podgroups", "PodGroup"),
 )
 
-CHILD_RESOURCES: dict[str, Resource] = {resource.kind: resource for resource in (JOBS, PYTORCH_JOBS, TRAIN_JOBS)}
-"""Kinds a stage may become, by kind."""
+_COMPANIONS = tuple(_served(resource) for backend in BACKENDS.values() for resource in backend.companions)
 
 APPLIED_RESOURCES: dict[tuple[str, str], Resource] = {
     (resource.api_version, resource.kind): resource
-    for resource in (*CHILD_RESOURCES.values(), *POD_GROUPS, TRAINING_RUNTIMES, CONFIG_MAPS, SERVICE_ACCOUNTS)
+    for resource in (*CHILD_RESOURCES.values(), *POD_GROUPS, *_COMPANIONS, CONFIG_MAPS, SERVICE_ACCOUNTS)
 }
 """Everything that may stand in a rendered manifest, by apiVersion and kind."""
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from wrpo_operator.api.backends import CHILD_KINDS, ChildKind
 from wrpo_operator.runtime.kueue import JOB_UID_LABEL
-from wrpo_operator.runtime.resources import CHILD_RESOURCES, EVENTS, PODS, WORKLOADS, JsonObject, Resource
+from wrpo_operator.runtime.resources import EVENTS, PODS, WORKLOADS, JsonObject, Resource
 
 _META = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
 _OWNER = ("kind", "name", "uid", "controller")
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-_CHILD_SPEC = ("suspend", "runPolicy")
-_CHILD_STATUS = ("conditions", "startTime", "completionTime", "succeeded")
 _CONDITION = ("type", "status", "reason", "message", "lastTransitionTime")
 _POD_CONDITION = ("type", "status", "reason", "message")
 _CONTAINER = ("name", "state", "lastState")
@@ -31,8 +30,9 @@ def trim(resource: Resource, obj: JsonObject) -> JsonObject:
     """Return `obj` without what nothing here reads; the given object stays as it is."""
     if resource == PODS:
         return _trim_pod(obj)
-    if resource.kind in CHILD_RESOURCES:
-        return _trim_child(obj)
+    kind = CHILD_KINDS.get(resource.kind)
+    if kind is not None:
+        return _trim_child(kind, obj)
     if resource == EVENTS:
         return {**_some(obj, _EVENT), "involvedObject": _some(obj.get("involvedObject"), ("kind", "name"))}
     if resource == WORKLOADS:
@@ -51,13 +51,13 @@ def differs(before: JsonObject, after: JsonObject) -> bool:
     return any(old.get(key) != new.get(key) for key in (old.keys() | new.keys()) - {"resourceVersion"})
 
 
-def _trim_child(obj: JsonObject) -> JsonObject:
+def _trim_child(kind: ChildKind, obj: JsonObject) -> JsonObject:
     status = obj.get("status") or {}
     return {
         **_type_of(obj),
         "metadata": _metadata(obj),
-        "spec": _some(obj.get("spec"), _CHILD_SPEC),
-        "status": {**_some(status, _CHILD_STATUS), **_lists(status, {"conditions": _CONDITION})},
+        "spec": _some(obj.get("spec"), kind.suspend_path[:1]),
+        "status": {**_some(status, kind.status_fields), **_lists(status, {"conditions": _CONDITION})},
     }
 
 

@@ -15,6 +15,7 @@ from chart_support import render as template
 
 from wrpo_devcluster.apiserver.admission.podsecurity import violations
 from wrpo_operator.__main__ import run as run_command
+from wrpo_operator.api.backends import BACKENDS
 
 SYNTHETIC = {"CustomResourceDefinition", "ServiceMonitor", "PrometheusRule"}
 """Kinds whose schema is not Kubernetes' own."""
@@ -94,6 +95,29 @@ def test_a_kubernetes_that_is_too_old_is_refused() -> None:
     done = helm("template", "wrpo", str(CHART), "--kube-version", "1.28.0")
     assert done.returncode != 0
     assert "kubeVersion" in done.stderr
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("cluster", "ClusterRole"), ("namespaced", "Role")])
+def test_the_operators_role_grants_exactly_what_each_training_backend_needs(mode: str, kind: str) -> None:
+    rights = {
+        (group, resource): set(rule["verbs"])
+        for rule in one(template(f'mode="{mode}"'), kind)["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    expected: dict[tuple[str, str], set[str]] = {}
+    for backend in BACKENDS.values():
+        expected[backend.resource.group, backend.resource.plural] = {"list", "watch", "create", "patch", "delete"}
+        expected |= {(other.group, other.plural): {"create", "patch"} for other in backend.companions}
+    groups = {group for group, _ in expected}
+    assert {place: verbs for place, verbs in rights.items() if place[0] in groups} == expected
+
+
+def test_the_notes_name_every_training_backend_and_what_to_install() -> None:
+    done = helm("install", "wrpo", str(CHART), "-n", "wrpo-system", "--dry-run=client")
+    assert done.returncode == 0, done.stderr
+    for backend in BACKENDS.values():
+        assert f"{backend.kind} ({backend.resource.api_version}): install {backend.product}\n" in done.stdout
 
 
 def test_cluster_mode_binds_a_cluster_role_and_lets_the_operator_make_the_stages_account() -> None:

@@ -9,6 +9,7 @@ import pytest
 from support.builders import NOON, make_child, make_experiment, make_pod
 
 from wrpo_engine.config import ErrorInfo, TerminationMessage
+from wrpo_operator.api.backends import BACKENDS, CHILD_KINDS
 from wrpo_operator.api.status import Attempt, AttemptState, to_time
 from wrpo_operator.plan.classify import Failure, attempt_of, failure_of
 from wrpo_operator.plan.model import ChildState, FailureKind, PodFact
@@ -85,6 +86,22 @@ def test_a_job_failed_by_the_failure_policy_is_bad_config_even_without_pods() ->
     child = failed_child("prepare", name="x", failed_reason="PodFailurePolicy", failed_message="exit code 65")
     text = "Job x failed: PodFailurePolicy: exit code 65."
     assert failure_of(child) == Failure(FailureKind.CONFIG, "PodFailurePolicy", text)
+
+
+def test_a_jobset_that_a_final_exit_code_ended_is_bad_config_even_without_pods() -> None:
+    reason, words = "FailJobSetFailurePolicyAction", "applying FailJobSet failure policy action"
+    final = failure_of(failed_child(kind="JobSet", name="x", failed_reason=reason, failed_message=words))
+    assert final == Failure(FailureKind.CONFIG, reason, f"JobSet x failed: {reason}: {words}.")
+    for kind, other in (("JobSet", "ReachedMaxRestarts"), ("JobSet", "PodFailurePolicy"), ("PyTorchJob", "")):
+        again = failure_of(failed_child(kind=kind, name="x", failed_reason=other, failed_message=words))
+        assert again.kind is FailureKind.APPLICATION
+
+
+@pytest.mark.parametrize("kind", CHILD_KINDS)
+def test_one_lost_pod_excuses_a_gang_and_not_a_job(kind: str) -> None:
+    pods = (make_pod("p0", exit_code=1, finished_at=LATER), make_pod("p1", exit_code=137, disrupted=True))
+    expected = FailureKind.DISRUPTION if kind in BACKENDS else FailureKind.APPLICATION
+    assert failure_of(failed_child(kind=kind, pods=pods)).kind is expected
 
 
 def test_a_deadline_is_the_child_s_own_failure() -> None:

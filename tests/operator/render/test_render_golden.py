@@ -63,6 +63,11 @@ CASES: dict[str, tuple[str, dict[str, Any], RenderSettings]] = {
         "train",
         {"training": {"nodes": 2, "gpusPerNode": 4, "backend": "TrainJob"}, "scheduling": {"podGroup": "Volcano"},
          "deadlines": {"activeSeconds": 86400}}, SETTINGS),
+    "train-as-jobset": (
+        "train",
+        {"training": {"nodes": 2, "gpusPerNode": 4, "backend": "JobSet"},
+         "scheduling": {"podGroup": "SchedulerPlugins", "schedulerName": "co"},
+         "deadlines": {"activeSeconds": 86400}}, SETTINGS),
     "score-by-an-endpoint": (
         "score/qwen",
         {"reward": {"model": None, "endpoint": "http://rewards.ml:8000/v1", "endpointModel": "rm",
@@ -100,6 +105,8 @@ def pod_templates(child: Manifest) -> list[dict[str, Any]]:
         return [child["spec"]["template"]]
     if child["kind"] == "TrainingRuntime":
         return [job["template"]["spec"]["template"] for job in child["spec"]["template"]["spec"]["replicatedJobs"]]
+    if child["kind"] == "JobSet":
+        return [job["template"]["spec"]["template"] for job in child["spec"]["replicatedJobs"]]
     return [replica["template"] for replica in child["spec"].get("pytorchReplicaSpecs", {}).values()]
 
 
@@ -133,21 +140,39 @@ def test_manifests_are_strictly_valid(case: str) -> None:
 PYTORCH_CASES = [
     case
     for case, (stage, changes, _) in CASES.items()
-    if stage in {"sft", "train"} and changes.get("training", {}).get("backend") != "TrainJob"
+    if stage in {"sft", "train"} and "backend" not in changes.get("training", {})
 ]
 
 
 @pytest.mark.parametrize("case", PYTORCH_CASES)
 def test_pytorchjobs_follow_their_schema(case: str) -> None:
-    definition = yaml.safe_load((ROOT / "operator/wrpo_devcluster/manifests/pytorchjobs.yaml").read_text())
-    schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     job = render(case)[-1]
-    assert list(Draft4Validator(closed(schema)).iter_errors(job)) == []
+    assert errors_of(job) == []
     replicas = job["spec"]["pytorchReplicaSpecs"]
     assert replicas["Master"]["replicas"] == 1
     assert {replica["restartPolicy"] for replica in replicas.values()} == {"Never"}
     assert [template["spec"]["containers"][0]["name"] for template in pod_templates(job)] == ["pytorch"] * len(replicas)
     assert len(job["metadata"]["name"]) <= 50
+
+
+def errors_of(manifest: Manifest) -> list[Any]:
+    """Return what a custom resource's own schema says against a manifest, unknown fields included."""
+    schemas = {
+        definition["spec"]["names"]["kind"]: definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+        for path in (ROOT / "operator/wrpo_devcluster/manifests").glob("*.yaml")
+        for definition in yaml.safe_load_all(path.read_text())
+    }
+    return list(Draft4Validator(closed(schemas[manifest["kind"]])).iter_errors(manifest))
+
+
+def test_a_jobset_follows_its_schema_and_its_job_is_a_valid_one() -> None:
+    child = render("train-as-jobset")[-1]
+    assert errors_of(child) == []
+    (replicated,) = child["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, **replicated["template"]}
+    kubernetes_validate.validate(job, KUBERNETES, strict=True)
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == 2
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
 
 
 def closed(node: dict[str, Any]) -> dict[str, Any]:

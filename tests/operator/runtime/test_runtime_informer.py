@@ -12,10 +12,11 @@ import pytest
 from wrpo_operator.runtime import informer as module
 from wrpo_operator.runtime.informer import Informer, InformerSettings
 from wrpo_operator.runtime.kube import KubeError
-from wrpo_operator.runtime.resources import EXPERIMENTS, JOBS, PYTORCH_JOBS, Resource, name_of
+from wrpo_operator.runtime.resources import CHILD_RESOURCES, EXPERIMENTS, JOBS, Resource, name_of
 from wrpo_operator.runtime.store import ObjectStore
 
 OURS = {"app.kubernetes.io/managed-by": "wrpo-operator"}
+PYTORCHJOBS = CHILD_RESOURCES["PyTorchJob"]
 
 
 class Session:
@@ -44,7 +45,7 @@ class Session:
 class World:
     def __init__(self, kube: Any) -> None:
         self.kube, self.store = kube, ObjectStore()
-        self.served = {EXPERIMENTS, JOBS, PYTORCH_JOBS}
+        self.served = {EXPERIMENTS, JOBS, PYTORCHJOBS}
         self.changed: list[str] = []
         self.trusted = 0
         kube.served = self._is_served
@@ -122,18 +123,18 @@ def test_without_its_crd_it_waits_and_says_so_and_begins_when_it_is_there(world:
 
 
 def test_a_training_crd_that_comes_or_goes_begins_a_new_session(world: World) -> None:
-    world.served.discard(PYTORCH_JOBS)
+    world.served.discard(PYTORCHJOBS)
 
     async def script() -> None:
         await until(lambda: world.informer.synced)
         assert world.informer.training_backends == frozenset()
-        world.served.add(PYTORCH_JOBS)
+        world.served.add(PYTORCHJOBS)
         await until(lambda: world.informer.training_backends)
-        world.kube.put(PYTORCH_JOBS, {"metadata": {"name": "t", "labels": OURS}})
-        await until(lambda: world.store.get(PYTORCH_JOBS, "default", "t"))
-        world.served.discard(PYTORCH_JOBS)
+        world.kube.put(PYTORCHJOBS, {"metadata": {"name": "t", "labels": OURS}})
+        await until(lambda: world.store.get(PYTORCHJOBS, "default", "t"))
+        world.served.discard(PYTORCHJOBS)
         await until(lambda: not world.informer.training_backends)
-        assert world.store.get(PYTORCH_JOBS, "default", "t") is None
+        assert world.store.get(PYTORCHJOBS, "default", "t") is None
 
     world.run(script)
 

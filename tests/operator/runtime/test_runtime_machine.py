@@ -27,6 +27,7 @@ from support.fault_cluster import (
 )
 
 from wrpo_operator.api import names
+from wrpo_operator.api.backends import BACKENDS
 
 RETRY_LIMIT = 2
 SPEC: dict[str, Any] = {
@@ -61,10 +62,11 @@ class ReconcilerMachine(RuleBasedStateMachine):
         self.recorded: dict[tuple[str, str, str], str] = {}
         self.failures: dict[str, int] = {}
 
-    @initialize(shared=st.booleans())
-    def two_experiments(self, *, shared: bool) -> None:
+    @initialize(shared=st.booleans(), backend=st.sampled_from(sorted(BACKENDS)))
+    def two_experiments(self, *, shared: bool, backend: str) -> None:
+        training = {**SPEC["training"], "backend": backend}
         for name in EXPERIMENTS:
-            self.server.add(name, **SPEC, reuse={"salt": "" if shared else name})
+            self.server.add(name, **{**SPEC, "training": training}, reuse={"salt": "" if shared else name})
 
     def start(self, number: int) -> Operator:
         client = FaultyClient(self.server, {}, calls=[])

@@ -118,6 +118,26 @@ STATES = {
         (),
         ChildState.SUCCEEDED,
     ),
+    "a JobSet that is completed": (
+        child("JobSet", status={"conditions": [condition("Completed", reason="AllJobsCompleted")]}),
+        (),
+        ChildState.SUCCEEDED,
+    ),
+    "a failed JobSet": (
+        child("JobSet", status={"conditions": [condition("Failed", reason="ReachedMaxRestarts")]}),
+        (),
+        ChildState.FAILED,
+    ),
+    "a suspended JobSet": (
+        child("JobSet", spec={"suspend": True}, status={"conditions": [condition("Suspended")]}),
+        (),
+        ChildState.SUSPENDED,
+    ),
+    "a JobSet that starts its jobs in order runs": (
+        child("JobSet", status={"conditions": [condition("StartupPolicyCompleted")]}),
+        (RUNNING_POD,),
+        ChildState.RUNNING,
+    ),
     "a new PyTorchJob is pending": (
         child("PyTorchJob", status={"conditions": [condition("Created")]}),
         (),

@@ -354,6 +354,14 @@ PATHS = {
     "spec.backoffLimit": "spec.backoffLimit",
     "template": "template",
 }
+NESTED = {
+    "a JobSet": ("spec.replicatedJobs[0].", {"replicatedJobs": [{"template": MANIFEST}]}),
+    "a TrainJob's runtime": (
+        "spec.template.spec.replicatedJobs[0].",
+        {"template": {"spec": {"replicatedJobs": [{"template": MANIFEST}]}}},
+    ),
+    "a PyTorchJob": ("spec.pytorchReplicaSpecs[Master].", {"pytorchReplicaSpecs": {"Master": MANIFEST["spec"]}}),
+}
 
 
 @pytest.mark.parametrize(("path", "expected"), PATHS.items(), ids=PATHS.keys())
@@ -361,6 +369,16 @@ def test_paths_of_the_rendered_child_become_the_users(path: str, expected: str) 
     text = f'Job.batch "x" is invalid: {path}: Invalid value'
     found = user_paths(text, MANIFEST, WRITTEN)
     assert found.replace("spec.podTemplate.metadata.labels.", "").startswith(f'Job.batch "x" is invalid: {expected}')
+
+
+@pytest.mark.parametrize(("head", "spec"), NESTED.values(), ids=NESTED.keys())
+def test_paths_of_a_template_within_a_template_become_the_users_too(head: str, spec: dict[str, Any]) -> None:
+    for path, expected in PATHS.items():
+        if path.startswith("spec.template."):
+            inner = path if "replicatedJobs" not in head else f"template.{path}"
+            text = f"x is invalid: {head}{inner.removeprefix('spec.')}: Invalid value"
+            found = user_paths(text, {"spec": spec}, WRITTEN)
+            assert found == f"x is invalid: {expected}: Invalid value"
 
 
 def test_the_same_attempt_is_not_applied_by_looks_that_something_else_causes(world: World) -> None:

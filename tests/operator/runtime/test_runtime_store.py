@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wrpo_operator.api import names
+from wrpo_operator.api.backends import CHILD_KINDS, ChildKind
 from wrpo_operator.runtime.observe import child_fact, pod_fact
-from wrpo_operator.runtime.resources import EXPERIMENTS, JOBS, PODS
+from wrpo_operator.runtime.resources import CHILD_RESOURCES, EXPERIMENTS, JOBS, PODS
 from wrpo_operator.runtime.store import ObjectStore
 from wrpo_operator.runtime.trim import trim
 
@@ -187,6 +189,23 @@ def test_what_is_kept_says_the_same_as_the_whole_and_takes_a_fraction_of_it() ->
     assert pod_fact(trim(PODS, pod)) == pod_fact(pod)
     assert len(json.dumps(trim(JOBS, job_))) < len(json.dumps(job_)) / 4
     assert len(json.dumps(trim(PODS, pod))) < len(json.dumps(pod)) / 3
+
+
+@pytest.mark.parametrize("kind", CHILD_KINDS.values(), ids=CHILD_KINDS)
+@pytest.mark.parametrize("end", ["succeeded", "failed", ""])
+def test_what_is_kept_of_a_child_says_the_same_as_the_whole_whatever_its_kind(kind: ChildKind, end: str) -> None:
+    entry = {"type": getattr(kind, end, "Created"), "status": "True", "reason": "R", "message": "m",
+             "lastTransitionTime": "2026-01-01T00:01:00Z", "observedGeneration": 1}  # fmt: skip
+    times = {"startTime": "2026-01-01T00:00:10Z", "completionTime": "2026-01-01T00:01:00Z", "succeeded": 1}
+    # Not every kind has these fields; those that its entry does not name are read of none.
+    status = {"conditions": [entry], **{field: times[field] for field in kind.status_fields if field in times}}
+    child = whole_job() | {"kind": kind.kind, "status": {**status, "restarts": 3}}
+    child["spec"] = {**child["spec"], **kind.suspend_patch(suspend=True)["spec"]}
+    resource = CHILD_RESOURCES[kind.kind]
+    small = trim(resource, child)
+    assert child_fact(small, []) == child_fact(child, [])
+    assert small["status"].keys() == status.keys()
+    assert list(small["spec"]) == [kind.suspend_path[0]]
 
 
 JSON = st.recursive(

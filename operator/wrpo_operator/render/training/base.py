@@ -1,48 +1,111 @@
-"""What a training backend must be able to do. Everything particular to one stands in that backend's file."""
+"""What a training backend must be able to do; what is known of it otherwise is its entry in `api/backends.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from wrpo_operator.api.backends import BackendKind
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
+from wrpo_operator.plan.resources import Gang, gang_of
+from wrpo_operator.render.common import child_metadata
+from wrpo_operator.render.pod import pod_template
+from wrpo_operator.render.podgroup import needs_pod_group, render_pod_group
 from wrpo_operator.render.settings import RenderSettings
+
+FIRST_PORT = 20000
+NUM_PORTS = 20000
+COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+
+
+@dataclass(frozen=True, slots=True)
+class GangRequest:
+    """A planned attempt of a training stage, and what all backends render of it alike."""
+
+    experiment: Experiment
+    spec: ExperimentSpec
+    planned: PlannedAttempt
+    settings: RenderSettings
+    config_name: str
+    """Name of the ConfigMap that holds the stage's configuration."""
+
+    @property
+    def gang(self) -> Gang:
+        """How many pods of how many ranks."""
+        return gang_of(self.spec, self.planned.node.id.kind)
+
+    @property
+    def name(self) -> str:
+        """Name of the child."""
+        return self.planned.child_name
+
+    def template(self, container: str, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the pod template; `extra` are fields of the stage's container."""
+        return pod_template(
+            self.experiment,
+            self.spec,
+            self.planned,
+            self.settings,
+            self.config_name,
+            container_name=container,
+            container_extra=extra,
+        )
+
+    def suspend(self) -> dict[str, bool]:
+        """Return the suspend field; with a queue it is Kueue's, and there is none."""
+        return {} if self.spec.scheduling.queue_name else {"suspend": self.planned.suspend}
+
+    def child(
+        self, facts: BackendKind, spec: dict[str, Any], *, described: dict[str, Any] | None = None
+    ) -> tuple[Manifest, ...]:
+        """Return the child of this spec, after its PodGroup if the operator makes that.
+
+        `described` is what the hash of the child's template covers, if more than its spec.
+        """
+        metadata = child_metadata(self.experiment, self.planned, self.spec.scheduling, described or spec)
+        child = {
+            "apiVersion": facts.resource.api_version,
+            "kind": facts.kind,
+            "metadata": metadata,
+            "spec": spec,
+        }
+        is_grouped = needs_pod_group(self.spec, self.planned)
+        groups = (render_pod_group(self.experiment, self.spec, self.planned),) if is_grouped else ()
+        return *groups, child
 
 
 class TrainingBackend(Protocol):
-    """Renders the child of a training stage. Its pods must start torchrun with the gang's shape in PET_..."""
+    """Renders the child of a training stage. Its pods start torchrun, which reads the gang's shape from PET_...
 
-    kind: str
-    """Kind of the child."""
-    container: str
-    """Name of the container that runs the stage."""
-    controls_pods: bool
-    """Whether the child itself is its pods' controller; else they are found by the attempt's labels."""
+    `facts.torchrun_variables` says who sets these variables: a controller, or `render` by `torchrun_variables`.
+    """
 
-    def render(
-        self,
-        experiment: Experiment,
-        spec: ExperimentSpec,
-        planned: PlannedAttempt,
-        settings: RenderSettings,
-        config_name: str,
-    ) -> tuple[Manifest, ...]:
-        """Return what is applied, in this order; the child is the last."""
-        ...
+    facts: BackendKind
+    """The backend's entry."""
 
-    def suspend_patch(self, *, suspend: bool) -> dict[str, Any]:
-        """Return the merge patch that sets the child's suspend field."""
-        ...
-
-    def is_suspended(self, spec: Mapping[str, Any]) -> bool:
-        """Return the suspend field of a child's spec."""
-        ...
-
-    def pod_maker(self, child: str) -> tuple[str, str]:
-        """Return kind and name of the object that creates the child's pods: its Events tell of refused ones."""
+    def render(self, request: GangRequest) -> tuple[Manifest, ...]:
+        """Return what is applied, in this order; the child is the last. The gang is never restarted in place."""
         ...
 
     def rank_of(self, labels: Mapping[str, str]) -> int | None:
-        """Return the node rank that a pod's labels tell; None where the completion index does."""
+        """Return the node rank in a pod's labels; None where it is the completion index of an Indexed Job."""
         ...
+
+
+def master_port(planned: PlannedAttempt) -> int:
+    """Return the gang's port: made of stage hash and attempt, so that two gangs on one host do not meet."""
+    return FIRST_PORT + (int(planned.node.hash, 16) + planned.attempt) % NUM_PORTS
+
+
+def torchrun_variables(gang: Gang, *, master: str, port: int) -> list[dict[str, Any]]:
+    """Return the environment of every pod of a gang that is an Indexed Job; `master` is the host of the first pod."""
+    values = {
+        "PET_NNODES": str(gang.nodes),
+        "PET_NPROC_PER_NODE": str(gang.ranks_per_node),
+        "PET_MASTER_ADDR": master,
+        "PET_MASTER_PORT": str(port),
+    }
+    rank = {"name": "PET_NODE_RANK", "valueFrom": {"fieldRef": {"fieldPath": COMPLETION_INDEX}}}
+    return [*({"name": name, "value": value} for name, value in values.items()), rank]
