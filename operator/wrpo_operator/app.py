@@ -60,6 +60,7 @@ class Operator:
     def __init__(self, connection: HttpKube, settings: Settings) -> None:
         self._connection = connection
         self._settings = settings
+        self._stop = asyncio.Event()
         self._metrics = Metrics()
         self._store = ObjectStore()
         self._changes = Changes(self._store)
@@ -82,6 +83,7 @@ class Operator:
             on_session=self._on_session,
             on_trusted=self._wake,
             on_cut=lambda resource: self._metrics.undecodable.labels(resource).inc(),
+            restore_signals=self._handle_signals,
         )
         self._lease = LeaderElection(
             client,
@@ -119,29 +121,31 @@ class Operator:
 
     async def run(self) -> None:
         """Run until SIGTERM or SIGINT."""
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        self._handle_signals()
         runners = [await self._serve(self._health(), self._settings.health_port, "health")]
         if self._settings.progress_port:
             tls = self._certificate.context if self._certificate else None
             runners.append(await self._serve(self._progress().app(), self._settings.progress_port, "progress", tls))
         try:
-            await self._until(stop)
+            await self._until_stopped()
         finally:
             for runner in runners:
                 await runner.cleanup()
             await self._connection.close()
 
-    async def _until(self, stop: asyncio.Event) -> None:
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+
+    async def _until_stopped(self) -> None:
         parts = {
             asyncio.create_task(self._informer.run(), name="informer"),
             asyncio.create_task(self._queue.run(self._settings.workers), name="queue"),
             asyncio.create_task(self._lease.run(), name="lease"),
             asyncio.create_task(self._resync(), name="resync"),
         }
-        stopping = asyncio.create_task(stop.wait(), name="stop")
+        stopping = asyncio.create_task(self._stop.wait(), name="stop")
         try:
             done, _ = await asyncio.wait(parts | {stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:

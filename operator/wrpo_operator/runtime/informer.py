@@ -73,6 +73,7 @@ class Informer:
         on_session: Callable[[], None] = lambda: None,
         on_trusted: Callable[[], None] = lambda: None,
         on_cut: Callable[[str], None] = lambda _resource: None,
+        restore_signals: Callable[[], None] = lambda: None,
     ) -> None:
         self._client = client
         self._store = store
@@ -83,6 +84,7 @@ class Informer:
         self._on_session = on_session
         self._on_trusted = on_trusted
         self._on_cut = on_cut
+        self._restore_signals = restore_signals
         self._served: frozenset[Resource] = frozenset()
         self._owed: dict[str, int] = {}
         self._audit_soon = asyncio.Event()
@@ -144,6 +146,7 @@ class Informer:
             login=self._login,
             sink=self._receive,
             on_cut=self._on_cut,
+            restore_signals=self._restore_signals,
         )
         session.start()
         self._session_started_at = self._monotonic()

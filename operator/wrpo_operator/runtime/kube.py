@@ -323,7 +323,7 @@ class HttpKube:
             raise transport_error(method, path, self.server, error) from error
 
     async def kopf_login(self) -> dict[str, Any]:
-        """Return the same credentials, read anew, as arguments of kopf.ConnectionInfo. Safe on any event loop."""
+        """Read the credentials again and return them as arguments of kopf.ConnectionInfo."""
         configuration = await load_configuration(*self._source)
         scheme, token = await _credentials(configuration)
         return {

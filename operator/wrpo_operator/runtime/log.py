@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object per line on stderr, or plain lines for people."""
+"""Structured logs: one JSON object per line on stderr, or plain text lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def bind(**fields: object) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """time, level, logger, message, the bound fields, and those given as `extra`."""
+    """Fields: time, level, logger, message, the bound fields, and those given as `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -36,11 +36,10 @@ class JsonFormatter(logging.Formatter):
 
 
 class KopfNoise(logging.Filter):
-    """Drops kopf's lines that say nothing here: our loop handles signals, and what is tried again is no error yet."""
+    """Drops kopf's errors about requests that it retries."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        return "OS signals are ignored" not in message and "failed; will retry" not in message
+        return "failed; will retry" not in record.getMessage()
 
 
 def configure(level: str, style: str) -> None:

@@ -1,23 +1,28 @@
-"""Watching through kopf: every change of a watched object is handed to one callback on our event loop.
+"""Watch through kopf: every change of a watched object is handed to one callback.
 
-kopf runs in a thread of its own with its own event loop, because it takes over signals and cancels every task that
-was started after it when it ends, and it must be able to end: a watched resource whose CRD disappears is fatal to it,
-and a CRD that appears later is only seen by a new session. Only `on.event` handlers are used: kopf writes nothing.
-kopf does not tell of objects that were deleted while a watch was lost; `informer` lists now and then for that.
+kopf runs in this process's event loop, by its public interface alone. Three of its habits are those of a program that
+owns its loop, and are undone here:
+
+- It replaces the loop's handlers of SIGTERM and SIGINT. `restore_signals` sets the owner's again before a signal can be
+  handled.
+- `kopf.operator` cancels every task of the loop that is younger than itself when it ends. So its tasks are spawned by
+  `kopf.spawn_tasks` and ended here; each of them ends what it has started.
+- It kills a process that takes long to end. That is switched off.
+
+A session must be able to end: a watched resource whose CRD disappears is fatal to kopf, and a CRD that appears later is
+only seen by a new session. Only `on.event` handlers are used, so kopf writes nothing. It does not report objects that
+were deleted while a watch was lost; `informer` lists now and then for that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import aiohttp
 import kopf
-from kopf._core.reactor.inventory import ResourceMemories  # kopf.operator takes it, but does not export it
 
 from wrpo_operator.api import names
 from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, Resource
@@ -27,13 +32,13 @@ log = logging.getLogger(__name__)
 CHILD_SELECTOR = f"{names.LABEL_MANAGED_BY}={names.MANAGER}"
 STOP_TIMEOUT_S = 15.0
 LOGIN_PAUSE_S = 2.0
-"""Between two logins: kopf asks for one at each 401, however soon."""
+"""Between two logins: kopf requests one at each 401, however soon."""
 ERROR_BACKOFFS_S: tuple[float, ...] = (0.5, 1, 2, 2)
-"""Pauses within one request. A list or watch that is refused after the last one begins again half a second later."""
+"""Pauses within one request. A list or watch that is refused after the last one is retried half a second later."""
 Sink = Callable[[Resource, str | None, JsonObject], None]
 """(resource, ADDED | MODIFIED | DELETED | None for an item of a list, object)"""
 Login = Callable[[], Awaitable[Mapping[str, Any]]]
-"""Returns the arguments of kopf.ConnectionInfo; called on kopf's event loop, again whenever the server answers 401."""
+"""Returns the arguments of kopf.ConnectionInfo; called again whenever the server answers 401."""
 
 
 def selector_of(resource: Resource) -> str:
@@ -42,7 +47,7 @@ def selector_of(resource: Resource) -> str:
 
 
 class _NoDiffs(kopf.DiffBaseStorage):  # type: ignore[misc]
-    """No object's last state is kept: changes are not told apart here, and kopf would copy every object for it."""
+    """Keeps no object's last state: only kopf's other handlers need it, and it costs a copy of every object."""
 
     def build(self, **_: Any) -> Any:
         return {}
@@ -55,7 +60,7 @@ class _NoDiffs(kopf.DiffBaseStorage):  # type: ignore[misc]
 
 
 class _NoProgress(kopf.ProgressStorage):  # type: ignore[misc]
-    """No handler's progress is kept: `on.event` handlers have none, and kopf would copy every object to look for it."""
+    """Keeps no handler's progress: `on.event` handlers have none, and looking for it costs a copy of every object."""
 
     def fetch(self, **_: Any) -> Any:
         return None
@@ -73,46 +78,8 @@ class _NoProgress(kopf.ProgressStorage):  # type: ignore[misc]
         return essence
 
 
-class _NoMemories(ResourceMemories):  # type: ignore[misc]
-    """Nothing of an object is kept between its events: only kopf's other kinds of handlers would find something there,
-    and it is 2 KiB for each child and each pod, as long as they exist.
-    """
-
-    async def recall(self, raw_body: Any, **settings: Any) -> Any:
-        return await super().recall(raw_body, **{**settings, "ephemeral": True})
-
-
-class Handover:
-    """Calls made by one thread and carried out in their order on the event loop of another, woken once for many.
-
-    Waking the loop costs more than most of the calls; a busy loop finds all that came meanwhile at once.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._calls: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._is_awake = False
-
-    def call(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Carry it out soon; RuntimeError if the loop is closed."""
-        self._calls.append((function, arguments))
-        if not self._is_awake:
-            self._is_awake = True
-            self._loop.call_soon_threadsafe(self._drain)
-
-    def _drain(self) -> None:
-        # Before the calls: one that is added after the last look must wake the loop again.
-        self._is_awake = False
-        while self._calls:
-            function, arguments = self._calls.popleft()
-            try:
-                function(*arguments)
-            except Exception:
-                log.exception("an event was lost to an error")
-
-
 class WatchSession:
-    """One run of kopf over a fixed set of resources. Ends by `stop` or by an error; it is never reused."""
+    """One run of kopf over a fixed set of resources. It ends by `stop` or by an error, and is never reused."""
 
     def __init__(
         self,
@@ -122,64 +89,76 @@ class WatchSession:
         login: Login,
         sink: Sink,
         on_cut: Callable[[str], None] = lambda _resource: None,
+        restore_signals: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_cut` is called, in kopf's thread, with the plural of a resource of which something cannot be read."""
+        """`on_cut` is called with the plural of a resource of which something cannot be read, `restore_signals` when
+        kopf has replaced the loop's signal handlers.
+        """
         self._resources = resources
         self._namespace = namespace
         self._login = login
         self._sink = sink
         self._on_cut = on_cut
-        self._stop = threading.Event()
-        self._loop = asyncio.get_running_loop()
-        self._handover = Handover(self._loop)
-        self._ended: asyncio.Future[BaseException | None] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
+        self._restore_signals = restore_signals
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._thread.start()
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
+        self._task = asyncio.create_task(self._run(), name="kopf")
 
     async def wait_ended(self) -> BaseException | None:
         """Wait until kopf is gone; return the error that ended it, or None."""
-        return await asyncio.shield(self._ended)
+        if self._task is None:
+            return None
+        await asyncio.wait({self._task})
+        return asyncio.CancelledError() if self._task.cancelled() else self._task.exception()
 
     async def stop(self) -> None:
+        """End the session; after STOP_TIMEOUT_S its tasks are abandoned."""
         self._stop.set()
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await self.wait_ended()
         except TimeoutError:
-            log.warning("kopf did not stop within %g s; its thread is left behind", STOP_TIMEOUT_S)
+            log.warning("kopf did not stop within %g s; its tasks are abandoned", STOP_TIMEOUT_S)
+            if self._task is not None:
+                self._task.cancel()
 
-    def _run(self) -> None:
-        error: BaseException | None = None
-        try:
-            asyncio.run(self._operate())
-        except BaseException as caught:  # noqa: BLE001  # whatever ended kopf is reported to the loop that owns it
-            error = caught
-        self._call(self._set_ended, error)
-
-    async def _operate(self) -> None:
-        scope: dict[str, Any] = {"namespaces": [self._namespace]} if self._namespace else {"clusterwide": True}
+    async def _run(self) -> None:
         sessions: list[aiohttp.ClientSession] = []
+        scope: dict[str, Any] = {"namespaces": [self._namespace]} if self._namespace else {"clusterwide": True}
         try:
-            await kopf.operator(
+            tasks = await kopf.spawn_tasks(
                 registry=self._registry(sessions),
                 settings=_settings(self._resources),
                 standalone=True,
-                memories=_NoMemories(),
+                memo=(),  # copied for each object
                 stop_flag=self._stop,
                 **scope,
             )
+            # Nothing is awaited before this: no signal can have been handled yet.
+            self._restore_signals()
+            await self._until_ended(tasks)
         finally:
             for session in sessions:
                 await session.close()
 
+    async def _until_ended(self, tasks: Collection[asyncio.Task[None]]) -> None:
+        """Wait until one of kopf's root tasks ends, which it does when kopf stops or fails; raise its error."""
+        done: set[asyncio.Task[None]] = set()
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # Set, it ends the task that waits for it, and makes the end of the others a wanted one.
+            self._stop.set()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
+
     def _registry(self, sessions: list[aiohttp.ClientSession]) -> Any:
-        """`sessions` takes up those that are opened; kopf closes the ones that it has used."""
+        """`sessions` receives those that are opened; kopf closes the ones that it has used."""
         registry = kopf.OperatorRegistry()
 
         @kopf.on.login(registry=registry)  # type: ignore[untyped-decorator]
@@ -198,21 +177,13 @@ class WatchSession:
         return registry
 
     def _handler(self, resource: Resource) -> Callable[..., Any]:
+        # kopf logs what a handler raises and goes on with the next event.
         async def hand_over(event: Mapping[str, Any], **_: Any) -> None:
-            obj = {**event["object"], "apiVersion": resource.api_version, "kind": resource.kind}
-            self._call(self._sink, resource, event["type"], obj)
+            self._sink(
+                resource, event["type"], {**event["object"], "apiVersion": resource.api_version, "kind": resource.kind}
+            )
 
         return hand_over
-
-    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        try:
-            self._handover.call(function, *arguments)
-        except RuntimeError:  # the owning loop is closed: nobody listens any more
-            self._stop.set()
-
-    def _set_ended(self, error: BaseException | None) -> None:
-        if not self._ended.done():
-            self._ended.set_result(error)
 
 
 def _settings(resources: tuple[Resource, ...]) -> Any:
@@ -220,6 +191,7 @@ def _settings(resources: tuple[Resource, ...]) -> Any:
     settings.persistence.diffbase_storage = _NoDiffs()
     settings.persistence.progress_storage = _NoProgress()
     settings.posting.enabled = False
+    settings.process.ultimate_exiting_timeout = None
     settings.scanning.disabled = True
     settings.peering.standalone = True
     settings.watching.server_timeout = 290
@@ -237,7 +209,7 @@ def _settings(resources: tuple[Resource, ...]) -> Any:
 
 
 def tolerant_session(info: Any, on_cut: Callable[[str], None]) -> Any:
-    """Return kopf's ConnectionInfo as an AiohttpSession that is safe to watch through; whoever asks closes it."""
+    """Return kopf's ConnectionInfo as an AiohttpSession that is safe to watch through; the caller closes it."""
 
     class Response(TolerantResponse):
         pass

@@ -25,7 +25,7 @@ class Session:
     made: list[Session] = []  # noqa: RUF012
 
     def __init__(
-        self, resources: tuple[Resource, ...], *, namespace: str | None, login: Any, sink: Any, on_cut: Any
+        self, resources: tuple[Resource, ...], *, namespace: str | None, sink: Any, on_cut: Any, **_: Any
     ) -> None:
         self.resources, self.namespace, self.sink, self.on_cut = resources, namespace, sink, on_cut
         self.over: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()

@@ -8,99 +8,30 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
+from support.watched_server import WatchedServer, event, stored
 
 from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, Resource, name_of
 from wrpo_operator.runtime.watching import WatchSession
 
-GROUP = "/apis/wrpo.ai/v1alpha1"
 DEEP = '{"a":' * 1_500 + "1" + "}" * 1_500
-DISCOVERY: JsonObject = {
-    "kind": "APIResourceList",
-    "groupVersion": "wrpo.ai/v1alpha1",
-    "resources": [
-        {
-            "name": "wrpoexperiments",
-            "singularName": "wrpoexperiment",
-            "namespaced": True,
-            "kind": "WRPOExperiment",
-            "verbs": ["list", "watch", "patch"],
-        }
-    ],
-}
-
-CORE: JsonObject = {
-    "kind": "APIResourceList",
-    "groupVersion": "v1",
-    "resources": [{"name": "namespaces", "singularName": "", "namespaced": False, "kind": "Namespace", "verbs": []}],
-}
 
 
-def stored(name: str, version: int, spec: str = "{}") -> str:
-    metadata = {"name": name, "namespace": "ns", "uid": name, "resourceVersion": str(version)}
-    return f'{{"metadata":{json.dumps(metadata)},"spec":{spec}}}'
-
-
-class Server:
-    """One resource: a list of what is stored, and watches that are sent `lines`."""
-
-    def __init__(self, items: list[str], lines: list[str]) -> None:
-        self.items, self.lines = items, lines
-        self.refusals: list[tuple[int, bytes]] = []
-        """Answers to the next requests for the collection."""
-        self.lists = 0
-        self.tokens: set[str] = set()
-        self.cuts: list[str] = []
-        """Resources of which something could not be read."""
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.tokens.add(request.headers.get("Authorization", ""))
-        if request.path.endswith("/wrpoexperiments"):
-            return await self._collection(request)
-        if request.path == GROUP:
-            return web.json_response(DISCOVERY)
-        if request.path == "/api/v1":
-            return web.json_response(CORE)
-        versions = {"groupVersion": "wrpo.ai/v1alpha1", "version": "v1alpha1"}
-        group = {"name": "wrpo.ai", "versions": [versions], "preferredVersion": versions}
-        return web.json_response({"versions": ["v1"], "groups": [group], "resources": []})
-
-    async def _collection(self, request: web.Request) -> web.StreamResponse:
-        if self.refusals:
-            code, body = self.refusals.pop(0)
-            return web.Response(status=code, body=body, content_type="application/json")
-        if "watch" not in request.query:
-            self.lists += 1
-            text = f'{{"metadata":{{"resourceVersion":"10"}},"items":[{",".join(self.items)}]}}'
-            return web.Response(text=text, content_type="application/json")
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        await response.prepare(request)
-        while self.lines:
-            await response.write(self.lines.pop(0).encode())
-        await asyncio.sleep(0.05)
-        return response
-
-
-def watch(server: Server, until: Callable[[list[tuple[str | None, str]]], bool]) -> list[tuple[str | None, str]]:
+def watch(server: WatchedServer, until: Callable[[list[tuple[str | None, str]]], bool]) -> list[tuple[str | None, str]]:
     """Watch until the events satisfy a condition; return them. Fails if the session ends before."""
     events: list[tuple[str | None, str]] = []
 
     async def main() -> None:
         done = asyncio.Event()
-        app = web.Application()
-        app.router.add_route("*", "/{tail:.*}", server.handle)
-        async with TestServer(app) as running:
+        async with server.running():
 
             def receive(_resource: Resource, kind: str | None, obj: JsonObject) -> None:
                 events.append((kind, name_of(obj)))
                 if until(events):
                     done.set()
 
-            async def login() -> dict[str, Any]:
-                return {"server": f"http://127.0.0.1:{running.port}", "scheme": "Bearer", "token": "secret"}
-
-            session = WatchSession((EXPERIMENTS,), namespace=None, login=login, sink=receive, on_cut=server.cuts.append)
+            session = WatchSession(
+                (EXPERIMENTS,), namespace=None, login=server.login, sink=receive, on_cut=server.cuts.append
+            )
             session.start()
             try:
                 await _first(done.wait(), session.wait_ended())
@@ -119,13 +50,9 @@ async def _first(*waits: Awaitable[Any]) -> None:
         task.cancel()
 
 
-def event(kind: str, obj: str) -> str:
-    return f'{{"type":"{kind}","object":{obj}}}\n'
-
-
 def test_an_object_that_nests_1500_deep_ends_neither_list_nor_watch() -> None:
     lines = [event("MODIFIED", stored("deep", 12, DEEP)), event("ADDED", stored("new", 13))]
-    server = Server([stored("deep", 1, DEEP), stored("healthy", 2)], lines)
+    server = WatchedServer([stored("deep", 1, DEEP), stored("healthy", 2)], lines)
     events = watch(server, lambda seen: ("ADDED", "new") in seen)
     assert sorted(name for kind, name in events if kind is None) == ["deep", "healthy"]
     assert events[-2:] == [("MODIFIED", "deep"), ("ADDED", "new")]
@@ -135,7 +62,7 @@ def test_an_object_that_nests_1500_deep_ends_neither_list_nor_watch() -> None:
 
 def test_an_event_that_is_no_object_is_counted_and_a_healthy_one_is_not() -> None:
     lines = ["{\n", '{"object":7}\n', event("ADDED", stored("new", 13))]
-    server = Server([stored("healthy", 2)], lines)
+    server = WatchedServer([stored("healthy", 2)], lines)
     watch(server, lambda seen: ("ADDED", "new") in seen)
     assert server.cuts == ["wrpoexperiments"] * 2
 
@@ -144,13 +71,15 @@ def test_an_event_that_is_no_object_is_counted_and_a_healthy_one_is_not() -> Non
 def test_a_refused_list_or_watch_is_tried_again(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wrpo_operator.runtime.watching.ERROR_BACKOFFS_S", (0.01, 0.01))
     status = json.dumps({"kind": "Status", "code": code, "message": "cannot list: RBAC not loaded"}).encode()
-    server = Server([stored("healthy", 2)], [event("ADDED", stored("new", 13))])
+    server = WatchedServer([stored("healthy", 2)], [event("ADDED", stored("new", 13))])
     server.refusals = [(code, status)] * 3 + [(code, b"<html>no gateway</html>")]
     assert watch(server, lambda seen: ("ADDED", "new") in seen) == [(None, "healthy"), ("ADDED", "new")]
 
 
 def test_a_list_that_is_no_json_and_a_watch_that_breaks_off_are_begun_again() -> None:
-    server = Server([stored("healthy", 2)], ['{"type":"ADDED","object":{"meta', event("ADDED", stored("new", 13))])
+    server = WatchedServer(
+        [stored("healthy", 2)], ['{"type":"ADDED","object":{"meta', event("ADDED", stored("new", 13))]
+    )
     server.refusals = [(200, b"<html>hello</html>")]
     events = watch(server, lambda seen: len(seen) >= 1)
     assert events[0] == (None, "healthy")
@@ -159,13 +88,13 @@ def test_a_list_that_is_no_json_and_a_watch_that_breaks_off_are_begun_again() ->
 @pytest.mark.parametrize("code", [403, 410, 500])
 def test_an_error_event_lists_again(code: int) -> None:
     error = f'{{"type":"ERROR","object":{{"kind":"Status","code":{code},"message":"storage is re-initializing"}}}}\n'
-    server = Server([stored("healthy", 2)], [error])
+    server = WatchedServer([stored("healthy", 2)], [error])
     assert watch(server, lambda seen: len(seen) == 2) == [(None, "healthy"), (None, "healthy")]
     assert server.lists == 2
 
 
 def test_refused_credentials_are_read_again_until_they_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wrpo_operator.runtime.watching.LOGIN_PAUSE_S", 0.01)
-    server = Server([stored("healthy", 2)], [])
+    server = WatchedServer([stored("healthy", 2)], [])
     server.refusals = [(401, b"{}")] * 12
     assert watch(server, bool) == [(None, "healthy")]
