@@ -5,7 +5,7 @@ VENV := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-s3 demo-clean test check lint types imports version unit slow cluster crds chart-readme image-test lock e2e e2e-kind mutation bench-setup bench-operator bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-sampling bench-scoring bench-curation bench-readme
+.PHONY: help setup demo demo-s3 demo-clean test check lint types imports prose version unit slow cluster crds chart-readme image-test lock e2e e2e-kind mutation bench-setup bench-operator bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-sampling bench-scoring bench-curation bench-readme
 
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ types:
 
 imports:
 	@$(VENV)/lint-imports
+
+prose: ## English of the documentation, by the rules in .vale/styles
+	@$(VENV)/python scripts/prose.py
 
 version:
 	@$(VENV)/python scripts/version.py --check
