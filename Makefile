@@ -26,7 +26,7 @@ demo-clean: ## remove all that the demos made (not .venv)
 test: ## install and run everything CI runs
 	@$(PYTHON) scripts/setup_env.py --assets --dev
 	@$(MAKE) --no-print-directory check
-	@$(VENV)/python -m pytest -m "" --durations=15
+	@$(VENV)/python -m pytest -m "" -n auto --maxprocesses 4 --dist loadfile --durations=15
 
 check: lint types imports version ## lint, types, import contracts, version
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    # As many workers as cores: threads of their own would only wait for each other. Read when torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from hypothesis import HealthCheck, settings
 
 # Timing never decides a test: a busy machine draws examples slowly. Nor does chance: the same code draws the same

@@ -28,6 +28,14 @@ def resident_bytes() -> int:
     return _status_bytes("VmRSS")
 
 
+def peak_resident_bytes() -> int:
+    """Return the most that this process has held since it was started.
+
+    Not ru_maxrss: that begins with what the parent held, because the kernel carries it through fork and exec.
+    """
+    return _status_bytes("VmHWM")
+
+
 class PeakMemory:
     """`start()`, work, `stop()`: bytes above what was held at the start, at the highest moment."""
 
@@ -55,7 +63,7 @@ class PeakMemory:
 
             torch.cuda.synchronize()
             return max(0, int(torch.cuda.max_memory_allocated()) - self._held)
-        return max(0, _status_bytes("VmHWM") - self._held)
+        return max(0, peak_resident_bytes() - self._held)
 
 
 def _on_gpu() -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.memory import peak_resident_bytes
 from benchmarks.common.process import worker_main
 from benchmarks.curation.data import HASH, Size, roles
 from wrpo_engine.cli import run
@@ -44,7 +44,7 @@ def measure(specification: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_resident_bytes(),
         "rows": message["rows"],
         "metrics": message["metrics"],
         "load_before": before,

@@ -81,8 +81,12 @@ def test_the_status_shows_progress_metrics_and_artifacts(real: Kube, quiet: Arti
     status = real.status("quiet")
     assert status["progress"]["percent"] == 100
     assert {entry["name"] for entry in status["stages"]} == set(STAGES)
-    attempts = {entry["name"]: entry["attempts"] for entry in status["stages"]}
-    assert {name: made for name, made in attempts.items() if len(made) != 1} == {}
+    for entry in status["stages"]:
+        *earlier, last = entry["attempts"]
+        assert last["state"] == "Succeeded", entry["name"]
+        # A busy machine may take a pod away or keep a gang's port; no other reason makes a second attempt right.
+        wrong = [attempt for attempt in earlier if attempt["state"] != "Disrupted" and attempt.get("exitCode") != 75]
+        assert wrong == [], entry["name"]
     for stage in STAGES:
         entry = real.stage("quiet", stage)
         assert entry["progress"] == 100, stage

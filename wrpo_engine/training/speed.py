@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import resource
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +30,18 @@ def peak_memory_bytes() -> int:
     """Return the most memory this process has held so far: of its GPU if it has one, else of the host."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
+    return peak_host_bytes()
+
+
+def peak_host_bytes() -> int:
+    """Return the most memory of the host that this process has held since it was started.
+
+    Linux carries ru_maxrss through fork and exec, so it may be the parent's; the process's own peak is VmHWM.
+    """
+    with contextlib.suppress(OSError):
+        own = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if own is not None:
+            return int(own[1]) * _KIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
 
 
