@@ -35,7 +35,7 @@ from wrpo_devcluster.controllers.volumes import ClaimController
 from wrpo_devcluster.controllers.workloads import DeploymentController, ReplicaSetController
 from wrpo_devcluster.delays import delays_middleware
 from wrpo_devcluster.faults import Faults
-from wrpo_devcluster.faults_http import faults_middleware
+from wrpo_devcluster.faults_http import FaultInjection, faults_middleware
 from wrpo_devcluster.kubelet.agent import Kubelet, PodRuntime
 from wrpo_devcluster.kubelet.context import ApiAccess, Devices, NodeServices
 from wrpo_devcluster.kubelet.logs import FileLogReader
@@ -104,6 +104,7 @@ class Cluster:
             state_dir / "apiserver",
             admin_token=self.admin_token,
             clock=self.clock.now,
+            faults=self.faults,
             crd_status_delay_s=self.config.crd_status_delay_s,
         )
         self.client: Client = self.api.client("kubernetes-admin", manager="wrpo-devcluster")
@@ -206,8 +207,9 @@ class Cluster:
 
     async def _listen(self) -> None:
         app = self.api.app()
+        injection = FaultInjection(self.faults, self.client, self.clock, self.api.close_watches)
         app.middlewares.insert(0, delays_middleware(self.config.delays, self.api.count_events, self.clock))
-        app.middlewares.insert(0, faults_middleware(self.faults, self.client, self.clock, self.admin_token))
+        app.middlewares.insert(0, faults_middleware(injection, self.admin_token))
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

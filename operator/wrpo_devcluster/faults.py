@@ -1,4 +1,4 @@
-"""Faults on request: what a real cluster does to its pods, at a moment the tester chooses."""
+"""Faults on request: what a real cluster does to pods and requests, at a moment the tester chooses."""
 
 from __future__ import annotations
 
@@ -17,13 +17,78 @@ _MESSAGES: dict[str, str] = {
 }
 
 
+@dataclass(slots=True, kw_only=True)
+class Refusal:
+    """Requests to refuse or delay. An empty selector matches everything; `times` counts down with each match."""
+
+    code: int = 500
+    """HTTP status of the refusal; 0 only delays."""
+    verb: str = ""
+    """Verb as RBAC knows it, e.g. `get`, `patch`, `watch`."""
+    group: str | None = None
+    """API group; the empty string is the core group, None any."""
+    resource: str = ""
+    namespace: str = ""
+    name: str = ""
+    user: str = ""
+    times: int = 1
+    delay_s: float = 0.0
+    message: str = "injected fault"
+    retry_after_s: int = 1
+    """What the refusal tells the client to wait; sent with 429, 503 and 504 only."""
+
+    def matches(self, request: RequestTarget) -> bool:
+        return (
+            self.times > 0
+            and self.group in {None, request.group}
+            and self.verb in {"", request.verb}
+            and self.resource in {"", request.resource}
+            and self.namespace in {"", request.namespace}
+            and self.name in {"", request.name}
+            and self.user in {"", request.user}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTarget:
+    """What a refusal is matched against: who asks for what."""
+
+    user: str
+    verb: str
+    group: str
+    resource: str
+    namespace: str
+    name: str
+
+
 @dataclass(slots=True)
 class Faults:
-    """What goes wrong at present; scheduler and kubelet look here."""
+    """What goes wrong at present; API server, scheduler and kubelet look here."""
 
     scheduling_delay_s: float = 0.0
     pull_errors: dict[str, str] = field(default_factory=dict)
     """Image (or part of its name) -> message of the pull error."""
+    refusals: list[Refusal] = field(default_factory=list)
+    """The first one that matches a request applies to it."""
+
+    def refuse(self, refusal: Refusal) -> Refusal:
+        """Add a refusal; its `times` counts down, so the caller sees how often it applied."""
+        self.refusals.append(refusal)
+        return refusal
+
+    def clear(self) -> None:
+        """Remove every fault."""
+        self.scheduling_delay_s = 0.0
+        self.pull_errors.clear()
+        self.refusals.clear()
+
+    def take_refusal(self, request: RequestTarget) -> Refusal | None:
+        """Return the refusal that applies to a request, counted down by one."""
+        for refusal in self.refusals:
+            if refusal.matches(request):
+                refusal.times -= 1
+                return refusal
+        return None
 
     def pull_error(self, image: str) -> str | None:
         for part, message in self.pull_errors.items():

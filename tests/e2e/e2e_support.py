@@ -278,8 +278,8 @@ def simulated_cluster(directory: Path) -> Iterator[Kube]:
 
 
 def break_api(kube: Kube, **command: Any) -> None:
-    """Give the embedded API server a command for its fault injection."""
-    kube.run("kubectl", "create", "--raw", "/wrpo-devcluster/faults", "-f", "-", stdin=json.dumps(command))
+    """Inject a fault into the embedded cluster."""
+    kube.run("kubectl", "create", "--raw", "/devcluster/faults", "-f", "-", stdin=json.dumps(command))
 
 
 def claim(**spec: Any) -> JsonObject:

@@ -22,12 +22,12 @@ from typing import Any, Self
 
 import yaml
 
-from wrpo_devcluster.apiserver.faults import Fault
 from wrpo_devcluster.bootstrap import crd_files, install_crds
 from wrpo_devcluster.client import DEPLOYMENTS, EVENTS, JOBS, PODS, ApiError, Resource
 from wrpo_devcluster.cluster import Cluster, write_kubeconfig
 from wrpo_devcluster.config import simulated_config
 from wrpo_devcluster.delays import NONE, Delays
+from wrpo_devcluster.faults import Refusal
 from wrpo_operator.cli.install import CHECKOUT, find_tool
 from wrpo_operator.runtime.resources import WORKLOADS
 
@@ -158,8 +158,8 @@ class World:
     def refuse_next_status(self) -> None:
         """Answer the operator's next write of a status as if somebody else had just written it."""
         user = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
-        fault = Fault(code=409, verb="patch", group="wrpo.ai", resource="wrpoexperiments", user=user)
-        asyncio.run_coroutine_threadsafe(self.cluster.api.inject(fault), self.loop).result(30)
+        refusal = Refusal(code=409, verb="patch", group="wrpo.ai", resource="wrpoexperiments", user=user)
+        self.loop.call_soon_threadsafe(self.cluster.faults.refuse, refusal)
 
     def experiments(self) -> list[JsonObject]:
         return list(self.get("wrpoexperiments")["items"])

@@ -41,7 +41,7 @@ class LocalClient:
             raise errors.error(404, "NotFound", "the server could not find the requested resource", {})
         code = 200
         try:
-            await self._services.faults.check(self._user.name, verb, kind, namespace or "", name)
+            await self._services.apply_faults(self._user, verb, kind, namespace or "", name)
             self._services.authorize(self._user, verb, kind, namespace or "", name, subresource)
             return action(kind)
         except ApiError as problem:

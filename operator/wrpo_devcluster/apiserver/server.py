@@ -14,7 +14,6 @@ from wrpo_devcluster.apiserver.auth.rbac import GROUP as RBAC_GROUP
 from wrpo_devcluster.apiserver.auth.rbac import Authorizer
 from wrpo_devcluster.apiserver.auth.tokens import Tokens
 from wrpo_devcluster.apiserver.endpoints.http import make_app
-from wrpo_devcluster.apiserver.faults import Fault, Faults
 from wrpo_devcluster.apiserver.local import LocalClient
 from wrpo_devcluster.apiserver.registry.bootstrap import bootstrap
 from wrpo_devcluster.apiserver.registry.definitions import Definitions
@@ -25,6 +24,7 @@ from wrpo_devcluster.apiserver.schema.kinds import Kind, Registry
 from wrpo_devcluster.apiserver.services import Attachments, Services
 from wrpo_devcluster.apiserver.storage.store import Store
 from wrpo_devcluster.client import Client, JsonObject
+from wrpo_devcluster.faults import Faults
 
 
 def utc_now() -> datetime:
@@ -40,12 +40,13 @@ class ApiServer:
         *,
         admin_token: str,
         clock: Callable[[], datetime] = utc_now,
+        faults: Faults | None = None,
         crd_status_delay_s: float = 0.0,
     ) -> None:
         self.store = Store(state_dir / "state.db")
         self.registry = Registry()
         self.tokens = Tokens(state_dir, self.store, clock)
-        self.faults = Faults(self.store)
+        self.faults = faults if faults is not None else Faults()
         self.attached = Attachments()
         self._authorizer = Authorizer(self.store)
         self._admission = Admission(self.store, self.registry, self._authorizer)
@@ -87,9 +88,9 @@ class ApiServer:
         kind = self.registry.core("events").storage_key
         return self.store.count(kind, namespace) if namespace else len(self.store.table(kind).records)
 
-    async def inject(self, fault: Fault) -> Fault:
-        """Inject a fault (see `faults.Fault`)."""
-        return self.faults.inject(fault)
+    def close_watches(self, resource: str = "", gone: bool = False) -> int:
+        """End the watches on a resource (`pods`, `jobs`; empty: all). With `gone`, resuming is answered 410."""
+        return self.store.break_feeds(lambda key: resource in {"", key.rsplit("/", 1)[-1]}, gone=gone)
 
     def _after_write(self, kind: Kind, new: JsonObject | None, old: JsonObject | None) -> None:
         if kind.group == RBAC_GROUP:

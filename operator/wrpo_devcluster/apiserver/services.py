@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.request import User
 from wrpo_devcluster.apiserver.auth.rbac import Attributes, Authorizer
 from wrpo_devcluster.apiserver.auth.tokens import Tokens
-from wrpo_devcluster.apiserver.faults import Faults
 from wrpo_devcluster.apiserver.registry.deletion import Deleter
 from wrpo_devcluster.apiserver.registry.pipeline import RequestPipeline
 from wrpo_devcluster.apiserver.schema.kinds import Kind, Registry
 from wrpo_devcluster.apiserver.storage.store import Store
+from wrpo_devcluster.faults import Faults, RequestTarget
 
 RequestLog = Callable[[str, str, str, str, str, str, str, int], None]
 """Receives (user, verb, group, resource, subresource, namespace, name, code) of each resource request."""
@@ -66,6 +68,17 @@ class Services:
             self.authorizer.check(
                 user, Attributes(verb, kind.group, kind.plural, subresource, namespace if kind.namespaced else "", name)
             )
+
+    async def apply_faults(self, user: User, verb: str, kind: Kind, namespace: str, name: str) -> None:
+        """Delay or refuse a request for which a fault was injected."""
+        target = RequestTarget(user.name, verb, kind.group, kind.plural, namespace, name)
+        refusal = self.faults.take_refusal(target)
+        if refusal is None:
+            return
+        if refusal.delay_s:
+            await asyncio.sleep(refusal.delay_s)
+        if refusal.code:
+            raise errors.refused(refusal.code, refusal.message, retry_after_s=refusal.retry_after_s)
 
     def log(self, user: User, verb: str, kind: Kind, namespace: str, name: str, subresource: str, code: int) -> None:
         """Report a request that has ended to the attached log."""

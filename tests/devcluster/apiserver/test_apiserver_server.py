@@ -12,8 +12,8 @@ import pytest
 from devcluster.api_rig import WIDGETS, Rig, pod, refusal, widget
 
 from wrpo_devcluster.apiserver.endpoints.http import _parse_protobuf
-from wrpo_devcluster.apiserver.faults import Fault
 from wrpo_devcluster.client import CONFIG_MAPS, NAMESPACES, PODS, SECRETS, SERVICE_ACCOUNTS, Resource
+from wrpo_devcluster.faults import Refusal
 
 Run = Callable[[Callable[[Rig], Awaitable[None]]], None]
 ROLES = Resource("rbac.authorization.k8s.io", "v1", "roles")
@@ -133,7 +133,7 @@ def test_a_watch_resumes_where_it_stopped_and_follows_its_selector(run: Run) -> 
 def test_a_watch_from_forgotten_history_is_told_so(run: Run) -> None:
     async def scenario(rig: Rig) -> None:
         first = await rig.client.create(CONFIG_MAPS, {"metadata": {"name": "a"}}, "ns")
-        assert rig.server.faults.close_watches("configmaps", gone=True) == 0
+        assert rig.server.close_watches("configmaps", gone=True) == 0
         headers = {"Authorization": "Bearer admin"}
         query = f"{MAPS}?watch=1&timeoutSeconds=1&resourceVersion={first['metadata']['resourceVersion']}"
         async with rig.http.get(query, headers=headers) as response:
@@ -148,7 +148,7 @@ def test_the_in_process_watch_outlives_broken_watches(run: Run) -> None:
         watch = rig.client.watch(CONFIG_MAPS)
         await rig.client.create(CONFIG_MAPS, {"metadata": {"name": "a"}}, "ns")
         first = await anext(watch)
-        rig.server.faults.close_watches("configmaps")
+        rig.server.close_watches("configmaps")
         await rig.client.create(CONFIG_MAPS, {"metadata": {"name": "b"}}, "ns")
         seen = {first.object["metadata"]["name"]}
         async with asyncio.timeout(5):
@@ -293,8 +293,7 @@ def test_truncated_protobuf_is_a_bad_request(run: Run) -> None:
 
 def test_injected_faults_apply_as_often_as_asked(run: Run) -> None:
     async def scenario(rig: Rig) -> None:
-        fault = Fault(code=429, verb="get", resource="configmaps", times=2, retry_after_s=3)
-        await rig.server.inject(fault)
+        fault = rig.server.faults.refuse(Refusal(code=429, verb="get", resource="configmaps", times=2, retry_after_s=3))
         await rig.client.create(CONFIG_MAPS, {"metadata": {"name": "c"}}, "ns")
         assert (await refusal(rig.client.get(CONFIG_MAPS, "c", "ns"))).code == 429
         status, body = await rig.request("GET", f"{MAPS}/c")

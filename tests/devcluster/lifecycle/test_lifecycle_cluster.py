@@ -404,8 +404,6 @@ def test_only_the_admin_may_inject_faults(tmp_path: Path) -> None:
                     assert refused.status == 403
                 async with session.post(url, json={"pullErrors": {"any": "down"}}, headers=admin) as accepted:
                     assert (await accepted.json())["pullErrors"] == {"any": "down"}
-                async with session.post(url, json={"typo": 1}, headers=admin) as unknown:
-                    assert (await unknown.json())["error"].startswith("unknown fault ['typo']; send one of")
             assert cluster.faults.pull_error("any:1") == "down"
 
     asyncio.run(scenario())

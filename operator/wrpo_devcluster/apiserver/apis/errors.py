@@ -63,6 +63,13 @@ def status(code: int, reason: str, message: str, details: JsonObject | None = No
     return body
 
 
+_REASONS = {
+    400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 405: "MethodNotAllowed",
+    409: "Conflict", 410: "Expired", 413: "RequestEntityTooLarge", 415: "UnsupportedMediaType", 422: "Invalid",
+    429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable", 504: "Timeout",
+}  # fmt: skip
+
+
 def error(code: int, reason: str, message: str, details: JsonObject | None = None) -> ApiError:
     return ApiError(status(code, reason, message, details))
 
@@ -145,6 +152,12 @@ def expired(message: str) -> ApiError:
 def internal(message: str) -> ApiError:
     """Return an error without a reason, as the real server gives for a few malformed requests."""
     return error(500, "", message)
+
+
+def refused(code: int, message: str, *, retry_after_s: int) -> ApiError:
+    """Return a refusal with the reason of its HTTP status; those that invite a retry say when."""
+    details: JsonObject = {"retryAfterSeconds": retry_after_s} if code in {429, 503, 504} else {}
+    return error(code, _REASONS.get(code, "InternalError"), message, details)
 
 
 def rejected_patch() -> ApiError:

@@ -91,8 +91,6 @@ async def _dispatch(services: Services, request: web.Request) -> web.StreamRespo
         return await _resource(services, request, user, "", parts[1], parts[2:])
     if parts[:1] == ["apis"] and len(parts) > 3:
         return await _resource(services, request, user, parts[1], parts[2], parts[3:])
-    if path == "/wrpo-devcluster/faults":
-        return await _faults(services, request, user)
     if not user.privileged:
         services.authorizer.check(user, Attributes(request.method.lower(), path=path))
     return _document(services, request, path, parts)
@@ -148,17 +146,6 @@ def _openapi(services: Services, parts: list[str]) -> web.Response:
     return _json(found) if found is not None else _not_found()
 
 
-async def _faults(services: Services, request: web.Request, user: User) -> web.Response:
-    """Administrators inject faults here; GET shows the rules."""
-    if not user.privileged:
-        why = f'User "{user.name}" cannot use fault injection: only members of system:masters may'
-        raise errors.error(403, "Forbidden", f"forbidden: {why}", {})
-    if request.method == "GET":
-        return _json({"rules": services.faults.rules()})
-    body = await request.read()
-    return _json(services.faults.command(_parse("application/json", body, None)))
-
-
 async def _resource(
     services: Services, request: web.Request, user: User, group: str, version: str, parts: list[str]
 ) -> web.StreamResponse:
@@ -202,7 +189,7 @@ async def _resource(
         return _not_found()
     code = 500
     try:
-        await services.faults.check(user.name, wanted.verb, kind, namespace or "", name)
+        await services.apply_faults(user, wanted.verb, kind, namespace or "", name)
         services.authorize(user, wanted.verb, kind, namespace or "", wanted.authorized_name, subresource)
         content_type = request.content_type if request.body_exists or "Content-Type" in request.headers else ""
         body = await request.read()

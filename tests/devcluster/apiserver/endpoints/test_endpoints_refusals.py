@@ -340,7 +340,7 @@ def test_the_pages_of_a_list_are_of_one_moment_until_it_is_forgotten(run: Run) -
         _, newer = await rig.request("GET", f"{PATH}?resourceVersion={moment}")
         assert [item["metadata"]["name"] for item in newer["items"]] == ["a", "bb", "c"]
 
-        rig.server.faults.close_watches("widgets", gone=True)
+        rig.server.close_watches("widgets", gone=True)
         status, expired = await rig.request("GET", f"{PATH}?limit=5&continue={token}")
         assert (status, expired["reason"]) == (410, "Expired")
         _, rest = await rig.request("GET", f"{PATH}?limit=5&continue={expired['metadata']['continue']}")
