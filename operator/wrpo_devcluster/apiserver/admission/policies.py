@@ -13,12 +13,11 @@ from wrpo_devcluster.apiserver.schema.kinds import Kind, Registry
 from wrpo_devcluster.apiserver.storage.selectors import from_label_selector
 from wrpo_devcluster.apiserver.storage.store import Store
 from wrpo_devcluster.apiserver.validation.cel_rules import compile_untyped
+from wrpo_devcluster.apiserver.validation.policy import VARIABLES
 from wrpo_devcluster.client import ApiError, JsonObject
 
 GROUP = "admissionregistration.k8s.io"
 POLICIES, BINDINGS = f"{GROUP}/validatingadmissionpolicies", f"{GROUP}/validatingadmissionpolicybindings"
-VARIABLES = frozenset({"object", "oldObject", "request", "params", "namespaceObject", "variables", "authorizer"})
-"""What an expression of a policy may refer to."""
 _CODES = {"Unauthorized": 401, "Forbidden": 403, "RequestEntityTooLarge": 413, "Invalid": 422}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from wrpo_devcluster.apiserver.admission.policies import VARIABLES
 from wrpo_devcluster.apiserver.apis.errors import (
     Cause,
     duplicate_field,
@@ -17,6 +16,8 @@ from wrpo_devcluster.apiserver.validation.cel_rules import compile_untyped
 from wrpo_devcluster.apiserver.validation.metadata import qualified_name
 from wrpo_devcluster.client import JsonObject
 
+VARIABLES = frozenset({"object", "oldObject", "request", "params", "namespaceObject", "variables", "authorizer"})
+"""What an expression of a policy may refer to."""
 _REASONS = ("Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized")
 _ACTIONS = ("Audit", "Deny", "Warn")
 _OPERATIONS = ("*", "CONNECT", "CREATE", "DELETE", "UPDATE")
