@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict, Unpack
 
 JsonObject = dict[str, Any]
 
@@ -75,13 +75,35 @@ class WatchEvent:
 Patch = Literal["merge", "json", "strategic", "apply"]
 
 
+class Selection(TypedDict, total=False):
+    """Which objects to list; without a selector, all."""
+
+    label_selector: str
+    field_selector: str
+
+
+class PatchOptions(TypedDict, total=False):
+    kind: Patch
+    """The patch's form; without one, a merge patch."""
+    subresource: str
+    force: bool
+    """Of an apply: take over the fields that others own."""
+
+
+class DeletionOptions(TypedDict, total=False):
+    propagation: Literal["Background", "Foreground", "Orphan"] | None
+    grace_period_s: int | None
+    uid: str | None
+    """Delete only the object with this uid."""
+
+
 class Client(Protocol):
     """CRUD and watch, as one identity. Every method raises ApiError. Returned objects must not be mutated."""
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject: ...
 
     async def list(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+        self, resource: Resource, namespace: str | None = None, **selection: Unpack[Selection]
     ) -> list[JsonObject]:
         """Return the items; an unknown resource type (CRD not installed) raises ApiError 404."""
         ...
@@ -98,10 +120,7 @@ class Client(Protocol):
         name: str,
         namespace: str | None,
         patch: Any,
-        *,
-        kind: Patch = "merge",
-        subresource: str = "",
-        force: bool = False,
+        **options: Unpack[PatchOptions],
     ) -> JsonObject: ...
 
     async def delete(
@@ -109,10 +128,7 @@ class Client(Protocol):
         resource: Resource,
         name: str,
         namespace: str | None = None,
-        *,
-        propagation: Literal["Background", "Foreground", "Orphan"] | None = None,
-        grace_period_s: int | None = None,
-        uid: str | None = None,
+        **options: Unpack[DeletionOptions],
     ) -> None: ...
 
     def watch(self, resource: Resource) -> AsyncIterator[WatchEvent]:

@@ -1,4 +1,4 @@
-"""Small questions asked of Kubernetes objects: owners, conditions, selectors, quantities, resource names."""
+"""Small questions asked of Kubernetes objects: owners, conditions, selectors, resource names."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import hashlib
 import random
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from decimal import Decimal
-from functools import lru_cache
-from typing import Any
 
 from wrpo_devcluster.client import JsonObject, Resource
 from wrpo_devcluster.clock import parse_time, timestamp
@@ -16,20 +13,7 @@ from wrpo_devcluster.clock import parse_time, timestamp
 ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 """The letters of generated names: no vowels, so no words."""
 
-_SUFFIXES: dict[str, Decimal] = {
-    "m": Decimal("0.001"),
-    "k": Decimal(10) ** 3,
-    "M": Decimal(10) ** 6,
-    "G": Decimal(10) ** 9,
-    "T": Decimal(10) ** 12,
-    "Ki": Decimal(2) ** 10,
-    "Mi": Decimal(2) ** 20,
-    "Gi": Decimal(2) ** 30,
-    "Ti": Decimal(2) ** 40,
-    "Pi": Decimal(2) ** 50,
-    "Ei": Decimal(2) ** 60,
-}
-_LONGEST_FIRST = sorted(_SUFFIXES, key=len, reverse=True)
+_RANDOM = random.Random()  # noqa: S311  (names, not secrets)
 
 
 def key_of(obj: JsonObject) -> str:
@@ -160,20 +144,8 @@ def selector_text(labels: Mapping[str, str]) -> str:
     return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
 
 
-def quantity(value: Any) -> Decimal:
-    """Read a resource quantity such as `500m`, `2Gi` or `1e3`."""
-    return _parse_quantity(str(value))
-
-
-@lru_cache(maxsize=1024)
-def _parse_quantity(text: str) -> Decimal:
-    for suffix in _LONGEST_FIRST:
-        if text.endswith(suffix):
-            return Decimal(text[: -len(suffix)]) * _SUFFIXES[suffix]
-    return Decimal(text)
-
-
-def random_suffix(source: random.Random, length: int = 5) -> str:
+def random_suffix(source: random.Random = _RANDOM, length: int = 5) -> str:
+    """Return the end of a generated name."""
     return "".join(source.choice(ALPHABET) for _ in range(length))
 
 

@@ -1,9 +1,10 @@
-"""Kubernetes quantities in canonical form: `1000m` is `1`, `1024Mi` is `1Gi`."""
+"""Kubernetes quantities: their values, and their canonical form: `1000m` is `1`, `1024Mi` is `1Gi`."""
 
 from __future__ import annotations
 
 import re
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 
 _FORM = re.compile(r"^([+-]?[0-9.]+)([eE][+-]?[0-9]+|[KMGTPE]i|[numkMGTPE]|)$")
 _BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
@@ -12,7 +13,12 @@ _DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "
 
 def parse(text: str | float) -> Decimal:
     """Value of a quantity; ValueError when it is none."""
-    match = _FORM.match(str(text))
+    return _parse(str(text))
+
+
+@lru_cache(maxsize=1024)
+def _parse(text: str) -> Decimal:
+    match = _FORM.match(text)
     if match is None:
         raise ValueError("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")
     try:

@@ -9,9 +9,18 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, Unpack
 
-from wrpo_devcluster.client import PODS, ApiError, JsonObject, Resource, WatchEvent
+from wrpo_devcluster.client import (
+    PODS,
+    ApiError,
+    DeletionOptions,
+    JsonObject,
+    PatchOptions,
+    Resource,
+    Selection,
+    WatchEvent,
+)
 from wrpo_devcluster.clock import Clock, SystemClock, timestamp
 from wrpo_devcluster.objects import BUILTIN_KINDS, is_terminal, random_suffix
 
@@ -72,10 +81,10 @@ class MemoryClient:
         return found
 
     async def list(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+        self, resource: Resource, namespace: str | None = None, **selection: Unpack[Selection]
     ) -> list[JsonObject]:
-        wanted = dict(part.split("=") for part in label_selector.split(",") if part)
-        fields = dict(part.split("=") for part in field_selector.split(",") if part)
+        wanted = dict(part.split("=") for part in selection.get("label_selector", "").split(",") if part)
+        fields = dict(part.split("=") for part in selection.get("field_selector", "").split(",") if part)
         return [
             obj
             for (kind, place, _), obj in self.objects.items()
@@ -132,10 +141,7 @@ class MemoryClient:
         name: str,
         namespace: str | None,
         patch: Any,
-        *,
-        kind: str = "merge",
-        subresource: str = "",
-        force: bool = False,
+        **options: Unpack[PatchOptions],
     ) -> JsonObject:
         current = await self.get(resource, name, namespace)
         return self._replace(resource, merge(current, patch))
@@ -157,12 +163,10 @@ class MemoryClient:
         resource: Resource,
         name: str,
         namespace: str | None = None,
-        *,
-        propagation: str | None = None,
-        grace_period_s: int | None = None,
-        uid: str | None = None,
+        **options: Unpack[DeletionOptions],
     ) -> None:
         current = await self.get(resource, name, namespace)
+        uid, grace_period_s = options.get("uid"), options.get("grace_period_s")
         if uid is not None and current["metadata"]["uid"] != uid:
             raise failure(409, "Conflict", "the UID in the precondition does not match")
         grace = 0
@@ -171,7 +175,7 @@ class MemoryClient:
             grace = grace if grace_period_s is None else grace_period_s
         finalizers = list(current["metadata"].get("finalizers") or [])
         for policy, finalizer in (("Foreground", "foregroundDeletion"), ("Orphan", "orphan")):
-            if propagation == policy and finalizer not in finalizers:
+            if options.get("propagation") == policy and finalizer not in finalizers:
                 finalizers.append(finalizer)
         deleted = timestamp(self.clock.now() + timedelta(seconds=grace))
         meta = {"deletionTimestamp": deleted, "deletionGracePeriodSeconds": grace, "finalizers": finalizers or None}

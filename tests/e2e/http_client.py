@@ -8,10 +8,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Any, Unpack
 from urllib.parse import quote
 
-from wrpo_devcluster.client import ApiError, JsonObject, Patch, Resource, WatchEvent
+from wrpo_devcluster.client import (
+    ApiError,
+    DeletionOptions,
+    JsonObject,
+    Patch,
+    PatchOptions,
+    Resource,
+    Selection,
+    WatchEvent,
+)
 from wrpo_operator.runtime.kube import HttpKube, KubeError
 
 WATCH_S = 240
@@ -35,9 +44,12 @@ class HttpClient:
         return await self._request("GET", path_of(resource, namespace, name))
 
     async def list(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+        self, resource: Resource, namespace: str | None = None, **selection: Unpack[Selection]
     ) -> list[JsonObject]:
-        query = {"labelSelector": label_selector, "fieldSelector": field_selector}
+        query = {
+            "labelSelector": selection.get("label_selector", ""),
+            "fieldSelector": selection.get("field_selector", ""),
+        }
         answer = await self._request("GET", path_of(resource, namespace or self._namespace), query=query)
         return list(answer.get("items") or [])
 
@@ -55,33 +67,29 @@ class HttpClient:
         name: str,
         namespace: str | None,
         patch: Any,
-        *,
-        kind: Patch = "merge",
-        subresource: str = "",
-        force: bool = False,
+        **options: Unpack[PatchOptions],
     ) -> JsonObject:
-        query = {**_MANAGER, **({"force": "true"} if force else {})}
-        path = path_of(resource, namespace, name, subresource)
-        return await self._request("PATCH", path, body=patch, query=query, content_type=_PATCH_TYPES[kind])
+        query = {**_MANAGER, **({"force": "true"} if options.get("force") else {})}
+        path = path_of(resource, namespace, name, options.get("subresource", ""))
+        content_type = _PATCH_TYPES[options.get("kind", "merge")]
+        return await self._request("PATCH", path, body=patch, query=query, content_type=content_type)
 
     async def delete(
         self,
         resource: Resource,
         name: str,
         namespace: str | None = None,
-        *,
-        propagation: Literal["Background", "Foreground", "Orphan"] | None = None,
-        grace_period_s: int | None = None,
-        uid: str | None = None,
+        **options: Unpack[DeletionOptions],
     ) -> None:
-        options: JsonObject = {
+        grace_period_s, uid = options.get("grace_period_s"), options.get("uid")
+        body: JsonObject = {
             "kind": "DeleteOptions",
             "apiVersion": "v1",
-            "propagationPolicy": propagation or "Background",
+            "propagationPolicy": options.get("propagation") or "Background",
             **({} if grace_period_s is None else {"gracePeriodSeconds": grace_period_s}),
             **({"preconditions": {"uid": uid}} if uid else {}),
         }
-        await self._request("DELETE", path_of(resource, namespace, name), body=options)
+        await self._request("DELETE", path_of(resource, namespace, name), body=body)
 
     async def watch(self, resource: Resource) -> AsyncIterator[WatchEvent]:
         """Yield what exists and then every change; ends when the server has forgotten where it was (410)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Literal
+from typing import Any, Unpack
 
 from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.request import Context, User
@@ -13,7 +13,7 @@ from wrpo_devcluster.apiserver.schema.kinds import Kind
 from wrpo_devcluster.apiserver.services import Services
 from wrpo_devcluster.apiserver.storage.indexes import indexed_condition
 from wrpo_devcluster.apiserver.storage.selectors import SelectorError, matcher
-from wrpo_devcluster.client import ApiError, JsonObject, Patch, Resource, WatchEvent
+from wrpo_devcluster.client import ApiError, DeletionOptions, JsonObject, PatchOptions, Resource, Selection, WatchEvent
 
 
 class LocalClient:
@@ -57,9 +57,10 @@ class LocalClient:
         return found
 
     async def list(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
+        self, resource: Resource, namespace: str | None = None, **selection: Unpack[Selection]
     ) -> list[JsonObject]:
         def action(kind: Kind) -> list[JsonObject]:
+            label_selector, field_selector = selection.get("label_selector", ""), selection.get("field_selector", "")
             try:
                 matches = matcher(label_selector, field_selector, kind.fields)
                 condition = indexed_condition(label_selector, field_selector, kind.fields)
@@ -117,17 +118,16 @@ class LocalClient:
         name: str,
         namespace: str | None,
         patch: Any,
-        *,
-        kind: Patch = "merge",
-        subresource: str = "",
-        force: bool = False,
+        **options: Unpack[PatchOptions],
     ) -> JsonObject:
-        context = self._context()
-        context.force = force
+        context, subresource = self._context(), options.get("subresource", "")
+        context.force = options.get("force", False)
 
         def action(served: Kind) -> JsonObject:
             pipeline = self._services.pipeline
-            return pipeline.patch(served, namespace, name, patch, context, style=kind, subresource=subresource)[0]
+            return pipeline.patch(
+                served, namespace, name, patch, context, style=options.get("kind", "merge"), subresource=subresource
+            )[0]
 
         found: JsonObject = await self._run("patch", resource, namespace, name, subresource, action)
         return found
@@ -137,19 +137,16 @@ class LocalClient:
         resource: Resource,
         name: str,
         namespace: str | None = None,
-        *,
-        propagation: Literal["Background", "Foreground", "Orphan"] | None = None,
-        grace_period_s: int | None = None,
-        uid: str | None = None,
+        **options: Unpack[DeletionOptions],
     ) -> None:
-        options = DeleteOptions(propagation, grace_period_s, uid)
+        wanted = DeleteOptions(options.get("propagation"), options.get("grace_period_s"), options.get("uid"))
         await self._run(
             "delete",
             resource,
             namespace,
             name,
             "",
-            lambda kind: self._services.deleter.delete(kind, namespace, name, options, self._context()),
+            lambda kind: self._services.deleter.delete(kind, namespace, name, wanted, self._context()),
         )
 
     async def watch(self, resource: Resource) -> AsyncIterator[WatchEvent]:

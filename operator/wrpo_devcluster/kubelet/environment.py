@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from wrpo_devcluster import quantity
 from wrpo_devcluster.client import JsonObject
-from wrpo_devcluster.objects import annotations_of, labels_of, quantity
+from wrpo_devcluster.objects import annotations_of, labels_of
 
 _REFERENCE = re.compile(r"\$\$|\$\(([^)]+)\)")
 _SUBSCRIPT = re.compile(r"^metadata\.(labels|annotations)\['([^']+)'\]$")
@@ -154,14 +155,14 @@ def resource_value(pod: JsonObject, container: JsonObject, reference: JsonObject
     divisor = reference.get("divisor") or "1"
     if amount is None:
         return "0"
-    exact = quantity(amount) / (quantity(divisor) or 1)
+    exact = quantity.parse(amount) / (quantity.parse(divisor) or 1)
     return str(math.ceil(exact))
 
 
 def thread_limit(container: JsonObject) -> str | None:
     """Return OMP_NUM_THREADS for the cpu limit; limits are not enforced, but libraries should respect them."""
     limit = ((container.get("resources") or {}).get("limits") or {}).get("cpu")
-    return str(max(1, math.ceil(quantity(limit)))) if limit is not None else None
+    return str(max(1, math.ceil(quantity.parse(limit)))) if limit is not None else None
 
 
 def command_line(container: JsonObject, entrypoint: list[str] | None, env: Mapping[str, str]) -> list[str]:

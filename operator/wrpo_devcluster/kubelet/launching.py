@@ -6,6 +6,7 @@ import base64
 import json
 from pathlib import Path
 
+from wrpo_devcluster import quantity
 from wrpo_devcluster.client import CONFIG_MAPS, SECRETS, JsonObject, Resource
 from wrpo_devcluster.controllers.base import get_or_none
 from wrpo_devcluster.kubelet.containers import Launch, marker
@@ -22,7 +23,6 @@ from wrpo_devcluster.kubelet.names import sibling_host
 from wrpo_devcluster.kubelet.records import MARKER, Attempt
 from wrpo_devcluster.kubelet.rewriting import path_rewriter, rewrite_hosts
 from wrpo_devcluster.kubelet.volumes import mount_points
-from wrpo_devcluster.objects import quantity
 
 SERVICE_ACCOUNT_MOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 GPU = "nvidia.com/gpu"
@@ -126,7 +126,7 @@ def _base_env(context: PodContext, container: JsonObject, attempt: Attempt) -> d
     threads = thread_limit(container)
     if threads is not None:
         env["OMP_NUM_THREADS"] = threads
-    gpus = int(quantity(((container.get("resources") or {}).get("limits") or {}).get(GPU, 0)))
+    gpus = int(quantity.parse(((container.get("resources") or {}).get("limits") or {}).get(GPU, 0)))
     devices = node.devices.assign(context.handle.uid, gpus) if gpus else []
     # A container sees the devices it asked for, and no others.
     env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+from wrpo_devcluster import quantity
 from wrpo_devcluster.client import JsonObject
-from wrpo_devcluster.objects import expression_holds, labels_of, quantity
+from wrpo_devcluster.objects import expression_holds, labels_of
 
 Amounts = dict[str, Decimal]
 
@@ -27,7 +28,7 @@ class NodeView:
     @property
     def allocatable(self) -> Amounts:
         status = self.raw.get("status") or {}
-        return {k: quantity(v) for k, v in (status.get("allocatable") or status.get("capacity") or {}).items()}
+        return {k: quantity.parse(v) for k, v in (status.get("allocatable") or status.get("capacity") or {}).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def _pressure(pod: JsonObject, node: NodeView) -> Decimal:
 def _container_requests(container: JsonObject) -> Amounts:
     resources = container.get("resources") or {}
     merged = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
-    return {name: quantity(value) for name, value in merged.items()}
+    return {name: quantity.parse(value) for name, value in merged.items()}
 
 
 def total(parts: Iterable[Amounts]) -> Amounts:

@@ -13,8 +13,8 @@ from devcluster.rig import GPU_NODES, simulated, until
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wrpo_devcluster import quantity
 from wrpo_devcluster.client import PODS, JsonObject, WatchEvent
-from wrpo_devcluster.objects import quantity
 from wrpo_devcluster.scheduler.fit import NodeView, Verdict, choose, requests_of, total
 from wrpo_devcluster.scheduler.ledger import Ledger
 
@@ -100,7 +100,7 @@ def test_an_init_container_counts_when_it_asks_for_more() -> None:
 
 def test_quantities() -> None:
     texts = {"500m": "0.5", "2Gi": "2147483648", "1k": "1000", "1e3": "1000", "3": "3"}
-    assert {text: quantity(text) for text in texts} == {text: Decimal(value) for text, value in texts.items()}
+    assert {text: quantity.parse(text) for text in texts} == {text: Decimal(value) for text, value in texts.items()}
 
 
 def node_of(pod: JsonObject) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 from wrpo_devcluster.apiserver.admission import podsecurity
 from wrpo_devcluster.apiserver.admission.limits import LimitRanges
 from wrpo_devcluster.apiserver.admission.policies import Policies, Write
@@ -14,9 +12,9 @@ from wrpo_devcluster.apiserver.auth.rbac import Authorizer
 from wrpo_devcluster.apiserver.schema.kinds import Kind, Registry
 from wrpo_devcluster.apiserver.storage.store import Store
 from wrpo_devcluster.client import JsonObject
+from wrpo_devcluster.objects import random_suffix
 
 TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105  (a path)
-_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 _PRIORITIES = {"system-node-critical": 2_000_001_000, "system-cluster-critical": 2_000_000_000}
 CRDS = "apiextensions.k8s.io/customresourcedefinitions"
 _TEMPLATES = {("apps", "Deployment"), ("apps", "ReplicaSet"), ("batch", "Job")}
@@ -178,7 +176,7 @@ def _mount_token(spec: JsonObject) -> None:
     ]
     if not needing:
         return
-    volume = "kube-api-access-" + "".join(random.choices(_LETTERS, k=5))  # noqa: S311  (a name, not a secret)
+    volume = "kube-api-access-" + random_suffix()
     for container in needing:
         mount = {"name": volume, "readOnly": True, "mountPath": TOKEN_PATH}
         container["volumeMounts"] = [*(container.get("volumeMounts") or ()), mount]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import uuid
 from collections.abc import Callable
 from datetime import datetime
@@ -21,8 +20,8 @@ from wrpo_devcluster.apiserver.schema.kinds import Kind, Registry
 from wrpo_devcluster.apiserver.storage.store import Store
 from wrpo_devcluster.apiserver.validation import metadata, objects
 from wrpo_devcluster.client import JsonObject, Patch
+from wrpo_devcluster.objects import random_suffix
 
-_SUFFIX_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
 _APPLY_SETS_STATUS_ONLY = "status"
 
 
@@ -136,8 +135,7 @@ class RequestPipeline:
             return
         namespace = meta.get("namespace", "")
         for _ in range(8):
-            suffix = "".join(random.choices(_SUFFIX_LETTERS, k=5))  # noqa: S311  (names, not secrets)
-            meta["name"] = meta["generateName"][:58] + suffix
+            meta["name"] = meta["generateName"][:58] + random_suffix()
             if self.store.get(kind.storage_key, namespace, meta["name"]) is None:
                 return
 

@@ -97,7 +97,6 @@ class Store:
         row = self._db.execute("SELECT value FROM meta WHERE key = 'rv'").fetchone()
         self.rv = int(row[0]) if row else 1000
         self._load()
-        self.start_rv = self.rv
 
     def _load(self) -> None:
         for resource, namespace, name, rv, body in self._db.execute(
@@ -113,10 +112,6 @@ class Store:
             for feed in table.feeds:
                 feed.close()
         self._db.close()
-
-    def get_meta(self, key: str) -> str | None:
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return str(row[0]) if row else None
 
     def set_meta(self, key: str, value: str) -> None:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))

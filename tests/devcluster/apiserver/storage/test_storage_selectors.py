@@ -1,4 +1,4 @@
-"""Selectors, quantities and paging tokens: parsers as tables and as laws."""
+"""Selectors and paging tokens: parsers as tables and as laws."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrpo_devcluster import quantity
 from wrpo_devcluster.apiserver.endpoints.listing import continue_token, parse_continue
 from wrpo_devcluster.apiserver.storage.selectors import SelectorError, matcher, parse_labels
 
@@ -44,24 +43,6 @@ def test_field_selectors_know_only_declared_fields() -> None:
     assert matches(pod) is True
     with pytest.raises(SelectorError, match=r"field label not supported: spec\.x"):
         matcher("", "spec.x=1", supported)
-
-
-QUANTITIES = {
-    "1000m": "1", "0.5": "500m", "1024Mi": "1Gi", "1536Mi": "1536Mi", "0": "0", "1e3": "1e3", "2000": "2k",
-    "100Ki": "100Ki", "0.1Gi": "107374182400m", "12": "12", "1500": "1500", "0.001": "1m",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("given_text", "expected"), QUANTITIES.items(), ids=QUANTITIES.keys())
-def test_quantities_are_written_in_canonical_form(given_text: str, expected: str) -> None:
-    assert quantity.canonical(given_text) == expected
-
-
-@given(st.integers(0, 10**9), st.sampled_from(["", "m", "k", "M", "Ki", "Mi", "Gi"]))
-def test_canonical_quantities_keep_their_value_and_stay(number: int, suffix: str) -> None:
-    once = quantity.canonical(f"{number}{suffix}")
-    assert quantity.parse(once) == quantity.parse(f"{number}{suffix}")
-    assert quantity.canonical(once) == once
 
 
 @given(st.integers(1, 10**6), st.text("abc-", min_size=1, max_size=5), st.text("abc-", min_size=1), st.booleans())
