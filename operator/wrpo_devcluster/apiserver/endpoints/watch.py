@@ -89,13 +89,7 @@ class Watch:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._request.timeout_s
         while True:
-            lines = []
-            while feed.pending:
-                change = feed.pending.popleft()
-                line = self._event(change) if change.rv > last else None
-                if line is not None:
-                    lines.append(line)
-            if lines:
+            if lines := self._take(feed, last):
                 # What came together goes together: one write to the socket.
                 yield b"".join(lines)
                 continue
@@ -114,6 +108,16 @@ class Watch:
                     return
                 if self._request.bookmarks:
                     yield self._bookmark(self._store.rv, initial=False)
+
+    def _take(self, feed: Feed, last: int) -> list[bytes]:
+        """Return the lines of all changes after version `last` that wait in the feed."""
+        lines = []
+        while feed.pending:
+            change = feed.pending.popleft()
+            line = self._event(change) if change.rv > last else None
+            if line is not None:
+                lines.append(line)
+        return lines
 
     def _text(self, record: Record) -> bytes:
         transform = self._request.transform

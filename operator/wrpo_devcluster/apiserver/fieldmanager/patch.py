@@ -34,17 +34,7 @@ def refusal(problem: PatchError) -> ApiError:
 def check_form(content: Any, style: Patch) -> None:
     """Refuse a body that no patch of this style has, before the object is looked at."""
     if style == "json":
-        if not isinstance(content, list):
-            raise _not_unmarshalled(content, "[]handlers.jsonPatchOp")
-        if len(content) > _MOST_OPERATIONS:
-            why = f"The allowed maximum operations in a JSON patch is {_MOST_OPERATIONS}, got {len(content)}"
-            raise errors.error(413, "RequestEntityTooLarge", why, {})
-        for operation in content:
-            if not isinstance(operation, dict):
-                raise _not_unmarshalled(operation, "handlers.jsonPatchOp")
-            for name in ("op", "path", "from"):
-                if not isinstance(operation.get(name, ""), str):
-                    raise _not_unmarshalled(operation[name], "string")
+        _check_operations(content)
     elif style == "apply":
         if not isinstance(content, dict):
             why = f"while decoding JSON: json: cannot unmarshal {go_type(content)} into Go value of type {_GO_MAP}"
@@ -53,6 +43,20 @@ def check_form(content: Any, style: Patch) -> None:
         raise errors.bad_request("Invalid JSON Patch")
     elif not isinstance(content, dict):
         raise _not_unmarshalled(content, _GO_MAP)
+
+
+def _check_operations(content: Any) -> None:
+    if not isinstance(content, list):
+        raise _not_unmarshalled(content, "[]handlers.jsonPatchOp")
+    if len(content) > _MOST_OPERATIONS:
+        why = f"The allowed maximum operations in a JSON patch is {_MOST_OPERATIONS}, got {len(content)}"
+        raise errors.error(413, "RequestEntityTooLarge", why, {})
+    for operation in content:
+        if not isinstance(operation, dict):
+            raise _not_unmarshalled(operation, "handlers.jsonPatchOp")
+        for name in ("op", "path", "from"):
+            if not isinstance(operation.get(name, ""), str):
+                raise _not_unmarshalled(operation[name], "string")
 
 
 def _not_unmarshalled(value: Any, wanted: str) -> ApiError:

@@ -198,24 +198,12 @@ class RequestPipeline:
         managers: Managers | None = None,
     ) -> JsonObject:
         """Replace `old` by the decoded `new`, with everything a server keeps, checks and records."""
-        meta, before = new["metadata"], old["metadata"]
-        if meta.get("resourceVersion", before["resourceVersion"]) not in {before["resourceVersion"], "", None}:
-            raise errors.conflict(kind.plural, kind.group, before["name"])
-        if meta.get("uid", before["uid"]) != before["uid"]:
-            why = f"Precondition failed: UID in precondition: {meta['uid']}, UID in object meta: {before['uid']}"
-            raise errors.conflict(kind.plural, kind.group, before["name"], why)
+        _check_preconditions(kind, new, old)
         new = carry_over(kind, old, new, subresource)
-        meta = new["metadata"]
+        meta, before = new["metadata"], old["metadata"]
         if managers is None:
-            given = meta.get("managedFields")
             key = ManagerKey(context.manager, "Update", kind.api_version, subresource)
-            # An explicitly emptied list drops every record of ownership.
-            live = (
-                {**old, "metadata": {k: v for k, v in before.items() if k != "managedFields"}} if given == [{}] else old
-            )
-            if given == [{}] or given is None:
-                meta.pop("managedFields", None)
-            managers = managed.record_update(kind.node, live, new, key, api_version=kind.api_version, now=self.now())
+            managers = self._owners(kind, new, old, key)
         meta.pop("managedFields", None)
         entries = managed.dump(managers)
         if entries:
@@ -237,6 +225,16 @@ class RequestPipeline:
         if context.dry_run:
             return new
         return self.store_unchecked(kind, new, old)
+
+    def _owners(self, kind: Kind, new: JsonObject, old: JsonObject, key: ManagerKey) -> Managers:
+        """Return who owns what after an update by the manager `key`."""
+        given = new["metadata"].get("managedFields")
+        if given == [{}]:
+            # An explicitly emptied list drops every record of ownership.
+            old = {**old, "metadata": {k: v for k, v in old["metadata"].items() if k != "managedFields"}}
+        if given == [{}] or given is None:
+            new["metadata"].pop("managedFields", None)
+        return managed.record_update(kind.node, old, new, key, api_version=kind.api_version, now=self.now())
 
     def _finish(self, kind: Kind, new: JsonObject, old: JsonObject, context: Context) -> JsonObject:
         """Delete the object whose last finalizer went."""
@@ -337,6 +335,16 @@ class RequestPipeline:
                 "metadata": meta
             }
         return {key: value for key, value in config.items() if key != "status"} if kind.has_status else config
+
+
+def _check_preconditions(kind: Kind, new: JsonObject, old: JsonObject) -> None:
+    """Refuse a change of another version, or of another object of the same name."""
+    meta, before = new["metadata"], old["metadata"]
+    if meta.get("resourceVersion", before["resourceVersion"]) not in {before["resourceVersion"], "", None}:
+        raise errors.conflict(kind.plural, kind.group, before["name"])
+    if meta.get("uid", before["uid"]) != before["uid"]:
+        why = f"Precondition failed: UID in precondition: {meta['uid']}, UID in object meta: {before['uid']}"
+        raise errors.conflict(kind.plural, kind.group, before["name"], why)
 
 
 def _finished(obj: JsonObject) -> bool:

@@ -373,9 +373,11 @@ def apply_defaults(node: Node, value: Any) -> None:
         if node.items is not None:
             for item in value:
                 apply_defaults(node.items, item)
-        return
-    if not isinstance(value, dict):
-        return
+    elif isinstance(value, dict):
+        _default_fields(node, value)
+
+
+def _default_fields(node: Node, value: JsonObject) -> None:
     for name, child in node.properties.items():
         if child.has_default and (name not in value or (value[name] is None and not child.nullable)):
             value[name] = copy_json(child.default)

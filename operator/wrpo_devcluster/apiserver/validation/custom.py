@@ -346,16 +346,25 @@ def validate_lists(node: Node, value: Any, path: str = "", old: Any = typed.ABSE
             if child is not None and item is not None:
                 causes += validate_lists(child, item, _join(path, name), before.get(name, typed.ABSENT))
     elif isinstance(value, list):
-        seen: list[Any] = []
+        duplicates = _duplicates(node, value)
         for index, item in enumerate(value):
-            if node.list_type == "map" and isinstance(item, dict):
-                key: Any = {name: item[name] for name in node.list_keys if name in item}
-            else:
-                key = item
-            if node.list_type in {"map", "set"}:
-                if any(typed.same(key, other) for other in seen):
-                    causes.append(duplicate_field(f"{path}[{index}]", key))
-                seen.append(key)
+            if index in duplicates:
+                causes.append(duplicate_field(f"{path}[{index}]", duplicates[index]))
             if node.items is not None:
                 causes += validate_lists(node.items, item, f"{path}[{index}]")
     return causes
+
+
+def _duplicates(node: Node, items: list[Any]) -> dict[int, Any]:
+    """Return by index the items of a set, or the keys of a map's items, that an earlier item has."""
+    if node.list_type not in {"map", "set"}:
+        return {}
+    found: dict[int, Any] = {}
+    seen: list[Any] = []
+    for index, item in enumerate(items):
+        is_keyed = node.list_type == "map" and isinstance(item, dict)
+        key: Any = {name: item[name] for name in node.list_keys if name in item} if is_keyed else item
+        if any(typed.same(key, other) for other in seen):
+            found[index] = key
+        seen.append(key)
+    return found

@@ -27,6 +27,12 @@ _CONTAINER_CHOICES = {
     "imagePullPolicy": ("Always", "IfNotPresent", "Never"),
     "terminationMessagePolicy": ("FallbackToLogsOnError", "File"),
 }
+_NAMES = {
+    "serviceAccountName": dns_subdomain,
+    "hostname": dns_label,
+    "subdomain": dns_label,
+    "priorityClassName": dns_subdomain,
+}
 _CONTAINER_RESOURCES = frozenset({"cpu", "memory", "ephemeral-storage"})
 _HANDLERS = ("exec", "httpGet", "tcpSocket", "grpc")
 _VALUE_SOURCES = ("fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef")
@@ -41,6 +47,18 @@ def pod_spec(spec: JsonObject, path: str) -> list[Cause]:
             causes.append(unsupported_field(f"{path}.{name}", spec.get(name), choices))
     volumes, faults = _volumes(spec.get("volumes") or (), f"{path}.volumes")
     causes += faults
+    causes += _containers(spec, path, volumes)
+    causes += _periods(spec, path)
+    for name, check in _NAMES.items():
+        if spec.get(name):
+            causes += check(spec[name], f"{path}.{name}")
+    causes += _security(spec.get("securityContext") or {}, f"{path}.securityContext")
+    causes += _host_aliases(spec.get("hostAliases") or (), f"{path}.hostAliases")
+    return causes + placement(spec, path)
+
+
+def _containers(spec: JsonObject, path: str, volumes: set[str]) -> list[Cause]:
+    causes: list[Cause] = []
     names: set[str] = set()
     for group in ("initContainers", "containers"):
         for index, container in enumerate(spec.get(group) or ()):
@@ -49,29 +67,19 @@ def pod_spec(spec: JsonObject, path: str) -> list[Cause]:
             if container.get("name") in names:
                 causes.append(duplicate_field(f"{at}.name", container["name"]))
             names.add(container.get("name", ""))
-    if spec.get("terminationGracePeriodSeconds", 0) < 0:
-        causes.append(
-            invalid_field(
-                f"{path}.terminationGracePeriodSeconds",
-                spec["terminationGracePeriodSeconds"],
-                "must be greater than or equal to 0",
-            )
-        )
-    deadline = spec.get("activeDeadlineSeconds")
+    return causes
+
+
+def _periods(spec: JsonObject, path: str) -> list[Cause]:
+    causes: list[Cause] = []
+    grace, deadline = spec.get("terminationGracePeriodSeconds", 0), spec.get("activeDeadlineSeconds")
+    if grace < 0:
+        at = f"{path}.terminationGracePeriodSeconds"
+        causes.append(invalid_field(at, grace, "must be greater than or equal to 0"))
     if deadline is not None and not 1 <= deadline < 2**31:
-        causes.append(
-            invalid_field(f"{path}.activeDeadlineSeconds", deadline, "must be between 1 and 2147483647, inclusive")
-        )
-    if spec.get("serviceAccountName"):
-        causes += dns_subdomain(spec["serviceAccountName"], f"{path}.serviceAccountName")
-    for name in ("hostname", "subdomain"):
-        if spec.get(name):
-            causes += dns_label(spec[name], f"{path}.{name}")
-    if spec.get("priorityClassName"):
-        causes += dns_subdomain(spec["priorityClassName"], f"{path}.priorityClassName")
-    causes += _security(spec.get("securityContext") or {}, f"{path}.securityContext")
-    causes += _host_aliases(spec.get("hostAliases") or (), f"{path}.hostAliases")
-    return causes + placement(spec, path)
+        why = "must be between 1 and 2147483647, inclusive"
+        causes.append(invalid_field(f"{path}.activeDeadlineSeconds", deadline, why))
+    return causes
 
 
 def _security(context: JsonObject, path: str) -> list[Cause]:
@@ -143,9 +151,18 @@ def _container(container: JsonObject, path: str, volumes: set[str]) -> list[Caus
     causes += _ports(container.get("ports") or (), f"{path}.ports")
     causes += _environment(container.get("env") or (), f"{path}.env")
     causes += _resources(container.get("resources") or {}, f"{path}.resources")
+    causes += _mounts(container.get("volumeMounts") or (), f"{path}.volumeMounts", volumes)
+    causes += _security(container.get("securityContext") or {}, f"{path}.securityContext")
+    for name in ("livenessProbe", "readinessProbe", "startupProbe"):
+        causes += _probe(container.get(name), f"{path}.{name}")
+    return causes
+
+
+def _mounts(mounts: Any, path: str, volumes: set[str]) -> list[Cause]:
+    causes: list[Cause] = []
     mounted: set[str] = set()
-    for index, mount in enumerate(container.get("volumeMounts") or ()):
-        at = f"{path}.volumeMounts[{index}]"
+    for index, mount in enumerate(mounts):
+        at = f"{path}[{index}]"
         if not mount.get("name"):
             causes.append(required_field(f"{at}.name"))
         elif mount["name"] not in volumes:
@@ -160,9 +177,6 @@ def _container(container: JsonObject, path: str, volumes: set[str]) -> list[Caus
             causes.append(invalid_field(f"{at}.subPath", sub, "must be a relative path"))
         if ".." in sub.split("/"):
             causes.append(invalid_field(f"{at}.subPath", sub, "must not contain '..'"))
-    causes += _security(container.get("securityContext") or {}, f"{path}.securityContext")
-    for name in ("livenessProbe", "readinessProbe", "startupProbe"):
-        causes += _probe(container.get(name), f"{path}.{name}")
     return causes
 
 

@@ -43,6 +43,9 @@ OPERATIONS: dict[str, tuple[Any, Any, Any]] = {
     "insert": ({"a": [1]}, [{"op": "add", "path": "/a/0", "value": 0}], {"a": [0, 1]}),
     "escaped keys": ({"a/b": 1}, [{"op": "replace", "path": "/a~1b", "value": 2}], {"a/b": 2}),
     "move": ({"a": 1}, [{"op": "move", "from": "/a", "path": "/b"}], {"b": 1}),
+    "an index from the end": ({"a": [1, 2, 3]}, [{"op": "remove", "path": "/a/-1"}], {"a": [1, 2]}),
+    "add without a value": ({"a": 1}, [{"op": "add", "path": "/b"}], {"a": 1, "b": None}),
+    "a float that is the integer": ({"a": 1.0}, [{"op": "test", "path": "/a", "value": 1}], {"a": 1.0}),
     "copy": ({"a": 1}, [{"op": "copy", "from": "/a", "path": "/b"}], {"a": 1, "b": 1}),
 }
 
@@ -56,6 +59,10 @@ REFUSED = {
     "a failed test": [{"op": "test", "path": "/a", "value": True}],
     "a missing path": [{"op": "remove", "path": "/b"}],
     "an index outside": [{"op": "add", "path": "/l/5", "value": 1}],
+    "a path into a scalar": [{"op": "add", "path": "/a/b", "value": 1}],
+    "an unknown operation": [{"op": "merge", "path": "/a", "value": 1}],
+    "a pointer without a slash": [{"op": "remove", "path": "a"}],
+    "an operation without a path": [{"op": "remove"}],
     "replacing nothing": [{"op": "replace", "path": "/b", "value": 1}],
 }
 
