@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
 from wrpo_devcluster.client import PODS, ApiError, Client, JsonObject
 from wrpo_devcluster.clock import Clock, timestamp
 
@@ -17,9 +19,10 @@ _MESSAGES: dict[str, str] = {
 }
 
 
-@dataclass(slots=True, kw_only=True)
-class Refusal:
+class Refusal(BaseModel):
     """Requests to refuse or delay. An empty selector matches everything; `times` counts down with each match."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_by_name=True, validate_by_alias=True)
 
     code: int = 500
     """HTTP status of the refusal; 0 only delays."""
@@ -31,11 +34,18 @@ class Refusal:
     namespace: str = ""
     name: str = ""
     user: str = ""
-    times: int = 1
-    delay_s: float = 0.0
+    times: int = Field(1, ge=1)
+    delay_s: float = Field(0.0, ge=0, strict=False, alias="delaySeconds")
     message: str = "injected fault"
-    retry_after_s: int = 1
+    retry_after_s: int = Field(1, ge=0, alias="retryAfterSeconds")
     """What the refusal tells the client to wait; sent with 429, 503 and 504 only."""
+
+    @field_validator("code")
+    @classmethod
+    def _is_a_refusal(cls, code: int) -> int:
+        if code != 0 and not 400 <= code <= 599:
+            raise ValueError(f"must be 0 (delay only) or an HTTP status from 400 to 599, not {code}")
+        return code
 
     def matches(self, request: RequestTarget) -> bool:
         return (

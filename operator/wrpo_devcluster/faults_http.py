@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hmac
-import re
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from wrpo_devcluster.apiserver.apis import errors
@@ -36,27 +35,6 @@ class _Disruption(_Pod):
     reason: Disruption = "EvictionByEvictionAPI"
 
 
-class _Refusal(_Form):
-    code: int = 500
-    verb: str = ""
-    group: str | None = None
-    resource: str = ""
-    namespace: str = ""
-    name: str = ""
-    user: str = ""
-    times: int = Field(1, ge=1)
-    delay_seconds: float = Field(0.0, ge=0, strict=False)
-    message: str = "injected fault"
-    retry_after_seconds: int = Field(1, ge=0)
-
-    @field_validator("code")
-    @classmethod
-    def _is_a_refusal(cls, code: int) -> int:
-        if code != 0 and not 400 <= code <= 599:
-            raise ValueError(f"must be 0 (delay only) or an HTTP status from 400 to 599, not {code}")
-        return code
-
-
 class _Watches(_Form):
     resource: str = ""
     gone: bool = False
@@ -68,7 +46,7 @@ class Command(_Form):
     clear: bool = False
     pull_errors: dict[str, str] | None = None
     scheduling_delay_seconds: float | None = Field(None, ge=0, strict=False)
-    refuse: _Refusal | None = None
+    refuse: Refusal | None = None
     close_watches: _Watches | None = None
     disrupt: _Disruption | None = None
     lose_pod: _Pod | None = None
@@ -93,7 +71,7 @@ class FaultInjection:
         return {
             "pullErrors": self.faults.pull_errors,
             "schedulingDelaySeconds": self.faults.scheduling_delay_s,
-            "refusals": [_shown(refusal) for refusal in self.faults.refusals],
+            "refusals": [refusal.model_dump(by_alias=True) for refusal in self.faults.refusals],
         }
 
     async def apply(self, command: Command) -> JsonObject:
@@ -106,7 +84,7 @@ class FaultInjection:
         if command.scheduling_delay_seconds is not None:
             self.faults.scheduling_delay_s = command.scheduling_delay_seconds
         if command.refuse is not None:
-            self.faults.refuse(_refusal(command.refuse))
+            self.faults.refuse(command.refuse)
         if command.close_watches is not None:
             done["closed"] = self.close_watches(command.close_watches.resource, command.close_watches.gone)
         if (wanted := command.disrupt) is not None:
@@ -116,14 +94,6 @@ class FaultInjection:
         if command.lose_node is not None:
             done["lost"] = await lose_node(self.client, self.clock, command.lose_node)
         return {**self.state(), **done}
-
-
-def _refusal(form: _Refusal) -> Refusal:
-    return Refusal(**{re.sub("_seconds$", "_s", name): value for name, value in form.model_dump().items()})
-
-
-def _shown(refusal: Refusal) -> JsonObject:
-    return {to_camel(re.sub("_s$", "_seconds", name)): value for name, value in asdict(refusal).items()}
 
 
 def parse_command(body: bytes) -> Command:

@@ -54,7 +54,7 @@ def test_a_stopped_leader_is_replaced_and_writes_nothing_when_it_wakes_up(
 ) -> None:
     kube = cluster
     for code, resource in ((500, "configmaps"), (429, "jobs"), (409, "wrpoexperiments"), (503, "wrpoexperiments")):
-        break_api(kube, inject={"code": code, "verb": "patch", "resource": resource, "times": 2})
+        break_api(kube, refuse={"code": code, "verb": "patch", "resource": resource, "times": 2})
     kube.apply(experiment("fusion", **simulate(run_seconds="2")))
     wait_until("prepare has begun", lambda: kube.stage("fusion", "prepare").get("attempts"))
     break_api(kube, closeWatches={"gone": True})

@@ -128,7 +128,7 @@ def test_refusals_of_any_code_and_wording_give_a_whole_status_within_seconds(kub
     for namespace, (code, words, _) in REFUSALS.items():
         make_namespace(kube, namespace, "restricted")
         fault = {"code": code, "message": WORDS[words], "verb": "patch", "resource": "jobs", "namespace": namespace}
-        break_api(kube, inject={**fault, "times": 100_000})
+        break_api(kube, refuse={**fault, "times": 100_000})
         kube.run("kubectl", "-n", namespace, "create", "-f", "-", stdin=json.dumps(claim()))
         post(kube, namespace, json.dumps(experiment("fusion")))
 
