@@ -48,7 +48,7 @@ def main() -> None:
     multiple=True,
     default=tuple(PRESETS),
     show_default=True,
-    help="CRDs to install: `pytorchjob`, `trainjob`, a YAML file or a directory of them. May be given more than once.",
+    help=f"CRDs to install: {', '.join(PRESETS)}, a YAML file or a directory of them. May be given more than once.",
 )
 @click.option("--allow-host-path", is_flag=True, help="Let pods use hostPath volumes.")
 @click.option(

@@ -15,7 +15,11 @@ from wrpo_devcluster.controllers.base import get_or_none
 from wrpo_devcluster.controllers.volumes import PROVISIONER, STORAGE_CLASS, STORAGE_CLASSES
 
 MANIFESTS = Path(__file__).parent / "manifests"
-PRESETS = {"pytorchjob": MANIFESTS / "pytorchjobs.yaml", "trainjob": MANIFESTS / "trainjobs.yaml"}
+PRESETS = {
+    "pytorchjob": MANIFESTS / "pytorchjobs.yaml",
+    "trainjob": MANIFESTS / "trainjobs.yaml",
+    "jobset": MANIFESTS / "jobsets.yaml",
+}
 """What `up` installs unless it is told otherwise, by the name for `--with-crds`."""
 
 

@@ -24,6 +24,7 @@ from wrpo_devcluster.controllers.base import Controller, WatchHub, cancel_all, g
 from wrpo_devcluster.controllers.disruption import DisruptionController
 from wrpo_devcluster.controllers.garbage import GarbageCollector
 from wrpo_devcluster.controllers.job import JobController, JobTtlController
+from wrpo_devcluster.controllers.jobset import JobSetController
 from wrpo_devcluster.controllers.namespaces import DefaultContentController, NamespaceController
 from wrpo_devcluster.controllers.network import EndpointsController
 from wrpo_devcluster.controllers.pytorchjob import PyTorchJobController
@@ -164,6 +165,7 @@ class Cluster:
             DeploymentController(client, clock),
             PyTorchJobController(client, clock, default_port=lambda job: self._training_port(job, DEFAULT_PORT)),
             TrainJobController(client, clock, default_port=lambda job: self._training_port(job, TRAINER_PORT)),
+            JobSetController(client, clock),
             GarbageCollector(client, clock),
             PodGarbageCollector(client, clock),
             EventSweeper(client, clock),

@@ -7,7 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from wrpo_devcluster.client import ApiError, Client, JsonObject, Resource, WatchEvent
 from wrpo_devcluster.clock import Clock
@@ -193,6 +193,7 @@ async def delete_if_exists(
     obj: JsonObject,
     *,
     grace_period_s: int | None = None,
+    propagation: Literal["Background", "Foreground"] = "Background",
 ) -> bool:
     """Delete exactly this object (by uid); False when it was gone already or another has its name."""
     meta = obj["metadata"]
@@ -201,7 +202,7 @@ async def delete_if_exists(
             resource,
             meta["name"],
             meta.get("namespace"),
-            propagation="Background",
+            propagation=propagation,
             grace_period_s=grace_period_s,
             uid=meta["uid"],
         )

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, cast
 
 from wrpo_devcluster.client import PODS, PYTORCH_JOBS, SERVICES, ApiError, Client, JsonObject
 from wrpo_devcluster.clock import Clock
-from wrpo_devcluster.controllers.base import (
-    Controller,
-    Watched,
-    controller_key,
-    delete_if_exists,
-    get_or_none,
-    own_key,
-)
-from wrpo_devcluster.controllers.events import EventRecorder
+from wrpo_devcluster.controllers.base import delete_if_exists
+from wrpo_devcluster.controllers.gang import GangController
 from wrpo_devcluster.controllers.pytorchjob_decide import KIND, Decision, NewReplica, decide
 from wrpo_devcluster.controllers.pytorchjob_render import (
     CONTAINER,
@@ -26,7 +19,7 @@ from wrpo_devcluster.controllers.pytorchjob_render import (
     render_service,
     replica_name,
 )
-from wrpo_devcluster.objects import controller_of, is_deleting, split_key
+from wrpo_devcluster.objects import controller_of
 
 
 def invalid(job: JsonObject) -> str:
@@ -43,8 +36,9 @@ def invalid(job: JsonObject) -> str:
     return ""
 
 
-class PyTorchJobController(Controller):
+class PyTorchJobController(GangController):
     name = "pytorchjob-controller"
+    resource, kind, owned = PYTORCH_JOBS, KIND, (PODS, SERVICES)
 
     def __init__(
         self,
@@ -57,33 +51,20 @@ class PyTorchJobController(Controller):
         super().__init__(client, clock)
         self._default_port = default_port
         self._wait_for_master = wait_for_master
-        self._events = EventRecorder(client, clock, self.name)
 
-    def watched(self) -> Sequence[Watched]:
-        to_job = controller_key(KIND)
-        return (Watched(PYTORCH_JOBS, own_key), Watched(PODS, to_job), Watched(SERVICES, to_job))
-
-    async def reconcile(self, key: str) -> float | None:
-        namespace, name = split_key(key)
-        found = await get_or_none(self.client, PYTORCH_JOBS, name, namespace)
-        if found is None or is_deleting(found):
-            return None
-        job = {**found, "apiVersion": "kubeflow.org/v1", "kind": KIND}
+    async def advance(self, job: JsonObject) -> float | None:
+        """See GangController."""
         why = invalid(job)
         if why:
-            await self._events.event(job, "Warning", "PyTorchJobFailedValidation", why)
+            await self.events.event(job, "Warning", "PyTorchJobFailedValidation", why)
             return None
         pods = await self._owned(job)
         decision = decide(job, pods, self.clock.now())
-        if decision.status != (found.get("status") or {}):
-            await self._write_status(found, decision.status)
+        await self.write_status(job, decision.status)
         for notice in decision.events:
             kind = cast(Literal["Normal", "Warning"], notice.kind)
-            await self._events.event(job, kind, notice.reason, notice.message)
+            await self.events.event(job, kind, notice.reason, notice.message)
         return await self._carry_out(job, pods, decision)
-
-    async def _write_status(self, job: JsonObject, status: JsonObject) -> None:
-        await self.client.update(PYTORCH_JOBS, {**job, "status": status}, subresource="status")
 
     async def _carry_out(self, job: JsonObject, pods: list[JsonObject], decision: Decision) -> float | None:
         if decision.expired:
@@ -92,7 +73,7 @@ class PyTorchJobController(Controller):
         by_name = {pod["metadata"]["name"]: pod for pod in pods}
         for name in decision.delete:
             if await delete_if_exists(self.client, PODS, by_name[name]):
-                await self._events.event(job, "Normal", "SuccessfulDeletePod", f"Deleted pod: {name}")
+                await self.events.event(job, "Normal", "SuccessfulDeletePod", f"Deleted pod: {name}")
         if decision.drop_services:
             await self._drop_services(job)
         for new in decision.create:
@@ -105,20 +86,18 @@ class PyTorchJobController(Controller):
         port = self._default_port(job)
         name = replica_name(job, new.role, new.index)
         try:
-            if await get_or_none(self.client, SERVICES, name, namespace) is None:
-                service = render_service(job, new.role, new.index, port=master_port(job, port))
-                await self.client.create(SERVICES, service, namespace)
-                await self._events.event(job, "Normal", "SuccessfulCreateService", f"Created service: {name}")
+            if await self.ensure_service(render_service(job, new.role, new.index, port=master_port(job, port))):
+                await self.events.event(job, "Normal", "SuccessfulCreateService", f"Created service: {name}")
         except ApiError as error:
-            await self._events.event(job, "Warning", "FailedCreateService", f"Error creating: {error}")
+            await self.events.event(job, "Warning", "FailedCreateService", f"Error creating: {error}")
             return False
         try:
             pod = render_pod(job, new.role, new.index, default_port=port, wait_for_master=self._wait_for_master)
             await self.client.create(PODS, pod, namespace)
         except ApiError as error:
-            await self._events.event(job, "Warning", "FailedCreatePod", f"Error creating: {error}")
+            await self.events.event(job, "Warning", "FailedCreatePod", f"Error creating: {error}")
             return False
-        await self._events.event(job, "Normal", "SuccessfulCreatePod", f"Created pod: {name}")
+        await self.events.event(job, "Normal", "SuccessfulCreatePod", f"Created pod: {name}")
         return True
 
     async def _drop_services(self, job: JsonObject) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from wrpo_devcluster.client import (
     CLUSTER_TRAINING_RUNTIMES,
@@ -15,63 +15,48 @@ from wrpo_devcluster.client import (
     JsonObject,
 )
 from wrpo_devcluster.clock import Clock
-from wrpo_devcluster.controllers.base import (
-    Controller,
-    Watched,
-    controller_key,
-    delete_if_exists,
-    get_or_none,
-    own_key,
-)
-from wrpo_devcluster.controllers.events import EventRecorder
+from wrpo_devcluster.controllers.base import delete_if_exists, get_or_none
+from wrpo_devcluster.controllers.gang import GangController
+from wrpo_devcluster.controllers.jobset_render import render_service
 from wrpo_devcluster.controllers.trainjob_decide import KIND, MANAGER, Decision, decide, is_finished
 from wrpo_devcluster.controllers.trainjob_render import (
     DEFAULT_PORT,
     job_name,
     render_job,
-    render_service,
     unsupported,
 )
-from wrpo_devcluster.objects import controller_of, is_deleting, split_key
+from wrpo_devcluster.objects import controller_of
 
-API_VERSION = "trainer.kubeflow.org/v1alpha1"
 _RUNTIMES = {"TrainingRuntime": TRAINING_RUNTIMES, "ClusterTrainingRuntime": CLUSTER_TRAINING_RUNTIMES}
 _RETRY_S = 1.0
 
 
-class TrainJobController(Controller):
-    """Owns the Job directly: nothing here but TrainJobs makes JobSets, so that kind is left out."""
+class TrainJobController(GangController):
+    """Owns the Job directly, without the JobSet that Kubeflow Trainer creates: TrainJobs need no further CRD here."""
 
     name = "trainjob-controller"
+    resource, kind, owned = TRAIN_JOBS, KIND, (JOBS, SERVICES)
 
     def __init__(
         self, client: Client, clock: Clock, *, default_port: Callable[[JsonObject], int] = lambda _: DEFAULT_PORT
     ) -> None:
         super().__init__(client, clock)
         self._default_port = default_port
-        self._events = EventRecorder(client, clock, self.name)
 
-    def watched(self) -> Sequence[Watched]:
-        to_job = controller_key(KIND)
-        return (Watched(TRAIN_JOBS, own_key), Watched(JOBS, to_job), Watched(SERVICES, to_job))
-
-    async def reconcile(self, key: str) -> float | None:
-        namespace, name = split_key(key)
-        found = await get_or_none(self.client, TRAIN_JOBS, name, namespace)
-        if found is None or is_deleting(found) or found["spec"].get("managedBy", MANAGER) != MANAGER:
+    async def advance(self, job: JsonObject) -> float | None:
+        """See GangController."""
+        if job["spec"].get("managedBy", MANAGER) != MANAGER:
             return None
-        trainjob = {**found, "apiVersion": API_VERSION, "kind": KIND}
-        job = await self._job(trainjob)
+        trainjob, child = job, await self._job(job)
         runtime: JsonObject | None = None
         if not is_finished(trainjob):
             runtime = await self._runtime(trainjob)
             if runtime is None:
                 return _RETRY_S
         refusal = unsupported(trainjob, runtime) if runtime is not None else ""
-        decision = decide(trainjob, job, refusal, self.clock.now())
-        if decision.status != (found.get("status") or {}):
-            await self.client.update(TRAIN_JOBS, {**found, "status": decision.status}, subresource="status")
-        return await self._carry_out(trainjob, runtime, job, decision)
+        decision = decide(trainjob, child, refusal, self.clock.now())
+        await self.write_status(trainjob, decision.status)
+        return await self._carry_out(trainjob, runtime, child, decision)
 
     async def _job(self, trainjob: JsonObject) -> JsonObject | None:
         """Return the TrainJob's own Job."""
@@ -108,8 +93,7 @@ class TrainJobController(Controller):
         """Make the Service and the Job, as far as they are missing; False if one was refused."""
         namespace = trainjob["metadata"]["namespace"]
         try:
-            if await get_or_none(self.client, SERVICES, trainjob["metadata"]["name"], namespace) is None:
-                await self.client.create(SERVICES, render_service(trainjob), namespace)
+            await self.ensure_service(render_service(trainjob, trainjob["metadata"]["name"]))
             if job is None:
                 made = render_job(trainjob, runtime, port=self._default_port(trainjob))
                 await self.client.create(JOBS, made, namespace)
@@ -120,4 +104,4 @@ class TrainJobController(Controller):
 
     async def _tell_failure(self, trainjob: JsonObject, why: str) -> None:
         text = f"TrainJob resources reconciliation failed: {why}"
-        await self._events.event(trainjob, "Warning", "TrainJobResourcesCreationFailed", text)
+        await self.events.event(trainjob, "Warning", "TrainJobResourcesCreationFailed", text)

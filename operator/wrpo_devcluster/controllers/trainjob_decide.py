@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from wrpo_devcluster.client import JsonObject
 from wrpo_devcluster.clock import parse_time
+from wrpo_devcluster.controllers.jobset_decide import JOB_STATES, states_of
 from wrpo_devcluster.controllers.trainjob_render import CONTAINER, job_name
 from wrpo_devcluster.objects import condition, created_at, is_deleting, is_true, set_condition
 
@@ -71,18 +72,8 @@ def decide(trainjob: JsonObject, job: JsonObject | None, refusal: str, now: date
 
 def job_status(job: JsonObject) -> JsonObject:
     """Return the entry of jobsStatus: how many child Jobs (here one) are in which state."""
-    spec, status = job["spec"], job.get("status") or {}
-    settled = int(status.get("ready") or 0) + int(status.get("succeeded") or 0)
-    ended = {ending: is_true(job, ending) for ending in ENDINGS}
-    is_open = not any(ended.values())
-    return {
-        "name": CONTAINER,
-        "active": int(is_open and int(status.get("active") or 0) > 0),
-        "ready": int(is_open and settled >= int(spec.get("completions") or 1)),
-        "succeeded": int(ended["Complete"]),
-        "failed": int(ended["Failed"]),
-        "suspended": int(is_open and bool(spec.get("suspend"))),
-    }
+    states = states_of(job)
+    return {"name": CONTAINER, **{state: int(state in states) for state in JOB_STATES}}
 
 
 def _suspension(conditions: list[JsonObject], wanted: bool, now: datetime) -> list[JsonObject]:

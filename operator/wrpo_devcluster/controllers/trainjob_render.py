@@ -1,4 +1,4 @@
-"""Job and Service of a TrainJob: what Kubeflow Trainer (2.x) and JobSet make of it together."""
+"""The Job of a TrainJob: what Kubeflow Trainer (2.x) and JobSet make of it together."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import copy
 from typing import Any
 
 from wrpo_devcluster.client import JsonObject
-from wrpo_devcluster.objects import owner_reference
+from wrpo_devcluster.controllers import jobset_render
 
 CONTAINER = "node"
 """Name of the trainer's container, and of its replicated job."""
 ANCESTOR = "trainer.kubeflow.org/trainjob-ancestor-step"
 DEFAULT_PORT = 29500
-JOBSET_NAME = "jobset.sigs.k8s.io/jobset-name"
 COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
 
 def job_name(trainjob: JsonObject) -> str:
-    return f"{trainjob['metadata']['name']}-{CONTAINER}-0"
+    return jobset_render.job_name(trainjob["metadata"]["name"], CONTAINER, 0)
 
 
 def unsupported(trainjob: JsonObject, runtime: JsonObject) -> str:
@@ -56,72 +55,18 @@ def num_nodes(trainjob: JsonObject, runtime: JsonObject) -> int:
     return int(own or (runtime["spec"].get("mlPolicy") or {}).get("numNodes") or 1)
 
 
-def render_service(trainjob: JsonObject) -> JsonObject:
-    """Return the headless Service by which the pods have names, before they are ready."""
-    name = trainjob["metadata"]["name"]
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {
-            "name": name,
-            "namespace": trainjob["metadata"]["namespace"],
-            "labels": {JOBSET_NAME: name},
-            "ownerReferences": [owner_reference(trainjob)],
-        },
-        "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {JOBSET_NAME: name}},
-    }
-
-
 def render_job(trainjob: JsonObject, runtime: JsonObject, *, port: int = DEFAULT_PORT) -> JsonObject:
     """Return the Indexed Job of the replicated job `node`: one pod a node, whose master is the pod of index 0."""
-    name = trainjob["metadata"]["name"]
-    template = copy.deepcopy(replicated_jobs(runtime)[0]["template"])
-    meta, spec = template.get("metadata") or {}, template["spec"]
-    nodes = num_nodes(trainjob, runtime)
+    entry = copy.deepcopy(replicated_jobs(runtime)[0])
+    template, nodes = entry["template"], num_nodes(trainjob, runtime)
     container = trainer_container(template)
     if container is None:
         raise ValueError(f"the replicated job has no container named {CONTAINER}")
     _override(container, trainjob["spec"].get("trainer") or {})
     if "torch" in (runtime["spec"].get("mlPolicy") or {}):
         _add_torch(container, trainjob, nodes=nodes, port=port)
-    labels = _labels(name)
-    pod = spec["template"]
-    pod["metadata"] = {
-        **(pod.get("metadata") or {}),
-        "labels": {**((pod.get("metadata") or {}).get("labels") or {}), **labels},
-    }
-    pod["spec"].setdefault("restartPolicy", "OnFailure")
-    pod["spec"].setdefault("subdomain", name)
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {
-            **{key: meta[key] for key in ("annotations",) if meta.get(key)},
-            "name": job_name(trainjob),
-            "namespace": trainjob["metadata"]["namespace"],
-            "labels": {**(meta.get("labels") or {}), **labels},
-            "ownerReferences": [owner_reference(trainjob)],
-        },
-        "spec": {
-            **spec,
-            "completionMode": "Indexed",
-            "parallelism": nodes,
-            "completions": nodes,
-            "suspend": bool(trainjob["spec"].get("suspend")),
-        },
-    }
-
-
-def _labels(name: str) -> dict[str, str]:
-    prefix = "jobset.sigs.k8s.io"
-    return {
-        JOBSET_NAME: name,
-        f"{prefix}/replicatedjob-name": CONTAINER,
-        f"{prefix}/replicatedjob-replicas": "1",
-        f"{prefix}/job-index": "0",
-        f"{prefix}/job-global-index": "0",
-        f"{prefix}/restart-attempt": "0",
-    }
+    template["spec"] |= {"completionMode": "Indexed", "parallelism": nodes, "completions": nodes}
+    return jobset_render.render_job(trainjob, [entry], entry, 0, subdomain=trainjob["metadata"]["name"])
 
 
 def _override(container: JsonObject, trainer: JsonObject) -> None:

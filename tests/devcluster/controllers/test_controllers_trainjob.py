@@ -22,9 +22,10 @@ from wrpo_devcluster.client import (
 from wrpo_devcluster.clock import Clock, timestamp
 from wrpo_devcluster.controllers.base import Controller
 from wrpo_devcluster.controllers.job import JobController
+from wrpo_devcluster.controllers.jobset_render import render_service
 from wrpo_devcluster.controllers.trainjob import TrainJobController
 from wrpo_devcluster.controllers.trainjob_decide import Decision, decide
-from wrpo_devcluster.controllers.trainjob_render import render_job, render_service, unsupported
+from wrpo_devcluster.controllers.trainjob_render import render_job, unsupported
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -185,7 +186,7 @@ def test_the_job_is_one_pod_a_node_and_torchrun_finds_its_environment() -> None:
 
 
 def test_the_service_gives_pods_names_before_they_are_ready() -> None:
-    service, job = render_service(make_trainjob()), render_job(make_trainjob(), make_runtime())
+    service, job = render_service(make_trainjob(), "t"), render_job(make_trainjob(), make_runtime())
     assert (service["metadata"]["name"], service["spec"]["clusterIP"]) == ("t", "None")
     assert service["spec"]["publishNotReadyAddresses"]
     assert service["spec"]["selector"].items() <= job["spec"]["template"]["metadata"]["labels"].items()

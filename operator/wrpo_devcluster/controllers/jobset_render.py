@@ -1,0 +1,139 @@
+"""Jobs and Service of a JobSet: names, labels, and the host names of pods."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+
+from wrpo_devcluster.client import JsonObject
+from wrpo_devcluster.objects import owner_reference
+
+PREFIX = "jobset.sigs.k8s.io"
+JOBSET_NAME = f"{PREFIX}/jobset-name"
+REPLICATED_JOB = f"{PREFIX}/replicatedjob-name"
+RESTART_ATTEMPT = f"{PREFIX}/restart-attempt"
+EXCLUSIVE = "alpha.jobset.sigs.k8s.io/exclusive-topology"
+MAX_NAME = 63
+RANDOM_SUFFIX = 6
+"""A dash and the five characters that the Job controller adds to the name of a pod."""
+
+
+def job_name(jobset: str, replicated: str, index: int) -> str:
+    """Return the name of a Job: that of the JobSet and of the replicated job, and an index."""
+    return f"{jobset}-{replicated}-{index}"
+
+
+def replicated_jobs(jobset: JsonObject) -> list[JsonObject]:
+    return list(jobset["spec"].get("replicatedJobs") or [])
+
+
+def replicas_of(entry: JsonObject) -> int:
+    return int(entry.get("replicas", 1))
+
+
+def subdomain_of(jobset: JsonObject) -> str:
+    """Return the name of the Service and of the pods' domain; empty if pods have no host names."""
+    network = jobset["spec"].get("network") or {}
+    if not network.get("enableDNSHostnames", True):
+        return ""
+    return str(network.get("subdomain") or jobset["metadata"]["name"])
+
+
+def refusal(jobset: JsonObject) -> str:
+    """Return why JobSet's webhook would refuse the object, or why it is not run here; empty if it is run."""
+    spec, name = jobset["spec"], jobset["metadata"]["name"]
+    policy = spec.get("failurePolicy") or {}
+    if policy.get("restartStrategy") == "InPlaceRestart":
+        return "spec.failurePolicy.restartStrategy is InPlaceRestart, which is not known here; use Recreate"
+    for rule in policy.get("rules") or []:
+        if rule["action"].startswith("RestartJob") and not rule["action"].startswith("RestartJobSet"):
+            return f"action {rule['action']} of failure policy rule {rule['name']} is not known here; use RestartJobSet"
+    if spec.get("volumeClaimPolicies"):
+        return "spec.volumeClaimPolicies is set, and claims are not created here; create them yourself"
+    if (spec.get("startupPolicy") or {}).get("startupPolicyOrder") == "InOrder":
+        return "spec.startupPolicy.startupPolicyOrder is InOrder, which is not known here; use dependsOn"
+    if EXCLUSIVE in (jobset["metadata"].get("annotations") or {}):
+        return f"annotation {EXCLUSIVE} is set, and pods are not placed by it here; remove it"
+    for entry in replicated_jobs(jobset):
+        job, template = job_name(name, entry["name"], replicas_of(entry) - 1), entry["template"].get("spec") or {}
+        if len(job) > MAX_NAME:
+            return "JobSet name is too long, job names generated for this JobSet will exceed 63 characters"
+        completions = template.get("completions")
+        if completions and len(f"{job}-{int(completions) - 1}") + RANDOM_SUFFIX > MAX_NAME:
+            return "JobSet name is too long, pod names generated for this JobSet will exceed 63 characters"
+    return ""
+
+
+def render_service(owner: JsonObject, name: str, *, publish_not_ready: bool = True) -> JsonObject:
+    """Return the headless Service by which the pods have names."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": name,
+            "namespace": owner["metadata"]["namespace"],
+            "ownerReferences": [owner_reference(owner)],
+        },
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": publish_not_ready,
+            "selector": {JOBSET_NAME: owner["metadata"]["name"]},
+        },
+    }
+
+
+def render_job(
+    owner: JsonObject, entries: list[JsonObject], entry: JsonObject, index: int, *, subdomain: str, restarts: int = 0
+) -> JsonObject:
+    """Return Job `index` of the replicated job `entry`, which is one of `entries`; it is suspended as its owner is."""
+    template = copy.deepcopy(entry["template"])
+    meta, spec = template.get("metadata") or {}, template["spec"]
+    names = place_labels(owner, entries, entry, index, restarts=restarts)
+    pod = spec["template"]
+    pod["metadata"] = _named(pod.get("metadata") or {}, names)
+    pod["spec"].setdefault("restartPolicy", "OnFailure")
+    if subdomain:
+        pod["spec"]["subdomain"] = subdomain
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            **_named(meta, names),
+            "name": job_name(owner["metadata"]["name"], entry["name"], index),
+            "namespace": owner["metadata"]["namespace"],
+            "ownerReferences": [owner_reference(owner)],
+        },
+        "spec": {"completionMode": "Indexed", **spec, "suspend": bool(owner["spec"].get("suspend"))},
+    }
+
+
+def place_labels(
+    owner: JsonObject, entries: list[JsonObject], entry: JsonObject, index: int, *, restarts: int
+) -> dict[str, str]:
+    """Return the labels, which are annotations as well, of a Job and of its pods."""
+    meta, group = owner["metadata"], entry.get("groupName") or "default"
+    before = entries[: entries.index(entry)]
+    in_group = [other for other in entries if (other.get("groupName") or "default") == group]
+    before_in_group = [other for other in before if other in in_group]
+    key = f"{meta['namespace']}/{job_name(meta['name'], entry['name'], index)}"
+    return {
+        JOBSET_NAME: meta["name"],
+        f"{PREFIX}/jobset-uid": meta["uid"],
+        REPLICATED_JOB: entry["name"],
+        f"{PREFIX}/replicatedjob-replicas": str(replicas_of(entry)),
+        f"{PREFIX}/global-replicas": str(sum(map(replicas_of, entries))),
+        f"{PREFIX}/job-index": str(index),
+        f"{PREFIX}/job-global-index": str(sum(map(replicas_of, before)) + index),
+        f"{PREFIX}/job-key": hashlib.sha1(key.encode(), usedforsecurity=False).hexdigest(),
+        f"{PREFIX}/group-name": group,
+        f"{PREFIX}/group-replicas": str(sum(map(replicas_of, in_group))),
+        f"{PREFIX}/job-group-index": str(sum(map(replicas_of, before_in_group)) + index),
+        RESTART_ATTEMPT: str(restarts),
+    }
+
+
+def _named(meta: JsonObject, names: dict[str, str]) -> JsonObject:
+    return {
+        "labels": {**(meta.get("labels") or {}), **names},
+        "annotations": {**(meta.get("annotations") or {}), **names},
+    }
