@@ -19,6 +19,7 @@ import yaml
 from local_operator import LocalOperator
 from support.kubectl_wait import wait_for_condition
 
+from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.cli.install import CHECKOUT, find_tool
 
 JsonObject = dict[str, Any]
@@ -108,9 +109,10 @@ class Kube:
         stages = self.status(name).get("stages", [])
         return next((entry for entry in stages if entry["name"] == stage), {})
 
-    def children(self, name: str) -> list[JsonObject]:
-        selector = f"wrpo.ai/experiment={name}"
-        return self.list("jobs", selector) + self.list("pytorchjobs", selector)
+    def children(self, name: str, backend: str = "PyTorchJob") -> list[JsonObject]:
+        """Return the Jobs and the training backend's children of an experiment."""
+        selector, resource = f"wrpo.ai/experiment={name}", BACKENDS[backend].resource
+        return self.list("jobs", selector) + self.list(f"{resource.plural}.{resource.group}", selector)
 
     def wait_phase(self, name: str, phase: str, timeout_s: float = 90.0) -> JsonObject:
         def reached() -> JsonObject | None:

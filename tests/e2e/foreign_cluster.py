@@ -19,6 +19,7 @@ from wrpo_devcluster.config import ClusterConfig, NodeConfig
 ABSENT = (
     "pytorchjob-controller",
     "trainjob-controller",
+    "jobset-controller",
     "persistentvolume-controller",
     "deployment-controller",
     "replicaset-controller",

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import yaml
 
-from wrpo_devcluster.bootstrap import crd_files, install_crds
+from wrpo_devcluster.bootstrap import PRESETS, crd_files, install_crds
 from wrpo_devcluster.client import DEPLOYMENTS, EVENTS, JOBS, PODS, ApiError, Resource
 from wrpo_devcluster.cluster import Cluster, write_kubeconfig
 from wrpo_devcluster.config import simulated_config
@@ -102,7 +102,7 @@ class World:
         try:
             async with Cluster(config) as cluster:
                 self.cluster = cluster
-                files = [file for preset in ("pytorchjob", "trainjob") for file in crd_files(preset)]
+                files = [file for preset in PRESETS for file in crd_files(preset)]
                 await install_crds(cluster.client, files)
                 cluster.api.attached.request_log = self._record
                 self.kubeconfig = cluster.kubeconfig_path

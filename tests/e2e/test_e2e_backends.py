@@ -1,4 +1,4 @@
-"""The same experiment on either training backend: TrainJob does what PyTorchJob does, and ends as it does."""
+"""The same experiment on every training backend: each does what PyTorchJob does, and ends as it does."""
 
 from __future__ import annotations
 
@@ -8,44 +8,58 @@ import pytest
 from e2e_foreign import CONTROLLER_WAIT_S
 from e2e_support import EXTERNAL, JsonObject, Kube, experiment, wait_until
 
+from wrpo_operator.api.backends import BACKENDS, BackendKind, ResourceType
 from wrpo_operator.cli.install import CHECKOUT
 
 pytestmark = pytest.mark.cluster
-CRD = "trainjobs.trainer.kubeflow.org"
-RUNTIME_CRD = "trainingruntimes.trainer.kubeflow.org"
-MANIFEST = CHECKOUT / "operator" / "wrpo_devcluster" / "manifests" / "trainjobs.yaml"
-API_VERSION = "trainer.kubeflow.org/v1alpha1"
+MANIFESTS = CHECKOUT / "operator" / "wrpo_devcluster" / "manifests"
+OTHERS = {kind: backend for kind, backend in BACKENDS.items() if kind != "PyTorchJob"}
+"""PyTorchJob is the backend of all other end-to-end tests."""
+TRAINER, JOBSET = OTHERS["TrainJob"], OTHERS["JobSet"]
 
 
-def has_trainjobs(kube: Kube) -> bool:
-    return bool(kube.run("kubectl", "get", "crd", CRD, "--ignore-not-found", "-o", "name").strip())
+def crd_of(resource: ResourceType) -> str:
+    """Return the name of the CRD, by which kubectl also knows the resource."""
+    return f"{resource.plural}.{resource.group}"
 
 
-@pytest.fixture(scope="module")
-def trainer(kube: Kube) -> Kube:
-    """A cluster on which somebody runs TrainJobs."""
-    if not has_trainjobs(kube):
-        pytest.skip(f"the cluster has no CRD {CRD}")
-    if EXTERNAL and not _is_noticed(kube):
-        pytest.skip("the cluster has TrainJob's CRD, but nobody takes note of a new TrainJob")
-    return kube
+def is_installed(kube: Kube, backend: BackendKind) -> bool:
+    crd = crd_of(backend.resource)
+    return bool(kube.run("kubectl", "get", "crd", crd, "--ignore-not-found", "-o", "name").strip())
 
 
-def _is_noticed(kube: Kube) -> bool:
+@pytest.fixture(params=OTHERS.values(), ids=OTHERS)
+def backend(request: pytest.FixtureRequest, kube: Kube) -> BackendKind:
+    """A training backend that somebody runs on the cluster."""
+    found: BackendKind = request.param
+    if not is_installed(kube, found):
+        pytest.skip(f"the cluster has no CRD {crd_of(found.resource)}")
+    if EXTERNAL and not _is_noticed(kube, found):
+        pytest.skip(f"the cluster has the CRD of {found.kind}, but nobody takes note of a new one")
+    return found
+
+
+def _is_noticed(kube: Kube, backend: BackendKind) -> bool:
+    """Whether a controller gives a suspended object a condition."""
     pod = {"spec": {"restartPolicy": "Never", "containers": [{"name": "node", "image": "none"}]}}
-    jobs = [{"name": "node", "template": {"spec": {"template": pod}}}]
-    name = {"metadata": {"name": "probe"}}
-    template = {"spec": {"replicatedJobs": jobs}}
-    kube.apply({"apiVersion": API_VERSION, "kind": "TrainingRuntime", **name, "spec": {"template": template}})
-    spec = {"suspend": True, "runtimeRef": {"kind": "TrainingRuntime", "name": "probe"}}
-    kube.apply({"apiVersion": API_VERSION, "kind": "TrainJob", **name, "spec": spec})
+    replicated = {"replicatedJobs": [{"name": "node", "template": {"spec": {"template": pod}}}]}
+    companions: list[JsonObject] = []
+    spec: JsonObject = {"suspend": True, **replicated}
+    if backend is TRAINER:
+        companions = [{"template": {"spec": replicated}}]
+        spec = {"suspend": True, "runtimeRef": {"kind": backend.companions[0].kind, "name": "probe"}}
+    for resource, body in zip((*backend.companions, backend.resource), (*companions, spec), strict=True):
+        kube.apply(
+            {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": {"name": "probe"}, "spec": body}
+        )
+    crd = crd_of(backend.resource)
     try:
-        wait_until("noticed", lambda: (kube.get(CRD, "probe").get("status") or {}).get("conditions"), CONTROLLER_WAIT_S)
+        wait_until("noticed", lambda: (kube.get(crd, "probe").get("status") or {}).get("conditions"), CONTROLLER_WAIT_S)
     except AssertionError:
         return False
     finally:
-        kube.kubectl("delete", CRD, "probe", "--cascade=background", "--wait=false")
-        kube.kubectl("delete", RUNTIME_CRD, "probe", "--wait=false")
+        for resource in (backend.resource, *backend.companions):
+            kube.kubectl("delete", crd_of(resource), "probe", "--cascade=background", "--wait=false")
     return True
 
 
@@ -55,8 +69,8 @@ def two_nodes(name: str, backend: str, **spec: Any) -> JsonObject:
     return experiment(name, training=training, scheduling={"gang": "BestEffort"}, **spec)
 
 
-def trainjobs(kube: Kube, name: str) -> list[JsonObject]:
-    return kube.list(CRD, f"wrpo.ai/experiment={name}")
+def children(kube: Kube, name: str, resource: ResourceType) -> list[JsonObject]:
+    return kube.list(crd_of(resource), f"wrpo.ai/experiment={name}")
 
 
 def pods_of(kube: Kube, name: str, stage: str) -> list[JsonObject]:
@@ -67,51 +81,63 @@ def running_pods(kube: Kube, name: str, stage: str) -> list[JsonObject]:
     return [pod for pod in pods_of(kube, name, stage) if pod["status"].get("phase") == "Running"]
 
 
-def test_either_backend_makes_the_same_artifacts(trainer: Kube) -> None:
-    kube = trainer
-    for backend in ("PyTorchJob", "TrainJob"):
-        storage = {"volume": {"claimName": "artifacts", "path": backend.lower()}}
-        kube.apply(two_nodes(f"by-{backend.lower()}", backend, storage=storage, reuse={"salt": "backends"}))
-    stages = {
-        name: {entry["name"]: entry["artifact"] for entry in kube.wait_phase(name, "Succeeded", 120)["stages"]}
-        for name in ("by-pytorchjob", "by-trainjob")
-    }
-    assert stages["by-trainjob"] == stages["by-pytorchjob"]
-    assert [child["kind"] for child in kube.children("by-pytorchjob")].count("PyTorchJob") == 1
-    (child,) = trainjobs(kube, "by-trainjob")
-    assert {entry["type"]: entry["status"] for entry in child["status"]["conditions"]}["Complete"] == "True"
-    attempts = kube.stage("by-trainjob", "sft")["attempts"]
+def long_name(backend: BackendKind) -> str:
+    """Return a name as long as they may be: JobSet refuses a JobSet whose name leaves no room for those of its pods."""
+    return f"by-{backend.kind.lower()}-".ljust(63, "n")
+
+
+def artifacts(kube: Kube, backend: BackendKind) -> dict[str, str]:
+    """Return the artifacts by stage of an experiment on a backend, in a directory of its own."""
+    name = long_name(backend)
+    storage = {"volume": {"claimName": "artifacts", "path": backend.kind}}
+    kube.apply(two_nodes(name, backend.kind, storage=storage, reuse={"salt": "backends"}))
+    status = kube.wait_phase(name, "Succeeded", 120)
+    return {entry["name"]: entry["artifact"] for entry in status["stages"]}
+
+
+@pytest.fixture(scope="module")
+def expected(kube: Kube) -> dict[str, str]:
+    """The artifacts that PyTorchJob leaves."""
+    return artifacts(kube, BACKENDS["PyTorchJob"])
+
+
+def test_every_backend_makes_the_same_artifacts(kube: Kube, backend: BackendKind, expected: dict[str, str]) -> None:
+    assert artifacts(kube, backend) == expected
+    name = long_name(backend)
+    (child,) = children(kube, name, backend.resource)
+    assert {entry["type"]: entry["status"] for entry in child["status"]["conditions"]}[backend.succeeded] == "True"
+    attempts = kube.stage(name, "sft")["attempts"]
     assert [(entry["state"], entry["child"]) for entry in attempts] == [("Succeeded", child["metadata"]["name"])]
-    pods = pods_of(kube, "by-trainjob", "sft")
+    pods = pods_of(kube, name, "sft")
     index = "batch.kubernetes.io/job-completion-index"
     assert sorted(pod["metadata"]["annotations"][index] for pod in pods) == ["0", "1"]
 
 
 @pytest.mark.usefixtures("real_pods")
-def test_a_gang_is_suspended_resumed_and_made_anew_when_it_loses_a_pod(trainer: Kube) -> None:
-    kube = trainer
-    kube.apply(two_nodes("gang-life", "TrainJob", **kube.behave(slow="sft:600")))
-    first = wait_until("both pods run", lambda: _both(kube, "gang-life", "sft"), 90)
-    kube.edit("gang-life", suspend=True)
-    kube.wait_phase("gang-life", "Suspended")
-    wait_until("no pod runs", lambda: not running_pods(kube, "gang-life", "sft"), 30)
-    kube.edit("gang-life", suspend=False)
-    resumed = wait_until("both pods run again", lambda: _both(kube, "gang-life", "sft"), 60)
+def test_a_gang_is_suspended_resumed_and_recreated_when_it_loses_a_pod(kube: Kube, backend: BackendKind) -> None:
+    name = f"life-{backend.kind.lower()}"
+    kube.apply(two_nodes(name, backend.kind, **kube.behave(slow="sft:600")))
+    first = wait_until("both pods run", lambda: _both(kube, name, "sft"), 90)
+    kube.edit(name, suspend=True)
+    kube.wait_phase(name, "Suspended")
+    wait_until("no pod runs", lambda: not running_pods(kube, name, "sft"), 30)
+    kube.edit(name, suspend=False)
+    resumed = wait_until("both pods run again", lambda: _both(kube, name, "sft"), 60)
     assert not first & resumed
-    assert len(kube.stage("gang-life", "sft")["attempts"]) == 1
-    name = running_pods(kube, "gang-life", "sft")[0]["metadata"]["name"]
-    kube.kubectl("delete", "pod", name, "--grace-period=1", "--wait=false")
+    assert len(kube.stage(name, "sft")["attempts"]) == 1
+    pod = running_pods(kube, name, "sft")[0]["metadata"]["name"]
+    kube.kubectl("delete", "pod", pod, "--grace-period=1", "--wait=false")
     attempts = wait_until(
         "the next attempt runs",
-        lambda: (a := kube.stage("gang-life", "sft")["attempts"]) and a[-1]["state"] == "Running" and a[1:] and a,
+        lambda: (a := kube.stage(name, "sft")["attempts"]) and a[-1]["state"] == "Running" and a[1:] and a,
         90,
     )
     assert [(entry["number"], entry["state"]) for entry in attempts] == [(1, "Failed"), (2, "Running")]
-    wait_until("both pods run in the next attempt", lambda: _both(kube, "gang-life", "sft"), 60)
-    kube.kubectl("delete", "wrpoexperiment", "gang-life", "--cascade=background", "--wait=true")
-    wait_until("its TrainJobs are gone", lambda: not trainjobs(kube, "gang-life"), 60)
-    wait_until("its runtimes are gone", lambda: not kube.list(RUNTIME_CRD, "wrpo.ai/experiment=gang-life"), 60)
-    wait_until("its pods are gone", lambda: not pods_of(kube, "gang-life", "sft"), 60)
+    wait_until("both pods run in the next attempt", lambda: _both(kube, name, "sft"), 60)
+    kube.kubectl("delete", "wrpoexperiment", name, "--cascade=background", "--wait=true")
+    for resource in (backend.resource, *backend.companions):
+        wait_until(f"its {resource.plural} are gone", lambda r=resource: not children(kube, name, r), 60)
+    wait_until("its pods are gone", lambda: not pods_of(kube, name, "sft"), 60)
 
 
 def _both(kube: Kube, name: str, stage: str) -> set[str]:
@@ -120,41 +146,49 @@ def _both(kube: Kube, name: str, stage: str) -> set[str]:
 
 
 @pytest.mark.usefixtures("real_pods")
-def test_a_gang_that_crashes_is_tried_again(trainer: Kube) -> None:
-    trainer.apply(two_nodes("gang-crash", "TrainJob", **trainer.behave(crash="sft")))
-    trainer.wait_phase("gang-crash", "Succeeded")
-    attempts = trainer.stage("gang-crash", "sft")["attempts"]
+def test_a_gang_that_crashes_is_tried_again(kube: Kube, backend: BackendKind) -> None:
+    name = f"crash-{backend.kind.lower()}"
+    kube.apply(two_nodes(name, backend.kind, **kube.behave(crash="sft")))
+    kube.wait_phase(name, "Succeeded")
+    attempts = kube.stage(name, "sft")["attempts"]
     assert [(entry["number"], entry["state"]) for entry in attempts] == [(1, "Failed"), (2, "Succeeded")]
     assert attempts[0]["exitCode"] == 1
-    assert len(trainjobs(trainer, "gang-crash")) == 2
+    assert len(children(kube, name, backend.resource)) == 2
 
 
 @pytest.mark.usefixtures("real_pods")
-def test_bad_data_in_a_gang_is_told_in_the_engines_words(trainer: Kube) -> None:
-    trainer.apply(two_nodes("gang-bad", "TrainJob", **trainer.behave(fail="sft")))
-    status = trainer.wait_phase("gang-bad", "Failed")
+def test_bad_data_in_a_gang_is_told_in_the_engines_words(kube: Kube, backend: BackendKind) -> None:
+    name = f"bad-{backend.kind.lower()}"
+    kube.apply(two_nodes(name, backend.kind, **kube.behave(fail="sft")))
+    status = kube.wait_phase(name, "Failed")
     (failed,) = [entry for entry in status["conditions"] if entry["type"] == "Failed"]
     assert "there is no model named nobody/nothing." in failed["message"]
-    attempts = trainer.stage("gang-bad", "sft")["attempts"]
+    attempts = kube.stage(name, "sft")["attempts"]
     assert [(entry["state"], entry["exitCode"], entry["failure"]) for entry in attempts] == [("Failed", 65, "Config")]
+    if backend is JOBSET and not EXTERNAL:
+        (child,) = children(kube, name, backend.resource)
+        (condition,) = [entry for entry in child["status"]["conditions"] if entry["type"] == backend.failed]
+        assert condition["reason"] == backend.final_reason
 
 
 def test_without_trainjobs_crd_the_blocker_names_what_is_installed(kube: Kube) -> None:
-    if EXTERNAL and has_trainjobs(kube):
+    crd = crd_of(TRAINER.resource)
+    if EXTERNAL and is_installed(kube, TRAINER):
         pytest.skip("TrainJob's CRD was there before: deleting it would delete what others run")
     if not EXTERNAL:
-        kube.run("kubectl", "delete", "crd", CRD, "--cascade=background", "--wait=true")
+        kube.run("kubectl", "delete", "crd", crd, "--cascade=background", "--wait=true")
     try:
         kube.apply(two_nodes("no-trainer", "TrainJob"))
         # The operator may not know yet that the kind is gone; then the API server's refusal shows first.
         blocker = wait_until("the blocker shows", lambda: _blocker(kube, "no-trainer", "TrainingBackendMissing"), 60)
         assert (blocker["object"], blocker["stage"]) == ("CustomResource/TrainJob", "sft")
         assert "Install Kubeflow Trainer" in blocker["message"]
-        assert "set training.backend to what is installed: PyTorchJob." in blocker["message"]
+        installed = ["JobSet", "PyTorchJob"] if is_installed(kube, JOBSET) else ["PyTorchJob"]
+        assert f"set training.backend to what is installed: {', '.join(installed)}." in blocker["message"]
     finally:
         if not EXTERNAL:
-            kube.run("kubectl", "apply", "--server-side", "-f", str(MANIFEST))
-            kube.wait_condition("Established", f"crd/{CRD}")
+            kube.run("kubectl", "apply", "--server-side", "-f", str(MANIFESTS / "trainjobs.yaml"))
+            kube.wait_condition("Established", f"crd/{crd}")
     # What the blocker advises.
     kube.edit("no-trainer", training={"backend": "PyTorchJob"})
     kube.wait_phase("no-trainer", "Succeeded", 120)

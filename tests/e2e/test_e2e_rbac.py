@@ -55,6 +55,7 @@ def run_scenario(world: World) -> None:
     world.apply(
         experiment("torch", ttlSecondsAfterFinished=1),
         experiment("trainer", training={**gang, "nodes": 1, "backend": "TrainJob"}, ttlSecondsAfterFinished=1),
+        experiment("jobset", training={**gang, "nodes": 1, "backend": "JobSet"}, ttlSecondsAfterFinished=1),
         # Long enough to be looked at while it runs: then it is asked why a gang might lack pods.
         experiment("volcano", training=gang, scheduling={"podGroup": "Volcano"}, **simulate(run_seconds="4")),
         experiment("plugins", training=gang, scheduling={"podGroup": "SchedulerPlugins", "schedulerName": "co"}),
@@ -79,10 +80,10 @@ def run_scenario(world: World) -> None:
     world.metrics()
     world.wait_call("patch", "podgroups", group="scheduling.volcano.sh")
     world.wait_call("patch", "podgroups", group="scheduling.x-k8s.io")
-    for name in ("torch", "trainer", "volcano", "plugins"):
+    for name in ("torch", "trainer", "jobset", "volcano", "plugins"):
         world.wait(f"{name} succeeds", lambda name=name: world.status(name).get("phase") == "Succeeded")
     world.wait("it fails", lambda: world.status("crashes").get("phase") == "Failed")
-    for resource in ("pytorchjobs", "trainjobs", "jobs"):
+    for resource in ("pytorchjobs", "trainjobs", "jobsets", "jobs"):
         world.wait_call("delete", resource)
     world.wait_call("patch", "wrpoexperiments/status", code=409)
     world.wait_call("get", "wrpoexperiments", code=200)
@@ -214,8 +215,8 @@ def test_what_happened_was_counted(world: World) -> None:
     text = world.shown["metrics"]
     for line in (
         'wrpo_attempts_total{failure="Application",kind="prepare",state="Failed"} 3.0',
-        'wrpo_attempts_total{failure="",kind="sft",state="Succeeded"} 4.0',
-        'wrpo_stage_seconds_count{kind="sft",outcome="Succeeded"} 4.0',
+        'wrpo_attempts_total{failure="",kind="sft",state="Succeeded"} 5.0',
+        'wrpo_stage_seconds_count{kind="sft",outcome="Succeeded"} 5.0',
         'wrpo_experiments{phase="Invalid"} 1.0',
         'wrpo_progress_posts_total{code="200"} 1.0',
         'wrpo_progress_posts_total{code="401"} 1.0',

@@ -32,9 +32,10 @@ from e2e_real_support import (
     real_experiment,
     work_directory,
 )
-from e2e_support import EXTERNAL, NAMESPACE, SYSTEM, Kube, wait_until
+from e2e_support import EXTERNAL, NAMESPACE, SYSTEM, JsonObject, Kube, wait_until
 
 from wrpo_devcluster import lifecycle
+from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.cli.install import install_operator
 
 pytestmark = [
@@ -196,31 +197,47 @@ def test_a_run_with_everything_killed_once_leaves_the_same_bytes(real: Kube, qui
     }
 
 
-def test_trainjobs_leave_the_same_bytes_as_pytorchjobs(real: Kube, quiet: Artifacts) -> None:
+def stage_of(child: JsonObject) -> str:
+    return str(child["metadata"]["labels"]["wrpo.ai/stage"])
+
+
+AGAIN: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(sorted(BACKENDS.keys() - {"PyTorchJob"}), ("train",)),
+    "TrainJob": ("sft", "train"),
+}
+"""Gangs that run again on each other backend."""
+
+
+@pytest.mark.parametrize(("backend", "gangs"), AGAIN.items(), ids=AGAIN)
+def test_every_backend_leaves_the_same_bytes_as_pytorchjobs(
+    real: Kube, quiet: Artifacts, backend: str, gangs: tuple[str, ...]
+) -> None:
     """Only what trains depends on the backend: the other stages find their artifacts at the new path."""
-    again = quiet.root / "trainjob"
+    name = f"on-{backend.lower()}"
+    again = quiet.root / name
     for part in ("models", "prompts.jsonl"):
         (again / part).parent.mkdir(parents=True, exist_ok=True)
         (again / part).symlink_to(quiet.root / part)
-    for stage in set(STAGES) - {"sft", "train", "evaluate", "report"}:
+    for stage in set(STAGES) - {*gangs, "evaluate", "report"}:
         shutil.copytree(quiet.directory(stage), again / quiet.address[stage])
-    spec = real_experiment("on-trainjob", "quiet")["spec"]
-    spec["training"] |= {"backend": "TrainJob"}
-    spec["storage"]["volume"] |= {"path": "trainjob"}
+    spec = real_experiment(name, "quiet")["spec"]
+    spec["training"] |= {"backend": backend}
+    spec["storage"]["volume"] |= {"path": name}
     spec |= {"evaluation": {**spec["evaluation"], "enabled": False}, "report": {"enabled": False}}
-    real.apply(real_experiment("on-trainjob", "quiet", **spec))
-    status = real.wait_phase("on-trainjob", "Succeeded", 240)
+    real.apply(real_experiment(name, "quiet", **spec))
+    status = real.wait_phase(name, "Succeeded", 240)
     address = {entry["name"]: entry["artifact"] for entry in status["stages"]}
     assert address == {stage: quiet.address[stage] for stage in address}
-    assert {entry["name"] for entry in status["stages"] if not entry.get("cached")} == {"sft", "train"}
-    made = Artifacts(again, {stage: address[stage] for stage in ("sft", "train")})
+    assert {entry["name"] for entry in status["stages"] if not entry.get("cached")} == set(gangs)
+    made = Artifacts(again, {stage: address[stage] for stage in gangs})
     expected = {name: digest for name, digest in quiet.hashes(but=CLOCKED_FILES).items() if name in made.hashes()}
     assert made.hashes(but=CLOCKED_FILES) == expected
     assert "train: model/model.safetensors" in expected
-    for stage in ("sft", "train"):
+    kinds = {stage_of(child): child["kind"] for child in real.children(name, backend)}
+    assert {stage: kinds[stage] for stage in ("sft", "train")} == {"sft": backend, "train": backend}
+    for stage in gangs:
         assert made.training_log(stage) == quiet.training_log(stage)
-        child = real.stage("on-trainjob", stage)["attempts"][0]["child"]
-        assert real.get("trainjobs.trainer.kubeflow.org", child)["spec"]["trainer"]["numNodes"] == 2
+        assert len(real.list("pods", f"wrpo.ai/experiment={name},wrpo.ai/stage={stage}")) == 2
 
 
 def rank_0_log(real: Kube, *, attempt: int) -> str:
