@@ -76,7 +76,7 @@ class Operator:
         self._informer = Informer(
             client,
             self._store,
-            InformerSettings(namespace=settings.namespace, audit_s=settings.audit_s),
+            InformerSettings(namespace=settings.namespace or None, audit_s=settings.audit_seconds),
             login=connection.kopf_login,
             monotonic=time.monotonic,
             on_change=self._on_change,
@@ -235,8 +235,8 @@ class Operator:
         self._added_at.pop(key, None)
 
     async def _resync(self) -> None:
-        """Look at every experiment within `resync_s`, one after the other: all at once would hold up what is urgent."""
-        period_s = self._settings.resync_s / 2
+        """Look at every experiment within `resync_seconds`, spread over time: all at once would delay urgent ones."""
+        period_s = self._settings.resync_seconds / 2
         while True:
             await asyncio.sleep(period_s)
             keys = self._store.keys(EXPERIMENTS)
@@ -301,9 +301,9 @@ class Operator:
         return runner
 
 
-async def run(settings: Settings, *, kubeconfig: str | None, context: str | None) -> None:
-    """Run one operator until it is told to stop."""
-    client = await HttpKube.connect(kubeconfig, context)
+async def run(settings: Settings) -> None:
+    """Run one operator until SIGTERM or SIGINT."""
+    client = await HttpKube.connect(settings.kubeconfig, settings.context)
     log.info(
         "wrpo-operator: API server %s, namespace %s, identity %s",
         client.server,

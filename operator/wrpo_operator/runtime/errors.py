@@ -1,4 +1,4 @@
-"""What goes wrong between the operator and the API server, as one exception."""
+"""Errors of the settings, and of requests to the API server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Any
 import aiohttp
 
 from wrpo_operator.runtime.decode import UndecodableError, decode
+
+
+class SettingsError(ValueError):
+    """An option or variable has a value that cannot work."""
 
 
 class KubeError(Exception):

@@ -1,15 +1,15 @@
-"""The progress endpoint's certificate, taken up anew when the mounted files change."""
+"""The progress endpoint's certificate, reloaded when the mounted files change."""
 
 from __future__ import annotations
 
 import ssl
 from pathlib import Path
 
-from wrpo_operator.runtime.settings import SettingsError
+from wrpo_operator.runtime.errors import SettingsError
 
 
 class ServerCertificate:
-    """A TLS context over two PEM files. Connections that stand keep what they began with."""
+    """A TLS context over two PEM files. Open connections keep the certificate with which they began."""
 
     def __init__(self, cert_file: Path, key_file: Path) -> None:
         self._files = (cert_file, key_file)
@@ -21,7 +21,7 @@ class ServerCertificate:
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(
                 f"the progress endpoint's certificate {cert_file} with key {key_file} cannot be used: {error}. "
-                "Give PEM files that belong together, or leave both flags empty for plain HTTP."
+                "Set PEM files that belong together, or leave both options empty for plain HTTP."
             ) from error
 
     def reload(self) -> bool:
@@ -43,6 +43,6 @@ def read_authority(path: str) -> str | None:
         ssl.create_default_context(cadata=text)
     except (OSError, ValueError, ssl.SSLError) as error:
         raise SettingsError(
-            f"the progress endpoint's authority {path} cannot be used: {error}. Give a file of PEM certificates."
+            f"the progress endpoint's authority {path} cannot be used: {error}. Set a file of PEM certificates."
         ) from error
     return text

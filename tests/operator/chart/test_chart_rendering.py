@@ -14,8 +14,8 @@ from chart_support import CHART, ROOT, JsonObject, helm, one
 from chart_support import render as template
 
 from wrpo_devcluster.apiserver.admission.podsecurity import violations
-from wrpo_operator.__main__ import run as run_command
 from wrpo_operator.api.backends import BACKENDS
+from wrpo_operator.runtime.settings import Settings, variable_of
 
 SYNTHETIC = {"CustomResourceDefinition", "ServiceMonitor", "PrometheusRule"}
 """Kinds whose schema is not Kubernetes' own."""
@@ -222,7 +222,7 @@ def test_a_policy_for_stages_needs_namespaces() -> None:
 
 
 def test_every_variable_the_deployment_sets_is_read_by_the_operator() -> None:
-    read = {option.envvar for option in run_command.params if getattr(option, "envvar", None)}
+    read = {variable_of(name) for name in Settings.model_fields}
     assert set(environment(template(*EVERYTHING))) - read == {"HTTPS_PROXY"}
 
 

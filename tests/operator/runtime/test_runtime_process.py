@@ -1,4 +1,4 @@
-"""The process: its flags, its logs, and who may import what."""
+"""The process: its logs, and who may import what."""
 
 from __future__ import annotations
 
@@ -7,46 +7,11 @@ import logging
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 import wrpo_operator
-from wrpo_operator.__main__ import main, run, settings_of
 from wrpo_operator.runtime.log import JsonFormatter, KopfNoise, bind
-from wrpo_operator.runtime.settings import default_identity
 
 PACKAGE = Path(wrpo_operator.__file__).parent
-BAD_FLAGS = {
-    "a namespace": (["--namespace", "Team A"], "--namespace is 'Team A', which is no namespace name."),
-    "stand-ins": (["--stage-commands", "{"], "stage commands are not JSON"),
-    "a port": (["--health-port", "70000"], "70000 is not in the range"),
-    "no credentials": (["--kubeconfig", "/nowhere"], "cannot read cluster credentials from /nowhere"),
-}
-
-
-@pytest.mark.parametrize(("flags", "words"), BAD_FLAGS.values(), ids=BAD_FLAGS.keys())
-def test_a_bad_flag_is_named_and_nothing_starts(flags: list[str], words: str) -> None:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        result = CliRunner().invoke(main, ["run", *flags], env={"KUBECONFIG": "/nowhere"})
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
-    assert result.exit_code != 0
-    assert words in " ".join(result.output.split())
-
-
-def test_defaults_watch_the_whole_cluster_on_loopback() -> None:
-    context = run.make_context("run", [])
-    settings = settings_of(context.params)
-    assert (settings.namespace, settings.own_namespace, settings.bind) == (None, "default", "127.0.0.1")
-    assert (settings.render.service_account, settings.render.progress_url) == ("wrpo-stage", None)
-    assert settings.manage_service_account is True
-
-
-def test_the_identity_is_the_pods_name_or_names_host_and_process() -> None:
-    assert default_identity({"POD_NAME": "wrpo-operator-abc"}) == "wrpo-operator-abc"
-    assert default_identity({}).rpartition("-")[2].isdecimal()
 
 
 def test_a_log_line_carries_experiment_stage_and_attempt() -> None:

@@ -198,14 +198,14 @@ def test_the_smallest_merge_patch(old: JsonObject, new: JsonObject, expected: Js
 
 
 def test_stages_can_be_replaced_by_stand_ins() -> None:
-    from wrpo_operator.runtime.settings import SettingsError, stage_commands
+    from wrpo_operator.runtime.settings import SettingsError, parse_stage_commands
 
-    (found,) = stage_commands('{"sft": {"command": ["sleep", "1"]}}').items()
+    (found,) = parse_stage_commands('{"sft": {"command": ["sleep", "1"]}}').items()
     assert (found[0], found[1].command, found[1].image) == (StageKind.SFT, ("sleep", "1"), None)
-    with pytest.raises(SettingsError, match="stage commands name the stage 'stf'; stages are prepare, fetch, sample"):
-        stage_commands('{"stf": {"command": ["sleep"]}}')
-    with pytest.raises(SettingsError, match="the stage command of sft needs `command`"):
-        stage_commands('{"sft": {"command": "sleep"}}')
+    with pytest.raises(SettingsError, match=r"names the stage 'stf'\. Stages are prepare, fetch, sample"):
+        parse_stage_commands('{"stf": {"command": ["sleep"]}}')
+    with pytest.raises(SettingsError, match="needs `command`, a non-empty list of strings, for sft; got"):
+        parse_stage_commands('{"sft": {"command": "sleep"}}')
 
 
 def test_the_next_child_is_made_at_once_and_its_status_waits_for_more_of_its_kind(kube: Any, clock: Any) -> None:
