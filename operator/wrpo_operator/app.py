@@ -28,8 +28,8 @@ from wrpo_operator.runtime.lease import LeaderElection, LeaseSettings
 from wrpo_operator.runtime.metering import MeteredKube
 from wrpo_operator.runtime.metrics import Metrics
 from wrpo_operator.runtime.observe import child_fact
-from wrpo_operator.runtime.progress_server import MIN_INTERVAL_S, ProgressBook, ProgressServer
-from wrpo_operator.runtime.queue import WorkQueue
+from wrpo_operator.runtime.progress_server import MIN_INTERVAL_S, ProgressServer, ProgressStore
+from wrpo_operator.runtime.queue import ReconcileQueue
 from wrpo_operator.runtime.reconciler import Key, Reconciler, ReconcilerSettings
 from wrpo_operator.runtime.resources import (
     CHILD_RESOURCES,
@@ -71,7 +71,7 @@ class Operator:
             else None
         )
         self._added_at: dict[Key, float] = {}
-        self._book = ProgressBook()
+        self._progress_store = ProgressStore()
         self._progress_at: dict[Key, float] = {}
         self._informer = Informer(
             client,
@@ -93,7 +93,7 @@ class Operator:
         )
         self._snapshots = SnapshotBuilder(
             self._store,
-            self._book,
+            self._progress_store,
             backends=lambda: self._informer.training_backends,
             policy=settings.pod_template_policy,
         )
@@ -108,7 +108,7 @@ class Operator:
             forget=self._forget,
             wake=self._add,
         )
-        self._queue: WorkQueue[Key] = WorkQueue(self._work, on_error=self._on_error)
+        self._queue: ReconcileQueue[Key] = ReconcileQueue(self._work, on_error=self._on_error)
         self._metrics.registry.register(
             FleetCollector(
                 self._metrics,
@@ -190,7 +190,7 @@ class Operator:
         elif experiment:
             self._add((namespace, experiment))
         if resource.kind in CHILD_RESOURCES and self._frees_an_artifact(resource, obj):
-            for key in self._snapshots.askers(obj):
+            for key in self._snapshots.waiters(obj):
                 self._add(key)
 
     def _frees_an_artifact(self, resource: Resource, obj: JsonObject) -> bool:
@@ -213,12 +213,13 @@ class Operator:
 
     def _on_session(self) -> None:
         self._metrics.watch_restarts.inc()
+        self._changes.prune()
         self._wake()
 
     def _on_leading(self, leading: bool) -> None:
         self._metrics.leading.set(1 if leading else 0)
         if leading:
-            self._informer.distrust()
+            self._informer.invalidate()
             self._wake()
 
     def _on_progress(self, namespace: str, experiment: str) -> None:
@@ -230,7 +231,7 @@ class Operator:
 
     def _forget(self, key: Key) -> None:
         self._queue.forget(key)
-        self._book.forget(*key)
+        self._progress_store.forget(*key)
         self._progress_at.pop(key, None)
         self._added_at.pop(key, None)
 
@@ -259,7 +260,7 @@ class Operator:
         return ProgressServer(
             self._client,
             self,
-            self._book,
+            self._progress_store,
             audience=self._settings.render.progress_audience,
             now=lambda: datetime.now(UTC),
             monotonic=time.monotonic,

@@ -22,7 +22,7 @@ from wrpo_operator.api import names
 from wrpo_operator.api.backends import BACKENDS, CHILD_KINDS
 from wrpo_operator.render import RenderSettings
 from wrpo_operator.runtime.kube import KubeError, Page
-from wrpo_operator.runtime.progress_server import ProgressBook
+from wrpo_operator.runtime.progress_server import ProgressStore
 from wrpo_operator.runtime.queue import RetryAfterError
 from wrpo_operator.runtime.reconciler import Reconciler, ReconcilerSettings
 from wrpo_operator.runtime.resources import (
@@ -382,7 +382,7 @@ class Operator:
     """How much of the log has arrived; -1: nothing was listed yet."""
 
     def __post_init__(self) -> None:
-        snapshots = SnapshotBuilder(self.store, ProgressBook(), backends=lambda: frozenset(BACKENDS))
+        snapshots = SnapshotBuilder(self.store, ProgressStore(), backends=lambda: frozenset(BACKENDS))
         self._reconciler = Reconciler(
             self.client,
             self.store,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from wrpo_operator.render import RenderSettings
-from wrpo_operator.runtime.progress_server import ProgressBook
+from wrpo_operator.runtime.progress_server import ProgressStore
 from wrpo_operator.runtime.reconciler import Reconciler, ReconcilerSettings
 from wrpo_operator.runtime.resources import CLAIMS, EXPERIMENTS, JOBS, JsonObject
 from wrpo_operator.runtime.snapshot import SnapshotBuilder
@@ -32,7 +32,7 @@ class World:
         self.forgotten: list[tuple[str, str]] = []
         self.kube.put(CLAIMS, {"metadata": {"name": "artifacts"}, "status": {"phase": "Bound"}})
         self.backends = frozenset({"PyTorchJob"})
-        snapshots = SnapshotBuilder(self.store, ProgressBook(), backends=lambda: self.backends)
+        snapshots = SnapshotBuilder(self.store, ProgressStore(), backends=lambda: self.backends)
         self.reconciler = Reconciler(
             kube,
             self.store,

@@ -35,42 +35,53 @@ class Changes:
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._seen: dict[str, int] = {}
+        self._seen: dict[tuple[Resource, str, str], tuple[str, int]] = {}
+        """(resource, namespace, name) -> uid and digest of what was last seen; an entry for each existing object."""
 
     def urgency_s(self, resource: Resource, obj: JsonObject) -> float | None:
         """Return after how many seconds a change should be looked at; None: the planner would see the same."""
         if resource == EXPERIMENTS:
             return NOW
-        is_gone = self._store.get(resource, namespace_of(obj), name_of(obj)) is None
+        stored = self._store.get(resource, namespace_of(obj), name_of(obj))
+        is_gone = stored is None or uid_of(stored) != uid_of(obj)
+        if is_gone:
+            self._forget(resource, obj)
         if resource == PODS:
             return self._of_pod(obj, is_gone=is_gone)
-        return self._of_child(obj, is_gone=is_gone)
+        return self._of_child(resource, obj, is_gone=is_gone)
 
-    def _of_child(self, child: JsonObject, *, is_gone: bool) -> float | None:
+    def prune(self) -> None:
+        """Forget what is no longer stored without having been reported as deleted: all objects of a removed CRD."""
+        stored = {resource: set(self._store.keys(resource)) for resource in {at[0] for at in self._seen}}
+        self._seen = {at: seen for at, seen in self._seen.items() if at[1:] in stored[at[0]]}
+
+    def _forget(self, resource: Resource, obj: JsonObject) -> None:
+        at = (resource, namespace_of(obj), name_of(obj))
+        if self._seen.get(at, ("", 0))[0] == uid_of(obj):
+            del self._seen[at]
+
+    def _of_child(self, resource: Resource, child: JsonObject, *, is_gone: bool) -> float | None:
+        if is_gone:
+            return NOW
         # Whether a child is decided does not depend on its pods.
         fact = child_fact(child, ())
-        if is_gone:
-            self._seen.pop(uid_of(child), None)
-            return NOW
-        if not self._is_news(child, fact):
+        if not self._is_news(resource, child, fact):
             return None
         return LATER_S if fact is not None and fact.state in UNDECIDED else NOW
 
     def _of_pod(self, pod: JsonObject, *, is_gone: bool) -> float | None:
         fact = pod_fact(pod)
-        if is_gone:
-            self._seen.pop(uid_of(pod), None)
-        elif not self._is_news(pod, fact):
+        if not is_gone and not self._is_news(PODS, pod, fact):
             return None
         tells = fact.waiting_reason or fact.unschedulable_message or fact.gates
         if not is_gone and not fact.has_ended:
             return NOW if tells else LATER_S
         return LATER_S if self._is_its_child_undecided(pod) else NOW
 
-    def _is_news(self, obj: JsonObject, fact: object) -> bool:
-        shown = hash(repr(fact))
-        is_news = self._seen.get(uid_of(obj)) != shown
-        self._seen[uid_of(obj)] = shown
+    def _is_news(self, resource: Resource, obj: JsonObject, fact: object) -> bool:
+        at, shown = (resource, namespace_of(obj), name_of(obj)), (uid_of(obj), hash(repr(fact)))
+        is_news = self._seen.get(at) != shown
+        self._seen[at] = shown
         return is_news
 
     def _is_its_child_undecided(self, pod: JsonObject) -> bool:

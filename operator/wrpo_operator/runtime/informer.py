@@ -1,9 +1,9 @@
-"""Keeps the ObjectStore equal to the cluster: discovery, a first list, kopf's watches, and audits by listing.
+"""Keep the ObjectStore equal to the cluster: discovery, a first list, kopf's watches, and audits by listing.
 
-Missing CRDs are no error: without WRPOExperiment the operator waits and says so; without a training backend it works
-and offers the planner fewer backends. Both are looked for all the time, and a change begins a new watch session.
-An audit lists everything, repairs the store, and proves the watches right: what the list shows, the watch must have
-delivered by the end of a grace period, or the session is dead and is begun anew.
+Missing CRDs are no error: without WRPOExperiment the operator reports it and waits; without a training backend it works
+and offers the planner fewer backends. Discovery repeats, and a change begins a new watch session.
+An audit lists everything, repairs the store, and verifies the watches: what the list shows must be delivered by the
+watch within a grace period, or the session counts as dead and is replaced.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from wrpo_operator.runtime.watching import Login, WatchSession, selector_of
 
 log = logging.getLogger(__name__)
 REST = 4.0
-"""Time between two pages of an audit, in those that the last one took."""
+"""Rest between two pages of an audit, as a multiple of the time that the last page took."""
 LONGEST_REST_S = 2.0
-"""The server forgets where a list went on after some minutes."""
+"""Continue tokens of a list expire after some minutes."""
 PAUSE = 20.0
-"""Least time between two audits, in those that the last one took without its rests: they take a twentieth at most."""
+"""Minimum pause between two audits, as a multiple of the busy time of the last one: at most 5 % of the time."""
 LONGEST_PAUSE_S = 150.0
-"""More, and the watches would count as dead."""
+"""With a longer pause the watches would count as dead."""
 TRAINING_RESOURCES = tuple(resource for resource in CHILD_RESOURCES.values() if resource != JOBS)
 
 
 @dataclass(frozen=True, slots=True)
 class InformerSettings:
-    """How often to look."""
+    """What to watch, and how often to discover and list."""
 
     namespace: str | None
     """None: the whole cluster."""
@@ -58,7 +58,7 @@ class InformerSettings:
 class Informer:
     """Owns the store. `on_change(resource, object)` is called for every change, deletions included.
 
-    `on_session` is called when watching begins (again), `on_trusted` when everything was listed after `distrust`.
+    `on_session` is called when watching begins (again), `on_trusted` when everything was listed after `invalidate`.
     """
 
     def __init__(
@@ -86,7 +86,8 @@ class Informer:
         self._on_cut = on_cut
         self._restore_signals = restore_signals
         self._served: frozenset[Resource] = frozenset()
-        self._owed: dict[str, int] = {}
+        self._pending: dict[str, int] = {}
+        """uid -> version that a list has shown and the watch has not delivered yet."""
         self._audit_soon = asyncio.Event()
         self._session_started_at = 0.0
         self.proven_at = monotonic()
@@ -100,10 +101,10 @@ class Informer:
         """Kinds of training resources whose CRD is installed."""
         return frozenset(resource.kind for resource in TRAINING_RESOURCES if resource in self._served)
 
-    def distrust(self) -> None:
-        """Count as not synced until everything was listed anew.
+    def invalidate(self) -> None:
+        """Count as not synced until everything was listed again.
 
-        For an operator that begins to lead: its watches may lag behind what the one before it did last.
+        A new leader does so because its watches may lag behind the last writes of its predecessor.
         """
         if self.synced:
             self.synced = False
@@ -130,10 +131,10 @@ class Informer:
             self._store.drop(gone)
         self._served = served
         if EXPERIMENTS not in served:
-            # Readiness tells of it; liveness does not, for a restart would not install the CRD.
+            # Readiness reports it; liveness does not, because a restart would not install the CRD.
             self.proven_at = self._monotonic()
             self._report(
-                "the CRD wrpoexperiments.wrpo.ai is not installed; nothing can be reconciled until it is. "
+                "the CRD wrpoexperiments.wrpo.ai is not installed; nothing is reconciled until it is. "
                 "Install it with the Helm chart, or: kubectl apply -f crds/wrpoexperiments.wrpo.ai.yaml"
             )
             return
@@ -150,7 +151,7 @@ class Informer:
         )
         session.start()
         self._session_started_at = self._monotonic()
-        self._owed.clear()
+        self._pending.clear()
         self.synced, self.problem = True, ""
         self._on_session()
         log.info("watching %s", ", ".join(resource.plural for resource in watched))
@@ -174,9 +175,9 @@ class Informer:
         for task in done:
             outcome = task.result()
             if isinstance(outcome, BaseException):
-                self._report(f"watching ended: {outcome!r}")
+                self._report(f"watch session failed: {outcome!r}")
             elif outcome:
-                log.info("a new watch session begins: %s", outcome)
+                log.info("replacing the watch session: %s", outcome)
 
     async def _discover(self) -> frozenset[Resource]:
         wanted = (EXPERIMENTS, JOBS, PODS, *TRAINING_RESOURCES)
@@ -194,10 +195,10 @@ class Informer:
                 continue
             if now_served != served:
                 changed = ", ".join(sorted(resource.plural for resource in now_served ^ served))
-                return f"installed or removed: {changed}"
+                return f"CRDs installed or removed: {changed}"
 
     async def _audit(self) -> str:
-        """Repair the store by listing, again and again; return once the watches proved dead."""
+        """Repair the store by listing periodically; return once the watches count as dead."""
         pause = self._settings.first_audit_s
         while True:
             await self._sleep_until_audit(pause)
@@ -205,7 +206,7 @@ class Informer:
             busy_s = 0.0
             try:
                 for resource in self._served:
-                    busy_s += await self._relist(resource, owed=True)
+                    busy_s += await self._relist(resource, expects_events=True)
             except KubeError as error:
                 log.warning("audit failed: %s", error.message)
                 pause = self._settings.first_audit_s
@@ -213,10 +214,10 @@ class Informer:
             if not self.synced:
                 self.synced = True
                 self._on_trusted()
-            if self._owed:
+            if self._pending:
                 await asyncio.sleep(self._settings.grace_s)
-            if self._owed:
-                return f"the watches did not deliver {len(self._owed)} changes that a list shows"
+            if self._pending:
+                return f"the watches did not deliver {len(self._pending)} changes that a list shows"
             self.proven_at = self._monotonic()
             pause = max(pause, min(LONGEST_PAUSE_S, PAUSE * busy_s))
 
@@ -230,10 +231,10 @@ class Informer:
         if self.synced:
             await asyncio.sleep(1)
 
-    async def _relist(self, resource: Resource, *, owed: bool = False) -> float:
+    async def _relist(self, resource: Resource, *, expects_events: bool = False) -> float:
         """Make the store equal to a list; return the seconds that it took without its rests.
 
-        The first one is waited for; later ones look for what should not be.
+        With `expects_events` the watch must still deliver what the list shows and the store does not have.
         """
         listed: set[Key] = set()
         began, version, busy_s = self._monotonic(), "", 0.0
@@ -244,12 +245,12 @@ class Informer:
                 listed.add((namespace_of(obj), name_of(obj)))
                 if self._store.upsert(resource, obj):
                     at = version_of(obj)
-                    if owed and at is not None:
-                        self._owed[uid_of(obj)] = at
+                    if expects_events and at is not None:
+                        self._pending[uid_of(obj)] = at
                     self._on_change(resource, obj)
             busy_s += self._monotonic() - began
             if page.more and self.synced:
-                # Neither this process nor the server is to be held up by a long list that nobody waits for.
+                # A long list that nobody waits for must block neither this process nor the server.
                 await asyncio.sleep(min(LONGEST_REST_S, REST * took_s))
             began = self.proven_at = self._monotonic()
         for obj in self._store.retain(resource, listed, version):
@@ -260,10 +261,10 @@ class Informer:
     def _receive(self, resource: Resource, kind: str | None, obj: JsonObject) -> None:
         at = version_of(obj)
         uid = uid_of(obj)
-        if uid in self._owed and (at is None or at >= self._owed[uid] or kind == "DELETED"):
-            del self._owed[uid]
+        if uid in self._pending and (at is None or at >= self._pending[uid] or kind == "DELETED"):
+            del self._pending[uid]
         if kind is None and self._monotonic() - self._session_started_at > self._settings.first_audit_s:
-            # kopf lists again after a lost watch, and then says nothing of what was deleted meanwhile.
+            # kopf lists again after a lost watch, and does not report what was deleted meanwhile.
             self._audit_soon.set()
         if kind == "DELETED":
             self._store.delete(resource, obj)
@@ -271,7 +272,7 @@ class Informer:
             return
         revision = self._store.revision
         self._store.upsert(resource, obj)
-        # Nodes and kubelets touch much that says nothing here.
+        # Nodes and kubelets change much that is irrelevant here.
         if self._store.revision != revision:
             self._on_change(resource, obj)
 

@@ -70,7 +70,7 @@ class StageAddress:
 
 
 @dataclass(slots=True)
-class ProgressBook:
+class ProgressStore:
     """The last post of each pod, by experiment, stage attempt and shard."""
 
     _facts: dict[tuple[str, str], dict[tuple[str, int], dict[int, ProgressFact]]] = field(default_factory=dict)
@@ -118,7 +118,7 @@ class ProgressServer:
         self,
         client: KubeClient,
         pods: PodSource,
-        book: ProgressBook,
+        progress: ProgressStore,
         *,
         audience: str,
         now: Callable[[], datetime],
@@ -129,7 +129,7 @@ class ProgressServer:
     ) -> None:
         self._client = client
         self._pods = pods
-        self._book = book
+        self._progress = progress
         self._audience = audience
         self._now = now
         self._monotonic = monotonic
@@ -172,7 +172,7 @@ class ProgressServer:
         self._limit(caller.pod_uid)
         body = await _read_json(request)
         shard = pod_fact(pod).index or 0
-        self._book.put(at, parse_status(body, now=self._now(), shard=shard))
+        self._progress.put(at, parse_status(body, now=self._now(), shard=shard))
         self._on_post(at.namespace, at.experiment)
 
     async def _authenticate(self, header: str) -> _Caller:

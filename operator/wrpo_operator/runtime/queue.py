@@ -1,4 +1,4 @@
-"""Keyed work queue: one worker per key at a time, duplicates merged, errors retried later and later.
+"""Keyed work queue: one worker per key at a time, duplicates merged, errors retried with exponential backoff.
 
 A key added while it is being worked on is worked on once more afterwards. Delayed adds keep the earliest due time.
 """
@@ -35,7 +35,7 @@ class RetryAfterError(Exception):
         self.delay_s = delay_s
 
 
-class WorkQueue(Generic[K]):
+class ReconcileQueue(Generic[K]):
     """Calls `work(key)` for each added key. `work` returns seconds until the next look, or None."""
 
     def __init__(
@@ -56,8 +56,6 @@ class WorkQueue(Generic[K]):
         self._again: set[K] = set()
         self._failures: dict[K, int] = {}
         self._timers: dict[K, asyncio.TimerHandle] = {}
-        self.last_finished_at = 0.0
-        """Loop time at which a worker last finished; 0 before the first."""
         self._started_at: dict[K, float] = {}
 
     def add(self, key: K) -> None:
@@ -112,7 +110,6 @@ class WorkQueue(Generic[K]):
             finally:
                 self._active.discard(key)
                 self._started_at.pop(key, None)
-                self.last_finished_at = loop.time()
             if key in self._again:
                 self._again.discard(key)
                 self.add(key)

@@ -37,12 +37,12 @@ from wrpo_operator.plan.planner import plan
 from wrpo_operator.render import render_attempt
 from wrpo_operator.render.settings import RenderSettings
 from wrpo_operator.runtime import events
-from wrpo_operator.runtime.explain import Explainer
+from wrpo_operator.runtime.diagnostics import DiagnosticsClient
 from wrpo_operator.runtime.holding import HeldStatuses
 from wrpo_operator.runtime.kube import KubeClient, KubeError
 from wrpo_operator.runtime.log import bind
 from wrpo_operator.runtime.queue import RetryAfterError
-from wrpo_operator.runtime.refusals import NAMESPACE_TERMINATING, STATUS, RefusalBook, is_passing, shorten
+from wrpo_operator.runtime.refusals import NAMESPACE_TERMINATING, STATUS, RefusalStore, is_passing, shorten
 from wrpo_operator.runtime.resources import (
     APPLIED_RESOURCES,
     CHILD_RESOURCES,
@@ -124,10 +124,9 @@ class Reconciler:
         self._forget = forget
         self._applied: dict[tuple[str, str, str], float] = {}
         """(namespace, kind, name) -> when a ServiceAccount or ConfigMap was last applied."""
-        self._refusals = RefusalBook(monotonic)
-        self._uids: dict[Key, str] = {}
+        self._refusals = RefusalStore(monotonic)
         self._held = HeldStatuses(monotonic, settings.moment_s)
-        self._explainer = Explainer(client, monotonic, wake)
+        self._diagnostics = DiagnosticsClient(client, monotonic, wake)
         self._starting: dict[tuple[str, str], str] = {}
         """(namespace, artifact key) of attempts that are being applied -> the experiment's uid."""
 
@@ -138,7 +137,7 @@ class Reconciler:
         obj = self._store.get(EXPERIMENTS, namespace, name)
         if obj is None:
             self._snapshots.forget(key)
-            self._refusals.forget(self._uids.pop(key, ""))
+            self._refusals.forget(key)
             # Its namespace may be deleted and created again, without the account.
             self._applied.pop((namespace, SERVICE_ACCOUNTS.kind, self._settings.render.service_account), None)
             self._held.forget(key)
@@ -148,7 +147,6 @@ class Reconciler:
             return None
         stored = self._snapshots.experiment(obj)
         experiment = self._held.current(key, stored)
-        self._uids[key] = experiment.uid
         try:
             snapshot = await self._look(experiment)
             todo = plan(replace(snapshot, refused=self._refusals.held(experiment)), self._now())
@@ -363,16 +361,16 @@ class Reconciler:
         volume = spec.storage.volume
         try:
             if volume is not None:
-                claim = await self._explainer.claim(experiment.namespace, volume.claim_name)
+                claim = await self._diagnostics.claim(experiment.namespace, volume.claim_name)
                 if claim is None:
                     missing = ((CLAIMS.kind, volume.claim_name),)
                 elif claim.phase != "Bound":
                     pending = ((volume.claim_name, claim.storage_class),)
-            asker = (experiment.namespace, experiment.name)
+            waiter = (experiment.namespace, experiment.name)
             # What a status tells of already is not taken back only because nobody has asked yet, e.g. after a restart.
             is_told = bool(experiment.status.blockers)
-            notes = await self._explainer.notes(
-                experiment.namespace, children, self._now(), asker=asker, must_know=is_told
+            notes = await self._diagnostics.diagnostics(
+                experiment.namespace, children, self._now(), waiter=waiter, must_know=is_told
             )
         except KubeError as error:
             if error.unreachable:

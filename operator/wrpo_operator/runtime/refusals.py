@@ -15,10 +15,11 @@ from wrpo_operator.api import names
 from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.plan.model import Experiment, Manifest, Refusal
+from wrpo_operator.runtime.diagnostics import refusal_reason
 from wrpo_operator.runtime.errors import KubeError
-from wrpo_operator.runtime.explain import refusal_reason
 from wrpo_operator.runtime.rendered_paths import user_paths
 
+Key = tuple[str, str]
 PATIENCE = 3
 """Errors in a row after which one that may pass is told."""
 FIRST_PAUSE_S = 1.0
@@ -79,22 +80,23 @@ def is_passing(error: KubeError) -> bool:
 
 @dataclass(slots=True)
 class _Entry:
-    generation: int
+    version: tuple[str, int]
+    """uid and generation of the experiment that was refused."""
     refusal: Refusal
     is_told: bool = True
     due: float = 0.0
     times: int = field(default=0)
 
 
-class RefusalBook:
+class RefusalStore:
     """The refusals of all experiments that have any, by what was refused. In memory only: after a restart all are
     tried again.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._entries: dict[str, dict[str, _Entry]] = {}
-        """uid of the experiment -> stage, or the empty string for what concerns no single stage."""
+        self._entries: dict[Key, dict[str, _Entry]] = {}
+        """(namespace, name) of the experiment -> stage, or the empty string for what concerns no single stage."""
 
     def of(self, experiment: Experiment) -> dict[str, Refusal]:
         """Return what is refused at present, by stage."""
@@ -124,11 +126,11 @@ class RefusalBook:
         # The plan says it itself once discovery has noticed, with what is installed instead.
         is_gone = refusal.reason is Reason.BACKEND_MISSING
         is_told = not is_gone and (not is_passing(error) or times >= PATIENCE)
-        entry = _Entry(experiment.generation, refusal, is_told, times=times)
+        entry = _Entry(_version(experiment), refusal, is_told, times=times)
         is_over = refusal.is_final or refusal.reason is Reason.NAMESPACE_TERMINATING
         pause_s = REST_S if is_over else min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 16))
         entry.due = self._monotonic() + max(pause_s, error.retry_after_s or 0.0)
-        self._entries.setdefault(experiment.uid, {})[stage] = entry
+        self._entries.setdefault(_key(experiment), {})[stage] = entry
         is_new = known is None or known.refusal != refusal or known.is_told != is_told
         return refusal if is_new else None
 
@@ -141,19 +143,28 @@ class RefusalBook:
 
     def clear(self, experiment: Experiment, stage: str) -> bool:
         """Forget a refusal, because what was refused has been accepted; return whether there was one."""
-        entries = self._entries.get(experiment.uid, {})
+        entries = self._entries.get(_key(experiment), {})
         known = entries.pop(stage, None)
         if not entries:
-            self._entries.pop(experiment.uid, None)
+            self._entries.pop(_key(experiment), None)
         return known is not None
 
-    def forget(self, uid: str) -> None:
-        """Forget an experiment."""
-        self._entries.pop(uid, None)
+    def forget(self, key: Key) -> None:
+        """Forget the experiment of that namespace and name."""
+        self._entries.pop(key, None)
 
     def _current(self, experiment: Experiment) -> dict[str, _Entry]:
-        entries = self._entries.get(experiment.uid, {})
-        stale = [stage for stage, entry in entries.items() if entry.generation != experiment.generation]
+        """Return the entries of this generation; drop those of an earlier one, or of a deleted namesake."""
+        entries = self._entries.get(_key(experiment), {})
+        stale = [stage for stage, entry in entries.items() if entry.version != _version(experiment)]
         for stage in stale:
             self.clear(experiment, stage)
         return entries
+
+
+def _key(experiment: Experiment) -> Key:
+    return experiment.namespace, experiment.name
+
+
+def _version(experiment: Experiment) -> tuple[str, int]:
+    return experiment.uid, experiment.generation

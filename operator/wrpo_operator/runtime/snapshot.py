@@ -15,7 +15,7 @@ from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import ChildFact, Experiment, PodFact, Snapshot
 from wrpo_operator.plan.starts import key_of
 from wrpo_operator.runtime.observe import child_fact, child_facts, has_ended, parse_time, pod_fact
-from wrpo_operator.runtime.progress_server import ProgressBook
+from wrpo_operator.runtime.progress_server import ProgressStore
 from wrpo_operator.runtime.resources import (
     CHILD_RESOURCES,
     PODS,
@@ -30,7 +30,7 @@ from wrpo_operator.runtime.store import Key, ObjectStore
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _ParsedSpec:
     """What a generation of a spec says; reading it again would say the same."""
 
     uid: str
@@ -47,17 +47,17 @@ class SnapshotBuilder:
     def __init__(
         self,
         store: ObjectStore,
-        book: ProgressBook,
+        progress: ProgressStore,
         *,
         backends: Callable[[], frozenset[str]],
         policy: PodTemplatePolicy = STRICT,
     ) -> None:
         self._store = store
-        self._book = book
+        self._progress = progress
         self._backends = backends
         self._policy = policy
-        self._read: dict[Key, _Read] = {}
-        self._askers: dict[tuple[str, str | None], set[Key]] = {}
+        self._parsed: dict[Key, _ParsedSpec] = {}
+        self._waiters: dict[tuple[str, str | None], set[Key]] = {}
         """(namespace, artifact key or None for any) -> experiments that ask for it."""
 
     def experiment(self, obj: JsonObject) -> Experiment:
@@ -90,27 +90,27 @@ class SnapshotBuilder:
             foreign=tuple(self._foreign(experiment)),
             pods=self._pods(experiment),
             training_backends=self._backends(),
-            progress=self._book.of(experiment.namespace, experiment.name),
+            progress=self._progress.of(experiment.namespace, experiment.name),
         )
 
-    def askers(self, child: JsonObject) -> frozenset[Key]:
+    def waiters(self, child: JsonObject) -> frozenset[Key]:
         """Return the experiments that may wait for the artifact a child makes, its own among them."""
         where = namespace_of(child)
         key = labels_of(child).get(names.LABEL_ARTIFACT_KEY, "")
-        return frozenset(self._askers.get((where, key), ())) | frozenset(self._askers.get((where, None), ()))
+        return frozenset(self._waiters.get((where, key), ())) | frozenset(self._waiters.get((where, None), ()))
 
     def forget(self, key: Key) -> None:
         """Drop what is remembered of an experiment that is gone."""
-        read = self._read.pop(key, None)
-        for asked in _asked(key, read):
-            askers = self._askers[asked]
-            askers.discard(key)
-            if not askers:
-                del self._askers[asked]
+        read = self._parsed.pop(key, None)
+        for asked in _wanted(key, read):
+            waiters = self._waiters[asked]
+            waiters.discard(key)
+            if not waiters:
+                del self._waiters[asked]
 
     def _foreign(self, experiment: Experiment) -> Iterator[ChildFact]:
         """Yield other experiments' live children that may be making what this one asks for."""
-        read = self._read.get((experiment.namespace, experiment.name))
+        read = self._parsed.get((experiment.namespace, experiment.name))
         if read is None or read.spec is None:
             return
         if read.artifacts is None:
@@ -133,7 +133,7 @@ class SnapshotBuilder:
 
     def _pods(self, experiment: Experiment) -> dict[str, tuple[PodFact, ...]]:
         """Return the pods that have not ended by the artifact that they were made for, as far as it is asked for."""
-        read = self._read.get((experiment.namespace, experiment.name))
+        read = self._parsed.get((experiment.namespace, experiment.name))
         if read is None or read.spec is None:
             return {}
         if read.artifacts is None:
@@ -155,30 +155,30 @@ class SnapshotBuilder:
         for resource in CHILD_RESOURCES.values():
             yield from self._store.labelled(resource, label, value, namespace)
 
-    def _spec_of(self, obj: JsonObject) -> _Read:
+    def _spec_of(self, obj: JsonObject) -> _ParsedSpec:
         key = (namespace_of(obj), name_of(obj))
         uid, generation = uid_of(obj), int(meta(obj).get("generation") or 0)
-        known = self._read.get(key)
+        known = self._parsed.get(key)
         if known is not None and generation and (known.uid, known.generation) == (uid, generation):
             return known
         self.forget(key)
-        read = self._read[key] = _read(obj, uid, generation, self._policy)
-        for asked in _asked(key, read):
-            self._askers.setdefault(asked, set()).add(key)
+        read = self._parsed[key] = _parse(obj, uid, generation, self._policy)
+        for asked in _wanted(key, read):
+            self._waiters.setdefault(asked, set()).add(key)
         return read
 
 
-def _read(obj: JsonObject, uid: str, generation: int, policy: PodTemplatePolicy) -> _Read:
+def _parse(obj: JsonObject, uid: str, generation: int, policy: PodTemplatePolicy) -> _ParsedSpec:
     try:
         spec = parse_spec(obj.get("spec") or {}, policy)
     except SpecError as error:
-        return _Read(uid, generation, None, error.errors, frozenset())
+        return _ParsedSpec(uid, generation, None, error.errors, frozenset())
     if spec.sampling.on_source_failure == "Continue":
-        return _Read(uid, generation, spec, (), None)
-    return _Read(uid, generation, spec, (), frozenset(key_of(spec, node) for node in build_graph(spec)))
+        return _ParsedSpec(uid, generation, spec, (), None)
+    return _ParsedSpec(uid, generation, spec, (), frozenset(key_of(spec, node) for node in build_graph(spec)))
 
 
-def _asked(key: Key, read: _Read | None) -> Iterator[tuple[str, str | None]]:
+def _wanted(key: Key, read: _ParsedSpec | None) -> Iterator[tuple[str, str | None]]:
     if read is None:
         return
     if read.artifacts is None:

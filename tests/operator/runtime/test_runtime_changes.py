@@ -36,15 +36,19 @@ class Watched:
         labels = {**LABELS, "wrpo.ai/attempt": attempt}
         return self._put(PODS, "pod", labels, {"nodeName": node}, {"phase": phase, **status})
 
+    def recreated(self, uid: str) -> float | None:
+        """Show a job of the same name with another uid; nothing was heard of the end of the one before."""
+        return self._put(JOBS, "job", LABELS, {}, {"conditions": []}, uid=uid)
+
     def gone(self, resource: Any, name: str) -> float | None:
         obj = self.store.get(resource, "ns", name)
         assert obj is not None
         self.store.delete(resource, obj)
         return self.changes.urgency_s(resource, obj)
 
-    def _put(self, resource: Any, name: str, labels: Any, spec: Any, status: Any) -> float | None:
+    def _put(self, resource: Any, name: str, labels: Any, spec: Any, status: Any, *, uid: str = "") -> float | None:
         self._version += 1
-        metadata = {"namespace": "ns", "name": name, "uid": name, "labels": labels}
+        metadata = {"namespace": "ns", "name": name, "uid": uid or name, "labels": labels}
         obj: JsonObject = {
             "kind": resource.kind,
             "metadata": {**metadata, "resourceVersion": str(self._version)},
@@ -116,3 +120,33 @@ def test_what_is_deleted_suspended_or_failed_is_looked_at_now() -> None:
 def test_every_change_of_an_experiment_is_looked_at_now() -> None:
     watched = Watched()
     assert watched.changes.urgency_s(EXPERIMENTS, {"metadata": {"name": "fusion", "namespace": "ns"}}) == NOW
+
+
+def test_what_is_recreated_again_and_again_leaves_nothing_behind() -> None:
+    watched = Watched()
+    for number in range(100):
+        assert watched.recreated(f"uid-{number}") == LATER_S
+    assert len(watched.changes._seen) == 1
+    watched.gone(JOBS, "job")
+    assert watched.changes._seen == {}
+
+
+def test_the_late_end_of_a_replaced_job_is_looked_at_and_does_not_hide_what_its_successor_showed() -> None:
+    watched = Watched()
+    watched.recreated("old")
+    old = watched.store.get(JOBS, "ns", "job")
+    assert old is not None
+    assert watched.recreated("new") == LATER_S
+    watched.store.delete(JOBS, old)
+    assert watched.changes.urgency_s(JOBS, old) == NOW
+    assert watched.recreated("new") is None
+
+
+def test_what_vanished_with_its_crd_is_forgotten() -> None:
+    watched = Watched()
+    watched.job()
+    watched.pod("Running")
+    watched.store.drop(JOBS)
+    watched.changes.prune()
+    assert [at[0] for at in watched.changes._seen] == [PODS]
+    assert watched.pod("Running") is None

@@ -141,11 +141,11 @@ def test_a_training_crd_that_comes_or_goes_begins_a_new_session(world: World) ->
 
 def test_what_is_distrusted_counts_as_unknown_until_it_was_listed(world: World) -> None:
     async def script() -> None:
-        world.informer.distrust()
+        world.informer.invalidate()
         assert world.trusted == 0
         await until(lambda: world.informer.synced)
         world.kube.put(EXPERIMENTS, {"metadata": {"name": "made-by-another"}})
-        world.informer.distrust()
+        world.informer.invalidate()
         assert not world.informer.synced
         await until(lambda: world.informer.synced)
         assert world.store.get(EXPERIMENTS, "default", "made-by-another") is not None

@@ -97,7 +97,7 @@ class ReconcilerMachine(RuleBasedStateMachine):
 
     @rule()
     def the_other_one_takes_over(self) -> None:
-        """As `Informer.distrust` has it, everything is listed before anything is done."""
+        """As `Informer.invalidate` has it, everything is listed before anything is done."""
         self.leader = 1 - self.leader
         self.replicas[self.leader].seen = -1
 

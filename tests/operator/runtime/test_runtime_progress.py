@@ -24,8 +24,8 @@ from wrpo_operator.plan.progress import MAX_REMAINING_S
 from wrpo_operator.runtime import progress_server
 from wrpo_operator.runtime.kube import KubeError
 from wrpo_operator.runtime.progress_server import (
-    ProgressBook,
     ProgressServer,
+    ProgressStore,
     RefusedError,
     StageAddress,
     parse_status,
@@ -69,7 +69,7 @@ class World:
         self.kube, self.clock = kube, clock
         self.kube.review_answer = review()
         self.pods = {("ns", "p"): {"metadata": {"name": "p", "uid": "p-1", "labels": LABELS}, "status": {}}}
-        self.book = ProgressBook()
+        self.book = ProgressStore()
         self.woken: list[tuple[str, str]] = []
         self.leading = True
         self.rebuild()
@@ -246,7 +246,7 @@ def test_what_is_remembered_of_callers_is_bounded(world: World, monkeypatch: pyt
 def test_relabelling_a_pod_again_and_again_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress_server, "MAX_STAGES", 4)
     monkeypatch.setattr(progress_server, "MAX_SHARDS", 2)
-    book = ProgressBook()
+    book = ProgressStore()
     for attempt in range(20):
         for shard in range(5):
             fact = ProgressFact(1.0, None, {}, NOON, shard=shard)

@@ -6,18 +6,18 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from wrpo_operator.runtime.queue import Backoff, RetryAfterError, WorkQueue
+from wrpo_operator.runtime.queue import Backoff, ReconcileQueue, RetryAfterError
 
 
 def run_queue(
     work: Callable[[str], Awaitable[float | None]],
-    script: Callable[[WorkQueue[str]], Awaitable[None]],
+    script: Callable[[ReconcileQueue[str]], Awaitable[None]],
     *,
     backoff: Backoff | None = None,
     errors: list[tuple[str, float]] | None = None,
 ) -> None:
     async def main() -> None:
-        queue: WorkQueue[str] = WorkQueue(
+        queue: ReconcileQueue[str] = ReconcileQueue(
             work,
             backoff=backoff or Backoff(base_s=0.01, limit_s=0.04, jitter=0),
             rand=lambda: 0.0,
@@ -48,7 +48,7 @@ def test_a_key_is_never_worked_on_twice_at_once_and_not_lost_while_it_is() -> No
         if count == 2:
             done.set()
 
-    async def script(queue: WorkQueue[str]) -> None:
+    async def script(queue: ReconcileQueue[str]) -> None:
         queue.add("a")
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -74,7 +74,7 @@ def test_errors_come_back_later_and_later_and_a_success_forgets_them() -> None:
         if calls == 7:
             done.set()
 
-    async def script(queue: WorkQueue[str]) -> None:
+    async def script(queue: ReconcileQueue[str]) -> None:
         queue.add("a")
         while calls < 5:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
@@ -94,7 +94,7 @@ def test_the_servers_retry_after_is_respected() -> None:
         failed.set()
         raise RetryAfterError(7.0)
 
-    async def script(queue: WorkQueue[str]) -> None:
+    async def script(queue: ReconcileQueue[str]) -> None:
         queue.add("a")
         await failed.wait()
         await asyncio.sleep(0)
@@ -112,7 +112,7 @@ def test_of_two_delays_the_earlier_counts() -> None:
         if len(order) == 2:
             done.set()
 
-    async def script(queue: WorkQueue[str]) -> None:
+    async def script(queue: ReconcileQueue[str]) -> None:
         queue.add_after("slow", 0.06)
         queue.add_after("twice", 30)
         queue.add_after("twice", 0.01)
@@ -134,7 +134,7 @@ def test_work_is_repeated_after_the_time_it_asks_for() -> None:
             done.set()
         return 0.005
 
-    async def script(queue: WorkQueue[str]) -> None:
+    async def script(queue: ReconcileQueue[str]) -> None:
         queue.add("a")
         await done.wait()
 

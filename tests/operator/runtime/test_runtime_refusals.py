@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from support.refusal_words import WORDS
 
 from wrpo_operator.api.conditions import ConditionType
 from wrpo_operator.runtime.kube import KubeError
-from wrpo_operator.runtime.refusals import MAX_WORDS, RefusalBook, judge
+from wrpo_operator.runtime.refusals import MAX_WORDS, RefusalStore, judge
 from wrpo_operator.runtime.rendered_paths import user_paths
 from wrpo_operator.runtime.resources import CONFIG_MAPS, EVENTS, EXPERIMENTS, JOBS, JsonObject
 
@@ -408,9 +409,22 @@ def test_a_training_kind_that_has_just_gone_is_told_as_missing(said: str) -> Non
 
 
 def test_a_training_kind_that_has_just_gone_is_left_to_the_plan_to_tell() -> None:
-    book, experiment = RefusalBook(lambda: 0.0), make_experiment()
+    refusals, experiment = RefusalStore(lambda: 0.0), make_experiment()
     job = {"kind": "PyTorchJob", "metadata": {"name": "a-sft-1", "namespace": "lab"}}
     for _ in range(5):
-        book.record(experiment, "sft", KubeError(404, "NotFound", "404 page not found"), job)
-    assert book.of(experiment)["sft"].object == ""
-    assert book.due_in_s(experiment) == 16.0
+        refusals.record(experiment, "sft", KubeError(404, "NotFound", "404 page not found"), job)
+    assert refusals.of(experiment)["sft"].object == ""
+    assert refusals.due_in_s(experiment) == 16.0
+
+
+def test_refusals_of_a_deleted_namesake_are_dropped() -> None:
+    refusals, first = RefusalStore(lambda: 0.0), make_experiment()
+    job = {"kind": "Job", "metadata": {"name": "a-sft-1", "namespace": first.namespace}}
+    for number in range(50):
+        experiment = replace(first, uid=f"uid-{number}")
+        assert refusals.of(experiment) == {}
+        refusals.record(experiment, "sft", KubeError(422, "Invalid", "spec: Invalid value"), job)
+    assert len(refusals._entries) == 1
+    assert list(refusals.of(experiment)) == ["sft"]
+    refusals.forget((first.namespace, first.name))
+    assert refusals._entries == {}

@@ -11,7 +11,7 @@ from wrpo_operator.api import names
 from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.plan.graph import PREPARE, build_graph
 from wrpo_operator.plan.starts import key_of
-from wrpo_operator.runtime.progress_server import ProgressBook
+from wrpo_operator.runtime.progress_server import ProgressStore
 from wrpo_operator.runtime.resources import EXPERIMENTS, JOBS, PODS, JsonObject
 from wrpo_operator.runtime.snapshot import SnapshotBuilder
 from wrpo_operator.runtime.store import ObjectStore
@@ -24,7 +24,7 @@ SHARED = key_of(
 class World:
     def __init__(self) -> None:
         self.store = ObjectStore()
-        self.snapshots = SnapshotBuilder(self.store, ProgressBook(), backends=lambda: frozenset({"PyTorchJob"}))
+        self.snapshots = SnapshotBuilder(self.store, ProgressStore(), backends=lambda: frozenset({"PyTorchJob"}))
         self._version = 0
 
     def version(self) -> str:
@@ -132,12 +132,12 @@ def test_a_freed_artifact_wakes_those_who_ask_for_it_and_nobody_else(world: Worl
     world.snapshots.experiment(world.experiment("elsewhere", namespace="prod"))
     world.snapshots.experiment(world.experiment("brave", sampling={"onSourceFailure": "Continue"}))
     freed = world.child("one")
-    assert world.snapshots.askers(freed) == {("ml", "one"), ("ml", "two"), ("ml", "brave")}
+    assert world.snapshots.waiters(freed) == {("ml", "one"), ("ml", "two"), ("ml", "brave")}
     world.snapshots.experiment(world.experiment("two", generation=2, reuse={"salt": "own"}))
     world.snapshots.forget(("ml", "one"))
-    assert world.snapshots.askers(freed) == {("ml", "brave")}
+    assert world.snapshots.waiters(freed) == {("ml", "brave")}
     world.snapshots.forget(("ml", "brave"))
-    assert world.snapshots.askers(freed) == frozenset()
+    assert world.snapshots.waiters(freed) == frozenset()
 
 
 def test_a_snapshot_takes_no_longer_because_of_other_experiments(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Answers(Generic[K, V]):
+class TtlCache(Generic[K, V]):
     """Answers that are good for a while, and are kept a while longer."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
@@ -86,7 +86,7 @@ class Answers(Generic[K, V]):
         return len(self._entries)
 
 
-class Flights(Generic[K, V]):
+class InFlight(Generic[K, V]):
     """Questions under way: who asks one of them waits for the answer that is coming."""
 
     def __init__(self) -> None:
@@ -97,16 +97,16 @@ class Flights(Generic[K, V]):
         task = self._tasks.get(key)
         if task is None:
             task = self._tasks[key] = asyncio.create_task(ask())
-            task.add_done_callback(lambda done: self._landed(key, done))
+            task.add_done_callback(lambda done: self._finished(key, done))
         return task
 
-    def _landed(self, key: K, task: asyncio.Task[V]) -> None:
+    def _finished(self, key: K, task: asyncio.Task[V]) -> None:
         self._tasks.pop(key, None)
         if not task.cancelled() and task.exception() is not None:
             log.debug("%s is not known: %s", key, task.exception())
 
 
-class Explainer:
+class DiagnosticsClient:
     """Asks the API server why children wait. `wake` is told of each experiment whose question has a new answer."""
 
     def __init__(
@@ -114,31 +114,31 @@ class Explainer:
     ) -> None:
         self._client = client
         self._wake = wake
-        self._lists: Answers[Question, tuple[JsonObject, ...]] = Answers(monotonic)
-        self._list_flights: Flights[Question, tuple[JsonObject, ...]] = Flights()
-        self._askers: dict[Question, set[Key]] = {}
+        self._lists: TtlCache[Question, tuple[JsonObject, ...]] = TtlCache(monotonic)
+        self._list_flights: InFlight[Question, tuple[JsonObject, ...]] = InFlight()
+        self._waiters: dict[Question, set[Key]] = {}
         """Experiments that went on without the answer."""
-        self._claims: Answers[Key, ClaimFact] = Answers(monotonic)
-        self._claim_flights: Flights[Key, ClaimFact | None] = Flights()
+        self._claims: TtlCache[Key, ClaimFact] = TtlCache(monotonic)
+        self._claim_flights: InFlight[Key, ClaimFact | None] = InFlight()
 
-    async def notes(
+    async def diagnostics(
         self,
         namespace: str,
         children: Iterable[ChildFact],
         now: datetime,
         *,
-        asker: Key | None = None,
+        waiter: Key | None = None,
         must_know: bool = False,
     ) -> dict[str, tuple[Note, ...]]:
         """Return what is said of the children that wait, by uid.
 
-        An `asker` does not wait for answers: it gets what is known, and is woken when that has changed; with
+        An `waiter` does not wait for answers: it gets what is known, and is woken when that has changed; with
         `must_know` it waits where nothing is known at all. A gang runs as soon as one of its pods does, and may wait
         for the others all the same.
         """
 
         async def answer(resource: Resource, fields: str = "") -> tuple[JsonObject, ...]:
-            return await self._answer((resource, namespace, fields), asker, must_know=must_know)
+            return await self._answer((resource, namespace, fields), waiter, must_know=must_know)
 
         notes: dict[str, tuple[Note, ...]] = {}
         for child in children:
@@ -178,15 +178,15 @@ class Explainer:
             self._claims.put((namespace, name), fact)
         return fact
 
-    async def _answer(self, question: Question, asker: Key | None, *, must_know: bool) -> tuple[JsonObject, ...]:
+    async def _answer(self, question: Question, waiter: Key | None, *, must_know: bool) -> tuple[JsonObject, ...]:
         known = self._lists.get(question)
         if known is not None:
             return known
         flight = self._list_flights.of(question, lambda: self._list(question))
         last = self._lists.last(question)
-        if asker is None or (last is None and must_know):
+        if waiter is None or (last is None and must_know):
             return await asyncio.shield(flight)
-        self._askers.setdefault(question, set()).add(asker)
+        self._waiters.setdefault(question, set()).add(waiter)
         return last or ()
 
     async def _list(self, question: Question) -> tuple[JsonObject, ...]:
@@ -202,9 +202,9 @@ class Explainer:
         items = tuple(trim(resource, item) for item in listed if not is_event or item.get("reason") in TELLING)
         before = self._lists.last(question) or ()
         self._lists.put(question, items)
-        for asker in self._askers.pop(question, ()) if items != before else ():
-            self._wake(asker)
-        self._askers.pop(question, None)
+        for waiter in self._waiters.pop(question, ()) if items != before else ():
+            self._wake(waiter)
+        self._waiters.pop(question, None)
         return items
 
 

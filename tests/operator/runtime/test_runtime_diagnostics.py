@@ -12,7 +12,7 @@ import pytest
 from support.builders import NOON, make_child, make_experiment, make_pod
 
 from wrpo_operator.plan.model import ChildState
-from wrpo_operator.runtime.explain import ANSWER_TTL_S, KEPT_S, Explainer, refusal_reason
+from wrpo_operator.runtime.diagnostics import ANSWER_TTL_S, KEPT_S, DiagnosticsClient, refusal_reason
 from wrpo_operator.runtime.kube import KubeError, Page
 from wrpo_operator.runtime.kueue import workload_note, workload_owner
 from wrpo_operator.runtime.resources import CLAIMS, EVENTS, WORKLOADS
@@ -131,14 +131,14 @@ def test_a_gang_that_runs_without_all_of_its_pods_says_why(
         "message": 'pods "x" is forbidden: violates PodSecurity "restricted:latest"',
     }
     client = Events([event])
-    notes = asyncio.run(Explainer(client, lambda: 0.0).notes("ns", [child], NOON))  # type: ignore[arg-type]
+    notes = asyncio.run(DiagnosticsClient(client, lambda: 0.0).diagnostics("ns", [child], NOON))  # type: ignore[arg-type]
     assert [note.reason for note in notes.get(child.uid, ())] == (["PodSecurityViolation"] if is_told else [])
     assert client.asked == ["involvedObject.kind=PyTorchJob,type=Warning"]
 
 
 def test_answers_are_kept_while_they_are_good_and_in_no_more_fields_than_are_read(kube: Any, clock: Any) -> None:
     """Hundreds of namespaces, each with thousands of Events, ask once: nothing of that may stay for ever."""
-    explainer = Explainer(kube, clock)
+    client = DiagnosticsClient(kube, clock)
     experiment = make_experiment()
     waiting = make_child(experiment, "prepare", ChildState.PENDING)
     for number in range(50):
@@ -153,12 +153,12 @@ def test_answers_are_kept_while_they_are_good_and_in_no_more_fields_than_are_rea
         kube.put(EVENTS, event)
         kube.put(EVENTS, {**event, "metadata": {"name": "f", "namespace": namespace}, "reason": "BackOff"})
         kube.put(CLAIMS, {"metadata": {"name": "wrpo", "namespace": namespace}, "status": {"phase": "Bound"}})
-        asyncio.run(explainer.notes(namespace, [waiting], NOON))
-        asyncio.run(explainer.claim(namespace, "wrpo"))
+        asyncio.run(client.diagnostics(namespace, [waiting], NOON))
+        asyncio.run(client.claim(namespace, "wrpo"))
         clock.at += 1
-    assert len(explainer._lists) <= KEPT_S
-    assert len(explainer._claims) <= KEPT_S
-    assert explainer._lists.get((EVENTS, "ns-49", "involvedObject.kind=Job,type=Warning")) == (
+    assert len(client._lists) <= KEPT_S
+    assert len(client._claims) <= KEPT_S
+    assert client._lists.get((EVENTS, "ns-49", "involvedObject.kind=Job,type=Warning")) == (
         {
             "involvedObject": {"kind": "Job", "name": waiting.name},
             "reason": "FailedCreate",
@@ -168,17 +168,17 @@ def test_answers_are_kept_while_they_are_good_and_in_no_more_fields_than_are_rea
 
 
 def test_one_answer_serves_all_experiments_of_a_namespace_for_a_while(kube: Any, clock: Any) -> None:
-    explainer = Explainer(kube, clock)
+    client = DiagnosticsClient(kube, clock)
     waiting = make_child(make_experiment(), "prepare", ChildState.PENDING)
     for _ in range(3):
-        asyncio.run(explainer.notes("ns", [waiting], NOON))
+        asyncio.run(client.diagnostics("ns", [waiting], NOON))
     assert kube.calls == [("list", "events", "")]
     clock.at += ANSWER_TTL_S
-    asyncio.run(explainer.notes("ns", [waiting], NOON))
+    asyncio.run(client.diagnostics("ns", [waiting], NOON))
     assert len(kube.calls) == 2
 
 
-async def held_up(explainer: Explainer, kube: Any, asker: tuple[str, str] | None) -> list[dict[str, Any]]:
+async def held_up(client: DiagnosticsClient, kube: Any, waiter: tuple[str, str] | None) -> list[dict[str, Any]]:
     """Ask three times side by side; return the answers that come before the server's, and let that one come."""
     waiting = make_child(make_experiment(), "prepare", ChildState.PENDING)
     answers = asyncio.Event()
@@ -190,7 +190,7 @@ async def held_up(explainer: Explainer, kube: Any, asker: tuple[str, str] | None
             yield page
 
     kube.pages = slow
-    asked = [asyncio.create_task(explainer.notes("ns", [waiting], NOON, asker=asker)) for _ in range(3)]
+    asked = [asyncio.create_task(client.diagnostics("ns", [waiting], NOON, waiter=waiter)) for _ in range(3)]
     for _ in range(5):
         await asyncio.sleep(0)
     early = [task.result() for task in asked if task.done()]
@@ -212,22 +212,22 @@ def refused_job(name: str) -> dict[str, Any]:
 
 
 def test_reconciles_that_ask_side_by_side_share_one_list(kube: Any, clock: Any) -> None:
-    assert asyncio.run(held_up(Explainer(kube, clock), kube, None)) == []
+    assert asyncio.run(held_up(DiagnosticsClient(kube, clock), kube, None)) == []
     assert kube.calls == [("list", "events", "")]
 
 
 def test_an_experiment_that_asks_goes_on_and_is_woken_by_news_only(kube: Any, clock: Any) -> None:
     woken: list[tuple[str, str]] = []
-    explainer = Explainer(kube, clock, woken.append)
+    client = DiagnosticsClient(kube, clock, woken.append)
     waiting = make_child(make_experiment(), "prepare", ChildState.PENDING)
-    assert asyncio.run(held_up(explainer, kube, ("ns", "demo"))) == [{}, {}, {}]
+    assert asyncio.run(held_up(client, kube, ("ns", "demo"))) == [{}, {}, {}]
     assert woken == []
     kube.put(EVENTS, refused_job(waiting.name))
     clock.at += ANSWER_TTL_S
-    assert asyncio.run(held_up(explainer, kube, ("ns", "demo"))) == [{}, {}, {}]
+    assert asyncio.run(held_up(client, kube, ("ns", "demo"))) == [{}, {}, {}]
     assert woken == [("ns", "demo")]
     clock.at += ANSWER_TTL_S
-    early = asyncio.run(held_up(explainer, kube, ("ns", "demo")))
+    early = asyncio.run(held_up(client, kube, ("ns", "demo")))
     assert [note.reason for notes in early for note in notes[waiting.uid]] == ["QuotaExceeded"] * 3
     assert woken == [("ns", "demo")]
     assert kube.calls == [("list", "events", "")] * 3
@@ -236,27 +236,27 @@ def test_an_experiment_that_asks_goes_on_and_is_woken_by_news_only(kube: Any, cl
 def test_an_experiment_that_must_know_waits_where_nothing_is_known(kube: Any, clock: Any) -> None:
     waiting = make_child(make_experiment(), "prepare", ChildState.PENDING)
     kube.put(EVENTS, refused_job(waiting.name))
-    explainer = Explainer(kube, clock)
-    notes = asyncio.run(explainer.notes("ns", [waiting], NOON, asker=("ns", "demo"), must_know=True))
+    client = DiagnosticsClient(kube, clock)
+    notes = asyncio.run(client.diagnostics("ns", [waiting], NOON, waiter=("ns", "demo"), must_know=True))
     assert [note.reason for note in notes[waiting.uid]] == ["QuotaExceeded"]
 
 
 def test_a_refused_list_fails_who_waits_for_it_and_is_asked_again(kube: Any, clock: Any) -> None:
     waiting = make_child(make_experiment(), "prepare", ChildState.PENDING)
-    explainer = Explainer(kube, clock)
+    client = DiagnosticsClient(kube, clock)
     kube.fail["list", "events"] = KubeError(500, "InternalError", "etcd is away")
     with pytest.raises(KubeError, match="etcd is away"):
-        asyncio.run(explainer.notes("ns", [waiting], NOON))
-    assert asyncio.run(held_up(explainer, kube, ("ns", "demo"))) == [{}, {}, {}]
+        asyncio.run(client.diagnostics("ns", [waiting], NOON))
+    assert asyncio.run(held_up(client, kube, ("ns", "demo"))) == [{}, {}, {}]
     assert len(kube.calls) == 2
 
 
 def test_claims_are_asked_for_once_by_all_that_ask_side_by_side(kube: Any, clock: Any) -> None:
     kube.put(CLAIMS, {"metadata": {"name": "wrpo", "namespace": "ns"}, "status": {"phase": "Bound"}})
-    explainer = Explainer(kube, clock)
+    client = DiagnosticsClient(kube, clock)
 
     async def ask() -> list[Any]:
-        return await asyncio.gather(*(explainer.claim("ns", "wrpo") for _ in range(3)))
+        return await asyncio.gather(*(client.claim("ns", "wrpo") for _ in range(3)))
 
     assert [claim.phase for claim in asyncio.run(ask())] == ["Bound"] * 3
     assert kube.calls == [("get", "persistentvolumeclaims", "wrpo")]
@@ -315,7 +315,7 @@ def test_a_pod_that_its_node_cannot_start_says_why(
     events: list[dict[str, Any]], pod: Any, expected: list[tuple[str, str]], state: ChildState
 ) -> None:
     child = make_child(make_experiment(), "sample/qwen", state, pods=(pod,))
-    notes = asyncio.run(Explainer(Events(events), lambda: 0.0).notes("ns", [child], NOON))  # type: ignore[arg-type]
+    notes = asyncio.run(DiagnosticsClient(Events(events), lambda: 0.0).diagnostics("ns", [child], NOON))  # type: ignore[arg-type]
     assert [(note.reason.value, note.message) for note in notes.get(child.uid, ())] == expected
     assert {note.object for note in notes.get(child.uid, ())} <= {"Pod/p"}
 
@@ -324,6 +324,6 @@ def test_a_cause_that_many_pods_share_is_told_once_and_asked_for_once() -> None:
     pods = tuple(replace(PENDING, name=f"p{number}") for number in range(5))
     client = Events([pod_event(pod=pod.name) for pod in pods])
     child = make_child(make_experiment(), "sample/qwen", ChildState.PENDING, pods=pods)
-    notes = asyncio.run(Explainer(client, lambda: 0.0).notes("ns", [child], NOON))  # type: ignore[arg-type]
+    notes = asyncio.run(DiagnosticsClient(client, lambda: 0.0).diagnostics("ns", [child], NOON))  # type: ignore[arg-type]
     assert [note.object for note in notes[child.uid]] == ["Pod/p0"]
     assert client.asked == ["involvedObject.kind=Pod,type=Warning"]
