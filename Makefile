@@ -102,6 +102,7 @@ crds: ## generate crds/, the chart's files and the reference pages from the API 
 	@$(VENV)/python -m wrpo_operator.api.backends --write
 	@cp crds/wrpoexperiments.wrpo.ai.yaml charts/wrpo-operator/files/
 	@$(VENV)/python -m wrpo_operator.api.reference --write
+	@$(VENV)/python -m wrpo_engine.contract.exit_codes > docs/reference/exit-codes.md
 
 chart-readme: ## write the chart's README from its values
 	@$(VENV)/python scripts/chart_readme.py --write

@@ -14,6 +14,7 @@ import click
 from wrpo_engine import __version__
 from wrpo_engine.cli import install_signal_handlers, run
 from wrpo_engine.config import ExitCode, StageKind
+from wrpo_engine.contract.exit_codes import help_lines
 from wrpo_engine.environment import prepare_environment
 from wrpo_engine.stage import StopRequest
 
@@ -24,7 +25,8 @@ TOOLS = {
 }
 """Modules whose `main(arguments)` returns the exit code; imported on use."""
 
-_HELP = """Run one STAGE of a WRPO experiment: read artifacts and a JSON configuration, write one artifact.
+_HELP = (
+    """Run one STAGE of a WRPO experiment: read artifacts and a JSON configuration, write one artifact.
 
 \b
 Stages, in the order of an experiment:
@@ -61,13 +63,15 @@ Environment:
 
 \b
 Exit codes:
-  0 done    1 unexpected, may be retried    75 temporary, may be retried    143 asked to stop
-  64 usage  65 bad data  66 missing input   73 storage full or read-only    78 bad configuration
+"""
+    + help_lines()
+    + """
 
 \b
 Example:
   WRPO_VOLUME_ROOT=$PWD/storage wrpo-engine prepare --config prepare.json
 """
+)
 
 
 @click.command(name="wrpo-engine", help=_HELP, context_settings={"max_content_width": 120})

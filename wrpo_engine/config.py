@@ -18,6 +18,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from wrpo_engine.contract.exit_codes import ExitCode as ExitCode  # noqa: PLC0414 - part of the contract
+
 CONTRACT_VERSION = 1
 """Part of every stage hash: raising it makes every artifact anew.
 
@@ -505,18 +507,3 @@ class TerminationMessage(_Model):
     exit_code: int | None = Field(
         default=None, description="The stage's own exit code; torchrun ends with 1 whatever its ranks ended with."
     )
-
-
-class ExitCode:
-    """sysexits(3); 64..78 are never retried, 75 is temporary."""
-
-    OK = 0
-    USAGE = 64
-    BAD_DATA = 65
-    NO_INPUT = 66
-    UNAVAILABLE = 69
-    SOFTWARE = 70
-    CANNOT_CREATE = 73
-    TEMPORARY = 75
-    CONFIG = 78
-    INTERRUPTED = 143

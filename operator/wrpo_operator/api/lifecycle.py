@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from wrpo_engine.contract.exit_codes import FINAL_EXIT_CODES_TEXT
 from wrpo_operator.api.base import SpecModel
 
 PreRunningSeconds = Annotated[int, Field(ge=1, le=2592000)]
@@ -13,9 +14,9 @@ ActiveSeconds = Annotated[int, Field(ge=1, le=31536000)]
 
 
 class Retries(SpecModel):
-    """What follows when a stage fails. Bad configuration or data (exit codes 64 to 78 but 75) is never tried again.
-    Preemption, eviction and node loss use up no retry: the first is followed by a new attempt at once, further ones in
-    a row after the pauses of retries.
+    __doc__ = f"""What follows when a stage fails. Bad configuration or data (exit codes {FINAL_EXIT_CODES_TEXT}) is
+    never tried again. Preemption, eviction and node loss use up no retry: the first is followed by a new attempt at
+    once, further ones in a row after the pauses of retries.
     """
 
     limit: int = Field(default=2, ge=0, le=20)

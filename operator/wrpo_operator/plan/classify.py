@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from wrpo_engine.config import ExitCode
+from wrpo_engine.contract.exit_codes import FINAL_EXIT_CODES
 from wrpo_operator.api import conditions as words
 from wrpo_operator.api.backends import BACKENDS, CHILD_KINDS
 from wrpo_operator.api.status import Attempt, AttemptState, to_time
@@ -20,7 +20,6 @@ ENDED = frozenset({AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.DIS
 DEADLINE_EXCEEDED = "DeadlineExceeded"
 OOM_KILLED = "OOMKilled"
 EVICTED = "Evicted"
-_CONFIG_CODES = frozenset(range(64, 79)) - {ExitCode.TEMPORARY}
 _FAR = datetime(9999, 1, 1, tzinfo=UTC)
 _ACTIVE = {
     ChildState.PENDING: AttemptState.PENDING,
@@ -85,14 +84,14 @@ def _pending_since(child: ChildFact, before: Attempt | None, now: datetime) -> s
 def failure_of(child: ChildFact) -> Failure:
     """Say who is to blame for a failed child, in the engine's words where there are any.
 
-    A bad config or bad data (64..78 but 75) in any pod decides. Then: a training gang falls as one, so a disruption of
+    A final exit code (bad config, bad data) in any pod decides. Then: a training gang falls as one, so a disruption of
     any of its pods is the cause; a Job fails only by failures of its own, so a disruption must have hit all of them.
     """
     failed = sorted(
         (pod for pod in child.pods if pod.exit_code not in {None, 0} or pod.phase == "Failed"),
         key=lambda pod: (pod.finished_at or _FAR, pod.index or 0),
     )
-    config = [pod for pod in failed if _exit_code(pod) in _CONFIG_CODES]
+    config = [pod for pod in failed if _exit_code(pod) in FINAL_EXIT_CODES]
     if config:
         return _told_by(_spokesman(config), FailureKind.CONFIG, child)
     if child.failed_reason and child.failed_reason == CHILD_KINDS[child.kind].final_reason and not failed:

@@ -70,7 +70,7 @@ class FailureKind(StrEnum):
 
     APPLICATION = "Application"
     CONFIG = "Config"
-    """Exit code 64..78 but 75: a retry cannot help."""
+    """A final exit code: a retry cannot help."""
     DISRUPTION = "Disruption"
     """Preemption, eviction, node loss: uses up no attempt."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wrpo_engine.config import ExitCode
+from wrpo_engine.contract.exit_codes import FINAL_EXIT_CODES
 from wrpo_operator.api.pod_template import STAGE_CONTAINER
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt, Shape
@@ -12,11 +12,9 @@ from wrpo_operator.render.common import child_metadata
 from wrpo_operator.render.pod import pod_template
 from wrpo_operator.render.settings import RenderSettings
 
-FINAL_EXIT_CODES = [code for code in range(ExitCode.USAGE, ExitCode.CONFIG + 1) if code != ExitCode.TEMPORARY]
-
 FINAL_CODE_RULE: dict[str, Any] = {
     "action": "FailJob",
-    "onExitCodes": {"containerName": STAGE_CONTAINER, "operator": "In", "values": FINAL_EXIT_CODES},
+    "onExitCodes": {"containerName": STAGE_CONTAINER, "operator": "In", "values": list(FINAL_EXIT_CODES)},
 }
 
 POD_FAILURE_POLICY: dict[str, Any] = {

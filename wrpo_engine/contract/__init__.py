@@ -1,0 +1,1 @@
+"""The contract between operator and engine: what both may import. Imports no torch."""
