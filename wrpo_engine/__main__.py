@@ -6,49 +6,37 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import click
 
-from wrpo_engine import __version__
-from wrpo_engine.cli import install_signal_handlers, run
-from wrpo_engine.config import ExitCode, StageKind
+from wrpo_engine import __version__, termination
+from wrpo_engine.config import ExitCode, TerminationMessage
 from wrpo_engine.contract.exit_codes import help_lines
 from wrpo_engine.environment import prepare_environment
-from wrpo_engine.stage import StopRequest
+from wrpo_engine.errors import ConfigError
 
 TOOLS = {
-    "convert": "wrpo_engine.formats.command",
-    "lint": "wrpo_engine.linting.command",
-    "quickstart-assets": "wrpo_engine.quickstart.assets",
+    "lint": ("wrpo_engine.linting.command", "look for faults in triples, prompts and artifacts"),
+    "convert": ("wrpo_engine.formats.command", "triples from one format to another"),
+    "quickstart-assets": ("wrpo_engine.quickstart.assets", "the quick start's models and prompts"),
 }
-"""Modules whose `main(arguments)` returns the exit code; imported on use."""
+"""Name -> module whose `main(arguments)` returns the exit code, imported on use, and line of the help."""
 
 _HELP = (
     """Run one STAGE of a WRPO experiment: read artifacts and a JSON configuration, write one artifact.
 
 \b
 Stages, in the order of an experiment:
-  prepare         read prompts, drop empty and duplicate ones, split them
-  fetch           download a model of a hub into the storage
-  sample          answer prompts with one model
-  score           score answers with the reward model
-  curate-sft      choose the best source answer for every SFT prompt
-  sft             fine-tune the target on those answers
-  curate-triples  choose (y_ws, y_wt, y_l) for every preference prompt
-  train           preference optimisation of the fine-tuned target
-  evaluate        answer and score held-out prompts with all models
-  report          one HTML file about everything above
+{stages}
 
 The operator writes the configuration; `wrpo plan -f experiment.yaml` shows it. An artifact that exists is not made
 again: the stage exits 0 and says cached. Killed stages continue where they stopped.
 
 \b
 Tools, without a configuration (each has --help):
-  lint               look for faults in triples, prompts and artifacts
-  convert            triples from one format to another
-  quickstart-assets  the quick start's models and prompts
+{tools}
 
 \b
 Environment:
@@ -74,39 +62,72 @@ Example:
 )
 
 
-@click.command(name="wrpo-engine", help=_HELP, context_settings={"max_content_width": 120})
-@click.argument("stage", type=click.Choice([kind.value for kind in StageKind]), metavar="STAGE")
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="The stage's JSON configuration (wrpo_engine.config.StageConfig).",
-)
-@click.version_option(__version__, prog_name="wrpo-engine")
-def command(stage: str, config_path: Path) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    prepare_environment(os.environ)
-    stop = StopRequest()
-    install_signal_handlers(stop)
-    return run(StageKind(stage), config_path, os.environ, stop=stop)
+def command() -> click.Command:
+    """Return the command. Importing the registry of stages raises ConfigError if an installed definition is broken."""
+    from wrpo_engine.contract.stages import STAGES
+
+    lines = {kind: definition.summary for kind, definition in STAGES.items()}
+    if hidden := sorted(lines.keys() & TOOLS.keys()):
+        raise ConfigError("kind of stage", hidden[0], "a tool has this name", "Give the stage another name.")
+    tools = _table((name, summary) for name, (_, summary) in TOOLS.items())
+
+    @click.command(
+        name="wrpo-engine",
+        help=_HELP.format(stages=_table(lines.items()), tools=tools),
+        context_settings={"max_content_width": 120},
+    )
+    @click.argument("stage", type=click.Choice(list(STAGES)), metavar="STAGE")
+    @click.option(
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path),
+        required=True,
+        metavar="FILE",
+        help="The stage's JSON configuration (wrpo_engine.contract.stage_config.StageConfig).",
+    )
+    @click.version_option(__version__, prog_name="wrpo-engine")
+    def run_stage(stage: str, config_path: Path) -> int:
+        from wrpo_engine.cli import install_signal_handlers, run
+        from wrpo_engine.stage import StopRequest
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        prepare_environment(os.environ)
+        stop = StopRequest()
+        install_signal_handlers(stop)
+        return run(stage, config_path, os.environ, stop=stop)
+
+    return run_stage
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    listed = list(rows)
+    width = max(len(name) for name, _ in listed) + 2
+    return "\n".join(f"  {name:<{width}}{text}" for name, text in listed)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] in TOOLS:
         prepare_environment(os.environ)
-        sys.exit(importlib.import_module(TOOLS[arguments[0]]).main(arguments[1:]))
+        sys.exit(importlib.import_module(TOOLS[arguments[0]][0]).main(arguments[1:]))
     try:
-        code = command.main(arguments, standalone_mode=False)
+        code = command().main(arguments, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = ExitCode.USAGE
     except (click.Abort, KeyboardInterrupt):
         code = ExitCode.INTERRUPTED
+    except ConfigError as error:
+        code = _refused(error, os.environ)
     sys.exit(code or 0)
+
+
+def _refused(error: ConfigError, environ: Mapping[str, str]) -> int:
+    """Report that no stage can run here, as a stage reports an error of its own."""
+    print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+    termination.write(TerminationMessage(outcome="Failed", error=error.info(), exit_code=error.exit_code), environ)
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from wrpo_engine import termination
 from wrpo_engine.artifacts import Artifact
 from wrpo_engine.artifacts.volume import address
-from wrpo_engine.config import ExitCode, StageConfig, StageKind, TerminationMessage
+from wrpo_engine.config import ExitCode, TerminationMessage
+from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.errors import (
     AlreadyCommitted,
     ConfigError,
@@ -36,13 +37,13 @@ Clock = Callable[[], datetime]
 
 
 def run(
-    stage: StageKind,
+    stage: str,
     config_path: Path,
     environ: Mapping[str, str],
     *,
     stop: StopRequest,
     clock: Clock = lambda: datetime.now(UTC),
-    load: Callable[[StageKind], StageFunction] = load_stage,
+    load: Callable[[str], StageFunction] = load_stage,
 ) -> int:
     """Run a stage and return its exit code; every outcome is on stderr and in the termination message."""
     is_main = environ.get("RANK", "0") == "0"
@@ -69,7 +70,7 @@ def run(
     return code
 
 
-def read_config(stage: StageKind, path: Path) -> StageConfig:
+def read_config(stage: str, path: Path) -> StageConfig:
     """Read the stage's file; the first broken field is named."""
     try:
         content = path.read_bytes()
@@ -89,10 +90,10 @@ def read_config(stage: StageKind, path: Path) -> StageConfig:
             first["msg"],
             f"Correct {path}; if the operator wrote it, operator and engine are of different versions.",
         ) from error
-    if config.params.stage != stage.value:
+    if config.params.kind() != stage:
         raise UsageError(
-            f"{path} configures the stage {config.params.stage}, but the command names {stage.value}",
-            hint=f"Run `wrpo-engine {config.params.stage} --config {path}`.",
+            f"{path} configures the stage {config.params.kind()}, but the command names {stage}",
+            hint=f"Run `wrpo-engine {config.params.kind()} --config {path}`.",
         )
     return config
 
@@ -104,12 +105,12 @@ def _shown(value: object) -> str:
 
 def _run_stage(
     config: StageConfig,
-    stage: StageKind,
+    stage: str,
     environ: Mapping[str, str],
     *,
     stop: StopRequest,
     clock: Clock,
-    load: Callable[[StageKind], StageFunction],
+    load: Callable[[str], StageFunction],
     reached: Reached,
 ) -> TerminationMessage:
     is_main = environ.get("RANK", "0") == "0"

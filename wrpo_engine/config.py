@@ -1,7 +1,8 @@
-"""The contract between operator and engine: the JSON file every stage is started with. Imports no torch.
+"""The contract between operator and engine: what the JSON file of a stage holds. Imports no torch.
 
-`wrpo-engine STAGE --config FILE` reads one `StageConfig`. The operator builds it from the experiment, hashes
-`params` (with the hashes of the inputs) into the artifact's address, and mounts the file from an immutable ConfigMap.
+`wrpo-engine STAGE --config FILE` reads one `StageConfig` (see `wrpo_engine.contract.stage_config`). The operator builds
+it from the experiment, hashes `params` (with the hashes of the inputs) into the artifact's address, and mounts the file
+from an immutable ConfigMap.
 What changes how fast a stage runs but not what it computes stands in `runtime` and is not hashed.
 
 Where things are mounted is the pod's business and comes by environment, not by this file:
@@ -34,19 +35,13 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class StageKind(StrEnum):
-    """What a stage does; the engine's sub-command."""
+class StageParams(_Model):
+    """Parameters of one kind of stage. A subclass names the kind: `stage: Literal["KIND"] = "KIND"`."""
 
-    PREPARE = "prepare"
-    FETCH = "fetch"
-    SAMPLE = "sample"
-    SCORE = "score"
-    CURATE_SFT = "curate-sft"
-    SFT = "sft"
-    CURATE_TRIPLES = "curate-triples"
-    TRAIN = "train"
-    EVALUATE = "evaluate"
-    REPORT = "report"
+    @classmethod
+    def kind(cls) -> str:
+        """Return the kind: the engine's sub-command and the first part of the artifact's address."""
+        return str(cls.model_fields["stage"].default)
 
 
 class Objective(StrEnum):
@@ -109,7 +104,7 @@ class ModelRef(_Model):
         return self
 
 
-class PrepareParams(_Model):
+class PrepareParams(StageParams):
     """Read prompts, drop empty and duplicate ones (counted), split them. Prompt ids are sha256 of the prompt text."""
 
     stage: Literal["prepare"] = "prepare"
@@ -127,14 +122,14 @@ class PrepareParams(_Model):
     evaluation_dataset: str | None = None
 
 
-class FetchParams(_Model):
+class FetchParams(StageParams):
     """Download a model into the storage's model cache: resumable, its revision pinned, its files with checksums."""
 
     stage: Literal["fetch"] = "fetch"
     model: ModelRef
 
 
-class SampleParams(_Model):
+class SampleParams(StageParams):
     """Answer each prompt `samples_per_prompt` times. Seeds come from (seed, model, prompt id, sample index)."""
 
     stage: Literal["sample"] = "sample"
@@ -194,7 +189,7 @@ class RewardModel(_Model):
         return self.name or self.function or self.endpoint or ""
 
 
-class ScoreParams(_Model):
+class ScoreParams(StageParams):
     """Score every response of one samples artifact with one reward."""
 
     stage: Literal["score"] = "score"
@@ -207,7 +202,7 @@ class ScoreParams(_Model):
     rows_per_part: int = Field(default=4096, ge=1)
 
 
-class _CurateParams(_Model):
+class _CurateParams(StageParams):
     """What both curations share."""
 
     drop_truncated: bool = False
@@ -269,7 +264,7 @@ class HoldoutParams(_Model):
     """Export the checkpoint with the lowest held-out loss instead of the last step's weights."""
 
 
-class OptimizerParams(_Model):
+class OptimizerParams(StageParams):
     """AdamW and its schedule, as both training stages use it."""
 
     learning_rate: float = Field(gt=0)
@@ -349,7 +344,7 @@ class EvaluateModel(_Model):
     model: ModelRef
 
 
-class EvaluateParams(_Model):
+class EvaluateParams(StageParams):
     """Answer held-out prompts with each model, score them, count wins of the last model against the others."""
 
     stage: Literal["evaluate"] = "evaluate"
@@ -370,27 +365,12 @@ class EvaluateParams(_Model):
     system_prompt: str | None = None
 
 
-class ReportParams(_Model):
+class ReportParams(StageParams):
     """One self-contained HTML file from the manifests and metrics of all upstream stages."""
 
     stage: Literal["report"] = "report"
     title: str
     sample_answers: int = Field(default=5, ge=0)
-
-
-StageParams: TypeAlias = Annotated[
-    PrepareParams
-    | FetchParams
-    | SampleParams
-    | ScoreParams
-    | CurateSftParams
-    | SftParams
-    | CurateTriplesParams
-    | TrainParams
-    | EvaluateParams
-    | ReportParams,
-    Field(discriminator="stage"),
-]
 
 
 SPEED_ENGINE_ARGS = frozenset(
@@ -462,26 +442,6 @@ class Runtime(_Model):
     offload: Literal["none", "optimizer", "optimizer-and-parameters"] = "none"
     offload_nvme_path: str | None = None
     """Offload to this directory of a local NVMe disk instead of the host's memory (ZeRO stage 3 only)."""
-
-
-class StageConfig(_Model):
-    """The whole file.
-
-    `inputs` maps a role to an upstream artifact. Roles: `prompts` (prepare); `samples/<source>` and
-    `scores/<source>` (sample, score; the source is `target` for the target model; with several rewards
-    `scores/<source>/<reward>`); `fetch/<name>` (a hub model downloaded beforehand: it is used wherever a model of that
-    name and revision is asked for, and is not hashed); `sft-rows` (curate-sft);
-    `sft` (the SFT model); `triples` (curate-triples); `model` (train); `evaluation` (evaluate). A stage gets the roles
-    it needs; report gets all that exist, plus `prompts`.
-    """
-
-    contract_version: Literal[1] = 1
-    experiment: str = Field(description="namespace/name, for logs and model cards only.")
-    output: ArtifactRef
-    inputs: dict[str, ArtifactRef] = Field(default_factory=dict)
-    storage: Storage
-    params: StageParams
-    runtime: Runtime = Runtime()
 
 
 class ErrorInfo(_Model):

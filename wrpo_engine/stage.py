@@ -1,4 +1,4 @@
-"""What every stage gets and gives, and which function runs which stage."""
+"""What every stage gets and gives, and how the function that runs it is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import cast
 
 from wrpo_engine.artifacts import Artifact, ArtifactStore, ArtifactWriter, InputEntry
 from wrpo_engine.artifacts.volume import VolumeStore, address
-from wrpo_engine.config import ArtifactRef, S3Storage, StageConfig, StageKind, VolumeStorage
+from wrpo_engine.config import ArtifactRef, S3Storage, VolumeStorage
+from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.stage_config import StageConfig
+from wrpo_engine.contract.stages import STAGES
 from wrpo_engine.errors import ConfigError, Interrupted, MissingInputError, StorageError
 from wrpo_engine.progress import Progress
 
@@ -70,7 +73,7 @@ class StageContext:
         ref = self.config.inputs.get(role)
         if ref is None:
             roles = ", ".join(sorted(self.config.inputs)) or "none"
-            raise ConfigError("inputs", roles, f"stage {self.config.params.stage} needs the role {role!r}", "Add it.")
+            raise ConfigError("inputs", roles, f"stage {self.config.params.kind()} needs the role {role!r}", "Add it.")
         artifact = self.store.open(ref)
         if artifact is None:
             raise MissingInputError(
@@ -115,25 +118,10 @@ class StageResult:
 
 StageFunction = Callable[[StageContext], StageResult]
 
-STAGES: dict[StageKind, str] = {
-    StageKind.PREPARE: "wrpo_engine.prompts.stage:run",
-    StageKind.FETCH: "wrpo_engine.fetching.stage:run",
-    StageKind.SAMPLE: "wrpo_engine.sampling.stage:run",
-    StageKind.SCORE: "wrpo_engine.scoring.stage:run",
-    StageKind.CURATE_SFT: "wrpo_engine.curation.stage:run_sft",
-    StageKind.SFT: "wrpo_engine.training.stage:run_sft",
-    StageKind.CURATE_TRIPLES: "wrpo_engine.curation.stage:run_triples",
-    StageKind.TRAIN: "wrpo_engine.training.stage:run_train",
-    StageKind.EVALUATE: "wrpo_engine.evaluation.stage:run",
-    StageKind.REPORT: "wrpo_engine.reporting.stage:run",
-}
-"""Names, not functions: a stage imports only what it needs, so that it starts quickly."""
-GANGS = frozenset({StageKind.SFT, StageKind.TRAIN})
-"""Stages whose pods are nodes of one process group: PET_NODE_RANK tells them apart, and none is a shard."""
 
-
-def load_stage(kind: StageKind) -> StageFunction:
-    module, function = STAGES[kind].split(":")
+def load_stage(kind: str) -> StageFunction:
+    """Import the function that runs a kind of stage, and only what this kind needs: it starts quickly."""
+    module, function = STAGES[kind].run.split(":")
     return cast(StageFunction, getattr(importlib.import_module(module), function))
 
 
@@ -211,7 +199,7 @@ def _addresses(inputs: Mapping[str, ArtifactRef]) -> dict[str, str]:
 
 
 def _shard(config: StageConfig, environ: Mapping[str, str]) -> int:
-    if StageKind(config.params.stage) in GANGS:
+    if STAGES[config.params.kind()].shape is Shape.TRAINING:
         # A TrainJob's pods are those of an Indexed Job, and have an index all the same.
         return 0
     text = environ.get("JOB_COMPLETION_INDEX", "0")

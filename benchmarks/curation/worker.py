@@ -14,7 +14,6 @@ from benchmarks.common.memory import peak_resident_bytes
 from benchmarks.common.process import worker_main
 from benchmarks.curation.data import HASH, Size, roles
 from wrpo_engine.cli import run
-from wrpo_engine.config import StageKind
 from wrpo_engine.stage import StopRequest
 
 
@@ -36,7 +35,7 @@ def measure(specification: Mapping[str, Any]) -> dict[str, Any]:
     environ = {**os.environ, "WRPO_VOLUME_ROOT": str(root), "WRPO_TERMINATION_MESSAGE_PATH": str(termination)}
     before = os.getloadavg()[0]
     started, cpu = time.perf_counter(), time.process_time()
-    code = run(StageKind.CURATE_TRIPLES, path, environ, stop=StopRequest())
+    code = run("curate-triples", path, environ, stop=StopRequest())
     seconds = time.perf_counter() - started
     if code != 0:
         raise RuntimeError(f"curate-triples ended with {code}")

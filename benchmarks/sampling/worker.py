@@ -16,7 +16,8 @@ import polars as pl
 from benchmarks.common.process import worker_main
 from benchmarks.common.summary import alternating
 from benchmarks.sampling.workload import CONTEXT, Load, plan, prompt_tokens
-from wrpo_engine.config import SampleParams, StageConfig
+from wrpo_engine.config import SampleParams
+from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.environment import prepare_environment
 from wrpo_engine.models import ResolvedModel
 from wrpo_engine.progress import make_progress

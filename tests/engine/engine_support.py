@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from wrpo_engine.config import ArtifactRef, StageConfig
+from wrpo_engine.config import ArtifactRef
+from wrpo_engine.contract.stage_config import StageConfig
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"

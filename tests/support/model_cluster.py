@@ -15,11 +15,12 @@ from typing import Any
 from support.builders import NOON, make_pod, merged, raw_spec
 
 from wrpo_engine.config import ErrorInfo
+from wrpo_engine.contract.definition import Shape
 from wrpo_operator.api.hashing import artifact_key, canonical_json
 from wrpo_operator.api.spec import ExperimentSpec, parse_spec
 from wrpo_operator.api.status import ExperimentStatus, Phase, StageState
 from wrpo_operator.plan.classify import LIVE
-from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Plan, PlannedAttempt, Shape, Snapshot
+from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Plan, PlannedAttempt, Snapshot
 from wrpo_operator.plan.planner import plan
 from wrpo_operator.plan.starts import storage_identity
 

@@ -15,12 +15,11 @@ from typing import Protocol
 from wrpo_engine.artifacts.checks import address, read_manifest
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME, Manifest
 from wrpo_engine.artifacts.s3_client import S3Bucket
-from wrpo_engine.config import ArtifactRef, S3Storage, StageKind
+from wrpo_engine.config import ArtifactRef, S3Storage
+from wrpo_engine.contract.stages import STAGES
 from wrpo_engine.errors import DataError
 
-_ADDRESS = re.compile(
-    rf"^((?:{'|'.join(re.escape(kind.value) for kind in StageKind)})(?:/[a-z0-9][a-z0-9-]*)?)/([0-9a-f]{{16}})/(.+)$"
-)
+_ADDRESS = re.compile(rf"^((?:{'|'.join(map(re.escape, STAGES))})(?:/[a-z0-9][a-z0-9-]*)?)/([0-9a-f]{{16}})/(.+)$")
 """Only what has an artifact's address is one: models and data sets of users may lie in the same storage."""
 
 
@@ -118,8 +117,8 @@ class VolumeInventory:
         return sorted(found, key=lambda each: each.address)
 
     def _files(self) -> Iterable[_File]:
-        for kind in StageKind:
-            for place, _, names in os.walk(self.root / kind.value):
+        for kind in STAGES:
+            for place, _, names in os.walk(self.root / kind):
                 for name in names:
                     path = Path(place) / name
                     # It may vanish while a stage works.
@@ -171,9 +170,7 @@ class S3Inventory:
 
     def artifacts(self) -> list[Found]:
         files = (
-            _File(entry.key, entry.size, entry.modified)
-            for kind in StageKind
-            for entry in self.bucket.listing(f"{kind.value}/")
+            _File(entry.key, entry.size, entry.modified) for kind in STAGES for entry in self.bucket.listing(f"{kind}/")
         )
         found = [self._read(ref, group) for ref, group in _group(files).items()]
         return sorted(found, key=lambda each: each.address)

@@ -50,7 +50,7 @@ def sampled_models(ctx: StageContext) -> list[str]:
 def require_models(ctx: StageContext, models: Sequence[str], what: str) -> None:
     if not models:
         shown = ", ".join(sorted(ctx.config.inputs)) or "none"
-        rule = f"stage {ctx.config.params.stage} needs samples/{what}"
+        rule = f"stage {ctx.config.params.kind()} needs samples/{what}"
         raise ConfigError("inputs", shown, rule, "Add a source, or choose an objective without sources.")
 
 

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 from wrpo_engine.artifacts import Artifact, ArtifactStore, VolumeStore
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME, Manifest
 from wrpo_engine.config import ArtifactRef, S3Storage
+from wrpo_engine.contract.stages import STAGES
 from wrpo_engine.errors import DataError, MissingInputError, UsageError
 
 _SCHEME = "storage://"
 _S3_SCHEME = "s3://"
 _ADDRESS = re.compile(r"^(?P<stage>[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)?)/(?P<hash>[0-9a-f]{16})/?$")
+_NAMED = "|".join(re.escape(kind) for kind, definition in STAGES.items() if definition.is_named)
 _S3_ARTIFACT = re.compile(
-    r"^(?P<uri>s3://.+?)/(?P<stage>(sample|score|fetch)/[a-z0-9-]+|[a-z0-9-]+)/(?P<hash>[0-9a-f]{16})/?$"
+    rf"^(?P<uri>s3://.+?)/(?P<stage>({_NAMED})/[a-z0-9-]+|[a-z0-9-]+)/(?P<hash>[0-9a-f]{{16}})/?$"
 )
 
 

@@ -11,20 +11,11 @@ from typing import Any
 import polars as pl
 
 from wrpo_engine.artifacts import Artifact
+from wrpo_engine.contract.definition import ReportPlace
+from wrpo_engine.contract.stages import STAGES, definition_of
 
 _SAMPLES, _SCORES = "samples/", "scores/"
-_ORDER = {
-    "prepare": 0,
-    "sample": 1,
-    "score": 2,
-    "curate-sft": 3,
-    "sft": 4,
-    "curate-triples": 7,
-    "train": 8,
-    "evaluate": 9,
-}
-_TARGET_SHIFT = 4
-"""The target is sampled and scored after SFT, the sources before it."""
+_TARGET = "target"
 _LOSS_PREFIXES = ("dropped_", "skipped_", "left_out_")
 
 
@@ -150,9 +141,23 @@ def _view(artifact: Artifact, finished: Mapping[tuple[str, str], datetime]) -> S
 
 
 def column_of(stage: str) -> int:
-    """Return a stage's place in the pipeline; unknown ones stand last."""
-    kind, _, name = stage.partition("/")
-    return _ORDER.get(kind, 10) + (_TARGET_SHIFT if name == "target" else 0)
+    """Return a stage's place in the pipeline; those of which nothing is known stand last."""
+    place = place_of(stage)
+    if place is None:
+        return 1 + max(max(other.column, other.column_of_target or 0) for other in _places())
+    if stage.partition("/")[2] == _TARGET and place.column_of_target is not None:
+        return place.column_of_target
+    return place.column
+
+
+def place_of(stage: str) -> ReportPlace | None:
+    """Return how the report shows a stage; None for one that its definition leaves out or that has none here."""
+    definition = definition_of(stage)
+    return definition.report if definition is not None else None
+
+
+def _places() -> list[ReportPlace]:
+    return [definition.report for definition in STAGES.values() if definition.report is not None]
 
 
 def models_of(details: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -213,7 +218,7 @@ def comparisons(answers: pl.DataFrame, labels: Sequence[str], limit: int) -> lis
 
 
 def _role_order(role: str) -> tuple[bool, str]:
-    return role == f"{_SCORES}target", role
+    return role == f"{_SCORES}{_TARGET}", role
 
 
 def _scores(artifact: Artifact) -> list[float]:

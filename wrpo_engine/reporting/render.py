@@ -10,18 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from wrpo_engine.reporting import charts
-from wrpo_engine.reporting.collect import ReportData, StageView
+from wrpo_engine.reporting.collect import ReportData, StageView, place_of
 
-_KEY_METRICS = {
-    "prepare": ("prompts", "sft", "preference", "evaluation"),
-    "sample": ("mean_tokens", "truncated", "empty", "repeated"),
-    "score": ("mean_score", "std_score"),
-    "curate-sft": ("prompts", "mean_score"),
-    "curate-triples": ("prompts", "source_not_better", "mean_source_score", "mean_target_score", "mean_rejected_score"),
-    "sft": ("loss", "tokens_per_second"),
-    "train": ("loss", "margin", "accuracy_target", "alpha"),
-    "evaluate": ("num_prompts",),
-}
 _REWARD_CHARTS = ("win_rates", "evaluated", "sampled", "shares")
 _TRAINING_CHARTS = ("sft_loss", "loss", "margins", "alpha", "accuracy")
 _MARGINS = {"margin_source": "source against rejected", "margin_target": "target against rejected"}
@@ -46,6 +36,7 @@ def render(data: ReportData) -> str:
         reward_charts=[made[name] for name in _REWARD_CHARTS if name in made],
         training_charts=[made[name] for name in _TRAINING_CHARTS if name in made],
         key_metrics=key_metrics,
+        counts=counts,
         to_json=lambda value: json.dumps(value, indent=1, ensure_ascii=False),
         losses=[(stage.name, reason, count) for stage in data.stages for reason, count in stage.losses],
     )
@@ -92,9 +83,15 @@ def columns(stages: list[StageView]) -> list[list[StageView]]:
 
 def key_metrics(stage: StageView) -> list[tuple[str, float]]:
     """Return the few metrics that the pipeline picture shows of a stage."""
-    kind = stage.name.partition("/")[0]
-    wanted = _KEY_METRICS.get(kind, ())
+    place = place_of(stage.name)
+    wanted = place.key_metrics if place is not None else ()
     return [(name.replace("_", " "), stage.metrics[name]) for name in wanted if name in stage.metrics]
+
+
+def counts(stage: StageView) -> str:
+    """Return what the number of rows of a stage counts."""
+    place = place_of(stage.name)
+    return place.counts if place is not None else "rows"
 
 
 def number(value: float) -> str:

@@ -25,7 +25,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from wrpo_engine.artifacts.manifest import sha256_of
-from wrpo_engine.config import CONTRACT_VERSION, StageConfig, TrainParams
+from wrpo_engine.config import CONTRACT_VERSION, TrainParams
+from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.environment import prepare_environment
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.model_digest import DigestMemory, model_digest

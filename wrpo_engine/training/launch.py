@@ -19,8 +19,7 @@ from types import FrameType
 from typing import Any
 
 from wrpo_engine import termination
-from wrpo_engine.cli import read_config
-from wrpo_engine.config import ExitCode, Runtime, StageKind, TerminationMessage
+from wrpo_engine.config import ExitCode, Runtime, TerminationMessage
 from wrpo_engine.environment import prepare_environment
 from wrpo_engine.errors import Interrupted, WrpoError
 from wrpo_engine.training.rendezvous import Node, meet
@@ -75,12 +74,14 @@ def _torchrun(arguments: Sequence[str], runtime: Runtime) -> int:
 
 
 def _runtime(arguments: Sequence[str]) -> Runtime:
-    """Read the bounds; a broken file is the workers' to report, in full."""
+    """Read the bounds; a broken file or a broken definition of a stage is the workers' to report, in full."""
     if len(arguments) < 3 or "--config" not in arguments[:-1]:
         return Runtime()
     try:
+        from wrpo_engine.cli import read_config
+
         path = Path(arguments[list(arguments).index("--config") + 1])
-        return read_config(StageKind(arguments[0]), path).runtime
+        return read_config(arguments[0], path).runtime
     except (WrpoError, ValueError):
         return Runtime()
 

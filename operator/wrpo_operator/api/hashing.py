@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from wrpo_engine.config import CONTRACT_VERSION, StageKind
+from wrpo_engine.config import CONTRACT_VERSION
 
 HASH_LENGTH = 16
 
@@ -22,7 +22,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:HASH_LENGTH]
 
 
-def stage_hash(kind: StageKind, params: Mapping[str, Any], inputs: Mapping[str, str], salt: str) -> str:
+def stage_hash(kind: str, params: Mapping[str, Any], inputs: Mapping[str, str], salt: str) -> str:
     """Hash of what a stage computes: kind, parameters, hashes of the upstream stages by role, contract version.
 
     Resources, queues, retries and images are not in it, so changing them re-runs nothing.
@@ -30,7 +30,7 @@ def stage_hash(kind: StageKind, params: Mapping[str, Any], inputs: Mapping[str, 
     return digest(
         {
             "contract": CONTRACT_VERSION,
-            "kind": kind.value,
+            "kind": kind,
             "params": params,
             "inputs": dict(inputs),
             "salt": salt,

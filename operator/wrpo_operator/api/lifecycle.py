@@ -8,6 +8,7 @@ from pydantic import Field
 
 from wrpo_engine.contract.exit_codes import FINAL_EXIT_CODES_TEXT
 from wrpo_operator.api.base import SpecModel
+from wrpo_operator.api.stage_sections import per_section
 
 PreRunningSeconds = Annotated[int, Field(ge=1, le=2592000)]
 ActiveSeconds = Annotated[int, Field(ge=1, le=31536000)]
@@ -34,25 +35,14 @@ class StageDeadlines(SpecModel):
     """Unset: deadlines.activeSeconds."""
 
 
+@per_section(StageDeadlines | None, lambda section: section.deadlines)
 class DeadlinesByStage(SpecModel):
     """Deadlines by kind of stage, as spec.resources has its kinds."""
 
-    prepare: StageDeadlines | None = None
-    """Reading and splitting the prompts, and downloading models."""
-    sample: StageDeadlines | None = None
-    """Each sampling stage."""
-    score: StageDeadlines | None = None
-    """Each scoring stage."""
-    curate: StageDeadlines | None = None
-    """curate-sft and curate-triples."""
-    sft: StageDeadlines | None = None
-    """Supervised fine-tuning."""
-    train: StageDeadlines | None = None
-    """Preference optimisation."""
-    evaluate: StageDeadlines | None = None
-    """The evaluation."""
-    report: StageDeadlines | None = None
-    """The report."""
+    def of(self, section: str) -> StageDeadlines | None:
+        """Return the deadlines of a section of the stages' definitions."""
+        found: StageDeadlines | None = getattr(self, section)
+        return found
 
 
 class Deadlines(SpecModel):

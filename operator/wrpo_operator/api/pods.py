@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from wrpo_operator.api.base import ATOMIC, ObjectName, Quantity, SpecModel, list_map
+from wrpo_operator.api.stage_sections import per_section
 
 IMAGE_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$"
 LABEL_KEY_PATTERN = r"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
@@ -24,25 +25,14 @@ class Resources(SpecModel):
     """What the pod may use at most, e.g. nvidia.com/gpu: 1. Empty: no limit."""
 
 
+@per_section(Resources, lambda section: section.resources, default=Resources())
 class StageResources(SpecModel):
     """Resources by kind of stage. None of it changes what is computed, so changing it re-runs nothing."""
 
-    prepare: Resources = Resources()
-    """The pod that reads and splits the prompts."""
-    sample: Resources = Resources()
-    """Each sampling pod; sources[].resources goes first."""
-    score: Resources = Resources()
-    """Each scoring pod."""
-    curate: Resources = Resources()
-    """The pods of curate-sft and curate-triples."""
-    sft: Resources = Resources()
-    """Each SFT pod; the GPUs of gpusPerNode are added, by the name training.gpuResourceName."""
-    train: Resources = Resources()
-    """Each preference training pod; the GPUs of training.gpusPerNode are added, by training.gpuResourceName."""
-    evaluate: Resources = Resources()
-    """The evaluation pod."""
-    report: Resources = Resources()
-    """The pod that writes the report."""
+    def of(self, section: str) -> Resources:
+        """Return the resources of a section of the stages' definitions."""
+        found: Resources = getattr(self, section)
+        return found
 
 
 class Toleration(SpecModel):

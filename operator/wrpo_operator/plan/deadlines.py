@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from wrpo_engine.config import StageKind
+from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api import conditions as words
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.lifecycle import Deadlines
@@ -18,20 +18,6 @@ from wrpo_operator.plan.model import ChildFact, ChildState, DeleteChild, Failure
 from wrpo_operator.plan.retry import GiveUp
 from wrpo_operator.plan.stops import Stops, delete, with_changes
 
-_KINDS: Mapping[StageKind, str] = {
-    StageKind.PREPARE: "prepare",
-    StageKind.FETCH: "prepare",
-    StageKind.SAMPLE: "sample",
-    StageKind.SCORE: "score",
-    StageKind.CURATE_SFT: "curate",
-    StageKind.SFT: "sft",
-    StageKind.CURATE_TRIPLES: "curate",
-    StageKind.TRAIN: "train",
-    StageKind.EVALUATE: "evaluate",
-    StageKind.REPORT: "report",
-}
-"""Fields of spec.deadlines.stages."""
-
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -41,20 +27,22 @@ class Limit:
     field: str
 
 
-def pre_running_limit(deadlines: Deadlines, kind: StageKind) -> Limit | None:
+def pre_running_limit(deadlines: Deadlines, kind: str) -> Limit | None:
     """Return how long attempts of a kind of stage may wait for their pods."""
-    own = getattr(deadlines.stages, _KINDS[kind])
+    section = STAGES[kind].section.name
+    own = deadlines.stages.of(section)
     if own is not None and own.pre_running_seconds is not None:
-        return Limit(own.pre_running_seconds, f"spec.deadlines.stages.{_KINDS[kind]}.preRunningSeconds")
+        return Limit(own.pre_running_seconds, f"spec.deadlines.stages.{section}.preRunningSeconds")
     seconds = deadlines.pre_running_seconds
     return None if seconds is None else Limit(seconds, "spec.deadlines.preRunningSeconds")
 
 
-def active_limit(deadlines: Deadlines, kind: StageKind) -> Limit | None:
+def active_limit(deadlines: Deadlines, kind: str) -> Limit | None:
     """Return how long attempts of a kind of stage may run."""
-    own = getattr(deadlines.stages, _KINDS[kind])
+    section = STAGES[kind].section.name
+    own = deadlines.stages.of(section)
     if own is not None and own.active_seconds is not None:
-        return Limit(own.active_seconds, f"spec.deadlines.stages.{_KINDS[kind]}.activeSeconds")
+        return Limit(own.active_seconds, f"spec.deadlines.stages.{section}.activeSeconds")
     seconds = deadlines.active_seconds
     return None if seconds is None else Limit(seconds, "spec.deadlines.activeSeconds")
 

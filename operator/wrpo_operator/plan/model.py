@@ -12,30 +12,24 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from wrpo_engine.config import Runtime, StageKind, StageParams, TerminationMessage
+from wrpo_engine.config import Runtime, StageParams, TerminationMessage
+from wrpo_engine.contract.definition import Shape
 from wrpo_operator.api.conditions import Reason
+from wrpo_operator.api.pods import Resources
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import ExperimentStatus
 
 
-class Shape(StrEnum):
-    """The kind of child a stage becomes."""
-
-    INDEXED_JOB = "IndexedJob"
-    JOB = "Job"
-    TRAINING = "Training"
-    """A training backend's resource, e.g. PyTorchJob."""
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class StageId:
-    """`sample/qwen` is StageId(StageKind.SAMPLE, "qwen"); `train` is StageId(StageKind.TRAIN)."""
+    """`sample/qwen` is StageId("sample", "qwen"); `train` is StageId("train")."""
 
-    kind: StageKind
+    kind: str
+    """Key of wrpo_engine.contract.stages.STAGES."""
     name: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind.value}/{self.name}" if self.name else self.kind.value
+        return f"{self.kind}/{self.name}" if self.name else self.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +40,13 @@ class StageNode:
     shape: Shape
     params: StageParams
     inputs: Mapping[str, StageId]
-    """Role (see wrpo_engine.config.StageConfig) -> upstream stage."""
+    """Role (see wrpo_engine.contract.stage_config) -> upstream stage."""
     hash: str
     """16 hex digits: artifact address `<storage>/<id>/<hash>`."""
     runtime: Runtime
     """Not hashed."""
+    resources: Resources | None = None
+    """In place of those of the spec's section for its kind. Not hashed."""
 
 
 class ChildState(StrEnum):

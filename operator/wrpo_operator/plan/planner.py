@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
+from wrpo_engine.contract.definition import Shape
 from wrpo_operator.api.conditions import ConditionType
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import ExperimentStatus
 from wrpo_operator.plan.blockers import find_blockers
+from wrpo_operator.plan.builder import source_of
 from wrpo_operator.plan.deadlines import deadlines_ahead, enforce_deadlines
 from wrpo_operator.plan.events import events_between
-from wrpo_operator.plan.graph import build_graph, source_of
+from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.memory import StageView, has_failed_for_good, recall
-from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Plan, PlannedAttempt, Shape, Snapshot, StageNode
+from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Plan, PlannedAttempt, Snapshot, StageNode
 from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import GiveUp
 from wrpo_operator.plan.starts import Held, decide_starts

@@ -5,24 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from wrpo_engine.config import StageKind, TerminationMessage
+from wrpo_engine.config import TerminationMessage
+from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.status import MAX_METRICS, Progress, StageState, StageStatus, from_time
 from wrpo_operator.plan.memory import StageView
-from wrpo_operator.plan.model import ChildFact, ProgressFact, Shape
-
-WEIGHTS: Mapping[StageKind, int] = {
-    StageKind.PREPARE: 1,
-    StageKind.FETCH: 2,
-    StageKind.SAMPLE: 10,
-    StageKind.SCORE: 3,
-    StageKind.CURATE_SFT: 1,
-    StageKind.SFT: 15,
-    StageKind.CURATE_TRIPLES: 1,
-    StageKind.TRAIN: 30,
-    StageKind.EVALUATE: 10,
-    StageKind.REPORT: 1,
-}
-"""Usual shares of time. Only the bar's evenness depends on them."""
+from wrpo_operator.plan.model import ChildFact, ProgressFact
 
 _ROUND_S = 10
 """Estimates are rounded, so that they do not cause a status write with every post."""
@@ -74,7 +62,7 @@ def result_of(child: ChildFact) -> TerminationMessage | None:
 
 def overall(views: Sequence[StageView], stages: Sequence[StageStatus]) -> Progress:
     """Return the weighted progress of all stages, and the time left as the stages that ran so far suggest it."""
-    weights = [WEIGHTS[view.node.id.kind] for view in views]
+    weights = [STAGES[view.node.id.kind].weight for view in views]
     done = sum(weight * _percent(stage) / 100 for weight, stage in zip(weights, stages, strict=True))
     total = sum(weights)
     percent = int(100 * done / total) if total else 0

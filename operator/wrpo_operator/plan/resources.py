@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from wrpo_engine.config import StageKind
+from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.hashing import digest
 from wrpo_operator.api.pods import Resources
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.plan.model import Shape, StageNode
+from wrpo_operator.plan.model import StageNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,10 @@ class Gang:
         return max(1, self.gpus_per_node)
 
 
-def gang_of(spec: ExperimentSpec, kind: StageKind) -> Gang:
-    """Return the gang of `sft` or `train`."""
+def gang_of(spec: ExperimentSpec, kind: str) -> Gang:
+    """Return the gang of a training stage; `sft` may have one of its own."""
     training, sft = spec.training, spec.sft
-    if kind is not StageKind.SFT:
+    if kind != "sft":
         return Gang(training.nodes, training.gpus_per_node)
     return Gang(
         training.nodes if sft.nodes is None else sft.nodes,
@@ -38,26 +39,10 @@ def gang_of(spec: ExperimentSpec, kind: StageKind) -> Gang:
 
 def resources_of(spec: ExperimentSpec, node: StageNode) -> Resources:
     """Return requests and limits of one pod of a stage, the GPUs of a gang included."""
-    by_kind = spec.resources
-    match node.id.kind:
-        case StageKind.SAMPLE:
-            source = next((source for source in spec.sources if source.name == node.id.name), None)
-            return (source.resources if source else None) or by_kind.sample
-        case StageKind.SCORE:
-            return by_kind.score
-        case StageKind.CURATE_SFT | StageKind.CURATE_TRIPLES:
-            return by_kind.curate
-        case StageKind.SFT | StageKind.TRAIN:
-            return _with_gpus(
-                by_kind.sft if node.id.kind is StageKind.SFT else by_kind.train,
-                {spec.training.gpu_resource_name: gang_of(spec, node.id.kind).gpus_per_node},
-            )
-        case StageKind.PREPARE | StageKind.FETCH:
-            return by_kind.prepare
-        case StageKind.EVALUATE:
-            return by_kind.evaluate
-        case StageKind.REPORT:
-            return by_kind.report
+    resources = node.resources or spec.resources.of(STAGES[node.id.kind].section.name)
+    if node.shape is not Shape.TRAINING:
+        return resources
+    return _with_gpus(resources, {spec.training.gpu_resource_name: gang_of(spec, node.id.kind).gpus_per_node})
 
 
 def settings_of(spec: ExperimentSpec, node: StageNode) -> str:

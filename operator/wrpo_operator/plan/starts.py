@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from wrpo_engine.contract.definition import Shape
 from wrpo_operator.api import conditions as words
 from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.api.conditions import Reason
@@ -15,10 +16,10 @@ from wrpo_operator.api.names import KIND, MAX_CHILD_NAME, child_name
 from wrpo_operator.api.pods import Scheduling
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import to_time
+from wrpo_operator.plan.builder import source_of
 from wrpo_operator.plan.classify import LIVE
-from wrpo_operator.plan.graph import source_of
 from wrpo_operator.plan.memory import StageView
-from wrpo_operator.plan.model import ChildFact, PlannedAttempt, Shape, Snapshot, StageId, StageNode
+from wrpo_operator.plan.model import ChildFact, PlannedAttempt, Snapshot, StageId, StageNode
 from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import StartAttempt, Wait
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from wrpo_engine.contract.definition import Shape
 from wrpo_operator.api import conditions as words
 from wrpo_operator.api.conditions import ConditionType, Reason
 from wrpo_operator.api.spec import ExperimentSpec
@@ -23,13 +24,12 @@ from wrpo_operator.api.status import (
     StageStatus,
     to_time,
 )
-from wrpo_operator.plan.graph import source_of
+from wrpo_operator.plan.builder import source_of
 from wrpo_operator.plan.memory import StageView
 from wrpo_operator.plan.model import (
     ChildState,
     Experiment,
     PlannedAttempt,
-    Shape,
     Snapshot,
     StageId,
 )

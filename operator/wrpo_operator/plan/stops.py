@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from wrpo_engine.contract.definition import Shape
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import (
@@ -26,7 +27,6 @@ from wrpo_operator.plan.model import (
     ChildState,
     DeleteChild,
     SetSuspend,
-    Shape,
     Snapshot,
     StageNode,
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 
-from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt, Shape
+from wrpo_engine.contract.definition import Shape
+from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
 from wrpo_operator.render.common import config_map
 from wrpo_operator.render.jobs import render_job
 from wrpo_operator.render.settings import RenderSettings, StageCommand

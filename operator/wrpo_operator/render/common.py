@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from wrpo_engine.config import ArtifactRef, S3Storage, StageConfig, Storage, VolumeStorage
+from wrpo_engine.config import ArtifactRef, S3Storage, Storage, VolumeStorage
+from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_operator.api import names
 from wrpo_operator.api.hashing import digest
 from wrpo_operator.api.pods import Scheduling

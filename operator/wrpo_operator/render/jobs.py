@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from wrpo_engine.contract.exit_codes import FINAL_EXIT_CODES
+from wrpo_engine.contract.definition import Shape
 from wrpo_operator.api.pod_template import STAGE_CONTAINER
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt, Shape
+from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
 from wrpo_operator.render.common import child_metadata
 from wrpo_operator.render.pod import pod_template
 from wrpo_operator.render.settings import RenderSettings

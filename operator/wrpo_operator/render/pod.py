@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from wrpo_engine.config import StageKind
+from wrpo_engine.contract.definition import Image, Shape
+from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api import names
 from wrpo_operator.api.pod_template import STAGE_CONTAINER
 from wrpo_operator.api.pods import EnvVar, SecretKeyRef
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.plan.model import Experiment, PlannedAttempt, Shape
+from wrpo_operator.plan.model import Experiment, PlannedAttempt
 from wrpo_operator.plan.resources import resources_of
 from wrpo_operator.render.common import CONFIG_FILE, PROGRESS_CA_FILE, labels
 from wrpo_operator.render.merge import strategic_merge
@@ -27,9 +28,7 @@ TOKEN_LIFETIME_S = 3600
 TRAINING_GRACE_S = 120
 """Time to save a checkpoint after SIGTERM."""
 GRACE_S = 60
-REWARD_KINDS = frozenset({StageKind.SCORE, StageKind.EVALUATE})
 REWARD_API_KEY = "WRPO_REWARD_API_KEY"
-SAMPLER_KINDS = frozenset({StageKind.SAMPLE, StageKind.EVALUATE})
 
 CONTAINER_SECURITY: dict[str, Any] = {
     "allowPrivilegeEscalation": False,
@@ -78,14 +77,16 @@ def _metadata(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAtte
     return metadata
 
 
-def image_of(spec: ExperimentSpec, kind: StageKind, settings: RenderSettings) -> str:
+def image_of(spec: ExperimentSpec, kind: str, settings: RenderSettings) -> str:
     """Return a stage's image: a stand-in's, the spec's, or the installation's."""
     stand_in = settings.commands.get(kind)
     if stand_in is not None and stand_in.image:
         return stand_in.image
-    if kind in SAMPLER_KINDS:
-        return spec.images.sampler or settings.sampler_image
-    return spec.images.trainer or settings.trainer_image
+    match STAGES[kind].image:
+        case Image.SAMPLER:
+            return spec.images.sampler or settings.sampler_image
+        case Image.TRAINER:
+            return spec.images.trainer or settings.trainer_image
 
 
 def command_of(planned: PlannedAttempt, settings: RenderSettings) -> list[str]:
@@ -97,8 +98,8 @@ def command_of(planned: PlannedAttempt, settings: RenderSettings) -> list[str]:
     if stand_in is not None:
         return list(stand_in.command)
     if planned.node.shape is Shape.TRAINING:
-        return ["python", "-m", "wrpo_engine.training.launch", kind.value, "--config", CONFIG_PATH]
-    return ["wrpo-engine", kind.value, "--config", CONFIG_PATH]
+        return ["python", "-m", "wrpo_engine.training.launch", kind, "--config", CONFIG_PATH]
+    return ["wrpo-engine", kind, "--config", CONFIG_PATH]
 
 
 def _container(
@@ -151,7 +152,7 @@ def _environment(
     entries = {name: {"name": name, "value": value} for name, value in {**own, **settings.extra_env}.items()}
     for variable in spec.env:
         entries[variable.name] = _variable(variable)
-    if spec.reward.api_key_secret_ref is not None and planned.node.id.kind in REWARD_KINDS:
+    if spec.reward.api_key_secret_ref is not None and STAGES[planned.node.id.kind].uses_reward:
         entries[REWARD_API_KEY] = _secret_variable(REWARD_API_KEY, spec.reward.api_key_secret_ref)
     return list(entries.values())
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from wrpo_engine.contract.definition import Shape
 from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt, Shape
+from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
 from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.render.common import metadata
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from wrpo_engine import __version__
-from wrpo_engine.config import StageKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,5 +41,5 @@ class RenderSettings:
     """User, group and volume group of all stages; images hold the same one."""
     extra_env: Mapping[str, str] = field(default_factory=dict)
     """Environment of all stages; spec.env goes first."""
-    commands: Mapping[StageKind, StageCommand] = field(default_factory=dict)
+    commands: Mapping[str, StageCommand] = field(default_factory=dict)
     """Stand-in commands by kind of stage."""

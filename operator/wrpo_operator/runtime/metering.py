@@ -11,14 +11,13 @@ from datetime import datetime
 from time import perf_counter
 from typing import Any, TypeVar
 
-from wrpo_engine.config import StageKind
+from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.status import AttemptState, StageState
 from wrpo_operator.runtime.kube import KubeClient, KubeError, Page, Propagation
 from wrpo_operator.runtime.metrics import Metrics
 from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, Resource
 
 T = TypeVar("T")
-KINDS = frozenset(kind.value for kind in StageKind)
 ENDED = frozenset({AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.DISRUPTED, AttemptState.STOPPED})
 FAILURES = frozenset({"Application", "Config", "Disruption"})
 
@@ -127,7 +126,7 @@ def count_ended(metrics: Metrics, before: Mapping[str, Any], after: Mapping[str,
 def kind_of(stage: Mapping[str, Any]) -> str:
     """Return a stage's kind: `sample` of `sample/qwen`."""
     kind = str(stage.get("name", "")).partition("/")[0]
-    return kind if kind in KINDS else "other"
+    return kind if kind in STAGES else "other"
 
 
 def _newly_ended(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, fi
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from wrpo_engine.config import StageKind
+from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.pod_template import PodTemplatePolicy
 from wrpo_operator.render import RenderSettings, StageCommand
 from wrpo_operator.runtime.errors import SettingsError
@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     manage_service_account: bool = Field(
         default=True, description="Create that ServiceAccount in the namespace of each experiment."
     )
-    stage_commands: Annotated[dict[StageKind, StageCommand], NoDecode, BeforeValidator(parse_stage_commands)] = Field(
+    stage_commands: Annotated[dict[str, StageCommand], NoDecode, BeforeValidator(parse_stage_commands)] = Field(
         default={},
         description="Commands that replace the engine, for tests of an installation: "
         '{"train": {"image": "busybox", "command": ["sleep", "5"]}}.',
@@ -352,12 +352,10 @@ def _json(text: Any) -> Any:
         raise SettingsError(f"is not JSON: {error}") from error
 
 
-def _kind(text: str) -> StageKind:
-    try:
-        return StageKind(text)
-    except ValueError:
-        kinds = ", ".join(kind.value for kind in StageKind)
-        raise SettingsError(f"names the stage {text!r}. Stages are {kinds}") from None
+def _kind(text: str) -> str:
+    if text not in STAGES:
+        raise SettingsError(f"names the stage {text!r}. Stages are {', '.join(STAGES)}")
+    return text
 
 
 def _command(kind: str, entry: Any) -> StageCommand:

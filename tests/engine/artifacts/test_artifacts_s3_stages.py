@@ -139,7 +139,6 @@ def test_a_corrupt_part_is_named(
     connect: Connect, s3: S3Server, bucket: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from wrpo_engine.cli import run
-    from wrpo_engine.config import StageKind
     from wrpo_engine.parts import commit_when_complete, part_name
     from wrpo_engine.stage import StageContext, StageResult, StopRequest
 
@@ -155,7 +154,7 @@ def test_a_corrupt_part_is_named(
         return StageResult(rows=0)
 
     environ = {"WRPO_SCRATCH": str(tmp_path), "WRPO_TERMINATION_MESSAGE_PATH": str(tmp_path / "outcome")}
-    assert run(StageKind.SCORE, path, environ, stop=StopRequest(), load=lambda _kind: commit) == 65
+    assert run("score", path, environ, stop=StopRequest(), load=lambda _kind: commit) == 65
     error = TerminationMessage.model_validate_json((tmp_path / "outcome").read_bytes()).error
     assert error is not None
     assert error.code == "ArtifactDamaged"

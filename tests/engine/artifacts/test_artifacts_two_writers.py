@@ -17,7 +17,7 @@ from support.fault_proxy import Answer, FaultProxy, s3_error
 from wrpo_engine.artifacts import VolumeStore, transfer
 from wrpo_engine.artifacts.s3 import S3Store
 from wrpo_engine.cli import run
-from wrpo_engine.config import ArtifactRef, StageKind, TerminationMessage
+from wrpo_engine.config import ArtifactRef, TerminationMessage
 from wrpo_engine.errors import AlreadyCommitted, DataError
 from wrpo_engine.stage import StageContext, StageResult, StopRequest
 
@@ -222,6 +222,6 @@ def test_a_stage_whose_artifact_another_one_committed_meanwhile_ends_as_cached(t
         return StageResult(rows=0)
 
     environ = {"WRPO_VOLUME_ROOT": str(tmp_path), "WRPO_TERMINATION_MESSAGE_PATH": str(tmp_path / "outcome")}
-    assert run(StageKind.REPORT, tmp_path / "stage.json", environ, stop=StopRequest(), load=lambda _kind: slow) == 0
+    assert run("report", tmp_path / "stage.json", environ, stop=StopRequest(), load=lambda _kind: slow) == 0
     message = TerminationMessage.model_validate_json((tmp_path / "outcome").read_bytes())
     assert (message.cached, message.metrics) == (True, {"first": 1.0})

@@ -35,7 +35,6 @@ def _run(config: Path, environ: dict[str, str]) -> None:
     from engine_support import NOON
 
     from wrpo_engine.cli import install_signal_handlers, run
-    from wrpo_engine.config import StageKind
     from wrpo_engine.environment import prepare_environment
     from wrpo_engine.stage import StopRequest
 
@@ -43,4 +42,4 @@ def _run(config: Path, environ: dict[str, str]) -> None:
     install_signal_handlers(stop)
     torch.set_num_threads(1)
     prepare_environment(os.environ)
-    sys.exit(run(StageKind.SAMPLE, config, os.environ, stop=stop, clock=lambda: NOON))
+    sys.exit(run("sample", config, os.environ, stop=stop, clock=lambda: NOON))

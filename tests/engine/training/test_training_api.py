@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from training_support import FAST_ON_IDS, ROOT, plain_backend
 from transformers import AutoModelForCausalLM
 
-from wrpo_engine.config import StageConfig
+from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.errors import ConfigError, DataError, Interrupted
 from wrpo_engine.training import session
 from wrpo_engine.training.api import train_triples

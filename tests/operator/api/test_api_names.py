@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.builders import NOON
 
-from wrpo_engine.config import StageKind
 from wrpo_operator.api.hashing import artifact_key, canonical_json, stage_hash
 from wrpo_operator.api.names import child_name, stage_from_label, stage_label
 from wrpo_operator.api.status import ExperimentStatus, Phase, StageState, StageStatus, from_time, parse_status, to_time
@@ -52,12 +51,12 @@ def test_canonical_json_has_one_form() -> None:
 
 
 def test_a_stage_hash_depends_on_everything_that_is_computed() -> None:
-    base = stage_hash(StageKind.TRAIN, {"beta": 0.1}, {"sft": HASH}, "")
+    base = stage_hash("train", {"beta": 0.1}, {"sft": HASH}, "")
     others = [
-        stage_hash(StageKind.SFT, {"beta": 0.1}, {"sft": HASH}, ""),
-        stage_hash(StageKind.TRAIN, {"beta": 0.2}, {"sft": HASH}, ""),
-        stage_hash(StageKind.TRAIN, {"beta": 0.1}, {"sft": "f" * 16}, ""),
-        stage_hash(StageKind.TRAIN, {"beta": 0.1}, {"sft": HASH}, "again"),
+        stage_hash("sft", {"beta": 0.1}, {"sft": HASH}, ""),
+        stage_hash("train", {"beta": 0.2}, {"sft": HASH}, ""),
+        stage_hash("train", {"beta": 0.1}, {"sft": "f" * 16}, ""),
+        stage_hash("train", {"beta": 0.1}, {"sft": HASH}, "again"),
     ]
     assert re.fullmatch("[0-9a-f]{16}", base)
     assert len({base, *others}) == 5

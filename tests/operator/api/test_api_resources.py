@@ -12,7 +12,6 @@ import pytest
 import yaml
 from support.crd_validation import experiment_object, refusals
 
-from wrpo_engine.config import StageKind
 from wrpo_operator.api.crd import schema
 from wrpo_operator.api.spec import SpecError, parse_spec
 from wrpo_operator.plan.graph import build_graph
@@ -109,7 +108,7 @@ def test_no_message_names_what_only_the_library_knows() -> None:
 def test_gpus_of_another_vendor_are_asked_for_by_their_name() -> None:
     spec = parse_spec({**BASE, "training": {"gpusPerNode": 8, "gpuResourceName": "amd.com/gpu"}})
     nodes = {node.id.kind: node for node in build_graph(spec)}
-    train = nodes[StageKind.TRAIN]
+    train = nodes["train"]
     assert resources_of(spec, train).limits["amd.com/gpu"] == 8
     assert "nvidia.com/gpu" not in resources_of(spec, train).limits
     assert gpus_of(spec, train) == 8

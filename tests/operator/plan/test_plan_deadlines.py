@@ -10,7 +10,7 @@ import pytest
 from support.builders import NOON, make_child, make_experiment, make_pod, make_snapshot, node_of
 from support.model_cluster import ModelCluster, at_stage, child_of, started, status_of
 
-from wrpo_engine.config import StageKind
+from wrpo_engine.contract.stages import SECTIONS, STAGES
 from wrpo_operator.api.status import Attempt, AttemptState, Phase
 from wrpo_operator.plan.deadlines import (
     Limit,
@@ -135,35 +135,34 @@ def test_a_child_whose_pods_are_gone_counts_from_when_they_ran() -> None:
     assert [item.name for item in cluster.reconcile("demo").delete] == [name]
 
 
-LIMITS: dict[str, tuple[dict[str, Any], StageKind, Limit | None, Limit | None]] = {
-    "none": ({}, StageKind.TRAIN, None, None),
+LIMITS: dict[str, tuple[dict[str, Any], str, Limit | None, Limit | None]] = {
+    "none": ({}, "train", None, None),
     "one for all stages": (
-        {"activeSeconds": 5, "preRunningSeconds": 6}, StageKind.CURATE_SFT,
+        {"activeSeconds": 5, "preRunningSeconds": 6}, "curate-sft",
         Limit(5, "spec.deadlines.activeSeconds"), Limit(6, "spec.deadlines.preRunningSeconds")),
     "a stage of its own time": (
-        {"activeSeconds": 5, "preRunningSeconds": 6, "stages": {"train": {"activeSeconds": 7}}}, StageKind.TRAIN,
+        {"activeSeconds": 5, "preRunningSeconds": 6, "stages": {"train": {"activeSeconds": 7}}}, "train",
         Limit(7, "spec.deadlines.stages.train.activeSeconds"), Limit(6, "spec.deadlines.preRunningSeconds")),
     "another stage's time": (
-        {"stages": {"train": {"activeSeconds": 7, "preRunningSeconds": 8}}}, StageKind.SFT, None, None),
+        {"stages": {"train": {"activeSeconds": 7, "preRunningSeconds": 8}}}, "sft", None, None),
     "downloads are a part of preparing": (
-        {"stages": {"prepare": {"preRunningSeconds": 8}}}, StageKind.FETCH,
+        {"stages": {"prepare": {"preRunningSeconds": 8}}}, "fetch",
         None, Limit(8, "spec.deadlines.stages.prepare.preRunningSeconds")),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("deadlines", "kind", "active", "waiting"), LIMITS.values(), ids=LIMITS.keys())
 def test_the_stage_s_own_deadline_goes_before_the_general_one(
-    deadlines: dict[str, Any], kind: StageKind, active: Limit | None, waiting: Limit | None
+    deadlines: dict[str, Any], kind: str, active: Limit | None, waiting: Limit | None
 ) -> None:
     spec = make_experiment(deadlines=deadlines).spec
     assert spec is not None
     assert (active_limit(spec.deadlines, kind), pre_running_limit(spec.deadlines, kind)) == (active, waiting)
 
 
-@pytest.mark.parametrize("kind", StageKind)
-def test_every_kind_of_stage_may_have_deadlines_of_its_own(kind: StageKind) -> None:
-    names = ("prepare", "sample", "score", "curate", "sft", "train", "evaluate", "report")
-    spec = make_experiment(deadlines={"stages": {name: {"activeSeconds": 3} for name in names}}).spec
+@pytest.mark.parametrize("kind", STAGES)
+def test_every_kind_of_stage_may_have_deadlines_of_its_own(kind: str) -> None:
+    spec = make_experiment(deadlines={"stages": {section.name: {"activeSeconds": 3} for section in SECTIONS}}).spec
     assert spec is not None
     limit = active_limit(spec.deadlines, kind)
     assert limit is not None

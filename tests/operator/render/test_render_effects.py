@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from support.builders import make_experiment, make_planned
 
-from wrpo_engine.config import Objective, StageConfig, TrainParams
+from wrpo_engine.config import Objective, TrainParams
+from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.training.effects import require_effect
 from wrpo_engine.training.objective import preference_objective

@@ -16,7 +16,7 @@ import yaml
 from jsonschema import Draft4Validator
 from support.builders import make_experiment, make_planned
 
-from wrpo_engine.config import StageConfig, StageKind
+from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_operator.api.yamlio import dump, load_all
 from wrpo_operator.plan.model import Manifest
 from wrpo_operator.render import RenderSettings, StageCommand, render_attempt
@@ -90,7 +90,7 @@ CASES: dict[str, tuple[str, dict[str, Any], RenderSettings]] = {
                        extra_env={"HF_HOME": "/elsewhere", "HTTPS_PROXY": "http://proxy:3128"})),
     "report-stand-in": (
         "report", {},
-        RenderSettings(commands={StageKind.REPORT: StageCommand(("sleep", "1"), image="busybox:1")})),
+        RenderSettings(commands={"report": StageCommand(("sleep", "1"), image="busybox:1")})),
 }  # fmt: skip
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from support.reconciler_world import SPEC, World
 
-from wrpo_engine.config import StageKind
 from wrpo_operator.runtime import snapshot
 from wrpo_operator.runtime.kube import KubeError
 from wrpo_operator.runtime.queue import RetryAfterError
@@ -201,7 +200,7 @@ def test_stages_can_be_replaced_by_stand_ins() -> None:
     from wrpo_operator.runtime.settings import SettingsError, parse_stage_commands
 
     (found,) = parse_stage_commands('{"sft": {"command": ["sleep", "1"]}}').items()
-    assert (found[0], found[1].command, found[1].image) == (StageKind.SFT, ("sleep", "1"), None)
+    assert (found[0], found[1].command, found[1].image) == ("sft", ("sleep", "1"), None)
     with pytest.raises(SettingsError, match=r"names the stage 'stf'\. Stages are prepare, fetch, sample"):
         parse_stage_commands('{"stf": {"command": ["sleep"]}}')
     with pytest.raises(SettingsError, match="needs `command`, a non-empty list of strings, for sft; got"):

@@ -1,0 +1,154 @@
+"""Puts together an experiment's graph: stages are declared in any order, then ordered and hashed."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from wrpo_engine.config import Runtime, StageParams
+from wrpo_engine.contract.definition import EVERY_ROLE, Per
+from wrpo_engine.contract.stages import STAGES
+from wrpo_operator.api.hashing import stage_hash
+from wrpo_operator.api.names import REWARD_SEPARATOR
+from wrpo_operator.api.pods import Resources
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.plan.model import StageId, StageNode
+
+
+class GraphError(ValueError):
+    """Stages that fit no graph: a fault of the wiring of one of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Declared:
+    params: StageParams
+    inputs: tuple[StageId, ...]
+    if_present: tuple[StageId, ...]
+    downloads: tuple[StageId, ...]
+    runtime: Runtime
+    role: str
+    resources: Resources | None
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """What the wiring of a stage gets: the spec, and `add`."""
+
+    spec: ExperimentSpec
+    without: frozenset[str] = frozenset()
+    """Names of sources that are given up: they keep their stages, which nothing uses."""
+    _declared: dict[StageId, _Declared] = field(default_factory=dict)
+
+    def add(
+        self,
+        stage: StageId,
+        params: StageParams,
+        *,
+        inputs: Iterable[StageId] = (),
+        if_present: Iterable[StageId] = (),
+        downloads: Iterable[StageId] = (),
+        runtime: Runtime | None = None,
+        role_name: str | None = None,
+        resources: Resources | None = None,
+    ) -> None:
+        """Add a stage.
+
+        It reads the artifacts of `inputs`, and those of `if_present` that are part of the graph. `downloads` are stages
+        that download its models: how models get to the stage changes nothing that is computed and is not hashed.
+        `role_name` follows the role of a named stage (unset: its name). `resources` replace those of the section in the
+        spec.
+        """
+        if params.kind() != stage.kind:
+            raise GraphError(f"the parameters of the stage {stage} are those of the kind {params.kind()}")
+        definition = STAGES[stage.kind]
+        name = (role_name or stage.name) if definition.is_named else ""
+        self._declared[stage] = _Declared(
+            params=params,
+            inputs=tuple(inputs),
+            if_present=tuple(if_present),
+            downloads=tuple(downloads),
+            runtime=runtime or Runtime(),
+            role=f"{definition.role}/{name}" if name else definition.role,
+            resources=resources,
+        )
+
+    def __contains__(self, stage: StageId) -> bool:
+        return stage in self._declared
+
+    def nodes(self) -> tuple[StageNode, ...]:
+        """Return the stages in topological order, of those that may come next always the one that was added first."""
+        stages = list(self._declared)
+        upstream = {stage: self._upstream(stage) for stage in stages}
+        missing = {stage: set(upstream[stage]) for stage in stages}
+        users: dict[StageId, list[StageId]] = defaultdict(list)
+        for stage in stages:
+            for needed in missing[stage]:
+                users[needed].append(stage)
+        index = {stage: place for place, stage in enumerate(stages)}
+        ready = [index[stage] for stage in stages if not missing[stage]]
+        nodes: dict[StageId, StageNode] = {}
+        while ready:
+            stage = stages[heapq.heappop(ready)]
+            nodes[stage] = self._node(stage, upstream[stage], nodes)
+            for user in users[stage]:
+                missing[user].discard(stage)
+                if not missing[user]:
+                    heapq.heappush(ready, index[user])
+        if len(nodes) < len(stages):
+            circle = ", ".join(str(stage) for stage in stages if stage not in nodes)
+            raise GraphError(f"stages wait for each other: {circle}. The wiring of one of them must drop an input.")
+        return tuple(nodes.values())
+
+    def _upstream(self, stage: StageId) -> tuple[StageId, ...]:
+        """Return the stages that a stage needs, those that download its models last."""
+        declared, roles = self._declared[stage], STAGES[stage.kind].inputs
+        found = [*declared.inputs, *(other for other in declared.if_present if other in self._declared)]
+        for needed in (*found, *declared.downloads):
+            if needed not in self._declared:
+                raise GraphError(f"the stage {stage} reads {needed}, which is not part of the experiment")
+        if EVERY_ROLE in roles:
+            found += [other for other in self._reported() if other not in found and other != stage]
+        for needed in found:
+            role = STAGES[needed.kind].role
+            if role not in roles and EVERY_ROLE not in roles:
+                raise GraphError(f"the stage {stage} reads {needed}, but inputs of its definition lack the role {role}")
+        return (*found, *declared.downloads)
+
+    def _reported(self) -> list[StageId]:
+        """Return the stages that the report shows, those of single models last."""
+        shown = [
+            stage
+            for stage in self._declared
+            if STAGES[stage.kind].report is not None and source_of(self.spec, stage) not in self.without
+        ]
+        return sorted(shown, key=lambda stage: STAGES[stage.kind].is_named)
+
+    def _node(self, stage: StageId, upstream: Iterable[StageId], nodes: Mapping[StageId, StageNode]) -> StageNode:
+        declared = self._declared[stage]
+        inputs = {self._declared[needed].role: needed for needed in upstream}
+        hashed = {role: nodes[needed].hash for role, needed in inputs.items() if needed not in declared.downloads}
+        return StageNode(
+            id=stage,
+            shape=STAGES[stage.kind].shape,
+            params=declared.params,
+            inputs=inputs,
+            hash=stage_hash(
+                stage.kind,
+                declared.params.model_dump(mode="json", exclude_defaults=True),
+                hashed,
+                self.spec.reuse.salt,
+            ),
+            runtime=declared.runtime,
+            resources=declared.resources,
+        )
+
+
+def source_of(spec: ExperimentSpec, stage: StageId) -> str | None:
+    """Return the source that a stage is of; None for the target's stages and for those of no single source."""
+    definition = STAGES[stage.kind]
+    if definition.per is not Per.SOURCE:
+        return None
+    names = {source.name for source in spec.sources}
+    return next((name for name in (stage.name, stage.name.rpartition(REWARD_SEPARATOR)[0]) if name in names), None)

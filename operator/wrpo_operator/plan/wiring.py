@@ -1,0 +1,256 @@
+"""When each kind of stage is part of an experiment, and what its stages read: one function per kind.
+
+The definitions of the stages (`wrpo_engine.contract.builtin`) name these functions. Each adds its own stages; the order
+of the calls does not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from wrpo_engine.config import (
+    CurateSftParams,
+    CurateTriplesParams,
+    FetchParams,
+    ModelRef,
+    Objective,
+    PrepareParams,
+    ReportParams,
+)
+from wrpo_operator.api.names import MAIN_REWARD, REWARD_SEPARATOR, TARGET
+from wrpo_operator.api.rules import WRPO_FORMS
+from wrpo_operator.api.sections import PinnedModel, RewardProvider, Source
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.plan import params
+from wrpo_operator.plan.builder import Graph
+from wrpo_operator.plan.model import StageId
+
+PREPARE = StageId("prepare")
+CURATE_SFT = StageId("curate-sft")
+SFT = StageId("sft")
+CURATE_TRIPLES = StageId("curate-triples")
+TRAIN = StageId("train")
+EVALUATE = StageId("evaluate")
+REPORT = StageId("report")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A model whose responses are sampled and scored."""
+
+    name: str
+    """Of the source, or `target`."""
+    source: Source | None
+    """None: the target."""
+    parts: tuple[params.Part, ...]
+    """The prompts that it answers."""
+
+
+def members(spec: ExperimentSpec) -> Iterator[Member]:
+    """Yield the sources that something uses, then the target unless the experiment ends with SFT."""
+    if spec.sft.enabled or _triples_use_sources(spec):
+        for source in spec.sources:
+            yield Member(source.name, source, source_parts(spec))
+    if _trains(spec):
+        yield Member(TARGET, None, ("preference",))
+
+
+def prepare(graph: Graph) -> None:
+    """Add the prompts, which every experiment has."""
+    graph.add(PREPARE, _prepare(graph.spec))
+
+
+def fetch(graph: Graph, model: PinnedModel | RewardProvider) -> StageId | None:
+    """Add the download of a model, once; None where the model is not on a hub or models are not kept."""
+    if not graph.spec.model_cache.enabled or model.model is None or not is_hub_id(model.model):
+        return None
+    stage = _fetch_id(model.model, model.revision)
+    if stage not in graph:
+        reference = ModelRef(name=model.model, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        graph.add(stage, FetchParams(model=reference))
+    return stage
+
+
+def sample(graph: Graph, member: Member) -> None:
+    """Sample a source as it is, the target as SFT made it."""
+    spec, source = graph.spec, member.source
+    is_tuned = source is None and spec.sft.enabled
+    graph.add(
+        _sample_id(member.name),
+        params.sampling(spec, source, member.parts),
+        inputs=(PREPARE, SFT) if is_tuned else (PREPARE,),
+        downloads=() if is_tuned else downloads(graph, source or spec.target),
+        runtime=params.sampling_runtime(spec, source),
+        resources=source.resources if source else None,
+    )
+
+
+def score(graph: Graph, member: Member) -> None:
+    """Score by each reward in a stage of its own, so that a further source or reward scores nothing else again."""
+    spec = graph.spec
+    for name, reward in rewards(spec).items():
+        graph.add(
+            _score_id(member.name, name),
+            params.scoring(spec, reward),
+            inputs=(PREPARE, _sample_id(member.name)),
+            downloads=downloads(graph, reward),
+            runtime=params.scoring_runtime(spec),
+            role_name=f"{member.name}/{name}" if spec.reward.additional else member.name,
+        )
+
+
+def curate_sft(graph: Graph) -> None:
+    """Choose the rows of SFT from the responses of the sources."""
+    if graph.spec.sft.enabled:
+        curation = CurateSftParams(**params.curation(graph.spec))
+        graph.add(CURATE_SFT, curation, inputs=(PREPARE, *_samples_and_scores(graph.spec, _sources(graph))))
+
+
+def sft(graph: Graph) -> None:
+    """Start from the target."""
+    spec = graph.spec
+    if spec.sft.enabled:
+        graph.add(
+            SFT,
+            params.sft(spec),
+            inputs=(CURATE_SFT,),
+            downloads=downloads(graph, spec.target),
+            runtime=params.sft_runtime(spec),
+        )
+
+
+def curate_triples(graph: Graph) -> None:
+    """Use the target's responses, and those of the sources where the objective or the pairing has them."""
+    spec = graph.spec
+    if not _trains(spec):
+        return
+    curation = CurateTriplesParams(
+        pairing=spec.curation.pairing,
+        score_margin=spec.curation.score_margin,
+        max_score_gap=spec.curation.max_score_gap,
+        drop_duplicates=spec.curation.drop_duplicates,
+        require_source_better=spec.curation.require_source_better,
+        on_tie=spec.curation.on_tie,
+        needs_source=spec.training.objective in WRPO_FORMS,
+        **params.curation(spec),
+    )
+    names = (*(_sources(graph) if _triples_use_sources(spec) else ()), TARGET)
+    graph.add(CURATE_TRIPLES, curation, inputs=(PREPARE, *_samples_and_scores(spec, names)))
+
+
+def train(graph: Graph) -> None:
+    """Start from the SFT model, without SFT from the target itself."""
+    spec = graph.spec
+    if _trains(spec):
+        graph.add(
+            TRAIN,
+            params.train(spec),
+            inputs=(CURATE_TRIPLES, SFT) if spec.sft.enabled else (CURATE_TRIPLES,),
+            downloads=() if spec.sft.enabled else downloads(graph, spec.target),
+            runtime=params.training_runtime(spec),
+        )
+
+
+def evaluate(graph: Graph) -> None:
+    """Compare the models that there are."""
+    spec = graph.spec
+    if spec.evaluation.enabled:
+        graph.add(
+            EVALUATE,
+            params.evaluation(spec),
+            inputs=(PREPARE,),
+            if_present=(SFT, TRAIN, CURATE_TRIPLES),
+            downloads=downloads(graph, spec.target, *rewards(spec).values()),
+            runtime=params.evaluation_runtime(spec),
+        )
+
+
+def report(graph: Graph) -> None:
+    """Report on all stages: those that have a place in the report are its inputs."""
+    if graph.spec.report.enabled:
+        graph.add(REPORT, _report(graph.spec))
+
+
+def downloads(graph: Graph, *models: PinnedModel | RewardProvider) -> tuple[StageId, ...]:
+    """Return the stages that download those of `models` that are on a hub."""
+    found = (fetch(graph, model) for model in models)
+    return tuple(stage for stage in found if stage is not None)
+
+
+def rewards(spec: ExperimentSpec) -> dict[str, RewardProvider]:
+    """Return all rewards by name, the first one as `main`."""
+    return {MAIN_REWARD: spec.reward, **{reward.name: reward for reward in spec.reward.additional}}
+
+
+def is_hub_id(model: str | None) -> bool:
+    """Whether a model is to be downloaded, not a path."""
+    return model is not None and not model.startswith(("/", "storage://"))
+
+
+def source_parts(spec: ExperimentSpec) -> tuple[params.Part, ...]:
+    """Return the prompts that sources answer.
+
+    With sourcePrompts All it does not depend on objective and SFT, so experiments that differ there share samples.
+    """
+    fraction = spec.prompts.sft_fraction
+    every = spec.sampling.source_prompts == "All"
+    for_sft = fraction > 0 and (every or spec.sft.enabled)
+    preference = fraction < 1 and (every or _triples_use_sources(spec))
+    return (*(("sft",) if for_sft else ()), *(("preference",) if preference else ()))
+
+
+def _sample_id(member: str) -> StageId:
+    return StageId("sample", member)
+
+
+def _score_id(member: str, reward: str = MAIN_REWARD) -> StageId:
+    return StageId("score", member if reward == MAIN_REWARD else f"{member}{REWARD_SEPARATOR}{reward}")
+
+
+def _fetch_id(model: str, revision: str | None) -> StageId:
+    """Return a name that is readable and told apart by digits of a digest."""
+    digits = hashlib.sha256(f"{model}@{revision or ''}".encode()).hexdigest()[:5]
+    readable = "".join(char if char.isalnum() and char.isascii() else "-" for char in model.rpartition("/")[2].lower())
+    return StageId("fetch", f"{readable[:14].strip('-')}-{digits}")
+
+
+def _sources(graph: Graph) -> tuple[str, ...]:
+    return tuple(source.name for source in graph.spec.sources if source.name not in graph.without)
+
+
+def _samples_and_scores(spec: ExperimentSpec, names: Iterable[str]) -> tuple[StageId, ...]:
+    return tuple(
+        stage for name in names for stage in (_sample_id(name), *(_score_id(name, reward) for reward in rewards(spec)))
+    )
+
+
+def _trains(spec: ExperimentSpec) -> bool:
+    return spec.training.objective is not Objective.SFT_ONLY
+
+
+def _triples_use_sources(spec: ExperimentSpec) -> bool:
+    paired = _trains(spec) and spec.curation.pairing != "WRPO"
+    return paired or spec.training.objective in WRPO_FORMS
+
+
+def _prepare(spec: ExperimentSpec) -> PrepareParams:
+    prompts = spec.prompts
+    return PrepareParams(
+        dataset=prompts.dataset,
+        config=prompts.config,
+        split=prompts.split,
+        column=prompts.column,
+        limit=prompts.limit,
+        seed=prompts.seed,
+        sft_fraction=prompts.sft_fraction,
+        evaluation_prompts=prompts.evaluation.prompts,
+        evaluation_dataset=prompts.evaluation.dataset,
+    )
+
+
+def _report(spec: ExperimentSpec) -> ReportParams:
+    names = ", ".join(source.name for source in spec.sources)
+    title = f"{spec.training.objective.value}: {names} teach {spec.target.model}"
+    return ReportParams(title=title, sample_answers=spec.report.sample_answers)

@@ -1,0 +1,39 @@
+"""The JSON file every stage is started with: `wrpo-engine STAGE --config FILE`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, Union
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wrpo_engine.config import ArtifactRef, Runtime, StageParams, Storage
+from wrpo_engine.contract.stages import STAGES
+
+if TYPE_CHECKING:
+    AnyParams: TypeAlias = StageParams
+else:
+    AnyParams = Annotated[
+        Union[tuple(definition.params for definition in STAGES.values())],  # noqa: UP007 (made at run time)
+        Field(discriminator="stage"),
+    ]
+
+
+class StageConfig(BaseModel):
+    """The whole file.
+
+    `inputs` maps a role to an upstream artifact. The role of a stage's artifact is in its definition
+    (`wrpo_engine.contract.builtin`): `prompts`, `sft-rows`, `sft`, `triples`, `model`, `evaluation`; `samples/<source>`
+    and `scores/<source>` (the source is `target` for the target model; with several rewards
+    `scores/<source>/<reward>`); `fetch/<name>` (a hub model downloaded beforehand: it is used wherever a model of that
+    name and revision is asked for, and is not hashed). A stage gets the roles it needs; report gets all that exist.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    contract_version: Literal[1] = 1
+    experiment: str = Field(description="namespace/name, for logs and model cards only.")
+    output: ArtifactRef
+    inputs: dict[str, ArtifactRef] = Field(default_factory=dict)
+    storage: Storage
+    params: AnyParams
+    runtime: Runtime = Runtime()
