@@ -97,12 +97,13 @@ bench-curation: bench-setup ## curation of 3.3 million responses (the data take 
 bench-readme: ## put the saved results into benchmarks/README.md
 	@$(VENV)/python -m benchmarks.readme
 
-crds: ## generate crds/, the chart's files and the reference pages from the API models
+crds: ## generate crds/, the chart's copy, the reference pages and the lists of stages from API models and definitions
 	@$(VENV)/python -m wrpo_operator.api.crd --write
 	@$(VENV)/python -m wrpo_operator.api.backends --write
 	@cp crds/wrpoexperiments.wrpo.ai.yaml charts/wrpo-operator/files/
 	@$(VENV)/python -m wrpo_operator.api.reference --write
 	@$(VENV)/python -m wrpo_engine.contract.exit_codes > docs/reference/exit-codes.md
+	@$(VENV)/python -m wrpo_operator.api.stage_lists --write
 
 chart-readme: ## write the chart's README from its values
 	@$(VENV)/python scripts/chart_readme.py --write

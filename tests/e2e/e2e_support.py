@@ -19,6 +19,7 @@ import yaml
 from local_operator import LocalOperator
 from support.kubectl_wait import wait_for_condition
 
+from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.cli.install import CHECKOUT, find_tool
 
@@ -37,7 +38,6 @@ machine is slow. Only a test that fails waits that long."""
 FOREVER_S = 60
 OPERATOR_PODS = "app.kubernetes.io/name=wrpo-operator"
 STAND_IN = (Path(__file__).parent / "stand_in.py").read_text(encoding="utf-8")
-KINDS = ("prepare", "fetch", "sample", "score", "curate-sft", "sft", "curate-triples", "train", "evaluate", "report")
 
 
 def wait_until(what: str, condition: Callable[[], Any], timeout_s: float = 60.0, *, every_s: float = 0.2) -> Any:
@@ -247,7 +247,7 @@ def stand_in_values() -> JsonObject:
     image = os.environ.get("WRPO_E2E_IMAGE", "python:3.11-slim")
     command = shlex.split(os.environ.get("WRPO_E2E_COMMAND", "")) or ["python", "-c", STAND_IN, "/etc/wrpo/stage.json"]
     return {
-        "stageCommandOverrides": {kind: {"image": image, "command": command} for kind in KINDS},
+        "stageCommandOverrides": {kind: {"image": image, "command": command} for kind in STAGES},
         "auditSeconds": 15,
         "logLevel": "info",
     }

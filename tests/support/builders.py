@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from wrpo_engine.config import ErrorInfo, TerminationMessage
+from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.names import child_name
 from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.api.status import ExperimentStatus
@@ -16,7 +18,7 @@ from wrpo_operator.plan.starts import key_of
 
 NOON = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 UID = "11111111-2222-3333-4444-555555555555"
-TRAINING_STAGES = frozenset({"sft", "train"})
+TRAINING_STAGES = frozenset(kind for kind, definition in STAGES.items() if definition.shape is Shape.TRAINING)
 
 RAW_SPEC: Mapping[str, Any] = {
     "target": {"model": "org/target"},

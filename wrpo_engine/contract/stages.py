@@ -58,7 +58,7 @@ def _load(entry: EntryPoint) -> StageDefinition:
             f"{'.'.join(map(str, fault['loc'])) or 'definition'}: {fault['msg'].removeprefix('Value error, ')}"
             for fault in error.errors(include_url=False)
         )
-        rule = f"the definition of a {error.title} is not complete and valid: {faults}"
+        rule = f"{error.title} is not complete and valid: {faults}"
         raise ConfigError(field, entry.value, rule, hint, code="InvalidStage") from error
     except Exception as error:
         rule = f"it cannot be imported: {type(error).__name__}: {error}"

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.pods import Resources
 
 if TYPE_CHECKING:
@@ -62,16 +64,19 @@ def resource_errors(path: str, resources: Resources) -> Iterator[str]:
             yield f"{where}, its limit {limit}: devices are not shared, both must be equal; set only limits."
 
 
+def gpus_per_node(spec: ExperimentSpec, kind: str) -> int:
+    """GPUs of each pod of a training stage; `sft` may have a number of its own."""
+    own = spec.sft.gpus_per_node if kind == "sft" else None
+    return spec.training.gpus_per_node if own is None else own
+
+
 def accelerator_errors(spec: ExperimentSpec) -> Iterator[str]:
     """Yield where a training stage would ask for two kinds of devices that compute, which no node has."""
-    training = spec.training
-    own = training.gpu_resource_name
-    counts = {
-        "sft": training.gpus_per_node if spec.sft.gpus_per_node is None else spec.sft.gpus_per_node,
-        "train": training.gpus_per_node,
-    }
+    own = spec.training.gpu_resource_name
+    gangs = [definition for definition in STAGES.values() if definition.shape is Shape.TRAINING]
+    counts = {definition.section.name: gpus_per_node(spec, definition.kind) for definition in gangs}
     for stage, gpus in counts.items():
-        resources: Resources = getattr(spec.resources, stage)
+        resources = spec.resources.of(stage)
         for name in sorted({*resources.requests, *resources.limits} - {own}) if gpus else ():
             if _ACCELERATOR.fullmatch(name):
                 yield (

@@ -9,6 +9,7 @@ from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.hashing import digest
 from wrpo_operator.api.pods import Resources
+from wrpo_operator.api.resource_rules import gpus_per_node
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import StageNode
 
@@ -28,13 +29,8 @@ class Gang:
 
 def gang_of(spec: ExperimentSpec, kind: str) -> Gang:
     """Return the gang of a training stage; `sft` may have one of its own."""
-    training, sft = spec.training, spec.sft
-    if kind != "sft":
-        return Gang(training.nodes, training.gpus_per_node)
-    return Gang(
-        training.nodes if sft.nodes is None else sft.nodes,
-        training.gpus_per_node if sft.gpus_per_node is None else sft.gpus_per_node,
-    )
+    own = spec.sft.nodes if kind == "sft" else None
+    return Gang(spec.training.nodes if own is None else own, gpus_per_node(spec, kind))
 
 
 def resources_of(spec: ExperimentSpec, node: StageNode) -> Resources:
