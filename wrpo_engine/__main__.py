@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from wrpo_engine import __version__, termination
-from wrpo_engine.config import ExitCode, TerminationMessage
+from wrpo_engine.config import ErrorInfo, ExitCode, TerminationMessage
 from wrpo_engine.contract.exit_codes import help_lines
 from wrpo_engine.environment import prepare_environment
 from wrpo_engine.errors import ConfigError
@@ -24,6 +24,10 @@ TOOLS = {
 }
 """Name -> module whose `main(arguments)` returns the exit code, imported on use, and line of the help."""
 
+_USAGE_HINT = (
+    "See `wrpo-engine --help`. If the operator runs a stage that is missing there, the image lacks its distribution or "
+    "is of another version."
+)
 _HELP = (
     """Run one STAGE of a WRPO experiment: read artifacts and a JSON configuration, write one artifact.
 
@@ -31,8 +35,8 @@ _HELP = (
 Stages, in the order of an experiment:
 {stages}
 
-The operator writes the configuration; `wrpo plan -f experiment.yaml` shows it. An artifact that exists is not made
-again: the stage exits 0 and says cached. Killed stages continue where they stopped.
+{others}The operator writes the configuration; `wrpo plan -f experiment.yaml` shows it. An artifact that exists is not
+made again: the stage exits 0 and says cached. Killed stages continue where they stopped.
 
 \b
 Tools, without a configuration (each has --help):
@@ -64,16 +68,22 @@ Example:
 
 def command() -> click.Command:
     """Return the command. Importing the registry of stages raises ConfigError if an installed definition is broken."""
+    from wrpo_engine.contract.builtin import BUILT_IN
     from wrpo_engine.contract.stages import STAGES
 
-    lines = {kind: definition.summary for kind, definition in STAGES.items()}
-    if hidden := sorted(lines.keys() & TOOLS.keys()):
+    if hidden := sorted(STAGES.keys() & TOOLS.keys()):
         raise ConfigError("kind of stage", hidden[0], "a tool has this name", "Give the stage another name.")
-    tools = _table((name, summary) for name, (_, summary) in TOOLS.items())
+    others = [definition for definition in STAGES.values() if definition not in BUILT_IN]
+    foreign = _table((each.kind, each.summary) for each in others)
+    text = _HELP.format(
+        stages=_table((each.kind, each.summary) for each in BUILT_IN),
+        others=f"\b\nStages of other distributions:\n{foreign}\n\n" if others else "",
+        tools=_table((name, summary) for name, (_, summary) in TOOLS.items()),
+    )
 
     @click.command(
         name="wrpo-engine",
-        help=_HELP.format(stages=_table(lines.items()), tools=tools),
+        help=text,
         context_settings={"max_content_width": 120},
     )
     @click.argument("stage", type=click.Choice(list(STAGES)), metavar="STAGE")
@@ -102,7 +112,7 @@ def command() -> click.Command:
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:
     listed = list(rows)
-    width = max(len(name) for name, _ in listed) + 2
+    width = max((len(name) for name, _ in listed), default=0) + 2
     return "\n".join(f"  {name:<{width}}{text}" for name, text in listed)
 
 
@@ -116,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         code = ExitCode.USAGE
+        _leave(ErrorInfo(code="InvalidUsage", message=error.format_message(), hint=_USAGE_HINT), code, os.environ)
     except (click.Abort, KeyboardInterrupt):
         code = ExitCode.INTERRUPTED
     except ConfigError as error:
@@ -126,8 +137,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _refused(error: ConfigError, environ: Mapping[str, str]) -> int:
     """Report that no stage can run here, as a stage reports an error of its own."""
     print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
-    termination.write(TerminationMessage(outcome="Failed", error=error.info(), exit_code=error.exit_code), environ)
+    _leave(error.info(), error.exit_code, environ)
     return error.exit_code
+
+
+def _leave(error: ErrorInfo, code: int, environ: Mapping[str, str]) -> None:
+    message = TerminationMessage(outcome="Failed", error=error, exit_code=code)
+    try:
+        termination.write(message, environ)
+    except OSError as failure:
+        print(f"cannot write the termination message: {failure}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
 from support.crd_validation import refusals
 
+from wrpo_engine.contract.stages import STAGES, registry
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.cli.main import COMMANDS, main
 
@@ -84,3 +86,12 @@ def test_every_command_explains_itself(command: str) -> None:
     result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == 0
     assert "Usage:" in result.output
+
+
+def test_the_stage_of_one_s_own_in_the_page_of_the_stages_is_a_valid_definition() -> None:
+    page = (ROOT / "docs" / "concepts" / "stages.md").read_text(encoding="utf-8")
+    (block,) = (text for language, text in FENCE.findall(page) if language == "python")
+    names: dict[str, Any] = {"__name__": "my_judge"}
+    exec(compile(block, "my_judge.py", "exec", dont_inherit=True), names)  # noqa: S102 (of this repository)
+    known = registry([*STAGES.values(), names["JUDGE"]])
+    assert known["judge"].section.name == "judge"

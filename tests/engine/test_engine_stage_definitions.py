@@ -38,6 +38,10 @@ class TwoNamesParams(StageParams):
     stage: Literal["one", "two"] = "one"
 
 
+class DashedParams(StageParams):
+    stage: Literal["judge-"] = "judge-"
+
+
 class ShoutingParams(StageParams):
     stage: Literal["Judge"] = "Judge"
 
@@ -74,6 +78,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "a kind that no address can hold": (
         {"params": ShoutingParams},
         "the kind 'Judge' of ShoutingParams must consist of at most 21 lower-case letters, digits and dashes"),
+    "a kind that ends with a dash": ({"params": DashedParams}, "the kind 'judge-' of DashedParams must consist of"),
     "a reference without a function": ({"run": "wrpo_engine.judging"}, "String should match pattern"),
     "a weight of nothing": ({"weight": 0}, "Input should be greater than or equal to 1"),
     "a shape in words": ({"shape": "gang"}, "Input should be an instance of Shape"),
@@ -194,11 +199,38 @@ def test_a_broken_definition_of_another_distribution_is_named_and_final(
         f"error: entry point shout of the group wrpo.stages is 'shout_stage:SHOUT': {rule}\n"
         "hint: Correct or uninstall the distribution shout.\n"
     )
-    told = json.loads((directory / "termination-log").read_text(encoding="utf-8"))
-    assert (told["outcome"], told["exit_code"], told["error"]["code"]) == ("Failed", 78, "InvalidStage")
+    left = json.loads((directory / "termination-log").read_text(encoding="utf-8"))
+    assert (left["outcome"], left["exit_code"], left["error"]["code"]) == ("Failed", 78, "InvalidStage")
 
 
 def test_a_stage_of_another_distribution_is_part_of_the_help(tmp_path: Path) -> None:
     ran = engine(install(tmp_path), "--help")
     assert ran.returncode == 0
-    assert "  shout           write the prompts in capitals\n" in ran.stdout
+    assert "  Stages of other distributions:\n    shout  write the prompts in capitals\n" in ran.stdout
+
+
+def test_a_stage_that_the_image_does_not_have_is_reported_to_the_operator(tmp_path: Path) -> None:
+    ran = engine(tmp_path, "shout", "--config", "stage.json")
+    assert ran.returncode == 64
+    error = json.loads((tmp_path / "termination-log").read_text(encoding="utf-8"))["error"]
+    assert error["message"].startswith(
+        "Invalid value for 'STAGE': 'shout' is not one of 'prepare', 'fetch', 'sample', "
+    )
+    assert error["hint"] == (
+        "See `wrpo-engine --help`. If the operator runs a stage that is missing there, the image lacks its "
+        "distribution or is of another version."
+    )
+
+
+def test_a_stage_with_the_name_of_a_tool_is_refused(tmp_path: Path) -> None:
+    module = tmp_path / "shout_stage.py"
+    module.write_text(SHOUT.read_text(encoding="utf-8").replace('"shout"', '"lint"'), encoding="utf-8")
+    ran = engine(install(tmp_path / "installed", module), "prepare", "--config", "stage.json")
+    assert ran.returncode == 78
+    assert ran.stderr == ("error: kind of stage is 'lint': a tool has this name\nhint: Give the stage another name.\n")
+
+
+@pytest.mark.parametrize("name", ["copy", "json", "model_dump", "Toy", "a_b"])
+def test_a_section_that_no_field_can_have_the_name_of_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=r"1 validation error for Section\nname\n"):
+        Section(name=name, resources="Its pods.", deadlines="The stage.")

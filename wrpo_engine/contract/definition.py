@@ -18,7 +18,7 @@ from wrpo_engine.config import StageParams
 _Reference = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 _Text = Annotated[str, Field(min_length=1)]
 _Role = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
-KIND = re.compile(r"[a-z][a-z0-9-]{0,20}")
+_KIND = re.compile(r"[a-z]([a-z0-9-]{0,19}[a-z0-9])?")
 """A kind is part of labels, of the names of children and of addresses."""
 EVERY_ROLE = "*"
 """In `inputs`: the stage reads the artifact of every stage that has a place in the report."""
@@ -66,6 +66,13 @@ class Section(_Entry):
     """Description of spec.resources.NAME."""
     deadlines: _Text
     """Description of spec.deadlines.stages.NAME."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str) -> str:
+        if hasattr(BaseModel, name):
+            raise ValueError(f"{name!r} is an attribute of all models and can be no field; choose another name")
+        return name
 
 
 class ReportPlace(_Entry):
@@ -129,10 +136,10 @@ class StageDefinition(_Entry):
         kinds = get_args(field.annotation) if field is not None else ()
         if field is None or kinds != (field.default,):
             raise ValueError(f'{params.__name__} must name its kind: add the field `stage: Literal["KIND"] = "KIND"`')
-        if KIND.fullmatch(params.kind()) is None:
+        if _KIND.fullmatch(params.kind()) is None:
             raise ValueError(
                 f"the kind {params.kind()!r} of {params.__name__} must consist of at most 21 lower-case letters, "
-                "digits and dashes, a letter first"
+                "digits and dashes, a letter first and no dash last"
             )
         return params
 

@@ -39,8 +39,8 @@ class StageDeadlines(SpecModel):
 class DeadlinesByStage(SpecModel):
     """Deadlines by kind of stage, as spec.resources has its kinds."""
 
-    def of(self, section: str) -> StageDeadlines | None:
-        """Return the deadlines of a section of the stages' definitions."""
+    def of_section(self, section: str) -> StageDeadlines | None:
+        """Return the deadlines of a section of the stages' definitions, whose names have no underscore."""
         found: StageDeadlines | None = getattr(self, section)
         return found
 

@@ -29,8 +29,8 @@ class Resources(SpecModel):
 class StageResources(SpecModel):
     """Resources by kind of stage. None of it changes what is computed, so changing it re-runs nothing."""
 
-    def of(self, section: str) -> Resources:
-        """Return the resources of a section of the stages' definitions."""
+    def of_section(self, section: str) -> Resources:
+        """Return the resources of a section of the stages' definitions, whose names have no underscore."""
         found: Resources = getattr(self, section)
         return found
 

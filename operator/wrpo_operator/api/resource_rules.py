@@ -76,7 +76,7 @@ def accelerator_errors(spec: ExperimentSpec) -> Iterator[str]:
     gangs = [definition for definition in STAGES.values() if definition.shape is Shape.TRAINING]
     counts = {definition.section.name: gpus_per_node(spec, definition.kind) for definition in gangs}
     for stage, gpus in counts.items():
-        resources = spec.resources.of(stage)
+        resources = spec.resources.of_section(stage)
         for name in sorted({*resources.requests, *resources.limits} - {own}) if gpus else ():
             if _ACCELERATOR.fullmatch(name):
                 yield (

@@ -30,7 +30,7 @@ class Limit:
 def pre_running_limit(deadlines: Deadlines, kind: str) -> Limit | None:
     """Return how long attempts of a kind of stage may wait for their pods."""
     section = STAGES[kind].section.name
-    own = deadlines.stages.of(section)
+    own = deadlines.stages.of_section(section)
     if own is not None and own.pre_running_seconds is not None:
         return Limit(own.pre_running_seconds, f"spec.deadlines.stages.{section}.preRunningSeconds")
     seconds = deadlines.pre_running_seconds
@@ -40,7 +40,7 @@ def pre_running_limit(deadlines: Deadlines, kind: str) -> Limit | None:
 def active_limit(deadlines: Deadlines, kind: str) -> Limit | None:
     """Return how long attempts of a kind of stage may run."""
     section = STAGES[kind].section.name
-    own = deadlines.stages.of(section)
+    own = deadlines.stages.of_section(section)
     if own is not None and own.active_seconds is not None:
         return Limit(own.active_seconds, f"spec.deadlines.stages.{section}.activeSeconds")
     seconds = deadlines.active_seconds

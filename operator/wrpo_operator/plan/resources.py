@@ -35,7 +35,7 @@ def gang_of(spec: ExperimentSpec, kind: str) -> Gang:
 
 def resources_of(spec: ExperimentSpec, node: StageNode) -> Resources:
     """Return requests and limits of one pod of a stage, the GPUs of a gang included."""
-    resources = node.resources or spec.resources.of(STAGES[node.id.kind].section.name)
+    resources = node.resources or spec.resources.of_section(STAGES[node.id.kind].section.name)
     if node.shape is not Shape.TRAINING:
         return resources
     return _with_gpus(resources, {spec.training.gpu_resource_name: gang_of(spec, node.id.kind).gpus_per_node})

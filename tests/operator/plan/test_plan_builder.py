@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 from support.builders import raw_spec
 
-from wrpo_engine.config import CurateSftParams, FetchParams, ModelRef, PrepareParams, ReportParams, SftParams
+from wrpo_engine.config import (
+    CurateSftParams,
+    FetchParams,
+    ModelRef,
+    PrepareParams,
+    ReportParams,
+    SftParams,
+    StageParams,
+)
 from wrpo_engine.contract.stages import STAGES
 from wrpo_engine.errors import ConfigError
 from wrpo_operator.api.spec import parse_spec
-from wrpo_operator.plan.builder import Graph, GraphError
+from wrpo_operator.plan.builder import Graph, GraphError, source_of
 from wrpo_operator.plan.graph import WIRINGS, wiring_of
 from wrpo_operator.plan.model import StageId
-from wrpo_operator.plan.wiring import CURATE_SFT, PREPARE, REPORT, SFT
+from wrpo_operator.plan.wiring import CURATE_SFT, PREPARE, REPORT, SFT, Member
 
 PROMPTS = PrepareParams(dataset="org/prompts")
 ROWS = CurateSftParams()
@@ -122,3 +131,33 @@ def test_a_definition_whose_wiring_is_missing_is_refused(wiring: str, rule: str)
     with pytest.raises(ConfigError) as caught:
         wiring_of(STAGES["report"].model_copy(update={"wiring": wiring}))
     assert caught.value.message == f"wiring of the stage report is '{wiring}': it cannot be imported: {rule}"
+
+
+class JudgeParams(StageParams):
+    stage: Literal["judge"] = "judge"
+
+
+def test_a_kind_that_each_source_has_is_wired_once_for_each_and_left_out_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from wrpo_operator.plan import builder
+    from wrpo_operator.plan import graph as module
+
+    definition = STAGES["score"].model_copy(
+        update={"params": JudgeParams, "role": "judgements", "inputs": ("samples",), "wiring": "tests:judge"}
+    )
+
+    def judge(graph: Graph, member: Member) -> None:
+        graph.add(StageId("judge", member.name), JudgeParams(), inputs=[StageId("sample", member.name)])
+
+    for place in (builder, module):
+        monkeypatch.setattr(place, "STAGES", {**STAGES, "judge": definition})
+    monkeypatch.setattr(module, "WIRINGS", {**WIRINGS, "judge": judge})
+    spec = parse_spec(raw_spec())
+    nodes = {str(node.id): node for node in module.build_graph(spec, frozenset({"yi"}))}
+    judged = {stage for stage in nodes if stage.startswith("judge/")}
+    assert judged == {"judge/qwen", "judge/yi", "judge/target"}
+    assert source_of(spec, StageId("judge", "yi")) == "yi"
+    assert source_of(spec, StageId("judge", "target")) is None
+    assert {str(stage) for stage in nodes["report"].inputs.values()} & judged == {"judge/qwen", "judge/target"}
+    assert nodes["report"].inputs["judgements/qwen"] == StageId("judge", "qwen")
