@@ -20,6 +20,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from wrpo_engine.contract.exit_codes import ExitCode as ExitCode  # noqa: PLC0414 - part of the contract
+from wrpo_engine.contract.objectives import Objective as Objective  # noqa: PLC0414 - re-exported beside its parameters
 
 CONTRACT_VERSION = 1
 """Part of every stage hash: raising it makes every artifact anew.
@@ -42,18 +43,6 @@ class StageParams(_Model):
     def kind(cls) -> str:
         """Return the kind: the engine's sub-command and the first part of the artifact's address."""
         return str(cls.model_fields["stage"].default)
-
-
-class Objective(StrEnum):
-    """Loss of the preference stage (arXiv:2412.03187); SFTOnly stops after SFT."""
-
-    WRPO_DPO = "WRPO-DPO"
-    WRPO_SIMPO = "WRPO-SimPO"
-    WRPO_IPO = "WRPO-IPO"
-    DPO = "DPO"
-    SIMPO = "SimPO"
-    IPO = "IPO"
-    SFT_ONLY = "SFTOnly"
 
 
 class VolumeStorage(_Model):

@@ -8,8 +8,8 @@ The rule, over the last two windows of WINDOW optimizer steps each:
     fall(step)  = largest over the preferred kinds of -(mean over the step's tokens of log pi - log pi_ref), nats/token
     diverging   = mean fall of the later window > LIMIT  and  mean margin of the later > mean margin of the earlier
 
-SimPO has no reference: the mean log-prob per token of the run's first step stands in its place. From the first step on
-which the rule holds the metric `reward_divergence` is 1, and stays 1: the run has diverged.
+Forms without a reference (SimPO) compare with the mean log-prob per token of the run's first step. From the first step
+on which the rule holds the metric `reward_divergence` is 1, and stays 1: the run has diverged.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wrpo_engine.config import Objective, TrainParams
+from wrpo_engine.config import TrainParams
+from wrpo_engine.training.objective import PreferenceObjective, Reading
 
 WINDOW = 5
 """Optimizer steps; the rule can hold from step 2 * WINDOW on."""
 LIMIT_NATS = 1.0
 """Per token: every token of the chosen responses is e times less probable than it was. Healthy runs stay below 0.3."""
-_KINDS = ("source_chosen", "target_chosen", "chosen")
 
 
 @dataclass
@@ -35,7 +35,7 @@ class RewardDivergence:
     window: list[tuple[float, float]] = field(default_factory=list)
     """(fall, margin) of the last 2 * WINDOW steps."""
     first_logps: dict[str, float] = field(default_factory=dict)
-    """SimPO: mean log-prob per token of the run's first step."""
+    """Forms without a reference: mean log-prob per token of the run's first step."""
     diverged: bool = False
 
     def observe(self, row: Mapping[str, float]) -> float:
@@ -67,20 +67,16 @@ class RewardDivergence:
         self.diverged = state["diverged"]
 
     def _fall(self, row: Mapping[str, float]) -> float:
-        kinds = [kind for kind in _KINDS if f"logps_{kind}" in row]
-        if self.params.objective in {Objective.WRPO_SIMPO, Objective.SIMPO}:
-            now = {kind: row[f"logps_{kind}"] / row[f"lengths_{kind}"] for kind in kinds}
-            self.first_logps = self.first_logps or now
-            return max(self.first_logps[kind] - now[kind] for kind in kinds)
-        return max(-self._log_ratio_per_token(row, kind) for kind in kinds)
+        objective = PreferenceObjective(self.params)
+        now = {kind: objective.per_token(_reading(row, kind)) for kind in objective.preferred}
+        if objective.needs_reference:
+            return max(-value for value in now.values())
+        self.first_logps = self.first_logps or now
+        return max(self.first_logps[kind] - value for kind, value in now.items())
 
-    def _log_ratio_per_token(self, row: Mapping[str, float], kind: str) -> float:
-        """Undo what the objective made of r(y): beta times it, or its mean per token."""
-        params = self.params
-        is_ipo = params.objective in {Objective.WRPO_IPO, Objective.IPO}
-        value = row[f"rewards_{kind}"] / (1.0 if is_ipo else params.beta)
-        is_mean = params.ipo_mean if is_ipo else params.length_normalized
-        return value if is_mean else value / row[f"lengths_{kind}"]
+
+def _reading(row: Mapping[str, float], kind: str) -> Reading:
+    return Reading(reward=row[f"rewards_{kind}"], logps=row[f"logps_{kind}"], length=row[f"lengths_{kind}"])
 
 
 def _is_diverging(window: list[tuple[float, float]]) -> bool:

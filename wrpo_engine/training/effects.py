@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 
 from wrpo_engine.config import Runtime, SftParams, TrainParams
+from wrpo_engine.contract.objectives import Setting
 from wrpo_engine.errors import ConfigError
 
-_NEVER_WRITTEN_TOGETHER = {
-    TrainParams: frozenset({"gamma", "tau"}),
+_WRITTEN_BY_PROGRAMS = {
+    TrainParams: frozenset(Setting),
     Runtime: frozenset({"shards", "tensor_parallel_size"}),
 }
-"""No objective has both gamma and tau, and no training stage shards or tensor parallelism: a program wrote them."""
+"""A program wrote them: nobody gives the settings of all objectives, or shards and tensor parallelism for training."""
 
 
 def chosen(settings: TrainParams | Runtime) -> AbstractSet[str]:
@@ -21,7 +22,7 @@ def chosen(settings: TrainParams | Runtime) -> AbstractSet[str]:
     that differ from their defaults.
     """
     given = settings.model_fields_set
-    if not given >= _NEVER_WRITTEN_TOGETHER[type(settings)]:
+    if not given >= _WRITTEN_BY_PROGRAMS[type(settings)]:
         return given
     defaults = {name: field.default for name, field in type(settings).model_fields.items()}
     return {name for name in given if getattr(settings, name) != defaults[name]}

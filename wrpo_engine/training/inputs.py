@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from wrpo_engine import chat
+from wrpo_engine.contract.objectives import listed, objectives_of_pairs
 from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import DataError
 from wrpo_engine.formats.parquet import parquet_columns
@@ -57,6 +58,7 @@ def _read(path: Path, responses: Sequence[str]) -> list[TextRow]:
             f"{len(incomplete)} rows of {path} lack one of {', '.join(needed)}: {incomplete['prompt_id'][0]}",
             code="ValueMissing",
             field="training.objective",
-            hint="Triples without source responses fit DPO, SimPO and IPO only; curate again with needs_source.",
+            hint=f"Triples without source responses fit {listed(objectives_of_pairs(), 'and')} only; curate again with "
+            "needs_source.",
         )
     return [TextRow(row[0], row[1], tuple(row[2:])) for row in frame.select(needed).rows()]

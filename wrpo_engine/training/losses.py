@@ -4,7 +4,8 @@ B = rows (triples) in the micro-batch, K = preferred responses of a row. All inp
 the tokens of a response, in fp32 or wider: a bf16 sum over hundreds of tokens has no correct digit after the point.
 Every loss is returned per row, shape [B]; the caller takes the mean over the *global* batch.
 
-Each objective is a reward of a response, a weighted margin, and a function of that margin:
+Each objective is a reward of a response, a weighted margin, and a function of that margin; which reward and which
+function belong to a form is said once, in `FORMS` of `wrpo_engine.training.objective`:
 
     with r(y) = log pi(y|x) - log pi_ref(y|x):
     DPO forms     reward = beta * r(y), or beta / |y| * r(y) when length-normalised
@@ -79,23 +80,6 @@ def scaled(values: PerResponse, factor: float, lengths: PerResponse | None = Non
     )
 
 
-def dpo_rewards(
-    policy: PerResponse, reference: PerResponse, *, beta: float, lengths: PerResponse | None = None
-) -> PerResponse:
-    """Return beta * r(y); with lengths, beta / |y| * r(y)."""
-    return scaled(log_ratios(policy, reference), beta, lengths)
-
-
-def simpo_rewards(policy: PerResponse, lengths: PerResponse, *, beta: float) -> PerResponse:
-    """Return beta / |y| * log pi(y|x)."""
-    return scaled(policy, beta, lengths)
-
-
-def ipo_rewards(policy: PerResponse, reference: PerResponse, *, lengths: PerResponse | None = None) -> PerResponse:
-    """Return r(y); with lengths its mean per token, which is how some libraries read IPO. The paper writes sums."""
-    return scaled(log_ratios(policy, reference), 1.0, lengths)
-
-
 def logistic_loss(margin: Tensor, *, gamma: float = 0.0, label_smoothing: float = 0.0) -> Tensor:
     """Return -(1 - e) * log sigmoid(margin - gamma) - e * log sigmoid(-(margin - gamma)); e is the label smoothing."""
     logits = margin - gamma
@@ -112,78 +96,3 @@ def squared_loss(margin: Tensor, *, tau: float) -> Tensor:
 def nll(policy_logps: Tensor, lengths: Tensor) -> Tensor:
     """Return -log pi(y|x) / |y| of one response per row, shape [B]: the optional SFT term."""
     return -policy_logps / lengths
-
-
-def dpo_loss(
-    policy: PerResponse,
-    reference: PerResponse,
-    *,
-    beta: float,
-    weights: Sequence[float] = (1.0,),
-    label_smoothing: float = 0.0,
-    lengths: PerResponse | None = None,
-) -> Tensor:
-    """DPO over K weighted preferred responses: -log sigmoid(sum_k w_k b r(y_k) - b r(y_l)); lengths normalise it."""
-    rewards = dpo_rewards(policy, reference, beta=beta, lengths=lengths)
-    return logistic_loss(weighted_margin(rewards, weights), label_smoothing=label_smoothing)
-
-
-def simpo_loss(
-    policy: PerResponse,
-    lengths: PerResponse,
-    *,
-    beta: float,
-    gamma: float,
-    weights: Sequence[float] = (1.0,),
-) -> Tensor:
-    """SimPO: -log sigmoid(sum_k w_k b/|y_k| log pi(y_k) - b/|y_l| log pi(y_l) - gamma)."""
-    return logistic_loss(weighted_margin(simpo_rewards(policy, lengths, beta=beta), weights), gamma=gamma)
-
-
-def ipo_loss(
-    policy: PerResponse,
-    reference: PerResponse,
-    *,
-    tau: float,
-    weights: Sequence[float] = (1.0,),
-    lengths: PerResponse | None = None,
-) -> Tensor:
-    """IPO: (sum_k w_k r(y_k) - r(y_l) - 1/(2 tau))^2; lengths turn the sums into means."""
-    return squared_loss(weighted_margin(ipo_rewards(policy, reference, lengths=lengths), weights), tau=tau)
-
-
-def wrpo_dpo_loss(
-    policy: PerResponse,
-    reference: PerResponse,
-    *,
-    alpha: float,
-    beta: float,
-    label_smoothing: float = 0.0,
-    lengths: PerResponse | None = None,
-) -> Tensor:
-    """WRPO-DPO: -log sigmoid(a b r(y_ws) + (1-a) b r(y_wt) - b r(y_l)); 0 is DPO on y_wt, 1 is DPO on y_ws."""
-    return dpo_loss(
-        policy,
-        reference,
-        beta=beta,
-        weights=wrpo_weights(alpha),
-        label_smoothing=label_smoothing,
-        lengths=lengths,
-    )
-
-
-def wrpo_simpo_loss(policy: PerResponse, lengths: PerResponse, *, alpha: float, beta: float, gamma: float) -> Tensor:
-    """WRPO-SimPO: SimPO with weights (a, 1-a) on (y_ws, y_wt)."""
-    return simpo_loss(policy, lengths, beta=beta, gamma=gamma, weights=wrpo_weights(alpha))
-
-
-def wrpo_ipo_loss(
-    policy: PerResponse,
-    reference: PerResponse,
-    *,
-    alpha: float,
-    tau: float,
-    lengths: PerResponse | None = None,
-) -> Tensor:
-    """WRPO-IPO: (a r(y_ws) + (1-a) r(y_wt) - r(y_l) - 1/(2 tau))^2."""
-    return ipo_loss(policy, reference, tau=tau, weights=wrpo_weights(alpha), lengths=lengths)

@@ -17,10 +17,8 @@ from wrpo_engine.config import SftParams, TrainParams
 from wrpo_engine.training.alpha import alpha_at
 from wrpo_engine.training.collate import Batch
 from wrpo_engine.training.losses import PerResponse
-from wrpo_engine.training.objective import PreferenceObjective
+from wrpo_engine.training.objective import REJECTED, PreferenceObjective
 from wrpo_engine.training.rows import TokenRow
-
-SOURCE, TARGET, CHOSEN, REJECTED = "source_chosen", "target_chosen", "chosen", "rejected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,7 @@ def per_response(values_S: Tensor, responses_per_row: int) -> PerResponse:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceTask:
-    """One of the six objectives; every row weighs the same."""
+    """Preference optimisation; every row weighs the same."""
 
     params: TrainParams
     objective: PreferenceObjective
@@ -132,14 +130,15 @@ class PreferenceTask:
 
     @property
     def responses_per_row(self) -> int:
-        return self.objective.num_preferred + 1
+        return len(self._kinds)
 
     @property
-    def _preferred(self) -> tuple[str, ...]:
-        return (SOURCE, TARGET) if self.objective.has_source else (CHOSEN,)
+    def _kinds(self) -> tuple[str, ...]:
+        """The kinds of responses of a row, in the order of their columns."""
+        return (*self.objective.preferred, REJECTED)
 
     def statistic_names(self) -> list[str]:
-        kinds = (*self._preferred, REJECTED)
+        kinds = self._kinds
         names = [f"rewards_{kind}" for kind in kinds]
         if self.objective.has_source:
             names += ["margin", "margin_source", "margin_target"]
@@ -160,7 +159,7 @@ class PreferenceTask:
         return {"alpha": self.params.alpha.max} if self.objective.has_source else {}
 
     def entropy_names(self) -> list[str]:
-        return [f"entropy_{kind}" for kind in (*self._preferred, REJECTED)]
+        return [f"entropy_{kind}" for kind in self._kinds]
 
     def entropies(self, batch: Batch, entropies_S: Tensor) -> dict[str, Tensor]:
         columns = (entropies_S / batch.lengths_S).view(-1, self.responses_per_row).unbind(dim=1)
@@ -170,9 +169,10 @@ class PreferenceTask:
         policy = per_response(logps_S, self.responses_per_row)
         reference = None if reference_S is None else per_response(reference_S, self.responses_per_row)
         lengths = per_response(batch.lengths_S, self.responses_per_row)
-        terms = self.objective(policy, reference, lengths, alpha=settings.get("alpha", 0.0))
+        weights = self.objective.weights(settings.get("alpha", 0.0))
+        terms = self.objective.terms(policy, reference, lengths, weights=weights)
         statistics: dict[str, Tensor] = {"margin": terms.margin}
-        for kind, column in zip(self._preferred, range(len(self._preferred)), strict=True):
+        for column, kind in enumerate(self.objective.preferred):
             statistics[f"rewards_{kind}"] = terms.rewards.preferred[:, column]
             statistics[f"logps_{kind}"] = policy.preferred[:, column].detach()
             statistics[f"lengths_{kind}"] = lengths.preferred[:, column]

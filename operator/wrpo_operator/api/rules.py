@@ -7,13 +7,21 @@ Only standard CEL is used, none of Kubernetes' extension libraries, so that any 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
-from wrpo_engine.config import Objective
+from wrpo_engine.contract.objectives import (
+    Objective,
+    Setting,
+    forms_that_have,
+    listed,
+    objectives_of_pairs,
+    objectives_that_have,
+    objectives_with,
+)
 from wrpo_operator.api.names import MAIN_REWARD, MAX_EXPERIMENT_NAME, REWARD_SEPARATOR, TARGET
 from wrpo_operator.api.pods import EnvVar, Resources, Scheduling, Toleration
 from wrpo_operator.api.resource_rules import accelerator_errors, resource_errors
@@ -30,10 +38,9 @@ from wrpo_operator.api.spec import ExperimentSpec, Sft, Training
 
 RESERVED_ENV = re.compile(r"^(WRPO_|PET_|KUBEFLOW_|JOB_COMPLETION_INDEX$)")
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
-DPO_FORMS = frozenset({Objective.DPO, Objective.WRPO_DPO})
-SIMPO_FORMS = frozenset({Objective.SIMPO, Objective.WRPO_SIMPO})
-IPO_FORMS = frozenset({Objective.IPO, Objective.WRPO_IPO})
-WRPO_FORMS = frozenset({Objective.WRPO_DPO, Objective.WRPO_SIMPO, Objective.WRPO_IPO})
+_WITH_SOURCE = objectives_with(lambda objective: objective.has_source)
+_WITHOUT_SOURCE = objectives_with(lambda objective: not objective.has_source)
+_WITHOUT_PREFERENCES = objectives_with(lambda objective: objective.form is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,41 @@ def _never(field: str, names: str, forms: str) -> str:
 
 _DEVICE = "name.contains('/') && !name.contains('kubernetes.io/')"
 _BYTES = "name == 'memory' || name == 'ephemeral-storage' || name.startsWith('hugepages-')"
+
+
+def _is_one_of(path: str, objectives: Sequence[Objective]) -> str:
+    """CEL: the objective at `path` is one of these."""
+    quoted = [f"'{objective}'" for objective in objectives]
+    return f"{path} == {quoted[0]}" if len(quoted) == 1 else f"{path} in [{', '.join(quoted)}]"
+
+
+def _is_none_of(path: str, objectives: Sequence[Objective]) -> str:
+    """CEL: the objective at `path` is none of these."""
+    return " && ".join(f"{path} != '{objective}'" for objective in objectives)
+
+
+_NO_PREFERENCES = _is_one_of("self.training.objective", _WITHOUT_PREFERENCES)
+
+
+def _setting_rule(setting: Setting) -> Rule:
+    """Refuse a setting with the objectives that do not have it, unless it has its neutral value."""
+    neutral = setting.neutral
+    field = Training.model_fields[setting].alias
+    objectives = objectives_that_have(setting)
+    forms = listed(forms_that_have(setting), "and")
+    if isinstance(neutral, bool):
+        is_neutral, remedy = f"!self.{field}", "set it to false"
+    else:
+        assert not isinstance(neutral, dict), f"{setting}: sections are refused in the training stage only"
+        is_neutral = f"self.{field} == {neutral}"
+        remedy = f"leave it at {neutral:g}" if neutral else "set it to 0"
+    return Rule(
+        (Training,),
+        f"{is_neutral} || {_is_one_of('self.objective', objectives)}",
+        f"{field} {setting.belongs} the {forms} forms; {remedy} or choose objective {listed(objectives, 'or')}",
+        lambda training: getattr(training, setting) == neutral or setting in training.objective.settings,
+    )
+
 
 RULES: tuple[Rule, ...] = (
     *(
@@ -212,36 +254,7 @@ RULES: tuple[Rule, ...] = (
         "a queue admits whole gangs by itself; remove podGroup or queueName",
         lambda m: m.pod_group is None or m.queue_name is None,
     ),
-    Rule(
-        (Training,),
-        "self.gamma == 0.0 || self.objective in ['SimPO', 'WRPO-SimPO']",
-        "gamma is a margin of the SimPO forms; set it to 0 or choose objective SimPO or WRPO-SimPO",
-        lambda m: m.gamma == 0 or m.objective in SIMPO_FORMS,
-    ),
-    Rule(
-        (Training,),
-        "self.labelSmoothing == 0.0 || self.objective in ['DPO', 'WRPO-DPO']",
-        "labelSmoothing belongs to the DPO forms; set it to 0 or choose objective DPO or WRPO-DPO",
-        lambda m: m.label_smoothing == 0 or m.objective in DPO_FORMS,
-    ),
-    Rule(
-        (Training,),
-        "self.tau == 0.1 || self.objective in ['IPO', 'WRPO-IPO']",
-        "tau belongs to the IPO forms; leave it at 0.1 or choose objective IPO or WRPO-IPO",
-        lambda m: m.tau == 0.1 or m.objective in IPO_FORMS,
-    ),
-    Rule(
-        (Training,),
-        "!self.lengthNormalized || self.objective in ['DPO', 'WRPO-DPO']",
-        "lengthNormalized belongs to the DPO forms; set it to false or choose objective DPO or WRPO-DPO",
-        lambda m: not m.length_normalized or m.objective in DPO_FORMS,
-    ),
-    Rule(
-        (Training,),
-        "!self.ipoMean || self.objective in ['IPO', 'WRPO-IPO']",
-        "ipoMean belongs to the IPO forms; set it to false or choose objective IPO or WRPO-IPO",
-        lambda m: not m.ipo_mean or m.objective in IPO_FORMS,
-    ),
+    *(_setting_rule(setting) for setting in Setting if setting.at_admission),
     Rule(
         (ExperimentSpec,),
         "!self.sft.enabled || self.prompts.sftFraction > 0.0",
@@ -250,42 +263,42 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         (ExperimentSpec,),
-        "self.prompts.sftFraction < 1.0 || self.training.objective == 'SFTOnly'",
+        f"self.prompts.sftFraction < 1.0 || {_NO_PREFERENCES}",
         "prompts.sftFraction is 1, so that preference optimisation has no prompts; lower it below 1 or set "
         "training.objective to SFTOnly",
-        lambda m: m.prompts.sft_fraction < 1 or m.training.objective is Objective.SFT_ONLY,
+        lambda m: m.prompts.sft_fraction < 1 or m.training.objective.form is None,
     ),
     Rule(
         (ExperimentSpec,),
-        "self.sft.enabled || self.training.objective != 'SFTOnly'",
+        f"self.sft.enabled || {_is_none_of('self.training.objective', _WITHOUT_PREFERENCES)}",
         "training.objective is SFTOnly but sft.enabled is false, so that nothing would be trained; change one of them",
-        lambda m: m.sft.enabled or m.training.objective is not Objective.SFT_ONLY,
+        lambda m: m.sft.enabled or m.training.objective.form is not None,
     ),
     Rule(
         (ExperimentSpec,),
-        "self.sampling.samplesPerPrompt >= 2 || self.training.objective == 'SFTOnly'",
+        f"self.sampling.samplesPerPrompt >= 2 || {_NO_PREFERENCES}",
         "sampling.samplesPerPrompt is 1, so that the target's responses make no pair; set it to 2 or more",
-        lambda m: m.sampling.samples_per_prompt >= 2 or m.training.objective is Objective.SFT_ONLY,
+        lambda m: m.sampling.samples_per_prompt >= 2 or m.training.objective.form is None,
     ),
     Rule(
         (ExperimentSpec,),
-        "self.sampling.temperature > 0.0 || self.training.objective == 'SFTOnly'",
+        f"self.sampling.temperature > 0.0 || {_NO_PREFERENCES}",
         "sampling.temperature is 0, so that the target's responses to a prompt are equal and make no pair; raise it",
-        lambda m: m.sampling.temperature > 0 or m.training.objective is Objective.SFT_ONLY,
+        lambda m: m.sampling.temperature > 0 or m.training.objective.form is None,
     ),
     Rule(
         (ExperimentSpec,),
-        "!self.curation.requireSourceBetter || self.training.objective.startsWith('WRPO-')",
+        f"!self.curation.requireSourceBetter || {_is_one_of('self.training.objective', _WITH_SOURCE)}",
         "curation.requireSourceBetter compares with source responses, which only the WRPO objectives use; set it to "
         "false or choose a WRPO objective",
-        lambda m: not m.curation.require_source_better or m.training.objective in WRPO_FORMS,
+        lambda m: not m.curation.require_source_better or m.training.objective.has_source,
     ),
     Rule(
         (ExperimentSpec,),
-        "self.curation.pairing == 'WRPO' || self.training.objective in ['DPO', 'SimPO', 'IPO', 'SFTOnly']",
+        f"self.curation.pairing == 'WRPO' || {_is_one_of('self.training.objective', _WITHOUT_SOURCE)}",
         "curation.pairing WithinSource and BestWorst give pairs, and the WRPO objectives need triples; choose pairing "
-        "WRPO, or objective DPO, SimPO or IPO",
-        lambda m: m.curation.pairing == "WRPO" or m.training.objective not in WRPO_FORMS,
+        f"WRPO, or objective {listed(objectives_of_pairs(), 'or')}",
+        lambda m: m.curation.pairing == "WRPO" or not m.training.objective.has_source,
     ),
     Rule(
         (ExperimentSpec,),

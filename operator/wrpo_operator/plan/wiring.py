@@ -20,7 +20,6 @@ from wrpo_engine.config import (
     ReportParams,
 )
 from wrpo_operator.api.names import MAIN_REWARD, REWARD_SEPARATOR, TARGET
-from wrpo_operator.api.rules import WRPO_FORMS
 from wrpo_operator.api.sections import PinnedModel, RewardProvider, Source
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan import params
@@ -133,7 +132,7 @@ def curate_triples(graph: Graph) -> None:
         drop_duplicates=spec.curation.drop_duplicates,
         require_source_better=spec.curation.require_source_better,
         on_tie=spec.curation.on_tie,
-        needs_source=spec.training.objective in WRPO_FORMS,
+        needs_source=spec.training.objective.has_source,
         **params.curation(spec),
     )
     names = (*(_sources(graph) if _triples_use_sources(spec) else ()), TARGET)
@@ -232,7 +231,7 @@ def _trains(spec: ExperimentSpec) -> bool:
 
 def _triples_use_sources(spec: ExperimentSpec) -> bool:
     paired = _trains(spec) and spec.curation.pairing != "WRPO"
-    return paired or spec.training.objective in WRPO_FORMS
+    return paired or spec.training.objective.has_source
 
 
 def _prepare(spec: ExperimentSpec) -> PrepareParams:

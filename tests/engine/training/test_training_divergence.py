@@ -75,7 +75,13 @@ def test_every_objectives_rewards_are_read_as_nats_per_token(settings: dict[str,
 
 def test_simpo_compares_with_its_own_first_step() -> None:
     rows = [
-        {"margin": 0.1 * step, "logps_chosen": -20.0 * (2 + 0.3 * step), "lengths_chosen": 20.0} for step in range(12)
+        {
+            "margin": 0.1 * step,
+            "rewards_chosen": -0.1 * (2 + 0.3 * step),
+            "logps_chosen": -20.0 * (2 + 0.3 * step),
+            "lengths_chosen": 20.0,
+        }
+        for step in range(12)
     ]
     assert observed(RewardDivergence(params(objective="SimPO")), rows) == [0.0] * 9 + [1.0] * 3
 

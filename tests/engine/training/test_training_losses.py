@@ -1,8 +1,10 @@
-"""The objectives: golden values, identities and laws (wrpo.md)."""
+"""The objectives: golden values, identities and laws, of the code that the trainer calls."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,19 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wrpo_engine.training.losses import (
-    PerResponse,
-    dpo_loss,
-    dpo_rewards,
-    ipo_loss,
-    logistic_loss,
-    nll,
-    simpo_loss,
-    weighted_margin,
-    wrpo_dpo_loss,
-    wrpo_ipo_loss,
-    wrpo_simpo_loss,
-)
+from wrpo_engine.config import TrainParams
+from wrpo_engine.training.losses import PerResponse, log_ratios, logistic_loss, nll, weighted_margin
+from wrpo_engine.training.objective import ObjectiveTerms, preference_objective
 
 
 def _tensor(values: object) -> Tensor:
@@ -42,10 +34,6 @@ LENGTHS = PerResponse(
     preferred=_tensor([[8, 6], [16, 12], [5, 9]]),
     rejected=_tensor([7, 20, 4]),
 )
-TARGET_POLICY = PerResponse(preferred=POLICY.preferred[:, 1:], rejected=POLICY.rejected)
-TARGET_REFERENCE = PerResponse(preferred=REFERENCE.preferred[:, 1:], rejected=REFERENCE.rejected)
-SOURCE_POLICY = PerResponse(preferred=POLICY.preferred[:, :1], rejected=POLICY.rejected)
-SOURCE_REFERENCE = PerResponse(preferred=REFERENCE.preferred[:, :1], rejected=REFERENCE.rejected)
 
 WRPO_DPO = {
     "a quarter from the source": (0.25, [0.6037852895555947, 0.6623853823577756, 0.690027063364498]),
@@ -59,71 +47,86 @@ def _close(actual: Tensor, expected: list[float] | Tensor) -> None:
     torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-12)
 
 
+def terms(
+    objective: str,
+    policy: PerResponse = POLICY,
+    reference: PerResponse | None = REFERENCE,
+    lengths: PerResponse = LENGTHS,
+    *,
+    alpha: float = 0.0,
+    weights: Sequence[float] | None = None,
+    **settings: Any,
+) -> ObjectiveTerms:
+    """What a step of training computes; `weights` for other numbers of preferred responses than one row has."""
+    params = TrainParams.model_validate({"model": {"name": "/m"}, "objective": objective, **settings})
+    built = preference_objective(params)
+    given_weights = built.weights(alpha) if weights is None else weights
+    return built.terms(policy, reference if built.needs_reference else None, lengths, weights=given_weights)
+
+
+def column(values: PerResponse, place: int) -> PerResponse:
+    return PerResponse(preferred=values.preferred[:, [place]], rejected=values.rejected)
+
+
 @pytest.mark.parametrize(("alpha", "expected"), WRPO_DPO.values(), ids=WRPO_DPO.keys())
 def test_wrpo_dpo_equals_the_released_code(alpha: float, expected: list[float]) -> None:
-    _close(wrpo_dpo_loss(POLICY, REFERENCE, alpha=alpha, beta=0.1), expected)
+    _close(terms("WRPO-DPO", alpha=alpha, beta=0.1).loss, expected)
 
 
 def test_wrpo_dpo_with_the_published_beta_equals_the_released_code() -> None:
-    loss = wrpo_dpo_loss(POLICY, REFERENCE, alpha=0.1, beta=0.01).mean()
-    assert loss.item() == pytest.approx(0.6887033288596882, abs=1e-12)
+    assert terms("WRPO-DPO", alpha=0.1, beta=0.01).loss.mean().item() == pytest.approx(0.6887033288596882, abs=1e-12)
 
 
 def test_label_smoothing_equals_the_released_code() -> None:
-    loss = wrpo_dpo_loss(POLICY, REFERENCE, alpha=0.25, beta=0.1, label_smoothing=0.1).mean()
-    assert loss.item() == pytest.approx(0.6606075784259561, abs=1e-12)
+    loss = terms("WRPO-DPO", alpha=0.25, beta=0.1, label_smoothing=0.1).loss
+    assert loss.mean().item() == pytest.approx(0.6606075784259561, abs=1e-12)
 
 
 def test_wrpo_ipo_on_sums_equals_the_formula() -> None:
-    _close(wrpo_ipo_loss(POLICY, REFERENCE, alpha=0.25, tau=0.1), [9.765625, 19.140625, 24.37890625])
+    _close(terms("WRPO-IPO", alpha=0.25, tau=0.1).loss, [9.765625, 19.140625, 24.37890625])
 
 
 def test_wrpo_simpo_equals_the_formula() -> None:
-    loss = wrpo_simpo_loss(POLICY, LENGTHS, alpha=0.25, beta=2, gamma=0.6)
+    loss = terms("WRPO-SimPO", alpha=0.25, beta=2, gamma=0.6).loss
     _close(loss, [1.1079644700895714, 2.061169197804637, 0.2691251883565682])
 
 
-def test_alpha_0_is_the_baseline_on_the_target_pair_for_every_objective() -> None:
-    lengths = PerResponse(preferred=LENGTHS.preferred[:, 1:], rejected=LENGTHS.rejected)
-    _close(wrpo_dpo_loss(POLICY, REFERENCE, alpha=0, beta=0.1), dpo_loss(TARGET_POLICY, TARGET_REFERENCE, beta=0.1))
-    _close(wrpo_ipo_loss(POLICY, REFERENCE, alpha=0, tau=0.1), ipo_loss(TARGET_POLICY, TARGET_REFERENCE, tau=0.1))
-    _close(
-        wrpo_simpo_loss(POLICY, LENGTHS, alpha=0, beta=2, gamma=0.6),
-        simpo_loss(TARGET_POLICY, lengths, beta=2, gamma=0.6),
-    )
+SETTINGS: dict[str, dict[str, Any]] = {
+    "DPO": {"beta": 0.1},
+    "DPO, length-normalised": {"beta": 3, "length_normalized": True},
+    "DPO, smoothed labels": {"beta": 0.1, "label_smoothing": 0.2},
+    "SimPO": {"beta": 2, "gamma": 0.6},
+    "IPO": {"tau": 0.1},
+    "IPO, mean": {"tau": 0.5, "ipo_mean": True},
+}
 
 
-def test_alpha_1_is_the_baseline_on_the_source_pair_for_every_objective() -> None:
-    lengths = PerResponse(preferred=LENGTHS.preferred[:, :1], rejected=LENGTHS.rejected)
-    _close(wrpo_dpo_loss(POLICY, REFERENCE, alpha=1, beta=0.1), dpo_loss(SOURCE_POLICY, SOURCE_REFERENCE, beta=0.1))
-    _close(wrpo_ipo_loss(POLICY, REFERENCE, alpha=1, tau=0.1), ipo_loss(SOURCE_POLICY, SOURCE_REFERENCE, tau=0.1))
-    _close(
-        wrpo_simpo_loss(POLICY, LENGTHS, alpha=1, beta=2, gamma=0.6),
-        simpo_loss(SOURCE_POLICY, lengths, beta=2, gamma=0.6),
-    )
+@pytest.mark.parametrize(("alpha", "place"), [(1.0, 0), (0.0, 1)], ids=["alpha 1, source pair", "alpha 0, target pair"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_ends_of_alpha_are_the_baseline_on_one_pair(name: str, alpha: float, place: int) -> None:
+    form, settings = name.split(",", maxsplit=1)[0], SETTINGS[name]
+    baseline = terms(form, *(column(values, place) for values in (POLICY, REFERENCE, LENGTHS)), **settings)
+    _close(terms(f"WRPO-{form}", alpha=alpha, **settings).loss, baseline.loss)
 
 
 def test_at_step_0_the_dpo_loss_is_ln_2_and_the_ipo_loss_is_the_target_squared() -> None:
-    _close(wrpo_dpo_loss(REFERENCE, REFERENCE, alpha=0.3, beta=0.1), [math.log(2)] * 3)
-    _close(wrpo_ipo_loss(REFERENCE, REFERENCE, alpha=0.3, tau=0.1), [25.0] * 3)
-    rewards = dpo_rewards(REFERENCE, REFERENCE, beta=0.1)
-    assert weighted_margin(rewards, (0.3, 0.7)).tolist() == [0.0, 0.0, 0.0]
+    dpo = terms("WRPO-DPO", REFERENCE, alpha=0.3, beta=0.1)
+    _close(dpo.loss, [math.log(2)] * 3)
+    assert dpo.margin.tolist() == [0.0, 0.0, 0.0]
+    _close(terms("WRPO-IPO", REFERENCE, alpha=0.3, tau=0.1).loss, [25.0] * 3)
 
 
 def test_length_normalised_dpo_divides_each_log_ratio_by_its_own_length() -> None:
-    loss = wrpo_dpo_loss(POLICY, REFERENCE, alpha=0.25, beta=10, lengths=LENGTHS)
+    loss = terms("WRPO-DPO", alpha=0.25, beta=10, length_normalized=True).loss
     margin = 10 * (0.25 * 2 / 8 + 0.75 * 0.5 / 6 - -1 / 7)
     assert loss[0].item() == pytest.approx(math.log1p(math.exp(-margin)), abs=1e-12)
 
 
 def test_ipo_on_means_divides_each_log_ratio_by_its_own_length() -> None:
-    loss = ipo_loss(
-        TARGET_POLICY,
-        TARGET_REFERENCE,
-        tau=0.5,
-        lengths=PerResponse(preferred=LENGTHS.preferred[:, 1:], rejected=LENGTHS.rejected),
+    pair = (column(values, 1) for values in (POLICY, REFERENCE, LENGTHS))
+    assert terms("IPO", *pair, tau=0.5, ipo_mean=True).loss[0].item() == pytest.approx(
+        (0.5 / 6 + 1 / 7 - 1) ** 2, abs=1e-12
     )
-    assert loss[0].item() == pytest.approx((0.5 / 6 + 1 / 7 - 1) ** 2, abs=1e-12)
 
 
 def test_nll_is_the_mean_over_a_responses_tokens() -> None:
@@ -133,7 +136,7 @@ def test_nll_is_the_mean_over_a_responses_tokens() -> None:
 def test_three_preferred_responses_take_three_weights() -> None:
     policy = PerResponse(preferred=_tensor([[-1.0, -2.0, -3.0]]), rejected=_tensor([-4.0]))
     reference = PerResponse(preferred=_tensor([[-2.0, -2.0, -2.0]]), rejected=_tensor([-2.0]))
-    loss = dpo_loss(policy, reference, beta=1.0, weights=(0.5, 0.3, 0.2))
+    loss = terms("DPO", policy, reference, reference, beta=1.0, weights=(0.5, 0.3, 0.2)).loss
     margin = 0.5 * 1 + 0.3 * 0 + 0.2 * -1 + 2
     assert loss.item() == pytest.approx(math.log1p(math.exp(-margin)), abs=1e-12)
 
@@ -166,6 +169,7 @@ def test_weights_off_the_simplex_are_refused(weights: tuple[float, ...], message
 
 log_probability = st.floats(-200, 0, allow_nan=False)
 triple = st.tuples(log_probability, log_probability, log_probability)
+ONES = PerResponse(preferred=_tensor([[1.0, 1.0]]), rejected=_tensor([1.0]))
 
 
 def _leaf(values: tuple[float, float, float]) -> tuple[PerResponse, Tensor]:
@@ -178,7 +182,7 @@ def test_gradients_of_the_three_log_probs_sum_to_zero_for_dpo(
     policy: tuple[float, float, float], reference: tuple[float, float, float], alpha: float, beta: float
 ) -> None:
     responses, flat = _leaf(policy)
-    wrpo_dpo_loss(responses, _leaf(reference)[0], alpha=alpha, beta=beta).sum().backward()
+    terms("WRPO-DPO", responses, _leaf(reference)[0], ONES, alpha=alpha, beta=beta).loss.sum().backward()
     assert flat.grad is not None
     assert flat.grad.sum().item() == pytest.approx(0, abs=1e-12)
 
@@ -188,7 +192,7 @@ def test_gradients_of_the_three_log_probs_sum_to_zero_for_ipo(
     policy: tuple[float, float, float], reference: tuple[float, float, float], alpha: float, tau: float
 ) -> None:
     responses, flat = _leaf(policy)
-    wrpo_ipo_loss(responses, _leaf(reference)[0], alpha=alpha, tau=tau).sum().backward()
+    terms("WRPO-IPO", responses, _leaf(reference)[0], ONES, alpha=alpha, tau=tau).loss.sum().backward()
     assert flat.grad is not None
     assert flat.grad.sum().item() == pytest.approx(0, abs=1e-9)
 
@@ -199,8 +203,8 @@ def test_equal_source_and_target_responses_make_the_loss_independent_of_alpha(
 ) -> None:
     same_policy = _leaf((policy[0], policy[0], policy[2]))[0]
     same_reference = _leaf((reference[0], reference[0], reference[2]))[0]
-    one = wrpo_dpo_loss(same_policy, same_reference, alpha=alpha, beta=0.1)
-    two = wrpo_dpo_loss(same_policy, same_reference, alpha=other, beta=0.1)
+    one = terms("WRPO-DPO", same_policy, same_reference, ONES, alpha=alpha, beta=0.1).loss
+    two = terms("WRPO-DPO", same_policy, same_reference, ONES, alpha=other, beta=0.1).loss
     assert one.item() == pytest.approx(two.item(), abs=1e-9)
 
 
@@ -228,11 +232,12 @@ def weighted_rows(draw: st.DrawFn) -> tuple[PerResponse, PerResponse, list[float
 
 def _losses(policy: PerResponse, reference: PerResponse, weights: list[float]) -> list[float]:
     lengths = PerResponse(preferred=1 - policy.preferred.round(), rejected=1 - policy.rejected.round())
-    return [
-        dpo_loss(policy, reference, beta=0.1, weights=weights).item(),
-        ipo_loss(policy, reference, tau=0.1, weights=weights).item(),
-        simpo_loss(policy, lengths, beta=2, gamma=0.6, weights=weights).item(),
+    every = [
+        terms("DPO", policy, reference, lengths, weights=weights, beta=0.1),
+        terms("IPO", policy, reference, lengths, weights=weights, tau=0.1),
+        terms("SimPO", policy, reference, lengths, weights=weights, beta=2, gamma=0.6),
     ]
+    return [each.loss.item() for each in every]
 
 
 def _chosen(values: PerResponse, columns: list[int]) -> PerResponse:
@@ -276,7 +281,8 @@ def test_the_gradients_of_k_preferred_responses_are_in_proportion_to_their_weigh
     policy, reference, weights, _ = row
     preferred = policy.preferred.clone().requires_grad_()
     rejected = policy.rejected.clone().requires_grad_()
-    dpo_loss(PerResponse(preferred=preferred, rejected=rejected), reference, beta=0.1, weights=weights).sum().backward()
+    responses = PerResponse(preferred=preferred, rejected=rejected)
+    terms("DPO", responses, reference, policy, beta=0.1, weights=weights).loss.sum().backward()
     assert preferred.grad is not None
     assert rejected.grad is not None
     expected = [-weight * rejected.grad.item() for weight in weights]
@@ -285,7 +291,7 @@ def test_the_gradients_of_k_preferred_responses_are_in_proportion_to_their_weigh
 
 def test_policy_and_reference_of_two_shapes_are_refused_though_they_would_broadcast() -> None:
     with pytest.raises(ValueError, match=r"^policy and reference must have one shape; got \(3, 2\) and \(3, 1\)$"):
-        dpo_rewards(POLICY, TARGET_REFERENCE, beta=1.0)
+        log_ratios(POLICY, column(REFERENCE, 1))
 
 
 def test_label_smoothing_of_one_is_the_loss_of_the_swapped_pair() -> None:

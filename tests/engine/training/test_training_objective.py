@@ -1,4 +1,4 @@
-"""Settings that cannot take effect are errors, and each objective calls its own loss."""
+"""Settings that cannot take effect are errors, and each objective has the loss of its formula."""
 
 from __future__ import annotations
 
@@ -7,19 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from wrpo_engine.config import ModelRef, TrainParams
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.training.losses import (
-    PerResponse,
-    dpo_loss,
-    ipo_loss,
-    nll,
-    simpo_loss,
-    wrpo_dpo_loss,
-    wrpo_ipo_loss,
-    wrpo_simpo_loss,
-)
+from wrpo_engine.training.losses import PerResponse
 from wrpo_engine.training.objective import preference_objective
 
 
@@ -94,28 +86,47 @@ def _column(values: PerResponse) -> PerResponse:
 
 ONE = (_column(POLICY), _column(REFERENCE), _column(LENGTHS))
 TWO = (POLICY, REFERENCE, LENGTHS)
+RATIOS = (POLICY.preferred - REFERENCE.preferred, POLICY.rejected - REFERENCE.rejected)
+MEAN_RATIOS = (RATIOS[0] / LENGTHS.preferred, RATIOS[1] / LENGTHS.rejected)
+MEAN_LOGPS = (POLICY.preferred / LENGTHS.preferred, POLICY.rejected / LENGTHS.rejected)
+
+
+def weighted(values: tuple[Tensor, Tensor], alpha: float = 0.2) -> Tensor:
+    """a * v(y_ws) + (1 - a) * v(y_wt) - v(y_l)."""
+    preferred, rejected = values
+    return alpha * preferred[:, 0] + (1 - alpha) * preferred[:, 1] - rejected
+
+
+def first(values: tuple[Tensor, Tensor]) -> Tensor:
+    """v(y_w) - v(y_l) of the first column."""
+    return values[0][:, 0] - values[1]
+
+
+def minus_log_sigmoid(logits: Tensor) -> Tensor:
+    return torch.log1p(torch.exp(-logits))
+
+
 OBJECTIVES = {
     "WRPO-DPO": (
         {"beta": 0.3, "label_smoothing": 0.1},
         TWO,
-        wrpo_dpo_loss(POLICY, REFERENCE, alpha=0.2, beta=0.3, label_smoothing=0.1),
+        0.9 * minus_log_sigmoid(0.3 * weighted(RATIOS)) + 0.1 * minus_log_sigmoid(-0.3 * weighted(RATIOS)),
     ),
     "WRPO-DPO, length-normalised": (
         {"beta": 3, "length_normalized": True},
         TWO,
-        wrpo_dpo_loss(POLICY, REFERENCE, alpha=0.2, beta=3, lengths=LENGTHS),
+        minus_log_sigmoid(3 * weighted(MEAN_RATIOS)),
     ),
-    "WRPO-SimPO": ({"beta": 2, "gamma": 0.6}, TWO, wrpo_simpo_loss(POLICY, LENGTHS, alpha=0.2, beta=2, gamma=0.6)),
-    "WRPO-IPO": ({"tau": 0.5}, TWO, wrpo_ipo_loss(POLICY, REFERENCE, alpha=0.2, tau=0.5)),
-    "WRPO-IPO, mean": ({"ipo_mean": True}, TWO, wrpo_ipo_loss(POLICY, REFERENCE, alpha=0.2, tau=0.1, lengths=LENGTHS)),
-    "DPO": ({"beta": 0.3}, ONE, dpo_loss(ONE[0], ONE[1], beta=0.3)),
-    "SimPO": ({"beta": 2, "gamma": 0.6}, ONE, simpo_loss(ONE[0], ONE[2], beta=2, gamma=0.6)),
-    "IPO": ({"tau": 0.5}, ONE, ipo_loss(ONE[0], ONE[1], tau=0.5)),
+    "WRPO-SimPO": ({"beta": 2, "gamma": 0.6}, TWO, minus_log_sigmoid(2 * weighted(MEAN_LOGPS) - 0.6)),
+    "WRPO-IPO": ({"tau": 0.5}, TWO, (weighted(RATIOS) - 1) ** 2),
+    "WRPO-IPO, mean": ({"ipo_mean": True}, TWO, (weighted(MEAN_RATIOS) - 5) ** 2),
+    "DPO": ({"beta": 0.3}, ONE, minus_log_sigmoid(0.3 * first(RATIOS))),
+    "SimPO": ({"beta": 2, "gamma": 0.6}, ONE, minus_log_sigmoid(2 * first(MEAN_LOGPS) - 0.6)),
+    "IPO": ({"tau": 0.5}, ONE, (first(RATIOS) - 1) ** 2),
     "WRPO-DPO with NLL": (
         {"nll_weight": 0.5},
         TWO,
-        wrpo_dpo_loss(POLICY, REFERENCE, alpha=0.2, beta=0.01)
-        + 0.5 * nll(POLICY.preferred[:, 0], LENGTHS.preferred[:, 0]),
+        minus_log_sigmoid(0.01 * weighted(RATIOS)) - 0.5 * MEAN_LOGPS[0][:, 0],
     ),
 }
 
@@ -125,9 +136,9 @@ def test_a_configuration_trains_with_its_own_loss(name: str) -> None:
     settings, (policy, reference, lengths), expected = OBJECTIVES[name]
     objective = preference_objective(params(objective=re.split(",| with", name)[0], **settings))
     given = reference if objective.needs_reference else None
-    terms = objective(policy, given, lengths, alpha=0.2)
+    terms = objective.terms(policy, given, lengths, weights=objective.weights(0.2))
     torch.testing.assert_close(terms.loss, expected, rtol=0, atol=1e-12)
-    assert objective.num_preferred == policy.preferred.shape[1]
+    assert len(objective.preferred) == policy.preferred.shape[1]
 
 
 def test_simpo_needs_no_reference_and_the_others_do() -> None:
@@ -146,7 +157,7 @@ def test_an_objective_without_the_reference_it_needs_is_refused() -> None:
 def test_what_is_logged_are_the_rewards_and_the_margin_of_the_loss_without_gradients() -> None:
     objective = preference_objective(params(objective="WRPO-DPO", beta=0.3))
     policy = PerResponse(preferred=POLICY.preferred.clone().requires_grad_(), rejected=POLICY.rejected)
-    terms = objective(policy, REFERENCE, LENGTHS, alpha=0.2)
+    terms = objective.terms(policy, REFERENCE, LENGTHS, weights=objective.weights(0.2))
     preferred = 0.3 * (POLICY.preferred - REFERENCE.preferred)
     rejected = 0.3 * (POLICY.rejected - REFERENCE.rejected)
     torch.testing.assert_close(terms.rewards.preferred, preferred, rtol=0, atol=1e-12)
