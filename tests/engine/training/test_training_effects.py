@@ -82,3 +82,9 @@ def test_defaults_in_a_configuration_that_was_written_out_whole_are_nobodys_choi
         check(params, Runtime.model_validate({**written_runtime, "micro_batch_tokens": 16}))
     with pytest.raises(ConfigError, match=r"training\.maxLength is 9:"):
         check(TrainParams.model_validate({**written, "max_length": 9}), runtime)
+
+
+def test_settings_of_two_objectives_are_still_somebodys_choice() -> None:
+    """Only a program writes the settings of all objectives."""
+    with pytest.raises(ConfigError, match=r"^training\.gamma is 0\.0: it has no effect with objective WRPO-IPO"):
+        preference_objective(TrainParams.model_validate({**MODEL, "objective": "WRPO-IPO", "gamma": 0.0, "tau": 0.1}))
