@@ -31,25 +31,35 @@ def decode(data: bytes, on_cut: Callable[[], None] = lambda: None) -> Any:
 
     `on_cut` is called for each part that nested too deep and was left out.
     """
+    return decode_exactly(data, on_cut)[0]
+
+
+def decode_exactly(data: bytes, on_cut: Callable[[], None] = lambda: None) -> tuple[Any, bool]:
+    """Return the same, and whether it is all that the text says: then any JSON reader takes the text."""
     try:
-        return from_json(data)
+        return from_json(data), True
     except ValueError:
         pass
     try:
         value = json.loads(cut_depth(data, on_cut=on_cut), parse_int=_integer)
         # Half of a surrogate pair is no character: nothing could send it on.
-        return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+        return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")), False
     except ValueError as error:
         raise UndecodableError(f"no JSON: {error}") from error
 
 
-def is_plain(data: bytes) -> bool:
-    """Whether any JSON reader takes the text."""
-    try:
-        from_json(data)
-    except ValueError:
-        return False
-    return True
+def is_object(value: Any) -> bool:
+    """Whether a decoded value can be an object of the API."""
+    return isinstance(value, dict) and isinstance(value.get("metadata"), dict)
+
+
+def objects_in(answer: Any, on_cut: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+    """Return the objects of a list; `on_cut` is called for each item that is none."""
+    items = answer.get("items") if isinstance(answer, dict) else None
+    found = [item for item in items if is_object(item)] if isinstance(items, list) else []
+    for _ in range(len(items) - len(found) if isinstance(items, list) else 0):
+        on_cut()
+    return found
 
 
 def encode(value: Any) -> bytes:

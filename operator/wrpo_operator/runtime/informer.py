@@ -241,6 +241,8 @@ class Informer:
         pages = self._client.pages(resource, self._settings.namespace, label_selector=selector_of(resource))
         async for page in pages:
             took_s, version = self._monotonic() - began, page.version
+            for _ in range(page.num_cut):
+                self._on_cut(resource.plural)
             for obj in page.items:
                 listed.add((namespace_of(obj), name_of(obj)))
                 if self._store.upsert(resource, obj):

@@ -12,6 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlencode
@@ -22,7 +23,7 @@ from kubernetes.aio import config as kube_config
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 
-from wrpo_operator.runtime.decode import UndecodableError, decode, encode
+from wrpo_operator.runtime.decode import UndecodableError, decode, encode, objects_in
 from wrpo_operator.runtime.errors import KubeError, NoConnectionError, refusal, transport_error
 from wrpo_operator.runtime.paging import Pager
 from wrpo_operator.runtime.resources import JsonObject, Resource, name_of, namespace_of
@@ -48,6 +49,8 @@ class Page:
     """The list's resourceVersion, the same for all its pages."""
     more: str = ""
     """Where the next page begins; empty on the last one."""
+    num_cut: int = 0
+    """Parts of objects that nest too deep and items that are no objects: they are left out."""
 
 
 class KubeClient(Protocol):
@@ -193,15 +196,20 @@ class HttpKube:
         # Taken out while it is used: of two lists at once the other begins carefully.
         pager = self._pagers.pop((resource, namespace), None) or Pager()
         sizes: list[int] = []
+        cuts: list[str] = []
+        on_cut = partial(cuts.append, resource.plural)
         kind = {"apiVersion": resource.api_version, "kind": resource.kind}
         while True:
             query["limit"] = str(pager.limit)
-            answer = await self.request("GET", resource.path(namespace), query=query, on_size=sizes.append)
+            cuts.clear()
+            answer = await self.request(
+                "GET", resource.path(namespace), query=query, on_size=sizes.append, on_cut=on_cut
+            )
             metadata = answer.get("metadata") or {}
-            items = [{**item, **kind} for item in answer.get("items") or []]
+            items = [{**item, **kind} for item in objects_in(answer, on_cut)]
             more = str(metadata.get("continue") or "")
             pager.read(len(items), sizes.pop())
-            yield Page(items, str(metadata.get("resourceVersion", "")), more)
+            yield Page(items, str(metadata.get("resourceVersion", "")), more, len(cuts))
             if not more:
                 pager.begin()
                 self._pagers[resource, namespace] = pager
@@ -268,8 +276,12 @@ class HttpKube:
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",
         on_size: Callable[[int], None] = lambda _size: None,
+        on_cut: Callable[[], None] = lambda: None,
     ) -> JsonObject:
-        """Send one request and return the decoded answer; `on_size` is told how many bytes it had."""
+        """Send one request and return the decoded answer.
+
+        `on_size` receives its number of bytes; `on_cut` is called for each part that nests too deep.
+        """
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
         async with self._answer(method, path, body, query, content_type, timeout) as response:
             data = await response.read()
@@ -277,7 +289,7 @@ class HttpKube:
             raise refusal(method, path, response, data)
         on_size(len(data))
         try:
-            answer = decode(data) if data else {}
+            answer = decode(data, on_cut) if data else {}
         except UndecodableError as error:
             raise KubeError(0, "Undecodable", f"the answer is {error}", request=f"{method} {path}") from error
         return answer if isinstance(answer, dict) else {}

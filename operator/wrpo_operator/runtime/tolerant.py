@@ -15,7 +15,7 @@ from typing import Any, cast
 import aiohttp
 from aiohttp.connector import Connection
 
-from wrpo_operator.runtime.decode import UndecodableError, decode, encode, is_plain
+from wrpo_operator.runtime.decode import UndecodableError, decode, decode_exactly, encode, is_object, objects_in
 
 log = logging.getLogger(__name__)
 FATAL = frozenset({401, 404, 410})
@@ -33,23 +33,22 @@ def watch_line(line: bytes, on_cut: Callable[[], None] = lambda: None) -> bytes:
     `on_cut` is called for what is left out of an event, and for an event that is left out.
     An error within a watch becomes 410, so that the watch begins again with a list.
     """
-    if line.startswith(b'{"type":"') and b'"ERROR"' not in line[:64] and is_plain(line):
-        return line
     try:
-        event = decode(line, on_cut)
+        event, is_plain = decode_exactly(line, on_cut)
     except UndecodableError as error:
         log.warning("a watch event is left out, because it is %s", error)
         on_cut()
         return b""
-    if not isinstance(event, dict) or not isinstance(event.get("object"), dict):
-        log.warning("a watch event is left out, because it has no object")
+    kind, obj = (event.get("type"), event.get("object")) if isinstance(event, dict) else (None, None)
+    if kind == "ERROR" and isinstance(obj, dict):
+        if obj.get("code") != 410:
+            log.warning("a watch begins again: %s", str(obj.get("message"))[:500])
+        return GONE
+    if not isinstance(kind, str) or not is_object(obj):
+        log.warning("a watch event is left out, because it has no type or no object")
         on_cut()
         return b""
-    if event.get("type") == "ERROR":
-        if event["object"].get("code") != 410:
-            log.warning("a watch begins again: %s", str(event["object"].get("message"))[:500])
-        return GONE
-    return encode(event)
+    return line if is_plain else encode(event)
 
 
 class _Lines:
@@ -105,8 +104,13 @@ class TolerantResponse(aiohttp.ClientResponse):
         """Decode a whole answer, e.g. a list."""
         del encoding, loads, content_type
         try:
-            return decode(await self.read(), self._cut)
+            answer = decode(await self.read(), self._cut)
         except UndecodableError as error:
             if self.status >= 400:
                 raise json.JSONDecodeError(str(error), "", 0) from error
             raise RefusedError(f"the answer of {self.url.path} is {error}") from error
+        return {**answer, "items": objects_in(answer, self._cut)} if _is_list(answer) else answer
+
+
+def _is_list(answer: Any) -> bool:
+    return isinstance(answer, dict) and "items" in answer

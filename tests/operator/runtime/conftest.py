@@ -33,6 +33,8 @@ class FakeKube:
         self.objects: dict[tuple[Resource, str, str], JsonObject] = {}
         self.calls: list[tuple[str, str, str]] = []
         self.fail: dict[tuple[str, str], KubeError] = {}
+        self.cut: dict[str, int] = {}
+        """Plural -> parts of a list that could not be read."""
         self.reviews: list[JsonObject] = []
         self.review_answer: JsonObject = {"authenticated": False}
         self._versions = itertools.count(1)
@@ -84,7 +86,7 @@ class FakeKube:
         version, half = str(next(self._versions)), len(items) // 2
         if half:
             yield Page(items[:half], version, more="the rest")
-        yield Page(items[half:], version)
+        yield Page(items[half:], version, num_cut=self.cut.get(resource.plural, 0))
 
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject:
         self._call("create", resource, name_of(body))

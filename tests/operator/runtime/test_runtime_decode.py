@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from wrpo_operator.api.depth import MAX_DEPTH as SPEC_DEPTH
 from wrpo_operator.api.spec import SpecError, parse_spec
-from wrpo_operator.runtime.decode import MAX_DEPTH, UndecodableError, cut_depth, decode, encode, is_plain
-from wrpo_operator.runtime.tolerant import GONE, watch_line
+from wrpo_operator.runtime.decode import MAX_DEPTH, UndecodableError, cut_depth, decode, encode, objects_in
+from wrpo_operator.runtime.tolerant import GONE, TolerantResponse, watch_line
 
 
 def nested(depth: int, kind: str = "object") -> bytes:
@@ -100,7 +104,6 @@ def test_a_watch_event_stays_as_it_is_unless_it_is_too_deep() -> None:
     assert watch_line(plain) == plain
     deep = b'{"type":"ADDED","object":{"metadata":{"name":"a"},"spec":' + nested(1_500) + b"}}"
     line = watch_line(deep)
-    assert is_plain(line)
     assert json.loads(line)["object"]["metadata"] == {"name": "a"}
 
 
@@ -110,6 +113,69 @@ def test_an_error_within_a_watch_becomes_one_that_begins_the_watch_again() -> No
         assert watch_line(json.dumps(error, separators=(",", ":")).encode()) == GONE
 
 
-@pytest.mark.parametrize("event", [b"[]", b"1", b'{"type":"ERROR"}', b'{"type":"ERROR","object":[]}'])
-def test_an_event_without_an_object_is_left_out(event: bytes) -> None:
-    assert watch_line(event) == b""
+NO_EVENTS = (
+    b"[]",
+    b"1",
+    b'{"type":"ERROR"}',
+    b'{"type":"ERROR","object":[]}',
+    b'{"type":"ADDED","object":7}',
+    b'{"type":"ADDED"}',
+    b'{"type":"MODIFIED","object":null}',
+    b'{"type":"DELETED","object":{}}',
+    b'{"type":"ADDED","object":{"metadata":null}}',
+    b'{"type":"ADDED","object":{"metadata":{}},"object":[]}',
+    b'{"object":{"metadata":{"name":"a"}}}',
+    b'{"type":null,"object":{"metadata":{"name":"a"}}}',
+    b'{"type":"ADDED","object":' + nested(1_500, "list") + b"}",
+)
+
+
+@pytest.mark.parametrize("event", NO_EVENTS)
+def test_an_event_without_type_or_object_is_left_out_and_counted(event: bytes) -> None:
+    cuts: list[str] = []
+    assert watch_line(event, lambda: cuts.append("cut")) == b""
+    assert cuts == ["cut"] * (2 if b"[[" in event else 1)
+
+
+@pytest.mark.parametrize("kind", ["ADDED", "MODIFIED", "DELETED", "BOOKMARK"])
+def test_an_error_is_known_by_its_type_alone(kind: str) -> None:
+    event = {"type": kind, "object": {"metadata": {"name": "ERROR"}, "kind": "Status", "code": 410}}
+    text = json.dumps(event).encode()
+    assert watch_line(text) == text
+    late = b'{"object":{"code":410},"type":"ERROR"}'
+    assert watch_line(late) == GONE
+
+
+def test_items_of_a_list_that_are_no_objects_are_left_out_and_counted() -> None:
+    cuts: list[str] = []
+    items = [{"metadata": {"name": "a"}}, 7, None, [], {}, {"metadata": 1}, {"metadata": {"name": "b"}}]
+    assert objects_in({"items": items}, lambda: cuts.append("cut")) == [items[0], items[-1]]
+    assert len(cuts) == 5
+    for answer in ({}, {"items": None}, {"items": 7}, [], None):
+        assert objects_in(answer, pytest.fail) == []  # type: ignore[arg-type]
+
+
+def test_a_list_that_kopf_reads_has_objects_only() -> None:
+    cuts: list[str] = []
+
+    class Response(TolerantResponse):
+        on_cut = staticmethod(cuts.append)
+
+    async def read() -> tuple[Any, Any]:
+        items = [{"metadata": {"name": "a"}}, 7, {"spec": {}}]
+        answers = {"/pods": {"metadata": {"resourceVersion": "1"}, "items": items}, "/api": {"versions": ["v1"]}}
+
+        async def handle(request: web.Request) -> web.Response:
+            return web.json_response(answers[request.path])
+
+        app = web.Application()
+        app.router.add_get("/{tail:.*}", handle)
+        async with TestServer(app) as server, aiohttp.ClientSession(response_class=Response) as session:
+            pods, api = [await session.get(server.make_url(path)) for path in answers]
+            return await pods.json(), await api.json()
+
+    assert asyncio.run(read()) == (
+        {"metadata": {"resourceVersion": "1"}, "items": [{"metadata": {"name": "a"}}]},
+        {"versions": ["v1"]},
+    )
+    assert cuts == ["pods"] * 2

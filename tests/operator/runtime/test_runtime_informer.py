@@ -256,3 +256,15 @@ def test_what_takes_long_to_list_is_audited_seldomer(world: World, monkeypatch: 
 
     world.run(script)
     assert pauses[:2] == [0.02, module.LONGEST_PAUSE_S]
+
+
+def test_what_is_left_out_of_the_informers_own_lists_is_counted_by_resource(world: World) -> None:
+    cuts: list[str] = []
+    world.kube.cut = {"wrpoexperiments": 2}
+
+    async def script() -> None:
+        world.informer._on_cut = cuts.append
+        await until(lambda: len(cuts) >= 4)
+
+    world.run(script)
+    assert set(cuts) == {"wrpoexperiments"}

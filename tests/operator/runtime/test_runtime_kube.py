@@ -119,6 +119,23 @@ def test_pages_come_one_by_one_with_the_lists_version(tmp_path: Path) -> None:
     assert requests == [1, 2]
 
 
+def test_a_page_counts_what_is_left_out_of_it(tmp_path: Path) -> None:
+    deep = '{"a":' * 300 + "1" + "}" * 300
+    text = f'{{"metadata":{{"continue":"x"}},"items":[{{"metadata":{{"name":"a"}},"spec":{deep}}},7,{{}}]}}'
+    server = Server(
+        web.Response(text=text, content_type="application/json"), answer({"items": [{"metadata": {"name": "b"}}]})
+    )
+
+    async def read(client: HttpKube) -> list[Page]:
+        return [page async for page in client.pages(JOBS, "ns")]
+
+    pages = talk(server, read, tmp_path)
+    assert [([item["metadata"]["name"] for item in page.items], page.num_cut) for page in pages] == [
+        (["a"], 3),
+        (["b"], 0),
+    ]
+
+
 def test_a_refusal_carries_the_servers_words_code_and_pause(tmp_path: Path) -> None:
     status = {"kind": "Status", "message": "slow down", "reason": "TooManyRequests", "code": 429}
     server = Server(answer(status, 429, **{"Retry-After": "3"}))
