@@ -14,7 +14,6 @@ Where things are mounted is the pod's business and comes by environment, not by 
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator

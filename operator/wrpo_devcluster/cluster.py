@@ -44,6 +44,7 @@ from wrpo_devcluster.kubelet.names import NameService, install_tools
 from wrpo_devcluster.kubelet.process import ProcessRuntime
 from wrpo_devcluster.kubelet.proxy import ServiceProxy
 from wrpo_devcluster.kubelet.simulated import SimulatedRuntime
+from wrpo_devcluster.rbac_delay import rbac_delay_middleware
 from wrpo_devcluster.scheduler.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -211,6 +212,7 @@ class Cluster:
         app = self.api.app()
         injection = FaultInjection(self.faults, self.client, self.clock, self.api.close_watches)
         app.middlewares.insert(0, delays_middleware(self.config.delays, self.api.count_events, self.clock))
+        app.middlewares.insert(0, rbac_delay_middleware(self.config.rbac_delay_s, self.admin_token, self.clock))
         app.middlewares.insert(0, faults_middleware(injection, self.admin_token))
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()

@@ -46,6 +46,8 @@ class ClusterConfig:
     """Variables that every container gets, before its own."""
     crd_status_delay_s: float = 0.0
     """How long a new CRD has no conditions and is not served; real servers take up to some seconds."""
+    rbac_delay_s: float = 0.0
+    """How long after a start all but administrators are refused with 403; real servers load roles in about a second."""
     backoff_scale: float = 1.0
     """Factor on crash-loop, image-pull and Job backoffs."""
     volume_refresh_s: float = 5.0

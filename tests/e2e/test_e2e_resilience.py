@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 from e2e_support import EXTERNAL, Kube, experiment, wait_until
 
 from wrpo_devcluster import lifecycle
+from wrpo_devcluster.config import load_config, save_config
+from wrpo_devcluster.rbac_delay import MESSAGE
 from wrpo_operator.cli.install import CHECKOUT
 
 pytestmark = pytest.mark.cluster
@@ -33,16 +36,27 @@ def test_a_killed_operator_goes_on_without_doing_anything_twice(kube: Kube) -> N
 
 @embedded_only
 def test_a_killed_control_plane_goes_on_without_doing_anything_twice(kube: Kube) -> None:
+    """Its first answers after the restart are 403, as those of real servers that have not loaded RBAC yet."""
     assert kube.state_dir is not None
+    before = kube.restarts()
     kube.apply(experiment("cp-killed", **kube.behave(slow="sample/a:6")))
     kube.wait_stage("cp-killed", "sample/a", "Running")
     pid = lifecycle.status(kube.state_dir).pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     wait_until("the control plane is dead", lambda: not lifecycle.status(kube.state_dir).is_running)
-    lifecycle.up(kube.state_dir)
+    config = load_config(kube.state_dir)
+    assert config is not None
+    lifecycle.up(kube.state_dir, config=replace(config, rbac_delay_s=3.0))
+    save_config(config)
     kube.wait_phase("cp-killed", "Succeeded", 120)
+    assert MESSAGE in kube.operator_log()
+    assert kube.restarts() == before
     assert_no_duplicates(kube, "cp-killed")
+    assert {stage: kube.runs_of("cp-killed", stage) for stage in ("prepare", "sample/a")} == {
+        "prepare": 1,
+        "sample/a": 1,
+    }
 
 
 def test_without_the_training_crd_the_experiment_waits_and_says_so_and_goes_on_once_it_is_there(kube: Kube) -> None:
