@@ -30,6 +30,8 @@ RULES = ROOT / ".vale" / "styles" / "WRPO"
 CODE = "\N{REPLACEMENT CHARACTER}"
 """Stands in for inline code, which is not checked but counts as a word."""
 
+GENERATED = re.compile(r"<!-- (?P<name>[a-z-]+) -->.*?<!-- /(?P=name) -->", re.DOTALL)
+"""A part of a page that a program writes."""
 SENTENCE = re.compile(r"[^.!?:;]+(?:[.!?:;](?!\s|$)[^.!?:;]*)*")
 INLINE_CODE = re.compile(r"``.+?``|`[^`\n]*`", re.DOTALL)
 
@@ -112,10 +114,11 @@ def read_rules(directory: Path = RULES) -> tuple[Rule, ...]:
 
 
 def markdown_passages(text: str) -> Iterator[Passage]:
-    """Yield paragraphs, list items, headings and table cells; code and HTML are left out."""
+    """Yield paragraphs, list items, headings and table cells; code, HTML and generated parts are left out."""
     heading = False
     line = 0
-    for token in MarkdownIt("commonmark").enable("table").parse(text):
+    written = GENERATED.sub(lambda part: "\n" * part[0].count("\n"), text)
+    for token in MarkdownIt("commonmark").enable("table").parse(written):
         heading = token.type == "heading_open" or (heading and token.type != "heading_close")
         line = token.map[0] if token.map else line
         if token.type == "inline":

@@ -19,6 +19,7 @@ MARKDOWN = {
     "a word of the glossary": ("The model's answers.", [(1, "Glossary", "answers")]),
     "the text of a link, not its address": ("[it lies](told.md)", [(1, "Idiom", "lies")]),
     "not code": ("`goes on`\n\n```\nanew\n```\n\n    told\n", []),
+    "not a part that a program writes": ("<!-- a-b -->\nIt lies.\n<!-- /a-b -->\n\nIt told.", [(5, "Idiom", "told")]),
     "not a word that contains one": ("Relies, and stands for alpha, stand-in.", []),
     "not 'for' as a preposition": ("It waits, for example for a pod.", []),
 }
