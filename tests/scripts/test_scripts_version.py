@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hatchling.builders.wheel import WheelBuilder
+from packaging.version import Version
 
 from scripts import version
 from wrpo_engine import __version__
@@ -32,7 +33,7 @@ def test_every_place_has_the_version_of_the_source() -> None:
 
 
 def test_what_is_derived_has_it_too() -> None:
-    assert importlib.metadata.version("wrpo") == __version__
+    assert importlib.metadata.version("wrpo") == str(Version(__version__))
     settings = RenderSettings()
     assert (settings.sampler_image, settings.trainer_image) == (
         f"wrpo/sampler:{__version__}",
@@ -42,7 +43,7 @@ def test_what_is_derived_has_it_too() -> None:
 
 def test_the_wheel_holds_the_markers_of_typed_packages() -> None:
     builder = WheelBuilder(str(version.ROOT))
-    assert builder.metadata.version == __version__
+    assert builder.metadata.version == str(Version(__version__))
     files = {included.distribution_path for included in builder.recurse_included_files()}
     assert {"wrpo_operator/py.typed", "wrpo_devcluster/py.typed", "wrpo_engine/py.typed"} <= files
 
