@@ -28,7 +28,7 @@ test: ## install and run everything CI runs
 	@$(MAKE) --no-print-directory check
 	@$(VENV)/python -m pytest -m "" -n auto --maxprocesses 4 --dist loadfile --durations=15
 
-check: lint types imports version ## lint, types, import contracts, version
+check: lint types imports prose version ## lint, types, import contracts, prose, version
 
 lint:
 	@$(VENV)/ruff check .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,8 @@ def test_a_rule_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_a_pattern_without_files_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^pyproject\.toml, tool\.prose\.paths: 'nowhere/\*\.md' matches no file$"):
         prose.listed({"paths": ["nowhere/*.md"]})
+
+
+def test_the_documentation_follows_the_rules() -> None:
+    run = subprocess.run([sys.executable, prose.__file__], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout.splitlines()[:-1]) == (0, [])
