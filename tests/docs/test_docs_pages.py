@@ -16,9 +16,10 @@ from wrpo_operator.api.conditions import Reason
 from wrpo_operator.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", *(ROOT / "docs").rglob("*.md")])
 GUIDE = (ROOT / "docs" / "guides" / "troubleshooting.md").read_text(encoding="utf-8")
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)")
+ANCHOR = re.compile(r"\]\((?!https?://)([^)#]*)#([^)]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -31,6 +32,19 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
     prose = re.sub(r"`[^`]*`", "", page.read_text(encoding="utf-8"))
     links = LINK.findall(prose)
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_anchor_of_a_link_is_a_heading(page: Path) -> None:
+    prose = re.sub(r"`[^`]*`", "", page.read_text(encoding="utf-8"))
+    links = [(page.parent / link if link else page, anchor) for link, anchor in ANCHOR.findall(prose)]
+    assert [f"{target.name}#{anchor}" for target, anchor in links if anchor not in anchors(target)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
