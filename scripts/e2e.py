@@ -1,12 +1,12 @@
 """One whole experiment through the chart and the operator, from `helm install` to the last stage.
 
-    make e2e                                              on an embedded control plane started for it
-    make e2e CLUSTER=1 KUBECONFIG=~/.kube/config          on a cluster of yours
+    make e2e                                              on a new embedded control plane
+    make e2e CLUSTER=1 KUBECONFIG=~/.kube/config          on an existing cluster
 
-On a cluster of yours it makes two namespaces with a random suffix that admit `restricted` pods only, installs what is
-missing (CRDs, a controller of PyTorchJobs) and the chart in namespaced mode, runs an experiment whose stages are
-stand-ins for the engine, checks its status, its children and what happens when it is deleted, and removes everything it
-made, also after a failure or Ctrl-C. The exit code is 0 if all of that went well, 1 if not, 130 after Ctrl-C.
+On an existing cluster it creates two namespaces with a random suffix that admit only `restricted` pods. It installs the
+chart in namespaced mode, and missing CRDs and controllers of PyTorchJobs. It runs an experiment with stand-ins for the
+engine, checks status, children and deletion, and removes everything that it created, even after a failure or Ctrl-C.
+The exit code is 0 on success, 1 on failure, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--operator-container", metavar="IMAGE", help="run the operator here, from this, with podman")
     parser.add_argument("--image", help="image of the stand-in stages; default python:3.11-slim")
     parser.add_argument("--command", help="their command line; default: tests/e2e/stand_in.py, which needs `python`")
-    parser.add_argument("--pods", choices=["real", "simulated"], help="whether containers run; default: a pod tells")
+    parser.add_argument("--pods", choices=["real", "simulated"], help="whether containers run; default: a pod decides")
     parser.add_argument("--storage-class", help="storage class of the claim, for pods that run")
     parser.add_argument("--timeout", type=float, default=900, help="seconds the experiment may take")
     return parser.parse_args()
@@ -116,7 +116,7 @@ def control_plane(flags: argparse.Namespace, directory: Path) -> Iterator[None]:
 
 
 class Trial:
-    """The installation and the experiment; leaving it removes both, whatever has happened."""
+    """The installation and the experiment; leaving it removes both, even after an error."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

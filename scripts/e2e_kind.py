@@ -77,7 +77,7 @@ def parse_flags() -> argparse.Namespace:
 
 
 def find_engine() -> str:
-    """Return the container engine that answers; raise where a tool is missing."""
+    """Return a container engine that works; raise if a tool is missing."""
     missing = [name for name in ("kind", "kubectl", "helm") if shutil.which(name) is None]
     found = [name for name in ENGINES if shutil.which(name) is not None]
     if not found:

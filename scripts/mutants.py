@@ -1,8 +1,8 @@
 """The mutants of a Python module: its source with one place changed. `scripts/mutation.py` runs the tests on them.
 
-What is changed: comparisons by one place or negated, arithmetic, `and` and `or`, conditions, numbers, `min` and `max`,
-`any` and `all`, `break` and `continue`, what is returned; calls whose result nobody uses and `raise` are left out.
-What is not: texts, annotations, decorators, assertions, log calls, and what stands within a `raise`.
+Changed are comparisons (by one place or negated), arithmetic, `and` and `or`, conditions, numbers, `min` and `max`,
+`any` and `all`, `break` and `continue`, and returned values. Calls whose result is unused and `raise` are removed.
+Not changed are texts, annotations, decorators, assertions, log calls, and the expression of a `raise`.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def mutants_of(source: str) -> list[Mutant]:
 
 
 def replaced(source: str, was: str, now: str) -> Mutant:
-    """Return the mutant that replaces one passage of the source by another; ValueError unless it stands there once."""
+    """Return the mutant that replaces one passage of the source by another; ValueError unless it occurs once."""
     content, passage = source.encode(), was.encode()
     if content.count(passage) != 1:
-        raise ValueError(f"stands {content.count(passage)} times in the module, must stand once: {was}")
+        raise ValueError(f"occurs {content.count(passage)} times in the module, must occur once: {was}")
     start = content.index(passage)
     return _Text(source).mutant(start, start + len(passage), now)
 
@@ -99,7 +99,7 @@ class _Text:
         return self.content[start:end].decode()
 
     def between(self, left: ast.expr, right: ast.expr, word: str) -> tuple[int, int]:
-        """Return where the operator stands between its operands."""
+        """Return the span of the operator between its operands."""
         start = self.content.index(word.encode(), self.span(left)[1], self.span(right)[0])
         return start, start + len(word)
 

@@ -1,12 +1,12 @@
-"""Break modules one line at a time and see whether the tests that stand nearest notice.
+"""Mutation testing: change modules one line at a time, and run the tests of each module.
 
     python -m scripts.mutation                        all suites of scripts/mutation.toml
     python -m scripts.mutation losses --sample 40     one suite, at most 40 mutants of each module
     python -m scripts.mutation batching --match work  only mutants of lines that hold this text
 
-Every suite names modules and the tests that should notice. They run on a copy of the working tree, which is removed
-afterwards: one process imports what is heavy and forks for each mutant, so that a mutant costs its tests and no more.
-Exit code 1 if fewer than `minimum` percent of a suite's mutants are killed; those listed as equivalent do not count.
+Every suite names modules and the tests that should fail. They run on a copy of the working tree, which is removed
+afterwards. One process imports the heavy modules and forks for each mutant, so that a mutant costs only its tests. The
+exit code is 1 if fewer than `minimum` percent of a suite's mutants are killed; equivalent mutants do not count.
 """
 
 from __future__ import annotations

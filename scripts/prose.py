@@ -161,23 +161,24 @@ def _text(line: int, text: str) -> Iterator[Passage]:
     """Yield the paragraphs of a text in which inline code and indented blocks are no prose."""
     if len(text.split()) < 3:
         return
-    for number, paragraph in _paragraphs(INLINE_CODE.sub(lambda code: CODE + "\n" * code[0].count("\n"), text)):
-        yield Passage(line + number, paragraph)
-
-
-def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
-    number = 0
-    for paragraph in re.split(r"(\n\s*\n)", text):
-        if paragraph.strip() and not paragraph.startswith("        "):
-            yield number, paragraph
+    number = line
+    for paragraph in re.split(r"(\n(?:\s*\n)+)", _without_margin(text)):
+        if paragraph.strip() and not paragraph.startswith("    "):
+            yield Passage(number, INLINE_CODE.sub(lambda code: CODE + "\n" * code[0].count("\n"), paragraph))
         number += paragraph.count("\n")
+
+
+def _without_margin(text: str) -> str:
+    """Remove the indentation that all lines but the first share, as `inspect.cleandoc` does, and keep all lines."""
+    first, *others = text.split("\n")
+    margin = min((len(line) - len(line.lstrip()) for line in others if line.strip()), default=0)
+    return "\n".join([first, *(line[margin:] for line in others)])
 
 
 def yaml_passages(text: str) -> Iterator[Passage]:
     """Yield each `description` of a schema and each comment."""
-    root = yaml.compose(text)
-    if root is not None:
-        yield from _descriptions(root)
+    for document in yaml.compose_all(text):
+        yield from _descriptions(document)
     for number, line in enumerate(text.splitlines(), start=1):
         if line.lstrip().startswith("#"):
             yield from _text(number, line.lstrip("# "))

@@ -47,9 +47,9 @@ def test_a_change_over_several_lines_is_shown_as_one() -> None:
     assert (3, "a or b", "not (a or b)") in shown
 
 
-def test_a_passage_to_replace_by_hand_stands_once() -> None:
+def test_a_passage_to_replace_by_hand_occurs_once() -> None:
     assert replaced("a = b\nc = b\n", "c = b", "c = a").of("a = b\nc = b\n") == "a = b\nc = a\n"
-    with pytest.raises(ValueError, match=r"^stands 2 times in the module, must stand once: = b$"):
+    with pytest.raises(ValueError, match=r"^occurs 2 times in the module, must occur once: = b$"):
         replaced("a = b\nc = b\n", "= b", "= a")
 
 

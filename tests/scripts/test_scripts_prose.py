@@ -59,9 +59,15 @@ def test_docstrings_comments_and_messages_of_a_module_are_prose_and_names_are_no
     assert [(finding.line, finding.rule) for finding in findings] == [(2, "Idiom")]
 
 
+def test_examples_in_a_docstring_are_not_prose(tmp_path: Path) -> None:
+    module = 'def f():\n    """Do it.\n\n        f  goes on\n\n    It tells `x\n    y` all.\n    """\n'
+    assert [finding.line for finding in found(tmp_path, "module.py", module)] == [6]
+
+
 def test_descriptions_of_a_schema_are_prose_and_its_names_are_not(tmp_path: Path) -> None:
     schema = "properties:\n  lies:\n    type: string\n    description: it lies and it waits\n"
     assert [finding.line for finding in found(tmp_path, "crd.yaml", schema)] == [4]
+    assert [finding.line for finding in found(tmp_path, "two.yaml", f"{schema}---\n{schema}")] == [4, 9]
 
 
 def test_a_rule_of_another_kind_is_refused(tmp_path: Path) -> None:
