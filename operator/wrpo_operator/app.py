@@ -12,6 +12,7 @@ import signal
 import ssl
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -25,7 +26,7 @@ from wrpo_operator.runtime.holding import MOMENT_S
 from wrpo_operator.runtime.informer import Informer, InformerSettings
 from wrpo_operator.runtime.kube import HttpKube, KubeError
 from wrpo_operator.runtime.lease import LeaderElection, LeaseSettings
-from wrpo_operator.runtime.metering import MeteredKube
+from wrpo_operator.runtime.metering import count_status_write
 from wrpo_operator.runtime.metrics import Metrics
 from wrpo_operator.runtime.observe import child_fact
 from wrpo_operator.runtime.progress_server import MIN_INTERVAL_S, ProgressServer, ProgressStore
@@ -64,7 +65,7 @@ class Operator:
         self._metrics = Metrics()
         self._store = ObjectStore()
         self._changes = Changes(self._store)
-        self._client = client = MeteredKube(connection, self._metrics, known=self._known_status)
+        connection.on_request = self._metrics.observe_request
         self._certificate = (
             ServerCertificate(Path(settings.progress_cert_file), Path(settings.progress_key_file))
             if settings.progress_cert_file
@@ -74,7 +75,7 @@ class Operator:
         self._progress_store = ProgressStore()
         self._progress_at: dict[Key, float] = {}
         self._informer = Informer(
-            client,
+            connection,
             self._store,
             InformerSettings(namespace=settings.namespace or None, audit_s=settings.audit_seconds),
             login=connection.kopf_login,
@@ -86,7 +87,7 @@ class Operator:
             restore_signals=self._handle_signals,
         )
         self._lease = LeaderElection(
-            client,
+            connection,
             LeaseSettings(settings.own_namespace, settings.lease_name, settings.identity),
             monotonic=time.monotonic,
             on_change=self._on_leading,
@@ -98,7 +99,7 @@ class Operator:
             policy=settings.pod_template_policy,
         )
         self._reconciler = Reconciler(
-            client,
+            connection,
             self._store,
             self._snapshots,
             ReconcilerSettings(settings.render, settings.identity, settings.manage_service_account, moment_s=MOMENT_S),
@@ -107,6 +108,7 @@ class Operator:
             monotonic=time.monotonic,
             forget=self._forget,
             wake=self._add,
+            on_status=partial(count_status_write, self._metrics),
         )
         self._queue: ReconcileQueue[Key] = ReconcileQueue(self._work, on_error=self._on_error)
         self._metrics.registry.register(
@@ -208,9 +210,6 @@ class Operator:
         self._added_at.setdefault(key, time.monotonic())
         self._queue.add(key)
 
-    def _known_status(self, namespace: str, name: str) -> JsonObject:
-        return (self._store.get(EXPERIMENTS, namespace, name) or {}).get("status") or {}
-
     def _on_session(self) -> None:
         self._metrics.watch_restarts.inc()
         self._changes.prune()
@@ -258,7 +257,7 @@ class Operator:
 
     def _progress(self) -> ProgressServer:
         return ProgressServer(
-            self._client,
+            self._connection,
             self,
             self._progress_store,
             audience=self._settings.render.progress_audience,

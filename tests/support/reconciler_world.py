@@ -30,6 +30,8 @@ class World:
         self.leading = True
         self.generation = 1
         self.forgotten: list[tuple[str, str]] = []
+        self.statuses: list[tuple[JsonObject, JsonObject | None]] = []
+        """Of each write of the status: the one before it, and the one after it or None."""
         self.kube.put(CLAIMS, {"metadata": {"name": "artifacts"}, "status": {"phase": "Bound"}})
         self.backends = frozenset({"PyTorchJob"})
         snapshots = SnapshotBuilder(self.store, ProgressStore(), backends=lambda: self.backends)
@@ -42,6 +44,7 @@ class World:
             now=lambda: self.now,
             monotonic=clock,
             forget=self.forgotten.append,
+            on_status=lambda before, after: self.statuses.append((before, after)),
         )
 
     def put_experiment(self, **spec: Any) -> JsonObject:

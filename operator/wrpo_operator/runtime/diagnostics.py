@@ -1,9 +1,9 @@
-"""What the cluster says about children that do not run: refused pods, queues, claims.
+"""Diagnostics of children that do not run: refused pods, queues, claims.
 
-The objects that know (Events, Kueue's Workloads, claims) are many and change often, and only matter while something
-waits. So they are listed when a child waits, once for all experiments of a namespace, and an answer is good for a
-while. A question that is being asked is asked by nobody else, and no child waits for the answer: the server reads all
-Events of a namespace for it, which takes seconds where there are many.
+Events, Kueue's Workloads and claims are many, change often, and matter only while something waits. So they are not
+watched but listed when a child waits, once for all experiments of a namespace, and responses are cached. Concurrent
+requests for the same list share one call, and no child waits for its response: the server reads all Events of a
+namespace for it, which takes seconds where there are many.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from wrpo_operator.api.backends import BACKENDS, CHILD_KINDS
 from wrpo_operator.api.conditions import Reason
-from wrpo_operator.plan.model import ChildFact, ChildState, Note, PodFact
+from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Note, PodFact
 from wrpo_operator.runtime.kube import KubeClient, KubeError, list_all
 from wrpo_operator.runtime.kueue import workload_note, workload_owner
 from wrpo_operator.runtime.observe import parse_time
@@ -27,15 +27,15 @@ from wrpo_operator.runtime.trim import trim
 
 ANSWER_TTL_S = 15.0
 KEPT_S = 2 * ANSWER_TTL_S
-"""How long an answer stands in for the next one, which is asked for meanwhile."""
+"""How long a response is used while its successor is being requested."""
 CREATE_FAILURES = frozenset({"FailedCreate", "FailedCreatePod", "FailedCreateService"})
 """Event reasons of the controllers whose pods the API server refuses: quota, PodSecurity, webhooks."""
 START_FAILURES = {reason.value: reason for reason in (Reason.MOUNT_FAILED, Reason.ATTACH_FAILED, Reason.SANDBOX_FAILED)}
 """Event reasons of kubelet and volume controllers for pods that have a node and whose containers cannot be made."""
 START_PATIENCE = timedelta(seconds=30)
-"""Volumes and sandboxes often take a few tries, e.g. while a node lets go of a volume."""
+"""Volumes and sandboxes often take a few tries, e.g. while a node detaches a volume."""
 START_FAILURE_AGE = timedelta(minutes=5)
-"""The kubelet says every two minutes what still keeps a pod; what it said long ago is a thing of the past."""
+"""The kubelet repeats every two minutes what still blocks a pod; older Events are obsolete."""
 TELLING = CREATE_FAILURES | frozenset(START_FAILURES)
 """Reasons of the Events that are kept."""
 WAITING = frozenset({ChildState.PENDING, ChildState.SUSPENDED})
@@ -59,7 +59,7 @@ V = TypeVar("V")
 
 
 class TtlCache(Generic[K, V]):
-    """Answers that are good for a while, and are kept a while longer."""
+    """Values that are fresh for ANSWER_TTL_S, and kept until KEPT_S."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -71,7 +71,7 @@ class TtlCache(Generic[K, V]):
         return value if self._monotonic() - at < ANSWER_TTL_S else None
 
     def last(self, key: K) -> V | None:
-        """Return an answer that need not be good any more."""
+        """Return a value that need not be fresh."""
         at, value = self._entries.get(key, (float("-inf"), None))
         return value if self._monotonic() - at < KEPT_S else None
 
@@ -87,13 +87,13 @@ class TtlCache(Generic[K, V]):
 
 
 class InFlight(Generic[K, V]):
-    """Questions under way: who asks one of them waits for the answer that is coming."""
+    """Requests in flight: a second caller waits for the response to the first."""
 
     def __init__(self) -> None:
         self._tasks: dict[K, asyncio.Task[V]] = {}
 
     def of(self, key: K, ask: Callable[[], Coroutine[Any, Any, V]]) -> asyncio.Task[V]:
-        """Return the question under way; whoever waits for it shields it from its own cancellation."""
+        """Return the request in flight; callers shield it from their own cancellation."""
         task = self._tasks.get(key)
         if task is None:
             task = self._tasks[key] = asyncio.create_task(ask())
@@ -107,7 +107,7 @@ class InFlight(Generic[K, V]):
 
 
 class DiagnosticsClient:
-    """Asks the API server why children wait. `wake` is told of each experiment whose question has a new answer."""
+    """Asks the API server why children wait. `wake` is called for each experiment whose response has changed."""
 
     def __init__(
         self, client: KubeClient, monotonic: Callable[[], float], wake: Callable[[Key], None] = lambda _key: None
@@ -117,9 +117,33 @@ class DiagnosticsClient:
         self._lists: TtlCache[Question, tuple[JsonObject, ...]] = TtlCache(monotonic)
         self._list_flights: InFlight[Question, tuple[JsonObject, ...]] = InFlight()
         self._waiters: dict[Question, set[Key]] = {}
-        """Experiments that went on without the answer."""
+        """Experiments that proceeded without the response."""
         self._claims: TtlCache[Key, ClaimFact] = TtlCache(monotonic)
         self._claim_flights: InFlight[Key, ClaimFact | None] = InFlight()
+
+    async def unwatched(self, experiment: Experiment, children: Sequence[ChildFact], now: datetime) -> dict[str, Any]:
+        """Return the parts of a snapshot that are not watched: its claim, and why waiting children wait."""
+        missing: tuple[tuple[str, str], ...] = ()
+        pending: tuple[tuple[str, str], ...] = ()
+        notes: dict[str, tuple[Note, ...]] = {}
+        volume = experiment.spec.storage.volume if experiment.spec else None
+        try:
+            if volume is not None:
+                claim = await self.claim(experiment.namespace, volume.claim_name)
+                if claim is None:
+                    missing = ((CLAIMS.kind, volume.claim_name),)
+                elif claim.phase != "Bound":
+                    pending = ((volume.claim_name, claim.storage_class),)
+            # A blocker in the status is not removed only because nothing is known yet, e.g. after a restart.
+            must_know = bool(experiment.status.blockers)
+            waiter = (experiment.namespace, experiment.name)
+            notes = await self.diagnostics(experiment.namespace, children, now, waiter=waiter, must_know=must_know)
+        except KubeError as error:
+            if error.unreachable:
+                raise
+            # Diagnostics decide nothing: children proceed without them.
+            log.info("diagnostics are not available: %s", error.message)
+        return {"missing_objects": missing, "pending_claims": pending, "notes": notes}
 
     async def diagnostics(
         self,
@@ -130,11 +154,10 @@ class DiagnosticsClient:
         waiter: Key | None = None,
         must_know: bool = False,
     ) -> dict[str, tuple[Note, ...]]:
-        """Return what is said of the children that wait, by uid.
+        """Return why children wait, by uid.
 
-        An `waiter` does not wait for answers: it gets what is known, and is woken when that has changed; with
-        `must_know` it waits where nothing is known at all. A gang runs as soon as one of its pods does, and may wait
-        for the others all the same.
+        A `waiter` gets what is cached at once, and is woken when that has changed; with `must_know` it waits where
+        nothing is cached. A gang counts as running as soon as one of its pods runs, and may still wait for the others.
         """
 
         async def answer(resource: Resource, fields: str = "") -> tuple[JsonObject, ...]:

@@ -1,7 +1,7 @@
-"""Access to the Kubernetes API with plain dicts: the only module that imports the Kubernetes client.
+"""Access to the Kubernetes API with plain dicts. Only this module imports the Kubernetes client.
 
 Every HTTP and transport error becomes a `KubeError` here, so that callers decide on `code` and never on a library's
-exception. Nothing is retried here: the work queue does that, with the state of the world read anew.
+exception. Nothing is retried here: the work queue does that, after reading the state of the cluster again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal, Protocol
 from urllib.parse import urlencode
 from urllib.request import getproxies
@@ -37,6 +38,19 @@ APPLY_TYPE = "application/apply-patch+yaml; charset=utf-8"
 """With its parameter, so that the client library sends the body as it is."""
 IN_CLUSTER_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 Propagation = Literal["Background", "Foreground", "Orphan"]
+METHODS = {
+    "get": "GET",
+    "list": "GET",
+    "discover": "GET",
+    "create": "POST",
+    "update": "PUT",
+    "apply": "PATCH",
+    "patch": "PATCH",
+    "delete": "DELETE",
+}
+"""Verb of a request -> its HTTP method."""
+OnRequest = Callable[[str, str, int, float], None]
+"""(verb, plural of the resource with its subresource, HTTP status or 0, seconds)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +145,7 @@ async def _load_kubeconfig(configuration: Configuration, path: str, context: str
 
 
 class _Session:
-    """HTTP session of one set of credentials. It is closed when it was replaced and nothing uses it any more."""
+    """HTTP session of one set of credentials. It is closed once it is replaced and no request uses it."""
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
@@ -160,7 +174,7 @@ class _Session:
 
 
 class HttpKube:
-    """KubeClient over HTTPS. Credentials are read anew once when the server answers 401 (token rotation)."""
+    """KubeClient over HTTPS. Credentials are read again once when the server answers 401 (token rotation)."""
 
     def __init__(
         self, configuration: Configuration, *, kubeconfig: str | None = None, context: str | None = None
@@ -170,6 +184,8 @@ class HttpKube:
         self._reload = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
         self._pagers: dict[tuple[Resource, str | None], Pager] = {}
+        self.on_request: OnRequest = lambda _verb, _resource, _code, _seconds: None
+        """Called after each request."""
 
     @classmethod
     async def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> HttpKube:
@@ -187,7 +203,7 @@ class HttpKube:
         await self._session.close()
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
-        return await self.request("GET", resource.path(namespace, name))
+        return await self.request("get", resource.plural, resource.path(namespace, name))
 
     async def pages(
         self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
@@ -203,7 +219,12 @@ class HttpKube:
             query["limit"] = str(pager.limit)
             cuts.clear()
             answer = await self.request(
-                "GET", resource.path(namespace), query=query, on_size=sizes.append, on_cut=on_cut
+                "list",
+                resource.plural,
+                resource.path(namespace),
+                query=query,
+                on_size=sizes.append,
+                on_cut=on_cut,
             )
             metadata = answer.get("metadata") or {}
             items = [{**item, **kind} for item in objects_in(answer, on_cut)]
@@ -218,15 +239,16 @@ class HttpKube:
 
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject:
         path = resource.path(namespace_of(body) or None)
-        return await self.request("POST", path, body=body, query={"fieldManager": FIELD_MANAGER})
+        return await self.request("create", resource.plural, path, body=body, query={"fieldManager": FIELD_MANAGER})
 
     async def replace(self, resource: Resource, body: JsonObject) -> JsonObject:
         path = resource.path(namespace_of(body) or None, name_of(body))
-        return await self.request("PUT", path, body=body, query={"fieldManager": FIELD_MANAGER})
+        return await self.request("update", resource.plural, path, body=body, query={"fieldManager": FIELD_MANAGER})
 
     async def apply(self, resource: Resource, body: JsonObject) -> JsonObject:
         return await self.request(
-            "PATCH",
+            "apply",
+            resource.plural,
             resource.path(namespace_of(body) or None, name_of(body)),
             body=encode(body),
             query={"fieldManager": FIELD_MANAGER, "force": "true"},
@@ -237,7 +259,8 @@ class HttpKube:
         self, resource: Resource, name: str, namespace: str | None, patch: JsonObject, *, subresource: str = ""
     ) -> JsonObject:
         return await self.request(
-            "PATCH",
+            "patch",
+            f"{resource.plural}/{subresource}" if subresource else resource.plural,
             resource.path(namespace, name, subresource),
             body=patch,
             query={"fieldManager": FIELD_MANAGER},
@@ -256,11 +279,11 @@ class HttpKube:
         body: JsonObject = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
         if uid:
             body["preconditions"] = {"uid": uid}
-        return await self.request("DELETE", resource.path(namespace, name), body=body)
+        return await self.request("delete", resource.plural, resource.path(namespace, name), body=body)
 
     async def served(self, resource: Resource) -> bool:
         try:
-            answer = await self.request("GET", resource.group_path)
+            answer = await self.request("discover", resource.plural, resource.group_path)
         except KubeError as error:
             if error.not_found:
                 return False
@@ -269,7 +292,8 @@ class HttpKube:
 
     async def request(
         self,
-        method: str,
+        verb: str,
+        resource: str,
         path: str,
         *,
         body: JsonObject | bytes | None = None,
@@ -278,13 +302,19 @@ class HttpKube:
         on_size: Callable[[int], None] = lambda _size: None,
         on_cut: Callable[[], None] = lambda: None,
     ) -> JsonObject:
-        """Send one request and return the decoded answer.
+        """Send one request and return the decoded response.
 
-        `on_size` receives its number of bytes; `on_cut` is called for each part that nests too deep.
+        `on_size` receives its size in bytes, `on_request` its verb, `resource`, status and time. `on_cut` is called for
+        each part that nests too deep.
         """
-        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
-        async with self._answer(method, path, body, query, content_type, timeout) as response:
-            data = await response.read()
+        method, timeout = METHODS[verb], aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+        began, code = perf_counter(), 0
+        try:
+            async with self._answer(method, path, body, query, content_type, timeout) as response:
+                data = await response.read()
+            code = response.status
+        finally:
+            self.on_request(verb, resource, code, perf_counter() - began)
         if response.status >= 400:
             raise refusal(method, path, response, data)
         on_size(len(data))

@@ -1,4 +1,4 @@
-"""A KubeClient that counts: each request, and what an experiment's status shows to have ended.
+"""What an experiment's status shows to have ended, counted.
 
 Statuses are counted where they are written. Only the leader writes them, and each change once, so nothing is counted
 twice by standbys, by repeated watch events, or after a restart.
@@ -6,102 +6,23 @@ twice by standbys, by repeated watch events, or after a restart.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.status import AttemptState, StageState
-from wrpo_operator.runtime.kube import KubeClient, KubeError, Page, Propagation
 from wrpo_operator.runtime.metrics import Metrics
-from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, Resource
 
-T = TypeVar("T")
 ENDED = frozenset({AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.DISRUPTED, AttemptState.STOPPED})
 FAILURES = frozenset({"Application", "Config", "Disruption"})
 
 
-class MeteredKube:
-    """Hands every call on to `client`. `known` returns the status that a status write replaces."""
-
-    def __init__(
-        self,
-        client: KubeClient,
-        metrics: Metrics,
-        *,
-        known: Callable[[str, str], JsonObject] = lambda _namespace, _name: {},
-        clock: Callable[[], float] = perf_counter,
-    ) -> None:
-        self._client = client
-        self._metrics = metrics
-        self._known = known
-        self._clock = clock
-
-    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
-        return await self._count("get", resource.plural, self._client.get(resource, name, namespace))
-
-    async def pages(
-        self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
-    ) -> AsyncIterator[Page]:
-        pages = self._client.pages(resource, namespace, label_selector=label_selector, field_selector=field_selector)
-        page: Page | None = None
-        while page is None or page.more:
-            page = await self._count("list", resource.plural, anext(pages))
-            yield page
-
-    async def create(self, resource: Resource, body: JsonObject) -> JsonObject:
-        return await self._count("create", resource.plural, self._client.create(resource, body))
-
-    async def replace(self, resource: Resource, body: JsonObject) -> JsonObject:
-        return await self._count("update", resource.plural, self._client.replace(resource, body))
-
-    async def apply(self, resource: Resource, body: JsonObject) -> JsonObject:
-        return await self._count("apply", resource.plural, self._client.apply(resource, body))
-
-    async def merge_patch(
-        self, resource: Resource, name: str, namespace: str | None, patch: JsonObject, *, subresource: str = ""
-    ) -> JsonObject:
-        what = f"{resource.plural}/{subresource}" if subresource else resource.plural
-        is_status = resource == EXPERIMENTS and subresource == "status"
-        before = self._known(namespace or "", name) if is_status else {}
-        call = self._client.merge_patch(resource, name, namespace, patch, subresource=subresource)
-        try:
-            answer = await self._count("patch", what, call)
-        except KubeError:
-            if is_status:
-                self._metrics.status_writes.labels("error").inc()
-            raise
-        if is_status:
-            self._metrics.status_writes.labels("done").inc()
-            count_ended(self._metrics, before, answer.get("status") or {})
-        return answer
-
-    async def delete(
-        self,
-        resource: Resource,
-        name: str,
-        namespace: str | None,
-        *,
-        uid: str | None = None,
-        propagation: Propagation = "Background",
-    ) -> JsonObject:
-        call = self._client.delete(resource, name, namespace, uid=uid, propagation=propagation)
-        return await self._count("delete", resource.plural, call)
-
-    async def served(self, resource: Resource) -> bool:
-        return await self._count("discover", resource.plural, self._client.served(resource))
-
-    async def _count(self, verb: str, resource: str, call: Awaitable[T]) -> T:
-        began, code = self._clock(), "200"
-        try:
-            return await call
-        except KubeError as error:
-            code = str(error.code)
-            raise
-        finally:
-            self._metrics.api_requests.labels(verb, resource, code).inc()
-            self._metrics.api_request_seconds.labels(verb, resource).observe(self._clock() - began)
+def count_status_write(metrics: Metrics, before: Mapping[str, Any], after: Mapping[str, Any] | None) -> None:
+    """Count a write of an experiment's status, and what it shows to have ended; `after` is None if it was refused."""
+    metrics.status_writes.labels("error" if after is None else "done").inc()
+    if after is not None:
+        count_ended(metrics, before, after)
 
 
 def count_ended(metrics: Metrics, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

@@ -81,5 +81,10 @@ class Metrics:
         )
         """Shown by the FleetCollector, which brings it up to date first."""
 
+    def observe_request(self, verb: str, resource: str, code: int, seconds: float) -> None:
+        """Count one request to the API server."""
+        self.api_requests.labels(verb, resource, str(code)).inc()
+        self.api_request_seconds.labels(verb, resource).observe(seconds)
+
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -9,24 +9,20 @@ the status has recorded why, for a child that is gone cannot tell any more.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 from wrpo_operator.api import conditions as words
 from wrpo_operator.api import names
 from wrpo_operator.api.backends import CHILD_KINDS
 from wrpo_operator.api.conditions import Reason
-from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import FINISHED, Phase
 from wrpo_operator.plan.events import events_between
 from wrpo_operator.plan.model import (
-    ChildFact,
     DeleteChild,
     Experiment,
     Manifest,
-    Note,
     Plan,
     PlannedAttempt,
     PlannedEvent,
@@ -46,7 +42,6 @@ from wrpo_operator.runtime.refusals import NAMESPACE_TERMINATING, STATUS, Refusa
 from wrpo_operator.runtime.resources import (
     APPLIED_RESOURCES,
     CHILD_RESOURCES,
-    CLAIMS,
     CONFIG_MAPS,
     EXPERIMENTS,
     SERVICE_ACCOUNTS,
@@ -61,6 +56,8 @@ from wrpo_operator.runtime.store import ObjectStore
 from wrpo_operator.runtime.writes import merge_patch_of, together
 
 log = logging.getLogger(__name__)
+OnStatus = Callable[[JsonObject, JsonObject | None], None]
+"""Called with the status before a write, and the one after it or None if the write was refused."""
 Key = tuple[str, str]
 """(namespace, name) of an experiment"""
 APPLIED_TTL_S = 300.0
@@ -113,6 +110,7 @@ class Reconciler:
         monotonic: Callable[[], float],
         forget: Callable[[Key], None] = lambda _key: None,
         wake: Callable[[Key], None] = lambda _key: None,
+        on_status: OnStatus = lambda _before, _after: None,
     ) -> None:
         self._client = client
         self._store = store
@@ -122,6 +120,7 @@ class Reconciler:
         self._now = now
         self._monotonic = monotonic
         self._forget = forget
+        self._on_status = on_status
         self._applied: dict[tuple[str, str, str], float] = {}
         """(namespace, kind, name) -> when a ServiceAccount or ConfigMap was last applied."""
         self._refusals = RefusalStore(monotonic)
@@ -313,7 +312,8 @@ class Reconciler:
         if todo.status is None or todo.status == experiment.status:
             return True
         self._check()
-        patch: JsonObject = {"status": merge_patch_of(obj.get("status") or {}, todo.status.to_dict())}
+        before: JsonObject = obj.get("status") or {}
+        patch: JsonObject = {"status": merge_patch_of(before, todo.status.to_dict())}
         version = meta(obj).get("resourceVersion")
         if version:
             patch["metadata"] = {"resourceVersion": version}
@@ -322,6 +322,7 @@ class Reconciler:
                 EXPERIMENTS, experiment.name, experiment.namespace, patch, subresource="status"
             )
         except KubeError as error:
+            self._on_status(before, None)
             if error.not_found:
                 return True
             if not error.conflict:
@@ -331,6 +332,7 @@ class Reconciler:
             answer = await self._client.get(EXPERIMENTS, experiment.name, experiment.namespace)
             self._store.upsert(EXPERIMENTS, answer)
             return False
+        self._on_status(before, answer.get("status") or {})
         self._store.upsert(EXPERIMENTS, answer)
         self._refusals.clear(experiment, STATUS)
         return True
@@ -348,36 +350,10 @@ class Reconciler:
         if experiment.spec is None or experiment.deleting:
             return snapshot
         revision = self._store.revision
-        answers = await self._ask(experiment, experiment.spec, snapshot.children)
+        unwatched = await self._diagnostics.unwatched(experiment, snapshot.children, self._now())
         if self._store.revision != revision:
             snapshot = self._snapshots.build(experiment)
-        return replace(snapshot, **answers)
-
-    async def _ask(self, experiment: Experiment, spec: ExperimentSpec, children: Sequence[ChildFact]) -> dict[str, Any]:
-        """Return the parts of the snapshot that are not watched: claims, and why waiting children wait."""
-        missing: tuple[tuple[str, str], ...] = ()
-        pending: tuple[tuple[str, str], ...] = ()
-        notes: dict[str, tuple[Note, ...]] = {}
-        volume = spec.storage.volume
-        try:
-            if volume is not None:
-                claim = await self._diagnostics.claim(experiment.namespace, volume.claim_name)
-                if claim is None:
-                    missing = ((CLAIMS.kind, volume.claim_name),)
-                elif claim.phase != "Bound":
-                    pending = ((volume.claim_name, claim.storage_class),)
-            waiter = (experiment.namespace, experiment.name)
-            # What a status tells of already is not taken back only because nobody has asked yet, e.g. after a restart.
-            is_told = bool(experiment.status.blockers)
-            notes = await self._diagnostics.diagnostics(
-                experiment.namespace, children, self._now(), waiter=waiter, must_know=is_told
-            )
-        except KubeError as error:
-            if error.unreachable:
-                raise
-            # What explains children decides nothing: they go on without it.
-            log.info("not known: %s", error.message)
-        return {"missing_objects": missing, "pending_claims": pending, "notes": notes}
+        return replace(snapshot, **unwatched)
 
     def _service_account(self, namespace: str) -> Manifest:
         """Return the account that stages run as: no token is mounted, no right is bound to it."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from kubernetes.aio.client.configuration import Configuration
 
 from wrpo_operator.runtime.kube import HttpKube, KubeError, NoConnectionError, Page, list_all, load_configuration
 from wrpo_operator.runtime.resources import EXPERIMENTS, JOBS, PODS, TOKEN_REVIEWS
@@ -254,3 +255,62 @@ def test_requests_under_way_keep_their_session_when_credentials_are_read_again(t
         return list(await asyncio.gather(slow, *quick))
 
     assert talk(server, both, tmp_path) == [{"name": "slow"}, *[{"name": "quick"}] * 5]
+
+
+def test_every_request_is_reported_by_verb_resource_status_and_time(tmp_path: Path) -> None:
+    server = Server(
+        answer({}),
+        answer({"metadata": {"continue": "more"}, "items": []}),
+        answer({"items": []}),
+        answer({"message": "taken"}, 409),
+        answer({}),
+        answer({}),
+        answer({}),
+        answer({}),
+        answer({"resources": []}),
+    )
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j", "namespace": "ns"}}
+    reported: list[tuple[str, str, int]] = []
+
+    def report(verb: str, resource: str, code: int, seconds: float) -> None:
+        assert seconds > 0
+        reported.append((verb, resource, code))
+
+    async def work(client: HttpKube) -> None:
+        client.on_request = report
+        await client.get(JOBS, "j", "ns")
+        await list_all(client, JOBS, "ns")
+        with pytest.raises(KubeError, match="taken"):
+            await client.create(JOBS, job)
+        await client.replace(JOBS, job)
+        await client.apply(JOBS, job)
+        await client.merge_patch(EXPERIMENTS, "e", "ns", {}, subresource="status")
+        await client.delete(JOBS, "j", "ns")
+        await client.served(JOBS)
+
+    talk(server, work, tmp_path)
+    assert reported == [
+        ("get", "jobs", 200),
+        ("list", "jobs", 200),
+        ("list", "jobs", 200),
+        ("create", "jobs", 409),
+        ("update", "jobs", 200),
+        ("apply", "jobs", 200),
+        ("patch", "wrpoexperiments/status", 200),
+        ("delete", "jobs", 200),
+        ("discover", "jobs", 200),
+    ]
+
+
+def test_a_request_without_a_response_is_reported_with_status_0() -> None:
+    reported: list[tuple[str, str, int]] = []
+
+    async def main() -> None:
+        client = HttpKube(Configuration(host="http://127.0.0.1:1"))
+        client.on_request = lambda verb, resource, code, _seconds: reported.append((verb, resource, code))
+        with pytest.raises(KubeError):
+            await client.get(JOBS, "j", "ns")
+        await client.close()
+
+    asyncio.run(main())
+    assert reported == [("get", "jobs", 0)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,10 +9,8 @@ import pytest
 
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.runtime.fleet import FleetCollector
-from wrpo_operator.runtime.kube import KubeError, list_all
-from wrpo_operator.runtime.metering import MeteredKube, count_ended
+from wrpo_operator.runtime.metering import count_ended, count_status_write
 from wrpo_operator.runtime.metrics import Metrics
-from wrpo_operator.runtime.resources import EXPERIMENTS, JOBS
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -74,34 +71,23 @@ def test_labels_are_closed_sets_whatever_a_status_holds() -> None:
     assert "token-abc" not in text
 
 
-def test_requests_are_counted_by_answer_and_status_writes_apart(kube: Any) -> None:
+def test_status_writes_are_counted_by_outcome_with_what_ended() -> None:
     metrics = Metrics()
-    client = MeteredKube(kube, metrics, known=lambda _namespace, _name: BEFORE)
-    kube.put(EXPERIMENTS, {"metadata": {"name": "fusion", "namespace": "ns"}})
-
-    async def main() -> None:
-        await client.merge_patch(EXPERIMENTS, "fusion", "ns", {"status": AFTER}, subresource="status")
-        with pytest.raises(KubeError):
-            await client.merge_patch(EXPERIMENTS, "gone", "ns", {"status": {}}, subresource="status")
-        with pytest.raises(KubeError):
-            await client.get(JOBS, "gone", "ns")
-        await list_all(client, JOBS, "ns")
-        await client.served(JOBS)
-
-    asyncio.run(main())
-    requests = {
-        ("patch", "wrpoexperiments/status"): ("200", "404"),
-        ("get", "jobs"): ("404",),
-        ("list", "jobs"): ("200",),
-    }
-    for (verb, resource), codes in requests.items():
-        for code in codes:
-            assert value(metrics, "wrpo_api_requests_total", verb=verb, resource=resource, code=code) == 1
-        count = value(metrics, "wrpo_api_request_seconds_count", verb=verb, resource=resource)
-        assert count == len(codes)
+    count_status_write(metrics, BEFORE, AFTER)
+    count_status_write(metrics, BEFORE, None)
     assert value(metrics, "wrpo_status_writes_total", outcome="done") == 1
     assert value(metrics, "wrpo_status_writes_total", outcome="error") == 1
     assert value(metrics, "wrpo_attempts_total", kind="sample", state="Succeeded", failure="") == 1
+
+
+def test_requests_are_counted_by_verb_resource_and_status_with_their_time() -> None:
+    metrics = Metrics()
+    for code in (200, 404, 0):
+        metrics.observe_request("patch", "wrpoexperiments/status", code, 0.5)
+        labels = {"verb": "patch", "resource": "wrpoexperiments/status", "code": str(code)}
+        assert value(metrics, "wrpo_api_requests_total", **labels) == 1
+    labels = {"verb": "patch", "resource": "wrpoexperiments/status"}
+    assert value(metrics, "wrpo_api_request_seconds_sum", **labels) == 1.5
 
 
 class Fleet:

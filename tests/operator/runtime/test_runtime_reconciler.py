@@ -249,3 +249,19 @@ def test_what_a_spec_says_is_kept_only_while_something_of_it_may_start(
     world.reconcile()
     world.reconcile()
     assert len(read) == reads
+
+
+def test_each_write_of_the_status_is_reported_with_what_it_replaces(kube: Any, clock: Any) -> None:
+    world = World(kube, clock)
+    world.put_experiment()
+    world.kube.fail["patch/status", "wrpoexperiments"] = KubeError(409, "Conflict", "modified")
+    world.reconcile()
+    assert world.statuses == [({}, None)]
+    world.kube.fail.clear()
+    world.reconcile()
+    ((_, _), (before, after)) = world.statuses
+    assert before == {}
+    assert after is not None
+    assert after["phase"] == "Pending"
+    world.reconcile()
+    assert len(world.statuses) == 2
