@@ -11,8 +11,8 @@ from wrpo_operator.api import names
 from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.starts import key_of
-from wrpo_operator.runtime.progress_server import ProgressStore
 from wrpo_operator.plan.wiring import PREPARE
+from wrpo_operator.runtime.progress_server import ProgressStore
 from wrpo_operator.runtime.resources import EXPERIMENTS, JOBS, PODS, JsonObject
 from wrpo_operator.runtime.snapshot import SnapshotBuilder
 from wrpo_operator.runtime.store import ObjectStore
