@@ -1,7 +1,7 @@
-"""The operator as one process: client, informer, queue, lease, endpoints, wired together.
+"""The operator as one process: client, informer, queue, lease and endpoints, wired together.
 
-Nothing here decides about experiments. If one of the parts ends, the process ends with an error and is started anew
-by its Deployment: a part that is silently gone would be worse.
+Nothing here decides about experiments. If one of the parts ends, the process exits with an error and its Deployment
+restarts it: running on without that part would be worse.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ WATCH_LIMIT_S = 300.0
 LEASE_LIMIT_S = 120.0
 WORK_LIMIT_S = 300.0
 CONTACT_LIMIT_S = 20.0
-"""The lease is read every two seconds; a single lost answer may take its time."""
+"""The Lease is read every two seconds; this tolerates a single lost response."""
 
 
 class Operator:
@@ -156,7 +156,7 @@ class Operator:
             await asyncio.gather(*parts, stopping, return_exceptions=True)
         for part in done - {stopping}:
             part.result()
-            raise RuntimeError(f"{part.get_name()} has ended, which it never should")
+            raise RuntimeError(f"part {part.get_name()} of the operator ended unexpectedly")
         log.info("stopped")
 
     async def _work(self, key: Key) -> float | None:
@@ -174,9 +174,11 @@ class Operator:
         cause = error.__cause__ if isinstance(error.__cause__, KubeError) else error
         name = "/".join(key)
         if isinstance(cause, KubeError):
-            log.warning("%s: %s; again in %.1f s", name, cause.message, pause, extra={"experiment": name})
+            log.warning("%s: %s; retrying in %.1f s", name, cause.message, pause, extra={"experiment": name})
         else:
-            log.error("%s: again in %.1f s", name, pause, exc_info=error, extra={"experiment": name})
+            log.error(
+                "%s: reconcile failed; retrying in %.1f s", name, pause, exc_info=error, extra={"experiment": name}
+            )
 
     def _on_change(self, resource: Resource, obj: JsonObject) -> None:
         self._metrics.watch_events.labels(resource.plural).inc()
@@ -247,9 +249,9 @@ class Operator:
     def _renew_certificate(self) -> None:
         try:
             if self._certificate is not None and self._certificate.reload():
-                log.info("the progress endpoint has a new certificate")
+                log.info("reloaded the certificate of the progress endpoint")
         except (OSError, ssl.SSLError) as error:
-            log.warning("the progress endpoint keeps its certificate, for the new one cannot be used: %s", error)
+            log.warning("the progress endpoint keeps its certificate because the new one cannot be used: %s", error)
 
     def pod(self, namespace: str, name: str) -> JsonObject | None:
         """Look up a pod for the progress server."""

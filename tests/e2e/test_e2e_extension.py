@@ -37,6 +37,8 @@ sys.exit(run(stage, path, os.environ, stop=StopRequest(), load=lambda _: commit)
 """
 NEEDING_MODELS = ("sample", "score", "curate-sft", "sft")
 
+from wrpo_engine import __version__
+
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
@@ -95,7 +97,7 @@ def test_a_stage_of_another_distribution_runs_from_the_spec_to_its_artifact(exte
     assert job["spec"]["completionMode"] == "Indexed"
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["resources"] == {"requests": {"cpu": "10m"}}
-    assert container["image"] == "wrpo/sampler:0.1.0"
+    assert container["image"] == f"wrpo/sampler:{__version__}"
 
     page = (made.directory("report") / "report.html").read_text(encoding="utf-8")
     assert json.dumps(made.manifest("report")["inputs"]["shouts"]["hash"])[1:-1] in page

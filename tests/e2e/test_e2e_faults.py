@@ -70,7 +70,7 @@ def test_a_stopped_leader_is_replaced_and_writes_nothing_when_it_wakes_up(
     before = kube.experiment("fusion")["metadata"]["resourceVersion"]
     children = sorted(child["metadata"]["resourceVersion"] for child in kube.children("fusion"))
     operators[first].send(signal.SIGCONT)
-    wait_until("the first one stands by", lambda: "standing by" in operators[first].log(), 30)
+    wait_until("the first one stands by", lambda: "standby" in operators[first].log(), 30)
     assert leader(kube) == second
     assert kube.experiment("fusion")["metadata"]["resourceVersion"] == before
     assert sorted(child["metadata"]["resourceVersion"] for child in kube.children("fusion")) == children

@@ -1,4 +1,4 @@
-"""Which changes of watched objects the planner would see, and how soon it wants to.
+"""Which changes of watched objects are visible to the planner, and how urgent they are.
 
 A child passes through some ten changes on a real cluster: pods are bound, created, started, ended and released, and
 their controllers count them. What ends a child, or frees what the next one waits for, is looked at now. What only

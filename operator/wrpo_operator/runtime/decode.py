@@ -45,7 +45,7 @@ def decode_exactly(data: bytes, on_cut: Callable[[], None] = lambda: None) -> tu
         # Half of a surrogate pair is no character: nothing could send it on.
         return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")), False
     except ValueError as error:
-        raise UndecodableError(f"no JSON: {error}") from error
+        raise UndecodableError(f"not JSON: {error}") from error
 
 
 def is_object(value: Any) -> bool:

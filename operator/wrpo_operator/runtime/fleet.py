@@ -23,7 +23,7 @@ PHASES = tuple(phase.value for phase in Phase)
 class FleetCollector(Collector):
     """Experiments by phase, time blocked by reason and, if asked for, each experiment's progress.
 
-    A standby shows nothing, so that sums over replicas are right.
+    A standby exports nothing, so that sums over replicas are right.
     """
 
     def __init__(
@@ -68,10 +68,14 @@ class FleetCollector(Collector):
         yield from self._metrics.blocked_seconds.collect()
 
     def _families(self) -> list[GaugeMetricFamily]:
-        families = [GaugeMetricFamily("wrpo_experiments", "Experiments by phase.", labels=["phase"])]
+        families = [GaugeMetricFamily("wrpo_experiments", "Number of experiments by phase.", labels=["phase"])]
         if self._per_experiment:
             names = ["namespace", "experiment"]
-            families.append(GaugeMetricFamily("wrpo_experiment_progress_percent", "Progress of each.", labels=names))
+            families.append(
+                GaugeMetricFamily(
+                    "wrpo_experiment_progress_percent", "Progress of each experiment in percent.", labels=names
+                )
+            )
         return families
 
     def _count_blocked(self, obj: JsonObject, before: datetime, now: datetime) -> None:

@@ -130,7 +130,7 @@ async def load_configuration(kubeconfig: str | None = None, context: str | None 
         else:
             await _load_kubeconfig(configuration, str(Path.home() / ".kube" / "config"), context)
     except (kube_config.ConfigException, OSError) as error:
-        where = path or "~/.kube/config (KUBECONFIG is not set and this is no pod)"
+        where = path or "~/.kube/config (KUBECONFIG is not set, and this process does not run in a pod)"
         raise NoConnectionError(
             f"cannot read cluster credentials from {where}: {error}. "
             "Set KUBECONFIG or pass --kubeconfig; `wrpo dev up` starts an embedded cluster."
@@ -321,7 +321,7 @@ class HttpKube:
         try:
             answer = decode(data, on_cut) if data else {}
         except UndecodableError as error:
-            raise KubeError(0, "Undecodable", f"the answer is {error}", request=f"{method} {path}") from error
+            raise KubeError(0, "Undecodable", f"the response is {error}", request=f"{method} {path}") from error
         return answer if isinstance(answer, dict) else {}
 
     async def stream_lines(self, path: str, query: Mapping[str, str] | None = None) -> AsyncIterator[bytes]:

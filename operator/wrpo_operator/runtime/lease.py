@@ -1,4 +1,4 @@
-"""Leader election on one coordination.k8s.io Lease: of several operators one acts, the others stand by.
+"""Leader election on one coordination.k8s.io Lease: one operator acts, the others are standbys.
 
 The rule that keeps two leaders apart: a holder that could not renew within `renew_deadline_s` stops acting, and a
 candidate takes over only after it has watched the same record unchanged for `duration_s` by its own clock (clocks of
@@ -40,7 +40,7 @@ class LeaseSettings:
 
 
 class LeaderElection:
-    """Holds the lease while it can. `is_leader` is what every write asks."""
+    """Acquires and renews the Lease. Every write checks `is_leader` first."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class LeaderElection:
         except KubeError as error:
             problem, is_expected = error.message, error.conflict
         except TimeoutError:
-            problem = f"no answer within {limit_s:g} s"
+            problem = f"no response within {limit_s:g} s"
         if problem and not is_expected and problem != self._problem:
             log.warning("lease %s cannot be renewed: %s", self._settings.name, problem)
         self._problem = problem
@@ -105,7 +105,7 @@ class LeaderElection:
         self._set_leading((held or self._leading) and self._is_fresh())
 
     async def _try_acquire(self, at: float) -> bool:
-        """Acquire or renew if the lease is ours, free, or stood still for its duration `at` the start."""
+        """Acquire or renew if the Lease is ours, free, or was unchanged for its duration `at` the start."""
         settings = self._settings
         try:
             lease = await self._client.get(LEASES, settings.name, settings.namespace)
@@ -143,7 +143,7 @@ class LeaderElection:
         return {"apiVersion": LEASES.api_version, "kind": LEASES.kind, "metadata": metadata, "spec": spec}
 
     async def _release(self) -> None:
-        """Give the lease back, so that a successor need not wait for its end. Best effort."""
+        """Release the Lease so that a successor need not wait for its expiry. Best effort."""
         if not self._leading:
             return
         self._set_leading(False)
@@ -161,5 +161,5 @@ class LeaderElection:
         if leading == self._leading:
             return
         self._leading = leading
-        log.info("lease %s: %s", self._settings.name, "leading" if leading else "standing by")
+        log.info("lease %s: %s", self._settings.name, "leading" if leading else "standby")
         self._on_change(leading)

@@ -20,25 +20,25 @@ class Metrics:
         registry = self.registry = CollectorRegistry()
         self.reconciles = Counter("wrpo_reconciles", "Reconciles by outcome.", ["outcome"], registry=registry)
         self.reconcile_seconds = Histogram(
-            "wrpo_reconcile_seconds", "Duration of a reconcile.", buckets=QUICK_S, registry=registry
+            "wrpo_reconcile_seconds", "Duration of a reconcile in seconds.", buckets=QUICK_S, registry=registry
         )
         self.queue_depth = Gauge("wrpo_queue_depth", "Experiments waiting for a worker.", registry=registry)
         self.queue_wait = Histogram(
             "wrpo_queue_wait_seconds",
-            "From a change to its reconcile.",
+            "Time from a change to its reconcile in seconds.",
             buckets=QUICK_S,
             registry=registry,
         )
-        self.leading = Gauge("wrpo_leading", "1 while this process holds the lease.", registry=registry)
+        self.leading = Gauge("wrpo_leading", "1 while this process holds the Lease, 0 otherwise.", registry=registry)
         self.watch_events = Counter("wrpo_watch_events", "Watch events received.", ["resource"], registry=registry)
         self.undecodable = Counter(
             "wrpo_undecodable_objects",
-            "Parts of received objects that were left out, and objects that were, because they cannot be read.",
+            "Received objects and parts of objects that were skipped because they cannot be decoded.",
             ["resource"],
             registry=registry,
         )
         self.watch_age = Gauge(
-            "wrpo_watch_age_seconds", "Seconds since the watch was last proven right.", registry=registry
+            "wrpo_watch_age_seconds", "Seconds since the watches were last verified by a list.", registry=registry
         )
         self.watch_restarts = Counter("wrpo_watch_restarts", "Watch sessions started.", registry=registry)
         self.progress_posts = Counter(
@@ -46,38 +46,41 @@ class Metrics:
         )
         self.api_requests = Counter(
             "wrpo_api_requests",
-            "Requests to the API server by HTTP status; 0: no answer. Watches are not counted.",
+            "Requests to the API server by HTTP status; 0 means no response. Watches are not counted.",
             ["verb", "resource", "code"],
             registry=registry,
         )
         self.api_request_seconds = Histogram(
             "wrpo_api_request_seconds",
-            "Time to an answer of the API server.",
+            "Response time of the API server in seconds.",
             ["verb", "resource"],
             buckets=QUICK_S,
             registry=registry,
         )
         self.status_writes = Counter(
-            "wrpo_status_writes", "Writes of an experiment's status by outcome.", ["outcome"], registry=registry
+            "wrpo_status_writes", "Status writes of experiments by outcome.", ["outcome"], registry=registry
         )
         self.stage_seconds = Histogram(
             "wrpo_stage_seconds",
-            "From a stage's start to its end, by kind of stage and Succeeded, Cached or Failed.",
+            "Duration of stages in seconds, by kind of stage and outcome: Succeeded, Cached or Failed.",
             ["kind", "outcome"],
             buckets=LONG_S,
             registry=registry,
         )
         self.attempts = Counter(
             "wrpo_attempts",
-            "Ended attempts by kind of stage, state, and who is to blame for a failure.",
+            "Ended attempts by kind of stage, state, and cause of failure.",
             ["kind", "state", "failure"],
             registry=registry,
         )
         self.gpu_seconds = Counter(
-            "wrpo_gpu_seconds", "GPU time of ended attempts by kind of stage.", ["kind"], registry=registry
+            "wrpo_gpu_seconds", "GPU time of ended attempts in seconds, by kind of stage.", ["kind"], registry=registry
         )
         self.blocked_seconds = Counter(
-            "wrpo_blocked_seconds", "Time that experiments were blocked, by reason.", ["reason"], registry=None
+            "wrpo_blocked_seconds",
+            "Time that experiments were blocked in seconds, by reason.",
+            ["reason"],
+            registry=None,
         )
         """Shown by the FleetCollector, which brings it up to date first."""
 

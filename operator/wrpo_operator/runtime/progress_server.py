@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 BODY_LIMIT = 16 * 1024
 MIN_INTERVAL_S = 5.0
 SLACK_S = 0.5
-"""Let through of a post that comes a little early, for clocks and networks jitter."""
+"""Tolerance for posts that are a little early, because clocks and networks jitter."""
 MAX_METRICS = 32
 TOKEN_CACHE_S = 60.0
 REFUSAL_CACHE_S = 10.0
@@ -112,7 +112,7 @@ class _Caller:
 
 
 class ProgressServer:
-    """Reviews, limits and stores posts; `on_post` is told which experiment to look at."""
+    """Reviews, limits and stores posts; `on_post` is called with the experiment to reconcile."""
 
     def __init__(
         self,
@@ -162,8 +162,8 @@ class ProgressServer:
 
     async def _accept(self, request: web.Request) -> None:
         if not self._leading():
-            # Only the leader shows progress. Stages come back, and a Service then picks another replica.
-            raise RefusedError(503, "this replica stands by")
+            # Only the leader shows progress. Stages retry, and a Service then picks another replica.
+            raise RefusedError(503, "this replica is a standby")
         if self._running > MAX_AT_ONCE:
             raise RefusedError(503, "too many posts at once")
         at = _address(request.match_info)
@@ -179,7 +179,7 @@ class ProgressServer:
         scheme, _, token = header.partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
-            raise RefusedError(401, "a bearer token is needed")
+            raise RefusedError(401, "a bearer token is required")
         key = hashlib.sha256(token.encode(errors="replace")).hexdigest()
         known = self._callers.get(key, self._monotonic())
         if known is None:
@@ -214,10 +214,10 @@ class ProgressServer:
             answer = await self._client.create(TOKEN_REVIEWS, review)
         except KubeError as error:
             log.warning("tokens of progress posts cannot be reviewed: %s", error.message)
-            raise RefusedError(503, "tokens cannot be reviewed now") from error
+            raise RefusedError(503, "tokens cannot be reviewed at the moment") from error
         status = answer.get("status") or {}
         if not status.get("authenticated") or self._audience not in (status.get("audiences") or ()):
-            log.info("a post's token was refused: %s", status.get("error") or "it is for another audience")
+            log.info("token of a progress post refused: %s", status.get("error") or "it has another audience")
             raise RefusedError(401, f"the token is not valid for audience {self._audience}")
         user = status.get("user") or {}
         extra = user.get("extra") or {}
@@ -285,7 +285,7 @@ async def _read_json(request: web.Request) -> Any:
     except web.HTTPRequestEntityTooLarge:
         raise RefusedError(413, f"the body exceeds {BODY_LIMIT} bytes") from None
     except TimeoutError:
-        raise RefusedError(408, f"the body did not come within {BODY_TIMEOUT_S:g} s") from None
+        raise RefusedError(408, f"the body was not received within {BODY_TIMEOUT_S:g} s") from None
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -311,10 +311,10 @@ def parse_status(body: Any, *, now: datetime, shard: int) -> ProgressFact:
     """
     status = body.get("trainerStatus") if isinstance(body, dict) else None
     if not isinstance(status, dict):
-        raise RefusedError(400, "the body needs an object trainerStatus")
+        raise RefusedError(400, "trainerStatus must be an object")
     percent = _number(status.get("progressPercentage"))
     if percent is None:
-        raise RefusedError(400, "trainerStatus.progressPercentage needs a number from 0 to 100")
+        raise RefusedError(400, "trainerStatus.progressPercentage must be a number from 0 to 100")
     remaining = _number(status.get("estimatedRemainingSeconds"))
     metrics: dict[str, float] = {}
     given = status.get("metrics")

@@ -161,7 +161,7 @@ class Reconciler:
                 for each in keys:
                     self._starting.pop(each, None)
         except NotLeadingError:
-            log.info("stopped half-way: this operator leads no more")
+            log.info("reconcile aborted: this operator is no longer the leader")
             return None
         except KubeError as error:
             raise RetryAfterError(error.retry_after_s or 0.0) from error

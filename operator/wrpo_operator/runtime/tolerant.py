@@ -1,8 +1,8 @@
-"""The HTTP session that kopf watches through: its answers are safe to decode, and no answer ends a watch permanently.
+"""The HTTP session of kopf's watches: responses are safe to decode, and none ends a watch permanently.
 
-kopf takes refusals other than 410 and 429 as fatal, and so does an API server that answers 403 while it starts. It also
-decodes what it is sent by Python's own reader, which ends in RecursionError for a deeply nested object. Both would stop
-the watches of all namespaces.
+kopf treats refusals other than 410 and 429 as fatal, but an API server may answer 403 while it starts. It also decodes
+responses with Python's own reader, which raises RecursionError for a deeply nested object. Both would stop the watches
+of all namespaces.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wrpo_operator.runtime.decode import UndecodableError, decode, decode_exactl
 
 log = logging.getLogger(__name__)
 FATAL = frozenset({401, 404, 410})
-"""Answers that kopf has to hear of: it reads credentials again, ends the session, or lists again."""
+"""Statuses that kopf must handle: it reads credentials again, ends the session, or lists again."""
 GONE = b'{"type":"ERROR","object":{"kind":"Status","status":"Failure","code":410,"reason":"Expired"}}'
 
 
@@ -28,24 +28,24 @@ class RefusedError(aiohttp.ClientConnectionError):
 
 
 def watch_line(line: bytes, on_cut: Callable[[], None] = lambda: None) -> bytes:
-    """Return a watch event that any reader can decode; empty for a line that is no event.
+    """Return a watch event that any reader can decode; empty for a line that is not an event.
 
-    `on_cut` is called for what is left out of an event, and for an event that is left out.
+    `on_cut` is called for each skipped part of an event, and for each skipped event.
     An error within a watch becomes 410, so that the watch begins again with a list.
     """
     try:
         event, is_plain = decode_exactly(line, on_cut)
     except UndecodableError as error:
-        log.warning("a watch event is left out, because it is %s", error)
+        log.warning("skipping a watch event because it is %s", error)
         on_cut()
         return b""
     kind, obj = (event.get("type"), event.get("object")) if isinstance(event, dict) else (None, None)
     if kind == "ERROR" and isinstance(obj, dict):
         if obj.get("code") != 410:
-            log.warning("a watch begins again: %s", str(obj.get("message"))[:500])
+            log.warning("restarting a watch: %s", str(obj.get("message"))[:500])
         return GONE
     if not isinstance(kind, str) or not is_object(obj):
-        log.warning("a watch event is left out, because it has no type or no object")
+        log.warning("skipping a watch event because it has no type or no object")
         on_cut()
         return b""
     return line if is_plain else encode(event)
@@ -101,14 +101,14 @@ class TolerantResponse(aiohttp.ClientResponse):
         loads: Callable[[str], Any] = json.loads,
         content_type: str | None = "application/json",
     ) -> Any:
-        """Decode a whole answer, e.g. a list."""
+        """Decode a whole response, e.g. a list."""
         del encoding, loads, content_type
         try:
             answer = decode(await self.read(), self._cut)
         except UndecodableError as error:
             if self.status >= 400:
                 raise json.JSONDecodeError(str(error), "", 0) from error
-            raise RefusedError(f"the answer of {self.url.path} is {error}") from error
+            raise RefusedError(f"the response to {self.url.path} is {error}") from error
         return {**answer, "items": objects_in(answer, self._cut)} if _is_list(answer) else answer
 
 

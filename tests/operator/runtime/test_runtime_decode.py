@@ -68,7 +68,7 @@ def test_strange_values_are_decoded(data: bytes, expected: object) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'{"a":}', b'"a', b"]" * 9, b"<html>"])
 def test_what_is_no_json_is_said_to_be_none(data: bytes) -> None:
-    with pytest.raises(UndecodableError, match="no JSON: "):
+    with pytest.raises(UndecodableError, match="not JSON: "):
         decode(data)
     assert watch_line(data) == b""
 

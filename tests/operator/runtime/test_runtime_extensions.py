@@ -13,6 +13,8 @@ import pytest
 from support.builders import raw_spec
 from support.extensions import install, python_path
 
+from wrpo_engine import __version__
+
 ROOT = Path(__file__).resolve().parents[3]
 PROBE = ROOT / "tests" / "support" / "extension_probe.py"
 
@@ -49,7 +51,7 @@ def test_a_foreign_stage_is_part_of_the_graph_and_of_the_report(known: dict[str,
 def test_a_foreign_stage_gets_the_child_that_its_definition_says(known: dict[str, Any]) -> None:
     assert known["completion mode"] == "Indexed"
     assert known["command"] == ["wrpo-engine", "shout", "--config", "/etc/wrpo/stage.json"]
-    assert known["image"] == "wrpo/sampler:0.1.0"
+    assert known["image"] == f"wrpo/sampler:{__version__}"
     assert known["resources"] == {"limits": {"cpu": "2"}}
     assert known["has the reward's key"]
 

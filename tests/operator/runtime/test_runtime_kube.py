@@ -219,7 +219,7 @@ def test_text_beyond_the_basic_plane_is_applied_without_escapes_which_yaml_reade
 
 def test_an_answer_that_is_no_json_is_an_error_of_the_request(tmp_path: Path) -> None:
     server = Server(web.Response(text="<html>welcome</html>"))
-    with pytest.raises(KubeError, match="GET /apis/batch/v1/namespaces/ns/jobs/j: the answer is no JSON: ") as caught:
+    with pytest.raises(KubeError, match="namespaces/ns/jobs/j: the response is not JSON: ") as caught:
         talk(server, lambda client: client.get(JOBS, "j", "ns"), tmp_path)
     assert caught.value.unreachable
 

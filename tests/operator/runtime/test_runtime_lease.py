@@ -103,7 +103,7 @@ def test_a_renewal_without_an_answer_is_given_up_at_the_deadline(kube: Any, cloc
     kube.replace = never
     asyncio.run(first.step())
     assert not first.is_leader
-    assert "lease wrpo cannot be renewed: no answer within 0.2 s" in caplog.text
+    assert "lease wrpo cannot be renewed: no response within 0.2 s" in caplog.text
 
 
 def test_a_leader_whose_lease_was_taken_steps_down(kube: Any, clock: Any) -> None:

@@ -124,7 +124,7 @@ def test_at_most_one_post_in_five_seconds_and_one_review_a_minute(world: World) 
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, str]]] = {
-    "without a token": ({}, {"auth": ""}, (401, "a bearer token is needed")),
+    "without a token": ({}, {"auth": ""}, (401, "a bearer token is required")),
     "with an unknown token": (
         {"review": {"authenticated": False, "error": "bad"}},
         {},
@@ -162,11 +162,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, str]]] = {
     ),
     "that is not JSON": ({}, {"data": b"{"}, (400, "the body is not JSON")),
     "that is too large": ({}, {"data": b"x" * 20000}, (413, "the body exceeds 16384 bytes")),
-    "without a status": ({}, {"json": {"percent": 3}}, (400, "the body needs an object trainerStatus")),
+    "without a status": ({}, {"json": {"percent": 3}}, (400, "trainerStatus must be an object")),
     "without a percentage": (
         {},
         {"json": {"trainerStatus": {"progressPercentage": "much"}}},
-        (400, "trainerStatus.progressPercentage needs a number from 0 to 100"),
+        (400, "trainerStatus.progressPercentage must be a number from 0 to 100"),
     ),
 }
 
@@ -183,7 +183,7 @@ def test_a_post_is_refused(
 
 def test_when_tokens_cannot_be_reviewed_the_pod_may_try_again(world: World) -> None:
     world.kube.fail["create", "tokenreviews"] = KubeError(0, "Unreachable", "gone")
-    assert world.post({}) == [(503, "tokens cannot be reviewed now")]
+    assert world.post({}) == [(503, "tokens cannot be reviewed at the moment")]
 
 
 def test_the_percentage_is_held_within_bounds(world: World) -> None:
@@ -351,5 +351,5 @@ def test_forged_estimates_freeze_nothing() -> None:
 
 def test_a_replica_that_stands_by_sends_posts_elsewhere(world: World) -> None:
     world.leading = False
-    assert world.post({}) == [(503, "this replica stands by")]
+    assert world.post({}) == [(503, "this replica is a standby")]
     assert world.kube.reviews == []

@@ -12,7 +12,6 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from wrpo_engine.config import StageKind
 from wrpo_operator.__main__ import given, main, run
 from wrpo_operator.render import StageCommand
 from wrpo_operator.runtime.settings import Settings, SettingsError, default_of, flag_of, load, variable_of
@@ -29,7 +28,7 @@ GIVEN: dict[str, tuple[str, object, str, object]] = {
     "stage_env": ('{"A": "b"}', {"A": "b"}, "{}", {}),
     "stage_service_account": ("stages", "stages", "b", "b"),
     "manage_service_account": ("false", False, "--manage-service-account", True),
-    "stage_commands": ('{"sft": {"command": ["x"]}}', {StageKind.SFT: StageCommand(("x",))}, "{}", {}),
+    "stage_commands": ('{"sft": {"command": ["x"]}}', {"sft": StageCommand(("x",))}, "{}", {}),
     "progress_url": ("http://a:8081", "http://a:8081", "", ""),
     "progress_port": ("0", 0, "65535", 65535),
     "health_port": ("9000", 9000, "0", 0),
@@ -127,7 +126,7 @@ def test_what_all_stages_get_reaches_rendering() -> None:
         "--stage-env", '{"HTTPS_PROXY": "http://p:1"}', "--stage-commands", '{"sft": {"command": ["sleep", "1"]}}'
     )
     assert settings.render.extra_env == {"HTTPS_PROXY": "http://p:1"}
-    assert settings.render.commands[StageKind.SFT].command == ("sleep", "1")
+    assert settings.render.commands["sft"].command == ("sleep", "1")
 
 
 REFUSED: dict[str, tuple[list[str], dict[str, str], str]] = {
