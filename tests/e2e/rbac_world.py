@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import yaml
 
+from wrpo_devcluster.apiserver.auth.rbac import Attributes
 from wrpo_devcluster.bootstrap import PRESETS, crd_files, install_crds
 from wrpo_devcluster.client import DEPLOYMENTS, EVENTS, JOBS, PODS, ApiError, Resource
 from wrpo_devcluster.cluster import Cluster, write_kubeconfig
@@ -114,12 +115,9 @@ class World:
         finally:
             self._started.set()
 
-    def _record(
-        self, user: str, verb: str, group: str, resource: str, subresource: str, namespace: str, name: str, code: int
-    ) -> None:
+    def _record(self, user: str, asked: Attributes, code: int) -> None:
         if user == f"system:serviceaccount:{SYSTEM}:{ACCOUNT}":
-            whole = f"{resource}/{subresource}" if subresource else resource
-            self.calls.append(Call(verb, group, whole, namespace, name, code))
+            self.calls.append(Call(asked.verb, asked.group, asked.combined, asked.namespace, asked.name, code))
 
     # What an administrator does
 

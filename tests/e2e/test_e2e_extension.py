@@ -17,6 +17,7 @@ from e2e_support import EXTERNAL, NAMESPACE, SYSTEM, Kube, claim, experiment, ma
 from support.extensions import install
 
 from wrpo_devcluster import lifecycle
+from wrpo_engine import __version__
 from wrpo_operator.cli.install import install_operator
 
 pytestmark = [
@@ -36,8 +37,6 @@ stage = json.loads(path.read_text())["params"]["stage"]
 sys.exit(run(stage, path, os.environ, stop=StopRequest(), load=lambda _: commit))
 """
 NEEDING_MODELS = ("sample", "score", "curate-sft", "sft")
-
-from wrpo_engine import __version__
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.request import Context, User
+from wrpo_devcluster.apiserver.auth.rbac import Attributes
 from wrpo_devcluster.apiserver.endpoints import subresources
 from wrpo_devcluster.apiserver.registry.deletion import DeleteOptions
 from wrpo_devcluster.apiserver.schema.kinds import Kind
@@ -39,16 +40,18 @@ class LocalClient:
         kind = self._services.registry.find(resource.group, resource.version, resource.plural)
         if kind is None:
             raise errors.error(404, "NotFound", "the server could not find the requested resource", {})
+        place = (namespace or "") if kind.namespaced else ""
+        asked = Attributes(verb, kind.group, kind.plural, subresource, place, name)
         code = 200
         try:
-            await self._services.apply_faults(self._user, verb, kind, namespace or "", name)
-            self._services.authorize(self._user, verb, kind, namespace or "", name, subresource)
+            await self._services.apply_faults(self._user, asked)
+            self._services.authorize(self._user, asked)
             return action(kind)
         except ApiError as problem:
             code = problem.code
             raise
         finally:
-            self._services.log(self._user, verb, kind, namespace or "", name, subresource, code)
+            self._services.log(self._user, asked, code)
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
         found: JsonObject = await self._run(

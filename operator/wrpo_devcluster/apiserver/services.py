@@ -14,12 +14,12 @@ from wrpo_devcluster.apiserver.auth.rbac import Attributes, Authorizer
 from wrpo_devcluster.apiserver.auth.tokens import Tokens
 from wrpo_devcluster.apiserver.registry.deletion import Deleter
 from wrpo_devcluster.apiserver.registry.pipeline import RequestPipeline
-from wrpo_devcluster.apiserver.schema.kinds import Kind, Registry
+from wrpo_devcluster.apiserver.schema.kinds import Registry
 from wrpo_devcluster.apiserver.storage.store import Store
 from wrpo_devcluster.faults import Faults, RequestTarget
 
-RequestLog = Callable[[str, str, str, str, str, str, str, int], None]
-"""Receives (user, verb, group, resource, subresource, namespace, name, code) of each resource request."""
+RequestLog = Callable[[str, Attributes, int], None]
+"""Receives the user's name, what was asked for, and the HTTP status of each resource request."""
 
 
 class LogReader(Protocol):
@@ -62,16 +62,14 @@ class Services:
     admin_token: str
     attached: Attachments
 
-    def authorize(self, user: User, verb: str, kind: Kind, namespace: str, name: str, subresource: str) -> None:
+    def authorize(self, user: User, asked: Attributes) -> None:
         """Raise 403 unless the user may do that."""
         if not user.privileged:
-            self.authorizer.check(
-                user, Attributes(verb, kind.group, kind.plural, subresource, namespace if kind.namespaced else "", name)
-            )
+            self.authorizer.check(user, asked)
 
-    async def apply_faults(self, user: User, verb: str, kind: Kind, namespace: str, name: str) -> None:
+    async def apply_faults(self, user: User, asked: Attributes) -> None:
         """Delay or refuse a request for which a fault was injected."""
-        target = RequestTarget(user.name, verb, kind.group, kind.plural, namespace, name)
+        target = RequestTarget(user.name, asked.verb, asked.group, asked.resource, asked.namespace, asked.name)
         refusal = self.faults.take_refusal(target)
         if refusal is None:
             return
@@ -80,7 +78,7 @@ class Services:
         if refusal.code:
             raise errors.refused(refusal.code, refusal.message, retry_after_s=refusal.retry_after_s)
 
-    def log(self, user: User, verb: str, kind: Kind, namespace: str, name: str, subresource: str, code: int) -> None:
+    def log(self, user: User, asked: Attributes, code: int) -> None:
         """Report a request that has ended to the attached log."""
         if self.attached.request_log is not None:
-            self.attached.request_log(user.name, verb, kind.group, kind.plural, subresource, namespace, name, code)
+            self.attached.request_log(user.name, asked, code)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from devcluster.api_rig import WIDGETS, Rig, pod, refusal, widget
 
+from wrpo_devcluster.apiserver.auth.rbac import Attributes
 from wrpo_devcluster.apiserver.endpoints.http import _parse_protobuf
 from wrpo_devcluster.client import CONFIG_MAPS, NAMESPACES, PODS, SECRETS, SERVICE_ACCOUNTS, Resource
 from wrpo_devcluster.faults import Refusal
@@ -313,8 +314,8 @@ def test_every_request_is_logged_with_user_and_result(run: Run) -> None:
         await rig.request("GET", f"{MAPS}/c", token=token)
         worker = "system:serviceaccount:ns:worker"
         assert seen == [
-            (worker, "list", "", "configmaps", "", "ns", "", 200),
-            (worker, "get", "", "configmaps", "", "ns", "c", 403),
+            (worker, Attributes("list", resource="configmaps", namespace="ns"), 200),
+            (worker, Attributes("get", resource="configmaps", namespace="ns", name="c"), 403),
         ]
 
     run(scenario)

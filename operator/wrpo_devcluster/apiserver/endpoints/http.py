@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -19,7 +20,7 @@ from wrpo_devcluster.apiserver.endpoints import discovery, openapi, protobuf
 from wrpo_devcluster.apiserver.endpoints.authenticate import authenticate
 from wrpo_devcluster.apiserver.endpoints.handlers import handle
 from wrpo_devcluster.apiserver.endpoints.negotiate import JSON, serialization_of
-from wrpo_devcluster.apiserver.endpoints.request import Answer, ResourceRequest
+from wrpo_devcluster.apiserver.endpoints.request import Answer, ResourcePath, ResourceRequest
 from wrpo_devcluster.apiserver.schema.codec import as_yaml, parse_json, parse_yaml
 from wrpo_devcluster.apiserver.schema.kinds import Kind, definition_of
 from wrpo_devcluster.apiserver.schema.schema import META
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 SERVICES: web.AppKey[Services] = web.AppKey("services")
 _MAX_BODY = 3 * 1024 * 1024
-_NAMESPACE_SUBRESOURCES = {"status", "finalize"}
+_VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _HEALTH = {"/healthz", "/readyz", "/livez"}
 _AGGREGATED = "apidiscovery.k8s.io"
 _TOO_DEEP = "the object nests too deep for this server: exceeded max depth"
@@ -87,10 +88,8 @@ async def _dispatch(services: Services, request: web.Request) -> web.StreamRespo
     user = authenticate(services, request)
     path = request.path
     parts = [part for part in path.split("/") if part]
-    if parts[:1] == ["api"] and len(parts) > 2:
-        return await _resource(services, request, user, "", parts[1], parts[2:])
-    if parts[:1] == ["apis"] and len(parts) > 3:
-        return await _resource(services, request, user, parts[1], parts[2], parts[3:])
+    if (wanted := ResourcePath.parse(parts)) is not None:
+        return await _resource(services, request, user, wanted)
     if not user.privileged:
         services.authorizer.check(user, Attributes(request.method.lower(), path=path))
     return _document(services, request, path, parts)
@@ -146,61 +145,52 @@ def _openapi(services: Services, parts: list[str]) -> web.Response:
     return _json(found) if found is not None else _not_found()
 
 
-async def _resource(
-    services: Services, request: web.Request, user: User, group: str, version: str, parts: list[str]
-) -> web.StreamResponse:
-    namespace: str | None = None
-    scoped = (
-        parts[0] == "namespaces" and len(parts) > 2 and not (len(parts) == 3 and parts[2] in _NAMESPACE_SUBRESOURCES)
-    )
-    if scoped:
-        namespace, parts = parts[1], parts[2:]
-    plural, name, subresource = parts[0], "", ""
-    if len(parts) > 1:
-        name = parts[1]
-    if len(parts) > 2:
-        subresource = "/".join(parts[2:])
-    kind = services.registry.find(group, version, plural)
-    unusable = kind is None or (subresource and subresource not in kind.subresources)
-    if unusable or (kind is not None and not kind.namespaced and namespace is not None):
-        # What does not exist is not told apart from what one may not see.
-        verb = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(
-            request.method, "get"
-        )
-        if not user.privileged:
-            services.authorizer.check(user, Attributes(verb, group, plural, subresource, namespace or "", name))
-        if kind is not None and kind.custom is not None and name and kind.namespaced == (namespace is not None):
-            raise errors.not_found(kind.plural, kind.group, name)
-        return _not_found()
-    assert kind is not None
+async def _resource(services: Services, request: web.Request, user: User, path: ResourcePath) -> web.StreamResponse:
+    kind = services.registry.find(path.group, path.version, path.plural)
+    if kind is None or not path.fits(kind):
+        return _unknown(services, request, user, path, kind)
     wanted = ResourceRequest(
         services=services,
         user=user,
         method=request.method,
         kind=kind,
-        namespace=namespace,
-        name=name,
-        subresource=subresource,
+        namespace=path.namespace,
+        name=path.name,
+        subresource=path.subresource,
         query=request.query,
         accept=request.headers.get("Accept", "application/json"),
         user_agent=request.headers.get("User-Agent", ""),
     )
-    if wanted.is_misplaced:
-        return _not_found()
+    return _not_found() if wanted.is_misplaced else await _serve(request, wanted)
+
+
+def _unknown(
+    services: Services, request: web.Request, user: User, path: ResourcePath, kind: Kind | None
+) -> web.Response:
+    """Refuse a path that does not exist, which is not told apart from one that the user may not see."""
+    services.authorize(user, path.asked(_VERBS.get(request.method, "get")))
+    if kind is not None and kind.custom is not None and path.name and kind.namespaced == (path.namespace is not None):
+        raise errors.not_found(kind.plural, kind.group, path.name)
+    return _not_found()
+
+
+async def _serve(request: web.Request, wanted: ResourceRequest) -> web.StreamResponse:
+    """Carry out a request for a resource, with its authorization, faults and log."""
+    services, user, asked = wanted.services, wanted.user, wanted.asked
     code = 500
     try:
-        await services.apply_faults(user, wanted.verb, kind, namespace or "", name)
-        services.authorize(user, wanted.verb, kind, namespace or "", wanted.authorized_name, subresource)
+        await services.apply_faults(user, asked)
+        services.authorize(user, replace(asked, name=wanted.authorized_name))
         content_type = request.content_type if request.body_exists or "Content-Type" in request.headers else ""
         body = await request.read()
-        answer = await handle(wanted, content_type, body, lambda media, text: _parse(media, text, kind))
+        answer = await handle(wanted, content_type, body, lambda media, text: _parse(media, text, wanted.kind))
         code = answer.status
         return await _respond(request, answer)
     except ApiError as problem:
         code = problem.code
         raise
     finally:
-        services.log(user, wanted.verb, kind, namespace or "", name, subresource, code)
+        services.log(user, asked, code)
 
 
 def _parse(media: str, text: bytes, kind: Kind | None) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from wrpo_devcluster.apiserver.apis import errors, options
 from wrpo_devcluster.apiserver.apis.request import Context, User
+from wrpo_devcluster.apiserver.auth.rbac import Attributes
 from wrpo_devcluster.apiserver.endpoints import event_forms
 from wrpo_devcluster.apiserver.endpoints.watch import Matches
 from wrpo_devcluster.apiserver.schema.kinds import Kind
@@ -15,6 +16,7 @@ from wrpo_devcluster.apiserver.storage.indexes import Equals, indexed_condition
 from wrpo_devcluster.apiserver.storage.selectors import SelectorError, matcher, parse_fields
 from wrpo_devcluster.client import Patch
 
+_NAMESPACE_SUBRESOURCES = frozenset({"status", "finalize"})
 PATCH_TYPES: dict[str, Patch] = {
     "application/json-patch+json": "json",
     "application/merge-patch+json": "merge",
@@ -32,6 +34,43 @@ class Answer:
     content_type: str = "application/json"
     warnings: list[str] = field(default_factory=list)
     stream: AsyncIterator[bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResourcePath:
+    """The path of a resource: `/api/v1/namespaces/ns/pods/p/log`."""
+
+    group: str
+    version: str
+    plural: str
+    namespace: str | None
+    name: str
+    subresource: str
+
+    @classmethod
+    def parse(cls, parts: list[str]) -> ResourcePath | None:
+        """Read the parts of a path; None if it names no resource."""
+        if parts[:1] == ["api"] and len(parts) > 2:
+            group, version, rest = "", parts[1], parts[2:]
+        elif parts[:1] == ["apis"] and len(parts) > 3:
+            group, version, rest = parts[1], parts[2], parts[3:]
+        else:
+            return None
+        namespace = None
+        is_of_namespace = len(rest) == 3 and rest[2] in _NAMESPACE_SUBRESOURCES
+        if rest[0] == "namespaces" and len(rest) > 2 and not is_of_namespace:
+            namespace, rest = rest[1], rest[2:]
+        plural, name, *below = [*rest, ""] if len(rest) == 1 else rest
+        return cls(group, version, plural, namespace, name, "/".join(below))
+
+    def fits(self, kind: Kind) -> bool:
+        """Tell whether a kind has the subresource, and a namespace if the path has one."""
+        has_subresource = not self.subresource or self.subresource in kind.subresources
+        return has_subresource and (kind.namespaced or self.namespace is None)
+
+    def asked(self, verb: str) -> Attributes:
+        """Return what a request with this path asks for."""
+        return Attributes(verb, self.group, self.plural, self.subresource, self.namespace or "", self.name)
 
 
 @dataclass(slots=True)
@@ -69,6 +108,12 @@ class ResourceRequest:
         if self.method == "DELETE":
             return "delete" if self.name else "deletecollection"
         return {"POST": "create", "PUT": "update", "PATCH": "patch"}.get(self.method, self.method.lower())
+
+    @property
+    def asked(self) -> Attributes:
+        """What is asked for, as its path tells."""
+        kind = self.kind
+        return Attributes(self.verb, kind.group, kind.plural, self.subresource, self.namespace or "", self.name)
 
     @property
     def authorized_name(self) -> str:
