@@ -54,13 +54,18 @@ def refusal(jobset: JsonObject) -> str:
         return "spec.startupPolicy.startupPolicyOrder is InOrder, which is not known here; use dependsOn"
     if EXCLUSIVE in (jobset["metadata"].get("annotations") or {}):
         return f"annotation {EXCLUSIVE} is set, and pods are not placed by it here; remove it"
-    for entry in replicated_jobs(jobset):
-        job, template = job_name(name, entry["name"], replicas_of(entry) - 1), entry["template"].get("spec") or {}
-        if len(job) > MAX_NAME:
-            return "JobSet name is too long, job names generated for this JobSet will exceed 63 characters"
-        completions = template.get("completions")
-        if completions and len(f"{job}-{int(completions) - 1}") + RANDOM_SUFFIX > MAX_NAME:
-            return "JobSet name is too long, pod names generated for this JobSet will exceed 63 characters"
+    sizes = ((entry, (entry["template"].get("spec") or {}).get("completions")) for entry in replicated_jobs(jobset))
+    found = (too_long(name, entry["name"], replicas=replicas_of(entry), completions=size) for entry, size in sizes)
+    return next((text for text in found if text), "")
+
+
+def too_long(jobset: str, replicated: str, *, replicas: int, completions: int | None) -> str:
+    """Return how JobSet's webhook refuses a name that leaves no room for those of Jobs or pods; empty if it fits."""
+    job = job_name(jobset, replicated, replicas - 1)
+    if len(job) > MAX_NAME:
+        return "JobSet name is too long, job names generated for this JobSet will exceed 63 characters"
+    if completions and len(f"{job}-{completions - 1}") + RANDOM_SUFFIX > MAX_NAME:
+        return "JobSet name is too long, pod names generated for this JobSet will exceed 63 characters"
     return ""
 
 

@@ -35,7 +35,8 @@ def unsupported(trainjob: JsonObject, runtime: JsonObject) -> str:
         return f"the runtime's replicatedJobs are {names}, and here it must be one named {CONTAINER} with replicas 1"
     if trainer_container(jobs[0]["template"]) is None:
         return f"the runtime's replicated job {CONTAINER} has no container named {CONTAINER}"
-    return ""
+    nodes = num_nodes(trainjob, runtime)
+    return jobset_render.too_long(trainjob["metadata"]["name"], CONTAINER, replicas=1, completions=nodes)
 
 
 def replicated_jobs(runtime: JsonObject) -> list[JsonObject]:

@@ -58,8 +58,10 @@ class ChildKind:
     """Where the suspend field is, from `spec` on."""
     status_fields: tuple[str, ...] = ("conditions",)
     """Fields of `status` that are read; all others are dropped when the child is stored."""
-    pod_maker: tuple[str, str] | None = None
-    """Kind and name suffix of the object that creates the pods, if the child does not; its Events name refused pods."""
+    between: tuple[tuple[str, str], ...] = ()
+    """Kind and name suffix of each object between the child and its pods, their controller last."""
+    creation_failures: tuple[str, ...] = ()
+    """Reasons of Events about the child and about those objects that say that the API server refused something."""
     reserved: tuple[str, ...] = ()
     """Domains (with their subdomains) and whole keys of labels and annotations that its controllers own."""
 
@@ -71,14 +73,11 @@ class ChildKind:
     @property
     def controls_pods(self) -> bool:
         """Whether the child itself is its pods' controller; else they are found by the attempt's labels."""
-        return self.pod_maker is None
+        return not self.between
 
-    def pod_maker_of(self, child: str) -> tuple[str, str]:
-        """Return kind and name of the object that creates the pods of the child of this name."""
-        if self.pod_maker is None:
-            return self.kind, child
-        kind, suffix = self.pod_maker
-        return kind, f"{child}{suffix}"
+    def makers(self, child: str) -> tuple[tuple[str, str], ...]:
+        """Return kind and name of every object that leads to the pods of the child of this name, itself included."""
+        return (self.kind, child), *((kind, f"{child}{suffix}") for kind, suffix in self.between)
 
     def is_suspended(self, spec: Mapping[str, Any]) -> bool:
         """Return the suspend field of a child's spec."""
@@ -122,6 +121,7 @@ _TRAINER_GROUP, _TRAINER_VERSION = "trainer.kubeflow.org", "v1alpha1"
 JOBSET_GANG = "node"
 """Name of the one replicated job of a gang; Kubeflow Trainer also finds the container by it."""
 _JOBSET_JOB = ("Job", f"-{JOBSET_GANG}-0")
+_JOBSET_FAILURES = ("JobCreationFailed", "HeadlessServiceCreationFailed", "FailedCreate")
 _JOBSET_POD = f"-{JOBSET_GANG}-0-511-abcde"
 """At most 512 nodes; JobSet counts 5 random characters too."""
 _JOBSET_META = ("jobset.sigs.k8s.io", "jobset.x-k8s.io")
@@ -132,6 +132,7 @@ JOB = ChildKind(
     succeeded="Complete",
     final_reason="PodFailurePolicy",
     status_fields=("conditions", "startTime", "completionTime", "succeeded"),
+    creation_failures=("FailedCreate",),
     reserved=("batch.kubernetes.io", "controller-uid", "job-name"),
 )
 """Every stage but the training stages."""
@@ -150,6 +151,7 @@ BACKENDS: Mapping[str, BackendKind] = {
             succeeded="Succeeded",
             suspend_path=("runPolicy", "suspend"),
             status_fields=("conditions", "startTime", "completionTime"),
+            creation_failures=("FailedCreatePod", "FailedCreateService"),
             reserved=("training.kubeflow.org",),
             torchrun_variables="controller",
             init_container="init-pytorch",
@@ -160,7 +162,8 @@ BACKENDS: Mapping[str, BackendKind] = {
             product="Kubeflow Trainer",
             container=JOBSET_GANG,
             succeeded="Complete",
-            pod_maker=_JOBSET_JOB,
+            between=(("JobSet", ""), _JOBSET_JOB),
+            creation_failures=("TrainJobResourcesCreationFailed", *_JOBSET_FAILURES),
             reserved=("trainer.kubeflow.org", *_JOBSET_META),
             torchrun_variables="controller",
             companions=(TRAINING_RUNTIME,),
@@ -173,7 +176,8 @@ BACKENDS: Mapping[str, BackendKind] = {
             container=JOB.container,
             succeeded="Completed",
             final_reason="FailJobSetFailurePolicyAction",
-            pod_maker=_JOBSET_JOB,
+            between=(_JOBSET_JOB,),
+            creation_failures=_JOBSET_FAILURES,
             reserved=_JOBSET_META,
             torchrun_variables="operator",
             longest_suffix=_JOBSET_POD,

@@ -28,7 +28,7 @@ from wrpo_operator.runtime.trim import trim
 ANSWER_TTL_S = 15.0
 KEPT_S = 2 * ANSWER_TTL_S
 """How long a response is used while its successor is being requested."""
-CREATE_FAILURES = frozenset({"FailedCreate", "FailedCreatePod", "FailedCreateService"})
+CREATE_FAILURES = frozenset(reason for kind in CHILD_KINDS.values() for reason in kind.creation_failures)
 """Event reasons of the controllers whose pods the API server refuses: quota, PodSecurity, webhooks."""
 START_FAILURES = {reason.value: reason for reason in (Reason.MOUNT_FAILED, Reason.ATTACH_FAILED, Reason.SANDBOX_FAILED)}
 """Event reasons of kubelet and volume controllers for pods that have a node and whose containers cannot be made."""
@@ -169,8 +169,9 @@ class DiagnosticsClient:
             if child.suspended and child.queue and child.state in WAITING:
                 notes[child.uid] = queue_notes(child, await answer(WORKLOADS))
             elif not child.suspended and (is_gang or (child.state in WAITING and not child.pods)):
-                kind, _ = pod_maker(child)
-                events = await answer(EVENTS, f"involvedObject.kind={kind},type=Warning")
+                kinds = dict(makers(child))
+                told = [await answer(EVENTS, f"involvedObject.kind={kind},type=Warning") for kind in kinds]
+                events = tuple(event for events in told for event in events)
                 notes[child.uid] = refusal_notes(child, events)
             if any(waits_on_its_node(pod, now) for pod in child.pods):
                 events = await answer(EVENTS, "involvedObject.kind=Pod,type=Warning")
@@ -237,19 +238,19 @@ def queue_notes(child: ChildFact, workloads: Sequence[JsonObject]) -> tuple[Note
     return tuple(note for workload in own if (note := workload_note(workload)) is not None)
 
 
-def pod_maker(child: ChildFact) -> tuple[str, str]:
-    """Return kind and name of what creates a child's pods."""
-    return CHILD_KINDS[child.kind].pod_maker_of(child.name)
+def makers(child: ChildFact) -> tuple[tuple[str, str], ...]:
+    """Return kind and name of every object that leads to a child's pods."""
+    return CHILD_KINDS[child.kind].makers(child.name)
 
 
 def refusal_notes(child: ChildFact, events: Sequence[Mapping[str, object]]) -> tuple[Note, ...]:
     """Return the newest refusal of a child's pods, unless a pod was made after it: then it is a thing of the past."""
-    maker = pod_maker(child)
+    own = makers(child)
     last_pod = max((pod.created_at for pod in child.pods if pod.created_at is not None), default=None)
     newest: tuple[str, str] | None = None
     for event in events:
         about = event.get("involvedObject")
-        is_own = isinstance(about, Mapping) and (about.get("kind"), about.get("name")) == maker
+        is_own = isinstance(about, Mapping) and (about.get("kind"), about.get("name")) in own
         if not is_own or event.get("reason") not in CREATE_FAILURES:
             continue
         when = str(event.get("lastTimestamp") or event.get("eventTime") or "")

@@ -205,6 +205,8 @@ def test_what_is_not_run_here_is_said() -> None:
         "container named node": unsupported(make_trainjob(), nameless),
     }
     assert unsupported(make_trainjob(), make_runtime()) == ""
+    long = {**make_trainjob(), "metadata": {**make_trainjob()["metadata"], "name": "t" * 49}}
+    refusals["pod names generated for this JobSet will exceed 63 characters"] = unsupported(long, make_runtime())
     for words, refusal in refusals.items():
         assert words in refusal
     decision = decide(make_trainjob(), None, refusals["mlPolicy.mpi"], NOON)

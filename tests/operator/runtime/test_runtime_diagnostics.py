@@ -11,8 +11,16 @@ from typing import Any
 import pytest
 from support.builders import NOON, make_child, make_experiment, make_pod
 
+from wrpo_operator.api.backends import CHILD_KINDS
+from wrpo_operator.api.conditions import Reason
 from wrpo_operator.plan.model import ChildState
-from wrpo_operator.runtime.diagnostics import ANSWER_TTL_S, KEPT_S, DiagnosticsClient, refusal_reason
+from wrpo_operator.runtime.diagnostics import (
+    ANSWER_TTL_S,
+    KEPT_S,
+    DiagnosticsClient,
+    refusal_notes,
+    refusal_reason,
+)
 from wrpo_operator.runtime.kube import KubeError, Page
 from wrpo_operator.runtime.kueue import workload_note, workload_owner
 from wrpo_operator.runtime.resources import CLAIMS, EVENTS, WORKLOADS
@@ -134,6 +142,33 @@ def test_a_gang_that_runs_without_all_of_its_pods_says_why(
     notes = asyncio.run(DiagnosticsClient(client, lambda: 0.0).diagnostics("ns", [child], NOON))  # type: ignore[arg-type]
     assert [note.reason for note in notes.get(child.uid, ())] == (["PodSecurityViolation"] if is_told else [])
     assert client.asked == ["involvedObject.kind=PyTorchJob,type=Warning"]
+
+
+JOBSET_MAKERS = {("JobSet", ""): "JobCreationFailed", ("Job", "-node-0"): "FailedCreate"}
+MAKERS: dict[str, dict[tuple[str, str], str]] = {
+    "Job": {("Job", ""): "FailedCreate"},
+    "PyTorchJob": {("PyTorchJob", ""): "FailedCreateService"},
+    "TrainJob": {("TrainJob", ""): "TrainJobResourcesCreationFailed", **JOBSET_MAKERS},
+    "JobSet": JOBSET_MAKERS,
+}
+
+
+@pytest.mark.parametrize("kind", CHILD_KINDS)
+def test_whatever_is_refused_on_the_way_to_a_childs_pods_is_told(kind: str) -> None:
+    child = make_child(make_experiment(), "train", ChildState.PENDING, kind=kind)
+    for (about, suffix), reason in MAKERS[kind].items():
+        event = {
+            "involvedObject": {"kind": about, "name": f"{child.name}{suffix}"},
+            "reason": reason,
+            "eventTime": "2026-01-01T00:00:05.000000Z",
+            "message": 'jobs.batch "x" is forbidden: exceeded quota: q',
+        }
+        foreign = {**event, "involvedObject": {"kind": about, "name": f"other{suffix}"}}
+        assert [note.reason for note in refusal_notes(child, [event])] == [Reason.QUOTA_EXCEEDED]
+        assert refusal_notes(child, [foreign]) == ()
+    client = Events([])
+    asyncio.run(DiagnosticsClient(client, lambda: 0.0).diagnostics("ns", [child], NOON))  # type: ignore[arg-type]
+    assert client.asked == [f"involvedObject.kind={about},type=Warning" for about, _ in MAKERS[kind]]
 
 
 def test_answers_are_kept_while_they_are_good_and_in_no_more_fields_than_are_read(kube: Any, clock: Any) -> None:
