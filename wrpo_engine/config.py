@@ -14,12 +14,15 @@ Where things are mounted is the pod's business and comes by environment, not by 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from wrpo_engine.contract.exit_codes import ExitCode as ExitCode  # noqa: PLC0414 - part of the contract
 from wrpo_engine.contract.objectives import Objective as Objective  # noqa: PLC0414 - re-exported beside its parameters
+from wrpo_engine.contract.storage import S3Storage as S3Storage  # noqa: PLC0414
+from wrpo_engine.contract.storage import Storage as Storage  # noqa: PLC0414
+from wrpo_engine.contract.storage import VolumeStorage as VolumeStorage  # noqa: PLC0414
 
 CONTRACT_VERSION = 1
 """Part of every stage hash: raising it makes every artifact anew.
@@ -42,28 +45,6 @@ class StageParams(_Model):
     def kind(cls) -> str:
         """Return the kind: the engine's sub-command and the first part of the artifact's address."""
         return str(cls.model_fields["stage"].default)
-
-
-class VolumeStorage(_Model):
-    """A directory on a mounted volume. Its mount point comes from WRPO_VOLUME_ROOT."""
-
-    kind: Literal["volume"] = "volume"
-    path: str = Field(default="", description="Directory below the volume's root; empty is the root itself.")
-
-
-class S3Storage(_Model):
-    """A prefix in an S3 bucket; credentials come from the usual environment."""
-
-    kind: Literal["s3"] = "s3"
-    uri: str = Field(pattern=r"^s3://[^/]+(/.*)?$")
-    endpoint: str | None = None
-    region: str | None = None
-    addressing_style: Literal["Path", "Virtual"] | None = Field(
-        default=None, description="Where a request names the bucket: in the path or in the host name."
-    )
-
-
-Storage: TypeAlias = Annotated[VolumeStorage | S3Storage, Field(discriminator="kind")]
 
 
 class ArtifactRef(_Model):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from wrpo_engine.config import ErrorInfo, ExitCode
+from wrpo_engine.contract.storage import StorageField
 
 
 class WrpoError(Exception):
@@ -96,10 +97,15 @@ class Interrupted(WrpoError):  # noqa: N818 (an outcome, not a fault)
         super().__init__(message)
 
 
+_MOUNT_READ_WRITE = f"Mount the storage volume read-write ({StorageField.VOLUME_CLAIM})."
 _STORAGE_ERRORS: dict[int, tuple[str, str, str]] = {
     errno.ENOSPC: ("StorageFull", "is full", "Enlarge the volume or remove artifacts that are not needed, then retry."),
     errno.EDQUOT: ("StorageFull", "is over its quota", "Raise the quota or remove artifacts, then retry."),
-    errno.EROFS: ("StorageReadOnly", "is read-only", "Mount the storage volume read-write (storage.volume.claimName)."),
+    errno.EROFS: (
+        "StorageReadOnly",
+        "is read-only",
+        _MOUNT_READ_WRITE,
+    ),
     errno.EACCES: (
         "StorageForbidden",
         "refuses access",
@@ -117,7 +123,7 @@ def storage_error(error: OSError, where: Path | str | None = None) -> StorageErr
     code, state, hint = known
     path = error.filename or where
     place = f"the storage at {path}" if path else "the storage"
-    return StorageError(f"{place} {state} ({error.strerror})", code=code, field="storage", hint=hint)
+    return StorageError(f"{place} {state} ({error.strerror})", code=code, field=StorageField.STORAGE, hint=hint)
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import polars as pl
 
 from wrpo_engine.artifacts.checks import address
+from wrpo_engine.contract.storage import StorageField
 from wrpo_engine.errors import DataError
 from wrpo_engine.stage import StageContext
 
@@ -77,6 +78,6 @@ def _read(ctx: StageContext, name: str, path: Path) -> pl.DataFrame:
         raise DataError(
             f"part {name} of {address(ctx.output.ref)} ({path}) cannot be read: {str(error).splitlines()[0]}",
             code="ArtifactDamaged",
-            field="storage",
+            field=StorageField.STORAGE,
             hint=f"Remove {address(ctx.output.ref)}/{name} below the storage root; the stage makes it again.",
         ) from error

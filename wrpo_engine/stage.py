@@ -6,19 +6,19 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import cast
 
 from wrpo_engine.artifacts import Artifact, ArtifactStore, ArtifactWriter, InputEntry
-from wrpo_engine.artifacts.volume import VolumeStore, address
-from wrpo_engine.config import ArtifactRef, S3Storage, VolumeStorage
+from wrpo_engine.artifacts.checks import address
+from wrpo_engine.artifacts.roots import root_of
+from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.contract.stages import STAGES
-from wrpo_engine.errors import ConfigError, Interrupted, MissingInputError, StorageError
+from wrpo_engine.errors import ConfigError, Interrupted, MissingInputError
 from wrpo_engine.progress import Progress
 
-DEFAULT_VOLUME_ROOT = "/var/lib/wrpo"
 _STORAGE_SCHEME = "storage://"
 
 
@@ -133,30 +133,7 @@ def open_store(
     is_stopping: Callable[[], bool] = lambda: False,
 ) -> ArtifactStore:
     """Return the stage's store; one that cannot be used is an error here, before any work."""
-    match config.storage:
-        case VolumeStorage(path=path):
-            if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-                raise ConfigError(
-                    "storage.volume.path",
-                    path,
-                    "it must be a relative path below the volume's root",
-                    "Write DIRECTORY/NAME.",
-                )
-            mount = Path(environ.get("WRPO_VOLUME_ROOT", DEFAULT_VOLUME_ROOT))
-            if not mount.is_dir():
-                # Making it would write results where nobody finds them again.
-                raise StorageError(
-                    f"there is no directory {mount}, where the storage volume should be mounted",
-                    code="StorageMissing",
-                    field="storage",
-                    hint="Mount the volume there, or set WRPO_VOLUME_ROOT to where it is mounted.",
-                )
-            return VolumeStore(mount / path, clock)
-        case S3Storage() as storage:
-            # Imported here: stages on a volume need no boto3.
-            from wrpo_engine.artifacts.s3 import S3Store
-
-            return S3Store.connect(storage, environ, clock, is_stopping=is_stopping)
+    return root_of(config.storage, environ).store(clock, is_stopping=is_stopping)
 
 
 def make_context(

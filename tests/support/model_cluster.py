@@ -22,7 +22,7 @@ from wrpo_operator.api.status import ExperimentStatus, Phase, StageState
 from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Plan, PlannedAttempt, Snapshot
 from wrpo_operator.plan.planner import plan
-from wrpo_operator.plan.starts import storage_identity
+from wrpo_operator.plan.storage import binding_of
 
 FINISHED = frozenset({ChildState.SUCCEEDED, ChildState.FAILED})
 
@@ -130,7 +130,9 @@ class ModelCluster:
             assert (str(node.id), node.hash) not in live, f"{node.id} has a live attempt already"
             assert start.artifact_key not in busy, f"{node.id} is being made by another experiment, or by a pod"
             needed = {
-                str(upstream): artifact_key(storage_identity(spec), str(upstream), start.input_hashes[role])
+                str(upstream): artifact_key(
+                    binding_of(spec.storage.chosen).identity, str(upstream), start.input_hashes[role]
+                )
                 for role, upstream in node.inputs.items()
             }
             missing = [upstream for upstream, key in needed.items() if key not in self.artifacts]

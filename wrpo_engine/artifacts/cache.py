@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from wrpo_engine.config import S3Storage
 from wrpo_engine.errors import StorageError
 
 
@@ -38,10 +37,10 @@ class LocalCache:
     root: Path
 
     @classmethod
-    def of(cls, storage: S3Storage, environ: Mapping[str, str]) -> LocalCache:
-        """Below WRPO_SCRATCH, else the directory for temporary files; one for each endpoint and prefix."""
+    def of(cls, identity: str, environ: Mapping[str, str]) -> LocalCache:
+        """Below WRPO_SCRATCH, else the directory for temporary files; one for each identity of a storage."""
         scratch = Path(environ.get("WRPO_SCRATCH") or environ.get("TMPDIR") or tempfile.gettempdir())
-        name = hashlib.sha256(f"{storage.endpoint or ''} {storage.uri.rstrip('/')}".encode()).hexdigest()[:16]
+        name = hashlib.sha256(identity.encode()).hexdigest()[:16]
         return cls(scratch / "wrpo-storage" / name)
 
     @property

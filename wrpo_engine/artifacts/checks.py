@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from wrpo_engine import __version__
 from wrpo_engine.artifacts.manifest import SCHEMA_VERSION, FileEntry, InputEntry, Manifest
 from wrpo_engine.config import ArtifactRef
+from wrpo_engine.contract.storage import StorageField
 from wrpo_engine.errors import DataError
 
 
@@ -26,7 +27,7 @@ def damaged(place: object, ref: ArtifactRef, what: str) -> DataError:
     return DataError(
         f"file {place} of artifact {address(ref)} {what}",
         code="ArtifactDamaged",
-        field="storage",
+        field=StorageField.STORAGE,
         hint=f"Remove the directory {address(ref)} below the storage root; the stage that made it runs again.",
     )
 
@@ -37,7 +38,7 @@ def unknown_file(ref: ArtifactRef, name: str, known: Iterable[str]) -> DataError
     return DataError(
         f"artifact {address(ref)} has no file {name!r}; its files: {names}",
         code="ArtifactDamaged",
-        field="storage",
+        field=StorageField.STORAGE,
         hint=f"It may be of another engine version. Remove the directory {address(ref)} below the storage root, and "
         "the stage that made it runs again.",
     )
@@ -55,7 +56,7 @@ def read_manifest(content: bytes, ref: ArtifactRef, place: object) -> Manifest:
             f"file {place} of artifact {address(ref)} has schema version {version}; this engine ({__version__}) reads "
             f"version {SCHEMA_VERSION}",
             code="ArtifactVersion",
-            field="storage",
+            field=StorageField.STORAGE,
             hint="Use the images of the version that wrote it, or remove the artifact, and the stage runs again.",
         )
     try:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Protocol
 from wrpo_engine.artifacts.checks import address, read_manifest
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME, Manifest
 from wrpo_engine.artifacts.s3_client import S3Bucket
-from wrpo_engine.config import ArtifactRef, S3Storage
+from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.stages import STAGES
 from wrpo_engine.errors import DataError
 
@@ -157,12 +157,6 @@ class S3Inventory:
     """Artifacts below a prefix of a bucket."""
 
     bucket: S3Bucket
-
-    @classmethod
-    def connect(cls, storage: S3Storage, environ: Mapping[str, str]) -> S3Inventory:
-        bucket = S3Bucket.open(storage, environ, lambda: False)
-        bucket.check()
-        return cls(bucket)
 
     @property
     def location(self) -> str:

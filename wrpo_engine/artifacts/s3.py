@@ -23,10 +23,18 @@ from wrpo_engine.artifacts.cache import LocalCache
 from wrpo_engine.artifacts.checks import address, damaged, read_manifest
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME, FileEntry, InputEntry, digest_of, sha256_of
 from wrpo_engine.artifacts.parallel import in_parallel
-from wrpo_engine.artifacts.s3_client import ConditionFailed, Listed, S3Bucket, Stat, UnsupportedConditionError
+from wrpo_engine.artifacts.s3_client import (
+    ConditionFailed,
+    Listed,
+    S3Address,
+    S3Bucket,
+    Stat,
+    UnsupportedConditionError,
+)
 from wrpo_engine.artifacts.store import Artifact, ArtifactWriter
 from wrpo_engine.artifacts.transfer import download, download_whole, upload, upload_first
-from wrpo_engine.config import ArtifactRef, S3Storage
+from wrpo_engine.config import ArtifactRef
+from wrpo_engine.contract.storage import StorageField
 from wrpo_engine.errors import ConfigError, DataError, MissingInputError, StorageError, WrpoError
 
 log = logging.getLogger("wrpo_engine")
@@ -41,6 +49,15 @@ class Copies:
 
     bucket: S3Bucket
     cache: LocalCache
+
+    @classmethod
+    def connect(
+        cls, storage: S3Address, environ: Mapping[str, str], *, is_stopping: Callable[[], bool] = lambda: False
+    ) -> Copies:
+        """Return them after one request: wrong credentials and missing buckets are found before any work."""
+        bucket = S3Bucket.open(storage, environ, is_stopping)
+        bucket.check()
+        return cls(bucket, LocalCache.of(f"{storage.endpoint or ''} {storage.uri.rstrip('/')}", environ))
 
     def bring(self, name: str, *, size: int, etag: str) -> str:
         """Make the local copy be the object of this size and ETag; return its sha256. Hold the file's lock."""
@@ -200,7 +217,7 @@ class S3Writer(StoredWriter):
             raise StorageError(
                 f"{size} bytes were written to {self.copies.bucket.uri(full)}, but {found} are there",
                 code="StorageUnavailable",
-                field="storage.s3",
+                field=StorageField.S3,
                 hint="Another writer replaced it, or the server loses writes: see its log.",
             )
         with self.copies.cache.lock(full):
@@ -288,16 +305,14 @@ class S3Store:
     @classmethod
     def connect(
         cls,
-        storage: S3Storage,
+        storage: S3Address,
         environ: Mapping[str, str],
         now: Callable[[], datetime],
         *,
         is_stopping: Callable[[], bool] = lambda: False,
     ) -> S3Store:
-        """Return the store after one request: wrong credentials and missing buckets are found before any work."""
-        bucket = S3Bucket.open(storage, environ, is_stopping)
-        bucket.check()
-        return cls(Copies(bucket, LocalCache.of(storage, environ)), now)
+        """Return the store after one request, see `Copies.connect`."""
+        return cls(Copies.connect(storage, environ, is_stopping=is_stopping), now)
 
     @property
     def location(self) -> str:

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from wrpo_engine.artifacts.s3_answers import ForeignAnswerError, UnreadableAnswerError, needed, refuse_foreign
 from wrpo_engine.artifacts.s3_errors import Place, explain, is_missing, is_taken, is_unexplained, is_worth_waiting
-from wrpo_engine.config import S3Storage
+from wrpo_engine.contract.storage import StorageField
 from wrpo_engine.errors import ConfigError, WrpoError
 
 log = logging.getLogger("wrpo_engine")
@@ -31,6 +31,29 @@ _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 20.0
 _STOPPING_PATIENCE_S = 20.0
 _CREDENTIALS_S = 10.0
 _PAGE_OF_DELETIONS = 1000
+
+
+class S3Address(Protocol):
+    """Where a bucket and the prefix in it are."""
+
+    @property
+    def uri(self) -> str: ...
+    @property
+    def endpoint(self) -> str | None: ...
+    @property
+    def region(self) -> str | None: ...
+    @property
+    def addressing_style(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class S3Location:
+    """A bucket that a user of a command names: any that S3 has, unlike those that an experiment may name."""
+
+    uri: str
+    endpoint: str | None = None
+    region: str | None = None
+    addressing_style: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +166,7 @@ def is_loopback(endpoint: str | None) -> bool:
     return host in {"localhost", "::1"} or host.startswith("127.")
 
 
-def make_client(storage: S3Storage, environ: Mapping[str, str], timeout_s: float) -> Any:
+def make_client(storage: S3Address, environ: Mapping[str, str], timeout_s: float) -> Any:
     """Return boto3's client. Credentials and AWS_CA_BUNDLE come from the process's environment, as in all AWS tools."""
     try:
         import boto3
@@ -151,7 +174,7 @@ def make_client(storage: S3Storage, environ: Mapping[str, str], timeout_s: float
         from botocore.config import Config
     except ImportError as error:
         raise ConfigError(
-            "storage.s3", storage.uri, "boto3 is not installed here", "Run `pip install boto3`."
+            StorageField.S3, storage.uri, "boto3 is not installed here", "Run `pip install boto3`."
         ) from error
 
     profile = botocore.session.Session()
@@ -184,7 +207,7 @@ def make_client(storage: S3Storage, environ: Mapping[str, str], timeout_s: float
     return client
 
 
-def addressing_style(storage: S3Storage, configured: Any) -> str:
+def addressing_style(storage: S3Address, configured: Any) -> str:
     """Return how buckets are addressed: as `storage` says, else as the AWS configuration's section `s3` says.
 
     By default, servers at an endpoint get the bucket in the path: as a host name it needs a DNS entry per bucket, which
@@ -216,7 +239,7 @@ class S3Bucket:
     _has_answered: bool = False
 
     @classmethod
-    def open(cls, storage: S3Storage, environ: Mapping[str, str], is_stopping: Callable[[], bool]) -> S3Bucket:
+    def open(cls, storage: S3Address, environ: Mapping[str, str], is_stopping: Callable[[], bool]) -> S3Bucket:
         bucket, _, prefix = storage.uri.removeprefix("s3://").partition("/")
         patience = Patience.of(environ)
         uri = storage.uri

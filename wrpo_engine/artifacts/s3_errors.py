@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wrpo_engine.artifacts.s3_answers import ForeignAnswerError, UnreadableAnswerError
+from wrpo_engine.contract.storage import StorageField
 from wrpo_engine.errors import ConfigError, StorageError, TemporaryError, WrpoError, first_line
 
 _WAIT_CODES = frozenset(
@@ -39,7 +40,6 @@ _STYLE_CODES = frozenset({"SecondLevelDomainForbidden", "PathStyleDomainForbidde
 _STYLE_WORDS = ("path-style", "path style", "virtual host", "virtual-host")
 _FORBIDDEN_CODES = frozenset({"AccessDenied", "AllAccessDisabled", "AccountProblem", "Forbidden"})
 PERMISSIONS = "s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload"
-_CREDENTIALS_FIELD = "storage.s3.credentialsSecretName"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +111,18 @@ def explain(error: Exception, place: Place, action: str) -> WrpoError:
         return _of_answer(error, place, what)
     if isinstance(error, ForeignAnswerError):
         return ConfigError(
-            "storage.s3.endpoint", place.endpoint, f"{what}: the endpoint {error}", error.hint, code="StorageNotS3"
+            StorageField.S3_ENDPOINT, place.endpoint, f"{what}: the endpoint {error}", error.hint, code="StorageNotS3"
         )
     if isinstance(error, UnreadableAnswerError):
         return StorageError(
             f"{what}: the server's answer cannot be read ({first_line(error)})",
             code="StorageAnswerInvalid",
-            field="storage.s3.endpoint",
+            field=StorageField.S3_ENDPOINT,
             hint="Check that the endpoint is an S3 API and that nothing on the way changes its answers.",
         )
     if isinstance(error, boto.SSLError):
         return ConfigError(
-            "storage.s3.endpoint",
+            StorageField.S3_ENDPOINT,
             place.endpoint,
             f"{what}: the server's certificate was not accepted ({first_line(error)})",
             "Give the pods the CA that signed it: mount its PEM file by podTemplate and set AWS_CA_BUNDLE to its path.",
@@ -132,23 +132,24 @@ def explain(error: Exception, place: Place, action: str) -> WrpoError:
         return TemporaryError(
             f"{what}: the service that gives the pod its credentials does not answer well ({first_line(error)})",
             code="StorageCredentials",
-            field=_CREDENTIALS_FIELD,
+            field=StorageField.S3_CREDENTIALS,
             hint="Check the role of the pods' service account and the agent that serves it. The stage is tried again.",
         )
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return ConfigError(
-            _CREDENTIALS_FIELD,
+            StorageField.S3_CREDENTIALS,
             "<none found>",
             f"{what}: {first_line(error)}",
             "Name a Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pods' service account a role.",
             code="StorageCredentials",
         )
     if isinstance(error, ValueError | boto.InvalidRegionError | boto.ParamValidationError):
-        return ConfigError("storage.s3", place.uri, f"{what}: {first_line(error)}", "Correct it.", code="InvalidConfig")
+        said = f"{what}: {first_line(error)}"
+        return ConfigError(StorageField.S3, place.uri, said, "Correct it.", code="InvalidConfig")
     return TemporaryError(
         f"{what}: {place.endpoint} does not answer as it should ({first_line(error)})",
         code="StorageUnreachable",
-        field="storage.s3.endpoint",
+        field=StorageField.S3_ENDPOINT,
         hint="Check that the endpoint is right (scheme, host, port), that the server runs, and that network policies "
         "let pods reach it. The stage is tried again and continues where it stopped.",
     )
@@ -160,7 +161,7 @@ def _of_answer(error: Any, place: Place, what: str) -> WrpoError:
     answer = f"{what}: the server says {code or f'HTTP {status}'}" + (f" ({said})" if said else "")
     if code in _EXPIRED_CODES:
         return ConfigError(
-            _CREDENTIALS_FIELD,
+            StorageField.S3_CREDENTIALS,
             "<in the Secret>",
             f"the credentials have expired: {answer}",
             "Put new ones into the Secret and start the stage again, or use a role of the pods' service account, "
@@ -169,7 +170,7 @@ def _of_answer(error: Any, place: Place, what: str) -> WrpoError:
         )
     if code in _KEY_CODES:
         return ConfigError(
-            _CREDENTIALS_FIELD,
+            StorageField.S3_CREDENTIALS,
             "<in the Secret>",
             f"the credentials are wrong: {answer}",
             "Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN, if any) in the Secret.",
@@ -179,40 +180,40 @@ def _of_answer(error: Any, place: Place, what: str) -> WrpoError:
         return TemporaryError(
             f"the node's clock is wrong: {answer}",
             code="StorageClockSkew",
-            field="storage.s3",
+            field=StorageField.S3,
             hint="Synchronise the clocks of the nodes and of the S3 server (NTP); signatures hold for 15 minutes.",
         )
     if code == "NoSuchBucket" or (status == 404 and code in {"", "NotFound"}):
         return ConfigError(
-            "storage.s3.uri",
+            StorageField.S3_URI,
             place.uri,
             f"{what}: there is no bucket {place.bucket}",
-            "Create the bucket, or correct its name, storage.s3.endpoint or storage.s3.region.",
+            f"Create the bucket, or correct its name, {StorageField.S3_ENDPOINT} or {StorageField.S3_REGION}.",
             code="StorageMissing",
         )
     if code in _REGION_CODES or status in {301, 307}:
         return ConfigError(
-            "storage.s3.region", "<as set>", f"the bucket is in another region: {answer}", "Set the bucket's region."
+            StorageField.S3_REGION, "<as set>", f"the bucket is in another region: {answer}", "Set the bucket's region."
         )
     if code in _FULL_CODES or status == 507:
         return StorageError(
             f"the storage at {place.uri} is full: {answer}",
             code="StorageFull",
-            field="storage.s3",
+            field=StorageField.S3,
             hint="Raise the quota, or remove artifacts that no experiment refers to (`wrpo artifacts gc`).",
         )
     if code in _STYLE_CODES or (status in {400, 403} and any(words in said.lower() for words in _STYLE_WORDS)):
         return ConfigError(
-            "storage.s3.addressingStyle",
+            StorageField.S3_ADDRESSING_STYLE,
             "Path",
             f"the server wants the bucket in the host name: {answer}",
-            "Set storage.s3.addressingStyle: Virtual; outside a cluster, `addressing_style = virtual` in the section "
-            "`s3 =` of the AWS configuration file.",
+            f"Set {StorageField.S3_ADDRESSING_STYLE}: Virtual; outside a cluster, `addressing_style = virtual` in the "
+            "section `s3 =` of the AWS configuration file.",
             code="StorageAddressing",
         )
     if code in _FORBIDDEN_CODES or status in {401, 403}:
         return ConfigError(
-            "storage.s3.uri",
+            StorageField.S3_URI,
             place.uri,
             f"access is denied: {answer}",
             f"The credentials need {PERMISSIONS} on the bucket and this prefix; check policies, and the key itself.",
@@ -222,8 +223,8 @@ def _of_answer(error: Any, place: Place, what: str) -> WrpoError:
         return TemporaryError(
             f"{answer}, also after waiting",
             code="StorageBusy",
-            field="storage.s3",
+            field=StorageField.S3,
             hint="The server is overloaded or down. The stage is tried again and continues where it stopped; if it "
             "stays so, lower shards or ask for a higher request rate.",
         )
-    return StorageError(answer, code="StorageUnavailable", field="storage.s3", hint="See the server's log.")
+    return StorageError(answer, code="StorageUnavailable", field=StorageField.S3, hint="See the server's log.")

@@ -19,6 +19,7 @@ from wrpo_engine.artifacts.parallel import in_parallel
 from wrpo_engine.artifacts.s3_answers import needed
 from wrpo_engine.artifacts.s3_client import ConditionFailed, Outcome, S3Bucket, Stat, UnsupportedConditionError, stat_of
 from wrpo_engine.artifacts.s3_errors import is_missing, is_worth_waiting
+from wrpo_engine.contract.storage import StorageField
 from wrpo_engine.errors import TemporaryError
 
 T = TypeVar("T")
@@ -52,7 +53,7 @@ def upload(bucket: S3Bucket, path: Path, name: str, *, sha256: str, only_if_abse
     raise TemporaryError(
         f"cannot write {bucket.uri(name)}: the server forgot the upload {_UPLOAD_ATTEMPTS} times before its end",
         code="StorageBusy",
-        field="storage.s3",
+        field=StorageField.S3,
         hint="A rule of the bucket may end uploads that are still under way; otherwise see the server's log.",
     )
 
@@ -215,7 +216,7 @@ def _replaced(bucket: S3Bucket, name: str) -> TemporaryError:
     return TemporaryError(
         f"{bucket.uri(name)} was replaced while it was read",
         code="StorageChanged",
-        field="storage.s3.uri",
+        field=StorageField.S3_URI,
         hint="Write new versions under new names. The next attempt reads the new one.",
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import click
 
@@ -15,7 +14,7 @@ from wrpo_engine.errors import DataError
 from wrpo_engine.formats.location import Locator
 from wrpo_engine.formats.reading import read_tables, triples_of
 from wrpo_engine.formats.rows import Reading, is_echo
-from wrpo_engine.formats.writing import Format, write_artifact, write_file, write_to_bucket
+from wrpo_engine.formats.writing import Format, write_artifact, write_output
 
 _HELP = """Read triples from IN and write them to OUT in another format.
 
@@ -105,10 +104,8 @@ def command(
         store = Locator(None, os.environ, lambda: datetime.now(UTC)).store(output)
         artifact = write_artifact(table, store)
         click.echo(f"{artifact.ref.stage}/{artifact.ref.hash}")
-    elif isinstance(target := locator.output(output), Path):
-        write_file(table, target, Format(kind))
     else:
-        write_to_bucket(table, *target, Format(kind))
+        write_output(table, locator.output(output), Format(kind))
     click.echo(f"{table.height} rows", err=True)
     if triples.skipped:
         click.echo(f"left out: {_counted(triples.skipped)}", err=True)

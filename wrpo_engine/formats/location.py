@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
-from wrpo_engine.artifacts import Artifact, ArtifactStore, VolumeStore
+from wrpo_engine.artifacts import Artifact, ArtifactStore
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME, Manifest
-from wrpo_engine.config import ArtifactRef, S3Storage
+from wrpo_engine.artifacts.roots import REMOTE, DirectoryRoot, StorageRoot, refuse_scheme, root_at, scheme_of
+from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.stages import STAGES
 from wrpo_engine.errors import DataError, MissingInputError, UsageError
 
 _SCHEME = "storage://"
-_S3_SCHEME = "s3://"
 _ADDRESS = re.compile(r"^(?P<stage>[a-z0-9][a-z0-9-]*(/[a-z0-9][a-z0-9-]*)?)/(?P<hash>[0-9a-f]{16})/?$")
 _NAMED = "|".join(re.escape(kind) for kind, definition in STAGES.items() if definition.is_named)
-_S3_ARTIFACT = re.compile(
-    rf"^(?P<uri>s3://.+?)/(?P<stage>({_NAMED})/[a-z0-9-]+|[a-z0-9-]+)/(?P<hash>[0-9a-f]{{16}})/?$"
+_REMOTE_ARTIFACT = re.compile(
+    rf"^(?P<uri>(?:{REMOTE})://.+?)/(?P<stage>({_NAMED})/[a-z0-9-]+|[a-z0-9-]+)/(?P<hash>[0-9a-f]{{16}})/?$"
 )
 
 
-if TYPE_CHECKING:
-    # boto3 is needed only where a bucket is named.
-    from wrpo_engine.artifacts.s3 import S3Store
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where to write: a name below a root."""
+
+    root: StorageRoot
+    name: str
 
 
 class Locator:
@@ -47,19 +50,14 @@ class Locator:
         return self._stores[wanted]
 
     def _open(self, storage: str) -> ArtifactStore:
-        if not storage.startswith(_S3_SCHEME):
-            refuse_scheme(storage)
-            return VolumeStore(Path(storage).resolve(), self._clock)
-        return self._bucket(storage)
-
-    def _bucket(self, storage: str) -> S3Store:
-        from wrpo_engine.artifacts.s3 import S3Store
-
-        return S3Store.connect(bucket_at(storage, self._environ), self._environ, self._clock)
+        root = root_at(storage, self._environ)
+        if isinstance(root, DirectoryRoot):
+            root = DirectoryRoot(root.path.resolve())
+        return root.store(self._clock)
 
     def artifact(self, location: str) -> tuple[Artifact, ArtifactStore] | None:
         """Return the artifact that `location` names, with its store; None if it names something else."""
-        if found := _S3_ARTIFACT.match(location):
+        if found := _REMOTE_ARTIFACT.match(location):
             return self._artifact(self.store(found["uri"]), found["stage"], found["hash"])
         path = Path(location)
         if (path / MANIFEST_NAME).is_file():
@@ -85,46 +83,27 @@ class Locator:
             )
         return artifact, store
 
-    def output(self, location: str) -> Path | tuple[S3Store, str]:
-        """Return where to write: a local path, or a bucket's store and the name below it."""
+    def output(self, location: str) -> Output:
+        """Return where to write."""
         if location.startswith(_SCHEME):
             if self._storage is None:
                 raise _no_storage()
             location = f"{self._storage.rstrip('/')}/{_below(location)}"
-        if location.startswith(_S3_SCHEME):
+        if scheme_of(location):
             parent, name = _parent_and_name(location)
-            return self._bucket(parent), name
+            return Output(root_at(parent, self._environ), name)
         refuse_scheme(location)
-        return Path(location)
+        path = Path(location)
+        return Output(DirectoryRoot(path.parent), path.name)
 
     def local(self, location: str) -> str:
         """Return a local path of what `location` names; hub ids stay as they are."""
         if location.startswith(_SCHEME):
             return str(self.store().local_copy(_below(location)))
-        if location.startswith(_S3_SCHEME):
+        if scheme_of(location):
             parent, name = _parent_and_name(location)
             return str(self.store(parent).local_copy(name))
         return location
-
-
-def bucket_at(uri: str, environ: Mapping[str, str]) -> S3Storage:
-    """Return the S3 storage at s3://BUCKET/PREFIX; the environment says where the server is, as for all AWS tools."""
-    if not uri.removeprefix(_S3_SCHEME).partition("/")[0]:
-        raise UsageError(f"{uri} names no bucket", hint="Write s3://BUCKET/PREFIX.")
-    return S3Storage(
-        uri=uri,
-        endpoint=environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL"),
-        region=environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION"),
-    )
-
-
-def refuse_scheme(location: str) -> None:
-    """Keep an address that is none from becoming a directory of that name here."""
-    if "://" in location:
-        scheme = location.partition("://")[0]
-        raise UsageError(
-            f"{location}: nothing is written to {scheme}://", hint="Write a path, s3://BUCKET/PATH or storage://PATH."
-        )
 
 
 def _no_storage() -> UsageError:
@@ -143,7 +122,7 @@ def _below(location: str) -> str:
 
 def _parent_and_name(location: str) -> tuple[str, str]:
     parent, _, name = location.rstrip("/").rpartition("/")
-    if not parent.removeprefix("s3:/").strip("/"):
+    if not parent.partition(":/")[2].strip("/"):
         raise UsageError(f"{location} is a whole bucket", hint="Name a file or a directory in it.")
     return parent, name
 

@@ -8,20 +8,20 @@ import tempfile
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import assert_never
 
 import polars as pl
 
 from wrpo_engine.artifacts import Artifact, ArtifactStore
 from wrpo_engine.artifacts.manifest import sha256_of
+from wrpo_engine.artifacts.roots import BucketRoot, DirectoryRoot
+from wrpo_engine.artifacts.s3 import Copies
+from wrpo_engine.artifacts.transfer import upload_first
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.curation.published import published_row, write_published
 from wrpo_engine.errors import AlreadyCommitted, DataError
+from wrpo_engine.formats.location import Output
 from wrpo_engine.formats.saved import is_mark
-
-if TYPE_CHECKING:
-    # boto3 is needed only where a bucket is named.
-    from wrpo_engine.artifacts.s3 import S3Store
 
 ARTIFACT_STAGE = "curate-triples"
 _SLICE_ROWS = 2048
@@ -61,11 +61,20 @@ def write_file(table: pl.DataFrame, path: Path, kind: Format) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_to_bucket(table: pl.DataFrame, store: S3Store, name: str, kind: Format) -> None:
-    """Write an object below the store's prefix, or several for `datasets`, whose mark comes last."""
-    from wrpo_engine.artifacts.transfer import upload_first
+def write_output(table: pl.DataFrame, output: Output, kind: Format) -> None:
+    """Write to where a location leads; what is there already is not replaced."""
+    match output.root:
+        case DirectoryRoot(path=directory):
+            write_file(table, directory / output.name, kind)
+        case BucketRoot() as root:
+            write_to_bucket(table, root.copies(), output.name, kind)
+        case _:
+            assert_never(output.root)
 
-    bucket, cache = store.copies.bucket, store.copies.cache
+
+def write_to_bucket(table: pl.DataFrame, copies: Copies, name: str, kind: Format) -> None:
+    """Write an object below the bucket's prefix, or several for `datasets`, whose mark comes last."""
+    bucket, cache = copies.bucket, copies.cache
     if any(found.key == name or found.key.startswith(f"{name}/") for found in bucket.listing(name)):
         raise _exists(bucket.uri(name))
     with cache.named_errors():

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
-from wrpo_engine.artifacts.s3_client import S3Bucket
+from wrpo_engine.artifacts.roots import BucketRoot, DirectoryRoot, root_at
 from wrpo_engine.config import ExitCode
 from wrpo_engine.environment import prepare_environment
 from wrpo_engine.errors import WrpoError, storage_error
-from wrpo_engine.formats.location import bucket_at, refuse_scheme
 from wrpo_engine.progress import Progress, make_progress
 from wrpo_engine.quickstart import cards, corpus, models
 from wrpo_engine.quickstart.bucket import BucketAssets
@@ -134,14 +134,16 @@ def write_prompts(store: Assets) -> None:
 @contextmanager
 def open_store(out: str, environ: Mapping[str, str]) -> Iterator[Assets]:
     """Give what --out names. Assets of a bucket are made in a directory below WRPO_SCRATCH that goes afterwards."""
-    if not out.startswith("s3://"):
-        refuse_scheme(out)
-        yield AssetStore(Path(out).absolute())
-        return
-    bucket = S3Bucket.open(bucket_at(out, environ), environ, lambda: False)
-    bucket.check()
-    with tempfile.TemporaryDirectory(prefix="quickstart-", dir=environ.get("WRPO_SCRATCH") or None) as scratch:
-        yield BucketAssets(bucket, AssetStore(Path(scratch)))
+    root = root_at(out, environ)
+    match root:
+        case DirectoryRoot(path=path):
+            yield AssetStore(path.absolute())
+        case BucketRoot():
+            bucket = root.bucket()
+            with tempfile.TemporaryDirectory(prefix="quickstart-", dir=environ.get("WRPO_SCRATCH") or None) as scratch:
+                yield BucketAssets(bucket, AssetStore(Path(scratch)))
+        case _:
+            assert_never(root)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

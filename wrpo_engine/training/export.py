@@ -15,6 +15,7 @@ from torch import Tensor
 from wrpo_engine.artifacts import ArtifactWriter
 from wrpo_engine.artifacts.manifest import sha256_of
 from wrpo_engine.config import LoraParams, OptimizerParams
+from wrpo_engine.contract.storage import StorageField
 from wrpo_engine.errors import ConfigError, StorageError, first_line
 from wrpo_engine.loading.files import CONFIG_FILE, GENERATION_FILE
 from wrpo_engine.loading.guard import loading
@@ -182,7 +183,7 @@ def _require_space(output: ArtifactWriter, parameters: int, trained: TrainedMode
         raise StorageError(
             f"the trained model takes {needed / _GIB:.2f} GiB, but {output.directory} has {free / _GIB:.2f} GiB free",
             code="StorageFull",
-            field="storage",
+            field=StorageField.STORAGE,
             hint="Enlarge the volume or remove artifacts that are not needed, then retry.",
         )
 

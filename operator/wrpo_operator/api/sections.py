@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
+from wrpo_engine.contract.storage import S3Fields, VolumeFields
 from wrpo_operator.api.base import (
     ATOMIC,
     LABEL_PATTERN,
@@ -282,34 +283,27 @@ class Curation(SpecModel):
     """Leave responses that hit maxTokens out of the choice."""
 
 
-class StorageVolume(SpecModel):
-    """A volume that all pods of the experiment mount."""
+class VolumeClaim(SpecModel):
+    """A PersistentVolumeClaim of the experiment's namespace."""
 
     claim_name: ObjectName
     """PersistentVolumeClaim in the experiment's namespace; ReadWriteMany when pods run on several nodes."""
-    path: str = Field(
-        default="", max_length=512, pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*)?$"
-    )
-    """Directory below the volume's root. Empty: the root itself."""
 
 
-class StorageS3(SpecModel):
+class StorageVolume(VolumeFields, VolumeClaim):
+    """A volume that all pods of the experiment mount."""
+
+
+class StorageS3(S3Fields, SpecModel):
     """A prefix in an S3 bucket."""
 
-    uri: str = Field(max_length=1024, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()/=-]*)?$")
-    """s3://BUCKET/PREFIX."""
-    endpoint: str | None = Field(
-        default=None, max_length=512, pattern=r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._/-]*)?$"
-    )
-    """URL of an S3-compatible service. Unset: AWS."""
-    region: str | None = Field(default=None, max_length=64, pattern=r"^[a-z0-9-]+$")
-    """Region of the bucket. Unset: what the environment says."""
-    addressing_style: Literal["Path", "Virtual"] | None = None
-    """Where requests name the bucket: Path (https://HOST/BUCKET) or Virtual (https://BUCKET.HOST), which some services
-    demand. Unset: what the AWS configuration says, else Path where an endpoint is set."""
     credentials_secret_name: ObjectName | None = None
     """Secret whose keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and others) become the pods' environment. The
     operator never reads it. Unset: the pods' own identity."""
+
+
+ChosenStorage: TypeAlias = StorageS3 | StorageVolume
+"""A kind of storage with its fields; `wrpo_operator.plan.storage` says what each kind means for pods."""
 
 
 class Storage(SpecModel):
@@ -319,3 +313,13 @@ class Storage(SpecModel):
     """A prefix in an S3 bucket."""
     volume: StorageVolume | None = None
     """A directory on a shared volume."""
+
+    @property
+    def chosen(self) -> ChosenStorage:
+        """Return the kind of storage that is set; ValueError unless exactly one is."""
+        present = {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+        if len(present) != 1:
+            kinds = " and ".join(type(self).model_fields)
+            raise ValueError(f"spec.storage must have exactly one of {kinds}; it has {', '.join(present) or 'none'}")
+        chosen: ChosenStorage = next(iter(present.values()))
+        return chosen

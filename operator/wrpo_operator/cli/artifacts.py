@@ -10,16 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from wrpo_engine.artifacts.inventory import Found, Inventory, S3Inventory, VolumeInventory
-from wrpo_engine.config import S3Storage
-from wrpo_operator.api.sections import StorageS3
+from wrpo_engine.storage import DirectoryRoot, Found, Inventory, S3Server, StorageRoot, root_at
 from wrpo_operator.cli.connect import (
-    STATE_DIR,
     Target,
     cluster_options,
     engine_errors_to_click,
@@ -27,7 +23,7 @@ from wrpo_operator.cli.connect import (
     with_client,
 )
 from wrpo_operator.cli.references import References, references_of, removable, with_inputs
-from wrpo_operator.render.common import s3_storage
+from wrpo_operator.cli.storage import UnmountedVolume, storage_of
 from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, name_of
 
 if TYPE_CHECKING:
@@ -238,9 +234,7 @@ def _inventories(
     target: Target,
 ) -> list[Inventory]:
     if storage is not None:
-        if storage.startswith("s3://"):
-            return [S3Inventory.connect(S3Storage(uri=storage, endpoint=endpoint, region=region), os.environ)]
-        return [_volume(Path(storage))]
+        return [_inventory(root_at(storage, os.environ, server=S3Server(endpoint, region)))]
     chosen = [
         obj
         for obj in asked or ()
@@ -251,28 +245,23 @@ def _inventories(
         raise click.ClickException(
             f"there is no {what} in namespace {target.namespace}. Name its storage by --storage."
         )
-    storages = {json.dumps(obj["spec"]["storage"], sort_keys=True): obj["spec"]["storage"] for obj in chosen}
+    storages = {json.dumps(obj["spec"]["storage"], sort_keys=True): obj for obj in chosen}
     return [_of_spec(each, target) for each in storages.values()]
 
 
-def _of_spec(storage: JsonObject, target: Target) -> Inventory:
-    if "s3" in storage:
-        return S3Inventory.connect(s3_storage(StorageS3.model_validate(storage["s3"])), os.environ)
-    claim = storage["volume"]["claimName"]
-    if not target.embedded:
+def _of_spec(obj: JsonObject, target: Target) -> Inventory:
+    root = storage_of(obj, target)
+    if isinstance(root, UnmountedVolume):
         raise click.ClickException(
-            f"the storage is the claim {claim}, which is not mounted here. Mount it and name it by --storage PATH."
+            f"the storage is the claim {root.claim}, which is not mounted here. Mount it and name it by --storage PATH."
         )
-    from wrpo_devcluster.controllers.volumes import claim_directory
-
-    root = claim_directory(STATE_DIR.resolve(), target.namespace, claim)
-    return _volume(root / storage["volume"].get("path", ""))
+    return _inventory(root)
 
 
-def _volume(root: Path) -> VolumeInventory:
-    if not root.is_dir():
-        raise click.ClickException(f"there is no directory {root}.")
-    return VolumeInventory(root)
+def _inventory(root: StorageRoot) -> Inventory:
+    if isinstance(root, DirectoryRoot) and not root.path.is_dir():
+        raise click.ClickException(f"there is no directory {root.path}.")
+    return root.inventory()
 
 
 def _row(inventory: Inventory, found: Found, references: References, *, known: bool) -> dict[str, Any]:

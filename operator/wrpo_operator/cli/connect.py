@@ -118,10 +118,10 @@ def errors_to_click(command: Callable[P, T]) -> Callable[P, T]:
 @contextmanager
 def engine_errors_to_click() -> Iterator[None]:
     """Turn what the engine says of a storage into one line, a hint and exit code 1."""
-    from wrpo_engine.errors import WrpoError
+    from wrpo_engine.storage import EngineError
 
     try:
         yield
-    except WrpoError as error:
+    except EngineError as error:
         hint = f"\n{error.hint}" if error.hint else ""
         raise click.ClickException(f"{error.message}{hint}") from error

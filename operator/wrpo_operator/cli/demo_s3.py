@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from wrpo_operator.runtime.resources import JsonObject
 
@@ -69,19 +68,6 @@ def use_credentials(credentials: Mapping[str, str]) -> None:
 
 def make_bucket(endpoint: str) -> None:
     """Make the bucket unless it is there, and wait until it can be written."""
-    from wrpo_engine.artifacts.s3_client import S3Bucket
-    from wrpo_engine.config import S3Storage
+    from wrpo_engine.storage import BucketRoot, S3Location
 
-    bucket = S3Bucket.open(S3Storage(uri=URI, endpoint=endpoint), os.environ, lambda: False)
-    known = bucket.client.exceptions
-
-    def create() -> Any:
-        try:
-            return bucket.client.create_bucket(Bucket=BUCKET)
-        except (known.BucketAlreadyOwnedByYou, known.BucketAlreadyExists):
-            return None
-
-    bucket.call(f"make the bucket {BUCKET}", create)
-    # A server that has just started may answer before it can store anything.
-    bucket.put(".ready", b"")
-    bucket.delete([".ready"])
+    BucketRoot(S3Location(uri=URI, endpoint=endpoint), os.environ).create()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from wrpo_engine.artifacts.inventory import Found
+from wrpo_engine.storage import Found
 from wrpo_operator.api.spec import SpecError, parse_spec
 from wrpo_operator.api.status import parse_status
 from wrpo_operator.plan.graph import build_graph

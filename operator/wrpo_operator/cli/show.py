@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import webbrowser
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,19 +10,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wrpo_engine.storage import scheme_of
 from wrpo_operator.api import names
-from wrpo_operator.api.sections import StorageS3
 from wrpo_operator.api.status import StageState, parse_status
 from wrpo_operator.cli.connect import (
-    STATE_DIR,
     Target,
     cluster_options,
     engine_errors_to_click,
     errors_to_click,
     with_client,
 )
+from wrpo_operator.cli.storage import UnmountedVolume, read_remote, storage_of
 from wrpo_operator.cli.view import outcome_of, tree_lines
-from wrpo_operator.render.common import s3_storage
 from wrpo_operator.runtime.resources import EXPERIMENTS, PODS, JsonObject, labels_of, meta, name_of
 
 if TYPE_CHECKING:
@@ -200,27 +198,15 @@ def locate_artifact(obj: JsonObject, stage: str, target: Target) -> str | None:
     entry = parse_status(obj.get("status")).stage_named(stage)
     if entry is None or entry.state is not StageState.SUCCEEDED or not entry.artifact:
         return None
-    storage = (obj.get("spec") or {}).get("storage") or {}
-    if "s3" in storage:
-        return f"{storage['s3']['uri'].rstrip('/')}/{entry.artifact}"
-    volume = storage.get("volume") or {}
-    below = f"{volume['path']}/{entry.artifact}" if volume.get("path") else entry.artifact
-    if target.embedded:
-        from wrpo_devcluster.controllers.volumes import claim_directory
-
-        return str(claim_directory(STATE_DIR.resolve(), target.namespace, volume["claimName"]) / below)
-    return f"claim {volume.get('claimName')}: {below}"
+    root = storage_of(obj, target)
+    return root.below(entry.artifact) if isinstance(root, UnmountedVolume) else f"{root.location}/{entry.artifact}"
 
 
 def read_artifact_file(obj: JsonObject, where: str, name: str) -> bytes:
     """Return a file of the artifact that lies at `where`, as `locate_artifact` says; from S3 by your credentials."""
-    from wrpo_engine.artifacts.s3_client import S3Bucket
-
-    if where.startswith("s3://"):
-        s3 = StorageS3.model_validate(obj["spec"]["storage"]["s3"])
-        storage = s3_storage(s3).model_copy(update={"uri": where})
+    if scheme_of(where) is not None:
         with engine_errors_to_click():
-            content = S3Bucket.open(storage, os.environ, lambda: False).read(name)
+            content = read_remote(obj, f"{where}/{name}")
         if content is None:
             raise click.ClickException(f"{where}/{name} is not there.")
         return content

@@ -12,6 +12,7 @@ from wrpo_operator.api.pods import Resources
 from wrpo_operator.api.resource_rules import gpus_per_node
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import StageNode
+from wrpo_operator.plan.storage import binding_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def settings_of(spec: ExperimentSpec, node: StageNode) -> str:
         "podTemplate": spec.pod_template,
         "env": [variable.model_dump(mode="json") for variable in spec.env],
         "pullSecrets": [secret.name for secret in spec.image_pull_secrets],
-        "credentials": spec.storage.s3.credentials_secret_name if spec.storage.s3 else None,
+        "credentials": binding_of(spec.storage.chosen).credentials,
     }
     return digest(shape)
 

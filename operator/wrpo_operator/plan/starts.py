@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from wrpo_engine.contract.definition import Shape
 from wrpo_operator.api import conditions as words
@@ -22,6 +22,7 @@ from wrpo_operator.plan.memory import StageView
 from wrpo_operator.plan.model import ChildFact, PlannedAttempt, Snapshot, StageId, StageNode
 from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import StartAttempt, Wait
+from wrpo_operator.plan.storage import binding_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +43,9 @@ RUNNING_PHASES = frozenset({"Pending", "Running", "Unknown"})
 Start: TypeAlias = PlannedAttempt | Held
 
 
-def storage_identity(spec: ExperimentSpec) -> dict[str, Any]:
-    """Return what tells two storages of a namespace apart; credentials and region do not."""
-    if spec.storage.s3 is not None:
-        return {"uri": spec.storage.s3.uri.rstrip("/"), "endpoint": spec.storage.s3.endpoint}
-    volume = spec.storage.volume
-    return {"claim": volume.claim_name, "path": volume.path.strip("/")} if volume else {}
-
-
 def key_of(spec: ExperimentSpec, node: StageNode) -> str:
     """Return the artifact key of a stage."""
-    return artifact_key(storage_identity(spec), str(node.id), node.hash)
+    return artifact_key(binding_of(spec.storage.chosen).identity, str(node.id), node.hash)
 
 
 def planned_attempt(

@@ -7,14 +7,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from wrpo_engine.config import ArtifactRef, S3Storage, Storage, VolumeStorage
+from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_operator.api import names
 from wrpo_operator.api.hashing import digest
 from wrpo_operator.api.pods import Scheduling
-from wrpo_operator.api.sections import StorageS3
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
+from wrpo_operator.plan.storage import binding_of
 
 CONFIG_FILE = "stage.json"
 PROGRESS_CA_FILE = "progress-ca.crt"
@@ -66,18 +66,6 @@ def child_metadata(
     return meta
 
 
-def engine_storage(spec: ExperimentSpec) -> Storage:
-    """Return the storage as the engine knows it. Where the volume is mounted comes by environment."""
-    if spec.storage.s3 is not None:
-        return s3_storage(spec.storage.s3)
-    return VolumeStorage(path=spec.storage.volume.path if spec.storage.volume else "")
-
-
-def s3_storage(s3: StorageS3) -> S3Storage:
-    """Return a bucket as the engine knows it. Its credentials come by environment."""
-    return S3Storage(**s3.model_dump(include=set(S3Storage.model_fields)))
-
-
 def stage_config(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> StageConfig:
     """Return the stage's whole input."""
     node = planned.node
@@ -88,7 +76,7 @@ def stage_config(experiment: Experiment, spec: ExperimentSpec, planned: PlannedA
         experiment=f"{experiment.namespace}/{experiment.name}",
         output=ArtifactRef(stage=str(node.id), hash=node.hash),
         inputs=inputs,
-        storage=engine_storage(spec),
+        storage=binding_of(spec.storage.chosen).engine,
         params=node.params,
         runtime=node.runtime,
     )

@@ -12,6 +12,7 @@ from wrpo_operator.api.pods import EnvVar, SecretKeyRef
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Experiment, PlannedAttempt
 from wrpo_operator.plan.resources import resources_of
+from wrpo_operator.plan.storage import SCRATCH, binding_of
 from wrpo_operator.render.common import CONFIG_FILE, PROGRESS_CA_FILE, labels
 from wrpo_operator.render.merge import strategic_merge
 from wrpo_operator.render.podgroup import needs_pod_group
@@ -19,9 +20,7 @@ from wrpo_operator.render.settings import RenderSettings
 
 CONFIG_DIRECTORY = "/etc/wrpo"
 CONFIG_PATH = f"{CONFIG_DIRECTORY}/{CONFIG_FILE}"
-VOLUME_ROOT = "/var/lib/wrpo"
 TERMINATION_MESSAGE = "/dev/termination-log"
-SCRATCH = "/tmp"  # noqa: S108 -- an emptyDir of the pod
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 -- an emptyDir of the pod
 TOKEN_DIRECTORY = "/var/run/secrets/wrpo.ai/progress"  # noqa: S105 -- a mount point
 TOKEN_LIFETIME_S = 3600
@@ -126,8 +125,8 @@ def _container(
     }
     if amounts:
         container["resources"] = amounts
-    if spec.storage.s3 is not None and spec.storage.s3.credentials_secret_name:
-        container["envFrom"] = [{"secretRef": {"name": spec.storage.s3.credentials_secret_name}}]
+    if sources := binding_of(spec.storage.chosen).env_from:
+        container["envFrom"] = [dict(source) for source in sources]
     return container
 
 
@@ -135,11 +134,7 @@ def _environment(
     experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt, settings: RenderSettings
 ) -> list[dict[str, Any]]:
     own = {"HOME": SCRATCH, "WRPO_TERMINATION_MESSAGE_PATH": TERMINATION_MESSAGE}
-    if spec.storage.volume is not None:
-        own["WRPO_VOLUME_ROOT"] = VOLUME_ROOT
-    if spec.storage.s3 is not None:
-        # Copies of what is in the bucket; the root file system is read-only.
-        own["WRPO_SCRATCH"] = SCRATCH
+    own.update(binding_of(spec.storage.chosen).environment)
     if settings.progress_url:
         stage = str(planned.node.id).replace("/", ".")
         own["KUBEFLOW_TRAINER_SERVER_URL"] = (
@@ -176,8 +171,7 @@ def _mounts(spec: ExperimentSpec, settings: RenderSettings) -> list[dict[str, An
         {"name": "wrpo-tmp", "mountPath": SCRATCH},
         {"name": "wrpo-shm", "mountPath": SHARED_MEMORY},
     ]
-    if spec.storage.volume is not None:
-        mounts.append({"name": "wrpo-storage", "mountPath": VOLUME_ROOT})
+    mounts += (dict(mount) for mount in binding_of(spec.storage.chosen).mounts)
     if settings.progress_url:
         mounts.append({"name": "wrpo-progress-token", "mountPath": TOKEN_DIRECTORY, "readOnly": True})
     return mounts
@@ -189,9 +183,7 @@ def _volumes(spec: ExperimentSpec, settings: RenderSettings, config_name: str) -
         {"name": "wrpo-tmp", "emptyDir": {}},
         {"name": "wrpo-shm", "emptyDir": {"medium": "Memory"}},
     ]
-    if spec.storage.volume is not None:
-        claim = {"claimName": spec.storage.volume.claim_name}
-        volumes.append({"name": "wrpo-storage", "persistentVolumeClaim": claim})
+    volumes += (dict(volume) for volume in binding_of(spec.storage.chosen).volumes)
     if settings.progress_url:
         token = {
             "audience": settings.progress_audience,

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from wrpo_operator.api.backends import BACKENDS, CHILD_KINDS
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Note, PodFact
+from wrpo_operator.plan.storage import binding_of
 from wrpo_operator.runtime.kube import KubeClient, KubeError, list_all
 from wrpo_operator.runtime.kueue import workload_note, workload_owner
 from wrpo_operator.runtime.observe import parse_time
@@ -126,14 +127,14 @@ class DiagnosticsClient:
         missing: tuple[tuple[str, str], ...] = ()
         pending: tuple[tuple[str, str], ...] = ()
         notes: dict[str, tuple[Note, ...]] = {}
-        volume = experiment.spec.storage.volume if experiment.spec else None
+        name = binding_of(experiment.spec.storage.chosen).claim if experiment.spec else None
         try:
-            if volume is not None:
-                claim = await self.claim(experiment.namespace, volume.claim_name)
+            if name is not None:
+                claim = await self.claim(experiment.namespace, name)
                 if claim is None:
-                    missing = ((CLAIMS.kind, volume.claim_name),)
+                    missing = ((CLAIMS.kind, name),)
                 elif claim.phase != "Bound":
-                    pending = ((volume.claim_name, claim.storage_class),)
+                    pending = ((name, claim.storage_class),)
             # A blocker in the status is not removed only because nothing is known yet, e.g. after a restart.
             must_know = bool(experiment.status.blockers)
             waiter = (experiment.namespace, experiment.name)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wrpo_engine.contract.storage import StorageField
 from wrpo_operator.api.pod_template import STAGE_CONTAINER
 from wrpo_operator.render.merge import MERGE_KEYS
 
@@ -27,7 +28,7 @@ _FIELDS: Mapping[str, str] = {
     "resources": "spec.resources",
     "image": "spec.images",
     "env": "spec.env",
-    "envFrom": "spec.storage.s3.credentialsSecretName",
+    "envFrom": f"spec.{StorageField.S3_CREDENTIALS}",
 }
 """Fields of a pod or of its container that another part of the spec sets, where the template does not."""
 

@@ -12,7 +12,7 @@ from support.fault_proxy import FaultProxy, fault_proxy
 from support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
 from wrpo_engine.artifacts.s3 import S3Store
-from wrpo_engine.config import S3Storage
+from wrpo_engine.artifacts.s3_client import S3Location
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +57,7 @@ def connect(s3: S3Server, bucket: str, root: str, tmp_path: Path) -> Connect:
     """`connect(pod="a", endpoint=..., uri=..., **environ)`: a store as a pod with that cache opens it."""
 
     def open_store(pod: str = "a", *, endpoint: str | None = None, uri: str | None = None, **environ: str) -> S3Store:
-        storage = S3Storage(uri=uri or f"s3://{bucket}/{root}", endpoint=endpoint or s3.endpoint)
+        storage = S3Location(uri=uri or f"s3://{bucket}/{root}", endpoint=endpoint or s3.endpoint)
         env = {
             "WRPO_SCRATCH": str(tmp_path / f"pod-{pod}"),
             "WRPO_STORAGE_PATIENCE_SECONDS": "20",

@@ -12,9 +12,14 @@ import pytest
 from support.fault_proxy import Answer, FaultProxy, s3_error
 
 from wrpo_engine.artifacts.s3 import S3Store
-from wrpo_engine.artifacts.s3_client import ConditionFailed, S3Bucket, UnsupportedConditionError, addressing_style
+from wrpo_engine.artifacts.s3_client import (
+    ConditionFailed,
+    S3Bucket,
+    S3Location,
+    UnsupportedConditionError,
+    addressing_style,
+)
 from wrpo_engine.artifacts.transfer import download_whole
-from wrpo_engine.config import S3Storage
 from wrpo_engine.errors import ConfigError, StorageError, TemporaryError, WrpoError
 
 Connect = Callable[..., S3Store]
@@ -122,7 +127,7 @@ def names_below_localhost(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("names_below_localhost")
 def test_a_bucket_is_named_in_the_host_where_the_field_says_so(proxy: FaultProxy) -> None:
     endpoint = f"http://localhost:{proxy.port}"
-    storage = S3Storage(uri="s3://some-bucket/x", endpoint=endpoint, addressing_style="Virtual")
+    storage = S3Location(uri="s3://some-bucket/x", endpoint=endpoint, addressing_style="Virtual")
     bucket = S3Bucket.open(storage, {}, lambda: False)
     proxy.faults = [lambda _request: Answer(200, b"hello", {"ETag": '"1"'})]
     assert bucket.read("some/object") == b"hello"
@@ -136,18 +141,22 @@ def test_the_aws_configuration_file_says_how_to_address_buckets(
 ) -> None:
     (tmp_path / "config").write_text("[default]\ns3 =\n  addressing_style = virtual\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    storage = S3Storage(uri="s3://some-bucket/x", endpoint=f"http://localhost:{proxy.port}")
+    storage = S3Location(uri="s3://some-bucket/x", endpoint=f"http://localhost:{proxy.port}")
     proxy.faults = [lambda _request: Answer(200, b"hello", {"ETag": '"1"'})]
     S3Bucket.open(storage, {}, lambda: False).read("some/object")
     assert proxy.requests[0].headers["host"].startswith("some-bucket.localhost")
 
 
-STYLES: dict[str, tuple[S3Storage, Any, str]] = {
-    "an endpoint": (S3Storage(uri="s3://b/x", endpoint="http://h"), None, "path"),
-    "AWS": (S3Storage(uri="s3://b/x"), None, "auto"),
-    "an endpoint and a profile": (S3Storage(uri="s3://b/x", endpoint="http://h"), {"addressing_style": "auto"}, "auto"),
+STYLES: dict[str, tuple[S3Location, Any, str]] = {
+    "an endpoint": (S3Location(uri="s3://b/x", endpoint="http://h"), None, "path"),
+    "AWS": (S3Location(uri="s3://b/x"), None, "auto"),
+    "an endpoint and a profile": (
+        S3Location(uri="s3://b/x", endpoint="http://h"),
+        {"addressing_style": "auto"},
+        "auto",
+    ),
     "the field before the profile": (
-        S3Storage(uri="s3://b/x", endpoint="http://h", addressing_style="Path"),
+        S3Location(uri="s3://b/x", endpoint="http://h", addressing_style="Path"),
         {"addressing_style": "virtual"},
         "path",
     ),
@@ -156,14 +165,14 @@ STYLES: dict[str, tuple[S3Storage, Any, str]] = {
 
 @pytest.mark.parametrize(("storage", "configured", "style"), STYLES.values(), ids=STYLES.keys())
 def test_the_style_comes_from_the_field_then_the_profile_then_the_endpoint(
-    storage: S3Storage, configured: Any, style: str
+    storage: S3Location, configured: Any, style: str
 ) -> None:
     assert addressing_style(storage, configured) == style
 
 
 def test_a_style_that_botocore_does_not_know_is_refused() -> None:
     with pytest.raises(ConfigError, match="may say path, virtual or auto"):
-        addressing_style(S3Storage(uri="s3://b/x"), {"addressing_style": "host"})
+        addressing_style(S3Location(uri="s3://b/x"), {"addressing_style": "host"})
 
 
 EXPECTED = (ConditionFailed, UnsupportedConditionError, ConfigError, StorageError, TemporaryError)

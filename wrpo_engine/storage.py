@@ -1,0 +1,29 @@
+"""Storages as other programs see them: what the operator's commands may use of the engine beside its contract."""
+
+from wrpo_engine.artifacts.inventory import Found, Inventory, Upload
+from wrpo_engine.artifacts.roots import (
+    BucketRoot,
+    DirectoryRoot,
+    S3Server,
+    StorageRoot,
+    root_at,
+    root_of,
+    scheme_of,
+)
+from wrpo_engine.artifacts.s3_client import S3Location
+from wrpo_engine.errors import WrpoError as EngineError
+
+__all__ = [
+    "BucketRoot",
+    "DirectoryRoot",
+    "EngineError",
+    "Found",
+    "Inventory",
+    "S3Location",
+    "S3Server",
+    "StorageRoot",
+    "Upload",
+    "root_at",
+    "root_of",
+    "scheme_of",
+]
