@@ -62,6 +62,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "gpt2": {"n_positions": 256},
     "opt": {"word_embed_proj_dim": 32, "ffn_dim": 48},
+    "gpt_bigcode with dropout of attention": {},
     "gpt_neox": {},
     "falcon": {"new_decoder_architecture": True},
     "falcon with ALiBi": {"alibi": True},
@@ -80,6 +81,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "granite with its scalings": {"logits_scaling": 2.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5},
     "starcoder2 with a window": WINDOW,
     "smollm3": {},
+    "seed_oss with dropout of residuals": {},
 }
 """What to set beside the sizes; the first word is the model_type."""
 

@@ -172,6 +172,33 @@ def test_the_check_before_the_first_step_finds_what_policy_and_reference_both_le
     assert caught.value.code == "ModelDiffers"
 
 
+NOT_CAUSAL = {
+    "xlm": "with layout padded its log-probabilities differ from those of plain Transformers by ",
+    "electra": "its decoder returns 32 numbers per token and its output head takes 128, because there are further "
+    "layers between them",
+}
+"""XLM looks ahead and leaves padding out by itself, so that only a shorter response shows it."""
+
+
+@pytest.mark.parametrize(("architecture", "message"), NOT_CAUSAL.items(), ids=NOT_CAUSAL.keys())
+def test_the_check_before_the_first_step_finds_models_that_are_no_decoders(architecture: str, message: str) -> None:
+    model = LogpModel(make_model(AutoModelForCausalLM, architecture))
+    with pytest.raises(ConfigError) as caught:
+        require_plain_results(
+            SingleProcessBackend(model, PARAMS), ROWS[0], Layout.PADDED, precision="float32", model="tiny"
+        )
+    assert message in caught.value.message
+    assert caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize("prompt_has_loss", [False, True])
+def test_the_check_before_the_first_step_takes_responses_of_any_length(prompt_has_loss: bool) -> None:
+    backend = SingleProcessBackend(LogpModel(make_model(AutoModelForCausalLM, "llama")), PARAMS)
+    for response in ((2,), (5, 2), (5, 6, 7, 2)):
+        row = TokenRow("row", (3, 4, 5), (response,), prompt_has_loss)
+        require_plain_results(backend, row, Layout.PADDED, precision="float32", model="tiny")
+
+
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
 LONGROPE = {
     "rope_type": "longrope",

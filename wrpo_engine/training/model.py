@@ -110,6 +110,14 @@ class LogpModel(nn.Module):
         hidden_LTD = self.causal_lm.get_decoder()(**arguments).last_hidden_state
         hidden_RD = hidden_LTD.flatten(0, 1).index_select(0, batch.positions_R)
         head = self.causal_lm.get_output_embeddings()
+        if hidden_RD.shape[-1] != head.in_features:
+            raise ConfigError(
+                _FIELD,
+                type(self.causal_lm).__name__,
+                f"its decoder returns {hidden_RD.shape[-1]} numbers per token and its output head takes "
+                f"{head.in_features}, because there are further layers between them",
+                "Use a decoder-only causal language model.",
+            )
         logps_R, entropies_R = head(hidden_RD, batch.targets_R, with_entropy=with_entropy)
         logps_S = sum_by_sequence(logps_R, batch.sequence_of_token_R, batch.num_sequences)
         if not with_entropy:
@@ -118,12 +126,15 @@ class LogpModel(nn.Module):
 
 
 def disable_dropout(causal_lm: Any) -> None:
-    """Switch all dropout off: policy and reference must agree at step 0, and resuming must be exact."""
+    """Switch all dropout and noise off: policy and reference must agree at step 0, and resuming must be exact.
+
+    Layers keep probabilities as numbers of many names: attention_dropout, attn_pdrop, layerdrop, router_jitter_noise.
+    """
     for module in causal_lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout", "hidden_dropout"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in vars(module).items():
+            if isinstance(value, float) and any(part in name for part in ("drop", "jitter")):
                 setattr(module, name, 0.0)
 
 

@@ -2,7 +2,8 @@
 
 Policy and reference run the same code, so they agree on whatever it leaves out of an architecture: a cap of scores, a
 head with layers of its own. One row of the data, computed a second time by the model's own forward method with its
-reference attention, one sequence at a time, would differ.
+reference attention, one sequence at a time, would differ. There, each response is computed in two halves: a model that
+looks ahead gives the first half another probability when the second half is absent.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.training.agreement import Disagreement, largest_disagreement, tolerance
@@ -54,5 +56,24 @@ def difference_from_plain(backend: Backend, row: TokenRow, layout: Layout) -> Di
     batch = collate([short], layout).to(backend.device)
     ours_S = backend.frozen_sequence_logps(batch)
     alone = [replace(short, responses=(response,)) for response in short.responses]
-    plain_S = torch.cat([backend.plain_sequence_logps(collate([one]).to(backend.device)) for one in alone])
+    plain_S = torch.cat([_plain_logps(backend, one) for one in alone])
     return largest_disagreement(batch, ours_S, plain_S)
+
+
+def _plain_logps(backend: Backend, row: TokenRow) -> Tensor:
+    """Return [1], the log-probability of the row's one response: the sum of those of its halves."""
+    return torch.stack([backend.plain_sequence_logps(collate([half]).to(backend.device)) for half in _halves(row)]).sum(
+        0
+    )
+
+
+def _halves(row: TokenRow) -> tuple[TokenRow, ...]:
+    (response,) = row.responses
+    cut = len(response) // 2
+    if not cut:
+        return (row,)
+    first, second = response[:cut], response[cut:]
+    return (
+        replace(row, responses=(first,)),
+        replace(row, prompt=(*row.prompt, *first), responses=(second,), prompt_has_loss=False),
+    )
