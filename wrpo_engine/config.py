@@ -14,15 +14,49 @@ Where things are mounted is the pod's business and comes by environment, not by 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from wrpo_engine.contract.base import Declared, Role
+from wrpo_engine.contract.data import (
+    ChoiceFields,
+    PinnedFields,
+    PromptFields,
+    ReportFields,
+    RewardFields,
+    RewardLength,
+    ScoreExecution,
+    ScoreFields,
+    TemplateFields,
+    TripleFields,
+)
 from wrpo_engine.contract.exit_codes import ExitCode as ExitCode  # noqa: PLC0414 - part of the contract
 from wrpo_engine.contract.objectives import Objective as Objective  # noqa: PLC0414 - re-exported beside its parameters
+from wrpo_engine.contract.sampling import (
+    EvaluationFields,
+    GeneratorFields,
+    PartFields,
+    ShardExecution,
+    SourceExecution,
+    SourceFields,
+)
 from wrpo_engine.contract.storage import S3Storage as S3Storage  # noqa: PLC0414
 from wrpo_engine.contract.storage import Storage as Storage  # noqa: PLC0414
 from wrpo_engine.contract.storage import VolumeStorage as VolumeStorage  # noqa: PLC0414
+from wrpo_engine.contract.training import AlphaParams as AlphaParams  # noqa: PLC0414 (imported from here)
+from wrpo_engine.contract.training import (
+    BothExecution,
+    OptimizerFields,
+    PreferenceExecution,
+    PreferenceFields,
+    SftFields,
+    SharedExecution,
+    SharedFields,
+)
+from wrpo_engine.contract.training import HoldoutParams as HoldoutParams  # noqa: PLC0414
+from wrpo_engine.contract.training import LoraParams as LoraParams  # noqa: PLC0414
+from wrpo_engine.contract.types import LearningRate
 
 CONTRACT_VERSION = 1
 """Part of every stage hash: raising it makes every artifact anew.
@@ -38,7 +72,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class StageParams(_Model):
+class StageParams(Declared):
     """Parameters of one kind of stage. A subclass names the kind: `stage: Literal["KIND"] = "KIND"`."""
 
     @classmethod
@@ -54,17 +88,13 @@ class ArtifactRef(_Model):
     hash: str = Field(pattern=r"^[0-9a-f]{16}$")
 
 
-class ModelRef(_Model):
+class ModelRef(PinnedFields, TemplateFields, role=Role.COMPUTED):
     """A model: exactly one of `name` and `input`."""
 
-    name: str | None = Field(
-        default=None,
-        description="Hugging Face hub id, absolute path, or storage://PATH for a directory below the storage root.",
-    )
-    input: str | None = Field(default=None, description="Key of `inputs`: the model made by an upstream stage.")
-    revision: str | None = Field(default=None, description="Hub commit, tag or branch; unset is the default branch.")
-    chat_template: str | None = Field(default=None, description="Jinja chat template that replaces the tokenizer's.")
-    trust_remote_code: bool = False
+    name: str | None = None
+    """Hugging Face hub id, absolute path, or storage://PATH for a directory below the storage root."""
+    input: str | None = None
+    """Key of `inputs`: the model made by an upstream stage."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> ModelRef:
@@ -73,78 +103,44 @@ class ModelRef(_Model):
         return self
 
 
-class PrepareParams(StageParams):
+class PrepareParams(PromptFields, StageParams, role=Role.COMPUTED):
     """Read prompts, drop empty and duplicate ones (counted), split them. Prompt ids are sha256 of the prompt text."""
 
     stage: Literal["prepare"] = "prepare"
-    dataset: str = Field(description="Hub id, absolute path or storage://PATH of a file or directory.")
-    config: str | None = None
-    split: str = "train"
-    column: str = "prompt"
-    limit: int | None = Field(default=None, ge=1)
-    """Prompts used in all, held-out ones from the same data set included; chosen by the seed."""
-    seed: int = 42
-    sft_fraction: float = Field(default=1 / 3, ge=0, le=1)
-    """Share of the training prompts for SFT; the rest are preference prompts. 0: none for SFT."""
     evaluation_prompts: int = Field(default=0, ge=0)
     """Held-out prompts, taken before the SFT split, from `evaluation_dataset` if set, else from `dataset`."""
     evaluation_dataset: str | None = None
 
 
-class FetchParams(StageParams):
+class FetchParams(StageParams, role=Role.COMPUTED):
     """Download a model into the storage's model cache: resumable, its revision pinned, its files with checksums."""
 
     stage: Literal["fetch"] = "fetch"
     model: ModelRef
 
 
-class SampleParams(StageParams):
-    """Answer each prompt `samples_per_prompt` times. Seeds come from (seed, model, prompt id, sample index)."""
+class SampleParams(SourceFields, PartFields, StageParams, role=Role.COMPUTED):
+    """Answer each prompt `samples_per_prompt` times. Seeds come from (seed, model, prompt id, sample index).
+
+    `engine_args` are those that change what is computed; the others are in the runtime, see SPEED_ENGINE_ARGS.
+    """
 
     stage: Literal["sample"] = "sample"
     model: ModelRef
-    source: str = Field(description="Name of the source in the experiment, or `target`.")
+    source: str
+    """Name of the source in the experiment, or `target`."""
     parts: tuple[Literal["sft", "preference", "evaluation"], ...] = ("sft", "preference")
-    backend: Literal["vLLM", "Transformers"] = "vLLM"
-    samples_per_prompt: int = Field(default=5, ge=1, le=1024)
-    temperature: float = Field(default=0.8, ge=0)
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    max_tokens: int = Field(default=2048, ge=1)
-    seed: int = 42
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    max_model_length: int | None = Field(default=None, ge=1)
-    system_prompt: str | None = None
-    on_prompt_too_long: Literal["Fail", "Skip"] = "Fail"
-    """Skip records the prompt with finish_reason `prompt_too_long` and counts it."""
-    prompts_per_part: int = Field(default=32, ge=1)
-    """Prompts committed together; a killed pod loses the parts in flight."""
-    quantization: str | None = None
-    """vLLM's name of the weights' quantisation; unset: what the model's config says."""
-    stop: tuple[str, ...] = ()
-    """Texts that end a response; they are not part of it."""
-    stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end a response, beside the model's own end-of-turn tokens."""
-    engine_args: dict[str, JsonValue] = Field(default_factory=dict)
-    """Further arguments of vLLM's engine by their Python names, checked against vLLM's own list. Those that change only
-    speed and memory stand in the runtime, see SPEED_ENGINE_ARGS."""
 
 
-class RewardModel(_Model):
-    """Where rewards come from: a model `name`, a Python `function` or an HTTP `endpoint`, exactly one of them."""
+class RewardModel(PinnedFields, TemplateFields, RewardFields, role=Role.COMPUTED):
+    """Where rewards come from: a model `name`, a Python `function` or an HTTP `endpoint`, exactly one of them.
+
+    A function is (prompts: list[str], responses: list[str]) -> list[float]. An endpoint gets POST {endpoint}/pooling,
+    with a key from WRPO_REWARD_API_KEY.
+    """
 
     name: str | None = None
     """A sequence classifier with one label, or a model with ArmoRM's multi-objective gated head."""
-    revision: str | None = None
-    trust_remote_code: bool = False
-    chat_template: str | None = None
-    """Jinja chat template in place of the tokenizer's."""
-    function: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """module:function in the stage's image: (prompts: list[str], responses: list[str]) -> list[float]."""
-    endpoint: str | None = Field(default=None, pattern=r"^https?://")
-    """Base URL of an OpenAI-compatible server with a reward model, e.g. vLLM's: POST {endpoint}/pooling. A key comes
-    from WRPO_REWARD_API_KEY."""
-    endpoint_model: str | None = None
-    """Model name that is sent to the endpoint."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> RewardModel:
@@ -158,162 +154,80 @@ class RewardModel(_Model):
         return self.name or self.function or self.endpoint or ""
 
 
-class ScoreParams(StageParams):
+class ScoreParams(ScoreFields, StageParams, role=Role.COMPUTED):
     """Score every response of one samples artifact with one reward."""
 
     stage: Literal["score"] = "score"
     reward: RewardModel
-    max_length: int = Field(default=4096, ge=1)
-    truncation: Literal["Right", "Left", "Fail"] = "Right"
-    """What becomes of a prompt with response longer than max_length: cut at its end, at its beginning (the response is
-    kept), or an error that names the row. Cut ones are counted."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    rows_per_part: int = Field(default=4096, ge=1)
 
 
-class _CurateParams(StageParams):
+class _CurateParams(ChoiceFields, StageParams, role=Role.COMPUTED):
     """What both curations share."""
 
-    drop_truncated: bool = False
-    """Leave responses that hit max_tokens out of the choice."""
-    max_response_tokens: int | None = Field(default=None, ge=1)
-    """Leave longer responses (in the tokens of the model that gave them) out of the choice."""
     reward_weights: dict[str, float] = Field(default_factory=dict)
     """Reward name -> weight: the score is the weighted mean over them. Empty: one reward, roles without a name."""
-    score_column: str | None = None
-    """Take this column of the scores (an objective of a multi-objective reward model) in place of `score`."""
 
 
-class CurateSftParams(_CurateParams):
+class CurateSftParams(_CurateParams, role=Role.COMPUTED):
     """Choose y_ws, the best source response, for every SFT prompt."""
 
     stage: Literal["curate-sft"] = "curate-sft"
 
 
-class CurateTriplesParams(_CurateParams):
-    """Choose (y_ws, y_wt, y_l) for every preference prompt."""
+class CurateTriplesParams(TripleFields, _CurateParams, role=Role.COMPUTED):
+    """Choose (y_ws, y_wt, y_l) for every preference prompt.
+
+    The pairings WithinSource and BestWorst give pairs, for DPO, SimPO and IPO: chosen in the column of y_wt, rejected
+    in that of y_l, no y_ws.
+    """
 
     stage: Literal["curate-triples"] = "curate-triples"
-    pairing: Literal["WRPO", "WithinSource", "BestWorst"] = "WRPO"
-    """WRPO: y_ws over all sources, y_wt and y_l of the target. WithinSource: chosen and rejected both of the one source
-    whose best response is the best of all (FuseChat-3.0). BestWorst: the best against the worst of all models. The last
-    two give pairs, for DPO, SimPO and IPO: chosen in the column of y_wt, rejected in that of y_l, no y_ws."""
-    score_margin: float = Field(default=0.0, ge=0)
-    """Drop a prompt whose score(y_wt) - score(y_l) is below this."""
-    max_score_gap: float | None = Field(default=None, gt=0)
-    """Drop a prompt whose score(y_wt) - score(y_l) is above this."""
-    drop_duplicates: bool = True
-    """Drop a prompt whose whole row (prompt text and responses) equals an earlier one's."""
-    require_source_better: bool = False
-    """Drop a prompt whose score(y_ws) does not exceed score(y_wt)."""
-    on_tie: Literal["Drop", "KeepFirst"] = "Drop"
-    """What follows when all of the target's responses to a prompt tie or are identical."""
     needs_source: bool = True
     """False for objectives without a source response (DPO, SimPO, IPO): y_ws is left out of the rows."""
 
 
-class LoraParams(_Model):
-    """Low-rank adapters (PEFT). The export is the merged model; the adapter lies beside it."""
-
-    rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32.0, gt=0)
-    target_modules: tuple[str, ...] = ()
-    """Names of linear layers; empty: all of them but the head."""
-
-
-class HoldoutParams(_Model):
-    """Rows kept out of training, chosen by the seed, and what their loss decides."""
-
-    fraction: float = Field(default=0.05, gt=0, lt=1)
-    every_steps: int = Field(default=50, ge=1)
-    """Optimizer steps between evaluations; the last step is always followed by one."""
-    patience: int | None = Field(default=None, ge=1)
-    """Early stopping: end after so many evaluations without a better loss. Unset: never."""
-    keep_best: bool = False
-    """Export the checkpoint with the lowest held-out loss instead of the last step's weights."""
-
-
-class OptimizerParams(StageParams):
+class OptimizerParams(SharedFields, OptimizerFields, StageParams, role=Role.COMPUTED):
     """AdamW and its schedule, as both training stages use it."""
 
-    learning_rate: float = Field(gt=0)
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    learning_rate: LearningRate
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     adam_epsilon: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's, of all weights but biases and norms."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    epochs: int = Field(default=1, ge=1)
-    global_batch_size: int = Field(default=128, ge=1)
-    """Rows (SFT) or triples (preference) of one optimizer step, over all ranks."""
-    max_length: int = Field(default=2048, ge=2)
-    """Tokens of prompt and response; each response is cut by itself."""
-    max_prompt_length: int = Field(default=1800, ge=1)
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    zero_stage: Literal[0, 1, 2, 3] = 3
-    gradient_checkpointing: bool = False
-    seed: int = 42
-    shuffle: bool = True
-    """False: rows in the order in which they are given, every epoch."""
-    lora: LoraParams | None = None
-    """Train low-rank adapters only; unset: all weights."""
-    holdout: HoldoutParams | None = None
-    """Evaluate on held-out rows during training; unset: never."""
 
 
-class SftParams(OptimizerParams):
+class SftParams(SftFields, OptimizerParams, role=Role.COMPUTED):
     """Supervised fine-tuning of the target on (x, y_ws); loss on response tokens."""
 
     stage: Literal["sft"] = "sft"
     model: ModelRef
-    learning_rate: float = Field(default=7e-6, gt=0)
-    loss_tokens: Literal["Response", "All"] = "Response"
-    """All: the prompt's tokens carry loss too, as in the released code."""
 
 
-class AlphaParams(_Model):
-    """The weight of the source response: linear is a(step) = max * step / N (arXiv:2412.03187)."""
+class ObjectiveFields(Declared, role=Role.COMPUTED):
+    """The choice of the loss."""
 
-    schedule: Literal["Linear", "Constant"] = "Linear"
-    max: float = Field(default=0.1, ge=0, le=1)
+    objective: Objective = Objective.WRPO_DPO
+    """Loss. SFTOnly stops after SFT."""
 
 
-class TrainParams(OptimizerParams):
+class TrainParams(PreferenceFields, ObjectiveFields, OptimizerParams, role=Role.COMPUTED):
     """Preference optimisation from the SFT checkpoint, which is also the reference."""
 
     stage: Literal["train"] = "train"
     model: ModelRef
-    objective: Objective = Objective.WRPO_DPO
-    alpha: AlphaParams = AlphaParams()
-    beta: float = Field(default=0.01, gt=0)
-    gamma: float = Field(default=0.0, ge=0)
-    """Target margin of the SimPO forms, in units of the reward (beta times the mean log-prob)."""
-    tau: float = Field(default=0.1, gt=0)
-    """Regularisation of the IPO forms."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    length_normalized: bool = False
-    """DPO forms only: beta / |y| * r(y) per response."""
-    ipo_mean: bool = False
-    """IPO forms only: mean instead of summed log-ratios."""
-    nll_weight: float = Field(default=0.0, ge=0)
-    """Weight of an added NLL term on y_ws (y_wt where there is no source)."""
-    learning_rate: float = Field(default=3e-7, gt=0)
     tokenized_triples: str | None = None
     """Train on these token ids instead of the role `triples`: path or storage://PATH of a Parquet file, a directory of
     them, or a saved `datasets` directory, with integer lists prompt_ids, source_chosen_ids, target_chosen_ids and
     rejected_ids. They are taken as they are: no template, nothing added, nothing cut."""
 
 
-class EvaluateModel(_Model):
+class EvaluateModel(Declared, role=Role.COMPUTED):
     """One model under evaluation; `label` is its name in tables: target, sft, or the objective's."""
 
     label: str
     model: ModelRef
 
 
-class EvaluateParams(StageParams):
+class EvaluateParams(EvaluationFields, GeneratorFields, RewardLength, StageParams, role=Role.COMPUTED):
     """Answer held-out prompts with each model, score them, count wins of the last model against the others."""
 
     stage: Literal["evaluate"] = "evaluate"
@@ -321,25 +235,15 @@ class EvaluateParams(StageParams):
     reward: RewardModel
     more_rewards: tuple[RewardModel, ...] = ()
     """Further rewards; the score is the weighted mean over all, in the order of `reward_weights`."""
-    reward_weights: tuple[float, ...] = ()
+    reward_weights: tuple[Annotated[float, Field(allow_inf_nan=True)], ...] = ()
     """One for `reward` and one for each of `more_rewards`; empty: all equal."""
-    backend: Literal["vLLM", "Transformers"] = "vLLM"
-    samples_per_prompt: int = Field(default=1, ge=1)
-    temperature: float = Field(default=0.0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_tokens: int = Field(default=2048, ge=1)
-    seed: int = 42
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    max_length: int = Field(default=4096, ge=1)
-    system_prompt: str | None = None
 
 
-class ReportParams(StageParams):
+class ReportParams(ReportFields, StageParams, role=Role.COMPUTED):
     """One self-contained HTML file from the manifests and metrics of all upstream stages."""
 
     stage: Literal["report"] = "report"
     title: str
-    sample_answers: int = Field(default=5, ge=0)
 
 
 SPEED_ENGINE_ARGS = frozenset(
@@ -369,48 +273,26 @@ SPEED_ENGINE_ARGS = frozenset(
 the rounding that another batch or another number of devices brings): changing them runs nothing again."""
 
 
-class Runtime(_Model):
-    """How a stage is run; none of it changes what is computed, so none of it is hashed."""
+class Runtime(
+    ShardExecution,
+    SharedExecution,
+    BothExecution,
+    PreferenceExecution,
+    ScoreExecution,
+    SourceExecution,
+    role=Role.EXECUTION,
+):
+    """How a stage is run; none of it changes what is computed, so none of it is hashed.
 
-    shards: int = Field(default=1, ge=1)
-    """Pods that share a sampling or scoring stage; the shard is JOB_COMPLETION_INDEX."""
-    micro_batch_tokens: int = Field(default=8192, ge=1)
-    """Training: upper bound of tokens in one forward pass of one rank."""
-    micro_batch_size: int | None = Field(default=None, ge=1)
-    """Training: fixed number of rows in one forward pass of one rank, instead of the bound of tokens."""
-    layout: Literal["auto", "shared-prefix", "packed", "padded"] = "auto"
-    """Training: how sequences lie in a forward pass. shared-prefix computes the prompt once for all its responses; auto
-    takes the best that the model's architecture supports and says which."""
-    torch_compile: bool = False
-    reference: Literal["precomputed", "in-memory"] = "precomputed"
-    """Reference log-probabilities from one pass before training, or from a second, frozen model in every step."""
+    The shard of a pod is JOB_COMPLETION_INDEX. A collective, rendezvous or hang timeout ends a rank with exit code 75.
+    """
+
     prefetch_batches: int = Field(default=2, ge=0)
     """Training: micro-batches that are collated ahead by another thread."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    """Training: the newest so many are kept, and the best one if holdout.keep_best is set."""
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-    """Training: where metrics go beside metrics.jsonl."""
-    collective_timeout_seconds: int = Field(default=1800, ge=1)
-    """Training: a rank that waits longer for its peers ends with exit code 75."""
-    rendezvous_timeout_seconds: int = Field(default=900, ge=1)
-    """Training: nodes wait so long for each other at the start; then the missing ones are named, exit code 75."""
-    hang_timeout_seconds: int = Field(default=1200, ge=1)
-    """Training: without a finished micro-batch for so long, every rank logs its stacks and ends with 75."""
     peak_flops: float | None = Field(default=None, gt=0)
     """Training: floating-point operations per second of one device, for MFU; unset: known GPUs' own."""
-    checkpoint_every_steps: int = Field(default=50, ge=1)
-    batch_tokens: int = Field(default=16384, ge=1)
-    """Scoring, and the rewards of evaluation: upper bound of tokens in one forward pass of the reward model."""
-    reward_concurrency: int = Field(default=16, ge=1)
-    """Scoring by an endpoint: requests that are under way at the same time."""
     engine_args: dict[str, JsonValue] = Field(default_factory=dict)
     """Sampling: arguments of vLLM's engine that change only its speed and memory, see SPEED_ENGINE_ARGS."""
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
-    """vLLM; unset: vLLM's default on a GPU, 0.3 on a CPU."""
-    offload: Literal["none", "optimizer", "optimizer-and-parameters"] = "none"
-    offload_nvme_path: str | None = None
-    """Offload to this directory of a local NVMe disk instead of the host's memory (ZeRO stage 3 only)."""
 
 
 class ErrorInfo(_Model):

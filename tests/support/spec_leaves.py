@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from support.builders import NOON, UID, make_pod
 from support.crd_validation import crd_schema
 
+from wrpo_engine.contract.base import Role, field_role
 from wrpo_operator.api.hashing import canonical_json
 from wrpo_operator.api.names import child_name
 from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
@@ -63,6 +64,12 @@ class Leaf:
     """Its schema in the CRD."""
     fields: tuple[tuple[type[BaseModel], str], ...]
     """The model and the name of each field on the way to it, the leaf's own last."""
+
+    @property
+    def role(self) -> Role | None:
+        """The role stated at the field, or at the nearest section around it."""
+        stated = (field_role(model.model_fields[name]) for model, name in reversed(self.fields))
+        return next((role for role in stated if role), None)
 
     def __str__(self) -> str:
         return "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.path)

@@ -12,20 +12,11 @@ from annotated_types import MaxLen
 from pydantic import BaseModel, ConfigDict, PlainValidator, StringConstraints, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
 
-MODEL_PATTERN = (
-    r"^([A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?"
-    r"|(storage:/)?(/\.?[A-Za-z0-9_+@=-][A-Za-z0-9._+@=-]*)+/?)$"
-)
-"""A hub id, an absolute path, or storage://PATH. No spaces, no quotes, no `..`, nothing a shell would act on."""
+from wrpo_engine.contract.base import Declared, Role, inherit
 
-REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 LABEL_PATTERN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
 SUBDOMAIN_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
-MAX_SEED = 2**31 - 1
-
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=MODEL_PATTERN)]
-Revision = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=REVISION_PATTERN)]
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=SUBDOMAIN_PATTERN)]
 
 
@@ -58,16 +49,29 @@ def list_map(*keys: str) -> dict[str, Any]:
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
 
 
-ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
-"""Schema extension of a list that is replaced as a whole."""
+class SpecModel(Declared):
+    """A part of the spec, read as strictly as the API server does.
 
+    A field that narrows one of a declaration keeps its description and its role, unless it has its own.
+    """
 
-class SpecModel(BaseModel):
-    """A part of the spec, read as strictly as the API server does."""
+    model_config = ConfigDict(alias_generator=to_camel)
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=to_camel, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    @classmethod
+    def __pydantic_init_subclass__(cls, *, role: Role | None = None, **options: Any) -> None:
+        """Take over descriptions and roles from what is declared."""
+        super().__pydantic_init_subclass__(role=role, **options)
+        narrowed = [
+            (field, base.model_fields[name])
+            for base in cls.__bases__
+            if issubclass(base, BaseModel)
+            for name, field in cls.model_fields.items()
+            if name in cls.__annotations__ and name in base.model_fields
+        ]
+        for field, declared in narrowed:
+            inherit(field, declared)
+        if narrowed:
+            cls.model_rebuild(force=True)
 
 
 TIME: dict[str, Any] = {"format": "date-time"}

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from wrpo_operator.api.base import ATOMIC, ObjectName, Quantity, SpecModel, list_map
+from wrpo_engine.contract.types import ATOMIC
+from wrpo_operator.api.base import ObjectName, Quantity, SpecModel, list_map
 from wrpo_operator.api.stage_sections import per_section
 
 IMAGE_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$"

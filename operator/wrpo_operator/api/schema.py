@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from wrpo_engine.contract.base import Role, field_role
 from wrpo_operator.api.rules import rules_of
 
 Schema = dict[str, Any]
@@ -59,7 +60,11 @@ def _convert(
     out = _own(node)
     out.pop("additionalProperties", None)
     if "properties" in node:
-        out["properties"] = {name: _convert(value, defs, classes) for name, value in node["properties"].items()}
+        roles = _roles(model)
+        out["properties"] = {
+            name: _with_role(_convert(value, defs, classes), roles.get(name))
+            for name, value in sorted(node["properties"].items(), key=lambda item: _rank(item[0], node))
+        }
     if isinstance(node.get("additionalProperties"), dict):
         out["additionalProperties"] = _convert(node["additionalProperties"], defs, classes)
     if "items" in node:
@@ -69,6 +74,24 @@ def _convert(
         if rules:
             out["x-kubernetes-validations"] = rules
     return _numbers(out)
+
+
+def _roles(model: type[BaseModel] | None) -> dict[str, Role | None]:
+    """Return alias -> role of the fields of a model, as far as it is stated at the field itself."""
+    fields = model.model_fields if model else {}
+    return {field.alias or name: field_role(field) for name, field in fields.items()}
+
+
+def _rank(name: str, node: Schema) -> int:
+    """Return a field's place among those of its section: required ones first, then the section's switch."""
+    return 0 if name in node.get("required", ()) else 1 if name == "enabled" else 2
+
+
+def _with_role(node: Schema, role: Role | None) -> Schema:
+    """Say in a field's description what a change of it means; of most fields that is told by their section."""
+    if role is Role.EXECUTION:
+        node["description"] = f"{node.get('description', '')} Changing it re-runs nothing.".strip()
+    return node
 
 
 def _own(node: Schema) -> Schema:

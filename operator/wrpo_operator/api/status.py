@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import Field
 
 from wrpo_engine.config import REWARD_DIVERGENCE
-from wrpo_operator.api.base import ATOMIC, TIME, StatusModel, list_map
+from wrpo_engine.contract.types import ATOMIC
+from wrpo_operator.api.base import TIME, StatusModel, list_map
 
 MAX_ATTEMPTS = 5
 """Bounds keep the largest status (32 sources, all stages retried) below the size that etcd takes."""

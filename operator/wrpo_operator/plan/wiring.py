@@ -11,13 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from wrpo_engine.config import (
-    CurateSftParams,
-    CurateTriplesParams,
     FetchParams,
     ModelRef,
     Objective,
-    PrepareParams,
-    ReportParams,
 )
 from wrpo_operator.api.names import MAIN_REWARD, REWARD_SEPARATOR, TARGET
 from wrpo_operator.api.sections import PinnedModel, RewardProvider, Source
@@ -58,7 +54,7 @@ def members(spec: ExperimentSpec) -> Iterator[Member]:
 
 def prepare(graph: Graph) -> None:
     """Add the prompts, which every experiment has."""
-    graph.add(PREPARE, _prepare(graph.spec))
+    graph.add(PREPARE, params.prepare(graph.spec))
 
 
 def fetch(graph: Graph, model: PinnedModel | RewardProvider) -> StageId | None:
@@ -103,7 +99,7 @@ def score(graph: Graph, member: Member) -> None:
 def curate_sft(graph: Graph) -> None:
     """Choose the rows of SFT from the responses of the sources."""
     if graph.spec.sft.enabled:
-        curation = CurateSftParams(**params.curation(graph.spec))
+        curation = params.curate_sft(graph.spec)
         graph.add(CURATE_SFT, curation, inputs=(PREPARE, *_samples_and_scores(graph.spec, _sources(graph))))
 
 
@@ -125,16 +121,7 @@ def curate_triples(graph: Graph) -> None:
     spec = graph.spec
     if not _trains(spec):
         return
-    curation = CurateTriplesParams(
-        pairing=spec.curation.pairing,
-        score_margin=spec.curation.score_margin,
-        max_score_gap=spec.curation.max_score_gap,
-        drop_duplicates=spec.curation.drop_duplicates,
-        require_source_better=spec.curation.require_source_better,
-        on_tie=spec.curation.on_tie,
-        needs_source=spec.training.objective.has_source,
-        **params.curation(spec),
-    )
+    curation = params.curate_triples(spec, needs_source=spec.training.objective.has_source)
     names = (*(_sources(graph) if _triples_use_sources(spec) else ()), TARGET)
     graph.add(CURATE_TRIPLES, curation, inputs=(PREPARE, *_samples_and_scores(spec, names)))
 
@@ -169,7 +156,7 @@ def evaluate(graph: Graph) -> None:
 def report(graph: Graph) -> None:
     """Report on all stages: those that have a place in the report are its inputs."""
     if graph.spec.report.enabled:
-        graph.add(REPORT, _report(graph.spec))
+        graph.add(REPORT, params.report(graph.spec))
 
 
 def downloads(graph: Graph, *models: PinnedModel | RewardProvider) -> tuple[StageId, ...]:
@@ -232,24 +219,3 @@ def _trains(spec: ExperimentSpec) -> bool:
 def _triples_use_sources(spec: ExperimentSpec) -> bool:
     paired = _trains(spec) and spec.curation.pairing != "WRPO"
     return paired or spec.training.objective.has_source
-
-
-def _prepare(spec: ExperimentSpec) -> PrepareParams:
-    prompts = spec.prompts
-    return PrepareParams(
-        dataset=prompts.dataset,
-        config=prompts.config,
-        split=prompts.split,
-        column=prompts.column,
-        limit=prompts.limit,
-        seed=prompts.seed,
-        sft_fraction=prompts.sft_fraction,
-        evaluation_prompts=prompts.evaluation.prompts,
-        evaluation_dataset=prompts.evaluation.dataset,
-    )
-
-
-def _report(spec: ExperimentSpec) -> ReportParams:
-    names = ", ".join(source.name for source in spec.sources)
-    title = f"{spec.training.objective.value}: {names} teach {spec.target.model}"
-    return ReportParams(title=title, sample_answers=spec.report.sample_answers)

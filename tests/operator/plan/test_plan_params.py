@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import chain, islice
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from support.builders import raw_spec
-from support.spec_leaves import JsonObject, Leaf, changed, leaves, manifests_of, plans_of
+from support.spec_leaves import JsonObject, Leaf, changed, hashes_of, leaves, manifests_of, plans_of
 
+from wrpo_engine.config import Runtime, StageParams
+from wrpo_engine.contract.base import Role, field_role
 from wrpo_operator.api.spec import ExperimentSpec, parse_spec
 
 LORA = {"lora": {}, "holdout": {}}
@@ -88,4 +90,32 @@ def effect_of(leaf: Leaf) -> tuple[str, ExperimentSpec] | None:
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=str)
 def test_a_field_of_the_spec_takes_effect(leaf: Leaf) -> None:
-    assert effect_of(leaf), f"{leaf} has no effect: nothing that the operator applies or decides depends on it"
+    effect = effect_of(leaf)
+    assert effect, f"{leaf} has no effect: nothing that the operator applies or decides depends on it"
+    base, spec = effect
+    before, after = hashes_of(parse_spec(BASES[base])), hashes_of(spec)
+    is_hashed = any(before[stage] != after[stage] for stage in before.keys() & after.keys())
+    assert is_hashed == (leaf.role is Role.COMPUTED), f"{leaf} is declared as {leaf.role}, but hashed: {is_hashed}"
+
+
+def test_what_a_stage_computes_is_made_of_computed_fields_and_its_runtime_of_execution_fields() -> None:
+    """The engine's own fields too: a field in the wrong place would be hashed, or not, against its declaration."""
+    assert {field_role(field) for field in Runtime.model_fields.values()} == {Role.EXECUTION}
+    for params in get_args(get_args(StageParams)[0]):
+        wrong = [name for name, field in params.model_fields.items() if field_role(field) is not Role.COMPUTED]
+        assert wrong == [], params
+
+
+def test_a_field_of_a_section_says_what_changing_it_means_exactly_if_it_re_runs_nothing() -> None:
+    said = {str(leaf): "Changing it re-runs nothing." in leaf.node["description"] for leaf in LEAVES}
+    own = {str(leaf): field_role(leaf.fields[-1][0].model_fields[leaf.fields[-1][1]]) for leaf in LEAVES}
+    assert {name for name, is_said in said.items() if is_said} == {
+        name for name, role in own.items() if role is Role.EXECUTION
+    }
+
+
+def test_an_override_says_what_holds_when_it_is_unset() -> None:
+    field = next(leaf.node for leaf in LEAVES if str(leaf) == "spec.sources[0].sampling.gpuMemoryUtilization")
+    assert field["description"] == (
+        "Share of a GPU's memory that vLLM takes. Unset: sampling.gpuMemoryUtilization. Changing it re-runs nothing."
+    )

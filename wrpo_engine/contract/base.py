@@ -1,0 +1,110 @@
+"""What a declaration is, and the role that each of its fields has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
+
+
+class Role(Enum):
+    """What a change of a field means."""
+
+    COMPUTED = "computed"
+    """Part of what a stage computes: hashed, so a change runs the stage again."""
+    EXECUTION = "execution"
+    """Part of how a stage is run: not hashed, so a change re-runs nothing."""
+    OPERATION = "operation"
+    """Read by the operator alone, e.g. when stages start and where artifacts are kept: not hashed."""
+
+
+class Declared(BaseModel):
+    """Base of a declaration. `class Fields(Declared, role=...)` gives its own fields a role.
+
+    A single field can have another one: `field: Annotated[int, Role.EXECUTION]`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def __init_subclass__(cls, *, role: Role | None = None, **options: Any) -> None:
+        """Take the role; pydantic's own hook below, which runs when the fields are known, gives it to them."""
+        super().__init_subclass__(**options)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, *, role: Role | None = None, **options: Any) -> None:
+        """Give the class's own fields their role."""
+        super().__pydantic_init_subclass__(**options)
+        if role is None:
+            return
+        for name, field in cls.model_fields.items():
+            if name in cls.__annotations__ and field_role(field) is None:
+                field.metadata.append(role)
+
+
+def field_role(field: FieldInfo) -> Role | None:
+    """Return the role that is stated at a field or at its declaration; None where neither states one."""
+    return next((item for item in field.metadata if isinstance(item, Role)), None)
+
+
+def inherit(field: FieldInfo, declared: FieldInfo) -> None:
+    """Give a field that narrows a declared one its description and role, unless it has its own."""
+    field.description = field.description or declared.description
+    role = field_role(declared)
+    if role is not None and field_role(field) is None:
+        field.metadata = [*field.metadata, role]
+
+
+Model = TypeVar("Model", bound=BaseModel)
+_UNSET = re.compile(r"\s*\bUnset: .*?\.(?=\s|$)", re.DOTALL)
+
+
+def overrides(section: str, *declarations: type[BaseModel]) -> Callable[[type[Model]], type[Model]]:
+    """Return a class decorator that makes the fields of declarations optional: unset, they take a section's values.
+
+    For the type checker the fields keep their types. Read them by `override`, which fills in what is unset, not by
+    attribute. `section` is the section's name in the spec, e.g. `sampling`.
+    """
+
+    def decorate(model: type[Model]) -> type[Model]:
+        for name in sorted(_names(declarations)):
+            field = model.model_fields[name]
+            kept = [item for item in field.metadata if isinstance(item, Role)]
+            limits = [item for item in field.metadata if not isinstance(item, Role)]
+            field.annotation = _optional(field.annotation, limits)
+            field.metadata = kept
+            field.default, field.default_factory = None, None
+            alias = field.alias or name
+            field.description = f"{_UNSET.sub('', field.description or '')} Unset: {section}.{alias}."
+        model.model_rebuild(force=True)
+        return model
+
+    return decorate
+
+
+def _optional(annotation: Any, limits: list[Any]) -> Any:
+    """Return the type or None; the limits are those of the type."""
+    return (Annotated[annotation, *limits] if limits else annotation) | None
+
+
+def _names(declarations: Iterable[type[BaseModel]]) -> set[str]:
+    return {name for declaration in declarations for name in declaration.model_fields}
+
+
+def values_of(section: BaseModel, *declarations: type[BaseModel]) -> dict[str, Any]:
+    """Return a section's fields as plain values, those of some declarations or all, without the unset ones."""
+    wanted = _names(declarations or (type(section),))
+    return {name: value for name, value in section.model_dump(include=wanted).items() if value is not None}
+
+
+def project(model: type[Model], /, *layers: Mapping[str, Any], **more: Any) -> Model:
+    """Return a model whose fields are those of the same names in layers of values, a later layer before an earlier one.
+
+    Values that the model has no field for are left out; what is in no layer has the model's default. `more` is what the
+    model has and no layer, or what takes the place of a layer's value.
+    """
+    found = {name: value for layer in layers for name, value in layer.items() if name in model.model_fields}
+    return model.model_validate(found | more)
