@@ -17,7 +17,7 @@ from wrpo_devcluster.controllers.base import Controller
 from wrpo_devcluster.controllers.job import JobController
 from wrpo_devcluster.controllers.jobset import JobSetController
 from wrpo_devcluster.controllers.jobset_decide import Decision, decide
-from wrpo_devcluster.controllers.jobset_render import refusal
+from wrpo_devcluster.controllers.jobset_render import refusal, render_service, too_long
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -118,6 +118,35 @@ def test_a_restart_replaces_the_jobs_and_counts_up_to_the_limit() -> None:
     assert decide(jobset, [ended(again, "Failed")], NOON).status["restarts"] == 2
 
 
+def test_a_restart_that_blocks_waits_until_all_jobs_of_the_last_one_are_gone() -> None:
+    policy = {"maxRestarts": 3, "restartStrategy": "BlockingRecreate"}
+    jobset = make_jobset(entry("a"), entry("b"), failurePolicy=policy)
+    a, b = created(jobset)
+    jobset["status"] = decide(jobset, [ended(a, "Failed"), b], NOON).status
+    assert decide(jobset, [b], NOON).create == ()
+    del policy["restartStrategy"]
+    assert [job["metadata"]["name"] for job in decide(jobset, [b], NOON).create] == ["s-a-0"]
+    policy["restartStrategy"] = "BlockingRecreate"
+    assert len(decide(jobset, [], NOON).create) == 2
+
+
+def test_only_jobs_that_have_not_ended_are_suspended() -> None:
+    jobset = make_jobset(entry("a"), entry("b"), suspend=True)
+    a, b = created(make_jobset(entry("a"), entry("b")))
+    gone = {**b, "metadata": {**b["metadata"], "deletionTimestamp": timestamp(NOON)}}
+    told = decide(jobset, [ended(a, "Complete"), b], NOON).suspend
+    assert [(job["metadata"]["name"], suspend) for job, suspend in told] == [("s-b-0", True)]
+    assert decide(jobset, [ended(a, "Complete"), gone], NOON).suspend == ()
+    assert decide(make_jobset(entry("a"), entry("b")), [a, b], NOON).suspend == ()
+
+
+def test_a_jobset_that_runs_is_not_refused_any_more() -> None:
+    jobset = make_jobset(volumeClaimPolicies=[{}])
+    assert conditions_of(decide(jobset, [JOB], NOON)) == []
+    jobset["status"] = {"restarts": 1}
+    assert conditions_of(decide(jobset, [], NOON)) == []
+
+
 def test_success_may_need_one_replicated_job_alone() -> None:
     jobset = make_jobset(
         entry("driver"), entry("worker", replicas=2), successPolicy={"operator": "All",
@@ -147,12 +176,18 @@ def test_a_finished_jobset_starts_nothing_and_is_deleted_when_its_time_is_over()
     jobset["status"] = decide(jobset, [ended(JOB, "Complete")], NOON).status
     waiting = decide(jobset, [], NOON + timedelta(seconds=20))
     assert (waiting.create, waiting.requeue_after_s, waiting.expired) == ((), 40.0, False)
+    assert not decide(jobset, [], NOON + timedelta(seconds=59)).expired
     assert decide(jobset, [], NOON + timedelta(seconds=60)).expired
 
 
 STATES: dict[str, tuple[JsonObject, str]] = {
     "pods wait": (ended(JOB, active=2), "active"),
     "all pods are ready": (ended(JOB, active=2, ready=2), "active ready"),
+    "one pod of two is ready": (ended(JOB, active=2, ready=1), "active"),
+    "fewer completions than pods at once": (
+        ended({**JOB, "spec": {"parallelism": 4, "completions": 2}}, active=2, ready=2),
+        "active ready",
+    ),
     "suspended": ({**JOB, "spec": {**JOB["spec"], "suspend": True}}, "suspended"),
     "complete": (ended(JOB, "Complete", succeeded=2), "succeeded"),
     "failed": (ended(JOB, "Failed", failed=1), "failed"),
@@ -196,6 +231,26 @@ def test_pods_have_host_names_in_the_domain_that_is_asked_for() -> None:
     assert domain() == "s"
     assert domain(subdomain="gang") == "gang"
     assert domain(enableDNSHostnames=False) is None
+
+
+@pytest.mark.parametrize(
+    ("length", "completions", "words"),
+    [(48, 10, ""), (49, 10, "pod names"), (47, 11, ""), (48, 11, "pod names"), (56, None, ""), (57, None, "job names")],
+)
+def test_a_name_leaves_room_for_those_of_jobs_and_pods(length: int, completions: int | None, words: str) -> None:
+    refused = too_long("n" * length, "node", replicas=1, completions=completions)
+    text = f"JobSet name is too long, {words} generated for this JobSet will exceed 63 characters"
+    assert refused == (text if words else "")
+
+
+def test_what_is_left_out_has_the_webhooks_defaults() -> None:
+    replicated = entry()
+    del replicated["replicas"]
+    del replicated["template"]["spec"]["template"]["spec"]["restartPolicy"]
+    (job,) = created(make_jobset(replicated))
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "OnFailure"
+    service = render_service(make_jobset(), "s")
+    assert service["spec"]["publishNotReadyAddresses"] is True
 
 
 REFUSED: dict[str, tuple[JsonObject, str]] = {

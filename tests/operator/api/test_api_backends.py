@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from wrpo_operator.api import conditions as words
-from wrpo_operator.api.backends import BACKENDS, CHILD_KINDS, HEADER, BackendKind, chart_facts
+from wrpo_operator.api.backends import BACKENDS, CHART_FILE, CHILD_KINDS, HEADER, BackendKind, chart_facts, main
 from wrpo_operator.api.crd import schema
 from wrpo_operator.api.names import child_name
 from wrpo_operator.api.pod_template import protected_field_errors
@@ -21,6 +21,20 @@ FIELD = schema()["properties"]["spec"]["properties"]["training"]["properties"]["
 def test_the_charts_file_is_generated_from_the_entries() -> None:
     path = ROOT / "charts/wrpo-operator/files/backends.yaml"
     assert path.read_text() == HEADER + dump(chart_facts()), "run `make crds`"
+
+
+def test_the_charts_file_is_printed_or_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["backends"])
+    main()
+    printed = capsys.readouterr().out
+    assert printed == HEADER + dump(chart_facts())
+    CHART_FILE.parent.mkdir(parents=True)
+    monkeypatch.setattr("sys.argv", ["backends", "--write"])
+    main()
+    assert (CHART_FILE.read_text(), capsys.readouterr().out) == (printed, "")
 
 
 def test_the_crd_offers_every_backend_and_names_its_product() -> None:
