@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from wrpo_engine.errors import ConfigError, TemporaryError, first_line
+from wrpo_engine.retrying import Backoff, Tries, retry, seconds_of
 
 log = logging.getLogger("wrpo_engine")
 
 T = TypeVar("T")
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 60.0
+_BACKOFF = Backoff(first_s=1.0, longest_s=60.0)
 _WAIT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _PUT_ON_STORAGE = "put the model on the storage and name it storage://PATH"
 
@@ -50,34 +50,29 @@ class HubPatience:
 
     @classmethod
     def of(cls, environ: Mapping[str, str], poll: Callable[[], None]) -> HubPatience:
-        text = environ.get("WRPO_HUB_PATIENCE_SECONDS", "")
-        try:
-            return cls(float(text) if text else cls.seconds, poll)
-        except ValueError:
-            raise ConfigError(
-                "WRPO_HUB_PATIENCE_SECONDS", text, "it must be a number of seconds", "Unset it, or write e.g. 900."
-            ) from None
+        return cls(seconds_of(environ, "WRPO_HUB_PATIENCE_SECONDS", cls.seconds), poll)
 
     def call(self, what: str, request: Callable[[], T], *, progress: Callable[[], int] = lambda: 0) -> T:
         """Make a request until it succeeds, fails for good, or patience ends; progress begins patience anew."""
-        tries, done, since = 0, progress(), self.monotonic()
-        while True:
+
+        def polled() -> T:
             self.poll()
-            try:
-                return request()
-            except Exception as error:
-                if not is_worth_waiting(error):
-                    raise
-                if progress() != done:
-                    tries, done, since = 0, progress(), self.monotonic()
-                asked = retry_after_s(error, datetime.now(UTC))
-                grown = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**tries) * random.uniform(0.5, 1.0)  # noqa: S311
-                delay = grown if asked is None else asked
-                if self.monotonic() - since + delay > self.seconds:
-                    raise
-                tries += 1
-                log.warning("%s: %s; trying again in %.1f s", what, first_line(error), delay)
-                self._wait(delay)
+            return request()
+
+        def next_pause(error: Exception, tries: Tries) -> float:
+            if not is_worth_waiting(error):
+                raise error
+            asked = retry_after_s(error, datetime.now(UTC))
+            pause = _BACKOFF.pause(tries.failed) if asked is None else asked
+            if tries.waited_s + pause > self.seconds:
+                raise error
+            return pause
+
+        def wait(error: Exception, pause: float) -> None:
+            log.warning("%s: %s; trying again in %.1f s", what, first_line(error), pause)
+            self._wait(pause)
+
+        return retry(polled, next_pause=next_pause, wait=wait, progress=progress, monotonic=self.monotonic)
 
     def _wait(self, seconds: float) -> None:
         """Wait in short pieces, so that a stop request is heard."""

@@ -8,7 +8,6 @@ end a stage that has worked for hours.
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from wrpo_engine.artifacts.s3_answers import ForeignAnswerError, UnreadableAnswe
 from wrpo_engine.artifacts.s3_errors import Place, explain, is_missing, is_taken, is_unexplained, is_worth_waiting
 from wrpo_engine.contract.storage import StorageField
 from wrpo_engine.errors import ConfigError, WrpoError
+from wrpo_engine.retrying import Backoff, Tries, retry, seconds_of
 
 log = logging.getLogger("wrpo_engine")
 
@@ -27,7 +27,8 @@ T = TypeVar("T")
 SHA256_KEY = "sha256"
 """Metadata of every object that is written: of the whole object, which S3's own checksum is not for large ones."""
 _MAX_CONNECTIONS = 32
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 20.0
+_FIRST_DELAY_S = 0.5
+_BACKOFF = Backoff(first_s=_FIRST_DELAY_S, longest_s=20.0)
 _STOPPING_PATIENCE_S = 20.0
 _CREDENTIALS_S = 10.0
 _PAGE_OF_DELETIONS = 1000
@@ -69,20 +70,9 @@ class Patience:
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Patience:
-        seconds = _number(environ, "WRPO_STORAGE_PATIENCE_SECONDS", cls().seconds)
-        timeout_s = _number(environ, "WRPO_STORAGE_TIMEOUT_SECONDS", cls().timeout_s)
+        seconds = seconds_of(environ, "WRPO_STORAGE_PATIENCE_SECONDS", cls().seconds)
+        timeout_s = seconds_of(environ, "WRPO_STORAGE_TIMEOUT_SECONDS", cls().timeout_s)
         return cls(seconds, min(seconds, cls().first_seconds), timeout_s)
-
-
-def _number(environ: Mapping[str, str], name: str, default: float) -> float:
-    text = environ.get(name, "")
-    try:
-        number = float(text) if text else default
-    except ValueError:
-        number = -1.0
-    if number < 0:
-        raise ConfigError(name, text, "it must be a number of seconds", "Unset it, or write e.g. 300.")
-    return number
 
 
 class Outcome(Exception):  # noqa: N818 (an answer, not a fault)
@@ -267,27 +257,23 @@ class S3Bucket:
 
     def call(self, action: str, request: Callable[[], T], *, progress: Callable[[], int] = lambda: 0) -> T:
         """Make a request until it succeeds, fails for good, or patience ends; progress begins patience anew."""
-        tries, done = 0, progress()
-        since = self.monotonic()
-        while True:
-            try:
-                answer = request()
-            except Exception as error:
-                if not is_worth_waiting(error):
-                    self._raise_final(error, action)
-                    raise
-                if progress() != done:
-                    tries, done, since = 0, progress(), self.monotonic()
-                waited = self.monotonic() - since
-                delay = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**tries) * random.uniform(0.5, 1.0)  # noqa: S311
-                if waited + delay > self._patience_s():
-                    raise explain(error, self.place, action) from error
-                tries += 1
-                log.warning("cannot %s now (%s); trying again in %.1f s", action, error, delay)
-                self.sleep(delay)
-            else:
-                self._has_answered = True
-                return answer
+
+        def next_pause(error: Exception, tries: Tries) -> float:
+            if not is_worth_waiting(error):
+                self._raise_final(error, action)
+                raise error
+            pause = _BACKOFF.pause(tries.failed)
+            if tries.waited_s + pause > self._patience_s():
+                raise explain(error, self.place, action) from error
+            return pause
+
+        def wait(error: Exception, pause: float) -> None:
+            log.warning("cannot %s now (%s); trying again in %.1f s", action, error, pause)
+            self.sleep(pause)
+
+        answer = retry(request, next_pause=next_pause, wait=wait, progress=progress, monotonic=self.monotonic)
+        self._has_answered = True
+        return answer
 
     def _patience_s(self) -> float:
         seconds = self.patience.seconds if self._has_answered else self.patience.first_seconds

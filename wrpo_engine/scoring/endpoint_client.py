@@ -16,6 +16,7 @@ from typing import Any
 
 from wrpo_engine.config import RewardModel
 from wrpo_engine.errors import ConfigError, DataError, Interrupted, TemporaryError, WrpoError
+from wrpo_engine.retrying import Backoff, Tries, retry
 from wrpo_engine.scoring.rewards import Pair, Reward
 from wrpo_engine.turns import messages_of
 
@@ -36,11 +37,10 @@ class RetryPolicy:
 
     def pause(self, attempt: int, asked: float | None, jitter: Callable[[], float]) -> float:
         """Return the seconds before the next attempt: doubling with full jitter, or what the server asks for."""
-        ceiling = min(self.max_pause_s, self.first_pause_s * 2.0**attempt)
         if asked is not None:
             # Jitter on top, so that waiting clients do not come back at once.
             return min(self.max_pause_s, asked) + jitter() * self.first_pause_s
-        return jitter() * ceiling
+        return Backoff(first_s=self.first_pause_s, longest_s=self.max_pause_s, least=0.0).pause(attempt, jitter)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -65,21 +65,34 @@ class EndpointClient:
     def reward(self, pair: Pair, row: str, stopped: threading.Event) -> Reward:
         """Return the reward of a pair; `row` names it in errors, `stopped` ends waiting."""
         body = self._body(pair)
-        for attempt in range(self.retries.attempts):
-            try:
-                return reward_of(self._post(body), self.identity, row)
-            except urllib.error.HTTPError as error:
-                with error:
-                    text = self._redacted(error.read(_MAX_ANSWER_BYTES).decode("utf-8", "replace"))
-                if error.code not in _RETRIED:
-                    raise self._refused(error.code, text, row) from None
-                last, asked = f"HTTP {error.code} {text[:_MAX_SHOWN]}".strip(), _retry_after(error.headers)
-            except (OSError, http.client.HTTPException) as error:
-                # Connection errors, time-outs, answers that break off.
-                last, asked = self._redacted(f"{type(error).__name__}: {error}"), None
-            if attempt + 1 < self.retries.attempts and stopped.wait(self.retries.pause(attempt, asked, self.jitter)):
-                raise Interrupted
-        raise TemporaryError(
+
+        def next_pause(error: Exception, tries: Tries) -> float:
+            if not isinstance(error, OSError | http.client.HTTPException):
+                raise error
+            last, asked = self._unanswered(error, row)
+            if tries.failed + 1 >= self.retries.attempts:
+                raise self._unavailable(last, row) from None
+            return self.retries.pause(tries.failed, asked, self.jitter)
+
+        def wait(_: Exception, pause: float) -> None:
+            if stopped.wait(pause):
+                raise Interrupted from None
+
+        return retry(lambda: reward_of(self._post(body), self.identity, row), next_pause=next_pause, wait=wait)
+
+    def _unanswered(self, error: Exception, row: str) -> tuple[str, float | None]:
+        """Return what a failure that may pass says, and the pause that the server asks for; raise for any other."""
+        if isinstance(error, urllib.error.HTTPError):
+            with error:
+                text = self._redacted(error.read(_MAX_ANSWER_BYTES).decode("utf-8", "replace"))
+            if error.code not in _RETRIED:
+                raise self._refused(error.code, text, row) from None
+            return f"HTTP {error.code} {text[:_MAX_SHOWN]}".strip(), _retry_after(error.headers)
+        # Connection errors, time-outs, answers that break off.
+        return self._redacted(f"{type(error).__name__}: {error}"), None
+
+    def _unavailable(self, last: str, row: str) -> TemporaryError:
+        return TemporaryError(
             f"reward endpoint {self.identity} gave no reward for {row} in {self.retries.attempts} attempts: {last}",
             code="RewardEndpointUnavailable",
             field="reward.endpoint",
