@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import chain, islice
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from support.builders import raw_spec
 from support.spec_leaves import JsonObject, Leaf, changed, hashes_of, leaves, manifests_of, plans_of
 
-from wrpo_engine.config import Runtime, StageParams
+from wrpo_engine.config import Runtime
 from wrpo_engine.contract.base import Role, field_role
+from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.spec import ExperimentSpec, parse_spec
 
 LORA = {"lora": {}, "holdout": {}}
@@ -101,9 +102,10 @@ def test_a_field_of_the_spec_takes_effect(leaf: Leaf) -> None:
 def test_what_a_stage_computes_is_made_of_computed_fields_and_its_runtime_of_execution_fields() -> None:
     """The engine's own fields too: a field in the wrong place would be hashed, or not, against its declaration."""
     assert {field_role(field) for field in Runtime.model_fields.values()} == {Role.EXECUTION}
-    for params in get_args(get_args(StageParams)[0]):
-        wrong = [name for name, field in params.model_fields.items() if field_role(field) is not Role.COMPUTED]
-        assert wrong == [], params
+    for definition in STAGES.values():
+        fields = definition.params.model_fields.items()
+        wrong = [name for name, field in fields if field_role(field) is not Role.COMPUTED]
+        assert wrong == [], definition.kind
 
 
 def test_a_field_of_a_section_says_what_changing_it_means_exactly_if_it_re_runs_nothing() -> None:
