@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.builders import RAW_SPEC, make_experiment, make_planned
 
-from wrpo_devcluster.apiserver.schema.codec import parse_yaml
+from wrpo_devcluster.apiserver.schema.serializer import parse_yaml
 from wrpo_operator.api.crd import schema
 from wrpo_operator.api.spec import SpecError, parse_spec
 from wrpo_operator.plan.graph import build_graph

@@ -21,9 +21,9 @@ from wrpo_devcluster.apiserver.endpoints.authenticate import authenticate
 from wrpo_devcluster.apiserver.endpoints.handlers import handle
 from wrpo_devcluster.apiserver.endpoints.negotiate import JSON, serialization_of
 from wrpo_devcluster.apiserver.endpoints.request import Answer, ResourcePath, ResourceRequest
-from wrpo_devcluster.apiserver.schema.codec import as_yaml, parse_json, parse_yaml
 from wrpo_devcluster.apiserver.schema.kinds import Kind, definition_of
 from wrpo_devcluster.apiserver.schema.schema import META
+from wrpo_devcluster.apiserver.schema.serializer import as_yaml, parse_json, parse_yaml
 from wrpo_devcluster.apiserver.services import Services
 from wrpo_devcluster.apiserver.storage.store import encode
 from wrpo_devcluster.client import ApiError, JsonObject

@@ -3,73 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
+from wrpo_devcluster.apiserver.printers.pods import pod_row
+from wrpo_devcluster.apiserver.printers.rows import NONE, Row, age, human_age, human_duration, parse, status_of
 from wrpo_devcluster.client import JsonObject
-
-_NONE = "<none>"
-_UNKNOWN = "<unknown>"
-
-
-@dataclass(slots=True)
-class Row:
-    """Cells after the name, and the row's conditions."""
-
-    cells: list[Any]
-    conditions: list[JsonObject] = field(default_factory=list)
-
-
-def human_duration(seconds: float) -> str:
-    """Return a duration as kubectl shows it: 5s, 3m10s, 2h, 4d5h."""
-    total = int(seconds)
-    if total < -1:
-        return "<invalid>"
-    total = max(total, 0)
-    minutes, hours, days = total // 60, total // 3600, total // 86400
-    if total < 120:
-        return f"{total}s"
-    if minutes < 10:
-        return f"{minutes}m{total % 60}s" if total % 60 else f"{minutes}m"
-    if minutes < 180:
-        return f"{minutes}m"
-    if hours < 8:
-        return f"{hours}h{minutes % 60}m" if minutes % 60 else f"{hours}h"
-    if hours < 48:
-        return f"{hours}h"
-    if hours < 192:
-        return f"{days}d{hours % 24}h" if hours % 24 else f"{days}d"
-    if days < 365 * 2:
-        return f"{days}d"
-    years = days // 365
-    return f"{years}y{days % 365}d" if years < 8 and days % 365 else f"{years}y"
-
-
-def parse(text: Any) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text)
-    except (ValueError, TypeError):
-        return None
-
-
-def human_age(moment: Any, now: datetime) -> str:
-    parsed = parse(moment)
-    return human_duration((now - parsed).total_seconds()) if parsed is not None else _UNKNOWN
-
-
-def age(obj: JsonObject, now: datetime) -> str:
-    return human_age(obj["metadata"].get("creationTimestamp"), now)
-
-
-def _status(obj: JsonObject) -> JsonObject:
-    found: JsonObject = obj.get("status") or {}
-    return found
 
 
 def _selector(selector: JsonObject | None) -> str:
     if not selector:
-        return _NONE
+        return NONE
     parts = [f"{key}={value}" for key, value in sorted((selector.get("matchLabels") or {}).items())]
     for expression in selector.get("matchExpressions") or ():
         operator = expression["operator"]
@@ -80,7 +23,7 @@ def _selector(selector: JsonObject | None) -> str:
         else:
             values = ",".join(sorted(expression.get("values") or ()))
             parts.append(f"{expression['key']} {operator.lower()} ({values})")
-    return ",".join(parts) or _NONE
+    return ",".join(parts) or NONE
 
 
 def _containers(template: JsonObject) -> tuple[str, str]:
@@ -88,104 +31,8 @@ def _containers(template: JsonObject) -> tuple[str, str]:
     return ",".join(c.get("name", "") for c in containers), ",".join(c.get("image", "") for c in containers)
 
 
-def _container_reason(statuses: list[JsonObject]) -> tuple[str, bool]:
-    """Return the most telling state among containers, and whether one of them runs and is ready."""
-    reason, running = "", False
-    for status in reversed(statuses):
-        state = status.get("state") or {}
-        if (state.get("waiting") or {}).get("reason"):
-            reason = state["waiting"]["reason"]
-        elif "terminated" in state:
-            ended = state["terminated"] or {}
-            reason = ended.get("reason") or (
-                f"Signal:{ended['signal']}" if ended.get("signal") else f"ExitCode:{ended.get('exitCode', 0)}"
-            )
-        elif status.get("ready") and "running" in state:
-            running = True
-    return reason, running
-
-
-def _init_reason(obj: JsonObject) -> str:
-    """Reason while init containers are not done yet."""
-    total = len(obj["spec"].get("initContainers") or ())
-    for index, status in enumerate(_status(obj).get("initContainerStatuses") or ()):
-        state = status.get("state") or {}
-        ended = state.get("terminated")
-        if ended is not None and ended.get("exitCode", 0) == 0:
-            continue
-        if ended is not None:
-            return f"Init:{ended.get('reason') or 'ExitCode:' + str(ended.get('exitCode'))}"
-        waiting = (state.get("waiting") or {}).get("reason", "")
-        if waiting and waiting != "PodInitializing":
-            return f"Init:{waiting}"
-        return f"Init:{index}/{total}"
-    return ""
-
-
-def pod_reason(obj: JsonObject) -> str:
-    """Return the STATUS column of pods."""
-    status = _status(obj)
-    reason: str = status.get("reason") or status.get("phase", "")
-    for condition in status.get("conditions") or ():
-        if condition.get("type") == "PodScheduled" and condition.get("reason") == "SchedulingGated":
-            reason = "SchedulingGated"
-    init = _init_reason(obj)
-    if init:
-        reason = init
-    else:
-        found, running = _container_reason(status.get("containerStatuses") or [])
-        reason = found or reason
-        if reason == "Completed" and running:
-            ready = any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ())
-            reason = "Running" if ready else "NotReady"
-    if obj["metadata"].get("deletionTimestamp"):
-        if status.get("reason") == "NodeLost":
-            return "Unknown"
-        if status.get("phase") not in {"Succeeded", "Failed"}:
-            return "Terminating"
-    return reason
-
-
-def _pod(obj: JsonObject, now: datetime) -> Row:
-    status, spec = _status(obj), obj["spec"]
-    statuses = status.get("containerStatuses") or []
-    ready = sum(1 for s in statuses if s.get("ready") and "running" in (s.get("state") or {}))
-    restarts = sum(s.get("restartCount", 0) for s in statuses)
-    ends = [
-        end
-        for s in statuses
-        if (end := parse(((s.get("lastState") or {}).get("terminated") or {}).get("finishedAt"))) is not None
-    ]
-    shown = (
-        f"{restarts} ({human_duration((now - max(ends)).total_seconds())} ago)" if restarts and ends else str(restarts)
-    )
-    conditions = []
-    if status.get("phase") in {"Succeeded", "Failed"}:
-        message = "The pod has completed successfully." if status["phase"] == "Succeeded" else "The pod failed."
-        conditions = [{"type": "Completed", "status": "True", "reason": status["phase"], "message": message}]
-    cells = [
-        f"{ready}/{len(spec.get('containers') or ())}",
-        pod_reason(obj),
-        shown,
-        age(obj, now),
-        status.get("podIP") or _NONE,
-        spec.get("nodeName") or _NONE,
-        status.get("nominatedNodeName") or _NONE,
-        _gates(obj),
-    ]
-    return Row(cells, conditions)
-
-
-def _gates(obj: JsonObject) -> str:
-    gates = obj["spec"].get("readinessGates") or ()
-    if not gates:
-        return _NONE
-    true = {c["type"] for c in _status(obj).get("conditions") or () if c.get("status") == "True"}
-    return f"{sum(gate['conditionType'] in true for gate in gates)}/{len(gates)}"
-
-
 def _job(obj: JsonObject, now: datetime) -> Row:
-    spec, status = obj["spec"], _status(obj)
+    spec, status = obj["spec"], status_of(obj)
     true = {c["type"] for c in status.get("conditions") or () if c.get("status") == "True"}
     state = "Running"
     if "Complete" in true:
@@ -228,9 +75,9 @@ def _duration(status: JsonObject, now: datetime) -> str:
 
 
 def _cron_job(obj: JsonObject, now: datetime) -> Row:
-    spec, status = obj["spec"], _status(obj)
-    last = human_age(status["lastScheduleTime"], now) if status.get("lastScheduleTime") else _NONE
-    zone = spec.get("timeZone") or _NONE
+    spec, status = obj["spec"], status_of(obj)
+    last = human_age(status["lastScheduleTime"], now) if status.get("lastScheduleTime") else NONE
+    zone = spec.get("timeZone") or NONE
     return Row(
         [
             spec.get("schedule"),
@@ -244,7 +91,7 @@ def _cron_job(obj: JsonObject, now: datetime) -> Row:
 
 
 def _deployment(obj: JsonObject, now: datetime) -> Row:
-    spec, status = obj["spec"], _status(obj)
+    spec, status = obj["spec"], status_of(obj)
     ready = f"{status.get('readyReplicas', 0)}/{spec.get('replicas', 1)}"
     names, images = _containers(spec["template"])
     updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
@@ -252,7 +99,7 @@ def _deployment(obj: JsonObject, now: datetime) -> Row:
 
 
 def _replica_set(obj: JsonObject, now: datetime) -> Row:
-    spec, status = obj["spec"], _status(obj)
+    spec, status = obj["spec"], status_of(obj)
     names, images = _containers(spec.get("template") or {})
     counts = [spec.get("replicas", 1), status.get("replicas", 0), status.get("readyReplicas", 0)]
     return Row([*counts, age(obj, now), names, images, _selector(spec.get("selector"))])
@@ -264,11 +111,11 @@ def _service(obj: JsonObject, now: datetime) -> Row:
         f"{p['port']}:{p['nodePort']}/{p['protocol']}" if p.get("nodePort") else f"{p['port']}/{p['protocol']}"
         for p in spec.get("ports") or ()
     )
-    external = spec.get("externalName") or ",".join(spec.get("externalIPs") or ()) or _NONE
-    if spec.get("type") == "LoadBalancer" and external == _NONE:
+    external = spec.get("externalName") or ",".join(spec.get("externalIPs") or ()) or NONE
+    if spec.get("type") == "LoadBalancer" and external == NONE:
         external = "<pending>"
-    selector = ",".join(f"{k}={v}" for k, v in sorted((spec.get("selector") or {}).items())) or _NONE
-    return Row([spec.get("type"), spec.get("clusterIP") or _NONE, external, ports or _NONE, age(obj, now), selector])
+    selector = ",".join(f"{k}={v}" for k, v in sorted((spec.get("selector") or {}).items())) or NONE
+    return Row([spec.get("type"), spec.get("clusterIP") or NONE, external, ports or NONE, age(obj, now), selector])
 
 
 def _data(obj: JsonObject) -> int:
@@ -276,16 +123,16 @@ def _data(obj: JsonObject) -> int:
 
 
 def _node(obj: JsonObject, now: datetime) -> Row:
-    status = _status(obj)
+    status = status_of(obj)
     ready = next((c.get("status") for c in status.get("conditions") or () if c.get("type") == "Ready"), None)
     state = {"True": "Ready", "False": "NotReady"}.get(str(ready), "Unknown")
     if obj["spec"].get("unschedulable"):
         state += ",SchedulingDisabled"
     prefix = "node-role.kubernetes.io/"
     roles = sorted(k.removeprefix(prefix) for k in obj["metadata"].get("labels") or {} if k.startswith(prefix))
-    address = next((a["address"] for a in status.get("addresses") or () if a.get("type") == "InternalIP"), _NONE)
+    address = next((a["address"] for a in status.get("addresses") or () if a.get("type") == "InternalIP"), NONE)
     version = (status.get("nodeInfo") or {}).get("kubeletVersion", "")
-    return Row([state, ",".join(roles) or _NONE, age(obj, now), version, address])
+    return Row([state, ",".join(roles) or NONE, age(obj, now), version, address])
 
 
 def _event(obj: JsonObject, now: datetime) -> Row:
@@ -313,7 +160,7 @@ def _modes(modes: list[str] | None) -> str:
 
 
 def _claim(obj: JsonObject, now: datetime) -> Row:
-    spec, status = obj["spec"], _status(obj)
+    spec, status = obj["spec"], status_of(obj)
     phase = "Terminating" if obj["metadata"].get("deletionTimestamp") else status.get("phase", "")
     bound = bool(spec.get("volumeName"))
     capacity = (status.get("capacity") or {}).get("storage", "") if bound else ""
@@ -332,7 +179,7 @@ def _claim(obj: JsonObject, now: datetime) -> Row:
 
 
 def _volume(obj: JsonObject, now: datetime) -> Row:
-    spec, status = obj["spec"], _status(obj)
+    spec, status = obj["spec"], status_of(obj)
     claim = spec.get("claimRef") or {}
     bound = f"{claim['namespace']}/{claim['name']}" if claim else ""
     return Row(
@@ -352,7 +199,7 @@ def _endpoints(obj: JsonObject, now: datetime) -> Row:
         for port in subset.get("ports") or ()
     ]
     more = f" + {len(shown) - 3} more..." if len(shown) > 3 else ""
-    return Row([(",".join(shown[:3]) + more) or _NONE, age(obj, now)])
+    return Row([(",".join(shown[:3]) + more) or NONE, age(obj, now)])
 
 
 def _binding(obj: JsonObject, now: datetime) -> Row:
@@ -377,11 +224,11 @@ def _budget(obj: JsonObject, now: datetime) -> Row:
     spec = obj["spec"]
     least = spec.get("minAvailable", "N/A")
     most = spec.get("maxUnavailable", "N/A")
-    return Row([str(least), str(most), _status(obj).get("disruptionsAllowed", 0), age(obj, now)])
+    return Row([str(least), str(most), status_of(obj).get("disruptionsAllowed", 0), age(obj, now)])
 
 
 ROWS: dict[tuple[str, str], Callable[[JsonObject, datetime], Row]] = {
-    ("", "Pod"): _pod,
+    ("", "Pod"): pod_row,
     ("batch", "Job"): _job,
     ("batch", "CronJob"): _cron_job,
     ("apps", "Deployment"): _deployment,
@@ -390,7 +237,7 @@ ROWS: dict[tuple[str, str], Callable[[JsonObject, datetime], Row]] = {
     ("", "ConfigMap"): lambda obj, now: Row([_data(obj), age(obj, now)]),
     ("", "Secret"): lambda obj, now: Row([obj.get("type", ""), _data(obj), age(obj, now)]),
     ("", "ServiceAccount"): lambda obj, now: Row([len(obj.get("secrets") or ()), age(obj, now)]),
-    ("", "Namespace"): lambda obj, now: Row([_status(obj).get("phase", ""), age(obj, now)]),
+    ("", "Namespace"): lambda obj, now: Row([status_of(obj).get("phase", ""), age(obj, now)]),
     ("", "Node"): _node,
     ("", "Event"): _event,
     ("", "PersistentVolumeClaim"): _claim,

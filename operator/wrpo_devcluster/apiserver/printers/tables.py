@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from wrpo_devcluster.apiserver.printers import jsonpath
-from wrpo_devcluster.apiserver.printers.table_cells import ROWS, Row, age
+from wrpo_devcluster.apiserver.printers.rows import Row, age, human_age
+from wrpo_devcluster.apiserver.printers.table_cells import ROWS
 from wrpo_devcluster.apiserver.schema import schema
 from wrpo_devcluster.apiserver.schema.kinds import Kind
 from wrpo_devcluster.client import JsonObject
@@ -219,8 +220,6 @@ def _custom_cell(column: JsonObject, value: Any, now: datetime) -> Any:
         return None
     kind = column["type"]
     if kind == "date":
-        from wrpo_devcluster.apiserver.printers.table_cells import human_age
-
         return human_age(value, now)
     if kind == "integer":
         return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

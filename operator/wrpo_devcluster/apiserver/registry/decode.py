@@ -9,9 +9,10 @@ from wrpo_devcluster.apiserver.apis.request import Context
 from wrpo_devcluster.apiserver.registry import strategies
 from wrpo_devcluster.apiserver.registry.defaults import DEFAULTS, SPEC_DEFAULTS
 from wrpo_devcluster.apiserver.schema import codec
-from wrpo_devcluster.apiserver.schema.codec import DecodeError, Findings, copy_json
+from wrpo_devcluster.apiserver.schema.codec import DecodeError, copy_json
 from wrpo_devcluster.apiserver.schema.kinds import Kind
 from wrpo_devcluster.apiserver.schema.schema import META, Node, builtin
+from wrpo_devcluster.apiserver.schema.serializer import Findings, find_duplicates
 from wrpo_devcluster.client import ApiError, JsonObject
 
 _META_NODE = builtin(f"{META}.ObjectMeta")
@@ -75,7 +76,7 @@ def decode(
     if kept_meta:
         changed["metadata"] = {name: value for name, value in body["metadata"].items() if name not in kept_meta}
     if context.field_validation != "Ignore":
-        codec.find_duplicates(changed, findings)
+        find_duplicates(changed, findings)
     try:
         if kind.custom is None:
             obj = codec.decode_builtin(node or kind.node, changed, findings)

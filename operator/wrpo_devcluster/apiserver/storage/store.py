@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from wrpo_devcluster.apiserver.apis import errors
-from wrpo_devcluster.apiserver.schema.codec import nests_deeper
+from wrpo_devcluster.apiserver.schema.serializer import nests_deeper
 from wrpo_devcluster.apiserver.storage.indexes import Equals, Indexes
 from wrpo_devcluster.client import JsonObject
 from wrpo_devcluster.stack import MAX_DEPTH

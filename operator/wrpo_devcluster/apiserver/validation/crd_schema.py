@@ -13,6 +13,7 @@ from wrpo_devcluster.apiserver.apis.errors import (
     unsupported_field,
 )
 from wrpo_devcluster.apiserver.schema import codec, schema
+from wrpo_devcluster.apiserver.schema.serializer import Findings
 from wrpo_devcluster.apiserver.validation import crd_rules, custom
 from wrpo_devcluster.apiserver.values import go_regex
 from wrpo_devcluster.client import JsonObject
@@ -354,7 +355,7 @@ def _defaults(raw: JsonObject, path: str) -> Iterator[Cause]:
 
 def default_faults(raw: JsonObject, default: Any, path: str) -> list[Cause]:
     """Faults of a default under its own schema: what would be pruned, and what does not validate."""
-    node, findings = schema.structural(raw), codec.Findings()
+    node, findings = schema.structural(raw), Findings()
     codec.prune(node, codec.copy_json(default), findings)
     causes = [invalid_field(path, default, "must not have unknown fields")] if findings.unknown else []
     for fault in custom.validate(raw, default):

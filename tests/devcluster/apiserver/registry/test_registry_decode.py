@@ -11,7 +11,7 @@ from devcluster.api_rig import WIDGETS, Rig, pod, refusal, widget
 from wrpo_devcluster.apiserver.apis.request import ADMIN, Context
 from wrpo_devcluster.apiserver.fieldmanager.patch import merge_patch
 from wrpo_devcluster.apiserver.registry.decode import decode
-from wrpo_devcluster.apiserver.schema import codec
+from wrpo_devcluster.apiserver.schema import serializer
 from wrpo_devcluster.apiserver.schema.codec import copy_json
 from wrpo_devcluster.apiserver.schema.kinds import Kind, builtin_kinds, custom_kinds
 from wrpo_devcluster.client import CONFIG_MAPS, PODS
@@ -155,7 +155,7 @@ NUMBERS = {
 
 @pytest.mark.parametrize(("text", "expected"), NUMBERS.items())
 def test_json_is_read_as_go_reads_it(text: bytes, expected: list[Any]) -> None:
-    found = codec.parse_json(text)
+    found = serializer.parse_json(text)
     assert found == expected
     assert [type(item) for item in found] == [type(item) for item in expected]
 
@@ -163,10 +163,10 @@ def test_json_is_read_as_go_reads_it(text: bytes, expected: list[Any]) -> None:
 @pytest.mark.parametrize("text", [b"[1e400]", b"[NaN]", b"[-Infinity]", b"[" + b"9" * 400 + b"]"])
 def test_numbers_that_go_refuses_are_refused(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"cannot unmarshal number|looking for beginning of value"):
-        codec.parse_json(text)
+        serializer.parse_json(text)
 
 
 def test_an_applied_body_with_escapes_of_surrogates_is_refused_as_by_go_yaml() -> None:
     with pytest.raises(ValueError, match="yaml: found invalid Unicode character escape code"):
-        codec.parse_yaml(rb'{"a":"\ud83e\udd99"}')
-    assert codec.parse_yaml('{"a":"\U0001f999","b":"\\\\ud83e"}'.encode()) == {"a": "\U0001f999", "b": "\\ud83e"}
+        serializer.parse_yaml(rb'{"a":"\ud83e\udd99"}')
+    assert serializer.parse_yaml('{"a":"\U0001f999","b":"\\\\ud83e"}'.encode()) == {"a": "\U0001f999", "b": "\\ud83e"}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from devcluster.api_rig import CRDS, Rig
 
-from wrpo_devcluster.apiserver.schema.codec import Findings, find_duplicates, parse_json
+from wrpo_devcluster.apiserver.schema.serializer import Findings, find_duplicates, parse_json
 from wrpo_devcluster.apiserver.schema.typed import same
 from wrpo_devcluster.stack import MAX_DEPTH, call_with_deep_stack
 
