@@ -100,5 +100,6 @@ def test_a_stage_of_another_distribution_runs_from_the_spec_to_its_artifact(exte
 
     page = (made.directory("report") / "report.html").read_text(encoding="utf-8")
     assert json.dumps(made.manifest("report")["inputs"]["shouts"]["hash"])[1:-1] in page
+    assert "<dt>prompts sft</dt><dd>3</dd>" in page
     assert "<dt>shouts</dt><dd>3</dd>" in page
     assert "<dt>loudness</dt><dd>3</dd>" in page

@@ -35,6 +35,7 @@ from e2e_real_support import (
 from e2e_support import EXTERNAL, NAMESPACE, SYSTEM, JsonObject, Kube, wait_until
 
 from wrpo_devcluster import lifecycle
+from wrpo_engine.reporting.collect import place_of
 from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.cli.install import install_operator
 
@@ -116,6 +117,15 @@ def test_every_stage_did_its_work(quiet: Artifacts) -> None:
         )
     )
     assert len({trained, tuned, start}) == 3
+
+
+def test_every_metric_that_the_report_would_show_is_one_that_the_stage_gives(quiet: Artifacts) -> None:
+    missing = {
+        stage: set(place.key_metrics) - set(quiet.manifest(stage)["metrics"])
+        for stage in STAGES
+        if (place := place_of(stage)) is not None
+    }
+    assert {stage: names for stage, names in missing.items() if names} == {}
 
 
 WITHOUT_THE_PROJECT = """

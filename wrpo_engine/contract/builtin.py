@@ -38,7 +38,9 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         section=_PREPARE,
         uses_reward=False,
         weight=1,
-        report=ReportPlace(column=0, counts="rows", key_metrics=("prompts", "sft", "preference", "evaluation")),
+        report=ReportPlace(
+            column=0, counts="rows", key_metrics=("prompts_sft", "prompts_preference", "prompts_evaluation")
+        ),
         summary="read prompts, drop empty and duplicate ones, split them",
         makes="prompts, split into SFT, preference and evaluation parts",
     ),
@@ -131,7 +133,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         ),
         uses_reward=False,
         weight=15,
-        report=ReportPlace(column=4, counts="steps", key_metrics=("loss", "tokens_per_second")),
+        report=ReportPlace(column=4, counts="steps", key_metrics=("loss",)),
         summary="fine-tune the target on those answers",
         makes="the SFT-ed target",
     ),
