@@ -143,6 +143,12 @@ def test_stages_are_found_by_kind_and_by_whole_name() -> None:
     assert definition_of("judge") is None
 
 
+def test_training_stages_count_steps_and_all_others_rows() -> None:
+    counts = {kind: definition.report.counts for kind, definition in STAGES.items() if definition.report}
+    assert {kind for kind, counted in counts.items() if counted == "steps"} == {"sft", "train"}
+    assert set(counts.values()) == {"steps", "rows"}
+
+
 def test_sections_are_listed_once_in_the_order_of_the_stages() -> None:
     assert [section.name for section in SECTIONS] == [
         "prepare", "sample", "score", "curate", "sft", "train", "evaluate", "report",

@@ -117,13 +117,12 @@ class Graph:
         return (*found, *declared.downloads)
 
     def _reported(self) -> list[StageId]:
-        """Return the stages that the report shows, those of single models last."""
-        shown = [
+        """Return the stages that the report shows."""
+        return [
             stage
             for stage in self._declared
             if STAGES[stage.kind].report is not None and source_of(self.spec, stage) not in self.without
         ]
-        return sorted(shown, key=lambda stage: STAGES[stage.kind].is_named)
 
     def _node(self, stage: StageId, upstream: Iterable[StageId], nodes: Mapping[StageId, StageNode]) -> StageNode:
         declared = self._declared[stage]

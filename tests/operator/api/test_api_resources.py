@@ -114,6 +114,25 @@ def test_gpus_of_another_vendor_are_asked_for_by_their_name() -> None:
     assert gpus_of(spec, train) == 8
 
 
+def test_a_source_s_resources_are_those_of_its_sampling_pods_alone() -> None:
+    sources = [{"name": "a", "model": "org/a", "resources": {"limits": {"cpu": 9}}}, {"name": "b", "model": "org/b"}]
+    common = {"sample": {"limits": {"cpu": 1}}, "score": {"limits": {"cpu": 2}}}
+    spec = parse_spec({**BASE, "sources": sources, "resources": common})
+    nodes = {str(node.id): node for node in build_graph(spec)}
+    found = {
+        stage: resources_of(spec, nodes[stage]).limits for stage in ("sample/a", "sample/b", "sample/target", "score/a")
+    }
+    assert found == {"sample/a": {"cpu": 9}, "sample/b": {"cpu": 1}, "sample/target": {"cpu": 1}, "score/a": {"cpu": 2}}
+
+
+def test_the_gpus_of_sft_count_where_two_kinds_of_accelerators_are_refused() -> None:
+    resources = {"sft": {"limits": {"amd.com/gpu": 8}}}
+    assert errors(training={"gpusPerNode": 0}, resources=resources) == ()
+    assert errors(training={"gpusPerNode": 8}, sft={"gpusPerNode": 0}, resources=resources) == ()
+    (error,) = errors(training={"gpusPerNode": 0}, sft={"gpusPerNode": 4}, resources=resources)
+    assert error.startswith("spec.resources.sft asks for amd.com/gpu beside nvidia.com/gpu: 4 of gpusPerNode, ")
+
+
 @pytest.mark.parametrize("name", ["amd.com/gpu", "nvidia.com/mig-1g.10gb", "gpu.intel.com/i915", "example.com/vgpu"])
 def test_two_kinds_of_accelerators_in_one_pod_are_refused(name: str) -> None:
     found = errors(training={"gpusPerNode": 8}, resources={"train": {"limits": {name: 8}}})

@@ -56,6 +56,17 @@ def test_inputs_that_may_be_missing_are_used_where_they_are() -> None:
     assert made.nodes()[-1].inputs == {"prompts": PREPARE, "sft-rows": CURATE_SFT}
 
 
+def test_a_reader_of_everything_that_the_report_shows_does_not_read_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wrpo_operator.plan import builder
+
+    shown = STAGES["report"].model_copy(update={"report": STAGES["prepare"].report})
+    monkeypatch.setattr(builder, "STAGES", {**STAGES, "report": shown})
+    made = graph()
+    made.add(PREPARE, PROMPTS)
+    made.add(REPORT, REPORTED)
+    assert made.nodes()[-1].inputs == {"prompts": PREPARE}
+
+
 def test_downloads_come_before_their_reader_and_are_not_hashed() -> None:
     plain, fetched = graph(), graph()
     for made in (plain, fetched):

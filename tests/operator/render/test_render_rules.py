@@ -78,6 +78,18 @@ def test_config_and_child_die_with_their_experiment(stage: str) -> None:
         assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (experiment.uid, True, True)
 
 
+def test_only_pods_that_ask_the_reward_get_its_key() -> None:
+    reward = {"model": None, "endpoint": "http://reward", "apiKeySecretRef": {"name": "reward", "key": "key"}}
+    experiment = make_experiment(reward=reward)
+    holders = {
+        stage
+        for stage in STAGES
+        for pod in pods_of(child_of(experiment, stage))
+        if "WRPO_REWARD_API_KEY" in {variable["name"] for variable in pod["containers"][0]["env"]}
+    }
+    assert holders == {"score/target", "evaluate"}
+
+
 def test_rendering_twice_gives_the_same() -> None:
     assert child_of(make_experiment(), "train") == child_of(make_experiment(), "train")
 
