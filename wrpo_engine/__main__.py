@@ -11,11 +11,12 @@ from pathlib import Path
 
 import click
 
-from wrpo_engine import __version__, termination
+from wrpo_engine import __version__
 from wrpo_engine.config import ErrorInfo, ExitCode, TerminationMessage
 from wrpo_engine.contract.exit_codes import help_lines
-from wrpo_engine.environment import prepare_environment
 from wrpo_engine.errors import ConfigError
+from wrpo_engine.process import termination
+from wrpo_engine.process.environment import prepare_environment
 
 TOOLS = {
     "lint": ("wrpo_engine.linting.command", "look for faults in triples, prompts and artifacts"),
@@ -97,7 +98,7 @@ def command() -> click.Command:
     )
     @click.version_option(__version__, prog_name="wrpo-engine")
     def run_stage(stage: str, config_path: Path) -> int:
-        from wrpo_engine.cli import install_signal_handlers, run
+        from wrpo_engine.process.cli import install_signal_handlers, run
         from wrpo_engine.stage import StopRequest
 
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -17,7 +17,7 @@ from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.contract.stages import STAGES
 from wrpo_engine.errors import ConfigError, Interrupted, MissingInputError
-from wrpo_engine.progress import Progress
+from wrpo_engine.process.progress import Progress
 
 _STORAGE_SCHEME = "storage://"
 

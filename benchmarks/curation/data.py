@@ -18,8 +18,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.common.process import worker_main
-from wrpo_engine import records
-from wrpo_engine.artifacts import VolumeStore
+from wrpo_engine.artifacts import VolumeStore, records
 from wrpo_engine.config import ArtifactRef
 
 SAMPLES_PER_PROMPT = 5

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.common.memory import peak_resident_bytes
 from benchmarks.common.process import worker_main
 from benchmarks.curation.data import HASH, Size, roles
-from wrpo_engine.cli import run
+from wrpo_engine.process.cli import run
 from wrpo_engine.stage import StopRequest
 
 

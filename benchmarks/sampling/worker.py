@@ -18,9 +18,9 @@ from benchmarks.common.summary import alternating
 from benchmarks.sampling.workload import CONTEXT, Load, plan, prompt_tokens
 from wrpo_engine.config import SampleParams
 from wrpo_engine.contract.stage_config import StageConfig
-from wrpo_engine.environment import prepare_environment
-from wrpo_engine.models import ResolvedModel
-from wrpo_engine.progress import make_progress
+from wrpo_engine.hub.models import ResolvedModel
+from wrpo_engine.process.environment import prepare_environment
+from wrpo_engine.process.progress import make_progress
 from wrpo_engine.sampling.requests import PartRequests
 from wrpo_engine.sampling.sampler import SamplerSettings, make_sampler
 from wrpo_engine.sampling.stage import sample_parts

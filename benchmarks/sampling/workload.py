@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wrpo_engine.chat import prompt_token_ids
 from wrpo_engine.sampling.requests import Limits, PartRequests, parts_of, requests_of
+from wrpo_engine.text.chat import prompt_token_ids
 
 SEED = 7
 CONTEXT = 1024

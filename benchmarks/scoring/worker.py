@@ -16,7 +16,7 @@ from benchmarks.scoring.cases import CASES, one_at_a_time, pairs_of, save_model
 def measure(specification: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from wrpo_engine.models import ResolvedModel
+    from wrpo_engine.hub.models import ResolvedModel
     from wrpo_engine.scoring.reward_model import RewardScorer
 
     torch.set_num_threads(int(specification["threads"]))

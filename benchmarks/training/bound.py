@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.training.workload import ModelSize, Row, llama, passes
-from wrpo_engine.training.flops import FORWARD_AND_BACKWARD, ModelCost, causal_pairs, needed_training_step
-from wrpo_engine.training.rows import TokenRow
+from wrpo_engine.training.batch.flops import FORWARD_AND_BACKWARD, ModelCost, causal_pairs, needed_training_step
+from wrpo_engine.training.batch.rows import TokenRow
 
 REFERENCE_FORWARD = 1
 

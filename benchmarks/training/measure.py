@@ -13,7 +13,7 @@ from benchmarks.common.summary import Summary, alternating
 from benchmarks.training.bound import model_cost, needed_operations, padded_operations, trl_operations
 from benchmarks.training.cases import Effort
 from benchmarks.training.workload import Case, Plan, make_rows, save_model
-from wrpo_engine.training.flops import ModelCost
+from wrpo_engine.training.batch.flops import ModelCost
 
 LOSS_TOLERANCE = 1e-3
 """Relative; sides that train on the same tokens from the same weights report the same losses."""

@@ -22,22 +22,22 @@ from benchmarks.training.workload import (
 )
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef, Runtime, TrainParams
-from wrpo_engine.models import ResolvedModel
-from wrpo_engine.progress import Progress
-from wrpo_engine.training.backend import Backend
-from wrpo_engine.training.checkpoint_store import CheckpointStore
-from wrpo_engine.training.collectives import Group, open_group
-from wrpo_engine.training.layout import Layout
+from wrpo_engine.hub.models import ResolvedModel
+from wrpo_engine.process.progress import Progress
+from wrpo_engine.training.backends.base import Backend
+from wrpo_engine.training.backends.single_process import SingleProcessBackend
+from wrpo_engine.training.batch.layout import Layout
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.checkpoint.manager import CheckpointStore
+from wrpo_engine.training.data.planning import make_plan
+from wrpo_engine.training.distributed.collectives import Group, open_group
 from wrpo_engine.training.loop import TrainingRun, train
-from wrpo_engine.training.metrics import METRICS_FILE, MetricsLog, read_rows
-from wrpo_engine.training.model import load_config
-from wrpo_engine.training.objective import preference_objective
-from wrpo_engine.training.planning import make_plan
-from wrpo_engine.training.policy import load_policy
-from wrpo_engine.training.reference import ReferenceCache, compute_reference
-from wrpo_engine.training.rows import TokenRow
-from wrpo_engine.training.single_process import SingleProcessBackend
-from wrpo_engine.training.tasks import PreferenceTask
+from wrpo_engine.training.models.model import load_config
+from wrpo_engine.training.models.policy import load_policy
+from wrpo_engine.training.monitoring.metrics import METRICS_FILE, MetricsLog, read_rows
+from wrpo_engine.training.objectives.preference import preference_objective
+from wrpo_engine.training.objectives.tasks import PreferenceTask
+from wrpo_engine.training.reference.log_probs import ReferenceCache, compute_reference
 
 NEVER = 10**9
 _REF = ArtifactRef(stage="train", hash="0" * 16)
@@ -97,7 +97,7 @@ def make_backend(
 
     model = load_policy(ResolvedModel(Path(plan.model_dir), plan.model_dir, None), params, layout)
     if deepspeed:
-        from wrpo_engine.training.deepspeed_backend import DeepSpeedBackend
+        from wrpo_engine.training.backends.deepspeed import DeepSpeedBackend
 
         return DeepSpeedBackend(model, params, runtime, group)
     return SingleProcessBackend(model.to("cuda" if torch.cuda.is_available() else "cpu"), params)

@@ -22,7 +22,7 @@ from benchmarks.training.bound import model_cost, needed_operations, padded_oper
 from benchmarks.training.cases import Level, large_vocabulary, shapes
 from benchmarks.training.measure import Comparison, DisagreementError, Measured, require_same_losses, typical_step
 from benchmarks.training.workload import Case, Lengths, ModelSize, Plan, Row, llama, make_rows, save_model
-from wrpo_engine.training.flops import ModelCost
+from wrpo_engine.training.batch.flops import ModelCost
 
 TINY = ModelSize(2, 64, 96, 4, 2, 500)
 TRIPLES = Case("tiny", TINY, Lengths(40, 0.4, 8, 80), Lengths(20, 0.5, 4, 40), triples_per_step=4, triples_per_pass=2)

@@ -17,7 +17,7 @@ from engine.engine_support import save_tiny_model, save_tiny_reward
 
 from wrpo_devcluster.controllers.volumes import claim_directory
 from wrpo_devcluster.kubelet.records import MARKER
-from wrpo_engine.training.metrics import CLOCK_FIELDS
+from wrpo_engine.training.monitoring.metrics import CLOCK_FIELDS
 
 SOURCES = ("a", "b")
 PROMPTS = 24

@@ -27,7 +27,7 @@ pytestmark = [
 
 EMPTY = """
 import json, os, pathlib, sys
-from wrpo_engine.cli import run
+from wrpo_engine.process.cli import run
 from wrpo_engine.stage import StageResult, StopRequest
 def commit(ctx):
     ctx.output.commit(files=[])

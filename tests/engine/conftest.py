@@ -15,7 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from engine_support import EXPERIMENT_HASH, NOON, save_tiny_model, save_tiny_reward, stage_config
 
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.progress import Progress
+from wrpo_engine.process.progress import Progress
 from wrpo_engine.stage import StageContext, StopRequest, make_context
 
 

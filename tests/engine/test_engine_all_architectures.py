@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.models import ResolvedModel
-from wrpo_engine.training.collate import collate
-from wrpo_engine.training.layout import Layout
-from wrpo_engine.training.policy import load_policy
-from wrpo_engine.training.self_check import require_plain_results
-from wrpo_engine.training.single_process import SingleProcessBackend
+from wrpo_engine.hub.models import ResolvedModel
+from wrpo_engine.training.backends.single_process import SingleProcessBackend
+from wrpo_engine.training.batch.collate import collate
+from wrpo_engine.training.batch.layout import Layout
+from wrpo_engine.training.models.policy import load_policy
+from wrpo_engine.training.reference.self_check import require_plain_results
 
 pytestmark = pytest.mark.slow
 LARGEST = 20_000_000

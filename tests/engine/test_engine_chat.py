@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from engine_support import CHATML, make_tokenizer
 
-from wrpo_engine.chat import check_sequence, end_of_turn_id, prompt_token_ids, response_token_ids
 from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.text.chat import check_sequence, end_of_turn_id, prompt_token_ids, response_token_ids
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}<pad>\n\n"

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from engine_support import NOON, stage_config
 
-from wrpo_engine.cli import run
 from wrpo_engine.config import ArtifactRef, TerminationMessage
-from wrpo_engine.environment import prepare_environment
 from wrpo_engine.errors import DataError, Interrupted, TemporaryError
+from wrpo_engine.process.cli import run
+from wrpo_engine.process.environment import prepare_environment
 from wrpo_engine.stage import StageContext, StageResult, StopRequest, load_stage
 
 REPOSITORY = Path(__file__).parents[2]
@@ -272,7 +272,7 @@ STOPPABLE = """
 import sys, time
 from pathlib import Path
 import os
-from wrpo_engine.cli import install_signal_handlers, run
+from wrpo_engine.process.cli import install_signal_handlers, run
 from wrpo_engine.stage import StopRequest
 
 def stage(ctx):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -11,11 +10,12 @@ from support.field_reads import Reads
 
 import wrpo_engine
 from wrpo_engine import config
-from wrpo_engine.config import ReportParams, Runtime, SampleParams, StageParams, TrainParams
+from wrpo_engine.config import ReportParams, Runtime, SampleParams, TrainParams
 from wrpo_engine.contract.base import Declared
+from wrpo_engine.contract.builtin import BUILT_IN
 
 PACKAGE = Path(wrpo_engine.__file__).parent
-STAGES: tuple[type[BaseModel], ...] = get_args(get_args(StageParams)[0])
+STAGES: tuple[type[BaseModel], ...] = tuple(definition.params for definition in BUILT_IN)
 MODELS: dict[str, type[BaseModel]] = {
     name: model for name, model in vars(config).items() if isinstance(model, type) and issubclass(model, Declared)
 }

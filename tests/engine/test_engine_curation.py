@@ -10,11 +10,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from wrpo_engine import records
+from wrpo_engine.artifacts import records
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.curation.stage import run_sft, run_triples
 from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.training.inputs import read_triples
+from wrpo_engine.training.data.inputs import read_triples
 
 Answer = tuple[str, int, str, float, str]
 

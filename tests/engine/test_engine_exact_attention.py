@@ -13,21 +13,21 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from wrpo_engine.config import TrainParams
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.exact_attention import use_exact_attention
-from wrpo_engine.models import ResolvedModel
-from wrpo_engine.rotary import RotaryLimit, require_own_positions
+from wrpo_engine.hub.models import ResolvedModel
+from wrpo_engine.loading.exact_attention import use_exact_attention
+from wrpo_engine.loading.rotary import RotaryLimit, require_own_positions
 from wrpo_engine.sampling.sampler import SamplerSettings
 from wrpo_engine.sampling.transformers_sampler import TransformersSampler
 from wrpo_engine.scoring.encoding import Encoded
 from wrpo_engine.scoring.loading import load_network
 from wrpo_engine.scoring.network import LinearHead, PaddedDecoder, Row
-from wrpo_engine.training.collate import collate
-from wrpo_engine.training.layout import Layout, choose_layout
-from wrpo_engine.training.model import LogpModel, disable_dropout
-from wrpo_engine.training.policy import load_frozen, load_policy
-from wrpo_engine.training.rows import TokenRow
-from wrpo_engine.training.self_check import require_plain_results
-from wrpo_engine.training.single_process import SingleProcessBackend
+from wrpo_engine.training.backends.single_process import SingleProcessBackend
+from wrpo_engine.training.batch.collate import collate
+from wrpo_engine.training.batch.layout import Layout, choose_layout
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.models.model import LogpModel, disable_dropout
+from wrpo_engine.training.models.policy import load_frozen, load_policy
+from wrpo_engine.training.reference.self_check import require_plain_results
 
 ROWS = [
     TokenRow("long", tuple(range(3, 25)), ((5, 6, 7, 2), (8, 2), (9, 10, 11, 12, 13, 14, 15, 2))),
@@ -158,7 +158,7 @@ def test_the_check_before_the_first_step_passes_a_model_that_is_computed_right(a
 def test_the_check_before_the_first_step_finds_what_policy_and_reference_both_leave_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wrpo_engine.training.model.use_exact_attention", lambda _: None)
+    monkeypatch.setattr("wrpo_engine.training.models.model.use_exact_attention", lambda _: None)
     capped = make_model(AutoModelForCausalLM, "gemma2 with a cap and windows")
     with torch.no_grad():
         for layer in capped.model.layers:

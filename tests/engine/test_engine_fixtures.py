@@ -4,7 +4,7 @@ from pathlib import Path
 
 from engine_support import make_tokenizer
 
-from wrpo_engine.chat import prompt_token_ids, response_token_ids
+from wrpo_engine.text.chat import prompt_token_ids, response_token_ids
 
 
 def test_tiny_model_and_tokenizer_load(tiny_model_dir: Path, tiny_reward_dir: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from wrpo_engine import model_digest
-from wrpo_engine.model_digest import DigestMemory
+from wrpo_engine.hub import model_digest
+from wrpo_engine.hub.model_digest import DigestMemory
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_kinds import KINDS, byte_level, sentencepiece_bpe, written_in_python
 
-from wrpo_engine.chat import (
+from wrpo_engine.errors import DataError
+from wrpo_engine.text.chat import (
     Change,
     conversation_token_ids,
     decoded,
@@ -21,9 +22,8 @@ from wrpo_engine.chat import (
     response_token_ids,
     with_one_bos,
 )
-from wrpo_engine.errors import DataError
-from wrpo_engine.plaintext import ControlTokenInTextError, PlainEncoder, control_tokens
-from wrpo_engine.turns import messages_of, turns_of
+from wrpo_engine.text.plaintext import ControlTokenInTextError, PlainEncoder, control_tokens
+from wrpo_engine.text.turns import messages_of, turns_of
 
 each_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
 plain_texts = st.text(

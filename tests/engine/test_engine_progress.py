@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 from engine_support import NOON
 
-from wrpo_engine.progress import Endpoint, LineSink, PostSink, Progress, ProgressState, make_progress, trainer_status
+from wrpo_engine.process.progress import (
+    Endpoint,
+    LineSink,
+    PostSink,
+    Progress,
+    ProgressState,
+    make_progress,
+    trainer_status,
+)
 
 
 class Clock:

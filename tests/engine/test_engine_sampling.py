@@ -14,9 +14,9 @@ from engine_support import save_tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wrpo_engine.artifacts.parts import parts_of_shard
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import ConfigError, DataError, Interrupted
-from wrpo_engine.parts import parts_of_shard
 from wrpo_engine.sampling import stage
 from wrpo_engine.sampling.requests import parts_of
 from wrpo_engine.sampling.sampler import FinishReason, Sample, Sampled, SampleRequest, SamplerSettings, prompt_seed
@@ -269,7 +269,7 @@ def test_vllm_without_vllm_names_the_other_backend(run_with: Any, monkeypatch: p
 def tiny_sampler(tiny_model_dir: Path) -> Any:
     from transformers import AutoTokenizer
 
-    from wrpo_engine.models import ResolvedModel
+    from wrpo_engine.hub.models import ResolvedModel
     from wrpo_engine.sampling.transformers_sampler import TransformersSampler
 
     def make(**changes: Any) -> TransformersSampler:

@@ -13,8 +13,8 @@ from engine_support import save_tiny_reward
 
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import ConfigError, DataError, Interrupted
-from wrpo_engine.models import ResolvedModel
-from wrpo_engine.progress import ProgressState
+from wrpo_engine.hub.models import ResolvedModel
+from wrpo_engine.process.progress import ProgressState
 from wrpo_engine.scoring import stage
 from wrpo_engine.scoring.reward_model import RewardScorer
 from wrpo_engine.stage import StopRequest

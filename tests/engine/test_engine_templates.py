@@ -12,11 +12,11 @@ from engine_support import CHATML, make_tokenizer, save_tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrpo_engine.chat import check_template, conversation_token_ids, end_of_turn_id, prompt_token_ids
 from wrpo_engine.errors import ConfigError
+from wrpo_engine.hub.models import ResolvedModel, tokenizer_of
 from wrpo_engine.linting.command import load_tokens
-from wrpo_engine.models import ResolvedModel, tokenizer_of
 from wrpo_engine.scoring.encoding import PairEncoder
+from wrpo_engine.text.chat import check_template, conversation_token_ids, end_of_turn_id, prompt_token_ids
 
 OTHER = "{{ raise_exception('for tools only') }}"
 

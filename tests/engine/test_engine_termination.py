@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrpo_engine.config import ErrorInfo, TerminationMessage
-from wrpo_engine.termination import encode, write
+from wrpo_engine.process.termination import encode, write
 
 TEXTS = st.text(max_size=6000)
 

@@ -25,7 +25,7 @@ from engine_support import save_small_model, stage_config
 
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.models import ResolvedModel
+from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.sampling.sampler import FinishReason, Sampled, SampleRequest, SamplerSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -57,7 +57,7 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> tuple[ResolvedModel, Any
 
 @pytest.fixture(scope="module")
 def requests(smollm: tuple[ResolvedModel, Any]) -> list[SampleRequest]:
-    from wrpo_engine.chat import prompt_token_ids
+    from wrpo_engine.text.chat import prompt_token_ids
 
     return [
         SampleRequest(

@@ -1,8 +1,8 @@
 """The objectives, their forms and their settings: one entry each, which operator and engine derive everything from.
 
 A new objective is one member of `Objective`. A new form is one member of `Form` and its mathematics, the entry of
-`FORMS` in `wrpo_engine.training.objective`. Rules of the API, checks of the engine, columns of the rows, the reference
-and the texts that list objectives follow from the entries. An entry that lacks anything fails at import.
+`FORMS` in `wrpo_engine.training.objectives.preference`. Rules of the API, checks of the engine, columns of the rows,
+the reference and the texts that list objectives follow from the entries. An entry that lacks anything fails at import.
 """
 
 from __future__ import annotations

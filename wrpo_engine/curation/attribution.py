@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from wrpo_engine import records
+from wrpo_engine.artifacts import records
 
 _QUARTILES = (0.25, 0.5, 0.75)
 

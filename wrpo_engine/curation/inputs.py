@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from wrpo_engine import records
-from wrpo_engine.artifacts import Artifact
+from wrpo_engine.artifacts import Artifact, records
 from wrpo_engine.config import CurateSftParams, CurateTriplesParams
 from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.curation.responses import (

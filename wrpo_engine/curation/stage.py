@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from wrpo_engine import records
+from wrpo_engine.artifacts import records
 from wrpo_engine.config import CurateSftParams, CurateTriplesParams
 from wrpo_engine.curation import pairing
 from wrpo_engine.curation.attribution import attribution, metrics_of

@@ -8,10 +8,9 @@ from typing import Any
 
 import polars as pl
 
-from wrpo_engine.chat import end_of_turn_id, prompt_token_ids
 from wrpo_engine.config import EvaluateParams
 from wrpo_engine.errors import DataError
-from wrpo_engine.models import ResolvedModel, context_length, stop_token_ids, tokenizer_of
+from wrpo_engine.hub.models import ResolvedModel, context_length, stop_token_ids, tokenizer_of
 from wrpo_engine.sampling.preflight import check_source
 from wrpo_engine.sampling.sampler import (
     FinishReason,
@@ -21,6 +20,7 @@ from wrpo_engine.sampling.sampler import (
     make_sampler,
     prompt_seed,
 )
+from wrpo_engine.text.chat import end_of_turn_id, prompt_token_ids
 
 ANSWERS = {
     "label": pl.String,

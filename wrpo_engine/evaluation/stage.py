@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from wrpo_engine import records
+from wrpo_engine.artifacts import records
 from wrpo_engine.config import EvaluateModel, EvaluateParams
 from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import ConfigError, DataError
@@ -21,7 +21,7 @@ from wrpo_engine.evaluation.answers import AnswerJob, answer, common_prompts
 from wrpo_engine.evaluation.isolation import answer_in_process
 from wrpo_engine.evaluation.scores import REWARD_PREFIX, all_rewards, score_answers, weights_of
 from wrpo_engine.evaluation.win_rate import compare, shares
-from wrpo_engine.models import resolve_model
+from wrpo_engine.hub.models import resolve_model
 from wrpo_engine.scoring.load import reward_details
 from wrpo_engine.stage import StageContext, StageResult
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from wrpo_engine.errors import DataError
 from wrpo_engine.fetching.plan import FetchPlan, HubFile
-from wrpo_engine.hub import HubPatience
+from wrpo_engine.hub.client import HubPatience
 
 log = logging.getLogger("wrpo_engine")
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.models import MODEL_FILES
+from wrpo_engine.hub.models import MODEL_FILES
 
 _CHUNK_BYTES = 1 << 20
 

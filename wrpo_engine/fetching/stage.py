@@ -19,8 +19,8 @@ from wrpo_engine.config import FetchParams
 from wrpo_engine.errors import AlreadyCommitted, ConfigError
 from wrpo_engine.fetching.download import PART_SUFFIX, adopt_leftover, download_file
 from wrpo_engine.fetching.plan import FetchPlan, HubFile, choose_files
-from wrpo_engine.hub import HubPatience, hub_errors, is_offline, offline_error
-from wrpo_engine.models import FETCHED, MODEL_DIRECTORY, require_pinned_code
+from wrpo_engine.hub.client import HubPatience, hub_errors, is_offline, offline_error
+from wrpo_engine.hub.models import FETCHED, MODEL_DIRECTORY, require_pinned_code
 from wrpo_engine.stage import StageContext, StageResult
 
 log = logging.getLogger("wrpo_engine")

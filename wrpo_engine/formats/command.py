@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 
 import click
 
-from wrpo_engine.command_line import run_command
 from wrpo_engine.config import ExitCode
 from wrpo_engine.errors import DataError
 from wrpo_engine.formats.location import Locator
 from wrpo_engine.formats.reading import read_tables, triples_of
 from wrpo_engine.formats.rows import Reading, is_echo
 from wrpo_engine.formats.writing import Format, write_artifact, write_output
+from wrpo_engine.process.command_line import run_command
 
 _HELP = """Read triples from IN and write them to OUT in another format.
 

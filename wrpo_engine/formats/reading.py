@@ -19,7 +19,7 @@ from wrpo_engine.formats.questions import CONTEXT_COLUMNS, PROMPT_COLUMNS
 from wrpo_engine.formats.rows import NEEDED, TOKENS, TRIPLES, Reading, Triples, id_of, read_rows
 from wrpo_engine.formats.saved import damaged_named, is_saved, load_saved
 from wrpo_engine.formats.shown import names
-from wrpo_engine.hub_data import load_from_hub
+from wrpo_engine.hub.data import load_from_hub
 
 log = logging.getLogger("wrpo_engine")
 

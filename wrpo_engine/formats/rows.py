@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from wrpo_engine import records
+from wrpo_engine.artifacts import records
 from wrpo_engine.errors import DataError
 from wrpo_engine.formats.messages import NotTurns, Role, Turn, conversation_in, is_list_of_messages
 from wrpo_engine.formats.questions import (

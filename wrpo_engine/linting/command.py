@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from wrpo_engine.command_line import run_command
 from wrpo_engine.config import ExitCode
 from wrpo_engine.formats.location import Locator
 from wrpo_engine.linting.checks import ModelTokens, run_checks
 from wrpo_engine.linting.findings import Finding, Limits, Severity, has_errors
 from wrpo_engine.linting.inputs import Subject, open_subject
+from wrpo_engine.process.command_line import run_command
 
 FOUND_ERRORS = 1
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
@@ -79,10 +79,10 @@ def command(
 
 def load_tokens(place: str) -> ModelTokens:
     """Return the special tokens of a tokenizer; the end of turn is the chat template's, if there is one."""
-    from wrpo_engine.chat import check_template, or_error, probable_end_of_turn
-    from wrpo_engine.models import read_tokenizer
-    from wrpo_engine.templates import template_of
-    from wrpo_engine.turns import encoder_of
+    from wrpo_engine.hub.models import read_tokenizer
+    from wrpo_engine.text.chat import check_template, or_error, probable_end_of_turn
+    from wrpo_engine.text.templates import template_of
+    from wrpo_engine.text.turns import encoder_of
 
     tokenizer = read_tokenizer(place, field="--tokenizer", identity=place)
     template = or_error(lambda: template_of(tokenizer), field="--tokenizer")

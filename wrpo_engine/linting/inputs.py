@@ -10,8 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from wrpo_engine import records
-from wrpo_engine.artifacts import Artifact, ArtifactStore
+from wrpo_engine.artifacts import Artifact, ArtifactStore, records
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import ConfigError, DataError

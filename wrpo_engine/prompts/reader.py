@@ -13,7 +13,7 @@ from wrpo_engine.formats.files import LINES, TABLES, lines_of, rows_of
 from wrpo_engine.formats.parquet import parquet_columns
 from wrpo_engine.formats.saved import damaged_named, is_saved, load_saved
 from wrpo_engine.formats.shown import names
-from wrpo_engine.hub_data import load_from_hub
+from wrpo_engine.hub.data import load_from_hub
 
 log = logging.getLogger("wrpo_engine")
 

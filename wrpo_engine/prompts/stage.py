@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from wrpo_engine import records
+from wrpo_engine.artifacts import records
 from wrpo_engine.config import PrepareParams
 from wrpo_engine.errors import DataError
 from wrpo_engine.prompts.reader import read_values

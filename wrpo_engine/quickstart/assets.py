@@ -17,9 +17,9 @@ from typing import assert_never
 
 from wrpo_engine.artifacts.roots import BucketRoot, DirectoryRoot, root_at
 from wrpo_engine.config import ExitCode
-from wrpo_engine.environment import prepare_environment
 from wrpo_engine.errors import WrpoError, storage_error
-from wrpo_engine.progress import Progress, make_progress
+from wrpo_engine.process.environment import prepare_environment
+from wrpo_engine.process.progress import Progress, make_progress
 from wrpo_engine.quickstart import cards, corpus, models
 from wrpo_engine.quickstart.bucket import BucketAssets
 from wrpo_engine.quickstart.packages import CHATTERBOT, MINILM, MTBENCH, PACKAGES, SMOLLM2, directory_of

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wrpo_engine.chat import response_token_ids
 from wrpo_engine.loading.files import ModelDirectory
 from wrpo_engine.quickstart import cards
 from wrpo_engine.quickstart.corpus import TRAINING_PERCENT, Exchange, training_exchanges
 from wrpo_engine.quickstart.packages import CHATTERBOT, MINILM, SMOLLM2, Package
+from wrpo_engine.text.chat import response_token_ids
 
 OnStep = Callable[[int, int, float], None]
 MAX_CHARACTERS = 160

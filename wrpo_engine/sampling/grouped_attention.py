@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from wrpo_engine.exact_attention import NAME as EXACT
-from wrpo_engine.exact_attention import exact_attention, needs_eager
+from wrpo_engine.loading.exact_attention import NAME as EXACT
+from wrpo_engine.loading.exact_attention import exact_attention, needs_eager
 
 NAME = "wrpo_grouped_sdpa"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from wrpo_engine.chat import end_of_turn_id, prompt_token_ids
+from wrpo_engine.hub.models import ResolvedModel, check_vocabulary, known_config, tensor_facts, transformers_config
 from wrpo_engine.loading.weights import SAMPLE, check_weights
-from wrpo_engine.models import ResolvedModel, check_vocabulary, known_config, tensor_facts, transformers_config
 from wrpo_engine.sampling.sampler import Backend
+from wrpo_engine.text.chat import end_of_turn_id, prompt_token_ids
 
 
 def check_source(model: ResolvedModel, tokenizer: Any, backend: Backend, system_prompt: str | None) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from wrpo_engine.artifacts.parts import part_name
 from wrpo_engine.errors import DataError
-from wrpo_engine.parts import part_name
-from wrpo_engine.plaintext import ControlTokenInTextError
 from wrpo_engine.sampling.sampler import SampleRequest, prompt_seed
+from wrpo_engine.text.plaintext import ControlTokenInTextError
 
 
 @dataclass(frozen=True)

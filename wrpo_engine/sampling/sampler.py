@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
-from wrpo_engine.models import ResolvedModel
+from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.seeds import seed_of
 
 Backend = Literal["vLLM", "Transformers"]

@@ -11,19 +11,19 @@ from typing import Any
 
 import polars as pl
 
-from wrpo_engine import records
-from wrpo_engine.chat import end_of_turn_id, prompt_token_ids
+from wrpo_engine.artifacts import records
+from wrpo_engine.artifacts.parts import commit_when_complete, parts_of_shard, pending_parts
 from wrpo_engine.config import SampleParams
 from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import DataError, TemporaryError
-from wrpo_engine.models import ResolvedModel, context_length, resolve_model, stop_token_ids, tokenizer_of
-from wrpo_engine.parts import commit_when_complete, parts_of_shard, pending_parts
+from wrpo_engine.hub.models import ResolvedModel, context_length, resolve_model, stop_token_ids, tokenizer_of
 from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.preflight import check_source
 from wrpo_engine.sampling.publishing import Publisher
 from wrpo_engine.sampling.requests import Limits, Part, PartRequests, parts_of, requests_of
 from wrpo_engine.sampling.sampler import FinishReason, Sampled, Sampler, SamplerSettings, make_sampler
 from wrpo_engine.stage import StageContext, StageResult
+from wrpo_engine.text.chat import end_of_turn_id, prompt_token_ids
 
 log = logging.getLogger("wrpo_engine")
 

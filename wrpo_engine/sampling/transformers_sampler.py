@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from wrpo_engine.errors import ConfigError, DataError, first_line
-from wrpo_engine.exact_attention import load_arguments, use_exact_attention
+from wrpo_engine.hub.models import ResolvedModel, transformers_config
+from wrpo_engine.loading.exact_attention import load_arguments, use_exact_attention
+from wrpo_engine.loading.rotary import require_own_positions
 from wrpo_engine.loading.weights import SAMPLE, is_quantised, load_complete
-from wrpo_engine.models import ResolvedModel, transformers_config
-from wrpo_engine.rotary import require_own_positions
 from wrpo_engine.sampling.grouped_attention import use_grouped_attention
 from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.rows import Row, park, rows_of, shared_prefixes, take_batch

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
-from wrpo_engine.models import ResolvedModel
+from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.sampling.options import check_engine_args, check_quantization
 from wrpo_engine.sampling.sampler import FinishReason, Sample, Sampled, SampleRequest, SamplerSettings, repeat_greedy
 

@@ -6,8 +6,8 @@ import logging
 
 import polars as pl
 
-from wrpo_engine.chat import Change
 from wrpo_engine.errors import DataError
+from wrpo_engine.text.chat import Change
 
 log = logging.getLogger("wrpo_engine")
 

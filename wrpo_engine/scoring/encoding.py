@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from wrpo_engine.chat import Change, change_within, decoded, or_error, with_one_bos
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.scoring.rewards import Pair, row_name
-from wrpo_engine.templates import TemplateFault, render, require_template, template_of
-from wrpo_engine.turns import PROMPT_MARK, RESPONSE_MARK, answered, encoder_of, messages_of
+from wrpo_engine.text.chat import Change, change_within, decoded, or_error, with_one_bos
+from wrpo_engine.text.templates import TemplateFault, render, require_template, template_of
+from wrpo_engine.text.turns import PROMPT_MARK, RESPONSE_MARK, answered, encoder_of, messages_of
 
 Truncation = Literal["Right", "Left", "Fail"]
 _FIELD = "reward.chatTemplate"

@@ -18,7 +18,7 @@ from wrpo_engine.config import RewardModel
 from wrpo_engine.errors import ConfigError, DataError, Interrupted, TemporaryError, WrpoError
 from wrpo_engine.retrying import Backoff, Tries, retry
 from wrpo_engine.scoring.rewards import Pair, Reward
-from wrpo_engine.turns import messages_of
+from wrpo_engine.text.turns import messages_of
 
 KEY_VARIABLE = "WRPO_REWARD_API_KEY"
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from wrpo_engine.config import RewardModel
-from wrpo_engine.models import resolve_model
+from wrpo_engine.hub.models import resolve_model
 from wrpo_engine.scoring.encoding import Truncation
 from wrpo_engine.scoring.endpoint import EndpointScorer
 from wrpo_engine.scoring.endpoint_client import make_client

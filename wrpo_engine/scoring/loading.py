@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from wrpo_engine.errors import ConfigError, first_line
-from wrpo_engine.exact_attention import load_arguments
+from wrpo_engine.hub.models import ResolvedModel, tensor_facts, transformers_config
+from wrpo_engine.loading.exact_attention import load_arguments
 from wrpo_engine.loading.files import CONFIG_FILE
 from wrpo_engine.loading.guard import loading
 from wrpo_engine.loading.weights import SCORE, Purpose, check_weights, load_complete
-from wrpo_engine.models import ResolvedModel, tensor_facts, transformers_config
 from wrpo_engine.scoring.gated import GatingConfig, is_gated, load_gated_head
 from wrpo_engine.scoring.network import Classifier, LinearHead, Network, PackedDecoder, PaddedDecoder
-from wrpo_engine.training.layout import Layout, choose_layout
+from wrpo_engine.training.batch.layout import Layout, choose_layout
 
 
 def read_config(model: ResolvedModel) -> Mapping[str, Any]:

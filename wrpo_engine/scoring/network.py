@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wrpo_engine.exact_attention import use_exact_attention
+from wrpo_engine.loading.exact_attention import use_exact_attention
 from wrpo_engine.scoring.batching import token_batches
 from wrpo_engine.scoring.encoding import Encoded
 from wrpo_engine.scoring.packed import group_batches, group_rows, pack
-from wrpo_engine.training import attention
-from wrpo_engine.training.layout import AttentionPlan
+from wrpo_engine.training.batch.layout import AttentionPlan
+from wrpo_engine.training.models import attention
 
 CPU_BATCH_TOKENS = 1024
 """A CPU computes no faster with more, and more no longer fit its caches."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from wrpo_engine.training.layout import Family
+from wrpo_engine.training.batch.layout import Family
 
 MIN_SHARED_TOKENS = 8
 """Fewer common tokens than this are not worth a segment of their own."""

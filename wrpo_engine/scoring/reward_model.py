@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from wrpo_engine.errors import DataError
+from wrpo_engine.hub.models import ResolvedModel, check_vocabulary, context_length, tokenizer_of
 from wrpo_engine.loading.guard import loading
-from wrpo_engine.models import ResolvedModel, check_vocabulary, context_length, tokenizer_of
-from wrpo_engine.rotary import RotaryLimit, require_own_positions
+from wrpo_engine.loading.rotary import RotaryLimit, require_own_positions
 from wrpo_engine.scoring.batching import prefetched
 from wrpo_engine.scoring.encoding import Encoded, PairEncoder, Truncation, last_occurrence
 from wrpo_engine.scoring.gated import is_gated, objective_names

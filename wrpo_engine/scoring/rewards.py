@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from wrpo_engine.chat import Change
 from wrpo_engine.errors import DataError
+from wrpo_engine.text.chat import Change
 
 Pair = tuple[str, str]
 """Prompt and response."""

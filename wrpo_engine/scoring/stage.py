@@ -6,18 +6,17 @@ from collections.abc import Iterable
 
 import polars as pl
 
-from wrpo_engine import records
-from wrpo_engine.artifacts import Artifact
-from wrpo_engine.chat import Change
+from wrpo_engine.artifacts import Artifact, records
+from wrpo_engine.artifacts.parts import commit_when_complete, part_name, parts_of_shard, pending_parts
 from wrpo_engine.config import ScoreParams
 from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.parts import commit_when_complete, part_name, parts_of_shard, pending_parts
 from wrpo_engine.sampling.sampler import FinishReason
 from wrpo_engine.scoring.changes import refuse_changed
 from wrpo_engine.scoring.load import load_scorer, reward_details
 from wrpo_engine.scoring.rewards import OnProgress, Scorer
 from wrpo_engine.stage import StageContext, StageResult
+from wrpo_engine.text.chat import Change
 
 OBJECTIVE_PREFIX = "objective/"
 """Columns of a multi-objective reward: objective/NAME."""

@@ -27,12 +27,12 @@ from pydantic import ValidationError
 from wrpo_engine.artifacts.manifest import sha256_of
 from wrpo_engine.config import CONTRACT_VERSION, TrainParams
 from wrpo_engine.contract.stage_config import StageConfig
-from wrpo_engine.environment import prepare_environment
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.model_digest import DigestMemory, model_digest
-from wrpo_engine.progress import make_progress
+from wrpo_engine.hub.model_digest import DigestMemory, model_digest
+from wrpo_engine.process.environment import prepare_environment
+from wrpo_engine.process.progress import make_progress
 from wrpo_engine.stage import StopRequest, make_context
-from wrpo_engine.training.triples_in_memory import plain_rows
+from wrpo_engine.training.data.triples_in_memory import plain_rows
 
 _INPUTS = "inputs"
 _ARGUMENTS = {"stage": "train_triples trains", "tokenized_triples": "the triples are an argument of their own"}

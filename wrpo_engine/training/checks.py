@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wrpo_engine.errors import DataError
-from wrpo_engine.training.places import MODEL_FIELD
+from wrpo_engine.training.paths import MODEL_FIELD
 
 _NAMES_SHOWN = 10
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from wrpo_engine.training.backend import Backend
-from wrpo_engine.training.batching import BatchPlan
+from wrpo_engine.training.backends.base import Backend
+from wrpo_engine.training.batch.batching import BatchPlan
+from wrpo_engine.training.batch.rows import TokenRow
 from wrpo_engine.training.checks import held_out_loss_not_finite
-from wrpo_engine.training.collectives import Group
-from wrpo_engine.training.holdout import EvaluationHistory, EvaluationLog
-from wrpo_engine.training.metrics import StepSums
-from wrpo_engine.training.observers import Observer
-from wrpo_engine.training.prefetch import Ahead, prepared_micro_batches
-from wrpo_engine.training.reference import Reference
-from wrpo_engine.training.rows import TokenRow
-from wrpo_engine.training.tasks import Task
+from wrpo_engine.training.data.holdout import EvaluationHistory, EvaluationLog
+from wrpo_engine.training.data.prefetch import Ahead, prepared_micro_batches
+from wrpo_engine.training.distributed.collectives import Group
+from wrpo_engine.training.monitoring.callbacks import Observer
+from wrpo_engine.training.monitoring.metrics import StepSums
+from wrpo_engine.training.objectives.tasks import Task
+from wrpo_engine.training.reference.log_probs import Reference
 
 
 @dataclass(frozen=True, kw_only=True)

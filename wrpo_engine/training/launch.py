@@ -18,11 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from wrpo_engine import termination
 from wrpo_engine.config import ExitCode, Runtime, TerminationMessage
-from wrpo_engine.environment import prepare_environment
 from wrpo_engine.errors import Interrupted, WrpoError
-from wrpo_engine.training.rendezvous import Node, meet
+from wrpo_engine.process import termination
+from wrpo_engine.process.environment import prepare_environment
+from wrpo_engine.training.distributed.rendezvous import Node, meet
 
 _SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 _SHUTDOWN_TIMEOUT_S = 3600
@@ -78,7 +78,7 @@ def _runtime(arguments: Sequence[str]) -> Runtime:
     if len(arguments) < 3 or "--config" not in arguments[:-1]:
         return Runtime()
     try:
-        from wrpo_engine.cli import read_config
+        from wrpo_engine.process.cli import read_config
 
         path = Path(arguments[list(arguments).index("--config") + 1])
         return read_config(arguments[0], path).runtime

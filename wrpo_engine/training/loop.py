@@ -12,25 +12,25 @@ import torch
 
 from wrpo_engine.config import REWARD_DIVERGENCE, OptimizerParams
 from wrpo_engine.errors import Interrupted
-from wrpo_engine.progress import Progress
+from wrpo_engine.process.progress import Progress
 from wrpo_engine.seeds import seed_of
-from wrpo_engine.training.agreement import require_agreement
-from wrpo_engine.training.backend import Backend
-from wrpo_engine.training.batching import BatchPlan
-from wrpo_engine.training.checkpoint_store import CheckpointStore
+from wrpo_engine.training.backends.base import Backend
+from wrpo_engine.training.backends.schedule import learning_rate_at
+from wrpo_engine.training.batch.batching import BatchPlan
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.checkpoint.manager import CheckpointStore
 from wrpo_engine.training.checks import loss_not_finite, require_finite_gradient
-from wrpo_engine.training.collectives import Group
-from wrpo_engine.training.divergence import RewardDivergence
+from wrpo_engine.training.data.prefetch import Ahead, Prepared, prepared_micro_batches
+from wrpo_engine.training.distributed.collectives import Group
 from wrpo_engine.training.evaluation import Evaluation, evaluate
-from wrpo_engine.training.metrics import MetricsLog, StepSums, StepTotals
-from wrpo_engine.training.observers import Observer, RunStart, StepEnd
-from wrpo_engine.training.prefetch import Ahead, Prepared, prepared_micro_batches
-from wrpo_engine.training.reference import Reference
-from wrpo_engine.training.rows import TokenRow
-from wrpo_engine.training.schedule import learning_rate_at
-from wrpo_engine.training.speed import Speedometer, peak_memory_bytes
-from wrpo_engine.training.step_timer import Phase, StepTimer
-from wrpo_engine.training.tasks import Task
+from wrpo_engine.training.monitoring.callbacks import Observer, RunStart, StepEnd
+from wrpo_engine.training.monitoring.metrics import MetricsLog, StepSums, StepTotals
+from wrpo_engine.training.monitoring.step_timer import Phase, StepTimer
+from wrpo_engine.training.monitoring.throughput import Speedometer, peak_memory_bytes
+from wrpo_engine.training.objectives.divergence import RewardDivergence
+from wrpo_engine.training.objectives.tasks import Task
+from wrpo_engine.training.reference.agreement import require_agreement
+from wrpo_engine.training.reference.log_probs import Reference
 
 log = logging.getLogger("wrpo_engine")
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from wrpo_engine.chat import end_of_turn_id, prompt_token_ids
 from wrpo_engine.config import OptimizerParams, SftParams, TrainParams
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.loading.weights import TRAIN, check_weights, is_quantised
-from wrpo_engine.models import (
+from wrpo_engine.hub.models import (
     ResolvedModel,
     check_vocabulary,
     context_length,
@@ -16,8 +14,10 @@ from wrpo_engine.models import (
     tensor_facts,
     transformers_config,
 )
+from wrpo_engine.loading.weights import TRAIN, check_weights, is_quantised
 from wrpo_engine.stage import StageContext
-from wrpo_engine.training.export import rehearse_export, trained_model
+from wrpo_engine.text.chat import end_of_turn_id, prompt_token_ids
+from wrpo_engine.training.export.export import rehearse_export, trained_model
 
 
 def check_start(ctx: StageContext, params: SftParams | TrainParams, base: ResolvedModel, tokenizer: Any) -> None:

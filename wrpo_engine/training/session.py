@@ -12,41 +12,41 @@ from functools import partial
 from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import SftParams, TrainParams
 from wrpo_engine.errors import Interrupted
-from wrpo_engine.model_digest import model_digest
-from wrpo_engine.models import ResolvedModel, resolve_model
-from wrpo_engine.rotary import require_own_positions
+from wrpo_engine.hub.model_digest import model_digest
+from wrpo_engine.hub.models import ResolvedModel, resolve_model
+from wrpo_engine.loading.rotary import require_own_positions
 from wrpo_engine.stage import StageContext, StageResult
-from wrpo_engine.training.backend import Backend
-from wrpo_engine.training.batching import BatchPlan, RowCost
-from wrpo_engine.training.checkpoint import Checkpoint
-from wrpo_engine.training.checkpoint_store import CheckpointStore
+from wrpo_engine.training.backends.base import Backend
+from wrpo_engine.training.batch.batching import BatchPlan, RowCost
+from wrpo_engine.training.batch.layout import Layout
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.checkpoint.format import Checkpoint
+from wrpo_engine.training.checkpoint.manager import CheckpointStore
 from wrpo_engine.training.checks import require_same_model
-from wrpo_engine.training.collectives import Group, open_group
-from wrpo_engine.training.divergence import RewardDivergence
+from wrpo_engine.training.data.holdout import EVALUATION_FILE, PREFIX, EvaluationHistory, EvaluationLog, split_rows
+from wrpo_engine.training.data.planning import make_plan
+from wrpo_engine.training.distributed.collectives import Group, open_group
 from wrpo_engine.training.evaluation import Evaluation
-from wrpo_engine.training.export import gather_weights
-from wrpo_engine.training.holdout import EVALUATION_FILE, PREFIX, EvaluationHistory, EvaluationLog, split_rows
-from wrpo_engine.training.journals import JournalPublisher, fetch_journals
-from wrpo_engine.training.layout import Layout
+from wrpo_engine.training.export.export import gather_weights
+from wrpo_engine.training.export.publishing import publish_model
 from wrpo_engine.training.loop import TrainingOutcome, TrainingRun, train
-from wrpo_engine.training.metrics import METRICS_FILE, MetricsLog
-from wrpo_engine.training.model import load_config
-from wrpo_engine.training.observers import Observer, Observers
-from wrpo_engine.training.places import MODEL_FIELD
-from wrpo_engine.training.planning import make_plan
-from wrpo_engine.training.policy import load_frozen, load_policy
+from wrpo_engine.training.models.model import load_config
+from wrpo_engine.training.models.policy import load_frozen, load_policy
+from wrpo_engine.training.monitoring.callbacks import Observer, Observers
+from wrpo_engine.training.monitoring.journals import JournalPublisher, fetch_journals
+from wrpo_engine.training.monitoring.metrics import METRICS_FILE, MetricsLog
+from wrpo_engine.training.monitoring.progress_callback import ReachedStep
+from wrpo_engine.training.monitoring.throughput import make_speedometer
+from wrpo_engine.training.monitoring.trackers import require_packages, tracker_observers
+from wrpo_engine.training.monitoring.watchdog import Watchdog, make_watchdog
+from wrpo_engine.training.objectives.divergence import RewardDivergence
+from wrpo_engine.training.objectives.tasks import Task
+from wrpo_engine.training.paths import MODEL_FIELD
 from wrpo_engine.training.preflight import check_start
-from wrpo_engine.training.publishing import publish_model
-from wrpo_engine.training.reached import ReachedStep
-from wrpo_engine.training.reference import Reference
-from wrpo_engine.training.reference_source import reference_logps
-from wrpo_engine.training.rows import TokenRow
-from wrpo_engine.training.self_check import require_plain_results
+from wrpo_engine.training.reference.log_probs import Reference
+from wrpo_engine.training.reference.self_check import require_plain_results
+from wrpo_engine.training.reference.source import reference_logps
 from wrpo_engine.training.sources import RowSource, exported_tokenizer, token_rows
-from wrpo_engine.training.speed import make_speedometer
-from wrpo_engine.training.tasks import Task
-from wrpo_engine.training.trackers import require_packages, tracker_observers
-from wrpo_engine.training.watchdog import Watchdog, make_watchdog
 
 log = logging.getLogger("wrpo_engine")
 
@@ -61,7 +61,7 @@ def make_backend(
     needs_frozen: bool,
 ) -> Backend:
     """Load the policy, and the reference beside it if it is asked for, and give both to DeepSpeed."""
-    from wrpo_engine.training.deepspeed_backend import DeepSpeedBackend, check_settings, partitioned_loading
+    from wrpo_engine.training.backends.deepspeed import DeepSpeedBackend, check_settings, partitioned_loading
 
     runtime = ctx.config.runtime
     check_settings(params, runtime, layout)

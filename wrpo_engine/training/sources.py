@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from wrpo_engine import __version__, chat
+from wrpo_engine import __version__
 from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import OptimizerParams
 from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.models import ResolvedModel, context_length, tokenizer_of, vocabulary_size
+from wrpo_engine.hub.models import ResolvedModel, context_length, tokenizer_of, vocabulary_size
 from wrpo_engine.stage import StageContext
-from wrpo_engine.training.collectives import Group
-from wrpo_engine.training.inputs import ChatEncoder
-from wrpo_engine.training.places import MODEL_FIELD, TOKENS_DIRECTORY
+from wrpo_engine.text import chat
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.data.inputs import ChatEncoder
+from wrpo_engine.training.data.token_cache import read_tokens, write_tokens
+from wrpo_engine.training.data.token_ids import read_tokenized_triples
+from wrpo_engine.training.data.tokenize import TextRow, TokenizedRows, require_rows, require_unchanged, tokenize_rows
+from wrpo_engine.training.distributed.collectives import Group
+from wrpo_engine.training.paths import MODEL_FIELD, TOKENS_DIRECTORY
 from wrpo_engine.training.preflight import length_bound
-from wrpo_engine.training.rows import TokenRow
-from wrpo_engine.training.token_cache import read_tokens, write_tokens
-from wrpo_engine.training.tokenize import TextRow, TokenizedRows, require_rows, require_unchanged, tokenize_rows
-from wrpo_engine.training.tokenized import read_tokenized_triples
 
 log = logging.getLogger("wrpo_engine")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from wrpo_engine.config import SftParams, TrainParams
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.stage import StageContext, StageResult
-from wrpo_engine.training.effects import require_effect
-from wrpo_engine.training.inputs import SFT_ROWS_FILE, TRIPLES_FILE, read_sft_rows, read_triples
-from wrpo_engine.training.objective import PreferenceObjective, preference_objective
+from wrpo_engine.training.data.inputs import SFT_ROWS_FILE, TRIPLES_FILE, read_sft_rows, read_triples
+from wrpo_engine.training.data.tokenize import TextRow
+from wrpo_engine.training.objectives.preference import PreferenceObjective, preference_objective
+from wrpo_engine.training.objectives.settings import require_effect
+from wrpo_engine.training.objectives.tasks import PreferenceTask, SftTask
 from wrpo_engine.training.session import run_training
 from wrpo_engine.training.sources import RowSource, TextSource, TokenSource
-from wrpo_engine.training.tasks import PreferenceTask, SftTask
-from wrpo_engine.training.tokenize import TextRow
 
 _TRIPLES_ROLE = "triples"
 

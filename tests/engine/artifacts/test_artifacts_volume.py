@@ -15,10 +15,10 @@ from engine_support import NOON
 
 from wrpo_engine.artifacts import ArtifactWriter, VolumeStore, manifest, volume
 from wrpo_engine.artifacts.cache import LocalCache
+from wrpo_engine.artifacts.parts import commit_when_complete, part_name
 from wrpo_engine.artifacts.s3 import Copies, S3Artifact
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import DataError
-from wrpo_engine.parts import commit_when_complete, part_name
 
 REF = ArtifactRef(stage="score/a", hash="00000000000000aa")
 

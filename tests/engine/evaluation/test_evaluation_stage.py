@@ -11,13 +11,13 @@ import polars as pl
 import pytest
 from engine_support import save_tiny_model
 
-from wrpo_engine import records
+from wrpo_engine.artifacts import records
 from wrpo_engine.config import ArtifactRef, EvaluateModel, EvaluateParams, ModelRef, RewardModel
 from wrpo_engine.errors import ConfigError, DataError, Interrupted
 from wrpo_engine.evaluation import answers as answers_module
 from wrpo_engine.evaluation import isolation, stage
 from wrpo_engine.evaluation.answers import AnswerJob
-from wrpo_engine.models import ResolvedModel
+from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.stage import StageContext, StopRequest
 
 PROMPTS = [("p1", "What is one?"), ("p2", "What is two?"), ("p3", "What is three?")]

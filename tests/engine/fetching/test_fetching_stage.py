@@ -22,8 +22,8 @@ from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef, ModelRef, RewardModel, TerminationMessage
 from wrpo_engine.errors import ConfigError, Interrupted
 from wrpo_engine.fetching.download import adopt_leftover
-from wrpo_engine.hub import HubPatience, retry_after_s
-from wrpo_engine.models import resolve_model
+from wrpo_engine.hub.client import HubPatience, retry_after_s
+from wrpo_engine.hub.models import resolve_model
 
 REF = ArtifactRef(stage="fetch/org-tiny", hash="00000000000000aa")
 WEIGHTS = bytes(range(256)) * 4096
@@ -244,7 +244,7 @@ def test_later_stages_use_what_was_fetched_wherever_its_name_stands(
 _DIRECT = """
 import sys
 from wrpo_engine.config import ModelRef
-from wrpo_engine.models import resolve_model
+from wrpo_engine.hub.models import resolve_model
 from types import SimpleNamespace
 import os
 stop = SimpleNamespace(raise_if_requested=lambda: None)

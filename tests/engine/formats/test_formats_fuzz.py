@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wrpo_engine import records
+from wrpo_engine.artifacts import records
 from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import WrpoError
 from wrpo_engine.formats.reading import read_tables, triples_of
@@ -27,7 +27,7 @@ from wrpo_engine.formats.writing import Format, write_file
 from wrpo_engine.linting.command import main as lint
 from wrpo_engine.prompts.reader import read_values
 from wrpo_engine.prompts.split import clean
-from wrpo_engine.training.tokenized import read_tokenized_triples
+from wrpo_engine.training.data.token_ids import read_tokenized_triples
 
 TURN = {"role": "user", "content": "Name a river."}
 ROWS: list[dict[str, Any]] = [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wrpo_engine.errors import WrpoError
-from wrpo_engine.hub_data import load_from_hub
+from wrpo_engine.hub.data import load_from_hub
 
 
 def generation_error() -> Exception:

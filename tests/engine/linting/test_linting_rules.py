@@ -11,8 +11,7 @@ import polars as pl
 import pytest
 from engine_support import NOON, make_tokenizer
 
-from wrpo_engine import records
-from wrpo_engine.artifacts import InputEntry, VolumeStore
+from wrpo_engine.artifacts import InputEntry, VolumeStore, records
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.linting.command import main
 

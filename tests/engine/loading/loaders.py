@@ -7,9 +7,8 @@ from pathlib import Path
 from engine_support import NOON
 
 from wrpo_engine.artifacts import VolumeStore
-from wrpo_engine.chat import end_of_turn_id
 from wrpo_engine.config import ArtifactRef, ModelRef, TrainParams
-from wrpo_engine.models import (
+from wrpo_engine.hub.models import (
     ResolvedModel,
     check_directory,
     context_length,
@@ -20,8 +19,9 @@ from wrpo_engine.models import (
 from wrpo_engine.sampling.preflight import check_source
 from wrpo_engine.sampling.sampler import SampleRequest, SamplerSettings, make_sampler
 from wrpo_engine.scoring.reward_model import RewardScorer
-from wrpo_engine.training.export import rehearse_export, trained_model
-from wrpo_engine.training.model import load_causal_lm
+from wrpo_engine.text.chat import end_of_turn_id
+from wrpo_engine.training.export.export import rehearse_export, trained_model
+from wrpo_engine.training.models.model import load_causal_lm
 from wrpo_engine.training.preflight import check_trainable, length_bound
 
 

@@ -12,8 +12,8 @@ from engine_support import make_tokenizer
 from safetensors.torch import load_file, save_file
 
 from wrpo_engine.errors import ConfigError
+from wrpo_engine.hub.models import ResolvedModel, tensor_facts, transformers_config
 from wrpo_engine.loading.weights import SAMPLE, SCORE, Purpose, check_weights
-from wrpo_engine.models import ResolvedModel, tensor_facts, transformers_config
 
 TINY = {
     "hidden_size": 32,

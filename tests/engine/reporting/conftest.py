@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from wrpo_engine import records
+from wrpo_engine.artifacts import records
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.evaluation.answers import SCORED_ANSWERS
 from wrpo_engine.evaluation.stage import evaluation as evaluate_answers

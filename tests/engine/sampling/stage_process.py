@@ -14,7 +14,7 @@ _PRELOAD = [
     "polars",
     "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto",
-    "wrpo_engine.cli",
+    "wrpo_engine.process.cli",
     "wrpo_engine.sampling.stage",
     "wrpo_engine.sampling.transformers_sampler",
 ]
@@ -34,8 +34,8 @@ def _run(config: Path, environ: dict[str, str]) -> None:
     import torch
     from engine_support import NOON
 
-    from wrpo_engine.cli import install_signal_handlers, run
-    from wrpo_engine.environment import prepare_environment
+    from wrpo_engine.process.cli import install_signal_handlers, run
+    from wrpo_engine.process.environment import prepare_environment
     from wrpo_engine.stage import StopRequest
 
     stop = StopRequest()

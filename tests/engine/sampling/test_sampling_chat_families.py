@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from engine_support import make_tokenizer
 
-from wrpo_engine.chat import check_sequence, end_of_turn_id, prompt_token_ids, response_token_ids
+from wrpo_engine.text.chat import check_sequence, end_of_turn_id, prompt_token_ids, response_token_ids
 
 _TURNS = "{% for m in messages %}"
 _CHATML_TURN = "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -11,7 +11,7 @@ import torch
 from engine_support import make_tokenizer
 
 from wrpo_engine.errors import DataError
-from wrpo_engine.models import ResolvedModel
+from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.sampling.grouped_attention import NAME
 from wrpo_engine.sampling.sampler import FinishReason, Sampled, SampleRequest, SamplerSettings
 from wrpo_engine.sampling.transformers_sampler import TransformersSampler

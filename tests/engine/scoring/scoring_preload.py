@@ -6,7 +6,7 @@ from transformers.modeling_layers import GenericForSequenceClassification
 import wrpo_engine.__main__
 import wrpo_engine.scoring.reward_model
 import wrpo_engine.scoring.stage
-from wrpo_engine.training.attention import register
+from wrpo_engine.training.models.attention import register
 
 register()
 

@@ -8,9 +8,9 @@ import pytest
 from engine_support import CHATML, make_tokenizer
 from tokenizer_kinds import KINDS
 
-from wrpo_engine.chat import Change, end_of_turn_id
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.scoring.encoding import PairEncoder
+from wrpo_engine.text.chat import Change, end_of_turn_id
 
 WITH_BOS = "{{ bos_token }}" + CHATML
 

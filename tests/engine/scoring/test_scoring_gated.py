@@ -17,7 +17,7 @@ from torch import nn
 
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.models import ResolvedModel
+from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.scoring import stage
 from wrpo_engine.scoring.encoding import last_occurrence
 from wrpo_engine.scoring.gated import ARMORM_OBJECTIVES, objective_names

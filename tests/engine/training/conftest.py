@@ -14,23 +14,23 @@ from training_support import FAST, triples_frame
 
 from wrpo_engine.artifacts.volume import VolumeWriter
 from wrpo_engine.config import ArtifactRef, SftParams, TrainParams
-from wrpo_engine.progress import Progress
-from wrpo_engine.training.batching import BatchPlan, RowCost
-from wrpo_engine.training.checkpoint import Checkpoint
-from wrpo_engine.training.checkpoint_store import CheckpointStore
-from wrpo_engine.training.collectives import Group
-from wrpo_engine.training.divergence import RewardDivergence
-from wrpo_engine.training.inputs import ChatEncoder
-from wrpo_engine.training.layout import Layout
+from wrpo_engine.process.progress import Progress
+from wrpo_engine.training.backends.single_process import SingleProcessBackend
+from wrpo_engine.training.batch.batching import BatchPlan, RowCost
+from wrpo_engine.training.batch.layout import Layout
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.checkpoint.format import Checkpoint
+from wrpo_engine.training.checkpoint.manager import CheckpointStore
+from wrpo_engine.training.data.inputs import ChatEncoder
+from wrpo_engine.training.data.tokenize import TextRow, tokenize_rows
+from wrpo_engine.training.distributed.collectives import Group
 from wrpo_engine.training.loop import TrainingOutcome, TrainingRun, train
-from wrpo_engine.training.metrics import CLOCK_FIELDS, METRICS_FILE, MetricsLog, read_rows
-from wrpo_engine.training.model import LogpModel, load_causal_lm
-from wrpo_engine.training.objective import preference_objective
-from wrpo_engine.training.reference import ReferenceCache, ReferenceLogps, compute_reference
-from wrpo_engine.training.rows import TokenRow
-from wrpo_engine.training.single_process import SingleProcessBackend
-from wrpo_engine.training.tasks import PreferenceTask, SftTask, Task
-from wrpo_engine.training.tokenize import TextRow, tokenize_rows
+from wrpo_engine.training.models.model import LogpModel, load_causal_lm
+from wrpo_engine.training.monitoring.metrics import CLOCK_FIELDS, METRICS_FILE, MetricsLog, read_rows
+from wrpo_engine.training.objectives.divergence import RewardDivergence
+from wrpo_engine.training.objectives.preference import preference_objective
+from wrpo_engine.training.objectives.tasks import PreferenceTask, SftTask, Task
+from wrpo_engine.training.reference.log_probs import ReferenceCache, ReferenceLogps, compute_reference
 
 
 @dataclass
@@ -143,7 +143,7 @@ class LocalRun:
         return self.stop_after is not None and self.calls >= self.stop_after
 
     def weights(self) -> dict[str, torch.Tensor]:
-        from wrpo_engine.training.backend import TensorKind
+        from wrpo_engine.training.backends.base import TensorKind
 
         return {name: self.final.full_tensor(name, TensorKind.WEIGHT) for name in self.final.parameter_names()}
 

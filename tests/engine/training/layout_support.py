@@ -9,10 +9,10 @@ import torch
 from architectures import SIZES, WINDOW
 from torch import Tensor
 
-from wrpo_engine.training.collate import collate
-from wrpo_engine.training.layout import Layout
-from wrpo_engine.training.model import LogpModel, disable_dropout
-from wrpo_engine.training.rows import TokenRow
+from wrpo_engine.training.batch.collate import collate
+from wrpo_engine.training.batch.layout import Layout
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.models.model import LogpModel, disable_dropout
 
 ROWS = [
     TokenRow("mixed lengths", tuple(range(3, 14)), ((5, 6, 7, 2), (8, 2), (9, 10, 11, 12, 13, 14, 15, 2))),

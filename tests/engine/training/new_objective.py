@@ -13,8 +13,8 @@ from support.builders import make_experiment, make_planned, raw_spec
 from support.crd_validation import experiment_object, refusals
 
 from wrpo_engine.config import StageConfig, TrainParams
-from wrpo_engine.training.divergence import RewardDivergence
-from wrpo_engine.training.objective import preference_objective
+from wrpo_engine.training.objectives.divergence import RewardDivergence
+from wrpo_engine.training.objectives.preference import preference_objective
 from wrpo_operator.api.spec import SpecError, parse_spec
 from wrpo_operator.render.common import CONFIG_FILE, config_map
 

@@ -10,7 +10,7 @@ from typing import Any
 
 def sleep_for_ever_in_the_third_step() -> None:
     """This rank stops computing, but its process and its threads live on."""
-    from wrpo_engine.training.deepspeed_backend import DeepSpeedBackend
+    from wrpo_engine.training.backends.deepspeed import DeepSpeedBackend
 
     original = DeepSpeedBackend.optimizer_step
     steps = 0
@@ -27,7 +27,7 @@ def sleep_for_ever_in_the_third_step() -> None:
 
 def say_how_models_come_to_deepspeed() -> None:
     """Print how many parameters this rank holds whole when loading is done."""
-    from wrpo_engine.training.deepspeed_backend import DeepSpeedBackend
+    from wrpo_engine.training.backends.deepspeed import DeepSpeedBackend
 
     original = DeepSpeedBackend.__init__
 
@@ -45,7 +45,7 @@ def say_how_models_come_to_deepspeed() -> None:
 
 def say_what_comes_to_the_host() -> None:
     """Print every whole tensor that this rank copies."""
-    from wrpo_engine.training.deepspeed_backend import DeepSpeedBackend
+    from wrpo_engine.training.backends.deepspeed import DeepSpeedBackend
 
     original = DeepSpeedBackend.full_tensor
 
@@ -88,8 +88,8 @@ def lose_the_gradient_in_the_third_step() -> None:
     """Every loss is finite, the gradient is not; print which weights and moments the optimizer step has changed."""
     import torch
 
-    from wrpo_engine.training.backend import TensorKind
-    from wrpo_engine.training.deepspeed_backend import DeepSpeedBackend
+    from wrpo_engine.training.backends.base import TensorKind
+    from wrpo_engine.training.backends.deepspeed import DeepSpeedBackend
 
     backward, optimizer_step = DeepSpeedBackend.backward, DeepSpeedBackend.optimizer_step
     steps = 0
@@ -117,8 +117,8 @@ def lose_the_gradient_in_the_third_step() -> None:
 def train_without_deepspeed() -> None:
     """One process, plain PyTorch: torch's AdamW with two groups of parameters."""
     from wrpo_engine.training import session
-    from wrpo_engine.training.policy import load_policy
-    from wrpo_engine.training.single_process import SingleProcessBackend
+    from wrpo_engine.training.backends.single_process import SingleProcessBackend
+    from wrpo_engine.training.models.policy import load_policy
 
     def make_backend(_ctx: Any, params: Any, base: Any, _group: Any, layout: Any, **_needs: Any) -> Any:
         return SingleProcessBackend(load_policy(base, params, layout), params)
@@ -128,7 +128,7 @@ def train_without_deepspeed() -> None:
 
 def be_asked_to_stop_in_the_first_evaluation() -> None:
     """SIGTERM comes to this rank in its first forward pass after an optimizer step."""
-    from wrpo_engine.training.deepspeed_backend import DeepSpeedBackend
+    from wrpo_engine.training.backends.deepspeed import DeepSpeedBackend
 
     optimizer_step, frozen_sequence_logps = DeepSpeedBackend.optimizer_step, DeepSpeedBackend.frozen_sequence_logps
     has_stepped = False

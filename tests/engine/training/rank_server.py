@@ -22,7 +22,7 @@ def import_everything() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
     import wrpo_engine.__main__
-    import wrpo_engine.training.deepspeed_backend
+    import wrpo_engine.training.backends.deepspeed
     import wrpo_engine.training.stage  # noqa: F401
 
 

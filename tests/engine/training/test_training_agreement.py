@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from wrpo_engine.errors import DataError
-from wrpo_engine.training.agreement import Disagreement, largest_disagreement, require_agreement
-from wrpo_engine.training.collate import collate
-from wrpo_engine.training.model import LogpModel, load_causal_lm
-from wrpo_engine.training.rows import TokenRow
+from wrpo_engine.training.batch.collate import collate
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.models.model import LogpModel, load_causal_lm
+from wrpo_engine.training.reference.agreement import Disagreement, largest_disagreement, require_agreement
 
 
 def differing(lengths: list[int], differences: list[float]) -> Disagreement:

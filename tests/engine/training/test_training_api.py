@@ -25,7 +25,7 @@ from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.errors import ConfigError, DataError, Interrupted
 from wrpo_engine.training import session
 from wrpo_engine.training.api import train_triples
-from wrpo_engine.training.observers import Observer, StepEnd
+from wrpo_engine.training.monitoring.callbacks import Observer, StepEnd
 
 GUIDE = ROOT / "docs/guides/training-without-kubernetes.md"
 ROWS = [
@@ -166,7 +166,7 @@ def test_the_guides_configuration_is_valid() -> None:
 TWICE = """
 import sys
 from wrpo_engine.training.api import train_triples
-from wrpo_engine.training.observers import Observer, StepEnd
+from wrpo_engine.training.monitoring.callbacks import Observer, StepEnd
 
 rows = [{"prompt_ids": [10 + row, 11], "source_chosen_ids": [20, 21 + row, 2], "target_chosen_ids": [30 + row, 2],
          "rejected_ids": [40, 41, 42 + row, 2]} for row in range(4)]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrpo_engine.training.batching import BatchPlan, MicroBatch, RowCost, WorkModel, permutation, plan_step
-from wrpo_engine.training.collate import collate
-from wrpo_engine.training.layout import Layout
-from wrpo_engine.training.rows import TokenRow
+from wrpo_engine.training.batch.batching import BatchPlan, MicroBatch, RowCost, WorkModel, permutation, plan_step
+from wrpo_engine.training.batch.collate import collate
+from wrpo_engine.training.batch.layout import Layout
+from wrpo_engine.training.batch.rows import TokenRow
 
 ROW_SHARING = (Layout.SHARED_PREFIX, Layout.PACKED)
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from wrpo_engine.artifacts.volume import VolumeWriter
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import DataError, MissingInputError, TemporaryError
-from wrpo_engine.training.backend import Backend, TensorKind
-from wrpo_engine.training.checkpoint_store import CheckpointStore
-from wrpo_engine.training.collectives import Group
-from wrpo_engine.training.export import gather_weights
+from wrpo_engine.training.backends.base import Backend, TensorKind
+from wrpo_engine.training.checkpoint.manager import CheckpointStore
+from wrpo_engine.training.distributed.collectives import Group
+from wrpo_engine.training.export.export import gather_weights
 
 
 class FakeBackend:

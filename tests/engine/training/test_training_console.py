@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from wrpo_engine.progress import BarSink, ProgressState
+from wrpo_engine.process.progress import BarSink, ProgressState
 
 
 def test_log_lines_stand_above_the_bar_and_handlers_get_their_stream_back(monkeypatch: pytest.MonkeyPatch) -> None:

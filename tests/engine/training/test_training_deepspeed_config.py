@@ -8,8 +8,8 @@ import pytest
 
 from wrpo_engine.config import OptimizerParams, Runtime
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.training.deepspeed_backend import deepspeed_config
-from wrpo_engine.training.offload import check_compile, check_nvme
+from wrpo_engine.training.backends.deepspeed import deepspeed_config
+from wrpo_engine.training.backends.offload import check_compile, check_nvme
 
 
 def config(*, offload: str = "none", nvme: str | None = None, **changes: Any) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrpo_engine.config import TrainParams
-from wrpo_engine.progress import Progress, ProgressState, trainer_status
-from wrpo_engine.training.divergence import LIMIT_NATS, WINDOW, RewardDivergence
+from wrpo_engine.process.progress import Progress, ProgressState, trainer_status
+from wrpo_engine.training.objectives.divergence import LIMIT_NATS, WINDOW, RewardDivergence
 
 
 def params(**settings: Any) -> TrainParams:

@@ -9,8 +9,8 @@ import pytest
 from wrpo_engine.config import Objective, Runtime, SftParams, TrainParams
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.training import stage
-from wrpo_engine.training.effects import require_effect
-from wrpo_engine.training.objective import preference_objective
+from wrpo_engine.training.objectives.preference import preference_objective
+from wrpo_engine.training.objectives.settings import require_effect
 
 MODEL = {"model": {"name": "/m"}}
 IDS = {"tokenized_triples": "/data/triples.parquet"}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from wrpo_engine.artifacts.volume import VolumeWriter
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.training.export import TrainedModel, export_model
+from wrpo_engine.training.export.export import TrainedModel, export_model
 
 
 def test_tensors_that_are_not_parameters_are_exported_as_the_model_had_them(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from test_training_layout import dense_mask, plan_of, random_heads
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex_module
 
-from wrpo_engine.training import attention, attention_flex
-from wrpo_engine.training.attention import attend_by_segment
-from wrpo_engine.training.attention_flex import family_attention_flex, sees
-from wrpo_engine.training.layout import AttentionPlan, Layout
+from wrpo_engine.training.batch.layout import AttentionPlan, Layout
+from wrpo_engine.training.models import attention, attention_flex
+from wrpo_engine.training.models.attention import attend_by_segment
+from wrpo_engine.training.models.attention_flex import family_attention_flex, sees
 
 pytestmark = pytest.mark.slow
 BLOCK = 128

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from wrpo_engine.training import attention, attention_flex
-from wrpo_engine.training.attention import attend_by_segment
-from wrpo_engine.training.attention_flex import family_attention_flex
-from wrpo_engine.training.layout import AttentionPlan, Family
+from wrpo_engine.training.batch.layout import AttentionPlan, Family
+from wrpo_engine.training.models import attention, attention_flex
+from wrpo_engine.training.models.attention import attend_by_segment
+from wrpo_engine.training.models.attention_flex import family_attention_flex
 
 LENGTHS = (300, 17, 1, 127, 128, 129, 505, 64, 2, 1000, 257)
 """One block of 128 and more, whole ones and not."""

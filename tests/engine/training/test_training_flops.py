@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from wrpo_engine.training.collate import collate
-from wrpo_engine.training.flops import ModelCost, causal_pairs, needed_training_step, shared_prefix_pairs
-from wrpo_engine.training.layout import Layout
-from wrpo_engine.training.model import LogpModel
-from wrpo_engine.training.rows import TokenRow
+from wrpo_engine.training.batch.collate import collate
+from wrpo_engine.training.batch.flops import ModelCost, causal_pairs, needed_training_step, shared_prefix_pairs
+from wrpo_engine.training.batch.layout import Layout
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.models.model import LogpModel
 
 SMALL = {
     "vocab_size": 500,

@@ -17,11 +17,11 @@ from training_support import FAST, make_experiment, plain_backend, run_ranks, sf
 
 from wrpo_engine.config import HoldoutParams, TerminationMessage
 from wrpo_engine.errors import ConfigError, Interrupted
+from wrpo_engine.process.termination import encode
 from wrpo_engine.stage import StopRequest
-from wrpo_engine.termination import encode
 from wrpo_engine.training import loop, session, stage
-from wrpo_engine.training.holdout import EvaluationHistory, split_rows
-from wrpo_engine.training.observers import Observer
+from wrpo_engine.training.data.holdout import EvaluationHistory, split_rows
+from wrpo_engine.training.monitoring.callbacks import Observer
 from wrpo_operator.plan.progress import bounded_metrics
 
 LONG = {"epochs": 4, "holdout": {"fraction": 0.3, "every_steps": 2}}

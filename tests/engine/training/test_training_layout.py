@@ -21,14 +21,14 @@ from layout_support import (
 from torch import Tensor
 
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.training import attention_flex
-from wrpo_engine.training.attention import attend_by_segment, family_attention
-from wrpo_engine.training.attention_cpu import family_attention_cpu
-from wrpo_engine.training.attention_flex import sees
-from wrpo_engine.training.collate import collate
-from wrpo_engine.training.layout import VERIFIED_ARCHITECTURES, AttentionPlan, Family, Layout, choose_layout
-from wrpo_engine.training.model import LogpModel
-from wrpo_engine.training.rows import TokenRow
+from wrpo_engine.training.batch.collate import collate
+from wrpo_engine.training.batch.layout import VERIFIED_ARCHITECTURES, AttentionPlan, Family, Layout, choose_layout
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.models import attention_flex
+from wrpo_engine.training.models.attention import attend_by_segment, family_attention
+from wrpo_engine.training.models.attention_cpu import family_attention_cpu
+from wrpo_engine.training.models.attention_flex import sees
+from wrpo_engine.training.models.model import LogpModel
 
 TOLERANCE = 2e-5
 """Some architectures normalise in fp32 whatever the model's dtype: nothing is more exact than that, even in float64."""

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wrpo_engine.training import lean
-from wrpo_engine.training.collate import collate
-from wrpo_engine.training.layout import Layout
-from wrpo_engine.training.model import LogpModel
+from wrpo_engine.training.batch.collate import collate
+from wrpo_engine.training.batch.layout import Layout
+from wrpo_engine.training.models import activation_recompute as lean
+from wrpo_engine.training.models.model import LogpModel
 
 ARCHITECTURES = (
     "granite with its scalings",

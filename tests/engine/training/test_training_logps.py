@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wrpo_engine.training.logps import HeadScaling, LogitsBudget, selected_logps, sum_by_sequence, token_logps
+from wrpo_engine.training.models.logps import HeadScaling, LogitsBudget, selected_logps, sum_by_sequence, token_logps
 
 TOKENS, HIDDEN, VOCABULARY = 37, 8, 53
 

@@ -12,11 +12,11 @@ import torch
 from training_support import triples_frame
 
 from wrpo_engine.errors import DataError, Interrupted
-from wrpo_engine.training.collate import collate
-from wrpo_engine.training.layout import Layout
-from wrpo_engine.training.logps import sum_by_sequence
-from wrpo_engine.training.metrics import CLOCK_FIELDS, read_rows
-from wrpo_engine.training.rows import TokenRow
+from wrpo_engine.training.batch.collate import collate
+from wrpo_engine.training.batch.layout import Layout
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.models.logps import sum_by_sequence
+from wrpo_engine.training.monitoring.metrics import CLOCK_FIELDS, read_rows
 
 FLOAT64 = {"dtype": torch.float64}
 
@@ -238,7 +238,7 @@ def test_a_gradient_that_is_not_finite_stops_before_any_weight_moves(factor: flo
 
 
 def _weights(backend: Any) -> dict[str, torch.Tensor]:
-    from wrpo_engine.training.backend import TensorKind
+    from wrpo_engine.training.backends.base import TensorKind
 
     return {name: backend.full_tensor(name, TensorKind.WEIGHT) for name in backend.parameter_names()}
 
@@ -342,7 +342,7 @@ def test_sums_keep_the_gradient() -> None:
 
 
 def test_random_numbers_of_a_step_follow_from_seed_step_and_rank_alone(local_run: Any) -> None:
-    from wrpo_engine.progress import Progress
+    from wrpo_engine.process.progress import Progress
     from wrpo_engine.seeds import seed_of
 
     seen = []

@@ -13,12 +13,12 @@ from training_support import Experiment, make_experiment, run_ranks
 
 from wrpo_engine.config import LoraParams
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.training.backend import TensorKind
-from wrpo_engine.training.collate import collate
-from wrpo_engine.training.lora import add_adapters, merge_adapters
-from wrpo_engine.training.model import LogpModel, load_causal_lm
-from wrpo_engine.training.policy import load_policy
-from wrpo_engine.training.single_process import SingleProcessBackend
+from wrpo_engine.training.backends.base import TensorKind
+from wrpo_engine.training.backends.single_process import SingleProcessBackend
+from wrpo_engine.training.batch.collate import collate
+from wrpo_engine.training.models.lora import add_adapters, merge_adapters
+from wrpo_engine.training.models.model import LogpModel, load_causal_lm
+from wrpo_engine.training.models.policy import load_policy
 
 LORA = {"rank": 4, "alpha": 8.0}
 
@@ -129,7 +129,7 @@ def test_layers_that_keep_their_weight_transposed_merge_too(tmp_path: Path) -> N
 
 def test_a_stopped_run_with_adapters_continues_bit_exactly(local_run: Any) -> None:
     from wrpo_engine.errors import Interrupted
-    from wrpo_engine.models import ResolvedModel
+    from wrpo_engine.hub.models import ResolvedModel
 
     whole = local_run("whole", lora=LORA)
     broken = local_run("broken", lora=LORA, run={"stop_after": 3, "checkpoint_every_steps": 100})

@@ -20,9 +20,9 @@ from torch import Tensor
 from wrpo_engine.artifacts.volume import VolumeWriter
 from wrpo_engine.config import ArtifactRef, LoraParams
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.training.export import TrainedModel, export_model
-from wrpo_engine.training.lora import add_adapters, merge_adapters
-from wrpo_engine.training.model import load_causal_lm
+from wrpo_engine.training.export.export import TrainedModel, export_model
+from wrpo_engine.training.models.lora import add_adapters, merge_adapters
+from wrpo_engine.training.models.model import load_causal_lm
 
 IDS = torch.tensor([[5, 9, 17, 40, 3, 60, 61, 62, 7, 9]])
 UNTIED = {"tie_word_embeddings": False}

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wrpo_engine.config import TrainParams
-from wrpo_engine.training.losses import PerResponse, log_ratios, logistic_loss, nll, weighted_margin
-from wrpo_engine.training.objective import ObjectiveTerms, preference_objective
+from wrpo_engine.training.objectives.losses import PerResponse, log_ratios, logistic_loss, nll, weighted_margin
+from wrpo_engine.training.objectives.preference import ObjectiveTerms, preference_objective
 
 
 def _tensor(values: object) -> Tensor:

@@ -12,16 +12,16 @@ from engine_support import save_tiny_model
 from torch import Tensor
 
 from wrpo_engine.config import Runtime, TrainParams
-from wrpo_engine.training.backend import TensorKind
-from wrpo_engine.training.collate import collate
-from wrpo_engine.training.collectives import Group
-from wrpo_engine.training.flops import ModelCost, needed_training_step
-from wrpo_engine.training.metrics import CLOCK_FIELDS, StepSums, StepTotals, read_rows
-from wrpo_engine.training.model import load_config
-from wrpo_engine.training.rows import TokenRow
-from wrpo_engine.training.speed import Speedometer, make_speedometer, peak_memory_bytes
-from wrpo_engine.training.step_timer import Phase, StepTimer
-from wrpo_engine.training.tasks import RowTerms
+from wrpo_engine.training.backends.base import TensorKind
+from wrpo_engine.training.batch.collate import collate
+from wrpo_engine.training.batch.flops import ModelCost, needed_training_step
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.distributed.collectives import Group
+from wrpo_engine.training.models.model import load_config
+from wrpo_engine.training.monitoring.metrics import CLOCK_FIELDS, StepSums, StepTotals, read_rows
+from wrpo_engine.training.monitoring.step_timer import Phase, StepTimer
+from wrpo_engine.training.monitoring.throughput import Speedometer, make_speedometer, peak_memory_bytes
+from wrpo_engine.training.objectives.tasks import RowTerms
 
 TOTALS = StepTotals(
     loss=0.5, means={}, num_rows=8, num_tokens=400, num_bad_rows=0, should_stop=False, peak_memory=1 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wrpo_engine.training.mfu import KNOWN_DEVICES, peak_flops, utilisation
+from wrpo_engine.training.monitoring.mfu import KNOWN_DEVICES, peak_flops, utilisation
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ import pytest
 import wrpo_engine
 import wrpo_operator
 from wrpo_engine.contract import objectives
-from wrpo_engine.training import objective
+from wrpo_engine.training.objectives import preference as objective
 
-TRAITS, MATH = "contract/objectives.py", "training/objective.py"
+TRAITS, MATH = "contract/objectives.py", "training/objectives/preference.py"
 AFTER_SETTINGS = (
     '    IPO_MEAN = _SettingEntry("ipo_mean", neutral=False, no_effect="it chooses how {forms} reads its log-ratios")\n'
 )

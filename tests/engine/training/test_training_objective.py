@@ -11,8 +11,8 @@ from torch import Tensor
 
 from wrpo_engine.config import ModelRef, TrainParams
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.training.losses import PerResponse
-from wrpo_engine.training.objective import preference_objective
+from wrpo_engine.training.objectives.losses import PerResponse
+from wrpo_engine.training.objectives.preference import preference_objective
 
 
 def params(**settings: Any) -> TrainParams:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from wrpo_engine.training.collate import Batch
-from wrpo_engine.training.layout import Layout
-from wrpo_engine.training.prefetch import Ahead, prepared_micro_batches
+from wrpo_engine.training.batch.collate import Batch
+from wrpo_engine.training.batch.layout import Layout
+from wrpo_engine.training.data.prefetch import Ahead, prepared_micro_batches
 
 DEPTHS = [0, 1, 2, 7]
 

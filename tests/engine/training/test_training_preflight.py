@@ -15,9 +15,9 @@ from engine_support import make_tokenizer, save_tiny_model
 from training_support import FAST, FAST_ON_IDS, plain_backend, triples_frame
 
 from wrpo_engine.errors import ConfigError, DataError, StorageError
-from wrpo_engine.models import ResolvedModel, generation_stops
+from wrpo_engine.hub.models import ResolvedModel, generation_stops
 from wrpo_engine.training import session, stage
-from wrpo_engine.training.model import load_causal_lm
+from wrpo_engine.training.models.model import load_causal_lm
 
 
 @pytest.fixture(autouse=True)

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from wrpo_engine.model_digest import model_digest
-from wrpo_engine.training.collate import collate
-from wrpo_engine.training.model import LogpModel, load_causal_lm
-from wrpo_engine.training.reference import InMemoryReference, reference_fingerprint
-from wrpo_engine.training.rows import TokenRow
-from wrpo_engine.training.single_process import SingleProcessBackend
+from wrpo_engine.hub.model_digest import model_digest
+from wrpo_engine.training.backends.single_process import SingleProcessBackend
+from wrpo_engine.training.batch.collate import collate
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.models.model import LogpModel, load_causal_lm
+from wrpo_engine.training.reference.log_probs import InMemoryReference, reference_fingerprint
 
 ROWS = [TokenRow("a", (1, 2), ((3,), (4, 5))), TokenRow("b", (6,), ((7,), (8,)))]
 

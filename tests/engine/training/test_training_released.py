@@ -18,8 +18,8 @@ from training_support import FAST_ON_IDS, make_experiment, plain_backend, start_
 
 from wrpo_engine.config import OptimizerParams
 from wrpo_engine.training import session, stage
-from wrpo_engine.training.batching import BatchPlan, RowCost
-from wrpo_engine.training.schedule import num_warmup_steps
+from wrpo_engine.training.backends.schedule import num_warmup_steps
+from wrpo_engine.training.batch.batching import BatchPlan, RowCost
 
 TOLERANCE = 1e-5
 

@@ -17,8 +17,8 @@ import pytest
 from training_support import ROOT, free_port
 
 from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
-from wrpo_engine.training import rendezvous
-from wrpo_engine.training.rendezvous import Node, meet
+from wrpo_engine.training.distributed import rendezvous
+from wrpo_engine.training.distributed.rendezvous import Node, meet
 
 
 def nodes(count: int, port: int | None = None) -> list[Node]:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrpo_engine.config import AlphaParams, OptimizerParams
-from wrpo_engine.training.alpha import alpha_at
-from wrpo_engine.training.schedule import learning_rate_at
+from wrpo_engine.training.backends.schedule import learning_rate_at
+from wrpo_engine.training.objectives.alpha import alpha_at
 
 ALPHA = {
     "the first step uses 0": (0, 0.0),

@@ -13,10 +13,11 @@ import pytest
 from training_support import FAST, plain_backend, sft_frame, triples_frame
 
 from wrpo_engine.errors import ConfigError, DataError, Interrupted
-from wrpo_engine.model_digest import model_digest
+from wrpo_engine.hub.model_digest import model_digest
 from wrpo_engine.stage import StopRequest
-from wrpo_engine.training import planning, session, sources, stage
-from wrpo_engine.training.observers import Observer
+from wrpo_engine.training import session, sources, stage
+from wrpo_engine.training.data import planning
+from wrpo_engine.training.monitoring.callbacks import Observer
 
 
 @pytest.fixture(autouse=True)

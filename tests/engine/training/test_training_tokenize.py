@@ -14,11 +14,11 @@ from tokenizer_kinds import KINDS
 
 from wrpo_engine.config import OptimizerParams
 from wrpo_engine.errors import DataError
-from wrpo_engine.plaintext import ControlTokenInTextError
-from wrpo_engine.training.inputs import ChatEncoder, read_sft_rows, read_triples
-from wrpo_engine.training.rows import TokenRow
-from wrpo_engine.training.token_cache import read_tokens, write_tokens
-from wrpo_engine.training.tokenize import (
+from wrpo_engine.text.plaintext import ControlTokenInTextError
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.data.inputs import ChatEncoder, read_sft_rows, read_triples
+from wrpo_engine.training.data.token_cache import read_tokens, write_tokens
+from wrpo_engine.training.data.tokenize import (
     TextRow,
     TokenizedRows,
     cut_response,

@@ -17,10 +17,10 @@ from training_support import FAST_ON_IDS, make_experiment, plain_backend, start_
 
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.training import session, stage
-from wrpo_engine.training.rows import TokenRow
-from wrpo_engine.training.token_cache import read_tokens, write_tokens
-from wrpo_engine.training.tokenize import TokenizedRows
-from wrpo_engine.training.tokenized import read_tokenized_triples
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.data.token_cache import read_tokens, write_tokens
+from wrpo_engine.training.data.token_ids import read_tokenized_triples
+from wrpo_engine.training.data.tokenize import TokenizedRows
 
 VOCABULARY = 259
 COLUMNS = ["prompt_ids", "source_chosen_ids", "target_chosen_ids", "rejected_ids"]

@@ -16,8 +16,8 @@ from engine_support import EXPERIMENT_HASH, NOON
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import ConfigError, TemporaryError
-from wrpo_engine.training.observers import RunStart, StepEnd
-from wrpo_engine.training.trackers import (
+from wrpo_engine.training.monitoring.callbacks import RunStart, StepEnd
+from wrpo_engine.training.monitoring.trackers import (
     EventFilePublisher,
     TensorBoardTracker,
     TrackerObserver,

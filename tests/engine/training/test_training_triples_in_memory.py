@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from wrpo_engine.errors import ConfigError, DataError, WrpoError
 from wrpo_engine.training.api import train_triples
-from wrpo_engine.training.triples_in_memory import plain_rows
+from wrpo_engine.training.data.triples_in_memory import plain_rows
 
 COLUMNS = ("prompt_ids", "source_chosen_ids", "target_chosen_ids", "rejected_ids")
 ROWS: list[dict[str, Any]] = [

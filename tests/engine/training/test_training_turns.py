@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from training_support import ROOT, free_port
 
-from wrpo_engine.training.turns import Signs
+from wrpo_engine.training.distributed.sequential import Signs
 
 TIMEOUT_S = 3
 HERE = Path(__file__).parent
@@ -40,7 +40,7 @@ def test_a_rank_that_has_finished_is_not_silent() -> None:
 RANKS = """
 import os, signal, sys, time
 from wrpo_engine.errors import TemporaryError, WrpoError
-from wrpo_engine.training.collectives import open_group
+from wrpo_engine.training.distributed.collectives import open_group
 
 case, method, worker, timeout_s = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 

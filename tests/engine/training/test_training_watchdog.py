@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from training_support import Experiment, Gang, make_experiment, start_ranks
 
-from wrpo_engine.training.observers import RunStart, StepEnd
-from wrpo_engine.training.watchdog import OwnBoard, Sign, Watchdog, describe
+from wrpo_engine.training.monitoring.callbacks import RunStart, StepEnd
+from wrpo_engine.training.monitoring.watchdog import OwnBoard, Sign, Watchdog, describe
 
 WHO = {
     "one has done less": ([Sign(5, 3, 9), Sign(5, 2, 9)], [], "rank 1 is behind (step 6, micro-batch 3)"),

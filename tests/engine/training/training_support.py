@@ -21,9 +21,9 @@ from forked_ranks import ForkedRank
 
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.training.metrics import CLOCK_FIELDS
-from wrpo_engine.training.policy import load_frozen, load_policy
-from wrpo_engine.training.single_process import SingleProcessBackend
+from wrpo_engine.training.backends.single_process import SingleProcessBackend
+from wrpo_engine.training.models.policy import load_frozen, load_policy
+from wrpo_engine.training.monitoring.metrics import CLOCK_FIELDS
 
 ROOT = Path(__file__).resolve().parents[3]
 NUM_ROWS = 11

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from chart_support import JsonObject, one, render
 
-from wrpo_engine.progress import Endpoint
+from wrpo_engine.process.progress import Endpoint
 from wrpo_operator.runtime.tls import ServerCertificate
 
 HOST = "wrpo-operator.wrpo-system.svc"

@@ -10,8 +10,8 @@ from support.builders import make_experiment, make_planned
 from wrpo_engine.config import Objective, TrainParams
 from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.training.effects import require_effect
-from wrpo_engine.training.objective import preference_objective
+from wrpo_engine.training.objectives.preference import preference_objective
+from wrpo_engine.training.objectives.settings import require_effect
 from wrpo_operator.render.common import CONFIG_FILE, config_map
 
 OBJECTIVES = [objective.value for objective in Objective if objective is not Objective.SFT_ONLY]

@@ -1,0 +1,1 @@
+"""Hub models and data sets: download, pinned revisions, digests."""

@@ -1,0 +1,121 @@
+"""Data sets of a hub, read through `datasets`, and what to do when one cannot be had.
+
+Each reader names its own fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any, assert_never
+
+from wrpo_engine.errors import ConfigError, DataError, TemporaryError, WrpoError, first_line, storage_error
+from wrpo_engine.hub.client import is_worth_waiting
+
+
+class HubDataFault(StrEnum):
+    """What a caller can act on."""
+
+    NOT_FOUND = "not-found"
+    """No such data set, or it is private or gated."""
+    CHOICE = "choice"
+    """No such split or configuration, or no data in it."""
+    OFFLINE = "offline"
+    """Not in the local cache, and downloading is forbidden."""
+    UNREACHABLE = "unreachable"
+    """The hub is down or busy; later it may work."""
+    DAMAGED = "damaged"
+    """Its files cannot be read."""
+    UNSUPPORTED = "unsupported"
+    """`datasets` does not read data sets of this kind, for example those with code."""
+
+
+def load_from_hub(name: str, *, config: str | None = None, split: str, field: str, split_field: str) -> Any:
+    """Return the `datasets.Dataset` of a hub id. `field` is where the user wrote it, `split_field` where the split."""
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, config, split=split)
+    except MemoryError:
+        raise
+    # Data of others, read by others: errors of every kind, of which none is a fault of the engine.
+    except Exception as error:
+        for cause in _causes(error):
+            if isinstance(cause, OSError) and (full := storage_error(cause)) is not None:
+                raise full from error
+        fault = _fault_of(error)
+        if fault is None:
+            raise
+        last = list(_causes(error))[-1]
+        said = first_line(last if fault is HubDataFault.DAMAGED else error)
+        raise _refusal(fault, said, name, split, field=field, split_field=split_field) from error
+
+
+def _refusal(fault: HubDataFault, said: str, name: str, split: str, *, field: str, split_field: str) -> WrpoError:
+    """Return what a reader of the experiment is told; `said` are the library's own words."""
+    match fault:
+        case HubDataFault.NOT_FOUND:
+            return ConfigError(
+                field,
+                name,
+                "there is no such data set on the hub, or it is private",
+                "Check the spelling; of a file or directory write the path, or storage://PATH. A private or gated one "
+                "needs a token (HF_TOKEN).",
+                code="DatasetNotFound",
+            )
+        case HubDataFault.CHOICE:
+            # The library lists the splits and configurations there are.
+            return ConfigError(split_field, split, said, "Name one of those there are.")
+        case HubDataFault.OFFLINE:
+            return ConfigError(
+                field,
+                name,
+                "it is not in the local cache, and HF_HUB_OFFLINE forbids downloading",
+                "Check the path, put the data on the storage (storage://PATH), or allow downloads.",
+                code="DatasetNotFound",
+            )
+        case HubDataFault.UNREACHABLE:
+            return TemporaryError(
+                f"{field} is {name!r}: it cannot be downloaded now ({said})",
+                code="HubUnreachable",
+                field=field,
+                hint="Check the network, or put the data on the storage and name it storage://PATH.",
+            )
+        case HubDataFault.DAMAGED:
+            return DataError(
+                f"{field} is {name!r}: its files cannot be read ({said})",
+                code="DatasetDamaged",
+                field=field,
+                hint="Correct the data set, or put corrected files on the storage (storage://PATH).",
+            )
+        case HubDataFault.UNSUPPORTED:
+            rule = f"`datasets` does not read it ({said})"
+            return ConfigError(field, name, rule, "Put its rows on the storage as JSON lines or Parquet.")
+        case _:
+            assert_never(fault)
+
+
+def _fault_of(error: Exception) -> HubDataFault | None:
+    """Return what an error is about. `datasets` reports a busy hub as a file that is missing: the causes tell."""
+    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+
+    causes = list(_causes(error))
+    if any(isinstance(cause, OfflineModeIsEnabled) or "OfflineModeIsEnabled" in str(cause) for cause in causes):
+        return HubDataFault.OFFLINE
+    if isinstance(error, DatasetNotFoundError | RepositoryNotFoundError):
+        return HubDataFault.NOT_FOUND
+    if any(is_worth_waiting(cause) for cause in causes):
+        return HubDataFault.UNREACHABLE
+    if isinstance(error, ValueError | DataFilesNotFoundError):
+        return HubDataFault.CHOICE
+    if isinstance(error, DatasetGenerationError):
+        return HubDataFault.DAMAGED
+    return None if isinstance(error, OSError) else HubDataFault.UNSUPPORTED
+
+
+def _causes(error: BaseException | None) -> Iterator[Exception]:
+    while error is not None:
+        if isinstance(error, Exception):
+            yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,1 @@
+"""The process of a stage: signals, environment, progress and termination message."""

@@ -1,0 +1,1 @@
+"""Chat templates and text: rendering, turns and plain text."""

@@ -1,0 +1,1 @@
+"""Execution of optimizer steps: DeepSpeed, a single process, offload and schedules."""

@@ -1,0 +1,314 @@
+"""DeepSpeed behind the backend protocol: ZeRO 0 to 3 on CPU and GPU. The only file that imports deepspeed.
+
+Two of its habits are handled here and nowhere else. It divides gradients by the world size and by
+gradient_accumulation_steps: accumulation is therefore 1 in its configuration and the boundary is set by hand (the
+number of micro-batches differs from step to step), and the loss is multiplied by the world size. And its own
+checkpoints are bound to a world size and a stage: state goes in and out as whole fp32 tensors per parameter instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wrpo_engine.config import OptimizerParams, Runtime
+from wrpo_engine.training.backends.base import ReadTensor, TensorKind
+from wrpo_engine.training.backends.offload import (
+    check_compile,
+    check_nvme,
+    check_offload,
+    effective_zero_stage,
+    offload_sections,
+)
+from wrpo_engine.training.backends.single_process import (
+    full_adam_tensor,
+    make_adamw,
+    restore_adam,
+    set_learning_rate,
+    undecayed,
+)
+from wrpo_engine.training.backends.weight_decay import decay_before_every_step
+from wrpo_engine.training.batch.collate import Batch
+from wrpo_engine.training.distributed.collectives import Group, peer_errors
+from wrpo_engine.training.models.lora import adapters_off
+from wrpo_engine.training.models.model import PREFIX, LogpModel
+
+_MOMENTS = (TensorKind.EXP_AVG, TensorKind.EXP_AVG_SQ)
+
+
+def deepspeed_config(params: OptimizerParams, runtime: Runtime, world_size: int) -> dict[str, Any]:
+    """Return DeepSpeed's own configuration."""
+    stage = effective_zero_stage(params)
+    check_offload(stage, runtime)
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": False,
+        "contiguous_gradients": stage > 0,
+        **offload_sections(runtime),
+    }
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world_size,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": params.precision == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    if stage > 0:
+        # Stage 0 in fp32 reports no norm; there the backend clips by itself.
+        config["gradient_clipping"] = params.max_grad_norm
+    return config
+
+
+def check_settings(params: OptimizerParams, runtime: Runtime, layout: str) -> None:
+    """Refuse what does not run, before anything is loaded."""
+    stage = effective_zero_stage(params)
+    check_offload(stage, runtime)
+    check_compile(stage, params, runtime, layout)
+    if runtime.offload_nvme_path is not None:
+        _import_deepspeed()
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        check_nvme(runtime, has_async_io=AsyncIOBuilder().is_compatible(verbose=False))
+
+
+@contextlib.contextmanager
+def partitioned_loading(params: OptimizerParams, runtime: Runtime, world_size: int) -> Iterator[None]:
+    """At ZeRO stage 3, let `from_pretrained` cut every parameter as it is made, so that no rank holds a whole model."""
+    if effective_zero_stage(params) != 3:
+        yield
+        return
+    deepspeed = _import_deepspeed()
+    with peer_errors():
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    # transformers keeps a weak reference to it and asks it while this variable lives.
+    config = HfDeepSpeedConfig(deepspeed_config(params, runtime, world_size))
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del config
+
+
+def _frozen_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of the second, frozen model: the same sharding, no optimizer."""
+    zero = {name: value for name, value in config["zero_optimization"].items() if name != "offload_optimizer"}
+    return {**config, "zero_optimization": zero}
+
+
+def _import_deepspeed() -> Any:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # It insists on a launcher's variable; a single process has no launcher.
+    os.environ.setdefault("LOCAL_RANK", "0")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    import deepspeed.ops
+
+    # Compiled at first use by a minute of C++, and used for inference only.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that PyTorch renamed: one line for every call otherwise.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    return deepspeed
+
+
+class DeepSpeedBackend:
+    """One rank of a DeepSpeed engine."""
+
+    def __init__(
+        self,
+        model: LogpModel,
+        params: OptimizerParams,
+        runtime: Runtime,
+        group: Group,
+        frozen: LogpModel | None = None,
+    ) -> None:
+        self._stage = effective_zero_stage(params)
+        check_settings(params, runtime, model.layout)
+        config = deepspeed_config(params, runtime, group.world_size)
+        deepspeed = _import_deepspeed()
+        self._group = group
+        self._max_grad_norm = params.max_grad_norm
+        self._parameters = {
+            name.removeprefix(PREFIX): parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        if torch.cuda.is_available() and self._stage < 3:
+            model.to(torch.device("cuda", torch.cuda.current_device()))
+        if runtime.torch_compile:
+            model.causal_lm.get_decoder().compile(dynamic=True)
+        with peer_errors():
+            deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+            # At stages 1 and 2 DeepSpeed cannot give back the optimizer state of a second group of parameters.
+            decays = self._stage in {0, 3}
+            optimizer = make_adamw(model, params, decays=decays)
+            self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+            if self._stage == 0 and group.world_size == 1:
+                # A mean over one rank, for which all gradients would be copied into one buffer and back.
+                self._engine.enable_backward_allreduce = False
+            if params.weight_decay and not decays:
+                exempt = undecayed(model)
+                decayed = [
+                    value for name, value in model.named_parameters() if value.requires_grad and name not in exempt
+                ]
+                decay_before_every_step(optimizer, decayed, params.weight_decay)
+            self._frozen: Any = frozen
+            if frozen is not None:
+                frozen.requires_grad_(False).eval()
+                if self._stage == 3:
+                    self._frozen, *_ = deepspeed.initialize(model=frozen, config=_frozen_config(config))
+                else:
+                    frozen.to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._engine.device)
+
+    def _forward(self, batch: Batch) -> Tensor:
+        with peer_errors():
+            logps_S: Tensor = self._engine(batch=batch)
+        return logps_S
+
+    def sequence_logps(self, batch: Batch) -> Tensor:
+        if not self._engine.module.training:
+            self._engine.train()
+        return self._forward(batch)
+
+    def sequence_logps_and_entropies(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if not self._engine.module.training:
+            self._engine.train()
+        with peer_errors():
+            logps_S, entropies_S = self._engine(batch=batch, with_entropy=True)
+        return logps_S, entropies_S
+
+    def frozen_sequence_logps(self, batch: Batch) -> Tensor:
+        # Evaluation mode also keeps ZeRO-3's prefetcher from recording a forward pass that has no backward pass.
+        if self._engine.module.training:
+            self._engine.eval()
+        with torch.no_grad():
+            return self._forward(batch)
+
+    def plain_sequence_logps(self, batch: Batch) -> Tensor:
+        with self._engine.module.plain():
+            return self.frozen_sequence_logps(batch)
+
+    def reference_sequence_logps(self, batch: Batch) -> Tensor:
+        if self._frozen is not None:
+            with torch.no_grad(), peer_errors():
+                logps_S: Tensor = self._frozen(batch=batch)
+            return logps_S
+        with adapters_off(self._engine.module):
+            return self.frozen_sequence_logps(batch)
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        with peer_errors():
+            self._engine.backward(loss * self._group.world_size)
+
+    def optimizer_step(self, learning_rate: float) -> float:
+        set_learning_rate(self._engine.optimizer, learning_rate)
+        norm = None
+        if self._stage == 0:
+            norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
+            if not math.isfinite(norm):
+                self._engine.optimizer.zero_grad()
+                return norm
+        with peer_errors():
+            # From stage 1 on DeepSpeed itself leaves out a step whose norm is not finite, and reports infinity.
+            self._engine.step()
+        return float(self._engine.get_global_grad_norm()) if norm is None else norm
+
+    def parameter_names(self) -> list[str]:
+        return list(self._parameters)
+
+    def full_tensor(self, name: str, kind: TensorKind) -> Tensor:
+        if self._stage == 0:
+            return full_adam_tensor(self._engine.optimizer, self._parameters[name], kind)
+        return self._assembled(name, kind).detach().to("cpu", torch.float32, copy=True)
+
+    def help_assemble(self, name: str, kind: TensorKind) -> None:
+        if self._stage > 0:
+            self._assembled(name, kind)
+
+    def _assembled(self, name: str, kind: TensorKind) -> Tensor:
+        """Return the whole tensor on the device; a collective of all ranks."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        parameter = self._parameters[name]
+        with peer_errors():
+            full: Tensor = (
+                safe_get_full_fp32_param(parameter)
+                if kind is TensorKind.WEIGHT
+                else safe_get_full_optimizer_state(parameter, kind.value)
+            )
+        return full
+
+    def restore(self, num_steps_done: int, read: ReadTensor) -> None:
+        """Put back weights, master weights and moments; what the model was loaded with is forgotten."""
+        if self._stage == 0:
+            restore_adam(self._engine.optimizer, self._parameters, num_steps_done, read)
+        elif self._stage == 3:
+            self._restore_stage_3(num_steps_done, read)
+        else:
+            self._restore_stage_1_2(num_steps_done, read)
+
+    def _restore_stage_1_2(self, num_steps_done: int, read: ReadTensor) -> None:
+        zero = self._engine.optimizer
+        # In bf16 at stage 1 DeepSpeed uses an optimizer of its own, with another name for the same partitions.
+        name_of_partitions = "single_partition_of_fp32_groups"
+        if not hasattr(zero, name_of_partitions):
+            name_of_partitions = "fp32_groups_flat_partition"
+        _make_state(zero.optimizer, getattr(zero, name_of_partitions), num_steps_done)
+        # The map from parameters to their slices of the optimizer state is otherwise made at the end of the first step.
+        zero._lazy_init_hp_params_optimizer_state()  # noqa: SLF001
+        for name, parameter in self._parameters.items():
+            weight = read(name, TensorKind.WEIGHT)
+            with torch.no_grad():
+                parameter.copy_(weight)
+            parameter.set_full_hp_param(weight)  # type: ignore[attr-defined]
+            for kind in _MOMENTS:
+                parameter.set_full_hp_param(read(name, kind), kind.value)  # type: ignore[attr-defined]
+
+    def _restore_stage_3(self, num_steps_done: int, read: ReadTensor) -> None:
+        import deepspeed
+
+        zero = self._engine.optimizer
+        _make_state(zero.optimizer, zero.fp32_partitioned_groups_flat, num_steps_done)
+        for name, parameter in self._parameters.items():
+            weight = read(name, TensorKind.WEIGHT)
+            with peer_errors(), torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                if self._group.is_main:
+                    parameter.copy_(weight)
+            zero.set_local_hp_param(_own_partition(weight, parameter, self._group), parameter)
+            for kind in _MOMENTS:
+                zero.set_local_hp_param(_own_partition(read(name, kind), parameter, self._group), parameter, kind.value)
+
+
+def _make_state(optimizer: Any, flat_groups: list[Tensor], num_steps_done: int) -> None:
+    for flat in flat_groups:
+        optimizer.state[flat] = {
+            "step": torch.tensor(float(num_steps_done), device=flat.device),
+            **{kind.value: torch.zeros_like(flat, requires_grad=False) for kind in _MOMENTS},
+        }
+
+
+def _own_partition(full: Tensor, parameter: Any, group: Group) -> Tensor:
+    """Return this rank's slice of a parameter as ZeRO-3 cuts it: equal slices, the last one padded with zeros."""
+    size = parameter.partition_numel()
+    padded = torch.zeros(size * group.world_size, dtype=torch.float32)
+    padded[: full.numel()] = full.flatten()
+    return padded.narrow(0, size * group.rank, size)

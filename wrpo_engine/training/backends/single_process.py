@@ -1,0 +1,148 @@
+"""The backend of one process without DeepSpeed: plain PyTorch, for tests and for the equality of the others."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+from torch import Tensor, nn
+
+from wrpo_engine.config import OptimizerParams
+from wrpo_engine.training.backends.base import ReadTensor, TensorKind
+from wrpo_engine.training.batch.collate import Batch
+from wrpo_engine.training.models.lora import adapters_off
+from wrpo_engine.training.models.model import PREFIX, LogpModel
+
+_UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|_norm(\.|$)|(^|\.)norm(\.|$)")
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    """Return the names of the parameters without weight decay: biases and norms, as the Hugging Face trainer has it."""
+    of_layer_norms = {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    return of_layer_norms | {name for name, _ in model.named_parameters() if _UNDECAYED.search(name.lower())}
+
+
+def make_adamw(model: nn.Module, params: OptimizerParams, *, decays: bool = True) -> torch.optim.AdamW:
+    """Return the optimizer all backends use. The rate is set anew before every step.
+
+    Without `decays` all parameters form one group, and weight decay is left to the caller.
+    """
+    weight_decay = params.weight_decay if decays else 0.0
+    exempt = undecayed(model) if weight_decay else set()
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = [
+        {
+            "params": [parameter for name, parameter in trained if name not in exempt],
+            "weight_decay": weight_decay,
+        },
+        {"params": [parameter for name, parameter in trained if name in exempt], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=params.learning_rate,
+        betas=(params.adam_beta1, params.adam_beta2),
+        eps=params.adam_epsilon,
+        fused=True,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+class SingleProcessBackend:
+    """One rank, parameters in the model's own dtype."""
+
+    def __init__(self, model: LogpModel, params: OptimizerParams, frozen: LogpModel | None = None) -> None:
+        self._model = model
+        self._frozen = frozen
+        self._max_grad_norm = params.max_grad_norm
+        self._parameters = {
+            name.removeprefix(PREFIX): parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        self._optimizer = make_adamw(model, params)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    def sequence_logps(self, batch: Batch) -> Tensor:
+        logps_S: Tensor = self._model(batch=batch)
+        return logps_S
+
+    def sequence_logps_and_entropies(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        logps_S, entropies_S = self._model(batch=batch, with_entropy=True)
+        return logps_S, entropies_S
+
+    def frozen_sequence_logps(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return self.sequence_logps(batch)
+
+    def plain_sequence_logps(self, batch: Batch) -> Tensor:
+        with self._model.plain():
+            return self.frozen_sequence_logps(batch)
+
+    def reference_sequence_logps(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            if self._frozen is not None:
+                logps_S: Tensor = self._frozen(batch=batch)
+                return logps_S
+            with adapters_off(self._model):
+                return self.sequence_logps(batch)
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:  # noqa: ARG002
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def optimizer_step(self, learning_rate: float) -> float:
+        set_learning_rate(self._optimizer, learning_rate)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
+        if math.isfinite(norm):
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def parameter_names(self) -> list[str]:
+        return list(self._parameters)
+
+    def full_tensor(self, name: str, kind: TensorKind) -> Tensor:
+        return full_adam_tensor(self._optimizer, self._parameters[name], kind)
+
+    def help_assemble(self, name: str, kind: TensorKind) -> None:
+        """There is no other rank."""
+
+    def restore(self, num_steps_done: int, read: ReadTensor) -> None:
+        restore_adam(self._optimizer, self._parameters, num_steps_done, read)
+
+
+def full_adam_tensor(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, kind: TensorKind) -> Tensor:
+    """Return a copy of a replicated parameter or of its optimizer state."""
+    source = parameter if kind is TensorKind.WEIGHT else optimizer.state[parameter][kind.value]
+    return source.detach().to("cpu", copy=True)
+
+
+def restore_adam(
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, torch.nn.Parameter],
+    num_steps_done: int,
+    read: ReadTensor,
+) -> None:
+    """Put replicated parameters and their optimizer state back."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(read(name, TensorKind.WEIGHT))
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(num_steps_done), device=parameter.device),
+                **{
+                    kind.value: read(name, kind).to(parameter.device, parameter.dtype)
+                    for kind in (TensorKind.EXP_AVG, TensorKind.EXP_AVG_SQ)
+                },
+            }

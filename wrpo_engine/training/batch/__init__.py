@@ -1,0 +1,1 @@
+"""Rows, their layout in a forward pass, and micro-batches."""

@@ -1,0 +1,164 @@
+"""Token rows to the tensors of one forward pass, in one of three layouts.
+
+The last token of a response predicts nothing and is not computed. The prompt's last token predicts the first token of
+every response; in the shared-prefix layout one position therefore predicts several tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from wrpo_engine.training.batch.layout import AttentionPlan, Family, Layout
+from wrpo_engine.training.batch.rows import TokenRow
+
+PADDING_ID = 0
+"""Any valid id: with right padding and causal attention no real token sees it, and no loss reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """S sequences, R tokens with loss in all; B rows.
+
+    The layout is known to the model's forward pass only: `input_ids_LT` is [S, width] when padded, else [1, T].
+    """
+
+    input_ids_LT: Tensor
+    positions_R: Tensor
+    """Place in the flattened [L * T] hidden states that predicts each token with loss."""
+    targets_R: Tensor
+    sequence_of_token_R: Tensor
+    lengths_S: Tensor
+    """Tokens with loss of every sequence: those of its response (and of its prompt, where that carries loss)."""
+    row_ids: tuple[str, ...]
+    """Of the B rows; row b owns sequences b * S/B to (b + 1) * S/B."""
+    plan: AttentionPlan | None = None
+    """Who sees whom; None: each row of `input_ids_LT` is one sequence."""
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.lengths_S)
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens that the forward pass computes, padding included."""
+        return self.input_ids_LT.numel()
+
+    def pinned(self) -> Batch:
+        """Put it where a GPU copies from while Python goes on: from other memory a copy waits, whatever it is told."""
+        plan = None if self.plan is None else self.plan.pinned()
+        return self._with_tensors(lambda tensor: tensor.pin_memory(), plan)
+
+    def to(self, device: torch.device) -> Batch:
+        if device.type == "cpu":
+            return self
+        plan = None if self.plan is None else self.plan.to(device)
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True), plan)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor], plan: AttentionPlan | None) -> Batch:
+        return replace(
+            self,
+            input_ids_LT=change(self.input_ids_LT),
+            positions_R=change(self.positions_R),
+            targets_R=change(self.targets_R),
+            sequence_of_token_R=change(self.sequence_of_token_R),
+            lengths_S=change(self.lengths_S),
+            plan=plan,
+        )
+
+
+@dataclass(slots=True)
+class _Lists:
+    """The growing contents of a packed micro-batch."""
+
+    ids: list[int] = field(default_factory=list)
+    positions_in_sequence: list[int] = field(default_factory=list)
+    families: list[Family] = field(default_factory=list)
+    predictors: list[int] = field(default_factory=list)
+    """For every token with loss, the place that predicts it."""
+
+    def append(self, ids: Sequence[int], first_position: int) -> tuple[int, int]:
+        start = len(self.ids)
+        self.ids.extend(ids)
+        self.positions_in_sequence.extend(range(first_position, first_position + len(ids)))
+        return start, len(self.ids)
+
+
+def collate(rows: Sequence[TokenRow], layout: Layout = Layout.PADDED) -> Batch:
+    """Lay the rows' sequences out for one forward pass."""
+    empty = [row.row_id for row in rows if not row.prompt or not all(row.responses)]
+    if empty:
+        raise ValueError(f"rows need a prompt and responses of at least one token each; these do not: {empty}")
+    targets: list[int] = []
+    lengths: list[int] = []
+    for row in rows:
+        for response in row.responses:
+            wanted = (*row.prompt[1:], *response) if row.prompt_has_loss else response
+            targets.extend(wanted)
+            lengths.append(len(wanted))
+    input_ids_LT, predictors, plan = _padded(rows) if layout is Layout.PADDED else _packed(rows, _PLACERS[layout])
+    lengths_S = torch.tensor(lengths)
+    return Batch(
+        input_ids_LT=input_ids_LT,
+        positions_R=torch.tensor(predictors),
+        targets_R=torch.tensor(targets),
+        sequence_of_token_R=torch.arange(len(lengths)).repeat_interleave(lengths_S),
+        lengths_S=lengths_S.to(torch.float32),
+        row_ids=tuple(row.row_id for row in rows),
+        plan=plan,
+    )
+
+
+def _padded(rows: Sequence[TokenRow]) -> tuple[Tensor, list[int], None]:
+    sequences = [(row, (*row.prompt, *response[:-1])) for row in rows for response in row.responses]
+    width = max(len(ids) for _, ids in sequences)
+    input_ids_LT = torch.full((len(sequences), width), PADDING_ID, dtype=torch.long)
+    predictors: list[int] = []
+    for index, (row, ids) in enumerate(sequences):
+        input_ids_LT[index, : len(ids)] = torch.tensor(ids)
+        predictors.extend(range(index * width + _first_predictor(row), index * width + len(ids)))
+    return input_ids_LT, predictors, None
+
+
+def _packed(
+    rows: Sequence[TokenRow], place: Callable[[_Lists, TokenRow], None]
+) -> tuple[Tensor, list[int], AttentionPlan]:
+    lists = _Lists()
+    for row in rows:
+        place(lists, row)
+    plan = AttentionPlan(tuple(lists.families), torch.tensor(lists.positions_in_sequence))
+    return torch.tensor(lists.ids)[None], lists.predictors, plan
+
+
+def _place_sequences(lists: _Lists, row: TokenRow) -> None:
+    """Place each sequence whole: the prompt again for every response."""
+    for response in row.responses:
+        start, stop = lists.append((*row.prompt, *response[:-1]), 0)
+        lists.families.append(Family((start, stop)))
+        lists.predictors.extend(range(start + _first_predictor(row), stop))
+
+
+def _place_once(lists: _Lists, row: TokenRow) -> None:
+    """Place the prompt once and its responses behind it."""
+    if len(row.responses) == 1:
+        _place_sequences(lists, row)
+        return
+    prefix = lists.append(row.prompt, 0)
+    branches = []
+    for response in row.responses:
+        start, stop = lists.append(response[:-1], len(row.prompt))
+        lists.predictors.extend((prefix[1] - 1, *range(start, stop)))
+        if start < stop:
+            branches.append((start, stop))
+    lists.families.append(Family(prefix, tuple(branches)))
+
+
+_PLACERS = {Layout.SHARED_PREFIX: _place_once, Layout.PACKED: _place_sequences}
+
+
+def _first_predictor(row: TokenRow) -> int:
+    """Return the place in its sequence of the token that predicts the first token with loss."""
+    return 0 if row.prompt_has_loss else len(row.prompt) - 1

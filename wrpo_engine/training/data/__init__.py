@@ -1,0 +1,1 @@
+"""Training data: tokenisation, token caches, plans and held-out rows."""

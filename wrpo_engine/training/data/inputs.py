@@ -1,0 +1,64 @@
+"""The artifacts of curation as text rows, in the order in which training names responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from wrpo_engine.contract.objectives import listed, objectives_of_pairs
+from wrpo_engine.curation.parts import read_columns
+from wrpo_engine.errors import DataError
+from wrpo_engine.formats.parquet import parquet_columns
+from wrpo_engine.text import chat
+from wrpo_engine.training.data.tokenize import TextRow
+
+SFT_ROWS_FILE = "rows.parquet"
+TRIPLES_FILE = "triples.parquet"
+
+
+class ChatEncoder:
+    """The target's chat template, for prompts and responses."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, prompt: str, responses: Sequence[str]) -> chat.Conversation:
+        return chat.conversation_token_ids(self._tokenizer, prompt, responses)
+
+    def check(self, prompt_ids: list[int], response_ids: list[int], *, row: str) -> None:
+        chat.check_sequence(self._tokenizer, prompt_ids, response_ids, row=row)
+
+
+def read_sft_rows(path: Path) -> list[TextRow]:
+    return _read(path, ["response"])
+
+
+def read_triples(path: Path, *, has_source: bool) -> list[TextRow]:
+    columns = ["source_chosen", "target_chosen", "rejected"] if has_source else ["target_chosen", "rejected"]
+    return _read(path, columns)
+
+
+def _read(path: Path, responses: Sequence[str]) -> list[TextRow]:
+    present = parquet_columns(path)
+    needed = ["prompt_id", "prompt", *responses]
+    absent = [name for name in needed if name not in present]
+    if absent:
+        raise DataError(
+            f"{path} lacks the columns {', '.join(absent)}; it has {', '.join(present)}",
+            code="ColumnMissing",
+            hint="It must be an artifact of the curate stage of this engine version.",
+        )
+    frame = read_columns([path], dict.fromkeys(needed, pl.String), nullable=needed)
+    incomplete = frame.filter(pl.any_horizontal(pl.col(needed).is_null()))
+    if len(incomplete):
+        raise DataError(
+            f"{len(incomplete)} rows of {path} lack one of {', '.join(needed)}: {incomplete['prompt_id'][0]}",
+            code="ValueMissing",
+            field="training.objective",
+            hint=f"Triples without source responses fit {listed(objectives_of_pairs(), 'and')} only; curate again with "
+            "needs_source.",
+        )
+    return [TextRow(row[0], row[1], tuple(row[2:])) for row in frame.select(needed).rows()]

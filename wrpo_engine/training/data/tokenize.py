@@ -1,0 +1,154 @@
+"""From text rows to token rows: chat template once, each response cut by itself, nothing dropped silently."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from wrpo_engine.config import OptimizerParams, SftParams
+from wrpo_engine.errors import DataError
+from wrpo_engine.text.chat import Conversation
+from wrpo_engine.text.plaintext import ControlTokenInTextError
+from wrpo_engine.training.batch.rows import TokenRow
+
+log = logging.getLogger("wrpo_engine")
+
+MAX_CHANGED_SHARE = 0.1
+"""The share of rows from which on training ends, because responses are not trained as they were written."""
+_NO_TEXT = "control token as text, which the tokenizer cannot encode"
+
+
+@dataclass(frozen=True, slots=True)
+class TextRow:
+    """One prompt with its responses; the order of responses is that of `TokenRow`."""
+
+    row_id: str
+    prompt: str
+    responses: tuple[str, ...]
+
+
+class Encoder(Protocol):
+    """Turns a prompt and the responses to it into ids through the chat template."""
+
+    def encode(self, prompt: str, responses: Sequence[str]) -> Conversation:
+        """Return prompt ids with exactly one BOS if the model has one, response ids with one end-of-turn, last."""
+        ...
+
+    def check(self, prompt_ids: list[int], response_ids: list[int], *, row: str) -> None:
+        """Raise DataError naming `row` for a doubled BOS or another number of end-of-turn tokens than one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedRows:
+    """The rows that can be trained on and what became of the others."""
+
+    rows: list[TokenRow]
+    num_truncated: int = 0
+    """Responses that were cut to max_length; they keep their end-of-turn."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Rows left out, by reason."""
+    changed: Counter[str] = field(default_factory=Counter)
+    """Rows with a response that the tokenizer does not give back as it is written, by what it changes."""
+    first_changed: str | None = None
+    """The first of them."""
+    num_control_text: int = 0
+    """Rows with a text that spells a control token; it is encoded as text."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What the manifest says about where the rows come from; JSON values."""
+
+
+def cut_response(response_ids: Sequence[int], limit: int) -> list[int]:
+    """Return at most `limit` ids; a cut response still ends with its end-of-turn."""
+    if len(response_ids) <= limit:
+        return list(response_ids)
+    return [*response_ids[: limit - 1], response_ids[-1]]
+
+
+def tokenize_rows(rows: Iterable[TextRow], encoder: Encoder, params: OptimizerParams) -> TokenizedRows:
+    """Tokenise every row.
+
+    A response gets the room that its prompt leaves of `max_length`, whatever its siblings' lengths. A row is dropped
+    and counted if its prompt exceeds `max_prompt_length` (cutting it would destroy the template), if a response is
+    empty, if the prompt leaves less than two tokens, one of text and the end-of-turn, or if a text spells a control
+    token that the tokenizer cannot encode as text.
+    """
+    kept: list[TokenRow] = []
+    truncated = 0
+    prompt_has_loss = isinstance(params, SftParams) and params.loss_tokens == "All"
+    dropped: Counter[str] = Counter()
+    changed: dict[str, str] = {}
+    with_control_text = 0
+    for row in rows:
+        try:
+            encoded = encoder.encode(row.prompt, row.responses)
+        except ControlTokenInTextError:
+            dropped[_NO_TEXT] += 1
+            changed[row.row_id] = _NO_TEXT
+            continue
+        prompt_ids, responses = encoded.prompt_ids, encoded.responses
+        room = params.max_length - len(prompt_ids)
+        if len(prompt_ids) > params.max_prompt_length:
+            dropped["prompt longer than maxPromptLength"] += 1
+        elif not all(row.responses) or any(len(response.ids) < 2 for response in responses):
+            dropped["empty response"] += 1
+        elif room < 2:
+            dropped["prompt leaves no room for a response in maxLength"] += 1
+        else:
+            for response in responses:
+                encoder.check(prompt_ids, response.ids, row=f"row {row.row_id}")
+            truncated += sum(len(response.ids) > room for response in responses)
+            if changes := {response.change for response in responses if response.change is not None}:
+                changed[row.row_id] = min(changes)
+            cut = tuple(tuple(cut_response(response.ids, room)) for response in responses)
+            with_control_text += encoded.has_control_text
+            kept.append(TokenRow(row.row_id, tuple(prompt_ids), cut, prompt_has_loss))
+    return TokenizedRows(
+        kept, truncated, dropped, Counter(changed.values()), next(iter(changed), None), with_control_text
+    )
+
+
+def require_unchanged(tokenized: TokenizedRows, *, num_rows: int, artifact: str, field: str) -> None:
+    """Raise DataError if more rows than `MAX_CHANGED_SHARE` would not be trained as they are written; log fewer.
+
+    `field` is the trained model's in the experiment's spec.
+    """
+    count = tokenized.changed.total()
+    if not count:
+        return
+    reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(tokenized.changed.items()))
+    said = (
+        f"{count} of {num_rows} rows of {artifact} ({count / num_rows:.1%}) have a response that the model's tokenizer "
+        f"does not give back as it is written; the first is row {tokenized.first_changed}; what it changes: {reasons}"
+    )
+    if count <= MAX_CHANGED_SHARE * num_rows:
+        log.warning("%s", said)
+        return
+    raise DataError(
+        f"{said}. At most {MAX_CHANGED_SHARE:.0%} of the rows may differ",
+        code="ResponsesChanged",
+        field=field,
+        hint="Train a model whose tokenizer keeps texts as they are, or rewrite or remove these responses.",
+    )
+
+
+def require_rows(tokenized: TokenizedRows, *, num_rows: int, artifact: str) -> None:
+    """Raise DataError if nothing is left to train on, saying why."""
+    if tokenized.rows:
+        return
+    if num_rows == 0:
+        raise DataError(
+            f"{artifact} holds no rows to train on",
+            code="NoTrainingRows",
+            hint="See the dropped counts in its manifest; loosen curation or use more prompts.",
+        )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(tokenized.dropped.items()))
+    raise DataError(
+        f"none of the {num_rows} rows of {artifact} can be trained on: {reasons}",
+        code="NoTrainingRows",
+        field="training.maxLength",
+        hint="Raise maxLength or maxPromptLength.",
+    )

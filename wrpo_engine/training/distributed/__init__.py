@@ -1,0 +1,1 @@
+"""Collectives, rendezvous and work that one rank does for all."""

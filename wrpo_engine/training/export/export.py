@@ -1,0 +1,237 @@
+"""The trained model as a plain Hugging Face directory, published file by file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from wrpo_engine.artifacts import ArtifactWriter
+from wrpo_engine.artifacts.manifest import sha256_of
+from wrpo_engine.config import LoraParams, OptimizerParams
+from wrpo_engine.contract.storage import StorageField
+from wrpo_engine.errors import ConfigError, StorageError, first_line
+from wrpo_engine.hub.models import ResolvedModel
+from wrpo_engine.loading.files import CONFIG_FILE, GENERATION_FILE
+from wrpo_engine.loading.guard import loading
+from wrpo_engine.loading.weights import quiet_loading
+from wrpo_engine.training.backends.base import Backend, TensorKind
+from wrpo_engine.training.distributed.collectives import Group
+from wrpo_engine.training.models.lora import add_adapters, merge_adapters, save_adapter
+from wrpo_engine.training.models.model import load_causal_lm
+
+MODEL_DIRECTORY = "model"
+ADAPTER_DIRECTORY = "adapter"
+_GIB = 2**30
+_MODE = 0o644
+"""Other pods read the artifact as other users."""
+
+
+def gather_weights(
+    backend: Backend, group: Group, precision: Literal["float32", "bfloat16"]
+) -> dict[str, Tensor] | None:
+    """Return all trainable weights on rank 0, rounded once to the given precision; None elsewhere."""
+    weights: dict[str, Tensor] = {}
+    for name in backend.parameter_names():
+        if group.is_main:
+            weights[name] = backend.full_tensor(name, TensorKind.WEIGHT).to(getattr(torch, precision))
+        else:
+            backend.help_assemble(name, TensorKind.WEIGHT)
+    return weights if group.is_main else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """What is exported."""
+
+    source: Path
+    """The model that training started from: config, generation config and, for adapters, the base weights."""
+    base_name: str
+    """What the adapter's configuration calls it."""
+    weights: Mapping[str, Tensor]
+    """Trained parameters by their Hugging Face names; with `lora` the adapters, in fp32."""
+    precision: Literal["float32", "bfloat16"]
+    lora: LoraParams | None
+    tokenizer: Any
+    """None where a run on token ids has none."""
+    trust_remote_code: bool
+
+
+def trained_model(
+    base: ResolvedModel, params: OptimizerParams, tokenizer: Any, weights: Mapping[str, Tensor]
+) -> TrainedModel:
+    """Return what a run exports; without weights yet, what it will export."""
+    return TrainedModel(
+        source=base.path,
+        base_name=str(base.details().get("name") or base.path),
+        weights=weights,
+        precision=params.precision,
+        lora=params.lora,
+        tokenizer=tokenizer,
+        trust_remote_code=base.trust_remote_code,
+    )
+
+
+def export_model(output: ArtifactWriter, trained: TrainedModel, card: Callable[[Mapping[str, str]], str]) -> list[str]:
+    """Publish config, safetensors, tokenizer with chat template, generation config and card; return the file names.
+
+    The model is made anew from its config on the meta device and given the weights, so nothing that training hung on
+    the live model (hooks, partitions, the chunked head) can reach the files. With adapters the model is the merged one,
+    and the adapter lies beside it. `card` gets the sha256 of every file of weights.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    scratch = output.directory / f".tmp-{MODEL_DIRECTORY}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        model = scratch / MODEL_DIRECTORY
+        weights = dict(trained.weights)
+        if trained.lora is not None:
+            save_adapter(scratch / ADAPTER_DIRECTORY, weights, trained.lora, base=trained.base_name)
+            weights = _merged(trained, trained.lora)
+        _save_model(model, trained, weights)
+        digests = {name: sha256_of(scratch / name) for name in _names(scratch) if name.endswith(".safetensors")}
+        (model / "README.md").write_text(card(digests))
+        names = _names(scratch)
+        for name in names:
+            # Of an attempt that was killed meanwhile nothing must be mixed with this one's weights.
+            output.publish(name, partial(_move, scratch / name), replace=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return names
+
+
+def _buffers(trained: TrainedModel, model: Any) -> dict[str, Tensor]:
+    """Return the tensors of a model's files that are not parameters, such as DeepSeek-V3's bias of expert scores.
+
+    Training does not change them, so they are those of the model it started from.
+    """
+    names = dict(model.named_buffers()).keys() & model.state_dict().keys()
+    if not names:
+        return {}
+    found = _base(trained).state_dict()
+    return {name: found[name] for name in sorted(names)}
+
+
+def _merged(trained: TrainedModel, lora: LoraParams) -> dict[str, Tensor]:
+    return merge_adapters(_base(trained), trained.weights, lora)
+
+
+def _base(trained: TrainedModel) -> Any:
+    return load_causal_lm(
+        trained.source,
+        precision=trained.precision,
+        gradient_checkpointing=False,
+        trust_remote_code=trained.trust_remote_code,
+    )
+
+
+def rehearse_export(output: ArtifactWriter, trained: TrainedModel, base: ResolvedModel) -> None:
+    """Do once what the export will do, with one tensor of the model, so that no run is trained that cannot be saved.
+
+    ConfigError has what cannot be written again; StorageError says that the output cannot hold the weights.
+    """
+
+    def refuse(error: BaseException) -> ConfigError:
+        return base.directory.invalid(
+            f"the model cannot be saved again after training: {first_line(error)}",
+            f"Correct {CONFIG_FILE}, {GENERATION_FILE} or the tokenizer's files of the model.",
+            code="ExportImpossible",
+        )
+
+    scratch = output.directory / f".tmp-rehearsal-{MODEL_DIRECTORY}"
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        with loading(refuse), quiet_loading():
+            model = _empty_model(trained)
+            _write_model(scratch, trained, model, _smallest(model))
+            if trained.lora is not None:
+                _rehearse_merge(scratch / ADAPTER_DIRECTORY, trained, trained.lora)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    _require_space(output, sum(parameter.numel() for parameter in model.parameters()), trained)
+
+
+def _smallest(model: Any) -> dict[str, Tensor]:
+    name, parameter = min(model.named_parameters(), key=lambda named: (named[1].numel(), named[0]))
+    return {name: torch.zeros(parameter.shape, dtype=parameter.dtype)}
+
+
+def _rehearse_merge(directory: Path, trained: TrainedModel, lora: LoraParams) -> None:
+    """Merge adapters without content into a model without content, and write one of them."""
+    adapted = _empty_model(trained)
+    with torch.device("meta"):
+        add_adapters(adapted, lora, seed=0)
+    adapters = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    merge_adapters(_empty_model(trained), adapters, lora)
+    module = min(adapters).partition(".lora_")[0]
+    own = {name: torch.zeros(tensor.shape) for name, tensor in adapters.items() if name.startswith(f"{module}.lora_")}
+    save_adapter(directory, own, lora, base=trained.base_name)
+
+
+def _require_space(output: ArtifactWriter, parameters: int, trained: TrainedModel) -> None:
+    needed = parameters * getattr(torch, trained.precision).itemsize
+    free = shutil.disk_usage(output.directory).free
+    if free < needed:
+        raise StorageError(
+            f"the trained model takes {needed / _GIB:.2f} GiB, but {output.directory} has {free / _GIB:.2f} GiB free",
+            code="StorageFull",
+            field=StorageField.STORAGE,
+            hint="Enlarge the volume or remove artifacts that are not needed, then retry.",
+        )
+
+
+def _empty_model(trained: TrainedModel) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trust_remote_code = trained.trust_remote_code
+    config = AutoConfig.from_pretrained(str(trained.source), trust_remote_code=trust_remote_code)
+    dtype = getattr(torch, trained.precision)
+    config.dtype = dtype
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def _save_model(directory: Path, trained: TrainedModel, weights: dict[str, Tensor]) -> None:
+    model = _empty_model(trained)
+    weights = {**weights, **_buffers(trained, model)}
+    missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if unexpected or left:
+        raise RuntimeError(f"the exported model does not match its config: missing {missing}, unexpected {unexpected}")
+    _write_model(directory, trained, model, weights)
+
+
+def _write_model(directory: Path, trained: TrainedModel, model: Any, weights: dict[str, Tensor]) -> None:
+    """Write config, weights, generation config and tokenizer."""
+    from transformers import GenerationConfig
+
+    own = trained.source / GENERATION_FILE
+    if own.is_file():
+        # It is copied as it is, because Transformers refuses to write many a file that it reads.
+        model.generation_config = GenerationConfig()
+    # Greedy defaults beside sampling parameters are refused on saving; the parameters are kept by saying so.
+    elif model.generation_config.temperature is not None or model.generation_config.top_p is not None:
+        model.generation_config.do_sample = True
+    model.save_pretrained(directory, state_dict=weights)
+    if own.is_file():
+        shutil.copyfile(own, directory / GENERATION_FILE)
+    if trained.tokenizer is not None:
+        trained.tokenizer.save_pretrained(str(directory))
+
+
+def _names(directory: Path) -> list[str]:
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+def _move(source: Path, path: Path) -> None:
+    source.replace(path)
+    path.chmod(_MODE)

@@ -1,0 +1,1 @@
+"""Policy models: loading, adapters, attention and log-probabilities."""

@@ -1,0 +1,113 @@
+"""Family attention on a GPU: FlexAttention with a block mask that skips all pairs of blocks nobody sees across.
+
+Where FlexAttention cannot be compiled, the segments are computed one by one instead; a log line says so, once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wrpo_engine.training.batch.layout import AttentionPlan
+
+log = logging.getLogger("wrpo_engine")
+
+RECOMPILE_LIMIT = 64
+"""Compiled forms of one function. A model with windows in some layers needs eight: with and without window, with and
+without gradients, in one block and in several."""
+
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def sees(plan: AttentionPlan, window: int | None) -> MaskFunction:
+    """Return FlexAttention's mask function: does the query's token see the key's?
+
+    It captures tensors only: a number would become a symbol of the compiled graph, which the kernels' templates may not
+    have.
+    """
+    family_T, branch_T = plan.owners().unbind()
+    positions_T = plan.positions_T
+    farthest_T = None if window is None else positions_T - window + 1
+
+    def mask(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        is_family = family_T[query] == family_T[key]
+        is_branch = (branch_T[key] == 0) | (branch_T[key] == branch_T[query])
+        seen = is_family & is_branch & (query >= key)
+        return seen if farthest_T is None else seen & (positions_T[key] >= farthest_T[query])
+
+    return mask
+
+
+def _softcapped(softcap: Tensor) -> Callable[..., Tensor]:
+    """`softcap` is a tensor [] for the reason that `sees` gives: of a number no kernel is made."""
+
+    def score(value: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
+        return softcap * torch.tanh(value / softcap)
+
+    return score
+
+
+@cache
+def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    # Micro-batches differ in length: without dynamic shapes each would be compiled anew. And without `fullgraph` one
+    # variant too many would be computed uncompiled without a word, with all T x T scores of all heads in memory.
+    compiled: Any = torch.compile  # its annotations lack recompile_limit
+    attend, make_mask = (
+        compiled(function, dynamic=True, fullgraph=True, recompile_limit=RECOMPILE_LIMIT)
+        for function in (flex_attention, create_block_mask)
+    )
+    return attend, make_mask
+
+
+class _Failure:
+    """Remembered for the process: a compiler that is missing will not appear."""
+
+    is_known = False
+
+
+def family_attention_flex(
+    query_1HTE: Tensor,
+    key_1NTE: Tensor,
+    value_1NTE: Tensor,
+    plan: AttentionPlan,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """Return [1, T, H, E]."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    from wrpo_engine.training.models.attention import attend_by_segment
+
+    if not _Failure.is_known:
+        try:
+            attend, make_mask = _compiled()
+            if window not in plan.block_masks:
+                tokens = query_1HTE.shape[2]
+                plan.block_masks[window] = make_mask(
+                    sees(plan, window), None, None, tokens, tokens, device=query_1HTE.device
+                )
+            # Kernels hold scores in fp32.
+            score_dtype = torch.promote_types(query_1HTE.dtype, torch.float32)
+            output_1HTE: Tensor = attend(
+                query_1HTE,
+                key_1NTE,
+                value_1NTE,
+                score_mod=None if softcap is None else _softcapped(query_1HTE.new_full((), softcap, dtype=score_dtype)),
+                block_mask=plan.block_masks[window],
+                scale=scale,
+                enable_gqa=query_1HTE.shape[1] != key_1NTE.shape[1],
+            )
+            return output_1HTE.transpose(1, 2).contiguous()
+        except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
+            _Failure.is_known = True
+            log.warning("FlexAttention cannot be compiled, segments are computed one by one: %s", error)
+    return attend_by_segment(query_1HTE, key_1NTE, value_1NTE, plan, scale, softcap, window)

@@ -1,0 +1,30 @@
+"""The models of a training run, as an attempt starts with them."""
+
+from __future__ import annotations
+
+from wrpo_engine.config import OptimizerParams
+from wrpo_engine.hub.models import ResolvedModel
+from wrpo_engine.training.batch.layout import Layout
+from wrpo_engine.training.models.lora import add_adapters
+from wrpo_engine.training.models.model import LogpModel, load_causal_lm
+
+
+def load_policy(base: ResolvedModel, params: OptimizerParams, layout: Layout = Layout.PADDED) -> LogpModel:
+    """Load the base model, with fresh adapters if only they are trained. A checkpoint is put into the backend later."""
+    causal_lm = load_causal_lm(
+        base.path,
+        precision=params.precision,
+        gradient_checkpointing=params.gradient_checkpointing,
+        trust_remote_code=base.trust_remote_code,
+    )
+    if params.lora is not None:
+        add_adapters(causal_lm, params.lora, seed=params.seed)
+    return LogpModel(causal_lm, layout)
+
+
+def load_frozen(base: ResolvedModel, params: OptimizerParams, layout: Layout = Layout.PADDED) -> LogpModel:
+    """Load the base model once more, as the reference beside the policy."""
+    causal_lm = load_causal_lm(
+        base.path, precision=params.precision, gradient_checkpointing=False, trust_remote_code=base.trust_remote_code
+    )
+    return LogpModel(causal_lm, layout)

@@ -1,0 +1,52 @@
+"""The run's own records, metrics.jsonl and eval.jsonl: durable before each checkpoint, there for the next attempt.
+
+They grow in the artifact's directory. On a volume that is where they stay; where the directory is only a cache, what a
+checkpoint rests on is published before the checkpoint and fetched when a run continues.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from wrpo_engine.artifacts import ArtifactWriter
+from wrpo_engine.training.distributed.collectives import Group
+from wrpo_engine.training.monitoring.callbacks import Observer
+
+
+def fetch_journals(output: ArtifactWriter, group: Group, names: Sequence[str]) -> None:
+    """Bring what earlier attempts published to where it grows; on rank 0, which alone writes it."""
+
+    def fetch() -> None:
+        for name in names:
+            local = output.directory / name
+            if not local.exists() and name in output.published(name):
+                fetched = output.fetch(name)
+                if fetched != local:
+                    shutil.copyfile(fetched, local)
+
+    group.on_main(fetch)
+
+
+class JournalPublisher(Observer):
+    """Publishes the records before each checkpoint."""
+
+    def __init__(self, output: ArtifactWriter, group: Group, names: Sequence[str]) -> None:
+        self._output = output
+        self._group = group
+        self._names = names
+
+    def before_checkpoint(self, step: int) -> None:  # noqa: ARG002
+        self._group.on_main(self._publish)
+
+    def _publish(self) -> None:
+        for name in self._names:
+            local = self._output.directory / name
+            if local.exists():
+                self._output.publish(name, partial(_copy, local), replace=True)
+
+
+def _copy(source: Path, path: Path) -> None:
+    shutil.copyfile(source, path)

@@ -1,0 +1,86 @@
+"""How fast a step was and what memory it took: the part of a row of metrics that depends on the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import resource
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wrpo_engine.config import Runtime, SftParams, TrainParams
+from wrpo_engine.training.batch.flops import (
+    FORWARD_AND_BACKWARD,
+    FORWARD_AND_INPUT_GRADIENTS,
+    ModelCost,
+    needed_training_step,
+)
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.monitoring.metrics import StepTotals
+from wrpo_engine.training.monitoring.mfu import peak_flops, utilisation
+
+_KIB = 1024
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory this process has held so far: of its GPU if it has one, else of the host."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return peak_host_bytes()
+
+
+def peak_host_bytes() -> int:
+    """Return the most memory of the host that this process has held since it was started.
+
+    Linux carries ru_maxrss through fork and exec, so it may be the parent's; the process's own peak is VmHWM.
+    """
+    with contextlib.suppress(OSError):
+        own = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if own is not None:
+            return int(own[1]) * _KIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Speedometer:
+    """Turns a step's time into rates."""
+
+    devices: int = 1
+    cost: ModelCost | None = None
+    peak_flops: float | None = None
+    """Of one device; None where nobody knows it, and then there is no MFU."""
+    passes: int = FORWARD_AND_BACKWARD
+
+    def row(
+        self, elapsed_s: float, totals: StepTotals, phases: Mapping[str, float], rows: Callable[[], Iterable[TokenRow]]
+    ) -> dict[str, float]:
+        """Return fields of CLOCK_FIELDS; `rows` gives the step's rows of all ranks."""
+        row = {
+            "step_seconds": elapsed_s,
+            "tokens_per_second": totals.num_tokens / elapsed_s,
+            "triples_per_second": totals.num_rows / elapsed_s,
+            **phases,
+            "peak_memory_bytes": totals.peak_memory,
+        }
+        if self.peak_flops is not None and self.cost is not None:
+            operations = needed_training_step(self.cost, rows(), passes=self.passes)
+            row["mfu"] = utilisation(operations, elapsed_s, devices=self.devices, peak=self.peak_flops)
+        return row
+
+
+def make_speedometer(config: Any, params: SftParams | TrainParams, runtime: Runtime, *, world_size: int) -> Speedometer:
+    """Look up the device's peak; where it is known, count the model's weights without making them."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    peak = peak_flops(runtime.peak_flops, name, params.precision)
+    if peak is None:
+        return Speedometer()
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        cost = ModelCost.of(AutoModelForCausalLM.from_config(config, trust_remote_code=params.model.trust_remote_code))
+    passes = FORWARD_AND_BACKWARD if params.lora is None else FORWARD_AND_INPUT_GRADIENTS
+    return Speedometer(world_size, cost, peak, passes)

@@ -1,0 +1,1 @@
+"""Losses, rewards and statistics of the training objectives."""

@@ -1,0 +1,192 @@
+"""What is trained: the loss numerators, denominators and statistics of SFT and of preference optimisation.
+
+The loss of a step is sum(numerators over all rows of the global batch) / denominator. For preference optimisation the
+denominator is the number of rows, for SFT the number of response tokens; both are of the *global* batch, whatever ranks
+and micro-batches it was cut into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from wrpo_engine.config import SftParams, TrainParams
+from wrpo_engine.training.batch.collate import Batch
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.objectives.alpha import alpha_at
+from wrpo_engine.training.objectives.losses import PerResponse
+from wrpo_engine.training.objectives.preference import REJECTED, PreferenceObjective
+
+
+@dataclass(frozen=True, slots=True)
+class RowTerms:
+    """One micro-batch: what is summed over rows."""
+
+    numerators: Tensor
+    """[B], with a graph."""
+    statistics: dict[str, Tensor]
+    """Name -> [B], detached; their means over the global batch's rows are logged."""
+
+
+class Task(Protocol):
+    """What the loop asks of SFT and of preference optimisation."""
+
+    @property
+    def needs_reference(self) -> bool: ...
+
+    @property
+    def responses_per_row(self) -> int: ...
+
+    def statistic_names(self) -> list[str]:
+        """Return the names of the statistics, in the order in which they are logged."""
+        ...
+
+    def denominator(self, rows: Sequence[TokenRow]) -> float:
+        """Return what the step's summed numerators are divided by; `rows` is the global batch."""
+        ...
+
+    def settings(self, step: int, num_steps: int) -> dict[str, float]:
+        """Return what is constant over a step and logged with it, for example alpha."""
+        ...
+
+    def evaluation_settings(self) -> dict[str, float]:
+        """Return the same for every evaluation on held-out rows, so that their losses can be compared."""
+        ...
+
+    def terms(self, batch: Batch, logps_S: Tensor, reference_S: Tensor | None, settings: dict[str, float]) -> RowTerms:
+        """Return loss numerators and statistics of a micro-batch."""
+        ...
+
+    def entropy_names(self) -> list[str]:
+        """Return the names of what `entropies` returns, in the order in which they are logged."""
+        ...
+
+    def entropies(self, batch: Batch, entropies_S: Tensor) -> dict[str, Tensor]:
+        """Return name -> [B], the mean entropy per token with loss, of summed entropies; in training only."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SftTask:
+    """Mean negative log-likelihood over the global batch's tokens with loss: the responses', or all (lossTokens)."""
+
+    params: SftParams
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
+
+    @property
+    def responses_per_row(self) -> int:
+        return 1
+
+    def statistic_names(self) -> list[str]:
+        return ["logps", "lengths"]
+
+    def denominator(self, rows: Sequence[TokenRow]) -> float:
+        return float(sum(row.num_loss_tokens for row in rows))
+
+    def settings(self, step: int, num_steps: int) -> dict[str, float]:  # noqa: ARG002
+        return {}
+
+    def evaluation_settings(self) -> dict[str, float]:
+        return {}
+
+    def terms(
+        self,
+        batch: Batch,
+        logps_S: Tensor,
+        reference_S: Tensor | None,  # noqa: ARG002
+        settings: dict[str, float],  # noqa: ARG002
+    ) -> RowTerms:
+        return RowTerms(-logps_S, {"logps": logps_S.detach(), "lengths": batch.lengths_S})
+
+    def entropy_names(self) -> list[str]:
+        return ["entropy"]
+
+    def entropies(self, batch: Batch, entropies_S: Tensor) -> dict[str, Tensor]:
+        return {"entropy": entropies_S / batch.lengths_S}
+
+
+def per_response(values_S: Tensor, responses_per_row: int) -> PerResponse:
+    """Cut [S] into preferred [B, K] and rejected [B]; the rejected response is the last of each row."""
+    values_BK = values_S.view(-1, responses_per_row)
+    return PerResponse(preferred=values_BK[:, :-1], rejected=values_BK[:, -1])
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceTask:
+    """Preference optimisation; every row weighs the same."""
+
+    params: TrainParams
+    objective: PreferenceObjective
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.objective.needs_reference
+
+    @property
+    def responses_per_row(self) -> int:
+        return len(self._kinds)
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        """The kinds of responses of a row, in the order of their columns."""
+        return (*self.objective.preferred, REJECTED)
+
+    def statistic_names(self) -> list[str]:
+        kinds = self._kinds
+        names = [f"rewards_{kind}" for kind in kinds]
+        if self.objective.has_source:
+            names += ["margin", "margin_source", "margin_target"]
+            names += ["accuracy_source", "accuracy_target", "accuracy_source_over_target"]
+        else:
+            names += ["margin", "accuracy"]
+        return [*names, *(f"logps_{kind}" for kind in kinds), *(f"lengths_{kind}" for kind in kinds)]
+
+    def denominator(self, rows: Sequence[TokenRow]) -> float:
+        return float(len(rows))
+
+    def settings(self, step: int, num_steps: int) -> dict[str, float]:
+        if not self.objective.has_source:
+            return {}
+        return {"alpha": alpha_at(step, num_steps, self.params.alpha)}
+
+    def evaluation_settings(self) -> dict[str, float]:
+        return {"alpha": self.params.alpha.max} if self.objective.has_source else {}
+
+    def entropy_names(self) -> list[str]:
+        return [f"entropy_{kind}" for kind in self._kinds]
+
+    def entropies(self, batch: Batch, entropies_S: Tensor) -> dict[str, Tensor]:
+        columns = (entropies_S / batch.lengths_S).view(-1, self.responses_per_row).unbind(dim=1)
+        return dict(zip(self.entropy_names(), columns, strict=True))
+
+    def terms(self, batch: Batch, logps_S: Tensor, reference_S: Tensor | None, settings: dict[str, float]) -> RowTerms:
+        policy = per_response(logps_S, self.responses_per_row)
+        reference = None if reference_S is None else per_response(reference_S, self.responses_per_row)
+        lengths = per_response(batch.lengths_S, self.responses_per_row)
+        weights = self.objective.weights(settings.get("alpha", 0.0))
+        terms = self.objective.terms(policy, reference, lengths, weights=weights)
+        statistics: dict[str, Tensor] = {"margin": terms.margin}
+        for column, kind in enumerate(self.objective.preferred):
+            statistics[f"rewards_{kind}"] = terms.rewards.preferred[:, column]
+            statistics[f"logps_{kind}"] = policy.preferred[:, column].detach()
+            statistics[f"lengths_{kind}"] = lengths.preferred[:, column]
+        statistics[f"rewards_{REJECTED}"] = rejected = terms.rewards.rejected
+        statistics[f"logps_{REJECTED}"] = policy.rejected.detach()
+        statistics[f"lengths_{REJECTED}"] = lengths.rejected
+        # Rewards are compared [B] with [B]; a [B] against [B, 1] would compare every row with every other.
+        if self.objective.has_source:
+            source, target = terms.rewards.preferred.unbind(dim=1)
+            statistics["margin_source"] = source - rejected
+            statistics["margin_target"] = target - rejected
+            statistics["accuracy_source"] = (source > rejected).to(rejected.dtype)
+            statistics["accuracy_target"] = (target > rejected).to(rejected.dtype)
+            statistics["accuracy_source_over_target"] = (source > target).to(rejected.dtype)
+        else:
+            statistics["accuracy"] = (terms.rewards.preferred[:, 0] > rejected).to(rejected.dtype)
+        return RowTerms(terms.loss, statistics)

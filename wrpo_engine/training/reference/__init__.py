@@ -1,0 +1,1 @@
+"""Reference log-probabilities and checks of agreement."""

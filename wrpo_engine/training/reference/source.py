@@ -1,0 +1,53 @@
+"""The reference for a stage: published parts of a table, completed by one pass of the untrained policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from wrpo_engine.config import OptimizerParams
+from wrpo_engine.stage import StageContext
+from wrpo_engine.training.backends.base import Backend
+from wrpo_engine.training.batch.batching import BatchPlan
+from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.distributed.collectives import Group
+from wrpo_engine.training.paths import REFERENCE_DIRECTORY
+from wrpo_engine.training.reference.log_probs import (
+    InMemoryReference,
+    Reference,
+    ReferenceCache,
+    compute_reference,
+    reference_fingerprint,
+)
+
+
+def reference_logps(
+    ctx: StageContext,
+    params: OptimizerParams,
+    model: str,
+    rows: Sequence[TokenRow],
+    plan: BatchPlan,
+    backend: Backend,
+    group: Group,
+    *,
+    on_micro_batch: Callable[[], None] = lambda: None,
+) -> Reference:
+    """Return the reference of the rows; called on all ranks together, before the backend is restored.
+
+    `model` is the digest of what the backend has loaded.
+    """
+    if ctx.config.runtime.reference == "in-memory":
+        return InMemoryReference(backend)
+    fingerprint = group.on_main(lambda: reference_fingerprint(model, rows, params.precision, plan.layout))
+    return compute_reference(
+        backend,
+        rows,
+        plan,
+        ReferenceCache(ctx.output, f"{REFERENCE_DIRECTORY}/{fingerprint}/"),
+        group,
+        steps_per_part=ctx.config.runtime.checkpoint_every_steps,
+        should_stop=lambda: ctx.stop.requested,
+        on_step=lambda done, total: ctx.progress.update(
+            0, plan.num_steps, message=f"reference log-probabilities: {done} of {total} batches"
+        ),
+        on_micro_batch=on_micro_batch,
+    )
