@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Never
 
 from wrpo_engine.config import S3Storage, Storage, VolumeStorage
@@ -26,15 +27,16 @@ class StorageBinding:
     engine: Storage
     """The storage as stages know it. Mount points and credentials come by environment."""
     environment: Mapping[str, str]
-    env_from: tuple[Mapping[str, Any], ...] = ()
-    volumes: tuple[Mapping[str, Any], ...] = ()
-    mounts: tuple[Mapping[str, Any], ...] = ()
+    env_from: tuple[dict[str, Any], ...] = ()
+    volumes: tuple[dict[str, Any], ...] = ()
+    mounts: tuple[dict[str, Any], ...] = ()
     credentials: str | None = None
     """Secret with the credentials: another one shapes the pods, but not what they compute."""
     claim: str | None = None
     """PersistentVolumeClaim that must exist before a pod can start."""
 
 
+@lru_cache(maxsize=1024)  # asked for every stage of every plan
 def binding_of(storage: ChosenStorage) -> StorageBinding:
     """Return the binding of a storage; TypeError if its kind has none."""
     match storage:

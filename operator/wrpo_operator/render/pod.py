@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from wrpo_engine.contract.definition import Image, Shape
@@ -126,7 +127,7 @@ def _container(
     if amounts:
         container["resources"] = amounts
     if sources := binding_of(spec.storage.chosen).env_from:
-        container["envFrom"] = [dict(source) for source in sources]
+        container["envFrom"] = deepcopy(list(sources))
     return container
 
 
@@ -171,7 +172,7 @@ def _mounts(spec: ExperimentSpec, settings: RenderSettings) -> list[dict[str, An
         {"name": "wrpo-tmp", "mountPath": SCRATCH},
         {"name": "wrpo-shm", "mountPath": SHARED_MEMORY},
     ]
-    mounts += (dict(mount) for mount in binding_of(spec.storage.chosen).mounts)
+    mounts += deepcopy(binding_of(spec.storage.chosen).mounts)
     if settings.progress_url:
         mounts.append({"name": "wrpo-progress-token", "mountPath": TOKEN_DIRECTORY, "readOnly": True})
     return mounts
@@ -183,7 +184,7 @@ def _volumes(spec: ExperimentSpec, settings: RenderSettings, config_name: str) -
         {"name": "wrpo-tmp", "emptyDir": {}},
         {"name": "wrpo-shm", "emptyDir": {"medium": "Memory"}},
     ]
-    volumes += (dict(volume) for volume in binding_of(spec.storage.chosen).volumes)
+    volumes += deepcopy(binding_of(spec.storage.chosen).volumes)
     if settings.progress_url:
         token = {
             "audience": settings.progress_audience,
