@@ -13,7 +13,7 @@ from wrpo_engine.contract.storage import StorageField
 class WrpoError(Exception):
     """An outcome that was foreseen. `str(error)` is the message; `field` names a field of the experiment's spec."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[int] = ExitCode.UNEXPECTED
     code: str = "InternalError"
 
     def __init__(

@@ -1,6 +1,6 @@
 """Storages as other programs see them: what the operator's commands may use of the engine beside its contract."""
 
-from wrpo_engine.artifacts.inventory import Found, Inventory, Upload
+from wrpo_engine.artifacts.inventory import Found, Inventory
 from wrpo_engine.artifacts.roots import (
     BucketRoot,
     DirectoryRoot,
@@ -22,7 +22,6 @@ __all__ = [
     "S3Location",
     "S3Server",
     "StorageRoot",
-    "Upload",
     "root_at",
     "root_of",
     "scheme_of",
