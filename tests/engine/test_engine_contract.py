@@ -24,12 +24,13 @@ FIELDS = sorted(
     for name, model in MODELS.items()
     if model in {*STAGES, Runtime} or name in {"ModelRef", "RewardModel", "EvaluateModel"} or name.endswith("Params")
     for field in model.model_fields
+    if field != "stage"  # tells the models apart
 )
 
 
 @pytest.fixture(scope="module")
 def reads() -> Reads:
-    found = Reads(MODELS, aliases={"StageParams": frozenset(model.__name__ for model in STAGES)})
+    found = Reads(MODELS)
     found.scan(path for path in PACKAGE.rglob("*.py") if path.parent.name != "contract")
     return found
 

@@ -26,28 +26,34 @@ class Reads:
     """The source of a package and the models whose fields are looked for."""
 
     models: Mapping[str, type[BaseModel]]
-    aliases: Mapping[str, Models] = field(default_factory=dict)
-    """Name of a type alias -> models."""
-    attributes: dict[str, Models] = field(default_factory=lambda: defaultdict(frozenset))
-    """Name of an attribute of any class -> models in its annotation."""
+    classes: dict[str, Models] = field(default_factory=dict)
+    """Every class of the source -> its bases. A name of two classes counts as both."""
+    attributes: dict[tuple[str, str], Models] = field(default_factory=lambda: defaultdict(frozenset))
+    """(class, attribute or method) -> classes in its annotation."""
     returned: dict[str, Models] = field(default_factory=lambda: defaultdict(frozenset))
-    """Name of any function or property -> models in the annotation of what it returns."""
+    """Name of any function -> classes in the annotation of what it returns."""
     found: set[tuple[str, str]] = field(default_factory=set)
     """(model, field) that is read."""
 
     def scan(self, files: Iterable[Path]) -> None:
         """Read the source: first what attributes and functions are, then who reads what."""
         trees = [ast.parse(path.read_text()) for path in files]
+        self.classes |= dict.fromkeys(self.models, NONE)
+        definitions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        self.classes |= dict.fromkeys((node.name for node in definitions if node.name not in self.models), NONE)
+        for definition in definitions:
+            self._declare(definition)
+        for function in (node for tree in trees for node in ast.walk(tree) if isinstance(node, Function)):
+            self.returned[function.name] |= self._named(function.returns)
         for tree in trees:
-            self._declare(tree)
-        for tree in trees:
-            self._visit(tree, {})
+            self._visit(tree, {}, NONE)
 
     def is_read(self, model: type[BaseModel], name: str) -> bool:
         """Whether a field is read on the model, a base that has it, or a subclass."""
         return any(
             read == name and (issubclass(model, self.models[owner]) or issubclass(self.models[owner], model))
             for owner, read in self.found
+            if owner in self.models
         )
 
     def _named(self, annotation: ast.AST | None) -> Models:
@@ -55,24 +61,38 @@ class Reads:
             return NONE
         names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
         names |= {node.attr for node in ast.walk(annotation) if isinstance(node, ast.Attribute)}
-        return frozenset(names & self.models.keys()).union(*(self.aliases.get(name, NONE) for name in names))
+        return frozenset(names & self.classes.keys())
 
-    def _declare(self, tree: ast.AST) -> None:
-        for node in ast.walk(tree):
-            if isinstance(node, Function):
-                self.returned[node.name] |= self._named(node.returns)
-            elif isinstance(node, ast.ClassDef):
-                for item in node.body:
-                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                        self.attributes[item.target.id] |= self._named(item.annotation)
+    def _declare(self, definition: ast.ClassDef) -> None:
+        name = definition.name
+        self.classes[name] |= NONE.union(*(self._named(base) for base in definition.bases))
+        for item in definition.body:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                self.attributes[name, item.target.id] |= self._named(item.annotation)
+            elif isinstance(item, Function):
+                self.attributes[name, item.name] |= self._named(item.returns)
+                self._declare_own(name, item)
 
-    def _visit(self, node: ast.AST, outer: dict[str, Models]) -> None:
-        """Look through a module, class or function; names of the functions around it are known in it."""
+    def _declare_own(self, name: str, method: Function) -> None:
+        """Take what a method assigns from its arguments to `self`."""
+        arguments = {arg.arg: self._named(arg.annotation) for arg in (*method.args.args, *method.args.kwonlyargs)}
+        for node in ast.walk(method):
+            match node:
+                case ast.Assign(
+                    targets=[ast.Attribute(value=ast.Name(id="self"), attr=attr)], value=ast.Name(id=argument)
+                ):
+                    self.attributes[name, attr] |= arguments.get(argument, NONE)
+
+    def _visit(self, node: ast.AST, outer: dict[str, Models], owner: Models) -> None:
+        """Look through a module, class or function; names of the functions around it are known in it.
+
+        `owner` is the class that `self` is of.
+        """
         names = dict(outer)
         if isinstance(node, Scope):
             arguments = node.args
             for arg in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
-                names[arg.arg] = self._named(arg.annotation)
+                names[arg.arg] = owner if arg.arg == "self" else self._named(arg.annotation)
         own = list(_own_nodes(node))
         for _ in range(2):  # a name may be bound below its first use, by a loop or comprehension
             for item in own:
@@ -81,7 +101,7 @@ class Reads:
             if isinstance(item, ast.Attribute) and isinstance(item.ctx, ast.Load):
                 self.found |= {(model, item.attr) for model in self._type(item.value, names)}
             if isinstance(item, Scope | ast.ClassDef):
-                self._visit(item, names)
+                self._visit(item, names, frozenset({item.name}) if isinstance(item, ast.ClassDef) else owner)
 
     def _bind(self, node: ast.AST, names: dict[str, Models]) -> None:
         match node:
@@ -117,7 +137,7 @@ class Reads:
                 copied = self._type(node.func.value, names) if name == "model_copy" else NONE  # type: ignore[attr-defined]
                 made = self._named(node.func) if isinstance(node.func, ast.Name) else NONE
                 passed = (self._type(arg, names) for arg in args if name in {"enumerate", "zip", "tuple", "list"})
-                return (self.returned[name] | copied | made).union(*passed)
+                return (self._returned(node.func, name, names) | copied | made).union(*passed)
             case ast.Subscript(value=value) | ast.Starred(value=value) | ast.NamedExpr(value=value):
                 return self._type(value, names)
             case ast.BoolOp(values=parts) | ast.Tuple(elts=parts) | ast.List(elts=parts):
@@ -126,12 +146,20 @@ class Reads:
                 return self._type(body, names) | self._type(orelse, names)
         return NONE
 
+    def _returned(self, function: ast.expr, name: str, names: Mapping[str, Models]) -> Models:
+        owners = self._type(function.value, names) if isinstance(function, ast.Attribute) else NONE
+        return self._type_of_attribute(owners, name) if owners else self.returned[name]
+
     def _type_of_attribute(self, owners: Models, attr: str) -> Models:
-        if owners:
-            fields = (self.models[owner].model_fields.get(attr) for owner in owners)
-            words = {word for info in fields if info for word in re.findall(r"\w+", str(info.annotation))}
-            return frozenset(words & self.models.keys())
-        return self.attributes[attr] | self.returned[attr]
+        found = NONE
+        for owner in owners:
+            if owner in self.models:
+                info = self.models[owner].model_fields.get(attr)
+                words = re.findall(r"\w+", str(info.annotation)) if info else ()
+                found |= frozenset(words) & self.models.keys()
+            else:
+                found |= self.attributes[owner, attr] | self._type_of_attribute(self.classes[owner], attr)
+        return found
 
 
 def _own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
