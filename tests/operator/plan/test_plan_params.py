@@ -11,10 +11,10 @@ import pytest
 from support.builders import raw_spec
 from support.spec_leaves import JsonObject, Leaf, changed, hashes_of, leaves, manifests_of, plans_of
 
-from wrpo_engine.config import Runtime
+from wrpo_engine.config import AlphaParams, ModelRef, RewardModel, Runtime, TrainParams
 from wrpo_engine.contract.base import Role, field_role
 from wrpo_engine.contract.stages import STAGES
-from wrpo_operator.api.spec import ExperimentSpec, parse_spec
+from wrpo_operator.api.spec import Alpha, ExperimentSpec, OptimizerSpec, Training, parse_spec
 
 LORA = {"lora": {}, "holdout": {}}
 SOURCE = {"name": "qwen", "model": "Qwen/Qwen2-72B-Instruct", "revision": "main"}
@@ -64,6 +64,7 @@ PLANNED = ("as short as can be", "no retries")
 """Those in which the planner is asked as well."""
 
 LEAVES = list(leaves())
+ENGINE = (*(definition.params for definition in STAGES.values()), ModelRef, RewardModel, Runtime)
 
 
 @cache
@@ -102,10 +103,9 @@ def test_a_field_of_the_spec_takes_effect(leaf: Leaf) -> None:
 def test_what_a_stage_computes_is_made_of_computed_fields_and_its_runtime_of_execution_fields() -> None:
     """The engine's own fields too: a field in the wrong place would be hashed, or not, against its declaration."""
     assert {field_role(field) for field in Runtime.model_fields.values()} == {Role.EXECUTION}
-    for definition in STAGES.values():
-        fields = definition.params.model_fields.items()
-        wrong = [name for name, field in fields if field_role(field) is not Role.COMPUTED]
-        assert wrong == [], definition.kind
+    for params in ENGINE[:-1]:
+        wrong = [name for name, field in params.model_fields.items() if field_role(field) is not Role.COMPUTED]
+        assert wrong == [], params
 
 
 def test_a_field_of_a_section_says_what_changing_it_means_exactly_if_it_re_runs_nothing() -> None:
@@ -121,3 +121,42 @@ def test_an_override_says_what_holds_when_it_is_unset() -> None:
     assert field["description"] == (
         "Share of a GPU's memory that vLLM takes. Unset: sampling.gpuMemoryUtilization. Changing it re-runs nothing."
     )
+
+
+DECLARED_AGAIN = {
+    "Prompts.dataset": "narrower: the stage's own check says which place a path leads to",
+    "RewardProvider.endpoint": "narrower: the stage's own check refuses a password without showing it",
+    "OptimizerSpec.lora": "the same section with camelCase names",
+    "OptimizerSpec.holdout": "the same section with camelCase names",
+    "Training.alpha": "the same section with camelCase names",
+    "Training.backend": "another thing: the kind of child, not the sampler",
+    "PinnedModel.model": "the engine's is an object, made of this and of revision and chatTemplate",
+    "RewardProvider.model": "the engine calls it name",
+    "Source.name": "another thing: what the source is called",
+    "AdditionalReward.name": "another thing: what the reward is called",
+    "ExperimentSpec.reward": "another thing: the section about rewards",
+    "StorageS3.endpoint": "another thing: where the bucket is served",
+    "EvaluationPrompts.dataset": "another thing: where held-out prompts come from",
+}
+"""Field of a section -> why it is written there although the engine has a parameter of that name."""
+
+
+def test_a_section_writes_no_parameter_that_the_engine_declares() -> None:
+    engine = {name for model in ENGINE for name in model.model_fields}
+    sections = {model for leaf in LEAVES for field_model, _ in leaf.fields for model in field_model.__mro__}
+    written = {
+        f"{section.__name__}.{name}"
+        for section in sections
+        if section.__module__ in {"wrpo_operator.api.spec", "wrpo_operator.api.sections"}
+        for name in section.__annotations__.keys() & engine
+    }
+    assert written == DECLARED_AGAIN.keys(), "declare it in wrpo_engine.contract, or say why it is another thing"
+
+
+def test_a_parameter_has_one_default() -> None:
+    """Also where a section writes a field again: the stage's hash leaves out what has the engine's default."""
+    for section, model in ((OptimizerSpec, TrainParams), (Training, TrainParams), (Training, Runtime)):
+        shared = (section.model_fields.keys() & model.model_fields.keys()) - {"alpha"}
+        differing = {name for name in shared if section.model_fields[name].default != model.model_fields[name].default}
+        assert differing == set(), section
+    assert Alpha().model_dump() == AlphaParams().model_dump()
