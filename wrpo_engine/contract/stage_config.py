@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,3 +37,14 @@ class StageConfig(BaseModel):
     storage: Storage
     params: AnyParams
     runtime: Runtime = Runtime()
+
+    def file_content(self) -> dict[str, Any]:
+        """Return the content of the file: of parameters and runtime only what differs from the defaults.
+
+        So the stage knows what somebody chose, and one of an older image accepts what it does not know at its default.
+        """
+        content = self.model_dump(mode="json", exclude_none=True)
+        params = self.params.model_dump(mode="json", exclude_defaults=True)
+        content["params"] = {"stage": self.params.kind(), **params}
+        content["runtime"] = self.runtime.model_dump(mode="json", exclude_defaults=True)
+        return content

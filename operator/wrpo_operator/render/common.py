@@ -89,7 +89,7 @@ def config_map(
 
     `progress_ca` (PEM) lies beside the configuration: a pod can mount nothing of the operator's namespace.
     """
-    content = stage_config(experiment, spec, planned).model_dump(mode="json", exclude_none=True)
+    content = stage_config(experiment, spec, planned).file_content()
     data = {CONFIG_FILE: json.dumps(content, indent=2) + "\n"}
     if progress_ca:
         data[PROGRESS_CA_FILE] = progress_ca

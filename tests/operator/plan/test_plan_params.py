@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import chain, islice
@@ -9,10 +10,19 @@ from typing import Any
 
 import pytest
 from support.builders import raw_spec
-from support.spec_leaves import JsonObject, Leaf, changed, hashes_of, leaves, manifests_of, plans_of
+from support.spec_leaves import JsonObject, Leaf, changed, hashes_of, leaves, manifests_of, plans_of, stages_of
 
-from wrpo_engine.config import AlphaParams, ModelRef, RewardModel, Runtime, TrainParams
+from wrpo_engine.config import (
+    AlphaParams,
+    ArtifactRef,
+    ModelRef,
+    RewardModel,
+    Runtime,
+    TrainParams,
+    VolumeStorage,
+)
 from wrpo_engine.contract.base import Role, field_role
+from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.spec import Alpha, ExperimentSpec, OptimizerSpec, Training, parse_spec
 
@@ -160,3 +170,20 @@ def test_a_parameter_has_one_default() -> None:
         differing = {name for name in shared if section.model_fields[name].default != model.model_fields[name].default}
         assert differing == set(), section
     assert Alpha().model_dump() == AlphaParams().model_dump()
+
+
+def test_a_stage_reads_from_its_file_what_was_planned_and_which_of_it_is_not_a_default() -> None:
+    for raw in BASES.values():
+        for node in stages_of(parse_spec(raw)).values():
+            config = StageConfig(
+                experiment="ml/demo",
+                output=ArtifactRef(stage=str(node.id), hash=node.hash),
+                storage=VolumeStorage(),
+                params=node.params,
+                runtime=node.runtime,
+            )
+            read = StageConfig.model_validate_json(json.dumps(config.file_content()))
+            assert read == config
+            assert read.runtime.model_fields_set == node.runtime.model_dump(exclude_defaults=True).keys()
+            chosen = node.params.model_dump(exclude_defaults=True).keys() | {"stage"}
+            assert read.params.model_fields_set == chosen
