@@ -26,10 +26,10 @@ from wrpo_engine.contract.data import (
     ReportFields,
     RewardFields,
     RewardLength,
+    RowRules,
     ScoreExecution,
     ScoreFields,
     TemplateFields,
-    TripleFields,
 )
 from wrpo_engine.contract.exit_codes import ExitCode as ExitCode  # noqa: PLC0414 - part of the contract
 from wrpo_engine.contract.objectives import Objective as Objective  # noqa: PLC0414 - re-exported beside its parameters
@@ -174,7 +174,7 @@ class CurateSftParams(_CurateParams, role=Role.COMPUTED):
     stage: Literal["curate-sft"] = "curate-sft"
 
 
-class CurateTriplesParams(TripleFields, _CurateParams, role=Role.COMPUTED):
+class CurateTriplesParams(RowRules, _CurateParams, role=Role.COMPUTED):
     """Choose (y_ws, y_wt, y_l) for every preference prompt.
 
     The pairings WithinSource and BestWorst give pairs, for DPO, SimPO and IPO: chosen in the column of y_wt, rejected
@@ -182,8 +182,6 @@ class CurateTriplesParams(TripleFields, _CurateParams, role=Role.COMPUTED):
     """
 
     stage: Literal["curate-triples"] = "curate-triples"
-    needs_source: bool = True
-    """False for objectives without a source response (DPO, SimPO, IPO): y_ws is left out of the rows."""
 
 
 class OptimizerParams(SharedFields, OptimizerFields, StageParams, role=Role.COMPUTED):

@@ -120,6 +120,18 @@ class TripleFields(Declared, role=Role.COMPUTED):
     first pair of different texts by a stable order."""
 
 
+class RowRules(TripleFields, role=Role.COMPUTED):
+    """What a row of preference optimisation must fulfil (arXiv:2412.03187 leaves it open)."""
+
+    needs_source: bool = True
+    """False for objectives without a source response (DPO, SimPO, IPO): y_ws is left out of the rows."""
+
+    @property
+    def has_source(self) -> bool:
+        """Whether rows hold y_ws."""
+        return self.pairing == "WRPO" and self.needs_source
+
+
 class ReportFields(Declared, role=Role.COMPUTED):
     """What the report shows."""
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
 import polars as pl
+
+from wrpo_engine.contract.data import RowRules
 
 
 class Dropped(StrEnum):
@@ -27,24 +28,6 @@ class Dropped(StrEnum):
     SCORE_GAP = "score_gap"
     SOURCE_NOT_BETTER = "source_not_better"
     DUPLICATE = "duplicate"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """What a row must fulfil (arXiv:2412.03187 leaves it open)."""
-
-    pairing: Literal["WRPO", "WithinSource", "BestWorst"] = "WRPO"
-    score_margin: float = 0.0
-    max_score_gap: float | None = None
-    require_source_better: bool = False
-    on_tie: Literal["Drop", "KeepFirst"] = "Drop"
-    drop_duplicates: bool = True
-    needs_source: bool = True
-
-    @property
-    def has_source(self) -> bool:
-        """Whether rows hold y_ws."""
-        return self.pairing == "WRPO" and self.needs_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +54,7 @@ def _first(candidates: pl.DataFrame, *, descending: bool) -> pl.DataFrame:
     return ordered.unique("prompt", keep="first", maintain_order=True)
 
 
-def curate(candidates: pl.DataFrame, prompt_keys: pl.Series, rules: Rules, *, target: int | None) -> Curated:
+def curate(candidates: pl.DataFrame, prompt_keys: pl.Series, rules: RowRules, *, target: int | None) -> Curated:
     """Choose a row for every prompt; `prompt_keys` is the hash of each prompt's text, `target` the target's `model`.
 
     y_wt (chosen) is the best of the target's responses, or of all; y_l (rejected) the worst with another text, of the
@@ -112,7 +95,7 @@ def _joined(table: pl.DataFrame, candidates: pl.DataFrame, prefix: str) -> pl.Da
     return table.join(named, on="prompt", how="left", validate="1:1")
 
 
-def _reason(rules: Rules) -> pl.Expr:
+def _reason(rules: RowRules) -> pl.Expr:
     """Return the first reason that applies, or null."""
     triples = rules.pairing == "WRPO"
     gap = pl.col("chosen_score") - pl.col("rejected_score")

@@ -9,6 +9,7 @@ import polars as pl
 
 from wrpo_engine.artifacts import records
 from wrpo_engine.config import CurateSftParams, CurateTriplesParams
+from wrpo_engine.contract.data import RowRules
 from wrpo_engine.curation import pairing
 from wrpo_engine.curation.attribution import attribution, metrics_of
 from wrpo_engine.curation.inputs import (
@@ -56,22 +57,22 @@ def run_sft(ctx: StageContext) -> StageResult:
 def run_triples(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, CurateTriplesParams)
-    rules = _rules(params)
+    _require_rows(params)
     prompts = read_prompts(ctx, "preference")
-    models = _models(ctx, rules)
+    models = _models(ctx, params)
     scored = read_scored(ctx, models, prompts)
     target = scored.models.index(TARGET) if TARGET in scored.models else None
-    curated = pairing.curate(scored.candidates, prompts["prompt"].hash(), rules, target=target)
+    curated = pairing.curate(scored.candidates, prompts["prompt"].hash(), params, target=target)
     rows = curated.rows
     metrics = {"prompts": float(prompts.height), "rows": float(rows.height), **scored.counts}
     metrics |= {f"dropped_{reason.value}": float(count) for reason, count in curated.dropped.items()}
-    if rules.has_source:
+    if params.has_source:
         metrics["source_not_better"] = float(curated.num_source_not_better)
-    _check_rows(rows.height, metrics, "triple" if rules.pairing == "WRPO" else "pair", prompts.height)
-    table = _triples_table(ctx, scored, rows, rules)
-    giver, over = ("source", "target") if rules.has_source else ("target", "rejected")
-    names = table["source" if rules.has_source else "target_source"]
-    givers = [name for name in scored.models if not (rules.has_source and name == TARGET)]
+    _check_rows(rows.height, metrics, "triple" if params.pairing == "WRPO" else "pair", prompts.height)
+    table = _triples_table(ctx, scored, rows, params)
+    giver, over = ("source", "target") if params.has_source else ("target", "rejected")
+    names = table["source" if params.has_source else "target_source"]
+    givers = [name for name in scored.models if not (params.has_source and name == TARGET)]
     given = _attribution(table, names, table[f"{giver}_score"] - table[f"{over}_score"], givers)
     metrics |= metrics_of(given, givers)
     for name in ("source_score", "target_score", "rejected_score"):
@@ -81,7 +82,8 @@ def run_triples(ctx: StageContext) -> StageResult:
     return _commit(ctx, "triples.parquet", table.height, given, metrics, others=["triples.jsonl"])
 
 
-def _rules(params: CurateTriplesParams) -> pairing.Rules:
+def _require_rows(params: CurateTriplesParams) -> None:
+    """Refuse rules that no row can fulfil, and such as have no effect."""
     if params.max_score_gap is not None and params.max_score_gap < params.score_margin:
         raise ConfigError(
             "curation.maxScoreGap",
@@ -96,18 +98,9 @@ def _rules(params: CurateTriplesParams) -> pairing.Rules:
             f"it has no effect with pairing {params.pairing}, whose rows hold no y_ws",
             "Set it to false, or curation.pairing to WRPO.",
         )
-    return pairing.Rules(
-        pairing=params.pairing,
-        score_margin=params.score_margin,
-        max_score_gap=params.max_score_gap,
-        require_source_better=params.require_source_better,
-        on_tie=params.on_tie,
-        drop_duplicates=params.drop_duplicates,
-        needs_source=params.needs_source,
-    )
 
 
-def _models(ctx: StageContext, rules: pairing.Rules) -> list[str]:
+def _models(ctx: StageContext, rules: RowRules) -> list[str]:
     """Return the models whose responses count: for pairs all there are, the target among them or not."""
     models = sampled_models(ctx)
     if rules.pairing != "WRPO":
@@ -119,9 +112,7 @@ def _models(ctx: StageContext, rules: pairing.Rules) -> list[str]:
     return [*(sources if rules.needs_source else []), TARGET]
 
 
-def _triples_table(
-    ctx: StageContext, scored: ScoredResponses, rows: pl.DataFrame, rules: pairing.Rules
-) -> pl.DataFrame:
+def _triples_table(ctx: StageContext, scored: ScoredResponses, rows: pl.DataFrame, rules: RowRules) -> pl.DataFrame:
     """Return the rows of triples.parquet."""
     places = [*(["source"] if rules.has_source else []), "chosen", "rejected"]
     rows = with_texts(ctx, scored, rows, places)

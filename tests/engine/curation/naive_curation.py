@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from wrpo_engine.curation.pairing import Dropped, Rules
+from wrpo_engine.contract.data import RowRules
+from wrpo_engine.curation.pairing import Dropped
 
 TARGET = "target"
 
@@ -57,7 +58,7 @@ def worst_other(pool: Sequence[Answer], chosen: Answer, *, same_model: bool) -> 
     return lowest
 
 
-def one(prompt: int, answers: Sequence[Answer], rules: Rules) -> Row | Dropped:
+def one(prompt: int, answers: Sequence[Answer], rules: RowRules) -> Row | Dropped:
     triples = rules.pairing == "WRPO"
     source = None
     if triples and rules.needs_source:
@@ -83,7 +84,7 @@ def one(prompt: int, answers: Sequence[Answer], rules: Rules) -> Row | Dropped:
     return Row(prompt, source, chosen, rejected)
 
 
-def curate(prompts: Sequence[str], answers: Sequence[Answer], rules: Rules) -> tuple[list[Row], dict[Dropped, int]]:
+def curate(prompts: Sequence[str], answers: Sequence[Answer], rules: RowRules) -> tuple[list[Row], dict[Dropped, int]]:
     rows: list[Row] = []
     dropped: dict[Dropped, int] = {}
     seen: set[tuple[str, ...]] = set()

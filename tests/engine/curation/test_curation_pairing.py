@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_curation import TARGET, Answer
 
-from wrpo_engine.curation.pairing import Curated, Dropped, Rules, curate
+from wrpo_engine.contract.data import RowRules
+from wrpo_engine.curation.pairing import Curated, Dropped, curate
 from wrpo_engine.curation.responses import CANDIDATES
 
 MODELS = ["ann", "bob", TARGET, "zoe"]
 PROMPTS = ["p", "q", "p", "q", "r"]
 RULES = st.builds(
-    Rules,
+    RowRules,
     pairing=st.sampled_from(["WRPO", "WithinSource", "BestWorst"]),
     score_margin=st.sampled_from([0.0, 0.25, 0.6]),
     max_score_gap=st.sampled_from([None, 0.6, 0.75]),
@@ -40,7 +41,7 @@ ANSWERS = st.lists(
 )
 
 
-def column_wise(answers: list[Answer], rules: Rules) -> Curated:
+def column_wise(answers: list[Answer], rules: RowRules) -> Curated:
     texts = pl.Series([answer.text for answer in answers], dtype=pl.String).hash()
     rows = [
         (answer.prompt, MODELS.index(answer.model), answer.sample_index, answer.score, key, False, 0, place)
@@ -64,14 +65,14 @@ def named(curated: Curated, answers: list[Answer]) -> list[naive.Row]:
 
 @settings(max_examples=150)
 @given(answers=ANSWERS, rules=RULES)
-def test_the_choice_is_what_a_naive_reading_of_the_rules_says(answers: list[Answer], rules: Rules) -> None:
+def test_the_choice_is_what_a_naive_reading_of_the_rules_says(answers: list[Answer], rules: RowRules) -> None:
     curated = column_wise(answers, rules)
     assert (named(curated, answers), curated.dropped) == naive.curate(PROMPTS, answers, rules)
 
 
 @given(answers=ANSWERS, rules=RULES, data=st.data())
 def test_order_of_arrival_changes_nothing_and_every_prompt_is_kept_or_counted_once(
-    answers: list[Answer], rules: Rules, data: st.DataObject
+    answers: list[Answer], rules: RowRules, data: st.DataObject
 ) -> None:
     curated = column_wise(answers, rules)
     assert curated.rows.height + sum(curated.dropped.values()) == len(PROMPTS)
@@ -83,7 +84,7 @@ def test_order_of_arrival_changes_nothing_and_every_prompt_is_kept_or_counted_on
 
 
 @given(answers=ANSWERS, rules=RULES)
-def test_rows_keep_to_margin_window_and_policy(answers: list[Answer], rules: Rules) -> None:
+def test_rows_keep_to_margin_window_and_policy(answers: list[Answer], rules: RowRules) -> None:
     for _, source, chosen, rejected in named(column_wise(answers, rules), answers):
         gap = chosen.score - rejected.score
         assert gap >= rules.score_margin
@@ -114,7 +115,7 @@ TIES: dict[str, tuple[list[str], list[float], Any, Any]] = {
 @pytest.mark.parametrize(("texts", "scores", "on_tie", "expected"), TIES.values(), ids=TIES.keys())
 def test_ties_follow_the_sample_index(texts: list[str], scores: list[float], on_tie: Any, expected: Any) -> None:
     answers = [Answer(0, TARGET, index, *pair) for index, pair in enumerate(zip(texts, scores, strict=True))]
-    curated = column_wise(answers, Rules(on_tie=on_tie, needs_source=False))
+    curated = column_wise(answers, RowRules(on_tie=on_tie, needs_source=False))
     if isinstance(expected, Dropped):
         assert curated.dropped[expected] == 1
     else:
