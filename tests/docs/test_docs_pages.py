@@ -109,3 +109,12 @@ def test_the_stage_of_one_s_own_in_the_page_of_the_stages_is_a_valid_definition(
     exec(compile(block, "my_judge.py", "exec", dont_inherit=True), names)  # noqa: S102 (of this repository)
     known = registry([*STAGES.values(), names["JUDGE"]])
     assert known["judge"].section.name == "judge"
+
+
+def test_every_file_that_a_recipe_of_the_contributor_guide_names_exists() -> None:
+    recipes = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Recipes")[1]
+    named = set(re.findall(r"`((?:operator|tests|wrpo_engine|docs)/[\w./-]+)`", recipes))
+    tests = set(re.findall(r"`(test_\w+\.py)`", recipes))
+    assert len(named) >= 15
+    assert sorted(path for path in named if not (ROOT / path).exists()) == []
+    assert tests - {path.name for path in (ROOT / "tests").rglob("test_*.py")} == set()
