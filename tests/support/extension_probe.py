@@ -16,7 +16,7 @@ from wrpo_operator.cli.planning import manifests
 from wrpo_operator.plan.deadlines import active_limit
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.runtime.metering import kind_of
-from wrpo_operator.runtime.settings import stage_commands
+from wrpo_operator.runtime.settings import parse_stage_commands
 
 
 def probe(raw: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def probe(raw: dict[str, Any]) -> dict[str, Any]:
         "column": column_of("shout"),
         "key metrics": place.key_metrics,
         "row": [row for row in table().splitlines() if "shout" in row],
-        "stand-in": list(stage_commands('{"shout": {"command": ["true"]}}')),
+        "stand-in": list(parse_stage_commands('{"shout": {"command": ["true"]}}')),
         "metrics": kind_of({"name": "shout"}),
     }
 
