@@ -32,6 +32,8 @@ class Reads:
     """(class, attribute or method) -> classes in its annotation."""
     returned: dict[str, Models] = field(default_factory=lambda: defaultdict(frozenset))
     """Name of any function -> classes in the annotation of what it returns."""
+    lambdas: dict[str, Models] = field(default_factory=dict)
+    """Name of an argument of the module's lambdas -> models that functions of the module annotate it with."""
     found: set[tuple[str, str]] = field(default_factory=set)
     """(model, field) that is read."""
 
@@ -46,7 +48,16 @@ class Reads:
         for function in (node for tree in trees for node in ast.walk(tree) if isinstance(node, Function)):
             self.returned[function.name] |= self._named(function.returns)
         for tree in trees:
+            self.lambdas = self._arguments(tree)
             self._visit(tree, {}, NONE)
+
+    def _arguments(self, tree: ast.AST) -> dict[str, Models]:
+        """Return the models of a module's arguments by name: a lambda cannot annotate its own."""
+        found: dict[str, Models] = defaultdict(frozenset)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.arg):
+                found[node.arg] |= self._named(node.annotation)
+        return found
 
     def is_read(self, model: type[BaseModel], name: str) -> bool:
         """Whether a field is read on the model, a base that has it, or a subclass."""
@@ -92,7 +103,8 @@ class Reads:
         if isinstance(node, Scope):
             arguments = node.args
             for arg in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
-                names[arg.arg] = owner if arg.arg == "self" else self._named(arg.annotation)
+                known = self.lambdas[arg.arg] if isinstance(node, ast.Lambda) else self._named(arg.annotation)
+                names[arg.arg] = owner if arg.arg == "self" else known
         own = list(_own_nodes(node))
         for _ in range(2):  # a name may be bound below its first use, by a loop or comprehension
             for item in own:

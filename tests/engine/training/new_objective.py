@@ -12,7 +12,8 @@ from engine_support import save_tiny_model
 from support.builders import make_experiment, make_planned, raw_spec
 from support.crd_validation import experiment_object, refusals
 
-from wrpo_engine.config import StageConfig, TrainParams
+from wrpo_engine.config import TrainParams
+from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.training.objectives.divergence import RewardDivergence
 from wrpo_engine.training.objectives.preference import preference_objective
 from wrpo_operator.api.spec import SpecError, parse_spec

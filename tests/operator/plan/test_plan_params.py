@@ -145,7 +145,6 @@ DECLARED_AGAIN = {
     "Source.name": "another thing: what the source is called",
     "AdditionalReward.name": "another thing: what the reward is called",
     "ExperimentSpec.reward": "another thing: the section about rewards",
-    "StorageS3.endpoint": "another thing: where the bucket is served",
     "EvaluationPrompts.dataset": "another thing: where held-out prompts come from",
 }
 """Field of a section -> why it is written there although the engine has a parameter of that name."""
