@@ -30,6 +30,7 @@ _PATCH_TYPES: dict[Patch, str] = {
     "strategic": "application/strategic-merge-patch+json",
     "apply": "application/apply-patch+yaml",
 }
+_VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _MANAGER = {"fieldManager": "wrpo-e2e-controller"}
 
 
@@ -130,7 +131,8 @@ class HttpClient:
 
     async def _request(self, method: str, path: str, **options: Any) -> JsonObject:
         try:
-            return await self._kube.request(method, path, **options)
+            # The name of the resource is for the client's metrics only.
+            return await self._kube.request(_VERBS[method], path, path, **options)
         except KubeError as error:
             raise _api_error(error) from error
 

@@ -166,7 +166,7 @@ def test_standing_still_ends_the_process_with_stacks_and_a_message(
     assert "test_standing_still_ends_the_process" in errors  # this thread's stack
 
 
-LONG = {"stage": "train", "beta": 0.1, "epochs": 2000, "zero_stage": 1}
+LONG = {"stage": "train", "beta": 0.1, "epochs": 1000, "zero_stage": 1}
 
 
 def wait_for_rows(experiment: Experiment, gang: Gang, count: int) -> None:

@@ -22,6 +22,7 @@ from wrpo_operator.plan.storage import binding_of
 
 ROOT = Path(__file__).resolve().parents[3]
 CHECKED = (
+    "wrpo_engine/contract/base.py",
     "wrpo_engine/contract/storage.py",
     "wrpo_engine/config.py",
     "wrpo_engine/artifacts/roots.py",
