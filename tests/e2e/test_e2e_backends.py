@@ -184,7 +184,7 @@ def test_without_trainjobs_crd_the_blocker_names_what_is_installed(kube: Kube) -
         assert (blocker["object"], blocker["stage"]) == ("CustomResource/TrainJob", "sft")
         assert "Install Kubeflow Trainer" in blocker["message"]
         installed = ["JobSet", "PyTorchJob"] if is_installed(kube, JOBSET) else ["PyTorchJob"]
-        assert f"set training.backend to what is installed: {', '.join(installed)}." in blocker["message"]
+        assert f"set training.backend to an installed one: {', '.join(installed)}." in blocker["message"]
     finally:
         if not EXTERNAL:
             kube.run("kubectl", "apply", "--server-side", "-f", str(MANIFESTS / "trainjobs.yaml"))

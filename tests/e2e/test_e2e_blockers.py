@@ -83,13 +83,16 @@ OBSTACLES = {
         {"scheduling": {"nodeSelector": {"wrpo.ai/nowhere": "yes"}}},
         "Pod/no-node-prepare-",
         "Unschedulable",
-        ("No node takes the pod:", "Change spec.resources or spec.scheduling, or wait for room."),
+        ("No node fits the pod:", "Change spec.resources or spec.scheduling, or wait for free capacity."),
     ),
     "in-queue": Obstacle(
         {"scheduling": {"queueName": "team"}},
         "Workload/job-in-queue",
         "WaitingForQuota",
-        (QUEUE_WORDS, "It starts when the queue has room; `kubectl describe clusterqueue` shows who holds it."),
+        (
+            QUEUE_WORDS,
+            "It starts when the queue has free quota; `kubectl describe clusterqueue` shows which workloads use it.",
+        ),
     ),
 }
 

@@ -1,4 +1,4 @@
-"""What a declaration is, and the role that each of its fields has."""
+"""Base of the declarations and the role of each field."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pydantic.fields import FieldInfo
 
 
 class Role(Enum):
-    """What a change of a field means."""
+    """Consequence of a change of a field."""
 
     COMPUTED = "computed"
-    """Part of what a stage computes: hashed, so a change runs the stage again."""
+    """Part of what a stage computes: hashed, so a change re-runs the stage."""
     EXECUTION = "execution"
     """Part of how a stage is run: not hashed, so a change re-runs nothing."""
     OPERATION = "operation"
@@ -31,12 +31,12 @@ class Declared(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     def __init_subclass__(cls, *, role: Role | None = None, **options: Any) -> None:
-        """Take the role; pydantic's own hook below, which runs when the fields are known, gives it to them."""
+        """Accept the role; pydantic's hook below, which runs once the fields are known, assigns it."""
         super().__init_subclass__(**options)
 
     @classmethod
     def __pydantic_init_subclass__(cls, *, role: Role | None = None, **options: Any) -> None:
-        """Give the class's own fields their role."""
+        """Assign the role to the class's fields."""
         super().__pydantic_init_subclass__(**options)
         if role is None:
             return

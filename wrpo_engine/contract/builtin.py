@@ -82,7 +82,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
             counts="rows",
             key_metrics=("mean_tokens", "truncated", "empty", "repeated"),
         ),
-        summary="answer prompts with one model",
+        summary="respond to prompts with one model",
         makes="N responses per prompt; of the target on the preference prompts",
     ),
     StageDefinition(
@@ -98,7 +98,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         uses_reward=True,
         weight=3,
         report=ReportPlace(column=2, column_of_target=6, counts="rows", key_metrics=("mean_score", "std_score")),
-        summary="score answers with the reward model",
+        summary="score responses with the reward model",
         makes="a score for every response",
     ),
     StageDefinition(
@@ -114,7 +114,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         uses_reward=False,
         weight=1,
         report=ReportPlace(column=3, counts="rows", key_metrics=("prompts", "mean_score")),
-        summary="choose the best source answer for every SFT prompt",
+        summary="choose the best source response to every SFT prompt",
         makes="(x, y_ws) for the SFT prompts",
     ),
     StageDefinition(
@@ -134,7 +134,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         uses_reward=False,
         weight=15,
         report=ReportPlace(column=4, counts="steps", key_metrics=("loss",)),
-        summary="fine-tune the target on those answers",
+        summary="fine-tune the target on those responses",
         makes="the SFT-ed target",
     ),
     StageDefinition(
@@ -197,7 +197,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         uses_reward=True,
         weight=10,
         report=ReportPlace(column=9, counts="rows", key_metrics=("num_prompts",)),
-        summary="answer and score held-out prompts with all models",
+        summary="respond to held-out prompts with all models and score the responses",
         makes="scores of target, SFT and trained model on held-out prompts, win rates",
     ),
     StageDefinition(

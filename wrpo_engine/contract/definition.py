@@ -1,4 +1,4 @@
-"""What a definition of a stage says: everything that engine and operator know of one kind of stage.
+"""Definition of a stage: everything that engine and operator know of one kind of stage.
 
 A definition is data. The functions it names (`run`, `wiring`) are imported by the process that calls them, so neither
 torch nor the operator is loaded with it. A definition that lacks a field or breaks a rule raises a ValidationError when

@@ -1,7 +1,7 @@
-"""Exit codes of stages and tools, and which of them a retry cannot change.
+"""Exit codes of stages and tools, and the final ones among them.
 
-The codes from 64 up are those of sysexits(3). Whoever decides by an exit code (the Job's pod failure policy, the
-operator's plan) and whoever explains one (help texts, docs) takes it from here.
+The codes from 64 up are those of sysexits(3). Decisions by exit code (the Job's pod failure policy, the
+operator's plan) and texts about exit codes (help, docs) use these definitions.
 
 usage: python -m wrpo_engine.contract.exit_codes > docs/reference/exit-codes.md
 """
@@ -13,7 +13,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How a stage or a tool of the engine ended."""
+    """Outcome of a stage or a tool of the engine."""
 
     OK = 0
     UNEXPECTED = 1
@@ -32,16 +32,16 @@ class ExitCode(IntEnum):
 
     @property
     def meaning(self) -> str:
-        """What the code says, in a few words."""
+        """Meaning of the code in a few words."""
         return _MEANINGS[self]
 
 
 FINAL_EXIT_CODES: tuple[int, ...] = tuple(
     code for code in range(ExitCode.USAGE, ExitCode.CONFIG + 1) if code != ExitCode.TEMPORARY
 )
-"""Never retried. All of sysexits(3) and not only the codes above: a stand-in's command may use the others."""
+"""Never retried. All of sysexits(3) and not only the codes above: a stand-in command may use the others."""
 FINAL_EXIT_CODES_TEXT = f"{ExitCode.USAGE} to {ExitCode.CONFIG} but {ExitCode.TEMPORARY}"
-"""The same in words."""
+"""The same as text."""
 
 _MEANINGS: Mapping[ExitCode, str] = {
     ExitCode.OK: "success",
@@ -66,7 +66,7 @@ def consequence(code: ExitCode) -> str:
 
 
 def help_lines() -> str:
-    """Return the codes for a command's help, one a line."""
+    """Return the codes for the help of a command, one per line."""
     lines = []
     for code in ExitCode:
         is_retried = not code.is_final and code not in {ExitCode.OK, ExitCode.INTERRUPTED}
@@ -89,9 +89,9 @@ nor the pod failure policy of the Job retries it. The names are those of `wrpo_e
 |---|---|---|---|
 {rows}
 
-Any other code from {ExitCode.USAGE} to {ExitCode.CONFIG}, for example of a stand-in's command, is final too. All other
+Any other code from {ExitCode.USAGE} to {ExitCode.CONFIG}, for example of a stand-in command, is final too. All other
 codes (137 after SIGKILL, 139 after a segmentation fault) are retried like {ExitCode.UNEXPECTED:d}. The tools `lint` and
-`convert` use the same codes; {ExitCode.UNEXPECTED:d} of `lint` says that the data have errors.
+`convert` use the same codes; {ExitCode.UNEXPECTED:d} of `lint` means that the data have errors.
 """
 
 

@@ -1,4 +1,4 @@
-"""The objectives, their forms and their settings: one entry each, which operator and engine derive everything from.
+"""Objectives, forms and settings: one entry each, from which operator and engine derive the rest.
 
 A new objective is one member of `Objective`. A new form is one member of `Form` and its mathematics, the entry of
 `FORMS` in `wrpo_engine.training.objectives.preference`. Rules of the API, checks of the engine, columns of the rows,
@@ -104,7 +104,7 @@ class Objective(StrEnum):
     form: Form | None
     """None: there is no preference stage."""
     has_source: bool
-    """True: the rows hold y_ws beside y_wt, weighted by alpha. These are the WRPO objectives."""
+    """True: the rows hold y_ws in addition to y_wt, weighted by alpha. These are the WRPO objectives."""
 
     def __new__(cls, value: str, form: Form | None, has_source: bool) -> Self:
         member = str.__new__(cls, value)

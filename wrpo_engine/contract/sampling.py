@@ -11,75 +11,75 @@ from wrpo_engine.contract.types import ATOMIC, Backend, Dtype, EngineArgs, Seed,
 
 
 class GeneratorFields(Declared, role=Role.COMPUTED):
-    """How a model is run; evaluation takes these of sampling unless it sets them."""
+    """Settings of generation; evaluation inherits them from sampling unless it sets them."""
 
     backend: Backend = "vLLM"
-    """Engine that generates. Transformers is slower and runs wherever torch does."""
+    """Engine that generates. Transformers is slower and runs everywhere that PyTorch does."""
     dtype: Dtype = "auto"
-    """Number format of the weights; auto takes the model's own."""
+    """Number format of the weights; auto takes that of the model."""
     system_prompt: Text | None = None
-    """System message in front of every prompt. Unset: none."""
+    """System message before every prompt. Unset: none."""
 
 
 class SourceFields(GeneratorFields, role=Role.COMPUTED):
-    """How a model answers; a source can set these for itself."""
+    """Settings of responses, which each source can override."""
 
     samples_per_prompt: int = Field(default=5, ge=1, le=1024)
-    """Responses to each prompt. The best and the worst of the target's make a pair, so the target needs at least 2."""
+    """Responses to each prompt. The best and the worst of the target form a pair, so the target needs at least 2."""
     temperature: Temperature = 0.8
-    """0 is greedy, which makes all responses of a model to a prompt equal: then no pairs can be made."""
+    """0 is greedy: all responses of a model to a prompt are then equal and form no pairs."""
     top_p: TopP = 0.95
     """Nucleus: the share of probability that is sampled from; 1 is all."""
     max_tokens: Tokens = 2048
     """Longest response in tokens; a response that reaches it counts as truncated."""
     seed: Seed = 42
-    """Start of all random numbers."""
+    """Seed of all random numbers."""
     max_model_length: Tokens | None = None
-    """Tokens of prompt and response together. Unset: the model's own limit. Smaller values save memory."""
+    """Maximum tokens of prompt and response together. Unset: the model's limit. Smaller values save memory."""
     on_prompt_too_long: Literal["Fail", "Skip"] = "Fail"
-    """Fail: a prompt that does not fit the model's context ends the stage with an error that names it.
-    Skip: it is left out, recorded with the finish reason `prompt_too_long`, and counted."""
+    """Fail: a prompt that exceeds the model's context fails the stage with an error that names the prompt.
+    Skip: it is skipped, recorded with the finish reason `prompt_too_long`, and counted."""
     quantization: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")] | None = None
-    """vLLM's name of the weights' quantisation, e.g. awq or fp8. Unset: what the model's config says."""
+    """vLLM's name of the weights' quantisation, e.g. awq or fp8. Unset: as in the model's config."""
     stop: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
         default=(), max_length=16, json_schema_extra=ATOMIC
     )
-    """Texts that end a response; they are not part of it."""
+    """Strings that end a response and are removed from it."""
     stop_token_ids: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] = Field(
         default=(), max_length=32, json_schema_extra=ATOMIC
     )
-    """Tokens that end a response, beside the model's own end-of-turn tokens."""
+    """Tokens that end a response, in addition to the model's end-of-turn tokens."""
     engine_args: EngineArgs = Field(default={})
     """Further arguments of vLLM's engine by their Python names, e.g. kv_cache_dtype. Names that vLLM does not know, and
-    those that have a field of their own here, are refused when a stage starts. Changing one that decides only speed and
-    memory, e.g. max_num_seqs, re-runs nothing."""
+    those that have a separate field here, are refused when a stage starts. Changing an argument that affects only speed
+    and memory, e.g. max_num_seqs, re-runs nothing."""
 
 
 class SourceExecution(Declared, role=Role.EXECUTION):
-    """How a model is placed on GPUs; a source can set these for itself."""
+    """Placement of a model on GPUs, which each source can override."""
 
     tensor_parallel_size: int = Field(default=1, ge=1, le=64)
-    """GPUs that share one copy of the model (vLLM). The pod's resources must ask for as many."""
+    """GPUs that share one copy of the model (vLLM). The pod's resources must request as many."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of a GPU's memory that vLLM takes. Unset: vLLM's default on a GPU, 0.3 on a CPU."""
 
 
 class PartFields(Declared, role=Role.COMPUTED):
-    """How responses are committed."""
+    """Settings of committing responses."""
 
     prompts_per_part: int = Field(default=32, ge=1, le=65536)
     """Prompts committed together; a killed pod loses at most one such part."""
 
 
 class ShardExecution(Declared, role=Role.EXECUTION):
-    """How a sampling or scoring stage is divided."""
+    """Division of a sampling or scoring stage into pods."""
 
     shards: int = Field(default=1, ge=1, le=256)
     """Pods that share the work on one model's responses."""
 
 
 class EvaluationFields(Declared, role=Role.COMPUTED):
-    """How models answer held-out prompts."""
+    """Settings of responses to held-out prompts."""
 
     samples_per_prompt: int = Field(default=1, ge=1, le=64)
     """Responses of each model to each held-out prompt."""
@@ -90,4 +90,4 @@ class EvaluationFields(Declared, role=Role.COMPUTED):
     max_tokens: Tokens = 2048
     """Longest response in tokens."""
     seed: Seed = 42
-    """Start of all random numbers."""
+    """Seed of all random numbers."""

@@ -1,4 +1,4 @@
-"""The JSON file every stage is started with: `wrpo-engine STAGE --config FILE`."""
+"""JSON configuration of a stage: `wrpo-engine STAGE --config FILE`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ else:
 
 
 class StageConfig(BaseModel):
-    """The whole file.
+    """Content of the file.
 
     `inputs` maps a role to an upstream artifact. The role of a stage's artifact is in its definition
     (`wrpo_engine.contract.builtin`): `prompts`, `sft-rows`, `sft`, `triples`, `model`, `evaluation`; `samples/<source>`
     and `scores/<source>` (the source is `target` for the target model; with several rewards
-    `scores/<source>/<reward>`); `fetch/<name>` (a hub model downloaded beforehand: it is used wherever a model of that
-    name and revision is asked for, and is not hashed). A stage gets the roles it needs; report gets all that exist.
+    `scores/<source>/<reward>`); `fetch/<name>` (a hub model downloaded beforehand: it is used for every model of that
+    name and revision, and is not hashed). A stage gets the roles it needs; report gets all that exist.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,9 +39,10 @@ class StageConfig(BaseModel):
     runtime: Runtime = Runtime()
 
     def file_content(self) -> dict[str, Any]:
-        """Return the content of the file: of parameters and runtime only what differs from the defaults.
+        """Return the content of the file, without parameters and runtime settings at their defaults.
 
-        So the stage knows what somebody chose, and one of an older image accepts what it does not know at its default.
+        The stage then knows which values were set explicitly. A stage of an older image accepts a field that it does
+        not know as long as the field has its default.
         """
         content = self.model_dump(mode="json", exclude_none=True)
         params = self.params.model_dump(mode="json", exclude_defaults=True)

@@ -1,8 +1,8 @@
-"""Where artifacts are kept: one union of kinds, their fields declared once for the experiment's spec and for stages.
+"""Storage of artifacts: a union of kinds whose fields the experiment's spec and the stages share.
 
 A kind of storage is a class of fields, from which the section of the spec (`wrpo_operator.api.sections`) and the
-member of the union `Storage` inherit. What the engine does with a member is in `wrpo_engine.artifacts.roots`, what a
-pod needs for it in `wrpo_operator.plan.storage`; both match the union exhaustively.
+member of the union `Storage` inherit. The engine's access to a member is in `wrpo_engine.artifacts.roots`, the
+settings of its pods are in `wrpo_operator.plan.storage`; both match the union exhaustively.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_VOLUME_ROOT = "/var/lib/wrpo"
-"""Where pods mount the volume unless WRPO_VOLUME_ROOT says otherwise."""
+"""Mount point of the volume in pods, unless WRPO_VOLUME_ROOT overrides it."""
 
 
 class StorageField(StrEnum):
@@ -52,10 +52,10 @@ class S3Fields(BaseModel):
     )
     """URL of an S3-compatible service. Unset: AWS."""
     region: str | None = Field(default=None, max_length=64, pattern=r"^[a-z0-9-]+$")
-    """Region of the bucket. Unset: what the environment says."""
+    """Region of the bucket. Unset: as in the environment."""
     addressing_style: Literal["Path", "Virtual"] | None = None
     """Where requests name the bucket: Path (https://HOST/BUCKET) or Virtual (https://BUCKET.HOST), which some services
-    demand. Unset: what the AWS configuration says, else Path where an endpoint is set."""
+    require. Unset: as in the AWS configuration, else Path if an endpoint is set."""
 
 
 class _VolumeKind(BaseModel):
@@ -67,9 +67,9 @@ class _S3Kind(BaseModel):
 
 
 class VolumeStorage(VolumeFields, _VolumeKind):
-    """A directory on a mounted volume. Its mount point comes from WRPO_VOLUME_ROOT."""
+    """A directory on a mounted volume, whose mount point is WRPO_VOLUME_ROOT."""
 
-    # A base of its own puts `kind` first in the file: ConfigMaps are named by a digest of their content.
+    # A separate base puts `kind` first in the file: ConfigMaps are named by a digest of their content.
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

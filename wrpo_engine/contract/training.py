@@ -11,12 +11,12 @@ from wrpo_engine.contract.types import ATOMIC, BatchTokens, LearningRate, Ratio,
 
 
 class LoraParams(Declared, role=Role.COMPUTED):
-    """Low-rank adapters (PEFT). The trained model is exported merged, the adapter beside it."""
+    """Low-rank adapters (PEFT). The export contains the merged model and, separately, the adapter."""
 
     rank: int = Field(default=16, ge=1, le=4096)
     """Rank of the adapters."""
     alpha: float = Field(default=32.0, gt=0, le=65536)
-    """Their scale is alpha / rank."""
+    """The output of the adapters is scaled by alpha / rank."""
     target_modules: tuple[Annotated[str, Field(min_length=1, max_length=128)], ...] = Field(
         default=(), max_length=32, json_schema_extra=ATOMIC
     )
@@ -24,14 +24,14 @@ class LoraParams(Declared, role=Role.COMPUTED):
 
 
 class HoldoutParams(Declared, role=Role.COMPUTED):
-    """Rows kept out of training, and what their loss decides."""
+    """Rows excluded from training, and the use of their loss."""
 
     fraction: float = Field(default=0.05, gt=0, lt=1)
-    """Share of the rows, chosen by the seed."""
+    """Share of the rows that is held out, chosen by the seed."""
     every_steps: Steps = 50
     """Optimizer steps between evaluations; the last step is always followed by one."""
     patience: int | None = Field(default=None, ge=1, le=10000)
-    """Early stopping: end after so many evaluations without a better loss. Unset: never."""
+    """Early stopping: stop after this number of evaluations without a better loss. Unset: never."""
     keep_best: bool = False
     """Export the weights with the lowest held-out loss instead of the last ones."""
 
@@ -42,18 +42,18 @@ class AlphaParams(Declared, role=Role.COMPUTED):
     schedule: Literal["Linear", "Constant"] = "Linear"
     """Linear: a(step) = max * step / N over the N optimizer steps. Constant: a = max."""
     max: Ratio = 0.1
-    """Largest weight of the source response. 0 is DPO on the target's own pair, 1 leaves the target's best out."""
+    """Largest weight of the source response. 0 is DPO on the target's own pair, 1 ignores the target's best."""
 
 
 class OptimizerFields(Declared, role=Role.COMPUTED):
-    """AdamW and its data, as SFT and preference training each have them."""
+    """AdamW and its data, for SFT and for preference training."""
 
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    """Decay of the learning rate after the warm-up."""
     warmup_ratio: Ratio = 0.1
     """Share of the steps over which the learning rate rises to its peak."""
     weight_decay: Ratio = 0.0
-    """AdamW's weight decay, of all weights but biases and norms."""
+    """AdamW's weight decay of all weights except biases and norms."""
     max_grad_norm: float = Field(default=1.0, gt=0, le=1000000)
     """Gradients are clipped to this norm."""
     epochs: int = Field(default=1, ge=1, le=1000)
@@ -61,11 +61,11 @@ class OptimizerFields(Declared, role=Role.COMPUTED):
     global_batch_size: int = Field(default=128, ge=1, le=1048576)
     """Rows (SFT) or triples (preference) of one optimizer step, over all pods. Independent of nodes and GPUs."""
     max_length: int = Field(default=2048, ge=2, le=1048576)
-    """Tokens of prompt and response together; each response is cut by itself, and cuts are counted."""
+    """Maximum tokens of prompt and response together. Responses are truncated separately, which is counted."""
     max_prompt_length: int = Field(default=1800, ge=1, le=1048576)
-    """Tokens of the prompt; must be below maxLength."""
+    """Maximum tokens of the prompt; must be below maxLength."""
     seed: Seed = 42
-    """Decides the order of rows."""
+    """Seed of the order of rows."""
     shuffle: bool = True
     """False: rows in the order of the artifact, every epoch."""
     lora: LoraParams | None = None
@@ -75,38 +75,37 @@ class OptimizerFields(Declared, role=Role.COMPUTED):
 
 
 class SharedFields(Declared, role=Role.COMPUTED):
-    """Parameters of preference optimisation that SFT takes too unless it sets them."""
+    """Parameters of preference optimisation that SFT inherits unless it sets them."""
 
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Number format of forward and backward passes; master weights are float32. On CPUs float32 is faster."""
     zero_stage: Literal[0, 1, 2, 3] = 3
     """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
 class SharedExecution(Declared, role=Role.EXECUTION):
-    """How preference optimisation runs, and SFT too unless it sets them."""
+    """Execution of preference optimisation, which SFT inherits unless it sets it."""
 
     offload: Literal["none", "optimizer", "optimizer-and-parameters"] = "none"
-    """What is kept in CPU memory instead of the GPU's."""
+    """State that is kept in CPU memory instead of GPU memory."""
     micro_batch_tokens: BatchTokens = 8192
-    """Upper bound of tokens in one forward pass of one rank. Lower it when memory runs out."""
+    """Upper bound of tokens in one forward pass of one rank. Reduce it if memory is exhausted."""
     checkpoint_every_steps: Steps = 50
-    """Optimizer steps between checkpoints: what a killed gang loses at most."""
+    """Optimizer steps between checkpoints: the most that a killed gang loses."""
 
 
 class BothExecution(Declared, role=Role.EXECUTION):
-    """How both training stages run."""
+    """Execution of both training stages."""
 
     keep_checkpoints: int = Field(default=2, ge=1, le=100)
-    """The newest so many checkpoints are kept, so that a damaged one costs little, and the best one if holdout.keepBest
-    is set."""
+    """Number of most recent checkpoints to keep; the best one is kept too if holdout.keepBest is set."""
     micro_batch_size: int | None = Field(default=None, ge=1, le=65536)
-    """Rows in one forward pass of one rank, instead of the bound of tokens."""
+    """Rows in one forward pass of one rank, instead of microBatchTokens."""
     layout: Literal["auto", "shared-prefix", "packed", "padded"] = "auto"
-    """How sequences are laid out in a forward pass. shared-prefix computes a prompt once for all its responses; auto
-    takes the best that the model's architecture supports."""
+    """Layout of sequences in a forward pass. shared-prefix computes a prompt once for all its responses; auto selects
+    the best layout that the model's architecture supports."""
     torch_compile: bool = False
     """Compile the model with torch.compile."""
     offload_nvme_path: str | None = Field(default=None, max_length=512, pattern=r"^/[A-Za-z0-9._/-]*$")
@@ -114,34 +113,34 @@ class BothExecution(Declared, role=Role.EXECUTION):
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         default=("tensorboard",), max_length=3, json_schema_extra=ATOMIC
     )
-    """Where metrics go beside metrics.jsonl. Keys come from spec.env."""
+    """Destinations of metrics in addition to metrics.jsonl. Keys come from spec.env."""
     collective_timeout_seconds: Seconds = 1800
-    """A rank that waits longer for its peers ends, and the gang is recreated."""
+    """Timeout of collective operations. On expiry the rank exits and the gang is recreated."""
     rendezvous_timeout_seconds: Seconds = 900
-    """Pods of a gang wait so long for each other; then the missing ones are named."""
+    """Rendezvous timeout of the pods of a gang. On expiry the error lists the missing nodes."""
     hang_timeout_seconds: Seconds = 1200
-    """Without a finished micro-batch for so long, ranks write their stacks to their logs and end."""
+    """Hang timeout. If no micro-batch completes within this time, ranks write their stacks to their logs and exit."""
 
 
 class PreferenceExecution(Declared, role=Role.EXECUTION):
-    """How preference optimisation alone runs."""
+    """Execution of preference optimisation only."""
 
     reference: Literal["precomputed", "in-memory"] = "precomputed"
     """Reference log-probabilities from one pass before training, or from a second, frozen model in every step, which
-    takes its memory and time."""
+    costs memory and time."""
 
 
 class SftFields(Declared, role=Role.COMPUTED):
-    """What only SFT has, and its own learning rate."""
+    """Parameters of SFT only, and its learning rate."""
 
     learning_rate: LearningRate = 7e-6
     """Peak learning rate."""
     loss_tokens: Literal["Response", "All"] = "Response"
-    """All: the prompt's tokens carry loss too, as in the paper's released code."""
+    """Tokens that contribute to the loss. All: also those of the prompt, as in the paper's released code."""
 
 
 class PreferenceFields(Declared, role=Role.COMPUTED):
-    """What only preference optimisation has, and its own learning rate."""
+    """Parameters of preference optimisation only, and its learning rate."""
 
     alpha: AlphaParams = AlphaParams()
     """The weight of the source response."""
@@ -152,12 +151,12 @@ class PreferenceFields(Declared, role=Role.COMPUTED):
     tau: float = Field(default=0.1, gt=0, le=1000)
     """Regularisation of the IPO forms. Refused with other objectives unless 0.1."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of pairs taken as labelled the wrong way (DPO forms). Refused with other objectives unless 0."""
+    """Assumed share of pairs with swapped labels (DPO forms). Refused with other objectives unless 0."""
     length_normalized: bool = False
     """Divide each response's reward by its length (DPO forms). Refused with other objectives."""
     ipo_mean: bool = False
     """Mean instead of summed log-ratios (IPO forms). Refused with other objectives."""
     nll_weight: float = Field(default=0.0, ge=0, le=1000)
-    """Weight of an added likelihood term on the best source response (the target's best where there is no source)."""
+    """Weight of an added likelihood term on the best source response (the target's best if there is no source)."""
     learning_rate: LearningRate = 3e-7
     """Peak learning rate."""

@@ -1,4 +1,4 @@
-"""Types with bounds that several declarations use."""
+"""Bounded types shared by declarations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all API models have in common: camelCase names, documented fields, nothing unknown, nothing infinite."""
+"""Base classes and types of the API models: camelCase names, documented fields, finite numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, patt
 
 
 def _quantity(value: Any) -> int | str:
-    """Check by hand what is an integer or a text: pydantic would tell of each of the two by itself."""
+    """Validate a quantity in one step, because pydantic would report one error per union member."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     if isinstance(value, str) and len(value) <= 32 and re.fullmatch(QUANTITY_PATTERN[1:-1], value, re.ASCII):
@@ -45,12 +45,12 @@ FreeObject = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "x-kube
 
 
 def list_map(*keys: str) -> dict[str, Any]:
-    """Return schema extension of a list whose items are told apart by `keys`; the API server refuses duplicates."""
+    """Return the schema extension of a list whose items `keys` identify; the API server refuses duplicates."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
 
 
 class SpecModel(Declared):
-    """A part of the spec, read as strictly as the API server does.
+    """A part of the spec, parsed as strictly as the API server does.
 
     A field that narrows one of a declaration keeps its description and its role, unless it has its own.
     """
@@ -59,7 +59,7 @@ class SpecModel(Declared):
 
     @classmethod
     def __pydantic_init_subclass__(cls, *, role: Role | None = None, **options: Any) -> None:
-        """Take over descriptions and roles from what is declared."""
+        """Inherit descriptions and roles from the declarations."""
         super().__pydantic_init_subclass__(role=role, **options)
         narrowed = [
             (field, base.model_fields[name])
@@ -82,7 +82,7 @@ MIN_YEAR, MAX_YEAR = 1, 9000
 class StatusModel(BaseModel):
     """A part of the status. Unknown fields of a newer version are dropped, not refused.
 
-    Texts are cut to the length of their field, whoever wrote them: a status that is too long could not be written.
+    Texts are truncated to the maximum length of their field, because a status that exceeds it could not be written.
     """
 
     model_config = ConfigDict(
@@ -100,12 +100,12 @@ class StatusModel(BaseModel):
         return sound_times(cls, cut_texts(cls, values)) if isinstance(values, Mapping) else values
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy with changes, cut like those of a new object."""
+        """Return a copy with changes, truncated as in a new object."""
         return super().model_copy(update=cut_texts(type(self), update) if update else update, deep=deep)
 
 
 def cut_texts(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a model's fields, by name or alias, with texts cut to the fields' lengths."""
+    """Return the values of a model's fields, by name or alias, with texts truncated to the fields' maximum lengths."""
     limits = _lengths(model)
     return {
         name: f"{value[: limits[name] - 1]}…"
@@ -116,13 +116,13 @@ def cut_texts(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, An
 
 
 def sound_times(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values without times that cannot be calculated with: somebody wrote them by hand."""
+    """Return values without invalid times, which manual edits can contain."""
     times = _times(model)
     return {name: value for name, value in values.items() if name not in times or value is None or is_time(value)}
 
 
 def is_time(value: object) -> bool:
-    """Whether a value is a time with a zone, of a year that durations can be added to."""
+    """Return whether a value is a time with a zone, in a year to which durations can be added."""
     try:
         found = datetime.fromisoformat(value) if isinstance(value, str) else None
     except ValueError:

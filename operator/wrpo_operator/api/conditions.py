@@ -1,4 +1,4 @@
-"""Every condition type, reason and message of the status, of its blockers, and of events."""
+"""Condition types, reasons and messages of the status, its blockers and events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wrpo_operator.api.backends import BACKENDS
 
 
 class ConditionType(StrEnum):
-    """Types of status.conditions; all are always there."""
+    """Types of status.conditions; the status always holds all of them."""
 
     ACCEPTED = "Accepted"
     PROGRESSING = "Progressing"
@@ -18,7 +18,7 @@ class ConditionType(StrEnum):
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     SOURCES_DEGRADED = "SourcesDegraded"
-    """Sources that failed for good were left out, as spec.sampling.onSourceFailure allows."""
+    """True while the experiment runs without sources that failed for good (spec.sampling.onSourceFailure)."""
 
 
 class Reason(StrEnum):
@@ -107,79 +107,93 @@ MERE_WAITS = frozenset(
         Reason.EVICTED_BY_QUEUE,
     }
 )
-"""Reasons of blockers that pass by themselves, however long it takes: nobody has to be called."""
+"""Reasons of blockers that resolve without intervention, regardless of how long they last."""
 
 
 def accepted() -> str:
+    """Return the message of a valid spec."""
     return "The spec is valid."
 
 
 def invalid(errors: tuple[str, ...]) -> str:
+    """Return the message of an invalid spec; each error is a sentence."""
     return " ".join(errors)
 
 
 def running(stages: tuple[str, ...]) -> str:
+    """Return the message of an experiment with running stages."""
     return f"Running {', '.join(stages)}."
 
 
 def waiting(stages: tuple[str, ...]) -> str:
+    """Return the message of an experiment of which no stage runs; `stages` are those that wait."""
     return f"Waiting to run {', '.join(stages)}." if stages else "Waiting for stages to stop."
 
 
 def not_accepted_yet() -> str:
+    """Return the message of an experiment whose spec is invalid."""
     return "Nothing starts until the spec is valid."
 
 
 def finished(phase: str) -> str:
+    """Return the message of an experiment that has ended."""
     return f"The experiment has {phase.lower()}."
 
 
 def deleting() -> str:
-    return "The experiment is being deleted and a finalizer still holds it: nothing new starts."
+    """Return the message of an experiment that is being deleted."""
+    return "The experiment is being deleted and waits for a finalizer; no stage starts."
 
 
 def not_finished() -> str:
+    """Return the message of an experiment that has not ended."""
     return "The experiment has not ended."
 
 
 def suspended() -> str:
-    return "spec.suspend is true: nothing starts, and what ran has been stopped. Set it to false to go on."
+    """Return the message of a suspended experiment."""
+    return "spec.suspend is true: running stages were stopped and no stage starts. Set it to false to resume."
 
 
 def not_suspended() -> str:
+    """Return the message of an experiment that is not suspended."""
     return "spec.suspend is false."
 
 
 def nothing_blocks() -> str:
-    return "Nothing keeps the experiment from going on."
+    """Return the message of an experiment without blockers."""
+    return "Nothing blocks the experiment."
 
 
 def succeeded(stages: int) -> str:
+    """Return the message of an experiment that succeeded."""
     return f"All {stages} stages have succeeded."
 
 
 def all_sources_used() -> str:
-    return "No source is left out."
+    """Return the message of an experiment that uses all sources."""
+    return "All sources are used."
 
 
 def sources_lost(failures: Mapping[str, str]) -> str:
-    """`failures` are the words of the failed stages by source."""
+    """Return the message about excluded sources; `failures` maps a source to the message of its failed stage."""
     names = ", ".join(failures)
-    return f"Going on without {names}: {' '.join(failures.values())} Edit the spec to try again."
+    return f"Continuing without {names}: {' '.join(failures.values())} Edit the spec to retry."
 
 
 def no_failure() -> str:
+    """Return the message of an experiment without a final failure."""
     return "No stage has failed for good."
 
 
-def stage_failed(stage: str, attempt: int, failed: int, limit: int, words: str) -> str:
-    """`words` are the engine's own where there are any."""
+def stage_failed(stage: str, attempt: int, failed: int, limit: int, cause: str) -> str:
+    """Return the final failure of a stage; `cause` is the engine's error if there is one."""
     tries = (
         f"attempt {attempt}"
         if failed <= 1
         else f"attempt {attempt}; {failed} failures, and spec.retries.limit is {limit}"
     )
-    return f"Stage {stage} failed ({tries}): {words}"
+    return f"Stage {stage} failed ({tries}): {cause}"
 
 
 def engine_error(code: str, field: str | None, message: str, hint: str | None) -> str:
@@ -189,7 +203,7 @@ def engine_error(code: str, field: str | None, message: str, hint: str | None) -
 
 
 def exited(code: int | None, tail: str, pod: str, namespace: str = "") -> str:
-    """Return a pod that ended without saying why."""
+    """Return the failure of a pod that reported no error; `tail` is the end of its log."""
     how = f"pod {pod} exited with code {code}" if code is not None else f"pod {pod} failed"
     why = {
         137: " (killed: out of memory, or by the node)",
@@ -199,50 +213,56 @@ def exited(code: int | None, tail: str, pod: str, namespace: str = "") -> str:
         127: " (the command does not exist in the image; check spec.images)",
         75: " (a temporary error: storage or network)",
     }.get(code or 0, "")
-    said = f"; its last words: {tail}" if tail else ""
+    said = f"; last output: {tail}" if tail else ""
     return f"{how}{why}{said}. See `kubectl logs {pod}{f' -n {namespace}' if namespace else ''}`."
 
 
 def out_of_memory(pod: str) -> str:
+    """Return the failure of a pod that exceeded its memory limit."""
     return (
         f"pod {pod} was killed for using more memory than its limit (OOMKilled). Raise the limit in spec.resources, or "
-        "lower what the stage holds at a time (training.microBatchTokens, reward.batchTokens, sampling.maxModelLength)."
+        "lower what the stage holds in memory (training.microBatchTokens, reward.batchTokens, sampling.maxModelLength)."
     )
 
 
-def over_limit(pod: str, words: str) -> str:
-    """`words` are the kubelet's."""
+def over_limit(pod: str, detail: str) -> str:
+    """Return the eviction of a pod that exceeded its own limits; `detail` is the kubelet's message."""
     return (
-        f"pod {pod} was evicted for using more local storage than its own limits allow: {words.rstrip('. ')}. Raise "
-        "limits of ephemeral-storage in spec.resources, or the sizeLimit of the volume."
+        f"pod {pod} was evicted for using more local storage than its own limits allow: {detail.rstrip('. ')}. Raise "
+        "the limit of ephemeral-storage in spec.resources, or the sizeLimit of the volume."
     )
 
 
 def same_error(step: int) -> str:
-    return f"The same error came twice at step {step}, so that trying again would not help: "
+    """Return the prefix of a failure that is final because it repeated at the same optimizer step."""
+    return f"The same error occurred twice at step {step}, so it is not retried: "
 
 
 def child_failed(child: str, reason: str, message: str) -> str:
-    """Return a child that failed although no pod tells why."""
+    """Return the failure of a child of which no pod reports the cause."""
     return f"{child} failed: {reason or 'no reason given'}{': ' + message if message else ''}."
 
 
 def pending_too_long(seconds: int, field: str, why: str) -> str:
-    return f"no pod ran within {seconds} s ({field}). {why or 'The cluster gave no reason.'}"
+    """Return the failure of an attempt of which no pod ran within the deadline of `field`."""
+    return f"no pod ran within {seconds} s ({field}). {why or 'The cluster reported no reason.'}"
 
 
 def ran_too_long(seconds: int, field: str) -> str:
+    """Return the failure of an attempt that ran past the deadline of `field`."""
     return (
-        f"it ran for more than {seconds} s ({field}) and was ended. Its parts and checkpoints are kept; raise the "
-        "deadline if it needs more time."
+        f"exceeded {field} ({seconds} s) and was terminated. Its parts and checkpoints are kept. Raise the deadline if "
+        "the stage needs more time."
     )
 
 
-def unschedulable(words: str) -> str:
-    return f"No node takes the pod: {words} Change spec.resources or spec.scheduling, or wait for room."
+def unschedulable(detail: str) -> str:
+    """Return the blocker of an unschedulable pod; `detail` is the scheduler's message."""
+    return f"No node fits the pod: {detail} Change spec.resources or spec.scheduling, or wait for free capacity."
 
 
 def scheduling_gated(gates: Sequence[str]) -> str:
+    """Return the blocker of a pod with scheduling gates."""
     return (
         f"The pod is not scheduled until these scheduling gates are removed: {', '.join(gates)}. "
         "Start the controller that removes them, or remove them from spec.podTemplate."
@@ -250,220 +270,245 @@ def scheduling_gated(gates: Sequence[str]) -> str:
 
 
 def no_scheduler(scheduler: str, claims: Sequence[str], seconds: int) -> str:
+    """Return the blocker of a pod that no scheduler has processed for `seconds`."""
     if claims:
         return (
-            f"No scheduler has looked at the pod for {seconds} s. It needs the resource claims {', '.join(claims)}: "
-            "create those that are missing, or change resourceClaims in spec.podTemplate."
+            f"No scheduler has processed the pod for {seconds} s. It needs the resource claims {', '.join(claims)}: "
+            "create the missing ones, or change resourceClaims in spec.podTemplate."
         )
     return (
-        f"No scheduler has looked at the pod for {seconds} s. It asks for the scheduler `{scheduler}`: "
-        "start it, or name one that runs in spec.scheduling.schedulerName."
+        f"No scheduler has processed the pod for {seconds} s. It requests the scheduler `{scheduler}`: "
+        "start it, or set spec.scheduling.schedulerName to one that runs."
     )
 
 
 def pod_lost(pod: str, node: str) -> str:
+    """Return the blocker of a pod that does not terminate because its node is lost."""
     return (
-        f"Pod {pod} on node {node} is being deleted and does not end, so no other pod is created in its place: the "
-        f"node is lost or cannot stop it. If the node is gone, `kubectl delete pod {pod} --force`; the attempt then "
+        f"Pod {pod} on node {node} is being deleted but does not terminate, so no replacement is created: the node is "
+        f"lost or cannot stop it. If the node is gone, `kubectl delete pod {pod} --force`; the attempt then "
         "continues on another node."
     )
 
 
-def image_pull(words: str) -> str:
-    return f"The image cannot be pulled: {words} Check spec.images and spec.imagePullSecrets."
+def image_pull(detail: str) -> str:
+    """Return the blocker of an image that cannot be pulled; `detail` is the kubelet's message."""
+    return f"The image cannot be pulled: {detail} Check spec.images and spec.imagePullSecrets."
 
 
-def container_config(words: str) -> str:
-    return f"The container cannot be made: {words} Check that the Secrets named in spec.env and spec.storage exist."
+def container_config(detail: str) -> str:
+    """Return the blocker of a container that cannot be created; `detail` is the kubelet's message."""
+    return f"The container cannot be created: {detail} Check that the Secrets named in spec.env and spec.storage exist."
 
 
-def crash_loop(words: str) -> str:
-    return f"The container ends again and again: {words} See the pod's logs."
+def crash_loop(detail: str) -> str:
+    """Return the blocker of a container in CrashLoopBackOff; `detail` is the kubelet's message."""
+    return f"The container exits repeatedly: {detail} See the pod's logs."
 
 
 def claim_pending(name: str, storage_class: str) -> str:
+    """Return the blocker of a claim that is not bound; an empty class is the cluster's default."""
     made_by = f"storage class `{storage_class}`" if storage_class else "the default storage class"
     return (
-        f"Claim `{name}` is not bound yet ({made_by}). `kubectl describe pvc {name}` says what its provisioner waits "
+        f"Claim `{name}` is not bound yet ({made_by}). `kubectl describe pvc {name}` shows what its provisioner waits "
         "for."
     )
 
 
 def init_waiting(minutes: int) -> str:
+    """Return the blocker of an init container that runs for a long time."""
     return (
         f"An init container has been running for {minutes} min. A worker's waits until the master's name resolves: "
-        "look whether the master pod runs and cluster DNS works."
+        "check that the master pod runs and that cluster DNS works."
     )
 
 
 def progress_stalled(stage: str, percent: float, minutes: int) -> str:
+    """Return the blocker of a stage whose pods run without progress."""
     return (
-        f"Stage {stage} has been at {percent:.0f}% for more than {minutes} min although its pods run. Look at their "
-        "logs; deadlines.activeSeconds ends an attempt that hangs."
+        f"Stage {stage} has been at {percent:.0f}% for more than {minutes} min although its pods run. Check their "
+        "logs; deadlines.activeSeconds terminates an attempt that hangs."
     )
 
 
 def gang_unprotected(nodes: int) -> str:
+    """Return the blocker of a gang that nothing schedules as a whole."""
     return (
         f"The stage needs {nodes} pods at once, and nothing makes the cluster start all or none of them: two such "
-        "gangs could wait for each other for ever. Set scheduling.queueName (Kueue), scheduling.podGroup (Volcano or "
-        "scheduler-plugins), or accept it by scheduling.gang: BestEffort."
+        "gangs could wait for each other forever. Set scheduling.queueName (Kueue) or scheduling.podGroup (Volcano or "
+        "scheduler-plugins), or accept the risk with scheduling.gang: BestEffort."
     )
 
 
-def noted(reason: Reason, words: str) -> str:
-    """Return what a controller or a queue says of a child, with the remedy."""
+def noted(reason: Reason, detail: str) -> str:
+    """Return the message of a controller or a queue about a child, followed by the remedy."""
     remedy = {
         Reason.QUOTA_EXCEEDED: "Free quota, raise the ResourceQuota or lower spec.resources.",
-        Reason.POD_SECURITY: (f"Let the namespace admit the pod, or change spec.podTemplate. {_init_containers()}"),
-        Reason.ADMISSION_DENIED: "The webhook's owner can say what it wants; spec.podTemplate changes the pod.",
+        Reason.POD_SECURITY: f"Allow the pod in the namespace, or change spec.podTemplate. {_init_containers()}",
+        Reason.ADMISSION_DENIED: "Ask the webhook's owner what it requires; spec.podTemplate changes the pod.",
         Reason.MOUNT_FAILED: (
             "Create the Secret, ConfigMap or claim it names, or change the volume in spec.podTemplate or spec.storage; "
-            "the pod then starts by itself."
+            "the pod then starts without further action."
         ),
         Reason.ATTACH_FAILED: (
-            "A claim that one node holds cannot be used on another: use a ReadWriteMany claim, or wait until that node "
-            "lets go of it."
+            "A claim that is attached to one node cannot be used on another: use a ReadWriteMany claim, or wait until "
+            "that node releases it."
         ),
         Reason.SANDBOX_FAILED: (
-            "The node cannot set up the pod, its network mostly: tell who runs the nodes, or keep off this one by "
-            "spec.scheduling.nodeSelector."
+            "The node cannot set up the pod, usually its network: contact the cluster administrator, or exclude the "
+            "node with spec.scheduling.nodeSelector."
         ),
         Reason.WAITING_FOR_QUOTA: (
-            "It starts when the queue has room; `kubectl describe clusterqueue` shows who holds it."
+            "It starts when the queue has free quota; `kubectl describe clusterqueue` shows which workloads use it."
         ),
-        Reason.PREEMPTED: "It goes on by itself when the queue has room again; no retry is used up.",
-        Reason.PODS_READY_TIMEOUT: "Not all of its pods were ready in time; look why they do not start.",
+        Reason.PREEMPTED: "It resumes automatically when the queue has free quota again; no retry is used up.",
+        Reason.PODS_READY_TIMEOUT: "Not all of its pods were ready in time; check why they do not start.",
     }.get(reason, "")
-    if reason is Reason.QUOTA_EXCEEDED and "must specify" in words:
+    if reason is Reason.QUOTA_EXCEEDED and "must specify" in detail:
         remedy = "The quota needs a value for each of them: set them in spec.resources."
-    return f"{sentence(words)} {remedy}".strip()
+    return f"{sentence(detail)} {remedy}".strip()
 
 
 def _init_containers() -> str:
-    """Return which init containers a training backend adds by itself, and which backends add none."""
+    """Return which init containers a training backend adds, and which backends add none."""
     others = " or ".join(backend.kind for backend in BACKENDS.values() if not backend.init_container)
     return " ".join(
-        f"An init container `{backend.init_container}` is {backend.kind}'s own; training.backend: {others} does "
-        "without it."
+        f"{backend.kind} adds the init container `{backend.init_container}`; training.backend: {others} does not."
         for backend in BACKENDS.values()
         if backend.init_container
     )
 
 
 def missing_object(kind: str, name: str) -> str:
-    return f"{kind} `{name}` does not exist in the experiment's namespace. Create it; the rest then follows by itself."
+    """Return the blocker of a referenced object that does not exist."""
+    return f"{kind} `{name}` does not exist in the experiment's namespace. Create it; the experiment then continues."
 
 
 def backend_missing(backend: str, installed: Iterable[str]) -> str:
+    """Return the blocker of a training backend whose CRD is not installed; `installed` are the kinds that are."""
     product = BACKENDS[backend].product
     others = ", ".join(sorted(installed))
-    instead = f" Or set training.backend to what is installed: {others}." if others else ""
-    return f"The cluster does not know kind {backend}. Install {product}; the rest follows by itself.{instead}"
+    instead = f" Or set training.backend to an installed one: {others}." if others else ""
+    return f"The cluster does not know kind {backend}. Install {product}; the experiment then continues.{instead}"
 
 
 def orphan_busy(stage: str, kind: str, name: str) -> str:
+    """Return the blocker of an artifact that a child of a deleted experiment still writes."""
     return (
         f"{kind} `{name}` of a deleted experiment of the same name is still creating the artifact of {stage}; the "
-        f"artifact is used when it is there. To stop it instead: `kubectl delete {kind.lower()} {name}`."
+        f"artifact is used once it is complete. To stop it instead: `kubectl delete {kind.lower()} {name}`."
     )
 
 
 def artifact_busy(stage: str, experiment: str) -> str:
-    return f"Experiment `{experiment}` is making the same artifact of {stage}; it will be used when it is there."
+    """Return the blocker of an artifact that another experiment creates."""
+    return f"Experiment `{experiment}` is creating the same artifact of {stage}; it is used once it is complete."
 
 
 def sentence(text: str) -> str:
-    """Return words of the cluster with a full stop."""
+    """Return a message of the cluster with a full stop."""
     text = text.strip()
     return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 
-def api_refused(kind: str, words: str) -> str:
-    """`words` are the API server's."""
-    return f"The API server refuses the {kind}: {sentence(words)} It is tried again until the server accepts it."
+def api_refused(kind: str, detail: str) -> str:
+    """Return the blocker of a request that the API server rejects; `detail` is its message."""
+    return f"The API server refuses the {kind}: {sentence(detail)} The request is retried until it is accepted."
 
 
-def template_refused(kind: str, words: str) -> str:
-    """`words` are the API server's, with the user's paths."""
+def template_refused(kind: str, detail: str) -> str:
+    """Return the blocker of a child that the spec makes invalid; `detail` names the fields of the spec."""
     return (
-        f"The API server cannot accept the {kind} that the spec asks for: {sentence(words)} Correct the fields it "
+        f"The API server cannot accept the {kind} that the spec requests: {sentence(detail)} Correct the fields it "
         "names (spec.podTemplate, spec.resources, spec.env or spec.scheduling); the stage then starts."
     )
 
 
-def name_taken(kind: str, name: str, namespace: str, words: str) -> str:
-    """`words` are the API server's."""
+def name_taken(kind: str, name: str, namespace: str, detail: str) -> str:
+    """Return the blocker of an object whose name is taken; `detail` is the API server's message."""
     return (
-        f"{kind} `{name}` exists already and was not created for this attempt. Delete it: `kubectl delete "
-        f"{kind.lower()} {name} -n {namespace}`; the stage then starts. The API server says: {sentence(words)}"
+        f"{kind} `{name}` already exists and was not created for this attempt. Delete it: `kubectl delete "
+        f"{kind.lower()} {name} -n {namespace}`; the stage then starts. The API server says: {sentence(detail)}"
     )
 
 
-def status_refused(words: str) -> str:
-    """`words` are the API server's."""
+def status_refused(detail: str) -> str:
+    """Return the blocker of a status that the API server rejects; `detail` is its message."""
     return (
-        f"The API server does not store the experiment's status: {sentence(words)} If the experiment is near the size "
-        "that the server takes (1.5 MB), make spec.podTemplate smaller."
+        f"The API server does not store the experiment's status: {sentence(detail)} If the experiment is near the size "
+        "limit of the server (1.5 MB), make spec.podTemplate smaller."
     )
 
 
 def namespace_terminating(namespace: str) -> str:
+    """Return the blocker of a namespace that is being deleted."""
     return f"Namespace `{namespace}` is being deleted, so nothing can be created in it."
 
 
 def previous_attempt(stage: str, pod: str) -> str:
+    """Return the blocker of an attempt that waits for a pod of an earlier one."""
     return (
-        f"Pod {pod} of an earlier attempt of {stage} has not ended yet and may still write; the next attempt starts "
-        "when it has. If its node is gone, delete the pod."
+        f"Pod {pod} of an earlier attempt of {stage} has not terminated yet and may still write; the next attempt "
+        "starts when it has. If its node is gone, delete the pod."
     )
 
 
 def retry_wait(stage: str, at: str) -> str:
+    """Return the blocker of a stage that waits for its next attempt."""
     return f"Stage {stage} starts again at {at}."
 
 
 def skipped(stage: str) -> str:
-    return f"Not run, for stage {stage} failed."
+    """Return the message of a stage that does not run because an earlier one failed."""
+    return f"Skipped: stage {stage} failed."
 
 
 def stopped(stage: str) -> str:
-    return f"Stopped, for stage {stage} failed; it goes on when the spec is edited."
+    """Return the message of a running stage that was stopped because another one failed."""
+    return f"Stopped because stage {stage} failed. Edit the spec to resume."
 
 
 def event_stage_started(stage: str, attempt: int, child: str) -> str:
+    """Return the message of the Event StageStarted."""
     return f"Started stage {stage} (attempt {attempt}) as {child}."
 
 
 def event_stage_succeeded(stage: str, *, cached: bool) -> str:
-    return f"Stage {stage} has succeeded{'; its artifact was there already' if cached else ''}."
+    """Return the message of the Event StageSucceeded."""
+    return f"Stage {stage} has succeeded{'; its artifact already existed' if cached else ''}."
 
 
-def event_stage_retried(stage: str, attempt: int, words: str) -> str:
-    return f"Attempt {attempt} of stage {stage} ended: {words}"
+def event_stage_retried(stage: str, attempt: int, cause: str) -> str:
+    """Return the message of the Event StageRetried."""
+    return f"Attempt {attempt} of stage {stage} ended: {cause}"
 
 
 def event_stage_changed(stage: str) -> str:
-    return f"Stage {stage} runs again, for the spec or a stage before it has changed."
+    """Return the message of the Event StageChanged."""
+    return f"Re-running stage {stage}: the spec or an upstream stage changed."
 
 
 def event_reward_divergence(experiment: str, stage: str, attempt: int) -> str:
+    """Return the message of the Event RewardDivergence."""
     return (
         f"Stage {stage} of experiment {experiment} (attempt {attempt}) diverges: the chosen responses become "
-        "improbable while the margin still grows, so the loss looks well although the model gets worse. Lower "
+        "improbable while the margin grows, so the loss keeps falling while the model degrades. Lower "
         "training.learningRate, raise training.beta (IPO: training.tau), add the likelihood term (training.nllWeight), "
-        f"or stop early by training.holdout.patience. `wrpo logs {experiment} {stage}` names the step."
+        f"or stop early with `training.holdout.patience`. `wrpo logs {experiment} {stage}` names the step."
     )
 
 
 def queued(queue: str) -> str:
-    return f"Waits for admission by Kueue queue `{queue}`. `kubectl describe workload` says what it lacks."
+    """Return the blocker of a child that Kueue has not admitted."""
+    return f"Waiting for admission by Kueue queue `{queue}`. `kubectl describe workload` shows what is missing."
 
 
-def more_pods(words: str, more: int) -> str:
-    return f"{words} ({more} more pods of the stage say the same.)" if more else words
+def more_pods(message: str, more: int) -> str:
+    """Return the message of one pod with the number of other pods that it is true of."""
+    return f"{message} (The same is true of {more} more pods of the stage.)" if more else message
 
 
 def disrupted(pod: str, node: str | None) -> str:
+    """Return the failure of a pod that the cluster terminated."""
     where = f" on node {node}" if node else ""
-    return f"pod {pod}{where} was taken by the cluster (preemption, eviction or node loss); no retry is used up."
+    return f"pod {pod}{where} was terminated by the cluster (preemption, eviction or node loss); no retry is used up."

@@ -65,10 +65,10 @@ def crd() -> dict[str, Any]:
 
 
 def schema() -> Schema:
-    """Structural schema of the whole object."""
+    """Return the structural schema of the whole object."""
     return {
         "type": "object",
-        "description": "An experiment: source models teach a target by preference optimisation (arXiv:2412.03187).",
+        "description": "An experiment: source models train a target by preference optimisation (arXiv:2412.03187).",
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string"},

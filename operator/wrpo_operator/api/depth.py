@@ -1,17 +1,17 @@
-"""How deep a spec may nest: what users write freely (podTemplate, engineArgs) is stored at any depth."""
+"""Maximum depth of a spec: the API server stores free-form fields (podTemplate, engineArgs) at any depth."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 MAX_DEPTH = 64
-"""Levels of objects and lists. A pod template has a dozen."""
+"""Levels of objects and lists. A pod template has about twelve."""
 NAMED_DEPTH = 3
-"""Levels that the path in a message names."""
+"""Levels of the path in a message."""
 
 
 def too_deep(raw: object, name: str) -> str:
-    """Return the path of a part, of its first two fields, that nests too deep to be handled; empty if there is none."""
+    """Return the path of a part that nests too deep, up to its first fields; empty if there is none."""
     parts: list[tuple[object, int, str]] = [(raw, 0, name)]
     while parts:
         part, depth, path = parts.pop()

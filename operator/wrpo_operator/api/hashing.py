@@ -1,4 +1,4 @@
-"""Canonical JSON and the hashes made of it."""
+"""Canonical JSON and hashes of it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def canonical_json(value: Any) -> str:
 
 
 def digest(value: Any) -> str:
-    """16 hex digits of a value's canonical JSON."""
+    """Return 16 hex digits of the SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:HASH_LENGTH]
 
 
 def stage_hash(kind: str, params: Mapping[str, Any], inputs: Mapping[str, str], salt: str) -> str:
-    """Hash of what a stage computes: kind, parameters, hashes of the upstream stages by role, contract version.
+    """Return the hash of what a stage computes: kind, parameters, upstream hashes by role, contract version.
 
-    Resources, queues, retries and images are not in it, so changing them re-runs nothing.
+    It excludes resources, queues, retries and images, so changing them re-runs nothing.
     """
     return digest(
         {
@@ -39,5 +39,5 @@ def stage_hash(kind: str, params: Mapping[str, Any], inputs: Mapping[str, str], 
 
 
 def artifact_key(storage: Mapping[str, Any], stage: str, hash_: str) -> str:
-    """Equal for two experiments of a namespace that would write the same artifact."""
+    """Return a key that is equal for two experiments of a namespace that would write the same artifact."""
     return digest({"storage": storage, "stage": stage, "hash": hash_})

@@ -36,7 +36,7 @@ TARGET = "target"
 
 MAX_CHILD_NAME = 50
 MAX_EXPERIMENT_NAME = 63
-"""The name stands in a label value."""
+"""The name is a label value."""
 MAX_SOURCE_NAME = 20
 MAX_REWARD_NAME = 12
 MAIN_REWARD = "main"
@@ -47,21 +47,21 @@ _MAX_STAGE_IN_CHILD = 28
 
 
 def stage_label(stage: str) -> str:
-    """`sample/qwen` as a label value: `sample.qwen`."""
+    """Return a stage's name as a label value: `sample/qwen` becomes `sample.qwen`."""
     return stage.replace("/", ".")
 
 
 def stage_from_label(label: str) -> str:
-    """Inverse of stage_label; source names hold no dots."""
+    """Return the stage's name of a label value; source names contain no dots."""
     return label.replace(".", "/", 1)
 
 
 def child_name(experiment: str, stage: str, stage_hash: str, attempt: int, *, longest: int = MAX_CHILD_NAME) -> str:
     """Name of an attempt's child: `<experiment>-<stage>-<8 digits of hash>-a<attempt>`, at most `longest` characters.
 
-    The same arguments give the same name, so creating a child twice is harmless. An experiment name that does not
-    fit, or that no Service may start with (a training child's pods are found by Services), is changed and gets
-    5 digits of its own digest, so that two such names stay apart.
+    The same arguments give the same name, so creating a child twice is harmless. An experiment name that is too
+    long is changed, and so is one that no Service may start with, because training pods are found by Services. A
+    changed name gets 5 digits of its digest, so that two such names differ.
     """
     tail = f"-{_stage_part(stage)}-{stage_hash[:8]}-a{attempt}"
     room = longest - len(tail)
@@ -75,7 +75,7 @@ def child_name(experiment: str, stage: str, stage_hash: str, attempt: int, *, lo
 
 
 def _stage_part(stage: str) -> str:
-    """Return the stage in a child's name; a long one is cut and told apart by 5 digits of its own digest."""
+    """Return the stage's part of a child's name; a long one is truncated and made unique by 5 digits of its digest."""
     text = stage.replace("/", "-")
     if len(text) <= _MAX_STAGE_IN_CHILD:
         return text

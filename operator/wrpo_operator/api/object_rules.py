@@ -1,4 +1,4 @@
-"""What the API server asks of an experiment besides its spec: type, names, labels, annotations, no other fields."""
+"""Rules of the API server for the fields of an experiment other than its spec."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _META = (*_TEXTS, "labels", "annotations", "finalizers", "ownerReferences", "man
 
 
 def object_errors(document: Mapping[str, Any]) -> tuple[str, ...]:
-    """Every fault of an experiment's envelope as one sentence that begins with the field's path."""
+    """Return every fault outside the spec as a sentence that begins with the field's path."""
     return tuple(_faults(document))
 
 
@@ -33,7 +33,7 @@ def _faults(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"kind is {_shown(document.get('kind'))}; set it to {KIND}."
     yield from _unknown(document, _TOP, "")
     if "spec" not in document:
-        yield "spec is missing. Set it; `kubectl explain wrpoexperiments.spec` says what it means."
+        yield "spec is missing. Set it; `kubectl explain wrpoexperiments.spec` describes it."
     meta = document.get("metadata")
     if not isinstance(meta, Mapping):
         yield f"metadata is {_shown(meta)}; it must be a map with at least a name."

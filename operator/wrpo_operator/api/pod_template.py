@@ -1,8 +1,8 @@
-"""Which parts of spec.podTemplate belong to the operator and are refused.
+"""Protected parts of spec.podTemplate, which the operator sets and users cannot.
 
-A template may add labels, annotations, volumes, mounts, environment, init containers, affinity and much else; it may
-not change what runs, as whom, with which token, or weaken the restricted security context. What no policy allows: root,
-privileges, added capabilities, no system call filter, the host's files, ports or namespaces, and API tokens.
+A template may add labels, annotations, volumes, mounts, environment, init containers, affinity and more. It may
+not change the command, the user or the token, or weaken the restricted security context. No policy allows root,
+privileges, added capabilities, a missing system call filter, the host's files, ports or namespaces, or API tokens.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def protected_field_errors(pod_template: Mapping[str, Any], policy: PodTemplateP
 
 
 def _directives(path: str, part: object) -> Iterator[str]:
-    """Find $patch, null and the like: they could delete what the operator needs."""
+    """Yield an error for each $patch directive and null, which could delete fields that the operator needs."""
     if isinstance(part, Mapping):
         for key, value in part.items():
             if str(key).startswith("$") or value is None:
@@ -152,7 +152,7 @@ def _pod_errors(here: str, spec: Mapping[str, Any], policy: PodTemplatePolicy) -
         path = f"{here}.containers[{name}]"
         if name != STAGE_CONTAINER:
             yield (
-                f"{path} is refused: a second container would keep the stage from ending. "
+                f"{path} is refused: a second container would keep the stage from completing. "
                 f"Change container `{STAGE_CONTAINER}`, or add an init container."
             )
         for key in sorted(PROTECTED_CONTAINER_FIELDS & set(container)):
@@ -166,7 +166,7 @@ def _pod_errors(here: str, spec: Mapping[str, Any], policy: PodTemplatePolicy) -
 
 
 def _list_errors(path: str, value: object) -> Iterator[str]:
-    """Find what is no list of objects and so would hide from the checks of items. Null is refused elsewhere."""
+    """Yield an error unless the value is a list of objects, whose items are checked. Null is refused elsewhere."""
     if value is None:
         return
     if not isinstance(value, list):
@@ -207,11 +207,11 @@ def _container_errors(path: str, container: Mapping[str, Any], policy: PodTempla
         for handler in HANDLERS:
             action = _map(_map(container.get(probe)).get(handler))
             if action.get("host"):
-                yield f"{path}.{probe}.{handler}.host is refused: probes ask the pod itself. Remove it."
+                yield f"{path}.{probe}.{handler}.host is refused: probes must target the pod. Remove it."
 
 
 def _security_errors(path: str, context: object, policy: PodTemplatePolicy) -> Iterator[str]:
-    """Check a security context: it may choose users and groups and be stricter, not leave the restricted standard."""
+    """Yield the errors of a security context, which may set users and groups within the restricted standard."""
     if not isinstance(context, Mapping):
         if context is not None:
             yield f"{path} must be an object."
@@ -222,7 +222,7 @@ def _security_errors(path: str, context: object, policy: PodTemplatePolicy) -> I
         if key in context and key not in BY_POLICY and allowed is not None and context[key] is not allowed:
             yield _unrestricted(f"{path}.{key}")
     if context.get("runAsUser") == 0:
-        yield f"{path} asks for root: stages run as an ordinary user. Set runAsUser to another number or remove it."
+        yield f"{path} requests root: stages run as a non-root user. Set runAsUser to another number or remove it."
     yield from _profile_errors(path, context, policy)
 
 

@@ -1,4 +1,4 @@
-"""The spec's sections about pods: resources, environment, images, placement."""
+"""Sections of the spec about pods: resources, environment, images, placement."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Resources(SpecModel):
     """Compute resources of one pod, as in Kubernetes."""
 
     requests: dict[str, Quantity] = Field(default={}, max_length=16)
-    """What a node must have free, e.g. cpu: 2, memory: 8Gi. Empty: nothing is asked for."""
+    """Amounts that a node must have available, e.g. cpu: 2, memory: 8Gi. Empty: no requests."""
     limits: dict[str, Quantity] = Field(default={}, max_length=16)
-    """What the pod may use at most, e.g. nvidia.com/gpu: 1. Empty: no limit."""
+    """Maximum amounts for the pod, e.g. nvidia.com/gpu: 1. Empty: no limits."""
 
 
 @per_section(Resources, lambda section: section.resources, default=Resources())
 class StageResources(SpecModel):
-    """Resources by kind of stage. None of it changes what is computed, so changing it re-runs nothing."""
+    """Resources by kind of stage. They do not affect what is computed, so changing them re-runs nothing."""
 
     def of_section(self, section: str) -> Resources:
         """Return the resources of a section of the stages' definitions, whose names have no underscore."""
@@ -37,7 +37,7 @@ class StageResources(SpecModel):
 
 
 class Toleration(SpecModel):
-    """A taint that pods put up with, as in Kubernetes."""
+    """A taint that the pods tolerate, as in Kubernetes."""
 
     key: str | None = Field(default=None, max_length=316)
     """Taint key. Unset: all keys; operator must then be Exists."""
@@ -48,11 +48,11 @@ class Toleration(SpecModel):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Taint effect. Unset: all effects."""
     toleration_seconds: int | None = Field(default=None, ge=0, le=2**31 - 1)
-    """How long a NoExecute taint is put up with. Unset: for ever."""
+    """How long a NoExecute taint is tolerated, in seconds. Unset: forever."""
 
 
 class Scheduling(SpecModel):
-    """Where and when pods run. Changing it re-runs nothing; running pods keep what they were started with."""
+    """Placement and admission of pods. Changing it re-runs nothing; running pods keep their settings."""
 
     queue_name: str | None = Field(default=None, max_length=63, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
     """Kueue LocalQueue. Set: Kueue admits and suspends every child; the operator never does. Unset: no queue."""
@@ -65,17 +65,17 @@ class Scheduling(SpecModel):
     required_topology: TopologyLevel | None = None
     """Node label, e.g. cloud.provider.com/topology-rack: Kueue places all pods of a child within one value of it."""
     preferred_topology: TopologyLevel | None = None
-    """The same if there is room, else over as few values as possible."""
+    """The same if capacity allows, else over as few values as possible."""
     gang: Literal["Required", "BestEffort"] = "Required"
     """Required: a stage of several training pods starts only where a queue or podGroup makes the cluster start all of
-    them or none. BestEffort: anywhere; gangs may then wait for each other for ever."""
+    them or none. BestEffort: anywhere; gangs may then wait for each other forever."""
     pod_group: Literal["Volcano", "SchedulerPlugins"] | None = None
-    """Make a PodGroup of this kind for each training gang. Volcano sets schedulerName volcano unless another is named;
-    SchedulerPlugins needs schedulerName."""
+    """Create a PodGroup of this kind for each training gang. Volcano sets schedulerName volcano unless another is
+    named; SchedulerPlugins needs schedulerName."""
     node_selector: dict[str, str] = Field(default={}, max_length=32)
     """Labels that a node must have."""
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32, json_schema_extra=ATOMIC)
-    """Taints that pods put up with."""
+    """Taints that the pods tolerate."""
 
 
 class SecretKeyRef(SpecModel):
@@ -100,9 +100,10 @@ class EnvVar(SpecModel):
     """An environment variable of all stages: exactly one of value and valueFrom."""
 
     name: str = Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name, e.g. HF_TOKEN. The stages' own are refused: WRPO_..., PET_..., KUBEFLOW_..., JOB_COMPLETION_INDEX."""
+    """Name, e.g. HF_TOKEN. Names that the stages use are refused: WRPO_..., PET_..., KUBEFLOW_...,
+    JOB_COMPLETION_INDEX."""
     value: str | None = Field(default=None, max_length=4096)
-    """Plain value. Never a secret: specs are readable by many."""
+    """Literal value. Use valueFrom for secrets: many users can read specs."""
     value_from: EnvValueFrom | None = None
     """Value from a Secret."""
 

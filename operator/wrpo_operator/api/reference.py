@@ -27,14 +27,14 @@ INTRODUCTION = f"""\
 
 `{names.API_VERSION}`, kind `{names.KIND}`, namespaced; short names {_SHORT}.
 
-One experiment: source models teach a target model by preference optimisation (arXiv:2412.03187). All of this is also in
+One experiment: source models train a target model by preference optimisation (arXiv:2412.03187). The same text is in
 `kubectl explain {names.PLURAL}.spec --recursive`.
 
-- A field without a default may be left out unless it is marked required; its description says what then holds.
-- Any field but `storage` may be edited at any time. Only stages whose parameters or inputs change run again; where a
-  description says that a change re-runs nothing, it takes effect when the next pod starts.
+- A field without a default may be omitted unless it is marked required; its description states the effect.
+- Any field but `storage` may be edited at any time. Only stages whose parameters or inputs change re-run. If a
+  description says that a change re-runs nothing, the change takes effect when the next pod starts.
 - Numbers are JSON numbers. Write `3e-7` or `0.0000003`.
-- {NAME_RULE_MESSAGE[0].upper()}{NAME_RULE_MESSAGE[1:]}.
+- `{NAME_RULE_MESSAGE.replace(" ", "` ", 1)}.
 """
 
 
@@ -110,7 +110,7 @@ def _bounds(field: Schema) -> str:
 
 
 def _bound(limit: float, inwards: float, *, is_open: bool) -> str:
-    """Return a bound in words; the double next to a round number stands for that number, excluded."""
+    """Return a bound as text; the double next to a round number represents that number, excluded."""
     outside = math.nextafter(limit, -inwards)
     if not is_open and len(repr(outside)) + 8 < len(repr(limit)):
         limit, is_open = outside, True

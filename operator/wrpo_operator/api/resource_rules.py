@@ -1,4 +1,7 @@
-"""What the API server and the scheduler ask of requests and limits; broken, they are seen only when pods are made."""
+"""Rules of the API server and the scheduler about requests and limits.
+
+Without a check of the spec, a violation would appear only when pods are created.
+"""
 
 from __future__ import annotations
 
@@ -25,24 +28,24 @@ _ACCELERATOR = re.compile(
     r"nvidia\.com/(gpu|mig-).*|amd\.com/.*|gpu\.intel\.com/.*|habana\.ai/.*|google\.com/tpu.*"
     r"|aws\.amazon\.com/neuron.*|huawei\.com/.*|[^/]*/[^/]*gpu[^/]*"
 )
-"""Devices that compute. Network cards and the like stand beside GPUs, these instead of them."""
+"""Compute devices, of which a node has one kind. Network cards and similar devices accompany GPUs."""
 
 
 def amount(quantity: float | str) -> Decimal:
-    """Value of a quantity that has the form of one."""
+    """Return the value of a quantity; ValueError for another text."""
     match = _FORM.fullmatch(str(quantity))
     if match is None:
-        raise ValueError(f"{quantity} is no quantity")
+        raise ValueError(f"{quantity} is not a quantity")
     return Decimal(match[1]) * _FACTORS[match[2]]
 
 
 def is_extended(name: str) -> bool:
-    """Tell whether a resource is a device: such are counted in whole numbers and cannot be shared."""
+    """Return whether a resource is a device: devices are counted in whole numbers and cannot be shared."""
     return "/" in name and "kubernetes.io/" not in name
 
 
 def resource_errors(path: str, resources: Resources) -> Iterator[str]:
-    """Every fault of one pod's requests and limits as a sentence that begins with the field's path."""
+    """Yield every fault of one pod's requests and limits as a sentence that begins with the field's path."""
     for field, found in (("requests", resources.requests), ("limits", resources.limits)):
         for name, quantity in found.items():
             where = f'{path}.{field}["{name}"] is {quantity}'
@@ -65,13 +68,13 @@ def resource_errors(path: str, resources: Resources) -> Iterator[str]:
 
 
 def gpus_per_node(spec: ExperimentSpec, kind: str) -> int:
-    """GPUs of each pod of a training stage; `sft` may have a number of its own."""
+    """Return the number of GPUs per pod of a training stage; `sft` may have a separate number."""
     own = spec.sft.gpus_per_node if kind == "sft" else None
     return spec.training.gpus_per_node if own is None else own
 
 
 def accelerator_errors(spec: ExperimentSpec) -> Iterator[str]:
-    """Yield where a training stage would ask for two kinds of devices that compute, which no node has."""
+    """Yield an error for each training stage that requests two kinds of compute devices, because no node has both."""
     own = spec.training.gpu_resource_name
     gangs = [definition for definition in STAGES.values() if definition.shape is Shape.TRAINING]
     counts = {definition.section.name: gpus_per_node(spec, definition.kind) for definition in gangs}
@@ -80,6 +83,6 @@ def accelerator_errors(spec: ExperimentSpec) -> Iterator[str]:
         for name in sorted({*resources.requests, *resources.limits} - {own}) if gpus else ():
             if _ACCELERATOR.fullmatch(name):
                 yield (
-                    f"spec.resources.{stage} asks for {name} beside {own}: {gpus} of gpusPerNode, and no node has both;"
-                    f" set spec.training.gpuResourceName to {name} and remove {name} from spec.resources.{stage}."
+                    f"spec.resources.{stage} requests {name} and {gpus} {own} (gpusPerNode), but no node has both; set"
+                    f" spec.training.gpuResourceName to {name} and remove {name} from spec.resources.{stage}."
                 )

@@ -1,7 +1,7 @@
-"""Rules between fields: each once as CEL for the API server and once as Python for `wrpo plan` and the operator.
+"""Rules between fields: each in CEL for the API server and in Python for `wrpo plan` and the operator.
 
 Only standard CEL is used, none of Kubernetes' extension libraries, so that any evaluator can check the rules.
-`self` is the object of the class that a rule stands under; a field with a default always exists there.
+`self` is the object of the rule's class; its fields with a default always exist.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Rule:
     message: str
     check: Callable[[Any], bool] | None
     """None: a transition rule (it compares with the stored object), which only the API server can check, or one that
-    resource_rules.py checks with more words."""
+    resource_rules.py checks with a more detailed message."""
 
 
 def _is_path(model: PinnedModel | RewardProvider) -> bool:
@@ -117,7 +117,7 @@ RULES: tuple[Rule, ...] = (
         Rule(
             (Resources,),
             _never(field, _DEVICE, _FRACTION),
-            f"{field} asks for a fraction of a device, which cannot be shared; write a whole number",
+            f"{field} contains a fraction of a device, which cannot be shared; write a whole number",
             None,
         )
         for field in ("requests", "limits")
@@ -126,7 +126,7 @@ RULES: tuple[Rule, ...] = (
         Rule(
             (Resources,),
             _never(field, _BYTES, _FRACTION),
-            f"{field} asks for a fraction of a byte; write bytes or a suffix such as Mi or Gi",
+            f"{field} contains a fraction of a byte; write bytes or a suffix such as Mi or Gi",
             None,
         )
         for field in ("requests", "limits")
@@ -140,7 +140,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         (Storage,),
         "self == oldSelf",
-        "storage cannot be changed, for the artifacts made so far lie there; make a new experiment",
+        "storage cannot be changed because it holds the existing artifacts; create a new experiment",
         None,
     ),
     Rule(
@@ -199,7 +199,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         _OPTIMIZERS,
         "self.maxPromptLength < self.maxLength",
-        "maxPromptLength must be below maxLength, or no response token would be left; lower it",
+        "maxPromptLength must be below maxLength to leave tokens for the response; lower it",
         lambda m: m.max_prompt_length < m.max_length,
     ),
     Rule(
@@ -258,32 +258,32 @@ RULES: tuple[Rule, ...] = (
     Rule(
         (ExperimentSpec,),
         "!self.sft.enabled || self.prompts.sftFraction > 0.0",
-        "prompts.sftFraction is 0, so that SFT has nothing to train on; raise it above 0 or set sft.enabled to false",
+        "prompts.sftFraction is 0, so SFT has no training data; raise it above 0 or set sft.enabled to false",
         lambda m: not m.sft.enabled or m.prompts.sft_fraction > 0,
     ),
     Rule(
         (ExperimentSpec,),
         f"self.prompts.sftFraction < 1.0 || {_NO_PREFERENCES}",
-        "prompts.sftFraction is 1, so that preference optimisation has no prompts; lower it below 1 or set "
+        "prompts.sftFraction is 1, so preference optimisation has no prompts; lower it below 1 or set "
         "training.objective to SFTOnly",
         lambda m: m.prompts.sft_fraction < 1 or m.training.objective.form is None,
     ),
     Rule(
         (ExperimentSpec,),
         f"self.sft.enabled || {_is_none_of('self.training.objective', _WITHOUT_PREFERENCES)}",
-        "training.objective is SFTOnly but sft.enabled is false, so that nothing would be trained; change one of them",
+        "training.objective is SFTOnly but sft.enabled is false, so nothing would be trained; change one of them",
         lambda m: m.sft.enabled or m.training.objective.form is not None,
     ),
     Rule(
         (ExperimentSpec,),
         f"self.sampling.samplesPerPrompt >= 2 || {_NO_PREFERENCES}",
-        "sampling.samplesPerPrompt is 1, so that the target's responses make no pair; set it to 2 or more",
+        "sampling.samplesPerPrompt is 1, so the target's responses form no pair; set it to 2 or more",
         lambda m: m.sampling.samples_per_prompt >= 2 or m.training.objective.form is None,
     ),
     Rule(
         (ExperimentSpec,),
         f"self.sampling.temperature > 0.0 || {_NO_PREFERENCES}",
-        "sampling.temperature is 0, so that the target's responses to a prompt are equal and make no pair; raise it",
+        "sampling.temperature is 0, so the target's responses to a prompt are equal and form no pair; raise it",
         lambda m: m.sampling.temperature > 0 or m.training.objective.form is None,
     ),
     Rule(
@@ -303,7 +303,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         (ExperimentSpec,),
         f"size(self.reward.additional) == 0 || !self.sources.exists(s, s.name.contains('{REWARD_SEPARATOR}'))",
-        "with reward.additional no source name may contain two dashes in a row, or stage names could not be told apart",
+        "with reward.additional no source name may contain two dashes in a row, because stage names would be ambiguous",
         lambda m: not m.reward.additional or not any(REWARD_SEPARATOR in source.name for source in m.sources),
     ),
     Rule(
@@ -315,16 +315,16 @@ RULES: tuple[Rule, ...] = (
 )
 
 NAME_RULE_CEL = f"size(self.metadata.name) <= {MAX_EXPERIMENT_NAME}"
-NAME_RULE_MESSAGE = f"metadata.name stands in labels and may have at most {MAX_EXPERIMENT_NAME} characters"
+NAME_RULE_MESSAGE = f"metadata.name is a label value and may have at most {MAX_EXPERIMENT_NAME} characters"
 
 
 def rules_of(model: type[BaseModel]) -> tuple[Rule, ...]:
-    """Return the rules that stand under one class of the schema."""
+    """Return the rules of one class of the schema."""
     return tuple(rule for rule in RULES if model in rule.models)
 
 
 def broken_rules(spec: ExperimentSpec) -> tuple[str, ...]:
-    """Every broken rule and doubled name as a sentence that begins with the field's path."""
+    """Return every broken rule and duplicate name as a sentence that begins with the field's path."""
     broken = [
         f"{path}: {rule.message}."
         for path, part in _walk("spec", spec)

@@ -1,7 +1,8 @@
-"""pydantic models -> structural OpenAPI v3 schemas as CustomResourceDefinitions want them.
+"""Structural OpenAPI v3 schemas of pydantic models, as CustomResourceDefinitions require them.
 
-No $ref, no null types, no closed objects (the API server prunes or refuses unknown fields by itself), boolean
-exclusive bounds and none with a fraction, one description a field, and the CEL rules of `rules.py` at their classes.
+They have no $ref, no null types and no closed objects, because the API server prunes or refuses unknown fields.
+Exclusive bounds are booleans, without fractions. Each field has one description, and each class the CEL rules of
+`rules.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def structural(model: type[BaseModel]) -> Schema:
 
 
 def _classes(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """All model classes below one, by name; names are unique among the API's models (tested)."""
+    """Return all model classes below one, by name; names are unique among the API's models (tested)."""
     found: dict[str, type[BaseModel]] = {}
     todo = [model]
     while todo:
@@ -88,17 +89,17 @@ def _rank(name: str, node: Schema) -> int:
 
 
 def _with_role(node: Schema, role: Role | None) -> Schema:
-    """Say in a field's description what a change of it means; of most fields that is told by their section."""
+    """Append the consequence of a change to a field's description, unless its section describes it."""
     if role is Role.EXECUTION:
         node["description"] = f"{node.get('description', '')} Changing it re-runs nothing.".strip()
     return node
 
 
 def _own(node: Schema) -> Schema:
-    """Return a node's own keywords, without what structural schemas do not know and without null defaults."""
+    """Return a node's own keywords, without those unknown to structural schemas and without null defaults."""
     out = {key: value for key, value in node.items() if key not in _DROPPED}
     if "default" in out:
-        # Whole defaults, not {}: the API server checks CEL rules against a default as it stands.
+        # Whole defaults, not {}: the API server checks CEL rules against the unmodified default.
         out["default"] = _without_nulls(out["default"])
         if out["default"] is None:
             del out["default"]
@@ -116,7 +117,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def without_defaults(node: Any) -> Any:
-    """Return the schema without defaults: a status holds what was written."""
+    """Return the schema without defaults, because a status holds exactly what was written."""
     if isinstance(node, dict):
         return {
             key: {name: without_defaults(item) for name, item in value.items()}
@@ -129,7 +130,7 @@ def without_defaults(node: Any) -> Any:
 
 
 def _numbers(node: Schema) -> Schema:
-    """Boolean exclusive bounds and number formats.
+    """Set boolean exclusive bounds and number formats.
 
     The API server compares an integer with the integer part of a bound, so that 0 is not below an exclusive 0.5. An
     exclusive bound with a fraction becomes an inclusive one, the nearest double inside.

@@ -1,4 +1,4 @@
-"""The spec's sections about models, prompts, samples, scores and curation."""
+"""Sections of the spec about models, prompts, samples, scores and curation."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ Weight = Annotated[float, Field(gt=0, le=1000000)]
 
 
 class PinnedModel(PinnedFields, SpecModel):
-    """A model and the exact version of it."""
+    """A model with its exact version."""
 
     model: Annotated[ModelName, Role.COMPUTED]
     """Hugging Face hub id, absolute path in the container, or storage://PATH for a directory below the storage root.
-    The contents of a path are not looked at: a changed directory under the same path re-runs nothing."""
+    The contents of a path are not inspected: a changed directory under the same path re-runs nothing."""
 
 
 class Target(TemplateFields, PinnedModel):
@@ -42,38 +42,38 @@ class Target(TemplateFields, PinnedModel):
 
 @overrides("sampling", SourceFields, SourceExecution)
 class SamplingOverride(SourceExecution, SourceFields, SpecModel):
-    """What one source does differently. Every unset field takes the value of spec.sampling."""
+    """Settings of one source. Every unset field takes the value of spec.sampling."""
 
 
 @overrides("sampling", ShardExecution)
 class SourceShards(ShardExecution, SpecModel):
-    """Into how many pods a source's sampling is divided."""
+    """Number of pods that share the sampling of a source."""
 
 
 class Source(SourceShards, Target):
-    """A model that teaches by its responses."""
+    """A source model: its responses are the training signal."""
 
     name: Annotated[str, Field(min_length=1, max_length=MAX_SOURCE_NAME, pattern=LABEL_PATTERN), Role.COMPUTED]
-    """Unique name: letters, digits and dashes. It stands in stage names (sample/NAME), so renaming a source samples it
-    anew. `target` is reserved for the target model."""
+    """Unique name: letters, digits and dashes. Part of the stage name (sample/NAME); renaming the source re-samples it.
+    `target` is reserved for the target model."""
     sampling: SamplingOverride = SamplingOverride()
-    """What this source does differently from spec.sampling."""
+    """Settings in which this source differs from spec.sampling."""
     resources: Annotated[Resources | None, Role.EXECUTION] = None
     """Resources of this source's sampling pods. Unset: spec.resources.sample."""
 
 
 class EvaluationPrompts(SpecModel, role=Role.COMPUTED):
-    """Held-out prompts: never trained on."""
+    """Held-out prompts, which are excluded from training."""
 
     prompts: int = Field(default=200, ge=0, le=1000000)
     """Number of held-out prompts, taken before the SFT split. 0: none, then evaluation.enabled must be false."""
     dataset: ModelName | None = None
-    """Where they come from: prompts.split of it, or the only split of a directory. Unset: from prompts.dataset, so that
-    many fewer prompts are trained on."""
+    """Data set of the held-out prompts: its split prompts.split, or the only split of a directory. Unset:
+    prompts.dataset, which leaves that many fewer prompts for training."""
 
 
 class Prompts(PromptFields, SpecModel):
-    """Which prompts are used, and for what."""
+    """Selection and split of the prompts."""
 
     dataset: ModelName  # narrower than the stage's own check, which names the place that a path leads to
     evaluation: EvaluationPrompts = EvaluationPrompts()
@@ -81,18 +81,19 @@ class Prompts(PromptFields, SpecModel):
 
 
 class Sampling(ShardExecution, SourceExecution, PartFields, SourceFields, SpecModel):
-    """How models answer prompts. Each prompt has its own seed, so shards and interruptions do not change results."""
+    """Generation of responses. Each prompt has its own seed, so shards and interruptions do not change results."""
 
     on_source_failure: Annotated[Literal["Fail", "Continue"], Role.OPERATION] = "Fail"
-    """What follows when a source fails for good. Fail: the experiment fails. Continue: it continues without that source
-    as long as one is left, and the condition SourcesDegraded names it."""
+    """Reaction to the final failure of a source. Fail: the experiment fails. Continue: it continues without that source
+    as long as one source remains, and the condition SourcesDegraded names it."""
     source_prompts: Annotated[Literal["All", "Needed"], Role.COMPUTED] = "All"
-    """All: sources answer SFT and preference prompts whatever the objective, so that experiments that differ only in
-    objective share samples. Needed: only what the objective uses, which saves sampling for DPO, SimPO and IPO."""
+    """All: sources respond to SFT and preference prompts with every objective, so that experiments that differ only in
+    objective share samples. Needed: only to those that the objective uses, which saves sampling for DPO, SimPO and
+    IPO."""
 
 
 class RewardProvider(RewardFields, TemplateFields, PinnedFields, SpecModel):
-    """Where rewards come from: exactly one of model, function and endpoint."""
+    """Source of the reward: exactly one of model, function and endpoint."""
 
     endpoint: Annotated[str, Field(max_length=512, pattern=r"^https?://[A-Za-z0-9._:\[\]/-]+$")] | None = None
     # Narrower than the stage's own check, which refuses a password in the URL without showing it.
@@ -100,7 +101,7 @@ class RewardProvider(RewardFields, TemplateFields, PinnedFields, SpecModel):
     """Hugging Face hub id, absolute path or storage://PATH of a sequence classifier with one label, or of a model with
     ArmoRM's multi-objective head."""
     weight: Annotated[Weight, Role.COMPUTED] = 1.0
-    """Share of this reward in the score, which is the weighted mean of all. Changing it scores no response again."""
+    """Share of this reward in the score, which is the weighted mean of all. Changing it re-scores no response."""
 
 
 class AdditionalReward(RewardProvider):
@@ -109,11 +110,11 @@ class AdditionalReward(RewardProvider):
     name: Annotated[
         str, Field(min_length=1, max_length=MAX_REWARD_NAME, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$"), Role.COMPUTED
     ]
-    """Unique name; it stands in stage names (score/SOURCE--NAME). `main` is the first reward."""
+    """Unique name, part of the stage name (score/SOURCE--NAME). `main` is reserved for the first reward."""
 
 
 class Reward(ShardExecution, ScoreExecution, ScoreFields, RewardProvider):
-    """The reward: scores every response."""
+    """The reward that scores every response."""
 
     model_config = ConfigDict(
         alias_generator=lambda name: "concurrency" if name == "reward_concurrency" else to_camel(name)
@@ -122,19 +123,19 @@ class Reward(ShardExecution, ScoreExecution, ScoreFields, RewardProvider):
     api_key_secret_ref: Annotated[SecretKeyRef | None, Role.EXECUTION] = None
     """Key of a Secret that is sent to the endpoints as a bearer token. The operator never reads it."""
     additional: tuple[AdditionalReward, ...] = Field(default=(), max_length=3, json_schema_extra=list_map("name"))
-    """Further rewards; each scores every response in stages of its own."""
+    """Further rewards; each scores every response in separate stages."""
 
 
 class ModelCache(SpecModel):
-    """Models of a hub, downloaded once into the storage."""
+    """Cache of hub models in the storage."""
 
     enabled: Annotated[bool, Role.EXECUTION] = False
-    """True: a stage of its own downloads each hub model once (resumed, with checksums), and later stages need no hub.
+    """True: a separate stage downloads each hub model once (resumable, with checksums), and later stages need no hub.
     False: every pod downloads what it needs."""
 
 
 class Curation(ChoiceFields, TripleFields, SpecModel):
-    """Which prompts become training rows. Every dropped prompt is counted by reason."""
+    """Selection of training rows. Every dropped prompt is counted by reason."""
 
 
 class VolumeClaim(SpecModel):
@@ -157,11 +158,11 @@ class StorageS3(S3Fields, SpecModel):
 
 
 ChosenStorage: TypeAlias = StorageS3 | StorageVolume
-"""A kind of storage with its fields; `wrpo_operator.plan.storage` says what each kind means for pods."""
+"""A kind of storage with its fields; `wrpo_operator.plan.storage` derives the settings of pods from it."""
 
 
 class Storage(SpecModel):
-    """Where artifacts lie: exactly one of s3 and volume. Cannot be changed; make a new experiment instead."""
+    """Where artifacts are stored: exactly one of s3 and volume. Cannot be changed; create a new experiment instead."""
 
     s3: StorageS3 | None = None
     """A prefix in an S3 bucket."""

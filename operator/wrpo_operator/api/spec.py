@@ -1,8 +1,8 @@
-"""The spec of a WRPOExperiment: its fields, their bounds, defaults and meaning.
+"""Fields of a WRPOExperiment's spec with their bounds, defaults and meaning.
 
 Descriptions in the CRD and in docs/reference are these docstrings. Numbers such as alpha and learningRate are JSON
-numbers: pleasant to write and to check by CEL; the price is that a value is a binary double, so 0.1 is the nearest one
-(written back as 0.1), and `kubectl` prints small ones in exponent form (3e-07).
+numbers, which are easy to write and to check by CEL. Each value is therefore a binary double: 0.1 is the nearest double
+(written back as 0.1), and `kubectl` prints small values in exponent form (3e-07).
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ GpusPerNode = Annotated[int, Field(ge=0, le=64)]
 
 
 class Lora(LoraParams, SpecModel):
-    """Low-rank adapters. The trained model is exported merged, the adapter beside it."""
+    """Low-rank adapters. The export contains the merged model and, separately, the adapter."""
 
 
 class Holdout(HoldoutParams, SpecModel):
-    """Rows kept out of training, and what their loss decides."""
+    """Rows excluded from training, and the use of their loss."""
 
 
 class OptimizerSpec(OptimizerFields, SpecModel):
-    """AdamW and its data, as SFT and preference training have them."""
+    """AdamW and its data, for SFT and for preference training."""
 
     lora: Lora | None = None
     holdout: Holdout | None = None
@@ -68,14 +68,14 @@ class OptimizerSpec(OptimizerFields, SpecModel):
 
 @overrides("training", SharedFields, SharedExecution)
 class SharedOverride(SharedExecution, SharedFields, SpecModel):
-    """What SFT does differently from preference optimisation."""
+    """Settings in which SFT differs from preference optimisation."""
 
 
 class Sft(SharedOverride, SftFields, OptimizerSpec):
     """Supervised fine-tuning of the target on the best source responses, before preference optimisation."""
 
     enabled: Annotated[bool, Role.COMPUTED] = True
-    """False: preference optimisation starts from the target itself."""
+    """False: preference optimisation starts from the unmodified target."""
     nodes: Annotated[Nodes | None, Role.EXECUTION] = None
     """Unset: training.nodes."""
     gpus_per_node: Annotated[GpusPerNode | None, Role.EXECUTION] = None
@@ -113,11 +113,11 @@ class Training(
 
 @overrides("sampling", GeneratorFields)
 class GeneratorOverride(GeneratorFields, SpecModel):
-    """What evaluation does differently from sampling."""
+    """Settings in which evaluation differs from sampling."""
 
 
 class Evaluation(EvaluationFields, GeneratorOverride):
-    """Answers of target, SFT model and trained model to held-out prompts, scored and compared."""
+    """Responses of target, SFT model and trained model to held-out prompts, scored and compared."""
 
     enabled: Annotated[bool, Role.COMPUTED] = True
     """False: no evaluation; the report has no win rates."""
@@ -131,30 +131,30 @@ class Report(ReportFields, SpecModel):
 
 
 class Reuse(SpecModel):
-    """Which artifacts may be used again."""
+    """Control over which artifacts may be reused."""
 
     salt: Annotated[str, Role.COMPUTED] = Field(default="", max_length=63, pattern=r"^[A-Za-z0-9._-]*$")
     """Part of every stage hash. Experiments with equal salts share the artifacts of equal stages in the same storage.
-    Empty is a salt like any other; a new value computes everything anew."""
+    Empty is a valid salt. A new value recomputes everything."""
 
 
 class ExperimentSpec(SpecModel):
-    """What to run. Any field but storage may be edited at any time; only stages that depend on the edit run again."""
+    """Desired experiment. All fields but storage may be edited at any time; an edit re-runs only dependent stages."""
 
     target: Target
     """The model that learns."""
     sources: tuple[Source, ...] = Field(min_length=1, max_length=32, json_schema_extra=list_map("name"))
-    """The models that teach, 1 to 32, with unique names."""
+    """The source models, 1 to 32, with unique names."""
     prompts: Prompts
-    """Which prompts are used, and for what."""
+    """Selection and split of the prompts."""
     sampling: Sampling = Sampling()
-    """How models answer prompts."""
+    """Generation of responses."""
     reward: Reward
-    """The reward."""
+    """The reward that scores responses."""
     model_cache: ModelCache = ModelCache()
-    """Models of a hub, downloaded once."""
+    """Cache for models of a hub."""
     curation: Curation = Curation()
-    """Which prompts become training rows."""
+    """Selection of training rows."""
     sft: Sft = Sft()
     """Supervised fine-tuning."""
     training: Training = Training()
@@ -164,11 +164,11 @@ class ExperimentSpec(SpecModel):
     report: Report = Report()
     """The HTML report."""
     storage: Annotated[Storage, Role.OPERATION]
-    """Where artifacts lie. Cannot be changed."""
+    """Where artifacts are stored. Cannot be changed."""
     resources: Annotated[StageResources, Role.OPERATION] = StageResources()
     """Resources by kind of stage."""
     scheduling: Annotated[Scheduling, Role.OPERATION] = Scheduling()
-    """Where and when pods run."""
+    """Placement and admission of pods."""
     pod_template: Annotated[FreeObject, Role.OPERATION] = Field(default={})
     """Strategic-merge patch on every pod template: metadata and spec; the stage's container is named `stage`. Fields
     that the operator needs (command, identity, its volumes, the restricted security context) are refused, and so is
@@ -176,22 +176,22 @@ class ExperimentSpec(SpecModel):
     images: Annotated[Images, Role.OPERATION] = Images()
     """Container images."""
     retries: Annotated[Retries, Role.OPERATION] = Retries()
-    """What follows when a stage fails."""
+    """Retries of failed stages."""
     deadlines: Annotated[Deadlines, Role.OPERATION] = Deadlines()
-    """How long things may take."""
+    """Time limits of attempts."""
     suspend: Annotated[bool, Role.OPERATION] = False
-    """True stops all children and starts none; artifacts and checkpoints stay. False goes on where it stopped."""
+    """True: stop all children and start none; artifacts and checkpoints are kept. False: resume from them."""
     reuse: Reuse = Reuse()
-    """Which artifacts may be used again."""
+    """Reuse of artifacts."""
     ttl_seconds_after_finished: Annotated[int | None, Role.OPERATION] = Field(default=None, ge=0, le=31536000)
     """Delete finished children (not the experiment, nor artifacts) this long after the end. Unset: never."""
     ttl_seconds_after_failed: Annotated[int | None, Role.OPERATION] = Field(default=None, ge=0, le=31536000)
-    """The same when the experiment has failed, e.g. longer, to keep pods and their logs. Unset: as
-    ttlSecondsAfterFinished says."""
+    """The same for a failed experiment, e.g. longer, to keep pods and their logs. Unset: the value of
+    ttlSecondsAfterFinished."""
     env: Annotated[tuple[EnvVar, ...], Role.EXECUTION] = Field(
         default=(), max_length=64, json_schema_extra=list_map("name")
     )
-    """Environment of all stages, e.g. HF_TOKEN from a Secret."""
+    """Environment variables of all stages, e.g. HF_TOKEN from a Secret."""
     image_pull_secrets: Annotated[tuple[LocalObjectReference, ...], Role.OPERATION] = Field(
         default=(), max_length=16, json_schema_extra=list_map("name")
     )
@@ -202,7 +202,7 @@ _SUBJECT = re.compile(r"^[A-Z][a-z]+ should ")
 
 
 class SpecError(ValueError):
-    """A spec that cannot be accepted; `errors` says why, one sentence each."""
+    """A spec that cannot be accepted; `errors` holds one sentence per fault."""
 
     def __init__(self, errors: tuple[str, ...]) -> None:
         super().__init__("; ".join(errors))
@@ -210,7 +210,7 @@ class SpecError(ValueError):
 
 
 def parse_spec(raw: Mapping[str, Any], policy: PodTemplatePolicy | None = None) -> ExperimentSpec:
-    """Read a spec as the API server would: structure first, then the rules of `rules.py`, then protected fields.
+    """Parse a spec as the API server does: structure first, then the rules of `rules.py`, then protected fields.
 
     `policy` is the installation's; None is the strictest. Raises SpecError with all errors found at the first level
     that has any.
@@ -238,7 +238,7 @@ def _structural_errors(error: Exception, raw: Any) -> tuple[str, ...]:
 
 
 def _path(details: Mapping[str, Any], raw: Any) -> str:
-    """Return the user's path to a fault: pydantic's own names of a union's members are not part of it."""
+    """Return the user's path to a fault, without pydantic's names of union members."""
     path, now, parts = "spec", raw, details["loc"]
     for place, part in enumerate(parts):
         if isinstance(part, int) and isinstance(now, list) and part < len(now):
@@ -252,7 +252,7 @@ def _describe(details: Mapping[str, Any], raw: Any) -> str:
     path = _path(details, raw)
     match details["type"]:
         case "missing":
-            return f"{path} is missing. Set it; `kubectl explain wrpoexperiments.{path}` says what it means."
+            return f"{path} is missing. Set it; `kubectl explain wrpoexperiments.{path}` describes it."
         case "extra_forbidden":
             return f"{path} is not a known field. Check its spelling and place, or remove it."
         case _:
@@ -262,5 +262,5 @@ def _describe(details: Mapping[str, Any], raw: Any) -> str:
 
 
 def _rule(text: str) -> str:
-    """Return what a value must be, without the names that pydantic gives to values and to the steps of its work."""
+    """Return the rule of a pydantic message, without pydantic's names of values and validation steps."""
     return _SUBJECT.sub("it must ", text.removeprefix("Value error, ")).replace(" after validation", "")

@@ -1,4 +1,4 @@
-"""The status of a WRPOExperiment: what users see, and what the planner remembers between two looks."""
+"""Fields of a WRPOExperiment's status, for users and as the planner's memory between reconciliations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_MESSAGE = 4096
 
 
 class Phase(StrEnum):
-    """The experiment in one word; for printing. Programs read conditions."""
+    """The experiment in one word, for printing. Programs read conditions."""
 
     PENDING = "Pending"
     """Nothing has started yet."""
@@ -35,26 +35,26 @@ class Phase(StrEnum):
 
 
 FINISHED = frozenset({Phase.SUCCEEDED, Phase.FAILED})
-"""Phases in which nothing runs any more, nor will without an edit."""
+"""Phases in which no stage runs or will run without an edit."""
 
 
 class StageState(StrEnum):
-    """What a stage is doing."""
+    """State of a stage."""
 
     PENDING = "Pending"
-    """Its inputs are not there yet."""
+    """Its inputs do not exist yet."""
     WAITING = "Waiting"
-    """It could start but for a blocker, or waits for a retry."""
+    """Only a blocker or the backoff of a retry keeps it from starting."""
     RUNNING = "Running"
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     SKIPPED = "Skipped"
-    """An earlier stage failed, so it will not run."""
+    """It does not run because an earlier stage failed."""
 
 
 class AttemptState(StrEnum):
-    """What became of one attempt."""
+    """State of one attempt."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -62,18 +62,18 @@ class AttemptState(StrEnum):
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     DISRUPTED = "Disrupted"
-    """Taken by the cluster; used up no retry."""
+    """Terminated by the cluster; used up no retry."""
     STOPPED = "Stopped"
-    """Ended by the operator (suspension, an edit, another stage's failure); used up no retry."""
+    """Terminated by the operator (suspension, an edit, another stage's failure); used up no retry."""
 
 
 def to_time(moment: datetime) -> str:
-    """Return a moment as Kubernetes writes it: UTC, whole seconds."""
+    """Format a moment as Kubernetes does: UTC, whole seconds."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def from_time(text: str) -> datetime:
-    """Inverse of to_time."""
+    """Parse a time that `to_time` formatted."""
     return datetime.fromisoformat(text)
 
 
@@ -85,38 +85,38 @@ class Condition(StatusModel):
     status: str = Field(pattern="^(True|False|Unknown)$", max_length=7)
     """True, False or Unknown."""
     observed_generation: int = Field(default=0, ge=0)
-    """Generation of the spec that this is about."""
+    """Generation of the spec that the condition describes."""
     last_transition_time: str = Field(max_length=64, json_schema_extra=TIME)
     """When status last changed."""
     reason: str = Field(max_length=128)
-    """One CamelCase word for programs."""
+    """CamelCase word for programs."""
     message: str = Field(default="", max_length=MAX_MESSAGE)
-    """A sentence for people."""
+    """Explanation for users."""
 
 
 class Attempt(StatusModel):
-    """One try of a stage."""
+    """One attempt of a stage."""
 
     number: int = Field(ge=1)
     """1 for the first."""
     child: str = Field(max_length=253)
     """Name of the Job or training resource."""
     state: AttemptState
-    """What became of it."""
+    """State of the attempt."""
     settings: str | None = Field(default=None, max_length=16)
-    """Hash of what it was started with beyond its parameters: image, resources, placement, environment."""
+    """Hash of its settings other than parameters: image, resources, placement, environment."""
     pending_since: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
-    """Since when it has been waiting for pods to run; unset while none is waited for."""
+    """Since when it has been waiting for pods to run; unset while it waits for none."""
     started_at: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
-    """When its first pod ran."""
+    """When its first pod started to run."""
     finished_at: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
     """When it ended."""
     exit_code: int | None = None
-    """Exit code of the pod that decided."""
+    """Exit code of the pod that determined the outcome."""
     reason: str | None = Field(default=None, max_length=128)
     """The engine's error code, or the child's reason."""
     message: str | None = Field(default=None, max_length=MAX_ATTEMPT_MESSAGE)
-    """The engine's own words."""
+    """The engine's error message."""
     failure: str | None = Field(default=None, max_length=32)
     """Application, Config or Disruption."""
     step: int | None = Field(default=None, ge=0)
@@ -129,29 +129,30 @@ class StageStatus(StatusModel):
     name: str = Field(max_length=64)
     """E.g. prepare, sample/qwen, train."""
     state: StageState
-    """What it is doing."""
+    """State of the stage."""
     hash: str = Field(max_length=16)
-    """Hash of what it computes: its artifact lies at STORAGE/NAME/HASH."""
+    """Hash of what it computes: its artifact is stored at STORAGE/NAME/HASH."""
     attempts: tuple[Attempt, ...] = Field(default=(), max_length=MAX_ATTEMPTS, json_schema_extra=list_map("number"))
     """The last attempts, oldest first."""
     forgiven_attempts: int = Field(default=0, ge=0)
-    """Attempts up to this number use up no retry, since the spec was edited after they failed."""
+    """Attempts up to this number use up no retry because the spec was edited after they failed."""
     failed_attempts: int = Field(default=0, ge=0)
     """Attempts after the forgiven ones that used up a retry."""
     consecutive_disruptions: int = Field(default=0, ge=0)
-    """Attempts in a row, up to the last that ended, that the cluster took; the next one waits the longer for them."""
+    """Attempts in a row, up to the last that ended, that the cluster terminated. The delay before the next one grows
+    with their number."""
     shards: str | None = Field(default=None, max_length=16)
-    """Finished and all shards, e.g. 2/4."""
+    """Finished shards of all shards, e.g. 2/4."""
     progress: int | None = Field(default=None, ge=0, le=100)
     """Percent."""
     remaining_seconds: int | None = Field(default=None, ge=0)
-    """The stage's own estimate."""
+    """The stage's estimate, in seconds."""
     metrics: dict[str, float] = Field(default={}, max_length=MAX_METRICS)
-    """Last metrics: the progress posts' while it runs, the result's at the end."""
+    """Last metrics: those of the progress reports while it runs, those of the result at the end."""
     artifact: str | None = Field(default=None, max_length=256)
     """Address of its artifact below the storage root."""
     cached: bool | None = None
-    """True: a valid artifact was there already and nothing was computed."""
+    """True: a valid artifact already existed and nothing was computed."""
     started_at: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
     """When the first attempt started."""
     finished_at: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
@@ -159,23 +160,23 @@ class StageStatus(StatusModel):
     gpu_seconds: int | None = Field(default=None, ge=0)
     """GPU time of all finished attempts."""
     message: str | None = Field(default=None, max_length=MAX_MESSAGE)
-    """Why it is in this state, where that needs saying."""
+    """Why it is in this state, if that is not obvious."""
 
     @property
     def has_diverged(self) -> bool:
-        """Whether its training says that the chosen responses become improbable while the margin grows."""
+        """Whether its training reports that the chosen responses become improbable while the margin grows."""
         return self.metrics.get(REWARD_DIVERGENCE, 0.0) >= 1.0
 
 
 class Blocker(StatusModel):
-    """Something that keeps the experiment from going on."""
+    """A reason why the experiment makes no progress."""
 
     object: str = Field(max_length=320)
-    """What is blocked or missing, e.g. Pod/NAME."""
+    """The blocked or missing object, e.g. Pod/NAME."""
     reason: str = Field(max_length=128)
-    """One CamelCase word."""
+    """CamelCase word for programs."""
     message: str = Field(max_length=MAX_MESSAGE)
-    """The cluster's own words and what can be done."""
+    """The cluster's message and the remedy."""
     since: str = Field(max_length=64, json_schema_extra=TIME)
     """When it was first seen."""
     stage: str | None = Field(default=None, max_length=64)
@@ -188,14 +189,14 @@ class Progress(StatusModel):
     percent: int = Field(default=0, ge=0, le=100)
     """Weighted over the stages."""
     remaining_seconds: int | None = Field(default=None, ge=0)
-    """Estimate, from the stages that ran so far. Unset: not known yet."""
+    """Estimate in seconds, from the stages that ran so far. Unset: not known yet."""
 
 
 class ExperimentStatus(StatusModel):
-    """The whole status. Written by the operator alone."""
+    """The whole status. Only the operator writes it."""
 
     observed_generation: int | None = Field(default=None, ge=0)
-    """Generation of the spec that this status is about."""
+    """Generation of the spec that this status describes."""
     phase: Phase | None = None
     """Pending, Running, Suspended, Succeeded, Failed or Invalid."""
     stage: str | None = Field(default=None, max_length=256)
@@ -211,7 +212,7 @@ class ExperimentStatus(StatusModel):
     progress_text: str | None = Field(default=None, max_length=32)
     """Percent as text; for printing."""
     blockers: tuple[Blocker, ...] = Field(default=(), max_length=MAX_BLOCKERS, json_schema_extra=ATOMIC)
-    """Why it is not running."""
+    """Why stages are not running."""
     source_count: int | None = Field(default=None, ge=0)
     """Number of sources; for printing."""
     started_at: str | None = Field(default=None, max_length=64, json_schema_extra=TIME)
@@ -220,7 +221,7 @@ class ExperimentStatus(StatusModel):
     """When it succeeded or failed."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form in camelCase, without what is unset or empty."""
+        """Return the JSON form in camelCase, without unset and empty fields."""
         raw: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         for stage in raw["stages"]:
             for name in ("metrics", "consecutiveDisruptions"):
@@ -238,7 +239,7 @@ class ExperimentStatus(StatusModel):
 
 
 def parse_status(raw: Any) -> ExperimentStatus:
-    """Read a stored status. One that does not parse (edited by hand) counts as none: it is made anew."""
+    """Parse a stored status. One that does not parse (edited by hand) counts as empty and is rebuilt."""
     try:
         return ExperimentStatus.model_validate(raw or {})
     except ValueError:

@@ -1,8 +1,8 @@
-"""YAML as kubectl reads it: the texts that PyYAML and kubectl take for different values mean here what kubectl sends.
+"""YAML parser with the semantics of kubectl, which differs from PyYAML in some scalars.
 
-kubectl turns YAML into JSON with the rules of go-yaml v2: `5e-7`, `1_000`, `0o17` and `0b1` are numbers, `yes` and `on`
-are booleans, `2024-06-01` and `1:30` are texts, a key that comes twice counts as it comes last, and numbers without a
-fraction are integers, however they are written.
+kubectl converts YAML to JSON with the rules of go-yaml v2: `5e-7`, `1_000`, `0o17` and `0b1` are numbers. `yes` and
+`on` are booleans, and `2024-06-01` and `1:30` are strings. The last value of a duplicate key counts. Numbers without a
+fraction are integers in every notation.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _SEPARATOR = re.compile(r"^---[ \t]*(?:#.*)?$\n?", re.MULTILINE)
 _TAG = "tag:yaml.org,2002:"
 _MAX_DEPTH = 10_000
 Doubled = Callable[[str], None]
-"""Called with each key that a map has twice."""
+"""Called with each duplicate key of a map."""
 
 
 class YamlError(ValueError):
-    """A text that kubectl would not read either; the message says where and why."""
+    """A text that kubectl refuses too; the message names place and cause."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """No anchors; long and multi-line texts as blocks."""
+    """Writes no anchors, and multi-line texts as blocks."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 -- signature of the base class
         return True
@@ -55,14 +55,14 @@ _Dumper.add_representer(str, _text)
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Composes nodes only: what a plain scalar means is decided here, not by PyYAML."""
+    """Composes nodes only: this module, not PyYAML, resolves plain scalars."""
 
 
 _PlainLoader.yaml_implicit_resolvers = {}
 
 
 def plain_value(text: str) -> Any:
-    """Return what an unquoted scalar means: null, boolean, number or the text itself."""
+    """Return the value of an unquoted scalar: null, boolean, number or the text itself."""
     if text in _NULLS:
         return None
     if text in _BOOLS:
@@ -94,7 +94,7 @@ def json_number(number: float) -> float:
 
 
 class _Reader:
-    """Nodes of one document to JSON values, with go-yaml's bounds on aliases and depth."""
+    """Converts the nodes of one document to JSON values, with go-yaml's limits on aliases and depth."""
 
     def __init__(self, doubled: Doubled | None) -> None:
         self.doubled = doubled
@@ -168,13 +168,13 @@ class _Reader:
 
 
 def _is_tagged(node: yaml.ScalarNode) -> bool:
-    """Was the tag written? PyYAML resolves plain scalars without one to `str` here."""
+    """Return whether the tag was written explicitly; plain scalars without one resolve to `str` here."""
     source = node.start_mark.buffer
     return source is not None and source[node.start_mark.pointer : node.start_mark.pointer + 1] == "!"
 
 
 def _alias_share(count: int) -> float:
-    """Return which share of the nodes may come from aliases; large documents may have less."""
+    """Return the maximum share of nodes from aliases; it falls with the size of the document."""
     if count <= 400_000:
         return 0.99
     return 0.10 if count >= 4_000_000 else 0.99 - 0.89 * (count - 400_000) / 3_600_000
@@ -217,7 +217,7 @@ def _key(node: yaml.Node, value: Any) -> str:
 
 
 def _documents(text: str) -> list[str]:
-    """Split as kubectl does: at lines that begin with `---`."""
+    """Split the text as kubectl does: at lines that begin with `---`."""
     return [part for part in _SEPARATOR.split(text) if part.strip()]
 
 
@@ -237,7 +237,7 @@ def _read(part: str, doubled: Doubled | None) -> Any:
 
 
 def _json_documents(text: str) -> list[Any] | None:
-    """Return the values of a stream of JSON; None where it is none."""
+    """Return the values of a JSON stream; None if the text is not one."""
     decoder = json.JSONDecoder(
         parse_float=lambda one: json_number(float(one)), parse_int=lambda one: json_number(int(one))
     )
@@ -253,7 +253,7 @@ def _json_documents(text: str) -> list[Any] | None:
 
 
 def load_all(text: str, *, doubled: Doubled | None = None) -> list[Any]:
-    """Return all documents of a YAML text or JSON stream, empty ones left out. YamlError where kubectl refuses."""
+    """Return all non-empty documents of a YAML text or JSON stream; YamlError for a text that kubectl refuses."""
     text = text.removeprefix("\ufeff")
     found = _json_documents(text) if text.lstrip().startswith("{") else None
     if found is None:
@@ -267,5 +267,5 @@ def load(text: str) -> Any:
 
 
 def dump(value: Any) -> str:
-    """Block style, keys in their own order."""
+    """Return YAML in block style, with keys in their original order."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)

@@ -1,4 +1,4 @@
-"""Why nothing is running: what the cluster says, in one sentence an object, with the remedy."""
+"""Blockers: why stages do not run, as one message per object with the remedy."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from wrpo_operator.api import conditions as words
+from wrpo_operator.api import conditions as messages
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import MAX_BLOCKERS, Blocker, to_time
-from wrpo_operator.plan.memory import StageView
 from wrpo_operator.plan.model import ChildState, PodFact, Snapshot
-from wrpo_operator.plan.starts import Held
+from wrpo_operator.plan.stage_views import StageView
+from wrpo_operator.plan.starts import HeldBack
 
 _IMAGE_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
-INIT_PATIENCE = timedelta(minutes=5)
-"""An init container that only waits for a name or a volume is done long before."""
-LOST_PATIENCE = timedelta(seconds=30)
-"""A pod is gone within seconds of its grace period unless its kubelet is."""
-SCHEDULER_PATIENCE = timedelta(seconds=30)
-"""A scheduler looks at a new pod within seconds, also where it finds no node for it."""
+INIT_GRACE = timedelta(minutes=5)
+"""Time after which an init container that waits for a name or a volume is reported."""
+LOST_GRACE = timedelta(seconds=30)
+"""Time after the end of its grace period at which a pod is reported as lost with its kubelet."""
+SCHEDULER_GRACE = timedelta(seconds=30)
+"""Time after which a pod without a verdict of its scheduler is reported; a running one takes seconds."""
 DONE = 100.0
 _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
@@ -38,9 +38,9 @@ class Obstacle:
 
 
 def find_blockers(
-    snapshot: Snapshot, spec: ExperimentSpec, views: Sequence[StageView], held: Sequence[Held], now: datetime
+    snapshot: Snapshot, spec: ExperimentSpec, views: Sequence[StageView], held: Sequence[HeldBack], now: datetime
 ) -> tuple[Blocker, ...]:
-    """Return what keeps the experiment from going on; `since` stays for what was there before."""
+    """Return the blockers of the experiment; a blocker that is already recorded keeps its `since`."""
     known = {(blocker.object, blocker.reason): blocker.since for blocker in snapshot.experiment.status.blockers}
     found: dict[tuple[str, str], Blocker] = {}
     of_stages = (item for view in views for item in _of_stage(snapshot, spec, view, now))
@@ -59,19 +59,19 @@ def find_blockers(
     return tuple(found.values())[:MAX_BLOCKERS]
 
 
-def waiting_words(snapshot: Snapshot, view: StageView, now: datetime) -> str:
-    """Return why a stage's pods do not run, for the message of a missed deadline; empty when nothing is known."""
+def waiting_message(snapshot: Snapshot, view: StageView, now: datetime) -> str:
+    """Return why a stage's pods do not run, for the message of a missed deadline; empty if unknown."""
     return next((obstacle.message for obstacle in (*_of_notes(snapshot, view), *_of_pods(view, now))), "")
 
 
 def _of_experiment(snapshot: Snapshot) -> Iterator[Obstacle]:
-    """Explain what is refused whatever the stage, e.g. to suspend or delete a child."""
+    """Yield the refusal of a request that belongs to no stage, e.g. the deletion of a child."""
     refused = snapshot.refused.get("")
     if refused is not None and refused.object:
         yield Obstacle(refused.object, refused.reason, refused.message)
 
 
-def _of_held(held: Sequence[Held]) -> Iterator[Obstacle]:
+def _of_held(held: Sequence[HeldBack]) -> Iterator[Obstacle]:
     for item in held:
         if item.object:
             yield Obstacle(item.object, item.reason, item.message, str(item.view.id))
@@ -82,11 +82,11 @@ def _of_stage(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: da
     notes = tuple(_of_notes(snapshot, view))
     for child in view.runnable:
         if child.state is ChildState.SUSPENDED and queue and not spec.suspend and not notes:
-            yield Obstacle(f"{child.kind}/{child.name}", Reason.QUEUED, words.queued(queue), stage)
+            yield Obstacle(f"{child.kind}/{child.name}", Reason.QUEUED, messages.queued(queue), stage)
     yield from notes
     if any(child.state is ChildState.PENDING for child in view.runnable):
         for name, storage_class in snapshot.pending_claims:
-            text = words.claim_pending(name, storage_class)
+            text = messages.claim_pending(name, storage_class)
             yield Obstacle(f"PersistentVolumeClaim/{name}", Reason.CLAIM_PENDING, text, stage)
     yield from _of_pods(view, now)
     yield from _of_progress(snapshot, spec, view, now)
@@ -95,11 +95,11 @@ def _of_stage(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: da
 def _of_notes(snapshot: Snapshot, view: StageView) -> Iterator[Obstacle]:
     for child in view.runnable:
         for note in snapshot.notes.get(child.uid, ()):
-            yield Obstacle(note.object, note.reason, words.noted(note.reason, note.message), str(view.id))
+            yield Obstacle(note.object, note.reason, messages.noted(note.reason, note.message), str(view.id))
 
 
 def _of_progress(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: datetime) -> Iterator[Obstacle]:
-    """Explain a stage that runs but does not advance. A hint, as progress posts are: it ends nothing."""
+    """Yield the stages that run without progress. A hint like progress posts: it terminates nothing."""
     limit = timedelta(seconds=spec.deadlines.stalled_seconds)
     for child in view.runnable:
         if child.state is not ChildState.RUNNING:
@@ -111,7 +111,7 @@ def _of_progress(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now:
             # Whole multiples of the limit, so that the sentence (and with it the status) changes rarely.
             passed = (now - (newest.advanced_at or newest.received_at)) // limit * limit
             minutes = int(passed.total_seconds() // 60)
-            text = words.progress_stalled(str(view.id), newest.percent, minutes)
+            text = messages.progress_stalled(str(view.id), newest.percent, minutes)
             yield Obstacle(f"{child.kind}/{child.name}", Reason.PROGRESS_STALLED, text, str(view.id))
 
 
@@ -123,39 +123,39 @@ def _of_pods(view: StageView, now: datetime) -> Iterator[Obstacle]:
             if explained is not None:
                 said.setdefault(explained, []).append(pod)
     for (reason, message), pods in said.items():
-        text = words.more_pods(message, len(pods) - 1)
+        text = messages.more_pods(message, len(pods) - 1)
         yield Obstacle(f"Pod/{pods[0].name}", reason, text, str(view.id))
 
 
 def _explain(pod: PodFact, now: datetime) -> tuple[str, str] | None:
     if pod.has_ended:
         return None
-    if pod.terminating_since is not None and pod.node is not None and now - pod.terminating_since >= LOST_PATIENCE:
-        return Reason.POD_LOST, words.pod_lost(pod.name, pod.node)
+    if pod.terminating_since is not None and pod.node is not None and now - pod.terminating_since >= LOST_GRACE:
+        return Reason.POD_LOST, messages.pod_lost(pod.name, pod.node)
     unplaced = _explain_unplaced(pod, now)
     if unplaced is not None:
         return unplaced
     if pod.waiting_reason in _IMAGE_REASONS:
-        return Reason.IMAGE_PULL, words.image_pull(_sentence(pod.waiting_message or pod.waiting_reason))
+        return Reason.IMAGE_PULL, messages.image_pull(_sentence(pod.waiting_message or pod.waiting_reason))
     if pod.waiting_reason in _CONFIG_REASONS:
-        return Reason.CONTAINER_CONFIG, words.container_config(_sentence(pod.waiting_message or pod.waiting_reason))
+        return Reason.CONTAINER_CONFIG, messages.container_config(_sentence(pod.waiting_message or pod.waiting_reason))
     if pod.waiting_reason == "CrashLoopBackOff":
-        return Reason.CRASH_LOOP, words.crash_loop(_sentence(pod.waiting_message or pod.waiting_reason))
-    if pod.phase == "Pending" and pod.init_since is not None and now - pod.init_since >= INIT_PATIENCE:
+        return Reason.CRASH_LOOP, messages.crash_loop(_sentence(pod.waiting_message or pod.waiting_reason))
+    if pod.phase == "Pending" and pod.init_since is not None and now - pod.init_since >= INIT_GRACE:
         # Whole steps, so that the sentence (and with it the status) changes rarely.
-        steps = (now - pod.init_since) // INIT_PATIENCE
-        return Reason.INIT_WAITING, words.init_waiting(int(steps * INIT_PATIENCE.total_seconds() // 60))
+        steps = (now - pod.init_since) // INIT_GRACE
+        return Reason.INIT_WAITING, messages.init_waiting(int(steps * INIT_GRACE.total_seconds() // 60))
     return None
 
 
 def _explain_unplaced(pod: PodFact, now: datetime) -> tuple[str, str] | None:
     if pod.unschedulable_message:
-        return Reason.UNSCHEDULABLE, words.unschedulable(_sentence(pod.unschedulable_message))
+        return Reason.UNSCHEDULABLE, messages.unschedulable(_sentence(pod.unschedulable_message))
     if pod.gates:
-        return Reason.SCHEDULING_GATED, words.scheduling_gated(pod.gates)
-    if pod.scheduler and pod.created_at is not None and now - pod.created_at >= SCHEDULER_PATIENCE:
-        seconds = int(SCHEDULER_PATIENCE.total_seconds())
-        return Reason.NO_SCHEDULER, words.no_scheduler(pod.scheduler, pod.claims, seconds)
+        return Reason.SCHEDULING_GATED, messages.scheduling_gated(pod.gates)
+    if pod.scheduler and pod.created_at is not None and now - pod.created_at >= SCHEDULER_GRACE:
+        seconds = int(SCHEDULER_GRACE.total_seconds())
+        return Reason.NO_SCHEDULER, messages.no_scheduler(pod.scheduler, pod.claims, seconds)
     return None
 
 

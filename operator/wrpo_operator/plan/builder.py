@@ -1,4 +1,4 @@
-"""Puts together an experiment's graph: stages are declared in any order, then ordered and hashed."""
+"""Builder of an experiment's graph: stages are declared in any order, then sorted and hashed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wrpo_operator.plan.model import StageId, StageNode
 
 
 class GraphError(ValueError):
-    """Stages that fit no graph: a fault of the wiring of one of them."""
+    """Stages that form no graph: a fault in the wiring of one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +34,11 @@ class _Declared:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What the wiring of a stage gets: the spec, and `add`."""
+    """Argument of the wiring of a stage: the spec, and `add`."""
 
     spec: ExperimentSpec
     without: frozenset[str] = frozenset()
-    """Names of sources that are given up: they keep their stages, which nothing uses."""
+    """Names of failed sources: they keep their stages, which nothing uses."""
     _declared: dict[StageId, _Declared] = field(default_factory=dict)
 
     def add(
@@ -56,7 +56,7 @@ class Graph:
         """Add a stage.
 
         It reads the artifacts of `inputs`, and those of `if_present` that are part of the graph. `downloads` are stages
-        that download its models: how models get to the stage changes nothing that is computed and is not hashed.
+        that download its models: the way of a model to the stage does not affect results and is not hashed.
         `role_name` follows the role of a named stage (unset: its name). `resources` replace those of the section in the
         spec.
         """
@@ -78,7 +78,7 @@ class Graph:
         return stage in self._declared
 
     def nodes(self) -> tuple[StageNode, ...]:
-        """Return the stages in topological order, of those that may come next always the one that was added first."""
+        """Return the stages in topological order; ties are resolved by the order of addition."""
         stages = list(self._declared)
         upstream = {stage: self._upstream(stage) for stage in stages}
         missing = {stage: set(upstream[stage]) for stage in stages}
@@ -145,7 +145,7 @@ class Graph:
 
 
 def source_of(spec: ExperimentSpec, stage: StageId) -> str | None:
-    """Return the source that a stage is of; None for the target's stages and for those of no single source."""
+    """Return the source that a stage belongs to; None for the target's stages and for shared ones."""
     definition = STAGES[stage.kind]
     if definition.per is not Per.SOURCE:
         return None

@@ -1,4 +1,4 @@
-"""What a child's facts say about its attempt: active, succeeded, failed (and who is to blame)."""
+"""Classification of attempts by the facts of their child: active, succeeded or failed, with the cause."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from wrpo_engine.contract.exit_codes import FINAL_EXIT_CODES
-from wrpo_operator.api import conditions as words
+from wrpo_operator.api import conditions as messages
 from wrpo_operator.api.backends import BACKENDS, CHILD_KINDS
 from wrpo_operator.api.status import Attempt, AttemptState, to_time
 from wrpo_operator.plan.model import ChildFact, ChildState, FailureKind, PodFact
@@ -15,7 +15,7 @@ LIVE = frozenset({ChildState.PENDING, ChildState.RUNNING, ChildState.SUSPENDED, 
 """States of a child whose pods may still run and write."""
 
 ENDED = frozenset({AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.DISRUPTED, AttemptState.STOPPED})
-"""States of an attempt that will not change any more."""
+"""Final states of an attempt."""
 
 DEADLINE_EXCEEDED = "DeadlineExceeded"
 OOM_KILLED = "OOMKilled"
@@ -43,8 +43,8 @@ class Failure:
 def attempt_of(child: ChildFact, before: Attempt | None, now: datetime) -> Attempt | None:
     """Return the attempt as its child shows it; `before` is what was recorded.
 
-    A recorded end stays, except that a child stopped too late may still have succeeded. A child that is being deleted
-    tells nothing: None, unless recorded.
+    A recorded end is kept, except that a child stopped too late may still have succeeded. A child that is being deleted
+    provides no facts: the result is the recorded attempt, or None.
     """
     late_success = child.state is ChildState.SUCCEEDED and before is not None and before.state is AttemptState.STOPPED
     if before is not None and before.state in ENDED and not late_success:
@@ -82,10 +82,11 @@ def _pending_since(child: ChildFact, before: Attempt | None, now: datetime) -> s
 
 
 def failure_of(child: ChildFact) -> Failure:
-    """Say who is to blame for a failed child, in the engine's words where there are any.
+    """Return the cause of a failed child, with the engine's message if there is one.
 
-    A final exit code (bad config, bad data) in any pod decides. Then: a training gang falls as one, so a disruption of
-    any of its pods is the cause; a Job fails only by failures of its own, so a disruption must have hit all of them.
+    A final exit code (bad config, bad data) of any pod decides. Otherwise the kind of child matters. A training gang
+    fails as a whole, so a disruption of any pod is the cause. A Job does not fail because of disruptions, so its
+    failure is a disruption only if all failed pods were disrupted.
     """
     failed = sorted(
         (pod for pod in child.pods if pod.exit_code not in {None, 0} or pod.phase == "Failed"),
@@ -93,27 +94,29 @@ def failure_of(child: ChildFact) -> Failure:
     )
     config = [pod for pod in failed if _exit_code(pod) in FINAL_EXIT_CODES]
     if config:
-        return _told_by(_spokesman(config), FailureKind.CONFIG, child)
+        return _failure_from(_primary_failure(config), FailureKind.CONFIG, child)
     if child.failed_reason and child.failed_reason == CHILD_KINDS[child.kind].final_reason and not failed:
-        return Failure(FailureKind.CONFIG, child.failed_reason, _child_words(child))
+        return Failure(FailureKind.CONFIG, child.failed_reason, _child_message(child))
     if not failed or child.failed_reason == DEADLINE_EXCEEDED:
-        return Failure(FailureKind.APPLICATION, child.failed_reason or "Failed", _child_words(child))
+        return Failure(FailureKind.APPLICATION, child.failed_reason or "Failed", _child_message(child))
     if _is_disruption(child, failed):
         pod = next((pod for pod in failed if _taken(pod)), failed[0])
-        return _told_by(pod, FailureKind.DISRUPTION, child)
-    return _told_by(_spokesman([pod for pod in failed if not _taken(pod)] or failed), FailureKind.APPLICATION, child)
+        return _failure_from(pod, FailureKind.DISRUPTION, child)
+    return _failure_from(
+        _primary_failure([pod for pod in failed if not _taken(pod)] or failed), FailureKind.APPLICATION, child
+    )
 
 
 def _exit_code(pod: PodFact) -> int | None:
-    """Return the stage's own exit code: torchrun ends with 1 whatever its ranks ended with."""
-    told = pod.termination.exit_code if pod.termination is not None else None
-    return pod.exit_code if told is None else told
+    """Return the stage's exit code, because torchrun exits with 1 for every exit code of its ranks."""
+    reported = pod.termination.exit_code if pod.termination is not None else None
+    return pod.exit_code if reported is None else reported
 
 
 def _is_disruption(child: ChildFact, failed: list[PodFact]) -> bool:
     if child.kind not in BACKENDS:
         return all(_taken(pod) for pod in failed)
-    # Peers of a crashed rank are terminated too: only the first to end tells a plain SIGTERM from a crash.
+    # Peers of a crashed rank are terminated too: only the first to end distinguishes a SIGTERM from a crash.
     return any(pod.disrupted for pod in failed) or _taken(failed[0])
 
 
@@ -122,27 +125,27 @@ def _taken(pod: PodFact) -> bool:
     return pod.disrupted or (is_interrupted and not pod.over_limit)
 
 
-def _spokesman(failed: list[PodFact]) -> PodFact:
-    """Return the first pod that says why it failed, else the first that failed: its peers' errors follow from it."""
+def _primary_failure(failed: list[PodFact]) -> PodFact:
+    """Return the first pod that reports an error, else the first that failed, because it causes its peers' errors."""
     return next((pod for pod in failed if pod.termination is not None and pod.termination.error), failed[0])
 
 
-def _told_by(pod: PodFact, kind: FailureKind, child: ChildFact) -> Failure:
+def _failure_from(pod: PodFact, kind: FailureKind, child: ChildFact) -> Failure:
     error = pod.termination.error if pod.termination else None
     if error is not None:
-        text = words.engine_error(error.code, error.field, error.message, error.hint)
+        text = messages.engine_error(error.code, error.field, error.message, error.hint)
         return Failure(kind, error.code, text, _exit_code(pod), pod.termination.step if pod.termination else None)
     if kind is FailureKind.DISRUPTION:
-        return Failure(kind, "Disrupted", words.disrupted(pod.name, pod.node), pod.exit_code)
+        return Failure(kind, "Disrupted", messages.disrupted(pod.name, pod.node), pod.exit_code)
     if pod.over_limit:
-        return Failure(kind, EVICTED, words.over_limit(pod.name, pod.over_limit), pod.exit_code)
+        return Failure(kind, EVICTED, messages.over_limit(pod.name, pod.over_limit), pod.exit_code)
     if pod.terminated_reason == OOM_KILLED:
-        return Failure(kind, OOM_KILLED, words.out_of_memory(pod.name), pod.exit_code)
+        return Failure(kind, OOM_KILLED, messages.out_of_memory(pod.name), pod.exit_code)
     reason = child.failed_reason or "Failed"
     return Failure(
-        kind, reason, words.exited(pod.exit_code, pod.termination_text, pod.name, child.namespace), pod.exit_code
+        kind, reason, messages.exited(pod.exit_code, pod.termination_text, pod.name, child.namespace), pod.exit_code
     )
 
 
-def _child_words(child: ChildFact) -> str:
-    return words.child_failed(f"{child.kind} {child.name}", child.failed_reason, child.failed_message)
+def _child_message(child: ChildFact) -> str:
+    return messages.child_failed(f"{child.kind} {child.name}", child.failed_reason, child.failed_message)

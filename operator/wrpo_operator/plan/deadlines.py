@@ -1,4 +1,4 @@
-"""Attempts that waited or ran too long: until when they may, and how they end."""
+"""Deadlines of attempts: when they expire, and how expired attempts end."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from wrpo_engine.contract.stages import STAGES
-from wrpo_operator.api import conditions as words
+from wrpo_operator.api import conditions as messages
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.lifecycle import Deadlines
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import Attempt, AttemptState, from_time, to_time
-from wrpo_operator.plan.blockers import waiting_words
-from wrpo_operator.plan.memory import StageView, count_failures, decide
+from wrpo_operator.plan.blockers import waiting_message
 from wrpo_operator.plan.model import ChildFact, ChildState, DeleteChild, FailureKind, Snapshot
 from wrpo_operator.plan.retry import GiveUp
+from wrpo_operator.plan.stage_views import StageView, count_failures, decide
 from wrpo_operator.plan.stops import Stops, delete, with_changes
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A time, and the field of the spec that sets it."""
+    """A duration in seconds, and the field of the spec that sets it."""
 
     seconds: int
     field: str
@@ -48,10 +48,10 @@ def active_limit(deadlines: Deadlines, kind: str) -> Limit | None:
 
 
 def enforce_deadlines(snapshot: Snapshot, spec: ExperimentSpec, views: Sequence[StageView], now: datetime) -> Stops:
-    """End attempts whose time is over.
+    """End attempts whose deadline has expired.
 
-    Of one whose pods did not run in time the cluster's words are the cause, and the stage has failed: a further one
-    would wait as long. One that ran too long has failed like any other, and may be tried again.
+    If an attempt's pods did not run in time, the stage fails with the cluster's message as the cause: a further attempt
+    would wait as long. An attempt that ran too long fails like any other and may be retried.
     """
     if spec.suspend:
         return Stops(tuple(views))
@@ -68,7 +68,7 @@ def enforce_deadlines(snapshot: Snapshot, spec: ExperimentSpec, views: Sequence[
 
 
 def deadlines_ahead(spec: ExperimentSpec, views: Sequence[StageView]) -> Iterator[datetime]:
-    """Yield when the time of live attempts will be over."""
+    """Yield the deadlines of live attempts."""
     if spec.suspend:
         return
     for view in views:
@@ -78,7 +78,7 @@ def deadlines_ahead(spec: ExperimentSpec, views: Sequence[StageView]) -> Iterato
 
 
 def pending_deadline(spec: ExperimentSpec, view: StageView, child: ChildFact) -> datetime | None:
-    """Return when a waiting child's time is over; None when it waits for nothing, or in a queue."""
+    """Return the deadline of a waiting child; None if it waits for nothing, or in a queue."""
     limit = pre_running_limit(spec.deadlines, view.id.kind)
     attempt = _attempt_of(view, child)
     if limit is None or attempt is None or attempt.pending_since is None:
@@ -89,10 +89,10 @@ def pending_deadline(spec: ExperimentSpec, view: StageView, child: ChildFact) ->
 
 
 def active_deadline(spec: ExperimentSpec, view: StageView, child: ChildFact) -> datetime | None:
-    """Return when a child will have run too long; None when it does not run, or all of its pods have ended.
+    """Return the deadline of a running child; None if it does not run, or all of its pods have ended.
 
-    The later of two starts counts: a child that was suspended has new pods since, and one whose pods are gone already
-    tells only when it was made.
+    The later of two starts counts: a child that was suspended has new pods, and one whose pods are already deleted
+    shows only the time of its creation.
     """
     limit = active_limit(spec.deadlines, view.id.kind)
     attempt = _attempt_of(view, child)
@@ -117,7 +117,7 @@ def _with_late_waits(
 ) -> StageView:
     limit = pre_running_limit(spec.deadlines, view.id.kind)
     assert limit is not None
-    text = words.pending_too_long(limit.seconds, limit.field, waiting_words(snapshot, view, now))
+    text = messages.pending_too_long(limit.seconds, limit.field, waiting_message(snapshot, view, now))
     changes = {child.attempt: _failure(FailureKind.CONFIG, Reason.PENDING_TOO_LONG, text, now) for child in late}
     return with_changes(view, changes, GiveUp(Reason.PENDING_TOO_LONG))
 
@@ -127,7 +127,7 @@ def _with_late_runs(
 ) -> StageView:
     limit = active_limit(spec.deadlines, view.id.kind)
     assert limit is not None
-    text = words.ran_too_long(limit.seconds, limit.field)
+    text = messages.ran_too_long(limit.seconds, limit.field)
     changes = {child.attempt: _failure(FailureKind.APPLICATION, Reason.RAN_TOO_LONG, text, now) for child in late}
     changed = with_changes(view, changes, view.next)
     new_ends = [attempt for attempt in changed.record.attempts if attempt.number in changes]

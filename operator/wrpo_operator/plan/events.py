@@ -1,10 +1,10 @@
-"""What is worth an Event: the difference between two statuses."""
+"""Events of the transition between two statuses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wrpo_operator.api import conditions as words
+from wrpo_operator.api import conditions as messages
 from wrpo_operator.api.conditions import ConditionType, Reason
 from wrpo_operator.api.status import AttemptState, ExperimentStatus, StageState, StageStatus
 from wrpo_operator.plan.model import Experiment, PlannedEvent
@@ -23,24 +23,24 @@ def events_between(experiment: Experiment, after: ExperimentStatus) -> tuple[Pla
 def _of_stage(experiment: str, before: StageStatus | None, after: StageStatus) -> Iterator[PlannedEvent]:
     if before is not None and before.hash != after.hash:
         if before.state is not StageState.PENDING:
-            yield PlannedEvent(_NORMAL, Reason.STAGE_RERUN, words.event_stage_changed(after.name))
+            yield PlannedEvent(_NORMAL, Reason.STAGE_RERUN, messages.event_stage_changed(after.name))
         before = None
     known = {attempt.number: attempt for attempt in before.attempts} if before else {}
     for attempt in after.attempts:
         old = known.get(attempt.number)
         if old is None:
-            text = words.event_stage_started(after.name, attempt.number, attempt.child)
+            text = messages.event_stage_started(after.name, attempt.number, attempt.child)
             yield PlannedEvent(_NORMAL, Reason.STAGE_STARTED, text)
         ended = attempt.state in {AttemptState.FAILED, AttemptState.DISRUPTED}
         if ended and (old is None or old.state is not attempt.state):
-            text = words.event_stage_retried(after.name, attempt.number, attempt.message or "")
+            text = messages.event_stage_retried(after.name, attempt.number, attempt.message or "")
             yield PlannedEvent(_WARNING, Reason.STAGE_RETRIED, text)
     if after.has_diverged and not (before is not None and before.has_diverged):
         newest = max((attempt.number for attempt in after.attempts), default=1)
-        text = words.event_reward_divergence(experiment, after.name, newest)
+        text = messages.event_reward_divergence(experiment, after.name, newest)
         yield PlannedEvent(_WARNING, Reason.REWARD_DIVERGENCE, text)
     if after.state is StageState.SUCCEEDED and (before is None or before.state is not StageState.SUCCEEDED):
-        text = words.event_stage_succeeded(after.name, cached=bool(after.cached))
+        text = messages.event_stage_succeeded(after.name, cached=bool(after.cached))
         yield PlannedEvent(_NORMAL, Reason.STAGE_SUCCEEDED, text)
 
 
@@ -60,10 +60,10 @@ def _of_conditions(before: ExperimentStatus, after: ExperimentStatus) -> Iterato
         if new is None or new.status != value:
             continue
         if kind is ConditionType.BLOCKED and new.reason == Reason.INVALID_SPEC:
-            continue  # Accepted=False has said it
+            continue  # reported by Accepted=False
         if old is None or old.status != value or old.reason != new.reason:
             yield PlannedEvent(severity, new.reason, new.message)
     was_suspended = before.condition(ConditionType.SUSPENDED)
     now_suspended = after.condition(ConditionType.SUSPENDED)
     if was_suspended and was_suspended.status == "True" and now_suspended and now_suspended.status == "False":
-        yield PlannedEvent(_NORMAL, Reason.RESUMED, words.not_suspended())
+        yield PlannedEvent(_NORMAL, Reason.RESUMED, messages.not_suspended())

@@ -1,9 +1,9 @@
-"""The stages of an experiment and what each needs, as data.
+"""Graph of an experiment's stages.
 
 prepare -> sample/<source> -> score/<source> -> curate-sft -> sft -> sample/target -> score/target -> curate-triples
--> train -> evaluate -> report. Scoring is one stage a source, so that adding a source scores that source alone.
-Without SFT the target itself is sampled and trained from. Objectives without a source response leave the sources out of
-the triples, and sources that nothing uses out of the graph. `wiring` says so for each kind of stage.
+-> train -> evaluate -> report. Scoring is one stage per source, so that adding a source scores only that source.
+Without SFT, sampling and training start from the unmodified target. Objectives without a source response exclude the
+sources from the triples. The graph excludes sources that nothing uses. `wiring` defines this for each kind of stage.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def wiring_of(definition: StageDefinition) -> Callable[..., Any]:
 
 
 WIRINGS: Mapping[str, Callable[..., Any]] = {kind: wiring_of(definition) for kind, definition in STAGES.items()}
-"""Kind -> what adds its stages to a graph."""
+"""Function that adds the stages of a kind to a graph, by kind."""
 
 
 class _Same:
-    """A spec as a key: the very same object. Specs are frozen; comparing two by value would cost more than a graph."""
+    """A spec as a key, compared by identity: comparison by value would cost more than a graph. Specs are frozen."""
 
     __slots__ = ("spec",)
 
@@ -64,7 +64,7 @@ def build_graph(spec: ExperimentSpec, without: frozenset[str] = frozenset()) -> 
     """Return the stages of a spec in topological order.
 
     Stages of the sources in `without` are part of the graph, but nothing after them uses them. The last graphs are
-    remembered: one of a spec with ten sources takes a millisecond and 100 KiB.
+    cached: one of a spec with ten sources takes a millisecond and 100 KiB.
     """
     return _graph(_Same(spec), without)
 
@@ -75,7 +75,7 @@ def _graph(same: _Same, without: frozenset[str]) -> tuple[StageNode, ...]:
     for per, definitions in groupby(STAGES.values(), key=lambda definition: definition.per):
         kinds = [definition.kind for definition in definitions]
         if per is Per.SOURCE:
-            # All stages of one source, then all of the next: the order in which they are shown and started.
+            # All stages of one source, then those of the next, which is the order of display and start.
             for member in members(same.spec):
                 for kind in kinds:
                     WIRINGS[kind](graph, member)

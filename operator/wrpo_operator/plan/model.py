@@ -1,7 +1,7 @@
-"""What the planner reads and what it answers: frozen values, no Kubernetes dictionaries, no I/O.
+"""Input and output of the planner: frozen values, no Kubernetes dictionaries, no I/O.
 
-`runtime` turns watched objects into a `Snapshot`, calls `plan(snapshot, now)`, and carries out the `Plan`;
-`render` turns a `PlannedAttempt` into manifests. Neither decides anything.
+`runtime` converts watched objects to a `Snapshot`, calls `plan(snapshot, now)`, and applies the `Plan`;
+`render` converts a `PlannedAttempt` to manifests. Neither decides anything.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wrpo_operator.api.status import ExperimentStatus
 
 @dataclass(frozen=True, slots=True, order=True)
 class StageId:
-    """`sample/qwen` is StageId("sample", "qwen"); `train` is StageId("train")."""
+    """Name of a stage: `sample/qwen` is StageId("sample", "qwen"); `train` is StageId("train")."""
 
     kind: str
     """Key of wrpo_engine.contract.stages.STAGES."""
@@ -34,7 +34,7 @@ class StageId:
 
 @dataclass(frozen=True, slots=True)
 class StageNode:
-    """One stage of an experiment's graph, with everything its hash is made of."""
+    """One stage of an experiment's graph, with everything that its hash covers."""
 
     id: StageId
     shape: Shape
@@ -46,11 +46,11 @@ class StageNode:
     runtime: Runtime
     """Not hashed."""
     resources: Resources | None = None
-    """In place of those of the spec's section for its kind. Not hashed."""
+    """Replace those of the spec's section for its kind. Not hashed."""
 
 
 class ChildState(StrEnum):
-    """What a child is doing, whatever its kind."""
+    """State of a child of any kind."""
 
     PENDING = "Pending"
     """Created; no pod runs yet."""
@@ -62,18 +62,18 @@ class ChildState(StrEnum):
 
 
 class FailureKind(StrEnum):
-    """Who is to blame for a failed attempt."""
+    """Cause of a failed attempt."""
 
     APPLICATION = "Application"
     CONFIG = "Config"
     """A final exit code: a retry cannot help."""
     DISRUPTION = "Disruption"
-    """Preemption, eviction, node loss: uses up no attempt."""
+    """Preemption, eviction, node loss: uses up no retry."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodFact:
-    """What one pod says, as far as decisions and explanations need it."""
+    """Facts about one pod that decisions and messages need."""
 
     name: str
     phase: str
@@ -82,42 +82,42 @@ class PodFact:
     """Completion index or rank."""
     exit_code: int | None = None
     termination: TerminationMessage | None = None
-    """Parsed termination message of the stage's container; None when there is none or it is not ours."""
+    """Parsed termination message of the stage's container; None if there is none or another program wrote it."""
     termination_text: str = ""
-    """Raw tail of it when it could not be parsed."""
+    """Its raw tail if it could not be parsed."""
     disrupted: bool = False
-    """Whether the cluster took it: preemption, eviction for the node's sake, node loss."""
+    """Whether the cluster terminated it: preemption, eviction because of node pressure, node loss."""
     over_limit: str = ""
-    """The kubelet's words if it evicted the pod for using more than the pod's own limits allow."""
+    """The kubelet's message if it evicted the pod because the pod exceeded its own limits."""
     waiting_reason: str = ""
     """E.g. ImagePullBackOff, CreateContainerConfigError, CrashLoopBackOff."""
     waiting_message: str = ""
     unschedulable_message: str = ""
-    """The scheduler's words."""
+    """The scheduler's message."""
     scheduler: str = ""
-    """The scheduler that it waits for; only of a pod that none has looked at."""
+    """The scheduler that it waits for; set only for a pod that no scheduler has processed."""
     gates: tuple[str, ...] = ()
     """Scheduling gates that it waits for."""
     claims: tuple[str, ...] = ()
-    """Resource claims that it needs; only of a pod that no scheduler has looked at."""
+    """Resource claims that it needs; set only for a pod that no scheduler has processed."""
     terminating_since: datetime | None = None
-    """When its grace period will be, or was, over."""
+    """End of its grace period."""
     finished_at: datetime | None = None
     terminated_reason: str = ""
-    """The kubelet's word for how the container ended, e.g. OOMKilled."""
+    """The kubelet's reason for the end of the container, e.g. OOMKilled."""
     init_since: datetime | None = None
     """Since when an init container has been running."""
     created_at: datetime | None = None
 
     @property
     def has_ended(self) -> bool:
-        """Whether all of its containers have ended for good."""
+        """Whether all of its containers have terminated and none restarts."""
         return self.phase in {"Succeeded", "Failed"}
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What some object of the cluster says about a child that does not run."""
+    """A message of the cluster about a child that does not run."""
 
     object: str
     """E.g. Workload/NAME."""
@@ -127,14 +127,14 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What the API server refuses to an experiment, and what the user is told of it."""
+    """A request for an experiment that the API server refuses, and its message for the user."""
 
     object: str
-    """E.g. Job/NAME; empty while it may be a passing error, of which nobody is told."""
+    """E.g. Job/NAME; empty while the error may be transient, which is not reported."""
     reason: Reason
     message: str
     is_final: bool = False
-    """Whether no waiting will change it: the spec has to be edited."""
+    """Whether only an edit of the spec can resolve it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class ChildFact:
     failed_message: str = ""
     pods: tuple[PodFact, ...] = ()
     queue: str = ""
-    """Kueue queue that the child was given to."""
+    """Kueue queue of the child."""
     namespace: str = ""
 
 
@@ -184,7 +184,7 @@ class ProgressFact:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """One WRPOExperiment as read."""
+    """One WRPOExperiment."""
 
     name: str
     namespace: str
@@ -193,23 +193,23 @@ class Experiment:
     deleting: bool
     created_at: datetime
     spec: ExperimentSpec | None
-    """None when the stored spec does not parse; then `spec_errors` says why."""
+    """None if the stored spec does not parse; `spec_errors` then holds the errors."""
     status: ExperimentStatus
     spec_errors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The cluster as the operator saw it at one moment."""
+    """Observed state of the cluster at one moment."""
 
     experiment: Experiment
     children: tuple[ChildFact, ...] = ()
-    """Children of this experiment (by uid), whatever their stage hash."""
+    """Children of this experiment (by uid), with any stage hash."""
     foreign: tuple[ChildFact, ...] = ()
-    """Live children of other experiments in the namespace; their artifact_key may equal one of ours."""
+    """Live children of other experiments in the namespace; their artifact_key may equal one of this experiment."""
     pods: Mapping[str, tuple[PodFact, ...]] = field(default_factory=dict)
-    """Artifact key -> pods of any experiment that were made for it and have not ended, whether or not their child still
-    exists: a child that is deleted goes at once, its pods take their time."""
+    """Artifact key -> pods of any experiment that were created for it and have not ended. Their child may be deleted
+    already: deletion removes a child immediately, but its pods use their grace period."""
     training_backends: frozenset[str] = frozenset({"PyTorchJob"})
     """Training backends whose CRD is installed."""
     progress: Mapping[tuple[str, int], tuple[ProgressFact, ...]] = field(default_factory=dict)
@@ -217,16 +217,18 @@ class Snapshot:
     missing_objects: tuple[tuple[str, str], ...] = ()
     """(kind, name) of claims that the spec refers to and that do not exist."""
     notes: Mapping[str, tuple[Note, ...]] = field(default_factory=dict)
-    """uid of a waiting child -> what the cluster says about it."""
+    """uid of a waiting child -> messages of the cluster about it."""
     pending_claims: tuple[tuple[str, str], ...] = ()
     """(name, storage class) of claims that the spec refers to and that are not bound yet."""
     refused: Mapping[str, Refusal] = field(default_factory=dict)
-    """Stage -> why its next attempt is not applied now; the empty string for what concerns no single stage."""
+    """Stage -> why its next attempt is not applied now; the key is empty for refusals that concern no single stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedAttempt:
-    """Create attempt `attempt` of `node`; applying it twice is harmless, for its name is made of its content."""
+    """Create attempt `attempt` of `node`; applying it twice is harmless because its name is derived from its
+    content.
+    """
 
     node: StageNode
     attempt: int
@@ -268,7 +270,7 @@ class PlannedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do now. Applying it and planning again yields a plan with nothing to apply."""
+    """Actions to take now. After applying them, planning yields a plan without actions."""
 
     apply: tuple[PlannedAttempt, ...] = ()
     suspend: tuple[SetSuspend, ...] = ()

@@ -1,7 +1,7 @@
-"""Spec -> the engine's stage parameters (hashed) and runtime (not hashed): fields of the same names.
+"""Conversion of the spec to the engine's stage parameters (hashed) and runtime (not hashed).
 
-Only what the two sides do not share is written out. What a field is, and which of the two it belongs to, is said where
-it is declared, in `wrpo_engine.contract`.
+Fields of the same name are copied; only differences are written out. Meaning and role of a field are declared in
+`wrpo_engine.contract`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Part: TypeAlias = Literal["sft", "preference", "evaluation"]
 
 
 def prepare(spec: ExperimentSpec) -> PrepareParams:
-    """Return which prompts are read and how they are split."""
+    """Return the parameters of selecting and splitting prompts."""
     held_out = spec.prompts.evaluation
     return project(
         PrepareParams,
@@ -49,12 +49,12 @@ def prepare(spec: ExperimentSpec) -> PrepareParams:
 
 
 def named_model(model: Target) -> ModelRef:
-    """Return a model of the spec."""
+    """Return the reference to a model of the spec."""
     return project(ModelRef, values_of(model), name=model.model)
 
 
 def made_model(role: str, spec: ExperimentSpec) -> ModelRef:
-    """Return a model made from the target by an upstream stage; template and code stay the target's."""
+    """Return a model that an upstream stage derived from the target; template and code are those of the target."""
     return project(
         ModelRef,
         values_of(spec.target, TemplateFields),
@@ -69,12 +69,12 @@ def start_model(spec: ExperimentSpec) -> ModelRef:
 
 
 def reward_model(reward: RewardProvider) -> RewardModel:
-    """Return a reward as the engine knows it."""
+    """Return a reward as a parameter of the engine."""
     return project(RewardModel, values_of(reward), name=reward.model)
 
 
 def scoring(spec: ExperimentSpec, reward: RewardProvider) -> ScoreParams:
-    """Return how one reward scores the samples of one model."""
+    """Return the parameters of scoring the samples of one model with one reward."""
     return project(ScoreParams, values_of(spec.reward), reward=reward_model(reward))
 
 
@@ -84,12 +84,12 @@ def scoring_runtime(spec: ExperimentSpec) -> Runtime:
 
 
 def curate_sft(spec: ExperimentSpec) -> CurateSftParams:
-    """Return how the rows of SFT are chosen."""
+    """Return the parameters of selecting the rows of SFT."""
     return project(CurateSftParams, values_of(spec.curation), reward_weights=_reward_weights(spec))
 
 
 def curate_triples(spec: ExperimentSpec, *, needs_source: bool) -> CurateTriplesParams:
-    """Return how the rows of preference optimisation are chosen."""
+    """Return the parameters of selecting the rows of preference optimisation."""
     return project(
         CurateTriplesParams,
         values_of(spec.curation),
@@ -104,7 +104,7 @@ def _reward_weights(spec: ExperimentSpec) -> dict[str, float]:
 
 
 def sampling(spec: ExperimentSpec, source: Source | None, parts: tuple[Part, ...]) -> SampleParams:
-    """Return how a source, or the target where it is None, answers."""
+    """Return the sampling parameters of a source, or of the target if it is None."""
     settings = _sampling(spec, source)
     return project(
         SampleParams,
@@ -117,19 +117,19 @@ def sampling(spec: ExperimentSpec, source: Source | None, parts: tuple[Part, ...
 
 
 def sampling_runtime(spec: ExperimentSpec, source: Source | None) -> Runtime:
-    """Return shards, GPU use and the engine's settings for speed of a sampling stage."""
+    """Return the runtime of a sampling stage: shards, GPU use and the engine's speed settings."""
     settings = _sampling(spec, source)
     return project(Runtime, settings, engine_args=_engine_args(settings, for_speed=True))
 
 
 def _sampling(spec: ExperimentSpec, source: Source | None) -> dict[str, Any]:
-    """Return the settings that hold for a source, or for the target where it is None."""
+    """Return the effective settings of a source, or of the target if it is None."""
     common = values_of(spec.sampling)
     return common | values_of(source.sampling) | values_of(source, ShardExecution) if source else common
 
 
 def _engine_args(settings: Mapping[str, Any], *, for_speed: bool) -> dict[str, Any]:
-    """Return the engine's arguments that only change its speed and memory, or the others."""
+    """Return the engine's arguments that affect only speed and memory, or the others."""
     return {name: value for name, value in settings["engine_args"].items() if (name in SPEED_ENGINE_ARGS) == for_speed}
 
 
@@ -140,7 +140,7 @@ def sft(spec: ExperimentSpec) -> SftParams:
 
 
 def sft_runtime(spec: ExperimentSpec) -> Runtime:
-    """Return how SFT runs."""
+    """Return the runtime of SFT."""
     return project(Runtime, values_of(spec.training, SharedExecution, BothExecution), values_of(spec.sft))
 
 
@@ -150,12 +150,12 @@ def train(spec: ExperimentSpec) -> TrainParams:
 
 
 def training_runtime(spec: ExperimentSpec) -> Runtime:
-    """Return how preference optimisation runs."""
+    """Return the runtime of preference optimisation."""
     return project(Runtime, values_of(spec.training))
 
 
 def evaluation(spec: ExperimentSpec) -> EvaluateParams:
-    """Return what is compared: the target, the SFT model and the trained model, as far as they exist."""
+    """Return the parameters of comparing the target, the SFT model and the trained model, if they exist."""
     models = [EvaluateModel(label="target", model=named_model(spec.target))]
     if spec.sft.enabled:
         models.append(EvaluateModel(label="sft", model=made_model("sft", spec)))
@@ -175,12 +175,12 @@ def evaluation(spec: ExperimentSpec) -> EvaluateParams:
 
 
 def evaluation_runtime(spec: ExperimentSpec) -> Runtime:
-    """Return how evaluation runs."""
+    """Return the runtime of evaluation."""
     return project(Runtime, values_of(spec.reward, ScoreExecution), values_of(spec.sampling, SourceExecution))
 
 
 def report(spec: ExperimentSpec) -> ReportParams:
-    """Return what the report is about."""
+    """Return the parameters of the report."""
     names = ", ".join(source.name for source in spec.sources)
     title = f"{spec.training.objective.value}: {names} teach {spec.target.model}"
     return project(ReportParams, values_of(spec.report), title=title)

@@ -1,4 +1,4 @@
-"""The story of one reconcile: from what was seen to what to do. Pure."""
+"""Planner: one reconcile from the observed state to the actions. Pure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from wrpo_operator.plan.builder import source_of
 from wrpo_operator.plan.deadlines import deadlines_ahead, enforce_deadlines
 from wrpo_operator.plan.events import events_between
 from wrpo_operator.plan.graph import build_graph
-from wrpo_operator.plan.memory import StageView, has_failed_for_good, recall
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Plan, PlannedAttempt, Snapshot, StageNode
 from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import GiveUp
-from wrpo_operator.plan.starts import Held, decide_starts
+from wrpo_operator.plan.stage_views import StageView, build_views, has_failed_for_good
+from wrpo_operator.plan.starts import HeldBack, decide_starts
 from wrpo_operator.plan.status import (
     Decisions,
     StageFailure,
@@ -39,15 +39,15 @@ from wrpo_operator.plan.stops import (
 )
 
 LOOK_AGAIN_S = 15.0
-"""How often to look for what no watch of this experiment tells: a claim, a CRD, a queue, refused pods, another
-experiment's child."""
+"""Interval of checks for changes that no watch of this experiment reports: a claim, a CRD, a queue, refused pods,
+another experiment's child. In seconds."""
 
 
 def plan(snapshot: Snapshot, now: datetime) -> Plan:
-    """Decide what to do.
+    """Return the actions for a snapshot.
 
     Invariants: at most one live attempt per stage hash; nothing starts before its inputs; applying a plan and planning
-    again gives nothing to apply; a recorded end stays when children are deleted; retries are bounded.
+    again gives nothing to apply; a recorded end is kept when children are deleted; retries are bounded.
     """
     experiment = snapshot.experiment
     spec = experiment.spec
@@ -57,10 +57,10 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
         status = invalid_status(experiment, now)
         return Plan(status=status, events=events_between(experiment, status))
 
-    graph, views, late = _look_back(snapshot, spec, frozenset(), now)
+    graph, views, late = _graph_and_views(snapshot, spec, frozenset(), now)
     lost = lost_sources(late.views, spec)
     if lost:
-        graph, views, late = _look_back(snapshot, spec, frozenset(lost), now)
+        graph, views, late = _graph_and_views(snapshot, spec, frozenset(lost), now)
     deleted = [*stale_children(snapshot, graph), *already_ended(views)]
 
     wanted = tuple(view for view in late.views if source_of(spec, view.id) not in lost)
@@ -76,7 +76,7 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     may_start = failure is None and not spec.suspend
     decided = decide_starts(snapshot, spec, stops.views, frozenset(lost)) if may_start else ()
     starts = tuple(start for start in decided if isinstance(start, PlannedAttempt))
-    held = tuple(start for start in decided if isinstance(start, Held))
+    held = tuple(start for start in decided if isinstance(start, HeldBack))
 
     blockers = find_blockers(snapshot, spec, stops.views, held, now) if failure is None else ()
     refusals = (snapshot.refused.get(str(item.view.id)) for item in held)
@@ -96,23 +96,23 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
 
 
 def _last_status(snapshot: Snapshot, spec: ExperimentSpec, now: datetime) -> ExperimentStatus:
-    """Return what is observed of an experiment that is being deleted: somebody's finalizer may hold it for long."""
-    views = recall(snapshot.experiment, spec, build_graph(spec), snapshot.children, now)
+    """Return the status of an experiment that is being deleted, which a finalizer may delay for a long time."""
+    views = build_views(snapshot.experiment, spec, build_graph(spec), snapshot.children, now)
     decisions = Decisions(views, failure=recorded_failure(snapshot.experiment, views), deleting=True)
     return build_status(snapshot, spec, decisions, now)
 
 
-def _look_back(
+def _graph_and_views(
     snapshot: Snapshot, spec: ExperimentSpec, without: frozenset[str], now: datetime
 ) -> tuple[Sequence[StageNode], tuple[StageView, ...], Stops]:
-    """Return the graph without some sources, what its stages have done, and the same with late attempts ended."""
+    """Return the graph without some sources, its views, and the views with expired attempts ended."""
     graph = build_graph(spec, without)
-    views = recall(snapshot.experiment, spec, graph, snapshot.children, now)
+    views = build_views(snapshot.experiment, spec, graph, snapshot.children, now)
     return graph, views, enforce_deadlines(snapshot, spec, views, now)
 
 
 def recorded_failure(experiment: Experiment, views: Sequence[StageView]) -> StageFailure | None:
-    """Return the recorded failure while it stands: it does until the spec is edited, whatever became of children."""
+    """Return the recorded failure if it is valid: it is until the spec is edited, regardless of children."""
     condition = experiment.status.condition(ConditionType.FAILED)
     view = next((view for view in views if str(view.id) == experiment.status.stage), None)
     if condition is None or view is None or not has_failed_for_good(experiment):
@@ -121,8 +121,9 @@ def recorded_failure(experiment: Experiment, views: Sequence[StageView]) -> Stag
 
 
 def lost_sources(views: Sequence[StageView], spec: ExperimentSpec) -> dict[str, StageFailure]:
-    """Return the sources that the experiment goes on without, each with its failure: none unless the spec allows it,
-    and none if no source would be left.
+    """Return the sources without which the experiment continues, each with its failure.
+
+    Empty unless the spec allows it, and if no source would remain.
     """
     if spec.sampling.on_source_failure != "Continue":
         return {}
@@ -136,7 +137,7 @@ def lost_sources(views: Sequence[StageView], spec: ExperimentSpec) -> dict[str, 
 
 
 def find_failure(views: Sequence[StageView], spec: ExperimentSpec) -> StageFailure | None:
-    """Return the first stage, in the graph's order, that is given up."""
+    """Return the failure of the first stage, in the graph's order, that is not retried."""
     for view in views:
         if not view.succeeded and not view.runnable and isinstance(view.next, GiveUp):
             return describe_failure(view, view.next.reason, spec.retries.limit)
@@ -144,7 +145,7 @@ def find_failure(views: Sequence[StageView], spec: ExperimentSpec) -> StageFailu
 
 
 def _requeue_after(
-    spec: ExperimentSpec, status: ExperimentStatus, views: Sequence[StageView], held: Sequence[Held], now: datetime
+    spec: ExperimentSpec, status: ExperimentStatus, views: Sequence[StageView], held: Sequence[HeldBack], now: datetime
 ) -> float | None:
     waits = [max(0.0, (moment - now).total_seconds()) for moment in _moments(spec, status, views, held)]
     may_wait = any(_may_wait(spec, view, child) for view in views for child in view.runnable)
@@ -154,7 +155,7 @@ def _requeue_after(
 
 
 def _may_wait(spec: ExperimentSpec, view: StageView, child: ChildFact) -> bool:
-    """Tell whether a child waits for the cluster: it or a pod of it does not run, or it is a gang that lacks pods."""
+    """Return whether a child waits for the cluster: it or one of its pods does not run, or its gang lacks pods."""
     if child.state in {ChildState.PENDING, ChildState.SUSPENDED}:
         return True
     if any(pod.phase == "Pending" or pod.terminating_since is not None for pod in child.pods):
@@ -164,7 +165,7 @@ def _may_wait(spec: ExperimentSpec, view: StageView, child: ChildFact) -> bool:
 
 
 def _moments(
-    spec: ExperimentSpec, status: ExperimentStatus, views: Sequence[StageView], held: Sequence[Held]
+    spec: ExperimentSpec, status: ExperimentStatus, views: Sequence[StageView], held: Sequence[HeldBack]
 ) -> Iterator[datetime]:
     yield from (item.until for item in held if item.until is not None)
     yield from deadlines_ahead(spec, views)

@@ -1,4 +1,4 @@
-"""How far stages and the experiment are, as percent and seconds."""
+"""Progress of stages and of the experiment, in percent and seconds."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from wrpo_engine.config import TerminationMessage
 from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.status import MAX_METRICS, Progress, StageState, StageStatus, from_time
-from wrpo_operator.plan.memory import StageView
 from wrpo_operator.plan.model import ChildFact, ProgressFact
+from wrpo_operator.plan.stage_views import StageView
 
 _ROUND_S = 10
-"""Estimates are rounded, so that they do not cause a status write with every post."""
+"""Estimates are rounded to this many seconds, so that not every post causes a status write."""
 
 MAX_REMAINING_S = 10 * 365 * 24 * 3600
-"""Ten years: longer estimates mean nothing, and the API server stores integers of 64 bits only."""
+"""Ten years: longer estimates are meaningless, and the API server stores only 64-bit integers."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageProgress:
-    """What the progress posts of a running stage say together."""
+    """Combined progress posts of a running stage."""
 
     percent: int | None = None
     remaining_s: int | None = None
@@ -29,7 +29,9 @@ class StageProgress:
 
 
 def stage_progress(view: StageView, child: ChildFact, posts: Sequence[ProgressFact]) -> StageProgress:
-    """Combine the shards' posts: mean percent (a shard that has finished counts 100, a silent one 0), longest rest."""
+    """Combine the shards' posts: mean percent (a finished shard counts 100, one without posts 0), maximum remaining
+    time.
+    """
     if not posts and not child.succeeded_shards:
         return StageProgress()
     shards = view.node.runtime.shards if view.node.shape is Shape.INDEXED_JOB else 1
@@ -46,13 +48,13 @@ def stage_progress(view: StageView, child: ChildFact, posts: Sequence[ProgressFa
 
 
 def bounded_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return finite metrics, as many as the status may hold."""
+    """Return finite metrics, at most as many as the status may hold."""
     finite = {name[:128]: float(value) for name, value in metrics.items() if abs(value) < float("inf")}
     return dict(sorted(finite.items())[:MAX_METRICS])
 
 
 def result_of(child: ChildFact) -> TerminationMessage | None:
-    """Return the termination message that speaks for a finished child: the committing pod's, else the first pod's."""
+    """Return the termination message of a finished child: that of the committing pod, else that of the first pod."""
     done = [(pod, pod.termination) for pod in child.pods if pod.termination and pod.termination.outcome == "Succeeded"]
     if not done:
         return None
@@ -61,7 +63,7 @@ def result_of(child: ChildFact) -> TerminationMessage | None:
 
 
 def overall(views: Sequence[StageView], stages: Sequence[StageStatus]) -> Progress:
-    """Return the weighted progress of all stages, and the time left as the stages that ran so far suggest it."""
+    """Return the weighted progress of all stages, and the remaining time estimated from finished stages."""
     weights = [STAGES[view.node.id.kind].weight for view in views]
     done = sum(weight * _percent(stage) / 100 for weight, stage in zip(weights, stages, strict=True))
     total = sum(weights)
@@ -78,7 +80,7 @@ def _percent(stage: StageStatus) -> float:
 
 
 def _remaining(weights: Sequence[int], stages: Sequence[StageStatus]) -> int | None:
-    """Return the seconds left: finished stages tell the seconds a unit of weight takes."""
+    """Return the remaining seconds, from the seconds per unit of weight of finished stages."""
     spent, worth = 0.0, 0
     for weight, stage in zip(weights, stages, strict=True):
         if stage.state is StageState.SUCCEEDED and not stage.cached and stage.started_at and stage.finished_at:

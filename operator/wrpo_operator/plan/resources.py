@@ -1,4 +1,4 @@
-"""How many pods of which size a stage takes."""
+"""Number and size of a stage's pods."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from wrpo_operator.plan.storage import binding_of
 
 @dataclass(frozen=True, slots=True)
 class Gang:
-    """Pods of a training stage that live and die together."""
+    """Pods of a training stage, which start and fail together."""
 
     nodes: int
     gpus_per_node: int
 
     @property
     def ranks_per_node(self) -> int:
-        """Processes of one pod: one a GPU, or one on the CPU."""
+        """Processes of one pod: one per GPU, or one on the CPU."""
         return max(1, self.gpus_per_node)
 
 
 def gang_of(spec: ExperimentSpec, kind: str) -> Gang:
-    """Return the gang of a training stage; `sft` may have one of its own."""
+    """Return the gang of a training stage; `sft` may have a separate one."""
     own = spec.sft.nodes if kind == "sft" else None
     return Gang(spec.training.nodes if own is None else own, gpus_per_node(spec, kind))
 
@@ -43,7 +43,7 @@ def resources_of(spec: ExperimentSpec, node: StageNode) -> Resources:
 
 
 def settings_of(spec: ExperimentSpec, node: StageNode) -> str:
-    """Return the hash of what shapes a stage's pods but not what they compute: an attempt is started with it."""
+    """Return the hash of settings that affect a stage's pods but not its results; each attempt records it."""
     shape: dict[str, Any] = {
         "resources": resources_of(spec, node).model_dump(mode="json"),
         "runtime": node.runtime.model_dump(mode="json"),
@@ -66,7 +66,7 @@ def _with_gpus(resources: Resources, gpus: dict[str, int]) -> Resources:
 
 
 def gpus_of(spec: ExperimentSpec, node: StageNode) -> int:
-    """Return the GPUs that all pods of a stage hold together."""
+    """Return the total number of GPUs of a stage's pods."""
     limits = resources_of(spec, node).limits
     amount = str(limits.get(spec.training.gpu_resource_name, 0))
     pods = gang_of(spec, node.id.kind).nodes if node.shape is Shape.TRAINING else node.runtime.shards

@@ -1,4 +1,4 @@
-"""What follows a failure."""
+"""Retry policy: the next attempt after a failure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from wrpo_operator.plan.model import FailureKind
 
 MAX_PAUSE = timedelta(hours=1)
 MAX_DOUBLINGS = 12
-"""From a second to more than an hour."""
+"""Enough for a delay from one second to more than an hour."""
 JITTER = 0.25
-"""Pauses are longer by up to this share, so that stages that failed together do not come back together."""
+"""Delays grow by up to this share, so that stages that failed together do not restart together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """The stage has failed for good."""
+    """Do not retry: the failure is final."""
 
     reason: Reason
 
@@ -55,12 +55,12 @@ def decide_next(
     disruptions: int = 0,
     seed: str = "",
 ) -> RetryDecision:
-    """Decide which attempt follows, when no child is live and none has succeeded.
+    """Decide the next attempt if no child is live and none has succeeded.
 
-    `seed` tells stages apart whose retries must not fall on the same moment; empty: no jitter.
+    `seed` varies the jitter between stages, so that their retries do not coincide; empty: no jitter.
     `attempts` are oldest first; `failures` counts those after number `forgiven` that used up a retry, `disruptions`
-    those that the cluster took one after the other up to now.
-    Invariants: a disruption never uses up a retry; a bad config is never tried again; an attempt that was recorded as
+    the consecutive ones so far that the cluster terminated.
+    Invariants: a disruption never uses up a retry; a bad config is never retried; an attempt that was recorded as
     active but has no child (deleted by hand, or not yet seen) keeps its number, so it can never run twice at once.
     """
     if not attempts:
@@ -84,7 +84,7 @@ def decide_next(
 
 
 def _after_pause(last: Attempt, nth: int, policy: Retries, now: datetime, seed: str) -> RetryDecision:
-    """Wait the pause before the `nth` retry, counted from the end of the last attempt."""
+    """Wait for the delay before the `nth` retry, from the end of the last attempt."""
     pause = timedelta(seconds=policy.backoff_seconds) * 2 ** min(max(0, nth - 1), MAX_DOUBLINGS)
     if seed:
         pause *= 1 + JITTER * share_of(f"{seed}-{last.number}")
@@ -94,7 +94,7 @@ def _after_pause(last: Attempt, nth: int, policy: Retries, now: datetime, seed: 
 
 
 def same_error_again(attempts: Sequence[Attempt], forgiven: int) -> bool:
-    """Whether the last two failures of a training stage are the same error at the same step: a third would be too."""
+    """Return whether the last two failures of a training stage are the same error at the same step."""
     failed = [attempt for attempt in attempts if attempt.state is AttemptState.FAILED and attempt.number > forgiven][
         -2:
     ]
@@ -105,5 +105,5 @@ def same_error_again(attempts: Sequence[Attempt], forgiven: int) -> bool:
 
 
 def share_of(text: str) -> float:
-    """Return a number in [0, 1) made of a text: random enough to spread, the same whenever it is asked for."""
+    """Return a pseudo-random number in [0, 1) that depends only on the text."""
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 2**32

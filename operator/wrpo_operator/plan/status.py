@@ -1,4 +1,4 @@
-"""Views and decisions -> the status to write."""
+"""Status of an experiment, built from views and decisions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from wrpo_engine.contract.definition import Shape
-from wrpo_operator.api import conditions as words
+from wrpo_operator.api import conditions as messages
 from wrpo_operator.api.conditions import ConditionType, Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import (
@@ -25,7 +25,6 @@ from wrpo_operator.api.status import (
     to_time,
 )
 from wrpo_operator.plan.builder import source_of
-from wrpo_operator.plan.memory import StageView
 from wrpo_operator.plan.model import (
     ChildState,
     Experiment,
@@ -35,12 +34,13 @@ from wrpo_operator.plan.model import (
 )
 from wrpo_operator.plan.progress import bounded_metrics, overall, result_of, stage_progress
 from wrpo_operator.plan.resources import settings_of
-from wrpo_operator.plan.starts import Held
+from wrpo_operator.plan.stage_views import StageView
+from wrpo_operator.plan.starts import HeldBack
 
 
 @dataclass(frozen=True, slots=True)
 class StageFailure:
-    """The failure that ends the experiment."""
+    """A failure that ends the experiment."""
 
     stage: StageId
     reason: Reason | str
@@ -49,31 +49,31 @@ class StageFailure:
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """All that was decided in one look."""
+    """All decisions of one reconcile."""
 
     views: tuple[StageView, ...]
     starts: tuple[PlannedAttempt, ...] = ()
-    held: tuple[Held, ...] = ()
+    held: tuple[HeldBack, ...] = ()
     failure: StageFailure | None = None
     blockers: tuple[Blocker, ...] = ()
     lost: Mapping[str, StageFailure] = field(default_factory=dict)
-    """Sources that the experiment goes on without."""
+    """Sources without which the experiment continues."""
     deleting: bool = False
     rejected: str = ""
-    """Why the API server will never accept what the spec asks for; empty if it may."""
+    """Why the API server will never accept the spec's children; empty if it may."""
 
     def loss_of(self, spec: ExperimentSpec, stage: StageId) -> StageFailure | None:
-        """Return the failure for which a stage's source is left out."""
+        """Return the failure because of which a stage's source is excluded."""
         return self.lost.get(source_of(spec, stage) or "")
 
 
 def describe_failure(view: StageView, reason: Reason, limit: int) -> StageFailure:
-    """Return the failure of a stage that is given up, in the words of its last failed attempt."""
+    """Return the failure of a stage that is not retried, with the message of its last failed attempt."""
     last = next((attempt for attempt in reversed(view.record.attempts) if attempt.state is AttemptState.FAILED), None)
-    said = (last.message if last else None) or "no reason is known."
+    said = (last.message if last else None) or "no reason was reported."
     if reason == Reason.SAME_ERROR and last is not None and last.step is not None:
-        said = words.same_error(last.step) + said
-    text = words.stage_failed(str(view.id), last.number if last else 0, view.record.failed_attempts, limit, said)
+        said = messages.same_error(last.step) + said
+    text = messages.stage_failed(str(view.id), last.number if last else 0, view.record.failed_attempts, limit, said)
     return StageFailure(view.id, reason, text)
 
 
@@ -111,8 +111,8 @@ def build_status(snapshot: Snapshot, spec: ExperimentSpec, decided: Decisions, n
 
 
 def invalid_status(experiment: Experiment, now: datetime) -> ExperimentStatus:
-    """Return the status of a spec that cannot be accepted; what is known of stages stays."""
-    message = words.invalid(experiment.spec_errors)
+    """Return the status of a spec that cannot be accepted; the records of stages are kept."""
+    message = messages.invalid(experiment.spec_errors)
     status = experiment.status.model_copy(
         update={
             "observed_generation": experiment.generation,
@@ -123,13 +123,13 @@ def invalid_status(experiment: Experiment, now: datetime) -> ExperimentStatus:
         }
     )
     facts = {
-        ConditionType.SOURCES_DEGRADED: (False, Reason.INVALID_SPEC, words.not_accepted_yet()),
+        ConditionType.SOURCES_DEGRADED: (False, Reason.INVALID_SPEC, messages.not_accepted_yet()),
         ConditionType.ACCEPTED: (False, Reason.INVALID_SPEC, message),
-        ConditionType.PROGRESSING: (False, Reason.INVALID_SPEC, words.not_accepted_yet()),
-        ConditionType.BLOCKED: (True, Reason.INVALID_SPEC, words.not_accepted_yet()),
-        ConditionType.SUSPENDED: (False, Reason.NOT_SUSPENDED, words.not_accepted_yet()),
-        ConditionType.SUCCEEDED: (False, Reason.NOT_FINISHED, words.not_finished()),
-        ConditionType.FAILED: (False, Reason.NO_FAILURE, words.no_failure()),
+        ConditionType.PROGRESSING: (False, Reason.INVALID_SPEC, messages.not_accepted_yet()),
+        ConditionType.BLOCKED: (True, Reason.INVALID_SPEC, messages.not_accepted_yet()),
+        ConditionType.SUSPENDED: (False, Reason.NOT_SUSPENDED, messages.not_accepted_yet()),
+        ConditionType.SUCCEEDED: (False, Reason.NOT_FINISHED, messages.not_finished()),
+        ConditionType.FAILED: (False, Reason.NO_FAILURE, messages.no_failure()),
     }
     return with_conditions(experiment, status, facts, now)
 
@@ -143,43 +143,43 @@ def _conditions(spec: ExperimentSpec, status: ExperimentStatus, decided: Decisio
     running = tuple(stage.name for stage in status.stages if stage.state is StageState.RUNNING)
     waiting = tuple(stage.name for stage in status.stages if stage.state is StageState.WAITING)
     if ended:
-        progressing = (False, Reason.FINISHED, words.finished(str(phase)))
+        progressing = (False, Reason.FINISHED, messages.finished(str(phase)))
     elif decided.deleting:
-        progressing = (False, Reason.DELETING, words.deleting())
+        progressing = (False, Reason.DELETING, messages.deleting())
     elif spec.suspend:
-        progressing = (False, Reason.SUSPENDED, words.suspended())
+        progressing = (False, Reason.SUSPENDED, messages.suspended())
     elif phase is Phase.INVALID:
-        progressing = (False, Reason.INVALID_SPEC, words.not_accepted_yet())
+        progressing = (False, Reason.INVALID_SPEC, messages.not_accepted_yet())
     elif running:
-        progressing = (True, Reason.STAGES_RUNNING, words.running(running))
+        progressing = (True, Reason.STAGES_RUNNING, messages.running(running))
     else:
-        progressing = (True, Reason.WAITING, words.waiting(waiting))
-    blocked: tuple[bool, Reason | str, str] = (False, Reason.NOTHING_BLOCKS, words.nothing_blocks())
+        progressing = (True, Reason.WAITING, messages.waiting(waiting))
+    blocked: tuple[bool, Reason | str, str] = (False, Reason.NOTHING_BLOCKS, messages.nothing_blocks())
     if status.blockers and not ended:
         first = status.blockers[0]
         blocked = (True, first.reason, f"{first.object}: {first.message}")
     suspended = spec.suspend and not ended
     succeeded = sum(stage.state is StageState.SUCCEEDED for stage in status.stages)
-    degraded: tuple[bool, Reason | str, str] = (False, Reason.ALL_SOURCES_USED, words.all_sources_used())
+    degraded: tuple[bool, Reason | str, str] = (False, Reason.ALL_SOURCES_USED, messages.all_sources_used())
     if decided.lost:
         failures = {name: loss.message for name, loss in decided.lost.items()}
-        degraded = (True, Reason.SOURCE_FAILED, words.sources_lost(failures))
+        degraded = (True, Reason.SOURCE_FAILED, messages.sources_lost(failures))
     return {
         ConditionType.SOURCES_DEGRADED: degraded,
         ConditionType.ACCEPTED: (False, Reason.INVALID_SPEC, decided.rejected)
         if decided.rejected
-        else (True, Reason.VALID, words.accepted()),
+        else (True, Reason.VALID, messages.accepted()),
         ConditionType.PROGRESSING: progressing,
         ConditionType.BLOCKED: blocked,
-        ConditionType.SUSPENDED: (True, Reason.SUSPENDED, words.suspended())
+        ConditionType.SUSPENDED: (True, Reason.SUSPENDED, messages.suspended())
         if suspended
-        else (False, Reason.NOT_SUSPENDED, words.not_suspended()),
-        ConditionType.SUCCEEDED: (True, Reason.ALL_STAGES_SUCCEEDED, words.succeeded(succeeded))
+        else (False, Reason.NOT_SUSPENDED, messages.not_suspended()),
+        ConditionType.SUCCEEDED: (True, Reason.ALL_STAGES_SUCCEEDED, messages.succeeded(succeeded))
         if phase is Phase.SUCCEEDED
-        else (False, Reason.NOT_FINISHED, words.not_finished()),
+        else (False, Reason.NOT_FINISHED, messages.not_finished()),
         ConditionType.FAILED: (True, failure.reason, failure.message)
         if failure
-        else (False, Reason.NO_FAILURE, words.no_failure()),
+        else (False, Reason.NO_FAILURE, messages.no_failure()),
     }
 
 
@@ -244,7 +244,7 @@ def _stage(
     spec: ExperimentSpec,
     view: StageView,
     start: PlannedAttempt | None,
-    held: Held | None,
+    held: HeldBack | None,
     failure: StageFailure | None,
     now: datetime,
 ) -> StageStatus:
@@ -258,7 +258,7 @@ def _stage(
         values |= {"finished_at": view.record.finished_at or _last_end(view.record.attempts)}
     elif failure is not None:
         stopped = bool(view.record.attempts) and view.record.attempts[-1].state is AttemptState.STOPPED
-        text = words.stopped(str(failure.stage)) if stopped else words.skipped(str(failure.stage))
+        text = messages.stopped(str(failure.stage)) if stopped else messages.skipped(str(failure.stage))
         values |= {"state": StageState.SKIPPED, "message": text}
     elif child is not None:
         values |= _running(snapshot, view)
@@ -280,12 +280,12 @@ def _stage(
 
 
 def _shards(view: StageView, done: int) -> dict[str, str]:
-    """Return finished and all shards. An edit of their number counts from the next attempt on."""
+    """Return finished shards of all shards. An edit of their number applies from the next attempt."""
     return {"shards": f"{done}/{view.node.runtime.shards}"} if view.node.shape is Shape.INDEXED_JOB else {}
 
 
 def _with_start(view: StageView, start: PlannedAttempt, settings: str, now: datetime) -> tuple[Attempt, ...]:
-    """Return the attempts with the started one; one deleted by hand, or not seen yet, waits again."""
+    """Return the attempts with the started one; one deleted manually, or not yet observed, waits again."""
     known = {attempt.number: attempt for attempt in view.record.attempts}
     fresh = Attempt(number=start.attempt, child=start.child_name, state=AttemptState.PENDING)
     base = known.get(start.attempt, fresh)
@@ -315,7 +315,7 @@ def _running(snapshot: Snapshot, view: StageView) -> dict[str, Any]:
 
 
 def _success(view: StageView) -> dict[str, Any]:
-    """Return the end of a stage. The result is filled in later if the pods' messages were not seen at once."""
+    """Return the end of a stage. The result is added later if the pods' messages are not yet observed."""
     record = view.record
     values: dict[str, Any] = {
         "state": StageState.SUCCEEDED,

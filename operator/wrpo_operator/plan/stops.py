@@ -1,4 +1,4 @@
-"""Which children are stopped or deleted: stale ones, those of a failed, suspended or ended experiment."""
+"""Stop decisions: children that are stopped or deleted, e.g. outdated ones or those of a failed experiment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from wrpo_operator.api.status import (
     to_time,
 )
 from wrpo_operator.plan.classify import LIVE
-from wrpo_operator.plan.memory import StageView
 from wrpo_operator.plan.model import (
     ChildFact,
     ChildState,
@@ -32,11 +31,12 @@ from wrpo_operator.plan.model import (
 )
 from wrpo_operator.plan.resources import settings_of
 from wrpo_operator.plan.retry import RetryDecision
+from wrpo_operator.plan.stage_views import StageView
 
 
 @dataclass(frozen=True, slots=True)
 class Stops:
-    """What is stopped, and the views with these ends recorded."""
+    """Children to delete or suspend, and the views with these ends recorded."""
 
     views: tuple[StageView, ...]
     delete: tuple[DeleteChild, ...] = ()
@@ -49,17 +49,17 @@ def delete(child: ChildFact, reason: str) -> DeleteChild:
 
 
 def stale_children(snapshot: Snapshot, graph: Sequence[StageNode]) -> tuple[DeleteChild, ...]:
-    """Return the deletion of children whose stage now has another hash or is gone. Their artifacts stay."""
+    """Return the deletion of children whose stage has another hash or no longer exists. Their artifacts are kept."""
     wanted = {(str(node.id), node.hash) for node in graph}
     return tuple(
-        delete(child, f"the spec no longer asks for {child.stage} with hash {child.stage_hash}")
+        delete(child, f"the spec no longer requests {child.stage} with hash {child.stage_hash}")
         for child in snapshot.children
         if (child.stage, child.stage_hash) not in wanted and child.state is not ChildState.DELETING
     )
 
 
 def already_ended(views: Sequence[StageView]) -> tuple[DeleteChild, ...]:
-    """Return the deletion of live children whose attempt the operator has ended: an earlier deletion was lost."""
+    """Return the deletion of live children whose attempt the operator has ended, after a lost deletion."""
     return tuple(
         delete(child, "its attempt was ended")
         for view in views
@@ -77,14 +77,14 @@ def _ended_by_operator(view: StageView) -> set[int]:
 
 
 def stop_all(views: Sequence[StageView], reason: str, now: datetime) -> Stops:
-    """Delete every live child. Parts and checkpoints that stages have committed stay."""
+    """Delete every live child. Committed parts and checkpoints are kept."""
     return _stop(views, {child.name for view in views for child in view.runnable}, reason, now)
 
 
 def replace_outdated(spec: ExperimentSpec, views: Sequence[StageView], now: datetime) -> Stops:
-    """Delete children that wait for pods with settings that were edited since, or an edit could not unblock them.
+    """Delete children that wait for pods with outdated settings, so that an edit can unblock them.
 
-    A child that runs keeps its settings; it would lose work to take new ones.
+    A running child keeps its settings, because a restart would lose work.
     """
     if spec.suspend:
         return Stops(tuple(views))
@@ -103,7 +103,7 @@ def replace_outdated(spec: ExperimentSpec, views: Sequence[StageView], now: date
 
 
 def _has_done_its_work(node: StageNode, child: ChildFact) -> bool:
-    """Whether all pods have succeeded: the child is complete as soon as its controller notices."""
+    """Return whether all pods have succeeded: the child completes once its controller notices."""
     needed = node.runtime.shards if node.shape is Shape.INDEXED_JOB else 1
     return len(child.pods) >= needed and all(pod.phase == "Succeeded" for pod in child.pods)
 
@@ -120,10 +120,10 @@ def _stop(views: Sequence[StageView], names: Collection[str], reason: str, now: 
 
 
 def suspend_or_resume(spec: ExperimentSpec, views: Sequence[StageView], now: datetime) -> Stops:
-    """Make live children follow spec.suspend.
+    """Apply spec.suspend to live children.
 
-    Without a queue their suspend field does it. With one that field is Kueue's: a suspended experiment's children are
-    deleted instead, and made anew when it goes on.
+    Without a queue this sets their suspend field. With a queue Kueue owns that field: a suspended experiment's children
+    are deleted instead, and recreated when it resumes.
     """
     if spec.scheduling.queue_name:
         return stop_all(views, "the experiment is suspended", now) if spec.suspend else Stops(tuple(views))
@@ -138,7 +138,7 @@ def suspend_or_resume(spec: ExperimentSpec, views: Sequence[StageView], now: dat
 
 
 def _following(view: StageView, names: set[str], now: datetime, *, suspend: bool) -> StageView:
-    """Return the view as it will be once the suspend fields are set."""
+    """Return the view after the suspend fields are set."""
     if not any(child.name in names for child in view.children):
         return view
     state = ChildState.SUSPENDED if suspend else ChildState.PENDING
@@ -154,7 +154,7 @@ def _following(view: StageView, names: set[str], now: datetime, *, suspend: bool
 
 
 def forgotten_children(views: Sequence[StageView], stages: Sequence[StageStatus]) -> tuple[DeleteChild, ...]:
-    """Return the deletion of ended children whose attempts the status no longer lists: they would be ever more.
+    """Return the deletion of ended children whose attempts the status no longer lists, which bounds their number.
 
     `stages` are those to be written, in the order of the views.
     """
@@ -167,7 +167,7 @@ def forgotten_children(views: Sequence[StageView], stages: Sequence[StageStatus]
 
 
 def children_expire_at(spec: ExperimentSpec, status: ExperimentStatus) -> datetime | None:
-    """Return when the children of an ended experiment may go; None if it has not ended, or they may stay for ever."""
+    """Return when the children of an ended experiment expire; None if it has not ended, or they never expire."""
     if status.phase not in FINISHED or status.finished_at is None:
         return None
     ttl = spec.ttl_seconds_after_finished
@@ -189,7 +189,7 @@ def expired_children(snapshot: Snapshot, spec: ExperimentSpec, now: datetime) ->
 
 
 def with_changes(view: StageView, changes: Mapping[int, Mapping[str, object]], following: RetryDecision) -> StageView:
-    """Return the view with attempts changed, by their numbers."""
+    """Return the view with changed attempts, by number."""
     attempts: tuple[Attempt, ...] = tuple(
         attempt.model_copy(update=changes.get(attempt.number, {})) for attempt in view.record.attempts
     )

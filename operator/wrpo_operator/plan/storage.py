@@ -1,6 +1,6 @@
-"""What a kind of storage means for the pods of an experiment: one binding per kind.
+"""Bindings of storage kinds: how the pods of an experiment access each kind.
 
-A kind without a binding is an error of the type checker and, should it get past that, of every use.
+A kind without a binding is an error of the type checker and, if that is bypassed, of every use.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ _VOLUME = "wrpo-storage"
 
 @dataclass(frozen=True, kw_only=True)
 class StorageBinding:
-    """How the pods of an experiment reach its storage."""
+    """Access of an experiment's pods to its storage."""
 
     identity: Mapping[str, Any]
-    """What tells two storages of a namespace apart. Never empty: equal stages of one storage share their artifact."""
+    """Identity of the storage in its namespace, never empty: equal stages of one storage share their artifact."""
     engine: Storage
-    """The storage as stages know it. Mount points and credentials come by environment."""
+    """The storage in the configuration of stages. Mount points and credentials come from the environment."""
     environment: Mapping[str, str]
     env_from: tuple[dict[str, Any], ...] = ()
     volumes: tuple[dict[str, Any], ...] = ()
     mounts: tuple[dict[str, Any], ...] = ()
     credentials: str | None = None
-    """Secret with the credentials: another one shapes the pods, but not what they compute."""
+    """Secret with the credentials: it affects the pods, but not their results."""
     claim: str | None = None
     """PersistentVolumeClaim that must exist before a pod can start."""
 
 
-@lru_cache(maxsize=1024)  # asked for every stage of every plan
+@lru_cache(maxsize=1024)  # called for every stage of every plan
 def binding_of(storage: ChosenStorage) -> StorageBinding:
     """Return the binding of a storage; TypeError if its kind has none."""
     match storage:
         case StorageS3(credentials_secret_name=secret):
             return StorageBinding(
-                # Credentials and region do not tell storages apart.
+                # Credentials and region are not part of the identity.
                 identity={"uri": storage.uri.rstrip("/"), "endpoint": storage.endpoint},
                 engine=S3Storage(**storage.model_dump(include=set(S3Fields.model_fields))),
                 # Copies of what is in the bucket; the root file system is read-only.
@@ -67,5 +67,5 @@ def unbound(storage: Never) -> TypeError:
     """Return the error of a kind of storage that is not handled; the type checker refuses a call that can happen."""
     return TypeError(
         f"spec.storage: {type(storage).__name__} is a kind of storage that this version of the operator does not bind; "
-        "use s3 or volume, or the version that knows it"
+        "use s3 or volume, or a version that supports it"
     )

@@ -1,7 +1,7 @@
-"""When each kind of stage is part of an experiment, and what its stages read: one function per kind.
+"""Wiring of stages: one function per kind adds its stages and their inputs to the graph of an experiment.
 
-The definitions of the stages (`wrpo_engine.contract.builtin`) name these functions. Each adds its own stages; the order
-of the calls does not matter.
+The definitions of the stages (`wrpo_engine.contract.builtin`) name these functions. Their call order does not
+matter.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Member:
     source: Source | None
     """None: the target."""
     parts: tuple[params.Part, ...]
-    """The prompts that it answers."""
+    """The prompts to which it responds."""
 
 
 def members(spec: ExperimentSpec) -> Iterator[Member]:
-    """Yield the sources that something uses, then the target unless the experiment ends with SFT."""
+    """Yield the sources that some stage uses, then the target unless the experiment ends with SFT."""
     if spec.sft.enabled or _triples_use_sources(spec):
         for source in spec.sources:
             yield Member(source.name, source, source_parts(spec))
@@ -53,12 +53,12 @@ def members(spec: ExperimentSpec) -> Iterator[Member]:
 
 
 def prepare(graph: Graph) -> None:
-    """Add the prompts, which every experiment has."""
+    """Add the preparation of prompts, which every experiment has."""
     graph.add(PREPARE, params.prepare(graph.spec))
 
 
 def fetch(graph: Graph, model: PinnedModel | RewardProvider) -> StageId | None:
-    """Add the download of a model, once; None where the model is not on a hub or models are not kept."""
+    """Add the download of a model once; None if the model is not on a hub or spec.modelCache is disabled."""
     if not graph.spec.model_cache.enabled or model.model is None or not is_hub_id(model.model):
         return None
     stage = _fetch_id(model.model, model.revision)
@@ -69,7 +69,7 @@ def fetch(graph: Graph, model: PinnedModel | RewardProvider) -> StageId | None:
 
 
 def sample(graph: Graph, member: Member) -> None:
-    """Sample a source as it is, the target as SFT made it."""
+    """Add sampling of an unmodified source, or of the target after SFT."""
     spec, source = graph.spec, member.source
     is_tuned = source is None and spec.sft.enabled
     graph.add(
@@ -83,7 +83,7 @@ def sample(graph: Graph, member: Member) -> None:
 
 
 def score(graph: Graph, member: Member) -> None:
-    """Score by each reward in a stage of its own, so that a further source or reward scores nothing else again."""
+    """Add scoring by each reward in a separate stage, so that a further source or reward re-scores nothing else."""
     spec = graph.spec
     for name, reward in rewards(spec).items():
         graph.add(
@@ -97,14 +97,14 @@ def score(graph: Graph, member: Member) -> None:
 
 
 def curate_sft(graph: Graph) -> None:
-    """Choose the rows of SFT from the responses of the sources."""
+    """Add the choice of SFT rows from the responses of the sources."""
     if graph.spec.sft.enabled:
         curation = params.curate_sft(graph.spec)
         graph.add(CURATE_SFT, curation, inputs=(PREPARE, *_samples_and_scores(graph.spec, _sources(graph))))
 
 
 def sft(graph: Graph) -> None:
-    """Start from the target."""
+    """Add SFT of the target."""
     spec = graph.spec
     if spec.sft.enabled:
         graph.add(
@@ -117,7 +117,7 @@ def sft(graph: Graph) -> None:
 
 
 def curate_triples(graph: Graph) -> None:
-    """Use the target's responses, and those of the sources where the objective or the pairing has them."""
+    """Add the choice of triples from the target's responses and, if objective or pairing use them, the sources'."""
     spec = graph.spec
     if not _trains(spec):
         return
@@ -127,7 +127,7 @@ def curate_triples(graph: Graph) -> None:
 
 
 def train(graph: Graph) -> None:
-    """Start from the SFT model, without SFT from the target itself."""
+    """Add preference optimisation of the SFT model, or of the target without SFT."""
     spec = graph.spec
     if _trains(spec):
         graph.add(
@@ -140,7 +140,7 @@ def train(graph: Graph) -> None:
 
 
 def evaluate(graph: Graph) -> None:
-    """Compare the models that there are."""
+    """Add the comparison of the existing models."""
     spec = graph.spec
     if spec.evaluation.enabled:
         graph.add(
@@ -154,7 +154,7 @@ def evaluate(graph: Graph) -> None:
 
 
 def report(graph: Graph) -> None:
-    """Report on all stages: those that have a place in the report are its inputs."""
+    """Add the report, whose inputs are all stages that have a place in it."""
     if graph.spec.report.enabled:
         graph.add(REPORT, params.report(graph.spec))
 
@@ -171,14 +171,15 @@ def rewards(spec: ExperimentSpec) -> dict[str, RewardProvider]:
 
 
 def is_hub_id(model: str | None) -> bool:
-    """Whether a model is to be downloaded, not a path."""
+    """Return whether a model is a hub id and not a path."""
     return model is not None and not model.startswith(("/", "storage://"))
 
 
 def source_parts(spec: ExperimentSpec) -> tuple[params.Part, ...]:
-    """Return the prompts that sources answer.
+    """Return the prompts to which sources respond.
 
-    With sourcePrompts All it does not depend on objective and SFT, so experiments that differ there share samples.
+    With sourcePrompts All the result does not depend on objective and SFT, so experiments that differ there share
+    samples.
     """
     fraction = spec.prompts.sft_fraction
     every = spec.sampling.source_prompts == "All"
@@ -196,7 +197,7 @@ def _score_id(member: str, reward: str = MAIN_REWARD) -> StageId:
 
 
 def _fetch_id(model: str, revision: str | None) -> StageId:
-    """Return a name that is readable and told apart by digits of a digest."""
+    """Return a readable name that digits of a digest make unique."""
     digits = hashlib.sha256(f"{model}@{revision or ''}".encode()).hexdigest()[:5]
     readable = "".join(char if char.isalnum() and char.isascii() else "-" for char in model.rpartition("/")[2].lower())
     return StageId("fetch", f"{readable[:14].strip('-')}-{digits}")

@@ -1,9 +1,9 @@
 """One reconcile: snapshot -> plan -> apply -> at most one status write -> deletions -> events. It decides nothing.
 
-Every write asks first whether this process still leads. An error, or the end of the process, leaves the rest of the
-plan undone: the next look has a fresh snapshot, and the order makes that safe. Children are made before the status
-tells of them, for their names are made of their content and making them again changes nothing; they are deleted after
-the status has recorded why, for a child that is gone cannot tell any more.
+Every write first checks that this process still leads. After an error, or the end of the process, the next reconcile
+has a fresh snapshot, and the order of writes makes that safe. Children are created before the status lists them,
+because their names are derived from their content and repeated creation changes nothing. They are deleted after the
+status has recorded the reason, because a deleted child provides no facts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from wrpo_operator.api import conditions as words
+from wrpo_operator.api import conditions as messages
 from wrpo_operator.api import names
 from wrpo_operator.api.backends import CHILD_KINDS
 from wrpo_operator.api.conditions import Reason
@@ -61,17 +61,17 @@ OnStatus = Callable[[JsonObject, JsonObject | None], None]
 Key = tuple[str, str]
 """(namespace, name) of an experiment"""
 APPLIED_TTL_S = 300.0
-"""How long what goes before a child (account, ConfigMap) counts as applied: a refused child is tried again alone."""
+"""Seconds for which prerequisites of a child (account, ConfigMap) count as applied when it is retried."""
 UNREAD = FINISHED | {Phase.SUSPENDED}
-"""Phases of experiments that start nothing: what their specs say is not kept."""
+"""Phases of experiments that start no stage; their parsed specs are not cached."""
 STARTING_S = 0.2
-"""How soon to look again when another experiment is just starting a stage that this one wants to start, or when the
-experiment was changed during the look."""
+"""Seconds until the next reconcile when another experiment starts a stage that this one needs too, or when the
+experiment changed during the reconcile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A write that the API server did not carry out."""
+    """A write that the API server refused."""
 
     error: KubeError
     manifest: Manifest
@@ -80,23 +80,24 @@ class Refused:
 
 
 class NotLeadingError(Exception):
-    """Another operator leads now: nothing more may be written."""
+    """Another operator leads, so no further writes are allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReconcilerSettings:
-    """What does not change while the process runs."""
+    """Settings that are constant while the process runs."""
 
     render: RenderSettings
     identity: str
     manage_service_account: bool
-    """Whether stages' ServiceAccount is made in each experiment's namespace (cluster mode) or stands there already."""
+    """Whether to create the stages' ServiceAccount in each experiment's namespace (cluster mode), or it exists
+    already."""
     moment_s: float = 0.0
-    """How long status changes that nobody waits for are held back for more of their kind."""
+    """Seconds by which unimportant status changes are delayed to batch them."""
 
 
 class Reconciler:
-    """Makes the cluster follow one experiment's plan."""
+    """Applies the plans of experiments to the cluster."""
 
     def __init__(
         self,
@@ -130,14 +131,14 @@ class Reconciler:
         """(namespace, artifact key) of attempts that are being applied -> the experiment's uid."""
 
     async def reconcile(self, key: Key) -> float | None:
-        """Work on one experiment; return seconds until it wants to be looked at again, or None."""
+        """Reconcile one experiment; return the seconds until the next reconcile, or None."""
         namespace, name = key
         bind(experiment=f"{namespace}/{name}")
         obj = self._store.get(EXPERIMENTS, namespace, name)
         if obj is None:
             self._snapshots.forget(key)
             self._refusals.forget(key)
-            # Its namespace may be deleted and created again, without the account.
+            # Its namespace may be deleted and recreated without the account.
             self._applied.pop((namespace, SERVICE_ACCOUNTS.kind, self._settings.render.service_account), None)
             self._held.forget(key)
             self._forget(key)
@@ -177,11 +178,11 @@ class Reconciler:
     async def _carry_out(
         self, obj: JsonObject, stored: Experiment, snapshot: Snapshot, todo: Plan
     ) -> tuple[Plan, float]:
-        """Write what is planned; return the plan as far as it was accepted, and how soon it has to be looked at again.
+        """Apply the plan; return its accepted part, and the delay of the next reconcile in seconds.
 
-        What is refused is told beside what has been observed: the plan is made again, from the same snapshot, with the
-        refusals as part of it. An unreachable server raises. `stored` has the status that the server holds, which may
-        be behind that of the snapshot's experiment. 0 s: all of it is written.
+        Refusals are reported together with the observed state: planning is repeated with the same snapshot and the
+        refusals. An unreachable server raises. `stored` has the status of the server, which may be older than that of
+        the snapshot's experiment. A delay of 0 means that everything is written.
         """
         experiment = snapshot.experiment
         refused = await self._apply(experiment, todo)
@@ -217,7 +218,7 @@ class Reconciler:
         await events.post(self._client, obj, event, now=now, host=host, check=self._check)
 
     async def _apply(self, experiment: Experiment, todo: Plan) -> list[Refused]:
-        """Apply what is planned; return what was refused."""
+        """Apply the planned attempts; return the refusals."""
         changes = [found for change in todo.suspend if (found := await self._set_suspend(experiment, change))]
         if todo.apply and self._settings.manage_service_account:
             account = self._service_account(experiment.namespace)
@@ -260,7 +261,9 @@ class Reconciler:
         return None
 
     async def _apply_once(self, manifest: Manifest) -> None:
-        """Apply what goes before a child, unless it was just applied: a ConfigMap's name is made of its content."""
+        """Apply a prerequisite of a child unless it was just applied; a ConfigMap's name is derived from its
+        content.
+        """
         resource = APPLIED_RESOURCES[manifest["apiVersion"], manifest["kind"]]
         key, at = (namespace_of(manifest), resource.kind, name_of(manifest)), self._monotonic()
         if at - self._applied.get(key, float("-inf")) < APPLIED_TTL_S:
@@ -304,10 +307,10 @@ class Reconciler:
         return None
 
     async def _write_status(self, obj: JsonObject, experiment: Experiment, todo: Plan) -> bool:
-        """Write the status if it changed; return False if the experiment was not what it was taken for.
+        """Write the status if it changed; return False if the experiment has changed meanwhile.
 
-        What a status remembers exists nowhere else, so one that somebody wrote meanwhile, an operator that has just
-        lost the lease for example, is never overwritten: the next look takes it into account.
+        The status is the only record of the past. A status that another process wrote meanwhile, e.g. an operator that
+        just lost the lease, is never overwritten: the next reconcile uses it.
         """
         if todo.status is None or todo.status == experiment.status:
             return True
@@ -338,14 +341,14 @@ class Reconciler:
         return True
 
     async def _tell_of_status(self, obj: JsonObject, experiment: Experiment, error: KubeError) -> None:
-        """Say in an Event what no status can say, e.g. because the object has no room for one."""
+        """Report in an Event that the status cannot be written, e.g. because the object is too large."""
         manifest = _named(EXPERIMENTS, experiment.name, experiment)
         if self._refusals.record(experiment, STATUS, error, manifest) is not None:
-            text = words.status_refused(shorten(error.words))
+            text = messages.status_refused(shorten(error.words))
             await self._post(obj, PlannedEvent("Warning", Reason.STATUS_REFUSED.value, text))
 
     async def _look(self, experiment: Experiment) -> Snapshot:
-        """Return the snapshot of one moment: nothing is awaited after the last look at the store."""
+        """Return the snapshot of one moment: nothing is awaited after the last read of the store."""
         snapshot = self._snapshots.build(experiment)
         if experiment.spec is None or experiment.deleting:
             return snapshot
@@ -356,7 +359,7 @@ class Reconciler:
         return replace(snapshot, **unwatched)
 
     def _service_account(self, namespace: str) -> Manifest:
-        """Return the account that stages run as: no token is mounted, no right is bound to it."""
+        """Return the account of stages: its token is not mounted, and it has no rights."""
         return {
             "apiVersion": SERVICE_ACCOUNTS.api_version,
             "kind": SERVICE_ACCOUNTS.kind,

@@ -1,7 +1,7 @@
-"""What the API server refuses: what the user is told, and when it is tried again.
+"""Refusals of the API server: messages for the user, and times of retries.
 
-A refusal counts from the first answer if it says what is wrong; other errors count once they have come PATIENCE times.
-Until it is due again an attempt is not applied, whatever wakes the experiment; an edit makes it due at once.
+A refusal that names its cause is reported immediately, another error after TOLERATED_ERRORS replies in a row.
+A refused attempt is not applied again before its retry is due, regardless of reconciles. An edit makes it due.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from wrpo_operator.api import conditions as words
+from wrpo_operator.api import conditions as messages
 from wrpo_operator.api import names
 from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.api.conditions import Reason
@@ -20,61 +20,61 @@ from wrpo_operator.runtime.errors import KubeError
 from wrpo_operator.runtime.rendered_paths import user_paths
 
 Key = tuple[str, str]
-PATIENCE = 3
-"""Errors in a row after which one that may pass is told."""
+TOLERATED_ERRORS = 3
+"""Consecutive errors after which a possibly transient one is reported."""
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 REST_S = 600.0
-"""Pause after a refusal that no waiting changes: the server's version or its settings may have changed by then."""
+"""Seconds until the retry of a final refusal, because the server's version or settings may change."""
 STATUS = "(status)"
-"""In place of a stage: the status itself is refused."""
+"""Key, instead of a stage, of a refused status."""
 NAMESPACE_TERMINATING = "NamespaceTerminating"
 MAX_WORDS = 1500
-"""Of the server's words: a refused Job is printed whole, and the remedy has to fit in as well."""
+"""Maximum characters of the server's message, which may contain a whole Job; the remedy must fit too."""
 _PASSING = frozenset({0, 401, 404, 408, 409, 429})
 _FINAL = frozenset({400, 413, 415, 422})
 _TYPED = re.compile(
     r"failed to create typed|failed to convert new object|field not declared in schema|cannot unmarshal"
     r"|quantities must match|unable to parse quantity|request is too large|duplicate entries|strict decoding error"
 )
-"""Words of answers 500 that are about the object itself."""
+"""Phrases of replies 500 that concern the object itself."""
 _OWN = frozenset({"", "ConfigMap", "ServiceAccount", names.KIND})
-"""Kinds of objects that hold nothing of the user's template."""
+"""Kinds of objects that contain nothing of the user's template."""
 _NOT_SERVED = re.compile(r"could not find the requested resource|page not found|the server doesn't have a resource")
-"""Words of a 404 about a kind that has just gone; discovery notices it within seconds."""
+"""Phrases of a 404 about a kind that was just removed; discovery notices it within seconds."""
 _TAKEN = re.compile(r"field is immutable")
 _NOT_OF_THE_OBJECT = frozenset({Reason.QUOTA_EXCEEDED, Reason.POD_SECURITY, Reason.ADMISSION_DENIED})
 
 
 def judge(error: KubeError, manifest: Manifest, pod_template: Mapping[str, object]) -> Refusal:
-    """Return what an answer means for the user. `manifest` is what was refused."""
+    """Return the refusal that an error means for the user. `manifest` was refused."""
     kind, meta = str(manifest.get("kind", "")), manifest.get("metadata") or {}
     name, namespace = str(meta.get("name", "")), str(meta.get("namespace", ""))
     where = f"{kind}/{name}"
     said = shorten(user_paths(error.words[: 4 * MAX_WORDS], manifest, pod_template))
     if NAMESPACE_TERMINATING in error.causes:
-        return Refusal(where, Reason.NAMESPACE_TERMINATING, words.namespace_terminating(namespace))
+        return Refusal(where, Reason.NAMESPACE_TERMINATING, messages.namespace_terminating(namespace))
     reason = refusal_reason(error.words)
     if reason in _NOT_OF_THE_OBJECT:
-        return Refusal(where, reason, words.noted(reason, said))
+        return Refusal(where, reason, messages.noted(reason, said))
     if _TAKEN.search(error.words):
-        return Refusal(where, Reason.NAME_TAKEN, words.name_taken(kind, name, namespace, said))
+        return Refusal(where, Reason.NAME_TAKEN, messages.name_taken(kind, name, namespace, said))
     if error.not_found and kind in BACKENDS and _NOT_SERVED.search(error.words):
-        return Refusal(f"CustomResource/{kind}", Reason.BACKEND_MISSING, words.backend_missing(kind, ()))
+        return Refusal(f"CustomResource/{kind}", Reason.BACKEND_MISSING, messages.backend_missing(kind, ()))
     is_about_it = error.code in _FINAL or (error.code >= 500 and _TYPED.search(error.words) is not None)
     if is_about_it and kind not in _OWN:
-        return Refusal(where, Reason.INVALID_SPEC, words.template_refused(kind, said), is_final=True)
-    return Refusal(where, Reason.API_REFUSED, words.api_refused(kind or "request", said))
+        return Refusal(where, Reason.INVALID_SPEC, messages.template_refused(kind, said), is_final=True)
+    return Refusal(where, Reason.API_REFUSED, messages.api_refused(kind or "request", said))
 
 
 def shorten(text: str) -> str:
-    """Return the server's words as one bounded line."""
+    """Return the server's message as one bounded line."""
     line = " ".join(text.split())
     return line if len(line) <= MAX_WORDS else f"{line[: MAX_WORDS - 1]}…"
 
 
 def is_passing(error: KubeError) -> bool:
-    """Whether an error may be gone at the next try: nobody is told of it at once."""
+    """Return whether an error may be transient; such errors are not reported immediately."""
     return error.code in _PASSING or (error.code >= 500 and _TYPED.search(error.words) is None)
 
 
@@ -89,43 +89,44 @@ class _Entry:
 
 
 class RefusalStore:
-    """The refusals of all experiments that have any, by what was refused. In memory only: after a restart all are
-    tried again.
+    """Refusals of all experiments, by refused object. In memory only: after a restart everything is
+    retried.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._entries: dict[Key, dict[str, _Entry]] = {}
-        """(namespace, name) of the experiment -> stage, or the empty string for what concerns no single stage."""
+        """(namespace, name) of the experiment -> stage, or the empty string for refusals that concern no single
+        stage."""
 
     def of(self, experiment: Experiment) -> dict[str, Refusal]:
-        """Return what is refused at present, by stage."""
+        """Return the current refusals, by stage."""
         return {
             stage: entry.refusal if entry.is_told else Refusal("", entry.refusal.reason, entry.refusal.message)
             for stage, entry in self._current(experiment).items()
         }
 
     def held(self, experiment: Experiment) -> dict[str, Refusal]:
-        """Return what is refused and not to be tried yet; what concerns no stage is tried at every look."""
+        """Return the refusals whose retry is not due; those that concern no stage are retried at every reconcile."""
         now, entries = self._monotonic(), self._current(experiment)
         return {
             stage: refusal for stage, refusal in self.of(experiment).items() if not stage or entries[stage].due > now
         }
 
     def due_in_s(self, experiment: Experiment) -> float | None:
-        """Return how long until something is to be tried again; None where nothing is refused."""
+        """Return the seconds until the next retry; None without refusals."""
         now = self._monotonic()
         return min((max(0.0, entry.due - now) for entry in self._current(experiment).values()), default=None)
 
     def record(self, experiment: Experiment, stage: str, error: KubeError, manifest: Manifest) -> Refusal | None:
-        """Note one refusal; return it if it says something that the one before did not."""
+        """Record a refusal; return it if it differs from the one before."""
         known = self._current(experiment).get(stage)
         template = experiment.spec.pod_template if experiment.spec else {}
         refusal = judge(error, manifest, template)
         times = known.times + 1 if known else 1
-        # The plan says it itself once discovery has noticed, with what is installed instead.
+        # The plan reports it once discovery has noticed, with the installed alternatives.
         is_gone = refusal.reason is Reason.BACKEND_MISSING
-        is_told = not is_gone and (not is_passing(error) or times >= PATIENCE)
+        is_told = not is_gone and (not is_passing(error) or times >= TOLERATED_ERRORS)
         entry = _Entry(_version(experiment), refusal, is_told, times=times)
         is_over = refusal.is_final or refusal.reason is Reason.NAMESPACE_TERMINATING
         pause_s = REST_S if is_over else min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(times - 1, 16))
@@ -135,14 +136,14 @@ class RefusalStore:
         return refusal if is_new else None
 
     def hasten(self, experiment: Experiment) -> None:
-        """Try again soon: something has gone that may have been in the way."""
+        """Retry soon, because an object that may have been in the way was deleted."""
         soon = self._monotonic() + FIRST_PAUSE_S
         for entry in self._current(experiment).values():
             if not entry.refusal.is_final:
                 entry.due = min(entry.due, soon)
 
     def clear(self, experiment: Experiment, stage: str) -> bool:
-        """Forget a refusal, because what was refused has been accepted; return whether there was one."""
+        """Forget a refusal after the object was accepted; return whether there was one."""
         entries = self._entries.get(_key(experiment), {})
         known = entries.pop(stage, None)
         if not entries:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from wrpo_operator.api import conditions as words
+from wrpo_operator.api import conditions as messages
 from wrpo_operator.api.backends import BACKENDS, CHART_FILE, CHILD_KINDS, HEADER, BackendKind, chart_facts, main
 from wrpo_operator.api.crd import schema
 from wrpo_operator.api.names import child_name
@@ -84,12 +84,12 @@ def test_pods_of_the_longest_child_have_names_that_a_host_may_have(backend: Back
 
 
 def test_a_missing_backend_is_told_with_its_product_and_a_foreign_init_container_with_the_way_around() -> None:
-    assert words.backend_missing("JobSet", ["TrainJob", "PyTorchJob"]) == (
-        "The cluster does not know kind JobSet. Install JobSet; the rest follows by itself. "
-        "Or set training.backend to what is installed: PyTorchJob, TrainJob."
+    assert messages.backend_missing("JobSet", ["TrainJob", "PyTorchJob"]) == (
+        "The cluster does not know kind JobSet. Install JobSet; the experiment then continues. "
+        "Or set training.backend to an installed one: PyTorchJob, TrainJob."
     )
-    told = words.noted(words.Reason.POD_SECURITY, "violates PodSecurity")
+    told = messages.noted(messages.Reason.POD_SECURITY, "violates PodSecurity")
     assert told == (
-        "violates PodSecurity. Let the namespace admit the pod, or change spec.podTemplate. An init container "
-        "`init-pytorch` is PyTorchJob's own; training.backend: TrainJob or JobSet does without it."
+        "violates PodSecurity. Allow the pod in the namespace, or change spec.podTemplate. PyTorchJob adds the init "
+        "container `init-pytorch`; training.backend: TrainJob or JobSet does not."
     )

@@ -23,14 +23,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         f"{SPEC}.containers[stage].command belongs to the operator. Remove it."),
     "a second container": (
         {"containers": [{"name": "side"}]},
-        (f"{SPEC}.containers[side] is refused: a second container would keep the stage from ending. Change container "
-        "`stage`, or add an init container.")),
+        (f"{SPEC}.containers[side] is refused: a second container would keep the stage from completing. Change "
+        "container `stage`, or add an init container.")),
     "a privileged init container": (
         {"initContainers": [{"name": "a", "securityContext": {"privileged": True}}]},
         f"{SPEC}.initContainers[a].securityContext.privileged is refused: stages run restricted. Remove it."),
     "root": (
         {"securityContext": {"runAsUser": 0}},
-        (f"{SPEC}.securityContext asks for root: stages run as an ordinary user. Set runAsUser to another number or "
+        (f"{SPEC}.securityContext requests root: stages run as a non-root user. Set runAsUser to another number or "
         "remove it.")),
     "more capabilities": (
         {"containers": [{"name": "stage", "securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}]},

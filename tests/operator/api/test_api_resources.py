@@ -130,14 +130,14 @@ def test_the_gpus_of_sft_count_where_two_kinds_of_accelerators_are_refused() -> 
     assert errors(training={"gpusPerNode": 0}, resources=resources) == ()
     assert errors(training={"gpusPerNode": 8}, sft={"gpusPerNode": 0}, resources=resources) == ()
     (error,) = errors(training={"gpusPerNode": 0}, sft={"gpusPerNode": 4}, resources=resources)
-    assert error.startswith("spec.resources.sft asks for amd.com/gpu beside nvidia.com/gpu: 4 of gpusPerNode, ")
+    assert error.startswith("spec.resources.sft requests amd.com/gpu and 4 nvidia.com/gpu (gpusPerNode), ")
 
 
 @pytest.mark.parametrize("name", ["amd.com/gpu", "nvidia.com/mig-1g.10gb", "gpu.intel.com/i915", "example.com/vgpu"])
 def test_two_kinds_of_accelerators_in_one_pod_are_refused(name: str) -> None:
     found = errors(training={"gpusPerNode": 8}, resources={"train": {"limits": {name: 8}}})
     said = (
-        f"spec.resources.train asks for {name} beside nvidia.com/gpu: 8 of gpusPerNode, and no node has both; set"
+        f"spec.resources.train requests {name} and 8 nvidia.com/gpu (gpusPerNode), but no node has both; set"
         f" spec.training.gpuResourceName to {name} and remove {name} from spec.resources.train."
     )
     assert found == (said,)

@@ -107,9 +107,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "normalised length in SimPO": (
         {"training": {"objective": "SimPO", "lengthNormalized": True}}, "lengthNormalized belongs to the DPO forms"),
     "mean log-ratios in DPO": ({"training": {"objective": "DPO", "ipoMean": True}}, "ipoMean belongs to the IPO forms"),
-    "SFT without prompts": ({"prompts": {"sftFraction": 0}}, "prompts.sftFraction is 0, so that SFT has nothing"),
+    "SFT without prompts": ({"prompts": {"sftFraction": 0}}, "prompts.sftFraction is 0, so SFT has no training data"),
     "preference optimisation without prompts": (
-        {"prompts": {"sftFraction": 1}}, "prompts.sftFraction is 1, so that preference optimisation has no prompts"),
+        {"prompts": {"sftFraction": 1}}, "prompts.sftFraction is 1, so preference optimisation has no prompts"),
     "only SFT, but disabled": (
         {"training": {"objective": "SFTOnly"}, "sft": {"enabled": False}}, "nothing would be trained"),
     "one sample": ({"sampling": {"samplesPerPrompt": 1}}, "sampling.samplesPerPrompt is 1"),
@@ -202,10 +202,7 @@ def test_an_error_names_field_value_and_remedy() -> None:
     with pytest.raises(SpecError) as caught:
         parse_spec(raw_spec(prompts={"sftFraction": 0}))
     assert caught.value.errors == (
-        (
-            "spec: prompts.sftFraction is 0, so that SFT has nothing to train on; raise it above 0 or set sft.enabled "
-            "to false."
-        ),
+        ("spec: prompts.sftFraction is 0, so SFT has no training data; raise it above 0 or set sft.enabled to false."),
     )
 
 

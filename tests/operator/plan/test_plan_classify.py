@@ -38,22 +38,22 @@ TRAINING: dict[str, tuple[list[PodFact], FailureKind, str]] = {
         "pod pod-0 exited with code 137 (killed: out of memory, or by the node). See `kubectl logs pod-0`."),
     "last words that are not ours": (
         [make_pod(exit_code=1, termination_text="Segfault in libfoo")], FailureKind.APPLICATION,
-        "pod pod-0 exited with code 1; its last words: Segfault in libfoo. See `kubectl logs pod-0`."),
+        "pod pod-0 exited with code 1; last output: Segfault in libfoo. See `kubectl logs pod-0`."),
     "a node is lost": (
         [make_pod("p0", exit_code=1, finished_at=NOON),
          make_pod("p1", exit_code=137, disrupted=True, node="n1", finished_at=LATER)],
         FailureKind.DISRUPTION,
-        "pod p1 on node n1 was taken by the cluster (preemption, eviction or node loss); no retry is used up."),
+        "pod p1 on node n1 was terminated by the cluster (preemption, eviction or node loss); no retry is used up."),
     "evicted for more than its own limits": (
         [make_pod("p0", exit_code=137, outcome="Interrupted",
                   over_limit='Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ')],
         FailureKind.APPLICATION,
         ('pod p0 was evicted for using more local storage than its own limits allow: Usage of EmptyDir volume "tmp" '
-         'exceeds the limit "1Gi". Raise limits of ephemeral-storage in spec.resources, or the sizeLimit of the '
+         'exceeds the limit "1Gi". Raise the limit of ephemeral-storage in spec.resources, or the sizeLimit of the '
          "volume.")),
     "told to stop, and nothing before": (
         [make_pod("p0", exit_code=143, outcome="Interrupted", finished_at=NOON)], FailureKind.DISRUPTION,
-        "pod p0 was taken by the cluster (preemption, eviction or node loss); no retry is used up."),
+        "pod p0 was terminated by the cluster (preemption, eviction or node loss); no retry is used up."),
     "a crash, then its peers told to stop": (
         [make_pod("p0", exit_code=137, finished_at=NOON),
          make_pod("p1", exit_code=143, outcome="Interrupted", finished_at=LATER)],
@@ -286,7 +286,7 @@ def test_a_disruption_names_the_pod_that_was_taken() -> None:
     )
     failure = failure_of(failed_child(pods=pods))
     assert (failure.kind, failure.reason, failure.exit_code) == (FailureKind.DISRUPTION, "Disrupted", 137)
-    assert failure.message.startswith("pod taken was taken by the cluster")
+    assert failure.message.startswith("pod taken was terminated by the cluster")
 
 
 @pytest.mark.parametrize("state", [AttemptState.RUNNING, AttemptState.PENDING])

@@ -21,13 +21,13 @@ from wrpo_operator.plan.deadlines import (
     pending_deadline,
     pre_running_limit,
 )
-from wrpo_operator.plan.memory import recall
 from wrpo_operator.plan.model import ChildState, DeleteChild
 from wrpo_operator.plan.planner import LOOK_AGAIN_S, plan
+from wrpo_operator.plan.stage_views import build_views
 
 WORDS = (
-    "it ran for more than 600 s (spec.deadlines.activeSeconds) and was ended. Its parts and checkpoints are kept; "
-    "raise the deadline if it needs more time."
+    "exceeded spec.deadlines.activeSeconds (600 s) and was terminated. Its parts and checkpoints are kept. Raise the "
+    "deadline if the stage needs more time."
 )
 
 
@@ -217,7 +217,7 @@ def test_a_child_has_a_time_to_wait_or_to_run(state: ChildState, facts: dict[str
     experiment = make_experiment(deadlines={"activeSeconds": 3600, "preRunningSeconds": 7200})
     child = make_child(experiment, "prepare", state, **facts)
     assert experiment.spec is not None
-    (view,) = recall(experiment, experiment.spec, [node_of(experiment, "prepare")], [child], NOON)
+    (view,) = build_views(experiment, experiment.spec, [node_of(experiment, "prepare")], [child], NOON)
     waits, runs = pending_deadline(experiment.spec, view, child), active_deadline(experiment.spec, view, child)
     assert (waits, runs) == (
         NOON + 2 * HOUR if expected == "waiting" else None,
@@ -233,7 +233,7 @@ def test_a_suspended_experiment_has_no_deadlines_ahead() -> None:
         experiment = make_experiment(deadlines={"activeSeconds": 3600}, suspend=suspend)
         child = make_child(experiment, "prepare")
         assert experiment.spec is not None
-        views = recall(experiment, experiment.spec, [node_of(experiment, "prepare")], [child], NOON)
+        views = build_views(experiment, experiment.spec, [node_of(experiment, "prepare")], [child], NOON)
         assert list(deadlines_ahead(experiment.spec, views)) == expected
         assert enforce_deadlines(make_snapshot(experiment, [child]), experiment.spec, views, NOON + HOUR).delete == (
             () if suspend else (DeleteChild(child.kind, child.name, child.uid, "it ran too long"),)

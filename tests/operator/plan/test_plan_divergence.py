@@ -70,9 +70,9 @@ def test_the_event_names_experiment_stage_and_attempt_and_says_what_to_do() -> N
             "Warning",
             "RewardDivergence",
             "Stage train of experiment demo (attempt 1) diverges: the chosen responses become improbable while the "
-            "margin still grows, so the loss looks well although the model gets worse. Lower training.learningRate, "
-            "raise training.beta (IPO: training.tau), add the likelihood term (training.nllWeight), or stop early by "
-            "training.holdout.patience. `wrpo logs demo train` names the step.",
+            "margin grows, so the loss keeps falling while the model degrades. Lower training.learningRate, raise "
+            "training.beta (IPO: training.tau), add the likelihood term (training.nllWeight), or stop early with "
+            "`training.holdout.patience`. `wrpo logs demo train` names the step.",
         )
     ]
 

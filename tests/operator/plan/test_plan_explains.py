@@ -32,7 +32,7 @@ def blockers_of(snapshot: Snapshot, now: Any = NOON) -> tuple[Blocker, ...]:
     [
         ("QuotaExceeded", 'pods "x" is forbidden: exceeded quota: gpus', "raise the ResourceQuota"),
         ("PodSecurityViolation", "violates PodSecurity restricted", "spec.podTemplate"),
-        ("WaitingForQuota", "couldn't assign flavors to pod set main", "when the queue has room"),
+        ("WaitingForQuota", "couldn't assign flavors to pod set main", "when the queue has free quota"),
         (
             "FailedMount",
             'MountVolume.SetUp failed for volume "x" : secret "y" not found',
@@ -226,8 +226,8 @@ OVERLOOKED: dict[str, tuple[Any, list[tuple[str, str]]]] = {
             (
                 "NoScheduler",
                 (
-                    "No scheduler has looked at the pod for 30 s. It asks for the scheduler `nope`: start it, or name "
-                    "one that runs in spec.scheduling.schedulerName."
+                    "No scheduler has processed the pod for 30 s. It requests the scheduler `nope`: start it, or set "
+                    "spec.scheduling.schedulerName to one that runs."
                 ),
             )
         ],
@@ -238,8 +238,8 @@ OVERLOOKED: dict[str, tuple[Any, list[tuple[str, str]]]] = {
             (
                 "NoScheduler",
                 (
-                    "No scheduler has looked at the pod for 30 s. It needs the resource claims gpu, nic: create those "
-                    "that are missing, or change resourceClaims in spec.podTemplate."
+                    "No scheduler has processed the pod for 30 s. It needs the resource claims gpu, nic: create the "
+                    "missing ones, or change resourceClaims in spec.podTemplate."
                 ),
             )
         ],
@@ -278,4 +278,4 @@ def test_a_deadline_that_a_pod_missed_without_a_scheduler_names_the_scheduler() 
     status = plan(make_snapshot(experiment, [child]), NOON).status
     assert status is not None
     (attempt,) = status.stages[0].attempts
-    assert "It asks for the scheduler `nope`" in str(attempt.message)
+    assert "It requests the scheduler `nope`" in str(attempt.message)

@@ -23,7 +23,7 @@ def blockers(pod: PodFact, state: ChildState, now_s: float = 31) -> list[tuple[s
 def test_a_pod_whose_node_is_lost_is_to_be_deleted_by_force() -> None:
     pod = make_pod("p", node="gpu-1", phase="Running", terminating_since=NOON)
     text = (
-        "Pod p on node gpu-1 is being deleted and does not end, so no other pod is created in its place: the node is "
+        "Pod p on node gpu-1 is being deleted but does not terminate, so no replacement is created: the node is "
         "lost or cannot stop it. If the node is gone, `kubectl delete pod p --force`; the attempt then continues on "
         "another node."
     )

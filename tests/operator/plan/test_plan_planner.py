@@ -179,7 +179,7 @@ def test_a_child_that_kueue_holds_is_left_alone_and_explained() -> None:
     answer = cluster.reconcile("demo")
     assert (answer.suspend, answer.delete) == ((), ())
     assert [(item.reason, item.message) for item in status_of(cluster).blockers] == [
-        ("Queued", "Waits for admission by Kueue queue `gpus`. `kubectl describe workload` says what it lacks.")
+        ("Queued", "Waiting for admission by Kueue queue `gpus`. `kubectl describe workload` shows what is missing.")
     ]
 
 
@@ -209,7 +209,7 @@ def test_two_experiments_with_the_same_sources_share_them() -> None:
     assert answer.apply == ()
     assert answer.requeue_after_s == 15.0
     assert status_of(cluster, "other").blockers[0].message == (
-        "Experiment `demo` is making the same artifact of prepare; it will be used when it is there."
+        "Experiment `demo` is creating the same artifact of prepare; it is used once it is complete."
     )
     assert cluster.run_fairly("other") is Phase.SUCCEEDED
 
@@ -231,7 +231,7 @@ def test_a_missing_claim_is_named_and_looked_for_again() -> None:
     assert answer.status.reason == "MissingObject"
     assert condition(answer.status, "Blocked")[2] == (
         "PersistentVolumeClaim/wrpo: PersistentVolumeClaim `wrpo` does not exist in the experiment's namespace. Create "
-        "it; the rest then follows by itself."
+        "it; the experiment then continues."
     )
 
 
@@ -244,7 +244,8 @@ def test_a_missing_training_backend_blocks_training_alone() -> None:
     assert answer.status is not None
     assert [(item.object, item.message) for item in answer.status.blockers] == [(
         "CustomResource/PyTorchJob",
-        "The cluster does not know kind PyTorchJob. Install Kubeflow's training operator; the rest follows by itself.",
+        ("The cluster does not know kind PyTorchJob. Install Kubeflow's training operator; the experiment then "
+         "continues."),
     )]  # fmt: skip
 
 
@@ -263,8 +264,8 @@ def test_the_scheduler_s_words_are_passed_on_once_for_many_pods() -> None:
     pods = [make_pod(f"p{i}", phase="Pending", unschedulable_message="0/3 nodes have 8 GPUs") for i in range(3)]
     assert blockers(with_pods(*pods)) == [(
         "Pod/p0", "Unschedulable",
-        ("No node takes the pod: 0/3 nodes have 8 GPUs. Change spec.resources or spec.scheduling, or wait for room. "
-        "(2 more pods of the stage say the same.)"),
+        ("No node fits the pod: 0/3 nodes have 8 GPUs. Change spec.resources or spec.scheduling, or wait for free "
+        "capacity. (The same is true of 2 more pods of the stage.)"),
     )]  # fmt: skip
 
 
@@ -283,7 +284,7 @@ def test_a_missing_secret_is_named() -> None:
     assert blockers(with_pods(pod))[0][1:] == (
         "ContainerConfigError",
         (
-            'The container cannot be made: secret "hf" not found. Check that the Secrets named in spec.env and '
+            'The container cannot be created: secret "hf" not found. Check that the Secrets named in spec.env and '
             "spec.storage exist."
         ),
     )
@@ -318,7 +319,7 @@ def test_waiting_too_long_fails_with_the_reason() -> None:
         "PendingTooLong",
         (
             "Stage prepare failed (attempt 1): no pod ran within 60 s (spec.deadlines.preRunningSeconds). No node "
-            "takes the pod: no GPUs. Change spec.resources or spec.scheduling, or wait for room."
+            "fits the pod: no GPUs. Change spec.resources or spec.scheduling, or wait for free capacity."
         ),
     )
 
@@ -341,7 +342,7 @@ def test_an_experiment_that_a_finalizer_holds_tells_what_its_children_did_and_st
     assert progressing is not None
     assert (progressing.status, progressing.message) == (
         "False",
-        "The experiment is being deleted and a finalizer still holds it: nothing new starts.",
+        "The experiment is being deleted and waits for a finalizer; no stage starts.",
     )
 
 
@@ -370,7 +371,7 @@ def test_the_result_s_metrics_and_cache_use_land_in_the_stage() -> None:
     assert answer.status is not None
     stage = answer.status.stages[0]
     assert (stage.metrics, stage.cached, stage.artifact) == ({"loss": 0.5, "rows": 7.0}, True, f"prepare/{stage.hash}")
-    assert "its artifact was there already" in answer.events[1].message
+    assert "its artifact already existed" in answer.events[1].message
 
 
 def test_a_result_seen_late_is_filled_in() -> None:

@@ -19,9 +19,9 @@ from wrpo_operator.api.status import (
     StageStatus,
     to_time,
 )
-from wrpo_operator.plan.memory import recall
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment
 from wrpo_operator.plan.planner import LOOK_AGAIN_S, find_failure, plan, recorded_failure
+from wrpo_operator.plan.stage_views import build_views
 
 BEFORE_SFT = ("prepare", "sample/qwen", "sample/yi", "score/qwen", "score/yi", "curate-sft")
 
@@ -110,7 +110,7 @@ STANDING: dict[str, tuple[dict[str, Any], bool]] = {
 def test_a_recorded_failure_keeps_its_words_while_it_stands(facts: dict[str, Any], stands: bool) -> None:
     experiment = failed_for_good(**facts)
     assert experiment.spec is not None
-    views = recall(experiment, experiment.spec, [node_of(experiment, "prepare")], (), NOON)
+    views = build_views(experiment, experiment.spec, [node_of(experiment, "prepare")], (), NOON)
     found = recorded_failure(experiment, views)
     said = None if found is None else (str(found.stage), found.reason, found.message)
     assert said == (("prepare", "Recorded", "what was said") if stands else None)
@@ -122,6 +122,6 @@ def test_no_stage_has_failed_that_succeeded_or_still_runs() -> None:
     node = node_of(experiment, "prepare")
     for state, fails in ((None, True), (ChildState.RUNNING, False), (ChildState.SUCCEEDED, False)):
         children = () if state is None else (make_child(experiment, "prepare", state, attempt=2),)
-        views = recall(experiment, experiment.spec, [node], children, NOON)
+        views = build_views(experiment, experiment.spec, [node], children, NOON)
         failure = find_failure(views, experiment.spec)
         assert (failure is not None) is fails

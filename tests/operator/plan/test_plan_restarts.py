@@ -67,8 +67,8 @@ def test_nothing_starts_while_pods_of_a_child_that_is_gone_still_end() -> None:
     (blocker,) = status_of(cluster).blockers
     assert (blocker.object, blocker.reason) == (f"Pod/{by_hand}-0", "PreviousAttemptRunning")
     assert blocker.message == (
-        f"Pod {by_hand}-0 of an earlier attempt of train has not ended yet and may still write; the next attempt "
-        "starts when it has. If its node is gone, delete the pod."
+        f"Pod {by_hand}-0 of an earlier attempt of train has not terminated yet and may still write; the next "
+        "attempt starts when it has. If its node is gone, delete the pod."
     )
     cluster.pods.clear()
     (again,) = cluster.reconcile("demo").apply

@@ -10,9 +10,9 @@ from support.builders import NOON, make_child, make_experiment, make_snapshot, n
 from support.model_cluster import started, status_of
 
 from wrpo_operator.api.status import MAX_ATTEMPTS, Attempt, AttemptState, ExperimentStatus, StageState, StageStatus
-from wrpo_operator.plan.memory import recall
 from wrpo_operator.plan.model import ChildState
 from wrpo_operator.plan.planner import plan
+from wrpo_operator.plan.stage_views import build_views
 from wrpo_operator.plan.stops import forgotten_children
 
 
@@ -27,7 +27,7 @@ def test_only_children_older_than_the_oldest_listed_attempt_are_deleted() -> Non
     experiment = replace(experiment, status=ExperimentStatus(stages=(stage,)))
     children = [make_child(experiment, "prepare", ChildState.FAILED, attempt=number) for number in (1, 2, 3, 4)]
     assert experiment.spec is not None
-    views = recall(experiment, experiment.spec, [node], children, NOON)
+    views = build_views(experiment, experiment.spec, [node], children, NOON)
     assert [item.uid for item in forgotten_children(views, [stage])] == ["uid-prepare-1", "uid-prepare-2"]
     shorter = stage.model_copy(update={"attempts": listed[1:]})
     assert forgotten_children(views, [shorter]) == ()
@@ -58,5 +58,5 @@ def test_a_child_of_a_hash_that_nobody_asks_for_is_deleted_once(state: ChildStat
     wanted = make_child(experiment, "prepare", ChildState.RUNNING)
     answer = plan(make_snapshot(experiment, [stale, wanted]), NOON)
     assert [item.reason for item in answer.delete] == (
-        [f"the spec no longer asks for prepare with hash {'0' * 16}"] if is_deleted else []
+        [f"the spec no longer requests prepare with hash {'0' * 16}"] if is_deleted else []
     )

@@ -116,7 +116,7 @@ def test_a_third_kind_without_a_binding_is_refused_when_it_is_used() -> None:
         binding_of(THIRD.chosen)
     assert str(error.value) == (
         "spec.storage: StorageGcs is a kind of storage that this version of the operator does not bind; use s3 or "
-        "volume, or the version that knows it"
+        "volume, or a version that supports it"
     )
 
 

@@ -92,7 +92,7 @@ def test_an_error_that_may_pass_is_told_at_the_third_time_and_the_status_is_whol
     assert conditions(world)["Blocked"] == ("False", "NothingBlocks")
     look(world)
     assert assert_lawful(world)["message"] == (
-        "The API server refuses the Job: etcdserver: leader changed. It is tried again until the server accepts it."
+        "The API server refuses the Job: etcdserver: leader changed. The request is retried until it is accepted."
     )
 
 
@@ -145,7 +145,7 @@ def test_what_no_waiting_cures_is_invalid_names_the_users_field_and_ends_with_an
     (event,) = [
         obj["message"] for (kind, *_), obj in world.kube.objects.items() if kind == EVENTS and told in obj["message"]
     ][:1]
-    assert event.startswith("The API server cannot accept the Job that the spec asks for: ")
+    assert event.startswith("The API server cannot accept the Job that the spec requests: ")
     world.clock.at += 300
     world.reconcile()
     assert world.kube.writes() == []
@@ -165,7 +165,7 @@ def test_a_job_of_somebody_else_under_the_childs_name_is_to_be_deleted(world: Wo
     assert blocker["reason"] == "NameTaken"
     name = blocker["object"].removeprefix("Job/")
     assert blocker["message"].startswith(
-        f"Job `{name}` exists already and was not created for this attempt. Delete it: `kubectl delete job {name} -n "
+        f"Job `{name}` already exists and was not created for this attempt. Delete it: `kubectl delete job {name} -n "
         "default`; the stage then starts."
     )
     assert len(blocker["message"]) < MAX_WORDS + 300
@@ -270,7 +270,7 @@ def test_a_refused_suspension_and_a_refused_deletion_are_told(world: World) -> N
     world.edit(suspend=True)
     look(world)
     assert world.status()["blockers"][0]["message"] == (
-        "The API server refuses the Job: jobs is forbidden. It is tried again until the server accepts it."
+        "The API server refuses the Job: jobs is forbidden. The request is retried until it is accepted."
     )
     world.kube.fail.clear()
     world.edit(suspend=False, prompts={"dataset": "org/others"})

@@ -19,9 +19,9 @@ from wrpo_operator.api.status import (
     StageStatus,
     to_time,
 )
-from wrpo_operator.plan.memory import StageView, gpu_seconds, has_failed_for_good, recall
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment
 from wrpo_operator.plan.retry import GiveUp, StartAttempt, Wait
+from wrpo_operator.plan.stage_views import StageView, build_views, gpu_seconds, has_failed_for_good
 
 STAGE = "prepare"
 
@@ -48,7 +48,7 @@ def failed_stage(experiment: Experiment, *, failures: int, state: StageState = S
 def view_of(experiment: Experiment, *children: ChildFact) -> StageView:
     spec = experiment.spec
     assert isinstance(spec, ExperimentSpec)
-    (view,) = recall(experiment, spec, [node_of(experiment, STAGE)], children, NOON)
+    (view,) = build_views(experiment, spec, [node_of(experiment, STAGE)], children, NOON)
     return view
 
 

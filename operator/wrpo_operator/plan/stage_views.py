@@ -1,4 +1,4 @@
-"""What each stage has done so far: the recorded status brought up to date by the children."""
+"""Views of stages: the recorded status updated with the facts of the children."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from wrpo_operator.plan.retry import RetryDecision, decide_next
 
 @dataclass(frozen=True, slots=True)
 class StageView:
-    """One stage: its record, brought up to date, and its children of the same hash."""
+    """One stage: its updated record, and its children of the same hash."""
 
     node: StageNode
     record: StageStatus
     """Attempts and counters are up to date; `state` is decided later."""
     before: StageStatus | None
-    """What was recorded for this very hash."""
+    """The record of the same hash in the status."""
     children: tuple[ChildFact, ...]
     succeeded: bool
     next: RetryDecision
-    """What follows if it neither succeeded nor has a live child."""
+    """The next step if it neither succeeded nor has a live child."""
 
     @property
     def live(self) -> tuple[ChildFact, ...]:
@@ -44,7 +44,7 @@ class StageView:
 
     @property
     def runnable(self) -> tuple[ChildFact, ...]:
-        """Live children that nobody has deleted and whose attempt was not ended by the operator."""
+        """Live children that are not being deleted and whose attempt the operator has not ended."""
         ended = {attempt.number for attempt in self.record.attempts if attempt.state in ENDED}
         return tuple(
             child for child in self.live if child.state is not ChildState.DELETING and child.attempt not in ended
@@ -57,25 +57,25 @@ class StageView:
 
 
 def edited_after_failure(experiment: Experiment) -> bool:
-    """Whether the spec was edited since the last status: then stages that failed may try again."""
+    """Return whether the spec was edited after the last status, which allows failed stages to retry."""
     observed = experiment.status.observed_generation
     return observed is not None and experiment.generation != observed
 
 
 def has_failed_for_good(experiment: Experiment) -> bool:
-    """Whether the recorded failure still stands: it does until the spec is edited."""
+    """Return whether the recorded failure is still valid: it is until the spec is edited."""
     return experiment.status.phase is Phase.FAILED and not edited_after_failure(experiment)
 
 
-def recall(
+def build_views(
     experiment: Experiment,
     spec: ExperimentSpec,
     graph: Sequence[StageNode],
     children: Sequence[ChildFact],
     now: datetime,
 ) -> tuple[StageView, ...]:
-    """Bring every stage's record up to date."""
-    return tuple(_recall_stage(experiment, spec, node, _of_node(children, node), now) for node in graph)
+    """Return the view of every stage, in the order of the graph."""
+    return tuple(_build_view(experiment, spec, node, _of_node(children, node), now) for node in graph)
 
 
 def _of_node(children: Sequence[ChildFact], node: StageNode) -> tuple[ChildFact, ...]:
@@ -84,12 +84,12 @@ def _of_node(children: Sequence[ChildFact], node: StageNode) -> tuple[ChildFact,
 
 
 def recorded(status: ExperimentStatus, node: StageNode) -> StageStatus | None:
-    """Return what was recorded of a stage if it was about the same hash."""
+    """Return the record of a stage if it has the same hash."""
     before = status.stage_named(str(node.id))
     return before if before is not None and before.hash == node.hash else None
 
 
-def _recall_stage(
+def _build_view(
     experiment: Experiment, spec: ExperimentSpec, node: StageNode, children: tuple[ChildFact, ...], now: datetime
 ) -> StageView:
     before = recorded(experiment.status, node)
@@ -136,7 +136,7 @@ def decide(
 def count_failures(
     spec: ExperimentSpec, node: StageNode, before: StageStatus, new_ends: Sequence[Attempt]
 ) -> StageStatus:
-    """Return a record with its counters raised by attempts that have just ended."""
+    """Return a record whose counters include attempts that have just ended."""
     failures = sum(
         attempt.state is AttemptState.FAILED and attempt.number > before.forgiven_attempts for attempt in new_ends
     )
@@ -150,7 +150,7 @@ def count_failures(
 
 
 def _in_a_row(before: int, ends: Sequence[Attempt]) -> int:
-    """Return how many disruptions have followed each other up to the last of these ends."""
+    """Return the number of consecutive disruptions up to the last of these ends."""
     count = before
     for end in ends:
         count = count + 1 if end.state is AttemptState.DISRUPTED else 0
@@ -158,9 +158,9 @@ def _in_a_row(before: int, ends: Sequence[Attempt]) -> int:
 
 
 def _attempts(base: StageStatus, children: Sequence[ChildFact], now: datetime) -> tuple[Attempt, ...]:
-    """Return recorded attempts with what their children show now, and those never recorded."""
+    """Return the recorded attempts updated by their children, and attempts that are not yet recorded."""
     known = {attempt.number: attempt for attempt in base.attempts}
-    # Attempts that fell off a full list were counted when they ended.
+    # Attempts removed from a full list were counted when they ended.
     oldest = base.attempts[0].number if len(base.attempts) == MAX_ATTEMPTS else 0
     for child in children:
         if child.attempt < oldest:
@@ -172,7 +172,7 @@ def _attempts(base: StageStatus, children: Sequence[ChildFact], now: datetime) -
 
 
 def gpu_seconds(attempts: Sequence[Attempt], gpus: int) -> int:
-    """Return the GPU time of ended attempts."""
+    """Return the GPU time of ended attempts, in seconds."""
     spans = (
         (from_time(attempt.finished_at) - from_time(attempt.started_at)).total_seconds()
         for attempt in attempts
