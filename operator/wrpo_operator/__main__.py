@@ -1,4 +1,4 @@
-"""`python -m wrpo_operator run`: starts the operator; nothing else."""
+"""Entry point of the operator: `python -m wrpo_operator run`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from wrpo_operator.runtime.settings import (
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Turn WRPOExperiment objects into Jobs and PyTorchJobs: the WRPO operator."""
+    """WRPO operator, which runs WRPOExperiment objects as Jobs and training resources."""
 
 
 def option_of(name: str) -> click.Option:
-    """Return the command's option for a field of the settings, which alone say what its value may be."""
+    """Return the command's option for a field of the settings, which validate its value."""
     field, flag = Settings.model_fields[name], flag_of(name)
     rule = rule_of(name) if field.annotation in {int, float} else ""
     default = f"default: {default_of(name)}" if default_of(name) else ""

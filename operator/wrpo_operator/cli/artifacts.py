@@ -1,4 +1,4 @@
-"""`wrpo artifacts`: what lies in the storage of experiments, how much of it, and removing what nobody refers to."""
+"""`wrpo artifacts`: list, measure and remove the artifacts in the storage of experiments."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ UNASKED = "--assume-no-experiments"
 
 @click.group("artifacts")
 def artifacts_group() -> None:
-    """List the artifacts of a storage, sum them up, remove those that no experiment refers to.
+    """List the artifacts of a storage, sum up their sizes, and remove those that no experiment refers to.
 
-    The storage is that of EXPERIMENT, or of all experiments of the namespace, or what --storage names: the directory
+    The storage is that of EXPERIMENT, of all experiments in the namespace, or of --storage: the directory
     of a mounted volume, or an S3 URI. Credentials for S3 come from your environment (AWS_...).
 
     \b
     Examples:
       wrpo artifacts ls fusion
       wrpo artifacts du --storage s3://bucket/prefix --endpoint https://s3.example.org
-      wrpo artifacts gc                 what would be removed
+      wrpo artifacts gc                 dry run
       wrpo artifacts gc --yes
     """  # noqa: D301  # click's mark for lines to keep
 
 
 def _storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add EXPERIMENT, --storage and the cluster's options; turn the engine's errors into the command's."""
+    """Add EXPERIMENT, --storage and the cluster's options; convert errors of the engine to errors of the command."""
 
     @click.argument("experiment", required=False)
-    @click.option("--storage", metavar="PATH|s3://BUCKET/PREFIX", help="In place of the experiments' own.")
-    @click.option("--endpoint", metavar="URL", help="Of the S3 server; unset: AWS. Only with --storage s3://...")
-    @click.option("--region", metavar="NAME", help="Of the bucket. Only with --storage s3://...")
+    @click.option("--storage", metavar="PATH|s3://BUCKET/PREFIX", help="Storage to use instead of the experiments'.")
+    @click.option("--endpoint", metavar="URL", help="URL of the S3 server; unset: AWS. Only with --storage s3://...")
+    @click.option("--region", metavar="NAME", help="Region of the bucket. Only with --storage s3://...")
     @cluster_options
     @errors_to_click
     @functools.wraps(command)
@@ -78,7 +78,7 @@ def ls_command(
 ) -> None:
     """List artifacts with size, age, state and the experiments that refer to them.
 
-    Without a cluster (--storage given, none reachable) the last column stays empty.
+    The last column is unknown (?) if --storage is set and no cluster is reachable.
     """
     asked = _ask(target, needed=storage is None)
     rows = []
@@ -110,7 +110,7 @@ def ls_command(
 def du_command(
     experiment: str | None, storage: str | None, endpoint: str | None, region: str | None, target: Target
 ) -> None:
-    """Sum up sizes by stage, and how much of it no experiment refers to."""
+    """Sum up sizes by stage, in total and of artifacts that no experiment refers to."""
     asked = _ask(target, needed=storage is None)
     for inventory in _inventories(experiment, storage, endpoint, region, asked, target):
         found = inventory.artifacts()
@@ -135,14 +135,19 @@ def du_command(
 @artifacts_group.command("gc")
 @_storage_options
 @click.option(
-    "--min-age", default="1d", show_default=True, metavar="AGE", help="Spare what changed later: 30m, 12h, 7d."
+    "--min-age",
+    default="1d",
+    show_default=True,
+    metavar="AGE",
+    help="Keep artifacts modified within this period: 30m, 12h, 7d.",
 )
-@click.option("--yes", is_flag=True, help="Remove. Without it, only say what would be removed.")
+@click.option("--yes", is_flag=True, help="Remove the artifacts. Without it, only list them.")
 @click.option(
     UNASKED,
     "unasked",
     is_flag=True,
-    help="Ask no cluster and take every artifact of --storage for unreferenced. For storages whose cluster is gone.",
+    help="Treat every artifact of --storage as unreferenced without contacting a cluster. "
+    "For storages whose cluster no longer exists.",
 )
 def gc_command(
     experiment: str | None,
@@ -154,10 +159,10 @@ def gc_command(
     unasked: bool,
     target: Target,
 ) -> None:
-    """Remove artifacts that no experiment of any namespace refers to and that nothing changed for --min-age.
+    """Remove artifacts that no experiment of any namespace refers to and that did not change within --min-age.
 
-    An experiment refers to its results, to all that its spec would make, and to what those were made from. A dry run
-    unless --yes is given. It refuses if it cannot list the experiments of all namespaces.
+    An experiment refers to its results, to all artifacts that its spec would create, and to the inputs of both. Without
+    --yes this is a dry run. The command fails if it cannot list the experiments of all namespaces.
     """
     age = parse_age(min_age)
     if unasked and storage is None:
@@ -177,14 +182,14 @@ def _collect(
         references = references_of(experiments or ())
         if references.unreadable:
             raise click.ClickException(
-                f"{', '.join(references.unreadable)}: this version cannot read the spec, so what the experiment refers "
-                "to is not known. Nothing was removed. Correct or delete it, or use the operator's version of wrpo."
+                f"{', '.join(references.unreadable)}: this version cannot read the spec, so its artifacts are "
+                "not known. Nothing was removed. Correct or delete it, or use the operator's version of wrpo."
             )
         return with_inputs(references, found)
 
     candidates = removable(found, spared(asked), now=now, min_age=age)
     if yes and asked is not None and candidates:
-        # An experiment may have come since the listing: what it refers to stays.
+        # An experiment may have been created since the listing; artifacts that it refers to are kept.
         candidates = removable(candidates, spared(_ask(target, needed=True)), now=now, min_age=age)
     uploads = [upload for upload in inventory.uploads() if now - upload.begun >= age]
     for each in candidates:
@@ -201,12 +206,12 @@ def _collect(
         click.echo(f"{inventory.location}: removed {len(candidates)} artifacts, {freed}; kept {kept}")
     else:
         click.echo(
-            f"{inventory.location}: {len(candidates)} artifacts, {freed}, could go; {kept} stay. --yes removes them."
+            f"{inventory.location}: {len(candidates)} artifacts, {freed}, removable; {kept} kept. --yes removes them."
         )
 
 
 def _ask(target: Target, *, needed: bool) -> list[JsonObject] | None:
-    """Return the experiments of all namespaces; None if there is no cluster and none is needed."""
+    """Return the experiments of all namespaces; None if no cluster is reachable and none is needed."""
     from wrpo_operator.runtime.kube import KubeError, list_all
 
     async def read(client: HttpKube) -> list[JsonObject]:
@@ -219,9 +224,9 @@ def _ask(target: Target, *, needed: bool) -> list[JsonObject] | None:
             return None
         message = error.message if isinstance(error, KubeError) else str(error)
         raise click.ClickException(
-            f"the experiments of all namespaces cannot be listed ({message}), so what is referred to is not known. "
-            "Use a kubeconfig that may list wrpoexperiments.wrpo.ai in all namespaces; for a storage whose cluster is "
-            f"gone, `wrpo artifacts gc --storage ... {UNASKED}`."
+            f"the experiments of all namespaces cannot be listed ({message}), so references are not known. "
+            "Use a kubeconfig that may list wrpoexperiments.wrpo.ai in all namespaces; for a storage whose cluster no "
+            f"longer exists, run `wrpo artifacts gc --storage ... {UNASKED}`."
         ) from error
 
 
@@ -242,9 +247,7 @@ def _inventories(
     ]
     if not chosen:
         what = f"experiment {experiment}" if experiment else "experiment"
-        raise click.ClickException(
-            f"there is no {what} in namespace {target.namespace}. Name its storage by --storage."
-        )
+        raise click.ClickException(f"there is no {what} in namespace {target.namespace}. Set --storage to its storage.")
     storages = {json.dumps(obj["spec"]["storage"], sort_keys=True): obj for obj in chosen}
     return [_of_spec(each, target) for each in storages.values()]
 
@@ -253,14 +256,14 @@ def _of_spec(obj: JsonObject, target: Target) -> Inventory:
     root = storage_of(obj, target)
     if isinstance(root, UnmountedVolume):
         raise click.ClickException(
-            f"the storage is the claim {root.claim}, which is not mounted here. Mount it and name it by --storage PATH."
+            f"the storage is the claim {root.claim}, which is not mounted here. Mount it and set --storage PATH."
         )
     return _inventory(root)
 
 
 def _inventory(root: StorageRoot) -> Inventory:
     if isinstance(root, DirectoryRoot) and not root.path.is_dir():
-        raise click.ClickException(f"there is no directory {root.path}.")
+        raise click.ClickException(f"{root.path} is not a directory. Set --storage to an existing one.")
     return root.inventory()
 
 
@@ -286,7 +289,7 @@ def _print_table(columns: tuple[str, ...], lines: list[list[str]]) -> None:
 
 
 def size_text(size: float) -> str:
-    """Return bytes as 17 B, 4.0 KiB, 1.2 GiB."""
+    """Format a number of bytes as 17 B, 4.0 KiB or 1.2 GiB."""
     for unit in _UNITS[:-1]:
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -295,10 +298,10 @@ def size_text(size: float) -> str:
 
 
 def parse_age(text: str) -> timedelta:
-    """Return 90s, 30m, 12h or 7d as a time span."""
+    """Parse 90s, 30m, 12h or 7d as a duration."""
     match = re.fullmatch(r"(\d+)([smhd])", text.strip())
     if match is None:
         raise click.BadParameter(
-            f"{text!r} is no age: write a number and s, m, h or d, e.g. 12h.", param_hint="--min-age"
+            f"{text!r} is not an age: write a number and s, m, h or d, e.g. 12h.", param_hint="--min-age"
         )
     return timedelta(seconds=int(match.group(1)) * _SECONDS[match.group(2)])

@@ -1,4 +1,4 @@
-"""Which cluster a command talks to, and the options that say so."""
+"""Cluster connection of commands and its options."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Target:
 def choose(
     kubeconfig: str | None, context: str | None, namespace: str | None, *, state_dir: Path = STATE_DIR
 ) -> Target:
-    """Return --kubeconfig, else the embedded cluster if it is up, else KUBECONFIG, else ~/.kube/config."""
+    """Return the target: --kubeconfig, else the embedded cluster if it is up, else KUBECONFIG or ~/.kube/config."""
     embedded = False
     if kubeconfig is None:
         own = embedded_kubeconfig(state_dir)
@@ -76,11 +76,11 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--kubeconfig",
         metavar="FILE",
-        help="Default: the embedded cluster of this directory if it is up "
+        help="Kubeconfig; default: the embedded cluster of this directory if it is up "
         "(`wrpo dev up`), else $KUBECONFIG, else ~/.kube/config.",
     )
     @click.option("--context", metavar="NAME", help="Context of the kubeconfig.")
-    @click.option("-n", "--namespace", metavar="NAME", help="Default: the context's.")
+    @click.option("-n", "--namespace", metavar="NAME", help="Namespace; default: that of the context.")
     @functools.wraps(command)
     def with_target(*args: Any, kubeconfig: str | None, context: str | None, namespace: str | None, **rest: Any) -> Any:
         return command(*args, target=choose(kubeconfig, context, namespace), **rest)
@@ -100,7 +100,7 @@ async def with_client(target: Target, work: Callable[[HttpKube], Awaitable[T]]) 
 
 
 def errors_to_click(command: Callable[P, T]) -> Callable[P, T]:
-    """Turn API and transport errors into one line and exit code 1."""
+    """Convert API and transport errors to a message and exit code 1."""
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -109,7 +109,9 @@ def errors_to_click(command: Callable[P, T]) -> Callable[P, T]:
         try:
             return command(*args, **kwargs)
         except KubeError as error:
-            hint = " Is the cluster up? `wrpo dev status` tells of the embedded one." if error.unreachable else ""
+            hint = (
+                " Check that the cluster is up; `wrpo dev status` shows the embedded one." if error.unreachable else ""
+            )
             raise click.ClickException(f"{error.message}{hint}") from error
 
     return guarded
@@ -117,7 +119,7 @@ def errors_to_click(command: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def engine_errors_to_click() -> Iterator[None]:
-    """Turn what the engine says of a storage into one line, a hint and exit code 1."""
+    """Convert the engine's errors about a storage to a message, a hint and exit code 1."""
     from wrpo_engine.storage import EngineError
 
     try:

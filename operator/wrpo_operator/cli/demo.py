@@ -1,6 +1,6 @@
-"""`wrpo demo`: the quick start from nothing to its results.
+"""`wrpo demo`: the quick start from an empty cluster to its results.
 
-Every step looks at what is there and does what is missing, so running it again continues where it stopped.
+Each step checks the existing state and does only what is missing, so a second run continues where the first stopped.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ POLL_S = 1.0
 
 @dataclass(slots=True)
 class Demo:
-    """What the steps share."""
+    """State shared by the steps."""
 
     console: Console
     on_s3: bool = False
-    """With a bucket in place of a volume."""
+    """Whether the storage is a bucket instead of a volume."""
     kubeconfig: Path = field(default_factory=lambda: STATE_DIR.resolve() / "kubeconfig")
 
     @property
@@ -46,7 +46,7 @@ class Demo:
 
     @property
     def command(self) -> str:
-        """What the user runs."""
+        """The command that the user runs."""
         return "make demo-s3" if self.on_s3 else "make demo"
 
     @property
@@ -57,7 +57,7 @@ class Demo:
         return server
 
     def say(self, text: str) -> None:
-        """Print one line as it is: no markup, no wrapping."""
+        """Print one line without markup or wrapping."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
@@ -76,11 +76,11 @@ class Demo:
         """Return the directory of this machine or the S3 URI that holds a finished stage's artifact."""
         where = locate_artifact(experiment, stage, self.target)
         if where is None:
-            raise click.ClickException(f"stage {stage} has made nothing; `wrpo status {named(self)}` says why")
+            raise click.ClickException(f"stage {stage} has no artifact; `wrpo status {named(self)}` shows why")
         return where
 
     def step(self, number: int, title: str, action: Callable[[], None]) -> None:
-        """Do one step and print how long it took."""
+        """Run one step and print its duration."""
         self.say(f"[{number}/4] {title}")
         started = time.monotonic()
         action()
@@ -88,17 +88,17 @@ class Demo:
 
 
 @click.command("demo")
-@click.option("--s3", "on_s3", is_flag=True, help="With an S3 server on loopback in place of a volume.")
+@click.option("--s3", "on_s3", is_flag=True, help="Use an S3 server on loopback instead of a volume.")
 @errors_to_click
 def demo_command(on_s3: bool) -> None:
-    """Run the quick start on the embedded cluster and say what it measured.
+    """Run the quick start on the embedded cluster and print its results.
 
     It starts the embedded cluster, installs the operator with helm, builds the quick start's models and prompts,
-    applies examples/quickstart.yaml and follows it to the end. Ctrl-C stops everything and keeps what is done; the same
-    command again continues. `wrpo dev reset --yes` (or `make demo-clean`) removes it all.
+    applies examples/quickstart.yaml and follows it to the end. Ctrl-C stops everything and keeps finished work; running
+    the command again resumes. `wrpo dev reset --yes` (or `make demo-clean`) removes everything.
 
-    With --s3 the same happens in the namespace quickstart-s3, with nothing but spec.storage changed: models, prompts
-    and all that the stages make lie in a bucket, and no pod has a volume that outlives it.
+    With --s3 it runs in the namespace quickstart-s3, and only spec.storage differs: models, prompts and artifacts are
+    stored in a bucket, and no pod has a volume that outlives it.
     """
     demo = Demo(Console(), on_s3=on_s3)
     place = f", to {demo_s3.URI}" if on_s3 else ""
@@ -108,15 +108,15 @@ def demo_command(on_s3: bool) -> None:
         demo.step(3, f"models and prompts (examples/quickstart-assets.yaml){place}", lambda: build_assets(demo))
         demo.step(4, f"experiment (examples/quickstart.yaml){place}", lambda: run_experiment(demo))
     except KeyboardInterrupt:
-        demo.say("\nstopping; what is done is kept ...")
+        demo.say("\nstopping; finished work is kept ...")
         lifecycle.down(STATE_DIR)
-        demo.say(f"stopped. `{demo.command}` continues where it stopped, `make demo-clean` removes everything.")
+        demo.say(f"stopped. `{demo.command}` resumes, `make demo-clean` removes everything.")
         raise SystemExit(130) from None
     show_results(demo)
 
 
 def start(demo: Demo) -> None:
-    """Start the embedded cluster unless it runs; with S3 also the server, and make what the files will name."""
+    """Start the embedded cluster unless it runs; with S3 also the server, its bucket and the Secret."""
     try:
         info = lifecycle.up(STATE_DIR, s3=demo.on_s3)
     except lifecycle.LifecycleError as error:
@@ -134,7 +134,7 @@ def start(demo: Demo) -> None:
 
 
 def apply(demo: Demo, documents: list[dict[str, Any]]) -> None:
-    """`kubectl apply` of objects that stand in no file."""
+    """Apply objects that are not in a file with `kubectl apply`."""
     demo.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(documents, sort_keys=False))
 
 
@@ -145,8 +145,8 @@ def build_assets(demo: Demo) -> None:
     documents = list(yaml.safe_load_all((EXAMPLES / "quickstart-assets.yaml").read_text(encoding="utf-8")))
     apply(demo, demo_s3.assets_on_s3(documents, demo.server.endpoint) if demo.on_s3 else documents)
     if condition(demo.get("job", ASSETS_JOB), "Complete"):
-        # The log would be that of any of its pods, perhaps of one that was stopped.
-        demo.say("      there already")
+        # The log could be that of any of its pods, also of a stopped one.
+        demo.say("      already built")
         return
     shown, said = 0, ""
     while True:
@@ -162,7 +162,7 @@ def build_assets(demo: Demo) -> None:
             raise click.ClickException(
                 f"building the quick start's models failed: {failed.get('message', '')}\n"
                 f"See `kubectl --kubeconfig {demo.kubeconfig} -n {demo.namespace} logs job/{ASSETS_JOB}`; "
-                f"`{demo.command}` tries again."
+                f"`{demo.command}` retries."
             )
         time.sleep(POLL_S)
 
@@ -180,7 +180,7 @@ def show_new_lines(demo: Demo, shown: int) -> int:
 
 
 def waiting_reason(demo: Demo) -> str:
-    """Return why the Job's pod does not run, in the cluster's words; empty when nothing keeps it."""
+    """Return why the Job's pod does not run, as the cluster reports it; empty if nothing blocks it."""
     pods = json.loads(demo.kubectl("get", "pods", "-l", f"job-name={ASSETS_JOB}", "-o", "json"))["items"]
     for pod in pods:
         for status in pod.get("status", {}).get("containerStatuses", []):
@@ -212,34 +212,36 @@ def run_experiment(demo: Demo) -> None:
         raise click.ClickException(str(error)) from error
     if not outcome.succeeded:
         raise click.ClickException(
-            f"{outcome.message}\n`wrpo status {named(demo)}` and `wrpo logs {named(demo)}` say more."
+            f"{outcome.message}\n`wrpo status {named(demo)}` and `wrpo logs {named(demo)}` show details."
         )
 
 
 def sampling_backend(profile: Path) -> str:
-    """Return the sampling backend that set-up found; vLLM when set-up left no word."""
+    """Return the sampling backend that `make setup` recorded; vLLM if it recorded none."""
     with suppress(OSError, ValueError, KeyError):
         return str(json.loads(profile.read_text(encoding="utf-8"))["sampling_backend"])
     return "vLLM"
 
 
 def show_results(demo: Demo) -> None:
-    """Print what the experiment measured, where its artifacts lie, and how to look around."""
+    """Print the results of the experiment, the locations of its artifacts, and commands for further inspection."""
     experiment = demo.get("wrpoexperiment", EXPERIMENT)
     evaluation = json.loads(read_artifact_file(experiment, demo.artifact(experiment, "evaluate"), "evaluation.json"))
     demo.console.print()
     demo.console.print(evaluation_table(evaluation))
-    demo.say("Small models and few prompts: this shows that the machinery works, not how good the method is.\n")
+    demo.say("Small models and few prompts: this shows that the system works, not the quality of the method.\n")
     demo.say(f"trained model  {demo.artifact(experiment, 'train')}/model")
     demo.say(f"report         {demo.artifact(experiment, 'report')}/{REPORT_FILE}\n")
-    demo.say("Look around:")
+    demo.say("Commands for inspection:")
     for line in look_around(demo):
         demo.say(f"  {line}")
-    demo.say("The embedded cluster still runs: `.venv/bin/wrpo dev down` stops it, `make demo-clean` removes it all.")
+    demo.say(
+        "The embedded cluster still runs: `.venv/bin/wrpo dev down` stops it, `make demo-clean` removes everything."
+    )
 
 
 def look_around(demo: Demo) -> list[str]:
-    """Return commands for what the demo has left."""
+    """Return commands that show the objects of the demo."""
     kubectl = f"kubectl -n {demo.namespace}" if demo.on_s3 else "kubectl"
     lines = [
         f"export KUBECONFIG={demo.kubeconfig} PATH={Path(find_tool('kubectl')).parent}:$PATH",
@@ -264,7 +266,7 @@ def named(demo: Demo) -> str:
 
 
 def evaluation_table(evaluation: dict[str, Any]) -> Table:
-    """Lay out evaluation.json: mean reward of each model, and the last model's win rates."""
+    """Format evaluation.json as a table: mean reward of each model, and the last model's win rates."""
     last = list(evaluation["mean_reward"])[-1]
     table = Table(title=f"{evaluation['num_prompts']} held-out prompts", title_justify="left")
     for heading in ("model", "mean reward", f"{last}'s win rate against it", "95 % interval"):
@@ -278,6 +280,6 @@ def evaluation_table(evaluation: dict[str, Any]) -> Table:
 
 
 def condition(obj: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Return the condition of that type if it is True; else an empty one."""
+    """Return the condition of this type if it is True; else an empty one."""
     conditions = obj.get("status", {}).get("conditions", [])
     return next((dict(c) for c in conditions if c["type"] == kind and c["status"] == "True"), {})

@@ -1,4 +1,4 @@
-"""The quick start on S3: its two files with nothing but their storage replaced, and the bucket and Secret they name."""
+"""Quick start on S3: its two files with another storage, and the bucket and Secret that they refer to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from wrpo_operator.runtime.resources import JsonObject
 
 NAMESPACE = "quickstart-s3"
-"""Not that of the demo on a volume, so that both can be there at once."""
+"""Differs from that of the demo on a volume, so that both can exist at the same time."""
 SECRET = "quickstart-bucket"  # noqa: S105 - a name
 BUCKET = "wrpo-demo"
 URI = f"s3://{BUCKET}/quickstart"
@@ -17,13 +17,13 @@ _ANOTHER_ACCOUNT = ("AWS_SESSION_TOKEN", "AWS_PROFILE")
 
 
 def experiment_on_s3(manifest: JsonObject, endpoint: str) -> JsonObject:
-    """Return the experiment with another spec.storage and no other difference."""
+    """Return the experiment with spec.storage replaced."""
     storage = {"s3": {"uri": URI, "endpoint": endpoint, "credentialsSecretName": SECRET}}
     return {**manifest, "spec": {**manifest["spec"], "storage": storage}}
 
 
 def assets_on_s3(documents: Iterable[JsonObject], endpoint: str) -> list[JsonObject]:
-    """Return the assets Job writing to the bucket; the claim it wrote to is gone."""
+    """Return the assets Job with the bucket instead of the claim as its destination."""
     return [_job_on_s3(document, endpoint) for document in documents if document["kind"] != "PersistentVolumeClaim"]
 
 
@@ -39,7 +39,7 @@ def _job_on_s3(job: JsonObject, endpoint: str) -> JsonObject:
         container["command"] = [URI if part in roots else part for part in container["command"]]
         container["env"] += [
             {"name": "AWS_ENDPOINT_URL", "value": endpoint},
-            # The models are made there before they are uploaded.
+            # Models are created there before the upload.
             {"name": "WRPO_SCRATCH", "value": "/tmp"},  # noqa: S108 - an emptyDir of the pod
         ]
         container["envFrom"] = [{"secretRef": {"name": SECRET}}]
@@ -47,7 +47,7 @@ def _job_on_s3(job: JsonObject, endpoint: str) -> JsonObject:
 
 
 def surroundings(credentials: Mapping[str, str]) -> list[JsonObject]:
-    """Return the namespace, and the Secret that gives pods the credentials."""
+    """Return the namespace and the Secret with the credentials of the pods."""
     return [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
         {
@@ -60,14 +60,14 @@ def surroundings(credentials: Mapping[str, str]) -> list[JsonObject]:
 
 
 def use_credentials(credentials: Mapping[str, str]) -> None:
-    """Let this process be a client of the server, whatever account the user's environment is for."""
+    """Set the server's credentials in this process, in place of any account in the user's environment."""
     for name in _ANOTHER_ACCOUNT:
         os.environ.pop(name, None)
     os.environ.update(credentials)
 
 
 def make_bucket(endpoint: str) -> None:
-    """Make the bucket unless it is there, and wait until it can be written."""
+    """Create the bucket unless it exists, and wait until it can be written."""
     from wrpo_engine.storage import BucketRoot, S3Location
 
     BucketRoot(S3Location(uri=URI, endpoint=endpoint), os.environ).create()

@@ -1,4 +1,4 @@
-"""Installing the chart and applying files with the real helm and kubectl."""
+"""Installation of the chart and application of files with helm and kubectl."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import click
 RELEASE = "wrpo"
 OPERATOR_NAMESPACE = "wrpo-system"
 EMBEDDED_VALUES: Mapping[str, Any] = {"progress": {"tls": {"enabled": False}}}
-"""On the embedded cluster a Service's name becomes a loopback address before a pod sees it: no certificate fits."""
+"""The embedded cluster replaces names of Services by loopback addresses, which no certificate covers."""
 CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def find_tool(name: str) -> str:
-    """Return the path of helm or kubectl: on PATH, or where `make setup` put it."""
+    """Return the path of helm or kubectl, from PATH or from the directory of `make setup`."""
     found = shutil.which(name)
     if found:
         return found
     for directory in (Path.cwd() / ".bin", CHECKOUT / ".bin"):
         if os.access(directory / name, os.X_OK):
             return str(directory / name)
-    raise click.ClickException(f"{name} is neither on PATH nor in .bin. `make setup` fetches it.")
+    raise click.ClickException(f"{name} is neither on PATH nor in .bin. Run `make setup` to download it.")
 
 
 def find_chart() -> Path:
@@ -35,19 +35,19 @@ def find_chart() -> Path:
     chart = Path(os.environ.get("WRPO_CHART") or CHECKOUT / "charts" / "wrpo-operator")
     if not (chart / "Chart.yaml").is_file():
         raise click.ClickException(
-            f"there is no chart at {chart}. Run from a checkout, or set WRPO_CHART to the chart's directory."
+            f"{chart} contains no chart. Run from a checkout, or set WRPO_CHART to the chart's directory."
         )
     return chart
 
 
 def run_tool(name: str, *arguments: str, kubeconfig: Path, stdin: str | None = None) -> str:
-    """Run helm or kubectl against a cluster; return its output, or raise with its own words."""
+    """Run helm or kubectl against a cluster; return its output, or raise ClickException with its error output."""
     command = [find_tool(name), *arguments]
     env = {**os.environ, "KUBECONFIG": str(kubeconfig)}
     done = subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        words = (done.stderr or done.stdout).strip()
-        raise click.ClickException(f"{name} {' '.join(arguments[:2])} failed:\n{words}")
+        output = (done.stderr or done.stdout).strip()
+        raise click.ClickException(f"{name} {' '.join(arguments[:2])} failed:\n{output}")
     return done.stdout
 
 
@@ -59,9 +59,9 @@ def install_operator(
     values: Mapping[str, Any] | None = None,
     timeout_s: int = 120,
 ) -> None:
-    """Install or upgrade the chart and wait until the operator is ready. Doing it again changes nothing.
+    """Install or upgrade the chart and wait until the operator is ready; idempotent.
 
-    `values` lie over those for the embedded cluster; name `progress` in them for any other.
+    `values` override those for the embedded cluster; set `progress` in them for any other cluster.
     """
     run_tool(
         "helm",

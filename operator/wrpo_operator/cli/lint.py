@@ -1,4 +1,4 @@
-"""`wrpo lint`: the engine's checks of training data, in a process of their own."""
+"""`wrpo lint`: the engine's checks of training data, in a separate process."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import click
 
 _ENGINE = "wrpo_engine"
 _NEEDED = "polars"
-"""Comes with the engine's extra; the operator's own installation does without."""
+"""Part of the extra `engine`; an installation of the operator alone does not have it."""
 
 
 @click.command("lint", context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="DATA")
 def lint_command(arguments: tuple[str, ...]) -> None:
-    """Look for faults in training data: an artifact of prepare, curate-sft or curate-triples, or a file of triples.
+    """Check training data for faults: an artifact of prepare, curate-sft or curate-triples, or a file of triples.
 
-    Double BOS and end-of-turn tokens, template tokens in texts, empty and truncated responses, equal pairs, duplicates,
-    wrong or extreme score gaps, prompts shared by the SFT, preference and evaluation sets. The exit code is 1 if there
-    are errors, 0 if there are none, 64 or above if DATA cannot be read.
+    It finds double BOS and end-of-turn tokens, template tokens in texts, empty and truncated responses, equal pairs
+    and duplicates. It also finds wrong or extreme score gaps, and prompts shared by the SFT, preference and evaluation
+    sets. The exit code is 1 if there are errors, 0 if there are none, 64 or above if DATA cannot be read.
 
     \b
     Options:
       --storage DIR|s3://BUCKET/PREFIX  what addresses (STAGE/HASH) and storage://PATH refer to
-      --split NAME                      of a hub data set or a saved DatasetDict [train]
+      --split NAME                      split of a hub data set or a saved DatasetDict [train]
       --sft, --preference, --evaluation FILE
-                                        prompts to compare with; an artifact brings its own
-      --tokenizer DIR|ID                the target's tokenizer: its own special tokens are looked for
+                                        prompts to compare with; default: those of the artifact
+      --tokenizer DIR|ID                the target's tokenizer; its special tokens are checked
       --near FLOAT                      similarity from which prompts are near duplicates [0.7]
       --max-examples N                  rows named per rule [3]
       --json                            print one JSON object
@@ -39,6 +39,6 @@ def lint_command(arguments: tuple[str, ...]) -> None:
       wrpo lint triples.jsonl --evaluation questions.jsonl --json
     """  # noqa: D301  # click's mark for lines to keep
     if importlib.util.find_spec(_NEEDED) is None:
-        raise click.ClickException("the engine is not installed here: pip install 'wrpo[engine]'")
+        raise click.ClickException("the engine is not installed; run `pip install 'wrpo[engine]'`")
     ended = subprocess.run([sys.executable, "-m", _ENGINE, "lint", *arguments], check=False)
     raise SystemExit(ended.returncode)

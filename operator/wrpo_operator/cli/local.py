@@ -1,4 +1,4 @@
-"""`wrpo dev` and `wrpo run`: the embedded cluster."""
+"""`wrpo dev` and `wrpo run`: commands for the embedded cluster."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from wrpo_operator.runtime.resources import meta, name_of
 def dev_group() -> None:
     """Start, stop and remove the embedded cluster.
 
-    It is a Kubernetes-compatible control plane in one process, and its pods are processes of yours. It listens on
-    loopback only and keeps everything below .wrpo/dev of this directory.
+    It is a Kubernetes-compatible control plane in one process, and its pods are processes of your user. It listens on
+    loopback only and stores everything in .wrpo/dev of this directory.
 
     \b
     Examples:
-      wrpo dev up                       start it (again)
+      wrpo dev up                       start or restart it
       export KUBECONFIG=.wrpo/dev/kubeconfig; kubectl get pods -A
-      wrpo dev down                     stop it; objects and volumes stay
+      wrpo dev down                     stop it; objects and volumes are kept
       wrpo dev reset --yes              stop it and remove everything
     """  # noqa: D301  # click's mark for lines to keep
 
@@ -40,15 +40,17 @@ for _command in (devcluster.up, devcluster.down, devcluster.status, devcluster.r
     "--filename",
     required=True,
     metavar="FILE",
-    help="File with one WRPOExperiment or more; further objects, e.g. a claim, may stand in it.",
+    help="File with one or more WRPOExperiments; it may contain further objects, e.g. a claim.",
 )
-@click.option("-n", "--namespace", default="default", show_default=True, help="Where the file names none.")
+@click.option(
+    "-n", "--namespace", default="default", show_default=True, help="Namespace of objects for which the file sets none."
+)
 @errors_to_click
 def run_command(filename: str, namespace: str) -> None:
     """Run FILE on the embedded cluster: start it, install the operator, apply, and watch to the end.
 
-    The exit code is 0 if every experiment succeeded, else 1. Ctrl-C stops the watching, not the experiment; the same
-    command again goes on watching. `wrpo dev down` stops everything, and what is done by then is kept.
+    The exit code is 0 if every experiment succeeded, else 1. Ctrl-C stops watching but not the experiment; run the
+    command again to resume watching. `wrpo dev down` stops everything and keeps finished work.
 
     \b
     Example:
@@ -70,7 +72,7 @@ def run_command(filename: str, namespace: str) -> None:
         except GoneError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
-            click.echo(f"\n{name_of(document)} goes on. `wrpo status {name_of(document)} -w` follows it again.")
+            click.echo(f"\n{name_of(document)} continues. `wrpo status {name_of(document)} -w` follows it.")
             raise SystemExit(130) from None
         if not outcome.succeeded:
             succeeded = False
@@ -79,7 +81,7 @@ def run_command(filename: str, namespace: str) -> None:
 
 
 def start_embedded() -> Path:
-    """Start the embedded cluster and the operator in it; return the kubeconfig. Nothing is done twice."""
+    """Start the embedded cluster and the operator in it; return the kubeconfig. Idempotent."""
     try:
         info = lifecycle.up(STATE_DIR)
     except lifecycle.LifecycleError as error:

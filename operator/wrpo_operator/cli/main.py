@@ -1,4 +1,4 @@
-"""`wrpo`, also `kubectl wrpo`."""
+"""Command line `wrpo`, also `kubectl wrpo`."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ COMMANDS = {
     "dev": "wrpo_operator.cli.local:dev_group",
     "demo": "wrpo_operator.cli.demo:demo_command",
 }
-"""Imported when used, so that `wrpo --help` answers at once."""
+"""Entry points of the commands, imported on use to keep `wrpo --help` fast."""
 
 SUMMARIES = {
-    "plan": "Show the stages and manifests a file would make; contacts no cluster.",
+    "plan": "Show the stages and manifests of a file; contacts no cluster.",
     "run": "Run a file on the embedded cluster from start to end.",
     "status": "Show an experiment's stages, attempts, progress and blockers.",
     "logs": "Print the logs of an experiment's pods.",
-    "report": "Say where an experiment's HTML report lies.",
-    "lint": "Look for faults in triples, prompts and artifacts of curation.",
-    "artifacts": "List the artifacts in a storage, sum them up, remove what nobody refers to.",
+    "report": "Print the location of an experiment's HTML report.",
+    "lint": "Check triples, prompts and artifacts of curation for faults.",
+    "artifacts": "List the artifacts in a storage, sum up sizes, remove unreferenced ones.",
     "dev": "Start, stop and remove the embedded cluster.",
-    "demo": "Run the quick start and say what it measured.",
+    "demo": "Run the quick start and print its results.",
 }
 
 
 CONNECTION = {"-n", "--namespace", "--kubeconfig", "--context"}
-"""Options of the commands that may stand before the command as well, as in `kubectl wrpo -n NAMESPACE status NAME`."""
+"""Options that are accepted before the command as well, as in `kubectl wrpo -n NAMESPACE status NAME`."""
 
 
 class LazyGroup(click.Group):
     """A group whose commands are imported on use."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the arguments after moving options of the connection behind the command."""
+        """Parse the arguments after moving connection options behind the command."""
         given, rest = list[str](), list(args)
         while rest and (rest[0].partition("=")[0] in CONNECTION or (rest[0][:2] == "-n" and rest[0][:3] != "-n=")):
             count = 2 if rest[0] in CONNECTION else 1
@@ -75,18 +75,18 @@ def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
 def main() -> None:
-    """Run WRPO experiments: several source LLMs teach one target LLM.
+    """Run WRPO experiments: several source LLMs train one target LLM.
 
     \b
-    A first experiment, on this machine alone:
+    A first experiment on this machine:
       wrpo dev up                              start the embedded cluster
       wrpo run -f examples/quickstart.yaml     install the operator, run, watch
 
     \b
-    On a cluster of yours (current kubeconfig):
-      wrpo plan -f experiment.yaml             what would run?
+    On your own cluster (current kubeconfig):
+      wrpo plan -f experiment.yaml             show the stages
       kubectl apply -f experiment.yaml
-      wrpo status fusion                       how far is it, why does it wait?
+      wrpo status fusion                       show progress and blockers
       wrpo logs fusion train -f
 
     Commands use the embedded cluster of this directory if it is up, else your kubeconfig.

@@ -1,4 +1,4 @@
-"""`wrpo plan`: what a file would make, without any cluster."""
+"""`wrpo plan`: stages and manifests of a file, without a cluster."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from wrpo_operator.runtime.resources import JsonObject, meta
 
 
 def read_documents(path: str) -> list[JsonObject]:
-    """Read all YAML or JSON documents of a file, or of standard input for `-`, as kubectl reads them."""
+    """Parse all YAML or JSON documents of a file, or of standard input for `-`, as kubectl does."""
 
     def doubled(where: str) -> None:
-        click.echo(f"Warning: {path}: {where}; kubectl takes the last one.", err=True)
+        click.echo(f"Warning: {path}: {where}; kubectl uses the last one.", err=True)
 
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def read_documents(path: str) -> list[JsonObject]:
     except YamlError as error:
         raise click.ClickException(f"{path} is not YAML: {error}") from error
     if not all(isinstance(document, dict) for document in documents):
-        raise click.ClickException(f"{path} holds something that is no Kubernetes object.")
+        raise click.ClickException(f"{path} contains a document that is not a Kubernetes object. Remove it.")
     return documents
 
 
@@ -40,12 +40,12 @@ def experiments_in(path: str) -> list[JsonObject]:
     """Return the WRPOExperiments of a file; it must hold at least one."""
     found = [document for document in read_documents(path) if document.get("kind") == names.KIND]
     if not found:
-        raise click.ClickException(f"{path} holds no {names.KIND} (apiVersion {names.API_VERSION}).")
+        raise click.ClickException(f"{path} contains no {names.KIND} (apiVersion {names.API_VERSION}).")
     return found
 
 
 def spec_of(document: JsonObject) -> ExperimentSpec:
-    """Read an experiment as API server and operator would; all errors at once."""
+    """Parse an experiment as API server and operator do; ClickException with all errors."""
     errors = object_errors(document)
     try:
         spec = parse_spec(document.get("spec") or {})
@@ -108,13 +108,15 @@ def manifests(document: JsonObject, namespace: str) -> list[JsonObject]:
     type=click.Choice(["table", "yaml"]),
     default="table",
     show_default=True,
-    help="table: the stages. yaml: every manifest the operator would apply (uids are zeros).",
+    help="table: the stages. yaml: every manifest that the operator would apply, with uids of zeros.",
 )
-@click.option("-n", "--namespace", default="default", show_default=True, help="Where the file names none.")
+@click.option(
+    "-n", "--namespace", default="default", show_default=True, help="Namespace of objects for which the file sets none."
+)
 def plan_command(filename: str, output: str, namespace: str) -> None:
-    """Show the stages, hashes and manifests that FILE would make. Contacts no cluster.
+    """Show the stages, hashes and manifests of FILE without contacting a cluster.
 
-    Stages whose hash stays the same after an edit do not run again: compare two files, or one before and after.
+    A stage whose hash is unchanged after an edit does not re-run: compare the output before and after.
 
     \b
     Examples:

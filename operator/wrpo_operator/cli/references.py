@@ -1,4 +1,4 @@
-"""Which experiments refer to which artifacts: what decides whether one may be removed. Pure, but for one listing."""
+"""References from experiments to artifacts, which decide whether an artifact may be removed."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from wrpo_operator.runtime.resources import JsonObject, name_of, namespace_of
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """Address of an artifact -> the experiments (namespace/name) that refer to it."""
+    """Experiments (namespace/name) that refer to each artifact, by address."""
 
     by_address: Mapping[str, frozenset[str]]
     unreadable: tuple[str, ...] = ()
-    """Experiments whose spec this version cannot read: what they would make is not known."""
+    """Experiments whose spec this version cannot parse, so that their artifacts are unknown."""
 
     def of(self, address: str) -> frozenset[str]:
         return self.by_address.get(address, frozenset())
 
 
 def references_of(experiments: Iterable[JsonObject]) -> References:
-    """Return what the experiments refer to: results in their status, and all that their specs would make.
+    """Return the references of experiments: results in their status, and all artifacts that their specs would create.
 
-    An address counts in every storage: one too many is kept rather than one too few.
+    An address counts in every storage, so that rather too many artifacts are kept than too few.
     """
     found: dict[str, set[str]] = {}
     unreadable: list[str] = []
@@ -49,7 +49,7 @@ def references_of(experiments: Iterable[JsonObject]) -> References:
 
 
 def with_inputs(references: References, artifacts: Iterable[Found]) -> References:
-    """Add what referred artifacts were made from, by their manifests, and so on upstream."""
+    """Add the inputs of referenced artifacts according to their manifests, recursively upstream."""
     manifests = {found.address: found.manifest for found in artifacts if found.manifest is not None}
     known = {address: set(names) for address, names in references.by_address.items()}
     waiting = [address for address in known if address in manifests]
@@ -66,5 +66,5 @@ def with_inputs(references: References, artifacts: Iterable[Found]) -> Reference
 
 
 def removable(artifacts: Iterable[Found], references: References, *, now: datetime, min_age: timedelta) -> list[Found]:
-    """Return the artifacts that no experiment refers to and that nothing has changed for `min_age`."""
+    """Return the artifacts that no experiment refers to and that have not changed within `min_age`."""
     return [found for found in artifacts if not references.of(found.address) and now - found.modified >= min_age]

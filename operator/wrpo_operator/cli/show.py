@@ -1,4 +1,4 @@
-"""`wrpo status`, `wrpo logs`, `wrpo report`: looking at an experiment in a cluster."""
+"""`wrpo status`, `wrpo logs` and `wrpo report`: commands that show an experiment in a cluster."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ POLL_S = 1.0
 
 @click.command("status")
 @click.argument("name")
-@click.option("-w", "--watch", is_flag=True, help="Follow until it has ended; exit code 1 if it failed.")
+@click.option("-w", "--watch", is_flag=True, help="Follow until the experiment has ended; exit code 1 if it failed.")
 @cluster_options
 @errors_to_click
 def status_command(name: str, watch: bool, target: Target) -> None:
@@ -60,9 +60,12 @@ def status_command(name: str, watch: bool, target: Target) -> None:
 @click.argument("name")
 @click.argument("stage", required=False)
 @click.option(
-    "-f", "--follow", is_flag=True, help="Go on with the logs of pods to come until the experiment has ended."
+    "-f",
+    "--follow",
+    is_flag=True,
+    help="Follow logs, including those of pods created later, until the experiment has ended.",
 )
-@click.option("--tail", type=click.IntRange(min=0), help="Lines of each pod. Default: all.")
+@click.option("--tail", type=click.IntRange(min=0), help="Last lines of each pod. Default: all.")
 @cluster_options
 @errors_to_click
 def logs_command(name: str, stage: str | None, follow: bool, tail: int | None, target: Target) -> None:
@@ -81,7 +84,7 @@ def logs_command(name: str, stage: str | None, follow: bool, tail: int | None, t
         what = f"stage {stage} of {name}" if stage else name
         raise click.ClickException(
             f"there is no pod of {what} in namespace {target.namespace}. `wrpo status {name}` shows its stages; pods "
-            "are gone once their Job is deleted."
+            "are deleted with their Job."
         )
 
 
@@ -95,7 +98,7 @@ async def print_logs(
     tail: int | None,
     write: Callable[[str], None],
 ) -> int:
-    """Write the lines of all matching pods, oldest first (following: as they come); return how many pods."""
+    """Write the logs of all matching pods, oldest first (with `follow`: as they arrive); return the number of pods."""
     from wrpo_operator.runtime.kube import list_all
 
     selector = f"{names.LABEL_MANAGED_BY}={names.MANAGER},{names.LABEL_EXPERIMENT}={name}"
@@ -150,15 +153,15 @@ async def _print_pod(
 
 @click.command("report")
 @click.argument("name")
-@click.option("--open", "open_it", is_flag=True, help="Open it in a browser; from S3 only with --save.")
-@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Copy it to this file first.")
+@click.option("--open", "open_it", is_flag=True, help="Open the report in a browser; from S3 only with --save.")
+@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Copy the report to this file first.")
 @cluster_options
 @errors_to_click
 def report_command(name: str, open_it: bool, save: Path | None, target: Target) -> None:
-    """Say where the HTML report of experiment NAME lies.
+    """Print the location of the HTML report of experiment NAME.
 
-    With a volume of the embedded cluster it is a file of this machine; elsewhere it is an address in the experiment's
-    storage. --save copies it from there, or from S3 with the credentials of your environment (AWS_...).
+    With a volume of the embedded cluster it is a file on this machine, otherwise an address in the experiment's
+    storage. --save copies it from there; for S3 with the credentials of your environment (AWS_...).
 
     \b
     Examples:
@@ -187,8 +190,7 @@ def report_command(name: str, open_it: bool, save: Path | None, target: Target) 
     if open_it:
         if not Path(location).exists():
             raise click.ClickException(
-                f"{location} is not on this machine; --save FILE copies it from S3, else copy it from the experiment's "
-                "storage."
+                f"{location} is not on this machine; use --save FILE for S3, or copy it from the experiment's storage."
             )
         webbrowser.open(Path(location).resolve().as_uri())
 
@@ -203,12 +205,12 @@ def locate_artifact(obj: JsonObject, stage: str, target: Target) -> str | None:
 
 
 def read_artifact_file(obj: JsonObject, where: str, name: str) -> bytes:
-    """Return a file of the artifact that lies at `where`, as `locate_artifact` says; from S3 by your credentials."""
+    """Return a file of the artifact at `where`, a result of `locate_artifact`; from S3 with the user's credentials."""
     if scheme_of(where) is not None:
         with engine_errors_to_click():
             content = read_remote(obj, f"{where}/{name}")
         if content is None:
-            raise click.ClickException(f"{where}/{name} is not there.")
+            raise click.ClickException(f"{where}/{name} does not exist.")
         return content
     try:
         return (Path(where) / name).read_bytes()

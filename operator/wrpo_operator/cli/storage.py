@@ -1,4 +1,4 @@
-"""The storage of an experiment as the commands of this machine reach it."""
+"""Access to the storage of an experiment from this machine."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class UnmountedVolume:
     path: str
 
     def below(self, name: str) -> str:
-        """Return where a file of the volume is, for people."""
+        """Return the location of a file of the volume, for display."""
         return f"claim {self.claim}: {self.path}/{name}" if self.path else f"claim {self.claim}: {name}"
 
 
 def storage_of(obj: JsonObject, target: Target) -> StorageRoot | UnmountedVolume:
-    """Return where the storage of an experiment is, seen from this machine; ValueError if its spec has none."""
+    """Return the storage of an experiment as seen from this machine; ValueError if its spec has none."""
     storage = Storage.model_validate(obj["spec"]["storage"]).chosen
     match storage:
         case StorageS3():
@@ -40,7 +40,7 @@ def storage_of(obj: JsonObject, target: Target) -> StorageRoot | UnmountedVolume
 
 
 def read_remote(obj: JsonObject, uri: str) -> bytes | None:
-    """Return a small file of the experiment's remote storage, or None if it is not there."""
+    """Return a small file of the experiment's remote storage, or None if it does not exist."""
     root = root_of(binding_of(Storage.model_validate(obj["spec"]["storage"]).chosen).engine, os.environ)
     if isinstance(root, DirectoryRoot):
         raise TypeError(f"{uri} is not in {root.location}")

@@ -1,4 +1,4 @@
-"""An experiment's status for people: a tree for terminals, lines for pipes. Pure."""
+"""Display of an experiment's status: a tree for terminals, lines for pipes. Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Outcome:
 
 
 def outcome_of(obj: JsonObject) -> Outcome | None:
-    """Return the outcome of the spec as it stands; None while it is open."""
+    """Return the outcome of the current spec; None while it has none."""
     status = parse_status(obj.get("status"))
     if (status.observed_generation or 0) < int(meta(obj).get("generation") or 0):
         return None
@@ -54,7 +54,7 @@ def _message(status: ExperimentStatus, kind: ConditionType) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return 42s, 3m05s or 2h07m."""
+    """Format a duration as 42s, 3m05s or 2h07m."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"
@@ -64,10 +64,10 @@ def duration(seconds: float) -> str:
 
 
 def detail(stage: StageStatus) -> str:
-    """Return what is worth knowing of a stage in one line."""
+    """Return the details of a stage in one line."""
     parts: list[str] = []
     if stage.cached:
-        parts.append("artifact was there already")
+        parts.append("artifact already existed")
     if stage.shards and not stage.shards.endswith("/1"):
         parts.append(f"shards {stage.shards}")
     if len(stage.attempts) > 1:
@@ -85,7 +85,7 @@ def detail(stage: StageStatus) -> str:
 
 
 def words(attempt: Attempt) -> str:
-    """Return why an attempt ended, in its own words."""
+    """Return the reason and message of an attempt's end."""
     reason, message = attempt.reason or "", attempt.message or ""
     return message if message.startswith(reason) and message else ": ".join(filter(None, (reason, message)))
 
@@ -144,7 +144,7 @@ def tree_lines(obj: JsonObject) -> Iterator[str]:
 
 
 class Changes:
-    """Turns one status after the other into the lines that tell what is new."""
+    """Converts successive statuses to lines about the changes between them."""
 
     def __init__(self) -> None:
         self._stages: dict[str, tuple[StageState, int, bool]] = {}

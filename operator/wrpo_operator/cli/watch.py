@@ -1,4 +1,4 @@
-"""Follow one experiment to its end, through restarts of the API server and of the operator."""
+"""Display of one experiment until its end, across restarts of the API server and of the operator."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class GoneError(Exception):
 
 
 def follow(name: str, target: Target, *, console: Console | None = None) -> Outcome:
-    """Show a live table on a terminal, plain lines elsewhere, until the experiment has ended; return how.
+    """Show a live table on a terminal, plain lines elsewhere, until the experiment has ended; return its outcome.
 
-    Ctrl-C (KeyboardInterrupt) stops the showing, not the experiment.
+    Ctrl-C (KeyboardInterrupt) stops the display, not the experiment.
     """
     console = console or Console()
 
@@ -71,10 +71,10 @@ async def until_ended(
     show: Callable[[JsonObject, str], None],
     poll_s: float = POLL_S,
 ) -> Outcome:
-    """Read the experiment again and again, `show(object, note)` it, and return its outcome.
+    """Poll the experiment, call `show(object, note)`, and return its outcome.
 
-    A server that cannot be reached is waited for; an experiment that is not there raises KubeError 404 at first, and
-    GoneError once it has been seen.
+    An unreachable server is polled until it responds. A missing experiment raises KubeError 404, or GoneError once it
+    has been seen.
     """
     obj: JsonObject = {"metadata": {"namespace": namespace, "name": name}}
     uid = ""
@@ -86,11 +86,11 @@ async def until_ended(
                 raise GoneError(f"experiment {namespace}/{name} was deleted") from error
             if not (error.unreachable or error.code >= 500 or error.code == 429):
                 raise
-            show(obj, "the API server does not answer; waiting for it")
+            show(obj, "the API server does not respond; waiting for it")
             await asyncio.sleep(poll_s)
             continue
         if uid and uid_of(obj) != uid:
-            raise GoneError(f"experiment {namespace}/{name} was deleted and made anew")
+            raise GoneError(f"experiment {namespace}/{name} was deleted and recreated")
         uid = uid_of(obj)
         show(obj, "")
         ended = outcome_of(obj)

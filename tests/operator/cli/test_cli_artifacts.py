@@ -235,7 +235,7 @@ def test_what_lies_elsewhere_is_said(storage: Storage, cluster: Asked) -> None:
     cluster([experiment("fusion")])
     assert "claim artifacts, which is not mounted here" in wrpo("ls", "fusion")[1]
     assert "there is no experiment nobody in namespace ml" in wrpo("ls", "nobody")[1]
-    assert "there is no directory /nowhere" in wrpo("ls", "--storage", "/nowhere")[1]
+    assert "/nowhere is not a directory. Set --storage to an existing one." in wrpo("ls", "--storage", "/nowhere")[1]
 
 
 def test_references_go_upstream_through_shared_inputs(storage: Storage) -> None:

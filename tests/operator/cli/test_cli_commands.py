@@ -78,7 +78,7 @@ BAD_FILES = {
     "missing": (None, "nothing.yaml cannot be read: No such file or directory."),
     "no YAML": ("{", "is not YAML"),
     "no experiment": ("kind: ConfigMap", "holds no WRPOExperiment (apiVersion wrpo.ai/v1alpha1)."),
-    "not an object": ("- 1", "holds something that is no Kubernetes object."),
+    "not an object": ("- 1", "contains a document that is not a Kubernetes object. Remove it."),
 }
 
 
@@ -198,7 +198,7 @@ def test_the_status_tree_shows_attempts_progress_and_blockers() -> None:
     )
     assert list(tree_lines(obj)) == [
         "ns/fusion  Running  12%, about 10m00s left",
-        "  prepare                  Succeeded  artifact was there already",
+        "  prepare                  Succeeded  artifact already existed",
         "  sample/a                 Running 40%  shards 1/4, attempt 2, about 1m35s left",
         "    attempt 1  Failed exit 1  fusion-a1  Boom: it broke",
         "    attempt 2  Running  fusion-a2",
@@ -277,7 +277,7 @@ def test_following_survives_a_restart_of_the_api_server() -> None:
     assert outcome.succeeded
     assert lines == [
         "ns/fusion  Running",
-        "the API server does not answer; waiting for it",
+        "the API server does not respond; waiting for it",
         "ns/fusion  Succeeded",
     ]
 
@@ -316,7 +316,7 @@ def test_the_live_table_shows_bars_blockers_and_the_end() -> None:
     blocker = {"object": "Pod/p", "reason": "Unschedulable", "message": "no GPU", "since": TIME}
     text = shown(
         experiment("Running", stage("prepare", "Succeeded"), stage("sft", "Running", progress=50), blockers=[blocker]),
-        "the API server does not answer; waiting for it",
+        "the API server does not respond; waiting for it",
     )
     rows = [line.rstrip() for line in text.splitlines()]
     assert rows[0] == "ns/fusion  Running"
@@ -324,7 +324,7 @@ def test_the_live_table_shows_bars_blockers_and_the_end() -> None:
     assert rows[3].split() == ["▶", "sft", "Running", "50%", "━" * 10]
     assert rows[4:] == [
         "blocked Pod/p: Unschedulable: no GPU",
-        "the API server does not answer; waiting for it",
+        "the API server does not respond; waiting for it",
     ]
     assert shown(experiment("Failed", stage("sft", "Failed"))).splitlines()[1].rstrip() == "Failed it is."
 
