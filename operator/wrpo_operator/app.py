@@ -1,7 +1,7 @@
-"""The operator as one process: client, informer, queue, lease and endpoints, wired together.
+"""Operator process: construction and supervision of client, informer, queue, lease and endpoints.
 
-Nothing here decides about experiments. If one of the parts ends, the process exits with an error and its Deployment
-restarts it: running on without that part would be worse.
+This module decides nothing about experiments. If a part ends, the process exits with an error and its Deployment
+restarts it, because running without that part would be worse.
 """
 
 from __future__ import annotations
@@ -198,13 +198,13 @@ class Operator:
                 self._add(key)
 
     def _frees_an_artifact(self, resource: Resource, obj: JsonObject) -> bool:
-        """Whether a child is no longer live, so that another experiment may wait for its artifact no more."""
+        """Return whether a child is no longer live, which unblocks experiments that wait for its artifact."""
         fact = child_fact(obj, ())
         gone = self._store.get(resource, namespace_of(obj), name_of(obj)) is None
         return gone or (fact is not None and fact.state not in LIVE)
 
     def _wake(self) -> None:
-        """Look at every experiment."""
+        """Enqueue every experiment."""
         for key in self._store.keys(EXPERIMENTS):
             self._add(key)
 
@@ -224,7 +224,7 @@ class Operator:
             self._wake()
 
     def _on_progress(self, namespace: str, experiment: str) -> None:
-        """Look soon, but write a status for progress alone no more often than posts of one pod may come."""
+        """Enqueue soon, but limit status writes because of progress to the rate limit of one pod's posts."""
         key, at = (namespace, experiment), time.monotonic()
         due = max(at, self._progress_at.get(key, 0.0) + MIN_INTERVAL_S)
         self._progress_at[key] = due
@@ -237,7 +237,7 @@ class Operator:
         self._added_at.pop(key, None)
 
     async def _resync(self) -> None:
-        """Look at every experiment within `resync_seconds`, spread over time: all at once would delay urgent ones."""
+        """Enqueue every experiment within `resync_seconds`, spread over time so that urgent ones are not delayed."""
         period_s = self._settings.resync_seconds / 2
         while True:
             await asyncio.sleep(period_s)
@@ -254,7 +254,7 @@ class Operator:
             log.warning("the progress endpoint keeps its certificate because the new one cannot be used: %s", error)
 
     def pod(self, namespace: str, name: str) -> JsonObject | None:
-        """Look up a pod for the progress server."""
+        """Return a pod for the progress server."""
         return self._store.get(PODS, namespace, name)
 
     def _progress(self) -> ProgressServer:

@@ -1,4 +1,4 @@
-"""A planned attempt -> manifests. Pure: decides nothing, reads nothing."""
+"""Rendering of planned attempts to manifests. Pure: no decisions, no I/O."""
 
 from __future__ import annotations
 

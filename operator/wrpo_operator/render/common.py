@@ -1,4 +1,4 @@
-"""Metadata that all children share, and the stage's config file as an immutable ConfigMap."""
+"""Metadata of all children, and the stage's config file as an immutable ConfigMap."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def labels(experiment: Experiment, planned: PlannedAttempt) -> dict[str, str]:
 
 
 def metadata(experiment: Experiment, planned: PlannedAttempt, name: str) -> dict[str, Any]:
-    """Return metadata of an object that dies with its experiment."""
+    """Return metadata of an object that is deleted with its experiment."""
     return {
         "name": name,
         "namespace": experiment.namespace,
@@ -56,7 +56,7 @@ def metadata(experiment: Experiment, planned: PlannedAttempt, name: str) -> dict
 def child_metadata(
     experiment: Experiment, planned: PlannedAttempt, scheduling: Scheduling, spec: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return metadata of a child: what Kueue reads, and the hash of its spec as the operator made it."""
+    """Return metadata of a child: labels for Kueue, and the hash of its spec as rendered."""
     meta = metadata(experiment, planned, planned.child_name)
     if scheduling.queue_name:
         meta["labels"][names.LABEL_QUEUE] = scheduling.queue_name
@@ -67,7 +67,7 @@ def child_metadata(
 
 
 def stage_config(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> StageConfig:
-    """Return the stage's whole input."""
+    """Return the stage's configuration."""
     node = planned.node
     inputs = {
         role: ArtifactRef(stage=str(node.inputs[role]), hash=planned.input_hashes[role]) for role in sorted(node.inputs)
@@ -85,9 +85,9 @@ def stage_config(experiment: Experiment, spec: ExperimentSpec, planned: PlannedA
 def config_map(
     experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt, progress_ca: str | None = None
 ) -> Manifest:
-    """Return the ConfigMap. Its name holds a digest of its content, so that it never has to change.
+    """Return the ConfigMap. Its name contains a digest of its content, so it never changes.
 
-    `progress_ca` (PEM) lies beside the configuration: a pod can mount nothing of the operator's namespace.
+    It contains `progress_ca` (PEM) too, because a pod cannot mount objects of the operator's namespace.
     """
     content = stage_config(experiment, spec, planned).file_content()
     data = {CONFIG_FILE: json.dumps(content, indent=2) + "\n"}

@@ -1,4 +1,4 @@
-"""Stages that are batch/v1 Jobs: one pod, or one indexed pod a shard."""
+"""Stages as batch/v1 Jobs: one pod, or one indexed pod per shard."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def render_job(
         "template": pod_template(experiment, spec, planned, settings, config_name),
     }
     queue = spec.scheduling.queue_name
-    if not queue:  # with a queue, suspend is Kueue's
+    if not queue:  # with a queue, Kueue owns suspend
         job["suspend"] = planned.suspend
     return {
         "apiVersion": "batch/v1",
@@ -54,13 +54,13 @@ def render_job(
 
 def _completion(spec: ExperimentSpec, planned: PlannedAttempt) -> dict[str, Any]:
     if planned.node.shape is not Shape.INDEXED_JOB:
-        # The operator makes the next attempt, so that each has its own name, logs and record.
+        # The operator creates the next attempt, so that each has its own name, logs and record.
         return {"completions": 1, "parallelism": 1, "backoffLimit": 0}
     shards = planned.node.runtime.shards
     return {
         "completionMode": "Indexed",
         "completions": shards,
         "parallelism": shards,
-        # One more try in place, so that a stumbling shard does not stop the others.
+        # One retry in place, so that a failed shard does not stop the others.
         "backoffLimitPerIndex": min(1, spec.retries.limit),
     }

@@ -22,7 +22,9 @@ MERGE_KEYS: Mapping[str, str] = {
 
 
 def strategic_merge(base: Any, patch: Any, field: str = "") -> Any:
-    """Return base with a patch laid over it; neither is changed. Templates that delete (null, $patch) are refused."""
+    """Return base merged with a patch; neither is modified. Templates that delete (null, $patch) are refused
+    earlier.
+    """
     if isinstance(base, dict) and isinstance(patch, Mapping):
         out = dict(base)
         for key, value in patch.items():

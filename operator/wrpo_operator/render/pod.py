@@ -1,4 +1,4 @@
-"""The pod template that all stages share: restricted, without API token, with the config and the storage mounted."""
+"""Pod template of all stages: restricted, without API token, with the config and the storage mounted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHARED_MEMORY = "/dev/shm"  # noqa: S108 -- an emptyDir of the pod
 TOKEN_DIRECTORY = "/var/run/secrets/wrpo.ai/progress"  # noqa: S105 -- a mount point
 TOKEN_LIFETIME_S = 3600
 TRAINING_GRACE_S = 120
-"""Time to save a checkpoint after SIGTERM."""
+"""Seconds for saving a checkpoint after SIGTERM."""
 GRACE_S = 60
 REWARD_API_KEY = "WRPO_REWARD_API_KEY"
 
@@ -47,7 +47,7 @@ def pod_template(
     container_name: str = STAGE_CONTAINER,
     container_extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the template with spec.podTemplate laid over it; the stage's container there is always `stage`."""
+    """Return the template merged with spec.podTemplate, where the stage's container is always `stage`."""
     container = _container(experiment, spec, planned, settings) | (container_extra or {})
     base = {
         "metadata": _metadata(experiment, spec, planned),
@@ -78,7 +78,7 @@ def _metadata(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAtte
 
 
 def image_of(spec: ExperimentSpec, kind: str, settings: RenderSettings) -> str:
-    """Return a stage's image: a stand-in's, the spec's, or the installation's."""
+    """Return a stage's image: that of a stand-in, the spec, or the installation."""
     stand_in = settings.commands.get(kind)
     if stand_in is not None and stand_in.image:
         return stand_in.image
@@ -90,8 +90,8 @@ def image_of(spec: ExperimentSpec, kind: str, settings: RenderSettings) -> str:
 
 
 def command_of(planned: PlannedAttempt, settings: RenderSettings) -> list[str]:
-    """Return a stage's command. The launcher is torchrun with the stage's own exit code and time for a checkpoint; it
-    reads the gang's shape from PET_... variables.
+    """Return a stage's command. The launcher wraps torchrun, keeps the stage's exit code and allows time for a
+    checkpoint; it reads the gang's shape from PET_... variables.
     """
     kind = planned.node.id.kind
     stand_in = settings.commands.get(kind)

@@ -1,4 +1,4 @@
-"""The PodGroup of a training gang, for schedulers that start all pods of a group or none."""
+"""PodGroup of a training gang, for schedulers that start all pods of a group or none."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ API_VERSIONS = {"Volcano": "scheduling.volcano.sh/v1beta1", "SchedulerPlugins": 
 
 
 def needs_pod_group(spec: ExperimentSpec, planned: PlannedAttempt) -> bool:
-    """Whether a stage is a gang that is to be started as one by a PodGroup of ours; some backends make their own."""
+    """Return whether the operator creates a PodGroup for a stage's gang; some backends create their own."""
     is_gang = planned.node.shape is Shape.TRAINING and gang_of(spec, planned.node.id.kind).nodes > 1
     return is_gang and spec.scheduling.pod_group is not None and not BACKENDS[spec.training.backend].makes_pod_group
 
 
 def render_pod_group(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> Manifest:
-    """Return the PodGroup of an attempt; it bears the child's name."""
+    """Return the PodGroup of an attempt; it has the child's name."""
     group: dict[str, Any] = {"minMember": gang_of(spec, planned.node.id.kind).nodes}
     if spec.scheduling.pod_group == "Volcano" and spec.scheduling.priority_class_name:
         group["priorityClassName"] = spec.scheduling.priority_class_name

@@ -1,4 +1,4 @@
-"""What rendering needs to know of the installation: images, identity, where progress goes."""
+"""Settings of the installation for rendering: images, identity, progress endpoint."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from wrpo_engine import __version__
 
 @dataclass(frozen=True, slots=True)
 class StageCommand:
-    """A stand-in for a stage: runs instead of the engine, for tests of an installation's plumbing."""
+    """A stand-in for a stage, which runs instead of the engine in tests of an installation."""
 
     command: tuple[str, ...]
     image: str | None = None
-    """None: the stage's own image."""
+    """None: the stage's image."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenderSettings:
-    """The installation, as the chart's values set it."""
+    """Settings of the installation, from the chart's values."""
 
     sampler_image: str = f"wrpo/sampler:{__version__}"
-    """Image of sampling and evaluation where spec.images.sampler is unset."""
+    """Image of sampling and evaluation if spec.images.sampler is unset."""
     trainer_image: str = f"wrpo/trainer:{__version__}"
-    """Image of all other stages where spec.images.trainer is unset."""
+    """Image of all other stages if spec.images.trainer is unset."""
     image_pull_policy: str | None = None
     """None: the cluster's default."""
     image_pull_secrets: tuple[str, ...] = ()
@@ -34,12 +34,12 @@ class RenderSettings:
     progress_url: str | None = None
     """The operator's progress endpoint, e.g. https://wrpo-operator.wrpo-system.svc:8081. None: no progress posts."""
     progress_ca: str | None = None
-    """PEM of the authority that signed the endpoint's certificate. None: the ones that the images trust."""
+    """PEM of the authority that signed the endpoint's certificate. None: the authorities that the images trust."""
     progress_audience: str = "wrpo.ai/progress"
     """Audience of the token that progress posts carry."""
     run_as_user: int = 65532
-    """User, group and volume group of all stages; images hold the same one."""
+    """User, group and volume group of all stages, the same as in the images."""
     extra_env: Mapping[str, str] = field(default_factory=dict)
-    """Environment of all stages; spec.env goes first."""
+    """Environment of all stages; spec.env takes precedence."""
     commands: Mapping[str, StageCommand] = field(default_factory=dict)
     """Stand-in commands by kind of stage."""

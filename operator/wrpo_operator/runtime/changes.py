@@ -1,8 +1,8 @@
-"""Which changes of watched objects are visible to the planner, and how urgent they are.
+"""Filter of changes of watched objects: which are visible to the planner, and how urgent they are.
 
 A child passes through some ten changes on a real cluster: pods are bound, created, started, ended and released, and
-their controllers count them. What ends a child, or frees what the next one waits for, is looked at now. What only
-shows how far it is can wait a moment, so that one look sees many of them. What the planner would not see is dropped.
+their controllers count them. A change that ends a child, or unblocks the next one, is processed immediately. A change
+of mere progress can wait, so that one reconcile covers many of them. A change invisible to the planner is dropped.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from wrpo_operator.runtime.store import ObjectStore
 
 NOW = 0.0
 LATER_S = 3.0
-"""How long a look may wait for more of its kind when nothing is decided by it."""
+"""Delay in seconds of changes that decide nothing, to batch them."""
 UNDECIDED = frozenset({ChildState.PENDING, ChildState.RUNNING})
 
 
 class Changes:
-    """Remembers what was last seen of each child and pod, as the planner sees it."""
+    """Memory of the last seen facts of each child and pod."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._seen: dict[tuple[Resource, str, str], tuple[str, int]] = {}
-        """(resource, namespace, name) -> uid and digest of what was last seen; an entry for each existing object."""
+        """(resource, namespace, name) -> uid and digest of the last seen facts; one entry per existing object."""
 
     def urgency_s(self, resource: Resource, obj: JsonObject) -> float | None:
-        """Return after how many seconds a change should be looked at; None: the planner would see the same."""
+        """Return the delay of a change in seconds; None if the planner would see no difference."""
         if resource == EXPERIMENTS:
             return NOW
         stored = self._store.get(resource, namespace_of(obj), name_of(obj))
@@ -51,7 +51,7 @@ class Changes:
         return self._of_child(resource, obj, is_gone=is_gone)
 
     def prune(self) -> None:
-        """Forget what is no longer stored without having been reported as deleted: all objects of a removed CRD."""
+        """Forget objects that disappeared without a deletion event, i.e. all objects of a removed CRD."""
         stored = {resource: set(self._store.keys(resource)) for resource in {at[0] for at in self._seen}}
         self._seen = {at: seen for at, seen in self._seen.items() if at[1:] in stored[at[0]]}
 
@@ -63,7 +63,7 @@ class Changes:
     def _of_child(self, resource: Resource, child: JsonObject, *, is_gone: bool) -> float | None:
         if is_gone:
             return NOW
-        # Whether a child is decided does not depend on its pods.
+        # The outcome of a child does not depend on its pods.
         fact = child_fact(child, ())
         if not self._is_news(resource, child, fact):
             return None
@@ -85,7 +85,7 @@ class Changes:
         return is_news
 
     def _is_its_child_undecided(self, pod: JsonObject) -> bool:
-        """Whether a child of the pod's attempt will still tell how it ended: then the pod's end decides nothing."""
+        """Return whether a child of the pod's attempt will still report its end; the pod's end then decides nothing."""
         key, namespace = labels_of(pod).get(names.LABEL_ARTIFACT_KEY, ""), namespace_of(pod)
         wanted = [labels_of(pod).get(label) for label in ATTEMPT_LABELS]
         for resource in CHILD_RESOURCES.values():

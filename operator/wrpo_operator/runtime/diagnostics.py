@@ -1,6 +1,6 @@
 """Diagnostics of children that do not run: refused pods, queues, claims.
 
-Events, Kueue's Workloads and claims are many, change often, and matter only while something waits. So they are not
+Events, Kueue's Workloads and claims are many, change often, and matter only while a child waits. They are therefore not
 watched but listed when a child waits, once for all experiments of a namespace, and responses are cached. Concurrent
 requests for the same list share one call, and no child waits for its response: the server reads all Events of a
 namespace for it, which takes seconds where there are many.
@@ -32,7 +32,7 @@ KEPT_S = 2 * ANSWER_TTL_S
 CREATE_FAILURES = frozenset(reason for kind in CHILD_KINDS.values() for reason in kind.creation_failures)
 """Event reasons of the controllers whose pods the API server refuses: quota, PodSecurity, webhooks."""
 START_FAILURES = {reason.value: reason for reason in (Reason.MOUNT_FAILED, Reason.ATTACH_FAILED, Reason.SANDBOX_FAILED)}
-"""Event reasons of kubelet and volume controllers for pods that have a node and whose containers cannot be made."""
+"""Event reasons of kubelet and volume controllers for pods on a node whose containers cannot be created."""
 START_PATIENCE = timedelta(seconds=30)
 """Volumes and sandboxes often take a few tries, e.g. while a node detaches a volume."""
 START_FAILURE_AGE = timedelta(minutes=5)
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ClaimFact:
-    """A claim of the namespace; None in place of one that does not exist."""
+    """A claim of the namespace; None if it does not exist."""
 
     phase: str
     storage_class: str
@@ -180,7 +180,9 @@ class DiagnosticsClient:
         return {uid: found for uid, found in notes.items() if found}
 
     async def claim(self, namespace: str, name: str) -> ClaimFact | None:
-        """Return a claim's state, or None if it does not exist. A bound one is asked for again only after a while."""
+        """Return a claim's state, or None if it does not exist. A bound one is requested again only after an
+        interval.
+        """
         known = self._claims.get((namespace, name))
         if known is not None:
             return known
@@ -219,7 +221,7 @@ class DiagnosticsClient:
         try:
             listed = await list_all(self._client, resource, namespace, field_selector=fields)
         except KubeError as error:
-            # Kueue is not installed, or this operator may not look: then nothing is known, which is no reason to stop.
+            # Kueue is not installed, or this operator may not list Workloads: the cause is unknown.
             if error.code not in {403, 404}:
                 raise
             listed = []
@@ -234,7 +236,7 @@ class DiagnosticsClient:
 
 
 def queue_notes(child: ChildFact, workloads: Sequence[JsonObject]) -> tuple[Note, ...]:
-    """Return what the queue says of a suspended child."""
+    """Return the queue's message about a suspended child."""
     own = [workload for workload in workloads if workload_owner(workload) == child.uid]
     return tuple(note for workload in own if (note := workload_note(workload)) is not None)
 
@@ -245,7 +247,7 @@ def makers(child: ChildFact) -> tuple[tuple[str, str], ...]:
 
 
 def refusal_notes(child: ChildFact, events: Sequence[Mapping[str, object]]) -> tuple[Note, ...]:
-    """Return the newest refusal of a child's pods, unless a pod was made after it: then it is a thing of the past."""
+    """Return the newest refusal of a child's pods, unless a later pod was created, which makes it obsolete."""
     own = makers(child)
     last_pod = max((pod.created_at for pod in child.pods if pod.created_at is not None), default=None)
     newest: tuple[str, str] | None = None
@@ -259,21 +261,21 @@ def refusal_notes(child: ChildFact, events: Sequence[Mapping[str, object]]) -> t
         if last_pod is not None and (at is None or at <= last_pod):
             continue
         if newest is None or when >= newest[0]:
-            newest = (when, str(event.get("message") or "the cluster gave no reason"))
+            newest = (when, str(event.get("message") or "the cluster reported no reason"))
     if newest is None:
         return ()
     return (Note(f"{child.kind}/{child.name}", refusal_reason(newest[1]), newest[1]),)
 
 
 def waits_on_its_node(pod: PodFact, now: datetime) -> bool:
-    """Whether a pod has a node and no container yet, for longer than usual and for no reason that it tells itself."""
+    """Return whether a pod has a node but no container for longer than usual, and reports no reason."""
     is_quiet = not (pod.waiting_reason or pod.unschedulable_message)
     is_old = pod.created_at is not None and now - pod.created_at >= START_PATIENCE
     return pod.phase == "Pending" and pod.node is not None and pod.init_since is None and is_quiet and is_old
 
 
 def start_notes(child: ChildFact, events: Sequence[Mapping[str, object]], now: datetime) -> tuple[Note, ...]:
-    """Return what keeps pods from starting on their nodes: each cause once, with the first pod that has it."""
+    """Return why pods do not start on their nodes: each cause once, with the first pod that has it."""
     causes: dict[tuple[Reason, str], Note] = {}
     for pod in child.pods:
         told = [event for event in events if waits_on_its_node(pod, now) and _keeps(event, pod, now)]
@@ -293,12 +295,12 @@ def _keeps(event: Mapping[str, object], pod: PodFact, now: datetime) -> bool:
 
 
 def _weight(event: Mapping[str, object]) -> tuple[bool, str]:
-    """Order by what tells most: that something timed out says less than what was tried; then the newest."""
+    """Return a sort key: messages with a cause before timeouts, then newest first."""
     return "timed out" not in str(event.get("message")), str(event.get("lastTimestamp") or event.get("eventTime"))
 
 
 def refusal_reason(message: str) -> Reason:
-    """Tell quota, PodSecurity and webhooks apart by the API server's own words."""
+    """Distinguish quota, PodSecurity and webhooks by the API server's message."""
     text = message.lower()
     if "exceeded quota" in text or "failed quota" in text:
         return Reason.QUOTA_EXCEEDED

@@ -10,7 +10,7 @@ from wrpo_operator.runtime.decode import UndecodableError, decode
 
 
 class SettingsError(ValueError):
-    """An option or variable has a value that cannot work."""
+    """An option or variable with an invalid value."""
 
 
 class KubeError(Exception):
@@ -35,7 +35,7 @@ class KubeError(Exception):
         """The same after the request line, for logs."""
         self.retry_after_s = retry_after_s
         self.causes = causes
-        """Reasons of the answer's `details.causes`, e.g. NamespaceTerminating."""
+        """Reasons of the reply's `details.causes`, e.g. NamespaceTerminating."""
 
     @property
     def not_found(self) -> bool:
@@ -58,7 +58,7 @@ class NoConnectionError(KubeError):
 
 
 def transport_error(method: str, path: str, server: str, error: Exception) -> KubeError:
-    """Return the error of a request that got no answer."""
+    """Return the error of a request without a reply."""
     text = str(error) or type(error).__name__
     return KubeError(
         0, "Unreachable", f"the API server at {server} cannot be reached: {text}", request=f"{method} {path}"
@@ -66,7 +66,7 @@ def transport_error(method: str, path: str, server: str, error: Exception) -> Ku
 
 
 def refusal(method: str, path: str, response: aiohttp.ClientResponse, data: bytes) -> KubeError:
-    """Return what the server says in an answer that is an error, or the answer's text where it is no Status."""
+    """Return the message of an error reply, or its text if it is not a Status."""
     try:
         status: Any = decode(data)
     except UndecodableError:

@@ -1,7 +1,7 @@
-"""Kubernetes Events about an experiment. The same reason and message again raises a count instead of adding one.
+"""Kubernetes Events about an experiment. A repeated reason and message increments a count instead of adding an Event.
 
-The Event's name is made of the experiment's uid, the reason and the message, so counting survives a restart of
-the operator. Events are for people: a failure to write one is logged and never fails a reconcile.
+The Event's name is derived from the experiment's uid, the reason and the message, so counting survives a restart of
+the operator. Events are for users: a failure to write one is logged and never fails a reconcile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ async def post(
     host: str,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write one event about `experiment`; `check` raises where nothing may be written any more."""
+    """Write one event about `experiment`; `check` raises if writes are no longer allowed."""
     name, namespace = event_name(experiment, event), namespace_of(experiment)
     stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     try:

@@ -1,4 +1,4 @@
-"""Metrics of all experiments together, made from the operator's picture of them whenever Prometheus asks."""
+"""Metrics of all experiments, collected from the operator's store at each scrape."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PHASES = tuple(phase.value for phase in Phase)
 
 
 class FleetCollector(Collector):
-    """Experiments by phase, time blocked by reason and, if asked for, each experiment's progress.
+    """Experiments by phase, time blocked by reason and, if enabled, each experiment's progress.
 
     A standby exports nothing, so that sums over replicas are right.
     """
@@ -52,7 +52,7 @@ class FleetCollector(Collector):
             now, before = self._now(), self._asked_at
             self._asked_at = now
             phases: Tally[str] = Tally()
-            # One at a time: all of them at once are tens of MiB.
+            # One at a time, because all of them need tens of MiB.
             for obj in self._experiments():
                 phases[_phase(obj)] += 1
                 if self._per_experiment:
@@ -79,7 +79,7 @@ class FleetCollector(Collector):
         return families
 
     def _count_blocked(self, obj: JsonObject, before: datetime, now: datetime) -> None:
-        """Add the time since the last look, or since the experiment became blocked if that is later."""
+        """Add the time since the last scrape, or since the experiment became blocked if that is later."""
         blocked = condition(_status(obj), ConditionType.BLOCKED)
         if blocked is None:
             return

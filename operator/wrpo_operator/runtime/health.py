@@ -1,4 +1,4 @@
-"""Liveness and readiness. A process that runs but no longer watches, reconciles or renews its lease is not alive."""
+"""Liveness and readiness: a process that no longer watches, reconciles or renews its lease is not alive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from aiohttp import web
 
 Check = Callable[[], str]
-"""Returns what is wrong, or the empty string."""
+"""Returns the problem, or the empty string."""
 
 
 def heartbeat(what: str, age_s: Callable[[], float], limit_s: float) -> Check:
@@ -21,7 +21,7 @@ def heartbeat(what: str, age_s: Callable[[], float], limit_s: float) -> Check:
 
 
 def contact(what: str, age_s: Callable[[], float], limit_s: float, problem: Callable[[], str]) -> Check:
-    """Return a check that fails once nothing was heard for `limit_s`, with the cause as far as it is known."""
+    """Return a check that fails after `limit_s` without contact, with the cause if it is known."""
 
     def check() -> str:
         age = age_s()
@@ -31,7 +31,7 @@ def contact(what: str, age_s: Callable[[], float], limit_s: float, problem: Call
 
 
 def evaluate(checks: Mapping[str, Check]) -> tuple[bool, dict[str, str]]:
-    """Run all checks; return whether all passed, and each one's finding (`ok` or what is wrong)."""
+    """Run all checks; return whether all passed, and the finding of each (`ok` or the problem)."""
     findings = {name: check() or "ok" for name, check in checks.items()}
     return all(finding == "ok" for finding in findings.values()), findings
 

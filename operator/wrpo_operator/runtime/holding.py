@@ -1,9 +1,9 @@
-"""Status changes that wait a moment for more of their kind.
+"""Batching of status changes.
 
-Stages that run side by side start and end within seconds of each other; each change of its own would cost a write. What
-somebody waits for is never held back: a phase, a condition, a blocker, a failure, an answer to an edit. Neither is the
-next child: it is created first. What is held is lost with the process, like a write that a crash prevents, and the next
-look finds it again in the children.
+Parallel stages start and end within seconds of each other, and a separate write for each change would be expensive.
+Changes that matter to a user are never delayed: a phase, a condition, a blocker, a failure, the reaction to an edit.
+Neither is the next child, which is created first. Delayed changes are lost with the process, like a write that a crash
+prevents, and the next reconcile derives them again from the children.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Key = tuple[str, str]
 @dataclass(frozen=True, slots=True)
 class _Held:
     base: ExperimentStatus
-    """The stored status that it follows."""
+    """The stored status that precedes it."""
     status: ExperimentStatus
     due: float
 
 
 class HeldStatuses:
-    """The statuses that were decided and are not written yet."""
+    """Statuses that are decided but not yet written."""
 
     def __init__(self, monotonic: Callable[[], float], moment_s: float) -> None:
         self._monotonic = monotonic
@@ -37,7 +37,7 @@ class HeldStatuses:
         self._held: dict[Key, _Held] = {}
 
     def current(self, key: Key, stored: Experiment) -> Experiment:
-        """Return the experiment with the status that was decided last, if nobody has written another one since."""
+        """Return the experiment with the last decided status, unless another one was written since."""
         held = self._held.get(key)
         if held is None:
             return stored
@@ -47,7 +47,7 @@ class HeldStatuses:
         return replace(stored, status=held.status)
 
     def wait_s(self, key: Key, stored: Experiment, todo: Plan) -> float:
-        """Return how long the status that is to be written may wait; 0 when it is to be written now."""
+        """Return how long a status write may wait, in seconds; 0 if it must not wait."""
         before, after = stored.status, todo.status
         if after is None or after == before:
             self.forget(key)
@@ -58,17 +58,17 @@ class HeldStatuses:
         due = held.due if held is not None else now + self._moment_s
         if not may_wait(before, after, todo):
             due = now
-        # What is written now stays until it is seen to be stored: the write may fail.
+        # Keep the status until it is observed as stored, because the write may fail.
         self._held[key] = _Held(before, after, due)
         return max(0.0, due - now)
 
     def forget(self, key: Key) -> None:
-        """Drop what is held of an experiment."""
+        """Drop the delayed status of an experiment."""
         self._held.pop(key, None)
 
 
 def may_wait(before: ExperimentStatus, after: ExperimentStatus, todo: Plan) -> bool:
-    """Whether a change is only of stages that started or succeeded, of which more will follow."""
+    """Return whether a change only concerns stages that started or succeeded."""
     is_plain = (
         before.observed_generation == after.observed_generation
         and before.phase is after.phase
@@ -81,7 +81,7 @@ def may_wait(before: ExperimentStatus, after: ExperimentStatus, todo: Plan) -> b
 
 
 def _told(status: ExperimentStatus) -> list[tuple[str, str, str]]:
-    """Return what the conditions say, but for which stages run."""
+    """Return the conditions without the names of running stages."""
     return [(c.type, c.status, c.reason) for c in status.conditions if c.type != ConditionType.PROGRESSING]
 
 

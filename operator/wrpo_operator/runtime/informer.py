@@ -1,9 +1,9 @@
-"""Keep the ObjectStore equal to the cluster: discovery, a first list, kopf's watches, and audits by listing.
+"""Informer: keeps the ObjectStore equal to the cluster by discovery, a first list, kopf's watches, and audits.
 
-Missing CRDs are no error: without WRPOExperiment the operator reports it and waits; without a training backend it works
-and offers the planner fewer backends. Discovery repeats, and a change begins a new watch session.
-An audit lists everything, repairs the store, and verifies the watches: what the list shows must be delivered by the
-watch within a grace period, or the session counts as dead and is replaced.
+Missing CRDs are no error. Without WRPOExperiment the operator reports it and waits; without a training backend it works
+and offers the planner fewer backends. Discovery repeats, and a change starts a new watch session.
+An audit lists everything, repairs the store, and verifies the watches. The watch must deliver the changes of the list
+within a grace period; otherwise the session counts as dead and is replaced.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ log = logging.getLogger(__name__)
 REST = 4.0
 """Rest between two pages of an audit, as a multiple of the time that the last page took."""
 LONGEST_REST_S = 2.0
-"""Continue tokens of a list expire after some minutes."""
+"""Upper bound in seconds, because continue tokens of a list expire after some minutes."""
 PAUSE = 20.0
 """Minimum pause between two audits, as a multiple of the busy time of the last one: at most 5 % of the time."""
 LONGEST_PAUSE_S = 150.0
-"""With a longer pause the watches would count as dead."""
+"""Upper bound in seconds, beyond which the watches would count as dead."""
 TRAINING_RESOURCES = tuple(resource for resource in CHILD_RESOURCES.values() if resource != JOBS)
 
 
 @dataclass(frozen=True, slots=True)
 class InformerSettings:
-    """What to watch, and how often to discover and list."""
+    """Scope of the watches, and intervals of discovery and lists."""
 
     namespace: str | None
     """None: the whole cluster."""
@@ -87,14 +87,14 @@ class Informer:
         self._restore_signals = restore_signals
         self._served: frozenset[Resource] = frozenset()
         self._pending: dict[str, int] = {}
-        """uid -> version that a list has shown and the watch has not delivered yet."""
+        """uid -> version in a list that the watch has not delivered yet."""
         self._audit_soon = asyncio.Event()
         self._session_started_at = 0.0
         self.proven_at = monotonic()
-        """When the store was last known to equal the cluster."""
+        """Time at which the store was last known to equal the cluster."""
         self.synced = False
-        self.problem = "the first list has not been made yet"
-        """Why nothing is watched now; empty while watching."""
+        self.problem = "the first list is not complete yet"
+        """Why there are no watches; empty while watching."""
 
     @property
     def training_backends(self) -> frozenset[str]:
@@ -125,7 +125,7 @@ class Informer:
             pause = min(pause * 2, self._settings.restart_limit_s) if self.problem else self._settings.restart_s
 
     async def _watch_once(self) -> None:
-        """Discover, list, and watch until the session ends for whatever reason."""
+        """Discover, list, and watch until the session ends for any reason."""
         served = await self._discover()
         for gone in self._served - served:
             self._store.drop(gone)
@@ -185,7 +185,7 @@ class Informer:
         return frozenset(resource for resource, is_served in zip(wanted, answers, strict=True) if is_served)
 
     async def _until_changed(self, served: frozenset[Resource]) -> str:
-        """Return once another set of resources is served."""
+        """Return once the set of served resources changes."""
         while True:
             await asyncio.sleep(self._settings.discovery_s)
             try:
@@ -232,9 +232,9 @@ class Informer:
             await asyncio.sleep(1)
 
     async def _relist(self, resource: Resource, *, expects_events: bool = False) -> float:
-        """Make the store equal to a list; return the seconds that it took without its rests.
+        """Make the store equal to a list; return the duration in seconds without pauses.
 
-        With `expects_events` the watch must still deliver what the list shows and the store does not have.
+        With `expects_events` the watch must still deliver the versions that the list has and the store lacks.
         """
         listed: set[Key] = set()
         began, version, busy_s = self._monotonic(), "", 0.0
@@ -252,7 +252,7 @@ class Informer:
                     self._on_change(resource, obj)
             busy_s += self._monotonic() - began
             if page.more and self.synced:
-                # A long list that nobody waits for must block neither this process nor the server.
+                # A long list in the background must block neither this process nor the server.
                 await asyncio.sleep(min(LONGEST_REST_S, REST * took_s))
             began = self.proven_at = self._monotonic()
         for obj in self._store.retain(resource, listed, version):
@@ -266,7 +266,7 @@ class Informer:
         if uid in self._pending and (at is None or at >= self._pending[uid] or kind == "DELETED"):
             del self._pending[uid]
         if kind is None and self._monotonic() - self._session_started_at > self._settings.first_audit_s:
-            # kopf lists again after a lost watch, and does not report what was deleted meanwhile.
+            # kopf lists again after a lost watch, but does not report objects deleted meanwhile.
             self._audit_soon.set()
         if kind == "DELETED":
             self._store.delete(resource, obj)
@@ -274,7 +274,7 @@ class Informer:
             return
         revision = self._store.revision
         self._store.upsert(resource, obj)
-        # Nodes and kubelets change much that is irrelevant here.
+        # Nodes and kubelets change many fields that are irrelevant here.
         if self._store.revision != revision:
             self._on_change(resource, obj)
 

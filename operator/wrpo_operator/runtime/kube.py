@@ -1,7 +1,7 @@
 """Access to the Kubernetes API with plain dicts. Only this module imports the Kubernetes client.
 
 Every HTTP and transport error becomes a `KubeError` here, so that callers decide on `code` and never on a library's
-exception. Nothing is retried here: the work queue does that, after reading the state of the cluster again.
+exception. Nothing is retried here: the work queue retries after reading the state of the cluster again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["HttpKube", "KubeClient", "KubeError", "NoConnectionError", "Page", "
 FIELD_MANAGER = "wrpo-operator"
 REQUEST_TIMEOUT_S = 20.0
 CONNECTIONS = 24
-"""To the API server. More requests wait here: each connection holds 256 KiB, and a burst should not be the server's."""
+"""Maximum connections to the API server, which shields it from bursts; each connection holds 256 KiB."""
 APPLY_TYPE = "application/apply-patch+yaml; charset=utf-8"
 """With its parameter, so that the client library sends the body as it is."""
 IN_CLUSTER_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -62,20 +62,20 @@ class Page:
     version: str
     """The list's resourceVersion, the same for all its pages."""
     more: str = ""
-    """Where the next page begins; empty on the last one."""
+    """Start of the next page; empty on the last one."""
     num_cut: int = 0
-    """Parts of objects that nest too deep and items that are no objects: they are left out."""
+    """Number of skipped parts: they nest too deep, or are items that are not objects."""
 
 
 class KubeClient(Protocol):
-    """What the operator asks of the API server. Every method raises KubeError."""
+    """Requests of the operator to the API server. Every method raises KubeError."""
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject: ...
 
     def pages(
         self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
     ) -> AsyncIterator[Page]:
-        """Yield a list page by page: a long one need never be in memory as a whole. `list_all` puts it together."""
+        """Yield a list page by page, so that a long list is never in memory as a whole. `list_all` collects it."""
         ...
 
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject: ...
@@ -174,7 +174,7 @@ class _Session:
 
 
 class HttpKube:
-    """KubeClient over HTTPS. Credentials are read again once when the server answers 401 (token rotation)."""
+    """KubeClient over HTTPS. Credentials are read again once when the server replies 401 (token rotation)."""
 
     def __init__(
         self, configuration: Configuration, *, kubeconfig: str | None = None, context: str | None = None
@@ -209,7 +209,7 @@ class HttpKube:
         self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
     ) -> AsyncIterator[Page]:
         query = {"labelSelector": label_selector, "fieldSelector": field_selector}
-        # Taken out while it is used: of two lists at once the other begins carefully.
+        # Removed while in use: of two concurrent lists the second starts with small pages.
         pager = self._pagers.pop((resource, namespace), None) or Pager()
         sizes: list[int] = []
         cuts: list[str] = []
@@ -325,7 +325,7 @@ class HttpKube:
         return answer if isinstance(answer, dict) else {}
 
     async def stream_lines(self, path: str, query: Mapping[str, str] | None = None) -> AsyncIterator[bytes]:
-        """Yield the lines of a long answer (logs, watches) until the server ends it; no total timeout."""
+        """Yield the lines of a long reply (logs, watches) until the server ends it; no total timeout."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S)
         async with self._answer("GET", path, None, query, "application/json", timeout) as response:
             if response.status >= 400:
@@ -343,7 +343,7 @@ class HttpKube:
         content_type: str,
         timeout: aiohttp.ClientTimeout,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Hold an answer and the session that it comes over; errors of the transport become KubeError."""
+        """Hold a reply and its session; transport errors become KubeError."""
         given = {key: value for key, value in (query or {}).items() if value}
         url = f"{self.server}{path}" + (f"?{urlencode(given)}" if given else "")
         try:
@@ -380,7 +380,7 @@ class HttpKube:
         }
 
     async def _replace(self, refused: _Session) -> None:
-        """Read credentials again, unless another request has done so since; requests under way keep their session."""
+        """Read credentials again, unless another request has done so; requests in progress keep their session."""
         async with self._reload:
             if self._session is not refused:
                 return
@@ -396,7 +396,7 @@ async def _authorization(configuration: Configuration) -> dict[str, str]:
 
 
 async def _credentials(configuration: Configuration) -> tuple[str, str]:
-    """Return scheme and token of the Authorization header; empty when a client certificate does it."""
+    """Return scheme and token of the Authorization header; empty with a client certificate."""
     value = str(await configuration.get_api_key_with_prefix("BearerToken") or "").strip()
     scheme, _, token = value.partition(" ")
     return (scheme.capitalize(), token.strip()) if token else ("Bearer" if scheme else "", scheme)

@@ -1,4 +1,4 @@
-"""Kueue's Workloads: why a child has not been admitted, in Kueue's own words. Pure."""
+"""Kueue's Workloads: why a child is not admitted, with Kueue's message. Pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from wrpo_operator.plan.model import Note
 from wrpo_operator.runtime.resources import JsonObject, meta, name_of
 
 EVICTIONS = {reason.value: reason for reason in (Reason.PREEMPTED, Reason.PODS_READY_TIMEOUT)}
-"""Kueue's reasons of the condition Evicted that have one of their own here; its words tell of the others."""
+"""Reasons of Kueue's condition Evicted that have a separate reason here; messages distinguish the others."""
 JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 
 
 def workload_owner(workload: JsonObject) -> str:
-    """Return the uid of the child that a Workload stands for."""
+    """Return the uid of the child that a Workload represents."""
     for owner in meta(workload).get("ownerReferences") or ():
         if owner.get("controller"):
             return str(owner.get("uid", ""))
@@ -26,13 +26,13 @@ def workload_note(workload: JsonObject) -> Note | None:
     if (meta(workload).get("deletionTimestamp")) is not None:
         return None
     if (workload.get("spec") or {}).get("active") is False:
-        text = "spec.active is false: Kueue does not admit it until somebody sets it"
+        text = "spec.active is false: Kueue does not admit the Workload until it is true"
         return Note(name, Reason.WORKLOAD_INACTIVE, text)
     evicted, admitted = conditions.get("Evicted", {}), conditions.get("Admitted", {})
     if admitted.get("status") == "True" and evicted.get("status") != "True":
         return None
     quota = conditions.get("QuotaReserved", {})
-    waiting = str(quota.get("message") or "Kueue has not looked at it yet")
+    waiting = str(quota.get("message") or "Kueue has not processed it yet")
     if evicted.get("status") == "True":
         said = str(evicted.get("message") or "").rstrip(".")
         reason = EVICTIONS.get(str(evicted.get("reason")), Reason.EVICTED_BY_QUEUE)

@@ -1,9 +1,9 @@
 """Leader election on one coordination.k8s.io Lease: one operator acts, the others are standbys.
 
-The rule that keeps two leaders apart: a holder that could not renew within `renew_deadline_s` stops acting, and a
-candidate takes over only after it has watched the same record unchanged for `duration_s` by its own clock (clocks of
-two machines are never compared). `renew_deadline_s` is shorter than `duration_s`. Requests take time: the holder counts
-from before it asked for the renewal, the candidate from after it was told of the record.
+Two rules prevent two leaders. A holder that could not renew within `renew_deadline_s` stops acting. A candidate takes
+over only after the same record was unchanged for `duration_s` by its own clock; clocks of two machines are never
+compared. `renew_deadline_s` is shorter than `duration_s`. Because requests take time, the holder counts from before its
+request of the renewal, the candidate from after it received the record.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LeaseSettings:
-    """Whose lease, and how long it lasts."""
+    """Name and holder of the lease, and its timing."""
 
     namespace: str
     name: str
@@ -60,7 +60,7 @@ class LeaderElection:
         self._renewed_at = float("-inf")
         self._observed: tuple[str, float] = ("", float("-inf"))
         self.last_contact = monotonic()
-        """When the lease was last read or written, whoever holds it."""
+        """Time at which the lease was last read or written, by any holder."""
         self.holder = ""
         self._problem = ""
 
@@ -71,7 +71,7 @@ class LeaderElection:
 
     @property
     def is_leader(self) -> bool:
-        """Whether acting is allowed right now, even if the renewal loop is late."""
+        """Whether this process may act now, even if the renewal loop is late."""
         return self._leading and self._is_fresh()
 
     def _is_fresh(self) -> bool:
@@ -105,7 +105,9 @@ class LeaderElection:
         self._set_leading((held or self._leading) and self._is_fresh())
 
     async def _try_acquire(self, at: float) -> bool:
-        """Acquire or renew if the Lease is ours, free, or was unchanged for its duration `at` the start."""
+        """Acquire or renew if the Lease is held by this process, free, or was unchanged for its duration `at` the
+        start.
+        """
         settings = self._settings
         try:
             lease = await self._client.get(LEASES, settings.name, settings.namespace)
@@ -143,7 +145,7 @@ class LeaderElection:
         return {"apiVersion": LEASES.api_version, "kind": LEASES.kind, "metadata": metadata, "spec": spec}
 
     async def _release(self) -> None:
-        """Release the Lease so that a successor need not wait for its expiry. Best effort."""
+        """Release the Lease, so that a successor does not wait for its expiry. Best effort."""
         if not self._leading:
             return
         self._set_leading(False)

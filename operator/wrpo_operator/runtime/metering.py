@@ -1,4 +1,4 @@
-"""What an experiment's status shows to have ended, counted.
+"""Counters of ended stages and attempts, from written statuses.
 
 Statuses are counted where they are written. Only the leader writes them, and each change once, so nothing is counted
 twice by standbys, by repeated watch events, or after a restart.
@@ -19,7 +19,7 @@ FAILURES = frozenset({"Application", "Config", "Disruption"})
 
 
 def count_status_write(metrics: Metrics, before: Mapping[str, Any], after: Mapping[str, Any] | None) -> None:
-    """Count a write of an experiment's status, and what it shows to have ended; `after` is None if it was refused."""
+    """Count a status write and the stages and attempts that ended with it; `after` is None if it was refused."""
     metrics.status_writes.labels("error" if after is None else "done").inc()
     if after is not None:
         count_ended(metrics, before, after)

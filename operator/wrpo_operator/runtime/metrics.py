@@ -1,7 +1,7 @@
-"""What the operator says about itself and its experiments in Prometheus' form.
+"""Prometheus metrics of the operator and its experiments.
 
 No label holds a name that users choose: kinds of stages, states and reasons are closed sets, so the number of series is
-bounded whatever is run. `fleet` adds series with names where an administrator asks for them.
+bounded for every workload. `fleet` adds series with names if an administrator enables them.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 QUICK_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 LONG_S = (10, 30, 60, 300, 900, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 24 * 3600, 72 * 3600, 168 * 3600)
-"""Stages take from seconds (a cached artifact) to days (training)."""
+"""Buckets for stages, which take from seconds (a cached artifact) to days (training)."""
 
 
 class Metrics:
-    """One registry per process part that is tested; nothing global."""
+    """Metrics in a separate registry per instance; nothing is global."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -82,7 +82,7 @@ class Metrics:
             ["reason"],
             registry=None,
         )
-        """Shown by the FleetCollector, which brings it up to date first."""
+        """Exported by the FleetCollector, which updates it first."""
 
     def observe_request(self, verb: str, resource: str, code: int, seconds: float) -> None:
         """Count one request to the API server."""

@@ -1,4 +1,4 @@
-"""Kubernetes dictionaries -> the planner's facts. Pure: reads what stands there, decides nothing."""
+"""Conversion of Kubernetes dictionaries to the planner's facts. Pure; decides nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OWN_LIMITS = (
     "Usage of EmptyDir volume",
     "exceeded its local ephemeral storage limit",
 )
-"""What the kubelet says when it evicts a pod that used more than its own limits, which no other node would change."""
+"""Messages of the kubelet about pods that exceeded their own limits, which would recur on every node."""
 TERMINATION_TAIL = 1024
 SCHEDULED = "PodScheduled"
 DEFAULT_SCHEDULER = "default-scheduler"
@@ -75,7 +75,7 @@ def controller_uid(obj: JsonObject) -> str:
 
 
 def child_fact(child: JsonObject, pods: Sequence[JsonObject]) -> ChildFact | None:
-    """Return the facts of one Job or training resource; None when it lacks our labels (then it is not ours)."""
+    """Return the facts of one Job or training resource; None if it lacks this operator's labels."""
     labels = labels_of(child)
     attempt = labels.get(names.LABEL_ATTEMPT, "")
     needed = (names.LABEL_EXPERIMENT_UID, names.LABEL_STAGE, names.LABEL_STAGE_HASH, names.LABEL_ARTIFACT_KEY)
@@ -120,7 +120,7 @@ def condition(status: Mapping[str, object], type_: str) -> JsonObject | None:
 
 
 def kind_of(child: JsonObject) -> ChildKind:
-    """Return what is known of a child's kind."""
+    """Return the facts about a child's kind."""
     return CHILD_KINDS[child["kind"]]
 
 
@@ -144,10 +144,10 @@ def child_state(child: JsonObject, pods: Sequence[PodFact]) -> ChildState:
 
 
 def _has_begun(child: JsonObject, pods: Sequence[PodFact]) -> bool:
-    """Whether the work has begun and waits for no pod.
+    """Return whether the work has started and waits for no pod.
 
-    What the pods say counts until their controller says how the child ended: it may take seconds to notice, or as long
-    as it is away. Only a pod that waits to take the place of one that failed makes the child wait again.
+    The pods decide until their controller reports the end of the child, which may take seconds, or longer while the
+    controller is down. Only a pending replacement of a failed pod makes the child wait again.
     """
     status = child.get("status") or {}
     if condition(status, "SuccessCriteriaMet") or condition(status, "FailureTarget") or _succeeded_shards(child) > 0:
@@ -162,7 +162,7 @@ def _succeeded_shards(child: JsonObject) -> int:
 
 
 def _started_at(state: ChildState, status: JsonObject, pods: Sequence[JsonObject]) -> datetime | None:
-    """When the first container started; the child's startTime only stands in once it ran for sure."""
+    """Return when the first container started; the child's startTime is a fallback only if it certainly ran."""
     starts = [start for pod in pods if (start := _container_started(pod)) is not None]
     if starts:
         return min(starts)
@@ -184,7 +184,7 @@ def _state(status: JsonObject, kind: str) -> JsonObject:
 
 
 def _terminated(status: JsonObject) -> JsonObject:
-    """Return how the container ended; of a container that waits to be restarted, how it ended last time."""
+    """Return the end of the container; for one that waits for a restart, its last end."""
     return _state(status, "terminated") or (status.get("lastState") or {}).get("terminated") or {}
 
 
@@ -194,12 +194,12 @@ def _container_started(pod: JsonObject) -> datetime | None:
 
 
 def has_ended(pod: JsonObject) -> bool:
-    """Return whether all containers of a pod have ended for good."""
+    """Return whether all containers of a pod have terminated without a restart."""
     return (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"}
 
 
 def pod_fact(pod: JsonObject) -> PodFact:
-    """Return what one pod says."""
+    """Return the facts of one pod."""
     status = pod.get("status") or {}
     main = _main_status(pod)
     ended = _terminated(main)
@@ -248,7 +248,7 @@ def _init_since(status: JsonObject) -> datetime | None:
 
 
 def parse_termination(message: str) -> tuple[TerminationMessage | None, str]:
-    """Return the engine's termination message, or None and the tail of whatever else stands there."""
+    """Return the engine's termination message, or None and the tail of any other text."""
     if not message:
         return None, ""
     try:
@@ -258,7 +258,7 @@ def parse_termination(message: str) -> tuple[TerminationMessage | None, str]:
 
 
 def _waiting(status: JsonObject) -> tuple[str, str]:
-    """Return why a container waits, when that is out of the ordinary."""
+    """Return why a container waits, if that is unusual."""
     entries = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     for entry in entries:
         waiting = _state(entry, "waiting")
@@ -269,7 +269,7 @@ def _waiting(status: JsonObject) -> tuple[str, str]:
 
 
 def _unschedulable(status: JsonObject) -> str:
-    """Return why no node takes a pod, whatever the scheduler calls it; gates are told by their names."""
+    """Return why no node fits a pod; scheduling gates are reported by name instead."""
     for entry in _conditions(status):
         is_refused = entry.get("type") == SCHEDULED and entry.get("status") == "False"
         if is_refused and entry.get("reason") != "SchedulingGated":
@@ -286,7 +286,7 @@ def _names(entries: Iterable[JsonObject] | None) -> tuple[str, ...]:
 
 
 def _claims(spec: JsonObject) -> tuple[str, ...]:
-    """Return what a pod's resource claims refer to: a claim, or the template that one is to be made from."""
+    """Return the targets of a pod's resource claims: a claim, or the template of one."""
     return tuple(
         str(entry.get("resourceClaimName") or entry.get("resourceClaimTemplateName") or entry.get("name") or "")
         for entry in spec.get("resourceClaims") or ()
@@ -294,7 +294,7 @@ def _claims(spec: JsonObject) -> tuple[str, ...]:
 
 
 def _index(pod: JsonObject) -> int | None:
-    """Completion index of an Indexed Job's pod; rank of a training pod (the master is 0)."""
+    """Return the completion index of an Indexed Job's pod, or the rank of a training pod (the master is 0)."""
     labels = labels_of(pod)
     annotations = meta(pod).get("annotations") or {}
     key = "batch.kubernetes.io/job-completion-index"

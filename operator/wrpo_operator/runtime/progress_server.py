@@ -1,11 +1,11 @@
-"""The endpoint to which running stages post their progress (Kubeflow Trainer's trainerStatus form).
+"""Endpoint to which running stages post their progress, in the form of Kubeflow Trainer's trainerStatus.
 
-Trust: the bearer token is reviewed by the API server for our audience, and the pod it is bound to must be a pod of the
-very experiment, stage and attempt in the URL, with the uid in the token. What arrives is a hint that is shown to users
-and never decides anything. Facts live in memory only: after a restart the next post fills them again.
+Trust: the API server reviews the bearer token for the operator's audience. The pod of the token must belong to the
+experiment, stage and attempt of the URL, with the uid in the token. Progress is shown to users and never decides
+anything. It is kept in memory only: after a restart the next post restores it.
 
-Everything a caller can make this process do or keep is bounded: posts by pod, reviews of tokens in all, requests at
-once, bodies in size and time, and every table in length.
+All costs that a caller can cause are bounded: posts per pod, token reviews, concurrent requests, size and time of
+bodies, and the length of every table.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 BODY_LIMIT = 16 * 1024
 MIN_INTERVAL_S = 5.0
 SLACK_S = 0.5
-"""Tolerance for posts that are a little early, because clocks and networks jitter."""
+"""Tolerance in seconds for early posts, because clocks and networks jitter."""
 MAX_METRICS = 32
 TOKEN_CACHE_S = 60.0
 REFUSAL_CACHE_S = 10.0
@@ -42,7 +42,7 @@ BODY_TIMEOUT_S = 10.0
 MAX_AT_ONCE = 256
 MAX_REVIEWS_AT_ONCE = 16
 MAX_TRACKED = 20_000
-"""Callers, refused tokens and times of posts that are remembered; the oldest go first."""
+"""Maximum remembered callers, refused tokens and times of posts; the oldest are evicted."""
 MAX_STAGES = 1024
 """Attempts of stages remembered for one experiment."""
 MAX_SHARDS = 4096
@@ -53,7 +53,7 @@ ROUTE = "/v1/namespaces/{namespace}/experiments/{experiment}/stages/{stage}/atte
 
 
 class PodSource(Protocol):
-    """Where the operator's picture of pods is looked up."""
+    """Lookup of pods in the operator's store."""
 
     def pod(self, namespace: str, name: str) -> JsonObject | None: ...
 
@@ -97,7 +97,7 @@ class ProgressStore:
 
 
 class RefusedError(Exception):
-    """A post that is answered with an HTTP error."""
+    """A post that is refused with an HTTP error."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -137,7 +137,7 @@ class ProgressServer:
         self._on_answer = on_answer
         self._leading = leading
         self._callers: _Recent[_Caller | RefusedError] = _Recent(MAX_TRACKED)
-        """By digest of the token: tokens themselves are not kept."""
+        """Keyed by the digest of the token, because tokens are not kept."""
         self._last_post: _Recent[None] = _Recent(MAX_TRACKED)
         self._running = 0
         self._reviewing = 0
@@ -162,7 +162,7 @@ class ProgressServer:
 
     async def _accept(self, request: web.Request) -> None:
         if not self._leading():
-            # Only the leader shows progress. Stages retry, and a Service then picks another replica.
+            # Only the leader shows progress. Stages retry, and a Service then selects another replica.
             raise RefusedError(503, "this replica is a standby")
         if self._running > MAX_AT_ONCE:
             raise RefusedError(503, "too many posts at once")
@@ -191,7 +191,7 @@ class ProgressServer:
         return known
 
     async def _review_within_limits(self, token: str) -> _Caller | RefusedError:
-        """Ask the API server, unless too many questions are open: a flood of tokens must not become its flood."""
+        """Review a token with the API server, unless too many reviews are open, which protects it from a flood."""
         if self._reviewing >= MAX_REVIEWS_AT_ONCE:
             raise RefusedError(503, "too many tokens are being reviewed")
         self._reviewing += 1
@@ -254,7 +254,7 @@ T = TypeVar("T")
 
 
 class _Recent(Generic[T]):
-    """Values that are good until a time, at most `limit` of them: the ones put first go first."""
+    """Values with an expiry, at most `limit` of them; the oldest are evicted first."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -307,7 +307,7 @@ def _first(values: Any) -> str:
 def parse_status(body: Any, *, now: datetime, shard: int) -> ProgressFact:
     """Read {"trainerStatus": {progressPercentage, estimatedRemainingSeconds, metrics}}; refuse anything else.
 
-    What is not a finite number is left out, the percentage is held within 0..100 and the rest below ten years.
+    Numbers that are not finite are dropped. The percentage is clamped to 0..100, the remaining time to ten years.
     """
     status = body.get("trainerStatus") if isinstance(body, dict) else None
     if not isinstance(status, dict):
@@ -332,12 +332,12 @@ def parse_status(body: Any, *, now: datetime, shard: int) -> ProgressFact:
 
 
 def _text(value: Any) -> str:
-    """Return a text that can be written as UTF-8: JSON may hold halves of characters."""
+    """Return a text that can be encoded as UTF-8, because JSON may hold lone surrogates."""
     return str(value).encode(errors="replace").decode()
 
 
 def _number(value: Any) -> float | None:
-    """Return a finite number, also when it comes as text (the protocol's metric values do)."""
+    """Return a finite number, also of a text, which is the protocol's form of metric values."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

@@ -28,7 +28,7 @@ class Backoff:
 
 
 class RetryAfterError(Exception):
-    """Raised by a worker to say when to come back, where the server asked for a pause."""
+    """Raised by a worker to set the time of its next try, if the server requested a pause."""
 
     def __init__(self, delay_s: float) -> None:
         super().__init__(f"retry after {delay_s:g} s")
@@ -36,7 +36,7 @@ class RetryAfterError(Exception):
 
 
 class ReconcileQueue(Generic[K]):
-    """Calls `work(key)` for each added key. `work` returns seconds until the next look, or None."""
+    """Calls `work(key)` for each added key. `work` returns the seconds until its next call, or None."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class ReconcileQueue(Generic[K]):
             self._ready.put_nowait(key)
 
     def add_after(self, key: K, delay_s: float) -> None:
-        """Work on `key` after `delay_s` unless it comes up earlier; an earlier due time stays."""
+        """Work on `key` after `delay_s` unless it is due earlier."""
         loop = asyncio.get_running_loop()
         due = loop.time() + delay_s
         timer = self._timers.get(key)
@@ -78,7 +78,7 @@ class ReconcileQueue(Generic[K]):
         self._timers[key] = loop.call_at(due, self.add, key)
 
     def forget(self, key: K) -> None:
-        """Drop what is remembered about a key whose object is gone."""
+        """Drop the state of a key whose object was deleted."""
         self._cancel_timer(key)
         self._failures.pop(key, None)
 
@@ -124,7 +124,7 @@ class ReconcileQueue(Generic[K]):
             pause = self._backoff.delay_s(failures, self._rand)
             if isinstance(error, RetryAfterError):
                 pause = max(pause, error.delay_s)
-            # An event about the object must not defeat the backoff, or a failing write turns into a busy loop.
+            # An event about the object must not bypass the backoff; otherwise a failing write becomes a busy loop.
             self._again.discard(key)
             self._on_error(key, error, pause)
             return pause

@@ -1,4 +1,4 @@
-"""Paths of rendered manifests in the API server's words -> the fields that the user wrote.
+"""Translation of paths of rendered manifests, in messages of the API server, to fields of the spec.
 
 The server names `spec.template.spec.containers[0].env[3].value` of a Job; the user wrote
 `spec.podTemplate.spec.containers[stage].env[A].value`, or `spec.env[A]`.
@@ -30,11 +30,11 @@ _FIELDS: Mapping[str, str] = {
     "env": "spec.env",
     "envFrom": f"spec.{StorageField.S3_CREDENTIALS}",
 }
-"""Fields of a pod or of its container that another part of the spec sets, where the template does not."""
+"""Fields of a pod or of its container that another part of the spec sets unless the template does."""
 
 
 def user_paths(text: str, manifest: Mapping[str, Any], pod_template: Mapping[str, Any]) -> str:
-    """Return the server's words with the user's paths, as far as a path can be found in the manifest."""
+    """Return the server's message with the user's paths, if a path can be found in the manifest."""
     return _PATH.sub(lambda match: _translated(match[1], match[2], manifest, pod_template), text)
 
 
@@ -81,7 +81,7 @@ def _item(value: Any, step: str) -> Any:
 
 
 def _named(template: Any, steps: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """Return the steps with list items named by their merge key, as everywhere in messages about podTemplate."""
+    """Return the steps with list items named by their merge key, as in all messages about podTemplate."""
     named: list[tuple[str, bool]] = []
     value, field = template, ""
     for step, is_item in steps:
@@ -96,7 +96,7 @@ def _named(template: Any, steps: Sequence[tuple[str, bool]]) -> list[tuple[str, 
 
 
 def _is_written(part: Any, steps: Sequence[tuple[str, bool]]) -> bool:
-    """Whether the user's template has a value at the place, or the named item of which a field is missing."""
+    """Return whether the user's template has a value at the path, or the named item that lacks a field."""
     field, is_named = "", False
     for number, (step, is_item) in enumerate(steps):
         if is_item and isinstance(part, list):

@@ -1,4 +1,4 @@
-"""The resource types the operator reads and writes, and their addresses."""
+"""Resource types that the operator reads and writes, and their URLs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _served(resource: ResourceType) -> Resource:
 
 
 CHILD_RESOURCES: dict[str, Resource] = {name: _served(kind.resource) for name, kind in CHILD_KINDS.items()}
-"""Kinds that a stage may become, by kind."""
+"""Resource types of children, by kind."""
 JOBS = CHILD_RESOURCES[JOB.kind]
 EXPERIMENTS = Resource("wrpo.ai", "v1alpha1", "wrpoexperiments", "WRPOExperiment")
 PODS = Resource("", "v1", "pods", "Pod")
@@ -71,7 +71,7 @@ APPLIED_RESOURCES: dict[tuple[str, str], Resource] = {
     (resource.api_version, resource.kind): resource
     for resource in (*CHILD_RESOURCES.values(), *POD_GROUPS, *_COMPANIONS, CONFIG_MAPS, SERVICE_ACCOUNTS)
 }
-"""Everything that may stand in a rendered manifest, by apiVersion and kind."""
+"""Resource types of rendered manifests, by apiVersion and kind."""
 
 
 def meta(obj: JsonObject) -> JsonObject:
@@ -96,6 +96,6 @@ def labels_of(obj: JsonObject) -> dict[str, str]:
 
 
 def version_of(obj: JsonObject) -> int | None:
-    """Return resourceVersion as a number, or None where it is not one (then versions are not compared)."""
+    """Return resourceVersion as a number, or None if it is not one; versions are then not compared."""
     text = str(meta(obj).get("resourceVersion", ""))
     return int(text) if text.isdecimal() else None

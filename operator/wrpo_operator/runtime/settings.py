@@ -1,7 +1,7 @@
-"""The operator's settings: each is declared once, with its variable, default, bounds and help text.
+"""Settings of the operator: each is declared once, with its variable, default, bounds and help text.
 
-`__main__` makes the command's options from the fields. An option takes precedence over its environment variable, and an
-empty variable counts as unset.
+`__main__` creates the command's options from the fields. An option takes precedence over its environment variable, and
+an empty variable counts as unset.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ RENDERED = RenderSettings()
 
 
 def namespace_name(value: str) -> str:
-    """Accept the name of a namespace, or none."""
+    """Return the value if it is the name of a namespace, or empty; ValueError otherwise."""
     if value and not DNS_LABEL.fullmatch(value):
         raise ValueError(f"is {value!r}, which is not the name of a namespace: a-z, 0-9 and -, at most 63 characters")
     return value
 
 
 def object_name(value: str) -> str:
-    """Accept the name of a Kubernetes object."""
+    """Return the value if it is the name of a Kubernetes object; ValueError otherwise."""
     if not DNS_SUBDOMAIN.fullmatch(value):
         raise ValueError(f"is {value!r}, which is not the name of an object: a-z, 0-9, - and ., at most 253 characters")
     return value
 
 
 def some_text(value: str) -> str:
-    """Accept any text but the empty one."""
+    """Return the value unless it is empty; ValueError otherwise."""
     if not value:
         raise ValueError("must not be empty")
     return value
 
 
 def http_url(value: str) -> str:
-    """Accept a URL of HTTP or HTTPS, or none."""
+    """Return the value if it is a URL of HTTP or HTTPS, or empty; ValueError otherwise."""
     if value and not re.fullmatch(r"https?://[^\s/?#]+\S*", value):
         raise ValueError(f"is {value!r}, which is not a URL: http:// or https://, a host and a port")
     return value
 
 
 def split_names(value: Any) -> Any:
-    """Split what a variable holds: names separated by spaces."""
+    """Split the value of a variable at spaces."""
     return tuple(value.split()) if isinstance(value, str) else value
 
 
 def parse_stage_env(text: Any) -> Any:
-    """Read the environment of all stages: a JSON object of strings."""
+    """Parse the environment of all stages: a JSON object of strings."""
     raw = _json(text)
     if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
         raise SettingsError('must be a JSON object from names to strings, e.g. {"HTTPS_PROXY": "http://proxy:3128"}')
@@ -73,9 +73,9 @@ def parse_stage_env(text: Any) -> Any:
 
 
 def parse_stage_commands(text: Any) -> Any:
-    """Read stand-in commands: {"sample": {"image": "...", "command": ["..."]}, ...}.
+    """Parse stand-in commands: {"sample": {"image": "...", "command": ["..."]}, ...}.
 
-    For tests of a cluster's plumbing: the stage's pod runs this instead of the engine.
+    For tests of an installation: the stage's pod runs this instead of the engine.
     """
     raw = _json(text)
     if not isinstance(raw, dict):
@@ -92,7 +92,7 @@ Seconds = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
-    """Everything the process is started with."""
+    """All settings of the process."""
 
     model_config = SettingsConfigDict(env_prefix="WRPO_", env_ignore_empty=True, frozen=True)
 
@@ -190,7 +190,7 @@ class Settings(BaseSettings):
     )
     metrics_per_experiment: bool = Field(
         default=False,
-        description="Export the progress of each experiment as a metric of its own: one time series per experiment.",
+        description="Export the progress of each experiment as a metric with one time series per experiment.",
     )
     workers: int = Field(default=16, ge=1, le=64, description="Number of experiments reconciled concurrently.")
     resync_seconds: Seconds = Field(
@@ -258,7 +258,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def render(self) -> RenderSettings:
-        """What rendering needs to know of the installation; SettingsError if a file cannot be used."""
+        """Settings of rendering; SettingsError if a file cannot be used."""
         return RenderSettings(
             sampler_image=self.sampler_image,
             trainer_image=self.trainer_image,
@@ -273,12 +273,12 @@ class Settings(BaseSettings):
 
     @property
     def pod_template_policy(self) -> PodTemplatePolicy:
-        """What spec.podTemplate may set."""
+        """Policy about the fields of spec.podTemplate."""
         return PodTemplatePolicy(allow_security_overrides=self.allow_security_overrides)
 
 
 def load(options: Mapping[str, Any]) -> Settings:
-    """Return the settings that options, by field, and the environment mean; SettingsError names what cannot work."""
+    """Return the settings of options, by field, and environment; SettingsError names invalid values."""
     fields = Settings.model_fields
     try:
         settings = Settings(**{str(fields[name].validation_alias or name): value for name, value in options.items()})
@@ -299,14 +299,14 @@ def variable_of(name: str) -> str:
 
 
 def default_of(name: str) -> str:
-    """Return the default of a field as help shows it; empty for an empty one."""
+    """Return the default of a field for its help; empty if it has none."""
     field = Settings.model_fields[name]
     default = _extra(field).get("default", field.default)
     return str(default).lower() if isinstance(default, bool) else str(default or "")
 
 
 def metavar_of(name: str) -> str:
-    """Return what stands for the value of a field in help."""
+    """Return the placeholder of a field's value in the help."""
     field = Settings.model_fields[name]
     if get_origin(field.annotation) is Literal:
         return f"[{'|'.join(get_args(field.annotation))}]"
@@ -314,7 +314,7 @@ def metavar_of(name: str) -> str:
 
 
 def rule_of(name: str) -> str:
-    """Return which values a field takes: "an integer from 1 to 64"; empty where its validators say it."""
+    """Return the rule of a field's values, e.g. "an integer from 1 to 64"; empty if a validator reports it."""
     field = Settings.model_fields[name]
     if get_origin(field.annotation) is Literal:
         return f"one of {', '.join(get_args(field.annotation))}"

@@ -1,4 +1,4 @@
-"""The planner's snapshot of one experiment, from the store."""
+"""Snapshots of experiments for the planner, built from the store."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from wrpo_operator.runtime.store import Key, ObjectStore
 
 @dataclass(frozen=True, slots=True)
 class _ParsedSpec:
-    """What a generation of a spec says; reading it again would say the same."""
+    """Parsed spec of one generation, which never changes."""
 
     uid: str
     generation: int
     spec: ExperimentSpec | None
     errors: tuple[str, ...]
     artifacts: frozenset[str] | None
-    """Keys of the artifacts it asks for; None: which ones depends on the sources that it loses."""
+    """Keys of the artifacts it needs; None if they depend on failures of sources."""
 
 
 class SnapshotBuilder:
-    """Reads the store; remembers what the specs say."""
+    """Reads the store and caches parsed specs."""
 
     def __init__(
         self,
@@ -58,10 +58,10 @@ class SnapshotBuilder:
         self._policy = policy
         self._parsed: dict[Key, _ParsedSpec] = {}
         self._waiters: dict[tuple[str, str | None], set[Key]] = {}
-        """(namespace, artifact key or None for any) -> experiments that ask for it."""
+        """(namespace, artifact key or None for any) -> experiments that need it."""
 
     def experiment(self, obj: JsonObject) -> Experiment:
-        """Read one WRPOExperiment; a spec that does not parse becomes None with its errors."""
+        """Parse one WRPOExperiment; a spec that does not parse becomes None with its errors."""
         metadata = meta(obj)
         read = self._spec_of(obj)
         return Experiment(
@@ -79,7 +79,7 @@ class SnapshotBuilder:
     def build(self, experiment: Experiment) -> Snapshot:
         """Return the snapshot of `experiment` and everything in its namespace that concerns it.
 
-        What only the API server knows (claims, notes) is filled in by the reconciler.
+        The reconciler adds facts that only the API server has (claims, notes).
         """
         return Snapshot(
             experiment=experiment,
@@ -94,13 +94,13 @@ class SnapshotBuilder:
         )
 
     def waiters(self, child: JsonObject) -> frozenset[Key]:
-        """Return the experiments that may wait for the artifact a child makes, its own among them."""
+        """Return the experiments that may wait for the artifact of a child, including its own."""
         where = namespace_of(child)
         key = labels_of(child).get(names.LABEL_ARTIFACT_KEY, "")
         return frozenset(self._waiters.get((where, key), ())) | frozenset(self._waiters.get((where, None), ()))
 
     def forget(self, key: Key) -> None:
-        """Drop what is remembered of an experiment that is gone."""
+        """Drop the cache of a deleted experiment."""
         read = self._parsed.pop(key, None)
         for asked in _wanted(key, read):
             waiters = self._waiters[asked]
@@ -109,7 +109,7 @@ class SnapshotBuilder:
                 del self._waiters[asked]
 
     def _foreign(self, experiment: Experiment) -> Iterator[ChildFact]:
-        """Yield other experiments' live children that may be making what this one asks for."""
+        """Yield live children of other experiments that may create artifacts that this one needs."""
         read = self._parsed.get((experiment.namespace, experiment.name))
         if read is None or read.spec is None:
             return
@@ -132,7 +132,7 @@ class SnapshotBuilder:
                 yield fact
 
     def _pods(self, experiment: Experiment) -> dict[str, tuple[PodFact, ...]]:
-        """Return the pods that have not ended by the artifact that they were made for, as far as it is asked for."""
+        """Return the pods that have not ended, by artifact key, for artifacts that the experiment needs."""
         read = self._parsed.get((experiment.namespace, experiment.name))
         if read is None or read.spec is None:
             return {}

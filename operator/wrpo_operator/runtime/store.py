@@ -1,13 +1,13 @@
-"""The operator's picture of the cluster: the newest version seen of every object it watches.
+"""Object store of the operator: the newest seen version of every watched object.
 
-Watch events and the answers to the operator's own writes both land here, so a reconcile that follows a write sees
-it even before the watch does. An older version never replaces a newer one, and a deleted object does not come back
-by a late event. `retain` removes what a list does not hold: what a lost watch forgot to delete.
+It receives watch events and the replies to the operator's writes, so a reconcile after a write sees it before the watch
+does. An older version never replaces a newer one, and a late event does not restore a deleted object. `retain` removes
+objects that a list lacks, whose deletion a lost watch did not report.
 
-Objects are kept trimmed and packed, and found by the labels in INDEXED as well as by name: what one experiment needs
-costs the same however many others there are. Packed, a Job with its pod takes 2.5 KiB instead of 6; unpacking takes
-microseconds, and whoever gets an object may do with it as it likes. Large objects, which only long texts of users make,
-are compressed as well: they are read rarely, and anybody may store many.
+Objects are kept trimmed and packed, and found by the labels in INDEXED as well as by name: the cost of one experiment
+does not depend on the number of others. Packed, a Job with its pod takes 2.5 KiB instead of 6; unpacking takes
+microseconds, and callers may modify the returned object. Large objects, which result only from long texts of users, are
+compressed as well: they are read rarely, and every user may store many.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ INDEXED = (names.LABEL_EXPERIMENT_UID, names.LABEL_ARTIFACT_KEY)
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """An object, and what is asked of it most without unpacking it."""
+    """A packed object, and its most used fields."""
 
     uid: str
     version: int | None
     data: bytes
-    """By `marshal`: the interpreter's own format, fast and small, read by no other process."""
+    """Encoded by `marshal`, the interpreter's format: fast and small, and no other process reads it."""
     is_compressed: bool
 
     @classmethod
@@ -68,10 +68,10 @@ class ObjectStore:
         """(resource, label, value) -> keys of the objects that carry it."""
         self._deleted: OrderedDict[str, None] = OrderedDict()
         self.revision = 0
-        """Counts changes: equal revisions mean equal pictures."""
+        """Counter of changes: equal revisions mean equal contents."""
 
     def upsert(self, resource: Resource, obj: JsonObject) -> bool:
-        """Keep `obj` unless a newer version of it is here or it is known to be deleted; return whether it was kept."""
+        """Store `obj` unless a newer version is stored or it is known to be deleted; return whether it was stored."""
         if uid_of(obj) in self._deleted:
             return False
         key = _key(obj)
@@ -84,7 +84,7 @@ class ObjectStore:
         return True
 
     def delete(self, resource: Resource, obj: JsonObject) -> None:
-        """Forget `obj` for good: later events about the same uid are late ones."""
+        """Remove `obj` permanently: later events about the same uid are outdated."""
         uid = uid_of(obj)
         if uid:
             self._deleted[uid] = None
@@ -95,9 +95,9 @@ class ObjectStore:
             self._remove(resource, _key(obj), known)
 
     def retain(self, resource: Resource, listed: Container[Key], list_version: str) -> list[JsonObject]:
-        """Remove what a list did not hold, and return it.
+        """Remove the objects that a list lacks, and return them.
 
-        An object that is newer than the list (it was written after the list was made) stays.
+        An object that is newer than the list (written after it was created) is kept.
         """
         at = int(list_version) if list_version.isdecimal() else None
         gone = [

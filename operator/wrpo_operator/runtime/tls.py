@@ -9,7 +9,7 @@ from wrpo_operator.runtime.errors import SettingsError
 
 
 class ServerCertificate:
-    """A TLS context over two PEM files. Open connections keep the certificate with which they began."""
+    """A TLS context over two PEM files. Open connections keep their certificate."""
 
     def __init__(self, cert_file: Path, key_file: Path) -> None:
         self._files = (cert_file, key_file)

@@ -1,6 +1,6 @@
 """The HTTP session of kopf's watches: responses are safe to decode, and none ends a watch permanently.
 
-kopf treats refusals other than 410 and 429 as fatal, but an API server may answer 403 while it starts. It also decodes
+kopf treats refusals other than 410 and 429 as fatal, but an API server may reply 403 while it starts. It also decodes
 responses with Python's own reader, which raises RecursionError for a deeply nested object. Both would stop the watches
 of all namespaces.
 """
@@ -24,14 +24,14 @@ GONE = b'{"type":"ERROR","object":{"kind":"Status","status":"Failure","code":410
 
 
 class RefusedError(aiohttp.ClientConnectionError):
-    """A refusal in the form of a lost connection, after which kopf tries again."""
+    """A refusal as a lost connection, after which kopf retries."""
 
 
 def watch_line(line: bytes, on_cut: Callable[[], None] = lambda: None) -> bytes:
     """Return a watch event that any reader can decode; empty for a line that is not an event.
 
     `on_cut` is called for each skipped part of an event, and for each skipped event.
-    An error within a watch becomes 410, so that the watch begins again with a list.
+    An error within a watch becomes 410, so that the watch restarts with a list.
     """
     try:
         event, is_plain = decode_exactly(line, on_cut)
@@ -82,7 +82,7 @@ class TolerantResponse(aiohttp.ClientResponse):
     """Called with the plural of the resource when an object cannot be read as a whole."""
 
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
-        """Read the head of the response; RefusedError where kopf would give up."""
+        """Read the head of the response; RefusedError for statuses after which kopf would stop."""
         await super().start(connection)
         if self.status >= 400 and self.status not in FATAL | {429}:
             text = (await self.read())[:500].decode(errors="replace")

@@ -1,8 +1,8 @@
-"""What is kept of an object: all that anything here reads, and none of the rest.
+"""Trimming of objects to the fields that the operator reads.
 
-A Job with its pod template and field managers takes some 40 KiB of memory, what is read of it 4: with thousands of
-children that decides how much memory the operator needs. Two versions of an object that differ in nothing but what is
-left out here need no second look.
+A Job with its pod template and field managers takes about 40 KiB of memory, the fields that are read 4 KiB: with
+thousands of children this dominates the operator's memory. Two versions of an object that differ only in dropped fields
+need no second reconcile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WORKLOAD_META = ("name", "deletionTimestamp")
 
 
 def trim(resource: Resource, obj: JsonObject) -> JsonObject:
-    """Return `obj` without what nothing here reads; the given object stays as it is."""
+    """Return `obj` without unread fields; the given object is not modified."""
     if resource == PODS:
         return _trim_pod(obj)
     kind = CHILD_KINDS.get(resource.kind)
@@ -44,7 +44,7 @@ def trim(resource: Resource, obj: JsonObject) -> JsonObject:
 
 
 def differs(before: JsonObject, after: JsonObject) -> bool:
-    """Whether two trimmed versions of an object differ in more than their resourceVersion."""
+    """Return whether two trimmed versions of an object differ in more than their resourceVersion."""
     if any(before.get(key) != after.get(key) for key in (before.keys() | after.keys()) - {"metadata"}):
         return True
     old, new = before.get("metadata") or {}, after.get("metadata") or {}
@@ -73,7 +73,7 @@ def _trim_pod(obj: JsonObject) -> JsonObject:
 
 
 def _trim_pod_spec(spec: JsonObject) -> JsonObject:
-    """Keep what a scheduler looks at until a pod has a node."""
+    """Keep the fields that explain scheduling until a pod has a node."""
     return {"nodeName": spec["nodeName"]} if spec.get("nodeName") else _some(spec, _UNSCHEDULED)
 
 

@@ -1,17 +1,17 @@
-"""Watch through kopf: every change of a watched object is handed to one callback.
+"""Watches through kopf: one callback receives every change of a watched object.
 
-kopf runs in this process's event loop, by its public interface alone. Three of its habits are those of a program that
-owns its loop, and are undone here:
+kopf runs in this process's event loop, through its public interface only. It assumes in three ways that it owns the
+loop, which this module reverts:
 
 - It replaces the loop's handlers of SIGTERM and SIGINT. `restore_signals` sets the owner's again before a signal can be
   handled.
-- `kopf.operator` cancels every task of the loop that is younger than itself when it ends. So its tasks are spawned by
-  `kopf.spawn_tasks` and ended here; each of them ends what it has started.
-- It kills a process that takes long to end. That is switched off.
+- `kopf.operator` cancels every task of the loop that is younger than itself when it ends. Its tasks are therefore
+  spawned by `kopf.spawn_tasks` and stopped here; each of them stops the tasks that it started.
+- It kills a process that takes long to stop. That is disabled.
 
 A session must be able to end: a watched resource whose CRD disappears is fatal to kopf, and a CRD that appears later is
 only seen by a new session. Only `on.event` handlers are used, so kopf writes nothing. It does not report objects that
-were deleted while a watch was lost; `informer` lists now and then for that.
+were deleted while a watch was lost; the audits of `informer` find them.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ log = logging.getLogger(__name__)
 CHILD_SELECTOR = f"{names.LABEL_MANAGED_BY}={names.MANAGER}"
 STOP_TIMEOUT_S = 15.0
 LOGIN_PAUSE_S = 2.0
-"""Between two logins: kopf requests one at each 401, however soon."""
+"""Minimum seconds between two logins, because kopf requests one at each 401."""
 ERROR_BACKOFFS_S: tuple[float, ...] = (0.5, 1, 2, 2)
 """Pauses within one request. A list or watch that is refused after the last one is retried half a second later."""
 Sink = Callable[[Resource, str | None, JsonObject], None]
 """(resource, ADDED | MODIFIED | DELETED | None for an item of a list, object)"""
 Login = Callable[[], Awaitable[Mapping[str, Any]]]
-"""Returns the arguments of kopf.ConnectionInfo; called again whenever the server answers 401."""
+"""Returns the arguments of kopf.ConnectionInfo; called again whenever the server replies 401."""
 
 
 def selector_of(resource: Resource) -> str:
-    """Return the label selector a resource is watched and listed with: children and pods only if they are ours."""
+    """Return the label selector a resource is watched and listed with: children and pods only of this operator."""
     return "" if resource == EXPERIMENTS else CHILD_SELECTOR
 
 
@@ -107,7 +107,7 @@ class WatchSession:
         self._task = asyncio.create_task(self._run(), name="kopf")
 
     async def wait_ended(self) -> BaseException | None:
-        """Wait until kopf is gone; return the error that ended it, or None."""
+        """Wait until kopf has stopped; return the error that stopped it, or None."""
         if self._task is None:
             return None
         await asyncio.wait({self._task})
@@ -136,7 +136,7 @@ class WatchSession:
                 stop_flag=self._stop,
                 **scope,
             )
-            # Nothing is awaited before this: no signal can have been handled yet.
+            # Nothing is awaited before this, so no signal can have been handled yet.
             self._restore_signals()
             await self._until_ended(tasks)
         finally:
@@ -149,7 +149,7 @@ class WatchSession:
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # Set, it ends the task that waits for it, and makes the end of the others a wanted one.
+            # Setting it ends the task that waits for it, and marks the end of the others as intended.
             self._stop.set()
             for task in tasks:
                 task.cancel()
@@ -177,7 +177,7 @@ class WatchSession:
         return registry
 
     def _handler(self, resource: Resource) -> Callable[..., Any]:
-        # kopf logs what a handler raises and goes on with the next event.
+        # kopf logs an exception of a handler and continues with the next event.
         async def hand_over(event: Mapping[str, Any], **_: Any) -> None:
             self._sink(
                 resource, event["type"], {**event["object"], "apiVersion": resource.api_version, "kind": resource.kind}

@@ -1,4 +1,4 @@
-"""How several writes are made at once, and how small a patch may be."""
+"""Concurrent writes and minimal merge patches."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from wrpo_operator.runtime.resources import JsonObject
 
 T = TypeVar("T")
 TOGETHER = 8
-"""Requests of one experiment that are under way at the same time."""
+"""Maximum concurrent requests of one experiment."""
 
 
 async def together(writes: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Carry out writes of which none needs another, some at a time; all are tried before an error is raised."""
+    """Run independent writes with limited concurrency; all are tried before an error is raised."""
     limit = asyncio.Semaphore(TOGETHER)
 
     async def carry_out(write: Coroutine[Any, Any, T]) -> T:
@@ -29,7 +29,7 @@ async def together(writes: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def merge_patch_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> JsonObject:
-    """Return the JSON merge patch that turns `old` into `new`; keys that must go become None."""
+    """Return the JSON merge patch that converts `old` to `new`; removed keys become None."""
     patch: JsonObject = {key: None for key in old if key not in new}
     for key, value in new.items():
         before = old.get(key)

@@ -47,7 +47,7 @@ RESERVED = of("QuotaReserved", "True", "QuotaReserved")
 @pytest.mark.parametrize(
     ("conditions", "expected"),
     [
-        ((), ("WaitingForQuota", "Kueue has not looked at it yet")),
+        ((), ("WaitingForQuota", "Kueue has not processed it yet")),
         ((of("QuotaReserved", "False", "Pending", "insufficient quota for gpu"),),
          ("WaitingForQuota", "insufficient quota for gpu")),
         ((of("QuotaReserved", "False", "Inadmissible", "LocalQueue q doesn't exist"),),

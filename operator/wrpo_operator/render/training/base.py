@@ -1,4 +1,4 @@
-"""What a training backend must be able to do; what is known of it otherwise is its entry in `api/backends.py`."""
+"""Protocol of training backends; further facts about each are its entry in `api/backends.py`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-ind
 
 @dataclass(frozen=True, slots=True)
 class GangRequest:
-    """A planned attempt of a training stage, and what all backends render of it alike."""
+    """A planned attempt of a training stage, and the parts that all backends render equally."""
 
     experiment: Experiment
     spec: ExperimentSpec
@@ -33,7 +33,7 @@ class GangRequest:
 
     @property
     def gang(self) -> Gang:
-        """How many pods of how many ranks."""
+        """Number of pods and ranks."""
         return gang_of(self.spec, self.planned.node.id.kind)
 
     @property
@@ -54,15 +54,15 @@ class GangRequest:
         )
 
     def suspend(self) -> dict[str, bool]:
-        """Return the suspend field; with a queue it is Kueue's, and there is none."""
+        """Return the suspend field; none with a queue, because Kueue owns it."""
         return {} if self.spec.scheduling.queue_name else {"suspend": self.planned.suspend}
 
     def child(
         self, facts: BackendKind, spec: dict[str, Any], *, described: dict[str, Any] | None = None
     ) -> tuple[Manifest, ...]:
-        """Return the child of this spec, after its PodGroup if the operator makes that.
+        """Return the child of this spec, after its PodGroup if the operator creates one.
 
-        `described` is what the hash of the child's template covers, if more than its spec.
+        `described` is the input of the template's hash, if it covers more than the spec.
         """
         metadata = child_metadata(self.experiment, self.planned, self.spec.scheduling, described or spec)
         child = {
@@ -79,23 +79,24 @@ class GangRequest:
 class TrainingBackend(Protocol):
     """Renders the child of a training stage. Its pods start torchrun, which reads the gang's shape from PET_...
 
-    `facts.torchrun_variables` says who sets these variables: a controller, or `render` by `torchrun_variables`.
+    `facts.torchrun_variables` names the component that sets these variables: a controller, or `render` by
+    `torchrun_variables`.
     """
 
     facts: BackendKind
     """The backend's entry."""
 
     def render(self, request: GangRequest) -> tuple[Manifest, ...]:
-        """Return what is applied, in this order; the child is the last. The gang is never restarted in place."""
+        """Return the objects in the order of application, the child last. The gang is never restarted in place."""
         ...
 
     def rank_of(self, labels: Mapping[str, str]) -> int | None:
-        """Return the node rank in a pod's labels; None where it is the completion index of an Indexed Job."""
+        """Return the node rank in a pod's labels; None if it is the completion index of an Indexed Job."""
         ...
 
 
 def master_port(planned: PlannedAttempt) -> int:
-    """Return the gang's port: made of stage hash and attempt, so that two gangs on one host do not meet."""
+    """Return the gang's port, derived from stage hash and attempt to avoid conflicts of gangs on one host."""
     return FIRST_PORT + (int(planned.node.hash, 16) + planned.attempt) % NUM_PORTS
 
 

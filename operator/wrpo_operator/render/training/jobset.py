@@ -1,6 +1,6 @@
-"""JobSet (jobset.x-k8s.io/v1alpha2): one replicated job, which is an Indexed Job of one pod a node, and its Service.
+"""JobSet (jobset.x-k8s.io/v1alpha2): one replicated job, an Indexed Job with one pod per node, and its Service.
 
-JobSet's controller creates the Job and a headless Service by which the pods have host names. It sets no PET_...
+JobSet's controller creates the Job and a headless Service, which gives the pods host names. It sets no PET_...
 variables, so they are rendered here: the master is the pod of completion index 0.
 """
 
@@ -19,8 +19,8 @@ FAILURE_POLICY: dict[str, Any] = {
     "maxRestarts": 0,
     "rules": [{"name": "finalExitCode", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
 }
-"""The rule changes only the reason of the condition Failed: it says that a retry cannot help, whether or not the pods
-are still there to be asked."""
+"""This rule only changes the reason of the condition Failed. The reason marks the failure as final even if the pods are
+already deleted."""
 
 
 class JobSetBackend:
@@ -40,7 +40,7 @@ class JobSetBackend:
             "completionMode": "Indexed",
             "completions": gang.nodes,
             "parallelism": gang.nodes,
-            # A gang fails as one: a pod that the cluster took is not replaced by itself, as a shard's would be.
+            # A gang fails as a whole: a disrupted pod is not replaced individually, unlike that of a shard.
             "backoffLimit": 0,
             "podFailurePolicy": {"rules": [FINAL_CODE_RULE]},
             "template": template,

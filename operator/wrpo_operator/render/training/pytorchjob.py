@@ -1,7 +1,7 @@
 """PyTorchJob (kubeflow.org/v1): a master and workers; it succeeds when the master does.
 
-Its operator sets PET_NNODES, PET_NODE_RANK, PET_NPROC_PER_NODE, PET_MASTER_ADDR and PET_MASTER_PORT. It puts an init
-container of its own, without a security context, into workers; a namespace that enforces the restricted standard needs
+Its operator sets PET_NNODES, PET_NODE_RANK, PET_NPROC_PER_NODE, PET_MASTER_ADDR and PET_MASTER_PORT. It adds an init
+container without a security context to workers; a namespace that enforces the restricted standard needs
 an exemption or an operator started with another init container template.
 """
 
@@ -31,7 +31,7 @@ class PyTorchJobBackend:
             replicas["Worker"] = {"replicas": gang.nodes - 1, "restartPolicy": "Never", "template": template}
         job = {
             "nprocPerNode": str(gang.ranks_per_node),
-            # Finished pods stay, for their logs and termination messages; peers of a crashed rank do not.
+            # Finished pods are kept because of their logs and termination messages; peers of a crashed rank are not.
             "runPolicy": {"cleanPodPolicy": "Running", **request.suspend()},
             "pytorchReplicaSpecs": replicas,
         }

@@ -1,8 +1,8 @@
-"""Kubeflow Trainer v2: a TrainJob, and a TrainingRuntime of its own that holds the whole pod template.
+"""Kubeflow Trainer v2: a TrainJob, and a dedicated TrainingRuntime with the whole pod template.
 
-A TrainJob may patch only some fields of a shared runtime's pods. A runtime made for the attempt holds all of them (the
-restricted security context, no API token, the mounts), needs nothing prepared by an administrator, and changes for
-nobody else. Kubeflow Trainer's torch policy gives pods the PET_... variables that torchrun reads.
+A TrainJob may patch only some fields of a shared runtime's pods. A dedicated runtime sets all of them (the
+restricted security context, no API token, the mounts), needs no preparation by an administrator, and affects no other
+TrainJob. Kubeflow Trainer's torch policy gives pods the PET_... variables that torchrun reads.
 """
 
 from __future__ import annotations
