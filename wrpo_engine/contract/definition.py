@@ -45,13 +45,13 @@ class Image(StrEnum):
 
 
 class Per(StrEnum):
-    """What an experiment has one stage of this kind for; all but the first are named, e.g. sample/qwen."""
+    """Unit for which an experiment has one stage of this kind; all but the first are named, e.g. sample/qwen."""
 
     EXPERIMENT = "experiment"
     SOURCE = "source"
     """Each source that is used, and the target."""
     MODEL = "model"
-    """Each model of a hub. The graph adds it where another stage needs the model."""
+    """Each model of a hub. The graph adds the stage if another one needs the model."""
 
 
 class _Entry(BaseModel):
@@ -71,19 +71,19 @@ class Section(_Entry):
     @classmethod
     def _is_free(cls, name: str) -> str:
         if hasattr(BaseModel, name):
-            raise ValueError(f"{name!r} is an attribute of all models and can be no field; choose another name")
+            raise ValueError(f"{name!r} is an attribute of all models and cannot be a field; choose another name")
         return name
 
 
 class ReportPlace(_Entry):
-    """Where and how the report shows a stage."""
+    """Place and content of a stage in the report."""
 
     column: int = Field(ge=0)
     """Column of the pipeline; stages of one column do not need each other."""
     column_of_target: int | None = Field(default=None, ge=0)
-    """Column of the target's own stage, of a kind that each source has; unset: the same."""
+    """Column of the target's stage if the kind has a stage per source; unset: the same."""
     counts: str = Field(pattern=r"^[a-z]+$")
-    """What the number of rows in the manifest counts, e.g. rows or steps."""
+    """Unit of the number of rows in the manifest, e.g. rows or steps."""
     key_metrics: tuple[str, ...]
     """Metrics shown in the pipeline."""
 
@@ -96,13 +96,13 @@ class StageDefinition(_Entry):
     run: _Reference
     """module:function in the engine: (StageContext) -> StageResult."""
     wiring: _Reference
-    """module:function in the operator that adds its stages to an experiment's graph if the spec wants them:
+    """module:function in the operator that adds its stages to an experiment's graph if the spec requires them:
     (Graph) -> None, or (Graph, Member) -> None if `per` is SOURCE. Unused if `per` is MODEL."""
     role: _Role
     """Role by which other stages read its artifact; the name of a named stage follows, e.g. samples/qwen."""
     inputs: tuple[str, ...]
     """Roles it may read, without the names that follow them, or EVERY_ROLE. Models downloaded beforehand (the role
-    fetch) come on top."""
+    fetch) are allowed in addition."""
     per: Per
     shape: Shape
     image: Image
@@ -111,13 +111,13 @@ class StageDefinition(_Entry):
     uses_reward: bool
     """Whether its pods get the API key of the reward's endpoint."""
     weight: int = Field(ge=1)
-    """Usual share of an experiment's time. Only the evenness of the progress depends on it."""
+    """Usual share of an experiment's time. It only affects the evenness of the progress."""
     report: ReportPlace | None
     """None: the report neither reads nor shows it."""
     summary: _Text
     """Line of `wrpo-engine --help`."""
     makes: _Text
-    """What its artifact is, for the documentation."""
+    """Description of its artifact, for the documentation."""
 
     @property
     def kind(self) -> str:

@@ -70,7 +70,7 @@ HANDLERS = ("httpGet", "tcpSocket")
 
 @dataclass(frozen=True, slots=True)
 class PodTemplatePolicy:
-    """What the administrator leaves to users."""
+    """Settings that the administrator leaves to users."""
 
     allow_security_overrides: bool = False
     """A writable root file system, SELinux options and other seccomp and AppArmor profiles, within the restricted

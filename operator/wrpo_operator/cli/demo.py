@@ -42,6 +42,7 @@ class Demo:
 
     @property
     def namespace(self) -> str:
+        """Namespace of the experiment."""
         return demo_s3.NAMESPACE if self.on_s3 else "default"
 
     @property
@@ -61,6 +62,7 @@ class Demo:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run kubectl in the namespace; return its output. Raises ClickException if it fails."""
         return run_tool("kubectl", "-n", self.namespace, *arguments, kubeconfig=self.kubeconfig, stdin=stdin)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
@@ -70,6 +72,7 @@ class Demo:
 
     @property
     def target(self) -> Target:
+        """The embedded cluster, as a target of other commands."""
         return Target(str(self.kubeconfig), None, self.namespace, embedded=True)
 
     def artifact(self, experiment: dict[str, Any], stage: str) -> str:

@@ -49,9 +49,11 @@ class LazyGroup(click.Group):
         return super().parse_args(ctx, [*rest[:1], *given, *rest[1:]] if rest else given)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Return the names of the commands in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import and return a command; None for an unknown name."""
         place = COMMANDS.get(cmd_name)
         if place is None:
             return None
@@ -60,6 +62,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the summaries of the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(SUMMARIES.items()))
 

@@ -22,6 +22,7 @@ class References:
     """Experiments whose spec this version cannot parse, so that their artifacts are unknown."""
 
     def of(self, address: str) -> frozenset[str]:
+        """Return the experiments that refer to the artifact at an address."""
         return self.by_address.get(address, frozenset())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from wrpo_operator.api import conditions as messages
+from wrpo_operator.api import messages
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import MAX_BLOCKERS, Blocker, to_time

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from wrpo_engine.contract.stages import STAGES
-from wrpo_operator.api import conditions as messages
+from wrpo_operator.api import messages
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.lifecycle import Deadlines
 from wrpo_operator.api.spec import ExperimentSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wrpo_operator.api import conditions as messages
+from wrpo_operator.api import event_messages, messages
 from wrpo_operator.api.conditions import ConditionType, Reason
 from wrpo_operator.api.status import AttemptState, ExperimentStatus, StageState, StageStatus
 from wrpo_operator.plan.model import Experiment, PlannedEvent
@@ -23,24 +23,24 @@ def events_between(experiment: Experiment, after: ExperimentStatus) -> tuple[Pla
 def _of_stage(experiment: str, before: StageStatus | None, after: StageStatus) -> Iterator[PlannedEvent]:
     if before is not None and before.hash != after.hash:
         if before.state is not StageState.PENDING:
-            yield PlannedEvent(_NORMAL, Reason.STAGE_RERUN, messages.event_stage_changed(after.name))
+            yield PlannedEvent(_NORMAL, Reason.STAGE_RERUN, event_messages.stage_changed(after.name))
         before = None
     known = {attempt.number: attempt for attempt in before.attempts} if before else {}
     for attempt in after.attempts:
         old = known.get(attempt.number)
         if old is None:
-            text = messages.event_stage_started(after.name, attempt.number, attempt.child)
+            text = event_messages.stage_started(after.name, attempt.number, attempt.child)
             yield PlannedEvent(_NORMAL, Reason.STAGE_STARTED, text)
         ended = attempt.state in {AttemptState.FAILED, AttemptState.DISRUPTED}
         if ended and (old is None or old.state is not attempt.state):
-            text = messages.event_stage_retried(after.name, attempt.number, attempt.message or "")
+            text = event_messages.stage_retried(after.name, attempt.number, attempt.message or "")
             yield PlannedEvent(_WARNING, Reason.STAGE_RETRIED, text)
     if after.has_diverged and not (before is not None and before.has_diverged):
         newest = max((attempt.number for attempt in after.attempts), default=1)
-        text = messages.event_reward_divergence(experiment, after.name, newest)
+        text = event_messages.reward_divergence(experiment, after.name, newest)
         yield PlannedEvent(_WARNING, Reason.REWARD_DIVERGENCE, text)
     if after.state is StageState.SUCCEEDED and (before is None or before.state is not StageState.SUCCEEDED):
-        text = messages.event_stage_succeeded(after.name, cached=bool(after.cached))
+        text = event_messages.stage_succeeded(after.name, cached=bool(after.cached))
         yield PlannedEvent(_NORMAL, Reason.STAGE_SUCCEEDED, text)
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TypeAlias
 
 from wrpo_engine.contract.definition import Shape
-from wrpo_operator.api import conditions as messages
+from wrpo_operator.api import messages
 from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.hashing import artifact_key

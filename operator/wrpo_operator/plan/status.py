@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from wrpo_engine.contract.definition import Shape
-from wrpo_operator.api import conditions as messages
+from wrpo_operator.api import messages
 from wrpo_operator.api.conditions import ConditionType, Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import (

@@ -68,6 +68,7 @@ class TtlCache(Generic[K, V]):
         """By age, the oldest first."""
 
     def get(self, key: K) -> V | None:
+        """Return a fresh value, else None."""
         at, value = self._entries.get(key, (float("-inf"), None))
         return value if self._monotonic() - at < ANSWER_TTL_S else None
 
@@ -77,6 +78,7 @@ class TtlCache(Generic[K, V]):
         return value if self._monotonic() - at < KEPT_S else None
 
     def put(self, key: K, value: V) -> None:
+        """Store a value with the current time, and evict values older than KEPT_S."""
         now = self._monotonic()
         self._entries.pop(key, None)
         while self._entries and now - next(iter(self._entries.values()))[0] >= KEPT_S:

@@ -30,7 +30,7 @@ class KubeError(Exception):
         self.code = code
         self.reason = reason
         self.words = message
-        """What the server says, for users."""
+        """Message of the server, for users."""
         self.message = str(self)
         """The same after the request line, for logs."""
         self.retry_after_s = retry_after_s
@@ -39,14 +39,17 @@ class KubeError(Exception):
 
     @property
     def not_found(self) -> bool:
+        """Whether the server replied 404."""
         return self.code == 404
 
     @property
     def conflict(self) -> bool:
+        """Whether the server replied 409, e.g. because of a stale resourceVersion."""
         return self.code == 409
 
     @property
     def unreachable(self) -> bool:
+        """Whether there was no reply."""
         return self.code == 0
 
 

@@ -43,10 +43,12 @@ class FleetCollector(Collector):
         self._asked_at: datetime | None = None
 
     def describe(self) -> Iterator[Metric]:
+        """Yield the families without samples, for the registration."""
         yield from self._families()
         yield from self._metrics.blocked_seconds.describe()
 
     def collect(self) -> Iterator[Metric]:
+        """Yield the families with current samples; a standby yields none."""
         families = self._families()
         if self._leading():
             now, before = self._now(), self._asked_at

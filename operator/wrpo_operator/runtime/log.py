@@ -22,6 +22,7 @@ class JsonFormatter(logging.Formatter):
     """Fields: time, level, logger, message, the bound fields, and those given as `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return a record as one JSON object."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -39,6 +40,7 @@ class KopfNoise(logging.Filter):
     """Drops kopf's errors about requests that it retries."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Return False for a request that kopf retries."""
         return "failed; will retry" not in record.getMessage()
 
 

@@ -90,4 +90,5 @@ class Metrics:
         self.api_request_seconds.labels(verb, resource).observe(seconds)
 
     def render(self) -> bytes:
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)

@@ -55,7 +55,9 @@ ROUTE = "/v1/namespaces/{namespace}/experiments/{experiment}/stages/{stage}/atte
 class PodSource(Protocol):
     """Lookup of pods in the operator's store."""
 
-    def pod(self, namespace: str, name: str) -> JsonObject | None: ...
+    def pod(self, namespace: str, name: str) -> JsonObject | None:
+        """Return a pod; None if it does not exist."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class ProgressStore:
     _facts: dict[tuple[str, str], dict[tuple[str, int], dict[int, ProgressFact]]] = field(default_factory=dict)
 
     def put(self, at: StageAddress, fact: ProgressFact) -> None:
+        """Store the post of a shard; the oldest attempt and shard are evicted beyond the limits."""
         stages = self._facts.setdefault((at.namespace, at.experiment), {})
         shards = stages.setdefault((at.stage, at.attempt), {})
         if len(stages) > MAX_STAGES:
@@ -93,6 +96,7 @@ class ProgressStore:
         return {at: tuple(shards[index] for index in sorted(shards)) for at, shards in stages.items()}
 
     def forget(self, namespace: str, experiment: str) -> None:
+        """Drop the posts of a deleted experiment."""
         self._facts.pop((namespace, experiment), None)
 
 
@@ -143,6 +147,7 @@ class ProgressServer:
         self._reviewing = 0
 
     def app(self) -> web.Application:
+        """Return the HTTP application of the endpoint."""
         app = web.Application(client_max_size=BODY_LIMIT)
         app.add_routes([web.post(ROUTE, self._handle)])
         return app

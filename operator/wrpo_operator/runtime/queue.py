@@ -23,6 +23,7 @@ class Backoff:
     jitter: float = 0.25
 
     def delay_s(self, failures: int, rand: Callable[[], float]) -> float:
+        """Return the delay in seconds after this number of failures; `rand` returns a number in [0, 1)."""
         full = min(self.limit_s, self.base_s * 2.0 ** min(failures - 1, 32))
         return full * (1 - self.jitter * rand())
 

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from wrpo_operator.api import conditions as messages
-from wrpo_operator.api import names
+from wrpo_operator.api import messages, names
 from wrpo_operator.api.backends import CHILD_KINDS
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.status import FINISHED, Phase
@@ -169,7 +168,7 @@ class Reconciler:
         if again_s > 0:
             return again_s if todo.requeue_after_s is None else min(again_s, todo.requeue_after_s)
         if (todo.status or experiment.status).phase in UNREAD:
-            # What the spec says takes 90 KiB, and few looks are still to come: they read it again.
+            # A parsed spec takes 90 KiB, and the few further reconciles can parse it again.
             self._snapshots.forget(key)
             self._held.forget(key)
         waits = [todo.requeue_after_s, self._refusals.due_in_s(experiment)]

@@ -10,8 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from wrpo_operator.api import conditions as messages
-from wrpo_operator.api import names
+from wrpo_operator.api import messages, names
 from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.plan.model import Experiment, Manifest, Refusal

@@ -23,6 +23,7 @@ class Resource:
 
     @property
     def api_version(self) -> str:
+        """Group and version as in the manifest."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
@@ -80,18 +81,22 @@ def meta(obj: JsonObject) -> JsonObject:
 
 
 def name_of(obj: JsonObject) -> str:
+    """Return metadata.name, or the empty string."""
     return str(meta(obj).get("name", ""))
 
 
 def namespace_of(obj: JsonObject) -> str:
+    """Return metadata.namespace, or the empty string for a cluster-scoped object."""
     return str(meta(obj).get("namespace", ""))
 
 
 def uid_of(obj: JsonObject) -> str:
+    """Return metadata.uid, or the empty string."""
     return str(meta(obj).get("uid", ""))
 
 
 def labels_of(obj: JsonObject) -> dict[str, str]:
+    """Return metadata.labels, never None."""
     return meta(obj).get("labels") or {}
 
 

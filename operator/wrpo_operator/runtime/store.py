@@ -115,10 +115,12 @@ class ObjectStore:
             self._remove(resource, key, known)
 
     def get(self, resource: Resource, namespace: str, name: str) -> JsonObject | None:
+        """Return a copy of an object; None if it is not stored."""
         found = self._objects.get(resource, {}).get((namespace, name))
         return None if found is None else found.unpack()
 
     def keys(self, resource: Resource) -> list[Key]:
+        """Return namespace and name of every object of a resource."""
         return list(self._objects.get(resource, {}))
 
     def items(self, resource: Resource, namespace: str | None = None) -> Iterator[JsonObject]:

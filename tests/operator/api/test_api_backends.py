@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from wrpo_operator.api import conditions as messages
+from wrpo_operator.api import messages
 from wrpo_operator.api.backends import BACKENDS, CHART_FILE, CHILD_KINDS, HEADER, BackendKind, chart_facts, main
+from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.crd import schema
 from wrpo_operator.api.names import child_name
 from wrpo_operator.api.pod_template import protected_field_errors
@@ -88,7 +89,7 @@ def test_a_missing_backend_is_told_with_its_product_and_a_foreign_init_container
         "The cluster does not know kind JobSet. Install JobSet; the experiment then continues. "
         "Or set training.backend to an installed one: PyTorchJob, TrainJob."
     )
-    told = messages.noted(messages.Reason.POD_SECURITY, "violates PodSecurity")
+    told = messages.noted(Reason.POD_SECURITY, "violates PodSecurity")
     assert told == (
         "violates PodSecurity. Allow the pod in the namespace, or change spec.podTemplate. PyTorchJob adds the init "
         "container `init-pytorch`; training.backend: TrainJob or JobSet does not."
