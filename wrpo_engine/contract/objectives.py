@@ -40,6 +40,7 @@ class Setting(StrEnum):
         belongs: str,
         at_admission: bool,
     ) -> Self:
+        """Create a member whose value is the name of the field."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.neutral, member.no_effect = neutral, no_effect
@@ -80,6 +81,7 @@ class Form(StrEnum):
     settings: tuple[Setting, ...]
 
     def __new__(cls, value: str, needs_reference: bool, settings: tuple[Setting, ...]) -> Self:
+        """Create a member whose value is the name of the form."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.needs_reference, member.settings = needs_reference, settings
@@ -107,6 +109,7 @@ class Objective(StrEnum):
     """True: the rows hold y_ws in addition to y_wt, weighted by alpha. These are the WRPO objectives."""
 
     def __new__(cls, value: str, form: Form | None, has_source: bool) -> Self:
+        """Create a member whose value is the name in the spec."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.form, member.has_source = form, has_source

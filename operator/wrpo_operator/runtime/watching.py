@@ -104,6 +104,7 @@ class WatchSession:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
+        """Start kopf in a task of the running event loop."""
         self._task = asyncio.create_task(self._run(), name="kopf")
 
     async def wait_ended(self) -> BaseException | None:
