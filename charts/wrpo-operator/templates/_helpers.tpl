@@ -1,4 +1,4 @@
-{{- /* Name of everything the release owns. A Service's may have no dots and must begin with a letter, a release's need not. */ -}}
+{{- /* Name of all objects of the release. Unlike a release's, a Service's name has no dots and begins with a letter. */ -}}
 {{- define "wrpo.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
 {{- $full := ternary $name (printf "%s-%s" .Release.Name $name) (contains .Release.Name $name) -}}
@@ -35,7 +35,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
 {{- end -}}
 
-{{- /* Whether the progress endpoint speaks TLS: empty for no. */ -}}
+{{- /* Whether the progress endpoint uses TLS; empty if not. */ -}}
 {{- define "wrpo.tls" -}}
 {{- if and .Values.progress.enabled .Values.progress.tls.enabled -}}true{{- end -}}
 {{- end -}}
@@ -52,7 +52,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- default (printf "%s-progress-tls" (include "wrpo.fullname" .)) .Values.progress.tls.existingSecret -}}
 {{- end -}}
 
-{{- /* Puts {ca, cert, key} (base64) under progress.tls.made: the stored certificate, else a new one, once for all templates. */ -}}
+{{- /* Sets progress.tls.made to {ca, cert, key} (base64), once for all templates: the stored certificate, else a new one. */ -}}
 {{- define "wrpo.makeCertificate" -}}
 {{- if not (hasKey .Values.progress.tls "made") -}}
 {{- $stored := (lookup "v1" "Secret" .Release.Namespace (include "wrpo.tlsSecret" .)).data | default dict -}}
@@ -68,7 +68,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{- /* What the operator may do where experiments live. Every verb is used; no verb reads Secrets. */ -}}
+{{- /* Rights of the operator in namespaces of experiments. Every verb is used; no verb reads Secrets. */ -}}
 {{- define "wrpo.rules" -}}
 # One is read alone when its status was written by somebody else in between.
 - apiGroups: [wrpo.ai]
@@ -121,7 +121,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
 
-{{- /* A list of strings as CEL writes it; trailing slashes do not count. The schema lets no quotes in. */ -}}
+{{- /* A list of strings in CEL, without trailing slashes. The schema allows no quotes. */ -}}
 {{- define "wrpo.celStrings" -}}
 [{{ range $index, $value := . }}{{ if $index }}, {{ end }}'{{ trimSuffix "/" $value }}'{{ end }}]
 {{- end -}}

@@ -15,7 +15,7 @@ class ConditionType(StrEnum):
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     SOURCES_DEGRADED = "SourcesDegraded"
-    """True while the experiment runs without sources that failed for good (spec.sampling.onSourceFailure)."""
+    """True while the experiment runs without sources that failed permanently (spec.sampling.onSourceFailure)."""
 
 
 class Reason(StrEnum):

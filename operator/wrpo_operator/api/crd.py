@@ -68,7 +68,7 @@ def schema() -> Schema:
     """Return the structural schema of the whole object."""
     return {
         "type": "object",
-        "description": "An experiment: source models train a target by preference optimisation (arXiv:2412.03187).",
+        "description": "An experiment: source models teach a target by preference optimisation (arXiv:2412.03187).",
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string"},

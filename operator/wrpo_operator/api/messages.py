@@ -84,7 +84,7 @@ def sources_lost(failures: Mapping[str, str]) -> str:
 
 def no_failure() -> str:
     """Return the message of an experiment without a final failure."""
-    return "No stage has failed for good."
+    return "No stage has failed permanently."
 
 
 def stage_failed(stage: str, attempt: int, failed: int, limit: int, cause: str) -> str:

@@ -27,7 +27,7 @@ INTRODUCTION = f"""\
 
 `{names.API_VERSION}`, kind `{names.KIND}`, namespaced; short names {_SHORT}.
 
-One experiment: source models train a target model by preference optimisation (arXiv:2412.03187). The same text is in
+One experiment: source models teach a target model by preference optimisation (arXiv:2412.03187). The same text is in
 `kubectl explain {names.PLURAL}.spec --recursive`.
 
 - A field without a default may be omitted unless it is marked required; its description states the effect.

@@ -251,7 +251,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         (Scheduling,),
         "!(has(self.podGroup) && has(self.queueName))",
-        "a queue admits whole gangs by itself; remove podGroup or queueName",
+        "a queue already admits whole gangs; remove podGroup or queueName",
         lambda m: m.pod_group is None or m.queue_name is None,
     ),
     *(_setting_rule(setting) for setting in Setting if setting.at_admission),

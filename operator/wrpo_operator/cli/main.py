@@ -78,7 +78,7 @@ def _version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
 def main() -> None:
-    """Run WRPO experiments: several source LLMs train one target LLM.
+    """Run WRPO experiments: several source LLMs teach one target LLM.
 
     \b
     A first experiment on this machine:

@@ -61,7 +61,7 @@ def decide_next(
     `attempts` are oldest first; `failures` counts those after number `forgiven` that used up a retry, `disruptions`
     the consecutive ones so far that the cluster terminated.
     Invariants: a disruption never uses up a retry; a bad config is never retried; an attempt that was recorded as
-    active but has no child (deleted by hand, or not yet seen) keeps its number, so it can never run twice at once.
+    active but has no child (deleted manually, or not yet observed) keeps its number, so it never runs twice.
     """
     if not attempts:
         return StartAttempt(1)

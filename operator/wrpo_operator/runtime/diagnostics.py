@@ -159,7 +159,7 @@ class DiagnosticsClient:
     ) -> dict[str, tuple[Note, ...]]:
         """Return why children wait, by uid.
 
-        A `waiter` gets what is cached at once, and is woken when that has changed; with `must_know` it waits where
+        A `waiter` gets cached values immediately, and is woken when they change; with `must_know` it waits if
         nothing is cached. A gang counts as running as soon as one of its pods runs, and may still wait for the others.
         """
 

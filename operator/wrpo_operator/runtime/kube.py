@@ -110,7 +110,7 @@ class KubeClient(Protocol):
 async def list_all(
     client: KubeClient, resource: Resource, namespace: str | None = None, **selectors: str
 ) -> list[JsonObject]:
-    """Return all items at once; `label_selector` and `field_selector` as in KubeClient.pages."""
+    """Return all items of a list; `label_selector` and `field_selector` as in KubeClient.pages."""
     return [item async for page in client.pages(resource, namespace, **selectors) for item in page.items]
 
 

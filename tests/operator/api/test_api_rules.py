@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "exclude each other"),
     "a PodGroup that nobody reads": ({"scheduling": {"podGroup": "SchedulerPlugins"}}, "set schedulerName"),
     "a PodGroup in a queue": (
-        {"scheduling": {"podGroup": "Volcano", "queueName": "q"}}, "a queue admits whole gangs by itself"),
+        {"scheduling": {"podGroup": "Volcano", "queueName": "q"}}, "a queue already admits whole gangs"),
     "tau without IPO": ({"training": {"tau": 0.2}}, "tau belongs to the IPO forms"),
     "gamma without SimPO": ({"training": {"gamma": 0.3}}, "gamma is a margin of the SimPO forms"),
     "smoothed labels in IPO": ({"training": {"objective": "IPO", "labelSmoothing": 0.1}}, "belongs to the DPO forms"),
