@@ -164,7 +164,10 @@ def _text(line: int, text: str) -> Iterator[Passage]:
     number = line
     for paragraph in re.split(r"(\n(?:\s*\n)+)", _without_margin(text)):
         if paragraph.strip() and not paragraph.startswith("    "):
-            yield Passage(number, INLINE_CODE.sub(lambda code: CODE + "\n" * code[0].count("\n"), paragraph))
+            prose = INLINE_CODE.sub(lambda code: CODE + "\n" * code[0].count("\n"), paragraph)
+            # Click does not wrap a paragraph that begins with a backspace: each of its lines is an item.
+            items = prose.split("\n") if prose.startswith("\b") else [prose]
+            yield from (Passage(number + index, item) for index, item in enumerate(items))
         number += paragraph.count("\n")
 
 

@@ -64,6 +64,12 @@ def test_examples_in_a_docstring_are_not_prose(tmp_path: Path) -> None:
     assert [finding.line for finding in found(tmp_path, "module.py", module)] == [6]
 
 
+def test_each_line_of_a_paragraph_that_click_does_not_wrap_is_a_sentence(tmp_path: Path) -> None:
+    items = "  item one of the list\\n" * 20
+    module = f'HELP = "A list.\\n\\n\\b\\nItems:\\n{items}  it lies"\n'
+    assert [finding.rule for finding in found(tmp_path, "module.py", module)] == ["Idiom"]
+
+
 def test_descriptions_of_a_schema_are_prose_and_its_names_are_not(tmp_path: Path) -> None:
     schema = "properties:\n  lies:\n    type: string\n    description: it lies and it waits\n"
     assert [finding.line for finding in found(tmp_path, "crd.yaml", schema)] == [4]
