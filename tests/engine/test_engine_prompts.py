@@ -338,7 +338,7 @@ BAD_INPUTS = {
     "JSON lines called .txt": (
         renamed_jsonl,
         65,
-        "line 1 of {dir}/p.txt is a JSON object, but of a .txt file each line is a prompt as it stands",
+        "line 1 of {dir}/p.txt is a JSON object, but of a .txt file each line is a prompt, verbatim",
     ),
     "a comma that is not quoted": (
         more_cells,

@@ -1,1 +1,1 @@
-"""Row formats of triples, for reading and writing: ours, the published one, and what other tools write."""
+"""Row formats of triples, for reading and writing: the engine's, the published one, and those of other tools."""

@@ -1,4 +1,4 @@
-"""What a dataset card (README.md) says about a directory's files: `configs` in its front matter, as hubs read it."""
+"""Dataset cards (README.md): a directory's `configs` in the front matter, as hubs read them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FENCE = "---"
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Configurations by name: split -> patterns of files, or the directory below which files tell their split."""
+    """Configurations by name: split -> patterns of files, or the directory below which file names give the split."""
 
     configs: Mapping[str, Mapping[str, Sequence[str]] | str]
     default: str | None
-    """The configuration that is meant where none is named."""
+    """The default configuration."""
 
 
 def matching(directory: Path, patterns: Sequence[str]) -> list[Path]:
@@ -38,7 +38,7 @@ def matching(directory: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def read_card(directory: Path) -> Card | None:
-    """Return what the card says about files; None without a card or without `configs`. DataError if it is wrong."""
+    """Return the card's configurations; None without a card or without `configs`. DataError if the card is invalid."""
     path = directory / _CARD
     if not path.is_file():
         return None
@@ -51,7 +51,7 @@ def read_card(directory: Path) -> Card | None:
     try:
         front = yaml.safe_load("\n".join(lines[1 : ends[0]]))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise _wrong(path, f"its front matter is no YAML: {(str(error).splitlines() or ['?'])[0]}") from error
+        raise _wrong(path, f"its front matter is not valid YAML: {(str(error).splitlines() or ['?'])[0]}") from error
     entries = front.get("configs") if isinstance(front, dict) else None
     if not entries:
         return None
@@ -63,7 +63,7 @@ def read_card(directory: Path) -> Card | None:
 
 
 def _refuse_repeated(what: str, found: Sequence[str], path: Path) -> None:
-    """Refuse a name that is there twice: one of its entries would be left out in silence."""
+    """Refuse a name that occurs twice, because one of its entries would be ignored silently."""
     if twice := next((name for name in found if found.count(name) > 1), None):
         raise _wrong(path, f"it has the {what} {shown(twice)} twice")
 

@@ -27,7 +27,7 @@ IN is one of
   a hub id       OWNER/NAME
 
 \b
-OUT is a path, storage://PATH below --storage, or s3://BUCKET/PATH; nothing that is there is replaced.
+OUT is a path, storage://PATH below --storage, or s3://BUCKET/PATH; existing data are not replaced.
 
 \b
 Rows that are read
@@ -40,9 +40,9 @@ Rows that are read
   {"instruction", "input", "chosen", "rejected"}   Alpaca pairs; `output: [chosen, rejected]` likewise
 Messages have role and content, or from and value; roles are user or human, assistant, gpt, model or bot, system.
 
-A row holds one user turn and its answers. One that has more before the answers (a system turn, earlier turns, the
-beginning of the answer), or whose columns ask different things, is an error that names it. Without prompt_id it is the
-sha256 of the prompt.
+A row holds one user turn and its responses. A row with more before the responses is an error that names it: a system
+turn, earlier turns, or the beginning of the response. So is a row whose columns ask different things. Without
+prompt_id the id is the sha256 of the prompt.
 
 \b
 --to
@@ -64,8 +64,10 @@ Examples:
 @click.argument("source", metavar="IN")
 @click.argument("output", metavar="OUT")
 @click.option("--to", "kind", type=click.Choice([kind.value for kind in Format]), required=True, help="See above.")
-@click.option("--storage", metavar="DIR|s3://BUCKET/PREFIX", help="What addresses and storage:// refer to.")
-@click.option("--split", default="train", show_default=True, help="Of a hub data set, a directory or a DatasetDict.")
+@click.option("--storage", metavar="DIR|s3://BUCKET/PREFIX", help="Storage that addresses and storage:// refer to.")
+@click.option(
+    "--split", default="train", show_default=True, help="Split of a hub data set, a directory or a DatasetDict."
+)
 @click.option("--config", help="Configuration of a hub data set or of a directory's dataset card.")
 @click.option(
     "--system",
@@ -79,7 +81,7 @@ Examples:
     type=click.Choice(["refuse", "skip"]),
     default="refuse",
     show_default=True,
-    help="The first row that cannot be taken is an error, or all are left out and counted.",
+    help="The first unusable row is an error, or all unusable rows are left out and counted.",
 )
 def command(
     source: str,
@@ -91,6 +93,7 @@ def command(
     system: str,
     bad_rows: str,
 ) -> int:
+    """Convert the rows of `source`, write them to `output`, and return the exit code."""
     locator = Locator(storage, os.environ, lambda: datetime.now(UTC))
     found = locator.artifact(source)
     place = str(found[0].file("triples.parquet")) if found else locator.local(source)
@@ -99,7 +102,7 @@ def command(
     table = triples.table
     if not table.height:
         counted = _counted(triples.skipped)
-        raise DataError(f"{source}: no row can be taken; {counted}", code="DatasetEmpty", hint="See --bad-rows refuse.")
+        raise DataError(f"{source}: no row can be used; {counted}", code="DatasetEmpty", hint="See --bad-rows refuse.")
     if kind == Format.ARTIFACT:
         store = Locator(None, os.environ, lambda: datetime.now(UTC)).store(output)
         artifact = write_artifact(table, store)
@@ -110,7 +113,7 @@ def command(
     if triples.skipped:
         click.echo(f"left out: {_counted(triples.skipped)}", err=True)
     if echoes := table.filter(is_echo("source_chosen") | is_echo("target_chosen")).height:
-        click.echo(f"warning: in {echoes} rows a preferred answer is the prompt; `wrpo lint` names them", err=True)
+        click.echo(f"warning: in {echoes} rows a preferred response is the prompt; `wrpo lint` names them", err=True)
     return ExitCode.OK
 
 

@@ -1,8 +1,8 @@
-"""Which files of a directory are the data of a split.
+"""Selection of the files of a directory that hold a split.
 
 The same rules hold for a volume, a bucket's prefix and a snapshot of a hub's repository, and they are those by which
 `datasets` reads a directory: what the dataset card says, else files `data/SPLIT-00000-of-00001.*`, else names of
-directories, else names of files. So the data that others hold out are held out here.
+directories, else names of files. So data that are held out elsewhere are held out here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _DOCUMENT = re.compile(
     r"([\W_].*)?$",
     re.IGNORECASE,
 )
-"""Texts that repositories of data have beside them, under these names with .txt or without a suffix."""
+"""Texts that accompany data in repositories, under these names with .txt or without a suffix."""
 _METADATA = re.compile(
     r"^(metadata|dataset_infos?|dataset_dict|state|config|generation_config|manifest|croissant)\.\w+$", re.IGNORECASE
 )
@@ -65,7 +65,7 @@ class Selected:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What a reader asks for, and how it names its own settings in errors."""
+    """The request of a reader, and the names of its settings in errors."""
 
     split: str
     suffixes: Sequence[str]
@@ -74,7 +74,7 @@ class Wanted:
     """(setting, rule, hint) -> the error. Settings: `data`, `split`, `config`."""
     config: str | None = None
     only_split: bool = False
-    """Whether the only split there is will do, whatever its name."""
+    """Whether the only split is accepted under any name."""
 
 
 def file_split(path: Path, wanted: Wanted) -> None:
@@ -98,10 +98,10 @@ def _other_type(path: Path, wanted: Wanted) -> tuple[str, str]:
 
 
 def select(directory: Path, wanted: Wanted) -> Selected:
-    """Return the files of the wanted split; the error says which splits there are.
+    """Return the files of the requested split; the error says which splits there are.
 
-    Hidden files and what is no data by its name are left out. Data of several types are refused: which of them are
-    meant is not to be guessed.
+    Hidden files and files that are not data by their names are left out. Data of several types are refused: the engine
+    does not guess which are meant.
     """
     found = _files_below(directory)
     data = [path for path in found if _is_data(path)]
@@ -135,7 +135,7 @@ def _files_below(directory: Path) -> list[Path]:
     paths = [path for path in directory.rglob("*") if not _is_hidden(path.relative_to(directory))]
     if broken := [path for path in paths if path.is_symlink() and not path.exists()]:
         raise DataError(
-            f"{broken[0]} is a link to {broken[0].readlink()}, which is not there",
+            f"{broken[0]} is a link to {broken[0].readlink()}, which does not exist",
             code="DatasetDamaged",
             hint="Download the data set again, or remove the link.",
         )
@@ -197,7 +197,7 @@ def _splits_by_name(directory: Path, data: Sequence[Path]) -> dict[str, list[Pat
 
 
 def _held_out(data: Sequence[Path]) -> list[Path]:
-    """Return the files that somebody holds out, under names that say no split by the rules of `datasets`.
+    """Return the files with held-out data under names that denote no split by the rules of `datasets`.
 
     Their names have such a word by itself (`testSet`, `hold-out`), or are that of another file with such a word where
     the other has `train` (`mytest` and `mytrain`).

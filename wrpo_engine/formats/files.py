@@ -17,7 +17,7 @@ TABLES = (".parquet", ".jsonl", ".json", ".ndjson", ".csv", ".tsv")
 """File types whose rows have columns."""
 LINES = ".txt"
 _MAX_CSV_CHARS = 1 << 30
-"""Of one value: the csv module's own limit of 128 Ki is below what people ask."""
+"""Of one value: the csv module's own limit of 128 Ki is below the length of real prompts."""
 
 
 def rows_of(path: Path, *, column: str | None = None, field: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -41,7 +41,7 @@ def lines_of(path: Path, *, field: str | None = None) -> Iterator[str]:
     for number, line in enumerate(decoded_lines(path, field=field), start=1):
         if number == 1 and _is_object(line):
             raise DataError(
-                f"line 1 of {path} is a JSON object, but of a {LINES} file each line is a prompt as it stands",
+                f"line 1 of {path} is a JSON object, but of a {LINES} file each line is a prompt, verbatim",
                 code="DatasetFormat",
                 field=field,
                 hint="Rename the file so that it ends with .jsonl.",

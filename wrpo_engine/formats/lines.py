@@ -1,4 +1,4 @@
-"""Lines of UTF-8 text and JSON objects from files; what cannot be decoded is named by file, line and byte."""
+"""Readers of lines of UTF-8 text and JSON objects; decoding errors name file, line and byte."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def decoded_lines(path: Path, *, field: str | None = None) -> Iterator[str]:
 def json_objects(path: Path, *, field: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (row number, object) of a JSON list, or of one object a line: both are common under either name.
 
-    The number is the position in the list, or the line. Raises DataError for anything but objects, for a key that an
-    object has twice, and for values nested deeper than a hundred levels.
+    The number is the position in the list, or the line. Raises DataError if a value is not an
+    object, if an object has a key twice, and if values are nested deeper than a hundred levels.
     """
     with path.open("rb") as stream:
         is_list = stream.read(_PEEK_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")

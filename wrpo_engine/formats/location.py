@@ -1,4 +1,4 @@
-"""Where data lie, as users write it: a path, storage://PATH or an artifact's address below a storage, an s3:// URI."""
+"""Locations of data as users write them: a path, storage://PATH, an artifact's address in a storage, an s3:// URI."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Locator:
 
 def _no_storage() -> UsageError:
     return UsageError(
-        "this address lies in a storage, but none is named",
+        "this address is relative to a storage, but none is given",
         hint="Add --storage DIRECTORY or --storage s3://BUCKET/PREFIX.",
     )
 
@@ -133,4 +133,6 @@ def _manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise DataError(f"{path} is no valid manifest: {error.errors()[0]['msg']}", code="ArtifactDamaged") from error
+        raise DataError(
+            f"{path} is not a valid manifest: {error.errors()[0]['msg']}", code="ArtifactDamaged"
+        ) from error

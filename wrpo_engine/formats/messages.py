@@ -1,7 +1,7 @@
 """Messages and conversations as other tools write them, as turns of user, assistant and system.
 
-Read are `role`/`content` and `from`/`value`, a message alone or in a list, contents of text parts, conversations that
-a tool wrote as text (JSON, or Python's own notation), and dialogues as HH-RLHF writes them. What a turn cannot hold
+Messages have `role`/`content` or `from`/`value`, alone or in a list; a content may consist of text parts. Conversations
+may also be text: JSON, Python's own notation, or dialogues as HH-RLHF writes them. What a turn cannot hold
 (another role, an image, a tool call) is never left out silently: reading raises NotTurns.
 """
 
@@ -19,7 +19,7 @@ from wrpo_engine.formats.shown import names, shown
 
 
 class Role(StrEnum):
-    """Who speaks."""
+    """The speaker of a message."""
 
     USER = "user"
     ASSISTANT = "assistant"
@@ -35,7 +35,7 @@ _ROLE_KEYS = ("role", "from")
 _WRAPPERS = ("messages", "conversations", "conversation")
 _TEXT_PARTS = {None, "text", "input_text", "output_text"}
 _BESIDE_TEXT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
-"""Keys of a message that are part of what was said, but not of its text."""
+"""Keys of a message that belong to its content, but not to its text."""
 _AS_TEXT = re.compile(r"""\[?\s*\{\s*["'](role|from|content|value|messages|conversations?)["']\s*:""")
 _ROLE_AS_TEXT = re.compile(rf"""["'](?:{"|".join(_ROLE_KEYS)})["']:\s?["'](?:{"|".join(_ROLES)})["']""", re.IGNORECASE)
 _USER_FIRST = re.compile(r"\s*(Human|User):")
@@ -44,12 +44,12 @@ _ANSWER = re.compile(r"\n\n(Assistant|Bot|AI):")
 
 
 class NotTurns(Exception):  # noqa: N818 (callers turn it into an error that names the row)
-    """A value that is no text, message or conversation; `str()` says what is wrong with it."""
+    """A value that is not a text, message or conversation; `str()` names the fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side said."""
+    """A message of one side."""
 
     role: Role
     text: str
@@ -73,6 +73,7 @@ def turns_of(value: Any, *, speaker: Role) -> list[Turn]:
 
 
 def is_list(value: Any) -> bool:
+    """Return whether a value is a list, not a text or bytes."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
 
 
@@ -97,13 +98,13 @@ def _turn(message: Any) -> Turn:
 
 
 def role_of(message: Any) -> Role | None:
-    """Return who speaks in a message, in whatever letters it is written; None of what is no message of a known role."""
+    """Return the role of a message, case ignored; None if it is not a message of a known role."""
     said = _first(message, *_ROLE_KEYS) if isinstance(message, Mapping) else None
     return _ROLES.get(said.strip().lower()) if isinstance(said, str) else None
 
 
 def content_of(message: Mapping[str, Any]) -> Any:
-    """Return what a message says, as it is written."""
+    """Return the text of a message, unchanged."""
     return _first(message, "content", "value")
 
 
@@ -112,7 +113,7 @@ def _first(message: Mapping[str, Any], *keys: str) -> Any:
 
 
 def text_of(content: Any) -> tuple[str | None, list[str]]:
-    """Return a content's text, text parts joined by line breaks, and what parts it has beside them.
+    """Return a content's text, text parts joined by line breaks, and the kinds of its other parts.
 
     Raises NotTurns for a content that is neither a text nor parts.
     """
@@ -131,7 +132,7 @@ def text_of(content: Any) -> tuple[str | None, list[str]]:
             texts.append(part["text"])
         else:
             kind = part.get("type") if isinstance(part, Mapping) else part
-            others.append(f"a part that is no text ({shown(kind)})")
+            others.append(f"a part that is not text ({shown(kind)})")
     return ("\n".join(texts) if texts else None), others
 
 
@@ -142,7 +143,8 @@ def _is_text_type(kind: Any) -> bool:
 def conversation_in(text: str) -> Any:
     """Return the messages that a text holds as JSON or in Python's notation, or those of a dialogue; None of others.
 
-    Raises NotTurns if the text begins like messages and cannot be read as such: its source must not pass for a text.
+    Raises NotTurns if the text begins like messages and cannot be read as such: its source must not be treated as a
+    text.
     """
     if (dialogue := dialogue_turns(text)) is not None:
         return [{"role": turn.role.value, "content": turn.text} for turn in dialogue]

@@ -1,4 +1,4 @@
-"""Parquet files of other tools: whatever is wrong with one is a DataError that names it."""
+"""Reader of Parquet files of other tools: every fault of a file is a DataError that names it."""
 
 from __future__ import annotations
 

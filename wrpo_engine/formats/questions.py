@@ -1,4 +1,4 @@
-"""The question of a row: which columns give it, whether they agree, and what of it a single user turn cannot hold."""
+"""The question of a row: the columns that give it, their agreement, and what a single user turn cannot hold."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from wrpo_engine.formats.messages import NotTurns, Role, Turn, turns_of
 from wrpo_engine.formats.shown import shown
 
 PROMPT_COLUMNS = ("prompt", "messages", "conversations", "conversation", "instruction", "question", "query", "input")
-"""Columns that give the question, in the order in which they are looked at."""
+"""Columns that give the question, in the order in which they are read."""
 _SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 CONTEXT_COLUMNS = (*_SYSTEM_COLUMNS, "history", "context", "tools", "images", "image")
-"""Columns that say something beside the question and the answers."""
+"""Columns with content other than the question and the responses."""
 _CONVERSATIONS = frozenset({"messages", "conversations", "conversation"})
 
 
 class Fault(StrEnum):
-    """Why a row that can be read is not what its answers belong to. The values are the names of lint's rules."""
+    """Faults of a readable row whose prompt is not its responses' prompt. The values are the names of lint's rules."""
 
     PROMPTS_DIFFER = "prompts-differ"
     CONTEXT = "context-left-out"
@@ -38,7 +38,7 @@ class FaultOf:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The turns before the answer, and the column that gives them."""
+    """The turns before the response, and the column that gives them."""
 
     column: str
     turns: Sequence[Turn]
@@ -46,7 +46,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The user's turn that the answers belong to."""
+    """The user's turn that the responses belong to."""
 
     column: str
     text: str
@@ -54,10 +54,10 @@ class Question:
 
 
 def heads_of(row: Mapping[str, Any], answer: str) -> list[Head]:
-    """Return what the row's prompt columns say: the first one that says something, and all conversations beside it.
+    """Return the turns of the row's prompt columns: the first one with content, and all other conversations.
 
-    A conversation may end with the answer, which is then no part of the question. Raises NotTurns, with the column in
-    `args[1]`.
+    A conversation may end with the response, which is then not part of the question. Raises NotTurns, with the column
+    in `args[1]`.
     """
     heads: list[Head] = []
     for column in PROMPT_COLUMNS:
@@ -76,7 +76,7 @@ def heads_of(row: Mapping[str, Any], answer: str) -> list[Head]:
 
 
 def read_column(row: Mapping[str, Any], column: str, *, speaker: Role) -> list[Turn]:
-    """Return the turns of a column; NotTurns carries the column's name beside what is wrong."""
+    """Return the turns of a column; NotTurns carries the column's name in addition to the fault."""
     try:
         return turns_of(row.get(column), speaker=speaker)
     except NotTurns as error:
@@ -86,7 +86,7 @@ def read_column(row: Mapping[str, Any], column: str, *, speaker: Role) -> list[T
 def question_of(row: Mapping[str, Any], heads: Sequence[Head], *, prepend_system: bool) -> Question | None:
     """Return the question that all heads give, or None if no head has a user's turn.
 
-    The longest head counts: one of a single user turn that ends a longer one leaves out what stands before it.
+    The longest head counts: one of a single user turn that ends a longer one leaves out what comes before it.
     """
     asked = [head for head in heads if any(turn.role is Role.USER for turn in head.turns)]
     if not asked:
@@ -109,7 +109,7 @@ def question_of(row: Mapping[str, Any], heads: Sequence[Head], *, prepend_system
 
 
 def _significant(turns: Sequence[Turn]) -> list[Turn]:
-    """Leave out system turns that say nothing, and the empty answer with which a prompt for generation ends."""
+    """Leave out empty system turns, and the empty response with which a prompt for generation ends."""
     said = [turn for turn in turns if turn.role is not Role.SYSTEM or turn.text.strip()]
     return said[:-1] if said and said[-1].role is Role.ASSISTANT and not said[-1].text.strip() else said
 
@@ -126,6 +126,7 @@ def _difference(head: Head, whole: Head) -> FaultOf | None:
 
 
 def same_text(one: str, other: str) -> bool:
+    """Return whether two texts are equal except for blanks and Unicode normal form."""
     return one == other or _words(one) == _words(other)
 
 
@@ -140,15 +141,16 @@ def _said(turns: Sequence[Turn]) -> str:
 def _turns_left_out(column: str, turns: Sequence[Turn]) -> list[FaultOf]:
     spoken = [turn for turn in turns if turn.role is not Role.SYSTEM]
     if spoken[-1].role is Role.ASSISTANT:
-        what = f"ends with the beginning of the answer, {shown(spoken[-1].text)}"
+        what = f"ends with the beginning of the response, {shown(spoken[-1].text)}"
         return [FaultOf(Fault.CONTEXT, column, what)]
     if len(spoken) > 1:
-        return [FaultOf(Fault.CONTEXT, column, f"has a conversation of several turns, {len(spoken)} before the answer")]
+        what = f"has a conversation of several turns, {len(spoken)} before the response"
+        return [FaultOf(Fault.CONTEXT, column, what)]
     return []
 
 
 def _system_columns(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return the system turns in columns of their own, with their columns."""
+    """Return the system turns in separate columns, with their columns."""
     values = ((row.get(name), name) for name in _SYSTEM_COLUMNS)
     return {value: name for value, name in values if isinstance(value, str) and value.strip()}
 
@@ -158,7 +160,7 @@ def _columns_left_out(row: Mapping[str, Any], whole: Head, text: str) -> list[Fa
     used = {whole.column, "input"} if whole.column == "instruction" else {whole.column}
     texts = [name for name in PROMPT_COLUMNS if name not in _CONVERSATIONS and name not in used]
     others = [name for name in CONTEXT_COLUMNS if name not in _SYSTEM_COLUMNS or not isinstance(row.get(name), str)]
-    # A number beside the question is no part of it; NaN is what pandas writes for nothing.
+    # A number in another column is not part of the question; NaN is what pandas writes for nothing.
     said = {name: row[name] for name in [*texts, *others] if isinstance(row.get(name), str | dict | list) and row[name]}
     asked = _said(whole.turns) if said else ""
     left_out = {name: value for name, value in said.items() if not (isinstance(value, str) and _words(value) in asked)}

@@ -1,4 +1,4 @@
-"""Triples and prompts from wherever they are: files, directories, `datasets` directories, artifacts, the hub."""
+"""Readers of triples and prompts from files, directories, `datasets` directories, artifacts and the hub."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ class Table:
 
     @property
     def height(self) -> int:
+        """Number of rows."""
         return len(self.objects) if self.frame is None else self.frame.height
 
     def rows(self) -> Iterable[tuple[int, Mapping[str, Any]]]:
@@ -101,7 +102,7 @@ def _as_triples(table: Table, reading: Reading, *, keep_faults: bool) -> Triples
 
 
 def _is_ours(frame: pl.DataFrame) -> bool:
-    """Whether every row can be taken column by column: the engine's columns and types, without holes or context."""
+    """Return whether the columns can be used as they are: the engine's columns and types, without nulls or context."""
     schema = frame.schema
     needed = {"prompt", "target_chosen", "rejected"}
     allowed = {name: {kind, pl.Null} for name, kind in TRIPLES.items()} | {name: {pl.String} for name in needed}
@@ -137,7 +138,7 @@ def _files(path: Path, split: str, config: str | None) -> Sequence[Path]:
                 return [path / name]
     selected = select(path, wanted)
     for note in selected.notes:
-        # Tools configure no logging: warnings reach stderr all the same.
+        # Tools configure no logging: warnings reach stderr by default.
         log.warning("%s", note)
     return selected.files
 

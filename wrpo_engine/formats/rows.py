@@ -1,4 +1,4 @@
-"""One row of preference data as other tools write it, to one of ours."""
+"""Conversion of one row of other tools' preference data to the engine's format."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ TEXTS = ("prompt", "source_chosen", "target_chosen", "rejected")
 _COLUMNS = {
     name.replace("_", ""): name for name in (*TEXTS, *PROMPT_COLUMNS, *CONTEXT_COLUMNS, "chosen", "rejected", "output")
 }
-"""The columns of the question and its answers, by their letters."""
+"""The columns of the question and its responses, by their letters."""
 _KNOWN = frozenset(_COLUMNS.values())
 _OPTIONAL = [name for name in TRIPLES if name not in {"prompt_id", "prompt", "target_chosen", "rejected"}]
 NEEDED = (
-    "a prompt (`prompt`, `question`, `instruction`, `messages`, `conversations`, or turns before the answer in "
-    "`chosen` and `rejected`) and the answers `chosen` and `rejected`"
+    "a prompt (`prompt`, `question`, `instruction`, `messages`, `conversations`, or turns before the response in "
+    "`chosen` and `rejected`) and the responses `chosen` and `rejected`"
 )
 _HINT = "`wrpo-engine convert --help` shows the row formats that are read."
 
@@ -56,7 +56,7 @@ class Reading:
 
 @dataclass(kw_only=True)
 class Triples:
-    """What was read: the rows, and what was not as it should be."""
+    """The rows that were read, and the faulty ones."""
 
     table: pl.DataFrame
     faults: list[tuple[int, FaultOf]] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Triples:
 
 
 class _BadRow(Exception):  # noqa: N818 (becomes a DataError with the row's number)
-    """A row of no format that is read."""
+    """A row of an unknown format."""
 
     def __init__(self, what: str, *, column: str | None = None) -> None:
         super().__init__(f"{f'column `{column}` ' if column else ''}{what}")
@@ -91,9 +91,9 @@ def read_rows(
     - ours: prompt, target_chosen, rejected, perhaps source_chosen and the other columns
     - published: prompt (a text, a message, a conversation), chosen [y_ws, y_wt] or [y_wt], rejected [y_l]
     - pairs of other tools: chosen and rejected as texts, messages or conversations, or `output` with both; the prompt
-      in a column of its own, or before the answers, in messages or in a dialogue as text
+      in a separate column, or before the responses, in messages or in a dialogue as text
 
-    The prompt is a single user turn. A row that has more before its answer, or whose columns disagree, has a fault:
+    The prompt is a single user turn. A row that has more before its response, or whose columns disagree, has a fault:
     DataError too, unless `keep_faults`.
     """
     reading = reading or Reading()
@@ -121,15 +121,15 @@ def read_rows(
 
 
 _FAULT_HINTS = {
-    Fault.PROMPTS_DIFFER: "All answers of a row must belong to one prompt. Correct the row, remove the column that is "
-    "about something else, or leave such rows out (--bad-rows skip).",
-    Fault.CONTEXT: "A row holds one user turn and its answers. Put a system turn before the prompt (--system prepend), "
-    "leave such rows out (--bad-rows skip), or remove the column that is about something else.",
+    Fault.PROMPTS_DIFFER: "All responses of a row must belong to one prompt. Correct the row, remove the column that "
+    "differs, or leave such rows out (--bad-rows skip).",
+    Fault.CONTEXT: "A row holds one user turn and its responses. Put a system turn before the prompt (--system "
+    "prepend), leave such rows out (--bad-rows skip), or remove the column that has more.",
 }
 
 
 def is_echo(column: str) -> pl.Expr:
-    """Return whether the answer in a column is the prompt itself; null where there is no answer."""
+    """Return whether the response in a column is the prompt itself; null where there is no response."""
     prompt = pl.col("prompt").str.strip_chars()
     return (pl.col(column).str.strip_chars() == prompt) & (prompt != "")
 
@@ -140,7 +140,7 @@ def bad_row(number: int, where: str, what: str, *, hint: str = _HINT) -> DataErr
 
 
 def text_in(row: Mapping[str, Any], name: str, number: int, where: str) -> str:
-    """Return the text of a row's column; DataError names both if there is none, or no valid Unicode."""
+    """Return the text of a row's column; DataError names both if there is none, or if it is not valid Unicode."""
     value = row.get(name)
     if value is None:
         raise bad_row(number, where, f"it lacks `{name}`; its columns: {names(row)}")
@@ -182,7 +182,7 @@ def _triple(row: Any, reading: Reading) -> tuple[dict[str, Any], list[FaultOf]]:
 def _named(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the row with the names of our columns, which others write as `Chosen` or `systemPrompt`.
 
-    A column that is read under one spelling only would be context that is left out in silence.
+    A column that is read under one spelling only would be context that is ignored silently.
     """
     named = {_COLUMNS.get(re.sub(r"[\W_]", "", str(name)).lower(), name): name for name in row if name not in _KNOWN}
     if not any(ours in _KNOWN for ours in named):
@@ -195,7 +195,7 @@ def _named(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _heads(row: Mapping[str, Any], answer: str) -> list[Head]:
-    # The engine's own prompts are texts, whatever they look like.
+    # The engine's own prompts are always texts, even if they look like conversations.
     if row.get("target_chosen") is not None and isinstance(row.get("prompt"), str):
         return [Head("prompt", [Turn(Role.USER, row["prompt"])])]
     return heads_of(row, answer)
@@ -219,7 +219,7 @@ def _checked(value: Any, name: str, kind: Any) -> Any:
             value.encode()
         except UnicodeEncodeError as error:
             at = f"U+{ord(value[error.start]):04X} at character {error.start + 1}"
-            raise _BadRow(f"holds half of a surrogate pair, {at}: it is no valid Unicode", column=name) from error
+            raise _BadRow(f"holds half of a surrogate pair, {at}: it is not valid Unicode", column=name) from error
     elif kind is pl.Boolean and not isinstance(value, bool):
         raise _BadRow(f"holds {shown(value)}, where true or false is needed", column=name)
     elif kind is pl.Float64:
@@ -237,7 +237,7 @@ def _number(value: Any, name: str) -> float:
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[list[str], str, list[Head]]:
-    """Return the chosen answers (y_ws, y_wt or y_wt alone), the rejected one, and what stands before them."""
+    """Return the chosen responses (y_ws, y_wt or y_wt alone), the rejected one, and the turns before them."""
     if row.get("target_chosen") is not None:
         texts = [row[name] for name in ("source_chosen", "target_chosen") if row.get(name) is not None]
         for name in ("source_chosen", "target_chosen", "rejected"):
@@ -250,13 +250,13 @@ def _answers(row: Mapping[str, Any]) -> tuple[list[str], str, list[Head]]:
     for name, (texts, _) in sides.items():
         most = 2 if name == "chosen" else 1
         if not 1 <= len(texts) <= most:
-            wanted = "the answers [y_ws, y_wt] or [y_wt]" if name == "chosen" else "one answer"
-            raise _BadRow(f"has {len(texts)} answers, where {wanted} must stand", column=name)
+            wanted = "the responses [y_ws, y_wt] or [y_wt]" if name == "chosen" else "one response"
+            raise _BadRow(f"has {len(texts)} responses; expected {wanted}", column=name)
     return chosen, rejected[0], [*before_chosen, *before_rejected]
 
 
 def _sides(row: Mapping[str, Any]) -> dict[str, Sequence[Turn]]:
-    """Return the turns of both answers by the columns that give them."""
+    """Return the turns of both responses by the columns that give them."""
     pair = row.get("output")
     if row.get("chosen") is None and row.get("rejected") is None and isinstance(pair, list) and len(pair) == 2:
         turns = read_column(row, "output", speaker=Role.ASSISTANT)
@@ -269,7 +269,7 @@ def _sides(row: Mapping[str, Any]) -> dict[str, Sequence[Turn]]:
 
 
 def _spoken(row: Mapping[str, Any], name: str) -> Sequence[Turn]:
-    """Return a column's turns. Texts are conversations only if both are: an answer may quote one."""
+    """Return a column's turns. Texts are conversations only if both are: a response may quote one."""
     texts = [row["chosen"], row["rejected"]]
     if all(isinstance(text, str) for text in texts) and {_is_conversation(text) for text in texts} not in _ALIKE:
         return [Turn(Role.ASSISTANT, row[name])]
@@ -280,7 +280,7 @@ _ALIKE: tuple[set[bool | None], ...] = ({True}, {None})
 
 
 def _is_conversation(text: str) -> bool | None:
-    """Return None for a list of messages that cannot be read, as numpy prints them: its source is no answer."""
+    """Return None for a list of messages that cannot be read, as numpy prints them: its source is not a response."""
     try:
         return conversation_in(text) is not None
     except NotTurns:
@@ -288,9 +288,9 @@ def _is_conversation(text: str) -> bool | None:
 
 
 def _side(name: str, turns: Sequence[Turn]) -> tuple[list[str], list[Head]]:
-    """Return a column's answers, and its turns before the answer if it has any."""
+    """Return a column's responses, and its turns before the response if it has any."""
     if all(turn.role is Role.ASSISTANT for turn in turns):
         return [turn.text for turn in turns], []
     if turns[-1].role is not Role.ASSISTANT:
-        raise _BadRow(f"ends with a turn of the {turns[-1].role.value}, not with an answer", column=name)
+        raise _BadRow(f"ends with a turn of the {turns[-1].role.value}, not with a response", column=name)
     return [turns[-1].text], [Head(name, turns[:-1])]

@@ -15,12 +15,12 @@ _STATE, _DICT = "state.json", "dataset_dict.json"
 
 
 def is_saved(path: Path) -> bool:
-    """Whether a directory was saved so. A file state.json alone does not say it: others write one, too."""
+    """Return whether a directory is a saved data set. state.json alone is no proof: other tools write one, too."""
     return (path / _DICT).is_file() or ((path / _STATE).is_file() and any(path.glob("*.arrow")))
 
 
 def is_mark(path: Path) -> bool:
-    """Whether a file completes such a directory: it must be written last."""
+    """Return whether a file completes such a directory: it must be written last."""
     return path.name in {_STATE, _DICT}
 
 
@@ -28,7 +28,7 @@ def load_saved(path: Path, split: str, *, split_field: str, field: str | None = 
     """Return the `datasets.Dataset` in the directory; of a DatasetDict the split. Errors name both fields.
 
     A single Dataset is the split that it says, and `train`; another one that is asked for is refused. With `only_split`
-    the only split there is will do.
+    the only split is accepted under any name.
     """
     from datasets import DatasetDict, load_from_disk
 
@@ -47,7 +47,7 @@ def load_saved(path: Path, split: str, *, split_field: str, field: str | None = 
 
 @contextmanager
 def damaged_named(where: Path | str, *, field: str | None = None) -> Iterator[None]:
-    """Turn whatever `datasets` and Arrow raise about a damaged data set into a DataError that names it."""
+    """Turn every exception of `datasets` and Arrow about a damaged data set into a DataError that names it."""
     try:
         yield
     except WrpoError:

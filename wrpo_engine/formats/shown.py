@@ -1,4 +1,4 @@
-"""Values and names of other people's data in messages: in one line, of bounded length."""
+"""Values and names of user data in messages: on one line, of bounded length."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MAX_NAMES = 20
 def shown(value: Any) -> str:
     """Return a value as a message quotes it, in one line: texts with quotes, lists and objects by their size.
 
-    A list may be as deep as JSON allows: its content is not looked at.
+    A list may be as deep as JSON allows: its content is not read.
     """
     if isinstance(value, str):
         return repr(value if len(value) <= _MAX_CHARS else f"{value[: _MAX_CHARS - 1]}…")

@@ -1,4 +1,4 @@
-"""Triples to where others, or the train stage, read them."""
+"""Writers of triples, for other tools and for the train stage."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def write_file(table: pl.DataFrame, path: Path, kind: Format) -> None:
 
 
 def write_output(table: pl.DataFrame, output: Output, kind: Format) -> None:
-    """Write to where a location leads; what is there already is not replaced."""
+    """Write to a location; existing data are not replaced."""
     match output.root:
         case DirectoryRoot(path=directory):
             write_file(table, directory / output.name, kind)
@@ -92,7 +92,7 @@ def write_to_bucket(table: pl.DataFrame, copies: Copies, name: str, kind: Format
 
 
 def _exists(place: Path | str) -> DataError:
-    return DataError(f"{place} is there already", code="OutputExists", hint="Remove it or choose another name.")
+    return DataError(f"{place} already exists", code="OutputExists", hint="Remove it or choose another name.")
 
 
 def write_artifact(table: pl.DataFrame, store: ArtifactStore) -> Artifact:
@@ -113,7 +113,7 @@ def write_artifact(table: pl.DataFrame, store: ArtifactStore) -> Artifact:
 
 
 def _write_saved(table: pl.DataFrame, path: Path) -> None:
-    """Save the published rows with the other columns beside them, so that reading them back loses nothing."""
+    """Save the published rows together with the other columns, so that reading them back loses nothing."""
     import datasets
 
     others = [name for name in table.columns if name not in {"source_chosen", "target_chosen", "rejected"}]

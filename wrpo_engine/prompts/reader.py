@@ -1,4 +1,4 @@
-"""Reads prompts from wherever the experiment says: a hub data set, a file, a directory of files or a saved data set."""
+"""Reader of the experiment's prompts: a hub data set, a file, a directory of files or a saved data set."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_values(
     """Yield the column's raw value of every row of a split, in the data set's order; of a .txt file its lines.
 
     `dataset` is what the experiment says (for messages), `path` what it resolves to: absolute for local files. With
-    `only_split` the only split of a directory will do, whatever its name.
+    `only_split` the only split of a directory is accepted under any name.
     """
     local = Path(path)
     if not local.is_absolute():

@@ -1,4 +1,4 @@
-"""Cleans and splits prompts. Pure: the same prompts and seed give the same split in every order of arrival."""
+"""Cleaning and splitting of prompts. Pure: the split depends on the prompts and the seed, not on their order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Cleaned:
     prompts: list[Prompt]
     dropped: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    """Prompts that stood in a conversation, by what of it is left out."""
+    """Prompts that were part of a conversation, by the part that is left out."""
     num_read: int = 0
     first_unusable: str = ""
     """The first value without a user's message, for messages; empty if there is none."""
@@ -45,7 +45,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a value asks: its text, None without a user's message; and what stood around it and is left out."""
+    """The prompt in a value: its text, None without a user's message; and the omitted parts of the conversation."""
 
     text: str | None
     left_out: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ def prompt_text(value: Any) -> str | None:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which JSON can write and no tokenizer and no file of ours can."""
+    """Return whether a text has no lone surrogate, which JSON can hold but tokenizers and UTF-8 files cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -138,7 +138,7 @@ def clean(values: Iterable[Any]) -> Cleaned:
 
 
 def shuffled(prompts: Iterable[Prompt], seed: int) -> list[Prompt]:
-    """Return the prompts in an order that only their ids and the seed decide."""
+    """Return the prompts in an order that depends on their ids and the seed alone."""
 
     def rank(prompt: Prompt) -> bytes:
         return hashlib.sha256(f"{seed}:{prompt.prompt_id}".encode()).digest()

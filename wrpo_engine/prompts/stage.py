@@ -18,6 +18,7 @@ log = logging.getLogger("wrpo_engine")
 
 
 def run(ctx: StageContext) -> StageResult:
+    """Read, clean and split the prompts, and commit the parts. DataError if there are none."""
     params = ctx.config.params
     assert isinstance(params, PrepareParams)
     ctx.progress.update(0, 2, message="reading prompts")
@@ -97,7 +98,7 @@ def _explain_fraction(sft_fraction: float) -> None:
 
 
 def _explain_left_out(dataset: str, cleaned: Cleaned) -> None:
-    """Say what of conversations is not in their prompts: the answers are sampled without it."""
+    """Log which parts of conversations are not in their prompts: responses are sampled without them."""
     if cleaned.left_out:
         counted = ", ".join(f"{name.replace('_', ' ')} in {count}" for name, count in sorted(cleaned.left_out.items()))
         log.warning(

@@ -177,11 +177,11 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "three chosen ones": (
         bad_file("r.jsonl", lines({**PUBLISHED, "chosen": ["a", "b", "c"]})),
-        "row 1 of FILE: column `chosen` has 3 answers, where the answers [y_ws, y_wt] or [y_wt] must stand",
+        "row 1 of FILE: column `chosen` has 3 responses; expected the responses [y_ws, y_wt] or [y_wt]",
     ),
     "several turns": (
         bad_file("r.jsonl", lines({**PUBLISHED, "chosen": [TURN, PUBLISHED["chosen"][0]] * 2})),
-        "row 1 of FILE: column `chosen` has a conversation of several turns, 3 before the answer",
+        "row 1 of FILE: column `chosen` has a conversation of several turns, 3 before the response",
     ),
     "no prompt": (
         bad_file("r.jsonl", lines({**PUBLISHED, "prompt": None})),
@@ -189,7 +189,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "half a surrogate pair": (
         bad_file("r.jsonl", lines({**PUBLISHED, "prompt": "\ud800"})),
-        "row 1 of FILE: column `prompt` holds half of a surrogate pair, U+D800 at character 1: it is no valid Unicode",
+        "row 1 of FILE: column `prompt` holds half of a surrogate pair, U+D800 at character 1: it is not valid Unicode",
     ),
     "a column only in some rows": (
         bad_file("r.jsonl", lines(PUBLISHED, {"prompt": "hi?", "chosen": "good"})),
@@ -208,8 +208,8 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
             "r.jsonl", lines({**PUBLISHED, "prompt": {"role": "user", "content": [{"type": "image", "url": "x"}]}})
         ),
         (
-            "row 1 of FILE: column `prompt` holds a message with a part that is no text ('image'), which rows of texts "
-            "cannot hold"
+            "row 1 of FILE: column `prompt` holds a message with a part that is not text ('image'), which rows of "
+            "texts cannot hold"
         ),
     ),
     "an unknown role": (
@@ -229,7 +229,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "an answer of the user": (
         bad_file("r.jsonl", lines({**PUBLISHED, "chosen": [PUBLISHED["chosen"][0], TURN]})),
-        "row 1 of FILE: column `chosen` ends with a turn of the user, not with an answer",
+        "row 1 of FILE: column `chosen` ends with a turn of the user, not with a response",
     ),
     "a prompt of the assistant": (
         bad_file("r.jsonl", lines({**PUBLISHED, "prompt": {"role": "assistant", "content": "yo"}})),
@@ -299,7 +299,7 @@ def test_a_missing_file_and_an_existing_output_are_refused(tmp_path: Path, capsy
     assert capsys.readouterr().err.startswith(f"error: there is no file or directory {tmp_path}/none.jsonl\n")
     path = write_rows(tmp_path, [PUBLISHED])
     assert main([str(path), str(path), "--to", "jsonl"]) == 65
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert main(["curate-triples/0123456789abcdef", "out", "--to", "jsonl", "--storage", str(tmp_path)]) == 66
     assert "there is no artifact curate-triples/0123456789abcdef" in capsys.readouterr().err
 

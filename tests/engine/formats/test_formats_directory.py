@@ -153,7 +153,7 @@ def test_a_dataset_card_says_what_the_splits_are(tmp_path: Path) -> None:
 
 
 BAD_CARDS = {
-    "no YAML": ("configs: [", "its front matter is no YAML: while parsing"),
+    "no YAML": ("configs: [", "its front matter is not valid YAML: while parsing"),
     "no list": ("configs: main", "its `configs` is 'main', where a list of objects is needed"),
     "no path": ("configs:\n- data_files:\n  - split: train", "`path` of a split is null, where patterns of files"),
     "outside": ("configs:\n- data_files: ../secret.jsonl", "it names '../secret.jsonl', which is not below its"),
@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         "is of several splits by its name: test, train",
     ),
     "compressed files": (compressed, "; it has train.jsonl.gz"),
-    "a broken link": (link_to_nothing, "train-2.jsonl is a link to ../../blobs/0123, which is not there"),
+    "a broken link": (link_to_nothing, "train-2.jsonl is a link to ../../blobs/0123, which does not exist"),
     "documents only": (lambda directory: fill(directory, ["README.md", "LICENSE.txt"]), "holds no file of type "),
 }
 

@@ -238,7 +238,7 @@ def test_instruction_and_input_are_one_prompt() -> None:
 def test_a_conversation_may_end_with_the_chosen_answer_and_with_no_other() -> None:
     row = {"conversations": share_gpt(answered(ASKED, "The Loire.")), "chosen": "The Loire.", "rejected": "Paris."}
     assert read_rows([(1, row)], "rows").table["prompt"].to_list() == ["Name a river."]
-    with pytest.raises(DataError, match=r"ends with the beginning of the answer, 'The Loire\.'"):
+    with pytest.raises(DataError, match=r"ends with the beginning of the response, 'The Loire\.'"):
         read_rows([(1, {**row, "chosen": "The Seine."})], "rows")
 
 
@@ -263,7 +263,7 @@ def test_a_system_turn_can_become_the_beginning_of_the_prompt() -> None:
         if (row := form(CONTEXTS["a system turn"], "a", "b")) is not None:
             table = read_rows([(1, row)], "rows", reading).table
             assert table["prompt"].to_list() == ["Be terse.\n\nName a river."], name
-    with pytest.raises(DataError, match="several turns, 3 before the answer"):
+    with pytest.raises(DataError, match="several turns, 3 before the response"):
         read_rows(
             [(1, {"prompt": messages(CONTEXTS["an earlier turn"]), "chosen": "a", "rejected": "b"})], "r", reading
         )
@@ -286,7 +286,7 @@ def test_rows_that_cannot_be_taken_are_left_out_and_counted_on_request(
     )
     path.write_text(json.dumps(rows[1]) + "\n")
     assert main([str(path), str(tmp_path / "none.jsonl"), "--to", "jsonl", "--bad-rows", "skip"]) == 65
-    assert "no row can be taken; 1 rows context-left-out" in capsys.readouterr().err
+    assert "no row can be used; 1 rows context-left-out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
@@ -297,7 +297,7 @@ def test_an_answer_that_is_the_prompt_is_found(tmp_path: Path, capsys: pytest.Ca
     found = run_lint(path, capsys)["prompt-equals-answer"]
     assert (found["severity"], found["count"], found["message"]) == ("error", 1, "target_chosen is the prompt itself")
     assert main([str(path), str(tmp_path / "out.jsonl"), "--to", "jsonl"]) == 0
-    assert "warning: in 1 rows a preferred answer is the prompt" in capsys.readouterr().err
+    assert "warning: in 1 rows a preferred response is the prompt" in capsys.readouterr().err
 
 
 ANSWERS_ONLY: list[dict[str, Any]] = [
