@@ -182,7 +182,7 @@ def test_scores_of_other_samples_are_refused(make_ctx: Any, experiment: Any, com
     refs["scores/ann"] = commit_artifact("score/ann", {"parts/part-00000.parquet": fewer}, hash_="00000000000000ff")
     with pytest.raises(DataError) as error:
         run_triples(make_ctx({"stage": "curate-triples"}, refs))
-    assert error.value.message == "scores/ann has 1 rows for 2 answers of samples/ann"
+    assert error.value.message == "scores/ann has 1 rows for 2 responses of samples/ann"
 
 
 def split_in(parts: int, frame: pl.DataFrame) -> dict[str, pl.DataFrame]:
@@ -452,4 +452,4 @@ def test_an_answer_that_stands_twice_is_named(make_ctx: Any, experiment: Any) ->
     models = {**TRIPLE_MODELS, "ann": [TRIPLE_MODELS["ann"][0], TRIPLE_MODELS["ann"][0]]}
     with pytest.raises(DataError) as error:
         run_triples(make_ctx({"stage": "curate-triples"}, experiment(models)))
-    assert error.value.message == "sample/ann answers prompt p2 twice with sample_index 0"
+    assert error.value.message == "sample/ann has two responses to prompt p2 with sample_index 0"

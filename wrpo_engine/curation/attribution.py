@@ -1,4 +1,4 @@
-"""Which model gave the preferred response, how often and by how much, for short and long prompts."""
+"""Attribution of preferred responses to models: how often and by which margin, for short and long prompts."""
 
 from __future__ import annotations
 

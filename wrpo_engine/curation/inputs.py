@@ -1,4 +1,4 @@
-"""What a curation reads: prompts, and the scored responses of every model."""
+"""Inputs of a curation: prompts, and the scored responses of every model."""
 
 from __future__ import annotations
 
@@ -43,10 +43,12 @@ class ScoredResponses:
 
 
 def sampled_models(ctx: StageContext) -> list[str]:
+    """Return the names of the models whose samples are inputs of the stage, sorted."""
     return sorted(role.removeprefix(SAMPLES) for role in ctx.config.inputs if role.startswith(SAMPLES))
 
 
 def require_models(ctx: StageContext, models: Sequence[str], what: str) -> None:
+    """Raise ConfigError if there are no models; `what` names the missing input."""
     if not models:
         shown = ", ".join(sorted(ctx.config.inputs)) or "none"
         rule = f"stage {ctx.config.params.kind()} needs samples/{what}"
@@ -54,6 +56,7 @@ def require_models(ctx: StageContext, models: Sequence[str], what: str) -> None:
 
 
 def read_prompts(ctx: StageContext, part: str) -> pl.DataFrame:
+    """Return the prompts (prompt_id, prompt) of a part: sft, preference or evaluation."""
     path = ctx.input("prompts").file(f"{part}.parquet")
     return read_columns([path], records.PROMPTS)
 

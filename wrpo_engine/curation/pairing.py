@@ -1,4 +1,4 @@
-"""Which responses make a row, by policy; every prompt left out is counted by one reason. Pure, on whole columns.
+"""Choice of the responses of a row, by policy; every omitted prompt is counted by one reason. Pure, on whole columns.
 
 One order decides every tie: the better score, then the model's name, then the sample index. So neither the order of the
 inputs nor the number of parts matters.
@@ -15,7 +15,7 @@ from wrpo_engine.contract.data import RowRules
 
 
 class Dropped(StrEnum):
-    """Why a prompt gives no row, in the order in which the reasons are looked at."""
+    """Reasons why a prompt gives no row, in the order of the checks."""
 
     NO_SOURCE_RESPONSE = "no_source_response"
     NO_TARGET_RESPONSE = "no_target_response"
@@ -59,7 +59,7 @@ def curate(candidates: pl.DataFrame, prompt_keys: pl.Series, rules: RowRules, *,
 
     y_wt (chosen) is the best of the target's responses, or of all; y_l (rejected) the worst with another text, of the
     same pool: the target's, those of the model that gave the chosen one (WithinSource), or all (BestWorst). A response
-    against its own text teaches nothing, so identical ones never make a pair.
+    compared with its own text teaches nothing, so identical ones never make a pair.
     """
     of_target = candidates.filter(pl.col("model") == target) if target is not None else candidates.clear()
     pool = of_target if rules.pairing == "WRPO" else candidates

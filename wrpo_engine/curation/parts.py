@@ -1,4 +1,4 @@
-"""Columns of an artifact in parts, read a bounded number of bytes at a time; what cannot be read is named."""
+"""Reader of the columns of an artifact in parts, a bounded number of bytes at a time; errors name the file."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _without_value(paths: Sequence[Path], column: str) -> DataError:
 
 
 def check_parquet(path: Path, schema: Schema) -> None:
-    """Raise DataError if the file is no Parquet file or lacks a column, or a column holds something else."""
+    """Raise DataError if the file is not a Parquet file, lacks a column, or has a column of another type."""
     try:
         found = pl.read_parquet_schema(path)
         absent = [name for name in schema if name not in found]

@@ -1,7 +1,7 @@
-"""Every response as ids, a score and a place, without its text: what curation decides on stays small.
+"""Index of all responses by ids, score and position, without their texts, so that memory stays small.
 
-The text is read twice, once to see which responses are empty or alike, once for those that were chosen, and never more
-than a batch of parts of it is in memory. Memory grows by some 40 bytes with each response and by the chosen texts.
+The texts are read twice: once to find empty and equal responses, once for the chosen ones. At most a batch of parts
+is in memory. Memory grows by some 40 bytes with each response and by the chosen texts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CANDIDATES = {
     "row": pl.UInt32,
 }
 """prompt: position in the prompts artifact. model: position among the models' sorted names. key: hash of the text (two
-of a prompt's few texts collide with a probability below 1e-15). batch and row: where the text stands."""
+of a prompt's few texts collide with a probability below 1e-15). batch and row: the position of the text."""
 
 _READ = {
     "prompt_id": pl.String,
@@ -41,7 +41,7 @@ PLACE = ["model", "batch", "row"]
 
 @dataclass(frozen=True, kw_only=True)
 class Eligibility:
-    """Which responses may be chosen; empty ones and prompts that were not answered never are."""
+    """Which responses may be chosen; empty ones and prompts without a response never are."""
 
     drop_truncated: bool = False
     max_response_tokens: int | None = None
@@ -50,7 +50,7 @@ class Eligibility:
 def read_responses(
     samples: Artifact, index: pl.DataFrame, *, model: int, on_batch: Callable[[], None] = lambda: None
 ) -> pl.DataFrame:
-    """Return all answers to the prompts of `index` (prompt_id, prompt): CANDIDATES without score, num_tokens, empty.
+    """Return all responses to the prompts of `index` (prompt_id, prompt): CANDIDATES without score, num_tokens, empty.
 
     Order and number of the parts have no influence on what follows, as (prompt, sample_index) must be unique.
     """
@@ -82,7 +82,7 @@ def read_responses(
     if twice.height:
         prompt_id = index.filter(pl.col("prompt") == twice["prompt"][0])["prompt_id"][0]
         raise DataError(
-            f"{samples.ref.stage} answers prompt {prompt_id} twice with sample_index {twice['sample_index'][0]}",
+            f"{samples.ref.stage} has two responses to prompt {prompt_id} with sample_index {twice['sample_index'][0]}",
             code="DuplicateAnswer",
             hint="Remove the artifact; the stage that made it runs again.",
         )
@@ -126,13 +126,13 @@ def _compact(texts: pl.Series) -> pl.Series:
 
 
 def prompt_index(prompt_ids: Sequence[str] | pl.Series) -> pl.DataFrame:
-    """Return (prompt_id, prompt): the position of each id; DataError if one stands twice."""
+    """Return (prompt_id, prompt): the position of each id; DataError if one occurs twice."""
     frame = pl.DataFrame({"prompt_id": prompt_ids}, schema={"prompt_id": pl.String}).with_row_index("prompt")
     twice = frame.filter(pl.col("prompt_id").is_duplicated())
     if twice.height:
         raise DataError(
             f"the prompts artifact holds prompt_id {twice['prompt_id'][0]} {twice.height} times or more",
             code="DuplicatePrompt",
-            hint="Remove the artifact; the prepare stage makes it again.",
+            hint="Remove the artifact; the prepare stage recreates it.",
         )
     return frame.select("prompt_id", pl.col("prompt").cast(pl.UInt32))

@@ -18,8 +18,8 @@ ROW = ["prompt", "sample_index"]
 def rewards_of(roles: Sequence[str], model: str, weights: Mapping[str, float]) -> dict[str, float]:
     """Return role -> weight of a model's scores; the weights add up to 1.
 
-    Without weights, several rewards count the same. Every weight needs its scores and the other way round: a reward
-    that is left out by mistake would go unnoticed otherwise.
+    Without weights, several rewards count the same. Every weight needs its scores and vice versa: otherwise a reward
+    that is left out by mistake would go unnoticed.
     """
     own = f"{SCORES}{model}"
     named = sorted(role.removeprefix(f"{own}/") for role in roles if role.startswith(f"{own}/"))
@@ -74,9 +74,9 @@ def weighted_scores(
         if joined.height != responses.height or joined["score"].null_count() or scores[role].height != responses.height:
             model = role.split("/")[1]
             raise DataError(
-                f"{role} has {scores[role].height} rows for {responses.height} answers of samples/{model}",
+                f"{role} has {scores[role].height} rows for {responses.height} responses of samples/{model}",
                 code="InputsDisagree",
-                hint="Use the scores of exactly these samples: one row for each answer.",
+                hint="Use the scores of exactly these samples: one row for each response.",
             )
         total = total + joined["score"] * weight if len(weights) > 1 else joined["score"]
     return total.alias("score")

@@ -31,6 +31,7 @@ ATTRIBUTION_FILE = "attribution.parquet"
 
 
 def run_sft(ctx: StageContext) -> StageResult:
+    """Choose y_ws for every SFT prompt and commit the rows."""
     params = ctx.config.params
     assert isinstance(params, CurateSftParams)
     prompts = read_prompts(ctx, "sft")
@@ -55,6 +56,7 @@ def run_sft(ctx: StageContext) -> StageResult:
 
 
 def run_triples(ctx: StageContext) -> StageResult:
+    """Choose the triples or pairs of the preference prompts and commit the rows."""
     params = ctx.config.params
     assert isinstance(params, CurateTriplesParams)
     _require_rows(params)
@@ -83,7 +85,7 @@ def run_triples(ctx: StageContext) -> StageResult:
 
 
 def _require_rows(params: CurateTriplesParams) -> None:
-    """Refuse rules that no row can fulfil, and such as have no effect."""
+    """Refuse rules that no row can fulfil, and rules without effect."""
     if params.max_score_gap is not None and params.max_score_gap < params.score_margin:
         raise ConfigError(
             "curation.maxScoreGap",

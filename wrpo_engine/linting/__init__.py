@@ -1,1 +1,1 @@
-"""Looks for faults in training data that training would not notice."""
+"""Checks for faults in training data that training does not detect."""

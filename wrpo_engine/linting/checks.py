@@ -1,4 +1,4 @@
-"""Which checks apply to what."""
+"""Choice of the checks for an input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ModelTokens:
 
     @property
     def marks(self) -> Marks:
-        """The well-known marks and the model's own. Its own count as control tokens, whatever else they mean."""
+        """The well-known marks and the model's own. Its own always count as control tokens."""
         own = [text for text in self.special if text]
         return Marks(
             bos=[*BOS, *([self.bos_text] if self.bos_text else [])],

@@ -22,8 +22,10 @@ from wrpo_engine.process.command_line import run_command
 
 FOUND_ERRORS = 1
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
-_HELP = """Look for faults in training data: double BOS and end-of-turn tokens, template tokens in texts, empty and
-truncated responses, equal pairs, duplicates, wrong or extreme score gaps, and prompts that stand in two of the SFT,
+_HELP = """Check training data for faults.
+
+Faults of a row are double BOS and end-of-turn tokens, template tokens in texts, empty or truncated responses, equal
+pairs, and wrong or extreme score gaps. Faults of a set are duplicates, and prompts that occur in two of the SFT,
 preference and evaluation sets (equal ones, and near duplicates by word trigrams).
 
 \b
@@ -47,8 +49,8 @@ Examples:
 
 @click.command(name="lint", help=_HELP, context_settings={"max_content_width": 120})
 @click.argument("data")
-@click.option("--storage", metavar="DIR|s3://BUCKET/PREFIX", help="What addresses and storage:// refer to.")
-@click.option("--split", default="train", show_default=True, help="Of a hub data set or a saved DatasetDict.")
+@click.option("--storage", metavar="DIR|s3://BUCKET/PREFIX", help="Storage that addresses and storage:// refer to.")
+@click.option("--split", default="train", show_default=True, help="Split of a hub data set or a saved DatasetDict.")
 @click.option("--sft", metavar="FILE", help="Prompts of SFT, to compare with.")
 @click.option("--preference", metavar="FILE", help="Prompts of preference training, to compare with.")
 @click.option("--evaluation", metavar="FILE", help="Prompts of the evaluation, to compare with.")
@@ -66,6 +68,7 @@ def command(
     as_json: bool,
     **others: str | None,
 ) -> int:
+    """Check the data, print the findings, and return the exit code: 1 if there are errors."""
     locator = Locator(storage, os.environ, lambda: datetime.now(UTC))
     subject = open_subject(data, locator, split=split, others={name: place for name, place in others.items() if place})
     model = load_tokens(locator.local(tokenizer)) if tokenizer else ModelTokens()

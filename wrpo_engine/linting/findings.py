@@ -1,4 +1,4 @@
-"""What a check found: a rule, how bad it is, how many rows, and some of them by name."""
+"""Findings of a check: rule, severity, number of rows, and the ids of some of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SHOWN_CHARS = 80
 
 
 class Severity(StrEnum):
-    """ERROR: training on it goes wrong. WARNING: likely not meant. INFO: good to know."""
+    """ERROR: training on it fails or learns the wrong thing. WARNING: probably a mistake. INFO: for information."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -41,12 +41,13 @@ class Finding:
     examples: list[Example] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the finding as --json prints it."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What bounds output and work."""
+    """Limits of output and work."""
 
     max_examples: int = 3
     near: float = 0.7
@@ -92,4 +93,5 @@ def shorten(value: Any) -> str:
 
 
 def has_errors(findings: Sequence[Finding]) -> bool:
+    """Return whether a finding has severity ERROR."""
     return any(each.severity is Severity.ERROR for each in findings)

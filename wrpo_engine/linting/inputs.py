@@ -1,4 +1,4 @@
-"""What is checked: triples, SFT rows, token ids or the three sets of prompts; and what it is compared with."""
+"""Inputs of lint: triples, SFT rows, token ids or the three sets of prompts, and the prompts to compare with."""
 
 from __future__ import annotations
 
@@ -49,15 +49,16 @@ class Subject:
     sets: dict[str, pl.DataFrame] = field(default_factory=dict)
     """Prompts (row, prompt_id, prompt) of the sets that must not share any."""
     faults: Sequence[tuple[int, FaultOf]] = ()
-    """Rows of triples, by position, whose prompt is not what their answers belong to."""
+    """Rows of triples, by position, whose prompt is not the one their responses belong to."""
 
     @property
     def num_rows(self) -> int:
+        """Number of rows to check; of prompts, over all sets."""
         return self.table.height if self.table is not None else sum(rows.height for rows in self.sets.values())
 
 
 def open_subject(location: str, locator: Locator, *, split: str, others: Mapping[str, str]) -> Subject:
-    """Read what `location` names; `others` maps a set's name to where its prompts lie.
+    """Read what `location` names; `others` maps a set's name to the location of its prompts.
 
     An artifact of a curation brings the prompts artifact it was made from, if that is in the same storage.
     """
@@ -88,7 +89,7 @@ def open_subject(location: str, locator: Locator, *, split: str, others: Mapping
 def read_prompts(location: str, *, split: str) -> pl.DataFrame:
     """Return (row, prompt_id, prompt) of a file whose rows have a prompt: prompts, SFT rows or triples.
 
-    The split is that of a directory or data set; a file is what it is, whatever split the checked data are.
+    The split is that of a directory or data set; a file is read whole, regardless of the split of the checked data.
     """
     tables = read_tables(location, split=TRAIN if Path(location).is_file() else split)
     columns = {name for table in tables for name in table.columns}

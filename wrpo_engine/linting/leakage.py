@@ -1,4 +1,4 @@
-"""Prompts that stand in two of the sets that must not share any: SFT, preference, evaluation."""
+"""Prompts that occur in two of the sets that must not share any: SFT, preference, evaluation."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import polars as pl
 Hashes = npt.NDArray[np.uint64]
 
 _WORDS = 512
-"""Words of a prompt that are looked at."""
+"""Words of a prompt that are compared."""
 _CHARS = 16_384
 _BANDS, _ROWS = 16, 4
 _PAIRS = 1_000_000
@@ -45,6 +45,7 @@ class Shingles:
     starts: npt.NDArray[np.int64]
 
     def of(self, text: int) -> Hashes:
+        """Return the hashes of text `text`."""
         return self.values[self.starts[text] : self.starts[text + 1]]
 
 
@@ -84,6 +85,7 @@ def shingles(texts: pl.Series) -> Shingles:
 
 
 def jaccard(first: Hashes, second: Hashes) -> float:
+    """Return the Jaccard similarity of two sets of hashes, 0 to 1."""
     one, other = np.unique(first), np.unique(second)
     common = len(np.intersect1d(one, other, assume_unique=True))
     return common / (len(one) + len(other) - common)

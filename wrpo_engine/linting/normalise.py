@@ -1,4 +1,4 @@
-"""When two prompts are the same: compatibility forms, case, punctuation and blanks make no difference."""
+"""Equality of prompts: compatibility forms, case, punctuation and blanks are ignored."""
 
 from __future__ import annotations
 

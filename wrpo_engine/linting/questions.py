@@ -1,4 +1,4 @@
-"""Checks of whether a row's prompt is what its answers belong to."""
+"""Checks that a row's prompt is the one its responses belong to."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from wrpo_engine.formats.rows import is_echo
 from wrpo_engine.linting.findings import Finding, Limits, Severity, finding
 
 _MESSAGES = {
-    Fault.PROMPTS_DIFFER: "prompt, chosen and rejected ask different things; the answers belong to one of them at most",
-    Fault.CONTEXT: "more than one user turn stands before the answers; `wrpo-engine convert` refuses such rows",
+    Fault.PROMPTS_DIFFER: "prompt, chosen and rejected ask different things; the responses belong to at most one",
+    Fault.CONTEXT: "there is more than one user turn before the responses; `wrpo-engine convert` refuses such rows",
 }
 
 
 def check_echoes(table: pl.DataFrame, responses: Sequence[str], limits: Limits) -> list[Finding]:
-    """Find rows in which an answer is the prompt itself: a rejected one may be bad, a preferred one is no answer."""
+    """Find rows in which a response is the prompt itself: a rejected one may be bad, a preferred one may not."""
     found: list[Finding] = []
     for column in responses:
         severity = Severity.WARNING if column == "rejected" else Severity.ERROR
@@ -28,7 +28,7 @@ def check_echoes(table: pl.DataFrame, responses: Sequence[str], limits: Limits) 
 
 
 def check_questions(table: pl.DataFrame, faults: Sequence[tuple[int, FaultOf]], limits: Limits) -> list[Finding]:
-    """Report rows (by position) whose columns disagree about the question, or that have more before the answer."""
+    """Report rows (by position) whose columns disagree about the question, or that have more before the response."""
     found: list[Finding] = []
     for fault, message in _MESSAGES.items():
         first = {position: each for position, each in reversed(faults) if each.fault is fault}

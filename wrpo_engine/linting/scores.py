@@ -1,4 +1,4 @@
-"""Checks of the scores beside the texts."""
+"""Checks of the scores of responses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def check_scores(table: pl.DataFrame, limits: Limits) -> list[Finding]:
     found: list[Finding] = []
     for name in present:
         broken = table.filter(pl.col(name).is_not_null() & ~pl.col(name).is_finite())
-        found += finding(broken, "score-not-finite", Severity.ERROR, f"{name} is no finite number", limits, column=name)
+        found += finding(
+            broken, "score-not-finite", Severity.ERROR, f"{name} is not a finite number", limits, column=name
+        )
     finite = table.filter(pl.all_horizontal(pl.col(name).is_null() | pl.col(name).is_finite() for name in present))
     gaps = finite.with_columns(_gap=pl.col("target_score") - pl.col("rejected_score"))
     found += finding(

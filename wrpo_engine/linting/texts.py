@@ -50,7 +50,7 @@ _REPLACEMENT = "\ufffd"
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
-    """The special tokens that are looked for in texts. They are encoded as text, but mostly are left by a template."""
+    """The special tokens that are looked for in texts. They are encoded as text, but usually come from a template."""
 
     bos: Sequence[str] = BOS
     eos: Sequence[str] = EOS
@@ -59,7 +59,7 @@ class Marks:
 
 
 def check_texts(table: pl.DataFrame, responses: Sequence[str], marks: Marks, limits: Limits) -> list[Finding]:
-    """Check every text column of a table with `row`, `prompt` and these responses; null texts are not looked at."""
+    """Check every text column of a table with `row`, `prompt` and these responses; null texts are skipped."""
     findings: list[Finding] = []
     for column in ["prompt", *responses]:
         rows = table.filter(pl.col(column).is_not_null())
@@ -133,7 +133,7 @@ def _one_column(rows: pl.DataFrame, column: str, marks: Marks, limits: Limits) -
 
 
 def check_duplicates(table: pl.DataFrame, responses: Sequence[str], limits: Limits) -> list[Finding]:
-    """Find ids, prompts and whole rows that stand more than once; the first one is not counted."""
+    """Find ids, prompts and whole rows that occur more than once; the first one is not counted."""
     whole = ~pl.struct("prompt", *responses).is_first_distinct()
     marked = table.with_columns(
         whole.alias("_whole"),

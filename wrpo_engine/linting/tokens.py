@@ -12,7 +12,7 @@ from wrpo_engine.linting.findings import Finding, Limits, Severity, finding
 
 _INTEGERS = {pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32, pl.UInt64}
 _COMMON = 0.5
-"""Share of rows from which on a token at the border is taken for BOS or end of turn."""
+"""Share of rows from which a token at the border is interpreted as BOS or end of turn."""
 
 
 def token_columns(table: pl.DataFrame, where: str) -> list[str]:
@@ -56,7 +56,7 @@ def check_tokens(
         )
         for name in responses:
             again = table.filter(pl.col(name).list.first() == bos)
-            message = f"{name} begins with BOS ({bos}), which stands before the prompt"
+            message = f"{name} begins with BOS ({bos}), which belongs before the prompt"
             found += finding(again, "double-bos", Severity.ERROR, message, limits, column=name)
     if eos is not None:
         for name in responses:
