@@ -1,4 +1,4 @@
-"""One file of a hub, byte by byte: continued where a connection broke or a pod was killed, and verified."""
+"""Download of one file of a hub, resumed after a broken connection or a killed pod, and verified."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ PART_SUFFIX = ".part"
 def download_file(
     plan: FetchPlan, file: HubFile, target: Path, patience: HubPatience, on_bytes: Callable[[int], None]
 ) -> None:
-    """Fill `target`; what it holds already is kept. DataError if the hub gives another content than it says."""
+    """Complete `target`; its content so far is kept. DataError if the content does not match the hub's checksum."""
     for attempt in range(_ATTEMPTS):
         _fill(plan, file, target, patience, on_bytes)
         if file.is_content_of(target):
             return
         target.unlink(missing_ok=True)
-        log.warning("%s of %s is not what the hub says it is (attempt %d)", file.name, plan.name, attempt + 1)
+        log.warning("%s of %s does not match the hub's checksum (attempt %d)", file.name, plan.name, attempt + 1)
     raise DataError(
-        f"{file.name} of {plan.name} at {plan.revision} is not what the hub says it is: its checksum differs, twice",
+        f"{file.name} of {plan.name} at {plan.revision} does not match the hub's checksum, in two attempts",
         code="DownloadDamaged",
         field="model",
         hint="A proxy or mirror on the way may alter it; try without, or put the model on the storage.",
@@ -41,10 +41,10 @@ def download_file(
 
 
 def adopt_leftover(target: Path, now: float) -> None:
-    """Begin `target` with the most that another download of the same file, killed or under way, has left beside it.
+    """Start `target` with the largest leftover of another download of the same file, killed or still running.
 
-    By a copy: the other's process may live and write on, and what it holds open must never become ours. `now` is in
-    seconds since the epoch; leftovers that nobody has written to for long are removed.
+    The leftover is copied, because the other process may still be alive and write to its file. `now` is in
+    seconds since the epoch; leftovers without a recent write are removed.
     """
     sizes: dict[Path, int] = {}
     for path in target.parent.glob(f"*{PART_SUFFIX}"):
@@ -52,7 +52,7 @@ def adopt_leftover(target: Path, now: float) -> None:
             sizes[path] = path.stat().st_size
     if target in sizes or not sizes:
         return
-    # A file that another process removes meanwhile is nobody's any more.
+    # Another process may have removed the file in the meantime.
     with contextlib.suppress(FileNotFoundError):
         shutil.copyfile(max(sizes, key=lambda path: sizes[path]), target)
     for path in sizes:
@@ -79,14 +79,14 @@ def _fill(plan: FetchPlan, file: HubFile, target: Path, patience: HubPatience, o
             headers["Range"] = f"bytes={position}-"
         with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S) as answer:
             if answer.status_code == 416:
-                # There is nothing behind what we have; the checksum tells whether that is all.
+                # The server has no further bytes; the checksum shows whether the file is complete.
                 return
             answer.raise_for_status()
             goes_on = answer.status_code == 206
             # Another process that has committed the model removes all downloads.
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("ab" if goes_on else "wb") as out:
-                # As they come: what is collected into larger pieces is lost when the connection breaks.
+                # Written as received: a larger buffer would be lost when the connection breaks.
                 for chunk in answer.iter_raw():
                     patience.poll()
                     out.write(chunk)

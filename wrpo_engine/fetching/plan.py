@@ -1,4 +1,4 @@
-"""Which files of a hub's model are fetched, and what each must be. Pure, but for the questions to the hub."""
+"""Plan of a fetch: the files of a hub model with size and checksum. Pure, except for the requests to the hub."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class HubFile:
     blob_id: str | None
 
     def is_content_of(self, path: Path) -> bool:
-        """Whether the local file is this one; one whose checksum the hub does not say has to have its size."""
+        """Return whether the local file is this one; one without a checksum on the hub must have the size."""
         size = path.stat().st_size
         if self.size is not None and size != self.size:
             return False
@@ -47,6 +47,7 @@ class FetchPlan:
     files: tuple[HubFile, ...]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the content of plan.json."""
         files = [
             {"name": each.name, "size": each.size, "sha256": each.sha256, "blob_id": each.blob_id}
             for each in self.files
@@ -55,6 +56,7 @@ class FetchPlan:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> FetchPlan:
+        """Return the plan in the content of plan.json."""
         files = tuple(HubFile(**each) for each in raw["files"])
         return cls(raw["name"], raw["requested"], raw["revision"], files)
 

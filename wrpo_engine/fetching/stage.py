@@ -1,7 +1,7 @@
 """The fetch stage: a model of a hub becomes an artifact, downloaded once for all pods and experiments.
 
 The commit is pinned in plan.json before the first byte, so that attempts days apart fetch the same model. Files appear
-one by one, verified; what is unfinished lies in `download/` of the work directory, a file for each process, and later
+one by one, verified; unfinished files are in `download/` of the work directory, one for each process, and later
 attempts continue with a copy of it where it is on a volume.
 """
 
@@ -32,6 +32,7 @@ _FIELD = "model"
 
 
 def run(ctx: StageContext) -> StageResult:
+    """Download a hub model, verify it, and commit it. ConfigError if the name is not a hub id."""
     params = ctx.config.params
     assert isinstance(params, FetchParams)
     model = params.model
@@ -54,7 +55,7 @@ def run(ctx: StageContext) -> StageResult:
     source = {"name": plan.name, "revision": plan.revision}
     ctx.output.commit(
         files=[PLAN_NAME, *files],
-        # As the hub says, not as the files are by now.
+        # From the plan, not from the files.
         sha256={f"{MODEL_DIRECTORY}/{file.name}": file.sha256 for file in plan.files if file.sha256 is not None},
         metrics=metrics,
         details={"model": source, FETCHED: {**source, "requested": plan.requested}},
@@ -68,7 +69,7 @@ def _remove_downloads(ctx: StageContext) -> None:
 
 
 def _plan(ctx: StageContext, name: str, revision: str | None, patience: HubPatience) -> FetchPlan:
-    """Return the plan of the first attempt, or make it now."""
+    """Return the plan of the first attempt, or create it."""
     if PLAN_NAME in ctx.output.published(PLAN_NAME):
         return FetchPlan.from_json(json.loads(ctx.output.fetch(PLAN_NAME).read_text(encoding="utf-8")))
     if is_offline(ctx.environ):

@@ -1,4 +1,4 @@
-"""A model hub that is asked patiently: its errors in our words, its limits respected."""
+"""Hub client: retries, rate limits, error translation."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _PUT_ON_STORAGE = "put the model on the storage and name it storage://PATH"
 
 
 def is_offline(environ: Mapping[str, str]) -> bool:
-    """Whether downloads are forbidden."""
+    """Return whether downloads are forbidden."""
     return environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
 
 
 def offline_error(name: str, field: str) -> ConfigError:
+    """Return the error for a model that is not in the cache while downloads are forbidden."""
     return ConfigError(
         field,
         name,
@@ -39,7 +40,7 @@ def offline_error(name: str, field: str) -> ConfigError:
 
 @dataclass(frozen=True)
 class HubPatience:
-    """How long a hub that is busy or out of reach is asked again."""
+    """Time limit for the retries of requests to a busy or unreachable hub."""
 
     seconds: float = 900.0
     """Without progress. A hub's limits are counted over some minutes."""
@@ -50,10 +51,11 @@ class HubPatience:
 
     @classmethod
     def of(cls, environ: Mapping[str, str], poll: Callable[[], None]) -> HubPatience:
+        """Read the limit from WRPO_HUB_PATIENCE_SECONDS."""
         return cls(seconds_of(environ, "WRPO_HUB_PATIENCE_SECONDS", cls.seconds), poll)
 
     def call(self, what: str, request: Callable[[], T], *, progress: Callable[[], int] = lambda: 0) -> T:
-        """Make a request until it succeeds, fails for good, or patience ends; progress begins patience anew."""
+        """Make a request until it succeeds, fails for good, or the time for retries ends. Progress restarts it."""
 
         def polled() -> T:
             self.poll()
@@ -69,13 +71,13 @@ class HubPatience:
             return pause
 
         def wait(error: Exception, pause: float) -> None:
-            log.warning("%s: %s; trying again in %.1f s", what, first_line(error), pause)
+            log.warning("%s: %s; retrying in %.1f s", what, first_line(error), pause)
             self._wait(pause)
 
         return retry(polled, next_pause=next_pause, wait=wait, progress=progress, monotonic=self.monotonic)
 
     def _wait(self, seconds: float) -> None:
-        """Wait in short pieces, so that a stop request is heard."""
+        """Wait in short pieces, so that a stop request is noticed."""
         while seconds > 0:
             self.poll()
             self.sleep(min(1.0, seconds))
@@ -83,7 +85,7 @@ class HubPatience:
 
 
 def is_worth_waiting(error: Exception) -> bool:
-    """Whether the same request may succeed a little later."""
+    """Return whether the same request may succeed a little later."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -95,7 +97,7 @@ def is_worth_waiting(error: Exception) -> bool:
 
 
 def retry_after_s(error: Exception, now: datetime) -> float | None:
-    """Return how long the hub asks us to wait: Retry-After in seconds or as a date, or its RateLimit header's reset."""
+    """Return the seconds the hub asks to wait: Retry-After (seconds or a date), or its RateLimit header's reset."""
     response = getattr(error, "response", None)
     if response is None:
         return None
@@ -117,7 +119,7 @@ def _status(error: Any) -> int:
 
 @contextlib.contextmanager
 def hub_errors(name: str, revision: str | None, field: str) -> Iterator[None]:
-    """Turn the hub's errors into ours. `field` is the model's field in the experiment's spec."""
+    """Translate the hub's errors into the engine's. `field` is the model's field in the experiment's spec."""
     import httpx2
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -1,4 +1,4 @@
-"""Data sets of a hub, read through `datasets`, and what to do when one cannot be had.
+"""Readers of a hub's data sets through `datasets`, and the errors when one is not available.
 
 Each reader names its own fields.
 """
@@ -23,7 +23,7 @@ class HubDataFault(StrEnum):
     OFFLINE = "offline"
     """Not in the local cache, and downloading is forbidden."""
     UNREACHABLE = "unreachable"
-    """The hub is down or busy; later it may work."""
+    """The hub is down or busy; a retry may succeed."""
     DAMAGED = "damaged"
     """Its files cannot be read."""
     UNSUPPORTED = "unsupported"
@@ -52,7 +52,7 @@ def load_from_hub(name: str, *, config: str | None = None, split: str, field: st
 
 
 def _refusal(fault: HubDataFault, said: str, name: str, split: str, *, field: str, split_field: str) -> WrpoError:
-    """Return what a reader of the experiment is told; `said` are the library's own words."""
+    """Return the error for the user; `said` is the library's own message."""
     match fault:
         case HubDataFault.NOT_FOUND:
             return ConfigError(
@@ -64,8 +64,8 @@ def _refusal(fault: HubDataFault, said: str, name: str, split: str, *, field: st
                 code="DatasetNotFound",
             )
         case HubDataFault.CHOICE:
-            # The library lists the splits and configurations there are.
-            return ConfigError(split_field, split, said, "Name one of those there are.")
+            # The library's message lists the existing splits and configurations.
+            return ConfigError(split_field, split, said, "Name an existing one.")
         case HubDataFault.OFFLINE:
             return ConfigError(
                 field,
@@ -96,7 +96,10 @@ def _refusal(fault: HubDataFault, said: str, name: str, split: str, *, field: st
 
 
 def _fault_of(error: Exception) -> HubDataFault | None:
-    """Return what an error is about. `datasets` reports a busy hub as a file that is missing: the causes tell."""
+    """Return the kind of an error.
+
+    `datasets` reports a busy hub as a missing file; only the chain of causes distinguishes the two.
+    """
     from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
     from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
 

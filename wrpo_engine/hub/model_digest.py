@@ -1,4 +1,4 @@
-"""The content of a model directory as one digest, and how large files are not read again for it."""
+"""Digest of a model directory's content, with a cache of the digests of large files."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class DigestMemory:
     file: Path
 
     def sha256_of(self, path: Path) -> str:
+        """Return the sha256 of a file in hexadecimal; cached for large files that are unchanged."""
         found = path.stat()
         if found.st_size < _LARGE_BYTES:
             return sha256_of(path)

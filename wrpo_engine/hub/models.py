@@ -1,4 +1,4 @@
-"""Where a model's files are, and its tokenizer: the checks that fail before minutes are spent on loading."""
+"""Resolution of a model's files and tokenizer, with the checks that must fail before a long load."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from wrpo_engine.stage import StageContext
 from wrpo_engine.text.chat import check_template
 
 MODEL_DIRECTORY = "model"
-"""Where a stage that makes a model puts it inside its artifact."""
+"""Directory of the model inside the artifact of a stage that makes one."""
 FETCH_ROLE = "fetch/"
 """Roles of models that were downloaded beforehand."""
 FETCHED = "fetched"
-"""What their manifests' details say of them: name, requested revision, commit."""
+"""Keys of their manifests' details: name, requested revision, commit."""
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
-"""What of a model's directory is used; weights in other formats are not even downloaded."""
+"""Files of a model's directory that are used; weights in other formats are not even downloaded."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,12 @@ class ResolvedModel:
     """The model's field in the experiment's spec, for error messages."""
 
     def details(self) -> dict[str, Any]:
+        """Return the model's name and revision for the manifest."""
         return {"name": self.identity, "revision": self.revision}
 
     @property
     def directory(self) -> ModelDirectory:
+        """The model's files, with their name for errors."""
         return ModelDirectory(self.path, self.identity, self.field)
 
 
@@ -94,14 +96,14 @@ def resolve_model(model: ModelRef | RewardModel, ctx: StageContext, *, field: st
 
 
 def require_pinned_code(model: ModelRef | RewardModel, field: str) -> None:
-    """Refuse code from a hub that may be another one tomorrow."""
+    """Refuse code from a hub without a pinned revision, because it may change."""
     if model.trust_remote_code and not model.revision:
         rule = "code from a hub runs only from a pinned revision"
         raise ConfigError(f"{field}.trustRemoteCode", "true", rule, f"Set {field}.revision.")
 
 
 def _bring_model(artifact: Artifact, field: str) -> None:
-    """Verify the model's files; on S3 they come here by that."""
+    """Verify the model's files; on S3 this downloads them."""
     names = artifact.files(f"{MODEL_DIRECTORY}/")
     if not names:
         raise DataError(
@@ -186,7 +188,7 @@ def transformers_config(model: ResolvedModel) -> Any:
     def refuse(error: BaseException) -> ConfigError:
         return model.directory.invalid(
             f"transformers cannot read its {CONFIG_FILE}: {first_line(error)}",
-            "Use a model that this version of transformers knows; one with code of its own needs trustRemoteCode.",
+            "Use a model that this version of transformers knows; one with custom code needs trustRemoteCode.",
         )
 
     model.directory.read_object(CONFIG_FILE)
@@ -223,8 +225,8 @@ def vocabulary_size(model: ResolvedModel) -> int | None:
 def check_vocabulary(model: ResolvedModel, tokenizer: Any, used_ids: Iterable[int] = ()) -> None:
     """Refuse a tokenizer with tokens that the model has no embedding for.
 
-    A special token beyond the embedding is refused only if it is among `used_ids`, for example a template's tokens,
-    because published text models have tokenizers that also know an image's token.
+    A special token beyond the embedding is refused only if it is among `used_ids`, for example a template's tokens.
+    The reason: published text models have tokenizers that also know an image's token.
     """
     size = vocabulary_size(model)
     if size is None:
@@ -246,7 +248,7 @@ def check_vocabulary(model: ResolvedModel, tokenizer: Any, used_ids: Iterable[in
 
 
 def stop_token_ids(tokenizer: Any, model: ResolvedModel, end_of_turn: int) -> list[int]:
-    """Return every token that ends an answer: the template's, the tokenizer's and the generation config's."""
+    """Return every token that ends a response: the template's, the tokenizer's and the generation config's."""
     stops = {end_of_turn, *generation_stops(model)}
     if tokenizer.eos_token_id is not None:
         stops.add(int(tokenizer.eos_token_id))
@@ -290,6 +292,7 @@ def tensor_facts(model: ResolvedModel) -> dict[str, TensorFact]:
 
 
 def check_directory(path: Path, name: str, field: str) -> None:
+    """Raise ConfigError unless `path` is a directory with config.json and safetensors of a whole model."""
     if not path.is_dir():
         raise ConfigError(
             field,
@@ -343,7 +346,7 @@ def _download(name: str, revision: str | None, ctx: StageContext, field: str) ->
         except LocalEntryNotFoundError as error:
             if offline:
                 raise offline_error(name, field) from error
-            # The library hides what the hub answered; the answer says whether waiting helps.
+            # The library hides the hub's reply, which shows whether a retry can help.
             if isinstance(error.__cause__, Exception):
                 raise error.__cause__ from None
             raise

@@ -1,1 +1,1 @@
-"""Reading model directories that others wrote: what is damaged, missing or of another kind is refused by name."""
+"""Readers of model directories. Errors name what is damaged, missing or of another kind."""

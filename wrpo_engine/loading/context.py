@@ -1,4 +1,4 @@
-"""How many tokens a model can attend to, read from its configuration. Pure."""
+"""Context length of a model in tokens, read from its configuration. Pure."""
 
 from __future__ import annotations
 

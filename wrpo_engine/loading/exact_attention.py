@@ -1,9 +1,9 @@
-"""Attention that leaves out nothing of what a layer asks for, whichever stage runs the model.
+"""Fused attention that honours every argument of a layer, in all stages.
 
 Transformers' fused attention passes over arguments that it does not know, such as Gemma 2's cap of scores: another
-model is computed, in policy and reference alike, and nothing is said. Which arguments those are, Transformers says
-itself: its reference of every architecture, `eager_attention_forward` beside the layer's class, names them. A layer
-that gives one of them a value is computed by that reference; every other one is fused as before.
+model is computed, in policy and reference alike, without a warning. Transformers itself names these arguments: its
+reference of every architecture, `eager_attention_forward` next to the layer's class, names them. A layer that gives one
+of them a value is computed by that reference; every other one is fused as before.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ as compiled code may look up but not inspect."""
 def load_arguments(config: Any) -> dict[str, str]:
     """Return what `from_pretrained` needs so that its model computes what its architecture says.
 
-    Falcon with ALiBi has attention classes of its own, chosen when the model is made; the fused one rounds the biases.
+    Falcon with ALiBi has separate attention classes, chosen when the model is made; the fused one rounds the biases.
     """
     has_alibi = getattr(config.get_text_config(), "alibi", False)
     return {"attn_implementation": "eager"} if has_alibi else {}
 
 
 def use_exact_attention(model: Any) -> None:
-    """Let no layer of a model with fused attention lose what it asks for; other models stay as they are."""
+    """Make every layer of a model with fused attention keep its arguments; other models are not changed."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -47,7 +47,7 @@ def use_exact_attention(model: Any) -> None:
 
 
 def needs_eager(module: nn.Module, arguments: dict[str, Any]) -> bool:
-    """Whether a layer asks for something that the fused attention would leave out."""
+    """Return whether a layer passes an argument that the fused attention would ignore."""
     names = _unknown.get(type(module).__module__, frozenset())
     return any(arguments.get(name) is not None for name in names)
 
@@ -79,7 +79,7 @@ def _only_eager_knows(place: str) -> frozenset[str]:
 
 
 def _additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
-    """Return a mask as the eager attention adds it; a causal one, which fused attention does without, is made here."""
+    """Return a mask as the eager attention adds it; a causal one, which fused attention does not need, is made here."""
     if mask is None:
         queries, keys = query.shape[2], key.shape[2]
         mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)[None, None]

@@ -1,4 +1,4 @@
-"""A model directory's JSON files and the headers of its weights, read without loading a tensor."""
+"""Readers of a model directory's JSON files and weight headers. They load no tensor."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ class ModelDirectory:
     field: str
 
     def invalid(self, rule: str, hint: str, *, code: str = "ModelInvalid") -> ConfigError:
+        """Return the ConfigError of this model: the broken rule, and the hint."""
         return ConfigError(self.field, self.identity, rule, hint, code=code)
 
     def has(self, name: str) -> bool:
-        """Return whether there is such an entry; what is no file is refused when it is read."""
+        """Return whether there is such an entry; an entry that is not a file is refused when it is read."""
         return (self.path / name).exists()
 
     def read_object(self, name: str) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class ModelDirectory:
         return content
 
     def check_pointers(self, names: Iterable[str]) -> None:
-        """Refuse files of which only Git LFS's pointers are here."""
+        """Refuse Git LFS pointers in place of files."""
         if found := sorted(name for name in names if is_pointer(self.path / name)):
             raise self._pointers(found)
 

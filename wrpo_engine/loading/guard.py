@@ -1,4 +1,4 @@
-"""Other people's loaders on other people's files: whatever they raise on a damaged file becomes one clear error."""
+"""Guard around third-party loaders: every exception about a damaged file becomes one clear error."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _OF_THE_MACHINE = ("OutOfMemoryError", "AcceleratorError", "DistError", "DistBac
 def loading(refuse: Callable[[BaseException], WrpoError]) -> Iterator[None]:
     """Turn every exception that the files can cause into the error that `refuse` makes of it.
 
-    A loader of files that nobody controls may raise anything: what is wrong with them is known only by trying. What the
-    machine causes (memory, devices, storage, other ranks) passes, because it may work another time.
+    A loader of untrusted files may raise anything, and only loading them shows what is wrong. Errors that the
+    machine causes (memory, devices, storage, other ranks) are passed on, because a retry may succeed.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Rotary positions that depend on the longest sequence of a forward pass, and so on which rows happen to share it.
+"""Rotary positions that depend on the longest sequence of a forward pass, and so on the composition of the batch.
 
     dynamic     beyond the model's context the frequencies follow the longest sequence there is and was
     longrope    one set of frequencies up to the original context, another beyond it (Phi-3 of 128k)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's files hold exactly the model that its configuration describes, before anything is loaded.
+"""Check before loading that a checkpoint's files hold exactly the model that its configuration describes.
 
 Transformers itself decides, so that its renamings, its tied weights and what it ignores count: it loads the tensors'
 headers, as tensors without content, into a model without content. Nothing but headers is read.
@@ -32,7 +32,7 @@ class Purpose:
     """What the weights are loaded for, in an error's words."""
 
     made: str
-    """What would be random if weights were missing, for example `its scores`."""
+    """Part of the model that would be random if weights were missing, for example `its scores`."""
     code: str = "WeightsMissing"
     hint: str = "Copy or save all weights of the model; see what its config.json describes."
     unused: re.Pattern[str] | None = None
@@ -44,14 +44,14 @@ TRAIN = Purpose("they")
 SCORE = Purpose(
     "its scores",
     code="RewardModelInvalid",
-    hint="Use a trained reward model; a base or chat model is none.",
+    hint="Use a trained reward model; a base or chat model is not one.",
     unused=re.compile(r"^(lm_head|cls|lm_predictions|mask_predictions|qa_outputs)\."),
 )
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keep Transformers' own report and progress bars out of the log; the errors here say it."""
+    """Keep Transformers' own report and progress bars out of the log; the errors here replace them."""
     from transformers.utils import logging
 
     level, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -70,8 +70,8 @@ def check_weights(
 ) -> None:
     """Raise ConfigError naming the tensors that the model lacks, has no place for, or has in another shape.
 
-    `config` is Transformers' configuration of the model, `kind` its model class or an Auto class. A quantised model and
-    one of its own code are left to the loader, because their tensors are not those of the model without weights.
+    `config` is Transformers' configuration of the model, `kind` its model class or an Auto class. Quantised models and
+    models with custom code are left to the loader: their tensors are not those of the model without weights.
     """
     if is_quantised(config.to_dict()) or type(config).__module__.startswith("transformers_modules"):
         return

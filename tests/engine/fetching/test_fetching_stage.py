@@ -114,7 +114,7 @@ def test_limits_are_respected_and_a_broken_connection_goes_on(engine: Engine, hu
     assert engine.run()[0] == 0
     assert engine.artifact().file("model/model.safetensors").read_bytes() == WEIGHTS
     assert hub.gets("model.safetensors") == ["", *["bytes=300000-"] * 3]
-    assert "trying again in 1.0 s" in engine.done.stderr
+    assert "retrying in 1.0 s" in engine.done.stderr
 
 
 def test_an_attempt_goes_on_with_what_the_last_one_left(engine: Engine, hub: Hub) -> None:
@@ -179,7 +179,7 @@ def test_a_wrong_checksum_is_an_error_that_names_the_file(engine: Engine, hub: H
     assert code == 65
     assert message.error is not None
     assert message.error.code == "DownloadDamaged"
-    assert f"{name} of org/tiny at {COMMIT} is not what the hub says it is" in message.error.message
+    assert f"{name} of org/tiny at {COMMIT} does not match the hub's checksum" in message.error.message
     assert len(hub.gets(name)) == 2
     assert engine.artifact() is None
 
