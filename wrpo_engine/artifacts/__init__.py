@@ -1,4 +1,4 @@
-"""Artifacts: what a stage leaves behind, with a manifest that makes it trustworthy."""
+"""Artifacts: the output of a stage, with a manifest of its files and their checksums."""
 
 from wrpo_engine.artifacts.manifest import FileEntry, InputEntry, Manifest
 from wrpo_engine.artifacts.store import Artifact, ArtifactStore, ArtifactWriter

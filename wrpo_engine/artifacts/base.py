@@ -1,4 +1,4 @@
-"""What artifacts and their writers do alike in every store; a store says how bytes get there and back."""
+"""Base classes of artifacts and their writers; each store adds how bytes are written and read."""
 
 from __future__ import annotations
 
@@ -39,21 +39,22 @@ class StoredArtifact(ABC):
 
     @abstractmethod
     def _place(self, name: str) -> str:
-        """Return where the file lies in the store, for messages."""
+        """Return the location of the file in the store, for messages."""
 
     @abstractmethod
     def _sizes(self) -> Mapping[str, int]:
-        """Return the sizes of the files that are there."""
+        """Return the sizes of the existing files."""
 
     @abstractmethod
     def _verify(self, entry: FileEntry) -> None:
-        """Bring the file here if it is not, and compare it with the manifest."""
+        """Fetch the file unless it is local, and compare it with the manifest."""
 
     @cached_property
     def _by_name(self) -> Mapping[str, FileEntry]:
         return {entry.name: entry for entry in self.manifest.files}
 
     def file(self, name: str) -> Path:
+        """Return the local path of a file, verified on first use; DataError names it if altered or missing."""
         entry = self._by_name.get(name)
         if entry is None:
             raise unknown_file(self.ref, name, self.files())
@@ -63,12 +64,14 @@ class StoredArtifact(ABC):
         return self.directory / name
 
     def fetch_all(self, names: Sequence[str]) -> list[Path]:
-        # Large ones one after another: they come in parallel parts already.
+        """Return the local paths of many files as `file` does, in their order; small ones are fetched together."""
+        # Large ones one after another: each is fetched in parallel parts.
         small = [name for name in names if name in self._by_name and self._by_name[name].size <= SMALL_BYTES]
         in_parallel(self.file, small, threads=AT_ONCE, name="fetch")
         return [self.file(name) for name in names]
 
     def files(self, prefix: str = "") -> list[str]:
+        """Return the names of the files, in the manifest's order, that start with `prefix`."""
         return [entry.name for entry in self.manifest.files if entry.name.startswith(prefix)]
 
     def check_sizes(self) -> None:
@@ -104,31 +107,32 @@ class StoredWriter(ABC):
 
     @abstractmethod
     def _is_committed(self) -> bool:
-        """Whether there is a manifest by now."""
+        """Return whether the manifest exists."""
 
     @abstractmethod
     def _place(self, temporary: Path, name: str, *, replace: bool) -> None:
-        """Make a local file appear as `name`, here and in the store, unless one stands there and is not replaced."""
+        """Make a local file appear as `name`, here and in the store, unless one exists and is not replaced."""
 
     @abstractmethod
     def _read(self) -> StoredArtifact | None: ...
 
     @abstractmethod
     def _entries(self, names: Sequence[str], rows: Mapping[str, int], sha256: Mapping[str, str]) -> list[FileEntry]:
-        """Return the manifest's lines; files that the stage wrote without `publish` become durable by it."""
+        """Return the manifest's entries; make files durable that the stage wrote without `publish`."""
 
     @abstractmethod
     def _put_manifest(self, content: bytes) -> None:
-        """Make the manifest appear at once, unless there is one."""
+        """Create the manifest atomically, unless one exists."""
 
     @abstractmethod
     def _after_commit(self) -> None: ...
 
     def _named_errors(self) -> contextlib.AbstractContextManager[None]:
-        """Around writing local files."""
+        """Context in which local files are written."""
         return contextlib.nullcontext()
 
     def publish(self, name: str, write: Callable[[Path], None], *, replace: bool = False) -> Path:
+        """Let `write` fill a temporary file, then make it appear as `name`; see `ArtifactWriter.publish`."""
         final = self.directory / name
         # The suffix stays the name's: writers choose formats by it. The uuid keeps two processes apart.
         temporary = final.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{final.name}")
@@ -143,7 +147,7 @@ class StoredWriter(ABC):
         return final
 
     def _refuse_if_committed(self, name: str) -> None:
-        """Keep a pod that was thought dead from changing what readers trust."""
+        """Prevent a pod that was presumed dead from changing a committed artifact."""
         if self._is_committed():
             raise AlreadyCommitted(f"another writer has committed {address(self.ref)}; {name} is not published")
 
@@ -151,6 +155,7 @@ class StoredWriter(ABC):
         log.info("another writer has published %s of %s before; its content stays", name, address(self.ref))
 
     def committed(self) -> StoredArtifact | None:
+        """Return the artifact if it exists; DataError if its manifest or a file's size is wrong."""
         artifact = self._read()
         if artifact is not None:
             artifact.check_sizes()
@@ -165,10 +170,11 @@ class StoredWriter(ABC):
         metrics: Mapping[str, float] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> StoredArtifact:
+        """Write the manifest, last and atomically; see `ArtifactWriter.commit`."""
         if (existing := self.committed()) is not None:
             return existing
         require_finite(self.ref, metrics)
-        # An AlreadyCommitted of a file that only now becomes durable means that the other's manifest stands.
+        # An AlreadyCommitted of a file that only now becomes durable means that the other's manifest is valid.
         with contextlib.suppress(AlreadyCommitted):
             manifest = make_manifest(
                 self.ref,

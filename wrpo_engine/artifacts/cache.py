@@ -1,7 +1,7 @@
-"""Local copies of what lies in a bucket, shared by the processes of one pod.
+"""Local copies of files in a bucket, shared by the processes of one pod.
 
-Below the cache's root, `files/` has the copies under their own names (libraries read whole directories of them), and
-`state/` says of each what it was when it was verified, so that no process downloads or hashes it again.
+Below the cache's root, `files/` has the copies under their own names, because libraries read whole directories.
+`state/` records for each its properties at verification, so that no process downloads or hashes it again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Known:
 
     size: int
     etag: str
-    """Of the object it is a copy of."""
+    """ETag of the copied object."""
     sha256: str
 
 
@@ -45,18 +45,20 @@ class LocalCache:
 
     @property
     def files(self) -> Path:
+        """The directory of the copies."""
         return self.root / "files"
 
     def path(self, name: str) -> Path:
+        """Return the path of the copy of `name`, whether or not it exists."""
         return self.files / name
 
     def partial(self, name: str) -> Path:
-        """Return where a download grows until it is whole."""
+        """Return the path of an incomplete download."""
         return self.root / "state" / f"{name}.part"
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Keep other processes of this machine from the same file meanwhile; the disk is a local one."""
+        """Lock the file against other processes of this machine; the disk is a local one."""
         path = self.root / "state" / f"{name}.lock"
         with self.named_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,7 @@ class LocalCache:
             yield
 
     def known(self, name: str) -> Known | None:
-        """Return what is known of a copy, or None if there is none or it was changed since."""
+        """Return the record of a copy, or None if there is none or the copy has changed since."""
         try:
             said = json.loads(self._record(name).read_text())
             found = self.path(name).stat()
@@ -77,7 +79,7 @@ class LocalCache:
             return None
 
     def remember(self, name: str, *, etag: str, sha256: str) -> None:
-        """Record that the copy is what the object was."""
+        """Record that the copy equals the object."""
         found = self.path(name).stat()
         said = {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "etag": etag, "sha256": sha256}
         record = self._record(name)
@@ -97,7 +99,7 @@ class LocalCache:
 
     @contextlib.contextmanager
     def named_errors(self) -> Iterator[None]:
-        """Turn a full or read-only disk into an error that tells it from the storage."""
+        """Turn a full or read-only disk into an error that distinguishes it from the storage."""
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What every store does alike: addresses, the manifest's making and reading, and the errors of damaged artifacts."""
+"""Helpers of all stores: addresses, writing and reading of manifests, and errors of damaged artifacts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wrpo_engine.errors import DataError
 
 
 def address(ref: ArtifactRef) -> str:
-    """Return where the artifact lies below the storage root."""
+    """Return the artifact's path below the storage root."""
     return f"{ref.stage}/{ref.hash}"
 
 

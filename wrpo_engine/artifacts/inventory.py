@@ -1,4 +1,4 @@
-"""What lies in a storage: every artifact, finished or not, with its size; and removing one."""
+"""Inventory of a storage: every artifact, finished or not, with its size; and removal of one."""
 
 from __future__ import annotations
 
@@ -20,35 +20,37 @@ from wrpo_engine.contract.stages import STAGES
 from wrpo_engine.errors import DataError
 
 _ADDRESS = re.compile(rf"^((?:{'|'.join(map(re.escape, STAGES))})(?:/[a-z0-9][a-z0-9-]*)?)/([0-9a-f]{{16}})/(.+)$")
-"""Only what has an artifact's address is one: models and data sets of users may lie in the same storage."""
+"""Only paths of this form are artifacts: models and data sets of users may be in the same storage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An artifact as it lies there."""
+    """An artifact in the storage."""
 
     ref: ArtifactRef
     files: int
     size: int
-    """Bytes of all files, also of those that the manifest does not list."""
+    """Bytes of all files, including those that the manifest does not list."""
     modified: datetime
-    """Of the file that changed last."""
+    """Modification time of the file that changed last."""
     manifest: Manifest | None = None
     fault: str | None = None
     """Why its manifest cannot be read."""
 
     @property
     def address(self) -> str:
+        """Path of the artifact below the storage root."""
         return address(self.ref)
 
     @property
     def state(self) -> str:
+        """`Damaged`, `Complete` or `Unfinished`."""
         return "Damaged" if self.fault else "Complete" if self.manifest else "Unfinished"
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A multipart upload that was begun and never ended; it takes space that no listing shows."""
+    """A multipart upload that was started and never completed; it takes space that no listing shows."""
 
     key: str
     upload_id: str
@@ -56,22 +58,28 @@ class Upload:
 
 
 class Inventory(Protocol):
-    """A storage seen as a whole."""
+    """All artifacts of a storage."""
 
     @property
-    def location(self) -> str: ...
+    def location(self) -> str:
+        """The storage root, for messages."""
+        ...
 
     def artifacts(self) -> list[Found]:
         """Return all artifacts, sorted by address."""
         ...
 
     def remove(self, found: Found) -> None:
-        """Remove an artifact: its manifest first, so that no reader takes the rest for whole."""
+        """Remove an artifact: its manifest first, so that no reader treats the rest as complete."""
         ...
 
-    def uploads(self) -> list[Upload]: ...
+    def uploads(self) -> list[Upload]:
+        """Return the unfinished multipart uploads of artifacts' files."""
+        ...
 
-    def abort(self, upload: Upload) -> None: ...
+    def abort(self, upload: Upload) -> None:
+        """Abort an unfinished upload, which frees its space."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +117,11 @@ class VolumeInventory:
 
     @property
     def location(self) -> str:
+        """The root directory."""
         return str(self.root)
 
     def artifacts(self) -> list[Found]:
+        """Return all artifacts, sorted by address."""
         groups = _group(self._files())
         found = [self._read(ref, files) for ref, files in groups.items()]
         return sorted(found, key=lambda each: each.address)
@@ -135,6 +145,7 @@ class VolumeInventory:
         return _found(ref, files, content, str(path))
 
     def remove(self, found: Found) -> None:
+        """Remove an artifact, its manifest first, and the directories above it that become empty."""
         directory = self.root / found.address
         (directory / MANIFEST_NAME).unlink(missing_ok=True)
         shutil.rmtree(directory)
@@ -142,10 +153,11 @@ class VolumeInventory:
             if parent == self.root:
                 break
             with contextlib.suppress(OSError):
-                # Only empty ones go.
+                # Only empty ones are removed.
                 parent.rmdir()
 
     def uploads(self) -> list[Upload]:
+        """Return an empty list: a volume has no multipart uploads."""
         return []
 
     def abort(self, upload: Upload) -> None:
@@ -160,9 +172,11 @@ class S3Inventory:
 
     @property
     def location(self) -> str:
+        """The URI of the storage root."""
         return self.bucket.root_uri
 
     def artifacts(self) -> list[Found]:
+        """Return all artifacts, sorted by address."""
         files = (
             _File(entry.key, entry.size, entry.modified) for kind in STAGES for entry in self.bucket.listing(f"{kind}/")
         )
@@ -175,10 +189,12 @@ class S3Inventory:
         return _found(ref, files, content, self.bucket.uri(name))
 
     def remove(self, found: Found) -> None:
+        """Remove an artifact, its manifest first."""
         self.bucket.delete([f"{found.address}/{MANIFEST_NAME}"])
         self.bucket.delete([entry.key for entry in self.bucket.listing(f"{found.address}/")])
 
     def uploads(self) -> list[Upload]:
+        """Return the unfinished multipart uploads of artifacts' files."""
         cut = len(self.bucket.key(""))
         return [
             Upload(entry["Key"][cut:], entry["UploadId"], entry["Initiated"])
@@ -187,4 +203,5 @@ class S3Inventory:
         ]
 
     def abort(self, upload: Upload) -> None:
+        """Abort an unfinished upload, which frees its space."""
         self.bucket.abort(upload.key, upload.upload_id)

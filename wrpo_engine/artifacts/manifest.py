@@ -1,4 +1,4 @@
-"""What an artifact's manifest.json says: everything a reader needs to trust the files beside it."""
+"""Content of an artifact's manifest.json, with which a reader verifies the artifact's files."""
 
 from __future__ import annotations
 
@@ -51,13 +51,16 @@ class Manifest(_Model):
 
     @property
     def rows(self) -> int:
+        """Rows of all files together."""
         return sum(entry.rows or 0 for entry in self.files)
 
     def to_bytes(self) -> bytes:
+        """Return the content of manifest.json: indented JSON in UTF-8."""
         return (self.model_dump_json(indent=1) + "\n").encode()
 
 
 def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's content in hexadecimal, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -66,4 +69,5 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(manifest: bytes) -> str:
+    """Return the sha256 of a manifest's bytes in hexadecimal."""
     return hashlib.sha256(manifest).hexdigest()

@@ -1,4 +1,4 @@
-"""The same for many things at once, in threads; the first error stops what has not begun."""
+"""Parallel map in threads; the first error cancels the calls that have not started."""
 
 from __future__ import annotations
 

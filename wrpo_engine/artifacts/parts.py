@@ -1,4 +1,4 @@
-"""Stages in parts: what is left to do, and the manifest once nothing is. The same for every number of shards."""
+"""Stages in parts: the pending parts, and the manifest once none is. The same for every number of shards."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ log = logging.getLogger("wrpo_engine")
 T = TypeVar("T")
 Measure = Callable[[Iterable[pl.DataFrame]], dict[str, float]]
 PARTS = "parts/"
-"""Where the parts of every such stage lie in its artifact."""
+"""Directory of the parts in every such stage's artifact."""
 
 
 def part_name(index: int) -> str:
+    """Return the name of a part's file, e.g. parts/part-00003.parquet."""
     return f"{PARTS}part-{index:05d}.parquet"
 
 
@@ -79,5 +80,5 @@ def _read(ctx: StageContext, name: str, path: Path) -> pl.DataFrame:
             f"part {name} of {address(ctx.output.ref)} ({path}) cannot be read: {str(error).splitlines()[0]}",
             code="ArtifactDamaged",
             field=StorageField.STORAGE,
-            hint=f"Remove {address(ctx.output.ref)}/{name} below the storage root; the stage makes it again.",
+            hint=f"Remove {address(ctx.output.ref)}/{name} below the storage root; the stage recreates it.",
         ) from error

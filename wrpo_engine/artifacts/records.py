@@ -1,4 +1,4 @@
-"""Row schemas of the artifacts: one place that says which columns exist and what they hold."""
+"""Row schemas of the artifacts: the columns and their content."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCORES = {
     "score": pl.Float64,
     "truncated": pl.Boolean,
 }
-"""scores: parts/part-NNNNN.parquet, one row for each answer; truncated: the reward model read only a part of it."""
+"""scores: parts/part-NNNNN.parquet, one row for each response; truncated: the reward model read only a part of it."""
 
 SFT_ROWS = {
     "prompt_id": pl.String,

@@ -1,7 +1,7 @@
 """The root of a storage before it is opened: one class per kind, found by the kind or by the scheme of a URI.
 
-A further kind of storage is a member of the union `Storage`, a class here, and an entry in `_SCHEMES`; whatever has to
-tell the kinds apart matches `StorageRoot`, so that the type checker names the places that miss it.
+A further kind of storage is a member of the union `Storage`, a class here, and an entry in `_SCHEMES`; code that
+distinguishes the kinds matches `StorageRoot`, so that the type checker names the places that miss one.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class DirectoryRoot:
 
     @property
     def location(self) -> str:
+        """Path of the directory."""
         return str(self.path)
 
     def store(
@@ -42,9 +43,11 @@ class DirectoryRoot:
         *,
         is_stopping: Callable[[], bool] = _never,  # noqa: ARG002 - nothing here waits
     ) -> ArtifactStore:
+        """Return the store of artifacts in the directory."""
         return VolumeStore(self.path, clock)
 
     def inventory(self) -> Inventory:
+        """Return the inventory of the directory."""
         return VolumeInventory(self.path)
 
 
@@ -57,10 +60,11 @@ class BucketRoot:
 
     @property
     def location(self) -> str:
+        """URI of the prefix, without a slash at the end."""
         return self.address.uri.rstrip("/")
 
     def bucket(self) -> S3Bucket:
-        """Return the bucket after one request: wrong credentials and missing buckets are found before any work."""
+        """Return the bucket after one request, which detects wrong credentials and missing buckets before any work."""
         bucket = self._unchecked()
         bucket.check()
         return bucket
@@ -70,17 +74,19 @@ class BucketRoot:
         return Copies.connect(self.address, self.environ)
 
     def store(self, clock: Callable[[], datetime], *, is_stopping: Callable[[], bool] = _never) -> ArtifactStore:
+        """Return the store of artifacts below the prefix, connected by one request."""
         return S3Store.connect(self.address, self.environ, clock, is_stopping=is_stopping)
 
     def inventory(self) -> Inventory:
+        """Return the inventory of the prefix, connected by one request."""
         return S3Inventory(self.bucket())
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a small object, or None if it is not there."""
+        """Return the content of a small object, or None if it does not exist."""
         return self._unchecked().read(name)
 
     def create(self) -> None:
-        """Create the bucket unless it exists, and wait until it can be written."""
+        """Create the bucket unless it exists, and wait until it is writable."""
         bucket = self._unchecked()
         known = bucket.client.exceptions
 
@@ -91,7 +97,7 @@ class BucketRoot:
                 return None
 
         bucket.call(f"make the bucket {bucket.bucket}", create)
-        # A server that has just started may answer before it can store anything.
+        # A server that has just started may accept requests before it can store anything.
         bucket.put(".ready", b"")
         bucket.delete([".ready"])
 
@@ -128,7 +134,7 @@ def unsupported(storage: Never) -> ConfigError:
 def _mount(environ: Mapping[str, str]) -> Path:
     mount = Path(environ.get("WRPO_VOLUME_ROOT", DEFAULT_VOLUME_ROOT))
     if not mount.is_dir():
-        # Creating it would write results where nobody finds them again.
+        # Creating it would write results where no one finds them.
         raise StorageError(
             f"there is no directory {mount}, where the storage volume should be mounted",
             code="StorageMissing",
@@ -186,7 +192,7 @@ def root_at(location: str, environ: Mapping[str, str], *, server: S3Server | Non
 
 
 def refuse_scheme(location: str) -> None:
-    """Keep an address that is none from becoming a directory of that name here."""
+    """Refuse an invalid address, which would otherwise become a local directory of that name."""
     if "://" in location:
         scheme = location.partition("://")[0]
         raise UsageError(

@@ -1,8 +1,8 @@
-"""Artifacts in a bucket: the same promises as on a volume, with a conditional put in place of link and rename.
+"""Artifacts in a bucket: the same guarantees as on a volume, with a conditional put instead of link and rename.
 
 Files are objects at `<prefix>/<stage>/<hash>/<name>`; each carries the sha256 of its content. Files are put only where
-there is none, and so is the manifest, last: of two writers one wins, and the other returns the winner's artifact. Local
-copies lie in a cache that a new pod finds empty.
+there is none, and so is the manifest, last: of two writers, the second returns the artifact of the first. Local copies
+are in a cache that is empty in a new pod.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from wrpo_engine.errors import ConfigError, DataError, MissingInputError, Storag
 log = logging.getLogger("wrpo_engine")
 
 STARTED_NAME = ".started"
-"""Put before any work, to find missing rights; removed by the commit."""
+"""Written before any work, to detect missing permissions; removed by the commit."""
 
 
 @dataclass(frozen=True)
 class Copies:
-    """The bucket and what of it is here."""
+    """The bucket and its local copies."""
 
     bucket: S3Bucket
     cache: LocalCache
@@ -54,13 +54,13 @@ class Copies:
     def connect(
         cls, storage: S3Address, environ: Mapping[str, str], *, is_stopping: Callable[[], bool] = lambda: False
     ) -> Copies:
-        """Return them after one request: wrong credentials and missing buckets are found before any work."""
+        """Return the copies after one request, which detects wrong credentials and missing buckets before any work."""
         bucket = S3Bucket.open(storage, environ, is_stopping)
         bucket.check()
         return cls(bucket, LocalCache.of(f"{storage.endpoint or ''} {storage.uri.rstrip('/')}", environ))
 
     def bring(self, name: str, *, size: int, etag: str) -> str:
-        """Make the local copy be the object of this size and ETag; return its sha256. Hold the file's lock."""
+        """Update the local copy to the object of this size and ETag; return its sha256. The caller holds the lock."""
         known = self.cache.known(name)
         if known is not None and known.etag == etag:
             return known.sha256
@@ -118,7 +118,7 @@ class S3Artifact(StoredArtifact):
         if known is not None:
             return known.sha256 == entry.sha256
         path = self.copies.cache.path(full)
-        # What this pod wrote itself and never had to fetch.
+        # Files that this pod wrote itself and never fetched.
         return path.is_file() and path.stat().st_size == entry.size and sha256_of(path) == entry.sha256
 
     def _bring(self, full: str, entry: FileEntry) -> None:
@@ -142,6 +142,7 @@ class S3Writer(StoredWriter):
     copies: Copies
 
     def begin(self) -> None:
+        """Write a marker object, which detects missing permissions, and create the local directory."""
         self.copies.bucket.put(
             self._full(STARTED_NAME), json.dumps({"at": self.now().isoformat(), "engine": __version__}).encode()
         )
@@ -149,9 +150,11 @@ class S3Writer(StoredWriter):
             self.directory.mkdir(parents=True, exist_ok=True)
 
     def published(self, prefix: str = "") -> list[str]:
+        """Return the sorted names of all published objects that start with `prefix`, of all attempts and pods."""
         return sorted(name for name in self._listed(prefix) if name not in {MANIFEST_NAME, STARTED_NAME})
 
     def fetch(self, name: str) -> Path:
+        """Return the local copy of a published object; MissingInputError if there is none."""
         full = self._full(name)
         with self.copies.cache.lock(full):
             stat = self.copies.bucket.stat(full)
@@ -161,6 +164,7 @@ class S3Writer(StoredWriter):
         return self.directory / name
 
     def fetch_all(self, names: Sequence[str]) -> list[Path]:
+        """Return the local copies of many published objects, in their order; small ones are fetched together."""
         listed = self._listed()
 
         def fetch(name: str) -> Path:
@@ -183,11 +187,12 @@ class S3Writer(StoredWriter):
 
     def _missing(self, full: str) -> MissingInputError:
         return MissingInputError(
-            f"{self.copies.bucket.uri(full)} of the unfinished artifact {address(self.ref)} is not there",
+            f"{self.copies.bucket.uri(full)} of the unfinished artifact {address(self.ref)} does not exist",
             hint="Another pod may have removed it; the next attempt looks again.",
         )
 
     def discard(self, prefix: str) -> None:
+        """Remove the published objects that start with `prefix`, and their local copies."""
         names = self.published(prefix)
         self.copies.bucket.delete([self._full(name) for name in names])
         for name in names:
@@ -273,8 +278,8 @@ class S3Writer(StoredWriter):
             return FileEntry(name=name, size=path.stat().st_size, sha256=digest, rows=rows)
         if stat is None:
             raise MissingInputError(
-                f"{self.copies.bucket.uri(full)} is not there, so the artifact cannot be committed",
-                hint="Something removed it while the stage ran; the next attempt makes it again.",
+                f"{self.copies.bucket.uri(full)} does not exist, so the artifact cannot be committed",
+                hint="Something removed it while the stage ran; the next attempt recreates it.",
             )
         if stat.sha256 is None:
             with self.copies.cache.lock(full):
@@ -316,9 +321,11 @@ class S3Store:
 
     @property
     def location(self) -> str:
+        """URI of the storage root."""
         return self.copies.bucket.root_uri
 
     def local_copy(self, below: str, only: Sequence[str] = ()) -> Path:
+        """Download what is at `below` and return its local path; see `ArtifactStore.local_copy`."""
         bucket, cache = self.copies.bucket, self.copies.cache
         below = below.strip("/")
         if not below or below == ".":
@@ -339,17 +346,19 @@ class S3Store:
             with cache.lock(key):
                 self.copies.bring(key, size=entry.size, etag=entry.etag)
         for stale in path.rglob("*") if path.is_dir() else ():
-            # What was removed from the bucket must not live on here.
+            # Files that were removed from the bucket must not remain here.
             if stale.is_file() and stale.relative_to(cache.files).as_posix() not in wanted:
                 stale.unlink(missing_ok=True)
         return path
 
     def open(self, ref: ArtifactRef) -> Artifact | None:
+        """Return the committed artifact, or None if there is no manifest."""
         return _read(ref, self.copies)
 
     def writer(
         self, ref: ArtifactRef, *, config: Mapping[str, Any], inputs: Mapping[str, InputEntry]
     ) -> ArtifactWriter:
+        """Return the writer of an artifact; it writes nothing before `begin`."""
         directory = self.copies.cache.path(address(ref))
         return S3Writer(ref, directory, config, inputs, self.now, self.copies)
 

@@ -1,7 +1,7 @@
-"""Answers that are not an S3 server's: redirects to another address, and web pages.
+"""Replies that are not an S3 server's: redirects to another address, and web pages.
 
-botocore follows redirects for regions until Python's stack ends, and takes a web page for a busy server. Both mean that
-`storage.s3.endpoint` names something else, which no retry changes.
+botocore follows redirects for regions until Python's stack overflows, and treats a web page as a busy server. Both mean
+that `storage.s3.endpoint` names something else, which no retry changes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class ForeignAnswerError(Exception):
 
 
 class UnreadableAnswerError(Exception):
-    """An answer that says yes and lacks what every such answer has."""
+    """A successful reply that lacks what every such reply has."""
 
 
 def refuse_foreign(response_dict: Mapping[str, Any], **_others: Any) -> None:
-    """Raise ForeignAnswerError for an answer that no S3 server gives. A handler of botocore's event `before-parse`."""
+    """Raise ForeignAnswerError for a reply that no S3 server gives. A handler of botocore's event `before-parse`."""
     body = response_dict["body"]
     error = _foreign(
         int(response_dict["status_code"]),
@@ -38,7 +38,7 @@ def refuse_foreign(response_dict: Mapping[str, Any], **_others: Any) -> None:
     )
     if error is not None:
         if hasattr(body, "close"):
-            # A stream that nobody is going to read.
+            # A stream that is never read.
             body.close()
         raise error
 
@@ -46,10 +46,10 @@ def refuse_foreign(response_dict: Mapping[str, Any], **_others: Any) -> None:
 def _foreign(status: int, headers: Mapping[str, str], content: bytes) -> ForeignAnswerError | None:
     if status in _REDIRECTS and _REGION_HEADER not in headers and b"<Code>" not in content:
         return ForeignAnswerError(_redirect(headers.get("location", "")), _REDIRECT_HINT)
-    # A gateway answers 5xx with a page of its own while its server restarts: that passes.
+    # A gateway sends its own page with 5xx while its server restarts: that is temporary.
     if status < 500 and _is_page(headers, content):
         return ForeignAnswerError(
-            f"answers with a web page (HTTP {status}, {headers.get('content-type', 'no content type')})",
+            f"replies with a web page (HTTP {status}, {headers.get('content-type', 'no content type')})",
             "It is not the S3 API: it may be the server's console, a login or a proxy. Name the port of the S3 API.",
         )
     return None
@@ -57,7 +57,7 @@ def _foreign(status: int, headers: Mapping[str, str], content: bytes) -> Foreign
 
 _REDIRECT_HINT = (
     "Set the address to which it redirects, if that is the S3 API (https for http?); else name the server itself, "
-    "without what stands before it."
+    "without the proxy in front of it."
 )
 
 
@@ -75,8 +75,8 @@ def _is_page(headers: Mapping[str, str], content: bytes) -> bool:
 
 
 def needed(answer: Mapping[str, Any], key: str) -> Any:
-    """Return a field that every such answer has; UnreadableAnswerError if this one lacks it."""
+    """Return a field that every such reply has; UnreadableAnswerError if this one lacks it."""
     try:
         return answer[key]
     except KeyError:
-        raise UnreadableAnswerError(f"its answer lacks {key}") from None
+        raise UnreadableAnswerError(f"its reply lacks {key}") from None

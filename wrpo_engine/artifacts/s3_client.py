@@ -1,8 +1,8 @@
-"""Requests to one S3 bucket: boto3's client, our patience around it, and errors that say what to do.
+"""Requests to one S3 bucket: boto3's client with retries, and errors that name the remedy.
 
 botocore itself retries a request a few times with backoff and jitter. Around that, a request that may succeed later is
-made again until WRPO_STORAGE_PATIENCE_SECONDS have passed without progress: a storage server that restarts should not
-end a stage that has worked for hours.
+repeated until WRPO_STORAGE_PATIENCE_SECONDS have passed without progress: a restart of the
+storage server must not end a stage that has run for hours.
 """
 
 from __future__ import annotations
@@ -35,16 +35,27 @@ _PAGE_OF_DELETIONS = 1000
 
 
 class S3Address(Protocol):
-    """Where a bucket and the prefix in it are."""
+    """Address of a bucket and a prefix in it."""
 
     @property
-    def uri(self) -> str: ...
+    def uri(self) -> str:
+        """s3://BUCKET/PREFIX."""
+        ...
+
     @property
-    def endpoint(self) -> str | None: ...
+    def endpoint(self) -> str | None:
+        """URL of the server; None: AWS."""
+        ...
+
     @property
-    def region(self) -> str | None: ...
+    def region(self) -> str | None:
+        """Region of the bucket; None: the one of the environment."""
+        ...
+
     @property
-    def addressing_style(self) -> str | None: ...
+    def addressing_style(self) -> str | None:
+        """`path` or `virtual`; None: the AWS configuration's."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +70,25 @@ class S3Location:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a request is tried."""
+    """Time limits for the retries of a request, in seconds."""
 
     seconds: float = 300.0
-    """In all, after the first answer of the server."""
+    """In all, after the first reply of the server."""
     first_seconds: float = 30.0
-    """Before the server has ever answered: then the endpoint is probably wrong."""
+    """Before the first reply of the server: without one, the endpoint is probably wrong."""
     timeout_s: float = 60.0
-    """Without a byte from the server."""
+    """Without a byte from the server, in one try."""
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Patience:
+        """Read the limits from WRPO_STORAGE_PATIENCE_SECONDS and WRPO_STORAGE_TIMEOUT_SECONDS."""
         seconds = seconds_of(environ, "WRPO_STORAGE_PATIENCE_SECONDS", cls().seconds)
         timeout_s = seconds_of(environ, "WRPO_STORAGE_TIMEOUT_SECONDS", cls().timeout_s)
         return cls(seconds, min(seconds, cls().first_seconds), timeout_s)
 
 
-class Outcome(Exception):  # noqa: N818 (an answer, not a fault)
-    """What a request may come to and its caller handles."""
+class Outcome(Exception):  # noqa: N818 (a reply, not a fault)
+    """An outcome of a request that its caller handles."""
 
 
 class ConditionFailed(Outcome):
@@ -84,7 +96,7 @@ class ConditionFailed(Outcome):
 
 
 class UnsupportedConditionError(Outcome):
-    """The server knows no conditional writes."""
+    """The server does not support conditional writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +110,7 @@ class Stat:
 
 
 def stat_of(answer: Any) -> Stat:
-    """Return what an answer to HEAD, or to GET of a whole object, says of it."""
+    """Return the metadata of an object in a reply to HEAD, or to GET of the whole object."""
     metadata = answer.get("Metadata", {})
     return Stat(
         size=int(needed(answer, "ContentLength")),
@@ -119,7 +131,7 @@ class Listed:
 
 
 def has_role(environ: Mapping[str, str]) -> bool:
-    """Whether credentials may come from a role of the pod; keys in its environment are there or not."""
+    """Return whether credentials may come from a role of the pod; keys in its environment are there or not."""
     has_keys = bool(environ.get("AWS_ACCESS_KEY_ID") or environ.get("AWS_SECRET_ACCESS_KEY"))
     return not has_keys and environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true"
 
@@ -151,7 +163,7 @@ def wait_for_credentials(
 
 
 def is_loopback(endpoint: str | None) -> bool:
-    """Whether the server is on this machine."""
+    """Return whether the server is on this machine."""
     host = urlsplit(endpoint or "").hostname or ""
     return host in {"localhost", "::1"} or host.startswith("127.")
 
@@ -182,7 +194,7 @@ def make_client(storage: S3Address, environ: Mapping[str, str], timeout_s: float
         tcp_keepalive=True,
         # boto3 would ask HTTP_PROXY's proxy for a server of this very machine.
         proxies={} if is_loopback(storage.endpoint) else None,
-        # Where artifacts lie is the experiment's to say, not the environment's of one pod: another pod, the operator's
+        # The experiment decides where artifacts are stored, not the environment of one pod: another pod, the operator's
         # idea of who shares what, and an administrator's limits would take them to lie elsewhere.
         ignore_configured_endpoint_urls=True,
     )
@@ -230,6 +242,7 @@ class S3Bucket:
 
     @classmethod
     def open(cls, storage: S3Address, environ: Mapping[str, str], is_stopping: Callable[[], bool]) -> S3Bucket:
+        """Return the bucket of a storage without a request; ConfigError or StorageError if no client can be made."""
         bucket, _, prefix = storage.uri.removeprefix("s3://").partition("/")
         patience = Patience.of(environ)
         uri = storage.uri
@@ -243,20 +256,24 @@ class S3Bucket:
 
     @property
     def root_uri(self) -> str:
+        """s3://BUCKET/PREFIX of the storage root, without a slash at the end."""
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def key(self, name: str) -> str:
+        """Return the object key of a name below the storage root."""
         return f"{self.prefix}/{name}" if self.prefix else name
 
     def uri(self, name: str) -> str:
+        """Return the s3:// URI of a name below the storage root."""
         return f"s3://{self.bucket}/{self.key(name)}"
 
     @property
     def place(self) -> Place:
+        """Names of the storage root, the endpoint and the bucket, for error messages."""
         return Place(self.root_uri, str(self.client.meta.endpoint_url), self.bucket)
 
     def call(self, action: str, request: Callable[[], T], *, progress: Callable[[], int] = lambda: 0) -> T:
-        """Make a request until it succeeds, fails for good, or patience ends; progress begins patience anew."""
+        """Make a request until it succeeds, fails for good, or the time for retries ends. Progress restarts it."""
 
         def next_pause(error: Exception, tries: Tries) -> float:
             if not is_worth_waiting(error):
@@ -268,7 +285,7 @@ class S3Bucket:
             return pause
 
         def wait(error: Exception, pause: float) -> None:
-            log.warning("cannot %s now (%s); trying again in %.1f s", action, error, pause)
+            log.warning("cannot %s now (%s); retrying in %.1f s", action, error, pause)
             self.sleep(pause)
 
         answer = retry(request, next_pause=next_pause, wait=wait, progress=progress, monotonic=self.monotonic)
@@ -280,23 +297,23 @@ class S3Bucket:
         return min(seconds, _STOPPING_PATIENCE_S) if self.is_stopping() else seconds
 
     def _raise_final(self, error: Exception, action: str) -> None:
-        """Raise our error for one of S3's; return for one of this machine or of ours."""
+        """Raise our error for one of S3's; return for one of this machine or of WRPO."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         if isinstance(error, ClientError):
-            # It refused, but it is there.
+            # It refused, but it is reachable.
             self._has_answered = True
             if is_taken(error):
                 raise ConditionFailed(action) from error
         if isinstance(error, BotoCoreError | ClientError | ForeignAnswerError | UnreadableAnswerError):
             raise explain(error, self.place, action) from error
         if not isinstance(error, OSError | WrpoError | Outcome):
-            # botocore's parsers raise what comes to hand for an answer that is none.
+            # botocore's parsers raise arbitrary exceptions for a reply that is not S3's.
             unreadable = UnreadableAnswerError(f"{type(error).__name__}: {error}")
             raise explain(unreadable, self.place, action) from error
 
     def stat(self, name: str) -> Stat | None:
-        """Return what the server says of an object, or None if it is not there."""
+        """Return the metadata of an object, or None if it does not exist."""
 
         def request() -> Stat | None:
             try:
@@ -312,7 +329,7 @@ class S3Bucket:
         return self.call(f"read {self.uri(name)}", request)
 
     def read(self, name: str) -> bytes | None:
-        """Return a small object, or None if it is not there."""
+        """Return a small object, or None if it does not exist."""
 
         def request() -> bytes | None:
             try:
@@ -329,7 +346,7 @@ class S3Bucket:
     def put(self, name: str, content: bytes, *, only_if_absent: bool = False, sha256: str | None = None) -> None:
         """Write a small object, with a checksum that the server compares.
 
-        ConditionFailed if it should be absent and is there; UnsupportedConditionError where the server cannot tell.
+        ConditionFailed if it should be absent and is there; UnsupportedConditionError if the server cannot check it.
         """
         arguments = {**self.checksum_arguments(), **self.metadata(sha256)}
 
@@ -339,7 +356,7 @@ class S3Bucket:
         self.call(f"write {self.uri(name)}", request)
 
     def conditional(self, operation: Callable[..., Any], name: str, *, only_if_absent: bool, **arguments: Any) -> Any:
-        """Ask for an operation that makes an object appear, perhaps only if there is none."""
+        """Request an operation that creates an object, optionally only if none exists."""
         condition = {"IfNoneMatch": "*"} if only_if_absent else {}
         try:
             return operation(Bucket=self.bucket, Key=self.key(name), **arguments, **condition)
@@ -350,6 +367,7 @@ class S3Bucket:
 
     @staticmethod
     def metadata(sha256: str | None) -> dict[str, Any]:
+        """Return the arguments that store an object's sha256 as metadata; none without a digest."""
         return {} if sha256 is None else {"Metadata": {SHA256_KEY: sha256}}
 
     def checksum_arguments(self) -> dict[str, str]:
@@ -393,7 +411,7 @@ class S3Bucket:
         )
 
     def delete(self, names: list[str]) -> None:
-        """Delete objects; those that are not there are no error."""
+        """Delete objects; missing ones are not an error."""
         for start in range(0, len(names), _PAGE_OF_DELETIONS):
             self._delete_page(names[start : start + _PAGE_OF_DELETIONS])
 
@@ -407,7 +425,7 @@ class S3Bucket:
             raise explain(ClientError({"Error": dict(failed)}, "DeleteObjects"), self.place, action)
 
     def unfinished_uploads(self) -> list[Any]:
-        """Return S3's entries of multipart uploads below the storage root that were begun and never ended."""
+        """Return S3's entries of multipart uploads below the storage root that were started and never completed."""
 
         def request() -> list[Any]:
             pages = self.client.get_paginator("list_multipart_uploads").paginate(
@@ -418,7 +436,7 @@ class S3Bucket:
         return self.call(f"list uploads of {self.root_uri}", request)
 
     def abort(self, name: str, upload_id: str) -> None:
-        """Give up a multipart upload, and with it the space that its parts take."""
+        """Abort a multipart upload, which frees the space of its parts."""
         self.call(
             f"abort an upload of {self.uri(name)}",
             lambda: self.client.abort_multipart_upload(Bucket=self.bucket, Key=self.key(name), UploadId=upload_id),

@@ -1,4 +1,4 @@
-"""What an error of S3 means for the experiment: wait, or say which field is wrong and what to do about it."""
+"""Translation of S3 errors: retry, or name the wrong field and the remedy."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Place:
 def code_and_status(error: Any) -> tuple[str, int]:
     """Return S3's error code and the HTTP status of a botocore ClientError; a code is "" where there is only a status.
 
-    Answers to HEAD have no body, so their code is the status itself.
+    Replies to HEAD have no body, so their code is the status itself.
     """
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -62,7 +62,7 @@ def code_and_status(error: Any) -> tuple[str, int]:
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether the object is not there; a bucket that is not there is another thing."""
+    """Return whether the object does not exist; a missing bucket is a different error."""
     if not hasattr(error, "response"):
         return False
     code, status = code_and_status(error)
@@ -70,17 +70,17 @@ def is_missing(error: Exception) -> bool:
 
 
 def is_taken(error: Exception) -> bool:
-    """Whether a condition of the request (If-Match, If-None-Match) did not hold."""
+    """Return whether a condition of the request (If-Match, If-None-Match) did not hold."""
     return hasattr(error, "response") and code_and_status(error)[1] == 412
 
 
 def is_unexplained(error: Exception) -> bool:
-    """Whether an answer to HEAD refuses without a word: it may be the credentials, the clock, a missing right."""
+    """Return whether a reply to HEAD gives no reason: it may be the credentials, the clock, a missing permission."""
     return hasattr(error, "response") and code_and_status(error) in {("", 400), ("", 403)}
 
 
 def is_worth_waiting(error: Exception) -> bool:
-    """Whether the same request may succeed a little later."""
+    """Return whether the same request may succeed a little later."""
     from botocore import exceptions as boto
     from urllib3.exceptions import HTTPError
 
@@ -103,7 +103,7 @@ def is_worth_waiting(error: Exception) -> bool:
 
 
 def explain(error: Exception, place: Place, action: str) -> WrpoError:
-    """Return our error for S3's. `action` completes "cannot ...", e.g. "write s3://bucket/key"."""
+    """Return the engine's error for one of S3. `action` completes "cannot ...", e.g. "write s3://bucket/key"."""
     from botocore import exceptions as boto
 
     what = f"cannot {action}"
@@ -115,10 +115,10 @@ def explain(error: Exception, place: Place, action: str) -> WrpoError:
         )
     if isinstance(error, UnreadableAnswerError):
         return StorageError(
-            f"{what}: the server's answer cannot be read ({first_line(error)})",
+            f"{what}: the server's reply cannot be read ({first_line(error)})",
             code="StorageAnswerInvalid",
             field=StorageField.S3_ENDPOINT,
-            hint="Check that the endpoint is an S3 API and that nothing on the way changes its answers.",
+            hint="Check that the endpoint is an S3 API and that no proxy changes its replies.",
         )
     if isinstance(error, boto.SSLError):
         return ConfigError(
@@ -130,10 +130,10 @@ def explain(error: Exception, place: Place, action: str) -> WrpoError:
         )
     if isinstance(error, boto.CredentialRetrievalError):
         return TemporaryError(
-            f"{what}: the service that gives the pod its credentials does not answer well ({first_line(error)})",
+            f"{what}: the service that gives the pod its credentials sends no valid reply ({first_line(error)})",
             code="StorageCredentials",
             field=StorageField.S3_CREDENTIALS,
-            hint="Check the role of the pods' service account and the agent that serves it. The stage is tried again.",
+            hint="Check the role of the pods' service account and the agent that serves it. The stage is retried.",
         )
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return ConfigError(
@@ -147,11 +147,11 @@ def explain(error: Exception, place: Place, action: str) -> WrpoError:
         said = f"{what}: {first_line(error)}"
         return ConfigError(StorageField.S3, place.uri, said, "Correct it.", code="InvalidConfig")
     return TemporaryError(
-        f"{what}: {place.endpoint} does not answer as it should ({first_line(error)})",
+        f"{what}: {place.endpoint} sends no valid reply ({first_line(error)})",
         code="StorageUnreachable",
         field=StorageField.S3_ENDPOINT,
         hint="Check that the endpoint is right (scheme, host, port), that the server runs, and that network policies "
-        "let pods reach it. The stage is tried again and continues where it stopped.",
+        "let pods reach it. The stage is retried and resumes where it stopped.",
     )
 
 
@@ -206,7 +206,7 @@ def _of_answer(error: Any, place: Place, what: str) -> WrpoError:
         return ConfigError(
             StorageField.S3_ADDRESSING_STYLE,
             "Path",
-            f"the server wants the bucket in the host name: {answer}",
+            f"the server requires the bucket in the host name: {answer}",
             f"Set {StorageField.S3_ADDRESSING_STYLE}: Virtual; outside a cluster, `addressing_style = virtual` in the "
             "section `s3 =` of the AWS configuration file.",
             code="StorageAddressing",
@@ -224,7 +224,7 @@ def _of_answer(error: Any, place: Place, what: str) -> WrpoError:
             f"{answer}, also after waiting",
             code="StorageBusy",
             field=StorageField.S3,
-            hint="The server is overloaded or down. The stage is tried again and continues where it stopped; if it "
-            "stays so, lower shards or ask for a higher request rate.",
+            hint="The server is overloaded or down. The stage is retried and resumes where it stopped. If this "
+            "persists, lower shards or request a higher rate limit.",
         )
     return StorageError(answer, code="StorageUnavailable", field=StorageField.S3, hint="See the server's log.")

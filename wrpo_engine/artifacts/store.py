@@ -1,4 +1,4 @@
-"""What a stage needs of a store, whatever holds the bytes."""
+"""Interface of an artifact store, independent of the storage."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ class Artifact(Protocol):
     """A committed artifact, for reading."""
 
     @property
-    def ref(self) -> ArtifactRef: ...
+    def ref(self) -> ArtifactRef:
+        """Address of the artifact."""
+        ...
+
     @property
-    def manifest(self) -> Manifest: ...
+    def manifest(self) -> Manifest:
+        """Content of its manifest.json."""
+        ...
+
     @property
     def digest(self) -> str:
         """Sha256 of manifest.json."""
@@ -24,7 +30,7 @@ class Artifact(Protocol):
 
     @property
     def directory(self) -> Path:
-        """Where the files lie locally. Only files that went through `file` are verified."""
+        """Local directory of the files. Only files returned by `file` are verified."""
         ...
 
     def file(self, name: str) -> Path:
@@ -41,27 +47,31 @@ class Artifact(Protocol):
 
 
 class ArtifactWriter(Protocol):
-    """The stage's own output while it is being made.
-
-    Only what went through `publish` survives a kill and is seen by other pods. `directory` is a place for local files;
+    """The stage's own output while it is being written. Only published files survive a kill and are visible to other
+    pods. `directory` is a place for local files;
     on a volume it is the artifact's own directory, on S3 a cache that a new pod finds empty.
     """
 
     @property
-    def ref(self) -> ArtifactRef: ...
+    def ref(self) -> ArtifactRef:
+        """Address of the artifact."""
+        ...
+
     @property
-    def directory(self) -> Path: ...
+    def directory(self) -> Path:
+        """The local directory of the output."""
+        ...
 
     def begin(self) -> None:
-        """Fail now, not after hours of work, if nothing could be published."""
+        """Fail before the work starts if nothing could be published."""
         ...
 
     def publish(self, name: str, write: Callable[[Path], None], *, replace: bool = False) -> Path:
         """Let `write` fill a temporary file, then make it appear as `name` at once and durably; return its local path.
 
-        Of several writers of one name the first wins, as two need not write the same bytes; the path holds what stands
-        in the store. With `replace` the last one wins: for files that are written again on purpose. AlreadyCommitted,
-        and nothing is published, once there is a manifest.
+        Of several writers of one name the first wins, as two need not write the same bytes; the path holds the store's
+        content. With `replace` the last one wins, for files that are rewritten on purpose. AlreadyCommitted, and
+        nothing is published, once there is a manifest.
         """
         ...
 
@@ -81,7 +91,7 @@ class ArtifactWriter(Protocol):
         ...
 
     def discard(self, prefix: str) -> None:
-        """Remove the published files that start with `prefix`, here and in the store; none is no error."""
+        """Remove the published files that start with `prefix`, here and in the store; having none is not an error."""
         ...
 
     def committed(self) -> Artifact | None:
@@ -99,8 +109,8 @@ class ArtifactWriter(Protocol):
     ) -> Artifact:
         """Write the manifest, last and atomically. With two writers the first one's manifest stays.
 
-        It says what stands in the store, also where that is another writer's. `sha256` says of some files what they
-        have to be, so that what was altered since is found by readers, and large files are not read once more.
+        The entries describe the stored objects, even if another writer created them. `sha256` says of some files what
+        they have to be, so that what was altered since is found by readers, and large files are not read once more.
         """
         ...
 
@@ -110,7 +120,7 @@ class ArtifactStore(Protocol):
 
     @property
     def location(self) -> str:
-        """What `storage://` stands for: a directory or a URI, for messages."""
+        """The directory or URI that `storage://` stands for, for messages."""
         ...
 
     def local_copy(self, below: str, only: Sequence[str] = ()) -> Path:
@@ -128,5 +138,5 @@ class ArtifactStore(Protocol):
     def writer(
         self, ref: ArtifactRef, *, config: Mapping[str, Any], inputs: Mapping[str, InputEntry]
     ) -> ArtifactWriter:
-        """Return the writer of an artifact; makes no directory before something is published."""
+        """Return the writer of an artifact; it creates no directory before the first file is published."""
         ...

@@ -1,7 +1,7 @@
-"""Whole files to and from a bucket: in parallel parts, with bounded memory, continuing after a break.
+"""Transfer of whole files to and from a bucket: in parallel parts, with bounded memory, resumed after a break.
 
-A download writes its parts in place and notes each in a journal beside the file. One that was killed goes on with the
-parts that are missing; one whose connection broke goes on at the byte where it broke.
+A download writes its parts in place and notes each in a journal next to the file. A killed download resumes with the
+missing parts; after a broken connection it resumes at the byte where it broke.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _UPLOAD_ATTEMPTS = 3
 
 
 class _UploadGone(Outcome):
-    """The server knows no such upload: it has ended it, or its answer to the end was lost."""
+    """The server knows no such upload: it has aborted it, or its reply to the completion was lost."""
 
 
 def upload(bucket: S3Bucket, path: Path, name: str, *, sha256: str, only_if_absent: bool = False) -> None:
     """Upload a file; it appears when all of it is there. The server verifies every part's checksum.
 
-    ConditionFailed if it should be absent and is there, which may be by a request of ours whose answer was lost. What
-    cannot be finished is aborted; parts that a killed process leaves are invisible and go by a lifecycle rule.
+    ConditionFailed if it should be absent and is there, which may be by our own request whose reply was lost. What
+    cannot be finished is aborted; parts that a killed process leaves are invisible and removed by a lifecycle rule.
     """
     size = path.stat().st_size
     if size <= PART_BYTES:
@@ -51,19 +51,19 @@ def upload(bucket: S3Bucket, path: Path, name: str, *, sha256: str, only_if_abse
             _upload_parts(bucket, path, name, parts, sha256, only_if_absent=only_if_absent)
             return
     raise TemporaryError(
-        f"cannot write {bucket.uri(name)}: the server forgot the upload {_UPLOAD_ATTEMPTS} times before its end",
+        f"cannot write {bucket.uri(name)}: the server lost the upload {_UPLOAD_ATTEMPTS} times before its completion",
         code="StorageBusy",
         field=StorageField.S3,
-        hint="A rule of the bucket may end uploads that are still under way; otherwise see the server's log.",
+        hint="A lifecycle rule of the bucket may abort running uploads; otherwise see the server's log.",
     )
 
 
 def upload_first(bucket: S3Bucket, path: Path, name: str, *, sha256: str) -> bool:
-    """Upload a file unless an object of that name stands there; return whether what stands there then is ours."""
+    """Upload a file unless an object of that name exists; return whether the object is then ours."""
     try:
         upload(bucket, path, name, sha256=sha256, only_if_absent=True)
     except ConditionFailed:
-        # A request of ours whose answer was lost finds its own object.
+        # A request whose reply was lost finds its own object when repeated.
         stat = bucket.stat(name)
         return stat is not None and stat.sha256 == sha256
     except UnsupportedConditionError:
@@ -127,7 +127,7 @@ class _Part:
     index: int
     start: int
     end: int
-    """Behind the last byte."""
+    """Position after the last byte."""
 
 
 def _parts(size: int, part_bytes: int) -> list[_Part]:
@@ -136,7 +136,7 @@ def _parts(size: int, part_bytes: int) -> list[_Part]:
 
 
 def download(bucket: S3Bucket, name: str, partial: Path, *, size: int, etag: str, part_bytes: int = PART_BYTES) -> None:
-    """Fill `partial` with the object of this size and ETag; TemporaryError if it is another one by now."""
+    """Fill `partial` with the object of this size and ETag; TemporaryError if the object has changed."""
     journal = _journal(partial)
     header = json.dumps({"etag": etag, "size": size, "part_bytes": part_bytes})
     done = _read_journal(journal, header, partial)
@@ -167,7 +167,7 @@ def download(bucket: S3Bucket, name: str, partial: Path, *, size: int, etag: str
 
 
 def download_whole(bucket: S3Bucket, name: str, partial: Path, *, size: int, etag: str | None = None) -> Stat | None:
-    """Fill `partial` with a small object by one request; return what the answer says of it, or None if there is none.
+    """Fill `partial` with a small object by one request; return the reply's metadata, or None if there is no object.
 
     Nothing is read of one that has another size. With an ETag, TemporaryError if it is another one by now.
     """
@@ -196,7 +196,7 @@ def download_whole(bucket: S3Bucket, name: str, partial: Path, *, size: int, eta
 
 
 def _fill(bucket: S3Bucket, name: str, partial: Path, stat: Stat, body: Any) -> None:
-    """Write an answer's body; what is missing when it breaks is asked for by itself."""
+    """Write a reply's body; if it breaks off, request the missing rest separately."""
     partial.parent.mkdir(parents=True, exist_ok=True)
     _journal(partial).unlink(missing_ok=True)
     with partial.open("wb", buffering=0) as file:
@@ -244,7 +244,7 @@ def _fetch(bucket: S3Bucket, name: str, etag: str, descriptor: int, part: _Part)
                 os.pwrite(descriptor, block, position)
                 position += len(block)
         if position < part.end:
-            raise ConnectionError(f"the answer ended at byte {position} of {part.end}")
+            raise ConnectionError(f"the reply ended at byte {position} of {part.end}")
 
     bucket.call(f"read {bucket.uri(name)}", request, progress=lambda: position)
 
@@ -257,5 +257,5 @@ def _read_journal(journal: Path, header: str, partial: Path) -> frozenset[int]:
         return frozenset()
     if first != header or not partial.exists():
         return frozenset()
-    # Behind the last line break may stand half a number.
+    # After the last line break there may be half a number.
     return frozenset(int(line) for line in lines[:-1] if line.isdigit())

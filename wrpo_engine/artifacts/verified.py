@@ -1,7 +1,7 @@
-"""Which large files of a volume were compared with their manifest before: no later process reads 140 GB only for that.
+"""Record of large files that were verified against their manifest, so that no later process reads 140 GB again.
 
-A record lies beside the artifact's files and holds for a file of that size and time of change. Where none can be
-written, as on a volume that is mounted read-only, every process compares for itself.
+A record is next to the artifact's files and holds for a file of that size and time of change. Where none can be
+written, as on a volume that is mounted read-only, every process verifies the file itself.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from wrpo_engine.artifacts.manifest import FileEntry
 
 _DIRECTORY = ".verified"
-# Not .json, which readers of whole directories take for data.
+# Not .json, which readers of whole directories interpret as data.
 _SUFFIX = ".ok"
 
 
 def is_recorded(directory: Path, entry: FileEntry, found: os.stat_result) -> bool:
-    """Whether the file, which `found` describes, was what the manifest says."""
+    """Return whether the file, which `found` describes, was verified against the manifest."""
     try:
         said = json.loads(_record(directory, entry).read_text())
     except (OSError, ValueError):
@@ -29,7 +29,7 @@ def is_recorded(directory: Path, entry: FileEntry, found: os.stat_result) -> boo
 
 
 def record(directory: Path, entry: FileEntry, found: os.stat_result) -> None:
-    """Say that the file, which `found` described before and after it was read, is what the manifest says."""
+    """Record that the file, which `found` described before and after it was read, matches the manifest."""
     path = _record(directory, entry)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with contextlib.suppress(OSError):

@@ -91,7 +91,7 @@ class VolumeWriter(StoredWriter):
     """The output of the running stage; its work directory is the final directory."""
 
     def begin(self) -> None:
-        """Find a volume that cannot be written; full ones are found by writing."""
+        """Detect a volume that is not writable; a full one is detected by writing."""
         place = self.directory
         while not place.exists() and place != place.parent:
             place = place.parent
@@ -112,28 +112,32 @@ class VolumeWriter(StoredWriter):
         _sync(final.parent)
 
     def published(self, prefix: str = "") -> list[str]:
-        # By listing, not by asking for names: what a client remembers as absent may be there by now.
+        """Return the sorted names of all published files that start with `prefix`, of all attempts and pods."""
+        # By listing, not by name: a client may have cached that a file is absent.
         names = (path.relative_to(self.directory).as_posix() for path in _files_below(self.directory))
         return sorted(
             name for name in names if name.startswith(prefix) and TEMPORARY not in name and name != MANIFEST_NAME
         )
 
     def fetch(self, name: str) -> Path:
+        """Return the path of a published file; MissingInputError if there is none."""
         path = self.directory / name
         if not path.is_file():
             raise MissingInputError(
-                f"file {name} of the unfinished artifact {address(self.ref)} is not there",
+                f"file {name} of the unfinished artifact {address(self.ref)} does not exist",
                 hint="Another pod may have removed it; the next attempt looks again.",
             )
         return path
 
     def fetch_all(self, names: Sequence[str]) -> list[Path]:
+        """Return the paths of many published files, in their order."""
         return [self.fetch(name) for name in names]
 
     def discard(self, prefix: str) -> None:
+        """Remove the published files that start with `prefix`, and directories that become empty."""
         for name in self.published(prefix):
             (self.directory / name).unlink(missing_ok=True)
-        # A directory that is now empty would look like something is there.
+        # An empty directory would look like an artifact.
         for path in sorted(self.directory.rglob("*"), reverse=True):
             if path.is_dir() and path.relative_to(self.directory).as_posix().startswith(prefix.rstrip("/")):
                 with contextlib.suppress(OSError):
@@ -153,7 +157,7 @@ class VolumeWriter(StoredWriter):
         return FileEntry(name=name, size=path.stat().st_size, sha256=digest, rows=rows)
 
     def _after_commit(self) -> None:
-        """Remove what killed attempts left behind; younger files may be another writer's."""
+        """Remove leftovers of killed attempts; younger files may be another writer's."""
         before = self.now().timestamp() - _LEFTOVER_AGE_S
         for path in _files_below(self.directory):
             with contextlib.suppress(OSError):
@@ -174,7 +178,7 @@ class VolumeWriter(StoredWriter):
 
 
 def _files_below(directory: Path) -> Iterator[Path]:
-    """Yield all files; directories that vanish meanwhile are passed over."""
+    """Yield all files; directories that vanish meanwhile are skipped."""
     for place, _, names in os.walk(directory):
         yield from (Path(place) / name for name in names)
 
@@ -217,17 +221,21 @@ class VolumeStore:
 
     @property
     def location(self) -> str:
+        """Path of the root."""
         return str(self.root)
 
     def local_copy(self, below: str, only: Sequence[str] = ()) -> Path:  # noqa: ARG002 (it is all local already)
+        """Return the path of `below` on the volume; nothing is copied."""
         return self.root / below
 
     def open(self, ref: ArtifactRef) -> Artifact | None:
+        """Return the committed artifact, or None if there is no manifest."""
         return _read(ref, self._directory(ref))
 
     def writer(
         self, ref: ArtifactRef, *, config: Mapping[str, Any], inputs: Mapping[str, InputEntry]
     ) -> ArtifactWriter:
+        """Return the writer of an artifact; it creates no directory before the first file is published."""
         return VolumeWriter(ref, self._directory(ref), config, inputs, self.now)
 
     def _directory(self, ref: ArtifactRef) -> Path:

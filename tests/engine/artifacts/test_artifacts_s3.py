@@ -108,7 +108,7 @@ def test_a_file_without_a_recorded_checksum_is_hashed(connect: Connect, s3: S3Se
 
 
 def test_a_file_that_is_nowhere_cannot_be_committed(connect: Connect) -> None:
-    with pytest.raises(MissingInputError, match="rows is not there, so the artifact cannot be committed"):
+    with pytest.raises(MissingInputError, match="rows does not exist, so the artifact cannot be committed"):
         writer(connect("a")).commit(files=["rows"])
 
 

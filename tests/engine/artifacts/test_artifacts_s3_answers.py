@@ -72,7 +72,7 @@ def test_a_web_page_is_not_taken_for_a_busy_server_or_for_an_object(
     with pytest.raises(ConfigError) as error:
         request_(bucket, tmp_path)
     assert (error.value.code, error.value.field) == ("StorageNotS3", "storage.s3.endpoint")
-    assert "the endpoint answers with a web page" in error.value.message
+    assert "the endpoint replies with a web page" in error.value.message
     assert "Name the port of the S3 API" in str(error.value.hint)
 
 

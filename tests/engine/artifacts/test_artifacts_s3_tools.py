@@ -45,7 +45,7 @@ def test_every_format_is_written_to_a_bucket_and_read_from_there(
     assert json.loads(Path("back.jsonl").read_text()) == ROW
     capsys.readouterr()
     assert convert(["rows.jsonl", output, "--to", kind, *options]) == 65
-    assert f"{storage}/made/{name} is there already" in capsys.readouterr().err
+    assert f"{storage}/made/{name} already exists" in capsys.readouterr().err
 
 
 def test_a_prefix_has_the_splits_that_its_names_say(storage: str, capsys: pytest.CaptureFixture[str]) -> None:

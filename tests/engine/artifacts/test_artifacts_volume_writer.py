@@ -111,7 +111,9 @@ def test_an_unfinished_file_that_is_gone_is_named_and_a_directory_is_none(writer
     for name in ("parts/b", "parts"):
         with pytest.raises(MissingInputError) as error:
             writer.fetch_all(["parts/a", name])
-        assert error.value.message == (f"file {name} of the unfinished artifact score/a/00000000000000aa is not there")
+        assert error.value.message == (
+            f"file {name} of the unfinished artifact score/a/00000000000000aa does not exist"
+        )
 
 
 def test_discarding_removes_the_files_and_the_directories_that_are_empty_then(writer: ArtifactWriter) -> None:
