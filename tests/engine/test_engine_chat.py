@@ -129,7 +129,7 @@ def test_sequences_with_two_ends_are_refused() -> None:
     end = tokenizer.eos_token_id
     with pytest.raises(DataError) as error:
         check_sequence(tokenizer, [5], [7, end, end], row="triple 3")
-    assert error.value.message == (f"triple 3 has 2 end-of-turn tokens (id {end}) where one must stand, at the end")
+    assert error.value.message == (f"triple 3 has 2 end-of-turn tokens (id {end}) where there must be one, at the end")
 
 
 def test_sequences_with_two_bos_are_refused() -> None:

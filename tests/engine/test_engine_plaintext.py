@@ -203,7 +203,7 @@ def test_a_thought_that_no_model_wrote_is_said_to_be_left_out(caplog: pytest.Log
         response_token_ids(tokenizer, "hi", "Five.")
     (message,) = caplog.messages
     assert message == (
-        "the chat template of a-model writes '<think>\\n\\n</think>\\n\\n' in front of an answer, which the prompt "
+        "the chat template of a-model writes '<think>\\n\\n</think>\\n\\n' in front of a response, which the prompt "
         "does not hold: it is left out, because no model wrote it"
     )
 

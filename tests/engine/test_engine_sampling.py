@@ -206,7 +206,7 @@ def test_a_prompt_longer_than_the_context_fails_and_is_named(run_with: Any, tmp_
     prompt_id = hashlib.sha256(PROMPTS[0].encode()).hexdigest()
     assert error.value.message == (
         f"prompt {prompt_id} has 37 tokens with the chat template, but the context of {small} "
-        "holds 30 for prompt and answer together"
+        "holds 30 for prompt and response together"
     )
     assert error.value.hint == (
         "Set sampling.onPromptTooLong: Skip to leave such prompts out, or raise sampling.maxModelLength."
@@ -252,7 +252,7 @@ def test_no_prompts_is_an_error_before_any_model_is_loaded(commit_artifact: Any,
     ctx = make_ctx(params(Path("/none"), parts=["preference"]), {"prompts": ref}, stage="sample/tiny")
     with pytest.raises(DataError) as error:
         stage.run(ctx)
-    assert error.value.message == ("stage sample/tiny has no prompts: the parts it answers (preference) are empty")
+    assert error.value.message == ("stage sample/tiny has no prompts: its parts (preference) are empty")
 
 
 def test_vllm_without_vllm_names_the_other_backend(run_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,14 +97,14 @@ UNUSABLE = {
         CHATML + "{% if messages[-1].role == 'assistant' %}{{ raise_exception('not me') }}{% endif %}",
         "refuses the messages: not me",
     ),
-    "half of a surrogate pair": ("\ud83d" + CHATML, "writes half of a surrogate pair, which is no text"),
+    "half of a surrogate pair": ("\ud83d" + CHATML, "writes half of a surrogate pair, which is not text"),
     "contents that must be lists": (
         CHATML.replace("m['content']", "(m['content'] | map(attribute='text') | join)"),
         "leaves the user's message out",
     ),
     "a generation prompt that is ignored": (
         USER,
-        "ignores add_generation_prompt: it opens an answer with '<|im_start|>assistant\\n'",
+        "ignores add_generation_prompt: it opens a response with '<|im_start|>assistant\\n'",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Which sampling options fit which backend, and vLLM's further arguments by name. Pure."""
+"""Checks of sampling options by backend, and of vLLM's further arguments by name. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SPEC_FIELDS = {
 }
 """Arguments that the engine sets itself -> the field of the experiment's spec that says their value."""
 _FORBIDDEN = {
-    "hf_token": "credentials do not belong into an experiment; give the pod HF_TOKEN from a Secret",
+    "hf_token": "credentials must not be part of an experiment; give the pod HF_TOKEN from a Secret",
     "skip_tokenizer_init": "without a tokenizer there are no texts",
     "runner": "sampling needs a model that generates",
     "convert": "sampling needs a model that generates",
@@ -38,7 +38,7 @@ _MAX_SHOWN = 3
 def check_backend_options(
     backend: Literal["vLLM", "Transformers"], *, quantization: str | None, engine_args: Mapping[str, Any]
 ) -> None:
-    """Refuse vLLM's options where vLLM does not run: ignoring them would make other answers than asked for."""
+    """Refuse vLLM's options where vLLM does not run: ignoring them would give other responses than requested."""
     if backend == "vLLM":
         return
     if quantization is not None:
@@ -62,7 +62,7 @@ def check_engine_args(engine_args: Mapping[str, Any], known: Collection[str]) ->
     for name, value in engine_args.items():
         field = f"sampling.engineArgs.{name}"
         if name in _SPEC_FIELDS:
-            raise ConfigError(field, _shown(value), "this has a field of its own", f"Set {_SPEC_FIELDS[name]} instead.")
+            raise ConfigError(field, _shown(value), "it has a separate field", f"Set {_SPEC_FIELDS[name]} instead.")
         if name in _FORBIDDEN:
             # A secret must not reach logs and status.
             shown = "<hidden>" if name == "hf_token" else _shown(value)
@@ -81,6 +81,7 @@ def check_engine_args(engine_args: Mapping[str, Any], known: Collection[str]) ->
 
 
 def check_quantization(name: str | None, known: Sequence[str]) -> None:
+    """Raise ConfigError for a quantisation that is not among the `known` ones of vLLM."""
     if name is not None and name not in known:
         raise ConfigError(
             "sampling.quantization",

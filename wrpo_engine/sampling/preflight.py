@@ -1,4 +1,4 @@
-"""What is checked of a model before it is loaded to answer: the same for both backends."""
+"""Checks of a model before it is loaded for sampling, the same for both backends."""
 
 from __future__ import annotations
 

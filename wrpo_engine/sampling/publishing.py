@@ -1,4 +1,4 @@
-"""Parts are written by a thread of their own, so that the engine does not wait for the storage."""
+"""Publisher of parts in a separate thread, so that the engine does not wait for the storage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Publisher:
         self._waiting: deque[Future[None]] = deque()
 
     def submit(self, write: Callable[[], None]) -> None:
-        """Let `write` run soon; waits itself only if too many are waiting."""
+        """Queue `write`; block only if too many are waiting."""
         self._waiting.append(self._threads.submit(write))
         while self._waiting and (self._waiting[0].done() or len(self._waiting) > self._max_waiting):
             self._waiting.popleft().result()

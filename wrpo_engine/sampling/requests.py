@@ -1,4 +1,4 @@
-"""From prompts to parts and requests: which part is whose, what fits the model, which seed. Pure."""
+"""Division of prompts into parts and requests: shard of a part, room in the context, seeds. Pure."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ class Part:
 
     @property
     def name(self) -> str:
+        """Name of the part's file."""
         return part_name(self.index)
 
 
 def parts_of(rows: Sequence[tuple[str, str]], rows_per_part: int) -> list[Part]:
+    """Divide the prompts (id, text) into parts of `rows_per_part`, the last one shorter."""
     starts = range(0, len(rows), rows_per_part)
     return [Part(index, tuple(rows[start : start + rows_per_part])) for index, start in enumerate(starts)]
 
@@ -47,7 +49,7 @@ class PartRequests:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the part: one an answer, and one for each prompt that does not fit."""
+        """Rows of the part: one for each response, and one for each prompt that does not fit."""
         return sum(request.num_samples for request in self.requests) + len(self.too_long)
 
 
@@ -60,7 +62,7 @@ def requests_of(
     seed_model: str,
     limits: Limits,
 ) -> PartRequests:
-    """Turn a part's prompts into requests; a prompt that leaves no room for an answer fails or is skipped."""
+    """Turn a part's prompts into requests; a prompt that leaves no room for a response fails or is skipped."""
     requests: list[SampleRequest] = []
     too_long: list[str] = []
     for prompt_id, prompt in part.rows:
@@ -86,9 +88,10 @@ def requests_of(
 
 
 def prompt_too_long(prompt_id: str, length: int, limits: Limits) -> DataError:
+    """Return the error for a prompt of `length` tokens that does not fit the model's context."""
     return DataError(
         f"prompt {prompt_id} has {length} tokens with the chat template, but the context of {limits.model} "
-        f"holds {limits.context} for prompt and answer together",
+        f"holds {limits.context} for prompt and response together",
         code="PromptTooLong",
         field="sampling.onPromptTooLong",
         hint="Set sampling.onPromptTooLong: Skip to leave such prompts out, or raise sampling.maxModelLength.",

@@ -1,4 +1,4 @@
-"""Answers being made with Transformers: their order, which of them share a batch, and where they end. No model here."""
+"""Responses in progress with Transformers: their order, batches and ends. No model is used here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(eq=False)
 class Row:
-    """One answer being made. Its random numbers are its own, so they do not depend on what is sampled beside it."""
+    """One response in progress. Its random numbers depend on its own seed, not on the other rows."""
 
     request: SampleRequest
     index: int
@@ -29,14 +29,16 @@ class Row:
 
     @property
     def seed(self) -> int:
+        """Seed of the response's random numbers."""
         return self.request.seed + self.index
 
     @property
     def ids(self) -> list[int]:
-        """What the model reads to go on: the prompt and what is answered so far."""
+        """The model's next input: the prompt and the response so far."""
         return [*self.request.prompt_token_ids, *self.tokens]
 
     def add(self, token: int, stop_ids: frozenset[int], stops: Sequence[str], decode: Decode) -> None:
+        """Append a token; finish the row at a stop token, a stop text or the limit."""
         self.tokens.append(token)
         if token in stop_ids:
             self.finished = FinishReason.STOP
@@ -47,7 +49,7 @@ class Row:
 
 
 def rows_of(requests: Sequence[SampleRequest], settings: SamplerSettings) -> list[Row]:
-    """Return one row for each answer, the longest prompts first; a prompt's rows stand together."""
+    """Return one row for each response, the longest prompts first; a prompt's rows are adjacent."""
     rows: list[Row] = []
     for request in sorted(requests, key=lambda request: (-len(request.prompt_token_ids), request.key)):
         limit = settings.max_tokens
@@ -62,7 +64,7 @@ def rows_of(requests: Sequence[SampleRequest], settings: SamplerSettings) -> lis
 def take_batch(waiting: deque[Row], budget: int, *, expected: int = 128) -> list[Row]:
     """Take rows from the left as long as rows times tokens stay below the budget; at least one.
 
-    A row counts with what it has to read and `expected` more tokens: most answers are far shorter than they may be.
+    A row counts with its tokens so far and `expected` more: most responses are far shorter than they may be.
     A batch that grows beyond the budget all the same gives rows back (`park`).
     """
     batch: list[Row] = []
@@ -78,7 +80,7 @@ def take_batch(waiting: deque[Row], budget: int, *, expected: int = 128) -> list
 
 
 def park(running: list[Row], waiting: deque[Row], width: int, budget: int) -> list[Row]:
-    """Return the rows that go on where `width` tokens each keep within the budget; the others wait with their tokens.
+    """Return the rows that continue, so that `width` tokens each keep within the budget; the others keep their tokens.
 
     Half of them stay at most, so that the next few steps need no parking.
     """

@@ -1,4 +1,4 @@
-"""What samples: token ids in, texts out. Backends differ in speed; each is reproducible by itself."""
+"""Interface of samplers: token ids in, texts out. Backends differ in speed; each is reproducible by itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class FinishReason(StrEnum):
-    """Why an answer ended."""
+    """Why a response ended."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -24,7 +24,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """One prompt to answer `num_samples` times; sample i uses seed `seed + i`."""
+    """One prompt with `num_samples` responses to sample; sample i uses seed `seed + i`."""
 
     key: str
     """The caller's name for the prompt; unique in one call of `sample`."""
@@ -38,7 +38,7 @@ class SampleRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One answer."""
+    """One response."""
 
     text: str
     num_tokens: int
@@ -49,7 +49,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """All answers to one request, in the order of their sample index."""
+    """All responses to one request, in the order of their sample index."""
 
     key: str
     samples: tuple[Sample, ...]
@@ -57,14 +57,14 @@ class Sampled:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """How answers are drawn. Temperature 0 is greedy: all samples of a prompt are equal."""
+    """How responses are sampled. Temperature 0 is greedy: all samples of a prompt are equal."""
 
     temperature: float
     top_p: float
     max_tokens: int
     stop_token_ids: tuple[int, ...]
     stop: tuple[str, ...] = ()
-    """Texts that end an answer; they and what follows are not part of it."""
+    """Texts that end a response; they and the text after them are not part of it."""
     dtype: Dtype = "auto"
     quantization: str | None = None
     """vLLM: name of the weights' quantisation; None: what the model's config says."""
@@ -76,9 +76,9 @@ class SamplerSettings:
     in_flight: int = 1024
     """vLLM: prompts given to the engine at a time, at least; it takes the next one whenever one is finished."""
     batch_tokens: int = 16384
-    """Transformers: upper bound of prompt and answer tokens in one batch."""
+    """Transformers: upper bound of prompt and response tokens in one batch."""
     poll: Callable[[], None] | None = None
-    """Called at every decoding step; what it raises ends sampling. For stop requests, which cannot wait for a batch."""
+    """Called at every decoding step; an exception from it ends sampling. Stop requests cannot wait for a batch."""
 
     @property
     def is_greedy(self) -> bool:
@@ -87,10 +87,10 @@ class SamplerSettings:
 
 
 class Sampler(Protocol):
-    """A loaded model that answers."""
+    """A loaded model that generates responses."""
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
-        """Yield each request's answers as they are finished, in any order."""
+        """Yield each request's responses as they are finished, in any order."""
         ...
 
     def close(self) -> None:
@@ -120,5 +120,5 @@ def prompt_seed(seed: int, model: str, prompt_id: str) -> int:
 
 
 def repeat_greedy(sample: Sample, num_samples: int) -> tuple[Sample, ...]:
-    """Return the samples of a greedy answer, which are all the same: it is made once."""
+    """Return the samples of a greedy response, which are all the same: it is generated once."""
     return tuple(replace(sample, seed=sample.seed + index) for index in range(num_samples))

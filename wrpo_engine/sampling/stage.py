@@ -1,4 +1,4 @@
-"""The sample stage: one model answers every prompt. Parts are committed one by one, the manifest with the last."""
+"""The sample stage: responses of one model to every prompt. Parts are committed one by one, the manifest last."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ _NOTEWORTHY = ("truncated", "empty", "repeated", "skipped_prompt_too_long")
 
 
 def run(ctx: StageContext) -> StageResult:
+    """Sample the pending parts of this shard, and commit once all parts of all shards are there."""
     params = ctx.config.params
     assert isinstance(params, SampleParams)
     field_name = "target" if params.source == "target" else f"sources[{params.source}]"
@@ -46,7 +47,7 @@ def run(ctx: StageContext) -> StageResult:
     )
     if noteworthy := {name: int(metrics[name]) for name in _NOTEWORTHY if metrics.get(name)}:
         shown = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in noteworthy.items())
-        log.info("of %d answers: %s; all of them are in the artifact", int(metrics["samples"]), shown)
+        log.info("of %d responses: %s; all of them are in the artifact", int(metrics["samples"]), shown)
     return StageResult(rows=written, metrics=metrics)
 
 
@@ -56,7 +57,7 @@ def _prompts(ctx: StageContext, params: SampleParams) -> list[tuple[str, str]]:
     if rows.is_empty():
         names = ", ".join(params.parts)
         raise DataError(
-            f"stage sample/{params.source} has no prompts: the parts it answers ({names}) are empty",
+            f"stage sample/{params.source} has no prompts: its parts ({names}) are empty",
             code="NoPrompts",
             field="prompts.sftFraction",
             hint="sftFraction 1 leaves no preference prompts, 0 none for SFT: choose a value between, or raise limit.",
@@ -73,7 +74,7 @@ def _sample_parts(
     *,
     field_name: str,
 ) -> int:
-    """Answer the pending parts and publish each when its last prompt is done; return the rows written."""
+    """Sample the pending parts and publish each when its last prompt is done; return the rows written."""
     tokenizer = tokenizer_of(model, field=field_name)
     check_source(model, tokenizer, params.backend, params.system_prompt)
     context = _context(params, model)
@@ -111,7 +112,7 @@ def _sample_parts(
         dtype=params.dtype,
         quantization=params.quantization,
         engine_args=_engine_args(ctx, params),
-        # What the longest prompt and answer need, the same for every shard: engines reserve memory for all of it,
+        # What the longest prompt and response need, the same for every shard: engines reserve memory for all of it,
         # and many models' own limits are far beyond one device's.
         max_model_length=needed if context is None else min(context, needed),
         tensor_parallel_size=ctx.config.runtime.tensor_parallel_size,
@@ -129,7 +130,7 @@ def _sample_parts(
 
 
 def _engine_args(ctx: StageContext, params: SampleParams) -> dict[str, Any]:
-    """Return vLLM's further arguments: those that change answers, and those of the runtime that change only speed."""
+    """Return vLLM's further arguments: those that change responses, and those of the runtime that change only speed."""
     return {**params.engine_args, **ctx.config.runtime.engine_args}
 
 
@@ -145,7 +146,7 @@ def seed_model(params: SampleParams) -> str:
 
 @dataclass
 class _Open:
-    """A part whose prompts are not all answered."""
+    """A part with unfinished prompts."""
 
     planned: PartRequests
     answers: dict[str, Sampled] = field(default_factory=dict)
@@ -163,9 +164,9 @@ def sample_parts(
     *,
     finished: int = 0,
 ) -> int:
-    """Feed all parts to the sampler at once, so that no batch waits for a part's slowest answer.
+    """Feed all parts to the sampler at once, so that no batch waits for a part's slowest response.
 
-    `finished` prompts of this shard were answered by an earlier attempt.
+    `finished` prompts of this shard were finished by an earlier attempt.
     """
     open_parts = {plan.part.index: _Open(plan) for plan in planned}
     part_of = {request.key: plan.part.index for plan in planned for request in plan.requests}
@@ -195,7 +196,7 @@ def sample_parts(
     if open_parts:
         names = ", ".join(state.planned.part.name for state in open_parts.values())
         raise TemporaryError(
-            f"{params.backend} ended without an answer to every prompt; unfinished: {names}", code="EngineDied"
+            f"{params.backend} ended without a response to every prompt; unfinished: {names}", code="EngineDied"
         )
     return rows
 
@@ -206,7 +207,7 @@ def _publish(ctx: StageContext, params: SampleParams, state: _Open) -> None:
 
 
 def part_frame(source: str, part: Part, answers: dict[str, Sampled]) -> pl.DataFrame:
-    """Return a part's rows in prompt and sample order; a prompt without answers was too long."""
+    """Return a part's rows in prompt and sample order; a prompt without responses was too long."""
     rows: list[tuple[str, str, int, str, int, str, int]] = []
     for prompt_id, _ in part.rows:
         sampled = answers.get(prompt_id)
@@ -223,8 +224,8 @@ def part_frame(source: str, part: Part, answers: dict[str, Sampled]) -> pl.DataF
 def measure(parts: Iterable[pl.DataFrame]) -> dict[str, float]:
     """Return the metrics of a whole samples artifact.
 
-    truncated: answers that hit max_tokens or the context. empty: without any character but white space. repeated:
-    answers to a prompt with the text of an earlier one to it. skipped_prompt_too_long: prompts without an answer.
+    truncated: responses that hit max_tokens or the context. empty: without any character but white space. repeated:
+    responses to a prompt with the text of an earlier one to it. skipped_prompt_too_long: prompts without a response.
     """
     samples = tokens = truncated = skipped = empty = repeated = 0
     for frame in parts:
@@ -234,7 +235,7 @@ def measure(parts: Iterable[pl.DataFrame]) -> dict[str, float]:
         tokens += int(answered["num_tokens"].sum())
         truncated += int((answered["finish_reason"] == FinishReason.LENGTH.value).sum())
         empty += int((answered["text"].str.strip_chars() == "").sum())
-        # All answers to a prompt are in one part.
+        # All responses to a prompt are in one part.
         repeated += answered.height - answered.select("prompt_id", "text").n_unique()
     return {
         "samples": float(samples),

@@ -2,7 +2,7 @@
 
 The samples of a prompt share what is computed for it, and finished rows leave their batch. A sample's random numbers
 come from its own seed through a counter-based generator, so they do not depend on the batch. Batches never cross a
-group of requests: the same group gives the same bits whatever else is sampled.
+group of requests: the same group gives the same bits regardless of what else is sampled.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from wrpo_engine.sampling.sampler import (
 
 
 class TransformersSampler:
-    """A causal language model that answers batches of prompts with a key-value cache."""
+    """A causal language model that continues batches of prompts with a key-value cache."""
 
     def __init__(self, model: ResolvedModel, tokenizer: Any, settings: SamplerSettings) -> None:
         from transformers import AutoModelForCausalLM
@@ -60,6 +60,7 @@ class TransformersSampler:
         self._stop_ids = frozenset(settings.stop_token_ids)
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
+        """Yield each request's responses; ConfigError if lengths would change each other's rotary positions."""
         shortest = [len(request.prompt_token_ids) for request in requests]
         longest = [length + self._settings.max_tokens for length in shortest]
         if self._settings.max_model_length is not None:
@@ -69,6 +70,7 @@ class TransformersSampler:
             yield from self._sample_group(list(group))
 
     def close(self) -> None:
+        """Release the model."""
         del self._model
 
     def _dtype(self) -> torch.dtype | str:
@@ -108,7 +110,7 @@ class TransformersSampler:
         return Sampled(key=request.key, samples=samples)
 
     def _answer(self, row: Row) -> Sequence[int]:
-        """Return a row's tokens without the one that ended it, which is no text even if it is not marked as special."""
+        """Return a row's tokens without the one that ended it, which is not text even if not marked as special."""
         ended = row.finished is FinishReason.STOP and row.tokens and row.tokens[-1] in self._stop_ids
         return row.tokens[:-1] if ended else row.tokens
 
@@ -118,7 +120,7 @@ class TransformersSampler:
 
     @torch.inference_mode()
     def _generate(self, batch: Sequence[Row], waiting: deque[Row]) -> None:
-        """Let every row of the batch run until it ends, or put it back where memory does not suffice for all."""
+        """Run every row of the batch until it ends, or put it back if memory does not suffice for all."""
         from transformers import DynamicCache
 
         heads, places = shared_prefixes(batch)
@@ -174,7 +176,7 @@ class TransformersSampler:
         return logits
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-        """Return the next token of each row, logits [rows, vocabulary]; finished rows get a token nobody reads."""
+        """Return the next token of each row, logits [rows, vocabulary]; finished rows get an unused token."""
         if bool(torch.isnan(logits).any()):
             raise DataError(
                 f"{self._identity} gave NaN where the next token's scores should be",
@@ -184,7 +186,7 @@ class TransformersSampler:
             )
         if self._settings.is_greedy:
             return [int(token) for token in logits.argmax(dim=-1).tolist()]
-        # In float64, so that the choice does not hang on the sum's rounding.
+        # In float64, so that the choice does not depend on the sum's rounding.
         probabilities = torch.softmax(logits.double() / self._settings.temperature, dim=-1)
         draws = [0.0 if row.finished is not None else row.draws.random() for row in rows]
         return nucleus_choice(probabilities, torch.tensor(draws, dtype=torch.float64), self._settings.top_p)
@@ -204,7 +206,7 @@ def nucleus_choice(
     """Choose one token of each row from the smallest set of likeliest tokens that holds `top_p` of the probability.
 
     probabilities [batch, vocabulary] in float64; draws [batch], uniform in [0, 1). Equally likely tokens are in the
-    order of their ids. Only the likeliest `candidates` tokens are sorted where the nucleus lies within them, as
+    order of their ids. Only the likeliest `candidates` tokens are sorted where the nucleus is within them, as
     sorting a whole vocabulary at every step costs as much as a small model.
     """
     size = min(candidates, probabilities.shape[-1])

@@ -14,7 +14,7 @@ from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.sampling.options import check_engine_args, check_quantization
 from wrpo_engine.sampling.sampler import FinishReason, Sample, Sampled, SampleRequest, SamplerSettings, repeat_greedy
 
-_KEPT = "The pod's log has the engine's own words. Parts that are done are kept; the next attempt continues."
+_KEPT = "The pod's log has the engine's output. Parts that are done are kept; the next attempt continues."
 _CPU_MEMORY_FRACTION = 0.3
 """vLLM's default fails at start on a CPU, where the fraction is of the whole machine."""
 
@@ -40,7 +40,7 @@ class VllmSampler:
                 **engine_options(settings, on_cpu=on_cpu),
             )
         except RuntimeError as error:
-            # Also what a process of the engine leaves that failed for any reason: it may work on another node.
+            # Also a failed process of the engine, for any reason: another node may succeed.
             raise _engine_failed(error, f"vLLM did not start with {model.identity}", "EngineStartFailed") from error
         except Exception as error:
             if isinstance(error, MemoryError | WrpoError):
@@ -54,6 +54,7 @@ class VllmSampler:
             ) from error
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
+        """Yield each request's responses as they are finished; TemporaryError if the engine fails."""
         engine = self._llm.llm_engine
         waiting = iter(requests)
         running: dict[str, SampleRequest] = {}
@@ -79,6 +80,7 @@ class VllmSampler:
                     engine.abort_request(list(running))
 
     def close(self) -> None:
+        """Shut the engine down and free its memory."""
         del self._llm
         gc.collect()
         with contextlib.suppress(Exception):
@@ -125,23 +127,23 @@ def prompts_in_flight(settings: SamplerSettings) -> int:
 
 
 def finish_reason_of(reason: str | None, prompt: str) -> FinishReason:
-    """Return what a reason of vLLM means; TemporaryError if the engine gave up on the answer."""
+    """Return what a reason of vLLM means; TemporaryError if the engine gave up on the response."""
     match reason:
         case "stop":
             return FinishReason.STOP
         case "length" | "repetition":
-            # A stop for repetition cuts the answer off as a limit does: it did not end by itself.
+            # A stop for repetition cuts the response off as a limit does: it did not end by itself.
             return FinishReason.LENGTH
         case _:
             raise TemporaryError(
-                f"vLLM gave up on an answer to prompt {prompt}: finish reason {reason}",
+                f"vLLM gave up on a response to prompt {prompt}: finish reason {reason}",
                 code="EngineDied",
                 hint=_KEPT,
             )
 
 
 def engine_options(settings: SamplerSettings, *, on_cpu: bool) -> dict[str, Any]:
-    """Return the arguments of `vllm.LLM` beside the model's. The user's own come last and win."""
+    """Return the arguments of `vllm.LLM` other than the model's. The user's own come last and override the others."""
     options: dict[str, Any] = {
         "dtype": settings.dtype,
         # The samples of a prompt, and prompts with one system prompt, share what they have read.
@@ -173,7 +175,7 @@ def _prepare_environment(*, on_cpu: bool) -> None:
         # In this process: scheduling is then deterministic, and it starts in seconds instead of half a minute.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    # Elsewhere the engine has a process of its own, so that scheduling does not wait for texts to be made.
+    # Elsewhere the engine has a separate process, so that scheduling does not wait for detokenization.
     # A fork of a process with threads (of polars, of the publisher) may hang.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
@@ -195,7 +197,7 @@ def _check_devices(settings: SamplerSettings, *, devices: int) -> None:
             "sampling.tensorParallelSize",
             settings.tensor_parallel_size,
             f"this pod has {devices} GPUs",
-            "Ask for as many GPUs in the sampling pods' resources, or lower it.",
+            "Request as many GPUs in the sampling pods' resources, or lower it.",
         )
 
 

@@ -1,8 +1,8 @@
-"""From text to token ids through a chat template: exactly one BOS at the start, exactly one end-of-turn at the end.
+"""Rendering of text as token ids by a chat template: one BOS at the start, one end-of-turn at the end.
 
-The one law of all stages: the template writes the control tokens, and texts are encoded as texts (`plaintext`). It
-writes prompts whole. An answer never goes through it, because templates strip and add thoughts and trim: the answer's
-own text follows the prompt's ids, and one end-of-turn follows the answer. Token ids, never strings, go to the
+One rule applies in all stages: the template writes the control tokens, and texts are encoded as texts (`plaintext`). It
+writes whole prompts. A response never passes through it, because templates trim, and strip or add thoughts. The
+response's own text follows the prompt's ids, and one end-of-turn follows it. Token ids, never strings, go to the
 backends, so that no special token is added a second time.
 """
 
@@ -51,15 +51,15 @@ class Conversation:
 
 
 def check_template(tokenizer: Any, *, field: str, is_set: bool = False) -> None:
-    """Raise ConfigError naming `field` if the tokenizer's chat template cannot be used for prompts and answers."""
+    """Raise ConfigError naming `field` if the tokenizer's chat template cannot be used for prompts and responses."""
     or_error(lambda: turns_of(tokenizer), field=field, is_set=is_set)
 
 
 def prompt_token_ids(tokenizer: Any, prompt: str, system: str | None = None, template: str | None = None) -> list[int]:
-    """Return the ids a model answers to: the prompt as a user turn, then the opening of the assistant's turn.
+    """Return the ids a model continues: the prompt as a user turn, then the opening of the assistant's turn.
 
     They begin with exactly one BOS if the tokenizer puts one before text or the template writes one. A system prompt
-    that the template refuses or leaves out stands before the prompt, in the user's turn.
+    that the template refuses or leaves out is put before the prompt, in the user's turn.
     """
     turns, text = or_error(lambda: _prompt(tokenizer, prompt, system, template), is_set=template is not None)
     return with_one_bos(tokenizer, turns.encoder.encode([text])[0])
@@ -78,7 +78,7 @@ def conversation_token_ids(
 ) -> Conversation:
     """Return the ids of a prompt and of several responses to it.
 
-    White space with which the template surrounds an answer is there once, also if the response holds it: a model that
+    White space with which the template surrounds a response is there once, also if the response holds it: a model that
     wrote the response from the prompt's ids wrote it too. DataError if the tokenizer cannot encode the text of a
     control token as text.
     """
@@ -124,7 +124,7 @@ def _surrounded(turns: Turns, response: str) -> str:
 
 
 def _change(tokenizer: Any, answer: str, prompt_ids: Sequence[int], ids: Sequence[int]) -> Change | None:
-    """Return how an answer's ids behind a prompt's differ from the answer."""
+    """Return how a response's ids after a prompt's differ from the response."""
     change = change_of(answer, decoded(tokenizer, ids))
     if change is not None:
         # Some decoders treat the first token of a text in another way.
@@ -157,7 +157,7 @@ def change_within(text: str, given: str) -> Change | None:
 
 
 def _folded(text: str) -> str:
-    """Return a text without case and white space: all that most tokenizers change, and quick to tell."""
+    """Return a text without case and white space: all that most tokenizers change, and quick to compare."""
     return "".join(text.casefold().split())
 
 
@@ -171,7 +171,7 @@ def _plain(text: str) -> str:
 
 
 def end_of_turn_id(tokenizer: Any, template: str | None = None) -> int:
-    """Return the token that ends the assistant's turn: the first special one the template writes after an answer."""
+    """Return the token that ends the assistant's turn: the first special one the template writes after a response."""
     return or_error(lambda: turns_of(tokenizer, template), is_set=template is not None).end_of_turn
 
 
@@ -185,7 +185,7 @@ def check_sequence(
     count = response_ids.count(end_of_turn)
     if count != 1 or response_ids[-1] != end_of_turn:
         raise DataError(
-            f"{row} has {count} end-of-turn tokens (id {end_of_turn}) where one must stand, at the end",
+            f"{row} has {count} end-of-turn tokens (id {end_of_turn}) where there must be one, at the end",
             code="EndOfTurnCount",
         )
 

@@ -1,9 +1,9 @@
-"""Texts of data as token ids: what a text holds is encoded as characters, also where it spells a control token.
+"""Encoding of data as token ids: a text is encoded as characters, even where it spells a control token.
 
 Control tokens open and close turns and sequences. A chat template writes them; data must not, or a prompt could open a
-system turn and a response could end before its end. What spells one in a text is hidden while a template works on the
-text (`hide`), and encoded by a copy of the tokenizer that knows the control tokens under other names (`encode`). Texts
-without any are encoded by the tokenizer itself, exactly as it does without this module.
+system turn and a response could end before its end. Text that spells one is hidden while a template works on it
+(`hide`). It is encoded by a copy of the tokenizer that knows the control tokens under other names (`encode`). Texts
+without any are encoded by the tokenizer itself, with the same ids as without this module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TextPair = tuple[str, str]
 TypedIds = tuple[list[int], list[int] | None]
 """Token ids and, where the tokenizer gives them, token types."""
 _NONCE = f"wrpo{secrets.token_hex(8)}"
-"""Nobody can write it into data. It is different in every process, and no token id depends on it."""
+"""Data cannot contain it, because it is random. It is different in every process, and no token id depends on it."""
 _HIDDEN = re.compile(rf"{_NONCE}h(\d+)q")
 
 
@@ -64,7 +64,7 @@ class PlainEncoder:
         return _renamed_copy(self.tokenizer, self.tokens)
 
     def holds_control_text(self, text: str) -> bool:
-        """Say whether a text of data spells a control token."""
+        """Return whether a text of data spells a control token."""
         return self._pattern is not None and self._pattern.search(text) is not None
 
     def hide(self, text: str) -> str:
@@ -122,7 +122,7 @@ class PlainEncoder:
         return sum(map(self._guarded_ids.__contains__, ids))
 
     def _leaks(self, text: str, ids: Sequence[int]) -> bool:
-        """Say whether there are more control tokens in the ids than the template wrote into the text."""
+        """Return whether there are more control tokens in the ids than the template wrote into the text."""
         count = self._count(ids)
         if not count or self._pattern is None:
             return False
@@ -170,7 +170,7 @@ def control_tokens(tokenizer: Any, further: Iterable[str] = ()) -> dict[str, int
     """Return the tokenizer's special tokens and further added ones, text -> id.
 
     Tokens of one character are not among them: some tokenizers call a line break or an exclamation mark their padding,
-    and texts must go on to be able to hold it.
+    and texts must still be able to hold it.
     """
     added = getattr(tokenizer, "added_tokens_decoder", {})
     texts = {str(text) for text in tokenizer.all_special_tokens}

@@ -1,4 +1,4 @@
-"""Chat templates as texts: which one a tokenizer has, and what it writes. A template that fails is refused by name."""
+"""Chat templates: lookup for a tokenizer, and rendering. Errors name the template that fails."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from wrpo_engine.errors import ConfigError, first_line
 Message = dict[str, str]
 
 _TODAY = datetime(2024, 7, 26, tzinfo=UTC)
-"""What templates that write the day's date get, Llama 3.2's among them, whose own default it is: else a stage that
-resumes after midnight, or training on what was sampled another day, would see other prompts."""
+"""Fixed date for templates that print today's date, so that sampling and training see the same prompt. It is the
+default of Llama 3.2's template."""
 _MAX_OWN_CHARACTERS = 1 << 20
 _MAX_GROWTH = 64
-"""A template writes at most so many times the messages' characters, beside its own."""
+"""Maximum of characters that a template writes, as a multiple of the messages' and its own characters."""
 _MAX_SHOWN = 300
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class TemplateFault(Exception):  # noqa: N818 (a fault of the template, not of the program)
-    """What is wrong with a chat template; `error` names the field that corrects it, also as {field} in the hint."""
+    """A fault of a chat template; `error` names the field that corrects it, also as {field} in the hint."""
 
     def __init__(self, rule: str, hint: str, *, code: str = "ChatTemplateFailed", value: str | None = None) -> None:
         super().__init__(rule)
@@ -38,9 +38,9 @@ class TemplateFault(Exception):  # noqa: N818 (a fault of the template, not of t
 
 
 def template_of(tokenizer: Any, template: str | None = None) -> str | None:
-    """Return the chat template that counts: the given one, else the tokenizer's; of several the one named `default`.
+    """Return the effective chat template: the given one, else the tokenizer's; of several the one named `default`.
 
-    None if there is none. TemplateFault if there are several and none is the default, or if it is no text.
+    None if there is none. TemplateFault if there are several and none is the default, or if it is not a text.
     """
     found = tokenizer.chat_template if template is None else template
     if isinstance(found, dict):
@@ -62,7 +62,7 @@ def template_of(tokenizer: Any, template: str | None = None) -> str | None:
 
 
 def require_template(tokenizer: Any, template: str | None = None) -> str:
-    """Return the chat template that counts; TemplateFault if there is none."""
+    """Return the effective chat template; TemplateFault if there is none."""
     found = template_of(tokenizer, template)
     if found is None:
         raise TemplateFault(
@@ -97,7 +97,7 @@ def render(
         raise TemplateFault(rule, _HINT) from error
     written = str(text)
     if _SURROGATES.search(written):
-        raise TemplateFault(f"the chat template of {name} writes half of a surrogate pair, which is no text", _HINT)
+        raise TemplateFault(f"the chat template of {name} writes half of a surrogate pair, which is not text", _HINT)
     given = sum(len(message["content"]) for message in messages)
     if len(written) > _MAX_OWN_CHARACTERS + _MAX_GROWTH * given:
         raise TemplateFault(f"the chat template of {name} makes {len(written)} characters of {given}", _HINT)
@@ -106,7 +106,7 @@ def render(
 
 @lru_cache(maxsize=32)
 def _writes_without_end(template: str) -> bool:
-    """Say whether a template writes more for one short message than memory should hold; other faults are no matter."""
+    """Return whether a template writes more for one short message than memory should hold; other faults are ignored."""
     from transformers.utils import chat_template_utils
 
     size = 0

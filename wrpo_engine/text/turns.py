@@ -1,4 +1,4 @@
-"""How a tokenizer's chat template opens and ends turns, found out with messages whose texts nobody writes."""
+"""Openings and ends of turns in a tokenizer's chat template, found by rendering messages with unique texts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ PROMPT_MARK, RESPONSE_MARK = f"mark{_NONCE}prompt", f"mark{_NONCE}response"
 
 
 def messages_of(prompt: str, system: str | None = None) -> list[Message]:
+    """Return the messages of a prompt, after a system message if there is one."""
     head = [{"role": "system", "content": system}] if system else []
     return [*head, {"role": "user", "content": prompt}]
 
 
 def answered(messages: list[Message], response: str) -> list[Message]:
+    """Return the messages with the assistant's response at the end."""
     return [*messages, {"role": "assistant", "content": response}]
 
 
@@ -33,9 +35,9 @@ class Turns:
 
     template: str
     opening: str
-    """White space that the template writes between the opening of the turn and the answer."""
+    """White space that the template writes between the opening of the turn and the response."""
     closing: str
-    """White space that it writes between the answer and the end of the turn."""
+    """White space that it writes between the response and the end of the turn."""
     end_of_turn: int
     encoder: PlainEncoder
 
@@ -61,12 +63,12 @@ def _turns(tokenizer: Any, template: str) -> Turns:
     if opening.strip():
         if prompt == render(tokenizer, messages, template, generation=False):
             raise TemplateFault(
-                f"the chat template of {tokenizer.name_or_path} ignores add_generation_prompt: it opens an answer with "
-                f"{opening!r}, which a model that is to answer would not read",
+                f"the chat template of {tokenizer.name_or_path} ignores add_generation_prompt: it opens a response "
+                f"with {opening!r}, which the model would not read before it responds",
                 "Set {field} to a template that opens the assistant's turn if add_generation_prompt is true.",
             )
         log.info(
-            "the chat template of %s writes %r in front of an answer, which the prompt does not hold: it is left out, "
+            "the chat template of %s writes %r in front of a response, which the prompt does not hold: it is left out, "
             "because no model wrote it",
             tokenizer.name_or_path,
             opening,
@@ -101,7 +103,7 @@ def _end_of_turn(tokenizer: Any, suffix: str) -> tuple[int, str]:
 def _separators(tokenizer: Any, template: str) -> set[str]:
     """Return the added tokens with which the template separates turns, also those that are not marked as special.
 
-    Added tokens that a model writes into its answers, <think> for example, are not among them.
+    Added tokens that a model writes into its responses, <think> for example, are not among them.
     """
     added = {str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values()}
 
@@ -127,14 +129,14 @@ def _separators(tokenizer: Any, template: str) -> set[str]:
 
 
 def _first(added: set[str], text: str) -> set[str]:
-    """Return the added token that stands first in a text, if there is one."""
+    """Return the added token that comes first in a text, if there is one."""
     places = {place: token for token in sorted(added, key=len) if (place := text.find(token)) >= 0}
     return {places[min(places)]} if places else set()
 
 
 @lru_cache(maxsize=32)
 def takes_system(tokenizer: Any, template: str) -> bool:
-    """Say whether a template has a place for a system prompt; logs once if it has none."""
+    """Return whether a template has a place for a system prompt; log once if it has none."""
     try:
         found = RESPONSE_MARK in render(tokenizer, messages_of("a", RESPONSE_MARK), template, generation=True)
     except TemplateFault:

@@ -106,7 +106,7 @@ def test_truncated_empty_and_repeated_answers_are_kept_and_counted(
     # The same text for another prompt is no repetition.
     assert counted == {"samples": 18, "truncated": 3, "empty": 6, "repeated": 6}
     assert ctx.output.committed().manifest.metrics == result.metrics
-    assert caplog.messages[-1] == ("of 18 answers: 3 truncated, 6 empty, 6 repeated; all of them are in the artifact")
+    assert caplog.messages[-1] == ("of 18 responses: 3 truncated, 6 empty, 6 repeated; all of them are in the artifact")
 
 
 def test_more_shards_than_prompts_leave_shards_without_work(run_stage: Any) -> None:
@@ -197,7 +197,7 @@ def test_an_engine_that_forgets_prompts_is_an_error(run_stage: Any) -> None:
     with pytest.raises(TemporaryError) as error:
         run_stage(["one?", "two?", "three?"], Forgetful(["yes"]))
     assert error.value.message == (
-        "Transformers ended without an answer to every prompt; unfinished: parts/part-00001.parquet"
+        "Transformers ended without a response to every prompt; unfinished: parts/part-00001.parquet"
     )
 
 

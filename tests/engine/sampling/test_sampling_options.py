@@ -36,17 +36,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "has a field": (
         {"kv_cache_dtype": "fp8", "max_model_len": 4096},
-        "sampling.engineArgs.max_model_len is 4096: this has a field of its own",
+        "sampling.engineArgs.max_model_len is 4096: it has a separate field",
         "Set sampling.maxModelLength instead.",
     ),
     "the model": (
         {"model": "other"},
-        "sampling.engineArgs.model is 'other': this has a field of its own",
+        "sampling.engineArgs.model is 'other': it has a separate field",
         "Set target.model or sources[].model instead.",
     ),
     "a secret": (
         {"hf_token": "hf_x"},
-        "sampling.engineArgs.hf_token is '<hidden>': credentials do not belong into an experiment",
+        "sampling.engineArgs.hf_token is '<hidden>': credentials must not be part of an experiment",
         "Leave it out.",
     ),
     "pickles": (
