@@ -1,4 +1,4 @@
-"""One model's answers to the held-out prompts, as a table. Its memory is freed before this returns."""
+"""One model's responses to the held-out prompts, as a table. The model's memory is freed afterwards."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ SCORED_ANSWERS = {**ANSWERS, "score": pl.Float64}
 """evaluate: answers.parquet."""
 
 OnAnswer = Callable[[int], None]
-"""Called with the number of prompts answered so far; may raise to stop."""
+"""Called with the number of prompts finished so far; may raise to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerJob:
-    """What one model has to answer, and how."""
+    """The prompts for one model and the sampling parameters."""
 
     label: str
     model: ResolvedModel
@@ -52,10 +52,10 @@ class AnswerJob:
 
 
 def answer(job: AnswerJob, on_answer: OnAnswer, poll: Callable[[], None] | None = None) -> pl.DataFrame:
-    """Answer every prompt; rows are in prompt and sample order. `poll` is called often, and may raise to stop.
+    """Sample responses to every prompt; rows are in prompt and sample order. `poll` is called often, may raise to stop.
 
-    A prompt that leaves no room for an answer in the model's context has one row without text, whose finish reason says
-    so. DataError if that is so of all prompts; the model is not loaded then.
+    A prompt that leaves no room for a response in the model's context has one row without text, with the finish reason
+    `prompt_too_long`. DataError if no prompt fits; the model is not loaded then.
     """
     params, model = job.params, job.model
     tokenizer = tokenizer_of(model, field=f"evaluation model {job.label}")
@@ -77,7 +77,7 @@ def _answers(
     poll: Callable[[], None] | None,
 ) -> dict[str, tuple[Sample, ...]]:
     params, model = job.params, job.model
-    # The longest prompt and answer bound what the engine must hold, which is far less than most models' limits.
+    # The longest prompt and response bound what the engine must hold, which is far less than most models' limits.
     needed = max(len(request.prompt_token_ids) for request in requests) + params.max_tokens
     context = context_length(model)
     settings = SamplerSettings(
@@ -114,7 +114,7 @@ def _rows(
 
 
 def _requests(job: AnswerJob, tokenizer: object) -> list[SampleRequest]:
-    """Return a request for each prompt that leaves room for an answer; DataError if there is none."""
+    """Return a request for each prompt that leaves room for a response; DataError if there is none."""
     params = job.params
     context = context_length(job.model)
     requests = []
@@ -132,8 +132,8 @@ def _requests(job: AnswerJob, tokenizer: object) -> list[SampleRequest]:
     if not requests:
         raise DataError(
             f"held-out prompt {job.prompts[0][0]} has {lengths[0]} tokens with the chat template, but the context of "
-            f"{job.model.identity} holds {context} for prompt and answer together; none of the {len(lengths)} prompts "
-            "fits",
+            f"{job.model.identity} holds {context} for prompt and response together; "
+            f"none of the {len(lengths)} prompts fits",
             code="PromptTooLong",
             field="prompts.evaluation",
             hint="Use shorter held-out prompts, or a model with a longer context.",
@@ -142,9 +142,9 @@ def _requests(job: AnswerJob, tokenizer: object) -> list[SampleRequest]:
 
 
 def common_prompts(answers: Mapping[str, pl.DataFrame]) -> tuple[dict[str, pl.DataFrame], list[str]]:
-    """Return each model's answers to the prompts that all models answered, and the ids of the other prompts, sorted.
+    """Return each model's responses to the prompts that all models responded to, and the other prompts' ids, sorted.
 
-    DataError if there is no prompt that all of them answered.
+    DataError if there is no such prompt.
     """
     is_too_long = pl.col("finish_reason") == FinishReason.PROMPT_TOO_LONG.value
     skipped = sorted({key for rows in answers.values() for key in rows.filter(is_too_long)["prompt_id"]})

@@ -1,4 +1,4 @@
-"""Runs one model's sampling in a process of its own: inference engines keep memory and global state until they end."""
+"""Sampling of one model in a separate process: inference engines keep memory and global state until they exit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DONE, _ROWS, _ERROR, _CRASH = "done", "rows", "error", "crash"
 
 
 def answer_in_process(job: AnswerJob, on_answer: OnAnswer, stop: StopRequest) -> pl.DataFrame:
-    """Like `answer`, in a child process; its own errors come back as themselves."""
+    """Run `answer` in a child process; errors of the engine are raised here with their class."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(job, sender), name=f"evaluate-{job.label}", daemon=False)
@@ -75,7 +75,7 @@ def _died(label: str, exit_code: int | None) -> WrpoError:
     return TemporaryError(
         f"the process that samples from {label} ended with {reason} before it was done",
         code="EvaluationProcessDied",
-        hint="Signal 9 mostly means that memory ran out: give the evaluate stage more (resources.evaluate).",
+        hint="Signal 9 usually means that memory ran out: give the evaluate stage more (resources.evaluate).",
     )
 
 

@@ -1,7 +1,7 @@
-"""The held-out answers of all models, scored by every reward; the score is the rewards' weighted mean.
+"""Scores of all models' held-out responses by every reward; the score is the rewards' weighted mean.
 
-Each reward is loaded once, scores what is not scored yet, and is freed before the next one is loaded. What one reward
-gives for one model is kept at once, so a killed pod loses no more than that.
+Each reward is loaded once, scores the pending responses, and is freed before the next one is loaded. The scores of one
+reward for one model are stored at once, so a killed pod loses no more than that.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from wrpo_engine.scoring.rewards import Scorer
 from wrpo_engine.stage import StageContext
 
 REWARD_PREFIX = "reward/"
-"""Columns of answers.parquet where there are several rewards: reward/IDENTITY, in the order of the experiment."""
+"""Columns of `answers.parquet` where there are several rewards: reward/IDENTITY, in the order of the experiment."""
 
 
 def all_rewards(params: EvaluateParams) -> tuple[RewardModel, ...]:
+    """Return the first reward and the further ones, in the order of their weights."""
     return (params.reward, *params.more_rewards)
 
 
@@ -45,7 +46,7 @@ def weights_of(params: EvaluateParams) -> tuple[float, ...]:
 def score_answers(
     ctx: StageContext, params: EvaluateParams, answers: Mapping[str, pl.DataFrame]
 ) -> dict[str, pl.DataFrame]:
-    """Return each model's answers with their scores; `answers` are by label."""
+    """Return each model's responses with their scores; `answers` are by label."""
     weights = weights_of(params)
     for index, reward in enumerate(all_rewards(params)):
         done = set(ctx.output.published("models/"))
@@ -72,6 +73,7 @@ def reward_columns(params: EvaluateParams) -> list[str]:
 
 
 def scores_name(label: str, index: int) -> str:
+    """Return the name of the file with one reward's scores for a model; `index` is the reward's position."""
     return f"models/{label}.scores-{index}.parquet"
 
 

@@ -1,6 +1,6 @@
-"""The evaluate stage: held-out prompts answered by each model and scored; wins of the last model over each other one.
+"""The evaluate stage: scored responses of each model to held-out prompts; wins of the last model over the others.
 
-Work is kept by model below `models/`, answers and scores apart, so a killed pod loses one model's at most.
+Work is kept by model below `models/`, responses and scores in separate files. A killed pod loses one model's at most.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _IDS_SHOWN = 5
 
 
 def run(ctx: StageContext) -> StageResult:
+    """Sample each model's responses to the held-out prompts, score and compare them, and commit the results."""
     params = ctx.config.params
     assert isinstance(params, EvaluateParams)
     _check_labels(params.models)
@@ -64,7 +65,7 @@ def run(ctx: StageContext) -> StageResult:
     ctx.output.commit(
         files=[ANSWERS_NAME, EVALUATION_NAME], rows={ANSWERS_NAME: answers.height}, metrics=metrics, details=details
     )
-    # What is in answers.parquet now; the manifest does not list it.
+    # Its content is in `answers.parquet` now; the manifest does not list it.
     ctx.output.discard("models/")
     total = len(params.models) * len(prompts)
     ctx.progress.update(total, total, metrics=metrics)
@@ -74,7 +75,7 @@ def run(ctx: StageContext) -> StageResult:
 def evaluation(
     answers: pl.DataFrame, labels: Sequence[str], source_share: Mapping[str, float], skipped: int = 0
 ) -> dict[str, Any]:
-    """Return the content of evaluation.json. A prompt's score is the mean over a model's answers to it.
+    """Return the content of evaluation.json. A prompt's score is the mean over a model's responses to it.
 
     `skipped` prompts were too long for one of the models and are not compared.
     """
@@ -135,7 +136,7 @@ def _prompts(ctx: StageContext) -> list[tuple[str, str]]:
 def _answered(
     ctx: StageContext, params: EvaluateParams, prompts: Sequence[tuple[str, str]], index: int
 ) -> pl.DataFrame:
-    """Return a model's answers: from an earlier attempt, or sampled now."""
+    """Return a model's responses: from an earlier attempt, or sampled now."""
     entry = params.models[index]
     kept = _answers_name(entry)
     if kept in ctx.output.published("models/"):
@@ -149,7 +150,7 @@ def _answered(
         tensor_parallel_size=ctx.config.runtime.tensor_parallel_size,
         gpu_memory_utilization=ctx.config.runtime.gpu_memory_utilization,
     )
-    log.info("answering %d held-out prompts with %s (%s)", len(prompts), entry.label, job.model.identity)
+    log.info("sampling responses to %d held-out prompts with %s (%s)", len(prompts), entry.label, job.model.identity)
     total = len(params.models) * len(prompts)
 
     def on_answer(done: int) -> None:
@@ -160,7 +161,7 @@ def _answered(
         rows = answer_in_process(job, on_answer, ctx.stop)
     else:
         rows = answer(job, on_answer, ctx.stop.raise_if_requested)
-    # What stands there: another pod's answers may have been first, and the results must be of the same ones.
+    # Read the published file: another pod's responses may have been first, and all results must be of the same ones.
     return pl.read_parquet(ctx.output.publish(_answers_name(entry), rows.write_parquet))
 
 

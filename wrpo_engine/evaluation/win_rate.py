@@ -1,4 +1,4 @@
-"""How often one model's answers score above another's, with a confidence interval. Pure."""
+"""Win rate of one model's responses over another's by score, with a confidence interval. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Z_95 = 1.959963984540054
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WinRate:
-    """Prompts on which a model's answer scores above (win), like (tie) or below (loss) another model's."""
+    """Prompts on which a model's response scores above (win), like (tie) or below (loss) another model's."""
 
     win: int
     tie: int
@@ -20,6 +20,7 @@ class WinRate:
 
     @property
     def n(self) -> int:
+        """Number of prompts."""
         return self.win + self.tie + self.loss
 
     @property
@@ -32,6 +33,7 @@ class WinRate:
         return wilson_interval(self.rate, self.n)
 
     def to_json(self) -> dict[str, float]:
+        """Return counts, rate and the bounds of its interval for evaluation.json."""
         low, high = self.interval()
         return {
             "win": self.win,
@@ -61,10 +63,12 @@ def wilson_interval(rate: float, n: int, z: float = Z_95) -> tuple[float, float]
 
 
 def compare(own: Mapping[str, float], other: Mapping[str, float]) -> WinRate:
-    """Compare two models' scores by prompt; both must have answered the same prompts."""
+    """Compare two models' scores by prompt; both must have responded to the same prompts."""
     if own.keys() != other.keys():
         odd = sorted(own.keys() ^ other.keys())[:3]
-        raise ValueError(f"the models did not answer the same prompts; only one of them answered {', '.join(odd)}")
+        raise ValueError(
+            f"the models did not respond to the same prompts; only one of them has a response to {', '.join(odd)}"
+        )
     win = sum(score > other[prompt] for prompt, score in own.items())
     loss = sum(score < other[prompt] for prompt, score in own.items())
     return WinRate(win=win, tie=len(own) - win - loss, loss=loss)

@@ -1,4 +1,4 @@
-"""Which rows go through the model together, and the thread that prepares them ahead."""
+"""Batches by a budget of tokens, and the thread that prepares them ahead."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def token_batches(
     """Group indices by length, longest first, so that the padded rows of a batch hold at most `budget` tokens.
 
     A batch ends early where the next row would raise the share of padding in it above `max_padding_share`, so the
-    share over all batches is below it too. A row longer than the budget is a batch of its own.
+    share over all batches is below it too. A row longer than the budget is a separate batch.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     start = 0

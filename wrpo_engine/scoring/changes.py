@@ -1,4 +1,4 @@
-"""Responses of which a reward model reads other characters than were written: counted, and refused if they are many."""
+"""Responses of which a reward model reads other characters than were written: counted, refused if too many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompt and response as a reward model reads them: one BOS, the model's own template, cut to its length."""
+"""Encoding of prompt and response for a reward model: one BOS, the model's own template, truncated to its length."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Encoded:
     types: list[int] | None
     truncated: bool
     change: Change | None = None
-    """What the ids do not give back of the response's text; not looked at if they are truncated."""
+    """What the ids do not give back of the response's text; not compared if they are truncated."""
 
 
 def last_occurrence(ids: Sequence[int], pattern: Sequence[int]) -> int | None:
@@ -64,7 +64,7 @@ class PairEncoder:
         return encoded
 
     def keep_border(self) -> list[int]:
-        """Cut conversations from now on so that what stands between the two turns stays; return its token ids."""
+        """Cut conversations from now on so that the tokens between the two turns stay; return its token ids."""
         self._border = self.between_turns()
         return self._border
 
@@ -112,7 +112,7 @@ class PairEncoder:
         return Encoded(prompt[:kept_prompt] + self._border + response[:kept_response], None, truncated=True)
 
     def _shares(self, prompt: int, response: int) -> tuple[int, int]:
-        """Return how many tokens of each turn stay beside the border: the shorter one whole where it fits in half."""
+        """Return how many tokens of each turn stay next to the border: the shorter one whole where it fits in half."""
         room = self._max_length - len(self._border)
         kept_response = min(response, max(room - prompt, room // 2))
         return min(prompt, room - kept_response), kept_response
@@ -169,5 +169,5 @@ class PairEncoder:
                     f"{self._identity} may read",
                     code="RewardInputTooLong",
                     field="reward.truncation",
-                    hint="Raise reward.maxLength, set reward.truncation to Right or Left, or sample shorter answers.",
+                    hint="Raise reward.maxLength, set reward.truncation to Right or Left, or sample shorter responses.",
                 )

@@ -1,8 +1,8 @@
 """A reward model behind HTTP: one conversation a request, a bounded number of them at a time.
 
 The request is that of vLLM's pooling API: POST {endpoint}/pooling with `model`, `messages` and `use_activation: false`
-(the raw number, not its sigmoid). Answers of its /pooling, /classify and /score are read. Where the endpoint's path
-ends with /pooling or /classify already, it is taken as it is.
+(the raw number, not its sigmoid). Replies of its /pooling, /classify and /score are supported. An endpoint whose path
+ends with /pooling or /classify is used unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _POLL_S = 0.2
 
 
 class EndpointScorer:
-    """Scores by asking a server."""
+    """Scorer that sends requests to a server."""
 
     objectives: tuple[str, ...] = ()
 
@@ -50,7 +50,7 @@ class EndpointScorer:
                     done.put((index, error))
                     return
 
-        # Daemons: a stop request must not wait for a server that does not answer.
+        # Daemons: a stop request must not wait for a server that does not reply.
         for number in range(min(self._concurrency, len(pairs))):
             threading.Thread(target=work, name=f"reward-{number}", daemon=True).start()
         try:

@@ -1,4 +1,4 @@
-"""One request to a reward server: what is sent, what is tried again, what each answer means."""
+"""Client of a reward server: request, retries, and the meaning of each reply."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MAX_ANSWER_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How long a request is tried."""
+    """Limits for the attempts of a request."""
 
     attempts: int = 8
     first_pause_s: float = 0.5
@@ -88,7 +88,7 @@ class EndpointClient:
             if error.code not in _RETRIED:
                 raise self._refused(error.code, text, row) from None
             return f"HTTP {error.code} {text[:_MAX_SHOWN]}".strip(), _retry_after(error.headers)
-        # Connection errors, time-outs, answers that break off.
+        # Connection errors, timeouts, truncated replies.
         return self._redacted(f"{type(error).__name__}: {error}"), None
 
     def _unavailable(self, last: str, row: str) -> TemporaryError:
@@ -96,7 +96,7 @@ class EndpointClient:
             f"reward endpoint {self.identity} gave no reward for {row} in {self.retries.attempts} attempts: {last}",
             code="RewardEndpointUnavailable",
             field="reward.endpoint",
-            hint="Check that the server runs and can be reached from the pod; the stage is tried again.",
+            hint="Check that the server runs and can be reached from the pod. The stage is retried.",
         )
 
     def _body(self, pair: Pair) -> bytes:
@@ -139,12 +139,12 @@ class EndpointClient:
                 f"reward endpoint {self.identity} refuses {row} with HTTP {code}: {shown}",
                 code="RewardEndpointRefused",
                 field="reward.endpoint",
-                hint="If the row is too long for the served model, raise its limit there or sample shorter answers.",
+                hint="If the row is too long for the served model, raise its limit there or sample shorter responses.",
             )
         return ConfigError(
             "reward.endpoint",
             self.identity,
-            f"POST {self.url} answers HTTP {code}: {shown}",
+            f"POST {self.url} returns HTTP {code}: {shown}",
             "Write the server's base URL without /v1, and its model in reward.endpointModel; vLLM serves reward models "
             "with --runner pooling.",
             code="RewardEndpointInvalid",
@@ -181,7 +181,7 @@ def make_client(reward: RewardModel, environ: Mapping[str, str]) -> EndpointClie
 
 
 def reward_of(content: bytes, identity: str, row: str) -> Reward:
-    """Read the one number of an answer; DataError shows what else it is."""
+    """Return the one number in a reply. DataError shows a reply without one."""
     try:
         answer = json.loads(content)
         entry = answer["data"][0] if "data" in answer else answer
@@ -194,7 +194,7 @@ def reward_of(content: bytes, identity: str, row: str) -> Reward:
             f"reward endpoint {identity} gives {len(numbers)} numbers for {row}, but a reward model has one label",
             code="RewardEndpointInvalid",
             field="reward.endpoint",
-            hint="Serve a sequence classifier with one label; an embedding or base model is none.",
+            hint="Serve a sequence classifier with one label; an embedding or base model is not one.",
         )
     tokens = used.get("prompt_tokens")
     return Reward(score=numbers[0], num_tokens=tokens if isinstance(tokens, int) else None)
@@ -215,7 +215,7 @@ def _numbers(entry: Mapping[str, Any]) -> list[float]:
 def _unreadable(identity: str, row: str, content: bytes) -> DataError:
     shown = content[:_MAX_SHOWN].decode("utf-8", "replace")
     return DataError(
-        f"reward endpoint {identity} gives an answer for {row} that holds no reward: {shown}",
+        f"reward endpoint {identity} sent a reply for {row} that holds no reward: {shown}",
         code="RewardEndpointInvalid",
         field="reward.endpoint",
         hint="It must be JSON as vLLM's /pooling gives: {data: [{data: [NUMBER]}]}.",

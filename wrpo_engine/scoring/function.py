@@ -52,7 +52,7 @@ class FunctionScorer:
                 f"reward function {self.identity} failed {where}: {type(error).__name__}: {error}",
                 code="RewardFunctionFailed",
                 field="reward.function",
-                hint="The stage is tried again. If this stays, check what the function connects to.",
+                hint="The stage is retried. If this persists, check what the function connects to.",
             ) from error
         except Exception as error:
             log.exception("reward function %s failed", self.identity)
@@ -90,7 +90,7 @@ class FunctionScorer:
 
 
 def load_function(reference: str) -> Callable[[list[str], list[str]], object]:
-    """Import `module:function`; ConfigError says which half of it is wrong."""
+    """Import `module:function`; ConfigError names the half of it that is wrong."""
     module_name, _, name = reference.partition(":")
     try:
         module = importlib.import_module(module_name)

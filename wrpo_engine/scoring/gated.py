@@ -8,8 +8,8 @@ With h the hidden state of the last token and g that of the token where the prom
 
 The weights are those of a published checkpoint of the architecture LlamaForRewardModelWithGating: `model.*` is a Llama
 backbone, `regression_layer.weight` [O, H], `reward_transform_matrix` [O, O], `gating.layers.N.weight` and `.bias`,
-`gating.logit_scale` [1]. No code of the checkpoint's repository is run. The head computes in float32 whatever the
-backbone's format is: in bfloat16 scores of about 0.15 are 0.0005 apart, and different answers would tie.
+`gating.logit_scale` [1]. No code of the checkpoint's repository is run. The head computes in float32 regardless of the
+backbone's format. In bfloat16, scores of about 0.15 are 0.0005 apart, and different responses would tie.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class GatingConfig:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> GatingConfig:
+        """Return the head's settings in the content of config.json."""
         return cls(
             hidden_size=int(config["hidden_size"]),
             num_objectives=int(config.get("num_objectives", 19)),
@@ -114,6 +115,7 @@ class GatedHead(nn.Module):
 
 
 def is_gated(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json describes a model with a gated head."""
     architectures = config.get("architectures")
     return isinstance(architectures, list) and ARCHITECTURE in architectures
 

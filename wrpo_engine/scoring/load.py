@@ -1,4 +1,4 @@
-"""From the experiment's reward to the scorer that computes it."""
+"""Factory of the scorer of an experiment's reward."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def reward_details(reward: RewardModel, ctx: StageContext) -> dict[str, Any]:
-    """Return what the manifest says of a reward; nothing is loaded."""
+    """Return the reward's entry for the manifest; nothing is loaded."""
     if reward.function is not None:
         return {"function": reward.function}
     if reward.endpoint is not None:

@@ -1,4 +1,4 @@
-"""From a model's files to the network that scores with it; what is no reward model is refused by name."""
+"""Loader of a reward model's network from its files; errors name the model that is not a reward model."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from wrpo_engine.training.batch.layout import Layout, choose_layout
 
 
 def read_config(model: ResolvedModel) -> Mapping[str, Any]:
+    """Return the content of the model's config.json; ConfigError if it cannot be read."""
     return model.directory.read_object(CONFIG_FILE)
 
 

@@ -1,4 +1,4 @@
-"""The model behind a reward: token ids of a batch in, numbers out. Decoders are read at chosen tokens."""
+"""The network of a reward model: token ids of a batch in, scores out. Decoders are read at selected tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wrpo_engine.training.batch.layout import AttentionPlan
 from wrpo_engine.training.models import attention
 
 CPU_BATCH_TOKENS = 1024
-"""A CPU computes no faster with more, and more no longer fit its caches."""
+"""A CPU computes no faster with more tokens, which no longer fit its caches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,7 @@ class Row:
 
     @property
     def ids(self) -> list[int]:
+        """Token ids of the pair."""
         return self.encoded.ids
 
 
@@ -50,7 +51,7 @@ class Batch:
     padding: tuple[int, ...]
     """Padding tokens of each row."""
     plan: AttentionPlan | None = None
-    """Packed rows: who sees whom."""
+    """Packed rows: the attention mask of the segments."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Return a batch with every tensor changed, for example moved to a device."""
@@ -84,6 +85,7 @@ class LinearHead(nn.Module):
         self.register_buffer("weight_1H", weight_1H.detach().float())
 
     def forward(self, last_BH: Tensor, prompt_end_BH: Tensor | None = None) -> Tensor:  # noqa: N803
+        """Return scores [B, 1] in float32 from the last tokens' hidden states [B, H]; `prompt_end_BH` is not used."""
         del prompt_end_BH
         return functional.linear(last_BH.float(), self.get_buffer("weight_1H"))
 
@@ -91,7 +93,7 @@ class LinearHead(nn.Module):
 class PaddedDecoder:
     """A causal backbone on padded rows.
 
-    Padding stands on the right, where no causal attention of a real token sees it, so no mask is needed and the
+    Padding is on the right, where no causal attention of a real token sees it, so no mask is needed and the
     fastest kernels apply.
     """
 
@@ -102,10 +104,12 @@ class PaddedDecoder:
         self._head = head
 
     def batches(self, rows: Sequence[Row], budget: int) -> Iterator[Batch]:
+        """Yield padded batches of at most `budget` tokens, longest rows first."""
         for indices in token_batches([len(row.ids) for row in rows], budget):
             yield self._collate(indices, [rows[index] for index in indices])
 
     def forward(self, batch: Batch) -> Tensor:
+        """Return [B, 1 + objectives] in float32, the score first."""
         hidden = self._backbone(**batch.inputs, **self._extra(batch), use_cache=False).last_hidden_state
         flat = hidden.flatten(0, 1)
         output: Tensor = self._head(*(flat[positions] for positions in batch.read.values()))
@@ -135,6 +139,7 @@ class PackedDecoder(PaddedDecoder):
         backbone.set_attn_implementation(attention.IMPLEMENTATION)
 
     def batches(self, rows: Sequence[Row], budget: int) -> Iterator[Batch]:
+        """Yield packed batches of at most `budget` tokens; rows of one prompt share its tokens."""
         ids = [row.ids for row in rows]
         # Sharing a prompt saves more than small batches do, so only a group above the whole budget is split.
         found = group_rows(ids, [row.prompt for row in rows], budget)
@@ -164,7 +169,7 @@ class PackedDecoder(PaddedDecoder):
 
 
 class Classifier:
-    """Any other one-label classifier, run as a whole: encoders, and decoders with a head of their own."""
+    """Any other one-label classifier, run as a whole: encoders, and decoders with a custom head."""
 
     def __init__(self, model: Any) -> None:
         use_exact_attention(model)
@@ -173,10 +178,12 @@ class Classifier:
         self._pads_by_config = bool(getattr(model.config, "pad_token_id", None) is not None)
 
     def batches(self, rows: Sequence[Row], budget: int) -> Iterator[Batch]:
+        """Yield padded batches of at most `budget` tokens, longest rows first."""
         for indices in token_batches([len(row.ids) for row in rows], budget):
             yield self._collate(indices, [rows[index].encoded for index in indices])
 
     def forward(self, batch: Batch) -> Tensor:
+        """Return the scores [B, 1] in float32."""
         inputs = dict(batch.inputs)
         pad = inputs.pop("pad_id")
         if not self._pads_by_config:

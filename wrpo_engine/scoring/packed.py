@@ -1,4 +1,4 @@
-"""Decoder rows laid one behind another without padding, a prompt that several responses share computed once.
+"""Packed batches of decoder rows, without padding; a prompt that several responses share is computed once.
 
 Rows that begin with the same tokens form a group: first their common tokens, then each row's own. In attention a row's
 own tokens see the common ones and themselves, causally, so every hidden state is the one that the row alone would give.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from wrpo_engine.training.batch.layout import Family
 
 MIN_SHARED_TOKENS = 8
-"""Fewer common tokens than this are not worth a segment of their own."""
+"""Fewer common tokens than this are not worth a separate segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Packing:
 
 
 def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Return how many first tokens all rows have in common, leaving each row at least one token of its own."""
+    """Return how many first tokens all rows have in common, leaving each row at least one own token."""
     limit = min(len(row) for row in rows) - 1
     first = rows[0]
     for position in range(limit):

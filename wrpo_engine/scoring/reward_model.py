@@ -1,4 +1,4 @@
-"""A reward model in this process: pairs encoded, batched by a budget of tokens, the next batch prepared meanwhile."""
+"""A reward model in this process: pairs are batched by a budget of tokens, the next batch prepared in a thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every reward gives, whichever computes it: a model, a Python function, a server."""
+"""Types that all scorers share: models, Python functions, servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Pair = tuple[str, str]
 """Prompt and response."""
 
 OnProgress = Callable[[int], None]
-"""Told how many more pairs are scored (0: still waiting); what it raises ends scoring."""
+"""Called with the number of further pairs scored (0: still waiting); an exception from it ends scoring."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Reward:
     num_tokens: int | None = None
     """Tokens that the model read; None where the reward does not say."""
     num_padding: int | None = None
-    """Padding tokens that were computed beside them."""
+    """Padding tokens that were computed in addition."""
 
 
 class Scorer(Protocol):
@@ -55,11 +55,12 @@ class Scorer(Protocol):
 
 
 def row_name(names: Sequence[str] | None, index: int) -> str:
+    """Return the name of a row for messages: the given one, or its number."""
     return names[index] if names is not None else f"row {index}"
 
 
 def check_finite(identity: str, rewards: Sequence[Reward], names: Sequence[str] | None, *, hint: str) -> None:
-    """Refuse rewards that are no numbers; the first such row is named."""
+    """Refuse rewards that are not numbers; the error names the first such row."""
     for index, reward in enumerate(rewards):
         bad = [value for value in (reward.score, *reward.objectives) if not math.isfinite(value)]
         if bad:

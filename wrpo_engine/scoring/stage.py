@@ -1,4 +1,4 @@
-"""The score stage: one reward of every answer of one samples artifact, in parts."""
+"""The score stage: one reward of every response of one samples artifact, in parts."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ _SAMPLE_COLUMNS = ("prompt_id", "source", "sample_index", "text", "finish_reason
 
 
 def run(ctx: StageContext) -> StageResult:
+    """Score the pending parts of this shard, and commit once all parts of all shards are there."""
     params = ctx.config.params
     assert isinstance(params, ScoreParams)
     answers = read_answers(ctx.input(samples_role(ctx)))
@@ -47,6 +48,7 @@ def run(ctx: StageContext) -> StageResult:
 
 
 def samples_role(ctx: StageContext) -> str:
+    """Return the role of the samples to score; ConfigError unless there is exactly one."""
     roles = [role for role in sorted(ctx.config.inputs) if role.startswith("samples/")]
     if len(roles) != 1:
         shown = ", ".join(sorted(ctx.config.inputs)) or "none"
@@ -55,7 +57,7 @@ def samples_role(ctx: StageContext) -> str:
 
 
 def read_answers(samples: Artifact) -> pl.DataFrame:
-    """Return a samples artifact's answers in its own order, without the prompts that were too long to answer."""
+    """Return a samples artifact's responses in its own order, without the rows of prompts that were too long."""
     names = samples.files("parts/")
     schema = {name: records.SAMPLES[name] for name in _SAMPLE_COLUMNS}
     rows = read_columns(samples.fetch_all(names), schema) if names else pl.DataFrame(schema=schema)
@@ -122,7 +124,7 @@ def score_rows(
             raise DataError(
                 f"{name}: the prompts artifact has no such prompt",
                 code="InputsDisagree",
-                hint="Score samples together with the prompts they answer.",
+                hint="Score samples together with the prompts they belong to.",
             )
         pairs.append((prompt, row["text"]))
         names.append(name)

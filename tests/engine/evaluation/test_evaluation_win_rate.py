@@ -40,7 +40,7 @@ def test_a_tie_is_half_a_win() -> None:
 
 
 def test_models_that_answered_different_prompts_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match="only one of them answered b, c"):
+    with pytest.raises(ValueError, match="only one of them has a response to b, c"):
         compare({"a": 1.0, "b": 1.0}, {"a": 1.0, "c": 1.0})
 
 

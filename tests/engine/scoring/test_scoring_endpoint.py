@@ -196,8 +196,8 @@ def test_an_answer_that_does_not_come_in_time_is_tried_again(server: RewardServe
     [
         (401, ConfigError, "RewardEndpointForbidden", "refuses the key with HTTP 401"),
         (403, ConfigError, "RewardEndpointForbidden", "refuses the key with HTTP 403"),
-        (404, ConfigError, "RewardEndpointInvalid", "answers HTTP 404: no such model"),
-        (302, ConfigError, "RewardEndpointInvalid", "answers HTTP 302"),
+        (404, ConfigError, "RewardEndpointInvalid", "returns HTTP 404: no such model"),
+        (302, ConfigError, "RewardEndpointInvalid", "returns HTTP 302"),
         (400, DataError, "RewardEndpointRefused", "refuses row 0 with HTTP 400: no such model"),
     ],
 )
