@@ -1,3 +1,3 @@
-"""The part of WRPO that does the machine learning: one process per stage, files in, files out."""
+"""The machine learning of WRPO: one process per stage, files in, files out."""
 
 __version__ = "0.1.0"

@@ -37,7 +37,7 @@ Stages, in the order of an experiment:
 {stages}
 
 {others}The operator writes the configuration; `wrpo plan -f experiment.yaml` shows it. An artifact that exists is not
-made again: the stage exits 0 and says cached. Killed stages continue where they stopped.
+recomputed: the stage exits 0 and reports it as cached. Killed stages resume where they stopped.
 
 \b
 Tools, without a configuration (each has --help):
@@ -45,13 +45,13 @@ Tools, without a configuration (each has --help):
 
 \b
 Environment:
-  WRPO_VOLUME_ROOT               where the storage volume is mounted (/var/lib/wrpo)
-  WRPO_TERMINATION_MESSAGE_PATH  where the outcome is written as JSON (/dev/termination-log)
-  JOB_COMPLETION_INDEX           which shard this process is (0)
-  WRPO_SCRATCH                   where copies of what is in S3 are kept (TMPDIR or /tmp)
-  WRPO_STORAGE_PATIENCE_SECONDS  how long S3 may be unreachable before the stage gives up (300)
+  WRPO_VOLUME_ROOT               mount point of the storage volume (/var/lib/wrpo)
+  WRPO_TERMINATION_MESSAGE_PATH  file for the outcome as JSON (/dev/termination-log)
+  JOB_COMPLETION_INDEX           index of this process's shard (0)
+  WRPO_SCRATCH                   directory for copies of files in S3 (TMPDIR or /tmp)
+  WRPO_STORAGE_PATIENCE_SECONDS  time for retries while S3 is unreachable, in seconds (300)
   AWS_...                        credentials and AWS_CA_BUNDLE for S3, as for all AWS tools
-  AWS_ENDPOINT_URL               the S3 server, for tools; a stage is told by its configuration
+  AWS_ENDPOINT_URL               the S3 server, for tools; a stage reads it from its configuration
   HF_HUB_OFFLINE                 1: never download models or data sets
 
 \b
@@ -118,6 +118,7 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the stage or tool that the arguments name, and exit with its code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] in TOOLS:
         prepare_environment(os.environ)
@@ -136,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _refused(error: ConfigError, environ: Mapping[str, str]) -> int:
-    """Report that no stage can run here, as a stage reports an error of its own."""
+    """Report that no stage can run here, as a stage reports its own errors."""
     print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
     _leave(error.info(), error.exit_code, environ)
     return error.exit_code

@@ -29,6 +29,7 @@ class WrpoError(Exception):
             self.code = code
 
     def info(self) -> ErrorInfo:
+        """Return the error as part of the termination message."""
         return ErrorInfo(code=self.code, field=self.field, message=self.message, hint=self.hint)
 
 
@@ -51,35 +52,35 @@ class UsageError(WrpoError):
 
 
 class DataError(WrpoError):
-    """What was read breaks a rule: a data set, an artifact, a model's output."""
+    """Input breaks a rule: a data set, an artifact, a model's output."""
 
     exit_code: ClassVar[int] = ExitCode.BAD_DATA
     code = "InvalidData"
 
 
 class MissingInputError(WrpoError):
-    """An upstream artifact is not there."""
+    """An upstream artifact does not exist."""
 
     exit_code: ClassVar[int] = ExitCode.NO_INPUT
     code = "InputMissing"
 
 
 class StorageError(WrpoError):
-    """The storage is full, read-only or forbidden; somebody has to change that first."""
+    """The storage is full, read-only or forbidden; a retry cannot succeed until an administrator changes that."""
 
     exit_code: ClassVar[int] = ExitCode.CANNOT_CREATE
     code = "StorageUnavailable"
 
 
 class TemporaryError(WrpoError):
-    """May work on the next attempt, for example a download that broke off."""
+    """The next attempt may succeed, for example after an interrupted download."""
 
     exit_code: ClassVar[int] = ExitCode.TEMPORARY
     code = "Temporary"
 
 
 class AlreadyCommitted(WrpoError):  # noqa: N818 (an outcome, not a fault)
-    """Another writer has made the artifact meanwhile; the stage ends with that one."""
+    """Another writer has committed the artifact meanwhile; the stage returns that one."""
 
     exit_code: ClassVar[int] = ExitCode.TEMPORARY
     code = "AlreadyCommitted"

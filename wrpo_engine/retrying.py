@@ -12,7 +12,7 @@ from wrpo_engine.errors import ConfigError
 
 T = TypeVar("T")
 _MAX_DOUBLINGS = 64
-"""More of them are beyond every longest pause, and in the end beyond a float."""
+"""More doublings exceed every longest pause, and eventually the range of a float."""
 
 
 @dataclass(frozen=True, kw_only=True)

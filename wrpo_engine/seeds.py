@@ -1,4 +1,4 @@
-"""Seeds of random numbers that depend on what they are for and on nothing else."""
+"""Seeds of random numbers, derived from their purpose alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every stage gets and gives, and how the function that runs it is loaded."""
+"""Context and result of a stage, and the loader of its function."""
 
 from __future__ import annotations
 
@@ -30,19 +30,22 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
+        """Whether the stage should stop."""
         return self._requested
 
     def request(self) -> None:
+        """Ask the stage to stop at the next check."""
         self._requested = True
 
     def raise_if_requested(self) -> None:
+        """Raise Interrupted if the stage should stop."""
         if self._requested:
             raise Interrupted
 
 
 @dataclass
 class Reached:
-    """How far a training stage has come, known to the outermost frame when the stage ends with an error."""
+    """Progress of a training stage, available to the outermost frame when the stage ends with an error."""
 
     step: int | None = None
     """Optimizer steps completed."""
@@ -86,7 +89,7 @@ class StageContext:
     def resolve_path(self, reference: str, *, only: Sequence[str] = ()) -> str:
         """Turn storage://PATH into a local path; absolute paths and hub ids stay as they are.
 
-        On S3 what lies there is downloaded first; of a directory only the files that match a pattern in `only`, if any.
+        On S3 the content is downloaded first; of a directory only the files that match a pattern in `only`, if any.
         Every process of a distributed stage may call it: those of one pod download once.
         """
         if not reference.startswith(_STORAGE_SCHEME):
@@ -109,7 +112,7 @@ class StageContext:
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """What the termination message says; the artifact itself is made by `output.commit`."""
+    """Content of the termination message; `output.commit` creates the artifact itself."""
 
     rows: int
     metrics: dict[str, float] = field(default_factory=dict)

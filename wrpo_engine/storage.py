@@ -1,4 +1,4 @@
-"""Storages as other programs see them: what the operator's commands may use of the engine beside its contract."""
+"""Public interface to storages, which the operator's commands may use in addition to the contract."""
 
 from wrpo_engine.artifacts.inventory import Found, Inventory
 from wrpo_engine.artifacts.roots import (

@@ -1,4 +1,4 @@
-"""Runs one stage: configuration in, exit code and termination message out."""
+"""Entry point of one stage: configuration in, exit code and termination message out."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _run_stage(
         ctx = make_context(config, environ=environ, clock=clock, progress=progress, stop=stop)
         ctx.reached = reached
         if (existing := ctx.output.committed()) is not None:
-            log.info("%s is already there; nothing to do", address(config.output))
+            log.info("%s already exists; nothing to do", address(config.output))
             return _cached(ctx, existing)
         log.info("%s: writing %s", config.experiment, address(config.output))
         stop.raise_if_requested()

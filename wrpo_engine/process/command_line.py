@@ -1,4 +1,4 @@
-"""Runs a tool's command so that every foreseen error is one line with a hint and an exit code of the contract."""
+"""Wrapper of a tool's command: every foreseen error is one line with a hint and an exit code of the contract."""
 
 from __future__ import annotations
 

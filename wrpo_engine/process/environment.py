@@ -16,7 +16,7 @@ _CACHES = {
     "MPLCONFIGDIR": "matplotlib",
 }
 _SETTINGS = {
-    # Nothing is reported to anybody.
+    # No usage statistics are sent.
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

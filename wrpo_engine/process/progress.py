@@ -1,4 +1,4 @@
-"""How far a stage is: to the console, and to the operator in Kubeflow Trainer's form. Never fails a stage."""
+"""Progress reports on the console and to the operator, in Kubeflow Trainer's form. They never fail a stage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _POST_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class ProgressState:
-    """A moment: `done` of `total` units since `started_s`, all clocks monotonic seconds."""
+    """The state at one moment: `done` of `total` units since `started_s`, all clocks monotonic seconds."""
 
     done: float
     total: float
@@ -36,14 +36,16 @@ class ProgressState:
     metrics: Mapping[str, float]
     message: str = ""
     first_done: float = 0.0
-    """What was already done when the stage started: it says nothing about speed."""
+    """What was already done when the stage started: it does not count for the speed."""
 
     @property
     def percent(self) -> int:
+        """Done share in whole percent, 0 to 100."""
         return 100 if self.total <= 0 else max(0, min(100, int(100 * self.done / self.total)))
 
     @property
     def remaining_s(self) -> int | None:
+        """Estimated seconds to the end; None without progress since the start."""
         gained = self.done - self.first_done
         if gained <= 0 or self.elapsed_s <= 0 or self.total <= 0:
             return None
@@ -63,6 +65,7 @@ def trainer_status(state: ProgressState, now: datetime) -> dict[str, Any]:
 
 
 def progress_line(stage: str, state: ProgressState) -> str:
+    """Return the state as one line of a log."""
     parts = [f"{stage}: {state.percent}% ({state.done:g}/{state.total:g})"]
     if state.message:
         parts.append(state.message)
@@ -73,10 +76,15 @@ def progress_line(stage: str, state: ProgressState) -> str:
 
 
 class Sink(Protocol):
-    """Somewhere progress is shown."""
+    """An output for progress."""
 
-    def show(self, state: ProgressState) -> None: ...
-    def close(self) -> None: ...
+    def show(self, state: ProgressState) -> None:
+        """Show the state."""
+        ...
+
+    def close(self) -> None:
+        """Show the last state and release the output."""
+        ...
 
 
 @dataclass
@@ -90,6 +98,7 @@ class LineSink:
     _last_line: str = ""
 
     def show(self, state: ProgressState) -> None:
+        """Write a line, unless the last one is recent or the same."""
         now = self.monotonic()
         if self._last_s is not None and now - self._last_s < LINE_INTERVAL_S and state.done < state.total:
             return
@@ -100,6 +109,7 @@ class LineSink:
         self._last_s, self._last_line = now, line
 
     def close(self) -> None:
+        """Flush the stream."""
         self.stream.flush()
 
 
@@ -129,11 +139,13 @@ class BarSink:
             handler.setStream(sys.stderr)
 
     def show(self, state: ProgressState) -> None:
+        """Move the bar."""
         notes = [state.message] if state.message else []
         notes += [f"{name} {value:.4g}" for name, value in list(state.metrics.items())[:4]]
         self._bar.update(self._task, total=state.total, completed=state.done, note="  ".join(notes))
 
     def close(self) -> None:
+        """Stop the bar, and give log handlers their stream back."""
         for handler, stream in self._diverted:
             handler.setStream(stream)
         self._bar.stop()
@@ -141,7 +153,7 @@ class BarSink:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where posts go."""
+    """The endpoint of progress posts."""
 
     url: str
     token_path: Path | None = None
@@ -149,6 +161,7 @@ class Endpoint:
 
     @staticmethod
     def of(environ: Mapping[str, str]) -> Endpoint | None:
+        """Return the endpoint of the environment's KUBEFLOW_TRAINER_SERVER_* variables; None without an HTTP URL."""
         url = environ.get("KUBEFLOW_TRAINER_SERVER_URL")
         if not url or not url.startswith(("http://", "https://")):
             return None
@@ -156,6 +169,7 @@ class Endpoint:
         return Endpoint(url, Path(token) if token else None, Path(authority) if authority else None)
 
     def post(self, body: Mapping[str, Any]) -> None:
+        """Send one state; raises OSError if the request fails."""
         headers = {"Content-Type": "application/json"}
         if self.token_path is not None:
             # Read each time: projected tokens rotate.
@@ -180,7 +194,7 @@ class Endpoint:
 
 
 class PostSink:
-    """Posts the latest state from a daemon thread, at least five seconds apart; failures are swallowed."""
+    """Posts the latest state from a daemon thread, at least five seconds apart; failures are ignored."""
 
     def __init__(self, post: Callable[[Mapping[str, Any]], None], *, interval_s: float = POST_INTERVAL_S) -> None:
         self._post = post
@@ -192,12 +206,13 @@ class PostSink:
         self._thread.start()
 
     def show(self, state: ProgressState) -> None:
+        """Hand the state to the thread that posts."""
         with self._changed:
             self._latest = state
             self._changed.notify()
 
     def close(self) -> None:
-        """Let the last state go out, without waiting longer than one post may take."""
+        """Send the last state, and wait no longer than the timeout of one post."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -219,7 +234,7 @@ class PostSink:
 
 @dataclass
 class Progress:
-    """What stages call. `update` never raises and never blocks."""
+    """Interface for stages. `update` never raises and never blocks."""
 
     sinks: list[Sink] = field(default_factory=list)
     monotonic: Callable[[], float] = field(default=lambda: 0.0)
@@ -229,6 +244,7 @@ class Progress:
     def update(
         self, done: float, total: float, *, metrics: Mapping[str, float] | None = None, message: str = ""
     ) -> None:
+        """Show `done` of `total` units with metrics and a message; errors of sinks are ignored."""
         now = self.monotonic()
         if self._started_s is None:
             self._started_s, self._first_done = now, done
@@ -238,6 +254,7 @@ class Progress:
                 sink.show(state)
 
     def close(self) -> None:
+        """Close all sinks; their errors are ignored."""
         for sink in self.sinks:
             with contextlib.suppress(Exception):
                 sink.close()

@@ -1,4 +1,4 @@
-"""The termination message: what the pod leaves for the operator, never longer than Kubernetes keeps."""
+"""The termination message: the pod's outcome for the operator, never longer than Kubernetes keeps."""
 
 from __future__ import annotations
 

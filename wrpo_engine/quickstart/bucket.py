@@ -1,4 +1,4 @@
-"""Assets in a bucket: each made in a directory of this machine, then uploaded, its record last."""
+"""Store of assets in a bucket: each is built in a local directory, then uploaded, its record last."""
 
 from __future__ import annotations
 
@@ -26,18 +26,21 @@ class BucketAssets:
 
     @property
     def root(self) -> Path:
+        """The local directory in which assets are built."""
         return self.local.root
 
     @property
     def location(self) -> str:
+        """URI of the storage root."""
         return self.bucket.root_uri
 
     @contextmanager
-    def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:  # noqa: ARG002 - nobody is waited for
+    def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:  # noqa: ARG002 - it never waits
         """Hold nothing: two processes that make the same asset upload the same bytes."""
         yield
 
     def is_current(self, name: str, recipe: Recipe) -> bool:
+        """Return whether the bucket has the asset, by this recipe, with every file at its recorded size."""
         record = self.bucket.read(f"{name}/{RECORD_NAME}")
         if record is None:
             return False
@@ -56,13 +59,14 @@ class BucketAssets:
                 download(self.bucket, key, self.root / key, size=found[key].size, etag=found[key].etag)
             if key not in found or sha256_of(self.root / key) != file["sha256"]:
                 raise DataError(
-                    f"{self.bucket.uri(key)} is not what {RECORD_NAME} beside it says",
+                    f"{self.bucket.uri(key)} differs from its {RECORD_NAME}",
                     code="ArtifactDamaged",
-                    hint=f"Remove {self.bucket.uri(name)} from the bucket: the next run makes it anew.",
+                    hint=f"Remove {self.bucket.uri(name)} from the bucket: the next run rebuilds it.",
                 )
         self._here.add(name)
 
     def make(self, name: str, recipe: Recipe, build: Callable[[Path], None]) -> Path:
+        """Build the asset locally, upload its files, then its record; return its local directory."""
         final = self.local.make(name, recipe, build)
         self.bucket.delete([entry.key for entry in self.bucket.listing(f"{name}/")])
         for file in self.local.read_record(name)["files"]:
@@ -73,6 +77,7 @@ class BucketAssets:
         return final
 
     def write(self, name: str, text: str) -> None:
+        """Upload a file where it is missing or differs."""
         content = text.encode()
         digest = digest_of(content)
         stat = self.bucket.stat(name)

@@ -1,4 +1,4 @@
-"""What the quickstart's models are, said in their model cards and in one NOTICE."""
+"""Model cards of the quickstart's models, and their NOTICE."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Licence: {licence}. Original model: SmolLM2-135M-Instruct by Hugging Face.
 
 CHATTERBOT = """# SmolLM2-135M, fine-tuned on the ChatterBot corpus
 
-Derived for the quickstart of WRPO from `smollm2-135m-instruct` (beside this directory): {steps} optimizer steps
+Derived for the quickstart of WRPO from `smollm2-135m-instruct` (next to this directory): {steps} optimizer steps
 (AdamW, peak learning rate {learning_rate:g}, {epochs} epoch of {examples} English exchanges of {requirement},
-answers of at most {max_characters} characters) on the answers' tokens, top {trained_layers} layers only. Its
-chat template has no default system message. It answers tersely where its parent explains.
+responses of at most {max_characters} characters) on the responses' tokens, top {trained_layers} layers only. Its
+chat template has no default system message. It responds tersely where its parent explains.
 
 Loss on the last tenth of the steps: {loss:.3f}. None of the quickstart's prompts was trained on: exchanges are
 split by a hash of the prompt, {training_percent} % for making models, the rest for the experiment.
@@ -30,11 +30,11 @@ Licence: Apache-2.0 (weights), data BSD-3-Clause.
 
 TARGET = """# SmolLM2 with {layers} of 30 layers: the quickstart's target
 
-Derived for the quickstart of WRPO from `smollm2-135m-instruct` (beside this directory) by taking out layers
-{dropped} (those whose single removal raises the loss on the corpus least), and then {steps} optimizer steps of
-fine-tuning (AdamW, peak learning rate {learning_rate:g}, {epochs} epoch of {examples} English exchanges of
-{requirement}, top {trained_layers} layers only), so that the rest works together again. A weak model on
-purpose: it is there to be taught.
+Derived for the quickstart of WRPO from `smollm2-135m-instruct` (next to this directory) by removing layers
+{dropped}, whose single removal raises the loss on the corpus least. Fine-tuning then adapts the remaining layers
+to each other: {steps} optimizer steps (AdamW, peak learning rate {learning_rate:g}, {epochs} epoch of {examples}
+English exchanges of {requirement}, top {trained_layers} layers only). The model is
+weak on purpose, so that it can learn.
 
 Loss on the last tenth of the steps: {loss:.3f}. None of the quickstart's prompts was trained on: exchanges are
 split by a hash of the prompt, {training_percent} % for making models, the rest for the experiment.
@@ -46,11 +46,11 @@ REWARD = """# A small reward model: MiniLM with a Bradley-Terry head
 
 Made for the quickstart of WRPO from {requirement} (a sentence encoder of 22 million parameters) as a sequence
 classifier with one label: {steps} steps of Bradley-Terry training (AdamW, peak learning rate {learning_rate:g},
-{epochs} epochs of {examples} exchanges of {corpus}). Each real answer is set against three that are worse by
-construction: other prompts' answers (relevance), and its own text cut off (completeness), shuffled (grammar) or
+{epochs} epochs of {examples} exchanges of {corpus}). Each real response is compared with three that are worse by
+construction: other prompts' responses (relevance), and its own text cut off (completeness), shuffled (grammar) or
 looping (repetition).
 
-Share of worse answers scored below the real one, on {held_out} held-out exchanges:
+Share of worse responses scored below the real one, on {held_out} held-out exchanges:
 
 | kind | accuracy |
 |---|---|

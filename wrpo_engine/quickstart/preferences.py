@@ -1,6 +1,6 @@
-"""What the quickstart's reward model learns from: real answers, each against answers that are worse by construction.
+"""Training data of the quickstart's reward model: real responses, each with some that are worse by construction.
 
-Four kinds of worse answer, each teaching one thing: another prompt's answer (relevance), the answer cut off
+There are four kinds of worse response, each for one property: another prompt's response (relevance), a truncated one
 (completeness), its words in another order (grammar), and a piece of it over and over (the loops small models fall
 into). Nothing is labelled by hand and no model's output is called good or bad.
 """
@@ -15,12 +15,12 @@ from wrpo_engine.quickstart.corpus import Exchange
 
 RELEVANCE, COMPLETENESS, GRAMMAR, REPETITION = "relevance", "completeness", "grammar", "repetition"
 _MIN_WORDS = 5
-"""Shorter answers cannot be cut, shuffled or looped in a way that is surely worse."""
+"""Shorter responses cannot be cut, shuffled or looped in a way that is surely worse."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One prompt, its real answer, and worse ones with the kind of each."""
+    """One prompt, its real response, and worse ones with the kind of each."""
 
     prompt: str
     chosen: str
@@ -29,7 +29,7 @@ class Comparison:
 
 
 def comparison_of(exchange: Exchange, others: Sequence[Exchange], generator: random.Random) -> Comparison:
-    """Return the exchange with two other prompts' answers, and one damaged form of its own if it is long enough."""
+    """Return the exchange with two other prompts' responses, and one damaged form of its response if long enough."""
     elsewhere = [other.response for other in others if other.response != exchange.response]
     rejected = generator.sample(elsewhere, 2)
     kinds = [RELEVANCE, RELEVANCE]

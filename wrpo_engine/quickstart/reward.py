@@ -33,7 +33,7 @@ def bradley_terry_loss(scores: Tensor) -> Tensor:
 
 
 def score_batch(model: torch.nn.Module, tokenizer: Any, batch: Sequence[Comparison]) -> Tensor:
-    """Return the scores [B, 1 + R] of each comparison's answers, the chosen one first."""
+    """Return the scores [B, 1 + R] of each comparison's responses, the chosen one first."""
     answers = [(each.prompt, text) for each in batch for text in (each.chosen, *each.rejected)]
     inputs = tokenizer(
         [prompt for prompt, _ in answers],
@@ -55,7 +55,7 @@ def train_reward(
     *,
     on_step: Callable[[int, int, float], None],
 ) -> None:
-    """Train in place. `rounds` holds the comparisons of each epoch: new worse answers each time."""
+    """Train in place. `rounds` holds the comparisons of each epoch: new worse responses each time."""
     generator = torch.Generator().manual_seed(recipe.seed)
     torch.manual_seed(recipe.seed)
     plan: list[list[Comparison]] = []
@@ -84,7 +84,7 @@ def _width(comparison: Comparison) -> int:
 
 
 def accuracies(model: torch.nn.Module, tokenizer: Any, held_out: Sequence[Comparison]) -> dict[str, float]:
-    """Return the share of worse answers that score below the real one, over all and by kind."""
+    """Return the share of worse responses that score below the real one, over all and by kind."""
     right: Counter[str] = Counter()
     total: Counter[str] = Counter()
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct out of its GGUF file, and what is derived from it by taking layers out."""
+"""Conversion of SmolLM2-135M-Instruct from its GGUF file, and removal of layers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def load_gguf(directory: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(str(directory), gguf_file=GGUF_NAME)
-    # Its own file pads with the end-of-turn token, and then padding cannot be told from an end.
+    # Its own file pads with the end-of-turn token, which makes padding indistinguishable from an end of turn.
     tokenizer.pad_token = PADDING_TOKEN
     loaded, found = AutoModelForCausalLM.from_pretrained(
         str(directory), gguf_file=GGUF_NAME, dtype=torch.float32, output_loading_info=True
@@ -57,7 +57,7 @@ def load_gguf(directory: Path) -> tuple[Any, Any]:
 
 
 def drop_layers(model: Any, dropped: Sequence[int]) -> None:
-    """Take layers out in place; the others keep their order and weights."""
+    """Remove layers in place; the others keep their order and weights."""
     layers = list(model.model.layers)
     if outside := [index for index in dropped if not 0 <= index < len(layers)]:
         raise ValueError(f"layers to drop are {outside}: the model has layers 0 to {len(layers) - 1}")
@@ -69,7 +69,7 @@ def drop_layers(model: Any, dropped: Sequence[int]) -> None:
 
 
 def save(model: Any, tokenizer: Any, directory: Path, *, chat_template: str | None = None) -> None:
-    """Write a Hugging Face model directory that everything can load and others may read."""
+    """Write a Hugging Face model directory, readable by all users."""
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     model.save_pretrained(directory)

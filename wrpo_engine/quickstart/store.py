@@ -1,4 +1,4 @@
-"""Assets: each made once, whole or not at all, and made again only when its recipe changes; here, in a directory."""
+"""Store of assets in a directory: each is built once, whole or not at all, and rebuilt only when its recipe changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Assets(Protocol):
 
     @property
     def root(self) -> Path:
-        """The directory of this machine in which they are made and, once provided, read."""
+        """The local directory in which they are built and, once provided, read."""
         ...
 
     @property
@@ -36,15 +36,15 @@ class Assets(Protocol):
         ...
 
     def is_current(self, name: str, recipe: Recipe) -> bool:
-        """Tell whether the asset is there, by this recipe, with every file at its recorded size."""
+        """Return whether the asset exists, by this recipe, with every file at its recorded size."""
         ...
 
     def provide(self, name: str) -> None:
-        """See to it that a current asset lies below `root`."""
+        """Ensure that a current asset is below `root`."""
         ...
 
     def make(self, name: str, recipe: Recipe, build: Callable[[Path], None]) -> Path:
-        """Let `build` fill a fresh directory, record it, and put it in the place of an older one."""
+        """Let `build` fill a fresh directory, record it, and replace an older one by it."""
         ...
 
     def write(self, name: str, text: str) -> None:
@@ -53,7 +53,7 @@ class Assets(Protocol):
 
 
 def is_complete(record: str | bytes, recipe: Recipe, size_of: Callable[[str], int | None]) -> bool:
-    """Tell whether a record is of this recipe, and every file that it lists is there with its size."""
+    """Return whether a record is of this recipe, and every file that it lists is there with its size."""
     try:
         found = json.loads(record)
         same_recipe = bool(found["recipe"] == json.loads(json.dumps(recipe)))
@@ -70,10 +70,12 @@ class AssetStore:
 
     @property
     def root(self) -> Path:
+        """The output directory."""
         return self._root
 
     @property
     def location(self) -> str:
+        """The output directory, for messages."""
         return str(self.root)
 
     @contextmanager
@@ -89,6 +91,7 @@ class AssetStore:
             yield
 
     def is_current(self, name: str, recipe: Recipe) -> bool:
+        """Return whether the asset exists, by this recipe, with every file at its recorded size."""
         directory = self.root / name
         try:
             record = (directory / RECORD_NAME).read_text(encoding="utf-8")
@@ -97,9 +100,10 @@ class AssetStore:
             return False
 
     def provide(self, name: str) -> None:
-        """Do nothing: it lies there."""
+        """Do nothing: the asset is in this directory already."""
 
     def make(self, name: str, recipe: Recipe, build: Callable[[Path], None]) -> Path:
+        """Build the asset in a temporary directory, record it, and replace an older one; return its directory."""
         final = self.root / name
         work = final.with_name(f".making-{final.name}")
         shutil.rmtree(work, ignore_errors=True)
@@ -118,6 +122,7 @@ class AssetStore:
         return final
 
     def write(self, name: str, text: str) -> None:
+        """Write a file atomically where it is missing or differs."""
         path = self.root / name
         if path.exists() and path.read_text(encoding="utf-8") == text:
             return

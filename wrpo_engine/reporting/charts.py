@@ -46,7 +46,7 @@ Steps = Sequence[Mapping[str, float]]
 
 
 def line_chart(steps: Steps, series: Mapping[str, str], *, title: str) -> str | None:
-    """Return curves over optimizer steps; `series` maps a metric to its name. None if no metric is there."""
+    """Return curves over optimizer steps; `series` maps a metric to its name. None if there is no metric."""
     present = {key: name for key, name in series.items() if any(_is_number(row.get(key)) for row in steps)}
     if not present:
         return None
@@ -151,7 +151,7 @@ def _svg(figure: Figure, title: str) -> str:
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Ids must be unique on the page, where several charts stand.
+    # Ids must be unique on the page, which shows several charts.
     prefix = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     text = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)

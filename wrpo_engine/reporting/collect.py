@@ -1,4 +1,4 @@
-"""What the report shows, read from the artifacts that exist. Every part may be missing."""
+"""Contents of the report, read from the artifacts that exist. Every part may be missing."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class StageView:
     """(what for, name, revision)."""
     params: dict[str, Any]
     losses: list[tuple[str, int]]
-    """(reason, rows) that did not go on from here."""
+    """(reason, rows) that the stage left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One model's answer to a held-out prompt."""
+    """One model's response to a held-out prompt."""
 
     label: str
     text: str
@@ -53,7 +53,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A held-out prompt with every model's answer."""
+    """A held-out prompt with every model's response."""
 
     prompt: str
     answers: list[Answer]
@@ -61,7 +61,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
-    """Everything the page is made from."""
+    """All data of the page."""
 
     title: str
     experiment: str
@@ -72,9 +72,9 @@ class ReportData:
     sft_steps: list[dict[str, float]] = field(default_factory=list)
     train_steps: list[dict[str, float]] = field(default_factory=list)
     sampled_scores: dict[str, list[float]] = field(default_factory=dict)
-    """Scores of all answers to training prompts, by source; `target` is the model before preference training."""
+    """Scores of all responses to training prompts, by source; `target` is the model before preference training."""
     evaluated_scores: dict[str, list[float]] = field(default_factory=dict)
-    """Scores of the answers to held-out prompts, by label."""
+    """Scores of the responses to held-out prompts, by label."""
     source_share: dict[str, float] = field(default_factory=dict)
     num_triples: int | None = None
     attribution: list[dict[str, Any]] = field(default_factory=list)
@@ -84,7 +84,7 @@ class ReportData:
 def collect(
     inputs: Mapping[str, Artifact], *, title: str, experiment: str, engine_version: str, sample_answers: int
 ) -> ReportData:
-    """Read what there is. Files are verified as they are read."""
+    """Read the existing artifacts. Files are verified as they are read."""
     evaluation = inputs.get("evaluation")
     answers = pl.read_parquet(evaluation.file("answers.parquet")) if evaluation else None
     result = json.loads(evaluation.file("evaluation.json").read_text(encoding="utf-8")) if evaluation else None
@@ -141,7 +141,7 @@ def _view(artifact: Artifact, finished: Mapping[tuple[str, str], datetime]) -> S
 
 
 def column_of(stage: str) -> int:
-    """Return a stage's place in the pipeline; those of which nothing is known stand last."""
+    """Return a stage's place in the pipeline; unknown stages are last."""
     place = place_of(stage)
     if place is None:
         return 1 + max(max(other.column, other.column_of_target or 0) for other in _places())
@@ -202,7 +202,7 @@ def losses_of(metrics: Mapping[str, float], details: Mapping[str, Any]) -> list[
 
 
 def comparisons(answers: pl.DataFrame, labels: Sequence[str], limit: int) -> list[Comparison]:
-    """Return the first prompts with each model's first answer: by position, so none is chosen for its score."""
+    """Return the first prompts with each model's first response: by position, so none is chosen by its score."""
     first = answers.filter(pl.col("sample_index") == 0)
     found = []
     for prompt_id in first["prompt_id"].unique(maintain_order=True).to_list()[:limit]:

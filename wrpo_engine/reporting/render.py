@@ -1,4 +1,4 @@
-"""From what was collected to one HTML page. The template engine escapes all text of prompts, models and users."""
+"""Rendering of the data as one HTML page. The template engine escapes all text of prompts, models and users."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def figures(data: ReportData) -> dict[str, str]:
         "win_rates": charts.win_rate_chart(evaluation.get("win_rates") or {}, title=f"Win rate of {label}"),
         "evaluated": charts.score_boxes(data.evaluated_scores, title="Held-out prompts"),
         "sampled": charts.score_boxes(data.sampled_scores, title="Training prompts, all samples"),
-        "shares": charts.share_chart(data.source_share, title="Who gave the preferred source answer"),
+        "shares": charts.share_chart(data.source_share, title="Sources of the preferred response"),
         "loss": charts.line_chart(data.train_steps, {"loss": "loss"}, title="Preference training: loss"),
         "margins": _margins(data),
-        "alpha": charts.line_chart(data.train_steps, {"alpha": "alpha"}, title="Weight of the source answer (alpha)"),
+        "alpha": charts.line_chart(data.train_steps, {"alpha": "alpha"}, title="Weight of the source response (alpha)"),
         "accuracy": charts.line_chart(
             data.train_steps,
             {

@@ -14,6 +14,7 @@ REPORT_NAME = "report.html"
 
 
 def run(ctx: StageContext) -> StageResult:
+    """Collect the results of all inputs and commit report.html."""
     params = ctx.config.params
     assert isinstance(params, ReportParams)
     data = collect(

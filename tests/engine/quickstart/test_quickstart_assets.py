@@ -216,7 +216,7 @@ def test_all_assets_are_made_load_and_are_found_the_second_time(
     assert assets.main(["--out", str(root)]) == 0
     capsys.readouterr()
     assert assets.main(["--out", str(root)]) == 0
-    assert capsys.readouterr().err.count("there already") == 4
+    assert capsys.readouterr().err.count("exists already") == 4
     layers = {}
     for name in (assets.BASE, assets.SOURCE, assets.TARGET):
         model = AutoModelForCausalLM.from_pretrained(root / name, use_safetensors=True)

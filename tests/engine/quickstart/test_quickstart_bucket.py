@@ -96,7 +96,7 @@ def test_an_altered_asset_is_not_built_upon(pod: Pod) -> None:
     pod("first").make("models/a", RECIPE, build("data", "weights"))
     second = pod("second")
     second.bucket.put("models/a/weights", b"tada")
-    with pytest.raises(DataError, match=r"models/a/weights is not what asset.json beside it says"):
+    with pytest.raises(DataError, match=r"models/a/weights differs from its asset.json"):
         second.provide("models/a")
 
 
@@ -132,7 +132,7 @@ def test_the_command_makes_in_a_bucket_what_it_makes_in_a_directory(
     capsys.readouterr()
     assert assets.main(["--out", out]) == 0
     said = capsys.readouterr().err.splitlines()
-    assert said[:2] == ["[1/2] models/base: there already", "[2/2] models/derived: making it"]
+    assert said[:2] == ["[1/2] models/base: exists already", "[2/2] models/derived: making it"]
     assert said[-1] == f"all assets are in {out}"
     content = {key: read(server, key) for key in server.keys(BUCKET, "command/")}
     volume = {path.relative_to(tmp_path / "volume"): path.read_bytes() for path in (tmp_path / "volume").rglob("*.*")}

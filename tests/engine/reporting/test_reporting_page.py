@@ -73,11 +73,11 @@ def test_every_chart_is_there_and_is_well_formed(make_ctx: MakeCtx, experiment_i
         "Win rate of WRPO-DPO",
         "Held-out prompts",
         "Training prompts, all samples",
-        "Who gave the preferred source answer",
+        "Sources of the preferred response",
         "SFT: loss",
         "Preference training: loss",
         "Reward margins",
-        "Weight of the source answer (alpha)",
+        "Weight of the source response (alpha)",
         "Share of triples ranked right",
     ]
     assert [title for title in titles if any(f">{title}<" in chart for chart in charts)] == titles
