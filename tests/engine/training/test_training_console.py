@@ -1,4 +1,4 @@
-"""The live bar and log lines share a terminal."""
+"""Progress bar and log lines on one terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is logged for a step beside its loss: times, rates, memory, MFU; sums over ranks."""
+"""Metrics of a step in addition to its loss: times, rates, memory, MFU; sums over ranks."""
 
 from __future__ import annotations
 

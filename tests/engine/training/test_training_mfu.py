@@ -1,4 +1,4 @@
-"""MFU: whose peak counts, and of how many devices."""
+"""MFU: the peak of the device and the number of devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nodes wait for each other within a bound and say who is missing. Every node here is a thread or a real process."""
+"""Rendezvous: nodes wait for each other up to a timeout and name the missing ones; threads or real processes."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def test_the_missing_nodes_are_named_on_every_node_that_came() -> None:
     errors = gather(members[0], members[1], members[3], timeout_s=0.5)
     for error in errors.values():
         assert isinstance(error, TemporaryError)
-        assert str(error) == "2 of 5 nodes have not come within 0.5 s: node 2, 4"
+        assert str(error) == "2 of 5 nodes have not connected within 0.5 s: node 2, 4"
         assert (error.code, error.exit_code) == ("RendezvousTimeout", 75)
 
 
 def test_a_master_that_does_not_answer_is_said_to_be_silent() -> None:
     node = nodes(2)[1]
-    with pytest.raises(TemporaryError, match=rf"master address 127.0.0.1:{node.port} has not answered for 0.2 s"):
+    with pytest.raises(TemporaryError, match=rf"master address 127.0.0.1:{node.port} has not replied for 0.2 s"):
         meet(node, timeout_s=0.2)
 
 
@@ -101,7 +101,7 @@ def test_nodes_of_another_size_or_engine_are_refused_on_both_sides(monkeypatch: 
     errors = gather(Node(0, 2, "127.0.0.1", port), Node(1, 3, "127.0.0.1", port))
     for error in errors.values():
         assert isinstance(error, ConfigError)
-        assert "node 1 counts 3 nodes where node 0 counts 2" in str(error)
+        assert "node 1 expects 3 nodes, but node 0 expects 2" in str(error)
 
 
 INCOMPLETE = {
@@ -157,7 +157,7 @@ def test_the_launcher_ends_its_wait_with_a_code_and_a_termination_message(ends: 
     told = json.loads(message.read_text())
     if ends == "timeout":
         assert process.returncode == 75, errors
-        assert "error: 1 of 2 nodes have not come within 1 s: node 1\n" in errors
+        assert "error: 1 of 2 nodes have not connected within 1 s: node 1\n" in errors
         assert (told["outcome"], told["error"]["code"], told["exit_code"]) == ("Failed", "RendezvousTimeout", 75)
     else:
         assert process.returncode == 143, errors

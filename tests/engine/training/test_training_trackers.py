@@ -184,7 +184,7 @@ def test_a_tracker_that_fails_is_given_up_and_the_others_go_on(
         observer.before_checkpoint(1)
         observer.on_step(step_end(2, 0.25))
         observer.close()
-    assert caplog.text.count("Failing is given up: ConnectionError: no route") == 1
+    assert caplog.text.count("Failing is disabled for the rest of this attempt: ConnectionError: no route") == 1
     assert read_scalars(tmp_path)["train/loss"] == [(1, 0.5), (2, 0.25)]
 
 
@@ -194,7 +194,7 @@ def make_writer(root: Path) -> Any:
 
 
 class CachedWriter:
-    """A writer whose directory is only a cache: what is published lies elsewhere."""
+    """A writer whose directory is only a cache: published files are stored elsewhere."""
 
     def __init__(self, root: Path) -> None:
         self.directory = root / "cache"

@@ -1,4 +1,4 @@
-"""A run that stands still ends, says where everybody was, and is retried."""
+"""The hang watchdog: a run without progress exits, reports the place of every rank, and is retried."""
 
 from __future__ import annotations
 
@@ -15,40 +15,42 @@ import pytest
 from training_support import Experiment, Gang, make_experiment, start_ranks
 
 from wrpo_engine.training.monitoring.callbacks import RunStart, StepEnd
-from wrpo_engine.training.monitoring.watchdog import OwnBoard, Sign, Watchdog, describe
+from wrpo_engine.training.monitoring.watchdog import Heartbeat, LocalBoard, Watchdog, describe
 
 WHO = {
-    "one has done less": ([Sign(5, 3, 9), Sign(5, 2, 9)], [], "rank 1 is behind (step 6, micro-batch 3)"),
-    "several have": (
-        [Sign(5, 0, 1), Sign(4, 7, 1), Sign(4, 7, 1)],
+    "one is behind": ([Heartbeat(5, 3, 9), Heartbeat(5, 2, 9)], [], "rank 1 is behind (step 6, micro-batch 3)"),
+    "several are behind": (
+        [Heartbeat(5, 0, 1), Heartbeat(4, 7, 1), Heartbeat(4, 7, 1)],
         [],
         "rank 1, rank 2 is behind (step 5, micro-batch 8)",
     ),
-    "nobody has": ([Sign(5, 3, 9), Sign(5, 3, 9)], [], "all ranks are at the same place"),
+    "none is behind": ([Heartbeat(5, 3, 9), Heartbeat(5, 3, 9)], [], "all ranks are at the same step and micro-batch"),
     "one is silent": (
-        [Sign(5, 3, 9), Sign(5, 3, 2)],
+        [Heartbeat(5, 3, 9), Heartbeat(5, 3, 2)],
         [1],
-        "rank 1 (step 6, micro-batch 4) gave no sign of life: stopped, or gone with its node",
+        "rank 1 (step 6, micro-batch 4) sent no heartbeat: the process is stopped, or lost with its node",
     ),
     "one never reported": (
-        [Sign(0, 0, 9), None],
+        [Heartbeat(0, 0, 9), None],
         [1],
-        "rank 1 (it never reported) gave no sign of life: stopped, or gone with its node",
+        "rank 1 (it never reported) sent no heartbeat: the process is stopped, or lost with its node",
     ),
 }
 
 
-@pytest.mark.parametrize(("signs", "silent", "text"), WHO.values(), ids=WHO.keys())
-def test_it_says_who_is_late(signs: list[Sign | None], silent: list[int], text: str) -> None:
-    assert describe(signs, silent) == text
+@pytest.mark.parametrize(("heartbeats", "silent", "text"), WHO.values(), ids=WHO.keys())
+def test_the_message_names_the_ranks_that_block_the_others(
+    heartbeats: list[Heartbeat | None], silent: list[int], text: str
+) -> None:
+    assert describe(heartbeats, silent) == text
 
 
-def test_signs_survive_their_encoding() -> None:
-    assert Sign.decode(Sign(12, 3, -1).encode()) == Sign(12, 3, -1)
+def test_a_heartbeat_survives_its_encoding() -> None:
+    assert Heartbeat.decode(Heartbeat(12, 3, -1).encode()) == Heartbeat(12, 3, -1)
 
 
 class Clock:
-    """Time passes when the test says so."""
+    """A clock that only the test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -58,7 +60,7 @@ class Clock:
 
 
 def watchdog(clock: Clock, **changes: Any) -> Watchdog:
-    return Watchdog(0, OwnBoard(), changes.pop("timeout_s", 1000.0), {}, clock=clock, **changes)
+    return Watchdog(0, LocalBoard(), changes.pop("timeout_s", 1000.0), {}, clock=clock, **changes)
 
 
 PROGRESS: dict[str, Callable[[Watchdog], None]] = {
@@ -87,17 +89,17 @@ def test_a_silent_peer_ends_the_wait_long_before_the_timeout() -> None:
     clock = Clock()
     watched = watchdog(clock, silence_s=120)
     for beat in range(13):
-        # Rank 1's process stands still; rank 2 only computes for long; rank 3 has finished.
-        watched.note([Sign(4, 1, beat), Sign(4, 1, 17), Sign(4, 1, beat), Sign(4, 1, -1)])
+        # Rank 1's process is stopped; rank 2 only computes for long; rank 3 has finished.
+        watched.note([Heartbeat(4, 1, beat), Heartbeat(4, 1, 17), Heartbeat(4, 1, beat), Heartbeat(4, 1, -1)])
         assert watched.verdict() is None
         clock.now += 10
     assert watched.verdict() == ("PeerSilent", 130.0, [1])
 
 
-def test_a_rank_that_gets_on_does_not_care_for_silence() -> None:
+def test_a_rank_that_makes_progress_ignores_silent_peers() -> None:
     clock = Clock()
     watched = watchdog(clock, silence_s=120)
-    watched.note([None, Sign(4, 1, 17)])
+    watched.note([None, Heartbeat(4, 1, 17)])
     clock.now += 500
     watched.beat()
     assert watched.verdict() is None
@@ -105,7 +107,7 @@ def test_a_rank_that_gets_on_does_not_care_for_silence() -> None:
 
 def test_a_first_node_whose_store_does_not_answer_is_silent() -> None:
     clock = Clock()
-    watched = Watchdog(1, OwnBoard(), 1000.0, {}, silence_s=120, clock=clock)
+    watched = Watchdog(1, LocalBoard(), 1000.0, {}, silence_s=120, clock=clock)
     clock.now += 119
     assert watched.verdict() is None
     clock.now += 2
@@ -123,14 +125,14 @@ def test_a_peer_that_never_reported_is_silent() -> None:
 
 
 def test_no_thread_of_it_is_left_in_the_store_when_it_has_closed() -> None:
-    """One that is there when the interpreter ends aborts the process."""
+    """Such a thread aborts the process when the interpreter exits."""
     posting, may_end, posted = threading.Event(), threading.Event(), []
 
-    class SlowBoard(OwnBoard):
-        def post(self, sign: Sign) -> None:
+    class SlowBoard(LocalBoard):
+        def post(self, heartbeat: Heartbeat) -> None:
             posting.set()
             may_end.wait(10)
-            posted.append(sign.beat)
+            posted.append(heartbeat.beat)
 
     watched = Watchdog(0, SlowBoard(), 1000.0, {}).start()
     closing = threading.Thread(target=watched.close)
@@ -143,9 +145,7 @@ def test_no_thread_of_it_is_left_in_the_store_when_it_has_closed() -> None:
     assert not any(thread.is_alive() for thread in watched._threads)
 
 
-def test_standing_still_ends_the_process_with_stacks_and_a_message(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_hang_ends_the_process_with_stacks_and_a_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ended, codes = threading.Event(), list[int]()
 
     def end(code: int) -> Any:
@@ -154,16 +154,21 @@ def test_standing_still_ends_the_process_with_stacks_and_a_message(
         ended.set()
 
     environ = {"WRPO_TERMINATION_MESSAGE_PATH": str(tmp_path / "message")}
-    watched = Watchdog(0, OwnBoard(), 0.3, environ, end=end).start()
+    watched = Watchdog(0, LocalBoard(), 0.3, environ, end=end).start()
     watched.on_start(RunStart(10, 4, 100))
     assert ended.wait(60)
     assert codes == [75]
-    told = json.loads((tmp_path / "message").read_text())
-    assert (told["outcome"], told["step"], told["exit_code"], told["error"]["code"]) == ("Failed", 4, 75, "Hang")
+    message = json.loads((tmp_path / "message").read_text())
+    assert (message["outcome"], message["step"], message["exit_code"], message["error"]["code"]) == (
+        "Failed",
+        4,
+        75,
+        "Hang",
+    )
     errors = capfd.readouterr().err
     assert "rank 0 has finished no micro-batch for" in errors
-    assert "since step 5, micro-batch 1; all ranks are at the same place" in errors
-    assert "test_standing_still_ends_the_process" in errors  # this thread's stack
+    assert "since step 5, micro-batch 1; all ranks are at the same step and micro-batch" in errors
+    assert "test_a_hang_ends_the_process" in errors  # this thread's stack
 
 
 LONG = {"stage": "train", "beta": 0.1, "epochs": 1000, "zero_stage": 1}
@@ -189,12 +194,12 @@ def test_a_stopped_process_is_found_and_named(tmp_path: Path) -> None:
     gang.kill()
     text = gang.text()
     assert "rank 0 has finished no micro-batch for" in text
-    assert "gave no sign of life: stopped, or gone with its node" in text
+    assert "sent no heartbeat: the process is stopped, or lost with its node" in text
     assert "Current thread" in text or "Thread 0x" in text
-    told = json.loads(experiment.termination_message(0).read_text())
-    assert told["error"]["code"] == "Hang"
-    assert "rank 1" in told["error"]["message"]
-    assert told["step"] >= 3
+    message = json.loads(experiment.termination_message(0).read_text())
+    assert message["error"]["code"] == "Hang"
+    assert "rank 1" in message["error"]["message"]
+    assert message["step"] >= 3
 
 
 @pytest.mark.slow
@@ -208,10 +213,10 @@ def test_a_rank_that_computes_nothing_any_more_is_found_and_named(tmp_path: Path
     text = gang.text()
     assert "stacks of rank 1" in text
     assert "in optimizer_step" in text
-    told = [json.loads(experiment.termination_message(rank).read_text()) for rank in (0, 1)]
-    assert {one["step"] for one in told} == {2}
-    assert {one["error"]["code"] for one in told} <= {"Hang", "PeerLost"}
-    assert "Hang" in {one["error"]["code"] for one in told}
+    messages = [json.loads(experiment.termination_message(rank).read_text()) for rank in (0, 1)]
+    assert {one["step"] for one in messages} == {2}
+    assert {one["error"]["code"] for one in messages} <= {"Hang", "PeerLost"}
+    assert "Hang" in {one["error"]["code"] for one in messages}
 
 
 def test_the_default_end_leaves_no_time_for_anything_else() -> None:

@@ -1,1 +1,1 @@
-"""Collectives, rendezvous and work that one rank does for all."""
+"""Collectives, rendezvous and sequential work of single ranks."""

@@ -1,4 +1,4 @@
-"""What ranks say to each other beside gradients: sums, flags, errors. A lost peer becomes one clear error."""
+"""Collectives other than those of gradients: sums, flags, errors. A lost peer becomes one clear error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wrpo_engine.errors import TemporaryError, WrpoError
-from wrpo_engine.training.distributed.sequential import Turns, own_connection
+from wrpo_engine.training.distributed.sequential import SequentialWork, own_connection
 
 DEFAULT_TIMEOUT_S = 1800.0
 _PEER_SYMPTOMS = (
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """An error of one rank on its way to the other ranks; exceptions with own signatures do not pickle."""
+    """A picklable error for the other ranks; exceptions whose constructor has required arguments do not unpickle."""
 
     kind: type[WrpoError]
     message: str
@@ -53,7 +53,7 @@ class _Failure:
 
 @contextlib.contextmanager
 def peer_errors() -> Iterator[None]:
-    """Turn the many errors of a lost or silent peer into TemporaryError, so that the whole gang is made anew."""
+    """Convert the errors of a lost or silent peer to TemporaryError, so that all ranks are recreated."""
     try:
         yield
     except RuntimeError as error:
@@ -61,31 +61,36 @@ def peer_errors() -> Iterator[None]:
         if isinstance(error, dist.DistError) or any(symptom in text for symptom in _PEER_SYMPTOMS):
             first_line = str(error).splitlines()[0]
             raise TemporaryError(
-                f"another process of this training run is gone or does not answer: {first_line}",
+                f"another process of this training run is gone or does not reply: {first_line}",
                 code="PeerLost",
-                hint="Its own log says why it ended. The next attempt continues from the last checkpoint.",
+                hint="See the log of that process for the cause. The next attempt resumes from the last checkpoint.",
             ) from error
         raise
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All ranks of the run. With one rank nothing is sent."""
+    """The ranks of the run, seen from one of them. With one rank nothing is sent."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    """On this node."""
+    """Index of this rank on its node."""
     local_world_size: int = 1
-    turns: Turns | None = field(default=None, repr=False, compare=False)
+    """Ranks on this node."""
+    sequential: SequentialWork | None = field(default=None, repr=False, compare=False)
     """None with one rank."""
 
     @property
     def is_main(self) -> bool:
+        """True on rank 0, which writes the artifact's files."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the element-wise sum over ranks of a CPU tensor; metrics use float64 so that order cannot show."""
+        """Return the element-wise sum over ranks of a CPU tensor, computed in place.
+
+        Metrics are float64, so that the order of the summation does not show.
+        """
         if self.world_size > 1:
             with peer_errors():
                 dist.all_reduce(values)
@@ -101,7 +106,7 @@ class Group:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on any rank: cheaper than a gathered object."""
+        """Return whether the flag is set on any rank; cheaper than gathering an object."""
         return bool(self.sum(torch.tensor(float(flag), dtype=torch.float64)) > 0)
 
     def broadcast(self, value: T | None) -> T:
@@ -115,12 +120,13 @@ class Group:
         return result
 
     def barrier(self) -> None:
+        """Wait until all ranks have called this."""
         self.gather(None)
 
     def on_main(self, function: Callable[[], T]) -> T:
         """Run a function on rank 0 and return its result on every rank; its error is raised on every rank too."""
         outcome, raised = self._outcome([0], function)
-        # Rank 0, whose process may be the store's host, does not go on before all have seen that it has finished.
+        # The process of rank 0 may host the store: it waits until all ranks have seen that it has finished.
         self.barrier()
         outcome = self.broadcast(outcome)
         if raised is not None:
@@ -131,9 +137,9 @@ class Group:
         return result
 
     def on_each_node(self, function: Callable[[], T]) -> T:
-        """Run a function on the first rank of every node, whose files the node's ranks share; return its result there.
+        """Run a function on the first rank of every node and return its result on all ranks of that node.
 
-        An error of one node is raised on every rank.
+        For files that the node's ranks share. An error on one node is raised on every rank.
         """
         work = function if self.local_rank == 0 else lambda: None
         outcome, raised = self._outcome(range(self.world_size), work)
@@ -147,9 +153,9 @@ class Group:
         return result
 
     def _outcome(self, workers: Sequence[int], function: Callable[[], Any]) -> tuple[Any, Exception | None]:
-        """Call a function if this rank is one of `workers` and wait for the others of them, however long they take.
+        """Call a function if this rank is one of `workers`, and wait for the other workers while they send heartbeats.
 
-        Return what to send to the others, and this rank's own error.
+        Return the value to send to the others, and this rank's own error.
         """
         raised: Exception | None = None
 
@@ -157,21 +163,21 @@ class Group:
             nonlocal raised
             try:
                 return function()
-            except Exception as error:  # noqa: BLE001 (the others wait for this rank's answer)
+            except Exception as error:  # noqa: BLE001 (the others wait for this rank's result)
                 raised = error
                 return _Failure.of(error, self.rank)
 
-        if self.turns is not None:
+        if self.sequential is not None:
             with peer_errors():
-                return self.turns.take(workers, work), raised
+                return self.sequential.run(workers, work), raised
         return (work() if self.rank in workers else None), raised
 
 
 @contextlib.contextmanager
 def open_group(environ: Mapping[str, str], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[Group]:
-    """Join the ranks that torchrun announced in the environment, or be alone.
+    """Join the process group that torchrun describes in the environment; without torchrun the group has one rank.
 
-    A rank that waits for a peer longer than `timeout_s` ends with TemporaryError.
+    A rank that waits for a peer longer than `timeout_s` seconds raises TemporaryError.
     """
     rank, world_size = int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -185,8 +191,8 @@ def open_group(environ: Mapping[str, str], *, timeout_s: float = DEFAULT_TIMEOUT
             dist.init_process_group(backend, store=cast("Any", dist).HashStore(), rank=0, world_size=1, timeout=timeout)
     local_rank, local_world_size = int(environ.get("LOCAL_RANK", "0")), int(environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
-        turns = Turns(own_connection(timeout_s), rank, timeout_s) if world_size > 1 else None
-        yield Group(rank, world_size, local_rank, local_world_size, turns)
+        sequential = SequentialWork(own_connection(timeout_s), rank, timeout_s) if world_size > 1 else None
+        yield Group(rank, world_size, local_rank, local_world_size, sequential)
     finally:
         if dist.is_initialized():
             with contextlib.suppress(RuntimeError):
@@ -194,7 +200,7 @@ def open_group(environ: Mapping[str, str], *, timeout_s: float = DEFAULT_TIMEOUT
 
 
 def _destroy() -> None:
-    """Leave the group, by DeepSpeed's own way if it is loaded: it keeps groups that a later run would use again."""
+    """Destroy the process group, through DeepSpeed if it is loaded: it keeps groups that a later run would reuse."""
     deepspeed_comm = sys.modules.get("deepspeed.comm")
     if deepspeed_comm is not None and deepspeed_comm.is_initialized():
         deepspeed_comm.destroy_process_group()

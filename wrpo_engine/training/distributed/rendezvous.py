@@ -1,8 +1,8 @@
-"""The nodes of a run wait for each other before torchrun starts, within a bound, and say who is missing.
+"""Rendezvous of a run's nodes before torchrun starts, with a timeout whose error lists the missing nodes.
 
-Node 0 listens where torchrun will; every other node says hello and waits for its word. When all are there, node 0
-first closes the port and then sends the word, so that nobody can take this meeting for torchrun's. A node that comes
-late, speaks another engine version or counts other nodes is told so.
+Node 0 listens on torchrun's port. Every other node sends a hello and waits for the reply. When all nodes have
+connected, node 0 first closes the port and then replies, so that no node mistakes this rendezvous for torchrun's. A
+node that is late, runs another engine version or expects another number of nodes receives the reason.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _HELLO_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node's place in the run, from torchrun's environment."""
+    """A node's rank and the run's rendezvous address, from torchrun's environment (PET_*)."""
 
     rank: int
     num_nodes: int
     address: str
-    """Of node 0."""
+    """Host name or IP address of node 0."""
     port: int
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Node | None:
-        """Return None if the run has one node."""
+        """Return the node, or None if the run has one node; raise ConfigError for an incomplete environment."""
         count = environ.get("PET_NNODES", "1")
         if not count.isdigit() or int(count) < 2:
             return None
@@ -46,7 +46,10 @@ class Node:
         for name, value in values.items():
             if not value or (name != "MASTER_ADDR" and not value.isdigit()):
                 raise ConfigError(
-                    f"PET_{name}", value, f"a run of {count} nodes needs it", "The training operator sets it in pods."
+                    f"PET_{name}",
+                    value,
+                    f"a run of {count} nodes needs it",
+                    "Kubeflow's controllers set it in pods; set it yourself when you start the nodes by hand.",
                 )
         return cls(int(values["NODE_RANK"]), int(count), values["MASTER_ADDR"], int(values["MASTER_PORT"]))
 
@@ -59,7 +62,10 @@ class _Hello:
 
 
 def meet(node: Node, *, timeout_s: float, monotonic: Callable[[], float] = time.monotonic) -> None:
-    """Return when all nodes are there; TemporaryError names the missing ones, ConfigError what does not fit."""
+    """Return when all nodes have connected.
+
+    TemporaryError lists the nodes that are missing after `timeout_s` seconds; ConfigError names a mismatch.
+    """
     deadline = monotonic() + timeout_s
     if node.rank == 0:
         _Host(node, deadline, timeout_s, monotonic).run()
@@ -68,7 +74,7 @@ def meet(node: Node, *, timeout_s: float, monotonic: Callable[[], float] = time.
 
 
 class _Host:
-    """Node 0's side."""
+    """The side of node 0."""
 
     def __init__(self, node: Node, deadline: float, timeout_s: float, monotonic: Callable[[], float]) -> None:
         self._node = node
@@ -81,7 +87,7 @@ class _Host:
         try:
             with self._listen() as listener:
                 self._collect(listener)
-            self._tell(self._guests.values(), {"go": True})
+            self._send(self._guests.values(), {"go": True})
         finally:
             for guest in self._guests.values():
                 guest.close()
@@ -93,23 +99,23 @@ class _Host:
             raise TemporaryError(
                 f"node 0 cannot listen on port {self._node.port}: {error.strerror}",
                 code="RendezvousPort",
-                hint="Another process of the pod or host holds the port; the next attempt tries again.",
+                hint="Another process of the pod or host uses the port. The next attempt tries again.",
             ) from error
 
     def _collect(self, listener: socket.socket) -> None:
-        wanted = set(range(1, self._node.num_nodes))
-        while missing := sorted(wanted - set(self._guests)):
+        expected = set(range(1, self._node.num_nodes))
+        while missing := sorted(expected - set(self._guests)):
             left = self._deadline - self._monotonic()
             if left <= 0:
                 error = _missing_nodes(missing, self._node.num_nodes, self._timeout_s)
-                self._tell(self._guests.values(), {"error": error.message})
+                self._send(self._guests.values(), {"error": error.message})
                 raise error
             ready, _, _ = select.select([listener, *self._guests.values()], [], [], min(left, 1.0))
             for one in ready:
                 if one is listener:
                     self._greet(listener.accept()[0])
                 else:
-                    # A guest that hangs up has died; its next attempt may still come in time.
+                    # A guest that closes its connection has died; its next attempt may still be in time.
                     self._forget(one)
 
     def _greet(self, guest: socket.socket) -> None:
@@ -117,26 +123,26 @@ class _Host:
         try:
             hello = _Hello(**_receive(guest))
         except (OSError, ValueError, TypeError):
-            # Probes and scanners connect to open ports too.
+            # Probes and port scanners also connect to open ports.
             guest.close()
             return
         problem = self._problem(hello)
         if problem is not None:
-            self._tell([guest, *self._guests.values()], {"error": problem, "final": True})
+            self._send([guest, *self._guests.values()], {"error": problem, "final": True})
             guest.close()
             raise _mismatch(problem)
         if hello.rank in self._guests:
             self._guests[hello.rank].close()
         self._guests[hello.rank] = guest
-        _LOG.info("node %d of %d is there", hello.rank, self._node.num_nodes)
+        _LOG.info("node %d of %d has connected", hello.rank, self._node.num_nodes)
 
     def _problem(self, hello: _Hello) -> str | None:
         if hello.num_nodes != self._node.num_nodes:
-            return f"node {hello.rank} counts {hello.num_nodes} nodes where node 0 counts {self._node.num_nodes}"
+            return f"node {hello.rank} expects {hello.num_nodes} nodes, but node 0 expects {self._node.num_nodes}"
         if hello.version != __version__:
-            return f"node {hello.rank} runs engine {hello.version} where node 0 runs {__version__}"
+            return f"node {hello.rank} runs engine {hello.version}, but node 0 runs {__version__}"
         if not 0 < hello.rank < self._node.num_nodes:
-            return f"a node says it is number {hello.rank} of {self._node.num_nodes}"
+            return f"a node has rank {hello.rank}, but the ranks of other nodes are 1 to {self._node.num_nodes - 1}"
         return None
 
     def _forget(self, guest: socket.socket) -> None:
@@ -146,47 +152,46 @@ class _Host:
                 del self._guests[rank]
 
     @staticmethod
-    def _tell(guests: Any, message: Mapping[str, Any]) -> None:
+    def _send(guests: Any, message: Mapping[str, Any]) -> None:
         for guest in guests:
             with contextlib.suppress(OSError):
                 guest.sendall(_line(message))
 
 
 def _join(node: Node, deadline: float, timeout_s: float, monotonic: Callable[[], float]) -> None:
-    """Another node's side: connect, say hello, wait for the word; begin again if node 0 goes away."""
-    last = "it was not tried"
+    """Connect to node 0, send the hello and wait for the reply; retry if node 0 closes the connection."""
+    last = "no connection was tried"
     while (left := deadline - monotonic()) > 0:
         try:
             with socket.create_connection((node.address, node.port), timeout=min(left, 10.0)) as host:
                 host.sendall(_line(asdict(_Hello(node.rank, node.num_nodes, __version__))))
-                # Node 0 may have started later than this one and so waits longer.
+                # Node 0 may have started later than this node and therefore wait longer.
                 host.settimeout(left + timeout_s)
-                word = _receive(host)
+                reply = _receive(host)
         except (OSError, ValueError) as error:
             last = str(error)
             time.sleep(min(_RETRY_S, max(0.0, deadline - monotonic())))
             continue
-        if word.get("go"):
+        if reply.get("go"):
             return
-        problem = str(word.get("error", "node 0 refused"))
-        if word.get("final"):
+        problem = str(reply.get("error", "node 0 refused without a reason"))
+        if reply.get("final"):
             raise _mismatch(problem)
         raise TemporaryError(problem, code="RendezvousTimeout", hint=_HINT)
     raise TemporaryError(
-        f"node {node.rank}: the master address {node.address}:{node.port} has not answered for {timeout_s:g} s "
-        f"({last})",
+        f"node {node.rank}: the master address {node.address}:{node.port} has not replied for {timeout_s:g} s ({last})",
         code="RendezvousTimeout",
-        hint="Look at the pod of node 0: it may be pending or have failed; a network policy may forbid the port.",
+        hint="Check the pod of node 0: it may be pending or have failed, or a network policy may block the port.",
     )
 
 
-_HINT = "Look at the missing nodes' pods: they may be pending or have failed. The next attempt begins anew."
+_HINT = "Check the missing nodes' pods: they may be pending or have failed. The next attempt waits for all nodes again."
 
 
 def _missing_nodes(missing: list[int], num_nodes: int, timeout_s: float) -> TemporaryError:
     names = ", ".join(str(rank) for rank in missing)
     return TemporaryError(
-        f"{len(missing)} of {num_nodes} nodes have not come within {timeout_s:g} s: node {names}",
+        f"{len(missing)} of {num_nodes} nodes have not connected within {timeout_s:g} s: node {names}",
         code="RendezvousTimeout",
         hint=_HINT,
     )
@@ -194,7 +199,10 @@ def _missing_nodes(missing: list[int], num_nodes: int, timeout_s: float) -> Temp
 
 def _mismatch(problem: str) -> ConfigError:
     return ConfigError(
-        "training.nodes", problem, "all nodes of a run must be alike", "Give all of the run's pods one image and size."
+        "training.nodes",
+        problem,
+        "all nodes of a run must have the same engine version and number of nodes",
+        "Use the same image and the same number of nodes in all pods of the run.",
     )
 
 
@@ -203,16 +211,16 @@ def _line(message: Mapping[str, Any]) -> bytes:
 
 
 def _receive(connection: socket.socket) -> dict[str, Any]:
-    """Read one line of JSON; ValueError if it is none, OSError if the peer is gone or silent."""
+    """Read one line of JSON; ValueError if it is not JSON, OSError if the peer is gone or silent."""
     data = b""
     while not data.endswith(b"\n"):
         part = connection.recv(_LINE_LIMIT)
         if not part:
-            raise ConnectionError("it closed the connection")
+            raise ConnectionError("the peer closed the connection")
         data += part
         if len(data) > _LINE_LIMIT:
-            raise ValueError("the line is too long")
+            raise ValueError(f"the line is longer than {_LINE_LIMIT} bytes")
     message = json.loads(data)
     if not isinstance(message, dict):
-        raise ConnectionError("it speaks another language")
+        raise ConnectionError("the peer is not a wrpo rendezvous server (protocol mismatch)")
     return message

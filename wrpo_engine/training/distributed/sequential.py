@@ -1,8 +1,8 @@
-"""Waiting for another rank's work: bounded by its signs of life, not by how long the work takes.
+"""Sequential work of single ranks while the others wait, with a timeout on heartbeats instead of on the work.
 
-A collective ends with a rank's patience for its peers, and exporting a large model takes longer than that. So ranks
-that work alone beat in the store of torch's rendezvous meanwhile, and the others wait there until the work is done, or
-until one of them has not beaten for as long as a collective would have waited.
+Exporting a large model takes longer than the timeout of a collective. So a rank that works alone writes heartbeats to
+the store of torch's rendezvous. The other ranks poll the store until the work is done. They fail if a working rank has
+sent no heartbeat for as long as a collective would have waited.
 """
 
 from __future__ import annotations
@@ -24,37 +24,45 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.001, 0.5
 
 
 class Store(Protocol):
-    """What is used of torch's key-value stores. Every call may block if the store's host stands still."""
+    """The part of torch's key-value stores that is used. Every call may block if the store's host hangs."""
 
-    def set(self, key: str, value: str) -> None: ...
-    def get(self, key: str) -> bytes: ...
-    def check(self, keys: list[str]) -> bool: ...
+    def set(self, key: str, value: str) -> None:
+        """Write a value, replacing the previous one."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """Return a value; block until the key exists, at most for the store's timeout."""
+        ...
+
+    def check(self, keys: list[str]) -> bool:
+        """Return whether all keys exist, without blocking for a missing one."""
+        ...
 
 
 @dataclass
-class Signs:
-    """The beats of ranks that others wait for, and when each was last seen to change."""
+class Heartbeats:
+    """The heartbeats of the working ranks, with the time of each one's last change."""
 
     started_s: float
     _seen: dict[int, tuple[str | None, float]] = field(default_factory=dict)
 
     def note(self, beats: Mapping[int, str | None], now_s: float) -> None:
-        """Take in the beats of the ranks that still work."""
+        """Record the heartbeats of the ranks that still work; a rank that is left out has finished."""
         self._seen = {
             rank: (beat, now_s if rank not in self._seen or self._seen[rank][0] != beat else self._seen[rank][1])
             for rank, beat in beats.items()
         }
 
     def silence(self, now_s: float) -> tuple[float, list[int]]:
-        """Return for how long the rank that has been silent longest has been so, and which ones have been as long."""
+        """Return the longest silence in seconds, and the ranks that have been silent for that long."""
         if not self._seen:
             return now_s - self.started_s, []
         oldest = min(seen_s for _, seen_s in self._seen.values())
         return now_s - oldest, sorted(rank for rank, (_, seen_s) in self._seen.items() if seen_s == oldest)
 
 
-class Turns:
-    """One rank's part in the turns of a group; all ranks take the same turns in the same order."""
+class SequentialWork:
+    """One rank's part in the sequential work of a group; all ranks call `run` the same number of times."""
 
     def __init__(
         self, store: Store, rank: int, timeout_s: float, *, clock: Callable[[], float] = time.monotonic
@@ -63,10 +71,10 @@ class Turns:
         self._interval_s = min(_INTERVAL_S, timeout_s / 6)
         self._number = 0
 
-    def take(self, workers: Sequence[int], function: Callable[[], T]) -> T | None:
-        """Call `function` if this rank is one of `workers`; return after all of them have returned from theirs.
+    def run(self, workers: Sequence[int], function: Callable[[], T]) -> T | None:
+        """Call `function` if this rank is one of `workers`; return its result after all workers have finished.
 
-        It must not raise. TemporaryError if one of them gives no sign of life for the group's timeout.
+        `function` must not raise. TemporaryError if a worker sends no heartbeat for the group's timeout.
         """
         self._number += 1
         result = None
@@ -89,8 +97,8 @@ class Turns:
                 count += 1
                 self._store.set(self._beat(self._rank), str(count))
 
-        # A store that is gone ends the thread; whoever waits is told so by its own call.
-        beats = Background(beat, "turn-beats")
+        # The thread ends with a store that is gone; the waiting ranks see it in their own calls.
+        beats = Background(beat, "sequential-heartbeat")
         try:
             yield
         finally:
@@ -98,33 +106,34 @@ class Turns:
             beats.wait(self._interval_s)
 
     def _wait(self, ranks: Sequence[int]) -> None:
-        """Let a thread ask the store, which may never answer, and watch the time here."""
-        signs = Signs(self._clock())
+        """Poll the store in a thread, because a call may never return, and check the timeout here."""
+        heartbeats = Heartbeats(self._clock())
         abandoned = threading.Event()
-        asking = Background(lambda: self._ask(ranks, signs, abandoned), "turn-wait")
+        polling = Background(lambda: self._poll(ranks, heartbeats, abandoned), "sequential-wait")
         try:
             while True:
-                asking.wait(self._interval_s)
-                if asking.done:
+                polling.wait(self._interval_s)
+                if polling.done:
                     break
-                silent_s, silent = signs.silence(self._clock())
+                silent_s, silent = heartbeats.silence(self._clock())
                 if silent_s > self._timeout_s:
                     names = ", ".join(f"rank {rank}" for rank in silent or ranks)
                     raise TemporaryError(
-                        f"{names}, which works while this rank waits, gave no sign of life for {silent_s:.0f} s",
+                        f"{names}, which works while this rank waits, sent no heartbeat for {silent_s:.0f} s",
                         code="PeerLost",
-                        hint="Its own log says why. The next attempt continues from the last checkpoint.",
+                        hint="See the log of that rank for the cause. The next attempt resumes from the last "
+                        "checkpoint.",
                     )
         finally:
             abandoned.set()
-        if asking.error is not None:
-            raise asking.error
+        if polling.error is not None:
+            raise polling.error
 
-    def _ask(self, ranks: Sequence[int], signs: Signs, abandoned: threading.Event) -> None:
-        """Look whether the work is done, often at first and seldom later, so that short turns stay short."""
+    def _poll(self, ranks: Sequence[int], heartbeats: Heartbeats, abandoned: threading.Event) -> None:
+        """Poll until the work is done, often at first and less often later, so that short work stays short."""
         pause_s = _FIRST_PAUSE_S
         while working := [rank for rank in ranks if not self._store.check([self._done(rank)])]:
-            signs.note({rank: self._last_beat(rank) for rank in working}, self._clock())
+            heartbeats.note({rank: self._last_beat(rank) for rank in working}, self._clock())
             if abandoned.wait(min(pause_s, self._interval_s)):
                 return
             pause_s = min(2 * pause_s, _LAST_PAUSE_S)
@@ -134,17 +143,17 @@ class Turns:
         return self._store.get(key).decode() if self._store.check([key]) else None
 
     def _done(self, rank: int) -> str:
-        return f"wrpo/turns/{self._number}/{rank}/done"
+        return f"wrpo/sequential/{self._number}/{rank}/done"
 
     def _beat(self, rank: int) -> str:
-        return f"wrpo/turns/{self._number}/{rank}/beat"
+        return f"wrpo/sequential/{self._number}/{rank}/beat"
 
 
 def own_connection(timeout_s: float) -> Any:
-    """Return a connection of its own to the store of the default group: a call on it holds nobody else up."""
+    """Return a dedicated connection to the default group's store, so that its calls block no other thread."""
     from torch.distributed import distributed_c10d
 
-    shared: Any = distributed_c10d._get_default_store()  # noqa: SLF001 (there is no public way to it)
+    shared: Any = distributed_c10d._get_default_store()  # noqa: SLF001 (there is no public accessor)
     store: Any = shared.clone()
     store.set_timeout(timedelta(seconds=timeout_s))
     return store

@@ -1,7 +1,7 @@
-"""What else looks on while a model is trained: trackers, watchdog, console, progress.
+"""Training callbacks: the hooks of trackers, watchdog, console and progress.
 
-Observers are called on every rank, in the order in which they are given, with values that the loop has anyway; they
-never change what is computed. Whoever writes files does so on rank 0 only.
+Every rank calls its observers in the order of the list, with values that the loop has computed anyway. Observers never
+change what is computed. Observers that write files do so on rank 0 only.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class RunStart:
-    """The run as it begins or continues."""
+    """The run at the start of an attempt, whether it starts at step 0 or resumes."""
 
     num_steps: int
     steps_done: int
     """Steps that earlier attempts completed."""
     num_rows: int
+    """Training rows, without the held-out ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,46 +31,48 @@ class StepEnd:
     row: Mapping[str, float]
     """The deterministic part of the step's row of metrics.jsonl."""
     elapsed_s: float
+    """Seconds of the step, at least 1e-9."""
     clock: Mapping[str, float] = field(default_factory=dict)
-    """The rest of it: times, rates and memory."""
+    """The other fields of the row: times, rates and memory."""
 
 
 class Observer:
-    """Base class: every hook does nothing."""
+    """Base class of the callbacks; every hook does nothing."""
 
     def on_start(self, start: RunStart) -> None:
-        """Before the first step of this attempt."""
+        """Run before the first step of this attempt."""
 
     def on_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:
-        """After the forward and backward pass of one micro-batch of this rank; `step` counts completed steps."""
+        """Run after forward and backward of one micro-batch of this rank; `step` counts completed optimizer steps."""
 
     def on_held_out_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:
-        """After the forward pass of one micro-batch of held-out rows of this rank."""
+        """Run after the forward pass of one micro-batch of held-out rows of this rank."""
 
     def on_step(self, end: StepEnd) -> None:
-        """After an optimizer step and its metrics."""
+        """Run after an optimizer step and its metrics."""
 
     def on_evaluation(self, step: int, row: Mapping[str, float]) -> None:
-        """After an evaluation on held-out rows; `row` is that of eval.jsonl."""
+        """Run after an evaluation on held-out rows; `row` is the row of eval.jsonl."""
 
     def before_checkpoint(self, step: int) -> None:
-        """Before a checkpoint is begun: files that must not be older than it are to be made durable now."""
+        """Run before a checkpoint starts: publish files that must not be older than the checkpoint."""
 
     def on_checkpoint(self, step: int) -> None:
-        """After a checkpoint was begun; it is written in the background."""
+        """Run after a checkpoint has started; a background thread writes it."""
 
     def close(self) -> None:
-        """At the end of the attempt, however it ends; must not raise."""
+        """Run at the end of the attempt, also after an error; must not raise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observers(Observer):
-    """Several as one."""
+    """Several observers as one; every hook calls the members in order."""
 
     members: tuple[Observer, ...] = ()
 
     @classmethod
     def of(cls, members: Iterable[Observer]) -> Observers:
+        """Return the given observers as one."""
         return cls(tuple(members))
 
     def on_start(self, start: RunStart) -> None:

@@ -1,7 +1,7 @@
-"""The run's own records, metrics.jsonl and eval.jsonl: durable before each checkpoint, there for the next attempt.
+"""Journals of a run, metrics.jsonl and eval.jsonl: published before each checkpoint, fetched by the next attempt.
 
-They grow in the artifact's directory. On a volume that is where they stay; where the directory is only a cache, what a
-checkpoint rests on is published before the checkpoint and fetched when a run continues.
+They grow in the artifact's directory. On a volume that is their final place. Where the directory is only a cache, they
+are published before each checkpoint and fetched when a run resumes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from wrpo_engine.training.monitoring.callbacks import Observer
 
 
 def fetch_journals(output: ArtifactWriter, group: Group, names: Sequence[str]) -> None:
-    """Bring what earlier attempts published to where it grows; on rank 0, which alone writes it."""
+    """Copy the journals that earlier attempts published into the artifact's directory; on rank 0, the only writer.
+
+    A local file is kept: it is at least as new as the published one.
+    """
 
     def fetch() -> None:
         for name in names:
@@ -31,7 +34,7 @@ def fetch_journals(output: ArtifactWriter, group: Group, names: Sequence[str]) -
 
 
 class JournalPublisher(Observer):
-    """Publishes the records before each checkpoint."""
+    """Publishes the journals before each checkpoint."""
 
     def __init__(self, output: ArtifactWriter, group: Group, names: Sequence[str]) -> None:
         self._output = output

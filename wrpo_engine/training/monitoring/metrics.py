@@ -1,4 +1,4 @@
-"""What is logged for a step, how it is reduced over ranks, and the file it is written to."""
+"""Metrics of a step: local sums, reduction over ranks, and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ CLOCK_FIELDS = (
     "peak_memory_bytes",
     "mfu",
 )
-"""They differ from run to run; all others are deterministic."""
+"""Fields that differ from run to run; all others are deterministic."""
 
 
 @dataclass
 class StepSums:
     """Sums over one rank's rows of one step, in float64, with the flags that ranks must agree on.
 
-    They stay on the device until the step's micro-batches are done: reading one makes the device wait for Python. One
-    all-reduce a step carries all of it: loss, statistics, counts, whether any loss is not finite, and whether anybody
-    was asked to stop.
+    They stay on the device until the step's micro-batches are done, because reading one makes the device wait for
+    Python. One all-reduce per step carries loss, statistics, counts, whether any loss is not finite, and whether any
+    rank was asked to stop.
     """
 
     statistic_names: Sequence[str]
     num_rows: int = 0
     num_tokens: int = 0
     bad_rows: list[str] = field(default_factory=list)
-    """Of this rank only, known once the sums are reduced: rows whose loss is not finite."""
+    """Rows of this rank whose loss is not finite; known once the sums are reduced."""
     disagreement: Disagreement = field(default_factory=Disagreement)
-    """Of this rank only."""
+    """Largest difference from the reference on this rank."""
     _row_ids: list[str] = field(default_factory=list)
     _losses: list[Tensor] = field(default_factory=list)
     """[B] of every micro-batch, on the device."""
@@ -60,6 +60,10 @@ class StepSums:
     """[1 + statistics] of the loss and of each statistic, float64, on the device."""
 
     def add(self, terms: RowTerms, row_ids: Sequence[str], num_tokens: int) -> None:
+        """Add one micro-batch: `row_ids` has one id per row of the terms' [B], `num_tokens` are its sequences' tokens.
+
+        The device is not waited for.
+        """
         losses_B = terms.numerators.detach()
         columns = [losses_B, *(terms.statistics[name] for name in self.statistic_names)]
         sums = torch.stack(columns).sum(dim=1, dtype=torch.float64)
@@ -80,7 +84,7 @@ class StepSums:
         return sums
 
     def compare(self, batch: Batch, logps_S: Tensor, reference_S: Tensor) -> None:
-        """Remember the response on which policy and reference differ most."""
+        """Record the response on which policy and reference differ most; both tensors are [S], summed log-probs."""
         self.disagreement = max(self.disagreement, largest_disagreement(batch, logps_S, reference_S))
 
     def reduced(
@@ -92,10 +96,14 @@ class StepSums:
         peak_memory: int = 0,
         phases: Mapping[str, float] | None = None,
     ) -> StepTotals:
-        """Add all ranks up; `phases` are this rank's seconds by name, of which every rank gives the same names."""
+        """Return the sums over all ranks, which all call this together.
+
+        `denominator` is the divisor of the loss, `peak_memory` is in bytes. `phases` are this rank's seconds by name;
+        every rank must pass the same names.
+        """
         own_phases = phases or {}
         own_loss, *own_statistics = self._read()
-        # The sum of one slot per rank, each filled by its own rank only, tells every rank everybody's value.
+        # One slot per rank, filled by that rank only: after the sum every rank has all ranks' values.
         facts = torch.zeros(group.world_size, 1 + len(own_phases), dtype=torch.float64)
         facts[group.rank] = torch.tensor([float(peak_memory), *own_phases.values()], dtype=torch.float64)
         vector = torch.tensor(
@@ -132,7 +140,7 @@ class StepSums:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTotals:
-    """A step over all ranks."""
+    """Totals of a step over all ranks."""
 
     loss: float
     means: dict[str, float]
@@ -142,9 +150,9 @@ class StepTotals:
     num_bad_rows: int
     should_stop: bool
     peak_memory: int
-    """Bytes, of the rank that has held the most."""
+    """Bytes of the rank with the highest peak."""
     phases: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of each phase before the reduction: the mean over ranks, and as `<name>_max` that of the slowest."""
+    """Seconds of each phase before the reduction: the mean over ranks, and the slowest rank's as `<name>_max`."""
 
 
 class MetricsLog:
@@ -155,9 +163,9 @@ class MetricsLog:
         self._is_main = group.is_main
 
     def cut(self, step: int) -> dict[str, float]:
-        """Forget rows after `step`, which a resumed run makes again; return the deterministic part of the last one.
+        """Remove rows after `step`, which a resumed run recomputes; return the deterministic part of the last one.
 
-        A line that was cut off by a kill goes too.
+        A line that a kill has cut off is removed as well. Return {} on other ranks than 0.
         """
         if not self._is_main:
             return {}
@@ -179,7 +187,7 @@ class MetricsLog:
 
 
 def read_rows(path: Path) -> list[tuple[dict[str, Any], str]]:
-    """Return (row, line) pairs up to the first line that is not whole."""
+    """Return (row, line) pairs up to the first incomplete line."""
     pairs: list[tuple[dict[str, Any], str]] = []
     for line in path.read_text().splitlines(keepends=True):
         try:

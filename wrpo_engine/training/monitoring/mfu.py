@@ -1,4 +1,4 @@
-"""Model FLOPs utilisation: the operations a step needs, over what the devices could have done in its time."""
+"""Model FLOPs utilisation (MFU): a step's required operations over the devices' peak in the same time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _TERA = 1e12
 
 @dataclass(frozen=True, slots=True)
 class DevicePeak:
-    """Dense peak of one device by its data sheet, without sparsity."""
+    """Dense peak of one device in operations per second by its data sheet, without sparsity."""
 
     pattern: str
-    """Of `torch.cuda.get_device_name()`, case-insensitive; the first that matches counts."""
+    """Regular expression for `torch.cuda.get_device_name()`, case-insensitive; the first match is used."""
     bfloat16: float
     float32: float
     """Without TF32, which PyTorch leaves off for matrix products."""
@@ -47,9 +47,9 @@ KNOWN_DEVICES: Sequence[DevicePeak] = (
 
 
 def peak_flops(configured: float | None, device_name: str | None, precision: str) -> float | None:
-    """Return the operations per second of one device, or None where nobody knows: a CPU, or a GPU not in the table.
+    """Return the operations per second of one device, or None if unknown: a CPU, or a GPU not in the table.
 
-    `configured` (runtime.peak_flops) wins over the table.
+    `configured` (runtime.peak_flops) overrides the table. `precision` is bfloat16 or float32.
     """
     if configured is not None:
         return configured
@@ -62,5 +62,5 @@ def peak_flops(configured: float | None, device_name: str | None, precision: str
 
 
 def utilisation(operations: float, seconds: float, *, devices: int, peak: float) -> float:
-    """Return the share of what `devices` could have computed in `seconds`."""
+    """Return the fraction of the operations that `devices` with this `peak` (operations/s) could do in `seconds`."""
     return operations / (seconds * devices * peak)

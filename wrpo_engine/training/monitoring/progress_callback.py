@@ -1,4 +1,4 @@
-"""How far the run has come, for the termination message of an attempt that fails or is stopped."""
+"""Progress callback: completed steps for the termination message of an attempt that fails or is stopped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from wrpo_engine.training.monitoring.callbacks import Observer, RunStart, StepEn
 
 
 class ReachedStep(Observer):
-    """Keeps the number of completed optimizer steps where the stage's outermost frame finds it."""
+    """Writes the number of completed optimizer steps to the object that the stage's entry point reads."""
 
     def __init__(self, reached: Reached) -> None:
         self._reached = reached

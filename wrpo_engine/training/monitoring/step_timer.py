@@ -1,4 +1,4 @@
-"""Where the time of a step goes: data, reference, forward, backward, optimizer."""
+"""Timer of a step's phases: data, reference, forward, backward, optimizer."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import torch
 
 
 class Phase(StrEnum):
-    """A part of a step, in the order in which it is logged; what is left is exchange between ranks and bookkeeping."""
+    """A part of a step, in the order of the log. The rest of a step is communication and bookkeeping."""
 
     DATA = "data"
     """Waiting for a micro-batch and moving it to the device."""
     REFERENCE = "reference"
-    """The frozen model's forward pass, where the reference is in memory; else looking its numbers up."""
+    """The frozen model's forward pass with an in-memory reference, otherwise the lookup of cached log-probabilities."""
     FORWARD = "forward"
     BACKWARD = "backward"
     OPTIMIZER = "optimizer"
 
 
 class StepTimer:
-    """Sums the seconds of each phase over a step. Two readings of a clock per phase: microseconds.
+    """Sums the seconds of each phase over a step; costs two clock readings per phase, microseconds.
 
-    On a GPU the work runs behind Python's back: there the times are those between events in its stream, read once after
-    the step, when it has ended anyway. Nothing is made to wait for being measured.
+    A GPU works asynchronously. There the times are those between CUDA events in its stream, read once after the step,
+    when the GPU has finished anyway: measuring adds no synchronisation.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class StepTimer:
 
     @contextlib.contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:
-        """Count what happens inside to `phase`; what raises is not counted."""
+        """Add the time of the block to `phase`; a block that raises is not counted."""
         if self._on_gpu and phase is not Phase.DATA:
             make_event: Callable[..., Any] = torch.cuda.Event
             begin, end = make_event(enable_timing=True), make_event(enable_timing=True)
@@ -54,7 +54,7 @@ class StepTimer:
         self._seconds[phase] += self._monotonic() - started
 
     def take(self, *phases: Phase) -> dict[str, float]:
-        """Return `<phase>_seconds` of the given phases and forget everything; called where their work has ended."""
+        """Return `<phase>_seconds` of the given phases and reset all; call it when the phases' work has ended."""
         if self._events:
             self._events[-1][2].synchronize()
         for phase, begin, end in self._events:

@@ -1,4 +1,4 @@
-"""How fast a step was and what memory it took: the part of a row of metrics that depends on the machine."""
+"""Throughput and memory of a step: the machine-dependent fields of a row of metrics."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _KIB = 1024
 
 
 def peak_memory_bytes() -> int:
-    """Return the most memory this process has held so far: of its GPU if it has one, else of the host."""
+    """Return the peak memory of this process so far in bytes: of its GPU if it has one, otherwise of the host."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return peak_host_bytes()
 
 
 def peak_host_bytes() -> int:
-    """Return the most memory of the host that this process has held since it was started.
+    """Return the peak host memory of this process since its start, in bytes.
 
-    Linux carries ru_maxrss through fork and exec, so it may be the parent's; the process's own peak is VmHWM.
+    Linux carries ru_maxrss through fork and exec, so it may be the parent's. The process's own peak is VmHWM.
     """
     with contextlib.suppress(OSError):
         own = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
@@ -47,18 +47,19 @@ def peak_host_bytes() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Speedometer:
-    """Turns a step's time into rates."""
+    """Computes rates and MFU from a step's time."""
 
     devices: int = 1
     cost: ModelCost | None = None
     peak_flops: float | None = None
-    """Of one device; None where nobody knows it, and then there is no MFU."""
+    """Operations per second of one device; None if unknown, then no MFU is reported."""
     passes: int = FORWARD_AND_BACKWARD
+    """Operations of a training step in units of one forward pass."""
 
     def row(
         self, elapsed_s: float, totals: StepTotals, phases: Mapping[str, float], rows: Callable[[], Iterable[TokenRow]]
     ) -> dict[str, float]:
-        """Return fields of CLOCK_FIELDS; `rows` gives the step's rows of all ranks."""
+        """Return fields of CLOCK_FIELDS; `rows` returns the step's rows of all ranks."""
         row = {
             "step_seconds": elapsed_s,
             "tokens_per_second": totals.num_tokens / elapsed_s,
@@ -73,7 +74,7 @@ class Speedometer:
 
 
 def make_speedometer(config: Any, params: SftParams | TrainParams, runtime: Runtime, *, world_size: int) -> Speedometer:
-    """Look up the device's peak; where it is known, count the model's weights without making them."""
+    """Look up the device's peak; if it is known, count the model's weights on the meta device."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     peak = peak_flops(runtime.peak_flops, name, params.precision)
     if peak is None:

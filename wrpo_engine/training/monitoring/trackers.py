@@ -1,5 +1,6 @@
-"""Metrics for experiment trackers: TensorBoard, Weights & Biases, MLflow. Rank 0 writes, and none of them can change
-or stop a run once it has begun.
+"""Experiment trackers: TensorBoard, Weights & Biases, MLflow.
+
+Rank 0 writes. No tracker can change or stop a run that has started.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ _UNTRACKED = frozenset({"step"})
 
 
 def tag_of(name: str) -> str:
-    """Return the tracker's name of a metric: rewards_rejected is rewards/rejected, step_seconds is speed/step_seconds,
-    loss is train/loss.
+    """Return a metric's name in trackers.
+
+    rewards_rejected is rewards/rejected, step_seconds is speed/step_seconds, loss is train/loss.
     """
     if name in CLOCK_FIELDS:
         return f"speed/{name}"
@@ -42,21 +44,29 @@ def tag_of(name: str) -> str:
 
 
 class Tracker(Protocol):
-    """Where scalars go."""
+    """A destination of scalars; any method may raise."""
 
     def start(self, settings: Mapping[str, Any], first_step: int) -> None:
-        """Begin; `settings` are the run's parameters, `first_step` is the first one that will be logged."""
+        """Open the run; `settings` are its parameters, `first_step` is the first step that will be logged."""
         ...
 
-    def log(self, values: Mapping[str, float], step: int) -> None: ...
-    def flush(self) -> None: ...
-    def finish(self) -> None: ...
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record scalars by name; `step` counts completed optimizer steps."""
+        ...
+
+    def flush(self) -> None:
+        """Write buffered values, so that they are not older than the checkpoint that follows."""
+        ...
+
+    def finish(self) -> None:
+        """Close the run; no other method is called afterwards."""
+        ...
 
 
 class TensorBoardTracker:
     """Event files in a directory, a new one for every attempt.
 
-    What an earlier attempt logged after its last checkpoint is logged again; TensorBoard drops the older values.
+    Steps that an earlier attempt logged after its last checkpoint are logged again. TensorBoard drops the older values.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -108,14 +118,14 @@ class AccelerateTracker:
         self._tracker.log(dict(values), step=step)
 
     def flush(self) -> None:
-        """Both send in the background."""
+        """Do nothing: both services send in the background."""
 
     def finish(self) -> None:
         self._tracker.finish()
 
 
 def require_packages(names: Sequence[TrackerName]) -> None:
-    """Raise ConfigError for a tracker whose package is not installed; called before any work is done."""
+    """Raise ConfigError for a tracker whose package is not installed; call it before any work is done."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
@@ -128,7 +138,10 @@ def require_packages(names: Sequence[TrackerName]) -> None:
 
 
 def make_trackers(names: Sequence[TrackerName], events: Path, *, experiment: str, run: str) -> list[Tracker]:
-    """Return a tracker for each name; `experiment` groups runs, `run` names this artifact, `events` is for files."""
+    """Return one tracker per distinct name.
+
+    `experiment` groups runs, `run` names this artifact, `events` is the directory of TensorBoard's event files.
+    """
     trackers: list[Tracker] = []
     for name in dict.fromkeys(names):
         if name == "tensorboard":
@@ -139,7 +152,7 @@ def make_trackers(names: Sequence[TrackerName], events: Path, *, experiment: str
 
 
 class TrackerObserver(Observer):
-    """Hands each step to the trackers. One that fails is dropped with a warning: training goes on without it."""
+    """Passes each step to the trackers. A tracker that fails is removed with a warning and training continues."""
 
     def __init__(self, trackers: Sequence[Tracker], settings: Mapping[str, Any]) -> None:
         self._trackers = list(trackers)
@@ -168,15 +181,20 @@ class TrackerObserver(Observer):
         for tracker in list(self._trackers):
             try:
                 act(tracker)
-            except Exception as error:  # noqa: BLE001 (foreign services raise what they like, and none of it matters)
+            except Exception as error:  # noqa: BLE001 (services raise arbitrary errors, and none may stop a run)
                 self._trackers.remove(tracker)
-                log.warning("%s is given up: %s: %s", type(tracker).__name__, type(error).__name__, error)
+                log.warning(
+                    "%s is disabled for the rest of this attempt: %s: %s",
+                    type(tracker).__name__,
+                    type(error).__name__,
+                    error,
+                )
                 with contextlib.suppress(Exception):
                     tracker.finish()
 
 
 def tracker_observers(ctx: StageContext, group: Group) -> tuple[Observer, ...]:
-    """Return what writes to the stage's trackers: on rank 0 only."""
+    """Return the observers that write to the stage's trackers; none on other ranks than 0."""
     names = ctx.config.runtime.trackers
     if not group.is_main or not names:
         return ()
@@ -187,24 +205,24 @@ def tracker_observers(ctx: StageContext, group: Group) -> tuple[Observer, ...]:
         run=f"{ctx.config.output.stage}-{ctx.config.output.hash}".replace("/", "-"),
     )
     settings = ctx.config.params.model_dump(mode="json")
-    # The last one: the others have written and closed their files when it looks.
+    # The publisher comes last: the trackers have written and closed their files when it reads them.
     return (TrackerObserver(trackers, settings), EventFilePublisher(ctx.output))
 
 
 def event_directory(output: ArtifactWriter) -> Path:
-    """Return where event files grow: on a volume where they stay, else beside it, to be published by copies.
+    """Return the directory in which event files grow: the final one on a volume, otherwise one that is published.
 
-    What is published replaces the local file of its name, and a writer that holds the old one open would write on into
-    nothing.
+    Publishing replaces the local file of the same name. A writer that has the old file open would then write to a
+    deleted file, so copies from a second directory are published.
     """
     is_final = isinstance(output, VolumeWriter)
     return output.directory / (TENSORBOARD_DIRECTORY if is_final else _LOCAL_EVENTS)
 
 
 class EventFilePublisher(Observer):
-    """Makes event files durable where the artifact's directory is only a cache: with every checkpoint and at the end.
+    """Publishes event files with every checkpoint and at the end, where the artifact's directory is only a cache.
 
-    They are for people; the manifest does not list them.
+    No stage reads them, so the manifest does not list them.
     """
 
     def __init__(self, output: ArtifactWriter) -> None:
@@ -226,7 +244,7 @@ class EventFilePublisher(Observer):
             try:
                 self._output.publish(f"{TENSORBOARD_DIRECTORY}/{path.name}", partial(_write, content), replace=True)
             except (OSError, WrpoError) as error:
-                log.warning("TensorBoard's event file is not published: %s", error)
+                log.warning("the TensorBoard event file %s could not be published: %s", path.name, error)
                 continue
             self._sizes[path.name] = len(content)
 

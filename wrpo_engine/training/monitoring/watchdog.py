@@ -1,9 +1,9 @@
-"""Ends a run that stands still: every rank watches itself and, while it waits, the others.
+"""Hang watchdog: aborts the run when a rank makes no progress.
 
-A rank that finishes no micro-batch for `hang_timeout_seconds` writes the stacks of all its threads to the log, says
-which rank is behind or silent, leaves a termination message and ends with 75: the gang is made anew and continues from
-the last checkpoint. Sooner than that, a rank that waits ends if a peer's process gives no sign of life: a library's
-collective would wait for its whole timeout.
+Every rank watches itself and, while it waits, its peers. A rank that finishes no micro-batch for `hang_timeout_seconds`
+logs the stacks of all its threads and names the rank that is behind or silent. It writes a termination message and
+exits with 75. All ranks are then recreated and resume from the last checkpoint. A waiting rank exits earlier if a
+peer's process sends no heartbeat, because a library's collective would wait for its whole timeout.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wrpo_engine.training.distributed.sequential import own_connection
 from wrpo_engine.training.monitoring.callbacks import Observer, RunStart, StepEnd
 
 SILENCE_S = 120.0
-"""A process whose threads have not run for so long is stopped or gone; its node may be."""
+"""Seconds after which a process without heartbeats counts as stopped or lost, possibly with its node."""
 _INTERVAL_S = 10.0
 _READ_TIMEOUT_S = 10.0
 _CLOSE_TIMEOUT_S = 5.0
@@ -36,85 +36,100 @@ _LOG = logging.getLogger("wrpo_engine")
 
 
 @dataclass(frozen=True, slots=True)
-class Sign:
-    """A rank's last sign of life."""
+class Heartbeat:
+    """A rank's last heartbeat."""
 
     step: int
     """Optimizer steps completed."""
     micro_batch: int
     """Micro-batches finished since then."""
     beat: int
-    """Counts up while the process runs, whatever its main thread does; -1 when it stopped watching."""
+    """Counts up while the process runs, also if its main thread hangs; -1 once the rank has closed its watchdog."""
 
     def encode(self) -> str:
+        """Return the text that `decode` reads."""
         return f"{self.step} {self.micro_batch} {self.beat}"
 
     @classmethod
-    def decode(cls, text: str) -> Sign:
+    def decode(cls, text: str) -> Heartbeat:
+        """Return the heartbeat of a text from `encode`; raise ValueError for any other text."""
         step, micro_batch, beat = (int(part) for part in text.split())
         return cls(step, micro_batch, beat)
 
 
 class Board(Protocol):
-    """Where ranks leave their signs for each other. Calls may block if its host is gone."""
+    """The place where ranks exchange heartbeats. Calls may block if its host is gone."""
 
-    def post(self, sign: Sign) -> None: ...
-    def read(self) -> list[Sign | None]: ...
+    def post(self, heartbeat: Heartbeat) -> None:
+        """Publish this rank's heartbeat, replacing the previous one."""
+        ...
+
+    def read(self) -> list[Heartbeat | None]:
+        """Return the last heartbeat of every rank, by rank; None for a rank that has posted none."""
+        ...
 
 
 class StoreBoard:
-    """On the key-value store of torch's rendezvous, over a connection of its own."""
+    """Heartbeats in the key-value store of torch's rendezvous, over a dedicated connection."""
 
     def __init__(self, rank: int, world_size: int, timeout_s: float) -> None:
         self._store = own_connection(timeout_s)
         self._rank, self._world_size = rank, world_size
 
-    def post(self, sign: Sign) -> None:
-        self._store.set(self._key(self._rank), sign.encode())
+    def post(self, heartbeat: Heartbeat) -> None:
+        self._store.set(self._key(self._rank), heartbeat.encode())
 
-    def read(self) -> list[Sign | None]:
+    def read(self) -> list[Heartbeat | None]:
         keys = [self._key(rank) for rank in range(self._world_size)]
-        return [Sign.decode(self._store.get(key).decode()) if self._store.check([key]) else None for key in keys]
+        return [Heartbeat.decode(self._store.get(key).decode()) if self._store.check([key]) else None for key in keys]
 
     @staticmethod
     def _key(rank: int) -> str:
-        return f"wrpo/signs/{rank}"
+        return f"wrpo/heartbeats/{rank}"
 
 
-class OwnBoard:
-    """Of a run with one rank."""
+class LocalBoard:
+    """The board of a run with one rank."""
 
     def __init__(self) -> None:
-        self._sign: Sign | None = None
+        self._heartbeat: Heartbeat | None = None
 
-    def post(self, sign: Sign) -> None:
-        self._sign = sign
+    def post(self, heartbeat: Heartbeat) -> None:
+        self._heartbeat = heartbeat
 
-    def read(self) -> list[Sign | None]:
-        return [self._sign]
+    def read(self) -> list[Heartbeat | None]:
+        return [self._heartbeat]
 
 
-def describe(signs: Sequence[Sign | None], silent: Sequence[int]) -> str:
-    """Say which ranks hold the others up: those that are silent, else those that have done least."""
+def describe(heartbeats: Sequence[Heartbeat | None], silent: Sequence[int]) -> str:
+    """Return a message that names the ranks that block the others: the silent ones, otherwise the slowest ones."""
     if silent:
-        known = dict(enumerate(signs))
+        known = dict(enumerate(heartbeats))
         names = ", ".join(f"rank {rank} ({_place(known.get(rank))})" for rank in silent)
-        return f"{names} gave no sign of life: stopped, or gone with its node"
-    places = {rank: (sign.step, sign.micro_batch) for rank, sign in enumerate(signs) if sign is not None}
+        return f"{names} sent no heartbeat: the process is stopped, or lost with its node"
+    places = {
+        rank: (heartbeat.step, heartbeat.micro_batch)
+        for rank, heartbeat in enumerate(heartbeats)
+        if heartbeat is not None
+    }
     if len(set(places.values())) < 2:
-        return "all ranks are at the same place"
+        return "all ranks are at the same step and micro-batch"
     behind = [rank for rank, place in places.items() if place == min(places.values())]
-    return f"{', '.join(f'rank {rank}' for rank in behind)} is behind ({_place(signs[behind[0]])})"
+    return f"{', '.join(f'rank {rank}' for rank in behind)} is behind ({_place(heartbeats[behind[0]])})"
 
 
-def _place(sign: Sign | None) -> str:
-    return "it never reported" if sign is None else f"step {sign.step + 1}, micro-batch {sign.micro_batch + 1}"
+def _place(heartbeat: Heartbeat | None) -> str:
+    return (
+        "it never reported"
+        if heartbeat is None
+        else f"step {heartbeat.step + 1}, micro-batch {heartbeat.micro_batch + 1}"
+    )
 
 
 def make_watchdog(ctx: StageContext, group: Group) -> Watchdog:
     """Return the watchdog of this rank, not yet started."""
     timeout_s = ctx.config.runtime.hang_timeout_seconds
-    board: Board = OwnBoard()
+    board: Board = LocalBoard()
     if group.world_size > 1:
         board = StoreBoard(group.rank, group.world_size, _READ_TIMEOUT_S)
     return Watchdog(group.rank, board, timeout_s, ctx.environ)
@@ -122,7 +137,7 @@ def make_watchdog(ctx: StageContext, group: Group) -> Watchdog:
 
 @dataclass
 class Watchdog(Observer):
-    """One rank's watchdog. `beat` and the observer's hooks are called by the training thread."""
+    """One rank's watchdog. The training thread calls `beat` and the observer's hooks."""
 
     rank: int
     board: Board
@@ -137,24 +152,25 @@ class Watchdog(Observer):
     _closed: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
     _changed: dict[int, tuple[int, float]] = field(default_factory=dict)
-    """Peer -> its last beat and when this rank saw it change."""
-    _signs: list[Sign | None] = field(default_factory=list)
+    """Peer -> its last beat and the time at which this rank saw it change."""
+    _heartbeats: list[Heartbeat | None] = field(default_factory=list)
     _exchanged: float = 0.0
-    """When the store last answered."""
+    """Time of the last reply of the store."""
 
     def __post_init__(self) -> None:
         self._last = self._exchanged = self.clock()
 
     def start(self) -> Watchdog:
+        """Start the watching threads and return this watchdog."""
         self._last = self._exchanged = self.clock()
-        for name, target in (("watchdog", self._watch), ("watchdog-signs", self._exchange)):
+        for name, target in (("watchdog", self._watch), ("watchdog-heartbeats", self._exchange)):
             thread = threading.Thread(target=target, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
         return self
 
     def beat(self) -> None:
-        """Say that this rank has got on."""
+        """Record that this rank has finished a micro-batch."""
         self._micro_batch += 1
         self._last = self.clock()
 
@@ -177,10 +193,11 @@ class Watchdog(Observer):
         self._last = self.clock()
 
     def close(self) -> None:
-        """End the watch. A thread that is inside the store's client when the interpreter ends takes the process down.
+        """Stop the watching threads.
 
-        With the exit code of an abort, that is, where the run has succeeded. A store that no longer answers is waited
-        for no longer than a bound: then its host is gone, and this rank has not succeeded.
+        A thread that is inside the store's client when the interpreter exits would abort the process, although the run
+        has succeeded. A store that no longer replies is waited for up to a bound: its host is gone then, and this rank
+        has not succeeded.
         """
         self._closed.set()
         for thread in self._threads:
@@ -192,29 +209,29 @@ class Watchdog(Observer):
         return min(_INTERVAL_S, self.timeout_s / 6, self.silence_s / 6)
 
     def _exchange(self) -> None:
-        """Post own signs; read the others' while this rank stands still."""
+        """Post this rank's heartbeat; read the others' while this rank makes no progress."""
         beat = 0
         try:
             while not self._closed.wait(self._interval_s):
                 beat += 1
-                self.board.post(Sign(self._step, self._micro_batch, beat))
+                self.board.post(Heartbeat(self._step, self._micro_batch, beat))
                 if self.clock() - self._last > 2 * self._interval_s:
                     self.note(self.board.read())
                 else:
                     self._changed.clear()
                 self._exchanged = self.clock()
-            self.board.post(Sign(self._step, self._micro_batch, _CLOSED))
-        except Exception as error:  # noqa: BLE001 (the store is gone with its host; the collective says so too)
-            _LOG.debug("no signs are exchanged any more: %s", error)
+            self.board.post(Heartbeat(self._step, self._micro_batch, _CLOSED))
+        except Exception as error:  # noqa: BLE001 (the store is gone with its host; the collective fails too)
+            _LOG.debug("heartbeats are no longer exchanged: %s", error)
 
-    def note(self, signs: list[Sign | None]) -> None:
-        """Remember when each rank's beat was last seen to change."""
+    def note(self, heartbeats: list[Heartbeat | None]) -> None:
+        """Record the time of each rank's last change of its beat."""
         now = self.clock()
-        for rank, sign in enumerate(signs):
-            beat = 0 if sign is None else sign.beat
+        for rank, heartbeat in enumerate(heartbeats):
+            beat = 0 if heartbeat is None else heartbeat.beat
             if rank not in self._changed or self._changed[rank][0] != beat:
                 self._changed[rank] = (beat, now)
-        self._signs = signs
+        self._heartbeats = heartbeats
 
     def _silent(self, for_s: float) -> list[int]:
         now = self.clock()
@@ -225,14 +242,14 @@ class Watchdog(Observer):
         )
 
     def verdict(self) -> tuple[str, float, list[int]] | None:
-        """Return (reason's code, seconds without progress, silent ranks) if the run is to end."""
+        """Return (error code, seconds without progress, silent ranks) if the run must end, otherwise None."""
         idle_s = self.clock() - self._last
         if idle_s > self.timeout_s:
             return "Hang", idle_s, self._silent(3 * self._interval_s)
         if idle_s > self.silence_s and (silent := self._silent(self.silence_s)):
             return "PeerSilent", idle_s, silent
         if self.rank != 0 and min(idle_s, self.clock() - self._exchanged) > self.silence_s:
-            # The store lives on the first node: rank 0's.
+            # The store is on the first node, rank 0's.
             return "PeerSilent", idle_s, [0]
         return None
 
@@ -242,13 +259,13 @@ class Watchdog(Observer):
                 self._fire(*verdict)
 
     def _fire(self, code: str, idle_s: float, silent: list[int]) -> None:
-        signs = Background(self.board.read, "watchdog-read")
-        signs.wait(_READ_TIMEOUT_S)
+        heartbeats = Background(self.board.read, "watchdog-read")
+        heartbeats.wait(_READ_TIMEOUT_S)
         message = (
             f"rank {self.rank} has finished no micro-batch for {idle_s:.0f} s, since step {self._step + 1}, "
-            f"micro-batch {self._micro_batch + 1}; {describe(signs.value or self._signs, silent)}"
+            f"micro-batch {self._micro_batch + 1}; {describe(heartbeats.value or self._heartbeats, silent)}"
         )
-        hint = "The stacks of all threads stand in the pods' logs. The next attempt continues from the last checkpoint."
+        hint = "The pods' logs show the stacks of all threads. The next attempt resumes from the last checkpoint."
         print(f"error: {message}\nhint: {hint}\nstacks of rank {self.rank}:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         outcome = TerminationMessage(

@@ -1,4 +1,4 @@
-"""Ranks that wait for one that works alone: as long as it lives, and no longer."""
+"""Ranks that wait for the sequential work of another rank: as long as it sends heartbeats."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from pathlib import Path
 import pytest
 from training_support import ROOT, free_port
 
-from wrpo_engine.training.distributed.sequential import Signs
+from wrpo_engine.training.distributed.sequential import Heartbeats
 
 TIMEOUT_S = 3
 HERE = Path(__file__).parent
 
 
 def test_silence_counts_from_the_last_change_of_a_beat() -> None:
-    signs = Signs(100.0)
-    assert signs.silence(107.0) == (7.0, []), "the store has not answered yet"
-    signs.note({0: None, 4: None}, 110.0)
-    signs.note({0: "1", 4: None}, 115.0)
-    assert signs.silence(118.0) == (8.0, [4])
-    signs.note({0: "1", 4: "7"}, 120.0)
-    signs.note({0: "1", 4: "8"}, 130.0)
-    assert signs.silence(131.0) == (16.0, [0])
+    heartbeats = Heartbeats(100.0)
+    assert heartbeats.silence(107.0) == (7.0, []), "the store has not replied yet"
+    heartbeats.note({0: None, 4: None}, 110.0)
+    heartbeats.note({0: "1", 4: None}, 115.0)
+    assert heartbeats.silence(118.0) == (8.0, [4])
+    heartbeats.note({0: "1", 4: "7"}, 120.0)
+    heartbeats.note({0: "1", 4: "8"}, 130.0)
+    assert heartbeats.silence(131.0) == (16.0, [0])
 
 
 def test_a_rank_that_has_finished_is_not_silent() -> None:
-    signs = Signs(100.0)
-    signs.note({0: "1", 4: "1"}, 110.0)
-    signs.note({4: "1"}, 120.0)
-    assert signs.silence(121.0) == (11.0, [4])
-    signs.note({}, 130.0)
-    assert signs.silence(130.0) == (30.0, [])
+    heartbeats = Heartbeats(100.0)
+    heartbeats.note({0: "1", 4: "1"}, 110.0)
+    heartbeats.note({4: "1"}, 120.0)
+    assert heartbeats.silence(121.0) == (11.0, [4])
+    heartbeats.note({}, 130.0)
+    assert heartbeats.silence(130.0) == (30.0, [])
 
 
 RANKS = """
@@ -116,7 +116,7 @@ def test_work_may_take_longer_than_a_collective_may_wait(method: str, worker: in
 def test_a_frozen_rank_is_waited_for_no_longer_than_a_collective(method: str, worker: int) -> None:
     lines, seconds = run_two("freezes", method, worker)
     assert lines[0] == "exit codes 75 -9"
-    said = f"rank {1 - worker}: rank {worker}, which works while this rank waits, gave no sign of life for"
+    said = f"rank {1 - worker}: rank {worker}, which works while this rank waits, sent no heartbeat for"
     assert lines[1].startswith(said)
     assert seconds < 60
 
