@@ -43,7 +43,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
     "gpt2": {"n_positions": 256},
 }
-"""What to set beside the sizes; the first word is the model_type."""
+"""Settings in addition to the sizes; the first word is the model_type."""
 
 
 def make_causal_lm(

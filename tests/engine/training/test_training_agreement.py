@@ -56,7 +56,7 @@ def test_the_response_that_is_furthest_beyond_its_bound_is_named() -> None:
 SHORT = [
     TokenRow(str(index), tuple(range(3, 4 + index % 7)), ((9, 2), (10 + index, 2), (11, 2))) for index in range(32)
 ]
-"""Two tokens a response, as where an answer is a letter."""
+"""Two tokens per response, as in multiple choice."""
 
 
 def sequence_logps(directory: Path, rows: list[TokenRow], *, together: bool, noise: float = 0.0) -> torch.Tensor:

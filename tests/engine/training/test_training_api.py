@@ -1,4 +1,4 @@
-"""Training from Python, and the guide that describes it: its code blocks are run as they stand."""
+"""The Python API of training, and the code blocks of the guide that describes it."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_watchdog_behind(
     training_model_dir: Path, tmp_path: Path
 ) -> None:
     model = _overflowing(training_model_dir, tmp_path / "model")
-    with pytest.raises(DataError, match="log-probabilities that are not finite for 8 rows"):
+    with pytest.raises(DataError, match="log-probabilities of 8 rows are not finite"):
         train_triples(model, ROWS, tmp_path / "results", **FAST_ON_IDS)
     left = [thread for thread in threading.enumerate() if thread.name.startswith("watchdog")]
     for thread in left:

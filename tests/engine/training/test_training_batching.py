@@ -1,4 +1,4 @@
-"""The data order: every row once an epoch, all ranks in step and evenly loaded, whatever the lengths."""
+"""The data order: every row once per epoch, equal numbers of steps, balanced ranks, for any lengths."""
 
 from __future__ import annotations
 

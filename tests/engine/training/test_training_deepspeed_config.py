@@ -55,7 +55,7 @@ def test_offload_without_its_stage_is_refused(precision: str, stage: int, offloa
     with pytest.raises(ConfigError) as caught:
         config(precision=precision, zero_stage=stage, offload=offload)
     assert str(caught.value) == (
-        f"training.offload is '{offload}': it needs ZeRO stage {needed} or above, and zeroStage is {stage}"
+        f"training.offload is '{offload}': it needs ZeRO stage {needed} or above, but zeroStage is {stage}"
     )
 
 
@@ -66,7 +66,7 @@ def test_offload_to_nvme_names_the_directory() -> None:
 
 NVME = {
     "nothing is offloaded": ({"zero_stage": 3}, "nothing is offloaded to it: training.offload is none"),
-    "stage 2": ({"zero_stage": 2, "offload": "optimizer"}, "offload to NVMe needs ZeRO stage 3, and zeroStage is 2"),
+    "stage 2": ({"zero_stage": 2, "offload": "optimizer"}, "offload to NVMe needs ZeRO stage 3, but zeroStage is 2"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The GPU's attention without a GPU: the code of `attention_flex` as it runs there, but for the generated kernels."""
+"""The GPU's attention without a GPU: the code of `attention_flex` without the generated kernels."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_outputs_and_gradients_are_those_of_attention_by_segment(
 
 
 def in_blocks(mask: Tensor) -> Tensor:
-    """Return [blocks, blocks, BLOCK * BLOCK]; what lies beyond the last token sees nothing."""
+    """Return [blocks, blocks, BLOCK * BLOCK]; positions after the last token attend to nothing."""
     blocks = -(-len(mask) // BLOCK)
     padded = torch.zeros(blocks * BLOCK, blocks * BLOCK, dtype=torch.bool)
     padded[: len(mask), : len(mask)] = mask

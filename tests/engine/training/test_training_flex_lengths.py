@@ -52,7 +52,7 @@ def refuse_uncompiled(*_arguments: Any) -> Tensor:
 def test_past_the_limit_of_compilations_segments_take_over_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The compiler's part is the exception's type: it is none of Dynamo's own."""
+    """The exception's type is not one of Dynamo's own."""
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
     def fail(*_arguments: Any, **_options: Any) -> Tensor:
@@ -64,7 +64,7 @@ def test_past_the_limit_of_compilations_segments_take_over_and_the_log_says_so(
         ours = [family_attention_flex(*heads, plan, 0.3, None, None) for _ in range(2)]
     assert all(torch.equal(our, attend_by_segment(*heads, plan, 0.3, None, None)) for our in ours)
     assert caplog.messages == [
-        "FlexAttention cannot be compiled, segments are computed one by one: Hard failure due to fullgraph=True"
+        "FlexAttention cannot be compiled; segments are computed one by one: Hard failure due to fullgraph=True"
     ]
 
 

@@ -31,7 +31,7 @@ from wrpo_engine.training.models.attention_flex import sees
 from wrpo_engine.training.models.model import LogpModel
 
 TOLERANCE = 2e-5
-"""Some architectures normalise in fp32 whatever the model's dtype: nothing is more exact than that, even in float64."""
+"""Some architectures normalise in fp32 regardless of the model's dtype, which limits the exactness even in float64."""
 
 
 def gradients_of(causal_lm: Any) -> dict[str, Tensor]:
@@ -90,7 +90,7 @@ def test_sft_on_all_tokens_gives_the_prompt_loss_but_for_its_first_token(layout:
 
 
 def test_several_responses_cannot_share_a_prompt_that_carries_loss() -> None:
-    with pytest.raises(ValueError, match=r"row a: a prompt of 2 responses cannot carry their loss"):
+    with pytest.raises(ValueError, match=r"row a: prompt_has_loss needs exactly one response; got 2"):
         TokenRow("a", (3,), ((2,), (2,)), prompt_has_loss=True)
 
 
@@ -303,5 +303,5 @@ def test_a_layout_that_an_architecture_does_not_support_is_a_config_error(layout
 
 def test_a_batch_of_another_layout_is_refused() -> None:
     model = LogpModel(make_causal_lm(), Layout.SHARED_PREFIX)
-    with pytest.raises(ValueError, match="a model of layout shared-prefix got a batch of another one"):
+    with pytest.raises(ValueError, match="a model of layout shared-prefix got a batch of another layout"):
         model(batch=collate(ROWS))

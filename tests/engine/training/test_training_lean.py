@@ -113,7 +113,7 @@ def bytes_held(causal_lm: Any, layout: Layout = Layout.SHARED_PREFIX) -> int:
 def test_less_is_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Floats of a token and layer: 2 x 32 inputs of norms, 32 + 16 + 16 + 32 of attention, 2 x 48 of the feed-forward.
 
-    Transformers keeps four more of 32 and two more of 48 beside these 256.
+    Transformers keeps four more of 32 and two more of 48 in addition to these 256.
     """
     ours = bytes_held(make_causal_lm(dtype=torch.float32))
     monkeypatch.setattr(lean, "LEAN_ARCHITECTURES", frozenset())

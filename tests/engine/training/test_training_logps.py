@@ -90,7 +90,7 @@ def test_log_probs_of_tokens_that_fp32_gives_no_probability_are_exact() -> None:
 
 
 def test_bfloat16_gradients_of_all_but_certain_tokens_keep_their_size() -> None:
-    """What remains of 1 - p is less than bf16 can tell from the embedding it is a difference of."""
+    """The rest 1 - p is below the resolution of bf16 at the embedding from which it is subtracted."""
     hidden = torch.tensor([[8.0, 1.0]], dtype=torch.bfloat16, requires_grad=True)
     weight = torch.tensor([[1.0, 0.5], [-0.5, 0.25]], dtype=torch.bfloat16, requires_grad=True)
     for kept_bytes in (0, 10**6):
@@ -148,7 +148,7 @@ BUDGETS = {
     "a CPU's chunk of a large vocabulary is small": ("cpu", 128_256, LogitsBudget(128, 2**28)),
     "a GPU reads its head once for 2,092 of the same tokens": ("cuda", 128_256, LogitsBudget(2092, 2**31)),
     "a GPU's chunk of a small vocabulary is large": ("cuda", 32_768, LogitsBudget(8192, 2**31)),
-    "another device is taken for a CPU": ("mps", 32_768, LogitsBudget(128, 2**28)),
+    "another device has the limits of a CPU": ("mps", 32_768, LogitsBudget(128, 2**28)),
 }
 
 

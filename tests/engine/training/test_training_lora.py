@@ -1,4 +1,4 @@
-"""Low-rank adapters: what is trained, what the reference is, what is saved and exported."""
+"""Low-rank adapters: training, reference, checkpoints and export."""
 
 from __future__ import annotations
 

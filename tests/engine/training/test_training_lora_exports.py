@@ -1,4 +1,4 @@
-"""What an adapter has learned is in both exports, whatever layers it is of; what could not be is refused by name."""
+"""Both exports contain every trained adapter, for any layer; layers that cannot be exported are refused by name."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**LATENT, **UNTIED},
     "gpt_oss": {"num_local_experts": 4, "head_dim": 8, **UNTIED},
 }
-"""model_type -> what to set beside the sizes."""
+"""model_type -> settings in addition to the sizes."""
 AVAILABLE = {
     "llama": "down_proj, embed_tokens, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
     "gemma3_text": "down_proj, embed_tokens, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
@@ -130,7 +130,7 @@ def assert_both_exports_are_what_was_trained(base: Path, modules: tuple[str, ...
 def names_available(base: Path) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         add_adapters(load(base), params("no_such_layer"), seed=1)
-    found = str(caught.value).partition(": no_such_layer matches no layer of the model, which has ")[2]
+    found = str(caught.value).partition(": no_such_layer matches no layer of the model; available are ")[2]
     return found.split(", ")
 
 
@@ -149,14 +149,14 @@ def test_what_was_trained_is_in_the_merged_model_and_in_the_adapter(model_type: 
 
 
 @pytest.mark.parametrize("model_type", AVAILABLE)
-def test_a_name_that_matches_nothing_is_refused_beside_others_that_do(model_type: str, tmp_path: Path) -> None:
+def test_a_name_that_matches_nothing_is_refused_among_names_that_match(model_type: str, tmp_path: Path) -> None:
     base = save(model_type, tmp_path)
     good = AVAILABLE[model_type].split(", ")[0]
     with pytest.raises(ConfigError) as caught:
         add_adapters(load(base), params(good, "q_porj"), seed=1)
     assert caught.value.field == "training.lora.targetModules"
     assert caught.value.message == (
-        f"training.lora.targetModules is ['{good}', 'q_porj']: q_porj matches no layer of the model, which has "
+        f"training.lora.targetModules is ['{good}', 'q_porj']: q_porj matches no layer of the model; available are "
         f"{AVAILABLE[model_type]}"
     )
 
@@ -173,7 +173,7 @@ def test_a_layer_can_be_named_by_the_end_of_its_path(tmp_path: Path) -> None:
 
 
 TIED = (
-    " shares its weight with lm_head (tie_word_embeddings), so that no merged model can have an adapter on one of them "
+    " shares its weight with lm_head (tie_word_embeddings), so a merged model cannot have an adapter on one of them "
     "alone"
 )
 REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
@@ -213,19 +213,19 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "mixtral",
         {},
         "w1",
-        f"w1 matches no layer of the model, which has {AVAILABLE['mixtral']}",
+        f"w1 matches no layer of the model; available are {AVAILABLE['mixtral']}",
     ),
     "experts in one tensor": (
         "qwen3_moe",
         {},
         "gate_up_proj",
-        "gate_up_proj matches no layer of the model, which has embed_tokens, k_proj, o_proj, q_proj, v_proj",
+        "gate_up_proj matches no layer of the model; available are embed_tokens, k_proj, o_proj, q_proj, v_proj",
     ),
     "a shared expert whose name is that of the others": (
         "deepseek_v3",
         {},
         "down_proj",
-        "PEFT takes down_proj for a name of the model's experts and would not find model.layers.0.mlp.down_proj again",
+        "PEFT interprets down_proj as a name of the model's experts and would not find model.layers.0.mlp.down_proj",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The reference: cached parts, what their key covers, and a second model in memory."""
+"""The reference: cached parts, the content of their key, and a second model in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight decay means the same at every ZeRO stage: AdamW's, on all weights but biases and norms."""
+"""Weight decay is equal at every ZeRO stage: AdamW's, on all weights but biases and norms."""
 
 from __future__ import annotations
 

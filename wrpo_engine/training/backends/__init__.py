@@ -1,1 +1,1 @@
-"""Execution of optimizer steps: DeepSpeed, a single process, offload and schedules."""
+"""Training backends: DeepSpeed, a single process, offload and learning-rate schedules."""

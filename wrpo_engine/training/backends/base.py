@@ -1,4 +1,4 @@
-"""What the training loop needs of whatever holds weights and optimizer."""
+"""Backend protocol of the training loop: weights, gradients and optimizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wrpo_engine.training.batch.collate import Batch
 
 
 class TensorKind(StrEnum):
-    """What is kept for every trainable parameter."""
+    """The tensors of every trainable parameter."""
 
     WEIGHT = "weight"
     """The fp32 master weight."""
@@ -26,50 +26,56 @@ ReadTensor = Callable[[str, TensorKind], Tensor]
 
 
 class Backend(Protocol):
-    """Weights, gradients and optimizer of one rank. All methods but `device` are called on all ranks together."""
+    """Weights, gradients and optimizer of one rank. All ranks call every method but `device` together."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """The device on which batches are computed."""
+        ...
 
     def sequence_logps(self, batch: Batch) -> Tensor:
         """Return the summed log-probability of every sequence's response, [S] in fp32, with a graph."""
         ...
 
     def sequence_logps_and_entropies(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the same, and every sequence's summed entropy (nats) of the distributions its tokens are drawn from,
-        [S], detached.
+        """Return the log-probabilities of `sequence_logps`, and every sequence's summed entropy in nats, [S], detached.
+
+        The entropies are those of the distributions from which the tokens are drawn.
         """
         ...
 
     def frozen_sequence_logps(self, batch: Batch) -> Tensor:
-        """Return the same numbers without a graph."""
+        """Return the log-probabilities of `sequence_logps` without a graph."""
         ...
 
     def reference_sequence_logps(self, batch: Batch) -> Tensor:
-        """Return the reference's numbers without a graph.
+        """Return the reference's summed log-probabilities, [S], without a graph.
 
-        They come from a second, frozen model if the backend was given one, else from the policy without its adapters;
-        without either from the policy itself, which is the reference only before its first step.
+        They come from a second, frozen model if the backend has one, otherwise from the policy without its adapters.
+        Without either they come from the policy itself, which is the reference only before its first step.
         """
         ...
 
     def plain_sequence_logps(self, batch: Batch) -> Tensor:
-        """Return the policy's numbers without a graph as plain Transformers computes them, of one padded sequence."""
+        """Return the log-probability of one padded sequence, [1], computed by plain Transformers without a graph."""
         ...
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        """Add the gradient of this rank's share of the step's loss. The step's gradient is the *sum* over ranks."""
+        """Add the gradient of this rank's share of the step's loss; the step's gradient is the *sum* over ranks.
+
+        `is_last` is true for this rank's last micro-batch of the step.
+        """
         ...
 
     def optimizer_step(self, learning_rate: float) -> float:
-        """Clip, update, forget the gradients; return the global gradient norm before clipping.
+        """Clip, update, clear the gradients; return the global gradient norm before clipping.
 
-        With a norm that is not finite neither weights nor moments are touched.
+        If the norm is not finite, neither weights nor moments change.
         """
         ...
 
     def parameter_names(self) -> list[str]:
-        """Return the trainable parameters' names as the Hugging Face model knows them, in a fixed order."""
+        """Return the Hugging Face names of the trainable parameters, in a fixed order."""
         ...
 
     def full_tensor(self, name: str, kind: TensorKind) -> Tensor:
@@ -77,9 +83,9 @@ class Backend(Protocol):
         ...
 
     def help_assemble(self, name: str, kind: TensorKind) -> None:
-        """Do this rank's part where another rank asks for the whole tensor; nothing is copied or kept here."""
+        """Take part in the collective of another rank's `full_tensor`, without copying or keeping the tensor."""
         ...
 
     def restore(self, num_steps_done: int, read: ReadTensor) -> None:
-        """Put back master weights and optimizer state as they were after `num_steps_done` steps."""
+        """Restore master weights and optimizer state as they were after `num_steps_done` steps."""
         ...

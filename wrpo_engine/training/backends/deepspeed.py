@@ -1,9 +1,11 @@
-"""DeepSpeed behind the backend protocol: ZeRO 0 to 3 on CPU and GPU. The only file that imports deepspeed.
+"""DeepSpeed backend: ZeRO 0 to 3 on CPU and GPU. The only module that imports deepspeed.
 
-Two of its habits are handled here and nowhere else. It divides gradients by the world size and by
-gradient_accumulation_steps: accumulation is therefore 1 in its configuration and the boundary is set by hand (the
-number of micro-batches differs from step to step), and the loss is multiplied by the world size. And its own
-checkpoints are bound to a world size and a stage: state goes in and out as whole fp32 tensors per parameter instead.
+Two properties of DeepSpeed are handled here only:
+
+- It divides gradients by the world size and by gradient_accumulation_steps. So the latter is 1 in its configuration,
+  the boundary is set by hand because the number of micro-batches varies, and the loss is multiplied by the world size.
+- Its checkpoints are bound to a world size and a stage. So state is read and restored as whole fp32 tensors per
+  parameter.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ _MOMENTS = (TensorKind.EXP_AVG, TensorKind.EXP_AVG_SQ)
 
 
 def deepspeed_config(params: OptimizerParams, runtime: Runtime, world_size: int) -> dict[str, Any]:
-    """Return DeepSpeed's own configuration."""
+    """Return DeepSpeed's configuration; raise ConfigError for an offload that the stage does not support."""
     stage = effective_zero_stage(params)
     check_offload(stage, runtime)
     zero: dict[str, Any] = {
@@ -65,13 +67,13 @@ def deepspeed_config(params: OptimizerParams, runtime: Runtime, world_size: int)
         "data_types": {"grad_accum_dtype": "fp32"},
     }
     if stage > 0:
-        # Stage 0 in fp32 reports no norm; there the backend clips by itself.
+        # Stage 0 in fp32 reports no norm, so the backend itself clips there.
         config["gradient_clipping"] = params.max_grad_norm
     return config
 
 
 def check_settings(params: OptimizerParams, runtime: Runtime, layout: str) -> None:
-    """Refuse what does not run, before anything is loaded."""
+    """Raise ConfigError for settings that do not work together, before anything is loaded."""
     stage = effective_zero_stage(params)
     check_offload(stage, runtime)
     check_compile(stage, params, runtime, layout)
@@ -84,7 +86,7 @@ def check_settings(params: OptimizerParams, runtime: Runtime, layout: str) -> No
 
 @contextlib.contextmanager
 def partitioned_loading(params: OptimizerParams, runtime: Runtime, world_size: int) -> Iterator[None]:
-    """At ZeRO stage 3, let `from_pretrained` cut every parameter as it is made, so that no rank holds a whole model."""
+    """At ZeRO stage 3, partition every parameter while `from_pretrained` creates it: no rank holds the whole model."""
     if effective_zero_stage(params) != 3:
         yield
         return
@@ -93,7 +95,7 @@ def partitioned_loading(params: OptimizerParams, runtime: Runtime, world_size: i
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    # transformers keeps a weak reference to it and asks it while this variable lives.
+    # transformers keeps only a weak reference to it and uses it while this variable exists.
     config = HfDeepSpeedConfig(deepspeed_config(params, runtime, world_size))
     try:
         yield
@@ -103,7 +105,7 @@ def partitioned_loading(params: OptimizerParams, runtime: Runtime, world_size: i
 
 
 def _frozen_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of the second, frozen model: the same sharding, no optimizer."""
+    """Return the configuration of the second, frozen model: the same partitioning, no optimizer."""
     zero = {name: value for name, value in config["zero_optimization"].items() if name != "offload_optimizer"}
     return {**config, "zero_optimization": zero}
 
@@ -111,16 +113,16 @@ def _frozen_config(config: dict[str, Any]) -> dict[str, Any]:
 def _import_deepspeed() -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # It insists on a launcher's variable; a single process has no launcher.
+    # DeepSpeed requires this launcher's variable; a single process has no launcher.
     os.environ.setdefault("LOCAL_RANK", "0")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
     import deepspeed.ops
 
-    # Compiled at first use by a minute of C++, and used for inference only.
+    # Its first use would compile C++ for a minute; only inference uses it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed calls collectives by names that PyTorch renamed: one line for every call otherwise.
+    # DeepSpeed calls collectives by names that PyTorch has renamed, which logs one warning per call.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     return deepspeed
 
@@ -153,12 +155,12 @@ class DeepSpeedBackend:
             model.causal_lm.get_decoder().compile(dynamic=True)
         with peer_errors():
             deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-            # At stages 1 and 2 DeepSpeed cannot give back the optimizer state of a second group of parameters.
+            # At stages 1 and 2 DeepSpeed cannot return the optimizer state of a second group of parameters.
             decays = self._stage in {0, 3}
             optimizer = make_adamw(model, params, decays=decays)
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
             if self._stage == 0 and group.world_size == 1:
-                # A mean over one rank, for which all gradients would be copied into one buffer and back.
+                # The mean over one rank would only copy all gradients into one buffer and back.
                 self._engine.enable_backward_allreduce = False
             if params.weight_decay and not decays:
                 exempt = undecayed(model)
@@ -228,7 +230,7 @@ class DeepSpeedBackend:
                 self._engine.optimizer.zero_grad()
                 return norm
         with peer_errors():
-            # From stage 1 on DeepSpeed itself leaves out a step whose norm is not finite, and reports infinity.
+            # From stage 1 on DeepSpeed itself skips a step whose norm is not finite, and reports infinity.
             self._engine.step()
         return float(self._engine.get_global_grad_norm()) if norm is None else norm
 
@@ -245,7 +247,7 @@ class DeepSpeedBackend:
             self._assembled(name, kind)
 
     def _assembled(self, name: str, kind: TensorKind) -> Tensor:
-        """Return the whole tensor on the device; a collective of all ranks."""
+        """Return the whole tensor on the device; this is a collective of all ranks."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         parameter = self._parameters[name]
@@ -258,7 +260,7 @@ class DeepSpeedBackend:
         return full
 
     def restore(self, num_steps_done: int, read: ReadTensor) -> None:
-        """Put back weights, master weights and moments; what the model was loaded with is forgotten."""
+        """Restore weights, master weights and moments; they replace the weights that the model was loaded with."""
         if self._stage == 0:
             restore_adam(self._engine.optimizer, self._parameters, num_steps_done, read)
         elif self._stage == 3:
@@ -268,12 +270,12 @@ class DeepSpeedBackend:
 
     def _restore_stage_1_2(self, num_steps_done: int, read: ReadTensor) -> None:
         zero = self._engine.optimizer
-        # In bf16 at stage 1 DeepSpeed uses an optimizer of its own, with another name for the same partitions.
+        # In bf16 at stage 1 DeepSpeed uses its own optimizer, with another name for the same partitions.
         name_of_partitions = "single_partition_of_fp32_groups"
         if not hasattr(zero, name_of_partitions):
             name_of_partitions = "fp32_groups_flat_partition"
         _make_state(zero.optimizer, getattr(zero, name_of_partitions), num_steps_done)
-        # The map from parameters to their slices of the optimizer state is otherwise made at the end of the first step.
+        # DeepSpeed otherwise maps parameters to their slices of the optimizer state only at the end of the first step.
         zero._lazy_init_hp_params_optimizer_state()  # noqa: SLF001
         for name, parameter in self._parameters.items():
             weight = read(name, TensorKind.WEIGHT)
@@ -307,7 +309,7 @@ def _make_state(optimizer: Any, flat_groups: list[Tensor], num_steps_done: int) 
 
 
 def _own_partition(full: Tensor, parameter: Any, group: Group) -> Tensor:
-    """Return this rank's slice of a parameter as ZeRO-3 cuts it: equal slices, the last one padded with zeros."""
+    """Return this rank's slice of a parameter in ZeRO-3: equal slices, the last one padded with zeros."""
     size = parameter.partition_numel()
     padded = torch.zeros(size * group.world_size, dtype=torch.float32)
     padded[: full.numel()] = full.flatten()

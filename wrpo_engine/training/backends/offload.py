@@ -1,4 +1,4 @@
-"""Which combinations of ZeRO stage, offload and compilation run; every other one is refused with its field's name."""
+"""Supported combinations of ZeRO stage, offload and compilation; ConfigError names the field of any other one."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ _STAGE_NEEDED = {"none": 0, "optimizer": 1, "optimizer-and-parameters": 3}
 
 
 def effective_zero_stage(params: OptimizerParams) -> int:
-    """Return the stage that runs: stage 0 has no place for bf16's fp32 master weights, and 1 computes the same."""
+    """Return the ZeRO stage that runs.
+
+    Stage 0 has no fp32 master weights for bf16. Stage 1 has them and computes the same, so it replaces stage 0 there.
+    """
     return 1 if params.zero_stage == 0 and params.precision == "bfloat16" else params.zero_stage
 
 
 def check_offload(stage: int, runtime: Runtime) -> None:
+    """Raise ConfigError if the ZeRO stage does not support the offload."""
     needed = _STAGE_NEEDED[runtime.offload]
     if stage < needed:
         raise ConfigError(
             "training.offload",
             runtime.offload,
-            f"it needs ZeRO stage {needed} or above, and zeroStage is {stage}",
+            f"it needs ZeRO stage {needed} or above, but zeroStage is {stage}",
             f"Set training.zeroStage to {needed} or leave offload out.",
         )
     if runtime.offload_nvme_path is None:
@@ -37,24 +41,24 @@ def check_offload(stage: int, runtime: Runtime) -> None:
         raise ConfigError(
             "training.offloadNvmePath",
             runtime.offload_nvme_path,
-            f"offload to NVMe needs ZeRO stage 3, and zeroStage is {stage}",
+            f"offload to NVMe needs ZeRO stage 3, but zeroStage is {stage}",
             "Set training.zeroStage to 3, or leave offloadNvmePath out and offload to the host's memory.",
         )
 
 
 def check_nvme(runtime: Runtime, *, has_async_io: bool) -> None:
-    """Refuse NVMe where the machine cannot do it."""
+    """Raise ConfigError for offload to NVMe on a machine without asynchronous I/O."""
     if runtime.offload_nvme_path is not None and not has_async_io:
         raise ConfigError(
             "training.offloadNvmePath",
             runtime.offload_nvme_path,
-            "DeepSpeed's asynchronous I/O cannot be built here: libaio and its headers or a C++ compiler are missing",
+            "DeepSpeed's asynchronous I/O cannot be built: libaio and its headers or a C++ compiler are missing",
             "Use an image with libaio-dev and g++, or leave offloadNvmePath out and offload to the host's memory.",
         )
 
 
 def check_compile(stage: int, params: OptimizerParams, runtime: Runtime, layout: str) -> None:
-    """Refuse torch.compile where it would break up or change what is computed."""
+    """Raise ConfigError for torch.compile with settings that would break the graph or change the results."""
     if not runtime.torch_compile:
         return
     conflicts = {
@@ -74,7 +78,7 @@ def check_compile(stage: int, params: OptimizerParams, runtime: Runtime, layout:
 
 
 def offload_sections(runtime: Runtime) -> dict[str, Any]:
-    """Return what goes into DeepSpeed's zero_optimization."""
+    """Return the sections for DeepSpeed's zero_optimization."""
     if runtime.offload == "none":
         return {}
     path = runtime.offload_nvme_path

@@ -1,4 +1,4 @@
-"""The backend of one process without DeepSpeed: plain PyTorch, for tests and for the equality of the others."""
+"""Single-process backend in plain PyTorch, without DeepSpeed; the baseline of tests of the other backends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNDECAYED = re.compile(r"bias|layernorm|rmsnorm|_norm(\.|$)|(^|\.)norm(\.|$)")
 
 
 def undecayed(model: nn.Module) -> set[str]:
-    """Return the names of the parameters without weight decay: biases and norms, as the Hugging Face trainer has it."""
+    """Return the names of the parameters without weight decay: biases and norms, as in the Hugging Face trainer."""
     of_layer_norms = {
         f"{prefix}.{name}"
         for prefix, module in model.named_modules()
@@ -29,9 +29,9 @@ def undecayed(model: nn.Module) -> set[str]:
 
 
 def make_adamw(model: nn.Module, params: OptimizerParams, *, decays: bool = True) -> torch.optim.AdamW:
-    """Return the optimizer all backends use. The rate is set anew before every step.
+    """Return the optimizer of all backends; `set_learning_rate` sets its rate before every step.
 
-    Without `decays` all parameters form one group, and weight decay is left to the caller.
+    Without `decays` all parameters form one group, and the caller applies weight decay.
     """
     weight_decay = params.weight_decay if decays else 0.0
     exempt = undecayed(model) if weight_decay else set()
@@ -53,6 +53,7 @@ def make_adamw(model: nn.Module, params: OptimizerParams, *, decays: bool = True
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of all groups of parameters."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
 
@@ -117,14 +118,14 @@ class SingleProcessBackend:
         return full_adam_tensor(self._optimizer, self._parameters[name], kind)
 
     def help_assemble(self, name: str, kind: TensorKind) -> None:
-        """There is no other rank."""
+        """Do nothing, because there is no other rank."""
 
     def restore(self, num_steps_done: int, read: ReadTensor) -> None:
         restore_adam(self._optimizer, self._parameters, num_steps_done, read)
 
 
 def full_adam_tensor(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, kind: TensorKind) -> Tensor:
-    """Return a copy of a replicated parameter or of its optimizer state."""
+    """Return a CPU copy of a replicated parameter or of its optimizer state."""
     source = parameter if kind is TensorKind.WEIGHT else optimizer.state[parameter][kind.value]
     return source.detach().to("cpu", copy=True)
 
@@ -135,7 +136,7 @@ def restore_adam(
     num_steps_done: int,
     read: ReadTensor,
 ) -> None:
-    """Put replicated parameters and their optimizer state back."""
+    """Restore replicated parameters and their optimizer state."""
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(read(name, TensorKind.WEIGHT))

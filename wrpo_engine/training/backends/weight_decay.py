@@ -1,7 +1,8 @@
 """Decoupled weight decay where DeepSpeed allows one group of parameters only: ZeRO stages 1 and 2.
 
-There the optimizer's own decay is off. Right before its step the decayed parameters' fp32 master weights, of which each
-rank holds fragments, are multiplied by 1 - learning rate * weight decay, as AdamW does with a group of its own.
+The optimizer's own decay is off there. Right before each step the fp32 master weights of the decayed parameters, of
+which each rank holds fragments, are multiplied by 1 - learning rate * weight decay. AdamW does the same with a separate
+group.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import torch
 
 
 def decay_before_every_step(optimizer: Any, parameters: Iterable[Any], weight_decay: float) -> None:
-    """Let `optimizer`, which DeepSpeed calls only for steps that it takes, decay these parameters of its one group."""
+    """Register a hook on `optimizer` that decays these parameters of its one group before every step.
+
+    DeepSpeed calls the optimizer only for steps that it does not skip.
+    """
     decayed = list(parameters)
 
     def decay(inner: Any, _args: Any, _kwargs: Any) -> None:
         factor = 1 - inner.param_groups[0]["lr"] * weight_decay
         with torch.no_grad():
             for parameter in decayed:
-                # None where no part of the parameter is this rank's.
+                # None if this rank holds no part of the parameter.
                 if parameter._hp_mapping is not None:  # noqa: SLF001 (as deepspeed.utils.safe_* do)
                     parameter._hp_mapping.hp_fragment.mul_(factor)  # noqa: SLF001
 

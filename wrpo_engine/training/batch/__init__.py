@@ -1,1 +1,1 @@
-"""Rows, their layout in a forward pass, and micro-batches."""
+"""Token rows, sequence layouts and micro-batches."""

@@ -1,4 +1,4 @@
-"""Which rows form which step, rank and micro-batch: pure functions of the lengths, the seed and the world size."""
+"""Batch plan: the rows of every step, rank and micro-batch, as pure functions of lengths, seed and world size."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ from wrpo_engine.training.batch.rows import TokenRow
 
 @dataclass(frozen=True, slots=True)
 class RowCost:
-    """What a row costs, known without its tokens."""
+    """The lengths of a row, which determine its cost."""
 
     prompt: int
     """Tokens of the prompt."""
     responses: tuple[int, ...]
     """Tokens of every response."""
     loss_tokens: int = 0
+    """Tokens with loss in all sequences."""
 
     @classmethod
     def of(cls, row: TokenRow) -> RowCost:
+        """Return the lengths of a row."""
         return cls(len(row.prompt), tuple(len(response) for response in row.responses), row.num_loss_tokens)
 
     @property
     def longest(self) -> int:
-        """Tokens that are computed of its longest sequence; the last token of a response predicts nothing."""
+        """Computed tokens of the longest sequence; the last token of a response predicts nothing."""
         return self.prompt + max(self.responses) - 1
 
     def tokens(self, layout: Layout) -> int:
-        """Return the tokens that a forward pass computes for this row by itself."""
+        """Return the tokens that a forward pass computes for this row alone."""
         match layout:
             case Layout.SHARED_PREFIX:
                 return self.prompt + sum(self.responses) - len(self.responses)
@@ -45,7 +47,7 @@ class RowCost:
                 return self.longest * len(self.responses)
 
     def attended_pairs(self, layout: Layout) -> int:
-        """Return how many (query, key) pairs attention computes for this row by itself."""
+        """Return the number of (query, key) pairs that attention computes for this row alone."""
         branches = [response - 1 for response in self.responses]
         match layout:
             case Layout.SHARED_PREFIX:
@@ -62,20 +64,20 @@ def _causal(tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class WorkModel:
-    """What a row costs in units of one token's passage through the decoder's linear layers.
+    """The cost of a row, in units of one token's forward pass through the decoder's linear layers.
 
-    It need only be right enough to balance: ranks and micro-steps that are equal under it wait little for each other.
+    It is only as exact as balancing needs: ranks and micro-steps of equal cost wait little for each other.
     """
 
     pairs_per_token: float = 24576.0
-    """Attended pairs that cost as much as one token: 6 hidden sizes, for 24 D^2 operations a token in attention's
-    projections and a gated feed-forward of 8/3 D, and 4 D a pair."""
+    """Attended pairs that cost as much as one token: 6 hidden sizes. A token takes 24 D^2 operations in attention's
+    projections and a gated feed-forward of 8/3 D, a pair takes 4 D."""
     loss_token: float = 0.06
-    """Cost of a token's logits: the head's weights over the decoder's. The defaults are of a model of 8B parameters."""
+    """Cost of a token's logits: the head's weights over the decoder's. The defaults are those of an 8B model."""
 
     @classmethod
     def of_config(cls, config: Any) -> WorkModel:
-        """Read the sizes of a Hugging Face config; without them the defaults serve."""
+        """Return the model of a Hugging Face config's sizes; the defaults if the config lacks one of them."""
         hidden, layers, vocabulary = (
             getattr(config, name, None) or 0 for name in ("hidden_size", "num_hidden_layers", "vocab_size")
         )
@@ -84,6 +86,7 @@ class WorkModel:
         return cls(pairs_per_token=6.0 * hidden, loss_token=vocabulary / (12.0 * hidden * layers))
 
     def of_row(self, cost: RowCost, layout: Layout) -> float:
+        """Return the cost of a row in the given layout."""
         return (
             cost.tokens(layout)
             + cost.attended_pairs(layout) / self.pairs_per_token
@@ -93,19 +96,21 @@ class WorkModel:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Rows of one forward pass of one rank."""
+    """The rows of one forward pass of one rank."""
 
     rows: tuple[int, ...]
+    """Indices of the rows."""
     is_filler: bool = False
-    """True: computed only because the other ranks still compute (collectives need all ranks); weighs nothing."""
+    """True if it is computed only because collectives need all ranks; its weight is 0."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The whole run's data order.
+    """The data order of a whole run.
 
-    Every epoch is a permutation of all rows that depends on (seed, epoch) alone, cut into steps of `global_batch_size`;
-    the last step of an epoch takes what is left. If there are fewer rows than a global batch, each epoch is one step.
+    Every epoch is a permutation of all rows that depends on (seed, epoch) alone. It is split into steps of
+    `global_batch_size`; the last step of an epoch takes the remaining rows. With fewer rows than a global batch, each
+    epoch is one step.
     """
 
     costs: Sequence[RowCost]
@@ -114,9 +119,9 @@ class BatchPlan:
     seed: int
     world_size: int
     micro_batch_tokens: int
-    """Bound of the tokens that a forward pass computes, padding included; a single row may exceed it."""
+    """Maximum tokens of a forward pass, padding included; a single row may exceed it."""
     micro_batch_rows: int | None = None
-    """Fixed number of rows instead of the token bound."""
+    """Fixed number of rows instead of the maximum tokens."""
     shuffle: bool = True
     layout: Layout = Layout.PADDED
     work: WorkModel = WorkModel()
@@ -127,23 +132,26 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch."""
         return -(-len(self.costs) // self.global_batch_size)
 
     @property
     def num_steps(self) -> int:
+        """Optimizer steps of the run."""
         return self.steps_per_epoch * self.epochs
 
     def epoch_order(self, epoch: int) -> Sequence[int]:
+        """Return the indices of all rows in the order of an epoch, counted from 0."""
         return permutation(self.seed, epoch, len(self.costs)) if self.shuffle else range(len(self.costs))
 
     def step_rows(self, step: int) -> list[int]:
-        """Return the rows of a step's global batch, step counted from 0 over all epochs."""
+        """Return the indices of the rows of a step's global batch; steps are counted from 0 over all epochs."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.global_batch_size
         return list(self.epoch_order(epoch)[start : start + self.global_batch_size])
 
     def micro_batches(self, step: int) -> list[list[MicroBatch]]:
-        """Return for every rank its micro-batches of the step: every rank has as many as every other."""
+        """Return the micro-batches of the step by rank; all ranks have the same number."""
         return plan_step(
             self.step_rows(step),
             self.costs,
@@ -157,12 +165,12 @@ class BatchPlan:
 
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, num_rows: int) -> tuple[int, ...]:
-    """Return an epoch's order; remembered, since each of its steps takes a slice of the same one.
+    """Return an epoch's order; it is cached, because each of its steps takes a slice of it.
 
-    Micro-batches made ahead may be an epoch further than the loop, on another thread.
+    The prefetching thread may be one epoch ahead of the loop.
     """
-    # PCG64 through SeedSequence is stable over numpy versions; Generator.permutation is not promised to be,
-    # sorting random keys depends on the raw stream only.
+    # numpy keeps PCG64 with SeedSequence stable over versions, but not Generator.permutation. Sorting random keys
+    # depends on the raw stream only.
     keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(num_rows)
     return tuple(np.argsort(keys, kind="stable").tolist())
 
@@ -179,8 +187,8 @@ def plan_step(
 ) -> list[list[MicroBatch]]:
     """Return every rank's micro-batches, the costliest first; ranks with fewer get fillers of the cheapest row.
 
-    The ranks' micro-batches of the same place differ little in work, and so do the ranks' sums: micro-batches are
-    ordered by work and dealt in turn, so that both differ by no more than the costliest and the cheapest micro-batch.
+    Micro-batches are ordered by work and assigned to the ranks in turn. So the ranks' micro-batches at the same
+    position differ little in work, as do the ranks' sums: at most as much as the costliest and the cheapest one.
     """
     works = {row: work.of_row(costs[row], layout) for row in rows}
     costliest_first = sorted(rows, key=lambda row: (-works[row], row))
@@ -206,10 +214,11 @@ def _by_work(
     max_tokens: int,
     multiple: int,
 ) -> list[list[int]]:
-    """Return as few micro-batches as their bound allows, their work differing by no more than the costliest row's.
+    """Return as few micro-batches as `max_tokens` allows, with work that differs by at most the costliest row's.
 
-    Every row goes to the micro-batch with the least work so far. If its tokens do not fit there, the rows are dealt
-    anew to more micro-batches, rather than to one that is fuller: that keeps the difference within one row.
+    Every row is assigned to the micro-batch with the least work so far. If its tokens do not fit there, all rows are
+    redistributed to more micro-batches, instead of adding this row to a fuller one. That keeps the difference within
+    one row.
     """
     enough_for_all = -(-len(costliest_first) // multiple)
     count = multiple * min(enough_for_all, max(1, -(-sum(tokens.values()) // (max_tokens * multiple))))
@@ -228,7 +237,7 @@ def _by_work(
 
 
 def _by_count(costliest_first: Sequence[int], size: int, multiple: int) -> list[list[int]]:
-    """Return micro-batches of `size` rows of like work; fewer rows each where that spares a rank a filler."""
+    """Return micro-batches of `size` rows of similar work, or of fewer rows if that avoids fillers."""
     count = -(-len(costliest_first) // size)
     count = min(count + -count % multiple, len(costliest_first))
     bounds = [len(costliest_first) * place // count for place in range(count + 1)]
@@ -236,7 +245,7 @@ def _by_count(costliest_first: Sequence[int], size: int, multiple: int) -> list[
 
 
 def _by_width(rows: Sequence[int], costs: Sequence[RowCost], max_tokens: int, multiple: int) -> list[list[int]]:
-    """Cut rows, ordered by length, into micro-batches whose padded size stays within the bound."""
+    """Split rows, ordered by length, into micro-batches of at most `max_tokens` with padding."""
     longest_first = sorted(rows, key=lambda row: (-costs[row].longest, row))
     packed: list[list[int]] = []
     sequences = 0

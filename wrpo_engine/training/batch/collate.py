@@ -1,4 +1,4 @@
-"""Token rows to the tensors of one forward pass, in one of three layouts.
+"""Collation of token rows to the tensors of one forward pass, in one of three layouts.
 
 The last token of a response predicts nothing and is not computed. The prompt's last token predicts the first token of
 every response; in the shared-prefix layout one position therefore predicts several tokens.
@@ -16,30 +16,33 @@ from wrpo_engine.training.batch.layout import AttentionPlan, Family, Layout
 from wrpo_engine.training.batch.rows import TokenRow
 
 PADDING_ID = 0
-"""Any valid id: with right padding and causal attention no real token sees it, and no loss reads it."""
+"""Any valid id: with right padding and causal attention no real token attends to it, and no loss reads it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """S sequences, R tokens with loss in all; B rows.
+    """The tensors of a micro-batch of S sequences with R tokens with loss, from B rows.
 
-    The layout is known to the model's forward pass only: `input_ids_LT` is [S, width] when padded, else [1, T].
+    Only the model's forward pass depends on the layout: `input_ids_LT` is [S, width] if padded, otherwise [1, T].
     """
 
     input_ids_LT: Tensor
     positions_R: Tensor
-    """Place in the flattened [L * T] hidden states that predicts each token with loss."""
+    """Index in the flattened [L * T] hidden states that predicts each token with loss."""
     targets_R: Tensor
+    """Ids of the tokens with loss."""
     sequence_of_token_R: Tensor
+    """Index of the sequence of each token with loss."""
     lengths_S: Tensor
-    """Tokens with loss of every sequence: those of its response (and of its prompt, where that carries loss)."""
+    """Tokens with loss of every sequence: those of its response, and of its prompt if that has loss."""
     row_ids: tuple[str, ...]
-    """Of the B rows; row b owns sequences b * S/B to (b + 1) * S/B."""
+    """Ids of the B rows; row b has the sequences b * S/B to (b + 1) * S/B."""
     plan: AttentionPlan | None = None
-    """Who sees whom; None: each row of `input_ids_LT` is one sequence."""
+    """Attention between tokens; None if each row of `input_ids_LT` is one sequence."""
 
     @property
     def num_sequences(self) -> int:
+        """S, the number of sequences."""
         return len(self.lengths_S)
 
     @property
@@ -48,11 +51,12 @@ class Batch:
         return self.input_ids_LT.numel()
 
     def pinned(self) -> Batch:
-        """Put it where a GPU copies from while Python goes on: from other memory a copy waits, whatever it is told."""
+        """Return the batch in pinned memory; `non_blocking` copies from pageable memory are synchronous."""
         plan = None if self.plan is None else self.plan.pinned()
         return self._with_tensors(lambda tensor: tensor.pin_memory(), plan)
 
     def to(self, device: torch.device) -> Batch:
+        """Return the batch on the device, copied asynchronously if it is pinned."""
         if device.type == "cpu":
             return self
         plan = None if self.plan is None else self.plan.to(device)
@@ -78,7 +82,7 @@ class _Lists:
     positions_in_sequence: list[int] = field(default_factory=list)
     families: list[Family] = field(default_factory=list)
     predictors: list[int] = field(default_factory=list)
-    """For every token with loss, the place that predicts it."""
+    """For every token with loss, the position that predicts it."""
 
     def append(self, ids: Sequence[int], first_position: int) -> tuple[int, int]:
         start = len(self.ids)
@@ -88,7 +92,7 @@ class _Lists:
 
 
 def collate(rows: Sequence[TokenRow], layout: Layout = Layout.PADDED) -> Batch:
-    """Lay the rows' sequences out for one forward pass."""
+    """Return the batch of the rows' sequences; raise ValueError for a row with an empty prompt or response."""
     empty = [row.row_id for row in rows if not row.prompt or not all(row.responses)]
     if empty:
         raise ValueError(f"rows need a prompt and responses of at least one token each; these do not: {empty}")
@@ -96,9 +100,9 @@ def collate(rows: Sequence[TokenRow], layout: Layout = Layout.PADDED) -> Batch:
     lengths: list[int] = []
     for row in rows:
         for response in row.responses:
-            wanted = (*row.prompt[1:], *response) if row.prompt_has_loss else response
-            targets.extend(wanted)
-            lengths.append(len(wanted))
+            with_loss = (*row.prompt[1:], *response) if row.prompt_has_loss else response
+            targets.extend(with_loss)
+            lengths.append(len(with_loss))
     input_ids_LT, predictors, plan = _padded(rows) if layout is Layout.PADDED else _packed(rows, _PLACERS[layout])
     lengths_S = torch.tensor(lengths)
     return Batch(
@@ -134,7 +138,7 @@ def _packed(
 
 
 def _place_sequences(lists: _Lists, row: TokenRow) -> None:
-    """Place each sequence whole: the prompt again for every response."""
+    """Append each whole sequence, with a copy of the prompt for every response."""
     for response in row.responses:
         start, stop = lists.append((*row.prompt, *response[:-1]), 0)
         lists.families.append(Family((start, stop)))
@@ -142,7 +146,7 @@ def _place_sequences(lists: _Lists, row: TokenRow) -> None:
 
 
 def _place_once(lists: _Lists, row: TokenRow) -> None:
-    """Place the prompt once and its responses behind it."""
+    """Append the prompt once, followed by its responses."""
     if len(row.responses) == 1:
         _place_sequences(lists, row)
         return
@@ -160,5 +164,5 @@ _PLACERS = {Layout.SHARED_PREFIX: _place_once, Layout.PACKED: _place_sequences}
 
 
 def _first_predictor(row: TokenRow) -> int:
-    """Return the place in its sequence of the token that predicts the first token with loss."""
+    """Return the position in its sequence of the token that predicts the first token with loss."""
     return 0 if row.prompt_has_loss else len(row.prompt) - 1

@@ -1,9 +1,9 @@
-"""How many floating-point operations a model needs, from its weights and the lengths of the sequences alone.
+"""Floating-point operations of a model, from its weights and the lengths of the sequences.
 
-Counted are matrix products: two operations per weight and token in the linear layers and the head, four per attention
-head dimension and visible (query, key) pair. Norms, activations and softmax are below a percent of a language model's
-operations and are left out, as everybody does. A backward pass costs twice its forward pass. Sliding windows are not
-taken off.
+The count includes matrix products only: two operations per weight and token in the linear layers and the head, and four
+per attention head dimension and visible (query, key) pair. Norms, activations and softmax are below 1 % of a language
+model's operations and are left out, as usual. A backward pass costs twice its forward pass. Sliding windows are not
+deducted.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import nn
 from wrpo_engine.training.batch.rows import TokenRow
 
 FORWARD_AND_BACKWARD = 3
-"""Of a forward pass's operations: one for it, two for the gradients of inputs and weights."""
+"""In units of a forward pass: one for the forward pass, two for the gradients of inputs and weights."""
 FORWARD_AND_INPUT_GRADIENTS = 2
-"""Where only adapters are trained: the frozen weights have no gradients."""
+"""In units of a forward pass, if only adapters are trained: the frozen weights have no gradients."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
-    """What of a model decides its operations."""
+    """The sizes of a model that determine its operations."""
 
     body_weights: int
-    """Weights of the linear layers that every token passes; of experts only the active share. Without the head."""
+    """Weights of the linear layers without the head; of experts only the active share."""
     head_weights: int
     """hidden * vocabulary."""
     attention_width: int
@@ -35,7 +35,7 @@ class ModelCost:
 
     @classmethod
     def of(cls, causal_lm: Any) -> ModelCost:
-        """Read a Hugging Face model; call it before anything cuts or gathers its weights."""
+        """Return the sizes of a Hugging Face model whose weights are not partitioned."""
         config = causal_lm.config.get_text_config()
         head = causal_lm.get_output_embeddings()
         expert_share = _active_expert_share(config)
@@ -56,8 +56,9 @@ class ModelCost:
         )
 
     def forward(self, *, tokens: int, pairs: int, head_tokens: int) -> int:
-        """Return the operations of one forward pass over `tokens` with `pairs` of queries and keys that see each
-        other, the head applied to `head_tokens` of them.
+        """Return the operations of one forward pass over `tokens`.
+
+        `pairs` is the number of visible (query, key) pairs; the head is applied to `head_tokens` of the tokens.
         """
         return 2 * self.body_weights * tokens + 4 * self.attention_width * pairs + 2 * self.head_weights * head_tokens
 
@@ -70,18 +71,20 @@ def _active_expert_share(config: Any) -> float:
 
 
 def causal_pairs(length: int) -> int:
-    """Return the pairs of a sequence in which every token sees itself and those before it."""
+    """Return the visible pairs of a causal sequence: every token attends to itself and to all previous tokens."""
     return length * (length + 1) // 2
 
 
 def shared_prefix_pairs(prompt: int, responses: Sequence[int]) -> int:
-    """Return the visible pairs where the prompt is computed once and every response sees it and itself."""
+    """Return the visible pairs of a shared prompt: every response attends to the prompt and to itself."""
     return causal_pairs(prompt) + sum(response * prompt + causal_pairs(response) for response in responses)
 
 
 def needed_forward(cost: ModelCost, row: TokenRow) -> int:
-    """Return the fewest operations that give the log-probabilities of a row: the prompt once for all its responses, the
-    head on tokens with loss only, no padding. Nobody asks what follows a response's last token.
+    """Return the fewest operations that compute the log-probabilities of a row.
+
+    The prompt is computed once for all its responses, the head on tokens with loss only, and without padding. A
+    response's last token predicts nothing and is left out.
     """
     branches = [len(response) - 1 for response in row.responses]
     with_loss = sum(len(response) for response in row.responses)
@@ -95,7 +98,9 @@ def needed_forward(cost: ModelCost, row: TokenRow) -> int:
 
 
 def needed_training_step(cost: ModelCost, rows: Iterable[TokenRow], *, passes: int = FORWARD_AND_BACKWARD) -> int:
-    """Return the fewest operations of forward and backward over the rows, whatever layout computes them: no reference,
-    nothing recomputed. What MFU is measured by, so that no layout looks better for wasting work.
+    """Return the fewest operations of forward and backward over the rows, independent of the layout.
+
+    Reference and recomputation are not included. MFU uses this number, so that no layout looks better because it wastes
+    work.
     """
     return passes * sum(needed_forward(cost, row) for row in rows)

@@ -1,4 +1,4 @@
-"""How the sequences of a micro-batch lie in memory, and which architectures allow it."""
+"""Sequence layouts of a micro-batch, and the architectures that support them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from wrpo_engine.errors import ConfigError
 
 
 class Layout(StrEnum):
-    """What one forward pass holds."""
+    """The arrangement of sequences in one forward pass."""
 
     SHARED_PREFIX = "shared-prefix"
-    """One row of tokens: each prompt once, behind it all of its responses, each seeing the prompt and itself only."""
+    """One row of tokens: each prompt once, then all its responses; each attends to the prompt and to itself only."""
     PACKED = "packed"
-    """One row of tokens: whole sequences one behind the other, each seeing itself only."""
+    """One row of tokens: whole sequences one after the other, each attends to itself only."""
     PADDED = "padded"
-    """One row per sequence, filled up on the right to one width."""
+    """One row per sequence, padded on the right to one width."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Tokens that see each other: a prefix, causal in itself, and branches that follow it without a gap.
+    """Tokens that attend to each other: a causal prefix, and branches that follow it without a gap.
 
-    A branch sees the whole prefix and, causally, itself. Spans are [start, stop) in the micro-batch's row of tokens.
+    A branch attends to the whole prefix and, causally, to itself. Spans are [start, stop) in the micro-batch's row of
+    tokens.
     """
 
     prefix: tuple[int, int]
@@ -35,33 +36,35 @@ class Family:
 
     @property
     def stop(self) -> int:
+        """End of the last span."""
         return self.branches[-1][1] if self.branches else self.prefix[1]
 
     @property
     def longest(self) -> int:
-        """Tokens of its longest sequence."""
+        """Tokens of the longest sequence."""
         start, stop = self.prefix
         return stop - start + max((end - begin for begin, end in self.branches), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """Who sees whom among the T tokens of a micro-batch; travels through the model as a keyword argument."""
+    """Attention among the T tokens of a micro-batch, passed through the model as a keyword argument."""
 
     families: tuple[Family, ...]
     positions_T: Tensor
     """Position of every token in its own sequence."""
     owners_2T: Tensor | None = field(default=None, compare=False, repr=False)
-    """What `owners` returns, where it was made ahead and has come to the device with the rest."""
+    """Result of `owners`, if it was computed ahead and copied to the device with the rest."""
     block_masks: dict[int | None, Any] = field(default_factory=dict, compare=False, repr=False)
-    """Sliding window -> FlexAttention's block mask: made by the first layer that needs it, used by all others."""
+    """Sliding window -> FlexAttention's block mask: built by the first layer that needs it, used by all others."""
 
     @property
     def longest(self) -> int:
+        """Tokens of the longest sequence."""
         return max(family.longest for family in self.families)
 
     def owners(self) -> Tensor:
-        """Return [2, T]: the family of every token and its branch, counted from 1; 0 is a prefix."""
+        """Return [2, T] int32: the family of every token, and its branch counted from 1; 0 is a prefix."""
         if self.owners_2T is not None:
             return self.owners_2T
         owners_2T = torch.zeros(2, self.families[-1].stop, dtype=torch.int32)
@@ -74,10 +77,11 @@ class AttentionPlan:
         return owners_2T.to(self.positions_T.device)
 
     def pinned(self) -> AttentionPlan:
-        """Make everything that a GPU needs, in memory that it can copy from by itself."""
+        """Return the plan with all tensors that a GPU needs in pinned memory."""
         return AttentionPlan(self.families, self.positions_T.pin_memory(), self.owners().pin_memory())
 
     def to(self, device: torch.device) -> AttentionPlan:
+        """Return the plan on the device, copied asynchronously if it is pinned."""
         owners_2T = None if self.owners_2T is None else self.owners_2T.to(device, non_blocking=True)
         return AttentionPlan(self.families, self.positions_T.to(device, non_blocking=True), owners_2T)
 
@@ -102,16 +106,17 @@ VERIFIED_ARCHITECTURES = frozenset(
     }
 )
 """Values of `model_type` whose packed and shared-prefix log-probabilities and gradients are tested against separate
-sequences. Others may keep state or biases that follow the place in the row (ALiBi, linear attention, attention sinks)
-and would be wrong without notice."""
+sequences. Others may have state or biases that depend on the position in the row (ALiBi, linear attention, attention
+sinks) and would be wrong without an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutChoice:
-    """The layout that runs, and why if it is not the one hoped for."""
+    """The layout that runs, with the reason for the choice."""
 
     layout: Layout
     reason: str
+    """Text for the log."""
 
 
 def choose_layout(requested: Literal["auto", "shared-prefix", "packed", "padded"], config: Any) -> LayoutChoice:

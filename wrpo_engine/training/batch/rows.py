@@ -1,4 +1,4 @@
-"""A row of tokens as every later step of training sees it."""
+"""Token rows of training."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ class TokenRow:
     prompt: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
     prompt_has_loss: bool = False
-    """True: the prompt's tokens but the first count as the response's own (SFT with lossTokens All; one response)."""
+    """True if the prompt's tokens except the first have loss (SFT with lossTokens All; one response)."""
 
     def __post_init__(self) -> None:
         if self.prompt_has_loss and len(self.responses) != 1:
-            raise ValueError(f"row {self.row_id}: a prompt of {len(self.responses)} responses cannot carry their loss")
+            raise ValueError(
+                f"row {self.row_id}: prompt_has_loss needs exactly one response; got {len(self.responses)}"
+            )
 
     @property
     def sequence_lengths(self) -> tuple[int, ...]:
+        """Tokens of the prompt plus those of each response."""
         return tuple(len(self.prompt) + len(response) for response in self.responses)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all sequences, the prompt counted once for each."""
+        """Tokens of all sequences; the prompt counts once for each."""
         return sum(self.sequence_lengths)
 
     @property
     def num_loss_tokens(self) -> int:
-        """Tokens whose log-probability counts: the responses', and the prompt's where it carries loss."""
+        """Tokens with loss: those of the responses, and of the prompt if it has loss."""
         return sum(len(response) for response in self.responses) + self.prompt_has_loss * (len(self.prompt) - 1)

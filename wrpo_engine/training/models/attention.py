@@ -1,11 +1,11 @@
 """Attention over families of tokens: exact, without padding, masks or copies of the prompt for each response.
 
-Registered with Transformers under `IMPLEMENTATION`. Where it computes:
+It is registered with Transformers under `IMPLEMENTATION`. Implementations by device:
 
 - CPU: PyTorch's flash kernel on the parts that are not masked (`attention_cpu`);
 - CUDA: FlexAttention with a block mask (`attention_flex`);
-- everything else, and what those two lack (soft-capped scores or a sliding window on the CPU, unequal head sizes):
-  `attend_by_segment` below, plain operations under autograd.
+- `attend_by_segment` below, plain operations under autograd, for other devices and for features that the CPU kernel
+  lacks: soft-capped scores, a sliding window, unequal head sizes.
 
 T = tokens of the micro-batch, H = query heads, N = key-value heads, E = head size.
 """
@@ -24,7 +24,7 @@ IMPLEMENTATION = "wrpo_families"
 
 
 def register() -> None:
-    """Make the implementation known to Transformers; the second time it changes nothing."""
+    """Register the implementation with Transformers; further calls change nothing."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(IMPLEMENTATION, family_attention)
@@ -32,7 +32,7 @@ def register() -> None:
 
 
 def _no_mask(*_args: Any, **_kwargs: Any) -> None:
-    """Make no mask: the plan says who sees whom."""
+    """Return no mask, because the plan defines the attention."""
 
 
 def family_attention(
@@ -49,9 +49,12 @@ def family_attention(
     sliding_window: int | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """Return the attention output [1, T, H, E] of one layer."""
+    """Return the attention output [1, T, H, E] of one layer.
+
+    Raise ValueError for dropout, attention sinks and position biases.
+    """
     if dropout:
-        raise ValueError(f"{type(module).__name__} asks for attention dropout {dropout}; training switches it off")
+        raise ValueError(f"{type(module).__name__} requests attention dropout {dropout}, but training disables it")
     if unused.get("s_aux") is not None or unused.get("position_bias") is not None:
         raise ValueError(f"{type(module).__name__} has attention sinks or biases, which packed rows do not support")
     scale = scaling if scaling is not None else query_1HTE.shape[-1] ** -0.5
@@ -75,7 +78,7 @@ def attend_by_segment(
     softcap: float | None,
     window: int | None,
 ) -> Tensor:
-    """Return [1, T, H, E] by one masked attention for each prefix and each branch."""
+    """Return the attention output [1, T, H, E], computed by one masked attention per prefix and per branch."""
     groups = query_1HTE.shape[1] // key_1NTE.shape[1]
     key_1HTE, value_1HTE = (tensor.repeat_interleave(groups, dim=1) for tensor in (key_1NTE, value_1NTE))
     parts = []

@@ -1,9 +1,9 @@
-"""Family attention on a CPU: PyTorch's flash kernel on exactly the pairs of tokens that see each other.
+"""Family attention on a CPU: PyTorch's flash kernel on exactly the pairs of tokens that attend to each other.
 
-A branch sees its prefix without a mask and itself causally. Both parts are computed by themselves, each with the
-logarithm of its softmax's denominator, and merged as if one softmax had covered both. All branches of a family attend
-to the prefix in one call. The kernel's backward pass, given the *merged* output and denominator, yields each part's
-share of the exact gradient, so nothing is masked, concatenated or repeated. Shared key-value heads are views.
+A branch attends to its prefix without a mask and to itself causally. Both parts are computed separately, each with the
+logarithm of its softmax's denominator. They are merged as if one softmax had covered both. All branches of a family
+attend to the prefix in one call. The kernel's backward pass, given the *merged* output and denominator, yields each
+part's share of the exact gradient. So nothing is masked, concatenated or repeated. Shared key-value heads are views.
 
 N = key-value heads, G = query heads per key-value head, T = tokens, E = head size.
 """
@@ -25,7 +25,7 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.
 def family_attention_cpu(
     query_1HTE: Tensor, key_1NTE: Tensor, value_1NTE: Tensor, families: tuple[Family, ...], scale: float
 ) -> Tensor:
-    """Return [1, T, H, E]."""
+    """Return the attention output [1, T, H, E]; `scale` multiplies the scores."""
     apply: Any = _FamilyAttention.apply
     output: Tensor = apply(query_1HTE, key_1NTE, value_1NTE, families, scale)
     return output
@@ -53,7 +53,7 @@ class _FamilyAttention(torch.autograd.Function):
         output_1THE = query_1HTE.new_empty(1, tokens, heads, size)
         output = _by_group(output_1THE.transpose(1, 2), shared)
         accumulator = torch.promote_types(query.dtype, torch.float32)
-        # In the order in which the kernel writes it: [N, T, G] in memory, [N, G, T] to the eye.
+        # The layout in which the kernel writes: [N, T, G] in memory, viewed as [N, G, T].
         normalizers = query.new_empty(shared, tokens, heads // shared, dtype=accumulator).transpose(1, 2)
 
         for family in families:

@@ -1,6 +1,6 @@
-"""Family attention on a GPU: FlexAttention with a block mask that skips all pairs of blocks nobody sees across.
+"""Family attention on a GPU: FlexAttention with a block mask that skips all fully masked pairs of blocks.
 
-Where FlexAttention cannot be compiled, the segments are computed one by one instead; a log line says so, once.
+If FlexAttention cannot be compiled, the segments are computed one by one instead, and one warning is logged.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from wrpo_engine.training.batch.layout import AttentionPlan
 log = logging.getLogger("wrpo_engine")
 
 RECOMPILE_LIMIT = 64
-"""Compiled forms of one function. A model with windows in some layers needs eight: with and without window, with and
-without gradients, in one block and in several."""
+"""Maximum compiled variants of one function. A model with windows in some layers needs eight: with and without window,
+with and without gradients, in one block and in several."""
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def sees(plan: AttentionPlan, window: int | None) -> MaskFunction:
-    """Return FlexAttention's mask function: does the query's token see the key's?
+    """Return FlexAttention's mask function: true if the query's token attends to the key's token.
 
-    It captures tensors only: a number would become a symbol of the compiled graph, which the kernels' templates may not
-    have.
+    It captures tensors only. A number would become a symbol of the compiled graph, which the kernels' templates do not
+    support.
     """
     family_T, branch_T = plan.owners().unbind()
     positions_T = plan.positions_T
@@ -44,7 +44,7 @@ def sees(plan: AttentionPlan, window: int | None) -> MaskFunction:
 
 
 def _softcapped(softcap: Tensor) -> Callable[..., Tensor]:
-    """`softcap` is a tensor [] for the reason that `sees` gives: of a number no kernel is made."""
+    """Return FlexAttention's score function; `softcap` is a tensor [], because of the reason given in `sees`."""
 
     def score(value: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
         return softcap * torch.tanh(value / softcap)
@@ -56,8 +56,8 @@ def _softcapped(softcap: Tensor) -> Callable[..., Tensor]:
 def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    # Micro-batches differ in length: without dynamic shapes each would be compiled anew. And without `fullgraph` one
-    # variant too many would be computed uncompiled without a word, with all T x T scores of all heads in memory.
+    # Micro-batches differ in length, so each would be compiled again without dynamic shapes. Without `fullgraph`, one
+    # variant too many would run uncompiled without an error, with all T x T scores of all heads in memory.
     compiled: Any = torch.compile  # its annotations lack recompile_limit
     attend, make_mask = (
         compiled(function, dynamic=True, fullgraph=True, recompile_limit=RECOMPILE_LIMIT)
@@ -67,7 +67,7 @@ def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 class _Failure:
-    """Remembered for the process: a compiler that is missing will not appear."""
+    """State of the process: a missing compiler does not appear later."""
 
     is_known = False
 
@@ -81,7 +81,7 @@ def family_attention_flex(
     softcap: float | None,
     window: int | None,
 ) -> Tensor:
-    """Return [1, T, H, E]."""
+    """Return the attention output [1, T, H, E]; plain operations replace FlexAttention if it cannot be compiled."""
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
     from torch._inductor.exc import InductorError
 
@@ -95,7 +95,7 @@ def family_attention_flex(
                 plan.block_masks[window] = make_mask(
                     sees(plan, window), None, None, tokens, tokens, device=query_1HTE.device
                 )
-            # Kernels hold scores in fp32.
+            # Kernels compute scores in fp32.
             score_dtype = torch.promote_types(query_1HTE.dtype, torch.float32)
             output_1HTE: Tensor = attend(
                 query_1HTE,
@@ -109,5 +109,5 @@ def family_attention_flex(
             return output_1HTE.transpose(1, 2).contiguous()
         except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
             _Failure.is_known = True
-            log.warning("FlexAttention cannot be compiled, segments are computed one by one: %s", error)
+            log.warning("FlexAttention cannot be compiled; segments are computed one by one: %s", error)
     return attend_by_segment(query_1HTE, key_1NTE, value_1NTE, plan, scale, softcap, window)

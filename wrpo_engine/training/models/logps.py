@@ -1,13 +1,13 @@
-"""Log-probabilities of given tokens from hidden states, without ever holding [tokens, vocabulary] for a batch.
+"""Chunked log-probabilities of given tokens, without a [tokens, vocabulary] tensor for a whole batch.
 
 R = tokens with loss of the micro-batch, C = tokens of a chunk, D = hidden size, V = vocabulary. Logits exist for one
-chunk at a time. Their softmax is kept for the backward pass for as many chunks as `KEPT_BYTES` allow and computed anew
-for the others, so that peak memory is bounded whatever the batch, the length or the number of responses. Where the head
-is not trained (LoRA), the gradient of the hidden states is made in the forward pass and nothing is kept.
+chunk at a time. Their softmax is kept for the backward pass for as many chunks as `KEPT_BYTES` allows and recomputed
+for the others. So peak memory is bounded, independent of the batch, the length and the number of responses. If the head
+is not trained (LoRA), the forward pass computes the gradient of the hidden states and nothing is kept.
 
 The gradient of a token's log-probability with respect to its logits is -(softmax - onehot(target)), called `excess`
-below without its sign. Upstream gradients are applied to [C, D] operands, so that nothing but the matrix products and
-the softmax itself passes over [C, V].
+below without its sign. Upstream gradients are applied to [C, D] operands. So only the matrix products and the softmax
+itself read all of [C, V].
 """
 
 from __future__ import annotations
@@ -21,28 +21,31 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LOGITS_PER_CHUNK = {"cpu": 2**20, "cuda": 2**28}
-"""Elements of one chunk's logits by type of device, and as many again for their softmax where it is not kept.
+"""Elements of one chunk's logits by type of device; their softmax takes as many again if it is not kept.
 
-A CPU's caches want few (4 MiB in fp32). On a GPU every chunk reads the whole head and adds a [V, D] product to the
-head's gradient, so that many small ones would wait for memory: 1 GiB is 2,048 tokens of a vocabulary of 131,072.
+A small chunk fits a CPU's caches (4 MiB in fp32). On a GPU every chunk reads the whole head and adds a [V, D] product
+to the head's gradient, so many small chunks would be limited by memory bandwidth. 1 GiB in fp32 is 2,048 tokens of a
+vocabulary of 131,072.
 """
 MIN_CHUNK_TOKENS = 128
-"""Of the largest vocabularies, whose products with fewer tokens take up to twice as long per token."""
+"""Minimum for the largest vocabularies; smaller chunks take up to twice as long per token."""
 KEPT_BYTES = {"cpu": 2**28, "cuda": 2**31}
-"""Of one micro-batch's softmax for the backward pass, by type of device: saves a quarter of the head's operations while
-it lasts."""
+"""Maximum bytes of one micro-batch's softmax that are kept for the backward pass, by type of device.
+
+A kept softmax saves a quarter of the head's operations.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadScaling:
-    """What some architectures do to logits after the head: softcap * tanh(scale * logits / softcap)."""
+    """Scaling of logits after the head in some architectures: softcap * tanh(scale * logits / softcap)."""
 
     scale: float = 1.0
     softcap: float | None = None
 
     @classmethod
     def of_config(cls, config: Any) -> HeadScaling:
-        """Read Cohere's logit_scale, Granite's logits_scaling and Gemma-2's final_logit_softcapping."""
+        """Return the scaling of a config: Cohere's logit_scale, Granite's logits_scaling, Gemma-2's soft cap."""
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
@@ -51,15 +54,16 @@ class HeadScaling:
 
 @dataclass(frozen=True, slots=True)
 class LogitsBudget:
-    """What a type of device may hold of [tokens, vocabulary] at a time; types not named above are as the CPU."""
+    """The memory limits of [tokens, vocabulary] tensors on a type of device."""
 
     chunk: int
     """Tokens whose logits exist at a time."""
     kept_bytes: int
-    """Of the softmax that waits for the backward pass."""
+    """Bytes of the softmax that is kept for the backward pass."""
 
     @classmethod
     def of(cls, device_type: str, vocabulary: int) -> LogitsBudget:
+        """Return the limits of a device type; unknown types have those of the CPU."""
         logits = LOGITS_PER_CHUNK.get(device_type, LOGITS_PER_CHUNK["cpu"])
         kept = KEPT_BYTES.get(device_type, KEPT_BYTES["cpu"])
         return cls(max(MIN_CHUNK_TOKENS, logits // vocabulary), kept)
@@ -67,7 +71,7 @@ class LogitsBudget:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """The output layer: weights, what follows it, and the dtype in which its results are summed (fp32 or wider)."""
+    """The output layer: weights, scaling of logits, and the dtype of its results (fp32 or wider)."""
 
     weight_VD: Tensor
     bias_V: Tensor | None
@@ -78,7 +82,7 @@ class _Head:
         return self.weight_VD.new_empty(tokens, self.weight_VD.shape[0], dtype=self.accumulator)
 
     def logits(self, hidden_CD: Tensor, out_CV: Tensor) -> Tensor:
-        """Write the chunk's logits: logsumexp over V in bf16 is wrong in the second digit."""
+        """Write the chunk's logits in the wide dtype, because logsumexp over V in bf16 is wrong in the second digit."""
         if self.weight_VD.dtype == out_CV.dtype:
             torch.mm(hidden_CD, self.weight_VD.T, out=out_CV)
         else:
@@ -93,7 +97,7 @@ class _Head:
 
     def excess(self, logits_CV: Tensor, softmax_CV: Tensor, targets_C: Tensor) -> Tensor:
         """Turn the softmax in place into (softmax - onehot(target)) * d(logits) / d(head's output) / scale."""
-        # In fp32, before any cast: of a token that is all but certain, little but this difference remains.
+        # In fp32, before any cast: for an almost certain token, this difference is nearly all that remains.
         softmax_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
         if self.scaling.softcap is not None:
             softmax_CV *= 1 - (logits_CV / self.scaling.softcap) ** 2
@@ -151,7 +155,7 @@ class _SelectedLogps(torch.autograd.Function):
             ctx.save_for_backward(derivative_RD)
         else:
             ctx.save_for_backward(hidden_RD, weight_VD, bias_V, targets_R)
-        # Not among the saved tensors, which live until the backward pass is over: each chunk goes once it is used.
+        # Not among the saved tensors, which exist until the backward pass ends: each chunk is released after its use.
         ctx.kept = kept
         ctx.makes_gradient, ctx.scaling, ctx.options, ctx.num_kept = makes_gradient, scaling, options, num_kept
         ctx.mark_non_differentiable(entropies_R)
@@ -206,7 +210,7 @@ class _SelectedLogps(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """How the tokens are cut and what of them is kept."""
+    """The split of the tokens into chunks, and the number of tokens whose softmax is kept."""
 
     chunk: int
     kept_tokens: int
@@ -214,7 +218,7 @@ class _Options:
     with_entropy: bool
 
     def parts(self, tokens: int, num_kept: int) -> list[tuple[int, int]]:
-        """Return the chunks' bounds; none spans the end of what is kept."""
+        """Return the chunks' bounds; no chunk contains both kept and other tokens."""
         bounds = [*range(0, num_kept, self.chunk), *range(num_kept, tokens, self.chunk), tokens]
         return list(pairwise(bounds))
 
@@ -232,7 +236,8 @@ def token_logps(
 ) -> tuple[Tensor, Tensor]:
     """Return [R] log softmax(hidden @ weight^T)[target] and the entropies of the distributions, in fp32 or wider.
 
-    Entropies are in nats, detached, and empty unless asked for.
+    Both are in nats. Entropies are detached, [R] with `with_entropy`, otherwise [0]. Raise ValueError for shapes that
+    do not match.
     """
     if hidden_RD.ndim != 2 or targets_R.shape != hidden_RD.shape[:1]:
         raise ValueError(f"need hidden [R, D] and targets [R]; got {tuple(hidden_RD.shape)}, {tuple(targets_R.shape)}")
@@ -268,6 +273,6 @@ def selected_logps(
 
 
 def sum_by_sequence(logps_R: Tensor, sequence_of_token_R: Tensor, num_sequences: int) -> Tensor:
-    """Return the sum of the tokens' log-probabilities of every sequence, shape [S], in the tokens' dtype (fp32+)."""
+    """Return the sum of the tokens' log-probabilities of every sequence, [S], in the tokens' dtype (fp32 or wider)."""
     sums_S = torch.zeros(num_sequences, dtype=logps_R.dtype, device=logps_R.device)
     return sums_S.index_add(0, sequence_of_token_R, logps_R)

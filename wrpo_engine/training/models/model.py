@@ -1,4 +1,4 @@
-"""A causal language model that answers with log-probabilities instead of logits."""
+"""Wrapper of a causal language model that returns log-probabilities instead of logits."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from wrpo_engine.training.models import attention
 from wrpo_engine.training.models.logps import HeadScaling, sum_by_sequence, token_logps
 
 PREFIX = "causal_lm."
-"""In front of the Hugging Face parameter names, since the model is wrapped."""
+"""Prefix of the Hugging Face parameter names in the wrapped model."""
 _FIELD = "target.model"
 
 
 class LogpModel(nn.Module):
     """Wraps a Hugging Face causal LM; forward returns the summed response log-probability of every sequence.
 
-    The chunked loss lives in the head's own forward: ZeRO-3 gathers a module's weight around its forward and backward,
-    and so gathers the head once, not once per chunk.
+    The chunked loss is part of the head's own forward. ZeRO-3 gathers a module's weight around its forward and
+    backward, so it gathers the head once, not once per chunk.
     """
 
     def __init__(self, causal_lm: Any, layout: Layout = Layout.PADDED) -> None:
@@ -44,13 +44,13 @@ class LogpModel(nn.Module):
         else:
             use_exact_attention(causal_lm)
         self.kept_activations = lean.install(causal_lm)
-        """What layers keep for the backward pass, in words."""
+        """Description of the activations that layers keep for the backward pass."""
         head = causal_lm.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ConfigError(
                 "target.model",
                 type(causal_lm).__name__,
-                f"its output head is {type(head).__name__}, and training needs a linear one",
+                f"its output head is {type(head).__name__}, but training needs a linear one",
                 "Use a decoder-only causal language model.",
             )
         if causal_lm.get_decoder() in {causal_lm, head}:
@@ -74,7 +74,7 @@ class LogpModel(nn.Module):
 
     @contextmanager
     def plain(self) -> Iterator[None]:
-        """Compute as Transformers does: its own forward methods, its reference attention, all logits at once."""
+        """Compute as plain Transformers does: its own forward methods, its reference attention, all logits at once."""
         head = self.causal_lm.get_output_embeddings()
         chunked, implementation = head.__dict__.pop("forward"), self.causal_lm.config._attn_implementation  # noqa: SLF001
         self.causal_lm.set_attn_implementation("eager")
@@ -94,17 +94,17 @@ class LogpModel(nn.Module):
         return sum_by_sequence(logps_R, batch.sequence_of_token_R, batch.num_sequences)
 
     def forward(self, batch: Batch, *, with_entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the summed log-probabilities of every sequence's tokens with loss, [S] in fp32 or wider.
+        """Return the summed log-probabilities of every sequence's tokens with loss, [S] in nats, fp32 or wider.
 
-        With entropy, also the sum of the entropies (nats) of the distributions that those tokens were drawn from, [S],
-        detached.
+        With entropy, also return the sum of the entropies (nats) of the distributions from which those tokens are
+        drawn, [S], detached. Raise ValueError for a batch of another layout.
         """
         if self._is_plain:
             return self._plain_logps(batch)
         if (batch.plan is None) is not (self.layout is Layout.PADDED):
-            raise ValueError(f"a model of layout {self.layout} got a batch of another one")
-        # No attention mask: padding stands on the right, where causal attention never looks from a real token; the
-        # other layouts say in the plan who sees whom.
+            raise ValueError(f"a model of layout {self.layout} got a batch of another layout")
+        # No attention mask is needed: padding is on the right, where causal attention from a real token never looks.
+        # In the other layouts the plan defines the attention.
         arguments: dict[str, Any] = {"input_ids": batch.input_ids_LT, "use_cache": False}
         if batch.plan is not None:
             arguments |= {"position_ids": batch.plan.positions_T[None], "plan": batch.plan}
@@ -127,9 +127,9 @@ class LogpModel(nn.Module):
 
 
 def disable_dropout(causal_lm: Any) -> None:
-    """Switch all dropout and noise off: policy and reference must agree at step 0, and resuming must be exact.
+    """Disable all dropout and noise: policy and reference must agree at step 0, and resuming must be exact.
 
-    Layers keep probabilities as numbers of many names: attention_dropout, attn_pdrop, layerdrop, router_jitter_noise.
+    Layers store probabilities under many names: attention_dropout, attn_pdrop, layerdrop, router_jitter_noise.
     """
     for module in causal_lm.modules():
         if isinstance(module, nn.Dropout):
@@ -147,7 +147,7 @@ def load_config(path: Path, *, trust_remote_code: bool) -> Any:
 def load_causal_lm(
     path: Path, *, precision: Literal["float32", "bfloat16"], gradient_checkpointing: bool, trust_remote_code: bool
 ) -> Any:
-    """Load the model in the training precision, safetensors only; weights that are not in its files are an error."""
+    """Load the model in the training precision from safetensors; raise ConfigError for weights missing in its files."""
     from transformers import AutoModelForCausalLM
 
     model = _trained(path, trust_remote_code=trust_remote_code)
@@ -174,5 +174,5 @@ def _trained(path: Path, *, trust_remote_code: bool) -> ResolvedModel:
 def _unknown(model: ResolvedModel, error: BaseException) -> ConfigError:
     return model.directory.invalid(
         f"transformers cannot load it for training: {first_line(error)}",
-        "Use a causal language model in safetensors format that this version of transformers knows.",
+        "Use a causal language model in safetensors format that this version of transformers supports.",
     )

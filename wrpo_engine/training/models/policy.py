@@ -1,4 +1,4 @@
-"""The models of a training run, as an attempt starts with them."""
+"""Loading of policy and frozen reference at the start of an attempt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wrpo_engine.training.models.model import LogpModel, load_causal_lm
 
 
 def load_policy(base: ResolvedModel, params: OptimizerParams, layout: Layout = Layout.PADDED) -> LogpModel:
-    """Load the base model, with fresh adapters if only they are trained. A checkpoint is put into the backend later."""
+    """Load the base model, with new adapters if only they are trained; the backend restores a checkpoint later."""
     causal_lm = load_causal_lm(
         base.path,
         precision=params.precision,
@@ -23,7 +23,7 @@ def load_policy(base: ResolvedModel, params: OptimizerParams, layout: Layout = L
 
 
 def load_frozen(base: ResolvedModel, params: OptimizerParams, layout: Layout = Layout.PADDED) -> LogpModel:
-    """Load the base model once more, as the reference beside the policy."""
+    """Load the base model a second time, as the reference next to the policy."""
     causal_lm = load_causal_lm(
         base.path, precision=params.precision, gradient_checkpointing=False, trust_remote_code=base.trust_remote_code
     )

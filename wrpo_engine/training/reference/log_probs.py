@@ -1,8 +1,8 @@
-"""The reference's log-probabilities: computed once, before training, and kept as parts of the unfinished artifact.
+"""Reference log-probabilities: computed once before training and kept as parts of the unfinished artifact.
 
-The policy *is* the reference before its first step, so one forward pass of the policy over the data gives them, and no
-second model is ever in memory. The pass runs over the micro-batches of the first epoch exactly as training will, so
-that the margins of the first step are not nearly but exactly 0.
+The policy *is* the reference before its first step. So one forward pass of the policy over the data computes them
+without a second model in memory. The pass uses the micro-batches of the first epoch exactly as training does, so that
+the margins of the first step are exactly 0.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _LOG = logging.getLogger("wrpo_engine")
 
 
 def reference_fingerprint(model: str, rows: Sequence[TokenRow], precision: str, layout: str) -> str:
-    """Return the cache key: all that the numbers depend on.
+    """Return the cache key, a digest of everything that the numbers depend on.
 
-    The model's digest (weights, configuration, code), tokens, dtype, layout, kind of device and the versions of the
-    libraries that compute. How rows are put into micro-batches is left out: it moves the last bit only, and a run that
-    goes on with another world size shall not compute them anew.
+    These are the model's digest (weights, configuration, code), tokens, dtype, layout, type of device and the versions
+    of the libraries. The split of rows into micro-batches is left out: it changes the last bit only, and a run that
+    resumes with another world size must not recompute them.
     """
     import transformers
 
@@ -52,16 +52,16 @@ def reference_fingerprint(model: str, rows: Sequence[TokenRow], precision: str, 
 
 
 class Reference(Protocol):
-    """Where the loop gets the reference's log-probabilities from."""
+    """The loop's access to the reference's log-probabilities."""
 
     def logps(self, batch: Batch, rows: Sequence[int]) -> Tensor:
-        """Return [S] for a micro-batch of the given rows, on its device."""
+        """Return the summed log-probabilities [S] in nats for a micro-batch of the given rows, on its device."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class InMemoryReference:
-    """Computes them in every step, with a second, frozen model or with the policy's adapters off."""
+    """Computes them in every step, with a second, frozen model or with the policy's adapters disabled."""
 
     backend: Backend
 
@@ -79,37 +79,38 @@ class ReferenceLogps:
         return self.batch(rows, batch.targets_R.device)
 
     def batch(self, rows: Sequence[int], device: torch.device) -> Tensor:
-        """Return [S] for the rows of a micro-batch."""
+        """Return [S] in fp32 for the rows of a micro-batch; KeyError for a row that is not in the table."""
         logps_S = torch.cat([self.values[row] for row in rows])
         return logps_S if device.type == "cpu" else logps_S.pin_memory().to(device, non_blocking=True)
 
     def require_complete(self, rows: Sequence[TokenRow]) -> None:
+        """Raise DataError with the ids of rows that are not in the table."""
         missing = [row.row_id for index, row in enumerate(rows) if index not in self.values]
         if missing:
             shown = ", ".join(missing[:_NAMES_SHOWN]) + (", ..." if len(missing) > _NAMES_SHOWN else "")
             raise DataError(
                 f"the reference's log-probabilities lack {len(missing)} of {len(rows)} rows: {shown}",
                 code="ReferenceIncomplete",
-                hint="Remove the stage's `reference` directory; it is computed anew.",
+                hint="Remove the stage's `reference` directory; the next attempt recomputes it.",
             )
 
 
 @dataclass(frozen=True)
 class ReferenceCache:
-    """Published parts of the table; a killed pass continues after its last part."""
+    """Published parts of the table; an interrupted pass resumes after its last part."""
 
     output: ArtifactWriter
     prefix: str
     """Ends with a slash."""
 
     def load(self, num_rows: int, responses_per_row: int) -> ReferenceLogps:
-        """Return what whole parts say; a damaged part is named in the log, and its rows are computed again."""
+        """Return the table of all undamaged parts; a damaged part is logged, and its rows are recomputed."""
         table = ReferenceLogps()
         for name in self.output.published(f"{self.prefix}part-"):
             try:
                 rows_N, logps_NK = _read_part(self.output.fetch(name))
             except (OSError, MissingInputError, SafetensorError, ValueError) as error:
-                _LOG.warning("%s is damaged (%s); its rows are computed again", name, error)
+                _LOG.warning("%s is damaged (%s); its rows are recomputed", name, error)
                 continue
             for index, logps_K in zip(rows_N.tolist(), logps_NK, strict=True):
                 if 0 <= index < num_rows and len(logps_K) == responses_per_row:
@@ -117,15 +118,16 @@ class ReferenceCache:
         return table
 
     def add(self, values: Mapping[int, Tensor]) -> None:
+        """Publish the given rows as one part: row index -> [K + 1] in fp32."""
         rows = sorted(values)
         rows_N, logps_NK = torch.tensor(rows), torch.stack([values[row] for row in rows])
-        # Named by its rows: a part that is written twice is the same file.
+        # The rows determine the name, so that a part that is written twice is the same file.
         name = hashlib.sha256(np.asarray(rows, dtype=np.int64).tobytes()).hexdigest()[:16]
         metadata = {"sha256": _content_digest(rows_N, logps_NK)}
         self.output.publish(
             f"{self.prefix}part-{name}.safetensors",
             lambda path: save_file({"rows": rows_N, "logps": logps_NK}, path, metadata=metadata),
-            # A damaged one is computed again.
+            # Replaces a damaged part.
             replace=True,
         )
 
@@ -139,7 +141,7 @@ def _read_part(path: Path) -> tuple[Tensor, Tensor]:
         rows_N, logps_NK = file.get_tensor("rows"), file.get_tensor("logps")
         expected = (file.metadata() or {}).get("sha256")
     if _content_digest(rows_N, logps_NK) != expected:
-        raise ValueError("its content does not match its sha256")
+        raise ValueError("the content does not match its sha256")
     return rows_N, logps_NK
 
 
@@ -155,7 +157,10 @@ def compute_reference(
     on_step: Callable[[int, int], None] = lambda _done, _total: None,
     on_micro_batch: Callable[[], None] = lambda: None,
 ) -> ReferenceLogps:
-    """Return the table of all rows, computing what the cache lacks; called on all ranks together."""
+    """Return the table of all rows and compute the rows that the cache lacks; all ranks call this together.
+
+    Raise Interrupted after a stop and DataError for log-probabilities that are not finite.
+    """
     table = group.on_main(lambda: cache.load(len(rows), len(rows[0].responses)))
     fresh: dict[int, Tensor] = {}
     for step in range(plan.steps_per_epoch):
@@ -191,7 +196,7 @@ def _publish(fresh: dict[int, Tensor], table: ReferenceLogps, cache: ReferenceCa
     bad = sorted(row for row, values in everyone.items() if not bool(torch.isfinite(values).all()))
     if bad:
         raise DataError(
-            f"the model gives log-probabilities that are not finite for {len(bad)} rows, the first of index {bad[0]}",
+            f"the model's log-probabilities of {len(bad)} rows are not finite; the first has the index {bad[0]}",
             code="ModelNotFinite",
             hint="Check the SFT model: its weights overflow or are damaged.",
         )

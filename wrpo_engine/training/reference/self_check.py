@@ -1,9 +1,9 @@
-"""Whether this model computes here what plain Transformers computes, asked once before anything is trained.
+"""Self-check of the model's log-probabilities against plain Transformers, once before training.
 
-Policy and reference run the same code, so they agree on whatever it leaves out of an architecture: a cap of scores, a
-head with layers of its own. One row of the data, computed a second time by the model's own forward method with its
-reference attention, one sequence at a time, would differ. There, each response is computed in two halves: a model that
-looks ahead gives the first half another probability when the second half is absent.
+Policy and reference run the same code. So they agree even if that code omits a part of an architecture, such as a soft
+cap of scores or a head with additional layers. The check computes one row of the data a second time, with the model's
+own forward method and its reference attention, one sequence at a time. It splits each response into two halves: a model
+that looks ahead assigns the first half another probability when the second half is absent.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from wrpo_engine.training.reference.agreement import Disagreement, largest_disag
 log = logging.getLogger("wrpo_engine")
 
 _TOKENS = 256
-"""At most so many of the prompt and of each response: all logits of one sequence are in memory at once."""
+"""Maximum tokens of the prompt and of each response, because all logits of one sequence are in memory at once."""
 
 
 def require_plain_results(backend: Backend, row: TokenRow, layout: Layout, *, precision: str, model: str) -> None:
-    """Raise ConfigError if the row's log-probabilities are not those of plain Transformers; on all ranks together."""
+    """Raise ConfigError if the row's log-probabilities differ from plain Transformers; all ranks call this together."""
     found = difference_from_plain(backend, row, layout)
     bound = tolerance(found, precision)
     log.info("log-probabilities differ from plain Transformers by at most %.2g per token", found.per_token)
-    # What is no number is left to the check of the first step's losses, which names the rows.
+    # NaN is left to the check of the first step's losses, which names the rows.
     if not found.per_token > bound:
         return
     hint = (
-        "Use another architecture: this one has something in its attention or behind its decoder that is left out here."
+        "Use another architecture: the attention or the head of this one has a part that the engine does not implement."
     )
     raise ConfigError(
         "target.model",
@@ -49,7 +49,7 @@ def require_plain_results(backend: Backend, row: TokenRow, layout: Layout, *, pr
 
 
 def difference_from_plain(backend: Backend, row: TokenRow, layout: Layout) -> Disagreement:
-    """Return the response of the row on which the two differ most."""
+    """Return the response of the row on which the engine and plain Transformers differ most."""
     short = replace(
         row, prompt=row.prompt[-_TOKENS:], responses=tuple(response[:_TOKENS] for response in row.responses)
     )

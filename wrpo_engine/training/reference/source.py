@@ -1,4 +1,4 @@
-"""The reference for a stage: published parts of a table, completed by one pass of the untrained policy."""
+"""The reference of a stage: in memory, or a cached table that the untrained policy completes."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def reference_logps(
     *,
     on_micro_batch: Callable[[], None] = lambda: None,
 ) -> Reference:
-    """Return the reference of the rows; called on all ranks together, before the backend is restored.
+    """Return the reference of the rows; all ranks call this together, before the backend is restored.
 
-    `model` is the digest of what the backend has loaded.
+    `model` is the digest of the model that the backend has loaded.
     """
     if ctx.config.runtime.reference == "in-memory":
         return InMemoryReference(backend)
