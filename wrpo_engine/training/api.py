@@ -1,10 +1,10 @@
-"""Preference training from Python: no Kubernetes, no configuration file, no upstream artifacts.
+"""Python API of preference training, without Kubernetes, configuration files and upstream artifacts.
 
     trained = train_triples("/models/target", "/data/triples.parquet", "/results", beta=0.01)
 
-The same code runs that the operator's pods run. What is written is an artifact below the output directory, addressed by
-everything that it depends on: calling again with the same arguments returns it at once, calling again after an
-interruption continues from the last checkpoint, and other settings lie beside it.
+The operator's pods run the same code. The result is an artifact below the output directory, addressed by everything
+that it depends on. Calling again with the same arguments returns it at once. Calling again after an interruption
+resumes from the last checkpoint. Other settings create another artifact in the same directory.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from wrpo_engine.stage import StopRequest, make_context
 from wrpo_engine.training.data.triples_in_memory import plain_rows
 
 _INPUTS = "inputs"
-_ARGUMENTS = {"stage": "train_triples trains", "tokenized_triples": "the triples are an argument of their own"}
+_ARGUMENTS = {"stage": "train_triples trains", "tokenized_triples": "the triples are a separate argument"}
 """Fields of TrainParams that the call sets itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What training left behind."""
+    """The result of training."""
 
     model: Path
     """A Hugging Face model directory."""
     directory: Path
     """The artifact: metrics.jsonl, eval.jsonl if rows were held out, the model card, the manifest, the model."""
     metrics: dict[str, float]
-    """Of the last step, and as eval_* of the last evaluation of the exported weights."""
+    """Metrics of the last step, and as eval_* those of the last evaluation of the exported weights."""
     num_steps: int
 
     def history(self) -> list[dict[str, float]]:
@@ -70,11 +70,11 @@ def train_triples(
     file, a directory of them, a saved `datasets` directory, or rows in memory: mappings (a list, a generator, a
     `datasets` Dataset in any format) or a data frame of polars, pandas or Arrow. Its columns `prompt_ids`,
     `source_chosen_ids`, `target_chosen_ids` and `rejected_ids` hold token ids as lists, numpy arrays or torch tensors
-    of one dimension, which are taken as they are. `settings` are the fields of `wrpo_engine.config.TrainParams`,
-    `runtime` those of `Runtime`. Under torchrun every rank calls this alike.
+    of one dimension, which are used unchanged. `settings` are the fields of `wrpo_engine.config.TrainParams`,
+    `runtime` those of `Runtime`. Under torchrun every rank makes the same call.
 
-    Raises a `WrpoError` (wrpo_engine.errors) that names the field and the value that are wrong. On SIGTERM it finishes
-    the step, writes a checkpoint and raises `Interrupted`, if it was called from the main thread.
+    Raises a `WrpoError` (wrpo_engine.errors) that names the wrong field and value. On SIGTERM it finishes the step,
+    writes a checkpoint and raises `Interrupted`, if it was called from the main thread.
     """
     prepare_environment(os.environ)
     for argument, value in (("model", model), ("output", output)):
@@ -96,7 +96,7 @@ def train_triples(
         with _stopped_by_sigterm() as stop:
             ctx = make_context(config, environ=environ, clock=lambda: datetime.now(UTC), progress=progress, stop=stop)
             if ctx.output.committed() is None:
-                # Imported here: looking at what is there already needs no torch.
+                # Imported here, because returning an existing artifact needs no torch.
                 from wrpo_engine.training.stage import run_train
 
                 run_train(ctx)
@@ -114,10 +114,10 @@ def train_triples(
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[StopRequest]:
-    """Let SIGTERM ask for a stop; the caller's own handler comes back afterwards. Python lets only the main thread."""
+    """Convert SIGTERM to a stop request and restore the caller's handler afterwards; in the main thread only."""
     stop = StopRequest()
     before = signal.getsignal(signal.SIGTERM)
-    # None is a handler that was not set from Python, and could not be put back.
+    # Python sets handlers in the main thread only. None is a handler that Python has not set and cannot restore.
     if threading.current_thread() is not threading.main_thread() or before is None:
         yield stop
         return
@@ -129,7 +129,7 @@ def _stopped_by_sigterm() -> Iterator[StopRequest]:
 
 
 def _rows_path(triples: Any, root: Path) -> Path:
-    """Return where the rows lie; rows from memory are written to a file named by their content."""
+    """Return the path of the rows; rows in memory are written to a file named by their content."""
     if isinstance(triples, str | os.PathLike):
         return Path(triples).absolute()
     import polars as pl
@@ -149,7 +149,7 @@ def _config(params: Mapping[str, Any], rows: Path, runtime: Any, memory: DigestM
     try:
         validated = TrainParams.model_validate(params)
         directory = Path(validated.model.name or "")
-        # A hub's model is what its name and revision say.
+        # Name and revision identify a model of a hub.
         model = model_digest(directory, memory.sha256_of) if directory.is_absolute() else None
         settings = validated.model_dump(mode="json", exclude={"tokenized_triples"})
         facts = [CONTRACT_VERSION, settings, model, _content(rows)]
@@ -159,7 +159,7 @@ def _config(params: Mapping[str, Any], rows: Path, runtime: Any, memory: DigestM
                 "experiment": "python/train",
                 "output": {"stage": "train", "hash": address},
                 "storage": {"kind": "volume"},
-                # Without defaults that nobody chose: a setting that was chosen and has no effect is refused.
+                # Without defaults: an explicit setting that has no effect is refused, a default is not.
                 "params": validated.model_dump(mode="json", exclude_unset=True),
                 "runtime": dict(runtime) if isinstance(runtime, Mapping) else runtime,
             }
@@ -173,6 +173,6 @@ def _config(params: Mapping[str, Any], rows: Path, runtime: Any, memory: DigestM
 
 
 def _content(path: Path) -> list[str]:
-    """Return the digests of the input's files; none if there is no such path, which training reports."""
+    """Return the digests of the input's files; none for a missing path, which training reports."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return [f"{file.relative_to(path).as_posix()} {sha256_of(file)}" for file in files]

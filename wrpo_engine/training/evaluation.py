@@ -1,4 +1,4 @@
-"""One pass over held-out rows during training."""
+"""Evaluation on held-out rows during training."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from wrpo_engine.training.reference.log_probs import Reference
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The held-out rows of a run and what has been found on them."""
+    """The held-out rows of a run and the results so far."""
 
     rows: Sequence[TokenRow]
     plan: BatchPlan
-    """One epoch over them, in their order."""
+    """One epoch over the held-out rows, in their order."""
     reference: Reference | None
     history: EvaluationHistory
     log: EvaluationLog
     results: dict[int, dict[str, float]] = field(default_factory=dict)
-    """Rows of eval.jsonl by step; of earlier attempts on rank 0 only."""
+    """Rows of eval.jsonl by step; those of earlier attempts are on rank 0 only."""
 
 
 def evaluate(
@@ -45,11 +45,12 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Return the row of eval.jsonl after `done` optimizer steps: means over the held-out rows of all ranks.
 
-    None if any rank was asked to stop meanwhile: all ranks then leave after the same micro-batch, and what they have
-    computed is dropped, as it may be most of a pod's grace period until the rest would be there.
+    Return None if any rank was asked to stop meanwhile. All ranks then stop after the same micro-batch and discard the
+    partial result, because completing it could take most of a pod's grace period. Raise DataError for rows whose loss
+    is not finite.
 
-    The loss is the training objective's with the settings of the end of the run (alpha at its maximum), so that
-    evaluations can be compared with each other whatever the schedule does in between.
+    The loss is the training objective with the settings at the end of the run (alpha at its maximum). Evaluations can
+    therefore be compared with each other, independent of the schedule.
     """
     settings = task.evaluation_settings()
     sums = StepSums(task.statistic_names())

@@ -1,9 +1,9 @@
-"""torchrun for the training stages: a bounded rendezvous first, and the stage's own exit code at the end.
+"""torchrun launcher of the training stages: rendezvous with a timeout, and the stage's own exit code.
 
 `python -m wrpo_engine.training.launch STAGE --config FILE` reads PET_* exactly as torchrun does and starts the ranks of
-this node. Plain torchrun ends with 1 whatever its worker ended with, so that a bad configuration (78) or a stop on
-request (143) would look like a crash and be retried; this ends with the code of the worker that failed first. On
-SIGTERM workers get as long as the pod's grace period allows to save a checkpoint, not torchrun's 30 seconds.
+this node. Plain torchrun exits with 1 for every failure of a worker. A bad configuration (78) or a stop on request
+(143) would look like a crash and be retried. This launcher exits with the code of the worker that failed first. On
+SIGTERM workers have the pod's whole grace period to save a checkpoint, instead of torchrun's 30 seconds.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from wrpo_engine.training.distributed.rendezvous import Node, meet
 
 _SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 _SHUTDOWN_TIMEOUT_S = 3600
-"""Longer than any grace period: the kubelet's SIGKILL is the bound."""
+"""Seconds, longer than any grace period: the kubelet's SIGKILL is the limit."""
 
 
 def exit_code_of(codes: Sequence[int]) -> int:
     """Return the node's exit code from its failed workers' codes, first failure first.
 
-    A worker that lost its peers ends with 75; if another one on the node says why, that one counts. A worker killed by
-    a signal has a negative code and becomes 128 + signal, as shells write it.
+    A worker that lost its peers exits with 75; the code of another worker on the node, the cause, takes precedence. A
+    worker killed by a signal has a negative code, which becomes 128 + signal as in shells.
     """
     causes = [code for code in codes if code != ExitCode.TEMPORARY] or list(codes)
     first = causes[0]
@@ -41,7 +41,10 @@ def exit_code_of(codes: Sequence[int]) -> int:
 
 
 def launch(arguments: Sequence[str], environ: MutableMapping[str, str]) -> int:
-    """Wait for the other nodes, start this node's workers, wait for them, return the exit code."""
+    """Wait for the other nodes, run this node's workers, and return the exit code; `environ` is changed.
+
+    A failed rendezvous writes the termination message and returns its error's exit code.
+    """
     prepare_environment(environ)
     environ.setdefault(_SHUTDOWN_TIMEOUT, str(_SHUTDOWN_TIMEOUT_S))
     runtime = _runtime(arguments)
@@ -61,7 +64,7 @@ def _torchrun(arguments: Sequence[str], runtime: Runtime) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     untyped: Any = torchrun
-    # All nodes have just been there: torchrun's own rendezvous is a matter of seconds.
+    # All nodes have just connected, so torchrun's own rendezvous takes seconds.
     bound = f"--rdzv-conf=timeout={runtime.rendezvous_timeout_seconds}"
     try:
         untyped.run(untyped.parse_args([bound, "-m", "wrpo_engine", *arguments]))
@@ -74,7 +77,7 @@ def _torchrun(arguments: Sequence[str], runtime: Runtime) -> int:
 
 
 def _runtime(arguments: Sequence[str]) -> Runtime:
-    """Read the bounds; a broken file or a broken definition of a stage is the workers' to report, in full."""
+    """Return the stage's runtime settings; the defaults for a broken file or stage, which the workers report."""
     if len(arguments) < 3 or "--config" not in arguments[:-1]:
         return Runtime()
     try:
@@ -88,7 +91,7 @@ def _runtime(arguments: Sequence[str]) -> Runtime:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Let SIGTERM end the wait: as a container's first process this one would otherwise not hear it."""
+    """End the wait on SIGTERM, which the first process of a container ignores without a handler."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise Interrupted("stopped on request while waiting for the other nodes")
@@ -116,6 +119,7 @@ def _end(error: WrpoError, environ: Mapping[str, str]) -> int:
 
 
 def main() -> None:
+    """Run the launcher with the arguments of the command line and exit with its code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     sys.exit(launch(sys.argv[1:], os.environ))
 

@@ -37,7 +37,7 @@ log = logging.getLogger("wrpo_engine")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
-    """All that a run needs. What changes while it runs: the backend's weights, `evaluation` and `divergence`."""
+    """Everything that a run needs. The backend's weights, `evaluation` and `divergence` change during the run."""
 
     task: Task
     params: OptimizerParams
@@ -46,7 +46,7 @@ class TrainingRun:
     backend: Backend
     group: Group
     reference: Reference | None
-    """None if the task needs none."""
+    """None if the task needs no reference."""
     checkpoints: CheckpointStore
     checkpoint_every_steps: int
     log: MetricsLog
@@ -56,10 +56,10 @@ class TrainingRun:
     observer: Observer = field(default_factory=Observer)
     evaluation: Evaluation | None = None
     evaluation_due: bool = False
-    """True if the attempt before was stopped after its last step and before that step's evaluation was complete."""
+    """True if the previous attempt was stopped before the evaluation after its last step was complete."""
     divergence: RewardDivergence | None = None
     model: str | None = None
-    """Digest of the model that the run began with; None if nothing of it is needed but the weights that are trained."""
+    """Digest of the model that the run started from; None if the run needs only its trained weights."""
     timer: StepTimer = field(default_factory=StepTimer)
     speedometer: Speedometer = field(default_factory=Speedometer)
     prefetch: int = 2
@@ -67,11 +67,11 @@ class TrainingRun:
 
     @property
     def ends_early(self) -> bool:
-        """True once the held-out loss says so."""
+        """True once the held-out loss has triggered early stopping."""
         return self.evaluation is not None and self.evaluation.history.ends_training
 
     def state(self, *, evaluation_due: bool) -> dict[str, Any]:
-        """Return what a checkpoint keeps beside weights and optimizer."""
+        """Return the state of a checkpoint in addition to weights and optimizer, as JSON values."""
         return {
             "model": self.model,
             "evaluation_due": evaluation_due,
@@ -82,21 +82,28 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """How the run ended."""
+    """The result of a completed run."""
 
     num_steps: int
     """Optimizer steps completed; with early stopping fewer than planned."""
     last_row: dict[str, float]
-    """The deterministic part of the last row of metrics, on rank 0 also if nothing was left to do."""
+    """The deterministic part of the last row of metrics; on rank 0 also if no step remained."""
 
 
 def train(run: TrainingRun, *, steps_done: int = 0) -> TrainingOutcome:
-    """Train from `steps_done` to the end.
+    """Train from `steps_done` to the end, on all ranks together.
 
-    A step is: forward and backward over this rank's micro-batches; one all-reduce of losses, statistics and flags; a
-    check that every loss is finite, before any weight moves; the optimizer step; the row of metrics; an evaluation on
-    held-out rows if it is due; and a checkpoint, if it is due or somebody was asked to stop. A stop does not wait for
-    an evaluation: the next attempt begins with it.
+    A step consists of:
+
+    - forward and backward over this rank's micro-batches;
+    - one all-reduce of losses, statistics and flags;
+    - a check that every loss is finite, before any weight changes;
+    - the optimizer step and the row of metrics;
+    - an evaluation on held-out rows if it is due;
+    - a checkpoint if it is due or any rank was asked to stop.
+
+    A stop does not wait for an evaluation: the next attempt starts with it. Raise Interrupted after a stop and
+    DataError for a loss or gradient that is not finite.
     """
     last_row = run.log.cut(steps_done)
     num_steps = run.plan.num_steps
@@ -124,12 +131,12 @@ def train(run: TrainingRun, *, steps_done: int = 0) -> TrainingOutcome:
                 raise _interrupted(done, num_steps)
     run.checkpoints.finish()
     if done < num_steps and run.group.is_main:
-        log.info("stopped early after step %d of %d: the held-out loss has not become better", done, num_steps)
+        log.info("stopped early after step %d of %d: the held-out loss has not improved", done, num_steps)
     return TrainingOutcome(done, last_row)
 
 
 def _step(run: TrainingRun, step: int, items: Iterator[Prepared]) -> tuple[dict[str, float], StepTotals]:
-    """Make the optimizer step that follows `step` completed ones; return its deterministic row of metrics."""
+    """Take the optimizer step that follows `step` completed ones; return its deterministic row of metrics."""
     torch.manual_seed(seed_of(run.params.seed, step, run.group.rank))
     num_steps = run.plan.num_steps
     settings = run.task.settings(step, num_steps)
@@ -157,7 +164,7 @@ def _step(run: TrainingRun, step: int, items: Iterator[Prepared]) -> tuple[dict[
 
 
 def _accumulate(run: TrainingRun, step: int, settings: dict[str, float], items: Iterator[Prepared]) -> StepTotals:
-    """Run this rank's micro-batches and return the step's totals over all ranks; raise before damage is done."""
+    """Run this rank's micro-batches and return the step's totals over all ranks; raise before any weight changes."""
     sums = StepSums([*run.task.statistic_names(), *run.task.entropy_names()])
     while True:
         with run.timer.phase(Phase.DATA):
@@ -199,7 +206,7 @@ def _micro_step(run: TrainingRun, item: Prepared, sums: StepSums, settings: dict
 
 
 def _clock(run: TrainingRun, step: int, elapsed_s: float, totals: StepTotals) -> dict[str, float]:
-    """Return what the step took; on rank 0, which alone writes it: ranks wait for each other in every step."""
+    """Return the step's times, rates and memory; {} on other ranks than 0, because only rank 0 writes them."""
     phases = {**totals.phases, **run.timer.take(Phase.OPTIMIZER)}
     if not run.group.is_main:
         return {}
@@ -209,11 +216,11 @@ def _clock(run: TrainingRun, step: int, elapsed_s: float, totals: StepTotals) ->
 
 
 class Evaluated(Enum):
-    """What became of the evaluation after a step."""
+    """Outcome of the evaluation after a step."""
 
     NOT_DUE = auto()
     NOT_YET = auto()
-    """It is due, and somebody was asked to stop before it was complete."""
+    """It is due, but a rank was asked to stop before it was complete."""
     BEST = auto()
     """The loss is the lowest so far."""
     NOT_BEST = auto()
@@ -243,7 +250,7 @@ def _evaluate(run: TrainingRun, done: int, *, stopping: bool = False) -> Evaluat
 
 
 def _due_evaluation(run: TrainingRun, done: int) -> None:
-    """Make up for the evaluation of the checkpoint that the run continues from, which may turn out to be the best."""
+    """Evaluate the checkpoint from which the run resumes, because it may be the best."""
     evaluated = _evaluate(run, done)
     if evaluated is Evaluated.NOT_YET:
         raise _interrupted(done, run.plan.num_steps)
@@ -256,11 +263,11 @@ def _is_kept(run: TrainingRun, evaluated: Evaluated) -> bool:
 
 
 def _interrupted(done: int, num_steps: int) -> Interrupted:
-    return Interrupted(f"stopped on request after step {done} of {num_steps}; the next attempt continues there")
+    return Interrupted(f"stopped on request after step {done} of {num_steps}; the next attempt resumes there")
 
 
 def _checkpoint(run: TrainingRun, done: int, evaluated: Evaluated, *, stopping: bool) -> None:
-    """Save if it is due. The weights after the last step need no checkpoint: they are exported."""
+    """Save a checkpoint if it is due. The weights after the last step need none, because they are exported."""
     run.checkpoints.poll()
     ends = done == run.plan.num_steps or run.ends_early
     is_due = evaluated is Evaluated.NOT_YET

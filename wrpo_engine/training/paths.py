@@ -1,4 +1,4 @@
-"""Where the parts of a training artifact lie, relative to its directory."""
+"""Paths in a training artifact, relative to its directory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ CHECKPOINTS_DIRECTORY = "checkpoints"
 REFERENCE_DIRECTORY = "reference"
 TOKENS_DIRECTORY = "tokens"
 WORK_DIRECTORIES = (CHECKPOINTS_DIRECTORY, REFERENCE_DIRECTORY, TOKENS_DIRECTORY)
-"""What only a resumed run needs; removed after the commit."""
+"""Directories that only a resumed run needs; removed after the commit."""
 MODEL_FIELD = "target"
 """The field of the experiment's spec that names the trained model, for error messages."""

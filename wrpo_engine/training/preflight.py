@@ -1,4 +1,4 @@
-"""What is known at a training run's start and would end it later: checked before the first step, on one rank."""
+"""Preflight checks of a training run, before the first step and on one rank."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from wrpo_engine.training.export.export import rehearse_export, trained_model
 
 
 def check_start(ctx: StageContext, params: SftParams | TrainParams, base: ResolvedModel, tokenizer: Any) -> None:
-    """Check the model, the lengths and everything that the export needs; nothing of the model's weights is loaded.
+    """Check the model, the lengths and everything that the export needs, without loading the model's weights.
 
-    `tokenizer` is None where rows are token ids and the model directory has none.
+    `tokenizer` is None if rows are token ids and the model directory has no tokenizer. Raise ConfigError or
+    StorageError.
     """
     check_trainable(base, tokenizer)
     if not (isinstance(params, TrainParams) and params.tokenized_triples is not None):
@@ -33,12 +34,12 @@ def check_start(ctx: StageContext, params: SftParams | TrainParams, base: Resolv
 
 
 def check_trainable(base: ResolvedModel, tokenizer: Any) -> None:
-    """Raise ConfigError if the model cannot be trained, or not from what its files hold."""
+    """Raise ConfigError if the model cannot be trained, or its files lack what training needs."""
     config = transformers_config(base)
     if is_quantised(config.to_dict()):
         raise base.directory.invalid(
             "its weights are quantised, and quantised weights cannot be trained",
-            "Name the model before its quantisation; it can still be a source (sampling.backend: vLLM).",
+            "Use the model before quantisation. The quantised model can still be a source (sampling.backend: vLLM).",
         )
     facts = tensor_facts(base)
     if tokenizer is not None:
@@ -50,9 +51,9 @@ def check_trainable(base: ResolvedModel, tokenizer: Any) -> None:
 
 
 def length_bound(params: OptimizerParams, base: ResolvedModel) -> int:
-    """Return the tokens that a row may have: maxLength, or the model's context where nobody chose maxLength.
+    """Return the maximum tokens of a row: maxLength, or the model's context if that is shorter than the default.
 
-    ConfigError if a maxLength was chosen that the context cannot hold.
+    ConfigError if maxLength is not the default and exceeds the context.
     """
     context = context_length(base)
     if context is None or params.max_length <= context:

@@ -1,4 +1,4 @@
-"""The rows of a training stage: made once in the stage's life, the same on all ranks and for later attempts."""
+"""Row sources of the training stages: tokenised once, the same rows on all ranks and in later attempts."""
 
 from __future__ import annotations
 
@@ -28,25 +28,28 @@ log = logging.getLogger("wrpo_engine")
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 _ROWS_SHOWN = 5
-_CONTEXT = "the model's context holds no more"
+_CONTEXT = "the model's context is shorter"
 
 
 class RowSource(Protocol):
-    """Where an attempt's rows come from."""
+    """The origin of an attempt's rows."""
 
     @property
     def needs_tokenizer(self) -> bool:
-        """False if rows are token ids already: then a model directory without a tokenizer will do."""
+        """False if rows are token ids, which do not require a tokenizer in the model directory."""
         ...
 
     def rows(self, ctx: StageContext, params: OptimizerParams, base: ResolvedModel) -> TokenizedRows:
-        """Make the rows; called on rank 0, and not again once a training stage has them."""
+        """Return the rows; called on rank 0 only, and not again once the stage has published them.
+
+        Raise DataError or ConfigError for rows that cannot be trained on.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TextSource:
-    """Text rows of an upstream artifact, which the target's chat template turns into tokens."""
+    """Text rows of an upstream artifact, tokenised with the target's chat template."""
 
     role: str
     file: str
@@ -66,7 +69,7 @@ class TextSource:
                 f"which holds {bounded.max_length} tokens for prompt and response",
                 code="ContextTooShort",
                 field=f"{MODEL_FIELD}.model",
-                hint="Use a model with a longer context, or shorter prompts.",
+                hint="Use a model with a longer context, or use shorter prompts.",
             )
         require_rows(tokenized, num_rows=len(text_rows), artifact=where)
         return tokenized
@@ -74,7 +77,7 @@ class TextSource:
 
 @dataclass(frozen=True, slots=True)
 class TokenSource:
-    """Triples of token ids, taken as they are; what looks wrong with them is counted and logged."""
+    """Triples of token ids, used unchanged; unusual rows are counted and logged."""
 
     reference: str
     """Path or storage://PATH."""
@@ -93,12 +96,12 @@ class TokenSource:
                 "training.tokenizedTriples",
                 self.reference,
                 "it must be an absolute path or storage://PATH",
-                "Write the whole path, as the stage's process sees it.",
+                "Use the absolute path in the stage's container.",
             )
         vocabulary = vocabulary_size(base)
         if vocabulary is None:
             raise base.directory.invalid(
-                "its config.json has no vocab_size, against which token ids could be checked",
+                "its config.json has no vocab_size, which the check of token ids needs",
                 "Use a causal language model.",
             )
         triples = read_tokenized_triples(path, has_source=self.has_source, vocabulary=vocabulary)
@@ -111,7 +114,7 @@ class TokenSource:
 
 
 def _require_context(rows: Sequence[TokenRow], path: Path, base: ResolvedModel) -> None:
-    """Refuse rows that are longer than the model's context: rows of token ids are never cut."""
+    """Raise DataError for rows that exceed the model's context, because rows of token ids are never cut."""
     context = context_length(base)
     if context is None:
         return
@@ -123,12 +126,12 @@ def _require_context(rows: Sequence[TokenRow], path: Path, base: ResolvedModel) 
             f"{base.identity} holds {context}" + (f"; {len(too_long)} rows in all" if len(too_long) > 1 else ""),
             code="ContextTooShort",
             field="training.tokenizedTriples",
-            hint="Cut or remove these rows, or train a model with a longer context.",
+            hint="Shorten or remove these rows, or train a model with a longer context.",
         )
 
 
 def exported_tokenizer(source: RowSource, base: ResolvedModel) -> Any:
-    """Return the tokenizer that the trained model gets; None where rows are token ids and the directory has none."""
+    """Return the tokenizer of the trained model; None if rows are token ids and the model directory has none."""
     return tokenizer_of(base, field=MODEL_FIELD) if source.needs_tokenizer else optional_tokenizer(base)
 
 
@@ -142,7 +145,7 @@ def optional_tokenizer(base: ResolvedModel) -> Any:
 def _unusual(rows: Sequence[TokenRow], tokenizer: Any) -> dict[str, int]:
     """Count the rows with a sequence that has not exactly one BOS and one end-of-turn; all are trained on.
 
-    Keys say what is unusual; the first rows of each are logged.
+    Keys describe the fault; the first rows of each are logged.
     """
     if tokenizer is None:
         return {}
@@ -154,7 +157,7 @@ def _unusual(rows: Sequence[TokenRow], tokenizer: Any) -> dict[str, int]:
     for fault, names in sorted(found.items()):
         shown = ", ".join(names[:_ROWS_SHOWN]) + (", ..." if len(names) > _ROWS_SHOWN else "")
         log.warning(
-            "%d of %d tokenised rows have %s; they are trained on as they are: %s", len(names), len(rows), fault, shown
+            "%d of %d tokenised rows have %s; they are trained on unchanged: %s", len(names), len(rows), fault, shown
         )
     return {fault: len(names) for fault, names in sorted(found.items())}
 
@@ -162,7 +165,7 @@ def _unusual(rows: Sequence[TokenRow], tokenizer: Any) -> dict[str, int]:
 def token_rows(
     ctx: StageContext, params: OptimizerParams, source: RowSource, base: ResolvedModel, group: Group
 ) -> TokenizedRows:
-    """Make the rows on rank 0 if no earlier attempt has done so; every rank reads what was published."""
+    """Publish the rows from rank 0 unless an earlier attempt has; every rank reads the published file."""
     name = f"{TOKENS_DIRECTORY}/rows-{__version__}.parquet"
 
     def make() -> None:
@@ -176,7 +179,7 @@ def token_rows(
         if source.needs_tokenizer and (bound := length_bound(params, base)) < params.max_length:
             log.warning("rows are cut to %d tokens, not to maxLength %d: %s", bound, params.max_length, _CONTEXT)
         log.info(
-            "%d rows, %d responses cut to maxLength, dropped: %s, not given back as written: %s, "
+            "%d rows, %d responses cut to maxLength, dropped: %s, changed by the tokenizer: %s, "
             "with control tokens as text: %d",
             len(tokenized.rows),
             tokenized.num_truncated,

@@ -1,4 +1,4 @@
-"""The stages `sft` and `train`: which rows and which task an attempt trains on."""
+"""The stages `sft` and `train`: their rows and their task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TRIPLES_ROLE = "triples"
 
 
 def run_sft(ctx: StageContext) -> StageResult:
-    """Fine-tune the target on y_ws; loss is the mean over the response tokens of the global batch."""
+    """Fine-tune the target on y_ws; the loss is the mean over the response tokens of the global batch."""
     params = ctx.config.params
     assert isinstance(params, SftParams)
     require_effect(params, ctx.config.runtime, needs_reference=False)
@@ -27,7 +27,7 @@ def run_sft(ctx: StageContext) -> StageResult:
 
 
 def run_train(ctx: StageContext) -> StageResult:
-    """Optimise preferences from the SFT checkpoint, which is also the reference."""
+    """Run preference optimisation from the SFT checkpoint, which is also the reference."""
     params = ctx.config.params
     assert isinstance(params, TrainParams)
     objective = preference_objective(params)
@@ -41,8 +41,8 @@ def _triples(ctx: StageContext, params: TrainParams, objective: PreferenceObject
             raise ConfigError(
                 "training.tokenizedTriples",
                 params.tokenized_triples,
-                f"it has no effect beside the input role {_TRIPLES_ROLE!r}",
-                "Give one of the two.",
+                f"it has no effect with the input role {_TRIPLES_ROLE!r}",
+                "Give either tokenizedTriples or the input, not both.",
             )
         return TokenSource(params.tokenized_triples, has_source=objective.has_source)
 

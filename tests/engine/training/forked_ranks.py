@@ -40,7 +40,7 @@ class RankServer:
             text=True,
         )
         self._lock = threading.Lock()
-        self._answer()
+        self._reply()
         atexit.register(self.close)
 
     def ask(self, request: Mapping[str, Any]) -> Any:
@@ -48,12 +48,12 @@ class RankServer:
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            return self._answer()
+            return self._reply()
 
-    def _answer(self) -> Any:
+    def _reply(self) -> Any:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            # Libraries may print on import; answers are lines of JSON.
+            # Libraries may print on import; replies are lines of JSON.
             with contextlib.suppress(ValueError):
                 return json.loads(line)
         raise RuntimeError("the rank server ended")

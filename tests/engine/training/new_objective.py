@@ -1,4 +1,4 @@
-"""What becomes of objectives that a copy of the source defines in addition; the test starts it as a program."""
+"""Report on objectives that a copy of the source defines in addition; the test starts this program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong inside a rank, or what it is to tell about itself; installed before it runs."""
+"""Faults and reports inside a rank, installed before it runs."""
 
 from __future__ import annotations
 

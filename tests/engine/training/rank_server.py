@@ -1,9 +1,9 @@
-"""Forks ranks that run a stage: the seconds of importing torch, transformers and DeepSpeed are paid once.
+"""Server that forks ranks that run a stage, so that torch, transformers and DeepSpeed are imported once.
 
 A request is one line of JSON on stdin, {"environ": {...}, "arguments": [...], "output": path, "fault": name or null};
-the answer is the process id. {"reap": pid} is answered by null while the process runs, then by its exit code as
-subprocess counts (negative for a signal). Every rank is a process of its own that runs `wrpo_engine.__main__`; `fault`
-names a function of `rank_faults` that is called first.
+the reply is the process id. The reply to {"reap": pid} is null while the process runs, then its exit code as in
+subprocess (negative for a signal). Every rank is a separate process that runs `wrpo_engine.__main__`; `fault` names a
+function of `rank_faults` that is called first.
 """
 
 from __future__ import annotations

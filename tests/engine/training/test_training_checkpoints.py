@@ -1,4 +1,4 @@
-"""The checkpoint store: background writing, completion, what is kept, what is found again."""
+"""The checkpoint store: background writing, completion, retention, lookup."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wrpo_engine.training.export.export import gather_weights
 
 
 class FakeBackend:
-    """Two parameters whose values tell the step."""
+    """Two parameters whose values depend on the step."""
 
     def __init__(self) -> None:
         self.step = 0
@@ -251,7 +251,7 @@ def test_a_missing_parameter_is_an_error_that_names_it(writer: SlowWriter, backe
     save(store, backend, 1)
     found = store.latest()
     assert found is not None
-    with pytest.raises(DataError, match=r"holds no weight of parameter other\.weight") as caught:
+    with pytest.raises(DataError, match=r"contains no weight of parameter other\.weight") as caught:
         found.read("other.weight", TensorKind.WEIGHT)
     assert caught.value.code == "CheckpointIncompatible"
 

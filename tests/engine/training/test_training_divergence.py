@@ -1,4 +1,4 @@
-"""Reward divergence: the rule, step by step, and what is left of it after a restart."""
+"""Reward divergence: the rule step by step, and its state after a restart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of a run that cannot take effect are errors; defaults that a program wrote out are not."""
+"""Settings that cannot take effect are errors, but defaults that a program wrote are not."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from wrpo_engine.training.objectives.settings import require_effect
 MODEL = {"model": {"name": "/m"}}
 IDS = {"tokenized_triples": "/data/triples.parquet"}
 
-NO_CUT = "it has no effect with training.tokenizedTriples: token ids are taken as they are, nothing is cut or left out"
-FIXED = "it has no effect beside training.microBatchSize 2, which fixes the rows of a forward pass"
+NO_CUT = "it has no effect with training.tokenizedTriples: token ids are used unchanged, no triple is cut or left out"
+FIXED = "it has no effect with training.microBatchSize 2, which fixes the rows of a forward pass"
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "a reference in memory for SimPO": (
         {"objective": "SimPO"},
@@ -24,7 +24,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         "training.reference is 'in-memory': it has no effect: objective SimPO has no reference model",
         "Remove training.reference.",
     ),
-    "a bound of tokens beside a number of rows": (
+    "a maximum of tokens with a number of rows": (
         {},
         {"micro_batch_tokens": 8192, "micro_batch_size": 2},
         f"training.microBatchTokens is 8192: {FIXED}",
@@ -34,13 +34,13 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         {**IDS, "max_prompt_length": 1800},
         {},
         f"training.maxPromptLength is 1800: {NO_CUT}",
-        "Remove training.maxPromptLength and cut the triples before, if they are too long.",
+        "Remove training.maxPromptLength, and cut the triples before training if they are too long.",
     ),
     "a length with token ids": (
         {**IDS, "max_length": 64},
         {},
         f"training.maxLength is 64: {NO_CUT}",
-        "Remove training.maxLength and cut the triples before, if they are too long.",
+        "Remove training.maxLength, and cut the triples before training if they are too long.",
     ),
 }
 

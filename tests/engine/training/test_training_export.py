@@ -1,4 +1,4 @@
-"""What is exported is the trained model, whole."""
+"""The export contains the whole trained model."""
 
 from __future__ import annotations
 

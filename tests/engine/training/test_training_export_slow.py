@@ -1,4 +1,4 @@
-"""A trained model is read by vLLM itself, in an interpreter that knows nothing of this project."""
+"""vLLM reads a trained model, in an interpreter without this project."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ params = SamplingParams(temperature=0, max_tokens=int(sys.argv[2]), prompt_logpr
 (output,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
 def of(ids, entries):
     return [entry[token].logprob for token, entry in zip(ids, entries) if entry]
-answer = list(output.outputs[0].token_ids)
-logps = of(prompt, output.prompt_logprobs) + of(answer, output.outputs[0].logprobs)
-print("ANSWER " + json.dumps({"prompt": prompt, "answer": answer, "logps": logps}))
+response = list(output.outputs[0].token_ids)
+logps = of(prompt, output.prompt_logprobs) + of(response, output.outputs[0].logprobs)
+print("RESULT " + json.dumps({"prompt": prompt, "response": response, "logps": logps}))
 """
 
 
@@ -55,14 +55,14 @@ def exported(base_model: Path, make_ctx: Any, commit_artifact: Any, monkeypatch:
 
 def ask_vllm(directory: Path) -> dict[str, Any]:
     """Return prompt ids, a greedy continuation, and the log-probabilities of both."""
-    # Not what other tests of this process have left there, which vLLM and tqdm would read.
+    # Without the variables of other tests in this process, which vLLM and tqdm would read.
     environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", SCRIPT, str(directory), str(NUM_NEW)]
     done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd="/", check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("ANSWER "))
-    return dict(json.loads(line.removeprefix("ANSWER ")))
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    return dict(json.loads(line.removeprefix("RESULT ")))
 
 
 def logps_of(directory: Path, ids: list[int]) -> torch.Tensor:
@@ -79,13 +79,13 @@ def logps_of(directory: Path, ids: list[int]) -> torch.Tensor:
 def test_vllm_and_transformers_compute_the_same_with_a_trained_model(exported: Path, base_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    said = ask_vllm(exported)
-    whole = said["prompt"] + said["answer"]
+    result = ask_vllm(exported)
+    whole = result["prompt"] + result["response"]
     expected = logps_of(exported, whole)
-    torch.testing.assert_close(torch.tensor(said["logps"]), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(result["logps"]), expected, rtol=0, atol=1e-4)
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     greedy = model.generate(
-        torch.tensor([said["prompt"]]), max_new_tokens=NUM_NEW, min_new_tokens=NUM_NEW, do_sample=False
+        torch.tensor([result["prompt"]]), max_new_tokens=NUM_NEW, min_new_tokens=NUM_NEW, do_sample=False
     )
     assert greedy[0].tolist() == whole
     assert float((logps_of(base_model, whole) - expected).abs().max()) > 0.1, "training has changed nothing"

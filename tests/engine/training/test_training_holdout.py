@@ -1,4 +1,4 @@
-"""Held-out rows: never trained on, evaluated alike after every interruption, and what follows from their loss."""
+"""Held-out rows: never trained on, evaluated equally after every interruption, early stopping."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def test_another_seed_holds_out_other_rows() -> None:
 
 
 def test_one_row_cannot_be_held_out_of_one() -> None:
-    with pytest.raises(ConfigError, match=r"training.holdout.fraction is 0.05: of 1 rows nothing would be left"):
+    with pytest.raises(ConfigError, match=r"training.holdout.fraction is 0.05: of 1 rows none would be left"):
         split_rows(1, HoldoutParams(), 0)
 
 
 PATIENCE = {
     "every loss better": ([5, 4, 3, 2], 1, [False] * 4, 4),
-    "one worse is enough for patience 1": ([5, 4, 4.5], 1, [False, False, True], 2),
+    "one worse stops with 1": ([5, 4, 4.5], 1, [False, False, True], 2),
     "an equal one is not better": ([5, 5], 1, [False, True], 1),
-    "patience 2 starts anew after a better one": ([5, 6, 4, 5, 5], 2, [False, False, False, False, True], 3),
-    "without patience never": ([5, 6, 7, 8], None, [False] * 4, 1),
+    "a better one resets the count": ([5, 6, 4, 5, 5], 2, [False, False, False, False, True], 3),
+    "without a limit never": ([5, 6, 7, 8], None, [False] * 4, 1),
 }
 
 

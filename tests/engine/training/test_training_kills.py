@@ -1,4 +1,4 @@
-"""Twenty random kills of real DeepSpeed ranks: the weights are those of the run that nobody disturbed, bit for bit."""
+"""Twenty random kills of real DeepSpeed ranks: weights equal to an undisturbed run, bit for bit."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_metrics_start_with_what_is_deterministic_and_end_with_the_clock(local_r
     assert names[:5] == ["step", "loss", "alpha", "learning_rate", "grad_norm"]
     clock = [name for name in names if name in CLOCK_FIELDS]
     assert names[-len(clock) :] == clock
-    assert set(CLOCK_FIELDS) - set(clock) == {"mfu"}, "nobody knows this machine's peak"
+    assert set(CLOCK_FIELDS) - set(clock) == {"mfu"}, "this machine's peak is unknown"
 
 
 def test_accuracies_compare_each_row_with_itself(local_run: Any) -> None:
@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves_and_names_the_r
     assert poisoned >= 0
     assert str(caught.value) == (
         f"the loss is not finite at step 1 for 1 rows: {run.token_rows()[bad].row_id}. "
-        "Training stopped before the optimizer step; no weight has been changed by it"
+        "Training stopped before the optimizer step, so the step has changed no weight"
     )
     assert caught.value.exit_code == 65
     for name, tensor in _weights(backend).items():
@@ -229,8 +229,8 @@ def test_a_gradient_that_is_not_finite_stops_before_any_weight_moves(factor: flo
     with pytest.raises(DataError) as caught:
         run.run()
     assert str(caught.value) == (
-        "the gradient norm is nan at step 1 though every loss is finite. "
-        "Training stopped before the optimizer step; no weight has been changed by it"
+        "the gradient norm is nan at step 1 although every loss is finite. "
+        "Training stopped before the optimizer step, so the step has changed no weight"
     )
     assert (caught.value.code, caught.value.exit_code) == ("GradientNotFinite", 65)
     for name, tensor in _weights(backend).items():

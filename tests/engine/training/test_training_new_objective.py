@@ -1,4 +1,4 @@
-"""A new objective is one entry, and a form of its own one more with its mathematics; an incomplete one fails at import.
+"""A new objective is one entry, and a new form one more with its mathematics; an incomplete one fails at import.
 
 The entries are written into copies of the two modules that hold them; nothing else is edited.
 """

@@ -1,4 +1,4 @@
-"""Micro-batches made ahead: the same, in order, and nothing is left behind."""
+"""Prefetching: the same micro-batches in order, and no thread left over."""
 
 from __future__ import annotations
 

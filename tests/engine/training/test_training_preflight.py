@@ -1,4 +1,4 @@
-"""What is known at the start ends a run at its start; what can be exported is exported as it is."""
+"""Faults that are known at the start end a run at its start; a model that can be exported is exported unchanged."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_config_that_cannot_be_written_again_ends_the_run_at_its_start(
         stage.run_train(ctx)
     assert error.value.code == "ExportImpossible"
     assert error.value.message == (
-        f"target.model is '{model}': the model cannot be saved again after training: `top_k` cannot be saved"
+        f"target.model is '{model}': the model could not be saved after training: `top_k` cannot be saved"
     )
     assert [path.name for path in ctx.output.directory.glob(".tmp*")] == []
 
@@ -118,7 +118,7 @@ def test_the_default_length_is_lowered_to_the_context_and_what_is_cut_is_counted
         stage.run_train(ctx)
     details = ctx.output.committed().manifest.details
     assert details["truncated_responses"] > 0
-    assert "rows are cut to 64 tokens, not to maxLength 2048: the model's context holds no more" in caplog.messages
+    assert "rows are cut to 64 tokens, not to maxLength 2048: the model's context is shorter" in caplog.messages
 
 
 def test_learned_positions_train_within_their_table_and_no_row_that_fits_is_refused(

@@ -1,4 +1,4 @@
-"""Step by step, the engine computes what the released recipe and Hugging Face's Trainer compute."""
+"""Step-by-step equality of the engine with the released recipe and Hugging Face's Trainer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real kills of real distributed runs: what continues is what would have been."""
+"""Real kills of real distributed runs: the resumed run equals the uninterrupted one."""
 
 from __future__ import annotations
 

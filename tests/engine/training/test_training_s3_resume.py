@@ -1,4 +1,4 @@
-"""Ranks in pods without any directory in common: everything they share goes through a real S3 server."""
+"""Ranks in pods without a shared directory: all shared files pass through a real S3 server."""
 
 from __future__ import annotations
 

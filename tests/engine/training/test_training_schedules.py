@@ -30,7 +30,7 @@ def test_constant_alpha_is_its_maximum_at_every_step() -> None:
 
 
 def test_a_step_beyond_the_run_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"step is 4 but must lie in \[0, 4\)"):
+    with pytest.raises(ValueError, match=r"step is 4 but must be in \[0, 4\)"):
         alpha_at(4, 4, AlphaParams())
 
 

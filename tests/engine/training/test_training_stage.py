@@ -91,7 +91,7 @@ def test_baselines_train_on_pairs_of_the_same_triples(context: Any) -> None:
 def test_fewer_rows_than_the_global_batch_train_and_say_so(context: Any, caplog: pytest.LogCaptureFixture) -> None:
     result = stage.run_train(context("train", triples_frame(3), global_batch_size=128))
     assert result.step == 2
-    assert "3 rows are fewer than globalBatchSize 128: every step takes all of them" in caplog.text
+    assert "3 rows are fewer than globalBatchSize 128: every step uses all rows" in caplog.text
 
 
 def test_no_rows_is_an_error_and_nothing_is_committed(context: Any) -> None:
@@ -156,12 +156,12 @@ def test_a_model_that_changes_while_a_run_is_interrupted_is_found(
     with pytest.raises(DataError) as caught:
         stage.run_train(ctx)
     assert str(caught.value) == (
-        f"the checkpoint after step 1 comes of the model with the digest {before}, but {model} now holds one with the "
-        f"digest {model_digest(model)}: the policy would be trained from the one and compared with the other"
+        f"the checkpoint after step 1 belongs to the model with the digest {before}, but the model in {model} now has "
+        f"the digest {model_digest(model)}: the policy would be trained from one model and compared with the other"
     )
     assert caught.value.hint == (
-        "Put the former weights back to continue, or remove the unfinished train/0123456789abcdef to train from the "
-        "beginning."
+        "Restore the previous weights to resume, or remove the unfinished artifact train/0123456789abcdef to train "
+        "from step 0."
     )
     (model / "config.json").write_bytes((training_model_dir / "config.json").read_bytes())
     with pytest.raises(Interrupted, match="after step 2 of 6"):
@@ -206,9 +206,9 @@ def test_what_is_not_trained_as_written_is_in_manifest_card_and_log(
     assert manifest.details["changed"] == {reason: 1}
     assert manifest.details["control_text_rows"] == 1
     assert manifest.metrics["changed_rows"] == 1
-    assert f"| not given back as written: {reason} | 1 |" in (ctx.output.directory / "README.md").read_text()
+    assert f"| changed by the tokenizer: {reason} | 1 |" in (ctx.output.directory / "README.md").read_text()
     assert (
-        "11 rows, 0 responses cut to maxLength, dropped: none, not given back as written: "
+        "11 rows, 0 responses cut to maxLength, dropped: none, changed by the tokenizer: "
         f"{{'{reason}': 1}}, with control tokens as text: 1" in caplog.messages
     )
 

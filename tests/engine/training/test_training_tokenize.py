@@ -1,4 +1,4 @@
-"""Tokenising: each response cut by itself, one BOS, one end-of-turn, every dropped row counted."""
+"""Tokenisation: each response truncated alone, one BOS, one end-of-turn, every dropped row counted."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ TOKENIZERS = {
         template=BOS_TEMPLATE, bos="<s>", adds_bos=True
     ),
     "BOS added by the tokenizer only": make_tokenizer(bos="<s>", adds_bos=True),
-    "end-of-text beside end-of-turn": make_tokenizer(eos="<eos>"),
+    "end-of-text in addition to end-of-turn": make_tokenizer(eos="<eos>"),
 }
 
 
@@ -175,8 +175,8 @@ def test_rows_that_the_tokenizer_changes_are_counted_logged_and_trained(caplog: 
     require_unchanged(tokenized, num_rows=20, artifact="curate-sft/0123", field="target.model")
     (message,) = caplog.messages
     assert message == (
-        "2 of 20 rows of curate-sft/0123 (10.0%) have a response that the model's tokenizer does not give back as it "
-        f"is written; the first is row r0; what it changes: 2 {SPELLING}"
+        "2 of 20 rows of curate-sft/0123 (10.0%) have a response that the model's tokenizer changes; "
+        f"the first is row r0; changes: 2 {SPELLING}"
     )
 
 
@@ -184,8 +184,8 @@ def test_too_many_changed_rows_are_refused_with_their_number_and_the_first_one()
     with pytest.raises(DataError) as caught:
         require_unchanged(lower_cased(20, 3), num_rows=20, artifact="curate-sft/0123", field="target.model")
     assert caught.value.message == (
-        "3 of 20 rows of curate-sft/0123 (15.0%) have a response that the model's tokenizer does not give back as it "
-        f"is written; the first is row r0; what it changes: 3 {SPELLING}. At most 10% of the rows may differ"
+        "3 of 20 rows of curate-sft/0123 (15.0%) have a response that the model's tokenizer changes; "
+        f"the first is row r0; changes: 3 {SPELLING}. At most 10% of the rows may differ"
     )
     assert (caught.value.exit_code, caught.value.code, caught.value.field) == (65, "ResponsesChanged", "target.model")
     assert caught.value.hint == (

@@ -1,4 +1,4 @@
-"""Triples of token ids as input: what is read, what is refused, and that they are trained on as they are."""
+"""Triples of token ids as input: what is read, what is refused, and training on unchanged ids."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _parts(frame: pl.DataFrame, directory: Path) -> Path:
 def _saved_dataset(frame: pl.DataFrame, directory: Path) -> Path:
     from datasets import Dataset
 
-    # Selected from a longer one, so that the order lives in an index beside the table.
+    # Selected from a longer one, so that the order is an index in addition to the table.
     rows = frame.to_dicts()
     Dataset.from_list([*rows[::-1], *rows]).select(range(len(rows), 2 * len(rows))).save_to_disk(directory / "saved")
     return directory / "saved"
@@ -113,12 +113,12 @@ REFUSED = {
     "text": (
         triples_of_ids().with_columns(prompt_ids=pl.lit("why")),
         "ColumnType",
-        "column prompt_ids of {} is String, where lists of integers must stand",
+        "column prompt_ids of {} is String, but must be lists of integers",
     ),
     "lists of floats": (
         triples_of_ids().cast({"rejected_ids": pl.List(pl.Float64)}),
         "ColumnType",
-        "column rejected_ids of {} is List(Float64), where lists of integers must stand",
+        "column rejected_ids of {} is List(Float64), but must be lists of integers",
     ),
     "an empty list": (
         _with("target_chosen_ids", 4, []),
@@ -261,7 +261,7 @@ def test_token_ids_beside_an_upstream_artifact_are_refused(
 ) -> None:
     ref = commit_artifact("curate-triples", {"triples.parquet": triples_of_ids()})
     params = {"stage": "train", "model": {"name": str(training_model_dir)}, "tokenized_triples": "/data/t.parquet"}
-    with pytest.raises(ConfigError, match="it has no effect beside the input role 'triples'"):
+    with pytest.raises(ConfigError, match="it has no effect with the input role 'triples'"):
         stage.run_train(make_ctx(params, {"triples": ref}))
 
 
@@ -286,7 +286,7 @@ def test_rows_with_an_unusual_end_are_counted_and_logged_but_trained_on_as_they_
     assert stage.run_train(ctx).rows == 7
     assert ctx.output.committed().manifest.details["unusual_rows"] == {"not exactly one end-of-turn, at the end": 1}
     assert "1 of 7 tokenised rows have not exactly one end-of-turn, at the end" in caplog.text
-    assert "are trained on as they are: row 3" in caplog.text
+    assert "are trained on unchanged: row 3" in caplog.text
 
 
 def test_without_shuffling_every_epoch_takes_the_rows_in_their_order(

@@ -1,4 +1,4 @@
-"""Triples that Python hands over: what tokenizers and data frames return is taken, all else is named."""
+"""Triples in memory: ids of tokenizers and data frames are accepted, anything else is named in the error."""
 
 from __future__ import annotations
 
@@ -107,24 +107,24 @@ def test_objectives_without_a_source_do_without_its_column() -> None:
 
 
 CELLS: dict[str, tuple[Any, str]] = {
-    "a text": ("1 2", "is '1 2' (str), where token ids must be"),
-    "one number": (7, "is 7 (int), where token ids must be"),
-    "not a number": (float("nan"), "is nan (float), where token ids must be"),
-    "a tensor of no dimension": (torch.tensor(7), "is a torch Tensor, where token ids must be"),
-    "a sparse tensor": (torch.tensor([1, 0]).to_sparse(), "is a torch Tensor, where token ids must be"),
-    "a tensor without data": (torch.empty(2, device="meta"), "is a torch Tensor, where token ids must be"),
-    "a set": ({1, 2}, "is a set, where token ids must be"),
-    "a mapping": ({"ids": [1]}, "is a dict, where token ids must be"),
-    "bytes": (b"ab", "is a bytes, where token ids must be"),
-    "floats": ([1, 2.0], "is a list that holds 2.0 (float) at place 1"),
-    "an array of floats": (np.array([1.0]), "is a numpy ndarray that holds 1.0 (float) at place 0"),
-    "truth values": (torch.tensor([True]), "is a torch Tensor that holds True (bool) at place 0"),
-    "texts": (["7"], "is a list that holds '7' (str) at place 0"),
-    "nothing within": ([1, None], "is a list that holds None (NoneType) at place 1"),
-    "a batch of one": (torch.tensor([[1, 2]]), "is a torch Tensor of shape [1, 2] that holds a list at place 0"),
-    "lists of lists": ([[1], [2]], "is a list that holds a list at place 0"),
-    "tensors of one element": ([torch.tensor([1])], "is a list that holds a torch Tensor at place 0"),
-    "a huge number": ([2**63], "holds 9223372036854775808 at place 0, which no vocabulary has"),
+    "a text": ("1 2", "is '1 2' (str), but must be token ids"),
+    "one number": (7, "is 7 (int), but must be token ids"),
+    "not a number": (float("nan"), "is nan (float), but must be token ids"),
+    "a tensor of no dimension": (torch.tensor(7), "is a torch Tensor, but must be token ids"),
+    "a sparse tensor": (torch.tensor([1, 0]).to_sparse(), "is a torch Tensor, but must be token ids"),
+    "a tensor without data": (torch.empty(2, device="meta"), "is a torch Tensor, but must be token ids"),
+    "a set": ({1, 2}, "is a set, but must be token ids"),
+    "a mapping": ({"ids": [1]}, "is a dict, but must be token ids"),
+    "bytes": (b"ab", "is a bytes, but must be token ids"),
+    "floats": ([1, 2.0], "is a list that holds 2.0 (float) at index 1"),
+    "an array of floats": (np.array([1.0]), "is a numpy ndarray that holds 1.0 (float) at index 0"),
+    "truth values": (torch.tensor([True]), "is a torch Tensor that holds True (bool) at index 0"),
+    "texts": (["7"], "is a list that holds '7' (str) at index 0"),
+    "nothing within": ([1, None], "is a list that holds None (NoneType) at index 1"),
+    "a batch of one": (torch.tensor([[1, 2]]), "is a torch Tensor of shape [1, 2] that holds a list at index 0"),
+    "lists of lists": ([[1], [2]], "is a list that holds a list at index 0"),
+    "tensors of one element": ([torch.tensor([1])], "is a list that holds a torch Tensor at index 0"),
+    "a huge number": ([2**63], "holds 9223372036854775808 at index 0, which is not a token id"),
 }
 
 
@@ -155,11 +155,11 @@ INPUTS: dict[str, tuple[Any, str]] = {
     "an empty frame": (pl.DataFrame(), "triples holds no rows to train on"),
     "rows that are lists": (
         [ROWS[0], [1, 2]],
-        "row 1 of triples is a list, where a mapping of column names to token ids must be",
+        "row 1 of triples is a list, but must be a mapping of column names to token ids",
     ),
     "a tensor": (
         torch.tensor([[1, 2]]),
-        "row 0 of triples is a torch Tensor, where a mapping of column names to token ids must be",
+        "row 0 of triples is a torch Tensor, but must be a mapping of column names to token ids",
     ),
     "other columns": (
         [{"prompt": "a", "target_chosen_ids": [1]}],
@@ -216,7 +216,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "the stage": ({"stage": "sft"}, "stage is 'sft': it cannot be set: train_triples trains"),
     "triples twice": (
         {"tokenized_triples": "x"},
-        "tokenized_triples is 'x': it cannot be set: the triples are an argument of their own",
+        "tokenized_triples is 'x': it cannot be set: the triples are a separate argument",
     ),
 }
 

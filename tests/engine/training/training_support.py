@@ -202,8 +202,7 @@ def start_ranks(
 ) -> Gang:
     """Start bare ranks with torchrun's environment, so that a signal reaches the rank itself.
 
-    `faults` maps a rank to a function of `rank_faults` that is called in it first; `pods` gives each rank variables of
-    its own.
+    `faults` maps a rank to a function of `rank_faults` that is called in it first; `pods` has each rank's variables.
     """
     port = free_port()
     stage = json.loads(config.read_text())["params"]["stage"]

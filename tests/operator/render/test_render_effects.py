@@ -36,6 +36,6 @@ def test_defaults_that_are_written_out_are_no_choice_of_the_users(stage: str, ob
 def test_what_the_user_chose_in_vain_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"training\.reference is 'in-memory': it has no effect"):
         check("train", objective="SimPO", reference="in-memory")
-    with pytest.raises(ConfigError, match=r"training\.microBatchTokens is 16: it has no effect beside"):
+    with pytest.raises(ConfigError, match=r"training\.microBatchTokens is 16: it has no effect with"):
         check("train", microBatchSize=2, microBatchTokens=16)
     check("sft", objective="WRPO-DPO", reference="in-memory")

@@ -1,1 +1,1 @@
-"""Checkpoints: their format and their manager."""
+"""Checkpoint format and checkpoint manager."""

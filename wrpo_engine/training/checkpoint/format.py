@@ -1,12 +1,12 @@
-"""Checkpoints of a training run: atomic, verified, independent of world size, ZeRO stage and offload.
+"""Checkpoint format: atomic, verified, independent of world size, ZeRO stage and offload.
 
 A checkpoint is one safetensors shard per rank that wrote it, `checkpoints/step-NNNNNNNN/rank-RRRRR.safetensors`, and
 `checkpoint.json`, published last, which lists the shards with size and sha256. Every trainable parameter's fp32 weight
-and its two Adam moments are stored whole, each by one rank, so any number of ranks and any stage can continue from it,
-exactly: nothing is averaged or re-rounded. The data order, the random seeds, the learning rate and alpha are functions
-of the step and need no state.
+and its two Adam moments are stored whole, each by one rank. So any number of ranks and any ZeRO stage can resume from
+it exactly: nothing is averaged or re-rounded. The data order, the random seeds, the learning rate and alpha are
+functions of the step and need no state.
 
-Everything goes through the artifact's writer, so ranks need no directory in common.
+All files pass through the artifact's writer, so ranks need no shared directory.
 """
 
 from __future__ import annotations
@@ -32,59 +32,62 @@ _FORMAT = 1
 
 
 def step_prefix(step: int) -> str:
+    """Return the prefix of a checkpoint's files in the artifact, with a slash at the end."""
     return f"{CHECKPOINTS_PREFIX}step-{step:08d}/"
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One rank's file."""
+    """The file of one rank."""
 
     name: str
-    """Below the checkpoint's prefix."""
+    """File name below the checkpoint's prefix."""
     size: int
+    """Bytes."""
     sha256: str
     tensors: tuple[str, ...]
+    """Names of its tensors, KIND/PARAMETER, sorted."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint, verified when it was found."""
+    """A checkpoint with a marker."""
 
     output: ArtifactWriter
     step: int
     """Optimizer steps completed."""
     world_size: int
-    """Of the run that wrote it."""
+    """Ranks of the run that wrote it."""
     shards: tuple[Shard, ...]
     state: Mapping[str, Any] = field(default_factory=dict)
-    """What the loop keeps beside weights and optimizer, as JSON."""
+    """State of the loop in addition to weights and optimizer, as JSON values."""
     _paths: dict[str, Path] = field(default_factory=dict, repr=False, compare=False)
-    """Shards that this process has: asking the store again would cost a request for every tensor."""
+    """Local shards of this process; fetching them from the store again would cost a request per tensor."""
 
     def read(self, name: str, kind: TensorKind) -> Tensor:
-        """Return one whole fp32 tensor."""
+        """Return one whole fp32 tensor on the CPU; raise DataError if no shard contains it."""
         key = f"{kind.value}/{name}"
         shard = next((shard for shard in self.shards if key in shard.tensors), None)
         if shard is None:
             raise DataError(
-                f"checkpoint {step_prefix(self.step)} holds no {kind.value} of parameter {name}",
+                f"checkpoint {step_prefix(self.step)} contains no {kind.value} of parameter {name}",
                 code="CheckpointIncompatible",
                 hint=f"Remove {CHECKPOINTS_PREFIX} of {self.output.ref.stage}/{self.output.ref.hash} "
-                "to train from the beginning.",
+                "to train from step 0.",
             )
         with safe_open(self.path(shard), framework="pt") as file:
             tensor: Tensor = file.get_tensor(key)
         return tensor
 
     def path(self, shard: Shard) -> Path:
-        """Return the local path of a shard."""
+        """Return the local path of a shard, which is fetched if needed."""
         if shard.name not in self._paths:
             self._paths[shard.name] = self.output.fetch(step_prefix(self.step) + shard.name)
         return self._paths[shard.name]
 
 
 def write_shard(output: ArtifactWriter, step: int, rank: int, tensors: Mapping[str, Tensor]) -> Shard:
-    """Publish one rank's tensors."""
+    """Publish one rank's tensors as its shard and return its size and digest."""
     name = f"rank-{rank:05d}.safetensors"
     facts: list[tuple[int, str]] = []
 
@@ -100,7 +103,7 @@ def write_shard(output: ArtifactWriter, step: int, rank: int, tensors: Mapping[s
 def write_marker(
     output: ArtifactWriter, step: int, shards: Sequence[Shard], *, world_size: int, state: Mapping[str, Any]
 ) -> None:
-    """Complete a checkpoint: from now on it exists."""
+    """Publish the marker, which completes a checkpoint."""
     marker = {
         "format": _FORMAT,
         "step": step,
@@ -112,7 +115,7 @@ def write_marker(
 
 
 def read_marker(output: ArtifactWriter, step: int) -> Checkpoint:
-    """Read what a checkpoint consists of, without looking at its shards; DataError says what is wrong with it."""
+    """Read a checkpoint's marker without checking its shards; DataError describes the damage."""
     try:
         marker = json.loads(output.fetch(step_prefix(step) + MARKER).read_text())
         shards = tuple(Shard(**{**shard, "tensors": tuple(shard["tensors"])}) for shard in marker["shards"])
@@ -122,7 +125,7 @@ def read_marker(output: ArtifactWriter, step: int) -> Checkpoint:
 
 
 def verify_shard(checkpoint: Checkpoint, shard: Shard) -> None:
-    """Compare a shard with what the marker says of it; DataError names it."""
+    """Compare a shard with the marker's size, sha256 and tensor names; DataError names the difference."""
     try:
         path = checkpoint.path(shard)
         size = path.stat().st_size
@@ -132,7 +135,7 @@ def verify_shard(checkpoint: Checkpoint, shard: Shard) -> None:
             raise _damaged(checkpoint.step, f"{shard.name} does not match its sha256")
         with safe_open(path, framework="pt") as file:
             if sorted(file.keys()) != list(shard.tensors):
-                raise _damaged(checkpoint.step, f"{shard.name} holds other tensors than {MARKER} says")
+                raise _damaged(checkpoint.step, f"{shard.name} contains other tensors than {MARKER} lists")
     except (OSError, MissingInputError, SafetensorError) as error:
         raise _damaged(checkpoint.step, f"{shard.name}: {type(error).__name__}: {error}") from error
 

@@ -1,9 +1,9 @@
-"""When checkpoints are written, completed, kept and found again.
+"""Checkpoint manager: asynchronous writing, completion, retention and lookup.
 
-Writing takes three moments. At a step boundary every rank copies its share to the host's memory, which is all that
-training waits for. A thread of each rank hashes, writes and uploads it. At a later boundary, when every rank's thread
-has finished, rank 0 publishes the marker and removes what is not to be kept. At most one checkpoint is under way; what
-went wrong in a thread is raised at the next boundary, on all ranks.
+Writing has three phases. At a step boundary every rank copies its share to host memory; training waits for nothing
+else. A thread of each rank hashes, writes and uploads it. At a later boundary, when every rank's thread has finished,
+rank 0 publishes the marker and removes old checkpoints. At most one checkpoint is in progress. An error in a thread is
+raised at the next boundary, on all ranks.
 """
 
 from __future__ import annotations
@@ -51,15 +51,19 @@ class _Pending:
 
 @dataclass
 class CheckpointStore:
-    """The checkpoints of one run. Every method is called on all ranks together."""
+    """The checkpoints of one run. All ranks call every method together."""
 
     output: ArtifactWriter
     group: Group
     keep_last: int = 2
+    """Number of most recent checkpoints to keep, in addition to the best one."""
     _pending: _Pending | None = field(default=None, init=False)
 
     def save(self, step: int, backend: Backend, state: Mapping[str, Any] | None = None) -> None:
-        """Copy the state after `step` and begin to write it; an earlier one still under way is finished first."""
+        """Copy the state after `step` and start to write it; an earlier checkpoint in progress is finished first.
+
+        `state` is stored with it as JSON.
+        """
         if self._pending is not None and self._pending.step == step:
             return
         self.finish()
@@ -79,11 +83,14 @@ class CheckpointStore:
         return own
 
     def poll(self) -> None:
-        """Complete the checkpoint under way if every rank has written its shard; called at every step boundary."""
+        """Complete the checkpoint in progress if every rank has written its shard; called at every step boundary.
+
+        Raise the error of this rank's thread, or TemporaryError for another rank's.
+        """
         pending = self._pending
         if pending is None:
             return
-        # A rank's error counts before all have finished: nobody needs the rest.
+        # One rank's error is raised before all have finished, because the checkpoint is lost anyway.
         done = pending.write.done
         error = pending.write.error if done else None
         reports = self.group.gather((done, None if error is None else f"{type(error).__name__}: {error}"))
@@ -104,7 +111,7 @@ class CheckpointStore:
         self.group.on_main(lambda: self._complete(pending, [shard for shard in shards if shard is not None]))
 
     def finish(self) -> None:
-        """Wait for the checkpoint under way, if there is one, and complete it."""
+        """Wait for the checkpoint in progress, if there is one, and complete it."""
         if self._pending is None:
             return
         started = time.monotonic()
@@ -122,7 +129,7 @@ class CheckpointStore:
         self._remove_old(pending.step)
 
     def _remove_old(self, newest: int) -> None:
-        """Keep the last ones and the best. Later ones are of no use: the run has gone back to before them."""
+        """Keep the last ones and the best. Remove later ones too: the run has resumed from an earlier step."""
         complete, incomplete = published_steps(self.output)
         kept: set[int | None] = {self._best_step()}
         kept.update([step for step in complete if step <= newest][: self.keep_last])
@@ -131,14 +138,17 @@ class CheckpointStore:
                 self.output.discard(step_prefix(step))
 
     def mark_best(self, step: int) -> None:
-        """Keep the checkpoint of this step, saved before, until another one is the best."""
+        """Keep the checkpoint of this step, which was saved before, until another one is the best.
+
+        Raise ValueError if there is no checkpoint of this step.
+        """
         if self._pending is not None and self._pending.step == step:
             self._pending.is_best = True
             return
 
         def mark() -> None:
             if step not in published_steps(self.output)[0]:
-                raise ValueError(f"there is no checkpoint of step {step} to be marked as the best")
+                raise ValueError(f"there is no checkpoint of step {step} to mark as the best")
             self._write_best(step)
 
         self.group.on_main(mark)
@@ -155,16 +165,16 @@ class CheckpointStore:
         try:
             return int(json.loads(self.output.fetch(_BEST).read_text())["step"])
         except (ValueError, KeyError, TypeError):
-            _LOG.warning("%s is damaged; no checkpoint is taken for the best one", _BEST)
+            _LOG.warning("%s is damaged; no checkpoint is used as the best one", _BEST)
             return None
 
     def latest(self) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole, on all ranks the same; say which ones are not."""
+        """Return the newest undamaged checkpoint, the same on all ranks, or None; log the damaged ones."""
         complete, incomplete = self.group.on_main(lambda: published_steps(self.output))
         for step in incomplete:
             if step > max(complete, default=-1) and self.group.is_main:
                 _LOG.warning(
-                    "checkpoint %s is incomplete: the run ended while it was written; using the one before it",
+                    "checkpoint %s is incomplete because the run ended while it was written; using the previous one",
                     step_prefix(step).rstrip("/"),
                 )
         for step in complete:
@@ -173,12 +183,12 @@ class CheckpointStore:
         return None
 
     def best(self) -> Checkpoint | None:
-        """Return the checkpoint that was marked last, or None if there is none or it is damaged."""
+        """Return the checkpoint that was last marked as the best, or None if there is none or it is damaged."""
         step = self.group.on_main(self._best_step)
         return None if step is None else self._open(step)
 
     def _open(self, step: int) -> Checkpoint | None:
-        """Verify a checkpoint: the ranks of every node share the reading of all its shards."""
+        """Verify a checkpoint; the ranks of each node divide its shards among themselves."""
         problems: list[str] = []
         checkpoint: Checkpoint | None = None
         try:
@@ -191,10 +201,10 @@ class CheckpointStore:
         if not everyones:
             return checkpoint
         if self.group.is_main:
-            _LOG.warning("%s; using the one before it", everyones[0])
+            _LOG.warning("%s; using the previous one", everyones[0])
         return None
 
     def remove(self) -> None:
-        """Forget all checkpoints; the trained model has been exported."""
+        """Remove all checkpoints after the trained model has been exported."""
         self.finish()
         self.group.on_main(lambda: self.output.discard(CHECKPOINTS_PREFIX))

@@ -1,1 +1,1 @@
-"""Training data: tokenisation, token caches, plans and held-out rows."""
+"""Training data: tokenisation, token caches, batch plans and held-out rows."""

@@ -1,4 +1,4 @@
-"""The artifacts of curation as text rows, in the order in which training names responses."""
+"""Curation artifacts as text rows, with the responses in the order of `TokenRow`."""
 
 from __future__ import annotations
 
@@ -20,23 +20,27 @@ TRIPLES_FILE = "triples.parquet"
 
 
 class ChatEncoder:
-    """The target's chat template, for prompts and responses."""
+    """Encoder of prompts and responses with the target's chat template."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
     def encode(self, prompt: str, responses: Sequence[str]) -> chat.Conversation:
+        """Return the token ids of a prompt and its responses."""
         return chat.conversation_token_ids(self._tokenizer, prompt, responses)
 
     def check(self, prompt_ids: list[int], response_ids: list[int], *, row: str) -> None:
+        """Raise DataError naming `row` for a duplicate BOS or a number of end-of-turn tokens other than one."""
         chat.check_sequence(self._tokenizer, prompt_ids, response_ids, row=row)
 
 
 def read_sft_rows(path: Path) -> list[TextRow]:
+    """Return the rows of curate-sft; DataError names a missing column or value."""
     return _read(path, ["response"])
 
 
 def read_triples(path: Path, *, has_source: bool) -> list[TextRow]:
+    """Return the triples of curation, with y_ws only if `has_source`; DataError names a missing column or value."""
     columns = ["source_chosen", "target_chosen", "rejected"] if has_source else ["target_chosen", "rejected"]
     return _read(path, columns)
 
@@ -49,7 +53,7 @@ def _read(path: Path, responses: Sequence[str]) -> list[TextRow]:
         raise DataError(
             f"{path} lacks the columns {', '.join(absent)}; it has {', '.join(present)}",
             code="ColumnMissing",
-            hint="It must be an artifact of the curate stage of this engine version.",
+            hint="Use an artifact of the curate stage of this engine version.",
         )
     frame = read_columns([path], dict.fromkeys(needed, pl.String), nullable=needed)
     incomplete = frame.filter(pl.any_horizontal(pl.col(needed).is_null()))
@@ -58,7 +62,7 @@ def _read(path: Path, responses: Sequence[str]) -> list[TextRow]:
             f"{len(incomplete)} rows of {path} lack one of {', '.join(needed)}: {incomplete['prompt_id'][0]}",
             code="ValueMissing",
             field="training.objective",
-            hint=f"Triples without source responses fit {listed(objectives_of_pairs(), 'and')} only; curate again with "
-            "needs_source.",
+            hint=f"Triples without source responses support {listed(objectives_of_pairs(), 'and')} only. Rerun "
+            "curation with needs_source.",
         )
     return [TextRow(row[0], row[1], tuple(row[2:])) for row in frame.select(needed).rows()]

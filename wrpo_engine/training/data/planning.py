@@ -1,4 +1,4 @@
-"""From rows and settings to the run's data order."""
+"""Planning of a run's data order from rows and settings."""
 
 from __future__ import annotations
 
@@ -17,24 +17,27 @@ from wrpo_engine.training.distributed.collectives import Group
 log = logging.getLogger("wrpo_engine")
 
 CPU_MICRO_BATCH_TOKENS = 1024
-"""A CPU computes no faster on more tokens at a time; they only take memory."""
+"""Maximum on a CPU, where more tokens per forward pass only take memory."""
 
 
 def micro_batch_tokens(bound: int) -> int:
-    """Return the tokens of one forward pass: the configured upper bound, on a CPU not more than is of use."""
+    """Return the maximum tokens of one forward pass: the configured bound, on a CPU at most CPU_MICRO_BATCH_TOKENS."""
     return bound if torch.cuda.is_available() else min(bound, CPU_MICRO_BATCH_TOKENS)
 
 
 def make_plan(
     params: OptimizerParams, runtime: Runtime, rows: Sequence[TokenRow], group: Group, config: Any
 ) -> BatchPlan:
-    """Plan for a model of the given Hugging Face config; it decides the layout and what balances work."""
+    """Return the plan for a model of the given Hugging Face config, which determines the layout and the work model.
+
+    Raise ConfigError if the architecture does not support the configured layout.
+    """
     choice = choose_layout(runtime.layout, config)
     if group.is_main:
         log.info("layout of sequences: %s (%s)", choice.layout, choice.reason)
     if len(rows) < params.global_batch_size and group.is_main:
         log.warning(
-            "%d rows are fewer than globalBatchSize %d: every step takes all of them",
+            "%d rows are fewer than globalBatchSize %d: every step uses all rows",
             len(rows),
             params.global_batch_size,
         )

@@ -1,4 +1,4 @@
-"""Micro-batches made ready ahead of the computation, in the order in which it takes them."""
+"""Prefetching of collated micro-batches in a background thread, in order."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from wrpo_engine.training.objectives.tasks import Task
 
 T = TypeVar("T")
 _POLL_S = 0.1
-"""How long a full or empty queue is waited for before looking whether the other side is gone."""
+"""Seconds to wait for a full queue before checking whether the consumer has closed it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One micro-batch of one rank, collated on the CPU; pinned where there is a GPU."""
+    """One micro-batch of one rank, collated on the CPU; pinned if there is a GPU."""
 
     step: int
     """Optimizer steps completed before it."""
     micro_batch: MicroBatch
     batch: Batch
     num_tokens: int
-    """Tokens of its sequences, each prompt counted once for each response."""
+    """Tokens of its sequences; each prompt counts once for each response."""
     denominator: float
-    """Of the whole step, over all ranks."""
+    """The divisor of the whole step's loss, over all ranks."""
     is_last: bool
-    """Of this rank in its step."""
+    """True for this rank's last micro-batch of the step."""
 
 
 def prepared_micro_batches(
@@ -46,13 +46,13 @@ def prepared_micro_batches(
         denominator = task.denominator([rows[index] for index in plan.step_rows(step)])
         micro_batches = plan.micro_batches(step)[rank]
         for position, micro_batch in enumerate(micro_batches):
-            chosen = [rows[index] for index in micro_batch.rows]
-            batch = collate(chosen, plan.layout)
+            members = [rows[index] for index in micro_batch.rows]
+            batch = collate(members, plan.layout)
             yield Prepared(
                 step=step,
                 micro_batch=micro_batch,
                 batch=batch.pinned() if torch.cuda.is_available() else batch,
-                num_tokens=sum(row.num_tokens for row in chosen),
+                num_tokens=sum(row.num_tokens for row in members),
                 denominator=denominator,
                 is_last=position + 1 == len(micro_batches),
             )
@@ -68,10 +68,10 @@ class _End:
 
 
 class Ahead(Generic[T]):
-    """Iterates over `items`, at most `depth` of which another thread has made in advance; 0 makes each when asked.
+    """Iterates over `items`, of which another thread prepares up to `depth` in advance; 0 uses no thread.
 
-    The order is that of `items`. Its exception is raised where its next item would have been taken. Leaving the context
-    ends the thread, whether or not all was taken.
+    The order is that of `items`. An exception of `items` is raised in place of the next item. Leaving the context ends
+    the thread, also if items remain.
     """
 
     def __init__(self, items: Iterator[T], depth: int) -> None:
@@ -100,7 +100,7 @@ class Ahead(Generic[T]):
             return next(self._items)
         item = self._queue.get()
         if isinstance(item, _End | _Raised):
-            # Whoever asks again gets the same answer, not a wait without end.
+            # A further call gets the same result instead of an endless wait.
             self._queue.put(item)
             if isinstance(item, _Raised):
                 raise item.error

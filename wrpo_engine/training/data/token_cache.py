@@ -1,6 +1,7 @@
-"""Token rows as one Parquet file, so that a resumed run does not tokenise again and all ranks train on the same ids.
+"""Token cache: token rows in one Parquet file.
 
-What became of the rows that are not in it stands in the file's own metadata, so that rows and counts appear together.
+A resumed run does not tokenise again, and all ranks train on the same ids. The file's metadata contains the counts of
+dropped and changed rows, so that rows and counts are published together.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _SCHEMA: Any = {
 
 
 def write_tokens(path: Path, tokenized: TokenizedRows) -> None:
+    """Write rows and counts to a Parquet file."""
     facts = {
         "num_truncated": tokenized.num_truncated,
         "dropped": dict(tokenized.dropped),
@@ -48,9 +50,10 @@ def write_tokens(path: Path, tokenized: TokenizedRows) -> None:
 
 
 def read_tokens(path: Path) -> TokenizedRows:
+    """Return rows and counts of a file that `write_tokens` wrote."""
     facts = json.loads(pl.read_parquet_metadata(path)[_METADATA_KEY])
-    # Every rank holds all rows. An integer object takes 28 bytes beside the 8 of its place in a tuple; no more of them
-    # are needed than the vocabulary has tokens, and a slice at a time keeps the others from piling up.
+    # Every rank holds all rows. An integer object takes 28 bytes in addition to the 8 of its slot in a tuple. Sharing
+    # the objects limits them to the size of the vocabulary, and reading slices limits the temporary ones.
     known: dict[int, int] = {}
 
     def shared(ids: list[int]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Triples that come as token ids: read, checked, and taken exactly as they are.
+"""Reader of tokenised triples: token ids are checked and used unchanged.
 
 No template is applied, nothing is added and nothing is cut, so that two trainers can be compared on the same tokens.
 """
@@ -28,7 +28,7 @@ SOURCE_COLUMN = "source_chosen_ids"
 TARGET_COLUMN = "target_chosen_ids"
 REJECTED_COLUMN = "rejected_ids"
 ID_COLUMN = "prompt_id"
-"""Optional: names the rows in messages; else they are called by their number, counted from 0."""
+"""Optional column with the names of rows in messages; otherwise rows have numbers, counted from 0."""
 _FIELD = "training.tokenizedTriples"
 
 
@@ -38,16 +38,20 @@ class TokenizedTriples:
 
     rows: list[TokenRow]
     sha256: str
-    """Of all ids of the columns that are read, in row order: the same for Parquet and for a `datasets` directory."""
+    """Digest of all ids of the used columns in row order, equal for Parquet and for a `datasets` directory."""
 
 
 def columns_needed(*, has_source: bool) -> tuple[str, ...]:
-    """Return the columns in the order in which training names a row's parts."""
+    """Return the required columns: the prompt, then the responses in the order of `TokenRow`."""
     return (PROMPT_COLUMN, *([SOURCE_COLUMN] if has_source else []), TARGET_COLUMN, REJECTED_COLUMN)
 
 
 def read_tokenized_triples(path: Path, *, has_source: bool, vocabulary: int) -> TokenizedTriples:
-    """Read and check all rows; DataError names the first row and column that cannot be trained on."""
+    """Read and check all rows.
+
+    Ids must be in [0, vocabulary). DataError names the first row and column that cannot be trained on; ConfigError a
+    missing path.
+    """
     columns = columns_needed(has_source=has_source)
     frame = _read_frame(path)
     require_columns(str(path), frame.columns, columns)
@@ -65,11 +69,11 @@ def read_tokenized_triples(path: Path, *, has_source: bool, vocabulary: int) -> 
 
 
 def require_columns(place: str, found: Sequence[str], needed: Sequence[str]) -> None:
-    """Raise DataError with the names of the columns that are missing and of those that are there."""
+    """Raise DataError with the names of the missing and the existing columns if one of `needed` is missing."""
     absent = [name for name in needed if name not in found]
     if not absent:
         return
-    without = "; DPO, SimPO and IPO do without source_chosen_ids" if SOURCE_COLUMN in absent else ""
+    without = "; DPO, SimPO and IPO do not need source_chosen_ids" if SOURCE_COLUMN in absent else ""
     raise DataError(
         f"{place} lacks the columns {', '.join(absent)}; it has {', '.join(found) or 'none'}{without}",
         code="ColumnMissing",
@@ -84,7 +88,7 @@ def _read_frame(path: Path) -> pl.DataFrame:
             _FIELD,
             str(path),
             "there is no such file or directory",
-            "Check the path and that its volume is mounted; storage://PATH lies below the storage root.",
+            "Check the path and that its volume is mounted. storage://PATH is relative to the storage root.",
             code="TokenizedTriplesNotFound",
         )
     try:
@@ -111,7 +115,7 @@ def _read_frame(path: Path) -> pl.DataFrame:
 
 
 def _training_files(path: Path) -> list[Path]:
-    """Return a directory's Parquet files; of one with several splits those of `train`, never held-out ones."""
+    """Return a directory's Parquet files; if it has several splits, those of `train`, never held-out ones."""
     if not any(path.rglob("*.parquet")):
         return []
 
@@ -132,10 +136,12 @@ def _read_saved_dataset(path: Path) -> pl.DataFrame:
     if isinstance(loaded, DatasetDict):
         splits = sorted(loaded)
         if len(splits) != 1 and "train" not in splits:
-            raise ValueError(f"it has the splits {', '.join(splits)} and none is called train: name one's directory")
+            raise ValueError(
+                f"it has the splits {', '.join(splits)}, but none is called train; give the directory of one split"
+            )
         loaded = loaded["train" if "train" in splits else splits[0]]
     with damaged_named(path, field=_FIELD):
-        # A selection or a shuffle lives in an index beside the table; only this applies it.
+        # A selection or a shuffle is an index in addition to the table; reading all rows applies it.
         frame = pl.from_arrow(loaded.with_format("arrow")[:])
     assert isinstance(frame, pl.DataFrame)
     return frame
@@ -152,10 +158,10 @@ def _check_column(column: pl.Series, row_ids: Sequence[str], path: Path, vocabul
     inner: Any = column.dtype.inner if isinstance(column.dtype, pl.List | pl.Array) else None
     if inner is None or not inner.is_integer():
         raise DataError(
-            f"column {column.name} of {path} is {column.dtype}, where lists of integers must stand",
+            f"column {column.name} of {path} is {column.dtype}, but must be lists of integers",
             code="ColumnType",
             field=_FIELD,
-            hint="Write token ids, not text; a column without any value has no type: fill it or leave it out.",
+            hint="Write token ids, not text. A column without values has no type: fill it or leave it out.",
         )
     lists = column.cast(pl.List(inner))
     faults = {
@@ -174,7 +180,7 @@ def _check_column(column: pl.Series, row_ids: Sequence[str], path: Path, vocabul
                 + (f"; {len(hits)} rows in all" if len(hits) > 1 else ""),
                 code="TokenIdsInvalid",
                 field=_FIELD,
-                hint="Tokenise with the tokenizer of the trained model; every part needs at least one token.",
+                hint="Tokenise with the tokenizer of the trained model. Prompt and responses need at least one token.",
             )
 
 

@@ -1,4 +1,4 @@
-"""From text rows to token rows: chat template once, each response cut by itself, nothing dropped silently."""
+"""Tokenisation of text rows: the chat template once, each response truncated alone, every dropped row counted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wrpo_engine.training.batch.rows import TokenRow
 log = logging.getLogger("wrpo_engine")
 
 MAX_CHANGED_SHARE = 0.1
-"""The share of rows from which on training ends, because responses are not trained as they were written."""
+"""Maximum share of rows with a response that the tokenizer changes; above it training stops."""
 _NO_TEXT = "control token as text, which the tokenizer cannot encode"
 
 
@@ -31,38 +31,38 @@ class TextRow:
 
 
 class Encoder(Protocol):
-    """Turns a prompt and the responses to it into ids through the chat template."""
+    """Encodes a prompt and its responses with the chat template."""
 
     def encode(self, prompt: str, responses: Sequence[str]) -> Conversation:
-        """Return prompt ids with exactly one BOS if the model has one, response ids with one end-of-turn, last."""
+        """Return prompt ids with exactly one BOS if the model has one, and response ids that end with end-of-turn."""
         ...
 
     def check(self, prompt_ids: list[int], response_ids: list[int], *, row: str) -> None:
-        """Raise DataError naming `row` for a doubled BOS or another number of end-of-turn tokens than one."""
+        """Raise DataError naming `row` for a duplicate BOS or a number of end-of-turn tokens other than one."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedRows:
-    """The rows that can be trained on and what became of the others."""
+    """The rows that can be trained on, and the counts of truncated, dropped and changed rows."""
 
     rows: list[TokenRow]
     num_truncated: int = 0
-    """Responses that were cut to max_length; they keep their end-of-turn."""
+    """Responses that were truncated to max_length; they keep their end-of-turn."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Rows left out, by reason."""
     changed: Counter[str] = field(default_factory=Counter)
-    """Rows with a response that the tokenizer does not give back as it is written, by what it changes."""
+    """Rows with a response whose ids do not decode to the original text, by kind of change."""
     first_changed: str | None = None
-    """The first of them."""
+    """Id of the first changed row."""
     num_control_text: int = 0
-    """Rows with a text that spells a control token; it is encoded as text."""
+    """Rows with a text that contains the name of a control token; it is encoded as text."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """What the manifest says about where the rows come from; JSON values."""
+    """The origin of the rows for the manifest, as JSON values."""
 
 
 def cut_response(response_ids: Sequence[int], limit: int) -> list[int]:
-    """Return at most `limit` ids; a cut response still ends with its end-of-turn."""
+    """Return at most `limit` ids; a truncated response still ends with its end-of-turn."""
     if len(response_ids) <= limit:
         return list(response_ids)
     return [*response_ids[: limit - 1], response_ids[-1]]
@@ -71,10 +71,13 @@ def cut_response(response_ids: Sequence[int], limit: int) -> list[int]:
 def tokenize_rows(rows: Iterable[TextRow], encoder: Encoder, params: OptimizerParams) -> TokenizedRows:
     """Tokenise every row.
 
-    A response gets the room that its prompt leaves of `max_length`, whatever its siblings' lengths. A row is dropped
-    and counted if its prompt exceeds `max_prompt_length` (cutting it would destroy the template), if a response is
-    empty, if the prompt leaves less than two tokens, one of text and the end-of-turn, or if a text spells a control
-    token that the tokenizer cannot encode as text.
+    A response may use the tokens that its prompt leaves of `max_length`, independent of the other responses. A row is
+    dropped and counted in these cases:
+
+    - its prompt exceeds `max_prompt_length`, because truncating it would destroy the template;
+    - a response is empty;
+    - the prompt leaves fewer than two tokens, one of text and the end-of-turn;
+    - a text contains the name of a control token that the tokenizer cannot encode as text.
     """
     kept: list[TokenRow] = []
     truncated = 0
@@ -112,9 +115,9 @@ def tokenize_rows(rows: Iterable[TextRow], encoder: Encoder, params: OptimizerPa
 
 
 def require_unchanged(tokenized: TokenizedRows, *, num_rows: int, artifact: str, field: str) -> None:
-    """Raise DataError if more rows than `MAX_CHANGED_SHARE` would not be trained as they are written; log fewer.
+    """Raise DataError if the tokenizer changes responses of more than `MAX_CHANGED_SHARE` of the rows; log fewer.
 
-    `field` is the trained model's in the experiment's spec.
+    `field` is the field of the trained model in the experiment's spec.
     """
     count = tokenized.changed.total()
     if not count:
@@ -122,7 +125,7 @@ def require_unchanged(tokenized: TokenizedRows, *, num_rows: int, artifact: str,
     reasons = ", ".join(f"{number} {reason}" for reason, number in sorted(tokenized.changed.items()))
     said = (
         f"{count} of {num_rows} rows of {artifact} ({count / num_rows:.1%}) have a response that the model's tokenizer "
-        f"does not give back as it is written; the first is row {tokenized.first_changed}; what it changes: {reasons}"
+        f"changes; the first is row {tokenized.first_changed}; changes: {reasons}"
     )
     if count <= MAX_CHANGED_SHARE * num_rows:
         log.warning("%s", said)
@@ -136,14 +139,14 @@ def require_unchanged(tokenized: TokenizedRows, *, num_rows: int, artifact: str,
 
 
 def require_rows(tokenized: TokenizedRows, *, num_rows: int, artifact: str) -> None:
-    """Raise DataError if nothing is left to train on, saying why."""
+    """Raise DataError with the reasons if no row is left to train on."""
     if tokenized.rows:
         return
     if num_rows == 0:
         raise DataError(
             f"{artifact} holds no rows to train on",
             code="NoTrainingRows",
-            hint="See the dropped counts in its manifest; loosen curation or use more prompts.",
+            hint="See the dropped counts in its manifest. Relax the curation or use more prompts.",
         )
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(tokenized.dropped.items()))
     raise DataError(

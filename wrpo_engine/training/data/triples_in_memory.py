@@ -1,8 +1,8 @@
-"""Triples that Python hands over: whatever holds token ids, as plain lists.
+"""Conversion of triples in memory to plain lists of token ids.
 
-Rows are mappings, one after another (a list, a generator, a `datasets` Dataset in any format), or a data frame of
-polars, pandas or Arrow. The ids of a cell are a sequence of integers: a list, a numpy array, a torch tensor, a series.
-Everything else is a DataError that names row, column and type.
+Rows are an iterable of mappings (a list, a generator, a `datasets` Dataset in any format), or a data frame of polars,
+pandas or Arrow. The ids of a cell are a sequence of integers: a list, a numpy array, a torch tensor, a series. Anything
+else is a DataError that names row, column and type.
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ from wrpo_engine.training.data.token_ids import (
 _ALWAYS = (PROMPT_COLUMN, TARGET_COLUMN, REJECTED_COLUMN)
 _COLUMNS = (*_ALWAYS, SOURCE_COLUMN)
 _AS_LISTS = ("tolist", "to_list", "to_pylist")
-"""What arrays and tensors, polars' series and Arrow's arrays call it."""
+"""Conversion methods of numpy arrays and torch tensors, of polars' series, and of Arrow's arrays."""
 _NO_ROWS = (Mapping, str, bytes)
 _HINT = "Give each cell a list, array or tensor of one dimension that holds token ids (integers)."
 
 
 def plain_rows(triples: object) -> list[dict[str, Any]]:
-    """Return the rows with the columns that training reads, ids as lists of int; a cell that is None stays None."""
+    """Return the rows with the columns that training reads, ids as lists of int; a cell that is None stays None.
+
+    Raise DataError for anything but rows of token ids, for no rows, and for missing columns.
+    """
     rows: list[dict[str, Any]] = []
     names: dict[str, None] = {}
     for index, row in enumerate(_rows(triples)):
         if not isinstance(row, Mapping):
             raise DataError(
-                f"row {index} of triples is {_type(row)}, where a mapping of column names to token ids must be",
+                f"row {index} of triples is {_type(row)}, but must be a mapping of column names to token ids",
                 code="TriplesType",
                 field="triples",
                 hint=f"Give each row as a dictionary with the columns {', '.join(_COLUMNS)}.",
@@ -70,7 +73,7 @@ def _rows(triples: object) -> Iterable[Any]:
     if isinstance(triples, _NO_ROWS) or getattr(triples, "shape", None) == ():
         raise _no_rows(triples)
     if hasattr(triples, "__getitem__") and hasattr(triples, "__len__"):
-        # PyTorch's map-style data sets have no more than these two.
+        # PyTorch's map-style data sets have these two methods only.
         return (triples[index] for index in range(len(triples)))
     if not isinstance(triples, Iterable):
         raise _no_rows(triples)
@@ -97,12 +100,12 @@ def _of_frame(frame: Any) -> Iterable[Any]:
 
 
 def _of_dataset(dataset: Any) -> Iterable[Any]:
-    # Formats are ways to see the same lists (some hand out tables of one row); a transform of the user's is more.
+    # Formats are views of the same lists (some return tables of one row), but a user's transform changes them.
     return dataset if dataset.format["type"] == "custom" else dataset.with_format(None)  # type: ignore[no-any-return]
 
 
 def _is(value: object, package: str, name: str) -> bool:
-    """Whether the value is of a class of a package, which then has been imported."""
+    """Return whether the value is an instance of a package's class; its package has then been imported."""
     loaded = sys.modules.get(package)
     kind = getattr(loaded, name, None)
     return kind is not None and isinstance(value, kind)
@@ -111,22 +114,22 @@ def _is(value: object, package: str, name: str) -> bool:
 def _ids(cell: Any, name: str, index: int) -> list[int]:
     found = _as_list(cell)
     if found is None:
-        raise _fault(name, index, f"is {_type(cell)}, where token ids must be")
+        raise _fault(name, index, f"is {_type(cell)}, but must be token ids")
     ids: list[int] = []
     for place, value in enumerate(found):
         number = _as_integer(value)
         if number is None:
             dimensions = getattr(cell, "shape", None)
             shape = f"of shape {list(dimensions)} " if dimensions is not None and len(dimensions) != 1 else ""
-            raise _fault(name, index, f"is {_type(cell)} {shape}that holds {_type(value)} at place {place}")
+            raise _fault(name, index, f"is {_type(cell)} {shape}that holds {_type(value)} at index {place}")
         if not -(2**63) <= number < 2**63:
-            raise _fault(name, index, f"holds {number} at place {place}, which no vocabulary has")
+            raise _fault(name, index, f"holds {number} at index {place}, which is not a token id")
         ids.append(number)
     return ids
 
 
 def _as_list(cell: Any) -> Sequence[Any] | None:
-    """Return the elements of what is ordered by its type and no text; None of all else."""
+    """Return the elements of an ordered container that is not text; None for anything else."""
     if isinstance(cell, list | tuple | range):
         return cell
     for method in _AS_LISTS:
@@ -134,15 +137,15 @@ def _as_list(cell: Any) -> Sequence[Any] | None:
             try:
                 found = getattr(cell, method)()
             except RuntimeError:
-                # Sparse tensors and those of the device `meta` have no elements to list.
+                # Sparse tensors and tensors on the device `meta` cannot be listed.
                 return None
-            # An array of no dimension is a number.
+            # An array without dimensions is a number.
             return found if isinstance(found, list) else None
     return None
 
 
 def _as_integer(value: Any) -> int | None:
-    """Return an integer of Python, numpy or torch as Python's own; None for all else, truth values included."""
+    """Return an integer of Python, numpy or torch as int; None for anything else, also for booleans."""
     if type(value) is int:
         return value
     if isinstance(value, bool | float | str | bytes | None):
@@ -153,7 +156,7 @@ def _as_integer(value: Any) -> int | None:
 
 
 def _type(value: object) -> str:
-    """Return what a message calls a value: a short one itself, else its package and class."""
+    """Return the description of a value in messages: short values themselves, otherwise package and class."""
     name, package = type(value).__name__, type(value).__module__.split(".")[0]
     if isinstance(value, str | int | float | None):
         return f"{str(value)[:40]!r} ({name})" if isinstance(value, str) else f"{value} ({name})"

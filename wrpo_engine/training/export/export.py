@@ -1,4 +1,4 @@
-"""The trained model as a plain Hugging Face directory, published file by file."""
+"""Export of the trained model as a plain Hugging Face directory, published file by file."""
 
 from __future__ import annotations
 
@@ -30,13 +30,16 @@ MODEL_DIRECTORY = "model"
 ADAPTER_DIRECTORY = "adapter"
 _GIB = 2**30
 _MODE = 0o644
-"""Other pods read the artifact as other users."""
+"""Permissions for other pods, which read the artifact as other users."""
 
 
 def gather_weights(
     backend: Backend, group: Group, precision: Literal["float32", "bfloat16"]
 ) -> dict[str, Tensor] | None:
-    """Return all trainable weights on rank 0, rounded once to the given precision; None elsewhere."""
+    """Return all trainable weights on rank 0, rounded once to the given precision, and None on other ranks.
+
+    All ranks call this together.
+    """
     weights: dict[str, Tensor] = {}
     for name in backend.parameter_names():
         if group.is_main:
@@ -48,25 +51,25 @@ def gather_weights(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """What is exported."""
+    """The content of an export."""
 
     source: Path
     """The model that training started from: config, generation config and, for adapters, the base weights."""
     base_name: str
-    """What the adapter's configuration calls it."""
+    """The base model's name in the adapter's configuration."""
     weights: Mapping[str, Tensor]
     """Trained parameters by their Hugging Face names; with `lora` the adapters, in fp32."""
     precision: Literal["float32", "bfloat16"]
     lora: LoraParams | None
     tokenizer: Any
-    """None where a run on token ids has none."""
+    """None if a run on token ids has no tokenizer."""
     trust_remote_code: bool
 
 
 def trained_model(
     base: ResolvedModel, params: OptimizerParams, tokenizer: Any, weights: Mapping[str, Tensor]
 ) -> TrainedModel:
-    """Return what a run exports; without weights yet, what it will export."""
+    """Return the content of a run's export; `weights` is empty before training."""
     return TrainedModel(
         source=base.path,
         base_name=str(base.details().get("name") or base.path),
@@ -81,9 +84,9 @@ def trained_model(
 def export_model(output: ArtifactWriter, trained: TrainedModel, card: Callable[[Mapping[str, str]], str]) -> list[str]:
     """Publish config, safetensors, tokenizer with chat template, generation config and card; return the file names.
 
-    The model is made anew from its config on the meta device and given the weights, so nothing that training hung on
-    the live model (hooks, partitions, the chunked head) can reach the files. With adapters the model is the merged one,
-    and the adapter lies beside it. `card` gets the sha256 of every file of weights.
+    The model is rebuilt from its config on the meta device and filled with the weights. So nothing that training
+    attached to the live model (hooks, partitions, the chunked head) can reach the files. With adapters the model is the
+    merged one, and the adapter is in a second directory. `card` receives the sha256 of every file of weights.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -101,7 +104,7 @@ def export_model(output: ArtifactWriter, trained: TrainedModel, card: Callable[[
         (model / "README.md").write_text(card(digests))
         names = _names(scratch)
         for name in names:
-            # Of an attempt that was killed meanwhile nothing must be mixed with this one's weights.
+            # Files of an attempt that was killed during its export must not mix with this one's weights.
             output.publish(name, partial(_move, scratch / name), replace=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -111,7 +114,7 @@ def export_model(output: ArtifactWriter, trained: TrainedModel, card: Callable[[
 def _buffers(trained: TrainedModel, model: Any) -> dict[str, Tensor]:
     """Return the tensors of a model's files that are not parameters, such as DeepSeek-V3's bias of expert scores.
 
-    Training does not change them, so they are those of the model it started from.
+    Training does not change them, so they are taken from the base model.
     """
     names = dict(model.named_buffers()).keys() & model.state_dict().keys()
     if not names:
@@ -134,14 +137,14 @@ def _base(trained: TrainedModel) -> Any:
 
 
 def rehearse_export(output: ArtifactWriter, trained: TrainedModel, base: ResolvedModel) -> None:
-    """Do once what the export will do, with one tensor of the model, so that no run is trained that cannot be saved.
+    """Rehearse the export with one tensor of the model before training, so that every trained model can be saved.
 
-    ConfigError has what cannot be written again; StorageError says that the output cannot hold the weights.
+    Raise ConfigError if the model cannot be written, and StorageError if the output has too little space.
     """
 
     def refuse(error: BaseException) -> ConfigError:
         return base.directory.invalid(
-            f"the model cannot be saved again after training: {first_line(error)}",
+            f"the model could not be saved after training: {first_line(error)}",
             f"Correct {CONFIG_FILE}, {GENERATION_FILE} or the tokenizer's files of the model.",
             code="ExportImpossible",
         )
@@ -165,7 +168,7 @@ def _smallest(model: Any) -> dict[str, Tensor]:
 
 
 def _rehearse_merge(directory: Path, trained: TrainedModel, lora: LoraParams) -> None:
-    """Merge adapters without content into a model without content, and write one of them."""
+    """Merge adapters and model on the meta device, and write one adapter with zeros."""
     adapted = _empty_model(trained)
     with torch.device("meta"):
         add_adapters(adapted, lora, seed=0)
@@ -216,9 +219,9 @@ def _write_model(directory: Path, trained: TrainedModel, model: Any, weights: di
 
     own = trained.source / GENERATION_FILE
     if own.is_file():
-        # It is copied as it is, because Transformers refuses to write many a file that it reads.
+        # The file is copied, because Transformers refuses to write some files that it reads.
         model.generation_config = GenerationConfig()
-    # Greedy defaults beside sampling parameters are refused on saving; the parameters are kept by saying so.
+    # Saving refuses greedy defaults with sampling parameters; do_sample keeps the parameters.
     elif model.generation_config.temperature is not None or model.generation_config.top_p is not None:
         model.generation_config.do_sample = True
     model.save_pretrained(directory, state_dict=weights)

@@ -1,4 +1,4 @@
-"""The README.md beside a trained model: what it is, from what it was made, and how it went."""
+"""Model card (README.md) of a trained model: origin, data, parameters, metrics and digests."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What the card says; all of it is known when training ends."""
+    """The content of a card."""
 
     title: str
     experiment: str
     summary: str
     base: Mapping[str, Any]
-    """Name and revision (or digest) of the model training started from."""
+    """Name and revision (or digest) of the base model."""
     inputs: Mapping[str, str]
     """Role -> `stage/hash (sha256 of its manifest)`."""
     params: Mapping[str, Any]
     data: Mapping[str, Any]
     sources: Mapping[str, int]
-    """Source model -> rows whose source response is its."""
+    """Source model -> number of rows with its response as the source response."""
     metrics: Mapping[str, float]
     digests: Mapping[str, str]
     """File of weights -> sha256."""
@@ -30,7 +30,7 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts) -> str:
-    """Return the card in Markdown with the metadata block that model hubs read."""
+    """Return the card in Markdown with the metadata block for model hubs."""
     lines = [
         "---",
         "library_name: transformers",

@@ -1,4 +1,4 @@
-"""The trained model as an artifact: export, card, manifest."""
+"""Publication of the trained model as an artifact: export, card, manifest."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from wrpo_engine.training.paths import WORK_DIRECTORIES
 
 _SUMMARIES = {
     "sft": "The target model, fine-tuned on the best responses of the source models.",
-    "train": "A target model that learnt from several source models through their answers alone, "
-    "by {objective} (Weighted-Reward Preference Optimization, arXiv:2412.03187).",
+    "train": "A target model that learnt from the responses of several source models by "
+    "{objective} (Weighted-Reward Preference Optimization, arXiv:2412.03187).",
 }
 
 
@@ -40,9 +40,10 @@ def publish_model(
     metrics: dict[str, float],
     weights: dict[str, Any],
 ) -> None:
-    """Export the model, commit the artifact, remove what only a resumed run needs; on rank 0.
+    """Export the model, commit the artifact, remove the files that only a resumed run needs; on rank 0.
 
-    The tokenizer is None where a run on token ids has none.
+    `tokenizer` is None if a run on token ids has none. `exported_step` is the step of the exported weights, at most
+    `num_steps`; `metrics` become the artifact's.
     """
     digests: dict[str, str] = {}
 
@@ -89,7 +90,7 @@ def _card(
         "rows": len(tokenized.rows),
         "truncated_responses": tokenized.num_truncated,
         **{f"dropped: {reason}": count for reason, count in sorted(tokenized.dropped.items())},
-        **{f"not given back as written: {reason}": count for reason, count in sorted(tokenized.changed.items())},
+        **{f"changed by the tokenizer: {reason}": count for reason, count in sorted(tokenized.changed.items())},
         **tokenized.details.get("tokenized_triples", {}),
     }
     objective = params.objective.value if isinstance(params, TrainParams) else "SFT"

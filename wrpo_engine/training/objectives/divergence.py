@@ -1,15 +1,16 @@
 """Reward divergence: the margin still grows while the chosen responses themselves become improbable.
 
-Preference losses see differences only. When the learning rate or beta is wrong for the data, the policy can widen the
-margin by making *every* response improbable, the rejected one faster; the loss looks well and the model is ruined.
+Preference losses depend on differences only. When the learning rate or beta is wrong for the data, the policy can widen
+the margin by making *every* response improbable, the rejected one faster. The loss keeps falling while the model
+degrades.
 
 The rule, over the last two windows of WINDOW optimizer steps each:
 
     fall(step)  = largest over the preferred kinds of -(mean over the step's tokens of log pi - log pi_ref), nats/token
     diverging   = mean fall of the later window > LIMIT  and  mean margin of the later > mean margin of the earlier
 
-Forms without a reference (SimPO) compare with the mean log-prob per token of the run's first step. From the first step
-on which the rule holds the metric `reward_divergence` is 1, and stays 1: the run has diverged.
+Forms without a reference (SimPO) compare with the mean log-prob per token of the run's first step. The metric
+`reward_divergence` is 1 from the first step on which the rule holds, and stays 1: the run has diverged.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ LIMIT_NATS = 1.0
 
 @dataclass
 class RewardDivergence:
-    """Watches the rows of metrics; what it remembers goes into checkpoints, so that resuming is exact."""
+    """Detects reward divergence in the rows of metrics; its state is part of checkpoints, so that resuming is exact."""
 
     params: TrainParams
     window: list[tuple[float, float]] = field(default_factory=list)
@@ -39,13 +40,13 @@ class RewardDivergence:
     diverged: bool = False
 
     def observe(self, row: Mapping[str, float]) -> float:
-        """Take a step's row of metrics and return the value of the metric."""
+        """Record a step's row of metrics and return the value of `reward_divergence`: 1.0 or 0.0."""
         self.window = [*self.window, (self._fall(row), row["margin"])][-2 * WINDOW :]
         self.diverged = self.diverged or _is_diverging(self.window)
         return float(self.diverged)
 
     def warning(self, step: int) -> str:
-        """Return what to tell people on the first step with a divergence."""
+        """Return the log message for the first step with a divergence."""
         fall = sum(fall for fall, _ in self.window[WINDOW:]) / WINDOW
         return (
             f"reward divergence at step {step}: the chosen responses have become less probable by {fall:.2f} nats per "
@@ -54,7 +55,7 @@ class RewardDivergence:
         )
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed run needs, as JSON."""
+        """Return the state that a resumed run needs, as JSON values."""
         return {
             "window": [list(pair) for pair in self.window],
             "first_logps": self.first_logps,
@@ -62,6 +63,7 @@ class RewardDivergence:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Load a state that `state` returned."""
         self.window = [(fall, margin) for fall, margin in state["window"]]
         self.first_logps = dict(state["first_logps"])
         self.diverged = state["diverged"]

@@ -1,16 +1,16 @@
-"""The objectives of preference optimisation as pure functions (arXiv:2412.03187).
+"""Losses of preference optimisation as pure functions (arXiv:2412.03187).
 
 B = rows (triples) in the micro-batch, K = preferred responses of a row. All inputs are log-probabilities *summed* over
 the tokens of a response, in fp32 or wider: a bf16 sum over hundreds of tokens has no correct digit after the point.
 Every loss is returned per row, shape [B]; the caller takes the mean over the *global* batch.
 
-Each objective is a reward of a response, a weighted margin, and a function of that margin; which reward and which
-function belong to a form is said once, in `FORMS` of `wrpo_engine.training.objectives.preference`:
+Each objective is a reward of a response, a weighted margin, and a function of that margin. `FORMS` of
+`wrpo_engine.training.objectives.preference` holds the reward and the function of every form:
 
     with r(y) = log pi(y|x) - log pi_ref(y|x):
     DPO forms     reward = beta * r(y), or beta / |y| * r(y) when length-normalised
     SimPO forms   reward = beta / |y| * log pi(y|x), no reference
-    IPO forms     reward = r(y), or r(y) / |y| for the mean reading
+    IPO forms     reward = r(y), or r(y) / |y| with ipo_mean
 
     margin = sum_k w_k * reward(y_k) - reward(y_l), the w_k on the simplex
 
@@ -33,7 +33,7 @@ class PerResponse:
     """One number for every response of every row: log-probabilities, token counts or rewards."""
 
     preferred: Tensor
-    """[B, K]; for WRPO the columns are y_ws and y_wt, for the baselines the one column is the chosen response."""
+    """[B, K]; WRPO has the columns y_ws and y_wt, the baselines have one column, the chosen response."""
     rejected: Tensor
     """[B]; y_l."""
 
@@ -45,12 +45,15 @@ class PerResponse:
 
 
 def wrpo_weights(alpha: float) -> tuple[float, float]:
-    """Weights of (y_ws, y_wt)."""
+    """Return the weights of (y_ws, y_wt)."""
     return (alpha, 1.0 - alpha)
 
 
 def weighted_margin(rewards: PerResponse, weights: Sequence[float]) -> Tensor:
-    """Return sum_k w_k * reward(y_k) - reward(y_l), shape [B]."""
+    """Return sum_k w_k * reward(y_k) - reward(y_l), shape [B].
+
+    Raise ValueError unless there are K weights, none negative, with sum 1 (within 1e-9).
+    """
     if len(weights) != rewards.preferred.shape[1]:
         raise ValueError(f"{rewards.preferred.shape[1]} preferred responses need as many weights; got {len(weights)}")
     if min(weights) < 0 or not math.isclose(sum(weights), 1.0, rel_tol=0, abs_tol=1e-9):
@@ -60,7 +63,7 @@ def weighted_margin(rewards: PerResponse, weights: Sequence[float]) -> Tensor:
 
 
 def log_ratios(policy: PerResponse, reference: PerResponse) -> PerResponse:
-    """Return r(y) = log pi(y|x) - log pi_ref(y|x) of every response."""
+    """Return r(y) = log pi(y|x) - log pi_ref(y|x) of every response, in nats; raise ValueError for unequal shapes."""
     if policy.preferred.shape != reference.preferred.shape:
         shapes = f"{tuple(policy.preferred.shape)} and {tuple(reference.preferred.shape)}"
         raise ValueError(f"policy and reference must have one shape; got {shapes}")
@@ -81,7 +84,7 @@ def scaled(values: PerResponse, factor: float, lengths: PerResponse | None = Non
 
 
 def logistic_loss(margin: Tensor, *, gamma: float = 0.0, label_smoothing: float = 0.0) -> Tensor:
-    """Return -(1 - e) * log sigmoid(margin - gamma) - e * log sigmoid(-(margin - gamma)); e is the label smoothing."""
+    """Return -(1 - e) * log sigmoid(margin - gamma) - e * log sigmoid(-(margin - gamma)), [B]; e: label smoothing."""
     logits = margin - gamma
     if label_smoothing == 0.0:
         return -F.logsigmoid(logits)
@@ -89,7 +92,7 @@ def logistic_loss(margin: Tensor, *, gamma: float = 0.0, label_smoothing: float 
 
 
 def squared_loss(margin: Tensor, *, tau: float) -> Tensor:
-    """Return (margin - 1 / (2 tau))^2."""
+    """Return (margin - 1 / (2 tau))^2, shape [B]."""
     return (margin - 1 / (2 * tau)) ** 2
 
 

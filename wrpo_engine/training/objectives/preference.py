@@ -1,4 +1,4 @@
-"""The mathematics of each form, the objective that a configuration asks for, and settings without effect."""
+"""Preference objectives: the mathematics of each form, the configured objective, refused settings."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from wrpo_engine.training.objectives.losses import (
     weighted_margin,
     wrpo_weights,
 )
-from wrpo_engine.training.objectives.settings import chosen, field_name
+from wrpo_engine.training.objectives.settings import explicitly_set, field_name
 
 SOURCE, TARGET, CHOSEN, REJECTED = "source_chosen", "target_chosen", "chosen", "rejected"
-"""Kinds of responses, as metrics name them."""
+"""Kinds of responses, as in the names of metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a row of metrics says of one kind of response: means over the rows of a step."""
+    """The logged values of one kind of response: means over the rows of a step."""
 
     reward: float
     logps: float
@@ -46,7 +46,7 @@ class FormMath:
     loss: Callable[[Tensor, TrainParams], Tensor]
     """margin [B] -> loss [B]."""
     inverse: Callable[[Reading, TrainParams], float]
-    """Undo the reward: the mean of `values` per token in nats, for the divergence alarm."""
+    """Inverse of the reward: the mean of `values` per token in nats, for the divergence alarm."""
 
 
 def _dpo_reward(values: PerResponse, lengths: PerResponse, params: TrainParams) -> PerResponse:
@@ -60,7 +60,7 @@ def _dpo_inverse(reading: Reading, params: TrainParams) -> float:
 
 
 def _ipo_reward(values: PerResponse, lengths: PerResponse, params: TrainParams) -> PerResponse:
-    """Return r(y), or its mean per token, which is how some libraries read IPO. The paper writes sums."""
+    """Return r(y), or its mean per token as some libraries implement IPO. The paper writes sums."""
     return scaled(values, 1.0, lengths if params.ipo_mean else None)
 
 
@@ -77,7 +77,7 @@ FORMS: Mapping[Form, FormMath] = {
     Form.SIMPO: FormMath(
         reward=lambda values, lengths, params: scaled(values, params.beta, lengths),
         loss=lambda margin, params: logistic_loss(margin, gamma=params.gamma),
-        # The log-probability itself is logged; the reward holds the mean of each row's own mean.
+        # The metrics contain the log-probability itself. The reward is the mean of each row's own mean.
         inverse=lambda reading, _: reading.logps / reading.length,
     ),
     Form.IPO: FormMath(
@@ -90,18 +90,18 @@ FORMS: Mapping[Form, FormMath] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveTerms:
-    """What one micro-batch yields, per row."""
+    """Loss, rewards and margin of one micro-batch, per row."""
 
     loss: Tensor
-    """[B], with the NLL term if there is one."""
+    """[B], with the NLL term if there is one; the only part with a graph."""
     rewards: PerResponse
     margin: Tensor
-    """[B], the weighted margin that the loss is a function of."""
+    """[B], the weighted margin, which is the argument of the form's loss."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreferenceObjective:
-    """An objective with its settings. Its mathematics is that of its form."""
+    """An objective with its settings; its form defines the mathematics."""
 
     params: TrainParams
 
@@ -114,7 +114,7 @@ class PreferenceObjective:
 
     @property
     def has_source(self) -> bool:
-        """True if rows hold y_ws beside y_wt."""
+        """True if rows have y_ws in addition to y_wt."""
         return self.params.objective.has_source
 
     @property
@@ -128,11 +128,11 @@ class PreferenceObjective:
         return (SOURCE, TARGET) if self.has_source else (CHOSEN,)
 
     def weights(self, alpha: float) -> Sequence[float]:
-        """Return the weights of the preferred responses."""
+        """Return the K weights of the preferred responses, with sum 1."""
         return wrpo_weights(alpha) if self.has_source else (1.0,)
 
     def rewards(self, policy: PerResponse, reference: PerResponse | None, lengths: PerResponse) -> PerResponse:
-        """Return the reward of every response; raise ValueError if a reference is needed and there is none."""
+        """Return the reward of every response; raise ValueError if the form needs a reference and there is none."""
         values = policy
         if self.needs_reference:
             if reference is None:
@@ -158,12 +158,12 @@ class PreferenceObjective:
         return ObjectiveTerms(loss=loss, rewards=detached, margin=margin.detach())
 
     def per_token(self, reading: Reading) -> float:
-        """Return the mean per token of what rewards are made of: log-ratios, or log-probabilities without reference."""
+        """Return the mean log-ratio per token in nats, or the mean log-probability if the form needs no reference."""
         return FORMS[self.form].inverse(reading, self.params)
 
 
 def preference_objective(params: TrainParams) -> PreferenceObjective:
-    """Return the objective; raise ConfigError if it has no preference stage or a chosen setting has no effect."""
+    """Return the objective; raise ConfigError if it has no preference stage or an explicit setting has no effect."""
     objective = params.objective
     if objective.form is None:
         raise ConfigError(
@@ -172,7 +172,7 @@ def preference_objective(params: TrainParams) -> PreferenceObjective:
             "the train stage needs a preference objective",
             f"Leave the train stage out for {objective.value}, or choose WRPO-DPO.",
         )
-    given = chosen(params)
+    given = explicitly_set(params)
     for setting in Setting:
         if setting in given and setting not in objective.settings:
             raise _without_effect(params, setting)
@@ -191,7 +191,7 @@ def _without_effect(params: TrainParams, setting: Setting) -> ConfigError:
 
 
 def _require_complete() -> None:
-    """Raise TypeError unless every form has its mathematics and every setting a field with its neutral value."""
+    """Raise TypeError unless every form is in FORMS and every setting is a field with its neutral value as default."""
     if missing := [form.value for form in Form if form not in FORMS]:
         raise TypeError(f"{missing} have no reward, loss and inverse; add them to FORMS")
     defaults = TrainParams.model_validate({"model": {"name": "/"}}).model_dump(mode="json")

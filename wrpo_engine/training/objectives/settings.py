@@ -1,4 +1,4 @@
-"""Which settings of a training stage somebody chose, and whether each of them can take effect."""
+"""Explicit settings of a training stage, and the check that each can take effect."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ _WRITTEN_BY_PROGRAMS = {
     TrainParams: frozenset(Setting),
     Runtime: frozenset({"shards", "tensor_parallel_size"}),
 }
-"""A program wrote them: nobody gives the settings of all objectives, or shards and tensor parallelism for training."""
+"""Fields that no user sets together; if all of them are given, a program has written the whole model.
+
+No user gives the settings of all objectives, or shards and tensor parallelism for training.
+"""
 
 
-def chosen(settings: TrainParams | Runtime) -> AbstractSet[str]:
-    """Return the fields that somebody chose: those that were given, also with the value of their default.
+def explicitly_set(settings: TrainParams | Runtime) -> AbstractSet[str]:
+    """Return the names of the fields that a user has set, also those set to their default.
 
-    The operator, like everything that writes a whole model out, gives defaults that nobody chose; there, the fields
-    that differ from their defaults.
+    A program that writes a whole model, such as the operator, also gives defaults that no user has set. For such a
+    model the fields that differ from their defaults are returned.
     """
     given = settings.model_fields_set
     if not given >= _WRITTEN_BY_PROGRAMS[type(settings)]:
@@ -29,12 +32,15 @@ def chosen(settings: TrainParams | Runtime) -> AbstractSet[str]:
 
 
 def field_name(name: str) -> str:
-    """Return what the experiment calls a field."""
+    """Return the path of a field in the experiment's spec: beta is training.beta, max_length training.maxLength."""
     return "training." + "".join(part.title() if index else part for index, part in enumerate(name.split("_")))
 
 
 def require_effect(params: SftParams | TrainParams, runtime: Runtime, *, needs_reference: bool) -> None:
-    """Refuse settings of the run that cannot take effect; those of the objective are its own to check."""
+    """Raise ConfigError for a setting of the run that cannot take effect.
+
+    `preference_objective` checks the settings of objectives.
+    """
     if runtime.reference == "in-memory" and not needs_reference:
         what = f"objective {params.objective.value}" if isinstance(params, TrainParams) else "SFT"
         raise ConfigError(
@@ -43,22 +49,22 @@ def require_effect(params: SftParams | TrainParams, runtime: Runtime, *, needs_r
             f"it has no effect: {what} has no reference model",
             f"Remove {field_name('reference')}.",
         )
-    if runtime.micro_batch_size is not None and "micro_batch_tokens" in chosen(runtime):
+    if runtime.micro_batch_size is not None and "micro_batch_tokens" in explicitly_set(runtime):
         raise ConfigError(
             field_name("micro_batch_tokens"),
             runtime.micro_batch_tokens,
-            f"it has no effect beside {field_name('micro_batch_size')} {runtime.micro_batch_size}, "
+            f"it has no effect with {field_name('micro_batch_size')} {runtime.micro_batch_size}, "
             "which fixes the rows of a forward pass",
             f"Give one of {field_name('micro_batch_tokens')} and {field_name('micro_batch_size')}.",
         )
     if not isinstance(params, TrainParams) or params.tokenized_triples is None:
         return
     for name in ("max_length", "max_prompt_length"):
-        if name in chosen(params):
+        if name in explicitly_set(params):
             raise ConfigError(
                 field_name(name),
                 getattr(params, name),
                 f"it has no effect with {field_name('tokenized_triples')}: "
-                "token ids are taken as they are, nothing is cut or left out",
-                f"Remove {field_name(name)} and cut the triples before, if they are too long.",
+                "token ids are used unchanged, no triple is cut or left out",
+                f"Remove {field_name(name)}, and cut the triples before training if they are too long.",
             )

@@ -1,8 +1,8 @@
-"""What is trained: the loss numerators, denominators and statistics of SFT and of preference optimisation.
+"""Training tasks: loss numerators, denominators and statistics of SFT and of preference optimisation.
 
 The loss of a step is sum(numerators over all rows of the global batch) / denominator. For preference optimisation the
-denominator is the number of rows, for SFT the number of response tokens; both are of the *global* batch, whatever ranks
-and micro-batches it was cut into.
+denominator is the number of rows, for SFT the number of response tokens. Both count the *global* batch, regardless of
+how it is split into ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -23,55 +23,59 @@ from wrpo_engine.training.objectives.preference import REJECTED, PreferenceObjec
 
 @dataclass(frozen=True, slots=True)
 class RowTerms:
-    """One micro-batch: what is summed over rows."""
+    """The per-row values of one micro-batch, which the loop sums over rows."""
 
     numerators: Tensor
     """[B], with a graph."""
     statistics: dict[str, Tensor]
-    """Name -> [B], detached; their means over the global batch's rows are logged."""
+    """Name -> [B], detached; the means over the global batch's rows are logged."""
 
 
 class Task(Protocol):
-    """What the loop asks of SFT and of preference optimisation."""
+    """The interface of SFT and preference optimisation to the training loop."""
 
     @property
-    def needs_reference(self) -> bool: ...
+    def needs_reference(self) -> bool:
+        """True if `terms` needs the reference's log-probabilities."""
+        ...
 
     @property
-    def responses_per_row(self) -> int: ...
+    def responses_per_row(self) -> int:
+        """Sequences of a row: K preferred responses and one rejected response, or one response for SFT."""
+        ...
 
     def statistic_names(self) -> list[str]:
         """Return the names of the statistics, in the order in which they are logged."""
         ...
 
     def denominator(self, rows: Sequence[TokenRow]) -> float:
-        """Return what the step's summed numerators are divided by; `rows` is the global batch."""
+        """Return the divisor of the step's summed numerators; `rows` is the global batch."""
         ...
 
     def settings(self, step: int, num_steps: int) -> dict[str, float]:
-        """Return what is constant over a step and logged with it, for example alpha."""
+        """Return the values that are constant over a step and logged with it, for example alpha."""
         ...
 
     def evaluation_settings(self) -> dict[str, float]:
-        """Return the same for every evaluation on held-out rows, so that their losses can be compared."""
+        """Return the constant settings of all evaluations on held-out rows, so that their losses can be compared."""
         ...
 
     def terms(self, batch: Batch, logps_S: Tensor, reference_S: Tensor | None, settings: dict[str, float]) -> RowTerms:
-        """Return loss numerators and statistics of a micro-batch."""
+        """Return loss numerators and statistics of a micro-batch; inputs are summed log-probabilities [S] in nats."""
         ...
 
     def entropy_names(self) -> list[str]:
-        """Return the names of what `entropies` returns, in the order in which they are logged."""
+        """Return the names of the values of `entropies`, in the order in which they are logged."""
         ...
 
     def entropies(self, batch: Batch, entropies_S: Tensor) -> dict[str, Tensor]:
-        """Return name -> [B], the mean entropy per token with loss, of summed entropies; in training only."""
+        """Return name -> [B], the mean entropy (nats) per token with loss, from summed entropies; for training only."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SftTask:
-    """Mean negative log-likelihood over the global batch's tokens with loss: the responses', or all (lossTokens)."""
+    """Mean negative log-likelihood over the global batch's tokens with loss: response tokens, or all (lossTokens)."""
 
     params: SftParams
 
@@ -112,14 +116,14 @@ class SftTask:
 
 
 def per_response(values_S: Tensor, responses_per_row: int) -> PerResponse:
-    """Cut [S] into preferred [B, K] and rejected [B]; the rejected response is the last of each row."""
+    """Split [S] into preferred [B, K] and rejected [B]; the rejected response is the last of each row."""
     values_BK = values_S.view(-1, responses_per_row)
     return PerResponse(preferred=values_BK[:, :-1], rejected=values_BK[:, -1])
 
 
 @dataclass(frozen=True, slots=True)
 class PreferenceTask:
-    """Preference optimisation; every row weighs the same."""
+    """Preference optimisation; every row has the same weight."""
 
     params: TrainParams
     objective: PreferenceObjective
@@ -179,7 +183,7 @@ class PreferenceTask:
         statistics[f"rewards_{REJECTED}"] = rejected = terms.rewards.rejected
         statistics[f"logps_{REJECTED}"] = policy.rejected.detach()
         statistics[f"lengths_{REJECTED}"] = lengths.rejected
-        # Rewards are compared [B] with [B]; a [B] against [B, 1] would compare every row with every other.
+        # Rewards are compared as [B] with [B]. [B] with [B, 1] would broadcast and compare every pair of rows.
         if self.objective.has_source:
             source, target = terms.rewards.preferred.unbind(dim=1)
             statistics["margin_source"] = source - rejected
