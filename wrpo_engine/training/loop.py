@@ -25,7 +25,7 @@ from wrpo_engine.training.distributed.collectives import Group
 from wrpo_engine.training.evaluation import Evaluation, evaluate
 from wrpo_engine.training.monitoring.callbacks import Observer, RunStart, StepEnd
 from wrpo_engine.training.monitoring.metrics import MetricsLog, StepSums, StepTotals
-from wrpo_engine.training.monitoring.step_timer import Phase, StepTimer
+from wrpo_engine.training.monitoring.step_timer import StepPhase, StepTimer
 from wrpo_engine.training.monitoring.throughput import Speedometer, peak_memory_bytes
 from wrpo_engine.training.objectives.divergence import RewardDivergence
 from wrpo_engine.training.objectives.tasks import Task
@@ -143,7 +143,7 @@ def _step(run: TrainingRun, step: int, items: Iterator[Prepared]) -> tuple[dict[
     learning_rate = learning_rate_at(step, num_steps, run.params)
 
     totals = _accumulate(run, step, settings, items)
-    with run.timer.phase(Phase.OPTIMIZER):
+    with run.timer.phase(StepPhase.OPTIMIZER):
         grad_norm = run.backend.optimizer_step(learning_rate)
     require_finite_gradient(grad_norm, step)
     row = {
@@ -167,7 +167,7 @@ def _accumulate(run: TrainingRun, step: int, settings: dict[str, float], items: 
     """Run this rank's micro-batches and return the step's totals over all ranks; raise before any weight changes."""
     sums = StepSums([*run.task.statistic_names(), *run.task.entropy_names()])
     while True:
-        with run.timer.phase(Phase.DATA):
+        with run.timer.phase(StepPhase.DATA):
             item = next(items)
         _micro_step(run, item, sums, settings)
         if item.is_last:
@@ -177,7 +177,7 @@ def _accumulate(run: TrainingRun, step: int, settings: dict[str, float], items: 
         stop=run.should_stop(),
         denominator=item.denominator,
         peak_memory=peak_memory_bytes(),
-        phases=run.timer.take(Phase.DATA, Phase.REFERENCE, Phase.FORWARD, Phase.BACKWARD),
+        phases=run.timer.take(StepPhase.DATA, StepPhase.REFERENCE, StepPhase.FORWARD, StepPhase.BACKWARD),
     )
     if totals.num_bad_rows:
         raise loss_not_finite(step, [row for rows in run.group.gather(sums.bad_rows) for row in rows])
@@ -187,15 +187,15 @@ def _accumulate(run: TrainingRun, step: int, settings: dict[str, float], items: 
 
 
 def _micro_step(run: TrainingRun, item: Prepared, sums: StepSums, settings: dict[str, float]) -> None:
-    with run.timer.phase(Phase.DATA):
+    with run.timer.phase(StepPhase.DATA):
         batch = item.batch.to(run.backend.device)
-    with run.timer.phase(Phase.REFERENCE):
+    with run.timer.phase(StepPhase.REFERENCE):
         reference_S = None if run.reference is None else run.reference.logps(batch, item.micro_batch.rows)
-    with run.timer.phase(Phase.FORWARD):
+    with run.timer.phase(StepPhase.FORWARD):
         logps_S, entropies_S = run.backend.sequence_logps_and_entropies(batch)
         terms = run.task.terms(batch, logps_S, reference_S, settings)
     weight = 0.0 if item.micro_batch.is_filler else 1.0 / item.denominator
-    with run.timer.phase(Phase.BACKWARD):
+    with run.timer.phase(StepPhase.BACKWARD):
         run.backend.backward(terms.numerators.sum() * weight, is_last=item.is_last)
     if not item.micro_batch.is_filler:
         terms.statistics.update(run.task.entropies(batch, entropies_S))
@@ -207,7 +207,7 @@ def _micro_step(run: TrainingRun, item: Prepared, sums: StepSums, settings: dict
 
 def _clock(run: TrainingRun, step: int, elapsed_s: float, totals: StepTotals) -> dict[str, float]:
     """Return the step's times, rates and memory; {} on other ranks than 0, because only rank 0 writes them."""
-    phases = {**totals.phases, **run.timer.take(Phase.OPTIMIZER)}
+    phases = {**totals.phases, **run.timer.take(StepPhase.OPTIMIZER)}
     if not run.group.is_main:
         return {}
     return run.speedometer.row(

@@ -19,7 +19,7 @@ from wrpo_engine.training.batch.rows import TokenRow
 from wrpo_engine.training.distributed.collectives import Group
 from wrpo_engine.training.models.model import load_config
 from wrpo_engine.training.monitoring.metrics import CLOCK_FIELDS, StepSums, StepTotals, read_rows
-from wrpo_engine.training.monitoring.step_timer import Phase, StepTimer
+from wrpo_engine.training.monitoring.step_timer import StepPhase, StepTimer
 from wrpo_engine.training.monitoring.throughput import Speedometer, make_speedometer, peak_memory_bytes
 from wrpo_engine.training.objectives.tasks import RowTerms
 
@@ -41,18 +41,18 @@ def test_the_timer_splits_a_step_and_begins_anew() -> None:
     clock = Clock()
     timer = StepTimer(clock, on_gpu=False)
     for _ in range(2):
-        with timer.phase(Phase.DATA):
+        with timer.phase(StepPhase.DATA):
             clock.now += 1.0
-        with timer.phase(Phase.FORWARD):
+        with timer.phase(StepPhase.FORWARD):
             clock.now += 2.0
-        with timer.phase(Phase.BACKWARD):
+        with timer.phase(StepPhase.BACKWARD):
             clock.now += 4.0
         clock.now += 100.0
-    with timer.phase(Phase.OPTIMIZER):
+    with timer.phase(StepPhase.OPTIMIZER):
         clock.now += 0.5
     expected = {"data_seconds": 2.0, "forward_seconds": 4.0, "backward_seconds": 8.0, "optimizer_seconds": 0.5}
-    assert timer.take(Phase.DATA, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER) == expected
-    assert set(timer.take(*Phase).values()) == {0.0}
+    assert timer.take(StepPhase.DATA, StepPhase.FORWARD, StepPhase.BACKWARD, StepPhase.OPTIMIZER) == expected
+    assert set(timer.take(*StepPhase).values()) == {0.0}
 
 
 def test_what_raises_is_not_counted() -> None:
@@ -60,13 +60,13 @@ def test_what_raises_is_not_counted() -> None:
     timer = StepTimer(clock, on_gpu=False)
 
     def fail() -> None:
-        with timer.phase(Phase.DATA):
+        with timer.phase(StepPhase.DATA):
             clock.now += 1.0
             raise ValueError
 
     with pytest.raises(ValueError, match=r"^$"):
         fail()
-    assert timer.take(Phase.DATA) == {"data_seconds": 0.0}
+    assert timer.take(StepPhase.DATA) == {"data_seconds": 0.0}
 
 
 def test_rates_are_of_all_ranks_and_mfu_of_all_devices() -> None:
@@ -159,12 +159,13 @@ def test_the_time_of_a_reference_in_memory_is_a_phase_of_its_own(local_run: Any)
     run = local_run()
     run.run()
     rows = [row for row, _ in read_rows(run.directory / "metrics.jsonl")]
-    for phase in (Phase.DATA, Phase.REFERENCE, Phase.FORWARD, Phase.BACKWARD):
+    for phase in (StepPhase.DATA, StepPhase.REFERENCE, StepPhase.FORWARD, StepPhase.BACKWARD):
         # One rank is its own mean and the slowest of all.
         assert all(row[f"{phase}_seconds"] == row[f"{phase}_seconds_max"] for row in rows)
     assert all(row["reference_seconds"] > 0 for row in rows)
     assert all(
-        set(row) & {f"{phase}_seconds" for phase in Phase} == {f"{phase}_seconds" for phase in Phase} for row in rows
+        set(row) & {f"{phase}_seconds" for phase in StepPhase} == {f"{phase}_seconds" for phase in StepPhase}
+        for row in rows
     )
 
 

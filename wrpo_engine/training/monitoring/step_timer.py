@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 
-class Phase(StrEnum):
+class StepPhase(StrEnum):
     """A part of a step, in the order of the log. The rest of a step is communication and bookkeeping."""
 
     DATA = "data"
@@ -35,13 +35,13 @@ class StepTimer:
     ) -> None:
         self._monotonic = monotonic
         self._on_gpu = on_gpu
-        self._seconds: dict[Phase, float] = dict.fromkeys(Phase, 0.0)
-        self._events: list[tuple[Phase, Any, Any]] = []
+        self._seconds: dict[StepPhase, float] = dict.fromkeys(StepPhase, 0.0)
+        self._events: list[tuple[StepPhase, Any, Any]] = []
 
     @contextlib.contextmanager
-    def phase(self, phase: Phase) -> Iterator[None]:
+    def phase(self, phase: StepPhase) -> Iterator[None]:
         """Add the time of the block to `phase`; a block that raises is not counted."""
-        if self._on_gpu and phase is not Phase.DATA:
+        if self._on_gpu and phase is not StepPhase.DATA:
             make_event: Callable[..., Any] = torch.cuda.Event
             begin, end = make_event(enable_timing=True), make_event(enable_timing=True)
             begin.record()
@@ -53,13 +53,13 @@ class StepTimer:
         yield
         self._seconds[phase] += self._monotonic() - started
 
-    def take(self, *phases: Phase) -> dict[str, float]:
+    def take(self, *phases: StepPhase) -> dict[str, float]:
         """Return `<phase>_seconds` of the given phases and reset all; call it when the phases' work has ended."""
         if self._events:
             self._events[-1][2].synchronize()
         for phase, begin, end in self._events:
             self._seconds[phase] += begin.elapsed_time(end) / 1000
         taken = {f"{phase}_seconds": self._seconds[phase] for phase in phases}
-        self._seconds = dict.fromkeys(Phase, 0.0)
+        self._seconds = dict.fromkeys(StepPhase, 0.0)
         self._events.clear()
         return taken
