@@ -44,8 +44,8 @@ class StopRequest:
 
 
 @dataclass
-class Reached:
-    """Progress of a training stage, available to the outermost frame when the stage ends with an error."""
+class StepProgress:
+    """How far a training stage has come, known to the outermost frame when the stage ends with an error."""
 
     step: int | None = None
     """Optimizer steps completed."""
@@ -63,7 +63,7 @@ class StageContext:
     stop: StopRequest
     environ: Mapping[str, str]
     clock: Callable[[], datetime]
-    reached: Reached = field(default_factory=Reached)
+    step_progress: StepProgress = field(default_factory=StepProgress)
     _inputs: dict[str, Artifact] = field(default_factory=dict)
 
     def input(self, role: str) -> Artifact:

@@ -29,7 +29,15 @@ from wrpo_engine.errors import (
 )
 from wrpo_engine.process import termination
 from wrpo_engine.process.progress import make_progress
-from wrpo_engine.stage import Reached, StageContext, StageFunction, StageResult, StopRequest, load_stage, make_context
+from wrpo_engine.stage import (
+    StageContext,
+    StageFunction,
+    StageResult,
+    StepProgress,
+    StopRequest,
+    load_stage,
+    make_context,
+)
 
 log = logging.getLogger("wrpo_engine")
 
@@ -47,10 +55,10 @@ def run(
 ) -> int:
     """Run a stage and return its exit code; every outcome is on stderr and in the termination message."""
     is_main = environ.get("RANK", "0") == "0"
-    reached = Reached()
+    step_progress = StepProgress()
     try:
         config = read_config(stage, config_path)
-        message = _run_stage(config, stage, environ, stop=stop, clock=clock, load=load, reached=reached)
+        message = _run_stage(config, stage, environ, stop=stop, clock=clock, load=load, step_progress=step_progress)
     except WrpoError as error:
         code, message = _failed(error)
     except OSError as error:
@@ -61,7 +69,7 @@ def run(
     else:
         code = ExitCode.OK
     if code != ExitCode.OK:
-        message = message.model_copy(update={"step": reached.step, "exit_code": code})
+        message = message.model_copy(update={"step": step_progress.step, "exit_code": code})
     if is_main or environ.get("LOCAL_RANK") == "0" or message.outcome == "Failed":
         try:
             termination.write(message, environ)
@@ -111,13 +119,13 @@ def _run_stage(
     stop: StopRequest,
     clock: Clock,
     load: Callable[[str], StageFunction],
-    reached: Reached,
+    step_progress: StepProgress,
 ) -> TerminationMessage:
     is_main = environ.get("RANK", "0") == "0"
     progress = make_progress(config.output.stage, environ, time.monotonic, is_main=is_main)
     try:
         ctx = make_context(config, environ=environ, clock=clock, progress=progress, stop=stop)
-        ctx.reached = reached
+        ctx.step_progress = step_progress
         if (existing := ctx.output.committed()) is not None:
             log.info("%s already exists; nothing to do", address(config.output))
             return _cached(ctx, existing)

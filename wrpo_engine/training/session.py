@@ -35,7 +35,7 @@ from wrpo_engine.training.models.policy import load_frozen, load_policy
 from wrpo_engine.training.monitoring.callbacks import Observer, Observers
 from wrpo_engine.training.monitoring.journals import JournalPublisher, fetch_journals
 from wrpo_engine.training.monitoring.metrics import METRICS_FILE, MetricsLog
-from wrpo_engine.training.monitoring.progress_callback import ReachedStep
+from wrpo_engine.training.monitoring.progress_callback import StepProgressObserver
 from wrpo_engine.training.monitoring.throughput import make_speedometer
 from wrpo_engine.training.monitoring.trackers import require_packages, tracker_observers
 from wrpo_engine.training.monitoring.watchdog import Watchdog, make_watchdog
@@ -77,7 +77,7 @@ def make_backend(
 def make_observers(ctx: StageContext, group: Group) -> Sequence[Observer]:
     """Return what looks on beside metrics.jsonl and the progress posts."""
     journals = JournalPublisher(ctx.output, group, (METRICS_FILE, EVALUATION_FILE))
-    return (ReachedStep(ctx.reached), journals, *tracker_observers(ctx, group))
+    return (StepProgressObserver(ctx.step_progress), journals, *tracker_observers(ctx, group))
 
 
 def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task, source: RowSource) -> StageResult:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from wrpo_engine.stage import Reached
+from wrpo_engine.stage import StepProgress
 from wrpo_engine.training.monitoring.callbacks import Observer, RunStart, StepEnd
 
 
-class ReachedStep(Observer):
+class StepProgressObserver(Observer):
     """Writes the number of completed optimizer steps to the object that the stage's entry point reads."""
 
-    def __init__(self, reached: Reached) -> None:
-        self._reached = reached
+    def __init__(self, progress: StepProgress) -> None:
+        self._progress = progress
 
     def on_start(self, start: RunStart) -> None:
-        self._reached.step = start.steps_done
+        self._progress.step = start.steps_done
 
     def on_step(self, end: StepEnd) -> None:
-        self._reached.step = end.step
+        self._progress.step = end.step
