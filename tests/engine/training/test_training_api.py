@@ -52,7 +52,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("plain")
-def test_rows_in_memory_and_in_a_file_train_alike_and_are_kept_apart_by_their_settings(
+def test_rows_in_memory_and_in_a_file_train_equally_and_are_separated_by_their_settings(
     training_model_dir: Path, tmp_path: Path
 ) -> None:
     settings = FAST_ON_IDS | {"beta": 0.1}
@@ -68,7 +68,7 @@ def test_rows_in_memory_and_in_a_file_train_alike_and_are_kept_apart_by_their_se
 
 
 @pytest.mark.usefixtures("plain")
-def test_the_same_call_again_returns_what_is_there(
+def test_the_same_call_again_returns_the_existing_artifact(
     training_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train_triples(training_model_dir, ROWS, tmp_path, **FAST_ON_IDS)
@@ -112,7 +112,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_watchdog_behind(
 
 
 @pytest.mark.usefixtures("plain")
-def test_another_model_at_the_same_path_is_trained_anew(training_model_dir: Path, tmp_path: Path) -> None:
+def test_another_model_at_the_same_path_is_trained_again(training_model_dir: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(training_model_dir, tmp_path / "model"))
     first = train_triples(model, ROWS, tmp_path / "results", **FAST_ON_IDS)
     weights = load_file(model / "model.safetensors")

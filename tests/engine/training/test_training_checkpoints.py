@@ -108,7 +108,7 @@ def steps_of(writer: VolumeWriter) -> list[str]:
     return sorted({name.split("/")[1] for name in writer.published("checkpoints/step-")})
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(writer: SlowWriter, backend: Any) -> None:
+def test_training_continues_while_a_checkpoint_is_written(writer: SlowWriter, backend: Any) -> None:
     writer.gate = threading.Event()
     store = CheckpointStore(writer, Group())
     backend.step = 5
@@ -170,7 +170,7 @@ def test_the_last_ones_are_kept(keep: int, kept: list[str], writer: SlowWriter, 
     assert steps_of(writer) == kept
 
 
-def test_the_best_one_is_kept_beside_the_last_until_another_is_better(writer: SlowWriter, backend: Any) -> None:
+def test_the_best_one_is_kept_in_addition_to_the_last_until_another_is_better(writer: SlowWriter, backend: Any) -> None:
     store = CheckpointStore(writer, Group(), 1)
     backend.step = 1
     store.save(1, backend)
@@ -214,7 +214,7 @@ def test_what_a_kill_left_unfinished_is_said_and_removed(
     assert steps_of(writer) == ["step-00000001", "step-00000003"]
 
 
-def test_a_damaged_one_is_named_skipped_and_written_anew(
+def test_a_damaged_one_is_named_skipped_and_rewritten(
     writer: SlowWriter, backend: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = CheckpointStore(writer, Group(), 3)

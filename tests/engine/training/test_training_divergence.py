@@ -87,7 +87,7 @@ def test_simpo_compares_with_its_own_first_step() -> None:
 
 
 @given(cut=st.integers(0, 12))
-def test_a_restored_watch_goes_on_as_if_it_had_seen_everything(cut: int) -> None:
+def test_a_restored_state_continues_as_if_uninterrupted(cut: int) -> None:
     whole, first, second = (RewardDivergence(params()) for _ in range(3))
     observed(first, FALLING[:cut])
     second.restore(json.loads(json.dumps(first.state())))

@@ -50,7 +50,7 @@ def check(params: TrainParams, runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize(("params", "runtime", "message", "hint"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_setting_without_effect_is_refused_whatever_its_value(
+def test_a_setting_without_effect_is_refused_at_any_value(
     params: dict[str, Any], runtime: dict[str, Any], message: str, hint: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -72,7 +72,7 @@ def test_a_stage_looks_before_it_loads_anything(make_ctx: Any) -> None:
 
 
 @pytest.mark.parametrize("objective", [kind for kind in Objective if kind is not Objective.SFT_ONLY])
-def test_defaults_in_a_configuration_that_was_written_out_whole_are_nobodys_choice(objective: Objective) -> None:
+def test_defaults_in_a_configuration_that_a_program_wrote_are_not_explicitly_set(objective: Objective) -> None:
     params, runtime = TrainParams.model_validate({**MODEL, **IDS, "objective": objective}), Runtime(micro_batch_size=2)
     for exclude_none in (False, True):
         written = params.model_dump(mode="json", exclude_none=exclude_none)
@@ -84,7 +84,7 @@ def test_defaults_in_a_configuration_that_was_written_out_whole_are_nobodys_choi
         check(TrainParams.model_validate({**written, "max_length": 9}), runtime)
 
 
-def test_settings_of_two_objectives_are_still_somebodys_choice() -> None:
+def test_settings_of_two_objectives_are_explicitly_set() -> None:
     """Only a program writes the settings of all objectives."""
     with pytest.raises(ConfigError, match=r"^training\.gamma is 0\.0: it has no effect with objective WRPO-IPO"):
         preference_objective(TrainParams.model_validate({**MODEL, "objective": "WRPO-IPO", "gamma": 0.0, "tau": 0.1}))

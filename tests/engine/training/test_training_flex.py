@@ -88,7 +88,7 @@ def in_blocks(mask: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("window", [None, 64])
 @pytest.mark.usefixtures("flex")
-def test_the_block_mask_skips_exactly_the_blocks_in_which_nobody_sees_anybody(window: int | None) -> None:
+def test_the_block_mask_skips_exactly_the_fully_masked_blocks(window: int | None) -> None:
     plan = plan_of(LONG)
     tokens = len(plan.positions_T)
     _, make_mask = attention_flex._compiled()
@@ -123,7 +123,7 @@ def test_a_model_computes_the_same_with_it(architecture: str, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("flex")
-def test_lengths_compile_nothing_anew_and_a_run_of_all_kinds_needs_eight_variants(
+def test_lengths_recompile_nothing_and_a_run_of_all_kinds_needs_eight_variants(
     make_compiled: Callable[..., None],
 ) -> None:
     graphs: list[Any] = []

@@ -234,7 +234,7 @@ def test_attention_by_segment_is_exact_for_any_families_and_window(
 
 @settings(deadline=None, max_examples=20)
 @given(lengths=families_of_lengths, window=st.none() | st.integers(1, 12))
-def test_the_gpus_mask_lets_tokens_see_exactly_their_families(
+def test_the_gpus_mask_lets_tokens_attend_to_exactly_their_families(
     lengths: list[tuple[int, list[int]]], window: int | None
 ) -> None:
     plan = plan_of(lengths)

@@ -111,7 +111,7 @@ def test_bfloat16_weights_give_fp32_log_probs_within_bfloat16s_precision() -> No
     torch.testing.assert_close(ours.double(), exact, rtol=2**-7, atol=0.05)
 
 
-def test_a_second_backward_pass_makes_anew_what_the_first_has_used_up() -> None:
+def test_a_second_backward_pass_recomputes_what_the_first_has_released() -> None:
     hidden, weight, bias, targets, upstream = _inputs()
     ours = selected_logps(hidden, weight, targets, bias_V=bias, chunk=5)
     first = torch.autograd.grad(ours, (hidden, weight, bias), upstream, retain_graph=True)

@@ -63,7 +63,7 @@ def test_a_target_that_cannot_have_an_adapter_is_refused(name: str, training_mod
     assert caught.value.field == "training.lora.targetModules"
 
 
-def test_the_reference_is_the_base_model_whatever_the_adapters_have_become(local_run: Any) -> None:
+def test_the_reference_is_the_base_model_for_any_adapters(local_run: Any) -> None:
     run = local_run()
     batch = collate(run.token_rows()[:3])
     base = SingleProcessBackend(LogpModel(load(run.model_dir)), run.params()).frozen_sequence_logps(batch)
@@ -88,7 +88,7 @@ def test_gradients_with_checkpointing_are_those_without(local_run: Any) -> None:
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 
-def test_the_merged_model_answers_as_the_adapted_one_does(local_run: Any) -> None:
+def test_the_merged_model_computes_what_the_adapted_one_does(local_run: Any) -> None:
     run = local_run()
     batch = collate(run.token_rows()[:3])
     causal_lm = adapted(run.model_dir)
@@ -181,7 +181,7 @@ def test_every_zero_stage_trains_the_same_adapters(zero_stage: int, baseline: Ex
 
 
 @pytest.mark.slow
-def test_the_export_is_the_merged_model_and_the_adapter_beside_it(baseline: Experiment) -> None:
+def test_the_export_is_the_merged_model_and_the_adapter(baseline: Experiment) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

@@ -37,7 +37,7 @@ class Clock:
         return self.now
 
 
-def test_the_timer_splits_a_step_and_begins_anew() -> None:
+def test_the_timer_splits_a_step_and_resets() -> None:
     clock = Clock()
     timer = StepTimer(clock, on_gpu=False)
     for _ in range(2):
@@ -155,7 +155,7 @@ def test_a_slow_rank_shows_in_the_maximum_of_its_phase() -> None:
     assert totals.peak_memory == 2
 
 
-def test_the_time_of_a_reference_in_memory_is_a_phase_of_its_own(local_run: Any) -> None:
+def test_the_time_of_a_reference_in_memory_is_a_separate_phase(local_run: Any) -> None:
     run = local_run()
     run.run()
     rows = [row for row, _ in read_rows(run.directory / "metrics.jsonl")]

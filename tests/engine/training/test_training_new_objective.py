@@ -87,7 +87,7 @@ def test_the_api_accepts_it_with_its_settings_and_refuses_those_of_others(result
     assert result["refused"] == [{"server": [text], "operator": [f"{text}."]} for text in messages]
 
 
-def test_the_operator_hands_it_to_the_engine_which_takes_defaults_for_nobodys_choice(result: dict[str, Any]) -> None:
+def test_the_operator_passes_it_to_the_engine_which_does_not_read_defaults_as_explicit(result: dict[str, Any]) -> None:
     assert result["needs_source"] == {"Fused": True, "Hinge": False}
     assert result["objective"] == {name: name for name in ("Fused", "Hinge", "DPO", "WRPO-IPO")}
 

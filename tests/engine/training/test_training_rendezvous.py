@@ -43,7 +43,7 @@ def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "_RETRY_S", 0.02)
 
 
-def test_all_nodes_meet_and_the_port_is_free_when_the_first_of_them_goes_on() -> None:
+def test_all_nodes_meet_and_the_port_is_free_when_the_first_of_them_continues() -> None:
     members = nodes(4)
     free_when_told = threading.Event()
 
@@ -69,13 +69,13 @@ def test_the_missing_nodes_are_named_on_every_node_that_came() -> None:
         assert (error.code, error.exit_code) == ("RendezvousTimeout", 75)
 
 
-def test_a_master_that_does_not_answer_is_said_to_be_silent() -> None:
+def test_a_master_that_does_not_reply_is_reported() -> None:
     node = nodes(2)[1]
     with pytest.raises(TemporaryError, match=rf"master address 127.0.0.1:{node.port} has not replied for 0.2 s"):
         meet(node, timeout_s=0.2)
 
 
-def test_strangers_at_the_port_disturb_nobody() -> None:
+def test_unknown_clients_at_the_port_disturb_no_node() -> None:
     members = nodes(2)
     stop = threading.Event()
 
@@ -121,7 +121,7 @@ def test_an_incomplete_environment_names_the_variable(environ: Mapping[str, str]
 
 
 @pytest.mark.parametrize("environ", [{}, {"PET_NNODES": "1"}, {"PET_NNODES": "1:4"}])
-def test_one_node_meets_nobody(environ: Mapping[str, str]) -> None:
+def test_a_run_of_one_node_needs_no_rendezvous(environ: Mapping[str, str]) -> None:
     assert Node.of(environ) is None
 
 

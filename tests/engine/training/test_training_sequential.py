@@ -123,12 +123,12 @@ def test_a_frozen_rank_is_waited_for_no_longer_than_a_collective(method: str, wo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "worker"), [("on_main", 0), ("on_each_node", 1)])
-def test_a_rank_that_dies_at_its_work_ends_the_others_with_the_temporary_code(method: str, worker: int) -> None:
+def test_a_rank_that_dies_during_its_work_ends_the_others_with_the_temporary_code(method: str, worker: int) -> None:
     lines, _ = run_two("dies", method, worker)
     assert lines[0] == "exit codes 75 -9"
 
 
 @pytest.mark.slow
-def test_an_error_of_the_rank_that_works_is_everybodys() -> None:
+def test_an_error_of_the_working_rank_is_raised_on_every_rank() -> None:
     lines, _ = run_two("fails", "on_each_node", 1)
     assert lines[0] == "exit codes 75 1", lines

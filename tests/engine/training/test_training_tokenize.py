@@ -218,7 +218,7 @@ def test_a_row_whose_control_token_cannot_be_text_is_left_out_and_counted() -> N
     )
 
 
-def test_an_empty_response_is_dropped_also_where_the_template_opens_answers_with_a_blank() -> None:
+def test_an_empty_response_is_dropped_also_if_the_template_opens_responses_with_a_blank() -> None:
     spaced = make_tokenizer(
         template=CHATML.replace("assistant\\n' }}{% endif", "assistant' }}{% endif").replace("+ '\\n' + m", "+ ' ' + m")
     )

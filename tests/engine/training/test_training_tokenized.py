@@ -256,7 +256,7 @@ def test_a_relative_path_is_refused(token_context: Any) -> None:
         stage.run_train(token_context(triples_of_ids(), tokenized_triples="data/triples.parquet"))
 
 
-def test_token_ids_beside_an_upstream_artifact_are_refused(
+def test_token_ids_with_an_upstream_artifact_are_refused(
     make_ctx: Any, commit_artifact: Any, training_model_dir: Path
 ) -> None:
     ref = commit_artifact("curate-triples", {"triples.parquet": triples_of_ids()})

@@ -174,7 +174,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("at", ["start", "log", "flush", "finish"])
-def test_a_tracker_that_fails_is_given_up_and_the_others_go_on(
+def test_a_tracker_that_fails_is_disabled_and_the_others_continue(
     at: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     observer = TrackerObserver([Failing(at=at), TensorBoardTracker(tmp_path)], SETTINGS)

@@ -185,7 +185,7 @@ anything = st.recursive(
 
 
 @given(triples=anything)
-def test_whatever_is_given_no_other_exception_than_ours_comes_out(triples: object) -> None:
+def test_any_input_raises_no_other_exception_than_ours(triples: object) -> None:
     try:
         rows = plain_rows(triples)
     except WrpoError:

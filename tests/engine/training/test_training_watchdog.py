@@ -105,7 +105,7 @@ def test_a_rank_that_makes_progress_ignores_silent_peers() -> None:
     assert watched.verdict() is None
 
 
-def test_a_first_node_whose_store_does_not_answer_is_silent() -> None:
+def test_a_first_node_whose_store_does_not_reply_is_silent() -> None:
     clock = Clock()
     watched = Watchdog(1, LocalBoard(), 1000.0, {}, silence_s=120, clock=clock)
     clock.now += 119

@@ -64,7 +64,7 @@ def test_what_decays_is_seen_in_the_weights(trained: Callable[..., Experiment], 
     assert moved == set(plain) - norms
 
 
-def test_bfloat16_decays_its_fp32_master_weights_alike_at_stages_1_and_3(trained: Callable[..., Experiment]) -> None:
+def test_bfloat16_decays_its_fp32_master_weights_equally_at_stages_1_and_3(trained: Callable[..., Experiment]) -> None:
     """With a weight decay large enough to show in eight bits of mantissa: a norm that decays loses 3%."""
     settings = {"processes": 2, "precision": "bfloat16", "weight_decay": 10.0}
     first, third = (trained("bfloat16", zero_stage=stage, **settings).weights("train") for stage in (1, 3))

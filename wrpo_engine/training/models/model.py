@@ -57,7 +57,7 @@ class LogpModel(nn.Module):
             raise ConfigError(
                 "target.model",
                 type(causal_lm).__name__,
-                "Transformers does not say which of its parts is the decoder below the output head",
+                "Transformers does not identify its decoder below the output head",
                 "Use a decoder-only causal language model.",
             )
         scaling = HeadScaling.of_config(causal_lm.config)
