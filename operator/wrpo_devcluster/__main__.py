@@ -1,4 +1,4 @@
-"""`python -m wrpo_devcluster`: the embedded control plane on the command line."""
+"""Command line of the embedded control plane: `python -m wrpo_devcluster`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _STATE_DIR = click.option(
 def main() -> None:
     """Run a Kubernetes-compatible control plane on one machine, without containers or root.
 
-    Pods are processes of yours. It listens on loopback with TLS, and its kubeconfig is readable by you alone.
+    Pods run as processes of your user. The server listens on loopback with TLS. Only you can read its kubeconfig.
     """
 
 
@@ -48,25 +48,25 @@ def main() -> None:
     multiple=True,
     default=tuple(PRESETS),
     show_default=True,
-    help=f"CRDs to install: {', '.join(PRESETS)}, a YAML file or a directory of them. May be given more than once.",
+    help=f"CRDs to install: {', '.join(PRESETS)}, a YAML file or a directory of them. Can be repeated.",
 )
 @click.option("--allow-host-path", is_flag=True, help="Let pods use hostPath volumes.")
 @click.option(
     "--simulated",
     is_flag=True,
-    help="Run nothing: pods follow the annotations fake.test/run-seconds, fake.test/exit-code and "
+    help="Start no processes: pods follow the annotations fake.test/run-seconds, fake.test/exit-code and "
     "fake.test/pull-error, on two nodes with 8 GPUs each. For tests of controllers.",
 )
 @click.option(
     "--realistic",
     is_flag=True,
-    help="With --simulated: pods wait 1 to 3 s, Jobs are complete 1 to 3 s after them, lists of Events cost time.",
+    help="With --simulated: pods wait 1 to 3 s, Jobs complete 1 to 3 s later, lists of Events take time.",
 )
 @click.option(
-    "--image", multiple=True, metavar="IMAGE=COMMAND", help="What containers of an image run without a command."
+    "--image", multiple=True, metavar="IMAGE=COMMAND", help="Command of containers of an image, if they set none."
 )
 @click.option(
-    "--s3", is_flag=True, help="Also run an S3 server (SeaweedFS) on loopback; it comes back with every later start."
+    "--s3", is_flag=True, help="Also run an S3 server (SeaweedFS) on loopback. Every later start runs it too."
 )
 @click.option(
     "--timeout", "timeout_s", type=float, default=60.0, show_default=True, help="Seconds to wait until ready."
@@ -84,13 +84,13 @@ def up(
     s3: bool,
     timeout_s: float,
 ) -> None:
-    """Start the control plane in the background, and print its kubeconfig. Does nothing if it runs."""
+    """Start the control plane in the background unless it runs, and print its kubeconfig."""
     config: ClusterConfig | None = None
     if realistic and not simulated:
         raise click.ClickException("--realistic sets the delays of simulated pods: pass --simulated too")
     changes = bool(cpu or memory or gpus or image or allow_host_path or simulated)
     if changes and lifecycle.status(state_dir).is_running:
-        raise click.ClickException("it is running; these options take effect at its next start: run `down` first")
+        raise click.ClickException("these options need a start, and the control plane is running: run `down` first")
     if changes or load_config(state_dir.resolve()) is None:
         if simulated:
             config = simulated_config(state_dir, cpu=cpu or "32", memory=memory or "128Gi", gpus=gpus or 8)
@@ -108,18 +108,20 @@ def up(
 
 @main.command()
 @_STATE_DIR
-@click.option("--keep-pods", is_flag=True, help="Leave the pods' processes running; the next `up` takes them over.")
+@click.option(
+    "--keep-pods", is_flag=True, help="Keep the pods' processes and the S3 server running. The next `up` adopts them."
+)
 def down(state_dir: Path, keep_pods: bool) -> None:
-    """Stop the control plane and, unless told otherwise, all pods and the S3 server. Objects, volumes, buckets stay."""
+    """Stop the control plane, all pods and the S3 server. Objects, volumes and buckets are kept."""
     with _friendly():
         stopped = lifecycle.down(state_dir, keep_pods=keep_pods)
-        click.echo("stopped" if stopped else "it was not running")
+        click.echo("stopped" if stopped else "the control plane was not running")
 
 
 @main.command()
 @_STATE_DIR
 def status(state_dir: Path) -> None:
-    """Say whether the control plane runs; the exit code is 0 if it does, else 3."""
+    """Show whether the control plane runs. The exit code is 0 if it runs, else 3."""
     info = lifecycle.status(state_dir)
     if not info.is_running:
         click.echo(f"not running (state: {info.state_dir})")
@@ -136,7 +138,7 @@ def status(state_dir: Path) -> None:
 @_STATE_DIR
 @click.confirmation_option("--yes", prompt="This removes all objects, logs, volumes and buckets. Continue?")
 def reset(state_dir: Path) -> None:
-    """Stop everything and remove all that the control plane made."""
+    """Stop everything and remove all data of the control plane, volumes and buckets included."""
     with _friendly():
         lifecycle.reset(state_dir)
         click.echo(f"removed {state_dir}")
@@ -146,7 +148,7 @@ def reset(state_dir: Path) -> None:
 @_STATE_DIR
 @click.option("--with-crds", multiple=True, help="CRDs to install: a preset, a YAML file or a directory.")
 def serve(state_dir: Path, with_crds: tuple[str, ...]) -> None:
-    """Run the control plane in the foreground, until SIGTERM or Ctrl-C."""
+    """Run the control plane in the foreground until SIGTERM or Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     state_dir = state_dir.resolve()
     config = load_config(state_dir) or lifecycle.default_config(state_dir)

@@ -1,4 +1,4 @@
-"""Processes that outlive the command that starts them: start one, see whether it lives, end it."""
+"""Background processes that outlive the command that starts them: start, liveness, stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOG_TAIL_LINES = 25
 
 
 def start(command: Sequence[str], *, env: Mapping[str, str], log_file: Path, cwd: Path | None = None) -> int:
-    """Start a process in a session of its own, with its output behind what stands in `log_file`; return its pid."""
+    """Start a process in a separate session, append its output to `log_file`, and return its pid."""
     with log_file.open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(env), cwd=cwd, start_new_session=True
@@ -27,14 +27,14 @@ def start(command: Sequence[str], *, env: Mapping[str, str], log_file: Path, cwd
 
 
 def has_ended(pid: int) -> bool:
-    """Tell whether a process that this one started has ended, and let go of it."""
+    """Return whether a child process has ended; reap it if so."""
     with contextlib.suppress(ChildProcessError):
         return bool(os.waitpid(pid, os.WNOHANG)[0])
     return False
 
 
 def stop(pid: int, started: int, *, timeout_s: float) -> None:
-    """SIGTERM, and SIGKILL when the time is over. `started` as of `start_ticks`: the pid may be another's by now."""
+    """Send SIGTERM, then SIGKILL after the timeout. `started` is from `start_ticks`, because pids are reused."""
     if not is_running(pid, started):
         return
     with contextlib.suppress(ProcessLookupError):
@@ -48,7 +48,7 @@ def stop(pid: int, started: int, *, timeout_s: float) -> None:
 
 
 def log_tail(log_file: Path) -> str:
-    """Return the end of a log, with its name."""
+    """Return the last lines of a log, after a line that names the file."""
     try:
         lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:

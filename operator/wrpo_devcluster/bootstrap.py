@@ -1,4 +1,4 @@
-"""What a new cluster holds before anyone has created anything: nodes, namespaces, the storage class, chosen CRDs."""
+"""Initial objects of a cluster: nodes, namespaces, the storage class, and the selected CRDs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PRESETS = {
     "trainjob": MANIFESTS / "trainjobs.yaml",
     "jobset": MANIFESTS / "jobsets.yaml",
 }
-"""What `up` installs unless it is told otherwise, by the name for `--with-crds`."""
+"""CRDs that `up` installs by default, by their name in `--with-crds`."""
 
 
 _NODE_INFO = {

@@ -1,4 +1,4 @@
-"""The cluster's own certificate authority and the API server's certificate, kept in the state directory."""
+"""Certificate authority of the cluster and certificate of the API server, kept in the state directory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Certificates:
 
 
 def ensure_certificates(directory: Path, now: datetime) -> Certificates:
-    """Return the certificates, made at the first call; the authority's key is not kept."""
+    """Return the certificates, which the first call creates. The authority's key is not kept."""
     result = Certificates(directory / "ca.crt", directory / "server.crt", directory / "server.key")
     if all(path.exists() for path in (result.ca_file, result.cert_file, result.key_file)):
         return result
@@ -73,7 +73,7 @@ def ensure_certificates(directory: Path, now: datetime) -> Certificates:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
+    """Write atomically a file that only its owner can read."""
     temporary = path.with_name(f".{path.name}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:

@@ -1,7 +1,7 @@
-"""What controllers, scheduler and kubelet see of the API server: one small asynchronous client protocol.
+"""Asynchronous client protocol by which controllers, scheduler and kubelet use the API server.
 
-The API server implements it in-process (same validation, admission and storage as a request over HTTP),
-so that controllers cost no sockets; tests may implement it over HTTP.
+The API server implements it in-process, with the same validation, admission and storage as for a request over HTTP,
+so that controllers need no sockets. Tests may implement it over HTTP.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ApiError(Exception):
         super().__init__(status.get("message", ""))
         self.status = status
         self.warnings: list[str] = []
-        """Warnings that go with the answer."""
+        """Warnings that go with the reply."""
 
     @property
     def code(self) -> int:
@@ -88,7 +88,7 @@ class PatchOptions(TypedDict, total=False):
     """The patch's form; without one, a merge patch."""
     subresource: str
     force: bool
-    """Of an apply: take over the fields that others own."""
+    """For an apply: take over the fields that others own."""
 
 
 class DeletionOptions(TypedDict, total=False):

@@ -1,4 +1,4 @@
-"""What time is it, and how long is a second: the clock that every part of the embedded control plane is given."""
+"""Clock of the embedded control plane: the current time, and the length of a second."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Clock(Protocol):
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Wait for that many seconds of this clock."""
+        """Wait for a number of seconds of this clock."""
         ...
 
 
@@ -27,7 +27,7 @@ class SystemClock:
 
 
 class FastClock:
-    """A clock on which `speed` seconds pass in each real second, so that deadlines and backoffs can be tested."""
+    """Clock that runs `speed` times as fast as real time, to test deadlines and backoffs."""
 
     def __init__(self, speed: float) -> None:
         self._speed = speed

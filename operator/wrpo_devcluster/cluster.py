@@ -1,4 +1,4 @@
-"""The whole cluster in one event loop: API server, controllers, scheduler, kubelet, service proxy."""
+"""Embedded cluster in one event loop: API server, controllers, scheduler, kubelet, service proxy."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _PORT_SPAN = 8000
 
 
 class Cluster:
-    """`async with Cluster(config) as cluster:` runs it; `cluster.client` is the admin's in-process client."""
+    """Embedded cluster, which `async with Cluster(config)` runs; `client` is the admin's in-process client."""
 
     def __init__(self, config: ClusterConfig, *, clock: Clock | None = None) -> None:
         self.config = config
@@ -129,15 +129,15 @@ class Cluster:
         self._write_kubeconfig()
 
     async def _wait_for_default_account(self) -> None:
-        """Wait until pods can be created: what comes first should not have to be retried."""
+        """Wait until pods can be created, so that the first requests need no retry."""
         for _ in range(500):
             if await get_or_none(self.client, SERVICE_ACCOUNTS, "default", "default") is not None:
                 return
             await asyncio.sleep(0.01)
-        raise RuntimeError("the ServiceAccount `default` was not created within 5 s; the log says why")
+        raise RuntimeError("the ServiceAccount `default` was not created within 5 s; see the log for the reason")
 
     async def stop(self, *, stop_pods: bool = True) -> None:
-        """Stop everything; with `stop_pods` also the pods' processes, else they keep running and are adopted later."""
+        """Stop everything. Without `stop_pods` the pods' processes keep running, and the next start adopts them."""
         await cancel_all(self._tasks)
         self._tasks = []
         for controller in self._running:
@@ -180,7 +180,7 @@ class Cluster:
         return [controller for controller in every if controller.name not in config.without_controllers]
 
     def _training_port(self, job: JsonObject, default: int) -> int:
-        """Pods of all jobs share one network here, so each job gets a rendezvous port of its own."""
+        """Return a rendezvous port per job, because the pods of all jobs share one network."""
         if self.config.simulated:
             return default
         return _FIRST_PORT + int(job["metadata"]["uid"].replace("-", "")[:8], 16) % _PORT_SPAN
@@ -236,7 +236,7 @@ class Cluster:
 
 
 def admin_token(state_dir: Path) -> str:
-    """Return the admin's token, made at the first call; only its file's owner can read it."""
+    """Return the admin's token, which the first call creates in a file that only its owner can read."""
     path = state_dir / "admin-token"
     with contextlib.suppress(FileNotFoundError):
         return path.read_text(encoding="ascii").strip()

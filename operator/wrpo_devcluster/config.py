@@ -1,4 +1,4 @@
-"""What a cluster is made of: nodes, images, addresses and switches; kept as JSON in the state directory."""
+"""Cluster configuration: nodes, images, addresses and switches, kept as JSON in the state directory."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class NodeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ClusterConfig:
-    """Everything `serve` needs; see docs of `python -m wrpo_devcluster up --help`."""
+    """Configuration of `serve`. `python -m wrpo_devcluster up --help` describes the options that set it."""
 
     state_dir: Path
     nodes: tuple[NodeConfig, ...]
     port: int = 0
-    """0 takes a free one; it is kept over restarts."""
+    """Port of the API server. 0 selects a free one, which is kept over restarts."""
     simulated: bool = False
     """Pods follow fake.test/ annotations instead of running processes."""
     without_controllers: tuple[str, ...] = ()
@@ -45,17 +45,17 @@ class ClusterConfig:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that every container gets, before its own."""
     crd_status_delay_s: float = 0.0
-    """How long a new CRD has no conditions and is not served; real servers take up to some seconds."""
+    """Seconds for which a new CRD has no conditions and is not served. Real servers take up to some seconds."""
     rbac_delay_s: float = 0.0
-    """How long after a start all but administrators are refused with 403; real servers load roles in about a second."""
+    """Seconds after a start in which all but administrators get 403. Real servers load roles in about a second."""
     backoff_scale: float = 1.0
     """Factor on crash-loop, image-pull and Job backoffs."""
     volume_refresh_s: float = 5.0
     allow_host_path: bool = False
     delays: Delays = NONE
-    """Of simulated pods, and of what schedules and counts them."""
+    """Delays of simulated pods, of the scheduler and of the Job controller."""
     shutdown_grace_s: float = 20.0
-    """How long pods may take to end when the cluster is stopped."""
+    """Seconds that pods get to terminate when the cluster is stopped."""
 
     @property
     def pods_dir(self) -> Path:
@@ -75,9 +75,9 @@ def simulated_config(state_dir: Path, *, cpu: str, memory: str, gpus: int) -> Cl
 
 
 def default_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what containers get from this machine: the interpreter's programs first, and little else.
+    """Return the environment that containers get from this machine, with the interpreter's programs first in PATH.
 
-    Loopback is the only network pods share, so gloo is told to use it.
+    Gloo is set to loopback, because it is the only network that pods share.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", os.defpath)])
     passed = {name: environ[name] for name in _PASSED_ON if name in environ}
@@ -99,7 +99,7 @@ def save_config(config: ClusterConfig) -> None:
 
 
 def load_config(state_dir: Path) -> ClusterConfig | None:
-    """Return the configuration the state directory was last started with."""
+    """Return the configuration with which the state directory was last started; None before the first start."""
     try:
         data = json.loads((state_dir / _CONFIG_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:

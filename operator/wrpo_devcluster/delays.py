@@ -1,4 +1,4 @@
-"""How long the parts of a real cluster take, for the simulated one: off unless it is asked for."""
+"""Delays of a real cluster for the simulated one, off by default."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from wrpo_devcluster.objects import controller_of
 
 _EVENT_LIST = re.compile(r"/(?:api/v1|apis/events\.k8s\.io/v1)(?:/namespaces/([^/]+))?/events")
 _SHORTEST = 1 / 3
-"""A wait takes at least this share of its value, at most the whole."""
+"""Least share of a delay's value that a wait takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """Longest waits in seconds of the cluster's clock; each is drawn by `seed` and by the name of what waits."""
+    """Longest delays in seconds of the cluster's clock. Each wait is drawn by `seed` and the object's name."""
 
     schedule_s: float = 0.0
     """From a pod's creation until it has a node."""
@@ -34,16 +34,16 @@ class Delays:
     settle_s: float = 0.0
     """From SuccessCriteriaMet or FailureTarget until the Job is Complete or Failed."""
     event_read_s: float = 0.0
-    """For each Event of a namespace, whenever its Events are listed: a server reads them all for each request."""
+    """For each Event of a namespace in a list: a server reads them all for each request."""
     seed: int = 0
 
     @property
     def are_on(self) -> bool:
-        """Whether anything waits: then pods also report each step, with its Events."""
+        """Whether any delay is set. If so, pods also report each step with its Events."""
         return self != Delays(seed=self.seed)
 
     def draw(self, longest_s: float, *what: str) -> float:
-        """Return the wait of one step; equal seeds and names give equal waits."""
+        """Return the delay of one step in seconds. Equal seeds and names give equal delays."""
         digest = hashlib.sha256("/".join((str(self.seed), *what)).encode()).digest()
         share = int.from_bytes(digest[:8]) / 2**64
         return longest_s * (_SHORTEST + (1 - _SHORTEST) * share)
@@ -58,7 +58,7 @@ a list of 6,230 Events takes 0.85 s."""
 
 
 class Holds:
-    """Makes each step of each object wait once: the first question starts the wait."""
+    """Delays by object and step; the first query of a step starts its delay."""
 
     def __init__(self, delays: Delays, clock: Clock) -> None:
         self.delays = delays
@@ -66,7 +66,7 @@ class Holds:
         self._due: dict[str, dict[str, float]] = {}
 
     def left_s(self, key: str, step: str, longest_s: float, *what: str) -> float:
-        """Return how long the step of `key` still has to wait; 0 when it may be taken."""
+        """Return the seconds that the step of `key` still has to wait; 0 when it may be taken."""
         if longest_s <= 0:
             return 0.0
         now = self._clock.now().timestamp()
@@ -74,12 +74,12 @@ class Holds:
         return max(0.0, due - now)
 
     def forget(self, key: str) -> None:
-        """Drop what is remembered of an object that is gone or has taken its last step."""
+        """Forget an object that is gone or has taken its last step."""
         self._due.pop(key, None)
 
 
 def delays_middleware(delays: Delays, count_events: Callable[[str], int], clock: Clock) -> Any:
-    """Return an aiohttp middleware that lets a list of Events cost; `count_events` takes a namespace, or "" for all."""
+    """Return an aiohttp middleware that delays lists of Events; `count_events` takes a namespace, or "" for all."""
 
     @web.middleware
     async def middleware(
@@ -95,7 +95,7 @@ def delays_middleware(delays: Delays, count_events: Callable[[str], int], clock:
 
 
 def pod_identity(pod: JsonObject) -> str:
-    """Return a name of a pod that does not depend on chance, as its own suffix does."""
+    """Return an identity of a pod without its random suffix."""
     owner = controller_of(pod)
     index = (pod["metadata"].get("labels") or {}).get("batch.kubernetes.io/job-completion-index", "")
     return f"{owner['name']}/{index}" if owner else str(pod["metadata"]["name"])

@@ -1,4 +1,4 @@
-"""Faults on request: what a real cluster does to pods and requests, at a moment the tester chooses."""
+"""Fault injection: failures of pods and requests as a real cluster has them, at a chosen moment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MESSAGES: dict[str, str] = {
 
 
 class Refusal(BaseModel):
-    """Requests to refuse or delay. An empty selector matches everything; `times` counts down with each match."""
+    """Requests to refuse or delay. An empty selector matches everything. `times` counts down with each match."""
 
     model_config = ConfigDict(extra="forbid", strict=True, validate_by_name=True, validate_by_alias=True)
 
@@ -38,7 +38,7 @@ class Refusal(BaseModel):
     delay_s: float = Field(0.0, ge=0, strict=False, alias="delaySeconds")
     message: str = "injected fault"
     retry_after_s: int = Field(1, ge=0, alias="retryAfterSeconds")
-    """What the refusal tells the client to wait; sent with 429, 503 and 504 only."""
+    """Retry-After of the refusal, sent with 429, 503 and 504 only."""
 
     @field_validator("code")
     @classmethod
@@ -61,7 +61,7 @@ class Refusal(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class RequestTarget:
-    """What a refusal is matched against: who asks for what."""
+    """A request as refusals match it: the user and the target."""
 
     user: str
     verb: str
@@ -73,7 +73,7 @@ class RequestTarget:
 
 @dataclass(slots=True)
 class Faults:
-    """What goes wrong at present; API server, scheduler and kubelet look here."""
+    """Faults in force, which API server, scheduler and kubelet read."""
 
     scheduling_delay_s: float = 0.0
     pull_errors: dict[str, str] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Faults:
     """The first one that matches a request applies to it."""
 
     def refuse(self, refusal: Refusal) -> Refusal:
-        """Add a refusal; its `times` counts down, so the caller sees how often it applied."""
+        """Add a refusal. Its `times` counts down, so that the caller sees how often it applied."""
         self.refusals.append(refusal)
         return refusal
 
@@ -108,7 +108,7 @@ class Faults:
 
 
 async def disrupt(client: Client, clock: Clock, namespace: str, pod: str, reason: Disruption) -> None:
-    """Take a pod away as the cluster does: the DisruptionTarget condition first, then a graceful deletion."""
+    """Disrupt a pod as the cluster does: the DisruptionTarget condition first, then a graceful deletion."""
     entry: JsonObject = {
         "type": "DisruptionTarget",
         "status": "True",
@@ -124,12 +124,12 @@ async def disrupt(client: Client, clock: Clock, namespace: str, pod: str, reason
 
 
 async def lose_pod(client: Client, namespace: str, pod: str) -> None:
-    """Make a pod vanish without notice, as a lost node's pods do when they are removed by force."""
+    """Remove a pod without notice, like the forced removal of a lost node's pods."""
     await client.delete(PODS, pod, namespace, propagation="Background", grace_period_s=0)
 
 
 async def lose_node(client: Client, clock: Clock, node: str) -> list[str]:
-    """Evict everything from a node as the taint manager does after its grace period; return the pods' keys."""
+    """Evict all pods of a node as the taint manager does after its grace period; return their keys."""
     lost = []
     for pod in await client.list(PODS):
         if pod["spec"].get("nodeName") != node or (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed"}:

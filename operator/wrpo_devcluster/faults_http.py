@@ -41,7 +41,7 @@ class _Watches(_Form):
 
 
 class Command(_Form):
-    """Body of a POST; each field that is set is one fault."""
+    """Body of a POST. Each field that is set is one fault."""
 
     clear: bool = False
     pull_errors: dict[str, str] | None = None
@@ -64,7 +64,7 @@ class FaultInjection:
     client: Client
     clock: Clock
     close_watches: Callable[[str, bool], int]
-    """Ends the watches on a resource (empty: all); with True also forgets the history. Returns how many."""
+    """Ends the watches on a resource (empty: all) and returns how many. With True it also forgets the history."""
 
     def state(self) -> JsonObject:
         """Return the faults in force."""
@@ -110,7 +110,7 @@ def parse_command(body: bytes) -> Command:
 
 
 def faults_middleware(injection: FaultInjection, admin_token: str) -> Any:
-    """Return an aiohttp middleware that answers for /devcluster/ and passes everything else on."""
+    """Return an aiohttp middleware that serves /devcluster/ and passes everything else on."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: _Handler) -> web.StreamResponse:

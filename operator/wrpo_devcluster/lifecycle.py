@@ -1,4 +1,4 @@
-"""Starting and stopping the control plane as a background process: what `wrpo dev up|down|status|reset` calls."""
+"""Life cycle of the control plane as a background process, for `wrpo dev up|down|status|reset`."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ class Info:
     kubeconfig: Path
     log_file: Path
     s3: s3_server.S3Server | None = None
-    """The S3 server beside it, if it has one."""
+    """Its S3 server, if it has one."""
 
 
 def default_config(
     state_dir: Path, *, cpu: str | None = None, memory: str | None = None, gpus: int = 0
 ) -> ClusterConfig:
-    """Return the configuration of a cluster of one node: this machine, or the size that is asked for."""
+    """Return the configuration of a cluster of one node: the size of this machine, or the requested one."""
     node = default_node()
     node = replace(node, cpu=cpu or node.cpu, memory=memory or node.memory, gpus=gpus)
     return ClusterConfig(state_dir=state_dir, nodes=(node,), environment=default_environment(os.environ))
@@ -93,8 +93,8 @@ def up(
 ) -> Info:
     """Start the control plane unless it runs, and wait until it is ready.
 
-    `config` replaces what the state directory was last started with; without either, defaults are used.
-    A running control plane is left as it is. With `s3` an S3 server runs beside it, from then on at every start.
+    `config` replaces the last configuration of the state directory; without either, defaults are used.
+    A running control plane is left as it is. With `s3` an S3 server also runs, from then on at every start.
     """
     state_dir = state_dir.resolve()
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -124,7 +124,7 @@ def up(
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if background.has_ended(pid):
-            raise LifecycleError(f"the control plane ended while it started.\n{background.log_tail(log_file)}")
+            raise LifecycleError(f"the control plane exited while it started.\n{background.log_tail(log_file)}")
         current = status(state_dir)
         if current.is_running:
             return _wait_ready(current, deadline - time.monotonic())
@@ -135,7 +135,7 @@ def up(
 def down(state_dir: Path = DEFAULT_STATE_DIR, *, keep_pods: bool = False, timeout_s: float = 60.0) -> bool:
     """Stop the control plane, and unless `keep_pods` the pods and the S3 server. Return False if it did not run.
 
-    With `keep_pods` the processes go on, and the next `up` takes them over.
+    With `keep_pods` the processes keep running, and the next `up` adopts them.
     """
     state_dir = state_dir.resolve()
     record = _read_record(state_dir)
@@ -150,7 +150,7 @@ def down(state_dir: Path = DEFAULT_STATE_DIR, *, keep_pods: bool = False, timeou
             flag.unlink(missing_ok=True)
     if not keep_pods:
         _kill_pods(state_dir)
-        # Last: what a pod saves when it is told to end goes there.
+        # Last, because pods may save to it when they terminate.
         s3_server.down(state_dir)
     return runs
 
@@ -171,7 +171,7 @@ def status(state_dir: Path = DEFAULT_STATE_DIR) -> Info:
 
 
 def reset(state_dir: Path = DEFAULT_STATE_DIR) -> None:
-    """Stop everything and remove all the control plane made, volumes included."""
+    """Stop everything and remove all data of the control plane, volumes included."""
     state_dir = state_dir.resolve()
     down(state_dir)
     for name in _OWN_ENTRIES:
@@ -181,13 +181,13 @@ def reset(state_dir: Path = DEFAULT_STATE_DIR) -> None:
         else:
             path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
-        # Only if nothing of the user's lies there.
+        # Only if it holds no files of the user.
         state_dir.rmdir()
 
 
 @contextlib.contextmanager
 def single_instance(state_dir: Path) -> Iterator[None]:
-    """Hold the state directory; a second control plane on it is refused."""
+    """Lock the state directory. Raises LifecycleError if another control plane uses it."""
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (state_dir / "lock").open("w") as lock:
         try:
@@ -200,7 +200,7 @@ def single_instance(state_dir: Path) -> Iterator[None]:
 
 
 def write_record(state_dir: Path, url: str) -> None:
-    """Write down how others find this process; `serve` does so when it listens."""
+    """Record how others find this process; `serve` calls it when it listens."""
     record = {"pid": os.getpid(), "start": start_ticks(os.getpid()), "url": url}
     path = state_dir / "control-plane.json"
     temporary = path.with_suffix(".tmp")
@@ -209,7 +209,7 @@ def write_record(state_dir: Path, url: str) -> None:
 
 
 def should_keep_pods(state_dir: Path) -> bool:
-    """Tell whether `down(keep_pods=True)` asked for the stop that is under way."""
+    """Return whether `down(keep_pods=True)` requested the stop in progress."""
     return (state_dir / _STOP_KEEPING_PODS).exists()
 
 
@@ -237,13 +237,13 @@ def _wait_ready(info: Info, timeout_s: float) -> Info:
         except (OSError, urllib.error.URLError) as error:
             why = str(error)
         if not status(info.state_dir).is_running:
-            raise LifecycleError(f"the control plane ended.\n{background.log_tail(info.log_file)}")
+            raise LifecycleError(f"the control plane exited.\n{background.log_tail(info.log_file)}")
         time.sleep(0.05)
     raise LifecycleError(f"the control plane at {info.url} is not ready: {why}.\n{background.log_tail(info.log_file)}")
 
 
 def _kill_pods(state_dir: Path) -> None:
-    """End what a control plane that was killed has left running."""
+    """Kill the pods' processes that a killed control plane has left running."""
     pods = state_dir / "pods"
     for pod in pods.iterdir() if pods.is_dir() else ():
         # The supervisors first: without an exit record the next start sees a disruption, not a failure.

@@ -1,17 +1,17 @@
-"""How often Python looks for garbage in a process that only serves: the stored objects are trees, without cycles."""
+"""Rare garbage collection for a server process whose stored objects are trees without cycles."""
 
 from __future__ import annotations
 
 import gc
 
 _YOUNG = 50_000
-"""Containers that are made before the young ones are looked at; by default 700."""
+"""Container objects created before a collection of the youngest generation; Python's default is 700."""
 
 
 def collect_rarely() -> None:
-    """Make collections rare, and spare them what there is now: call it once, when everything is loaded.
+    """Make collections rare and exempt existing objects. Call it once, when everything is loaded.
 
-    Objects go when nobody refers to them, as ever. Only cycles wait longer, and the cluster makes few. Otherwise every
+    Reference counting frees objects as usual. Only cycles wait longer, and the cluster makes few. Otherwise every
     full collection walks through all stored objects: a tenth of the time, and a pause that grows with them.
     """
     gc.collect()

@@ -1,4 +1,4 @@
-"""Small questions asked of Kubernetes objects: owners, conditions, selectors, resource names."""
+"""Helpers for Kubernetes objects: owners, conditions, selectors, resource names."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from wrpo_devcluster.client import JsonObject, Resource
 from wrpo_devcluster.clock import parse_time, timestamp
 
 ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
-"""The letters of generated names: no vowels, so no words."""
+"""Letters of generated names, without vowels so that they form no words."""
 
 _RANDOM = random.Random()  # noqa: S311  (names, not secrets)
 
 
 def key_of(obj: JsonObject) -> str:
-    """`namespace/name`; a cluster-scoped object has an empty namespace."""
+    """Return the key of an object. A cluster-scoped object has an empty namespace."""
     meta = obj["metadata"]
     return f"{meta.get('namespace', '')}/{meta['name']}"
 
@@ -72,7 +72,7 @@ def is_true(obj: JsonObject, kind: str) -> bool:
 
 
 def set_condition(conditions: list[JsonObject], entry: JsonObject, now: datetime) -> list[JsonObject]:
-    """Return the conditions with `entry` in place of its type; the transition time moves only with the status."""
+    """Return the conditions with `entry` for its type. The transition time changes only with the status."""
     result: list[JsonObject] = []
     found = False
     for old in conditions:
@@ -176,7 +176,7 @@ BUILTIN_KINDS: dict[tuple[str, str], Resource] = {
     ("rbac.authorization.k8s.io/v1", "Role"): Resource("rbac.authorization.k8s.io", "v1", "roles"),
     ("rbac.authorization.k8s.io/v1", "RoleBinding"): Resource("rbac.authorization.k8s.io", "v1", "rolebindings"),
 }
-"""Kinds the garbage collector and the namespace controller always know; custom ones come from their CRDs."""
+"""Built-in kinds of the garbage collector and the namespace controller; custom ones come from their CRDs."""
 
 
 def crd_resources(crd: JsonObject) -> Iterable[tuple[tuple[str, str], Resource]]:

@@ -1,4 +1,4 @@
-"""Kubernetes quantities: their values, and their canonical form: `1000m` is `1`, `1024Mi` is `1Gi`."""
+"""Kubernetes quantities: values and canonical form (`1000m` is `1`, `1024Mi` is `1Gi`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DECIMAL = {"n": -9, "u": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "
 
 
 def parse(text: str | float) -> Decimal:
-    """Value of a quantity; ValueError when it is none."""
+    """Return the value of a quantity; raise ValueError for any other text."""
     return _parse(str(text))
 
 
@@ -34,7 +34,7 @@ def _parse(text: str) -> Decimal:
 
 
 def canonical(text: str | float) -> str:
-    """Return the form a real server stores and returns."""
+    """Return the form that a real server stores and returns."""
     match = _FORM.match(str(text))
     value = parse(text)
     if value == 0:

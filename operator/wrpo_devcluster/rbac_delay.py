@@ -1,4 +1,4 @@
-"""Refusals of an API server that has started and does not know the roles yet: 403 for all but its administrators."""
+"""Refusals of an API server that has not loaded its roles yet: 403 for all but administrators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wrpo_devcluster.clock import Clock
 
 MESSAGE = "forbidden: RBAC: roles and bindings are not loaded yet"
 _OPEN = ("/healthz", "/livez", "/readyz", "/version")
-"""Paths that anybody may get."""
+"""Paths that every user may get."""
 
 
 def rbac_delay_middleware(delay_s: float, admin_token: str, clock: Clock) -> Any:

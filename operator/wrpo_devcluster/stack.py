@@ -1,4 +1,4 @@
-"""A call with room for recursion: the API server's functions follow the nesting of the objects that they handle."""
+"""Deep stack for recursion: the API server's functions follow the nesting of the objects that they handle."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ T = TypeVar("T")
 MAX_DEPTH = 10_000
 """Levels of objects and lists that a real server reads; it refuses a JSON text that nests deeper."""
 _FRAMES = 8 * MAX_DEPTH + 1000
-"""Of Python: no function of the server needs more than four for a level; a patch may double the depth."""
+"""Python's recursion limit. Functions of the server need up to four frames a level. A patch may double the depth."""
 _BYTES = 256 * 1024 * 1024
-"""Of the C stack, where Python's JSON encoder and comparisons recurse. Memory is taken when it is used."""
+"""Bytes of the C stack, where Python's JSON encoder and comparisons recurse. Memory is allocated on use."""
 _LOOK_S = 1.0
 
 
 def call_with_deep_stack(function: Callable[[], T]) -> T:
-    """Return what `function` returns, or raise what it raises. It runs in a thread with a deep stack.
+    """Run `function` in a thread with a deep stack; return its result or raise its exception.
 
-    Meanwhile the limit of recursion is raised for the whole process, and signal handlers run in the calling thread.
+    Meanwhile the recursion limit is raised for the whole process, and signal handlers run in the calling thread.
     """
     result: Future[T] = Future()
 
@@ -38,7 +38,7 @@ def call_with_deep_stack(function: Callable[[], T]) -> T:
         thread.start()
         threading.stack_size(size)
         while thread.is_alive():
-            # A signal that another thread received is handled when this one wakes up.
+            # A signal that another thread received is handled when this thread resumes.
             thread.join(_LOOK_S)
     finally:
         sys.setrecursionlimit(limit)

@@ -1,4 +1,4 @@
-"""An API server on a temporary directory, driven in-process or over HTTP inside one event loop."""
+"""Test rig of the API server on a temporary directory, used in-process or over HTTP in one event loop."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def pod(name: str, **spec: Any) -> dict[str, Any]:
 
 
 class Rig:
-    """One server with the namespace `ns`, its default ServiceAccount and the Widget CRD."""
+    """Server with the namespace `ns`, its default ServiceAccount and the Widget CRD."""
 
     def __init__(self, server: ApiServer, http: TestClient[Any, Any]) -> None:
         self.server = server

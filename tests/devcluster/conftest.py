@@ -1,4 +1,4 @@
-"""Tests of the embedded control plane are about it alone: another cluster has no part in them."""
+"""Fixtures that keep other clusters out of the tests of the embedded control plane."""
 
 from __future__ import annotations
 

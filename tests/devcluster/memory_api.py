@@ -1,4 +1,4 @@
-"""A tiny API server in memory for tests of controllers and kubelet: storage and watches, no validation."""
+"""Small API server in memory for tests of controllers and kubelet: storage and watches, no validation."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _field(obj: JsonObject, path: str) -> str:
 
 
 class MemoryClient:
-    """Implements `wrpo_devcluster.client.Client`."""
+    """Implementation of `wrpo_devcluster.client.Client`."""
 
     def __init__(self, clock: Clock | None = None, *, seed: int = 0) -> None:
         self.clock = clock or SystemClock()

@@ -1,4 +1,4 @@
-"""Runs controllers and a kubelet against the in-memory API, for tests."""
+"""Test rig of controllers and a kubelet on the in-memory API."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GPU_NODES = tuple(NodeConfig(name=f"gpu-{i}", cpu="8", memory="64Gi", gpus=8) fo
 async def simulated(
     make: Make, *, speed: float = 50.0, delays: Delays = NONE
 ) -> AsyncIterator[tuple[MemoryClient, Clock]]:
-    """Two nodes of 8 GPUs, pods that follow annotations, and the controllers that `make` returns."""
+    """Run two nodes of 8 GPUs, pods that follow annotations, and the controllers that `make` returns."""
     clock = FastClock(speed)
     client = MemoryClient(clock)
     hub = WatchHub(client, clock)
@@ -52,7 +52,7 @@ async def simulated(
 
 
 async def until(check: Callable[[], Awaitable[Any]], *, timeout_s: float = 10.0) -> Any:
-    """Return the first true answer; fail after `timeout_s` real seconds."""
+    """Return the first true result; fail after `timeout_s` real seconds."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:
         answer = await check()

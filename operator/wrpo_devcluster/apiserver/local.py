@@ -1,4 +1,4 @@
-"""The in-process client: the protocol of `wrpo_devcluster.client` on the request pipeline."""
+"""In-process client: the protocol of `wrpo_devcluster.client` on the request pipeline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wrpo_devcluster.client import ApiError, DeletionOptions, JsonObject, PatchO
 
 
 class LocalClient:
-    """Acts as one identity; every call is authorized, logged and fault-injected like a request over HTTP."""
+    """Client of one identity. Calls are authorized, logged and fault-injected like requests over HTTP."""
 
     def __init__(self, services: Services, user: User, manager: str) -> None:
         self._services = services
@@ -153,14 +153,14 @@ class LocalClient:
         )
 
     async def watch(self, resource: Resource) -> AsyncIterator[WatchEvent]:
-        """Every object, then every change, also across restarts of the watch and of the resource's CRD."""
+        """Yield every object, then every change, also across restarts of the watch and of the resource's CRD."""
         while True:
             kind = await self._services.registry.wait_for(resource)
             known: dict[tuple[str, str], JsonObject] = {}
             async for event in self._one_watch(resource, kind, known):
                 yield event
             for obj in known.values():
-                # The resource type went away, or the watch broke: what comes next starts from nothing.
+                # The resource type was removed, or the watch broke: start again with all objects.
                 if self._services.registry.find(resource.group, resource.version, resource.plural) is None:
                     yield WatchEvent("DELETED", resource, obj)
 

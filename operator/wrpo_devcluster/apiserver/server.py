@@ -1,4 +1,4 @@
-"""The API server: opens the state, wires the parts, offers the HTTP application and in-process clients."""
+"""API server: opens the state, wires the parts, and provides the HTTP application and in-process clients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def utc_now() -> datetime:
 
 
 class ApiServer:
-    """One embedded API server on one state directory; to be used from one event loop."""
+    """Embedded API server on one state directory, for use from one event loop."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class ApiServer:
         bootstrap(self.pipeline)
 
     def client(self, user: str = "system:kube-controller-manager", *, manager: str = "") -> Client:
-        """Return an in-process client with every right; `manager` is its name in managedFields."""
+        """Return an in-process client with all rights; `manager` is its name in managedFields."""
         manager = manager or user.removeprefix("system:").replace(":", "-")
         return LocalClient(self._services, User(user, (MASTERS, AUTHENTICATED)), manager)
 
@@ -89,7 +89,7 @@ class ApiServer:
         return self.store.count(kind, namespace) if namespace else len(self.store.table(kind).records)
 
     def close_watches(self, resource: str = "", gone: bool = False) -> int:
-        """End the watches on a resource (`pods`, `jobs`; empty: all). With `gone`, resuming is answered 410."""
+        """End the watches on a resource (`pods`, `jobs`; empty: all). With `gone`, resuming fails with 410."""
         return self.store.break_feeds(lambda key: resource in {"", key.rsplit("/", 1)[-1]}, gone=gone)
 
     def _after_write(self, kind: Kind, new: JsonObject | None, old: JsonObject | None) -> None:
@@ -98,11 +98,11 @@ class ApiServer:
         self._definitions.after_write(kind, new, old)
         changed = new or old
         if kind.namespaced and changed is not None:
-            # The server itself counts what it admits; the controller finds out about the rest.
+            # The server itself counts what it admits. The controller notices the other changes.
             is_admitted = old is None and kind.kind != "ResourceQuota"
             self._update_quotas(kind, changed, "kube-apiserver" if is_admitted else "kube-controller-manager")
 
     def _update_quotas(self, kind: Kind, changed: JsonObject, manager: str) -> None:
-        """Keep what quotas say is used."""
+        """Update the usage in the status of quotas."""
         for quota, status in self._admission.quotas.statuses(kind, changed):
             write_status(self.pipeline, self.registry.core("resourcequotas"), quota, status, manager)

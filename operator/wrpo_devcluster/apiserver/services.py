@@ -1,4 +1,4 @@
-"""What requests are carried out with: the parts of the API server that its endpoints use."""
+"""Parts of the API server that its endpoints use."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from wrpo_devcluster.apiserver.storage.store import Store
 from wrpo_devcluster.faults import Faults, RequestTarget
 
 RequestLog = Callable[[str, Attributes, int], None]
-"""Receives the user's name, what was asked for, and the HTTP status of each resource request."""
+"""Receives the user's name, the target, and the HTTP status of each resource request."""
 
 
 class LogReader(Protocol):
-    """Reads container logs; the kubelet provides it."""
+    """Reader of container logs, which the kubelet provides."""
 
     def read(
         self,
@@ -41,7 +41,7 @@ class LogReader(Protocol):
 
 @dataclass(slots=True)
 class Attachments:
-    """What others connect to a server that exists already."""
+    """Parts that other components attach to an existing server."""
 
     log_reader: LogReader | None = None
     request_log: RequestLog | None = None
@@ -49,7 +49,7 @@ class Attachments:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The parts of one server."""
+    """Parts of one server."""
 
     store: Store
     registry: Registry
@@ -63,7 +63,7 @@ class Services:
     attached: Attachments
 
     def authorize(self, user: User, asked: Attributes) -> None:
-        """Raise 403 unless the user may do that."""
+        """Raise 403 unless the user has the right."""
         if not user.privileged:
             self.authorizer.check(user, asked)
 

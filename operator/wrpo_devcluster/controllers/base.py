@@ -1,4 +1,4 @@
-"""How controllers run: shared watches feed keys into queues, and each key is reconciled from live state."""
+"""Controller runtime: shared watches feed keys into queues, and each key is reconciled from live state."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Watched:
 
 
 class WatchHub:
-    """One watch per resource type, shared by everything that wants to hear of it."""
+    """Shared watches, one per resource type."""
 
     def __init__(self, client: Client, clock: Clock) -> None:
         self._client = client
@@ -52,19 +52,19 @@ class WatchHub:
         self._is_running = False
 
     def subscribe(self, resource: Resource, handler: Handler) -> None:
-        """Hear of every change, before the hub starts: a late subscriber would miss what exists."""
+        """Subscribe to every change. Call it before the hub starts: a later subscriber would miss existing objects."""
         if self._is_running:
             raise RuntimeError(f"the hub has started; join {resource.plural} instead of subscribing")
         self._handlers[resource].append(handler)
 
     def join(self, resource: Resource, handler: Handler) -> None:
-        """Subscribe while the hub runs: the type's watch starts anew, so that the handler hears of what exists."""
+        """Subscribe while the hub runs. The type's watch restarts, so that the handler receives existing objects."""
         self._handlers[resource].append(handler)
         if self._is_running:
             self._restart(resource)
 
     def drop(self, resource: Resource, handler: Handler) -> None:
-        """Stop telling `handler` of a type that is gone."""
+        """Unsubscribe `handler` from a type that was removed."""
         if handler in self._handlers.get(resource, []):
             self._handlers[resource].remove(handler)
         if not self._handlers.get(resource) and resource in self._tasks:
@@ -95,13 +95,13 @@ class WatchHub:
             except ApiError as error:
                 log.warning("watch of %s ended: %s", resource.plural, error)
             except Exception:
-                log.exception("watch of %s stumbled; it starts anew", resource.plural)
-            # A watch that ends is started anew; it then reports everything that exists, so nothing is missed.
+                log.exception("watch of %s failed unexpectedly; it is restarted", resource.plural)
+            # A watch that ends is restarted. It then reports all existing objects, so that nothing is missed.
             await self._clock.sleep(0.2)
 
 
 class Controller:
-    """Level-triggered: `reconcile` is told only which object to look at, and reads everything else itself."""
+    """Level-triggered controller: `reconcile` gets only the key of an object, and reads everything else itself."""
 
     name: str = ""
     workers: int = 2
@@ -115,7 +115,7 @@ class Controller:
         raise NotImplementedError
 
     async def reconcile(self, key: str) -> float | None:
-        """Bring one object nearer to what it should be; return seconds after which to look again, if any."""
+        """Bring one object nearer to its desired state; return the seconds until the next reconciliation, if any."""
         raise NotImplementedError
 
     def attach(self, hub: WatchHub) -> None:
@@ -144,7 +144,7 @@ class Controller:
                     log.warning("%s %s: %s", self.name, key, error)
                 self.queue.add_failed(key)
             except Exception:
-                log.exception("%s could not reconcile %s; it will try again", self.name, key)
+                log.exception("%s failed to reconcile %s; it will be retried", self.name, key)
                 self.queue.add_failed(key)
             else:
                 self.queue.forget(key)
@@ -157,7 +157,7 @@ class Controller:
 
 
 async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel the tasks and wait for them; a cancellation of the caller meanwhile is not lost."""
+    """Cancel the tasks and wait for them. A cancellation of the caller meanwhile is not lost."""
     pending = list(tasks)
     for task in pending:
         task.cancel()
@@ -178,7 +178,7 @@ async def get_or_none(client: Client, resource: Resource, name: str, namespace: 
 async def list_or_empty(
     client: Client, resource: Resource, namespace: str | None = None, *, label_selector: str = ""
 ) -> list[JsonObject]:
-    """List a type that may not be installed."""
+    """Return the items of a type; an empty list if the type is not installed."""
     try:
         return await client.list(resource, namespace, label_selector=label_selector)
     except ApiError as error:
@@ -195,7 +195,7 @@ async def delete_if_exists(
     grace_period_s: int | None = None,
     propagation: Literal["Background", "Foreground"] = "Background",
 ) -> bool:
-    """Delete exactly this object (by uid); False when it was gone already or another has its name."""
+    """Delete exactly this object (by uid). Return False if it was gone already or another object has its name."""
     meta = obj["metadata"]
     try:
         await client.delete(

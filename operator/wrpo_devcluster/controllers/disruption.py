@@ -1,4 +1,4 @@
-"""The disruption controller: says how many pods of each PodDisruptionBudget may be evicted now."""
+"""Disruption controller: how many pods of each PodDisruptionBudget may be evicted now."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from wrpo_devcluster.objects import (
 )
 
 _DISRUPTION_LASTS = timedelta(minutes=2)
-"""How long an evicted pod that is still there counts as one that will go."""
+"""Seconds for which an evicted pod that still exists counts as disrupted."""
 
 
 class DisruptionController(Controller):
-    """Keys are budgets; a changed pod leads to those that select it."""
+    """Controller of budgets. A changed pod enqueues the budgets that select it."""
 
     name = "disruption-controller"
 
@@ -87,7 +87,7 @@ def budget_status(budget: JsonObject, pods: Sequence[JsonObject], now: datetime)
         status["disruptedPods"] = evicted
     unmanaged = sorted(name for name, pod in there.items() if controller_of(pod) is None)
     if unmanaged and _counts_owners(budget["spec"]):
-        # As in the real controller: without owners nobody knows how many pods there should be.
+        # As in the real controller: without owners the expected number of pods is unknown.
         problem = f'found no controller ref for pod "{unmanaged[0]}"'
         return _with_condition(status, old, "False", "SyncFailed", problem, now)
     desired = _desired(budget["spec"], len(pods))
@@ -103,7 +103,7 @@ def _counts_owners(spec: JsonObject) -> bool:
 
 
 def _desired(spec: JsonObject, expected: int) -> int:
-    """How many pods have to stay healthy."""
+    """Return how many pods have to stay healthy."""
     if spec.get("maxUnavailable") is not None:
         return max(expected - _scaled(spec["maxUnavailable"], expected), 0)
     return _scaled(spec["minAvailable"], expected) if spec.get("minAvailable") is not None else 1

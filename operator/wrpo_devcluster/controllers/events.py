@@ -1,4 +1,4 @@
-"""Writing events as client-go's recorder does: the same text about the same object raises a count."""
+"""Event recorder like client-go's: a repeated text about the same object raises a count."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EventRecorder:
         self._last_stamp = 0
 
     async def event(self, about: JsonObject, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
-        """Record an event; one that cannot be written is logged, never fatal."""
+        """Record an event. A failed write is logged and never fatal."""
         meta = about["metadata"]
         namespace = meta.get("namespace") or "default"
         identity = (meta["uid"], kind, reason, message)
@@ -31,7 +31,7 @@ class EventRecorder:
             if not await self._count(namespace, identity):
                 await self._create(about, namespace, kind, reason, message, identity)
         except ApiError as error:
-            # A namespace that is being deleted accepts no events; that is no news.
+            # A namespace that is being deleted accepts no events, so the refusal is not logged.
             log.debug("event %s of %s: %s", reason, meta["name"], error)
 
     async def _count(self, namespace: str, identity: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""What the controllers of training resources share: they own other objects, write a status, and tell by events."""
+"""Common base of the controllers of training resources: owned objects, status and events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wrpo_devcluster.objects import is_deleting, split_key
 
 
 class GangController(Controller):
-    """Looks at one kind of object, and again when something that one of them owns changes."""
+    """Controller of one kind. A change of an owned object enqueues the owner."""
 
     resource: Resource
     kind: str
@@ -35,7 +35,7 @@ class GangController(Controller):
         return await self.advance({**found, "apiVersion": api_version, "kind": self.kind})
 
     async def advance(self, job: JsonObject) -> float | None:
-        """Do for one object what `reconcile` does; it exists and is not being deleted."""
+        """Reconcile one object that exists and is not being deleted."""
         raise NotImplementedError
 
     async def write_status(self, job: JsonObject, status: JsonObject) -> None:
@@ -44,7 +44,7 @@ class GangController(Controller):
             await self.client.update(self.resource, {**job, "status": status}, subresource="status")
 
     async def ensure_service(self, service: JsonObject) -> bool:
-        """Create a Service unless there is one of its name; return whether it was created."""
+        """Create a Service unless one of its name exists; return whether it was created."""
         name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
         if await get_or_none(self.client, SERVICES, name, namespace) is not None:
             return False

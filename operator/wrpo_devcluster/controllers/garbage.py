@@ -1,4 +1,4 @@
-"""The garbage collector: deletes what nobody owns any more, and carries out foreground and orphan deletion."""
+"""Garbage collector: deletes objects without living owners, and carries out foreground and orphan deletion."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class OwnerState(StrEnum):
     SOLID = "solid"
     ABSENT = "absent"
     WAITING = "waiting"
-    """Being deleted in the foreground: it waits for its dependents."""
+    """State of an owner that is deleted in the foreground: it waits for its dependents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Leave the object; drop the references to owners that are gone."""
+    """Decision to keep the object and drop the references to absent owners."""
 
     drop_uids: frozenset[str] = frozenset()
 
@@ -59,7 +59,7 @@ class _Node:
 
 
 class GarbageCollector(Controller):
-    """Keys are uids: the graph of who owns whom is kept from watches over every resource type."""
+    """Collector whose keys are uids. Watches of every resource type maintain the graph of owners."""
 
     name = "garbage-collector-controller"
     workers = 4
@@ -167,7 +167,7 @@ class GarbageCollector(Controller):
         return OwnerState.SOLID
 
     async def _ask(self, node: _Node, owner: JsonObject) -> OwnerState:
-        """Ask about an owner that the graph does not know; only the API server's word makes it absent."""
+        """Read an owner that the graph does not know. It is absent only if the API server reports so."""
         resource = self._kinds.get((owner["apiVersion"], owner["kind"])) or self._other_version(owner)
         if resource is None:
             return OwnerState.SOLID

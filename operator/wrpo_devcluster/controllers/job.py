@@ -1,4 +1,4 @@
-"""The Job controller: reads a Job and its pods, decides, and carries the decision out."""
+"""Job controller: reads a Job and its pods, decides, and carries the decision out."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from wrpo_devcluster.objects import controller_of, is_deleting, is_terminal, is_
 
 _CREATE_BACKOFF_S = 1.0
 _BATCH_S = 0.1
-"""A retry waits a little longer than its backoff, so that what happens meanwhile is seen in one go."""
+"""Seconds added to a backoff, so that one reconciliation sees all changes in between."""
 
 
 def render_pod(job: JsonObject, new: NewPod) -> JsonObject:
-    """Make the pod of a Job as its controller does: tracked, owned, and told its index."""
+    """Return the pod of a Job as the real controller makes it: with tracking finalizer, owner and index."""
     template, meta = copy.deepcopy(job["spec"]["template"]), job["metadata"]
     labels = dict((template.get("metadata") or {}).get("labels") or {})
     annotations = dict((template.get("metadata") or {}).get("annotations") or {})
@@ -109,13 +109,13 @@ class JobController(Controller):
         return await self._carry_out(key, job, pods, decision)
 
     def _lag_s(self, key: str, job: JsonObject, pods: Sequence[JsonObject]) -> float:
-        """Return how long this controller still takes to see what there is to see."""
+        """Return the seconds until this controller may take the next step."""
         if is_true(job, "Complete") or is_true(job, "Failed"):
             self._holds.forget(key)
             return 0.0
         delays, name = self._holds.delays, job["metadata"]["name"]
         ended = [pod for pod in pods if is_terminal(pod) and TRACKING_FINALIZER in _finalizers(pod)]
-        # What ends while the first one waits is noted together with it.
+        # Pods that end while the first one waits are noted together with it.
         lags = (
             self._holds.left_s(key, f"notice {pod['metadata']['name']}", delays.notice_s, pod_identity(pod))
             for pod in ended
@@ -139,7 +139,7 @@ class JobController(Controller):
         return decision.requeue_after_s
 
     async def _create_all(self, key: str, job: JsonObject, decision: JobDecision) -> float | None:
-        """Create the pods; after a refusal none before its backoff is over, whatever else happens to the Job."""
+        """Create the pods. After a refusal create none before its backoff ends, regardless of other changes."""
         now_s = self.clock.now().timestamp()
         failures, not_before_s = self._refusals.get(key, (0, 0.0))
         if now_s < not_before_s:
@@ -171,7 +171,7 @@ class JobController(Controller):
             if is_ours and owner is not None and (job is None or owner["uid"] == job["metadata"]["uid"]):
                 owned.append(pod)
             elif owner is None and job is None:
-                # Orphaned by a delete without propagation: only the tracking finalizer is still ours.
+                # Orphaned by a delete without propagation: only the tracking finalizer is still this controller's.
                 owned.append(pod)
         return owned
 
@@ -187,7 +187,7 @@ class JobController(Controller):
 
 
 class JobTtlController(Controller):
-    """Deletes finished Jobs when their ttlSecondsAfterFinished is over."""
+    """Controller that deletes finished Jobs after their ttlSecondsAfterFinished."""
 
     name = "ttl-after-finished-controller"
 
@@ -207,7 +207,7 @@ class JobTtlController(Controller):
 
 
 def seconds_to_live(job: JsonObject, now_s: float) -> float | None:
-    """Return how long a finished Job may still stay; None while it is unfinished."""
+    """Return the seconds until a finished Job is deleted; None for an unfinished one."""
     for entry in (job.get("status") or {}).get("conditions") or []:
         if entry["type"] in {"Complete", "Failed"} and is_true(job, entry["type"]):
             end = parse_time(entry["lastTransitionTime"]).timestamp()

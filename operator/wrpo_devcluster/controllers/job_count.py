@@ -1,4 +1,4 @@
-"""What a Job's pods and its status add up to, step by step so that no pod is counted twice: pure."""
+"""Pure counting of a Job's pods, in steps so that no pod is counted twice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wrpo_devcluster.controllers.job_view import JobPod, JobSpec, JobView
 
 @dataclass(slots=True)
 class Counts:
-    """What the pods and the status add up to; `pending` uids are noted, but not yet in the counters."""
+    """Sums over pods and status. The `pending` uids are noted, but not yet in the counters."""
 
     succeeded: int
     failed: int
@@ -76,7 +76,7 @@ def _note(seen: JobView, counts: Counts, pod: JobPod) -> None:
 
 
 def _is_held(seen: JobView, counts: Counts, pod: JobPod) -> bool:
-    """Tell whether a failed index's last pod keeps its finalizer: it carries the count until it has a successor."""
+    """Return whether a failed pod keeps its finalizer: it carries its index's count until a successor exists."""
     if seen.spec.backoff_limit_per_index is None or seen.is_failing or pod.index in counts.failed_indexes:
         return False
     generation = pod.failure_count + pod.ignored_count

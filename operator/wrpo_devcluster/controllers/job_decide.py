@@ -1,4 +1,4 @@
-"""The Job controller's decision: from a Job, its pods and the time to what to write, create and delete.
+"""Pure decision of the Job controller: from a Job, its pods and the time to the next writes.
 
 Counting survives a crash at any point: a finished pod is first noted in `uncountedTerminatedPods`, then it loses its
 tracking finalizer, and only then does it move to the counters. The decision for each of these steps is this function.
@@ -28,7 +28,7 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class NewPod:
-    """A pod to create: its completion index (None for NonIndexed) and the failures its index has behind it."""
+    """A pod to create: its completion index (None for NonIndexed) and the previous failures of that index."""
 
     index: int | None = None
     failure_count: int = 0
@@ -79,7 +79,7 @@ def decide(job: JsonObject, pods: list[JsonObject], now: datetime, *, backoff_s:
         status=_status(seen, counts, conditions, active=active, deleted=len(delete), start=start),
         create=create,
         delete=delete,
-        # A pod that the Job itself stops is let go first, so that its end counts as no failure.
+        # A pod that the Job itself stops loses its finalizer first, so that its end counts as no failure.
         release=(*counts.release, *(p.name for p in seen.active if p.name in delete and p.is_tracked)),
         events=tuple(events),
         requeue_after_s=wait_s,
@@ -109,7 +109,7 @@ def _failure(job: JsonObject, seen: JobView, counts: Counts, now: datetime) -> t
 
 
 def _restarts_exceed(seen: JobView) -> bool:
-    """With restartPolicy OnFailure, the restarts of running pods count against the limit too."""
+    """Return whether the restarts of running pods (restartPolicy OnFailure) exceed the backoff limit."""
     if not seen.spec.restart_on_failure:
         return False
     restarts = sum(
@@ -140,7 +140,7 @@ def _is_complete(seen: JobView, counts: Counts) -> bool:
 def _finish(
     seen: JobView, counts: Counts, conditions: list[JsonObject], verdict: tuple[str, str, str], now: datetime
 ) -> JobDecision:
-    """Note the outcome at once, and declare the Job finished when no pod is left to stop or to count."""
+    """Set the interim condition at once, and the terminal one when no pod remains to stop or to count."""
     kind, reason, message = verdict
     has_failed = kind == "FailureTarget"
     is_news = not any(c["type"] == kind and c["status"] == "True" for c in conditions)
@@ -176,7 +176,7 @@ def _finish(
 
 
 def _started_at(seen: JobView, now: datetime) -> datetime | None:
-    """Return the start; a suspended Job has none, and starts anew when it is resumed."""
+    """Return the start time. A suspended Job has none, and gets a new one when it is resumed."""
     if seen.spec.is_suspended and not seen.is_failing:
         return None
     start = seen.status.get("startTime")
@@ -238,7 +238,7 @@ def _wanted_active(spec: JobSpec, counts: Counts, active: int) -> int:
 
 
 def _surplus(active: tuple[JobPod, ...], wanted: int) -> tuple[str, ...]:
-    """Name the pods that are too many: doubles of an index, then those that got least far."""
+    """Return the names of surplus pods: duplicates of an index, then the least advanced ones."""
     keep: list[JobPod] = []
     extra: list[JobPod] = []
     taken: set[int] = set()
@@ -318,7 +318,7 @@ def _status(
     start: datetime | None,
     completion: datetime | None = None,
 ) -> JsonObject:
-    """Write the status in the real one's form: zero counters are absent, `ready` and `terminating` are not."""
+    """Return the status in the real controller's form: without zero counters, except `ready` and `terminating`."""
     uncounted: JsonObject = {}
     if counts.pending_succeeded:
         uncounted["succeeded"] = counts.pending_succeeded

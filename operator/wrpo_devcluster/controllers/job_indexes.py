@@ -16,7 +16,7 @@ def parse_indexes(text: str | None) -> set[int]:
 
 
 def format_indexes(indexes: Iterable[int]) -> str:
-    """Three or more in a row are written as a range, two in a row as two."""
+    """Format indexes: three or more in a row as a range, two in a row as two."""
     parts: list[str] = []
     run: list[int] = []
     for index in [*sorted(indexes), None]:

@@ -1,4 +1,4 @@
-"""What a Job's podFailurePolicy says about a failed pod."""
+"""Evaluation of a Job's podFailurePolicy for a failed pod."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NO_MATCH = PolicyMatch(FailureAction.COUNT, "")
 
 
 def match_failure(policy: JsonObject | None, pod: JsonObject) -> PolicyMatch:
-    """Return what the first matching rule says; without a match the failure counts."""
+    """Return the action of the first matching rule; without a match the failure counts."""
     for index, rule in enumerate((policy or {}).get("rules") or []):
         text = _exit_code_match(rule, pod) if rule.get("onExitCodes") else _condition_match(rule, pod)
         if text:

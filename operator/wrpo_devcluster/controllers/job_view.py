@@ -1,4 +1,4 @@
-"""A Job and its pods, sorted into what the decision needs; nothing is decided here."""
+"""Typed view of a Job and its classified pods, as input of the decision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANAGED_BY = "kubernetes.io/job-controller"
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """The fields of spec the controller reads, with the API server's defaults filled in."""
+    """The fields of spec that the controller reads, with the API server's defaults filled in."""
 
     parallelism: int
     completions: int | None
@@ -117,7 +117,7 @@ def _classify(pod: JsonObject, spec: JobSpec, *, is_failing: bool, known: set[st
     annotations, meta = annotations_of(pod), pod["metadata"]
     index = annotations.get(INDEX_KEY)
     gone = is_deleting(pod) and not is_terminal(pod)
-    # A pod on its way out is a failure at once, unless the Job waits for its real end before replacing it.
+    # A terminating pod is a failure at once, unless the Job replaces pods only after their end.
     is_tracked = TRACKING_FINALIZER in (meta.get("finalizers") or [])
     was_let_go = is_deleting(pod) and not is_tracked and meta["uid"] not in known
     is_lost = gone and (is_failing or not spec.only_replace_failed)
@@ -144,7 +144,7 @@ def _classify(pod: JsonObject, spec: JobSpec, *, is_failing: bool, known: set[st
 
 
 def finished_at(pod: JsonObject) -> datetime | None:
-    """When the last container ended; for a pod that ended without containers, when it was created."""
+    """Return when the last container ended; the creation time of a pod that ended without containers."""
     ends = [
         parse_time(state["finishedAt"])
         for container in (pod.get("status") or {}).get("containerStatuses") or []

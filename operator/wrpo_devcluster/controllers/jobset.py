@@ -1,4 +1,4 @@
-"""The JobSet controller: carries out what `jobset_decide` decides."""
+"""JobSet controller: carries out the decisions of `jobset_decide`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows for a JobSet, as its controller (0.8 to 0.11) decides it: pure."""
+"""Pure decision for a JobSet, equal to that of its controller (0.8 to 0.11)."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class Notice:
 class Decision:
     status: JsonObject
     create: tuple[JsonObject, ...] = ()
-    """Jobs to create, after the Service by which their pods have names."""
+    """Jobs to create, after the Service that gives their pods host names."""
     suspend: tuple[tuple[JsonObject, bool], ...] = ()
-    """Jobs and what their suspend field is to be set to."""
+    """Jobs and the new values of their suspend fields."""
     delete: tuple[JsonObject, ...] = ()
     """Jobs to delete with their pods."""
     events: tuple[Notice, ...] = ()
     requeue_after_s: float | None = None
     expired: bool = False
-    """The JobSet's ttlSecondsAfterFinished is over: delete it."""
+    """Whether to delete the JobSet, because its ttlSecondsAfterFinished is over."""
 
 
 def is_finished(jobset: JsonObject) -> bool:
@@ -55,7 +55,7 @@ def is_finished(jobset: JsonObject) -> bool:
 
 
 def decide(jobset: JsonObject, jobs: list[JsonObject], now: datetime) -> Decision:
-    """Decide what follows; `jobs` are the JobSet's own. Deciding again on the result changes nothing.
+    """Decide what follows. `jobs` are those that the JobSet owns. A second decision on the result changes nothing.
 
     Invariant: a finished JobSet starts nothing.
     """
@@ -145,7 +145,7 @@ def _verdict(jobset: JsonObject, jobs: list[JsonObject], restarts: int, counted:
 
 
 def _failure(policy: JsonObject | None, failed: list[JsonObject], counted: int) -> JsonObject | _Restart:
-    """Return what the failure policy makes of failed Jobs, which are in the order of their failures."""
+    """Return the result of the failure policy for failed Jobs, which are in the order of their failures."""
     if policy is None:
         text = _with_first("jobset failed due to one or more job failures", failed[0])
         return _condition("Failed", "FailedJobs", text)
@@ -202,7 +202,7 @@ def _is_met(dependency: JsonObject, entries: list[JsonObject], counts: list[Json
 
 
 def _clean_up(jobset: JsonObject, status: JsonObject, active: list[JsonObject], now: datetime) -> Decision:
-    """Delete what still runs of a finished JobSet, and the JobSet itself when its time is over."""
+    """Delete the active Jobs of a finished JobSet, and the JobSet itself when its TTL is over."""
     ttl, left = jobset["spec"].get("ttlSecondsAfterFinished"), None
     ended = next(entry for kind in ENDINGS if (entry := condition(jobset, kind)) and entry["status"] == "True")
     if ttl is not None:

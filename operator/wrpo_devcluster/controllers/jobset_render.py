@@ -1,4 +1,4 @@
-"""Jobs and Service of a JobSet: names, labels, and the host names of pods."""
+"""Rendering of the Jobs and the Service of a JobSet: names, labels, and host names of pods."""
 
 from __future__ import annotations
 
@@ -44,16 +44,17 @@ def refusal(jobset: JsonObject) -> str:
     spec, name = jobset["spec"], jobset["metadata"]["name"]
     policy = spec.get("failurePolicy") or {}
     if policy.get("restartStrategy") == "InPlaceRestart":
-        return "spec.failurePolicy.restartStrategy is InPlaceRestart, which is not known here; use Recreate"
+        return "spec.failurePolicy.restartStrategy is InPlaceRestart, which is not supported here; use Recreate"
     for rule in policy.get("rules") or []:
         if rule["action"].startswith("RestartJob") and not rule["action"].startswith("RestartJobSet"):
-            return f"action {rule['action']} of failure policy rule {rule['name']} is not known here; use RestartJobSet"
+            place = f"action {rule['action']} of failure policy rule {rule['name']}"
+            return f"{place} is not supported here; use RestartJobSet"
     if spec.get("volumeClaimPolicies"):
-        return "spec.volumeClaimPolicies is set, and claims are not created here; create them yourself"
+        return "spec.volumeClaimPolicies is set, but the embedded cluster creates no claims; create them yourself"
     if (spec.get("startupPolicy") or {}).get("startupPolicyOrder") == "InOrder":
-        return "spec.startupPolicy.startupPolicyOrder is InOrder, which is not known here; use dependsOn"
+        return "spec.startupPolicy.startupPolicyOrder is InOrder, which is not supported here; use dependsOn"
     if EXCLUSIVE in (jobset["metadata"].get("annotations") or {}):
-        return f"annotation {EXCLUSIVE} is set, and pods are not placed by it here; remove it"
+        return f"annotation {EXCLUSIVE} is set, but the embedded cluster does not place pods by it; remove it"
     sizes = ((entry, (entry["template"].get("spec") or {}).get("completions")) for entry in replicated_jobs(jobset))
     found = (too_long(name, entry["name"], replicas=replicas_of(entry), completions=size) for entry, size in sizes)
     return next((text for text in found if text), "")
@@ -70,7 +71,7 @@ def too_long(jobset: str, replicated: str, *, replicas: int, completions: int | 
 
 
 def render_service(owner: JsonObject, name: str, *, publish_not_ready: bool = True) -> JsonObject:
-    """Return the headless Service by which the pods have names."""
+    """Return the headless Service that gives the pods host names."""
     return {
         "apiVersion": "v1",
         "kind": "Service",

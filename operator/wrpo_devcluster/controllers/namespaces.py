@@ -1,4 +1,4 @@
-"""Namespaces: what each new one holds from the start, and how one that is deleted is emptied."""
+"""Namespace controllers: default content of new namespaces, and removal of the content of deleted ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class NamespaceController(Controller):
         namespace = await get_or_none(self.client, NAMESPACES, name)
         if namespace is None or not is_deleting(namespace):
             return None
-        # The first look comes after a pause, as with a real server: a client sees the namespace terminating.
+        # The first check comes after a pause, as with a real server: a client sees the namespace terminating.
         deleted = namespace["metadata"]["deletionTimestamp"]
         if key not in self._seen_deleting or self._seen_deleting[key] != deleted:
             self._seen_deleting[key] = deleted
@@ -53,7 +53,7 @@ class NamespaceController(Controller):
         return None
 
     async def _delete_content(self, namespace: str) -> int:
-        """Ask for the deletion of everything; return how many objects are still there."""
+        """Request the deletion of everything; return how many objects still exist."""
         remaining = 0
         for resource in await self._namespaced():
             for item in await list_or_empty(self.client, resource, namespace):
@@ -83,7 +83,7 @@ class NamespaceController(Controller):
 
 
 class DefaultContentController(Controller):
-    """Every active namespace has the ServiceAccount `default` and the API server's certificate authority."""
+    """Controller that gives active namespaces the ServiceAccount `default` and the server's certificate authority."""
 
     name = "root-ca-certificate-publisher"
 

@@ -1,4 +1,4 @@
-"""Services: their addresses and the endpoints behind them."""
+"""Endpoints controller, and the addresses of Services."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pick_address(prefix: str, seed: str, taken: Iterable[str]) -> str:
 
 
 def proxy_address(service: JsonObject) -> str | None:
-    """Return the loopback address that stands for a Service's clusterIP 10.96.y.z; None for a headless one.
+    """Return the loopback address that represents a Service's clusterIP 10.96.y.z; None for a headless one.
 
     Only loopback addresses can be listened on without privileges, so the proxy listens on 127.96.y.z instead.
     """
@@ -48,7 +48,7 @@ def proxy_address(service: JsonObject) -> str | None:
 
 
 class ServiceSelectors:
-    """Which services select a pod.
+    """Index of the services that select a pod.
 
     Invariant: `selecting` returns the keys of exactly the services whose last noted selector its labels match.
     """
@@ -81,7 +81,7 @@ class ServiceSelectors:
 
 
 class EndpointsController(Controller):
-    """Looks at a Service when it changes, and when a pod changes that it selects or selected before."""
+    """Controller of Services. A changed pod enqueues the Services that select it or selected it before."""
 
     name = "endpoint-controller"
 

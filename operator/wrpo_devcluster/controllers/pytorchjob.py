@@ -1,4 +1,4 @@
-"""The PyTorchJob controller: carries out what `pytorchjob_decide` decides."""
+"""PyTorchJob controller: carries out the decisions of `pytorchjob_decide`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows for a PyTorchJob, as the training operator (1.9) decides it: pure."""
+"""Pure decision for a PyTorchJob, equal to that of the training operator (1.9)."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Decision:
     status: JsonObject
     create: tuple[NewReplica, ...] = ()
     delete: tuple[str, ...] = ()
-    """Names of pods to delete; each takes its Service along when `drop_services` is set."""
+    """Names of pods to delete. With `drop_services` the Service of each is deleted too."""
     drop_services: bool = False
     events: tuple[Notice, ...] = ()
     requeue_after_s: float | None = None
     expired: bool = False
-    """The job's ttlSecondsAfterFinished is over: delete it."""
+    """Whether to delete the job, because its ttlSecondsAfterFinished is over."""
 
 
 def replicas(job: JsonObject) -> list[tuple[str, JsonObject]]:
@@ -54,7 +54,7 @@ def is_finished(job: JsonObject) -> bool:
 
 
 def decide(job: JsonObject, pods: list[JsonObject], now: datetime) -> Decision:
-    """Decide what follows. Deciding again on the result of a decision changes nothing.
+    """Decide what follows. A second decision on the result changes nothing.
 
     Invariant: a finished job starts no pods.
     """
@@ -142,7 +142,7 @@ def exit_code(pod: JsonObject) -> int:
 
 
 def is_retryable(code: int) -> bool:
-    """With restartPolicy ExitCode, 1 to 127 is the program's verdict; above that a signal ended it."""
+    """Return whether restartPolicy ExitCode retries: 1 to 127 is permanent, above that a signal ended the process."""
     return code >= 128
 
 
@@ -242,7 +242,7 @@ def _clean_up(job: JsonObject, policy: JsonObject, pods: list[JsonObject], now: 
         doomed = [p for p in pods if not is_deleting(p)]
     elif cleaning == "Running":
         doomed = [p for p in pods if is_active(p)]
-    # The counts of a finished job keep what its pods came to; those still running are no longer its business.
+    # The counts of a finished job stay; pods that still run are no longer counted.
     settled = replica_statuses(job, [p for p in pods if is_terminal(p)])
     if pods:
         status["replicaStatuses"] = settled
@@ -270,7 +270,7 @@ def _has(conditions: list[JsonObject], kind: str) -> bool:
 def _set(
     conditions: list[JsonObject], kind: str, message: str, now: datetime, *, value: str = "True", reason: str = ""
 ) -> list[JsonObject]:
-    """Set a condition in the training operator's way: Running and Restarting exclude each other."""
+    """Set a condition as the training operator does: Running and Restarting exclude each other."""
     known = next((c for c in conditions if c["type"] == kind), None)
     why = f"{KIND}{reason or kind}"
     if known is not None and (known["status"], known["reason"]) == (value, why):

@@ -1,4 +1,4 @@
-"""Pods and Services of a PyTorchJob: names, labels, and the environment torchrun reads."""
+"""Rendering of the pods and Services of a PyTorchJob: names, labels, and torchrun's environment."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def render_pod(
     if wait_for_master and role == "Worker" and "Master" in specs:
         spec["initContainers"] = [*(spec.get("initContainers") or []), _init_container(replica_name(job, "Master", 0))]
     policy = specs[role].get("restartPolicy") or "OnFailure"
-    # ExitCode is the operator's own business; to the kubelet such a pod never restarts.
+    # The operator implements ExitCode itself; for the kubelet such a pod never restarts.
     spec["restartPolicy"] = "Never" if policy == "ExitCode" else policy
     return {
         "apiVersion": "v1",
@@ -93,7 +93,7 @@ def render_pod(
 
 
 def master_port(job: JsonObject, default: int = DEFAULT_PORT) -> int:
-    """Return the port the job asks for by a container port named pytorchjob-port, else the default."""
+    """Return the container port named pytorchjob-port, else the default."""
     specs = job["spec"]["pytorchReplicaSpecs"]
     lead = specs.get("Master") or specs.get("Worker")
     for container in lead["template"]["spec"]["containers"]:

@@ -1,4 +1,4 @@
-"""The keyed work queue: a key is worked on by one worker at a time, and never lost."""
+"""Keyed work queue: one worker at a time handles a key, and no key is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from wrpo_devcluster.clock import Clock
 
 
 class WorkQueue:
-    """A key added while it is being worked on comes back afterwards; `add_after` keeps the earliest time per key."""
+    """Work queue. A key added while a worker handles it returns afterwards. `add_after` keeps the earliest time."""
 
     def __init__(self, clock: Clock, *, backoff_s: float = 0.05, max_backoff_s: float = 30.0) -> None:
         self._clock = clock
@@ -41,7 +41,7 @@ class WorkQueue:
         self._timers[key] = (due, asyncio.create_task(self._later(key, delay_s)))
 
     def add_failed(self, key: str) -> None:
-        """Add again after a pause that doubles with each failure in a row."""
+        """Add the key again after a pause that doubles with each failure in a row."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         self.add_after(key, min(self._backoff_s * 2 ** min(failures, 20), self._max_backoff_s))

@@ -1,4 +1,4 @@
-"""What nobody else cleans up: pods of nodes that are gone, and events nobody will read any more."""
+"""Cleanup of pods of absent nodes and of expired events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ALL = ("all",)
 
 
 class PodGarbageCollector(Controller):
-    """Fails and removes the pods of nodes that no longer exist; no kubelet would."""
+    """Controller that fails and removes the pods of nodes that no longer exist."""
 
     name = "pod-garbage-collector"
     workers = 1
@@ -48,7 +48,7 @@ class PodGarbageCollector(Controller):
 
 
 class EventSweeper(Controller):
-    """Removes events an hour after they last happened."""
+    """Controller that removes events an hour after they last happened."""
 
     name = "event-sweeper"
     workers = 1
@@ -68,7 +68,7 @@ def orphans(pods: list[JsonObject], nodes: set[str]) -> list[JsonObject]:
 
 
 def expired(events: list[JsonObject], now: datetime) -> list[JsonObject]:
-    """Return the events that last happened longer ago than their lifetime."""
+    """Return the events older than their lifetime."""
     old = []
     for event in events:
         last = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]

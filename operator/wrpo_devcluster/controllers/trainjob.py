@@ -1,4 +1,4 @@
-"""The TrainJob controller: carries out what `trainjob_decide` decides."""
+"""TrainJob controller: carries out the decisions of `trainjob_decide`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RETRY_S = 1.0
 
 
 class TrainJobController(GangController):
-    """Owns the Job directly, without the JobSet that Kubeflow Trainer creates: TrainJobs need no further CRD here."""
+    """Controller whose TrainJobs own a Job directly. Kubeflow Trainer's JobSet would need a further CRD."""
 
     name = "trainjob-controller"
     resource, kind, owned = TRAIN_JOBS, KIND, (JOBS, SERVICES)
@@ -90,7 +90,7 @@ class TrainJobController(GangController):
         return decision.requeue_after_s
 
     async def _create(self, trainjob: JsonObject, runtime: JsonObject, job: JsonObject | None) -> bool:
-        """Make the Service and the Job, as far as they are missing; False if one was refused."""
+        """Create the Service and the Job if they are missing; return False if one was refused."""
         namespace = trainjob["metadata"]["namespace"]
         try:
             await self.ensure_service(render_service(trainjob, trainjob["metadata"]["name"]))

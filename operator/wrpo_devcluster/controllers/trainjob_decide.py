@@ -1,7 +1,7 @@
-"""What follows for a TrainJob, as Kubeflow Trainer and JobSet decide it: pure.
+"""Pure decision for a TrainJob, equal to that of Kubeflow Trainer and JobSet.
 
-JobSet stands between the two in a real cluster. Here the TrainJob owns the Job itself, and its conditions have the
-words with which JobSet ends.
+A real cluster has a JobSet between the two. Here the TrainJob owns the Job itself, and its terminal conditions have
+the texts of JobSet.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ ENDINGS = ("Complete", "Failed")
 class Decision:
     status: JsonObject
     create: bool = False
-    """Make what is missing of the Job and its Service."""
+    """Whether to create the Job and its Service, as far as they are missing."""
     suspend: bool | None = None
-    """What the Job's suspend field is to be set to."""
+    """New value of the Job's suspend field."""
     delete: bool = False
-    """Delete the Job, and with it its pods."""
+    """Whether to delete the Job with its pods."""
     requeue_after_s: float | None = None
 
 
@@ -37,7 +37,7 @@ def is_finished(trainjob: JsonObject) -> bool:
 
 
 def decide(trainjob: JsonObject, job: JsonObject | None, refusal: str, now: datetime) -> Decision:
-    """Decide what follows; `refusal` says why the job cannot be run at all. Again on the result, it changes nothing.
+    """Decide what follows. `refusal` is why the job cannot run. A second decision on the result changes nothing.
 
     Invariant: a finished TrainJob starts nothing.
     """
@@ -66,7 +66,7 @@ def decide(trainjob: JsonObject, job: JsonObject | None, refusal: str, now: date
     if job is not None and is_deleting(job):
         return Decision(status, requeue_after_s=left)
     differs = job is not None and bool(job["spec"].get("suspend")) != wanted
-    # Without a Job there is nothing to set: it is made with the field as it should be.
+    # Without a Job there is nothing to set: it is created with the right value.
     return Decision(status, create=True, suspend=wanted if differs else None, requeue_after_s=left)
 
 
@@ -98,7 +98,7 @@ def _verdict(trainjob: JsonObject, job: JsonObject | None) -> JsonObject | None:
 
 
 def _seconds_left(trainjob: JsonObject, now: datetime) -> float | None:
-    """Return the time to the deadline, which counts from the creation or the last resumption."""
+    """Return the seconds to the deadline, which counts from the creation or the last resumption."""
     limit = trainjob["spec"].get("activeDeadlineSeconds")
     if limit is None or trainjob["spec"].get("suspend"):
         return None

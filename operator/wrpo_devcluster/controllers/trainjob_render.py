@@ -1,4 +1,4 @@
-"""The Job of a TrainJob: what Kubeflow Trainer (2.x) and JobSet make of it together."""
+"""Rendering of a TrainJob's Job, as Kubeflow Trainer (2.x) and JobSet together make it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def job_name(trainjob: JsonObject) -> str:
 
 
 def unsupported(trainjob: JsonObject, runtime: JsonObject) -> str:
-    """Return why this controller does not run the job though Trainer might; empty if it does."""
+    """Return why this controller does not run the job although Trainer might; empty if it runs."""
     spec, policy = trainjob["spec"], runtime["spec"].get("mlPolicy") or {}
     if spec.get("initializer"):
-        return "spec.initializer is set, and initializers are not run here; remove it"
+        return "spec.initializer is set, but the embedded cluster runs no initializers; remove it"
     if any(patch.get("trainingRuntimeSpec") for patch in spec.get("runtimePatches") or []):
-        return "spec.runtimePatches is set, and patches are not applied here; change the runtime itself"
+        return "spec.runtimePatches is set, but the embedded cluster applies no patches; change the runtime itself"
     other = sorted({"flux", "jax", "mpi", "xgboost"} & set(policy))
     if other:
-        return f"the runtime's mlPolicy.{other[0]} is not known here; use mlPolicy.torch"
+        return f"the runtime's mlPolicy.{other[0]} is not supported by the embedded cluster; use mlPolicy.torch"
     jobs = replicated_jobs(runtime)
     if [(entry["name"], int(entry.get("replicas", 1))) for entry in jobs] != [(CONTAINER, 1)]:
         names = ", ".join(str(entry["name"]) for entry in jobs) or "none"
-        return f"the runtime's replicatedJobs are {names}, and here it must be one named {CONTAINER} with replicas 1"
+        return f"the runtime's replicatedJobs are {names} but must be one named {CONTAINER} with replicas 1"
     if trainer_container(jobs[0]["template"]) is None:
         return f"the runtime's replicated job {CONTAINER} has no container named {CONTAINER}"
     nodes = num_nodes(trainjob, runtime)
@@ -71,7 +71,7 @@ def render_job(trainjob: JsonObject, runtime: JsonObject, *, port: int = DEFAULT
 
 
 def _override(container: JsonObject, trainer: JsonObject) -> None:
-    """Lay the TrainJob's trainer over the runtime's container, in place."""
+    """Override the runtime's container with the TrainJob's trainer, in place."""
     for field in ("image", "command", "args"):
         if trainer.get(field):
             container[field] = trainer[field]
@@ -81,7 +81,7 @@ def _override(container: JsonObject, trainer: JsonObject) -> None:
 
 
 def _add_torch(container: JsonObject, trainjob: JsonObject, *, nodes: int, port: int) -> None:
-    """Add the variables that torchrun reads, in place; the job's own of these names give way."""
+    """Add the variables that torchrun reads, in place. They replace the job's variables of the same names."""
     name = trainjob["metadata"]["name"]
     per_node = (trainjob["spec"].get("trainer") or {}).get("numProcPerNode") or "auto"
     values = {

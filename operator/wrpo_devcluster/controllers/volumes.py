@@ -1,4 +1,4 @@
-"""Persistent volume claims: each binds at once to a directory of its own, unless it asks for somebody else's class."""
+"""Volume claim controller: binds each claim of a provisioned class at once to a separate directory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def claim_directory(state_dir: Path, namespace: str, claim: str) -> Path:
 
 
 class ClaimController(Controller):
-    """The directory outlives the claim, so that a demo's artifacts survive a reinstall; `reset` removes it."""
+    """Controller of claims. The directory outlives the claim, so that a demo's artifacts survive a reinstall."""
 
     name = "persistentvolume-controller"
 
@@ -59,7 +59,7 @@ class ClaimController(Controller):
         return None
 
     async def _is_anothers(self, claim: JsonObject) -> bool:
-        """Tell whether the claim's storage class is none that is provisioned here, and say what it waits for."""
+        """Return whether the claim's storage class is not provisioned here; if so, write an event that says so."""
         name = claim["spec"].get("storageClassName")
         if not name:
             return False

@@ -1,4 +1,4 @@
-"""Deployments and ReplicaSets: enough for rollouts, `kubectl rollout status` and `helm --wait`."""
+"""Controllers of Deployments and ReplicaSets: rollouts, `kubectl rollout status` and `helm --wait`."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def template_hash(template: JsonObject) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Pods asked for and ready, of the new ReplicaSet and of all old ones together."""
+    """Requested and ready pods, of the new ReplicaSet and of all old ones together."""
 
     wanted: int
     new: int
@@ -130,7 +130,7 @@ class Rollout:
 def rollout_sizes(state: Rollout, *, max_surge: int, max_unavailable: int) -> tuple[int, int]:
     """Return (new replicas, old replicas) of the next step of a rolling update.
 
-    Invariant: a step never takes away old pods that are needed for `wanted - max_unavailable` ready ones.
+    Invariant: a step never deletes old pods that are needed for `wanted - max_unavailable` ready ones.
     """
     room = max(0, state.wanted + max_surge - state.new - state.old)
     new = min(state.wanted, state.new + room)
@@ -257,7 +257,7 @@ class DeploymentController(Controller):
 
 
 def deployment_status(deployment: JsonObject, current: JsonObject, mine: list[JsonObject], stamp: str) -> JsonObject:
-    """Sum up the ReplicaSets; `conditions` holds what they should be now, without times."""
+    """Sum up the ReplicaSets. `conditions` are the desired ones, without times."""
     wanted = int(deployment["spec"].get("replicas", 1))
     replicas = sum(_number(r, "replicas") for r in mine)
     updated = _number(current, "replicas")

@@ -1,4 +1,4 @@
-"""The kubelet's frame: one task per pod bound to its nodes, whichever runtime runs the pod."""
+"""Kubelet: one task per pod bound to its nodes, independent of the pod runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class PodHandle:
-    """What a runtime sees of its pod: the newest object, a signal when it is deleted, and how to report."""
+    """A runtime's handle of its pod: the newest object, a signal of its deletion, and status updates."""
 
     def __init__(self, pod: JsonObject, client: Client, clock: Clock, events: EventRecorder) -> None:
         self.pod = pod
@@ -49,13 +49,13 @@ class PodHandle:
         """Return the seconds left until the pod must be gone."""
         meta = self.pod["metadata"]
         if meta.get("deletionTimestamp"):
-            # The timestamp has whole seconds; the rounding must not cut a short period to nothing.
+            # The timestamp has whole seconds. Rounding must not reduce a short period to zero.
             left = (parse_time(meta["deletionTimestamp"]) - self.clock.now()).total_seconds() + 1.0
             return max(0.0, min(left, float(meta.get("deletionGracePeriodSeconds") or 0)))
         return float(self.pod["spec"].get("terminationGracePeriodSeconds", 30))
 
     async def write_status(self, status: JsonObject) -> None:
-        """Merge into the pod's status; writes nothing that stands there already."""
+        """Merge into the pod's status. Write nothing if it would not change."""
         if status == self._written:
             return
         try:
@@ -80,12 +80,12 @@ class PodHandle:
 
 
 class PodRuntime(Protocol):
-    """Runs pods. `run` returns when the pod has ended, or after its deletion when nothing of it runs any more."""
+    """Pod runtime. `run` returns when the pod has ended, or after its deletion when none of its processes run."""
 
     async def run(self, handle: PodHandle) -> None: ...
 
     async def forget(self, uid: str) -> None:
-        """Remove what was kept for a pod that is gone from the API."""
+        """Remove the data of a pod that is gone from the API."""
         ...
 
 
@@ -103,7 +103,7 @@ class Kubelet:
         hub.subscribe(PODS, self._observe)
 
     async def close(self) -> None:
-        """Stop watching over pods; what runs keeps running."""
+        """Stop supervising pods. Their processes keep running."""
         await cancel_all(self._tasks.values())
 
     def _observe(self, event: WatchEvent) -> None:
@@ -131,7 +131,7 @@ class Kubelet:
             except asyncio.CancelledError:
                 raise
             except Exception:
-                log.exception("pod %s/%s: the kubelet stumbled; it tries again", handle.namespace, handle.name)
+                log.exception("pod %s/%s: the kubelet failed unexpectedly; it retries", handle.namespace, handle.name)
                 await self._clock.sleep(pause_s)
                 pause_s = min(pause_s * 2, 30.0)
         await handle.deletion.wait()
@@ -141,7 +141,7 @@ class Kubelet:
         self._tasks.pop(handle.uid, None)
 
     async def _remove(self, handle: PodHandle) -> None:
-        """Tell the API server that nothing of the pod runs any more."""
+        """Remove the pod from the API server, because none of its processes run any more."""
         options: dict[str, Any] = {"propagation": "Background", "grace_period_s": 0, "uid": handle.uid}
         for _ in range(20):
             try:

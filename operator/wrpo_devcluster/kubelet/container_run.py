@@ -1,4 +1,4 @@
-"""The life of one container as processes: its runs, its restarts, its end."""
+"""Life cycle of one container: its runs, restarts and termination."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from wrpo_devcluster.kubelet.status import (
 from wrpo_devcluster.kubelet.volumes import VolumeError
 
 NAMES_PATIENCE = timedelta(seconds=60)
-"""How long a container waits for the addresses of its peers; then it starts, and finds out that they are missing."""
+"""Seconds that a container waits for the addresses of its peers. Then it starts without them."""
 LOST = "ContainerStatusUnknown"
 _LOST_MESSAGE = (
     "The container's processes are gone and left no exit status: the machine or the control plane's host went down"
@@ -51,7 +51,7 @@ class ContainerRun:
         self.state = state
 
     async def run(self) -> None:
-        """Run it to its end; a run that is there already is adopted."""
+        """Run the container to its end. An existing run is adopted."""
         policy = self._handle.pod["spec"].get("restartPolicy", "Always")
         directory = self._context.log_dir(self.state.name)
         attempt = last_attempt(directory)
@@ -75,7 +75,7 @@ class ContainerRun:
             adopted = False
 
     async def _start(self, attempt: Attempt) -> Attempt:
-        """Start a run as soon as its image and its configuration allow."""
+        """Start a run as soon as its image and its configuration allow it."""
         failures = 0
         give_up_at = self._node.clock.now() + NAMES_PATIENCE
         while True:
@@ -120,7 +120,7 @@ class ContainerRun:
         self.state.container_id = f"process://{processes.marker(attempt)}"
         ended = attempt.exit()
         is_over = ended is not None or process is None or not process.is_alive()
-        # A program that ends at once has started all the same.
+        # A program that ends at once has started nevertheless.
         if process is not None and not adopted and not (ended is not None and ended.error):
             await self._handle.event("Normal", "Started", f"Started container: {self.state.name}")
         probing: asyncio.Task[None] | None = None
@@ -141,7 +141,7 @@ class ContainerRun:
         return record
 
     def note_end(self, attempt: Attempt, record: ExitRecord | None) -> None:
-        """Keep how a run ended; without a record its processes were lost."""
+        """Keep how a run ended. Without a record its processes were lost."""
         now = timestamp(self._node.clock.now())
         self.state.is_ready, self.state.has_started = False, False
         if record is None:

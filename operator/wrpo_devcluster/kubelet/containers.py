@@ -1,4 +1,4 @@
-"""One run of one container as a process: starting it under the shim, waiting for it, ending it."""
+"""Single run of a container as a process: start under the shim, wait, and stop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Launch:
 def launch(attempt: Attempt, what: Launch) -> int:
     """Start the shim for a new run; return the shim's pid."""
     attempt.directory.mkdir(parents=True, exist_ok=True)
-    # As on a real node, only the run before this one can still be looked at.
+    # As on a real node, only the previous run is kept.
     for stale in attempt.directory.glob(f"{attempt.number - 2}.*"):
         stale.unlink()
     attempt.log_file.touch(mode=0o600)
@@ -67,7 +67,7 @@ def launch(attempt: Attempt, what: Launch) -> int:
 
 
 async def wait_started(attempt: Attempt) -> bool:
-    """Wait until the run has a process; False if the shim did not come up."""
+    """Wait until the run has a process; return False if the shim did not start."""
     deadline = asyncio.get_running_loop().time() + _START_TIMEOUT_S
     while asyncio.get_running_loop().time() < deadline:
         if attempt.pid_file.exists() or attempt.exit_file.exists():
@@ -77,7 +77,7 @@ async def wait_started(attempt: Attempt) -> bool:
 
 
 async def wait_ended(attempt: Attempt) -> ExitRecord | None:
-    """Wait until nothing of the run is left; None if it ended without leaving a record."""
+    """Wait until no process of the run remains; return its record, None if it left none."""
     process = attempt.process()
     if process is not None and process.is_alive():
         await _wait_for(process.shim_pid)
@@ -91,12 +91,12 @@ async def wait_ended(attempt: Attempt) -> ExitRecord | None:
 
 
 def marker(attempt: Attempt) -> str:
-    """Name a run so that its processes can be found by their environment."""
+    """Return the value by which the processes of a run are found in their environment."""
     return f"{attempt.directory.parent.name}/{attempt.directory.name}/{attempt.number}"
 
 
 async def stop(attempt: Attempt, grace_s: float) -> None:
-    """SIGTERM, and SIGKILL when the grace period is over. Returns when nothing of the run is left."""
+    """Send SIGTERM, then SIGKILL after the grace period. Return when no process of the run remains."""
     process = attempt.process()
     if process is None or not process.is_alive():
         return
@@ -111,7 +111,7 @@ async def stop(attempt: Attempt, grace_s: float) -> None:
 
 
 def termination_message(attempt: Attempt, policy: str, exit_code: int) -> str:
-    """Return what the container left to say, or the end of its log where the policy says so."""
+    """Return the container's termination message, or the end of its log if the policy says so."""
     try:
         raw = attempt.termination_file.read_bytes()[:_MESSAGE_LIMIT]
     except FileNotFoundError:
@@ -122,7 +122,7 @@ def termination_message(attempt: Attempt, policy: str, exit_code: int) -> str:
 
 
 async def _wait_for(pid: int) -> None:
-    """Wait for the end of a process that need not be our child."""
+    """Wait for the end of a process that need not be a child."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""What runs a pod: the services of its node, and the pod's own address, directory and volumes."""
+"""Context of a pod: the services of its node, and its address, directory and volumes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wrpo_devcluster.kubelet.volumes import TokenIssuer
 
 @dataclass(frozen=True, slots=True)
 class ApiAccess:
-    """Where pods find the API server, and how its certificate is checked."""
+    """Address of the API server for pods, and the authority that signs its certificate."""
 
     host: str
     port: int
@@ -29,14 +29,14 @@ class ApiAccess:
 
 
 class Devices:
-    """Which pod has which of the node's GPUs."""
+    """Assignment of the node's GPUs to pods."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._held: dict[str, list[int]] = {}
 
     def assign(self, uid: str, count: int) -> list[int]:
-        """Return the device numbers of a pod; the scheduler has seen to it that there are enough."""
+        """Return the device numbers of a pod. The scheduler has ensured that there are enough."""
         if uid not in self._held:
             taken = {number for numbers in self._held.values() for number in numbers}
             self._held[uid] = [n for n in range(self._total) if n not in taken][:count]
@@ -48,7 +48,7 @@ class Devices:
 
 @dataclass(frozen=True, slots=True)
 class NodeServices:
-    """What all pods share."""
+    """Services of a node that all pods share."""
 
     client: Client
     clock: Clock
@@ -64,7 +64,7 @@ class NodeServices:
         return self.config.pods_dir / uid
 
     def entrypoint(self, image: str) -> list[str] | None:
-        """Return what a container of this image runs without a command; None for an unknown image."""
+        """Return the entrypoint of an image; None for an unknown image."""
         name = image.partition("@")[0]
         bare = re.sub(r":[^/:]*$", "", name)
         for candidate in (image, name, bare, bare.rpartition("/")[2]):
@@ -81,12 +81,12 @@ class PodContext:
     handle: PodHandle
     address: str
     volumes: dict[str, Path] = field(default_factory=dict)
-    """Where the pod's volumes are, by name; empty until they are prepared."""
+    """Directories of the pod's volumes by name; empty until they are prepared."""
 
     @property
     def directory(self) -> Path:
         return self.node.pod_dir(self.handle.uid)
 
     def log_dir(self, container: str) -> Path:
-        """Return the directory of a container's runs."""
+        """Return the directory that holds a container's runs."""
         return self.directory / container

@@ -1,4 +1,4 @@
-"""The environment and the command line of a container, as its manifest asks for them: pure."""
+"""Pure rendering of a container's environment and command line from its manifest."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _SUBSCRIPT = re.compile(r"^metadata\.(labels|annotations)\['([^']+)'\]$")
 
 
 class ConfigError(Exception):
-    """The container cannot be made as its manifest stands; the message is the kubelet's."""
+    """The manifest does not allow the container to be created; the message is the kubelet's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """ConfigMaps and Secrets of the pod's namespace by name, decoded; None stands for one that does not exist."""
+    """Decoded ConfigMaps and Secrets of the pod's namespace by name; None for one that does not exist."""
 
     config_maps: Mapping[str, Mapping[str, str] | None]
     secrets: Mapping[str, Mapping[str, str] | None]
@@ -59,7 +59,7 @@ def referenced(container: JsonObject) -> tuple[set[str], set[str]]:
 def container_env(
     pod: JsonObject, container: JsonObject, sources: Sources, inherited: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the variables the manifest sets; `inherited` only serves $(NAME) references."""
+    """Return the variables that the manifest sets. `inherited` is only for $(NAME) references."""
     namespace = pod["metadata"]["namespace"]
     env: dict[str, str] = {}
     for source in container.get("envFrom") or []:
@@ -160,7 +160,7 @@ def resource_value(pod: JsonObject, container: JsonObject, reference: JsonObject
 
 
 def thread_limit(container: JsonObject) -> str | None:
-    """Return OMP_NUM_THREADS for the cpu limit; limits are not enforced, but libraries should respect them."""
+    """Return OMP_NUM_THREADS for the cpu limit. Limits are not enforced, but libraries should respect them."""
     limit = ((container.get("resources") or {}).get("limits") or {}).get("cpu")
     return str(max(1, math.ceil(quantity.parse(limit)))) if limit is not None else None
 

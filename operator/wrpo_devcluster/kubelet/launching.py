@@ -1,4 +1,4 @@
-"""From a container's manifest to the process to start: image, environment, paths, addresses."""
+"""Launch plan: from a container's manifest to the process, with environment, paths and addresses."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ GPU = "nvidia.com/gpu"
 
 
 class NamesPending(Exception):  # noqa: N818 -- nothing is wrong yet
-    """Pods that the container is told of have no address yet."""
+    """Pods that the container's manifest names have no address yet."""
 
 
 class PullError(Exception):
-    """There is no such image, as far as a container without a command needs one."""
+    """The image is unknown, and the container has no command."""
 
 
 async def plan_launch(
     context: PodContext, container: JsonObject, attempt: Attempt, *, names_may_wait: bool = True
 ) -> Launch:
-    """Work out what to start. Raises PullError, ConfigError or VolumeError for what stands in the way.
+    """Return the process to start. Raises PullError, ConfigError or VolumeError if it cannot start.
 
     Names are replaced by addresses once, at the start. In a cluster a program asks DNS again until its peers are
     there; here NamesPending is raised meanwhile. Without `names_may_wait` such a name stays as it is.
@@ -103,7 +103,7 @@ def _entrypoint(context: PodContext, container: JsonObject) -> list[str] | None:
     if not container.get("command") and entrypoint is None:
         known = ", ".join(sorted(context.node.config.images)) or "none"
         raise PullError(
-            f'image "{image}" is not known here: containers run as processes of this machine, so a container needs '
+            f'image "{image}" is unknown: containers run as processes of this machine, so a container needs '
             f"a command, or its image an entrypoint in the cluster's configuration (known images: {known})"
         )
     return entrypoint
@@ -152,7 +152,7 @@ async def _data(context: PodContext, resource: Resource, name: str) -> dict[str,
 
 
 def _write_kubeconfig(context: PodContext, mount: Path) -> Path:
-    """Clients look for the token at a fixed path that only a mount namespace can offer; this says where it is."""
+    """Write a kubeconfig with the token's path, because clients expect a fixed path that needs a mount namespace."""
     api = context.node.api
     path = context.directory / "kubeconfig"
     config = {

@@ -1,4 +1,4 @@
-"""Container logs: reading the shim's lines back, as `kubectl logs` asks for them."""
+"""Container logs: the shim's lines in the form that `kubectl logs` requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LogLine:
 
 
 def parse_lines(raw: bytes) -> list[LogLine]:
-    """Parse whole entries `TIME stdout F|P TEXT`; what is torn at the end is left out."""
+    """Parse whole entries `TIME stdout F|P TEXT`. An incomplete last entry is left out."""
     lines = []
     for entry in raw.split(b"\n")[:-1]:
         stamp, _, rest = entry.partition(b" ")
@@ -34,7 +34,7 @@ def parse_lines(raw: bytes) -> list[LogLine]:
 
 
 def join_parts(lines: Iterable[LogLine]) -> list[LogLine]:
-    """Put the parts of a line together; an unfinished last line stays unfinished."""
+    """Join the parts of each line. An unfinished last line stays unfinished."""
     result: list[LogLine] = []
     parts: list[LogLine] = []
     for line in lines:
@@ -49,7 +49,7 @@ def join_parts(lines: Iterable[LogLine]) -> list[LogLine]:
 
 def select(lines: list[LogLine], *, tail_lines: int | None, since: datetime | None) -> list[LogLine]:
     if since is not None:
-        # Nanoseconds are more than datetime reads; microseconds decide.
+        # datetime cannot read nanoseconds, so microseconds are compared.
         lines = [line for line in lines if parse_time(f"{line.stamp[:26]}Z") >= since]
     if tail_lines is not None:
         lines = lines[-tail_lines:] if tail_lines > 0 else []
@@ -72,7 +72,7 @@ def tail_text(path: Path, *, lines: int = 80, size: int = 2048) -> str:
 
 
 class FileLogReader:
-    """Reads `<state>/pods/<uid>/<container>/<n>.log`."""
+    """Reader of `<state>/pods/<uid>/<container>/<n>.log`."""
 
     def __init__(self, client: Client, clock: Clock, directory_of: Callable[[str, str], Path]) -> None:
         self._client = client
@@ -125,7 +125,7 @@ class FileLogReader:
 
 
 def _read_from(path: Path, offset: int) -> tuple[bytes, int]:
-    """Return the whole entries after `offset`, and where they end."""
+    """Return the complete entries after `offset`, and the offset of their end."""
     try:
         with path.open("rb") as file:
             file.seek(offset)

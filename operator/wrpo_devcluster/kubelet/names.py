@@ -1,4 +1,4 @@
-"""The cluster's name service: which address a Service name stands for, also as files that tools in pods read."""
+"""Name service of the cluster: addresses of Service names, also as files that tools in pods read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wrpo_devcluster.objects import is_deleting, is_terminal, key_of, labels_of,
 _DOMAIN = ".svc.cluster.local"
 
 NSLOOKUP = """#!/bin/sh
-# Answers from the embedded control plane's table; images have nslookup, this machine may not.
+# Resolves from the embedded control plane's table. Images have nslookup, this machine may not.
 address=$(awk -v name="$1" '$2 == name { print $1; exit }' "$WRPO_DEVCLUSTER_HOSTS" 2>/dev/null)
 if [ -n "$address" ]; then printf 'Name:\\t%s\\nAddress: %s\\n' "$1" "$address"; exit 0; fi
 echo "nslookup: can't resolve '$1'" >&2
@@ -22,14 +22,14 @@ exit 1
 
 
 class NameService:
-    """Kept from watches; headless Services stand for the address of their first endpoint."""
+    """Name service fed by watches. A headless Service has the address of its first endpoint."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._services: dict[str, JsonObject] = {}
         self._endpoints: dict[str, JsonObject] = {}
         self._hosts: dict[str, tuple[str, str]] = {}
-        """Name of a pod -> (uid, address): while a pod ends, its successor may have the name already."""
+        """Name of a pod -> (uid, address). While a pod terminates, its successor may already have the name."""
 
     def attach(self, hub: WatchHub) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class NameService:
         return None
 
     def names_pod(self, name: str, pod: JsonObject) -> bool:
-        """Tell whether `name` is a headless Service that selects this pod, which starts before it is an endpoint."""
+        """Return whether `name` is a headless Service that selects this pod, which starts before it is an endpoint."""
         namespace = pod["metadata"]["namespace"]
         short = _short(name)
         service_name, _, place = short.partition(".")
@@ -129,7 +129,7 @@ def _short(name: str) -> str:
 
 
 def install_tools(directory: Path) -> Path:
-    """Write the small programs that images bring and this machine may lack; return their directory."""
+    """Write small programs that images contain and this machine may lack; return their directory."""
     directory.mkdir(parents=True, exist_ok=True)
     tool = directory / "nslookup"
     tool.write_text(NSLOOKUP, encoding="utf-8")

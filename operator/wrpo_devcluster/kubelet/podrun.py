@@ -1,4 +1,4 @@
-"""The life of one pod as processes: volumes, init containers, containers, its end."""
+"""Life cycle of one pod as processes: volumes, init containers, containers, termination."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHUTDOWN = Ending("Terminated", "Pod was terminated in response to imminent nod
 
 
 class PodRun:
-    """Runs one pod; what its containers do is `ContainerRun`'s."""
+    """A run of one pod. `ContainerRun` runs each of its containers."""
 
     def __init__(self, context: PodContext) -> None:
         self._context = context
@@ -49,7 +49,7 @@ class PodRun:
         )
 
     async def run(self) -> None:
-        """Run the pod to its end. Cancelling it leaves its processes running, to be adopted later."""
+        """Run the pod to its end. After a cancellation its processes keep running, to be adopted later."""
         self._context.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         work = asyncio.create_task(self._work())
         watchers = [asyncio.create_task(self._handle.deletion.wait()), asyncio.create_task(self._past_deadline())]
@@ -66,7 +66,7 @@ class PodRun:
             await cancel_all([work, *self._tasks, *watchers])
 
     async def shutdown(self, grace_s: float) -> None:
-        """End the processes as a node that goes down; pods that may not restart fail as disrupted."""
+        """Terminate the processes as a node does at shutdown. Pods that may not restart fail as disrupted."""
         self._is_node_stopping = True
         policy = self._handle.pod["spec"].get("restartPolicy", "Always")
         if policy != "Always":
@@ -118,7 +118,7 @@ class PodRun:
         await self._node.clock.sleep(max(0.0, left))
 
     async def _terminate(self, grace_s: float) -> None:
-        """End every container and report how each ended."""
+        """Terminate every container and report how each ended."""
         running: list[tuple[ContainerRun, Attempt]] = []
         for container in [*self._init, *self._apps]:
             attempt = last_attempt(self._context.log_dir(container.state.name))

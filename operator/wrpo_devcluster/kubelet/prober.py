@@ -15,7 +15,7 @@ from wrpo_devcluster.kubelet.status import ContainerState
 
 
 class Prober:
-    """Keeps a container's readiness up to date, and stops the runs of it that are not alive."""
+    """Prober of a container: updates its readiness, and stops runs that fail their liveness probe."""
 
     def __init__(self, context: PodContext, report: PodReport, spec: JsonObject, state: ContainerState) -> None:
         self._context = context
@@ -26,7 +26,7 @@ class Prober:
         self._state = state
 
     async def probe(self, attempt: Attempt) -> None:
-        """Probe a run as its container asks for, until cancelled or until it is unhealthy."""
+        """Run the container's probes until cancelled or until the run is unhealthy."""
         target = self._probe_target(attempt)
         if "startupProbe" in self._spec:
             if not await self._probe_until(self._spec["startupProbe"], target, "Startup", wanted=None):
@@ -47,7 +47,7 @@ class Prober:
         return ProbeTarget(self._context.address, ports, launched["env"], launched["cwd"])
 
     async def _probe_until(self, probe: JsonObject, target: ProbeTarget, kind: str, *, wanted: bool | None) -> bool:
-        """Probe until a threshold is reached (or until it is `wanted`); return which."""
+        """Probe until a threshold is reached (or the threshold `wanted`); return which."""
         tally = tally_of(probe)
         period_s = float(probe.get("periodSeconds") or 10)
         await self._node.clock.sleep(float(probe.get("initialDelaySeconds") or 0))
@@ -75,7 +75,7 @@ class Prober:
         await processes.stop(attempt, self._handle.grace_period_s())
 
     async def run_hook(self, name: str, attempt: Attempt) -> None:
-        """Run a lifecycle hook (`postStart`, `preStop`) if the container has it; a failure is an event."""
+        """Run a lifecycle hook (`postStart`, `preStop`) if the container has it. A failure is recorded as an event."""
         hook = (self._spec.get("lifecycle") or {}).get(name)
         if not hook:
             return

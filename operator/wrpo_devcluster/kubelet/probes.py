@@ -1,4 +1,4 @@
-"""Startup, readiness and liveness probes: one try of each kind, and the thresholds: counted purely."""
+"""Startup, readiness and liveness probes: a single attempt of each kind, and the thresholds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wrpo_devcluster.client import JsonObject
 
 @dataclass(frozen=True, slots=True)
 class ProbeTarget:
-    """Where a container's probes go: the pod's address, its named ports, and how its commands are started."""
+    """Target of a container's probes: the pod's address, its named ports, and the launcher of its commands."""
 
     address: str
     ports: Mapping[str, int]
@@ -23,7 +23,7 @@ class ProbeTarget:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts results in a row against a probe's thresholds."""
+    """Count of equal results in a row against a probe's thresholds."""
 
     success_threshold: int
     failure_threshold: int
@@ -31,7 +31,7 @@ class Tally:
     _failures: int = 0
 
     def add(self, succeeded: bool) -> bool | None:
-        """Return True or False when a threshold is reached, None before."""
+        """Count a result. Return True or False when a threshold is reached, None before."""
         if succeeded:
             self._successes, self._failures = self._successes + 1, 0
             return True if self._successes >= self.success_threshold else None

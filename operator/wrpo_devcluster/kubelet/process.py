@@ -1,4 +1,4 @@
-"""The process runtime: what all pods share, and one `PodRun` for each."""
+"""Process runtime: the services that all pods share, and one `PodRun` for each pod."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POD_PREFIX = "127.64"
 
 
 class ProcessRuntime:
-    """Runs pods as processes of this machine."""
+    """Runtime whose pods are processes of this machine."""
 
     def __init__(self, node: NodeServices) -> None:
         self._node = node
@@ -41,7 +41,7 @@ class ProcessRuntime:
         await asyncio.to_thread(shutil.rmtree, self._node.pod_dir(uid), ignore_errors=True)
 
     async def shutdown(self) -> None:
-        """Stop every pod's processes, as a node that is shut down in good order."""
+        """Stop every pod's processes, as a graceful node shutdown does."""
         grace_s = self._node.config.shutdown_grace_s
         await asyncio.gather(*(run.shutdown(grace_s) for run in tuple(self._runs.values())))
 

@@ -1,4 +1,4 @@
-"""Service addresses: a TCP proxy on each clusterIP and port that forwards to ready endpoints."""
+"""Service proxy: a TCP proxy on each clusterIP and port that forwards to ready endpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept on disk for each run of a container, and whether the process it names still lives."""
+"""Records on disk of each run of a container, and the liveness of their processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from wrpo_devcluster.kubelet.shim import start_ticks
 
 MARKER = "WRPO_DEVCLUSTER_CONTAINER"
-"""Environment variable that every process of a container carries, to find strays by."""
+"""Environment variable of every process of a container, by which strays are found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class ProcessRecord:
     started_at: str
 
     def is_alive(self) -> bool:
-        """Tell whether the supervisor lives; it lives as long as anything of the container does."""
+        """Return whether the supervisor lives, which lives as long as any process of the container."""
         return self.boot_id == boot_id() and is_running(self.shim_pid, self.shim_start)
 
     def send(self, number: signal.Signals) -> None:
-        """Signal the container's process group, unless its leader is gone."""
+        """Send a signal to the container's process group, unless its leader is gone."""
         if self.boot_id == boot_id() and is_running(self.pid, self.start):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
@@ -47,7 +47,7 @@ class ProcessRecord:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """The files of the n-th run of a container, counted from 0."""
+    """Files of the n-th run of a container, counted from 0."""
 
     directory: Path
     number: int
@@ -88,7 +88,7 @@ class Attempt:
 
 
 def last_attempt(directory: Path) -> Attempt | None:
-    """Return the newest run of a container, if it ever ran."""
+    """Return the newest run of a container; None if it never ran."""
     numbers = [int(file.name.split(".")[0]) for file in directory.glob("*.spec.json")]
     return Attempt(directory, max(numbers)) if numbers else None
 
@@ -98,7 +98,7 @@ def boot_id() -> str:
 
 
 def is_running(pid: int, start: int) -> bool:
-    """Tell whether that process lives and is no zombie; a pid alone may have been given to another."""
+    """Return whether the process lives and is no zombie. `start` distinguishes it from others with its pid."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
         return stat.rpartition(")")[2].split()[0] != "Z" and start_ticks(pid) == start

@@ -1,4 +1,4 @@
-"""The status of a pod whose containers are processes: their states, how the pod ended, and its publication."""
+"""Status report of a pod whose containers are processes: their states, the pod's end, publication."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wrpo_devcluster.kubelet.status import ContainerState, Ending, compose, wait
 
 
 class PodReport:
-    """What is known of a pod's containers; `publish` writes it to the API server."""
+    """State of a pod's containers; `publish` writes it to the API server."""
 
     def __init__(self, context: PodContext) -> None:
         pod = context.handle.pod
@@ -24,7 +24,7 @@ class PodReport:
         started = (pod.get("status") or {}).get("startTime")
         self.started_at: str = started or timestamp(context.node.clock.now())
         self.ending: Ending | None = None
-        """Why the pod ended, where its containers do not tell."""
+        """Why the pod ended, if its containers do not show it."""
 
     @property
     def states(self) -> list[ContainerState]:

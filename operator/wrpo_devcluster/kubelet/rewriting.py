@@ -1,7 +1,7 @@
-"""Rewriting of what a container is told: mount paths to directories of this machine, service names to addresses.
+"""Rewriting of mount paths to directories of this machine, and of service names to addresses.
 
-There is no mount namespace, so a path under a volumeMount only works when it is handed over by command, argument
-or environment variable. A path that a program has built in is not rewritten.
+There is no mount namespace, so a path under a volumeMount only works in a command, an argument or an environment
+variable. A path that a program has built in is not rewritten.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HOST = re.compile(r"(?:(?<=://)|(?<=@)|^|(?<=[=,\s]))([a-z0-9](?:[a-z0-9.-]*[a-
 def path_rewriter(mounts: Mapping[str, str]) -> Callable[[str], str]:
     """Return a function that replaces every mount path in a text, the longest match first.
 
-    A path counts where it starts a word: at the beginning, or after `=`, `:`, a blank, a quote and the like.
+    A path is replaced where it starts a word: at the beginning, or after `=`, `:`, a blank, a quote and the like.
     """
     clean = {path.rstrip("/"): target for path, target in mounts.items() if path.rstrip("/")}
     if not clean:
@@ -31,8 +31,8 @@ def path_rewriter(mounts: Mapping[str, str]) -> Callable[[str], str]:
 def rewrite_hosts(text: str, resolve: Resolver, *, allow_bare: bool) -> str:
     """Replace service names by addresses: as host of a URL, before a port, or (dotted, or `allow_bare`) alone.
 
-    A single word such as `train` in an argument may be a command as well as a service; only a variable whose
-    whole value it is counts as a name.
+    A single word such as `train` in an argument may be a command as well as a service. It counts as a name only
+    if it is the whole value of a variable.
     """
 
     def replace(match: re.Match[str]) -> str:

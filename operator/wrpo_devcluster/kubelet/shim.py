@@ -1,7 +1,8 @@
-"""Runs one container's process and outlives the control plane: records its pid, its log and how it ended.
+"""Supervisor of one container's process that outlives the control plane: records its pid, log and exit.
 
 Usage: python -I -S shim.py SPEC.json. Standard library only, and few imports: it starts with every container.
-The container's process leads a process group of its own; whatever it leaves behind dies with it, as in a pid namespace.
+The container's process leads a separate process group. Processes that it leaves behind are killed, as in a pid
+namespace.
 """
 
 # pathlib would double the start-up time, and exec is the purpose.
@@ -21,7 +22,7 @@ _CHUNK = 65536
 
 
 def start_ticks(pid: int) -> int:
-    """When the process started, in clock ticks since boot: with the pid it names a process for good."""
+    """Return when the process started, in clock ticks since boot. Together with the pid it identifies a process."""
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
         return int(file.read().rpartition(")")[2].split()[19])
 
@@ -41,7 +42,7 @@ def _stamp() -> str:
 
 
 def _copy_log(source: int, path: str) -> None:
-    """Write each line with its time; `P` marks a part of a line that goes on in the next entry."""
+    """Write each line with its time. `P` marks a part of a line that continues in the next entry."""
     with open(path, "ab", buffering=0) as log:
         while True:
             try:
@@ -100,7 +101,7 @@ def _descendants() -> list[int]:
 
 
 def _reap(pid: int) -> int:
-    """Wait for the container's process, then end what it left behind; return its wait status."""
+    """Wait for the container's process, then kill the processes that it left behind; return its wait status."""
     status = 0
     while True:
         done, raw = os.waitpid(-1, 0)

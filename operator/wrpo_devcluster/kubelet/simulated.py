@@ -1,4 +1,4 @@
-"""Pods that follow annotations instead of running: for transcripts and for tests of scale.
+"""Simulated pods that follow annotations instead of running, for transcripts and scale tests.
 
 `fake.test/run-seconds` (a number or `forever`), `fake.test/exit-code`, `fake.test/pull-error`.
 """
@@ -20,7 +20,7 @@ _NETWORK = "10.244"
 
 class SimulatedRuntime:
     def __init__(self, clock: Clock, *, start_latency_s: float = 1.0, delays: Delays = NONE) -> None:
-        # A status that is a second younger than the binding, as on a cluster whose kubelets take time to start pods.
+        # The status is a second younger than the binding, as on a cluster whose kubelets take time to start pods.
         self._start_latency_s = start_latency_s
         self._delays = delays
         self._clock = clock
@@ -87,7 +87,7 @@ class SimulatedRuntime:
         return str(address)
 
     async def _deleted_within(self, handle: PodHandle, seconds: float | None) -> bool:
-        """Wait for the pod's deletion, at most that long; None waits for ever."""
+        """Wait for the pod's deletion, at most this long; None waits forever."""
         if seconds is None:
             await handle.deletion.wait()
             return True

@@ -1,4 +1,4 @@
-"""A pod's status from the states of its containers: pure."""
+"""Pure composition of a pod's status from the states of its containers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wrpo_devcluster.objects import set_condition
 
 @dataclass(slots=True)
 class ContainerState:
-    """What the kubelet knows of one container; `is_final` once it will not be started again."""
+    """The kubelet's state of one container; `is_final` once it will not be restarted."""
 
     name: str
     image: str
@@ -44,7 +44,7 @@ class ContainerState:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why the pod as a whole was ended, when it was not by its own containers."""
+    """Why the pod as a whole was terminated, if not by its containers."""
 
     reason: str
     message: str
@@ -73,7 +73,7 @@ def compose(
     now: datetime,
     ending: Ending | None = None,
 ) -> JsonObject:
-    """Return the status to write; transition times of unchanged conditions stay."""
+    """Return the status to write. Transition times of unchanged conditions stay."""
     current = phase(init, apps, ending)
     conditions = list((pod.get("status") or {}).get("conditions") or [])
     for entry in _conditions(current, init, apps, ending):
@@ -121,7 +121,7 @@ def _conditions(
 
 
 def _replace_condition(conditions: list[JsonObject], entry: JsonObject, now: datetime) -> list[JsonObject]:
-    """Like `set_condition`, but a reason that no longer holds goes away."""
+    """Set a condition like `set_condition`, but remove a reason that no longer applies."""
     updated = set_condition(conditions, entry, now)
     keep = {*entry, "lastTransitionTime"}
     return [{k: v for k, v in c.items() if k in keep} if c["type"] == entry["type"] else c for c in updated]
@@ -165,7 +165,7 @@ def terminated(
 
 
 def should_restart(policy: str, exit_code: int, *, is_init: bool) -> bool:
-    """Restart after that exit code? An init container under Always runs until it succeeds."""
+    """Return whether to restart after an exit code. An init container under Always runs until it succeeds."""
     if is_init and exit_code == 0:
         return False
     return policy == "Always" or (policy == "OnFailure" and exit_code != 0)
@@ -179,5 +179,5 @@ def crash_backoff_s(restarts: int, *, scale: float) -> float:
 
 
 def whole_seconds(text: str) -> str:
-    """Cut a time with fractions to metav1.Time."""
+    """Truncate a time with fractions to metav1.Time."""
     return f"{text[:19]}Z"

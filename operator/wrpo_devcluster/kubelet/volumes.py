@@ -1,4 +1,4 @@
-"""Volumes of a pod as directories below the state directory: contents fetched, written and kept fresh."""
+"""Volumes of a pod as directories below the state directory, with contents that are kept up to date."""
 
 from __future__ import annotations
 
@@ -112,7 +112,9 @@ class VolumeManager:
             wanted = source["serviceAccountToken"]
             return {wanted["path"]: File(self._token(wanted).encode(), 0o600)}
         kinds = sorted(set(source) - {"name"})
-        raise VolumeError(f'volume "{volume}" is of a kind this control plane does not have: {", ".join(kinds)}')
+        raise VolumeError(
+            f'volume "{volume}" is of a kind that the embedded cluster does not support: {", ".join(kinds)}'
+        )
 
     async def _data(self, plural: str, name: str) -> dict[str, bytes] | None:
         resource = CONFIG_MAPS if plural == CONFIG_MAPS.plural else SECRETS

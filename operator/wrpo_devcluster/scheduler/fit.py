@@ -1,4 +1,4 @@
-"""Does a pod fit on a node, and in which words does the scheduler say that it does not."""
+"""Fit of a pod on a node, and the scheduler's message if no node fits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Amounts = dict[str, Decimal]
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """A node, and what the pods bound to it have asked for."""
+    """A node, and the requests of the pods bound to it."""
 
     raw: JsonObject
     used: Mapping[str, Decimal] = field(default_factory=dict)
@@ -33,14 +33,14 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Either the node to bind to, or why there is none."""
+    """Node to bind to, or why there is none."""
 
     node: str | None
     message: str = ""
 
 
 def requests_of(pod: JsonObject) -> Amounts:
-    """Return what a pod asks for: the sum over its containers, or its largest init container if that is more."""
+    """Return the requests of a pod: the sum over its containers, or its largest init container if that is more."""
     spec = pod["spec"]
     wanted = total(_container_requests(c) for c in spec["containers"])
     for container in spec.get("initContainers") or []:
@@ -68,7 +68,7 @@ def choose(pod: JsonObject, nodes: list[NodeView]) -> Verdict:
 
 
 def unschedulable_message(nodes: int, reasons: Counter[str], helpless: int) -> str:
-    """Word it as the real scheduler does."""
+    """Return the message in the real scheduler's form."""
     if not nodes:
         return "no nodes available to schedule pods"
     told = ", ".join(sorted(f"{count} {reason}" for reason, count in reasons.items()))
@@ -84,7 +84,7 @@ def unschedulable_message(nodes: int, reasons: Counter[str], helpless: int) -> s
 
 
 def _refusals(pod: JsonObject, node: NodeView) -> tuple[list[str], bool]:
-    """Return (why the node refuses, whether it would take the pod if it were empty)."""
+    """Return (why the node refuses, whether the pod would fit on the empty node)."""
     spec = pod["spec"]
     if node.raw["spec"].get("unschedulable"):
         return ["node(s) were unschedulable"], False
@@ -141,7 +141,7 @@ def _term_holds(term: JsonObject, node: JsonObject, labels: dict[str, str]) -> b
 
 
 def _pressure(pod: JsonObject, node: NodeView) -> Decimal:
-    """How full the node would be, by its scarcest resource: the pod goes where it is lowest."""
+    """Return the used share of the node's scarcest resource with the pod; the lowest share is chosen."""
     wanted, allocatable = requests_of(pod), node.allocatable
     shares = [
         (node.used.get(name, Decimal(0)) + wanted.get(name, Decimal(0))) / whole

@@ -1,4 +1,4 @@
-"""What the pods bound to each node ask for, kept as they come and go instead of added up again for every decision."""
+"""Running sums of the requests of the pods bound to each node."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _NOTHING: Mapping[str, Decimal] = {}
 
 
 class Ledger:
-    """Fed by a watch of pods and by the scheduler's own bindings, which the watch reports only later.
+    """Ledger fed by a watch of pods and by the scheduler's bindings, which the watch reports only later.
 
-    A watch that broke off may have kept a deletion to itself, which leaves too much on the ledger, never too little:
-    count anew before telling a pod that there is no room.
+    A broken watch may have missed a deletion. The ledger then holds too much, never too little:
+    count again before a pod is reported as unschedulable.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Ledger:
         return self._used.get(node, _NOTHING)
 
     def count(self, pods: Iterable[JsonObject]) -> None:
-        """Start again with all pods that there are."""
+        """Recount from all existing pods."""
         self._held.clear()
         self._used.clear()
         for pod in pods:
@@ -41,7 +41,7 @@ class Ledger:
             self._note(event.object)
 
     def add(self, pod: JsonObject, node: str) -> None:
-        """Note that the pod is bound to the node."""
+        """Add a pod that is bound to the node."""
         uid = pod["metadata"]["uid"]
         if uid in self._held:
             return
@@ -53,7 +53,7 @@ class Ledger:
         if is_terminal(pod):
             self._remove(pod["metadata"]["uid"])
         elif pod["spec"].get("nodeName"):
-            # A pod without a node may be news from before its binding, which is for good: nothing to take back.
+            # A pod without a node may be a state from before its binding. Bindings are final: nothing to undo.
             self.add(pod, pod["spec"]["nodeName"])
 
     def _remove(self, uid: str) -> None:

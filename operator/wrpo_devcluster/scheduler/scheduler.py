@@ -1,4 +1,4 @@
-"""The scheduler: binds waiting pods to nodes, by priority and then in the order in which they came."""
+"""Scheduler: binds pending pods to nodes, by priority and then in the order of creation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ALL = "all"
 
 
 class Scheduler(Controller):
-    """One key for the whole cluster: every pass looks at all waiting pods, so that none overtakes a fitting one."""
+    """Scheduler with a single key: every pass handles all pending pods, so that none overtakes a fitting one."""
 
     name = "default-scheduler"
     workers = 1
@@ -67,7 +67,7 @@ class Scheduler(Controller):
         return held_s
 
     def _due(self, waiting: list[JsonObject]) -> tuple[list[JsonObject], float | None]:
-        """Return the pods whose turn has come, and the seconds until that of the next."""
+        """Return the pods whose delay is over, and the seconds until that of the next pod ends."""
         longest_s = self._holds.delays.schedule_s
         left = [self._holds.left_s(p["metadata"]["uid"], "schedule", longest_s, pod_identity(p)) for p in waiting]
         due = [pod for pod, left_s in zip(waiting, left, strict=True) if left_s <= 0]
@@ -76,7 +76,7 @@ class Scheduler(Controller):
     async def _waiting(self) -> list[JsonObject]:
         pods = await self.client.list(PODS, field_selector="spec.nodeName=")
         waiting = [p for p in pods if not p["spec"].get("nodeName") and not is_deleting(p) and not is_terminal(p)]
-        # It stands in for every scheduler by name; nobody here makes resource claims.
+        # It implements every scheduler name. Resource claims are not supported.
         return [p for p in waiting if not (p["spec"].get("schedulingGates") or p["spec"].get("resourceClaims"))]
 
     def _choose(self, pod: JsonObject, nodes: Sequence[JsonObject]) -> Verdict:

@@ -1,4 +1,4 @@
-"""The embedded control plane answers 128 further requests as a real kube-apiserver 1.36 did, but for a known list."""
+"""Replies to 128 further requests: equal to those of a real kube-apiserver 1.36, except for a known list."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def record(state_dir: Path, entries: dict[str, Entry]) -> dict[str, Entry]
 
 
 def digest(body: Entry) -> Entry:
-    """What the record keeps of an answer too long for it."""
+    """Return the digest that the record has for a reply that is too long for it."""
     return {"_long": True, "kind": body["kind"], "length_class": len(str(len(json.dumps(body))))}
 
 

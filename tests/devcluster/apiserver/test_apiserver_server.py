@@ -1,4 +1,4 @@
-"""The server as clients meet it: rights, tokens, watches, pages, restarts, deletion, admission, protobuf, faults."""
+"""The server from a client's view: rights, tokens, watches, pages, restarts, deletion, admission, protobuf, faults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAPS = "/api/v1/namespaces/ns/configmaps"
 
 
 async def worker_token(rig: Rig, rules: list[dict[str, Any]], **options: Any) -> str:
-    """Token of the service account `worker`, which gets a role with `rules`."""
+    """Return a token of the service account `worker`, which gets a role with `rules`."""
     await rig.client.create(SERVICE_ACCOUNTS, {"metadata": {"name": "worker"}}, "ns")
     await rig.client.create(ROLES, {"metadata": {"name": "r"}, "rules": rules}, "ns")
     binding = {

@@ -1,4 +1,4 @@
-"""The embedded control plane answers as a real kube-apiserver 1.36 did, but for a known list of differences."""
+"""Replies of the embedded control plane: equal to a real kube-apiserver 1.36, except for known differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many pods a PodDisruptionBudget lets go."""
+"""PodDisruptionBudgets: how many pods may be evicted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Endpoints: which services a pod concerns, and that they follow pods and services."""
+"""Endpoints: services that select a pod, and updates after changes of pods and services."""
 
 from __future__ import annotations
 

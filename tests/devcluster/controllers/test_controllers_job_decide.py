@@ -119,7 +119,7 @@ def test_index_lists_are_written_as_kubernetes_does() -> None:
 
 CREATES: dict[str, tuple[JsonObject, list[JsonObject], tuple[NewPod, ...], float | None]] = {
     "a new job gets its pods": (make_job(parallelism=2, completions=3), [], (NewPod(), NewPod()), None),
-    "no more pods than are still wanted": (
+    "no more pods than are still needed": (
         make_job({"succeeded": 2}, parallelism=2, completions=3),
         [],
         (NewPod(),),

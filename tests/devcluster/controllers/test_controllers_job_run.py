@@ -1,4 +1,4 @@
-"""The Job controller with scheduler and simulated pods: what a real server's record shows after a while."""
+"""The Job controller with scheduler and simulated pods, compared with a real server's record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JobSet: what its controller makes of it."""
+"""JobSet controller: created Jobs, restarts and conditions."""
 
 from __future__ import annotations
 

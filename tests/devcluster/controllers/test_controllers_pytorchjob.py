@@ -1,4 +1,4 @@
-"""PyTorchJob: what the training operator makes of it."""
+"""PyTorchJob controller: the training operator's pods, Services and conditions."""
 
 from __future__ import annotations
 

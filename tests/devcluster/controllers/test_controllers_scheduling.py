@@ -1,4 +1,4 @@
-"""The scheduler: what fits where, and its words when nothing does."""
+"""Scheduler: fit of pods on nodes, and the messages if none fits."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def node_of(pod: JsonObject) -> str:
 
 @given(data=st.data())
 def test_the_ledger_holds_what_the_bound_pods_ask_for(data: st.DataObject) -> None:
-    """Pods are bound, an older state is heard of, they end, are deleted and are counted anew, in any order."""
+    """Pods are bound, reported in an older state, end, are deleted and are counted again, in any order."""
     ledger, pods = Ledger(), {}
     for number in range(data.draw(st.integers(1, 30))):
         match data.draw(st.sampled_from(["create", "bind", "news", "end", "delete", "count"])):
@@ -144,7 +144,7 @@ def test_the_ledger_holds_what_the_bound_pods_ask_for(data: st.DataObject) -> No
 
 
 def test_room_that_a_silent_watch_hides_is_found_before_a_pod_is_refused() -> None:
-    """The watch keeps the deletion of a pod to itself; the next pod that needs its place gets it all the same."""
+    """The watch misses the deletion of a pod. The next pod that needs its place is scheduled nevertheless."""
 
     def pod(name: str, gpus: int) -> JsonObject:
         return {**make_pod(gpus), "metadata": {"name": name}}

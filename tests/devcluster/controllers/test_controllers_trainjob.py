@@ -1,4 +1,4 @@
-"""TrainJob: what Kubeflow Trainer and JobSet make of it."""
+"""TrainJob controller: the Job and the conditions of Kubeflow Trainer and JobSet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pods as processes: what a pod's manifest asks for is what its process gets, and how it ends is what is reported."""
+"""Pods as processes: the process gets what the manifest declares, and its end is reported."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ def test_missing_configuration_waits_and_says_what_is_missing(tmp_path: Path, en
 
 
 def test_a_container_waits_until_the_peer_that_it_names_has_an_address(tmp_path: Path) -> None:
-    """As a program in a cluster asks DNS again; here names are replaced once, at the start."""
+    """In a cluster a program queries DNS again. Here names are replaced once, at the start."""
     peer = {"env": [{"name": "PEER", "value": "first.gang"}, {"name": "SELF", "value": "second.gang"}]}
 
     async def scenario() -> tuple[str, JsonObject, JsonObject]:
@@ -319,7 +319,7 @@ def test_an_unknown_image_without_a_command_cannot_be_pulled(tmp_path: Path) -> 
             return await one.waiting_for("p", "ErrImagePull")
 
     assert asyncio.run(scenario()) == (
-        'image "ghcr.io/x/y:1" is not known here: containers run as processes of this machine, so a container needs '
+        'image "ghcr.io/x/y:1" is unknown: containers run as processes of this machine, so a container needs '
         "a command, or its image an entrypoint in the cluster's configuration (known images: worker)"
     )
 

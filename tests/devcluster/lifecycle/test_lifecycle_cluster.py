@@ -1,4 +1,4 @@
-"""The whole cluster in one process: API server, controllers, scheduler and pods as processes."""
+"""Embedded cluster in one process: API server, controllers, scheduler and pods as processes."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ else:
 
 
 def test_two_trainjobs_at_once_do_not_meet(tmp_path: Path) -> None:
-    """Kubeflow's port is 29500 for all; here all pods share one network."""
+    """Kubeflow's port is 29500 for all jobs. Here all pods share one network."""
 
     def runtime(name: str) -> JsonObject:
         node = template(["python", "-c", GANG], name="node", env=[{"name": "GANG", "value": f"the {name} gang"}])

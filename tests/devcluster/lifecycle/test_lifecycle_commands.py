@@ -1,4 +1,4 @@
-"""Starting and stopping the control plane as a background process, also after it was killed."""
+"""Life cycle of the control plane as a background process, also after it was killed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KUBECTL = Path(__file__).resolve().parents[3] / ".bin" / "kubectl"
 JOB = """
 apiVersion: batch/v1
 kind: Job
-metadata: {name: patient}
+metadata: {name: slow}
 spec:
   template:
     spec:
@@ -64,16 +64,16 @@ def test_up_is_idempotent_private_and_survives_a_kill_with_its_pods(state_dir: P
         assert stat.S_IMODE((state_dir / name).stat().st_mode) == 0o600
     go = state_dir.parent / "go"
     kubectl(state_dir, "apply", "-f", "-", given=JOB.replace("GO", str(go)))
-    wait_for_condition(partial(kubectl, state_dir), "Ready", "pod", "-l", "job-name=patient", timeout_s=30)
+    wait_for_condition(partial(kubectl, state_dir), "Ready", "pod", "-l", "job-name=slow", timeout_s=30)
     os.kill(first.pid, signal.SIGKILL)
     while lifecycle.status(state_dir).is_running:
         time.sleep(0.01)
     second = lifecycle.up(state_dir)
     assert (second.url, second.pid != first.pid) == (first.url, True)
     go.touch()
-    wait_for_condition(partial(kubectl, state_dir), "Complete", "job/patient", timeout_s=30)
-    assert kubectl(state_dir, "logs", "job/patient") == "started\nfinished\n"
-    assert kubectl(state_dir, "get", "job", "patient", "-o", "jsonpath={.status.failed}") == ""
+    wait_for_condition(partial(kubectl, state_dir), "Complete", "job/slow", timeout_s=30)
+    assert kubectl(state_dir, "logs", "job/slow") == "started\nfinished\n"
+    assert kubectl(state_dir, "get", "job", "slow", "-o", "jsonpath={.status.failed}") == ""
 
 
 @pytest.mark.cluster
@@ -90,7 +90,7 @@ def test_down_keeps_objects_and_reset_removes_everything(state_dir: Path) -> Non
 
 @pytest.mark.cluster
 def test_a_control_plane_that_cannot_start_shows_its_log(state_dir: Path) -> None:
-    with pytest.raises(LifecycleError, match=r"the control plane ended while it started") as caught:
+    with pytest.raises(LifecycleError, match=r"the control plane exited while it started") as caught:
         lifecycle.up(state_dir, with_crds=("no-such-file",))
     assert "--with-crds is 'no-such-file' but must be a file, a directory or one of: jobset, pytorchjob" in str(
         caught.value

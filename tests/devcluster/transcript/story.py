@@ -1,6 +1,6 @@
-"""What has to be there before some of the requests of more.json, and the values of this run in those requests.
+"""Required state before some requests of more.json, and the values of this run in these requests.
 
-The record leaves out every second request of its run; the steps here stand for those that made state.
+The record leaves out every second request of its run; the steps here replace those that created state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LONG_AGO = "2024-01-01T00:00:00Z"
 
 
 def trial(name: str, metadata: dict[str, Any] | None = None, **spec: Any) -> Entry:
-    """A Trial as the recorder wrote it."""
+    """Return a Trial as the recorder wrote it."""
     meta = {"name": name, **(metadata or {})}
     return {"apiVersion": "held.example/v1", "kind": "Trial", "metadata": meta, "spec": spec}
 
@@ -43,7 +43,7 @@ def job(**resources: Any) -> Entry:
 
 
 def trials_crd(run: Replay) -> Entry:
-    """The CRD of the run: the one of the dry run under its own names."""
+    """Return the CRD of the run, which is that of the dry run with other names."""
     text = json.dumps(run.entries["crd: dry run"]["request"]["body"])
     return json.loads(text.replace("dry", "trial").replace("Dry", "Trial").replace("drys", "trials"))
 
@@ -272,7 +272,7 @@ async def namespace_terminates(run: Replay) -> None:
 
 
 async def _policies_work(run: Replay) -> None:
-    """A real server reads policies every now and then."""
+    """Wait until policies are in force: a real server reads them periodically."""
     body = trial("policy-probe", color="black")
     for _ in range(200):
         status, _found, _headers = await run.send("POST", GROUP, body, params={"dryRun": "All"})
@@ -317,7 +317,7 @@ BEFORE: dict[str, Step] = {
     "crd gone": deletion_in_progress,
     "apply in a terminating namespace": namespace_terminates,
 }
-"""What to do before the entry so named."""
+"""Steps before an entry, by its name."""
 
 
 def _body(change: Callable[[Replay, Any], Any]) -> Amend:
@@ -396,4 +396,4 @@ AMEND: dict[str, Amend] = {
         }
     ),
 }
-"""Placeholders of the record to values of this run, by entry."""
+"""Values of this run for the record's placeholders, by entry."""

@@ -1,1 +1,1 @@
-"""What is changed in a write, or refused, after its author has the right to it."""
+"""Admission control: changes and refusals of authorized writes."""

@@ -1,4 +1,4 @@
-"""Admission: namespace life cycle, service accounts, priorities, pod security, quotas, privilege escalation."""
+"""Admission chain: namespace life cycle, service accounts, priorities, pod security, quotas, privilege escalation."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Admission:
 
     @staticmethod
     def _tolerations(spec: JsonObject) -> None:
-        """Pods stay on a node that is not ready or unreachable for five minutes."""
+        """Add tolerations so that pods stay for five minutes on a node that is not ready or unreachable."""
         tolerations = list(spec.get("tolerations") or ())
         for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
             if not any(_tolerates(toleration, key) for toleration in tolerations):

@@ -1,4 +1,4 @@
-"""LimitRanges: what containers ask for by default, and the least and most that an object may ask for."""
+"""LimitRange admission: default requests of containers, and bounds of what an object may request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POD, _CLAIM = ("", "Pod"), ("", "PersistentVolumeClaim")
 
 
 class LimitRanges:
-    """Of every namespace."""
+    """LimitRanges of every namespace."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -27,7 +27,7 @@ class LimitRanges:
             yield from record.obj["spec"].get("limits") or ()
 
     def set_defaults(self, pod: JsonObject) -> None:
-        """Give a new pod's containers, in place, what they do not say themselves."""
+        """Set the defaults of a new pod's containers, in place."""
         for limit in self._limits(pod["metadata"]["namespace"]):
             if limit.get("type") == "Container":
                 for container in _containers(pod["spec"]):
@@ -37,7 +37,7 @@ class LimitRanges:
                             resources[target] = {**limit[source], **(resources.get(target) or {})}
 
     def check(self, kind: Kind, obj: JsonObject, old: JsonObject | None) -> None:
-        """Refuse a new pod, or a claim, that asks for too little, too much, or limits too far above its requests."""
+        """Refuse a new pod or claim that requests too little or too much, or has limits too far above its requests."""
         if (kind.group, kind.kind) not in {_POD, _CLAIM} or ((kind.group, kind.kind) == _POD and old is not None):
             return
         found = [
@@ -61,7 +61,7 @@ def _amounts(holder: JsonObject, side: str) -> Amounts:
 
 
 def _subjects_of(kind: Kind, limit: JsonObject, spec: JsonObject) -> list[tuple[Amounts, Amounts | None]]:
-    """Return requests and limits of each thing that a limit is about; claims have no limits."""
+    """Return requests and limits of each item that a limit covers. Claims have no limits."""
     if kind.kind == "PersistentVolumeClaim":
         return [(_amounts(spec, "requests"), None)] if limit.get("type") == "PersistentVolumeClaim" else []
     if limit.get("type") == "Container":
@@ -70,7 +70,7 @@ def _subjects_of(kind: Kind, limit: JsonObject, spec: JsonObject) -> list[tuple[
 
 
 def _sum(spec: JsonObject, side: str) -> Amounts:
-    """Sum over the containers; an init container counts where it alone needs more."""
+    """Return the sum over the containers, or an init container's amount if it alone needs more."""
     total: Amounts = {}
     for container in spec.get("containers") or ():
         for name, value in _amounts(container, side).items():

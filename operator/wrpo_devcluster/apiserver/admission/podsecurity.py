@@ -44,7 +44,7 @@ def _failing(spec: JsonObject, bad: Any) -> list[str]:
 
 
 def violations(level: str, spec: JsonObject, meta: JsonObject) -> list[str]:
-    """Return what keeps a pod from `level`, worded as the server words it."""
+    """Return what violates `level` in a pod, in the real server's wording."""
     if level == "privileged":
         return []
     found = _baseline(spec, meta)

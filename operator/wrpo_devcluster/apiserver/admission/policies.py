@@ -1,4 +1,4 @@
-"""ValidatingAdmissionPolicies: which writes they concern, and what their bindings do about those they refuse."""
+"""Admission by ValidatingAdmissionPolicies: matching of writes, and the actions of bindings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CODES = {"Unauthorized": 401, "Forbidden": 403, "RequestEntityTooLarge": 413, "
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One write that is about to be stored. `obj` is None for a deletion, `old` for a creation."""
+    """A write that is about to be stored. `obj` is None for a deletion, `old` for a creation."""
 
     kind: Kind
     obj: JsonObject | None
@@ -45,23 +45,23 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One validation that a write fails."""
+    """A validation that a write fails."""
 
     message: str
     reason: str
 
 
 class Policies:
-    """Those in the store, in the order of their names."""
+    """Policies in the store, in the order of their names."""
 
     def __init__(self, store: Store, registry: Registry) -> None:
         self._store = store
         self._registry = registry
 
     def check(self, write: Write, context: Context) -> None:
-        """Refuse a write, or warn, as the policies that are bound to it say."""
+        """Refuse a write, or warn, as the bound policies require."""
         if write.kind.group == GROUP:
-            # Otherwise a policy could make its own removal impossible.
+            # Otherwise a policy could prevent its own removal.
             return
         bindings = [record.obj for record in self._store.list(BINDINGS, None)]
         for record in self._store.list(POLICIES, None) if bindings else ():
@@ -106,7 +106,7 @@ class Policies:
         }
 
     def _parameters(self, policy: JsonObject, binding: JsonObject, write: Write) -> Sequence[JsonObject | None]:
-        """Objects that the policy is evaluated with, one after the other; LookupError when there have to be some."""
+        """Return the parameter objects of a policy; raise LookupError if it requires some and there are none."""
         wanted, reference = policy["spec"].get("paramKind"), binding["spec"].get("paramRef")
         if wanted is None or reference is None:
             return [None]
@@ -150,7 +150,7 @@ class Policies:
         )
 
     def _namespace_matches(self, selector: JsonObject | None, write: Write) -> bool:
-        """Objects of no namespace match every selector; a namespace is matched by its own labels."""
+        """Match a selector with the namespace's labels. Other cluster-scoped objects match every selector."""
         meta = write.either["metadata"]
         if (write.kind.group, write.kind.kind) == ("", "Namespace"):
             return _labels_match(selector, write.either)
@@ -220,7 +220,7 @@ def _user(user: User) -> JsonObject:
 
 
 def _evaluate(spec: JsonObject, variables: JsonObject) -> Iterator[tuple[Refusal, bool]]:
-    """Yield what fails, with whether it fails because an expression has no value."""
+    """Yield what fails, and whether the reason is an expression without a value."""
     for condition in spec.get("matchConditions") or ():
         value, problem = _value(condition["expression"], variables)
         if problem:
@@ -238,7 +238,7 @@ def _evaluate(spec: JsonObject, variables: JsonObject) -> Iterator[tuple[Refusal
 
 
 def _composed(spec: JsonObject, variables: JsonObject) -> JsonObject:
-    """Values of the policy's own variables; one without a value is left out, so only its users fail."""
+    """Return the values of the policy's variables. One without a value is left out, so that only its users fail."""
     found: JsonObject = {}
     for variable in spec.get("variables") or ():
         value, problem = _value(variable["expression"], {**variables, "variables": found})
@@ -248,7 +248,7 @@ def _composed(spec: JsonObject, variables: JsonObject) -> JsonObject:
 
 
 def _value(expression: str, variables: JsonObject) -> tuple[object, str]:
-    """Value of an expression, or why it has none."""
+    """Return the value of an expression, or why it has none."""
     try:
         return compile_untyped(expression, VARIABLES)(variables), ""
     except (RuleTypeError, EvaluationError) as problem:

@@ -1,4 +1,4 @@
-"""Resource quotas: what objects use, which writes would exceed the limit, and the status that tells of it."""
+"""ResourceQuota admission: usage by objects, refusal of writes that exceed a limit, and quota status."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from wrpo_devcluster.client import JsonObject
 QUOTAS = "/resourcequotas"
 _ENDED = {"Succeeded", "Failed"}
 _MUST_BE_GIVEN = frozenset({"cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"})
-"""A quota on one of these refuses pods whose containers do not say how much they need."""
+"""Resources whose quota refuses pods with containers that do not set an amount."""
 _KIBI = 1024
 _AMOUNTS = ("requests.", "limits.")
 _PLAIN_AMOUNTS = frozenset({"cpu", "memory", "ephemeral-storage"})
 
 
 class Quotas:
-    """Of every namespace. Usage is summed from the objects themselves, so it cannot drift."""
+    """Quotas of every namespace. Usage is summed from the objects themselves, so that it cannot drift."""
 
     def __init__(self, store: Store, registry: Registry) -> None:
         self._store = store
@@ -75,7 +75,7 @@ class Quotas:
         return self.used(kind, namespace, resource) if kind is not None else Decimal(0)
 
     def _kind_of(self, resource: str) -> Kind | None:
-        """Return the kind whose objects use a resource; None for one that nothing here uses."""
+        """Return the kind whose objects use a resource; None for a resource without users."""
         if resource == "requests.storage":
             return self._registry.find("", "v1", "persistentvolumeclaims")
         if resource.startswith(_AMOUNTS) or resource in _PLAIN_AMOUNTS:
@@ -86,7 +86,7 @@ class Quotas:
 
 
 def usage_of(kind: Kind, obj: JsonObject) -> dict[str, Decimal]:
-    """Return what one object uses, by the names that quotas have for it."""
+    """Return what an object uses, by the resource names of quotas."""
     suffix = f".{kind.group}" if kind.group else ""
     used = {f"count/{kind.plural}{suffix}": Decimal(1)}
     if not kind.group:
@@ -100,7 +100,7 @@ def usage_of(kind: Kind, obj: JsonObject) -> dict[str, Decimal]:
 
 
 def _pod_amounts(spec: JsonObject) -> dict[str, Decimal]:
-    """Sum over the containers; an init container counts where it alone needs more."""
+    """Return the sum over the containers, or an init container's amount if it alone needs more."""
     total: dict[str, Decimal] = {}
     for container in spec.get("containers") or ():
         for name, amount in _container_amounts(container).items():
@@ -123,7 +123,7 @@ def _container_amounts(container: JsonObject) -> dict[str, Decimal]:
 
 
 def _unsaid(kind: Kind, obj: JsonObject, hard: JsonObject) -> str:
-    """Return which amounts the quota needs and which containers do not give them."""
+    """Return a text of the amounts that the quota requires, with the containers that do not set them."""
     if not _is_pod(kind):
         return ""
     spec = obj["spec"]
@@ -140,7 +140,7 @@ def _is_pod(kind: Kind) -> bool:
 
 
 def _text(resource: str, amount: Decimal | str) -> str:
-    """Word an amount; bytes by powers of two, as people write them."""
+    """Format an amount; bytes with a power of two as unit."""
     is_bytes = resource.endswith(("memory", "storage"))
     if is_bytes and isinstance(amount, Decimal) and amount >= _KIBI and amount % _KIBI == 0:
         return quantity.canonical(f"{int(amount) // _KIBI}Ki")

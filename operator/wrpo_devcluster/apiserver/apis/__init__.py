@@ -1,1 +1,1 @@
-"""What every part of the API server speaks of: requests, their options, errors."""
+"""Common types of the API server: requests, their options, errors."""

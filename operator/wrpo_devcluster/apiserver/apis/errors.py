@@ -1,4 +1,4 @@
-"""metav1.Status objects for refused requests, worded as kube-apiserver words them."""
+"""metav1.Status objects of refused requests, in kube-apiserver's wording."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wrpo_devcluster.client import ApiError, JsonObject
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """One fault of one field; `reason` is a metav1 cause reason such as `FieldValueInvalid`."""
+    """A fault of a field; `reason` is a metav1 cause reason such as `FieldValueInvalid`."""
 
     reason: str
     field: str
@@ -155,7 +155,7 @@ def internal(message: str) -> ApiError:
 
 
 def refused(code: int, message: str, *, retry_after_s: int) -> ApiError:
-    """Return a refusal with the reason of its HTTP status; those that invite a retry say when."""
+    """Return a refusal with the reason of its HTTP status. Retryable ones set Retry-After."""
     details: JsonObject = {"retryAfterSeconds": retry_after_s} if code in {429, 503, 504} else {}
     return error(code, _REASONS.get(code, "InternalError"), message, details)
 

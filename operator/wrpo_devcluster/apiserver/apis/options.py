@@ -1,4 +1,4 @@
-"""Query options of requests, and what makes a combination of them unacceptable."""
+"""Validation of the query options of requests."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _OPTIONS_OF = {"POST": "CreateOptions", "PUT": "UpdateOptions", "PATCH": "PatchO
 
 
 def refuse(kind: str, causes: list[Cause]) -> None:
-    """Raise Invalid for options of `kind` (CreateOptions, ListOptions, ...) if there are causes."""
+    """Raise Invalid for options of `kind` (CreateOptions, ListOptions, ...) unless `causes` is empty."""
     if causes:
         raise errors.invalid(kind, "meta.k8s.io", "", causes)
 
 
 def integer(query: Mapping[str, str], name: str) -> int:
-    """Return a number of the query, 0 where it is not given."""
+    """Return an integer of the query, 0 if absent."""
     text = query.get(name, "") or "0"
     if not text.removeprefix("-").isdigit():
         raise errors.bad_request(f'strconv.ParseInt: parsing "{text}": invalid syntax')
@@ -51,7 +51,7 @@ def check_write(method: str, query: Mapping[str, str], *, is_apply: bool = False
 
 
 def check_delete(options: Mapping[str, Any]) -> None:
-    """Refuse bad metav1.DeleteOptions, which came in the body or the query."""
+    """Refuse bad metav1.DeleteOptions from the body or the query."""
     causes: list[Cause] = []
     policy = options.get("propagationPolicy")
     if policy is not None and options.get("orphanDependents") is not None:
@@ -69,7 +69,7 @@ def _dry_run(stages: Sequence[str]) -> list[Cause]:
 
 
 def check_list(query: Mapping[str, str]) -> None:
-    """Refuse combinations of options that a list cannot have."""
+    """Refuse invalid combinations of options of a list."""
     causes: list[Cause] = []
     match = query.get(_MATCH, "")
     if match:
@@ -87,7 +87,7 @@ def check_list(query: Mapping[str, str]) -> None:
 
 
 def check_watch(query: Mapping[str, str]) -> None:
-    """Refuse combinations of options that a watch cannot have."""
+    """Refuse invalid combinations of options of a watch."""
     causes: list[Cause] = []
     match = query.get(_MATCH, "")
     has_initial = "sendInitialEvents" in query

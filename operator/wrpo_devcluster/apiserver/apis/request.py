@@ -1,4 +1,4 @@
-"""Who asks, and how: what every request carries through the pipeline."""
+"""Identity and options that a request carries through the pipeline."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ADMIN = User("admin", (MASTERS, AUTHENTICATED))
 
 @dataclass(slots=True)
 class Context:
-    """Options of one write, and the warnings that go back in its headers."""
+    """Options of one write, and the warnings for the headers of its reply."""
 
     user: User
     manager: str

@@ -1,1 +1,1 @@
-"""Who may do what: roles and service account tokens."""
+"""Authentication and authorization: service account tokens and roles."""

@@ -1,4 +1,4 @@
-"""RBAC: may this user do that, who could be given what."""
+"""RBAC authorization, and the check against privilege escalation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GROUP = "rbac.authorization.k8s.io"
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What is asked for: a resource, or a path when `path` is set."""
+    """Target of a request: a resource, or a path if `path` is set."""
 
     verb: str
     group: str = ""
@@ -53,7 +53,7 @@ def _path_matches(pattern: str, path: str) -> bool:
 
 
 def rule_covers(owner: list[JsonObject], rule: JsonObject) -> bool:
-    """Do the owner's rules include everything of `rule`?"""
+    """Return whether the owner's rules include everything of `rule`."""
     for verb in rule.get("verbs") or ():
         for url in rule.get("nonResourceURLs") or ():
             if not any(rule_allows(held, Attributes(verb, path=url)) for held in owner):
@@ -76,7 +76,7 @@ def _holds(rule: JsonObject, asked: Attributes) -> bool:
 
 
 class Authorizer:
-    """Decides from the Roles and bindings in the store; bindings are indexed by subject."""
+    """Authorizer by the Roles and bindings in the store, with bindings indexed by subject."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -85,7 +85,7 @@ class Authorizer:
         self._index: dict[tuple[str, str, str], list[tuple[str, JsonObject]]] = {}
 
     def changed(self) -> None:
-        """Forget the index: a Role or binding was written."""
+        """Invalidate the index after a write of a Role or binding."""
         self._writes += 1
 
     def _bindings(self) -> dict[tuple[str, str, str], list[tuple[str, JsonObject]]]:
@@ -109,7 +109,7 @@ class Authorizer:
             yield ("ServiceAccount", namespace, name)
 
     def rules(self, user: User, namespace: str) -> list[JsonObject]:
-        """Every rule that holds for the user in a namespace (empty: cluster-wide)."""
+        """Return every rule that applies to the user in a namespace (empty: cluster-wide)."""
         found: list[JsonObject] = []
         index = self._bindings()
         for subject in self._subjects(user):
@@ -131,7 +131,7 @@ class Authorizer:
         return any(rule_allows(rule, asked) for rule in self.rules(user, asked.namespace))
 
     def check(self, user: User, asked: Attributes) -> None:
-        """Raise Forbidden, worded as the server words it."""
+        """Raise Forbidden, in the real server's wording, unless the user has the right."""
         if self.allowed(user, asked):
             return
         if asked.path:
@@ -142,7 +142,7 @@ class Authorizer:
         raise errors.forbidden(asked.resource, asked.group, asked.name, why)
 
     def check_escalation(self, kind: Kind, obj: JsonObject, old: JsonObject | None, user: User) -> None:
-        """Nobody gives away more than they have, unless they may `escalate` or `bind`."""
+        """Refuse to grant more rights than the user has, unless the user may `escalate` or `bind`."""
         if user.privileged:
             return
         namespace = obj["metadata"].get("namespace", "")

@@ -1,4 +1,4 @@
-"""Service-account tokens: signing, verifying, and the reviews that tell about them."""
+"""Service account tokens: signing, verification, and TokenReviews."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _CLAIM = "kubernetes.io"
 
 
 class TokenError(ValueError):
-    """A token that proves nothing; the message is what a TokenReview shows."""
+    """Invalid token; the message is what a TokenReview shows."""
 
 
 class Tokens:
-    """Issues and checks tokens with a key kept beside the state."""
+    """Issuer and verifier of tokens, with a key in the state directory."""
 
     def __init__(self, state_dir: Path, store: Store, clock: Callable[[], datetime]) -> None:
         self._key = _load_key(state_dir / "service-account.key")
@@ -65,7 +65,7 @@ class Tokens:
         return jwt.encode(claims, self._key, algorithm="ES256")
 
     def verify(self, token: str, audiences: Sequence[str]) -> tuple[User, list[str]]:
-        """User of a valid token and the asked audiences it is good for."""
+        """Return the user of a valid token and those of the requested audiences for which it is valid."""
         try:
             claims = jwt.decode(
                 token,

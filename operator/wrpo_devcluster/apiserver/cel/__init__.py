@@ -1,1 +1,1 @@
-"""CEL as Kubernetes has it: syntax, types, functions, evaluation and cost."""
+"""Kubernetes' CEL: syntax, types, functions, evaluation and cost."""

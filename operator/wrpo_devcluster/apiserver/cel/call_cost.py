@@ -1,4 +1,4 @@
-"""What single functions of rules cost, and how large their results may be."""
+"""Cost of calls of CEL functions, and the sizes of their results."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ ONE = Size(1, 1)
 
 @dataclass(slots=True)
 class CallCost:
-    """Cost without that of the arguments."""
+    """Cost of a call without that of its arguments."""
 
     cost: int
     result: Size | None = None
 
 
 class Sizes(Protocol):
-    """What an estimator knows of expressions."""
+    """Sizes of expressions, as the estimator provides them."""
 
     def known(self, expr: Expr) -> Size: ...
     def sized(self, expr: Expr | None) -> Size: ...
@@ -109,7 +109,7 @@ def _join(estimator: Sizes, expr: Expr) -> CallCost:
 
 
 def _search(estimator: Sizes, expr: Expr) -> CallCost:
-    """Cost of `find`, `findAll` and `matches`: text times pattern."""
+    """Return the cost of `find`, `findAll` and `matches`: text times pattern."""
     size = estimator.sized(expr.target if expr.target is not None else expr.args[0])
     pattern = estimator.sized(expr.args[-1 if expr.target is None else 0])
     return CallCost(capped(size.plus(ONE).cost(TRAVERSAL) * pattern.cost(_REGEX)), Size(0, size.most))
@@ -133,7 +133,7 @@ def _validate(estimator: Sizes, expr: Expr) -> CallCost:
 
 
 def _within(estimator: Sizes, expr: Expr) -> CallCost:
-    """Cost of `containsIP` and `containsCIDR`: addresses have at most 16 bytes, texts must be read first."""
+    """Return the cost of `containsIP` and `containsCIDR`: addresses have at most 16 bytes, texts are parsed first."""
     extra = 3 if expr.name == "containsCIDR" else 0
     is_text = expr.args[0].type.name == "string"
     return CallCost(capped(4 + extra + (estimator.known(expr.args[0]).cost(TRAVERSAL) if is_text else 0)))

@@ -1,4 +1,4 @@
-"""Types of a rule's expressions, and its faults: unknown names and fields, and no fitting overload."""
+"""Type checker of CEL rules: reports unknown names, unknown fields and missing overloads."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from wrpo_devcluster.apiserver.cel.types import (
 
 _FREE = frozenset({"A", "B"})
 _NULLABLE = frozenset({"object", "timestamp", "duration", "optional_type"})
-"""Types that null may stand for."""
+"""Types whose values may be null."""
 
 
 class RuleTypeError(ValueError):
-    """A rule that does not compile; the message is the server's, with line, column and the line itself."""
+    """A rule that does not compile; the message is the real server's, with line, column and source line."""
 
 
 Scope = dict[str, Type]
 
 
 def is_assignable(wanted: Type, found: Type) -> bool:
-    """May a value of type `found` stand where `wanted` is expected?"""
+    """Return whether a value of type `found` is valid where `wanted` is expected."""
     if "dyn" in {wanted.name, found.name}:
         return True
     if found.name == "null_type":
@@ -45,7 +45,7 @@ def is_assignable(wanted: Type, found: Type) -> bool:
 
 
 def _bind(wanted: Type, found: Type, bound: Scope) -> bool:
-    """Match an argument with a signature's type, whose free types become bound."""
+    """Match an argument with a signature's type and bind its free types."""
     if wanted.name in _FREE:
         known = bound.get(wanted.name)
         if known is None or known.name in {"dyn", "null_type"}:
@@ -72,12 +72,12 @@ def _overload(name: str, signature: Signature) -> str:
 
 
 class Checker:
-    """Annotates one expression with types; faults raise RuleSyntaxError at their place."""
+    """Checker of one expression, which it annotates with types. Faults raise RuleSyntaxError with their position."""
 
     def __init__(self, variables: Scope) -> None:
         self.scopes = [variables]
         self.used: set[str] = set()
-        """Variables of the outermost scope that the expression looks at."""
+        """Variables of the outermost scope that the expression reads."""
 
     def check(self, expr: Expr) -> Type:
         expr.type = getattr(self, f"_{expr.kind}")(expr)
@@ -172,7 +172,7 @@ class Checker:
         return self._match(expr, name, types)
 
     def _function(self, expr: Expr) -> str:
-        """Return the name in the table; a namespace such as `sets` is part of it, not a receiver."""
+        """Return the name of a function in the table. A namespace such as `sets` is part of it, not a receiver."""
         if expr.target is None:
             name = expr.name
         else:
@@ -246,7 +246,7 @@ def _shown(types: list[Type]) -> str:
 
 
 def _qualified(expr: Expr) -> str:
-    """`a.b` for a chain of names, else an empty text."""
+    """Return `a.b` for a chain of names, else an empty text."""
     if expr.kind == "ident":
         return expr.name
     if expr.kind == "select" and expr.target is not None:
@@ -274,6 +274,6 @@ class Checked:
 
 
 def check_rule(source: str, decl: Decl, *, optional_old: bool = False) -> Checked:
-    """Types of a rule on a value declared so; RuleTypeError where it does not compile."""
+    """Return the typed tree of a rule on a declared value; raise RuleTypeError if it does not compile."""
     old = optional_of(decl.type) if optional_old else decl.type
     return Checked(source, {"self": decl.type, "oldSelf": old})

@@ -1,4 +1,4 @@
-"""What a rule may cost at most, in the units of the real server: sizes come from a schema's bounds.
+"""Estimator of a rule's greatest cost, in the units of the real server: sizes come from a schema's bounds.
 
 The model is that of cel-go's checker and Kubernetes' libraries. Unbounded sizes are those of the largest request;
 a size that nothing bounds is 2**64 - 1, and so is every sum or product beyond that.
@@ -23,9 +23,9 @@ from wrpo_devcluster.apiserver.cel.syntax import Expr
 from wrpo_devcluster.apiserver.cel.types import Decl, field_of
 
 LIMIT = 10_000_000
-"""Of one expression, times how often a request can hold its value."""
+"""Greatest cost of one expression, times the number of its values in a request."""
 TOTAL_LIMIT = 100_000_000
-"""Of all expressions of a schema."""
+"""Greatest cost of all expressions of a schema."""
 _LIST, _MAP = 10, 30
 _SCALARS = frozenset({"bool", "double", "duration", "int", "timestamp", "uint"})
 _COMPARED = tuple(f"_{sign}_({kind}," for sign in ("<", "<=", ">", ">=") for kind in ("string", "bytes"))
@@ -42,7 +42,7 @@ class _Local:
 
 
 class Estimator:
-    """Cost of one checked expression on a value that `root` declares."""
+    """Estimator of the cost of one checked expression on a value that `root` declares."""
 
     def __init__(self, root: Decl) -> None:
         self.root = root
@@ -102,7 +102,7 @@ class Estimator:
     # Sizes
 
     def _declared(self, path: Path) -> Size | None:
-        """Size that the schema gives to a path; its first part is the variable, whatever it is called."""
+        """Return the size that the schema declares at a path. The first part of the path is the variable's name."""
         if not path:
             return None
         now: Decl | None = self.root
@@ -149,7 +149,7 @@ class Estimator:
         return None if local is None else local.entries
 
     def element(self, expr: Expr) -> Size | None:
-        """Size of the items of a list by its path; None where it is no list."""
+        """Return the size of a list's items by its path; None if it is no list."""
         if not expr.type.params:
             return None
         path = self._path(expr)
@@ -191,7 +191,7 @@ class Estimator:
 
     @staticmethod
     def _loop(expr: Expr, inside: list[int]) -> tuple[int, int, int]:
-        """Cost of the start, of each round and of the result, as the macros are written out."""
+        """Return the cost of the start, of each round and of the result of an expanded macro."""
         made = inside[-1] + _LIST + 2
         """The accumulated list, a new one of one item, and their sum."""
         match expr.name:
@@ -270,5 +270,5 @@ class Estimator:
 
 
 def estimate(expr: Expr, root: Decl) -> int:
-    """Greatest cost of one evaluation of a checked expression."""
+    """Return the greatest cost of one evaluation of a checked expression."""
     return Estimator(root).cost(expr)

@@ -1,4 +1,4 @@
-"""Checked expressions as Python functions of their variables."""
+"""Compilation of checked expressions to Python functions of their variables."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _operand(expr: Expr) -> Run:
 
 
 def _lookup(held: Any, name: Any) -> Any:
-    """Field or key of a value; _MISSING where there is none. A null that may be null counts as unset."""
+    """Return the field or key of a value; _MISSING if absent. A nullable null counts as unset."""
     if isinstance(held, Struct):
         escaped = field_of(held.decl, name)
         if escaped is None or held.decl.fields is None:
@@ -295,7 +295,7 @@ def _call(expr: Expr) -> Run:
 
 
 def _rounds(expr: Expr, held: Any) -> Iterable[tuple[Any, ...]]:
-    """Values of the variables, round by round."""
+    """Yield the values of the variables of each round."""
     if isinstance(held, Struct):
         held = {name: _lookup(held, name) for name in held.decl.fields or ()}
     if not isinstance(held, list | dict):

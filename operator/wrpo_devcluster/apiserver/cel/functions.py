@@ -1,4 +1,4 @@
-"""What the functions of rules do. Values are Python's, but for the few classes here; faults are EvaluationError."""
+"""Implementation of CEL functions. Values are Python's and the classes here; faults raise EvaluationError."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from wrpo_devcluster.client import JsonObject
 
 
 class EvaluationError(ValueError):
-    """A rule that cannot be evaluated on this value; worded as the server words it."""
+    """A rule that cannot be evaluated on this value, in the real server's wording."""
 
 
 @dataclass(frozen=True, slots=True)
 class Optional:
-    """An optional value; `parts` is empty where there is none."""
+    """An optional value; `parts` is empty if it is absent."""
 
     parts: tuple[Any, ...] = ()
 
@@ -54,7 +54,7 @@ class SetList(list[Any]):
 
 
 def view(decl: Decl | None, raw: Any) -> Any:
-    """Return a JSON value as rules see it."""
+    """Return a JSON value in the form that rules use."""
     if decl is None or raw is None:
         return raw
     match decl.type.name:
@@ -84,7 +84,7 @@ def type_name(value: Any) -> str:
 
 
 def is_equal(one: Any, other: Any) -> bool:
-    """Equality of CEL: numbers by value, lists by items, sets in any order."""
+    """Return whether two values are equal in CEL: numbers by value, lists by items, sets in any order."""
     if isinstance(one, Struct) and isinstance(other, Struct):
         return one.raw.keys() == other.raw.keys() and all(
             is_equal(_entry(one, name), _entry(other, name)) for name in one.raw
@@ -118,7 +118,7 @@ def _number(convert: Callable[[Any], Any], kind: str) -> Callable[[Any], Any]:
 
 
 def in_range(value: Any, kind: str) -> Any:
-    """Return a number of a type, or say that it is too large for it."""
+    """Return a number of a type; raise EvaluationError if it is out of range."""
     if kind == "int" and not -(2**63) <= value < 2**63:
         raise EvaluationError("integer overflow")
     if kind == "uint" and not 0 <= value < 2**64:

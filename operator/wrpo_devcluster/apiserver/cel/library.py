@@ -1,7 +1,7 @@
-"""Functions that rules of a CRD may call, by their signatures: CEL's standard ones and Kubernetes' libraries.
+"""Signatures of the functions that CRD rules may call: CEL's standard ones and Kubernetes' libraries.
 
 One signature a line: `function: result <- arguments`, a member function with its receiver in front of a dot. `A` and
-`B` stand for any type. What functions do is in cel_functions.py, what they cost in cel_cost.py.
+`B` represent any type. The implementations are in functions.py, the costs in call_cost.py.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ _DATE_PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """One overload; a member function's receiver is its first argument."""
+    """An overload. A member function's receiver is its first argument."""
 
     result: Type
     args: tuple[Type, ...]
@@ -204,7 +204,7 @@ def parse_type(text: str) -> Type:
 
 
 def _parts(text: str) -> list[str]:
-    """Split at the commas outside of brackets."""
+    """Split a text at the commas outside of brackets."""
     found, depth = [""], 0
     for letter in text:
         depth += (letter == "(") - (letter == ")")

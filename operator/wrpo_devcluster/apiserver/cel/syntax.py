@@ -1,4 +1,4 @@
-"""CEL expressions as trees: lexer, parser and macros of Kubernetes' dialect."""
+"""Lexer, parser and macros of Kubernetes' CEL dialect."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_DEPTH = 250
 
 
 class RuleSyntaxError(ValueError):
-    """An expression that cannot be read; `at` is where, as an offset."""
+    """An expression that cannot be parsed; `at` is the offset of the fault."""
 
     def __init__(self, at: int, message: str) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class RuleSyntaxError(ValueError):
 
 @dataclass(slots=True, eq=False)
 class Expr:
-    """One node. `kind` tells which of the other fields matter; the checker fills in `type` and `overload`."""
+    """Node of a tree. `kind` determines which of the other fields matter. The checker sets `type` and `overload`."""
 
     kind: str
     """literal, ident, select, has, call, list, map or macro."""
@@ -46,7 +46,7 @@ class Expr:
     name: str = ""
     """Identifier, field, function or macro."""
     value: Any = None
-    """Of a literal: None for null, UInt for unsigned integers."""
+    """Value of a literal: None for null, UInt for unsigned integers."""
     target: Expr | None = None
     args: list[Expr] = field(default_factory=list)
     variables: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ def _number(text: str, at: int) -> Any:
 
 
 def _string(source: str, start: int, opening: str) -> tuple[Any, int]:
-    """Value of a string or bytes literal and the offset behind it."""
+    """Return the value of a string or bytes literal and the offset after it."""
     quote = opening.lstrip("rRbB")
     prefix = opening[: len(opening) - len(quote)].lower()
     at, parts = start + len(opening), []
@@ -308,7 +308,7 @@ class _Parser:
 
 
 def parse(source: str) -> Expr:
-    """Tree of an expression; RuleSyntaxError where it is none."""
+    """Return the tree of an expression; raise RuleSyntaxError if it cannot be parsed."""
     parser = _Parser(source)
     try:
         found = parser.expression()
@@ -320,7 +320,7 @@ def parse(source: str) -> Expr:
 
 
 def where(source: str, at: int, message: str) -> str:
-    """Return a fault as the server words it: line, column, message, and the line with a mark under it."""
+    """Return a fault in the real server's form: line, column, message, and the source line with a mark under it."""
     line = source.count("\n", 0, at) + 1
     begin = source.rfind("\n", 0, at) + 1
     shown = source[begin:].split("\n", 1)[0]

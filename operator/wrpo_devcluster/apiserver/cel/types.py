@@ -1,4 +1,4 @@
-"""Types of CEL expressions, and what a structural schema declares for rules: types, sizes, names of fields."""
+"""Types of CEL expressions, and declarations from structural schemas: types, sizes, names of fields."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wrpo_devcluster.apiserver.cel.syntax import KEYWORDS, RESERVED
 from wrpo_devcluster.client import JsonObject
 
 MAX_REQUEST_BYTES = 3 * 1024 * 1024
-"""Largest request that a server takes: what bounds a size that no schema bounds."""
+"""Largest request that a server accepts, in bytes. It bounds sizes that no schema bounds."""
 _STRING_BYTES, _NUMBER_BYTES, _BOOL_BYTES = 2, 1, 4
 _SIZES = {"duration": (3, 32), "date": (12, 12), "date-time": (21, 32)}
 """Format -> least and greatest length as JSON."""
@@ -21,7 +21,7 @@ _ESCAPES = {"__": "__underscores__", ".": "__dot__", "-": "__dash__", "/": "__sl
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """A type. Two object types are the same where they come from the same place of a schema."""
+    """A type. Two object types are the same if they come from the same place of a schema."""
 
     name: str
     params: tuple[Type, ...] = ()
@@ -33,7 +33,7 @@ class Type:
 
 @dataclass(slots=True, eq=False)
 class Decl:
-    """What rules may know of one place of a schema."""
+    """Declaration of one place of a schema for rules."""
 
     type: Type
     min_size: int
@@ -41,7 +41,7 @@ class Decl:
     max_elements: int = 0
     """Most characters, items or keys; 0 for scalars and objects, as in the real server."""
     fields: dict[str, Decl] | None = None
-    """Of an object: by escaped name."""
+    """Fields of an object by escaped name."""
     names: dict[str, str] = field(default_factory=dict)
     """Escaped name -> name in the schema."""
     key: Decl | None = None
@@ -51,7 +51,7 @@ class Decl:
 
 
 def field_of(decl: Decl, name: str) -> str | None:
-    """Return the escaped name of what a rule calls `name`; a reserved word need not be escaped behind a dot."""
+    """Return the escaped name of a rule's field `name`. A reserved word need not be escaped after a dot."""
     if decl.fields is None:
         return None
     return next(
@@ -79,7 +79,7 @@ def optional_of(value: Type) -> Type:
 
 @lru_cache(maxsize=4096)
 def escape(name: str) -> str | None:
-    """How a property is called in rules; None where it cannot be reached."""
+    """Return the name of a property in rules; None if rules cannot reach it."""
     if not name or name[0].isdigit() or _UNSUPPORTED.search(name):
         return None
     if name in RESERVED or name in KEYWORDS:
@@ -88,7 +88,7 @@ def escape(name: str) -> str | None:
 
 
 def declare(raw: JsonObject, *, is_root: bool = False) -> Decl | None:
-    """Return the declaration of a structural schema; None where rules cannot see it."""
+    """Return the declaration of a structural schema; None if rules cannot see it."""
     if raw.get("x-kubernetes-int-or-string"):
         most = raw["maxLength"] * 4 if "maxLength" in raw else MAX_REQUEST_BYTES - 2
         return Decl(DYN, 1, max(0, most))
@@ -175,5 +175,5 @@ def _string(raw: JsonObject) -> Decl:
 
 
 def cardinality(decl: Decl) -> int:
-    """How many values of this size one request can hold."""
+    """Return how many values of a size one request can hold."""
     return MAX_REQUEST_BYTES // (decl.min_size + 1)

@@ -1,1 +1,1 @@
-"""Requests over HTTP: routes, handlers, content types, lists, watches, discovery."""
+"""HTTP endpoints: routes, handlers, content types, lists, watches, discovery."""

@@ -1,4 +1,4 @@
-"""Who sends a request: bearer tokens, anonymous requests, impersonation."""
+"""Authentication: bearer tokens, anonymous requests, impersonation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ANONYMOUS = User("system:anonymous", ("system:unauthenticated",))
 
 
 def authenticate(services: Services, request: web.Request) -> User:
-    """User of a request; raise 401 for credentials that prove nothing."""
+    """Return the user of a request; raise 401 for invalid credentials."""
     user = _bearer(services, request.headers.get("Authorization", ""))
     name = request.headers.get("Impersonate-User")
     if name:

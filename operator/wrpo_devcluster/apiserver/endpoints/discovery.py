@@ -22,7 +22,7 @@ _SUBRESOURCES: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
 
 
 def allows(subresource: str, verb: str) -> bool:
-    """Tell whether a subresource can be asked for with a verb of RBAC."""
+    """Return whether a subresource supports a verb of RBAC."""
     return verb in _SUBRESOURCES[subresource][3]
 
 
@@ -96,7 +96,7 @@ def _subresource(kind: Kind, name: str) -> JsonObject:
 
 
 def aggregated(registry: Registry, groups: dict[str, list[str]]) -> JsonObject:
-    """apidiscovery.k8s.io/v2 APIGroupDiscoveryList of the given groups."""
+    """Return the apidiscovery.k8s.io/v2 APIGroupDiscoveryList of groups."""
     items = []
     for group, versions in groups.items():
         listed = [

@@ -1,4 +1,4 @@
-"""events.k8s.io/v1 and core/v1 Events are the same objects in two forms; the core form is stored."""
+"""Conversion of Events between events.k8s.io/v1 and core/v1, the stored form."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def update(services: Services, kind: Kind, namespace: str | None, name: str, bod
 def patch_event(
     services: Services, kind: Kind, namespace: str | None, name: str, content: Any, style: Patch, context: Context
 ) -> JsonObject:
-    """Patch the form that the client knows, then store the other."""
+    """Patch an Event in the client's form, and store the core form."""
     old = event_forms.from_core(services.pipeline.get(services.registry.core("events"), namespace, name))
     try:
         if style == "json":

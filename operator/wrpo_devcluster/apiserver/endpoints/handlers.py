@@ -1,4 +1,4 @@
-"""Resource requests: verbs, query options, bodies in, negotiated bodies out."""
+"""Handlers of resource requests: verbs, query options, request bodies, negotiated replies."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _shown(request: ResourceRequest, obj: JsonObject, status: int) -> Answer:
         return Answer(status, encode(view.transform(obj)))
     meta = obj["metadata"]
     record = request.services.store.get(request.kind.storage_key, meta.get("namespace", ""), meta.get("name", ""))
-    # What was just stored has its text; a dry run or the end of the object stored nothing.
+    # A stored object has its text. A dry run or the end of the object stored nothing.
     return Answer(status, record.text if record is not None and record.obj is obj else encode(obj))
 
 

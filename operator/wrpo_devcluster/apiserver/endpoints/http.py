@@ -1,4 +1,4 @@
-"""The HTTP application: paths to requests, content negotiation, errors to Status objects."""
+"""HTTP application: paths to requests, content negotiation, errors to Status objects."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def _dispatch(services: Services, request: web.Request) -> web.StreamRespo
 
 
 def _document(services: Services, request: web.Request, path: str, parts: list[str]) -> web.Response:
-    """Everything that is no resource: health, version, discovery, OpenAPI."""
+    """Return the document of a path that is no resource: health, version, discovery, OpenAPI."""
     if path.rstrip("/") in _HEALTH or (parts and f"/{parts[0]}" in _HEALTH):
         return web.Response(text="ok")
     if path.rstrip("/") == "/version":
@@ -167,7 +167,7 @@ async def _resource(services: Services, request: web.Request, user: User, path: 
 def _unknown(
     services: Services, request: web.Request, user: User, path: ResourcePath, kind: Kind | None
 ) -> web.Response:
-    """Refuse a path that does not exist, which is not told apart from one that the user may not see."""
+    """Refuse a path that does not exist, without revealing it to users who may not see the path."""
     services.authorize(user, path.asked(_VERBS.get(request.method, "get")))
     if kind is not None and kind.custom is not None and path.name and kind.namespaced == (path.namespace is not None):
         raise errors.not_found(kind.plural, kind.group, path.name)
@@ -194,7 +194,7 @@ async def _serve(request: web.Request, wanted: ResourceRequest) -> web.StreamRes
 
 
 def _parse(media: str, text: bytes, kind: Kind | None) -> Any:
-    """Body as JSON data."""
+    """Parse the body as JSON data."""
     shown = kind.kind if kind is not None else "object"
     unrecognized = f"the object provided is unrecognized (must be of type {shown}): couldn't get version/kind"
     if not text:
@@ -256,7 +256,7 @@ async def _stream(
             await response.write(chunk)
         await response.write_eof()
     except (ConnectionResetError, asyncio.CancelledError):
-        # The client left, or the server stops: both end a stream normally.
+        # The client disconnected or the server stops: both end a stream normally.
         if isinstance(task := asyncio.current_task(), asyncio.Task) and task.cancelling():
             raise
     finally:

@@ -1,4 +1,4 @@
-"""Lists: selection, pages, and their forms."""
+"""Lists: selection, pages, and forms of items."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _EXPIRED = (
     " deleted between the time the first chunk was returned and now may show up in the list."
 )
 _LATEST = -1
-"""Version in a continue token whose list may be of another moment."""
+"""Version in a continue token whose next page may be of a later version."""
 _FORM = "meta.k8s.io/v1"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a paged list continues: with the first key (namespace, name) that is not before `start`."""
+    """Start of a page: the first key (namespace, name) that is not before `start`."""
 
     version: int
     start: tuple[str, str]
 
 
 def continue_token(version: int, scope: str | None, last: tuple[str, str]) -> str:
-    """Opaque marker of a page that ended with the key `last`, of a list in the namespace `scope` (None: in all)."""
+    """Return the continue token after the key `last`, of a list in the namespace `scope` (None: all)."""
     return _token(Place(version, (last[0], f"{last[1]}\0")), scope)
 
 
@@ -48,7 +48,7 @@ def _token(place: Place, scope: str | None) -> str:
 
 
 def parse_continue(token: str, scope: str | None) -> Place:
-    """Read a continue token; ValueError where the real server refuses it."""
+    """Parse a continue token; raise ValueError if the real server refuses it."""
     try:
         found = json.loads(base64.b64decode(token.encode() + b"=" * (-len(token) % 4), b"-_", validate=True))
         form, version, start = found["v"], found["rv"], found["start"]
@@ -69,7 +69,7 @@ def _key(record: Record) -> tuple[str, str]:
 
 
 def _limit(query: Mapping[str, str]) -> int:
-    """Most objects of a page, 0 for all. A list of any version comes from a cache, which has no pages."""
+    """Return the greatest size of a page, 0 for all. A list of any version comes from a cache, which has no pages."""
     limit = integer(query, "limit")
     return 0 if query.get("resourceVersion") == "0" and not query.get("continue") else max(limit, 0)
 
@@ -88,16 +88,16 @@ def _place(request: ResourceRequest) -> Place | None:
 
 
 def _exact_version(request: ResourceRequest, limit: int) -> int | None:
-    """Version that the list has to be of, None for the latest; raise 504 for one of the future."""
+    """Return the version that the list must have, None for the latest; raise 504 for a future one."""
     query, store = request.query, request.services.store
     wanted = parse_past_version(query.get("resourceVersion", ""), store.rv)
     match = query.get("resourceVersionMatch", "")
-    # A page of a version without a match is of exactly that version.
+    # A page of a version without resourceVersionMatch is of exactly that version.
     return wanted if match == "Exact" or (wanted and limit and not match) else None
 
 
 def _records(request: ResourceRequest, place: Place | None, limit: int) -> tuple[Sequence[Record], int]:
-    """Return the records to select from, and the version that they are of."""
+    """Return the records to select from, and their version."""
     store, key = request.services.store, request.kind.storage_key
     exact = _exact_version(request, limit) if place is None else place.version
     if exact is None or exact == _LATEST:
@@ -113,7 +113,7 @@ def _records(request: ResourceRequest, place: Place | None, limit: int) -> tuple
 
 
 def select(request: ResourceRequest) -> tuple[list[Record], JsonObject]:
-    """Return records of one page, and the list's metadata."""
+    """Return the records of one page, and the list's metadata."""
     check_list(request.query)
     integer(request.query, "timeoutSeconds")
     matches, limit, place = request.matches(), _limit(request.query), _place(request)
@@ -155,7 +155,7 @@ def list_body(request: ResourceRequest, view: View) -> Answer:
 
 
 def _untyped(record: Record) -> bytes:
-    """Items of built-in lists leave out kind and apiVersion, which stand first in the stored text."""
+    """Cut kind and apiVersion, which are first in the stored text, from an item of a built-in list."""
     obj = record.obj
     prefix = encode({"kind": obj["kind"], "apiVersion": obj["apiVersion"]})[:-1] + b","
     if record.text.startswith(prefix):
@@ -164,5 +164,5 @@ def _untyped(record: Record) -> bytes:
 
 
 def without_type(obj: JsonObject) -> JsonObject:
-    """Return an item of a built-in list, which says only once what its items are."""
+    """Return an item of a built-in list, whose items have no kind and apiVersion."""
     return {key: value for key, value in obj.items() if key not in {"kind", "apiVersion"}}

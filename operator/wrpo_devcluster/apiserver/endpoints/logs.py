@@ -1,4 +1,4 @@
-"""GET pods/NAME/log."""
+"""Container logs: GET pods/NAME/log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TRUE = {"true", "1"}
 
 
 async def stream_logs(request: ResourceRequest) -> AsyncIterator[bytes]:
-    """Chunks of a container's log; refusals come before the first chunk."""
+    """Yield chunks of a container's log. Refusals come before the first chunk."""
     services, query = request.services, request.query
     pod = services.pipeline.get(request.kind, request.namespace, request.name)
     spec = pod["spec"]
@@ -38,7 +38,7 @@ async def stream_logs(request: ResourceRequest) -> AsyncIterator[bytes]:
         previous=query.get("previous", "") in _TRUE,
         timestamps=query.get("timestamps", "") in _TRUE,
     )
-    # The first chunk tells whether the log can be read at all.
+    # The first chunk shows whether the log can be read.
     iterator = chunks.__aiter__()
     try:
         first = await anext(iterator)

@@ -1,4 +1,4 @@
-"""Which form of an answer the client accepts."""
+"""Content negotiation: the form of a reply that the client accepts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ACCEPTED = (JSON, YAML, "application/vnd.kubernetes.protobuf")
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Plain objects (no transform), tables, or metadata only."""
+    """Accepted form: plain objects (no transform), tables, or metadata only."""
 
     style: str
     kind: Kind
@@ -28,7 +28,7 @@ class View:
 
     @property
     def transform(self) -> Callable[[JsonObject], JsonObject] | None:
-        """For a single object."""
+        """Return the transform of a single object."""
         if self.style == "Table":
             return self._one_row
         if self.style:
@@ -36,7 +36,7 @@ class View:
         return event_forms.from_core if self.kind.group == event_forms.GROUP else None
 
     def for_watch(self) -> Callable[[JsonObject], JsonObject] | None:
-        """For events: a table's columns come with the first event only."""
+        """Return the transform of watch events. A table's columns come with the first event only."""
         if self.style != "Table":
             return self.transform
         first = True
@@ -58,14 +58,14 @@ class View:
         return self.table([obj], {"resourceVersion": obj["metadata"].get("resourceVersion", "")})
 
     def _empty(self, obj: JsonObject) -> JsonObject:
-        """Return a bookmark, which carries its version in a row, as the real server's does."""
+        """Return a table's bookmark, which carries its version in a row, like the real server's."""
         table = self.table([], {"resourceVersion": obj["metadata"]["resourceVersion"]})
         table["rows"] = [{"cells": [], "object": partial(obj)}]
         return table
 
 
 def view_of(accept: str, kind: Kind, include: str, clock: Callable[[], datetime]) -> View:
-    """Return the first acceptable form; raise 406 when there is none."""
+    """Return the first acceptable form; raise 406 if there is none."""
     for media, parameters in _clauses(accept):
         if media not in _MEDIA:
             continue
@@ -81,7 +81,7 @@ def view_of(accept: str, kind: Kind, include: str, clock: Callable[[], datetime]
 
 
 def serialization_of(accept: str) -> str:
-    """Return JSON or YAML, whichever the client would rather have; raise 406 when it takes neither."""
+    """Return JSON or YAML by the client's preference; raise 406 if it accepts neither."""
     for media, _ in _clauses(accept):
         if media in _MEDIA:
             return _MEDIA[media]
@@ -89,7 +89,7 @@ def serialization_of(accept: str) -> str:
 
 
 def _clauses(accept: str) -> list[tuple[str, dict[str, str]]]:
-    """Media types with their parameters, the most wanted first."""
+    """Return media types with their parameters, the most preferred first."""
     found = []
     for clause in accept.split(","):
         media, *parameters = (part.strip() for part in clause.split(";"))

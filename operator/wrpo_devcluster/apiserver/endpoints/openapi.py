@@ -1,4 +1,4 @@
-"""OpenAPI v3 documents per group version: enough for kubectl's explain, diff, apply and validation."""
+"""OpenAPI v3 documents per group version, for kubectl's explain, diff, apply and validation."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _operation(kind: Kind, action: str, name: str) -> JsonObject:
     if action in {"post", "put", "patch"}:
         parameters = [_parameter(name) for name in ("dryRun", "fieldManager", "fieldValidation")]
         operation["parameters"] = parameters + ([_parameter("force", "boolean")] if action == "patch" else [])
-        # Custom resources take no strategic merge patch; kubectl apply would send one if it were listed.
+        # Custom resources support no strategic merge patch. kubectl apply would send one if it were listed.
         patches = _PATCHES if kind.custom is None else _PATCHES[:-1]
         types = patches if action == "patch" else ("*/*",)
         operation["requestBody"] = {"content": dict.fromkeys(types, reference)}

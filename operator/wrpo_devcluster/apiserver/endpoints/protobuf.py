@@ -34,7 +34,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int, Any]]:
-    """Every (number, wire type, value) of a message."""
+    """Yield every (number, wire type, value) of a message."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -62,7 +62,7 @@ def _signed(value: int) -> int:
 
 
 def decode_envelope(data: bytes) -> tuple[str, str, bytes]:
-    """(apiVersion, kind, raw message) of a body in runtime.Unknown's envelope."""
+    """Return (apiVersion, kind, raw message) of a body in runtime.Unknown's envelope."""
     if not data.startswith(MAGIC):
         raise ProtobufError("the body does not start with the protobuf magic number")
     version = kind = ""
@@ -109,7 +109,7 @@ def _message(definition: str, data: bytes) -> JsonObject:
 
 
 def _inline(outer: schema.Node | None, definition: str, data: bytes) -> JsonObject:
-    """Fields of an embedded Go struct belong to the outer object; its schema lies there."""
+    """Merge the fields of an embedded Go struct into the outer object, whose schema declares them."""
     table = schema.wire_table()[definition]
     by_number = {entry[0]: (name, entry) for name, entry in table.items()}
     package = definition.rsplit(".", 1)[0]
@@ -141,7 +141,7 @@ def _place(out: JsonObject, name: str, node: schema.Node, wire: int, value: Any,
         key, item = _entry(node.additional, value)
         out.setdefault(name, {})[key] = item
     elif node.type == "object" and node.additional is not None:
-        # A Go map type with a message of its own: its entries are field 1.
+        # A Go map type with a separate message: its entries are field 1.
         out[name] = dict(_entry(node.additional, inner) for number, _, inner in fields(value) if number == 1)
     else:
         out[name] = _value(node, wire, value)

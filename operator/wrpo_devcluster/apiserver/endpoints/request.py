@@ -1,4 +1,4 @@
-"""Requests for resources as their path and headers tell, and what goes back."""
+"""Resource requests parsed from paths and headers, and their replies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATCH_TYPES: dict[str, Patch] = {
 
 @dataclass(slots=True)
 class Answer:
-    """What goes back: a body or a stream."""
+    """Reply of a request: a body or a stream."""
 
     status: int = 200
     body: bytes = b""
@@ -38,7 +38,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ResourcePath:
-    """The path of a resource: `/api/v1/namespaces/ns/pods/p/log`."""
+    """Path of a resource, e.g. `/api/v1/namespaces/ns/pods/p/log`."""
 
     group: str
     version: str
@@ -49,7 +49,7 @@ class ResourcePath:
 
     @classmethod
     def parse(cls, parts: list[str]) -> ResourcePath | None:
-        """Read the parts of a path; None if it names no resource."""
+        """Parse a path; None if it names no resource."""
         if parts[:1] == ["api"] and len(parts) > 2:
             group, version, rest = "", parts[1], parts[2:]
         elif parts[:1] == ["apis"] and len(parts) > 3:
@@ -64,18 +64,18 @@ class ResourcePath:
         return cls(group, version, plural, namespace, name, "/".join(below))
 
     def fits(self, kind: Kind) -> bool:
-        """Tell whether a kind has the subresource, and a namespace if the path has one."""
+        """Return whether a kind has the subresource, and a namespace if the path has one."""
         has_subresource = not self.subresource or self.subresource in kind.subresources
         return has_subresource and (kind.namespaced or self.namespace is None)
 
     def asked(self, verb: str) -> Attributes:
-        """Return what a request with this path asks for."""
+        """Return the RBAC attributes of a request with this path."""
         return Attributes(verb, self.group, self.plural, self.subresource, self.namespace or "", self.name)
 
 
 @dataclass(slots=True)
 class ResourceRequest:
-    """One request for a resource, as its path and headers tell."""
+    """A request for a resource, from its path and headers."""
 
     services: Services
     user: User
@@ -94,13 +94,13 @@ class ResourceRequest:
 
     @property
     def is_misplaced(self) -> bool:
-        """Custom resources of all namespaces together can only be listed and watched; other paths do not exist."""
+        """Return whether the path does not exist: custom resources of all namespaces can only be listed and watched."""
         is_partial = self.kind.namespaced and self.namespace is None
         return self.kind.custom is not None and is_partial and self.verb not in {"list", "watch"}
 
     @property
     def verb(self) -> str:
-        """The verb RBAC knows."""
+        """Return the verb as RBAC knows it."""
         if self.method in {"GET", "HEAD"}:
             if self.name:
                 return "get"
@@ -111,13 +111,13 @@ class ResourceRequest:
 
     @property
     def asked(self) -> Attributes:
-        """What is asked for, as its path tells."""
+        """Return the RBAC attributes of the path."""
         kind = self.kind
         return Attributes(self.verb, kind.group, kind.plural, self.subresource, self.namespace or "", self.name)
 
     @property
     def authorized_name(self) -> str:
-        """The object's name, also where a field selector asks for just one."""
+        """Return the object's name, also if a field selector selects exactly one."""
         if self.name or not self.query.get("fieldSelector"):
             return self.name
         try:
@@ -127,7 +127,7 @@ class ResourceRequest:
         return next((value for path, value, equal in wanted if equal and path == "metadata.name"), "")
 
     def context(self, media: str = "") -> Context:
-        """Write options from the query."""
+        """Return the write options from the query."""
         if self.method != "DELETE":
             options.check_write(self.method, self.query, is_apply=PATCH_TYPES.get(media) == "apply")
         manager = self.query.get("fieldManager", "") or self.user_agent.split("/", 1)[0] or "unknown"
@@ -146,11 +146,11 @@ class ResourceRequest:
             raise errors.bad_request(str(problem)) from problem
 
     def condition(self) -> Equals | None:
-        """Return what an index can answer of the selectors, which are valid."""
+        """Return the condition of the (valid) selectors that an index can evaluate."""
         return indexed_condition(*self._selectors())
 
     def _selectors(self) -> tuple[str, str, frozenset[str]]:
-        """Label selector, field selector, and the fields that it may use, in terms of what is stored."""
+        """Return the label selector, the field selector and its allowed fields, in terms of the stored form."""
         fields, supported = self.query.get("fieldSelector", ""), self.kind.fields
         if self.kind.group == event_forms.GROUP:
             parse_fields(fields, supported)

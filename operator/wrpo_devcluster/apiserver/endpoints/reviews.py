@@ -1,4 +1,4 @@
-"""Reviews and token requests: questions that are answered and not stored."""
+"""Reviews and token requests, which are evaluated but not stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MINIMUM_S, _MAXIMUM_S = 600, 1 << 32
 
 
 def review(services: Services, kind: Kind, namespace: str | None, body: Any, context: Context) -> JsonObject:
-    """Answer one review; `kind` tells which."""
+    """Evaluate a review of kind `kind`."""
     obj = decode(kind, body, context)
     if kind.kind == "SelfSubjectReview":
         obj["metadata"] = {"creationTimestamp": services.pipeline.now()}
@@ -51,7 +51,7 @@ def review(services: Services, kind: Kind, namespace: str | None, body: Any, con
 
 
 def _owners(services: Services, kind: Kind, obj: JsonObject, context: Context, subresource: str) -> list[JsonObject]:
-    """managedFields, which even an answer that is not stored carries."""
+    """Return the managedFields of a reply, which has some although it is not stored."""
     key = managed.ManagerKey(context.manager, "Update", kind.api_version, subresource)
     before = codec.zero(kind.node)
     now = services.pipeline.now()
@@ -91,7 +91,7 @@ def _self_review(_services: Services, _spec: JsonObject, context: Context) -> Js
 
 
 def _attributes(kind: str, spec: JsonObject, faults: list[errors.Cause]) -> Attributes:
-    """Return what a review asks about; raise Invalid with `faults` and those of its attributes."""
+    """Return the attributes of a review; raise Invalid with `faults` and those of its attributes."""
     resource, path = spec.get("resourceAttributes"), spec.get("nonResourceAttributes")
     if resource is not None and path is not None:
         why = "cannot be specified in combination with resourceAttributes"
@@ -138,7 +138,7 @@ def _rules(services: Services, spec: JsonObject, context: Context) -> JsonObject
 
 
 def token_request(services: Services, kind: Kind, namespace: str, name: str, body: Any, context: Context) -> JsonObject:
-    """POST serviceaccounts/NAME/token."""
+    """Carry out POST serviceaccounts/NAME/token."""
     services.pipeline.get(services.registry.core("serviceaccounts"), namespace, name)
     obj = decode(kind, body, context)
     owners = _owners(services, kind, obj, context, "token")
@@ -173,7 +173,7 @@ _BOUND_KINDS = {"Pod": "pods", "Secret": "secrets", "Node": "nodes"}
 def _bound_pod(
     services: Services, reference: JsonObject | None, namespace: str, account: str
 ) -> tuple[str, str] | None:
-    """Check what a token is to be bound to; return name and uid if that is a pod."""
+    """Check the object that a token is bound to; return name and uid if it is a pod."""
     if reference is None:
         return None
     plural = _BOUND_KINDS.get(reference.get("kind", ""))

@@ -1,4 +1,4 @@
-"""Subresources with a body of their own: scale, binding, eviction."""
+"""Subresources with a separate kind of body: scale, binding, eviction."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def _selector_text(selector: JsonObject | None) -> str:
 
 
 def _paths(kind: Kind) -> JsonObject:
-    """Where a custom resource keeps its scale."""
+    """Return the paths of the scale in a custom resource."""
     assert kind.custom is not None
     found: JsonObject = kind.custom["subresources"]["scale"]
     return found
 
 
 def _at(obj: JsonObject, path: str) -> Any:
-    """Value at a path such as `.spec.replicas`; None when there is none."""
+    """Return the value at a path such as `.spec.replicas`; None if absent."""
     found: Any = obj
     for name in path.strip(".").split("."):
         found = found.get(name) if isinstance(found, dict) else None
@@ -32,13 +32,13 @@ def _at(obj: JsonObject, path: str) -> Any:
 
 
 def _with(obj: JsonObject, path: str, value: Any) -> JsonObject:
-    """Copy of an object with a value at a path."""
+    """Return a copy of an object with a value at a path."""
     first, _, rest = path.strip(".").partition(".")
     return {**obj, first: _with(obj.get(first) or {}, rest, value) if rest else value}
 
 
 def scale_of(kind: Kind, obj: JsonObject) -> JsonObject:
-    """autoscaling/v1 Scale of a workload or of a custom resource."""
+    """Return the autoscaling/v1 Scale of a workload or of a custom resource."""
     meta = obj["metadata"]
     status = obj.get("status") or {}
     if kind.custom is None:
@@ -86,7 +86,7 @@ def put_scale(
         kind.node, old, new, key, api_version=kind.api_version, now=services.pipeline.now()
     )
     if key in managers:
-        # As in the real server, whose translation from the Scale's fields loses the time.
+        # As in the real server, whose conversion of the Scale's fields loses the time.
         managers[key].time = None
     return scale_of(kind, services.pipeline.change(kind, old, new, context, subresource="scale", managers=managers))
 

@@ -1,4 +1,4 @@
-"""Watches: the stream of JSON lines of one request."""
+"""Watches: the stream of JSON lines of a request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wrpo_devcluster.client import JsonObject
 BOOKMARK_EVERY_S = 60.0
 Matches = Callable[[JsonObject], bool] | None
 Transform = Callable[[JsonObject], JsonObject] | None
-"""Turns each object into what the client asked for (a Table, metadata only)."""
+"""Converts each object to the requested form (a Table, metadata only)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def parse_version(text: str) -> int:
 
 
 def parse_past_version(text: str, current: int) -> int:
-    """Version that a read asks for at least; raise 504 for one of the future, as a server does that waited for it."""
+    """Return the least version that a read requires; raise 504 for a future one, like a server that waited for it."""
     wanted = parse_version(text)
     if wanted > current:
         cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
@@ -55,7 +55,7 @@ def _line(kind: str, text: bytes) -> bytes:
 
 
 class Watch:
-    """One open watch."""
+    """An open watch."""
 
     def __init__(self, store: Store, kind: Kind, request: WatchRequest) -> None:
         self._store = store
@@ -64,7 +64,7 @@ class Watch:
         self._since = parse_version(request.resource_version)
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """Event lines until the timeout, a lost history, or the feed's end."""
+        """Yield event lines until the timeout, a lost history, or the feed's end."""
         request = self._request
         from_now = request.initial_events or not self._since
         since = self._store.rv if from_now else self._since
@@ -90,7 +90,7 @@ class Watch:
         deadline = loop.time() + self._request.timeout_s
         while True:
             if lines := self._take(feed, last):
-                # What came together goes together: one write to the socket.
+                # Changes that arrive together are sent in one write to the socket.
                 yield b"".join(lines)
                 continue
             if feed.closed:
@@ -135,7 +135,7 @@ class Watch:
             return None
         if change.type == "DELETED":
             return _line("DELETED", self._text(change.record))
-        # It left the selection: as the selection saw it last, at the version of the change.
+        # It left the selection: report its last selected state, at the version of the change.
         assert change.previous is not None
         meta = {**change.previous["metadata"], "resourceVersion": str(change.rv)}
         gone = {**change.previous, "metadata": meta}

@@ -1,1 +1,1 @@
-"""Who manages which field, and the merging of patches and applied configurations."""
+"""Field ownership, and the merging of patches and applied configurations."""

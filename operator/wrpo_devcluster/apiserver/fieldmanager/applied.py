@@ -1,4 +1,4 @@
-"""Applied configurations: whether one fits its kind, before it is merged into an object."""
+"""Check of an applied configuration against its kind, before it is merged into an object."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from wrpo_devcluster.client import JsonObject
 def checked(kind: Kind, config: JsonObject, namespace: str | None, name: str) -> JsonObject:
     """Return a copy of a configuration that fits its kind.
 
-    Of built-in kinds it is in canonical form, so that equal values compare equal. As in the real server, one that does
-    not fit is an internal error without a reason, but for nulls in a custom resource, which are invalid.
+    For built-in kinds it is in canonical form, so that equal values compare equal. As in the real server, one that
+    does not fit is an internal error without a reason, except for nulls in a custom resource, which are invalid.
     """
     shown = f"{namespace or ''}/{name}; {kind.api_version}, Kind={kind.kind}"
     try:

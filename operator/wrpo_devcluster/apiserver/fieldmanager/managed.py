@@ -1,4 +1,4 @@
-"""metadata.managedFields: who owns which fields, for updates and for server-side apply."""
+"""metadata.managedFields: field ownership in updates and server-side apply."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _STRIPPED = FieldSet.parse(
         },
     }
 )  # fmt: skip
-# Identity that no manager owns; `metadata` itself is a struct, so only its member mark goes.
+# Identity fields that no manager owns. `metadata` is a struct, so only its member mark is removed.
 _STRIPPED.members.discard("f:metadata")
 _NOTHING = FieldSet()
 
 
 @dataclass(frozen=True, slots=True)
 class ManagerKey:
-    """What tells entries apart; appliers are one manager whatever version they use."""
+    """Identity of an entry. An applier is one manager, regardless of the version that it uses."""
 
     name: str
     operation: str
@@ -44,14 +44,14 @@ class ManagerKey:
 
 
 class Entry:
-    """Fields of one manager, parsed only when somebody asks for them: most writes touch the fields of one or two."""
+    """Fields of one manager, parsed on first use, because most writes touch the fields of one or two managers."""
 
     __slots__ = ("_fields", "_raw", "api_version", "time")
 
     def __init__(
         self, fields: FieldSet | None, api_version: str, time: str | None, *, raw: JsonObject | None = None
     ) -> None:
-        """Take a field set, or `raw`, a fieldsV1 in the server's order."""
+        """Initialize from a field set or from `raw`, a fieldsV1 in the server's order."""
         self._fields = fields
         self._raw = raw
         self.api_version = api_version
@@ -69,13 +69,13 @@ class Entry:
 
     @property
     def raw(self) -> JsonObject:
-        """The fields as fieldsV1; never to be changed, because versions of an object share it."""
+        """Return the fields as fieldsV1. Never change them, because versions of an object share them."""
         if self._raw is None:
             self._raw = self.fields.dump()
         return self._raw
 
     def lose(self, changed: FieldSet, removed: FieldSet) -> None:
-        """Give up what others changed, and what is gone."""
+        """Remove fields that others changed or that are gone."""
         if names_any(self.raw, changed) or names_any(self.raw, removed):
             self.fields = self.fields.difference(changed).difference(removed)
 
@@ -88,7 +88,7 @@ Managers = dict[ManagerKey, Entry]
 
 
 def load(obj: JsonObject, *, is_stored: bool = True) -> Managers:
-    """Read managedFields; `is_stored` says that the server wrote them, so that they are in its order."""
+    """Read managedFields. `is_stored` means that the server wrote them, so that they are in its order."""
     found: Managers = {}
     for raw in obj.get("metadata", {}).get("managedFields") or ():
         operation = raw.get("operation", "Update")
@@ -105,7 +105,7 @@ def load(obj: JsonObject, *, is_stored: bool = True) -> Managers:
 
 
 def dump(managers: Managers) -> list[JsonObject]:
-    """Entries in the server's order: appliers first, then by time and name."""
+    """Return the entries in the server's order: appliers first, then by time and name."""
     out = []
     for key, entry in sorted(
         managers.items(),
@@ -134,7 +134,7 @@ def _strip(fields: FieldSet) -> FieldSet:
 
 
 def _yield_fields(managers: Managers, key: ManagerKey, comparison: typed.Comparison) -> None:
-    """Take changed and removed fields from every other manager."""
+    """Remove changed and removed fields from every other manager."""
     changed = comparison.modified.union(comparison.added)
     for other in list(managers):
         if other == key:
@@ -192,7 +192,7 @@ def apply(
     force: bool,
     now: str,
 ) -> tuple[JsonObject, Managers]:
-    """Merge an applied configuration into `live`; raise a Conflict where others own what it changes."""
+    """Merge an applied configuration into `live`; raise a Conflict if others own fields that it changes."""
     managers = load(live)
     if not managers and live:
         before = typed.field_set(node, live)
@@ -221,7 +221,7 @@ def apply(
 
 
 def _prune(node: Node, merged: JsonObject, managers: Managers, last: FieldSet) -> JsonObject:
-    """Drop what this applier set before, sets no more, and nobody else owns."""
+    """Drop fields that this applier no longer sets and no other manager owns."""
     last_named = typed.named_members(node, last)
     pruned = typed.remove(node, merged, last_named) or {}
     owned = FieldSet()

@@ -1,4 +1,4 @@
-"""JSON merge patch, JSON patch and strategic merge patch as pure functions."""
+"""Pure functions for JSON merge patch, JSON patch and strategic merge patch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GO_MAP = "map[string]interface {}"
 
 
 class PatchError(ValueError):
-    """A patch that does not apply; `malformed` tells a bad patch from one that does not fit the object."""
+    """A patch that does not apply. `malformed` distinguishes a bad patch from one that does not fit the object."""
 
     def __init__(self, message: str, *, malformed: bool = False) -> None:
         super().__init__(message)
@@ -27,12 +27,12 @@ class PatchError(ValueError):
 
 
 def refusal(problem: PatchError) -> ApiError:
-    """Return the answer to a patch that does not apply."""
+    """Return the refusal of a patch that does not apply."""
     return errors.bad_request(str(problem)) if problem.malformed else errors.rejected_patch()
 
 
 def check_form(content: Any, style: Patch) -> None:
-    """Refuse a body that no patch of this style has, before the object is looked at."""
+    """Refuse a body that is invalid for this style of patch, before the object is read."""
     if style == "json":
         _check_operations(content)
     elif style == "apply":
@@ -66,7 +66,7 @@ def _not_unmarshalled(value: Any, wanted: str) -> ApiError:
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
-    """RFC 7386."""
+    """Apply a JSON merge patch (RFC 7386)."""
     if not isinstance(patch, dict):
         return copy_json(patch)
     out = dict(target) if isinstance(target, dict) else {}
@@ -79,7 +79,7 @@ def merge_patch(target: Any, patch: Any) -> Any:
 
 
 def json_patch(target: Any, operations: Any) -> Any:
-    """RFC 6902."""
+    """Apply a JSON patch (RFC 6902)."""
     document = copy_json(target)
     for operation in operations:
         document = _operate(document, operation)
@@ -103,7 +103,7 @@ def _step(at: Any, part: str, pointer: str) -> Any:
 
 
 def _index(part: str, size: int, pointer: str) -> int:
-    """Index into a list of `size`; as in the real server, negative ones count from its end."""
+    """Return an index into a list of `size`. As in the real server, negative ones count from its end."""
     try:
         index = int(part)
     except ValueError:
@@ -184,7 +184,7 @@ def _remove(document: Any, pointer: str) -> Any:
 
 
 def strategic_merge(node: Node, target: Any, patch: Any) -> Any:
-    """Kubernetes' merge patch that knows list keys from the schema."""
+    """Apply Kubernetes' strategic merge patch, which takes list keys from the schema."""
     if not isinstance(patch, dict):
         return copy_json(patch)
     directive = patch.get(DIRECTIVE)

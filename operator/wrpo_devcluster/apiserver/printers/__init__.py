@@ -1,1 +1,1 @@
-"""Tables, as kubectl prints them."""
+"""Tables that kubectl prints."""

@@ -1,4 +1,4 @@
-"""The JSONPath of printer columns: fields, indexes, wildcards and simple filters."""
+"""JSONPath of printer columns: fields, indexes, wildcards and simple filters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STEP = re.compile(
 
 
 def find(path: str, obj: Any) -> list[Any]:
-    """Every value at `path`, an expression such as `.status.conditions[?(@.type=="Ready")].status`."""
+    """Return every value at `path`, an expression such as `.status.conditions[?(@.type=="Ready")].status`."""
     found = [obj]
     at = 0
     while at < len(path):
@@ -34,7 +34,7 @@ def _escaped(path: str, at: int) -> re.Match[str] | None:
 
 
 def first(path: str, obj: Any) -> Any:
-    """Return the first value at `path`, None when there is none."""
+    """Return the first value at `path`; None if there is none."""
     found = find(path, obj)
     return found[0] if found else None
 

@@ -1,4 +1,4 @@
-"""Cells of the table of pods."""
+"""Cells of the pod table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wrpo_devcluster.client import JsonObject
 
 
 def _container_reason(statuses: list[JsonObject]) -> tuple[str, bool]:
-    """Return the most telling state among containers, and whether one of them runs and is ready."""
+    """Return the most relevant state among containers, and whether one of them runs and is ready."""
     reason, running = "", False
     for status in reversed(statuses):
         state = status.get("state") or {}
@@ -26,7 +26,7 @@ def _container_reason(statuses: list[JsonObject]) -> tuple[str, bool]:
 
 
 def _init_reason(obj: JsonObject) -> str:
-    """Reason while init containers are not done yet."""
+    """Return the reason while init containers have not completed."""
     total = len(obj["spec"].get("initContainers") or ())
     for index, status in enumerate(status_of(obj).get("initContainerStatuses") or ()):
         state = status.get("state") or {}

@@ -1,4 +1,4 @@
-"""Rows of tables, and the ages in them."""
+"""Rows of tables, and their ages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ UNKNOWN = "<unknown>"
 
 @dataclass(slots=True)
 class Row:
-    """Cells after the name, and the row's conditions."""
+    """Row of a table: cells after the name, and conditions."""
 
     cells: list[Any]
     conditions: list[JsonObject] = field(default_factory=list)
 
 
 def human_duration(seconds: float) -> str:
-    """Return a duration as kubectl shows it: 5s, 3m10s, 2h, 4d5h."""
+    """Format a duration as kubectl does: 5s, 3m10s, 2h, 4d5h."""
     total = int(seconds)
     if total < -1:
         return "<invalid>"

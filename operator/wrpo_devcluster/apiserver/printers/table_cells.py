@@ -1,4 +1,4 @@
-"""Cells of the built-in kinds' tables."""
+"""Table cells of built-in kinds."""
 
 from __future__ import annotations
 

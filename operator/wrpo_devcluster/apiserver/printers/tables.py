@@ -1,4 +1,4 @@
-"""metav1.Table: what `kubectl get` prints, for built-in kinds and for a CRD's printer columns."""
+"""metav1.Table for `kubectl get`, of built-in kinds and by a CRD's printer columns."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Column:
 
 
 def describe(path: str) -> str:
-    """Documentation of a built-in field, e.g. `io.k8s.api.batch.v1.JobStatus.succeeded`."""
+    """Return the documentation of a built-in field, e.g. `io.k8s.api.batch.v1.JobStatus.succeeded`."""
     definition, _, name = path.rpartition(".")
     text: str = schema.definitions()[definition]["properties"][name].get("description", "")
     return text
@@ -52,7 +52,7 @@ _IMAGES = (
 
 
 def _plain(*names: str) -> tuple[Column, ...]:
-    """Columns whose meaning is their name; a leading + marks wide ones."""
+    """Return columns described by their name. A leading + marks wide ones."""
     return tuple(
         Column(name.lstrip("+"), description=f"{name.lstrip('+')}.", priority=int(name[0] == "+")) for name in names
     )
@@ -147,7 +147,7 @@ _COLUMNS: dict[tuple[str, str], tuple[Column, ...]] = {
 def make_table(
     kind: Kind, objects: Iterable[JsonObject], meta: JsonObject, *, include: str, now: datetime
 ) -> JsonObject:
-    """Table of `objects`; `include` is None, Metadata or Object."""
+    """Return a table of `objects`; `include` is None, Metadata or Object."""
     columns, make_row = _layout(kind)
     rows = []
     for obj in objects:
@@ -182,7 +182,7 @@ def _layout(kind: Kind) -> tuple[tuple[Column, ...], Callable[[JsonObject, datet
         return _custom_layout(kind.custom)
     key = (kind.group, kind.kind)
     if kind.kind == "Event":
-        # The only kind whose name is a wide column; its two groups are shown alike.
+        # The only kind whose name is a wide column. Both of its groups have the same table.
         return _COLUMNS["", "Event"], ROWS["", "Event"]
     if key in ROWS:
         make = ROWS[key]

@@ -1,1 +1,1 @@
-"""The life of an object: decoding, defaults, strategies, the pipeline of writes, deletion, eviction."""
+"""Life cycle of objects: decoding, defaults, strategies, the pipeline of writes, deletion, eviction."""

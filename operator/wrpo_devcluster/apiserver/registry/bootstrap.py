@@ -1,4 +1,4 @@
-"""What a new cluster holds: system namespaces, default roles and their bindings, priority classes."""
+"""Initial objects of an API server: system namespaces, default roles and bindings, priority classes."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _objects() -> list[tuple[str, str, JsonObject]]:
 
 
 def bootstrap(pipeline: RequestPipeline) -> None:
-    """Create what is missing; what an administrator changed stays."""
+    """Create the missing objects. Changes by an administrator stay."""
     context = Context(User("system:apiserver", (MASTERS,)), "kube-apiserver")
     for group, plural, body in _objects():
         kind = pipeline.registry.find(group, "v1", plural)

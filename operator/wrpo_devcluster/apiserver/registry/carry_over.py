@@ -1,4 +1,4 @@
-"""What an update keeps from the stored object, by endpoint."""
+"""Fields that an update keeps from the stored object, by endpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAIN_ENDPOINT_ONLY = ("ownerReferences", "finalizers")
 
 
 def carry_over(kind: Kind, old: JsonObject, new: JsonObject, subresource: str) -> JsonObject:
-    """Return `new` with everything this endpoint may not change taken from `old`."""
+    """Return `new` with every field that this endpoint may not change taken from `old`."""
     meta, before = new["metadata"], old["metadata"]
     _take(meta, before, _SYSTEM_FIELDS)
     if subresource == "status":
@@ -37,7 +37,7 @@ def _take(target: JsonObject, source: JsonObject, names: tuple[str, ...]) -> Non
 
 
 def _status_update(kind: Kind, old: JsonObject, new: JsonObject) -> JsonObject:
-    """Return `old` with the new status; built-in kinds also accept labels and annotations here."""
+    """Return `old` with the new status. Built-in kinds also accept labels and annotations here."""
     before = old["metadata"]
     if kind.custom is None:
         meta = dict(new["metadata"])

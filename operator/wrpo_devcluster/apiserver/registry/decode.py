@@ -1,4 +1,4 @@
-"""From a request body to an object of its kind: identity checks, unknown fields, pruning, defaults."""
+"""Decoding of a request body to an object of its kind: identity, unknown fields, pruning, defaults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NEVER_KEPT = frozenset({"kind", "apiVersion", "metadata"})
 
 
 def check_identity(kind: Kind, body: Any) -> None:
-    """Is this a body for this endpoint at all?"""
+    """Refuse a body that is not for this endpoint."""
     if not isinstance(body, dict):
         raise errors.bad_request(f"the object provided is unrecognized (must be of type {kind.kind}): not an object")
     version, name = body.get("apiVersion"), body.get("kind")
@@ -37,7 +37,7 @@ def check_identity(kind: Kind, body: Any) -> None:
             object_name = (body.get("metadata") or {}).get("name", "")
             raise errors.invalid(str(name), kind.group, object_name, [cause])
         return
-    # A built-in body may leave its type out: the endpoint tells it.
+    # A built-in body may omit its type, because the endpoint determines it.
     if version and version != kind.api_version:
         raise _wrong_version(version, kind)
     if name and name != kind.kind:
@@ -62,10 +62,10 @@ def decode(
     stored: JsonObject | None = None,
     subresource: str = "",
 ) -> JsonObject:
-    """Return a pruned and defaulted object; unknown fields warn or refuse as the request asked.
+    """Return a pruned and defaulted object; unknown fields warn or refuse as the request demands.
 
     `stored` is the object that `body` will replace. Parts that `body` shares with it (a patched object has the very
-    parts that the patch left alone) are in decoded form already, and are taken over as they are.
+    parts that the patch left alone) are already in decoded form and are kept as they are.
 
     Invariant: the result is as without `stored`, and nothing that is reachable from `stored` is changed.
     """
@@ -101,10 +101,10 @@ def decode(
 
 
 def _kept_parts(kind: Kind, body: JsonObject, stored: JsonObject | None, subresource: str) -> JsonObject:
-    """Fields other than metadata that `body` shares with `stored`, as far as they need no decoding.
+    """Return the fields other than metadata that `body` shares with `stored` and that need no decoding.
 
-    A built-in kind keeps them unless its defaults reach into more than its spec. A custom kind may have another schema
-    than when the object was stored: of that it keeps what the endpoint takes from the stored object in any case.
+    A built-in kind keeps them unless its defaults affect more than its spec. A custom kind's schema may have changed
+    since the object was stored, so it keeps only what the endpoint takes from the stored object in any case.
     """
     if stored is None:
         return {}
@@ -123,7 +123,7 @@ def _kept_metadata(body: JsonObject, stored: JsonObject | None) -> JsonObject:
 
 
 def _shared(body: JsonObject, stored: JsonObject) -> JsonObject:
-    """Fields of `body` that are the very objects of `stored`."""
+    """Return the fields of `body` whose values are the same objects as in `stored`."""
     return {
         name: value
         for name, value in body.items()

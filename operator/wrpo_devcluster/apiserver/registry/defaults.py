@@ -269,7 +269,7 @@ def token_request(obj: JsonObject) -> None:
 
 
 def limit_range(obj: JsonObject) -> None:
-    """Of containers, the default limit is the most, the default request the default limit or else the least."""
+    """Set container defaults: `default` from `max`, then `defaultRequest` from `default` or else `min`."""
     for limit in obj["spec"].get("limits") or ():
         if limit.get("type") == "Container":
             limits = {**(limit.get("max") or {}), **(limit.get("default") or {})}
@@ -293,7 +293,7 @@ SPEC_DEFAULTS: dict[tuple[str, str], Default] = {
     ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding"): admission_binding,
     ("authentication.k8s.io", "TokenRequest"): token_request,
 }
-"""Of kinds whose defaults read and write nothing but the spec."""
+"""Defaults of kinds whose defaults read and write only the spec."""
 DEFAULTS: dict[tuple[str, str], Default] = {
     ("", "Secret"): secret,
     ("", "PersistentVolumeClaim"): claim,
@@ -306,4 +306,4 @@ DEFAULTS: dict[tuple[str, str], Default] = {
     ("storage.k8s.io", "StorageClass"): storage_class,
     ("discovery.k8s.io", "EndpointSlice"): endpoint_slice,
 }
-"""Of the others that have any."""
+"""Defaults of all other kinds that have some."""

@@ -1,4 +1,4 @@
-"""The life of CustomResourceDefinitions: accepted, served, and deleted after their objects."""
+"""Life cycle of CustomResourceDefinitions: acceptance, serving, and deletion after their objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLEANUP_RETRY_S = 0.2
 
 
 class Definitions:
-    """Keeps the registry of served kinds, and the CRDs' status, in step with the stored CRDs."""
+    """Synchronization of served kinds and CRD statuses with the stored CRDs."""
 
     def __init__(self, deleter: Deleter, *, status_delay_s: float) -> None:
         self._deleter = deleter
@@ -31,7 +31,7 @@ class Definitions:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def load(self) -> None:
-        """Serve what was accepted before a restart, and accept the rest."""
+        """Serve the CRDs accepted before a restart, and accept the others."""
         for record in list(self._store.list(CRDS, None)):
             if record.obj["status"].get("conditions"):
                 self._registry.add_custom(record.obj)
@@ -40,7 +40,7 @@ class Definitions:
                 self._establish(record.obj["metadata"]["name"])
 
     def after_write(self, kind: Kind, new: JsonObject | None, old: JsonObject | None) -> None:
-        """Follow a durable write of any kind."""
+        """React to a durable write of any kind."""
         if (kind.group, kind.plural) != (_GROUP, _PLURAL):
             return
         if new is None:
@@ -71,7 +71,7 @@ class Definitions:
         self._establish(name)
 
     def _establish(self, name: str) -> None:
-        """Accept a CRD's names, serve its kinds and say so in its status."""
+        """Accept a CRD's names, serve its kinds and update its status."""
         record = self._store.get(CRDS, "", name)
         if record is None or record.obj["metadata"].get("deletionTimestamp"):
             return
@@ -119,7 +119,7 @@ class Definitions:
                 return
 
     def _delete_objects(self, crd: JsonObject) -> int:
-        """Ask for the deletion of every object of the CRD; return how many are left."""
+        """Request the deletion of every object of the CRD; return how many remain."""
         version = next(v["name"] for v in crd["spec"]["versions"] if v["storage"])
         group, plural = crd["spec"]["group"], crd["spec"]["names"]["plural"]
         served = self._registry.find(group, version, plural)

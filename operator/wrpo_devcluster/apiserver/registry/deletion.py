@@ -1,4 +1,4 @@
-"""Deleting: grace periods, finalizers, propagation, and what namespaces and CRDs do of their own."""
+"""Deletion: grace periods, finalizers, propagation, and the special rules of namespaces and CRDs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _JOB_WARNING = (
 
 @dataclass(frozen=True, slots=True)
 class DeleteOptions:
-    """metav1.DeleteOptions, from body and query."""
+    """Parsed metav1.DeleteOptions, from body and query."""
 
     propagation: str | None = None
     grace_s: int | None = None
@@ -51,7 +51,7 @@ class DeleteOptions:
 
 
 class Deleter:
-    """Deletes through the pipeline."""
+    """Deletion of objects through the pipeline."""
 
     def __init__(self, pipeline: RequestPipeline) -> None:
         self.pipeline = pipeline
@@ -59,7 +59,7 @@ class Deleter:
     def delete(
         self, kind: Kind, namespace: str | None, name: str, options: DeleteOptions, context: Context
     ) -> tuple[JsonObject, bool]:
-        """Return the object and whether it is gone already."""
+        """Delete an object; return it and whether it is gone already."""
         old = self.pipeline.get(kind, namespace, name)
         self._check_preconditions(kind, old, options)
         self.pipeline.admission.validate_deletion(kind, old, context)
@@ -96,7 +96,7 @@ class Deleter:
             return final, True
         moment = self.pipeline.clock()
         if meta.get("deletionTimestamp"):
-            # Deleting again may only shorten the grace period.
+            # A second deletion may only shorten the grace period.
             shorter = grace < meta.get("deletionGracePeriodSeconds", 0)
             if not shorter and finalizers == (meta.get("finalizers") or []):
                 return old, False
@@ -121,7 +121,7 @@ class Deleter:
 
     @staticmethod
     def _grace(kind: Kind, old: JsonObject, options: DeleteOptions) -> int:
-        """Seconds a pod gets to end; everything else ends at once."""
+        """Return the seconds that a pod gets to terminate; other objects end at once."""
         if (kind.group, kind.kind) != ("", "Pod"):
             return 0
         if not old["spec"].get("nodeName") or (old.get("status") or {}).get("phase") in {"Succeeded", "Failed"}:
@@ -156,7 +156,7 @@ class Deleter:
 
 
 def _finalizers(kind: Kind, present: list[str], options: DeleteOptions) -> list[str]:
-    """Return finalizers that carry out the propagation policy, beside those the object has."""
+    """Return the object's finalizers with those that carry out the propagation policy."""
     others = [name for name in present if name not in {ORPHAN, FOREGROUND}]
     if options.propagation == "Orphan":
         return [*others, ORPHAN]
@@ -171,7 +171,7 @@ def _finalizers(kind: Kind, present: list[str], options: DeleteOptions) -> list[
 
 
 def success(kind: Kind, obj: JsonObject) -> JsonObject:
-    """Return what a delete answers when the object is gone."""
+    """Return the reply of a delete after which the object is gone."""
     if strategies.returns_deleted(kind):
         return obj
     details = {"name": obj["metadata"]["name"], "group": kind.group, "kind": kind.plural, "uid": obj["metadata"]["uid"]}

@@ -1,4 +1,4 @@
-"""The eviction subresource: deletes a pod unless a disruption budget says no."""
+"""Eviction subresource: deletes a pod unless a disruption budget forbids it."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def _check_body(body: Any, name: str) -> None:
 
 
 def _is_protected(pod: JsonObject) -> bool:
-    """Pods that do not run, or are going already, need no budget."""
+    """Return whether a budget protects the pod. It must run and not be terminating."""
     phase = (pod.get("status") or {}).get("phase")
     return phase not in _NOT_PROTECTED and not pod["metadata"].get("deletionTimestamp")
 
 
 def _use_budget(pipeline: RequestPipeline, pod: JsonObject, context: Context) -> None:
-    """Take one disruption from the pod's budget; refuse where there is none left."""
+    """Use one disruption of the pod's budget; refuse if none remains."""
     meta = pod["metadata"]
     budgets = [
         record.obj
@@ -79,7 +79,7 @@ def _use_budget(pipeline: RequestPipeline, pod: JsonObject, context: Context) ->
 
 
 def _may_go_unhealthy(budget: JsonObject, pod: JsonObject) -> bool:
-    """Tell whether the pod is not ready, and the budget lets such pods go."""
+    """Return whether the pod is not ready and the budget permits the eviction of such pods."""
     conditions = {entry.get("type"): entry.get("status") for entry in pod["status"].get("conditions") or ()}
     if conditions.get("Ready") == "True":
         return False
@@ -107,7 +107,7 @@ def _refusal(cause: str, retry_s: int) -> ApiError:
 
 
 def _mark(pipeline: RequestPipeline, kind: Kind, pod: JsonObject) -> JsonObject:
-    """Say on the pod that it was evicted."""
+    """Set the pod's condition for its eviction."""
     marked: JsonObject = copy_json(pod)
     condition = {
         "type": "DisruptionTarget",

@@ -1,4 +1,4 @@
-"""The request pipeline: every read and write, over HTTP or in-process, goes through here."""
+"""Request pipeline of every read and write, over HTTP or in-process."""
 
 from __future__ import annotations
 
@@ -145,11 +145,11 @@ class RequestPipeline:
             for record in self.store.list("/services", None)
             for address in record.obj["spec"].get("clusterIPs") or ()
         }
-        # By the uid, which is random: two clusters on one machine share its loopback addresses.
+        # Seeded by the random uid, because clusters on one machine share its loopback addresses.
         strategies.allocate_addresses(obj, taken, uuid.UUID(obj["metadata"]["uid"]).int)
 
     def store_unchecked(self, kind: Kind, obj: JsonObject, old: JsonObject | None) -> JsonObject:
-        """Write what the server itself decided: no validation, no record of ownership."""
+        """Store the server's own write, without validation or a record of ownership."""
         meta = obj["metadata"]
         record = self.store.put(kind.storage_key, meta.get("namespace", ""), meta["name"], obj)
         for hook in self.after_write:
@@ -168,7 +168,7 @@ class RequestPipeline:
     def update(
         self, kind: Kind, namespace: str | None, name: str, body: JsonObject, context: Context, *, subresource: str = ""
     ) -> tuple[JsonObject, bool]:
-        """PUT; returns the object and whether it was created."""
+        """Carry out a PUT; return the object and whether it was created."""
         record = self.store.get(kind.storage_key, namespace or "", name)
         stored = record.obj if record is not None else None
         new = decode(kind, body, context, stored=stored, subresource=subresource)
@@ -197,7 +197,7 @@ class RequestPipeline:
         subresource: str = "",
         managers: Managers | None = None,
     ) -> JsonObject:
-        """Replace `old` by the decoded `new`, with everything a server keeps, checks and records."""
+        """Replace `old` by the decoded `new`, with validation, admission and ownership."""
         _check_preconditions(kind, new, old)
         new = carry_over(kind, old, new, subresource)
         meta, before = new["metadata"], old["metadata"]
@@ -227,7 +227,7 @@ class RequestPipeline:
         return self.store_unchecked(kind, new, old)
 
     def _owners(self, kind: Kind, new: JsonObject, old: JsonObject, key: ManagerKey) -> Managers:
-        """Return who owns what after an update by the manager `key`."""
+        """Return the managedFields after an update by the manager `key`."""
         given = new["metadata"].get("managedFields")
         if given == [{}]:
             # An explicitly emptied list drops every record of ownership.
@@ -237,7 +237,7 @@ class RequestPipeline:
         return managed.record_update(kind.node, old, new, key, api_version=kind.api_version, now=self.now())
 
     def _finish(self, kind: Kind, new: JsonObject, old: JsonObject, context: Context) -> JsonObject:
-        """Delete the object whose last finalizer went."""
+        """Delete an object whose last finalizer was removed."""
         if context.dry_run:
             return new
         final = self.remove(kind, old, last=new)
@@ -254,7 +254,7 @@ class RequestPipeline:
         style: Patch,
         subresource: str = "",
     ) -> tuple[JsonObject, bool]:
-        """Any of the four patches; returns the object and whether it was created."""
+        """Carry out any of the four kinds of patches; return the object and whether it was created."""
         if style == "apply":
             return self._apply(kind, namespace, name, body, context, subresource=subresource)
         old = self.get(kind, namespace, name)
@@ -338,7 +338,7 @@ class RequestPipeline:
 
 
 def _check_preconditions(kind: Kind, new: JsonObject, old: JsonObject) -> None:
-    """Refuse a change of another version, or of another object of the same name."""
+    """Refuse a change that names another version, or another object of the same name."""
     meta, before = new["metadata"], old["metadata"]
     if meta.get("resourceVersion", before["resourceVersion"]) not in {before["resourceVersion"], "", None}:
         raise errors.conflict(kind.plural, kind.group, before["name"])
@@ -357,7 +357,7 @@ def _finished(obj: JsonObject) -> bool:
 
 
 def _unchanged(new: JsonObject, old: JsonObject) -> bool:
-    """Equal but for the times of managedFields?"""
+    """Return whether two objects are equal except for the times of managedFields."""
 
     def owners(obj: JsonObject) -> list[JsonObject]:
         entries = [

@@ -1,4 +1,4 @@
-"""Statuses that the server writes itself, right after a request's own write."""
+"""Statuses that the server itself writes after a request's write."""
 
 from __future__ import annotations
 

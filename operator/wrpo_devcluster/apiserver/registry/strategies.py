@@ -1,4 +1,4 @@
-"""What the server does to built-in objects between decoding and storing."""
+"""Strategies of built-in kinds between decoding and storing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def has_generation(kind: Kind) -> bool:
 
 
 def needs_version(kind: Kind) -> bool:
-    """Must a PUT name the resourceVersion it replaces?"""
+    """Return whether a PUT must name the resourceVersion that it replaces."""
     return kind.custom is not None or (kind.group, kind.kind) in _UNCONDITIONAL_FORBIDDEN
 
 
@@ -57,7 +57,7 @@ def returns_deleted(kind: Kind) -> bool:
 
 
 def spec_changed(kind: Kind, new: JsonObject, old: JsonObject) -> bool:
-    """Tell whether a change counts as a new generation."""
+    """Return whether a change starts a new generation."""
     if kind.custom is None and "spec" in kind.node.properties:
         return not same(new.get("spec"), old.get("spec"))
     skipped = {"metadata", "apiVersion", "kind"} | ({"status"} if kind.has_status else set())
@@ -71,7 +71,7 @@ def initial_status(kind: Kind) -> Any:
 
 
 def without_status(kind: Kind, obj: JsonObject) -> JsonObject:
-    """Return the object as a create on the main endpoint sees it: its status is the server's."""
+    """Return the object for a create on the main endpoint, with the server's initial status."""
     if not kind.has_status or "status" not in obj:
         return obj
     kept = {key: value for key, value in obj.items() if key != "status"}
@@ -150,7 +150,7 @@ _PREPARE: dict[tuple[str, str], Callable[[JsonObject], None]] = {
 
 
 def prepare_create(kind: Kind, obj: JsonObject) -> None:
-    """Set in place what only the server may set on a new object."""
+    """Set in place the fields of a new object that only the server may set."""
     hook = _PREPARE.get((kind.group, kind.kind))
     if hook is not None:
         hook(obj)
@@ -159,7 +159,7 @@ def prepare_create(kind: Kind, obj: JsonObject) -> None:
 
 
 def after_decode(kind: Kind, obj: JsonObject) -> None:
-    """Write-only conveniences become what is stored."""
+    """Convert write-only fields to the stored ones."""
     if (kind.group, kind.kind) == ("", "Secret"):
         _prepare_secret(obj)
 

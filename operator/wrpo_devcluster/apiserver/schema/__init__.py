@@ -1,1 +1,1 @@
-"""Kinds and their schemas, and values by them: encoding, comparison, sets of fields."""
+"""Kinds, their schemas, and operations on values by schema: encoding, comparison, sets of fields."""

@@ -1,4 +1,4 @@
-"""Request bodies to objects: unknown fields, pruning, defaults, and Go's way of writing empty fields."""
+"""Decoding of request bodies: unknown fields, pruning, defaults, and Go's encoding of empty fields."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from wrpo_devcluster.client import JsonObject
 
 
 class DecodeError(ValueError):
-    """A body that cannot become an object; the message is the server's."""
+    """A body that cannot be decoded; the message is the real server's."""
 
 
 def copy_json(value: Any) -> Any:
-    """Deep copy of JSON data (about three times as fast as copy.deepcopy)."""
+    """Return a deep copy of JSON data, about three times as fast as copy.deepcopy."""
     if isinstance(value, dict):
         return {key: copy_json(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -27,7 +27,7 @@ def copy_json(value: Any) -> Any:
 
 
 def go_type(value: Any) -> str:
-    """Return how Go's JSON decoder calls a value."""
+    """Return the name of a value's type in Go's JSON decoder."""
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int | float):
@@ -38,7 +38,7 @@ def go_type(value: Any) -> str:
 
 
 def decode_builtin(node: Node, value: Any, findings: Findings, path: str = "") -> Any:
-    """Copy of `value` in the form a typed server stores: unknown fields dropped, empty ones as Go writes them."""
+    """Return `value` in the form that a typed server stores, without unknown fields, empty ones as Go writes them."""
     if node.special:
         return _decode_special(node, value, path)
     if node.type == "object":
@@ -114,7 +114,7 @@ def _decode_time(value: Any, path: str, *, micro: bool) -> str:
 
 
 def format_time(moment: datetime, *, micro: bool = False) -> str:
-    """RFC 3339 in UTC, in seconds or microseconds, as metav1 writes it."""
+    """Format a time as metav1 does: RFC 3339 in UTC, in seconds or microseconds."""
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ" if micro else "%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -144,7 +144,7 @@ def _decode_object(node: Node, value: Any, findings: Findings, path: str) -> Any
 
 
 def _omitted(node: Node, name: str, child: Node, value: Any) -> bool:
-    """Would Go leave this empty value out when writing?"""
+    """Return whether Go omits this empty value."""
     if not node.presence:
         return False
     presence = node.presence.get(name, "omit")
@@ -169,7 +169,7 @@ _ZEROS: dict[str, Any] = {"string": "", "integer": 0, "number": 0, "boolean": Fa
 
 
 def zero(node: Node) -> Any:
-    """Return what Go writes for an unset field of this type."""
+    """Return the value that Go writes for an unset field of this type."""
     if node.special:
         return 0 if node.special == "int-or-string" else None
     if node.type == "object":
@@ -202,7 +202,7 @@ def prune(node: Node, value: Any, findings: Findings, path: str = "") -> None:
 
 
 def apply_defaults(node: Node, value: Any) -> None:
-    """Set a structural schema's defaults in place; a null that may not be null counts as unset."""
+    """Set a structural schema's defaults in place. A null that is not nullable counts as unset."""
     if isinstance(value, list):
         if node.items is not None:
             for item in value:
@@ -224,7 +224,7 @@ def _default_fields(node: Node, value: JsonObject) -> None:
 
 
 def drop_nulls(node: Node, value: Any) -> None:
-    """Drop in place every null that its schema does not allow; items of lists stay."""
+    """Drop in place every null that its schema does not allow. Items of lists stay."""
     if isinstance(value, list):
         for item in value if node.items is not None else ():
             drop_nulls(node.items or node, item)
@@ -243,7 +243,7 @@ _CANONICAL = frozenset({"quantity", "time", "micro-time", "int-or-string"})
 
 
 def canonical_values(node: Node, value: Any) -> Any:
-    """Quantities and times in canonical form, everything else as it is; DecodeError for what is none."""
+    """Return a value with canonical quantities and times; raise DecodeError for malformed ones."""
     if node.special in _CANONICAL and value is not None:
         return _decode_special(node, value, "")
     if isinstance(value, dict):

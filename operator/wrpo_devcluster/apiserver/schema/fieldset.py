@@ -14,13 +14,13 @@ class FieldSet:
     """Path elements (`f:name`, `k:{...}`, `v:...`, `i:0`) owned here, and sets below them.
 
     Results of the algebra may share their children with its operands: a set that is built is not changed any more.
-    No child set of a built one is empty, so that nobody has to look below to know whether a set is.
+    No child set of a built one is empty, so that emptiness shows without a search of the children.
     """
 
     __slots__ = ("children", "members")
 
     def __init__(self, members: set[str] | None = None, children: dict[str, FieldSet] | None = None) -> None:
-        # Made in great numbers: a dataclass with default factories takes twice as long.
+        # Created in great numbers: a dataclass with default factories takes twice as long.
         self.members: set[str] = set() if members is None else members
         self.children: dict[str, FieldSet] = {} if children is None else children
 
@@ -49,7 +49,7 @@ class FieldSet:
         return bool(self.members or self.children)
 
     def at(self, key: str) -> FieldSet:
-        """Return the child set of one element, made when missing."""
+        """Return the child set of one element, created if missing."""
         return self.children.setdefault(key, FieldSet())
 
     def union(self, other: FieldSet) -> FieldSet:
@@ -66,14 +66,14 @@ class FieldSet:
         )
 
     def difference(self, other: FieldSet) -> FieldSet:
-        """Paths of this set that are not in `other`; paths below those stay."""
+        """Return the paths of this set that are not in `other`. Paths below those stay."""
         children = dict(self.children)
         for key in self.children.keys() & other.children.keys():
             children[key] = self.children[key].difference(other.children[key])
         return FieldSet(self.members - other.members, _kept(children))
 
     def paths(self, prefix: str = "") -> list[str]:
-        """Every path, written as conflicts show it: `.spec.sources[name="one"].model`."""
+        """Return every path, in the form of conflict messages: `.spec.sources[name="one"].model`."""
         found = [prefix + _shown(key) for key in sorted(self.members)]
         for key in sorted(self.children):
             found += self.children[key].paths(prefix + _shown(key))
@@ -85,7 +85,7 @@ def _kept(children: dict[str, FieldSet]) -> dict[str, FieldSet]:
 
 
 def names_any(owned: JsonObject, fields: FieldSet) -> bool:
-    """Tell whether a fieldsV1 names any path of `fields`: whether their intersection is not empty."""
+    """Return whether a fieldsV1 names any path of `fields`, so that their intersection is not empty."""
     for key in fields.members:
         if key in owned and (not owned[key] or "." in owned[key]):
             return True
@@ -93,7 +93,7 @@ def names_any(owned: JsonObject, fields: FieldSet) -> bool:
 
 
 def names_all(owned: JsonObject, fields: FieldSet) -> bool:
-    """Tell whether a fieldsV1 names every path of `fields`."""
+    """Return whether a fieldsV1 names every path of `fields`."""
     for key in fields.members:
         if key not in owned or (owned[key] and "." not in owned[key]):
             return False
@@ -115,11 +115,11 @@ def _compact(value: Any) -> str:
 
 
 def key_element(keys: tuple[str, ...], item: JsonObject, defaults: dict[str, Any]) -> str:
-    """Path element of an associative list's item."""
+    """Return the path element of an associative list's item."""
     pairs = {key: item.get(key, defaults.get(key)) for key in sorted(keys)}
     return "k:" + _compact({key: value for key, value in pairs.items() if value is not None})
 
 
 def value_element(value: Any) -> str:
-    """Path element of a set's item."""
+    """Return the path element of a set's item."""
     return "v:" + _compact(value)

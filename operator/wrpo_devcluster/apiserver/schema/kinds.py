@@ -1,4 +1,4 @@
-"""The resource types served: built-in ones from a table, custom ones as their CRDs come and go."""
+"""Served resource types: built-in ones from a table, custom ones from the current CRDs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CUSTOM_VERBS = ("delete", "deletecollection", "get", "list", "patch", "create", 
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """One served version of one resource type."""
+    """Served version of a resource type."""
 
     group: str
     version: str
@@ -34,7 +34,7 @@ class Kind:
     custom: JsonObject | None = None
     """The CRD's version entry, for custom resources."""
     storage_group: str | None = None
-    """Another group whose objects these are (events.k8s.io events are core events)."""
+    """Group that stores the objects, if another (events.k8s.io events are core events)."""
     selectable: frozenset[str] = field(default_factory=frozenset)
 
     @property
@@ -56,7 +56,7 @@ class Kind:
 
     @property
     def fields(self) -> frozenset[str]:
-        """Fields a field selector may use."""
+        """Return the fields that a field selector may use."""
         return frozenset({"metadata.name", "metadata.namespace"}) | self.selectable
 
 
@@ -160,7 +160,7 @@ def builtin_kinds() -> list[Kind]:
 
 
 def custom_kinds(crd: JsonObject) -> list[Kind]:
-    """Return served versions of an established CRD."""
+    """Return the served versions of an established CRD."""
     spec = crd["spec"]
     names = crd["status"].get("acceptedNames") or spec["names"]
     found = []
@@ -190,7 +190,7 @@ def custom_kinds(crd: JsonObject) -> list[Kind]:
 
 
 class Registry:
-    """Which kinds are served now."""
+    """Currently served kinds."""
 
     def __init__(self) -> None:
         self._kinds: dict[tuple[str, str, str], Kind] = {}
@@ -204,7 +204,7 @@ class Registry:
         return self._kinds.get((group, version, plural))
 
     def core(self, plural: str) -> Kind:
-        """Kind of the core group."""
+        """Return a kind of the core group."""
         return self._kinds["", "v1", plural]
 
     async def wait_for(self, resource: Resource) -> Kind:
@@ -233,7 +233,7 @@ class Registry:
         return [kind for kind in self._kinds.values() if (kind.group, kind.version) == (group, version)]
 
     def groups(self) -> dict[str, list[str]]:
-        """Versions of each named group, best first."""
+        """Return the versions of each named group, the preferred one first."""
         found: dict[str, list[str]] = {}
         for group, version, _ in self._kinds:
             if group and version not in found.setdefault(group, []):
@@ -242,7 +242,7 @@ class Registry:
 
 
 def version_priority(version: str) -> tuple[int, int, int]:
-    """Sort key of Kubernetes versions: v2 > v1 > v1beta2 > v1alpha1 > others."""
+    """Return the sort key of a Kubernetes version: v2 > v1 > v1beta2 > v1alpha1 > others."""
     import re
 
     match = re.match(r"^v(\d+)(?:(alpha|beta)(\d+))?$", version)

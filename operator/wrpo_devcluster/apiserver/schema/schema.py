@@ -1,4 +1,4 @@
-"""One schema tree for built-in kinds and custom resources: what codec, patches, field ownership and CEL walk."""
+"""Schema trees of built-in kinds and custom resources, for codec, patches, field ownership and CEL."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _SPECIAL = {
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """What may stand at one place of an object. Nodes of recursive kinds refer to themselves."""
+    """Schema of one place of an object. Nodes of recursive kinds refer to themselves."""
 
     type: str = ""
     """object, array, string, integer, number, boolean, or empty for anything."""
     special: str = ""
-    """time, micro-time, quantity, int-or-string, raw, ... where JSON types alone do not tell."""
+    """time, micro-time, quantity, int-or-string, raw, ... if the JSON type alone is ambiguous."""
     format: str = ""
     properties: dict[str, Node] = field(default_factory=dict)
     required: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Node:
     list_keys: tuple[str, ...] = ()
     key_defaults: dict[str, Any] = field(default_factory=dict)
     atomic: bool = False
-    """A map or struct owned and merged as a whole."""
+    """Whether a map or struct is owned and merged as a whole."""
     merge_key: str = ""
     patch_strategy: frozenset[str] = frozenset()
     preserve: bool = False
@@ -56,25 +56,25 @@ class Node:
     has_default: bool = False
     default: Any = None
     presence: dict[str, str] = field(default_factory=dict)
-    """Built-in kinds only: field -> always, pointer or omit (how Go writes an unset or zero field)."""
+    """Built-in kinds only: field -> always, pointer or omit, which is how Go writes an unset or zero field."""
     raw: JsonObject = field(default_factory=dict)
     """The OpenAPI schema this node was made from."""
     definition: str = ""
     has_rules: bool = False
-    """Custom resources only: are there CEL rules here or anywhere below?"""
+    """Custom resources only: whether there are CEL rules here or below."""
     has_transition_rules: bool = False
-    """Are there any that may compare with the old value?"""
+    """Whether any of these rules may compare with the old value."""
     is_root: bool = False
-    """Custom resources only: is this the whole object, with apiVersion, kind and metadata?"""
+    """Custom resources only: whether this is the whole object, with apiVersion, kind and metadata."""
     compiled: Any = None
-    """Custom resources only: its rules as cel_rules.py compiled them, once they were needed."""
+    """Custom resources only: its rules, which cel_rules.py compiles on first use."""
 
     @property
     def is_struct(self) -> bool:
         return bool(self.properties) or (self.type == "object" and self.additional is None)
 
     def child(self, name: str) -> Node | None:
-        """Return schema of field or key `name`: None where it is not declared."""
+        """Return the schema of field or key `name`; None if it is not declared."""
         found = self.properties.get(name)
         if found is not None:
             return found
@@ -96,14 +96,14 @@ def _definitions() -> dict[str, JsonObject]:
 
 @cache
 def wire_table() -> dict[str, dict[str, list[Any]]]:
-    """Protobuf field numbers and presence: {definition: {json name: [number, wire, repeated, presence, inlined]}}."""
+    """Return the wire format: {definition: {json name: [number, wire, repeated, presence, inlined]}}."""
     text = gzip.decompress((_FOLDER / "wire.json.gz").read_bytes())
     loaded: dict[str, dict[str, list[Any]]] = json.loads(text)
     return loaded
 
 
 def definitions() -> dict[str, JsonObject]:
-    """Raw OpenAPI definitions of every served built-in kind and what they refer to."""
+    """Return the raw OpenAPI definitions of every served built-in kind and of their references."""
     return _definitions()
 
 
@@ -111,7 +111,7 @@ _built: dict[str, Node] = {}
 
 
 def builtin(definition: str) -> Node:
-    """Node of a named built-in definition, e.g. `io.k8s.api.batch.v1.Job`."""
+    """Return the node of a built-in definition, e.g. `io.k8s.api.batch.v1.Job`."""
     if definition in _built:
         return _built[definition]
     node = _built[definition] = Node(definition=definition)
@@ -181,7 +181,7 @@ def _extensions(node: Node, raw: JsonObject) -> None:
 
 
 def structural(raw: JsonObject) -> Node:
-    """Node of a custom resource's structural schema (without the metadata every object has)."""
+    """Return the node of a custom resource's structural schema, without the metadata of every object."""
     node = Node(raw=raw, type=raw.get("type", ""), format=raw.get("format", ""))
     node.required = tuple(raw.get("required", ()))
     node.nullable = bool(raw.get("nullable", False))
@@ -227,7 +227,7 @@ def _type_meta() -> dict[str, Node]:
 
 
 def custom_root(raw: JsonObject) -> Node:
-    """Root node of a custom resource: its structural schema plus apiVersion, kind and ObjectMeta."""
+    """Return the root node of a custom resource: its structural schema plus apiVersion, kind and ObjectMeta."""
     node = structural(raw)
     node.type = node.type or "object"
     node.properties = {**node.properties, **_type_meta()}

@@ -1,4 +1,4 @@
-"""JSON and YAML as the server reads and writes them, and what a body says twice."""
+"""JSON and YAML as the server reads and writes them, and duplicate keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INT64_DIGITS = 19
 
 @dataclass
 class Findings:
-    """What was wrong but survivable while decoding: the material of strict errors and of warnings."""
+    """Non-fatal faults of decoding, from which strict errors and warnings are made."""
 
     unknown: list[str] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Findings:
 
 
 class _Pairs(dict[str, Any]):
-    """A JSON object some of whose keys came twice: it remembers which."""
+    """JSON object that records its duplicate keys."""
 
     __slots__ = ("duplicates",)
 
@@ -52,7 +52,7 @@ def _from_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def nests_deeper(text: bytes, limit: int) -> bool:
-    """Tell whether a JSON text has more than `limit` levels of objects and lists. Takes no recursion."""
+    """Return whether a JSON text has more than `limit` levels of objects and lists, without recursion."""
     if text.count(b"{") + text.count(b"[") <= limit:
         return False
     depth = 0
@@ -65,7 +65,7 @@ def nests_deeper(text: bytes, limit: int) -> bool:
 
 
 def parse_json(text: bytes) -> Any:
-    """Read JSON as Go does: an integer beyond int64 is a float, a number beyond float64 and NaN are refused."""
+    """Parse JSON as Go does: an integer beyond int64 is a float, a number beyond float64 and NaN are refused."""
     if nests_deeper(text, MAX_DEPTH):
         raise ValueError("exceeded max depth")
     value = json.loads(
@@ -101,7 +101,7 @@ def _refuse_constant(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as JSON: no timestamps, because Kubernetes reads them as strings."""
+    """YAML loader without timestamps, because Kubernetes reads them as strings."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -120,11 +120,11 @@ def parse_yaml(text: bytes) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML as the server writes it: quotes only where a reader would take the text for something else."""
+    """YAML dumper that quotes a text only if a reader would not read it as a string."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # Without quotes it would be read as a number, a date, a truth value or nothing.
+    # Without quotes it would be read as a number, a date, a boolean or null.
     tag: str = dumper.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     is_text = tag == "tag:yaml.org,2002:str"
     style = "|" if "\n" in text else None if is_text else '"'
@@ -140,7 +140,7 @@ def as_yaml(body: Any) -> bytes:
 
 
 def find_duplicates(value: Any, findings: Findings) -> None:
-    """Note the keys that came twice, in the order of the text. Paths are written only when they are needed."""
+    """Record duplicate keys in the order of the text. Paths are formatted only if needed."""
     parts: list[tuple[Any, _Place | None]] = [(value, None)]
     while parts:
         part, place = parts.pop()
@@ -155,7 +155,7 @@ def find_duplicates(value: Any, findings: Findings) -> None:
 
 
 class _Place(NamedTuple):
-    """A step of a path and the place that it starts from: a path as text would be as long as the object is deep."""
+    """Linked step of a path: a text for each level would take the square of the depth."""
 
     parent: _Place | None
     step: str

@@ -1,4 +1,4 @@
-"""Schema-aware trees: which fields an object sets, how two objects differ, merging and removing by field path."""
+"""Schema-aware trees: set fields, differences of objects, merging and removal by field path."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from wrpo_devcluster.apiserver.schema.schema import DEDUCED, Node
 from wrpo_devcluster.client import JsonObject
 
 ABSENT: Any = object()
-"""Not there at all, as opposed to null."""
+"""Absent, as opposed to null."""
 
 
 class TypedError(ValueError):
-    """An object that does not fit its schema; the message is structured-merge-diff's."""
+    """Object that does not fit its schema; the message is structured-merge-diff's."""
 
 
 def child_node(node: Node, name: str) -> Node:
@@ -26,7 +26,7 @@ def is_associative(node: Node) -> bool:
 
 
 def list_elements(node: Node, items: list[Any], path: str = "") -> dict[str, Any]:
-    """Items of an associative list by path element; a duplicate is an error."""
+    """Return the items of an associative list by path element. A duplicate is an error."""
     found: dict[str, Any] = {}
     for item in items:
         if node.list_type == "map":
@@ -42,7 +42,7 @@ def list_elements(node: Node, items: list[Any], path: str = "") -> dict[str, Any
 
 
 def check(node: Node, value: Any, path: str = "") -> None:
-    """Raise TypedError where `value` has undeclared fields or wrong types (an apply body must be exact)."""
+    """Raise TypedError if `value` has undeclared fields or wrong types, because an apply body must be exact."""
     if value is None or node is DEDUCED:
         return
     if node.type == "object" or (isinstance(value, dict) and node.properties):
@@ -78,7 +78,7 @@ def _check_scalar(node: Node, value: Any, path: str) -> None:
 
 
 def field_set(node: Node, value: Any) -> FieldSet:
-    """Every field an applied configuration names."""
+    """Return every field that an applied configuration names."""
     found = FieldSet()
     _collect(node, value, found)
     return found
@@ -110,7 +110,7 @@ def _collect(node: Node, value: Any, found: FieldSet) -> None:
 
 @dataclass(slots=True)
 class Comparison:
-    """Which paths came, went or changed between two objects."""
+    """Paths added, removed or changed between two objects."""
 
     added: FieldSet = field(default_factory=FieldSet)
     removed: FieldSet = field(default_factory=FieldSet)
@@ -142,7 +142,7 @@ def _compare_item(
         present, found = (after, added) if before is ABSENT else (before, removed)
         _collect_all(node, element, present, found)
         return
-    # Below undeclared fields, which nest without bound, comparing at each level would take the square of the depth.
+    # Undeclared fields nest without bound: comparing at each level would take the square of the depth.
     is_free = node is DEDUCED and isinstance(before, dict) and isinstance(after, dict)
     if not is_free and same(before, after):
         return
@@ -171,7 +171,7 @@ def _compare_item(
 
 
 def _collect_all(node: Node, element: str, value: Any, found: FieldSet) -> None:
-    """Add `element` and everything below it, as far as it is owned in parts."""
+    """Add `element` and everything below it that is owned in parts."""
     found.members.add(element)
     if not value or node.atomic:
         return
@@ -186,7 +186,7 @@ def _collect_all(node: Node, element: str, value: Any, found: FieldSet) -> None:
 
 
 def _safe_elements(node: Node, items: list[Any]) -> dict[str, Any]:
-    """Items by element; objects stored with duplicates (typed servers tolerate some) keep the last."""
+    """Return items by element. Of duplicates, which typed servers tolerate in stored objects, the last is kept."""
     try:
         return list_elements(node, items)
     except TypedError:
@@ -199,12 +199,12 @@ def _safe_elements(node: Node, items: list[Any]) -> dict[str, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equality of JSON values where true is not 1."""
+    """Return whether two JSON values are equal; true is not 1."""
     return a is b or bool(a == b and _same_booleans(a, b))
 
 
 def _same_booleans(a: Any, b: Any) -> bool:
-    """Tell apart what Python calls equal: only a boolean beside a number still can."""
+    """Return whether values that Python calls equal also agree in their booleans."""
     pairs = [(a, b)]
     while pairs:
         one, other = pairs.pop()
@@ -218,7 +218,7 @@ def _same_booleans(a: Any, b: Any) -> bool:
 
 
 def merge(node: Node, live: Any, config: Any) -> Any:
-    """`live` with everything `config` sets."""
+    """Return `live` with everything that `config` sets."""
     if isinstance(config, dict) and not node.atomic:
         out = dict(live) if isinstance(live, dict) else {}
         for name, item in config.items():
@@ -233,7 +233,7 @@ def _merge_lists(node: Node, live: list[Any], config: list[Any]) -> list[Any]:
     wanted = list_elements(node, config)
     existing = _safe_elements(node, live)
     shared = [element for element in wanted if element in existing]
-    # Items the configuration names follow its order; the live ones keep their places around them.
+    # Items that the configuration names follow its order. The other live ones keep their places around them.
     order: list[str] = []
     rest = iter(wanted)
     for element in existing:
@@ -251,7 +251,7 @@ def _merge_lists(node: Node, live: list[Any], config: list[Any]) -> list[Any]:
 
 
 def remove(node: Node, value: Any, paths: FieldSet) -> Any:
-    """`value` without the items at `paths`; a container emptied by that becomes null."""
+    """Return `value` without the items at `paths`. A container that becomes empty becomes null."""
     if isinstance(value, dict):
         out = {}
         for name, item in value.items():
@@ -273,7 +273,7 @@ def remove(node: Node, value: Any, paths: FieldSet) -> Any:
 
 
 def named_members(node: Node, paths: FieldSet) -> FieldSet:
-    """`paths` where every element with something below it is itself a member, except unnamed map keys."""
+    """Return `paths` with every element that has paths below it as a member, except unnamed map keys."""
     members = set(paths.members)
     children: dict[str, FieldSet] = {}
     for element, below in paths.children.items():

@@ -1,1 +1,1 @@
-"""Stored objects, their history, and the selection among them by labels and fields."""
+"""Storage: objects, their history, and selection by labels and fields."""

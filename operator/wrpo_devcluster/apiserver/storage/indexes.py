@@ -1,4 +1,4 @@
-"""Indexes of one resource type: which objects have a certain value of a label or a field."""
+"""Indexes of one resource type: objects by the value of a label or a field."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class By:
-    """What an index tells apart: a label's value, or a field's."""
+    """Key of an index: a label or a field."""
 
     what: str
     """`label` or `field`."""
     name: str
 
     def value(self, obj: JsonObject) -> str | None:
-        """Return what a selector compares; None for an object without the label."""
+        """Return the value that a selector compares; None for an object without the label."""
         if self.what == "field":
             return field_value(obj, self.name)
         return (obj["metadata"].get("labels") or {}).get(self.name)
@@ -29,16 +29,16 @@ class By:
 
 @dataclass(frozen=True, slots=True)
 class Equals:
-    """A condition that an index answers."""
+    """Condition that an index can evaluate."""
 
     by: By
     value: str
 
 
 class Indexes:
-    """One index for every label and field that a list has selected by.
+    """Indexes of every label and field by which a list has selected.
 
-    Invariant: `find` returns exactly the keys of the objects that have the value, as `changed` was told of them.
+    Invariant: `find` returns exactly the keys of the objects that have the value, as reported to `changed`.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Indexes:
         return by in self._keys
 
     def build(self, by: By, objects: Collection[tuple[Key, JsonObject]]) -> None:
-        """Start an index with all objects that there are."""
+        """Start an index with all existing objects."""
         self._keys[by] = {}
         for key, obj in objects:
             self._keys[by].setdefault(by.value(obj), set()).add(key)
@@ -57,7 +57,7 @@ class Indexes:
         return self._keys[condition.by].get(condition.value, ())
 
     def changed(self, key: Key, before: JsonObject | None, after: JsonObject | None) -> None:
-        """Note a write: None stands for no object."""
+        """Note a write; None means no object."""
         for by, keys in self._keys.items():
             old, new = (None if obj is None else by.value(obj) for obj in (before, after))
             if before is not None and after is not None and old == new:
@@ -71,12 +71,12 @@ class Indexes:
 
 
 def indexed_condition(labels: str, fields: str, supported: frozenset[str]) -> Equals | None:
-    """Return a condition that everything selected meets, None where the selectors have none that an index answers."""
+    """Return a condition that all selected objects meet; None if the selectors have none that an index evaluates."""
     for requirement in parse_labels(labels):
         if requirement.operator == "in" and len(requirement.values) == 1:
             return Equals(By("label", requirement.key), next(iter(requirement.values)))
     for path, value, equal in parse_fields(fields, supported):
-        # There are as many names as objects: no use for an index.
+        # There are as many names as objects, so an index is useless.
         if equal and path != "metadata.name":
             return Equals(By("field", path), value)
     return None

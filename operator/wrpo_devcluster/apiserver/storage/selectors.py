@@ -16,12 +16,12 @@ _VALUE = re.compile(r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")
 
 
 class SelectorError(ValueError):
-    """A selector that cannot be parsed or uses a field the resource does not offer."""
+    """A selector that cannot be parsed or uses a field that the resource does not support."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One condition on one label."""
+    """Condition on one label."""
 
     key: str
     operator: str
@@ -131,7 +131,7 @@ def parse_labels(text: str) -> tuple[Requirement, ...]:
 
 
 def from_label_selector(selector: JsonObject | None) -> tuple[Requirement, ...]:
-    """Return requirements of a metav1.LabelSelector object."""
+    """Return the requirements of a metav1.LabelSelector object."""
     selector = selector or {}
     found = [Requirement(k, "in", frozenset({v})) for k, v in (selector.get("matchLabels") or {}).items()]
     names = {"In": "in", "NotIn": "notin", "Exists": "exists", "DoesNotExist": "!"}
@@ -159,7 +159,7 @@ def parse_fields(text: str, supported: frozenset[str]) -> tuple[tuple[str, str, 
 
 
 def field_value(obj: JsonObject, path: str) -> str:
-    """Value of a dotted path as selectors compare it: absent is the empty string."""
+    """Return the value of a dotted path as selectors compare it; the empty string if absent."""
     at: Any = obj
     for name in path.split("."):
         at = at.get(name) if isinstance(at, dict) else None
@@ -169,7 +169,7 @@ def field_value(obj: JsonObject, path: str) -> str:
 
 
 def matcher(labels: str, fields: str, supported: frozenset[str]) -> Callable[[JsonObject], bool] | None:
-    """Predicate for both selectors, None when both are empty."""
+    """Return a predicate for both selectors; None if both are empty."""
     requirements = parse_labels(labels)
     wanted = parse_fields(fields, supported)
     if not requirements and not wanted:

@@ -1,4 +1,4 @@
-"""Objects in memory, every write durable in SQLite, and the history watches resume from."""
+"""Store: objects in memory, every write durable in SQLite, and the history from which watches resume."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from wrpo_devcluster.client import JsonObject
 from wrpo_devcluster.stack import MAX_DEPTH
 
 MOST_BYTES = 1536 * 1024
-"""Size of an object's text from which on etcd refuses it."""
+"""Size of an object's text, in bytes, from which etcd refuses it."""
 MOST_LEVELS = MAX_DEPTH + 8
-"""Patches can make an object deeper than any body may be; managedFields has a few levels more than what it names."""
+"""Patches can make an object deeper than any body may be. managedFields has a few more levels than its paths."""
 EventType = Literal["ADDED", "MODIFIED", "DELETED"]
 HISTORY = 5000
-"""Changes kept per resource type; a watch from before them is answered 410."""
+"""Changes kept per resource type. A watch from before them fails with 410."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One write, with what was there before."""
+    """A write, with the previous record."""
 
     type: EventType
     rv: int
@@ -46,7 +46,7 @@ class Change:
 
 
 class Feed:
-    """One watch's queue of changes. `closed` ends it; the server then ends the watch normally."""
+    """Queue of changes of a watch. `closed` ends it; the server then ends the watch normally."""
 
     def __init__(self, namespace: str | None) -> None:
         self.namespace = namespace
@@ -54,7 +54,7 @@ class Feed:
         self.wake = asyncio.Event()
         self.closed = False
         self.gone = False
-        """End with 410 Expired instead of quietly."""
+        """Whether the watch ends with 410 Expired instead of normally."""
 
     def push(self, change: Change) -> None:
         self.pending.append(change)
@@ -80,7 +80,7 @@ class Table:
 
 
 class Store:
-    """Key-value store by (group/plural, namespace, name); single-threaded, like the event loop that owns it."""
+    """Key-value store by (group/plural, namespace, name), for use in one thread."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ class Store:
         return self.table(resource).records.get((namespace, name))
 
     def list(self, resource: str, namespace: str | None, condition: Equals | None = None) -> Iterator[Record]:
-        """Return records in key order, with a condition only those that meet it; None means every namespace."""
+        """Return the records in key order that meet the condition, if any. A namespace of None means all."""
         table = self.table(resource)
         if condition is not None:
             keys = [key for key in self._find(table, condition) if namespace is None or key[0] == namespace]
@@ -137,7 +137,7 @@ class Store:
         return iter([table.records[key] for key in sorted(table.records)])
 
     def list_at(self, resource: str, namespace: str | None, version: int) -> Sequence[Record]:
-        """Return the records as they were at `version`; LookupError when that is no longer known."""
+        """Return the records as they were at `version`; raise LookupError if it is no longer known."""
         table = self.table(resource)
         if version < table.compacted:
             raise LookupError(f"too old resource version: {version} ({table.compacted})")
@@ -170,7 +170,7 @@ class Store:
         table.by_namespace.setdefault(namespace, {})[name] = record
 
     def put(self, resource: str, namespace: str, name: str, obj: JsonObject) -> Record:
-        """Write `obj` (taken over, its resourceVersion is set here) and tell the watches."""
+        """Write `obj` and notify the watches. The store owns `obj` from then on and sets its resourceVersion."""
         table = self.table(resource)
         before = table.records.get((namespace, name))
         rv = self.rv + 1
@@ -190,7 +190,7 @@ class Store:
         return record
 
     def delete(self, resource: str, namespace: str, name: str, last: JsonObject | None = None) -> JsonObject:
-        """Remove an object; watches see its last state with a fresh resourceVersion."""
+        """Remove an object. Watches get its last state with a new resourceVersion."""
         table = self.table(resource)
         before = table.records[namespace, name]
         rv = self.rv + 1
@@ -207,7 +207,7 @@ class Store:
         return final
 
     def _delete_row(self, rv: int, key: tuple[str, str, str]) -> None:
-        """Delete, and keep the version that no row carries any more."""
+        """Delete a row, and keep the version that no row has any more."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             self._db.execute("DELETE FROM objects WHERE resource = ? AND namespace = ? AND name = ?", key)
@@ -228,7 +228,7 @@ class Store:
                 feed.push(change)
 
     def open_feed(self, resource: str, namespace: str | None, since: int) -> Feed:
-        """Feed of every change after `since`; LookupError when those are no longer known."""
+        """Return a feed of every change after `since`; raise LookupError if these are no longer known."""
         table = self.table(resource)
         if since < table.compacted:
             raise LookupError(f"too old resource version: {since} ({table.compacted})")
@@ -248,7 +248,7 @@ class Store:
         self.table(resource).feeds.discard(feed)
 
     def break_feeds(self, matches: Callable[[str], bool], *, gone: bool) -> int:
-        """End every watch on the resources that match; with `gone` also forget the history, so resuming fails."""
+        """End every watch on the matching resources. With `gone` also forget the history, so that resuming fails."""
         count = 0
         for resource, table in self._tables.items():
             if not matches(resource):

@@ -1,1 +1,1 @@
-"""What makes an object valid, by kind."""
+"""Validation of objects, by kind."""

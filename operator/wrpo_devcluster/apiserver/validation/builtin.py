@@ -31,7 +31,7 @@ _EXTENSIONS = ("apiextensions.k8s.io", "CustomResourceDefinition")
 
 
 def _schema_required(kind: Kind, obj: JsonObject) -> list[Cause]:
-    """Return required fields of the kinds that have no rules of their own here."""
+    """Return the required fields of kinds that have no rules here."""
     spec_node = kind.node.properties.get("spec")
     spec = obj.get("spec")
     if spec_node is None or not isinstance(spec, dict):
@@ -138,7 +138,7 @@ def _secret_update(new: JsonObject, old: JsonObject) -> list[Cause]:
 
 
 def _pod_update(new: JsonObject, old: JsonObject) -> list[Cause]:
-    """Of a pod's spec only images, deadlines, tolerations and gates may change."""
+    """Return the faults of a pod's change. Only images, deadlines, tolerations and gates of its spec may change."""
 
     def frozen(spec: JsonObject) -> JsonObject:
         kept = {
@@ -302,11 +302,11 @@ _OF_THE_SPEC = frozenset(
         ("", "Service"), ("", "PersistentVolumeClaim"), ("coordination.k8s.io", "Lease"),
     }
 )  # fmt: skip
-"""Kinds whose rules find no fault in a change that leaves the spec as it was."""
+"""Kinds whose rules find no fault in a change that does not change the spec."""
 
 
 def validate(kind: Kind, obj: JsonObject, old: JsonObject | None = None) -> list[Cause]:
-    """Faults of a new object, or of a change from `old`, which was found valid when it was stored."""
+    """Return the faults of a new object, or of a change from `old`, which was valid when it was stored."""
     key = (kind.group, kind.kind)
     if old is not None and key in _OF_THE_SPEC and same(obj.get("spec"), old.get("spec")):
         return []

@@ -1,4 +1,4 @@
-"""x-kubernetes-validations: CEL rules of custom resources, with transition rules and ratcheting."""
+"""CEL rules of custom resources (x-kubernetes-validations), with transition rules and ratcheting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wrpo_devcluster.client import JsonObject
 
 _REASONS = {"FieldValueInvalid", "FieldValueForbidden", "FieldValueRequired", "FieldValueDuplicate"}
 _MESSAGE_BYTES = 5 * 1024
-"""Longest message that a messageExpression may make."""
+"""Longest message of a messageExpression, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class _Rule:
     message: Run | None
     uses_old: bool
     fault: str
-    """Why it does not compile; empty where it does."""
+    """Why it does not compile; empty if it does."""
 
     @property
     def shown(self) -> str:
@@ -69,18 +69,18 @@ def _compiled(node: Node) -> _Rules:
 
 @lru_cache(maxsize=2048)
 def compile_untyped(expression: str, names: frozenset[str]) -> Run:
-    """Return an expression as a function of variables of any type; RuleTypeError where it does not compile."""
+    """Return an expression as a function of variables of any type; raise RuleTypeError if it does not compile."""
     return compile_expr(Checked(expression, dict.fromkeys(names, DYN)).expr)
 
 
 def check_rules(
     node: Node, value: Any, old: Any = typed.ABSENT, path: str = "", *, is_kept: bool = False
 ) -> list[Cause]:
-    """Faults of `value`; `old` is the stored value, ABSENT on create or where it cannot be told which it was.
+    """Return the faults of `value`. `old` is the stored value, ABSENT on create or if it cannot be identified.
 
-    Ratcheting, as in the real server: what an update leaves as it was is asked transition rules only. Where the old
-    value cannot be told, it was left if the value around it was (`is_kept`). The real server evaluates the other rules
-    too, and turns their faults into warnings.
+    Ratcheting, as in the real server: only transition rules apply to what an update does not change. If the old
+    value cannot be identified, it is unchanged if the value around it is (`is_kept`). The real server evaluates the
+    other rules too, and turns their faults into warnings.
     """
     if not node.has_rules or value is None:
         return []
@@ -109,7 +109,7 @@ def check_rules(
 
 
 def _previous_items(node: Node, old: Any) -> Callable[[Any], Any]:
-    """Only items of keyed lists can be told apart between two states."""
+    """Return a lookup of previous items. Only items of keyed lists can be identified between two states."""
     if node.list_type != "map" or not isinstance(old, list):
         return lambda _item: typed.ABSENT
     known = {key_element(node.list_keys, item, node.key_defaults): item for item in old if isinstance(item, dict)}

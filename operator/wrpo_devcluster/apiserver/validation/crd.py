@@ -1,7 +1,7 @@
-"""What makes a CustomResourceDefinition acceptable beside its schemas: names, versions, columns, subresources.
+"""Validation of CustomResourceDefinitions except their schemas: names, versions, columns, subresources.
 
-The real server works on an internal form, in which what all versions share stands once, above them; that is where it
-reports faults of it.
+The real server works on an internal form, in which parts that all versions share are above the versions. Faults of
+these parts are reported there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SHARED = (
     ("schema", "validation"), ("subresources", "subresources"),
     ("additionalPrinterColumns", "additionalPrinterColumns"), ("selectableFields", "selectableFields"),
 )  # fmt: skip
-"""What a version has, and its name above the versions."""
+"""Parts of a version, and their names above the versions."""
 _AT_THE_ROOT = frozenset(
     {
         "description", "type", "format", "title", "maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum",
@@ -39,11 +39,11 @@ _AT_THE_ROOT = frozenset(
         "properties", "externalDocs", "example", "x-kubernetes-preserve-unknown-fields", "x-kubernetes-validations",
     }
 )  # fmt: skip
-"""Keywords that the root of a schema may have beside the subresource `status`."""
+"""Keywords that the root of a schema may have together with the subresource `status`."""
 
 
 def validate(crd: JsonObject) -> list[Cause]:
-    """Every fault of a definition."""
+    """Return every fault of a definition."""
     spec, name = crd["spec"], crd["metadata"].get("name")
     names, group, scope = spec.get("names") or {}, spec.get("group") or "", spec.get("scope") or ""
     causes: list[Cause] = []
@@ -67,7 +67,7 @@ def validate(crd: JsonObject) -> list[Cause]:
 
 
 def validate_update(new: JsonObject, old: JsonObject) -> list[Cause]:
-    """Faults of a change."""
+    """Return the faults of a change."""
     conditions = (old.get("status") or {}).get("conditions") or ()
     is_established = any(one["type"] == "Established" and one["status"] == "True" for one in conditions)
     spec, before = new["spec"], old["spec"]
@@ -141,7 +141,7 @@ def _versions(versions: list[JsonObject]) -> list[Cause]:
 
 
 def _parts(versions: list[JsonObject]) -> list[Cause]:
-    """Faults of what versions are made of; what all of them share is looked at once."""
+    """Return the faults of the parts of versions. A part that all versions share is checked once."""
     shared = {
         name: above
         for name, above in _SHARED
@@ -305,7 +305,7 @@ def _reviews(versions: list[str], at: str) -> list[Cause]:
 
 
 def _approval(crd: JsonObject, group: str) -> list[Cause]:
-    """Faults of a group of the Kubernetes community: it needs a link to the review of its API."""
+    """Return the faults of a group of the Kubernetes community, which needs a link to its API review."""
     if not f".{group}".endswith((".k8s.io", ".kubernetes.io")):
         return []
     at = f"metadata.annotations[{_APPROVED}]"

@@ -1,4 +1,4 @@
-"""What makes the CEL rules of a CRD acceptable: form, types, what they cost, and where they may look back."""
+"""Validation of a CRD's CEL rules: form, types, cost, and use of oldSelf."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from wrpo_devcluster.client import JsonObject
 
 _REASONS = ("FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired")
 _TOLD = 4
-"""The most expensive rules that a refusal names."""
+"""Number of the most expensive rules that a refusal names."""
 _PATH = re.compile(r"\.(?P<name>[^.\[\]']+|'(?:[^'\\]|\\.)*')|\['(?P<quoted>(?:[^'\\]|\\.)*)'\]")
 
 
 def form(raw: JsonObject, path: str) -> list[Cause]:
-    """Faults of rules that can be seen without reading the expressions."""
+    """Return the faults of rules that show without parsing the expressions."""
     causes: list[Cause] = []
     for index, rule in enumerate(raw.get(RULES) or ()):
         causes += _texts(rule, f"{path}.{RULES}[{index}]")
@@ -66,7 +66,7 @@ def _field_path(rule: JsonObject, raw: JsonObject, path: str) -> list[Cause]:
 
 
 def follow(text: str, raw: JsonObject, *, brackets: bool = True) -> tuple[JsonObject, str]:
-    """Return the schema of the field that a path names, and why it leads nowhere; empty where it names a field."""
+    """Return the schema of the field that a path names, and why it is invalid; empty if it names a field."""
     at, now = 0, raw
     while at < len(text):
         match = _PATH.match(text, at)
@@ -83,7 +83,7 @@ def follow(text: str, raw: JsonObject, *, brackets: bool = True) -> tuple[JsonOb
 
 @dataclass(slots=True)
 class _Costs:
-    """What all rules of a schema cost together."""
+    """Total cost of the rules of a schema."""
 
     total: int = 0
     most: list[tuple[int, str]] = field(default_factory=list)
@@ -99,14 +99,14 @@ class _Place:
     raw: JsonObject
     path: str
     count: int | None = 1
-    """How many such values one object can have; None where nothing bounds it."""
+    """Greatest number of such values in one object; None if nothing bounds it."""
     uncorrelated: str = ""
-    """The list or atomic map around, whose parts an update cannot tell apart; empty where there is none."""
+    """Enclosing list or atomic map whose parts an update cannot identify; empty if there is none."""
     is_root: bool = False
 
 
 def validate(raw: JsonObject, path: str) -> list[Cause]:
-    """Faults of all rules of a schema whose form is right."""
+    """Return the faults of all rules of a schema whose form is valid."""
     costs = _Costs()
     causes = _walk(_Place(raw, path, is_root=True), costs)
     if costs.total > cel_cost.TOTAL_LIMIT:

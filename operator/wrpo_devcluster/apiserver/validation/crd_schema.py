@@ -1,4 +1,4 @@
-"""What makes an OpenAPI schema of a CRD acceptable: structural, with fitting defaults, lists, maps and rules."""
+"""Validation of a CRD's OpenAPI schema: structure, defaults, lists, maps and rules."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _NOT_STRUCTURAL = (
     "x-kubernetes-preserve-unknown-fields", "x-kubernetes-embedded-resource", "x-kubernetes-int-or-string",
     "x-kubernetes-list-map-keys", "x-kubernetes-list-type", "x-kubernetes-map-type", schema.RULES,
 )  # fmt: skip
-"""Keywords that must not stand below anyOf, oneOf, allOf and not."""
+"""Keywords that are forbidden below anyOf, oneOf, allOf and not."""
 _INT_OR_STRING = [{"type": "integer"}, {"type": "string"}]
 _META = ("metadata", "apiVersion", "kind")
 _EMPTY: tuple[Any, ...] = (None, "", False, [], {})
 
 
 def validate(raw: JsonObject, path: str) -> list[Cause]:
-    """Every fault of a version's schema, in the order in which the real server looks."""
+    """Return every fault of a version's schema, in the order of the real server's checks."""
     causes = [forbidden_field(f"{path}.nullable", "nullable cannot be true at the root")] if raw.get("nullable") else []
     general = [cause for place in places(raw, path) for cause in _general(place)]
     causes += general
@@ -43,18 +43,18 @@ def validate(raw: JsonObject, path: str) -> list[Cause]:
         return causes  # Such a schema cannot even be read as a structural one.
     faults = _structural(raw, path, level="root") + _incomplete(raw, path) or list(_defaults(raw, path))
     if not general and not faults:
-        # What a rule may say depends on a schema that is right.
+        # Rules can only be checked against a valid schema.
         faults = crd_rules.validate(raw, path)
     return causes + faults
 
 
 class Place:
-    """One schema within another: where it stands, and what that means for it."""
+    """A schema within another: its place, and the consequences of the place."""
 
     def __init__(self, raw: JsonObject, path: str, *, is_root: bool = False, in_meta: bool = False) -> None:
         self.raw, self.path, self.is_root, self.in_meta = raw, path, is_root, in_meta
         self.no_default = ""
-        """Why no default may stand here; empty where one may."""
+        """Why no default is allowed here; empty if one is."""
 
 
 def places(raw: JsonObject, path: str) -> Iterator[Place]:
@@ -81,7 +81,7 @@ def _below(place: Place) -> Iterator[Place]:
 
 
 def children(raw: JsonObject, path: str) -> Iterator[tuple[JsonObject, str]]:
-    """Yield schemas of fields, items and values."""
+    """Yield the schemas of fields, items and values."""
     for name, child in (raw.get("properties") or {}).items():
         yield child, f"{path}.properties[{name}]"
     for name in ("items", "additionalProperties"):
@@ -89,7 +89,7 @@ def children(raw: JsonObject, path: str) -> Iterator[tuple[JsonObject, str]]:
             yield raw[name], f"{path}.{name}"
 
 
-# What the server looks at first
+# First checks of the server
 
 
 def _general(place: Place) -> list[Cause]:
@@ -275,7 +275,7 @@ def _meta(raw: JsonObject, path: str, level: str) -> list[Cause]:
 
 
 def _values(raw: JsonObject, path: str, *, loose: bool = False, loose_first: bool = False) -> list[Cause]:
-    """Faults of what restricts values. `loose`: anyOf is the one that int-or-string may have."""
+    """Return the faults of restrictions of values. `loose`: anyOf is the one that int-or-string may have."""
     causes: list[Cause] = []
     for name in ("anyOf", "allOf", "oneOf"):
         for index, part in enumerate(raw.get(name) or ()):
@@ -311,7 +311,7 @@ def _nested(raw: JsonObject, path: str, *, loose: bool = False) -> list[Cause]:
 
 
 def _incomplete(raw: JsonObject, path: str) -> list[Cause]:
-    """Fields and items that only an alternative declares."""
+    """Return the fields and items that only an alternative declares."""
     causes = _undeclared(raw, raw, path, path)
     for child, at in children(raw, path):
         causes += _incomplete(child, at)
@@ -344,7 +344,7 @@ def _undeclared(value: JsonObject, raw: JsonObject | None, path: str, at: str) -
 
 
 def _defaults(raw: JsonObject, path: str) -> Iterator[Cause]:
-    """Yield faults of defaults; the real server does not look at those below additionalProperties."""
+    """Yield the faults of defaults. The real server does not check those below additionalProperties."""
     default = raw.get("default")
     if default is not None:
         yield from default_faults(raw, default, f"{path}.default")
@@ -354,7 +354,7 @@ def _defaults(raw: JsonObject, path: str) -> Iterator[Cause]:
 
 
 def default_faults(raw: JsonObject, default: Any, path: str) -> list[Cause]:
-    """Faults of a default under its own schema: what would be pruned, and what does not validate."""
+    """Return the faults of a default under its schema: what would be pruned, and what does not validate."""
     node, findings = schema.structural(raw), Findings()
     codec.prune(node, codec.copy_json(default), findings)
     causes = [invalid_field(path, default, "must not have unknown fields")] if findings.unknown else []

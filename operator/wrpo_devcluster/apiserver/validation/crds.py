@@ -1,4 +1,4 @@
-"""The status of CustomResourceDefinitions."""
+"""Status of CustomResourceDefinitions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def initial_status(crd: JsonObject) -> JsonObject:
 
 
 def established(crd: JsonObject, now: str) -> JsonObject:
-    """Status of a CRD whose names were accepted."""
+    """Return the status of a CRD whose names were accepted."""
     names = crd["spec"]["names"]
     old = {c["type"]: c for c in crd["status"].get("conditions") or ()}
 
@@ -33,7 +33,7 @@ def established(crd: JsonObject, now: str) -> JsonObject:
 
 
 def terminating(crd: JsonObject, now: str) -> JsonObject:
-    """Return the CRD as a delete request leaves it until its objects are gone."""
+    """Return the CRD in the state after a delete request, until its objects are gone."""
     condition = {
         "type": "Terminating",
         "status": "True",
@@ -53,7 +53,7 @@ def terminating(crd: JsonObject, now: str) -> JsonObject:
 
 
 def deletion_in_progress(crd: JsonObject) -> JsonObject:
-    """Status of a CRD whose objects are being deleted."""
+    """Return the status of a CRD whose objects are being deleted."""
     told = {"reason": "InstanceDeletionInProgress", "message": "CustomResource deletion is in progress"}
     conditions = [
         {**condition, **told} if condition["type"] == "Terminating" else condition

@@ -1,6 +1,6 @@
-"""Structural validation of custom resources: the verdicts and Status causes of the real server, its oddities included.
+"""Structural validation of custom resources, with the results and Status causes of the real server.
 
-The oddest: an integer is compared with the integer part of a bound, a float with the bound itself.
+As there, an integer is compared with the integer part of a bound, a float with the bound itself.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NOT_CHECKED = Cause(
     " errors to complete validation",
 )
 NOWHERE = "<nil>"
-"""Field of a fault that the server tells of no field in particular."""
+"""Field of a fault that the server assigns to no specific field."""
 _COMBINATIONS = frozenset({"anyOf", "oneOf", "allOf", "not"})
 _LARGEST_EXACT = 2**53 - 1
 _INT64 = (-(2**63), 2**63)
@@ -44,13 +44,13 @@ _FLOAT32_MOST = 3.4028235677973366e38
 
 
 def is_blocking(causes: list[Cause]) -> bool:
-    """Would the server skip CEL rules after these faults?"""
+    """Return whether the server skips CEL rules after these faults."""
     return any(cause.reason in _BLOCKING for cause in causes)
 
 
 @dataclass(slots=True)
 class _Result:
-    """Faults, and how many checks passed: what picks the alternative whose faults are told."""
+    """Faults, and the number of passed checks, which selects the alternative whose faults are reported."""
 
     causes: list[Cause] = field(default_factory=list)
     passed: int = 0
@@ -79,7 +79,7 @@ def _join(path: str, name: str) -> str:
 
 
 def go_float(value: float) -> str:
-    """Return a number as Go prints it: `1e+09`, `0.5`."""
+    """Format a number as Go does: `1e+09`, `0.5`."""
     if isinstance(value, int) or not math.isfinite(value):
         return str(value)
     _, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
@@ -91,9 +91,9 @@ def go_float(value: float) -> str:
 
 
 def validate(raw: JsonObject, value: Any, path: str = "", old: Any = typed.ABSENT) -> list[Cause]:
-    """Faults of `value` under an OpenAPI v3 schema.
+    """Return the faults of `value` under an OpenAPI v3 schema.
 
-    Ratcheting, as in the real server: what is as in `old`, the stored value, is accepted as it is.
+    Ratcheting, as in the real server: what equals `old`, the stored value, is accepted.
     """
     return _judge(raw, value, path, old).causes
 
@@ -122,7 +122,7 @@ def _judge(raw: JsonObject, value: Any, path: str, old: Any = typed.ABSENT) -> _
 
 
 def _is_choice(value: Any, choice: Any) -> bool:
-    """Go converts a number to the type of the choice and compares then."""
+    """Return whether a value is among the choices. Go converts a number to the type of the choice and compares then."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is None or choice is None:
         return False
@@ -134,7 +134,7 @@ def _is_choice(value: Any, choice: Any) -> bool:
 
 
 def _is_integral(value: float) -> bool:
-    """Is it an integer, but for the last digits that a double can hold?"""
+    """Return whether a number is an integer within the precision of a double."""
     if not math.isfinite(value) or abs(value) > _LARGEST_EXACT:
         return False
     whole = math.trunc(value)
@@ -187,7 +187,7 @@ def _check_string(raw: JsonObject, value: str, path: str) -> list[Cause]:
 
 
 def _has_range(raw: JsonObject, number: float) -> bool:
-    """Tell whether a number fits the type and format of a schema."""
+    """Return whether a number fits the type and format of a schema."""
     kind = raw.get("type", "")
     name = formats.effective(kind, raw.get("format", ""))
     if kind == "integer":
@@ -204,7 +204,7 @@ def _out_of_range(raw: JsonObject, what: str, path: str) -> Cause:
 
 
 def _as_int64(number: float) -> int:
-    """Convert as Go does: towards zero; what does not fit becomes the least integer."""
+    """Convert as Go does: towards zero. A number out of range becomes the least integer."""
     whole = int(number)
     return whole if _INT64[0] <= whole < _INT64[1] else _INT64[0]
 
@@ -214,10 +214,10 @@ def _shown(path: str, value: float, why: str) -> Cause:
 
 
 def check_number(raw: JsonObject, value: float, path: str) -> list[Cause]:
-    """Faults of a number under its schema's bounds.
+    """Return the faults of a number under its schema's bounds.
 
     Invariant: an integer is compared with the integer parts of the bounds, unless the schema's type is `integer` and a
-    bound is none; a float is compared with the bounds themselves.
+    bound is no such integer; a float is compared with the bounds themselves.
     """
     if isinstance(value, int) and not _INT64[0] <= value < _INT64[1]:
         value = float(value)
@@ -238,7 +238,7 @@ def check_number(raw: JsonObject, value: float, path: str) -> list[Cause]:
 
 
 def _limit(raw: JsonObject, value: float, bound: float) -> float:
-    """Return what a value is compared with."""
+    """Return the limit with which a value is compared."""
     return _as_int64(bound) if isinstance(value, int) and _has_range(raw, bound) else bound
 
 
@@ -301,7 +301,7 @@ def _combined(path: str, why: str) -> Cause:
 
 
 def _closest(results: list[_Result]) -> list[Cause]:
-    """Faults of the alternative that most checks passed of."""
+    """Return the faults of the alternative with the most passed checks."""
     best = results[0]
     for result in results[1:]:
         best = result if result.passed > best.passed else best
@@ -335,7 +335,7 @@ def _check_combinations(raw: JsonObject, value: Any, path: str) -> _Result:
 
 
 def validate_lists(node: Node, value: Any, path: str = "", old: Any = typed.ABSENT) -> list[Cause]:
-    """Duplicates in lists declared as sets or maps, but for lists that are as in `old`, the stored value."""
+    """Return the duplicates in lists declared as sets or maps, except lists that equal `old`, the stored value."""
     causes: list[Cause] = []
     if node is DEDUCED or (old is not typed.ABSENT and typed.same(value, old)):
         return causes

@@ -25,7 +25,7 @@ _BASIC, _LOGIN = "kubernetes.io/basic-auth", ("username", "password")
 
 
 def validate_config_map(obj: JsonObject) -> list[Cause]:
-    """Faults of a ConfigMap's keys and size."""
+    """Return the faults of a ConfigMap's keys and size."""
     plain, binary = obj.get("data") or {}, obj.get("binaryData") or {}
     causes: list[Cause] = []
     for key in plain:
@@ -39,7 +39,7 @@ def validate_config_map(obj: JsonObject) -> list[Cause]:
 
 
 def validate_secret(obj: JsonObject) -> list[Cause]:
-    """Faults of a Secret's keys, size, and what its type asks for."""
+    """Return the faults of a Secret's keys and size, and of the requirements of its type."""
     data = obj.get("data") or {}
     causes: list[Cause] = []
     for key in data:
@@ -79,7 +79,7 @@ def _size(total: int, path: str) -> list[Cause]:
 
 
 def _decoded_bytes(text: str) -> int:
-    """Size of what a base64 text stands for."""
+    """Return the decoded size of a base64 text, in bytes."""
     return len(text) * 3 // 4 - text[-2:].count("=")
 
 

@@ -1,4 +1,4 @@
-"""Validation of Events of both groups; they are stored in the core form."""
+"""Validation of Events of both groups, which are stored in the core form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NEW_NAMES = {"reportingComponent": "reportingController"}
 
 
 def validate_event(event: JsonObject, *, is_new_form: bool) -> list[Cause]:
-    """Faults of a new Event; `is_new_form` if it came through events.k8s.io."""
+    """Return the faults of a new Event; `is_new_form` if it came through events.k8s.io."""
     causes = _common(event, is_new_form=is_new_form)
     if not is_new_form:
         return causes
@@ -39,7 +39,7 @@ def validate_event(event: JsonObject, *, is_new_form: bool) -> list[Cause]:
 
 
 def validate_event_update(new: JsonObject, old: JsonObject, *, is_new_form: bool) -> list[Cause]:
-    """Faults of a changed Event."""
+    """Return the faults of a changed Event."""
     causes = _common(new, is_new_form=is_new_form)
     if not is_new_form:
         return causes

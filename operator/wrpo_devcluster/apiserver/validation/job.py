@@ -165,12 +165,12 @@ def validate_job_update(new: JsonObject, old: JsonObject) -> list[Cause]:
 
 
 def _is_unstarted(job: JsonObject) -> bool:
-    """Tell whether a Job is suspended and has never run."""
+    """Return whether a Job is suspended and has never run."""
     return bool(job["spec"].get("suspend")) and (job.get("status") or {}).get("startTime") is None
 
 
 def _frozen(template: JsonObject, old: JsonObject) -> JsonObject:
-    """Return the template without what a suspended, never started Job may still change."""
+    """Return the template without the fields that a suspended Job that never started may change."""
     if not _is_unstarted(old):
         return template
     meta = {k: v for k, v in (template.get("metadata") or {}).items() if k not in {"labels", "annotations"}}

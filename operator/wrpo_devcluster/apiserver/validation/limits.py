@@ -1,4 +1,4 @@
-"""Validation of what limits others: LimitRanges, ResourceQuotas, PodDisruptionBudgets."""
+"""Validation of LimitRanges, ResourceQuotas and PodDisruptionBudgets."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SCOPES = (
 
 
 def validate_quota(obj: JsonObject) -> list[Cause]:
-    """Faults of a ResourceQuota."""
+    """Return the faults of a ResourceQuota."""
     causes: list[Cause] = []
     for name, value in (obj["spec"].get("hard") or {}).items():
         path = f"spec.hard[{name}]"
@@ -64,7 +64,7 @@ def _resource_name(name: str, path: str) -> list[Cause]:
 
 
 def validate_limit_range(obj: JsonObject) -> list[Cause]:
-    """Faults of a LimitRange."""
+    """Return the faults of a LimitRange."""
     causes: list[Cause] = []
     seen: set[str] = set()
     for index, limit in enumerate(obj["spec"].get("limits") or ()):
@@ -84,7 +84,7 @@ def validate_limit_range(obj: JsonObject) -> list[Cause]:
 
 
 def _order(limit: JsonObject, path: str) -> list[Cause]:
-    """Faults of bounds that contradict one another: min <= defaultRequest <= default <= max."""
+    """Return the faults of bounds that violate min <= defaultRequest <= default <= max."""
     causes: list[Cause] = []
     names = ("min", "defaultRequest", "default", "max")
     resources = sorted({resource for name in names for resource in limit.get(name) or ()})
@@ -93,7 +93,7 @@ def _order(limit: JsonObject, path: str) -> list[Cause]:
         for low_at, low in enumerate(names):
             for high in names[low_at + 1 :]:
                 if low in given and high in given and quantity.parse(given[low]) > quantity.parse(given[high]):
-                    # The field that is blamed is the inner one: min and the defaults give way to max.
+                    # The fault is reported at the inner field: min and the defaults must fit max.
                     blamed = low if (low, high) != ("min", "defaultRequest") else high
                     relation = f"{low} value {given[low]} is greater than {high} value {given[high]}"
                     causes.append(invalid_field(f"{path}.{blamed}[{resource}]", given[blamed], relation))
@@ -105,7 +105,7 @@ def _order(limit: JsonObject, path: str) -> list[Cause]:
 
 
 def validate_budget(obj: JsonObject) -> list[Cause]:
-    """Faults of a PodDisruptionBudget."""
+    """Return the faults of a PodDisruptionBudget."""
     spec = obj["spec"]
     causes: list[Cause] = []
     if spec.get("minAvailable") is not None and spec.get("maxUnavailable") is not None:

@@ -1,4 +1,4 @@
-"""Rules for names, labels, annotations, finalizers and owner references."""
+"""Validation of names, labels, annotations, finalizers and owner references."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def dns_label(value: str, field: str) -> list[Cause]:
 
 
 def is_label_1035(value: str) -> bool:
-    """Tell whether a text is a label that begins with a letter."""
+    """Return whether a text is a label that begins with a letter."""
     return _LABEL_1035.match(value) is not None and len(value) <= 63
 
 
 def label_1035(value: str, field: str) -> list[Cause]:
-    """Faults of a label that has to begin with a letter."""
+    """Return the faults of a label that has to begin with a letter."""
     return [] if is_label_1035(value) else [invalid_field(field, value, LABEL_1035_RULE)]
 
 
@@ -102,14 +102,14 @@ def labels(found: dict[str, str], field: str) -> list[Cause]:
 
 
 def label_value(value: str, field: str) -> list[Cause]:
-    """Faults of one label's value."""
+    """Return the faults of a label's value."""
     if not _LABEL_VALUE.match(value):
         return [invalid_field(field, value, _VALUE_RULE)]
     return [invalid_field(field, value, "must be no more than 63 bytes")] if len(value) > 63 else []
 
 
 def label_selector(selector: JsonObject | None, field: str) -> list[Cause]:
-    """Faults of a metav1.LabelSelector; None is one without faults."""
+    """Return the faults of a metav1.LabelSelector; None has no faults."""
     if selector is None:
         return []
     causes = labels(selector.get("matchLabels") or {}, f"{field}.matchLabels")
@@ -132,7 +132,7 @@ def label_selector(selector: JsonObject | None, field: str) -> list[Cause]:
 
 
 def metadata(kind: Kind, meta: JsonObject, before: JsonObject | None = None) -> list[Cause]:
-    """Faults of a new or updated object's metadata; what is as `before` was found valid when it was stored."""
+    """Return the faults of a new or updated object's metadata. Parts equal to `before` were valid when stored."""
     before = before or {}
     causes: list[Cause] = []
     if not meta.get("name"):
@@ -183,7 +183,7 @@ def _is_qualified(finalizer: str) -> bool:
 
 
 def finalizer_warnings(kind: Kind, meta: JsonObject, before: JsonObject | None = None) -> list[str]:
-    """Warnings about new finalizers of custom resources that name no domain; built-in kinds refuse them."""
+    """Return warnings about new finalizers of custom resources that name no domain. Built-in kinds refuse them."""
     if kind.custom is None:
         return []
     known = (before or {}).get("finalizers") or ()
@@ -212,7 +212,7 @@ def _owners(references: Any) -> list[Cause]:
 
 
 def metadata_update(new: JsonObject, old: JsonObject) -> list[Cause]:
-    """Faults of a change of metadata; the server reports each of these twice."""
+    """Return the faults of a change of metadata. The server reports each of these twice."""
     causes: list[Cause] = []
     if old.get("deletionTimestamp"):
         added = [f for f in new.get("finalizers") or () if f not in (old.get("finalizers") or ())]

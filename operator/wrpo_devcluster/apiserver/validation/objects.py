@@ -1,4 +1,4 @@
-"""Every fault of an object that is to be stored: metadata, the kind's own rules, schema and CEL."""
+"""Complete validation of an object to be stored: metadata, the kind's rules, schema and CEL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _EVERYWHERE = frozenset({"metadata", "kind", "apiVersion"})
 
 
 def faults(kind: Kind, obj: JsonObject, old: JsonObject | None) -> list[Cause]:
-    """Faults of a new object, or of a change from `old`, which is stored and so was once found valid."""
+    """Return the faults of a new object, or of a change from `old`, which was valid when it was stored."""
     causes: list[Cause] = []
     before = None if old is None else old["metadata"]
     if before is not None:
@@ -39,5 +39,5 @@ def _schema_faults(kind: Kind, obj: JsonObject, old: JsonObject | None) -> list[
 
 
 def _content(obj: JsonObject) -> JsonObject:
-    """Return what only this kind has."""
+    """Return the fields that are specific to the kind."""
     return {key: value for key, value in obj.items() if key not in _EVERYWHERE}

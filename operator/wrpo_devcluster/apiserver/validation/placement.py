@@ -1,4 +1,4 @@
-"""Validation of where pods may run: node selectors, affinity, tolerations, spread."""
+"""Validation of pod placement: node selectors, affinity, tolerations, topology spread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NODE_OPERATORS = ("DoesNotExist", "Exists", "Gt", "In", "Lt", "NotIn")
 
 
 def placement(spec: JsonObject, path: str) -> list[Cause]:
-    """Faults of everything in a pod spec that chooses nodes."""
+    """Return the faults of the fields of a pod spec that select nodes."""
     causes = labels(spec.get("nodeSelector") or {}, f"{path}.nodeSelector")
     affinity = spec.get("affinity") or {}
     causes += _node_affinity(affinity.get("nodeAffinity") or {}, f"{path}.affinity.nodeAffinity")

@@ -196,7 +196,7 @@ def _probe(probe: JsonObject | None, path: str) -> list[Cause]:
 
 
 def _resource_name(name: str, path: str) -> list[Cause]:
-    """Faults of the name of something that a container may ask for."""
+    """Return the faults of the name of a resource that a container may request."""
     causes = qualified_name(name, path)
     if "/" in name:
         prefix = name.partition("/")[0]

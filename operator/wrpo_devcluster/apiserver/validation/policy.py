@@ -17,14 +17,14 @@ from wrpo_devcluster.apiserver.validation.metadata import qualified_name
 from wrpo_devcluster.client import JsonObject
 
 VARIABLES = frozenset({"object", "oldObject", "request", "params", "namespaceObject", "variables", "authorizer"})
-"""What an expression of a policy may refer to."""
+"""Names that an expression of a policy may use."""
 _REASONS = ("Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized")
 _ACTIONS = ("Audit", "Deny", "Warn")
 _OPERATIONS = ("*", "CONNECT", "CREATE", "DELETE", "UPDATE")
 
 
 def validate_policy(obj: JsonObject) -> list[Cause]:
-    """Faults of a ValidatingAdmissionPolicy."""
+    """Return the faults of a ValidatingAdmissionPolicy."""
     spec = obj["spec"]
     causes: list[Cause] = []
     if spec.get("failurePolicy") not in {"Fail", "Ignore"}:
@@ -44,7 +44,7 @@ def validate_policy(obj: JsonObject) -> list[Cause]:
 
 
 def validate_policy_binding(obj: JsonObject) -> list[Cause]:
-    """Faults of a ValidatingAdmissionPolicyBinding."""
+    """Return the faults of a ValidatingAdmissionPolicyBinding."""
     spec = obj["spec"]
     causes = [] if spec.get("policyName") else [required_field("spec.policyName")]
     path, actions = "spec.validationActions", spec.get("validationActions") or []
@@ -108,7 +108,7 @@ def _rule(rule: JsonObject, path: str) -> list[Cause]:
 
 
 def _expressions(spec: JsonObject) -> Iterator[tuple[str, str]]:
-    """Yield (expression, path) of everything that is CEL and has to be there."""
+    """Yield (expression, path) of every required CEL expression."""
     for group in ("matchConditions", "variables", "validations"):
         for index, entry in enumerate(spec.get(group) or ()):
             yield entry.get("expression", ""), f"spec.{group}[{index}].expression"

@@ -1,1 +1,1 @@
-"""Values in the forms that Kubernetes reads: string formats, regular expressions and URLs of Go."""
+"""Value formats of Kubernetes: string formats, and Go's regular expressions and URLs."""

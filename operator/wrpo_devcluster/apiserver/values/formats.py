@@ -1,4 +1,4 @@
-"""String formats that a real server checks in custom resources; any other format has no effect."""
+"""String formats that a real server checks in custom resources. Any other format has no effect."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _fully(pattern: str) -> Callable[[str], bool]:
 
 
 def is_ip(text: str) -> bool:
-    """Is it an address, without a zone?"""
+    """Return whether a text is an IP address without a zone."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -52,7 +52,7 @@ def is_ip(text: str) -> bool:
 
 
 def is_cidr(text: str) -> bool:
-    """Is it an address with the length of a prefix?"""
+    """Return whether a text is an IP address with a prefix length."""
     address, slash, length = text.partition("/")
     if not slash or not is_ip(address) or re.fullmatch("[0-9]+", length) is None:
         return False
@@ -70,7 +70,7 @@ def is_date(text: str) -> bool:
 
 
 def is_datetime(text: str) -> bool:
-    """Is it a date, a `t` and a time with a zone? Seconds end at 59."""
+    """Return whether a text is a date, a `t` and a time with a zone. Seconds end at 59."""
     parts = text.lower().split("t")
     if len(parts) < 2 or not is_date(parts[0]):
         return False
@@ -93,7 +93,7 @@ def _go_duration(text: str) -> int | None:
 
 
 def parse_duration(text: str) -> timedelta | None:
-    """Duration as Go reads it (`1h30m`), or in words (`3 days`); None for anything else."""
+    """Parse a duration as Go does (`1h30m`), or in words (`3 days`); None for anything else."""
     found = _go_duration(text)
     if found is not None:
         return timedelta(microseconds=found / 1000)
@@ -199,5 +199,5 @@ def effective(raw_type: str, name: str) -> str:
 
 
 def fits(name: str, text: str) -> bool:
-    """Tell whether a string has this format. `name` is one that has an effect."""
+    """Return whether a string has this format. `name` is one that has an effect."""
     return _CHECKS[name.replace("-", "")](text)

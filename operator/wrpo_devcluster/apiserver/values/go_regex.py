@@ -1,4 +1,4 @@
-"""Go's regular expressions (RE2 syntax) on Python's `regex` module: what Go refuses is refused, `$` is the very end."""
+"""Go's regular expressions (RE2 syntax) on Python's `regex` module, with Go's refusals and `$` as the very end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ASSERTIONS = {
 
 
 class PatternError(ValueError):
-    """A pattern that Go does not compile, worded as Go does."""
+    """A pattern that Go does not compile, with Go's message."""
 
     def __init__(self, why: str, part: str) -> None:
         super().__init__(f"error parsing regexp: {why}: `{part}`")
@@ -45,7 +45,7 @@ class _Translator:
         self.flags = [frozenset[str]()]
         self.open_groups = 0
         self.is_repeatable = False
-        """Does something that may be repeated stand in front?"""
+        """Whether a repeatable expression precedes."""
         self.after_repeat = False
 
     def run(self) -> str:
@@ -138,7 +138,7 @@ class _Translator:
             self.emit(text, width)
 
     def one_escape(self) -> tuple[str, int]:
-        """Return an escape that stands for characters, in Python's dialect, and its width here."""
+        """Return an escape that represents characters, in Python's dialect, and its width in the pattern."""
         letter, rest = self.pattern[self.at + 1 : self.at + 2], self.pattern[self.at :]
         if letter in _PLAIN_ESCAPES:
             return f"\\{letter}", 2
@@ -218,7 +218,7 @@ class _Translator:
 
 @lru_cache(maxsize=2048)
 def compile_pattern(pattern: str) -> regex.Pattern[str]:
-    """Compiled pattern; PatternError where Go would not compile it."""
+    """Return the compiled pattern; raise PatternError if Go would not compile it."""
     translated = _Translator(pattern).run()
     try:
         return regex.compile(translated, regex.VERSION1)

@@ -1,4 +1,4 @@
-"""URLs as Go's net/url reads those of requests: absolute, or an absolute path."""
+"""Request URLs as Go's net/url parses them: absolute, or an absolute path."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class UrlError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """What rules can ask of a URL."""
+    """Parts of a URL that rules can read."""
 
     text: str
     scheme: str
     host: str
-    """With the port, if there is one."""
+    """Host with the port, if there is one."""
     path: str
     """Escaped."""
     query: str
@@ -52,7 +52,7 @@ def _check_escapes(text: str, part: str) -> None:
 
 
 def parse_request_uri(text: str) -> Url:
-    """Parts of a URL; UrlError with Go's words."""
+    """Return the parts of a URL; raise UrlError with Go's message."""
     if re.search(r"[\x00-\x1f\x7f]", text):
         raise _fault(text, "net/url: invalid control character in URL")
     if not text:

@@ -1,4 +1,4 @@
-"""Admission policies and their bindings: which writes they concern, and what they do about them."""
+"""Admission policies and their bindings: matching of writes, and actions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resource quotas: what is refused, in which words, and what the status says is used."""
+"""Resource quotas: refusals, their messages, and the usage in the status."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_quota_counts_what_is_there(run: Run) -> None:
 
 
 def needy(name: str, *, init: dict[str, Any] | None = None, **requests: str) -> dict[str, Any]:
-    """Return a pod whose container asks for these amounts."""
+    """Return a pod whose container requests these amounts."""
     container = {"name": "c", "image": "i", "resources": {"requests": requests, "limits": requests}}
     first = {"initContainers": [{"name": "i", "image": "i", "resources": {"requests": init}}]} if init else {}
     return pod(name, containers=[container], **first)

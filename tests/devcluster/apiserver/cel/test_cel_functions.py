@@ -1,4 +1,4 @@
-"""CEL as Kubernetes has it: functions of its libraries, optionals, errors, and what null means."""
+"""Kubernetes' CEL: functions of its libraries, optionals, errors, and the meaning of null."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server refuses whatever the kind: options, bodies, patches, versions; and what its limits do."""
+"""Refusals for every kind: options, bodies, patches and versions; and the effects of limits."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ REFUSALS: dict[str, Case] = {
     "a review of rules nowhere": case(
         "POST", f"{AUTHORIZATION}/selfsubjectrulesreviews", 400, "BadRequest", body={"spec": {}}
     ),
-    "a review of nobody and nothing": case(
+    "a review without user and attributes": case(
         "POST", f"{AUTHORIZATION}/subjectaccessreviews", 422, "Invalid", ("FieldValueInvalid", "spec.user"),
         ("FieldValueInvalid", "spec.resourceAttributes"), body={"spec": {}},
     ),

@@ -1,4 +1,4 @@
-"""Server-side apply: ownership, conflicts, removal of what an applier no longer sets."""
+"""Server-side apply: ownership, conflicts, removal of fields that an applier no longer sets."""
 
 from __future__ import annotations
 

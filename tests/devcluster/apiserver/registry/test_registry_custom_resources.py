@@ -1,4 +1,4 @@
-"""Custom resources: pruning, defaults, CEL with transition rules, status isolation, life of the CRD."""
+"""Custom resources: pruning, defaults, CEL with transition rules, status isolation, life cycle of the CRD."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding what replaces a stored object: what is shared with it is kept, and the result is the same."""
+"""Decoding of replacements of stored objects: shared parts are kept, and the result is the same."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_status_patch_keeps_the_spec_as_it_is() -> None:
 
 
 def test_a_custom_spec_is_decoded_again_where_it_is_written() -> None:
-    """Its schema may have changed since it was stored: what it lost goes, and what came is defaulted."""
+    """The schema may have changed since the object was stored: removed fields are pruned, new ones defaulted."""
     kind = _kind("Widget")
     stored = {**_stored(kind), "spec": {"gone": 1}}
     found = decode(kind, merge_patch(stored, {"metadata": {"labels": {"a": "b"}}}), _context(), stored=stored)

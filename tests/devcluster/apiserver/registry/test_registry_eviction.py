@@ -1,4 +1,4 @@
-"""Evictions: what a disruption budget, a policy and a dry run say about them."""
+"""Evictions: effects of disruption budgets, policies and dry runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUNNING = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"
 
 
 async def protected(rig: Rig, status: dict[str, Any], **spec: Any) -> None:
-    """Make a running pod `p` and a budget of it with this status."""
+    """Create a running pod `p` and a budget that selects it, with this status."""
     body = {**pod("p"), "metadata": {"name": "p", "labels": {"app": "p"}}}
     await rig.client.create(PODS, body, "ns")
     await rig.client.patch(PODS, "p", "ns", {"status": RUNNING}, subresource="status")

@@ -1,4 +1,4 @@
-"""Objects that nest as deep as a real server stores them: every request handles them, and deeper ones are refused."""
+"""Nesting as deep as a real server stores it: every request handles it, and deeper objects are refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PATH = "/apis/deep.example/v1/namespaces/ns/things"
 AROUND = 3
 """Levels around what `nested` returns: the object, its spec, and `free`."""
 DEEPEST = MAX_DEPTH - AROUND - 3
-"""Of what can also be sent in a patch and in a list."""
+"""Levels of an object that can also be sent in a patch and in a list."""
 SHAPES = {
     "objects": ('{"a":', "}"),
     "lists": ("[", "]"),

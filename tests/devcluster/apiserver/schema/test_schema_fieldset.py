@@ -1,4 +1,4 @@
-"""Field sets: laws of their algebra, and of the questions asked of a fieldsV1 without parsing it."""
+"""Field sets: laws of their algebra, and of the queries of an unparsed fieldsV1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists by label and by field: an index answers as looking at every object would."""
+"""Lists by label and by field: an index finds the same objects as a full scan."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_list_by_an_index_is_the_filtered_list(operations: list[tuple[str, str
             elif operation == "delete" and store.get("/pods", namespace, name):
                 store.delete("/pods", namespace, name)
             for selectors in SELECTORS:
-                # The first list builds an index, and all later ones rely on its upkeep.
+                # The first list builds an index, and all later ones rely on its updates.
                 _agree(store, *selectors, namespace if operation == "list" else None)
         store.close()
 

@@ -1,4 +1,4 @@
-"""What a CustomResourceDefinition must be beside its schemas, by the rules of kube-apiserver 1.36."""
+"""Validation of CustomResourceDefinitions except their schemas, by the rules of kube-apiserver 1.36."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Causes = list[tuple[str, str]]
 
 
 def crd(*, group: str = GROUP, **parts: Any) -> dict[str, Any]:
-    """Return a definition; `parts` replaces what stands in its spec, None removes it."""
+    """Return a definition; `parts` replaces fields of its spec, None removes one."""
     spec: dict[str, Any] = {"group": group, "scope": "Namespaced", "names": names(), "versions": [version()], **parts}
     return {
         "metadata": {"name": f"things.{group}"},
@@ -122,12 +122,12 @@ CASES: dict[str, tuple[dict[str, Any], Causes]] = {
     "a scale whose selector is in the metadata": (
         scale(labelSelectorPath=".metadata.labels"), [("Invalid", "spec.subresources.scale.labelSelectorPath")],
     ),
-    "a root with bounds beside a status": (
+    "a root with bounds and a status": (
         of_version(subresources={"status": {}}, root={"minProperties": 1}),
         [("Invalid", "spec.validation.openAPIV3Schema")],
     ),
     "a root with bounds without a status": (of_version(root={"minProperties": 1}), []),
-    "a root with rules beside a status": (
+    "a root with rules and a status": (
         of_version(subresources={"status": {}}, root={"x-kubernetes-validations": [{"rule": "true"}]}), [],
     ),
     "a selectable field": (selectable(".f"), []),

@@ -1,4 +1,4 @@
-"""CEL rules on updates: what stays as it was is not judged again, and rules are shown no more than they look at."""
+"""CEL rules on updates: unchanged values are not evaluated again, and rules get only the variables that they read."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ RATCHETING: dict[str, tuple[Any, Any, list[str]]] = {
     "a transition rule refuses": ({"size": 5}, {"size": 4}, ["size"]),
     "items of an atomic list are judged again when it changes": ({"atomic": [0]}, {"atomic": [0, 1]}, ["atomic[0]"]),
     "items of an atomic list that stays are kept": ({"atomic": [0]}, {"atomic": [0], "note": "a"}, []),
-    "items of a keyed list are told apart": (
+    "items of a keyed list are matched by key": (
         {"keyed": [{"name": "a", "count": 0}]},
         {"keyed": [{"name": "b", "count": 0}, {"name": "a", "count": 0}]},
         ["keyed[0].count"],
@@ -69,7 +69,7 @@ def test_everything_is_judged_on_create() -> None:
 SEEN: dict[str, tuple[str, bool]] = {
     "the name": ("self.metadata.name == 'w'", True),
     "no labels": ("has(self.metadata.labels)", False),
-    "a field beside the metadata": ("self.spec.a == 1 && self.kind == 'Widget'", True),
+    "a field outside the metadata": ("self.spec.a == 1 && self.kind == 'Widget'", True),
 }
 
 

@@ -127,7 +127,7 @@ SCHEMAS: dict[str, tuple[dict[str, Any], Verdict]] = {
     "a fieldPath to nowhere": (ruled(fieldPath=".b"), at(("Invalid", f"{RULE}.fieldPath"))),
     "a fieldPath without a dot": (ruled(fieldPath="a"), at(("Invalid", f"{RULE}.fieldPath"))),
     "optionalOldSelf without oldSelf": (ruled(optionalOldSelf=True), at(("Invalid", f"{RULE}.optionalOldSelf"))),
-    "oldSelf in a list whose items cannot be told apart": (
+    "oldSelf in a list whose items cannot be identified": (
         {
             "type": "array", "maxItems": 3,
             "items": {"type": "integer", "x-kubernetes-validations": [{"rule": "self > oldSelf"}]},

@@ -2,9 +2,9 @@
 
 usage: python -m wrpo_devcluster.apiserver.schema.schemas.wire K8S_IO_API_REPO APIMACHINERY_REPO APIEXTENSIONS_REPO
 
-A development-time program; the arguments are git directories of the published Go modules. Only interface
-facts are taken: JSON name, field number, wire type, and whether an unset field is written as its zero
-(`always`) or as null (`null`), may hold an explicit zero (`pointer`) or is left out when empty (`omit`).
+A development-time program; the arguments are git directories of the published Go modules. Only interface facts are
+taken: JSON name, field number, wire type and presence. An unset field is written as its zero
+(`always`) or as null (`null`). Others may hold an explicit zero (`pointer`) or are left out when empty (`omit`).
 """
 
 from __future__ import annotations
