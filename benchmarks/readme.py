@@ -1,4 +1,4 @@
-"""Puts the saved results into benchmarks/README.md: `python -m benchmarks.readme`."""
+"""Update of benchmarks/README.md with the saved results: `python -m benchmarks.readme`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARTS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Table]]], ...] = (
 
 
 SUFFIXES = ("", "-processor-time", "-quick", "-quick-processor-time")
-"""Of the results' names, the most telling first."""
+"""Names of results in the order of their relevance."""
 
 
 def render(readme: Path = README, results: Path = RESULTS) -> list[str]:

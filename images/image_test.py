@@ -1,8 +1,8 @@
-"""`make image-test`: build the operator's image twice and run an experiment with it on the embedded control plane.
+"""Test of the operator's image for `make image-test`: build it twice, and run an experiment in it.
 
 Needs buildah or podman to build, and podman to run. WRPO_BASE_IMAGE names another base image, which needs Python 3.11
 with its venv module. WRPO_BUILD_FLAGS holds further flags of the build and WRPO_CONTAINER_FLAGS of `podman run`, for
-machines that need them. The build's pip asks the same registry as pip here, but sees no directory of this machine.
+machines that need them. The build's pip uses the same registry as pip here, but sees no directory of this machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IMAGE = "localhost/wrpo/operator:image-test"
 AGAIN = f"{IMAGE}-again"
 CA_FILE = "/run/secrets/pip-ca.pem"
 SOURCES = ("extra-index-url", "find-links", "index-url", "proxy", "trusted-host")
-"""pip's settings that say where packages come from, beside `cert`."""
+"""pip's settings of package sources, in addition to `cert`."""
 LOOK_INSIDE = """
 import importlib.util, json, os, pathlib, shutil
 files = [path for path in pathlib.Path('/opt/wrpo').rglob('*') if path.is_file() and not path.is_symlink()]
@@ -42,7 +42,7 @@ def main() -> None:
     podman = shutil.which("podman")
     if builder is None or podman is None:
         missing = "buildah or podman" if builder is None else "podman"
-        sys.exit(f"image-test needs {missing}, which this machine does not have. Nothing was built or tested.")
+        sys.exit(f"image-test needs {missing}, which this machine lacks. Nothing was built or tested.")
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         settings = pip_settings(Path(directory))
@@ -51,8 +51,8 @@ def main() -> None:
         build(builder, AGAIN, [*settings, "--no-cache"])
     image = inspect(podman, IMAGE)
     if inspect(podman, AGAIN)["Id"] != image["Id"]:
-        sys.exit(f"a second build from the same inputs gave another image: compare {IMAGE} and {AGAIN}")
-    # Named once, podman would take the image's other names too.
+        sys.exit(f"a second build from the same inputs produced a different image: compare {IMAGE} and {AGAIN}")
+    # With the name given only once, podman would remove the image's other names too.
     subprocess.run([podman, "untag", AGAIN, AGAIN], check=True)
     own = look_inside()
     e2e = [sys.executable, "scripts/e2e.py", "--pods", "simulated", "--operator-container", IMAGE]
@@ -64,10 +64,10 @@ def main() -> None:
 
 
 def pip_settings(directory: Path) -> list[str]:
-    """Return flags that let the build's pip ask the registry that this machine's asks; the image keeps none of it."""
+    """Return flags by which the build's pip uses this machine's registry; the image keeps none of them."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
     found: dict[str, str] = {}
-    # Sorted: the environment's lines are the first, and win.
+    # Sorted: the environment's lines are first and take precedence.
     for line in listed.stdout.splitlines():
         name, _, value = line.partition("=")
         found.setdefault(name.rpartition(".")[2], str(ast.literal_eval(value)))
@@ -89,13 +89,13 @@ def pip_settings(directory: Path) -> list[str]:
 
 
 def build(builder: str, image: str, flags: list[str]) -> None:
-    """Build from the checkout. Files get the date of the last commit, so that the same inputs give the same image."""
+    """Build from the checkout. Files get the date of the last commit, so that equal inputs give equal images."""
     base = os.environ.get("WRPO_BASE_IMAGE")
     arguments = ["--build-arg", f"BASE_IMAGE={base}"] if base else []
     stamp = subprocess.run(
         ["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
-    # Layers name the images they come from, which buildah and podman do not agree on.
+    # Layers name the images they come from, in which buildah and podman differ.
     arguments += ["--layers=false", "--timestamp", stamp or "0"]
     extra = shlex.split(os.environ.get("WRPO_BUILD_FLAGS", ""))
     file = "images/operator/Containerfile"

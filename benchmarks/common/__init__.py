@@ -1,1 +1,1 @@
-"""What every benchmark shares: workers in their own processes, statistics, the machine, results and tables."""
+"""Common parts of the benchmarks: worker processes, statistics, the machine, results and tables."""

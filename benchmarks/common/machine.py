@@ -1,4 +1,4 @@
-"""What a figure was measured on: it means nothing without."""
+"""Description of the machine on which a figure was measured."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Machine:
     measured_at: str
     """UTC, to the minute."""
     load_average: float
-    """Of the last minute, before the first measurement: other people's work makes figures worse."""
+    """Load of the last minute, before the first measurement. Other processes make figures worse."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
     def line(self) -> str:
-        """One sentence for tables."""
+        """Return one sentence for tables."""
         device = self.gpu or f"{self.cpu}, {self.cores} cores, {self.memory_gib:.0f} GiB"
         return f"{self.measured_at}, {device}, load average at the start {self.load_average:.2f}"
 

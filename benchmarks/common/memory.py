@@ -21,7 +21,7 @@ def _status_bytes(field: str) -> int:
 
 
 def resident_bytes() -> int:
-    """Return what the process holds now; what the C library keeps of freed memory is given back first."""
+    """Return the resident bytes of this process, after the C library has returned freed memory."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -29,15 +29,15 @@ def resident_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """Return the most that this process has held since it was started.
+    """Return the peak of resident bytes since this process was started.
 
-    Not ru_maxrss: that begins with what the parent held, because the kernel carries it through fork and exec.
+    Not ru_maxrss: it begins with the parent's peak, because the kernel keeps it over fork and exec.
     """
     return _status_bytes("VmHWM")
 
 
 class PeakMemory:
-    """`start()`, work, `stop()`: bytes above what was held at the start, at the highest moment."""
+    """Peak memory between `start()` and `stop()`, in bytes above the memory at the start."""
 
     def __init__(self) -> None:
         self._held = 0

@@ -1,7 +1,7 @@
-"""Each side of a comparison runs in its own processes: its memory is its own, and nothing of one warms the other.
+"""Worker processes of benchmarks: each side has separate memory, and none warms caches of the other.
 
-A worker is a module whose `__main__` calls `worker_main(function)`: it gets a JSON specification and gives a JSON
-result. Several ranks get torchrun's environment and the first one's result counts.
+A worker is a module whose `__main__` calls `worker_main(function)`: it gets a JSON specification and returns a JSON
+result. Several ranks get torchrun's environment, and the result of the first rank counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TAIL = 3000
 
 
 class WorkerError(RuntimeError):
-    """A worker ended with an error or too late; the message holds the end of its output."""
+    """A worker failed or exceeded its timeout; the message holds the end of its output."""
 
 
 def worker_main(function: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -32,12 +32,12 @@ def worker_main(function: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 
 
 def each(function: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Let a worker of one specification answer a list of them, {"each": [...]}, in one process: it starts once."""
+    """Return a worker that processes a list of specifications, {"each": [...]}, so that it starts only once."""
 
-    def answer_all(specification: dict[str, Any]) -> dict[str, Any]:
+    def run_all(specification: dict[str, Any]) -> dict[str, Any]:
         return {"each": [function(one) for one in specification["each"]]}
 
-    return answer_all
+    return run_all
 
 
 def run_worker(

@@ -18,7 +18,7 @@ RESULTS = Path(__file__).resolve().parents[2] / ".benchmarks"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a title, with what must be known to read them."""
+    """Rows of text under a title, with notes for the reader."""
 
     title: str
     columns: Sequence[str]
@@ -42,7 +42,7 @@ class Table:
 
 
 def save_result(name: str, machine: Machine, figures: Mapping[str, Any], *, directory: Path = RESULTS) -> Path:
-    """Write `.benchmarks/NAME.json`: the machine and what was measured on it, for `load_result` and for comparisons."""
+    """Write the machine and its measurements to `.benchmarks/NAME.json`, for `load_result` and comparisons."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}.json"
     temporary = path.with_suffix(".tmp")
@@ -64,7 +64,7 @@ def machine_of(result: Mapping[str, Any]) -> Machine:
 
 
 def replace_section(readme: Path, name: str, content: str) -> None:
-    """Put `content` between `<!-- NAME -->` and `<!-- /NAME -->`; ValueError if the page has no such markers."""
+    """Put `content` between `<!-- NAME -->` and `<!-- /NAME -->`; raise ValueError if the page lacks these markers."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     text = readme.read_text()
     before, found, rest = text.partition(begin)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Median with extremes: means hide the one step in which another process took the core."""
+    """Median with extremes, because a mean hides single steps that other processes disturbed."""
 
     median: float
     low: float
@@ -28,7 +28,7 @@ class Summary:
 
 
 def alternating(sides: Sequence[str], rounds: int) -> list[str]:
-    """Return the order of runs: every round the other way round, so that a drift of the machine hits all sides."""
+    """Return the order of runs, reversed in every second round, so that a drift of the machine affects all sides."""
     order: list[str] = []
     for round_ in range(rounds):
         order += list(sides) if round_ % 2 == 0 else list(reversed(sides))

@@ -1,1 +1,1 @@
-"""Curation at the paper's size: time and peak memory of the curate-triples stage as a process of its own."""
+"""Curation at the paper's size: time and peak memory of the curate-triples stage in a separate process."""

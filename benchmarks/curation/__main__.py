@@ -23,7 +23,7 @@ PAIRINGS = ("WRPO", "WithinSource", "BestWorst")
 LIMIT_S = 600
 LIMIT_GIB = 4.0
 _BYTES_PER_RESPONSE = 1400
-"""On disk, with room to spare."""
+"""Bytes of data on disk, with a margin."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(root: Path, size: Size, console: Console) -> dict[str, Any]:
-    """Make the data unless they are there; return what they are."""
+    """Create the data unless they exist; return their description."""
     marker = root / COMPLETE
     if not marker.exists():
         needed = size.responses * _BYTES_PER_RESPONSE
@@ -92,7 +92,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         rows=rows,
         notes=[
             "The whole stage: reading and verifying (sha256) every part, choosing, writing, manifest.",
-            f"Peak RSS is the whole process's. Wanted at the paper's size: {LIMIT_S} s and {LIMIT_GIB:g} GiB.",
+            f"Peak RSS is the whole process's. Target at the paper's size: {LIMIT_S} s and {LIMIT_GIB:g} GiB.",
         ],
     )
     return [table]

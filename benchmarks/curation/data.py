@@ -1,7 +1,7 @@
-"""Synthetic prompts, responses and scores as committed artifacts: real sizes and part sizes, made once and kept.
+"""Synthetic prompts, responses and scores as committed artifacts of real sizes, created once and kept.
 
-Every response is a text of a pool with its own number appended, so no two are alike and the bytes are as many as in a
-real experiment, while making them takes minutes.
+Every response is a text of a pool with its number appended. So no two are equal, the sizes are those of a real
+experiment, and the data take only minutes to create.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Size:
 
 
 def size_of(rows: int, sources: int) -> Size:
-    """Return the size whose sources give about `rows` responses."""
+    """Return the size whose sources have about `rows` responses."""
     return Size(prompts=max(8, round(rows / sources / SAMPLES_PER_PROMPT)), sources=sources)
 
 
 def make(root: Path, size: Size) -> dict[str, Any]:
-    """Write all artifacts below `root` and return how large they are."""
+    """Write all artifacts below `root` and return their sizes."""
     generator = np.random.default_rng(_SEED)
     pool = _pool(generator, min(POOL, size.responses))
     ids = [hashlib.sha256(f"prompt {number}".encode()).hexdigest() for number in range(size.prompts)]

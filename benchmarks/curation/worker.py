@@ -1,4 +1,4 @@
-"""Runs the stage as `wrpo-engine curate-triples` would, in this process, and says what it took."""
+"""Worker that runs the stage like `wrpo-engine curate-triples` in this process, and measures it."""
 
 from __future__ import annotations
 

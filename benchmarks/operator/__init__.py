@@ -1,1 +1,1 @@
-"""How the operator does with many experiments."""
+"""Scale of the operator with many experiments."""

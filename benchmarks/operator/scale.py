@@ -1,4 +1,4 @@
-"""One operator process with ever more experiments, against the embedded API server with simulated pods.
+"""Operator scale: one process with more and more experiments, on the embedded cluster with simulated pods.
 
 `python -m benchmarks.operator.scale [--quick] [--realistic] [--experiments 50,100,200,500] [--sources 10] [--rate 15]`
 """
@@ -32,10 +32,10 @@ REALISTIC_COUNTS = (100,)
 REALISTIC_SOURCES = 5
 REALISTIC_RATE = 5.0
 SPEED = 10.0
-"""Seconds of the cluster's clock in a real one: pods start and end that much faster."""
+"""Seconds of the cluster's clock in a real second, by which pods start and end faster."""
 RATE = 15.0
-"""Children that start in a second on average, whatever the number of experiments: more than this and the API server,
-which shares the processor with the operator, is what is measured."""
+"""Average number of children that start in a second, regardless of the number of experiments. A higher rate would
+measure the API server, which shares the processor with the operator."""
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def experiment(number: int, *, sources: int, run_s: float) -> dict[str, Any]:
-    """Return an experiment whose artifacts are its own; each of its pods runs for `run_s` of the cluster's seconds."""
+    """Return an experiment that shares no artifacts; each of its pods runs for `run_s` of the cluster's seconds."""
     return {
         "apiVersion": "wrpo.ai/v1alpha1",
         "kind": "WRPOExperiment",
@@ -97,14 +97,14 @@ def inputs_of(spec: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def measure(count: int, *, sources: int, rate: float, realistic: bool = False) -> dict[str, Any]:
-    """Run `count` experiments from creation to success; return what it took.
+    """Run `count` experiments from creation to success; return the measurements.
 
     With `realistic` the cluster has the delays of a real one, its clock runs as fast as a real one, and pods run for a
-    second: what a child costs is then its way through the control plane.
+    second. The cost of a child is then its way through the control plane.
     """
     inputs = inputs_of(experiment(0, sources=sources, run_s=1)["spec"])
     whole_s = count * len(inputs) / rate
-    # The levels of the graph follow each other; experiments come evenly over half of the time.
+    # The levels of the graph follow each other. Experiments are created evenly over half of the time.
     run_s = 1.0 if realistic else max(0.5, whole_s / 2 / levels(inputs) * SPEED - 1)
     specification = {
         "speed": 1.0 if realistic else SPEED,
@@ -123,7 +123,7 @@ def measure(count: int, *, sources: int, rate: float, realistic: bool = False) -
 
 
 def levels(inputs: Mapping[str, Sequence[str]]) -> int:
-    """Return how many stages follow each other at least."""
+    """Return the number of levels of the graph of stages."""
     depth: dict[str, int] = {}
     for stage, upstream in inputs.items():
         depth[stage] = 1 + max((depth[each] for each in upstream), default=0)
@@ -221,7 +221,7 @@ def _figures(count: int, inputs: Mapping[str, Sequence[str]], result: Mapping[st
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Return the value that `share` of all do not exceed."""
+    """Return the value that a share of all values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 

@@ -1,7 +1,7 @@
-"""The control plane of a measurement, in a process of its own: simulated pods, and notes of what the operator does.
+"""Control plane of a measurement, in a separate process: simulated pods, and records of the operator's requests.
 
 It starts, waits until an operator leads, creates experiments, waits until all of them have succeeded, then watches an
-idle operator for a while. Every time below is this process's monotonic clock, so no two clocks are compared.
+idle operator for a while. All times are of this process's monotonic clock, so that no two clocks are compared.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ StageOf = tuple[str, str]
 
 @dataclass
 class Notes:
-    """What happened, and when."""
+    """Events of the measurement, and their times."""
 
     created: dict[StageOf, float] = field(default_factory=dict)
     completed: dict[StageOf, float] = field(default_factory=dict)
-    """When the status that says so was written."""
+    """Time when the status that reports it was written."""
     phases: dict[str, str] = field(default_factory=dict)
     changes: Counter[str] = field(default_factory=Counter)
     """Changes of pods and children, each of which is a watch event."""
     requests: Counter[str] = field(default_factory=Counter)
     """`verb resource` -> number; watches are counted when they end."""
     handling_s: list[float] = field(default_factory=list)
-    """From the first byte of a request to the answer, watches left out."""
+    """Seconds from the first byte of a request to the reply, without watches."""
 
     def written(self, kind: Kind, new: JsonObject | None, _old: JsonObject | None) -> None:
         if kind.plural in WATCHED:
@@ -69,7 +69,7 @@ class Notes:
             self.phases[new["metadata"]["name"]] = (new.get("status") or {}).get("phase", "")
 
     def writes(self) -> int:
-        """Return the operator's writes so far, but for the lease that it renews all the time."""
+        """Return the operator's writes so far, without those of the lease."""
         return sum(
             count
             for what, count in self.requests.items()
@@ -78,7 +78,7 @@ class Notes:
 
 
 class MeasuredCluster(Cluster):
-    """A cluster whose HTTP requests, which only the operator makes here, are counted and timed."""
+    """Cluster that counts and times its HTTP requests, which only the operator makes here."""
 
     def __init__(self, config: ClusterConfig, notes: Notes, *, speed: float) -> None:
         super().__init__(config, clock=FastClock(speed))

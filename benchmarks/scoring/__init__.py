@@ -1,1 +1,1 @@
-"""Scoring against a loop of one response at a time: processor time on the same pairs in one run, scores compared."""
+"""Scoring against a loop over single responses: processor time on the same pairs in one run, equal scores."""

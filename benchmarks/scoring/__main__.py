@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scoring`: reward scoring against one response at a time."""
+"""Reward scoring against a loop over single responses: `python -m benchmarks.scoring`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is scored: the shape of the model and of its prompts and responses."""
+"""Workload of scoring: the shape of the model and of its prompts and responses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 RESPONSES = 5
-"""Answers of one model to one prompt (arXiv:2412.03187)."""
+"""Responses of one model to one prompt (arXiv:2412.03187)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def pairs_of(case: Case) -> list[tuple[str, str]]:
 
 
 def one_at_a_time(directory: Path, pairs: list[tuple[str, str]]) -> Any:
-    """Return a function that scores as published scripts do: template, tokenizer and model for one response each."""
+    """Return a function that scores as published scripts do: template, tokenizer and model for each response."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

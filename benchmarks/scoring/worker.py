@@ -1,4 +1,4 @@
-"""Scores one case both ways, in turns, in one process."""
+"""Worker that scores one case with both sides alternately, in one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counting operations allows: the speed-up of the least necessary work over the work that a peer does."""
+"""Upper bound of the speed-up by operation counts: a peer's work over the least necessary work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def model_cost(size: ModelSize) -> ModelCost:
 
 
 def padded_operations(cost: ModelCost, rows: Sequence[Row], *, triples_per_pass: int) -> int:
-    """Operations of one step of the plain implementation: padded copies, the head everywhere, a reference forward."""
+    """Return the operations of a step of the plain implementation: padded copies, full head, a reference forward."""
     total = 0
     for batch in passes(rows, triples_per_pass):
         sequences, width = _padded(batch)
@@ -30,7 +30,7 @@ def padded_operations(cost: ModelCost, rows: Sequence[Row], *, triples_per_pass:
 
 
 def trl_operations(cost: ModelCost, rows: Sequence[Row], *, triples_per_pass: int, precomputed: bool) -> int:
-    """Operations of one step of TRL's DPOTrainer: padded copies, but the head on response tokens only."""
+    """Return the operations of one step of TRL's DPOTrainer: padded copies, the head on response tokens only."""
     total = 0
     for batch in passes(rows, triples_per_pass):
         sequences, width = _padded(batch)
@@ -43,7 +43,7 @@ def trl_operations(cost: ModelCost, rows: Sequence[Row], *, triples_per_pass: in
 
 
 def needed_operations(cost: ModelCost, rows: Sequence[Row]) -> int:
-    """Each prompt once, no padding, no reference, the head on response tokens, nothing computed twice."""
+    """Return the least operations: each prompt once, no padding, no reference, the head on response tokens."""
     return needed_training_step(cost, [TokenRow("", row.prompt, row.responses) for row in rows])
 
 

@@ -1,4 +1,4 @@
-"""The shapes that are measured, by how much time there is."""
+"""Measured shapes, by level of effort."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from benchmarks.training.workload import Case, Lengths, ModelSize
 
 
 class Level(StrEnum):
-    """How large."""
+    """Size of the shapes."""
 
     QUICK = "quick"
-    """About a minute in all: whether it runs, not how fast."""
+    """About a minute in total, to test that it runs."""
     STANDARD = "standard"
-    """Two cores, minutes."""
+    """Some minutes on two cores."""
     FULL = "full"
-    """A GPU, or patience."""
+    """A GPU, or hours on two cores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How often each side runs; sides alternate."""
+    """Number of runs of each side. Sides alternate."""
 
     rounds: int
     warmup_steps: int
@@ -60,12 +60,12 @@ def large_vocabulary(level: Level) -> list[Case]:
 
 
 def scaling(level: Level) -> list[Case]:
-    """The same global batch for one process and for two."""
+    """Return the cases of the same global batch for one process and for two."""
     return [replace(case, triples_per_step=4, triples_per_pass=1) for case in shapes(level) if case.name == "mixed"]
 
 
 def growth(level: Level) -> list[Case]:
-    """One shape, of which one thing grows at a time."""
+    """Return variations of a shape in which one dimension grows at a time."""
     model = MODELS[level]
     scale = 4 if level is Level.QUICK else 1
     base = Case("", model, Lengths(256 // scale), Lengths(128 // scale), 2, 2)

@@ -1,4 +1,4 @@
-"""What the commands of this package share: options, sides, tables."""
+"""Common parts of the commands of this package: options, sides, tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Setting:
-    """How large, and by which clock."""
+    """Level of effort, and the clock."""
 
     level: Level
     processor_time: bool = False
@@ -40,7 +40,7 @@ class Setting:
 
     @property
     def suffix(self) -> str:
-        """Of the result's name: only standard measurements by the wall clock go into the README."""
+        """Return the suffix of the result's name. Only standard measurements by the wall clock go into the README."""
         level = "" if self.level is Level.STANDARD else f"-{self.level.value}"
         return f"{level}-processor-time" if self.processor_time else level
 
@@ -57,11 +57,11 @@ def run_command(
     act: Callable[[Setting], Mapping[str, Any]],
     tables: Callable[[Mapping[str, Any]], list[Table]],
 ) -> None:
-    """Read --quick and --full, measure, save, show."""
+    """Parse the options, measure, save the result, and print the table."""
     parser = argparse.ArgumentParser(description=what)
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--quick", action="store_true", help="about a minute: whether it runs, not how fast")
-    group.add_argument("--full", action="store_true", help="larger shapes, for a GPU or for patience")
+    group.add_argument("--full", action="store_true", help="larger shapes, for a GPU or a long run")
     parser.add_argument(
         "--processor-time", action="store_true", help="count processor time on one thread: for a machine in use"
     )
@@ -70,7 +70,7 @@ def run_command(
     setting = Setting(level, processor_time=options.processor_time)
     machine = describe_machine()
     if machine.gpu is None:
-        # DeepSpeed, which Transformers imports, says so in every process otherwise.
+        # Otherwise DeepSpeed, which Transformers imports, logs this in every process.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     figures = {"level": level.value, "clock": setting.clock, **act(setting)}
     path = save_result(f"{name}{setting.suffix}", machine, figures)
@@ -88,7 +88,7 @@ def show(machine: Machine, tables: Sequence[Table]) -> None:
 def compare(
     cases: Sequence[Case], figures: Sequence[Mapping[str, Measured]], setting: Setting, peers: Sequence[Side]
 ) -> list[dict[str, Any]]:
-    """Return ours against each peer on each case."""
+    """Return the comparison of our side with each peer on each case."""
     return [
         Comparison(
             case=case.name,

@@ -1,4 +1,4 @@
-"""Runs the sides of a comparison in turn, each in its own process, and puts their figures side by side."""
+"""Measurement of the sides of a comparison, alternately and in separate processes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from benchmarks.training.workload import Case, Plan, make_rows, save_model
 from wrpo_engine.training.batch.flops import ModelCost
 
 LOSS_TOLERANCE = 1e-3
-"""Relative; sides that train on the same tokens from the same weights report the same losses."""
+"""Relative tolerance. Sides that train on the same tokens from the same weights report the same losses."""
 
 
 class DisagreementError(RuntimeError):
-    """Two sides did not compute the same thing, so that their times cannot be compared."""
+    """Two sides did not compute the same losses, so that their times cannot be compared."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One implementation and how it is started."""
+    """An implementation and its worker processes."""
 
     name: str
     module: str
@@ -33,24 +33,24 @@ class Side:
     world_size: int = 1
     threads: int = 2
     rounds: int | None = None
-    """Fewer rounds than the others, to save time; None is as many."""
+    """Fewer rounds than the others, to save time; None for the same number."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one side did on one case."""
+    """Measurements of one side on one case."""
 
     seconds: Summary
     losses: tuple[float, ...]
     memory_bytes: int | None
     memory_source: str
     reference_seconds: float = 0.0
-    """One-off cost of the reference's log-probabilities for the rows of one step."""
+    """One-time cost of the reference's log-probabilities for the rows of one step."""
     layout: str | None = None
 
 
 def measure(cases: Sequence[Case], sides: Sequence[Side], effort: Effort, *, memory: bool) -> list[dict[str, Measured]]:
-    """Return for every case what every side did. All cases have one model; a process answers all of them in turn."""
+    """Return the measurements of every side on every case. A process runs all cases, which share one model."""
     sizes = {case.model for case in cases}
     if len(sizes) != 1:
         raise ValueError(f"the cases of one measurement share a model; got {sizes}")
@@ -96,7 +96,7 @@ def _combined(rounds: Sequence[dict[str, Any]]) -> Measured:
 def typical_step(rounds: Sequence[Sequence[float]]) -> Summary:
     """Return the mean over steps, whose rows differ, of each step's median over rounds, with the extremes of all.
 
-    So that both sides are compared on the same rows, whatever the lengths of single steps are.
+    So both sides are compared on the same rows, regardless of the lengths of single steps.
     """
     medians = [Summary.of(same_step).median for same_step in zip(*rounds, strict=True)]
     every = Summary.of([seconds for steps in rounds for seconds in steps])
@@ -120,7 +120,7 @@ def require_same_losses(case: str, figures: Mapping[str, Measured]) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against one peer on one case; all that is reported."""
+    """Our side against one peer on one case, with all reported figures."""
 
     case: str
     shape: str
@@ -129,7 +129,7 @@ class Comparison:
     ours: Measured
     theirs: Measured
     allowed: float
-    """Speed-up by operation counts."""
+    """Upper bound of the speed-up by operation counts."""
 
     @property
     def speed_up(self) -> float:
@@ -137,12 +137,12 @@ class Comparison:
 
     @property
     def speed_up_with_reference(self) -> float:
-        """Over one epoch, the pass for the reference's log-probabilities counted on our side."""
+        """Return the speed-up over one epoch, with our pass for the reference's log-probabilities."""
         return self.theirs.seconds.median / (self.ours.seconds.median + self.ours.reference_seconds)
 
     @property
     def share(self) -> float:
-        """Of what operation counts allow."""
+        """Return the share of the upper bound by operation counts."""
         return self.speed_up / self.allowed
 
     @property
@@ -152,7 +152,7 @@ class Comparison:
         return self.ours.memory_bytes / self.theirs.memory_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """Return every figure; the README's table is made of it."""
+        """Return every figure, from which the README's table is made."""
         return {
             "case": self.case,
             "shape": self.shape,

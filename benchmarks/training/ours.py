@@ -1,4 +1,4 @@
-"""Our side: the engine's own loop on the engine's own backend. The only module here that knows the engine's insides."""
+"""Our side: the engine's loop on its backend. Only this module here uses internals of the engine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _REF = ArtifactRef(stage="train", hash="0" * 16)
 
 
 class MemoryProbe:
-    """A backend whose last two steps move nothing: the first leaves its gradients, the second is measured upon them."""
+    """Backend whose last two steps do not change weights: the first leaves its gradients for the measured second."""
 
     def __init__(self, backend: Backend, *, after_steps: int) -> None:
         self._backend = backend

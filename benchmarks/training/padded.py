@@ -1,8 +1,8 @@
-"""The peer: a plain implementation of the released WRPO recipe, written for this comparison alone.
+"""Peer: a plain implementation of the released WRPO recipe, written only for this comparison.
 
-Every response is its own sequence with its own copy of the prompt, padded to the longest of the pass; logits of all
-positions in fp32, log-softmax over all of them, a gather; a second, frozen model answers in every step. It uses none of
-the engine's code.
+Every response is a separate sequence with a copy of the prompt, padded to the longest of the pass. The logits of all
+positions are in fp32, followed by a log-softmax over all of them and a gather. A second, frozen model runs in every
+step. It uses none of the engine's code.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ IGNORED = -100
 
 
 def pad(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids, attention mask and labels, [rows * responses, longest]; responses of one kind stand together."""
+    """Return ids, attention mask and labels, [rows * responses, longest]; responses of one kind are adjacent."""
     sequences = [(row.prompt, row.responses[kind]) for kind in range(len(rows[0].responses)) for row in rows]
     longest = max(len(prompt) + len(response) for prompt, response in sequences)
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""One process against two, one thread each, on the same global batch: ours on DeepSpeed, the peer by all-reduce.
+"""Scaling from one process to two, one thread each, on the same global batch: DeepSpeed against all-reduce.
 
 `python -m benchmarks.training.scaling [--quick | --full]`
 """

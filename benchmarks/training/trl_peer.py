@@ -1,6 +1,6 @@
-"""The other peer: TRL's DPOTrainer on the pairs, its tokens given, its shuffling off, everything else as it comes.
+"""Peer: TRL's DPOTrainer on the pairs with given tokens, without shuffling, with its other defaults.
 
-Gradient checkpointing, which it has on by default, is off on both sides: it would only slow the peer down.
+Gradient checkpointing, which is on by default, is off on both sides, because it would only slow the peer down.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.training.workload import ADAM_BETAS, ADAM_EPSILON, BETA, LEARNIN
 
 
 def _tokenizer(vocabulary: int) -> Any:
-    """TRL wants a tokenizer to know the padding token; it never tokenises here."""
+    """Return a tokenizer, from which TRL only reads the padding token."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -29,7 +29,7 @@ def _trainer_class() -> Any:
     from trl import DPOTrainer
 
     class TokenTrainer(DPOTrainer):  # type: ignore[misc]
-        """Takes token ids as they are."""
+        """DPOTrainer that takes token ids."""
 
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
@@ -43,7 +43,7 @@ def _callback(
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        """Times optimizer steps; the last two move nothing and are for memory."""
+        """Callback that times optimizer steps. The last two measure memory and do not change weights."""
 
         def __init__(self) -> None:
             self.trainer: Any = None
@@ -67,7 +67,7 @@ def _callback(
 
 
 def _freeze(trainer: Any) -> None:
-    """Let gradients stay and weights stand still."""
+    """Keep the gradients, and do not update the weights."""
 
     def nothing(*_: Any, **__: Any) -> None:
         return None

@@ -1,4 +1,4 @@
-"""What both sides train on: a model of random weights and rows of random tokens, decided by seeds alone."""
+"""Workload of training: a model of random weights and rows of random tokens, determined by seeds."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One shape of training."""
+    """Shape of training."""
 
     name: str
     model: ModelSize
@@ -64,9 +64,9 @@ class Case:
     response: Lengths
     triples_per_step: int
     triples_per_pass: int
-    """In one forward and backward pass; both sides have the same."""
+    """Rows of one forward and backward pass, equal for both sides."""
     num_responses: int = 3
-    """Three is WRPO-DPO's triple; two is DPO's pair."""
+    """Three for WRPO-DPO's triple, two for DPO's pair."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,7 +91,7 @@ class Row:
 
 
 def make_rows(case: Case, num_rows: int) -> list[Row]:
-    """Return the same rows for every side. Pairs are the triples without their first response."""
+    """Return the rows, equal for every side. Pairs are the triples without their first response."""
     generator = random.Random(SEED)
     rows = []
     for _ in range(num_rows):
@@ -107,12 +107,12 @@ def _tokens(generator: random.Random, count: int, vocabulary: int) -> tuple[int,
 
 
 def passes(rows: Sequence[Row], triples_per_pass: int) -> list[Sequence[Row]]:
-    """Cut a step's rows into forward passes, in their order."""
+    """Split a step's rows into forward passes, in their order."""
     return [rows[start : start + triples_per_pass] for start in range(0, len(rows), triples_per_pass)]
 
 
 def llama(size: ModelSize) -> Any:
-    """Return the model on the current device, with weights by the seed."""
+    """Return the model on the current device, with weights determined by the seed."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -143,7 +143,7 @@ def save_model(directory: Path, size: ModelSize) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a worker does with a case: warm-up, timed steps, and at the end, if asked, one step for memory."""
+    """Steps of a worker for a case: warm-up, timed steps, and optionally steps for memory."""
 
     case: Case
     model_dir: str
@@ -157,7 +157,7 @@ class Plan:
 
     @property
     def num_steps(self) -> int:
-        """With the two steps for memory: the first makes the gradients, the second is measured on top of them."""
+        """Return the number of steps, with two for memory: one makes the gradients, the next is measured with them."""
         return self.num_optimizer_steps + (2 if self.measure_memory else 0)
 
     def rows(self) -> list[Row]:
@@ -172,7 +172,7 @@ class Plan:
 
 
 def clock_of(specification: Mapping[str, Any]) -> Callable[[], float]:
-    """Return the wall clock, or the processor time of this process: what others do to the machine shows less in it."""
+    """Return the wall clock, or this process's processor time, which other processes affect less."""
     return time.process_time if specification.get("processor_time", False) else time.perf_counter
 
 
