@@ -92,9 +92,8 @@ def test_down_keeps_objects_and_reset_removes_everything(state_dir: Path) -> Non
 def test_a_control_plane_that_cannot_start_shows_its_log(state_dir: Path) -> None:
     with pytest.raises(LifecycleError, match=r"the control plane exited while it started") as caught:
         lifecycle.up(state_dir, with_crds=("no-such-file",))
-    assert "--with-crds is 'no-such-file' but must be a file, a directory or one of: jobset, pytorchjob" in str(
-        caught.value
-    )
+    rule = "must be a file, a directory or one of: jobset, pytorchjob, trainjob"
+    assert f"--with-crds is 'no-such-file' but {rule}" in str(caught.value)
 
 
 def test_a_state_directory_belongs_to_one_control_plane(tmp_path: Path) -> None:
