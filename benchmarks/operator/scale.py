@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument(
         "--realistic", action="store_true", help="the delays, status steps and Events of a real control plane"
     )
-    parser.add_argument("--quick", action="store_true", help="ten experiments: whether it runs, not how fast")
+    parser.add_argument("--quick", action="store_true", help="ten experiments, to test that it runs")
     options = parser.parse_args()
     usual = REALISTIC_COUNTS if options.realistic else COUNTS
     counts = [int(part) for part in options.experiments.split(",") if part] or list(QUICK if options.quick else usual)

@@ -60,7 +60,7 @@ def run_command(
     """Parse the options, measure, save the result, and print the table."""
     parser = argparse.ArgumentParser(description=what)
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--quick", action="store_true", help="about a minute: whether it runs, not how fast")
+    group.add_argument("--quick", action="store_true", help="about a minute, to test that it runs")
     group.add_argument("--full", action="store_true", help="larger shapes, for a GPU or a long run")
     parser.add_argument(
         "--processor-time", action="store_true", help="count processor time on one thread: for a machine in use"
