@@ -98,6 +98,17 @@ class DeletionOptions(TypedDict, total=False):
     """Delete only the object with this uid."""
 
 
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """Options of a read of a container's log; without `tail_lines` and `since_s`, the whole log."""
+
+    follow: bool = False
+    tail_lines: int | None = None
+    since_s: float | None = None
+    previous: bool = False
+    timestamps: bool = False
+
+
 class Client(Protocol):
     """CRUD and watch, as one identity. Every method raises ApiError. Returned objects must not be mutated."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 from wrpo_devcluster.apiserver.apis import errors
@@ -10,11 +11,22 @@ from wrpo_devcluster.apiserver.apis.request import Context, User
 from wrpo_devcluster.apiserver.auth.rbac import Attributes
 from wrpo_devcluster.apiserver.endpoints import subresources
 from wrpo_devcluster.apiserver.registry.deletion import DeleteOptions
-from wrpo_devcluster.apiserver.schema.kinds import Kind
+from wrpo_devcluster.apiserver.schema.kinds import Kind, Target
 from wrpo_devcluster.apiserver.services import Services
 from wrpo_devcluster.apiserver.storage.indexes import indexed_condition
 from wrpo_devcluster.apiserver.storage.selectors import SelectorError, matcher
 from wrpo_devcluster.client import ApiError, DeletionOptions, JsonObject, PatchOptions, Resource, Selection, WatchEvent
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Verb of RBAC, and the object that it addresses; `name` is empty for all objects of the namespace."""
+
+    verb: str
+    resource: Resource
+    namespace: str | None
+    name: str = ""
+    subresource: str = ""
 
 
 class LocalClient:
@@ -28,25 +40,17 @@ class LocalClient:
     def _context(self) -> Context:
         return Context(self._user, self._manager, field_validation="Ignore")
 
-    async def _run(
-        self,
-        verb: str,
-        resource: Resource,
-        namespace: str | None,
-        name: str,
-        subresource: str,
-        action: Callable[[Kind], Any],
-    ) -> Any:
-        kind = self._services.registry.find(resource.group, resource.version, resource.plural)
+    async def _run(self, call: _Call, action: Callable[[Target], Any]) -> Any:
+        kind = self._services.registry.find(call.resource.group, call.resource.version, call.resource.plural)
         if kind is None:
             raise errors.error(404, "NotFound", "the server could not find the requested resource", {})
-        place = (namespace or "") if kind.namespaced else ""
-        asked = Attributes(verb, kind.group, kind.plural, subresource, place, name)
+        place = (call.namespace or "") if kind.namespaced else ""
+        asked = Attributes(call.verb, kind.group, kind.plural, call.subresource, place, call.name)
         code = 200
         try:
             await self._services.apply_faults(self._user, asked)
             self._services.authorize(self._user, asked)
-            return action(kind)
+            return action(Target(kind, call.namespace, call.name, call.subresource))
         except ApiError as problem:
             code = problem.code
             raise
@@ -55,14 +59,16 @@ class LocalClient:
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
         found: JsonObject = await self._run(
-            "get", resource, namespace, name, "", lambda kind: self._services.pipeline.get(kind, namespace, name)
+            _Call("get", resource, namespace, name),
+            lambda target: self._services.pipeline.get(target.kind, namespace, name),
         )
         return found
 
     async def list(
         self, resource: Resource, namespace: str | None = None, **selection: Unpack[Selection]
     ) -> list[JsonObject]:
-        def action(kind: Kind) -> list[JsonObject]:
+        def action(target: Target) -> list[JsonObject]:
+            kind = target.kind
             label_selector, field_selector = selection.get("label_selector", ""), selection.get("field_selector", "")
             try:
                 matches = matcher(label_selector, field_selector, kind.fields)
@@ -72,18 +78,14 @@ class LocalClient:
             records = self._services.store.list(kind.storage_key, namespace, condition)
             return [record.obj for record in records if matches is None or matches(record.obj)]
 
-        found: list[JsonObject] = await self._run("list", resource, namespace, "", "", action)
+        found: list[JsonObject] = await self._run(_Call("list", resource, namespace), action)
         return found
 
     async def create(self, resource: Resource, body: JsonObject, namespace: str | None = None) -> JsonObject:
         place = namespace or body.get("metadata", {}).get("namespace")
         found: JsonObject = await self._run(
-            "create",
-            resource,
-            place,
-            "",
-            "",
-            lambda kind: self._services.pipeline.create(kind, place, body, self._context()),
+            _Call("create", resource, place),
+            lambda target: self._services.pipeline.create(target.kind, place, body, self._context()),
         )
         return found
 
@@ -93,25 +95,15 @@ class LocalClient:
         if subresource == "binding":
             return await self._bind(resource, namespace, name, body)
         found: JsonObject = await self._run(
-            "update",
-            resource,
-            namespace,
-            name,
-            subresource,
-            lambda kind: self._services.pipeline.update(
-                kind, namespace, name, body, self._context(), subresource=subresource
-            )[0],
+            _Call("update", resource, namespace, name, subresource),
+            lambda target: self._services.pipeline.update(target, body, self._context())[0],
         )
         return found
 
     async def _bind(self, resource: Resource, namespace: str | None, name: str, body: JsonObject) -> JsonObject:
         found: JsonObject = await self._run(
-            "create",
-            resource,
-            namespace,
-            name,
-            "binding",
-            lambda kind: subresources.bind(self._services, kind, namespace, name, body, self._context()),
+            _Call("create", resource, namespace, name, "binding"),
+            lambda target: subresources.bind(self._services, target, body, self._context()),
         )
         return found
 
@@ -123,16 +115,12 @@ class LocalClient:
         patch: Any,
         **options: Unpack[PatchOptions],
     ) -> JsonObject:
-        context, subresource = self._context(), options.get("subresource", "")
+        context = self._context()
         context.force = options.get("force", False)
-
-        def action(served: Kind) -> JsonObject:
-            pipeline = self._services.pipeline
-            return pipeline.patch(
-                served, namespace, name, patch, context, style=options.get("kind", "merge"), subresource=subresource
-            )[0]
-
-        found: JsonObject = await self._run("patch", resource, namespace, name, subresource, action)
+        found: JsonObject = await self._run(
+            _Call("patch", resource, namespace, name, options.get("subresource", "")),
+            lambda target: self._services.pipeline.patch(target, patch, context, style=options.get("kind", "merge"))[0],
+        )
         return found
 
     async def delete(
@@ -144,12 +132,8 @@ class LocalClient:
     ) -> None:
         wanted = DeleteOptions(options.get("propagation"), options.get("grace_period_s"), options.get("uid"))
         await self._run(
-            "delete",
-            resource,
-            namespace,
-            name,
-            "",
-            lambda kind: self._services.deleter.delete(kind, namespace, name, wanted, self._context()),
+            _Call("delete", resource, namespace, name),
+            lambda target: self._services.deleter.delete(target.kind, namespace, name, wanted, self._context()),
         )
 
     async def watch(self, resource: Resource) -> AsyncIterator[WatchEvent]:

@@ -16,6 +16,7 @@ from wrpo_devcluster.apiserver.registry.deletion import Deleter
 from wrpo_devcluster.apiserver.registry.pipeline import RequestPipeline
 from wrpo_devcluster.apiserver.schema.kinds import Registry
 from wrpo_devcluster.apiserver.storage.store import Store
+from wrpo_devcluster.client import LogOptions
 from wrpo_devcluster.faults import Faults, RequestTarget
 
 RequestLog = Callable[[str, Attributes, int], None]
@@ -25,18 +26,7 @@ RequestLog = Callable[[str, Attributes, int], None]
 class LogReader(Protocol):
     """Reader of container logs, which the kubelet provides."""
 
-    def read(
-        self,
-        namespace: str,
-        pod: str,
-        container: str,
-        *,
-        follow: bool,
-        tail_lines: int | None,
-        since_s: int | None,
-        previous: bool,
-        timestamps: bool,
-    ) -> AsyncIterator[bytes]: ...
+    def read(self, namespace: str, pod: str, container: str, options: LogOptions) -> AsyncIterator[bytes]: ...
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from wrpo_devcluster.client import PODS, ApiError, Client
+from wrpo_devcluster.client import PODS, ApiError, Client, LogOptions
 from wrpo_devcluster.clock import Clock, parse_time
 from wrpo_devcluster.kubelet.records import Attempt, last_attempt
 
@@ -79,37 +79,26 @@ class FileLogReader:
         self._clock = clock
         self._directory_of = directory_of
 
-    async def read(
-        self,
-        namespace: str,
-        pod: str,
-        container: str,
-        *,
-        follow: bool = False,
-        tail_lines: int | None = None,
-        since_s: float | None = None,
-        previous: bool = False,
-        timestamps: bool = False,
-    ) -> AsyncIterator[bytes]:
+    async def read(self, namespace: str, pod: str, container: str, options: LogOptions) -> AsyncIterator[bytes]:
         found = await self._client.get(PODS, pod, namespace)
         directory = self._directory_of(found["metadata"]["uid"], container)
         attempt = last_attempt(directory)
-        if previous:
+        if options.previous:
             if attempt is None or attempt.number == 0:
                 raise _bad_request(f'previous terminated container "{container}" in pod "{pod}" not found')
             attempt = Attempt(directory, attempt.number - 1)
         if attempt is None:
             why = _waiting_reason(found, container)
             raise _bad_request(f'container "{container}" in pod "{pod}" is waiting to start: {why}')
-        since = self._clock.now() - timedelta(seconds=since_s) if since_s is not None else None
+        since = self._clock.now() - timedelta(seconds=options.since_s) if options.since_s is not None else None
         raw, offset = _read_from(attempt.log_file, 0)
-        for line in select(join_parts(parse_lines(raw)), tail_lines=tail_lines, since=since):
-            yield render(line, timestamps=timestamps)
-        while follow:
+        for line in select(join_parts(parse_lines(raw)), tail_lines=options.tail_lines, since=since):
+            yield render(line, timestamps=options.timestamps)
+        while options.follow:
             is_over = attempt.exit() is not None or not await self._exists(namespace, pod)
             raw, offset = _read_from(attempt.log_file, offset)
             for line in parse_lines(raw):
-                yield render(line, timestamps=timestamps)
+                yield render(line, timestamps=options.timestamps)
             if is_over:
                 return
             await asyncio.sleep(_POLL_S)

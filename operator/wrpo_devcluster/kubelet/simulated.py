@@ -36,13 +36,13 @@ class SimulatedRuntime:
         annotations = annotations_of(handle.pod)
         if annotations.get("fake.test/pull-error"):
             waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "fake"}}
-            await self._report(handle, address, started, phase="Pending", state=waiting, ready=False)
+            await self._report(handle, address, started, phase="Pending", state=waiting)
             await handle.deletion.wait()
             return
         await self._tell_of_start(handle)
         begun = timestamp(self._clock.now())
         running = {"running": {"startedAt": begun}}
-        await self._report(handle, address, started, phase="Running", state=running, ready=True)
+        await self._report(handle, address, started, phase="Running", state=running)
         wanted = annotations.get("fake.test/run-seconds", "0")
         killed = await self._deleted_within(handle, None if wanted == "forever" else float(wanted))
         code = 137 if killed else int(annotations.get("fake.test/exit-code", "0"))
@@ -56,7 +56,7 @@ class SimulatedRuntime:
             }
         }
         phase = "Succeeded" if code == 0 else "Failed"
-        await self._report(handle, address, started, phase=phase, state=ended, ready=False)
+        await self._report(handle, address, started, phase=phase, state=ended)
 
     async def _deleted_while_starting(self, handle: PodHandle, address: str, started: str) -> bool:
         delays = self._delays
@@ -66,7 +66,7 @@ class SimulatedRuntime:
         if await self._deleted_within(handle, delays.draw(delays.create_s, "create", who)):
             return True
         creating = {"waiting": {"reason": "ContainerCreating"}}
-        await self._report(handle, address, started, phase="Pending", state=creating, ready=False)
+        await self._report(handle, address, started, phase="Pending", state=creating)
         return await self._deleted_within(handle, delays.draw(delays.start_s, "start", who))
 
     async def _tell_of_start(self, handle: PodHandle) -> None:
@@ -99,10 +99,9 @@ class SimulatedRuntime:
             await cancel_all([waiter, timer])
         return handle.deletion.is_set()
 
-    async def _report(
-        self, handle: PodHandle, address: str, started: str, *, phase: str, state: JsonObject, ready: bool
-    ) -> None:
+    async def _report(self, handle: PodHandle, address: str, started: str, *, phase: str, state: JsonObject) -> None:
         now = timestamp(self._clock.now())
+        ready = phase == "Running"
         readiness = {"PodScheduled": True, "Initialized": True, "ContainersReady": ready, "Ready": ready}
         status: JsonObject = {
             "phase": phase,

@@ -19,7 +19,7 @@ import pytest
 from devcluster.memory_api import MemoryClient
 from devcluster.rig import has_condition, until
 
-from wrpo_devcluster.client import CLAIMS, CONFIG_MAPS, EVENTS, PODS, SECRETS, ApiError, JsonObject
+from wrpo_devcluster.client import CLAIMS, CONFIG_MAPS, EVENTS, PODS, SECRETS, ApiError, JsonObject, LogOptions
 from wrpo_devcluster.clock import SystemClock
 from wrpo_devcluster.config import ClusterConfig, NodeConfig, default_environment
 from wrpo_devcluster.controllers.base import WatchHub
@@ -80,7 +80,7 @@ class Node:
         await self.hub.close()
 
     async def log(self, name: str, container: str = "c", **options: Any) -> str:
-        return b"".join([part async for part in self.logs.read("ns", name, container, **options)]).decode()
+        return b"".join([part async for part in self.logs.read("ns", name, container, LogOptions(**options))]).decode()
 
     async def ended(self, name: str) -> JsonObject:
         async def is_over() -> JsonObject | None:

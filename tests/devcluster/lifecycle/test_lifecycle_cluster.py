@@ -29,6 +29,7 @@ from wrpo_devcluster.client import (
     TRAIN_JOBS,
     TRAINING_RUNTIMES,
     JsonObject,
+    LogOptions,
 )
 from wrpo_devcluster.cluster import Cluster
 from wrpo_devcluster.config import ClusterConfig, default_environment, default_node
@@ -80,10 +81,7 @@ def template(command: list[str], *, name: str = "c", **container: Any) -> JsonOb
 
 async def log_of(cluster: Cluster, pod: str, container: str) -> str:
     assert cluster.api.attached.log_reader is not None
-    options: dict[str, Any] = {"follow": False, "tail_lines": None, "since_s": None}
-    reader = cluster.api.attached.log_reader.read(
-        "default", pod, container, **options, previous=False, timestamps=False
-    )
+    reader = cluster.api.attached.log_reader.read("default", pod, container, LogOptions())
     return b"".join([part async for part in reader]).decode()
 
 

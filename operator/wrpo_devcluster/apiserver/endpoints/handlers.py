@@ -123,14 +123,12 @@ def _post(request: ResourceRequest, context: Context, body: Any) -> Answer:
             "authentication.k8s.io", "v1", "TokenRequest", "serviceaccounts", True,
             schema.builtin(definition_of("authentication.k8s.io", "TokenRequest")),
         )  # fmt: skip
-        found = reviews.token_request(services, served, request.namespace or "", request.name, body, context)
+        found = reviews.token_request(services, served, request.target, body, context)
         return Answer(201, encode(found))
     if request.subresource == "binding":
-        return Answer(201, encode(subresources.bind(services, kind, request.namespace, request.name, body, context)))
+        return Answer(201, encode(subresources.bind(services, request.target, body, context)))
     if request.subresource == "eviction":
-        return Answer(
-            201, encode(eviction.evict(services.deleter, kind, request.namespace, request.name, body, context))
-        )
+        return Answer(201, encode(eviction.evict(services.deleter, request.target, body, context)))
     if request.subresource:
         raise errors.method_not_allowed()
     if (kind.namespaced and request.namespace is None) or (request.name and kind.custom is None):
@@ -143,20 +141,14 @@ def _post(request: ResourceRequest, context: Context, body: Any) -> Answer:
 
 
 def _put(request: ResourceRequest, context: Context, body: Any) -> Answer:
-    services, kind = request.services, request.kind
+    services = request.services
     if not request.name:
         raise errors.method_not_allowed()
     if request.subresource == "scale":
-        return Answer(
-            200, encode(subresources.put_scale(services, kind, request.namespace, request.name, body, context))
-        )
-    if kind.group == event_forms.GROUP:
-        return _shown(
-            request, event_requests.update(services, kind, request.namespace, request.name, body, context), 200
-        )
-    obj, created = services.pipeline.update(
-        kind, request.namespace, request.name, body, context, subresource=request.subresource
-    )
+        return Answer(200, encode(subresources.put_scale(services, request.target, body, context)))
+    if request.kind.group == event_forms.GROUP:
+        return _shown(request, event_requests.update(services, request.target, body, context), 200)
+    obj, created = services.pipeline.update(request.target, body, context)
     return _shown(request, obj, 201 if created else 200)
 
 
@@ -169,19 +161,17 @@ def _check_patch(request: ResourceRequest, media: str) -> None:
 
 
 def _patch(request: ResourceRequest, context: Context, media: str, body: bytes, parse: Parser) -> Answer:
-    services, kind = request.services, request.kind
+    services, target = request.services, request.target
     style = PATCH_TYPES[media]
     content = parse(media, body)
     patch.check_form(content, style)
     if request.subresource == "scale":
-        found = subresources.patch_scale(services, kind, request.namespace, request.name, content, style, context)
+        found = subresources.patch_scale(services, target, content, style, context)
         return Answer(200, encode(found))
-    if kind.group == event_forms.GROUP:
-        found = event_requests.patch_event(services, kind, request.namespace, request.name, content, style, context)
+    if target.kind.group == event_forms.GROUP:
+        found = event_requests.patch_event(services, target, content, style, context)
         return _shown(request, found, 200)
-    obj, created = services.pipeline.patch(
-        kind, request.namespace, request.name, content, context, style=style, subresource=request.subresource
-    )
+    obj, created = services.pipeline.patch(target, content, context, style=style)
     return _shown(request, obj, 201 if created else 200)
 
 

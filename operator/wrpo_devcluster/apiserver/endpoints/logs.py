@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.endpoints.request import ResourceRequest
+from wrpo_devcluster.client import LogOptions
 
 _TRUE = {"true", "1"}
 
@@ -28,16 +29,14 @@ async def stream_logs(request: ResourceRequest) -> AsyncIterator[bytes]:
         raise errors.bad_request(f"container {container} is not valid for pod {request.name}")
     if services.attached.log_reader is None:
         raise errors.internal("no kubelet runs in this control plane, so it has no container logs")
-    chunks = services.attached.log_reader.read(
-        request.namespace or "",
-        request.name,
-        container,
+    options = LogOptions(
         follow=query.get("follow", "") in _TRUE,
         tail_lines=_number(query.get("tailLines")),
         since_s=_number(query.get("sinceSeconds")),
         previous=query.get("previous", "") in _TRUE,
         timestamps=query.get("timestamps", "") in _TRUE,
     )
+    chunks = services.attached.log_reader.read(request.namespace or "", request.name, container, options)
     # The first chunk shows whether the log can be read.
     iterator = chunks.__aiter__()
     try:

@@ -10,7 +10,7 @@ from wrpo_devcluster.apiserver.apis.request import Context, User
 from wrpo_devcluster.apiserver.auth.rbac import Attributes
 from wrpo_devcluster.apiserver.endpoints import event_forms
 from wrpo_devcluster.apiserver.endpoints.watch import Matches
-from wrpo_devcluster.apiserver.schema.kinds import Kind
+from wrpo_devcluster.apiserver.schema.kinds import Kind, Target
 from wrpo_devcluster.apiserver.services import Services
 from wrpo_devcluster.apiserver.storage.indexes import Equals, indexed_condition
 from wrpo_devcluster.apiserver.storage.selectors import SelectorError, matcher, parse_fields
@@ -87,6 +87,10 @@ class ResourceRequest:
     query: Mapping[str, str]
     accept: str
     user_agent: str
+
+    @property
+    def target(self) -> Target:
+        return Target(self.kind, self.namespace, self.name, self.subresource)
 
     @property
     def is_watch(self) -> bool:

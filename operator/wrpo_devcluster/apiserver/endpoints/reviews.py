@@ -13,7 +13,7 @@ from wrpo_devcluster.apiserver.auth.tokens import ISSUER, TokenError
 from wrpo_devcluster.apiserver.fieldmanager import managed
 from wrpo_devcluster.apiserver.registry.decode import decode
 from wrpo_devcluster.apiserver.schema import codec
-from wrpo_devcluster.apiserver.schema.kinds import Kind
+from wrpo_devcluster.apiserver.schema.kinds import Kind, Target
 from wrpo_devcluster.apiserver.services import Services
 from wrpo_devcluster.client import JsonObject
 
@@ -55,7 +55,7 @@ def _owners(services: Services, kind: Kind, obj: JsonObject, context: Context, s
     key = managed.ManagerKey(context.manager, "Update", kind.api_version, subresource)
     before = codec.zero(kind.node)
     now = services.pipeline.now()
-    return managed.dump(managed.record_update(kind.node, before, obj, key, api_version=kind.api_version, now=now))
+    return managed.dump(managed.record_update(kind.node, before, obj, key, now=now))
 
 
 def _user_info(user: User) -> JsonObject:
@@ -137,9 +137,10 @@ def _rules(services: Services, spec: JsonObject, context: Context) -> JsonObject
     }
 
 
-def token_request(services: Services, kind: Kind, namespace: str, name: str, body: Any, context: Context) -> JsonObject:
-    """Carry out POST serviceaccounts/NAME/token."""
-    services.pipeline.get(services.registry.core("serviceaccounts"), namespace, name)
+def token_request(services: Services, kind: Kind, account: Target, body: Any, context: Context) -> JsonObject:
+    """Carry out POST serviceaccounts/NAME/token; `kind` is that of the TokenRequest in `body`."""
+    namespace, name = account.namespace or "", account.name
+    services.pipeline.get(account.kind, namespace, name)
     obj = decode(kind, body, context)
     owners = _owners(services, kind, obj, context, "token")
     spec = obj["spec"]

@@ -7,7 +7,7 @@ from typing import Any
 from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.request import Context
 from wrpo_devcluster.apiserver.fieldmanager import managed, patch
-from wrpo_devcluster.apiserver.schema.kinds import Kind
+from wrpo_devcluster.apiserver.schema.kinds import Kind, Target
 from wrpo_devcluster.apiserver.services import Services
 from wrpo_devcluster.client import JsonObject, Patch
 
@@ -61,11 +61,10 @@ def scale_of(kind: Kind, obj: JsonObject) -> JsonObject:
     }
 
 
-def put_scale(
-    services: Services, kind: Kind, namespace: str | None, name: str, body: Any, context: Context
-) -> JsonObject:
+def put_scale(services: Services, target: Target, body: Any, context: Context) -> JsonObject:
     """Set the replicas of an object from its Scale."""
-    old = services.pipeline.get(kind, namespace, name)
+    kind, name = target.kind, target.name
+    old = services.pipeline.get(kind, target.namespace, name)
     if not isinstance(body, dict) or body.get("kind", "Scale") != "Scale":
         raise errors.bad_request("the object provided is unrecognized (must be of type Scale)")
     if (body.get("metadata") or {}).get("name", name) != name:
@@ -82,51 +81,47 @@ def put_scale(
     if given:
         new["metadata"]["resourceVersion"] = given
     key = managed.ManagerKey(context.manager, "Update", kind.api_version, "scale")
-    managers = managed.record_update(
-        kind.node, old, new, key, api_version=kind.api_version, now=services.pipeline.now()
-    )
+    managers = managed.record_update(kind.node, old, new, key, now=services.pipeline.now())
     if key in managers:
         # As in the real server, whose conversion of the Scale's fields loses the time.
         managers[key].time = None
-    return scale_of(kind, services.pipeline.change(kind, old, new, context, subresource="scale", managers=managers))
+    return scale_of(kind, services.pipeline.change(target, old, new, context, managers=managers))
 
 
-def patch_scale(
-    services: Services, kind: Kind, namespace: str | None, name: str, body: Any, style: Patch, context: Context
-) -> JsonObject:
+def patch_scale(services: Services, target: Target, body: Any, style: Patch, context: Context) -> JsonObject:
     """Patch the Scale of an object."""
     if style == "apply":
-        return _apply_scale(services, kind, namespace, name, body, context)
-    current = scale_of(kind, services.pipeline.get(kind, namespace, name))
+        return _apply_scale(services, target, body, context)
+    current = scale_of(target.kind, services.pipeline.get(target.kind, target.namespace, target.name))
     try:
         merged = patch.json_patch(current, body) if style == "json" else patch.merge_patch(current, body)
     except patch.PatchError as problem:
         raise patch.refusal(problem) from problem
-    return put_scale(services, kind, namespace, name, merged, context)
+    return put_scale(services, target, merged, context)
 
 
-def _apply_scale(
-    services: Services, kind: Kind, namespace: str | None, name: str, body: Any, context: Context
-) -> JsonObject:
+def _apply_scale(services: Services, target: Target, body: Any, context: Context) -> JsonObject:
+    kind = target.kind
     if kind.custom is not None:
-        target = f"/{name}; autoscaling/v1, Kind=Scale"
+        obj = f"/{target.name}; autoscaling/v1, Kind=Scale"
         why = "request to convert CR to an invalid group/version: autoscaling/v1"
-        raise errors.internal(f"failed to convert new object ({target}) to proper version: {why}")
+        raise errors.internal(f"failed to convert new object ({obj}) to proper version: {why}")
     config = {
         "apiVersion": kind.api_version,
         "kind": kind.kind,
-        "metadata": {"name": name},
+        "metadata": {"name": target.name},
         "spec": {"replicas": (body.get("spec") or {}).get("replicas", 0)},
     }
-    obj, _ = services.pipeline.patch(kind, namespace, name, config, context, style="apply", subresource="scale")
-    return scale_of(kind, obj)
+    scaled, _ = services.pipeline.patch(target, config, context, style="apply")
+    return scale_of(kind, scaled)
 
 
-def bind(services: Services, kind: Kind, namespace: str | None, name: str, body: Any, context: Context) -> JsonObject:
+def bind(services: Services, target: Target, body: Any, context: Context) -> JsonObject:
     """Assign a pod to a node, once."""
-    old = services.pipeline.get(kind, namespace, name)
-    target = (body.get("target") or {}).get("name") if isinstance(body, dict) else None
-    if not target:
+    name = target.name
+    old = services.pipeline.get(target.kind, target.namespace, name)
+    node = (body.get("target") or {}).get("name") if isinstance(body, dict) else None
+    if not node:
         raise errors.invalid("Binding", "", name, [errors.required_field("target.name")])
     if old["metadata"].get("deletionTimestamp"):
         raise errors.conflict("pods", "", name, f"pod {name} is being deleted, cannot be assigned to a host")
@@ -142,9 +137,9 @@ def bind(services: Services, kind: Kind, namespace: str | None, name: str, body:
     new = {
         **old,
         "metadata": dict(old["metadata"]),
-        "spec": {**old["spec"], "nodeName": target},
+        "spec": {**old["spec"], "nodeName": node},
         "status": {**old["status"], "conditions": [scheduled, *conditions]},
     }
     if not context.dry_run:
-        services.pipeline.store_unchecked(kind, new, old)
+        services.pipeline.store_unchecked(target.kind, new, old)
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}

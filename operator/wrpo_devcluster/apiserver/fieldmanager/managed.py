@@ -144,10 +144,8 @@ def _yield_fields(managers: Managers, key: ManagerKey, comparison: typed.Compari
             del managers[other]
 
 
-def record_update(
-    node: Node, live: JsonObject, new: JsonObject, key: ManagerKey, *, api_version: str, now: str
-) -> Managers:
-    """Return managers of `new` after a create, PUT or patch by `key`."""
+def record_update(node: Node, live: JsonObject, new: JsonObject, key: ManagerKey, *, now: str) -> Managers:
+    """Return the managers of `new` after a create, PUT or patch by `key`."""
     given, known = (obj.get("metadata", {}).get("managedFields") for obj in (new, live))
     managers = load(live) if given is None or given == known else load(new, is_stored=False)
     comparison = typed.compare(node, live, new)
@@ -161,9 +159,9 @@ def record_update(
         if not own.raw and not taken:
             del managers[key]
     if taken:
-        own = managers.setdefault(key, Entry(_NOTHING, api_version, now))
+        own = managers.setdefault(key, Entry(_NOTHING, key.api_version, now))
         own.gain(taken)
-        own.api_version, own.time = api_version, now
+        own.api_version, own.time = key.api_version, now
     return _capped(managers)
 
 

@@ -11,7 +11,7 @@ from wrpo_devcluster.apiserver.apis.request import Context
 from wrpo_devcluster.apiserver.registry.deletion import DeleteOptions, Deleter
 from wrpo_devcluster.apiserver.registry.pipeline import RequestPipeline
 from wrpo_devcluster.apiserver.schema.codec import copy_json
-from wrpo_devcluster.apiserver.schema.kinds import Kind
+from wrpo_devcluster.apiserver.schema.kinds import Kind, Target
 from wrpo_devcluster.apiserver.storage.selectors import from_label_selector
 from wrpo_devcluster.client import ApiError, JsonObject
 
@@ -21,20 +21,20 @@ _RETRY_S = 10
 _NOT_PROTECTED = frozenset({"Pending", "Succeeded", "Failed"})
 
 
-def evict(deleter: Deleter, kind: Kind, namespace: str | None, name: str, body: Any, context: Context) -> JsonObject:
+def evict(deleter: Deleter, target: Target, body: Any, context: Context) -> JsonObject:
     """Carry out a policy/v1 Eviction."""
-    pipeline = deleter.pipeline
-    _check_body(body, name)
+    pipeline, kind = deleter.pipeline, target.kind
+    _check_body(body, target.name)
     given = body.get("deleteOptions") or {}
     check_delete(given)
     context.dry_run = context.dry_run or bool(given.get("dryRun"))
-    pod = pipeline.get(kind, namespace, name)
+    pod = pipeline.get(kind, target.namespace, target.name)
     pipeline.admission.policies.check(Write(kind, pod, None, "eviction"), context)
     if _is_protected(pod):
         _use_budget(pipeline, pod, context)
     if not context.dry_run and not pod["metadata"].get("deletionTimestamp"):
         pod = _mark(pipeline, kind, pod)
-    deleter.delete(kind, namespace, name, DeleteOptions.parse(given), context)
+    deleter.delete(kind, target.namespace, target.name, DeleteOptions.parse(given), context)
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
 
 

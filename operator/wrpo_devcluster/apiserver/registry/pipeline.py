@@ -16,7 +16,7 @@ from wrpo_devcluster.apiserver.registry import strategies
 from wrpo_devcluster.apiserver.registry.carry_over import carry_over
 from wrpo_devcluster.apiserver.registry.decode import check_identity, decode
 from wrpo_devcluster.apiserver.schema import codec, typed
-from wrpo_devcluster.apiserver.schema.kinds import Kind, Registry
+from wrpo_devcluster.apiserver.schema.kinds import Kind, Registry, Target
 from wrpo_devcluster.apiserver.storage.store import Store
 from wrpo_devcluster.apiserver.validation import metadata, objects
 from wrpo_devcluster.client import JsonObject, Patch
@@ -106,7 +106,6 @@ class RequestPipeline:
                 codec.zero(kind.node) if kind.custom is None else {"metadata": {}},
                 obj,
                 ManagerKey(context.manager, "Update", kind.api_version, ""),
-                api_version=kind.api_version,
                 now=self.now(),
             )
         self.admission.mutate(kind, obj)
@@ -165,14 +164,13 @@ class RequestPipeline:
 
     # Changing
 
-    def update(
-        self, kind: Kind, namespace: str | None, name: str, body: JsonObject, context: Context, *, subresource: str = ""
-    ) -> tuple[JsonObject, bool]:
+    def update(self, target: Target, body: JsonObject, context: Context) -> tuple[JsonObject, bool]:
         """Carry out a PUT; return the object and whether it was created."""
-        record = self.store.get(kind.storage_key, namespace or "", name)
+        kind, name, subresource = target.kind, target.name, target.subresource
+        record = self.store.get(kind.storage_key, target.namespace or "", name)
         stored = record.obj if record is not None else None
         new = decode(kind, body, context, stored=stored, subresource=subresource)
-        self._place(kind, namespace, new)
+        self._place(kind, target.namespace, new)
         meta = new["metadata"]
         if meta.setdefault("name", name) != name:
             raise errors.bad_request(
@@ -185,19 +183,13 @@ class RequestPipeline:
         if not meta.get("resourceVersion") and strategies.needs_version(kind):
             cause = errors.invalid_field("metadata.resourceVersion", 0, "must be specified for an update")
             raise errors.invalid(kind.plural, kind.group, name, [cause])
-        return self.change(kind, record.obj, new, context, subresource=subresource), False
+        return self.change(target, record.obj, new, context), False
 
     def change(
-        self,
-        kind: Kind,
-        old: JsonObject,
-        new: JsonObject,
-        context: Context,
-        *,
-        subresource: str = "",
-        managers: Managers | None = None,
+        self, target: Target, old: JsonObject, new: JsonObject, context: Context, *, managers: Managers | None = None
     ) -> JsonObject:
         """Replace `old` by the decoded `new`, with validation, admission and ownership."""
+        kind, subresource = target.kind, target.subresource
         _check_preconditions(kind, new, old)
         new = carry_over(kind, old, new, subresource)
         meta, before = new["metadata"], old["metadata"]
@@ -234,7 +226,7 @@ class RequestPipeline:
             old = {**old, "metadata": {k: v for k, v in old["metadata"].items() if k != "managedFields"}}
         if given == [{}] or given is None:
             new["metadata"].pop("managedFields", None)
-        return managed.record_update(kind.node, old, new, key, api_version=kind.api_version, now=self.now())
+        return managed.record_update(kind.node, old, new, key, now=self.now())
 
     def _finish(self, kind: Kind, new: JsonObject, old: JsonObject, context: Context) -> JsonObject:
         """Delete an object whose last finalizer was removed."""
@@ -243,20 +235,11 @@ class RequestPipeline:
         final = self.remove(kind, old, last=new)
         return {**new, "metadata": {**new["metadata"], "resourceVersion": final["metadata"]["resourceVersion"]}}
 
-    def patch(
-        self,
-        kind: Kind,
-        namespace: str | None,
-        name: str,
-        body: Any,
-        context: Context,
-        *,
-        style: Patch,
-        subresource: str = "",
-    ) -> tuple[JsonObject, bool]:
+    def patch(self, target: Target, body: Any, context: Context, *, style: Patch) -> tuple[JsonObject, bool]:
         """Carry out any of the four kinds of patches; return the object and whether it was created."""
         if style == "apply":
-            return self._apply(kind, namespace, name, body, context, subresource=subresource)
+            return self._apply(target, body, context)
+        kind, namespace, name, subresource = target.kind, target.namespace, target.name, target.subresource
         old = self.get(kind, namespace, name)
         try:
             if style == "merge":
@@ -281,11 +264,10 @@ class RequestPipeline:
             raise errors.bad_request(
                 "the namespace of the provided object does not match the namespace sent on the request"
             )
-        return self.change(kind, old, new, context, subresource=subresource), False
+        return self.change(target, old, new, context), False
 
-    def _apply(
-        self, kind: Kind, namespace: str | None, name: str, body: Any, context: Context, *, subresource: str
-    ) -> tuple[JsonObject, bool]:
+    def _apply(self, target: Target, body: Any, context: Context) -> tuple[JsonObject, bool]:
+        kind, namespace, name, subresource = target.kind, target.namespace, target.name, target.subresource
         check_identity(kind, body)
         config: JsonObject = {**body, "metadata": dict(body.get("metadata") or {})}
         meta = config["metadata"]
@@ -324,7 +306,7 @@ class RequestPipeline:
         new = decode(kind, merged, context, stored=live or None, subresource=subresource)
         if record is None:
             return self.create_decoded(kind, new, context, managers), True
-        return self.change(kind, live, new, context, subresource=subresource, managers=managers), False
+        return self.change(target, live, new, context, managers=managers), False
 
     @staticmethod
     def _applicable(kind: Kind, config: JsonObject, subresource: str) -> JsonObject:

@@ -15,6 +15,6 @@ def write_status(
     meta = obj["metadata"]
     new = {**obj, "metadata": dict(meta), "status": status}
     key = managed.ManagerKey(manager, "Update", kind.api_version, "status")
-    managers = managed.record_update(kind.node, obj, new, key, api_version=kind.api_version, now=pipeline.now())
+    managers = managed.record_update(kind.node, obj, new, key, now=pipeline.now())
     new["metadata"]["managedFields"] = managed.dump(managers)
     pipeline.store.put(kind.storage_key, meta.get("namespace", ""), meta["name"], new)

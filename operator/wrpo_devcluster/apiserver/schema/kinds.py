@@ -60,6 +60,16 @@ class Kind:
         return frozenset({"metadata.name", "metadata.namespace"}) | self.selectable
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Object that a request addresses, or one of its subresources; a cluster-scoped object has no namespace."""
+
+    kind: Kind
+    namespace: str | None
+    name: str
+    subresource: str = ""
+
+
 _RBAC = "rbac.authorization.k8s.io"
 _ADMISSION = "admissionregistration.k8s.io"
 _EXTENSIONS = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1"

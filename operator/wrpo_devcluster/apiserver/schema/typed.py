@@ -122,25 +122,21 @@ class Comparison:
 
 def compare(node: Node, old: JsonObject, new: JsonObject) -> Comparison:
     result = Comparison()
-    _compare_maps(node, old, new, result.added, result.removed, result.modified)
+    _compare_maps(node, old, new, result)
     return result
 
 
-def _compare_maps(
-    node: Node, old: JsonObject, new: JsonObject, added: FieldSet, removed: FieldSet, modified: FieldSet
-) -> None:
+def _compare_maps(node: Node, old: JsonObject, new: JsonObject, found: Comparison) -> None:
     for name in old.keys() | new.keys():
         before, after = old.get(name, ABSENT), new.get(name, ABSENT)
         if before is not after:
-            _compare_item(child_node(node, name), f"f:{name}", before, after, added, removed, modified)
+            _compare_item(child_node(node, name), f"f:{name}", before, after, found)
 
 
-def _compare_item(
-    node: Node, element: str, before: Any, after: Any, added: FieldSet, removed: FieldSet, modified: FieldSet
-) -> None:
+def _compare_item(node: Node, element: str, before: Any, after: Any, found: Comparison) -> None:
     if before is ABSENT or after is ABSENT:
-        present, found = (after, added) if before is ABSENT else (before, removed)
-        _collect_all(node, element, present, found)
+        present, paths = (after, found.added) if before is ABSENT else (before, found.removed)
+        _collect_all(node, element, present, paths)
         return
     # Undeclared fields nest without bound: comparing at each level would take the square of the depth.
     is_free = node is DEDUCED and isinstance(before, dict) and isinstance(after, dict)
@@ -155,19 +151,23 @@ def _compare_item(
         scalar or (isinstance(shape, dict) and node.atomic) or (isinstance(shape, list) and not is_associative(node))
     )
     if whole:
-        modified.members.add(element)
+        found.modified.members.add(element)
         return
-    below = (FieldSet(), FieldSet(), FieldSet())
+    below = Comparison(FieldSet(), FieldSet(), FieldSet())
     if isinstance(shape, dict):
-        _compare_maps(node, {} if old_empty else before, {} if new_empty else after, *below)
+        _compare_maps(node, {} if old_empty else before, {} if new_empty else after, below)
     else:
         olds = {} if old_empty else _safe_elements(node, before)
         news = {} if new_empty else _safe_elements(node, after)
         for key in olds.keys() | news.keys():
-            _compare_item(node.items or DEDUCED, key, olds.get(key, ABSENT), news.get(key, ABSENT), *below)
-    for target, found in zip((added, removed, modified), below, strict=True):
-        if found:
-            target.children[element] = found
+            _compare_item(node.items or DEDUCED, key, olds.get(key, ABSENT), news.get(key, ABSENT), below)
+    for paths, inner in (
+        (found.added, below.added),
+        (found.removed, below.removed),
+        (found.modified, below.modified),
+    ):
+        if inner:
+            paths.children[element] = inner
 
 
 def _collect_all(node: Node, element: str, value: Any, found: FieldSet) -> None:

@@ -76,7 +76,7 @@ def test_a_field_belongs_to_the_last_manager_that_changed_it(writes: list[tuple[
         new = {**content, "metadata": {}}
         key = ManagerKey(name, "Update", "v1", "")
         before = managed.load(live)
-        managers = managed.record_update(DEDUCED, live, new, key, api_version="v1", now="now")
+        managers = managed.record_update(DEDUCED, live, new, key, now="now")
         for other in before.keys() - {key}:
             left = paths_of(managers[other].fields) if other in managers else frozenset()
             own = paths_of(managers[key].fields) if key in managers else frozenset()
@@ -89,9 +89,9 @@ def test_a_field_belongs_to_the_last_manager_that_changed_it(writes: list[tuple[
 def test_versions_of_an_object_share_what_a_manager_still_owns() -> None:
     first, second = ManagerKey("first", "Update", "v1", ""), ManagerKey("second", "Update", "v1", "")
     old: dict[str, Any] = {"a": 1, "metadata": {}}
-    managers = managed.record_update(DEDUCED, {"metadata": {}}, old, first, api_version="v1", now="then")
+    managers = managed.record_update(DEDUCED, {"metadata": {}}, old, first, now="then")
     old["metadata"]["managedFields"] = managed.dump(managers)
     new = {**old, "b": 1}
-    entries = managed.dump(managed.record_update(DEDUCED, old, new, second, api_version="v1", now="now"))
+    entries = managed.dump(managed.record_update(DEDUCED, old, new, second, now="now"))
     assert [entry["fieldsV1"] for entry in entries] == [{"f:b": {}}, {"f:a": {}}]
     assert entries[1]["fieldsV1"] is old["metadata"]["managedFields"][0]["fieldsV1"]
