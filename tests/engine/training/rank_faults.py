@@ -120,8 +120,8 @@ def train_without_deepspeed() -> None:
     from wrpo_engine.training.backends.single_process import SingleProcessBackend
     from wrpo_engine.training.models.policy import load_policy
 
-    def make_backend(_ctx: Any, params: Any, base: Any, _group: Any, layout: Any, **_needs: Any) -> Any:
-        return SingleProcessBackend(load_policy(base, params, layout), params)
+    def make_backend(attempt: Any, base: Any, layout: Any, **_needs: Any) -> Any:
+        return SingleProcessBackend(load_policy(base, attempt.params, layout), attempt.params)
 
     session.make_backend = make_backend
 

@@ -61,10 +61,9 @@ def sft_frame(num_rows: int = NUM_ROWS) -> pl.DataFrame:
     return triples_frame(num_rows).select("prompt_id", "prompt", response="source_chosen")
 
 
-def plain_backend(
-    _ctx: Any, params: Any, base: Any, _group: Any, layout: Any, *, needs_frozen: bool
-) -> SingleProcessBackend:
+def plain_backend(attempt: Any, base: Any, layout: Any, *, needs_frozen: bool) -> SingleProcessBackend:
     """The backend without DeepSpeed, in place of `session.make_backend`."""
+    params = attempt.params
     frozen = load_frozen(base, params, layout) if needs_frozen else None
     return SingleProcessBackend(load_policy(base, params, layout), params, frozen)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,9 @@ from typing import Any
 from wrpo_engine import __version__
 from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import SftParams, TrainParams
-from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.stage import StageContext
+from wrpo_engine.training.attempt import Workload
 from wrpo_engine.training.data.holdout import EVALUATION_FILE
-from wrpo_engine.training.data.tokenize import TokenizedRows
 from wrpo_engine.training.export.export import export_model, trained_model
 from wrpo_engine.training.export.model_card import CardFacts, model_card
 from wrpo_engine.training.monitoring.metrics import METRICS_FILE
@@ -27,31 +27,32 @@ _SUMMARIES = {
 }
 
 
-def publish_model(
-    ctx: StageContext,
-    params: SftParams | TrainParams,
-    base: ResolvedModel,
-    tokenized: TokenizedRows,
-    *,
-    tokenizer: Any,
-    num_steps: int,
-    exported_step: int,
-    held_out_rows: int,
-    metrics: dict[str, float],
-    weights: dict[str, Any],
-) -> None:
-    """Export the model, commit the artifact, remove the files that only a resumed run needs; on rank 0.
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """The outcome of training."""
 
-    `tokenizer` is None if a run on token ids has none. `exported_step` is the step of the exported weights, at most
-    `num_steps`; `metrics` become the artifact's.
-    """
+    tokenizer: Any
+    """None if a run on token ids has none."""
+    num_steps: int
+    """Optimizer steps completed."""
+    exported_step: int
+    """The step after which the weights were taken."""
+    metrics: dict[str, float]
+    weights: dict[str, Any]
+
+
+def publish_model(
+    ctx: StageContext, params: SftParams | TrainParams, workload: Workload, result: TrainingResult
+) -> None:
+    """Export the model, commit the artifact, remove the files that only a resumed run needs; on rank 0."""
+    tokenized = workload.tokenized
     digests: dict[str, str] = {}
 
     def card(weight_digests: Mapping[str, str]) -> str:
         digests.update(weight_digests)
-        return _card(ctx, params, base, tokenized, metrics, digests)
+        return _card(ctx, params, workload, result.metrics, digests)
 
-    trained = trained_model(base, params, tokenizer, weights)
+    trained = trained_model(workload.base, params, result.tokenizer, result.weights)
     files = export_model(ctx.output, trained, card)
     ctx.output.publish("README.md", lambda path: _write_text(path, card(digests)), replace=True)
     records = [name for name in (METRICS_FILE, EVALUATION_FILE) if (ctx.output.directory / name).is_file()]
@@ -59,14 +60,14 @@ def publish_model(
         ctx.output.publish(name, partial(_copy, ctx.output.directory / name), replace=True)
     ctx.output.commit(
         files=[*files, *records, "README.md"],
-        rows={METRICS_FILE: num_steps},
-        metrics=metrics,
+        rows={METRICS_FILE: result.num_steps},
+        metrics=result.metrics,
         details={
-            "model": base.details(),
-            "step": num_steps,
-            "exported_step": exported_step,
+            "model": workload.base.details(),
+            "step": result.num_steps,
+            "exported_step": result.exported_step,
             "rows": len(tokenized.rows),
-            "held_out_rows": held_out_rows,
+            "held_out_rows": len(workload.held_out),
             "truncated_responses": tokenized.num_truncated,
             "dropped": dict(sorted(tokenized.dropped.items())),
             "changed": dict(sorted(tokenized.changed.items())),
@@ -81,11 +82,11 @@ def publish_model(
 def _card(
     ctx: StageContext,
     params: SftParams | TrainParams,
-    base: ResolvedModel,
-    tokenized: TokenizedRows,
+    workload: Workload,
     metrics: dict[str, float],
     digests: Mapping[str, str],
 ) -> str:
+    tokenized = workload.tokenized
     data = {
         "rows": len(tokenized.rows),
         "truncated_responses": tokenized.num_truncated,
@@ -99,7 +100,7 @@ def _card(
             title=f"{objective} model of {ctx.config.experiment}",
             experiment=ctx.config.experiment,
             summary=_SUMMARIES[params.stage].format(objective=objective),
-            base=base.details(),
+            base=workload.base.details(),
             inputs={
                 role: f"{address(ref)} (sha256 {ctx.input(role).digest})" for role, ref in ctx.config.inputs.items()
             },

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from wrpo_engine.config import OptimizerParams
-from wrpo_engine.stage import StageContext
+from wrpo_engine.training.attempt import Attempt
 from wrpo_engine.training.backends.base import Backend
 from wrpo_engine.training.batch.batching import BatchPlan
 from wrpo_engine.training.batch.rows import TokenRow
-from wrpo_engine.training.distributed.collectives import Group
 from wrpo_engine.training.paths import REFERENCE_DIRECTORY
 from wrpo_engine.training.reference.log_probs import (
     InMemoryReference,
@@ -21,13 +19,11 @@ from wrpo_engine.training.reference.log_probs import (
 
 
 def reference_logps(
-    ctx: StageContext,
-    params: OptimizerParams,
+    attempt: Attempt,
     model: str,
     rows: Sequence[TokenRow],
     plan: BatchPlan,
     backend: Backend,
-    group: Group,
     *,
     on_micro_batch: Callable[[], None] = lambda: None,
 ) -> Reference:
@@ -35,6 +31,7 @@ def reference_logps(
 
     `model` is the digest of the model that the backend has loaded.
     """
+    ctx, params, group = attempt.ctx, attempt.params, attempt.group
     if ctx.config.runtime.reference == "in-memory":
         return InMemoryReference(backend)
     fingerprint = group.on_main(lambda: reference_fingerprint(model, rows, params.precision, plan.layout))
