@@ -126,18 +126,33 @@ def _compiles(source: str) -> bool:
 
 def _changes(node: ast.AST, text: _Text) -> Iterator[tuple[int, int, str]]:
     """Yield (start, end, replacement) of all below a node."""
+    if _is_left_alone(node):
+        return
+    yield from _of_node(node, text)
+    if isinstance(node, ast.Raise):
+        return
+    for child in _children(node):
+        yield from _changes(child, text)
+
+
+def _is_left_alone(node: ast.AST) -> bool:
+    """Tell whether no change below a node could matter to a test: assertions, log lines, docstrings and messages."""
     match node:
-        case ast.Raise():
-            yield (*text.span(node), "pass")
-            return
         case ast.Assert() | ast.If(test=ast.Name(id="TYPE_CHECKING")):
-            return
+            return True
         case ast.Expr(value=ast.Call() as call):
-            if _is_log(call):
-                return
-            yield (*text.span(node), "pass")
+            return _is_log(call)
         case ast.Expr(value=ast.Constant()) | ast.JoinedStr():
-            return
+            return True
+        case _:
+            return False
+
+
+def _of_node(node: ast.AST, text: _Text) -> Iterator[tuple[int, int, str]]:
+    """Yield the changes of a node itself."""
+    match node:
+        case ast.Raise() | ast.Expr(value=ast.Call()):
+            yield (*text.span(node), "pass")
         case ast.stmt():
             yield from _of_statement(node, text)
         case ast.expr():
@@ -147,8 +162,6 @@ def _changes(node: ast.AST, text: _Text) -> Iterator[tuple[int, int, str]]:
                 yield (*text.span(condition), f"not ({text.of(condition)})")
         case _:
             pass
-    for child in _children(node):
-        yield from _changes(child, text)
 
 
 def _children(node: ast.AST) -> Iterator[ast.AST]:

@@ -47,25 +47,7 @@ def run_scenario(world: World) -> None:
     world.helm(find_chart())
     world.apply(claim(), *secrets())
     world.start_operator()
-    forever = simulate(run_seconds="forever")
-    secret_env = [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "planted", "key": "token"}}}]
-    s3 = {"s3": {"uri": "s3://bucket/a", "endpoint": "https://s3.example", "credentialsSecretName": "planted"}}
-    proxy = {"name": "HTTPS_PROXY", "value": f"http://me:{CANARY}@proxy:3128"}
-    gang = {"objective": "SFTOnly", "nodes": 2}
-    world.apply(
-        experiment("torch", ttlSecondsAfterFinished=1),
-        experiment("trainer", training={**gang, "nodes": 1, "backend": "TrainJob"}, ttlSecondsAfterFinished=1),
-        experiment("jobset", training={**gang, "nodes": 1, "backend": "JobSet"}, ttlSecondsAfterFinished=1),
-        # Long enough to be looked at while it runs: then it is asked why a gang might lack pods.
-        experiment("volcano", training=gang, scheduling={"podGroup": "Volcano"}, **simulate(run_seconds="4")),
-        experiment("plugins", training=gang, scheduling={"podGroup": "SchedulerPlugins", "schedulerName": "co"}),
-        experiment("paused", env=[*secret_env, proxy], **forever),
-        experiment("stored", storage=s3, env=secret_env, **forever),
-        experiment("crashes", env=[*secret_env, proxy], **simulate(exit_code="1")),
-        experiment("queued", scheduling={"queueName": "gpus"}, **forever),
-        experiment("claimless", storage={"volume": {"claimName": "nowhere"}}),
-        experiment("refused", podTemplate={"spec": {"serviceAccountName": "admin"}}),
-    )
+    create_experiments(world)
     assert world.post_progress("paused")[0] == 200
     assert world.post_progress("stored", token=CANARY)[0] == 401
     world.refuse_next_status()
@@ -103,6 +85,28 @@ def run_scenario(world: World) -> None:
     world.shown["log"] = world.log()
     world.final = {item["metadata"]["name"]: item for item in world.experiments()}
     world.granted = grants(world)
+
+
+def create_experiments(world: World) -> None:
+    forever = simulate(run_seconds="forever")
+    secret_env = [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "planted", "key": "token"}}}]
+    s3 = {"s3": {"uri": "s3://bucket/a", "endpoint": "https://s3.example", "credentialsSecretName": "planted"}}
+    proxy = {"name": "HTTPS_PROXY", "value": f"http://me:{CANARY}@proxy:3128"}
+    gang = {"objective": "SFTOnly", "nodes": 2}
+    world.apply(
+        experiment("torch", ttlSecondsAfterFinished=1),
+        experiment("trainer", training={**gang, "nodes": 1, "backend": "TrainJob"}, ttlSecondsAfterFinished=1),
+        experiment("jobset", training={**gang, "nodes": 1, "backend": "JobSet"}, ttlSecondsAfterFinished=1),
+        # Long enough to be looked at while it runs: then it is asked why a gang might lack pods.
+        experiment("volcano", training=gang, scheduling={"podGroup": "Volcano"}, **simulate(run_seconds="4")),
+        experiment("plugins", training=gang, scheduling={"podGroup": "SchedulerPlugins", "schedulerName": "co"}),
+        experiment("paused", env=[*secret_env, proxy], **forever),
+        experiment("stored", storage=s3, env=secret_env, **forever),
+        experiment("crashes", env=[*secret_env, proxy], **simulate(exit_code="1")),
+        experiment("queued", scheduling={"queueName": "gpus"}, **forever),
+        experiment("claimless", storage={"volume": {"claimName": "nowhere"}}),
+        experiment("refused", podTemplate={"spec": {"serviceAccountName": "admin"}}),
+    )
 
 
 def install_previous(world: World) -> None:

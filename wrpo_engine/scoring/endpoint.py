@@ -10,11 +10,13 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from wrpo_engine.scoring.endpoint_client import EndpointClient
 from wrpo_engine.scoring.rewards import OnProgress, Pair, Reward, check_finite, row_name
 
 _POLL_S = 0.2
+_Results: TypeAlias = queue.Queue[tuple[int, Reward | BaseException]]
 
 
 class EndpointScorer:
@@ -31,12 +33,32 @@ class EndpointScorer:
         self, pairs: Sequence[Pair], names: Sequence[str] | None = None, on_progress: OnProgress | None = None
     ) -> list[Reward]:
         """Return the server's number for each pair, in order."""
-        rewards: list[Reward | None] = [None] * len(pairs)
-        done: queue.Queue[tuple[int, Reward | BaseException]] = queue.Queue()
+        stopped = threading.Event()
+        done = self._ask(pairs, names, stopped)
+        rewards: dict[int, Reward] = {}
+        try:
+            while len(rewards) < len(pairs):
+                try:
+                    index, result = done.get(timeout=_POLL_S)
+                except queue.Empty:
+                    _report(on_progress, 0)
+                    continue
+                if isinstance(result, BaseException):
+                    raise result
+                rewards[index] = result
+                _report(on_progress, 1)
+        finally:
+            stopped.set()
+        scored = [rewards[index] for index in range(len(pairs))]
+        check_finite(f"endpoint {self.identity}", scored, names, hint="Check the served model on this row.")
+        return scored
+
+    def _ask(self, pairs: Sequence[Pair], names: Sequence[str] | None, stopped: threading.Event) -> _Results:
+        """Start the threads that ask the server; return the queue that gets each pair's reward or error."""
+        done: _Results = queue.Queue()
         todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         for index in range(len(pairs)):
             todo.put(index)
-        stopped = threading.Event()
 
         def work() -> None:
             while not stopped.is_set():
@@ -53,23 +75,9 @@ class EndpointScorer:
         # Daemons: a stop request must not wait for a server that does not reply.
         for number in range(min(self._concurrency, len(pairs))):
             threading.Thread(target=work, name=f"reward-{number}", daemon=True).start()
-        try:
-            waiting = len(pairs)
-            while waiting:
-                try:
-                    index, result = done.get(timeout=_POLL_S)
-                except queue.Empty:
-                    if on_progress is not None:
-                        on_progress(0)
-                    continue
-                if isinstance(result, BaseException):
-                    raise result
-                rewards[index] = result
-                waiting -= 1
-                if on_progress is not None:
-                    on_progress(1)
-        finally:
-            stopped.set()
-        scored = [reward for reward in rewards if reward is not None]
-        check_finite(f"endpoint {self.identity}", scored, names, hint="Check the served model on this row.")
-        return scored
+        return done
+
+
+def _report(on_progress: OnProgress | None, count: int) -> None:
+    if on_progress is not None:
+        on_progress(count)

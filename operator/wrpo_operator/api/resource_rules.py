@@ -46,6 +46,11 @@ def is_extended(name: str) -> bool:
 
 def resource_errors(path: str, resources: Resources) -> Iterator[str]:
     """Yield every fault of one pod's requests and limits as a sentence that begins with the field's path."""
+    yield from _fraction_errors(path, resources)
+    yield from _limit_errors(path, resources)
+
+
+def _fraction_errors(path: str, resources: Resources) -> Iterator[str]:
     for field, found in (("requests", resources.requests), ("limits", resources.limits)):
         for name, quantity in found.items():
             where = f'{path}.{field}["{name}"] is {quantity}'
@@ -55,6 +60,9 @@ def resource_errors(path: str, resources: Resources) -> Iterator[str]:
                 yield f"{where}: devices are counted in whole numbers; write 1 or more, or leave it out."
             elif _BYTES.fullmatch(name):
                 yield f"{where}: that is a fraction of a byte; write bytes or a suffix such as Mi or Gi."
+
+
+def _limit_errors(path: str, resources: Resources) -> Iterator[str]:
     for name, requested in resources.requests.items():
         limit = resources.limits.get(name)
         where = f'{path}.requests["{name}"] is {requested}'

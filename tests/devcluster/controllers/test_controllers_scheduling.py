@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from decimal import Decimal
 from typing import Any
 
@@ -134,13 +133,9 @@ def test_the_ledger_holds_what_the_bound_pods_ask_for(data: st.DataObject) -> No
                 ledger.heard(WatchEvent("DELETED", PODS, pods.pop(data.draw(st.sampled_from(list(pods))))))
             case "count":
                 ledger.count(pods.values())
-    held = defaultdict(list)
-    for pod in pods.values():
-        if node_of(pod) and not pod["status"]:
-            held[node_of(pod)].append(requests_of(pod))
     for node in ("a", "b"):
-        used = {name: amount for name, amount in ledger.used(node).items() if amount}
-        assert used == total(held[node])
+        held = [requests_of(pod) for pod in pods.values() if node_of(pod) == node and not pod["status"]]
+        assert {name: amount for name, amount in ledger.used(node).items() if amount} == total(held)
 
 
 def test_room_that_a_silent_watch_hides_is_found_before_a_pod_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -65,6 +66,20 @@ def is_part(request: Any) -> bool:
     return request.method == "PUT" and "/parts/part-" in request.path
 
 
+def hold_the_third_part(proxy: FaultProxy) -> threading.Event:
+    """Let two parts through and hold the third; return the event that says so."""
+    reached, parts = threading.Event(), itertools.count(1)
+
+    def hold(request: Any) -> Answer | None:
+        if is_part(request) and next(parts) == 3:
+            reached.set()
+            proxy.closing.wait(120)
+        return None
+
+    proxy.faults = [hold]
+    return reached
+
+
 @pytest.mark.slow
 def test_a_shard_killed_between_parts_goes_on_in_a_new_pod_and_leaves_the_same_bytes(
     connect: Connect, s3: S3Server, bucket: str, root: str, proxy: FaultProxy, tmp_path: Path, tiny_model_dir: Path
@@ -90,17 +105,7 @@ def test_a_shard_killed_between_parts_goes_on_in_a_new_pod_and_leaves_the_same_b
     whole, halves = (ArtifactRef(stage="sample/a", hash=hash_) for hash_ in ("00000000000000aa", "00000000000000bb"))
     pods.run(params, whole, endpoint=s3.endpoint)
 
-    reached, parts = threading.Event(), [0]
-
-    def hold_the_third(request: Any) -> Answer | None:
-        if is_part(request):
-            parts[0] += 1
-            if parts[0] == 3:
-                reached.set()
-                proxy.closing.wait(120)
-        return None
-
-    proxy.faults = [hold_the_third]
+    reached = hold_the_third_part(proxy)
     process, _ = pods.start(params, halves, endpoint=proxy.endpoint, shard=0, shards=2)
     assert reached.wait(120)
     process.send_signal(signal.SIGKILL)

@@ -49,6 +49,12 @@ def install(causal_lm: Any) -> str:
     if causal_lm.is_gradient_checkpointing:
         # A hook within a checkpointed layer would keep what the checkpoint drops.
         return "each layer's input (gradient checkpointing)"
+    _connect(decoder)
+    return "inputs of norms and activations, their results made anew"
+
+
+def _connect(decoder: Any) -> None:
+    """Give the norms, the feed-forwards and the readers of their results one place for the latest result."""
     latest = _Latest()
     for layer in decoder.layers:
         setattr(layer.mlp, _LATEST, latest)
@@ -57,7 +63,6 @@ def install(causal_lm: Any) -> str:
             for reader in readers:
                 _replace(layer.get_submodule(reader), _reader)
                 setattr(layer.get_submodule(reader), _LATEST, latest)
-    return "inputs of norms and activations, their results made anew"
 
 
 def _is_silu(module: nn.Module) -> bool:
