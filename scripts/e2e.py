@@ -20,8 +20,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+from e2e_console import raise_on_signals, say
 
 if TYPE_CHECKING:
     from e2e_foreign import ForeignCluster
@@ -42,8 +44,7 @@ class CheckError(Exception):
 def main() -> int:
     flags = parse_flags()
     began = time.monotonic()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupted)
+    raise_on_signals()
     try:
         with tempfile.TemporaryDirectory(prefix="wrpo-e2e-") as name, control_plane(flags, Path(name)):
             choose(flags)
@@ -220,15 +221,6 @@ def check_deletion(kube: Kube) -> None:
 def expect(what: str, found: object, wanted: object) -> None:
     if found != wanted:
         raise CheckError(f"{what} is {found!r} but should be {wanted!r}")
-
-
-def interrupted(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType
+
+from e2e_console import raise_on_signals, say
 
 ROOT = Path(__file__).resolve().parents[1]
 GPUS = 8
@@ -40,8 +40,7 @@ class MissingToolError(Exception):
 
 def main() -> int:
     flags = parse_flags()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupted)
+    raise_on_signals()
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(ROOT / ".bin")])
     try:
         engine = find_engine()
@@ -136,15 +135,6 @@ def call(*command: str, env: dict[str, str] | None = None) -> None:
 
 def output(*command: str) -> str:
     return subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-
-def interrupted(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def run(tmp_path: Path, *flags: str, tools: tuple[str, ...], fails: str = "nothi
     (tools_dir / "basename").symlink_to("/usr/bin/basename")
     # The script's own interpreter runs it; what it starts as sys.executable is told apart by its stub.
     program = f"import runpy, sys; sys.executable = {str(tools_dir / 'python')!r}; sys.argv[0] = {str(SCRIPT)!r}; "
+    program += f"sys.path.insert(0, {str(SCRIPT.parent)!r}); "
     program += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", program, *flags],

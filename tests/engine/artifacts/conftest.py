@@ -10,7 +10,9 @@ import pytest
 from engine_support import NOON
 from support.fault_proxy import FaultProxy, fault_proxy
 from support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+from volume_support import REF
 
+from wrpo_engine.artifacts import ArtifactWriter, VolumeStore
 from wrpo_engine.artifacts.s3 import S3Store
 from wrpo_engine.artifacts.s3_client import S3Location
 
@@ -37,6 +39,16 @@ def root(bucket: str) -> str:
 def proxy(s3: S3Server) -> Iterator[FaultProxy]:
     with fault_proxy(s3.endpoint) as running:
         yield running
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> VolumeStore:
+    return VolumeStore(tmp_path, lambda: NOON)
+
+
+@pytest.fixture
+def writer(store: VolumeStore) -> ArtifactWriter:
+    return store.writer(REF, config={}, inputs={})
 
 
 Connect = Callable[..., S3Store]

@@ -11,30 +11,13 @@ from typing import Any
 
 import polars as pl
 import pytest
-from engine_support import NOON
+from volume_support import REF, fill
 
 from wrpo_engine.artifacts import ArtifactWriter, VolumeStore, manifest, volume
 from wrpo_engine.artifacts.cache import LocalCache
 from wrpo_engine.artifacts.parts import commit_when_complete, part_name
 from wrpo_engine.artifacts.s3 import Copies, S3Artifact
-from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import DataError
-
-REF = ArtifactRef(stage="score/a", hash="00000000000000aa")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> VolumeStore:
-    return VolumeStore(tmp_path, lambda: NOON)
-
-
-@pytest.fixture
-def writer(store: VolumeStore) -> ArtifactWriter:
-    return store.writer(REF, config={}, inputs={})
-
-
-def fill(path: Path) -> None:
-    path.write_text("hello")
 
 
 def failing(real: Callable[..., Any], number: int, times: int) -> Callable[..., Any]:

@@ -13,27 +13,11 @@ from typing import Any
 import pytest
 from engine_support import NOON
 from pydantic import ValidationError
+from volume_support import REF, fill
 
 from wrpo_engine.artifacts import ArtifactWriter, VolumeStore, base, manifest, volume
 from wrpo_engine.artifacts.verified import is_recorded, record
-from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import AlreadyCommitted, DataError, MissingInputError
-
-REF = ArtifactRef(stage="score/a", hash="00000000000000aa")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> VolumeStore:
-    return VolumeStore(tmp_path, lambda: NOON)
-
-
-@pytest.fixture
-def writer(store: VolumeStore) -> ArtifactWriter:
-    return store.writer(REF, config={}, inputs={})
-
-
-def fill(path: Path) -> None:
-    path.write_text("hello")
 
 
 def counted(real: Callable[..., Any], number: int, failures: int) -> tuple[Callable[..., Any], list[object]]:

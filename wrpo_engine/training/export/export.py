@@ -98,7 +98,7 @@ def export_model(output: ArtifactWriter, trained: TrainedModel, card: Callable[[
         weights = dict(trained.weights)
         if trained.lora is not None:
             save_adapter(scratch / ADAPTER_DIRECTORY, weights, trained.lora, base=trained.base_name)
-            weights = _merged(trained, trained.lora)
+            weights = _merged(_base(trained), weights, trained.lora)
         _save_model(model, trained, weights)
         digests = {name: sha256_of(scratch / name) for name in _names(scratch) if name.endswith(".safetensors")}
         (model / "README.md").write_text(card(digests))
@@ -111,20 +111,18 @@ def export_model(output: ArtifactWriter, trained: TrainedModel, card: Callable[[
     return names
 
 
-def _buffers(trained: TrainedModel, model: Any) -> dict[str, Tensor]:
+def _buffers(model: Any) -> dict[str, Tensor]:
     """Return the tensors of a model's files that are not parameters, such as DeepSeek-V3's bias of expert scores.
 
     Training does not change them, so they are taken from the base model.
     """
-    names = dict(model.named_buffers()).keys() & model.state_dict().keys()
-    if not names:
-        return {}
-    found = _base(trained).state_dict()
-    return {name: found[name] for name in sorted(names)}
+    state = model.state_dict()
+    return {name: state[name] for name in sorted(dict(model.named_buffers()).keys() & state.keys())}
 
 
-def _merged(trained: TrainedModel, lora: LoraParams) -> dict[str, Tensor]:
-    return merge_adapters(_base(trained), trained.weights, lora)
+def _merged(base: Any, adapters: Mapping[str, Tensor], lora: LoraParams) -> dict[str, Tensor]:
+    """Return parameters and buffers of the merged model, so that the base is loaded once and can be freed."""
+    return {**merge_adapters(base, adapters, lora), **_buffers(base)}
 
 
 def _base(trained: TrainedModel) -> Any:
@@ -204,7 +202,8 @@ def _empty_model(trained: TrainedModel) -> Any:
 
 def _save_model(directory: Path, trained: TrainedModel, weights: dict[str, Tensor]) -> None:
     model = _empty_model(trained)
-    weights = {**weights, **_buffers(trained, model)}
+    if _buffers(model).keys() - weights.keys():
+        weights = {**weights, **_buffers(_base(trained))}
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
