@@ -136,7 +136,7 @@ def _changes(node: ast.AST, text: _Text) -> Iterator[tuple[int, int, str]]:
 
 
 def _is_left_alone(node: ast.AST) -> bool:
-    """Tell whether no change below a node could matter to a test: assertions, log lines, docstrings and messages."""
+    """Return whether no change below a node could matter to a test: assertions, log lines, docstrings and messages."""
     match node:
         case ast.Assert() | ast.If(test=ast.Name(id="TYPE_CHECKING")):
             return True

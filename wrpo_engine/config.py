@@ -1,11 +1,11 @@
-"""The contract between operator and engine: what the JSON file of a stage holds. Imports no torch.
+"""The contract between operator and engine: the content of a stage's JSON file. Imports no torch.
 
 `wrpo-engine STAGE --config FILE` reads one `StageConfig` (see `wrpo_engine.contract.stage_config`). The operator builds
 it from the experiment, hashes `params` (with the hashes of the inputs) into the artifact's address, and mounts the file
 from an immutable ConfigMap.
-What changes how fast a stage runs but not what it computes stands in `runtime` and is not hashed.
+Settings that change the speed of a stage but not its result are in `runtime` and are not hashed.
 
-Where things are mounted is the pod's business and comes by environment, not by this file:
+Mount points belong to the pod and are given by its environment, not by this file:
 `WRPO_VOLUME_ROOT` (mount point of the storage volume, default /var/lib/wrpo), `WRPO_TERMINATION_MESSAGE_PATH`
 (default /dev/termination-log), `JOB_COMPLETION_INDEX` (shard), `PET_*` (torchrun), and for progress posts
 `KUBEFLOW_TRAINER_SERVER_URL`, `KUBEFLOW_TRAINER_SERVER_TOKEN` (path of a token file),
@@ -32,7 +32,7 @@ from wrpo_engine.contract.data import (
     TemplateFields,
 )
 from wrpo_engine.contract.exit_codes import ExitCode as ExitCode  # noqa: PLC0414 - part of the contract
-from wrpo_engine.contract.objectives import Objective as Objective  # noqa: PLC0414 - re-exported beside its parameters
+from wrpo_engine.contract.objectives import Objective as Objective  # noqa: PLC0414 - re-exported with its parameters
 from wrpo_engine.contract.sampling import (
     EvaluationFields,
     GeneratorFields,
@@ -59,7 +59,7 @@ from wrpo_engine.contract.training import LoraParams as LoraParams  # noqa: PLC0
 from wrpo_engine.contract.types import LearningRate
 
 CONTRACT_VERSION = 1
-"""Part of every stage hash: raising it makes every artifact anew.
+"""Part of every stage hash: bumping it invalidates all artifacts.
 
 Parameters that have their default are not hashed, so a new optional field re-runs nothing. In return no default may
 change within a contract version.
@@ -120,7 +120,7 @@ class FetchParams(StageParams, role=Role.COMPUTED):
 
 
 class SampleParams(SourceFields, PartFields, StageParams, role=Role.COMPUTED):
-    """Answer each prompt `samples_per_prompt` times. Seeds come from (seed, model, prompt id, sample index).
+    """Sample `samples_per_prompt` responses to each prompt. Seeds come from (seed, model, prompt id, sample index).
 
     `engine_args` are those that change what is computed; the others are in the runtime, see SPEED_ENGINE_ARGS.
     """
@@ -133,7 +133,7 @@ class SampleParams(SourceFields, PartFields, StageParams, role=Role.COMPUTED):
 
 
 class RewardModel(PinnedFields, TemplateFields, RewardFields, role=Role.COMPUTED):
-    """Where rewards come from: a model `name`, a Python `function` or an HTTP `endpoint`, exactly one of them.
+    """The source of rewards: a model `name`, a Python `function` or an HTTP `endpoint`, exactly one of them.
 
     A function is (prompts: list[str], responses: list[str]) -> list[float]. An endpoint gets POST {endpoint}/pooling,
     with a key from WRPO_REWARD_API_KEY.
@@ -162,14 +162,14 @@ class ScoreParams(ScoreFields, StageParams, role=Role.COMPUTED):
 
 
 class _CurateParams(ChoiceFields, StageParams, role=Role.COMPUTED):
-    """What both curations share."""
+    """Fields that both curations share."""
 
     reward_weights: dict[str, float] = Field(default_factory=dict)
     """Reward name -> weight: the score is the weighted mean over them. Empty: one reward, roles without a name."""
 
 
 class CurateSftParams(_CurateParams, role=Role.COMPUTED):
-    """Choose y_ws, the best source response, for every SFT prompt."""
+    """Choose y_ws, the best source response to an SFT prompt."""
 
     stage: Literal["curate-sft"] = "curate-sft"
 
@@ -215,7 +215,7 @@ class TrainParams(PreferenceFields, ObjectiveFields, OptimizerParams, role=Role.
     tokenized_triples: str | None = None
     """Train on these token ids instead of the role `triples`: path or storage://PATH of a Parquet file, a directory of
     them, or a saved `datasets` directory, with integer lists prompt_ids, source_chosen_ids, target_chosen_ids and
-    rejected_ids. They are taken as they are: no template, nothing added, nothing cut."""
+    rejected_ids. They are used unchanged: no template, nothing added, nothing cut."""
 
 
 class EvaluateModel(Declared, role=Role.COMPUTED):
@@ -226,7 +226,7 @@ class EvaluateModel(Declared, role=Role.COMPUTED):
 
 
 class EvaluateParams(EvaluationFields, GeneratorFields, RewardLength, StageParams, role=Role.COMPUTED):
-    """Answer held-out prompts with each model, score them, count wins of the last model against the others."""
+    """Sample each model's responses to held-out prompts, score them, count the last model's wins against the others."""
 
     stage: Literal["evaluate"] = "evaluate"
     models: tuple[EvaluateModel, ...] = Field(min_length=1)
@@ -267,8 +267,8 @@ SPEED_ENGINE_ARGS = frozenset(
         "scheduling_policy",
     }
 )
-"""Arguments of vLLM's engine that decide how fast it answers and how much memory it takes, not what it answers (up to
-the rounding that another batch or another number of devices brings): changing them runs nothing again."""
+"""Arguments of vLLM's engine that affect speed and memory, not the responses. Changing them re-runs no stage. The
+responses still differ by the rounding that another batch or another number of devices brings."""
 
 
 class Runtime(
@@ -294,7 +294,7 @@ class Runtime(
 
 
 class ErrorInfo(_Model):
-    """Why a stage failed, for people: part of the termination message."""
+    """Cause of a stage's failure, for users: part of the termination message."""
 
     code: str = Field(description="CamelCase reason, e.g. ModelNotFound.")
     field: str | None = Field(default=None, description="Field of the experiment's spec, e.g. prompts.column.")
@@ -314,5 +314,5 @@ class TerminationMessage(_Model):
     digest: str | None = Field(default=None, description="sha256 of the artifact's manifest.json.")
     error: ErrorInfo | None = None
     exit_code: int | None = Field(
-        default=None, description="The stage's own exit code; torchrun ends with 1 whatever its ranks ended with."
+        default=None, description="The stage's own exit code; torchrun exits with 1 regardless of its ranks."
     )

@@ -52,7 +52,7 @@ class OptimizerFields(Declared, role=Role.COMPUTED):
     """Decay of the learning rate after the warm-up."""
     warmup_ratio: Ratio = 0.1
     """Share of the steps over which the learning rate rises to its peak."""
-    weight_decay: Ratio = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
     """AdamW's weight decay of all weights except biases and norms."""
     max_grad_norm: float = Field(default=1.0, gt=0, le=1000000)
     """Gradients are clipped to this norm."""

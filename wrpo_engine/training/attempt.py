@@ -71,7 +71,7 @@ def prepare_workload(attempt: Attempt) -> Workload:
 
 
 def _model_digest(attempt: Attempt, base: ResolvedModel) -> str | None:
-    """Return the digest of the model if the run needs it beside the weights that it trains, as reference or as base."""
+    """Return the digest of the model if the run needs it as reference or as the base of adapters."""
     if not attempt.task.needs_reference and attempt.params.lora is None:
         return None
     return attempt.group.on_main(lambda: model_digest(base.path))
