@@ -198,7 +198,7 @@ def test_gc_goes_by_age(storage: Storage, cluster: Asked) -> None:
     assert "1 artifacts" in wrpo("gc", "--storage", str(storage.root), "--min-age", "6h")[1]
     code, output = wrpo("gc", "--storage", str(storage.root), "--min-age", "soon")
     assert code == 2
-    assert "'soon' is no age" in output
+    assert "'soon' is not an age" in output
 
 
 REFUSALS: dict[str, tuple[Any, tuple[str, ...], str]] = {

@@ -77,7 +77,7 @@ def test_plan_prints_the_manifests_the_operator_would_apply(tmp_path: Path) -> N
 BAD_FILES = {
     "missing": (None, "nothing.yaml cannot be read: No such file or directory."),
     "no YAML": ("{", "is not YAML"),
-    "no experiment": ("kind: ConfigMap", "holds no WRPOExperiment (apiVersion wrpo.ai/v1alpha1)."),
+    "no experiment": ("kind: ConfigMap", "contains no WRPOExperiment (apiVersion wrpo.ai/v1alpha1)."),
     "not an object": ("- 1", "contains a document that is not a Kubernetes object. Remove it."),
 }
 
