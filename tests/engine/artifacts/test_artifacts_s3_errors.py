@@ -212,7 +212,7 @@ def test_a_server_that_refuses_connections_is_a_temporary_error(connect: Connect
         "StorageUnreachable",
         "storage.s3.endpoint",
     )
-    assert f"http://127.0.0.1:{port} does not answer" in error.value.message
+    assert f"http://127.0.0.1:{port} sends no valid reply" in error.value.message
 
 
 def test_an_endpoint_that_is_no_address_is_a_bad_configuration(connect: Connect) -> None:
