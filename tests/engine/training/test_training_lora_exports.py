@@ -15,11 +15,13 @@ from engine_support import EXPERIMENT_HASH, NOON
 from hypothesis import given
 from hypothesis import strategies as st
 from layout_support import make_causal_lm
+from safetensors.torch import load_file
 from torch import Tensor
 
 from wrpo_engine.artifacts.volume import VolumeWriter
 from wrpo_engine.config import ArtifactRef, LoraParams
 from wrpo_engine.errors import ConfigError
+from wrpo_engine.training.export import export
 from wrpo_engine.training.export.export import TrainedModel, export_model
 from wrpo_engine.training.models.lora import add_adapters, merge_adapters
 from wrpo_engine.training.models.model import load_causal_lm
@@ -146,6 +148,26 @@ def test_what_was_trained_is_in_the_merged_model_and_in_the_adapter(model_type: 
         choices |= {"embedding": (name,), "one": (every[-1],)}
     for label, modules in choices.items():
         assert_both_exports_are_what_was_trained(base, modules, tmp_path / label)
+
+
+def test_the_base_of_a_merged_model_with_buffers_is_loaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save("deepseek_v3", tmp_path / "base")
+    lora = params("o_proj")
+    _, adapters = trained(base, lora)
+    loads: list[Path] = []
+
+    def load_counted(source: Path, **settings: Any) -> Any:
+        loads.append(source)
+        return load_causal_lm(source, **settings)
+
+    monkeypatch.setattr(export, "load_causal_lm", load_counted)
+    made = exported(base, adapters, lora, tmp_path / "made")
+    assert loads == [base]
+    before, after = (load_file(path / "model.safetensors") for path in (base, made / "model"))
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("model_type", AVAILABLE)
