@@ -28,14 +28,6 @@ def resident_bytes() -> int:
     return _status_bytes("VmRSS")
 
 
-def peak_resident_bytes() -> int:
-    """Return the peak of resident bytes since this process was started.
-
-    Not ru_maxrss: it begins with the parent's peak, because the kernel keeps it over fork and exec.
-    """
-    return _status_bytes("VmHWM")
-
-
 class PeakMemory:
     """Peak memory between `start()` and `stop()`, in bytes above the memory at the start."""
 
@@ -63,7 +55,7 @@ class PeakMemory:
 
             torch.cuda.synchronize()
             return max(0, int(torch.cuda.max_memory_allocated()) - self._held)
-        return max(0, peak_resident_bytes() - self._held)
+        return max(0, _status_bytes("VmHWM") - self._held)
 
 
 def _on_gpu() -> bool:

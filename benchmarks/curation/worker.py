@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.memory import peak_resident_bytes
 from benchmarks.common.process import worker_main
 from benchmarks.curation.data import HASH, Size, roles
 from wrpo_engine.process.cli import run
+from wrpo_engine.process.memory import peak_host_bytes
 from wrpo_engine.stage import StopRequest
 
 
@@ -43,7 +43,7 @@ def measure(specification: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_bytes": peak_resident_bytes(),
+        "peak_bytes": peak_host_bytes(),
         "rows": message["rows"],
         "metrics": message["metrics"],
         "load_before": before,

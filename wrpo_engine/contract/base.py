@@ -65,7 +65,7 @@ _UNSET = re.compile(r"\s*\bUnset: .*?\.(?=\s|$)", re.DOTALL)
 def overrides(section: str, *declarations: type[BaseModel]) -> Callable[[type[Model]], type[Model]]:
     """Return a class decorator that makes the fields of declarations optional: unset, they take a section's values.
 
-    For the type checker the fields keep their types. Read them by `override`, which fills in what is unset, not by
+    For the type checker the fields keep their types. Read them by `values_of`, which omits unset fields, not by
     attribute. `section` is the section's name in the spec, e.g. `sampling`.
     """
 

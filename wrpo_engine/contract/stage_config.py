@@ -44,7 +44,7 @@ class StageConfig(BaseModel):
         The stage then knows which values were set explicitly. A stage of an older image accepts a field that it does
         not know as long as the field has its default.
         """
-        content = self.model_dump(mode="json", exclude_none=True)
+        content = self.model_dump(mode="json", exclude_none=True, exclude={"params", "runtime"})
         params = self.params.model_dump(mode="json", exclude_defaults=True)
         content["params"] = {"stage": self.params.kind(), **params}
         content["runtime"] = self.runtime.model_dump(mode="json", exclude_defaults=True)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
-import resource
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from wrpo_engine.config import Runtime, SftParams, TrainParams
+from wrpo_engine.process.memory import peak_host_bytes
 from wrpo_engine.training.batch.flops import (
     FORWARD_AND_BACKWARD,
     FORWARD_AND_INPUT_GRADIENTS,
@@ -23,26 +20,12 @@ from wrpo_engine.training.batch.rows import TokenRow
 from wrpo_engine.training.monitoring.metrics import StepTotals
 from wrpo_engine.training.monitoring.mfu import peak_flops, utilisation
 
-_KIB = 1024
-
 
 def peak_memory_bytes() -> int:
     """Return the peak memory of this process so far in bytes: of its GPU if it has one, otherwise of the host."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return peak_host_bytes()
-
-
-def peak_host_bytes() -> int:
-    """Return the peak host memory of this process since its start, in bytes.
-
-    Linux carries ru_maxrss through fork and exec, so it may be the parent's. The process's own peak is VmHWM.
-    """
-    with contextlib.suppress(OSError):
-        own = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-        if own is not None:
-            return int(own[1]) * _KIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
 
 
 @dataclass(frozen=True, slots=True)
