@@ -227,7 +227,7 @@ def test_all_assets_are_made_load_and_are_found_the_second_time(
     assert scorer.config.num_labels == 1
     card = (root / assets.REWARD / "README.md").read_text()
     accuracy = float(next(line for line in card.splitlines() if line.startswith("| all |")).split("|")[2])
-    assert accuracy > 0.65
+    assert accuracy > 0.7
     rows = [json.loads(line) for line in (root / assets.PROMPTS).read_text().splitlines()]
     assert len(rows) > 250
     assert set(rows[0]) == {"prompt", "category"}
