@@ -1,0 +1,1 @@
+"""Sizes of stages: accelerators, parallelism and memory from the facts of a model and of a cluster. Pure."""
