@@ -20,6 +20,7 @@ from wrpo_engine.process.environment import prepare_environment
 
 TOOLS = {
     "lint": ("wrpo_engine.linting.command", "look for faults in triples, prompts and artifacts"),
+    "compare": ("wrpo_engine.comparison.command", "compare evaluated experiments, with intervals"),
     "convert": ("wrpo_engine.formats.command", "triples from one format to another"),
     "quickstart-assets": ("wrpo_engine.quickstart.assets", "the quick start's models and prompts"),
 }

@@ -77,11 +77,16 @@ def commit_artifact(tmp_path: Path) -> CommitArtifact:
         metrics: Mapping[str, float] | None = None,
         details: Mapping[str, Any] | None = None,
         root: Path | None = None,
+        inputs: Mapping[str, ArtifactRef] | None = None,
     ) -> ArtifactRef:
         from wrpo_engine.artifacts import VolumeStore
+        from wrpo_engine.artifacts.manifest import InputEntry
 
         ref = ArtifactRef(stage=stage, hash=hash_)
-        writer = VolumeStore(root or tmp_path / "storage", lambda: NOON).writer(ref, config={}, inputs={})
+        entries = {
+            role: InputEntry(stage=used.stage, hash=used.hash, digest="0" * 64) for role, used in (inputs or {}).items()
+        }
+        writer = VolumeStore(root or tmp_path / "storage", lambda: NOON).writer(ref, config={}, inputs=entries)
         if writer.committed() is not None:
             return ref
         rows: dict[str, int] = {}

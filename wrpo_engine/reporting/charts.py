@@ -111,6 +111,40 @@ def win_rate_chart(rates: Mapping[str, Mapping[str, float]], *, title: str) -> s
         return _svg(figure, title)
 
 
+def interval_chart(
+    entries: Mapping[str, tuple[float, float, float]], *, title: str, line: float | None = None
+) -> str | None:
+    """Return one value with its interval a row, (value, low, high), and a line at `line`."""
+    if not entries:
+        return None
+    with _figure(4.6, 0.9 + 0.42 * len(entries)) as (figure, axes):
+        if line is not None:
+            axes.axvline(line, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+        for row, (colour, (value, low, high)) in enumerate(zip(_colours(), entries.values(), strict=False)):
+            axes.plot([low, high], [row, row], color=colour, linewidth=6, alpha=0.45)
+            axes.plot([value], [row], "o", color=colour, ms=8)
+        axes.set_yticks(range(len(entries)), list(entries))
+        axes.set_ylim(len(entries) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.set_title(title)
+        return _svg(figure, title)
+
+
+def curves_chart(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str) -> str | None:
+    """Return one curve over optimizer steps a name; None without any point."""
+    shown = {name: points for name, points in curves.items() if points}
+    if not shown:
+        return None
+    with _figure(4.6, 2.7) as (figure, axes):
+        for colour, (name, points) in zip(_colours(), shown.items(), strict=False):
+            axes.plot(*zip(*points, strict=True), label=name, color=colour)
+        axes.set_title(title)
+        axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend()
+        return _svg(figure, title)
+
+
 def share_chart(shares: Mapping[str, float], *, title: str) -> str | None:
     """Return one horizontal bar a source."""
     if not shares:

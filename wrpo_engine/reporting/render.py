@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from wrpo_engine.reporting import charts
 from wrpo_engine.reporting.collect import ReportData, StageView, place_of
+from wrpo_engine.reporting.page import environment
 
 _REWARD_CHARTS = ("win_rates", "evaluated", "sampled", "shares")
 _TRAINING_CHARTS = ("sft_loss", "loss", "margins", "alpha", "accuracy")
@@ -19,18 +19,12 @@ _MARGINS = {"margin_source": "source against rejected", "margin_target": "target
 
 def render(data: ReportData) -> str:
     """Return the page."""
-    environment = Environment(
-        loader=PackageLoader("wrpo_engine.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    environment.filters["duration"] = duration
-    environment.filters["percent"] = lambda value: f"{value:.1%}"
+    templates = environment()
+    templates.filters["number"] = number
+    templates.filters["duration"] = duration
+    templates.filters["percent"] = lambda value: f"{value:.1%}"
     made = {name: Markup(svg) for name, svg in figures(data).items()}  # noqa: S704 (matplotlib escapes its text)
-    return environment.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         data=data,
         columns=columns(data.stages),
         reward_charts=[made[name] for name in _REWARD_CHARTS if name in made],
