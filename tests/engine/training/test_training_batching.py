@@ -255,3 +255,24 @@ def test_a_fixed_number_of_rows_is_lowered_where_that_spares_ranks_a_filler() ->
     ranks = plan_step(range(10), single(*[9] * 10), world_size=4, micro_batch_tokens=1, micro_batch_rows=2)
     assert not any(one.is_filler for batches in ranks for one in batches)
     assert sorted(len(one.rows) for batches in ranks for one in batches) == [1, 1, 1, 1, 1, 1, 2, 2]
+
+
+def test_a_row_without_loss_costs_no_logits_and_one_with_loss_those_of_an_8b_model() -> None:
+    without, with_loss = RowCost(10, (5,)), RowCost(10, (5,), 100)
+    assert without.loss_tokens == 0
+    apart = WorkModel().of_row(with_loss, Layout.PACKED) - WorkModel().of_row(without, Layout.PACKED)
+    assert apart == pytest.approx(6.0)
+
+
+def test_attended_pairs_of_very_long_rows_are_exact() -> None:
+    tokens = 2**28
+    assert RowCost(tokens, (1,)).attended_pairs(Layout.PACKED) == 2**55 + 2**27
+    assert isinstance(RowCost(3, (1,)).attended_pairs(Layout.PADDED), int)
+
+
+def test_the_micro_batch_of_most_rows_is_split_beside_one_that_cannot_be() -> None:
+    costs = single(100, *[10] * 6)
+    (first, second, third) = plan_step(range(7), costs, world_size=3, micro_batch_tokens=100)
+    batches = [*first, *second, *third]
+    assert sorted(len(batch.rows) for batch in batches) == [1, 3, 3]
+    assert not any(batch.is_filler for batch in batches)
