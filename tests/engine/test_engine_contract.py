@@ -13,12 +13,14 @@ from wrpo_engine import config
 from wrpo_engine.config import ReportParams, Runtime, SampleParams, TrainParams
 from wrpo_engine.contract.base import Declared
 from wrpo_engine.contract.builtin import BUILT_IN
+from wrpo_engine.contract.sampling import TokenChoiceFields
 from wrpo_engine.contract.stage_config import StageConfig
 
 PACKAGE = Path(wrpo_engine.__file__).parent
 STAGES: tuple[type[BaseModel], ...] = tuple(definition.params for definition in BUILT_IN)
 MODELS: dict[str, type[BaseModel]] = {
     "StageConfig": StageConfig,
+    "TokenChoiceFields": TokenChoiceFields,
     **{name: model for name, model in vars(config).items() if isinstance(model, type) and issubclass(model, Declared)},
 }
 FIELDS = sorted(

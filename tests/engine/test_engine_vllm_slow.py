@@ -24,6 +24,7 @@ import pytest
 from engine_support import save_small_model, stage_config
 
 from wrpo_engine.config import ArtifactRef
+from wrpo_engine.contract.sampling import TokenChoiceFields
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.sampling.sampler import FinishReason, Sampled, SampleRequest, SamplerSettings
@@ -136,6 +137,10 @@ def test_greedy_answers_are_those_of_transformers(
     assert with_transformers(requests, temperature=0.0) == greedy
     assert all(len({sample.text for sample in sampled.samples}) == 1 for sampled in greedy.values())
     assert "Paris" in greedy[QUESTIONS[0]].samples[0].text
+    penalties = TokenChoiceFields(repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.25)
+    penalised = sample_with(requests, temperature=0.0, choice=penalties)
+    assert penalised != greedy
+    assert with_transformers(requests, temperature=0.0, choice=penalties) == penalised
 
 
 @pytest.mark.parametrize("backend", ["sample_with", "with_transformers"])

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from wrpo_engine.contract.base import Declared, Role
-from wrpo_engine.contract.types import ATOMIC, Backend, Dtype, EngineArgs, Seed, Temperature, Text, Tokens, TopP
+from wrpo_engine.contract.types import ATOMIC, Backend, Dtype, EngineArgs, Ratio, Seed, Temperature, Text, Tokens, TopP
 
 
 class GeneratorFields(Declared, role=Role.COMPUTED):
@@ -21,7 +21,26 @@ class GeneratorFields(Declared, role=Role.COMPUTED):
     """System message before every prompt. Unset: none."""
 
 
-class SourceFields(GeneratorFields, role=Role.COMPUTED):
+class TokenChoiceFields(Declared, role=Role.COMPUTED):
+    """Settings of the choice of each token beyond temperature and nucleus, as in vLLM's sampling parameters.
+
+    Penalties change the scores first, then temperature, minP, topK and topP apply in this order.
+    """
+
+    top_k: int = Field(default=0, ge=0, le=1_000_000)
+    """Choose among this number of likeliest tokens. 0: all."""
+    min_p: Ratio = 0.0
+    """Choose among tokens with at least this share of the likeliest one's probability. 0: all."""
+    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
+    """Divide positive scores (multiply negative ones) of tokens that the prompt or the response contains. 1: no
+    penalty."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Subtract this from the score of each token that the response contains."""
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Subtract this from the score of each token as often as the response contains it."""
+
+
+class SourceFields(TokenChoiceFields, GeneratorFields, role=Role.COMPUTED):
     """Settings of responses, which each source can override."""
 
     samples_per_prompt: int = Field(default=5, ge=1, le=1024)
@@ -78,7 +97,7 @@ class ShardExecution(Declared, role=Role.EXECUTION):
     """Pods that share the work on one model's responses."""
 
 
-class EvaluationFields(Declared, role=Role.COMPUTED):
+class EvaluationFields(TokenChoiceFields, role=Role.COMPUTED):
     """Settings of responses to held-out prompts."""
 
     samples_per_prompt: int = Field(default=1, ge=1, le=64)

@@ -83,6 +83,7 @@ def _answers(
     settings = SamplerSettings(
         temperature=params.temperature,
         top_p=params.top_p,
+        choice=params,
         max_tokens=params.max_tokens,
         stop_token_ids=tuple(stop_token_ids(tokenizer, model, end_of_turn_id(tokenizer))),
         dtype=params.dtype,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
+from wrpo_engine.contract.sampling import TokenChoiceFields
 from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.seeds import seed_of
 
@@ -63,6 +64,8 @@ class SamplerSettings:
     top_p: float
     max_tokens: int
     stop_token_ids: tuple[int, ...]
+    choice: TokenChoiceFields = field(default_factory=TokenChoiceFields)
+    """Penalties and limits of the choice of each token."""
     stop: tuple[str, ...] = ()
     """Texts that end a response; they and the text after them are not part of it."""
     dtype: Dtype = "auto"

@@ -104,6 +104,7 @@ def _sample_parts(
     settings = SamplerSettings(
         temperature=params.temperature,
         top_p=params.top_p,
+        choice=params,
         max_tokens=params.max_tokens,
         stop_token_ids=tuple(
             sorted({*stop_token_ids(tokenizer, model, end_of_turn_id(tokenizer)), *params.stop_token_ids})

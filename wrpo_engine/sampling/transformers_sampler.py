@@ -31,6 +31,7 @@ from wrpo_engine.sampling.sampler import (
     SamplerSettings,
     repeat_greedy,
 )
+from wrpo_engine.sampling.token_choice import limited, penalised
 
 
 class TransformersSampler:
@@ -184,10 +185,13 @@ class TransformersSampler:
                 field="sampling.dtype",
                 hint="Set sampling.dtype to float32 or bfloat16, or check the model's weights.",
             )
+        logits = penalised(logits, rows, self._settings.choice)
         if self._settings.is_greedy:
             return [int(token) for token in logits.argmax(dim=-1).tolist()]
         # In float64, so that the choice does not depend on the sum's rounding.
-        probabilities = torch.softmax(logits.double() / self._settings.temperature, dim=-1)
+        probabilities = torch.softmax(
+            limited(logits.double() / self._settings.temperature, self._settings.choice), dim=-1
+        )
         draws = [0.0 if row.finished is not None else row.draws.random() for row in rows]
         return nucleus_choice(probabilities, torch.tensor(draws, dtype=torch.float64), self._settings.top_p)
 
