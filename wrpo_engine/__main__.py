@@ -71,6 +71,7 @@ Example:
 def command() -> click.Command:
     """Return the command. Importing the registry of stages raises ConfigError if an installed definition is broken."""
     from wrpo_engine.contract.builtin import BUILT_IN
+    from wrpo_engine.contract.definition import Shape
     from wrpo_engine.contract.stages import STAGES
 
     if hidden := sorted(STAGES.keys() & TOOLS.keys()):
@@ -104,7 +105,7 @@ def command() -> click.Command:
 
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        prepare_environment(os.environ)
+        prepare_environment(os.environ, is_training=STAGES[stage].shape is Shape.TRAINING)
         stop = StopRequest()
         install_signal_handlers(stop)
         return run(stage, config_path, os.environ, stop=stop)

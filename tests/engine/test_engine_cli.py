@@ -317,3 +317,5 @@ def test_caches_go_where_the_pod_may_write(tmp_path: Path) -> None:
     writable = {"HOME": str(tmp_path)}
     prepare_environment(writable)
     assert writable["HF_HOME"] == str(tmp_path / ".cache" / "huggingface")
+    for name in ("FLASHINFER_WORKSPACE_BASE", "DG_JIT_CACHE_DIR", "CUDA_CACHE_PATH", "TRITON_CACHE_DIR"):
+        assert writable[name].startswith(str(tmp_path / ".cache"))

@@ -17,7 +17,9 @@ from pydantic import ValidationError
 from wrpo_engine.artifacts import Artifact
 from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import ExitCode, TerminationMessage
+from wrpo_engine.contract.definition import Image, Shape
 from wrpo_engine.contract.stage_config import StageConfig
+from wrpo_engine.contract.stages import STAGES
 from wrpo_engine.errors import (
     AlreadyCommitted,
     ConfigError,
@@ -28,6 +30,7 @@ from wrpo_engine.errors import (
     storage_error,
 )
 from wrpo_engine.process import termination
+from wrpo_engine.process.machine import CudaFacts, require_driver
 from wrpo_engine.process.progress import make_progress
 from wrpo_engine.stage import (
     StageContext,
@@ -131,6 +134,7 @@ def _run_stage(
             return _cached(ctx, existing)
         log.info("%s: writing %s", config.experiment, address(config.output))
         stop.raise_if_requested()
+        _check_driver(stage, is_main=is_main)
         try:
             return _succeeded(ctx, load(stage)(ctx), cached=False)
         except (AlreadyCommitted, MissingInputError) as error:
@@ -141,6 +145,16 @@ def _run_stage(
             return _cached(ctx, existing)
     finally:
         progress.close()
+
+
+def _check_driver(stage: str, *, is_main: bool) -> None:
+    """Refuse a node whose NVIDIA driver is too old, if the stage runs a model; other stages need no device."""
+    definition = STAGES.get(stage)
+    if definition is None or (definition.shape is Shape.JOB and definition.image is not Image.SAMPLER):
+        return
+    line = require_driver(CudaFacts.read())
+    if line is not None and is_main:
+        log.info("%s", line)
 
 
 def _cached(ctx: StageContext, existing: Artifact) -> TerminationMessage:

@@ -76,7 +76,7 @@ def train_triples(
     Raises a `WrpoError` (wrpo_engine.errors) that names the wrong field and value. On SIGTERM it finishes the step,
     writes a checkpoint and raises `Interrupted`, if it was called from the main thread.
     """
-    prepare_environment(os.environ)
+    prepare_environment(os.environ, is_training=True)
     for argument, value in (("model", model), ("output", output)):
         if not isinstance(value, str | os.PathLike):
             raise ConfigError(argument, type(value).__name__, "it must be a path", f"Give {argument} as str or Path.")

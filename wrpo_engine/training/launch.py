@@ -22,7 +22,10 @@ from wrpo_engine.config import ExitCode, Runtime, TerminationMessage
 from wrpo_engine.errors import Interrupted, WrpoError
 from wrpo_engine.process import termination
 from wrpo_engine.process.environment import prepare_environment
+from wrpo_engine.process.machine import fabric, fabric_lines, threads_per_rank, usable_cores
 from wrpo_engine.training.distributed.rendezvous import Node, meet
+
+log = logging.getLogger("wrpo_engine")
 
 _SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 _SHUTDOWN_TIMEOUT_S = 3600
@@ -45,17 +48,34 @@ def launch(arguments: Sequence[str], environ: MutableMapping[str, str]) -> int:
 
     A failed rendezvous writes the termination message and returns its error's exit code.
     """
-    prepare_environment(environ)
+    prepare_environment(environ, is_training=True)
     environ.setdefault(_SHUTDOWN_TIMEOUT, str(_SHUTDOWN_TIMEOUT_S))
     runtime = _runtime(arguments)
+    _set_threads(runtime, environ)
     try:
         with _stoppable():
             node = Node.of(environ)
             if node is not None:
                 meet(node, timeout_s=runtime.rendezvous_timeout_seconds)
+                if node.rank == 0:
+                    _log_fabric()
     except WrpoError as error:
         return _end(error, environ)
     return _torchrun(arguments, runtime)
+
+
+def _set_threads(runtime: Runtime, environ: MutableMapping[str, str]) -> None:
+    """Give the ranks the cores if the optimizer computes on them; the user's OMP_NUM_THREADS takes precedence."""
+    threads = threads_per_rank(usable_cores(), environ.get("PET_NPROC_PER_NODE", ""))
+    if runtime.offload != "none" and threads is not None:
+        environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def _log_fabric() -> None:
+    line, warning = fabric_lines(*fabric())
+    log.info("%s", line)
+    if warning is not None:
+        log.warning("%s", warning)
 
 
 def _torchrun(arguments: Sequence[str], runtime: Runtime) -> int:
