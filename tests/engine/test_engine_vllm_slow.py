@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from engine_support import save_small_model, stage_config
 
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.sampling import TokenChoiceFields
-from wrpo_engine.errors import ConfigError
+from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
 from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.sampling.sampler import FinishReason, Sampled, SampleRequest, SamplerSettings
 
@@ -70,11 +71,13 @@ def requests(smollm: tuple[ResolvedModel, Any]) -> list[SampleRequest]:
 
 @pytest.fixture(scope="module")
 def vllm_sampler(smollm: tuple[ResolvedModel, Any]) -> Iterator[Any]:
+    """A sampler whose engine has its own process, as on GPUs."""
     from wrpo_engine.sampling.vllm_sampler import VllmSampler
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         # Other people's code.
         warnings.simplefilter("ignore")
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
         sampler = VllmSampler(*smollm, SETTINGS)
         yield sampler
         sampler.close()
@@ -176,6 +179,39 @@ def test_sampling_that_was_given_up_leaves_the_engine_usable(
     next(given_up)
     given_up.close()
     assert sample_with(requests[:1]) == expected
+
+
+def test_an_engine_that_is_killed_ends_sampling_with_its_signal(
+    vllm_sampler: Any, requests: list[SampleRequest]
+) -> None:
+    """The last test with this engine."""
+    sampled = vllm_sampler.sample([replace(request, num_samples=64) for request in requests])
+    next(sampled)
+    (engine,) = (child for child in multiprocessing.active_children() if child.name == "EngineCore")
+    assert engine.pid is not None
+    os.kill(engine.pid, signal.SIGKILL)
+    with pytest.raises(TemporaryError) as error:
+        list(sampled)
+    assert error.value.code == "EngineDied"
+    assert error.value.message == "vLLM's engine died: EngineCore's process ended with signal 9"
+    assert str(error.value.hint).startswith("Signal 9 usually means that the host's memory ran out")
+
+
+def test_an_engine_without_room_for_its_cache_says_so_from_its_own_process(
+    smollm: tuple[ResolvedModel, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wrpo_engine.sampling.vllm_sampler import VllmSampler
+
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(WrpoError) as error:
+            VllmSampler(*smollm, replace(SETTINGS, gpu_memory_utilization=0.0001))
+    assert (error.value.code, error.value.field) == ("OutOfMemory", "sampling.gpuMemoryUtilization")
+    assert error.value.message.startswith(
+        "vLLM did not start with smollm2: ValueError: No available memory for the cache blocks."
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,18 @@ _FORBIDDEN = {
     "code_revision": "remote code runs only from the model's own pinned revision",
     "tokenizer_revision": "the tokenizer is the one of the model's revision",
 }
-_LOAD_FORMATS = ("auto", "safetensors", "fastsafetensors", "runai_streamer", "bitsandbytes")
-"""Those that read safetensors; others run code from pickles or make up the weights."""
+_ALLOWED: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "load_format": (
+        ("auto", "safetensors", "fastsafetensors", "runai_streamer"),
+        "only safetensors are loaded, as other formats can run code",
+    ),
+    "config_format": (("auto", "hf"), "the model is described by its config.json"),
+    "tokenizer_mode": (("auto", "hf"), "the tokenizer is the one that Transformers reads"),
+}
+"""Arguments of which only some values are accepted, and why."""
+PINNED = {"load_format": "safetensors", "config_format": "hf", "tokenizer_mode": "hf"}
+"""Instead of `auto`, by which vLLM prefers Mistral's own files where it finds them: other code for weights, config and
+tokenizer than the checks here and all other stages use."""
 _MAX_SHOWN = 3
 
 
@@ -71,13 +81,15 @@ def check_engine_args(engine_args: Mapping[str, Any], known: Collection[str]) ->
             raise ConfigError(
                 field, _shown(value), "this vLLM has no such argument", _did_you_mean(name, [*known, *_SPEC_FIELDS])
             )
-        if name == "load_format" and value not in _LOAD_FORMATS:
-            raise ConfigError(
-                field,
-                _shown(value),
-                "only safetensors are loaded, as other formats can run code",
-                f"Use one of {', '.join(_LOAD_FORMATS)}.",
-            )
+        allowed, rule = _ALLOWED.get(name, ((), ""))
+        if allowed and value not in allowed:
+            raise ConfigError(field, _shown(value), rule, f"Use one of {', '.join(allowed)}.")
+
+
+def pinned_formats(engine_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return vLLM's arguments for the formats of files: the user's, and never what vLLM would detect by itself."""
+    given = {name: engine_args.get(name, "auto") for name in PINNED}
+    return {name: PINNED[name] if value == "auto" else value for name, value in given.items()}
 
 
 def check_quantization(name: str | None, known: Sequence[str]) -> None:

@@ -6,15 +6,21 @@ import contextlib
 import dataclasses
 import gc
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
+from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError, storage_error
 from wrpo_engine.hub.models import ResolvedModel
-from wrpo_engine.sampling.options import check_engine_args, check_quantization
+from wrpo_engine.process.environment import prepare_cubins
+from wrpo_engine.sampling.engine_faults import Meaning, fault_of
+from wrpo_engine.sampling.engine_process import EngineOutput, WatchedCall, started_processes
+from wrpo_engine.sampling.options import check_engine_args, check_quantization, pinned_formats
 from wrpo_engine.sampling.sampler import FinishReason, Sample, Sampled, SampleRequest, SamplerSettings, repeat_greedy
 
 _KEPT = "The pod's log has the engine's output. Parts that are done are kept; the next attempt continues."
+_KILLED = "Signal 9 usually means that the host's memory ran out: request more in the stage's resources."
+_KV_CACHE_ARGUMENTS = ("kv_cache_memory_bytes", "num_gpu_blocks_override")
+"""Arguments by which a user gives the size of the KV cache."""
 _CPU_MEMORY_FRACTION = 0.3
 """vLLM's default fails at start on a CPU, where the fraction is of the whole machine."""
 
@@ -32,26 +38,21 @@ class VllmSampler:
         if not on_cpu:
             _check_devices(settings, devices=_visible_devices())
         self._sampling_params = vllm.SamplingParams
+        self._output = EngineOutput()
         try:
-            self._llm = vllm.LLM(
-                model=str(model.path),
-                trust_remote_code=model.trust_remote_code,
-                seed=0,
-                **engine_options(settings, on_cpu=on_cpu),
-            )
-        except RuntimeError as error:
-            # Also a failed process of the engine, for any reason: another node may succeed.
-            raise _engine_failed(error, f"vLLM did not start with {model.identity}", "EngineStartFailed") from error
+            with self._output.captured(), started_processes() as processes:
+                self._llm = vllm.LLM(
+                    model=str(model.path),
+                    trust_remote_code=model.trust_remote_code,
+                    seed=0,
+                    **engine_options(settings, on_cpu=on_cpu),
+                )
         except Exception as error:
             if isinstance(error, MemoryError | WrpoError):
                 raise
-            # Values of the wrong type come as any class.
-            given = ", ".join(f"{name}={value}" for name, value in settings.engine_args.items())
-            raise model.directory.invalid(
-                f"vLLM cannot load it{f' with {given}'[:200] if given else ''}: {_reason(error)}",
-                "Check sampling.maxModelLength, dtype, quantization, engineArgs, tensorParallelSize and "
-                "gpuMemoryUtilization, or set sampling.backend: Transformers.",
-            ) from error
+            raise start_failure(error, model, settings, self._output.lines()) from error
+        step: Callable[[], Sequence[Any]] = self._llm.llm_engine.step
+        self._step = WatchedCall(step, processes) if processes else step
 
     def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
         """Yield each request's responses as they are finished; TemporaryError if the engine fails."""
@@ -70,7 +71,7 @@ class VllmSampler:
                     return
                 if self._settings.poll is not None:
                     self._settings.poll()
-                for output in _step(engine):
+                for output in self._next_outputs():
                     if output.finished:
                         yield self._sampled(running.pop(output.request_id), output)
         finally:
@@ -79,9 +80,17 @@ class VllmSampler:
                 with contextlib.suppress(Exception):
                     engine.abort_request(list(running))
 
+    def _next_outputs(self) -> Sequence[Any]:
+        try:
+            return self._step()
+        except WrpoError:
+            raise
+        except Exception as error:
+            raise run_failure(error, self._output.lines()) from error
+
     def close(self) -> None:
         """Shut the engine down and free its memory."""
-        del self._llm
+        del self._llm, self._step
         gc.collect()
         with contextlib.suppress(Exception):
             from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -171,7 +180,7 @@ def engine_options(settings: SamplerSettings, *, on_cpu: bool) -> dict[str, Any]
         options["enable_chunked_prefill"] = False
         if settings.dtype == "auto":
             options["dtype"] = "float32"
-    return {**options, **settings.engine_args}
+    return {**options, **settings.engine_args, **pinned_formats(settings.engine_args)}
 
 
 def _prepare_environment(*, on_cpu: bool) -> None:
@@ -180,6 +189,8 @@ def _prepare_environment(*, on_cpu: bool) -> None:
         # In this process: scheduling is then deterministic, and it starts in seconds instead of half a minute.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    else:
+        prepare_cubins(os.environ)
     # Elsewhere the engine has a separate process, so that scheduling does not wait for detokenization.
     # A fork of a process with threads (of polars, of the publisher) may hang.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -232,39 +243,47 @@ def _visible_devices() -> int:
     return torch.cuda.device_count()
 
 
-def _step(engine: Any) -> Sequence[Any]:
-    try:
-        outputs: Sequence[Any] = engine.step()
-    except WrpoError:
-        raise
-    except Exception as error:
-        raise _engine_failed(error, "vLLM's engine died", "EngineDied") from error
-    return outputs
-
-
-def _engine_failed(error: Exception, what: str, code: str) -> WrpoError:
-    """Return what an exception of the engine means for the stage. All of it may be retried."""
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "out of memory" in str(error).lower():
-        return WrpoError(
-            f"{what}: {_reason(error)}",
-            code="OutOfMemory",
-            field="sampling.gpuMemoryUtilization",
-            hint="Lower sampling.gpuMemoryUtilization, maxModelLength or maxTokens, or raise tensorParallelSize.",
+def start_failure(
+    error: Exception, model: ResolvedModel, settings: SamplerSettings, output: Sequence[str]
+) -> WrpoError:
+    """Return what it means for the stage that the engine did not start; `output` holds the lines of its processes."""
+    if isinstance(error, OSError) and (known := storage_error(error)) is not None:
+        return known
+    fault = fault_of(error, output)
+    if fault.is_kv_cache:
+        for name in _KV_CACHE_ARGUMENTS:
+            if name in settings.engine_args:
+                field, value = f"sampling.engineArgs.{name}", settings.engine_args[name]
+                return ConfigError(field, value, fault.line, "Raise it, or leave it out.", code="ModelInvalid")
+    if fault.meaning is Meaning.UNUSABLE:
+        given = ", ".join(f"{name}={value}" for name, value in settings.engine_args.items())
+        return model.directory.invalid(
+            f"vLLM cannot load it{f' with {given}'[:200] if given else ''}: {fault.line}",
+            "Check sampling.maxModelLength, dtype, quantization, engineArgs, tensorParallelSize and "
+            "gpuMemoryUtilization, or set sampling.backend: Transformers.",
         )
-    return TemporaryError(
-        f"{what}: {_reason(error)}",
-        code=code,
-        hint=_KEPT,
-    )
+    what = f"vLLM did not start with {model.identity}"
+    if fault.meaning is Meaning.MEMORY:
+        return _out_of_memory(f"{what}: {fault.line}", is_kv_cache=fault.is_kv_cache)
+    return TemporaryError(f"{what}: {fault.line}", code="EngineStartFailed", hint=_hint(fault.line))
 
 
-def _reason(error: Exception) -> str:
-    """Return the line that says what is wrong; pydantic's errors say it in their parts."""
-    details: Any = getattr(error, "errors", None)
-    if callable(details):
-        parts: list[Mapping[str, Any]] = details()
-        if parts:
-            where = ".".join(str(part) for part in parts[0].get("loc", ()))
-            return f"{where}: {parts[0].get('msg', '')}"[:400].lstrip(": ")
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:400]
+def run_failure(error: Exception, output: Sequence[str]) -> WrpoError:
+    """Return what it means for the stage that the running engine failed. All of it may be retried."""
+    fault = fault_of(error, output)
+    if fault.meaning is Meaning.MEMORY:
+        return _out_of_memory(f"vLLM's engine died: {fault.line}", is_kv_cache=fault.is_kv_cache)
+    return TemporaryError(f"vLLM's engine died: {fault.line}", code="EngineDied", hint=_hint(fault.line))
+
+
+def _hint(line: str) -> str:
+    return f"{_KILLED} {_KEPT}" if "signal 9" in line or ": -9" in line else _KEPT
+
+
+def _out_of_memory(message: str, *, is_kv_cache: bool) -> WrpoError:
+    """Return the error whose code makes the operator give the stage more room where it may choose."""
+    if is_kv_cache:
+        hint = "Raise sampling.gpuMemoryUtilization or tensorParallelSize, or lower maxModelLength or maxTokens."
+    else:
+        hint = "Lower sampling.gpuMemoryUtilization, maxModelLength or maxTokens, or raise tensorParallelSize."
+    return WrpoError(message, code="OutOfMemory", field="sampling.gpuMemoryUtilization", hint=hint)

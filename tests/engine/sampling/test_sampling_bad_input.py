@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,10 @@ from engine_support import save_tiny_model
 
 from wrpo_engine.config import ExitCode
 from wrpo_engine.errors import ConfigError, DataError, TemporaryError, WrpoError
+from wrpo_engine.loading.files import ModelDirectory
 from wrpo_engine.sampling import stage, vllm_sampler
+from wrpo_engine.sampling.engine_process import EngineOutput
+from wrpo_engine.sampling.preflight import check_weight_files
 from wrpo_engine.sampling.sampler import FinishReason, Sample, Sampled, SampleRequest, SamplerSettings
 from wrpo_engine.sampling.vllm_sampler import VllmSampler, engine_options
 
@@ -161,7 +165,8 @@ def test_options_of_vllm_are_refused_before_anything_is_read(
 def dying_sampler(monkeypatch: pytest.MonkeyPatch, answers: int, error: Exception) -> VllmSampler:
     sampler = VllmSampler.__new__(VllmSampler)
     sampler._settings = GREEDY
-    sampler._llm = SimpleNamespace(llm_engine=DyingEngine(answers, error))
+    engine = DyingEngine(answers, error)
+    sampler._llm, sampler._step, sampler._output = SimpleNamespace(llm_engine=engine), engine.step, EngineOutput()
     monkeypatch.setattr(VllmSampler, "_params", lambda *_: None)
     return sampler
 
@@ -224,6 +229,9 @@ def test_the_users_engine_arguments_come_last() -> None:
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "max_num_seqs": 512,
+        "load_format": "safetensors",
+        "config_format": "hf",
+        "tokenizer_mode": "hf",
     }
     assert engine_options(GREEDY, on_cpu=False)["enable_prefix_caching"] is True
 
@@ -234,3 +242,32 @@ def test_more_devices_than_the_pod_has_are_refused(monkeypatch: pytest.MonkeyPat
         vllm_sampler._check_devices(settings, devices=2)
     assert error.value.message == "sampling.tensorParallelSize is 8: this pod has 2 GPUs"
     vllm_sampler._check_devices(settings, devices=8)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["model.safetensors", "consolidated.safetensors", "adapter_model.safetensors"],
+            "vLLM would read adapter_model.safetensors, consolidated.safetensors in addition to model.safetensors",
+        ),
+        (
+            ["consolidated.safetensors"],
+            "it holds its weights only as consolidated.safetensors, which is not Transformers' format",
+        ),
+    ],
+)
+def test_weights_of_another_layout_are_refused_for_vllm(tmp_path: Path, names: list[str], message: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError) as error:
+        check_weight_files(ModelDirectory(tmp_path, "org/model", "sources[a].model"))
+    assert message in error.value.message
+
+
+def test_weights_of_another_layout_beside_an_index_are_not_read(tmp_path: Path) -> None:
+    for name in ("model-00001-of-00001.safetensors", "consolidated.safetensors"):
+        (tmp_path / name).touch()
+    index = {"weight_map": {"w": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    check_weight_files(ModelDirectory(tmp_path, "org/model", "sources[a].model"))

@@ -8,7 +8,7 @@ import pytest
 
 from wrpo_engine.config import SPEED_ENGINE_ARGS
 from wrpo_engine.errors import ConfigError, TemporaryError
-from wrpo_engine.sampling.options import check_backend_options, check_engine_args, check_quantization
+from wrpo_engine.sampling.options import check_backend_options, check_engine_args, check_quantization, pinned_formats
 from wrpo_engine.sampling.sampler import FinishReason, SamplerSettings
 from wrpo_engine.sampling.vllm_sampler import finish_reason_of, prompts_in_flight
 
@@ -20,6 +20,8 @@ KNOWN = [
     "max_num_batched_tokens",
     "kv_cache_dtype",
     "load_format",
+    "config_format",
+    "tokenizer_mode",
     "hf_token",
 ]
 
@@ -52,7 +54,22 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "pickles": (
         {"load_format": "pt"},
         "sampling.engineArgs.load_format is 'pt': only safetensors are loaded, as other formats can run code",
+        "Use one of auto, safetensors, fastsafetensors, runai_streamer.",
+    ),
+    "weights in another layout": (
+        {"load_format": "mistral"},
+        "sampling.engineArgs.load_format is 'mistral': only safetensors are loaded",
         "Use one of auto, safetensors",
+    ),
+    "another config": (
+        {"config_format": "mistral"},
+        "sampling.engineArgs.config_format is 'mistral': the model is described by its config.json",
+        "Use one of auto, hf.",
+    ),
+    "another tokenizer": (
+        {"tokenizer_mode": "mistral"},
+        "sampling.engineArgs.tokenizer_mode is 'mistral': the tokenizer is the one that Transformers reads",
+        "Use one of auto, hf.",
     ),
 }
 
@@ -126,3 +143,10 @@ def test_the_engine_always_has_prompts_waiting(engine_args: dict[str, int], at_l
         temperature=1, top_p=1, max_tokens=1, stop_token_ids=(), engine_args=engine_args, in_flight=at_least
     )
     assert prompts_in_flight(settings) == prompts
+
+
+@pytest.mark.parametrize(
+    ("given", "loaded"), [({}, "safetensors"), ({"load_format": "auto"}, "safetensors"), ({"load_format": "x"}, "x")]
+)
+def test_vllm_is_never_left_to_detect_the_format_of_a_model(given: dict[str, str], loaded: str) -> None:
+    assert pinned_formats(given) == {"load_format": loaded, "config_format": "hf", "tokenizer_mode": "hf"}
