@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -11,6 +12,7 @@ import polars as pl
 from wrpo_engine.config import EvaluateParams
 from wrpo_engine.errors import DataError
 from wrpo_engine.hub.models import ResolvedModel, context_length, stop_token_ids, tokenizer_of
+from wrpo_engine.process.hang_watch import HangWatch
 from wrpo_engine.sampling.preflight import check_source
 from wrpo_engine.sampling.sampler import (
     FinishReason,
@@ -49,6 +51,16 @@ class AnswerJob:
     params: EvaluateParams
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float | None = None
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM: those that change only speed and memory, in addition to the parameters'."""
+    hang_timeout_s: float = 1200.0
+    """Seconds without a decoding step after which the process ends."""
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of prompt and response together; None if neither the model nor the parameters limit them."""
+        limits = (context_length(self.model), self.params.max_model_length)
+        return min((limit for limit in limits if limit is not None), default=None)
 
 
 def answer(job: AnswerJob, on_answer: OnAnswer, poll: Callable[[], None] | None = None) -> pl.DataFrame:
@@ -76,10 +88,16 @@ def _answers(
     on_answer: OnAnswer,
     poll: Callable[[], None] | None,
 ) -> dict[str, tuple[Sample, ...]]:
-    params, model = job.params, job.model
+    params, model, context = job.params, job.model, job.context
+    watch = HangWatch(f"sampling from {job.label}", job.hang_timeout_s, os.environ)
+
+    def beat() -> None:
+        watch.beat()
+        if poll is not None:
+            poll()
+
     # The longest prompt and response bound what the engine must hold, which is far less than most models' limits.
     needed = max(len(request.prompt_token_ids) for request in requests) + params.max_tokens
-    context = context_length(model)
     settings = SamplerSettings(
         temperature=params.temperature,
         top_p=params.top_p,
@@ -90,14 +108,16 @@ def _answers(
         max_model_length=needed if context is None else min(context, needed),
         tensor_parallel_size=job.tensor_parallel_size,
         gpu_memory_utilization=job.gpu_memory_utilization,
-        poll=poll,
+        engine_args={**params.engine_args, **job.engine_args},
+        poll=beat,
     )
     sampler = make_sampler(params.backend, model, tokenizer, settings)
     answered = {}
     try:
-        for sampled in sampler.sample(requests):
-            answered[sampled.key] = sampled.samples
-            on_answer(len(answered))
+        with watch:
+            for sampled in sampler.sample(requests):
+                answered[sampled.key] = sampled.samples
+                on_answer(len(answered))
     finally:
         sampler.close()
     return answered
@@ -116,8 +136,7 @@ def _rows(
 
 def _requests(job: AnswerJob, tokenizer: object) -> list[SampleRequest]:
     """Return a request for each prompt that leaves room for a response; DataError if there is none."""
-    params = job.params
-    context = context_length(job.model)
+    params, context = job.params, job.context
     requests = []
     lengths = []
     for prompt_id, prompt in job.prompts:
@@ -137,7 +156,7 @@ def _requests(job: AnswerJob, tokenizer: object) -> list[SampleRequest]:
             f"none of the {len(lengths)} prompts fits",
             code="PromptTooLong",
             field="prompts.evaluation",
-            hint="Use shorter held-out prompts, or a model with a longer context.",
+            hint="Use shorter held-out prompts, raise sampling.maxModelLength, or use a model with a longer context.",
         )
     return requests
 

@@ -10,12 +10,16 @@ from typing import Any
 import polars as pl
 
 from wrpo_engine import errors
+from wrpo_engine.config import ExitCode
 from wrpo_engine.errors import TemporaryError, WrpoError
 from wrpo_engine.evaluation.answers import AnswerJob, OnAnswer, answer
+from wrpo_engine.sampling.engine_process import exit_reason
 from wrpo_engine.stage import StopRequest
 
 _POLL_S = 0.5
 _KILL_AFTER_S = 10.0
+_KILLED = "Signal 9 usually means that memory ran out: give the evaluate stage more (resources.evaluate)."
+_HUNG = "It made no progress for too long; the pod's log shows the stacks of its threads."
 _DONE, _ROWS, _ERROR, _CRASH = "done", "rows", "error", "crash"
 
 
@@ -71,11 +75,10 @@ def _rebuilt(value: tuple[str, dict[str, Any]]) -> WrpoError:
 
 
 def _died(label: str, exit_code: int | None) -> WrpoError:
-    reason = f"signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
     return TemporaryError(
-        f"the process that samples from {label} ended with {reason} before it was done",
+        f"the process that samples from {label} ended with {exit_reason(exit_code)} before it was done",
         code="EvaluationProcessDied",
-        hint="Signal 9 usually means that memory ran out: give the evaluate stage more (resources.evaluate).",
+        hint=_HUNG if exit_code == ExitCode.TEMPORARY else _KILLED,
     )
 
 

@@ -22,6 +22,7 @@ from wrpo_engine.evaluation.isolation import answer_in_process
 from wrpo_engine.evaluation.scores import REWARD_PREFIX, all_rewards, score_answers, weights_of
 from wrpo_engine.evaluation.win_rate import compare, shares
 from wrpo_engine.hub.models import resolve_model
+from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.scoring.load import reward_details
 from wrpo_engine.stage import StageContext, StageResult
 
@@ -37,6 +38,8 @@ def run(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, EvaluateParams)
     _check_labels(params.models)
+    engine_args = {**params.engine_args, **ctx.config.runtime.engine_args}
+    check_backend_options(params.backend, quantization=None, engine_args=engine_args)
     weights = weights_of(params)
     prompts = _prompts(ctx)
     answered = {entry.label: _answered(ctx, params, prompts, index) for index, entry in enumerate(params.models)}
@@ -149,6 +152,8 @@ def _answered(
         params=params,
         tensor_parallel_size=ctx.config.runtime.tensor_parallel_size,
         gpu_memory_utilization=ctx.config.runtime.gpu_memory_utilization,
+        engine_args=ctx.config.runtime.engine_args,
+        hang_timeout_s=ctx.config.runtime.hang_timeout_seconds,
     )
     log.info("sampling responses to %d held-out prompts with %s (%s)", len(prompts), entry.label, job.model.identity)
     total = len(params.models) * len(prompts)

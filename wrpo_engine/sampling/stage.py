@@ -17,6 +17,7 @@ from wrpo_engine.config import SampleParams
 from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import DataError, TemporaryError
 from wrpo_engine.hub.models import ResolvedModel, context_length, resolve_model, stop_token_ids, tokenizer_of
+from wrpo_engine.process.hang_watch import HangWatch
 from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.preflight import check_source
 from wrpo_engine.sampling.publishing import Publisher
@@ -101,6 +102,12 @@ def _sample_parts(
         if part.name not in pending
     )
     ctx.stop.raise_if_requested()
+    watch = HangWatch(f"sampling from {model.identity}", ctx.config.runtime.hang_timeout_seconds, ctx.environ)
+
+    def poll() -> None:
+        watch.beat()
+        ctx.stop.raise_if_requested()
+
     settings = SamplerSettings(
         temperature=params.temperature,
         top_p=params.top_p,
@@ -118,14 +125,15 @@ def _sample_parts(
         max_model_length=needed if context is None else min(context, needed),
         tensor_parallel_size=ctx.config.runtime.tensor_parallel_size,
         gpu_memory_utilization=ctx.config.runtime.gpu_memory_utilization,
-        poll=ctx.stop.raise_if_requested,
+        poll=poll,
     )
     log.info("loading %s with %s", model.identity, params.backend)
     total = finished + sum(len(plan.part.rows) for plan in planned)
     ctx.progress.update(finished, total, message="loading the model")
     sampler = make_sampler(params.backend, model, tokenizer, settings)
     try:
-        return sample_parts(ctx, params, planned, sampler, finished=finished)
+        with watch:
+            return sample_parts(ctx, params, planned, sampler, finished=finished)
     finally:
         sampler.close()
 

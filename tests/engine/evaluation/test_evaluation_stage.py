@@ -12,12 +12,13 @@ import pytest
 from engine_support import save_tiny_model
 
 from wrpo_engine.artifacts import records
-from wrpo_engine.config import ArtifactRef, EvaluateModel, EvaluateParams, ModelRef, RewardModel
+from wrpo_engine.config import ArtifactRef, EvaluateModel, EvaluateParams, ExitCode, ModelRef, RewardModel
 from wrpo_engine.errors import ConfigError, DataError, Interrupted
 from wrpo_engine.evaluation import answers as answers_module
 from wrpo_engine.evaluation import isolation, stage
 from wrpo_engine.evaluation.answers import AnswerJob
 from wrpo_engine.hub.models import ResolvedModel
+from wrpo_engine.sampling.sampler import SamplerSettings
 from wrpo_engine.stage import StageContext, StopRequest
 
 PROMPTS = [("p1", "What is one?"), ("p2", "What is two?"), ("p3", "What is three?")]
@@ -159,6 +160,56 @@ def test_a_held_out_prompt_too_long_for_one_model_is_left_out_for_all_and_counte
     assert evaluation["skipped_prompt_too_long"] == 1
     assert result.metrics["skipped_prompt_too_long"] == 1.0
     assert caplog.messages == ["left out, because they are too long for a model's context: 1 prompts (long)"]
+
+
+def test_the_length_that_sampling_is_given_holds_in_evaluation_too(
+    make_ctx: MakeCtx, commit_artifact: Commit, params: EvaluateParams
+) -> None:
+    rows = [*PROMPTS, ("long", "word " * 40)]
+    ctx = make_ctx(
+        params.model_copy(update={"max_model_length": 48}),
+        {"prompts": commit_artifact("prepare", {"evaluation.parquet": prompts_frame(rows)})},
+    )
+    result = stage.run(ctx)
+    assert result.metrics["skipped_prompt_too_long"] == 1.0
+    assert "long" not in set(committed(ctx)[1]["prompt_id"])
+
+
+def test_vllm_is_given_both_kinds_of_engine_arguments(
+    monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path, params: EvaluateParams
+) -> None:
+    seen: list[SamplerSettings] = []
+
+    def make(_backend: object, _model: object, _tokenizer: object, settings: SamplerSettings) -> None:
+        seen.append(settings)
+        raise Interrupted
+
+    monkeypatch.setattr(answers_module, "make_sampler", make)
+    job = AnswerJob(
+        label="target",
+        model=ResolvedModel(tiny_model_dir, "tiny", None),
+        prompts=PROMPTS,
+        params=params.model_copy(update={"engine_args": {"kv_cache_dtype": "fp8"}, "max_model_length": 40}),
+        engine_args={"max_num_seqs": 4},
+    )
+    with pytest.raises(Interrupted):
+        answers_module.answer(job, lambda _: None)
+    assert seen[0].engine_args == {"kv_cache_dtype": "fp8", "max_num_seqs": 4}
+    assert seen[0].max_model_length is not None
+    assert seen[0].max_model_length <= 40
+
+
+def test_engine_arguments_are_refused_where_vllm_does_not_run(make_ctx: MakeCtx, params: EvaluateParams) -> None:
+    with pytest.raises(ConfigError) as error:
+        stage.run(make_ctx(params.model_copy(update={"engine_args": {"max_num_seqs": 4}}), {}))
+    assert error.value.message.startswith("sampling.engineArgs is 'max_num_seqs'")
+
+
+def test_a_process_that_hung_says_so() -> None:
+    error = isolation._died("target", ExitCode.TEMPORARY)
+    assert error.message == "the process that samples from target ended with exit code 75 before it was done"
+    assert error.hint == "It made no progress for too long; the pod's log shows the stacks of its threads."
+    assert str(isolation._died("target", -9).hint).startswith("Signal 9 usually means that memory ran out")
 
 
 def test_models_without_a_prompt_that_fits_all_of_them_are_named() -> None:
