@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+import torch
 
 from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import SftParams, TrainParams
@@ -29,6 +31,7 @@ from wrpo_engine.training.export.publishing import TrainingResult, publish_model
 from wrpo_engine.training.loop import TrainingOutcome, TrainingRun, train
 from wrpo_engine.training.models.policy import load_frozen, load_policy
 from wrpo_engine.training.monitoring.callbacks import Observer, Observers
+from wrpo_engine.training.monitoring.cpu_training import parameters_of, warn_of_cpu
 from wrpo_engine.training.monitoring.journals import JournalPublisher, fetch_journals
 from wrpo_engine.training.monitoring.metrics import METRICS_FILE, MetricsLog
 from wrpo_engine.training.monitoring.progress_callback import StepProgressObserver
@@ -89,12 +92,16 @@ class TrainingSession:
     checkpoints: CheckpointStore
     checkpoint: Checkpoint | None
     """The last complete one of earlier attempts."""
+    warnings: Mapping[str, float] = field(default_factory=dict)
+    """Metrics that say what is suspicious about the run."""
 
     @classmethod
     def prepare(cls, attempt: Attempt) -> TrainingSession:
         """Prepare model, rows and plan, find the last checkpoint, load the backend and check its results."""
         ctx, params, runtime, group = attempt.ctx, attempt.params, attempt.runtime, attempt.group
         workload = prepare_workload(attempt)
+        parameters = parameters_of(workload.base.directory.tensor_facts()) if group.is_main else 0
+        warnings = warn_of_cpu(parameters, on_gpu=torch.cuda.is_available(), name=workload.base.identity)
         checkpoints = CheckpointStore(ctx.output, group, runtime.keep_checkpoints)
         checkpoint = checkpoints.latest()
         fetch_journals(ctx.output, group, (METRICS_FILE, EVALUATION_FILE))
@@ -106,7 +113,14 @@ class TrainingSession:
             require_plain_results(backend, workload.rows[0], layout, precision=params.precision, model=model_type)
         if any(group.gather(ctx.stop.requested)):
             raise Interrupted
-        return cls(attempt=attempt, workload=workload, backend=backend, checkpoints=checkpoints, checkpoint=checkpoint)
+        return cls(
+            attempt=attempt,
+            workload=workload,
+            backend=backend,
+            checkpoints=checkpoints,
+            checkpoint=checkpoint,
+            warnings=warnings,
+        )
 
     @property
     def steps_done(self) -> int:
@@ -160,7 +174,7 @@ class TrainingSession:
         workload = self.workload
         exported_step = take_best(run, outcome)
         weights = gather_weights(self.backend, group, "float32" if params.lora is not None else params.precision)
-        metrics = final_metrics(outcome, run.evaluation, exported_step)
+        metrics = {**final_metrics(outcome, run.evaluation, exported_step), **self.warnings}
         metrics["changed_rows"] = float(workload.tokenized.changed.total())
 
         def publish() -> None:
