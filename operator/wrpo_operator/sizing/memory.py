@@ -1,0 +1,59 @@
+"""Memory of models on accelerators. All functions return bytes."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from wrpo_engine.contract.model_facts import ModelFacts
+from wrpo_operator.sizing.inventory import AcceleratorGroup
+
+MIB = 2**20
+GIB = 2**30
+CPU_MODEL_BYTES = 8 * GIB
+"""Largest model that is run on CPUs when a cluster has no accelerators."""
+
+_HALF = 2
+"""Bytes of a value on accelerators: bfloat16 or float16, in which models stored as float32 are run too."""
+_QUANTIZED = {"fp8": 1.0, "int8": 1.0, "awq": 0.55, "gptq": 0.55, "int4": 0.55, "bitsandbytes": 0.55}
+"""Bytes of a parameter by method of quantisation, scales included."""
+
+
+def loaded_bytes(facts: ModelFacts, quantization: str | None = None) -> int:
+    """Return the bytes of the weights on accelerators, all parts together."""
+    if facts.quantization is not None:
+        return facts.weight_bytes
+    per_parameter = _QUANTIZED.get((quantization or "").split("_")[0].lower(), float(_HALF))
+    return min(facts.weight_bytes, ceil(facts.parameters * per_parameter))
+
+
+def key_value_bytes(facts: ModelFacts) -> int:
+    """Return the bytes that all layers cache for one token; sliding windows count in full."""
+    if facts.latent_size is not None:
+        return facts.latent_size * facts.layers * _HALF
+    return 2 * facts.layers * facts.key_value_heads * facts.head_size * _HALF
+
+
+def legal_tensor_parallel(facts: ModelFacts, most: int) -> tuple[int, ...]:
+    """Return the tensor-parallel sizes up to `most` that vLLM accepts, in ascending order; 1 is always legal.
+
+    Heads and key-value heads are divided evenly, or key-value heads are copied evenly. Latent attention has no
+    key-value heads to divide. Widths of feed-forward layers and the padded vocabulary are divided evenly too.
+    """
+    return tuple(size for size in range(1, most + 1) if _is_legal(facts, size))
+
+
+def _is_legal(facts: ModelFacts, size: int) -> bool:
+    if facts.attention_heads % size or (facts.splittable or size) % size:
+        return False
+    heads = facts.key_value_heads
+    return facts.latent_size is not None or not (heads % size if heads >= size else size % heads)
+
+
+def usable_bytes(group: AcceleratorGroup, share: float) -> int:
+    """Return a share of one accelerator's memory."""
+    return int(group.memory_mib * MIB * share)
+
+
+def gib(amount: float) -> str:
+    """Return bytes as text in GiB."""
+    return f"{amount / GIB:.1f} GiB"

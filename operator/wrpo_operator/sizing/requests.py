@@ -1,0 +1,109 @@
+"""Questions that the sizing functions answer, and the answer that a model fits nowhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from wrpo_engine.contract.model_facts import ModelFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What the user set, which holds. None: automatic."""
+
+    accelerators: int | None = None
+    """Accelerators of each pod. 0: the CPU."""
+    resource: str | None = None
+    """Name of the accelerators' resource, e.g. amd.com/gpu."""
+    tensor_parallel: int | None = None
+    pipeline_parallel: int | None = None
+    pods: int | None = None
+    """Shards, or nodes of a training gang."""
+    memory_gib: int | None = None
+    """Host memory of each pod."""
+    ephemeral_storage_gib: int | None = None
+    """Local disk of each pod."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """A model that generates responses: a stage of sampling or of evaluation."""
+
+    facts: ModelFacts
+    asked: Asked = Asked()
+    backend: Literal["vLLM", "Transformers"] = "vLLM"
+    """Transformers runs on one accelerator."""
+    max_model_length: int | None = None
+    """Longest sequence in tokens. None: a usual one."""
+    prompts: int | None = None
+    """Prompts of the stage, which bound the number of shards. None: unknown."""
+    quantization: str | None = None
+    """Quantisation when loading, e.g. fp8. None: as stored."""
+    max_accelerators: int | None = None
+    """`scheduling.maxGpus`. None: no limit."""
+    step: int = 0
+    """Step of the ladder: how often more room was given after OutOfMemory."""
+    cached: bool = False
+    """Whether the model is read from the model cache, so that a pod needs no disk for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringRequest:
+    """A reward model. It runs on one accelerator."""
+
+    facts: ModelFacts
+    asked: Asked = Asked()
+    batch_tokens: int | None = None
+    """Tokens of one forward pass. None: automatic."""
+    responses: int | None = None
+    """Responses to score, which bound the number of shards. None: unknown."""
+    max_accelerators: int | None = None
+    """`scheduling.maxGpus`. None: no limit."""
+    step: int = 0
+    """Step of the ladder: how often more room was given after OutOfMemory."""
+    cached: bool = False
+    """Whether the model is read from the model cache, so that a pod needs no disk for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRequest:
+    """A model that is trained by SFT or by preference optimisation."""
+
+    facts: ModelFacts
+    asked: Asked = Asked()
+    micro_batch_tokens: int | None = None
+    """Tokens of one forward pass of one rank. None: automatic."""
+    gradient_checkpointing: bool | None = None
+    """None: automatic."""
+    offload: str | None = None
+    """none, optimizer, or optimizer-and-parameters. None: automatic."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    zero_stage: Literal[0, 1, 2, 3] = 3
+    reference: Literal["precomputed", "in-memory"] = "precomputed"
+    lora_rank: int | None = None
+    """None: all weights are trained."""
+    accumulation_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of accumulated gradients."""
+    moments: Literal["float32", "bfloat16", "8bit"] = "float32"
+    """Number format of AdamW's moments."""
+    max_accelerators: int | None = None
+    """`scheduling.maxGpus`. None: no limit."""
+    step: int = 0
+    """Step of the ladder: how often more room was given after OutOfMemory."""
+    cached: bool = False
+    """Whether the model is read from the model cache, so that a pod needs no disk for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoesNotFit:
+    """No placement exists."""
+
+    needs: str
+    """What the model needs at least, e.g. `4 accelerators of 80 GiB (273 GiB)`."""
+    largest: str
+    """The largest that exists, e.g. `2 x NVIDIA-L4 of 22.5 GiB in a pod`."""
+    message: str
+    """One sentence with need, largest and remedies."""
+    final: bool = False
+    """True: other accelerators do not help, only a change of the spec."""
