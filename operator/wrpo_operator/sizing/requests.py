@@ -1,4 +1,4 @@
-"""Questions that the sizing functions answer, and the answer that a model fits nowhere."""
+"""Questions to the sizing functions, and their result if a model fits nowhere."""
 
 from __future__ import annotations
 
