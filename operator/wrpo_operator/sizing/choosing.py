@@ -18,8 +18,12 @@ _DISK_GIB = 2
 
 
 def groups_of(inventory: Inventory, asked: Asked) -> tuple[AcceleratorGroup, ...]:
-    """Return the groups whose resource the user allows."""
-    return tuple(group for group in inventory.groups if asked.resource in (None, group.resource))
+    """Return the groups of known memory whose resource the user allows."""
+    return tuple(
+        group
+        for group in inventory.groups
+        if group.memory_mib > 0 and group.per_node > 0 and asked.resource in (None, group.resource)
+    )
 
 
 def on_cpu(facts: ModelFacts, inventory: Inventory, asked: Asked) -> Placement | DoesNotFit | None:
@@ -28,16 +32,18 @@ def on_cpu(facts: ModelFacts, inventory: Inventory, asked: Asked) -> Placement |
         return _cpu(asked, "on the CPU, as set in the spec")
     if groups_of(inventory, asked):
         return None
-    found = ", ".join(sorted({group.resource for group in inventory.groups})) or "none"
-    if asked.accelerators is None and asked.resource is None and facts.weight_bytes <= CPU_MODEL_BYTES:
-        return _cpu(asked, f"on the CPU: no accelerators ({inventory.source}), weights of {gib(facts.weight_bytes)}")
+    source = "; ".join((inventory.source, *inventory.faults))
+    small = facts.weight_bytes <= CPU_MODEL_BYTES
+    if small and not inventory.groups and asked.accelerators is None and asked.resource is None:
+        return _cpu(asked, f"on the CPU: weights of {gib(facts.weight_bytes)}, no accelerators ({source})")
+    found = ", ".join(sorted({group.resource for group in inventory.groups}))
     wanted = asked.resource or "accelerators"
     return DoesNotFit(
         needs=f"{wanted} for weights of {gib(facts.weight_bytes)}",
-        largest="no accelerators" if found == "none" else f"accelerators of {found}",
-        message=f"The model ({facts.model_type}, weights of {gib(facts.weight_bytes)}) needs {wanted}, and the cluster "
-        f"has {found} ({_source(inventory)}). Add nodes with accelerators, describe them in spec.accelerator, or set 0 "
-        f"accelerators for this stage to run it on the CPU.",
+        largest=f"{found} of unknown memory or not allowed" if found else "no accelerators",
+        message=f"The model ({facts.model_type}, weights of {gib(facts.weight_bytes)}) needs {wanted}; the cluster has "
+        f"{found or 'none'} that can be used ({source}). Either add nodes with accelerators, describe them in "
+        f"spec.accelerator, or set 0 accelerators for this stage to run it on the CPU.",
     )
 
 
@@ -89,11 +95,15 @@ def size_of(group: AcceleratorGroup, number: int) -> str:
     return f"{number} x {group.name} of {group.memory_mib * MIB / GIB:.1f} GiB"
 
 
+def limits_of(groups: tuple[AcceleratorGroup, ...], most: int | None) -> list[str]:
+    """Return as remedies the limits that keep a pod from getting all accelerators of a node."""
+    nodes = max(group.per_node for group in groups)
+    found = [] if most is None or most >= nodes else [f"raise scheduling.maxGpus, which is {most}"]
+    quotas = [group.quota for group in groups if group.quota is not None and group.quota < group.per_node]
+    return [*found, *([f"raise the queue's quota, which is {max(quotas)}"] if quotas else [])]
+
+
 def largest_of(groups: tuple[AcceleratorGroup, ...], most: int | None) -> str:
     """Return the pod with the most accelerator memory as text."""
     best = max(groups, key=lambda group: (most_in_a_pod(group, most) * group.memory_mib, group.name))
-    return f"{size_of(best, most_in_a_pod(best, most))} in a pod"
-
-
-def _source(inventory: Inventory) -> str:
-    return "; ".join((inventory.source, *inventory.faults))
+    return size_of(best, max(0, most_in_a_pod(best, most)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from math import ceil
 
+from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.placement import MAX_ALTERNATIVES, Placement
 from wrpo_operator.sizing.choosing import (
     MAX_SHARDS,
@@ -13,6 +15,7 @@ from wrpo_operator.sizing.choosing import (
     groups_of,
     host_memory_gib,
     largest_of,
+    limits_of,
     most_in_a_pod,
     most_pods,
     on_cpu,
@@ -27,12 +30,16 @@ UTILIZATION = 0.90
 REDUCED_UTILIZATION = 0.84
 """Share after the first OutOfMemory."""
 SEQUENCES = 16
-"""Sequences of full length that should fit into the cache at once; fewer are accepted where accelerators are small."""
+"""Sequences of full length whose cache should fit at once."""
 USUAL_LENGTH = 4096
 """Tokens of a usual sequence. The stage limits vLLM to its longest prompt and maxTokens together."""
 PROMPTS_PER_SHARD = 256
 """A shard with fewer prompts would spend most of its time on loading."""
-_RUNTIME = 2.3 * GIB
+LARGEST_POD = 64
+"""Accelerators up to which a refusal states how many would be needed."""
+FP8_CAPABILITY = 8.9
+"""CUDA compute capability from which vLLM computes in fp8."""
+_RUNTIME = int(2.3 * GIB)
 """Context, kernels, graphs and activations of each accelerator."""
 _WEIGHT_OVERHEAD = 1.02 * 1.05
 
@@ -44,12 +51,18 @@ class Way:
     group: AcceleratorGroup
     tensor: int
     pipeline: int
-    sequences: int
+    share: float = UTILIZATION
+    """Share of the accelerators' memory that is used."""
 
     @property
     def accelerators(self) -> int:
         """Return the accelerators of a pod."""
         return self.tensor * self.pipeline
+
+    @property
+    def rank(self) -> tuple[bool, tuple[float, float, str], int]:
+        """Return what ways are ordered by: tensor parallelism alone, then the costs."""
+        return self.pipeline > 1, cost_of(self.group, self.accelerators), self.pipeline
 
 
 def cached_tokens(request: GenerationRequest, sequences: int) -> int:
@@ -59,114 +72,197 @@ def cached_tokens(request: GenerationRequest, sequences: int) -> int:
 
 
 def need(request: GenerationRequest, *, tensor: int, pipeline: int, tokens: int) -> float:
-    """Return the bytes that each accelerator needs."""
+    """Return the bytes that each accelerator needs; of the stages of a pipeline the one with the most layers counts."""
     facts = request.facts
-    weights = loaded_bytes(facts, request.quantization) * _WEIGHT_OVERHEAD / (tensor * pipeline)
-    divided = 1 if facts.latent_size is not None else min(tensor, facts.key_value_heads)
-    return weights + _RUNTIME + key_value_bytes(facts) * tokens / (divided * pipeline)
+    layers = ceil(facts.layers / pipeline) / facts.layers
+    weights = loaded_bytes(facts, request.quantization) * _WEIGHT_OVERHEAD * layers / tensor
+    return weights + _RUNTIME + key_value_bytes(facts) * layers * tokens / _copies_divided(facts, tensor)
+
+
+def room(request: GenerationRequest, way: Way) -> int:
+    """Return the tokens whose keys and values fit next to the weights; negative if the weights do not fit."""
+    free = usable_bytes(way.group, way.share) - need(request, tensor=way.tensor, pipeline=way.pipeline, tokens=0)
+    each = need(request, tensor=way.tensor, pipeline=way.pipeline, tokens=1)
+    each -= need(request, tensor=way.tensor, pipeline=way.pipeline, tokens=0)
+    return int(free / each)
 
 
 def place_generation(request: GenerationRequest, inventory: Inventory) -> Placement | DoesNotFit:
-    """Return the cheapest placement in which the model and its cache fit, or why there is none."""
-    decided = on_cpu(request.facts, inventory, request.asked)
+    """Return the cheapest placement in which the model and its cache fit, or why there is none.
+
+    Preferred is the cheapest in which `SEQUENCES` sequences fit at once. Where none can, a pod gets all accelerators
+    that it can use, if one sequence fits. Layers are distributed (pipeline parallelism) only if no legal
+    tensor-parallel size suffices.
+    """
+    facts, asked = request.facts, request.asked
+    decided = on_cpu(facts, inventory, asked)
     if decided is not None:
         return decided
-    groups = groups_of(inventory, request.asked)
+    groups = groups_of(inventory, asked)
+    if asked.tensor_parallel is not None and asked.tensor_parallel not in legal_tensor_parallel(
+        facts, asked.tensor_parallel
+    ):
+        return _illegal(facts, asked.tensor_parallel)
     ways = _fitting(request, groups)
-    steps = [(ways[0], UTILIZATION), *((way, REDUCED_UTILIZATION) for way in _larger(ways))] if ways else []
+    steps = _ladder(request, ways)
+    if not ways:
+        return _refusal(request, inventory, groups)
     if request.step >= len(steps):
-        return _refusal(request, groups)
-    way, share = steps[request.step]
-    return _placement(request, way, share, [other for other in ways if other is not way])
+        return _exhausted(request, steps[-1])
+    way = steps[request.step]
+    others = [other for other in ways if (other.group, other.accelerators) != (way.group, way.accelerators)]
+    return _placement(request, way, others)
 
 
 def _fitting(request: GenerationRequest, groups: tuple[AcceleratorGroup, ...]) -> list[Way]:
-    """Return the ways that fit with the most sequences that any way allows, cheapest first."""
-    sequences = SEQUENCES
-    while sequences:
-        found = [
-            way
-            for way in _ways(request, groups, sequences)
-            if need(request, tensor=way.tensor, pipeline=way.pipeline, tokens=cached_tokens(request, sequences))
-            <= usable_bytes(way.group, UTILIZATION)
-        ]
-        if found:
-            return sorted(found, key=lambda way: (way.pipeline > 1, *cost_of(way.group, way.accelerators), way.tensor))
-        sequences //= 2
+    """Return the ways that fit, the preferred one first."""
+    ways = list(_ways(request, groups))
+    for candidates in ([way for way in ways if way.pipeline == 1], ways):
+        good = [way for way in candidates if room(request, way) >= cached_tokens(request, SEQUENCES)]
+        if good:
+            return sorted(good, key=lambda way: way.rank)
+        usable = [way for way in _largest_of_each(candidates) if room(request, way) >= cached_tokens(request, 1)]
+        if usable:
+            return sorted(usable, key=lambda way: way.rank)
     return []
 
 
-def _ways(request: GenerationRequest, groups: tuple[AcceleratorGroup, ...], sequences: int) -> Iterator[Way]:
-    asked = request.asked
+def _largest_of_each(ways: Iterable[Way]) -> list[Way]:
+    largest: dict[str, Way] = {}
+    for way in ways:
+        other = largest.get(way.group.name)
+        if other is None or (way.accelerators, way.tensor) > (other.accelerators, other.tensor):
+            largest[way.group.name] = way
+    return list(largest.values())
+
+
+def _ways(request: GenerationRequest, groups: tuple[AcceleratorGroup, ...]) -> Iterator[Way]:
+    asked, layers = request.asked, request.facts.layers
     for group in groups:
-        most = most_in_a_pod(group, request.max_accelerators) if request.backend == "vLLM" else 1
+        most = most_in_a_pod(group, request.max_accelerators)
+        most = min(most, 1) if request.backend == "Transformers" else most
         for tensor in legal_tensor_parallel(request.facts, most):
-            if asked.tensor_parallel not in (None, tensor):
-                continue
-            for pipeline in range(1, most // tensor + 1):
-                if asked.pipeline_parallel not in (None, pipeline):
-                    continue
-                if asked.accelerators in (None, tensor * pipeline):
-                    yield Way(group=group, tensor=tensor, pipeline=pipeline, sequences=sequences)
+            for pipeline in range(1, min(layers, most // tensor) + 1):
+                if (
+                    asked.tensor_parallel in (None, tensor)
+                    and asked.pipeline_parallel in (None, pipeline)
+                    and asked.accelerators in (None, tensor * pipeline)
+                ):
+                    yield Way(group=group, tensor=tensor, pipeline=pipeline)
 
 
-def _larger(ways: list[Way]) -> Iterator[Way]:
-    """Yield the first way, then those with more memory than all before."""
+def _ladder(request: GenerationRequest, ways: list[Way]) -> list[Way]:
+    """Return the first way, then ways with strictly more room after each OutOfMemory."""
+    found = ways[:1]
     most = 0
     for way in ways:
         memory = way.accelerators * way.group.memory_mib
-        if memory > most:
-            yield way
+        reduced = replace(way, share=REDUCED_UTILIZATION)
+        if memory > most and room(request, reduced) >= cached_tokens(request, 1):
+            found.append(reduced)
             most = memory
+    return found
 
 
-def _placement(request: GenerationRequest, way: Way, share: float, others: list[Way]) -> Placement:
+def _placement(request: GenerationRequest, way: Way, others: list[Way]) -> Placement:
     asked, shared = request.asked, shared_memory_gib(way.accelerators)
-    weights = loaded_bytes(request.facts, request.quantization)
-    pods = min(
-        most_pods(way.group, way.accelerators, request.max_accelerators),
-        max(1, (request.prompts or MAX_SHARDS * PROMPTS_PER_SHARD) // PROMPTS_PER_SHARD),
-        MAX_SHARDS,
-    )
+    prompts = request.prompts or MAX_SHARDS * PROMPTS_PER_SHARD
+    pods = min(most_pods(way.group, way.accelerators, request.max_accelerators), MAX_SHARDS)
     return Placement(
         accelerator=way.group.name,
         resource=way.group.resource,
         per_pod=way.accelerators,
-        pods=asked.pods or pods,
+        pods=asked.pods or max(1, min(pods, prompts // PROMPTS_PER_SHARD)),
         tensor_parallel_size=way.tensor,
         pipeline_parallel_size=way.pipeline,
-        gpu_memory_utilization=share if request.backend == "vLLM" else None,
-        memory_gib=asked.memory_gib or host_memory_gib(weights, shared),
+        gpu_memory_utilization=way.share if request.backend == "vLLM" else None,
+        memory_gib=asked.memory_gib or host_memory_gib(loaded_bytes(request.facts, request.quantization), shared),
         ephemeral_storage_gib=asked.ephemeral_storage_gib or disk_gib(request.facts, cached=request.cached),
         shared_memory_gib=shared,
         node_labels=dict(way.group.labels),
         step=request.step,
-        arithmetic=_arithmetic(request, way, share),
+        arithmetic=_arithmetic(request, way),
         alternatives=tuple(_describe(other) for other in others[:MAX_ALTERNATIVES]),
     )
 
 
-def _arithmetic(request: GenerationRequest, way: Way, share: float) -> str:
-    tokens = cached_tokens(request, way.sequences)
-    needed = need(request, tensor=way.tensor, pipeline=way.pipeline, tokens=tokens)
-    weights = loaded_bytes(request.facts, request.quantization)
+def _arithmetic(request: GenerationRequest, way: Way) -> str:
+    tokens = room(request, way)
+    fixed = need(request, tensor=way.tensor, pipeline=way.pipeline, tokens=0)
+    longest = min(request.max_model_length or USUAL_LENGTH, request.facts.context)
     return (
-        f"weights {gib(weights)} over {way.accelerators}, cache of {tokens} tokens, {gib(_RUNTIME)} for the runtime: "
-        f"{gib(needed)} of {gib(usable_bytes(way.group, share))} ({share:.0%} of {way.group.name})"
+        f"weights of {gib(loaded_bytes(request.facts, request.quantization))} on {way.accelerators} x "
+        f"{way.group.name}: {gib(fixed)} of {gib(usable_bytes(way.group, way.share))} usable each ({way.share:.0%}), "
+        f"room for {tokens} tokens, which are {tokens // longest} sequences of {longest}"
     )
 
 
 def _describe(way: Way) -> str:
-    parts = f"tensor parallel {way.tensor}" + (f", pipeline parallel {way.pipeline}" if way.pipeline > 1 else "")
-    return f"{size_of(way.group, way.accelerators)}, {parts}"
+    layers = f", pipeline parallel {way.pipeline}" if way.pipeline > 1 else ""
+    return f"{size_of(way.group, way.accelerators)}, tensor parallel {way.tensor}{layers}"
 
 
-def _refusal(request: GenerationRequest, groups: tuple[AcceleratorGroup, ...]) -> DoesNotFit:
-    needed = need(request, tensor=1, pipeline=1, tokens=cached_tokens(request, 1))
-    largest = largest_of(groups, request.max_accelerators)
+def _copies_divided(facts: ModelFacts, tensor: int) -> int:
+    """Return into how many parts keys and values are divided; latent ones and copied heads are not."""
+    return 1 if facts.latent_size is not None else min(tensor, facts.key_value_heads)
+
+
+def _illegal(facts: ModelFacts, tensor: int) -> DoesNotFit:
+    legal = ", ".join(map(str, legal_tensor_parallel(facts, LARGEST_POD)))
     return DoesNotFit(
-        needs=gib(needed),
+        needs=f"a tensor-parallel size of {legal}",
+        largest=f"tensorParallelSize {tensor}",
+        message=f"tensorParallelSize {tensor} cannot divide {facts.attention_heads} heads, {facts.key_value_heads} "
+        f"key-value heads, the feed-forward widths and the vocabulary evenly. Set one of {legal}, or leave it unset.",
+        final=True,
+    )
+
+
+def _refusal(request: GenerationRequest, inventory: Inventory, groups: tuple[AcceleratorGroup, ...]) -> DoesNotFit:
+    largest = largest_of(groups, 1 if request.backend == "Transformers" else request.max_accelerators)
+    weights = loaded_bytes(request.facts, request.quantization)
+    best = max(groups, key=lambda group: (group.memory_mib, group.name))
+    needs = _needed(request, best) or f"more than {size_of(best, LARGEST_POD)} in one pod"
+    remedies = ["add nodes with more or larger accelerators", *_quantisation(request, groups)]
+    remedies += ["reduce maxModelLength"] if (request.max_model_length or 0) > USUAL_LENGTH else []
+    remedies += limits_of(groups, request.max_accelerators)
+    return DoesNotFit(
+        needs=needs,
         largest=largest,
-        message=f"The model needs {gib(needed)} of accelerator memory in one pod; the largest pod has {largest}. Add "
-        f"nodes with larger accelerators, set quantization: fp8, or reduce maxModelLength.",
+        message=f"The model ({request.facts.model_type}, weights of {gib(weights)}) needs {needs}; the largest pod can "
+        f"have {largest} ({'; '.join((inventory.source, *inventory.faults))}). Either {', or '.join(remedies)}.",
+    )
+
+
+def _needed(request: GenerationRequest, group: AcceleratorGroup) -> str | None:
+    """Return the fewest accelerators of a group with which one sequence would fit, on a node of any size."""
+    limit = 1 if request.backend == "Transformers" or group.is_slice else LARGEST_POD
+    for tensor in legal_tensor_parallel(request.facts, limit):
+        way = Way(group=group, tensor=tensor, pipeline=1)
+        if request.asked.tensor_parallel in (None, tensor) and room(request, way) >= cached_tokens(request, 1):
+            return f"{size_of(group, tensor)} in one pod"
+    return None
+
+
+def _quantisation(request: GenerationRequest, groups: tuple[AcceleratorGroup, ...]) -> list[str]:
+    """Return quantisation as a remedy if it helps: fp8 where it is computed, else a checkpoint of 4 bits."""
+    if request.facts.quantization or request.quantization or request.backend == "Transformers":
+        return []
+    for method, capability in (("fp8", FP8_CAPABILITY), ("awq", 0.0)):
+        able = tuple(group for group in groups if (group.compute_capability or FP8_CAPABILITY) >= capability)
+        if able and _fitting(replace(request, quantization=method), able):
+            changed = "which changes the responses"
+            return [
+                f"set quantization: fp8, {changed}" if method == "fp8" else f"use a 4-bit checkpoint (AWQ), {changed}"
+            ]
+    return []
+
+
+def _exhausted(request: GenerationRequest, last: Way) -> DoesNotFit:
+    return DoesNotFit(
+        needs=f"more than {size_of(last.group, last.accelerators)} in one pod",
+        largest=size_of(last.group, last.accelerators),
+        message=f"Memory was exhausted {request.step} times, at last on {size_of(last.group, last.accelerators)} with "
+        f"{last.share:.0%} of their memory, and there is no larger placement. Reduce maxModelLength or max_num_seqs "
+        f"(engineArgs), or add larger accelerators.",
     )

@@ -45,7 +45,7 @@ def test_an_8b_model_is_sampled_on_one_card_and_trained_on_a_part_of_a_node() ->
 def test_a_large_model_does_not_fit_a_cluster_without_accelerators() -> None:
     refused = place_generation(GenerationRequest(facts=llama_8b()), NONE)
     assert isinstance(refused, DoesNotFit)
-    assert "the cluster has none (the labels of 2 nodes)" in refused.message
+    assert "the cluster has none that can be used (the labels of 2 nodes)" in refused.message
 
 
 def test_zero_accelerators_mean_the_cpu() -> None:
