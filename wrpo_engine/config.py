@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from wrpo_engine.contract.base import Declared, Role
 from wrpo_engine.contract.data import (
     ChoiceFields,
+    ModelUse,
     PinnedFields,
     PromptFields,
     ReportFields,
@@ -32,6 +33,7 @@ from wrpo_engine.contract.data import (
     TemplateFields,
 )
 from wrpo_engine.contract.exit_codes import ExitCode as ExitCode  # noqa: PLC0414 - part of the contract
+from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_engine.contract.objectives import Objective as Objective  # noqa: PLC0414 - re-exported with its parameters
 from wrpo_engine.contract.sampling import (
     EvaluationFields,
@@ -116,6 +118,13 @@ class FetchParams(StageParams, role=Role.COMPUTED):
     """Download a model into the storage's model cache: resumable, its revision pinned, its files with checksums."""
 
     stage: Literal["fetch"] = "fetch"
+    model: ModelRef
+
+
+class InspectParams(StageParams, role=Role.COMPUTED):
+    """Read the size and shape of a model from its config and the headers of its weights, and check that it can load."""
+
+    stage: Literal["inspect"] = "inspect"
     model: ModelRef
 
 
@@ -295,6 +304,8 @@ class Runtime(
     """Training: floating-point operations per second of one device, for MFU; unset: known GPUs' own."""
     engine_args: dict[str, JsonValue] = Field(default_factory=dict)
     """Sampling, evaluation: arguments of vLLM's engine that change only its speed and memory, see SPEED_ENGINE_ARGS."""
+    model_uses: tuple[ModelUse, ...] = ()
+    """Inspecting and fetching: uses of the model. A model that cannot serve one of them is refused."""
 
 
 class ErrorInfo(_Model):
@@ -316,6 +327,7 @@ class TerminationMessage(_Model):
     metrics: dict[str, float] = Field(default_factory=dict)
     artifact: str | None = Field(default=None, description="<stage>/<hash> below the storage root.")
     digest: str | None = Field(default=None, description="sha256 of the artifact's manifest.json.")
+    facts: ModelFacts | None = Field(default=None, description="The model that an inspect or fetch stage has read.")
     error: ErrorInfo | None = None
     exit_code: int | None = Field(
         default=None, description="The stage's own exit code; torchrun exits with 1 regardless of its ranks."

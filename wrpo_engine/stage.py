@@ -14,6 +14,7 @@ from wrpo_engine.artifacts.checks import address
 from wrpo_engine.artifacts.roots import root_of
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.contract.stages import STAGES
 from wrpo_engine.errors import ConfigError, Interrupted, MissingInputError
@@ -117,6 +118,8 @@ class StageResult:
     rows: int
     metrics: dict[str, float] = field(default_factory=dict)
     step: int | None = None
+    facts: ModelFacts | None = None
+    """The model that the stage has read."""
 
 
 StageFunction = Callable[[StageContext], StageResult]

@@ -54,7 +54,8 @@ def fields(**changes: Any) -> dict[str, Any]:
 
 def test_the_kinds_are_in_the_order_of_an_experiment() -> None:
     assert list(STAGES)[: len(BUILT_IN)] == [
-        "prepare", "fetch", "sample", "score", "curate-sft", "sft", "curate-triples", "train", "evaluate", "report",
+        "prepare", "fetch", "inspect", "sample", "score", "curate-sft", "sft", "curate-triples", "train",
+        "evaluate", "report",
     ]  # fmt: skip
 
 
@@ -220,7 +221,7 @@ def test_a_stage_that_the_image_does_not_have_is_reported_to_the_operator(tmp_pa
     assert ran.returncode == 64
     error = json.loads((tmp_path / "termination-log").read_text(encoding="utf-8"))["error"]
     assert error["message"].startswith(
-        "Invalid value for 'STAGE': 'shout' is not one of 'prepare', 'fetch', 'sample', "
+        "Invalid value for 'STAGE': 'shout' is not one of 'prepare', 'fetch', 'inspect', "
     )
     assert error["hint"] == (
         "See `wrpo-engine --help`. If the operator runs a stage that is missing there, the image lacks its "

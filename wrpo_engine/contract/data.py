@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from wrpo_engine.contract.base import Declared, Role
-from wrpo_engine.contract.types import BatchTokens, Dtype, Name, Ratio, Revision, Seed, Text, Tokens
+from wrpo_engine.contract.types import Backend, BatchTokens, Dtype, Name, Ratio, Revision, Seed, Text, Tokens
 
 
 class PinnedFields(Declared, role=Role.COMPUTED):
@@ -18,6 +18,21 @@ class PinnedFields(Declared, role=Role.COMPUTED):
     trust_remote_code: bool = False
     """Run Python code of the model's repository. A hub id then needs a 40-digit commit as its revision, so that the
     code cannot change later."""
+
+
+class ModelUse(Declared):
+    """A use of a model by an experiment: the checks of a model before it is downloaded or gets an accelerator."""
+
+    field: Annotated[str, Field(min_length=1, max_length=256)]
+    """Section of the spec that names the model, e.g. target or sources[qwen]; errors name it."""
+    purpose: Literal["sample", "train", "score"]
+    """Use by a stage: generate responses, train (the target, which is sampled as well), or score responses."""
+    backend: Backend = "Transformers"
+    """Library that loads the model."""
+    trust_remote_code: bool = False
+    """Whether the experiment allows Python code of the model's repository."""
+    has_template: bool = False
+    """Whether the experiment replaces the chat template of the model's tokenizer."""
 
 
 class TemplateFields(Declared, role=Role.COMPUTED):

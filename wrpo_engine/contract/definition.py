@@ -51,7 +51,7 @@ class Per(StrEnum):
     SOURCE = "source"
     """Each source that is used, and the target."""
     MODEL = "model"
-    """Each model of a hub. The graph adds the stage if another one needs the model."""
+    """Each model. The graph adds the stage if another one needs the model."""
 
 
 class _Entry(BaseModel):

@@ -25,7 +25,8 @@ class StageConfig(BaseModel):
     (`wrpo_engine.contract.builtin`): `prompts`, `sft-rows`, `sft`, `triples`, `model`, `evaluation`; `samples/<source>`
     and `scores/<source>` (the source is `target` for the target model; with several rewards
     `scores/<source>/<reward>`); `fetch/<name>` (a hub model downloaded beforehand: it is used for every model of that
-    name and revision, and is not hashed). A stage gets the roles it needs; report gets all that exist.
+    name and revision, and is not hashed); `inspect/<name>` (facts about a model, not hashed). A stage gets
+    the roles it needs; report gets all that exist.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

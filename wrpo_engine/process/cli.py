@@ -176,6 +176,7 @@ def _succeeded(ctx: StageContext, result: StageResult, *, cached: bool) -> Termi
         rows=result.rows,
         step=result.step,
         metrics=result.metrics,
+        facts=result.facts,
         artifact=address(artifact.ref) if artifact else None,
         digest=artifact.digest if artifact else None,
     )

@@ -6,7 +6,7 @@ Fields of the same name are copied; only differences are written out. Meaning an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 from wrpo_engine.config import (
@@ -27,11 +27,11 @@ from wrpo_engine.config import (
     TrainParams,
 )
 from wrpo_engine.contract.base import project, values_of
-from wrpo_engine.contract.data import RewardLength, ScoreExecution, TemplateFields
+from wrpo_engine.contract.data import ModelUse, RewardLength, ScoreExecution, TemplateFields
 from wrpo_engine.contract.sampling import GeneratorFields, ShardExecution, SourceExecution
 from wrpo_engine.contract.training import BothExecution, SharedExecution, SharedFields
 from wrpo_operator.api.names import MAIN_REWARD, TARGET
-from wrpo_operator.api.sections import RewardProvider, Source, Target
+from wrpo_operator.api.sections import PinnedModel, RewardProvider, Source, Target
 from wrpo_operator.api.spec import ExperimentSpec
 
 Part: TypeAlias = Literal["sft", "preference", "evaluation"]
@@ -71,6 +71,27 @@ def start_model(spec: ExperimentSpec) -> ModelRef:
 def reward_model(reward: RewardProvider) -> RewardModel:
     """Return a reward as a parameter of the engine."""
     return project(RewardModel, values_of(reward), name=reward.model)
+
+
+def model_runtime(spec: ExperimentSpec, model: PinnedModel | RewardProvider) -> Runtime:
+    """Return the runtime of a stage that inspects or fetches a model: all uses of the model by the experiment."""
+    same = (model.model, model.revision)
+    return Runtime(model_uses=tuple(use for user, use in _uses(spec) if (user.model, user.revision) == same))
+
+
+def _uses(spec: ExperimentSpec) -> Iterator[tuple[Target | RewardProvider, ModelUse]]:
+    """Yield every model of the spec and its use."""
+    yield spec.target, _use(spec.target, "target", purpose="train")
+    for source in spec.sources:
+        backend = _sampling(spec, source)["backend"]
+        yield source, _use(source, f"sources[{source.name}]", purpose="sample", backend=backend)
+    yield spec.reward, _use(spec.reward, "reward", purpose="score")
+    for reward in spec.reward.additional:
+        yield reward, _use(reward, f"reward.additional[{reward.name}]", purpose="score")
+
+
+def _use(model: Target | RewardProvider, field: str, **use: str) -> ModelUse:
+    return project(ModelUse, values_of(model), use, field=field, has_template=model.chat_template is not None)
 
 
 def scoring(spec: ExperimentSpec, reward: RewardProvider) -> ScoreParams:

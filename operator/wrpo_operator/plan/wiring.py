@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from wrpo_engine.config import (
     FetchParams,
+    InspectParams,
     ModelRef,
     Objective,
 )
@@ -61,10 +62,21 @@ def fetch(graph: Graph, model: PinnedModel | RewardProvider) -> StageId | None:
     """Add the download of a model once; None if the model is not on a hub or spec.modelCache is disabled."""
     if not graph.spec.model_cache.enabled or model.model is None or not is_hub_id(model.model):
         return None
-    stage = _fetch_id(model.model, model.revision)
+    stage = _model_stage("fetch", model.model, model.revision)
     if stage not in graph:
         reference = ModelRef(name=model.model, revision=model.revision, trust_remote_code=model.trust_remote_code)
-        graph.add(stage, FetchParams(model=reference))
+        graph.add(stage, FetchParams(model=reference), runtime=params.model_runtime(graph.spec, model))
+    return stage
+
+
+def inspect(graph: Graph, model: PinnedModel | RewardProvider) -> StageId | None:
+    """Add the inspection of a model once; None if there is no model, but a function or an endpoint."""
+    if model.model is None:
+        return None
+    stage = _model_stage("inspect", model.model, model.revision)
+    if stage not in graph:
+        inspection = InspectParams(model=ModelRef(name=model.model, revision=model.revision))
+        graph.add(stage, inspection, runtime=params.model_runtime(graph.spec, model))
     return stage
 
 
@@ -196,11 +208,12 @@ def _score_id(member: str, reward: str = MAIN_REWARD) -> StageId:
     return StageId("score", member if reward == MAIN_REWARD else f"{member}{REWARD_SEPARATOR}{reward}")
 
 
-def _fetch_id(model: str, revision: str | None) -> StageId:
-    """Return a readable name that digits of a digest make unique."""
+def _model_stage(kind: str, model: str, revision: str | None) -> StageId:
+    """Return the stage of a kind for a model: a readable name that digits of a digest make unique."""
     digits = hashlib.sha256(f"{model}@{revision or ''}".encode()).hexdigest()[:5]
-    readable = "".join(char if char.isalnum() and char.isascii() else "-" for char in model.rpartition("/")[2].lower())
-    return StageId("fetch", f"{readable[:14].strip('-')}-{digits}")
+    last = model.rstrip("/").rpartition("/")[2].lower()
+    readable = "".join(char if char.isalnum() and char.isascii() else "-" for char in last)
+    return StageId(kind, f"{readable[:14].strip('-')}-{digits}".lstrip("-"))
 
 
 def _sources(graph: Graph) -> tuple[str, ...]:

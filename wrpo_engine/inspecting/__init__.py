@@ -1,0 +1,1 @@
+"""Inspection of a model: size, shape and faults, without its weights."""
