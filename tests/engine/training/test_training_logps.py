@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from wrpo_engine.training.models.logps import HeadScaling, LogitsBudget, selected_logps, sum_by_sequence, token_logps
+from wrpo_engine.training.models import wide_products
+from wrpo_engine.training.models.logps import (
+    ChunkPlan,
+    HeadScaling,
+    LogitsBudget,
+    selected_logps,
+    sum_by_sequence,
+    token_logps,
+)
 
 TOKENS, HIDDEN, VOCABULARY = 37, 8, 53
 
@@ -146,8 +156,9 @@ def test_the_chunk_shrinks_as_the_vocabulary_grows_but_stays_large_enough_for_fa
 
 BUDGETS = {
     "a CPU's chunk of a large vocabulary is small": ("cpu", 128_256, LogitsBudget(128, 2**28)),
-    "a GPU reads its head once for 2,092 of the same tokens": ("cuda", 128_256, LogitsBudget(2092, 2**31)),
-    "a GPU's chunk of a small vocabulary is large": ("cuda", 32_768, LogitsBudget(8192, 2**31)),
+    "a GPU reads its head once for 2,048 of the same tokens": ("cuda", 128_256, LogitsBudget(2048, 2**31, 128)),
+    "a GPU's chunk of a small vocabulary is large": ("cuda", 32_768, LogitsBudget(8192, 2**31, 128)),
+    "a GPU's chunk has room for two tiles": ("cuda", 2**21, LogitsBudget(256, 2**31, 128)),
     "another device has the limits of a CPU": ("mps", 32_768, LogitsBudget(128, 2**28)),
 }
 
@@ -157,6 +168,87 @@ def test_the_logits_budget_depends_on_device_and_vocabulary(
     device: str, vocabulary: int, expected: LogitsBudget
 ) -> None:
     assert LogitsBudget.of(device, vocabulary) == expected
+
+
+ALIGNED = ChunkPlan(2048, kept_tokens=4185, alignment=128)
+"""A GPU's plan for a vocabulary of 128,256."""
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kept", "sizes"),
+    [
+        (4000, 4000, [2048, 1952]),
+        (4186, 3968, [2048, 1920, 218]),
+        (6145, 4096, [2048, 2048, 1920, 129]),
+        (2049, 2049, [1920, 129]),
+        (1, 1, [1]),
+        (0, 0, []),
+    ],
+)
+def test_a_gpus_chunks_are_whole_tiles(tokens: int, kept: int, sizes: list[int]) -> None:
+    assert ALIGNED.num_kept(tokens) == kept
+    assert [stop - start for start, stop in ALIGNED.parts(tokens, kept)] == sizes
+
+
+def test_no_chunk_of_a_gpu_has_less_than_a_tile_unless_there_are_no_more_tokens() -> None:
+    counts = (*range(1, 700), 2047, 2048, 2049, 4095, 4097, 4223, 4225, 9001)
+    for vocabulary, kept, tokens in product((32_000, 128_256, 2**21), (0, 1, 300, 4185, 10**6), counts):
+        budget = LogitsBudget.of("cuda", vocabulary)
+        plan = ChunkPlan(budget.chunk, kept, budget.alignment)
+        for num_kept in (0, plan.num_kept(tokens)):
+            parts = plan.parts(tokens, num_kept)
+            case = (vocabulary, kept, tokens, num_kept, parts)
+            assert [part for _, part in parts[:-1]] == [part for part, _ in parts[1:]], case
+            assert (parts[0][0], parts[-1][1]) == (0, tokens), case
+            sizes = [stop - start for start, stop in parts]
+            assert all(size % 128 == 0 for size in sizes[:-1]), case
+            assert min(sizes) >= min(tokens, 128), case
+            assert max(sizes) <= budget.chunk, case
+            assert num_kept <= kept, case
+            assert num_kept in {0, *(stop for _, stop in parts)}, case
+
+
+@pytest.fixture
+def accumulating_kernels() -> Iterator[list[str]]:
+    """The CPU gets CUDA's products of bf16 with fp32 results; the list names every call."""
+    calls: list[str] = []
+    library = torch.library.Library("aten", "IMPL")
+
+    def multiply(left: Tensor, right: Tensor, dtype: torch.dtype, *, out: Tensor) -> Tensor:
+        calls.append("mm")
+        return torch.mm(left.to(dtype), right.to(dtype), out=out)
+
+    def add(total: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype, *, out: Tensor, **_factors: Any) -> Tensor:
+        calls.append("addmm")
+        assert total.data_ptr() == out.data_ptr()
+        return out.add_(torch.mm(left.to(dtype), right.to(dtype)))
+
+    wide_products.keeps_accumulators.cache_clear()
+    library.impl("mm.dtype_out", multiply, "CPU")
+    library.impl("addmm.dtype_out", add, "CPU")
+    yield calls
+    library._destroy()
+    wide_products.keeps_accumulators.cache_clear()
+
+
+def test_logits_of_bfloat16_are_not_rounded_where_the_device_returns_its_accumulators(
+    accumulating_kernels: list[str],
+) -> None:
+    hidden, weight, bias, targets, upstream = _inputs(torch.bfloat16)
+    ours = selected_logps(hidden, weight, targets, chunk=10, kept_bytes=0)
+    exact = _full(hidden.double(), weight.double(), torch.zeros_like(bias.double()), targets, HeadScaling())
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-5)
+    our_gradients = torch.autograd.grad(ours, (hidden, weight), upstream.float())
+    their_gradients = torch.autograd.grad(exact, (hidden, weight), upstream)
+    for our, their in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(our, their, rtol=2**-6, atol=2**-6)
+    # One trial, four chunks forward, four recomputed, four added to the head's gradient.
+    assert sorted(accumulating_kernels) == ["addmm"] * 5 + ["mm"] * 9
+
+
+def test_a_device_without_such_kernels_rounds_as_before() -> None:
+    wide_products.keeps_accumulators.cache_clear()
+    assert not wide_products.keeps_accumulators(torch.device("cpu"), torch.bfloat16, torch.float32)
 
 
 def test_sums_are_per_sequence_and_empty_ones_are_zero() -> None:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from wrpo_engine.training.models.wide_products import add_product, product
+
 LOGITS_PER_CHUNK = {"cpu": 2**20, "cuda": 2**28}
 """Elements of one chunk's logits by type of device; their softmax takes as many again if it is not kept.
 
@@ -29,6 +31,11 @@ vocabulary of 131,072.
 """
 MIN_CHUNK_TOKENS = 128
 """Minimum for the largest vocabularies; smaller chunks take up to twice as long per token."""
+ALIGNMENT = {"cuda": 128}
+"""Tokens of which chunks are multiples by type of device, 1 elsewhere: GPU kernels compute tiles of that size.
+
+A GPU reads the whole head for a chunk of one token too.
+"""
 KEPT_BYTES = {"cpu": 2**28, "cuda": 2**31}
 """Maximum bytes of one micro-batch's softmax that are kept for the backward pass, by type of device.
 
@@ -60,13 +67,49 @@ class LogitsBudget:
     """Tokens whose logits exist at a time."""
     kept_bytes: int
     """Bytes of the softmax that is kept for the backward pass."""
+    alignment: int = 1
+    """Chunks are multiples of this many tokens."""
 
     @classmethod
     def of(cls, device_type: str, vocabulary: int) -> LogitsBudget:
         """Return the limits of a device type; unknown types have those of the CPU."""
         logits = LOGITS_PER_CHUNK.get(device_type, LOGITS_PER_CHUNK["cpu"])
         kept = KEPT_BYTES.get(device_type, KEPT_BYTES["cpu"])
-        return cls(max(MIN_CHUNK_TOKENS, logits // vocabulary), kept)
+        alignment = ALIGNMENT.get(device_type, 1)
+        smallest = max(MIN_CHUNK_TOKENS, 2 * alignment if alignment > 1 else 1)
+        return cls(max(smallest, logits // vocabulary // alignment * alignment), kept, alignment)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlan:
+    """The split of the tokens into chunks."""
+
+    chunk: int
+    """Maximum tokens of a chunk."""
+    kept_tokens: int = 0
+    """Tokens whose softmax may be kept for the backward pass."""
+    alignment: int = 1
+    """Chunks are multiples of this many tokens, but for the last one."""
+
+    def num_kept(self, tokens: int) -> int:
+        """Return the number of tokens, from the first, whose softmax is kept: all of them, or with an alignment chunks.
+
+        At least an alignment of tokens remains for the other chunks.
+        """
+        if tokens <= self.kept_tokens or self.alignment == 1:
+            return min(tokens, self.kept_tokens)
+        kept = self.kept_tokens // self.chunk * self.chunk
+        return kept - self.alignment if kept and tokens - kept < self.alignment else kept
+
+    def parts(self, tokens: int, num_kept: int) -> list[tuple[int, int]]:
+        """Return the chunks' bounds; no chunk contains both kept and other tokens.
+
+        With an alignment, a last chunk shorter than it takes that many tokens from the chunk before it.
+        """
+        bounds = [*range(0, num_kept, self.chunk), *range(num_kept, tokens, self.chunk), tokens]
+        if len(bounds) > 2 and tokens - bounds[-2] < self.alignment:
+            bounds[-2] -= self.alignment
+        return list(pairwise(bounds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +126,7 @@ class _Head:
 
     def logits(self, hidden_CD: Tensor, out_CV: Tensor) -> Tensor:
         """Write the chunk's logits in the wide dtype, because logsumexp over V in bf16 is wrong in the second digit."""
-        if self.weight_VD.dtype == out_CV.dtype:
-            torch.mm(hidden_CD, self.weight_VD.T, out=out_CV)
-        else:
-            out_CV.copy_(hidden_CD @ self.weight_VD.T)
+        product(hidden_CD, self.weight_VD.T, out_CV)
         if self.bias_V is not None:
             out_CV += self.bias_V
         if self.scaling.scale != 1.0:
@@ -126,19 +166,19 @@ class _SelectedLogps(torch.autograd.Function):
         logps_R = hidden_RD.new_empty(tokens, dtype=head.accumulator)
         entropies_R = hidden_RD.new_empty(tokens if options.with_entropy else 0, dtype=head.accumulator)
         trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        num_kept = min(tokens, options.kept_tokens) if options.wants_gradient and trains_head else 0
+        num_kept = options.plan.num_kept(tokens) if options.wants_gradient and trains_head else 0
         kept: dict[tuple[int, int], Tensor] = {}
         makes_gradient = options.wants_gradient and not trains_head
         derivative_RD = torch.empty_like(hidden_RD) if makes_gradient else None
-        logits_buffer_CV, spare_CV = head.buffer(min(options.chunk, tokens)), None
+        logits_buffer_CV, spare_CV = head.buffer(min(options.plan.chunk, tokens)), None
 
-        for start, stop in options.parts(tokens, num_kept):
+        for start, stop in options.plan.parts(tokens, num_kept):
             part = slice(start, stop)
             logits_CV = head.logits(hidden_RD[part], logits_buffer_CV[: stop - start])
             if stop <= num_kept:
                 softmax_CV = kept[start, stop] = head.buffer(stop - start)
             else:
-                spare_CV = head.buffer(min(options.chunk, tokens)) if spare_CV is None else spare_CV
+                spare_CV = head.buffer(min(options.plan.chunk, tokens)) if spare_CV is None else spare_CV
                 softmax_CV = spare_CV[: stop - start]
             _softmax(logits_CV, softmax_CV)
             # logsumexp, from the largest element: its probability is at least 1/V, so that the logarithm is exact.
@@ -180,22 +220,21 @@ class _SelectedLogps(torch.autograd.Function):
         scaled_RD = hidden_RD * scaled_R[:, None].to(low)
         logits_buffer_CV = softmax_buffer_CV = None
 
-        for start, stop in options.parts(tokens, ctx.num_kept):
+        for start, stop in options.plan.parts(tokens, ctx.num_kept):
             part = slice(start, stop)
             excess_CV = ctx.kept.pop((start, stop), None)
             if excess_CV is None:
                 if logits_buffer_CV is None or softmax_buffer_CV is None:
-                    logits_buffer_CV, softmax_buffer_CV = (head.buffer(min(options.chunk, tokens)) for _ in range(2))
+                    logits_buffer_CV, softmax_buffer_CV = (
+                        head.buffer(min(options.plan.chunk, tokens)) for _ in range(2)
+                    )
                 logits_CV = head.logits(hidden_RD[part], logits_buffer_CV[: stop - start])
                 softmax_CV = _softmax(logits_CV, softmax_buffer_CV[: stop - start])
                 excess_CV = head.excess(logits_CV, softmax_CV, targets_R[part])
             low_CV = excess_CV.to(low)
             grad_hidden_RD[part] = (low_CV @ weight_VD) * scaled_R[part, None]
             if grad_weight_VD is not None:
-                if grad_weight_VD.dtype == low:
-                    grad_weight_VD.addmm_(low_CV.T, scaled_RD[part])
-                else:
-                    grad_weight_VD += low_CV.T @ scaled_RD[part]
+                add_product(grad_weight_VD, low_CV.T, scaled_RD[part])
             if grad_bias_V is not None:
                 grad_bias_V += excess_CV.T @ scaled_R[part]
         return (
@@ -210,17 +249,11 @@ class _SelectedLogps(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """The split of the tokens into chunks, and the number of tokens whose softmax is kept."""
+    """The split of the tokens into chunks, and the results that are wanted."""
 
-    chunk: int
-    kept_tokens: int
+    plan: ChunkPlan
     wants_gradient: bool
     with_entropy: bool
-
-    def parts(self, tokens: int, num_kept: int) -> list[tuple[int, int]]:
-        """Return the chunks' bounds; no chunk contains both kept and other tokens."""
-        bounds = [*range(0, num_kept, self.chunk), *range(num_kept, tokens, self.chunk), tokens]
-        return list(pairwise(bounds))
 
 
 def token_logps(
@@ -245,8 +278,11 @@ def token_logps(
     bytes_per_token = vocabulary * torch.promote_types(hidden_RD.dtype, torch.float32).itemsize
     budget = LogitsBudget.of(weight_VD.device.type, vocabulary)
     options = _Options(
-        chunk=chunk or budget.chunk,
-        kept_tokens=(budget.kept_bytes if kept_bytes is None else kept_bytes) // bytes_per_token,
+        plan=ChunkPlan(
+            chunk or budget.chunk,
+            (budget.kept_bytes if kept_bytes is None else kept_bytes) // bytes_per_token,
+            budget.alignment if chunk is None else 1,
+        ),
         wants_gradient=torch.is_grad_enabled(),
         with_entropy=with_entropy,
     )
