@@ -106,6 +106,9 @@ class BothExecution(Declared, role=Role.EXECUTION):
     layout: Literal["auto", "shared-prefix", "packed", "padded"] = "auto"
     """Layout of sequences in a forward pass. shared-prefix computes a prompt once for all its responses; auto selects
     the best layout that the model's architecture supports."""
+    attention: Literal["auto", "flex", "segments"] = "auto"
+    """Attention in the layouts other than padded. auto: on GPUs FlexAttention, which every rank tries before the first
+    step; if it fails on any, all use segments. flex: an error instead. segments: plain attention by segment."""
     torch_compile: bool = False
     """Compile the model with torch.compile."""
     offload_nvme_path: str | None = Field(default=None, max_length=512, pattern=r"^/[A-Za-z0-9._/-]*$")

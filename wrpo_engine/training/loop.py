@@ -23,6 +23,7 @@ from wrpo_engine.training.checks import loss_not_finite, require_finite_gradient
 from wrpo_engine.training.data.prefetch import Ahead, Prepared, prepared_micro_batches
 from wrpo_engine.training.distributed.collectives import Group
 from wrpo_engine.training.evaluation import Evaluation, evaluate
+from wrpo_engine.training.models.attention_flex import uses_segments
 from wrpo_engine.training.monitoring.callbacks import Observer, RunStart, StepEnd
 from wrpo_engine.training.monitoring.metrics import MetricsLog, StepSums, StepTotals
 from wrpo_engine.training.monitoring.step_timer import StepPhase, StepTimer
@@ -177,6 +178,7 @@ def _accumulate(run: TrainingRun, step: int, settings: dict[str, float], items: 
         stop=run.should_stop(),
         denominator=item.denominator,
         peak_memory=peak_memory_bytes(),
+        attention_fallback=uses_segments(),
         phases=run.timer.take(StepPhase.DATA, StepPhase.REFERENCE, StepPhase.FORWARD, StepPhase.BACKWARD),
     )
     if totals.num_bad_rows:
@@ -285,6 +287,8 @@ def _report(run: TrainingRun, done: int, row: dict[str, float], clock: Mapping[s
     shown: dict[str, float] = {
         name: row[name] for name in ("loss", "alpha", "margin", REWARD_DIVERGENCE) if name in row
     }
+    if "attention_fallback" in clock:
+        shown["attention_fallback"] = clock["attention_fallback"]
     if run.evaluation is not None and run.evaluation.results:
         shown["eval_loss"] = run.evaluation.results[max(run.evaluation.results)]["loss"]
     rate = f", {clock['triples_per_second']:.3g} rows/s" if clock else ""

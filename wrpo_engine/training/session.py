@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+import torch
+
 from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import SftParams, TrainParams
 from wrpo_engine.errors import Interrupted
@@ -24,11 +26,12 @@ from wrpo_engine.training.checkpoint.format import Checkpoint
 from wrpo_engine.training.checkpoint.manager import CheckpointStore
 from wrpo_engine.training.checks import require_same_model
 from wrpo_engine.training.data.holdout import EVALUATION_FILE, PREFIX, EvaluationHistory, EvaluationLog
-from wrpo_engine.training.distributed.collectives import Group, open_group
+from wrpo_engine.training.distributed.collectives import Group, computing_device, open_group
 from wrpo_engine.training.evaluation import Evaluation
 from wrpo_engine.training.export.export import gather_weights
 from wrpo_engine.training.export.publishing import TrainingResult, publish_model
 from wrpo_engine.training.loop import TrainingOutcome, TrainingRun, train
+from wrpo_engine.training.models.attention_choice import AttentionShape, choose_attention, implementation
 from wrpo_engine.training.models.policy import load_frozen, load_policy
 from wrpo_engine.training.monitoring.callbacks import Observer, Observers
 from wrpo_engine.training.monitoring.cpu_training import parameters_of, warn_of_cpu
@@ -68,11 +71,12 @@ def make_backend(attempt: Attempt, base: ResolvedModel, layout: Layout, *, needs
     params, runtime, group = attempt.params, attempt.runtime, attempt.group
     check_settings(params, runtime, layout)
     with partitioned_loading(params, runtime, group.world_size):
-        model = load_policy(base, params, layout)
+        attention = implementation(runtime.attention)
+        model = load_policy(base, params, layout, implementation=attention)
         if group.is_main:
             kept = "what torch.compile decides" if runtime.torch_compile else model.kept_activations
             log.info("kept by layers for the backward pass: %s", kept)
-        frozen = load_frozen(base, params, layout) if needs_frozen else None
+        frozen = load_frozen(base, params, layout, implementation=attention) if needs_frozen else None
     return DeepSpeedBackend(model, params, runtime, group, frozen)
 
 
@@ -106,6 +110,8 @@ class TrainingSession:
         checkpoint = checkpoints.latest()
         fetch_journals(ctx.output, group, (METRICS_FILE, EVALUATION_FILE))
         layout = workload.plan.layout
+        shape = AttentionShape.of(workload.config, getattr(torch, params.precision))
+        choose_attention(runtime.attention, shape, layout, computing_device(), group)
         needs_frozen = attempt.task.needs_reference and runtime.reference == "in-memory" and params.lora is None
         backend = make_backend(attempt, workload.base, layout, needs_frozen=needs_frozen)
         if not runtime.torch_compile:

@@ -15,8 +15,8 @@ from torch.nn.attention import flex_attention as flex_module
 
 from wrpo_engine.training.batch.layout import AttentionPlan, Layout
 from wrpo_engine.training.models import attention, attention_flex
-from wrpo_engine.training.models.attention import attend_by_segment
 from wrpo_engine.training.models.attention_flex import family_attention_flex, sees
+from wrpo_engine.training.models.attention_segments import attend_by_segment
 
 pytestmark = pytest.mark.slow
 BLOCK = 128

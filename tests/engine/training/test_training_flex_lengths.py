@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from wrpo_engine.training.batch.layout import AttentionPlan, Family
-from wrpo_engine.training.models import attention, attention_flex
-from wrpo_engine.training.models.attention import attend_by_segment
+from wrpo_engine.training.models import attention_flex, attention_segments
 from wrpo_engine.training.models.attention_flex import family_attention_flex
+from wrpo_engine.training.models.attention_segments import attend_by_segment
 
 LENGTHS = (300, 17, 1, 127, 128, 129, 505, 64, 2, 1000, 257)
 """One block of 128 and more, whole ones and not."""
@@ -71,7 +71,7 @@ def test_past_the_limit_of_compilations_segments_take_over_and_the_log_says_so(
 @pytest.mark.slow
 def test_without_a_gradient_lengths_share_their_compilations_on_a_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_flex, "RECOMPILE_LIMIT", 3)
-    monkeypatch.setattr(attention, "attend_by_segment", refuse_uncompiled)
+    monkeypatch.setattr(attention_segments, "attend_by_segment", refuse_uncompiled)
     with torch.no_grad():
         for tokens in LENGTHS:
             plan, heads = plan_of(tokens, torch.device("cpu")), heads_of(tokens, 32)
@@ -94,7 +94,7 @@ KERNELS = {
 def test_on_a_gpu_every_length_equals_attention_by_segment(
     dtype: torch.dtype, size: int, tolerance: float, has_gradient: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "attend_by_segment", refuse_uncompiled)
+    monkeypatch.setattr(attention_segments, "attend_by_segment", refuse_uncompiled)
     for tokens in LENGTHS:
         plan = plan_of(tokens, torch.device("cuda"))
         heads = [tensor.requires_grad_(has_gradient) for tensor in heads_of(tokens, size, device="cuda", dtype=dtype)]

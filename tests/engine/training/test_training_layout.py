@@ -25,9 +25,10 @@ from wrpo_engine.training.batch.collate import collate
 from wrpo_engine.training.batch.layout import VERIFIED_ARCHITECTURES, AttentionPlan, Family, Layout, choose_layout
 from wrpo_engine.training.batch.rows import TokenRow
 from wrpo_engine.training.models import attention_flex
-from wrpo_engine.training.models.attention import attend_by_segment, family_attention
+from wrpo_engine.training.models.attention import family_attention
 from wrpo_engine.training.models.attention_cpu import family_attention_cpu
 from wrpo_engine.training.models.attention_flex import sees
+from wrpo_engine.training.models.attention_segments import attend_by_segment
 from wrpo_engine.training.models.model import LogpModel
 
 TOLERANCE = 2e-5

@@ -130,8 +130,9 @@ def test_totals_weigh_every_row_the_same_and_know_the_fullest_rank() -> None:
         margin = torch.tensor(margins)
         sums.add(RowTerms(margin / 2, {"margin": margin}), [f"{rank}-{index}" for index in range(len(margins))], 10)
         group: Any = FakeGroup(rank, 2, given)
-        totals = sums.reduced(group, stop=rank == 1, denominator=4.0, peak_memory=memory)
+        totals = sums.reduced(group, stop=rank == 1, denominator=4.0, peak_memory=memory, attention_fallback=rank == 0)
     assert totals is not None
+    assert totals.attention_fallbacks == 1
     assert totals.means == {"margin": 4.0}
     assert totals.loss == pytest.approx(2.0)
     assert (totals.num_rows, totals.num_tokens, totals.peak_memory) == (4, 20, 900)
@@ -217,7 +218,7 @@ def test_rows_whose_loss_is_not_finite_are_named_across_micro_batches() -> None:
 
 
 def test_a_rank_of_fillers_adds_nothing() -> None:
-    group: Any = FakeGroup(0, 1, [torch.tensor([3.0, 2.0, 5.0, 0.0, 0.0, 8.0, 0.0], dtype=torch.float64)])
+    group: Any = FakeGroup(0, 1, [torch.tensor([3.0, 2.0, 5.0, 0.0, 0.0, 0.0, 8.0, 0.0], dtype=torch.float64)])
     totals = StepSums(["margin"]).reduced(group, stop=False, denominator=2.0)
     assert (totals.loss, totals.num_rows, totals.means) == (1.5, 2, {"margin": 4.0})
 

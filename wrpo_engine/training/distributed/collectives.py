@@ -173,6 +173,11 @@ class Group:
         return (work() if self.rank in workers else None), raised
 
 
+def computing_device() -> torch.device:
+    """Return the device on which this rank computes: its GPU if it has one."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 @contextlib.contextmanager
 def open_group(environ: Mapping[str, str], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Iterator[Group]:
     """Join the process group that torchrun describes in the environment; without torchrun the group has one rank.

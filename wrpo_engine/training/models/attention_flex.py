@@ -8,12 +8,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wrpo_engine.training.batch.layout import AttentionPlan
+from wrpo_engine.training.models import attention_segments
 
 log = logging.getLogger("wrpo_engine")
 
@@ -72,6 +75,26 @@ class _Failure:
     is_known = False
 
 
+def use_segments(instead: bool) -> None:
+    """Compute segments one by one from now on, or FlexAttention again."""
+    _Failure.is_known = instead
+
+
+def uses_segments() -> bool:
+    """Return whether this process computes segments one by one because FlexAttention has failed."""
+    return _Failure.is_known
+
+
+def _compilation_errors() -> tuple[type[Exception], ...]:
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    errors: tuple[type[Exception], ...] = (TorchDynamoException, FailOnRecompileLimitHit, InductorError)
+    if find_spec("triton") is not None:
+        errors += (import_module("triton.runtime.errors").OutOfResources,)
+    return errors
+
+
 def family_attention_flex(
     query_1HTE: Tensor,
     key_1NTE: Tensor,
@@ -82,32 +105,38 @@ def family_attention_flex(
     window: int | None,
 ) -> Tensor:
     """Return the attention output [1, T, H, E]; plain operations replace FlexAttention if it cannot be compiled."""
-    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-    from torch._inductor.exc import InductorError
-
-    from wrpo_engine.training.models.attention import attend_by_segment
-
     if not _Failure.is_known:
         try:
-            attend, make_mask = _compiled()
-            if window not in plan.block_masks:
-                tokens = query_1HTE.shape[2]
-                plan.block_masks[window] = make_mask(
-                    sees(plan, window), None, None, tokens, tokens, device=query_1HTE.device
-                )
-            # Kernels compute scores in fp32.
-            score_dtype = torch.promote_types(query_1HTE.dtype, torch.float32)
-            output_1HTE: Tensor = attend(
-                query_1HTE,
-                key_1NTE,
-                value_1NTE,
-                score_mod=None if softcap is None else _softcapped(query_1HTE.new_full((), softcap, dtype=score_dtype)),
-                block_mask=plan.block_masks[window],
-                scale=scale,
-                enable_gqa=query_1HTE.shape[1] != key_1NTE.shape[1],
-            )
-            return output_1HTE.transpose(1, 2).contiguous()
-        except (TorchDynamoException, FailOnRecompileLimitHit, InductorError) as error:
+            return attend_by_flex(query_1HTE, key_1NTE, value_1NTE, plan, scale, softcap, window)
+        except _compilation_errors() as error:
             _Failure.is_known = True
             log.warning("FlexAttention cannot be compiled; segments are computed one by one: %s", error)
-    return attend_by_segment(query_1HTE, key_1NTE, value_1NTE, plan, scale, softcap, window)
+    return attention_segments.attend_by_segment(query_1HTE, key_1NTE, value_1NTE, plan, scale, softcap, window)
+
+
+def attend_by_flex(
+    query_1HTE: Tensor,
+    key_1NTE: Tensor,
+    value_1NTE: Tensor,
+    plan: AttentionPlan,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """Return the attention output [1, T, H, E]; raise the compiler's error if FlexAttention cannot be compiled."""
+    attend, make_mask = _compiled()
+    if window not in plan.block_masks:
+        tokens = query_1HTE.shape[2]
+        plan.block_masks[window] = make_mask(sees(plan, window), None, None, tokens, tokens, device=query_1HTE.device)
+    # Kernels compute scores in fp32.
+    score_dtype = torch.promote_types(query_1HTE.dtype, torch.float32)
+    output_1HTE: Tensor = attend(
+        query_1HTE,
+        key_1NTE,
+        value_1NTE,
+        score_mod=None if softcap is None else _softcapped(query_1HTE.new_full((), softcap, dtype=score_dtype)),
+        block_mask=plan.block_masks[window],
+        scale=scale,
+        enable_gqa=query_1HTE.shape[1] != key_1NTE.shape[1],
+    )
+    return output_1HTE.transpose(1, 2).contiguous()

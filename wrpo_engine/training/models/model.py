@@ -34,13 +34,15 @@ class LogpModel(nn.Module):
     backward, so it gathers the head once, not once per chunk.
     """
 
-    def __init__(self, causal_lm: Any, layout: Layout = Layout.PADDED) -> None:
+    def __init__(
+        self, causal_lm: Any, layout: Layout = Layout.PADDED, *, implementation: str = attention.IMPLEMENTATION
+    ) -> None:
         super().__init__()
         self.causal_lm = causal_lm
         self.layout = layout
         if layout is not Layout.PADDED:
             attention.register()
-            causal_lm.set_attn_implementation(attention.IMPLEMENTATION)
+            causal_lm.set_attn_implementation(implementation)
         else:
             use_exact_attention(causal_lm)
         self.kept_activations = lean.install(causal_lm)

@@ -32,6 +32,7 @@ CLOCK_FIELDS = (
     "backward_seconds_max",
     "optimizer_seconds",
     "peak_memory_bytes",
+    "attention_fallback",
     "mfu",
 )
 """Fields that differ from run to run; all others are deterministic."""
@@ -94,6 +95,7 @@ class StepSums:
         stop: bool,
         denominator: float,
         peak_memory: int = 0,
+        attention_fallback: bool = False,
         phases: Mapping[str, float] | None = None,
     ) -> StepTotals:
         """Return the sums over all ranks, which all call this together.
@@ -113,12 +115,13 @@ class StepSums:
                 float(self.num_tokens),
                 float(len(self.bad_rows)),
                 float(stop),
+                float(attention_fallback),
                 *own_statistics,
                 *facts.flatten().tolist(),
             ],
             dtype=torch.float64,
         )
-        loss, rows, tokens, bad, stops, *others = group.sum(vector).tolist()
+        loss, rows, tokens, bad, stops, fallbacks, *others = group.sum(vector).tolist()
         statistics, slots = others[: len(own_statistics)], others[len(own_statistics) :]
         peaks, *seconds = torch.tensor(slots, dtype=torch.float64).view(group.world_size, -1).T.tolist()
         means = {name: value / rows for name, value in zip(self.statistic_names, statistics, strict=True)}
@@ -130,6 +133,7 @@ class StepSums:
             num_bad_rows=int(bad),
             should_stop=stops > 0,
             peak_memory=int(max(peaks)),
+            attention_fallbacks=int(fallbacks),
             phases={
                 field: value
                 for name, values in zip(own_phases, seconds, strict=True)
@@ -151,6 +155,8 @@ class StepTotals:
     should_stop: bool
     peak_memory: int
     """Bytes of the rank with the highest peak."""
+    attention_fallbacks: int = 0
+    """Ranks that compute attention segment by segment because FlexAttention has failed."""
     phases: Mapping[str, float] = field(default_factory=dict)
     """Seconds of each phase before the reduction: the mean over ranks, and the slowest rank's as `<name>_max`."""
 

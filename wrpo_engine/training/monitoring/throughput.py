@@ -50,6 +50,8 @@ class Speedometer:
             **phases,
             "peak_memory_bytes": totals.peak_memory,
         }
+        if totals.attention_fallbacks:
+            row["attention_fallback"] = totals.attention_fallbacks
         if self.peak_flops is not None and self.cost is not None:
             operations = needed_training_step(self.cost, rows(), passes=self.passes)
             row["mfu"] = utilisation(operations, elapsed_s, devices=self.devices, peak=self.peak_flops)
