@@ -29,6 +29,8 @@ _BLOCKS = {
 }
 """Norm of a layer -> the linear layers that read its result."""
 _LATEST = "_wrpo_latest"
+OPERATION = "_wrpo_operation"
+"""Attribute of a norm or feed-forward: the autograd function that computes it in place of the one here (`fused`)."""
 
 
 def install(causal_lm: Any) -> str:
@@ -90,12 +92,12 @@ def _norm(self: Any, hidden_states: Tensor) -> Tensor:
     if _steps_aside():
         original: Tensor = type(self).forward(self, hidden_states)
         return original
-    apply: Any = _RmsNorm.apply
-    result, scale = apply(hidden_states, self.weight, self.variance_epsilon)
+    operation: Any = getattr(self, OPERATION, _RmsNorm)
+    result, scale = operation.apply(hidden_states, self.weight, self.variance_epsilon)
     latest = getattr(self, _LATEST, None)
     if latest is not None:
         # The weight by value: ZeRO-3 may have put the parameter away when a reader's gradient is computed.
-        latest.remember(result, _Normalized(hidden_states.detach(), scale, self.weight.detach().clone()))
+        latest.remember(result, operation.recipe(hidden_states.detach(), scale, self.weight.detach().clone()))
     return result  # type: ignore[no-any-return]
 
 
@@ -116,14 +118,14 @@ def _gated(self: Any, x: Tensor) -> Tensor:
         return original
     gate, up = self.gate_proj(x), self.up_proj(x)
     activation = _Activation()
-    apply: Any = _GatedProduct.apply
-    product = apply(gate, up, activation)
+    operation: Any = getattr(self, OPERATION, _GatedProduct)
+    product = operation.apply(gate, up, activation)
     latest = getattr(self, _LATEST, None)
     if latest is None:
         plain: Tensor = self.down_proj(product)
         return plain
     latest.forget()
-    with _made_anew(product, _Gated(gate.detach(), up.detach(), activation), self.down_proj):
+    with _made_anew(product, operation.recipe(gate.detach(), up.detach(), activation), self.down_proj):
         result: Tensor = self.down_proj(product)
     return result
 
@@ -172,15 +174,15 @@ class _Latest:
     """The result of the norm that ran last. It is held, so that no other tensor can lie where it lies."""
 
     result: Tensor | None = None
-    make: _Normalized | None = None
+    make: Callable[[], Tensor] | None = None
 
-    def remember(self, result: Tensor, make: _Normalized) -> None:
+    def remember(self, result: Tensor, make: Callable[[], Tensor]) -> None:
         self.result, self.make = result.detach(), make
 
     def forget(self) -> None:
         self.result = self.make = None
 
-    def how_to_make(self, tensor: Tensor) -> _Normalized | None:
+    def how_to_make(self, tensor: Tensor) -> Callable[[], Tensor] | None:
         return self.make if self.result is not None and _place(tensor) == _place(self.result) else None
 
 
@@ -248,6 +250,8 @@ def _normalize(hidden: Tensor, scale: Tensor) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     """weight * x / rms(x), normalised in fp32 as Transformers does, whatever the model's dtype."""
 
+    recipe = _Normalized
+
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         variance = hidden.to(torch.float32).pow(2).mean(-1, keepdim=True)
@@ -274,6 +278,8 @@ class _RmsNorm(torch.autograd.Function):
 
 class _GatedProduct(torch.autograd.Function):
     """silu(gate) * up."""
+
+    recipe = _Gated
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, activation: _Activation) -> Tensor:
