@@ -5,7 +5,7 @@ VENV := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-s3 demo-clean test check lint types imports prose version unit slow cluster crds chart-readme image-test lock e2e e2e-kind mutation bench-setup bench-operator bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-sampling bench-scoring bench-curation bench-readme
+.PHONY: help setup demo demo-s3 demo-clean test check lint types imports prose version unit slow cluster crds chart-readme image-test lock e2e e2e-kind mutation bench-setup bench-operator bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-sampling bench-scoring bench-curation bench-gpu bench-readme
 
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -93,6 +93,9 @@ bench-scoring: bench-setup ## reward scoring against one response at a time
 
 bench-curation: bench-setup ## curation of 3.3 million responses (the data take 10 minutes, once)
 	@$(VENV)/python -m benchmarks.curation
+
+bench-gpu: bench-setup ## what only a GPU shows, on one card (20 minutes); BENCH_GPU="--quick", "--part layers", "--help"
+	@$(VENV)/python -m benchmarks.gpu $(BENCH_GPU)
 
 bench-readme: ## put the saved results into benchmarks/README.md
 	@$(VENV)/python -m benchmarks.readme

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.common.results import RESULTS, Table, load_result, machine_of, replace_section
 from benchmarks.curation import __main__ as curation
+from benchmarks.gpu import __main__ as gpu
 from benchmarks.operator import scale
 from benchmarks.sampling import __main__ as sampling
 from benchmarks.scoring import __main__ as scoring
@@ -23,6 +24,7 @@ PARTS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Table]]], ...] = (
     (scoring.NAME, scoring.tables),
     (curation.NAME, curation.tables),
     (scale.NAME, scale.tables),
+    (gpu.NAME, gpu.tables),
 )
 
 

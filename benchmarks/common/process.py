@@ -6,8 +6,10 @@ result. Several ranks get torchrun's environment, and the result of the first ra
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -48,14 +50,27 @@ def run_worker(
     world_size: int = 1,
     timeout_s: float = 900,
     environ: Mapping[str, str] | None = None,
+    own_group: bool = False,
 ) -> dict[str, Any]:
-    """Run `python -m module` as `world_size` processes of `threads` threads each; return the first one's result."""
+    """Run `python -m module` as `world_size` processes of `threads` threads each; return the first one's result.
+
+    With `own_group`, the processes that a worker has started, such as vLLM's engine, are ended with it.
+    """
     with tempfile.TemporaryDirectory(prefix="wrpo-bench-") as name:
         directory = Path(name)
         (directory / "spec.json").write_text(json.dumps(specification))
         port = free_port()
         processes = [
-            _start(module, directory, rank, world_size, port=port, threads=threads, extra=environ or {})
+            _start(
+                module,
+                directory,
+                rank,
+                world_size,
+                port=port,
+                threads=threads,
+                extra=environ or {},
+                own_group=own_group,
+            )
             for rank in range(world_size)
         ]
         try:
@@ -63,6 +78,9 @@ def run_worker(
                 _wait(process, directory / f"log-{rank}", module, rank, timeout_s)
         finally:
             for process in processes:
+                if own_group:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
                 if process.poll() is None:
                     process.kill()
                     process.wait()
@@ -77,7 +95,15 @@ def free_port() -> int:
 
 
 def _start(
-    module: str, directory: Path, rank: int, world_size: int, *, port: int, threads: int, extra: Mapping[str, str]
+    module: str,
+    directory: Path,
+    rank: int,
+    world_size: int,
+    *,
+    port: int,
+    threads: int,
+    extra: Mapping[str, str],
+    own_group: bool,
 ) -> subprocess.Popen[bytes]:
     environ = {
         **os.environ,
@@ -105,6 +131,7 @@ def _start(
             env=environ,
             stdout=log,
             stderr=subprocess.STDOUT,
+            process_group=0 if own_group else None,
         )
 
 

@@ -51,6 +51,8 @@ def measure(specification: Mapping[str, Any]) -> dict[str, Any]:
     sampler = make_sampler(backend, ResolvedModel(path, "benchmark", None), tokenizer, settings)
     list(sampler.sample(plans[0].requests[:1]))
     sides = [BARE, STAGE] if backend == "vLLM" else [STAGE]
+    # On a GPU rounding depends on the batch, so that a response may differ from one round to the next.
+    is_exact = specification.get("is_exact", True)
     rounds = []
     texts: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory(prefix="wrpo-bench-") as name:
@@ -66,10 +68,10 @@ def measure(specification: Mapping[str, Any]) -> dict[str, Any]:
                 answers = None
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             found, tokens = read_back(ctx) if answers is None else answers
-            if texts.setdefault(side, found) != found:
+            if texts.setdefault(side, found) != found and is_exact:
                 raise RuntimeError(f"{side} gave different responses in another round")
             rounds.append({"side": side, "seconds": wall, "cpu_seconds": cpu, "tokens": tokens, "load": before})
-    if BARE in texts and texts[BARE] != texts[STAGE]:
+    if is_exact and BARE in texts and texts[BARE] != texts[STAGE]:
         raise RuntimeError("the stage's responses differ from those of LLM.generate")
     sampler.close()
     return {

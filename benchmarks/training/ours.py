@@ -67,7 +67,7 @@ class MemoryProbe:
         return 0.0
 
 
-def make_params(plan: Plan, *, zero_stage: int) -> TrainParams:
+def make_params(plan: Plan, *, zero_stage: int, precision: str = "float32") -> TrainParams:
     pair = plan.case.num_responses == 2
     return TrainParams.model_validate(
         {
@@ -83,7 +83,7 @@ def make_params(plan: Plan, *, zero_stage: int) -> TrainParams:
             "adam_epsilon": ADAM_EPSILON,
             "max_grad_norm": MAX_GRAD_NORM,
             "global_batch_size": plan.case.triples_per_step,
-            "precision": "float32",
+            "precision": precision,
             "zero_stage": zero_stage,
             "shuffle": False,
         }
@@ -111,7 +111,9 @@ def work(specification: dict[str, Any]) -> dict[str, Any]:
         micro_batch_size=plan.case.triples_per_pass,
         layout=specification.get("layout", "auto"),
     )
-    params = make_params(plan, zero_stage=specification.get("zero_stage", 1))
+    params = make_params(
+        plan, zero_stage=specification.get("zero_stage", 1), precision=specification.get("precision", "float32")
+    )
     rows = [TokenRow(str(index), row.prompt, row.responses) for index, row in enumerate(plan.rows())]
     with tempfile.TemporaryDirectory() as name, open_group(os.environ) as group:
         directory = Path(group.broadcast(name))

@@ -108,7 +108,7 @@ def work(specification: dict[str, Any]) -> dict[str, Any]:
             max_grad_norm=MAX_GRAD_NORM,
             optim="adamw_torch_fused",
             beta=BETA,
-            bf16=False,
+            bf16=specification.get("precision") == "bfloat16",
             fp16=False,
             gradient_checkpointing=False,
             train_sampling_strategy="sequential",

@@ -111,26 +111,33 @@ def passes(rows: Sequence[Row], triples_per_pass: int) -> list[Sequence[Row]]:
     return [rows[start : start + triples_per_pass] for start in range(0, len(rows), triples_per_pass)]
 
 
+def llama_config(size: ModelSize, **changes: Any) -> Any:
+    """Return the configuration of a Llama with tied embeddings; `changes` replace its settings."""
+    from transformers import LlamaConfig
+
+    settings: dict[str, Any] = {
+        "vocab_size": size.vocabulary,
+        "hidden_size": size.hidden,
+        "intermediate_size": size.intermediate,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.kv_heads,
+        "max_position_embeddings": CONTEXT,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    return LlamaConfig(**{**settings, **changes})
+
+
 def llama(size: ModelSize) -> Any:
     """Return the model on the current device, with weights determined by the seed."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(SEED)
-    config = LlamaConfig(
-        vocab_size=size.vocabulary,
-        hidden_size=size.hidden,
-        intermediate_size=size.intermediate,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(llama_config(size))
 
 
 def save_model(directory: Path, size: ModelSize) -> None:
