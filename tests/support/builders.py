@@ -8,6 +8,7 @@ from typing import Any
 
 from wrpo_engine.config import ErrorInfo, TerminationMessage
 from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.names import child_name
 from wrpo_operator.api.spec import parse_spec
@@ -26,7 +27,27 @@ RAW_SPEC: Mapping[str, Any] = {
     "prompts": {"dataset": "openbmb/UltraFeedback"},
     "reward": {"model": "RLHFlow/ArmoRM-Llama3-8B-v0.1"},
     "storage": {"volume": {"claimName": "wrpo"}},
+    "training": {"gpusPerNode": 0},
+    "resources": {stage: {"limits": {"nvidia.com/gpu": 0}} for stage in ("sample", "score", "evaluate")},
 }
+"""The stages are sized, so that no model is inspected; see AUTOMATIC."""
+AUTOMATIC: Mapping[str, Any] = {"training": {"gpusPerNode": None}, "resources": None}
+"""Changes with which the operator chooses the accelerators of all stages."""
+
+
+FACTS = ModelFacts(
+    model_type="llama",
+    parameters=8_030_261_248,
+    weight_bytes=16_060_522_496,
+    layers=32,
+    hidden_size=4096,
+    attention_heads=32,
+    key_value_heads=8,
+    head_size=128,
+    vocabulary=128256,
+    context=8192,
+)
+"""Facts about Llama-3-8B, which needs an accelerator."""
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,17 +12,20 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from support.builders import NOON, make_pod, merged, raw_spec
+from support.builders import FACTS, NOON, make_pod, merged, raw_spec
 
-from wrpo_engine.config import ErrorInfo
+from wrpo_engine.config import ErrorInfo, TerminationMessage
 from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.hashing import artifact_key, canonical_json
 from wrpo_operator.api.spec import ExperimentSpec, parse_spec
 from wrpo_operator.api.status import ExperimentStatus, Phase, StageState
 from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Plan, PlannedAttempt, Snapshot
+from wrpo_operator.plan.placing import described
 from wrpo_operator.plan.planner import plan
 from wrpo_operator.plan.storage import binding_of
+from wrpo_operator.sizing.inventory import Inventory
 
 FINISHED = frozenset({ChildState.SUCCEEDED, ChildState.FAILED})
 
@@ -72,6 +75,9 @@ class ModelCluster:
         """Whether children that the operator deletes are gone at once, before their pods, or wait for these."""
         self.started: Counter[str] = Counter()
         """artifact key -> children made."""
+        self.accelerators: Inventory | None = None
+        self.facts: ModelFacts | None = FACTS
+        """What inspections report of every model."""
 
     def add(self, name: str, **changes: Any) -> Stored:
         stored = Stored(name=name, uid=f"uid-{name}", spec=raw_spec(**changes))
@@ -100,6 +106,7 @@ class ModelCluster:
             children=tuple(child for child in children if child.experiment_uid == stored.uid),
             foreign=tuple(child for child in children if child.experiment_uid != stored.uid and child.state in LIVE),
             pods={key: (make_pod(name, node="node-1"),) for name, key in self.pods.items()},
+            accelerators=self.accelerators,
         )
 
     def reconcile(self, name: str, *, lose_status: bool = False) -> Plan:
@@ -157,6 +164,8 @@ class ModelCluster:
         if start.child_name in self.children:
             return
         training = start.node.shape is Shape.TRAINING
+        spec = self.experiments[name].read().spec
+        assert spec is not None
         self.started[start.artifact_key] += 1
         self.children[start.child_name] = ChildFact(
             kind="PyTorchJob" if training else "Job",
@@ -171,6 +180,7 @@ class ModelCluster:
             state=ChildState.PENDING,
             suspended=False,
             created_at=self.now,
+            placement=described(spec, start.node),
         )
 
     def delete(self, name: str) -> None:
@@ -196,7 +206,10 @@ class ModelCluster:
     def succeed(self, name: str) -> None:
         child = self.children[name]
         self.artifacts.add(child.artifact_key)
-        self.children[name] = replace(child, state=ChildState.SUCCEEDED, finished_at=self.now)
+        has_facts = child.stage.partition("/")[0] in {"inspect", "fetch"}
+        message = TerminationMessage(outcome="Succeeded", facts=self.facts if has_facts else None)
+        pod = make_pod(f"{name}-0", exit_code=0, termination=message)
+        self.children[name] = replace(child, state=ChildState.SUCCEEDED, finished_at=self.now, pods=(pod,))
 
     def fail(self, name: str, exit_code: int) -> None:
         child = self.children[name]
@@ -209,6 +222,15 @@ class ModelCluster:
 
     def _end(self, child: ChildFact, pod: Any) -> None:
         self.children[child.name] = replace(child, state=ChildState.FAILED, finished_at=self.now, pods=(pod,))
+
+    def finish_all(self, name: str, *, lose_status: bool = False) -> None:
+        """Let every child that has started succeed, and look; the last status can be lost."""
+        for child in list(self.children.values()):
+            if child.state is ChildState.PENDING:
+                self.run(child.name)
+            if self.children[child.name].state is ChildState.RUNNING:
+                self.succeed(child.name)
+        self.reconcile(name, lose_status=lose_status)
 
     def run_fairly(self, name: str, *, rounds: int = 200) -> Phase:
         """Let every child of everybody run and succeed until the experiment has ended."""

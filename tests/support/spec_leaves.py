@@ -13,9 +13,10 @@ from itertools import pairwise
 from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
 from pydantic import BaseModel
-from support.builders import NOON, UID, make_pod
+from support.builders import FACTS, NOON, UID, make_pod
 from support.crd_validation import crd_schema
 
+from wrpo_engine.config import TerminationMessage
 from wrpo_engine.contract.base import Role, field_role
 from wrpo_operator.api.hashing import canonical_json
 from wrpo_operator.api.names import child_name
@@ -27,6 +28,7 @@ from wrpo_operator.plan.model import (
     ChildState,
     Experiment,
     PlannedAttempt,
+    PodFact,
     ProgressFact,
     Shape,
     Snapshot,
@@ -223,6 +225,12 @@ def _situation(spec: ExperimentSpec, nodes: Mapping[str, StageNode], last: str, 
     )
 
 
+def _inspected(node: StageNode) -> tuple[PodFact, ...]:
+    """Return the pod of a stage that has read a model's facts."""
+    message = TerminationMessage(outcome="Succeeded", facts=FACTS)
+    return (make_pod(exit_code=0, termination=message),) if node.id.kind in {"inspect", "fetch"} else ()
+
+
 def _child(spec: ExperimentSpec, node: StageNode, state: ChildState) -> ChildFact:
     ended = state in {ChildState.SUCCEEDED, ChildState.FAILED}
     failed = state is ChildState.FAILED
@@ -241,5 +249,5 @@ def _child(spec: ExperimentSpec, node: StageNode, state: ChildState) -> ChildFac
         created_at=NOON,
         started_at=None if state is ChildState.PENDING else NOON,
         finished_at=NOON if ended else None,
-        pods=(make_pod(exit_code=1, finished_at=NOON),) if failed else (),
+        pods=(make_pod(exit_code=1, finished_at=NOON),) if failed else _inspected(node) if ended else (),
     )

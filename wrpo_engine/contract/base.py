@@ -70,19 +70,35 @@ def overrides(section: str, *declarations: type[BaseModel]) -> Callable[[type[Mo
     """
 
     def decorate(model: type[Model]) -> type[Model]:
-        for name in sorted(_names(declarations)):
-            field = model.model_fields[name]
-            kept = [item for item in field.metadata if isinstance(item, Role)]
-            limits = [item for item in field.metadata if not isinstance(item, Role)]
-            field.annotation = _optional(field.annotation, limits)
-            field.metadata = kept
-            field.default, field.default_factory = None, None
-            alias = field.alias or name
-            field.description = f"{_UNSET.sub('', field.description or '')} Unset: {section}.{alias}."
-        model.model_rebuild(force=True)
-        return model
+        return _make_optional(model, _names(declarations), lambda alias: f"Unset: {section}.{alias}.")
 
     return decorate
+
+
+def automatic(*names: str) -> Callable[[type[Model]], type[Model]]:
+    """Return a class decorator that makes fields optional: unset, the operator chooses their values.
+
+    As with `overrides`, read the fields by `values_of`; a parameter that it leaves out keeps its declared default.
+    """
+
+    def decorate(model: type[Model]) -> type[Model]:
+        return _make_optional(model, names, lambda _alias: "Unset: automatic.")
+
+    return decorate
+
+
+def _make_optional(model: type[Model], names: Iterable[str], unset: Callable[[str], str]) -> type[Model]:
+    """Make fields of a model optional; `unset` says for an alias what holds when the field is unset."""
+    for name in sorted(names):
+        field = model.model_fields[name]
+        kept = [item for item in field.metadata if isinstance(item, Role)]
+        limits = [item for item in field.metadata if not isinstance(item, Role)]
+        field.annotation = _optional(field.annotation, limits)
+        field.metadata = kept
+        field.default, field.default_factory = None, None
+        field.description = f"{_UNSET.sub('', field.description or '')} {unset(field.alias or name)}"
+    model.model_rebuild(force=True)
+    return model
 
 
 def _optional(annotation: Any, limits: list[Any]) -> Any:

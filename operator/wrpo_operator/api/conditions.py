@@ -16,6 +16,8 @@ class ConditionType(StrEnum):
     FAILED = "Failed"
     SOURCES_DEGRADED = "SourcesDegraded"
     """True while the experiment runs without sources that failed permanently (spec.sampling.onSourceFailure)."""
+    WARNED = "Warned"
+    """True while something about the experiment looks like a mistake. It prevents nothing."""
 
 
 class Reason(StrEnum):
@@ -73,6 +75,14 @@ class Reason(StrEnum):
     EVICTED_BY_QUEUE = "EvictedByQueue"
     INADMISSIBLE = "Inadmissible"
     WORKLOAD_INACTIVE = "WorkloadInactive"
+
+    MODEL_DOES_NOT_FIT = "ModelDoesNotFit"
+    EXCEEDS_MAX_GPUS = "ExceedsMaxGpus"
+    GPUS_IN_USE = "AcceleratorsInUse"
+    FACTS_AWAITED = "ModelFactsAwaited"
+
+    SUSPICIOUS_SPEC = "SuspiciousSpec"
+    NOTHING_SUSPICIOUS = "NothingSuspicious"
 
     ALL_SOURCES_USED = "AllSourcesUsed"
     SOURCE_FAILED = "SourceFailed"

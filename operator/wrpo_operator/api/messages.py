@@ -82,6 +82,16 @@ def sources_lost(failures: Mapping[str, str]) -> str:
     return f"Continuing without {names}: {' '.join(failures.values())} Edit the spec to retry."
 
 
+def warned(warnings: Sequence[str]) -> str:
+    """Return the message about what looks like a mistake; each warning is a sentence."""
+    return " ".join(warnings)
+
+
+def nothing_suspicious() -> str:
+    """Return the message of an experiment without warnings."""
+    return "Nothing looks like a mistake."
+
+
 def no_failure() -> str:
     """Return the message of an experiment without a final failure."""
     return "No stage has failed permanently."
@@ -239,6 +249,29 @@ def gang_unprotected(nodes: int) -> str:
         "gangs could wait for each other forever. Set scheduling.queueName (Kueue) or scheduling.podGroup (Volcano or "
         "scheduler-plugins), or accept the risk with scheduling.gang: BestEffort."
     )
+
+
+def model_does_not_fit(stage: str, why: str) -> str:
+    """Return the blocker of a stage whose model fits on no accelerators; `why` is a sentence with the remedies."""
+    return f"Stage {stage} is not started: {sentence(why)}"
+
+
+def exceeds_max_gpus(stage: str, needed: int, most: int) -> str:
+    """Return the blocker of a stage that scheduling.maxGpus can never admit."""
+    return (
+        f"Stage {stage} requests {needed} accelerators, and scheduling.maxGpus allows {most} at the same time. Raise "
+        "maxGpus, or lower its shards, nodes or accelerators per pod."
+    )
+
+
+def accelerators_in_use(needed: int) -> str:
+    """Return the message of a stage that waits until other stages of the experiment free accelerators."""
+    return f"Waiting for {needed} accelerators that other stages of this experiment use."
+
+
+def facts_awaited(stage: str) -> str:
+    """Return the message of a stage that waits for the size of its model."""
+    return f"Waiting for the size of the model that {stage} reports."
 
 
 def noted(reason: Reason, detail: str) -> str:

@@ -30,6 +30,8 @@ ANNOTATION_PREFERRED_TOPOLOGY = "kueue.x-k8s.io/podset-preferred-topology"
 ANNOTATION_VOLCANO_GROUP = "scheduling.k8s.io/group-name"
 LABEL_POD_GROUP = "scheduling.x-k8s.io/pod-group"
 ANNOTATION_TEMPLATE_HASH = "wrpo.ai/template-hash"
+ANNOTATION_PLACEMENT = "wrpo.ai/placement"
+"""JSON: the accelerators of a child's pods, as in the status."""
 
 TARGET = "target"
 """The reserved source name: the target model's own samples and scores."""

@@ -51,6 +51,23 @@ class Toleration(SpecModel):
     """How long a NoExecute taint is tolerated, in seconds. Unset: forever."""
 
 
+class AcceleratorProfile(SpecModel):
+    """Equal accelerators that the experiment may use."""
+
+    resource: str = Field(default="nvidia.com/gpu", max_length=316, pattern=LABEL_KEY_PATTERN)
+    """Name of the resource that pods request, e.g. nvidia.com/gpu, amd.com/gpu or nvidia.com/mig-3g.40gb."""
+    memory_gib: Annotated[int, Field(ge=1, le=4096)] = Field(alias="memoryGiB")
+    """Memory of one accelerator in GiB."""
+    per_node: int = Field(default=8, ge=1, le=64)
+    """Accelerators of one node: the most that one pod can get."""
+    nodes: int | None = Field(default=None, ge=1, le=4096)
+    """Nodes that have them. Unset: unknown, e.g. because an autoscaler adds them."""
+    product: str | None = Field(default=None, min_length=1, max_length=128)
+    """Name of the product, e.g. NVIDIA-H100-80GB-HBM3. Unset: the name of the resource."""
+    node_labels: dict[str, str] = Field(default={}, max_length=8)
+    """Labels of these nodes; the pods get them as node selector. Empty: none."""
+
+
 class Scheduling(SpecModel):
     """Placement and admission of pods. Changing it re-runs nothing; running pods keep their settings."""
 
@@ -72,6 +89,9 @@ class Scheduling(SpecModel):
     pod_group: Literal["Volcano", "SchedulerPlugins"] | None = None
     """Create a PodGroup of this kind for each training gang. Volcano sets schedulerName volcano unless another is
     named; SchedulerPlugins needs schedulerName."""
+    max_gpus: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Accelerators that the stages of the experiment may request at the same time. Stages start as accelerators become
+    free, the largest first. Unset: no limit but what the cluster has."""
     node_selector: dict[str, str] = Field(default={}, max_length=32)
     """Labels that a node must have."""
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32, json_schema_extra=ATOMIC)

@@ -6,10 +6,11 @@ Without a check of the spec, a violation would appear only when pods are created
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from wrpo_engine.contract.base import values_of
 from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.pods import Resources
@@ -29,6 +30,7 @@ _ACCELERATOR = re.compile(
     r"|aws\.amazon\.com/neuron.*|huawei\.com/.*|[^/]*/[^/]*gpu[^/]*"
 )
 """Compute devices, of which a node has one kind. Network cards and similar devices accompany GPUs."""
+DEFAULT_GPU = "nvidia.com/gpu"
 
 
 def amount(quantity: float | str) -> Decimal:
@@ -75,22 +77,69 @@ def _limit_errors(path: str, resources: Resources) -> Iterator[str]:
             yield f"{where}, its limit {limit}: devices are not shared, both must be equal; set only limits."
 
 
-def gpus_per_node(spec: ExperimentSpec, kind: str) -> int:
-    """Return the number of GPUs per pod of a training stage; `sft` may have a separate number."""
+def is_accelerator(name: str) -> bool:
+    """Return whether a resource is a compute device."""
+    return _ACCELERATOR.fullmatch(name) is not None
+
+
+def accelerators_in(resources: Resources) -> dict[str, int]:
+    """Return the compute devices of a pod's requests and limits, by resource; 0 if the spec rules them out."""
+    found = {**resources.requests, **resources.limits}
+    return {name: int(amount(quantity)) for name, quantity in found.items() if is_accelerator(name)}
+
+
+def gpus_per_node(spec: ExperimentSpec, kind: str) -> int | None:
+    """Return the GPUs per pod of a training stage, `sft` or another; None if the spec does not set them."""
     own = spec.sft.gpus_per_node if kind == "sft" else None
     return spec.training.gpus_per_node if own is None else own
 
 
+def gpu_resource_name(spec: ExperimentSpec) -> str:
+    """Return the name of the resource that gpusPerNode counts."""
+    return spec.training.gpu_resource_name or DEFAULT_GPU
+
+
 def accelerator_errors(spec: ExperimentSpec) -> Iterator[str]:
     """Yield an error for each training stage that requests two kinds of compute devices, because no node has both."""
-    own = spec.training.gpu_resource_name
+    own = gpu_resource_name(spec)
     gangs = [definition for definition in STAGES.values() if definition.shape is Shape.TRAINING]
     counts = {definition.section.name: gpus_per_node(spec, definition.kind) for definition in gangs}
     for stage, gpus in counts.items():
         resources = spec.resources.of_section(stage)
         for name in sorted({*resources.requests, *resources.limits} - {own}) if gpus else ():
-            if _ACCELERATOR.fullmatch(name):
+            if is_accelerator(name):
                 yield (
                     f"spec.resources.{stage} requests {name} and {gpus} {own} (gpusPerNode), but no node has both; set"
                     f" spec.training.gpuResourceName to {name} and remove {name} from spec.resources.{stage}."
                 )
+
+
+def parallelism_errors(spec: ExperimentSpec) -> Iterator[str]:
+    """Yield an error for each stage whose model is divided over more accelerators than its pods have.
+
+    Pods without accelerators are not checked: they divide a model over processes.
+    """
+    common, shared = values_of(spec.sampling), spec.resources.of_section("sample")
+    for index, source in enumerate(spec.sources):
+        own = values_of(source.sampling)
+        path = f"spec.sources[{index}].resources" if source.resources else "spec.resources.sample"
+        if own or source.resources:
+            yield from _parallelism(f"spec.sources[{index}]", common | own, path, source.resources or shared)
+    for section in ("sample", "evaluate"):
+        resources = spec.resources.of_section(section)
+        yield from _parallelism("spec.sampling", common, f"spec.resources.{section}", resources)
+
+
+def _parallelism(what: str, settings: Mapping[str, Any], path: str, resources: Resources) -> Iterator[str]:
+    tensor = settings.get("tensor_parallel_size") or 1
+    pipeline = settings["engine_args"].get("pipeline_parallel_size", 1)
+    pipeline = pipeline if isinstance(pipeline, int) else 1  # the engine refuses other values
+    for name, count in accelerators_in(resources).items():
+        if 0 < count < tensor * pipeline:
+            product = f"tensorParallelSize {tensor}"
+            product += f" times engineArgs.pipeline_parallel_size {pipeline}" if pipeline > 1 else ""
+            yield (
+                f"{what} divides its model over {tensor * pipeline} accelerators ({product}), but {path} gives each pod"
+                f" {count} {name}; set {name} to {tensor * pipeline}, lower tensorParallelSize, or remove {name} so "
+                "that the operator chooses."
+            )

@@ -24,7 +24,7 @@ from wrpo_engine.contract.objectives import (
 )
 from wrpo_operator.api.names import MAIN_REWARD, MAX_EXPERIMENT_NAME, REWARD_SEPARATOR, TARGET
 from wrpo_operator.api.pods import EnvVar, Resources, Scheduling, Toleration
-from wrpo_operator.api.resource_rules import accelerator_errors, resource_errors
+from wrpo_operator.api.resource_rules import accelerator_errors, parallelism_errors, resource_errors
 from wrpo_operator.api.sections import (
     AdditionalReward,
     PinnedModel,
@@ -76,6 +76,18 @@ def _never(field: str, names: str, forms: str) -> str:
 
 _DEVICE = "name.contains('/') && !name.contains('kubernetes.io/')"
 _BYTES = "name == 'memory' || name == 'ephemeral-storage' || name.startsWith('hugepages-')"
+
+
+_ACCELERATOR = "nvidia[.]com/(gpu|mig-).*|amd[.]com/.*|gpu[.]intel[.]com/.*"
+"""The compute devices that the API server checks; resource_rules.py checks all of them, and pipelines too."""
+
+
+def _enough(limits: str, tensor: str) -> str:
+    """CEL: each whole number of compute devices in these limits is 0 or suffices for the tensor parallel size."""
+    value = f"{limits}[name]"
+    text = f"(!{value}.matches('^[0-9]+$') || int({value}) == 0 || int({value}) >= {tensor})"
+    enough = f"(type({value}) == int ? ({value} == 0 || {value} >= {tensor}) : {text})"
+    return f"!has({tensor}) || {limits}.all(name, !name.matches('^({_ACCELERATOR})$') || {enough})"
 
 
 def _is_one_of(path: str, objectives: Sequence[Objective]) -> str:
@@ -130,6 +142,20 @@ RULES: tuple[Rule, ...] = (
             None,
         )
         for field in ("requests", "limits")
+    ),
+    Rule(
+        (Source,),
+        f"!has(self.resources) || {_enough('self.resources.limits', 'self.sampling.tensorParallelSize')}",
+        "sampling.tensorParallelSize exceeds the accelerators in resources.limits; lower it, or raise or remove the "
+        "limit",
+        None,
+    ),
+    Rule(
+        (ExperimentSpec,),
+        _enough("self.resources.sample.limits", "self.sampling.tensorParallelSize"),
+        "sampling.tensorParallelSize exceeds the accelerators in resources.sample.limits; lower it, or raise or remove "
+        "the limit",
+        None,
     ),
     Rule(
         (Storage,),
@@ -338,6 +364,7 @@ def broken_rules(spec: ExperimentSpec) -> tuple[str, ...]:
         for error in resource_errors(path, part)
     ]
     broken += accelerator_errors(spec)
+    broken += parallelism_errors(spec)
     for path, names in (
         ("spec.sources", [source.name for source in spec.sources]),
         ("spec.reward.additional", [reward.name for reward in spec.reward.additional]),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from wrpo_engine.contract.base import Role, overrides
+from wrpo_engine.contract.base import Role, automatic, overrides
 from wrpo_engine.contract.data import (
     ChoiceFields,
     PinnedFields,
@@ -80,6 +80,7 @@ class Prompts(PromptFields, SpecModel):
     """Held-out prompts."""
 
 
+@automatic("shards", "tensor_parallel_size")
 class Sampling(ShardExecution, SourceExecution, PartFields, SourceFields, SpecModel):
     """Generation of responses. Each prompt has its own seed, so shards and interruptions do not change results."""
 
@@ -113,6 +114,7 @@ class AdditionalReward(RewardProvider):
     """Unique name, part of the stage name (score/SOURCE--NAME). `main` is reserved for the first reward."""
 
 
+@automatic("batch_tokens", "shards")
 class Reward(ShardExecution, ScoreExecution, ScoreFields, RewardProvider):
     """The reward that scores every response."""
 

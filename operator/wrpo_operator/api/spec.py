@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationError
 
 from wrpo_engine.config import ObjectiveFields
-from wrpo_engine.contract.base import Role, overrides
+from wrpo_engine.contract.base import Role, automatic, overrides
 from wrpo_engine.contract.data import ReportFields
 from wrpo_engine.contract.sampling import EvaluationFields, GeneratorFields
 from wrpo_engine.contract.training import (
@@ -36,6 +36,7 @@ from wrpo_operator.api.depth import MAX_DEPTH, too_deep
 from wrpo_operator.api.lifecycle import Deadlines, Retries
 from wrpo_operator.api.pods import (
     LABEL_KEY_PATTERN,
+    AcceleratorProfile,
     EnvVar,
     Images,
     LocalObjectReference,
@@ -86,6 +87,7 @@ class Alpha(AlphaParams, SpecModel):
     """The weight a of the source response (WRPO objectives only)."""
 
 
+@automatic("gradient_checkpointing", "micro_batch_tokens", "offload")
 class Training(
     PreferenceExecution,
     BothExecution,
@@ -98,14 +100,15 @@ class Training(
     """Preference optimisation (arXiv:2412.03187), and the hardware of both training stages."""
 
     alpha: Alpha = Alpha()
-    nodes: Annotated[Nodes, Role.EXECUTION] = 1
-    """Pods of a training gang."""
-    gpus_per_node: Annotated[GpusPerNode, Role.EXECUTION] = 0
-    """GPUs and ranks of each pod. 0: one rank on the CPU."""
-    gpu_resource_name: Annotated[str, Field(max_length=316, pattern=LABEL_KEY_PATTERN), Role.EXECUTION] = (
-        "nvidia.com/gpu"
-    )
-    """Name of the resource that gpusPerNode counts, e.g. amd.com/gpu."""
+    nodes: Annotated[Nodes | None, Role.EXECUTION] = None
+    """Pods of a training gang. Unset: automatic; 1 if gpusPerNode is set, or if nothing starts gangs as a whole."""
+    gpus_per_node: Annotated[GpusPerNode | None, Role.EXECUTION] = None
+    """GPUs and ranks of each pod. 0: one rank on the CPU. Unset: automatic."""
+    gpu_resource_name: Annotated[
+        Annotated[str, Field(max_length=316, pattern=LABEL_KEY_PATTERN)] | None, Role.EXECUTION
+    ] = None
+    """Name of the resource that gpusPerNode counts, e.g. amd.com/gpu. Unset: that of the automatic choice, and
+    nvidia.com/gpu if gpusPerNode is set."""
     backend: Annotated[BackendName, Role.EXECUTION] = "PyTorchJob"
     """Kind of the training stages' children: PyTorchJob (Kubeflow's training operator), TrainJob (Kubeflow Trainer) or
     JobSet. Its CRD must be installed in the cluster."""
@@ -167,6 +170,9 @@ class ExperimentSpec(SpecModel):
     """Where artifacts are stored. Cannot be changed."""
     resources: Annotated[StageResources, Role.OPERATION] = StageResources()
     """Resources by kind of stage."""
+    accelerator: Annotated[AcceleratorProfile | None, Role.OPERATION] = None
+    """Accelerators to which stages without resources are sized. Unset: those of the queue, the nodes, or the operator's
+    settings."""
     scheduling: Annotated[Scheduling, Role.OPERATION] = Scheduling()
     """Placement and admission of pods."""
     pod_template: Annotated[FreeObject, Role.OPERATION] = Field(default={})

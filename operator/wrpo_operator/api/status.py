@@ -9,8 +9,10 @@ from typing import Any
 from pydantic import Field
 
 from wrpo_engine.config import REWARD_DIVERGENCE
+from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_engine.contract.types import ATOMIC
 from wrpo_operator.api.base import TIME, StatusModel, list_map
+from wrpo_operator.api.placement import Placement
 
 MAX_ATTEMPTS = 5
 """Bounds keep the largest status (32 sources, all stages retried) below the size that etcd takes."""
@@ -81,7 +83,7 @@ class Condition(StatusModel):
     """A metav1.Condition."""
 
     type: str = Field(max_length=63)
-    """Accepted, Progressing, Blocked, Suspended, Succeeded, Failed or SourcesDegraded."""
+    """Accepted, Progressing, Blocked, Suspended, Succeeded, Failed, SourcesDegraded or Warned."""
     status: str = Field(pattern="^(True|False|Unknown)$", max_length=7)
     """True, False or Unknown."""
     observed_generation: int = Field(default=0, ge=0)
@@ -123,6 +125,10 @@ class Attempt(StatusModel):
     """Optimizer steps that a training stage had completed when it ended."""
 
 
+class StageFacts(ModelFacts, StatusModel):
+    """Size and shape of the model that a stage has read."""
+
+
 class StageStatus(StatusModel):
     """One stage."""
 
@@ -161,6 +167,10 @@ class StageStatus(StatusModel):
     """GPU time of all finished attempts."""
     message: str | None = Field(default=None, max_length=MAX_MESSAGE)
     """Why it is in this state, if that is not obvious."""
+    facts: StageFacts | None = None
+    """Facts about the model that the stage has inspected or downloaded."""
+    placement: Placement | None = None
+    """Accelerators of the last attempt, and why. Unset: the stage needs none, or runs as the spec says."""
 
     @property
     def has_diverged(self) -> bool:
@@ -204,7 +214,7 @@ class ExperimentStatus(StatusModel):
     reason: str | None = Field(default=None, max_length=128)
     """Reason of the condition that explains the phase; for printing."""
     conditions: tuple[Condition, ...] = Field(default=(), max_length=16, json_schema_extra=list_map("type"))
-    """Accepted, Progressing, Blocked, Suspended, Succeeded, Failed, SourcesDegraded."""
+    """Accepted, Progressing, Blocked, Suspended, Succeeded, Failed, SourcesDegraded, Warned."""
     stages: tuple[StageStatus, ...] = Field(default=(), max_length=MAX_STAGES, json_schema_extra=list_map("name"))
     """All stages in the order in which they can run."""
     progress: Progress | None = None

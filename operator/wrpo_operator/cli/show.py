@@ -34,14 +34,23 @@ POLL_S = 1.0
 @click.command("status")
 @click.argument("name")
 @click.option("-w", "--watch", is_flag=True, help="Follow until the experiment has ended; exit code 1 if it failed.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["tree", "wide"]),
+    default="tree",
+    show_default=True,
+    help="wide: also why each stage has its accelerators, and what else would fit.",
+)
 @cluster_options
 @errors_to_click
-def status_command(name: str, watch: bool, target: Target) -> None:
-    """Show the tree of stages and attempts of experiment NAME, its progress, and what blocks it.
+def status_command(name: str, watch: bool, output: str, target: Target) -> None:
+    """Show the tree of stages and attempts of experiment NAME, its accelerators and progress, and what blocks it.
 
     \b
     Examples:
       wrpo status fusion
+      wrpo status fusion -o wide
       wrpo status fusion --watch
     """  # noqa: D301
     if watch:
@@ -52,7 +61,7 @@ def status_command(name: str, watch: bool, target: Target) -> None:
     async def read(client: HttpKube) -> JsonObject:
         return await client.get(EXPERIMENTS, name, target.namespace)
 
-    for line in tree_lines(asyncio.run(with_client(target, read))):
+    for line in tree_lines(asyncio.run(with_client(target, read)), wide=output == "wide"):
         click.echo(line)
 
 

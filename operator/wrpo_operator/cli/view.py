@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wrpo_operator.api.conditions import ConditionType
+from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.status import Attempt, ExperimentStatus, Phase, StageState, StageStatus, parse_status
 from wrpo_operator.runtime.resources import JsonObject, meta, name_of, namespace_of
 
@@ -127,20 +128,45 @@ def headline(obj: JsonObject) -> str:
     return text
 
 
-def tree_lines(obj: JsonObject) -> Iterator[str]:
-    """Yield the status as plain lines: stages, their attempts, blockers."""
+def placement_text(placement: Placement, *, wide: bool = False) -> str:
+    """Return the accelerators of a stage in a few words; `wide` adds why, and what else would fit."""
+    text = f"{placement.per_pod} x {placement.accelerator or placement.resource}" if placement.per_pod else "CPU"
+    if placement.pods > 1:
+        text = f"{placement.pods} pods of {text}"
+    if placement.tensor_parallel_size > 1:
+        text += f", tensor parallel {placement.tensor_parallel_size}"
+    if placement.pipeline_parallel_size > 1:
+        text += f", pipeline parallel {placement.pipeline_parallel_size}"
+    if placement.step:
+        text += f", more room after OutOfMemory ({placement.step})"
+    if not wide:
+        return text
+    text += f": {placement.arithmetic}" if placement.arithmetic else ""
+    return text + "".join(f"; or {other}" for other in placement.alternatives)
+
+
+def tree_lines(obj: JsonObject, *, wide: bool = False) -> Iterator[str]:
+    """Yield the status as plain lines: stages, their accelerators and attempts, blockers, warnings.
+
+    `wide` adds why these accelerators were chosen.
+    """
     status = parse_status(obj.get("status"))
     yield headline(obj)
     for stage in status.stages:
         progress = f" {stage.progress}%" if stage.state is StageState.RUNNING and stage.progress is not None else ""
         extra = detail(stage)
         yield f"  {stage.name:<24} {stage.state.value}{progress}{'  ' + extra if extra else ''}"
+        if stage.placement is not None:
+            yield f"    runs on {placement_text(stage.placement, wide=wide)}"
         for attempt in stage.attempts:
             code = f" exit {attempt.exit_code}" if attempt.exit_code is not None else ""
             why = f"  {words(attempt)}" if words(attempt) else ""
             yield f"    attempt {attempt.number}  {attempt.state.value}{code}  {attempt.child}{why}"
     for blocker in status.blockers:
         yield f"  blocked: {blocker.object}: {blocker.reason}: {blocker.message} (since {blocker.since})"
+    warned = status.condition(ConditionType.WARNED.value)
+    if warned is not None and warned.status == "True":
+        yield f"  warning: {warned.message}"
 
 
 class Changes:

@@ -14,7 +14,7 @@ from wrpo_operator.api.hashing import stage_hash
 from wrpo_operator.api.names import REWARD_SEPARATOR
 from wrpo_operator.api.pods import Resources
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.plan.model import StageId, StageNode
+from wrpo_operator.plan.model import Need, StageId, StageNode
 
 
 class GraphError(ValueError):
@@ -30,6 +30,7 @@ class _Declared:
     runtime: Runtime
     role: str
     resources: Resources | None
+    needs: tuple[Need, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,14 @@ class Graph:
         runtime: Runtime | None = None,
         role_name: str | None = None,
         resources: Resources | None = None,
+        needs: Iterable[Need] = (),
     ) -> None:
         """Add a stage.
 
         It reads the artifacts of `inputs`, and those of `if_present` that are part of the graph. `downloads` are stages
         that download its models: the way of a model to the stage does not affect results and is not hashed.
         `role_name` follows the role of a named stage (unset: its name). `resources` replace those of the section in the
-        spec.
+        spec. `needs` are the models for which the operator chooses accelerators.
         """
         if params.kind() != stage.kind:
             raise GraphError(f"the parameters of the stage {stage} are those of the kind {params.kind()}")
@@ -72,6 +74,7 @@ class Graph:
             runtime=runtime or Runtime(),
             role=f"{definition.role}/{name}" if name else definition.role,
             resources=resources,
+            needs=tuple(needs),
         )
 
     def __contains__(self, stage: StageId) -> bool:
@@ -81,7 +84,7 @@ class Graph:
         """Return the stages in topological order; ties are resolved by the order of addition."""
         stages = list(self._declared)
         upstream = {stage: self._upstream(stage) for stage in stages}
-        missing = {stage: set(upstream[stage]) for stage in stages}
+        missing = {stage: {*upstream[stage], *self._after(stage)} for stage in stages}
         users: dict[StageId, list[StageId]] = defaultdict(list)
         for stage in stages:
             for needed in missing[stage]:
@@ -116,6 +119,10 @@ class Graph:
                 raise GraphError(f"the stage {stage} reads {needed}, but inputs of its definition lack the role {role}")
         return (*found, *declared.downloads)
 
+    def _after(self, stage: StageId) -> tuple[StageId, ...]:
+        """Return the stages that give the facts about a stage's models."""
+        return tuple(dict.fromkeys(need.facts for need in self._declared[stage].needs))
+
     def _reported(self) -> list[StageId]:
         """Return the stages that the report shows."""
         return [
@@ -141,6 +148,8 @@ class Graph:
             ),
             runtime=declared.runtime,
             resources=declared.resources,
+            after=tuple(needed for needed in self._after(stage) if needed not in inputs.values()),
+            needs=declared.needs,
         )
 
 

@@ -19,6 +19,9 @@ ENDED = frozenset({AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.DIS
 
 DEADLINE_EXCEEDED = "DeadlineExceeded"
 OOM_KILLED = "OOMKilled"
+"""The kubelet's reason: more host memory than the limit."""
+OUT_OF_MEMORY = "OutOfMemory"
+"""The engine's code: more memory than the accelerator has."""
 EVICTED = "Evicted"
 _FAR = datetime(9999, 1, 1, tzinfo=UTC)
 _ACTIVE = {

@@ -49,6 +49,7 @@ _TOLD: tuple[tuple[ConditionType, str, str], ...] = (
     (ConditionType.SUSPENDED, "True", _NORMAL),
     (ConditionType.BLOCKED, "True", _WARNING),
     (ConditionType.SOURCES_DEGRADED, "True", _WARNING),
+    (ConditionType.WARNED, "True", _WARNING),
     (ConditionType.SUCCEEDED, "True", _NORMAL),
     (ConditionType.FAILED, "True", _WARNING),
 )
@@ -61,7 +62,8 @@ def _of_conditions(before: ExperimentStatus, after: ExperimentStatus) -> Iterato
             continue
         if kind is ConditionType.BLOCKED and new.reason == Reason.INVALID_SPEC:
             continue  # reported by Accepted=False
-        if old is None or old.status != value or old.reason != new.reason:
+        is_other = kind is ConditionType.WARNED and old is not None and old.message != new.message
+        if old is None or old.status != value or old.reason != new.reason or is_other:
             yield PlannedEvent(severity, new.reason, new.message)
     was_suspended = before.condition(ConditionType.SUSPENDED)
     now_suspended = after.condition(ConditionType.SUSPENDED)

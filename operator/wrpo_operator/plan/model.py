@@ -14,10 +14,13 @@ from typing import Any
 
 from wrpo_engine.config import Runtime, StageParams, TerminationMessage
 from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.conditions import Reason
+from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.pods import Resources
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import ExperimentStatus
+from wrpo_operator.sizing.inventory import Inventory
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -30,6 +33,23 @@ class StageId:
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.name}" if self.name else self.kind
+
+
+class Work(StrEnum):
+    """What a stage does with a model, which decides how much room the model needs."""
+
+    GENERATION = "Generation"
+    SCORING = "Scoring"
+    TRAINING = "Training"
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A model that a stage runs on accelerators that the operator chooses."""
+
+    work: Work
+    facts: StageId
+    """The stage whose result has the facts about the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +67,19 @@ class StageNode:
     """Not hashed."""
     resources: Resources | None = None
     """Replace those of the spec's section for its kind. Not hashed."""
+    after: tuple[StageId, ...] = ()
+    """Stages that must have succeeded before it starts although it reads nothing of theirs. Not hashed."""
+    needs: tuple[Need, ...] = ()
+    """Models for which the operator chooses accelerators; empty if the spec sizes the stage, or it needs none."""
+    placement: Placement | None = None
+    """Accelerators of its pods, applied to its other fields. None: as the spec says. Not hashed."""
+    facts: ModelFacts | None = None
+    """Facts about its first model, as far as they are known when it starts. Not hashed."""
+
+    @property
+    def upstream(self) -> tuple[StageId, ...]:
+        """Return the stages that must have succeeded before it starts."""
+        return (*self.inputs.values(), *self.after)
 
 
 class ChildState(StrEnum):
@@ -167,6 +200,8 @@ class ChildFact:
     queue: str = ""
     """Kueue queue of the child."""
     namespace: str = ""
+    placement: Placement | None = None
+    """Accelerators of its pods, as recorded when it was created; None if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +257,9 @@ class Snapshot:
     """(name, storage class) of claims that the spec refers to and that are not bound yet."""
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     """Stage -> why its next attempt is not applied now; the key is empty for refusals that concern no single stage."""
+    accelerators: Inventory | None = None
+    """Accelerators that the experiment may use. None: unknown, so that nothing is chosen and stages are as the spec
+    says."""
 
 
 @dataclass(frozen=True, slots=True)

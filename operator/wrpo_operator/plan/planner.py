@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
 from wrpo_engine.contract.definition import Shape
@@ -10,14 +10,23 @@ from wrpo_operator.api.conditions import ConditionType
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import ExperimentStatus
 from wrpo_operator.plan.blockers import find_blockers
-from wrpo_operator.plan.builder import source_of
 from wrpo_operator.plan.deadlines import deadlines_ahead, enforce_deadlines
 from wrpo_operator.plan.events import events_between
 from wrpo_operator.plan.graph import build_graph
-from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Plan, PlannedAttempt, Snapshot, StageNode
+from wrpo_operator.plan.model import (
+    ChildFact,
+    ChildState,
+    Experiment,
+    Plan,
+    PlannedAttempt,
+    Snapshot,
+    StageId,
+    StageNode,
+)
+from wrpo_operator.plan.placing import facts_in, offered
 from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import GiveUp
-from wrpo_operator.plan.stage_views import StageView, build_views, has_failed_for_good
+from wrpo_operator.plan.stage_views import StageView, build_views, has_failed_for_good, owners, records_of, without_idle
 from wrpo_operator.plan.starts import HeldBack, decide_starts
 from wrpo_operator.plan.status import (
     Decisions,
@@ -37,6 +46,7 @@ from wrpo_operator.plan.stops import (
     stop_all,
     suspend_or_resume,
 )
+from wrpo_operator.plan.warnings import warnings_of
 
 LOOK_AGAIN_S = 15.0
 """Interval of checks for changes that no watch of this experiment reports: a claim, a CRD, a queue, refused pods,
@@ -62,8 +72,9 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     if lost:
         graph, views, late = _graph_and_views(snapshot, spec, frozenset(lost), now)
     deleted = [*stale_children(snapshot, graph), *already_ended(views)]
+    losses = losses_of(owners(spec, late.views), lost)
 
-    wanted = tuple(view for view in late.views if source_of(spec, view.id) not in lost)
+    wanted = tuple(view for view in late.views if view.id not in losses)
     failure = recorded_failure(experiment, late.views) or find_failure(wanted, spec)
     if failure is not None:
         stops = stop_all(late.views, f"stage {failure.stage} has failed", now)
@@ -74,14 +85,17 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     deleted += [*late.delete, *stops.delete]
 
     may_start = failure is None and not spec.suspend
-    decided = decide_starts(snapshot, spec, stops.views, frozenset(lost)) if may_start else ()
+    decided = decide_starts(snapshot, spec, stops.views, now, frozenset(losses)) if may_start else ()
     starts = tuple(start for start in decided if isinstance(start, PlannedAttempt))
     held = tuple(start for start in decided if isinstance(start, HeldBack))
 
     blockers = find_blockers(snapshot, spec, stops.views, held, now) if failure is None else ()
     refusals = (snapshot.refused.get(str(item.view.id)) for item in held)
     rejected = next((refused.message for refused in refusals if refused is not None and refused.is_final), "")
-    decisions = Decisions(stops.views, starts, held, failure, blockers, lost, rejected=rejected)
+    warnings = _warnings(snapshot, spec, [view for view in stops.views if view.id not in losses], starts)
+    decisions = Decisions(
+        stops.views, starts, held, failure, blockers, lost, losses, rejected=rejected, warnings=warnings
+    )
     status = build_status(snapshot, spec, decisions, now)
     deleted += forgotten_children(stops.views, status.stages)
     deleted += expired_children(snapshot, spec, now) if status.finished_at == experiment.status.finished_at else ()
@@ -95,9 +109,18 @@ def plan(snapshot: Snapshot, now: datetime) -> Plan:
     )
 
 
+def _warnings(
+    snapshot: Snapshot, spec: ExperimentSpec, views: Sequence[StageView], starts: Sequence[PlannedAttempt]
+) -> tuple[str, ...]:
+    """Return the warnings about stages as they run, or as they start now."""
+    started = {start.node.id: start.node for start in starts}
+    nodes = [started.get(view.id, view.node) for view in views]
+    return warnings_of(spec, nodes, offered(snapshot, spec), facts_in(records_of(views)))
+
+
 def _last_status(snapshot: Snapshot, spec: ExperimentSpec, now: datetime) -> ExperimentStatus:
     """Return the status of an experiment that is being deleted, which a finalizer may delay for a long time."""
-    views = build_views(snapshot.experiment, spec, build_graph(spec), snapshot.children, now)
+    views = without_idle(build_views(snapshot.experiment, spec, build_graph(spec), snapshot.children, now))
     decisions = Decisions(views, failure=recorded_failure(snapshot.experiment, views), deleting=True)
     return build_status(snapshot, spec, decisions, now)
 
@@ -107,7 +130,7 @@ def _graph_and_views(
 ) -> tuple[Sequence[StageNode], tuple[StageView, ...], Stops]:
     """Return the graph without some sources, its views, and the views with expired attempts ended."""
     graph = build_graph(spec, without)
-    views = build_views(snapshot.experiment, spec, graph, snapshot.children, now)
+    views = without_idle(build_views(snapshot.experiment, spec, graph, snapshot.children, now))
     return graph, views, enforce_deadlines(snapshot, spec, views, now)
 
 
@@ -123,17 +146,29 @@ def recorded_failure(experiment: Experiment, views: Sequence[StageView]) -> Stag
 def lost_sources(views: Sequence[StageView], spec: ExperimentSpec) -> dict[str, StageFailure]:
     """Return the sources without which the experiment continues, each with its failure.
 
-    Empty unless the spec allows it, and if no source would remain.
+    Empty unless the spec allows it, and if no source would remain. A model that cannot be inspected or downloaded fails
+    the sources that alone use it.
     """
     if spec.sampling.on_source_failure != "Continue":
         return {}
     lost: dict[str, StageFailure] = {}
+    used_by = owners(spec, views)
     for view in views:
-        source = source_of(spec, view.id)
         failure = find_failure((view,), spec)
-        if source is not None and failure is not None:
-            lost.setdefault(source, failure)
+        if failure is not None:
+            lost = dict.fromkeys(sorted(used_by[view.id]), failure) | lost
     return lost if len(lost) < len(spec.sources) else {}
+
+
+def losses_of(
+    used_by: Mapping[StageId, frozenset[str]], lost: Mapping[str, StageFailure]
+) -> dict[StageId, StageFailure]:
+    """Return the stages that are not needed because all of their sources failed, each with that failure."""
+    return {
+        stage: next(lost[source] for source in sorted(sources))
+        for stage, sources in used_by.items()
+        if sources and sources <= lost.keys()
+    }
 
 
 def find_failure(views: Sequence[StageView], spec: ExperimentSpec) -> StageFailure | None:
@@ -161,7 +196,7 @@ def _may_wait(spec: ExperimentSpec, view: StageView, child: ChildFact) -> bool:
     if any(pod.phase == "Pending" or pod.terminating_since is not None for pod in child.pods):
         return True
     is_gang = view.node.shape is Shape.TRAINING and child.state is ChildState.RUNNING
-    return is_gang and len(child.pods) < gang_of(spec, view.id.kind).nodes
+    return is_gang and len(child.pods) < gang_of(spec, view.node).nodes
 
 
 def _moments(

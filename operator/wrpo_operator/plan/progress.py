@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from wrpo_engine.config import TerminationMessage
 from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.stages import STAGES
-from wrpo_operator.api.status import MAX_METRICS, Progress, StageState, StageStatus, from_time
+from wrpo_operator.api.status import Progress, StageState, StageStatus, from_time
 from wrpo_operator.plan.model import ChildFact, ProgressFact
+from wrpo_operator.plan.results import bounded_metrics
 from wrpo_operator.plan.stage_views import StageView
 
 _ROUND_S = 10
@@ -45,21 +45,6 @@ def stage_progress(view: StageView, child: ChildFact, posts: Sequence[ProgressFa
         remaining_s=_rounded(max(rests)) if rests else None,
         metrics=bounded_metrics(newest.metrics) if newest else None,
     )
-
-
-def bounded_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return finite metrics, at most as many as the status may hold."""
-    finite = {name[:128]: float(value) for name, value in metrics.items() if abs(value) < float("inf")}
-    return dict(sorted(finite.items())[:MAX_METRICS])
-
-
-def result_of(child: ChildFact) -> TerminationMessage | None:
-    """Return the termination message of a finished child: that of the committing pod, else that of the first pod."""
-    done = [(pod, pod.termination) for pod in child.pods if pod.termination and pod.termination.outcome == "Succeeded"]
-    if not done:
-        return None
-    committed = [item for item in done if item[1].artifact]
-    return min(committed or done, key=lambda item: (item[1].cached, item[0].index or 0, item[0].name))[1]
 
 
 def overall(views: Sequence[StageView], stages: Sequence[StageStatus]) -> Progress:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.lifecycle import Retries
 from wrpo_operator.api.status import Attempt, AttemptState, from_time
-from wrpo_operator.plan.classify import ENDED
+from wrpo_operator.plan.classify import ENDED, OUT_OF_MEMORY
 from wrpo_operator.plan.model import FailureKind
 
 MAX_PAUSE = timedelta(hours=1)
@@ -54,12 +54,14 @@ def decide_next(
     now: datetime,
     disruptions: int = 0,
     seed: str = "",
+    room: bool = False,
 ) -> RetryDecision:
     """Decide the next attempt if no child is live and none has succeeded.
 
     `seed` varies the jitter between stages, so that their retries do not coincide; empty: no jitter.
     `attempts` are oldest first; `failures` counts those after number `forgiven` that used up a retry, `disruptions`
-    the consecutive ones so far that the cluster terminated.
+    the consecutive ones so far that the cluster terminated. `room`: the operator can give the next attempt more
+    accelerator memory, so that OutOfMemory uses up no retry.
     Invariants: a disruption never uses up a retry; a bad config is never retried; an attempt that was recorded as
     active but has no child (deleted manually, or not yet observed) keeps its number, so it never runs twice.
     """
@@ -71,6 +73,8 @@ def decide_next(
     if last.state is AttemptState.DISRUPTED and disruptions > 1:
         return _after_pause(last, disruptions - 1, policy, now, seed)
     if last.state is not AttemptState.FAILED or last.number <= forgiven:
+        return StartAttempt(last.number + 1)
+    if room and last.reason == OUT_OF_MEMORY:
         return StartAttempt(last.number + 1)
     if last.reason == Reason.PENDING_TOO_LONG:
         return GiveUp(Reason.PENDING_TOO_LONG)

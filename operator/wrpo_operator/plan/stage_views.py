@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from wrpo_engine.contract.definition import Per
+from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import (
     MAX_ATTEMPTS,
@@ -17,9 +19,12 @@ from wrpo_operator.api.status import (
     StageStatus,
     from_time,
 )
-from wrpo_operator.plan.classify import ENDED, LIVE, attempt_of
+from wrpo_operator.plan.builder import source_of
+from wrpo_operator.plan.classify import ENDED, LIVE, OUT_OF_MEMORY, attempt_of
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, StageId, StageNode
+from wrpo_operator.plan.placing import placed
 from wrpo_operator.plan.resources import gpus_of
+from wrpo_operator.plan.results import with_result
 from wrpo_operator.plan.retry import RetryDecision, decide_next
 
 
@@ -28,6 +33,9 @@ class StageView:
     """One stage: its updated record, and its children of the same hash."""
 
     node: StageNode
+    """With the placement of its last attempt."""
+    unplaced: StageNode
+    """As in the graph."""
     record: StageStatus
     """Attempts and counters are up to date; `state` is decided later."""
     before: StageStatus | None
@@ -56,6 +64,15 @@ class StageView:
         return self.node.id
 
 
+Records = Mapping[str, StageStatus]
+"""Records of stages by name."""
+
+
+def records_of(views: Sequence[StageView]) -> Records:
+    """Return the record of every stage as it is now observed."""
+    return {str(view.id): view.record for view in views}
+
+
 def edited_after_failure(experiment: Experiment) -> bool:
     """Return whether the spec was edited after the last status, which allows failed stages to retry."""
     observed = experiment.status.observed_generation
@@ -78,6 +95,38 @@ def build_views(
     return tuple(_build_view(experiment, spec, node, _of_node(children, node), now) for node in graph)
 
 
+def without_idle(views: Sequence[StageView]) -> tuple[StageView, ...]:
+    """Return the views without inspections that nothing needs any more.
+
+    An experiment that ran before models were inspected, or whose stages have all succeeded, inspects nothing.
+    """
+    read = {stage for view in views for stage in view.node.inputs.values()}
+    awaited = {stage for view in views if not view.succeeded for stage in view.node.after}
+    known = {stage for view in views for stage in view.node.after} - read
+    idle = {
+        view.id
+        for view in views
+        if view.id in known and view.id not in awaited and view.before is None and not view.children
+    }
+    return tuple(view for view in views if view.id not in idle)
+
+
+def owners(spec: ExperimentSpec, views: Sequence[StageView]) -> dict[StageId, frozenset[str]]:
+    """Return for each stage the sources that it serves; empty if it serves the target or all of the experiment.
+
+    A stage for a model serves the sources of the stages that need it, if all of these serve sources only.
+    """
+    found: dict[StageId, frozenset[str]] = {}
+    for view in reversed(views):  # users first
+        if STAGES[view.id.kind].per is Per.MODEL:
+            users = [found[other.id] for other in views if view.id in other.node.upstream]
+            found[view.id] = frozenset().union(*users) if all(users) else frozenset()
+        else:
+            source = source_of(spec, view.id)
+            found[view.id] = frozenset() if source is None else frozenset({source})
+    return found
+
+
 def _of_node(children: Sequence[ChildFact], node: StageNode) -> tuple[ChildFact, ...]:
     mine = (child for child in children if child.stage == str(node.id) and child.stage_hash == node.hash)
     return tuple(sorted(mine, key=lambda child: child.attempt))
@@ -90,27 +139,49 @@ def recorded(status: ExperimentStatus, node: StageNode) -> StageStatus | None:
 
 
 def _build_view(
-    experiment: Experiment, spec: ExperimentSpec, node: StageNode, children: tuple[ChildFact, ...], now: datetime
+    experiment: Experiment, spec: ExperimentSpec, unplaced: StageNode, children: tuple[ChildFact, ...], now: datetime
 ) -> StageView:
-    before = recorded(experiment.status, node)
-    base = before or StageStatus(name=str(node.id), state=StageState.PENDING, hash=node.hash)
-    if before is not None and before.state is StageState.FAILED and edited_after_failure(experiment):
+    before = recorded(experiment.status, unplaced)
+    base = before or StageStatus(name=str(unplaced.id), state=StageState.PENDING, hash=unplaced.hash)
+    if children and children[-1].placement is not None and children[-1].attempt > base.forgiven_attempts:
+        # The status may have been lost; the child says what its pods have.
+        base = base.model_copy(update={"placement": children[-1].placement})
+    if before is not None and _is_forgiven(before, children) and edited_after_failure(experiment):
         forgiven = max((attempt.number for attempt in before.attempts), default=0)
-        base = before.model_copy(update={"forgiven_attempts": forgiven, "failed_attempts": 0})
+        base = base.model_copy(update={"forgiven_attempts": forgiven, "failed_attempts": 0, "placement": None})
+    node = placed(unplaced, base.placement)
     attempts = _attempts(base, children, now)
     ended_before = {attempt.number for attempt in base.attempts if attempt.state in ENDED}
     new_ends = [attempt for attempt in attempts if attempt.state in ENDED and attempt.number not in ended_before]
     counted = count_failures(spec, node, base, new_ends)
     record = counted.model_copy(update={"attempts": attempts[-MAX_ATTEMPTS:]})
     done = before is not None and before.state is StageState.SUCCEEDED
+    succeeded = done or any(attempt.state is AttemptState.SUCCEEDED for attempt in attempts)
     return StageView(
         node=node,
-        record=record,
+        unplaced=unplaced,
+        # The result is added later if the pods' messages are not yet observed.
+        record=with_result(record, children) if succeeded else record,
         before=before,
         children=children,
-        succeeded=done or any(attempt.state is AttemptState.SUCCEEDED for attempt in attempts),
+        succeeded=succeeded,
         next=decide(experiment, spec, node, record, attempts, now),
     )
+
+
+def _is_forgiven(before: StageStatus, children: Sequence[ChildFact]) -> bool:
+    """Return whether an edit of the spec lets a stage start again as if nothing had failed.
+
+    So it does a stage that no more room can be given to, because the edit may change what it needs.
+    """
+    is_live = any(child.state in LIVE for child in children)
+    is_out_of_room = not is_live and bool(before.attempts) and before.attempts[-1].reason == OUT_OF_MEMORY
+    return before.state is StageState.FAILED or (before.state is StageState.WAITING and is_out_of_room)
+
+
+def can_get_more_room(node: StageNode) -> bool:
+    """Return whether the operator may give the next attempt of a stage more accelerator memory."""
+    return node.placement is not None and node.placement.per_pod > 0
 
 
 def decide(
@@ -129,6 +200,7 @@ def decide(
         policy=spec.retries,
         now=now,
         disruptions=record.consecutive_disruptions,
+        room=can_get_more_room(node),
         seed=f"{experiment.uid}/{node.id}",
     )
 
@@ -138,7 +210,10 @@ def count_failures(
 ) -> StageStatus:
     """Return a record whose counters include attempts that have just ended."""
     failures = sum(
-        attempt.state is AttemptState.FAILED and attempt.number > before.forgiven_attempts for attempt in new_ends
+        attempt.state is AttemptState.FAILED
+        and attempt.number > before.forgiven_attempts
+        and not (attempt.reason == OUT_OF_MEMORY and can_get_more_room(node))
+        for attempt in new_ends
     )
     return before.model_copy(
         update={

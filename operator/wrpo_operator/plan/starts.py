@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from wrpo_engine.contract.definition import Shape
@@ -13,16 +13,20 @@ from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.hashing import artifact_key
 from wrpo_operator.api.names import KIND, MAX_CHILD_NAME, child_name
-from wrpo_operator.api.pods import Scheduling
+from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.api.status import to_time
-from wrpo_operator.plan.builder import source_of
-from wrpo_operator.plan.classify import LIVE
+from wrpo_operator.api.status import StageStatus, from_time, to_time
+from wrpo_operator.plan.budget import Demand, Limits, admitted
+from wrpo_operator.plan.classify import LIVE, OUT_OF_MEMORY
+from wrpo_operator.plan.demands import demand_of, limits_of, running_demands
 from wrpo_operator.plan.model import ChildFact, PlannedAttempt, Snapshot, StageId, StageNode
+from wrpo_operator.plan.placing import choose, facts_in, offered, placed, protects_gangs
 from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import StartAttempt, Wait
-from wrpo_operator.plan.stage_views import StageView
+from wrpo_operator.plan.stage_views import Records, StageView, can_get_more_room, records_of
 from wrpo_operator.plan.storage import binding_of
+from wrpo_operator.sizing.inventory import Inventory
+from wrpo_operator.sizing.requests import DoesNotFit
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,9 @@ class HeldBack:
     until: datetime | None = None
 
 
+FACTS_PATIENCE = timedelta(seconds=60)
+"""Time after the end of an inspection within which its pod's message arrives. Without one, e.g. because the stage ran
+before the operator could read it, the stages that wait for it start as the spec says."""
 RUNNING_PHASES = frozenset({"Pending", "Running", "Unknown"})
 """Phases of a pod on a node whose processes may run."""
 
@@ -66,22 +73,22 @@ def decide_starts(
     snapshot: Snapshot,
     spec: ExperimentSpec,
     views: Sequence[StageView],
-    lost: frozenset[str] = frozenset(),
+    now: datetime,
+    lost: frozenset[StageId] = frozenset(),
 ) -> tuple[Start, ...]:
-    """Decide for every stage whose inputs exist whether it starts; those of `lost` sources do not.
+    """Decide for every stage whose inputs exist whether it starts; `lost` stages do not.
 
     Invariants: no stage starts before all of its inputs have succeeded. No stage starts while a child of the same hash
-    is live or a pod that was created for it still runs, regardless of the owner.
+    is live or a pod that was created for it still runs, regardless of the owner. The stages that start and those that
+    run stay within the limits of accelerators.
     """
     done = {view.id for view in views if view.succeeded}
     hashes = {view.id: view.node.hash for view in views}
+    records = records_of(views)
     ready = (
         view
         for view in views
-        if not view.succeeded
-        and not view.live
-        and done.issuperset(view.node.inputs.values())
-        and source_of(spec, view.id) not in lost
+        if not view.succeeded and not view.live and done.issuperset(view.node.upstream) and view.id not in lost
     )
     starts: list[Start] = []
     for view in ready:
@@ -92,8 +99,66 @@ def decide_starts(
         elif refused is not None:
             starts.append(HeldBack(view, refused.reason, refused.message, refused.object))
         elif isinstance(view.next, StartAttempt):
-            starts.append(planned_attempt(snapshot, spec, view.node, hashes, view.next.number))
-    return tuple(starts)
+            node = _with_accelerators(spec, view, view.next.number, records, offered(snapshot, spec), now)
+            if isinstance(node, HeldBack):
+                starts.append(node)
+            else:
+                starts.append(planned_attempt(snapshot, spec, node, hashes, view.next.number))
+    return _within_limits(snapshot, spec, views, starts)
+
+
+def _with_accelerators(
+    spec: ExperimentSpec, view: StageView, number: int, records: Records, inventory: Inventory | None, now: datetime
+) -> StageNode | HeldBack:
+    """Return a stage with the accelerators of its next attempt, or why it cannot start.
+
+    The choice of an attempt that has not ended is kept as long as the cluster has its accelerators.
+    """
+    node, known = view.unplaced, facts_in(records)
+    if node.needs:
+        node = replace(node, facts=known.get(str(node.needs[0].facts)))
+    if not node.needs or inventory is None:
+        return node
+    missing = [str(need.facts) for need in node.needs if str(need.facts) not in known]
+    if missing:
+        until = max(_facts_due(records[name], now) for name in missing)
+        return node if now >= until else _awaiting(view, missing[0], until)
+    kept = view.record.placement
+    if kept is not None and _is_open(view, number) and _has(inventory, kept):
+        return placed(node, kept)
+    choice = choose(spec, node, records, inventory, step=_step_of(view))
+    if isinstance(choice, DoesNotFit):
+        text = messages.model_does_not_fit(str(view.id), choice.message)
+        return HeldBack(view, Reason.MODEL_DOES_NOT_FIT, text, object=f"Stage/{view.id}")
+    return placed(node, choice)
+
+
+def _awaiting(view: StageView, stage: str, until: datetime) -> HeldBack:
+    return HeldBack(view, Reason.FACTS_AWAITED, messages.facts_awaited(stage), until=until)
+
+
+def _facts_due(record: StageStatus, now: datetime) -> datetime:
+    """Return until when a stage that has succeeded may still report the facts about its model."""
+    ends = [record.finished_at, *(attempt.finished_at for attempt in record.attempts)]
+    return max((from_time(end) for end in ends if end is not None), default=now) + FACTS_PATIENCE
+
+
+def _is_open(view: StageView, number: int) -> bool:
+    """Return whether the next attempt has been recorded before: its child is gone, but it has not ended."""
+    return any(attempt.number == number for attempt in view.record.attempts)
+
+
+def _has(inventory: Inventory, placement: Placement) -> bool:
+    return not placement.resource or any(group.name == placement.accelerator for group in inventory.groups)
+
+
+def _step_of(view: StageView) -> int:
+    """Return the step of the ladder of the next attempt: one further after OutOfMemory."""
+    if view.record.placement is None or not view.record.attempts:
+        return 0
+    last = view.record.attempts[-1]
+    is_out = last.reason == OUT_OF_MEMORY and last.number > view.record.forgiven_attempts
+    return view.record.placement.step + int(is_out and can_get_more_room(view.node))
 
 
 def _held(snapshot: Snapshot, spec: ExperimentSpec, view: StageView) -> HeldBack | None:
@@ -107,7 +172,7 @@ def _held(snapshot: Snapshot, spec: ExperimentSpec, view: StageView) -> HeldBack
     if view.node.shape is Shape.TRAINING and backend not in snapshot.training_backends:
         text = messages.backend_missing(backend, snapshot.training_backends)
         return HeldBack(view, Reason.BACKEND_MISSING, text, object=f"CustomResource/{backend}")
-    nodes = gang_of(spec, view.id.kind).nodes if view.node.shape is Shape.TRAINING else 1
+    nodes = gang_of(spec, view.unplaced).nodes if view.node.shape is Shape.TRAINING else 1
     if nodes > 1 and not protects_gangs(spec.scheduling):
         text = messages.gang_unprotected(nodes)
         return HeldBack(view, Reason.GANG_UNPROTECTED, text, object=f"{KIND}/{snapshot.experiment.name}")
@@ -125,9 +190,30 @@ def _held(snapshot: Snapshot, spec: ExperimentSpec, view: StageView) -> HeldBack
     return None
 
 
-def protects_gangs(scheduling: Scheduling) -> bool:
-    """Return whether all pods of a gang start or none, or the user accepts partial starts."""
-    return bool(scheduling.queue_name or scheduling.pod_group or scheduling.gang == "BestEffort")
+def _within_limits(
+    snapshot: Snapshot, spec: ExperimentSpec, views: Sequence[StageView], starts: Sequence[Start]
+) -> tuple[Start, ...]:
+    """Return the decisions with the starts held back for which accelerators are not free."""
+    inventory, by_id = offered(snapshot, spec), {view.id: view for view in views}
+    limits = limits_of(spec, inventory)
+    waiting = {
+        start.node.id: demand_of(spec, start.node, inventory) for start in starts if isinstance(start, PlannedAttempt)
+    }
+    starting = admitted(tuple(waiting.values()), running_demands(snapshot, spec, views, inventory), limits)
+    return tuple(
+        start
+        if isinstance(start, HeldBack) or start.node.id in starting
+        else _without_room(by_id[start.node.id], waiting[start.node.id], limits)
+        for start in starts
+    )
+
+
+def _without_room(view: StageView, demand: Demand, limits: Limits) -> HeldBack:
+    stage = str(view.id)
+    if limits.never_admits(demand):
+        text = messages.exceeds_max_gpus(stage, demand.accelerators, limits.most or 0)
+        return HeldBack(view, Reason.EXCEEDS_MAX_GPUS, text, object=f"Stage/{stage}")
+    return HeldBack(view, Reason.GPUS_IN_USE, messages.accelerators_in_use(demand.accelerators))
 
 
 def _lingering_pod(snapshot: Snapshot, key: str) -> str | None:

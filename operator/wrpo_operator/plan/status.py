@@ -24,15 +24,16 @@ from wrpo_operator.api.status import (
     StageStatus,
     to_time,
 )
-from wrpo_operator.plan.builder import source_of
 from wrpo_operator.plan.model import (
     ChildState,
     Experiment,
     PlannedAttempt,
     Snapshot,
     StageId,
+    StageNode,
 )
-from wrpo_operator.plan.progress import bounded_metrics, overall, result_of, stage_progress
+from wrpo_operator.plan.placing import described
+from wrpo_operator.plan.progress import overall, stage_progress
 from wrpo_operator.plan.resources import settings_of
 from wrpo_operator.plan.stage_views import StageView
 from wrpo_operator.plan.starts import HeldBack
@@ -58,13 +59,13 @@ class Decisions:
     blockers: tuple[Blocker, ...] = ()
     lost: Mapping[str, StageFailure] = field(default_factory=dict)
     """Sources without which the experiment continues."""
+    losses: Mapping[StageId, StageFailure] = field(default_factory=dict)
+    """Stages that only these sources need, each with the failure because of which it does not run."""
     deleting: bool = False
     rejected: str = ""
     """Why the API server will never accept the spec's children; empty if it may."""
-
-    def loss_of(self, spec: ExperimentSpec, stage: StageId) -> StageFailure | None:
-        """Return the failure because of which a stage's source is excluded."""
-        return self.lost.get(source_of(spec, stage) or "")
+    warnings: tuple[str, ...] = ()
+    """Sentences about what looks like a mistake and prevents nothing."""
 
 
 def describe_failure(view: StageView, reason: Reason, limit: int) -> StageFailure:
@@ -82,7 +83,7 @@ def build_status(snapshot: Snapshot, spec: ExperimentSpec, decided: Decisions, n
     before = snapshot.experiment.status
     starts = {start.node.id: start for start in decided.starts}
     held = {item.view.id: item for item in decided.held}
-    losses = {view.id: decided.loss_of(spec, view.id) for view in decided.views}
+    losses = {view.id: decided.losses.get(view.id) for view in decided.views}
     stages = tuple(
         _stage(snapshot, spec, view, starts.get(view.id), held.get(view.id), decided.failure or losses[view.id], now)
         for view in decided.views
@@ -124,6 +125,7 @@ def invalid_status(experiment: Experiment, now: datetime) -> ExperimentStatus:
     )
     facts = {
         ConditionType.SOURCES_DEGRADED: (False, Reason.INVALID_SPEC, messages.not_accepted_yet()),
+        ConditionType.WARNED: (False, Reason.INVALID_SPEC, messages.not_accepted_yet()),
         ConditionType.ACCEPTED: (False, Reason.INVALID_SPEC, message),
         ConditionType.PROGRESSING: (False, Reason.INVALID_SPEC, messages.not_accepted_yet()),
         ConditionType.BLOCKED: (True, Reason.INVALID_SPEC, messages.not_accepted_yet()),
@@ -166,6 +168,9 @@ def _conditions(spec: ExperimentSpec, status: ExperimentStatus, decided: Decisio
         degraded = (True, Reason.SOURCE_FAILED, messages.sources_lost(failures))
     return {
         ConditionType.SOURCES_DEGRADED: degraded,
+        ConditionType.WARNED: (True, Reason.SUSPICIOUS_SPEC, messages.warned(decided.warnings))
+        if decided.warnings
+        else (False, Reason.NOTHING_SUSPICIOUS, messages.nothing_suspicious()),
         ConditionType.ACCEPTED: (False, Reason.INVALID_SPEC, decided.rejected)
         if decided.rejected
         else (True, Reason.VALID, messages.accepted()),
@@ -263,8 +268,8 @@ def _stage(
     elif child is not None:
         values |= _running(snapshot, view)
     elif start is not None:
-        values |= {"state": StageState.WAITING, **_shards(view, 0)}
-        values["attempts"] = _with_start(view, start, settings_of(spec, view.node), now)
+        values |= {"state": StageState.WAITING, **_shards(start.node, 0), "placement": described(spec, start.node)}
+        values["attempts"] = _with_start(view, start, settings_of(spec, start.node), now)
     elif held is not None:
         values |= {"state": StageState.WAITING, "message": held.message}
     elif spec.suspend:
@@ -279,9 +284,9 @@ def _stage(
     return view.record.model_copy(update=values)
 
 
-def _shards(view: StageView, done: int) -> dict[str, str]:
+def _shards(node: StageNode, done: int) -> dict[str, str]:
     """Return finished shards of all shards. An edit of their number applies from the next attempt."""
-    return {"shards": f"{done}/{view.node.runtime.shards}"} if view.node.shape is Shape.INDEXED_JOB else {}
+    return {"shards": f"{done}/{node.runtime.shards}"} if node.shape is Shape.INDEXED_JOB else {}
 
 
 def _with_start(view: StageView, start: PlannedAttempt, settings: str, now: datetime) -> tuple[Attempt, ...]:
@@ -306,7 +311,7 @@ def _running(snapshot: Snapshot, view: StageView) -> dict[str, Any]:
         ChildState.SUSPENDED: StageState.SUSPENDED,
     }
     values: dict[str, Any] = {"state": states.get(child.state, StageState.WAITING), "finished_at": None}
-    values |= _shards(view, child.succeeded_shards)
+    values |= _shards(view.node, child.succeeded_shards)
     progress = stage_progress(view, child, snapshot.progress.get((child.stage, child.attempt), ()))
     values |= {"progress": progress.percent, "remaining_seconds": progress.remaining_s}
     if progress.metrics:
@@ -315,7 +320,7 @@ def _running(snapshot: Snapshot, view: StageView) -> dict[str, Any]:
 
 
 def _success(view: StageView) -> dict[str, Any]:
-    """Return the end of a stage. The result is added later if the pods' messages are not yet observed."""
+    """Return the end of a stage."""
     record = view.record
     values: dict[str, Any] = {
         "state": StageState.SUCCEEDED,
@@ -323,20 +328,8 @@ def _success(view: StageView) -> dict[str, Any]:
         "artifact": record.artifact or f"{view.id}/{view.node.hash}",
         "finished_at": record.finished_at or _last_end(record.attempts),
     }
-    values |= _shards(view, view.node.runtime.shards)
-    if record.cached is None:
-        done = [child for child in view.children if child.state is ChildState.SUCCEEDED]
-        result = next((found for child in done if (found := result_of(child)) is not None), None)
-        if result is not None:
-            values |= {
-                "cached": result.cached,
-                "metrics": bounded_metrics(_result_metrics(result.metrics, result.rows)),
-            }
+    values |= _shards(view.node, view.node.runtime.shards)
     return values
-
-
-def _result_metrics(metrics: Mapping[str, float], rows: int | None) -> dict[str, float]:
-    return dict(metrics) | ({} if rows is None else {"rows": float(rows)})
 
 
 def _last_end(attempts: Sequence[Attempt]) -> str | None:

@@ -17,11 +17,13 @@ from wrpo_engine.config import (
     Objective,
 )
 from wrpo_operator.api.names import MAIN_REWARD, REWARD_SEPARATOR, TARGET
+from wrpo_operator.api.pods import Resources
 from wrpo_operator.api.sections import PinnedModel, RewardProvider, Source
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan import params
 from wrpo_operator.plan.builder import Graph
-from wrpo_operator.plan.model import StageId
+from wrpo_operator.plan.model import Need, StageId, Work
+from wrpo_operator.plan.resources import is_sized
 
 PREPARE = StageId("prepare")
 CURATE_SFT = StageId("curate-sft")
@@ -84,13 +86,15 @@ def sample(graph: Graph, member: Member) -> None:
     """Add sampling of an unmodified source, or of the target after SFT."""
     spec, source = graph.spec, member.source
     is_tuned = source is None and spec.sft.enabled
+    resources = source.resources if source else None
     graph.add(
         _sample_id(member.name),
         params.sampling(spec, source, member.parts),
         inputs=(PREPARE, SFT) if is_tuned else (PREPARE,),
         downloads=() if is_tuned else downloads(graph, source or spec.target),
         runtime=params.sampling_runtime(spec, source),
-        resources=source.resources if source else None,
+        resources=resources,
+        needs=_needs(graph, "sample", (Work.GENERATION, source or spec.target), resources=resources),
     )
 
 
@@ -105,6 +109,7 @@ def score(graph: Graph, member: Member) -> None:
             downloads=downloads(graph, reward),
             runtime=params.scoring_runtime(spec),
             role_name=f"{member.name}/{name}" if spec.reward.additional else member.name,
+            needs=_needs(graph, "score", (Work.SCORING, reward)),
         )
 
 
@@ -125,6 +130,7 @@ def sft(graph: Graph) -> None:
             inputs=(CURATE_SFT,),
             downloads=downloads(graph, spec.target),
             runtime=params.sft_runtime(spec),
+            needs=_needs(graph, "sft", (Work.TRAINING, spec.target)),
         )
 
 
@@ -148,6 +154,7 @@ def train(graph: Graph) -> None:
             inputs=(CURATE_TRIPLES, SFT) if spec.sft.enabled else (CURATE_TRIPLES,),
             downloads=() if spec.sft.enabled else downloads(graph, spec.target),
             runtime=params.training_runtime(spec),
+            needs=_needs(graph, "train", (Work.TRAINING, spec.target)),
         )
 
 
@@ -162,6 +169,12 @@ def evaluate(graph: Graph) -> None:
             if_present=(SFT, TRAIN, CURATE_TRIPLES),
             downloads=downloads(graph, spec.target, *rewards(spec).values()),
             runtime=params.evaluation_runtime(spec),
+            needs=_needs(
+                graph,
+                "evaluate",
+                (Work.GENERATION, spec.target),
+                *((Work.SCORING, reward) for reward in rewards(spec).values()),
+            ),
         )
 
 
@@ -175,6 +188,19 @@ def downloads(graph: Graph, *models: PinnedModel | RewardProvider) -> tuple[Stag
     """Return the stages that download those of `models` that are on a hub."""
     found = (fetch(graph, model) for model in models)
     return tuple(stage for stage in found if stage is not None)
+
+
+def _needs(
+    graph: Graph, kind: str, *uses: tuple[Work, PinnedModel | RewardProvider], resources: Resources | None = None
+) -> tuple[Need, ...]:
+    """Return the models of a stage whose accelerators the operator chooses, with the stages that give their facts.
+
+    A model that is downloaded anyhow is not inspected in addition.
+    """
+    if is_sized(graph.spec, kind, resources):
+        return ()
+    found = ((work, fetch(graph, model) or inspect(graph, model)) for work, model in uses)
+    return tuple(Need(work, stage) for work, stage in found if stage is not None)
 
 
 def rewards(spec: ExperimentSpec) -> dict[str, RewardProvider]:

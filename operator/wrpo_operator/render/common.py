@@ -14,6 +14,7 @@ from wrpo_operator.api.hashing import digest
 from wrpo_operator.api.pods import Scheduling
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
+from wrpo_operator.plan.placing import described
 from wrpo_operator.plan.storage import binding_of
 
 CONFIG_FILE = "stage.json"
@@ -63,6 +64,10 @@ def child_metadata(
     if scheduling.workload_priority_class_name:
         meta["labels"][names.LABEL_WORKLOAD_PRIORITY] = scheduling.workload_priority_class_name
     meta["annotations"] = {names.ANNOTATION_TEMPLATE_HASH: digest(spec)}
+    placement = described(experiment.spec, planned.node) if experiment.spec is not None else None
+    if placement is not None:
+        text = placement.model_dump_json(by_alias=True, exclude_defaults=True)
+        meta["annotations"][names.ANNOTATION_PLACEMENT] = text
     return meta
 
 

@@ -12,9 +12,10 @@ from wrpo_operator.api.pod_template import STAGE_CONTAINER
 from wrpo_operator.api.pods import EnvVar, SecretKeyRef
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Experiment, PlannedAttempt
-from wrpo_operator.plan.resources import resources_of
+from wrpo_operator.plan.resources import devices_in, gpus_of, resources_of
 from wrpo_operator.plan.storage import SCRATCH, binding_of
 from wrpo_operator.render.common import CONFIG_FILE, PROGRESS_CA_FILE, labels
+from wrpo_operator.render.grace import grace_of
 from wrpo_operator.render.merge import strategic_merge
 from wrpo_operator.render.podgroup import needs_pod_group
 from wrpo_operator.render.settings import RenderSettings
@@ -25,9 +26,9 @@ TERMINATION_MESSAGE = "/dev/termination-log"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 -- an emptyDir of the pod
 TOKEN_DIRECTORY = "/var/run/secrets/wrpo.ai/progress"  # noqa: S105 -- a mount point
 TOKEN_LIFETIME_S = 3600
-TRAINING_GRACE_S = 120
-"""Seconds for saving a checkpoint after SIGTERM."""
-GRACE_S = 60
+NO_DEVICES = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}
+"""CUDA images ask for all devices of a node. Where the container runtime grants that, a pod that requests none would
+use those of other pods."""
 REWARD_API_KEY = "WRPO_REWARD_API_KEY"
 
 CONTAINER_SECURITY: dict[str, Any] = {
@@ -54,10 +55,20 @@ def pod_template(
         "spec": _pod(spec, planned, settings, config_name) | {"containers": [container]},
     }
     template: dict[str, Any] = strategic_merge(base, spec.pod_template)
+    _hide_devices(template)
     for init in template["spec"].get("initContainers", []):
         init["securityContext"] = CONTAINER_SECURITY | init.get("securityContext", {})
     template["spec"]["containers"][0]["name"] = container_name
     return template
+
+
+def _hide_devices(template: dict[str, Any]) -> None:
+    """Hide the node's devices from a stage that requests none, unless its environment says which it sees."""
+    if any(count != "0" for count in devices_in(template).values()):
+        return
+    environment = template["spec"]["containers"][0]["env"]
+    if all(entry["name"] != NO_DEVICES["name"] for entry in environment):
+        environment.append(dict(NO_DEVICES))
 
 
 def _metadata(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> dict[str, Any]:
@@ -134,7 +145,8 @@ def _container(
 def _environment(
     experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt, settings: RenderSettings
 ) -> list[dict[str, Any]]:
-    own = {"HOME": SCRATCH, "WRPO_TERMINATION_MESSAGE_PATH": TERMINATION_MESSAGE}
+    # Libraries build paths from the name of the user, which the images need not have an entry for.
+    own = {"HOME": SCRATCH, "USER": "wrpo", "WRPO_TERMINATION_MESSAGE_PATH": TERMINATION_MESSAGE}
     own.update(binding_of(spec.storage.chosen).environment)
     if settings.progress_url:
         stage = str(planned.node.id).replace("/", ".")
@@ -178,11 +190,16 @@ def _mounts(spec: ExperimentSpec, settings: RenderSettings) -> list[dict[str, An
     return mounts
 
 
-def _volumes(spec: ExperimentSpec, settings: RenderSettings, config_name: str) -> list[dict[str, Any]]:
+def _volumes(
+    spec: ExperimentSpec, planned: PlannedAttempt, settings: RenderSettings, config_name: str
+) -> list[dict[str, Any]]:
+    shared: dict[str, Any] = {"medium": "Memory"}
+    if planned.node.placement is not None and planned.node.placement.shared_memory_gib is not None:
+        shared["sizeLimit"] = f"{planned.node.placement.shared_memory_gib}Gi"
     volumes: list[dict[str, Any]] = [
         {"name": "wrpo-config", "configMap": {"name": config_name}},
         {"name": "wrpo-tmp", "emptyDir": {}},
-        {"name": "wrpo-shm", "emptyDir": {"medium": "Memory"}},
+        {"name": "wrpo-shm", "emptyDir": shared},
     ]
     volumes += deepcopy(binding_of(spec.storage.chosen).volumes)
     if settings.progress_url:
@@ -202,7 +219,7 @@ def _pod(spec: ExperimentSpec, planned: PlannedAttempt, settings: RenderSettings
         "serviceAccountName": settings.service_account,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": TRAINING_GRACE_S if planned.node.shape is Shape.TRAINING else GRACE_S,
+        "terminationGracePeriodSeconds": grace_of(planned.node, gpus_of(spec, planned.node)),
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": user,
@@ -211,7 +228,7 @@ def _pod(spec: ExperimentSpec, planned: PlannedAttempt, settings: RenderSettings
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumes": _volumes(spec, settings, config_name),
+        "volumes": _volumes(spec, planned, settings, config_name),
     }
     secrets = (*settings.image_pull_secrets, *(secret.name for secret in spec.image_pull_secrets))
     if secrets:
@@ -222,8 +239,9 @@ def _pod(spec: ExperimentSpec, planned: PlannedAttempt, settings: RenderSettings
 def _placement(spec: ExperimentSpec, planned: PlannedAttempt) -> dict[str, Any]:
     scheduling = spec.scheduling
     by_group = "volcano" if scheduling.pod_group == "Volcano" and needs_pod_group(spec, planned) else None
+    chosen = planned.node.placement
     placement: dict[str, Any] = {
-        "nodeSelector": dict(scheduling.node_selector),
+        "nodeSelector": (chosen.node_labels if chosen is not None else {}) | scheduling.node_selector,
         "tolerations": [
             toleration.model_dump(mode="json", by_alias=True, exclude_none=True)
             for toleration in scheduling.tolerations

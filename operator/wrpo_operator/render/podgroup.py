@@ -16,13 +16,13 @@ API_VERSIONS = {"Volcano": "scheduling.volcano.sh/v1beta1", "SchedulerPlugins": 
 
 def needs_pod_group(spec: ExperimentSpec, planned: PlannedAttempt) -> bool:
     """Return whether the operator creates a PodGroup for a stage's gang; some backends create their own."""
-    is_gang = planned.node.shape is Shape.TRAINING and gang_of(spec, planned.node.id.kind).nodes > 1
+    is_gang = planned.node.shape is Shape.TRAINING and gang_of(spec, planned.node).nodes > 1
     return is_gang and spec.scheduling.pod_group is not None and not BACKENDS[spec.training.backend].makes_pod_group
 
 
 def render_pod_group(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> Manifest:
     """Return the PodGroup of an attempt; it has the child's name."""
-    group: dict[str, Any] = {"minMember": gang_of(spec, planned.node.id.kind).nodes}
+    group: dict[str, Any] = {"minMember": gang_of(spec, planned.node).nodes}
     if spec.scheduling.pod_group == "Volcano" and spec.scheduling.priority_class_name:
         group["priorityClassName"] = spec.scheduling.priority_class_name
     return {

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from wrpo_engine.config import TerminationMessage
 from wrpo_operator.api import names
 from wrpo_operator.api.backends import CHILD_KINDS, JOB, ChildKind
+from wrpo_operator.api.placement import Placement
 from wrpo_operator.plan.model import ChildFact, ChildState, PodFact
 from wrpo_operator.render.training import BACKENDS
 from wrpo_operator.runtime.resources import JsonObject, labels_of, meta, name_of, namespace_of, uid_of
@@ -107,7 +108,17 @@ def child_fact(child: JsonObject, pods: Sequence[JsonObject]) -> ChildFact | Non
         pods=facts,
         queue=labels.get(names.LABEL_QUEUE, ""),
         namespace=namespace_of(child),
+        placement=_placement(child),
     )
+
+
+def _placement(child: JsonObject) -> Placement | None:
+    """Return the accelerators that a child was created with; None if it has none, or an edit made them unreadable."""
+    text = (meta(child).get("annotations") or {}).get(names.ANNOTATION_PLACEMENT)
+    try:
+        return Placement.model_validate_json(text) if isinstance(text, str) else None
+    except ValidationError:
+        return None
 
 
 def condition(status: Mapping[str, object], type_: str) -> JsonObject | None:

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from typing import Any
 
 import pytest
-from support.builders import raw_spec
+from support.builders import AUTOMATIC, raw_spec
 from support.spec_leaves import JsonObject, Leaf, changed, hashes_of, leaves, manifests_of, plans_of, stages_of
 
 from wrpo_engine.config import (
@@ -67,10 +67,13 @@ BASES: dict[str, JsonObject] = {
     "every taint": raw_spec(scheduling={"tolerations": [{"operator": "Exists"}]}),
     "a tainted key": raw_spec(scheduling={"tolerations": [{"key": "gpu"}]}),
     "no retries": raw_spec(retries={"limit": 0}),
+    "accelerators that the operator chooses": raw_spec(
+        **AUTOMATIC, accelerator={"memoryGiB": 80, "nodes": 4, "product": "H100"}, scheduling={"maxGpus": 16}
+    ),
 }
 """Specs in which each field can take effect. A field that is idle in all of them needs one more, if it is not idle."""
 
-PLANNED = ("as short as can be", "no retries")
+PLANNED = ("as short as can be", "no retries", "accelerators that the operator chooses")
 """Those in which the planner is asked as well."""
 
 LEAVES = list(leaves())
@@ -163,11 +166,16 @@ def test_a_section_writes_no_parameter_that_the_engine_declares() -> None:
 
 
 def test_a_parameter_has_one_default() -> None:
-    """Also where a section writes a field again: the stage's hash leaves out what has the engine's default."""
+    """Also where a section writes a field again: the stage's hash leaves out what has the engine's default.
+
+    What the operator chooses is unset in the section, so that the stage has the engine's default until then.
+    """
+    chosen = {"gradient_checkpointing", "micro_batch_tokens", "offload"}
     for section, model in ((OptimizerSpec, TrainParams), (Training, TrainParams), (Training, Runtime)):
         shared = (section.model_fields.keys() & model.model_fields.keys()) - {"alpha"}
         differing = {name for name in shared if section.model_fields[name].default != model.model_fields[name].default}
-        assert differing == set(), section
+        assert differing == chosen & shared, section
+        assert {section.model_fields[name].default for name in differing} <= {None}
     assert Alpha().model_dump() == AlphaParams().model_dump()
 
 

@@ -34,7 +34,7 @@ class GangRequest:
     @property
     def gang(self) -> Gang:
         """Number of pods and ranks."""
-        return gang_of(self.spec, self.planned.node.id.kind)
+        return gang_of(self.spec, self.planned.node)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,268 @@
+"""Placements: accelerators that the operator chooses for a stage, and their effect on the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from wrpo_engine.config import EvaluateParams, SampleParams, ScoreParams, SftParams, TrainParams
+from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.model_facts import ModelFacts
+from wrpo_operator.api.placement import Placement
+from wrpo_operator.api.pods import AcceleratorProfile, Scheduling
+from wrpo_operator.api.resource_rules import accelerators_in
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.api.status import StageStatus
+from wrpo_operator.plan.model import Need, Snapshot, StageId, StageNode, Work
+from wrpo_operator.plan.resources import asked_nodes, pods_of, resources_of
+from wrpo_operator.plan.storage import binding_of
+from wrpo_operator.sizing.generation import place_generation
+from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
+from wrpo_operator.sizing.requests import Asked, DoesNotFit, GenerationRequest, ScoringRequest, TrainingRequest
+from wrpo_operator.sizing.scoring import place_scoring
+from wrpo_operator.sizing.training import place_training
+
+MIB_PER_GIB = 1024
+PIPELINE = "pipeline_parallel_size"
+"""vLLM's argument for the groups of layers of a model."""
+SET_BY_SPEC = "as set in the spec"
+Choice: TypeAlias = Placement | DoesNotFit
+
+
+def offered(snapshot: Snapshot, spec: ExperimentSpec) -> Inventory | None:
+    """Return the accelerators that stages are sized to; those in the spec come first."""
+    return snapshot.accelerators if spec.accelerator is None else profiled(spec.accelerator)
+
+
+def profiled(profile: AcceleratorProfile) -> Inventory:
+    """Return the accelerators of spec.accelerator."""
+    group = AcceleratorGroup(
+        name=profile.product or profile.resource,
+        resource=profile.resource,
+        memory_mib=profile.memory_gib * MIB_PER_GIB,
+        per_node=profile.per_node,
+        nodes=profile.nodes,
+        labels=profile.node_labels,
+        is_slice="/mig-" in profile.resource,
+    )
+    return Inventory(groups=(group,), source="spec.accelerator")
+
+
+def placed(node: StageNode, placement: Placement | None) -> StageNode:
+    """Return a stage with a placement applied; what the spec sets holds.
+
+    The hash stays: a placement does not affect what is computed.
+    """
+    if placement is None or not node.needs:
+        return node
+    works = {need.work for need in node.needs}
+    chosen: dict[str, Any] = {
+        "tensor_parallel_size": placement.tensor_parallel_size if Work.GENERATION in works else None,
+        "gpu_memory_utilization": placement.gpu_memory_utilization,
+        "micro_batch_tokens": placement.micro_batch_tokens if Work.TRAINING in works else None,
+        "batch_tokens": placement.micro_batch_tokens if Work.SCORING in works else None,
+        "offload": placement.offload,
+        "shards": placement.pods if node.shape is Shape.INDEXED_JOB else None,
+    }
+    unset = {name: value for name, value in chosen.items() if name not in node.runtime.model_fields_set}
+    arguments = node.runtime.engine_args
+    if placement.pipeline_parallel_size > 1 and PIPELINE not in arguments:
+        unset["engine_args"] = arguments | {PIPELINE: placement.pipeline_parallel_size}
+    runtime = node.runtime.model_copy(update={name: value for name, value in unset.items() if value is not None})
+    params, recompute = node.params, placement.gradient_checkpointing
+    is_free = isinstance(params, SftParams | TrainParams) and "gradient_checkpointing" not in params.model_fields_set
+    if recompute is not None and is_free:
+        params = params.model_copy(update={"gradient_checkpointing": recompute})
+    return replace(node, runtime=runtime, params=params, placement=placement)
+
+
+def described(spec: ExperimentSpec, node: StageNode) -> Placement | None:
+    """Return the accelerators of a stage's pods for its record: its placement, or what the spec sets; None if none."""
+    if node.placement is not None:
+        return node.placement
+    for resource, count in accelerators_in(resources_of(spec, node)).items():
+        return Placement(
+            resource=resource,
+            per_pod=count,
+            pods=pods_of(spec, node),
+            tensor_parallel_size=node.runtime.tensor_parallel_size,
+            arithmetic=SET_BY_SPEC,
+        )
+    return None
+
+
+def facts_in(records: Mapping[str, StageStatus]) -> dict[str, ModelFacts]:
+    """Return the facts about models by the name of the stage that found them; `records` are those of all stages."""
+    return {name: record.facts for name, record in records.items() if record.facts is not None}
+
+
+def choose(
+    spec: ExperimentSpec,
+    node: StageNode,
+    records: Mapping[str, StageStatus],
+    inventory: Inventory,
+    *,
+    step: int = 0,
+) -> Choice:
+    """Choose accelerators for a stage whose models' facts are all in the records of the stages before it.
+
+    `step` counts how often more room was given after OutOfMemory. A stage that runs several models one after the other
+    gets accelerators on which each of them fits.
+    """
+    facts = facts_in(records)
+    first, *others = (_Question(spec, node, need, facts[str(need.facts)], records, step) for need in node.needs)
+    answer = first.answer(inventory)
+    for question in others:
+        answer = _both(answer, first, question, inventory)
+    return answer
+
+
+def _both(answer: Choice, first: _Question, other: _Question, inventory: Inventory) -> Choice:
+    """Return the answer to the first question, with room for the other model in the same pod."""
+    more = other.answer(inventory)
+    if isinstance(answer, DoesNotFit) or isinstance(more, DoesNotFit):
+        return answer if isinstance(answer, DoesNotFit) else more
+    if answer.accelerator != more.accelerator:
+        larger = max(answer, more, key=lambda choice: choice.per_pod * _memory_of(choice, inventory))
+        same = replace(inventory, groups=tuple(g for g in inventory.groups if g.name == larger.accelerator))
+        again, more = first.answer(same), other.answer(same)
+        if isinstance(again, DoesNotFit) or isinstance(more, DoesNotFit):
+            return again if isinstance(again, DoesNotFit) else more
+        answer = again
+    update: dict[str, Any] = {"per_pod": max(answer.per_pod, more.per_pod)}
+    for name in ("memory_gib", "ephemeral_storage_gib", "shared_memory_gib"):
+        update[name] = max((value for value in (getattr(answer, name), getattr(more, name)) if value), default=None)
+    return answer.model_copy(update={"micro_batch_tokens": more.micro_batch_tokens, **update})
+
+
+def _memory_of(choice: Placement, inventory: Inventory) -> int:
+    return next((group.memory_mib for group in inventory.groups if group.name == choice.accelerator), 0)
+
+
+class _Question:
+    """What is asked about one model of a stage."""
+
+    def __init__(
+        self,
+        spec: ExperimentSpec,
+        node: StageNode,
+        need: Need,
+        facts: ModelFacts,
+        records: Mapping[str, StageStatus],
+        step: int,
+    ) -> None:
+        self._spec, self._node, self._need, self._facts, self._records = spec, node, need, facts, records
+        self._common: dict[str, Any] = {
+            "facts": facts,
+            "max_accelerators": spec.scheduling.max_gpus,
+            "step": step,
+            "cached": _is_local(spec, node, need),
+        }
+
+    def answer(self, inventory: Inventory) -> Choice:
+        """Return the placement of this model alone."""
+        match self._need.work:
+            case Work.GENERATION:
+                return place_generation(self._generation(), inventory)
+            case Work.SCORING:
+                return place_scoring(self._scoring(), inventory)
+            case Work.TRAINING:
+                return place_training(self._training(), inventory)
+
+    def _set(self, name: str) -> Any:
+        """Return a field of the runtime if the spec sets it."""
+        runtime = self._node.runtime
+        return getattr(runtime, name) if name in runtime.model_fields_set else None
+
+    def _pods(self) -> int | None:
+        return self._set("shards") if self._node.shape is Shape.INDEXED_JOB else 1
+
+    def _generation(self) -> GenerationRequest:
+        params = self._node.params
+        pipeline = self._node.runtime.engine_args.get(PIPELINE)
+        asked = Asked(
+            tensor_parallel=self._set("tensor_parallel_size"),
+            pipeline_parallel=pipeline if isinstance(pipeline, int) else None,
+            pods=self._pods(),
+        )
+        return GenerationRequest(
+            asked=asked,
+            backend=getattr(params, "backend", "vLLM"),
+            max_model_length=getattr(params, "max_model_length", None),
+            prompts=_prompts_of(self._spec, self._node, self._records),
+            quantization=getattr(params, "quantization", None),
+            **self._common,
+        )
+
+    def _scoring(self) -> ScoringRequest:
+        return ScoringRequest(
+            asked=Asked(pods=self._pods()),
+            batch_tokens=self._set("batch_tokens"),
+            responses=_responses_of(self._node, self._records),
+            **self._common,
+        )
+
+    def _training(self) -> TrainingRequest:
+        params, spec = self._node.params, self._spec
+        assert isinstance(params, SftParams | TrainParams)
+        pods = asked_nodes(spec, self._node.id.kind) or (None if protects_gangs(spec.scheduling) else 1)
+        is_free = "gradient_checkpointing" not in params.model_fields_set
+        return TrainingRequest(
+            asked=Asked(pods=pods, resource=spec.training.gpu_resource_name),
+            micro_batch_tokens=self._set("micro_batch_tokens"),
+            gradient_checkpointing=None if is_free else params.gradient_checkpointing,
+            offload=self._set("offload"),
+            precision=params.precision,
+            zero_stage=params.zero_stage,
+            reference=self._node.runtime.reference if isinstance(params, TrainParams) else "precomputed",
+            lora_rank=params.lora.rank if params.lora is not None else None,
+            accumulation_dtype=getattr(params, "gradient_accumulation_dtype", "float32"),
+            moments=getattr(params, "optimizer_moments", "float32"),
+            **self._common,
+        )
+
+
+def protects_gangs(scheduling: Scheduling) -> bool:
+    """Return whether all pods of a gang start or none, or the user accepts partial starts."""
+    return bool(scheduling.queue_name or scheduling.pod_group or scheduling.gang == "BestEffort")
+
+
+def _is_local(spec: ExperimentSpec, node: StageNode, need: Need) -> bool:
+    """Return whether a pod reads a model from a mounted volume, so that its local disk need not hold it."""
+    name = model_of(node)
+    if name is not None and name.startswith("/"):
+        return True
+    is_stored = need.facts.kind == "fetch" or name is None or name.startswith("storage://")
+    return is_stored and binding_of(spec.storage.chosen).claim is not None
+
+
+def model_of(node: StageNode) -> str | None:
+    """Return the first model of a stage as in the spec; None if an upstream stage makes it."""
+    match node.params:
+        case SampleParams(model=model) | SftParams(model=model) | TrainParams(model=model):
+            return model.name
+        case ScoreParams(reward=reward):
+            return reward.name
+        case EvaluateParams(models=models):
+            return models[0].model.name
+        case _:
+            return None
+
+
+def _prompts_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, StageStatus]) -> int | None:
+    """Return the number of a sampling stage's prompts as counted by prepare, or an upper bound; None if unknown."""
+    params, counted = node.params, records.get("prepare")
+    if not isinstance(params, SampleParams):
+        return None
+    parts = [counted.metrics.get(f"prompts_{part}") if counted is not None else None for part in params.parts]
+    known = [int(part) for part in parts if part is not None]
+    return sum(known) if known and len(known) == len(parts) else spec.prompts.limit
+
+
+def _responses_of(node: StageNode, records: Mapping[str, StageStatus]) -> int | None:
+    """Return the number of a scoring stage's responses as counted by its sampling stage; None if unknown."""
+    samples: list[StageId] = [needed for needed in node.inputs.values() if needed.kind == "sample"]
+    counted = records.get(str(samples[0])) if samples else None
+    rows = counted.metrics.get("rows") if counted is not None else None
+    return int(rows) if rows else None

@@ -1,0 +1,128 @@
+"""Warnings about an experiment: what looks like a mistake but prevents nothing. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from wrpo_engine.config import EvaluateParams, SampleParams, SftParams, TrainParams
+from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.model_facts import ModelFacts
+from wrpo_operator.api.resource_rules import accelerators_in
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.plan.demands import demand_of, limits_of
+from wrpo_operator.plan.model import StageNode
+from wrpo_operator.plan.placing import PIPELINE, model_of
+from wrpo_operator.plan.resources import devices_in, gpus_of, resources_of
+from wrpo_operator.plan.wiring import is_hub_id
+from wrpo_operator.sizing.catalogue import known_facts
+from wrpo_operator.sizing.inventory import Inventory
+
+LARGE = 1_000_000_000
+"""Parameters from which a model on CPUs is more likely a mistake than a choice."""
+
+
+def warnings_of(
+    spec: ExperimentSpec,
+    nodes: Sequence[StageNode],
+    inventory: Inventory | None,
+    facts: Mapping[str, ModelFacts] | None = None,
+) -> tuple[str, ...]:
+    """Return one sentence for each suspicious thing, with its remedy.
+
+    `nodes` have their placements. `facts` are those that stages have found, by stage; well-known models need none.
+    """
+    found = [
+        sentence
+        for node in nodes
+        for sentence in (
+            *(() if _is_open(node, inventory) else _on_cpu(spec, node, facts or {})),
+            *_idle_accelerators(spec, node),
+            *_downloads(spec, node),
+            *_above_total(spec, node, inventory),
+        )
+    ]
+    if inventory is not None:
+        found += [*_above_cluster(spec, inventory), *inventory.faults]
+    return tuple(dict.fromkeys(found))
+
+
+def _is_open(node: StageNode, inventory: Inventory | None) -> bool:
+    """Return whether the operator has yet to choose accelerators for a stage."""
+    return bool(node.needs) and inventory is not None and node.placement is None
+
+
+def _on_cpu(spec: ExperimentSpec, node: StageNode, facts: Mapping[str, ModelFacts]) -> Iterator[str]:
+    """Yield the large models that no accelerator runs."""
+    if gpus_of(spec, node) or devices_in(spec.pod_template):
+        return
+    name = model_of(node) or spec.target.model
+    size = _facts_about(node, name, facts)
+    if size is None or size.parameters < LARGE:
+        return
+    billions = f"{size.parameters / LARGE:.1f} billion parameters"
+    params = node.params
+    if isinstance(params, SampleParams | EvaluateParams) and params.backend == "vLLM":
+        yield (
+            f"Stage {node.id} runs {name} ({billions}) with vLLM on CPUs, which takes weeks. Give it accelerators in "
+            f"spec.resources, or let the operator choose them."
+        )
+    if isinstance(params, SftParams | TrainParams):
+        slow = " in bfloat16, which is slower than float32 there" if params.precision == "bfloat16" else ""
+        yield (
+            f"Stage {node.id} trains {name} ({billions}) on CPUs{slow}; this takes weeks. Set training.gpusPerNode, or "
+            f"let the operator choose accelerators."
+        )
+
+
+def _facts_about(node: StageNode, name: str, facts: Mapping[str, ModelFacts]) -> ModelFacts | None:
+    if node.needs and str(node.needs[0].facts) in facts:
+        return facts[str(node.needs[0].facts)]
+    known = known_facts(name)
+    return None if known is None else known.facts
+
+
+def _idle_accelerators(spec: ExperimentSpec, node: StageNode) -> Iterator[str]:
+    """Yield the pods that request more accelerators than their model is divided over."""
+    if node.placement is not None or not isinstance(node.params, SampleParams | EvaluateParams):
+        return
+    pipeline = node.runtime.engine_args.get(PIPELINE, 1)
+    used = node.runtime.tensor_parallel_size * (pipeline if isinstance(pipeline, int) else 1)
+    for name, count in accelerators_in(resources_of(spec, node)).items():
+        if count > used:
+            yield (
+                f"Each pod of stage {node.id} requests {count} {name} and uses {used}. Set tensorParallelSize to "
+                f"{count}, or request {used}."
+            )
+
+
+def _downloads(spec: ExperimentSpec, node: StageNode) -> Iterator[str]:
+    name = model_of(node)
+    is_repeated = node.shape is Shape.INDEXED_JOB and node.runtime.shards > 1
+    if is_repeated and name is not None and is_hub_id(name) and not spec.model_cache.enabled:
+        yield (
+            f"Each of the {node.runtime.shards} pods of stage {node.id} downloads {name}. Set modelCache.enabled to "
+            "download it once."
+        )
+
+
+def _above_total(spec: ExperimentSpec, node: StageNode, inventory: Inventory | None) -> Iterator[str]:
+    """Yield the stages that request more accelerators than a group has."""
+    demand = demand_of(spec, node, inventory)
+    total = limits_of(spec, inventory).totals.get(demand.group)
+    if total is not None and demand.accelerators > total:
+        effect = "its pods run one after the other"
+        if node.shape is Shape.TRAINING:
+            effect = "its pods never run at the same time, as a gang must"
+        yield (
+            f"Stage {node.id} requests {demand.accelerators} accelerators, and {demand.group} has {total}: {effect}. "
+            "Lower its shards, nodes or accelerators per pod."
+        )
+
+
+def _above_cluster(spec: ExperimentSpec, inventory: Inventory) -> Iterator[str]:
+    most, totals = spec.scheduling.max_gpus, [group.total for group in inventory.groups]
+    total = sum(found for found in totals if found is not None)
+    if most is not None and None not in totals and most > total:
+        yield (
+            f"scheduling.maxGpus is {most}, and there are {total} accelerators ({inventory.source}); it limits nothing."
+        )
