@@ -19,6 +19,7 @@ from aiohttp import web
 
 from wrpo_operator.api import names
 from wrpo_operator.plan.classify import LIVE
+from wrpo_operator.runtime.accelerators import Accelerators
 from wrpo_operator.runtime.changes import Changes
 from wrpo_operator.runtime.fleet import FleetCollector
 from wrpo_operator.runtime.health import contact, health_app, heartbeat
@@ -98,6 +99,12 @@ class Operator:
             backends=lambda: self._informer.training_backends,
             policy=settings.pod_template_policy,
         )
+        self._accelerators = Accelerators(
+            connection,
+            settings.accelerator_settings,
+            monotonic=time.monotonic,
+            wake=self._add_after,
+        )
         self._reconciler = Reconciler(
             connection,
             self._store,
@@ -109,6 +116,7 @@ class Operator:
             forget=self._forget,
             wake=self._add,
             on_status=partial(count_status_write, self._metrics),
+            accelerators=self._accelerators.of,
         )
         self._queue: ReconcileQueue[Key] = ReconcileQueue(self._work, on_error=self._on_error)
         self._metrics.registry.register(
@@ -146,6 +154,7 @@ class Operator:
             asyncio.create_task(self._queue.run(self._settings.workers), name="queue"),
             asyncio.create_task(self._lease.run(), name="lease"),
             asyncio.create_task(self._resync(), name="resync"),
+            asyncio.create_task(self._accelerators.run(), name="accelerators"),
         }
         stopping = asyncio.create_task(self._stop.wait(), name="stop")
         try:
@@ -212,6 +221,9 @@ class Operator:
         self._added_at.setdefault(key, time.monotonic())
         self._queue.add(key)
 
+    def _add_after(self, key: Key, delay_s: float) -> None:
+        self._queue.add_after(key, delay_s)
+
     def _on_session(self) -> None:
         self._metrics.watch_restarts.inc()
         self._changes.prune()
@@ -232,6 +244,7 @@ class Operator:
 
     def _forget(self, key: Key) -> None:
         self._queue.forget(key)
+        self._accelerators.forget(key)
         self._progress_store.forget(*key)
         self._progress_at.pop(key, None)
         self._added_at.pop(key, None)

@@ -68,6 +68,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{- /* Whether a source of accelerators is read, given its value and the chart's: `true`, or empty. */ -}}
+{{- define "wrpo.reads" -}}
+{{- $wanted := ternary (eq .context.Values.mode "cluster") .value (eq (toString .value) "auto") -}}
+{{- if and .context.Values.accelerators.enabled $wanted -}}true{{- end -}}
+{{- end -}}
+
+{{- define "wrpo.readNodes" -}}
+{{- include "wrpo.reads" (dict "value" .Values.accelerators.readNodes "context" .) -}}
+{{- end -}}
+
+{{- define "wrpo.readQueues" -}}
+{{- include "wrpo.reads" (dict "value" .Values.accelerators.readQueues "context" .) -}}
+{{- end -}}
+
 {{- /* Rights of the operator in namespaces of experiments. Every verb is used; no verb reads Secrets. */ -}}
 {{- define "wrpo.rules" -}}
 # One is read alone when its status was written by somebody else in between.
@@ -114,6 +128,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]
   verbs: [list]
+{{- if include "wrpo.readQueues" . }}
+# The queue of an experiment: where its ClusterQueue is named.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [localqueues]
+  verbs: [get]
+{{- end }}
 # scheduling.podGroup. Without Volcano or scheduler-plugins the rule grants nothing.
 - apiGroups: [scheduling.volcano.sh, scheduling.x-k8s.io]
   resources: [podgroups]

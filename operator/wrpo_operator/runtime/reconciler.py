@@ -9,7 +9,7 @@ status has recorded the reason, because a deleted child provides no facts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -53,6 +53,7 @@ from wrpo_operator.runtime.resources import (
 from wrpo_operator.runtime.snapshot import SnapshotBuilder
 from wrpo_operator.runtime.store import ObjectStore
 from wrpo_operator.runtime.writes import merge_patch_of, together
+from wrpo_operator.sizing.inventory import Inventory
 
 log = logging.getLogger(__name__)
 OnStatus = Callable[[JsonObject, JsonObject | None], None]
@@ -76,6 +77,11 @@ class Refused:
     manifest: Manifest
     planned: PlannedAttempt | None = None
     """None: it concerns no single stage."""
+
+
+async def no_inventory(experiment: Experiment) -> None:
+    """Return no inventory, so that nothing is chosen."""
+    del experiment
 
 
 class NotLeadingError(Exception):
@@ -111,6 +117,7 @@ class Reconciler:
         forget: Callable[[Key], None] = lambda _key: None,
         wake: Callable[[Key], None] = lambda _key: None,
         on_status: OnStatus = lambda _before, _after: None,
+        accelerators: Callable[[Experiment], Awaitable[Inventory | None]] = no_inventory,
     ) -> None:
         self._client = client
         self._store = store
@@ -121,6 +128,7 @@ class Reconciler:
         self._monotonic = monotonic
         self._forget = forget
         self._on_status = on_status
+        self._accelerators = accelerators
         self._applied: dict[tuple[str, str, str], float] = {}
         """(namespace, kind, name) -> when a ServiceAccount or ConfigMap was last applied."""
         self._refusals = RefusalStore(monotonic)
@@ -352,10 +360,13 @@ class Reconciler:
         if experiment.spec is None or experiment.deleting:
             return snapshot
         revision = self._store.revision
+        status = experiment.status
+        is_over = status.phase in FINISHED and status.observed_generation == experiment.generation
+        offered = None if is_over else await self._accelerators(experiment)
         unwatched = await self._diagnostics.unwatched(experiment, snapshot.children, self._now())
         if self._store.revision != revision:
             snapshot = self._snapshots.build(experiment)
-        return replace(snapshot, **unwatched)
+        return replace(snapshot, accelerators=offered, **unwatched)
 
     def _service_account(self, namespace: str) -> Manifest:
         """Return the account of stages: its token is not mounted, and it has no rights."""

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -22,8 +22,10 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.pod_template import PodTemplatePolicy
 from wrpo_operator.render import RenderSettings, StageCommand
+from wrpo_operator.runtime.accelerators import AcceleratorSettings
 from wrpo_operator.runtime.errors import SettingsError
 from wrpo_operator.runtime.tls import read_authority
+from wrpo_operator.sizing.profiles import Profile, ProfileError, parse_prices, parse_profiles
 
 __all__ = ["Settings", "SettingsError", "flag_of", "load", "rule_of", "variable_of"]
 DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -81,6 +83,16 @@ def parse_stage_commands(text: Any) -> Any:
     if not isinstance(raw, dict):
         raise SettingsError("must be a JSON object from stage kind to {image, command}")
     return {_kind(kind): _command(kind, entry) for kind, entry in raw.items()}
+
+
+def parse_accelerator_profiles(text: Any) -> Any:
+    """Parse profiles of accelerators: a JSON list."""
+    return _parsed_by(parse_profiles, text, "[]")
+
+
+def parse_accelerator_prices(text: Any) -> Any:
+    """Parse prices of accelerators: a JSON object."""
+    return _parsed_by(parse_prices, text, "{}")
 
 
 NamespaceName = Annotated[str, AfterValidator(namespace_name)]
@@ -188,6 +200,30 @@ class Settings(BaseSettings):
         default=False,
         description="Allow spec.podTemplate to override security settings within the restricted Pod Security Standard.",
     )
+    accelerators: bool = Field(
+        default=True,
+        description="Choose the accelerators of stages that set none, from the nodes, the queue or profiles. "
+        "If disabled, such stages run on CPUs.",
+    )
+    read_nodes: bool = Field(
+        default=True, description="Read the accelerators from the labels of nodes, which needs the right to list nodes."
+    )
+    read_queues: bool = Field(
+        default=True,
+        description="Read the accelerators of an experiment with a queue from Kueue's ClusterQueues and "
+        "ResourceFlavors, which needs the right to list them.",
+    )
+    accelerator_profiles: Annotated[Sequence[Profile], NoDecode, BeforeValidator(parse_accelerator_profiles)] = Field(
+        default=(),
+        description="Accelerators that neither nodes nor queues describe: "
+        '[{"name": "h100", "memoryGiB": 80, "perNode": 8, "nodes": 4}].',
+        json_schema_extra={"metavar": "JSON"},
+    )
+    accelerator_prices: Annotated[dict[str, float], NoDecode, BeforeValidator(parse_accelerator_prices)] = Field(
+        default={},
+        description='Prices of one accelerator for an hour, e.g. {"NVIDIA-H100-80GB-HBM3": 2.5}.',
+        json_schema_extra={"metavar": "JSON"},
+    )
     metrics_per_experiment: bool = Field(
         default=False,
         description="Export the progress of each experiment as a metric with one time series per experiment.",
@@ -276,6 +312,17 @@ class Settings(BaseSettings):
         """Policy about the fields of spec.podTemplate."""
         return PodTemplatePolicy(allow_security_overrides=self.allow_security_overrides)
 
+    @property
+    def accelerator_settings(self) -> AcceleratorSettings:
+        """Sources of the inventory of accelerators."""
+        return AcceleratorSettings(
+            enabled=self.accelerators,
+            read_nodes=self.read_nodes,
+            read_queues=self.read_queues,
+            profiles=tuple(self.accelerator_profiles),
+            prices=self.accelerator_prices,
+        )
+
 
 def load(options: Mapping[str, Any]) -> Settings:
     """Return the settings of options, by field, and environment; SettingsError names invalid values."""
@@ -343,11 +390,19 @@ def _extra(field: FieldInfo) -> Mapping[str, Any]:
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
-def _json(text: Any) -> Any:
+def _parsed_by(parse: Callable[[Any], Any], text: Any, empty: str) -> Any:
+    """Return what `parse` makes of a JSON text."""
+    try:
+        return parse(_json(text, empty)) if isinstance(text, str) else text
+    except ProfileError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _json(text: Any, empty: str = "{}") -> Any:
     if not isinstance(text, str):
         return text
     try:
-        return json.loads(text or "{}")
+        return json.loads(text or empty)
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"is not JSON: {error}") from error
 

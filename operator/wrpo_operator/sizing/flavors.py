@@ -1,6 +1,6 @@
 """Kueue's objects -> Inventory: the flavors and quotas behind a LocalQueue. Pure.
 
-Quotas are upper bounds: what a ClusterQueue may use if nobody else in its cohort does. Whether a child is admitted now
+Quotas are upper bounds: what a ClusterQueue may use if no other one of its cohort does. Whether a child is admitted now
 is Kueue's decision.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
+from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory, with_unique_names
 from wrpo_operator.sizing.nodes import PROFILE_REMEDY, usable
 from wrpo_operator.sizing.offers import NodeFact, labelled_count, offer_of, taints_of, whole_number
 from wrpo_operator.sizing.profiles import Profile, price_of
@@ -57,7 +57,7 @@ def queue_inventory(
 ) -> Inventory | None:
     """Return the accelerators that a LocalQueue grants; None if its ClusterQueue does not exist.
 
-    `nodes` is None if nodes are not read: labels of the flavors, or profiles with their names, then tell the size.
+    `nodes` is None if nodes are not read: labels of the flavors, or profiles with their names, then show the size.
     """
     own = objects.cluster_queues.get(objects.cluster_queue)
     if own is None:
@@ -84,7 +84,7 @@ def queue_inventory(
         ]
     if not groups and not faults:
         faults.append(f"ClusterQueue {objects.cluster_queue} covers no accelerators. Add one to its resourceGroups.")
-    return Inventory(groups=tuple(groups), source=f"queue {objects.queue}", faults=tuple(faults))
+    return Inventory(groups=with_unique_names(groups), source=f"queue {objects.queue}", faults=tuple(faults))
 
 
 def cluster_queue_of(local_queue: Object) -> str:
@@ -122,14 +122,14 @@ def _of_flavor(
     group = _by_profile(quota, labels, profiles, prices) or _by_labels(quota, labels, prices)
     if group is not None:
         return [group], []
-    unknown = f"neither nodes nor its labels tell the size of {quota.resource}. Add a profile named {quota.flavor}"
+    unknown = f"neither nodes nor its labels show the size of {quota.resource}. Add a profile named {quota.flavor}"
     return [], told or [f"{unknown}: {PROFILE_REMEDY}."]
 
 
 def _by_profile(
     quota: _Quota, labels: Mapping[str, str], profiles: Sequence[Profile], prices: Mapping[str, float]
 ) -> AcceleratorGroup | None:
-    """Return what a profile with the flavor's name, else one that describes its labels, tells."""
+    """Return what a profile with the flavor's name, else one that describes its labels, shows."""
     alike = [profile for profile in profiles if profile.resource == quota.resource]
     named = [profile for profile in alike if profile.name == quota.flavor]
     offer = offer_of(labels, quota.resource, 1)
@@ -155,7 +155,7 @@ def _by_profile(
 
 
 def _by_labels(quota: _Quota, labels: Mapping[str, str], prices: Mapping[str, float]) -> AcceleratorGroup | None:
-    """Return what the flavor's labels alone tell: the product's memory, and the accelerators of a node."""
+    """Return what the flavor's labels alone show: the product's memory, and the accelerators of a node."""
     offer = offer_of(labels, quota.resource, 1)
     count = 1 if offer.is_slice else labelled_count(labels)
     if offer.memory_mib is None or count is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,19 @@ class AcceleratorGroup:
         """Return the number of accelerators that can be in use at once; None if unknown."""
         known = [amount for amount in (self.quota, self.nodes and self.nodes * self.per_node) if amount is not None]
         return min(known, default=None)
+
+
+def with_unique_names(groups: Iterable[AcceleratorGroup]) -> tuple[AcceleratorGroup, ...]:
+    """Return groups of which no two have one name: resource and memory distinguish those that had."""
+    found = tuple(groups)
+    for tail in ("{0.name} {0.resource}", "{0.name} of {0.memory_mib} MiB"):
+        counts = Counter(group.name for group in found)
+        found = tuple(replace(g, name=tail.format(g)) if counts[g.name] > 1 else g for g in found)
+    counts = Counter(group.name for group in found)
+    return tuple(
+        replace(group, name=f"{group.name} ({place})") if counts[group.name] > 1 else group
+        for place, group in enumerate(found)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
+from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory, with_unique_names
 from wrpo_operator.sizing.offers import DISCOVERIES, MEMORY_LABELS, PRESENCE, NodeFact, Offer, offer_of
 from wrpo_operator.sizing.profiles import Profile, price_of
 from wrpo_operator.sizing.resource_names import is_other_accelerator, listed
@@ -72,8 +72,8 @@ def usable(
         for cause, names in sorted(excluded.items())
         if not (is_any_left and cause[0] == "unselected")
     ]
-    groups = tuple(sorted(_groups(found, prices), key=lambda group: (group.resource, group.name, group.memory_mib)))
-    return Usable(groups, len({each.node.name for each in found}), tuple(faults))
+    groups = sorted(_groups(found, prices), key=lambda group: (group.resource, group.name, group.memory_mib))
+    return Usable(with_unique_names(groups), len({each.node.name for each in found}), tuple(faults))
 
 
 def _judged(

@@ -1,7 +1,7 @@
 """What one node offers, read from its labels and its allocatable resources.
 
 Labels come from NVIDIA's GPU feature discovery, AMD's node labeller and Intel's device plugin; where they lack the
-memory, labels of clouds and the name of the product tell it.
+memory, labels of clouds and the name of the product show it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _PARTITION = "cloud.google.com/gke-gpu-partition-size"
 _VRAM = re.compile(r"([0-9]+)\s*(K|M|G|T)(i?B)?", re.IGNORECASE)
 _VRAM_MIB = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
 UNREAD_LABELS = frozenset({"nvidia.com/gfd.timestamp"})
-"""Labels that change often and that nobody selects."""
+"""Labels that change often and that no one selects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Offer:
     product: str
     """As the node's labels name it; empty if they do not."""
     memory_mib: int | None
-    """None: the labels do not tell."""
+    """None: the labels do not show it."""
     pin: tuple[str, str] | None
     """The label that selects nodes with this product."""
     compute_capability: float | None
@@ -195,7 +195,7 @@ def _product(labels: Labels, resource: str) -> tuple[str, str] | None:
 
 
 def _memory_mib(labels: Labels, resource: str, product: str) -> int | None:
-    """Return the memory of one accelerator before it is shared; None if nothing tells."""
+    """Return the memory of one accelerator before it is shared; None if nothing shows it."""
     vendor = resource.partition("/")[0]
     if vendor == "amd.com":
         whole = _vram_mib(labels) or known_memory_mib(product)

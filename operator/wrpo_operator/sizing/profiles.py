@@ -1,4 +1,4 @@
-"""Profiles: accelerators that an administrator or a user describes, where nothing else in the cluster does."""
+"""Profiles: accelerators that an administrator describes where nothing else in the cluster does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wrpo_operator.sizing.resource_names import DEFAULT_RESOURCE, PRODUCT_LABELS
 
 MIB_PER_GIB = 1024
 RESOURCE_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
-_ALIASES = AliasChoices("memoryGiB", "memoryGib", "memory_gib")
+_ALIASES = AliasChoices("memoryGiB", "memory_gib")
 Name = Annotated[str, Field(min_length=1, max_length=63)]
 
 
@@ -89,28 +89,16 @@ def profile_inventory(
     profiles: Sequence[Profile],
     prices: Mapping[str, float],
     *,
-    of: str = "of the chart's values",
     faults: tuple[str, ...] = (),
 ) -> Inventory:
     """Return the accelerators that profiles describe; `faults` are those of the sources that came before them."""
     kind = "profile" if len(profiles) == 1 else "profiles"
     names = ", ".join(profile.name for profile in profiles)
     return Inventory(
-        groups=tuple(_group(profile, prices) for profile in profiles), source=f"{kind} {names} {of}", faults=faults
+        groups=tuple(_group(profile, prices) for profile in profiles),
+        source=f"{kind} {names} of the chart's values",
+        faults=faults,
     )
-
-
-def experiment_inventory(accelerator: Any, prices: Mapping[str, float]) -> Inventory:
-    """Return the inventory of spec.accelerator: a mapping or an object with the attributes of Profile.
-
-    Raises ProfileError.
-    """
-    fields = Profile.model_fields
-    if not isinstance(accelerator, Mapping):
-        accelerator = {key: value for key in fields if (value := getattr(accelerator, key, None)) is not None}
-    name = accelerator.get("name") or accelerator.get("product") or accelerator.get("resource") or DEFAULT_RESOURCE
-    profile = _parsed({**accelerator, "name": name}, "")
-    return Inventory(groups=(_group(profile, prices),), source="spec.accelerator")
 
 
 def price_of(prices: Mapping[str, float], *names: str) -> float | None:

@@ -25,7 +25,7 @@ _OTHERS = re.compile(
 
 
 def is_sized(resource: str) -> bool:
-    """Return whether the labels of nodes tell the memory of this resource."""
+    """Return whether the labels of nodes show the memory of this resource."""
     return resource in PRODUCT_LABELS or is_slice(resource)
 
 
@@ -35,7 +35,7 @@ def is_slice(resource: str) -> bool:
 
 
 def is_other_accelerator(resource: str) -> bool:
-    """Return whether the resource is an accelerator whose size only a profile can tell."""
+    """Return whether the resource is an accelerator whose size only a profile can show."""
     return not is_sized(resource) and _OTHERS.fullmatch(resource) is not None
 
 
@@ -46,7 +46,7 @@ def mig_memory_mib(resource: str) -> int | None:
 
 
 def implied_tolerations(resource: str) -> tuple[str, ...]:
-    """Return the keys of taints that pods requesting a resource tolerate, whatever their value and effect.
+    """Return the keys of taints that pods requesting a resource tolerate, regardless of their value and effect.
 
     Nodes with accelerators usually have a taint of the resource's name. The operator renders these tolerations, as the
     admission plugin ExtendedResourceToleration would; slices also tolerate the taint of whole devices.

@@ -117,7 +117,7 @@ def tolerations_of(raw: Iterable[Any]) -> tuple[Tolerated, ...]:
 
 
 def claims_devices(spec: ExperimentSpec) -> bool:
-    """Return whether pods get devices by ResourceClaims (DRA), whose memory nothing here tells."""
+    """Return whether pods get devices by ResourceClaims (DRA), whose memory nothing here shows."""
     pod = _mapping(_mapping(spec.pod_template).get("spec"))
     return bool(_list(pod.get("resourceClaims")))
 

@@ -307,3 +307,32 @@ def test_the_readme_is_generated_from_the_values() -> None:
     assert (CHART / "README.md").read_text(encoding="utf-8") == made, "run `make chart-readme`"
     values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
     assert [key for key in values if f"| `{key}" not in made] == []
+
+
+ACCELERATOR_RIGHTS = {
+    *(("ClusterRole", "nodes", "list"), ("ClusterRole", "clusterqueues", "list")),
+    *(("ClusterRole", "cohorts", "list"), ("ClusterRole", "resourceflavors", "list")),
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "rights"),
+    [
+        ((), ACCELERATOR_RIGHTS),
+        (('mode="namespaced"',), set()),
+        (("accelerators.readNodes=false",), {right for right in ACCELERATOR_RIGHTS if right[1] != "nodes"}),
+        (('mode="namespaced"', "accelerators.readNodes=true"), {("ClusterRole", "nodes", "list")}),
+        (("accelerators.enabled=false",), set()),
+    ],
+)
+def test_accelerators_are_read_with_rights_for_what_is_asked_only(
+    settings: tuple[str, ...], rights: set[tuple[str, str, str]]
+) -> None:
+    objects = template(*settings)
+    assert set(rules_of(objects)) & ACCELERATOR_RIGHTS == rights
+    (container,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    env = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert env["WRPO_READ_NODES"] == str(("ClusterRole", "nodes", "list") in rights).lower()
+    assert env["WRPO_READ_QUEUES"] == str(("ClusterRole", "cohorts", "list") in rights).lower()
+    queues = [resource for _, resource, verb in rules_of(objects) if (resource, verb) == ("localqueues", "get")]
+    assert bool(queues) is (env["WRPO_READ_QUEUES"] == "true")

@@ -11,6 +11,7 @@ from annotated_types import Ge, Le
 from chart_support import CHART, one, refused, render
 
 from wrpo_operator.runtime.settings import Settings, load, variable_of
+from wrpo_operator.sizing.profiles import parse_profiles
 
 VALUES: dict[str, tuple[str, Any]] = {
     "sampler_image": ("engineImages.sampler", "a/sampler:1"),
@@ -23,6 +24,9 @@ VALUES: dict[str, tuple[str, Any]] = {
     "progress_port": ("progress.port", 9001),
     "health_port": ("health.port", 9000),
     "allow_security_overrides": ("podTemplatePolicy.allowSecurityOverrides", True),
+    "accelerators": ("accelerators.enabled", False),
+    "accelerator_profiles": ("accelerators.profiles", [{"name": "h100", "memoryGiB": 80, "perNode": 8}]),
+    "accelerator_prices": ("accelerators.prices", {"NVIDIA-L40S": 1.5}),
     "metrics_per_experiment": ("metrics.perExperiment", True),
     "workers": ("workers", 64),
     "resync_seconds": ("resyncSeconds", 1.5),
@@ -33,7 +37,7 @@ VALUES: dict[str, tuple[str, Any]] = {
 """Setting -> the value that sets it, and another valid one."""
 COMPUTED = {
     "namespace", "own_namespace", "identity", "lease_name", "bind", "manage_service_account", "progress_url",
-    "progress_cert_file", "progress_key_file", "progress_ca_file",
+    "progress_cert_file", "progress_key_file", "progress_ca_file", "read_nodes", "read_queues",
 }  # fmt: skip
 """Settings that the chart derives from its mode, its names and the pod."""
 NOT_IN_PODS = {"kubeconfig", "context"}
@@ -75,6 +79,7 @@ def test_every_value_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> Non
     found = settings_of("progress.tls.enabled=false", *changed, monkeypatch=monkeypatch)
     given = {name: value for name, (_, value) in VALUES.items()}
     given |= {"stage_pull_secrets": ("one", "two"), "stage_commands": found.stage_commands}
+    given |= {"accelerator_profiles": parse_profiles(given["accelerator_profiles"])}
     assert {name: getattr(found, name) for name in VALUES} == given
     ((kind, command),) = found.stage_commands.items()
     assert (kind, command.command) == ("train", ("sleep", "5"))

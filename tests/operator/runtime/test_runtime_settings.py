@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from wrpo_operator.__main__ import given, main, run
 from wrpo_operator.render import StageCommand
 from wrpo_operator.runtime.settings import Settings, SettingsError, default_of, flag_of, load, variable_of
+from wrpo_operator.sizing.profiles import parse_profiles
 
 GIVEN: dict[str, tuple[str, object, str, object]] = {
     "namespace": ("team-a", "team-a", "b", "b"),
@@ -34,6 +35,16 @@ GIVEN: dict[str, tuple[str, object, str, object]] = {
     "health_port": ("9000", 9000, "0", 0),
     "bind": ("::1", "::1", "10.0.0.7", "10.0.0.7"),
     "allow_security_overrides": ("true", True, "--no-allow-security-overrides", False),
+    "accelerators": ("off", False, "--accelerators", True),
+    "read_nodes": ("0", False, "--read-nodes", True),
+    "read_queues": ("false", False, "--read-queues", True),
+    "accelerator_profiles": (
+        '[{"name": "a", "memoryGiB": 80, "perNode": 8}]',
+        parse_profiles([{"name": "a", "memoryGiB": 80, "perNode": 8}]),
+        "[]",
+        (),
+    ),
+    "accelerator_prices": ('{"NVIDIA-L40S": 1}', {"NVIDIA-L40S": 1.0}, "{}", {}),
     "metrics_per_experiment": ("YES", True, "--no-metrics-per-experiment", False),
     "workers": (" 4 ", 4, "64", 64),
     "resync_seconds": ("1.5", 1.5, "1", 1.0),
@@ -179,6 +190,21 @@ REFUSED: dict[str, tuple[list[str], dict[str, str], str]] = {
         [],
         {"WRPO_STAGE_ENV": '{"A": 1}'},
         'WRPO_STAGE_ENV must be a JSON object from names to strings, e.g. {"HTTPS_PROXY": "http://proxy:3128"}.',
+    ),
+    "a profile without its memory": (
+        [],
+        {"WRPO_ACCELERATOR_PROFILES": '[{"name": "a", "perNode": 8}]'},
+        "WRPO_ACCELERATOR_PROFILES lacks [0].memoryGiB. Set it.",
+    ),
+    "profiles that are no list": (
+        ["--accelerator-profiles", "{}"],
+        {},
+        '--accelerator-profiles must be a JSON list, e.g. [{"name": "h100", "memoryGiB": 80, "perNode": 8}].',
+    ),
+    "a price that is no number": (
+        ["--accelerator-prices", '{"NVIDIA-L40S": "1"}'],
+        {},
+        "--accelerator-prices has the price '1' for NVIDIA-L40S, which is not a number of at least 0.",
     ),
     "a certificate without a key": (
         ["--progress-cert-file", "a"],

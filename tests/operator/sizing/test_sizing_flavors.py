@@ -138,7 +138,7 @@ def test_a_quota_smaller_than_one_node_is_said() -> None:
 
 
 NO_SIZE = (
-    "ClusterQueue cq, flavor h100: neither nodes nor its labels tell the size of nvidia.com/gpu. Add a profile named "
+    "ClusterQueue cq, flavor h100: neither nodes nor its labels show the size of nvidia.com/gpu. Add a profile named "
     "h100: describe them in accelerators.profiles of the chart's values."
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from wrpo_operator.sizing.products import known_memory_mib
 from wrpo_operator.sizing.profiles import (
     ProfileError,
-    experiment_inventory,
     parse_prices,
     parse_profiles,
     profile_inventory,
@@ -78,14 +76,6 @@ def test_a_wrong_price_is_refused(raw: Any, message: str) -> None:
     with pytest.raises(ProfileError) as refused:
         parse_prices(raw)
     assert str(refused.value) == message
-
-
-@pytest.mark.parametrize("form", [dict, lambda **fields: SimpleNamespace(**fields, resource=None, price=None)])
-def test_an_experiment_describes_its_own_accelerators(form: Any) -> None:
-    found = experiment_inventory(form(memory_gib=48, per_node=4, nodes=2, node_labels={"pool": "x"}), {})
-    (group,) = found.groups
-    assert (found.source, group.name, group.resource) == ("spec.accelerator", "nvidia.com/gpu", "nvidia.com/gpu")
-    assert (group.memory_mib, group.per_node, group.total, group.labels) == (49152, 4, 8, {"pool": "x"})
 
 
 @pytest.mark.parametrize(
