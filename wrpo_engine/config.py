@@ -126,6 +126,8 @@ class InspectParams(StageParams, role=Role.COMPUTED):
 
     stage: Literal["inspect"] = "inspect"
     model: ModelRef
+    uses: tuple[ModelUse, ...] = ()
+    """Uses of the model. A model that cannot serve one of them is refused."""
 
 
 class SampleParams(SourceFields, PartFields, StageParams, role=Role.COMPUTED):
@@ -305,7 +307,7 @@ class Runtime(
     engine_args: dict[str, JsonValue] = Field(default_factory=dict)
     """Sampling, evaluation: arguments of vLLM's engine that change only its speed and memory, see SPEED_ENGINE_ARGS."""
     model_uses: tuple[ModelUse, ...] = ()
-    """Inspecting and fetching: uses of the model. A model that cannot serve one of them is refused."""
+    """Fetching: uses of the model. A model that cannot serve one of them is refused."""
 
 
 class ErrorInfo(_Model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -87,14 +87,19 @@ class StageContext:
             )
         return artifact
 
-    def resolve_path(self, reference: str, *, only: Sequence[str] = ()) -> str:
+    def resolve_path(self, reference: str, *, only: Callable[[str], bool] | None = None) -> str:
         """Turn storage://PATH into a local path; absolute paths and hub ids stay as they are.
 
-        On S3 the content is downloaded first; of a directory only the files that match a pattern in `only`, if any.
+        On S3 the content is downloaded first; of a directory only the files for whose relative names `only` is true.
         Every process of a distributed stage may call it: those of one pod download once.
         """
+        below = self.below_root(reference)
+        return reference if below is None else str(self.store.local_copy(below, only))
+
+    def below_root(self, reference: str) -> str | None:
+        """Return the path below the storage root that storage://PATH names; None for other references."""
         if not reference.startswith(_STORAGE_SCHEME):
-            return reference
+            return None
         below = PurePosixPath(reference.removeprefix(_STORAGE_SCHEME))
         if below.is_absolute() or ".." in below.parts:
             raise ConfigError(
@@ -103,7 +108,7 @@ class StageContext:
                 "the path must stay below the storage root",
                 "Write storage://DIRECTORY/NAME.",
             )
-        return str(self.store.local_copy(below.as_posix(), only))
+        return below.as_posix()
 
     @property
     def is_main(self) -> bool:

@@ -259,7 +259,7 @@ def test_help_works_without_torch() -> None:
 def test_a_wrong_command_line_is_a_usage_error() -> None:
     ran = command("-m", "wrpo_engine", "samples", "--config", "x")
     assert ran.returncode == 64
-    assert "'samples' is not one of 'prepare', 'fetch', 'sample'" in ran.stderr
+    assert "'samples' is not one of 'prepare', 'fetch', 'inspect'" in ran.stderr
 
 
 def test_a_config_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:

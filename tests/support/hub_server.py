@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
 from typing import Any, Literal
 from urllib.parse import parse_qs
+
+import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -41,6 +44,14 @@ class Hub:
     fault: Callable[[str], HubFault | None] = lambda _path: None
     served: dict[str, bytes] = field(default_factory=dict)
     """Contents that are given in place of those that the hub says it has."""
+    gated: bool = False
+    """Files need a token with access; the list of files needs none."""
+    tokens: dict[str, bool] = field(default_factory=dict)
+    """Valid token -> whether it has access to a gated model."""
+    has_ranges: bool = True
+    """Whether a request for a part of a file gets that part, or the whole file."""
+    sent: Counter[str] = field(default_factory=Counter)
+    """Name of a file -> bytes of it that were sent."""
     port: int = 0
 
     @property
@@ -98,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = hub.fault(path) or HubFault()
         if fault.status is not None:
             self._send(fault.status, b"", fault.headers)
+        elif (refusal := self._refusal(path)) is not None:
+            self._send(refusal.status or 403, b"", refusal.headers)
         elif re.fullmatch(rf"{hub.api}(/revision/(main|{hub.commit}))?", path):
             self._send_json(hub.info())
         elif path == f"{hub.api}/tree/{hub.commit}" or path.startswith(f"{hub.api}/tree/{hub.commit}/"):
@@ -107,7 +120,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b'{"error": "not found"}', {"X-Error-Code": code})
         else:
             name = path.removeprefix(hub.contents)
-            self._send_file(hub.served.get(name, hub.files.get(name)), fault.cut_body_to)
+            self._send_file(name, hub.served.get(name, hub.files.get(name)), fault.cut_body_to)
+
+    def _refusal(self, path: str) -> HubFault | None:
+        """Return the answer to a request that lacks the right token."""
+        hub, token = self.hub, self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token and token not in hub.tokens:
+            return HubFault(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
+        if hub.gated and "/resolve/" in path and not hub.tokens.get(token, False):
+            return HubFault(403 if token else 401, {"X-Error-Code": "GatedRepo"})
+        return None
 
     def do_POST(self) -> None:
         """Answer which of some paths exist: what `datasets` asks of a repository."""
@@ -124,21 +146,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815
 
-    def _send_file(self, content: bytes | None, cut: int | None) -> None:
+    def _send_file(self, name: str, content: bytes | None, cut: int | None) -> None:
         if content is None:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
         digest = hashlib.sha256(content).hexdigest()
         headers = {"ETag": f'"{digest}"', "X-Repo-Commit": self.hub.commit, "Accept-Ranges": "bytes"}
-        begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        if begin > len(content):
-            self._send(416, b"", headers)
-            return
-        status = 200
-        if "Range" in self.headers:
-            status = 206
-            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
-        self._send(status, content[begin:], headers, cut)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.hub.has_ranges else None
+        if asked is None:
+            status, body = 200, content
+        else:
+            begin, end = int(asked[1]), min(int(asked[2] or len(content)) + 1, len(content))
+            if begin > len(content):
+                self._send(416, b"", headers)
+                return
+            status, body = 206, content[begin:end]
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(content)}"
+        if self.command != "HEAD":
+            self.hub.sent[name] += len(body if cut is None else body[:cut])
+        self._send(status, body, headers, cut)
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], cut: int | None = None) -> None:
         self.send_response_only(status)
@@ -169,3 +195,13 @@ def hub_server(hub: Hub) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join(5)
+
+
+def use_hub(patch: pytest.MonkeyPatch, hub: Hub) -> None:
+    """Make the hub's client in this process, which has read its environment already, talk to a server."""
+    from huggingface_hub import constants
+
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "ENDPOINT", hub.endpoint)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.delenv("HF_TOKEN", raising=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from wrpo_engine.artifacts.checks import address, damaged, make_manifest, require_finite, unknown_file
 from wrpo_engine.artifacts.manifest import FileEntry, InputEntry, Manifest
@@ -35,6 +35,8 @@ class StoredArtifact(ABC):
     manifest: Manifest
     digest: str
     directory: Path
+    large_at_once: ClassVar[int] = 1
+    """Large files that are fetched and verified at a time."""
     _verified: set[str] = field(default_factory=set, init=False)
 
     @abstractmethod
@@ -64,10 +66,11 @@ class StoredArtifact(ABC):
         return self.directory / name
 
     def fetch_all(self, names: Sequence[str]) -> list[Path]:
-        """Return the local paths of many files as `file` does, in their order; small ones are fetched together."""
-        # Large ones one after another: each is fetched in parallel parts.
-        small = [name for name in names if name in self._by_name and self._by_name[name].size <= SMALL_BYTES]
-        in_parallel(self.file, small, threads=AT_ONCE, name="fetch")
+        """Return the local paths of many files as `file` does, in their order; several are verified at a time."""
+        known = [name for name in names if name in self._by_name]
+        large = [name for name in known if self._by_name[name].size > SMALL_BYTES]
+        in_parallel(self.file, [name for name in known if name not in large], threads=AT_ONCE, name="fetch")
+        in_parallel(self.file, large, threads=self.large_at_once, name="fetch")
         return [self.file(name) for name in names]
 
     def files(self, prefix: str = "") -> list[str]:
@@ -110,7 +113,7 @@ class StoredWriter(ABC):
         """Return whether the manifest exists."""
 
     @abstractmethod
-    def _place(self, temporary: Path, name: str, *, replace: bool) -> None:
+    def _place(self, temporary: Path, name: str, *, replace: bool, sha256: str | None = None) -> None:
         """Make a local file appear as `name`, here and in the store, unless one exists and is not replaced."""
 
     @abstractmethod
@@ -131,7 +134,9 @@ class StoredWriter(ABC):
         """Context in which local files are written."""
         return contextlib.nullcontext()
 
-    def publish(self, name: str, write: Callable[[Path], None], *, replace: bool = False) -> Path:
+    def publish(
+        self, name: str, write: Callable[[Path], None], *, replace: bool = False, sha256: str | None = None
+    ) -> Path:
         """Let `write` fill a temporary file, then make it appear as `name`; see `ArtifactWriter.publish`."""
         final = self.directory / name
         # The suffix stays the name's: writers choose formats by it. The uuid keeps two processes apart.
@@ -141,7 +146,7 @@ class StoredWriter(ABC):
                 final.parent.mkdir(parents=True, exist_ok=True)
                 write(temporary)
             self._refuse_if_committed(name)
-            self._place(temporary, name, replace=replace)
+            self._place(temporary, name, replace=replace, sha256=sha256)
         finally:
             temporary.unlink(missing_ok=True)
         return final

@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from wrpo_engine.artifacts.s3_client import (
     Stat,
     UnsupportedConditionError,
 )
+from wrpo_engine.artifacts.s3_remote import BucketFiles
 from wrpo_engine.artifacts.store import Artifact, ArtifactWriter
 from wrpo_engine.artifacts.transfer import download, download_whole, upload, upload_first
 from wrpo_engine.config import ArtifactRef
@@ -208,9 +208,9 @@ class S3Writer(StoredWriter):
     def _is_committed(self) -> bool:
         return self.copies.bucket.stat(self._full(MANIFEST_NAME)) is not None
 
-    def _place(self, temporary: Path, name: str, *, replace: bool) -> None:
+    def _place(self, temporary: Path, name: str, *, replace: bool, sha256: str | None = None) -> None:
         full, final = self._full(name), self.directory / name
-        digest, size = sha256_of(temporary), temporary.stat().st_size
+        digest, size = sha256 or sha256_of(temporary), temporary.stat().st_size
         is_ours = True
         if replace:
             upload(self.copies.bucket, temporary, full, sha256=digest)
@@ -324,7 +324,7 @@ class S3Store:
         """URI of the storage root."""
         return self.copies.bucket.root_uri
 
-    def local_copy(self, below: str, only: Sequence[str] = ()) -> Path:
+    def local_copy(self, below: str, only: Callable[[str], bool] | None = None) -> Path:
         """Download what is at `below` and return its local path; see `ArtifactStore.local_copy`."""
         bucket, cache = self.copies.bucket, self.copies.cache
         below = below.strip("/")
@@ -338,7 +338,8 @@ class S3Store:
             entry.key: entry
             for entry in found
             # Consoles mark directories by empty objects.
-            if not entry.key.endswith("/") and (entry.key == below or not only or _matches(entry.key, only))
+            if not entry.key.endswith("/")
+            and (entry.key == below or only is None or only(entry.key.removeprefix(f"{below}/")))
         }
         for key, entry in wanted.items():
             if ".." in Path(key).parts:
@@ -351,6 +352,10 @@ class S3Store:
                 stale.unlink(missing_ok=True)
         return path
 
+    def remote(self, below: str) -> BucketFiles:
+        """Return a reader of parts of the objects in the directory `below`."""
+        return BucketFiles(self.copies.bucket, below)
+
     def open(self, ref: ArtifactRef) -> Artifact | None:
         """Return the committed artifact, or None if there is no manifest."""
         return _read(ref, self.copies)
@@ -361,10 +366,6 @@ class S3Store:
         """Return the writer of an artifact; it writes nothing before `begin`."""
         directory = self.copies.cache.path(address(ref))
         return S3Writer(ref, directory, config, inputs, self.now, self.copies)
-
-
-def _matches(key: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(key, pattern) for pattern in patterns)
 
 
 def _read(ref: ArtifactRef, copies: Copies) -> S3Artifact | None:

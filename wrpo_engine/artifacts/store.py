@@ -66,12 +66,17 @@ class ArtifactWriter(Protocol):
         """Fail before the work starts if nothing could be published."""
         ...
 
-    def publish(self, name: str, write: Callable[[Path], None], *, replace: bool = False) -> Path:
+    def publish(
+        self, name: str, write: Callable[[Path], None], *, replace: bool = False, sha256: str | None = None
+    ) -> Path:
         """Let `write` fill a temporary file, then make it appear as `name` at once and durably; return its local path.
 
         Of several writers of one name the first wins, as two need not write the same bytes; the path holds the store's
         content. With `replace` the last one wins, for files that are rewritten on purpose. AlreadyCommitted, and
         nothing is published, once there is a manifest.
+
+        `sha256` is the digest of what `write` leaves, if the caller has verified it: nobody reads a large file again to
+        verify it, unless it changes.
         """
         ...
 
@@ -115,6 +120,18 @@ class ArtifactWriter(Protocol):
         ...
 
 
+class RemoteFiles(Protocol):
+    """Files of a directory that is not local, for reading parts of them. Several threads may use it."""
+
+    def sizes(self) -> Mapping[str, int]:
+        """Return name, relative to the directory, -> size in bytes of every file; empty if there is no directory."""
+        ...
+
+    def read(self, name: str, begin: int, end: int) -> bytes:
+        """Return the bytes of a file from `begin` to before `end`, or to the end of the file if that is first."""
+        ...
+
+
 class ArtifactStore(Protocol):
     """Artifacts by address."""
 
@@ -123,12 +140,16 @@ class ArtifactStore(Protocol):
         """The directory or URI that `storage://` stands for, for messages."""
         ...
 
-    def local_copy(self, below: str, only: Sequence[str] = ()) -> Path:
+    def local_copy(self, below: str, only: Callable[[str], bool] | None = None) -> Path:
         """Return the local path of a file or directory at `below` the storage root; nothing there, no such path.
 
-        With patterns in `only`, no other files of a directory are brought here. Processes of one machine may call it at
-        the same time.
+        With `only`, no other files of a directory are brought here; it gets their names relative to the directory.
+        Processes of one machine may call it at the same time.
         """
+        ...
+
+    def remote(self, below: str) -> RemoteFiles | None:
+        """Return a reader of parts of the files in the directory `below`; None if the storage is a local directory."""
         ...
 
     def open(self, ref: ArtifactRef) -> Artifact | None:

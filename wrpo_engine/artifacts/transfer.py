@@ -160,7 +160,7 @@ def download(bucket: S3Bucket, name: str, partial: Path, *, size: int, etag: str
         os.fsync(descriptor)
     except ConditionFailed:
         journal.unlink(missing_ok=True)
-        raise _replaced(bucket, name) from None
+        raise replaced(bucket, name) from None
     finally:
         os.close(descriptor)
     journal.unlink()
@@ -191,7 +191,7 @@ def download_whole(bucket: S3Bucket, name: str, partial: Path, *, size: int, eta
             if stat.size == size:
                 _fill(bucket, name, partial, stat, body)
     except ConditionFailed:
-        raise _replaced(bucket, name) from None
+        raise replaced(bucket, name) from None
     return stat
 
 
@@ -212,7 +212,8 @@ def _fill(bucket: S3Bucket, name: str, partial: Path, stat: Stat, body: Any) -> 
         os.fsync(file.fileno())
 
 
-def _replaced(bucket: S3Bucket, name: str) -> TemporaryError:
+def replaced(bucket: S3Bucket, name: str) -> TemporaryError:
+    """Return the error of an object that has another ETag than before."""
     return TemporaryError(
         f"{bucket.uri(name)} was replaced while it was read",
         code="StorageChanged",

@@ -19,6 +19,11 @@ _DIRECTORY = ".verified"
 _SUFFIX = ".ok"
 
 
+def is_record(name: str) -> bool:
+    """Return whether a file of an artifact's directory is a record and not the artifact's."""
+    return name.startswith(f"{_DIRECTORY}/")
+
+
 def is_recorded(directory: Path, entry: FileEntry, found: os.stat_result) -> bool:
     """Return whether the file, which `found` describes, was verified against the manifest."""
     try:

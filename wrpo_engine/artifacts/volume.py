@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from wrpo_engine.artifacts.base import SMALL_BYTES, TEMPORARY, StoredArtifact, StoredWriter
+from wrpo_engine.artifacts.base import AT_ONCE, SMALL_BYTES, TEMPORARY, StoredArtifact, StoredWriter
 from wrpo_engine.artifacts.checks import address, read_manifest
 from wrpo_engine.artifacts.manifest import MANIFEST_NAME, FileEntry, InputEntry, digest_of, sha256_of
+from wrpo_engine.artifacts.parallel import in_parallel
 from wrpo_engine.artifacts.store import Artifact, ArtifactWriter
-from wrpo_engine.artifacts.verified import is_recorded, record
+from wrpo_engine.artifacts.verified import is_record, is_recorded, record
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import MissingInputError
 
@@ -60,6 +61,8 @@ def _fresh(read: Callable[[], T]) -> T:
 @dataclass
 class VolumeArtifact(StoredArtifact):
     """A committed artifact in a directory."""
+
+    large_at_once: ClassVar[int] = 8
 
     def _place(self, name: str) -> str:
         return str(self.directory / name)
@@ -102,21 +105,32 @@ class VolumeWriter(StoredWriter):
     def _is_committed(self) -> bool:
         return (self.directory / MANIFEST_NAME).exists()
 
-    def _place(self, temporary: Path, name: str, *, replace: bool) -> None:
+    def _place(self, temporary: Path, name: str, *, replace: bool, sha256: str | None = None) -> None:
         final = self.directory / name
         _sync(temporary)
+        # Neither a link nor a rename changes size and time.
+        found = temporary.stat()
         if replace:
             temporary.replace(final)
         elif not _link_or_rename(temporary, final):
             self._log_loss(name)
+            sha256 = None
         _sync(final.parent)
+        if sha256 is not None:
+            self._record(FileEntry(name=name, size=found.st_size, sha256=sha256), found)
+
+    def _record(self, entry: FileEntry, found: os.stat_result) -> None:
+        if entry.size > SMALL_BYTES:
+            record(self.directory, entry, found)
 
     def published(self, prefix: str = "") -> list[str]:
         """Return the sorted names of all published files that start with `prefix`, of all attempts and pods."""
         # By listing, not by name: a client may have cached that a file is absent.
         names = (path.relative_to(self.directory).as_posix() for path in _files_below(self.directory))
         return sorted(
-            name for name in names if name.startswith(prefix) and TEMPORARY not in name and name != MANIFEST_NAME
+            name
+            for name in names
+            if name.startswith(prefix) and TEMPORARY not in name and name != MANIFEST_NAME and not is_record(name)
         )
 
     def fetch(self, name: str) -> Path:
@@ -147,14 +161,22 @@ class VolumeWriter(StoredWriter):
         return _read(self.ref, self.directory)
 
     def _entries(self, names: Sequence[str], rows: Mapping[str, int], sha256: Mapping[str, str]) -> list[FileEntry]:
-        return [self._entry(name, rows.get(name), sha256.get(name)) for name in names]
+        return in_parallel(
+            lambda name: self._entry(name, rows.get(name), sha256.get(name)), names, threads=AT_ONCE, name="commit"
+        )
 
     def _entry(self, name: str, rows: int | None, sha256: str | None) -> FileEntry:
         path = self.directory / name
         _fresh(lambda: _sync(path))
         _sync(path.parent)
-        digest = sha256 or _fresh(lambda: sha256_of(path))
-        return FileEntry(name=name, size=path.stat().st_size, sha256=digest, rows=rows)
+        found = path.stat()
+        if sha256 is not None:
+            return FileEntry(name=name, size=found.st_size, sha256=sha256, rows=rows)
+        digest = _fresh(lambda: sha256_of(path))
+        entry = FileEntry(name=name, size=path.stat().st_size, sha256=digest, rows=rows)
+        if (found.st_size, found.st_mtime_ns) == (entry.size, path.stat().st_mtime_ns):
+            self._record(entry, found)
+        return entry
 
     def _after_commit(self) -> None:
         """Remove leftovers of killed attempts; younger files may be another writer's."""
@@ -224,9 +246,16 @@ class VolumeStore:
         """Path of the root."""
         return str(self.root)
 
-    def local_copy(self, below: str, only: Sequence[str] = ()) -> Path:  # noqa: ARG002 (it is all local already)
+    def local_copy(
+        self,
+        below: str,
+        only: Callable[[str], bool] | None = None,  # noqa: ARG002 (it is all local already)
+    ) -> Path:
         """Return the path of `below` on the volume; nothing is copied."""
         return self.root / below
+
+    def remote(self, below: str) -> None:
+        """Return None: the files are local."""
 
     def open(self, ref: ArtifactRef) -> Artifact | None:
         """Return the committed artifact, or None if there is no manifest."""

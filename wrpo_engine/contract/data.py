@@ -20,26 +20,26 @@ class PinnedFields(Declared, role=Role.COMPUTED):
     code cannot change later."""
 
 
-class ModelUse(Declared):
-    """A use of a model by an experiment: the checks of a model before it is downloaded or gets an accelerator."""
-
-    field: Annotated[str, Field(min_length=1, max_length=256)]
-    """Section of the spec that names the model, e.g. target or sources[qwen]; errors name it."""
-    purpose: Literal["sample", "train", "score"]
-    """Use by a stage: generate responses, train (the target, which is sampled as well), or score responses."""
-    backend: Backend = "Transformers"
-    """Library that loads the model."""
-    trust_remote_code: bool = False
-    """Whether the experiment allows Python code of the model's repository."""
-    has_template: bool = False
-    """Whether the experiment replaces the chat template of the model's tokenizer."""
-
-
 class TemplateFields(Declared, role=Role.COMPUTED):
     """Format of a conversation for a model."""
 
     chat_template: Text | None = None
     """Jinja chat template that replaces the tokenizer's. Unset: the tokenizer's; required for a model without one."""
+
+
+class ModelUse(TemplateFields, role=Role.COMPUTED):
+    """A use of a model by an experiment: the checks of a model before it is downloaded or gets an accelerator."""
+
+    field: Annotated[str, Field(min_length=1, max_length=256)]
+    """Section of the spec that names the model, e.g. target or sources[qwen]; errors name it."""
+    purpose: Literal["sample", "train", "score"]
+    """Use by a stage: generate responses, train, or score responses."""
+    backend: Backend = "Transformers"
+    """Library that loads the model."""
+    trust_remote_code: bool = False
+    """Whether the experiment allows Python code of the model's repository."""
+    system_prompt: Text | None = None
+    """System message before every prompt. Unset: none."""
 
 
 class PromptFields(Declared, role=Role.COMPUTED):

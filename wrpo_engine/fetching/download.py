@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wrpo_engine.errors import DataError
-from wrpo_engine.fetching.plan import FetchPlan, HubFile
-from wrpo_engine.hub.client import HubPatience
+from wrpo_engine.fetching.plan import FetchPlan
+from wrpo_engine.hub.client import HubPatience, raise_for_status
+from wrpo_engine.hub.remote import TIMEOUT_S, HubFile
 
 log = logging.getLogger("wrpo_engine")
 
 _ATTEMPTS = 2
 """A file whose checksum is wrong is fetched once more from its beginning."""
-_TIMEOUT_S = 60.0
 _LEFTOVER_AGE_S = 3600.0
 PART_SUFFIX = ".part"
 
@@ -77,11 +77,11 @@ def _fill(plan: FetchPlan, file: HubFile, target: Path, patience: HubPatience, o
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
         if position:
             headers["Range"] = f"bytes={position}-"
-        with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_S) as answer:
+        with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT_S) as answer:
             if answer.status_code == 416:
                 # The server has no further bytes; the checksum shows whether the file is complete.
                 return
-            answer.raise_for_status()
+            raise_for_status(answer)
             goes_on = answer.status_code == 206
             # Another process that has committed the model removes all downloads.
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
+from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.hub.models import MODEL_FILES
-
-_CHUNK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """A file of a commit. Large ones have a sha256, all have git's id of their content."""
-
-    name: str
-    size: int | None
-    sha256: str | None
-    blob_id: str | None
-
-    def is_content_of(self, path: Path) -> bool:
-        """Return whether the local file is this one; one without a checksum on the hub must have the size."""
-        size = path.stat().st_size
-        if self.size is not None and size != self.size:
-            return False
-        if self.sha256 is not None:
-            return _digest(path, hashlib.sha256()) == self.sha256
-        if self.blob_id is not None:
-            return _digest(path, hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)) == self.blob_id
-        return True
+from wrpo_engine.hub.remote import HubFile
+from wrpo_engine.loading.files import WEIGHTS_SUFFIX, is_model_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +22,8 @@ class FetchPlan:
     revision: str
     """The commit."""
     files: tuple[HubFile, ...]
+    facts: ModelFacts | None = None
+    """The size of the model, if its config gives it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of plan.json."""
@@ -52,13 +31,22 @@ class FetchPlan:
             {"name": each.name, "size": each.size, "sha256": each.sha256, "blob_id": each.blob_id}
             for each in self.files
         ]
-        return {"name": self.name, "requested": self.requested, "revision": self.revision, "files": files}
+        facts = None if self.facts is None else self.facts.model_dump(mode="json", exclude_none=True)
+        return {
+            "name": self.name,
+            "requested": self.requested,
+            "revision": self.revision,
+            "files": files,
+            "facts": facts,
+        }
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> FetchPlan:
         """Return the plan in the content of plan.json."""
         files = tuple(HubFile(**each) for each in raw["files"])
-        return cls(raw["name"], raw["requested"], raw["revision"], files)
+        # An older version recorded none.
+        facts = None if raw.get("facts") is None else ModelFacts.model_validate(raw["facts"])
+        return cls(raw["name"], raw["requested"], raw["revision"], files, facts)
 
 
 def choose_files(name: str, files: Sequence[HubFile], field: str) -> tuple[HubFile, ...]:
@@ -69,11 +57,11 @@ def choose_files(name: str, files: Sequence[HubFile], field: str) -> tuple[HubFi
             raise DataError(f"{name} has a file {each.name!r}, which leads out of its directory", code="ModelInvalid")
     chosen = tuple(
         sorted(
-            (each for each in files if any(fnmatch(each.name, pattern) for pattern in MODEL_FILES)),
+            (each for each in files if is_model_file(each.name)),
             key=lambda each: each.name,
         )
     )
-    if not any(each.name.endswith(".safetensors") for each in chosen):
+    if not any(each.name.endswith(WEIGHTS_SUFFIX) for each in chosen):
         others = ", ".join(sorted(each.name for each in files)[:5]) or "nothing"
         raise ConfigError(
             field,
@@ -83,10 +71,3 @@ def choose_files(name: str, files: Sequence[HubFile], field: str) -> tuple[HubFi
             code="ModelNotSafetensors",
         )
     return chosen
-
-
-def _digest(path: Path, digest: Any) -> str:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return str(digest.hexdigest())

@@ -1,8 +1,8 @@
 """The fetch stage: a model of a hub becomes an artifact, downloaded once for all pods and experiments.
 
-The commit is pinned in plan.json before the first byte, so that attempts days apart fetch the same model. Files appear
-one by one, verified; unfinished files are in `download/` of the work directory, one for each process, and later
-attempts continue with a copy of it where it is on a volume.
+The model is checked before the first byte, as the inspect stage does it. The commit is then pinned in plan.json, so
+that attempts days apart fetch the same model. Files appear one by one, verified; unfinished files are in `download/` of
+the work directory, one for each process, and later attempts continue with a copy of it where it is on a volume.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tempfile
 import uuid
 from pathlib import Path
 from threading import Lock
@@ -18,9 +19,13 @@ from wrpo_engine.artifacts.parallel import in_parallel
 from wrpo_engine.config import FetchParams
 from wrpo_engine.errors import AlreadyCommitted, ConfigError
 from wrpo_engine.fetching.download import PART_SUFFIX, adopt_leftover, download_file
-from wrpo_engine.fetching.plan import FetchPlan, HubFile, choose_files
+from wrpo_engine.fetching.plan import FetchPlan, choose_files
 from wrpo_engine.hub.client import HubPatience, hub_errors, is_offline, offline_error
 from wrpo_engine.hub.models import FETCHED, MODEL_DIRECTORY, require_pinned_code
+from wrpo_engine.hub.remote import HubFile, open_model
+from wrpo_engine.inspecting.checks import inspect_model, model_field
+from wrpo_engine.inspecting.stage import FACTS, is_hub_id, outline_of, recorded
+from wrpo_engine.loading.files import WEIGHTS_SUFFIX
 from wrpo_engine.stage import StageContext, StageResult
 
 log = logging.getLogger("wrpo_engine")
@@ -28,7 +33,6 @@ log = logging.getLogger("wrpo_engine")
 PLAN_NAME = "plan.json"
 _DOWNLOADS = "download"
 _FILES_AT_ONCE = 4
-_FIELD = "model"
 
 
 def run(ctx: StageContext) -> StageResult:
@@ -37,14 +41,15 @@ def run(ctx: StageContext) -> StageResult:
     assert isinstance(params, FetchParams)
     model = params.model
     name = model.name
-    if name is None or "://" in name or Path(name).is_absolute():
+    field = model_field(ctx.config.runtime.model_uses)
+    if name is None or not is_hub_id(name):
         raise ConfigError(
-            _FIELD, str(name or model.input), "only models of a hub are fetched", "Write a hub id, e.g. org/model."
+            field, str(name or model.input), "only models of a hub are fetched", "Write a hub id, e.g. org/model."
         )
-    require_pinned_code(model, _FIELD)
+    require_pinned_code(model, field)
     patience = HubPatience.of(ctx.environ, ctx.stop.raise_if_requested)
     try:
-        with hub_errors(name, model.revision, _FIELD):
+        with hub_errors(name, model.revision, field):
             plan = _plan(ctx, name, model.revision, patience)
             _fetch_all(ctx, plan, patience)
     except AlreadyCommitted:
@@ -58,10 +63,14 @@ def run(ctx: StageContext) -> StageResult:
         # From the plan, not from the files.
         sha256={f"{MODEL_DIRECTORY}/{file.name}": file.sha256 for file in plan.files if file.sha256 is not None},
         metrics=metrics,
-        details={"model": source, FETCHED: {**source, "requested": plan.requested}},
+        details={
+            "model": source,
+            FETCHED: {**source, "requested": plan.requested},
+            **({} if plan.facts is None else {FACTS: recorded(plan.facts)}),
+        },
     )
     _remove_downloads(ctx)
-    return StageResult(rows=len(files), metrics=metrics)
+    return StageResult(rows=len(files), metrics=metrics, facts=plan.facts)
 
 
 def _remove_downloads(ctx: StageContext) -> None:
@@ -73,15 +82,16 @@ def _plan(ctx: StageContext, name: str, revision: str | None, patience: HubPatie
     if PLAN_NAME in ctx.output.published(PLAN_NAME):
         return FetchPlan.from_json(json.loads(ctx.output.fetch(PLAN_NAME).read_text(encoding="utf-8")))
     if is_offline(ctx.environ):
-        raise offline_error(name, _FIELD)
-    from huggingface_hub import HfApi
-
-    info = patience.call(f"asking for {name}", lambda: HfApi().model_info(name, revision=revision, files_metadata=True))
-    files = [
-        HubFile(each.rfilename, each.size, each.lfs.sha256 if each.lfs else None, None if each.lfs else each.blob_id)
-        for each in info.siblings or ()
-    ]
-    plan = FetchPlan(name, revision, str(info.sha), choose_files(name, files, _FIELD))
+        raise offline_error(name, model_field(ctx.config.runtime.model_uses))
+    remote = open_model(name, revision, patience)
+    uses = ctx.config.runtime.model_uses
+    chosen = choose_files(name, remote.files, model_field(uses))
+    with tempfile.TemporaryDirectory(prefix="wrpo-fetch-") as place:
+        model = outline_of(remote, Path(place), model_field(uses))
+        facts = inspect_model(model, uses, needs_facts=False)
+        weights = frozenset(model.directory.weight_files())
+    files = tuple(file for file in chosen if file.name in weights or not file.name.endswith(WEIGHTS_SUFFIX))
+    plan = FetchPlan(name, revision, remote.revision, files, facts)
     log.info("%s at %s: %d files", name, plan.revision, len(plan.files))
     content = json.dumps(plan.to_json(), indent=1) + "\n"
     # Another pod's plan may have been first, and the branch may have moved since.
@@ -103,7 +113,7 @@ def _fetch_all(ctx: StageContext, plan: FetchPlan, patience: HubPatience) -> Non
     published = frozenset(ctx.output.published(f"{MODEL_DIRECTORY}/"))
     todo = [file for file in plan.files if f"{MODEL_DIRECTORY}/{file.name}" not in published]
     if todo and is_offline(ctx.environ):
-        raise offline_error(plan.name, _FIELD)
+        raise offline_error(plan.name, model_field(ctx.config.runtime.model_uses))
     total = sum(file.size or 0 for file in plan.files) or 1
     done = total - sum(file.size or 0 for file in todo)
     counting = Lock()
@@ -122,6 +132,7 @@ def _fetch_all(ctx: StageContext, plan: FetchPlan, patience: HubPatience) -> Non
         target.parent.mkdir(parents=True, exist_ok=True)
         adopt_leftover(target, ctx.clock().timestamp())
         download_file(plan, file, target, patience, on_bytes)
-        ctx.output.publish(f"{MODEL_DIRECTORY}/{file.name}", lambda path: _move(target, path))
+        name = f"{MODEL_DIRECTORY}/{file.name}"
+        ctx.output.publish(name, lambda path: _move(target, path), sha256=file.sha256)
 
     in_parallel(fetch, todo, threads=_FILES_AT_ONCE, name="fetch")

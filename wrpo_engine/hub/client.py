@@ -19,12 +19,18 @@ log = logging.getLogger("wrpo_engine")
 T = TypeVar("T")
 _BACKOFF = Backoff(first_s=1.0, longest_s=60.0)
 _WAIT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_FROM = "HF_TOKEN from a Secret, in spec.env"
 _PUT_ON_STORAGE = "put the model on the storage and name it storage://PATH"
 
 
 def is_offline(environ: Mapping[str, str]) -> bool:
     """Return whether downloads are forbidden."""
     return environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+
+
+def section_of(field: str) -> str:
+    """Return the section of the spec whose field names a model: that of revision and trustRemoteCode."""
+    return field.removesuffix(".model")
 
 
 def offline_error(name: str, field: str) -> ConfigError:
@@ -113,46 +119,42 @@ def retry_after_s(error: Exception, now: datetime) -> float | None:
     return None if limit is None else float(limit.reset_in_seconds)
 
 
+def _response(error: Any) -> Any:
+    return getattr(error, "response", None)
+
+
 def _status(error: Any) -> int:
-    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
+    return int(getattr(_response(error), "status_code", 0) or 0)
+
+
+def raise_for_status(answer: Any) -> None:
+    """Raise the hub's own error for a reply that is one; for a streamed reply, too."""
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+    if answer.is_error:
+        # The reason is in the body, which a stream has not read.
+        answer.read()
+    hf_raise_for_status(answer)
 
 
 @contextlib.contextmanager
 def hub_errors(name: str, revision: str | None, field: str) -> Iterator[None]:
-    """Translate the hub's errors into the engine's. `field` is the model's field in the experiment's spec."""
+    """Translate the hub's errors into the engine's. `field` is the model's field in the experiment's spec.
+
+    What the hub itself refuses is final: a retry gets the same reply.
+    """
     import httpx2
     from huggingface_hub.errors import (
-        GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
     )
 
     try:
         yield
-    except GatedRepoError as error:
-        raise ConfigError(
-            field,
-            name,
-            "access to this model has to be granted first",
-            "Accept its licence on the hub and give the pod a token (HF_TOKEN from a Secret).",
-            code="ModelForbidden",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ConfigError(
-            f"{field}.revision", str(revision), f"{name} has no such revision", "Check the name.", code="ModelNotFound"
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ConfigError(
-            field,
-            name,
-            "there is no such model on the hub, or it is private",
-            "Check the spelling, or write an absolute path or storage://PATH for a local directory.",
-            code="ModelNotFound",
-        ) from error
+    except HFValidationError as error:
+        raise _unknown(name, field) from error
     except OfflineModeIsEnabled as error:
         raise offline_error(name, field) from error
     except (
@@ -163,9 +165,63 @@ def hub_errors(name: str, revision: str | None, field: str) -> Iterator[None]:
         ConnectionError,
         TimeoutError,
     ) as error:
-        raise TemporaryError(
+        raise _refusal(error, name, revision, field) or TemporaryError(
             f"{field} is {name!r}: it cannot be downloaded now ({first_line(error)})",
             code="HubUnreachable",
             field=field,
             hint=f"Check the network, or {_PUT_ON_STORAGE}.",
         ) from error
+
+
+def _unknown(name: str, field: str) -> ConfigError:
+    return ConfigError(
+        field,
+        name,
+        "there is no such model on the hub, or it is private",
+        "Check the spelling, or write an absolute path or storage://PATH for a local directory. A private model needs "
+        f"a token with access to it ({_FROM}).",
+        code="ModelNotFound",
+    )
+
+
+def _forbidden(name: str, field: str, rule: str, hint: str) -> ConfigError:
+    return ConfigError(field, name, rule, hint, code="ModelForbidden")
+
+
+def _refusal(error: Exception, name: str, revision: str | None, field: str) -> ConfigError | None:
+    """Return the error of a request that the hub refuses for good; None if a later one may succeed."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    has_token = _has_token()
+    if isinstance(error, GatedRepoError):
+        if has_token:
+            rule = f"access to this model is granted by its authors, and the token of this pod ({_FROM}) has none"
+            hint = (
+                "Accept the model's licence on the hub with the account of the token, or use another account's token."
+            )
+        else:
+            rule = "access to this model is granted by its authors, and this pod has no token"
+            hint = f"Accept the model's licence on the hub and give the pods a token ({_FROM})."
+        return _forbidden(name, field, rule, hint)
+    if isinstance(error, RevisionNotFoundError):
+        at, rule = f"{section_of(field)}.revision", f"{name} has no such revision"
+        return ConfigError(at, str(revision), rule, "Check the name.", code="ModelNotFound")
+    status = _status(error)
+    if isinstance(error, RepositoryNotFoundError) and not (has_token and status == 401):
+        return _unknown(name, field)
+    # Behind a redirection answers another server, whose addresses expire.
+    if not 400 <= status < 500 or status in _WAIT_STATUS or _response(error).history:
+        return None
+    if status == 401 and has_token:
+        rule = f"the hub does not accept the token of this pod ({_FROM})"
+        return _forbidden(name, field, rule, "Replace the token in the Secret: it may be mistyped, expired or revoked.")
+    said = f"the hub refuses the request: {first_line(error)}"
+    if status in {401, 403}:
+        return _forbidden(name, field, said, f"Give the pods a token that may read the model ({_FROM}).")
+    return ConfigError(field, name, said, f"Check name and revision, or {_PUT_ON_STORAGE}.", code="ModelNotFound")
+
+
+def _has_token() -> bool:
+    from huggingface_hub import get_token
+
+    return get_token() is not None

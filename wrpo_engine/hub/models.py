@@ -11,14 +11,17 @@ from wrpo_engine.artifacts import Artifact
 from wrpo_engine.artifacts.checks import address
 from wrpo_engine.config import ModelRef, RewardModel
 from wrpo_engine.errors import ConfigError, DataError, first_line
-from wrpo_engine.hub.client import HubPatience, hub_errors, is_offline, offline_error
+from wrpo_engine.hub.client import HubPatience, hub_errors, is_offline, offline_error, section_of
 from wrpo_engine.loading.context import context_of
 from wrpo_engine.loading.files import (
     ADAPTER_FILE,
     CONFIG_FILE,
     GENERATION_FILE,
+    HUB_IGNORED,
+    HUB_PATTERNS,
     ModelDirectory,
     TensorFact,
+    is_model_file,
     shown,
 )
 from wrpo_engine.loading.guard import loading
@@ -31,8 +34,9 @@ FETCH_ROLE = "fetch/"
 """Roles of models that were downloaded beforehand."""
 FETCHED = "fetched"
 """Keys of their manifests' details: name, requested revision, commit."""
-MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
-"""Files of a model's directory that are used; weights in other formats are not even downloaded."""
+
+
+UNKNOWN_KIND = f"its {CONFIG_FILE} has the model_type {{kind!r}}, which transformers does not know"
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class ResolvedModel:
     chat_template: str | None = None
     field: str = "model"
     """The model's field in the experiment's spec, for error messages."""
+    location: str = ""
+    """Place of the model, for error messages. Empty: the path."""
 
     def details(self) -> dict[str, Any]:
         """Return the model's name and revision for the manifest."""
@@ -77,7 +83,7 @@ def resolve_model(model: ModelRef | RewardModel, ctx: StageContext, *, field: st
         )
     name = model.name
     assert name is not None
-    reference = ctx.resolve_path(name, only=MODEL_FILES)
+    reference = ctx.resolve_path(name, only=is_model_file)
     revision: str | None = None
     if Path(reference).is_absolute():
         path = Path(reference)
@@ -88,7 +94,7 @@ def resolve_model(model: ModelRef | RewardModel, ctx: StageContext, *, field: st
         if fetched is not None:
             path, revision = fetched
         else:
-            path = _download(name, model.revision, ctx, field)
+            path = download(name, model.revision, ctx, field)
             # Snapshots lie in a directory named by their commit.
             revision = path.name
         check_directory(path, name, field)
@@ -99,7 +105,9 @@ def require_pinned_code(model: ModelRef | RewardModel, field: str) -> None:
     """Refuse code from a hub without a pinned revision, because it may change."""
     if model.trust_remote_code and not model.revision:
         rule = "code from a hub runs only from a pinned revision"
-        raise ConfigError(f"{field}.trustRemoteCode", "true", rule, f"Set {field}.revision.")
+        section = section_of(field)
+        hint = f"Set {section}.revision to a commit of 40 digits."
+        raise ConfigError(f"{section}.trustRemoteCode", "true", rule, hint)
 
 
 def _bring_model(artifact: Artifact, field: str) -> None:
@@ -161,11 +169,33 @@ def tokenizer_of(model: ResolvedModel, *, field: str = "model", needs_template: 
     return tokenizer
 
 
+def code_error(identity: str, field: str, rule: str) -> ConfigError:
+    """Return the error of a model that needs code of its repository, which the experiment does not allow.
+
+    `field` is the model's section of the spec.
+    """
+    pin = "" if identity.startswith(("/", "storage://")) else f" and {field}.revision to a commit of 40 digits"
+    return ConfigError(
+        f"{field}.trustRemoteCode",
+        "false",
+        f"{identity} needs the Python code of its repository: {rule}",
+        f"Read that code, then set {field}.trustRemoteCode: true{pin}; or use another model.",
+        code="ModelNeedsCode",
+    )
+
+
+def _asks_for_code(error: BaseException) -> bool:
+    """Return whether a loader of Transformers refused to run code."""
+    return "trust_remote_code" in str(error)
+
+
 def read_tokenizer(path: str, *, field: str, identity: str, trust_remote_code: bool = False) -> Any:
     """Return the tokenizer of a directory or of a hub's model; ConfigError names `field` and `identity`."""
     from transformers import AutoTokenizer
 
     def refuse(error: BaseException) -> ConfigError:
+        if not trust_remote_code and _asks_for_code(error):
+            return code_error(identity, field, "its tokenizer is part of that code")
         return ConfigError(
             field,
             identity,
@@ -186,12 +216,14 @@ def transformers_config(model: ResolvedModel) -> Any:
     from transformers import AutoConfig
 
     def refuse(error: BaseException) -> ConfigError:
+        if not model.trust_remote_code and _asks_for_code(error):
+            return code_error(model.identity, section_of(model.field), UNKNOWN_KIND.format(kind=str(kind)[:80]))
         return model.directory.invalid(
             f"transformers cannot read its {CONFIG_FILE}: {first_line(error)}",
             "Use a model that this version of transformers knows; one with custom code needs trustRemoteCode.",
         )
 
-    model.directory.read_object(CONFIG_FILE)
+    kind = model.directory.read_object(CONFIG_FILE).get("model_type")
     with loading(refuse):
         return AutoConfig.from_pretrained(str(model.path), trust_remote_code=model.trust_remote_code)
 
@@ -291,25 +323,29 @@ def tensor_facts(model: ResolvedModel) -> dict[str, TensorFact]:
     return facts
 
 
-def check_directory(path: Path, name: str, field: str) -> None:
-    """Raise ConfigError unless `path` is a directory with config.json and safetensors of a whole model."""
+def check_directory(path: Path, name: str, field: str, location: str = "") -> None:
+    """Raise ConfigError unless `path` is a directory with config.json and safetensors of a whole model.
+
+    Messages name `location`, or the path if it is empty.
+    """
+    place = location or path
     if not path.is_dir():
         raise ConfigError(
             field,
             name,
-            f"there is no directory {path}",
+            f"there is no directory {place}",
             "Check the path and that its volume is mounted.",
             code="ModelNotFound",
         )
     directory = ModelDirectory(path, name, field)
     if directory.has(ADAPTER_FILE):
         raise directory.invalid(
-            f"{path} holds an adapter ({ADAPTER_FILE}), not a model by itself",
+            f"{place} holds an adapter ({ADAPTER_FILE}), not a model by itself",
             f"Merge the adapter into its base model; if that is done already, remove {ADAPTER_FILE}.",
         )
     if not directory.has(CONFIG_FILE):
         raise directory.invalid(
-            f"{path} holds no config.json, so it is not a Hugging Face model directory",
+            f"{place} holds no config.json, so it is not a Hugging Face model directory",
             "Name the directory that holds config.json and *.safetensors.",
         )
     directory.check_pointers(_names_of(path))
@@ -318,21 +354,22 @@ def check_directory(path: Path, name: str, field: str) -> None:
         raise ConfigError(
             field,
             name,
-            f"{path} holds no *.safetensors (found: {others})",
+            f"{place} holds no *.safetensors (found: {others})",
             "Convert the weights to safetensors; other formats are not loaded, as they can run code.",
             code="ModelNotSafetensors",
         )
 
 
 def _names_of(path: Path) -> list[str]:
-    return [file.name for pattern in MODEL_FILES for file in path.glob(pattern)]
+    return [file.name for file in path.iterdir() if is_model_file(file.name)]
 
 
 def _names(paths: Iterable[Path]) -> str:
     return ", ".join(sorted(path.name for path in paths)[:3])
 
 
-def _download(name: str, revision: str | None, ctx: StageContext, field: str) -> Path:
+def download(name: str, revision: str | None, ctx: StageContext, field: str) -> Path:
+    """Return the snapshot of a hub's model in the hub client's cache, downloaded unless that is forbidden."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -341,7 +378,11 @@ def _download(name: str, revision: str | None, ctx: StageContext, field: str) ->
     def request() -> str:
         try:
             path: str = snapshot_download(
-                name, revision=revision, allow_patterns=list(MODEL_FILES), local_files_only=offline
+                name,
+                revision=revision,
+                allow_patterns=list(HUB_PATTERNS),
+                ignore_patterns=list(HUB_IGNORED),
+                local_files_only=offline,
             )
         except LocalEntryNotFoundError as error:
             if offline:

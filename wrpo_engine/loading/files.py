@@ -1,4 +1,4 @@
-"""Readers of a model directory's JSON files and weight headers. They load no tensor."""
+"""Files of a model directory: which there are, and readers of JSON files and weight headers. They load no tensor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -17,7 +18,20 @@ CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_config.json"
+WEIGHTS_SUFFIX = ".safetensors"
 _SINGLE_FILE = "model.safetensors"
+_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
+_OF_OTHER_LOADERS = ("consolidated*", "params.json")
+"""The same weights and their configuration in Mistral's and Meta's own format. Next to them, vLLM reads the model by
+other code than Transformers' format."""
+_TEMPLATES = "additional_chat_templates"
+"""The only sub-directory that a loader reads."""
+HUB_PATTERNS = _PATTERNS
+HUB_IGNORED = (*_OF_OTHER_LOADERS, *(f"*/{pattern}" for pattern in _PATTERNS if pattern != "*.jinja"))
+"""The same choice for the filter of `snapshot_download`, whose `*` also matches slashes."""
+HEADER_LENGTH_BYTES = 8
+_INDEX_TOLERANCE = 0.01
+"""Share by which an index may miss the size of the weights: some count buffers that are not stored."""
 _NAMES_SHOWN = 5
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.|base_model\.model\.)+")
@@ -63,6 +77,30 @@ class ModelDirectory:
             raise self.invalid(rule, _DAMAGED, code="ModelDamaged")
         return content
 
+    def weight_bytes(self) -> int:
+        """Return the bytes of all tensors; ConfigError if the index states another size.
+
+        Call it after `tensor_facts`, which finds damaged files.
+        """
+        stored = sum(_data_bytes(self.path / name) for name in self.weight_files())
+        if not self.has(_SINGLE_FILE) and self.has(INDEX_FILE):
+            self._check_stated_bytes(stored)
+        return stored
+
+    def _check_stated_bytes(self, stored: int) -> None:
+        metadata = self.read_object(INDEX_FILE).get("metadata")
+        stated = metadata.get("total_size") if isinstance(metadata, dict) else None
+        if stated is None:
+            return
+        is_number = isinstance(stated, int | float) and not isinstance(stated, bool)
+        if not is_number or not abs(stated - stored) <= _INDEX_TOLERANCE * stored:
+            raise self.invalid(
+                f"metadata.total_size of {INDEX_FILE} is {str(stated)[:80]}, but the headers of its files describe "
+                f"{stored} bytes of weights",
+                "Copy or download the index and all files of one version of the model, or correct the index.",
+                code="ModelDamaged",
+            )
+
     def check_pointers(self, names: Iterable[str]) -> None:
         """Refuse Git LFS pointers in place of files."""
         if found := sorted(name for name in names if is_pointer(self.path / name)):
@@ -81,8 +119,8 @@ class ModelDirectory:
             return [_SINGLE_FILE]
         if self.has(INDEX_FILE):
             return self._indexed_files()
-        others = [path.name for path in self.path.glob("*.safetensors")]
-        return sorted(name for name in others if not name.startswith(("consolidated", "adapter_")))
+        others = [path.name for path in self.path.glob(f"*{WEIGHTS_SUFFIX}")]
+        return sorted(name for name in others if is_model_file(name) and not name.startswith("adapter_"))
 
     def _indexed_files(self) -> list[str]:
         files = sorted(set(self._weight_map().values()))
@@ -173,6 +211,38 @@ class ModelDirectory:
 
 
 _DAMAGED = "Copy or download the model again."
+
+
+def is_model_file(name: str) -> bool:
+    """Return whether a loader of Transformers' format may read a file; `name` is relative to the model's directory."""
+    path = PurePosixPath(name)
+    if len(path.parts) > 1:
+        return len(path.parts) == 2 and path.parts[0] == _TEMPLATES and path.suffix == ".jinja"
+    return _matches(name, _PATTERNS) and not _matches(name, _OF_OTHER_LOADERS)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def header_end(content: bytes) -> int | None:
+    """Return where the header of a safetensors file ends, which begins with `content`; None if it has no header."""
+    if len(content) < HEADER_LENGTH_BYTES:
+        return None
+    return HEADER_LENGTH_BYTES + int.from_bytes(content[:HEADER_LENGTH_BYTES], "little")
+
+
+def _data_bytes(path: Path) -> int:
+    with path.open("rb") as file:
+        begin = header_end(file.read(HEADER_LENGTH_BYTES)) or 0
+    return path.stat().st_size - begin
+
+
+def is_quantised(config: Mapping[str, Any]) -> bool:
+    """Return whether the configuration says that the files hold quantised weights."""
+    nested = config.get("text_config")
+    places = [config, nested] if isinstance(nested, Mapping) else [config]
+    return any(place.get(key) for place in places for key in ("quantization_config", "compression_config"))
 
 
 def is_pointer(path: Path) -> bool:

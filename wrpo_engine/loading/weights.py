@@ -16,6 +16,7 @@ import torch
 
 from wrpo_engine.errors import ConfigError, first_line
 from wrpo_engine.loading.files import CONFIG_FILE, ModelDirectory, TensorFact, shown
+from wrpo_engine.loading.files import is_quantised as is_quantised  # noqa: PLC0414 (imported from here)
 from wrpo_engine.loading.guard import loading
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -188,10 +189,3 @@ def _check_layers(directory: ModelDirectory, facts: Mapping[str, TensorFact], co
                 f"{CONFIG_FILE} has {name} {layers}, but its files hold {len(facts)} tensors",
                 "Copy or save config.json and weights of one model.",
             )
-
-
-def is_quantised(config: Mapping[str, Any]) -> bool:
-    """Return whether the configuration says that the files hold quantised weights."""
-    nested = config.get("text_config")
-    places = [config, nested] if isinstance(nested, Mapping) else [config]
-    return any(place.get(key) for place in places for key in ("quantization_config", "compression_config"))

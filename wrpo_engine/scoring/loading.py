@@ -31,17 +31,32 @@ def load_network(model: ResolvedModel, config: Mapping[str, Any], dtype: str, de
     """Load a gated multi-objective model or a one-label classifier; ConfigError if its files do not hold one."""
     torch_dtype = _torch_dtype(dtype, device)
     if is_gated(config):
-        from transformers import LlamaConfig, LlamaModel
+        from transformers import LlamaModel
 
         with loading(partial(unloadable, model)):
             head = load_gated_head(model.path, config, model.identity)
-            backbone_config = LlamaConfig.from_pretrained(str(model.path))
-        own = dict.fromkeys(GatingConfig.from_json(config).shapes())
-        purpose = replace(SCORE, unused=re.compile("|".join(re.escape(name) for name in own) + r"|^(score|lm_head)\."))
-        check_weights(model.directory, tensor_facts(model), backbone_config, LlamaModel, purpose)
-        return _decoder(_from_pretrained(LlamaModel, model, torch_dtype, purpose), head, device)
+        check_network(model, config)
+        return _decoder(_from_pretrained(LlamaModel, model, torch_dtype, _gated(config)), head, device)
     from transformers import AutoModelForSequenceClassification
     from transformers.modeling_layers import GenericForSequenceClassification
+
+    check_network(model, config)
+    classifier = _from_pretrained(AutoModelForSequenceClassification, model, torch_dtype, SCORE)
+    if isinstance(classifier, GenericForSequenceClassification) and _is_causal(classifier.config):
+        return _decoder(classifier.base_model, LinearHead(classifier.score.weight), device)
+    return Classifier(classifier.to(device).eval())
+
+
+def check_network(model: ResolvedModel, config: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless the files' headers are those of a gated model or of a one-label classifier."""
+    if is_gated(config):
+        from transformers import LlamaConfig, LlamaModel
+
+        with loading(partial(unloadable, model)):
+            backbone, purpose = LlamaConfig.from_pretrained(str(model.path)), _gated(config)
+        check_weights(model.directory, tensor_facts(model), backbone, LlamaModel, purpose)
+        return
+    from transformers import AutoModelForSequenceClassification
 
     loaded = transformers_config(model)
     check_weights(model.directory, tensor_facts(model), loaded, AutoModelForSequenceClassification, SCORE)
@@ -51,10 +66,12 @@ def load_network(model: ResolvedModel, config: Mapping[str, Any], dtype: str, de
             f"it has {loaded.num_labels} labels, but a reward model must have exactly one",
             "Use a classifier trained with num_labels=1.",
         )
-    classifier = _from_pretrained(AutoModelForSequenceClassification, model, torch_dtype, SCORE)
-    if isinstance(classifier, GenericForSequenceClassification) and _is_causal(classifier.config):
-        return _decoder(classifier.base_model, LinearHead(classifier.score.weight), device)
-    return Classifier(classifier.to(device).eval())
+
+
+def _gated(config: Mapping[str, Any]) -> Purpose:
+    """Return the purpose of the backbone of a gated model, whose head is loaded separately."""
+    own = dict.fromkeys(GatingConfig.from_json(config).shapes())
+    return replace(SCORE, unused=re.compile("|".join(re.escape(name) for name in own) + r"|^(score|lm_head)\."))
 
 
 def ignored_last_token(config: Mapping[str, Any]) -> int | None:

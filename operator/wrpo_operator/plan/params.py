@@ -73,25 +73,27 @@ def reward_model(reward: RewardProvider) -> RewardModel:
     return project(RewardModel, values_of(reward), name=reward.model)
 
 
-def model_runtime(spec: ExperimentSpec, model: PinnedModel | RewardProvider) -> Runtime:
-    """Return the runtime of a stage that inspects or fetches a model: all uses of the model by the experiment."""
+def model_uses(spec: ExperimentSpec, model: PinnedModel | RewardProvider) -> tuple[ModelUse, ...]:
+    """Return all uses of a model by the experiment."""
     same = (model.model, model.revision)
-    return Runtime(model_uses=tuple(use for user, use in _uses(spec) if (user.model, user.revision) == same))
+    return tuple(use for user, use in _uses(spec) if (user.model, user.revision) == same)
 
 
 def _uses(spec: ExperimentSpec) -> Iterator[tuple[Target | RewardProvider, ModelUse]]:
     """Yield every model of the spec and its use."""
-    yield spec.target, _use(spec.target, "target", purpose="train")
+    yield spec.target, _use(spec.target, "target", "train")
+    yield spec.target, _use(spec.target, "target", "sample", _sampling(spec, None))
     for source in spec.sources:
-        backend = _sampling(spec, source)["backend"]
-        yield source, _use(source, f"sources[{source.name}]", purpose="sample", backend=backend)
-    yield spec.reward, _use(spec.reward, "reward", purpose="score")
+        yield source, _use(source, f"sources[{source.name}]", "sample", _sampling(spec, source))
+    yield spec.reward, _use(spec.reward, "reward", "score")
     for reward in spec.reward.additional:
-        yield reward, _use(reward, f"reward.additional[{reward.name}]", purpose="score")
+        yield reward, _use(reward, f"reward.additional[{reward.name}]", "score")
 
 
-def _use(model: Target | RewardProvider, field: str, **use: str) -> ModelUse:
-    return project(ModelUse, values_of(model), use, field=field, has_template=model.chat_template is not None)
+def _use(
+    model: Target | RewardProvider, field: str, purpose: str, settings: Mapping[str, Any] | None = None
+) -> ModelUse:
+    return project(ModelUse, values_of(model), settings or {}, field=field, purpose=purpose)
 
 
 def scoring(spec: ExperimentSpec, reward: RewardProvider) -> ScoreParams:

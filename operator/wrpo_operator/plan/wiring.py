@@ -15,6 +15,7 @@ from wrpo_engine.config import (
     InspectParams,
     ModelRef,
     Objective,
+    Runtime,
 )
 from wrpo_operator.api.names import MAIN_REWARD, REWARD_SEPARATOR, TARGET
 from wrpo_operator.api.pods import Resources
@@ -67,7 +68,8 @@ def fetch(graph: Graph, model: PinnedModel | RewardProvider) -> StageId | None:
     stage = _model_stage("fetch", model.model, model.revision)
     if stage not in graph:
         reference = ModelRef(name=model.model, revision=model.revision, trust_remote_code=model.trust_remote_code)
-        graph.add(stage, FetchParams(model=reference), runtime=params.model_runtime(graph.spec, model))
+        # Not hashed: a further use of a model downloads it no second time.
+        graph.add(stage, FetchParams(model=reference), runtime=Runtime(model_uses=params.model_uses(graph.spec, model)))
     return stage
 
 
@@ -77,8 +79,8 @@ def inspect(graph: Graph, model: PinnedModel | RewardProvider) -> StageId | None
         return None
     stage = _model_stage("inspect", model.model, model.revision)
     if stage not in graph:
-        inspection = InspectParams(model=ModelRef(name=model.model, revision=model.revision))
-        graph.add(stage, inspection, runtime=params.model_runtime(graph.spec, model))
+        reference = ModelRef(name=model.model, revision=model.revision)
+        graph.add(stage, InspectParams(model=reference, uses=params.model_uses(graph.spec, model)))
     return stage
 
 

@@ -21,6 +21,7 @@ from wrpo_engine.artifacts import transfer
 from wrpo_engine.artifacts.s3 import S3Store
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import ConfigError, DataError, MissingInputError, TemporaryError
+from wrpo_engine.loading.files import is_model_file
 
 REF = ArtifactRef(stage="sample/qwen", hash="00000000000000aa")
 BASE = "sample/qwen/00000000000000aa"
@@ -256,17 +257,24 @@ def test_storage_paths_are_brought_here_once_and_follow_the_bucket(
     connect: Connect, s3: S3Server, bucket: str, root: str, proxy: FaultProxy
 ) -> None:
     client = s3.client()
-    for name, body in {"m/config.json": b"{}", "m/a.safetensors": b"w", "m/a.bin": b"p", "m2/x.json": b"no"}.items():
+    objects = {
+        "m/config.json": b"{}",
+        "m/a.safetensors": b"w",
+        "m/a.bin": b"p",
+        "m/original/params.json": b"{}",
+        "m2/x.json": b"no",
+    }
+    for name, body in objects.items():
         client.put_object(Bucket=bucket, Key=f"{root}/models/{name}", Body=body)
     store = connect("a", endpoint=proxy.endpoint)
-    path = store.local_copy("models/m", ("*.json", "*.safetensors"))
+    path = store.local_copy("models/m", is_model_file)
     assert sorted(p.name for p in path.iterdir()) == ["a.safetensors", "config.json"]
     asked = len(proxy.ranges_asked("models/"))
-    assert store.local_copy("models/m", ("*.json", "*.safetensors")) == path
+    assert store.local_copy("models/m", is_model_file) == path
     assert len(proxy.ranges_asked("models/")) == asked == 2
     client.put_object(Bucket=bucket, Key=f"{root}/models/m/config.json", Body=b'{"new": 1}')
     client.delete_object(Bucket=bucket, Key=f"{root}/models/m/a.safetensors")
-    store.local_copy("models/m", ("*.json", "*.safetensors"))
+    store.local_copy("models/m", is_model_file)
     assert {p.name: p.read_bytes() for p in path.iterdir()} == {"config.json": b'{"new": 1}'}
     assert store.local_copy("models/m2/x.json").read_bytes() == b"no"
     assert not store.local_copy("models/nobody").exists()

@@ -254,8 +254,9 @@ def test_code_that_is_not_trusted_and_adapters_are_refused(
     own_code = edit(
         copy_of(source, tmp_path / "code"), model_type="own", auto_map={"AutoConfig": "configuration_own.OwnConfig"}
     )
-    assert "transformers cannot read its config.json: The repository DIR contains custom code" in message(
-        load, own_code
+    assert message(load, own_code).endswith(
+        ".trustRemoteCode is 'false': DIR needs the Python code of its repository: its config.json has the model_type "
+        "'own', which transformers does not know"
     )
     adapter = copy_of(source, tmp_path / "adapter")
     (adapter / "adapter_config.json").write_text("{}")

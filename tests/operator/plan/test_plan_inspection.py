@@ -37,13 +37,14 @@ def test_a_model_is_inspected_once_for_all_its_uses() -> None:
     assert downloaded.name == stage.name
     nodes = {node.id: node for node in graph.nodes()}
     assert list(nodes) == [stage, downloaded]
-    assert nodes[stage].params == InspectParams(model=ModelRef(name="org/tiny", revision=COMMIT))
-    assert nodes[stage].runtime.model_uses == (
+    uses = (
         ModelUse(field="target", purpose="train"),
+        ModelUse(field="target", purpose="sample", backend="vLLM"),
         ModelUse(field="sources[one]", purpose="sample", backend="Transformers", trust_remote_code=True),
-        ModelUse(field="sources[two]", purpose="sample", backend="vLLM", has_template=True),
+        ModelUse(field="sources[two]", purpose="sample", backend="vLLM", chat_template="{{ messages }}"),
     )
-    assert nodes[downloaded].runtime.model_uses == nodes[stage].runtime.model_uses
+    assert nodes[stage].params == InspectParams(model=ModelRef(name="org/tiny", revision=COMMIT), uses=uses)
+    assert nodes[downloaded].runtime.model_uses == uses
 
 
 def test_rewards_are_inspected_where_they_are_models() -> None:
@@ -52,7 +53,7 @@ def test_rewards_are_inspected_where_they_are_models() -> None:
         stage = inspect(graph, reward)
         assert stage is not None
         assert stage.name.startswith("judge-")
-    assert [node.runtime.model_uses for node in graph.nodes()] == [
+    assert [node.params.uses for node in graph.nodes() if isinstance(node.params, InspectParams)] == [
         (ModelUse(field="reward", purpose="score"),),
         (ModelUse(field="reward.additional[second]", purpose="score"),),
     ]
@@ -69,3 +70,12 @@ def test_the_name_of_an_inspection_is_one_of_a_stage(model: str) -> None:
     assert name.replace("-", "").isalnum()
     assert not name.startswith("-")
     assert len(name) <= 20
+
+
+def test_a_further_use_of_a_model_downloads_it_no_second_time() -> None:
+    changes: dict[str, Any] = {"target": {"model": "org/tiny"}, "modelCache": {"enabled": True}}
+    before, after = graph_of(**changes), graph_of(**changes, sources=[{"name": "one", "model": "org/tiny"}])
+    assert fetch(before, before.spec.target) == fetch(after, after.spec.target)
+    (first,), (second,) = before.nodes(), after.nodes()
+    assert first.hash == second.hash
+    assert len(second.runtime.model_uses) == len(first.runtime.model_uses) + 1
