@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -108,13 +109,37 @@ def definitions() -> dict[str, JsonObject]:
 
 
 _built: dict[str, Node] = {}
+"""Complete nodes by definition."""
+_unfinished: dict[str, Node] = {}
+"""Nodes in construction, to which nodes of recursive kinds refer. Only the holder of the lock reads them."""
+_construction = threading.RLock()
 
 
 def builtin(definition: str) -> Node:
-    """Return the node of a built-in definition, e.g. `io.k8s.api.batch.v1.Job`."""
-    if definition in _built:
-        return _built[definition]
-    node = _built[definition] = Node(definition=definition)
+    """Return the node of a built-in definition, e.g. `io.k8s.api.batch.v1.Job`.
+
+    Several servers may run in threads of one process: no thread sees a node before it is complete.
+    """
+    found = _built.get(definition)
+    if found is not None:
+        return found
+    with _construction:
+        known = _built.get(definition) or _unfinished.get(definition)
+        if known is not None:
+            return known
+        is_outermost = not _unfinished
+        try:
+            node = _construct(definition)
+            if is_outermost:
+                _built.update(_unfinished)
+        finally:
+            if is_outermost:
+                _unfinished.clear()
+        return node
+
+
+def _construct(definition: str) -> Node:
+    node = _unfinished[definition] = Node(definition=definition)
     raw = _definitions()[definition]
     if definition in _SPECIAL:
         node.special = _SPECIAL[definition]
