@@ -56,6 +56,7 @@ KUBELET = "system:node:wrpo-dev"
 _FIRST_PORT = 23456
 _PORT_SPAN = 8000
 """Below the ports that connections get."""
+_ACCOUNT_WAIT_S = 60.0
 
 
 class Cluster:
@@ -130,11 +131,13 @@ class Cluster:
 
     async def _wait_for_default_account(self) -> None:
         """Wait until pods can be created, so that the first requests need no retry."""
-        for _ in range(500):
-            if await get_or_none(self.client, SERVICE_ACCOUNTS, "default", "default") is not None:
-                return
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _ACCOUNT_WAIT_S
+        while await get_or_none(self.client, SERVICE_ACCOUNTS, "default", "default") is None:
+            if loop.time() > deadline:
+                why = f"was not created within {_ACCOUNT_WAIT_S:g} s; see the log for the reason"
+                raise RuntimeError(f"the ServiceAccount `default` {why}")
             await asyncio.sleep(0.01)
-        raise RuntimeError("the ServiceAccount `default` was not created within 5 s; see the log for the reason")
 
     async def stop(self, *, stop_pods: bool = True) -> None:
         """Stop everything. Without `stop_pods` the pods' processes keep running, and the next start adopts them."""

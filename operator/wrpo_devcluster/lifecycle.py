@@ -89,7 +89,7 @@ def up(
     config: ClusterConfig | None = None,
     with_crds: tuple[str, ...] = tuple(PRESETS),
     s3: bool = False,
-    timeout_s: float = 60.0,
+    timeout_s: float = 300.0,
 ) -> Info:
     """Start the control plane unless it runs, and wait until it is ready.
 
@@ -132,7 +132,7 @@ def up(
     raise LifecycleError(f"the control plane was not ready after {timeout_s:g} s.\n{background.log_tail(log_file)}")
 
 
-def down(state_dir: Path = DEFAULT_STATE_DIR, *, keep_pods: bool = False, timeout_s: float = 60.0) -> bool:
+def down(state_dir: Path = DEFAULT_STATE_DIR, *, keep_pods: bool = False, timeout_s: float = 180.0) -> bool:
     """Stop the control plane, and unless `keep_pods` the pods and the S3 server. Return False if it did not run.
 
     With `keep_pods` the processes keep running, and the next `up` adopts them.

@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,11 @@ _INTERNAL_PORTS = (
     "admin.port.grpc",
     "s3.port.grpc",
 )
-_HIGHEST_PORT = 55535
-"""SeaweedFS derives further ports by adding 10000 to some."""
+_PORTS = range(10_000, 20_000)
+"""Below the ports that the system gives to connections, so that none takes the server's port while the server restarts.
+SeaweedFS derives further ports by adding 10000 to some."""
 _STOP_S = 20.0
-_PORT_WAIT_S = 5.0
+_PORT_WAIT_S = 30.0
 """A process that has just been terminated may hold its port while its threads end."""
 
 
@@ -152,11 +153,11 @@ def free_ports(count: int) -> list[int]:
     ports: list[int] = []
     try:
         while len(ports) < count:
-            candidate = socket.socket()
-            candidate.bind((HOST, 0))
+            candidate, port = socket.socket(), secrets.choice(_PORTS)
             held.append(candidate)
-            if candidate.getsockname()[1] < _HIGHEST_PORT:
-                ports.append(candidate.getsockname()[1])
+            with suppress(OSError):
+                candidate.bind((HOST, port))
+                ports.append(port)
     finally:
         for each in held:
             each.close()

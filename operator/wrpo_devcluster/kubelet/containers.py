@@ -16,7 +16,7 @@ from wrpo_devcluster.kubelet import shim
 from wrpo_devcluster.kubelet.logs import tail_text
 from wrpo_devcluster.kubelet.records import Attempt, ExitRecord, kill_strays
 
-_START_TIMEOUT_S = 20.0
+_START_TIMEOUT_S = 120.0
 _MESSAGE_LIMIT = 4096
 
 

@@ -57,7 +57,7 @@ def install_operator(
     namespace: str = OPERATOR_NAMESPACE,
     release: str = RELEASE,
     values: Mapping[str, Any] | None = None,
-    timeout_s: int = 120,
+    timeout_s: int = 300,
 ) -> None:
     """Install or upgrade the chart and wait until the operator is ready; idempotent.
 
