@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from support.patience import LIMIT_S
 
 from benchmarks.common.machine import Machine, describe_machine
 from benchmarks.common.memory import PeakMemory
@@ -53,10 +54,10 @@ def test_a_worker_gives_its_result_and_its_error(tmp_path: Path) -> None:
         "    worker_main(work)\n"
     )
     environ = {"PYTHONPATH": f"{tmp_path}:{Path(__file__).resolve().parents[2]}"}
-    result = run_worker(module, {"value": 4}, threads=3, world_size=2, environ=environ, timeout_s=60)
+    result = run_worker(module, {"value": 4}, threads=3, world_size=2, environ=environ, timeout_s=LIMIT_S)
     assert result == {"doubled": 8, "OMP_NUM_THREADS": "3", "RANK": "0", "WORLD_SIZE": "2"}
     with pytest.raises(WorkerError, match="on purpose"):
-        run_worker(module, {"fail": True}, threads=1, environ=environ, timeout_s=60)
+        run_worker(module, {"fail": True}, threads=1, environ=environ, timeout_s=LIMIT_S)
 
 
 def test_results_come_back_as_they_were_saved(tmp_path: Path) -> None:

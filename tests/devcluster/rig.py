@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from devcluster.memory_api import MemoryClient
+from support.patience import LIMIT_S
 
 from wrpo_devcluster.bootstrap import node_object
 from wrpo_devcluster.client import NODES, JsonObject
@@ -51,9 +52,9 @@ async def simulated(
         await hub.close()
 
 
-async def until(check: Callable[[], Awaitable[Any]], *, timeout_s: float = 10.0) -> Any:
-    """Return the first true result; fail after `timeout_s` real seconds."""
-    deadline = asyncio.get_running_loop().time() + timeout_s
+async def until(check: Callable[[], Awaitable[Any]]) -> Any:
+    """Return the first true result; fail after LIMIT_S real seconds."""
+    deadline = asyncio.get_running_loop().time() + LIMIT_S
     while True:
         answer = await check()
         if answer:

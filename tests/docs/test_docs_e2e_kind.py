@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.patience import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "e2e_kind.py"
@@ -46,7 +47,7 @@ def run(tmp_path: Path, *flags: str, tools: tuple[str, ...], fails: str = "nothi
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=LIMIT_S,
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from engine_support import NOON, stage_config
+from support.patience import LIMIT_S
 
 from wrpo_engine.config import ArtifactRef, TerminationMessage
 from wrpo_engine.errors import DataError, Interrupted, TemporaryError
@@ -244,7 +245,7 @@ def command(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]
         cwd=REPOSITORY,
         env={**os.environ, **environ},
         check=False,
-        timeout=60,
+        timeout=LIMIT_S,
     )
 
 
@@ -300,7 +301,7 @@ def test_a_signal_ends_the_stage_with_143(engine: Engine, number: signal.Signals
         assert process.stdout is not None
         assert process.stdout.readline() == "working\n"
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 143
     assert engine.message.outcome == "Interrupted"
     assert "interrupted: stopped on request; finished work is kept and the next attempt continues" in errors

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from engine_support import NOON
+from support.patience import LIMIT_S
 
 from wrpo_engine.process.progress import (
     Endpoint,
@@ -140,7 +141,7 @@ def test_states_between_two_posts_are_not_posted() -> None:
 
     sink = PostSink(post, interval_s=60)
     sink.show(ProgressState(0, 10, 0.0, {}))
-    assert posted.wait(5)
+    assert posted.wait(LIMIT_S)
     for done in range(1, 11):
         sink.show(ProgressState(done, 10, 1.0, {}))
     sink.close()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import ValidationError
 from support.extensions import SHOUT, install, python_path
+from support.patience import LIMIT_S
 
 from wrpo_engine.config import StageParams
 from wrpo_engine.contract.builtin import BUILT_IN
@@ -176,7 +177,7 @@ def engine(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]
             "WRPO_TERMINATION_MESSAGE_PATH": str(directory / "termination-log"),
         },
         check=False,
-        timeout=60,
+        timeout=LIMIT_S,
     )
 
 

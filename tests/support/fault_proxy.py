@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+from support.patience import LIMIT_S
+
 _HOP_HEADERS = {"transfer-encoding", "connection", "content-length", "expect"}
 
 
@@ -99,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         forwarded = {key: value for key, value in self.headers.items() if key.lower() not in _HOP_HEADERS}
         if content or self.command in {"PUT", "POST"}:
             forwarded["Content-Length"] = str(len(content))
-        connection = http.client.HTTPConnection(urlsplit(self.proxy.upstream).netloc, timeout=30)
+        connection = http.client.HTTPConnection(urlsplit(self.proxy.upstream).netloc, timeout=LIMIT_S)
         try:
             connection.request(self.command, self.path, body=content or None, headers=forwarded)
             real = connection.getresponse()
@@ -169,4 +171,4 @@ def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
         proxy.closing.set()
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join(LIMIT_S)

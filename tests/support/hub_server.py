@@ -19,6 +19,7 @@ from typing import Any, Literal
 from urllib.parse import parse_qs
 
 import pytest
+from support.patience import LIMIT_S
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -194,7 +195,7 @@ def hub_server(hub: Hub) -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join(LIMIT_S)
 
 
 def use_hub(patch: pytest.MonkeyPatch, hub: Hub) -> None:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from support.patience import LIMIT_S
+
 from wrpo_devcluster.s3_server import choose_ports, command_line, find_program, free_ports, remove_sockets
 
 ACCESS_KEY = "wrpo-tests"
 SECRET_KEY = "wrpo-tests-secret"
-START_S = 60.0
 
 
 @dataclass
@@ -54,7 +55,7 @@ class S3Server:
         from botocore.exceptions import BotoCoreError, ClientError
 
         assert self._process is not None
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + LIMIT_S
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
@@ -87,7 +88,7 @@ class S3Server:
         from botocore.exceptions import BotoCoreError, ClientError
 
         client = self.client()
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + LIMIT_S
         while True:
             try:
                 client.create_bucket(Bucket=name)
@@ -116,9 +117,9 @@ class S3Server:
             return
         self._process.send_signal(number)
         try:
-            self._process.wait(20)
+            self._process.wait(LIMIT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(20)
+            self._process.wait(LIMIT_S)
         self._process = None
         remove_sockets([self.port, *self._ports.values()])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from devcluster.api_rig import WIDGETS, Rig, pod, refusal, widget
+from support.patience import LIMIT_S
 
 from wrpo_devcluster.apiserver.auth.rbac import Attributes
 from wrpo_devcluster.apiserver.endpoints.http import _parse_protobuf
@@ -152,7 +153,7 @@ def test_the_in_process_watch_outlives_broken_watches(run: Run) -> None:
         rig.server.close_watches("configmaps")
         await rig.client.create(CONFIG_MAPS, {"metadata": {"name": "b"}}, "ns")
         seen = {first.object["metadata"]["name"]}
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             while seen != {"a", "b"}:
                 seen.add((await anext(watch)).object["metadata"]["name"])
         await watch.aclose()  # type: ignore[attr-defined]

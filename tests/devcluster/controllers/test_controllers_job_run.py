@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -160,12 +161,18 @@ def test_a_refused_pod_is_told_in_the_jobs_events_and_tried_again_with_pauses() 
     async def scenario() -> list[JsonObject]:
         async with simulated(controllers, speed=10) as (client, clock):
             client.refuse_create[PODS] = 'violates PodSecurity "restricted:latest"'
+            began = clock.now()
             await client.create(JOBS, make_job("j"), "conf")
-            await clock.sleep(2.5)
-            return [e for e in await client.list(EVENTS, "conf") if e["reason"] == "FailedCreate"]
 
-    events = asyncio.run(scenario())
-    assert len(events) == 2
-    for event in events:
+            async def refusals() -> list[JsonObject] | None:
+                events = [e for e in await client.list(EVENTS, "conf") if e["reason"] == "FailedCreate"]
+                return events if len(events) >= 3 else None
+
+            events: list[JsonObject] = await until(refusals)
+            # The pauses are 1 s and 2 s.
+            assert clock.now() - began >= timedelta(seconds=3)
+            return events
+
+    for event in asyncio.run(scenario()):
         assert event["message"].startswith('Error creating: pods "j-')
         assert event["message"].endswith('is forbidden: violates PodSecurity "restricted:latest"')

@@ -51,10 +51,10 @@ for _ in range(int(os.environ["PET_NNODES"]) - 1):
 """
 WORKER = """
 import os, socket, time
-for _ in range(200):
+connection = None
+while connection is None:
     try:
         connection = socket.create_connection((os.environ["PET_MASTER_ADDR"], int(os.environ["PET_MASTER_PORT"])))
-        break
     except OSError:
         time.sleep(0.05)
 connection.send(f"node {os.environ['PET_NODE_RANK']} of {os.environ['WORLD_SIZE']}".encode())
@@ -109,7 +109,7 @@ def test_a_pytorchjobs_processes_find_each_other(tmp_path: Path) -> None:
             async def succeeded() -> bool:
                 return has_condition(await client.get(PYTORCH_JOBS, "train", "default"), "Succeeded")
 
-            await until(succeeded, timeout_s=30)
+            await until(succeeded)
             assert await log_of(cluster, "train-master-0", "pytorch") == "node 1 of 2\n"
             await client.delete(PYTORCH_JOBS, "train", "default", propagation="Background")
 
@@ -118,7 +118,7 @@ def test_a_pytorchjobs_processes_find_each_other(tmp_path: Path) -> None:
                 pods = await client.list(PODS, "default")
                 return not pods and not any(name.startswith("train") for name in services)
 
-            await until(nothing_left, timeout_s=15)
+            await until(nothing_left)
 
     asyncio.run(scenario())
 
@@ -168,7 +168,7 @@ def test_two_trainjobs_at_once_do_not_meet(tmp_path: Path) -> None:
                 jobs = [await client.get(TRAIN_JOBS, name, "default") for name in ("red", "blue")]
                 return all(has_condition(job, "Complete", "AllJobsCompleted") for job in jobs)
 
-            await until(complete, timeout_s=60)
+            await until(complete)
             said = {}
             for pod in await client.list(PODS, "default"):
                 name = pod["metadata"]["name"]
@@ -186,7 +186,7 @@ def test_two_trainjobs_at_once_do_not_meet(tmp_path: Path) -> None:
                 pods = [pod["metadata"]["name"] for pod in await client.list(PODS, "default")]
                 return jobs == ["blue-node-0"] and len(pods) == 2
 
-            await until(only_blue_is_left, timeout_s=30)
+            await until(only_blue_is_left)
 
     asyncio.run(scenario())
 
@@ -217,7 +217,7 @@ def test_a_claim_of_a_class_that_nobody_provisions_keeps_its_pod_waiting(tmp_pat
             async def succeeded() -> bool:
                 return bool((await client.get(PODS, "p", "default"))["status"]["phase"] == "Succeeded")
 
-            await until(succeeded, timeout_s=30)
+            await until(succeeded)
 
     asyncio.run(scenario())
 
@@ -266,22 +266,22 @@ def test_a_deployment_serves_rolls_out_and_disappears(tmp_path: Path) -> None:
                 except aiohttp.ClientError:
                     return False
 
-            await until(lambda: answers("one"), timeout_s=30)
+            await until(lambda: answers("one"))
             await client.patch(DEPLOYMENTS, "web", "default", {"spec": {"template": pods("two")}})
-            await until(lambda: answers("two"), timeout_s=30)
+            await until(lambda: answers("two"))
 
             async def is_rolled_out() -> bool:
                 status = (await client.get(DEPLOYMENTS, "web", "default"))["status"]
                 return status.get("updatedReplicas") == status.get("replicas") == status.get("availableReplicas") == 1
 
-            await until(is_rolled_out, timeout_s=30)
+            await until(is_rolled_out)
             await client.delete(DEPLOYMENTS, "web", "default", propagation="Foreground")
 
             async def is_gone() -> bool:
                 kinds = (DEPLOYMENTS, REPLICA_SETS, PODS)
                 return not any([await client.list(kind, "default") for kind in kinds])
 
-            await until(is_gone, timeout_s=15)
+            await until(is_gone)
 
     asyncio.run(scenario())
 
@@ -347,7 +347,7 @@ def test_a_deleted_namespace_takes_everything_along(tmp_path: Path) -> None:
             async def is_gone() -> bool:
                 return await get_or_none(client, NAMESPACES, "team") is None
 
-            await until(is_gone, timeout_s=20)
+            await until(is_gone)
             assert not await client.list(PODS, "team")
 
     asyncio.run(scenario())
@@ -432,7 +432,7 @@ def test_an_evicted_pods_job_starts_another_without_counting_a_failure(tmp_path:
 
             first = await until(running_pod)
             await disrupt(client, cluster.clock, "default", first, "PreemptionByScheduler")
-            await until(lambda: running_pod(but=first), timeout_s=20)
+            await until(lambda: running_pod(but=first))
             assert "failed" not in (await client.get(JOBS, "j", "default"))["status"]
 
     asyncio.run(scenario())

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from support.kubectl_wait import wait_for_condition
+from support.patience import LIMIT_S
 
 from wrpo_devcluster import lifecycle
 from wrpo_devcluster.__main__ import main
@@ -49,7 +50,7 @@ def kubectl(state_dir: Path, *arguments: str, given: str | None = None) -> str:
         pytest.skip(f"{KUBECTL} is missing; `make tools` unpacks it")
     env = {"KUBECONFIG": str(state_dir / "kubeconfig"), "PATH": os.environ["PATH"], "HOME": str(state_dir.parent)}
     done = subprocess.run(
-        [str(KUBECTL), *arguments], input=given, capture_output=True, text=True, env=env, timeout=60, check=False
+        [str(KUBECTL), *arguments], input=given, capture_output=True, text=True, env=env, timeout=LIMIT_S, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -64,14 +65,14 @@ def test_up_is_idempotent_private_and_survives_a_kill_with_its_pods(state_dir: P
         assert stat.S_IMODE((state_dir / name).stat().st_mode) == 0o600
     go = state_dir.parent / "go"
     kubectl(state_dir, "apply", "-f", "-", given=JOB.replace("GO", str(go)))
-    wait_for_condition(partial(kubectl, state_dir), "Ready", "pod", "-l", "job-name=slow", timeout_s=30)
+    wait_for_condition(partial(kubectl, state_dir), "Ready", "pod", "-l", "job-name=slow", timeout_s=LIMIT_S)
     os.kill(first.pid, signal.SIGKILL)
     while lifecycle.status(state_dir).is_running:
         time.sleep(0.01)
     second = lifecycle.up(state_dir)
     assert (second.url, second.pid != first.pid) == (first.url, True)
     go.touch()
-    wait_for_condition(partial(kubectl, state_dir), "Complete", "job/slow", timeout_s=30)
+    wait_for_condition(partial(kubectl, state_dir), "Complete", "job/slow", timeout_s=LIMIT_S)
     assert kubectl(state_dir, "logs", "job/slow") == "started\nfinished\n"
     assert kubectl(state_dir, "get", "job", "slow", "-o", "jsonpath={.status.failed}") == ""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from support.patience import LIMIT_S
+
 _SCRIPT = """
 import gc
 from wrpo_devcluster.memory import collect_rarely
@@ -20,5 +22,5 @@ print(frozen > 1000, sum(isinstance(each, Knot) for each in gc.get_objects()) < 
 
 
 def test_what_is_loaded_is_spared_and_new_cycles_still_go() -> None:
-    done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True, timeout=LIMIT_S)
     assert done.stdout.split() == ["True", "True"]

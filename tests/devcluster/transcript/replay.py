@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
+from support.patience import LIMIT_S
 
 MERGE, JSON_PATCH, APPLY = (
     f"application/{name}" for name in ("merge-patch+json", "json-patch+json", "apply-patch+yaml")
@@ -87,7 +88,7 @@ class Replay:
         assert status < 300, f"{method} {path}: {status} {found}"
         return found
 
-    async def until(self, path: str, holds: Callable[[int, Any], Any], *, timeout_s: float = 20.0) -> Any:
+    async def until(self, path: str, holds: Callable[[int, Any], Any], *, timeout_s: float = LIMIT_S) -> Any:
         """Repeat GET `path` until `holds(status, body)`; return the body."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:

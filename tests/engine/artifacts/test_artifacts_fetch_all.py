@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support.fault_proxy import Answer, FaultProxy, Request, s3_error, times
+from support.patience import LIMIT_S
 from support.s3_server import S3Server
 
 from wrpo_engine.artifacts import base
@@ -57,7 +58,7 @@ def test_a_part_of_an_artifact_costs_one_request(connect: Connect, made: Any, pr
 
 def test_many_are_asked_for_at_once(connect: Connect, made: Any, proxy: FaultProxy) -> None:
     made.commit(files=NAMES)
-    together = threading.Barrier(base.AT_ONCE, timeout=20)
+    together = threading.Barrier(base.AT_ONCE, timeout=LIMIT_S)
 
     def hold(request: Request) -> Answer | None:
         if "/parts/" in request.path and int(request.path[-5:]) < base.AT_ONCE:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from engine_support import NOON
 from support.fault_proxy import Answer, FaultProxy, times
+from support.patience import LIMIT_S
 from support.s3_server import S3Server
 
 from wrpo_engine.artifacts import transfer
@@ -300,7 +301,7 @@ def test_processes_of_one_pod_download_once(
     command = [sys.executable, "-c", _PROCESS, f"s3://{bucket}/{root}", proxy.endpoint]
     environ = {**os.environ, "WRPO_SCRATCH": str(tmp_path / "one-pod")}
     running = [subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    places = {process.communicate(timeout=60)[0] for process in running}
+    places = {process.communicate(timeout=LIMIT_S)[0] for process in running}
     assert [process.returncode for process in running] == [0, 0]
     assert len(places) == 1
     assert len(proxy.ranges_asked("w.safetensors")) == 1
@@ -321,15 +322,15 @@ def test_an_upload_that_is_killed_leaves_nothing_to_see(
     def hold(request: Any) -> Answer | None:
         if "partNumber=3" in request.path:
             reached.set()
-            proxy.closing.wait(60)
+            proxy.closing.wait(LIMIT_S)
         return None
 
     proxy.faults = [hold]
     command = [sys.executable, str(script), f"s3://{bucket}/{root}", proxy.endpoint]
     process = subprocess.Popen(command, env={**os.environ, "WRPO_SCRATCH": str(tmp_path / "killed")}, cwd=Path.cwd())
-    assert reached.wait(60)
+    assert reached.wait(LIMIT_S)
     process.send_signal(signal.SIGKILL)
-    process.wait(20)
+    process.wait(LIMIT_S)
     assert writer(connect("b")).published() == []
     writer(connect("b")).publish("big", write(b"the next attempt"))
     assert writer(connect("c")).fetch("big").read_bytes() == b"the next attempt"

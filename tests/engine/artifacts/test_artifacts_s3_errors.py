@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import CredentialRetrievalError
 from support.fault_proxy import Answer, Fault, FaultProxy, Request, s3_error, times
+from support.patience import LIMIT_S
 from support.s3_server import S3Server, free_ports
 
 from wrpo_engine.artifacts.s3 import S3Store
@@ -256,7 +257,7 @@ def tls_endpoint(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     yield f"https://127.0.0.1:{server.server_port}", certificate
     server.shutdown()
     server.server_close()
-    thread.join(5)
+    thread.join(LIMIT_S)
 
 
 def test_a_certificate_that_is_not_trusted_needs_its_ca(

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from engine_support import stage_config
 from support.fault_proxy import Answer, FaultProxy
+from support.patience import LIMIT_S
 from support.s3_server import S3Server
 
 from wrpo_engine.artifacts.s3 import S3Store
@@ -57,7 +58,7 @@ class Pods:
 
     def run(self, *arguments: Any, **more: Any) -> TerminationMessage:
         process, outcome = self.start(*arguments, **more)
-        words = process.communicate(timeout=240)[1]
+        words = process.communicate(timeout=LIMIT_S)[1]
         assert process.returncode == 0, words
         return TerminationMessage.model_validate_json(outcome.read_bytes())
 
@@ -73,7 +74,7 @@ def hold_the_third_part(proxy: FaultProxy) -> threading.Event:
     def hold(request: Any) -> Answer | None:
         if is_part(request) and next(parts) == 3:
             reached.set()
-            proxy.closing.wait(120)
+            proxy.closing.wait(LIMIT_S)
         return None
 
     proxy.faults = [hold]
@@ -107,9 +108,9 @@ def test_a_shard_killed_between_parts_goes_on_in_a_new_pod_and_leaves_the_same_b
 
     reached = hold_the_third_part(proxy)
     process, _ = pods.start(params, halves, endpoint=proxy.endpoint, shard=0, shards=2)
-    assert reached.wait(120)
+    assert reached.wait(LIMIT_S)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=LIMIT_S)
     base = f"{root}/sample/a/{halves.hash}/parts/"
     kept = {key: etag(s3, bucket, key) for key in s3.keys(bucket, base)}
     assert len(kept) == 2

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from engine_support import NOON, stage_config
 from support.hub_server import COMMIT, Hub, HubFault, hub_server
+from support.patience import LIMIT_S
 
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef, ModelRef, RewardModel, TerminationMessage
@@ -82,7 +83,7 @@ class Engine:
             **environ,
         }
         command = [sys.executable, "-m", "wrpo_engine", "fetch", "--config", str(path)]
-        self.done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        self.done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
         return self.done.returncode, TerminationMessage.model_validate_json(outcome.read_bytes())
 
     def artifact(self) -> Any:
@@ -281,7 +282,7 @@ def test_without_fetch_a_pod_downloads_for_itself_and_waits_when_told_to(hub: Hu
     hub.fault = fault
     env = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf")}
     done = subprocess.run(
-        [sys.executable, "-c", _DIRECT], env=env, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", _DIRECT], env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == COMMIT

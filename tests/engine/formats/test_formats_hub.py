@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from support.hub_server import Hub, HubFault, hub_server
+from support.patience import LIMIT_S
 
 from wrpo_engine.config import ExitCode
 from wrpo_engine.formats.reading import read_triples
@@ -82,7 +83,7 @@ def python(tmp_path: Path, hub: Hub) -> Run:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=LIMIT_S,
             check=False,
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 from engine_support import save_tiny_model
+from support.patience import LIMIT_S
 
 from wrpo_engine.config import ExitCode
 from wrpo_engine.errors import ConfigError, DataError, TemporaryError, WrpoError
@@ -132,7 +133,7 @@ def test_a_tokenizer_without_chat_template_names_the_model_and_the_field(run_sta
     )
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(LIMIT_S)
 def test_a_prompt_of_a_megabyte_is_refused_or_skipped_before_a_model_is_loaded(run_stage: Any) -> None:
     huge = "All work and no play makes a dull day. " * 27_000
     unbroken = "x" * 1_000_000

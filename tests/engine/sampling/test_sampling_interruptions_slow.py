@@ -17,10 +17,11 @@ import polars as pl
 import pytest
 from engine_support import stage_config
 from stage_process import start_sampling
+from support.patience import LIMIT_S
 
 from wrpo_engine.config import ArtifactRef
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 STOPS = 20
 NUM_PROMPTS = 240
 HASH = "00000000000000aa"
@@ -97,7 +98,7 @@ def stop_somewhere(storage: Storage, process: BaseProcess, chance: random.Random
     number = signal.SIGTERM if chance.random() < 0.25 else signal.SIGKILL
     if process.pid is not None and process.exitcode is None:
         os.kill(process.pid, number)
-    process.join(60)
+    process.join(LIMIT_S)
     if process.exitcode == 0:
         return False
     # A SIGTERM before the stage has installed its handler ends it like any program.
@@ -110,7 +111,7 @@ def test_twenty_stops_at_random_points_change_no_byte(
 ) -> None:
     whole = make_storage(tmp_path / "whole", commit_artifact, tiny_model_dir)
     process = whole.start()
-    process.join(120)
+    process.join(LIMIT_S)
     assert process.exitcode == 0
 
     chance = random.Random(20)
@@ -125,7 +126,7 @@ def test_twenty_stops_at_random_points_change_no_byte(
             kept |= {name: made for name, made in broken.parts().items() if name not in kept}
         if not broken.is_committed():
             process = broken.start()
-            process.join(120)
+            process.join(LIMIT_S)
             assert process.exitcode == 0
         assert broken.contents() == whole.contents()
         # What was published before a stop was not made again after it.

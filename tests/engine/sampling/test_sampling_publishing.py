@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from support.patience import LIMIT_S
 
 from wrpo_engine.sampling.publishing import Publisher
 
@@ -13,7 +14,7 @@ def test_sampling_does_not_wait_for_a_write() -> None:
     may_write, written = threading.Event(), []
 
     def slow() -> None:
-        assert may_write.wait(30)
+        assert may_write.wait(LIMIT_S)
         written.append("slow")
 
     with Publisher() as publisher:
@@ -29,10 +30,10 @@ def test_a_storage_that_is_too_slow_holds_sampling_back() -> None:
 
     def slow() -> None:
         started.set()
-        assert may_write.wait(30)
+        assert may_write.wait(LIMIT_S)
 
     def release() -> None:
-        assert started.wait(30)
+        assert started.wait(LIMIT_S)
         may_write.set()
 
     threading.Thread(target=release).start()

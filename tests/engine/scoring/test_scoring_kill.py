@@ -17,6 +17,8 @@ from typing import Any
 import polars as pl
 import pytest
 from engine_support import stage_config
+from support.patience import LIMIT_S
+from support.stopping import stop_when
 
 from wrpo_engine.artifacts.manifest import Manifest
 from wrpo_engine.config import ArtifactRef
@@ -49,15 +51,16 @@ def parts(directory: Path) -> int:
 def stop_somewhere(process: BaseProcess, directory: Path, draw: random.Random) -> signal.Signals | None:
     """Let it publish a few parts more or none, wait a little longer, then stop it; None if it ended before."""
     goal = parts(directory) + draw.choice([0, 0, 1, 2, 3])
-    while parts(directory) < goal and process.is_alive():
-        time.sleep(0.001)
+    assert process.pid is not None
+    stop_when([process.pid], f"{goal} parts", lambda: parts(directory) >= goal or not process.is_alive(), slice_s=0.005)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGCONT)
     process.join(draw.uniform(0, 0.06))
     kind = draw.choice([signal.SIGKILL, signal.SIGTERM])
     if not process.is_alive():
         return None
-    assert process.pid is not None
     os.kill(process.pid, kind)
-    process.join(30)
+    process.join(LIMIT_S)
     return kind
 
 
@@ -121,7 +124,7 @@ def test_scoring_stopped_twenty_times_ends_with_the_same_bytes(
 
     def whole() -> dict[str, bytes]:
         process = start(context, config, environ, tmp_path / "log")
-        process.join(120)
+        process.join(LIMIT_S)
         assert process.exitcode == 0, (tmp_path / "log").read_text()[-3000:]
         return content(directory)
 

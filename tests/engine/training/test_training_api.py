@@ -18,6 +18,7 @@ import polars as pl
 import pytest
 from engine_support import save_tiny_model
 from safetensors.torch import load_file, save_file
+from support.patience import LIMIT_S
 from training_support import FAST_ON_IDS, ROOT, plain_backend
 from transformers import AutoModelForCausalLM
 
@@ -107,7 +108,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_watchdog_behind(
         train_triples(model, ROWS, tmp_path / "results", **FAST_ON_IDS)
     left = [thread for thread in threading.enumerate() if thread.name.startswith("watchdog")]
     for thread in left:
-        thread.join(5)
+        thread.join(LIMIT_S)
     assert [thread.name for thread in left if thread.is_alive()] == []
 
 
@@ -182,7 +183,7 @@ def test_several_runs_in_one_process_train_with_deepspeed(tmp_path: Path) -> Non
     save_tiny_model(tmp_path / "model")
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     arguments = [sys.executable, "-c", TWICE, str(tmp_path / "model"), str(tmp_path / "results")]
-    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("trained with")]
     assert lines == [f"trained with {beta} at {stage}: 1" for beta in (0.1, 0.2) for stage in (0, 1, 3)]
@@ -216,7 +217,7 @@ def test_the_guides_python_and_its_command_train_on_the_same_rows(tmp_path: Path
 
     def run(arguments: list[str]) -> str:
         done = subprocess.run(
-            arguments, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+            arguments, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 import torch
 from engine_support import EXPERIMENT_HASH, NOON
+from support.patience import LIMIT_S
 from torch import Tensor
 
 from wrpo_engine.artifacts.volume import VolumeWriter
@@ -51,7 +52,7 @@ class SlowWriter(VolumeWriter):
 
     def publish(self, name: str, write: Callable[[Path], None], *, replace: bool = False) -> Path:
         if self.gate is not None and name.endswith(".safetensors"):
-            assert self.gate.wait(30)
+            assert self.gate.wait(LIMIT_S)
         if self.error is not None:
             raise self.error
         return super().publish(name, write, replace=replace)

@@ -16,7 +16,7 @@ from training_support import FAST, plain_backend, triples_frame
 
 from wrpo_engine.training import session, stage
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 pytest.importorskip("vllm")
 NUM_NEW = 12
 SCRIPT = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import signal
 import subprocess
@@ -13,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_support import Experiment, Gang, make_experiment, run_ranks, start_ranks
+from support.patience import LIMIT_S
+from training_support import Experiment, Gang, freeze_when, make_experiment, run_ranks, start_ranks
 
 NUM_KILLS = 20
 SETTINGS = {"stage": "train", "beta": 0.1, "epochs": 30, "zero_stage": 3, "learning_rate": 1e-4}
@@ -39,14 +39,6 @@ def has_reference_part(experiment: Experiment) -> bool:
     return any((experiment.output("train") / "reference").rglob("*part-*"))
 
 
-def wait_until(condition: Callable[[], bool], gang: Gang, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    with contextlib.suppress(FileNotFoundError):  # a directory that was removed while it was listed
-        while not condition() and all(rank.poll() is None for rank in gang.processes):
-            assert time.monotonic() < deadline, gang.text()
-            time.sleep(0.002)
-
-
 def _moments(experiment: Experiment, target: int) -> dict[str, Callable[[], bool] | None]:
     return {
         "start": None,
@@ -65,7 +57,7 @@ def end(gang: Gang, patience_s: float = 8) -> list[int]:
             codes.append(rank.wait(max(0.05, deadline - time.monotonic())))
         except subprocess.TimeoutExpired:
             rank.kill()
-            codes.append(rank.wait(10))
+            codes.append(rank.wait(LIMIT_S))
     return codes
 
 
@@ -81,7 +73,11 @@ def test_twenty_random_kills_change_no_bit_of_the_weights(tmp_path: Path) -> Non
         moment = "start" if kill < 2 else "reference" if kill < 5 else chance.choice(["step", "step", "checkpoint"])
         target = num_rows(broken) + chance.randint(0, 3)
         reached = _moments(broken, target)[moment]
-        time.sleep(chance.uniform(0.1, 1.0)) if reached is None else wait_until(reached, gang)
+        if reached is None:
+            time.sleep(chance.uniform(0.1, 1.0))
+        else:
+            freeze_when(gang, moment, reached)
+            gang.send(signal.SIGCONT)
         time.sleep(chance.uniform(0, 0.02))
         number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
         ranks = chance.choice([(0,), (1,), (0, 1)])

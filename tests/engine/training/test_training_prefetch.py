@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.patience import LIMIT_S
 from torch import Tensor
 
 from wrpo_engine.training.batch.collate import Batch
@@ -56,7 +57,7 @@ def test_leaving_early_ends_the_thread_though_the_queue_is_full() -> None:
 
     with Ahead(items(), 2) as ahead:
         assert next(ahead) == 0
-        assert full.wait(10)
+        assert full.wait(LIMIT_S)
     assert prefetch_threads() == []
     assert len(made) == 4, "one taken, two waiting, one in hand"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from engine_support import EXPERIMENT_HASH, NOON
 from safetensors.torch import load_file
 from support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
-from training_support import make_experiment, run_ranks, start_ranks
+from training_support import freeze_when, make_experiment, run_ranks, start_ranks
 
 from wrpo_engine.artifacts.s3 import S3Store
 from wrpo_engine.config import ArtifactRef, S3Storage
@@ -58,13 +57,13 @@ def test_killed_pods_continue_elsewhere_with_empty_caches(
 
     gang = start_ranks(on_s3, config, world_size=2, pods=pods(1))
     output = connect("onlooker").writer(ArtifactRef(stage="train", hash=EXPERIMENT_HASH), config={}, inputs={})
-    deadline = time.monotonic() + 120
-    while not any(name.endswith("checkpoint.json") for name in output.published("checkpoints/")):
-        assert all(rank.poll() is None for rank in gang.processes), gang.text()
-        assert time.monotonic() < deadline, gang.text()
-        time.sleep(0.05)
+    freeze_when(
+        gang,
+        "a checkpoint is published",
+        lambda: any(name.endswith("checkpoint.json") for name in output.published("checkpoints/")),
+    )
     gang.send(signal.SIGKILL)
-    assert gang.wait(30) == [-9, -9]
+    assert gang.wait() == [-9, -9]
 
     again = start_ranks(on_s3, config, world_size=2, pods=pods(2))
     assert again.wait() == [0, 0], again.text()

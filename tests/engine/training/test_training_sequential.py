@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from support.patience import LIMIT_S
 from training_support import ROOT, free_port
 
 from wrpo_engine.training.distributed.sequential import Heartbeats
 
-TIMEOUT_S = 3
+TIMEOUT_S = 5
 HERE = Path(__file__).parent
 
 
@@ -92,7 +93,7 @@ def run_two(case: str, method: str, worker: int) -> tuple[list[str], float]:
     }
     arguments = [sys.executable, "-c", RANKS, case, method, str(worker), str(TIMEOUT_S)]
     started = time.monotonic()
-    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
     return sorted(done.stdout.splitlines()), time.monotonic() - started
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.patience import LIMIT_S
 from training_support import Experiment, Gang, make_experiment, start_ranks
 
 from wrpo_engine.training.monitoring.callbacks import RunStart, StepEnd
@@ -131,16 +132,16 @@ def test_no_thread_of_it_is_left_in_the_store_when_it_has_closed() -> None:
     class SlowBoard(LocalBoard):
         def post(self, heartbeat: Heartbeat) -> None:
             posting.set()
-            may_end.wait(10)
+            may_end.wait(LIMIT_S)
             posted.append(heartbeat.beat)
 
     watched = Watchdog(0, SlowBoard(), 1000.0, {}).start()
     closing = threading.Thread(target=watched.close)
     closing.start()
-    assert posting.wait(10)
+    assert posting.wait(LIMIT_S)
     assert closing.is_alive()
     may_end.set()
-    closing.join(10)
+    closing.join(LIMIT_S)
     assert posted == [-1]
     assert not any(thread.is_alive() for thread in watched._threads)
 
@@ -156,7 +157,7 @@ def test_a_hang_ends_the_process_with_stacks_and_a_message(tmp_path: Path, capfd
     environ = {"WRPO_TERMINATION_MESSAGE_PATH": str(tmp_path / "message")}
     watched = Watchdog(0, LocalBoard(), 0.3, environ, end=end).start()
     watched.on_start(RunStart(10, 4, 100))
-    assert ended.wait(60)
+    assert ended.wait(LIMIT_S)
     assert codes == [75]
     message = json.loads((tmp_path / "message").read_text())
     assert (message["outcome"], message["step"], message["exit_code"], message["error"]["code"]) == (
@@ -176,7 +177,7 @@ LONG = {"stage": "train", "beta": 0.1, "epochs": 1000, "zero_stage": 1}
 
 def wait_for_rows(experiment: Experiment, gang: Gang, count: int) -> None:
     path = experiment.output("train") / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LIMIT_S
     while not path.exists() or path.read_text().count("\n") < count:
         assert all(rank.poll() is None for rank in gang.processes), gang.text()
         assert time.monotonic() < deadline, gang.text()
@@ -186,11 +187,11 @@ def wait_for_rows(experiment: Experiment, gang: Gang, count: int) -> None:
 @pytest.mark.slow
 def test_a_stopped_process_is_found_and_named(tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path)
-    config = experiment.config(LONG, {"hang_timeout_seconds": 4, "checkpoint_every_steps": 1000})
+    config = experiment.config(LONG, {"hang_timeout_seconds": 10, "checkpoint_every_steps": 1000})
     gang = start_ranks(experiment, config, world_size=2)
     wait_for_rows(experiment, gang, 3)
     gang.send(signal.SIGSTOP, ranks=[1])
-    assert gang.processes[0].wait(60) == 75, gang.text()
+    assert gang.processes[0].wait(LIMIT_S) == 75, gang.text()
     gang.kill()
     text = gang.text()
     assert "rank 0 has finished no micro-batch for" in text
@@ -205,10 +206,10 @@ def test_a_stopped_process_is_found_and_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_computes_nothing_any_more_is_found_and_named(tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path)
-    config = experiment.config(LONG, {"hang_timeout_seconds": 4})
+    config = experiment.config(LONG, {"hang_timeout_seconds": 10})
     faults = {1: "sleep_for_ever_in_the_third_step"}
     gang = start_ranks(experiment, config, world_size=2, faults=faults)
-    codes = gang.wait(120)
+    codes = gang.wait()
     assert codes == [75, 75], gang.text()
     text = gang.text()
     assert "stacks of rank 1" in text

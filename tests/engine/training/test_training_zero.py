@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from engine_support import save_small_model
+from support.patience import LONG_S
 from training_support import Experiment, make_experiment, run_ranks, start_nodes, start_ranks
 
 pytestmark = pytest.mark.slow
@@ -122,7 +123,7 @@ def test_nvme_offload_trains_the_same_weights_or_says_what_is_missing(
     gang = start_ranks(
         experiment, experiment.config(LARGE, runtime), world_size=1, faults={0: "say_what_is_written_to_nvme"}
     )
-    codes = gang.wait(500)  # The first run on a machine compiles DeepSpeed's asynchronous I/O.
+    codes = gang.wait(LONG_S)  # The first run on a machine compiles DeepSpeed's asynchronous I/O.
     if not AsyncIOBuilder().is_compatible(verbose=False):
         assert codes == [78], gang.text()
         assert "training.offloadNvmePath is " in gang.text()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,10 @@ from typing import Any
 import polars as pl
 from engine_support import EXPERIMENT_HASH, NOON, save_tiny_model, stage_config
 from forked_ranks import ForkedRank
+from support.patience import LONG_S
+from support.stopping import stop_when
 
+from wrpo_devcluster.s3_server import free_ports
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.training.backends.single_process import SingleProcessBackend
@@ -130,9 +132,7 @@ def make_experiment(root: Path, *, num_rows: int = NUM_ROWS) -> Experiment:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    return free_ports(1)[0]
 
 
 def base_environ(experiment: Experiment) -> dict[str, str]:
@@ -155,7 +155,7 @@ class Gang:
     log: Path | None = None
     """Where forked ranks write."""
 
-    def wait(self, timeout_s: float = 240) -> list[int]:
+    def wait(self, timeout_s: float = LONG_S) -> list[int]:
         deadline = time.monotonic() + timeout_s
         try:
             return [process.wait(max(0.1, deadline - time.monotonic())) for process in self.processes]
@@ -175,6 +175,18 @@ class Gang:
         for rank in ranks:
             if rank < len(self.processes):
                 self.processes[rank].send_signal(number)
+
+
+def freeze_when(gang: Gang, what: str, condition: Callable[[], object]) -> None:
+    """Stop all ranks (SIGSTOP) once the condition holds, in the middle of their work."""
+
+    def holds() -> bool:
+        if condition():
+            return True
+        assert all(rank.poll() is None for rank in gang.processes), gang.text()
+        return False
+
+    stop_when([rank.pid for rank in gang.processes], what, holds)
 
 
 def _start(arguments: list[str], environ: Mapping[str, str], output: list[str]) -> subprocess.Popen[str]:

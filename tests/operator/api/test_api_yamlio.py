@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.patience import LIMIT_S
 
 from wrpo_operator.api.yamlio import YamlError, json_number, load, load_all, plain_value
 
@@ -174,7 +175,7 @@ def kubectl(text: str, path: Path) -> list[Any] | None:
     """Return the objects that kubectl sends for a file; None where it refuses it. It prints 1e19 with all digits."""
     path.write_text(text, encoding="utf-8")
     command = [str(KUBECTL), "label", "--local", "-f", str(path), "added=label", "-o", "json"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     if run.returncode:
         return None
     decoder = json.JSONDecoder(parse_int=lambda one: json_number(int(one)))

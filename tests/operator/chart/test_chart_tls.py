@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from chart_support import JsonObject, one, render
+from support.patience import LIMIT_S
 
 from wrpo_engine.process.progress import Endpoint
 from wrpo_operator.runtime.tls import ServerCertificate
@@ -102,7 +103,7 @@ def test_the_helm_test_runs_its_check_over_tls(files: Path, port: int) -> None:
     # The same code, with the name resolved to this machine.
     here = "import socket as s; r = s.getaddrinfo; s.getaddrinfo = lambda h, *a, **k: r('127.0.0.1', *a, **k)\n"
     command = [sys.executable, flag, here + script, f"https://{HOST}:{port}", str(files / "ca.crt")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.patience import LIMIT_S
 
 from wrpo_engine.linting.command import command as engine_command
 from wrpo_operator.cli.main import main
@@ -21,7 +22,7 @@ def test_the_engine_s_findings_and_exit_code_come_through(tmp_path: Path) -> Non
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "hi", "chosen": "same", "rejected": "same"}) + "\n")
     arguments = [sys.executable, "-m", "wrpo_operator.cli.main", "lint", "--max-examples", "1", str(path), "--json"]
-    ended = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120)
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert ended.returncode == 1
     assert [each["rule"] for each in json.loads(ended.stdout)["findings"]] == ["identical-pair"]
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 from support.builders import raw_spec
+from support.patience import LIMIT_S
 
 from wrpo_engine.artifacts.roots import root_of
 from wrpo_engine.contract.storage import S3Storage, Storage, StorageField, VolumeStorage
@@ -168,7 +169,7 @@ def unhandled_kinds(directory: Path) -> list[str]:
         "pydantic.pyi",
         *CHECKED,
     ]
-    ran = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=120)
+    ran = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert ran.stderr == ""
     return [line for line in ran.stdout.splitlines() if 'expected "Never"' in line]
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support.builders import raw_spec
 from support.extensions import install, python_path
+from support.patience import LIMIT_S
 
 from wrpo_engine import __version__
 
@@ -33,7 +34,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": python_path(install(tmp_path_factory.mktemp("shout")), ROOT / "tests")},
         check=False,
-        timeout=120,
+        timeout=LIMIT_S,
     )
     assert ran.returncode == 0, ran.stderr
     found: dict[str, Any] = json.loads(ran.stdout)

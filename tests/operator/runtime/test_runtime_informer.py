@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from support.patience import LIMIT_S
 
 from wrpo_operator.runtime import informer as module
 from wrpo_operator.runtime.informer import Informer, InformerSettings
@@ -74,7 +75,7 @@ class World:
             )
             task = asyncio.create_task(self.informer.run())
             try:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(LIMIT_S):
                     await script()
             finally:
                 task.cancel()

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
+from support.patience import LIMIT_S
+
 from wrpo_operator.runtime.queue import Backoff, ReconcileQueue, RetryAfterError
 
 
@@ -24,7 +26,7 @@ def run_queue(
             on_error=lambda key, _error, pause: errors.append((key, pause)) if errors is not None else None,
         )
         workers = asyncio.create_task(queue.run(2))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             await script(queue)
         workers.cancel()
         with contextlib.suppress(asyncio.CancelledError):

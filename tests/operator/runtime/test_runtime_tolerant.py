@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from support.patience import LIMIT_S
 from support.watched_server import WatchedServer, event, stored
 
 from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, Resource, name_of
@@ -45,7 +46,7 @@ def watch(server: WatchedServer, until: Callable[[list[tuple[str | None, str]]],
 
 async def _first(*waits: Awaitable[Any]) -> None:
     tasks = [asyncio.ensure_future(wait) for wait in waits]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=LIMIT_S)
     for task in tasks:
         task.cancel()
 

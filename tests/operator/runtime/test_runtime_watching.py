@@ -12,6 +12,7 @@ from pathlib import Path
 
 import kopf
 import pytest
+from support.patience import LIMIT_S
 from support.watched_server import WatchedServer, event, stored
 
 from wrpo_operator.runtime import watching
@@ -34,7 +35,7 @@ class World:
         self.seen.append(name_of(obj))
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LIMIT_S):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from devcluster.api_rig import ADMIN, CRDS, WIDGET_CRD, WIDGETS, Rig, refusal, widget
+from support.patience import LIMIT_S
 
 from wrpo_devcluster.apiserver.printers import jsonpath
 from wrpo_devcluster.apiserver.schema.schema import structural
@@ -123,7 +124,7 @@ def test_a_deleted_crd_takes_its_objects_along_and_may_come_back(run: Run) -> No
     async def scenario(rig: Rig) -> None:
         await rig.client.create(WIDGETS, widget("w"), "ns")
         await rig.client.delete(CRDS, "widgets.test.example")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             while rig.server.registry.find("test.example", "v1", "widgets") is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         status, body = await rig.request("GET", "/apis/test.example/v1/namespaces/ns/widgets")
