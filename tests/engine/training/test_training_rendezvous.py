@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.patience import LIMIT_S
 from training_support import ROOT, free_port
 
 from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
@@ -26,10 +28,12 @@ def nodes(count: int, port: int | None = None) -> list[Node]:
     return [Node(rank, count, "127.0.0.1", chosen) for rank in range(count)]
 
 
-def gather(*members: Node, timeout_s: float = 20.0) -> dict[int, WrpoError | None]:
+def gather(*members: Node, monotonic: Callable[[], float] = time.monotonic) -> dict[int, WrpoError | None]:
     """Let the nodes meet, each in a thread; return what each of them raised."""
     with ThreadPoolExecutor(len(members)) as pool:
-        futures: dict[int, Future[None]] = {node.rank: pool.submit(meet, node, timeout_s=timeout_s) for node in members}
+        futures: dict[int, Future[None]] = {
+            node.rank: pool.submit(meet, node, timeout_s=LIMIT_S, monotonic=monotonic) for node in members
+        }
     errors: dict[int, WrpoError | None] = {}
     for rank, future in futures.items():
         error = future.exception()
@@ -48,7 +52,7 @@ def test_all_nodes_meet_and_the_port_is_free_when_the_first_of_them_continues() 
     free_when_told = threading.Event()
 
     def guest() -> None:
-        meet(members[1], timeout_s=20)
+        meet(members[1], timeout_s=LIMIT_S)
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", members[0].port)) != 0:
                 free_when_told.set()
@@ -60,12 +64,40 @@ def test_all_nodes_meet_and_the_port_is_free_when_the_first_of_them_continues() 
     assert free_when_told.is_set()
 
 
-def test_the_missing_nodes_are_named_on_every_node_that_came() -> None:
+def test_node_0_waits_for_a_port_that_another_process_uses() -> None:
+    members = nodes(2)
+    with socket.create_server(("", members[0].port)):
+        host = ThreadPoolExecutor(1).submit(meet, members[0], timeout_s=LIMIT_S)
+        with pytest.raises(TimeoutError):
+            host.result(0.2)
+    assert gather(members[1]) == {1: None}
+    assert host.exception() is None
+
+
+def test_a_port_that_another_process_keeps_is_an_error_that_names_it() -> None:
+    (node, _) = nodes(2)
+    with (
+        socket.create_server(("", node.port)),
+        pytest.raises(
+            TemporaryError, match=f"node 0 cannot listen on port {node.port}: Address already in use"
+        ) as error,
+    ):
+        meet(node, timeout_s=0.1)
+    assert (error.value.code, error.value.exit_code) == ("RendezvousPort", 75)
+
+
+def test_the_missing_nodes_are_named_on_every_node_that_came(caplog: pytest.LogCaptureFixture) -> None:
     members = nodes(5)
-    errors = gather(members[0], members[1], members[3], timeout_s=0.5)
+
+    def monotonic() -> float:
+        """The time is up when nodes 1 and 3 have connected."""
+        return 1000.0 if caplog.text.count("has connected") == 2 else 0.0
+
+    with caplog.at_level("INFO", "wrpo_engine"):
+        errors = gather(members[0], members[1], members[3], monotonic=monotonic)
     for error in errors.values():
         assert isinstance(error, TemporaryError)
-        assert str(error) == "2 of 5 nodes have not connected within 0.5 s: node 2, 4"
+        assert str(error) == f"2 of 5 nodes have not connected within {LIMIT_S:g} s: node 2, 4"
         assert (error.code, error.exit_code) == ("RendezvousTimeout", 75)
 
 
@@ -88,7 +120,7 @@ def test_unknown_clients_at_the_port_disturb_no_node() -> None:
     thread = threading.Thread(target=stranger)
     thread.start()
     try:
-        host = ThreadPoolExecutor(1).submit(meet, members[0], timeout_s=20)
+        host = ThreadPoolExecutor(1).submit(meet, members[0], timeout_s=LIMIT_S)
         assert gather(members[1]) == {1: None}
         assert host.exception() is None
     finally:
@@ -153,7 +185,7 @@ def test_the_launcher_ends_its_wait_with_a_code_and_a_termination_message(ends: 
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break
             process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=LIMIT_S)
     told = json.loads(message.read_text())
     if ends == "timeout":
         assert process.returncode == 75, errors

@@ -8,6 +8,7 @@ node that is late, runs another engine version or expects another number of node
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import select
@@ -93,14 +94,19 @@ class _Host:
                 guest.close()
 
     def _listen(self) -> socket.socket:
-        try:
-            return socket.create_server(("", self._node.port), backlog=self._node.num_nodes, reuse_port=False)
-        except OSError as error:
-            raise TemporaryError(
-                f"node 0 cannot listen on port {self._node.port}: {error.strerror}",
-                code="RendezvousPort",
-                hint="Another process of the pod or host uses the port. The next attempt tries again.",
-            ) from error
+        """Listen on the port; wait for it while another process uses it, e.g. a gang that is about to end."""
+        while True:
+            try:
+                return socket.create_server(("", self._node.port), backlog=self._node.num_nodes, reuse_port=False)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE and self._monotonic() < self._deadline:
+                    time.sleep(_RETRY_S)
+                    continue
+                raise TemporaryError(
+                    f"node 0 cannot listen on port {self._node.port}: {error.strerror}",
+                    code="RendezvousPort",
+                    hint="Another process of the pod or host uses the port. The next attempt tries again.",
+                ) from error
 
     def _collect(self, listener: socket.socket) -> None:
         expected = set(range(1, self._node.num_nodes))
