@@ -214,7 +214,7 @@ def check_deletion(kube: Kube) -> None:
     from e2e_support import wait_until
 
     kube.kubectl("delete", "wrpoexperiment", NAME, "--wait=true", "--timeout=60s")
-    wait_until("the children are gone", lambda: not kube.children(NAME), 60)
+    wait_until("the children are gone", lambda: not kube.children(NAME))
     say("checked: deleting the experiment deletes its children")
 
 

@@ -20,9 +20,9 @@ from e2e_support import (
     claim,
     make_namespace,
     stand_in_values,
-    wait_until,
 )
 from local_operator import LocalOperator
+from support.patience import wait_until
 from training_controller import TrainingController
 
 from wrpo_operator.cli.install import CHECKOUT, find_chart, find_tool, install_operator
@@ -33,7 +33,7 @@ TRAINING_MANIFEST = CHECKOUT / "operator" / "wrpo_devcluster" / "manifests" / "p
 VOLUME = f"wrpo-e2e-{RUN}"
 PROBE_EXIT = 3
 POD_WAIT_S = float(os.environ.get("WRPO_E2E_POD_WAIT_SECONDS", "120"))
-CONTROLLER_WAIT_S = 10.0
+CONTROLLER_WAIT_S = 30.0
 RESTRICTED_POD: JsonObject = {
     "runAsNonRoot": True,
     "runAsUser": 65532,
@@ -90,7 +90,7 @@ class ForeignCluster:
         if image:
             repository, _, tag = image.rpartition(":")
             values |= {"image": {"repository": repository, "tag": tag}, "progress": {"tls": {"enabled": True}}}
-            install_operator(self.kube.kubeconfig, namespace=SYSTEM, release=RELEASE, values=values, timeout_s=300)
+            install_operator(self.kube.kubeconfig, namespace=SYSTEM, release=RELEASE, values=values)
             return
         values["replicas"] = 0
         # Without --wait: helm would wait for a ReplicaSet, which a control plane without that controller never makes.
@@ -99,7 +99,7 @@ class ForeignCluster:
         self.kube.wait_condition("Established", f"crd/{OWN_CRD}")
         self.kube.local = self.local_operator("operator-0")
         self.kube.local.start()
-        wait_until("the operator is ready", self.kube.local.ready, 60)
+        wait_until("the operator is ready", self.kube.local.ready)
 
     def local_operator(self, identity: str) -> LocalOperator:
         kube = self.kube
@@ -136,7 +136,7 @@ class ForeignCluster:
         kube = self.kube
         account: JsonObject = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "probe"}}
         kube.apply(account)
-        wait_until("a probe pod is admitted", lambda: "created" in self._create(_probe_pod()), 20, every_s=1)
+        wait_until("a probe pod is admitted", lambda: "created" in self._create(_probe_pod()), every_s=1)
         deadline = time.monotonic() + POD_WAIT_S
         code: int | None = None
         while code is None and time.monotonic() < deadline:
@@ -173,7 +173,7 @@ class ForeignCluster:
         self._has_volume = True
         kube.apply(_volume(made))
         with contextlib.suppress(AssertionError):
-            wait_until("the claim is bound", self._claim_is_bound, 3)
+            wait_until("the claim is bound", self._claim_is_bound, timeout_s=10)
         if not self._claim_is_bound():
             kube.kubectl("annotate", "pvc", "artifacts", "pv.kubernetes.io/bind-completed=yes", "--overwrite")
             status = {"phase": "Bound", "accessModes": ["ReadWriteMany"], "capacity": {"storage": "1Gi"}}
@@ -205,7 +205,7 @@ class ForeignCluster:
         if self._controller is not None:
             self._controller.stop()
         with contextlib.suppress(AssertionError):
-            wait_until("the namespaces are gone", self._namespaces_gone, 15, every_s=1)
+            wait_until("the namespaces are gone", self._namespaces_gone, timeout_s=45, every_s=1)
         if not self._namespaces_gone():
             self._unstick()
         for crd in self._installed_crds:
@@ -214,7 +214,7 @@ class ForeignCluster:
             kube.run("kubectl", "delete", "pv", VOLUME, "--ignore-not-found", "--wait=false", check=False)
             # Its finalizer is a controller's that may not run.
             self._drop_finalizers("pv", VOLUME)
-        wait_until("the namespaces are gone", self._namespaces_gone, 60, every_s=1)
+        wait_until("the namespaces are gone", self._namespaces_gone, every_s=1)
 
     def _namespaces_gone(self) -> bool:
         return not any(self._exists("namespace", name) for name in (NAMESPACE, SYSTEM))

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from e2e_support import NAMESPACE, JsonObject, Kube, wait_until
+from e2e_support import NAMESPACE, JsonObject, Kube
 from engine.engine_support import save_tiny_model, save_tiny_reward
+from support.stopping import stop_when
 
 from wrpo_devcluster.controllers.volumes import claim_directory
 from wrpo_devcluster.kubelet.records import MARKER
@@ -162,10 +163,9 @@ def engine_process(kube: Kube, name: str, stage: str, *, replica: str = "") -> i
     return None
 
 
-def kill_when(pid: int, what: str, condition: Callable[[], bool], *, too_late: Callable[[], bool]) -> None:
-    """Kill a process without warning once the condition holds; it is held still while it is looked at."""
-    wait_until(what, condition, 60, every_s=0.002)
-    os.kill(pid, signal.SIGSTOP)
+def kill_when(pid: int, what: str, condition: Callable[[], object], *, too_late: Callable[[], bool]) -> None:
+    """Kill a process without warning once the condition holds."""
+    stop_when([pid], what, condition)
     late = too_late()
     os.kill(pid, signal.SIGKILL)
     assert not late, f"{what}: the work was done before the kill; the test must give the stage more to do"

@@ -9,8 +9,7 @@ import secrets
 import shlex
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 from local_operator import LocalOperator
 from support.kubectl_wait import wait_for_condition
+from support.patience import LIMIT_S, wait_until
 
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.backends import BACKENDS
@@ -32,24 +32,10 @@ SYSTEM = f"wrpo-e2e-{RUN}-system"
 RELEASE = f"wrpo-e2e-{RUN}" if EXTERNAL else "wrpo"
 OPERATOR = RELEASE if EXTERNAL else "wrpo-operator"
 """Name of the chart's Deployment, ServiceAccount and roles."""
-PATIENCE = 3.0
-"""Factor on every limit: a real garbage collector learns of a new type within a minute, images are pulled, and a busy
-machine is slow. Only a test that fails waits that long."""
 FOREVER_S = 60
+HELD_ELSEWHERE_S = 20
 OPERATOR_PODS = "app.kubernetes.io/name=wrpo-operator"
 STAND_IN = (Path(__file__).parent / "stand_in.py").read_text(encoding="utf-8")
-
-
-def wait_until(what: str, condition: Callable[[], Any], timeout_s: float = 60.0, *, every_s: float = 0.2) -> Any:
-    """Return the condition's first true value."""
-    timeout_s *= PATIENCE
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(every_s)
-    raise AssertionError(f"{what}: not within {timeout_s:g} s")
 
 
 @dataclass
@@ -73,7 +59,7 @@ class Kube:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=120 * PATIENCE,
+            timeout=2 * LIMIT_S,
             check=False,
         )
         if check and done.returncode != 0:
@@ -83,9 +69,9 @@ class Kube:
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         return self.run("kubectl", "-n", NAMESPACE, *arguments, stdin=stdin, check=check)
 
-    def wait_condition(self, condition: str, *what: str, timeout_s: float = 60.0) -> None:
+    def wait_condition(self, condition: str, *what: str) -> None:
         """Wait until an object of the experiments' namespace, or of none, has a condition."""
-        wait_for_condition(self.kubectl, condition, *what, timeout_s=timeout_s * PATIENCE)
+        wait_for_condition(self.kubectl, condition, *what, timeout_s=LIMIT_S)
 
     def apply(self, *objects: JsonObject, server_side: bool = False) -> str:
         flags = ["--server-side", "--force-conflicts"] if server_side else []
@@ -114,7 +100,7 @@ class Kube:
         selector, resource = f"wrpo.ai/experiment={name}", BACKENDS[backend].resource
         return self.list("jobs", selector) + self.list(f"{resource.plural}.{resource.group}", selector)
 
-    def wait_phase(self, name: str, phase: str, timeout_s: float = 90.0) -> JsonObject:
+    def wait_phase(self, name: str, phase: str, timeout_s: float = LIMIT_S) -> JsonObject:
         def reached() -> JsonObject | None:
             obj = self.experiment(name)
             status = obj.get("status") or {}
@@ -122,30 +108,36 @@ class Kube:
             return status if current and status.get("phase") == phase else None
 
         try:
-            found: JsonObject = wait_until(f"{name} is {phase}", reached, timeout_s)
+            found: JsonObject = wait_until(f"{name} is {phase}", reached, timeout_s=timeout_s)
         except AssertionError as error:
             described = self.kubectl("describe", "wrpoexperiment", name, check=False)
             raise AssertionError(f"{error}\n{described}\n{self.operator_log()[-4000:]}") from None
         return found
 
-    def wait_stage(self, name: str, stage: str, state: str, timeout_s: float = 60.0) -> JsonObject:
+    def wait_stage(self, name: str, stage: str, state: str) -> JsonObject:
         def reached() -> JsonObject | None:
             entry = self.stage(name, stage)
             return entry if entry.get("state") == state else None
 
         try:
-            found: JsonObject = wait_until(f"{stage} of {name} is {state}", reached, timeout_s)
+            found: JsonObject = wait_until(f"{stage} of {name} is {state}", reached)
         except AssertionError as error:
             described = self.kubectl("describe", "wrpoexperiment", name, check=False)
             raise AssertionError(f"{error}\n{described}\n{self.operator_log()[-4000:]}") from None
         return found
 
-    def behave(self, *, slow: str = "", fail: str = "", crash: str = "") -> JsonObject:
+    def behave(self, *, hold: str = "", slow: str = "", fail: str = "", crash: str = "") -> JsonObject:
         """Return the part of a spec that makes stages slow ("sft:6", seconds), fail for good, or crash.
 
         The stand-in does so in the stage named, and crashes once. Simulated pods do so in every stage, and every time,
         because all stages share one template: see `first`. There, a minute means for ever.
+
+        `hold` ("sft:NAME") keeps a stage running until `release(NAME)`, so that no speed of the machine decides whether
+        a test sees it run. Where the tests do not share the pods' volume, it is slow for HELD_ELSEWHERE_S instead.
         """
+        stage, _, _ = hold.partition(":")
+        if hold and (self.simulated or self.state_dir is None):
+            hold, slow = "", f"{stage}:{HELD_ELSEWHERE_S}"
         if self.simulated:
             stage, _, seconds = slow.partition(":")
             wanted = {
@@ -153,8 +145,15 @@ class Kube:
                 "exit-code": "65" if fail else "1" if crash else "",
             }
             return simulate(**{key: value for key, value in wanted.items() if value})
-        variables = {"STANDIN_SLOW": slow, "STANDIN_FAIL": fail, "STANDIN_CRASH": crash}
+        variables = {"STANDIN_HOLD": hold, "STANDIN_SLOW": slow, "STANDIN_FAIL": fail, "STANDIN_CRASH": crash}
         return {"env": [{"name": name, "value": value} for name, value in variables.items() if value]}
+
+    def release(self, name: str) -> None:
+        """Let the stage end that `behave(hold="STAGE:NAME")` holds."""
+        if self.state_dir is not None and not self.simulated:
+            released = self._claim_directory() / "released"
+            released.mkdir(exist_ok=True)
+            (released / name).touch()
 
     def first(self, stage: str) -> str:
         """Return the stage that shows what `behave` asks of `stage`: simulated, the experiment gets no further."""
@@ -207,12 +206,15 @@ class Kube:
 
     def runs_of(self, experiment: str, stage: str) -> int:
         """How often the stage's artifact was really computed (embedded cluster only)."""
-        assert self.state_dir is not None
         entry = self.stage(experiment, stage)
+        return int((self._claim_directory() / stage / entry["hash"] / "runs").read_text())
+
+    def _claim_directory(self) -> Path:
+        """Return the directory of the claim of all experiments (embedded cluster only)."""
         from wrpo_devcluster.controllers.volumes import claim_directory
 
-        directory = claim_directory(self.state_dir, NAMESPACE, "artifacts")
-        return int((directory / stage / entry["hash"] / "runs").read_text())
+        assert self.state_dir is not None
+        return claim_directory(self.state_dir, NAMESPACE, "artifacts")
 
 
 def simulate(**annotations: str) -> JsonObject:

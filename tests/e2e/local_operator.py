@@ -10,13 +10,15 @@ import os
 import secrets
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from support.patience import LIMIT_S
+
+from wrpo_devcluster.s3_server import free_ports
 from wrpo_operator.cli.install import CHECKOUT
 
 _NOT_HERE = frozenset(
@@ -60,8 +62,7 @@ class LocalOperator:
     _container: str = field(default="", init=False)
 
     def start(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self._port = probe.getsockname()[1]
+        (self._port,) = free_ports(1)
         passed = {k: v for k, v in os.environ.items() if not k.startswith(("WRPO_", "KUBE", "WATCH_", "POD_"))}
         chart = {name: value for name, value in self.chart_env.items() if name not in _NOT_HERE}
         env = {
@@ -93,7 +94,7 @@ class LocalOperator:
         assert self._process.poll() is None, f"the operator has ended:\n{self.log()[-4000:]}"
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(f"http://127.0.0.1:{self._port}/readyz", timeout=5) as answer:
+            with opener.open(f"http://127.0.0.1:{self._port}/readyz", timeout=LIMIT_S) as answer:
                 return bool(answer.status == 200 and json.load(answer)["ok"])
         except OSError:  # refused, or 503
             return False
@@ -109,14 +110,14 @@ class LocalOperator:
                 subprocess.run(["podman", "kill", self._container], capture_output=True, check=False)
             else:
                 self._process.kill()
-            self._process.wait(30)
+            self._process.wait(LIMIT_S)
             self._process = None
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
             try:
-                self._process.wait(30)
+                self._process.wait(LIMIT_S)
             except subprocess.TimeoutExpired:
                 self.kill()
             self._process = None

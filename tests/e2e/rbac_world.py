@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from support.patience import LIMIT_S
 
 from wrpo_devcluster.apiserver.auth.rbac import Attributes
 from wrpo_devcluster.bootstrap import PRESETS, crd_files, install_crds
@@ -29,13 +29,13 @@ from wrpo_devcluster.cluster import Cluster, write_kubeconfig
 from wrpo_devcluster.config import simulated_config
 from wrpo_devcluster.delays import NONE, Delays
 from wrpo_devcluster.faults import Refusal
+from wrpo_devcluster.s3_server import free_ports
 from wrpo_operator.cli.install import CHECKOUT, find_tool
 from wrpo_operator.runtime.resources import WORKLOADS
 
 JsonObject = dict[str, Any]
 SYSTEM, TEAM = "wrpo-system", "team-a"
 ACCOUNT = "wrpo-operator"
-LIMIT_S = 90.0
 RBAC = "rbac.authorization.k8s.io"
 KINDS = {
     "wrpoexperiments": Resource("wrpo.ai", "v1alpha1", "wrpoexperiments"),
@@ -85,7 +85,7 @@ class World:
         self.directory.mkdir(parents=True)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name=f"cluster-{self.mode}")
         self._thread.start()
-        assert self._started.wait(60)
+        assert self._started.wait(LIMIT_S)
         if self._failed is not None:
             raise self._failed
         return self
@@ -93,7 +93,7 @@ class World:
     def __exit__(self, *_: object) -> None:
         self.stop_operator()
         self.loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(60)
+        self._thread.join(LIMIT_S)
         assert not self._thread.is_alive()
 
     async def _serve(self) -> None:
@@ -124,7 +124,13 @@ class World:
     def run(self, tool: str, *arguments: str, stdin: str | None = None) -> str:
         env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
         done = subprocess.run(
-            [find_tool(tool), *arguments], env=env, input=stdin, capture_output=True, text=True, timeout=60, check=False
+            [find_tool(tool), *arguments],
+            env=env,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
         )
         assert done.returncode == 0, f"{tool} {' '.join(arguments[:4])}: {done.stderr}"
         return done.stdout
@@ -145,7 +151,7 @@ class World:
 
     def get(self, kind: str, name: str = "", namespace: str = TEAM) -> JsonObject:
         """Return an object or, as {"items": ...}, all of a kind; without a process, for it is asked often."""
-        return asyncio.run_coroutine_threadsafe(self._get(KINDS[kind], name, namespace), self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(self._get(KINDS[kind], name, namespace), self.loop).result(LIMIT_S)
 
     async def _get(self, resource: Resource, name: str, namespace: str) -> JsonObject:
         where = None if resource.group == RBAC and resource.plural.startswith("cluster") else namespace
@@ -203,7 +209,7 @@ class World:
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
         chart = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
         chart = {name: value for name, value in chart.items() if not name.startswith("WRPO_PROGRESS")}
-        self.health, self.progress = _free_port(), _free_port()
+        self.health, self.progress = free_ports(2)
         token = self.run("kubectl", "-n", SYSTEM, "create", "token", ACCOUNT).strip()
         credentials = self.directory / "operator.kubeconfig"
         write_kubeconfig(credentials, self.cluster.url, self.cluster._certificates, token)
@@ -227,7 +233,7 @@ class World:
     def stop_operator(self) -> None:
         if self._operator is not None:
             self._operator.terminate()
-            self._operator.wait(30)
+            self._operator.wait(LIMIT_S)
             self._operator = None
 
     def _ready(self) -> bool:
@@ -248,7 +254,7 @@ class World:
         request = urllib.request.Request(url, data, {"Authorization": f"Bearer {token}"} if token else {})
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(request, timeout=20) as answer:
+            with opener.open(request, timeout=LIMIT_S) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -274,11 +280,6 @@ class World:
         pods = self.get("pods")["items"]
         own = [pod for pod in pods if pod["metadata"]["labels"].get("wrpo.ai/experiment") == experiment]
         return next((pod for pod in own if pod["status"].get("phase") == "Running"), None)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def open_crd(group: str, version: str, plural: str, kind: str) -> JsonObject:

@@ -2,7 +2,8 @@
 
 It honours the contract (artifacts with a manifest, cached results, termination message, exit codes, SIGTERM, progress
 posts) without computing anything. STANDIN_* variables of the experiment's spec.env say how it behaves:
-STANDIN_SLOW=sft:6 (seconds), STANDIN_FAIL=train (bad data, for good), STANDIN_CRASH=score/a (exit 1 the first time).
+STANDIN_SLOW=sft:6 (seconds), STANDIN_HOLD=sft:NAME (until the volume has a file released/NAME), STANDIN_FAIL=train (bad
+data, for good), STANDIN_CRASH=score/a (exit 1 the first time).
 """
 
 import json
@@ -17,7 +18,8 @@ from typing import NoReturn
 
 config = json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))
 stage, key = config["output"]["stage"], config["output"]["hash"]
-artifact = pathlib.Path(os.environ["WRPO_VOLUME_ROOT"]) / config["storage"].get("path", "") / stage / key
+root = pathlib.Path(os.environ["WRPO_VOLUME_ROOT"])
+artifact = root / config["storage"].get("path", "") / stage / key
 shard = int(os.environ.get("JOB_COMPLETION_INDEX", os.environ.get("PET_NODE_RANK", os.environ.get("RANK", "0"))))
 
 
@@ -27,11 +29,11 @@ def end(code: int, **message: object) -> NoReturn:
     sys.exit(code)
 
 
-def post(percent: float, remaining: float) -> None:
+def post(percent: float, remaining: float) -> bool:
     url, token = os.environ.get("KUBEFLOW_TRAINER_SERVER_URL"), os.environ.get("KUBEFLOW_TRAINER_SERVER_TOKEN")
     if not url or not token:
         print("no progress endpoint", flush=True)
-        return
+        return True
     status = {
         "progressPercentage": percent,
         "estimatedRemainingSeconds": remaining,
@@ -44,9 +46,11 @@ def post(percent: float, remaining: float) -> None:
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust)
         )
-        print("progress post:", opener.open(request, timeout=5).status, flush=True)
+        print("progress post:", opener.open(request, timeout=60).status, flush=True)
     except OSError as error:
         print("progress post failed:", error, getattr(error, "read", lambda: b"")(), flush=True)
+        return False
+    return True
 
 
 signal.signal(signal.SIGTERM, lambda *_: end(143, outcome="Interrupted"))
@@ -72,6 +76,12 @@ if slow == stage:
     post(40, float(seconds))
     while time.monotonic() < deadline:
         time.sleep(0.1)
+held, _, released = os.environ.get("STANDIN_HOLD", "").partition(":")
+if held == stage:
+    while not post(40, 60):
+        time.sleep(1)
+    while not (root / "released" / released).exists():
+        time.sleep(0.05)
 if shard == 0:
     artifact.mkdir(parents=True, exist_ok=True)
     runs = artifact / "runs"

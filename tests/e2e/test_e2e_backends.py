@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from e2e_foreign import CONTROLLER_WAIT_S
-from e2e_support import EXTERNAL, JsonObject, Kube, experiment, wait_until
+from e2e_support import EXTERNAL, JsonObject, Kube, experiment
+from support.patience import wait_until
 
 from wrpo_operator.api.backends import BACKENDS, BackendKind, ResourceType
 from wrpo_operator.cli.install import CHECKOUT
@@ -54,7 +55,11 @@ def _is_noticed(kube: Kube, backend: BackendKind) -> bool:
         )
     crd = crd_of(backend.resource)
     try:
-        wait_until("noticed", lambda: (kube.get(crd, "probe").get("status") or {}).get("conditions"), CONTROLLER_WAIT_S)
+        wait_until(
+            "noticed",
+            lambda: (kube.get(crd, "probe").get("status") or {}).get("conditions"),
+            timeout_s=CONTROLLER_WAIT_S,
+        )
     except AssertionError:
         return False
     finally:
@@ -91,7 +96,7 @@ def artifacts(kube: Kube, backend: BackendKind) -> dict[str, str]:
     name = long_name(backend)
     storage = {"volume": {"claimName": "artifacts", "path": backend.kind}}
     kube.apply(two_nodes(name, backend.kind, storage=storage, reuse={"salt": "backends"}))
-    status = kube.wait_phase(name, "Succeeded", 120)
+    status = kube.wait_phase(name, "Succeeded")
     return {entry["name"]: entry["artifact"] for entry in status["stages"]}
 
 
@@ -117,12 +122,12 @@ def test_every_backend_makes_the_same_artifacts(kube: Kube, backend: BackendKind
 def test_a_gang_is_suspended_resumed_and_recreated_when_it_loses_a_pod(kube: Kube, backend: BackendKind) -> None:
     name = f"life-{backend.kind.lower()}"
     kube.apply(two_nodes(name, backend.kind, **kube.behave(slow="sft:600")))
-    first = wait_until("both pods run", lambda: _both(kube, name, "sft"), 90)
+    first = wait_until("both pods run", lambda: _both(kube, name, "sft"))
     kube.edit(name, suspend=True)
     kube.wait_phase(name, "Suspended")
-    wait_until("no pod runs", lambda: not running_pods(kube, name, "sft"), 30)
+    wait_until("no pod runs", lambda: not running_pods(kube, name, "sft"))
     kube.edit(name, suspend=False)
-    resumed = wait_until("both pods run again", lambda: _both(kube, name, "sft"), 60)
+    resumed = wait_until("both pods run again", lambda: _both(kube, name, "sft"))
     assert not first & resumed
     assert len(kube.stage(name, "sft")["attempts"]) == 1
     pod = running_pods(kube, name, "sft")[0]["metadata"]["name"]
@@ -130,14 +135,13 @@ def test_a_gang_is_suspended_resumed_and_recreated_when_it_loses_a_pod(kube: Kub
     attempts = wait_until(
         "the next attempt runs",
         lambda: (a := kube.stage(name, "sft")["attempts"]) and a[-1]["state"] == "Running" and a[1:] and a,
-        90,
     )
     assert [(entry["number"], entry["state"]) for entry in attempts] == [(1, "Failed"), (2, "Running")]
-    wait_until("both pods run in the next attempt", lambda: _both(kube, name, "sft"), 60)
+    wait_until("both pods run in the next attempt", lambda: _both(kube, name, "sft"))
     kube.kubectl("delete", "wrpoexperiment", name, "--cascade=background", "--wait=true")
     for resource in (backend.resource, *backend.companions):
-        wait_until(f"its {resource.plural} are gone", lambda r=resource: not children(kube, name, r), 60)
-    wait_until("its pods are gone", lambda: not pods_of(kube, name, "sft"), 60)
+        wait_until(f"its {resource.plural} are gone", lambda r=resource: not children(kube, name, r))
+    wait_until("its pods are gone", lambda: not pods_of(kube, name, "sft"))
 
 
 def _both(kube: Kube, name: str, stage: str) -> set[str]:
@@ -180,7 +184,7 @@ def test_without_trainjobs_crd_the_blocker_names_what_is_installed(kube: Kube) -
     try:
         kube.apply(two_nodes("no-trainer", "TrainJob"))
         # The operator may not know yet that the kind is gone; then the API server's refusal shows first.
-        blocker = wait_until("the blocker shows", lambda: _blocker(kube, "no-trainer", "TrainingBackendMissing"), 60)
+        blocker = wait_until("the blocker shows", lambda: _blocker(kube, "no-trainer", "TrainingBackendMissing"))
         assert (blocker["object"], blocker["stage"]) == ("CustomResource/TrainJob", "sft")
         assert "Install Kubeflow Trainer" in blocker["message"]
         installed = ["JobSet", "PyTorchJob"] if is_installed(kube, JOBSET) else ["PyTorchJob"]
@@ -191,7 +195,7 @@ def test_without_trainjobs_crd_the_blocker_names_what_is_installed(kube: Kube) -
             kube.wait_condition("Established", f"crd/{crd}")
     # What the blocker advises.
     kube.edit("no-trainer", training={"backend": "PyTorchJob"})
-    kube.wait_phase("no-trainer", "Succeeded", 120)
+    kube.wait_phase("no-trainer", "Succeeded")
 
 
 def _blocker(kube: Kube, name: str, reason: str) -> JsonObject | None:

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 
 import pytest
 from click.testing import CliRunner
-from e2e_support import EXTERNAL, NAMESPACE, JsonObject, Kube, claim, experiment, wait_until
+from e2e_support import EXTERNAL, NAMESPACE, JsonObject, Kube, claim, experiment
+from support.patience import wait_until
 
 from wrpo_operator.cli.main import main
 
 pytestmark = pytest.mark.cluster
 GPU = "nvidia.com/gpu"
 QUOTA = "no-gpus"
-PATIENCE_S = 30
-"""spec.deadlines.preRunningSeconds of the experiment that gives up. Refusals are looked for every 15 s."""
+PRE_RUNNING_S = 30
+"""spec.deadlines.preRunningSeconds of the experiment that gives up."""
 WORKLOAD_CRD = "workloads.kueue.x-k8s.io"
 QUEUE_WORDS = "couldn't assign flavors to pod set main: insufficient unused quota for nvidia.com/gpu in flavor h200"
 
@@ -44,7 +45,7 @@ def first_stage(**resources: str) -> JsonObject:
 
 OBSTACLES = {
     "over-quota": Obstacle(
-        {**first_stage(**{GPU: "1"}), "deadlines": {"preRunningSeconds": PATIENCE_S}},
+        first_stage(**{GPU: "1"}),
         "Job/over-quota-prepare-",
         "QuotaExceeded",
         (
@@ -111,9 +112,7 @@ def obstacles(kube: Kube) -> Iterator[dict[str, Obstacle]]:
     unbound = claim(storageClassName="nobodys")
     kube.apply({**unbound, "metadata": {"name": "unbound"}})
     try:
-        wait_until(
-            "the quota is counted", lambda: (kube.get("resourcequota", QUOTA).get("status") or {}).get("used"), 30
-        )
+        wait_until("the quota is counted", lambda: (kube.get("resourcequota", QUOTA).get("status") or {}).get("used"))
     except AssertionError:
         if not EXTERNAL:
             raise
@@ -134,7 +133,7 @@ def test_every_obstacle_is_told_with_object_reason_and_remedy(kube: Kube, obstac
     if "in-queue" in obstacles:
         put_into_queue(kube)
     for name, obstacle in obstacles.items():
-        blocker = wait_until(f"{name} is told", lambda n=name, o=obstacle: blocker_of(kube, n, o.reason), 90)
+        blocker = wait_until(f"{name} is told", lambda n=name, o=obstacle: blocker_of(kube, n, o.reason))
         assert blocker["object"].startswith(obstacle.object), blocker
         assert blocker["stage"] == "prepare"
         for words in obstacle.words:
@@ -142,9 +141,11 @@ def test_every_obstacle_is_told_with_object_reason_and_remedy(kube: Kube, obstac
         assert_told_everywhere(kube, name, obstacle.reason, obstacle.words)
     if "over-quota" not in obstacles:
         return
-    status = kube.wait_phase("over-quota", "Failed", PATIENCE_S + 40)
+    # Only now, so that the experiment does not give up before it is asked what blocks it.
+    kube.edit("over-quota", deadlines={"preRunningSeconds": PRE_RUNNING_S})
+    status = kube.wait_phase("over-quota", "Failed")
     (failed,) = [entry for entry in status["conditions"] if entry["type"] == "Failed"]
-    assert f"no pod ran within {PATIENCE_S} s (spec.deadlines.preRunningSeconds)" in failed["message"]
+    assert f"no pod ran within {PRE_RUNNING_S} s (spec.deadlines.preRunningSeconds)" in failed["message"]
     for words in obstacles["over-quota"].words:
         assert words in failed["message"]
     (attempt,) = kube.stage("over-quota", "prepare")["attempts"]
@@ -169,7 +170,7 @@ def assert_told_everywhere(kube: Kube, name: str, reason: str, words: tuple[str,
     assert (blocked["status"], blocked["reason"]) == ("True", first["reason"])
     assert first["message"] in blocked["message"]
     assert first["object"] in blocked["message"]
-    wait_until(f"an Event of {name}", lambda: event_says(kube, name, reason, words), 20)
+    wait_until(f"an Event of {name}", lambda: event_says(kube, name, reason, words))
     shown = CliRunner().invoke(main, ["status", name, "--kubeconfig", str(kube.kubeconfig), "-n", NAMESPACE])
     assert shown.exit_code == 0, shown.output
     (line,) = [line for line in shown.output.splitlines() if line.startswith("  blocked: ") and f": {reason}: " in line]
@@ -253,13 +254,13 @@ def test_a_gang_whose_workers_pod_security_refuses_says_so_while_its_master_runs
     kube.apply(
         experiment("refused", training=training, scheduling={"gang": "BestEffort"}, **kube.behave(slow="sft:600"))
     )
-    blocker = wait_until("it is told", lambda: blocker_of(kube, "refused", "PodSecurityViolation"), 90)
+    blocker = wait_until("it is told", lambda: blocker_of(kube, "refused", "PodSecurityViolation"))
     assert blocker["object"].startswith("PyTorchJob/refused-sft-")
     words = ('violates PodSecurity "restricted:latest"', "init-pytorch", "training.backend: TrainJob")
     for part in words:
         assert part in blocker["message"]
-    assert kube.stage("refused", "sft")["state"] == "Running"
+    kube.wait_stage("refused", "sft", "Running")
     assert_told_everywhere(kube, "refused", "PodSecurityViolation", words)
     label = "pod-security.kubernetes.io/enforce=baseline"
     kube.run("kubectl", "label", "ns", NAMESPACE, label, "--overwrite")
-    wait_until("nothing blocks it", lambda: not kube.status("refused").get("blockers"), 60)
+    wait_until("nothing blocks it", lambda: not kube.status("refused").get("blockers"))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from e2e_support import EXTERNAL, Kube
 from foreign_cluster import config
+from support.patience import LONG_S, wait_until
 
 from wrpo_devcluster import lifecycle
 from wrpo_operator.cli.install import CHECKOUT
@@ -21,7 +22,6 @@ pytestmark = [
     pytest.mark.skipif(EXTERNAL, reason="makes a cluster of its own"),
 ]
 KINDS = ("namespaces", "crds", "pv", "clusterroles", "clusterrolebindings", "priorityclasses")
-LIMIT_S = 240
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +59,12 @@ def start(kube: Kube) -> subprocess.Popen[str]:
 def test_a_whole_experiment_passes_under_restricted_pod_security_and_nothing_is_left(bare: Kube) -> None:
     before = left(bare)
     process = start(bare)
-    output, _ = process.communicate(timeout=LIMIT_S)
+    output, _ = process.communicate(timeout=LONG_S)
     assert process.returncode == 0, output[-6000:]
     assert "checked: 11 stages succeeded, one child each" in output
     assert "checked: deleting the experiment deletes its children" in output
     assert "100%  report: Succeeded" in output
-    assert left(bare) == before
+    wait_until("nothing is left", lambda: left(bare) == before)
 
 
 def test_ctrl_c_in_the_middle_leaves_nothing_either(bare: Kube) -> None:
@@ -77,7 +77,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing_either(bare: Kube) -> None:
         if "prepare: " in line:
             break
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=LIMIT_S)
+    rest, _ = process.communicate(timeout=LONG_S)
     assert process.returncode == 130, "".join(seen) + rest[-4000:]
     assert "interrupted; everything this run made was removed" in rest
-    assert left(bare) == before
+    wait_until("nothing is left", lambda: left(bare) == before)

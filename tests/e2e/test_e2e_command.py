@@ -6,7 +6,8 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from e2e_support import NAMESPACE, OPERATOR, OPERATOR_PODS, RELEASE, SYSTEM, Kube, experiment, wait_until
+from e2e_support import NAMESPACE, OPERATOR, OPERATOR_PODS, RELEASE, SYSTEM, Kube, experiment
+from support.patience import wait_until
 
 from wrpo_operator.cli.main import main
 
@@ -92,17 +93,18 @@ def test_a_standby_takes_over_when_the_leader_goes(kube: Kube) -> None:
     scale = ("-n", SYSTEM, "scale", f"deployment/{OPERATOR}")
     kube.run("kubectl", *scale, "--replicas=2")
     try:
-        wait_until("both are ready", lambda: ready() == 2, 60)
-        kube.apply(experiment("handed-over", **kube.behave(slow="sample/a:4")))
+        wait_until("both are ready", lambda: ready() == 2)
+        kube.apply(experiment("handed-over", **kube.behave(hold="sample/a:handed-over")))
         kube.wait_stage("handed-over", "sample/a", "Running")
         first = leader()
         kube.run("kubectl", "-n", SYSTEM, "delete", "pod", first)
-        wait_until("another leads", lambda: leader() not in {first, ""}, 30)
-        status = kube.wait_phase("handed-over", "Succeeded", 90)
+        wait_until("another leads", lambda: leader() not in {first, ""})
+        kube.release("handed-over")
+        status = kube.wait_phase("handed-over", "Succeeded")
         assert [len(entry["attempts"]) for entry in status["stages"]] == [1] * 5
     finally:
         kube.run("kubectl", *scale, "--replicas=1")
-    wait_until("one is left", lambda: _operators(kube) == 1, 60)
+    wait_until("one is left", lambda: _operators(kube) == 1)
 
 
 def _operators(kube: Kube) -> int:

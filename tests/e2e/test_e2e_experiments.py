@@ -9,7 +9,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from e2e_support import NAMESPACE, OPERATOR, SYSTEM, Kube, experiment, simulate, wait_until
+from e2e_support import NAMESPACE, OPERATOR, SYSTEM, Kube, experiment, simulate
+from support.patience import wait_until
 
 from wrpo_operator.cli.install import find_tool
 
@@ -24,13 +25,15 @@ def test_an_experiment_runs_to_success_and_kubectl_shows_it(kube: Kube) -> None:
         sources=sources,
         training={"nodes": 2},
         scheduling={"gang": "BestEffort"},
-        **kube.behave(slow="sample/a:2"),
+        **kube.behave(hold="sample/a:whole"),
     )
     with _watched(kube) as seen:
         assert "created" in kube.apply(whole)
-        kube.wait_condition("Succeeded", "wrpoexperiment/whole", timeout_s=110)
+        wait_until("the watch prints that it runs", lambda: any("Running" in line for line in seen))
+        kube.release("whole")
+        kube.wait_condition("Succeeded", "wrpoexperiment/whole")
         # The watch is its own connection: it may print the last change after the wait has seen it.
-        wait_until("the watch prints the end", lambda: any("Succeeded" in line for line in seen), 30)
+        wait_until("the watch prints the end", lambda: any("Succeeded" in line for line in seen))
     status = kube.status("whole")
     assert (status["phase"], status["progress"]["percent"]) == ("Succeeded", 100)
     assert {entry["name"] for entry in status["stages"]} == {
@@ -43,7 +46,6 @@ def test_an_experiment_runs_to_success_and_kubectl_shows_it(kube: Kube) -> None:
     kinds = sorted((child["kind"], child["metadata"]["labels"]["wrpo.ai/stage"]) for child in kube.children("whole"))
     assert [stage for kind, stage in kinds if kind == "PyTorchJob"] == ["sft", "train"]
     assert len(kinds) == 13
-    assert any("Running" in line for line in seen)
     described = kube.kubectl("describe", "wrpoexperiment", "whole")
     assert "StageStarted" in described
     assert "All 13 stages have succeeded." in described
@@ -73,12 +75,13 @@ def _watched(kube: Kube) -> Iterator[list[str]]:
 
 @pytest.mark.usefixtures("real_pods", "operator_in_cluster")
 def test_progress_posts_reach_the_status_while_a_stage_runs(kube: Kube) -> None:
-    kube.apply(experiment("progress", **kube.behave(slow="sft:8")))
+    kube.apply(experiment("progress", **kube.behave(hold="sft:progress")))
     kube.wait_stage("progress", "sft", "Running")
-    entry = wait_until("progress shows", lambda: (e := kube.stage("progress", "sft")).get("progress") and e, 15)
+    entry = wait_until("progress shows", lambda: (e := kube.stage("progress", "sft")).get("progress") and e)
     assert (entry["progress"], entry["state"]) == (40, "Running")
     assert entry["metrics"] == {"loss": 0.5}
     assert 0 < kube.status("progress")["progress"]["percent"] < 100
+    kube.release("progress")
     kube.wait_phase("progress", "Succeeded")
 
 
@@ -92,7 +95,7 @@ def test_a_failed_stage_ends_the_experiment_with_the_engines_own_words(kube: Kub
         assert words in failed["message"]
     attempts = kube.stage("fails", kube.first("sft"))["attempts"]
     assert [(entry["state"], entry["exitCode"], entry["failure"]) for entry in attempts] == [("Failed", 65, "Config")]
-    kube.wait_condition("Failed", "wrpoexperiment/fails", timeout_s=5)
+    kube.wait_condition("Failed", "wrpoexperiment/fails")
 
 
 @pytest.mark.usefixtures("real_pods")
@@ -119,12 +122,12 @@ def test_a_stage_that_always_crashes_is_tried_as_often_as_its_limit_says(kube: K
 def test_a_gang_is_suspended_taken_up_with_new_settings_and_fails_for_good_on_exit_code_65(kube: Kube) -> None:
     """Stages that have succeeded stay, so an edit of the SFT stage lets the gang alone behave in a new way."""
     kube.apply(experiment("gang"))
-    kube.wait_phase("gang", "Succeeded", 90)
+    kube.wait_phase("gang", "Succeeded")
     kube.edit("gang", sft={"learningRate": 2e-5}, **simulate(run_seconds="forever"))
     kube.wait_stage("gang", "sft", "Running")
     kube.edit("gang", suspend=True)
     kube.wait_phase("gang", "Suspended")
-    wait_until("no pod runs", lambda: not _running(kube, "gang"), 30)
+    wait_until("no pod runs", lambda: not _running(kube, "gang"))
     kube.edit("gang", suspend=False, **simulate(run_seconds="1"))
     kube.wait_phase("gang", "Succeeded")
     kube.edit("gang", sft={"learningRate": 3e-5}, **simulate(run_seconds="1", exit_code="65"))
@@ -170,14 +173,14 @@ def test_a_spec_that_only_the_operator_can_judge_is_answered_in_the_status(kube:
 
 
 def test_suspend_stops_everything_and_resume_goes_on(kube: Kube) -> None:
-    # Long enough to be seen running and suspended on a busy machine.
-    kube.apply(experiment("pause", **kube.behave(slow="sft:8")))
+    kube.apply(experiment("pause", **kube.behave(hold="sft:pause")))
     kube.wait_stage("pause", "sft", "Running")
     kube.edit("pause", suspend=True)
     kube.wait_phase("pause", "Suspended")
-    wait_until("no pod runs", lambda: not _running(kube, "pause"), 30)
+    wait_until("no pod runs", lambda: not _running(kube, "pause"))
+    kube.release("pause")
     kube.edit("pause", suspend=False)
-    kube.wait_phase("pause", "Succeeded", 150)
+    kube.wait_phase("pause", "Succeeded")
     assert len(kube.stage("pause", "prepare")["attempts"]) == 1
     assert kube.stage("pause", "sft").get("failedAttempts", 0) == 0
 
@@ -205,7 +208,7 @@ def test_a_second_experiment_shares_the_first_ones_artifacts(kube: Kube) -> None
     reuse = {"reuse": {"salt": "shared"}}
     kube.apply(experiment("first", **reuse), experiment("second", **reuse))
     for name in ("first", "second"):
-        kube.wait_phase(name, "Succeeded", 120)
+        kube.wait_phase(name, "Succeeded")
     for stage in ("prepare", "sample/a", "score/a", "curate-sft", "sft"):
         one, other = sorted((kube.stage(name, stage) for name in ("first", "second")), key=lambda e: e["startedAt"])
         assert one["hash"] == other["hash"]
@@ -224,16 +227,17 @@ def test_deleting_finished_children_by_hand_runs_nothing_again(kube: Kube) -> No
     kube.kubectl("delete", "jobs,pytorchjobs", "-l", "wrpo.ai/experiment=tidy", "--cascade=background", "--wait=true")
     kube.kubectl("annotate", "wrpoexperiment", "tidy", "touched=yes")
     wait_until("the children are gone", lambda: not kube.children("tidy"))
-    kube.wait_condition("Succeeded", "wrpoexperiment/tidy", timeout_s=5)
+    kube.wait_condition("Succeeded", "wrpoexperiment/tidy")
     assert kube.children("tidy") == []
     assert kube.status("tidy") == before
 
 
 def test_a_running_child_deleted_by_hand_is_made_anew(kube: Kube) -> None:
-    kube.apply(experiment("gap", **kube.behave(slow="sample/a:3")))
+    kube.apply(experiment("gap", **kube.behave(hold="sample/a:gap")))
     kube.wait_stage("gap", "sample/a", "Running")
     selector = "wrpo.ai/experiment=gap,wrpo.ai/stage=sample.a"
     kube.kubectl("delete", "jobs", "-l", selector, "--cascade=background", "--wait=true")
+    kube.release("gap")
     kube.wait_phase("gap", "Succeeded")
     assert kube.stage("gap", "sample/a")["attempts"][-1]["state"] == "Succeeded"
 
@@ -272,7 +276,7 @@ def test_a_missing_claim_blocks_and_names_itself(kube: Kube) -> None:
 
 def test_every_call_of_the_operator_was_allowed(kube: Kube) -> None:
     kube.apply(experiment("rights"))
-    kube.wait_phase("rights", "Succeeded", 120)
+    kube.wait_phase("rights", "Succeeded")
     lines = [json.loads(line) for line in kube.operator_log().splitlines() if line.startswith("{")]
     assert lines
     refused = [line for line in lines if "forbidden" in json.dumps(line).lower()]

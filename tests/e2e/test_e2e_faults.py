@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_support import EXTERNAL, Kube, break_api, experiment, simulate, simulated_cluster, wait_until
+from e2e_support import EXTERNAL, Kube, break_api, experiment, simulate, simulated_cluster
 from local_operator import LocalOperator
+from support.patience import wait_until
 
 pytestmark = [
     pytest.mark.cluster,
@@ -34,7 +35,7 @@ def operators(cluster: Kube, tmp_path: Path) -> Iterator[dict[str, LocalOperator
         for operator in started.values():
             operator.start()
         for operator in started.values():
-            wait_until("an operator is ready", operator.ready, 60)
+            wait_until("an operator is ready", operator.ready)
         yield started
     finally:
         for operator in started.values():
@@ -61,7 +62,7 @@ def test_a_stopped_leader_is_replaced_and_writes_nothing_when_it_wakes_up(
     first = leader(kube)
     (second,) = set(operators) - {first}
     operators[first].send(signal.SIGSTOP)
-    kube.wait_phase("fusion", "Succeeded", 120)
+    kube.wait_phase("fusion", "Succeeded")
     assert leader(kube) == second
     status = kube.status("fusion")
     assert [len(stage["attempts"]) for stage in status["stages"]] == [1] * 5
@@ -70,7 +71,7 @@ def test_a_stopped_leader_is_replaced_and_writes_nothing_when_it_wakes_up(
     before = kube.experiment("fusion")["metadata"]["resourceVersion"]
     children = sorted(child["metadata"]["resourceVersion"] for child in kube.children("fusion"))
     operators[first].send(signal.SIGCONT)
-    wait_until("the first one stands by", lambda: "standby" in operators[first].log(), 30)
+    wait_until("the first one stands by", lambda: "standby" in operators[first].log())
     assert leader(kube) == second
     assert kube.experiment("fusion")["metadata"]["resourceVersion"] == before
     assert sorted(child["metadata"]["resourceVersion"] for child in kube.children("fusion")) == children

@@ -13,6 +13,7 @@ import yaml
 from e2e_support import EXTERNAL, JsonObject, claim, experiment, simulate
 from rbac_world import OPEN_CRDS, SYSTEM, TEAM, Call, World
 from support.kubectl_wait import wait_for_condition
+from support.patience import LIMIT_S
 
 from wrpo_operator.cli.install import find_chart
 
@@ -97,13 +98,14 @@ def create_experiments(world: World) -> None:
         experiment("torch", ttlSecondsAfterFinished=1),
         experiment("trainer", training={**gang, "nodes": 1, "backend": "TrainJob"}, ttlSecondsAfterFinished=1),
         experiment("jobset", training={**gang, "nodes": 1, "backend": "JobSet"}, ttlSecondsAfterFinished=1),
-        # Long enough to be looked at while it runs: then it is asked why a gang might lack pods.
-        experiment("volcano", training=gang, scheduling={"podGroup": "Volcano"}, **simulate(run_seconds="4")),
+        experiment("volcano", training=gang, scheduling={"podGroup": "Volcano"}),
         experiment("plugins", training=gang, scheduling={"podGroup": "SchedulerPlugins", "schedulerName": "co"}),
         experiment("paused", env=[*secret_env, proxy], **forever),
         experiment("stored", storage=s3, env=secret_env, **forever),
         experiment("crashes", env=[*secret_env, proxy], **simulate(exit_code="1")),
         experiment("queued", scheduling={"queueName": "gpus"}, **forever),
+        # Its pod waits for a node: then Events are read.
+        experiment("unplaced", scheduling={"nodeSelector": {"wrpo.ai/nowhere": "yes"}}),
         experiment("claimless", storage={"volume": {"claimName": "nowhere"}}),
         experiment("refused", podTemplate={"spec": {"serviceAccountName": "admin"}}),
     )
@@ -122,7 +124,7 @@ def install_previous(world: World) -> None:
     assert name in text, "the template finds the CRD's name by this line"
     (old / "files" / "wrpoexperiments.wrpo.ai.yaml").write_text(text, encoding="utf-8")
     world.helm(old)
-    wait_for_condition(partial(world.run, "kubectl"), "Established", "crd/wrpoexperiments.wrpo.ai", timeout_s=30)
+    wait_for_condition(partial(world.run, "kubectl"), "Established", "crd/wrpoexperiments.wrpo.ai", timeout_s=LIMIT_S)
     world.apply(experiment("veteran", suspend=True))
     world.veteran = world.get("wrpoexperiments", "veteran")
 

@@ -7,7 +7,8 @@ import signal
 from dataclasses import replace
 
 import pytest
-from e2e_support import EXTERNAL, Kube, experiment, wait_until
+from e2e_support import EXTERNAL, Kube, experiment
+from support.patience import wait_until
 
 from wrpo_devcluster import lifecycle
 from wrpo_devcluster.config import load_config, save_config
@@ -27,10 +28,11 @@ def assert_no_duplicates(kube: Kube, name: str) -> None:
 
 
 def test_a_killed_operator_goes_on_without_doing_anything_twice(kube: Kube) -> None:
-    kube.apply(experiment("op-killed", **kube.behave(slow="sample/a:5")))
+    kube.apply(experiment("op-killed", **kube.behave(hold="sample/a:op-killed")))
     kube.wait_stage("op-killed", "sample/a", "Running")
     kube.kill_operator()
-    kube.wait_phase("op-killed", "Succeeded", 120)
+    kube.release("op-killed")
+    kube.wait_phase("op-killed", "Succeeded")
     assert_no_duplicates(kube, "op-killed")
 
 
@@ -39,7 +41,7 @@ def test_a_killed_control_plane_goes_on_without_doing_anything_twice(kube: Kube)
     """Its first answers after the restart are 403, as those of real servers that have not loaded RBAC yet."""
     assert kube.state_dir is not None
     before = kube.restarts()
-    kube.apply(experiment("cp-killed", **kube.behave(slow="sample/a:6")))
+    kube.apply(experiment("cp-killed", **kube.behave(hold="sample/a:cp-killed")))
     kube.wait_stage("cp-killed", "sample/a", "Running")
     pid = lifecycle.status(kube.state_dir).pid
     assert pid is not None
@@ -49,7 +51,8 @@ def test_a_killed_control_plane_goes_on_without_doing_anything_twice(kube: Kube)
     assert config is not None
     lifecycle.up(kube.state_dir, config=replace(config, rbac_delay_s=3.0))
     save_config(config)
-    kube.wait_phase("cp-killed", "Succeeded", 120)
+    kube.release("cp-killed")
+    kube.wait_phase("cp-killed", "Succeeded")
     assert MESSAGE in kube.operator_log()
     assert kube.restarts() == before
     assert_no_duplicates(kube, "cp-killed")
@@ -66,7 +69,7 @@ def test_without_the_training_crd_the_experiment_waits_and_says_so_and_goes_on_o
     kube.run("kubectl", "delete", "crd", crd, "--cascade=background", "--wait=true")
     try:
         kube.apply(experiment("no-crd"))
-        blocker = wait_until("a blocker shows", lambda: kube.status("no-crd").get("blockers"), 60)[0]
+        blocker = wait_until("a blocker shows", lambda: kube.status("no-crd").get("blockers"))[0]
         assert blocker["reason"] == "TrainingBackendMissing"
         assert "PyTorchJob" in blocker["message"]
         conditions = {entry["type"]: entry for entry in kube.status("no-crd")["conditions"]}
@@ -75,7 +78,7 @@ def test_without_the_training_crd_the_experiment_waits_and_says_so_and_goes_on_o
         manifest = CHECKOUT / "operator" / "wrpo_devcluster" / "manifests" / "pytorchjobs.yaml"
         kube.run("kubectl", "apply", "--server-side", "-f", str(manifest))
         kube.wait_condition("Established", f"crd/{crd}")
-    kube.wait_phase("no-crd", "Succeeded", 120)
+    kube.wait_phase("no-crd", "Succeeded")
 
 
 @embedded_only
@@ -83,11 +86,11 @@ def test_without_its_own_crd_the_operator_is_not_ready_says_why_and_does_not_cra
     before = kube.restarts()
     kube.run("kubectl", "delete", "crd", "wrpoexperiments.wrpo.ai", "--wait=true")
     try:
-        wait_until("the operator is not ready", lambda: not kube.operator_ready(), 60)
+        wait_until("the operator is not ready", lambda: not kube.operator_ready())
         assert "the CRD wrpoexperiments.wrpo.ai is not installed" in kube.operator_log()
     finally:
         kube.run("kubectl", "apply", "--server-side", "-f", str(CHECKOUT / "crds" / "wrpoexperiments.wrpo.ai.yaml"))
-    wait_until("the operator is ready", kube.operator_ready, 60)
+    wait_until("the operator is ready", kube.operator_ready)
     assert kube.restarts() == before
     kube.apply(experiment("after-crd"))
-    kube.wait_phase("after-crd", "Succeeded", 120)
+    kube.wait_phase("after-crd", "Succeeded")

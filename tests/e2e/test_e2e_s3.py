@@ -17,15 +17,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from e2e_real_support import STAGES, engine_process, fill_claim, real_experiment
-from e2e_support import EXTERNAL, NAMESPACE, SYSTEM, Kube, wait_until
+from e2e_support import EXTERNAL, NAMESPACE, SYSTEM, Kube
+from support.patience import LONG_S, wait_until
 from support.s3_server import S3Server
+from support.stopping import stop_when
 
 from wrpo_devcluster import lifecycle
 from wrpo_operator.cli.install import install_operator
 from wrpo_operator.cli.main import main
 
 pytestmark = [
-    pytest.mark.timeout(1200),
     pytest.mark.cluster,
     pytest.mark.slow,
     pytest.mark.skipif(EXTERNAL, reason="a foreign cluster reaches no server of this machine's loopback"),
@@ -75,18 +76,18 @@ def test_an_experiment_runs_on_a_bucket_alone_through_a_killed_pod_and_a_restart
     real: Kube, server: S3Server
 ) -> None:
     real.apply(on_s3("bucketed", server))
-    pid = wait_until("sample/a runs", lambda: engine_process(real, "bucketed", "sample/a"), 90)
-    base = f"{PREFIX}/sample/a/{real.stage('bucketed', 'sample/a')['hash']}"
-    wait_until("sample/a has published a part", lambda: server.keys(BUCKET, f"{base}/parts/"), 60, every_s=0.005)
-    os.kill(pid, signal.SIGSTOP)
-    kept = {entry["Key"]: entry["LastModified"] for entry in listed(server, f"{base}/parts/")}
+    key = wait_until("sample/a is planned", lambda: real.stage("bucketed", "sample/a").get("hash"))
+    base = f"{PREFIX}/sample/a/{key}"
+    pid = wait_until("sample/a runs", lambda: engine_process(real, "bucketed", "sample/a"))
+    stop_when([pid], "sample/a has published a part", lambda: server.keys(BUCKET, f"{base}/parts/"))
     is_late = f"{base}/manifest.json" in server.keys(BUCKET, base)
+    kept = {entry["Key"]: entry["LastModified"] for entry in listed(server, f"{base}/parts/")}
     os.kill(pid, signal.SIGKILL)
     assert not is_late, "the work was done before the kill; the test must give the stage more to do"
-    wait_until("sft runs", lambda: engine_process(real, "bucketed", "sft", replica="master"), 120)
+    wait_until("sft runs", lambda: engine_process(real, "bucketed", "sft", replica="master"))
     server.kill()
     server.start()
-    status = real.wait_phase("bucketed", "Succeeded", 600)
+    status = real.wait_phase("bucketed", "Succeeded", LONG_S)
 
     assert {entry["name"] for entry in status["stages"]} == {name for name in STAGES if not name.endswith("/b")}
     assert {entry["state"] for entry in status["stages"]} == {"Succeeded"}
@@ -132,7 +133,7 @@ def test_the_report_is_saved_from_the_bucket(
 def test_a_second_apply_computes_nothing(real: Kube, server: S3Server) -> None:
     before = {entry["Key"]: entry["ETag"] for entry in listed(server, PREFIX)}
     real.apply(on_s3("again", server))
-    status = real.wait_phase("again", "Succeeded", 180)
+    status = real.wait_phase("again", "Succeeded")
     assert [entry["name"] for entry in status["stages"] if not entry.get("cached")] == []
     after = {entry["Key"]: entry["ETag"] for entry in listed(server, PREFIX)}
     assert {key: after[key] for key in before} == before
@@ -142,7 +143,7 @@ def test_a_missing_bucket_fails_the_experiment_in_the_engines_words(real: Kube, 
     experiment = on_s3("nowhere", server)
     experiment["spec"]["storage"]["s3"]["uri"] = "s3://nobody-made-this/x"
     real.apply(experiment)
-    status = real.wait_phase("nowhere", "Failed", 90)
+    status = real.wait_phase("nowhere", "Failed")
     (failed,) = [entry for entry in status["conditions"] if entry["type"] == "Failed"]
     for word in ("StorageMissing", "spec.storage.s3.uri", "there is no bucket nobody-made-this", "Create the bucket"):
         assert word in failed["message"]

@@ -18,9 +18,9 @@ from e2e_support import (
     make_namespace,
     simulate,
     simulated_cluster,
-    wait_until,
 )
 from local_operator import LocalOperator
+from support.patience import wait_until
 from support.refusal_words import WORDS
 
 from wrpo_operator.api.conditions import ConditionType
@@ -109,10 +109,10 @@ def test_objects_that_nobody_can_use_get_a_status_and_a_healthy_experiment_succe
         body = body.replace('"DEEP"', '{"a":' * DEPTH + "1" + "}" * DEPTH)
         post(kube, "odd", body.replace('"DEEP LIST"', "[" * DEPTH + "]" * DEPTH))
     kube.apply(experiment("healthy", **simulate(run_seconds="2")))
-    kube.wait_stage("healthy", "prepare", "Running")
+    wait_until("prepare has begun", lambda: kube.stage("healthy", "prepare").get("attempts"))
     kube.local.kill()
     kube.local.start()
-    kube.wait_phase("healthy", "Succeeded", 120)
+    kube.wait_phase("healthy", "Succeeded")
     assert {len(stage["attempts"]) for stage in kube.status("healthy")["stages"]} == {1}
 
     statuses = told(kube, "odd")
@@ -136,7 +136,7 @@ def test_refusals_of_any_code_and_wording_give_a_whole_status_within_seconds(kub
         found = {namespace: told(kube, namespace)["fusion"] for namespace in REFUSALS}
         return found if all(status.get("blockers") for status in found.values()) else None
 
-    for namespace, status in wait_until("each experiment says what is refused", blocked, 40, every_s=1).items():
+    for namespace, status in wait_until("each experiment says what is refused", blocked, every_s=1).items():
         assert_whole(status)
         assert (namespace, status["blockers"][0]["reason"]) == (namespace, REFUSALS[namespace][2])
         assert len(status["blockers"][0]["message"]) > 40

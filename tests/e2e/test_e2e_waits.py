@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,10 +26,11 @@ BARE_WAIT = re.compile(r"[\"']wait[\"'],\s*(f?[\"']--for|\*)")
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[Kube]:
-    """A control plane whose CRDs have no conditions for two seconds."""
+    """A control plane whose new CRDs have no conditions before it is restarted."""
     state_dir = tmp_path / "cluster"
+    late = replace(config(state_dir), crd_status_delay_s=86_400.0)
     try:
-        yield Kube(lifecycle.up(state_dir, config=config(state_dir), with_crds=()).kubeconfig, state_dir)
+        yield Kube(lifecycle.up(state_dir, config=late, with_crds=()).kubeconfig, state_dir)
     finally:
         lifecycle.reset(state_dir)
 
@@ -35,13 +38,21 @@ def slow(tmp_path: Path) -> Iterator[Kube]:
 @pytest.mark.cluster
 @pytest.mark.skipif(EXTERNAL, reason="makes a cluster of its own")
 def test_a_crd_whose_status_comes_late_is_waited_for(slow: Kube) -> None:
+    assert slow.state_dir is not None
     for crd, manifest in MANIFESTS.items():
         slow.run("kubectl", "apply", "--server-side", "-f", str(manifest))
 
         said = slow.run("kubectl", "wait", "--for=condition=Established", f"crd/{crd}", "--timeout=60s", check=False)
         assert "error: .status.conditions accessor error: <nil> is of the type <nil>" in said
-        slow.wait_condition("Established", f"crd/{crd}")
 
+    with ThreadPoolExecutor(len(MANIFESTS)) as waiting:
+        waits = [waiting.submit(slow.wait_condition, "Established", f"crd/{crd}") for crd in MANIFESTS]
+        lifecycle.down(slow.state_dir)
+        lifecycle.up(slow.state_dir, with_crds=())
+        for wait in waits:
+            wait.result()
+
+    for crd in MANIFESTS:
         status = json.loads(slow.run("kubectl", "get", "crd", crd, "-o", "json"))["status"]
         conditions = {entry["type"]: entry["status"] for entry in status["conditions"]}
         assert conditions == {"NamesAccepted": "True", "Established": "True"}

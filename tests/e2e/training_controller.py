@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 from http_client import HttpClient
+from support.patience import LIMIT_S
 
 from wrpo_devcluster.clock import SystemClock
 from wrpo_devcluster.controllers.base import WatchHub
@@ -34,12 +35,12 @@ class TrainingController:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._started.wait(30), "the PyTorchJob test controller did not start"
+        assert self._started.wait(LIMIT_S), "the PyTorchJob test controller did not start"
 
     def stop(self) -> None:
         if self._loop is not None and self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(30)
+        self._thread.join(LIMIT_S)
         assert not self._thread.is_alive(), "the PyTorchJob test controller does not stop"
 
     def _run(self) -> None:
