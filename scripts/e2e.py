@@ -211,9 +211,9 @@ def check(kube: Kube) -> None:
 
 def check_deletion(kube: Kube) -> None:
     """Delete the experiment; its children have to go with it."""
-    from e2e_support import wait_until
+    from support.patience import LIMIT_S, wait_until
 
-    kube.kubectl("delete", "wrpoexperiment", NAME, "--wait=true", "--timeout=60s")
+    kube.kubectl("delete", "wrpoexperiment", NAME, "--wait=true", f"--timeout={LIMIT_S:g}s")
     wait_until("the children are gone", lambda: not kube.children(NAME))
     say("checked: deleting the experiment deletes its children")
 

@@ -6,7 +6,6 @@ for the whole limit. Waits for what must not happen, and measured times, have no
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,14 +23,4 @@ def wait_until(what: str, condition: Callable[[], Any], *, timeout_s: float = LI
         if time.monotonic() >= deadline:
             raise AssertionError(f"{what}: not within {timeout_s:g} s")
         time.sleep(every_s)
-    return value
-
-
-async def until(what: str, condition: Callable[[], Any], *, every_s: float = 0.005) -> Any:
-    """Return the condition's first true value without blocking the loop; raise AssertionError after LIMIT_S."""
-    deadline = time.monotonic() + LIMIT_S
-    while not (value := condition()):
-        if time.monotonic() >= deadline:
-            raise AssertionError(f"{what}: not within {LIMIT_S:g} s")
-        await asyncio.sleep(every_s)
     return value
