@@ -1,0 +1,1 @@
+"""Operator that runs WRPO experiments on Kubernetes, and the `wrpo` command."""

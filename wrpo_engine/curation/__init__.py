@@ -1,0 +1,1 @@
+"""Curation: scored responses become SFT rows and preference triples."""

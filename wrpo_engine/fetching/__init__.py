@@ -1,0 +1,1 @@
+"""Fetching: models and data sets are downloaded from a hub into the storage."""

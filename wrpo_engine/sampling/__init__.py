@@ -1,0 +1,1 @@
+"""Sampling: a model responds to prompts."""

@@ -1,0 +1,1 @@
+"""Scoring: a reward model, a function or an endpoint rates responses."""

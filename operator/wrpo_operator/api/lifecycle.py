@@ -14,7 +14,7 @@ PreRunningSeconds = Annotated[int, Field(ge=1, le=2592000)]
 ActiveSeconds = Annotated[int, Field(ge=1, le=31536000)]
 
 
-class Retries(SpecModel):
+class Retries(SpecModel):  # noqa: D101 - assigned below
     __doc__ = f"""Retries of failed stages. Bad configuration or data (exit codes {FINAL_EXIT_CODES_TEXT}) is
     never retried. Preemption, eviction and node loss use up no retry: a new attempt starts immediately after the first,
     and with the backoff of retries after further ones in a row.

@@ -1,0 +1,1 @@
+"""The `wrpo` command."""

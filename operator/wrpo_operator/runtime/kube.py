@@ -70,7 +70,9 @@ class Page:
 class KubeClient(Protocol):
     """Requests of the operator to the API server. Every method raises KubeError."""
 
-    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject: ...
+    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
+        """Return an object; KubeError 404 if it does not exist."""
+        ...
 
     def pages(
         self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
@@ -78,7 +80,9 @@ class KubeClient(Protocol):
         """Yield a list page by page, so that a long list is never in memory as a whole. `list_all` collects it."""
         ...
 
-    async def create(self, resource: Resource, body: JsonObject) -> JsonObject: ...
+    async def create(self, resource: Resource, body: JsonObject) -> JsonObject:
+        """POST; return the object as it is stored, KubeError 409 if it exists."""
+        ...
 
     async def replace(self, resource: Resource, body: JsonObject) -> JsonObject:
         """PUT; a stale resourceVersion raises KubeError 409."""
@@ -90,7 +94,9 @@ class KubeClient(Protocol):
 
     async def merge_patch(
         self, resource: Resource, name: str, namespace: str | None, patch: JsonObject, *, subresource: str = ""
-    ) -> JsonObject: ...
+    ) -> JsonObject:
+        """Merge `patch` into an object (RFC 7386), or into its subresource; return the result."""
+        ...
 
     async def delete(
         self,
@@ -100,7 +106,9 @@ class KubeClient(Protocol):
         *,
         uid: str | None = None,
         propagation: Propagation = "Background",
-    ) -> JsonObject: ...
+    ) -> JsonObject:
+        """Delete an object; with `uid` only that one, not a later one of the same name (KubeError 409)."""
+        ...
 
     async def served(self, resource: Resource) -> bool:
         """Return whether the resource type is served, i.e. its CRD is installed and established."""
@@ -194,6 +202,7 @@ class HttpKube:
 
     @property
     def server(self) -> str:
+        """URL of the API server."""
         return str(self._session.configuration.host)
 
     async def close(self) -> None:
