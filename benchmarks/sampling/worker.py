@@ -58,7 +58,8 @@ def measure(specification: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="wrpo-bench-") as name:
         for number, side in enumerate(alternating(sides, specification["rounds"])):
             if backend == "vLLM":
-                sampler._llm.reset_prefix_cache()  # noqa: SLF001 (every round reads all prompts again)
+                own: Any = sampler
+                own._llm.reset_prefix_cache()  # noqa: SLF001 (every round reads all prompts again)
             ctx, params = context(Path(name), number, backend, load)
             wall, cpu, before = time.perf_counter(), time.process_time(), os.getloadavg()[0]
             if side == BARE:

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = describe_machine()
     chosen = [case for case in CASES if not arguments.case or case.name in arguments.case]
     cores = usable_cores()
-    measured = {
+    measured: dict[str, Any] = {
         "cases": [case.name for case in chosen],
         "cores": cores,
         "figures": [_run(case, arguments.rounds, threads=1, wall_clock=False) for case in chosen],
