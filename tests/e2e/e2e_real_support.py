@@ -44,7 +44,7 @@ def fill_claim(directory: Path) -> None:
 
 def real_experiment(name: str, claim: str, **spec: Any) -> JsonObject:
     """Return an experiment with every stage, two sources and gangs of two pods."""
-    small = {"requests": {"cpu": "200m", "memory": "256Mi"}, "limits": {"cpu": "1"}}
+    small = {"requests": {"cpu": "200m", "memory": "256Mi"}, "limits": {"cpu": "1", "nvidia.com/gpu": 0}}
     whole: JsonObject = {
         "target": {"model": "storage://models/target"},
         "sources": [{"name": source, "model": f"storage://models/{source}"} for source in SOURCES],
@@ -69,6 +69,7 @@ def real_experiment(name: str, claim: str, **spec: Any) -> JsonObject:
             "precision": "float32",
             "zeroStage": 1,
             "nodes": 2,
+            "gpusPerNode": 0,
             "checkpointEverySteps": 2,
         },
         "scheduling": {"gang": "BestEffort"},

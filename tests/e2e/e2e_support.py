@@ -35,6 +35,7 @@ OPERATOR = RELEASE if EXTERNAL else "wrpo-operator"
 FOREVER_S = 60
 HELD_ELSEWHERE_S = 20
 OPERATOR_PODS = "app.kubernetes.io/name=wrpo-operator"
+ON_CPU: JsonObject = {"limits": {"nvidia.com/gpu": 0}}
 STAND_IN = (Path(__file__).parent / "stand_in.py").read_text(encoding="utf-8")
 
 
@@ -224,7 +225,10 @@ def simulate(**annotations: str) -> JsonObject:
 
 
 def experiment(name: str, *, short: bool = True, **spec: Any) -> JsonObject:
-    """Return an experiment; `short` ends after SFT. Its artifacts are its own unless a `reuse` is given."""
+    """Return an experiment; `short` ends after SFT. Its artifacts are its own unless a `reuse` is given.
+
+    Its stages run on the CPU as the spec says, so that no stage inspects models.
+    """
     whole: JsonObject = {
         "target": {"model": "org/target"},
         "sources": [{"name": "a", "model": "org/a"}],
@@ -236,11 +240,14 @@ def experiment(name: str, *, short: bool = True, **spec: Any) -> JsonObject:
     }
     if short:
         whole |= {"training": {"objective": "SFTOnly"}, "evaluation": {"enabled": False}, "report": {"enabled": False}}
+    whole |= spec
+    whole["training"] = {"gpusPerNode": 0} | whole.get("training", {})
+    whole["resources"] = dict.fromkeys(("sample", "score", "evaluate"), ON_CPU) | whole.get("resources", {})
     return {
         "apiVersion": "wrpo.ai/v1alpha1",
         "kind": "WRPOExperiment",
         "metadata": {"name": name},
-        "spec": {**whole, **spec},
+        "spec": whole,
     }
 
 

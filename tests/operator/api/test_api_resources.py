@@ -162,3 +162,49 @@ def test_what_admission_refuses_the_operator_refuses_too_with_more_words(name: s
         resources = {"limits": {name: quantity}, **({"requests": {name: quantity}} if field == "requests" else {})}
         spec = {**BASE, "resources": {"sample": resources}}
         assert bool(refusals(experiment_object(spec))) is bool(errors(resources={"sample": resources})), quantity
+
+
+FOUR = {"limits": {"nvidia.com/gpu": 4}}
+HINT = "lower tensorParallelSize, or remove nvidia.com/gpu so that the operator chooses."
+PARALLEL: dict[str, tuple[dict[str, Any], str, bool]] = {
+    "a source over more than its limit": (
+        {"sources": [{"name": "a", "model": "org/a", "resources": FOUR, "sampling": {"tensorParallelSize": 8}}]},
+        ("spec.sources[0] divides its model over 8 accelerators (tensorParallelSize 8), but spec.sources[0].resources "
+        f"gives each pod 4 nvidia.com/gpu; set nvidia.com/gpu to 8, {HINT}"), True),
+    "all stages over more than the limit": (
+        {"sampling": {"tensorParallelSize": 8}, "resources": {"sample": FOUR}},
+        ("spec.sampling divides its model over 8 accelerators (tensorParallelSize 8), but spec.resources.sample gives "
+        f"each pod 4 nvidia.com/gpu; set nvidia.com/gpu to 8, {HINT}"), True),
+    "a limit as text": (
+        {"sampling": {"tensorParallelSize": 8}, "resources": {"sample": {"limits": {"nvidia.com/gpu": "4"}}}},
+        ("spec.sampling divides its model over 8 accelerators (tensorParallelSize 8), but spec.resources.sample gives "
+        f"each pod 4 nvidia.com/gpu; set nvidia.com/gpu to 8, {HINT}"), True),
+    "a pipeline counts": (
+        {"sampling": {"tensorParallelSize": 4, "engineArgs": {"pipeline_parallel_size": 2}},
+         "resources": {"sample": FOUR}},
+        ("spec.sampling divides its model over 8 accelerators (tensorParallelSize 4 times "
+        "engineArgs.pipeline_parallel_size 2), but spec.resources.sample gives each pod 4 nvidia.com/gpu; set "
+        f"nvidia.com/gpu to 8, {HINT}"), False),
+    "evaluation too": (
+        {"sampling": {"tensorParallelSize": 2}, "resources": {"evaluate": {"limits": {"nvidia.com/gpu": 1}}}},
+        ("spec.sampling divides its model over 2 accelerators (tensorParallelSize 2), but spec.resources.evaluate gives "
+        f"each pod 1 nvidia.com/gpu; set nvidia.com/gpu to 2, {HINT}"), False),
+    "as many as the limit": ({"sampling": {"tensorParallelSize": 4}, "resources": {"sample": FOUR}}, "", False),
+    "fewer than the limit": ({"sampling": {"tensorParallelSize": 2}, "resources": {"sample": FOUR}}, "", False),
+    "no limit": ({"sampling": {"tensorParallelSize": 8}, "resources": {}}, "", False),
+    "no parallel size": ({"sampling": {}, "resources": {"sample": FOUR}}, "", False),
+    "the CPU": (
+        {"sampling": {"tensorParallelSize": 2}, "resources": {"sample": {"limits": {"nvidia.com/gpu": "0"}}}},
+        "", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "expected", "at_admission"), PARALLEL.values(), ids=PARALLEL.keys())
+def test_a_model_is_divided_over_at_most_the_accelerators_of_its_pod(
+    changes: dict[str, Any], expected: str, at_admission: bool
+) -> None:
+    whole = {"sources": [{"name": "a", "model": "org/a"}], **changes}
+    assert errors(**whole) == ((expected,) if expected else ())
+    refused = refusals(experiment_object({**BASE, **whole}))
+    assert bool(refused) is at_admission
+    assert all("tensorParallelSize exceeds the accelerators in resources" in refusal for refusal in refused)

@@ -206,6 +206,37 @@ def test_the_status_tree_shows_attempts_progress_and_blockers() -> None:
     ]
 
 
+def test_the_status_tree_shows_accelerators_and_if_asked_for_why_and_what_warns() -> None:
+    chosen = {
+        "accelerator": "H100",
+        "resource": "nvidia.com/gpu",
+        "perPod": 4,
+        "pods": 2,
+        "tensorParallelSize": 4,
+        "step": 1,
+        "arithmetic": "61.2 of 71.7 GiB",
+        "alternatives": ["8 x L40S"],
+    }
+    warning = {"type": "Warned", "status": "True", "reason": "SuspiciousSpec", "message": "Too slow."}
+    obj = experiment(
+        "Running",
+        stage("sample/a", "Running", placement=chosen),
+        stage("score/a", "Pending", placement={"arithmetic": "on the CPU"}),
+        conditions=[{**warning, "lastTransitionTime": TIME}],
+    )
+    words = "    runs on 2 pods of 4 x H100, tensor parallel 4, more room after OutOfMemory (1)"
+    assert list(tree_lines(obj))[1:] == [
+        "  sample/a                 Running",
+        words,
+        "  score/a                  Pending",
+        "    runs on CPU",
+        "  warning: Too slow.",
+    ]
+    wide = list(tree_lines(obj, wide=True))
+    assert wide[2] == f"{words}: 61.2 of 71.7 GiB; or 8 x L40S"
+    assert wide[4] == "    runs on CPU: on the CPU"
+
+
 DETAILS = {
     "a new attempt that waits for its pod": ({"attempts": [{"number": 1, "child": "c", "state": "Pending"}]}, ""),
     "a retry that waits says why": (
