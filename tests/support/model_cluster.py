@@ -217,6 +217,15 @@ class ModelCluster:
         self.failures[child.experiment, child.stage_hash] += 1
         self._end(child, make_pod(f"{name}-0", exit_code=exit_code, error=error, finished_at=self.now))
 
+    def run_out_of_memory(self, name: str) -> None:
+        """End a child for lack of accelerator memory. It uses up a retry unless the operator can give more room."""
+        child = self.children[name]
+        chosen = child.placement is not None and child.placement.per_pod > 0
+        if not chosen:
+            self.failures[child.experiment, child.stage_hash] += 1
+        error = ErrorInfo(code="OutOfMemory", message="The accelerator's memory is full.")
+        self._end(child, make_pod(f"{name}-0", exit_code=1, error=error, finished_at=self.now))
+
     def disrupt(self, name: str) -> None:
         self._end(self.children[name], make_pod(f"{name}-0", exit_code=137, disrupted=True, finished_at=self.now))
 

@@ -187,8 +187,8 @@ PARALLEL: dict[str, tuple[dict[str, Any], str, bool]] = {
         f"nvidia.com/gpu to 8, {HINT}"), False),
     "evaluation too": (
         {"sampling": {"tensorParallelSize": 2}, "resources": {"evaluate": {"limits": {"nvidia.com/gpu": 1}}}},
-        ("spec.sampling divides its model over 2 accelerators (tensorParallelSize 2), but spec.resources.evaluate gives "
-        f"each pod 1 nvidia.com/gpu; set nvidia.com/gpu to 2, {HINT}"), False),
+        ("spec.sampling divides its model over 2 accelerators (tensorParallelSize 2), but spec.resources.evaluate "
+        f"gives each pod 1 nvidia.com/gpu; set nvidia.com/gpu to 2, {HINT}"), False),
     "as many as the limit": ({"sampling": {"tensorParallelSize": 4}, "resources": {"sample": FOUR}}, "", False),
     "fewer than the limit": ({"sampling": {"tensorParallelSize": 2}, "resources": {"sample": FOUR}}, "", False),
     "no limit": ({"sampling": {"tensorParallelSize": 8}, "resources": {}}, "", False),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Search
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.builders import AUTOMATIC
 from support.model_cluster import FINISHED, ModelCluster
 
 from wrpo_operator.api.status import Phase, StageState
 from wrpo_operator.plan.classify import ENDED, LIVE
 from wrpo_operator.plan.model import ChildState
+from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
 
 RETRY_LIMIT = 1
 NAMES = st.sampled_from(["first", "second"])
@@ -38,6 +41,14 @@ EDITS = st.sampled_from(
     ]
 )
 
+H100 = AcceleratorGroup(name="H100", resource="nvidia.com/gpu", memory_mib=81559, per_node=8, nodes=4)
+INVENTORIES = (
+    None,
+    Inventory(source="no nodes"),
+    Inventory(groups=(replace(H100, name="L4", memory_mib=23034, per_node=1, nodes=1),), source="one node"),
+    Inventory(groups=(H100,), source="four nodes"),
+)
+
 
 class PlannerMachine(RuleBasedStateMachine):
     """Two experiments that share artifacts; children start, end, vanish; specs are edited; status writes are lost."""
@@ -47,11 +58,12 @@ class PlannerMachine(RuleBasedStateMachine):
         self.cluster = ModelCluster()
         self.recorded_ends: dict[tuple[str, str, str], StageState] = {}
 
-    @initialize(queued=st.booleans(), at_once=st.booleans())
-    def two_experiments(self, *, queued: bool, at_once: bool) -> None:
+    @initialize(queued=st.booleans(), at_once=st.booleans(), placed=st.booleans())
+    def two_experiments(self, *, queued: bool, at_once: bool, placed: bool) -> None:
         self.cluster.deletes_at_once = at_once
         common: dict[str, Any] = {"retries": {"limit": RETRY_LIMIT}, "sources": list(SOURCES)}
-        self.cluster.add("first", **common)
+        chosen: dict[str, Any] = AUTOMATIC if placed else {}
+        self.cluster.add("first", **common, **chosen)
         more = {"scheduling": {"queueName": "gpus"}} if queued else {}
         self.cluster.add("second", **common, **more, training={"objective": "DPO"})
 
@@ -105,6 +117,15 @@ class PlannerMachine(RuleBasedStateMachine):
     @rule(number=PICK, exit_code=st.sampled_from([1, 1, 137, 75, 65]))
     def child_fails(self, number: int, exit_code: int) -> None:
         self.cluster.fail(self.pick(frozenset({ChildState.RUNNING}), number) or "", exit_code)
+
+    @rule(inventory=st.sampled_from(INVENTORIES))
+    def accelerators_come_or_go(self, inventory: Inventory | None) -> None:
+        self.cluster.accelerators = inventory
+
+    @precondition(lambda self: self.has(ChildState.RUNNING))
+    @rule(number=PICK)
+    def child_runs_out_of_memory(self, number: int) -> None:
+        self.cluster.run_out_of_memory(self.pick(frozenset({ChildState.RUNNING}), number) or "")
 
     @precondition(lambda self: self.has(ChildState.RUNNING))
     @rule(number=PICK)
@@ -177,9 +198,11 @@ class PlannerMachine(RuleBasedStateMachine):
                 assert (failed.status == "True") is (stored.status.phase is Phase.FAILED)
 
     def teardown(self) -> None:
-        """A fair run always ends; after a failure, an edit lets it succeed."""
+        """A fair run always ends where models fit; after a failure, an edit lets it succeed."""
+        self.cluster.accelerators = INVENTORIES[-1]
         for name in list(self.cluster.experiments):
-            self.cluster.edit(name, suspend=False)
+            # An edit also lets a stage start again to which no more room could be given.
+            self.cluster.edit(name, suspend=False, ttlSecondsAfterFinished=50)
             if self.cluster.run_fairly(name) is Phase.FAILED:
                 self.cluster.edit(name, ttlSecondsAfterFinished=60)
                 assert self.cluster.run_fairly(name) is Phase.SUCCEEDED

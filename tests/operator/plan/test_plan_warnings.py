@@ -21,6 +21,8 @@ CLUSTER = Inventory(
 )
 ON_GPU = Placement(accelerator="H100", resource="nvidia.com/gpu", per_pod=1)
 TARGET = "inspect/target-17d32"
+SOURCES = [{"name": "qwen", "model": "org/qwen"}]
+"""No well-known model, whose size would be known without an inspection."""
 
 
 def gpus(count: int) -> dict[str, Any]:
@@ -51,7 +53,7 @@ CASES: dict[str, tuple[dict[str, Any], str, Inventory | None, list[str]]] = {
         "sample/qwen", CLUSTER, []),
     "downloads by every shard": (
         {"sampling": {"shards": 8}}, "sample/qwen", None,
-        [("Each of the 8 pods of stage sample/qwen downloads Qwen/Qwen2-72B-Instruct. Set modelCache.enabled to "
+        [("Each of the 8 pods of stage sample/qwen downloads org/qwen. Set modelCache.enabled to "
          "download it once.")]),
     "a model cache": ({"sampling": {"shards": 8}, "modelCache": {"enabled": True}}, "sample/qwen", None, []),
     "more shards than accelerators": (
@@ -75,9 +77,18 @@ CASES: dict[str, tuple[dict[str, Any], str, Inventory | None, list[str]]] = {
 def test_what_looks_like_a_mistake(
     changes: dict[str, Any], stage: str, inventory: Inventory | None, expected: list[str]
 ) -> None:
-    spec = parse_spec(merged(raw_spec(), changes))
+    spec = parse_spec(merged(raw_spec(sources=SOURCES), changes))
     nodes = [node for node in build_graph(spec) if str(node.id) == stage]
     assert list(warnings_of(spec, nodes, inventory, {TARGET: FACTS})) == expected
+
+
+def test_the_size_of_a_well_known_model_is_known_before_it_is_inspected() -> None:
+    spec = parse_spec(raw_spec())
+    nodes = [node for node in build_graph(spec) if str(node.id) == "sample/qwen"]
+    assert warnings_of(spec, nodes, None) == (
+        "Stage sample/qwen runs Qwen/Qwen2-72B-Instruct (72.7 billion parameters) with vLLM on CPUs, which takes weeks. "
+        "Give it accelerators in spec.resources, or let the operator choose them.",
+    )
 
 
 def test_a_placed_stage_is_no_mistake() -> None:
@@ -93,7 +104,7 @@ def warned(cluster: ModelCluster) -> tuple[str, str]:
 
 
 def test_a_warning_is_a_condition_and_an_event_once_for_each_change() -> None:
-    cluster = started(scheduling={"maxGpus": 64})
+    cluster = started(scheduling={"maxGpus": 64}, sources=SOURCES)
     cluster.accelerators = CLUSTER
     first = "scheduling.maxGpus is 64, and there are 16 accelerators (the labels of 2 nodes); it limits nothing."
     answer = cluster.reconcile("demo")
