@@ -16,9 +16,10 @@ import click
 from wrpo_devcluster import lifecycle
 from wrpo_devcluster.bootstrap import PRESETS, crd_files, install_crds
 from wrpo_devcluster.cluster import Cluster
-from wrpo_devcluster.config import ClusterConfig, load_config, simulated_config
+from wrpo_devcluster.config import ClusterConfig, load_config, parse_rules, simulated_config
 from wrpo_devcluster.delays import NONE, REALISTIC
 from wrpo_devcluster.memory import collect_rarely
+from wrpo_devcluster.products import CPU, PRODUCTS, parse_nodes
 from wrpo_devcluster.stack import call_with_deep_stack
 
 _STATE_DIR = click.option(
@@ -55,7 +56,20 @@ def main() -> None:
     "--simulated",
     is_flag=True,
     help="Start no processes: pods follow the annotations fake.test/run-seconds, fake.test/exit-code and "
-    "fake.test/pull-error, on two nodes with 8 GPUs each. For tests of controllers.",
+    "fake.test/pull-error, on two nodes with 8 GPUs each unless --nodes is given. For tests of controllers.",
+)
+@click.option(
+    "--nodes",
+    metavar="PRODUCT=NODESxEACH,...",
+    help="With --simulated: nodes with accelerators, labelled and tainted as on real clusters, e.g. h100=4x8,l40s=2x4, "
+    f"and one without. Products: {', '.join((*PRODUCTS, CPU))}.",
+)
+@click.option(
+    "--pod-rules",
+    "rules",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help='With --simulated: a JSON list of {"labels": {...}, "annotations": {...}}. Pods with the labels follow the '
+    "annotations, e.g. fake.test/termination-message.",
 )
 @click.option(
     "--realistic",
@@ -79,6 +93,8 @@ def up(
     with_crds: tuple[str, ...],
     allow_host_path: bool,
     simulated: bool,
+    nodes: str | None,
+    rules: Path | None,
     realistic: bool,
     image: tuple[str, ...],
     s3: bool,
@@ -88,12 +104,16 @@ def up(
     config: ClusterConfig | None = None
     if realistic and not simulated:
         raise click.ClickException("--realistic sets the delays of simulated pods: pass --simulated too")
+    if (nodes or rules) and not simulated:
+        raise click.ClickException("--nodes and --pod-rules describe a simulated cluster: pass --simulated too")
+    if nodes and gpus:
+        raise click.ClickException("--nodes and --gpus exclude each other: --nodes has the accelerators of each node")
     changes = bool(cpu or memory or gpus or image or allow_host_path or simulated)
     if changes and lifecycle.status(state_dir).is_running:
         raise click.ClickException("these options need a start, and the control plane is running: run `down` first")
     if changes or load_config(state_dir.resolve()) is None:
         if simulated:
-            config = simulated_config(state_dir, cpu=cpu or "32", memory=memory or "128Gi", gpus=gpus or 8)
+            config = _simulated(state_dir, cpu=cpu, memory=memory, gpus=gpus, nodes=nodes, rules=rules)
             config = replace(config, delays=REALISTIC if realistic else NONE)
         else:
             config = lifecycle.default_config(state_dir, cpu=cpu, memory=memory, gpus=gpus)
@@ -104,6 +124,20 @@ def up(
         click.echo(f"control plane: {info.url} (pid {info.pid})\nexport KUBECONFIG={info.kubeconfig}")
         if info.s3 is not None:
             click.echo(f"S3: {info.s3.endpoint}\nexport AWS_SHARED_CREDENTIALS_FILE={info.s3.credentials_file}")
+
+
+def _simulated(
+    state_dir: Path, *, cpu: str | None, memory: str | None, gpus: int, nodes: str | None, rules: Path | None
+) -> ClusterConfig:
+    """Return the configuration of a simulated cluster."""
+    with _friendly():
+        described = parse_nodes(nodes, cpu=cpu or "128", memory=memory or "1024Gi") if nodes else ()
+    try:
+        given = parse_rules(rules.read_text(encoding="utf-8")) if rules else ()
+    except ValueError as error:
+        raise click.ClickException(f"--pod-rules {rules} {error}") from error
+    config = simulated_config(state_dir, cpu=cpu or "32", memory=memory or "128Gi", gpus=gpus or 8, nodes=described)
+    return replace(config, rules=given)
 
 
 @main.command()

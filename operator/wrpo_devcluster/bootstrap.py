@@ -38,7 +38,7 @@ _NODE_INFO = {
 
 
 def node_object(node: NodeConfig, now: datetime) -> JsonObject:
-    amounts = {"cpu": node.cpu, "memory": node.memory, "pods": str(node.pods)}
+    amounts = {"cpu": node.cpu, "memory": node.memory, "pods": str(node.pods), **node.extended}
     if node.gpus:
         amounts["nvidia.com/gpu"] = str(node.gpus)
     ready = {

@@ -191,7 +191,7 @@ class Cluster:
     def _make_kubelet(self) -> Kubelet:
         nodes = frozenset(node.name for node in self.config.nodes)
         if self.config.simulated:
-            runtime: PodRuntime = SimulatedRuntime(self.clock, delays=self.config.delays)
+            runtime: PodRuntime = SimulatedRuntime(self.clock, delays=self.config.delays, rules=self.config.rules)
             return Kubelet(self.api.client(KUBELET, manager="OpenAPI-Generator"), self.clock, runtime, nodes=nodes)
         client = self.api.client(KUBELET, manager="kubelet")
         names = NameService(self.config.state_dir / "dns")

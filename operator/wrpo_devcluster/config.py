@@ -26,6 +26,18 @@ class NodeConfig:
     pods: int = 110
     labels: Mapping[str, str] = field(default_factory=dict)
     taints: tuple[Mapping[str, str], ...] = ()
+    extended: Mapping[str, str] = field(default_factory=dict)
+    """Further resources, e.g. {"amd.com/gpu": "8"}."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedRule:
+    """What simulated pods with certain labels do."""
+
+    labels: Mapping[str, str]
+    """All of them must be labels of the pod."""
+    annotations: Mapping[str, str]
+    """Added to those of the pod, which take precedence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +64,8 @@ class ClusterConfig:
     """Factor on crash-loop, image-pull and Job backoffs."""
     volume_refresh_s: float = 5.0
     allow_host_path: bool = False
+    rules: tuple[SimulatedRule, ...] = ()
+    """What simulated pods do in addition to their annotations: the first whose labels a pod has."""
     delays: Delays = NONE
     """Delays of simulated pods, of the scheduler and of the Job controller."""
     shutdown_grace_s: float = 20.0
@@ -68,9 +82,28 @@ def default_node() -> NodeConfig:
     return NodeConfig(name="wrpo-dev", cpu=str(os.cpu_count() or 1), memory=f"{memory // 1024}Ki")
 
 
-def simulated_config(state_dir: Path, *, cpu: str, memory: str, gpus: int) -> ClusterConfig:
-    """Return a cluster of two nodes whose pods follow annotations instead of running."""
-    nodes = tuple(NodeConfig(name=f"gpu-{index}", cpu=cpu, memory=memory, gpus=gpus) for index in (0, 1))
+def parse_rules(text: str) -> tuple[SimulatedRule, ...]:
+    """Return the rules of a JSON list of {"labels": {...}, "annotations": {...}}; ValueError for another text."""
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"is not JSON: {error}") from error
+    rule = 'must be a JSON list of {"labels": {...}, "annotations": {"fake.test/...": "..."}} with texts as values'
+    if not isinstance(entries, list):
+        raise ValueError(rule)  # noqa: TRY004  # for users, who gave a file
+    for place, entry in enumerate(entries):
+        is_entry = isinstance(entry, dict) and set(entry) == {"labels", "annotations"}
+        parts = entry.values() if is_entry else ()
+        if not is_entry or not all(isinstance(p, dict) and all(isinstance(v, str) for v in p.values()) for p in parts):
+            raise ValueError(f"[{place}] is wrong: the file {rule}")
+    return tuple(SimulatedRule(**entry) for entry in entries)
+
+
+def simulated_config(
+    state_dir: Path, *, cpu: str, memory: str, gpus: int = 0, nodes: tuple[NodeConfig, ...] = ()
+) -> ClusterConfig:
+    """Return a cluster whose pods follow annotations instead of running: of these nodes, or of two with `gpus` each."""
+    nodes = nodes or tuple(NodeConfig(name=f"gpu-{index}", cpu=cpu, memory=memory, gpus=gpus) for index in (0, 1))
     return ClusterConfig(state_dir=state_dir, nodes=nodes, simulated=True)
 
 
@@ -107,5 +140,6 @@ def load_config(state_dir: Path) -> ClusterConfig | None:
     nodes = tuple(NodeConfig(**{**node, "taints": tuple(node["taints"])}) for node in data.pop("nodes"))
     images = {name: tuple(command) for name, command in data.pop("images").items()}
     without = tuple(data.pop("without_controllers", ()))
+    data["rules"] = tuple(SimulatedRule(**rule) for rule in data.pop("rules", ()))
     data["delays"] = Delays(**data.pop("delays", {}))
     return ClusterConfig(state_dir=state_dir, nodes=nodes, images=images, without_controllers=without, **data)

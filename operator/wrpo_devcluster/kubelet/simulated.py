@@ -1,28 +1,39 @@
 """Simulated pods that follow annotations instead of running, for transcripts and scale tests.
 
-`fake.test/run-seconds` (a number or `forever`), `fake.test/exit-code`, `fake.test/pull-error`.
+`fake.test/run-seconds` (a number or `forever`), `fake.test/exit-code`, `fake.test/pull-error`,
+`fake.test/termination-message`. The cluster's configuration can add annotations to pods with certain labels.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from wrpo_devcluster.client import JsonObject
 from wrpo_devcluster.clock import Clock, timestamp
+from wrpo_devcluster.config import SimulatedRule
 from wrpo_devcluster.controllers.base import cancel_all
 from wrpo_devcluster.controllers.network import pick_address
 from wrpo_devcluster.delays import NONE, Delays, pod_identity
 from wrpo_devcluster.kubelet.agent import PodHandle
-from wrpo_devcluster.objects import annotations_of, is_terminal
+from wrpo_devcluster.objects import annotations_of, is_terminal, labels_of
 
 _NETWORK = "10.244"
 
 
 class SimulatedRuntime:
-    def __init__(self, clock: Clock, *, start_latency_s: float = 1.0, delays: Delays = NONE) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        start_latency_s: float = 1.0,
+        delays: Delays = NONE,
+        rules: Sequence[SimulatedRule] = (),
+    ) -> None:
         # The status is a second younger than the binding, as on a cluster whose kubelets take time to start pods.
         self._start_latency_s = start_latency_s
         self._delays = delays
+        self._rules = rules
         self._clock = clock
         self._addresses: dict[str, str] = {}
 
@@ -33,7 +44,7 @@ class SimulatedRuntime:
         started = timestamp(self._clock.now())
         if await self._deleted_while_starting(handle, address, started):
             return
-        annotations = annotations_of(handle.pod)
+        annotations = self._annotations(handle.pod)
         if annotations.get("fake.test/pull-error"):
             waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "fake"}}
             await self._report(handle, address, started, phase="Pending", state=waiting)
@@ -55,8 +66,16 @@ class SimulatedRuntime:
                 "containerID": f"fake://{handle.uid}/0",
             }
         }
+        if not killed and annotations.get("fake.test/termination-message"):
+            ended["terminated"]["message"] = annotations["fake.test/termination-message"]
         phase = "Succeeded" if code == 0 else "Failed"
         await self._report(handle, address, started, phase=phase, state=ended)
+
+    def _annotations(self, pod: JsonObject) -> dict[str, str]:
+        """Return a pod's annotations, and those that the configuration adds to pods with its labels."""
+        labels = labels_of(pod).items()
+        added = next((each.annotations for each in self._rules if each.labels.items() <= labels), {})
+        return {**added, **annotations_of(pod)}
 
     async def _deleted_while_starting(self, handle: PodHandle, address: str, started: str) -> bool:
         delays = self._delays
