@@ -20,10 +20,18 @@ from wrpo_engine.config import ArtifactRef, TerminationMessage
 from wrpo_engine.errors import DataError, Interrupted, TemporaryError
 from wrpo_engine.process.cli import run
 from wrpo_engine.process.environment import prepare_environment
+from wrpo_engine.process.machine import CudaFacts
 from wrpo_engine.stage import StageContext, StageResult, StopRequest, load_stage
 
 REPOSITORY = Path(__file__).parents[2]
 PREPARE = {"stage": "prepare", "dataset": "storage://p.txt"}
+_MODEL = {"name": "/models/m"}
+MODEL_STAGES: dict[str, dict[str, Any]] = {
+    "sample": {"stage": "sample", "source": "m", "model": _MODEL},
+    "score": {"stage": "score", "reward": _MODEL},
+    "train": {"stage": "train", "model": _MODEL, "learning_rate": 1e-6},
+    "evaluate": {"stage": "evaluate", "models": [{"label": "target", "model": _MODEL}], "reward": _MODEL},
+}
 
 
 class Engine:
@@ -94,6 +102,35 @@ def test_a_damaged_artifact_is_not_taken_for_a_cached_one(engine: Engine) -> Non
     assert engine.message.error is not None
     assert engine.message.error.code == "ArtifactDamaged"
     assert str(damaged) in engine.message.error.message
+
+
+OLD_DRIVER = CudaFacts(runtime="13.0", supported=12020, driver="535.161.08")
+NEW_DRIVER = CudaFacts(runtime="13.0", supported=13000, driver="580.65.06")
+
+
+@pytest.mark.parametrize(
+    ("stage", "code"), [("sample", 78), ("score", 78), ("train", 78), ("evaluate", 78), ("prepare", 1)]
+)
+def test_stages_that_run_a_model_are_refused_on_a_driver_that_is_too_old(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, stage: str, code: int
+) -> None:
+    monkeypatch.setattr(CudaFacts, "read", lambda: OLD_DRIVER)
+    engine.configure(MODEL_STAGES.get(stage, PREPARE))
+    assert engine.run(stage, load=failing(RuntimeError("it ran"))) == code
+    assert engine.message.error is not None
+    assert engine.message.error.code == ("DriverTooOld" if code == 78 else "InternalError")
+
+
+def test_the_versions_of_driver_and_cuda_are_logged_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(CudaFacts, "read", lambda: NEW_DRIVER)
+    engine.configure(MODEL_STAGES["train"])
+    with caplog.at_level("INFO", "wrpo_engine"):
+        for rank in ("0", "1"):
+            engine.run("train", load=failing(RuntimeError("it ran")), RANK=rank)
+    line = "CUDA 13.0 (torch) on NVIDIA driver 580.65.06, which runs programs up to CUDA 13.0"
+    assert caplog.messages.count(line) == 1
 
 
 def failing(error: BaseException) -> Callable[[str], Any]:

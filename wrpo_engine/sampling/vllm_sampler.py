@@ -208,13 +208,16 @@ def _check_options(settings: SamplerSettings) -> None:
 
 
 def _check_devices(settings: SamplerSettings, *, devices: int) -> None:
-    if settings.tensor_parallel_size > devices:
-        raise ConfigError(
-            "sampling.tensorParallelSize",
-            settings.tensor_parallel_size,
-            f"this pod has {devices} GPUs",
-            "Request as many GPUs in the sampling pods' resources, or lower it.",
-        )
+    stages = settings.engine_args.get("pipeline_parallel_size", 1)
+    if not isinstance(stages, int) or settings.tensor_parallel_size * stages <= devices:
+        return
+    product = f" and needs {stages} times as many with engineArgs.pipeline_parallel_size" if stages > 1 else ""
+    raise ConfigError(
+        "sampling.tensorParallelSize",
+        settings.tensor_parallel_size,
+        f"this pod has {devices} GPUs{product}",
+        "Request as many GPUs in the sampling pods' resources, or lower it.",
+    )
 
 
 def _import_vllm() -> Any:

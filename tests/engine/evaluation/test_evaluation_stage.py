@@ -18,6 +18,7 @@ from wrpo_engine.evaluation import answers as answers_module
 from wrpo_engine.evaluation import isolation, stage
 from wrpo_engine.evaluation.answers import AnswerJob
 from wrpo_engine.hub.models import ResolvedModel
+from wrpo_engine.process.hang_watch import HangWatch
 from wrpo_engine.sampling.sampler import SamplerSettings
 from wrpo_engine.stage import StageContext, StopRequest
 
@@ -203,6 +204,26 @@ def test_engine_arguments_are_refused_where_vllm_does_not_run(make_ctx: MakeCtx,
     with pytest.raises(ConfigError) as error:
         stage.run(make_ctx(params.model_copy(update={"engine_args": {"max_num_seqs": 4}}), {}))
     assert error.value.message.startswith("sampling.engineArgs is 'max_num_seqs'")
+
+
+def test_sampling_in_evaluation_is_watched_and_each_decoding_step_is_progress(
+    monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path, params: EvaluateParams
+) -> None:
+    beats: list[float] = []
+
+    class Watch(HangWatch):
+        def beat(self) -> None:
+            beats.append(self._timeout_s)
+            super().beat()
+
+    monkeypatch.setattr(answers_module, "HangWatch", Watch)
+    model = ResolvedModel(tiny_model_dir, "tiny", None)
+    job = AnswerJob(label="target", model=model, prompts=PROMPTS, params=params, hang_timeout_s=500)
+    polled: list[None] = []
+    answers_module.answer(job, lambda _: None, lambda: polled.append(None))
+    # One more at the start of the watch.
+    assert beats == [500] * (len(polled) + 1)
+    assert len(polled) > 1
 
 
 def test_a_process_that_hung_says_so() -> None:

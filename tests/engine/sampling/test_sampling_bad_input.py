@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,7 @@ from wrpo_engine.sampling.preflight import check_weight_files
 from wrpo_engine.sampling.sampler import FinishReason, Sample, Sampled, SampleRequest, SamplerSettings
 from wrpo_engine.sampling.vllm_sampler import VllmSampler, engine_options
 
+EIGHT = "sampling.tensorParallelSize is 8: this pod has"
 GREEDY = SamplerSettings(temperature=0.0, top_p=1.0, max_tokens=4, stop_token_ids=(2,))
 
 
@@ -195,6 +198,48 @@ def test_an_engine_without_memory_says_what_to_lower(run_stage: Any, monkeypatch
     assert (error.value.code, error.value.field) == ("OutOfMemory", "sampling.gpuMemoryUtilization")
 
 
+class Watch:
+    """Records how the stage uses its watch."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __call__(self, what: str, timeout_s: float, _environ: object) -> Watch:
+        self.calls.append(f"{what.partition('/')[0].strip()} within {timeout_s} s")
+        return self
+
+    def beat(self) -> None:
+        self.calls.append("beat")
+
+    def __enter__(self) -> None:
+        self.calls.append("start")
+
+    def __exit__(self, *_: object) -> None:
+        self.calls.append("end")
+
+
+def test_every_decoding_step_is_progress_for_the_watch(run_stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch()
+    monkeypatch.setattr(stage, "HangWatch", watch)
+    made = SamplerSettings(temperature=0.0, top_p=1.0, max_tokens=4, stop_token_ids=())
+
+    class Polling(TextSampler):
+        def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
+            assert made.poll is not None
+            for _ in range(2):
+                made.poll()
+            yield from super().sample(requests)
+
+    def make(_backend: object, _model: object, _tokenizer: object, settings: SamplerSettings) -> Polling:
+        nonlocal made
+        made = settings
+        return Polling(["yes"])
+
+    monkeypatch.setattr(stage, "make_sampler", make)
+    run_stage(["one?"])
+    assert watch.calls == ["sampling from within 1200 s", "start", "beat", "beat", "end"]
+
+
 def test_an_engine_that_forgets_prompts_is_an_error(run_stage: Any) -> None:
     class Forgetful(TextSampler):
         def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
@@ -237,12 +282,44 @@ def test_the_users_engine_arguments_come_last() -> None:
     assert engine_options(GREEDY, on_cpu=False)["enable_prefix_caching"] is True
 
 
-def test_more_devices_than_the_pod_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = SamplerSettings(temperature=1.0, top_p=1.0, max_tokens=4, stop_token_ids=(), tensor_parallel_size=8)
+@pytest.mark.parametrize(
+    ("devices", "arguments", "message"),
+    [
+        (2, {}, f"{EIGHT} 2 GPUs"),
+        (
+            8,
+            {"pipeline_parallel_size": 2},
+            f"{EIGHT} 8 GPUs and needs 2 times as many with engineArgs.pipeline_parallel_size",
+        ),
+        (8, {}, None),
+        (16, {"pipeline_parallel_size": 2}, None),
+        # What is no number vLLM refuses itself.
+        (8, {"pipeline_parallel_size": "many"}, None),
+    ],
+)
+def test_more_devices_than_the_pod_has_are_refused(
+    devices: int, arguments: dict[str, Any], message: str | None
+) -> None:
+    settings = replace(GREEDY, tensor_parallel_size=8, engine_args=arguments)
+    if message is None:
+        vllm_sampler._check_devices(settings, devices=devices)
+        return
     with pytest.raises(ConfigError) as error:
-        vllm_sampler._check_devices(settings, devices=2)
-    assert error.value.message == "sampling.tensorParallelSize is 8: this pod has 2 GPUs"
-    vllm_sampler._check_devices(settings, devices=8)
+        vllm_sampler._check_devices(settings, devices=devices)
+    assert error.value.message == message
+
+
+@pytest.mark.parametrize(("on_cpu", "prepared"), [(True, 0), (False, 1)])
+def test_kernels_of_flashinfer_are_prepared_on_gpus(
+    monkeypatch: pytest.MonkeyPatch, on_cpu: bool, prepared: int
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(vllm_sampler, "prepare_cubins", seen.append)
+    vllm_sampler._prepare_environment(on_cpu=on_cpu)
+    assert len(seen) == prepared
+    # The engine has its own process on GPUs, as by vLLM's default.
+    assert os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == ("0" if on_cpu else None)
 
 
 @pytest.mark.parametrize(
