@@ -74,11 +74,12 @@ def vllm_sampler(smollm: tuple[ResolvedModel, Any]) -> Iterator[Any]:
     """A sampler whose engine has its own process, as on GPUs."""
     from wrpo_engine.sampling.vllm_sampler import VllmSampler
 
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+    with warnings.catch_warnings():
         # Other people's code.
         warnings.simplefilter("ignore")
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-        sampler = VllmSampler(*smollm, SETTINGS)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+            sampler = VllmSampler(*smollm, SETTINGS)
         yield sampler
         sampler.close()
 
@@ -225,6 +226,10 @@ def test_an_engine_without_room_for_its_cache_says_so_from_its_own_process(
         (
             {"engine_args": {"max_num_seqs": "many"}},
             "model is 'smollm2': vLLM cannot load it with max_num_seqs=many: ",
+        ),
+        (
+            {"tensor_parallel_size": 2},
+            "model is 'smollm2': vLLM cannot load it: Value error, Total number of attention heads (9) must be",
         ),
     ],
 )
