@@ -132,8 +132,20 @@ StageFunction = Callable[[StageContext], StageResult]
 
 def load_stage(kind: str) -> StageFunction:
     """Import the function that runs a kind of stage, and only what this kind needs: it starts quickly."""
-    module, function = STAGES[kind].run.split(":")
-    return cast(StageFunction, getattr(importlib.import_module(module), function))
+    return cast(StageFunction, _imported(STAGES[kind].run))
+
+
+def reused_facts(ctx: StageContext, existing: Artifact) -> ModelFacts | None:
+    """Return what an existing artifact tells about its model; None for stages that are not about one."""
+    definition = STAGES.get(ctx.config.params.kind())
+    if definition is None or definition.reuse is None:
+        return None
+    return cast(Callable[[StageContext, Artifact], ModelFacts | None], _imported(definition.reuse))(ctx, existing)
+
+
+def _imported(reference: str) -> object:
+    module, function = reference.split(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def open_store(

@@ -60,6 +60,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         report=None,
         summary="download a model of a hub into the storage",
         makes="a hub model in the storage, if `modelCache.enabled` is set",
+        reuse="wrpo_engine.inspecting.reuse:facts_of_committed",
     ),
     StageDefinition(
         params=InspectParams,
@@ -76,6 +77,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         report=None,
         summary="read the size and shape of a model, and check that it can load",
         makes="size and shape of a model, if the operator chooses its accelerators",
+        reuse="wrpo_engine.inspecting.reuse:facts_of_committed",
     ),
     StageDefinition(
         params=SampleParams,

@@ -89,7 +89,7 @@ class ReportPlace(_Entry):
 
 
 class StageDefinition(_Entry):
-    """One kind of stage. Every field is required."""
+    """One kind of stage. Every field but `reuse` is required."""
 
     params: type[StageParams]
     """Its parameters. Their field `stage` names the kind."""
@@ -118,6 +118,9 @@ class StageDefinition(_Entry):
     """Line of `wrpo-engine --help`."""
     makes: _Text
     """Description of its artifact, for the documentation."""
+    reuse: _Reference | None = None
+    """module:function in the engine: (StageContext, Artifact) -> ModelFacts | None, called if the artifact of a stage about
+    a model exists already. The one field with a default: other kinds tell nothing about models."""
 
     @property
     def kind(self) -> str:

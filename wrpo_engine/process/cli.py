@@ -29,7 +29,6 @@ from wrpo_engine.errors import (
     WrpoError,
     storage_error,
 )
-from wrpo_engine.inspecting.reuse import facts_of_committed
 from wrpo_engine.process import termination
 from wrpo_engine.process.machine import CudaFacts, require_driver
 from wrpo_engine.process.progress import make_progress
@@ -41,6 +40,7 @@ from wrpo_engine.stage import (
     StopRequest,
     load_stage,
     make_context,
+    reused_facts,
 )
 
 log = logging.getLogger("wrpo_engine")
@@ -164,7 +164,7 @@ def _cached(ctx: StageContext, existing: Artifact) -> TerminationMessage:
         rows=existing.manifest.rows,
         metrics=existing.manifest.metrics,
         step=step if isinstance(step, int) else None,
-        facts=facts_of_committed(ctx, existing),
+        facts=reused_facts(ctx, existing),
     )
     ctx.progress.update(1, 1)
     return _succeeded(ctx, result, cached=True)

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-import torch
-
 from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import SftParams, TrainParams
 from wrpo_engine.errors import Interrupted

@@ -21,8 +21,8 @@ from benchmarks.training.workload import Case, Lengths, ModelSize, Plan, save_mo
 from wrpo_engine.training.batch.collate import collate
 from wrpo_engine.training.batch.layout import Layout
 from wrpo_engine.training.models import attention_flex
-from wrpo_engine.training.models.attention import attend_by_segment
 from wrpo_engine.training.models.attention_flex import family_attention_flex
+from wrpo_engine.training.models.attention_segments import attend_by_segment
 from wrpo_engine.training.models.model import LogpModel
 
 ON_CUDA = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
