@@ -119,8 +119,8 @@ class StageDefinition(_Entry):
     makes: _Text
     """Description of its artifact, for the documentation."""
     reuse: _Reference | None = None
-    """module:function in the engine: (StageContext, Artifact) -> ModelFacts | None, called if the artifact of a stage about
-    a model exists already. The one field with a default: other kinds tell nothing about models."""
+    """module:function in the engine: (StageContext, Artifact) -> ModelFacts | None, called if the artifact of a stage
+    about a model exists already. The one field with a default: other kinds tell nothing about models."""
 
     @property
     def kind(self) -> str:
