@@ -58,7 +58,7 @@ from wrpo_engine.contract.training import (
 )
 from wrpo_engine.contract.training import HoldoutParams as HoldoutParams  # noqa: PLC0414
 from wrpo_engine.contract.training import LoraParams as LoraParams  # noqa: PLC0414
-from wrpo_engine.contract.types import EngineArgs, LearningRate, Tokens
+from wrpo_engine.contract.types import LearningRate, Tokens
 
 CONTRACT_VERSION = 1
 """Part of every stage hash: bumping it invalidates all artifacts.
@@ -241,10 +241,6 @@ class EvaluateParams(EvaluationFields, GeneratorFields, RewardLength, StageParam
 
     stage: Literal["evaluate"] = "evaluate"
     models: tuple[EvaluateModel, ...] = Field(min_length=1)
-    max_model_length: Tokens | None = None
-    """Maximum tokens of prompt and response together. Unset: each model's limit. Longer prompts are left out."""
-    engine_args: EngineArgs = Field(default={})
-    """As in sampling: those that change responses; the others are in the runtime."""
     reward: RewardModel
     more_rewards: tuple[RewardModel, ...] = ()
     """Further rewards; the score is the weighted mean over all, in the order of `reward_weights`."""
@@ -305,7 +301,11 @@ class Runtime(
     peak_flops: float | None = Field(default=None, gt=0)
     """Training: floating-point operations per second of one device, for MFU; unset: known GPUs' own."""
     engine_args: dict[str, JsonValue] = Field(default_factory=dict)
-    """Sampling, evaluation: arguments of vLLM's engine that change only its speed and memory, see SPEED_ENGINE_ARGS."""
+    """Sampling: arguments of vLLM's engine that change only its speed and memory, see SPEED_ENGINE_ARGS. Evaluation:
+    all that sampling has."""
+    context_limit: Tokens | None = None
+    """Evaluation: sampling.maxModelLength, the limit of prompt and response in tokens. Unset: each model's limit. This
+    and the arguments are not hashed, because the training data of the evaluated models were sampled with them."""
     model_uses: tuple[ModelUse, ...] = ()
     """Fetching: uses of the model. A model that cannot serve one of them is refused."""
 

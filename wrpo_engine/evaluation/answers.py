@@ -52,14 +52,16 @@ class AnswerJob:
     tensor_parallel_size: int = 1
     gpu_memory_utilization: float | None = None
     engine_args: Mapping[str, Any] = field(default_factory=dict)
-    """vLLM: those that change only speed and memory, in addition to the parameters'."""
+    """vLLM: further arguments by their Python names."""
+    context_limit: int | None = None
+    """Maximum tokens of prompt and response together; None: the model's limit."""
     hang_timeout_s: float = 1200.0
     """Seconds without a decoding step after which the process ends."""
 
     @property
     def context(self) -> int | None:
-        """Tokens of prompt and response together; None if neither the model nor the parameters limit them."""
-        limits = (context_length(self.model), self.params.max_model_length)
+        """Tokens of prompt and response together; None if nothing limits them."""
+        limits = (context_length(self.model), self.context_limit)
         return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -108,7 +110,7 @@ def _answers(
         max_model_length=needed if context is None else min(context, needed),
         tensor_parallel_size=job.tensor_parallel_size,
         gpu_memory_utilization=job.gpu_memory_utilization,
-        engine_args={**params.engine_args, **job.engine_args},
+        engine_args=job.engine_args,
         poll=beat,
     )
     sampler = make_sampler(params.backend, model, tokenizer, settings)

@@ -38,8 +38,7 @@ def run(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, EvaluateParams)
     _check_labels(params.models)
-    engine_args = {**params.engine_args, **ctx.config.runtime.engine_args}
-    check_backend_options(params.backend, quantization=None, engine_args=engine_args)
+    check_backend_options(params.backend, quantization=None, engine_args=ctx.config.runtime.engine_args)
     weights = weights_of(params)
     prompts = _prompts(ctx)
     answered = {entry.label: _answered(ctx, params, prompts, index) for index, entry in enumerate(params.models)}
@@ -153,6 +152,7 @@ def _answered(
         tensor_parallel_size=ctx.config.runtime.tensor_parallel_size,
         gpu_memory_utilization=ctx.config.runtime.gpu_memory_utilization,
         engine_args=ctx.config.runtime.engine_args,
+        context_limit=ctx.config.runtime.context_limit,
         hang_timeout_s=ctx.config.runtime.hang_timeout_seconds,
     )
     log.info("sampling responses to %d held-out prompts with %s (%s)", len(prompts), entry.label, job.model.identity)

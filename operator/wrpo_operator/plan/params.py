@@ -190,8 +190,6 @@ def evaluation(spec: ExperimentSpec) -> EvaluateParams:
         values_of(spec.sampling, GeneratorFields),
         values_of(spec.reward, RewardLength),
         values_of(spec.evaluation),
-        max_model_length=spec.sampling.max_model_length,
-        engine_args=_evaluation_engine_args(spec, for_speed=False),
         models=tuple(models),
         reward=reward_model(spec.reward),
         more_rewards=tuple(reward_model(reward) for reward in more),
@@ -201,18 +199,14 @@ def evaluation(spec: ExperimentSpec) -> EvaluateParams:
 
 def evaluation_runtime(spec: ExperimentSpec) -> Runtime:
     """Return the runtime of evaluation."""
+    backend = spec.evaluation.backend or spec.sampling.backend
     return project(
         Runtime,
         values_of(spec.reward, ScoreExecution),
         values_of(spec.sampling, SourceExecution),
-        engine_args=_evaluation_engine_args(spec, for_speed=True),
+        engine_args=values_of(spec.sampling)["engine_args"] if backend == "vLLM" else {},
+        context_limit=spec.sampling.max_model_length,
     )
-
-
-def _evaluation_engine_args(spec: ExperimentSpec, *, for_speed: bool) -> dict[str, Any]:
-    """Return those of sampling if evaluation uses vLLM too."""
-    backend = spec.evaluation.backend or spec.sampling.backend
-    return _engine_args(values_of(spec.sampling), for_speed=for_speed) if backend == "vLLM" else {}
 
 
 def report(spec: ExperimentSpec) -> ReportParams:

@@ -168,15 +168,16 @@ def test_the_length_that_sampling_is_given_holds_in_evaluation_too(
 ) -> None:
     rows = [*PROMPTS, ("long", "word " * 40)]
     ctx = make_ctx(
-        params.model_copy(update={"max_model_length": 48}),
+        params,
         {"prompts": commit_artifact("prepare", {"evaluation.parquet": prompts_frame(rows)})},
+        runtime={"context_limit": 48},
     )
     result = stage.run(ctx)
     assert result.metrics["skipped_prompt_too_long"] == 1.0
     assert "long" not in set(committed(ctx)[1]["prompt_id"])
 
 
-def test_vllm_is_given_both_kinds_of_engine_arguments(
+def test_vllm_is_given_the_engine_arguments_and_the_length(
     monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path, params: EvaluateParams
 ) -> None:
     seen: list[SamplerSettings] = []
@@ -190,8 +191,9 @@ def test_vllm_is_given_both_kinds_of_engine_arguments(
         label="target",
         model=ResolvedModel(tiny_model_dir, "tiny", None),
         prompts=PROMPTS,
-        params=params.model_copy(update={"engine_args": {"kv_cache_dtype": "fp8"}, "max_model_length": 40}),
-        engine_args={"max_num_seqs": 4},
+        params=params,
+        engine_args={"kv_cache_dtype": "fp8", "max_num_seqs": 4},
+        context_limit=40,
     )
     with pytest.raises(Interrupted):
         answers_module.answer(job, lambda _: None)
@@ -202,7 +204,7 @@ def test_vllm_is_given_both_kinds_of_engine_arguments(
 
 def test_engine_arguments_are_refused_where_vllm_does_not_run(make_ctx: MakeCtx, params: EvaluateParams) -> None:
     with pytest.raises(ConfigError) as error:
-        stage.run(make_ctx(params.model_copy(update={"engine_args": {"max_num_seqs": 4}}), {}))
+        stage.run(make_ctx(params, {}, runtime={"engine_args": {"max_num_seqs": 4}}))
     assert error.value.message.startswith("sampling.engineArgs is 'max_num_seqs'")
 
 

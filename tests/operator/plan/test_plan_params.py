@@ -25,7 +25,7 @@ from wrpo_engine.contract.base import Role, field_role
 from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.spec import Alpha, ExperimentSpec, OptimizerSpec, Training, parse_spec
-from wrpo_operator.plan.params import evaluation, evaluation_runtime
+from wrpo_operator.plan.params import evaluation_runtime
 
 LORA = {"lora": {}, "holdout": {}}
 SOURCE = {"name": "qwen", "model": "Qwen/Qwen2-72B-Instruct", "revision": "main"}
@@ -198,20 +198,9 @@ def test_a_stage_reads_from_its_file_what_was_planned_and_which_of_it_is_not_a_d
 
 
 def test_evaluation_runs_the_engine_as_sampling_does_if_it_uses_the_same() -> None:
-    sampling = {"engineArgs": {"kv_cache_dtype": "fp8", "max_num_seqs": 8}, "maxModelLength": 4096}
-    spec = parse_spec(raw_spec(sampling=sampling))
-    params, runtime = evaluation(spec), evaluation_runtime(spec)
-    assert (params.max_model_length, params.engine_args) == (4096, {"kv_cache_dtype": "fp8"})
-    assert runtime.engine_args == {"max_num_seqs": 8}
-    other = parse_spec(raw_spec(sampling=sampling, evaluation={"backend": "Transformers"}))
-    assert (evaluation(other).engine_args, evaluation_runtime(other).engine_args) == ({}, {})
-    assert evaluation(other).max_model_length == 4096
-
-
-def test_an_evaluation_without_engine_settings_has_the_address_it_had() -> None:
-    assert (
-        evaluation(parse_spec(raw_spec()))
-        .model_dump(exclude_defaults=True)
-        .keys()
-        .isdisjoint({"max_model_length", "engine_args"})
-    )
+    arguments = {"kv_cache_dtype": "fp8", "max_num_seqs": 8}
+    sampling = {"engineArgs": arguments, "maxModelLength": 4096}
+    runtime = evaluation_runtime(parse_spec(raw_spec(sampling=sampling)))
+    assert (runtime.engine_args, runtime.context_limit) == (arguments, 4096)
+    other = evaluation_runtime(parse_spec(raw_spec(sampling=sampling, evaluation={"backend": "Transformers"})))
+    assert (other.engine_args, other.context_limit) == ({}, 4096)
