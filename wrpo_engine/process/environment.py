@@ -72,7 +72,7 @@ def prepare_environment(environ: MutableMapping[str, str], *, is_training: bool 
 def prepare_cubins(environ: MutableMapping[str, str], packaged: Path | None = None) -> None:
     """Let FlashInfer find its package of kernels below the caches if it must not write into the package.
 
-    FlashInfer adds links and files beside the kernels, which fails where the root is read-only or belongs to another
+    FlashInfer adds links and files next to the kernels, which fails where the root is read-only or belongs to another
     user. The kernels themselves stay in the package: the copy consists of links. `packaged` is their directory; by
     default that of the package flashinfer-cubin, if it is installed.
     """

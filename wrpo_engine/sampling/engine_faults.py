@@ -1,6 +1,6 @@
 """Why vLLM's engine failed: its exception, or the lines that its processes logged. Pure.
 
-With the engine in processes of its own, as on GPUs, vLLM raises an exception without the cause. The cause is in their
+With the engine in separate processes, as on GPUs, vLLM raises an exception without the cause. The cause is in their
 output, where exceptions of other processes follow it, because those lost their peer.
 """
 
@@ -23,7 +23,7 @@ _NATIVE = re.compile(
     r"^(?:  what\(\):  |Fatal Python error: )(?P<text>\S.*)$"
     r"|^(?P<killed>Worker proc \S+ died .*\(exit code: -(?!15\))\d+\))"
 )
-"""The last words of C++ and of the interpreter, and a process that a signal ended; SIGTERM (15) is vLLM's own."""
+"""The last message of C++ and of the interpreter, and a process that a signal ended; SIGTERM (15) is vLLM's own."""
 _PARTS = re.compile(r"\d+ validation errors? for ")
 _CONSEQUENCE = re.compile(
     r"See (?:root cause|stack trace)|WorkerProc initialization failed|Executor failed|encountered an issue"
@@ -35,9 +35,8 @@ _LOST_PEER = re.compile(
     r"|Connection (?:closed|reset) by peer|remote process exited|Broken pipe"
 )
 _MEMORY = re.compile(
-    r"OutOfMemory|MemoryError|out of memory|[Nn]o available memory|KV cache is needed|Free memory on device"
-    r"|CUBLAS_STATUS_ALLOC_FAILED|[Cc]annot allocate memory|not enough memory|larger than the available KV cache"
-    r"|larger than the maximum number of tokens that can be stored in KV cache"
+    r"OutOfMemory|MemoryError|out of memory|[Nn]o available memory|[Cc]annot allocate memory|not enough memory"
+    r"|Free memory on device|CUBLAS_STATUS_ALLOC_FAILED|KV cache is needed|available KV cache|stored in KV cache"
 )
 _KV_CACHE = re.compile(r"(?i)cache blocks|KV cache")
 _OF_THE_MACHINE = re.compile(

@@ -100,7 +100,7 @@ class EngineOutput:
         *lines, rest = (self._partial[standard] + data).split(b"\n")
         self._lines.extend(line[:_LINE_BYTES] for line in lines)
         self._partial[standard] = rest[:_LINE_BYTES]
-        # Whoever read it may be gone; the processes must not wait for it.
+        # The reader of the original may be gone; the processes must not wait for it.
         with contextlib.suppress(OSError):
             while data:
                 data = data[os.write(original, data) :]
@@ -128,9 +128,8 @@ def started_processes() -> Iterator[list[BaseProcess]]:
 class WatchedCall(Generic[T]):
     """A call that waits for other processes and would wait for ever if one of them is killed.
 
-    It runs in a thread, while the calling thread looks at the processes. vLLM's client of an engine in its own process
-    waits on a queue into which nothing is put any more once the engine has been killed (SIGKILL, as when the host's
-    memory runs out).
+    It runs in a thread, while the calling thread looks at the processes. vLLM's client waits on a queue. Nothing is put
+    into it any more once the engine's process was killed, for example because the host's memory ran out.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ def test_nccl_says_what_it_cannot_use_unless_the_user_asks_for_more(tmp_path: Pa
 
 @pytest.fixture
 def cubins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two kernels in a package that the process must not write to, whoever runs the test."""
+    """Two kernels in a package that the process must not write to, even if root runs the test."""
     package = tmp_path / "package"
     (package / "abc" / "fmha").mkdir(parents=True)
     (package / "abc" / "fmha" / "one.cubin").write_bytes(b"1")
