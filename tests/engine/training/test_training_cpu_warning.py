@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
+import torch
+from training_support import FAST_ON_IDS, plain_backend
 
 from wrpo_engine.loading.files import TensorFact
+from wrpo_engine.training import session
+from wrpo_engine.training.api import train_triples
+from wrpo_engine.training.monitoring import cpu_training
 from wrpo_engine.training.monitoring.cpu_training import LARGE_PARAMETERS, METRIC, parameters_of, warn_of_cpu
 
 
@@ -33,3 +39,16 @@ def test_a_small_model_and_a_gpu_are_no_reason_for_a_warning(
 ) -> None:
     assert warn_of_cpu(parameters, on_gpu=on_gpu, name="org/m") == {}
     assert caplog.messages == []
+
+
+def test_the_metrics_of_a_run_say_it(
+    training_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session, "make_backend", plain_backend)
+    monkeypatch.setattr(cpu_training, "LARGE_PARAMETERS", 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    row = {"prompt_ids": [10, 11], "source_chosen_ids": [20, 2], "target_chosen_ids": [30, 2], "rejected_ids": [40, 2]}
+    with caplog.at_level(logging.WARNING, logger="wrpo_engine"):
+        trained = train_triples(training_model_dir, [row] * 2, tmp_path, **FAST_ON_IDS)
+    assert trained.metrics[METRIC] == 1.0
+    assert sum(line.startswith(f"WARNING: {training_model_dir}") for line in caplog.messages) == 1
