@@ -12,7 +12,7 @@ GIB = 2**30
 CPU_MODEL_BYTES = 8 * GIB
 """Largest model that is run on CPUs when a cluster has no accelerators."""
 
-_HALF = 2
+HALF = 2
 """Bytes of a value on accelerators: bfloat16 or float16, in which models stored as float32 are run too."""
 _QUANTIZED = {"fp8": 1.0, "int8": 1.0, "awq": 0.55, "gptq": 0.55, "int4": 0.55, "bitsandbytes": 0.55}
 """Bytes of a parameter by method of quantisation, scales included."""
@@ -22,15 +22,26 @@ def loaded_bytes(facts: ModelFacts, quantization: str | None = None) -> int:
     """Return the bytes of the weights on accelerators, all parts together."""
     if facts.quantization is not None:
         return facts.weight_bytes
-    per_parameter = _QUANTIZED.get((quantization or "").split("_")[0].lower(), float(_HALF))
+    per_parameter = _QUANTIZED.get((quantization or "").split("_")[0].lower(), float(HALF))
     return min(facts.weight_bytes, ceil(facts.parameters * per_parameter))
 
 
 def key_value_bytes(facts: ModelFacts) -> int:
     """Return the bytes that all layers cache for one token; sliding windows count in full."""
     if facts.latent_size is not None:
-        return facts.latent_size * facts.layers * _HALF
-    return 2 * facts.layers * facts.key_value_heads * facts.head_size * _HALF
+        return facts.latent_size * facts.layers * HALF
+    return 2 * facts.layers * facts.key_value_heads * facts.head_size * HALF
+
+
+def feed_forward_size(facts: ModelFacts) -> int:
+    """Return the width of the feed-forward network; where it is unknown, the usual one."""
+    return facts.feed_forward_size or 4 * facts.hidden_size
+
+
+def layer_activations(facts: ModelFacts) -> int:
+    """Return the bytes of one token's activations in one layer: norms and residuals, attention, gated feed-forward."""
+    queries, pairs = facts.attention_heads * facts.head_size, facts.key_value_heads * facts.head_size
+    return HALF * (5 * facts.hidden_size + 2 * queries + 2 * pairs + 4 * feed_forward_size(facts))
 
 
 def legal_tensor_parallel(facts: ModelFacts, most: int) -> tuple[int, ...]:

@@ -1,77 +1,118 @@
-"""Accelerators of a stage that scores responses with a reward model."""
+"""Accelerators of a stage that scores responses with a reward model, which runs on one accelerator."""
 
 from __future__ import annotations
 
-from wrpo_operator.api.placement import Placement
+from wrpo_operator.api.placement import MAX_ALTERNATIVES, Placement
 from wrpo_operator.sizing.choosing import (
     MAX_SHARDS,
     cost_of,
     disk_gib,
     groups_of,
     host_memory_gib,
-    largest_of,
     most_in_a_pod,
     most_pods,
     on_cpu,
+    size_of,
 )
-from wrpo_operator.sizing.inventory import Inventory
-from wrpo_operator.sizing.memory import GIB, gib, key_value_bytes, loaded_bytes, usable_bytes
+from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
+from wrpo_operator.sizing.memory import GIB, gib, layer_activations, loaded_bytes, usable_bytes
 from wrpo_operator.sizing.requests import DoesNotFit, ScoringRequest
 
 USABLE = 0.90
 BATCH_TOKENS = 16384
 MIN_BATCH_TOKENS = 1024
 RESPONSES_PER_SHARD = 1024
-_RUNTIME = 2.3 * GIB
+"""A shard with fewer responses would spend most of its time on loading."""
+_RUNTIME = int(2.3 * GIB)
+_WEIGHT_OVERHEAD = 1.02 * 1.05
 
 
-def need(request: ScoringRequest, batch_tokens: int) -> float:
-    """Return the bytes that the accelerator needs."""
-    facts = request.facts
-    activations = batch_tokens * (key_value_bytes(facts) // facts.layers + 24 * facts.hidden_size)
-    return loaded_bytes(facts) * 1.05 + _RUNTIME + activations
+def need(request: ScoringRequest, tokens: int) -> float:
+    """Return the bytes that the accelerator needs for forward passes of so many tokens."""
+    return loaded_bytes(request.facts) * _WEIGHT_OVERHEAD + _RUNTIME + tokens * layer_activations(request.facts)
 
 
 def place_scoring(request: ScoringRequest, inventory: Inventory) -> Placement | DoesNotFit:
-    """Return the cheapest placement in which the reward model fits, or why there is none."""
-    decided = on_cpu(request.facts, inventory, request.asked)
+    """Return the cheapest placement in which the reward model fits, or why there is none.
+
+    Smaller batches are chosen only where no accelerator has room for usual ones.
+    """
+    asked = request.asked
+    decided = on_cpu(request.facts, inventory, asked)
     if decided is not None:
         return decided
-    groups = groups_of(inventory, request.asked)
-    tokens = request.batch_tokens or BATCH_TOKENS >> request.step
-    fitting = sorted(
-        (
-            group
-            for group in groups
-            if most_in_a_pod(group, request.max_accelerators) and need(request, tokens) <= usable_bytes(group, USABLE)
-        ),
-        key=lambda group: cost_of(group, 1),
-    )
-    exhausted = tokens < MIN_BATCH_TOKENS or (request.batch_tokens is not None and request.step > 0)
-    if not fitting or exhausted:
-        largest = largest_of(groups, 1)
-        needed = gib(need(request, max(tokens, MIN_BATCH_TOKENS)))
-        return DoesNotFit(
-            needs=needed,
-            largest=largest,
-            message=f"The reward model needs {needed} on one accelerator; the largest pod has {largest}. Add nodes "
-            f"with larger accelerators or name a smaller reward model.",
-        )
-    group = fitting[0]
-    shards = min(
-        most_pods(group, 1, request.max_accelerators),
-        max(1, (request.responses or MAX_SHARDS * RESPONSES_PER_SHARD) // RESPONSES_PER_SHARD),
-        MAX_SHARDS,
-    )
+    groups = groups_of(inventory, asked)
+    steps = _ladder(request, groups)
+    if request.step >= len(steps):
+        return _refusal(request, inventory, groups, last=steps[-1] if steps else None)
+    group, tokens = steps[request.step]
+    pods = min(most_pods(group, 1, request.max_accelerators), MAX_SHARDS)
+    responses = request.responses or MAX_SHARDS * RESPONSES_PER_SHARD
     return Placement(
         accelerator=group.name,
         resource=group.resource,
-        per_pod=1,
-        pods=request.asked.pods or shards,
+        per_pod=asked.accelerators or 1,
+        pods=asked.pods or max(1, min(pods, responses // RESPONSES_PER_SHARD)),
         micro_batch_tokens=tokens,
-        memory_gib=request.asked.memory_gib or host_memory_gib(loaded_bytes(request.facts), None),
-        ephemeral_storage_gib=request.asked.ephemeral_storage_gib or disk_gib(request.facts, cached=request.cached),
+        memory_gib=asked.memory_gib or host_memory_gib(loaded_bytes(request.facts), None),
+        ephemeral_storage_gib=asked.ephemeral_storage_gib or disk_gib(request.facts, cached=request.cached),
         node_labels=dict(group.labels),
         step=request.step,
-        arithmetic=f"{gib(need(request, tokens))} of {gib(usable_bytes(group, USABLE))}, batches of {tokens} tokens",
+        arithmetic=f"weights of {gib(loaded_bytes(request.facts))}, batches of {tokens} tokens: "
+        f"{gib(need(request, tokens))} of {gib(usable_bytes(group, USABLE))} usable ({USABLE:.0%} of {group.name})",
+        alternatives=tuple(
+            dict.fromkeys(size_of(other, 1) for other, _ in steps if other.name != group.name),
+        )[:MAX_ALTERNATIVES],
     )
+
+
+def _ladder(request: ScoringRequest, groups: tuple[AcceleratorGroup, ...]) -> list[tuple[AcceleratorGroup, int]]:
+    """Return groups and batch sizes that fit: usual batches first, on the cheapest group; then what has more room."""
+    usable = sorted(
+        (
+            group
+            for group in groups
+            if most_in_a_pod(group, request.max_accelerators) >= (request.asked.accelerators or 1)
+        ),
+        key=lambda group: cost_of(group, 1),
+    )
+    sizes = [request.batch_tokens] if request.batch_tokens else _halved()
+    found = [
+        (group, tokens) for tokens in sizes for group in usable if need(request, tokens) <= usable_bytes(group, USABLE)
+    ]
+    steps = found[:1]
+    for group, tokens in found[1:]:
+        previous, size = steps[-1]
+        if (tokens < size and group.memory_mib >= previous.memory_mib) or (
+            tokens == size and group.memory_mib > previous.memory_mib
+        ):
+            steps.append((group, tokens))
+    return steps
+
+
+def _halved() -> list[int]:
+    return [BATCH_TOKENS >> times for times in range((BATCH_TOKENS // MIN_BATCH_TOKENS).bit_length())]
+
+
+def _refusal(
+    request: ScoringRequest,
+    inventory: Inventory,
+    groups: tuple[AcceleratorGroup, ...],
+    last: tuple[AcceleratorGroup, int] | None,
+) -> DoesNotFit:
+    tokens = request.batch_tokens or MIN_BATCH_TOKENS
+    needs, largest = gib(need(request, tokens)), max(groups, key=lambda group: (group.memory_mib, group.name))
+    room = f"{gib(usable_bytes(largest, USABLE))} of {size_of(largest, 1)}"
+    if last is not None:
+        message = (
+            f"Memory was exhausted {request.step} times, at last on {size_of(last[0], 1)} with batches of {last[1]} "
+            f"tokens, and there is no larger placement. Either reduce reward.batchTokens, or add larger accelerators."
+        )
+    else:
+        weights, source = gib(loaded_bytes(request.facts)), "; ".join((inventory.source, *inventory.faults))
+        message = (
+            f"The reward model ({request.facts.model_type}, weights of {weights}) needs {needs} on one accelerator; "
+            f"the largest has {room} ({source}). Either add nodes with larger accelerators, name a smaller reward "
+            f"model, or let a server run it (reward.endpoint)."
+        )
+    return DoesNotFit(needs=needs, largest=room, message=message)
