@@ -83,6 +83,12 @@ class SharedFields(Declared, role=Role.COMPUTED):
     """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_accumulation_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format in which the gradients of a step's micro-batches are added. bfloat16 takes 2 bytes less for each
+    parameter, and rounds every sum to 8 bits; it needs precision bfloat16."""
+    optimizer_moments: Literal["float32", "bfloat16", "8bit"] = "float32"
+    """Number format of AdamW's two moments: 8, 4 or 2 bytes for each parameter. Rounded at random, so that the expected
+    values are kept; checkpoints hold them in float32."""
 
 
 class SharedExecution(Declared, role=Role.EXECUTION):

@@ -130,7 +130,7 @@ def train(run: TrainingRun, *, steps_done: int = 0) -> TrainingOutcome:
             if totals.should_stop or evaluated is Evaluated.NOT_YET:
                 run.checkpoints.finish()
                 raise _interrupted(done, num_steps)
-    run.checkpoints.finish()
+    run.checkpoints.close()
     if done < num_steps and run.group.is_main:
         log.info("stopped early after step %d of %d: the held-out loss has not improved", done, num_steps)
     return TrainingOutcome(done, last_row)

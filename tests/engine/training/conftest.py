@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from engine_support import EXPERIMENT_HASH, NOON, make_tokenizer, save_tiny_model
-from training_support import FAST, triples_frame
+from training_support import FAST, full_tensor, triples_frame
 
 from wrpo_engine.artifacts.volume import VolumeWriter
 from wrpo_engine.config import ArtifactRef, SftParams, TrainParams
@@ -145,7 +145,7 @@ class LocalRun:
     def weights(self) -> dict[str, torch.Tensor]:
         from wrpo_engine.training.backends.base import TensorKind
 
-        return {name: self.final.full_tensor(name, TensorKind.WEIGHT) for name in self.final.parameter_names()}
+        return {name: full_tensor(self.final, name, TensorKind.WEIGHT) for name in self.final.parameter_names()}
 
     def metrics(self) -> list[dict[str, Any]]:
         """The deterministic part of every row."""

@@ -25,6 +25,22 @@ def sleep_for_ever_in_the_third_step() -> None:
     DeepSpeedBackend.optimizer_step = optimizer_step  # type: ignore[method-assign]
 
 
+def fail_in_the_sixth_step() -> None:
+    """This rank ends with an error that the next attempt does not meet; the checkpoint before it is complete."""
+    from wrpo_engine.errors import TemporaryError
+    from wrpo_engine.training import loop
+
+    original = loop._step
+
+    def step(run: Any, done: int, items: Any) -> Any:
+        if done == 5:
+            run.checkpoints.finish()
+            raise TemporaryError("asked to fail")
+        return original(run, done, items)
+
+    loop._step = step
+
+
 def say_how_models_come_to_deepspeed() -> None:
     """Print how many parameters this rank holds whole when loading is done."""
     from wrpo_engine.training.backends.deepspeed import DeepSpeedBackend
@@ -44,16 +60,35 @@ def say_how_models_come_to_deepspeed() -> None:
 
 
 def say_what_comes_to_the_host() -> None:
-    """Print every whole tensor that this rank copies."""
-    from wrpo_engine.training.backends.deepspeed import DeepSpeedBackend
+    """Print the tensors of this rank's share, and how many collectives and copies to the host a gathering takes."""
+    from collections.abc import Mapping, Sequence
 
-    original = DeepSpeedBackend.full_tensor
+    import torch.distributed as dist
 
-    def full_tensor(self: DeepSpeedBackend, name: str, kind: Any) -> Any:
-        os.write(1, f"copied: {kind.value} {name}\n".encode())
-        return original(self, name, kind)
+    from wrpo_engine.training.backends import gathering
+    from wrpo_engine.training.backends.base import Item
 
-    DeepSpeedBackend.full_tensor = full_tensor  # type: ignore[method-assign]
+    original, exchange, copy = gathering.Gatherer.gather, dist.all_to_all_single, gathering.Staging.copy
+    calls = {"collectives": 0, "copies": 0}
+
+    def gather(self: gathering.Gatherer, shares: Sequence[Sequence[Item]], host: Mapping[Item, Any]) -> None:
+        calls.update(collectives=0, copies=0)
+        original(self, shares, host)
+        for name, kind in host:
+            os.write(1, f"copied: {kind.value} {name}\n".encode())
+        os.write(1, f"gathered: {calls['collectives']} {calls['copies']}\n".encode())
+
+    def count_exchange(*arguments: Any, **settings: Any) -> Any:
+        calls["collectives"] += 1
+        return exchange(*arguments, **settings)
+
+    def count_copy(self: gathering.Staging, values: Any) -> Any:
+        calls["copies"] += 1
+        return copy(self, values)
+
+    gathering.Gatherer.gather = gather  # type: ignore[method-assign]
+    gathering.Staging.copy = count_copy  # type: ignore[method-assign]
+    dist.all_to_all_single = count_exchange
 
 
 def say_what_is_written_to_nvme() -> None:
@@ -88,7 +123,7 @@ def lose_the_gradient_in_the_third_step() -> None:
     """Every loss is finite, the gradient is not; print which weights and moments the optimizer step has changed."""
     import torch
 
-    from wrpo_engine.training.backends.base import TensorKind
+    from wrpo_engine.training.backends.base import Item, TensorKind
     from wrpo_engine.training.backends.deepspeed import DeepSpeedBackend
 
     backward, optimizer_step = DeepSpeedBackend.backward, DeepSpeedBackend.optimizer_step
@@ -102,10 +137,16 @@ def lose_the_gradient_in_the_third_step() -> None:
         steps += 1
         if steps < 3:
             return optimizer_step(self, learning_rate)
-        keys = [(name, kind) for name in self.parameter_names() for kind in TensorKind]
-        before = [self.full_tensor(*key) for key in keys]
+        keys = [Item(name, kind) for name in self.parameter_names() for kind in TensorKind]
+
+        def read() -> list[torch.Tensor]:
+            host = {key: self.host_tensor(key) for key in keys}
+            self.gather([keys] * self._group.world_size, host)
+            return list(host.values())
+
+        before = read()
         norm = optimizer_step(self, learning_rate)
-        after = [self.full_tensor(*key) for key in keys]
+        after = read()
         changed = sum(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
         os.write(1, f"changed: {changed} of {len(keys)}\n".encode())
         return norm

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +20,11 @@ from torch import Tensor
 from wrpo_engine.artifacts.volume import VolumeWriter
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import DataError, MissingInputError, TemporaryError
-from wrpo_engine.training.backends.base import Backend, TensorKind
+from wrpo_engine.training.backends.base import Backend, Item, TensorKind
+from wrpo_engine.training.checkpoint.format import Checkpoint, write_shard
 from wrpo_engine.training.checkpoint.manager import CheckpointStore
 from wrpo_engine.training.distributed.collectives import Group
-from wrpo_engine.training.export.export import gather_weights
+from wrpo_engine.training.export import export
 
 
 class FakeBackend:
@@ -29,19 +32,21 @@ class FakeBackend:
 
     def __init__(self) -> None:
         self.step = 0
-        self.copied: list[tuple[str, TensorKind]] = []
-        self.helped: list[tuple[str, TensorKind]] = []
+        self.calls: list[Sequence[Sequence[Item]]] = []
+        self.given: list[Mapping[Item, Tensor]] = []
 
     def parameter_names(self) -> list[str]:
         return ["embed.weight", "head.weight"]
 
-    def help_assemble(self, name: str, kind: TensorKind) -> None:
-        self.helped.append((name, kind))
+    def host_tensor(self, _item: Item) -> Tensor:
+        return torch.empty(2, 3)
 
-    def full_tensor(self, name: str, kind: TensorKind) -> Tensor:
-        self.copied.append((name, kind))
-        offset = 100 * self.parameter_names().index(name) + 10 * list(TensorKind).index(kind)
-        return torch.full((2, 3), float(offset + self.step))
+    def gather(self, shares: Sequence[Sequence[Item]], host: Mapping[Item, Tensor]) -> None:
+        self.calls.append([list(share) for share in shares])
+        self.given.append(dict(host))
+        for (name, kind), tensor in host.items():
+            offset = 100 * self.parameter_names().index(name) + 10 * list(TensorKind).index(kind)
+            tensor.fill_(float(offset + self.step))
 
 
 class SlowWriter(VolumeWriter):
@@ -137,24 +142,38 @@ def test_an_error_of_the_writing_thread_is_raised_at_the_next_boundary(writer: S
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_every_tensor_is_copied_by_one_rank_and_the_others_only_help(writer: SlowWriter, world_size: int) -> None:
-    backends = [FakeBackend() for _ in range(world_size)]
-    for rank, backend in enumerate(backends):
+def test_every_tensor_is_in_the_share_of_one_rank_and_one_call_gathers_all(writer: SlowWriter, world_size: int) -> None:
+    everything = [Item(name, kind) for name in FakeBackend().parameter_names() for kind in TensorKind]
+    shares = [everything[rank::world_size] for rank in range(world_size)]
+    for rank in range(world_size):
+        backend = FakeBackend()
         own = CheckpointStore(writer, Group(rank, world_size))._own_tensors(cast("Backend", backend))
-        assert sorted(own) == sorted(f"{kind.value}/{name}" for name, kind in backend.copied)
-    everything = {(name, kind) for name in backends[0].parameter_names() for kind in TensorKind}
-    assert sorted(item for backend in backends for item in backend.copied) == sorted(everything)
-    assert all({*backend.copied, *backend.helped} == everything for backend in backends)
-    assert all(len(backend.copied) + len(backend.helped) == len(everything) for backend in backends)
+        assert list(own) == [f"{kind.value}/{name}" for name, kind in shares[rank]]
+        assert backend.calls == [shares]
 
 
-def test_exported_weights_are_copied_by_the_first_rank_alone() -> None:
+def test_the_memory_of_a_written_checkpoint_is_used_for_the_next_one_and_freed_at_the_end(
+    writer: SlowWriter, backend: Any
+) -> None:
+    store = CheckpointStore(writer, Group())
+    save(store, backend, 1, 2)
+    first, second = backend.given
+    assert all(second[item] is tensor for item, tensor in first.items())
+    store.close()
+    save(store, backend, 3)
+    assert not any(backend.given[2][item] is tensor for item, tensor in first.items())
+
+
+def test_exported_weights_are_copied_by_the_first_rank_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_BATCH", 6)
     first, second = FakeBackend(), FakeBackend()
-    weights = gather_weights(cast("Backend", first), Group(0, 2), "float32")
+    weights = export.gather_weights(cast("Backend", first), Group(0, 2), "bfloat16")
     assert weights is not None
     assert list(weights) == first.parameter_names()
-    assert gather_weights(cast("Backend", second), Group(1, 2), "float32") is None
-    assert (second.copied, [name for name, _ in second.helped]) == ([], first.parameter_names())
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert export.gather_weights(cast("Backend", second), Group(1, 2), "bfloat16") is None
+    assert first.calls == second.calls == [[[Item(name, TensorKind.WEIGHT)], []] for name in first.parameter_names()]
+    assert second.given == [{}, {}]
 
 
 def test_an_error_of_another_rank_names_it(writer: SlowWriter, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,6 +274,16 @@ def test_a_missing_parameter_is_an_error_that_names_it(writer: SlowWriter, backe
     with pytest.raises(DataError, match=r"contains no weight of parameter other\.weight") as caught:
         found.read("other.weight", TensorKind.WEIGHT)
     assert caught.value.code == "CheckpointIncompatible"
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (12,), (3, 2, 4), ()], ids=str)
+def test_any_part_of_a_tensor_is_read_alone(writer: SlowWriter, shape: tuple[int, ...]) -> None:
+    tensor = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
+    shard = write_shard(writer, 1, 0, {"weight/layer": tensor})
+    checkpoint = Checkpoint(writer, 1, 1, (shard,))
+    flat = tensor.reshape(-1)
+    for start, stop in combinations_with_replacement(range(tensor.numel() + 1), 2):
+        assert checkpoint.read("layer", TensorKind.WEIGHT, (start, stop)).tolist() == flat[start:stop].tolist()
 
 
 def test_nothing_is_left_after_the_run(writer: SlowWriter, backend: Any) -> None:

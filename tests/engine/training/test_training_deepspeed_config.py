@@ -8,8 +8,8 @@ import pytest
 
 from wrpo_engine.config import OptimizerParams, Runtime
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.training.backends.deepspeed import deepspeed_config
-from wrpo_engine.training.backends.offload import check_compile, check_nvme
+from wrpo_engine.training.backends.deepspeed import check_settings, deepspeed_config
+from wrpo_engine.training.backends.offload import check_compile, check_nvme, offload_sections
 
 
 def config(*, offload: str = "none", nvme: str | None = None, **changes: Any) -> dict[str, Any]:
@@ -34,6 +34,13 @@ def test_bfloat16_at_stage_0_runs_as_stage_1_which_has_master_weights() -> None:
     assert config(precision="float32", zero_stage=0)["zero_optimization"]["stage"] == 0
 
 
+@pytest.mark.parametrize(("stage", "asked", "overlaps"), [(3, True, True), (3, False, False), (2, True, False)])
+def test_communication_overlaps_at_stage_3_on_request(stage: int, asked: bool, overlaps: bool) -> None:
+    params = OptimizerParams.model_validate({"learning_rate": 1e-6, "zero_stage": stage})
+    made = deepspeed_config(params, Runtime(overlap_communication=asked), world_size=2)
+    assert made["zero_optimization"]["overlap_comm"] is overlaps
+
+
 def test_clipping_is_deepspeeds_where_it_reports_the_norm() -> None:
     assert config(zero_stage=2, max_grad_norm=0.5)["gradient_clipping"] == 0.5
     assert "gradient_clipping" not in config(zero_stage=0, precision="float32")
@@ -42,6 +49,47 @@ def test_clipping_is_deepspeeds_where_it_reports_the_norm() -> None:
 def test_offload_moves_what_it_names() -> None:
     zero = config(zero_stage=3, offload="optimizer-and-parameters")["zero_optimization"]
     assert (zero["offload_optimizer"], zero["offload_param"]) == ({"device": "cpu"}, {"device": "cpu"})
+
+
+def test_offload_to_a_hosts_memory_is_pinned_for_gpus() -> None:
+    for path, target in ((None, {"device": "cpu"}), ("/nvme", {"device": "nvme", "nvme_path": "/nvme"})):
+        runtime = Runtime(offload="optimizer-and-parameters", offload_nvme_path=path)
+        sections = offload_sections(runtime, pinned=True)
+        assert sections["offload_optimizer"] == sections["offload_param"] == {**target, "pin_memory": True}
+    assert offload_sections(Runtime(), pinned=True) == {}
+
+
+def test_gradients_are_added_in_the_number_format_that_is_asked_for() -> None:
+    made = config(precision="bfloat16", gradient_accumulation_dtype="bfloat16")
+    assert made["data_types"] == {"grad_accum_dtype": "bf16"}
+
+
+FORMATS = {
+    "gradients of fp32 in bf16": (
+        {"precision": "float32", "gradient_accumulation_dtype": "bfloat16"},
+        None,
+        (
+            "training.gradientAccumulationDtype is 'bfloat16': "
+            "gradients are computed in float32, most of whose digits a sum in bfloat16 would lose"
+        ),
+    ),
+    "compact moments on a disk": (
+        {"optimizer_moments": "8bit"},
+        "/nvme",
+        "training.optimizerMoments is '8bit': offload to NVMe supports moments in float32 only",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "nvme", "message"), FORMATS.values(), ids=FORMATS.keys())
+def test_number_formats_that_do_not_work_with_other_settings_are_refused(
+    changes: dict[str, Any], nvme: str | None, message: str
+) -> None:
+    params = OptimizerParams.model_validate({"learning_rate": 1e-6, **changes})
+    runtime = Runtime(offload="optimizer" if nvme else "none", offload_nvme_path=nvme)
+    with pytest.raises(ConfigError) as caught:
+        check_settings(params, runtime, "padded")
+    assert str(caught.value) == message
 
 
 TOO_LOW = {

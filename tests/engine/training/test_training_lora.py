@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_support import Experiment, make_experiment, run_ranks
+from training_support import Experiment, full_tensor, make_experiment, run_ranks
 
 from wrpo_engine.config import LoraParams
 from wrpo_engine.errors import ConfigError
@@ -151,7 +151,7 @@ def test_a_stopped_run_with_adapters_continues_bit_exactly(local_run: Any) -> No
     assert len(expected) == 28
     assert all(torch.equal(tensor, expected[name]) for name, tensor in broken.weights().items())
     assert broken.metrics() == whole.metrics()
-    assert any(bool(broken.final.full_tensor(name, TensorKind.EXP_AVG).any()) for name in expected)
+    assert any(bool(full_tensor(broken.final, name, TensorKind.EXP_AVG).any()) for name in expected)
 
 
 WITH_EMBEDDING = {**LORA, "target_modules": ["embed_tokens", "q_proj", "down_proj"]}

@@ -10,6 +10,7 @@ import pytest
 import torch
 from engine_support import save_tiny_model
 from torch import Tensor
+from training_support import full_tensor
 
 from wrpo_engine.config import Runtime, TrainParams
 from wrpo_engine.training.backends.base import TensorKind
@@ -185,7 +186,7 @@ def test_entropies_are_per_token_and_response(local_run: Any) -> None:
     run = local_run()
     run.run()
     kinds = ("source_chosen", "target_chosen", "rejected")
-    ceiling = math.log(run.backend().full_tensor("lm_head.weight", TensorKind.WEIGHT).shape[0])
+    ceiling = math.log(full_tensor(run.backend(), "lm_head.weight", TensorKind.WEIGHT).shape[0])
     first = run.metrics()[0]
     for kind in kinds:
         # Random weights of a tiny model are close to knowing nothing.

@@ -41,6 +41,7 @@ def assert_same_run(experiment: Experiment, baseline: Experiment, stage: str = "
 
 IN_MEMORY = {"reference": "in-memory"}
 ONE_ROW_AT_A_TIME = {"micro_batch_tokens": 1, "checkpoint_every_steps": 100}
+BF16_GRADIENTS = {"precision": "bfloat16", "gradient_accumulation_dtype": "bfloat16"}
 EVERYTHING_OFFLOADED = {"offload": "optimizer-and-parameters"}
 SETTINGS = {
     "0 on two": (0, 2, {}, {}),
@@ -49,7 +50,7 @@ SETTINGS = {
     "2 on one": (2, 1, {}, {}),
     "2 on two, optimizer offloaded, one row at a time": (2, 2, {}, {"offload": "optimizer", **ONE_ROW_AT_A_TIME}),
     "3 on one": (3, 1, {}, {}),
-    "3 on two, gradient checkpointing": (3, 2, {"gradient_checkpointing": True}, {}),
+    "3 on two, gradient checkpointing": (3, 2, {"gradient_checkpointing": True}, {"overlap_communication": True}),
     "3 on two, frozen model in memory": (3, 2, {}, IN_MEMORY),
     "3 on two, optimizer offloaded": (3, 2, {}, {"offload": "optimizer"}),
     "3 on two, all offloaded, frozen model in memory": (3, 2, {}, {**EVERYTHING_OFFLOADED, **IN_MEMORY}),
@@ -79,14 +80,20 @@ def test_every_zero_stage_and_option_trains_the_same_model(
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 3])
-def test_one_rank_alone_copies_each_tensor_of_a_checkpoint_to_the_host(zero_stage: int, tmp_path: Path) -> None:
+def test_one_collective_gathers_a_checkpoint_and_each_tensor_comes_to_one_host(zero_stage: int, tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path)
     config = experiment.config({"stage": "train", "zero_stage": zero_stage, "beta": 0.1, "epochs": 1})
     gang = start_ranks(experiment, config, world_size=2, faults=dict.fromkeys(range(2), "say_what_comes_to_the_host"))
     assert gang.wait() == [0, 0], gang.text()
-    copied = Counter(line.split(" ")[1] for line in gang.text().splitlines() if line.startswith("copied: "))
+    lines = gang.text().splitlines()
+    copied = Counter(line.split(" ")[1] for line in lines if line.startswith("copied: "))
     # One checkpoint after two of three steps, and the exported weights, of 21 parameters; not one of them twice.
     assert copied == {"weight": 2 * 21, "exp_avg": 21, "exp_avg_sq": 21}
+    gathered = sorted(line for line in lines if line.startswith("gathered: "))
+    # On both ranks: the checkpoint, whose 63 tensors fit a bucket, and the export. Replicas exchange nothing, and the
+    # second rank has no share in the export.
+    expected = {0: ["0 0", "0 1", "0 1", "0 1"]}.get(zero_stage, ["1 1"] * 4)
+    assert gathered == [f"gathered: {calls}" for calls in expected]
 
 
 def test_a_compiled_model_trains_the_same_weights(baseline: Experiment, tmp_path: Path) -> None:
@@ -145,6 +152,35 @@ def test_bfloat16_follows_fp32_within_its_precision(zero_stage: int, baseline: E
     ours, theirs = experiment.metrics("train"), baseline.metrics("train")
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], abs=0.05)
     assert {tensor.dtype for tensor in experiment.weights("train").values()} == {torch.bfloat16}
+
+
+COMPACT = {
+    "1 in bfloat16, both": (1, BF16_GRADIENTS | {"optimizer_moments": "8bit"}, {}),
+    "2, 8-bit moments": (2, {"optimizer_moments": "8bit"}, {}),
+    "3, bf16 moments, optimizer offloaded": (3, {"optimizer_moments": "bfloat16"}, {"offload": "optimizer"}),
+    "3 in bfloat16, both": (3, BF16_GRADIENTS | {"optimizer_moments": "8bit"}, {}),
+}
+"""(ZeRO stage, further parameters, runtime)"""
+
+
+@pytest.mark.parametrize(("zero_stage", "params", "runtime"), COMPACT.values(), ids=COMPACT.keys())
+def test_compact_gradients_and_moments_follow_fp32_and_resume_bit_for_bit(
+    zero_stage: int, params: dict[str, Any], runtime: dict[str, Any], baseline: Experiment, tmp_path: Path
+) -> None:
+    settings = {"stage": "train", "zero_stage": zero_stage, "beta": 0.1, **params}
+    whole, broken = make_experiment(tmp_path / "whole"), make_experiment(tmp_path / "broken")
+    run_ranks(whole, whole.config(settings, runtime), world_size=2)
+    ours, theirs = whole.metrics("train"), baseline.metrics("train")
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], abs=0.05)
+    # The only checkpoint is that after four of six steps.
+    config = broken.config(settings, {**runtime, "checkpoint_every_steps": 4})
+    gang = start_ranks(broken, config, world_size=2, faults=dict.fromkeys(range(2), "fail_in_the_sixth_step"))
+    assert gang.wait() == [75, 75], gang.text()
+    again = run_ranks(broken, config, world_size=2)
+    assert "continuing after step 4 of 6" in again.text()
+    assert broken.deterministic_metrics("train") == whole.deterministic_metrics("train")
+    weights = whole.weights("train")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in broken.weights("train").items())
 
 
 LOST = {

@@ -19,10 +19,12 @@ from engine_support import EXPERIMENT_HASH, NOON, save_tiny_model, stage_config
 from forked_ranks import ForkedRank
 from support.patience import LONG_S
 from support.stopping import stop_when
+from torch import Tensor
 
 from wrpo_devcluster.s3_server import free_ports
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef
+from wrpo_engine.training.backends.base import Backend, Item, TensorKind
 from wrpo_engine.training.backends.single_process import SingleProcessBackend
 from wrpo_engine.training.models.policy import load_frozen, load_policy
 from wrpo_engine.training.monitoring.metrics import CLOCK_FIELDS
@@ -68,6 +70,14 @@ def plain_backend(attempt: Any, base: Any, layout: Any, *, needs_frozen: bool) -
     params = attempt.params
     frozen = load_frozen(base, params, layout) if needs_frozen else None
     return SingleProcessBackend(load_policy(base, params, layout), params, frozen)
+
+
+def full_tensor(backend: Backend, name: str, kind: TensorKind, *, world_size: int = 1) -> Tensor:
+    """Return a whole tensor; all ranks call this together."""
+    item = Item(name, kind)
+    tensor = backend.host_tensor(item)
+    backend.gather([[item]] * world_size, {item: tensor})
+    return tensor
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,8 +21,22 @@ class TensorKind(StrEnum):
     EXP_AVG_SQ = "exp_avg_sq"
 
 
-ReadTensor = Callable[[str, TensorKind], Tensor]
-"""Parameter name and kind -> the whole fp32 tensor on the CPU."""
+MOMENTS = (TensorKind.EXP_AVG, TensorKind.EXP_AVG_SQ)
+
+
+class Item(NamedTuple):
+    """A tensor of a parameter."""
+
+    name: str
+    kind: TensorKind
+
+
+class ReadTensor(Protocol):
+    """Reads the tensors of a checkpoint."""
+
+    def __call__(self, name: str, kind: TensorKind, span: tuple[int, int] | None = None) -> Tensor:
+        """Return a whole tensor on the CPU, or the elements [start, stop) of the flattened one."""
+        ...
 
 
 class Backend(Protocol):
@@ -78,12 +92,16 @@ class Backend(Protocol):
         """Return the Hugging Face names of the trainable parameters, in a fixed order."""
         ...
 
-    def full_tensor(self, name: str, kind: TensorKind) -> Tensor:
-        """Return the whole fp32 tensor on the CPU, assembled from all ranks."""
+    def host_tensor(self, item: Item) -> Tensor:
+        """Return an empty CPU tensor for a whole tensor: fp32, or the dtype of a model without master weights."""
         ...
 
-    def help_assemble(self, name: str, kind: TensorKind) -> None:
-        """Take part in the collective of another rank's `full_tensor`, without copying or keeping the tensor."""
+    def gather(self, shares: Sequence[Sequence[Item]], host: Mapping[Item, Tensor]) -> None:
+        """Copy whole tensors, assembled from all ranks, to the CPU: to every rank the items of its own share.
+
+        `shares` is the same on all ranks, `host` has a tensor for every item of this rank's share. Pass the tensors of
+        the last call again where possible, because new memory takes longer.
+        """
         ...
 
     def restore(self, num_steps_done: int, read: ReadTensor) -> None:

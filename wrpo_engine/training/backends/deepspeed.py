@@ -15,35 +15,37 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wrpo_engine.config import OptimizerParams, Runtime
-from wrpo_engine.training.backends.base import ReadTensor, TensorKind
+from wrpo_engine.training.backends.base import Item, ReadTensor, TensorKind
+from wrpo_engine.training.backends.gathering import Gatherer
 from wrpo_engine.training.backends.offload import (
     check_compile,
+    check_memory_options,
     check_nvme,
     check_offload,
     effective_zero_stage,
     offload_sections,
 )
 from wrpo_engine.training.backends.single_process import (
-    full_adam_tensor,
+    empty_like,
     make_adamw,
-    restore_adam,
     set_learning_rate,
     undecayed,
 )
+from wrpo_engine.training.backends.states import ReplicatedState, Zero3State, Zero12State
 from wrpo_engine.training.backends.weight_decay import decay_before_every_step
 from wrpo_engine.training.batch.collate import Batch
 from wrpo_engine.training.distributed.collectives import Group, peer_errors
 from wrpo_engine.training.models.lora import adapters_off
 from wrpo_engine.training.models.model import PREFIX, LogpModel
 
-_MOMENTS = (TensorKind.EXP_AVG, TensorKind.EXP_AVG_SQ)
+_DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 def deepspeed_config(params: OptimizerParams, runtime: Runtime, world_size: int) -> dict[str, Any]:
@@ -52,9 +54,9 @@ def deepspeed_config(params: OptimizerParams, runtime: Runtime, world_size: int)
     check_offload(stage, runtime)
     zero: dict[str, Any] = {
         "stage": stage,
-        "overlap_comm": False,
+        "overlap_comm": stage == 3 and runtime.overlap_communication,
         "contiguous_gradients": stage > 0,
-        **offload_sections(runtime),
+        **offload_sections(runtime, pinned=torch.cuda.is_available()),
     }
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
@@ -64,7 +66,7 @@ def deepspeed_config(params: OptimizerParams, runtime: Runtime, world_size: int)
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": params.precision == "bfloat16"},
-        "data_types": {"grad_accum_dtype": "fp32"},
+        "data_types": {"grad_accum_dtype": _DTYPES[params.gradient_accumulation_dtype]},
     }
     if stage > 0:
         # Stage 0 in fp32 reports no norm, so the backend itself clips there.
@@ -76,6 +78,7 @@ def check_settings(params: OptimizerParams, runtime: Runtime, layout: str) -> No
     """Raise ConfigError for settings that do not work together, before anything is loaded."""
     stage = effective_zero_stage(params)
     check_offload(stage, runtime)
+    check_memory_options(params, runtime)
     check_compile(stage, params, runtime, layout)
     if runtime.offload_nvme_path is not None:
         _import_deepspeed()
@@ -168,6 +171,9 @@ class DeepSpeedBackend:
                     value for name, value in model.named_parameters() if value.requires_grad and name not in exempt
                 ]
                 decay_before_every_step(optimizer, decayed, params.weight_decay)
+            self._state = self._make_state()
+            alone = Group() if self._stage == 0 else group
+            self._gatherer = Gatherer(self._state, alone, self.device)
             self._frozen: Any = frozen
             if frozen is not None:
                 frozen.requires_grad_(False).eval()
@@ -237,80 +243,32 @@ class DeepSpeedBackend:
     def parameter_names(self) -> list[str]:
         return list(self._parameters)
 
-    def full_tensor(self, name: str, kind: TensorKind) -> Tensor:
+    def host_tensor(self, item: Item) -> Tensor:
+        parameter: Any = self._parameters[item.name]
         if self._stage == 0:
-            return full_adam_tensor(self._engine.optimizer, self._parameters[name], kind)
-        return self._assembled(name, kind).detach().to("cpu", torch.float32, copy=True)
+            return empty_like(parameter, item.kind, self._engine.optimizer)
+        return torch.empty(parameter.ds_shape if self._stage == 3 else parameter.shape, dtype=torch.float32)
 
-    def help_assemble(self, name: str, kind: TensorKind) -> None:
-        if self._stage > 0:
-            self._assembled(name, kind)
+    def gather(self, shares: Sequence[Sequence[Item]], host: Mapping[Item, Tensor]) -> None:
+        # Replicas need nothing from each other.
+        self._gatherer.gather([shares[self._group.rank]] if self._stage == 0 else shares, host)
 
-    def _assembled(self, name: str, kind: TensorKind) -> Tensor:
-        """Return the whole tensor on the device; this is a collective of all ranks."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        parameter = self._parameters[name]
-        with peer_errors():
-            full: Tensor = (
-                safe_get_full_fp32_param(parameter)
-                if kind is TensorKind.WEIGHT
-                else safe_get_full_optimizer_state(parameter, kind.value)
-            )
-        return full
+    def _make_state(self) -> ReplicatedState | Zero12State | Zero3State:
+        if self._stage == 0:
+            return ReplicatedState(self._engine.optimizer, self._parameters)
+        if self._stage == 3:
+            return Zero3State(self._engine.optimizer, self._parameters, self._group.rank)
+        return Zero12State(self._engine.optimizer, self._parameters)
 
     def restore(self, num_steps_done: int, read: ReadTensor) -> None:
         """Restore weights, master weights and moments; they replace the weights that the model was loaded with."""
-        if self._stage == 0:
-            restore_adam(self._engine.optimizer, self._parameters, num_steps_done, read)
-        elif self._stage == 3:
-            self._restore_stage_3(num_steps_done, read)
-        else:
-            self._restore_stage_1_2(num_steps_done, read)
-
-    def _restore_stage_1_2(self, num_steps_done: int, read: ReadTensor) -> None:
-        zero = self._engine.optimizer
-        # In bf16 at stage 1 DeepSpeed uses its own optimizer, with another name for the same partitions.
-        name_of_partitions = "single_partition_of_fp32_groups"
-        if not hasattr(zero, name_of_partitions):
-            name_of_partitions = "fp32_groups_flat_partition"
-        _make_state(zero.optimizer, getattr(zero, name_of_partitions), num_steps_done)
-        # DeepSpeed otherwise maps parameters to their slices of the optimizer state only at the end of the first step.
-        zero._lazy_init_hp_params_optimizer_state()  # noqa: SLF001
-        for name, parameter in self._parameters.items():
-            weight = read(name, TensorKind.WEIGHT)
-            with torch.no_grad():
-                parameter.copy_(weight)
-            parameter.set_full_hp_param(weight)  # type: ignore[attr-defined]
-            for kind in _MOMENTS:
-                parameter.set_full_hp_param(read(name, kind), kind.value)  # type: ignore[attr-defined]
-
-    def _restore_stage_3(self, num_steps_done: int, read: ReadTensor) -> None:
+        if not isinstance(self._state, Zero3State):
+            self._state.restore(num_steps_done, read)
+            return
         import deepspeed
 
-        zero = self._engine.optimizer
-        _make_state(zero.optimizer, zero.fp32_partitioned_groups_flat, num_steps_done)
         for name, parameter in self._parameters.items():
-            weight = read(name, TensorKind.WEIGHT)
             with peer_errors(), torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 if self._group.is_main:
-                    parameter.copy_(weight)
-            zero.set_local_hp_param(_own_partition(weight, parameter, self._group), parameter)
-            for kind in _MOMENTS:
-                zero.set_local_hp_param(_own_partition(read(name, kind), parameter, self._group), parameter, kind.value)
-
-
-def _make_state(optimizer: Any, flat_groups: list[Tensor], num_steps_done: int) -> None:
-    for flat in flat_groups:
-        optimizer.state[flat] = {
-            "step": torch.tensor(float(num_steps_done), device=flat.device),
-            **{kind.value: torch.zeros_like(flat, requires_grad=False) for kind in _MOMENTS},
-        }
-
-
-def _own_partition(full: Tensor, parameter: Any, group: Group) -> Tensor:
-    """Return this rank's slice of a parameter in ZeRO-3: equal slices, the last one padded with zeros."""
-    size = parameter.partition_numel()
-    padded = torch.zeros(size * group.world_size, dtype=torch.float32)
-    padded[: full.numel()] = full.flatten()
-    return padded.narrow(0, size * group.rank, size)
+                    parameter.copy_(read(name, TensorKind.WEIGHT))
+        self._state.restore_moments(num_steps_done, read)

@@ -77,12 +77,33 @@ def check_compile(stage: int, params: OptimizerParams, runtime: Runtime, layout:
         )
 
 
-def offload_sections(runtime: Runtime) -> dict[str, Any]:
-    """Return the sections for DeepSpeed's zero_optimization."""
+def check_memory_options(params: OptimizerParams, runtime: Runtime) -> None:
+    """Raise ConfigError for number formats of gradients and moments that do not work with other settings."""
+    if params.gradient_accumulation_dtype == "bfloat16" and params.precision != "bfloat16":
+        raise ConfigError(
+            "training.gradientAccumulationDtype",
+            params.gradient_accumulation_dtype,
+            f"gradients are computed in {params.precision}, most of whose digits a sum in bfloat16 would lose",
+            "Set training.precision to bfloat16, or leave gradientAccumulationDtype out.",
+        )
+    if params.optimizer_moments != "float32" and runtime.offload_nvme_path is not None:
+        raise ConfigError(
+            "training.optimizerMoments",
+            params.optimizer_moments,
+            "offload to NVMe supports moments in float32 only",
+            "Leave training.offloadNvmePath out and offload to the host's memory, or leave optimizerMoments out.",
+        )
+
+
+def offload_sections(runtime: Runtime, *, pinned: bool) -> dict[str, Any]:
+    """Return the sections for DeepSpeed's zero_optimization; pinned host memory is for GPUs."""
     if runtime.offload == "none":
         return {}
     path = runtime.offload_nvme_path
     target: dict[str, Any] = {"device": "cpu"} if path is None else {"device": "nvme", "nvme_path": path}
+    if pinned:
+        # Pageable memory is copied several times slower.
+        target["pin_memory"] = True
     sections: dict[str, Any] = {"offload_optimizer": dict(target)}
     if runtime.offload == "optimizer-and-parameters":
         sections["offload_param"] = dict(target)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from wrpo_engine.config import OptimizerParams
-from wrpo_engine.training.backends.base import ReadTensor, TensorKind
+from wrpo_engine.training.backends.base import Item, ReadTensor, TensorKind
+from wrpo_engine.training.backends.compact_adamw import CompactAdamW
+from wrpo_engine.training.backends.gathering import Gatherer
+from wrpo_engine.training.backends.states import ReplicatedState
 from wrpo_engine.training.batch.collate import Batch
+from wrpo_engine.training.distributed.collectives import Group
 from wrpo_engine.training.models.lora import adapters_off
 from wrpo_engine.training.models.model import PREFIX, LogpModel
 
@@ -28,7 +33,7 @@ def undecayed(model: nn.Module) -> set[str]:
     return of_layer_norms | {name for name, _ in model.named_parameters() if _UNDECAYED.search(name.lower())}
 
 
-def make_adamw(model: nn.Module, params: OptimizerParams, *, decays: bool = True) -> torch.optim.AdamW:
+def make_adamw(model: nn.Module, params: OptimizerParams, *, decays: bool = True) -> torch.optim.Optimizer:
     """Return the optimizer of all backends; `set_learning_rate` sets its rate before every step.
 
     Without `decays` all parameters form one group, and the caller applies weight decay.
@@ -43,13 +48,11 @@ def make_adamw(model: nn.Module, params: OptimizerParams, *, decays: bool = True
         },
         {"params": [parameter for name, parameter in trained if name in exempt], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=params.learning_rate,
-        betas=(params.adam_beta1, params.adam_beta2),
-        eps=params.adam_epsilon,
-        fused=True,
-    )
+    filled = [group for group in groups if group["params"]]
+    lr, betas, eps = params.learning_rate, (params.adam_beta1, params.adam_beta2), params.adam_epsilon
+    if params.optimizer_moments == "float32":
+        return torch.optim.AdamW(filled, lr=lr, betas=betas, eps=eps, fused=True)
+    return CompactAdamW(filled, moments=params.optimizer_moments, lr=lr, betas=betas, eps=eps)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -71,6 +74,8 @@ class SingleProcessBackend:
             if parameter.requires_grad
         }
         self._optimizer = make_adamw(model, params)
+        self._state = ReplicatedState(self._optimizer, self._parameters)
+        self._gatherer = Gatherer(self._state, Group(), self.device)
 
     @property
     def device(self) -> torch.device:
@@ -114,36 +119,17 @@ class SingleProcessBackend:
     def parameter_names(self) -> list[str]:
         return list(self._parameters)
 
-    def full_tensor(self, name: str, kind: TensorKind) -> Tensor:
-        return full_adam_tensor(self._optimizer, self._parameters[name], kind)
+    def host_tensor(self, item: Item) -> Tensor:
+        return empty_like(self._parameters[item.name], item.kind, self._optimizer)
 
-    def help_assemble(self, name: str, kind: TensorKind) -> None:
-        """Do nothing, because there is no other rank."""
+    def gather(self, shares: Sequence[Sequence[Item]], host: Mapping[Item, Tensor]) -> None:
+        self._gatherer.gather(shares, host)
 
     def restore(self, num_steps_done: int, read: ReadTensor) -> None:
-        restore_adam(self._optimizer, self._parameters, num_steps_done, read)
+        self._state.restore(num_steps_done, read)
 
 
-def full_adam_tensor(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, kind: TensorKind) -> Tensor:
-    """Return a CPU copy of a replicated parameter or of its optimizer state."""
-    source = parameter if kind is TensorKind.WEIGHT else optimizer.state[parameter][kind.value]
-    return source.detach().to("cpu", copy=True)
-
-
-def restore_adam(
-    optimizer: torch.optim.Optimizer,
-    parameters: dict[str, torch.nn.Parameter],
-    num_steps_done: int,
-    read: ReadTensor,
-) -> None:
-    """Restore replicated parameters and their optimizer state."""
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(read(name, TensorKind.WEIGHT))
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(num_steps_done), device=parameter.device),
-                **{
-                    kind.value: read(name, kind).to(parameter.device, parameter.dtype)
-                    for kind in (TensorKind.EXP_AVG, TensorKind.EXP_AVG_SQ)
-                },
-            }
+def empty_like(parameter: Tensor, kind: TensorKind, optimizer: torch.optim.Optimizer) -> Tensor:
+    """Return an empty tensor on the CPU for a replicated parameter or for a moment of it."""
+    is_compact = kind is not TensorKind.WEIGHT and isinstance(optimizer, CompactAdamW)
+    return torch.empty(parameter.shape, dtype=torch.float32 if is_compact else parameter.dtype)

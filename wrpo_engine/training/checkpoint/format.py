@@ -12,6 +12,7 @@ All files pass through the artifact's writer, so ranks need no shared directory.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -64,8 +65,11 @@ class Checkpoint:
     _paths: dict[str, Path] = field(default_factory=dict, repr=False, compare=False)
     """Local shards of this process; fetching them from the store again would cost a request per tensor."""
 
-    def read(self, name: str, kind: TensorKind) -> Tensor:
-        """Return one whole fp32 tensor on the CPU; raise DataError if no shard contains it."""
+    def read(self, name: str, kind: TensorKind, span: tuple[int, int] | None = None) -> Tensor:
+        """Return one whole fp32 tensor on the CPU, or only the elements [start, stop) of the flattened one.
+
+        Raise DataError if no shard contains it.
+        """
         key = f"{kind.value}/{name}"
         shard = next((shard for shard in self.shards if key in shard.tensors), None)
         if shard is None:
@@ -76,7 +80,7 @@ class Checkpoint:
                 "to train from step 0.",
             )
         with safe_open(self.path(shard), framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
+            tensor: Tensor = file.get_tensor(key) if span is None else _elements(file, key, *span)
         return tensor
 
     def path(self, shard: Shard) -> Path:
@@ -84,6 +88,19 @@ class Checkpoint:
         if shard.name not in self._paths:
             self._paths[shard.name] = self.output.fetch(step_prefix(self.step) + shard.name)
         return self._paths[shard.name]
+
+
+def _elements(file: Any, key: str, start: int, stop: int) -> Tensor:
+    """Return elements of a flattened tensor and read only the rows that contain them."""
+    stored = file.get_slice(key)
+    shape = stored.get_shape()
+    row = math.prod(shape[1:])
+    if not shape or not row or start >= stop:
+        whole: Tensor = file.get_tensor(key)
+        return whole.reshape(-1)[start:stop]
+    first = start // row
+    rows: Tensor = stored[first : math.ceil(stop / row)]
+    return rows.reshape(-1)[start - first * row : stop - first * row]
 
 
 def write_shard(output: ArtifactWriter, step: int, rank: int, tensors: Mapping[str, Tensor]) -> Shard:

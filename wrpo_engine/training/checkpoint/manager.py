@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wrpo_engine.artifacts import ArtifactWriter
 from wrpo_engine.errors import DataError, TemporaryError
-from wrpo_engine.training.backends.base import Backend, TensorKind
+from wrpo_engine.training.backends.base import Backend, Item, TensorKind
 from wrpo_engine.training.checkpoint.format import (
     CHECKPOINTS_PREFIX,
     Checkpoint,
@@ -58,6 +58,8 @@ class CheckpointStore:
     keep_last: int = 2
     """Number of most recent checkpoints to keep, in addition to the best one."""
     _pending: _Pending | None = field(default=None, init=False)
+    _host: dict[Item, Tensor] = field(default_factory=dict, init=False)
+    """This rank's share of the last checkpoint."""
 
     def save(self, step: int, backend: Backend, state: Mapping[str, Any] | None = None) -> None:
         """Copy the state after `step` and start to write it; an earlier checkpoint in progress is finished first.
@@ -73,14 +75,14 @@ class CheckpointStore:
         self._pending = _Pending(step, dict(state or {}), write)
 
     def _own_tensors(self, backend: Backend) -> dict[str, Tensor]:
-        own: dict[str, Tensor] = {}
-        items = [(name, kind) for name in backend.parameter_names() for kind in TensorKind]
-        for index, (name, kind) in enumerate(items):
-            if index % self.group.world_size == self.group.rank:
-                own[f"{kind.value}/{name}"] = backend.full_tensor(name, kind).contiguous()
-            else:
-                backend.help_assemble(name, kind)
-        return own
+        """Copy this rank's share to the host, into the memory of the checkpoint before, which has been written."""
+        items = [Item(name, kind) for name in backend.parameter_names() for kind in TensorKind]
+        shares = [items[rank :: self.group.world_size] for rank in range(self.group.world_size)]
+        own = shares[self.group.rank]
+        if list(self._host) != own:
+            self._host = {item: backend.host_tensor(item) for item in own}
+        backend.gather(shares, self._host)
+        return {f"{kind.value}/{name}": tensor for (name, kind), tensor in self._host.items()}
 
     def poll(self) -> None:
         """Complete the checkpoint in progress if every rank has written its shard; called at every step boundary.
@@ -121,6 +123,11 @@ class CheckpointStore:
         waited = time.monotonic() - started
         if waited > 1 and self.group.is_main:
             _LOG.info("waited %.0f s for the checkpoint to be written", waited)
+
+    def close(self) -> None:
+        """Complete the checkpoint in progress and free the host's copy."""
+        self.finish()
+        self._host = {}
 
     def _complete(self, pending: _Pending, shards: list[Shard]) -> None:
         write_marker(self.output, pending.step, shards, world_size=self.group.world_size, state=pending.state)

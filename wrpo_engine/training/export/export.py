@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.loading.files import CONFIG_FILE, GENERATION_FILE
 from wrpo_engine.loading.guard import loading
 from wrpo_engine.loading.weights import quiet_loading
-from wrpo_engine.training.backends.base import Backend, TensorKind
+from wrpo_engine.training.backends.base import Backend, Item, TensorKind
 from wrpo_engine.training.distributed.collectives import Group
 from wrpo_engine.training.models.lora import add_adapters, merge_adapters, save_adapter
 from wrpo_engine.training.models.model import load_causal_lm
@@ -29,6 +29,8 @@ from wrpo_engine.training.models.model import load_causal_lm
 MODEL_DIRECTORY = "model"
 ADAPTER_DIRECTORY = "adapter"
 _GIB = 2**30
+_BATCH = 2**28
+"""Elements of fp32 weights on the host before they are rounded."""
 _MODE = 0o644
 """Permissions for other pods, which read the artifact as other users."""
 
@@ -41,12 +43,25 @@ def gather_weights(
     All ranks call this together.
     """
     weights: dict[str, Tensor] = {}
-    for name in backend.parameter_names():
-        if group.is_main:
-            weights[name] = backend.full_tensor(name, TensorKind.WEIGHT).to(getattr(torch, precision))
-        else:
-            backend.help_assemble(name, TensorKind.WEIGHT)
+    for batch in _batches(backend, [Item(name, TensorKind.WEIGHT) for name in backend.parameter_names()]):
+        own = {item: backend.host_tensor(item) for item in batch} if group.is_main else {}
+        backend.gather([batch, *([] for _ in range(group.world_size - 1))], own)
+        weights |= {item.name: tensor.to(getattr(torch, precision)) for item, tensor in own.items()}
     return weights if group.is_main else None
+
+
+def _batches(backend: Backend, items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Divide tensors so that the fp32 copies of a batch are small beside the weights."""
+    batch: list[Item] = []
+    elements = 0
+    for item in items:
+        batch.append(item)
+        elements += backend.host_tensor(item).numel()
+        if elements >= _BATCH:
+            yield batch
+            batch, elements = [], 0
+    if batch:
+        yield batch
 
 
 @dataclass(frozen=True, kw_only=True)
