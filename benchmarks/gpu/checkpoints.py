@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from benchmarks.gpu.rows import Figures
 from benchmarks.gpu.work import Work, batches_of, loss_of, model_of, part_main, rounded, seconds_of
 from benchmarks.training.workload import ModelSize
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef, Runtime, TrainParams
-from wrpo_engine.training.backends.base import Backend, TensorKind
+from wrpo_engine.training.backends.base import Backend, Item, TensorKind
 from wrpo_engine.training.backends.deepspeed import DeepSpeedBackend
 from wrpo_engine.training.batch.layout import Layout
 from wrpo_engine.training.checkpoint.manager import CheckpointStore
@@ -52,11 +54,11 @@ def measure(work: Work, stage: int, group: Group) -> Figures:
         if checkpoint is None:
             raise RuntimeError("the checkpoint that was saved is not found")
         saved = sum(shard.size for shard in checkpoint.shards)
-        parameter = backend.parameter_names()[0]
-        before = backend.full_tensor(parameter, TensorKind.EXP_AVG)
+        item = Item(backend.parameter_names()[0], TensorKind.EXP_AVG)
+        before = whole(backend, item)
         restored = seconds_of(lambda: backend.restore(1, checkpoint.read))
-        if not before.equal(backend.full_tensor(parameter, TensorKind.EXP_AVG)):
-            raise RuntimeError(f"{parameter} has other moments after it was restored")
+        if not before.equal(whole(backend, item)):
+            raise RuntimeError(f"{item.name} has other moments after it was restored")
     return rounded(
         {
             "gib": saved / 2**30,
@@ -65,6 +67,13 @@ def measure(work: Work, stage: int, group: Group) -> Figures:
             "restored_s_per_gb": restored / saved * _GB,
         }
     )
+
+
+def whole(backend: Backend, item: Item) -> Tensor:
+    """Return a copy of a tensor of the only rank."""
+    host = {item: backend.host_tensor(item)}
+    backend.gather([[item]], host)
+    return host[item]
 
 
 @contextmanager
