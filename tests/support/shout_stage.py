@@ -40,6 +40,7 @@ SHOUT = StageDefinition(
     report=ReportPlace(column=1, counts="shouts", key_metrics=("loudness",)),
     summary="write the prompts in capitals",
     makes="the SFT prompts in capitals",
+    reuse=None,
 )
 
 

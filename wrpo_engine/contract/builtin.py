@@ -44,6 +44,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         ),
         summary="read prompts, drop empty and duplicate ones, split them",
         makes="prompts, split into SFT, preference and evaluation parts",
+        reuse=None,
     ),
     StageDefinition(
         params=FetchParams,
@@ -103,6 +104,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         ),
         summary="respond to prompts with one model",
         makes="N responses per prompt; of the target on the preference prompts",
+        reuse=None,
     ),
     StageDefinition(
         params=ScoreParams,
@@ -119,6 +121,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         report=ReportPlace(column=2, column_of_target=6, counts="rows", key_metrics=("mean_score", "std_score")),
         summary="score responses with the reward model",
         makes="a score for every response",
+        reuse=None,
     ),
     StageDefinition(
         params=CurateSftParams,
@@ -135,6 +138,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         report=ReportPlace(column=3, counts="rows", key_metrics=("prompts", "mean_score")),
         summary="choose the best source response to every SFT prompt",
         makes="(x, y_ws) for the SFT prompts",
+        reuse=None,
     ),
     StageDefinition(
         params=SftParams,
@@ -155,6 +159,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         report=ReportPlace(column=4, counts="steps", key_metrics=("loss",)),
         summary="fine-tune the target on those responses",
         makes="the SFT-ed target",
+        reuse=None,
     ),
     StageDefinition(
         params=CurateTriplesParams,
@@ -181,6 +186,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         ),
         summary="choose (y_ws, y_wt, y_l) for every preference prompt",
         makes="(x, y_ws, y_wt, y_l), also in the published row format",
+        reuse=None,
     ),
     StageDefinition(
         params=TrainParams,
@@ -202,6 +208,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         report=ReportPlace(column=8, counts="steps", key_metrics=("loss", "margin", "accuracy_target", "alpha")),
         summary="preference optimisation of the fine-tuned target",
         makes="the trained model",
+        reuse=None,
     ),
     StageDefinition(
         params=EvaluateParams,
@@ -218,6 +225,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         report=ReportPlace(column=9, counts="rows", key_metrics=("num_prompts",)),
         summary="respond to held-out prompts with all models and score the responses",
         makes="scores of target, SFT and trained model on held-out prompts, win rates",
+        reuse=None,
     ),
     StageDefinition(
         params=ReportParams,
@@ -234,5 +242,6 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         report=None,
         summary="one HTML file about everything above",
         makes="one HTML file",
+        reuse=None,
     ),
 )

@@ -89,7 +89,7 @@ class ReportPlace(_Entry):
 
 
 class StageDefinition(_Entry):
-    """One kind of stage. Every field but `reuse` is required."""
+    """One kind of stage. Every field is required."""
 
     params: type[StageParams]
     """Its parameters. Their field `stage` names the kind."""
@@ -118,9 +118,9 @@ class StageDefinition(_Entry):
     """Line of `wrpo-engine --help`."""
     makes: _Text
     """Description of its artifact, for the documentation."""
-    reuse: _Reference | None = None
-    """module:function in the engine: (StageContext, Artifact) -> ModelFacts | None, called if the artifact of a stage
-    about a model exists already. The one field with a default: other kinds tell nothing about models."""
+    reuse: _Reference | None
+    """module:function in the engine: (StageContext, Artifact) -> ModelFacts | None, called if its artifact exists already.
+    None: the stage is not about a model."""
 
     @property
     def kind(self) -> str:

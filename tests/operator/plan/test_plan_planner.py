@@ -34,7 +34,7 @@ def test_a_new_experiment_starts_with_prepare() -> None:
     assert [str(start.node.id) for start in answer.apply] == ["prepare"]
     assert answer.status is not None
     assert answer.status.phase is Phase.PENDING
-    assert [event.message for event in answer.events] == [
+    assert [event.message for event in answer.events if event.type == "Normal"] == [
         f"Started stage prepare (attempt 1) as {answer.apply[0].child_name}."
     ]
 
