@@ -39,4 +39,7 @@ def save_model(directory: Path, size: ModelSize, dtype: str, *, context: int, is
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = (LlamaForSequenceClassification if is_classifier else LlamaForCausalLM)(config)
     model.to(getattr(torch, dtype)).save_pretrained(directory)
+    del model
+    # vLLM's engine, another process, needs the memory.
+    torch.cuda.empty_cache()
     byte_tokenizer(size.vocabulary).save_pretrained(directory)

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.common.memory import PeakMemory
 from benchmarks.common.process import worker_main
 from benchmarks.gpu.rows import LOG, RowWriter
-from benchmarks.training.workload import Case, Lengths, ModelSize, llama, make_rows
+from benchmarks.training.workload import SEED, Case, Lengths, ModelSize, llama_config, make_rows
 from wrpo_engine.training.batch.collate import Batch, collate
 from wrpo_engine.training.batch.layout import Layout
 from wrpo_engine.training.batch.rows import TokenRow
@@ -27,6 +27,8 @@ LAYERS_OF_8B = ModelSize(4, 4096, 14336, 32, 8, 128256)
 TOY = ModelSize(2, 128, 192, 2, 1, 512)
 MICRO_BATCH_TOKENS = {False: 8192, True: 256}
 """The engine's default on a GPU, and the toy size."""
+MAX_ROWS = 8
+"""Of a micro-batch; usually four fill it."""
 _MIB = 2**20
 
 
@@ -64,12 +66,12 @@ class Work:
     def micro_batches(self, count: int, size: ModelSize | None = None) -> list[list[TokenRow]]:
         """Return `count` lists of rows of about the micro-batch's tokens in the shared-prefix layout, all different."""
         budget = MICRO_BATCH_TOKENS[self.quick]
-        rows = iter(make_rows(self.case(size), count * 32))
+        rows = iter(make_rows(self.case(size), count * MAX_ROWS))
         found: list[list[TokenRow]] = []
         while len(found) < count:
             batch: list[TokenRow] = []
             tokens = 0
-            while tokens < budget * 3 // 4 and len(batch) < 32:
+            while tokens < budget * 3 // 4 and len(batch) < MAX_ROWS:
                 row = next(rows)
                 tokens += len(row.prompt) + sum(map(len, row.responses))
                 batch.append(TokenRow(f"{len(found)}/{len(batch)}", row.prompt, row.responses))
@@ -94,9 +96,13 @@ def part_main(act: Callable[[Work], None]) -> None:
 
 def model_of(work: Work, size: ModelSize | None = None) -> Any:
     """Return a Llama of random weights on the device in the dtype of training, for training."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(SEED)
     with work.device:
-        causal_lm = llama(size or work.size)
-    return causal_lm.to(work.dtype).train()
+        # Rotary frequencies stay in fp32, which a cast of the whole model would round.
+        causal_lm: Any = AutoModelForCausalLM.from_config(llama_config(size or work.size), dtype=work.dtype)
+    return causal_lm.train()
 
 
 def batches_of(work: Work, rows: Sequence[Sequence[TokenRow]], layout: Layout) -> list[Batch]:
