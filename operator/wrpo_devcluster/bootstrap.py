@@ -38,7 +38,8 @@ _NODE_INFO = {
 
 
 def node_object(node: NodeConfig, now: datetime) -> JsonObject:
-    amounts = {"cpu": node.cpu, "memory": node.memory, "pods": str(node.pods), **node.extended}
+    own = {"cpu": node.cpu, "memory": node.memory, "ephemeral-storage": node.disk, "pods": str(node.pods)}
+    amounts = {**own, **node.extended}
     if node.gpus:
         amounts["nvidia.com/gpu"] = str(node.gpus)
     ready = {

@@ -26,6 +26,8 @@ class NodeConfig:
     pods: int = 110
     labels: Mapping[str, str] = field(default_factory=dict)
     taints: tuple[Mapping[str, str], ...] = ()
+    disk: str = "1Ti"
+    """Its ephemeral-storage."""
     extended: Mapping[str, str] = field(default_factory=dict)
     """Further resources, e.g. {"amd.com/gpu": "8"}."""
 

@@ -10,6 +10,8 @@ from wrpo_devcluster.config import NodeConfig
 
 _ITEM = re.compile(r"(?P<product>[A-Za-z0-9.-]+)=(?P<nodes>[0-9]+)x(?P<each>[0-9]+)")
 MAX_NODES = 10_000
+DISK = "7Ti"
+"""Local disks of nodes with accelerators usually hold the weights of several models."""
 CPU = "cpu"
 """Nodes without accelerators; `cpu=3x0` sets their number."""
 
@@ -119,12 +121,18 @@ def _check(name: str, count: int, each: int) -> None:
 def _node(name: str, number: int, each: int, *, cpu: str, memory: str) -> NodeConfig:
     node = f"{name.replace('.', '-')}-{number}"
     if name == CPU:
-        return NodeConfig(name=node, cpu=cpu, memory=memory)
+        return NodeConfig(name=node, cpu=cpu, memory=memory, disk=DISK)
     product = PRODUCTS[name]
     labels = dict(product.labels)
     if product.count_label:
         labels[product.count_label] = str(each)
     taints = ({"key": product.taint, "value": "present", "effect": "NoSchedule"},) if product.taint else ()
     return NodeConfig(
-        name=node, cpu=cpu, memory=memory, labels=labels, taints=taints, extended={product.resource: str(each)}
+        name=node,
+        cpu=cpu,
+        memory=memory,
+        disk=DISK,
+        labels=labels,
+        taints=taints,
+        extended={product.resource: str(each)},
     )

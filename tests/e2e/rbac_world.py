@@ -26,7 +26,7 @@ from wrpo_devcluster.apiserver.auth.rbac import Attributes
 from wrpo_devcluster.bootstrap import PRESETS, crd_files, install_crds
 from wrpo_devcluster.client import DEPLOYMENTS, EVENTS, JOBS, PODS, ApiError, Resource
 from wrpo_devcluster.cluster import Cluster, write_kubeconfig
-from wrpo_devcluster.config import simulated_config
+from wrpo_devcluster.config import NodeConfig, SimulatedRule, simulated_config
 from wrpo_devcluster.delays import NONE, Delays
 from wrpo_devcluster.faults import Refusal
 from wrpo_devcluster.s3_server import free_ports
@@ -68,6 +68,9 @@ class World:
     mode: str
     values: JsonObject
     delays: Delays = NONE
+    nodes: tuple[NodeConfig, ...] = ()
+    """Empty: two nodes without accelerators."""
+    rules: tuple[SimulatedRule, ...] = ()
     calls: list[Call] = field(default_factory=list)
     veteran: JsonObject = field(default_factory=dict)
     """An experiment as it was stored under the previous CRD."""
@@ -98,8 +101,8 @@ class World:
 
     async def _serve(self) -> None:
         self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        config = simulated_config(self.directory / "state", cpu="64", memory="256Gi", gpus=0)
-        config = replace(config, delays=self.delays)
+        config = simulated_config(self.directory / "state", cpu="64", memory="256Gi", nodes=self.nodes)
+        config = replace(config, delays=self.delays, rules=self.rules)
         try:
             async with Cluster(config) as cluster:
                 self.cluster = cluster
@@ -158,6 +161,17 @@ class World:
         if name:
             return await self.cluster.client.get(resource, name, where)
         return {"items": await self.cluster.client.list(resource, where)}
+
+    def annotate_pods(self, pods: list[JsonObject], **annotations: str) -> None:
+        """Change annotations of simulated pods, e.g. `run_seconds="0"` to end those that run forever."""
+        named = {f"fake.test/{key.replace('_', '-')}": value for key, value in annotations.items()}
+        patch = {"metadata": {"annotations": named}}
+
+        async def change() -> None:
+            for pod in pods:
+                await self.cluster.client.patch(PODS, pod["metadata"]["name"], TEAM, patch)
+
+        asyncio.run_coroutine_threadsafe(change(), self.loop).result(30)
 
     def refuse_next_status(self) -> None:
         """Answer the operator's next write of a status as if somebody else had just written it."""

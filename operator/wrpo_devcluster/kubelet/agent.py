@@ -22,6 +22,8 @@ class PodHandle:
         self.pod = pod
         self.clock = clock
         self.deletion = asyncio.Event()
+        self.change = asyncio.Event()
+        """Set at each new version of the object; who waits for it clears it."""
         self._client = client
         self._events = events
         self._written: JsonObject | None = None
@@ -42,6 +44,7 @@ class PodHandle:
 
     def observe(self, pod: JsonObject) -> None:
         self.pod = pod
+        self.change.set()
         if is_deleting(pod):
             self.deletion.set()
 

@@ -1,7 +1,8 @@
 """Simulated pods that follow annotations instead of running, for transcripts and scale tests.
 
-`fake.test/run-seconds` (a number or `forever`), `fake.test/exit-code`, `fake.test/pull-error`,
-`fake.test/termination-message`. The cluster's configuration can add annotations to pods with certain labels.
+`fake.test/run-seconds` (a number, or `forever`: until the annotation of the running pod is changed),
+`fake.test/start-seconds`, `fake.test/exit-code`, `fake.test/pull-error`, `fake.test/termination-message`. The cluster's
+configuration can add annotations to pods with certain labels.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class SimulatedRuntime:
         begun = timestamp(self._clock.now())
         running = {"running": {"startedAt": begun}}
         await self._report(handle, address, started, phase="Running", state=running)
-        wanted = annotations.get("fake.test/run-seconds", "0")
-        killed = await self._deleted_within(handle, None if wanted == "forever" else float(wanted))
+        killed = await self._deleted_while_running(handle)
+        annotations = self._annotations(handle.pod)
         code = 137 if killed else int(annotations.get("fake.test/exit-code", "0"))
         ended = {
             "terminated": {
@@ -71,6 +72,17 @@ class SimulatedRuntime:
         phase = "Succeeded" if code == 0 else "Failed"
         await self._report(handle, address, started, phase=phase, state=ended)
 
+    async def _deleted_while_running(self, handle: PodHandle) -> bool:
+        """Wait as long as the pod runs, which is `forever` until its annotation is changed."""
+        while True:
+            handle.change.clear()
+            wanted = self._annotations(handle.pod).get("fake.test/run-seconds", "0")
+            if wanted != "forever":
+                return await self._deleted_within(handle, float(wanted))
+            await handle.change.wait()
+            if handle.deletion.is_set():
+                return True
+
     def _annotations(self, pod: JsonObject) -> dict[str, str]:
         """Return a pod's annotations, and those that the configuration adds to pods with its labels."""
         labels = labels_of(pod).items()
@@ -80,7 +92,8 @@ class SimulatedRuntime:
     async def _deleted_while_starting(self, handle: PodHandle, address: str, started: str) -> bool:
         delays = self._delays
         if not delays.are_on:
-            return await self._deleted_within(handle, self._start_latency_s)
+            wanted = self._annotations(handle.pod).get("fake.test/start-seconds", self._start_latency_s)
+            return await self._deleted_within(handle, float(wanted))
         who = pod_identity(handle.pod)
         if await self._deleted_within(handle, delays.draw(delays.create_s, "create", who)):
             return True

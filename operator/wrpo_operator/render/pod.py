@@ -19,6 +19,7 @@ from wrpo_operator.render.grace import grace_of
 from wrpo_operator.render.merge import strategic_merge
 from wrpo_operator.render.podgroup import needs_pod_group
 from wrpo_operator.render.settings import RenderSettings
+from wrpo_operator.sizing.resource_names import implied_tolerations
 
 CONFIG_DIRECTORY = "/etc/wrpo"
 CONFIG_PATH = f"{CONFIG_DIRECTORY}/{CONFIG_FILE}"
@@ -56,6 +57,7 @@ def pod_template(
     }
     template: dict[str, Any] = strategic_merge(base, spec.pod_template)
     _hide_devices(template)
+    _tolerate_devices(template)
     for init in template["spec"].get("initContainers", []):
         init["securityContext"] = CONTAINER_SECURITY | init.get("securityContext", {})
     template["spec"]["containers"][0]["name"] = container_name
@@ -69,6 +71,16 @@ def _hide_devices(template: dict[str, Any]) -> None:
     environment = template["spec"]["containers"][0]["env"]
     if all(entry["name"] != NO_DEVICES["name"] for entry in environment):
         environment.append(dict(NO_DEVICES))
+
+
+def _tolerate_devices(template: dict[str, Any]) -> None:
+    """Tolerate the taints that keep pods without accelerators away from the nodes of the requested ones."""
+    devices = [name for name, count in devices_in(template).items() if count != "0" and "/" in name]
+    keys = dict.fromkeys(key for name in devices for key in implied_tolerations(name))
+    given = list(template["spec"].get("tolerations") or ())
+    added = [toleration for key in keys if (toleration := {"key": key, "operator": "Exists"}) not in given]
+    if added:
+        template["spec"]["tolerations"] = given + added
 
 
 def _metadata(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> dict[str, Any]:
