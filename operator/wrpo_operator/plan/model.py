@@ -68,7 +68,7 @@ class StageNode:
     resources: Resources | None = None
     """Replace those of the spec's section for its kind. Not hashed."""
     after: tuple[StageId, ...] = ()
-    """Stages that must have succeeded before it starts although it reads nothing of theirs. Not hashed."""
+    """Stages that must have succeeded before it starts although it reads none of their artifacts. Not hashed."""
     needs: tuple[Need, ...] = ()
     """Models for which the operator chooses accelerators; empty if the spec sizes the stage, or it needs none."""
     placement: Placement | None = None

@@ -119,7 +119,7 @@ def choose(
 
 
 def _both(answer: Choice, first: _Question, other: _Question, inventory: Inventory) -> Choice:
-    """Return the answer to the first question, with room for the other model in the same pod."""
+    """Return the choice for the first model, with room for the other one in the same pod."""
     more = other.answer(inventory)
     if isinstance(answer, DoesNotFit) or isinstance(more, DoesNotFit):
         return answer if isinstance(answer, DoesNotFit) else more
