@@ -31,7 +31,7 @@ from wrpo_devcluster.delays import NONE, Delays
 from wrpo_devcluster.faults import Refusal
 from wrpo_devcluster.s3_server import free_ports
 from wrpo_operator.cli.install import CHECKOUT, find_tool
-from wrpo_operator.runtime.resources import WORKLOADS
+from wrpo_operator.runtime.resources import CLUSTER_QUEUES, COHORTS, FLAVORS, LOCAL_QUEUES, WORKLOADS
 
 JsonObject = dict[str, Any]
 SYSTEM, TEAM = "wrpo-system", "team-a"
@@ -315,5 +315,8 @@ def open_crd(group: str, version: str, plural: str, kind: str) -> JsonObject:
 OPEN_CRDS = (
     open_crd("scheduling.volcano.sh", "v1beta1", "podgroups", "PodGroup"),
     open_crd("scheduling.x-k8s.io", "v1alpha1", "podgroups", "PodGroup"),
-    open_crd(WORKLOADS.group, WORKLOADS.version, WORKLOADS.plural, WORKLOADS.kind),
+    *(
+        open_crd(kind.group, kind.version, kind.plural, kind.kind)
+        for kind in (WORKLOADS, LOCAL_QUEUES, CLUSTER_QUEUES, COHORTS, FLAVORS)
+    ),
 )

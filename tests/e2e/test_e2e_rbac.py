@@ -58,7 +58,7 @@ def run_scenario(world: World) -> None:
         world.edit("paused", suspend=False)
         world.wait("it runs", lambda: world.status("paused").get("phase") == "Running")
     # As Kueue does with a Job that it has not admitted.
-    (queued,) = world.wait("it is queued", lambda: world.jobs("queued"))
+    queued, *_ = world.wait("it is queued", lambda: world.jobs("queued"))
     world.run("kubectl", "-n", TEAM, "patch", "job", queued, "--type=merge", "-p", '{"spec":{"suspend":true}}')
     world.metrics()
     world.wait_call("patch", "podgroups", group="scheduling.volcano.sh")
