@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_sizing_nodes import H100, node
+from test_sizing_nodes import H100, inventory, node
 
+from wrpo_operator.sizing.catalogue import known_facts
 from wrpo_operator.sizing.flavors import QueueObjects, names_of, queue_inventory
+from wrpo_operator.sizing.generation import place_generation
 from wrpo_operator.sizing.inventory import Inventory
 from wrpo_operator.sizing.offers import node_fact
 from wrpo_operator.sizing.profiles import parse_profiles
+from wrpo_operator.sizing.requests import DoesNotFit, GenerationRequest
 from wrpo_operator.sizing.selection import Selection, Tolerated
 
 JsonObject = dict[str, Any]
@@ -229,3 +232,50 @@ def test_each_flavor_is_a_group() -> None:
 
 def test_a_missing_cluster_queue_gives_no_inventory() -> None:
     assert queue_inventory(QueueObjects(queue="q", cluster_queue="cq"), None, Selection()) is None
+
+
+def refused(found: Inventory) -> str:
+    """Return why a 72B model gets no accelerators."""
+    known = known_facts("Qwen/Qwen2-72B-Instruct")
+    assert known is not None
+    answer = place_generation(GenerationRequest(facts=known.facts), found)
+    assert isinstance(answer, DoesNotFit)
+    return answer.message
+
+
+@pytest.mark.parametrize(
+    ("found", "parts"),
+    [
+        pytest.param(
+            inventory(node("a", {})),
+            ("without the label nvidia.com/gpu.memory", "Install GPU feature discovery", "accelerators.profiles"),
+            id="nodes without labels",
+        ),
+        pytest.param(
+            inventory(node("a", ready="Unknown")),
+            ("Node a with nvidia.com/gpu is not Ready",),
+            id="a node that vanished",
+        ),
+        pytest.param(
+            inventory(node("a", {}, {"nvidia.com/mig-1g.10gb": "7"})),
+            ("the largest pod can have 1 x nvidia.com/mig-1g.10gb of 8.8 GiB",),
+            id="MIG: one slice in a pod",
+        ),
+        pytest.param(
+            inventory(node("a"), node("b", {**H100, "nvidia.com/gpu.product": "NVIDIA-L4"}, {"nvidia.com/gpu": "1"}),
+                      selection=Selection(labels=(("nvidia.com/gpu.product", "NVIDIA-L4"),))),
+            ("the largest pod can have 1 x NVIDIA-L4",),
+            id="mixed products, of which the experiment selects the smaller",
+        ),
+        pytest.param(
+            ask(holder("cq", quota("h100", 2)), nodes=H100_NODES),
+            ("needs 4 x NVIDIA-H100", "grants 2 nvidia.com/gpu, fewer than the 8 of one node", "queue team-a"),
+            id="a quota smaller than one pod",
+        ),
+    ],
+)  # fmt: skip
+def test_a_model_that_does_not_fit_names_what_is_wrong_with_the_cluster(
+    found: Inventory, parts: tuple[str, ...]
+) -> None:
+    message = refused(found)
+    assert [part for part in parts if part not in message] == [], message
