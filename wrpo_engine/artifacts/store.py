@@ -75,8 +75,8 @@ class ArtifactWriter(Protocol):
         content. With `replace` the last one wins, for files that are rewritten on purpose. AlreadyCommitted, and
         nothing is published, once there is a manifest.
 
-        `sha256` is the digest of what `write` leaves, if the caller has verified it: nobody reads a large file again to
-        verify it, unless it changes.
+        `sha256` is the digest of what `write` leaves, if the caller has verified it: a large file is then not
+        read again to verify it, unless it changes.
         """
         ...
 

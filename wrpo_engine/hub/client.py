@@ -209,7 +209,7 @@ def _refusal(error: Exception, name: str, revision: str | None, field: str) -> C
     status = _status(error)
     if isinstance(error, RepositoryNotFoundError) and not (has_token and status == 401):
         return _unknown(name, field)
-    # Behind a redirection answers another server, whose addresses expire.
+    # A redirection leads to another server, whose addresses expire.
     if not 400 <= status < 500 or status in _WAIT_STATUS or _response(error).history:
         return None
     if status == 401 and has_token:

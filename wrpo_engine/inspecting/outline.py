@@ -1,6 +1,6 @@
 """Outline of a remote model: a local directory with its small files, and of each weight file the header alone.
 
-After the header a weight file is a hole of the right size, which takes no disk, so everything that reads only headers
+After the header a weight file is a hole of the right size, which takes no disk. Everything that reads only headers
 works on an outline as on the model itself.
 """
 

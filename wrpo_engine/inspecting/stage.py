@@ -94,7 +94,7 @@ def outline_below(ctx: StageContext, below: str, place: Path) -> Path:
     if remote is None:
         return ctx.store.local_copy(below)
     if not remote.sizes():
-        # As a directory that does not exist, which is how the same mistake looks on a volume.
+        # On a volume, the same mistake is a directory that does not exist.
         return place / "missing"
     write_outline(remote, place)
     return place
