@@ -299,7 +299,7 @@ class Runtime(
     prefetch_batches: int = Field(default=2, ge=0)
     """Training: micro-batches that are collated ahead by another thread."""
     overlap_communication: bool = False
-    """Training: reduce gradients at zeroStage 3 on a stream of their own; same results. Not measured yet."""
+    """Training: reduce gradients at zeroStage 3 on a separate stream; same results. Not measured yet."""
     peak_flops: float | None = Field(default=None, gt=0)
     """Training: floating-point operations per second of one device, for MFU; unset: known GPUs' own."""
     engine_args: dict[str, JsonValue] = Field(default_factory=dict)

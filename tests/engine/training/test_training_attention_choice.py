@@ -44,7 +44,7 @@ def _fresh_process() -> Iterator[None]:
 
 
 class Double:
-    """Attention by segment that records how it is called, and fails as it is told."""
+    """Attention by segment that records how it is called, and fails as requested."""
 
     def __init__(self, *, fault: str = "") -> None:
         self.fault = fault

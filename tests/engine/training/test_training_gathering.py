@@ -1,4 +1,4 @@
-"""Gathering of whole tensors: every element arrives once, by few collectives, whatever the partitions are."""
+"""Gathering of whole tensors: every element arrives once, by few collectives, for any partitions."""
 
 from __future__ import annotations
 

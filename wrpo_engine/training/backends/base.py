@@ -97,7 +97,7 @@ class Backend(Protocol):
         ...
 
     def gather(self, shares: Sequence[Sequence[Item]], host: Mapping[Item, Tensor]) -> None:
-        """Copy whole tensors, assembled from all ranks, to the CPU: to every rank the items of its own share.
+        """Copy whole tensors, assembled from all ranks, to the CPU: to every rank the items of its share.
 
         `shares` is the same on all ranks, `host` has a tensor for every item of this rank's share. Pass the tensors of
         the last call again where possible, because new memory takes longer.

@@ -3,8 +3,8 @@
 Each rank receives a share of the tensors. Its share is a row of elements, cut into buckets. One collective moves the
 next bucket of *every* rank: each rank sends to each other one what it holds of that one's bucket, and nothing else. So
 the number of collectives depends on bytes and not on tensors, and no rank receives what it does not keep. On a GPU a
-bucket is copied to the host through one of two pinned buffers, which are used again for every bucket and every
-checkpoint, while the next bucket is exchanged.
+bucket is copied to the host while the next one is exchanged. The copy goes through one of two pinned buffers, which
+are used again for every bucket and every checkpoint.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class Zero12State(PartitionedState):
         return int(self._parameters[name].numel())
 
     def _partitions(self) -> list[Tensor]:
-        # In bf16 with fp32 gradients stage 1 has an optimizer of its own, with another name for the same partitions.
+        # In bf16 with fp32 gradients stage 1 uses another optimizer, with another name for the same partitions.
         name = "single_partition_of_fp32_groups"
         found: list[Tensor] = getattr(self._zero, name if hasattr(self._zero, name) else "fp32_groups_flat_partition")
         return found

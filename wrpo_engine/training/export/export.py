@@ -51,7 +51,7 @@ def gather_weights(
 
 
 def _batches(backend: Backend, items: Sequence[Item]) -> Iterator[list[Item]]:
-    """Divide tensors so that the fp32 copies of a batch are small beside the weights."""
+    """Divide tensors so that the fp32 copies of a batch are small compared with the weights."""
     batch: list[Item] = []
     elements = 0
     for item in items:

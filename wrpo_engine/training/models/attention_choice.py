@@ -92,7 +92,7 @@ def _difference_from_segments(
     )
 
     settings = (plan, shape.head_size**-0.5, shape.softcap, window)
-    with torch.no_grad():  # The pass of the reference has a kernel of its own.
+    with torch.no_grad():  # The pass of the reference has another kernel.
         attend(heads[0], heads[1], heads[2], *settings)
 
     def results(function: Attend, dtype: torch.dtype) -> tuple[Tensor, ...]:
