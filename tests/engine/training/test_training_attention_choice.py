@@ -253,6 +253,20 @@ def test_the_attention_that_the_run_requests_is_checked_at_its_start(make_run: C
         stage.run_train(make_run(attention="flex"))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    "shape",
+    [
+        AttentionShape(32, 8, 128, torch.bfloat16),
+        AttentionShape(16, 8, 256, torch.bfloat16, softcap=50.0, has_window=True),
+        AttentionShape(4, 2, 64, torch.float32),
+    ],
+)
+def test_on_a_gpu_flex_attention_passes_its_trial(shape: AttentionShape) -> None:
+    assert try_attention(shape, GPU, attention_flex.attend_by_flex) is None
+
+
 CONFIGS = {
     "llama": (
         {"num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096, "sliding_window": None},

@@ -171,3 +171,23 @@ def test_a_run_with_compact_moments_resumes_from_its_checkpoint_bit_for_bit(mome
     losses, exact = ([row["loss"] for row in run.metrics()] for run in (whole, plain))
     assert losses == pytest.approx(exact, abs=0.02)
     assert losses != exact
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("moments", KINDS)
+def test_on_a_gpu_the_moments_stay_close_to_adamw_too(moments: Moments) -> None:
+    made = []
+    for kind in (moments, None):
+        weight = torch.nn.Parameter(torch.zeros(5000, device="cuda"))
+        settings = {**SETTINGS, "weight_decay": 0.0}
+        optimizer: Any = (
+            CompactAdamW([weight], moments=kind, **settings) if kind else torch.optim.AdamW([weight], **settings)
+        )
+        noise = torch.Generator("cuda").manual_seed(0)
+        for _ in range(100):
+            weight.grad = torch.randn(5000, device="cuda", generator=noise) + 0.3
+            optimizer.step()
+        made.append(weight.detach())
+    ours, theirs = made
+    assert (ours - theirs).abs().mean() / theirs.abs().mean() < 0.08

@@ -172,3 +172,17 @@ def test_collectives_grow_with_bytes_and_not_with_tensors(monkeypatch: pytest.Mo
     assert ranks.collectives == 2 * 3
     assert sum(ranks.elements_sent) == 2 * 3000
     assert gather_all([(1000,)], 4, 250, cut_row, monkeypatch).collectives == 2 * 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpus_buckets_come_through_two_pinned_buffers_that_are_used_again() -> None:
+    staging = gathering.Staging()
+    places = []
+    for index, count in enumerate((1000, 1000, 700, 1000, 3)):
+        row = staging.copy(torch.full((count,), float(index), device="cuda"))()
+        assert row.is_pinned()
+        assert row.tolist() == [float(index)] * count
+        places.append(row.data_ptr())
+    assert places[0] == places[2] == places[4]
+    assert places[1] == places[3] != places[0]

@@ -251,6 +251,18 @@ def test_a_device_without_such_kernels_rounds_as_before() -> None:
     assert not wide_products.keeps_accumulators(torch.device("cpu"), torch.bfloat16, torch.float32)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_returns_the_accumulators_of_its_products() -> None:
+    left, right = (torch.randn(256, 256, device="cuda").to(torch.bfloat16) for _ in range(2))
+    exact = left.double() @ right.double()
+    assert wide_products.keeps_accumulators(left.device, torch.bfloat16, torch.float32)
+    made = wide_products.product(left, right, torch.empty(256, 256, device="cuda"))
+    torch.testing.assert_close(made.double(), exact, rtol=1e-5, atol=1e-4)
+    total = wide_products.add_product(torch.ones(256, 256, device="cuda"), left, right)
+    torch.testing.assert_close(total.double(), exact + 1, rtol=1e-5, atol=1e-4)
+
+
 def test_sums_are_per_sequence_and_empty_ones_are_zero() -> None:
     sums = sum_by_sequence(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 2]), 4)
     assert sums.tolist() == [3.0, 0.0, 4.0, 0.0]
