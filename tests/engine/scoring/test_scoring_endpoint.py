@@ -19,7 +19,7 @@ from wrpo_engine.scoring.endpoint import EndpointScorer
 from wrpo_engine.scoring.endpoint_client import EndpointClient, RetryPolicy, make_client, reward_of
 
 KEY = "sk-very-secret"
-QUICK = RetryPolicy(attempts=4, first_pause_s=0.001, max_pause_s=0.01, timeout_s=5)
+QUICK = RetryPolicy(attempts=4, first_pause_s=0.001, max_pause_s=0.01, timeout_s=LIMIT_S)
 Answer = tuple[int, dict[str, str], bytes]
 
 
