@@ -83,7 +83,12 @@ def main() -> None:
     "--s3", is_flag=True, help="Also run an S3 server (SeaweedFS) on loopback. Every later start runs it too."
 )
 @click.option(
-    "--timeout", "timeout_s", type=float, default=60.0, show_default=True, help="Seconds to wait until ready."
+    "--timeout",
+    "timeout_s",
+    type=float,
+    default=lifecycle.START_S,
+    show_default=True,
+    help="Seconds to wait until ready.",
 )
 def up(
     state_dir: Path,

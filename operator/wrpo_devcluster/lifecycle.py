@@ -42,6 +42,8 @@ _OWN_ENTRIES = (
     s3_server.DIRECTORY,
     "volumes",
 )
+START_S = 300.0
+"""Seconds that a start may take on a slow machine. A start that fails ends before."""
 _STOP_KEEPING_PODS = "keep-pods"
 
 
@@ -89,7 +91,7 @@ def up(
     config: ClusterConfig | None = None,
     with_crds: tuple[str, ...] = tuple(PRESETS),
     s3: bool = False,
-    timeout_s: float = 300.0,
+    timeout_s: float = START_S,
 ) -> Info:
     """Start the control plane unless it runs, and wait until it is ready.
 
