@@ -136,7 +136,7 @@ def load_stage(kind: str) -> StageFunction:
 
 
 def reused_facts(ctx: StageContext, existing: Artifact) -> ModelFacts | None:
-    """Return what an existing artifact tells about its model; None for stages that are not about one."""
+    """Return the facts about the model of an existing artifact; None for stages that are not about one."""
     definition = STAGES.get(ctx.config.params.kind())
     if definition is None or definition.reuse is None:
         return None

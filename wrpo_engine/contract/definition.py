@@ -119,7 +119,7 @@ class StageDefinition(_Entry):
     makes: _Text
     """Description of its artifact, for the documentation."""
     reuse: _Reference | None
-    """module:function in the engine: (StageContext, Artifact) -> ModelFacts | None, called if its artifact exists already.
+    """module:function in the engine: (StageContext, Artifact) -> ModelFacts | None, called if its artifact exists.
     None: the stage is not about a model."""
 
     @property

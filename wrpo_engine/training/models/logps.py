@@ -249,7 +249,7 @@ class _SelectedLogps(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """The split of the tokens into chunks, and the results that are wanted."""
+    """The split of the tokens into chunks, and the requested results."""
 
     plan: ChunkPlan
     wants_gradient: bool
