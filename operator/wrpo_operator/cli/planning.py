@@ -1,9 +1,11 @@
-"""`wrpo plan`: stages and manifests of a file, without a cluster."""
+"""`wrpo plan`: what a file will do, and its manifests, without a cluster."""
 
 from __future__ import annotations
 
+import json
+import re
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -14,6 +16,9 @@ from wrpo_operator.api.object_rules import object_errors
 from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
 from wrpo_operator.api.yamlio import YamlError, load_all
 from wrpo_operator.runtime.resources import JsonObject, meta
+from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
+
+_ITEM = re.compile(r"(?P<product>[A-Za-z0-9._-]+)=(?P<nodes>[1-9][0-9]{0,4})x(?P<each>[1-9][0-9]?)")
 
 
 def read_documents(path: str) -> list[JsonObject]:
@@ -59,15 +64,6 @@ def spec_of(document: JsonObject) -> ExperimentSpec:
     return spec
 
 
-def plan_lines(document: JsonObject) -> Iterator[tuple[str, str, str, str, str]]:
-    """Yield (stage, becomes, shards, hash, inputs) for every stage."""
-    from wrpo_operator.plan.graph import build_graph
-
-    for node in build_graph(spec_of(document)):
-        inputs = ", ".join(sorted({str(upstream) for upstream in node.inputs.values()}))
-        yield str(node.id), node.shape.value, str(node.runtime.shards), node.hash, inputs
-
-
 def manifests(document: JsonObject, namespace: str) -> list[JsonObject]:
     """Return the manifests of the first attempt of every stage."""
     from datetime import UTC, datetime
@@ -105,37 +101,109 @@ def manifests(document: JsonObject, namespace: str) -> list[JsonObject]:
 @click.option(
     "-o",
     "--output",
-    type=click.Choice(["table", "yaml"]),
+    type=click.Choice(["table", "wide", "json", "yaml", "manifests"]),
     default="table",
     show_default=True,
-    help="table: the stages. yaml: every manifest that the operator would apply, with uids of zeros.",
+    help="table: the stages. wide: with the arithmetic of placements and what stages need. json: for programs. "
+    "yaml or manifests: every manifest that the operator would apply, with uids of zeros.",
 )
 @click.option(
     "-n", "--namespace", default="default", show_default=True, help="Namespace of objects for which the file sets none."
 )
-def plan_command(filename: str, output: str, namespace: str) -> None:
-    """Show the stages, hashes and manifests of FILE without contacting a cluster.
+@click.option(
+    "--accelerators",
+    metavar="PRODUCT=NODESxEACH,...",
+    help="Accelerators of the cluster, e.g. h100=4x8,l40s=2x4. Default: spec.accelerator, if it is set.",
+)
+@click.option(
+    "--profile",
+    metavar="FILE",
+    help="The same as a YAML list, as accelerators.profiles in the chart's values: names, memory, prices.",
+)
+@click.option("--prompts", type=click.IntRange(min=1), help="Rows of the data set, if prompts.limit is not set.")
+@click.option("--hub/--no-hub", default=True, show_default=True, help="Read config.json of hub models from the hub.")
+def plan_command(
+    filename: str,
+    output: str,
+    namespace: str,
+    accelerators: str | None,
+    profile: str | None,
+    prompts: int | None,
+    hub: bool,
+) -> None:
+    """Show what FILE will do, without contacting a cluster: stages, accelerators, time, price, downloads.
 
-    A stage whose hash is unchanged after an edit does not re-run: compare the output before and after.
+    Of models only config.json and headers are read: from a directory, from the hub if accelerators are given, else from
+    a catalogue of public models. Times are estimates, right within a factor of 2. A stage whose hash is unchanged after
+    an edit does not re-run: compare the output before and after.
 
     \b
     Examples:
       wrpo plan -f examples/quickstart.yaml
-      wrpo plan -f experiment.yaml -o yaml | less
+      wrpo plan -f experiment.yaml --accelerators h100=4x8 --prompts 60000
+      wrpo plan -f experiment.yaml -o manifests | less
     """  # noqa: D301  # click's mark for lines to keep
-    from rich.console import Console
-    from rich.table import Table
+    from wrpo_operator.cli.forecast import forecast
+    from wrpo_operator.cli.forecast_view import as_json, show
+    from wrpo_operator.cli.model_sources import ModelSources
+    from wrpo_operator.plan.placing import profiled
 
     documents = experiments_in(filename)
-    if output == "yaml":
+    if output in ("yaml", "manifests"):
         made = [manifest for document in documents for manifest in manifests(document, namespace)]
         click.echo(yaml.safe_dump_all(made, sort_keys=False, width=120), nl=False)
         return
-    console = Console()
+    given = _inventory(accelerators, profile)
+    found: list[JsonObject] = []
     for document in documents:
-        table = Table(title=str(meta(document).get("name", "")), title_justify="left", box=None, pad_edge=False)
-        for column in ("Stage", "Becomes", "Shards", "Hash", "Needs"):
-            table.add_column(column, overflow="fold")
-        for row in plan_lines(document):
-            table.add_row(*row)
-        console.print(table)
+        spec, name = spec_of(document), str(meta(document).get("name", ""))
+        inventory = given or (profiled(spec.accelerator) if spec.accelerator is not None else None)
+        sources = ModelSources(use_hub=hub and inventory is not None)
+        result = forecast(spec, inventory, sources.facts, prompts)
+        if output == "json":
+            found.append(as_json(name, result, inventory, sources.faults))
+        else:
+            show(name, result, inventory, sources.faults, is_wide=output == "wide")
+    if output == "json":
+        click.echo(json.dumps(found if len(found) > 1 else found[0], indent=2))
+
+
+def _inventory(accelerators: str | None, profile: str | None) -> Inventory | None:
+    """Return the accelerators of the command line; ClickException for what cannot be parsed."""
+    from wrpo_operator.sizing.profiles import ProfileError, parse_profiles, profile_inventory
+
+    if accelerators is not None and profile is not None:
+        raise click.ClickException("--accelerators and --profile exclude each other. Give one.")
+    if accelerators is not None:
+        return Inventory(groups=tuple(map(_group, accelerators.split(","))), source="--accelerators")
+    if profile is None:
+        return None
+    try:
+        raw = load_all(Path(profile).read_text(encoding="utf-8"))
+        profiles = parse_profiles(raw[0] if raw else [])
+    except OSError as error:
+        raise click.ClickException(f"{profile} cannot be read: {error.strerror}.") from error
+    except YamlError as error:
+        raise click.ClickException(f"{profile} is not YAML: {error}") from error
+    except ProfileError as error:
+        raise click.ClickException(f"{profile} {error}.") from error
+    return replace(profile_inventory(profiles, {}), source=profile)
+
+
+def _group(item: str) -> AcceleratorGroup:
+    from wrpo_operator.sizing.products import known_memory_mib
+
+    match = _ITEM.fullmatch(item.strip())
+    if match is None:
+        raise click.ClickException(f"--accelerators has {item!r}, which is not PRODUCT=NODESxEACH, e.g. h100=4x8.")
+    product = match["product"]
+    memory = known_memory_mib(product)
+    if memory is None:
+        raise click.ClickException(
+            f"--accelerators has the product {product!r}, whose memory is not known. Describe it in a file: --profile."
+        )
+    vendors = {"mi": "amd.com/gpu", "max": "gpu.intel.com/i915", "flex": "gpu.intel.com/i915"}
+    resource = next((name for start, name in vendors.items() if product.lower().startswith(start)), "nvidia.com/gpu")
+    return AcceleratorGroup(
+        name=product, resource=resource, memory_mib=memory, per_node=int(match["each"]), nodes=int(match["nodes"])
+    )

@@ -1,0 +1,340 @@
+"""What an experiment will do on given accelerators: placements, tokens, time, price. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from wrpo_engine.config import (
+    EvaluateParams,
+    FetchParams,
+    InspectParams,
+    SampleParams,
+    ScoreParams,
+    SftParams,
+    TrainParams,
+)
+from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.model_facts import ModelFacts
+from wrpo_operator.api.placement import Placement
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.api.status import StageFacts, StageState, StageStatus
+from wrpo_operator.plan.budget import Demand, Limits, admitted
+from wrpo_operator.plan.demands import demand_of, limits_of
+from wrpo_operator.plan.graph import build_graph
+from wrpo_operator.plan.model import StageId, StageNode
+from wrpo_operator.plan.placing import choose, described, model_of, placed
+from wrpo_operator.plan.resources import gpus_of, pods_of
+from wrpo_operator.plan.warnings import warnings_of
+from wrpo_operator.plan.wiring import is_hub_id
+from wrpo_operator.sizing.estimate import (
+    PROMPT_TOKENS,
+    RESPONSE_TOKENS,
+    Speed,
+    forward_seconds,
+    generation_seconds,
+    speed_of,
+    training_seconds,
+)
+from wrpo_operator.sizing.generation import UTILIZATION, Way, room
+from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
+from wrpo_operator.sizing.requests import DoesNotFit, GenerationRequest
+
+LookUp = Callable[[str, str | None], ModelFacts | None]
+_UNKNOWN_HOURS = 1.0
+"""Duration of a stage with accelerators whose time is unknown, for the order of stages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One stage. None: unknown."""
+
+    stage: str
+    becomes: str
+    shards: int
+    hash: str
+    needs: tuple[str, ...]
+    placement: str = ""
+    arithmetic: str = ""
+    gpus: int = 0
+    tokens: int | None = None
+    gpu_hours: float | None = None
+    hours: float | None = None
+    price: float | None = None
+    download_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """All stages, and what they come to."""
+
+    lines: tuple[Line, ...]
+    warnings: tuple[str, ...]
+    gpus_at_once: int
+    gpu_hours: float | None
+    """Of the stages whose time is known; None if there is none."""
+    hours: float | None
+    price: float | None
+    download_bytes: int
+
+
+@dataclass(slots=True)
+class _Known:
+    spec: ExperimentSpec
+    inventory: Inventory | None
+    look_up: LookUp
+    prompts: int | None
+    records: dict[str, StageStatus] = field(default_factory=dict)
+
+
+def forecast(spec: ExperimentSpec, inventory: Inventory | None, look_up: LookUp, prompts: int | None) -> Forecast:
+    """Return what will happen. `prompts` is the size of the data set where the spec sets no limit."""
+    known = _Known(spec, inventory, look_up, spec.prompts.limit or prompts)
+    _count_prompts(known)
+    nodes, lines, refusals = [], [], []
+    for node in build_graph(spec):
+        _remember(known, node)
+        chosen = _choose(known, node)
+        done = placed(node, chosen) if isinstance(chosen, Placement) else node
+        if isinstance(chosen, DoesNotFit):
+            refusals.append(f"Stage {node.id} does not fit: {chosen.message}")
+        nodes.append(done)
+        lines.append(_line(known, done, chosen))
+    facts = {name: record.facts for name, record in known.records.items() if record.facts is not None}
+    at_once, hours = _simulate(spec, inventory, nodes, {line.stage: line.hours for line in lines})
+    spent = [line.gpu_hours for line in lines if line.gpu_hours is not None]
+    prices = [line.price for line in lines if line.price is not None]
+    return Forecast(
+        lines=tuple(lines),
+        warnings=(*refusals, *warnings_of(spec, nodes, inventory, facts)),
+        gpus_at_once=at_once,
+        gpu_hours=sum(spent) if spent else None,
+        hours=hours if spent else None,
+        price=sum(prices) if prices else None,
+        download_bytes=sum(line.download_bytes for line in lines),
+    )
+
+
+def _record(name: str, facts: ModelFacts | None = None, metrics: Mapping[str, float] | None = None) -> StageStatus:
+    found = None if facts is None else StageFacts.model_validate(facts.model_dump())
+    return StageStatus(name=name, state=StageState.SUCCEEDED, hash="", facts=found, metrics=dict(metrics or {}))
+
+
+def _count_prompts(known: _Known) -> None:
+    """Record what `prepare` would count."""
+    if known.prompts is None:
+        return
+    evaluation = known.spec.prompts.evaluation
+    own = 0 if evaluation.dataset is not None else evaluation.prompts
+    rest = max(0, known.prompts - own)
+    sft = int(rest * known.spec.prompts.sft_fraction)
+    counted = {"prompts_sft": sft, "prompts_preference": rest - sft, "prompts_evaluation": evaluation.prompts}
+    known.records["prepare"] = _record("prepare", metrics=counted)
+
+
+def _remember(known: _Known, node: StageNode) -> None:
+    """Record what a stage would find: facts about a model, the number of responses."""
+    params, name = node.params, str(node.id)
+    if isinstance(params, InspectParams | FetchParams) and params.model.name is not None:
+        facts = known.look_up(params.model.name, params.model.revision)
+        if facts is not None:
+            known.records[name] = _record(name, facts)
+    prompts = _prompts(known, node)
+    if isinstance(params, SampleParams) and prompts is not None:
+        known.records[name] = _record(name, metrics={"rows": prompts * params.samples_per_prompt})
+
+
+def _choose(known: _Known, node: StageNode) -> Placement | DoesNotFit | None:
+    facts = all(str(need.facts) in known.records for need in node.needs)
+    if known.inventory is None or not node.needs or not facts:
+        return None
+    return choose(known.spec, node, known.records, known.inventory)
+
+
+def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None) -> Line:
+    line = Line(
+        stage=str(node.id),
+        becomes=node.shape.value,
+        shards=node.runtime.shards,
+        hash=node.hash,
+        needs=tuple(sorted({str(upstream) for upstream in node.inputs.values()})),
+        gpus=gpus_of(known.spec, node),
+        tokens=_tokens(known, node),
+        download_bytes=_download(known, node),
+    )
+    if isinstance(chosen, DoesNotFit):
+        return replace(line, placement=f"does not fit: needs {chosen.needs}", arithmetic=chosen.message)
+    placement = described(known.spec, node)
+    if placement is None:
+        return replace(line, placement="unknown" if node.needs else "")
+    line = replace(line, placement=_describe(node, placement), arithmetic=placement.arithmetic)
+    group = _group(known.inventory, placement)
+    seconds = _seconds(known, node, placement, group)
+    if seconds is None or group is None:
+        return line
+    hours = seconds * max(1, placement.per_pod) / 3600
+    pods = _pods_at_once(placement, group) if node.shape is Shape.INDEXED_JOB else 1
+    whole = hours * (placement.pods if node.shape is Shape.TRAINING else 1)
+    price = None if group.price_per_hour is None else whole * group.price_per_hour
+    return replace(line, gpu_hours=whole, hours=seconds / pods / 3600, price=price)
+
+
+def _pods_at_once(placement: Placement, group: AcceleratorGroup) -> int:
+    """Return the pods that run at the same time; the others of a stage that is larger than its group wait."""
+    total = group.total
+    return placement.pods if total is None else max(1, min(placement.pods, total // max(1, placement.per_pod)))
+
+
+def _describe(node: StageNode, placement: Placement) -> str:
+    if not placement.per_pod:
+        return "CPU"
+    name = placement.accelerator or placement.resource
+    text = f"{placement.pods} x {placement.per_pod} {name}"
+    if node.shape is Shape.TRAINING:
+        more = ["checkpointing"] if placement.gradient_checkpointing else []
+        more += [f"offload {placement.offload}"] if placement.offload not in (None, "none") else []
+    else:
+        sizes = {"TP": placement.tensor_parallel_size, "PP": placement.pipeline_parallel_size}
+        more = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+    return f"{text} ({', '.join(more)})" if more else text
+
+
+def _group(inventory: Inventory | None, placement: Placement) -> AcceleratorGroup | None:
+    """Return the group of a placement; of one that the spec sets only if the resource names it."""
+    groups = () if inventory is None else inventory.groups
+    found = [group for group in groups if group.name == placement.accelerator]
+    found = found or [group for group in groups if group.resource == placement.resource]
+    return found[0] if len(found) == 1 else None
+
+
+def _prompts(known: _Known, node: StageNode) -> int | None:
+    """Return the prompts of a stage, as far as they are known."""
+    counted, params = known.records.get("prepare"), node.params
+    if counted is None:
+        return None
+    parts: tuple[str, ...]
+    match params:
+        case SampleParams():
+            parts = params.parts
+        case SftParams():
+            parts = ("sft",)
+        case TrainParams():
+            parts = ("preference",)
+        case EvaluateParams():
+            parts = ("evaluation",)
+        case _:
+            parts = ()
+    return sum(int(counted.metrics[f"prompts_{part}"]) for part in parts) if parts else None
+
+
+def _tokens(known: _Known, node: StageNode) -> int | None:
+    """Return the tokens of prompts and responses that go through a stage's model."""
+    params, prompts = node.params, _prompts(known, node)
+    pair = PROMPT_TOKENS + RESPONSE_TOKENS
+    if isinstance(params, ScoreParams):
+        samples = [known.records.get(str(name)) for name in node.inputs.values() if name.kind == "sample"]
+        rows = [record.metrics["rows"] for record in samples if record is not None]
+        return int(rows[0]) * pair if rows else None
+    if prompts is None:
+        return None
+    match params:
+        case SampleParams():
+            return prompts * params.samples_per_prompt * pair
+        case SftParams():
+            return prompts * params.epochs * pair
+        case TrainParams():
+            return prompts * params.epochs * (PROMPT_TOKENS + 3 * RESPONSE_TOKENS)
+        case EvaluateParams():
+            return prompts * len(params.models) * params.samples_per_prompt * pair
+        case _:
+            return None
+
+
+def _seconds(known: _Known, node: StageNode, placement: Placement, group: AcceleratorGroup | None) -> float | None:
+    """Return the seconds that one pod would need for the whole stage, or that its gang needs; None if unknown."""
+    speed = None if group is None else speed_of(group.name)
+    facts = known.records.get(str(node.needs[0].facts)) if node.needs else None
+    about = facts.facts if facts is not None else known.look_up(model_of(node) or known.spec.target.model, None)
+    tokens, prompts = _tokens(known, node), _prompts(known, node)
+    if speed is None or about is None or tokens is None or group is None:
+        return None
+    params = node.params
+    if isinstance(params, SftParams | TrainParams):
+        return training_seconds(
+            about,
+            speed,
+            tokens=tokens,
+            checkpointing=bool(params.gradient_checkpointing),
+            references=isinstance(params, TrainParams),
+            accelerators=placement.accelerators,
+        )
+    if isinstance(params, SampleParams | EvaluateParams) and prompts is not None:
+        return _generation(about, speed, placement, group, responses=tokens // (PROMPT_TOKENS + RESPONSE_TOKENS))
+    return forward_seconds(about, speed, tokens=tokens)
+
+
+def _generation(
+    facts: ModelFacts, speed: Speed, placement: Placement, group: AcceleratorGroup, *, responses: int
+) -> float:
+    way = Way(
+        group=group,
+        tensor=placement.tensor_parallel_size,
+        pipeline=placement.pipeline_parallel_size,
+        share=placement.gpu_memory_utilization or UTILIZATION,
+    )
+    return generation_seconds(
+        facts,
+        speed,
+        prompts=responses,
+        samples=1,
+        accelerators=placement.per_pod,
+        room=room(GenerationRequest(facts=facts), way),
+    )
+
+
+def _download(known: _Known, node: StageNode) -> int:
+    """Return the bytes of weights that a stage's pods download from the hub."""
+    params = node.params
+    if isinstance(params, FetchParams):
+        record = known.records.get(str(node.id))
+        return record.facts.weight_bytes if record is not None and record.facts is not None else 0
+    name = model_of(node)
+    if name is None or not is_hub_id(name) or isinstance(params, InspectParams) or known.spec.model_cache.enabled:
+        return 0
+    facts = known.look_up(name, None)
+    return 0 if facts is None else facts.weight_bytes * pods_of(known.spec, node)
+
+
+def _simulate(
+    spec: ExperimentSpec, inventory: Inventory | None, nodes: list[StageNode], hours: Mapping[str, float | None]
+) -> tuple[int, float]:
+    """Return the most accelerators in use at a time and the hours until the last stage ends.
+
+    Stages start as the planner starts them: when all before have ended, the largest first, within the limits.
+    """
+    limits, waiting, ended = limits_of(spec, inventory), list(nodes), set[StageId]()
+    running: dict[StageId, float] = {}
+    demands = {node.id: demand_of(spec, node, inventory) for node in nodes}
+    now, most = 0.0, 0
+    while waiting or running:
+        ready = [demands[node.id] for node in waiting if all(before in ended for before in _before(node))]
+        for stage in admitted(ready, [demands[stage] for stage in running], limits):
+            duration = hours.get(str(stage))
+            usual = _UNKNOWN_HOURS if demands[stage].accelerators else 0.0
+            running[stage] = now + (usual if duration is None else duration)
+        waiting = [node for node in waiting if node.id not in running]
+        if not running:
+            break  # The rest is larger than scheduling.maxGpus.
+        most = max(most, sum(_in_use(demands[stage], limits) for stage in running))
+        now = min(running.values())
+        ended |= {stage for stage, end in running.items() if end <= now}
+        running = {stage: end for stage, end in running.items() if end > now}
+    return most, now
+
+
+def _in_use(demand: Demand, limits: Limits) -> int:
+    return min(demand.accelerators, limits.totals.get(demand.group, demand.accelerators))
+
+
+def _before(node: StageNode) -> set[StageId]:
+    return {*node.upstream, *(need.facts for need in node.needs)}

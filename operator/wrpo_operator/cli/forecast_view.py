@@ -1,0 +1,129 @@
+"""Output of `wrpo plan`: tables that programs can cut at columns, and JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from wrpo_operator.cli.forecast import Forecast, Line
+from wrpo_operator.sizing.estimate import PROMPT_TOKENS, RESPONSE_TOKENS, UNCERTAINTY
+from wrpo_operator.sizing.inventory import Inventory
+
+NO_ACCELERATORS = (
+    "No accelerators are given, so that placements and times are unknown. Set --accelerators, e.g. h100=4x8, "
+    "--profile, or spec.accelerator."
+)
+UNLIMITED = 10_000
+"""Width of the output into a pipe, so that nothing wraps."""
+Column = tuple[str, Callable[[Line], str]]
+
+
+def as_json(name: str, result: Forecast, inventory: Inventory | None, notes: Sequence[str]) -> dict[str, Any]:
+    """Return a forecast as JSON; null where something is unknown."""
+    found = asdict(result)
+    stages = found.pop("lines")
+    return {
+        "name": name,
+        "accelerators": None if inventory is None else [asdict(group) for group in inventory.groups],
+        "assumptions": {
+            "promptTokens": PROMPT_TOKENS,
+            "responseTokens": RESPONSE_TOKENS,
+            "uncertaintyFactor": UNCERTAINTY,
+        },
+        "stages": [_camel(stage) for stage in stages],
+        **_camel(found),
+        "notes": list(notes),
+    }
+
+
+def show(name: str, result: Forecast, inventory: Inventory | None, notes: Sequence[str], *, is_wide: bool) -> None:
+    """Print a forecast as a table, then totals, warnings and notes."""
+    console = Console(width=None if sys.stdout.isatty() else UNLIMITED, soft_wrap=not sys.stdout.isatty())
+    table = Table(title=name, title_justify="left", box=None, pad_edge=False)
+    columns = _columns(inventory, is_wide=is_wide)
+    for title, _ in columns:
+        table.add_column(title, no_wrap=title == "Stage" or not sys.stdout.isatty(), overflow="fold")
+    for line in result.lines:
+        table.add_row(*(text(line) for _, text in columns))
+    console.print(table)
+    for sentence in _totals(result, inventory):
+        click.echo(sentence)
+    for sentence in result.warnings:
+        click.echo(f"Warning: {sentence}")
+    for sentence in notes if inventory is not None else ():
+        click.echo(f"Note: {sentence}")
+
+
+def _columns(inventory: Inventory | None, *, is_wide: bool) -> list[Column]:
+    identity: list[Column] = [("Stage", lambda line: line.stage), ("Becomes", lambda line: line.becomes)]
+    shards: Column = ("Shards", lambda line: str(line.shards))
+    hashes: list[Column] = [("Hash", lambda line: line.hash)]
+    needs: Column = ("Needs", lambda line: ", ".join(line.needs))
+    if inventory is None:
+        return [*identity, shards, *hashes, needs]
+    sized: list[Column] = [
+        ("Placement", lambda line: line.placement),
+        ("GPUs", lambda line: str(line.gpus)),
+        ("Tokens", lambda line: _amount(line.tokens)),
+        ("GPU-hours", lambda line: _hours(line.gpu_hours)),
+        ("Time", lambda line: _time(line.hours)),
+        ("Price", lambda line: "" if line.price is None else f"{line.price:.2f}"),
+        ("Download", lambda line: _bytes(line.download_bytes)),
+    ]
+    more: list[Column] = [needs, ("Arithmetic", lambda line: line.arithmetic)] if is_wide else []
+    return [*identity, *sized, *hashes, *more]
+
+
+def _totals(result: Forecast, inventory: Inventory | None) -> list[str]:
+    if inventory is None:
+        return [NO_ACCELERATORS]
+    parts = [f"{result.gpus_at_once} GPUs at once"]
+    if result.gpu_hours is not None and result.hours is not None:
+        parts += [f"{_hours(result.gpu_hours)} GPU-hours", f"{_time(result.hours)} in all"]
+    else:
+        parts += ["times unknown: set --prompts, or prompts.limit"]
+    parts += [] if result.price is None else [f"price {result.price:.2f}"]
+    parts += [f"{_bytes(result.download_bytes)} to download"] if result.download_bytes else []
+    assumed = f"prompts of {PROMPT_TOKENS} and responses of {RESPONSE_TOKENS} tokens"
+    doubts = f"right within a factor of {UNCERTAINTY}; loading, waiting and reuse of finished stages are not counted"
+    return [f"Total: {', '.join(parts)}. Times are estimates for {assumed}, {doubts}."]
+
+
+def _amount(number: int | None) -> str:
+    if number is None:
+        return ""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def _hours(hours: float | None) -> str:
+    return "" if hours is None else f"{hours:.1f}"
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return ""
+    minutes = round(hours * 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m"
+
+
+def _bytes(number: int) -> str:
+    if not number:
+        return ""
+    return f"{number / 1e12:.1f} TB" if number >= 10**12 else f"{number / 1e9:.1f} GB"
+
+
+def _camel(values: dict[str, Any]) -> dict[str, Any]:
+    def renamed(name: str) -> str:
+        first, *others = name.split("_")
+        return first + "".join(other.capitalize() for other in others)
+
+    return {renamed(name): value for name, value in values.items()}

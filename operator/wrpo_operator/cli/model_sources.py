@@ -1,0 +1,129 @@
+"""Facts about models for `wrpo plan`: from a directory, from the hub, else from the catalogue. No weights are read."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wrpo_engine.contract.model_facts import FactsError, ModelFacts, facts_of
+from wrpo_operator.sizing.catalogue import known_facts
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+HUB = "https://huggingface.co"
+HUB_TIMEOUT_S = 5
+MAX_JSON_BYTES = 64 * 2**20
+_OFFLINE = ("1", "on", "yes", "true")
+
+
+@dataclass(slots=True)
+class ModelSources:
+    """Where facts are looked up. The hub is not asked again once it could not be reached."""
+
+    use_hub: bool = True
+    faults: list[str] = field(default_factory=list)
+    """One sentence for each model that could not be read."""
+    _found: dict[tuple[str, str | None], ModelFacts | None] = field(default_factory=dict)
+
+    def facts(self, model: str, revision: str | None = None) -> ModelFacts | None:
+        """Return the facts about a model as named in a spec; None if they are unknown."""
+        key = (model, revision)
+        if key not in self._found:
+            self._found[key] = self._look_up(model, revision)
+        return self._found[key]
+
+    def _look_up(self, model: str, revision: str | None) -> ModelFacts | None:
+        try:
+            if Path(model, CONFIG).is_file() and model.startswith("/"):
+                return facts_of_directory(Path(model))
+            if not model.startswith(("/", "storage:/")):
+                return self._of_hub(model, revision) or self._of_catalogue(model)
+        except (OSError, ValueError) as error:
+            self.faults.append(f"{model} cannot be read: {error}")
+            return None
+        self.faults.append(f"{model} cannot be read from here, so nothing is known about its size.")
+        return None
+
+    def _of_hub(self, model: str, revision: str | None) -> ModelFacts | None:
+        if not self.use_hub or os.environ.get("HF_HUB_OFFLINE", "").lower() in _OFFLINE:
+            return None
+        try:
+            config = _from_hub(model, revision, CONFIG)
+            index = _from_hub(model, revision, INDEX) if config is not None else None
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            self.use_hub = False
+            self.faults.append(f"The hub cannot be reached ({getattr(error, 'reason', error)}); the catalogue is used.")
+            return None
+        return None if config is None else facts_of(config, weight_bytes=_size_in(index))
+
+    def _of_catalogue(self, model: str) -> ModelFacts | None:
+        known = known_facts(model)
+        if known is None:
+            self.faults.append(f"Nothing is known about the size of {model}: it is not in the catalogue.")
+        return None if known is None else known.facts
+
+
+def facts_of_directory(path: Path) -> ModelFacts:
+    """Return the facts about a model in a directory. Raises FactsError or OSError."""
+    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise FactsError(f"{path / CONFIG} is not a JSON object. Name the directory of a model.")
+    parts = sorted(path.glob("*.safetensors"))
+    weights = [_weights_in(part) for part in parts]
+    return facts_of(
+        config,
+        weight_bytes=sum(size for size, _ in weights) or None,
+        stored_parameters=sum(values for _, values in weights) or None,
+    )
+
+
+def _weights_in(path: Path) -> tuple[int, int]:
+    """Return the bytes and the values of a safetensors file by its header: 8 bytes of length, then JSON."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+        if not 0 < length <= MAX_JSON_BYTES:
+            raise FactsError(
+                f"{path} is not a safetensors file: its header would have {length} bytes. Download it again."
+            )
+        header = json.loads(file.read(length))
+    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+    values = 0
+    for tensor in tensors:
+        number = 1
+        for size in tensor["shape"]:
+            number *= size
+        values += number
+    return sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors), values
+
+
+def _from_hub(model: str, revision: str | None, name: str) -> Mapping[str, Any] | None:
+    """Return a JSON file of the hub; None if the hub does not have it or does not give it."""
+    endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+    if not endpoint.startswith(("http://", "https://")):
+        raise FactsError(f"HF_ENDPOINT is {endpoint!r}; it must be an http or https URL. Correct it.")
+    url = f"{endpoint}/{urllib.parse.quote(model)}/resolve/{urllib.parse.quote(revision or 'main', safe='')}/{name}"
+    request = urllib.request.Request(url)  # noqa: S310 -- the scheme is checked above
+    token = os.environ.get("HF_TOKEN")
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as response:  # noqa: S310 -- as above
+            found = json.loads(response.read(MAX_JSON_BYTES))
+    except urllib.error.HTTPError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _size_in(index: Mapping[str, Any] | None) -> int | None:
+    """Return the total size that an index states."""
+    metadata = (index or {}).get("metadata")
+    size = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return int(size) if isinstance(size, int | float) and size > 0 else None

@@ -1,0 +1,237 @@
+"""`wrpo plan` with accelerators: placements, times, downloads and warnings, from facts of any source."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from wrpo_operator.cli import model_sources
+from wrpo_operator.cli.main import main
+from wrpo_operator.cli.model_sources import ModelSources, facts_of_directory
+from wrpo_operator.sizing.catalogue import known_facts
+from wrpo_operator.sizing.estimate import forward_seconds, generation_seconds, speed_of, training_seconds
+
+JsonObject = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[3]
+PAPER = ROOT / "examples" / "paper-wrpo-dpo.yaml"
+SIZES = ("shards", "resources", "sampling")
+CONFIG: JsonObject = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 320,
+    "max_position_embeddings": 512,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.fixture
+def automatic(tmp_path: Path) -> Path:
+    """Return the published run without anything that the operator can choose."""
+    document = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
+    spec = document["spec"]
+    spec["sources"] = [{"name": source["name"], "model": source["model"]} for source in spec["sources"]]
+    spec["sampling"] = {"onPromptTooLong": "Skip", "maxModelLength": 4096}
+    spec["reward"] = {"model": spec["reward"]["model"]}
+    spec["training"] = {"objective": "WRPO-DPO"}
+    spec["modelCache"] = {"enabled": True}
+    spec.pop("resources", None)
+    path = tmp_path / "paper.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return path
+
+
+def plan(*arguments: str) -> str:
+    result = CliRunner().invoke(main, ["plan", "--no-hub", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def forecast(*arguments: str) -> JsonObject:
+    found: JsonObject = json.loads(plan("-o", "json", *arguments))
+    return found
+
+
+def test_the_published_run_is_placed_on_four_nodes_of_eight(automatic: Path) -> None:
+    found = forecast("-f", str(automatic), "--accelerators", "h100=4x8", "--prompts", "59876")
+    placements = {stage["stage"]: stage["placement"] for stage in found["stages"] if stage["placement"]}
+    assert {name: text for name, text in placements.items() if name.startswith("sample/")} == {
+        "sample/mistral-large": "8 x 4 h100 (TP 4)",
+        "sample/gemma-2-27b": "16 x 2 h100 (TP 2)",
+        "sample/qwen2-72b": "8 x 4 h100 (TP 4)",
+        "sample/llama-3-70b": "8 x 4 h100 (TP 4)",
+        "sample/gemma-2-9b": "32 x 1 h100",
+        "sample/internlm2-5-20b": "32 x 1 h100",
+        "sample/deepseek-v2": "4 x 8 h100 (TP 8)",
+        "sample/deepseek-coder-v2": "4 x 8 h100 (TP 8)",
+        "sample/yi-1-5-34b": "16 x 2 h100 (TP 2)",
+        "sample/phi-3-medium": "32 x 1 h100",
+        "sample/target": "32 x 1 h100",
+    }
+    assert placements["train"] == placements["sft"] == "1 x 8 h100"
+    assert found["gpusAtOnce"] == 32
+    assert found["warnings"] == []
+    assert 1.5e12 < found["downloadBytes"] < 1.9e12
+
+
+def test_hours_of_the_published_run_are_those_that_were_estimated_by_hand(automatic: Path) -> None:
+    found = forecast("-f", str(automatic), "--accelerators", "h100=4x8", "--prompts", "59876")
+    hours = {stage["stage"]: stage["gpuHours"] for stage in found["stages"]}
+    by_hand = {
+        "sample/mistral-large": 44,
+        "sample/deepseek-v2": 46,
+        "sample/qwen2-72b": 17,
+        "sample/llama-3-70b": 17,
+        "sample/gemma-2-27b": 9,
+        "sample/gemma-2-9b": 5,
+        "sample/internlm2-5-20b": 6,
+        "sample/phi-3-medium": 5,
+        "sample/yi-1-5-34b": 9,
+        "sample/target": 2,
+        "sft": 0.6,
+        "train": 3.8,
+    }
+    assert {name: hours[name] for name in by_hand} == {
+        name: pytest.approx(value, rel=0.25) for name, value in by_hand.items()
+    }
+    scoring = sum(value for name, value in hours.items() if name.startswith("score/"))
+    assert scoring == pytest.approx(23, rel=0.25)
+
+
+def test_a_table_into_a_pipe_never_wraps(automatic: Path) -> None:
+    lines = plan("-f", str(automatic), "--accelerators", "h100=4x8", "--prompts", "59876").splitlines()
+    (row,) = [line for line in lines if line.startswith("sample/deepseek-coder-v2 ")]
+    assert row.split()[:9] == ["sample/deepseek-coder-v2", "IndexedJob", "4", "x", "8", "h100", "(TP", "8)", "32"]
+    wide = plan("-f", str(automatic), "-o", "wide", "--accelerators", "h100=4x8", "--prompts", "59876")
+    assert "weights of 439.1 GiB on 8 x h100: 61.1 GiB of 71.4 GiB usable each (90%)" in wide
+
+
+def test_what_does_not_fit_is_a_warning_and_stands_at_its_stage(automatic: Path) -> None:
+    found = forecast("-f", str(automatic), "--accelerators", "l4=1x1", "--prompts", "1000")
+    stages = {stage["stage"]: stage["placement"] for stage in found["stages"]}
+    assert stages["sample/qwen2-72b"].startswith("does not fit: needs 16 x l4 of 22.2 GiB in one pod")
+    assert any("Stage sample/qwen2-72b does not fit: The model (qwen2" in text for text in found["warnings"])
+
+
+def test_without_the_number_of_prompts_placements_are_known_and_times_are_not(automatic: Path) -> None:
+    output = plan("-f", str(automatic), "--accelerators", "h100=4x8")
+    assert "times unknown: set --prompts, or prompts.limit" in output
+    assert "8 x 4 h100 (TP 4)" in output
+
+
+def test_prices_come_from_a_profile(automatic: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "profiles.yaml"
+    profile.write_text("- {name: H100, memoryGiB: 79.6, perNode: 8, nodes: 4, price: 2.5}\n", encoding="utf-8")
+    found = forecast("-f", str(automatic), "--profile", str(profile), "--prompts", "59876")
+    assert found["price"] == pytest.approx(2.5 * found["gpuHours"])
+    profile.write_text("- {name: H100, perNode: 8}\n", encoding="utf-8")
+    result = CliRunner().invoke(main, ["plan", "-f", str(automatic), "--profile", str(profile)])
+    assert f"{profile} lacks [0].memoryGiB. Set it." in result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("h100", "--accelerators has 'h100', which is not PRODUCT=NODESxEACH, e.g. h100=4x8."),
+        ("h100=0x8", "--accelerators has 'h100=0x8', which is not PRODUCT=NODESxEACH, e.g. h100=4x8."),
+        ("abacus=1x1", "--accelerators has the product 'abacus', whose memory is not known. Describe it in a file"),
+    ],
+)
+def test_accelerators_that_cannot_be_parsed_are_refused(automatic: Path, given: str, message: str) -> None:
+    result = CliRunner().invoke(main, ["plan", "-f", str(automatic), "--accelerators", given])
+    assert result.exit_code == 1
+    assert message in result.output
+
+
+def write_model(path: Path) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    header = json.dumps({"__metadata__": {}, "w": {"dtype": "BF16", "shape": [300, 512], "data_offsets": [0, 307200]}})
+    (path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    return path
+
+
+def test_a_directory_is_read_by_its_headers(tmp_path: Path) -> None:
+    found = facts_of_directory(write_model(tmp_path / "model"))
+    assert (found.parameters, found.weight_bytes, found.layers) == (153600, 307200, 2)
+    sources = ModelSources(use_hub=False)
+    assert sources.facts(str(tmp_path / "model")) == found
+    assert sources.faults == []
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"\xff" * 16)
+    sources = ModelSources(use_hub=False)
+    assert sources.facts(str(model)) is None
+    assert sources.facts("org/unlisted") is None
+    assert sources.facts("storage://models/a") is None
+    assert [fault.split(":")[0] for fault in sources.faults] == [
+        f"{model} cannot be read",
+        "Nothing is known about the size of org/unlisted",
+        "storage",
+    ]
+
+
+def test_an_unreachable_hub_is_asked_once_and_the_catalogue_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    sources = ModelSources()
+    known = known_facts("Qwen/Qwen3-8B")
+    assert known is not None
+    assert sources.facts("Qwen/Qwen3-8B") == known.facts
+    assert sources.facts("Qwen/Qwen3-14B") is not None
+    assert len(sources.faults) == 1
+    assert sources.faults[0].startswith("The hub cannot be reached (")
+    assert not sources.use_hub
+
+
+def test_the_hub_gives_config_and_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"config.json": CONFIG, "model.safetensors.index.json": {"metadata": {"total_size": 307200}}}
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(model_sources, "_from_hub", lambda _model, _revision, name: files[name])
+    found = ModelSources().facts("org/model", "abc")
+    assert found is not None
+    assert found.weight_bytes == 307200
+
+
+def test_speeds_are_found_by_the_names_of_labels_and_profiles_and_state_their_source() -> None:
+    names = ["NVIDIA-H100-80GB-HBM3", "h100", "NVIDIA-H200", "NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-SXM4-40GB"]
+    names += [
+        "NVIDIA-L40S",
+        "NVIDIA-L4",
+        "NVIDIA-GeForce-RTX-4090",
+        "AMD_Instinct_MI300X_OAM",
+        "NVIDIA-B200",
+        "A800-80GB",
+    ]
+    found = [speed_of(name) for name in names]
+    assert [speed.bandwidth / 1e12 for speed in found if speed] == [
+        3.35, 3.35, 4.8, 2.04, 1.56, 0.864, 0.3, 1.01, 5.3, 8.0, 2.04
+    ]  # fmt: skip
+    assert all(speed is not None and speed.source for speed in found)
+    assert speed_of("abacus") is None
+
+
+def test_more_room_and_more_accelerators_never_take_longer() -> None:
+    known, speed = known_facts("Qwen/Qwen2-72B-Instruct"), speed_of("h100")
+    assert known is not None
+    assert speed is not None
+
+    def seconds(accelerators: int, room: int) -> float:
+        return generation_seconds(known.facts, speed, prompts=1000, samples=5, accelerators=accelerators, room=room)
+
+    assert seconds(4, 100_000) > seconds(4, 200_000) > seconds(8, 200_000)
+    plain = training_seconds(known.facts, speed, tokens=10, checkpointing=False, references=False, accelerators=1)
+    assert plain > 3 * forward_seconds(known.facts, speed, tokens=10)
+    recomputed = training_seconds(known.facts, speed, tokens=10, checkpointing=True, references=True, accelerators=5)
+    assert recomputed == pytest.approx(plain / 3)
