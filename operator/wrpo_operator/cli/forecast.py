@@ -41,6 +41,7 @@ from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
 from wrpo_operator.sizing.requests import DoesNotFit, GenerationRequest
 
 LookUp = Callable[[str, str | None], ModelFacts | None]
+REUSED = "finished before: reused"
 _UNKNOWN_HOURS = 1.0
 """Duration of a stage with accelerators whose time is unknown, for the order of stages."""
 
@@ -62,6 +63,10 @@ class Line:
     hours: float | None = None
     price: float | None = None
     download_bytes: int = 0
+    memory_gib: int | None = None
+    """Host memory of each pod that the placement requests."""
+    disk_gib: int | None = None
+    """Local disk of each pod that the placement requests."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +92,27 @@ class _Known:
     records: dict[str, StageStatus] = field(default_factory=dict)
 
 
-def forecast(spec: ExperimentSpec, inventory: Inventory | None, look_up: LookUp, prompts: int | None) -> Forecast:
-    """Return what will happen. `prompts` is the size of the data set where the spec sets no limit."""
+def forecast(
+    spec: ExperimentSpec,
+    inventory: Inventory | None,
+    look_up: LookUp,
+    prompts: int | None,
+    finished: frozenset[str] = frozenset(),
+) -> Forecast:
+    """Return what will happen. `prompts` is the size of the data set where the spec sets no limit.
+
+    `finished` are addresses of complete artifacts, stage/hash, whose stages do not run again.
+    """
     known = _Known(spec, inventory, look_up, spec.prompts.limit or prompts)
     _count_prompts(known)
-    nodes, lines, refusals = [], [], []
+    nodes, lines, refusals = list[StageNode](), list[Line](), list[str]()
+    done_before = set[StageId]()
     for node in build_graph(spec):
         _remember(known, node)
+        if f"{node.id}/{node.hash}" in finished:
+            lines.append(replace(_identity(node), placement=REUSED, gpu_hours=0.0, hours=0.0, price=0.0))
+            done_before.add(node.id)
+            continue
         chosen = _choose(known, node)
         done = placed(node, chosen) if isinstance(chosen, Placement) else node
         if isinstance(chosen, DoesNotFit):
@@ -101,7 +120,8 @@ def forecast(spec: ExperimentSpec, inventory: Inventory | None, look_up: LookUp,
         nodes.append(done)
         lines.append(_line(known, done, chosen))
     facts = {name: record.facts for name, record in known.records.items() if record.facts is not None}
-    at_once, hours = _simulate(spec, inventory, nodes, {line.stage: line.hours for line in lines})
+    durations = {line.stage: line.hours for line in lines}
+    at_once, hours = _simulate(spec, inventory, nodes, durations, done_before)
     spent = [line.gpu_hours for line in lines if line.gpu_hours is not None]
     prices = [line.price for line in lines if line.price is not None]
     return Forecast(
@@ -151,13 +171,19 @@ def _choose(known: _Known, node: StageNode) -> Placement | DoesNotFit | None:
     return choose(known.spec, node, known.records, known.inventory)
 
 
-def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None) -> Line:
-    line = Line(
+def _identity(node: StageNode) -> Line:
+    return Line(
         stage=str(node.id),
         becomes=node.shape.value,
         shards=node.runtime.shards,
         hash=node.hash,
         needs=tuple(sorted({str(upstream) for upstream in node.inputs.values()})),
+    )
+
+
+def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None) -> Line:
+    line = replace(
+        _identity(node),
         gpus=gpus_of(known.spec, node),
         tokens=_tokens(known, node),
         download_bytes=_download(known, node),
@@ -167,7 +193,13 @@ def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None)
     placement = described(known.spec, node)
     if placement is None:
         return replace(line, placement="unknown" if node.needs else "")
-    line = replace(line, placement=_describe(node, placement), arithmetic=placement.arithmetic)
+    line = replace(
+        line,
+        placement=_describe(node, placement),
+        arithmetic=placement.arithmetic,
+        memory_gib=placement.memory_gib,
+        disk_gib=placement.ephemeral_storage_gib,
+    )
     group = _group(known.inventory, placement)
     seconds = _seconds(known, node, placement, group)
     if seconds is None or group is None:
@@ -306,13 +338,17 @@ def _download(known: _Known, node: StageNode) -> int:
 
 
 def _simulate(
-    spec: ExperimentSpec, inventory: Inventory | None, nodes: list[StageNode], hours: Mapping[str, float | None]
+    spec: ExperimentSpec,
+    inventory: Inventory | None,
+    nodes: list[StageNode],
+    hours: Mapping[str, float | None],
+    done_before: set[StageId],
 ) -> tuple[int, float]:
     """Return the most accelerators in use at a time and the hours until the last stage ends.
 
     Stages start as the planner starts them: when all before have ended, the largest first, within the limits.
     """
-    limits, waiting, ended = limits_of(spec, inventory), list(nodes), set[StageId]()
+    limits, waiting, ended = limits_of(spec, inventory), list(nodes), set(done_before)
     running: dict[StageId, float] = {}
     demands = {node.id: demand_of(spec, node, inventory) for node in nodes}
     now, most = 0.0, 0

@@ -76,8 +76,13 @@ def _columns(inventory: Inventory | None, *, is_wide: bool) -> list[Column]:
         ("Price", lambda line: "" if line.price is None else f"{line.price:.2f}"),
         ("Download", lambda line: _bytes(line.download_bytes)),
     ]
-    more: list[Column] = [needs, ("Arithmetic", lambda line: line.arithmetic)] if is_wide else []
-    return [*identity, *sized, *hashes, *more]
+    more: list[Column] = [
+        ("Memory", lambda line: _gib(line.memory_gib)),
+        ("Disk", lambda line: _gib(line.disk_gib)),
+        needs,
+        ("Arithmetic", lambda line: line.arithmetic),
+    ]
+    return [*identity, *sized, *hashes, *(more if is_wide else [])]
 
 
 def _totals(result: Forecast, inventory: Inventory | None) -> list[str]:
@@ -91,7 +96,7 @@ def _totals(result: Forecast, inventory: Inventory | None) -> list[str]:
     parts += [] if result.price is None else [f"price {result.price:.2f}"]
     parts += [f"{_bytes(result.download_bytes)} to download"] if result.download_bytes else []
     assumed = f"prompts of {PROMPT_TOKENS} and responses of {RESPONSE_TOKENS} tokens"
-    doubts = f"right within a factor of {UNCERTAINTY}; loading, waiting and reuse of finished stages are not counted"
+    doubts = f"right within a factor of {UNCERTAINTY}; loading and waiting are not counted"
     return [f"Total: {', '.join(parts)}. Times are estimates for {assumed}, {doubts}."]
 
 
@@ -113,6 +118,10 @@ def _time(hours: float | None) -> str:
         return ""
     minutes = round(hours * 60)
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m"
+
+
+def _gib(number: int | None) -> str:
+    return "" if number is None else f"{number}Gi"
 
 
 def _bytes(number: int) -> str:

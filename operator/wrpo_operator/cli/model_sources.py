@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import struct
@@ -10,6 +11,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ class ModelSources:
         try:
             config = _from_hub(model, revision, CONFIG)
             index = _from_hub(model, revision, INDEX) if config is not None else None
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             self.use_hub = False
             self.faults.append(f"The hub cannot be reached ({getattr(error, 'reason', error)}); the catalogue is used.")
             return None
@@ -94,14 +96,12 @@ def _weights_in(path: Path) -> tuple[int, int]:
                 f"{path} is not a safetensors file: its header would have {length} bytes. Download it again."
             )
         header = json.loads(file.read(length))
-    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-    values = 0
-    for tensor in tensors:
-        number = 1
-        for size in tensor["shape"]:
-            number *= size
-        values += number
-    return sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in tensors), values
+    try:
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        spans = [entry["data_offsets"] for entry in tensors]
+        return sum(end - begin for begin, end in spans), sum(prod(entry["shape"]) for entry in tensors)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FactsError(f"{path} has a damaged header: {error!r}. Download it again.") from error
 
 
 def _from_hub(model: str, revision: str | None, name: str) -> Mapping[str, Any] | None:

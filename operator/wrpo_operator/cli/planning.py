@@ -17,6 +17,7 @@ from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
 from wrpo_operator.api.yamlio import YamlError, load_all
 from wrpo_operator.runtime.resources import JsonObject, meta
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
+from wrpo_operator.sizing.offers import NodeFact
 
 _ITEM = re.compile(r"(?P<product>[A-Za-z0-9._-]+)=(?P<nodes>[1-9][0-9]{0,4})x(?P<each>[1-9][0-9]?)")
 
@@ -120,7 +121,17 @@ def manifests(document: JsonObject, namespace: str) -> list[JsonObject]:
     metavar="FILE",
     help="The same as a YAML list, as accelerators.profiles in the chart's values: names, memory, prices.",
 )
+@click.option(
+    "--cluster", is_flag=True, help="Use the accelerators that the nodes of the cluster have; reads nodes only."
+)
+@click.option("--kubeconfig", metavar="FILE", help="Kubeconfig for --cluster; default as in `wrpo status`.")
+@click.option("--context", metavar="NAME", help="Context of the kubeconfig for --cluster.")
 @click.option("--prompts", type=click.IntRange(min=1), help="Rows of the data set, if prompts.limit is not set.")
+@click.option(
+    "--storage",
+    metavar="PATH|s3://BUCKET/PREFIX",
+    help="Storage to look up finished stages in, which are reused: the directory of a mounted volume, or a bucket.",
+)
 @click.option("--hub/--no-hub", default=True, show_default=True, help="Read config.json of hub models from the hub.")
 def plan_command(
     filename: str,
@@ -128,14 +139,18 @@ def plan_command(
     namespace: str,
     accelerators: str | None,
     profile: str | None,
+    cluster: bool,
+    kubeconfig: str | None,
+    context: str | None,
     prompts: int | None,
+    storage: str | None,
     hub: bool,
 ) -> None:
-    """Show what FILE will do, without contacting a cluster: stages, accelerators, time, price, downloads.
+    """Show what FILE will do: stages, accelerators, time, price, downloads. Only --cluster contacts a cluster.
 
     Of models only config.json and headers are read: from a directory, from the hub if accelerators are given, else from
     a catalogue of public models. Times are estimates, right within a factor of 2. A stage whose hash is unchanged after
-    an edit does not re-run: compare the output before and after.
+    an edit does not re-run: compare the output before and after, or give --storage.
 
     \b
     Examples:
@@ -147,19 +162,27 @@ def plan_command(
     from wrpo_operator.cli.forecast_view import as_json, show
     from wrpo_operator.cli.model_sources import ModelSources
     from wrpo_operator.plan.placing import profiled
+    from wrpo_operator.sizing.nodes import node_inventory
+    from wrpo_operator.sizing.selection import selection_of
 
     documents = experiments_in(filename)
     if output in ("yaml", "manifests"):
         made = [manifest for document in documents for manifest in manifests(document, namespace)]
         click.echo(yaml.safe_dump_all(made, sort_keys=False, width=120), nl=False)
         return
+    if sum((accelerators is not None, profile is not None, cluster)) > 1:
+        raise click.ClickException("--accelerators, --profile and --cluster exclude each other. Give one.")
     given = _inventory(accelerators, profile)
+    nodes = _nodes(kubeconfig, context) if cluster else None
+    finished = frozenset[str]() if storage is None else _finished(storage)
     found: list[JsonObject] = []
     for document in documents:
         spec, name = spec_of(document), str(meta(document).get("name", ""))
+        if nodes is not None:
+            given = node_inventory(nodes, selection_of(spec))
         inventory = given or (profiled(spec.accelerator) if spec.accelerator is not None else None)
         sources = ModelSources(use_hub=hub and inventory is not None)
-        result = forecast(spec, inventory, sources.facts, prompts)
+        result = forecast(spec, inventory, sources.facts, prompts, finished)
         if output == "json":
             found.append(as_json(name, result, inventory, sources.faults))
         else:
@@ -168,12 +191,39 @@ def plan_command(
         click.echo(json.dumps(found if len(found) > 1 else found[0], indent=2))
 
 
+def _finished(storage: str) -> frozenset[str]:
+    """Return the addresses of the complete artifacts of a storage."""
+    import os
+
+    from wrpo_engine.storage import root_at
+    from wrpo_operator.cli.connect import engine_errors_to_click
+
+    with engine_errors_to_click():
+        return frozenset(
+            found.address for found in root_at(storage, os.environ).inventory().artifacts() if found.manifest
+        )
+
+
+def _nodes(kubeconfig: str | None, context: str | None) -> list[NodeFact]:
+    """Return the nodes of a cluster that offer accelerators."""
+    import asyncio
+
+    from wrpo_operator.cli.connect import choose, errors_to_click, with_client
+    from wrpo_operator.runtime.kube import list_all
+    from wrpo_operator.runtime.resources import NODES
+    from wrpo_operator.sizing.offers import node_fact
+
+    @errors_to_click
+    def listed() -> list[JsonObject]:
+        return asyncio.run(with_client(choose(kubeconfig, context, None), lambda client: list_all(client, NODES)))
+
+    return [fact for fact in map(node_fact, listed()) if fact is not None]
+
+
 def _inventory(accelerators: str | None, profile: str | None) -> Inventory | None:
     """Return the accelerators of the command line; ClickException for what cannot be parsed."""
     from wrpo_operator.sizing.profiles import ProfileError, parse_profiles, profile_inventory
 
-    if accelerators is not None and profile is not None:
-        raise click.ClickException("--accelerators and --profile exclude each other. Give one.")
     if accelerators is not None:
         return Inventory(groups=tuple(map(_group, accelerators.split(","))), source="--accelerators")
     if profile is None:

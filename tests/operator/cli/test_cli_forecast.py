@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import struct
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from support.hub_server import COMMIT, Hub, hub_server
 
-from wrpo_operator.cli import model_sources
+from wrpo_engine.artifacts import VolumeStore
+from wrpo_engine.config import ArtifactRef
 from wrpo_operator.cli.main import main
 from wrpo_operator.cli.model_sources import ModelSources, facts_of_directory
 from wrpo_operator.sizing.catalogue import known_facts
@@ -113,6 +116,8 @@ def test_a_table_into_a_pipe_never_wraps(automatic: Path) -> None:
     assert row.split()[:9] == ["sample/deepseek-coder-v2", "IndexedJob", "4", "x", "8", "h100", "(TP", "8)", "32"]
     wide = plan("-f", str(automatic), "-o", "wide", "--accelerators", "h100=4x8", "--prompts", "59876")
     assert "weights of 439.1 GiB on 8 x h100: 61.1 GiB of 71.4 GiB usable each (90%)" in wide
+    (row,) = [line for line in wide.splitlines() if line.startswith("sample/deepseek-coder-v2 ")]
+    assert "60Gi" in row.split()
 
 
 def test_what_does_not_fit_is_a_warning_and_stands_at_its_stage(automatic: Path) -> None:
@@ -152,6 +157,47 @@ def test_accelerators_that_cannot_be_parsed_are_refused(automatic: Path, given: 
     assert message in result.output
 
 
+def test_accelerators_come_from_the_nodes_of_a_cluster(automatic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = {"nvidia.com/gpu.product": "NVIDIA-H200", "nvidia.com/gpu.memory": "143771", "nvidia.com/gpu.count": "8"}
+    node = {
+        "metadata": {"name": "gpu-0", "labels": labels},
+        "status": {
+            "allocatable": {"nvidia.com/gpu": "8"},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+
+    async def listed(*_arguments: Any) -> list[JsonObject]:
+        return [node, {"metadata": {"name": "cpu-0"}, "status": {}}]
+
+    monkeypatch.setattr("wrpo_operator.cli.connect.with_client", listed)
+    found = forecast("-f", str(automatic), "--cluster", "--prompts", "1000")
+    placements = {stage["stage"]: stage["placement"] for stage in found["stages"]}
+    assert placements["sample/deepseek-v2"] == "1 x 4 NVIDIA-H200 (TP 4)"
+
+
+def test_only_one_source_of_accelerators_is_accepted(automatic: Path) -> None:
+    result = CliRunner().invoke(main, ["plan", "-f", str(automatic), "--accelerators", "h100=1x1", "--cluster"])
+    assert "--accelerators, --profile and --cluster exclude each other. Give one." in result.output
+
+
+def test_finished_stages_cost_nothing(automatic: Path, tmp_path: Path) -> None:
+    arguments = ("-f", str(automatic), "--accelerators", "h100=4x8", "--prompts", "59876")
+    before = forecast(*arguments)
+    root = tmp_path / "storage"
+    root.mkdir()
+    (done,) = [stage for stage in before["stages"] if stage["stage"] == "sample/mistral-large"]
+    ref = ArtifactRef(stage="sample/mistral-large", hash=done["hash"])
+    writer = VolumeStore(root, lambda: datetime(2026, 1, 1, tzinfo=UTC)).writer(ref, config={}, inputs={})
+    writer.publish("parts/1", lambda path: path.write_bytes(b"x") and None)
+    writer.commit(files=["parts/1"])
+    after = forecast(*arguments, "--storage", str(root))
+    (reused,) = [stage for stage in after["stages"] if stage["stage"] == "sample/mistral-large"]
+    assert (reused["placement"], reused["gpus"], reused["gpuHours"]) == ("finished before: reused", 0, 0.0)
+    assert after["gpuHours"] == pytest.approx(before["gpuHours"] - done["gpuHours"])
+    assert after["hours"] < before["hours"]
+
+
 def write_model(path: Path) -> Path:
     path.mkdir()
     (path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
@@ -182,6 +228,17 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "header", ["[]", '{"w": 1}', '{"w": {"shape": [2]}}', '{"w": {"shape": 2, "data_offsets": [0, 1]}}']
+)
+def test_a_damaged_header_is_named(tmp_path: Path, header: str) -> None:
+    model = write_model(tmp_path / "model")
+    (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    sources = ModelSources(use_hub=False)
+    assert sources.facts(str(model)) is None
+    assert f"{model / 'model.safetensors'} has a damaged header: " in sources.faults[0]
+
+
 def test_an_unreachable_hub_is_asked_once_and_the_catalogue_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -195,13 +252,23 @@ def test_an_unreachable_hub_is_asked_once_and_the_catalogue_used(monkeypatch: py
     assert not sources.use_hub
 
 
-def test_the_hub_gives_config_and_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {"config.json": CONFIG, "model.safetensors.index.json": {"metadata": {"total_size": 307200}}}
+def test_the_hub_gives_config_and_index_and_never_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = {"metadata": {"total_size": 307200}, "weight_map": {}}
+    files = {"config.json": CONFIG, "model.safetensors.index.json": index}
+    contents = {name: json.dumps(content).encode() for name, content in files.items()} | {
+        "model.safetensors": b"weights"
+    }
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(model_sources, "_from_hub", lambda _model, _revision, name: files[name])
-    found = ModelSources().facts("org/model", "abc")
+    with hub_server(Hub(repo="org/model", files=contents)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        sources = ModelSources()
+        found = sources.facts("org/model", COMMIT)
+        assert sources.facts("org/missing") is None
     assert found is not None
-    assert found.weight_bytes == 307200
+    assert (found.weight_bytes, found.layers) == (307200, 2)
+    assert hub.gets("config.json")
+    assert hub.gets("model.safetensors") == []
+    assert sources.faults == ["Nothing is known about the size of org/missing: it is not in the catalogue."]
 
 
 def test_speeds_are_found_by_the_names_of_labels_and_profiles_and_state_their_source() -> None:
