@@ -192,7 +192,8 @@ def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None)
         return replace(line, placement=f"does not fit: needs {chosen.needs}", arithmetic=chosen.message)
     placement = described(known.spec, node)
     if placement is None:
-        return replace(line, placement="unknown" if node.needs else "")
+        runs_model = isinstance(node.params, SampleParams | ScoreParams | SftParams | TrainParams | EvaluateParams)
+        return replace(line, placement="unknown" if node.needs else "CPU" if runs_model else "")
     line = replace(
         line,
         placement=_describe(node, placement),

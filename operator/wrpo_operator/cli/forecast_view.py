@@ -92,7 +92,8 @@ def _totals(result: Forecast, inventory: Inventory | None) -> list[str]:
     if result.gpu_hours is not None and result.hours is not None:
         parts += [f"{_hours(result.gpu_hours)} GPU-hours", f"{_time(result.hours)} in all"]
     else:
-        parts += ["times unknown: set --prompts, or prompts.limit"]
+        counted = any(line.tokens for line in result.lines)
+        parts += ["times unknown" if counted else "times unknown: set --prompts, or prompts.limit"]
     parts += [] if result.price is None else [f"price {result.price:.2f}"]
     parts += [f"{_bytes(result.download_bytes)} to download"] if result.download_bytes else []
     assumed = f"prompts of {PROMPT_TOKENS} and responses of {RESPONSE_TOKENS} tokens"

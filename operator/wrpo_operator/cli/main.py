@@ -22,7 +22,7 @@ COMMANDS = {
 """Entry points of the commands, imported on use to keep `wrpo --help` fast."""
 
 SUMMARIES = {
-    "plan": "Show the stages and manifests of a file; contacts no cluster.",
+    "plan": "Show what a file will do: stages, accelerators, time. Contacts a cluster only if asked to.",
     "run": "Run a file on the embedded cluster from start to end.",
     "status": "Show an experiment's stages, attempts, progress and blockers.",
     "logs": "Print the logs of an experiment's pods.",

@@ -23,6 +23,7 @@ INDEX = "model.safetensors.index.json"
 HUB = "https://huggingface.co"
 HUB_TIMEOUT_S = 5
 MAX_JSON_BYTES = 64 * 2**20
+_IN_STORAGE = "storage://"
 _OFFLINE = ("1", "on", "yes", "true")
 
 
@@ -31,6 +32,8 @@ class ModelSources:
     """Where facts are looked up. The hub is not asked again once it could not be reached."""
 
     use_hub: bool = True
+    storage: Path | None = None
+    """Directory that models of storage:// are in."""
     faults: list[str] = field(default_factory=list)
     """One sentence for each model that could not be read."""
     _found: dict[tuple[str, str | None], ModelFacts | None] = field(default_factory=dict)
@@ -43,16 +46,23 @@ class ModelSources:
         return self._found[key]
 
     def _look_up(self, model: str, revision: str | None) -> ModelFacts | None:
+        directory = self._directory(model)
         try:
-            if Path(model, CONFIG).is_file() and model.startswith("/"):
-                return facts_of_directory(Path(model))
-            if not model.startswith(("/", "storage:/")):
+            if directory is not None and (directory / CONFIG).is_file():
+                return facts_of_directory(directory)
+            if not model.startswith(("/", _IN_STORAGE)):
                 return self._of_hub(model, revision) or self._of_catalogue(model)
         except (OSError, ValueError) as error:
             self.faults.append(f"{model} cannot be read: {error}")
             return None
         self.faults.append(f"{model} cannot be read from here, so nothing is known about its size.")
         return None
+
+    def _directory(self, model: str) -> Path | None:
+        """Return where a model that is no hub id is on this machine; None if that is unknown."""
+        if model.startswith(_IN_STORAGE) and self.storage is not None:
+            return self.storage / model.removeprefix(_IN_STORAGE)
+        return Path(model) if model.startswith("/") else None
 
     def _of_hub(self, model: str, revision: str | None) -> ModelFacts | None:
         if not self.use_hub or os.environ.get("HF_HUB_OFFLINE", "").lower() in _OFFLINE:

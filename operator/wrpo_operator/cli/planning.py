@@ -130,7 +130,7 @@ def manifests(document: JsonObject, namespace: str) -> list[JsonObject]:
 @click.option(
     "--storage",
     metavar="PATH|s3://BUCKET/PREFIX",
-    help="Storage to look up finished stages in, which are reused: the directory of a mounted volume, or a bucket.",
+    help="Storage with finished stages, which are reused, and models: the directory of a mounted volume, or a bucket.",
 )
 @click.option("--hub/--no-hub", default=True, show_default=True, help="Read config.json of hub models from the hub.")
 def plan_command(
@@ -181,7 +181,8 @@ def plan_command(
         if nodes is not None:
             given = node_inventory(nodes, selection_of(spec))
         inventory = given or (profiled(spec.accelerator) if spec.accelerator is not None else None)
-        sources = ModelSources(use_hub=hub and inventory is not None)
+        directory = Path(storage) if storage is not None and "://" not in storage else None
+        sources = ModelSources(use_hub=hub and inventory is not None, storage=directory)
         result = forecast(spec, inventory, sources.facts, prompts, finished)
         if output == "json":
             found.append(as_json(name, result, inventory, sources.faults))

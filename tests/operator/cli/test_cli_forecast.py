@@ -211,6 +211,7 @@ def test_a_directory_is_read_by_its_headers(tmp_path: Path) -> None:
     assert (found.parameters, found.weight_bytes, found.layers) == (153600, 307200, 2)
     sources = ModelSources(use_hub=False)
     assert sources.facts(str(tmp_path / "model")) == found
+    assert ModelSources(use_hub=False, storage=tmp_path).facts("storage://model") == found
     assert sources.faults == []
 
 
