@@ -206,7 +206,8 @@ def _smaller(request: TrainingRequest) -> list[str]:
     """Return the settings that would reduce the memory."""
     found = {
         "zeroStage: 3": request.zero_stage < 3,
-        "gradientAccumulationDtype: bfloat16": request.accumulation_dtype == "float32",
+        "gradientAccumulationDtype: bfloat16": request.precision == "bfloat16"
+        and request.accumulation_dtype == "float32",
         "optimizerMoments: 8bit": request.moments != "8bit",
         "gradientCheckpointing: true": request.gradient_checkpointing is False,
         "offload: optimizer-and-parameters": request.offload in ("none", "optimizer"),

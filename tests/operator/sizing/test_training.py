@@ -163,6 +163,13 @@ def test_what_cannot_be_trained_is_refused_with_need_largest_and_remedies() -> N
     )
 
 
+def test_a_remedy_that_the_engine_would_refuse_is_not_named() -> None:
+    request = replace(PLAIN, facts=facts(QWEN_72B), precision="float32", zero_stage=2)
+    message = refused(place_training(request, cluster(cards(24)))).message
+    assert "or set zeroStage: 3, or set optimizerMoments: 8bit, or set lora" in message
+    assert "gradientAccumulationDtype" not in message
+
+
 def test_after_out_of_memory_micro_batches_shrink_then_activations_states_and_ranks() -> None:
     group = cards(80, nodes=2)
     steps = [place_training(replace(PLAIN, step=step), cluster(group)) for step in range(8)]
