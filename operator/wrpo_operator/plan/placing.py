@@ -192,6 +192,7 @@ class _Question:
             max_model_length=getattr(params, "max_model_length", None),
             prompts=_prompts_of(self._spec, self._node, self._records),
             quantization=getattr(params, "quantization", None),
+            dtype=getattr(params, "dtype", "auto"),
             **self._common,
         )
 
@@ -199,6 +200,7 @@ class _Question:
         return ScoringRequest(
             asked=Asked(pods=self._pods()),
             batch_tokens=self._set("batch_tokens"),
+            dtype=getattr(self._node.params, "dtype", "auto"),
             responses=_responses_of(self._node, self._records),
             **self._common,
         )

@@ -75,8 +75,8 @@ def need(request: GenerationRequest, *, tensor: int, pipeline: int, tokens: int)
     """Return the bytes that each accelerator needs; of the stages of a pipeline the one with the most layers counts."""
     facts = request.facts
     layers = ceil(facts.layers / pipeline) / facts.layers
-    weights = loaded_bytes(facts, request.quantization) * _WEIGHT_OVERHEAD * layers / tensor
-    return weights + _RUNTIME + key_value_bytes(facts) * layers * tokens / _copies_divided(facts, tensor)
+    weights = loaded_bytes(facts, request.quantization, request.dtype) * _WEIGHT_OVERHEAD * layers / tensor
+    return weights + _RUNTIME + key_value_bytes(facts, request.dtype) * layers * tokens / _copies_divided(facts, tensor)
 
 
 def room(request: GenerationRequest, way: Way) -> int:
@@ -176,7 +176,8 @@ def _placement(request: GenerationRequest, way: Way, others: list[Way]) -> Place
         tensor_parallel_size=way.tensor,
         pipeline_parallel_size=way.pipeline,
         gpu_memory_utilization=way.share if request.backend == "vLLM" else None,
-        memory_gib=asked.memory_gib or host_memory_gib(loaded_bytes(request.facts, request.quantization), shared),
+        memory_gib=asked.memory_gib
+        or host_memory_gib(loaded_bytes(request.facts, request.quantization, request.dtype), shared),
         ephemeral_storage_gib=asked.ephemeral_storage_gib or disk_gib(request.facts, cached=request.cached),
         shared_memory_gib=shared,
         node_labels=dict(way.group.labels),
@@ -191,7 +192,7 @@ def _arithmetic(request: GenerationRequest, way: Way) -> str:
     fixed = need(request, tensor=way.tensor, pipeline=way.pipeline, tokens=0)
     longest = min(request.max_model_length or USUAL_LENGTH, request.facts.context)
     return (
-        f"weights of {gib(loaded_bytes(request.facts, request.quantization))} on {way.accelerators} x "
+        f"weights of {gib(loaded_bytes(request.facts, request.quantization, request.dtype))} on {way.accelerators} x "
         f"{way.group.name}: {gib(fixed)} of {gib(usable_bytes(way.group, way.share))} usable each ({way.share:.0%}), "
         f"room for {tokens} tokens, which are {tokens // longest} sequences of {longest}"
     )
@@ -220,7 +221,7 @@ def _illegal(facts: ModelFacts, tensor: int) -> DoesNotFit:
 
 def _refusal(request: GenerationRequest, inventory: Inventory, groups: tuple[AcceleratorGroup, ...]) -> DoesNotFit:
     largest = largest_of(groups, 1 if request.backend == "Transformers" else request.max_accelerators)
-    weights = loaded_bytes(request.facts, request.quantization)
+    weights = loaded_bytes(request.facts, request.quantization, request.dtype)
     best = max(groups, key=lambda group: (group.memory_mib, group.name))
     needs = _needed(request, best) or f"more than {size_of(best, LARGEST_POD)} in one pod"
     remedies = ["add nodes with more or larger accelerators", *_quantisation(request, groups)]

@@ -18,19 +18,27 @@ _QUANTIZED = {"fp8": 1.0, "int8": 1.0, "awq": 0.55, "gptq": 0.55, "int4": 0.55, 
 """Bytes of a parameter by method of quantisation, scales included."""
 
 
-def loaded_bytes(facts: ModelFacts, quantization: str | None = None) -> int:
+def width_of(dtype: str) -> int:
+    """Return the bytes of a value on accelerators in a format of the spec; auto is a half-precision one."""
+    return 4 if dtype == "float32" else HALF
+
+
+def loaded_bytes(facts: ModelFacts, quantization: str | None = None, dtype: str = "auto") -> int:
     """Return the bytes of the weights on accelerators, all parts together."""
     if facts.quantization is not None:
         return facts.weight_bytes
+    width = width_of(dtype)
+    if quantization is None and width > HALF:
+        return facts.parameters * width
     per_parameter = _QUANTIZED.get((quantization or "").split("_")[0].lower(), float(HALF))
     return min(facts.weight_bytes, ceil(facts.parameters * per_parameter))
 
 
-def key_value_bytes(facts: ModelFacts) -> int:
+def key_value_bytes(facts: ModelFacts, dtype: str = "auto") -> int:
     """Return the bytes that all layers cache for one token; sliding windows count in full."""
     if facts.latent_size is not None:
-        return facts.latent_size * facts.layers * HALF
-    return 2 * facts.layers * facts.key_value_heads * facts.head_size * HALF
+        return facts.latent_size * facts.layers * width_of(dtype)
+    return 2 * facts.layers * facts.key_value_heads * facts.head_size * width_of(dtype)
 
 
 def feed_forward_size(facts: ModelFacts) -> int:

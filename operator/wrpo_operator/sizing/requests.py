@@ -40,6 +40,8 @@ class GenerationRequest:
     """Prompts of the stage, which bound the number of shards. None: unknown."""
     quantization: str | None = None
     """Quantisation when loading, e.g. fp8. None: as stored."""
+    dtype: str = "auto"
+    """Number format of the weights, as in the spec."""
     max_accelerators: int | None = None
     """`scheduling.maxGpus`. None: no limit."""
     step: int = 0
@@ -56,6 +58,8 @@ class ScoringRequest:
     asked: Asked = Asked()
     batch_tokens: int | None = None
     """Tokens of one forward pass. None: automatic."""
+    dtype: str = "auto"
+    """Number format of the weights, as in the spec."""
     responses: int | None = None
     """Responses to score, which bound the number of shards. None: unknown."""
     max_accelerators: int | None = None

@@ -15,7 +15,7 @@ from wrpo_operator.sizing.choosing import (
     size_of,
 )
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
-from wrpo_operator.sizing.memory import GIB, gib, layer_activations, loaded_bytes, usable_bytes
+from wrpo_operator.sizing.memory import GIB, HALF, gib, layer_activations, loaded_bytes, usable_bytes, width_of
 from wrpo_operator.sizing.requests import DoesNotFit, ScoringRequest
 
 USABLE = 0.90
@@ -29,7 +29,11 @@ _WEIGHT_OVERHEAD = 1.02 * 1.05
 
 def need(request: ScoringRequest, tokens: int) -> float:
     """Return the bytes that the accelerator needs for forward passes of so many tokens."""
-    return loaded_bytes(request.facts) * _WEIGHT_OVERHEAD + _RUNTIME + tokens * layer_activations(request.facts)
+    return loaded_bytes(request.facts, None, request.dtype) * _WEIGHT_OVERHEAD + _RUNTIME + tokens * _layer(request)
+
+
+def _layer(request: ScoringRequest) -> int:
+    return layer_activations(request.facts) * width_of(request.dtype) // HALF
 
 
 def place_scoring(request: ScoringRequest, inventory: Inventory) -> Placement | DoesNotFit:
@@ -54,11 +58,11 @@ def place_scoring(request: ScoringRequest, inventory: Inventory) -> Placement | 
         per_pod=asked.accelerators or 1,
         pods=asked.pods or max(1, min(pods, responses // RESPONSES_PER_SHARD)),
         micro_batch_tokens=tokens,
-        memory_gib=asked.memory_gib or host_memory_gib(loaded_bytes(request.facts), None),
+        memory_gib=asked.memory_gib or host_memory_gib(loaded_bytes(request.facts, None, request.dtype), None),
         ephemeral_storage_gib=asked.ephemeral_storage_gib or disk_gib(request.facts, cached=request.cached),
         node_labels=dict(group.labels),
         step=request.step,
-        arithmetic=f"weights of {gib(loaded_bytes(request.facts))}, batches of {tokens} tokens: "
+        arithmetic=f"weights of {gib(loaded_bytes(request.facts, None, request.dtype))}, batches of {tokens} tokens: "
         f"{gib(need(request, tokens))} of {gib(usable_bytes(group, USABLE))} usable ({USABLE:.0%} of {group.name})",
         alternatives=tuple(
             dict.fromkeys(size_of(other, 1) for other, _ in steps if other.name != group.name),
@@ -109,7 +113,10 @@ def _refusal(
             f"tokens, and there is no larger placement. Either reduce reward.batchTokens, or add larger accelerators."
         )
     else:
-        weights, source = gib(loaded_bytes(request.facts)), "; ".join((inventory.source, *inventory.faults))
+        weights, source = (
+            gib(loaded_bytes(request.facts, None, request.dtype)),
+            "; ".join((inventory.source, *inventory.faults)),
+        )
         message = (
             f"The reward model ({request.facts.model_type}, weights of {weights}) needs {needs} on one accelerator; "
             f"the largest has {room} ({source}). Either add nodes with larger accelerators, name a smaller reward "

@@ -217,6 +217,15 @@ def test_a_quota_or_a_cap_below_one_pod_is_named(group: AcceleratorGroup, cap: i
     assert remedy in refused(place_generation(request, cluster(group))).message
 
 
+def test_weights_and_cache_in_float32_take_twice_the_memory() -> None:
+    plain = GenerationRequest(facts=facts(QWEN_72B))
+    wide = replace(plain, dtype="float32")
+    way = Way(group=cards(141), tensor=8, pipeline=1)
+    assert placed(place_generation(plain, cluster(cards(141)))).tensor_parallel_size == 2
+    assert placed(place_generation(wide, cluster(cards(141)))).tensor_parallel_size == 4
+    assert room(wide, way) < room(plain, way) / 2
+
+
 def test_a_slice_of_a_device_is_not_combined() -> None:
     slices = cards(40, is_slice=True, resource="nvidia.com/mig-3g.40gb", name="mig")
     assert placed(place_generation(GenerationRequest(facts=facts(LLAMA_8B)), cluster(slices))).per_pod == 1

@@ -31,6 +31,12 @@ def test_batches_shrink_where_no_accelerator_has_room_for_usual_ones() -> None:
     assert found.micro_batch_tokens == 4096
 
 
+def test_a_reward_model_in_float32_needs_a_larger_accelerator() -> None:
+    groups = cluster(cards(24), cards(48))
+    assert placed(place_scoring(replace(ARMO, dtype="float32"), groups)).accelerator == "card-48"
+    assert placed(place_scoring(replace(ARMO, dtype="bfloat16"), groups)).accelerator == "card-24"
+
+
 def test_what_the_user_sets_holds() -> None:
     asked = Asked(pods=3, memory_gib=40, ephemeral_storage_gib=7)
     found = placed(place_scoring(replace(ARMO, asked=asked, batch_tokens=999), cluster(cards(24))))
