@@ -78,6 +78,8 @@ class ModelCluster:
         self.accelerators: Inventory | None = None
         self.facts: ModelFacts | None = FACTS
         """What inspections report of every model."""
+        self.facts_by_stage: dict[str, ModelFacts] = {}
+        """What they report of some models instead, by the name of the inspection."""
 
     def add(self, name: str, **changes: Any) -> Stored:
         stored = Stored(name=name, uid=f"uid-{name}", spec=raw_spec(**changes))
@@ -207,7 +209,8 @@ class ModelCluster:
         child = self.children[name]
         self.artifacts.add(child.artifact_key)
         has_facts = child.stage.partition("/")[0] in {"inspect", "fetch"}
-        message = TerminationMessage(outcome="Succeeded", facts=self.facts if has_facts else None)
+        facts = self.facts_by_stage.get(child.stage, self.facts) if has_facts else None
+        message = TerminationMessage(outcome="Succeeded", facts=facts)
         pod = make_pod(f"{name}-0", exit_code=0, termination=message)
         self.children[name] = replace(child, state=ChildState.SUCCEEDED, finished_at=self.now, pods=(pod,))
 

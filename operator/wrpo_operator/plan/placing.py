@@ -19,11 +19,12 @@ from wrpo_operator.plan.resources import asked_nodes, pods_of, resources_of
 from wrpo_operator.plan.storage import binding_of
 from wrpo_operator.sizing.generation import place_generation
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
+from wrpo_operator.sizing.profiles import MIB_PER_GIB
 from wrpo_operator.sizing.requests import Asked, DoesNotFit, GenerationRequest, ScoringRequest, TrainingRequest
+from wrpo_operator.sizing.resource_names import is_slice
 from wrpo_operator.sizing.scoring import place_scoring
 from wrpo_operator.sizing.training import place_training
 
-MIB_PER_GIB = 1024
 PIPELINE = "pipeline_parallel_size"
 """vLLM's argument for the groups of layers of a model."""
 SET_BY_SPEC = "as set in the spec"
@@ -44,7 +45,7 @@ def profiled(profile: AcceleratorProfile) -> Inventory:
         per_node=profile.per_node,
         nodes=profile.nodes,
         labels=profile.node_labels,
-        is_slice="/mig-" in profile.resource,
+        is_slice=is_slice(profile.resource),
     )
     return Inventory(groups=(group,), source="spec.accelerator")
 

@@ -37,10 +37,10 @@ def warnings_of(
         for sentence in (
             *(() if _is_open(node, inventory) else _on_cpu(spec, node, facts or {})),
             *_idle_accelerators(spec, node),
-            *_downloads(spec, node),
             *_above_total(spec, node, inventory),
         )
     ]
+    found += _downloads(spec, nodes, inventory)
     if inventory is not None:
         found += [*_above_cluster(spec, inventory), *inventory.faults]
     return tuple(dict.fromkeys(found))
@@ -95,14 +95,19 @@ def _idle_accelerators(spec: ExperimentSpec, node: StageNode) -> Iterator[str]:
             )
 
 
-def _downloads(spec: ExperimentSpec, node: StageNode) -> Iterator[str]:
-    name = model_of(node)
-    is_repeated = node.shape is Shape.INDEXED_JOB and node.runtime.shards > 1
-    if is_repeated and name is not None and is_hub_id(name) and not spec.model_cache.enabled:
-        yield (
-            f"Each of the {node.runtime.shards} pods of stage {node.id} downloads {name}. Set modelCache.enabled to "
-            "download it once."
-        )
+def _downloads(spec: ExperimentSpec, nodes: Sequence[StageNode], inventory: Inventory | None) -> Iterator[str]:
+    """Yield one sentence if several pods of a stage download a model, which does not change as stages start."""
+    if spec.model_cache.enabled:
+        return
+    for node in nodes:
+        name = model_of(node)
+        is_repeated = node.runtime.shards > 1 or _is_open(node, inventory)
+        if node.shape is Shape.INDEXED_JOB and is_repeated and name is not None and is_hub_id(name):
+            yield (
+                f"Each pod of a stage downloads its model, for example {name} in stage {node.id}. Set "
+                "modelCache.enabled to download each model once."
+            )
+            return
 
 
 def _above_total(spec: ExperimentSpec, node: StageNode, inventory: Inventory | None) -> Iterator[str]:

@@ -10,7 +10,7 @@ import pytest
 from support.builders import AUTOMATIC, FACTS, make_child, make_experiment, make_pod, merged, raw_spec
 from support.model_cluster import ModelCluster, at_stage, child_of, started, status_of
 
-from wrpo_engine.config import ErrorInfo
+from wrpo_engine.config import ErrorInfo, InspectParams
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.spec import parse_spec
@@ -19,6 +19,7 @@ from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import ChildState, StageNode
 from wrpo_operator.plan.placing import placed
 from wrpo_operator.plan.resources import gang_of, gpus_of, resources_of, settings_of
+from wrpo_operator.sizing.catalogue import known_facts
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
 
 H100 = AcceleratorGroup(
@@ -40,8 +41,8 @@ TINY = FACTS.model_copy(update={"parameters": 135_000_000, "weight_bytes": 270_0
 
 def world(inventory: Inventory | None = CLUSTER, facts: ModelFacts = FACTS, **changes: Any) -> ModelCluster:
     """Return a cluster with an experiment whose accelerators are chosen."""
-    cluster = started(**merged(merged(raw_spec(), AUTOMATIC), changes))
-    del cluster.experiments["demo"].spec["resources"]
+    cluster = started()
+    cluster.experiments["demo"].spec = merged(merged(raw_spec(), AUTOMATIC), changes)
     cluster.accelerators, cluster.facts = inventory, facts
     return cluster
 
@@ -422,3 +423,39 @@ def test_a_finished_experiment_inspects_nothing() -> None:
     cluster.edit("demo", training={"gpusPerNode": None}, resources=None)
     assert cluster.reconcile("demo").apply == ()
     assert status_of(cluster).phase == "Succeeded"
+
+
+MODELS: dict[str, tuple[str, tuple[int, int]]] = {
+    "mistral-large": ("mistralai/Mistral-Large-Instruct-2407", (8, 4)),
+    "deepseek": ("deepseek-ai/DeepSeek-V2-Chat-0628", (4, 8)),
+    "qwen2-72b": ("Qwen/Qwen2-72B-Instruct", (8, 4)),
+    "gemma-27b": ("google/gemma-2-27b-it", (16, 2)),
+    "phi-3": ("microsoft/Phi-3-medium-4k-instruct", (32, 1)),
+}
+"""Source -> model, and the pods and accelerators per pod that it gets on four nodes of eight H100."""
+
+
+def test_an_experiment_of_the_paper_s_kind_stays_within_its_cluster_and_uses_all_of_it() -> None:
+    sources = [{"name": name, "model": model} for name, (model, _) in MODELS.items()]
+    cluster = world(sources=sources)
+    for node in build_graph(parse_spec(cluster.experiments["demo"].spec)):
+        known = known_facts(node.params.model.name or "") if isinstance(node.params, InspectParams) else None
+        if known is not None:
+            cluster.facts_by_stage[str(node.id)] = known.facts
+    most = 0
+    while status_of(cluster).phase != "Succeeded":
+        cluster.reconcile("demo")
+        live = [child for child in cluster.children.values() if child.state in RUNNING]
+        used = sum(child.placement.accelerators for child in live if child.placement is not None)
+        assert used <= 32
+        most = max(most, used)
+        assert status_of(cluster).blockers == ()
+        for child in live[:1]:
+            cluster.run(child.name)
+            cluster.succeed(child.name)
+    assert most == 32
+    for name, (_, expected) in MODELS.items():
+        chosen = placement_of(cluster, f"sample/{name}")
+        assert (chosen.pods, chosen.per_pod) == expected
+    train = placement_of(cluster, "train")
+    assert (train.accelerator, train.pods) == ("H100", 1)

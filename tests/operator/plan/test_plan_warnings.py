@@ -53,8 +53,12 @@ CASES: dict[str, tuple[dict[str, Any], str, Inventory | None, list[str]]] = {
         "sample/qwen", CLUSTER, []),
     "downloads by every shard": (
         {"sampling": {"shards": 8}}, "sample/qwen", None,
-        [("Each of the 8 pods of stage sample/qwen downloads org/qwen. Set modelCache.enabled to "
-         "download it once.")]),
+        [("Each pod of a stage downloads its model, for example org/qwen in stage sample/qwen. Set modelCache.enabled "
+          "to download each model once.")]),
+    "downloads by shards that are not chosen yet": (
+        AUTOMATIC, "sample/qwen", CLUSTER,
+        [("Each pod of a stage downloads its model, for example org/qwen in stage sample/qwen. Set modelCache.enabled "
+          "to download each model once.")]),
     "a model cache": ({"sampling": {"shards": 8}, "modelCache": {"enabled": True}}, "sample/qwen", None, []),
     "more shards than accelerators": (
         {"sampling": {"shards": 32}, "resources": gpus(1), "modelCache": {"enabled": True}}, "sample/qwen", CLUSTER,
