@@ -109,7 +109,7 @@ def choose(
     """Choose accelerators for a stage whose models' facts are all in the records of the stages before it.
 
     `step` counts how often more room was given after OutOfMemory. A stage that runs several models one after the other
-    gets accelerators on which each of them fits.
+    gets accelerators on which each of them fits; the ladder ends with that of the first.
     """
     facts = facts_in(records)
     first, *others = (_Question(spec, node, need, facts[str(need.facts)], records, step) for need in node.needs)
@@ -121,20 +121,21 @@ def choose(
 
 def _both(answer: Choice, first: _Question, other: _Question, inventory: Inventory) -> Choice:
     """Return the choice for the first model, with room for the other one in the same pod."""
-    more = other.answer(inventory)
+    more = other.answer_or_smallest(inventory)
     if isinstance(answer, DoesNotFit) or isinstance(more, DoesNotFit):
         return answer if isinstance(answer, DoesNotFit) else more
     if answer.accelerator != more.accelerator:
         larger = max(answer, more, key=lambda choice: choice.per_pod * _memory_of(choice, inventory))
         same = replace(inventory, groups=tuple(g for g in inventory.groups if g.name == larger.accelerator))
-        again, more = first.answer(same), other.answer(same)
+        again, more = first.answer(same), other.answer_or_smallest(same)
         if isinstance(again, DoesNotFit) or isinstance(more, DoesNotFit):
             return again if isinstance(again, DoesNotFit) else more
         answer = again
     update: dict[str, Any] = {"per_pod": max(answer.per_pod, more.per_pod)}
     for name in ("memory_gib", "ephemeral_storage_gib", "shared_memory_gib"):
         update[name] = max((value for value in (getattr(answer, name), getattr(more, name)) if value), default=None)
-    return answer.model_copy(update={"micro_batch_tokens": more.micro_batch_tokens, **update})
+    tokens = [choice.micro_batch_tokens for choice in (answer, more) if choice.micro_batch_tokens is not None]
+    return answer.model_copy(update={"micro_batch_tokens": min(tokens, default=None), **update})
 
 
 def _memory_of(choice: Placement, inventory: Inventory) -> int:
@@ -160,6 +161,16 @@ class _Question:
             "step": step,
             "cached": _is_local(spec, node, need),
         }
+
+    def answer_or_smallest(self, inventory: Inventory) -> Choice:
+        """Return the placement of this model alone; if there is no more room to give, that of the first step."""
+        choice = self.answer(inventory)
+        if isinstance(choice, Placement) or not self._common["step"]:
+            return choice
+        return self._without_step().answer(inventory)
+
+    def _without_step(self) -> _Question:
+        return _Question(self._spec, self._node, self._need, self._facts, self._records, 0)
 
     def answer(self, inventory: Inventory) -> Choice:
         """Return the placement of this model alone."""

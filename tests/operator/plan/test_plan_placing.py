@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +16,6 @@ from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.api.status import AttemptState, StageState, StageStatus
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import ChildState, StageNode
-from wrpo_operator.plan.placing import placed
-from wrpo_operator.plan.resources import gang_of, gpus_of, resources_of, settings_of
 from wrpo_operator.sizing.catalogue import known_facts
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
 
@@ -313,77 +310,6 @@ def test_children_of_an_edited_spec_count_while_their_pods_run() -> None:
     assert {child.state for child in cluster.children.values() if child.stage.startswith("sample/")} == {
         ChildState.DELETING
     }
-
-
-PLACEMENT = Placement(
-    accelerator="H100",
-    resource="nvidia.com/gpu",
-    per_pod=8,
-    pods=2,
-    tensor_parallel_size=4,
-    pipeline_parallel_size=2,
-    micro_batch_tokens=4096,
-    gradient_checkpointing=True,
-    offload="optimizer",
-    gpu_memory_utilization=0.84,
-    memory_gib=64,
-    ephemeral_storage_gib=100,
-    node_labels={"nvidia.com/gpu.product": "H100"},
-)
-
-
-def test_a_placement_fills_in_what_the_spec_does_not_set() -> None:
-    node = placed(node_named("sample/qwen", **AUTOMATIC), PLACEMENT)
-    spec = parse_spec(merged(raw_spec(), AUTOMATIC))
-    runtime = node.runtime
-    assert (runtime.tensor_parallel_size, runtime.shards, runtime.gpu_memory_utilization) == (4, 2, 0.84)
-    assert runtime.engine_args == {"pipeline_parallel_size": 2}
-    assert gpus_of(spec, node) == 16
-    resources = resources_of(spec, node)
-    assert resources.limits == {"nvidia.com/gpu": 8}
-    assert resources.requests == {"nvidia.com/gpu": 8, "memory": "64Gi", "ephemeral-storage": "100Gi"}
-    train = placed(node_named("train", **AUTOMATIC), PLACEMENT)
-    assert (train.runtime.micro_batch_tokens, train.runtime.offload) == (4096, "optimizer")
-    assert json.loads(train.params.model_dump_json())["gradient_checkpointing"] is True
-    assert (gang_of(spec, train).nodes, gang_of(spec, train).ranks_per_node) == (2, 8)
-    assert train.hash == node_named("train", **AUTOMATIC).hash
-
-
-def test_what_the_spec_sets_holds_against_a_placement() -> None:
-    changes = merged(
-        AUTOMATIC,
-        {
-            "sampling": {"tensorParallelSize": 2, "shards": 3, "gpuMemoryUtilization": 0.5},
-            "training": {"gradientCheckpointing": False, "offload": "none", "microBatchTokens": 8192, "nodes": 1},
-            "resources": {"sample": {"requests": {"memory": "7Gi"}, "limits": {"ephemeral-storage": "9Gi"}}},
-        },
-    )
-    spec = parse_spec(merged(merged(raw_spec(), AUTOMATIC), changes))
-    nodes = {str(node.id): placed(node, PLACEMENT) for node in build_graph(spec)}
-    runtime = nodes["sample/qwen"].runtime
-    assert (runtime.tensor_parallel_size, runtime.shards, runtime.gpu_memory_utilization) == (2, 3, 0.5)
-    resources = resources_of(spec, nodes["sample/qwen"])
-    assert resources.requests == {"memory": "7Gi", "nvidia.com/gpu": 8}
-    assert resources.limits == {"ephemeral-storage": "9Gi", "nvidia.com/gpu": 8}
-    train = nodes["train"]
-    assert (train.runtime.micro_batch_tokens, train.runtime.offload, gang_of(spec, train).nodes) == (8192, "none", 1)
-    assert json.loads(train.params.model_dump_json())["gradient_checkpointing"] is False
-
-
-def test_the_settings_of_an_attempt_are_those_of_its_placement() -> None:
-    spec, node = parse_spec(merged(raw_spec(), AUTOMATIC)), node_named("sample/qwen", **AUTOMATIC)
-    bare = settings_of(spec, node)
-    others = {settings_of(spec, placed(node, PLACEMENT.model_copy(update=change))) for change in (
-        {}, {"per_pod": 4}, {"pods": 1}, {"tensor_parallel_size": 8}, {"memory_gib": 65}, {"node_labels": {}},
-    )}  # fmt: skip
-    assert len(others | {bare}) == 7
-    assert settings_of(spec, placed(node, PLACEMENT.model_copy(update={"arithmetic": "other"}))) in others
-
-
-def test_the_limit_of_accelerators_replaces_no_waiting_child() -> None:
-    node = node_named("sample/qwen")
-    specs = [parse_spec(merged(raw_spec(), {"scheduling": {"maxGpus": most}})) for most in (None, 4)]
-    assert len({settings_of(spec, node) for spec in specs}) == 1
 
 
 def test_a_source_whose_model_cannot_be_inspected_is_left_out_where_the_spec_allows_it() -> None:
