@@ -51,6 +51,8 @@ class Hub:
     """Valid token -> whether it has access to a gated model."""
     has_ranges: bool = True
     """Whether a request for a part of a file gets that part, or the whole file."""
+    has_sizes: bool = True
+    """Whether the list of files has their sizes; some mirrors leave them out."""
     sent: Counter[str] = field(default_factory=Counter)
     """Name of a file -> bytes of it that were sent."""
     port: int = 0
@@ -87,6 +89,8 @@ class Hub:
             if name.endswith(self.lfs):
                 sha256 = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
+            if not self.has_sizes:
+                del entry["size"]
             siblings.append(entry)
         return {"id": self.repo, "modelId": self.repo, "sha": self.commit, "siblings": siblings, "private": False}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wrpo_engine.hub.client import HubPatience, raise_for_status
+from wrpo_engine.loading.files import is_model_file
 
 TIMEOUT_S = 60.0
 _CHUNK_BYTES = 1 << 20
@@ -48,8 +49,18 @@ class HubModel:
     patience: HubPatience
 
     def sizes(self) -> Mapping[str, int]:
-        """Return name -> size of every file; 0 where the hub does not state it."""
-        return {file.name: file.size or 0 for file in self.files}
+        """Return name -> size of every file that loaders read, and of the others as far as the hub lists them."""
+        return {file.name: self._size(file) for file in self.files}
+
+    def _size(self, file: HubFile) -> int:
+        """Return a file's size. Some mirrors do not list sizes; of files that are read it is then requested."""
+        if file.size is not None or not is_model_file(file.name):
+            return file.size or 0
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        url = hf_hub_url(self.name, file.name, revision=self.revision)
+        found = self.patience.call(f"asking for {file.name} of {self.name}", lambda: get_hf_file_metadata(url))
+        return found.size or 0
 
     def read(self, name: str, begin: int, end: int) -> bytes:
         """Return a range of a file. The hub's own errors are raised."""

@@ -92,6 +92,11 @@ def test_a_hub_without_ranges_gives_the_same_facts(tmp_path: Path, hub: Hub, cou
     assert shown(inspect(tmp_path, "org/tiny")[1].facts, counted) == counted
 
 
+def test_a_mirror_that_lists_no_sizes_gives_the_same_facts(tmp_path: Path, hub: Hub, counted: dict[str, Any]) -> None:
+    hub.has_sizes = False
+    assert shown(inspect(tmp_path, "org/tiny", USES)[1].facts, counted) == counted
+
+
 def test_models_in_directories_have_the_same_facts(
     tmp_path: Path, tiny_model_dir: Path, sharded: Path, counted: dict[str, Any]
 ) -> None:
