@@ -14,13 +14,16 @@ from wrpo_operator.runtime.snapshot import SnapshotBuilder
 from wrpo_operator.runtime.store import ObjectStore
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-SPEC = {
+SPEC: JsonObject = {
     "target": {"model": "org/target"},
     "sources": [{"name": "a", "model": "org/a"}],
     "prompts": {"dataset": "org/prompts"},
     "reward": {"model": "org/reward"},
     "storage": {"volume": {"claimName": "artifacts"}},
+    "training": {"gpusPerNode": 0},
+    "resources": {stage: {"limits": {"nvidia.com/gpu": 0}} for stage in ("sample", "score", "evaluate")},
 }
+"""The stages are sized, so that no model is inspected."""
 
 
 class World:

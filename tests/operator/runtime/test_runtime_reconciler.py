@@ -201,7 +201,7 @@ def test_stages_can_be_replaced_by_stand_ins() -> None:
 
     (found,) = parse_stage_commands('{"sft": {"command": ["sleep", "1"]}}').items()
     assert (found[0], found[1].command, found[1].image) == ("sft", ("sleep", "1"), None)
-    with pytest.raises(SettingsError, match=r"names the stage 'stf'\. Stages are prepare, fetch, sample"):
+    with pytest.raises(SettingsError, match=r"names the stage 'stf'\. Stages are prepare, fetch, inspect, sample"):
         parse_stage_commands('{"stf": {"command": ["sleep"]}}')
     with pytest.raises(SettingsError, match="needs `command`, a non-empty list of strings, for sft; got"):
         parse_stage_commands('{"sft": {"command": "sleep"}}')

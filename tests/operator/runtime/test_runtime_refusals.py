@@ -114,7 +114,7 @@ FINAL = {
     ),
     "an index among the operator's own variables": (
         422,
-        'Job.batch "x" is invalid: spec.template.spec.containers[0].env[3].name: Invalid value: "a b"',
+        'Job.batch "x" is invalid: spec.template.spec.containers[0].env[4].name: Invalid value: "a b"',
         'spec.podTemplate.spec.containers[stage].env[a b].name: Invalid value: "a b"',
     ),
     "a manifest that cannot be read": (400, "error decoding YAML", "error decoding YAML"),
