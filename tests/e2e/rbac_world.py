@@ -42,6 +42,7 @@ KINDS = {
     "pods": PODS,
     "jobs": JOBS,
     "events": EVENTS,
+    "resourcequotas": Resource("", "v1", "resourcequotas"),
     "deployments": DEPLOYMENTS,
     **{plural: Resource(RBAC, "v1", plural) for plural in ("roles", "clusterroles", "clusterrolebindings")},
 }

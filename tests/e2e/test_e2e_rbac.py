@@ -38,6 +38,15 @@ def secrets() -> list[JsonObject]:
     return [{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "planted"}, "stringData": data}]
 
 
+GPU = "nvidia.com/gpu"
+NO_GPUS = {
+    "apiVersion": "v1",
+    "kind": "ResourceQuota",
+    "metadata": {"name": "no-gpus", "namespace": TEAM},
+    "spec": {"hard": {f"requests.{GPU}": "0"}},
+}
+
+
 def run_scenario(world: World) -> None:
     """Start, suspend, resume, retry, fail, wait, queue, delete, and post progress."""
     world.apply(*OPEN_CRDS)
@@ -46,7 +55,8 @@ def run_scenario(world: World) -> None:
     if world.mode == "cluster":
         install_previous(world)
     world.helm(find_chart())
-    world.apply(claim(), *secrets())
+    world.apply(claim(), *secrets(), NO_GPUS)
+    world.wait("the quota is counted", lambda: (world.get("resourcequotas", "no-gpus").get("status") or {}).get("used"))
     world.start_operator()
     create_experiments(world)
     assert world.post_progress("paused")[0] == 200
@@ -104,7 +114,9 @@ def create_experiments(world: World) -> None:
         experiment("stored", storage=s3, env=secret_env, **forever),
         experiment("crashes", env=[*secret_env, proxy], **simulate(exit_code="1")),
         experiment("queued", scheduling={"queueName": "gpus"}, **forever),
-        # Its pod waits for a node: then Events are read.
+        # The quota refuses its pods: Events say why.
+        experiment("crowded", resources={"prepare": {"limits": {GPU: 1}}}),
+        # Its pod waits for a node.
         experiment("unplaced", scheduling={"nodeSelector": {"wrpo.ai/nowhere": "yes"}}),
         experiment("claimless", storage={"volume": {"claimName": "nowhere"}}),
         experiment("refused", podTemplate={"spec": {"serviceAccountName": "admin"}}),
