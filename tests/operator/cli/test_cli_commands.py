@@ -29,7 +29,8 @@ SPEC = {
     "prompts": {"dataset": "org/prompts"},
     "reward": {"model": "org/reward"},
     "storage": {"volume": {"claimName": "artifacts"}},
-    "training": {"objective": "SFTOnly"},
+    "training": {"objective": "SFTOnly", "gpusPerNode": 0},
+    "resources": {key: {"limits": {"nvidia.com/gpu": 0}} for key in ("sample", "score", "evaluate")},
     "evaluation": {"enabled": False},
     "report": {"enabled": False},
 }

@@ -30,7 +30,7 @@ def condition(status: ExperimentStatus, kind: str) -> tuple[str, str, str]:
 
 
 def test_a_new_experiment_starts_with_prepare() -> None:
-    answer = started().reconcile("demo")
+    answer = started(sources=[{"name": "a", "model": "org/a"}]).reconcile("demo")
     assert [str(start.node.id) for start in answer.apply] == ["prepare"]
     assert answer.status is not None
     assert answer.status.phase is Phase.PENDING

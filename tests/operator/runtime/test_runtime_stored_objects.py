@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.reconciler_world import SPEC, World
 
+from wrpo_operator.api.conditions import ConditionType
 from wrpo_operator.runtime.decode import decode, encode
 from wrpo_operator.runtime.resources import EXPERIMENTS
 
@@ -60,7 +61,7 @@ def test_a_strange_experiment_gets_a_status_and_a_healthy_one_beside_it_starts(
     assert world.job("prepare")
     status = kube.objects[EXPERIMENTS, "other", "strange"]["status"]
     assert (status["observedGeneration"], status["phase"]) in {(1, "Invalid"), (1, "Pending")}
-    assert len(status["conditions"]) == 8
+    assert len(status["conditions"]) == len(ConditionType)
     assert json.loads(encode(status)) == status
     if status["phase"] == "Invalid":
         assert all(entry["message"] for entry in status["conditions"])
