@@ -120,13 +120,15 @@ def forecast(
         nodes.append(done)
         lines.append(_line(known, done, chosen))
     facts = {name: record.facts for name, record in known.records.items() if record.facts is not None}
+    # Without an inventory nothing is known about the stages that the operator will size.
+    judged = [node for node in nodes if inventory is not None or not node.needs]
     durations = {line.stage: line.hours for line in lines}
     at_once, hours = _simulate(spec, inventory, nodes, durations, done_before)
     spent = [line.gpu_hours for line in lines if line.gpu_hours is not None]
     prices = [line.price for line in lines if line.price is not None]
     return Forecast(
         lines=tuple(lines),
-        warnings=(*refusals, *warnings_of(spec, nodes, inventory, facts)),
+        warnings=(*refusals, *warnings_of(spec, judged, inventory, facts)),
         gpus_at_once=at_once,
         gpu_hours=sum(spent) if spent else None,
         hours=hours if spent else None,

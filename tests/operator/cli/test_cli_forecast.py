@@ -135,6 +135,17 @@ def test_without_the_number_of_prompts_placements_are_known_and_times_are_not(au
     assert "8 x 4 h100 (TP 4)" in output
 
 
+def test_without_accelerators_only_what_the_spec_sizes_is_judged(automatic: Path) -> None:
+    assert forecast("-f", str(automatic))["warnings"] == []
+    document = yaml.safe_load(automatic.read_text(encoding="utf-8"))
+    document["spec"]["training"]["gpusPerNode"] = 0
+    automatic.write_text(yaml.safe_dump(document), encoding="utf-8")
+    warnings = forecast("-f", str(automatic))["warnings"]
+    assert [text.split(" (")[0] for text in warnings] == [
+        f"Stage {stage} trains meta-llama/Meta-Llama-3-8B-Instruct" for stage in ("sft", "train")
+    ]
+
+
 def test_prices_come_from_a_profile(automatic: Path, tmp_path: Path) -> None:
     profile = tmp_path / "profiles.yaml"
     profile.write_text("- {name: H100, memoryGiB: 79.6, perNode: 8, nodes: 4, price: 2.5}\n", encoding="utf-8")
