@@ -19,6 +19,7 @@ from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import StageFacts, StageState, StageStatus
+from wrpo_operator.cli.measured import Rates, Setting
 from wrpo_operator.plan.budget import Demand, Limits, admitted
 from wrpo_operator.plan.demands import demand_of, limits_of
 from wrpo_operator.plan.graph import build_graph
@@ -67,6 +68,8 @@ class Line:
     """Host memory of each pod that the placement requests."""
     disk_gib: int | None = None
     """Local disk of each pod that the placement requests."""
+    measured_by: str | None = None
+    """Experiment whose measured rate the time follows. None: it is calculated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,7 @@ class _Known:
     inventory: Inventory | None
     look_up: LookUp
     prompts: int | None
+    rates: Rates
     records: dict[str, StageStatus] = field(default_factory=dict)
 
 
@@ -98,12 +102,14 @@ def forecast(
     look_up: LookUp,
     prompts: int | None,
     finished: frozenset[str] = frozenset(),
+    rates: Rates | None = None,
 ) -> Forecast:
     """Return what will happen. `prompts` is the size of the data set where the spec sets no limit.
 
-    `finished` are addresses of complete artifacts, stage/hash, whose stages do not run again.
+    `finished` are addresses of complete artifacts, stage/hash, whose stages do not run again. `rates` are those that
+    earlier experiments reached; they precede calculated ones.
     """
-    known = _Known(spec, inventory, look_up, spec.prompts.limit or prompts)
+    known = _Known(spec, inventory, look_up, spec.prompts.limit or prompts, rates or {})
     _count_prompts(known)
     nodes, lines, refusals = list[StageNode](), list[Line](), list[str]()
     done_before = set[StageId]()
@@ -204,7 +210,13 @@ def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None)
         disk_gib=placement.ephemeral_storage_gib,
     )
     group = _group(known.inventory, placement)
-    seconds = _seconds(known, node, placement, group)
+    rate = known.rates.get(Setting(model_of(node) or "", placement.accelerator, placement.tensor_parallel_size))
+    responses = _responses(known, node)
+    if rate is not None and responses is not None:
+        seconds: float | None = responses * rate.mean_tokens / (rate.tokens_per_second * max(1, placement.per_pod))
+        line = replace(line, measured_by=rate.experiment)
+    else:
+        seconds = _seconds(known, node, placement, group)
     if seconds is None or group is None:
         return line
     hours = seconds * max(1, placement.per_pod) / 3600
@@ -283,6 +295,12 @@ def _tokens(known: _Known, node: StageNode) -> int | None:
             return prompts * len(params.models) * params.samples_per_prompt * pair
         case _:
             return None
+
+
+def _responses(known: _Known, node: StageNode) -> int | None:
+    """Return the responses of a sampling stage; None if they are unknown or the stage samples none."""
+    prompts = _prompts(known, node)
+    return prompts * node.params.samples_per_prompt if isinstance(node.params, SampleParams) and prompts else None
 
 
 def _seconds(known: _Known, node: StageNode, placement: Placement, group: AcceleratorGroup | None) -> float | None:

@@ -52,7 +52,7 @@ def show(name: str, result: Forecast, inventory: Inventory | None, notes: Sequen
     for line in result.lines:
         table.add_row(*(text(line) for _, text in columns))
     console.print(table)
-    for sentence in _totals(result, inventory):
+    for sentence in (*_totals(result, inventory), *_measured(result)):
         click.echo(sentence)
     for sentence in result.warnings:
         click.echo(f"Warning: {sentence}")
@@ -99,6 +99,12 @@ def _totals(result: Forecast, inventory: Inventory | None) -> list[str]:
     assumed = f"prompts of {PROMPT_TOKENS} and responses of {RESPONSE_TOKENS} tokens"
     doubts = f"right within a factor of {UNCERTAINTY}; loading and waiting are not counted"
     return [f"Total: {', '.join(parts)}. Times are estimates for {assumed}, {doubts}."]
+
+
+def _measured(result: Forecast) -> list[str]:
+    """Return which times are not calculated."""
+    found = [f"{line.stage} ({line.measured_by})" for line in result.lines if line.measured_by is not None]
+    return [f"Measured by earlier experiments, with loading and interruptions: {', '.join(found)}."] if found else []
 
 
 def _amount(number: int | None) -> str:

@@ -15,6 +15,7 @@ from wrpo_operator.api import names
 from wrpo_operator.api.object_rules import object_errors
 from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
 from wrpo_operator.api.yamlio import YamlError, load_all
+from wrpo_operator.cli.measured import Rates
 from wrpo_operator.runtime.resources import JsonObject, meta
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
 from wrpo_operator.sizing.offers import NodeFact
@@ -122,7 +123,9 @@ def manifests(document: JsonObject, namespace: str) -> list[JsonObject]:
     help="The same as a YAML list, as accelerators.profiles in the chart's values: names, memory, prices.",
 )
 @click.option(
-    "--cluster", is_flag=True, help="Use the accelerators that the nodes of the cluster have; reads nodes only."
+    "--cluster",
+    is_flag=True,
+    help="Use the accelerators that the nodes of the cluster have, and the rates that its experiments reached.",
 )
 @click.option("--kubeconfig", metavar="FILE", help="Kubeconfig for --cluster; default as in `wrpo status`.")
 @click.option("--context", metavar="NAME", help="Context of the kubeconfig for --cluster.")
@@ -173,7 +176,7 @@ def plan_command(
     if sum((accelerators is not None, profile is not None, cluster)) > 1:
         raise click.ClickException("--accelerators, --profile and --cluster exclude each other. Give one.")
     given = _inventory(accelerators, profile)
-    nodes = _nodes(kubeconfig, context) if cluster else None
+    nodes, rates = _of_cluster(kubeconfig, context) if cluster else (None, None)
     finished = frozenset[str]() if storage is None else _finished(storage)
     found: list[JsonObject] = []
     for document in documents:
@@ -183,7 +186,7 @@ def plan_command(
         inventory = given or (profiled(spec.accelerator) if spec.accelerator is not None else None)
         directory = Path(storage) if storage is not None and "://" not in storage else None
         sources = ModelSources(use_hub=hub and inventory is not None, storage=directory)
-        result = forecast(spec, inventory, sources.facts, prompts, finished)
+        result = forecast(spec, inventory, sources.facts, prompts, finished, rates)
         if output == "json":
             found.append(as_json(name, result, inventory, sources.faults))
         else:
@@ -205,20 +208,27 @@ def _finished(storage: str) -> frozenset[str]:
         )
 
 
-def _nodes(kubeconfig: str | None, context: str | None) -> list[NodeFact]:
-    """Return the nodes of a cluster that offer accelerators."""
+def _of_cluster(kubeconfig: str | None, context: str | None) -> tuple[list[NodeFact], Rates]:
+    """Return the nodes of a cluster that offer accelerators, and the rates that its experiments reached."""
     import asyncio
 
     from wrpo_operator.cli.connect import choose, errors_to_click, with_client
-    from wrpo_operator.runtime.kube import list_all
-    from wrpo_operator.runtime.resources import NODES
+    from wrpo_operator.cli.measured import measured_rates
+    from wrpo_operator.runtime.kube import HttpKube, list_all
+    from wrpo_operator.runtime.resources import EXPERIMENTS, NODES
     from wrpo_operator.sizing.offers import node_fact
 
-    @errors_to_click
-    def listed() -> list[JsonObject]:
-        return asyncio.run(with_client(choose(kubeconfig, context, None), lambda client: list_all(client, NODES)))
+    target = choose(kubeconfig, context, None)
 
-    return [fact for fact in map(node_fact, listed()) if fact is not None]
+    async def read(client: HttpKube) -> tuple[list[JsonObject], list[JsonObject]]:
+        return await list_all(client, NODES), await list_all(client, EXPERIMENTS, target.namespace)
+
+    @errors_to_click
+    def listed() -> tuple[list[JsonObject], list[JsonObject]]:
+        return asyncio.run(with_client(target, read))
+
+    nodes, experiments = listed()
+    return [fact for fact in map(node_fact, nodes) if fact is not None], measured_rates(experiments)
 
 
 def _inventory(accelerators: str | None, profile: str | None) -> Inventory | None:

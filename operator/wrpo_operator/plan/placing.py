@@ -231,8 +231,8 @@ class _Question:
             zero_stage=params.zero_stage,
             reference=self._node.runtime.reference if isinstance(params, TrainParams) else "precomputed",
             lora_rank=params.lora.rank if params.lora is not None else None,
-            accumulation_dtype=getattr(params, "gradient_accumulation_dtype", "float32"),
-            moments=getattr(params, "optimizer_moments", "float32"),
+            accumulation_dtype=params.gradient_accumulation_dtype,
+            moments=params.optimizer_moments,
             **self._common,
         )
 

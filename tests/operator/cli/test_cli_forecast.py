@@ -15,8 +15,11 @@ from support.hub_server import COMMIT, Hub, hub_server
 
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef
+from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.cli.main import main
+from wrpo_operator.cli.measured import Rate, Setting, measured_rates
 from wrpo_operator.cli.model_sources import ModelSources, facts_of_directory
+from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.sizing.catalogue import known_facts
 from wrpo_operator.sizing.estimate import forward_seconds, generation_seconds, speed_of, training_seconds
 
@@ -180,13 +183,52 @@ def test_accelerators_come_from_the_nodes_of_a_cluster(automatic: Path, monkeypa
         },
     }
 
-    async def listed(*_arguments: Any) -> list[JsonObject]:
-        return [node, {"metadata": {"name": "cpu-0"}, "status": {}}]
+    async def listed(*_arguments: Any) -> tuple[list[JsonObject], list[JsonObject]]:
+        return [node, {"metadata": {"name": "cpu-0"}, "status": {}}], [measured(automatic, "NVIDIA-H200", 4)]
 
     monkeypatch.setattr("wrpo_operator.cli.connect.with_client", listed)
     found = forecast("-f", str(automatic), "--cluster", "--prompts", "1000")
     placements = {stage["stage"]: stage["placement"] for stage in found["stages"]}
     assert placements["sample/deepseek-v2"] == "1 x 4 NVIDIA-H200 (TP 4)"
+    stages = {stage["stage"]: stage for stage in found["stages"]}
+    # 500 prompts less held out ones, 5 responses of 250 tokens each, at 1,000 tokens a second and accelerator.
+    assert stages["sample/deepseek-v2"]["gpuHours"] == pytest.approx(500 * 5 * 250 / 1000 / 3600)
+    assert stages["sample/deepseek-v2"]["measuredBy"] == "before"
+    assert {name for name, stage in stages.items() if stage["measuredBy"]} == {"sample/deepseek-v2"}
+
+
+def measured(path: Path, product: str, tensor_parallel: int, **changes: Any) -> JsonObject:
+    """Return an experiment of the file whose sampling of one model has ended at a known rate."""
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    (node,) = [node for node in build_graph(parse_spec(document["spec"])) if str(node.id) == "sample/deepseek-v2"]
+    stage = {
+        "name": str(node.id),
+        "state": "Succeeded",
+        "hash": node.hash,
+        "gpuSeconds": 400,
+        "metrics": {"tokens": 400_000.0, "mean_tokens": 250.0},
+        "placement": {"accelerator": product, "perPod": tensor_parallel, "tensorParallelSize": tensor_parallel},
+        **changes,
+    }
+    return {**document, "metadata": {"name": "before"}, "status": {"stages": [stage]}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cached": True},
+        {"hash": "0" * 16},
+        {"state": "Running"},
+        {"gpuSeconds": 0},
+        {"metrics": {}},
+        {"placement": None},
+        {"name": "sample/gemma-2-9b"},
+    ],
+)
+def test_only_stages_that_ran_on_known_accelerators_are_measured(automatic: Path, changes: JsonObject) -> None:
+    setting = Setting("deepseek-ai/DeepSeek-V2-Chat-0628", "h100", 8)
+    assert measured_rates([measured(automatic, "h100", 8)])[setting] == Rate(1000.0, 250.0, "before")
+    assert measured_rates([measured(automatic, "h100", 8, **changes), {"metadata": {"name": "x"}}]) == {}
 
 
 def test_only_one_source_of_accelerators_is_accepted(automatic: Path) -> None:
