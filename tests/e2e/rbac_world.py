@@ -172,7 +172,7 @@ class World:
             for pod in pods:
                 await self.cluster.client.patch(PODS, pod["metadata"]["name"], TEAM, patch)
 
-        asyncio.run_coroutine_threadsafe(change(), self.loop).result(30)
+        asyncio.run_coroutine_threadsafe(change(), self.loop).result(LIMIT_S)
 
     def refuse_next_status(self) -> None:
         """Answer the operator's next write of a status as if somebody else had just written it."""

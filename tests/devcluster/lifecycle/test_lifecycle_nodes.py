@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from support.kubectl_wait import wait_for_condition
+from support.patience import LIMIT_S, wait_until
 
 from wrpo_devcluster import lifecycle
 from wrpo_devcluster.__main__ import main
@@ -163,9 +165,9 @@ def test_kubectl_shows_the_nodes_and_the_scheduler_honours_their_accelerators(ku
     ]
     pods = [pod("one", 8), pod("two", 8), pod("three", 8), pod("four", 4), pod("plain", 0, role="asks")]
     kubectl("create", "-f", "-", stdin=yaml.safe_dump_all(pods))
-    kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/plain", "--timeout=60s")
-    kubectl("wait", "--for=condition=Ready", "pod/one", "pod/two", "pod/four", "--timeout=60s")
-    kubectl("wait", "--for=condition=PodScheduled=false", "pod/three", "--timeout=60s")
+    wait_until("it succeeds", lambda: kubectl("get", "pod", "plain", "-o", "jsonpath={.status.phase}") == "Succeeded")
+    wait_for_condition(kubectl, "Ready", "pod/one", "pod/two", "pod/four", timeout_s=LIMIT_S)
+    wait_for_condition(kubectl, "PodScheduled=false", "pod/three", timeout_s=LIMIT_S)
     found = {each["metadata"]["name"]: each for each in json.loads(kubectl("get", "pods", "-o", "json"))["items"]}
     assert {found[name]["spec"]["nodeName"] for name in ("one", "two")} == {"h100-0", "h100-1"}
     assert [found[name]["spec"].get("nodeName") for name in ("four", "plain", "three")] == ["l40s-0", "cpu-0", None]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from support.patience import LIMIT_S
 
 from wrpo_engine.config import ExitCode, TerminationMessage
 from wrpo_engine.process.hang_watch import HangWatch
@@ -74,7 +75,7 @@ def test_work_that_is_over_is_not_watched() -> None:
     before = set(threading.enumerate())
     with HangWatch("work", 60, {}, clock=clock, end=refuse):
         (thread,) = set(threading.enumerate()) - before
-    thread.join(timeout=30)
+    thread.join(timeout=LIMIT_S)
     assert not thread.is_alive()
     assert asked.is_set()
     assert ends == []

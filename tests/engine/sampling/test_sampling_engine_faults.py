@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.patience import LIMIT_S
 
 from wrpo_engine.config import ExitCode
 from wrpo_engine.errors import ConfigError, StorageError, TemporaryError, WrpoError
@@ -210,7 +211,7 @@ def test_the_place_of_output_is_restored_and_its_pipes_are_closed() -> None:
         (reader,) = set(threading.enumerate()) - threads
     assert [os.fstat(standard).st_ino for standard in (1, 2)] == before
     # No process has them any more.
-    reader.join(timeout=30)
+    reader.join(timeout=LIMIT_S)
     assert not reader.is_alive()
 
 
