@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wrpo_engine.comparison.outcomes import Outcome, read_outcomes
-from wrpo_engine.comparison.render import FORMATS, cells, notes, ordering_lines
+from wrpo_engine.comparison.render import FORMATS, MAIN_COLUMNS, cells, notes, ordering_lines
 from wrpo_engine.comparison.statistics import RESAMPLES
 from wrpo_engine.comparison.table import Comparison, Settings, compare
 from wrpo_engine.config import ExitCode
@@ -22,6 +23,7 @@ from wrpo_engine.errors import UsageError
 from wrpo_engine.formats.location import Locator
 from wrpo_engine.process.command_line import run_command
 
+UNLIMITED = 10_000
 _HELP = """Compare evaluated experiments on their held-out prompts, with intervals and paired differences.
 
 Each SYSTEM is NAME=ARTIFACT, where ARTIFACT is an artifact of evaluate: its directory, its S3 address, or its address
@@ -40,7 +42,11 @@ Example:
 @click.command(name="compare", help=_HELP, context_settings={"max_content_width": 120})
 @click.argument("systems", nargs=-1, required=True, metavar="SYSTEM...")
 @click.option("--storage", metavar="DIR|s3://BUCKET/PREFIX", help="Storage that addresses refer to.")
-@click.option("--baseline", metavar="NAME", help="Row that differences are taken from. Default: the first system.")
+@click.option(
+    "--baseline",
+    metavar="NAME",
+    help="Row that differences are taken from. Default: the first system; of a single one, the target.",
+)
 @click.option("--order", metavar="NAME,NAME...", help="Test the claim that these rows get better in this order.")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help=f"Write comparison.{{{','.join(FORMATS)}}}."
@@ -66,7 +72,7 @@ def command(
     locator = Locator(storage, os.environ, lambda: datetime.now(UTC))
     found = rows_of(named_runs(systems, locator))
     settings = Settings(
-        baseline=baseline or systems[0].partition("=")[0],
+        baseline=baseline or (systems[0].partition("=")[0] if len(systems) > 1 else None),
         order=tuple(order.split(",")) if order else (),
         seed=seed,
         resamples=resamples,
@@ -74,7 +80,8 @@ def command(
     )
     costs = json.loads(gpu_seconds.read_text(encoding="utf-8")) if gpu_seconds else None
     comparison = compare(found, settings, costs)
-    show(comparison, Console(highlight=False))
+    # Into a pipe no row wraps.
+    show(comparison, Console(highlight=False, width=None if sys.stdout.isatty() else UNLIMITED))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         for extension, write in FORMATS.items():
@@ -129,11 +136,11 @@ def rows_of(systems: Mapping[str, Sequence[Sequence[Outcome]]]) -> dict[str, lis
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Print the table and its notes; names are shown as they are, never as markup."""
-    head, *rows = cells(comparison)
+    """Print the main columns and the notes; names are shown as they are, never as markup."""
+    head, *rows = cells(comparison, MAIN_COLUMNS)
     table = Table(box=None, pad_edge=False)
     for index, name in enumerate(head):
-        table.add_column(Text(name), justify="right" if index else "left", overflow="fold", no_wrap=not index)
+        table.add_column(Text(name), justify="right" if index else "left", overflow="fold", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)

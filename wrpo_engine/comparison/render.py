@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from markupsafe import Markup
 
@@ -54,6 +54,10 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("at alpha 0.5", lambda row: number(row.margin_slope_half)),
 )
 """Head and text of each column."""
+MAIN_COLUMNS = frozenset(
+    {"system", "runs", "mean reward", "95 % interval", "difference", "95 % interval of it", "p (Holm)", "tokens"}
+)
+"""Heads of the columns that a terminal shows."""
 
 
 def number(value: float | None) -> str:
@@ -68,11 +72,15 @@ def share(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def cells(comparison: Comparison) -> list[list[str]]:
-    """Return the texts of the table, without the columns that are empty in every row."""
+def cells(comparison: Comparison, heads_shown: Collection[str] | None = None) -> list[list[str]]:
+    """Return the texts of the table, all columns or those with these heads, without those that are empty."""
     columns = [[text(row) for row in comparison.rows] for _, text in COLUMNS]
     heads = [head for head, _ in COLUMNS]
-    kept = [index for index, column in enumerate(columns) if set(column) != {"-"}]
+    kept = [
+        index
+        for index, column in enumerate(columns)
+        if set(column) != {"-"} and (heads_shown is None or heads[index] in heads_shown)
+    ]
     return [[heads[index] for index in kept], *zip_rows([columns[index] for index in kept])]
 
 

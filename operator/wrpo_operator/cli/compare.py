@@ -33,7 +33,11 @@ EVALUATE = "evaluate"
 @click.option(
     "-l", "--selector", metavar="SELECTOR", help="Compare the experiments with these labels, too, as in kubectl."
 )
-@click.option("--baseline", metavar="NAME", help="Row that differences are taken from. Default: the first system.")
+@click.option(
+    "--baseline",
+    metavar="NAME",
+    help="Row that differences are taken from. Default: the first system; of a single one, the target.",
+)
 @click.option("--order", metavar="NAME,NAME...", help="Test the claim that these rows get better in this order.")
 @click.option("--out", metavar="DIR", help="Write comparison.{html,md,csv,tex,json} to this directory.")
 @click.option("--allow-unlike-prompts", is_flag=True, help="Compare on the common prompts where they differ.")

@@ -29,13 +29,13 @@ def groups_of(inventory: Inventory, asked: Asked) -> tuple[AcceleratorGroup, ...
 def on_cpu(facts: ModelFacts, inventory: Inventory, asked: Asked) -> Placement | DoesNotFit | None:
     """Return the placement on CPUs or why there is none; None if there are accelerators to choose among."""
     if asked.accelerators == 0:
-        return _cpu(asked, "on the CPU, as set in the spec")
+        return _cpu(asked, "as set in the spec")
     if groups_of(inventory, asked):
         return None
     source = "; ".join((inventory.source, *inventory.faults))
     small = facts.weight_bytes <= CPU_MODEL_BYTES
     if small and not inventory.groups and asked.accelerators is None and asked.resource is None:
-        return _cpu(asked, f"on the CPU: weights of {gib(facts.weight_bytes)}, no accelerators ({source})")
+        return _cpu(asked, f"weights of {gib(facts.weight_bytes)}, no accelerators ({source})")
     found = ", ".join(sorted({group.resource for group in inventory.groups}))
     wanted = asked.resource or "accelerators"
     return DoesNotFit(

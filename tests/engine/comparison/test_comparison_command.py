@@ -131,6 +131,31 @@ def test_runs_of_one_system_are_one_row(evaluate: Callable[..., str], tmp_path: 
     )
 
 
+def test_one_experiment_is_compared_with_its_target(two: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"wrpo={two[1]}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == [
+        "system",
+        "runs",
+        "mean",
+        "reward",
+        "95",
+        "%",
+        "interval",
+        "difference",
+        "95",
+        "%",
+        "interval",
+        "of",
+        "it",
+        "p",
+        "(Holm)",
+        "tokens",
+    ]
+    assert [line.split()[0] for line in lines[1:4]] == ["target", "sft", "wrpo"]
+    assert lines[4].startswith("Differences are from target, paired on 6 held-out prompts.")
+
+
 def test_equal_inputs_give_equal_files(two: tuple[str, str], tmp_path: Path) -> None:
     for name in ("first", "second"):
         assert main([f"dpo={two[0]}", f"wrpo={two[1]}", "--out", str(tmp_path / name)]) == 0

@@ -276,7 +276,7 @@ def test_without_accelerators_small_models_run_on_cpus_and_large_ones_are_refuse
     small = facts("Qwen/Qwen2.5-3B-Instruct")
     found = placed(place_generation(GenerationRequest(facts=small), cluster()))
     assert (found.accelerator, found.per_pod) == ("", 0)
-    assert found.arithmetic == "on the CPU: weights of 5.7 GiB, no accelerators (the labels of the nodes)"
+    assert found.arithmetic == "weights of 5.7 GiB, no accelerators (the labels of the nodes)"
     message = refused(place_generation(GenerationRequest(facts=facts(LLAMA_8B)), cluster())).message
     assert message == (
         "The model (llama, weights of 15.0 GiB) needs accelerators; the cluster has none that can be used (the labels "
