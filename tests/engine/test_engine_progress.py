@@ -71,6 +71,12 @@ def test_lines_come_at_most_every_five_seconds_and_at_the_end() -> None:
     ]
 
 
+def test_a_line_names_the_unit_that_is_partly_done() -> None:
+    stream = io.StringIO()
+    Progress([LineSink("assets", stream, Clock())], Clock()).update(1 + 4 / 29, 4, message="models/b step 4/29")
+    assert stream.getvalue() == "assets: 28% (2 of 4), models/b step 4/29\n"
+
+
 def test_a_sink_that_fails_does_not_fail_the_stage() -> None:
     class Broken:
         def show(self, state: ProgressState) -> None:

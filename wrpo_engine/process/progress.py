@@ -66,7 +66,10 @@ def trainer_status(state: ProgressState, now: datetime) -> dict[str, Any]:
 
 def progress_line(stage: str, state: ProgressState) -> str:
     """Return the state as one line of a log."""
-    parts = [f"{stage}: {state.percent}% ({state.done:g}/{state.total:g})"]
+    # A part of a unit is done: which one is read more easily than 1.13793/4.
+    is_whole = float(state.done).is_integer()
+    counted = f"{state.done:g}/{state.total:g}" if is_whole else f"{int(state.done) + 1} of {state.total:g}"
+    parts = [f"{stage}: {state.percent}% ({counted})"]
     if state.message:
         parts.append(state.message)
     parts += [f"{name} {value:.4g}" for name, value in state.metrics.items()]
