@@ -67,7 +67,11 @@ def main() -> None:
 
 
 def experiment(number: int, *, sources: int, run_s: float) -> dict[str, Any]:
-    """Return an experiment that shares no artifacts; each of its pods runs for `run_s` of the cluster's seconds."""
+    """Return an experiment that shares no artifacts; each of its pods runs for `run_s` of the cluster's seconds.
+
+    Its stages are sized, so that no stage inspects models.
+    """
+    on_cpu = {"limits": {"nvidia.com/gpu": 0}}
     return {
         "apiVersion": "wrpo.ai/v1alpha1",
         "kind": "WRPOExperiment",
@@ -77,7 +81,8 @@ def experiment(number: int, *, sources: int, run_s: float) -> dict[str, Any]:
             "sources": [{"name": f"s{index}", "model": f"/models/s{index}"} for index in range(sources)],
             "prompts": {"dataset": "org/prompts"},
             "reward": {"model": "/models/reward"},
-            "training": {"objective": "SFTOnly"},
+            "training": {"objective": "SFTOnly", "gpusPerNode": 0},
+            "resources": {"sample": on_cpu, "score": on_cpu},
             "evaluation": {"enabled": False},
             "report": {"enabled": False},
             "storage": {"volume": {"claimName": "artifacts"}},
