@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from wrpo_engine.contract.definition import Shape
-from wrpo_operator.api.resource_rules import accelerators_in
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.budget import Demand, Limits
 from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.plan.model import ChildFact, Snapshot, StageId, StageNode
-from wrpo_operator.plan.resources import gpus_of, resources_of
+from wrpo_operator.plan.resources import devices_of, gpus_of
 from wrpo_operator.plan.stage_views import StageView
 from wrpo_operator.sizing.inventory import Inventory
 
@@ -61,7 +60,7 @@ def _left(spec: ExperimentSpec, node: StageNode, child: ChildFact) -> int:
 def _group_of(spec: ExperimentSpec, node: StageNode, inventory: Inventory | None) -> str:
     if node.placement is not None:
         return node.placement.accelerator
-    return next((_group_named(name, inventory) for name in accelerators_in(resources_of(spec, node))), "")
+    return next((_group_named(name, inventory) for name in devices_of(spec, node)), "")
 
 
 def _group_named(resource: str, inventory: Inventory | None) -> str:

@@ -11,11 +11,10 @@ from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.pods import AcceleratorProfile, Scheduling
-from wrpo_operator.api.resource_rules import accelerators_in
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import StageStatus
 from wrpo_operator.plan.model import Need, Snapshot, StageId, StageNode, Work
-from wrpo_operator.plan.resources import asked_nodes, pods_of, resources_of
+from wrpo_operator.plan.resources import asked_nodes, devices_of, pods_of
 from wrpo_operator.plan.storage import binding_of
 from wrpo_operator.sizing.generation import place_generation
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
@@ -82,7 +81,7 @@ def described(spec: ExperimentSpec, node: StageNode) -> Placement | None:
     """Return the accelerators of a stage's pods for its record: its placement, or what the spec sets; None if none."""
     if node.placement is not None:
         return node.placement
-    for resource, count in accelerators_in(resources_of(spec, node)).items():
+    for resource, count in devices_of(spec, node).items():
         return Placement(
             resource=resource,
             per_pod=count,

@@ -91,12 +91,35 @@ def resources_of(spec: ExperimentSpec, node: StageNode) -> Resources:
 
     0 accelerators are left out. A placement adds the memory and the local disk that the spec does not set.
     """
-    resources = node.resources or spec.resources.of_section(STAGES[node.id.kind].section.name)
+    resources = _own_resources(spec, node)
     if node.placement is not None:
-        resources = _with_placement(resources, node.placement)
-    elif node.shape is Shape.TRAINING:
-        resources = _with_devices(resources, {gpu_resource_name(spec): gang_of(spec, node).gpus_per_node})
-    return _without_zeros(resources)
+        resources = _with_memory(resources, node.placement)
+    return _without_zeros(_with_devices(resources, _chosen_devices(spec, node)))
+
+
+def devices_of(spec: ExperimentSpec, node: StageNode) -> dict[str, int]:
+    """Return the accelerators of one pod of a stage by resource, as `resources_of` has them.
+
+    Every plan asks for those of all stages, and needs nothing else of their resources.
+    """
+    found = accelerators_in(_own_resources(spec, node))
+    chosen = _chosen_devices(spec, node)
+    if any(chosen.values()):
+        found |= {name: count for name, count in chosen.items() if is_accelerator(name)}
+    return {name: count for name, count in found.items() if count}
+
+
+def _own_resources(spec: ExperimentSpec, node: StageNode) -> Resources:
+    return node.resources or spec.resources.of_section(STAGES[node.id.kind].section.name)
+
+
+def _chosen_devices(spec: ExperimentSpec, node: StageNode) -> dict[str, int]:
+    """Return the accelerators of the placement or of the gang, which come on top of the stage's resources."""
+    if node.placement is not None:
+        return {node.placement.resource: node.placement.per_pod} if node.placement.resource else {}
+    if node.shape is Shape.TRAINING:
+        return {gpu_resource_name(spec): gang_of(spec, node).gpus_per_node}
+    return {}
 
 
 def settings_of(spec: ExperimentSpec, node: StageNode) -> str:
@@ -124,20 +147,17 @@ def settings_of(spec: ExperimentSpec, node: StageNode) -> str:
 
 def gpus_of(spec: ExperimentSpec, node: StageNode) -> int:
     """Return the total number of accelerators of a stage's pods."""
-    own = sum(accelerators_in(resources_of(spec, node)).values())
-    return pods_of(spec, node) * own
+    return pods_of(spec, node) * sum(devices_of(spec, node).values())
 
 
-def _with_placement(resources: Resources, placement: Placement) -> Resources:
-    devices = {placement.resource: placement.per_pod} if placement.resource else {}
+def _with_memory(resources: Resources, placement: Placement) -> Resources:
     amounts = {"memory": placement.memory_gib, "ephemeral-storage": placement.ephemeral_storage_gib}
     requests: dict[str, int | str] = {
         name: f"{gib}Gi"
         for name, gib in amounts.items()
         if gib is not None and name not in resources.requests and name not in resources.limits
     }
-    more = resources.model_copy(update={"requests": requests | resources.requests})
-    return _with_devices(more, devices)
+    return resources.model_copy(update={"requests": requests | resources.requests})
 
 
 def _with_devices(resources: Resources, devices: dict[str, int]) -> Resources:

@@ -219,7 +219,7 @@ def count_failures(
         update={
             "failed_attempts": before.failed_attempts + failures,
             "consecutive_disruptions": _in_a_row(before.consecutive_disruptions, new_ends),
-            "gpu_seconds": (before.gpu_seconds or 0) + gpu_seconds(new_ends, gpus_of(spec, node)),
+            "gpu_seconds": (before.gpu_seconds or 0) + (gpu_seconds(new_ends, gpus_of(spec, node)) if new_ends else 0),
         }
     )
 

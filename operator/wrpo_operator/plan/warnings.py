@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from wrpo_engine.config import EvaluateParams, SampleParams, SftParams, TrainParams
 from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.model_facts import ModelFacts
-from wrpo_operator.api.resource_rules import accelerators_in
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.demands import demand_of, limits_of
 from wrpo_operator.plan.model import StageNode
 from wrpo_operator.plan.placing import PIPELINE, model_of
-from wrpo_operator.plan.resources import devices_in, gpus_of, resources_of
+from wrpo_operator.plan.resources import devices_in, devices_of, gpus_of
 from wrpo_operator.plan.wiring import is_hub_id
 from wrpo_operator.sizing.catalogue import known_facts
 from wrpo_operator.sizing.inventory import Inventory
@@ -31,13 +30,14 @@ def warnings_of(
 
     `nodes` have their placements. `facts` are those that stages have found, by stage; well-known models need none.
     """
+    totals = limits_of(spec, inventory).totals
     found = [
         sentence
         for node in nodes
         for sentence in (
             *(() if _is_open(node, inventory) else _on_cpu(spec, node, facts or {})),
             *_idle_accelerators(spec, node),
-            *_above_total(spec, node, inventory),
+            *(_above_total(spec, node, inventory, totals) if totals else ()),
         )
     ]
     found += _downloads(spec, nodes, inventory)
@@ -87,7 +87,7 @@ def _idle_accelerators(spec: ExperimentSpec, node: StageNode) -> Iterator[str]:
         return
     pipeline = node.runtime.engine_args.get(PIPELINE, 1)
     used = node.runtime.tensor_parallel_size * (pipeline if isinstance(pipeline, int) else 1)
-    for name, count in accelerators_in(resources_of(spec, node)).items():
+    for name, count in devices_of(spec, node).items():
         if count > used:
             yield (
                 f"Each pod of stage {node.id} requests {count} {name} and uses {used}. Set tensorParallelSize to "
@@ -110,10 +110,12 @@ def _downloads(spec: ExperimentSpec, nodes: Sequence[StageNode], inventory: Inve
             return
 
 
-def _above_total(spec: ExperimentSpec, node: StageNode, inventory: Inventory | None) -> Iterator[str]:
+def _above_total(
+    spec: ExperimentSpec, node: StageNode, inventory: Inventory | None, totals: Mapping[str, int]
+) -> Iterator[str]:
     """Yield the stages that request more accelerators than a group has."""
     demand = demand_of(spec, node, inventory)
-    total = limits_of(spec, inventory).totals.get(demand.group)
+    total = totals.get(demand.group)
     if total is not None and demand.accelerators > total:
         effect = "its pods run one after the other"
         if node.shape is Shape.TRAINING:

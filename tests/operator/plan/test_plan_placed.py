@@ -6,16 +6,18 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from support.builders import AUTOMATIC, FACTS, merged, raw_spec
 
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.placement import Placement
+from wrpo_operator.api.resource_rules import accelerators_in
 from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.api.status import StageFacts, StageState, StageStatus
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageNode
 from wrpo_operator.plan.placing import choose, placed
-from wrpo_operator.plan.resources import gang_of, gpus_of, resources_of, settings_of
+from wrpo_operator.plan.resources import devices_of, gang_of, gpus_of, resources_of, settings_of
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
 from wrpo_operator.sizing.requests import DoesNotFit
 
@@ -132,3 +134,17 @@ def test_more_room_is_given_to_the_first_model_where_the_batches_of_the_reward_a
 
 
 FORTY = FACTS.model_copy(update={"parameters": 20_000_000_000, "weight_bytes": 40_000_000_000})
+
+
+@pytest.mark.parametrize("placement", [None, PLACEMENT, Placement(), PLACEMENT.model_copy(update={"per_pod": 0})])
+@pytest.mark.parametrize("gpus", [None, 0, 4])
+@pytest.mark.parametrize("limits", [{}, {"nvidia.com/gpu": 0}, {"nvidia.com/gpu": "2", "cpu": 1}, {"cpu": "500m"}])
+def test_the_devices_of_a_pod_are_those_of_its_resources(
+    placement: Placement | None, gpus: int | None, limits: dict[str, Any]
+) -> None:
+    own = {"limits": limits}
+    changes = {"training": {"gpusPerNode": gpus}, "resources": {"train": own, "sample": own, "score": None}}
+    spec = parse_spec(merged(raw_spec(), changes))
+    for node in build_graph(spec):
+        chosen = replace(node, placement=placement)
+        assert devices_of(spec, chosen) == accelerators_in(resources_of(spec, chosen))
