@@ -32,18 +32,17 @@ def on_cpu(facts: ModelFacts, inventory: Inventory, asked: Asked) -> Placement |
         return _cpu(asked, "as set in the spec")
     if groups_of(inventory, asked):
         return None
-    source = "; ".join((inventory.source, *inventory.faults))
     small = facts.weight_bytes <= CPU_MODEL_BYTES
     if small and not inventory.groups and asked.accelerators is None and asked.resource is None:
-        return _cpu(asked, f"weights of {gib(facts.weight_bytes)}, no accelerators ({source})")
+        return _cpu(asked, f"weights of {gib(facts.weight_bytes)}, no accelerators ({inventory.description})")
     found = ", ".join(sorted({group.resource for group in inventory.groups}))
     wanted = asked.resource or "accelerators"
     return DoesNotFit(
         needs=f"{wanted} for weights of {gib(facts.weight_bytes)}",
         largest=f"{found} of unknown memory or not allowed" if found else "no accelerators",
         message=f"The model ({facts.model_type}, weights of {gib(facts.weight_bytes)}) needs {wanted}; the cluster has "
-        f"{found or 'none'} that can be used ({source}). Either add nodes with accelerators, describe them in "
-        f"spec.accelerator, or set 0 accelerators for this stage to run it on the CPU.",
+        f"{found or 'none'} that can be used ({inventory.description}). Either add nodes with accelerators, describe "
+        f"them in spec.accelerator, or set 0 accelerators for this stage to run it on the CPU.",
     )
 
 

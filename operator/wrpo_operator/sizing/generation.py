@@ -23,7 +23,15 @@ from wrpo_operator.sizing.choosing import (
     size_of,
 )
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
-from wrpo_operator.sizing.memory import GIB, gib, key_value_bytes, legal_tensor_parallel, loaded_bytes, usable_bytes
+from wrpo_operator.sizing.memory import (
+    RUNTIME_BYTES,
+    WEIGHT_OVERHEAD,
+    gib,
+    key_value_bytes,
+    legal_tensor_parallel,
+    loaded_bytes,
+    usable_bytes,
+)
 from wrpo_operator.sizing.requests import DoesNotFit, GenerationRequest
 
 UTILIZATION = 0.90
@@ -39,9 +47,6 @@ LARGEST_POD = 64
 """Accelerators up to which a refusal states how many would be needed."""
 FP8_CAPABILITY = 8.9
 """CUDA compute capability from which vLLM computes in fp8."""
-_RUNTIME = int(2.3 * GIB)
-"""Context, kernels, graphs and activations of each accelerator."""
-_WEIGHT_OVERHEAD = 1.02 * 1.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +80,12 @@ def need(request: GenerationRequest, *, tensor: int, pipeline: int, tokens: int)
     """Return the bytes that each accelerator needs; of the stages of a pipeline the one with the most layers counts."""
     facts = request.facts
     layers = ceil(facts.layers / pipeline) / facts.layers
-    weights = loaded_bytes(facts, request.quantization, request.dtype) * _WEIGHT_OVERHEAD * layers / tensor
-    return weights + _RUNTIME + key_value_bytes(facts, request.dtype) * layers * tokens / _copies_divided(facts, tensor)
+    weights = loaded_bytes(facts, request.quantization, request.dtype) * WEIGHT_OVERHEAD * layers / tensor
+    return (
+        weights
+        + RUNTIME_BYTES
+        + key_value_bytes(facts, request.dtype) * layers * tokens / _copies_divided(facts, tensor)
+    )
 
 
 def room(request: GenerationRequest, way: Way) -> int:
@@ -231,7 +240,7 @@ def _refusal(request: GenerationRequest, inventory: Inventory, groups: tuple[Acc
         needs=needs,
         largest=largest,
         message=f"The model ({request.facts.model_type}, weights of {gib(weights)}) needs {needs}; the largest pod can "
-        f"have {largest} ({'; '.join((inventory.source, *inventory.faults))}). Either {', or '.join(remedies)}.",
+        f"have {largest} ({inventory.description}). Either {', or '.join(remedies)}.",
     )
 
 

@@ -62,3 +62,8 @@ class Inventory:
     """For messages: e.g. `the labels of 4 nodes`, `queue team-a`, `profile h100 of the chart's values`."""
     faults: tuple[str, ...] = ()
     """Sentences about accelerators that cannot be used, e.g. nodes without memory labels; each names the remedy."""
+
+    @property
+    def description(self) -> str:
+        """Return the source and its faults, for messages."""
+        return "; ".join((self.source, *self.faults))

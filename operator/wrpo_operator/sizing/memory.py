@@ -9,6 +9,10 @@ from wrpo_operator.sizing.inventory import AcceleratorGroup
 
 MIB = 2**20
 GIB = 2**30
+RUNTIME_BYTES = int(2.3 * GIB)
+"""Context, kernels, graphs and activations of an accelerator that runs a model without training it."""
+WEIGHT_OVERHEAD = 1.02 * 1.05
+"""Factor on the bytes of weights that are only read: copies of some of them, and fragmentation."""
 CPU_MODEL_BYTES = 8 * GIB
 """Largest model that is run on CPUs when a cluster has no accelerators."""
 

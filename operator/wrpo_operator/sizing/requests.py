@@ -27,11 +27,23 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationRequest:
-    """A model that generates responses: a stage of sampling or of evaluation."""
+class Request:
+    """What all questions have in common."""
 
     facts: ModelFacts
     asked: Asked = Asked()
+    max_accelerators: int | None = None
+    """`scheduling.maxGpus`. None: no limit."""
+    step: int = 0
+    """Step of the ladder: how often more room was given after OutOfMemory."""
+    cached: bool = False
+    """Whether the model is read from the model cache, so that a pod needs no disk for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest(Request):
+    """A model that generates responses: a stage of sampling or of evaluation."""
+
     backend: Literal["vLLM", "Transformers"] = "vLLM"
     """Transformers runs on one accelerator."""
     max_model_length: int | None = None
@@ -42,40 +54,24 @@ class GenerationRequest:
     """Quantisation when loading, e.g. fp8. None: as stored."""
     dtype: str = "auto"
     """Number format of the weights, as in the spec."""
-    max_accelerators: int | None = None
-    """`scheduling.maxGpus`. None: no limit."""
-    step: int = 0
-    """Step of the ladder: how often more room was given after OutOfMemory."""
-    cached: bool = False
-    """Whether the model is read from the model cache, so that a pod needs no disk for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoringRequest:
+class ScoringRequest(Request):
     """A reward model. It runs on one accelerator."""
 
-    facts: ModelFacts
-    asked: Asked = Asked()
     batch_tokens: int | None = None
     """Tokens of one forward pass. None: automatic."""
     dtype: str = "auto"
     """Number format of the weights, as in the spec."""
     responses: int | None = None
     """Responses to score, which bound the number of shards. None: unknown."""
-    max_accelerators: int | None = None
-    """`scheduling.maxGpus`. None: no limit."""
-    step: int = 0
-    """Step of the ladder: how often more room was given after OutOfMemory."""
-    cached: bool = False
-    """Whether the model is read from the model cache, so that a pod needs no disk for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingRequest:
+class TrainingRequest(Request):
     """A model that is trained by SFT or by preference optimisation."""
 
-    facts: ModelFacts
-    asked: Asked = Asked()
     micro_batch_tokens: int | None = None
     """Tokens of one forward pass of one rank. None: automatic."""
     gradient_checkpointing: bool | None = None
@@ -91,12 +87,6 @@ class TrainingRequest:
     """Number format of accumulated gradients."""
     moments: Literal["float32", "bfloat16", "8bit"] = "float32"
     """Number format of AdamW's moments."""
-    max_accelerators: int | None = None
-    """`scheduling.maxGpus`. None: no limit."""
-    step: int = 0
-    """Step of the ladder: how often more room was given after OutOfMemory."""
-    cached: bool = False
-    """Whether the model is read from the model cache, so that a pod needs no disk for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,16 @@ from wrpo_operator.sizing.choosing import (
     size_of,
 )
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
-from wrpo_operator.sizing.memory import GIB, HALF, gib, layer_activations, loaded_bytes, usable_bytes, width_of
+from wrpo_operator.sizing.memory import (
+    HALF,
+    RUNTIME_BYTES,
+    WEIGHT_OVERHEAD,
+    gib,
+    layer_activations,
+    loaded_bytes,
+    usable_bytes,
+    width_of,
+)
 from wrpo_operator.sizing.requests import DoesNotFit, ScoringRequest
 
 USABLE = 0.90
@@ -23,13 +32,11 @@ BATCH_TOKENS = 16384
 MIN_BATCH_TOKENS = 1024
 RESPONSES_PER_SHARD = 1024
 """A shard with fewer responses would spend most of its time on loading."""
-_RUNTIME = int(2.3 * GIB)
-_WEIGHT_OVERHEAD = 1.02 * 1.05
 
 
 def need(request: ScoringRequest, tokens: int) -> float:
     """Return the bytes that the accelerator needs for forward passes of so many tokens."""
-    return loaded_bytes(request.facts, None, request.dtype) * _WEIGHT_OVERHEAD + _RUNTIME + tokens * _layer(request)
+    return loaded_bytes(request.facts, None, request.dtype) * WEIGHT_OVERHEAD + RUNTIME_BYTES + tokens * _layer(request)
 
 
 def _layer(request: ScoringRequest) -> int:
@@ -113,13 +120,10 @@ def _refusal(
             f"tokens, and there is no larger placement. Either reduce reward.batchTokens, or add larger accelerators."
         )
     else:
-        weights, source = (
-            gib(loaded_bytes(request.facts, None, request.dtype)),
-            "; ".join((inventory.source, *inventory.faults)),
-        )
+        weights = gib(loaded_bytes(request.facts, None, request.dtype))
         message = (
             f"The reward model ({request.facts.model_type}, weights of {weights}) needs {needs} on one accelerator; "
-            f"the largest has {room} ({source}). Either add nodes with larger accelerators, name a smaller reward "
-            f"model, or let a server run it (reward.endpoint)."
+            f"the largest has {room} ({inventory.description}). Either add nodes with larger accelerators, name a "
+            f"smaller reward model, or let a server run it (reward.endpoint)."
         )
     return DoesNotFit(needs=needs, largest=room, message=message)

@@ -198,7 +198,7 @@ def _refusal(request: TrainingRequest, inventory: Inventory, groups: tuple[Accel
         largest=largest,
         message=f"Training this model ({request.facts.model_type}, {request.facts.parameters / 1e9:.2f}e9 parameters) "
         f"needs {needs}, and {gib(need(request, one) - states(request, one))} more on each; the largest pod can have "
-        f"{largest} ({'; '.join((inventory.source, *inventory.faults))}). Either {', or '.join(remedies)}.",
+        f"{largest} ({inventory.description}). Either {', or '.join(remedies)}.",
     )
 
 
