@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 
 from markupsafe import Markup
 
@@ -81,12 +81,7 @@ def cells(comparison: Comparison, heads_shown: Collection[str] | None = None) ->
         for index, column in enumerate(columns)
         if set(column) != {"-"} and (heads_shown is None or heads[index] in heads_shown)
     ]
-    return [[heads[index] for index in kept], *zip_rows([columns[index] for index in kept])]
-
-
-def zip_rows(columns: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return the rows of columns."""
-    return [list(row) for row in zip(*columns, strict=True)]
+    return [[heads[index] for index in kept], *map(list, zip(*(columns[index] for index in kept), strict=True))]
 
 
 def notes(comparison: Comparison) -> list[str]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,14 +14,13 @@ import click
 
 from wrpo_operator.api.status import parse_status
 from wrpo_operator.cli.connect import Target, cluster_options, errors_to_click, with_client
+from wrpo_operator.cli.engine import require_engine, run_tool
 from wrpo_operator.cli.show import locate_artifact
 from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, name_of
 
 if TYPE_CHECKING:
     from wrpo_operator.runtime.kube import HttpKube
 
-_NEEDED = "polars"
-"""Part of the extra `engine`; an installation of the operator alone does not have it."""
 EVALUATE = "evaluate"
 
 
@@ -63,8 +59,7 @@ def compare_command(
       wrpo compare dpo=dpo-1,dpo-2,dpo-3 wrpo=wrpo-1,wrpo-2,wrpo-3
       wrpo compare -l study=sources --order sources-1,sources-2,sources-5
     """  # noqa: D301  # click's mark for lines to keep
-    if importlib.util.find_spec(_NEEDED) is None:
-        raise click.ClickException("the engine is not installed; run `pip install 'wrpo[engine]'`")
+    require_engine()
     wanted = parse_systems(systems)
 
     async def read(client: HttpKube) -> tuple[list[JsonObject], list[JsonObject]]:
@@ -91,8 +86,8 @@ def compare_command(
             costs = Path(scratch) / "gpu-seconds.json"
             costs.write_text(json.dumps(seconds), encoding="utf-8")
             arguments.append(f"--gpu-seconds={costs}")
-        ended = subprocess.run([sys.executable, "-m", "wrpo_engine", "compare", *arguments], check=False)
-    raise SystemExit(ended.returncode)
+        code = run_tool("compare", arguments)
+    raise SystemExit(code)
 
 
 def parse_systems(systems: Sequence[str]) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+from pydantic.alias_generators import to_camel
 from rich.console import Console
 from rich.table import Table
 
@@ -138,8 +139,4 @@ def _bytes(number: int) -> str:
 
 
 def _camel(values: dict[str, Any]) -> dict[str, Any]:
-    def renamed(name: str) -> str:
-        first, *others = name.split("_")
-        return first + "".join(other.capitalize() for other in others)
-
-    return {renamed(name): value for name, value in values.items()}
+    return {to_camel(name): value for name, value in values.items()}

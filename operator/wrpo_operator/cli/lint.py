@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
-
 import click
 
-_ENGINE = "wrpo_engine"
-_NEEDED = "polars"
-"""Part of the extra `engine`; an installation of the operator alone does not have it."""
+from wrpo_operator.cli.engine import run_tool
 
 
 @click.command("lint", context_settings={"ignore_unknown_options": True})
@@ -38,7 +32,4 @@ def lint_command(arguments: tuple[str, ...]) -> None:
       wrpo lint storage/curate-triples/0123456789abcdef
       wrpo lint triples.jsonl --evaluation questions.jsonl --json
     """  # noqa: D301  # click's mark for lines to keep
-    if importlib.util.find_spec(_NEEDED) is None:
-        raise click.ClickException("the engine is not installed; run `pip install 'wrpo[engine]'`")
-    ended = subprocess.run([sys.executable, "-m", _ENGINE, "lint", *arguments], check=False)
-    raise SystemExit(ended.returncode)
+    raise SystemExit(run_tool("lint", arguments))

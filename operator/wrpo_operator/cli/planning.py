@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
@@ -29,18 +31,23 @@ def read_documents(path: str) -> list[JsonObject]:
     def doubled(where: str) -> None:
         click.echo(f"Warning: {path}: {where}; kubectl uses the last one.", err=True)
 
+    documents = _load(path, doubled)
+    if not all(isinstance(document, dict) for document in documents):
+        raise click.ClickException(f"{path} contains a document that is not a Kubernetes object. Remove it.")
+    return documents
+
+
+def _load(path: str, doubled: Callable[[str], None] | None = None) -> list[Any]:
+    """Return the documents of a file, or of standard input for `-`; ClickException if they cannot be read."""
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-        documents = load_all(text, doubled=doubled)
+        return load_all(text, doubled=doubled)
     except OSError as error:
         raise click.ClickException(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise click.ClickException(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from error
     except YamlError as error:
         raise click.ClickException(f"{path} is not YAML: {error}") from error
-    if not all(isinstance(document, dict) for document in documents):
-        raise click.ClickException(f"{path} contains a document that is not a Kubernetes object. Remove it.")
-    return documents
 
 
 def experiments_in(path: str) -> list[JsonObject]:
@@ -240,12 +247,8 @@ def _inventory(accelerators: str | None, profile: str | None) -> Inventory | Non
     if profile is None:
         return None
     try:
-        raw = load_all(Path(profile).read_text(encoding="utf-8"))
+        raw = _load(profile)
         profiles = parse_profiles(raw[0] if raw else [])
-    except OSError as error:
-        raise click.ClickException(f"{profile} cannot be read: {error.strerror}.") from error
-    except YamlError as error:
-        raise click.ClickException(f"{profile} is not YAML: {error}") from error
     except ProfileError as error:
         raise click.ClickException(f"{profile} {error}.") from error
     return replace(profile_inventory(profiles, {}), source=profile)

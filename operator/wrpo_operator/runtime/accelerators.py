@@ -164,7 +164,7 @@ class Accelerators:
         inventory. Raises KubeError if the server does not reply and nothing is known.
         """
         spec, key = experiment.spec, (experiment.namespace, experiment.name)
-        needs_none = spec is None or getattr(spec, "accelerator", None) is not None or claims_devices(spec)
+        needs_none = spec is None or spec.accelerator is not None or claims_devices(spec)
         if not self._settings.enabled or spec is None or needs_none:
             self.forget(key)
             return None

@@ -81,11 +81,10 @@ def _judged(
 ) -> Iterator[tuple[tuple[str, ...], _Found | None]]:
     """Yield each offer of a node that may be used, or the cause why not."""
     if not node.devices:
-        resource = next((PRESENCE[label] for label in PRESENCE if label in node.labels), "")
-        label = next((label for label in PRESENCE if label in node.labels), "")
+        label = next(label for label in PRESENCE if label in node.labels)
         is_relevant = node.is_ready and not node.is_cordoned and selection.matches(node)
         if is_relevant and node.labels[label] not in {"false", "0"}:
-            yield ("no devices", resource, label), None
+            yield ("no devices", PRESENCE[label], label), None
         return
     for resource, count in node.devices.items():
         cause = _exclusion(node, selection, resource, count)

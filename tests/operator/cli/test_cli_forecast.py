@@ -231,6 +231,15 @@ def test_only_stages_that_ran_on_known_accelerators_are_measured(automatic: Path
     assert measured_rates([measured(automatic, "h100", 8, **changes), {"metadata": {"name": "x"}}]) == {}
 
 
+def test_a_profile_that_is_not_utf8_is_refused_as_an_experiment_is(automatic: Path, tmp_path: Path) -> None:
+    path = tmp_path / "profile.yaml"
+    path.write_bytes(b"- {name: \xff}")
+    result = CliRunner().invoke(main, ["plan", "-f", str(automatic), "--profile", str(path)])
+    assert result.exit_code == 1
+    assert f"{path} is not UTF-8" in result.output
+    assert "Save it as UTF-8." in result.output
+
+
 def test_only_one_source_of_accelerators_is_accepted(automatic: Path) -> None:
     result = CliRunner().invoke(main, ["plan", "-f", str(automatic), "--accelerators", "h100=1x1", "--cluster"])
     assert "--accelerators, --profile and --cluster exclude each other. Give one." in result.output
