@@ -18,6 +18,28 @@ _CHECKS = 6
 """Checks in the time without progress that is allowed."""
 
 
+def end_hung(
+    error: ErrorInfo,
+    environ: Mapping[str, str],
+    end: Callable[[int], NoReturn],
+    *,
+    who: str = "this process",
+    step: int | None = None,
+) -> None:
+    """End a process that hangs with 75, after the stacks of all threads on stderr and the termination message.
+
+    `step` is the number of optimizer steps completed.
+    """
+    print(f"error: {error.message}\nhint: {error.hint}\nstacks of {who}:", file=sys.stderr, flush=True)
+    faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+    outcome = TerminationMessage(outcome="Failed", step=step, error=error, exit_code=ExitCode.TEMPORARY)
+    try:
+        termination.write(outcome, environ)
+    finally:
+        sys.stderr.flush()
+        end(ExitCode.TEMPORARY)
+
+
 class HangWatch:
     """Ends the process with 75 if `beat` is not called for `timeout_s` seconds inside the `with` block.
 
@@ -50,14 +72,7 @@ class HangWatch:
             return
         message = f"{self._what} made no progress for {idle_s:.0f} s"
         hint = "The pod's log shows the stacks of all threads. Finished parts are kept; the next attempt continues."
-        print(f"error: {message}\nhint: {hint}", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
-        error = ErrorInfo(code="Hang", message=message, hint=hint)
-        outcome = TerminationMessage(outcome="Failed", error=error, exit_code=ExitCode.TEMPORARY)
-        try:
-            termination.write(outcome, self._environ)
-        finally:
-            self._end(ExitCode.TEMPORARY)
+        end_hung(ErrorInfo(code="Hang", message=message, hint=hint), self._environ, self._end)
 
     def __enter__(self) -> Self:
         self.beat()

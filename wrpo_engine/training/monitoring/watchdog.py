@@ -8,18 +8,16 @@ peer's process sends no heartbeat, because a library's collective would wait for
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
-from wrpo_engine.config import ErrorInfo, ExitCode, TerminationMessage
-from wrpo_engine.process import termination
+from wrpo_engine.config import ErrorInfo
+from wrpo_engine.process.hang_watch import end_hung
 from wrpo_engine.stage import StageContext
 from wrpo_engine.training.distributed.background import Background
 from wrpo_engine.training.distributed.collectives import Group
@@ -266,16 +264,5 @@ class Watchdog(Observer):
             f"micro-batch {self._micro_batch + 1}; {describe(heartbeats.value or self._heartbeats, silent)}"
         )
         hint = "The pods' logs show the stacks of all threads. The next attempt resumes from the last checkpoint."
-        print(f"error: {message}\nhint: {hint}\nstacks of rank {self.rank}:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        outcome = TerminationMessage(
-            outcome="Failed",
-            step=self._step,
-            error=ErrorInfo(code=code, message=message, hint=hint),
-            exit_code=ExitCode.TEMPORARY,
-        )
-        try:
-            termination.write(outcome, self.environ)
-        finally:
-            sys.stderr.flush()
-            self.end(ExitCode.TEMPORARY)
+        error = ErrorInfo(code=code, message=message, hint=hint)
+        end_hung(error, self.environ, self.end, who=f"rank {self.rank}", step=self._step)
