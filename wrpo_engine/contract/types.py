@@ -35,3 +35,8 @@ LearningRate = Annotated[float, Field(gt=0, le=1)]
 EngineArgs = Annotated[
     dict[str, JsonValue], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})
 ]
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a model's or data set's name is a hub id, and neither a path nor an address such as storage://."""
+    return "://" not in name and not name.startswith("/")

@@ -17,6 +17,7 @@ from threading import Lock
 
 from wrpo_engine.artifacts.parallel import in_parallel
 from wrpo_engine.config import FetchParams
+from wrpo_engine.contract.types import is_hub_id
 from wrpo_engine.errors import AlreadyCommitted, ConfigError
 from wrpo_engine.fetching.download import PART_SUFFIX, adopt_leftover, download_file
 from wrpo_engine.fetching.plan import FetchPlan, choose_files
@@ -24,7 +25,7 @@ from wrpo_engine.hub.client import HubPatience, hub_errors, is_offline, offline_
 from wrpo_engine.hub.models import FETCHED, MODEL_DIRECTORY, require_pinned_code
 from wrpo_engine.hub.remote import HubFile, open_model
 from wrpo_engine.inspecting.checks import inspect_model, model_field
-from wrpo_engine.inspecting.stage import FACTS, is_hub_id, outline_of, recorded
+from wrpo_engine.inspecting.stage import FACTS, outline_of, recorded
 from wrpo_engine.loading.files import WEIGHTS_SUFFIX
 from wrpo_engine.stage import StageContext, StageResult
 

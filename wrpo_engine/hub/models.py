@@ -10,6 +10,7 @@ from typing import Any
 from wrpo_engine.artifacts import Artifact
 from wrpo_engine.artifacts.checks import address
 from wrpo_engine.config import ModelRef, RewardModel
+from wrpo_engine.contract.types import is_hub_id
 from wrpo_engine.errors import ConfigError, DataError, first_line
 from wrpo_engine.hub.client import HubPatience, hub_errors, is_offline, offline_error, section_of
 from wrpo_engine.loading.context import context_of
@@ -174,7 +175,7 @@ def code_error(identity: str, field: str, rule: str) -> ConfigError:
 
     `field` is the model's section of the spec.
     """
-    pin = "" if identity.startswith(("/", "storage://")) else f" and {field}.revision to a commit of 40 digits"
+    pin = f" and {field}.revision to a commit of 40 digits" if is_hub_id(identity) else ""
     return ConfigError(
         f"{field}.trustRemoteCode",
         "false",

@@ -11,6 +11,7 @@ from typing import Any
 
 from wrpo_engine.config import InspectParams, ModelRef
 from wrpo_engine.contract.model_facts import ModelFacts
+from wrpo_engine.contract.types import is_hub_id
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.hub.client import HubPatience, hub_errors, is_offline
 from wrpo_engine.hub.models import ResolvedModel, download, require_pinned_code
@@ -55,11 +56,6 @@ def recorded(facts: ModelFacts) -> dict[str, Any]:
 
 def _write(path: Path, content: str) -> None:
     path.write_text(content, encoding="utf-8")
-
-
-def is_hub_id(name: str) -> bool:
-    """Return whether a model's name is a hub id and not a path."""
-    return "://" not in name and not Path(name).is_absolute()
 
 
 def _resolve(ctx: StageContext, model: ModelRef, field: str, place: Path) -> ResolvedModel:

@@ -22,6 +22,7 @@ from wrpo_engine.contract.objectives import (
     objectives_that_have,
     objectives_with,
 )
+from wrpo_engine.contract.types import is_hub_id
 from wrpo_operator.api.names import MAIN_REWARD, MAX_EXPERIMENT_NAME, REWARD_SEPARATOR, TARGET
 from wrpo_operator.api.pods import EnvVar, Resources, Scheduling, Toleration
 from wrpo_operator.api.resource_rules import accelerator_errors, parallelism_errors, resource_errors
@@ -56,7 +57,7 @@ class Rule:
 
 
 def _is_path(model: PinnedModel | RewardProvider) -> bool:
-    return (model.model or "").startswith(("/", "storage://"))
+    return model.model is not None and not is_hub_id(model.model)
 
 
 _PINNED = (Target, Source)

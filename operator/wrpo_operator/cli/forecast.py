@@ -16,6 +16,7 @@ from wrpo_engine.config import (
 )
 from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.model_facts import ModelFacts
+from wrpo_engine.contract.types import is_hub_id
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import StageFacts, StageState, StageStatus
@@ -27,7 +28,6 @@ from wrpo_operator.plan.model import StageId, StageNode
 from wrpo_operator.plan.placing import choose, described, model_of, placed
 from wrpo_operator.plan.resources import gpus_of, pods_of
 from wrpo_operator.plan.warnings import warnings_of
-from wrpo_operator.plan.wiring import is_hub_id
 from wrpo_operator.sizing.estimate import (
     PROMPT_TOKENS,
     RESPONSE_TOKENS,

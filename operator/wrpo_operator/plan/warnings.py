@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from wrpo_engine.config import EvaluateParams, SampleParams, SftParams, TrainParams
 from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.model_facts import ModelFacts
+from wrpo_engine.contract.types import is_hub_id
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.demands import demand_of, limits_of
 from wrpo_operator.plan.model import StageNode
 from wrpo_operator.plan.placing import PIPELINE, model_of
 from wrpo_operator.plan.resources import devices_in, devices_of, gpus_of
-from wrpo_operator.plan.wiring import is_hub_id
 from wrpo_operator.sizing.catalogue import known_facts
 from wrpo_operator.sizing.inventory import Inventory
 

@@ -17,6 +17,7 @@ from wrpo_engine.config import (
     Objective,
     Runtime,
 )
+from wrpo_engine.contract.types import is_hub_id
 from wrpo_operator.api.names import MAIN_REWARD, REWARD_SEPARATOR, TARGET
 from wrpo_operator.api.pods import Resources
 from wrpo_operator.api.sections import PinnedModel, RewardProvider, Source
@@ -208,11 +209,6 @@ def _needs(
 def rewards(spec: ExperimentSpec) -> dict[str, RewardProvider]:
     """Return all rewards by name, the first one as `main`."""
     return {MAIN_REWARD: spec.reward, **{reward.name: reward for reward in spec.reward.additional}}
-
-
-def is_hub_id(model: str | None) -> bool:
-    """Return whether a model is a hub id and not a path."""
-    return model is not None and not model.startswith(("/", "storage://"))
 
 
 def source_parts(spec: ExperimentSpec) -> tuple[params.Part, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Clock, FakeKube
+from support.reconciler_world import SPEC as SIZED
 from support.reconciler_world import World
 
 from wrpo_operator.api.spec import parse_spec
@@ -24,13 +25,7 @@ from wrpo_operator.sizing.profiles import parse_profiles
 
 PRODUCT = "NVIDIA-H100-80GB-HBM3"
 PROFILES = parse_profiles([{"name": "spare", "memoryGiB": 48, "perNode": 4}])
-SPEC: JsonObject = {
-    "target": {"model": "org/target"},
-    "sources": [{"name": "a", "model": "org/a"}],
-    "prompts": {"dataset": "org/prompts"},
-    "reward": {"model": "org/reward"},
-    "storage": {"volume": {"claimName": "artifacts"}},
-}
+SPEC: JsonObject = {name: value for name, value in SIZED.items() if name not in {"training", "resources"}}
 FORBIDDEN = KubeError(403, "Forbidden", 'nodes is forbidden: User "wrpo" cannot list resource "nodes"')
 
 
