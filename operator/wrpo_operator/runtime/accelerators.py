@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from wrpo_operator.plan.model import Experiment
+from wrpo_operator.runtime.diagnostics import InFlight
 from wrpo_operator.runtime.kube import KubeClient, KubeError, list_all
 from wrpo_operator.runtime.resources import (
     CLUSTER_QUEUES,
@@ -101,7 +102,7 @@ class _Reading(Generic[V]):
         self._ask = ask
         self._monotonic = monotonic
         self._read_at = float("-inf")
-        self._flight: asyncio.Task[None] | None = None
+        self._flights: InFlight[str, None] = InFlight()
         self.value: V | None = None
         self.refusal = ""
         """The server's message if it does not allow the request."""
@@ -116,9 +117,7 @@ class _Reading(Generic[V]):
 
     async def refresh(self) -> None:
         """Read again; raise KubeError if the server does not reply."""
-        if self._flight is None or self._flight.done():
-            self._flight = asyncio.create_task(self._read())
-        await asyncio.shield(self._flight)
+        await asyncio.shield(self._flights.of(self._what, self._read))
 
     async def _read(self) -> None:
         try:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Clock, FakeKube
 from support.reconciler_world import SPEC as SIZED
 from support.reconciler_world import World
 
@@ -47,7 +46,7 @@ def experiment(name: str = "fusion", **spec: Any) -> Experiment:
 class Rig:
     """Accelerators over a fake API server; each call runs to its end."""
 
-    def __init__(self, kube: FakeKube, clock: Clock, **settings: Any) -> None:
+    def __init__(self, kube: Any, clock: Any, **settings: Any) -> None:
         self.kube, self.clock = kube, clock
         self.woken: list[tuple[str, float]] = []
         chosen = AcceleratorSettings(**{"enabled": True, "read_nodes": True, "read_queues": True, **settings})
@@ -75,7 +74,7 @@ Make = Callable[..., Rig]
 
 
 @pytest.fixture
-def rig(kube: FakeKube, clock: Clock) -> Make:
+def rig(kube: Any, clock: Any) -> Make:
     return lambda **settings: Rig(kube, clock, **settings)
 
 
@@ -287,7 +286,7 @@ def test_five_thousand_nodes_take_little_memory(rig: Make) -> None:
     assert held < 4 * 1024 * 1024
 
 
-def test_the_planner_sees_the_inventory(kube: FakeKube, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_planner_sees_the_inventory(kube: Any, clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from wrpo_operator.runtime import reconciler as under_test
 
     seen: list[Inventory | None] = []
