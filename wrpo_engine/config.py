@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from wrpo_engine.contract.base import Declared, Role
+from wrpo_engine.contract.benchmarks import JudgeExecution
 from wrpo_engine.contract.data import (
     ChoiceFields,
     ModelUse,
@@ -289,6 +290,7 @@ class Runtime(
     PreferenceExecution,
     ScoreExecution,
     SourceExecution,
+    JudgeExecution,
     role=Role.EXECUTION,
 ):
     """How a stage is run; none of it changes what is computed, so none of it is hashed.

@@ -73,3 +73,85 @@ ATTRIBUTION = {
 """Both curations: attribution.parquet. One row for each model and cluster of prompts: `all`, then quartiles of the
 prompt's length in characters. chosen: rows whose preferred response (y_ws; for pairs, the chosen one) the model gave.
 gain: its score less that of y_wt (for pairs, of the rejected one), null for SFT. above: rows with a positive gain."""
+
+BENCH_ITEMS = {
+    "item_id": pl.String,
+    "index": pl.Int64,
+    "category": pl.String,
+    "turns": pl.List(pl.String),
+    "messages": pl.List(pl.Struct({"role": pl.String, "content": pl.String})),
+    "temperature": pl.Float64,
+}
+"""bench: items.parquet. index: position in the bundle. turns: the user's turns. messages: a conversation that goes
+before the first turn, empty for none. temperature: null where the benchmark does not say."""
+
+BENCH_REFERENCES = {"item_id": pl.String, "reference_set": pl.String, "turns": pl.List(pl.String)}
+"""bench: references.parquet, reference answers by turn."""
+
+BENCH_BASELINE = {"item_id": pl.String, "generator": pl.String, "turns": pl.List(pl.String)}
+"""bench: baseline.parquet, the baseline's answers by turn."""
+
+ANSWERS = {
+    "item_id": pl.String,
+    "turn": pl.Int64,
+    "sample_index": pl.Int64,
+    "text": pl.String,
+    "num_tokens": pl.Int64,
+    "finish_reason": pl.String,
+    "seed": pl.Int64,
+    "prompt_tokens": pl.Int64,
+    "references_cut": pl.Int64,
+}
+"""answer, mixture and select: parts/part-NNNNN.parquet. turn counts from 0. references_cut: references that were
+truncated (mixture)."""
+
+SELECTED = {"member": pl.String, "criterion": pl.Float64, "margin": pl.Float64}
+"""select: further columns. criterion: what decided, higher is better. margin: its distance to the second best one."""
+
+PERPLEXITIES = {
+    "item_id": pl.String,
+    "sum_logp": pl.Float64,
+    "tokens": pl.Int64,
+    "bytes": pl.Int64,
+    "skipped_eos": pl.Int64,
+}
+"""perplexity: parts. tokens: those with a log probability; bytes: of the prompt's text in UTF-8."""
+
+RANKS = {
+    "item_id": pl.String,
+    "left": pl.String,
+    "right": pl.String,
+    "logit": pl.Float64,
+    "cut_left": pl.Boolean,
+    "cut_right": pl.Boolean,
+}
+"""rank: parts. left and right are members' roles; logit above 0: the left answer is better."""
+
+VERDICTS = {
+    "item_id": pl.String,
+    "order": pl.Int64,
+    "turn": pl.Int64,
+    "outcome": pl.String,
+    "verdict": pl.String,
+    "value": pl.Float64,
+    "raw": pl.String,
+    "finish_reason": pl.String,
+    "prompt_tokens": pl.Int64,
+    "completion_tokens": pl.Int64,
+    "attempts": pl.Int64,
+    "latency_ms": pl.Float64,
+}
+"""judge: parts. outcome: ok, unparsable, refused, too_long or failed; value: null unless it is ok. raw: the replies of
+all rounds as JSON."""
+
+OUTCOMES = {"item_id": pl.String, "value": pl.Float64, "weight": pl.Float64, "valid": pl.Boolean}
+"""judge: outcomes.parquet, one row an item: what a benchmark's score is made of."""
+
+GRADES = {
+    "item_id": pl.String,
+    "turn": pl.Int64,
+    "sample_index": pl.Int64,
+    "score": pl.Float64,
+    "truncated": pl.Boolean,
+}
+"""grade: parts, one row for each answer."""

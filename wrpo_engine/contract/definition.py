@@ -52,6 +52,8 @@ class Per(StrEnum):
     """Each source that is used, and the target."""
     MODEL = "model"
     """Each model. The graph adds the stage if another one needs the model."""
+    CELL = "cell"
+    """Each benchmark, system or judgement of the evaluation; the wiring adds all of them."""
 
 
 class _Entry(BaseModel):

@@ -79,7 +79,7 @@ def _graph(same: _Same, without: frozenset[str]) -> tuple[StageNode, ...]:
             for member in members(same.spec):
                 for kind in kinds:
                     WIRINGS[kind](graph, member)
-        elif per is Per.EXPERIMENT:
+        elif per in {Per.EXPERIMENT, Per.CELL}:
             for kind in kinds:
                 WIRINGS[kind](graph)
     return graph.nodes()

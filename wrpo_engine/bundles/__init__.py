@@ -1,0 +1,1 @@
+"""Benchmarks: prompts, references, baseline answers and judge prompts."""

@@ -1,0 +1,61 @@
+"""Fields of benchmarks and judges."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, JsonValue
+
+from wrpo_engine.contract.base import Declared, Role
+from wrpo_engine.contract.types import Name, Ratio, Tokens
+
+BenchmarkKind: TypeAlias = Literal["AlpacaEval2", "ArenaHard", "ArenaHardV2", "MTBench", "HeldOutReward", "Custom"]
+Protocol: TypeAlias = Literal["AlpacaEval2", "ArenaHard", "ArenaHardV2", "MTBench"]
+"""Requests to a judge, and the reading and counting of its replies."""
+
+
+class BenchFields(Declared, role=Role.COMPUTED):
+    """Content of a benchmark."""
+
+    bundle: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Files of the benchmark: a hub data set, an absolute path or storage://PATH of a directory, or package:NAME for
+    the data of an installed Python package. Unset: the usual place of this benchmark."""
+    bundle_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """SHA-256 that the bundle must have, as its stage reports it. Unset: not compared."""
+    reference_set: Name | None = None
+    """MTBench: file of reference answers. Unset: gpt-4-0125-preview, the corrected set."""
+    limit: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Use only this many items, the first ones of the bundle. Unset: all."""
+
+
+class JudgeFields(Declared, role=Role.COMPUTED):
+    """A judge, as far as it affects verdicts."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    """Model name that is sent to the endpoint, or the model that `serve` loads."""
+    protocol: Literal["Auto", "Logprobs", "Text"] = "Auto"
+    """AlpacaEval2: read log probabilities of the verdict's token, or its text. Auto: log probabilities, and the text if
+    the endpoint has none."""
+    mode: Literal["Compat", "Strict"] = "Strict"
+    """Compat: read verdicts as the original tools do. Strict: refuse what they misread."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """Unset: the benchmark's own, which is 1 for AlpacaEval2 and else 0."""
+    max_tokens: Tokens | None = None
+    """Longest reply in tokens. Unset: the benchmark's own (AlpacaEval2 1, ArenaHard 4096, MTBench 2048)."""
+    extra_body: dict[str, JsonValue] = Field(default={})
+    """Further fields of each request."""
+    max_invalid_share: Ratio = 0.02
+    """Share of requests without a valid verdict above which the stage fails."""
+
+
+class JudgeExecution(Declared, role=Role.EXECUTION):
+    """Connection to a judge."""
+
+    judge_endpoint: Annotated[str, Field(max_length=512, pattern=r"^https?://[^@\s]+$")] | None = None
+    """Base URL of an OpenAI-compatible server, e.g. https://host/v1. Unset: the stage serves the model itself."""
+    judge_concurrency: int = Field(default=16, ge=1, le=1024)
+    """Maximum concurrent requests of one stage."""
+    judge_requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Upper bound of requests a minute. Unset: none."""
+    judge_max_requests: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    """Upper bound of requests of one stage, retries included; the stage fails before it exceeds it. Unset: none."""

@@ -1,0 +1,1 @@
+"""Fusion of distributions of models with other vocabularies."""

@@ -1,0 +1,1 @@
+"""Scores of a system's answers by a reward."""

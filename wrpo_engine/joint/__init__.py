@@ -1,0 +1,1 @@
+"""Joint decoding of several models."""

@@ -1,0 +1,1 @@
+"""Judges: requests to OpenAI-compatible endpoints, and the reading of their replies."""

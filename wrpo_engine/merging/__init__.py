@@ -1,0 +1,1 @@
+"""Merging of the weights of several models."""

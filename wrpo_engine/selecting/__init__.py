@@ -1,0 +1,1 @@
+"""Choice of one member's answer for each item of a benchmark."""
