@@ -91,6 +91,16 @@ BENCH_REFERENCES = {"item_id": pl.String, "reference_set": pl.String, "turns": p
 BENCH_BASELINE = {"item_id": pl.String, "generator": pl.String, "turns": pl.List(pl.String)}
 """bench: baseline.parquet, the baseline's answers by turn."""
 
+BENCH_REGULARISER = {
+    "preference": pl.Float64,
+    "index": pl.Int64,
+    "std_delta_len": pl.Float64,
+    "instruction_difficulty": pl.Float64,
+    "not_gamed_baseline": pl.Boolean,
+}
+"""bench: regulariser.parquet, judgements of other models that regularise AlpacaEval's length control. index: the item's
+position in the bundle; std_delta_len: standardised difference of the lengths, baseline minus model."""
+
 ANSWERS = {
     "item_id": pl.String,
     "turn": pl.Int64,
