@@ -1,0 +1,258 @@
+"""Arena-Hard v0.1 and v2.0: two games a question against the baseline, with the places exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from wrpo_engine.contract.benchmarks import JudgeFields
+from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Verdict
+from wrpo_engine.judging.protocols.arena_files import judgments
+from wrpo_engine.judging.protocols.arena_verdicts import (
+    Game,
+    contradict,
+    game_of,
+    label_2024,
+    label_2025,
+    prefers_first,
+    weighted_score,
+)
+from wrpo_engine.judging.protocols.counting import by_item, counts
+from wrpo_engine.judging.protocols.intervals import mean_interval
+from wrpo_engine.judging.protocols.prompts import (
+    baseline_of,
+    chat,
+    fill,
+    question_of,
+    require_fields,
+    template_named,
+    without_thoughts,
+)
+from wrpo_engine.judging.protocols.style import StyledBattle, style_control, style_of
+
+USER = "user"
+SYSTEM = "system"
+"""Name of the system message; `system/CATEGORY` comes before it for items of that category."""
+CONTINUE = "continue"
+"""Name of the message that asks for a missing verdict."""
+_CONTINUE = "Continue your judgment, and end it with the label of your final verdict."
+_OLD_FIELDS = ("question_1", "answer_1", "answer_2")
+_NEW_FIELDS = ("QUESTION", "ANSWER_A", "ANSWER_B")
+_DELIMITERS = ("<|The End of Assistant A's Answer|>", "<|The End of Assistant B's Answer|>", "<|User Prompt|>")
+_MAX_TOKENS = 4096
+_LEAST_BATTLES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArenaHard:
+    """The protocol with one judge's settings."""
+
+    judge: JudgeFields
+    version: Literal["v0.1", "v2.0"]
+    templates: Mapping[str, str]
+    baseline_names: Mapping[str, str]
+    """Item id -> the model that gave the baseline's answer, for native files."""
+    length_of: Callable[[str], int] = len
+    """Length of an answer for the style control."""
+    length_unit: str = "characters"
+
+    def __post_init__(self) -> None:
+        template = template_named(self.templates, USER)
+        require_fields(template, _NEW_FIELDS if "{QUESTION}" in template else _OLD_FIELDS, name=USER)
+
+    @property
+    def rounds(self) -> int:
+        """Two for v0.1, which asks again for a missing verdict; one for v2.0."""
+        return 2 if self.version == "v0.1" else 1
+
+    def asks(self, item: Item, answer: Sequence[str]) -> list[Ask]:
+        """Return the two games: the baseline's answer first, then the model's."""
+        baseline = baseline_of(item)
+        return [self._ask(item, 0, baseline, answer[0]), self._ask(item, 1, answer[0], baseline)]
+
+    def settled(self, item: Item, answer: Sequence[str]) -> list[Verdict]:  # noqa: ARG002
+        """Return nothing: equal answers are judged, too."""
+        return []
+
+    def follow_up(self, ask: Ask, replies: Sequence[Reply]) -> Ask | None:
+        """Return the conversation so far with a request for the verdict if it is missing."""
+        if len(replies) >= self.rounds or not self._lacks_verdict(replies):
+            return None
+        answered = {"role": "assistant", "content": replies[-1].text}
+        request = {"role": "user", "content": self.templates.get(CONTINUE, _CONTINUE)}
+        return Ask(
+            item_id=ask.item_id,
+            order=ask.order,
+            turn=ask.turn,
+            messages=(*ask.messages, answered, request),
+            max_tokens=ask.max_tokens,
+            temperature=ask.temperature,
+            prompt_name=ask.prompt_name,
+        )
+
+    def read(self, ask: Ask, replies: Sequence[Reply]) -> Verdict:
+        """Return the game's result for the model, from all replies together."""
+        label = self._label(replies)
+        if label is None:
+            outcome = Outcome.REFUSED if replies[-1].is_refusal else Outcome.UNPARSABLE
+            return Verdict(item_id=ask.item_id, order=ask.order, turn=ask.turn, outcome=outcome)
+        game = game_of(label, ask.order)
+        return Verdict(
+            item_id=ask.item_id,
+            order=ask.order,
+            turn=ask.turn,
+            outcome=Outcome.OK,
+            verdict=label,
+            value=game.score,
+            weight=float(game.weight),
+        )
+
+    def summarise(
+        self, items: Sequence[Item], answers: Mapping[str, Sequence[str]], verdicts: Sequence[Verdict]
+    ) -> Summary:
+        """Return score and sc_score in per cent, the unweighted mean, ties, position bias, and counts."""
+        grouped = by_item(verdicts)
+        games = {item.item_id: self._games(grouped.get(item.item_id, [])) for item in items}
+        outcomes = [_outcome(item_id, list(found.values())) for item_id, found in games.items()]
+        scores = self._scores([found for found in games.values() if found])
+        controlled = self._style_controlled(items, answers, games)
+        metrics = {
+            **scores,
+            **mean_interval("score", outcomes, scale=100),
+            **controlled,
+            **self._categories(items, games),
+            **counts(items, answers, verdicts, delimiters=_DELIMITERS),
+        }
+        details: dict[str, Any] = {
+            "mode": self.judge.mode,
+            "parsing": "2024" if self._is_2024 else "2025",
+            "style_length": self.length_unit,
+        }
+        return Summary(metrics=metrics, outcomes=outcomes, details=details)
+
+    def native_files(
+        self,
+        items: Sequence[Item],
+        answers: Mapping[str, Sequence[str]],  # noqa: ARG002
+        asks: Sequence[Ask],
+        verdicts: Sequence[Verdict],
+        replies: Mapping[tuple[str, int, int], Sequence[Reply]],
+        *,
+        system: str,
+        judge: str,
+    ) -> Mapping[str, str]:
+        """Return model_judgment/JUDGE/SYSTEM.jsonl in the form of the version."""
+        return judgments(
+            items,
+            asks,
+            verdicts,
+            replies,
+            version=self.version,
+            baselines=self.baseline_names,
+            system=system,
+            judge=judge,
+        )
+
+    @property
+    def _is_2024(self) -> bool:
+        return self.version == "v0.1" and self.judge.mode == "Compat"
+
+    def _ask(self, item: Item, order: int, first: str, second: str) -> Ask:
+        question = question_of(item)
+        values = dict(zip((*_OLD_FIELDS, *_NEW_FIELDS), (question, first, second) * 2, strict=True))
+        system = self.templates.get(f"{SYSTEM}/{item.category}", self.templates.get(SYSTEM, ""))
+        return Ask(
+            item_id=item.item_id,
+            order=order,
+            turn=0,
+            messages=chat(system, fill(self.templates[USER], values, name=USER)),
+            max_tokens=self.judge.max_tokens or _MAX_TOKENS,
+            temperature=self.judge.temperature or 0.0,
+            prompt_name=USER,
+        )
+
+    def _text(self, replies: Sequence[Reply]) -> str:
+        compat = self.judge.mode == "Compat"
+        return "\n".join(reply.text if compat else without_thoughts(reply.text) for reply in replies)
+
+    def _label(self, replies: Sequence[Reply]) -> str | None:
+        text = self._text(replies)
+        return label_2024(text)[0] if self._is_2024 else label_2025(text)
+
+    def _lacks_verdict(self, replies: Sequence[Reply]) -> bool:
+        """Return whether another attempt is due: by the 2024 rule only if nothing looks like a label."""
+        text = self._text(replies)
+        return label_2024(text)[1] if self._is_2024 else label_2025(text) is None
+
+    def _games(self, verdicts: Sequence[Verdict]) -> dict[int, Game]:
+        """Return the valid games by order; by v2.0 a question counts only with both."""
+        valid = [entry for entry in verdicts if entry.outcome is Outcome.OK]
+        games = {entry.order: game_of(entry.verdict, entry.order) for entry in valid}
+        return games if self.version == "v0.1" or len(games) == 2 else {}
+
+    @staticmethod
+    def _scores(questions: Sequence[Mapping[int, Game]]) -> dict[str, float]:
+        games = [(order, game) for found in questions for order, game in found.items()]
+        score = weighted_score([game for _, game in games])
+        if score is None:
+            return {}
+        both = [found for found in questions if len(found) == 2]
+        decided = [(order, game) for order, game in games if game.score != 0.5]
+        metrics = {
+            "score": 100 * score,
+            "score_unweighted": 100 * sum(game.score for _, game in games) / len(games),
+            "tie_share": 1 - len(decided) / len(games),
+            "games": float(len(games)),
+        }
+        if both:
+            metrics["contradiction_share"] = sum(contradict(found) for found in both) / len(both)
+        if decided:
+            metrics["first_position_share"] = sum(prefers_first(*entry) for entry in decided) / len(decided)
+        return metrics
+
+    @staticmethod
+    def _categories(items: Sequence[Item], games: Mapping[str, Mapping[int, Game]]) -> dict[str, float]:
+        """Return the score of each category, if there are several."""
+        categories = sorted({item.category for item in items})
+        scores = {
+            f"score_{category}": weighted_score(
+                [game for item in items if item.category == category for game in games[item.item_id].values()]
+            )
+            for category in categories
+            if category and len(categories) > 1
+        }
+        return {name: 100 * score for name, score in scores.items() if score is not None}
+
+    def _style_controlled(
+        self,
+        items: Sequence[Item],
+        answers: Mapping[str, Sequence[str]],
+        games: Mapping[str, Mapping[int, Game]],
+    ) -> dict[str, float]:
+        """Return the score at equal style; nothing if all battles end alike, where there is nothing to fit."""
+        battles = []
+        for item in items:
+            for game in games[item.item_id].values():
+                battle = StyledBattle(
+                    model="model",
+                    outcome=game.score,
+                    model_style=self._style(answers[item.item_id][0]),
+                    baseline_style=self._style(baseline_of(item)),
+                )
+                battles += [battle] * game.weight
+        if len(battles) < _LEAST_BATTLES or {battle.outcome for battle in battles} in ({0.0}, {1.0}):
+            return {}
+        return {"sc_score": style_control(battles).equal_style_win_rate("model")}
+
+    def _style(self, text: str) -> tuple[float, float, float, float]:
+        return style_of(text, self.length_of(text))
+
+
+def _outcome(item_id: str, games: Sequence[Game]) -> ItemOutcome:
+    return ItemOutcome(
+        item_id=item_id,
+        value=weighted_score(games),
+        weight=float(sum(game.weight for game in games)),
+        valid=bool(games),
+    )
