@@ -9,17 +9,18 @@ backends, so that no special token is added a second time.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, TypeVar
 
 from wrpo_engine.errors import DataError
-from wrpo_engine.text.templates import Message, TemplateFault, render
+from wrpo_engine.text.templates import TemplateFault, render
 from wrpo_engine.text.turns import Turns, messages_of, takes_system, turns_of
 
 FIELD = "chatTemplate"
+_ROLES = ("system", "user", "assistant")
 _T = TypeVar("_T")
 
 
@@ -61,8 +62,51 @@ def prompt_token_ids(tokenizer: Any, prompt: str, system: str | None = None, tem
     They begin with exactly one BOS if the tokenizer puts one before text or the template writes one. A system prompt
     that the template refuses or leaves out is put before the prompt, in the user's turn.
     """
-    turns, text = or_error(lambda: _prompt(tokenizer, prompt, system, template), is_set=template is not None)
+    return conversation_prompt_ids(tokenizer, messages_of(prompt), system, template)
+
+
+def conversation_prompt_ids(
+    tokenizer: Any, messages: Sequence[Mapping[str, str]], system: str | None = None, template: str | None = None
+) -> list[int]:
+    """Return the ids a model continues: a conversation, then the opening of the assistant's turn.
+
+    `messages` are an optional system message, then turns of `user` and `assistant`, the last one of the user; DataError
+    otherwise. `system` applies only to a conversation without its own system message. A system message that the
+    template refuses or leaves out is put before the user's first turn, as for a single prompt. Control tokens come from
+    the template only: text that spells one is encoded as text in every message.
+    """
+    check_conversation(messages)
+    turns, text = or_error(lambda: _written(tokenizer, messages, system, template), is_set=template is not None)
     return with_one_bos(tokenizer, turns.encoder.encode([text])[0])
+
+
+def check_conversation(messages: Sequence[Mapping[str, str]]) -> None:
+    """Raise DataError naming the first message that a prompt cannot have at its place."""
+    for place, message in enumerate(messages):
+        if (fault := _fault_of(message, place, len(messages))) is not None:
+            raise DataError(
+                f"message {place + 1} of {len(messages)} {fault}",
+                code="ConversationInvalid",
+                hint="A conversation is an optional system message, then messages of user and assistant, the last one "
+                "of the user. Each has the texts role and content.",
+            )
+    if not messages or messages[-1]["role"] != "user":
+        raise DataError(
+            "a conversation has no message of the user", code="ConversationInvalid", hint="Add what is to be answered."
+        )
+
+
+def _fault_of(message: Mapping[str, str], place: int, count: int) -> str | None:
+    role, content = message.get("role"), message.get("content")
+    if role not in _ROLES:
+        return f"has the role {role!r}, which is none of {', '.join(_ROLES)}"
+    if not isinstance(content, str):
+        return f"of {role} has no text as content"
+    if role == "system" and place > 0:
+        return "is of the role system, which only the first one may be"
+    if role == "assistant" and place == count - 1:
+        return "is the last one and of the role assistant: nothing is left to answer"
+    return None
 
 
 def response_token_ids(
@@ -82,7 +126,8 @@ def conversation_token_ids(
     wrote the response from the prompt's ids wrote it too. DataError if the tokenizer cannot encode the text of a
     control token as text.
     """
-    turns, text = or_error(lambda: _prompt(tokenizer, prompt, system, template), is_set=template is not None)
+    messages = messages_of(prompt)
+    turns, text = or_error(lambda: _written(tokenizer, messages, system, template), is_set=template is not None)
     answers = [_surrounded(turns, response) for response in responses]
     hidden = [turns.encoder.hide(answer) for answer in answers]
     prompt_ids, *whole = turns.encoder.encode([text, *(text + answer for answer in hidden)])
@@ -105,18 +150,29 @@ def conversation_token_ids(
     return Conversation(with_one_bos(tokenizer, prompt_ids), tuple(found), has_control_text)
 
 
-def _prompt(tokenizer: Any, prompt: str, system: str | None, template: str | None) -> tuple[Turns, str]:
-    """Return the template's form and what it writes for a prompt, with the data's control tokens hidden."""
+def _written(
+    tokenizer: Any, messages: Sequence[Mapping[str, str]], system: str | None, template: str | None
+) -> tuple[Turns, str]:
+    """Return the template's form and what it writes for a conversation, with the data's control tokens hidden."""
     turns = turns_of(tokenizer, template)
     hide = turns.encoder.hide
-    messages = [{**message, "content": hide(message["content"])} for message in _messages(turns, prompt, system)]
-    return turns, render(tokenizer, messages, turns.template, generation=True)
+    placed = _with_system(turns, messages, system)
+    hidden = [{"role": message["role"], "content": hide(message["content"])} for message in placed]
+    return turns, render(tokenizer, hidden, turns.template, generation=True)
 
 
-def _messages(turns: Turns, prompt: str, system: str | None) -> list[Message]:
-    if system and not takes_system(turns.encoder.tokenizer, turns.template):
-        return messages_of(f"{system}\n\n{prompt}")
-    return messages_of(prompt, system)
+def _with_system(turns: Turns, messages: Sequence[Mapping[str, str]], system: str | None) -> list[Mapping[str, str]]:
+    """Return the conversation with its system text, its own or the given one, where the template has a place for it."""
+    rest = list(messages)
+    if rest[0]["role"] == "system":
+        system = rest.pop(0)["content"]
+    if not system:
+        return rest
+    if takes_system(turns.encoder.tokenizer, turns.template):
+        return [{"role": "system", "content": system}, *rest]
+    first = next(place for place, message in enumerate(rest) if message["role"] == "user")
+    rest[first] = {"role": "user", "content": f"{system}\n\n{rest[first]['content']}"}
+    return rest
 
 
 def _surrounded(turns: Turns, response: str) -> str:
