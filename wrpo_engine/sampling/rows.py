@@ -22,6 +22,8 @@ class Row:
     limit: int
     """Tokens it may have."""
     draws: np.random.Generator
+    temperature: float = 1.0
+    """0: greedy."""
     tokens: list[int] = field(default_factory=list)
     finished: FinishReason | None = None
     text: str | None = None
@@ -52,12 +54,13 @@ def rows_of(requests: Sequence[SampleRequest], settings: SamplerSettings) -> lis
     """Return one row for each response, the longest prompts first; a prompt's rows are adjacent."""
     rows: list[Row] = []
     for request in sorted(requests, key=lambda request: (-len(request.prompt_token_ids), request.key)):
-        limit = settings.max_tokens
+        limit, temperature = settings.max_tokens_of(request), settings.temperature_of(request)
         if settings.max_model_length is not None:
             limit = min(limit, settings.max_model_length - len(request.prompt_token_ids))
-        for index in range(1 if settings.is_greedy else request.num_samples):
+        for index in range(1 if settings.is_greedy(request) else request.num_samples):
             draws = np.random.Generator(np.random.Philox(key=request.seed + index))
-            rows.append(Row(request, index, limit, draws, finished=None if limit > 0 else FinishReason.LENGTH))
+            finished = None if limit > 0 else FinishReason.LENGTH
+            rows.append(Row(request, index, limit, draws, temperature, finished=finished))
     return rows
 
 

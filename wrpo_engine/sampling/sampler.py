@@ -32,6 +32,10 @@ class SampleRequest:
     prompt_token_ids: Sequence[int]
     num_samples: int
     seed: int
+    temperature: float | None = None
+    """None: the one of the settings."""
+    max_tokens: int | None = None
+    """None: the one of the settings."""
     group: int = 0
     """Requests of one group may share a batch in backends whose arithmetic depends on it. Fixed by the data, never by
     shards or interruptions, so that neither changes a result."""
@@ -56,9 +60,29 @@ class Sampled:
     samples: tuple[Sample, ...]
 
 
+FollowUp = Callable[[Sampled], Sequence[SampleRequest]]
+"""Returns the requests that a finished one leads to, of the same group: the next turn of a conversation."""
+
+
+def no_follow_up(_: Sampled) -> Sequence[SampleRequest]:
+    """Return no requests."""
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptLogps:
+    """Log probabilities of one prompt's tokens, each given those before it: all but the first token's."""
+
+    key: str
+    logps: tuple[float, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """How responses are sampled. Temperature 0 is greedy: all samples of a prompt are equal."""
+    """How responses are sampled. Temperature 0 is greedy: all samples of a prompt are equal.
+
+    A request may have another temperature and another length.
+    """
 
     temperature: float
     top_p: float
@@ -83,17 +107,38 @@ class SamplerSettings:
     poll: Callable[[], None] | None = None
     """Called at every decoding step; an exception from it ends sampling. Stop requests cannot wait for a batch."""
 
-    @property
-    def is_greedy(self) -> bool:
-        """Below this, vLLM draws no random numbers either."""
-        return self.temperature < 1e-5
+    reads_prompts: bool = False
+    """Whether the log probabilities of prompts are asked for: the engine then bounds the memory of their logits."""
+
+    def temperature_of(self, request: SampleRequest) -> float:
+        """Return a request's temperature. 0 is greedy; below 1e-5 vLLM draws no random numbers either."""
+        temperature = self.temperature if request.temperature is None else request.temperature
+        return 0.0 if temperature < 1e-5 else temperature
+
+    def is_greedy(self, request: SampleRequest) -> bool:
+        """Return whether all samples of a request are equal."""
+        return self.temperature_of(request) == 0.0
+
+    def max_tokens_of(self, request: SampleRequest) -> int:
+        """Return the longest response to a request in tokens, without regard to the context."""
+        return self.max_tokens if request.max_tokens is None else request.max_tokens
 
 
 class Sampler(Protocol):
     """A loaded model that generates responses."""
 
-    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
-        """Yield each request's responses as they are finished, in any order."""
+    def sample(self, requests: Sequence[SampleRequest], follow_up: FollowUp = no_follow_up) -> Iterator[Sampled]:
+        """Yield each request's responses as they are finished, in any order.
+
+        The requests that `follow_up` returns are sampled as soon as possible; it is called once for each finished one.
+        """
+        ...
+
+    def prompt_logps(self, requests: Sequence[SampleRequest]) -> Iterator[PromptLogps]:
+        """Yield the log probabilities of each request's prompt as they are computed, in any order.
+
+        The settings must say `reads_prompts`.
+        """
         ...
 
     def close(self) -> None:

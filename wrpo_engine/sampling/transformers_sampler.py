@@ -25,13 +25,21 @@ from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.rows import Row, park, rows_of, shared_prefixes, take_batch
 from wrpo_engine.sampling.sampler import (
     FinishReason,
+    FollowUp,
+    PromptLogps,
     Sample,
     Sampled,
     SampleRequest,
     SamplerSettings,
+    no_follow_up,
     repeat_greedy,
 )
 from wrpo_engine.sampling.token_choice import limited, penalised
+
+_LOGITS_PER_CHUNK = 2**25
+"""Logits of a prompt that exist at a time: 128 MiB in float32."""
+_MIN_CHUNK_TOKENS = 128
+"""For the largest vocabularies; each chunk reads all weights."""
 
 
 class TransformersSampler:
@@ -60,15 +68,66 @@ class TransformersSampler:
         use_grouped_attention(self._model)
         self._stop_ids = frozenset(settings.stop_token_ids)
 
-    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
+    def sample(self, requests: Sequence[SampleRequest], follow_up: FollowUp = no_follow_up) -> Iterator[Sampled]:
         """Yield each request's responses; ConfigError if lengths would change each other's rotary positions."""
-        shortest = [len(request.prompt_token_ids) for request in requests]
-        longest = [length + self._settings.max_tokens for length in shortest]
-        if self._settings.max_model_length is not None:
-            longest = [min(length, self._settings.max_model_length) for length in longest]
-        require_own_positions(self._model.config, [*shortest, *longest], field="sampling.maxModelLength")
+        extremes = self._require_own_positions(requests)
+
+        def followed(sampled: Sampled) -> Sequence[SampleRequest]:
+            more = follow_up(sampled)
+            self._require_own_positions(more, extremes)
+            return more
+
         for _, group in groupby(requests, key=lambda request: request.group):
-            yield from self._sample_group(list(group))
+            yield from self._sample_group(list(group), followed)
+
+    def _require_own_positions(self, requests: Sequence[SampleRequest], others: Sequence[int] = ()) -> list[int]:
+        """Check the lengths of requests together with others; return the shortest and the longest one."""
+        lengths = list(others)
+        for request in requests:
+            shortest = len(request.prompt_token_ids)
+            longest = shortest + self._settings.max_tokens_of(request)
+            limit = self._settings.max_model_length
+            lengths += [shortest, longest if limit is None else min(longest, limit)]
+        require_own_positions(self._model.config, lengths, field="sampling.maxModelLength")
+        return [min(lengths), max(lengths)] if lengths else []
+
+    @torch.inference_mode()
+    def prompt_logps(self, requests: Sequence[SampleRequest]) -> Iterator[PromptLogps]:
+        """Yield each prompt's log probabilities. Prompts are read one by one, so none depends on another."""
+        for request in requests:
+            yield PromptLogps(key=request.key, logps=self._read(list(request.prompt_token_ids)))
+
+    def _read(self, ids: list[int]) -> tuple[float, ...]:
+        """Return the log probability of each token but the first; logits exist for one chunk of tokens at a time."""
+        from transformers import DynamicCache
+
+        logps: list[float] = []
+        cache = DynamicCache(config=self._model.config)
+        inputs = torch.tensor([ids], device=self._device)
+        # The last token needs no logits: nothing follows it.
+        for start, end in self._chunks(len(ids) - 1):
+            if self._settings.poll is not None:
+                self._settings.poll()
+            output = self._model(
+                input_ids=inputs[:, start:end],
+                attention_mask=torch.ones_like(inputs[:, :end]),
+                position_ids=torch.arange(start, end, device=self._device).unsqueeze(0),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = output.logits[0].float()
+            self._require_numbers(logits)
+            targets = inputs[0, start + 1 : end + 1].unsqueeze(-1)
+            logps += (logits.gather(-1, targets).squeeze(-1) - logits.logsumexp(-1)).tolist()
+        return tuple(logps)
+
+    def _chunks(self, tokens: int) -> list[tuple[int, int]]:
+        """Return the bounds of the chunks in which a prompt is read."""
+        size = max(_MIN_CHUNK_TOKENS, _LOGITS_PER_CHUNK // self._model.config.get_text_config().vocab_size)
+        if getattr(self._model, "_is_stateful", False):
+            # A recurrent state continues by single tokens only.
+            size = max(1, tokens)
+        return [(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
     def close(self) -> None:
         """Release the model."""
@@ -82,18 +141,22 @@ class TransformersSampler:
         assert isinstance(dtype, torch.dtype)
         return dtype
 
-    def _sample_group(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
-        rows = rows_of(requests, self._settings)
+    def _sample_group(self, requests: Sequence[SampleRequest], follow_up: FollowUp) -> Iterator[Sampled]:
         rows_by_key: dict[str, list[Row]] = {}
-        for row in rows:
-            rows_by_key.setdefault(row.request.key, []).append(row)
-        waiting = deque(row for row in rows if row.finished is None)
-        while True:
+        waiting: deque[Row] = deque()
+        fresh = list(requests)
+        while fresh or rows_by_key:
+            rows = rows_of(fresh, self._settings)
+            for row in rows:
+                rows_by_key.setdefault(row.request.key, []).append(row)
+            waiting.extendleft(reversed([row for row in rows if row.finished is None]))
+            if waiting:
+                self._generate(take_batch(waiting, self._settings.batch_tokens), waiting)
+            fresh = []
             for key in [key for key, own in rows_by_key.items() if all(row.finished for row in own)]:
-                yield self._sampled(rows_by_key.pop(key))
-            if not waiting:
-                return
-            self._generate(take_batch(waiting, self._settings.batch_tokens), waiting)
+                sampled = self._sampled(rows_by_key.pop(key))
+                fresh += follow_up(sampled)
+                yield sampled
 
     def _sampled(self, rows: Sequence[Row]) -> Sampled:
         request = rows[0].request
@@ -106,7 +169,7 @@ class TransformersSampler:
             )
             for row in rows
         )
-        if self._settings.is_greedy:
+        if self._settings.is_greedy(request):
             samples = repeat_greedy(samples[0], request.num_samples)
         return Sampled(key=request.key, samples=samples)
 
@@ -178,6 +241,28 @@ class TransformersSampler:
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
         """Return the next token of each row, logits [rows, vocabulary]; finished rows get an unused token."""
+        self._require_numbers(logits)
+        logits = penalised(logits, rows, self._settings.choice)
+        drawn = [place for place, row in enumerate(rows) if row.temperature > 0]
+        if len(drawn) == len(rows):
+            return self._draw(logits, rows)
+        tokens = [int(token) for token in logits.argmax(dim=-1).tolist()]
+        if drawn:
+            for place, token in zip(drawn, self._draw(logits[drawn], [rows[place] for place in drawn]), strict=True):
+                tokens[place] = token
+        return tokens
+
+    def _draw(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
+        """Draw the next token of each row from logits [rows, vocabulary] at its temperature."""
+        temperatures = torch.tensor([[row.temperature] for row in rows], dtype=torch.float64, device=logits.device)
+        # In float64, so that the choice does not depend on the sum's rounding.
+        scaled = logits.double() / temperatures
+        probabilities = torch.softmax(limited(scaled, self._settings.choice), dim=-1)
+        draws = [0.0 if row.finished is not None else row.draws.random() for row in rows]
+        return nucleus_choice(probabilities, torch.tensor(draws, dtype=torch.float64), self._settings.top_p)
+
+    def _require_numbers(self, logits: torch.Tensor) -> None:
+        """Raise DataError if there is NaN among logits."""
         if bool(torch.isnan(logits).any()):
             raise DataError(
                 f"{self._identity} gave NaN where the next token's scores should be",
@@ -185,15 +270,6 @@ class TransformersSampler:
                 field="sampling.dtype",
                 hint="Set sampling.dtype to float32 or bfloat16, or check the model's weights.",
             )
-        logits = penalised(logits, rows, self._settings.choice)
-        if self._settings.is_greedy:
-            return [int(token) for token in logits.argmax(dim=-1).tolist()]
-        # In float64, so that the choice does not depend on the sum's rounding.
-        probabilities = torch.softmax(
-            limited(logits.double() / self._settings.temperature, self._settings.choice), dim=-1
-        )
-        draws = [0.0 if row.finished is not None else row.draws.random() for row in rows]
-        return nucleus_choice(probabilities, torch.tensor(draws, dtype=torch.float64), self._settings.top_p)
 
 
 def _unloadable(model: ResolvedModel, quantised: bool, error: BaseException) -> ConfigError:

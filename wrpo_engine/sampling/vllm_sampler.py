@@ -6,21 +6,37 @@ import contextlib
 import dataclasses
 import gc
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError, storage_error
-from wrpo_engine.hub.models import ResolvedModel
+from wrpo_engine.hub.models import ResolvedModel, vocabulary_size
 from wrpo_engine.process.environment import prepare_cubins
 from wrpo_engine.sampling.engine_faults import Meaning, fault_of
 from wrpo_engine.sampling.engine_process import EngineOutput, WatchedCall, started_processes
 from wrpo_engine.sampling.options import check_engine_args, check_quantization, pinned_formats
-from wrpo_engine.sampling.sampler import FinishReason, Sample, Sampled, SampleRequest, SamplerSettings, repeat_greedy
+from wrpo_engine.sampling.sampler import (
+    FinishReason,
+    FollowUp,
+    PromptLogps,
+    Sample,
+    Sampled,
+    SampleRequest,
+    SamplerSettings,
+    no_follow_up,
+    repeat_greedy,
+)
 
 _KEPT = "The pod's log has the engine's output. Parts that are done are kept; the next attempt continues."
 _KILLED = "Signal 9 usually means that the host's memory ran out: request more in the stage's resources."
 _KV_CACHE_ARGUMENTS = ("kv_cache_memory_bytes", "num_gpu_blocks_override")
 """Arguments by which a user gives the size of the KV cache."""
+_LARGE_VOCABULARY = 262_144
+_LOGITS_PER_STEP = 2**27
+"""Logits of prompt tokens in one step of the engine: 1 GiB in float32, and as much for their log probabilities."""
+_MIN_BATCHED_TOKENS = 128
+"""For the largest vocabularies; each step reads all weights."""
 _CPU_MEMORY_FRACTION = 0.3
 """vLLM's default fails at start on a CPU, where the fraction is of the whole machine."""
 
@@ -45,7 +61,7 @@ class VllmSampler:
                     model=str(model.path),
                     trust_remote_code=model.trust_remote_code,
                     seed=0,
-                    **engine_options(settings, on_cpu=on_cpu),
+                    **engine_options(settings, on_cpu=on_cpu, vocabulary=vocabulary_size(model) or _LARGE_VOCABULARY),
                 )
         except Exception as error:
             if isinstance(error, MemoryError | WrpoError):
@@ -54,18 +70,40 @@ class VllmSampler:
         step: Callable[[], Sequence[Any]] = self._llm.llm_engine.step
         self._step = WatchedCall(step, processes) if processes else step
 
-    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
+    def sample(self, requests: Sequence[SampleRequest], follow_up: FollowUp = no_follow_up) -> Iterator[Sampled]:
         """Yield each request's responses as they are finished; TemporaryError if the engine fails."""
+        waiting = deque(requests)
+        for request, output in self._outputs(waiting, self._params):
+            sampled = self._sampled(request, output)
+            # In front of the others: its beginning is still in the engine's cache.
+            waiting.extendleft(reversed(follow_up(sampled)))
+            yield sampled
+
+    def prompt_logps(self, requests: Sequence[SampleRequest]) -> Iterator[PromptLogps]:
+        """Yield each prompt's log probabilities; TemporaryError if the engine fails.
+
+        One token is generated after each prompt, as vLLM requires, so the context must have room for it.
+        """
+        for request, output in self._outputs(deque(requests), self._reading_params):
+            ids = request.prompt_token_ids
+            by_token = output.prompt_logprobs or []
+            logps = [float(by_token[place][ids[place]].logprob) for place in range(1, len(ids))]
+            yield PromptLogps(key=request.key, logps=tuple(logps))
+
+    def _outputs(
+        self, waiting: deque[SampleRequest], params_of: Callable[[SampleRequest], Any]
+    ) -> Iterator[tuple[SampleRequest, Any]]:
+        """Yield each finished request with vLLM's output; `waiting` may get more requests meanwhile."""
         engine = self._llm.llm_engine
-        waiting = iter(requests)
         running: dict[str, SampleRequest] = {}
         try:
             in_flight = prompts_in_flight(self._settings)
             while True:
-                while len(running) < in_flight and (request := next(waiting, None)) is not None:
+                while len(running) < in_flight and waiting:
+                    request = waiting.popleft()
                     running[request.key] = request
                     engine.add_request(
-                        request.key, {"prompt_token_ids": list(request.prompt_token_ids)}, self._params(request)
+                        request.key, {"prompt_token_ids": list(request.prompt_token_ids)}, params_of(request)
                     )
                 if not running:
                     return
@@ -73,7 +111,7 @@ class VllmSampler:
                     self._settings.poll()
                 for output in self._next_outputs():
                     if output.finished:
-                        yield self._sampled(running.pop(output.request_id), output)
+                        yield running.pop(output.request_id), output
         finally:
             # The stage stopped early: the engine may be asked again. One that died has nothing to abort.
             if running:
@@ -101,20 +139,28 @@ class VllmSampler:
         from vllm.sampling_params import RequestOutputKind
 
         settings = self._settings
+        is_greedy = settings.is_greedy(request)
         return self._sampling_params(
-            n=1 if settings.is_greedy else request.num_samples,
-            temperature=0.0 if settings.is_greedy else settings.temperature,
-            top_p=1.0 if settings.is_greedy else settings.top_p,
-            top_k=0 if settings.is_greedy else settings.choice.top_k,
-            min_p=0.0 if settings.is_greedy else settings.choice.min_p,
+            n=1 if is_greedy else request.num_samples,
+            temperature=settings.temperature_of(request),
+            top_p=1.0 if is_greedy else settings.top_p,
+            top_k=0 if is_greedy else settings.choice.top_k,
+            min_p=0.0 if is_greedy else settings.choice.min_p,
             repetition_penalty=settings.choice.repetition_penalty,
             presence_penalty=settings.choice.presence_penalty,
             frequency_penalty=settings.choice.frequency_penalty,
-            max_tokens=settings.max_tokens,
+            max_tokens=settings.max_tokens_of(request),
             seed=request.seed,
             stop=list(settings.stop) or None,
             stop_token_ids=list(settings.stop_token_ids),
             output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _reading_params(self, _: SampleRequest) -> Any:
+        from vllm.sampling_params import RequestOutputKind
+
+        return self._sampling_params(
+            temperature=0.0, max_tokens=1, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY
         )
 
     def _sampled(self, request: SampleRequest, output: Any) -> Sampled:
@@ -127,7 +173,7 @@ class VllmSampler:
             )
             for completion in sorted(output.outputs, key=lambda completion: completion.index)
         )
-        if self._settings.is_greedy:
+        if self._settings.is_greedy(request):
             samples = repeat_greedy(samples[0], request.num_samples)
         return Sampled(key=request.key, samples=samples)
 
@@ -156,8 +202,11 @@ def finish_reason_of(reason: str | None, prompt: str) -> FinishReason:
             )
 
 
-def engine_options(settings: SamplerSettings, *, on_cpu: bool) -> dict[str, Any]:
-    """Return the arguments of `vllm.LLM` other than the model's. The user's own come last and override the others."""
+def engine_options(settings: SamplerSettings, *, on_cpu: bool, vocabulary: int = _LARGE_VOCABULARY) -> dict[str, Any]:
+    """Return the arguments of `vllm.LLM` other than the model's. The user's own come last and override the others.
+
+    `vocabulary` counts the logits of a token, which bound how many tokens of prompts are read in one step.
+    """
     options: dict[str, Any] = {
         "dtype": settings.dtype,
         # The samples of a prompt, and prompts with one system prompt, share what they have read.
@@ -180,6 +229,15 @@ def engine_options(settings: SamplerSettings, *, on_cpu: bool) -> dict[str, Any]
         options["enable_chunked_prefill"] = False
         if settings.dtype == "auto":
             options["dtype"] = "float32"
+    if settings.reads_prompts:
+        # The logits of all prompt tokens of a step exist at a time, twice, in float32, and vLLM does not count them
+        # when it divides the memory. Nothing is drawn, so a prompt may be read in pieces on a CPU too.
+        options |= {
+            "enable_chunked_prefill": True,
+            "max_num_batched_tokens": max(_MIN_BATCHED_TOKENS, _LOGITS_PER_STEP // vocabulary),
+            "max_num_seqs": _MIN_BATCHED_TOKENS,
+            "enable_prefix_caching": False,
+        }
     return {**options, **settings.engine_args, **pinned_formats(settings.engine_args)}
 
 
