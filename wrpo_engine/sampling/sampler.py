@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -58,15 +59,6 @@ class Sampled:
 
     key: str
     samples: tuple[Sample, ...]
-
-
-FollowUp = Callable[[Sampled], Sequence[SampleRequest]]
-"""Returns the requests that a finished one leads to, of the same group: the next turn of a conversation."""
-
-
-def no_follow_up(_: Sampled) -> Sequence[SampleRequest]:
-    """Return no requests."""
-    return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +119,11 @@ class SamplerSettings:
 class Sampler(Protocol):
     """A loaded model that generates responses."""
 
-    def sample(self, requests: Sequence[SampleRequest], follow_up: FollowUp = no_follow_up) -> Iterator[Sampled]:
+    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
         """Yield each request's responses as they are finished, in any order.
 
-        The requests that `follow_up` returns are sampled as soon as possible; it is called once for each finished one.
+        A deque is emptied. Requests that the caller puts in front of it meanwhile are sampled next: the next turn of a
+        conversation enters the engine as soon as the one before it is finished. It is of the same group.
         """
         ...
 
@@ -165,6 +158,11 @@ def prompt_seed(seed: int, model: str, prompt_id: str) -> int:
     Below 2**62, so that adding a sample index stays within a signed 64-bit number.
     """
     return seed_of(seed, model, prompt_id)
+
+
+def waiting_of(requests: Sequence[SampleRequest]) -> deque[SampleRequest]:
+    """Return the queue that a sampler empties: the caller's own, if it is one."""
+    return requests if isinstance(requests, deque) else deque(requests)
 
 
 def repeat_greedy(sample: Sample, num_samples: int) -> tuple[Sample, ...]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -15,14 +13,20 @@ from wrpo_engine.artifacts import records
 from wrpo_engine.artifacts.parts import commit_when_complete, parts_of_shard, pending_parts
 from wrpo_engine.config import SampleParams
 from wrpo_engine.curation.parts import read_columns
-from wrpo_engine.errors import DataError, TemporaryError
+from wrpo_engine.errors import DataError
 from wrpo_engine.hub.models import ResolvedModel, context_length, resolve_model, stop_token_ids, tokenizer_of
-from wrpo_engine.process.hang_watch import HangWatch
 from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.preflight import check_source
-from wrpo_engine.sampling.publishing import Publisher
 from wrpo_engine.sampling.requests import Limits, Part, PartRequests, parts_of, requests_of
-from wrpo_engine.sampling.sampler import FinishReason, Sampled, Sampler, SamplerSettings, make_sampler
+from wrpo_engine.sampling.sampler import (
+    FinishReason,
+    Sampled,
+    Sampler,
+    SampleRequest,
+    SamplerSettings,
+    make_sampler,
+)
+from wrpo_engine.sampling.streaming import running, stream_parts
 from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.text.chat import end_of_turn_id, prompt_token_ids
 
@@ -101,13 +105,6 @@ def _sample_parts(
         for part in parts_of_shard(parts, ctx.shard, ctx.config.runtime.shards)
         if part.name not in pending
     )
-    ctx.stop.raise_if_requested()
-    watch = HangWatch(f"sampling from {model.identity}", ctx.config.runtime.hang_timeout_seconds, ctx.environ)
-
-    def poll() -> None:
-        watch.beat()
-        ctx.stop.raise_if_requested()
-
     settings = SamplerSettings(
         temperature=params.temperature,
         top_p=params.top_p,
@@ -125,17 +122,16 @@ def _sample_parts(
         max_model_length=needed if context is None else min(context, needed),
         tensor_parallel_size=ctx.config.runtime.tensor_parallel_size,
         gpu_memory_utilization=ctx.config.runtime.gpu_memory_utilization,
-        poll=poll,
     )
     log.info("loading %s with %s", model.identity, params.backend)
     total = finished + sum(len(plan.part.rows) for plan in planned)
     ctx.progress.update(finished, total, message="loading the model")
-    sampler = make_sampler(params.backend, model, tokenizer, settings)
-    try:
-        with watch:
-            return sample_parts(ctx, params, planned, sampler, finished=finished)
-    finally:
-        sampler.close()
+
+    def load(poll: Callable[[], None]) -> Sampler:
+        return make_sampler(params.backend, model, tokenizer, replace(settings, poll=poll))
+
+    with running(ctx, model, load) as sampler:
+        return sample_parts(ctx, params, planned, sampler, finished=finished)
 
 
 def _engine_args(ctx: StageContext, params: SampleParams) -> dict[str, Any]:
@@ -155,14 +151,42 @@ def seed_model(params: SampleParams) -> str:
 
 @dataclass
 class _Open:
-    """A part with unfinished prompts."""
+    """A part with unfinished prompts. Skipped prompts count as done with their part."""
 
     planned: PartRequests
+    source: str
     answers: dict[str, Sampled] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.planned.part.name
+
+    @property
+    def requests(self) -> Sequence[SampleRequest]:
+        return self.planned.requests
+
+    @property
+    def num_rows(self) -> int:
+        return self.planned.num_rows
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self.planned.part.rows)
+
+    @property
+    def num_done(self) -> int:
+        return self.num_prompts if self.is_complete else len(self.answers)
 
     @property
     def is_complete(self) -> bool:
         return len(self.answers) == len(self.planned.requests)
+
+    def take(self, sampled: Sampled) -> Sequence[SampleRequest]:
+        self.answers[sampled.key] = sampled
+        return ()
+
+    def frame(self) -> pl.DataFrame:
+        return part_frame(self.source, self.planned.part, self.answers)
 
 
 def sample_parts(
@@ -173,46 +197,9 @@ def sample_parts(
     *,
     finished: int = 0,
 ) -> int:
-    """Feed all parts to the sampler at once, so that no batch waits for a part's slowest response.
-
-    `finished` prompts of this shard were finished by an earlier attempt.
-    """
-    open_parts = {plan.part.index: _Open(plan) for plan in planned}
-    part_of = {request.key: plan.part.index for plan in planned for request in plan.requests}
-    total = finished + sum(len(plan.part.rows) for plan in planned)
-    started, done, tokens, rows = time.monotonic(), finished, 0, 0
-    ctx.progress.update(done, total)
-    with Publisher() as publisher:
-        for index in [index for index, state in open_parts.items() if state.is_complete]:
-            state = open_parts.pop(index)
-            rows += state.planned.num_rows
-            done += len(state.planned.too_long)
-            publisher.submit(partial(_publish, ctx, params, state))
-        for sampled in sampler.sample([request for plan in planned for request in plan.requests]):
-            ctx.stop.raise_if_requested()
-            state = open_parts[part_of[sampled.key]]
-            state.answers[sampled.key] = sampled
-            done += 1
-            tokens += sum(sample.num_tokens for sample in sampled.samples)
-            if state.is_complete:
-                del open_parts[state.planned.part.index]
-                rows += state.planned.num_rows
-                # Skipped prompts count as done with their part.
-                done += len(state.planned.too_long)
-                publisher.submit(partial(_publish, ctx, params, state))
-            rate = tokens / max(time.monotonic() - started, 1e-9)
-            ctx.progress.update(done, total, metrics={"tokens_per_second": rate})
-    if open_parts:
-        names = ", ".join(state.planned.part.name for state in open_parts.values())
-        raise TemporaryError(
-            f"{params.backend} ended without a response to every prompt; unfinished: {names}", code="EngineDied"
-        )
-    return rows
-
-
-def _publish(ctx: StageContext, params: SampleParams, state: _Open) -> None:
-    frame = part_frame(params.source, state.planned.part, state.answers)
-    ctx.output.publish(state.planned.part.name, frame.write_parquet)
+    """Sample and publish all parts; `finished` prompts of this shard were finished by an earlier attempt."""
+    parts = [_Open(plan, params.source) for plan in planned]
+    return stream_parts(ctx, parts, sampler, backend=params.backend, finished=finished)
 
 
 def part_frame(source: str, part: Part, answers: dict[str, Sampled]) -> pl.DataFrame:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -25,14 +25,13 @@ from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.rows import Row, park, rows_of, shared_prefixes, take_batch
 from wrpo_engine.sampling.sampler import (
     FinishReason,
-    FollowUp,
     PromptLogps,
     Sample,
     Sampled,
     SampleRequest,
     SamplerSettings,
-    no_follow_up,
     repeat_greedy,
+    waiting_of,
 )
 from wrpo_engine.sampling.token_choice import limited, penalised
 
@@ -68,17 +67,28 @@ class TransformersSampler:
         use_grouped_attention(self._model)
         self._stop_ids = frozenset(settings.stop_token_ids)
 
-    def sample(self, requests: Sequence[SampleRequest], follow_up: FollowUp = no_follow_up) -> Iterator[Sampled]:
+    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
         """Yield each request's responses; ConfigError if lengths would change each other's rotary positions."""
-        extremes = self._require_own_positions(requests)
-
-        def followed(sampled: Sampled) -> Sequence[SampleRequest]:
-            more = follow_up(sampled)
-            self._require_own_positions(more, extremes)
-            return more
-
-        for _, group in groupby(requests, key=lambda request: request.group):
-            yield from self._sample_group(list(group), followed)
+        queue = waiting_of(requests)
+        extremes: list[int] = self._require_own_positions(queue)
+        rows_by_key: dict[str, list[Row]] = {}
+        waiting: deque[Row] = deque()
+        group: int | None = None
+        while queue or rows_by_key:
+            if not rows_by_key:
+                group = queue[0].group
+            fresh = list(takewhile(lambda request: request.group == group, queue))  # noqa: B023 (used at once)
+            extremes = self._require_own_positions(fresh, extremes)
+            for _ in fresh:
+                queue.popleft()
+            rows = rows_of(fresh, self._settings)
+            for row in rows:
+                rows_by_key.setdefault(row.request.key, []).append(row)
+            waiting.extendleft(reversed([row for row in rows if row.finished is None]))
+            if waiting:
+                self._generate(take_batch(waiting, self._settings.batch_tokens), waiting)
+            for key in [key for key, own in rows_by_key.items() if all(row.finished for row in own)]:
+                yield self._sampled(rows_by_key.pop(key))
 
     def _require_own_positions(self, requests: Sequence[SampleRequest], others: Sequence[int] = ()) -> list[int]:
         """Check the lengths of requests together with others; return the shortest and the longest one."""
@@ -140,23 +150,6 @@ class TransformersSampler:
         dtype = getattr(torch, self._settings.dtype)
         assert isinstance(dtype, torch.dtype)
         return dtype
-
-    def _sample_group(self, requests: Sequence[SampleRequest], follow_up: FollowUp) -> Iterator[Sampled]:
-        rows_by_key: dict[str, list[Row]] = {}
-        waiting: deque[Row] = deque()
-        fresh = list(requests)
-        while fresh or rows_by_key:
-            rows = rows_of(fresh, self._settings)
-            for row in rows:
-                rows_by_key.setdefault(row.request.key, []).append(row)
-            waiting.extendleft(reversed([row for row in rows if row.finished is None]))
-            if waiting:
-                self._generate(take_batch(waiting, self._settings.batch_tokens), waiting)
-            fresh = []
-            for key in [key for key, own in rows_by_key.items() if all(row.finished for row in own)]:
-                sampled = self._sampled(rows_by_key.pop(key))
-                fresh += follow_up(sampled)
-                yield sampled
 
     def _sampled(self, rows: Sequence[Row]) -> Sampled:
         request = rows[0].request

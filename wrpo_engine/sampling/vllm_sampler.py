@@ -18,14 +18,13 @@ from wrpo_engine.sampling.engine_process import EngineOutput, WatchedCall, start
 from wrpo_engine.sampling.options import check_engine_args, check_quantization, pinned_formats
 from wrpo_engine.sampling.sampler import (
     FinishReason,
-    FollowUp,
     PromptLogps,
     Sample,
     Sampled,
     SampleRequest,
     SamplerSettings,
-    no_follow_up,
     repeat_greedy,
+    waiting_of,
 )
 
 _KEPT = "The pod's log has the engine's output. Parts that are done are kept; the next attempt continues."
@@ -70,21 +69,17 @@ class VllmSampler:
         step: Callable[[], Sequence[Any]] = self._llm.llm_engine.step
         self._step = WatchedCall(step, processes) if processes else step
 
-    def sample(self, requests: Sequence[SampleRequest], follow_up: FollowUp = no_follow_up) -> Iterator[Sampled]:
+    def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
         """Yield each request's responses as they are finished; TemporaryError if the engine fails."""
-        waiting = deque(requests)
-        for request, output in self._outputs(waiting, self._params):
-            sampled = self._sampled(request, output)
-            # In front of the others: its beginning is still in the engine's cache.
-            waiting.extendleft(reversed(follow_up(sampled)))
-            yield sampled
+        for request, output in self._outputs(waiting_of(requests), self._params):
+            yield self._sampled(request, output)
 
     def prompt_logps(self, requests: Sequence[SampleRequest]) -> Iterator[PromptLogps]:
         """Yield each prompt's log probabilities; TemporaryError if the engine fails.
 
         One token is generated after each prompt, as vLLM requires, so the context must have room for it.
         """
-        for request, output in self._outputs(deque(requests), self._reading_params):
+        for request, output in self._outputs(waiting_of(requests), self._reading_params):
             ids = request.prompt_token_ids
             by_token = output.prompt_logprobs or []
             logps = [float(by_token[place][ids[place]].logprob) for place in range(1, len(ids))]

@@ -19,7 +19,7 @@ from support.patience import LIMIT_S
 from wrpo_engine.config import ExitCode
 from wrpo_engine.errors import ConfigError, DataError, TemporaryError, WrpoError
 from wrpo_engine.loading.files import ModelDirectory
-from wrpo_engine.sampling import stage, vllm_sampler
+from wrpo_engine.sampling import stage, streaming, vllm_sampler
 from wrpo_engine.sampling.engine_process import EngineOutput
 from wrpo_engine.sampling.preflight import check_weight_files
 from wrpo_engine.sampling.sampler import FinishReason, Sample, Sampled, SampleRequest, SamplerSettings
@@ -220,7 +220,7 @@ class Watch:
 
 def test_every_decoding_step_is_progress_for_the_watch(run_stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch()
-    monkeypatch.setattr(stage, "HangWatch", watch)
+    monkeypatch.setattr(streaming, "HangWatch", watch)
     made = SamplerSettings(temperature=0.0, top_p=1.0, max_tokens=4, stop_token_ids=())
 
     class Polling(TextSampler):
@@ -243,7 +243,7 @@ def test_every_decoding_step_is_progress_for_the_watch(run_stage: Any, monkeypat
 def test_an_engine_that_forgets_prompts_is_an_error(run_stage: Any) -> None:
     class Forgetful(TextSampler):
         def sample(self, requests: Sequence[SampleRequest]) -> Iterator[Sampled]:
-            return super().sample(requests[:-1])
+            return super().sample(list(requests)[:-1])
 
     with pytest.raises(TemporaryError) as error:
         run_stage(["one?", "two?", "three?"], Forgetful(["yes"]))

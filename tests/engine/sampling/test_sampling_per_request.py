@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,12 +61,11 @@ def test_what_follows_a_finished_request_is_sampled_before_the_other_batches(tin
     # Two rows to a batch.
     sampler = sampler_of(tiny_model_dir, batch_tokens=60)
 
-    def follow_up(sampled: Sampled) -> Sequence[SampleRequest]:
-        if len(sampled.key) > 1:
-            return ()
-        return [request(f"{sampled.key}.{sample}", 25, num_samples=1) for sample in range(2)]
-
-    order = [sampled.key for sampled in sampler.sample(asked, follow_up)]
+    queue, order = deque(asked), []
+    for sampled in sampler.sample(queue):
+        order.append(sampled.key)
+        if len(sampled.key) == 1:
+            queue.extendleft(request(f"{sampled.key}.{number}", 25, num_samples=1) for number in range(2))
     assert sorted(order) == sorted([one.key for one in asked] + [f"{n}.{s}" for n in range(4) for s in range(2)])
     assert order.index("0.1") < order.index("2")
     assert order.index("1.1") < order.index("3")
@@ -87,8 +87,12 @@ def test_a_follower_that_would_change_positions_of_others_is_refused(tmp_path: P
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     sampler = sampler_of(tmp_path)
+    queue = deque([request("a", 20)])
+    sampled = sampler.sample(queue)
+    next(sampled)
+    queue.appendleft(request("b", 70))
     with pytest.raises(ConfigError) as error:
-        list(sampler.sample([request("a", 20)], lambda _: [request("b", 70)]))
+        next(sampled)
     assert error.value.code == "PositionsVary"
 
 
