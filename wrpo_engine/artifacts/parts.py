@@ -42,6 +42,24 @@ def pending_parts(ctx: StageContext, names: Sequence[str]) -> list[str]:
     return [name for name in own if name not in published]
 
 
+def count_progress(ctx: StageContext, sizes: Mapping[str, int], todo: Sequence[str]) -> Callable[[int], None]:
+    """Return what reports a further number of finished units of this shard and ends the work on request.
+
+    `sizes` are the units of each of its parts, of which `todo` are not published yet.
+    """
+    total = sum(sizes.values())
+    done = total - sum(sizes[name] for name in todo)
+
+    def report(count: int) -> None:
+        nonlocal done
+        ctx.stop.raise_if_requested()
+        done += count
+        ctx.progress.update(done, total)
+
+    ctx.progress.update(done, total)
+    return report
+
+
 def commit_when_complete(
     ctx: StageContext, names: Sequence[str], *, details: Mapping[str, Any], measure: Measure
 ) -> dict[str, float]:

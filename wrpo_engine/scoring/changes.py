@@ -12,7 +12,7 @@ from wrpo_engine.text.chat import Change
 log = logging.getLogger("wrpo_engine")
 
 MAX_CHANGED_SHARE = 0.1
-_NAMES = ("label", "prompt_id", "source", "sample_index")
+_NAMES = ("label", "prompt_id", "item_id", "turn", "source", "sample_index")
 
 
 def refuse_changed(rows: pl.DataFrame) -> None:

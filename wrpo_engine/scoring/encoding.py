@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.scoring.conversations import Prompt, messages_for, prompt_text
 from wrpo_engine.scoring.rewards import Pair, row_name
 from wrpo_engine.text.chat import Change, change_within, decoded, or_error, with_one_bos
+from wrpo_engine.text.plaintext import TextPair
 from wrpo_engine.text.templates import TemplateFault, render, require_template, template_of
-from wrpo_engine.text.turns import PROMPT_MARK, RESPONSE_MARK, answered, encoder_of, messages_of
+from wrpo_engine.text.turns import PROMPT_MARK, RESPONSE_MARK, answered, encoder_of
 
 Truncation = Literal["Right", "Left", "Fail"]
 _FIELD = "reward.chatTemplate"
@@ -87,7 +89,7 @@ class PairEncoder:
 
     def _conversations(self, pairs: Sequence[Pair]) -> list[Encoded]:
         hide = self._plain.hide
-        forms = {prompt: self._form(hide(prompt)) for prompt, _ in pairs}
+        forms = {prompt: self._form(self._hidden(prompt)) for prompt, _ in pairs}
         texts = [forms[prompt].replace(RESPONSE_MARK, hide(response)) for prompt, response in pairs]
         rows = [with_one_bos(self._tokenizer, ids) for ids in self._plain.encode(texts)]
         return [self._checked(self._cut(ids), response) for ids, (_, response) in zip(rows, pairs, strict=True)]
@@ -123,16 +125,21 @@ class PairEncoder:
             return head + ids[len(ids) - self._max_length + len(head) :]
         return ids[: self._max_length]
 
+    def _hidden(self, prompt: Prompt) -> Prompt:
+        hide = self._plain.hide
+        return hide(prompt) if isinstance(prompt, str) else tuple((role, hide(content)) for role, content in prompt)
+
     def _text_pairs(self, pairs: Sequence[Pair]) -> list[Encoded]:
         encoded = []
-        for pair, (ids, types) in zip(pairs, self._plain.encode_pairs(pairs), strict=True):
+        texts = [(prompt_text(prompt), response) for prompt, response in pairs]
+        for pair, (ids, types) in zip(texts, self._plain.encode_pairs(texts), strict=True):
             if len(ids) > self._max_length:
                 encoded.append(self._cut_text_pair(pair))
             else:
                 encoded.append(self._checked(Encoded(ids, types, truncated=False), pair[1]))
         return encoded
 
-    def _cut_text_pair(self, pair: Pair) -> Encoded:
+    def _cut_text_pair(self, pair: TextPair) -> Encoded:
         """Cut the longer text first; Left begins with the prompt's beginning and touches the response last."""
         side: str = "right"
         strategy: str = "longest_first"
@@ -145,12 +152,12 @@ class PairEncoder:
         )
         return Encoded(ids, types, truncated=True)
 
-    def _form(self, prompt: str) -> str:
+    def _form(self, prompt: Prompt) -> str:
         """Return the conversation with a prompt, hidden, and a mark for the response."""
 
         def written() -> str:
             template = require_template(self._tokenizer)
-            messages = answered(messages_of(prompt), RESPONSE_MARK)
+            messages = answered(messages_for(self._tokenizer, template, prompt), RESPONSE_MARK)
             text = render(self._tokenizer, messages, template, generation=False, what="a prompt with its response")
             if RESPONSE_MARK not in text:
                 raise TemplateFault(

@@ -17,8 +17,8 @@ from typing import Any
 from wrpo_engine.config import RewardModel
 from wrpo_engine.errors import ConfigError, DataError, Interrupted, TemporaryError, WrpoError
 from wrpo_engine.retrying import Backoff, Tries, retry
+from wrpo_engine.scoring.conversations import prompt_messages
 from wrpo_engine.scoring.rewards import Pair, Reward
-from wrpo_engine.text.turns import messages_of
 
 KEY_VARIABLE = "WRPO_REWARD_API_KEY"
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -102,7 +102,7 @@ class EndpointClient:
     def _body(self, pair: Pair) -> bytes:
         prompt, response = pair
         body: dict[str, Any] = {
-            "messages": [*messages_of(prompt), {"role": "assistant", "content": response}],
+            "messages": [*prompt_messages(prompt), {"role": "assistant", "content": response}],
             "use_activation": False,
         }
         if self.model is not None:

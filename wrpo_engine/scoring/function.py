@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 
 from wrpo_engine.errors import ConfigError, DataError, TemporaryError, WrpoError
+from wrpo_engine.scoring.conversations import prompt_text
 from wrpo_engine.scoring.rewards import OnProgress, Pair, Reward, check_finite, row_name
 
 log = logging.getLogger("wrpo_engine")
@@ -44,7 +45,7 @@ class FunctionScorer:
     def _scores(self, pairs: Sequence[Pair], names: Sequence[str]) -> list[float]:
         where = f"for {len(pairs)} pairs from {names[0]}"
         try:
-            result = self._call([prompt for prompt, _ in pairs], [response for _, response in pairs])
+            result = self._call([prompt_text(prompt) for prompt, _ in pairs], [response for _, response in pairs])
         except (WrpoError, MemoryError):
             raise
         except (ConnectionError, TimeoutError) as error:

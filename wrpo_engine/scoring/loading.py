@@ -29,7 +29,7 @@ def read_config(model: ResolvedModel) -> Mapping[str, Any]:
 
 def load_network(model: ResolvedModel, config: Mapping[str, Any], dtype: str, device: torch.device) -> Network:
     """Load a gated multi-objective model or a one-label classifier; ConfigError if its files do not hold one."""
-    torch_dtype = _torch_dtype(dtype, device)
+    torch_dtype = weights_dtype(dtype, device)
     if is_gated(config):
         from transformers import LlamaModel
 
@@ -114,7 +114,7 @@ def unloadable(model: ResolvedModel, error: BaseException) -> ConfigError:
     )
 
 
-def _torch_dtype(dtype: str, device: torch.device) -> torch.dtype:
+def weights_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """Return the format of the weights; auto is bfloat16 on a GPU that has it, else float32."""
     if dtype != "auto":
         named: torch.dtype = getattr(torch, dtype)

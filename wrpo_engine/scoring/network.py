@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from wrpo_engine.loading.exact_attention import use_exact_attention
 from wrpo_engine.scoring.batching import token_batches
+from wrpo_engine.scoring.conversations import Prompt
 from wrpo_engine.scoring.encoding import Encoded
 from wrpo_engine.scoring.packed import group_batches, group_rows, pack
 from wrpo_engine.training.batch.layout import AttentionPlan
@@ -25,7 +26,7 @@ CPU_BATCH_TOKENS = 1024
 class Row:
     """One pair as a network reads it."""
 
-    prompt: str
+    prompt: Prompt
     encoded: Encoded
     last: int
     """Position whose hidden state gives the reward."""

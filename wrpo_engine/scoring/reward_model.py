@@ -14,6 +14,7 @@ from wrpo_engine.hub.models import ResolvedModel, check_vocabulary, context_leng
 from wrpo_engine.loading.guard import loading
 from wrpo_engine.loading.rotary import RotaryLimit, require_own_positions
 from wrpo_engine.scoring.batching import prefetched
+from wrpo_engine.scoring.conversations import Prompt
 from wrpo_engine.scoring.encoding import Encoded, PairEncoder, Truncation, last_occurrence
 from wrpo_engine.scoring.gated import is_gated, objective_names
 from wrpo_engine.scoring.loading import ignored_last_token, load_network, read_config, unloadable
@@ -92,7 +93,7 @@ class RewardScorer:
         """Return the different rows, and for each pair which of them it is: equal pairs get equal scores, once."""
         rows: list[Row] = []
         sources: list[int] = []
-        known: dict[tuple[str, tuple[int, ...]], int] = {}
+        known: dict[tuple[Prompt, tuple[int, ...]], int] = {}
         for index, ((prompt, _), row) in enumerate(zip(pairs, encoded, strict=True)):
             key = (prompt, tuple(row.ids))
             if key not in known:
@@ -101,7 +102,7 @@ class RewardScorer:
             sources.append(known[key])
         return rows, sources
 
-    def _row(self, prompt: str, encoded: Encoded, names: Sequence[str] | None, index: int) -> Row:
+    def _row(self, prompt: Prompt, encoded: Encoded, names: Sequence[str] | None, index: int) -> Row:
         last = len(encoded.ids) - 1
         while last > 0 and encoded.ids[last] == self._ignored:
             last -= 1

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from wrpo_engine.errors import DataError
+from wrpo_engine.scoring.conversations import Prompt
 from wrpo_engine.text.chat import Change
 
-Pair = tuple[str, str]
+Pair = tuple[Prompt, str]
 """Prompt and response."""
 
 OnProgress = Callable[[int], None]

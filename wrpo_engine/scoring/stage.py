@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TypeAlias
 
 import polars as pl
 
 from wrpo_engine.artifacts import Artifact, records
-from wrpo_engine.artifacts.parts import commit_when_complete, part_name, parts_of_shard, pending_parts
+from wrpo_engine.artifacts.parts import (
+    Measure,
+    commit_when_complete,
+    count_progress,
+    part_name,
+    parts_of_shard,
+    pending_parts,
+)
 from wrpo_engine.config import ScoreParams
+from wrpo_engine.contract.evaluation import GradeParams
 from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.sampling.sampler import FinishReason
 from wrpo_engine.scoring.changes import refuse_changed
 from wrpo_engine.scoring.load import load_scorer, reward_details
-from wrpo_engine.scoring.rewards import OnProgress, Scorer
+from wrpo_engine.scoring.rewards import OnProgress, Pair, Reward, Scorer
 from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.text.chat import Change
 
@@ -22,6 +32,8 @@ OBJECTIVE_PREFIX = "objective/"
 """Columns of a multi-objective reward: objective/NAME."""
 _ENOUGH_TO_REFUSE = 1000
 """Responses after which a stage does not wait for its end to refuse them."""
+ScoreRows: TypeAlias = Callable[[Scorer, pl.DataFrame, OnProgress], pl.DataFrame]
+"""Scores the rows of a part."""
 _SAMPLE_COLUMNS = ("prompt_id", "source", "sample_index", "text", "finish_reason")
 
 
@@ -30,7 +42,27 @@ def run(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, ScoreParams)
     answers = read_answers(ctx.input(samples_role(ctx)))
-    names = [part_name(index) for index in range(max(1, -(-answers.height // params.rows_per_part)))]
+
+    def make_score() -> ScoreRows:
+        prompts = read_prompts(ctx.input("prompts"))
+        return lambda scorer, rows, on_progress: score_rows(scorer, rows, prompts, on_progress)
+
+    return score_in_parts(ctx, params, answers, make_score, measure=measure)
+
+
+def score_in_parts(
+    ctx: StageContext,
+    params: ScoreParams | GradeParams,
+    rows: pl.DataFrame,
+    make_score: Callable[[], ScoreRows],
+    *,
+    measure: Measure,
+) -> StageResult:
+    """Score rows part by part: the pending parts of this shard; commit once all parts of all shards are there.
+
+    `make_score` is called only if there is work; what it returns scores the rows of one part, in their order.
+    """
+    names = [part_name(index) for index in range(max(1, -(-rows.height // params.rows_per_part)))]
     todo = pending_parts(ctx, names)
     written = 0
     if todo:
@@ -42,7 +74,13 @@ def run(ctx: StageContext) -> StageResult:
             dtype=params.dtype,
             truncation=params.truncation,
         )
-        written = _score_parts(ctx, params, scorer, answers, names, todo)
+        own = set(parts_of_shard(names, ctx.shard, ctx.config.runtime.shards))
+        slices = {
+            name: rows.slice(index * params.rows_per_part, params.rows_per_part)
+            for index, name in enumerate(names)
+            if name in own
+        }
+        written = _score_parts(ctx, partial(make_score(), scorer), slices, todo)
     metrics = commit_when_complete(ctx, names, details={"reward": reward_details(params.reward, ctx)}, measure=measure)
     return StageResult(rows=written, metrics=metrics)
 
@@ -73,33 +111,15 @@ def read_prompts(prompts: Artifact) -> dict[str, str]:
 
 def _score_parts(
     ctx: StageContext,
-    params: ScoreParams,
-    scorer: Scorer,
-    answers: pl.DataFrame,
-    names: list[str],
-    todo: list[str],
+    score: Callable[[pl.DataFrame, OnProgress], pl.DataFrame],
+    slices: Mapping[str, pl.DataFrame],
+    todo: Sequence[str],
 ) -> int:
-    prompts = read_prompts(ctx.input("prompts"))
-    own = set(parts_of_shard(names, ctx.shard, ctx.config.runtime.shards))
-    slices = {
-        name: answers.slice(index * params.rows_per_part, params.rows_per_part)
-        for index, name in enumerate(names)
-        if name in own
-    }
-    total = sum(rows.height for rows in slices.values())
-    done = total - sum(slices[name].height for name in todo)
-
-    def on_progress(count: int) -> None:
-        nonlocal done
-        ctx.stop.raise_if_requested()
-        done += count
-        ctx.progress.update(done, total)
-
-    ctx.progress.update(done, total)
+    on_progress = count_progress(ctx, {name: rows.height for name, rows in slices.items()}, todo)
     written = 0
     scored: pl.DataFrame | None = None
     for name in todo:
-        frame = score_rows(scorer, slices[name], prompts, on_progress)
+        frame = score(slices[name], on_progress)
         scored = frame if scored is None else pl.concat([scored, frame])
         if scored.height >= _ENOUGH_TO_REFUSE:
             refuse_changed(scored)
@@ -115,7 +135,7 @@ def score_rows(
     on_progress: OnProgress | None = None,
 ) -> pl.DataFrame:
     """Score rows of a samples artifact; the result has them in the same order."""
-    pairs: list[tuple[str, str]] = []
+    pairs: list[Pair] = []
     names: list[str] = []
     for row in rows.iter_rows(named=True):
         prompt = prompts.get(row["prompt_id"])
@@ -129,7 +149,12 @@ def score_rows(
         pairs.append((prompt, row["text"]))
         names.append(name)
     rewards = scorer.rewards(pairs, names, on_progress)
-    return rows.select("prompt_id", "source", "sample_index").with_columns(
+    return with_rewards(rows.select("prompt_id", "source", "sample_index"), rewards, scorer.objectives)
+
+
+def with_rewards(rows: pl.DataFrame, rewards: Sequence[Reward], objectives: Sequence[str]) -> pl.DataFrame:
+    """Return rows with the columns of their rewards, which are in the same order."""
+    return rows.with_columns(
         pl.Series("score", [reward.score for reward in rewards], dtype=pl.Float64),
         pl.Series("truncated", [reward.truncated for reward in rewards], dtype=pl.Boolean),
         pl.Series("change", [reward.change for reward in rewards], dtype=pl.String),
@@ -137,7 +162,7 @@ def score_rows(
         pl.Series("padding", [reward.num_padding for reward in rewards], dtype=pl.Int64),
         *(
             pl.Series(f"{OBJECTIVE_PREFIX}{name}", [reward.objectives[index] for reward in rewards], dtype=pl.Float64)
-            for index, name in enumerate(scorer.objectives)
+            for index, name in enumerate(objectives)
         ),
     )
 

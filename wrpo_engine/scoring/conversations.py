@@ -1,0 +1,48 @@
+"""Prompts of several messages: the form in which a reward reads what comes before a response."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+from wrpo_engine.text.templates import Message
+from wrpo_engine.text.turns import messages_of, takes_system
+
+Conversation: TypeAlias = tuple[tuple[str, str], ...]
+"""Role and content of each message; the last one is the user's."""
+Prompt: TypeAlias = str | Conversation
+"""A text is one message of the user."""
+
+
+def conversation(messages: Iterable[Mapping[str, str]]) -> Prompt:
+    """Return messages as a prompt: the text alone if they are one message of the user."""
+    found = tuple((message["role"], message["content"]) for message in messages)
+    return found[0][1] if len(found) == 1 and found[0][0] == "user" else found
+
+
+def prompt_messages(prompt: Prompt) -> list[Message]:
+    """Return the messages of a prompt."""
+    if isinstance(prompt, str):
+        return messages_of(prompt)
+    return [{"role": role, "content": content} for role, content in prompt]
+
+
+def messages_for(tokenizer: Any, template: str, prompt: Prompt) -> list[Message]:
+    """Return a prompt's messages as a template takes them.
+
+    A system message for which the template has no place is put before the first message of the user.
+    """
+    messages = prompt_messages(prompt)
+    if messages[0]["role"] != "system" or takes_system(tokenizer, template):
+        return messages
+    system, *rest = messages
+    first = next(place for place, message in enumerate(rest) if message["role"] == "user")
+    rest[first] = {"role": "user", "content": f"{system['content']}\n\n{rest[first]['content']}"}
+    return rest
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """Return a prompt as one text, for rewards that read no messages: each message with its role in front."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{role.capitalize()}: {content}" for role, content in prompt)
