@@ -15,7 +15,7 @@ from wrpo_engine.contract.base import Declared, Role
 from wrpo_engine.contract.benchmarks import BenchFields, BenchmarkKind, JudgeFields, Protocol
 from wrpo_engine.contract.data import ScoreFields
 from wrpo_engine.contract.sampling import EvaluationFields, GeneratorFields, PartFields
-from wrpo_engine.contract.types import Seed, Tokens
+from wrpo_engine.contract.types import Dtype, Seed, Tokens
 
 SEPARATOR = "--"
 """Between system, benchmark and judge (or reward) in the names of stages and roles. Their own names lack it."""
@@ -84,6 +84,11 @@ class RankParams(PartFields, StageParams, role=Role.COMPUTED):
     """Longest prompt in tokens, with its special tokens."""
     max_length: Tokens = 2048
     """Longest pair in tokens; each candidate gets half of what the prompt leaves."""
+    max_candidate_tokens: Tokens | None = None
+    """Longest candidate in tokens, with its special tokens; LLM-Blender's own class has 412. Unset: half of what the
+    prompt leaves."""
+    dtype: Dtype = "auto"
+    """Number format of the weights; auto is bfloat16 on a GPU that has it, else float32."""
 
 
 class SelectParams(StageParams, role=Role.COMPUTED):
