@@ -47,6 +47,15 @@ def answers_frame(answers: Mapping[str, str | Sequence[str | None] | None]) -> p
     return pl.DataFrame(rows, schema=records.ANSWERS)
 
 
+def commit_cells(commit_artifact: Any, turns: Mapping[str, Sequence[str]], members: Mapping[str, Any]) -> Any:
+    """Commit a bundle of items and each member's answers; return the inputs of a stage that reads them."""
+    found = {"bench/b": commit_artifact("bench/b", {"items.parquet": items_frame(turns)})}
+    for role, answers in members.items():
+        stage = role.replace("answers", "answer")
+        found[role] = commit_artifact(stage, {"parts/part-00000.parquet": answers_frame(answers)})
+    return found
+
+
 def rows_of(ctx: Any) -> pl.DataFrame:
     """All rows of a stage's committed artifact."""
     artifact = ctx.output.committed()
