@@ -64,27 +64,57 @@ def resample_counts(items: int, *, seed: int, resamples: int = RESAMPLES) -> Ite
         yield rng.multinomial(items, even, size=min(_CHUNK, resamples - start)).astype(np.float64)
 
 
-def bootstrap(systems: Sequence[ArrayLike], *, seed: int, resamples: int = RESAMPLES) -> Floats:
+def bootstrap(
+    systems: Sequence[ArrayLike],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    weights: Sequence[ArrayLike] | None = None,
+) -> Floats:
     """Return the means of systems in each resample, [resamples, systems].
 
     A system is an array [items], or [runs, items] for several training seeds. Runs are drawn first, separately for
-    each system, then items, which are the same for all. ValueError if a system has other items than the first.
+    each system, then items, which are the same for all. With `weights`, of the same shapes, a mean is the ratio of the
+    resampled sums. ValueError if a system has other items than the first.
     """
     tables = [np.atleast_2d(np.asarray(system, dtype=np.float64)) for system in systems]
     items = tables[0].shape[1]
     for table in tables:
         if table.shape[1] != items:
             raise ValueError(f"a system has {table.shape[1]} items, the first one {items}; both must have the same")
+    weighted = None if weights is None else [np.atleast_2d(np.asarray(each, dtype=np.float64)) for each in weights]
     rng = np.random.default_rng([seed, 1])
     made = []
     for counts in resample_counts(items, seed=seed, resamples=resamples):
         columns = []
-        for table in tables:
-            runs = len(table)
-            drawn = rng.multinomial(runs, np.full(runs, 1 / runs), size=len(counts)) if runs > 1 else 1.0
-            columns.append((counts @ table.T / items * drawn).sum(axis=1) / runs)
+        for index, table in enumerate(tables):
+            if weighted is None:
+                means = counts @ table.T / items
+            else:
+                means = counts @ (table * weighted[index]).T / (counts @ weighted[index].T)
+            columns.append(drawn_runs(means, rng))
         made.append(np.stack(columns, axis=1))
     return np.concatenate(made)
+
+
+def drawn_runs(means: Floats, rng: np.random.Generator) -> Floats:
+    """Return the mean over runs that are drawn with replacement, [resamples]; `means` are [resamples, runs]."""
+    runs = means.shape[1]
+    drawn = rng.multinomial(runs, np.full(runs, 1 / runs), size=len(means)) if runs > 1 else 1.0
+    chosen: Floats = (means * drawn).sum(axis=1) / runs
+    return chosen
+
+
+def influence(values: ArrayLike, weights: ArrayLike) -> Floats:
+    """Return each item's share of a weighted mean, plus the mean: w (v - m) / mean(w) + m, [items].
+
+    Their plain mean is the weighted mean m, and their standard error is that of m to first order. With equal weights
+    they are the values.
+    """
+    found, weight = np.asarray(values, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    mean = float((found * weight).sum() / weight.sum())
+    shares: Floats = weight * (found - mean) / weight.mean() + mean
+    return shares
 
 
 def interval_of(resampled: ArrayLike) -> Interval:

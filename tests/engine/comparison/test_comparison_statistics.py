@@ -1,9 +1,12 @@
-"""Statistics of comparisons against closed forms and published small numbers."""
+"""Statistics of comparisons against closed forms and golden numbers of scipy."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +18,11 @@ from wrpo_engine.comparison.statistics import (
     clustered_error,
     difference_of,
     holm,
+    influence,
     interval_of,
     kendall,
     minimal_detectable_difference,
+    resample_counts,
     sign_test,
     slope,
     spearman,
@@ -25,45 +30,76 @@ from wrpo_engine.comparison.statistics import (
     t_quantile,
 )
 
-OWN = [1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.5, 1.0, 0.0, 1.0, 1.0]
-OTHER = [0.0, 1.0, 0.0, 0.5, 0.0, 1.0, 0.0, 0.5, 1.0, 1.0, 0.0, 1.0]
+GOLDEN: dict[str, Any] = json.loads(
+    (Path(__file__).parents[2] / "golden" / "comparisons" / "statistics.json").read_text(encoding="utf-8")
+)
+PAIRED = GOLDEN["paired"]
+OWN: list[float] = PAIRED["a"]
+OTHER: list[float] = PAIRED["b"]
 
 
 def test_a_paired_difference_has_the_known_error_interval_and_p_values() -> None:
-    # The numbers are those of scipy 1.17.1 and of a bootstrap with 200,000 resamples.
     draws = bootstrap([OWN, OTHER], seed=7, resamples=50_000)
     found = difference_of(OWN, OTHER, draws[:, 0] - draws[:, 1])
-    assert found.mean == pytest.approx(0.20833333333333334)
-    assert found.standard_error == pytest.approx(0.16808111918434687)
+    assert found.mean == pytest.approx(PAIRED["mean_diff"])
+    assert found.standard_error == pytest.approx(PAIRED["se"])
     assert found.t_interval is not None
-    assert found.t_interval.low == pytest.approx(-0.1616107156830082)
-    assert found.t_interval.high == pytest.approx(0.5782773823496749)
-    assert (found.wins, found.losses, found.sign_test) == (4, 1, 0.375)
-    assert (found.interval.low, found.interval.high) == pytest.approx((-0.125, 0.5))
-    assert found.not_above == pytest.approx(0.126605, abs=0.005)
+    assert [found.t_interval.low, found.t_interval.high] == pytest.approx(PAIRED["t_ci95"])
+    assert (found.wins, found.losses) == (PAIRED["wins"], PAIRED["losses"])
+    assert found.sign_test == pytest.approx(PAIRED["sign_test_p"])
+    many = PAIRED["bootstrap_200000"]
+    assert [found.interval.low, found.interval.high] == pytest.approx(many["ci95"], abs=0.003)
+    assert found.not_above == pytest.approx(many["share_at_most_0"], abs=0.005)
 
 
 def test_turns_of_a_question_are_not_independent() -> None:
-    scores = [[8.0, 6.0], [7.0, 5.0], [9.0, 9.0], [10.0, 3.0], [6.0, 6.0], [8.0, 7.5]]
-    assert np.mean(scores) == pytest.approx(7.041666666666667)
-    assert standard_error(np.ravel(scores)) == pytest.approx(0.5656128793555972)
-    assert clustered_error(scores) == pytest.approx(0.47616815423872183)
+    clustered = GOLDEN["clustered"]
+    assert np.mean(clustered["scores"]) == pytest.approx(clustered["overall"])
+    assert standard_error(np.ravel(clustered["scores"])) == pytest.approx(clustered["se_naive"])
+    assert clustered_error(clustered["scores"]) == pytest.approx(clustered["se_by_question"])
 
 
 def test_holm_adjusts_in_the_order_of_size_and_keeps_the_given_order() -> None:
-    assert holm([0.001, 0.02, 0.03, 0.2, 0.04]) == pytest.approx([0.005, 0.08, 0.09, 0.2, 0.09])
+    assert holm(GOLDEN["holm"]["p"]) == pytest.approx(GOLDEN["holm"]["adjusted"])
     assert holm([]) == []
 
 
 def test_rank_correlations_are_spearmans_and_kendalls() -> None:
-    x, y = [48.9, 52.3, 53.5, 55.9], [7.29, 7.54, 7.42, 7.63]
-    assert spearman(x, y) == pytest.approx(0.8)
-    assert kendall(x, y) == pytest.approx(0.6666666666666669)
+    ranked = GOLDEN["spearman"]
+    assert spearman(ranked["x"], ranked["y"]) == pytest.approx(ranked["rho"])
+    assert kendall(ranked["x"], ranked["y"]) == pytest.approx(ranked["kendall"])
     # Ties: scipy's kendalltau and spearmanr of these.
     assert kendall([1, 2, 2, 3], [1, 3, 2, 3]) == pytest.approx(0.8)
     assert spearman([1, 2, 2, 3], [1, 3, 2, 3]) == pytest.approx(5 / 6)
     assert math.isnan(spearman([1, 2], [3, 3]))
     assert math.isnan(kendall([1, 1], [3, 4]))
+
+
+@pytest.mark.parametrize(("deviation", "error"), GOLDEN["paper_noise"]["se_at_sd"].items())
+def test_the_error_of_a_win_rate_over_805_items_is_the_known_one(deviation: str, error: float) -> None:
+    # Values at this distance of the mean on either side have this standard deviation, up to the n - 1 of the estimate.
+    values = 100 * (0.5 + float(deviation) * np.array([1, -1] * 402 + [0]))
+    assert standard_error(values) == pytest.approx(error, rel=1e-3)
+
+
+def test_a_weighted_mean_is_the_ratio_of_the_resampled_sums() -> None:
+    # Arena-Hard: a decisive verdict counts three times.
+    values, weights = np.array([1.0, 0.5, 0.0, 1.0]), np.array([4.0, 2.0, 6.0, 4.0])
+    draws = bootstrap([values, values], seed=2, resamples=400, weights=[weights, np.ones(4)])
+    counts = np.concatenate(list(resample_counts(4, seed=2, resamples=400)))
+    expected = [(row * weights * values).sum() / (row * weights).sum() for row in counts]
+    assert draws[:, 0] == pytest.approx(np.array(expected))
+    assert draws[:, 1] == pytest.approx(bootstrap([values], seed=2, resamples=400)[:, 0])
+
+
+def test_the_error_of_a_weighted_mean_is_that_of_its_resamples() -> None:
+    rng = np.random.default_rng(1)
+    values, weights = rng.random(300), rng.choice([2.0, 4.0, 6.0], size=300)
+    shares = influence(values, weights)
+    assert shares.mean() == pytest.approx((values * weights).sum() / weights.sum())
+    draws = bootstrap([values], seed=1, resamples=4_000, weights=[weights])
+    assert standard_error(shares) == pytest.approx(float(draws.std()), rel=0.05)
+    assert influence(values, np.full(300, 3.0)) == pytest.approx(values)
 
 
 @pytest.mark.parametrize(

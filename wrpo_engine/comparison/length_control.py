@@ -1,0 +1,173 @@
+"""Length-controlled win rates in resamples: logistic regression by Newton's method, without a penalty. Pure.
+
+The regression has one row an item, with the outcome as a continuous label, and the rows of a regulariser, which are the
+same in every resample. The score is the mean prediction over the items with the length's column set to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from wrpo_engine.comparison.statistics import RESAMPLES, Floats, resample_counts
+
+_CONVERGED = 1e-4
+"""Largest change of a coefficient at which Newton's method ends; its error then is about the square of it."""
+_STEPS = 30
+_LONGEST = 2.0
+"""Longest step of a coefficient: outcomes that separate have no maximum to jump to."""
+_RIDGE = 1e-9
+"""Keeps the Hessian regular where the outcomes separate, e.g. if a system wins every item."""
+_LIMIT = 30.0
+"""Largest logit; its probability differs from 1 by less than the rounding of a mean."""
+_BLOCK = 50
+"""Resamples of one block: its arrays fit the processor's cache."""
+_THREADS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of the regression that do not depend on the system."""
+
+    features: Floats
+    """[rows, columns]."""
+    outcomes: Floats
+    """[rows], from 0 to 1."""
+    weights: Floats
+    """[rows]; an item has weight 1."""
+    products: Floats = field(init=False, repr=False)
+    """[rows, columns * columns], weighted."""
+
+    def __post_init__(self) -> None:
+        """Compute the weighted products of columns, which every Hessian needs."""
+        object.__setattr__(self, "products", self.weights[:, None] * _outer(self.features))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthControl:
+    """Length control of one system: what its regression is made of."""
+
+    features: Floats
+    """[items, columns]."""
+    outcomes: Floats
+    """[items], from 0 to 1."""
+    regulariser: Rows | None = None
+    length_column: int = 0
+    """Column that is 0 in the predictions."""
+    _products: Floats = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Compute the products of columns, which every Hessian needs."""
+        object.__setattr__(self, "_products", _outer(self.features))
+
+    def score(self) -> float:
+        """Return the length-controlled share of wins, from 0 to 1."""
+        ones = np.ones((1, len(self.outcomes)))
+        return float(self._scores(ones, self._fitted(ones, self._zeros()))[0])
+
+    def resampled(self, *, seed: int, resamples: int = RESAMPLES) -> Floats:
+        """Return the score in each resample of items, [resamples]; the items are those of `statistics.bootstrap`."""
+        start = self._fitted(np.ones((1, len(self.outcomes))), self._zeros())
+
+        def of_block(counts: Floats) -> Floats:
+            return self._scores(counts, self._fitted(counts, start))
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            blocks = _blocks(len(self.outcomes), seed=seed, resamples=resamples)
+            return np.concatenate(list(pool.map(of_block, blocks)))
+
+    def _zeros(self) -> Floats:
+        return np.zeros((1, self.features.shape[1]))
+
+    def _scores(self, counts: Floats, coefficients: Floats) -> Floats:
+        at_zero = self.features.copy()
+        at_zero[:, self.length_column] = 0
+        made: Floats = (counts * _chances(coefficients, at_zero)).sum(axis=1) / counts.sum(axis=1)
+        return made
+
+    def _fitted(self, counts: Floats, coefficients: Floats) -> Floats:
+        """Return the coefficients of each resample, [resamples, columns]; they start from one row for all."""
+        for _ in range(_STEPS):
+            gradient, hessian = self._derivatives(counts, coefficients)
+            step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+            coefficients = coefficients + np.clip(step, -_LONGEST, _LONGEST)
+            if float(np.abs(step).max()) < _CONVERGED:
+                break
+        return coefficients
+
+    def _derivatives(self, counts: Floats, coefficients: Floats) -> tuple[Floats, Floats]:
+        """Return the gradient, [resamples, columns], and the negative Hessian, [resamples, columns, columns].
+
+        The coefficients are those of each resample, or one row that all share, which needs one prediction an item.
+        """
+        own, columns = _chances(coefficients, self.features), self.features.shape[1]
+        if len(own) == 1:
+            gradient = counts @ ((self.outcomes - own[0])[:, None] * self.features)
+            hessian = counts @ ((own[0] * (1 - own[0]))[:, None] * self._products)
+        else:
+            gradient = (counts * (self.outcomes - own)) @ self.features
+            own -= own * own
+            hessian = (counts * own) @ self._products
+        fixed = self.regulariser
+        if fixed is not None:
+            chance = _chances(coefficients, fixed.features)
+            gradient = gradient + (fixed.outcomes - chance) @ (fixed.weights[:, None] * fixed.features)
+            chance -= chance * chance
+            hessian = hessian + chance @ fixed.products
+        return gradient, hessian.reshape(-1, columns, columns) + _RIDGE * np.eye(columns)
+
+
+def rows_to_json(rows: Rows) -> dict[str, Any]:
+    """Return what `rows_of` reads."""
+    return {name: getattr(rows, name).tolist() for name in ("features", "outcomes", "weights")}
+
+
+def rows_of(content: Mapping[str, Any]) -> Rows:
+    """Return the rows that `rows_to_json` wrote."""
+    return Rows(**{name: _table(content[name]) for name in ("features", "outcomes", "weights")})
+
+
+def details_of(
+    name: str, features: Mapping[str, Sequence[float]], regulariser: Rows | None = None, length_column: int = 0
+) -> dict[str, Any]:
+    """Return the entry `length_control` of the details in benchmark.json.
+
+    `name` is the metric's name in tables, e.g. LC or LC-minimal; `features` has the columns of each valid item.
+    """
+    return {
+        "name": name,
+        "length_column": length_column,
+        "features": {item: [float(value) for value in values] for item, values in features.items()},
+        "regulariser": None if regulariser is None else rows_to_json(regulariser),
+    }
+
+
+def _table(values: object) -> Floats:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _blocks(items: int, *, seed: int, resamples: int) -> Iterator[Floats]:
+    for counts in resample_counts(items, seed=seed, resamples=resamples):
+        for start in range(0, len(counts), _BLOCK):
+            yield counts[start : start + _BLOCK]
+
+
+def _outer(features: Floats) -> Floats:
+    """Return the products of the columns of each row, [rows, columns * columns]."""
+    made: Floats = (features[:, :, None] * features[:, None, :]).reshape(len(features), -1)
+    return made
+
+
+def _chances(coefficients: Floats, features: Floats) -> Floats:
+    """Return the predictions, [resamples, rows]."""
+    logits = coefficients @ features.T
+    np.clip(logits, -_LIMIT, _LIMIT, out=logits)
+    np.negative(logits, out=logits)
+    np.exp(logits, out=logits)
+    logits += 1
+    chances: Floats = np.reciprocal(logits, out=logits)
+    return chances
