@@ -52,12 +52,10 @@ class LengthControl:
     """Length control of one system: what its regression is made of."""
 
     features: Floats
-    """[items, columns]."""
+    """[items, columns]. The first column is the length's; it is 0 in the predictions."""
     outcomes: Floats
     """[items], from 0 to 1."""
     regulariser: Rows | None = None
-    length_column: int = 0
-    """Column that is 0 in the predictions."""
     _products: Floats = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -85,7 +83,7 @@ class LengthControl:
 
     def _scores(self, counts: Floats, coefficients: Floats) -> Floats:
         at_zero = self.features.copy()
-        at_zero[:, self.length_column] = 0
+        at_zero[:, 0] = 0
         made: Floats = (counts * _chances(coefficients, at_zero)).sum(axis=1) / counts.sum(axis=1)
         return made
 
@@ -132,15 +130,16 @@ def rows_of(content: Mapping[str, Any]) -> Rows:
 
 
 def details_of(
-    name: str, features: Mapping[str, Sequence[float]], regulariser: Rows | None = None, length_column: int = 0
+    form: str, metric: str, features: Mapping[str, Sequence[float]], regulariser: Rows | None = None
 ) -> dict[str, Any]:
     """Return the entry `length_control` of the details in benchmark.json.
 
-    `name` is the metric's name in tables, e.g. LC or LC-minimal; `features` has the columns of each valid item.
+    `form` is the name in tables, LC or LC-minimal. `metric` names the value among the metrics, in per cent. `features`
+    has the columns of each valid item, the length's first.
     """
     return {
-        "name": name,
-        "length_column": length_column,
+        "form": form,
+        "metric": metric,
         "features": {item: [float(value) for value in values] for item, values in features.items()},
         "regulariser": None if regulariser is None else rows_to_json(regulariser),
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from wrpo_engine.config import (
     CurateSftParams,
     CurateTriplesParams,
-    EvaluateParams,
     FetchParams,
     InspectParams,
     PrepareParams,
@@ -19,6 +18,7 @@ from wrpo_engine.contract.definition import EVERY_ROLE, Image, Per, ReportPlace,
 from wrpo_engine.contract.evaluation import (
     AnswerParams,
     BenchParams,
+    EvaluateParams,
     GradeParams,
     JudgeParams,
     MixtureParams,

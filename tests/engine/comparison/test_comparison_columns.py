@@ -146,11 +146,11 @@ def test_length_controlled_scores_are_compared_with_the_same_resamples() -> None
 
 def test_the_details_of_length_control_survive_json() -> None:
     rows = regulariser(3)
-    details = json.loads(json.dumps(details_of("LC", {"a": [0.5, 1, 1]}, rows)))
+    details = json.loads(json.dumps(details_of("LC", "lc_win_rate", {"a": [0.5, 1, 1]}, rows)))
     assert details["features"] == {"a": [0.5, 1.0, 1.0]}
     read = rows_of(details["regulariser"])
     assert rows_to_json(read) == rows_to_json(rows)
-    assert details_of("LC-minimal", {})["regulariser"] is None
+    assert details_of("LC-minimal", "lc_minimal", {})["regulariser"] is None
 
 
 def test_judges_that_order_systems_and_answers_alike_agree() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from wrpo_engine.comparison.command import main
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.evaluation.answers import SCORED_ANSWERS
+from wrpo_engine.evaluation.held_out import SCORED_ANSWERS
 
 Commit = Callable[..., ArtifactRef]
 REWARD = {"name": "org/reward", "revision": "0" * 40}

@@ -11,8 +11,8 @@ import pytest
 
 from wrpo_engine.artifacts import records
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.evaluation.answers import SCORED_ANSWERS
-from wrpo_engine.evaluation.stage import evaluation as evaluate_answers
+from wrpo_engine.evaluation.held_out import SCORED_ANSWERS
+from wrpo_engine.evaluation.held_out import evaluation as evaluate_answers
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\""
 LABELS = ["target", "sft", "WRPO-DPO"]
