@@ -50,7 +50,8 @@ def _verdicts(column: Judgements, system: str, item_id: str) -> list[dict[str, A
     if cell.verdicts is None:
         row = cell.outcomes.row(by_predicate=pl.col("item_id") == item_id, named=True)
         outcome = "ok" if row["valid"] else "too_long"
-        return [{"judge": column.judge, "outcome": outcome, "verdict": "", "value": row["value"], "raw": ""}]
+        about = {"judge": column.judge, "turn": 0, "order": 0}
+        return [{**about, "outcome": outcome, "verdict": "", "value": row["value"], "raw": ""}]
     rows = cell.verdicts.filter(item_id=item_id).sort("turn", "order")
     return [
         {

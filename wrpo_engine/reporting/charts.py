@@ -145,6 +145,21 @@ def curves_chart(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: 
         return _svg(figure, title)
 
 
+def point_chart(points: Mapping[str, tuple[float, float]], *, title: str, x: str, y: str) -> str | None:
+    """Return one named point (x, y) a system."""
+    if not points:
+        return None
+    with _figure(4.6, 3.2) as (figure, axes):
+        for colour, (name, place) in zip(_colours(), points.items(), strict=False):
+            axes.plot(*place, "o", color=colour, ms=8)
+            axes.annotate(name, place, xytext=(6, 4), textcoords="offset points", fontsize=8.5, color=_INK)
+        axes.margins(x=0.25, y=0.15)
+        axes.set_title(title)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        return _svg(figure, title)
+
+
 def share_chart(shares: Mapping[str, float], *, title: str) -> str | None:
     """Return one horizontal bar a source."""
     if not shares:

@@ -68,6 +68,10 @@ class ReportData:
     engine_version: str
     stages: list[StageView]
     evaluation: dict[str, Any] | None = None
+    benchmarks: dict[str, Any] | None = None
+    """Content of benchmarks.json."""
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """Items of benchmarks with answers and verdicts, of examples.json."""
     comparisons: list[Comparison] = field(default_factory=list)
     sft_steps: list[dict[str, float]] = field(default_factory=list)
     train_steps: list[dict[str, float]] = field(default_factory=list)
@@ -86,8 +90,9 @@ def collect(
 ) -> ReportData:
     """Read the existing artifacts. Files are verified as they are read."""
     evaluation = inputs.get("evaluation")
-    answers = pl.read_parquet(evaluation.file("answers.parquet")) if evaluation else None
-    result = json.loads(evaluation.file("evaluation.json").read_text(encoding="utf-8")) if evaluation else None
+    result = _json(evaluation, "evaluation.json")
+    answers = pl.read_parquet(evaluation.file("answers.parquet")) if evaluation and result else None
+    benchmarks = _json(evaluation, "benchmarks.json")
     triples = inputs.get("triples")
     sources = _column(triples, "triples.parquet", "source") if triples else []
     named = [name for name in sources if name is not None]
@@ -97,6 +102,8 @@ def collect(
         engine_version=engine_version,
         stages=stage_views(inputs),
         evaluation=result,
+        benchmarks=benchmarks,
+        examples=examples_of(benchmarks, result, _json(evaluation, "examples.json") or [], sample_answers),
         comparisons=comparisons(answers, result["labels"], sample_answers) if answers is not None and result else [],
         sft_steps=_steps(inputs.get("sft")),
         train_steps=_steps(inputs.get("model")),
@@ -215,6 +222,40 @@ def comparisons(answers: pl.DataFrame, labels: Sequence[str], limit: int) -> lis
         ]
         found.append(Comparison(prompt=rows["prompt"][0], answers=shown))
     return found
+
+
+def examples_of(
+    benchmarks: Mapping[str, Any] | None,
+    held_out: Mapping[str, Any] | None,
+    examples: Sequence[dict[str, Any]],
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Return the first examples of each benchmark, with the systems' labels.
+
+    Held-out prompts without a judge and without further systems are left out: their responses are shown by themselves.
+    """
+    if benchmarks is None:
+        return []
+    labels = {system["name"]: system["label"] for system in benchmarks["systems"]}
+    is_shown = held_out is not None and len(labels) == len(held_out["labels"])
+    apart = {
+        column["benchmark"]
+        for column in benchmarks["columns"]
+        if not is_shown or column["by"] == "judge" or column["kind"] != "HeldOutReward"
+    }
+    found = []
+    for name in [name for name in dict.fromkeys(example["benchmark"] for example in examples) if name in apart]:
+        for example in [example for example in examples if example["benchmark"] == name][:limit]:
+            answers = [{**answer, "label": labels[answer["system"]]} for answer in example["answers"]]
+            found.append({**example, "answers": answers})
+    return found
+
+
+def _json(artifact: Artifact | None, name: str) -> Any:
+    """Return the content of a file; None if the artifact lacks it."""
+    if artifact is None or name not in artifact.files():
+        return None
+    return json.loads(artifact.file(name).read_text(encoding="utf-8"))
 
 
 def _role_order(role: str) -> tuple[bool, str]:

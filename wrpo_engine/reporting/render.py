@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from wrpo_engine.reporting import charts
+from wrpo_engine.reporting.benchmarks import figures_of, value_text, view_of
 from wrpo_engine.reporting.collect import ReportData, StageView, place_of
 from wrpo_engine.reporting.page import environment
 
@@ -23,10 +24,13 @@ def render(data: ReportData) -> str:
     templates.filters["number"] = number
     templates.filters["duration"] = duration
     templates.filters["percent"] = lambda value: f"{value:.1%}"
+    templates.filters["score"] = value_text
     made = {name: Markup(svg) for name, svg in figures(data).items()}  # noqa: S704 (matplotlib escapes its text)
     return templates.get_template("report.html.j2").render(
         data=data,
         columns=columns(data.stages),
+        benchmarks=view_of(data.benchmarks) if data.benchmarks is not None else None,
+        benchmark_charts=[Markup(svg) for svg in figures_of(data.benchmarks)] if data.benchmarks else [],  # noqa: S704
         reward_charts=[made[name] for name in _REWARD_CHARTS if name in made],
         training_charts=[made[name] for name in _TRAINING_CHARTS if name in made],
         key_metrics=key_metrics,
