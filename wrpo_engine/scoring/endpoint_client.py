@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import random
 import threading
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from wrpo_engine.config import RewardModel
 from wrpo_engine.errors import ConfigError, DataError, Interrupted, TemporaryError, WrpoError
 from wrpo_engine.retrying import Backoff, Tries, retry
 from wrpo_engine.scoring.conversations import prompt_messages
+from wrpo_engine.scoring.posting import (
+    MAX_SHOWN,
+    RETRIED,
+    TRANSPORT_ERRORS,
+    HttpFailure,
+    Poster,
+    ReplyTooLarge,
+    split_endpoint,
+)
 from wrpo_engine.scoring.rewards import Pair, Reward
 
 KEY_VARIABLE = "WRPO_REWARD_API_KEY"
-_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-_MAX_SHOWN = 300
-_MAX_ANSWER_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +47,6 @@ class RetryPolicy:
         return Backoff(first_s=self.first_pause_s, longest_s=self.max_pause_s, least=0.0).pause(attempt, jitter)
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would send the key to another server and turn POST into GET."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
 @dataclass(frozen=True, kw_only=True)
 class EndpointClient:
     """Asks one server for one reward at a time; safe to use from several threads."""
@@ -67,7 +64,7 @@ class EndpointClient:
         body = self._body(pair)
 
         def next_pause(error: Exception, tries: Tries) -> float:
-            if not isinstance(error, OSError | http.client.HTTPException):
+            if not isinstance(error, (HttpFailure, ReplyTooLarge, *TRANSPORT_ERRORS)):
                 raise error
             last, asked = self._unanswered(error, row)
             if tries.failed + 1 >= self.retries.attempts:
@@ -78,18 +75,15 @@ class EndpointClient:
             if stopped.wait(pause):
                 raise Interrupted from None
 
-        return retry(lambda: reward_of(self._post(body), self.identity, row), next_pause=next_pause, wait=wait)
+        return retry(lambda: reward_of(self._poster.post(body), self.identity, row), next_pause=next_pause, wait=wait)
 
     def _unanswered(self, error: Exception, row: str) -> tuple[str, float | None]:
         """Return what a failure that may pass says, and the pause that the server asks for; raise for any other."""
-        if isinstance(error, urllib.error.HTTPError):
-            with error:
-                text = self._redacted(error.read(_MAX_ANSWER_BYTES).decode("utf-8", "replace"))
-            if error.code not in _RETRIED:
-                raise self._refused(error.code, text, row) from None
-            return f"HTTP {error.code} {text[:_MAX_SHOWN]}".strip(), _retry_after(error.headers)
-        # Connection errors, timeouts, truncated replies.
-        return self._redacted(f"{type(error).__name__}: {error}"), None
+        if isinstance(error, HttpFailure):
+            if error.status not in RETRIED:
+                raise self._refused(error.status, error.text, row) from None
+            return str(error), error.retry_after_s
+        return self._poster.redacted(f"{type(error).__name__}: {error}"), None
 
     def _unavailable(self, last: str, row: str) -> TemporaryError:
         return TemporaryError(
@@ -111,21 +105,12 @@ class EndpointClient:
             body["chat_template"] = self.chat_template
         return json.dumps(body).encode()
 
-    def _post(self, body: bytes) -> bytes:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(self.url, body, headers, method="POST")  # noqa: S310 (http or https, checked)
-        opener = urllib.request.build_opener(_NoRedirect)
-        with opener.open(request, timeout=self.retries.timeout_s) as answer:
-            content: bytes = answer.read(_MAX_ANSWER_BYTES)
-            if answer.length:
-                # A read with a limit does not say that the connection broke off.
-                raise http.client.IncompleteRead(content, answer.length)
-            return content
+    @cached_property
+    def _poster(self) -> Poster:
+        return Poster(self.url, key=self.key, timeout_s=self.retries.timeout_s)
 
     def _refused(self, code: int, text: str, row: str) -> WrpoError:
-        shown = text[:_MAX_SHOWN]
+        shown = text[:MAX_SHOWN]
         if code in {401, 403}:
             return ConfigError(
                 "reward.endpoint",
@@ -150,24 +135,12 @@ class EndpointClient:
             code="RewardEndpointInvalid",
         )
 
-    def _redacted(self, text: str) -> str:
-        return text.replace(self.key, "***") if self.key else text
-
 
 def make_client(reward: RewardModel, environ: Mapping[str, str]) -> EndpointClient:
     """Return the client of an experiment's endpoint."""
     endpoint = reward.endpoint
     assert endpoint is not None
-    parts = urllib.parse.urlsplit(endpoint)
-    if "@" in parts.netloc:
-        # Not shown: it holds a password.
-        raise ConfigError(
-            "reward.endpoint",
-            parts.netloc.rpartition("@")[2],
-            "a URL must not hold a user or a password",
-            f"Give the key in {KEY_VARIABLE} from a Secret.",
-            code="RewardEndpointInvalid",
-        )
+    parts = split_endpoint(endpoint, field="reward.endpoint", key_variable=KEY_VARIABLE, code="RewardEndpointInvalid")
     path = parts.path.rstrip("/")
     if not path.endswith(("/pooling", "/classify")):
         path += "/pooling"
@@ -213,15 +186,10 @@ def _numbers(entry: Mapping[str, Any]) -> list[float]:
 
 
 def _unreadable(identity: str, row: str, content: bytes) -> DataError:
-    shown = content[:_MAX_SHOWN].decode("utf-8", "replace")
+    shown = content[:MAX_SHOWN].decode("utf-8", "replace")
     return DataError(
         f"reward endpoint {identity} sent a reply for {row} that holds no reward: {shown}",
         code="RewardEndpointInvalid",
         field="reward.endpoint",
         hint="It must be JSON as vLLM's /pooling gives: {data: [{data: [NUMBER]}]}.",
     )
-
-
-def _retry_after(headers: Any) -> float | None:
-    text = (headers.get("Retry-After") or "").strip()
-    return float(text) if text.isdigit() else None
