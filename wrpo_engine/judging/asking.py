@@ -1,0 +1,81 @@
+"""Questions of a stage in flight: several threads ask, every reply goes to the journal at once."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from wrpo_engine.judging.cell import Cell, Question, digest_of_ask
+from wrpo_engine.judging.client import ChatClient
+from wrpo_engine.judging.journal import Entry, Journal, Known
+from wrpo_engine.judging.protocol import Ask, Outcome
+from wrpo_engine.judging.replies import KeptReply
+from wrpo_engine.judging.verdicts import Judged, verdict_of
+from wrpo_engine.scoring.in_flight import in_flight
+
+_GRACE_S = 10.0
+"""Seconds for replies in flight when the stage is stopped, less than Kubernetes' 30 until SIGKILL: they are paid."""
+
+
+@dataclass(kw_only=True)
+class Asker:
+    """Asks for what no earlier attempt has a reply to. Safe to use from several threads."""
+
+    client: ChatClient
+    journal: Journal
+    known: Known
+    stopped: threading.Event = field(default_factory=threading.Event)
+    latencies_s: list[float] = field(default_factory=list)
+
+    def reply(self, question: Question, ask: Ask, number: int) -> tuple[KeptReply, int]:
+        """Return the reply to one request of a question, and the requests that it took."""
+        digest = request_digest(ask, number)
+        entry = self.known.entries.get((question.key, digest))
+        if entry is None:
+            answered = self.client.ask(ask, question.where, self.stopped)
+            entry = Entry(key=question.key, digest=digest, reply=answered.reply, requests=answered.requests)
+            self.latencies_s.append(answered.latency_s)
+            self.keep(entry)
+        return entry.reply, entry.requests
+
+    def keep(self, entry: Entry) -> None:
+        """Keep a reply for this attempt and for the next ones."""
+        self.journal.add(entry)
+        self.known.entries[entry.key, entry.digest] = entry
+
+    def judged(self, question: Question, cell: Cell) -> Judged:
+        """Return a question's verdict, after its follow-ups."""
+        ask: Ask | None = question.ask
+        replies: list[KeptReply] = []
+        requests = 0
+        while ask is not None:
+            reply, sent = self.reply(question, ask, len(replies))
+            replies.append(reply)
+            requests += sent
+            ask = None
+            if reply.outcome is Outcome.OK and len(replies) < cell.protocol.rounds:
+                ask = cell.protocol.follow_up(question.ask, [each.as_reply() for each in replies])
+        verdict = verdict_of(cell.protocol, question.ask, replies)
+        return Judged(question=question, replies=replies, requests=requests, verdict=verdict)
+
+    def in_order_of_replies(
+        self, questions: Sequence[Question], cell: Cell, *, concurrency: int, on_wait: Callable[[], None]
+    ) -> Iterator[Judged]:
+        """Yield each question's verdict as soon as it is there, with `concurrency` requests in flight."""
+        replies = in_flight(
+            lambda index: self.judged(questions[index], cell),
+            len(questions),
+            threads=concurrency,
+            stopped=self.stopped,
+            on_wait=on_wait,
+            grace_s=_GRACE_S,
+        )
+        with contextlib.closing(replies):
+            yield from (judged for _, judged in replies)
+
+
+def request_digest(ask: Ask, number: int) -> str:
+    """Return what names request `number` of a question: a follow-up may repeat the first request word by word."""
+    return f"{number}:{digest_of_ask(ask)}"

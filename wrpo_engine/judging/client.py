@@ -1,0 +1,256 @@
+"""Client of a judge: one chat completion a question, retries, and the meaning of each refusal."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wrpo_engine.config import Runtime
+from wrpo_engine.contract.benchmarks import JudgeFields
+from wrpo_engine.errors import ConfigError, Interrupted, TemporaryError, WrpoError
+from wrpo_engine.judging.pacing import QUOTA_PATIENCE_S, Pacer
+from wrpo_engine.judging.protocol import Ask, Outcome
+from wrpo_engine.judging.replies import KeptReply, UnusableReply, read_completion, shortened
+from wrpo_engine.retrying import seconds_of
+from wrpo_engine.scoring.endpoint_client import RetryPolicy
+from wrpo_engine.scoring.posting import (
+    MAX_SHOWN,
+    RETRIED,
+    TRANSPORT_ERRORS,
+    HttpFailure,
+    Poster,
+    ReplyTooLarge,
+    split_endpoint,
+)
+
+KEY_VARIABLE = "WRPO_JUDGE_API_KEY"
+TIMEOUT_VARIABLE = "WRPO_JUDGE_TIMEOUT_SECONDS"
+PATIENCE_VARIABLE = "WRPO_JUDGE_PATIENCE_SECONDS"
+FIELD = "evaluation.judges.endpoint"
+_MODEL_FIELD = "evaluation.judges.model"
+_BODY_FIELD = "evaluation.judges.extraBody"
+_PATH = "/chat/completions"
+_OWN_FIELDS = ("messages", "model", "n", "stream")
+"""Fields that extraBody may not change: a reply would belong to another question or have another form."""
+_TOO_LONG = re.compile(
+    r"context.{0,3}(length|window|size)|maximum.{0,20}(length|tokens)|max_model_len|too long|too many tokens"
+    r"|reduce the length|exceeds? .{0,40}(tokens|length)|longer than",
+    re.IGNORECASE,
+)
+_FILTERED = re.compile(r"content_filter|content_policy|content management policy", re.IGNORECASE)
+_NO_LOGPROBS = re.compile(r"logprobs", re.IGNORECASE)
+_NO_MONEY = "insufficient_quota"
+_DATED = re.compile(r"-\d{4}(-?\d{2}){0,2}")
+
+
+class LogprobsRefused(Exception):  # noqa: N818 (decides the protocol)
+    """The endpoint refuses requests for log probabilities."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """What came of one question."""
+
+    reply: KeptReply
+    requests: int
+    latency_s: float
+    """Of the last request."""
+
+
+class ChatClient:
+    """Asks one model one question at a time; safe to use from several threads."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        judge: JudgeFields,
+        *,
+        key: str | None = None,
+        retries: RetryPolicy | None = None,
+        pacer: Pacer | None = None,
+        connections: int = 16,
+        jitter: Callable[[], float] = random.random,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        parts = split_endpoint(endpoint, field=FIELD, key_variable=KEY_VARIABLE, code="JudgeEndpointInvalid")
+        path = parts.path.rstrip("/").removesuffix(_PATH)
+        self.identity = urllib.parse.urlunsplit(parts._replace(path=path))
+        self._models_url = urllib.parse.urlunsplit(parts._replace(path=f"{path}/models"))
+        self._model = judge.model
+        self._extra = dict(judge.extra_body)
+        if wrong := sorted(self._extra.keys() & set(_OWN_FIELDS)):
+            raise ConfigError(_BODY_FIELD, wrong[0], "the stage sets this field itself", "Remove it.")
+        self._retries = retries or RetryPolicy(timeout_s=300.0)
+        url = urllib.parse.urlunsplit(parts._replace(path=path + _PATH))
+        self._poster = Poster(url, key=key, timeout_s=self._retries.timeout_s, connections=connections)
+        self._has_key = key is not None
+        self._pacer = pacer or Pacer()
+        self._jitter, self._monotonic = jitter, monotonic
+        self._replies = 0
+
+    def ask(self, ask: Ask, where: str, stopped: threading.Event) -> Answered:
+        """Return the reply to a question. `where` names it in errors, `stopped` ends waiting.
+
+        A question that exceeds the judge's context, or that the server cannot answer although it answers others, is an
+        outcome and no error. Raises LogprobsRefused, ConfigError for what concerns all questions, and TemporaryError.
+        """
+        body = json.dumps(self.request_of(ask)).encode()
+        has_logprobs = ask.top_logprobs is not None
+        failed = quota = requests = 0
+        replies_before: int | None = None
+        while True:
+            self._pacer.turn(stopped)
+            requests += 1
+            begun = self._monotonic()
+            reply: KeptReply | None
+            try:
+                reply = self._read(self._poster.post(body), has_logprobs=has_logprobs)
+            except HttpFailure as failure:
+                if failure.status == 429:
+                    backoff = self._retries.pause(quota, None, self._jitter)
+                    quota += 1
+                    is_final = _NO_MONEY in failure.text
+                    self._pacer.refused(failure.retry_after_s, backoff, str(failure), is_final=is_final)
+                    continue
+                reply = self._meaning(failure, where, has_logprobs=has_logprobs)
+                last, pause_s = str(failure), failure.retry_after_s
+            except (UnusableReply, ReplyTooLarge, *TRANSPORT_ERRORS) as error:
+                last, pause_s, reply = self._poster.redacted(f"{type(error).__name__}: {error}"), None, None
+            if reply is not None:
+                self._replies += 1
+                self._pacer.answered()
+                return Answered(reply=reply, requests=requests, latency_s=self._monotonic() - begun)
+            replies_before = self._replies if replies_before is None else replies_before
+            failed += 1
+            if failed >= self._retries.attempts:
+                reply = self._given_up(last, where, answers_others=self._replies > replies_before)
+                return Answered(reply=reply, requests=requests, latency_s=self._monotonic() - begun)
+            if stopped.wait(self._retries.pause(failed - 1, pause_s, self._jitter)):
+                raise Interrupted
+
+    @property
+    def sent(self) -> int:
+        """Requests of this stage so far, those of earlier attempts included."""
+        return self._pacer.used
+
+    def request_of(self, ask: Ask) -> dict[str, Any]:
+        """Return the body of the request: a field of extraBody that is null removes the stage's own."""
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": [dict(message) for message in ask.messages],
+            "max_tokens": ask.max_tokens,
+            "temperature": ask.temperature,
+            "top_p": 1.0,
+        }
+        if ask.top_logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": ask.top_logprobs}
+        body |= self._extra
+        return {name: value for name, value in body.items() if value is not None}
+
+    def _read(self, content: bytes, *, has_logprobs: bool) -> KeptReply:
+        reply = read_completion(content, has_logprobs=has_logprobs)
+        if not is_model(self._model, reply.model):
+            raise ConfigError(
+                _MODEL_FIELD,
+                self._model,
+                f"the judge {self.identity} answers as the model {reply.model!r}",
+                f"Set model to {reply.model!r} if that is the judge that you want. A date at the end may differ.",
+                code="JudgeModelMismatch",
+            )
+        return reply
+
+    def _meaning(self, failure: HttpFailure, where: str, *, has_logprobs: bool) -> KeptReply | None:
+        """Return the outcome of a refusal, None if the same request may succeed; raise what ends the stage."""
+        status, text = failure.status, failure.text
+        if status in RETRIED:
+            return None
+        if status == 413 or (status in {400, 422} and _TOO_LONG.search(text)):
+            return KeptReply(content=shortened(text), finish_reason="", outcome=Outcome.TOO_LONG)
+        if status == 400 and _FILTERED.search(text):
+            return KeptReply(content=shortened(text), finish_reason="content_filter", is_refusal=True)
+        if has_logprobs and status in {400, 422} and _NO_LOGPROBS.search(text):
+            raise LogprobsRefused(text[:MAX_SHOWN])
+        raise self._refused(status, text[:MAX_SHOWN], where)
+
+    def _refused(self, status: int, shown: str, where: str) -> WrpoError:
+        if status in {401, 403}:
+            verb = "Correct" if self._has_key else "Set"
+            return ConfigError(
+                FIELD,
+                self.identity,
+                f"the judge refuses the key with HTTP {status}",
+                f"{verb} {KEY_VARIABLE} in the judge's pod from a Secret.",
+                code="JudgeForbidden",
+            )
+        if status == 404:
+            return ConfigError(
+                _MODEL_FIELD,
+                self._model,
+                f"POST {self._poster.url} returns HTTP 404: {shown}",
+                "Write a model that the endpoint has, and the endpoint's base URL, e.g. https://host/v1.",
+                code="JudgeModelNotFound",
+            )
+        if 300 <= status < 400:
+            rule = f"POST {self._poster.url} is redirected with HTTP {status}, which would send the key elsewhere"
+            hint = "Write the final URL as the endpoint."
+        else:
+            rule = f"the judge refuses {where} with HTTP {status}: {shown}"
+            hint = f"Correct the judge's settings. A field of {_BODY_FIELD} that is null removes one of the request."
+        return ConfigError(FIELD, self.identity, rule, hint, code="JudgeRefused")
+
+    def _given_up(self, last: str, where: str, *, answers_others: bool) -> KeptReply:
+        """Return that this question failed, if the server works; otherwise raise TemporaryError."""
+        if answers_others or self._poster.replies(self._models_url):
+            return KeptReply(content=shortened(last), finish_reason="", outcome=Outcome.FAILED)
+        raise TemporaryError(
+            f"the judge {self.identity} gave no reply to {where} in {self._retries.attempts} attempts: {last}",
+            code="JudgeUnreachable",
+            field=FIELD,
+            hint="Check that the server runs and can be reached from the pod. The stage is retried; replies are kept.",
+        )
+
+
+def is_model(asked: str, reported: str) -> bool:
+    """Return whether a reported name is that of the model asked for.
+
+    Hosted APIs report a dated version: gpt-4o-2024-08-06 for gpt-4o, and a date for `-latest`. A server that reports
+    no name is believed.
+    """
+    if reported in {"", asked}:
+        return True
+    base = asked.removesuffix("-latest")
+    return reported.startswith(base) and _DATED.fullmatch(reported.removeprefix(base)) is not None
+
+
+def make_client(
+    endpoint: str,
+    judge: JudgeFields,
+    runtime: Runtime,
+    environ: Mapping[str, str],
+    *,
+    used: int = 0,
+    on_request: Callable[[], None] = lambda: None,
+) -> ChatClient:
+    """Return the client of a stage. `used`: requests of earlier attempts; `on_request` notes each one."""
+    pacer = Pacer(
+        per_minute=runtime.judge_requests_per_minute,
+        max_requests=runtime.judge_max_requests,
+        used=used,
+        quota_patience_s=seconds_of(environ, PATIENCE_VARIABLE, QUOTA_PATIENCE_S),
+        on_request=on_request,
+    )
+    return ChatClient(
+        endpoint,
+        judge,
+        key=environ.get(KEY_VARIABLE) or None,
+        retries=RetryPolicy(timeout_s=seconds_of(environ, TIMEOUT_VARIABLE, 300.0)),
+        pacer=pacer,
+        connections=runtime.judge_concurrency,
+    )

@@ -1,0 +1,87 @@
+"""The protocol that Auto comes to: log probabilities if the judge has them, otherwise its text. Decided once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from wrpo_engine.contract.evaluation import JudgeParams
+from wrpo_engine.judging.asking import Asker, request_digest
+from wrpo_engine.judging.cell import Cell, Inputs, make_cell
+from wrpo_engine.judging.client import LogprobsRefused
+from wrpo_engine.judging.journal import Entry
+from wrpo_engine.judging.protocol import Outcome
+from wrpo_engine.judging.replies import KeptReply
+from wrpo_engine.stage import StageContext
+
+log = logging.getLogger("wrpo_engine")
+
+Decided = Literal["Logprobs", "Text"]
+DECISION = "protocol.json"
+"""Committed with the artifact; the next attempt follows it."""
+
+
+def with_protocol(params: JudgeParams, decided: Decided) -> JudgeParams:
+    """Return the parameters with Auto replaced by what it came to."""
+    return params.model_copy(update={"protocol": decided})
+
+
+def known_decision(ctx: StageContext, inputs: Inputs, params: JudgeParams) -> Decided | None:
+    """Return the protocol; None if it is Auto and has to be decided by a reply."""
+    if params.protocol != "Auto":
+        return params.protocol
+    if DECISION in ctx.output.published(DECISION):
+        content = json.loads(ctx.output.fetch(DECISION).read_bytes())
+        return "Text" if content["protocol"] == "Text" else "Logprobs"
+    cell = make_cell(inputs, with_protocol(params, "Logprobs"), ctx.config.output)
+    return None if any(question.ask.top_logprobs is not None for question in cell.questions) else "Logprobs"
+
+
+def decide(ctx: StageContext, inputs: Inputs, params: JudgeParams, asker: Asker) -> Decided:
+    """Ask one question after the other until a reply shows whether the judge has log probabilities."""
+    cell = make_cell(inputs, with_protocol(params, "Logprobs"), ctx.config.output)
+    decided = _probe(ctx, cell, asker)
+    if decided == "Text":
+        log.info("the judge %s has no log probabilities; its text is read", params.model)
+        _carry_over(cell, make_cell(inputs, with_protocol(params, "Text"), ctx.config.output), asker)
+    content = json.dumps({"protocol": decided}) + "\n"
+    ctx.output.publish(DECISION, text_writer(content))
+    return decided
+
+
+def text_writer(content: str) -> Callable[[Path], None]:
+    """Return what writes a text to a file, with its line ends."""
+
+    def write(path: Path) -> None:
+        path.write_text(content, encoding="utf-8", newline="")
+
+    return write
+
+
+def _probe(ctx: StageContext, cell: Cell, asker: Asker) -> Decided:
+    for question in cell.questions:
+        ctx.stop.raise_if_requested()
+        try:
+            reply, _ = asker.reply(question, question.ask, 0)
+        except LogprobsRefused as refusal:
+            log.info("the judge refuses requests for log probabilities: %s", refusal)
+            return "Text"
+        if reply.outcome is Outcome.OK and not reply.is_refusal:
+            return "Text" if reply.logprobs is None else "Logprobs"
+    return "Logprobs"
+
+
+def _carry_over(asked: Cell, cell: Cell, asker: Asker) -> None:
+    """Use the texts of the replies so far, where the question differs in nothing but the log probabilities."""
+    requests = {question.key: question.ask for question in cell.questions}
+    for question in asked.questions:
+        ask = requests.get(question.key)
+        entry = asker.known.entries.get((question.key, request_digest(question.ask, 0)))
+        if ask is None or entry is None or replace(question.ask, top_logprobs=None) != replace(ask, top_logprobs=None):
+            continue
+        reply: KeptReply = replace(entry.reply, logprobs=None)
+        asker.keep(Entry(key=question.key, digest=request_digest(ask, 0), reply=reply, requests=entry.requests))

@@ -1,0 +1,164 @@
+"""The judge stage: a judge's verdicts on one system's answers to one benchmark, in parts of questions.
+
+No question is asked twice: published parts, and the journals of earlier attempts, are looked up before a request.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import polars as pl
+
+from wrpo_engine.artifacts.checks import address
+from wrpo_engine.artifacts.parts import PARTS, part_name, parts_of_shard, pending_parts
+from wrpo_engine.contract.evaluation import JudgeParams
+from wrpo_engine.errors import ConfigError
+from wrpo_engine.judging.asking import Asker
+from wrpo_engine.judging.cell import Cell, Inputs, Question, load_inputs, make_cell
+from wrpo_engine.judging.client import FIELD, ChatClient, make_client
+from wrpo_engine.judging.decision import Decided, decide, known_decision, with_protocol
+from wrpo_engine.judging.journal import Journal, Known, read_journals
+from wrpo_engine.judging.pacing import budget_exceeded
+from wrpo_engine.judging.results import commit_when_complete
+from wrpo_engine.judging.serving import serving
+from wrpo_engine.judging.verdicts import Judged, check_invalid, frame_of
+from wrpo_engine.stage import StageContext, StageResult
+
+_ENOUGH_TO_REFUSE = 200
+"""Verdicts after which a stage does not wait for its end to refuse them."""
+
+
+def run(ctx: StageContext) -> StageResult:
+    """Ask the questions of this shard's pending parts, and commit once all parts of all shards are there."""
+    params = ctx.config.params
+    assert isinstance(params, JudgeParams)
+    inputs = load_inputs(ctx, params)
+    decided = known_decision(ctx, inputs, params)
+    latencies_s: list[float] = []
+    written = 0
+    if decided is None or pending_parts(ctx, part_names(cell_of(ctx, inputs, params, decided))):
+        with serving(ctx, params) as served:
+            endpoint = _endpoint(ctx, params, served)
+            decided, written = _ask(ctx, params, inputs, decided, endpoint, latencies_s)
+    cell = cell_of(ctx, inputs, params, decided)
+    metrics = commit_when_complete(ctx, with_protocol(params, decided), cell, part_names(cell))
+    return StageResult(rows=written, metrics=metrics | _latency(latencies_s))
+
+
+def cell_of(ctx: StageContext, inputs: Inputs, params: JudgeParams, decided: Decided) -> Cell:
+    """Return the stage's cell with the decided protocol."""
+    return make_cell(inputs, with_protocol(params, decided), ctx.config.output)
+
+
+def part_names(cell: Cell) -> list[str]:
+    """Return the names of the parts of all shards."""
+    return [part_name(index) for index in range(len(cell.parts))]
+
+
+def requests_of_parts(ctx: StageContext) -> int:
+    """Return the requests that the published parts took."""
+    paths = ctx.output.fetch_all(ctx.output.published(PARTS))
+    return sum(int(pl.read_parquet(path, columns=["attempts"])["attempts"].sum()) for path in paths)
+
+
+def _endpoint(ctx: StageContext, params: JudgeParams, served: str | None) -> str:
+    endpoint = served or ctx.config.runtime.judge_endpoint
+    if endpoint is None:
+        raise ConfigError(
+            FIELD,
+            "not set",
+            f"the judge {params.model} has neither an endpoint nor a model that the stage serves",
+            "Set endpoint, or serve with a model.",
+        )
+    return endpoint
+
+
+def _ask(
+    ctx: StageContext,
+    params: JudgeParams,
+    inputs: Inputs,
+    decided: Decided | None,
+    endpoint: str,
+    latencies_s: list[float],
+) -> tuple[Decided, int]:
+    """Ask all that is pending; return the protocol and the number of verdicts."""
+    known = read_journals(ctx.output)
+    journal = Journal(ctx.output)
+    try:
+        client = _client(ctx, params, endpoint, known, journal)
+        asker = Asker(client=client, journal=journal, known=known, latencies_s=latencies_s)
+        if decided is None:
+            decided = decide(ctx, inputs, params, asker)
+        return decided, _ask_pending(ctx, params, cell_of(ctx, inputs, params, decided), asker)
+    finally:
+        journal.close()
+
+
+def _client(ctx: StageContext, params: JudgeParams, endpoint: str, known: Known, journal: Journal) -> ChatClient:
+    runtime = ctx.config.runtime
+    is_limited = runtime.judge_max_requests is not None
+    return make_client(
+        endpoint,
+        params,
+        runtime,
+        ctx.environ,
+        used=max(known.requests, requests_of_parts(ctx)) if is_limited else 0,
+        on_request=journal.note_request if is_limited else lambda: None,
+    )
+
+
+def _ask_pending(ctx: StageContext, params: JudgeParams, cell: Cell, asker: Asker) -> int:
+    names = part_names(cell)
+    todo = pending_parts(ctx, names)
+    by_name = dict(zip(names, cell.parts, strict=True))
+    questions = [question for name in todo for question in by_name[name]]
+    _check_budget(ctx, asker, questions)
+    own = parts_of_shard(names, ctx.shard, ctx.config.runtime.shards)
+    total = sum(len(by_name[name]) for name in own)
+    done = total - len(questions)
+    ctx.progress.update(done, total)
+    place = {question.key: name for name in todo for question in by_name[name]}
+    judged: dict[str, dict[str, Judged]] = {name: {} for name in todo}
+    everything: list[Judged] = []
+    for name in [name for name in todo if not by_name[name]]:
+        _publish(ctx, name, [])
+    for each in asker.in_order_of_replies(
+        questions,
+        cell,
+        concurrency=ctx.config.runtime.judge_concurrency,
+        on_wait=ctx.stop.raise_if_requested,
+    ):
+        ctx.stop.raise_if_requested()
+        everything.append(each)
+        name = place[each.question.key]
+        judged[name][each.question.key] = each
+        if len(judged[name]) == len(by_name[name]):
+            _publish(ctx, name, [judged[name][question.key] for question in by_name[name]])
+        if len(everything) >= _ENOUGH_TO_REFUSE:
+            check_invalid(everything, len(cell.questions), params.max_invalid_share, address(ctx.output.ref))
+        ctx.progress.update(done + len(everything), total)
+    return len(everything)
+
+
+def _publish(ctx: StageContext, name: str, judged: Sequence[Judged]) -> None:
+    ctx.output.publish(name, frame_of(judged).write_parquet)
+
+
+def _check_budget(ctx: StageContext, asker: Asker, questions: Sequence[Question]) -> None:
+    """Refuse a budget that cannot suffice before any request."""
+    limit = ctx.config.runtime.judge_max_requests
+    if limit is None:
+        return
+    kept = {key for key, _ in asker.known.entries}
+    needed = sum(question.key not in kept for question in questions)
+    if asker.client.sent + needed > limit:
+        raise budget_exceeded(limit, asker.client.sent, needed)
+
+
+def _latency(latencies_s: Sequence[float]) -> dict[str, float]:
+    """Return the latency of this attempt's requests. Not part of the artifact, which does not depend on time."""
+    if len(latencies_s) < 2:
+        return {}
+    percentiles = statistics.quantiles(latencies_s, n=100, method="inclusive")
+    return {f"latency_p{number}_ms": 1000.0 * percentiles[number - 1] for number in (50, 95, 99)}
