@@ -34,6 +34,7 @@ from wrpo_engine.contract.data import (
     TemplateFields,
 )
 from wrpo_engine.contract.exit_codes import ExitCode as ExitCode  # noqa: PLC0414 - part of the contract
+from wrpo_engine.contract.fusion import FusionLoss
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_engine.contract.objectives import Objective as Objective  # noqa: PLC0414 - re-exported with its parameters
 from wrpo_engine.contract.sampling import (
@@ -210,6 +211,8 @@ class SftParams(SftFields, OptimizerParams, role=Role.COMPUTED):
 
     stage: Literal["sft"] = "sft"
     model: ModelRef
+    fusion: FusionLoss | None = None
+    """Add the fusion loss of an align stage's distributions (FuseLLM, FuseChat). Unset: none."""
 
 
 class ObjectiveFields(Declared, role=Role.COMPUTED):

@@ -43,7 +43,7 @@ def measure(
     work: Work, hidden: Tensor, weight: Tensor, targets: Tensor, exact: Tensor, options: dict[str, Any]
 ) -> Figures:
     def step() -> Tensor:
-        logps, _ = token_logps(hidden, weight, targets, **options)
+        logps = token_logps(hidden, weight, targets, **options).logps_R
         torch.autograd.grad(logps.sum(), (hidden, weight))
         return logps.detach()
 

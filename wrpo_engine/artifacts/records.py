@@ -165,3 +165,35 @@ GRADES = {
     "truncated": pl.Boolean,
 }
 """grade: parts, one row for each answer."""
+
+REPRESENTED: dict[str, pl.DataType | type[pl.DataType]] = {
+    "row_id": pl.String,
+    "ids": pl.List(pl.Int32),
+    "label_mask": pl.List(pl.Boolean),
+    "starts": pl.List(pl.Int32),
+    "top_ids": pl.List(pl.List(pl.Int32)),
+    "top_logp": pl.List(pl.List(pl.Float16)),
+    "ce_sum": pl.Float32,
+    "label_tokens": pl.Int32,
+    "bytes": pl.Int32,
+    "dropped": pl.String,
+}
+"""represent: parts, one row for each row of the corpus, in its order. Lists have an entry for each token of prompt and
+response (ids, label_mask), or for each label, which is a token of the response. starts: byte of the response's text at
+which a label begins; -1 for a label that is no part of the text, -2 for the end of the turn. top_ids and top_logp: the
+likeliest tokens for a label's position, likeliest first. ce_sum: cross-entropy of the labels in nats. bytes: of the
+response's text in UTF-8. dropped: why a row is not represented, all else of it is then empty; null otherwise."""
+
+ALIGNED: dict[str, pl.DataType | type[pl.DataType]] = {
+    "row_id": pl.String,
+    "target_ids": pl.List(pl.Int32),
+    "fused_ids": pl.List(pl.List(pl.Int32)),
+    "fused_p": pl.List(pl.List(pl.Float16)),
+    "source": pl.String,
+    "ce": pl.Float32,
+    "one_hot_share": pl.Float32,
+}
+"""align: parts, one row for each represented row of the target. target_ids: the response's tokens. fused_ids and
+fused_p: the distribution of each, with sum 1. source: the model whose distributions these are; with AvgCE the models
+joined by +. ce: cross-entropy of that model, with AvgCE the lowest. one_hot_share: share of the tokens whose
+distribution is the token itself, because no source has a distribution for the position."""

@@ -8,11 +8,12 @@ from typing import Any
 
 from wrpo_engine.config import Runtime, SftParams, TrainParams
 from wrpo_engine.hub.model_digest import model_digest
-from wrpo_engine.hub.models import ResolvedModel, resolve_model
+from wrpo_engine.hub.models import ResolvedModel, resolve_model, vocabulary_size
 from wrpo_engine.loading.rotary import require_own_positions
 from wrpo_engine.stage import StageContext
 from wrpo_engine.training.batch.batching import BatchPlan
 from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.data.fused_rows import with_fusion
 from wrpo_engine.training.data.holdout import split_rows
 from wrpo_engine.training.data.planning import make_plan
 from wrpo_engine.training.data.tokenize import TokenizedRows
@@ -62,6 +63,8 @@ def prepare_workload(attempt: Attempt) -> Workload:
     group.on_main(lambda: check_start(ctx, params, base, exported_tokenizer(attempt.source, base)))
     model = _model_digest(attempt, base)
     tokenized = token_rows(ctx, params, attempt.source, base, group)
+    if isinstance(params, SftParams):
+        tokenized = with_fusion(ctx, params, tokenized, group, vocabulary=vocabulary_size(base))
     rows, held_out = _split(params, tokenized.rows)
     config = load_config(base.path, trust_remote_code=base.trust_remote_code)
     lengths = (length for row in tokenized.rows for length in row.sequence_lengths)

@@ -81,7 +81,7 @@ def test_a_head_that_is_not_trained_gives_the_same_gradient_to_hidden_states(sca
 def test_entropies_are_those_of_full_logits_and_carry_no_gradient(scaling: HeadScaling, has_gradient: bool) -> None:
     hidden, weight, bias, targets, _ = _inputs()
     with torch.set_grad_enabled(has_gradient):
-        logps, entropies = token_logps(
+        logps, entropies, _ = token_logps(
             hidden, weight, targets, bias_V=bias, scaling=scaling, chunk=5, with_entropy=True
         )
     logits = (hidden @ weight.T + bias) * scaling.scale

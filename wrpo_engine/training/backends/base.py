@@ -48,7 +48,10 @@ class Backend(Protocol):
         ...
 
     def sequence_logps(self, batch: Batch) -> Tensor:
-        """Return the summed log-probability of every sequence's response, [S] in fp32, with a graph."""
+        """Return the summed log-probability of every sequence's response, [S] in fp32, with a graph.
+
+        With soft targets [S, 2]: its mean under the targets, and, detached, that of the response itself.
+        """
         ...
 
     def sequence_logps_and_entropies(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wrpo_engine.training.batch.layout import AttentionPlan, Family, Layout
 from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.batch.soft import SoftTargets, mixed_targets
 
 PADDING_ID = 0
 """Any valid id: with right padding and causal attention no real token attends to it, and no loss reads it."""
@@ -39,6 +40,8 @@ class Batch:
     """Ids of the B rows; row b has the sequences b * S/B to (b + 1) * S/B."""
     plan: AttentionPlan | None = None
     """Attention between tokens; None if each row of `input_ids_LT` is one sequence."""
+    soft: SoftTargets | None = None
+    """Targets of the R tokens with loss in place of `targets_R` (SFT with fusion)."""
 
     @property
     def num_sequences(self) -> int:
@@ -71,6 +74,7 @@ class Batch:
             sequence_of_token_R=change(self.sequence_of_token_R),
             lengths_S=change(self.lengths_S),
             plan=plan,
+            soft=None if self.soft is None else self.soft.with_tensors(change),
         )
 
 
@@ -105,14 +109,17 @@ def collate(rows: Sequence[TokenRow], layout: Layout = Layout.PADDED) -> Batch:
             lengths.append(len(with_loss))
     input_ids_LT, predictors, plan = _padded(rows) if layout is Layout.PADDED else _packed(rows, _PLACERS[layout])
     lengths_S = torch.tensor(lengths)
+    targets_R = torch.tensor(targets)
+    fused = [row.fused for row in rows if row.fused is not None]
     return Batch(
         input_ids_LT=input_ids_LT,
         positions_R=torch.tensor(predictors),
-        targets_R=torch.tensor(targets),
+        targets_R=targets_R,
         sequence_of_token_R=torch.arange(len(lengths)).repeat_interleave(lengths_S),
         lengths_S=lengths_S.to(torch.float32),
         row_ids=tuple(row.row_id for row in rows),
         plan=plan,
+        soft=mixed_targets(fused, targets_R) if fused else None,
     )
 
 

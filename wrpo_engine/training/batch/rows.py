@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from wrpo_engine.training.batch.soft import FusedRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +20,18 @@ class TokenRow:
     responses: tuple[tuple[int, ...], ...]
     prompt_has_loss: bool = False
     """True if the prompt's tokens except the first have loss (SFT with lossTokens All; one response)."""
+    fused: FusedRow | None = field(default=None, compare=False, repr=False)
+    """Fused distributions of the response's tokens (SFT with fusion)."""
 
     def __post_init__(self) -> None:
         if self.prompt_has_loss and len(self.responses) != 1:
             raise ValueError(
                 f"row {self.row_id}: prompt_has_loss needs exactly one response; got {len(self.responses)}"
+            )
+        if self.fused is not None and (self.prompt_has_loss or self.num_loss_tokens != len(self.fused.ids_TK)):
+            raise ValueError(
+                f"row {self.row_id}: {len(self.fused.ids_TK)} fused distributions for {self.num_loss_tokens} tokens "
+                "with loss; each token of one response needs one, and no token of the prompt"
             )
 
     @property

@@ -6,20 +6,22 @@ for the others. So peak memory is bounded, independent of the batch, the length 
 is not trained (LoRA), the forward pass computes the gradient of the hidden states and nothing is kept.
 
 The gradient of a token's log-probability with respect to its logits is -(softmax - onehot(target)), called `excess`
-below without its sign. Upstream gradients are applied to [C, D] operands. So only the matrix products and the softmax
-itself read all of [C, V].
+below without its sign. With soft targets a distribution over K ids takes the place of the one-hot target: the value is
+sum(w * logits) - logsumexp and the gradient -(softmax - w), for weights w with sum 1. Upstream gradients are applied to
+[C, D] operands. So only the matrix products and the softmax itself read all of [C, V].
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from wrpo_engine.training.batch.soft import SoftTargets
 from wrpo_engine.training.models.wide_products import add_product, product
 
 LOGITS_PER_CHUNK = {"cpu": 2**20, "cuda": 2**28}
@@ -135,13 +137,51 @@ class _Head:
             out_CV.div_(self.scaling.softcap).tanh_().mul_(self.scaling.softcap)
         return out_CV
 
-    def excess(self, logits_CV: Tensor, softmax_CV: Tensor, targets_C: Tensor) -> Tensor:
-        """Turn the softmax in place into (softmax - onehot(target)) * d(logits) / d(head's output) / scale."""
+    def excess(self, logits_CV: Tensor, softmax_CV: Tensor, targets: _Targets) -> Tensor:
+        """Turn the softmax in place into (softmax - target) * d(logits) / d(head's output) / scale."""
         # In fp32, before any cast: for an almost certain token, this difference is nearly all that remains.
-        softmax_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1
+        targets.subtract_from(softmax_CV)
         if self.scaling.softcap is not None:
             softmax_CV *= 1 - (logits_CV / self.scaling.softcap) ** 2
         return softmax_CV
+
+
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    """The targets of C tokens: one id each, or a distribution over K ids each."""
+
+    ids_C: Tensor
+    soft: SoftTargets | None = None
+
+    def __getitem__(self, part: slice) -> _Targets:
+        return _Targets(self.ids_C[part], None if self.soft is None else self.soft[part])
+
+    def subtract_from(self, softmax_CV: Tensor) -> None:
+        if self.soft is not None:
+            softmax_CV.scatter_add_(-1, self.soft.ids_RK, -self.soft.weights_RK.to(softmax_CV.dtype))
+            return
+        softmax_CV[torch.arange(len(self.ids_C), device=self.ids_C.device), self.ids_C] -= 1
+
+    def labels(self, logits_CV: Tensor) -> Tensor:
+        """Return the logit of every token's id, [C]."""
+        return logits_CV.gather(-1, self.ids_C[:, None]).squeeze(-1)
+
+    def expected(self, logits_CV: Tensor) -> Tensor:
+        """Return the mean logit under every token's target, [C]."""
+        if self.soft is None:
+            return self.labels(logits_CV)
+        return (logits_CV.gather(-1, self.soft.ids_RK) * self.soft.weights_RK.to(logits_CV.dtype)).sum(-1)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The target ids, the soft targets' ids and their weights, to save for the backward pass."""
+        return self.ids_C, *((None, None) if self.soft is None else (self.soft.ids_RK, self.soft.weights_RK))
+
+
+def _targets(ids_C: Tensor, soft_ids_CK: Tensor | None, weights_CK: Tensor | None) -> _Targets:
+    if soft_ids_CK is None or weights_CK is None:
+        return _Targets(ids_C)
+    return _Targets(ids_C, SoftTargets(soft_ids_CK, weights_CK))
 
 
 def _softmax(logits_CV: Tensor, out_CV: Tensor) -> Tensor:
@@ -158,13 +198,17 @@ class _SelectedLogps(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         targets_R: Tensor,
+        soft_ids_RK: Tensor | None,
+        weights_RK: Tensor | None,
         scaling: HeadScaling,
         options: _Options,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        targets = _targets(targets_R, soft_ids_RK, weights_RK)
         head = _Head(weight_VD, bias_V, scaling, torch.promote_types(hidden_RD.dtype, torch.float32))
         tokens = len(targets_R)
         logps_R = hidden_RD.new_empty(tokens, dtype=head.accumulator)
         entropies_R = hidden_RD.new_empty(tokens if options.with_entropy else 0, dtype=head.accumulator)
+        labels_R = hidden_RD.new_empty(0 if targets.soft is None else tokens, dtype=head.accumulator)
         trains_head = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         num_kept = options.plan.num_kept(tokens) if options.wants_gradient and trains_head else 0
         kept: dict[tuple[int, int], Tensor] = {}
@@ -183,35 +227,38 @@ class _SelectedLogps(torch.autograd.Function):
             _softmax(logits_CV, softmax_CV)
             # logsumexp, from the largest element: its probability is at least 1/V, so that the logarithm is exact.
             normalizers_C = logits_CV.amax(-1) - softmax_CV.amax(-1).log()
-            logps_R[part] = logits_CV.gather(-1, targets_R[part, None]).squeeze(-1) - normalizers_C
+            logps_R[part] = targets[part].expected(logits_CV) - normalizers_C
+            if targets.soft is not None:
+                labels_R[part] = targets[part].labels(logits_CV) - normalizers_C
             if options.with_entropy:
                 entropies_R[part] = normalizers_C - torch.linalg.vecdot(softmax_CV, logits_CV)
             if stop <= num_kept or derivative_RD is not None:
-                head.excess(logits_CV, softmax_CV, targets_R[part])
+                head.excess(logits_CV, softmax_CV, targets[part])
             if derivative_RD is not None:
                 derivative_RD[part] = (softmax_CV.to(weight_VD.dtype) @ weight_VD) * -scaling.scale
 
         if derivative_RD is not None:
             ctx.save_for_backward(derivative_RD)
         else:
-            ctx.save_for_backward(hidden_RD, weight_VD, bias_V, targets_R)
+            ctx.save_for_backward(hidden_RD, weight_VD, bias_V, *targets.tensors)
         # Not among the saved tensors, which exist until the backward pass ends: each chunk is released after its use.
         ctx.kept = kept
         ctx.makes_gradient, ctx.scaling, ctx.options, ctx.num_kept = makes_gradient, scaling, options, num_kept
-        ctx.mark_non_differentiable(entropies_R)
-        return logps_R, entropies_R
+        ctx.mark_non_differentiable(entropies_R, labels_R)
+        return logps_R, entropies_R, labels_R
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_R: Tensor, _grad_entropies: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_R: Tensor, *_no_gradients: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.makes_gradient:
             (derivative_RD,) = ctx.saved_tensors
-            return (grad_R[:, None] * derivative_RD).to(derivative_RD.dtype), None, None, None, None, None
-        hidden_RD, weight_VD, bias_V, targets_R = ctx.saved_tensors
+            return (grad_R[:, None] * derivative_RD).to(derivative_RD.dtype), *(None,) * 7
+        hidden_RD, weight_VD, bias_V, *saved = ctx.saved_tensors
+        targets = _targets(*saved)
         options: _Options = ctx.options
         head = _Head(weight_VD, bias_V, ctx.scaling, grad_R.dtype)
         low = weight_VD.dtype
-        tokens = len(targets_R)
+        tokens = len(targets.ids_C)
         grad_hidden_RD = torch.empty_like(hidden_RD)
         # The head's gradient sums over all tokens of the batch: fp32, cast once at the end.
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=grad_R.dtype) if ctx.needs_input_grad[1] else None
@@ -230,7 +277,7 @@ class _SelectedLogps(torch.autograd.Function):
                     )
                 logits_CV = head.logits(hidden_RD[part], logits_buffer_CV[: stop - start])
                 softmax_CV = _softmax(logits_CV, softmax_buffer_CV[: stop - start])
-                excess_CV = head.excess(logits_CV, softmax_CV, targets_R[part])
+                excess_CV = head.excess(logits_CV, softmax_CV, targets[part])
             low_CV = excess_CV.to(low)
             grad_hidden_RD[part] = (low_CV @ weight_VD) * scaled_R[part, None]
             if grad_weight_VD is not None:
@@ -241,9 +288,7 @@ class _SelectedLogps(torch.autograd.Function):
             grad_hidden_RD,
             None if grad_weight_VD is None else grad_weight_VD.to(low),
             None if bias_V is None or grad_bias_V is None else grad_bias_V.to(bias_V.dtype),
-            None,
-            None,
-            None,
+            *(None,) * 5,
         )
 
 
@@ -256,6 +301,17 @@ class _Options:
     with_entropy: bool
 
 
+class TokenLogps(NamedTuple):
+    """Values of R tokens in nats."""
+
+    logps_R: Tensor
+    """Log-probability of every token, with a graph."""
+    entropies_R: Tensor
+    """Entropy of every token's distribution, detached; [0] unless it was asked for."""
+    labels_R: Tensor
+    """With soft targets, the log-probability of the token itself, detached; otherwise [0]."""
+
+
 def token_logps(
     hidden_RD: Tensor,
     weight_VD: Tensor,
@@ -266,12 +322,18 @@ def token_logps(
     chunk: int | None = None,
     kept_bytes: int | None = None,
     with_entropy: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Return [R] log softmax(hidden @ weight^T)[target] and the entropies of the distributions, in fp32 or wider.
+    soft: SoftTargets | None = None,
+) -> TokenLogps:
+    """Return log softmax(hidden @ weight^T)[target], and what was asked for in addition, in fp32 or wider.
 
-    Both are in nats. Entropies are detached, [R] with `with_entropy`, otherwise [0]. Raise ValueError for shapes that
-    do not match.
+    With `soft`, the log-probability of a token is its mean under the soft target. Raise ValueError for shapes that do
+    not match.
     """
+    if soft is not None and (len(soft.ids_RK) != len(targets_R) or soft.ids_RK.shape != soft.weights_RK.shape):
+        raise ValueError(
+            f"need soft targets [R, K] of {len(targets_R)} tokens; got ids {tuple(soft.ids_RK.shape)}, "
+            f"weights {tuple(soft.weights_RK.shape)}"
+        )
     if hidden_RD.ndim != 2 or targets_R.shape != hidden_RD.shape[:1]:
         raise ValueError(f"need hidden [R, D] and targets [R]; got {tuple(hidden_RD.shape)}, {tuple(targets_R.shape)}")
     vocabulary = weight_VD.shape[0]
@@ -287,8 +349,10 @@ def token_logps(
         with_entropy=with_entropy,
     )
     apply: Any = _SelectedLogps.apply
-    logps_R, entropies_R = apply(hidden_RD, weight_VD, bias_V, targets_R, scaling or HeadScaling(), options)
-    return logps_R, entropies_R
+    soft_ids_RK, weights_RK = (None, None) if soft is None else (soft.ids_RK, soft.weights_RK)
+    return TokenLogps(
+        *apply(hidden_RD, weight_VD, bias_V, targets_R, soft_ids_RK, weights_RK, scaling or HeadScaling(), options)
+    )
 
 
 def selected_logps(
@@ -302,10 +366,9 @@ def selected_logps(
     kept_bytes: int | None = None,
 ) -> Tensor:
     """Return log softmax(hidden @ weight^T)[target] of every token, shape [R], in fp32 or wider."""
-    logps_R, _ = token_logps(
+    return token_logps(
         hidden_RD, weight_VD, targets_R, bias_V=bias_V, scaling=scaling, chunk=chunk, kept_bytes=kept_bytes
-    )
-    return logps_R
+    ).logps_R
 
 
 def sum_by_sequence(logps_R: Tensor, sequence_of_token_R: Tensor, num_sequences: int) -> Tensor:

@@ -18,9 +18,10 @@ from wrpo_engine.loading.exact_attention import load_arguments, use_exact_attent
 from wrpo_engine.loading.weights import TRAIN, load_complete
 from wrpo_engine.training.batch.collate import Batch
 from wrpo_engine.training.batch.layout import Layout
+from wrpo_engine.training.batch.soft import SoftTargets
 from wrpo_engine.training.models import activation_recompute as lean
 from wrpo_engine.training.models import attention
-from wrpo_engine.training.models.logps import HeadScaling, sum_by_sequence, token_logps
+from wrpo_engine.training.models.logps import HeadScaling, TokenLogps, sum_by_sequence, token_logps
 
 PREFIX = "causal_lm."
 """Prefix of the Hugging Face parameter names in the wrapped model."""
@@ -66,11 +67,19 @@ class LogpModel(nn.Module):
         self._is_plain = False
 
         def forward(
-            self: nn.Linear, hidden_RD: Tensor, targets_R: Tensor, *, with_entropy: bool
-        ) -> tuple[Tensor, Tensor]:
-            return token_logps(
-                hidden_RD, self.weight, targets_R, bias_V=self.bias, scaling=scaling, with_entropy=with_entropy
+            self: nn.Linear, hidden_RD: Tensor, targets_R: Tensor, *, with_entropy: bool, soft: SoftTargets | None
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            # A plain tuple, which DeepSpeed's hooks keep as it is.
+            logps_R, entropies_R, labels_R = token_logps(
+                hidden_RD,
+                self.weight,
+                targets_R,
+                bias_V=self.bias,
+                scaling=scaling,
+                with_entropy=with_entropy,
+                soft=soft,
             )
+            return logps_R, entropies_R, labels_R
 
         head.forward = types.MethodType(forward, head)  # type: ignore[method-assign]
 
@@ -99,7 +108,8 @@ class LogpModel(nn.Module):
         """Return the summed log-probabilities of every sequence's tokens with loss, [S] in nats, fp32 or wider.
 
         With entropy, also return the sum of the entropies (nats) of the distributions from which those tokens are
-        drawn, [S], detached. Raise ValueError for a batch of another layout.
+        drawn, [S], detached. With soft targets the log-probabilities are [S, 2]: the means under the targets, then,
+        detached, those of the tokens themselves. Raise ValueError for a batch of another layout.
         """
         if self._is_plain:
             return self._plain_logps(batch)
@@ -121,11 +131,14 @@ class LogpModel(nn.Module):
                 f"{head.in_features}, because there are further layers between them",
                 "Use a decoder-only causal language model.",
             )
-        logps_R, entropies_R = head(hidden_RD, batch.targets_R, with_entropy=with_entropy)
-        logps_S = sum_by_sequence(logps_R, batch.sequence_of_token_R, batch.num_sequences)
+        found = TokenLogps(*head(hidden_RD, batch.targets_R, with_entropy=with_entropy, soft=batch.soft))
+        logps_S = sum_by_sequence(found.logps_R, batch.sequence_of_token_R, batch.num_sequences)
+        if batch.soft is not None:
+            labels_S = sum_by_sequence(found.labels_R, batch.sequence_of_token_R, batch.num_sequences)
+            logps_S = torch.stack([logps_S, labels_S], dim=1)
         if not with_entropy:
             return logps_S
-        return logps_S, sum_by_sequence(entropies_R, batch.sequence_of_token_R, batch.num_sequences)
+        return logps_S, sum_by_sequence(found.entropies_R, batch.sequence_of_token_R, batch.num_sequences)
 
 
 def disable_dropout(causal_lm: Any) -> None:

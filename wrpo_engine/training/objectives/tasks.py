@@ -73,9 +73,16 @@ class Task(Protocol):
         ...
 
 
+FUSION = "fusion"
+"""Statistic of SFT with fusion: mean of the fusion loss over a response's tokens, in nats."""
+
+
 @dataclass(frozen=True, slots=True)
 class SftTask:
-    """Mean negative log-likelihood over the global batch's tokens with loss: response tokens, or all (lossTokens)."""
+    """Mean negative log-likelihood over the global batch's tokens with loss: response tokens, or all (lossTokens).
+
+    With fusion, the mean over the same tokens of weight * fusion loss + (1 - weight) * negative log-likelihood.
+    """
 
     params: SftParams
 
@@ -87,8 +94,12 @@ class SftTask:
     def responses_per_row(self) -> int:
         return 1
 
+    @property
+    def _fusion_weight(self) -> float:
+        return 0.0 if self.params.fusion is None else self.params.fusion.weight
+
     def statistic_names(self) -> list[str]:
-        return ["logps", "lengths"]
+        return ["logps", *([FUSION] if self._fusion_weight else []), "lengths"]
 
     def denominator(self, rows: Sequence[TokenRow]) -> float:
         return float(sum(row.num_loss_tokens for row in rows))
@@ -106,7 +117,15 @@ class SftTask:
         reference_S: Tensor | None,  # noqa: ARG002
         settings: dict[str, float],  # noqa: ARG002
     ) -> RowTerms:
-        return RowTerms(-logps_S, {"logps": logps_S.detach(), "lengths": batch.lengths_S})
+        if batch.soft is None:
+            return RowTerms(-logps_S, {"logps": logps_S.detach(), "lengths": batch.lengths_S})
+        # The soft targets hold both losses; the share of the responses' own tokens is known by itself.
+        mixed_S, labels_S = logps_S.unbind(1)
+        statistics = {"logps": labels_S.detach(), "lengths": batch.lengths_S}
+        if weight := self._fusion_weight:
+            fused_S = (mixed_S.detach() - (1 - weight) * labels_S.detach()) / weight
+            statistics[FUSION] = -fused_S / batch.lengths_S
+        return RowTerms(-mixed_S, statistics)
 
     def entropy_names(self) -> list[str]:
         return ["entropy"]

@@ -51,7 +51,10 @@ def require_plain_results(backend: Backend, row: TokenRow, layout: Layout, *, pr
 def difference_from_plain(backend: Backend, row: TokenRow, layout: Layout) -> Disagreement:
     """Return the response of the row on which the engine and plain Transformers differ most."""
     short = replace(
-        row, prompt=row.prompt[-_TOKENS:], responses=tuple(response[:_TOKENS] for response in row.responses)
+        row,
+        prompt=row.prompt[-_TOKENS:],
+        responses=tuple(response[:_TOKENS] for response in row.responses),
+        fused=None,
     )
     batch = collate([short], layout).to(backend.device)
     ours_S = backend.frozen_sequence_logps(batch)
