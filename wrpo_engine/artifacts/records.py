@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import polars as pl
+
+Schema: TypeAlias = dict[str, pl.DataType | type[pl.DataType]]
 
 PROMPTS = {"prompt_id": pl.String, "prompt": pl.String}
 """prompts: sft.parquet, preference.parquet, evaluation.parquet; prompt_id is the sha256 of the prompt."""
@@ -74,7 +78,7 @@ ATTRIBUTION = {
 prompt's length in characters. chosen: rows whose preferred response (y_ws; for pairs, the chosen one) the model gave.
 gain: its score less that of y_wt (for pairs, of the rejected one), null for SFT. above: rows with a positive gain."""
 
-BENCH_ITEMS = {
+BENCH_ITEMS: Schema = {
     "item_id": pl.String,
     "index": pl.Int64,
     "category": pl.String,
@@ -85,10 +89,10 @@ BENCH_ITEMS = {
 """bench: items.parquet. index: position in the bundle. turns: the user's turns. messages: a conversation that goes
 before the first turn, empty for none. temperature: null where the benchmark does not say."""
 
-BENCH_REFERENCES = {"item_id": pl.String, "reference_set": pl.String, "turns": pl.List(pl.String)}
+BENCH_REFERENCES: Schema = {"item_id": pl.String, "reference_set": pl.String, "turns": pl.List(pl.String)}
 """bench: references.parquet, reference answers by turn."""
 
-BENCH_BASELINE = {"item_id": pl.String, "generator": pl.String, "turns": pl.List(pl.String)}
+BENCH_BASELINE: Schema = {"item_id": pl.String, "generator": pl.String, "turns": pl.List(pl.String)}
 """bench: baseline.parquet, the baseline's answers by turn."""
 
 BENCH_REGULARISER = {

@@ -5,12 +5,14 @@ Each reader names its own fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, assert_never
 
 from wrpo_engine.errors import ConfigError, DataError, TemporaryError, WrpoError, first_line, storage_error
-from wrpo_engine.hub.client import is_worth_waiting
+from wrpo_engine.hub.client import HubPatience, is_worth_waiting
 
 
 class HubDataFault(StrEnum):
@@ -34,9 +36,27 @@ def load_from_hub(name: str, *, config: str | None = None, split: str, field: st
     """Return the `datasets.Dataset` of a hub id. `field` is where the user wrote it, `split_field` where the split."""
     from datasets import load_dataset
 
-    try:
+    with _named_faults(name, split, field=field, split_field=split_field):
         return load_dataset(name, config, split=split)
-    except MemoryError:
+
+
+def hub_files(name: str, patterns: Sequence[str], *, patience: HubPatience, field: str) -> Path:
+    """Return the local directory of a data set's files that match the patterns of `fnmatch`, as they are on the hub."""
+    from huggingface_hub import snapshot_download
+
+    def request() -> str:
+        return snapshot_download(name, repo_type="dataset", allow_patterns=list(patterns))
+
+    with _named_faults(name, name, field=field, split_field=field):
+        return Path(patience.call(f"downloading the data set {name}", request))
+
+
+@contextlib.contextmanager
+def _named_faults(name: str, split: str, *, field: str, split_field: str) -> Iterator[None]:
+    """Translate the errors of reading a data set of the hub into the engine's."""
+    try:
+        yield
+    except (MemoryError, WrpoError):
         raise
     # Data of others, read by others: errors of every kind, of which none is a fault of the engine.
     except Exception as error:

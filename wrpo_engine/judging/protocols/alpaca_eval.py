@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from wrpo_engine.bundles.templates import ALPACA_FIELDS, ALPACA_PROMPT, DELIMITERS, check_templates
 from wrpo_engine.contract.benchmarks import JudgeFields
 from wrpo_engine.errors import DataError
 from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Verdict
@@ -33,18 +34,9 @@ from wrpo_engine.judging.protocols.preferences import (
     preference_of,
     win_rates,
 )
-from wrpo_engine.judging.protocols.prompts import (
-    baseline_of,
-    chatml_messages,
-    question_of,
-    template_named,
-    without_thoughts,
-)
+from wrpo_engine.judging.protocols.prompts import baseline_of, chatml_messages, question_of, without_thoughts
 
-PROMPT = "alpaca_eval_clf"
-_FIELDS = ("instruction", "output_1", "output_2")
 _TOP_LOGPROBS = 5
-_DELIMITERS = ('"""',)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +63,8 @@ class AlpacaEval:
     """Join difficulties by the row among the valid answers, as the original does, for comparisons with it."""
 
     def __post_init__(self) -> None:
-        template = template_named(self.templates, PROMPT)
-        chatml_messages(template, dict.fromkeys(_FIELDS, ""), name=PROMPT)
+        check_templates("AlpacaEval2", self.templates)
+        chatml_messages(self.templates[ALPACA_PROMPT], dict.fromkeys(ALPACA_FIELDS, ""), name=ALPACA_PROMPT)
 
     @property
     def rounds(self) -> int:
@@ -92,11 +84,11 @@ class AlpacaEval:
                 item_id=item.item_id,
                 order=int(switched),
                 turn=0,
-                messages=chatml_messages(self.templates[PROMPT], values, name=PROMPT),
+                messages=chatml_messages(self.templates[ALPACA_PROMPT], values, name=ALPACA_PROMPT),
                 max_tokens=self.judge.max_tokens or 1,
                 temperature=1.0 if self.judge.temperature is None else self.judge.temperature,
                 top_logprobs=None if self.judge.protocol == "Text" else _TOP_LOGPROBS,
-                prompt_name=PROMPT,
+                prompt_name=ALPACA_PROMPT,
             )
         ]
 
@@ -138,7 +130,7 @@ class AlpacaEval:
         metrics = {
             **win_rates([value for value in values.values() if value is not None]),
             **mean_interval("win_rate", outcomes, scale=100),
-            **counts(items, answers, verdicts, delimiters=_DELIMITERS),
+            **counts(items, answers, verdicts, delimiters=DELIMITERS["AlpacaEval2"]),
         }
         if answered:
             metrics["avg_length"] = _mean_length(answered, answers)

@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from wrpo_engine.contract.benchmarks import JudgeFields
+from wrpo_engine.bundles.templates import (
+    ARENA_CONTINUE,
+    ARENA_NEW_FIELDS,
+    ARENA_OLD_FIELDS,
+    ARENA_SYSTEM,
+    ARENA_USER,
+    DELIMITERS,
+    check_templates,
+)
+from wrpo_engine.contract.benchmarks import JudgeFields, Protocol
 from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Verdict
 from wrpo_engine.judging.protocols.arena_files import judgments
 from wrpo_engine.judging.protocols.arena_verdicts import (
@@ -20,27 +29,12 @@ from wrpo_engine.judging.protocols.arena_verdicts import (
 )
 from wrpo_engine.judging.protocols.counting import by_item, counts
 from wrpo_engine.judging.protocols.intervals import mean_interval
-from wrpo_engine.judging.protocols.prompts import (
-    baseline_of,
-    chat,
-    fill,
-    question_of,
-    require_fields,
-    template_named,
-    without_thoughts,
-)
+from wrpo_engine.judging.protocols.prompts import baseline_of, chat, fill, question_of, without_thoughts
 from wrpo_engine.judging.protocols.style import StyledBattle, style_control, style_of
 
-USER = "user"
-SYSTEM = "system"
-"""Name of the system message; `system/CATEGORY` comes before it for items of that category."""
-CONTINUE = "continue"
-"""Name of the message that asks for a missing verdict."""
 _CONTINUE = "Continue your judgment, and end it with the label of your final verdict."
-_OLD_FIELDS = ("question_1", "answer_1", "answer_2")
-_NEW_FIELDS = ("QUESTION", "ANSWER_A", "ANSWER_B")
-_DELIMITERS = ("<|The End of Assistant A's Answer|>", "<|The End of Assistant B's Answer|>", "<|User Prompt|>")
 _MAX_TOKENS = 4096
+_KINDS: Mapping[str, Protocol] = {"v0.1": "ArenaHard", "v2.0": "ArenaHardV2"}
 _LEAST_BATTLES = 2
 
 
@@ -58,8 +52,7 @@ class ArenaHard:
     length_unit: str = "characters"
 
     def __post_init__(self) -> None:
-        template = template_named(self.templates, USER)
-        require_fields(template, _NEW_FIELDS if "{QUESTION}" in template else _OLD_FIELDS, name=USER)
+        check_templates(_KINDS[self.version], self.templates)
 
     @property
     def rounds(self) -> int:
@@ -80,7 +73,7 @@ class ArenaHard:
         if len(replies) >= self.rounds or not self._lacks_verdict(replies):
             return None
         answered = {"role": "assistant", "content": replies[-1].text}
-        request = {"role": "user", "content": self.templates.get(CONTINUE, _CONTINUE)}
+        request = {"role": "user", "content": self.templates.get(ARENA_CONTINUE, _CONTINUE)}
         return Ask(
             item_id=ask.item_id,
             order=ask.order,
@@ -122,7 +115,7 @@ class ArenaHard:
             **mean_interval("score", outcomes, scale=100),
             **controlled,
             **self._categories(items, games),
-            **counts(items, answers, verdicts, delimiters=_DELIMITERS),
+            **counts(items, answers, verdicts, delimiters=DELIMITERS[_KINDS[self.version]]),
         }
         details: dict[str, Any] = {
             "mode": self.judge.mode,
@@ -160,16 +153,16 @@ class ArenaHard:
 
     def _ask(self, item: Item, order: int, first: str, second: str) -> Ask:
         question = question_of(item)
-        values = dict(zip((*_OLD_FIELDS, *_NEW_FIELDS), (question, first, second) * 2, strict=True))
-        system = self.templates.get(f"{SYSTEM}/{item.category}", self.templates.get(SYSTEM, ""))
+        values = dict(zip((*ARENA_OLD_FIELDS, *ARENA_NEW_FIELDS), (question, first, second) * 2, strict=True))
+        system = self.templates.get(f"{ARENA_SYSTEM}/{item.category}", self.templates.get(ARENA_SYSTEM, ""))
         return Ask(
             item_id=item.item_id,
             order=order,
             turn=0,
-            messages=chat(system, fill(self.templates[USER], values, name=USER)),
+            messages=chat(system, fill(self.templates[ARENA_USER], values, name=ARENA_USER)),
             max_tokens=self.judge.max_tokens or _MAX_TOKENS,
             temperature=self.judge.temperature or 0.0,
-            prompt_name=USER,
+            prompt_name=ARENA_USER,
         )
 
     def _text(self, replies: Sequence[Reply]) -> str:

@@ -10,39 +10,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wrpo_engine.bundles.names import file_name, json_line, question_id
+from wrpo_engine.bundles.templates import DELIMITERS, MT_FIELDS, MT_NEEDS_REFERENCE, check_templates
 from wrpo_engine.contract.benchmarks import JudgeFields
 from wrpo_engine.errors import DataError
 from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Verdict
 from wrpo_engine.judging.protocols.counting import by_item, counts
 from wrpo_engine.judging.protocols.intervals import mean_interval
-from wrpo_engine.judging.protocols.prompts import chat, fill, require_fields, template_named, without_thoughts
+from wrpo_engine.judging.protocols.prompts import chat, fill, without_thoughts
 
-NEEDS_REFERENCE = frozenset({"math", "reasoning", "coding", "arena-hard-200"})
-"""Categories whose judge sees a reference answer."""
-MAX_TURNS = 2
-_DELIMITERS = (
-    "[The End of Assistant's Answer]",
-    "[The Start of Reference Answer]",
-    "<|The End of Assistant A's Conversation with User|>",
-)
 _MAX_TOKENS = 2048
 _RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 _BACKUP = re.compile(r"\[(\d+\.?\d*)\]")
 _STRICT_BACKUP = re.compile(r"rating\W*?\[(\d+\.?\d*)\]", re.IGNORECASE)
-_FIELDS = {
-    "single-v1": ("question", "answer"),
-    "single-math-v1": ("question", "answer", "ref_answer_1"),
-    "single-v1-multi-turn": ("question_1", "question_2", "answer_1", "answer_2"),
-    "single-math-v1-multi-turn": (
-        "question_1",
-        "question_2",
-        "answer_1",
-        "answer_2",
-        "ref_answer_1",
-        "ref_answer_2",
-    ),
-}
-PROMPTS = tuple(_FIELDS)
 
 
 def rating_of(text: str, *, mode: Literal["Compat", "Strict"]) -> float | None:
@@ -70,7 +49,7 @@ def _number(text: str) -> float | None:
 
 def prompt_name(category: str, turn: int) -> str:
     """Return the name of the judge prompt of a category and a turn, counted from 0."""
-    math_part = "-math" if category in NEEDS_REFERENCE else ""
+    math_part = "-math" if category in MT_NEEDS_REFERENCE else ""
     return f"single{math_part}-v1{'-multi-turn' if turn else ''}"
 
 
@@ -97,9 +76,7 @@ class MTBench:
     templates: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        for name, fields in _FIELDS.items():
-            template_named(self.templates, f"{name}/system")
-            require_fields(template_named(self.templates, f"{name}/user"), fields, name=name)
+        check_templates("MTBench", self.templates)
 
     @property
     def rounds(self) -> int:
@@ -154,7 +131,7 @@ class MTBench:
             **scores,
             **{name: value for name, value in categories.items() if value is not None},
             **mean_interval("overall", outcomes),
-            **counts(items, answers, verdicts, delimiters=_DELIMITERS),
+            **counts(items, answers, verdicts, delimiters=DELIMITERS["MTBench"]),
         }
         return Summary(metrics=metrics, outcomes=outcomes, details={"mode": self.judge.mode})
 
@@ -219,7 +196,7 @@ def _values(item: Item, answer: Sequence[str], turn: int, name: str) -> dict[str
     for position in range(turn + 1):
         values[f"question_{position + 1}"] = item.turns[position]
         values[f"answer_{position + 1}"] = answer[position]
-    if "ref_answer_1" in _FIELDS[name]:
+    if "ref_answer_1" in MT_FIELDS[name]:
         if len(item.reference) <= turn:
             raise DataError(
                 f"item {item.item_id} of category {item.category} has no reference answer to turn {turn + 1}",

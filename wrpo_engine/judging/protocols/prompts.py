@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from wrpo_engine.errors import DataError
 from wrpo_engine.judging.protocol import Item, Message
@@ -11,19 +11,6 @@ from wrpo_engine.judging.protocol import Item, Message
 _FIELD = re.compile(r"\{\{|\}\}|\{(\w+)\}")
 _CHATML = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
 _THOUGHTS = re.compile(r"\A\s*<think>(?:.*?</think>|.*\Z)", re.DOTALL)
-TEMPLATE_HINT = "Put the judge prompts into the bundle; the guide of benchmarks names the files."
-
-
-def template_named(templates: Mapping[str, str], name: str) -> str:
-    """Return a template; DataError names it and those that exist."""
-    if name not in templates:
-        present = ", ".join(sorted(templates)) or "none"
-        raise DataError(
-            f"the bundle has no judge prompt {name!r}; it has: {present}",
-            code="JudgePromptMissing",
-            hint=TEMPLATE_HINT,
-        )
-    return templates[name]
 
 
 def fill(template: str, values: Mapping[str, str], *, name: str) -> str:
@@ -48,23 +35,11 @@ def fill(template: str, values: Mapping[str, str], *, name: str) -> str:
     return _FIELD.sub(replaced, template)
 
 
-def require_fields(template: str, fields: Iterable[str], *, name: str) -> None:
-    """Raise DataError if a field does not occur in a template: the judge would not see what it judges."""
-    missing = [field for field in fields if f"{{{field}}}" not in template]
-    if missing:
-        raise DataError(
-            f"judge prompt {name!r} lacks the field {{{missing[0]}}}",
-            code="JudgePromptField",
-            hint="Correct the template in the bundle.",
-        )
-
-
 def chatml_messages(template: str, values: Mapping[str, str], *, name: str) -> tuple[Message, ...]:
     """Return the messages of a ChatML template. Braces have no meaning in it but around the names of `values`.
 
     The template is divided before values are inserted, so an answer with ChatML's marks cannot end its message.
     """
-    require_fields(template, values, name=name)
     parts = _CHATML.findall(template)
     if not parts:
         raise DataError(

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.protocol_cases import MARKED, MT, ask_all, golden, item, judge, summary_of, verdict
 
+from wrpo_engine.bundles.templates import MT_NEEDS_REFERENCE
 from wrpo_engine.errors import DataError
 from wrpo_engine.judging.protocol import Ask, BenchmarkProtocol, Outcome, Reply
 from wrpo_engine.judging.protocols import protocol_of
-from wrpo_engine.judging.protocols.mt_bench import NEEDS_REFERENCE, prompt_name, rating_of, scores_of
+from wrpo_engine.judging.protocols.mt_bench import prompt_name, rating_of, scores_of
 
 GOLDEN = golden("mt_bench")
 ASK = Ask(item_id="q", order=0, turn=1, messages=({"role": "user", "content": "?"},), max_tokens=9, temperature=0.0)
@@ -93,7 +94,7 @@ def test_means_are_over_all_remaining_ratings(model: str) -> None:
 
 
 def test_categories_that_need_a_reference_are_those_of_the_original() -> None:
-    assert sorted(GOLDEN["need_reference"]) == sorted(NEEDS_REFERENCE)
+    assert sorted(GOLDEN["need_reference"]) == sorted(MT_NEEDS_REFERENCE)
 
 
 @pytest.fixture(scope="module")
