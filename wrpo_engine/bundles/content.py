@@ -77,7 +77,7 @@ def _check_ids(items: Sequence[BenchItem]) -> None:
         if item.item_id in seen:
             raise _fault(
                 f"items {seen[item.item_id] + 1} and {item.index + 1} have the same id {item.item_id!r}",
-                "Give each item an id of its own.",
+                "Give each item a separate id.",
                 code="BundleDuplicate",
             )
         seen[item.item_id] = item.index

@@ -26,7 +26,7 @@ def native_answers(
     system: str,
     tokens: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, str]:
-    """Return name -> content of the file that the benchmark's own tools read, for the items that have an answer.
+    """Return name -> content of the file of the items with an answer, as the benchmark's own tools read it.
 
     `answers` and `tokens` (lengths in tokens) are by item and turn. Without tokens, lengths are in characters. The
     content holds no time, so a second run gives the same bytes.

@@ -1,4 +1,4 @@
-"""Counts that every benchmark reports beside its scores."""
+"""Counts that every benchmark reports in addition to its scores."""
 
 from __future__ import annotations
 
