@@ -86,7 +86,7 @@ class Bundle:
                 f"{' or '.join(place.name for place in self.places)}",
                 code="BundleIncomplete",
                 field=FIELD,
-                hint="Add the file, or name another bundle; the guide of benchmarks names the files.",
+                hint='Add the file, or name another bundle; the guide "Files of benchmarks" names the files.',
             )
         return found
 

@@ -68,7 +68,7 @@ def template_named(templates: Mapping[str, str], name: str) -> str:
         raise DataError(
             f"the bundle has no judge prompt {name!r}; it has: {present}",
             code="JudgePromptMissing",
-            hint="Put the judge prompts into the bundle; the guide of benchmarks names the files.",
+            hint='Put the judge prompts into the bundle; the guide "Files of benchmarks" names the files.',
         )
     return templates[name]
 
