@@ -61,12 +61,18 @@ def count_progress(ctx: StageContext, sizes: Mapping[str, int], todo: Sequence[s
 
 
 def commit_when_complete(
-    ctx: StageContext, names: Sequence[str], *, details: Mapping[str, Any], measure: Measure
+    ctx: StageContext,
+    names: Sequence[str],
+    *,
+    details: Mapping[str, Any],
+    measure: Measure,
+    further: Callable[[], Iterable[str]] = tuple,
 ) -> dict[str, float]:
     """Commit if every part of every shard is there, and return the metrics; otherwise another shard will.
 
     A shard publishes its last part before it looks, so the shard that looks last sees all of them; two that look at
-    the same time write the same manifest and the first one stays. Parts are read one by one.
+    the same time write the same manifest and the first one stays. Parts are read one by one. `further` publishes other
+    files after all parts were read, and returns their names.
     """
     published = frozenset(ctx.output.published(PARTS))
     missing = [name for name in names if name not in published]
@@ -86,7 +92,7 @@ def commit_when_complete(
     # A measure that needs fewer parts must not leave the others out of the manifest's counts.
     for _ in reading:
         pass
-    ctx.output.commit(files=names, rows=rows, metrics=metrics, details=details)
+    ctx.output.commit(files=[*names, *further()], rows=rows, metrics=metrics, details=details)
     return metrics
 
 

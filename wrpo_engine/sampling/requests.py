@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
 
 from wrpo_engine.artifacts.parts import part_name
 from wrpo_engine.errors import DataError
 from wrpo_engine.sampling.sampler import SampleRequest, prompt_seed
 from wrpo_engine.text.plaintext import ControlTokenInTextError
 
+T = TypeVar("T")
+Row: TypeAlias = tuple[str, str]
+"""(prompt id, prompt)."""
+
 
 @dataclass(frozen=True)
-class Part:
-    """Prompts committed together; `rows` are (prompt id, prompt)."""
+class Part(Generic[T]):
+    """Prompts, or other units of work, whose results are committed together."""
 
     index: int
-    rows: tuple[tuple[str, str], ...]
+    rows: tuple[T, ...]
 
     @property
     def name(self) -> str:
@@ -24,8 +29,8 @@ class Part:
         return part_name(self.index)
 
 
-def parts_of(rows: Sequence[tuple[str, str]], rows_per_part: int) -> list[Part]:
-    """Divide the prompts (id, text) into parts of `rows_per_part`, the last one shorter."""
+def parts_of(rows: Sequence[T], rows_per_part: int) -> list[Part[T]]:
+    """Divide the rows into parts of `rows_per_part`, the last one shorter."""
     starts = range(0, len(rows), rows_per_part)
     return [Part(index, tuple(rows[start : start + rows_per_part])) for index, start in enumerate(starts)]
 
@@ -43,7 +48,7 @@ class Limits:
 class PartRequests:
     """A part's requests, and the prompts that do not fit."""
 
-    part: Part
+    part: Part[Row]
     requests: tuple[SampleRequest, ...]
     too_long: tuple[str, ...]
 
@@ -54,7 +59,7 @@ class PartRequests:
 
 
 def requests_of(
-    part: Part,
+    part: Part[Row],
     *,
     encode: Callable[[str], list[int]],
     num_samples: int,

@@ -60,6 +60,11 @@ class Sampled:
     key: str
     samples: tuple[Sample, ...]
 
+    @property
+    def num_tokens(self) -> int:
+        """Generated tokens."""
+        return sum(sample.num_tokens for sample in self.samples)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptLogps:
@@ -67,6 +72,11 @@ class PromptLogps:
 
     key: str
     logps: tuple[float, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens with a log probability."""
+        return len(self.logps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,11 @@ from wrpo_engine.artifacts.parts import commit_when_complete, parts_of_shard, pe
 from wrpo_engine.config import SampleParams
 from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import DataError
-from wrpo_engine.hub.models import ResolvedModel, context_length, resolve_model, stop_token_ids, tokenizer_of
+from wrpo_engine.hub.models import ResolvedModel, resolve_model, stop_token_ids, tokenizer_of
+from wrpo_engine.sampling.limits import shared_context
 from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.preflight import check_source
-from wrpo_engine.sampling.requests import Limits, Part, PartRequests, parts_of, requests_of
+from wrpo_engine.sampling.requests import Limits, Part, PartRequests, Row, parts_of, requests_of
 from wrpo_engine.sampling.sampler import (
     FinishReason,
     Sampled,
@@ -74,7 +75,7 @@ def _sample_parts(
     ctx: StageContext,
     params: SampleParams,
     model: ResolvedModel,
-    parts: Sequence[Part],
+    parts: Sequence[Part[Row]],
     pending: frozenset[str],
     *,
     field_name: str,
@@ -82,7 +83,7 @@ def _sample_parts(
     """Sample the pending parts and publish each when its last prompt is done; return the rows written."""
     tokenizer = tokenizer_of(model, field=field_name)
     check_source(model, tokenizer, params.backend, params.system_prompt)
-    context = _context(params, model)
+    context = shared_context(model, params.max_model_length)
     limits = Limits(context=context, skip_too_long=params.on_prompt_too_long == "Skip", model=model.identity)
     planned: list[PartRequests] = []
     longest = 0
@@ -139,11 +140,6 @@ def _engine_args(ctx: StageContext, params: SampleParams) -> dict[str, Any]:
     return {**params.engine_args, **ctx.config.runtime.engine_args}
 
 
-def _context(params: SampleParams, model: ResolvedModel) -> int | None:
-    known = [length for length in (context_length(model), params.max_model_length) if length is not None]
-    return min(known, default=None)
-
-
 def seed_model(params: SampleParams) -> str:
     """Return the model's name in seeds. A trained target is `target`: its weights differ by stage hash anyway."""
     return f"{params.model.name}@{params.model.revision}" if params.model.name is not None else params.source
@@ -181,7 +177,7 @@ class _Open:
     def is_complete(self) -> bool:
         return len(self.answers) == len(self.planned.requests)
 
-    def take(self, sampled: Sampled) -> Sequence[SampleRequest]:
+    def take(self, sampled: Sampled, /) -> Sequence[SampleRequest]:
         self.answers[sampled.key] = sampled
         return ()
 
@@ -199,10 +195,10 @@ def sample_parts(
 ) -> int:
     """Sample and publish all parts; `finished` prompts of this shard were finished by an earlier attempt."""
     parts = [_Open(plan, params.source) for plan in planned]
-    return stream_parts(ctx, parts, sampler, backend=params.backend, finished=finished)
+    return stream_parts(ctx, parts, sampler.sample, backend=params.backend, finished=finished)
 
 
-def part_frame(source: str, part: Part, answers: dict[str, Sampled]) -> pl.DataFrame:
+def part_frame(source: str, part: Part[Row], answers: dict[str, Sampled]) -> pl.DataFrame:
     """Return a part's rows in prompt and sample order; a prompt without responses was too long."""
     rows: list[tuple[str, str, int, str, int, str, int]] = []
     for prompt_id, _ in part.rows:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import polars as pl
 
@@ -16,13 +16,31 @@ from wrpo_engine.errors import TemporaryError
 from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.process.hang_watch import HangWatch
 from wrpo_engine.sampling.publishing import Publisher
-from wrpo_engine.sampling.sampler import Backend, Sampled, Sampler, SampleRequest
+from wrpo_engine.sampling.sampler import Backend, Sampler, SampleRequest
 from wrpo_engine.stage import StageContext
 
 log = logging.getLogger("wrpo_engine")
 
 
-class OpenPart(Protocol):
+class Result(Protocol):
+    """What a sampler gives for a request."""
+
+    @property
+    def key(self) -> str:
+        """Name of the request."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were computed for it."""
+        ...
+
+
+R = TypeVar("R", bound=Result)
+R_contra = TypeVar("R_contra", bound=Result, contravariant=True)
+
+
+class OpenPart(Protocol[R_contra]):
     """A part with unfinished prompts."""
 
     @property
@@ -55,8 +73,8 @@ class OpenPart(Protocol):
         """Whether all rows are there."""
         ...
 
-    def take(self, sampled: Sampled) -> Sequence[SampleRequest]:
-        """Keep the responses to a request, and return the requests that follow it."""
+    def take(self, result: R_contra, /) -> Sequence[SampleRequest]:
+        """Keep the result of a request, and return the requests that follow it."""
         ...
 
     def frame(self) -> pl.DataFrame:
@@ -88,11 +106,17 @@ def running(
 
 
 def stream_parts(
-    ctx: StageContext, parts: Sequence[OpenPart], sampler: Sampler, *, backend: Backend, finished: int = 0
+    ctx: StageContext,
+    parts: Sequence[OpenPart[R]],
+    compute: Callable[[deque[SampleRequest]], Iterator[R]],
+    *,
+    backend: Backend,
+    finished: int = 0,
 ) -> int:
-    """Feed all parts to the sampler at once, so that no batch waits for a part's slowest response.
+    """Feed all parts to a sampler at once, so that no batch waits for a part's slowest response.
 
-    `finished` prompts of this shard were finished by an earlier attempt. Returns the rows written.
+    `compute` is the sampler's `sample` or `prompt_logps`. `finished` prompts of this shard were finished by an earlier
+    attempt. Returns the rows written.
     """
     unfinished = {part.name: part for part in parts}
     part_of = {request.key: part for part in parts for request in part.requests}
@@ -105,15 +129,15 @@ def stream_parts(
     with Publisher() as publisher:
         for part in [part for part in parts if part.is_complete]:
             publisher.submit(partial(_publish, ctx, unfinished.pop(part.name)))
-        for sampled in sampler.sample(queue):
+        for result in compute(queue):
             ctx.stop.raise_if_requested()
-            part = part_of.pop(sampled.key)
+            part = part_of.pop(result.key)
             before = part.num_done
-            more = part.take(sampled)
+            more = part.take(result)
             part_of.update((request.key, part) for request in more)
             queue.extendleft(reversed(more))
             done += part.num_done - before
-            tokens += sum(sample.num_tokens for sample in sampled.samples)
+            tokens += result.num_tokens
             if part.is_complete:
                 publisher.submit(partial(_publish, ctx, unfinished.pop(part.name)))
             rate = tokens / max(time.monotonic() - started, 1e-9)
@@ -126,5 +150,5 @@ def stream_parts(
     return sum(part.num_rows for part in parts)
 
 
-def _publish(ctx: StageContext, part: OpenPart) -> None:
+def _publish(ctx: StageContext, part: OpenPart[R]) -> None:
     ctx.output.publish(part.name, part.frame().write_parquet)

@@ -76,8 +76,14 @@ def conversation_prompt_ids(
     the template only: text that spells one is encoded as text in every message.
     """
     check_conversation(messages)
-    turns, text = or_error(lambda: _written(tokenizer, messages, system, template), is_set=template is not None)
+    turns, text = or_error(lambda: written(tokenizer, messages, system, template), is_set=template is not None)
     return with_one_bos(tokenizer, turns.encoder.encode([text])[0])
+
+
+def text_token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of a text by itself: no template, no BOS, and no control token even where it spells one."""
+    encoder = or_error(lambda: turns_of(tokenizer)).encoder
+    return encoder.encode([encoder.hide(text)])[0]
 
 
 def check_conversation(messages: Sequence[Mapping[str, str]]) -> None:
@@ -127,7 +133,7 @@ def conversation_token_ids(
     control token as text.
     """
     messages = messages_of(prompt)
-    turns, text = or_error(lambda: _written(tokenizer, messages, system, template), is_set=template is not None)
+    turns, text = or_error(lambda: written(tokenizer, messages, system, template), is_set=template is not None)
     answers = [_surrounded(turns, response) for response in responses]
     hidden = [turns.encoder.hide(answer) for answer in answers]
     prompt_ids, *whole = turns.encoder.encode([text, *(text + answer for answer in hidden)])
@@ -150,10 +156,13 @@ def conversation_token_ids(
     return Conversation(with_one_bos(tokenizer, prompt_ids), tuple(found), has_control_text)
 
 
-def _written(
-    tokenizer: Any, messages: Sequence[Mapping[str, str]], system: str | None, template: str | None
+def written(
+    tokenizer: Any, messages: Sequence[Mapping[str, str]], system: str | None = None, template: str | None = None
 ) -> tuple[Turns, str]:
-    """Return the template's form and what it writes for a conversation, with the data's control tokens hidden."""
+    """Return the template's form and what it writes for a conversation, with the data's control tokens hidden.
+
+    TemplateFault if the template cannot be used.
+    """
     turns = turns_of(tokenizer, template)
     hide = turns.encoder.hide
     placed = _with_system(turns, messages, system)
