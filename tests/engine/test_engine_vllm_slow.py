@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,41 @@ def test_greedy_answers_are_those_of_transformers(
     assert with_transformers(requests, temperature=0.0, choice=penalties) == penalised
 
 
+def test_each_request_has_its_own_temperature_and_length(
+    sample_with: Any, with_transformers: Any, requests: list[SampleRequest]
+) -> None:
+    cold = replace(requests[0], temperature=0.0)
+    hot = replace(requests[1], temperature=1.5, max_tokens=4)
+    found = sample_with([cold, hot])
+    assert found[cold.key] == sample_with([requests[0]], temperature=0.0)[cold.key]
+    assert found[hot.key] == sample_with([requests[1]], temperature=1.5, max_tokens=4)[hot.key]
+    assert found[cold.key] == with_transformers([cold, hot])[cold.key]
+
+
+def test_the_next_turn_enters_the_engine_before_what_waits(
+    vllm_sampler: Any, monkeypatch: pytest.MonkeyPatch, requests: list[SampleRequest]
+) -> None:
+    """One prompt is in flight at a time, so that the order shows."""
+    monkeypatch.setattr(vllm_sampler, "_settings", replace(SETTINGS, in_flight=1, max_tokens=2))
+    queue, order = deque(requests), []
+    for sampled in vllm_sampler.sample(queue):
+        order.append(sampled.key)
+        if sampled.key == requests[0].key:
+            queue.appendleft(replace(requests[1], key="next turn"))
+    assert order == [requests[0].key, "next turn", *(request.key for request in requests[1:])]
+
+
+def test_prompts_have_the_log_probabilities_of_transformers(
+    vllm_sampler: Any, transformers_sampler: Any, requests: list[SampleRequest]
+) -> None:
+    expected = {read.key: read.logps for read in transformers_sampler.prompt_logps(requests)}
+    found = {read.key: read.logps for read in vllm_sampler.prompt_logps(requests)}
+    assert found.keys() == expected.keys()
+    for request in requests:
+        assert len(found[request.key]) == len(request.prompt_token_ids) - 1
+        assert found[request.key] == pytest.approx(expected[request.key], abs=1e-3)
+
+
 @pytest.mark.parametrize("backend", ["sample_with", "with_transformers"])
 def test_answers_end_before_a_stop_text_and_with_a_stop_token(
     request: pytest.FixtureRequest, smollm: tuple[ResolvedModel, Any], requests: list[SampleRequest], backend: str
@@ -206,6 +242,24 @@ def test_an_engine_that_is_killed_ends_sampling_with_its_signal(
     assert error.value.code == "EngineDied"
     assert error.value.message == "vLLM's engine died: EngineCore's process ended with signal 9"
     assert str(error.value.hint).startswith("Signal 9 usually means that the host's memory ran out")
+
+
+def test_prompts_that_are_read_in_pieces_have_the_same_log_probabilities(
+    smollm: tuple[ResolvedModel, Any], transformers_sampler: Any, requests: list[SampleRequest]
+) -> None:
+    from wrpo_engine.sampling.vllm_sampler import VllmSampler
+
+    settings = replace(SETTINGS, reads_prompts=True, engine_args={"max_num_batched_tokens": 128})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sampler = VllmSampler(*smollm, settings)
+        scheduler = sampler._llm.llm_engine.vllm_config.scheduler_config
+        assert (scheduler.enable_chunked_prefill, scheduler.max_num_batched_tokens) == (True, 128)
+        found = {read.key: read.logps for read in sampler.prompt_logps(requests)}
+        sampler.close()
+    assert max(len(request.prompt_token_ids) for request in requests) > 128
+    for read in transformers_sampler.prompt_logps(requests):
+        assert found[read.key] == pytest.approx(read.logps, abs=1e-3)
 
 
 def test_an_engine_without_room_for_its_cache_says_so_from_its_own_process(
