@@ -15,21 +15,22 @@ _PRELOAD = [
     "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto",
     "wrpo_engine.process.cli",
+    "wrpo_engine.answering.stage",
     "wrpo_engine.sampling.stage",
     "wrpo_engine.sampling.transformers_sampler",
 ]
 
 
-def start_sampling(config: Path, environ: Mapping[str, str]) -> BaseProcess:
-    """Start `wrpo-engine sample --config CONFIG`; its clock stands still, so that equal artifacts are equal bytes."""
+def start_sampling(config: Path, environ: Mapping[str, str], stage: str = "sample") -> BaseProcess:
+    """Start `wrpo-engine STAGE --config CONFIG`; its clock stands still, so that equal artifacts are equal bytes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
-    process = context.Process(target=_run, args=(config, dict(environ)))
+    process = context.Process(target=_run, args=(stage, config, dict(environ)))
     process.start()
     return process
 
 
-def _run(config: Path, environ: dict[str, str]) -> None:
+def _run(stage: str, config: Path, environ: dict[str, str]) -> None:
     os.environ.update(environ)
     import torch
     from engine_support import NOON
@@ -42,4 +43,4 @@ def _run(config: Path, environ: dict[str, str]) -> None:
     install_signal_handlers(stop)
     torch.set_num_threads(1)
     prepare_environment(os.environ)
-    sys.exit(run("sample", config, os.environ, stop=stop, clock=lambda: NOON))
+    sys.exit(run(stage, config, os.environ, stop=stop, clock=lambda: NOON))

@@ -1,4 +1,4 @@
-"""Sampling that is stopped again and again, with other numbers of shards each time, ends with the same bytes."""
+"""Stages that are stopped again and again, with other numbers of shards each time, end with the same bytes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,6 +20,7 @@ from engine_support import stage_config
 from stage_process import start_sampling
 from support.patience import LIMIT_S
 
+from wrpo_engine.artifacts import records
 from wrpo_engine.config import ArtifactRef
 
 pytestmark = pytest.mark.slow
@@ -29,15 +31,16 @@ HASH = "00000000000000aa"
 
 @dataclass(frozen=True)
 class Storage:
-    """A volume with prompts, and the artifact that is made on it."""
+    """A volume with the inputs of a stage, and the artifact that is made on it."""
 
     root: Path
-    prompts: ArtifactRef
-    model: Path
+    stage: str
+    inputs: Mapping[str, ArtifactRef]
+    params: Mapping[str, Any]
 
     @property
     def artifact(self) -> Path:
-        return self.root / "sample" / "tiny" / HASH
+        return self.root / self.stage / HASH
 
     def is_committed(self) -> bool:
         return (self.artifact / "manifest.json").exists()
@@ -51,19 +54,7 @@ class Storage:
         return {str(path.relative_to(self.root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     def start(self, shard: int = 0, shards: int = 1) -> BaseProcess:
-        params = {
-            "stage": "sample",
-            "source": "tiny",
-            "model": {"name": str(self.model)},
-            "parts": ["preference"],
-            "backend": "Transformers",
-            "samples_per_prompt": 2,
-            "max_tokens": 12,
-            "prompts_per_part": 2,
-        }
-        config = stage_config(
-            params, {"prompts": self.prompts}, stage="sample/tiny", hash_=HASH, runtime={"shards": shards}
-        )
+        config = stage_config(self.params, self.inputs, stage=self.stage, hash_=HASH, runtime={"shards": shards})
         path = self.root / "config.json"
         path.write_text(config.model_dump_json())
         environ = {
@@ -71,14 +62,45 @@ class Storage:
             "WRPO_TERMINATION_MESSAGE_PATH": str(self.root / "termination-log"),
             "JOB_COMPLETION_INDEX": str(shard),
         }
-        return start_sampling(path, environ)
+        return start_sampling(path, environ, stage=self.params["stage"])
 
 
-def make_storage(root: Path, commit_artifact: Any, model: Path) -> Storage:
+COMMON = {"backend": "Transformers", "samples_per_prompt": 2, "max_tokens": 12, "prompts_per_part": 2}
+
+
+def sampling_storage(root: Path, commit_artifact: Any, model: Path) -> Storage:
     texts = [f"question number {number}?" for number in range(NUM_PROMPTS)]
     ids = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
     table = pl.DataFrame({"prompt_id": ids, "prompt": texts})
-    return Storage(root, commit_artifact("prepare", {"preference.parquet": table}, root=root), model)
+    inputs = {"prompts": commit_artifact("prepare", {"preference.parquet": table}, root=root)}
+    params = {"stage": "sample", "source": "tiny", "model": {"name": str(model)}, "parts": ["preference"], **COMMON}
+    return Storage(root, "sample/tiny", inputs, params)
+
+
+def answering_storage(root: Path, commit_artifact: Any, model: Path) -> Storage:
+    """Two turns to an item, and the native files at the end."""
+    rows = [
+        {
+            "item_id": f"q{number}",
+            "index": number,
+            "category": "writing",
+            "turns": [f"question number {number}?", "Why?"],
+            "messages": [],
+            "temperature": 0.7 * (number % 2),
+        }
+        for number in range(NUM_PROMPTS // 2)
+    ]
+    items = pl.DataFrame(rows, schema=records.BENCH_ITEMS)
+    inputs = {"bench/mt": commit_artifact("bench/mt", {"items.parquet": items}, root=root)}
+    params = {
+        "stage": "answer",
+        "system": "tiny",
+        "benchmark": "MTBench",
+        "model": {"name": str(model)},
+        "uses_item_temperature": True,
+        **COMMON,
+    }
+    return Storage(root, "answer/tiny--mt", inputs, params)
 
 
 def wait_for_new_parts(storage: Storage, process: BaseProcess, count: int) -> None:
@@ -106,10 +128,11 @@ def stop_somewhere(storage: Storage, process: BaseProcess, chance: random.Random
     return True
 
 
+@pytest.mark.parametrize("make", [sampling_storage, answering_storage], ids=["sample", "answer"])
 def test_twenty_stops_at_random_points_change_no_byte(
-    tmp_path: Path, commit_artifact: Any, tiny_model_dir: Path
+    tmp_path: Path, commit_artifact: Any, tiny_model_dir: Path, make: Callable[[Path, Any, Path], Storage]
 ) -> None:
-    whole = make_storage(tmp_path / "whole", commit_artifact, tiny_model_dir)
+    whole = make(tmp_path / "whole", commit_artifact, tiny_model_dir)
     process = whole.start()
     process.join(LIMIT_S)
     assert process.exitcode == 0
@@ -118,7 +141,7 @@ def test_twenty_stops_at_random_points_change_no_byte(
     stops, most_kept = 0, 0
     for number in itertools.count():
         # A quick machine finishes an artifact before it was stopped twenty times: the stops go on with another one.
-        broken = make_storage(tmp_path / f"broken-{number}", commit_artifact, tiny_model_dir)
+        broken = make(tmp_path / f"broken-{number}", commit_artifact, tiny_model_dir)
         kept: dict[str, int] = {}
         while stops < STOPS and not broken.is_committed():
             shards = chance.choice([1, 2, 3])
