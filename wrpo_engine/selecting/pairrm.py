@@ -14,13 +14,12 @@ from wrpo_engine.hub.models import ResolvedModel, check_vocabulary, tokenizer_of
 from wrpo_engine.loading.files import CONFIG_FILE
 from wrpo_engine.scoring.batching import token_batches
 from wrpo_engine.scoring.loading import weights_dtype
+from wrpo_engine.scoring.network import CPU_BATCH_TOKENS
 from wrpo_engine.selecting.pairrm_encoding import Budget, EncodedItem, PairRmEncoder
 from wrpo_engine.selecting.pairrm_loading import load_pairrm
 
 OnProgress = Callable[[int], None]
 """Called with the number of further pairs; an exception from it ends the work."""
-_CPU_BATCH_TOKENS = 4096
-"""A CPU computes no faster with more tokens."""
 _PREFIX_FIELDS = ("source_prefix_id", "cand1_prefix_id", "cand2_prefix_id")
 """Of config.json, in the order of prompt, left and right candidate."""
 
@@ -72,7 +71,7 @@ class PairRanker:
         check_vocabulary(model, tokenizer, [*self._encoder.prefix_ids, *tokenizer("?", verbose=False)["input_ids"]])
         _check_prefixes(model, config, self._encoder.prefix_ids)
         self._pad = int(config.pad_token_id or 0)
-        self._batch_tokens = batch_tokens if self._device.type == "cuda" else min(batch_tokens, _CPU_BATCH_TOKENS)
+        self._batch_tokens = batch_tokens if self._device.type == "cuda" else min(batch_tokens, CPU_BATCH_TOKENS)
 
     def compare(
         self, items: Sequence[tuple[str, Sequence[str]]], on_progress: OnProgress = lambda _: None

@@ -18,6 +18,7 @@ from wrpo_engine.hub.models import ResolvedModel, tensor_facts, transformers_con
 from wrpo_engine.loading.files import CONFIG_FILE, TensorFact
 from wrpo_engine.loading.guard import loading
 from wrpo_engine.loading.weights import Purpose, check_weights, load_complete
+from wrpo_engine.selecting.pairrm_attention import use_fast_attention
 from wrpo_engine.selecting.pairrm_network import PairRm
 
 _CODE = "RankerInvalid"
@@ -43,6 +44,7 @@ def load_pairrm(model: ResolvedModel, dtype: torch.dtype, device: torch.device) 
 
     network: PairRm = load_complete(model.directory, PairRm, RANK, refuse, config=config, dtype=dtype)
     network.to(device).eval()
+    use_fast_attention(network.pretrained_model)
     return network
 
 
