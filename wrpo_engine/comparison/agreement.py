@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,9 +20,9 @@ class Agreement:
     systems: int
     items: int
     """Items that both judges judged for every system."""
-    kendall: float
-    """Rank correlation (tau-b) of the systems' scores; nan if one judge scores all systems alike."""
-    interval: Interval
+    kendall: float | None
+    """Rank correlation (tau-b) of the systems' scores; None if one judge scores all systems alike."""
+    interval: Interval | None
     same: int
     """Pairs of answers to one item that both judges order the same way."""
     opposite: int
@@ -47,11 +48,12 @@ def agreement_of(first: Mapping[str, Judged], second: Mapping[str, Judged], *, s
     draws = [np.stack(list(sampling.scores({n: [j] for n, j in side.items()}).values()), axis=1) for side in sides]
     signs = [_orders(np.stack([judged.values for judged in side.values()], axis=1)) for side in sides]
     products = signs[0] * signs[1]
+    tau, taus = kendall(*scores), _kendalls(*draws)
     return Agreement(
         systems=len(names),
         items=len(items),
-        kendall=kendall(*scores),
-        interval=interval_of(_kendalls(*draws)),
+        kendall=None if math.isnan(tau) else tau,
+        interval=interval_of(taus) if len(taus) else None,
         same=int((products > 0).sum()),
         opposite=int((products < 0).sum()),
     )
@@ -69,7 +71,5 @@ def _kendalls(first: Floats, second: Floats) -> Floats:
     own, other = _orders(first), _orders(second)
     scale = np.sqrt((own**2).sum(axis=1) * (other**2).sum(axis=1))
     known = scale > 0
-    if not known.any():
-        return np.full(1, np.nan)
     taus: Floats = (own * other).sum(axis=1)[known] / scale[known]
     return taus

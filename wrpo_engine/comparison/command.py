@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wrpo_engine.comparison.outcomes import Outcome, read_outcomes
-from wrpo_engine.comparison.render import FORMATS, MAIN_COLUMNS, cells, notes, ordering_lines
+from wrpo_engine.comparison.render import FORMATS, cells, notes, ordering_lines
 from wrpo_engine.comparison.statistics import RESAMPLES
 from wrpo_engine.comparison.table import Comparison, Settings, compare
 from wrpo_engine.config import ExitCode
@@ -24,13 +24,14 @@ from wrpo_engine.formats.location import Locator
 from wrpo_engine.process.command_line import run_command
 
 UNLIMITED = 10_000
-_HELP = """Compare evaluated experiments on their held-out prompts, with intervals and paired differences.
+_HELP = """Compare evaluated experiments on held-out prompts and benchmarks, with intervals and paired differences.
 
 Each SYSTEM is NAME=ARTIFACT, where ARTIFACT is an artifact of evaluate: its directory, its S3 address, or its address
 (evaluate/HASH) with --storage. Several artifacts, separated by commas, are runs of one system with different training
-seeds. The target and the SFT model of each experiment get separate rows; a model that all share gets one.
+seeds. The target, the SFT model and every further system of each experiment get separate rows; one that all share gets
+one row.
 
-All systems need the same reward and the same held-out prompts.
+All systems need the same reward and the same held-out prompts, and benchmarks of one name the same judge.
 
 \b
 Example:
@@ -57,6 +58,7 @@ Example:
 @click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Seed of the resampling.")
 @click.option("--resamples", type=click.IntRange(min=100), default=RESAMPLES, show_default=True)
 @click.option("--allow-unlike-prompts", is_flag=True, help="Compare on the common prompts where they differ.")
+@click.option("--published", is_flag=True, help="Show the paper's figures beside rows of the same name.")
 def command(
     systems: tuple[str, ...],
     storage: str | None,
@@ -67,6 +69,7 @@ def command(
     seed: int,
     resamples: int,
     allow_unlike_prompts: bool,
+    published: bool,
 ) -> int:
     """Read the artifacts, print the table and write the files."""
     locator = Locator(storage, os.environ, lambda: datetime.now(UTC))
@@ -77,6 +80,7 @@ def command(
         seed=seed,
         resamples=resamples,
         allow_unlike_prompts=allow_unlike_prompts,
+        published=published,
     )
     costs = json.loads(gpu_seconds.read_text(encoding="utf-8")) if gpu_seconds else None
     comparison = compare(found, settings, costs)
@@ -137,7 +141,7 @@ def rows_of(systems: Mapping[str, Sequence[Sequence[Outcome]]]) -> dict[str, lis
 
 def show(comparison: Comparison, console: Console) -> None:
     """Print the main columns and the notes; names are shown as they are, never as markup."""
-    head, *rows = cells(comparison, MAIN_COLUMNS)
+    head, *rows = cells(comparison, main_only=True)
     table = Table(box=None, pad_edge=False)
     for index, name in enumerate(head):
         table.add_column(Text(name), justify="right" if index else "left", overflow="fold", no_wrap=True)

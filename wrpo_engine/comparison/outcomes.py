@@ -4,24 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import polars as pl
 
-from wrpo_engine.artifacts import Artifact, ArtifactStore
+from wrpo_engine.artifacts import Artifact, ArtifactStore, InputEntry
+from wrpo_engine.comparison.columns import Judged, shared_items
 from wrpo_engine.comparison.statistics import slope
 from wrpo_engine.config import ArtifactRef
+from wrpo_engine.contract.evaluation import SEPARATOR
 from wrpo_engine.errors import DataError, UsageError
 from wrpo_engine.formats.location import Locator
 
 ANSWERS = "answers.parquet"
+BENCHMARKS = "benchmarks.json"
+OUTCOMES = "outcomes.parquet"
 EVALUATION = "evaluation.json"
 METRICS = "metrics.jsonl"
 _EARLY = 0.2
 """Share of the steps over which the slope of the margin is measured."""
 _SHOWN = 3
+
+
+Key = tuple[str, str]
+"""Benchmark and judge or reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedCell:
+    """What one judge says about one system's answers to one benchmark."""
+
+    column: Mapping[str, Any]
+    """Column of benchmarks.json, without its cells."""
+    cell: Mapping[str, Any]
+    """Cell of benchmarks.json."""
+    outcomes: Judged
+    """Valid outcomes; without an item if none is valid."""
+    cost: Mapping[str, float]
+    """Mean tokens generated and read for an answer, those of members included; empty if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +62,17 @@ class Outcome:
     reward: str
     """Identity of the reward, which has to be the same for all."""
     content: str
-    """Digest of prompts, responses and scores: equal for a model that two experiments share."""
+    """Digest of prompts, responses, scores and verdicts: equal for a model that two experiments share."""
     steps: tuple[Mapping[str, float], ...] = ()
     """Metrics of preference training by optimizer step; of the trained model only."""
+    is_further: bool = False
+    """Whether it is neither target, SFT nor trained model: its held-out prompts may be fewer."""
+    judged: Mapping[Key, JudgedCell] = field(default_factory=dict)
+    """By benchmark and judge."""
+    models_resident: int = 1
+    """Models that must be loaded to answer with it."""
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """What was chosen for it and nobody published."""
 
     @property
     def training_steps(self) -> int | None:
@@ -68,7 +100,7 @@ def margin_of(row: Mapping[str, float], alpha: float | None) -> float | None:
 
 
 def read_outcomes(location: str, locator: Locator) -> list[Outcome]:
-    """Return the outcomes of all models of an evaluate artifact, the trained one last."""
+    """Return the outcomes of all systems of an evaluate artifact, the trained model last."""
     found = locator.artifact(location)
     if found is None:
         raise UsageError(
@@ -81,17 +113,127 @@ def read_outcomes(location: str, locator: Locator) -> list[Outcome]:
             f"{location} is an artifact of {artifact.ref.stage}; only those of evaluate can be compared",
             hint="`wrpo status NAME` shows the address of an experiment's evaluate artifact.",
         )
-    result = json.loads(artifact.file(EVALUATION).read_text(encoding="utf-8"))
+    steps = _steps(artifact, store)
+    held_out = _held_out(artifact, location)
+    benchmarks = read_json(artifact, BENCHMARKS)
+    outcomes = held_out if benchmarks is None else with_benchmarks(held_out, benchmarks, artifact, location)
+    if not outcomes:
+        raise DataError(
+            f"{location} has neither {EVALUATION} nor {BENCHMARKS}", code="ArtifactDamaged", hint="Evaluate it again."
+        )
+    return [*outcomes[:-1], replace(outcomes[-1], steps=steps)]
+
+
+def read_json(artifact: Artifact, name: str) -> Any:
+    """Return the content of a file; None if the artifact lacks it."""
+    if name not in artifact.files():
+        return None
+    return json.loads(artifact.file(name).read_text(encoding="utf-8"))
+
+
+def _held_out(artifact: Artifact, location: str) -> list[Outcome]:
+    """Return the outcomes on held-out prompts, the trained model last; none if there are none."""
+    result = read_json(artifact, EVALUATION)
+    if result is None:
+        return []
     answers = pl.read_parquet(artifact.file(ANSWERS))
     reward = _reward_of(artifact)
-    steps = _steps(artifact, store)
-    labels: Sequence[str] = result["labels"]
-    return [_outcome(answers, location, label, reward, steps if label == labels[-1] else ()) for label in labels]
+    return [_outcome(answers, location, label, reward) for label in result["labels"]]
 
 
-def _outcome(
-    answers: pl.DataFrame, location: str, label: str, reward: str, steps: tuple[Mapping[str, float], ...]
+def with_benchmarks(
+    held_out: Sequence[Outcome], benchmarks: Mapping[str, Any], artifact: Artifact, location: str
+) -> list[Outcome]:
+    """Return the outcomes of all systems with their benchmarks, the trained model last."""
+    known = {outcome.label: outcome for outcome in held_out}
+    frame = pl.read_parquet(artifact.file(OUTCOMES))
+    rows = {key: part for key, part in frame.group_by("system", "benchmark", "judge", maintain_order=True)}  # noqa: C416
+    weights = _weights(artifact, benchmarks)
+    found: dict[str, Outcome] = {}
+    for system in benchmarks["systems"]:
+        name, label = system["name"], system["label"]
+        judged = _judged_cells(benchmarks, name, rows)
+        plain = known.get(label) or _further(held_out, location, label, judged, weights)
+        content = hashlib.sha256(plain.content.encode())
+        for key in sorted(judged):
+            part = rows[name, *key].select("item_id", "value", "weight", "valid")
+            content.update(json.dumps([key, part.rows()]).encode())
+        found[name] = replace(
+            plain,
+            judged=judged,
+            models_resident=system["models_resident"],
+            choices=system["choices"],
+            content=content.hexdigest(),
+        )
+    subject = found.pop(benchmarks["subject"])
+    own = [outcome for outcome in found.values() if not outcome.is_further]
+    return [*own, *(outcome for outcome in found.values() if outcome.is_further), subject]
+
+
+def _judged_cells(
+    benchmarks: Mapping[str, Any], system: str, rows: Mapping[tuple[Any, ...], pl.DataFrame]
+) -> dict[Key, JudgedCell]:
+    cells = {}
+    for column in benchmarks["columns"]:
+        key = (column["benchmark"], column["judge"])
+        about = {name: value for name, value in column.items() if name not in ("cells", "win_rates")}
+        for cell in column["cells"]:
+            if cell["system"] == system:
+                cost = benchmarks["costs"].get(system, {}).get(column["benchmark"]) or {}
+                outcomes = judged_of(rows[system, *key])
+                cells[key] = JudgedCell(column=about, cell=cell, outcomes=outcomes, cost=cost)
+    return cells
+
+
+def judged_of(rows: pl.DataFrame) -> Judged:
+    """Return the valid outcomes of rows of outcomes.parquet, with the features of their length control."""
+    valid = rows.filter("valid")
+    features = valid["features"].to_list()
+    return Judged(
+        items=tuple(valid["item_id"].to_list()),
+        values=valid["value"].to_numpy(),
+        weights=valid["weight"].to_numpy(),
+        features=np.array(features, dtype=np.float64) if features and None not in features else None,
+    )
+
+
+def _weights(artifact: Artifact, benchmarks: Mapping[str, Any]) -> dict[Key, float]:
+    """Return the rewards that make the score on held-out prompts, with their weights, by benchmark and reward."""
+    given = (artifact.manifest.config.get("params") or {}).get("reward_weights") or {"main": 1.0}
+    keys = [
+        (column["benchmark"], column["judge"])
+        for column in benchmarks["columns"]
+        if column["kind"] == "HeldOutReward" and column["by"] == "reward" and column["judge"] in given
+    ]
+    total = sum(given[reward] for _, reward in keys)
+    return {key: given[key[1]] / total for key in keys} if total else {}
+
+
+def _further(
+    held_out: Sequence[Outcome],
+    location: str,
+    label: str,
+    judged: Mapping[Key, JudgedCell],
+    weights: Mapping[Key, float],
 ) -> Outcome:
+    """Return the outcome of a system that is not among the labels of evaluation.json."""
+    scored = {key: judged[key].outcomes for key in weights if key in judged} if held_out else {}
+    prompts = shared_items(scored.values()) if scored else ()
+    scores = sum((weights[key] * each.on(prompts).values for key, each in scored.items()), np.zeros(len(prompts)))
+    tokens = [judged[key].cell["answers"].get("tokens", 0.0) for key in scored]
+    return Outcome(
+        location=location,
+        label=label,
+        prompts=prompts,
+        scores=tuple(float(score) for score in scores),
+        mean_tokens=tokens[0] if tokens else math.nan,
+        reward=held_out[0].reward if held_out else "[]",
+        content=json.dumps([label, prompts]),
+        is_further=True,
+    )
+
+
+def _outcome(answers: pl.DataFrame, location: str, label: str, reward: str) -> Outcome:
     rows = answers.filter(pl.col("label") == label).sort("prompt_id", "sample_index")
     by_prompt = rows.group_by("prompt_id", maintain_order=True).agg(pl.col("score").mean())
     if rows.is_empty() or rows["score"].null_count():
@@ -105,7 +247,6 @@ def _outcome(
         mean_tokens=float(rows["num_tokens"].sum()) / rows.height,
         reward=reward,
         content=hashlib.sha256(json.dumps(shown).encode()).hexdigest(),
-        steps=steps,
     )
 
 
@@ -118,8 +259,7 @@ def _reward_of(artifact: Artifact) -> str:
 
 def _steps(artifact: Artifact, store: ArtifactStore) -> tuple[Mapping[str, float], ...]:
     """Return the metrics of the trained model's steps; none if its artifact is not in the store any more."""
-    trained = artifact.manifest.inputs.get("model")
-    found = store.open(ArtifactRef(stage=trained.stage, hash=trained.hash)) if trained is not None else None
+    found = _trained(artifact, store)
     if found is None or METRICS not in found.files():
         return ()
     lines = found.file(METRICS).read_text(encoding="utf-8").splitlines()
@@ -127,13 +267,29 @@ def _steps(artifact: Artifact, store: ArtifactStore) -> tuple[Mapping[str, float
     return tuple(row for row in rows if "step" in row and "loss" in row)
 
 
+def _trained(artifact: Artifact, store: ArtifactStore) -> Artifact | None:
+    """Return the artifact of the trained model: that of the input `model`, of this one or of the subject's answers."""
+    inputs = artifact.manifest.inputs
+    model = inputs.get("model")
+    if model is None:
+        subject = (artifact.manifest.config.get("params") or {}).get("subject")
+        role = next((role for role in sorted(inputs) if role.startswith(f"answers/{subject}{SEPARATOR}")), "")
+        answers = _opened(store, inputs.get(role))
+        model = answers.manifest.inputs.get("model") if answers is not None else None
+    return _opened(store, model)
+
+
+def _opened(store: ArtifactStore, entry: InputEntry | None) -> Artifact | None:
+    return store.open(ArtifactRef(stage=entry.stage, hash=entry.hash)) if entry is not None else None
+
+
 def refuse_unlike(outcomes: Sequence[Outcome], *, allow_unlike_prompts: bool) -> None:
     """Refuse outcomes of different rewards, and of different prompts unless that is allowed.
 
-    UsageError names the first two that differ.
+    UsageError names the first two that differ. Further systems may lack prompts that are too long for them.
     """
-    first = outcomes[0]
-    for other in outcomes[1:]:
+    first = next((outcome for outcome in outcomes if not outcome.is_further), outcomes[0])
+    for other in [outcome for outcome in outcomes if not outcome.is_further]:
         if other.reward != first.reward:
             raise UsageError(
                 f"{first.location} and {other.location} were scored by different rewards, {first.reward} and "
@@ -151,9 +307,12 @@ def refuse_unlike(outcomes: Sequence[Outcome], *, allow_unlike_prompts: bool) ->
 
 
 def common_prompts(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
-    """Return the sorted prompts that every outcome has; UsageError if there are none."""
+    """Return the sorted prompts that every outcome has; none if no experiment has held-out prompts.
+
+    UsageError if they have prompts, but none in common.
+    """
     common = set(outcomes[0].prompts).intersection(*(outcome.prompts for outcome in outcomes[1:]))
-    if not common:
+    if not common and any(outcome.prompts for outcome in outcomes):
         raise UsageError(
             "the experiments have no held-out prompt in common", hint="Compare experiments with the same spec.prompts."
         )

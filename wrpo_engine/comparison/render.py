@@ -6,11 +6,19 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from markupsafe import Markup
 
 from wrpo_engine import __version__
+from wrpo_engine.comparison.benchmark_texts import (
+    TextColumn,
+    columns_of,
+    csv_columns,
+    notes_of,
+    prefix_of,
+    scaled,
+)
 from wrpo_engine.comparison.table import Comparison, Row
 from wrpo_engine.reporting import charts
 from wrpo_engine.reporting.page import environment
@@ -33,7 +41,10 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("system", lambda row: row.name),
     ("runs", lambda row: str(row.runs)),
     ("mean reward", lambda row: number(row.mean)),
-    ("95 % interval", lambda row: f"{number(row.interval.low)} to {number(row.interval.high)}"),
+    (
+        "95 % interval",
+        lambda row: "-" if row.interval is None else f"{number(row.interval.low)} to {number(row.interval.high)}",
+    ),
     ("difference", lambda row: "-" if row.difference is None else f"{row.difference.mean:+.4g}"),
     (
         "95 % interval of it",
@@ -72,20 +83,45 @@ def share(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def cells(comparison: Comparison, heads_shown: Collection[str] | None = None) -> list[list[str]]:
-    """Return the texts of the table, all columns or those with these heads, without those that are empty."""
-    columns = [[text(row) for row in comparison.rows] for _, text in COLUMNS]
-    heads = [head for head, _ in COLUMNS]
-    kept = [
-        index
-        for index, column in enumerate(columns)
-        if set(column) != {"-"} and (heads_shown is None or heads[index] in heads_shown)
+def cells(comparison: Comparison, *, main_only: bool = False) -> list[list[str]]:
+    """Return the texts of the table without columns that are empty; the main columns alone for a terminal."""
+    own = [
+        TextColumn(head=head, texts=_texts(comparison, text), is_main=head in MAIN_COLUMNS) for head, text in COLUMNS
     ]
-    return [[heads[index] for index in kept], *map(list, zip(*(columns[index] for index in kept), strict=True))]
+    names = [row.name for row in comparison.rows]
+    found = [*own, *columns_of(comparison.benchmarks, names, published=comparison.settings.published)]
+    if any(row.models_resident > 1 for row in comparison.rows):
+        found.append(TextColumn(head="models", texts=_texts(comparison, lambda row: str(row.models_resident))))
+    kept = [column for column in found if set(column.texts) != {"-"} and (column.is_main or not main_only)]
+    return [[column.head for column in kept], *map(list, zip(*(column.texts for column in kept), strict=True))]
+
+
+def _texts(comparison: Comparison, text: Callable[[Row], str]) -> tuple[str, ...]:
+    return tuple(text(row) for row in comparison.rows)
 
 
 def notes(comparison: Comparison) -> list[str]:
     """Return what a reader has to know, one sentence or two each."""
+    found = _held_out_notes(comparison) if comparison.prompts else []
+    names = [row.name for row in comparison.rows]
+    found += notes_of(comparison.benchmarks, comparison.agreements, names, published=comparison.settings.published)
+    found += [
+        f"{row.name}: {', '.join(f'{k} {v}' for k, v in row.choices.items())}."
+        for row in comparison.rows
+        if row.choices
+    ]
+    single = [row.name for row in comparison.rows if row.runs == 1]
+    if single:
+        found.append(f"1 run: no training variance is part of the intervals of {', '.join(single)}.")
+    if comparison.prompts:
+        found.append(
+            "If the reward that scores here chose the training responses, the numbers show what was optimised, not "
+            "what people prefer."
+        )
+    return found
+
+
+def _held_out_notes(comparison: Comparison) -> list[str]:
     items = len(comparison.prompts)
     paired = (
         f"Differences are from {comparison.baseline}, paired on {items} held-out prompts. Intervals are percentile "
@@ -96,15 +132,7 @@ def notes(comparison: Comparison) -> list[str]:
         "The sign test is exact and two-sided; ties are left out."
     )
     detectable = "Detectable: the smallest true difference that this many prompts detect with a power of 80 %."
-    found = [paired, tests, detectable]
-    single = [row.name for row in comparison.rows if row.runs == 1]
-    if single:
-        found.append(f"1 run: no training variance is part of the intervals of {', '.join(single)}.")
-    found.append(
-        "If the reward that scores here chose the training responses, the numbers show what was optimised, not what "
-        "people prefer."
-    )
-    return found
+    return [paired, tests, detectable]
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -121,18 +149,24 @@ def to_csv(comparison: Comparison) -> str:
     """Return the table as CSV, numbers in full precision."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for row in comparison.rows:
-        apart = row.difference
-        paired: tuple[object, ...] = ("",) * len(PAIRED_COLUMNS)
-        if apart is not None:
-            ends = (apart.interval.low, apart.interval.high)
-            counts = (apart.wins, apart.losses, apart.sign_test)
-            paired = (apart.mean, *ends, apart.not_above, row.adjusted_p, *counts, row.detectable)
-        own = (row.name, row.runs, len(comparison.prompts), row.mean, row.interval.low, row.interval.high)
-        costs = (row.mean_tokens, row.gpu_seconds, row.training_steps, row.margin_slope, row.margin_slope_half)
-        writer.writerow([*own, *paired, *costs])
+    published = comparison.settings.published
+    further = [csv_columns(comparison.benchmarks, row.name, published=published) for row in comparison.rows]
+    writer.writerow([*CSV_COLUMNS, *further[0]])
+    for row, numbers in zip(comparison.rows, further, strict=True):
+        writer.writerow([*_csv_row(row, len(comparison.prompts)), *numbers.values()])
     return buffer.getvalue()
+
+
+def _csv_row(row: Row, prompts: int) -> list[object]:
+    apart = row.difference
+    paired: tuple[object, ...] = ("",) * len(PAIRED_COLUMNS)
+    if apart is not None:
+        ends = (apart.interval.low, apart.interval.high)
+        counts = (apart.wins, apart.losses, apart.sign_test)
+        paired = (apart.mean, *ends, apart.not_above, row.adjusted_p, *counts, row.detectable)
+    bounds = ("", "") if row.interval is None else (row.interval.low, row.interval.high)
+    costs = (row.mean_tokens, row.gpu_seconds, row.training_steps, row.margin_slope, row.margin_slope_half)
+    return [row.name, row.runs, prompts, row.mean, *bounds, *paired, *costs]
 
 
 def to_tex(comparison: Comparison) -> str:
@@ -159,7 +193,12 @@ def to_html(comparison: Comparison) -> str:
     """Return one page that needs nothing else. The template engine escapes all names."""
     made = [
         charts.interval_chart(
-            {row.name: (row.mean, row.interval.low, row.interval.high) for row in comparison.rows}, title="Mean reward"
+            {
+                row.name: (row.mean, row.interval.low, row.interval.high)
+                for row in comparison.rows
+                if row.mean is not None and row.interval is not None
+            },
+            title="Mean reward",
         ),
         charts.interval_chart(
             {
@@ -177,6 +216,7 @@ def to_html(comparison: Comparison) -> str:
             },
             title="Reward margin as trained",
         ),
+        *benchmark_charts(comparison),
     ]
     return (
         environment()
@@ -190,6 +230,26 @@ def to_html(comparison: Comparison) -> str:
             charts=[Markup(svg) for svg in made if svg is not None],  # noqa: S704 (matplotlib escapes its text)
         )
     )
+
+
+def benchmark_charts(comparison: Comparison) -> list[str | None]:
+    """Return a chart of scores for each benchmark and judge, and one of scores by length."""
+    made = []
+    for table in comparison.benchmarks:
+        title, factor = prefix_of(table, comparison.benchmarks), table.scale.factor
+        intervals = {name: scaled(cell.own.interval, factor) for name, cell in table.cells.items()}
+        scores = {name: cell.own.score * factor for name, cell in table.cells.items()}
+        entries = {name: (scores[name], bounds.low, bounds.high) for name, bounds in intervals.items()}
+        made.append(charts.interval_chart(entries, title=f"{title} ({table.scale.name})"))
+        points = {
+            name: (length, scores[name]) for name in table.cells if (length := table.facts[name].characters) is not None
+        }
+        if len(points) > 1:
+            unit = table.scale.name
+            made.append(
+                charts.point_chart(points, title=f"{title}: score by length", x="mean characters of an answer", y=unit)
+            )
+    return made
 
 
 def ordering_lines(comparison: Comparison) -> list[str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from wrpo_engine.comparison.benchmarks import BenchmarkTable, JudgesCompared, agreements_of, tables_of
+from wrpo_engine.comparison.columns import Sampling, detectable
 from wrpo_engine.comparison.outcomes import Outcome, common_prompts, refuse_unlike, scores_on
 from wrpo_engine.comparison.statistics import (
     RESAMPLES,
@@ -21,7 +23,6 @@ from wrpo_engine.comparison.statistics import (
     holm,
     interval_of,
     kendall,
-    minimal_detectable_difference,
     spearman,
 )
 from wrpo_engine.errors import UsageError
@@ -41,6 +42,8 @@ class Settings:
     seed: int = 42
     resamples: int = RESAMPLES
     allow_unlike_prompts: bool = False
+    published: bool = False
+    """Show the paper's figures beside rows of the same name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +53,12 @@ class Row:
     name: str
     runs: int
     """Training runs, e.g. with different seeds."""
-    mean: float
-    """Mean reward over prompts and runs."""
-    interval: Interval
-    mean_tokens: float
+    mean: float | None
+    """Mean reward over held-out prompts and runs. None without held-out prompts."""
+    interval: Interval | None
+    mean_tokens: float | None
     difference: Difference | None
-    """From the baseline. None: the baseline itself."""
+    """From the baseline. None: the baseline itself, or no held-out prompts."""
     adjusted_p: float | None
     """One-sided p-value of the difference by Holm's procedure over the rows."""
     detectable: float | None
@@ -67,6 +70,8 @@ class Row:
     """Slope of the reward margin a step, as trained."""
     margin_slope_half: float | None
     """The same with half the weight on the source: comparable between schedules."""
+    models_resident: int
+    choices: Mapping[str, str]
     scores: tuple[tuple[float, ...], ...]
     """By run and prompt."""
 
@@ -105,10 +110,13 @@ class Comparison:
     settings: Settings
     margins: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
     """Metrics by step of each system's first run that has any, for the figure."""
+    benchmarks: tuple[BenchmarkTable, ...] = ()
+    agreements: tuple[JudgesCompared, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return everything from which the numbers can be recomputed; the curves of training are left out."""
-        return {**asdict(self) | {"reward": json.loads(self.reward)}, "margins": None}
+        plain = {"reward": json.loads(self.reward), "margins": None}
+        return {**asdict(replace(self, benchmarks=())), **plain, "benchmarks": [t.to_json() for t in self.benchmarks]}
 
 
 def compare(
@@ -123,46 +131,69 @@ def compare(
     for name in settings.order:
         _known(systems, name, "--order")
     prompts = common_prompts(outcomes)
-    scores = {name: [scores_on(run, prompts) for run in runs] for name, runs in systems.items()}
-    draws = bootstrap(list(scores.values()), seed=settings.seed, resamples=settings.resamples)
-    by_name = dict(zip(scores, draws.T, strict=True))
+    scores = {name: [scores_on(run, prompts) for run in runs] for name, runs in systems.items()} if prompts else {}
+    draws = bootstrap(list(scores.values()), seed=settings.seed, resamples=settings.resamples) if scores else None
+    by_name = {} if draws is None else dict(zip(scores, draws.T, strict=True))
     differences = {
         name: difference_of(runs, scores[baseline], by_name[name] - by_name[baseline])
         for name, runs in scores.items()
         if name != baseline
     }
     adjusted = dict(zip(differences, holm([each.not_above for each in differences.values()]), strict=True))
-    rows = []
-    for name, runs in systems.items():
-        difference = differences.get(name)
-        trained = next((run for run in runs if run.steps), None)
-        rows.append(
-            Row(
-                name=name,
-                runs=len(runs),
-                mean=float(np.mean(scores[name])),
-                interval=interval_of(by_name[name]),
-                mean_tokens=float(np.mean([run.mean_tokens for run in runs])),
-                difference=difference,
-                adjusted_p=adjusted.get(name),
-                detectable=None if difference is None else _detectable(difference, len(prompts)),
-                gpu_seconds=(gpu_seconds or {}).get(name),
-                training_steps=trained.training_steps if trained else None,
-                margin_slope=trained.margin_slope() if trained else None,
-                margin_slope_half=trained.margin_slope(HALF) if trained else None,
-                scores=tuple(tuple(run) for run in scores[name]),
-            )
-        )
+    sampling = Sampling(seed=settings.seed, resamples=settings.resamples)
+    benchmarks = tables_of(systems, baseline=baseline, sampling=sampling)
     return Comparison(
-        rows=tuple(rows),
+        rows=tuple(
+            _row(
+                name,
+                runs,
+                scores.get(name, []),
+                by_name.get(name),
+                paired=None if (difference := differences.get(name)) is None else (difference, adjusted[name]),
+                gpu_seconds=(gpu_seconds or {}).get(name),
+            )
+            for name, runs in systems.items()
+        ),
         baseline=baseline,
         prompts=prompts,
         reward=outcomes[0].reward,
-        ordering=_ordering(settings.order, scores, by_name) if settings.order else None,
+        ordering=_ordering(settings.order, scores, by_name) if settings.order and scores else None,
         settings=settings,
         margins={
             name: run.steps for name, runs in systems.items() if (run := next((r for r in runs if r.steps), None))
         },
+        benchmarks=tuple(benchmarks),
+        agreements=tuple(agreements_of(benchmarks, sampling)),
+    )
+
+
+def _row(
+    name: str,
+    runs: Sequence[Outcome],
+    scores: Sequence[Sequence[float]],
+    draws: Floats | None,
+    *,
+    paired: tuple[Difference, float] | None,
+    gpu_seconds: float | None,
+) -> Row:
+    trained = next((run for run in runs if run.steps), None)
+    difference, adjusted = paired if paired is not None else (None, None)
+    return Row(
+        name=name,
+        runs=len(runs),
+        mean=None if draws is None else float(np.mean(scores)),
+        interval=None if draws is None else interval_of(draws),
+        mean_tokens=None if draws is None else float(np.mean([run.mean_tokens for run in runs])),
+        difference=difference,
+        adjusted_p=adjusted,
+        detectable=None if difference is None else detectable(difference, len(scores[0])),
+        gpu_seconds=gpu_seconds,
+        training_steps=trained.training_steps if trained else None,
+        margin_slope=trained.margin_slope() if trained else None,
+        margin_slope_half=trained.margin_slope(HALF) if trained else None,
+        models_resident=runs[0].models_resident,
+        choices=runs[0].choices,
+        scores=tuple(tuple(run) for run in scores),
     )
 
 
@@ -170,10 +201,6 @@ def _known(systems: Mapping[str, object], name: str, option: str) -> str:
     if name not in systems:
         raise UsageError(f"{option} names {name}, which is no row", hint=f"The rows are {', '.join(systems)}.")
     return name
-
-
-def _detectable(difference: Difference, items: int) -> float:
-    return minimal_detectable_difference(difference.standard_error * items**0.5, items)
 
 
 def _ordering(names: tuple[str, ...], scores: Mapping[str, list[list[float]]], draws: Mapping[str, Floats]) -> Ordering:

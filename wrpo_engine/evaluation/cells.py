@@ -200,7 +200,7 @@ def verdicts_of(artifact: Artifact, items: Sequence[str], role: str) -> Cell:
         outcomes=outcomes.sort(pl.col("item_id").replace_strict(places, return_dtype=pl.Int64)),
         counts={name: float(count) for name, count in counted.iter_rows()},
         metrics=summary.get("metrics") or {},
-        identity=summary.get("judge") or judge_params(artifact),
+        identity={**judge_params(artifact), **(summary.get("judge") or {})},
         length_control=(summary.get("details") or {}).get("length_control"),
         verdicts=verdicts,
     )

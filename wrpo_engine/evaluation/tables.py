@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -303,8 +302,8 @@ def _agreement(params: EvaluateParams, pair: tuple[Judgements, Judgements]) -> d
         **about,
         "systems": found.systems,
         "items": found.items,
-        "kendall": None if math.isnan(found.kendall) else found.kendall,
-        "interval": None if math.isnan(found.interval.low) else asdict(found.interval),
+        "kendall": found.kendall,
+        "interval": None if found.interval is None else asdict(found.interval),
         "share": found.share,
         "pairs": found.same + found.opposite,
     }

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from wrpo_engine.comparison.agreement import agreement_of
 from wrpo_engine.comparison.columns import Judged, Sampling, column_of, win_rates
 from wrpo_engine.comparison.length_control import LengthControl, Rows, details_of, rows_of, rows_to_json
-from wrpo_engine.comparison.statistics import Floats
+from wrpo_engine.comparison.statistics import Floats, Interval
 
 SAMPLING = Sampling(seed=3, resamples=500)
 
@@ -160,7 +160,7 @@ def test_judges_that_order_systems_and_answers_alike_agree() -> None:
     assert found is not None
     assert (found.systems, found.items, found.kendall) == (2, 2, 1.0)
     assert (found.same, found.opposite, found.share) == (1, 0, 1.0)
-    assert (found.interval.low, found.interval.high) == (1.0, 1.0)
+    assert found.interval == Interval(1.0, 1.0)
 
 
 def test_judges_that_order_answers_the_other_way_round_disagree() -> None:
@@ -169,6 +169,13 @@ def test_judges_that_order_answers_the_other_way_round_disagree() -> None:
     found = agreement_of(first, second, sampling=SAMPLING)
     assert found is not None
     assert (found.kendall, found.share) == (-1.0, 0.0)
+
+
+def test_a_judge_that_scores_all_systems_alike_has_no_order() -> None:
+    first = {"low": judged({"a": 0.0, "b": 0.2}), "high": judged({"a": 1.0, "b": 0.9})}
+    found = agreement_of(first, {name: judged({"a": 1.0, "b": 1.0}) for name in first}, sampling=SAMPLING)
+    assert found is not None
+    assert (found.kendall, found.interval, found.share) == (None, None, None)
 
 
 def test_agreement_needs_two_systems_and_a_common_item() -> None:
