@@ -22,9 +22,13 @@ TOOLS = {
     "lint": ("wrpo_engine.linting.command", "look for faults in triples, prompts and artifacts"),
     "compare": ("wrpo_engine.comparison.command", "compare evaluated experiments, with intervals"),
     "convert": ("wrpo_engine.formats.command", "triples from one format to another"),
+    "judge-server": ("wrpo_engine.judging.server.command", "an OpenAI-compatible judge that a reward decides for"),
+    "reparse": ("wrpo_engine.judging.reparse", "read a judge's kept replies again, without a request"),
     "quickstart-assets": ("wrpo_engine.quickstart.assets", "the quick start's models and prompts"),
 }
 """Name -> module whose `main(arguments)` returns the exit code, imported on use, and line of the help."""
+PLANS = {"judge": "wrpo_engine.judging.plan"}
+"""Kind of stage -> module whose `main(path)` prints what the stage would do, and returns the exit code."""
 
 _USAGE_HINT = (
     "See `wrpo-engine --help`. If the operator runs a stage that is missing there, the image lacks its distribution or "
@@ -98,8 +102,11 @@ def command() -> click.Command:
         metavar="FILE",
         help="The stage's JSON configuration (wrpo_engine.contract.stage_config.StageConfig).",
     )
+    @click.option("--plan", "is_plan", is_flag=True, help="Print what the stage would ask, and do nothing (judge).")
     @click.version_option(__version__, prog_name="wrpo-engine")
-    def run_stage(stage: str, config_path: Path) -> int:
+    def run_stage(stage: str, config_path: Path, is_plan: bool) -> int:
+        if is_plan:
+            return _plan(stage, config_path)
         from wrpo_engine.process.cli import install_signal_handlers, run
         from wrpo_engine.stage import StopRequest
 
@@ -111,6 +118,14 @@ def command() -> click.Command:
         return run(stage, config_path, os.environ, stop=stop)
 
     return run_stage
+
+
+def _plan(stage: str, config_path: Path) -> int:
+    from wrpo_engine.process.command_line import guarded
+
+    if stage not in PLANS:
+        raise click.UsageError(f"the stage {stage} has no --plan; {', '.join(PLANS)} has")
+    return guarded(lambda: int(importlib.import_module(PLANS[stage]).main(config_path)))
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:

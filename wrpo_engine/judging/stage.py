@@ -16,7 +16,7 @@ from wrpo_engine.contract.evaluation import JudgeParams
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.judging.asking import Asker
 from wrpo_engine.judging.cell import Cell, Inputs, Question, load_inputs, make_cell
-from wrpo_engine.judging.client import FIELD, ChatClient, make_client
+from wrpo_engine.judging.client import FIELD, KEY_VARIABLE, ChatClient, make_client
 from wrpo_engine.judging.decision import Decided, decide, known_decision, with_protocol
 from wrpo_engine.judging.journal import Journal, Known, read_journals
 from wrpo_engine.judging.pacing import budget_exceeded
@@ -97,12 +97,15 @@ def _ask(
 
 def _client(ctx: StageContext, params: JudgeParams, endpoint: str, known: Known, journal: Journal) -> ChatClient:
     runtime = ctx.config.runtime
+    # The stage's own server gets no key.
+    is_own = params.serve is not None or params.serve_reward is not None
+    environ = {name: value for name, value in ctx.environ.items() if not (is_own and name == KEY_VARIABLE)}
     is_limited = runtime.judge_max_requests is not None
     return make_client(
         endpoint,
         params,
         runtime,
-        ctx.environ,
+        environ,
         used=max(known.requests, requests_of_parts(ctx)) if is_limited else 0,
         on_request=journal.note_request if is_limited else lambda: None,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
@@ -13,8 +13,13 @@ from wrpo_engine.errors import WrpoError, storage_error
 
 def run_command(command: click.Command, arguments: Sequence[str], *, prog_name: str) -> int:
     """Return the command's exit code."""
+    return guarded(lambda: int(command.main(list(arguments), prog_name=prog_name, standalone_mode=False) or 0))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Return the exit code of `work`, or that of a foreseen error after its message."""
     try:
-        return int(command.main(list(arguments), prog_name=prog_name, standalone_mode=False) or 0)
+        return work()
     except click.ClickException as error:
         error.show()
         return ExitCode.USAGE

@@ -23,6 +23,7 @@ MAX_SHOWN = 300
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
 _MASK = "***"
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 @dataclass
@@ -107,7 +108,7 @@ def _manager(url: str, connections: int) -> urllib3.PoolManager:
     """Return the connections to a server, through the proxy of the environment if it names one for this server."""
     parts = urllib.parse.urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(parts.netloc):
+    if proxy and parts.hostname not in _LOOPBACK and not urllib.request.proxy_bypass(parts.netloc):
         return urllib3.ProxyManager(proxy, maxsize=connections)
     return urllib3.PoolManager(maxsize=connections)
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import polars as pl
 import pytest
+from judging_support import NUM_ITEMS, SETTLED, MakeJudge, answers_frame, bench_files, judge_params
 from judging_tiny import tiny_protocol_of
-from support.stub_judge import MODEL, StubJudge, running
+from support.stub_judge import StubJudge, running
 
-from wrpo_engine.artifacts import records
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.stage import StageContext
-
-NUM_ITEMS = 40
-SETTLED = 3
-"""Items whose answer equals the baseline's."""
-QUESTIONS = 2 * (NUM_ITEMS - SETTLED)
 
 
 @pytest.fixture
@@ -31,25 +25,6 @@ def tiny_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wrpo_engine.judging.cell.protocol_of", tiny_protocol_of)
 
 
-def answers_frame(texts: dict[str, str]) -> pl.DataFrame:
-    counts = {"turn": 0, "sample_index": 0, "num_tokens": 1, "seed": 0, "prompt_tokens": 1, "references_cut": 0}
-    rows = [{"item_id": name, "text": text, "finish_reason": "stop", **counts} for name, text in texts.items()]
-    return pl.DataFrame(rows, schema=records.ANSWERS)
-
-
-def bench_files(names: list[str]) -> dict[str, Any]:
-    items = [
-        {"item_id": name, "index": index, "category": "", "turns": [f"question {name}"], "messages": []}
-        for index, name in enumerate(names)
-    ]
-    baseline = [{"item_id": name, "generator": "base", "turns": [f"base {name}"]} for name in names]
-    return {
-        "items.parquet": pl.DataFrame(items, schema=records.BENCH_ITEMS),
-        "baseline.parquet": pl.DataFrame(baseline, schema=records.BENCH_BASELINE),
-        "templates.json": "{}",
-    }
-
-
 @pytest.fixture
 def cell_inputs(commit_artifact: Any) -> dict[str, ArtifactRef]:
     names = [f"q{number}" for number in range(NUM_ITEMS)]
@@ -58,21 +33,6 @@ def cell_inputs(commit_artifact: Any) -> dict[str, ArtifactRef]:
         "bench/tiny": commit_artifact("bench/tiny", bench_files(names)),
         "answers/moa--tiny": commit_artifact("answer/moa--tiny", {"parts/part-00000.parquet": answers_frame(texts)}),
     }
-
-
-def judge_params(**more: Any) -> dict[str, Any]:
-    return {
-        "stage": "judge",
-        "model": MODEL,
-        "benchmark": "Custom",
-        "benchmark_protocol": "AlpacaEval2",
-        "system": "moa",
-        "answers": "answers/moa--tiny",
-        **more,
-    }
-
-
-MakeJudge = Callable[..., StageContext]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import NUM_ITEMS, QUESTIONS, SETTLED, MakeJudge, answers_frame, bench_files
+from judging_support import NUM_ITEMS, QUESTIONS, SETTLED, MakeJudge, answers_frame, bench_files
 from support import stub_judge
 from support.patience import LIMIT_S
 from support.stub_judge import Body, Reply, StubJudge, completion

@@ -1,0 +1,1 @@
+"""A judge that a reward decides for, as an OpenAI-compatible server."""

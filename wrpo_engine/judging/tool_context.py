@@ -1,0 +1,45 @@
+"""The context of a stage for tools that read what a stage reads, and write nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from wrpo_engine.artifacts import ArtifactStore
+from wrpo_engine.config import ArtifactRef
+from wrpo_engine.contract.stage_config import StageConfig
+from wrpo_engine.process.progress import Progress
+from wrpo_engine.stage import StageContext, StopRequest
+
+
+def tool_context(
+    store: ArtifactStore,
+    environ: Mapping[str, str],
+    *,
+    tool: str,
+    params: Mapping[str, Any],
+    output: ArtifactRef,
+    inputs: Mapping[str, ArtifactRef],
+) -> StageContext:
+    """Return a context that reads from the store. `params` are those of a stage, as its file has them."""
+    config = StageConfig.model_validate(
+        {
+            "experiment": tool,
+            "output": output.model_dump(),
+            "inputs": {role: ref.model_dump() for role, ref in inputs.items()},
+            "storage": {"kind": "volume"},
+            "params": dict(params),
+        }
+    )
+    return StageContext(
+        config=config,
+        store=store,
+        output=store.writer(output, config={}, inputs={}),
+        shard=0,
+        progress=Progress([], time.monotonic),
+        stop=StopRequest(),
+        environ=environ,
+        clock=lambda: datetime.now(UTC),
+    )
