@@ -11,7 +11,7 @@ from typing import Literal
 
 from wrpo_engine.contract.evaluation import JudgeParams
 from wrpo_engine.judging.asking import Asker, request_digest
-from wrpo_engine.judging.cell import Cell, Inputs, make_cell
+from wrpo_engine.judging.cell import Cell
 from wrpo_engine.judging.client import LogprobsRefused
 from wrpo_engine.judging.journal import Entry
 from wrpo_engine.judging.protocol import Outcome
@@ -21,6 +21,8 @@ from wrpo_engine.stage import StageContext
 log = logging.getLogger("wrpo_engine")
 
 Decided = Literal["Logprobs", "Text"]
+Cells = Callable[[Decided], Cell]
+"""The stage's cell by protocol."""
 DECISION = "protocol.json"
 """Committed with the artifact; the next attempt follows it."""
 
@@ -30,24 +32,23 @@ def with_protocol(params: JudgeParams, decided: Decided) -> JudgeParams:
     return params.model_copy(update={"protocol": decided})
 
 
-def known_decision(ctx: StageContext, inputs: Inputs, params: JudgeParams) -> Decided | None:
+def known_decision(ctx: StageContext, params: JudgeParams, cells: Cells) -> Decided | None:
     """Return the protocol; None if it is Auto and has to be decided by a reply."""
     if params.protocol != "Auto":
         return params.protocol
     if DECISION in ctx.output.published(DECISION):
         content = json.loads(ctx.output.fetch(DECISION).read_bytes())
         return "Text" if content["protocol"] == "Text" else "Logprobs"
-    cell = make_cell(inputs, with_protocol(params, "Logprobs"), ctx.config.output)
-    return None if any(question.ask.top_logprobs is not None for question in cell.questions) else "Logprobs"
+    has_logprobs = any(question.ask.top_logprobs is not None for question in cells("Logprobs").questions)
+    return None if has_logprobs else "Logprobs"
 
 
-def decide(ctx: StageContext, inputs: Inputs, params: JudgeParams, asker: Asker) -> Decided:
+def decide(ctx: StageContext, params: JudgeParams, cells: Cells, asker: Asker) -> Decided:
     """Ask one question after the other until a reply shows whether the judge has log probabilities."""
-    cell = make_cell(inputs, with_protocol(params, "Logprobs"), ctx.config.output)
-    decided = _probe(ctx, cell, asker)
+    decided = _probe(ctx, cells("Logprobs"), asker)
     if decided == "Text":
         log.info("the judge %s has no log probabilities; its text is read", params.model)
-        _carry_over(cell, make_cell(inputs, with_protocol(params, "Text"), ctx.config.output), asker)
+        _carry_over(cells("Logprobs"), cells("Text"), asker)
     content = json.dumps({"protocol": decided}) + "\n"
     ctx.output.publish(DECISION, text_writer(content))
     return decided

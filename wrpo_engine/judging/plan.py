@@ -12,10 +12,10 @@ from pathlib import Path
 from wrpo_engine.artifacts.parts import pending_parts
 from wrpo_engine.contract.evaluation import JudgeParams
 from wrpo_engine.judging.asking import request_digest
-from wrpo_engine.judging.cell import Cell, load_inputs
+from wrpo_engine.judging.cell import Cell
 from wrpo_engine.judging.decision import known_decision
 from wrpo_engine.judging.journal import read_journals
-from wrpo_engine.judging.stage import cell_of, part_names
+from wrpo_engine.judging.stage import cells_of, part_names
 from wrpo_engine.process.cli import read_config
 from wrpo_engine.process.progress import Progress
 from wrpo_engine.stage import StageContext, StopRequest, make_context
@@ -69,8 +69,8 @@ def make_plan(ctx: StageContext) -> Plan:
     """Return what the stage would ask now. Sends nothing and writes nothing."""
     params = ctx.config.params
     assert isinstance(params, JudgeParams)
-    inputs = load_inputs(ctx, params)
-    cell = cell_of(ctx, inputs, params, known_decision(ctx, inputs, params) or "Logprobs")
+    cells = cells_of(ctx, params)
+    cell = cells(known_decision(ctx, params, cells) or "Logprobs")
     todo = _pending(ctx, cell)
     asks = [question.ask for question in cell.questions if question.key in todo]
     characters = sum(len(message["content"]) for ask in asks for message in ask.messages)

@@ -16,10 +16,9 @@ from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.evaluation import JudgeParams
 from wrpo_engine.errors import UsageError
 from wrpo_engine.formats.location import Locator
-from wrpo_engine.judging.cell import load_inputs
 from wrpo_engine.judging.decision import known_decision
 from wrpo_engine.judging.results import summarise
-from wrpo_engine.judging.stage import cell_of
+from wrpo_engine.judging.stage import cells_of
 from wrpo_engine.judging.tool_context import tool_context
 from wrpo_engine.judging.verdicts import judged_of
 from wrpo_engine.process.command_line import run_command
@@ -73,8 +72,8 @@ def reparse(location: str, storage: str | None, mode: str | None, environ: Mappi
     assert isinstance(params, JudgeParams)
     if mode is not None:
         params = params.model_copy(update={"mode": mode})
-    read = load_inputs(ctx, params)
-    cell = cell_of(ctx, read, params, known_decision(ctx, read, params) or "Logprobs")
+    cells = cells_of(ctx, params)
+    cell = cells(known_decision(ctx, params, cells) or "Logprobs")
     rows = pl.concat([pl.read_parquet(path) for path in artifact.fetch_all(artifact.files(PARTS))])
     judged = judged_of(rows, cell)
     before = {

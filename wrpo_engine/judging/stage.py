@@ -5,8 +5,9 @@ No question is asked twice: published parts, and the journals of earlier attempt
 
 from __future__ import annotations
 
+import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -15,11 +16,12 @@ from wrpo_engine.artifacts.parts import PARTS, part_name, parts_of_shard, pendin
 from wrpo_engine.contract.evaluation import JudgeParams
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.judging.asking import Asker
-from wrpo_engine.judging.cell import Cell, Inputs, Question, load_inputs, make_cell
+from wrpo_engine.judging.cell import Cell, Question, load_inputs, make_cell
 from wrpo_engine.judging.client import FIELD, KEY_VARIABLE, ChatClient, make_client
-from wrpo_engine.judging.decision import Decided, decide, known_decision, with_protocol
+from wrpo_engine.judging.decision import Cells, Decided, decide, known_decision, with_protocol
 from wrpo_engine.judging.journal import Journal, Known, read_journals
 from wrpo_engine.judging.pacing import budget_exceeded
+from wrpo_engine.judging.protocol import Outcome
 from wrpo_engine.judging.results import commit_when_complete
 from wrpo_engine.judging.serving import serving
 from wrpo_engine.judging.verdicts import Judged, check_invalid, frame_of
@@ -33,22 +35,27 @@ def run(ctx: StageContext) -> StageResult:
     """Ask the questions of this shard's pending parts, and commit once all parts of all shards are there."""
     params = ctx.config.params
     assert isinstance(params, JudgeParams)
-    inputs = load_inputs(ctx, params)
-    decided = known_decision(ctx, inputs, params)
+    cells = cells_of(ctx, params)
+    decided = known_decision(ctx, params, cells)
     latencies_s: list[float] = []
     written = 0
-    if decided is None or pending_parts(ctx, part_names(cell_of(ctx, inputs, params, decided))):
+    if decided is None or pending_parts(ctx, part_names(cells(decided))):
         with serving(ctx, params) as served:
             endpoint = _endpoint(ctx, params, served)
-            decided, written = _ask(ctx, params, inputs, decided, endpoint, latencies_s)
-    cell = cell_of(ctx, inputs, params, decided)
-    metrics = commit_when_complete(ctx, with_protocol(params, decided), cell, part_names(cell))
+            decided, written = _ask(ctx, params, cells, decided, endpoint, latencies_s)
+    metrics = commit_when_complete(ctx, with_protocol(params, decided), cells(decided), part_names(cells(decided)))
     return StageResult(rows=written, metrics=metrics | _latency(latencies_s))
 
 
-def cell_of(ctx: StageContext, inputs: Inputs, params: JudgeParams, decided: Decided) -> Cell:
-    """Return the stage's cell with the decided protocol."""
-    return make_cell(inputs, with_protocol(params, decided), ctx.config.output)
+def cells_of(ctx: StageContext, params: JudgeParams) -> Cells:
+    """Read the stage's inputs, and return what makes its cell of them for a decided protocol."""
+    inputs = load_inputs(ctx, params)
+
+    @functools.cache
+    def cell(decided: Decided) -> Cell:
+        return make_cell(inputs, with_protocol(params, decided), ctx.config.output)
+
+    return cell
 
 
 def part_names(cell: Cell) -> list[str]:
@@ -77,7 +84,7 @@ def _endpoint(ctx: StageContext, params: JudgeParams, served: str | None) -> str
 def _ask(
     ctx: StageContext,
     params: JudgeParams,
-    inputs: Inputs,
+    cells: Cells,
     decided: Decided | None,
     endpoint: str,
     latencies_s: list[float],
@@ -89,8 +96,8 @@ def _ask(
         client = _client(ctx, params, endpoint, known, journal)
         asker = Asker(client=client, journal=journal, known=known, latencies_s=latencies_s)
         if decided is None:
-            decided = decide(ctx, inputs, params, asker)
-        return decided, _ask_pending(ctx, params, cell_of(ctx, inputs, params, decided), asker)
+            decided = decide(ctx, params, cells, asker)
+        return decided, _ask_pending(ctx, params, cells(decided), asker)
     finally:
         journal.close()
 
@@ -114,18 +121,14 @@ def _client(ctx: StageContext, params: JudgeParams, endpoint: str, known: Known,
 def _ask_pending(ctx: StageContext, params: JudgeParams, cell: Cell, asker: Asker) -> int:
     names = part_names(cell)
     todo = pending_parts(ctx, names)
-    by_name = dict(zip(names, cell.parts, strict=True))
-    questions = [question for name in todo for question in by_name[name]]
+    parts = _Parts(ctx, {name: part for name, part in zip(names, cell.parts, strict=True) if name in set(todo)})
+    questions = [question for name in todo for question in parts.questions[name]]
     _check_budget(ctx, asker, questions)
-    own = parts_of_shard(names, ctx.shard, ctx.config.runtime.shards)
-    total = sum(len(by_name[name]) for name in own)
+    own = set(parts_of_shard(names, ctx.shard, ctx.config.runtime.shards))
+    total = sum(len(part) for name, part in zip(names, cell.parts, strict=True) if name in own)
     done = total - len(questions)
     ctx.progress.update(done, total)
-    place = {question.key: name for name in todo for question in by_name[name]}
-    judged: dict[str, dict[str, Judged]] = {name: {} for name in todo}
-    everything: list[Judged] = []
-    for name in [name for name in todo if not by_name[name]]:
-        _publish(ctx, name, [])
+    judged: list[Judged] = []
     for each in asker.in_order_of_replies(
         questions,
         cell,
@@ -133,19 +136,36 @@ def _ask_pending(ctx: StageContext, params: JudgeParams, cell: Cell, asker: Aske
         on_wait=ctx.stop.raise_if_requested,
     ):
         ctx.stop.raise_if_requested()
-        everything.append(each)
-        name = place[each.question.key]
-        judged[name][each.question.key] = each
-        if len(judged[name]) == len(by_name[name]):
-            _publish(ctx, name, [judged[name][question.key] for question in by_name[name]])
-        if len(everything) >= _ENOUGH_TO_REFUSE:
-            check_invalid(everything, len(cell.questions), params.max_invalid_share, address(ctx.output.ref))
-        ctx.progress.update(done + len(everything), total)
-    return len(everything)
+        judged.append(each)
+        parts.add(each)
+        if each.verdict.outcome is not Outcome.OK and len(judged) >= _ENOUGH_TO_REFUSE:
+            check_invalid(judged, len(cell.questions), params.max_invalid_share, address(ctx.output.ref))
+        ctx.progress.update(done + len(judged), total)
+    return len(judged)
 
 
-def _publish(ctx: StageContext, name: str, judged: Sequence[Judged]) -> None:
-    ctx.output.publish(name, frame_of(judged).write_parquet)
+class _Parts:
+    """Publishes each part as soon as all its questions have a verdict."""
+
+    def __init__(self, ctx: StageContext, questions: Mapping[str, Sequence[Question]]) -> None:
+        self.questions = questions
+        self._output = ctx.output
+        self._part_of = {question.key: name for name, part in questions.items() for question in part}
+        self._judged: dict[str, dict[str, Judged]] = {name: {} for name in questions}
+        for name, part in questions.items():
+            if not part:
+                self._publish(name)
+
+    def add(self, judged: Judged) -> None:
+        name = self._part_of[judged.question.key]
+        self._judged[name][judged.question.key] = judged
+        if len(self._judged[name]) == len(self.questions[name]):
+            self._publish(name)
+
+    def _publish(self, name: str) -> None:
+        judged = self._judged.pop(name)
+        rows = [judged[question.key] for question in self.questions[name]]
+        self._output.publish(name, frame_of(rows).write_parquet)
 
 
 def _check_budget(ctx: StageContext, asker: Asker, questions: Sequence[Question]) -> None:
