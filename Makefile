@@ -5,7 +5,7 @@ VENV := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-s3 demo-clean test check lint types imports prose version unit slow cluster crds chart-readme image-test lock e2e e2e-kind mutation bench-setup bench-operator bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-sampling bench-scoring bench-curation bench-gpu bench-readme
+.PHONY: help setup demo demo-s3 demo-clean test check lint types imports prose version unit slow cluster crds chart-readme image-test lock e2e e2e-kind mutation bench-setup bench-operator bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-sampling bench-scoring bench-judging bench-curation bench-gpu bench-readme
 
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -90,6 +90,9 @@ bench-sampling: bench-setup ## the sample stage against a bare LLM.generate; bot
 
 bench-scoring: bench-setup ## reward scoring against one response at a time
 	@$(VENV)/python -m benchmarks.scoring
+
+bench-judging: bench-setup ## the judge stage against a bare loop of its HTTP client
+	@$(VENV)/python -m benchmarks.judging
 
 bench-curation: bench-setup ## curation of 3.3 million responses (the data take 10 minutes, once)
 	@$(VENV)/python -m benchmarks.curation

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.common.results import RESULTS, Table, load_result, machine_of, replace_section
 from benchmarks.curation import __main__ as curation
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.judging import __main__ as judging
 from benchmarks.operator import scale
 from benchmarks.sampling import __main__ as sampling
 from benchmarks.scoring import __main__ as scoring
@@ -22,6 +23,7 @@ PARTS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Table]]], ...] = (
     (growth.NAME, growth.tables),
     (sampling.NAME, sampling.tables),
     (scoring.NAME, scoring.tables),
+    (judging.NAME, judging.tables),
     (curation.NAME, curation.tables),
     (scale.NAME, scale.tables),
     (gpu.NAME, gpu.tables),
