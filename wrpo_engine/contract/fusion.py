@@ -24,6 +24,11 @@ class RepresentFields(Declared, role=Role.COMPUTED):
 
     top_k: int = Field(default=10, ge=1, le=128)
     """Likeliest tokens that are kept for each position."""
+    backend: Literal["Engine", "vLLM"] = "Engine"
+    """What computes them. Engine: the forward pass of training. vLLM: its prompt log-probabilities, also of quantised
+    models."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Number format of the forward pass."""
 
 
 class AlignFields(Declared, role=Role.COMPUTED):

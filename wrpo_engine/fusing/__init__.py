@@ -1,1 +1,1 @@
-"""Fusion of distributions of models with other vocabularies."""
+"""Explicit fusion: distributions of several models over one corpus, aligned with the target's tokens."""

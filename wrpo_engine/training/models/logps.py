@@ -371,6 +371,48 @@ def selected_logps(
     ).logps_R
 
 
+class TopLogps(NamedTuple):
+    """The likeliest tokens for R positions, in nats."""
+
+    ids_RK: Tensor
+    """The K likeliest ids of every position, likeliest first; of equals in any order."""
+    logps_RK: Tensor
+    """Their log-probabilities."""
+    labels_R: Tensor
+    """Log-probability of every position's own token."""
+
+
+@torch.no_grad()
+def top_logps(
+    hidden_RD: Tensor,
+    weight_VD: Tensor,
+    targets_R: Tensor,
+    top_k: int,
+    *,
+    bias_V: Tensor | None = None,
+    scaling: HeadScaling | None = None,
+    chunk: int | None = None,
+) -> TopLogps:
+    """Return the `top_k` likeliest tokens of every position in fp32 or wider; logits exist for one chunk at a time."""
+    head = _Head(weight_VD, bias_V, scaling or HeadScaling(), torch.promote_types(hidden_RD.dtype, torch.float32))
+    tokens = len(targets_R)
+    size = chunk or LogitsBudget.of(weight_VD.device.type, weight_VD.shape[0]).chunk
+    found = TopLogps(
+        targets_R.new_empty(tokens, top_k),
+        hidden_RD.new_empty(tokens, top_k, dtype=head.accumulator),
+        hidden_RD.new_empty(tokens, dtype=head.accumulator),
+    )
+    buffer_CV = head.buffer(min(size, tokens))
+    for start, stop in ChunkPlan(size).parts(tokens, 0):
+        part = slice(start, stop)
+        logits_CV = head.logits(hidden_RD[part], buffer_CV[: stop - start])
+        normalizers_C = torch.logsumexp(logits_CV, dim=-1)
+        values_CK, found.ids_RK[part] = torch.topk(logits_CV, top_k, dim=-1)
+        found.logps_RK[part] = values_CK - normalizers_C[:, None]
+        found.labels_R[part] = logits_CV.gather(-1, targets_R[part, None]).squeeze(-1) - normalizers_C
+    return found
+
+
 def sum_by_sequence(logps_R: Tensor, sequence_of_token_R: Tensor, num_sequences: int) -> Tensor:
     """Return the sum of the tokens' log-probabilities of every sequence, [S], in the tokens' dtype (fp32 or wider)."""
     sums_S = torch.zeros(num_sequences, dtype=logps_R.dtype, device=logps_R.device)

@@ -113,6 +113,22 @@ class LogpModel(nn.Module):
         """
         if self._is_plain:
             return self._plain_logps(batch)
+        hidden_RD = self.hidden(batch)
+        head = self.causal_lm.get_output_embeddings()
+        found = TokenLogps(*head(hidden_RD, batch.targets_R, with_entropy=with_entropy, soft=batch.soft))
+        logps_S = sum_by_sequence(found.logps_R, batch.sequence_of_token_R, batch.num_sequences)
+        if batch.soft is not None:
+            labels_S = sum_by_sequence(found.labels_R, batch.sequence_of_token_R, batch.num_sequences)
+            logps_S = torch.stack([logps_S, labels_S], dim=1)
+        if not with_entropy:
+            return logps_S
+        return logps_S, sum_by_sequence(found.entropies_R, batch.sequence_of_token_R, batch.num_sequences)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return the decoder's states from which the head predicts the tokens with loss, [R, D].
+
+        Raise ValueError for a batch of another layout.
+        """
         if (batch.plan is None) is not (self.layout is Layout.PADDED):
             raise ValueError(f"a model of layout {self.layout} got a batch of another layout")
         # No attention mask is needed: padding is on the right, where causal attention from a real token never looks.
@@ -121,7 +137,7 @@ class LogpModel(nn.Module):
         if batch.plan is not None:
             arguments |= {"position_ids": batch.plan.positions_T[None], "plan": batch.plan}
         hidden_LTD = self.causal_lm.get_decoder()(**arguments).last_hidden_state
-        hidden_RD = hidden_LTD.flatten(0, 1).index_select(0, batch.positions_R)
+        hidden_RD: Tensor = hidden_LTD.flatten(0, 1).index_select(0, batch.positions_R)
         head = self.causal_lm.get_output_embeddings()
         if hidden_RD.shape[-1] != head.in_features:
             raise ConfigError(
@@ -131,14 +147,7 @@ class LogpModel(nn.Module):
                 f"{head.in_features}, because there are further layers between them",
                 "Use a decoder-only causal language model.",
             )
-        found = TokenLogps(*head(hidden_RD, batch.targets_R, with_entropy=with_entropy, soft=batch.soft))
-        logps_S = sum_by_sequence(found.logps_R, batch.sequence_of_token_R, batch.num_sequences)
-        if batch.soft is not None:
-            labels_S = sum_by_sequence(found.labels_R, batch.sequence_of_token_R, batch.num_sequences)
-            logps_S = torch.stack([logps_S, labels_S], dim=1)
-        if not with_entropy:
-            return logps_S
-        return logps_S, sum_by_sequence(found.entropies_R, batch.sequence_of_token_R, batch.num_sequences)
+        return hidden_RD
 
 
 def disable_dropout(causal_lm: Any) -> None:
