@@ -105,8 +105,9 @@ bench-readme: ## put the saved results into benchmarks/README.md
 
 crds: ## generate crds/, the chart's copy, the reference pages and the lists of stages from API models and definitions
 	@$(VENV)/python -m wrpo_operator.api.crd --write
+	@$(VENV)/python -m wrpo_operator.api.sweep_crd --write
 	@$(VENV)/python -m wrpo_operator.api.backends --write
-	@cp crds/wrpoexperiments.wrpo.ai.yaml charts/wrpo-operator/files/
+	@cp crds/*.yaml charts/wrpo-operator/files/
 	@$(VENV)/python -m wrpo_operator.api.reference --write
 	@$(VENV)/python -m wrpo_engine.contract.exit_codes > docs/reference/exit-codes.md
 	@$(VENV)/python -m wrpo_operator.api.stage_lists --write

@@ -37,6 +37,7 @@ from wrpo_operator.runtime.resources import (
     CHILD_RESOURCES,
     EXPERIMENTS,
     PODS,
+    SWEEPS,
     JsonObject,
     Resource,
     labels_of,
@@ -46,12 +47,16 @@ from wrpo_operator.runtime.resources import (
 from wrpo_operator.runtime.settings import Settings
 from wrpo_operator.runtime.snapshot import SnapshotBuilder
 from wrpo_operator.runtime.store import ObjectStore
+from wrpo_operator.runtime.sweeps import SweepReconciler
 from wrpo_operator.runtime.tls import ServerCertificate
 
 log = logging.getLogger(__name__)
 WATCH_LIMIT_S = 300.0
 LEASE_LIMIT_S = 120.0
 WORK_LIMIT_S = 300.0
+SWEEP_WORKERS = 2
+SWEEP_MOMENT_S = 0.5
+"""Delay of a sweep's reconcile after a change of one of its experiments, because many change together."""
 CONTACT_LIMIT_S = 20.0
 """The Lease is read every two seconds; this tolerates a single lost response."""
 
@@ -119,6 +124,17 @@ class Operator:
             accelerators=self._accelerators.of,
         )
         self._queue: ReconcileQueue[Key] = ReconcileQueue(self._work, on_error=self._on_error)
+        self._sweeps = SweepReconciler(
+            connection,
+            self._store,
+            identity=settings.identity,
+            may_act=lambda: self._lease.is_leader and self._informer.synced,
+            now=lambda: datetime.now(UTC),
+            monotonic=time.monotonic,
+            policy=settings.pod_template_policy,
+            forget=self._forget_sweep,
+        )
+        self._sweep_queue: ReconcileQueue[Key] = ReconcileQueue(self._sweeps.reconcile, on_error=self._on_error)
         self._metrics.registry.register(
             FleetCollector(
                 self._metrics,
@@ -152,6 +168,7 @@ class Operator:
         parts = {
             asyncio.create_task(self._informer.run(), name="informer"),
             asyncio.create_task(self._queue.run(self._settings.workers), name="queue"),
+            asyncio.create_task(self._sweep_queue.run(SWEEP_WORKERS), name="sweep-queue"),
             asyncio.create_task(self._lease.run(), name="lease"),
             asyncio.create_task(self._resync(), name="resync"),
             asyncio.create_task(self._accelerators.run(), name="accelerators"),
@@ -194,6 +211,12 @@ class Operator:
         namespace = namespace_of(obj)
         if resource == EXPERIMENTS:
             self._add((namespace, name_of(obj)))
+            sweep = labels_of(obj).get(names.LABEL_SWEEP)
+            if sweep:
+                self._sweep_queue.add_after((namespace, sweep), SWEEP_MOMENT_S)
+            return
+        if resource == SWEEPS:
+            self._sweep_queue.add((namespace, name_of(obj)))
             return
         experiment, urgency_s = labels_of(obj).get(names.LABEL_EXPERIMENT, ""), self._changes.urgency_s(resource, obj)
         if urgency_s is None:
@@ -213,9 +236,14 @@ class Operator:
         return gone or (fact is not None and fact.state not in LIVE)
 
     def _wake(self) -> None:
-        """Enqueue every experiment."""
+        """Enqueue every experiment and every sweep."""
         for key in self._store.keys(EXPERIMENTS):
             self._add(key)
+        for key in self._store.keys(SWEEPS):
+            self._sweep_queue.add(key)
+
+    def _oldest_running_s(self) -> float:
+        return max(self._queue.oldest_running_s(), self._sweep_queue.oldest_running_s())
 
     def _add(self, key: Key) -> None:
         self._added_at.setdefault(key, time.monotonic())
@@ -249,14 +277,19 @@ class Operator:
         self._progress_at.pop(key, None)
         self._added_at.pop(key, None)
 
+    def _forget_sweep(self, key: Key) -> None:
+        self._sweep_queue.forget(key)
+
     async def _resync(self) -> None:
-        """Enqueue every experiment within `resync_seconds`, spread over time so that urgent ones are not delayed."""
+        """Enqueue every experiment and sweep within `resync_seconds`, spread over time to not delay urgent ones."""
         period_s = self._settings.resync_seconds / 2
         while True:
             await asyncio.sleep(period_s)
             keys = self._store.keys(EXPERIMENTS)
             for number, key in enumerate(keys):
                 self._queue.add_after(key, period_s * number / len(keys))
+            for key in self._store.keys(SWEEPS):
+                self._sweep_queue.add_after(key, period_s)
             self._renew_certificate()
 
     def _renew_certificate(self) -> None:
@@ -297,7 +330,7 @@ class Operator:
 
         live = {
             "watch": heartbeat("watches", watch_age, WATCH_LIMIT_S),
-            "reconcile": heartbeat("a reconcile runs", self._queue.oldest_running_s, WORK_LIMIT_S),
+            "reconcile": heartbeat("a reconcile runs", self._oldest_running_s, WORK_LIMIT_S),
             "lease": heartbeat("lease", lease_age, LEASE_LIMIT_S),
         }
         ready = {

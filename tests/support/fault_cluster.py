@@ -30,6 +30,7 @@ from wrpo_operator.runtime.resources import (
     CLAIMS,
     EXPERIMENTS,
     PODS,
+    SWEEPS,
     JsonObject,
     Resource,
     labels_of,
@@ -39,11 +40,12 @@ from wrpo_operator.runtime.resources import (
 )
 from wrpo_operator.runtime.snapshot import SnapshotBuilder
 from wrpo_operator.runtime.store import ObjectStore
+from wrpo_operator.runtime.sweeps import SweepReconciler
 from wrpo_operator.runtime.watching import selector_of
 
 NAMESPACE = "ml"
 TICK_S = 5.0
-WATCHED = (EXPERIMENTS, *CHILD_RESOURCES.values(), PODS)
+WATCHED = (SWEEPS, EXPERIMENTS, *CHILD_RESOURCES.values(), PODS)
 Place = tuple[Resource, str, str]
 FaultKind = Literal["error", "lost answer", "crash before", "crash after"]
 ExitCodes = Callable[[JsonObject], int | None]
@@ -392,6 +394,14 @@ class Operator:
             now=lambda: self.server.now + self.skew,
             monotonic=self.server.elapsed_s,
         )
+        self._sweeps = SweepReconciler(
+            self.client,
+            self.store,
+            identity=self.identity,
+            may_act=self.may_act,
+            now=lambda: self.server.now + self.skew,
+            monotonic=self.server.elapsed_s,
+        )
 
     async def relist(self) -> None:
         """List everything, as at the start and after a lost watch."""
@@ -420,19 +430,20 @@ class Operator:
             self.store.upsert(resource, copy.deepcopy(obj))
 
     async def look(self, *, lag: int = 0) -> None:
-        """Reconcile every experiment once; what fails is left to the next time."""
+        """Reconcile every sweep and every experiment once; what fails is left to the next time."""
         try:
             if self.seen < 0:
                 await self.relist()
             self.receive(lag=lag)
-            for name in [name_of(obj) for obj in self.store.items(EXPERIMENTS)]:
-                await self._reconcile(name)
+            for work, resource in ((self._sweeps, SWEEPS), (self._reconciler, EXPERIMENTS)):
+                for name in [name_of(obj) for obj in self.store.items(resource)]:
+                    await self._reconcile(work, name)
         except KubeError:
             return
 
-    async def _reconcile(self, name: str) -> None:
+    async def _reconcile(self, work: SweepReconciler | Reconciler, name: str) -> None:
         try:
-            await self._reconciler.reconcile((NAMESPACE, name))
+            await work.reconcile((NAMESPACE, name))
         except RetryAfterError:
             return
 

@@ -86,14 +86,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "wrpo.rules" -}}
 # One is read alone when its status was written by somebody else in between.
 - apiGroups: [wrpo.ai]
-  resources: [wrpoexperiments]
+  resources: [wrpoexperiments, wrposweeps]
   verbs: [get, list, watch]
 - apiGroups: [wrpo.ai]
-  resources: [wrpoexperiments/status]
+  resources: [wrpoexperiments/status, wrposweeps/status]
   verbs: [patch]
+# The experiments of a sweep.
+- apiGroups: [wrpo.ai]
+  resources: [wrpoexperiments]
+  verbs: [create, patch, delete]
 # Owner references with blockOwnerDeletion need this where the OwnerReferencesPermissionEnforcement plugin is on.
 - apiGroups: [wrpo.ai]
-  resources: [wrpoexperiments/finalizers]
+  resources: [wrpoexperiments/finalizers, wrposweeps/finalizers]
   verbs: [update]
 - apiGroups: [batch]
   resources: [jobs]

@@ -87,6 +87,11 @@ class Reason(StrEnum):
     ALL_SOURCES_USED = "AllSourcesUsed"
     SOURCE_FAILED = "SourceFailed"
 
+    EXPERIMENTS_RUNNING = "ExperimentsRunning"
+    EXPERIMENT_REFUSED = "ExperimentRefused"
+    ALL_VARIANTS_SUCCEEDED = "AllVariantsSucceeded"
+    VARIANTS_FAILED = "VariantsFailed"
+
     ALL_STAGES_SUCCEEDED = "AllStagesSucceeded"
     NO_FAILURE = "NoFailure"
     STAGE_FAILED = "StageFailed"

@@ -12,6 +12,11 @@ PLURAL = "wrpoexperiments"
 SINGULAR = "wrpoexperiment"
 SHORT_NAMES = ("wrpo", "wrpos")
 CRD_NAME = f"{PLURAL}.{GROUP}"
+SWEEP_KIND = "WRPOSweep"
+SWEEP_PLURAL = "wrposweeps"
+SWEEP_SINGULAR = "wrposweep"
+SWEEP_SHORT_NAMES = ("wsweep", "wsweeps")
+SWEEP_CRD_NAME = f"{SWEEP_PLURAL}.{GROUP}"
 
 MANAGER = "wrpo-operator"
 """Value of the managed-by label and field manager of every write."""
@@ -19,6 +24,10 @@ MANAGER = "wrpo-operator"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_EXPERIMENT = "wrpo.ai/experiment"
 LABEL_EXPERIMENT_UID = "wrpo.ai/experiment-uid"
+LABEL_SWEEP = "wrpo.ai/sweep"
+LABEL_SWEEP_UID = "wrpo.ai/sweep-uid"
+LABEL_VARIANT = "wrpo.ai/variant"
+LABEL_SEED = "wrpo.ai/seed"
 LABEL_STAGE = "wrpo.ai/stage"
 LABEL_STAGE_HASH = "wrpo.ai/stage-hash"
 LABEL_ARTIFACT_KEY = "wrpo.ai/artifact-key"
@@ -32,6 +41,11 @@ LABEL_POD_GROUP = "scheduling.x-k8s.io/pod-group"
 ANNOTATION_TEMPLATE_HASH = "wrpo.ai/template-hash"
 ANNOTATION_PLACEMENT = "wrpo.ai/placement"
 """JSON: the accelerators of a child's pods, as in the status."""
+
+ANNOTATION_SWEEP_SPEC = "wrpo.ai/sweep-spec"
+"""Digest of the spec that a sweep gave an experiment."""
+ANNOTATION_SWEEP_SUSPENDED = "wrpo.ai/suspended-by-sweep"
+"""Present on an experiment that its sweep, not a user, has suspended."""
 
 TARGET = "target"
 """The reserved source name: the target model's own samples and scores."""
@@ -74,6 +88,17 @@ def child_name(experiment: str, stage: str, stage_hash: str, attempt: int, *, lo
         digest = hashlib.sha256(experiment.encode()).hexdigest()[:5]
         head = f"{head[: max(1, room - len(digest) - 1)].rstrip('-')}-{digest}"
     return head + tail
+
+
+def member_name(sweep: str, variant: str, seed: int | None) -> str:
+    """Name of the experiment of a variant: `<sweep>-<variant>[-s<seed>]`; a long one is truncated before 5 digits of
+    its digest.
+    """
+    name = f"{sweep}-{variant}" if seed is None else f"{sweep}-{variant}-s{seed}"
+    if len(name) <= MAX_EXPERIMENT_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:5]
+    return f"{name[: MAX_EXPERIMENT_NAME - len(digest) - 1].rstrip('-.')}-{digest}"
 
 
 def _stage_part(stage: str) -> str:

@@ -7,14 +7,13 @@ Prints Markdown; --write writes docs/reference/wrpoexperiment.md in the current 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wrpo_operator.api import names
-from wrpo_operator.api.crd import PRINTER_COLUMNS, schema
+from wrpo_operator.api.crd import PRINTER_COLUMNS, Column, schema, write_or_print
 from wrpo_operator.api.rules import NAME_RULE_MESSAGE
 from wrpo_operator.api.schema import Schema
 
@@ -40,11 +39,14 @@ One experiment: source models teach a target model by preference optimisation (a
 
 def reference() -> str:
     """Return the page."""
-    root = schema()["properties"]
-    parts = [INTRODUCTION, "## Columns\n\n| column | shown | meaning |\n|---|---|---|"]
+    return page(INTRODUCTION, PRINTER_COLUMNS, schema()["properties"])
+
+
+def page(introduction: str, columns: Sequence[Column], root: Schema) -> str:
+    """Return the page of a kind: introduction, columns of kubectl, spec, status."""
+    parts = [introduction, "## Columns\n\n| column | shown | meaning |\n|---|---|---|"]
     parts += [
-        f"| {name} | {'with `-o wide`' if priority else 'always'} | {text} |"
-        for name, _, _, priority, text in PRINTER_COLUMNS
+        f"| {name} | {'with `-o wide`' if priority else 'always'} | {text} |" for name, _, _, priority, text in columns
     ]
     parts.append("")
     for title, key in (("Spec", "spec"), ("Status", "status")):
@@ -82,6 +84,8 @@ def _type(field: Schema) -> str:
             return f"list of {_type(field['items'])}s"
         case "object" if "additionalProperties" in field:
             return f"map to {_type(field['additionalProperties'])}"
+        case None:
+            return "any value"
         case kind:
             return str(kind)
 
@@ -124,13 +128,7 @@ def _cell(text: str) -> str:
 
 def main() -> None:
     """Print or write the page."""
-    parser = argparse.ArgumentParser(description="Generate the reference page from the API models.")
-    parser.add_argument("--write", action="store_true", help=f"write {PATH} instead of printing")
-    if parser.parse_args().write:
-        PATH.parent.mkdir(parents=True, exist_ok=True)
-        PATH.write_text(reference())
-    else:
-        print(reference(), end="")
+    write_or_print(PATH, reference(), "Generate the reference page from the API models.")
 
 
 if __name__ == "__main__":

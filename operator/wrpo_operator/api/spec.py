@@ -34,6 +34,7 @@ from wrpo_operator.api.backends import BackendName
 from wrpo_operator.api.base import FreeObject, SpecModel, list_map
 from wrpo_operator.api.depth import MAX_DEPTH, too_deep
 from wrpo_operator.api.lifecycle import Deadlines, Retries
+from wrpo_operator.api.names import PLURAL
 from wrpo_operator.api.pods import (
     LABEL_KEY_PATTERN,
     AcceleratorProfile,
@@ -230,17 +231,18 @@ def parse_spec(raw: Mapping[str, Any], policy: PodTemplatePolicy | None = None) 
     try:
         spec = ExperimentSpec.model_validate_json(json.dumps(raw), strict=True)
     except (ValidationError, TypeError, ValueError) as error:
-        raise SpecError(_structural_errors(error, raw)) from error
+        raise SpecError(structural_errors(error, raw)) from error
     errors = (*broken_rules(spec), *protected_field_errors(spec.pod_template, policy or STRICT))
     if errors:
         raise SpecError(errors)
     return spec
 
 
-def _structural_errors(error: Exception, raw: Any) -> tuple[str, ...]:
+def structural_errors(error: Exception, raw: Any, plural: str = PLURAL) -> tuple[str, ...]:
+    """Return one sentence for each fault that pydantic found in a spec; each begins with the field's path."""
     if not isinstance(error, ValidationError):
         return (f"spec is not a JSON object of the expected form: {error}",)
-    return tuple(dict.fromkeys(_describe(details, raw) for details in error.errors(include_url=False)))
+    return tuple(dict.fromkeys(_describe(details, raw, plural) for details in error.errors(include_url=False)))
 
 
 def _path(details: Mapping[str, Any], raw: Any) -> str:
@@ -254,11 +256,11 @@ def _path(details: Mapping[str, Any], raw: Any) -> str:
     return path
 
 
-def _describe(details: Mapping[str, Any], raw: Any) -> str:
+def _describe(details: Mapping[str, Any], raw: Any, plural: str) -> str:
     path = _path(details, raw)
     match details["type"]:
         case "missing":
-            return f"{path} is missing. Set it; `kubectl explain wrpoexperiments.{path}` describes it."
+            return f"{path} is missing. Set it; `kubectl explain {plural}.{path}` describes it."
         case "extra_forbidden":
             return f"{path} is not a known field. Check its spelling and place, or remove it."
         case _:

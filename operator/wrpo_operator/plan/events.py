@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 from wrpo_operator.api import event_messages, messages
 from wrpo_operator.api.conditions import ConditionType, Reason
-from wrpo_operator.api.status import AttemptState, ExperimentStatus, StageState, StageStatus
+from wrpo_operator.api.status import AttemptState, Condition, ExperimentStatus, StageState, StageStatus
 from wrpo_operator.plan.model import Experiment, PlannedEvent
 
 _NORMAL = "Normal"
@@ -17,7 +18,7 @@ def events_between(experiment: Experiment, after: ExperimentStatus) -> tuple[Pla
     """Return the events of the transition from an experiment's status, stages first. Equal statuses give none."""
     before, name = experiment.status, experiment.name
     stage_events = (event for stage in after.stages for event in _of_stage(name, before.stage_named(stage.name), stage))
-    return (*stage_events, *_of_conditions(before, after))
+    return (*stage_events, *condition_events(before, after))
 
 
 def _of_stage(experiment: str, before: StageStatus | None, after: StageStatus) -> Iterator[PlannedEvent]:
@@ -55,7 +56,12 @@ _TOLD: tuple[tuple[ConditionType, str, str], ...] = (
 )
 
 
-def _of_conditions(before: ExperimentStatus, after: ExperimentStatus) -> Iterator[PlannedEvent]:
+class _HasConditions(Protocol):
+    def condition(self, kind: str) -> Condition | None: ...
+
+
+def condition_events(before: _HasConditions, after: _HasConditions) -> Iterator[PlannedEvent]:
+    """Yield the events of the conditions that have changed."""
     for kind, value, severity in _TOLD:
         old, new = before.condition(kind), after.condition(kind)
         if new is None or new.status != value:

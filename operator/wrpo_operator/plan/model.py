@@ -19,7 +19,7 @@ from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.pods import Resources
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.api.status import ExperimentStatus
+from wrpo_operator.api.status import ExperimentStatus, StageStatus
 from wrpo_operator.sizing.inventory import Inventory
 
 
@@ -241,7 +241,10 @@ class Snapshot:
     children: tuple[ChildFact, ...] = ()
     """Children of this experiment (by uid), with any stage hash."""
     foreign: tuple[ChildFact, ...] = ()
-    """Live children of other experiments in the namespace; their artifact_key may equal one of this experiment."""
+    """Live children of other experiments in the namespace; their artifact_key may equal one of this experiment. Also
+    children of the same sweep that have succeeded while their experiment has not recorded it: it soon does."""
+    shared: Mapping[tuple[str, str], StageStatus] = field(default_factory=dict)
+    """(stage, hash) -> record of a stage that another experiment of the same sweep has finished in the same storage."""
     pods: Mapping[str, tuple[PodFact, ...]] = field(default_factory=dict)
     """Artifact key -> pods of any experiment that were created for it and have not ended. Their child may be deleted
     already: deletion removes a child immediately, but its pods use their grace period."""

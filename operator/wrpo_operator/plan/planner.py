@@ -26,6 +26,7 @@ from wrpo_operator.plan.model import (
 from wrpo_operator.plan.placing import facts_in, offered
 from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import GiveUp
+from wrpo_operator.plan.sharing import with_shared
 from wrpo_operator.plan.stage_views import StageView, build_views, has_failed_for_good, owners, records_of, without_idle
 from wrpo_operator.plan.starts import HeldBack, decide_starts
 from wrpo_operator.plan.status import (
@@ -130,7 +131,8 @@ def _graph_and_views(
 ) -> tuple[Sequence[StageNode], tuple[StageView, ...], Stops]:
     """Return the graph without some sources, its views, and the views with expired attempts ended."""
     graph = build_graph(spec, without)
-    views = without_idle(build_views(snapshot.experiment, spec, graph, snapshot.children, now))
+    experiment = with_shared(snapshot, graph)
+    views = without_idle(build_views(experiment, spec, graph, snapshot.children, now))
     return graph, views, enforce_deadlines(snapshot, spec, views, now)
 
 

@@ -19,7 +19,7 @@ from wrpo_operator.api.status import StageStatus, from_time, to_time
 from wrpo_operator.plan.budget import Demand, Limits, admitted
 from wrpo_operator.plan.classify import LIVE, OUT_OF_MEMORY
 from wrpo_operator.plan.demands import demand_of, limits_of, running_demands
-from wrpo_operator.plan.model import ChildFact, PlannedAttempt, Snapshot, StageId, StageNode
+from wrpo_operator.plan.model import ChildFact, ChildState, PlannedAttempt, Snapshot, StageId, StageNode
 from wrpo_operator.plan.placing import choose, facts_in, offered, placed, protects_gangs
 from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import StartAttempt, Wait
@@ -44,6 +44,8 @@ class HeldBack:
 FACTS_PATIENCE = timedelta(seconds=60)
 """Time after the end of an inspection within which its pod's message arrives. Without one, e.g. because the stage ran
 before the operator could read it, the stages that wait for it start as the spec says."""
+MAKING = LIVE | {ChildState.SUCCEEDED}
+"""States of another experiment's child whose artifact is awaited: it is computed, or computed and not recorded yet."""
 RUNNING_PHASES = frozenset({"Pending", "Running", "Unknown"})
 """Phases of a pod on a node whose processes may run."""
 
@@ -235,7 +237,7 @@ def _maker(snapshot: Snapshot, key: str) -> ChildFact | None:
         (
             child
             for child in snapshot.foreign
-            if child.artifact_key == key and child.state in LIVE and not child.suspended
+            if child.artifact_key == key and child.state in MAKING and not child.suspended
         ),
         None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -198,26 +198,38 @@ _EXPLAINS = {
 
 def with_conditions(experiment: Experiment, status: ExperimentStatus, facts: Facts, now: datetime) -> ExperimentStatus:
     """Set the conditions; a condition's transition time is that of its last change of status."""
+    conditions = transitions(experiment.status.condition, experiment.generation, facts, now)
+    reason = str(facts[explaining(status.phase, facts)][1])
+    return status.model_copy(update={"conditions": conditions, "reason": reason})
+
+
+def explaining(phase: Phase | None, facts: Facts) -> ConditionType:
+    """Return the type of the condition that explains a phase."""
+    explains = _EXPLAINS.get(phase or Phase.PENDING, ConditionType.PROGRESSING)
+    is_blocked = explains is ConditionType.PROGRESSING and facts[ConditionType.BLOCKED][0]
+    return ConditionType.BLOCKED if is_blocked else explains
+
+
+def transitions(
+    known: Callable[[str], Condition | None], generation: int, facts: Facts, now: datetime
+) -> tuple[Condition, ...]:
+    """Return the conditions of these facts; `known` returns the former condition of a type."""
     conditions = []
     for kind, (holds, reason, message) in facts.items():
-        before = experiment.status.condition(kind)
+        before = known(kind)
         value = "True" if holds else "False"
         same = before is not None and before.status == value
         conditions.append(
             Condition(
                 type=kind.value,
                 status=value,
-                observed_generation=experiment.generation,
+                observed_generation=generation,
                 last_transition_time=before.last_transition_time if before and same else to_time(now),
                 reason=str(reason),
                 message=message,
             )
         )
-    by_type = {condition.type: condition for condition in conditions}
-    explains = _EXPLAINS.get(status.phase or Phase.PENDING, ConditionType.PROGRESSING)
-    if explains is ConditionType.PROGRESSING and by_type[ConditionType.BLOCKED].status == "True":
-        explains = ConditionType.BLOCKED
-    return status.model_copy(update={"conditions": tuple(conditions), "reason": by_type[explains].reason})
+    return tuple(conditions)
 
 
 def _phase(spec: ExperimentSpec, stages: Sequence[StageStatus], failure: StageFailure | None) -> Phase:

@@ -53,7 +53,7 @@ def event_name(experiment: JsonObject, event: PlannedEvent) -> str:
 
 
 def new_event(experiment: JsonObject, event: PlannedEvent, *, name: str, stamp: str, host: str) -> JsonObject:
-    """Return the Event of an experiment; `stamp` is its time in RFC 3339, `host` the reporting process."""
+    """Return the Event of an experiment or a sweep; `stamp` is its time in RFC 3339, `host` the reporting process."""
     message = event.message if len(event.message) <= MESSAGE_LIMIT else event.message[: MESSAGE_LIMIT - 1] + "…"
     return {
         "apiVersion": EVENTS.api_version,
@@ -61,7 +61,7 @@ def new_event(experiment: JsonObject, event: PlannedEvent, *, name: str, stamp: 
         "metadata": {"name": name, "namespace": namespace_of(experiment)},
         "involvedObject": {
             "apiVersion": EXPERIMENTS.api_version,
-            "kind": EXPERIMENTS.kind,
+            "kind": experiment.get("kind") or EXPERIMENTS.kind,
             "name": name_of(experiment),
             "namespace": namespace_of(experiment),
             "uid": uid_of(experiment),

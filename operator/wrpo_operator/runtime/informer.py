@@ -1,7 +1,8 @@
 """Informer: keeps the ObjectStore equal to the cluster by discovery, a first list, kopf's watches, and audits.
 
-Missing CRDs are no error. Without WRPOExperiment the operator reports it and waits; without a training backend it works
-and offers the planner fewer backends. Discovery repeats, and a change starts a new watch session.
+Missing CRDs are no error. Without WRPOExperiment the operator reports it and waits; without WRPOSweep it has no sweeps;
+without a training backend it works and offers the planner fewer backends. Discovery repeats, and a change starts a new
+watch session.
 An audit lists everything, repairs the store, and verifies the watches. The watch must deliver the changes of the list
 within a grace period; otherwise the session counts as dead and is replaced.
 """
@@ -19,6 +20,7 @@ from wrpo_operator.runtime.resources import (
     EXPERIMENTS,
     JOBS,
     PODS,
+    SWEEPS,
     JsonObject,
     Resource,
     name_of,
@@ -180,7 +182,7 @@ class Informer:
                 log.info("replacing the watch session: %s", outcome)
 
     async def _discover(self) -> frozenset[Resource]:
-        wanted = (EXPERIMENTS, JOBS, PODS, *TRAINING_RESOURCES)
+        wanted = (EXPERIMENTS, SWEEPS, JOBS, PODS, *TRAINING_RESOURCES)
         answers = [await self._client.served(resource) for resource in wanted]
         return frozenset(resource for resource, is_served in zip(wanted, answers, strict=True) if is_served)
 

@@ -127,6 +127,7 @@ class Reconciler:
         self._now = now
         self._monotonic = monotonic
         self._forget = forget
+        self._wake = wake
         self._on_status = on_status
         self._accelerators = accelerators
         self._applied: dict[tuple[str, str, str], float] = {}
@@ -201,6 +202,8 @@ class Reconciler:
             return todo, wait_s
         if not await self._write_status(obj, stored, todo):
             return todo, STARTING_S
+        for waiting in self._snapshots.waiting_for_record(stored, todo.status or stored.status):
+            self._wake(waiting)
         undeleted = [found for deletion in todo.delete if (found := await self._delete(experiment, deletion))]
         self._note(experiment, undeleted)
         is_lifted = not refused and not undeleted and self._refusals.clear(experiment, "")

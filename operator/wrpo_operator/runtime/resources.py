@@ -52,6 +52,7 @@ CHILD_RESOURCES: dict[str, Resource] = {name: _served(kind.resource) for name, k
 """Resource types of children, by kind."""
 JOBS = CHILD_RESOURCES[JOB.kind]
 EXPERIMENTS = Resource("wrpo.ai", "v1alpha1", "wrpoexperiments", "WRPOExperiment")
+SWEEPS = Resource("wrpo.ai", "v1alpha1", "wrposweeps", "WRPOSweep")
 PODS = Resource("", "v1", "pods", "Pod")
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", "ServiceAccount")

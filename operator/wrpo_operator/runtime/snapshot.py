@@ -9,15 +9,16 @@ from datetime import UTC, datetime
 from wrpo_operator.api import names
 from wrpo_operator.api.pod_template import STRICT, PodTemplatePolicy
 from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
-from wrpo_operator.api.status import parse_status
+from wrpo_operator.api.status import ExperimentStatus, StageState, StageStatus, parse_status
 from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.plan.graph import build_graph
-from wrpo_operator.plan.model import ChildFact, Experiment, PodFact, Snapshot
+from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, PodFact, Snapshot
 from wrpo_operator.plan.starts import key_of
 from wrpo_operator.runtime.observe import child_fact, child_facts, has_ended, parse_time, pod_fact
 from wrpo_operator.runtime.progress_server import ProgressStore
 from wrpo_operator.runtime.resources import (
     CHILD_RESOURCES,
+    EXPERIMENTS,
     PODS,
     JsonObject,
     labels_of,
@@ -26,6 +27,7 @@ from wrpo_operator.runtime.resources import (
     namespace_of,
     uid_of,
 )
+from wrpo_operator.runtime.siblings import Siblings
 from wrpo_operator.runtime.store import Key, ObjectStore
 
 
@@ -57,6 +59,7 @@ class SnapshotBuilder:
         self._backends = backends
         self._policy = policy
         self._parsed: dict[Key, _ParsedSpec] = {}
+        self._siblings = Siblings(store)
         self._waiters: dict[tuple[str, str | None], set[Key]] = {}
         """(namespace, artifact key or None for any) -> experiments that need it."""
 
@@ -88,6 +91,7 @@ class SnapshotBuilder:
                 self._store.labelled(PODS, names.LABEL_EXPERIMENT_UID, experiment.uid, experiment.namespace),
             ),
             foreign=tuple(self._foreign(experiment)),
+            shared=self._shared(experiment),
             pods=self._pods(experiment),
             training_backends=self._backends(),
             progress=self._progress.of(experiment.namespace, experiment.name),
@@ -95,9 +99,22 @@ class SnapshotBuilder:
 
     def waiters(self, child: JsonObject) -> frozenset[Key]:
         """Return the experiments that may wait for the artifact of a child, including its own."""
-        where = namespace_of(child)
-        key = labels_of(child).get(names.LABEL_ARTIFACT_KEY, "")
+        return self.waiting(namespace_of(child), labels_of(child).get(names.LABEL_ARTIFACT_KEY, ""))
+
+    def waiting(self, where: str, key: str) -> frozenset[Key]:
+        """Return the experiments of a namespace that may wait for an artifact."""
         return frozenset(self._waiters.get((where, key), ())) | frozenset(self._waiters.get((where, None), ()))
+
+    def waiting_for_record(self, before: Experiment, after: ExperimentStatus) -> frozenset[Key]:
+        """Return the experiments that may take over the stages that have newly succeeded in an experiment's status."""
+        known = {(stage.name, stage.hash) for stage in before.status.stages if stage.state is StageState.SUCCEEDED}
+        done = {(stage.name, stage.hash) for stage in after.stages if stage.state is StageState.SUCCEEDED} - known
+        obj = self._store.get(EXPERIMENTS, before.namespace, before.name) if done else None
+        if obj is None or before.spec is None or not labels_of(obj).get(names.LABEL_SWEEP_UID):
+            return frozenset()
+        nodes = (node for node in build_graph(before.spec) if (str(node.id), node.hash) in done)
+        found = (self.waiting(before.namespace, key_of(before.spec, node)) for node in nodes)
+        return frozenset().union(*found) - {(before.namespace, before.name)}
 
     def forget(self, key: Key) -> None:
         """Drop the cache of a deleted experiment."""
@@ -108,8 +125,18 @@ class SnapshotBuilder:
             if not waiters:
                 del self._waiters[asked]
 
+    def _shared(self, experiment: Experiment) -> dict[tuple[str, str], StageStatus]:
+        """Return the records of stages that siblings in the same sweep have finished and this one lacks."""
+        obj = self._store.get(EXPERIMENTS, experiment.namespace, experiment.name)
+        if obj is None or experiment.spec is None or not labels_of(obj).get(names.LABEL_SWEEP_UID):
+            return {}
+        done = {(stage.name, stage.hash) for stage in experiment.status.stages if stage.state is StageState.SUCCEEDED}
+        wanted = ((str(node.id), node.hash) for node in build_graph(experiment.spec))
+        return self._siblings.finished(obj, (stage for stage in wanted if stage not in done))
+
     def _foreign(self, experiment: Experiment) -> Iterator[ChildFact]:
-        """Yield live children of other experiments that may create artifacts that this one needs."""
+        """Yield children of other experiments that create artifacts that this one may need."""
+        own = self._store.get(EXPERIMENTS, experiment.namespace, experiment.name) or {}
         read = self._parsed.get((experiment.namespace, experiment.name))
         if read is None or read.spec is None:
             return
@@ -128,8 +155,15 @@ class SnapshotBuilder:
                 continue
             # Whether a child is live does not depend on its pods.
             fact = child_fact(child, ())
-            if fact is not None and fact.state in LIVE:
+            if fact is not None and (fact.state in LIVE or self._is_unrecorded(own, fact)):
                 yield fact
+
+    def _is_unrecorded(self, own: JsonObject, child: ChildFact) -> bool:
+        """Return whether a sibling in the same sweep will soon record that a child has succeeded."""
+        if child.state is not ChildState.SUCCEEDED or not labels_of(own).get(names.LABEL_SWEEP_UID):
+            return False
+        stage = (child.stage, child.stage_hash)
+        return self._siblings.will_record(own, child.experiment_uid) and not self._siblings.finished(own, [stage])
 
     def _pods(self, experiment: Experiment) -> dict[str, tuple[PodFact, ...]]:
         """Return the pods that have not ended, by artifact key, for artifacts that the experiment needs."""

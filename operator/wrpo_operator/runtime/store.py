@@ -34,7 +34,7 @@ Key = tuple[str, str]
 """(namespace, name)"""
 REMEMBERED_DELETIONS = 4096
 LARGE_BYTES = 32 * 1024
-INDEXED = (names.LABEL_EXPERIMENT_UID, names.LABEL_ARTIFACT_KEY)
+INDEXED = (names.LABEL_EXPERIMENT_UID, names.LABEL_ARTIFACT_KEY, names.LABEL_SWEEP_UID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,15 @@ class ObjectStore:
         for key in list(self._by_label.get((resource, label, value), ())):
             if key[0] == namespace:
                 yield objects[key].unpack()
+
+    def versions(
+        self, resource: Resource, label: str, value: str, namespace: str
+    ) -> Iterator[tuple[Key, str, int | None]]:
+        """Yield key, uid and version of a namespace's objects with an indexed label, without unpacking them."""
+        objects = self._objects.get(resource, {})
+        for key in list(self._by_label.get((resource, label, value), ())):
+            if key[0] == namespace:
+                yield key, objects[key].uid, objects[key].version
 
     def _put(self, resource: Resource, key: Key, obj: JsonObject, known: _Packed | None) -> None:
         before = None if known is None else known.unpack()

@@ -25,7 +25,7 @@ import aiohttp
 import kopf
 
 from wrpo_operator.api import names
-from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, Resource
+from wrpo_operator.runtime.resources import EXPERIMENTS, SWEEPS, JsonObject, Resource
 from wrpo_operator.runtime.tolerant import TolerantResponse
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ Login = Callable[[], Awaitable[Mapping[str, Any]]]
 
 def selector_of(resource: Resource) -> str:
     """Return the label selector a resource is watched and listed with: children and pods only of this operator."""
-    return "" if resource == EXPERIMENTS else CHILD_SELECTOR
+    return "" if resource in {EXPERIMENTS, SWEEPS} else CHILD_SELECTOR
 
 
 class _NoDiffs(kopf.DiffBaseStorage):  # type: ignore[misc]
