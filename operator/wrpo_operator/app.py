@@ -121,6 +121,7 @@ class Operator:
             forget=self._forget,
             wake=self._add,
             on_status=partial(count_status_write, self._metrics),
+            on_written=self._wake_sweep,
             accelerators=self._accelerators.of,
         )
         self._queue: ReconcileQueue[Key] = ReconcileQueue(self._work, on_error=self._on_error)
@@ -133,6 +134,7 @@ class Operator:
             monotonic=time.monotonic,
             policy=settings.pod_template_policy,
             forget=self._forget_sweep,
+            wake=self._add,
         )
         self._sweep_queue: ReconcileQueue[Key] = ReconcileQueue(self._sweeps.reconcile, on_error=self._on_error)
         self._metrics.registry.register(
@@ -211,9 +213,7 @@ class Operator:
         namespace = namespace_of(obj)
         if resource == EXPERIMENTS:
             self._add((namespace, name_of(obj)))
-            sweep = labels_of(obj).get(names.LABEL_SWEEP)
-            if sweep:
-                self._sweep_queue.add_after((namespace, sweep), SWEEP_MOMENT_S)
+            self._wake_sweep(obj)
             return
         if resource == SWEEPS:
             self._sweep_queue.add((namespace, name_of(obj)))
@@ -241,6 +241,12 @@ class Operator:
             self._add(key)
         for key in self._store.keys(SWEEPS):
             self._sweep_queue.add(key)
+
+    def _wake_sweep(self, experiment: JsonObject) -> None:
+        """Enqueue the sweep of an experiment, if it has one, soon."""
+        sweep = labels_of(experiment).get(names.LABEL_SWEEP)
+        if sweep:
+            self._sweep_queue.add_after((namespace_of(experiment), sweep), SWEEP_MOMENT_S)
 
     def _oldest_running_s(self) -> float:
         return max(self._queue.oldest_running_s(), self._sweep_queue.oldest_running_s())

@@ -156,7 +156,7 @@ def _parts(spec: SweepSpec) -> tuple[VariantFields, ...]:
 
 SWEEP_RULES = (
     SweepRule(
-        "size(self.variants) > 0 || size(self.grid) > 0",
+        "(has(self.variants) && size(self.variants) > 0) || (has(self.grid) && size(self.grid) > 0)",
         "variants and grid are both empty, so there is nothing to run; add a variant",
         lambda spec: bool(_parts(spec)),
     ),
@@ -176,8 +176,8 @@ SWEEP_RULES = (
         lambda spec: not spec.experiment.suspend,
     ),
     SweepRule(
-        "self.variants.all(v, !has(v.sources) || !has(v.sourcesBy)) &&"
-        " self.grid.all(g, !has(g.sources) || !has(g.sourcesBy))",
+        "(!has(self.variants) || self.variants.all(v, !has(v.sources) || !has(v.sourcesBy))) &&"
+        " (!has(self.grid) || self.grid.all(g, !has(g.sources) || !has(g.sourcesBy)))",
         "sources and sourcesBy of a variant exclude each other; keep one",
         lambda spec: all(part.sources is None or part.sources_by is None for part in _parts(spec)),
     ),

@@ -117,6 +117,7 @@ class Reconciler:
         forget: Callable[[Key], None] = lambda _key: None,
         wake: Callable[[Key], None] = lambda _key: None,
         on_status: OnStatus = lambda _before, _after: None,
+        on_written: Callable[[JsonObject], None] = lambda _obj: None,
         accelerators: Callable[[Experiment], Awaitable[Inventory | None]] = no_inventory,
     ) -> None:
         self._client = client
@@ -129,6 +130,7 @@ class Reconciler:
         self._forget = forget
         self._wake = wake
         self._on_status = on_status
+        self._on_written = on_written
         self._accelerators = accelerators
         self._applied: dict[tuple[str, str, str], float] = {}
         """(namespace, kind, name) -> when a ServiceAccount or ConfigMap was last applied."""
@@ -347,6 +349,7 @@ class Reconciler:
             return False
         self._on_status(before, answer.get("status") or {})
         self._store.upsert(EXPERIMENTS, answer)
+        self._on_written(answer)
         self._refusals.clear(experiment, STATUS)
         return True
 

@@ -65,6 +65,7 @@ class SweepReconciler:
         monotonic: Callable[[], float],
         policy: PodTemplatePolicy = STRICT,
         forget: Callable[[Key], None] = lambda _key: None,
+        wake: Callable[[Key], None] = lambda _key: None,
     ) -> None:
         self._client = client
         self._store = store
@@ -73,6 +74,8 @@ class SweepReconciler:
         self._now = now
         self._monotonic = monotonic
         self._forget = forget
+        self._wake = wake
+        """Called with each experiment that was written: a watch reports no change that the store already has."""
         self._snapshots = SweepSnapshots(store, policy)
         self._refused: dict[Key, dict[str, tuple[str, Refused, float]]] = {}
         """Sweep -> experiment -> digest of the refused spec, refusal, and when to try again."""
@@ -107,8 +110,8 @@ class SweepReconciler:
             return AGAIN_S
         await together(self._delete(sweep, member) for member in todo.delete)
         await together(self._post(sweep, event) for event in todo.events)
-        if todo.writes:
-            # A refused experiment has left room for others.
+        if todo.writes or todo.delete or todo.status.source_order != snapshot.status.source_order:
+            # There may be room for others now, or the sources of further variants are known.
             return AGAIN_S
         if todo.status.phase in FINISHED or todo.status.phase is Phase.INVALID:
             self._snapshots.forget(key)
@@ -150,6 +153,7 @@ class SweepReconciler:
             return
         if answer is not None:
             self._store.upsert(EXPERIMENTS, answer)
+            self._wake((namespace_of(sweep), write.wanted.name))
         log.info("%s experiment %s", write.action.value.lower(), write.wanted.name, extra={"child": write.wanted.name})
 
     async def _create(self, sweep: JsonObject, wanted: Wanted) -> JsonObject | None:
@@ -198,6 +202,7 @@ class SweepReconciler:
         else:
             gone = {"metadata": {"namespace": namespace, "name": member.name, "uid": member.uid}}
             self._store.delete(EXPERIMENTS, gone)
+        self._wake((namespace, member.name))
 
     async def _write_status(self, sweep: JsonObject, snapshot: SweepSnapshot, todo: SweepPlan) -> bool:
         """Write the status if it changed; return False if the sweep has changed meanwhile."""
