@@ -228,14 +228,30 @@ def listed(settings: Mapping[str, Sequence[str]]) -> list[Path]:
     return sorted(files - excluded)
 
 
+def not_applied(settings: Mapping[str, Any]) -> Mapping[str, frozenset[Path]]:
+    """Return rule -> files to which it does not apply, as the table `without` names them.
+
+    Raises ValueError for a pattern that matches no file.
+    """
+    found: dict[str, frozenset[Path]] = {}
+    for rule, patterns in settings.get("without", {}).items():
+        files = {pattern: frozenset(ROOT.glob(pattern)) for pattern in patterns}
+        for pattern, matched in files.items():
+            if not matched:
+                raise ValueError(f"pyproject.toml, tool.prose.without.{rule}: {pattern!r} matches no file")
+        found[rule] = frozenset().union(*files.values())
+    return found
+
+
 def main(arguments: Sequence[str]) -> int:
     """Print every finding as FILE:LINE: message (rule); return 1 if there is one."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["prose"]
     files = [Path(argument).resolve() for argument in arguments] or listed(settings)
-    rules = read_rules()
+    rules, without = read_rules(), not_applied(settings)
     count = 0
     for path in files:
-        for finding in check(path, rules):
+        applied = [rule for rule in rules if path not in without.get(rule.name, ())]
+        for finding in check(path, applied):
             count += 1
             print(f"{path.relative_to(ROOT)}:{finding.line}: {finding.message} ({finding.rule})")
     print(f"prose: {count} findings in {len(files)} files" if count else f"prose: {len(files)} files checked")
