@@ -18,7 +18,7 @@ MARKDOWN = {
     "a table cell": ("| a | b |\n|---|---|\n| c | made anew |", [(3, "Idiom", "anew")]),
     "a list item below another": ("- one\n- two tells\n", [(2, "Idiom", "tells")]),
     "a reason with 'for'": ("It waits, for the pod is gone.", [(1, "Because", ", for the pod is")]),
-    "a word of the glossary": ("The model's answers.", [(1, "Glossary", "answers")]),
+    "a word of the glossary": ("The model's answers.", [(1, "Answer", "answers")]),
     "the text of a link, not its address": ("[it lies](told.md)", [(1, "Idiom", "lies")]),
     "not code": ("`goes on`\n\n```\nanew\n```\n\n    told\n", []),
     "not a part that a program writes": ("<!-- a-b -->\nIt lies.\n<!-- /a-b -->\n\nIt told.", [(5, "Idiom", "told")]),
