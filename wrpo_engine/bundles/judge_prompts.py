@@ -100,6 +100,11 @@ def arena_baselines(bundle: Bundle, version: str) -> Callable[[str], str]:
     return model
 
 
+def baseline_files(version: str) -> list[str]:
+    """Return the ends of the paths of the usual baselines' answers."""
+    return [f"model_answer/{model}.jsonl" for model in _BASELINES[version].values()]
+
+
 def _arena_config(bundle: Bundle, version: str) -> Mapping[str, Any]:
     path = bundle.find(f"arena-hard-{version}.yaml", *(("judge_config.yaml",) if version == "v0.1" else ()))
     if path is None:

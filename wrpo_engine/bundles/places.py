@@ -124,14 +124,17 @@ class Bundle:
         self.used[path] = Source(kind=place.kind, name=name, sha256=digest, known=known.get(digest))
 
 
-def open_bundle(ctx: StageContext, reference: str, *, packages: Sequence[str]) -> Bundle:
-    """Return the files of a reference, and of those of the packages that are installed, which it may leave out."""
-    first = _place(ctx, reference)
+def open_bundle(ctx: StageContext, reference: str, *, wanted: Sequence[str], packages: Sequence[str]) -> Bundle:
+    """Return the files of a reference, and of those of the packages that are installed, which it may leave out.
+
+    Of a data set of the hub only the files are downloaded whose paths end with one of `wanted`, patterns of `fnmatch`.
+    """
+    first = _place(ctx, reference, [f"*{end}" for end in wanted or _SUFFIXES])
     others = [_package(name) for name in packages if f"{_PACKAGE}{name}" != reference and _is_installed(name)]
     return Bundle([first, *others])
 
 
-def _place(ctx: StageContext, reference: str) -> Place:
+def _place(ctx: StageContext, reference: str, patterns: Sequence[str]) -> Place:
     if reference.startswith(_PACKAGE):
         name = reference.removeprefix(_PACKAGE)
         if not _is_installed(name):
@@ -145,7 +148,7 @@ def _place(ctx: StageContext, reference: str) -> Place:
         return _package(name)
     if is_hub_id(reference):
         patience = HubPatience.of(ctx.environ, ctx.stop.raise_if_requested)
-        root = hub_files(reference, [f"*{suffix}" for suffix in _SUFFIXES], patience=patience, field=FIELD)
+        root = hub_files(reference, patterns, patience=patience, field=FIELD)
         return Place(kind="hub", name=reference, files=_below(root))
     path = Path(ctx.resolve_path(reference, only=lambda name: name.endswith(_SUFFIXES)))
     if not path.exists():

@@ -14,7 +14,7 @@ from wrpo_engine.artifacts import records
 from wrpo_engine.bundles.content import Content, check, limited, marked
 from wrpo_engine.bundles.files import BASELINE, DESCRIPTION, ITEMS, REFERENCES, REGULARISER, TEMPLATES
 from wrpo_engine.bundles.known import LICENCES
-from wrpo_engine.bundles.loaders import DEFAULT_BUNDLES, PACKAGES, load
+from wrpo_engine.bundles.loaders import DEFAULT_BUNDLES, HUB_FILES, PACKAGES, load
 from wrpo_engine.bundles.places import FIELD, Source, open_bundle
 from wrpo_engine.contract.benchmarks import Protocol
 from wrpo_engine.contract.evaluation import BenchParams
@@ -28,7 +28,8 @@ def run(ctx: StageContext) -> StageResult:
     assert isinstance(params, BenchParams)
     ctx.progress.update(0, 2, message="reading the bundle")
     protocol = _protocol(params)
-    bundle = open_bundle(ctx, _reference(params), packages=PACKAGES.get(protocol, ()) if protocol else ())
+    packages = PACKAGES.get(protocol, ()) if protocol else ()
+    bundle = open_bundle(ctx, _reference(params), wanted=HUB_FILES.get(params.benchmark, ()), packages=packages)
     content = load(bundle, params.benchmark, protocol, params.reference_set)
     sources = bundle.sources()
     digest = digest_of_sources(sources)

@@ -40,6 +40,11 @@ DELIMITERS: Mapping[Protocol, tuple[str, ...]] = {
     ),
 }
 """An answer or prompt that holds one of them can pretend to end there."""
+_HINT = 'Put the judge prompts into the bundle; the guide "Files of benchmarks" names the files.'
+_ALPACA_HINT = (
+    "Put alpaca_eval_clf.txt of alpaca-eval 0.6.6 into the bundle, or install that package in the image without its "
+    "dependencies."
+)
 MAX_TURNS: Mapping[Protocol, int] = {"AlpacaEval2": 1, "ArenaHard": 1, "ArenaHardV2": 1, "MTBench": 2}
 """Turns of an item that the judge prompts can show."""
 
@@ -48,7 +53,9 @@ def check_templates(protocol: Protocol, templates: Mapping[str, str]) -> None:
     """Raise DataError if a judge prompt of the protocol is missing or lacks a field."""
     match protocol:
         case "AlpacaEval2":
-            _require_fields(template_named(templates, ALPACA_PROMPT), ALPACA_FIELDS, name=ALPACA_PROMPT)
+            _require_fields(
+                template_named(templates, ALPACA_PROMPT, hint=_ALPACA_HINT), ALPACA_FIELDS, name=ALPACA_PROMPT
+            )
         case "ArenaHard" | "ArenaHardV2":
             template = template_named(templates, ARENA_USER)
             fields = ARENA_NEW_FIELDS if "{QUESTION}" in template else ARENA_OLD_FIELDS
@@ -61,14 +68,14 @@ def check_templates(protocol: Protocol, templates: Mapping[str, str]) -> None:
             assert_never(protocol)
 
 
-def template_named(templates: Mapping[str, str], name: str) -> str:
+def template_named(templates: Mapping[str, str], name: str, *, hint: str = _HINT) -> str:
     """Return a template; DataError names it and those that exist."""
     if name not in templates:
         present = ", ".join(sorted(templates)) or "none"
         raise DataError(
             f"the bundle has no judge prompt {name!r}; it has: {present}",
             code="JudgePromptMissing",
-            hint='Put the judge prompts into the bundle; the guide "Files of benchmarks" names the files.',
+            hint=hint,
         )
     return templates[name]
 

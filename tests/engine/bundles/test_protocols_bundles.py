@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import polars as pl
@@ -149,14 +149,18 @@ def test_a_data_set_of_the_hub_is_one_place_more(make_ctx: Any, write: Write, mo
 
     asked: list[Any] = []
     root = write(ALPACA_FILES)
+    listed = ("alpaca_eval_gpt4_baseline.json", "df_gamed.csv", "alpaca_eval_all_outputs.json")
+
+    def fnmatch(path: str, patterns: list[str]) -> bool:
+        return any(PurePosixPath(path).match(pattern) for pattern in patterns)
 
     def snapshot_download(name: str, **options: Any) -> str:
-        asked.append((name, options["repo_type"], "*.csv" in options["allow_patterns"]))
+        asked.append((name, options["repo_type"], [fnmatch(path, options["allow_patterns"]) for path in listed]))
         return str(root)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     about = described(bench(make_ctx, benchmark="AlpacaEval2"))
-    assert asked == [("tatsu-lab/alpaca_eval", "dataset", True)]
+    assert asked == [("tatsu-lab/alpaca_eval", "dataset", [True, True, False])]
     assert {source["kind"] for source in about["sources"]} == {"hub"}
 
 

@@ -23,6 +23,7 @@ def protocol_of(
     baseline_names: Mapping[str, str] | None = None,
     regulariser: pl.DataFrame | None = None,
     order_seed: int = 0,
+    positional: bool = False,
     length_of: Callable[[str], int] | None = None,
     length_unit: str = "tokens",
 ) -> BenchmarkProtocol:
@@ -30,6 +31,7 @@ def protocol_of(
 
     `templates` and `regulariser` are those of the bundle. Pass no regulariser if the baseline is not the bundle's: its
     difficulties hold for that baseline alone, and LC-minimal is computed instead. `baseline_names` is by item id.
+    `positional` joins the difficulties by row, as AlpacaEval itself does, for comparisons with published values.
     `length_of` counts the length of an answer for Arena-Hard's style control, in characters if unset. Raises DataError
     if the bundle lacks a judge prompt, or one lacks a field.
     """
@@ -42,6 +44,7 @@ def protocol_of(
                 difficulties=None if regulariser is None else difficulties_of(regulariser),
                 order_seed=order_seed,
                 baseline_names=names,
+                positional=positional,
             )
         case "ArenaHard" | "ArenaHardV2":
             return ArenaHard(

@@ -178,7 +178,7 @@ class AlpacaEval:
         return is_switched(question_of(item), seed=self.order_seed)
 
     def _chance(self, reply: Reply) -> float | None:
-        if self.judge.protocol != "Text" and reply.top_logprobs is not None:
+        if self.judge.protocol != "Text" and reply.top_logprobs:
             return first_chance(reply.top_logprobs, mode=self.judge.mode)
         if self.judge.protocol == "Logprobs":
             return None

@@ -19,7 +19,7 @@ from wrpo_engine.artifacts import records
 from wrpo_engine.errors import DataError
 from wrpo_engine.judging.protocol import Ask, Item, Outcome, Reply, Verdict
 from wrpo_engine.judging.protocols import AlpacaEval, difficulties_of, protocol_of
-from wrpo_engine.judging.protocols.length_control import Judged, LengthControl, length_control
+from wrpo_engine.judging.protocols.length_control import Judged, LengthControl, length_control, resampled_win_rates
 from wrpo_engine.judging.protocols.preferences import first_chance, is_switched, preference_of, win_rates
 
 GOLDEN = golden("alpaca_eval")
@@ -64,6 +64,20 @@ def test_length_control_has_the_coefficients_of_the_original(form: str) -> None:
     assert found.spread == pytest.approx(expected["metrics"]["lc_standard_error"], rel=1e-9, abs=1e-12)
     assert found.strength == pytest.approx(expected["chosen_C"], rel=1e-12)
     assert found.coefficients == pytest.approx(list(expected["coef"].values()), rel=1e-12)
+
+
+def test_the_fit_of_the_interval_agrees_with_the_penalised_one() -> None:
+    """Within half a point on 40 items; the penalty has less effect on more."""
+    items, answers, verdicts = synthetic()
+    made = protocol_of("AlpacaEval2", judge(), templates=ALPACA, regulariser=gamed())
+    known = difficulties_of(gamed())
+    judged = Judged(
+        outcome=np.array([(entry.value or 0) - 1 for entry in verdicts]),
+        delta=np.array([float(len(e.baseline[0]) - len(answers[e.item_id][0])) for e in items]),
+        difficulty=np.array([known.by_index[n] for n in range(len(items))]),
+    )
+    (rate,) = resampled_win_rates(judged, known.regulariser, np.arange(len(items))[None])
+    assert rate == pytest.approx(made.summarise(items, answers, verdicts).metrics["lc_win_rate"], abs=0.5)
 
 
 def test_win_rates_are_those_of_the_original() -> None:
@@ -135,7 +149,7 @@ def test_length_control_joins_difficulties_by_the_index_of_the_bundle() -> None:
     known = difficulties_of(gamed())
     rates = {}
     for positional, first in ((False, 1), (True, 0)):
-        made = AlpacaEval(judge=judge(), templates=ALPACA, difficulties=known, baseline_names={}, positional=positional)
+        made = protocol_of("AlpacaEval2", judge(), templates=ALPACA, regulariser=gamed(), positional=positional)
         rates[positional] = made.summarise(items, answers, verdicts).metrics["lc_win_rate"]
         judged = Judged(
             outcome=np.array([(entry.value or 0) - 1 for entry in verdicts]),

@@ -284,6 +284,29 @@ def test_items_with_a_conversation_show_it_to_the_judge() -> None:
     assert "System: Be brief.\n\nUser: Hi\n\nUser: question q" in first.messages[-1]["content"]
 
 
+def test_the_name_of_the_baseline_has_no_effect_on_the_numbers() -> None:
+    """The original anchors its bootstrap at gpt-4-0314 alone."""
+    rows = [{"question_id": f"q{n}", "scores": ["A>B", ("A>>B", "B>A")[n % 2]]} for n in range(6)]
+    found = [
+        protocol_of("ArenaHard", judge(), templates=ARENA, baseline_names={f"q{n}": name for n in range(6)})
+        .summarise(*games_of(rows))
+        .metrics
+        for name in ("gpt-4-0314", "another")
+    ]
+    assert found[0] == found[1]
+
+
+def test_the_length_of_the_style_control_is_counted_as_told() -> None:
+    items, answers, verdicts = games_of([{"question_id": f"q{n}", "scores": ["A>B", "A>B"]} for n in range(4)])
+    counted: list[str] = []
+    made = protocol_of(
+        "ArenaHard", judge(), templates=ARENA, length_of=lambda text: len(counted.append(text) or text.split())
+    )
+    assert made.summarise(items, answers, verdicts).details["style_length"] == "tokens"
+    assert set(counted) == {"an answer", "base"}
+    assert protocol().summarise(items, answers, verdicts).details["style_length"] == "characters"
+
+
 @pytest.mark.parametrize("kind", ["ArenaHard", "ArenaHardV2"])
 def test_native_files_have_both_games_and_no_time(kind: Any) -> None:
     made = protocol(kind)
