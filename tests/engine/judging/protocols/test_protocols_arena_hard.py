@@ -8,6 +8,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,6 +73,28 @@ def test_the_interval_by_questions_is_wider_than_that_of_battles(model: str) -> 
     width = metrics["score_high"] - metrics["score_low"]
     assert metrics["score_low"] < metrics["score"] < metrics["score_high"]
     assert width > old["upper"][model] - old["lower"][model]
+
+
+@pytest.mark.parametrize("model", V01["weighted_mean_percent"])
+def test_resampled_games_have_the_interval_of_the_original(model: str) -> None:
+    """Percentiles of the ratings of resampled battles, which the original prints as chances to win."""
+    battles = [
+        (row["model"], game_of(label, order))
+        for row in V01["rows"]
+        for order, label in enumerate(row["scores"])
+        for _ in range(game_of(label, order).weight if label else 0)
+    ]
+    players = np.array([player for player, _ in battles])
+    scores = np.array([game.score for _, game in battles])
+    draw = np.random.RandomState(42)
+    ratings = []
+    for _ in range(20):
+        rows = draw.choice(len(battles), len(battles), replace=True)
+        mean = scores[rows][players[rows] == model].mean()
+        ratings.append(400 * math.log10(mean / (1 - mean)))
+    bounds = [round(100 / (1 + 10 ** (-rating / 400)), 2) for rating in np.percentile(ratings, [2.5, 97.5])]
+    old = V01["bootstrap_20_rounds_seed42"]
+    assert bounds == [old["lower"][model], old["upper"][model]]
 
 
 def test_style_control_has_the_coefficients_of_2024() -> None:
