@@ -15,10 +15,10 @@ from benchmarks.common.summary import Summary
 from benchmarks.gpu.models import save_model
 from benchmarks.gpu.rows import Figures, Row
 from benchmarks.gpu.work import Work, part_main, rounded
-from benchmarks.sampling.worker import BARE, STAGE, measure
+from benchmarks.sampling.worker import ANSWER, BARE, STAGE, measure
 from benchmarks.sampling.workload import CONTEXT, Load
 
-NAMES = {BARE: "bare LLM.generate", STAGE: "sample stage"}
+NAMES = {BARE: "bare LLM.generate", STAGE: "sample stage", ANSWER: "answer stage"}
 
 
 def act(work: Work) -> None:

@@ -15,7 +15,7 @@ import polars as pl
 
 from benchmarks.common.process import worker_main
 from benchmarks.common.summary import alternating
-from benchmarks.sampling.workload import CONTEXT, Load, plan, prompt_tokens
+from benchmarks.sampling.workload import CONTEXT, Load, dialogues, plan, prompt_tokens
 from wrpo_engine.config import SampleParams
 from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.hub.models import ResolvedModel
@@ -24,9 +24,11 @@ from wrpo_engine.process.progress import make_progress
 from wrpo_engine.sampling.requests import PartRequests
 from wrpo_engine.sampling.sampler import SamplerSettings, make_sampler
 from wrpo_engine.sampling.stage import sample_parts
+from wrpo_engine.sampling.streaming import stream_parts
 from wrpo_engine.stage import StageContext, StopRequest, make_context
 
-BARE, STAGE = "bare", "stage"
+BARE, STAGE, ANSWER = "bare", "stage", "answer"
+"""A bare call of the engine, the sample stage, and the answer stage with the same requests."""
 
 
 def measure(specification: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +52,7 @@ def measure(specification: Mapping[str, Any]) -> dict[str, Any]:
     )
     sampler = make_sampler(backend, ResolvedModel(path, "benchmark", None), tokenizer, settings)
     list(sampler.sample(plans[0].requests[:1]))
-    sides = [BARE, STAGE] if backend == "vLLM" else [STAGE]
+    sides = [BARE, STAGE, ANSWER] if backend == "vLLM" else [STAGE]
     # On a GPU rounding depends on the batch, so that a response may differ from one round to the next.
     is_exact = specification.get("is_exact", True)
     rounds = []
@@ -61,9 +63,14 @@ def measure(specification: Mapping[str, Any]) -> dict[str, Any]:
                 own: Any = sampler
                 own._llm.reset_prefix_cache()  # noqa: SLF001 (every round reads all prompts again)
             ctx, params = context(Path(name), number, backend, load)
+            # Both stages read the prompts before they load the model.
+            conversations = dialogues(tokenizer, load) if side == ANSWER else []
             wall, cpu, before = time.perf_counter(), time.process_time(), os.getloadavg()[0]
             if side == BARE:
                 answers = bare(sampler, plans)
+            elif side == ANSWER:
+                stream_parts(ctx, conversations, sampler.sample, backend=backend)
+                answers = None
             else:
                 sample_parts(ctx, params, plans, sampler)
                 answers = None
@@ -72,8 +79,8 @@ def measure(specification: Mapping[str, Any]) -> dict[str, Any]:
             if texts.setdefault(side, found) != found and is_exact:
                 raise RuntimeError(f"{side} gave different responses in another round")
             rounds.append({"side": side, "seconds": wall, "cpu_seconds": cpu, "tokens": tokens, "load": before})
-    if is_exact and BARE in texts and texts[BARE] != texts[STAGE]:
-        raise RuntimeError("the stage's responses differ from those of LLM.generate")
+    if is_exact and any(found != texts[STAGE] for found in texts.values()):
+        raise RuntimeError("a stage's responses differ from those of LLM.generate")
     sampler.close()
     return {
         "rounds": rounds,

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wrpo_engine.answering.dialogue import PartDialogues, Prompt, Rules
+from wrpo_engine.bundles.items import BenchItem
 from wrpo_engine.sampling.requests import Limits, PartRequests, parts_of, requests_of
-from wrpo_engine.text.chat import prompt_token_ids
+from wrpo_engine.text.chat import conversation_prompt_ids, prompt_token_ids
 
 SEED = 7
 CONTEXT = 1024
@@ -59,6 +61,22 @@ def plan(tokenizer: Any, load: Load) -> list[PartRequests]:
         )
         for part in parts_of(rows, PROMPTS_PER_PART)
     ]
+
+
+def dialogues(tokenizer: Any, load: Load) -> list[PartDialogues]:
+    """Return the same prompts as items of a benchmark, as the answer stage plans them."""
+    items = [
+        BenchItem(item_id=f"prompt-{number}", index=number, category="", turns=(text,))
+        for number, text in enumerate(prompt_texts(load.prompts))
+    ]
+    rules = Rules(
+        read=lambda _item, _turn, messages: Prompt(ids=conversation_prompt_ids(tokenizer, messages)),
+        too_long=lambda _item, _turn, _length: None,
+        num_samples=load.samples,
+        seed=SEED,
+        seed_model="benchmark",
+    )
+    return [PartDialogues(part, rules, CONTEXT) for part in parts_of(items, PROMPTS_PER_PART)]
 
 
 def prompt_tokens(plans: Sequence[PartRequests]) -> int:
