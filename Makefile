@@ -5,7 +5,8 @@ VENV := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(CURDIR)/.bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-s3 demo-clean test check lint types imports prose version unit slow cluster crds chart-readme image-test lock e2e e2e-kind mutation bench-setup bench-operator bench-training bench-training-vocabulary bench-training-scaling bench-training-growth bench-sampling bench-scoring bench-judging bench-curation bench-gpu bench-readme
+# No target is a file.
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## show this
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -96,6 +97,9 @@ bench-judging: bench-setup ## the judge stage against a bare loop of its HTTP cl
 
 bench-curation: bench-setup ## curation of 3.3 million responses (the data take 10 minutes, once)
 	@$(VENV)/python -m benchmarks.curation
+
+bench-statistics: bench-setup ## intervals and differences of 23 systems on 3 benchmarks
+	@$(VENV)/python -m benchmarks.statistics
 
 bench-gpu: bench-setup ## what only a GPU shows, on one card (20 minutes); BENCH_GPU="--quick", "--part layers", "--help"
 	@$(VENV)/python -m benchmarks.gpu $(BENCH_GPU)

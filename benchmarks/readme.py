@@ -13,6 +13,7 @@ from benchmarks.judging import __main__ as judging
 from benchmarks.operator import scale
 from benchmarks.sampling import __main__ as sampling
 from benchmarks.scoring import __main__ as scoring
+from benchmarks.statistics import __main__ as statistics
 from benchmarks.training import compare, growth, scaling, vocabulary
 
 README = Path(__file__).with_name("README.md")
@@ -25,6 +26,7 @@ PARTS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Table]]], ...] = (
     (scoring.NAME, scoring.tables),
     (judging.NAME, judging.tables),
     (curation.NAME, curation.tables),
+    (statistics.NAME, statistics.tables),
     (scale.NAME, scale.tables),
     (gpu.NAME, gpu.tables),
 )

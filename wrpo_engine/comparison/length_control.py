@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -70,13 +70,28 @@ class LengthControl:
     def resampled(self, *, seed: int, resamples: int = RESAMPLES) -> Floats:
         """Return the score in each resample of items, [resamples]; the items are those of `statistics.bootstrap`."""
         start = self._fitted(np.ones((1, len(self.outcomes))), self._zeros())
+        narrow = self._narrow()
 
         def of_block(counts: Floats) -> Floats:
-            return self._scores(counts, self._fitted(counts, start))
+            drawn = _single(counts)
+            return narrow._scores(drawn, narrow._fitted(drawn, start))  # noqa: SLF001 (its own class)
 
         with ThreadPoolExecutor(_THREADS) as pool:
             blocks = _blocks(len(self.outcomes), seed=seed, resamples=resamples)
             return np.concatenate(list(pool.map(of_block, blocks)))
+
+    def _narrow(self) -> LengthControl:
+        """Return the same in single precision, which takes half the time; its error is far below that of resampling."""
+        fixed = self.regulariser
+        return LengthControl(
+            features=_single(self.features),
+            outcomes=_single(self.outcomes),
+            regulariser=None
+            if fixed is None
+            else Rows(
+                features=_single(fixed.features), outcomes=_single(fixed.outcomes), weights=_single(fixed.weights)
+            ),
+        )
 
     def _zeros(self) -> Floats:
         return np.zeros((1, self.features.shape[1]))
@@ -84,14 +99,15 @@ class LengthControl:
     def _scores(self, counts: Floats, coefficients: Floats) -> Floats:
         at_zero = self.features.copy()
         at_zero[:, 0] = 0
-        made: Floats = (counts * _chances(coefficients, at_zero)).sum(axis=1) / counts.sum(axis=1)
-        return made
+        made = (counts * _chances(coefficients, at_zero)).sum(axis=1, dtype=np.float64)
+        shares: Floats = made / counts.sum(axis=1, dtype=np.float64)
+        return shares
 
     def _fitted(self, counts: Floats, coefficients: Floats) -> Floats:
         """Return the coefficients of each resample, [resamples, columns]; they start from one row for all."""
         for _ in range(_STEPS):
             gradient, hessian = self._derivatives(counts, coefficients)
-            step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+            step = np.linalg.solve(hessian, np.asarray(gradient, dtype=np.float64)[..., None])[..., 0]
             coefficients = coefficients + np.clip(step, -_LONGEST, _LONGEST)
             if float(np.abs(step).max()) < _CONVERGED:
                 break
@@ -145,6 +161,10 @@ def details_of(
     }
 
 
+def _single(values: Floats) -> Floats:
+    return cast("Floats", values.astype(np.float32))
+
+
 def _table(values: object) -> Floats:
     return np.asarray(values, dtype=np.float64)
 
@@ -162,8 +182,8 @@ def _outer(features: Floats) -> Floats:
 
 
 def _chances(coefficients: Floats, features: Floats) -> Floats:
-    """Return the predictions, [resamples, rows]."""
-    logits = coefficients @ features.T
+    """Return the predictions, [resamples, rows], in the precision of the features."""
+    logits = np.asarray(coefficients, dtype=features.dtype) @ features.T
     np.clip(logits, -_LIMIT, _LIMIT, out=logits)
     np.negative(logits, out=logits)
     np.exp(logits, out=logits)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -21,6 +22,8 @@ POWER = 0.8
 """Chance of detecting a difference of the minimal detectable size."""
 _CHUNK = 1_000
 """Resamples that are held in memory at once."""
+_KEPT = 20_000_000
+"""Largest number of counts that are kept for the next system: two bytes each, and each at most the number of items."""
 _ROUNDING = 1e-12
 """Differences below this share of the largest outcome are rounding errors of equal outcomes."""
 
@@ -58,10 +61,22 @@ def resample_counts(items: int, *, seed: int, resamples: int = RESAMPLES) -> Ite
     """Yield arrays [resamples in the chunk, items]: how often each item is drawn in each resample."""
     if items < 1:
         raise ValueError("there are no items to resample")
+    is_small = items * resamples <= _KEPT
+    for counts in _kept_counts(items, seed, resamples) if is_small else _counts(items, seed, resamples):
+        yield counts.astype(np.float64)
+
+
+def _counts(items: int, seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
     rng = np.random.default_rng(seed)
     even = np.full(items, 1 / items)
     for start in range(0, resamples, _CHUNK):
-        yield rng.multinomial(items, even, size=min(_CHUNK, resamples - start)).astype(np.float64)
+        yield rng.multinomial(items, even, size=min(_CHUNK, resamples - start))
+
+
+@lru_cache(maxsize=4)
+def _kept_counts(items: int, seed: int, resamples: int) -> tuple[NDArray[np.uint16], ...]:
+    """Return the counts of all chunks: systems on the same items share them, and drawing takes longer than using."""
+    return tuple(counts.astype(np.uint16) for counts in _counts(items, seed, resamples))
 
 
 def bootstrap(

@@ -113,7 +113,7 @@ def test_each_resample_is_fitted_as_if_it_were_alone() -> None:
     for index in (0, 60, 119):
         chosen = np.repeat(np.arange(30), counts[index])
         alone = LengthControl(features=columns[chosen], outcomes=outcomes[chosen], regulariser=regulariser(20))
-        assert draws[index] == pytest.approx(alone.score(), abs=1e-7)
+        assert draws[index] == pytest.approx(alone.score(), abs=2e-6)
 
 
 def test_a_judge_that_loves_length_favours_long_answers_and_length_control_takes_it_back() -> None:

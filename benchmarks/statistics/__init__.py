@@ -1,0 +1,1 @@
+"""Time of the statistics of systems, benchmarks and resamples."""
