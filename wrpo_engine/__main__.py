@@ -57,6 +57,10 @@ Environment:
   WRPO_STORAGE_PATIENCE_SECONDS  time for retries while S3 is unreachable, in seconds (300)
   AWS_...                        credentials and AWS_CA_BUNDLE for S3, as for all AWS tools
   AWS_ENDPOINT_URL               the S3 server, for tools; a stage reads it from its configuration
+  WRPO_JUDGE_API_KEY             key of a judge's endpoint
+  WRPO_JUDGE_TIMEOUT_SECONDS     time for one reply of a judge, in seconds (300)
+  WRPO_JUDGE_PATIENCE_SECONDS    time in which a judge may refuse all requests with 429, in seconds (300)
+  WRPO_JUDGE_START_SECONDS       time for a judge of the stage's own to load, in seconds (1800)
   HF_HUB_OFFLINE                 1: never download models or data sets
 
 \b

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import sys
 import time
@@ -45,6 +46,7 @@ from wrpo_engine.stage import (
 
 log = logging.getLogger("wrpo_engine")
 
+_USER_INFO = re.compile(r"://[^/\s]*@")
 Clock = Callable[[], datetime]
 
 
@@ -111,7 +113,8 @@ def read_config(stage: str, path: Path) -> StageConfig:
 
 
 def _shown(value: object) -> str:
-    text = str(value)
+    # A URL that is refused because it holds a password must not show it.
+    text = _USER_INFO.sub("://***@", str(value))
     return text if len(text) <= 80 else text[:79] + "…"
 
 

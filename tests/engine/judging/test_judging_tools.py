@@ -132,3 +132,15 @@ def test_what_is_no_artifact_of_a_judge_is_refused(
     assert f"error: {storage} is no artifact" in capsys.readouterr().err
     assert engine("reparse", str(storage / "bench/tiny/0123456789abcdef")) == 64
     assert "is an artifact of bench/tiny" in capsys.readouterr().err
+
+
+def test_an_endpoint_with_credentials_is_refused_without_showing_them(
+    make_judge: MakeJudge, storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(make_judge().config.model_dump_json())
+    content["runtime"]["judge_endpoint"] = "https://user:secret@host/v1"
+    (tmp_path / "judge.json").write_text(json.dumps(content))
+    assert engine("judge", "--config", str(tmp_path / "judge.json")) == 78
+    shown = capsys.readouterr().err
+    assert "runtime.judge_endpoint is 'https://***@host/v1': String should match pattern" in shown
+    assert "secret" not in shown
