@@ -182,7 +182,7 @@ def plan_command(
         return
     if sum((accelerators is not None, profile is not None, cluster)) > 1:
         raise click.ClickException("--accelerators, --profile and --cluster exclude each other. Give one.")
-    given = _inventory(accelerators, profile)
+    given = inventory_of(accelerators, profile)
     nodes, rates = _of_cluster(kubeconfig, context) if cluster else (None, None)
     finished = frozenset[str]() if storage is None else _finished(storage)
     found: list[JsonObject] = []
@@ -238,7 +238,7 @@ def _of_cluster(kubeconfig: str | None, context: str | None) -> tuple[list[NodeF
     return [fact for fact in map(node_fact, nodes) if fact is not None], measured_rates(experiments)
 
 
-def _inventory(accelerators: str | None, profile: str | None) -> Inventory | None:
+def inventory_of(accelerators: str | None, profile: str | None) -> Inventory | None:
     """Return the accelerators of the command line; ClickException for what cannot be parsed."""
     from wrpo_operator.sizing.profiles import ProfileError, parse_profiles, profile_inventory
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wrpo_operator.api import names, sweep_messages
-from wrpo_operator.api.hashing import digest
+from wrpo_operator.api.hashing import canonical_json, digest
 from wrpo_operator.api.pod_template import STRICT, PodTemplatePolicy
 from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
 from wrpo_operator.api.sweep import (
@@ -20,6 +20,7 @@ from wrpo_operator.api.sweep import (
     MAX_VARIANTS,
     PLACEHOLDER,
     VARIANT_PATTERN,
+    Grid,
     SourcesBy,
     SweepSpec,
     VariantFields,
@@ -30,6 +31,8 @@ from wrpo_operator.plan.model import StageId
 from wrpo_operator.plan.sweep_patch import PatchError, Raw, apply_patch
 
 _ADDED = ("systems", "benchmarks", "judges")
+_BOOLEANS = {"n": "false", "no": "false", "off": "false", "y": "true", "yes": "true", "on": "true"}
+"""What YAML 1.1 reads as a boolean, and the key that JSON has for it."""
 MAX_ERRORS = 16
 
 
@@ -133,7 +136,7 @@ def named_variants(spec: SweepSpec) -> tuple[NamedVariant, ...]:
     """
     found = [NamedVariant(item.name, item.set, item.sources, item.sources_by) for item in spec.variants]
     for grid in spec.grid:
-        values = _values(grid.name, grid.over)
+        values = _values(grid)
         if len(found) + _product(values) > MAX_VARIANTS:
             raise PatchError(sweep_messages.too_many("variants", len(found) + _product(values), MAX_VARIANTS))
         combinations = itertools.product(*values.values())
@@ -159,21 +162,41 @@ def _product(values: Mapping[str, Sequence[Any]]) -> int:
     return total
 
 
-def _values(grid: str, over: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _values(grid: Grid) -> dict[str, list[Any]]:
     """Return the values of a grid's parameters."""
+    over = _readable(grid)
     if not over:
-        raise PatchError(sweep_messages.bad_grid(grid, "for is empty; add a parameter and its values"))
+        raise PatchError(sweep_messages.bad_grid(grid.name, "for is empty; add a parameter and its values"))
     for key, values in over.items():
         if not PLACEHOLDER.fullmatch(f"{{{key}}}"):
-            raise PatchError(sweep_messages.bad_grid(grid, f"the parameter {key!r} must be letters and digits"))
+            raise PatchError(sweep_messages.bad_grid(grid.name, f"the parameter {key!r} must be letters and digits"))
         if not isinstance(values, list) or not values or any(isinstance(value, dict | list) for value in values):
-            raise PatchError(
-                sweep_messages.bad_grid(grid, f"for.{key} must be a list of numbers or texts, e.g. [1, 2]")
-            )
-    unknown = sorted(set(PLACEHOLDER.findall(grid)) - set(over))
+            fault = f"for.{key} must be a list of numbers or texts, e.g. [1, 2]"
+            raise PatchError(sweep_messages.bad_grid(grid.name, fault))
+    unknown = sorted(_placeholders(grid) - set(over))
     if unknown:
-        raise PatchError(sweep_messages.bad_grid(grid, f"for has no parameter {unknown[0]}, which the name contains"))
+        raise PatchError(
+            sweep_messages.bad_grid(grid.name, f"for has no parameter {unknown[0]}; add it and its values")
+        )
     return {key: list(over[key]) for key in sorted(over)}
+
+
+def _placeholders(grid: Grid) -> set[str]:
+    """Return the parameters that a grid uses."""
+    by = () if grid.sources_by is None else (grid.sources_by.first, grid.sources_by.draw)
+    return set(PLACEHOLDER.findall(f"{grid.name} {canonical_json(grid.set)} {by}"))
+
+
+def _readable(grid: Grid) -> dict[str, Any]:
+    """Return `for` with the parameters that kubectl's YAML reads as booleans under the names that the grid uses: an
+    unquoted n is false, and y is true.
+    """
+    over = dict(grid.over)
+    for name in sorted(_placeholders(grid) - over.keys()):
+        read = _BOOLEANS.get(name.lower())
+        if read in over:
+            over[name] = over.pop(read)
+    return over
 
 
 def _of_grid(template: str, grid: VariantFields, parameters: Mapping[str, Any]) -> NamedVariant:
@@ -188,9 +211,8 @@ def _of_grid(template: str, grid: VariantFields, parameters: Mapping[str, Any]) 
             filled = {key: _filled(value, parameters) for key, value in (("first", by.first), ("draw", by.draw))}
             by = SourcesBy(order=by.order, **filled)
         return NamedVariant(name, _filled(grid.set, parameters), grid.sources, by)
-    except (KeyError, ValueError) as error:
-        text = f"for has no parameter {error}" if isinstance(error, KeyError) else "sourcesBy needs whole numbers"
-        raise PatchError(sweep_messages.bad_grid(template, text)) from error
+    except ValueError as error:
+        raise PatchError(sweep_messages.bad_grid(template, "sourcesBy needs whole numbers")) from error
 
 
 def _filled(value: Any, parameters: Mapping[str, Any], *, whole: bool = True) -> Any:
