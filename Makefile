@@ -95,6 +95,9 @@ bench-scoring: bench-setup ## reward scoring against one response at a time
 bench-judging: bench-setup ## the judge stage against a bare loop of its HTTP client
 	@$(VENV)/python -m benchmarks.judging
 
+bench-ranking: bench-setup ## PairRM against one pair at a time
+	@$(VENV)/python -m benchmarks.ranking
+
 bench-curation: bench-setup ## curation of 3.3 million responses (the data take 10 minutes, once)
 	@$(VENV)/python -m benchmarks.curation
 

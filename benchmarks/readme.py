@@ -11,6 +11,7 @@ from benchmarks.curation import __main__ as curation
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.judging import __main__ as judging
 from benchmarks.operator import scale
+from benchmarks.ranking import __main__ as ranking
 from benchmarks.sampling import __main__ as sampling
 from benchmarks.scoring import __main__ as scoring
 from benchmarks.statistics import __main__ as statistics
@@ -25,6 +26,7 @@ PARTS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Table]]], ...] = (
     (sampling.NAME, sampling.tables),
     (scoring.NAME, scoring.tables),
     (judging.NAME, judging.tables),
+    (ranking.NAME, ranking.tables),
     (curation.NAME, curation.tables),
     (statistics.NAME, statistics.tables),
     (scale.NAME, scale.tables),

@@ -16,10 +16,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
 _TAIL = 3000
+T = TypeVar("T")
 
 
 class WorkerError(RuntimeError):
@@ -31,6 +32,13 @@ def worker_main(function: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     specification, result = sys.argv[1:3]
     answer = function(json.loads(Path(specification).read_text()))
     Path(result).write_text(json.dumps(answer))
+
+
+def timed(work: Callable[[], T], clock: Callable[[], float]) -> tuple[T, float]:
+    """Return what a function returns and the seconds that it took by a clock."""
+    begun = clock()
+    result = work()
+    return result, clock() - begun
 
 
 def each(function: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:

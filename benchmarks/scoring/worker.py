@@ -5,11 +5,10 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.process import worker_main
+from benchmarks.common.process import timed, worker_main
 from benchmarks.scoring.cases import CASES, one_at_a_time, pairs_of, save_model
 
 
@@ -34,7 +33,7 @@ def measure(specification: dict[str, Any]) -> dict[str, Any]:
         rounds = []
         worst = 0.0
         for _ in range(int(specification["rounds"])):
-            (theirs, alone_s), (ours, together_s) = _timed(loop, clock), _timed(lambda: scorer.score(pairs), clock)
+            (theirs, alone_s), (ours, together_s) = timed(loop, clock), timed(lambda: scorer.score(pairs), clock)
             worst = max(worst, *(abs(a - b) for a, b in zip(theirs, ours, strict=True)))
             rounds.append((alone_s, together_s))
         tokens = sum(reward.num_tokens or 0 for reward in scorer.rewards(pairs))
@@ -50,12 +49,6 @@ def measure(specification: dict[str, Any]) -> dict[str, Any]:
         "speedups": [a / b for a, b in rounds],
         "largest_difference": worst,
     }
-
-
-def _timed(score: Callable[[], list[float]], clock: Callable[[], float]) -> tuple[list[float], float]:
-    begun = clock()
-    scores = score()
-    return scores, clock() - begun
 
 
 def _computed(scorer: Any, pairs: list[tuple[str, str]]) -> list[int]:
