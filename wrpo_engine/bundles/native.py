@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from wrpo_engine.bundles.content import Answer
 from wrpo_engine.bundles.items import BenchItem
 from wrpo_engine.bundles.markdown import markdown_counts
-from wrpo_engine.bundles.names import file_name, json_line, question_id
+from wrpo_engine.bundles.names import file_name, json_line, json_text, question_id
 from wrpo_engine.bundles.rows import Row, table
 from wrpo_engine.contract.benchmarks import Protocol
 
@@ -43,7 +42,7 @@ def native_answers(
                 }
                 for item in given
             ]
-            return {"model_outputs.json": json.dumps(rows, ensure_ascii=False, indent=2) + "\n"}
+            return {"model_outputs.json": json_text(rows, indent=2) + "\n"}
         case "MTBench":
             lines = [_fastchat(item.item_id, list(answers[item.item_id]), system) for item in given]
         case "ArenaHard":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wrpo_engine.bundles.names import json_text
 from wrpo_engine.judging.protocol import Item, Reply
 from wrpo_engine.judging.protocols.length_control import LengthControl
 
@@ -42,7 +43,7 @@ def annotations_file(
         }
         for item in items
     ]
-    return json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
+    return json_text(rows, indent=2) + "\n"
 
 
 def leaderboard_file(system: str, rates: Mapping[str, float], controlled: LengthControl | None) -> str:
@@ -67,6 +68,9 @@ def _completion(replies: Sequence[Reply]) -> Any:
     reply = replies[-1]
     choice: dict[str, Any] = {"finish_reason": reply.finish_reason, "index": 0, "logprobs": None}
     if reply.top_logprobs is not None:
-        top = [{"token": token, "logprob": value} for token, value in reply.top_logprobs.items()]
+        # JSON has no infinity.
+        top = [
+            {"token": token, "logprob": value} for token, value in reply.top_logprobs.items() if math.isfinite(value)
+        ]
         choice["logprobs"] = {"content": [{"token": reply.text, "top_logprobs": top}]}
     return choice | {"message": {"content": reply.text, "role": "assistant"}, "text": reply.text}
