@@ -7,7 +7,7 @@ import dataclasses
 import gc
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError, storage_error
@@ -32,8 +32,8 @@ _KILLED = "Signal 9 usually means that the host's memory ran out: request more i
 _KV_CACHE_ARGUMENTS = ("kv_cache_memory_bytes", "num_gpu_blocks_override")
 """Arguments by which a user gives the size of the KV cache."""
 _LARGE_VOCABULARY = 262_144
-_LOGITS_PER_STEP = 2**27
-"""Logits of prompt tokens in one step of the engine: 1 GiB in float32, and as much for their log probabilities."""
+_LOGITS_PER_STEP = 2**26
+"""Logits of prompt tokens in one step of the engine: 512 MiB in float32, and as much for their log probabilities."""
 _MIN_BATCHED_TOKENS = 128
 """For the largest vocabularies; each step reads all weights."""
 _CPU_MEMORY_FRACTION = 0.3
@@ -224,16 +224,28 @@ def engine_options(settings: SamplerSettings, *, on_cpu: bool, vocabulary: int =
         options["enable_chunked_prefill"] = False
         if settings.dtype == "auto":
             options["dtype"] = "float32"
-    if settings.reads_prompts:
-        # The logits of all prompt tokens of a step exist at a time, twice, in float32, and vLLM does not count them
-        # when it divides the memory. Nothing is drawn, so a prompt may be read in pieces on a CPU too.
-        options |= {
-            "enable_chunked_prefill": True,
-            "max_num_batched_tokens": max(_MIN_BATCHED_TOKENS, _LOGITS_PER_STEP // vocabulary),
-            "max_num_seqs": _MIN_BATCHED_TOKENS,
-            "enable_prefix_caching": False,
-        }
-    return {**options, **settings.engine_args, **pinned_formats(settings.engine_args)}
+    options |= {**settings.engine_args, **pinned_formats(settings.engine_args)}
+    return options | _reading_options(options, vocabulary) if settings.reads_prompts else options
+
+
+def _reading_options(options: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
+    """Return the options that bound the memory of reading prompts, the user's own bounds included.
+
+    The logits of all prompt tokens of a step exist at a time, several times over, and vLLM does not count them when it
+    divides the memory. Nothing is drawn, so a prompt may be read in pieces on a CPU too.
+    """
+    bound = max(_MIN_BATCHED_TOKENS, _LOGITS_PER_STEP // vocabulary)
+    tokens = _at_most(bound, options.get("max_num_batched_tokens"))
+    return {
+        "enable_chunked_prefill": True,
+        "enable_prefix_caching": False,
+        "max_num_batched_tokens": tokens,
+        "max_num_seqs": min(tokens, _at_most(_MIN_BATCHED_TOKENS, options.get("max_num_seqs"))),
+    }
+
+
+def _at_most(bound: int, given: object) -> int:
+    return min(bound, given) if isinstance(given, int) else bound
 
 
 def _prepare_environment(*, on_cpu: bool) -> None:

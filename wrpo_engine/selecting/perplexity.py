@@ -14,6 +14,7 @@ from wrpo_engine.artifacts import records
 from wrpo_engine.artifacts.parts import commit_when_complete, parts_of_shard, pending_parts
 from wrpo_engine.bundles.items import BenchItem, Message, read_items
 from wrpo_engine.contract.evaluation import PerplexityParams
+from wrpo_engine.errors import DataError
 from wrpo_engine.hub.models import ResolvedModel, resolve_model, tokenizer_of
 from wrpo_engine.sampling.limits import shared_context
 from wrpo_engine.sampling.options import check_backend_options
@@ -44,7 +45,15 @@ def run(ctx: StageContext) -> StageResult:
     params = ctx.config.params
     assert isinstance(params, PerplexityParams)
     check_backend_options(params.backend, quantization=None, engine_args=ctx.config.runtime.engine_args)
-    parts = parts_of(read_items(ctx), params.prompts_per_part)
+    items = read_items(ctx)
+    if not items:
+        raise DataError(
+            "there are no prompts whose perplexity could be measured",
+            code="NoPrompts",
+            field="evaluation.benchmarks",
+            hint="Check the files of the benchmark's bundle, and limit; or set prompts.evaluation.prompts.",
+        )
+    parts = parts_of(items, params.prompts_per_part)
     names = [part.name for part in parts]
     model = resolve_model(params.model, ctx)
     pending = frozenset(pending_parts(ctx, names))

@@ -150,8 +150,24 @@ def test_vllm_bounds_the_logits_of_prompts_that_it_reads() -> None:
     usual = engine_options(SETTINGS, on_cpu=False)
     assert "max_num_batched_tokens" not in usual
     reading = engine_options(replace(SETTINGS, reads_prompts=True), on_cpu=True, vocabulary=128_256)
-    assert reading["max_num_batched_tokens"] == 1046
+    assert reading["max_num_batched_tokens"] == 523
     assert reading["enable_chunked_prefill"]
-    assert reading["max_num_seqs"] <= reading["max_num_batched_tokens"]
-    mine = replace(SETTINGS, reads_prompts=True, engine_args={"max_num_batched_tokens": 256})
-    assert engine_options(mine, on_cpu=False)["max_num_batched_tokens"] == 256
+    assert reading["max_num_seqs"] == 128
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        # Arguments with which the same model samples well must not exceed the bound, nor contradict it.
+        ({"max_num_batched_tokens": 16384, "max_num_seqs": 1024, "enable_chunked_prefill": False}, (523, 128)),
+        ({"max_num_batched_tokens": 64}, (64, 64)),
+        ({"max_num_seqs": 16}, (523, 16)),
+    ],
+)
+def test_the_users_engine_arguments_lower_the_bound_and_never_raise_it(
+    given: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    settings = replace(SETTINGS, reads_prompts=True, engine_args={**given, "block_size": 32})
+    options = engine_options(settings, on_cpu=False, vocabulary=128_256)
+    assert (options["max_num_batched_tokens"], options["max_num_seqs"]) == expected
+    assert (options["enable_chunked_prefill"], options["block_size"]) == (True, 32)

@@ -17,6 +17,7 @@ from test_engine_chat import FAMILIES, LLAMA2, LLAMA3
 
 from wrpo_engine.artifacts import records
 from wrpo_engine.config import ArtifactRef
+from wrpo_engine.errors import DataError
 from wrpo_engine.sampling.sampler import PromptLogps, SampleRequest
 from wrpo_engine.selecting import perplexity
 from wrpo_engine.selecting.perplexity import Loss, loss_of
@@ -164,6 +165,16 @@ def test_a_prompt_beyond_the_context_has_no_log_probability(run_stage: Any, tmp_
     ctx, result = run_stage(model=save_tiny_model(tmp_path / "small", context=30))
     assert [row["tokens"] for row in rows_of(ctx)] == [19, 0, 0, 0, 1, 3]
     assert result.metrics["without_target"] == 3
+
+
+def test_a_benchmark_without_items_is_an_error(commit_artifact: Any, make_ctx: Any) -> None:
+    frame = pl.DataFrame(schema=records.BENCH_ITEMS)
+    ref = commit_artifact("bench/none", {"items.parquet": frame})
+    params = {"stage": "perplexity", "model": {"name": "/none"}, "backend": "Transformers"}
+    ctx = make_ctx(params, {"bench/none": ref}, stage="perplexity/tiny-none")
+    with pytest.raises(DataError) as error:
+        perplexity.run(ctx)
+    assert error.value.message == "there are no prompts whose perplexity could be measured"
 
 
 @pytest.mark.parametrize(("options", "has_bos"), FAMILIES.values(), ids=FAMILIES.keys())
