@@ -1,4 +1,4 @@
-"""Conversations as prompts: several turns, a system message of their own, and control tokens from the template only."""
+"""Conversations as prompts: several turns, their own system message, and control tokens from the template only."""
 
 from __future__ import annotations
 

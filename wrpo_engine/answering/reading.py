@@ -42,7 +42,7 @@ def references_of(ctx: StageContext, params: AnswerParams | MixtureParams, items
 
 @dataclass
 class Reader:
-    """Turns conversations into prompts. A reference is cut once, whatever the number of samples."""
+    """Turns conversations into prompts. A reference is cut once for all samples."""
 
     tokenizer: Any
     params: AnswerParams | MixtureParams

@@ -63,7 +63,7 @@ def _model_field(params: Params) -> str:
 
 
 def _protocol(params: Params) -> Protocol | None:
-    """Return the protocol of the benchmark; None for those that have no tools of their own."""
+    """Return the protocol of the benchmark; None for those without separate tools."""
     match params.benchmark:
         case "HeldOutReward" | "Custom":
             return None
@@ -184,7 +184,7 @@ class _Limits:
 
 
 def seed_model(params: Params) -> str:
-    """Return what stands for the model in seeds: its name and revision, or the system that an upstream stage made."""
+    """Return the model in seeds: its name and revision, or the system whose model an upstream stage made."""
     if params.benchmark == "HeldOutReward":
         return HELD_OUT_SEED
     return f"{params.model.name}@{params.model.revision}" if params.model.name is not None else params.system

@@ -1,4 +1,4 @@
-"""Answers to a benchmark: by turn, by sample, in parts, whatever the interruptions and shards."""
+"""Answers to a benchmark by turn, sample and part: the same bytes for any shards and interruptions."""
 
 from __future__ import annotations
 

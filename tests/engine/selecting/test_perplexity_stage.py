@@ -131,7 +131,7 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 class Killed:
-    """Reads some prompts and is gone."""
+    """Reads some prompts and fails."""
 
     def __init__(self, sampler: Any, after: int) -> None:
         self._sampler, self._after = sampler, after
