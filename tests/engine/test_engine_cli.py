@@ -30,7 +30,14 @@ MODEL_STAGES: dict[str, dict[str, Any]] = {
     "sample": {"stage": "sample", "source": "m", "model": _MODEL},
     "score": {"stage": "score", "reward": _MODEL},
     "train": {"stage": "train", "model": _MODEL, "learning_rate": 1e-6},
-    "evaluate": {"stage": "evaluate", "models": [{"label": "target", "model": _MODEL}], "reward": _MODEL},
+    "answer": {"stage": "answer", "model": _MODEL, "system": "target", "benchmark": "HeldOutReward"},
+    "grade": {"stage": "grade", "reward": _MODEL, "answers": "answers/target--held-out"},
+    "evaluate": {
+        "stage": "evaluate",
+        "systems": [{"name": "target", "label": "target"}],
+        "benchmarks": [{"name": "held-out", "kind": "HeldOutReward"}],
+        "subject": "target",
+    },
 }
 
 
@@ -109,7 +116,8 @@ NEW_DRIVER = CudaFacts(runtime="13.0", supported=13000, driver="580.65.06")
 
 
 @pytest.mark.parametrize(
-    ("stage", "code"), [("sample", 78), ("score", 78), ("train", 78), ("evaluate", 78), ("prepare", 1)]
+    ("stage", "code"),
+    [("sample", 78), ("score", 78), ("train", 78), ("answer", 78), ("grade", 78), ("evaluate", 1), ("prepare", 1)],
 )
 def test_stages_that_run_a_model_are_refused_on_a_driver_that_is_too_old(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, stage: str, code: int

@@ -56,7 +56,7 @@ def fields(**changes: Any) -> dict[str, Any]:
 def test_the_kinds_are_in_the_order_of_an_experiment() -> None:
     assert list(STAGES)[: len(BUILT_IN)] == [
         "prepare", "fetch", "inspect", "sample", "score", "curate-sft", "sft", "curate-triples", "train",
-        "evaluate", "report",
+        "bench", "answer", "mixture", "perplexity", "rank", "grade", "select", "judge", "evaluate", "report",
     ]  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_the_function_that_runs_a_stage_exists(definition: StageDefinition) -> N
 def test_stages_are_found_by_kind_and_by_whole_name() -> None:
     assert definition_of("train") is TRAIN
     assert definition_of("sample/qwen") is STAGES["sample"]
-    assert definition_of("judge") is None
+    assert definition_of("shout") is None
 
 
 def test_training_stages_count_steps_and_all_others_rows() -> None:
@@ -153,7 +153,7 @@ def test_training_stages_count_steps_and_all_others_rows() -> None:
 
 def test_sections_are_listed_once_in_the_order_of_the_stages() -> None:
     assert [section.name for section in SECTIONS] == [
-        "prepare", "sample", "score", "curate", "sft", "train", "evaluate", "report",
+        "prepare", "sample", "score", "curate", "sft", "train", "evaluate", "report", "judge",
     ]  # fmt: skip
 
 

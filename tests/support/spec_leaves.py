@@ -45,7 +45,8 @@ SETTINGS = RenderSettings(progress_url="https://wrpo-operator.wrpo-system.svc:80
 
 TEXTS = (
     "Other", "other", "https://other.example.org/v1", "s3://other/prefix", "/other/place", "other/model",
-    "other:answer", "0123456789abcdef0123456789abcdef01234567", "512Mi", "NO_OTHER",
+    "other:answer", "0123456789abcdef0123456789abcdef01234567", "512Mi", "NO_OTHER", "0123456789abcdef" * 4,
+    "arena", "yi", "*",
 )  # fmt: skip
 """Values of the texts: one of them fits every pattern. A field with a pattern of its own needs one more here."""
 NUMBERS = (0, 1, 2, 3, 7, 100, 4096, 100000, 0.001, 0.02, 0.2, 0.3, 0.5, 0.9)

@@ -1,13 +1,13 @@
-"""Fields of benchmarks and judges."""
+"""Fields of benchmarks, judges and systems."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from wrpo_engine.contract.base import Declared, Role
-from wrpo_engine.contract.types import Name, Ratio, Tokens
+from wrpo_engine.contract.types import JsonFields, Name, Ratio, Seed, Tokens
 
 BenchmarkKind: TypeAlias = Literal["AlpacaEval2", "ArenaHard", "ArenaHardV2", "MTBench", "HeldOutReward", "Custom"]
 Protocol: TypeAlias = Literal["AlpacaEval2", "ArenaHard", "ArenaHardV2", "MTBench"]
@@ -20,7 +20,7 @@ class BenchFields(Declared, role=Role.COMPUTED):
     bundle: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     """Files of the benchmark: a hub data set, an absolute path or storage://PATH of a directory, or package:NAME for
     the data of an installed Python package. Unset: the usual place of this benchmark."""
-    bundle_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    bundle_digest: Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")] | None = None
     """SHA-256 that the bundle must have, as its stage reports it. Unset: not compared."""
     reference_set: Name | None = None
     """MTBench: file of reference answers. Unset: gpt-4-0125-preview, the corrected set."""
@@ -42,7 +42,7 @@ class JudgeFields(Declared, role=Role.COMPUTED):
     """Unset: the benchmark's own, which is 1 for AlpacaEval2 and else 0."""
     max_tokens: Tokens | None = None
     """Longest reply in tokens. Unset: the benchmark's own (AlpacaEval2 1, ArenaHard 4096, MTBench 2048)."""
-    extra_body: dict[str, JsonValue] = Field(default={})
+    extra_body: JsonFields = Field(default={})
     """Further fields of each request."""
     max_invalid_share: Ratio = 0.02
     """Share of requests without a valid verdict above which the stage fails."""
@@ -59,3 +59,32 @@ class JudgeExecution(Declared, role=Role.EXECUTION):
     """Upper bound of requests a minute. Unset: none."""
     judge_max_requests: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     """Upper bound of requests of one stage, retries included; the stage fails before it exceeds it. Unset: none."""
+
+
+class PerplexityFields(Declared, role=Role.COMPUTED):
+    """Text whose perplexity is measured."""
+
+    text: Literal["Plain", "Chat"] = "Plain"
+    """Perplexity: text whose log probability is measured. Plain: BOS and the prompt's text. Chat: the tokens of the
+    user's turn inside the chat template."""
+
+
+class SelectFields(Declared, role=Role.COMPUTED):
+    """Choice of one member's answer to each item."""
+
+    by: Literal["Perplexity", "PairRM", "Reward", "Random"]
+    """Perplexity: the member with the lowest perplexity of the prompt (PackLLM). PairRM: the best rank
+    (LLM-Blender). Reward: the highest score. Random: by the seed."""
+    normalise: Literal["PerToken", "PerByte"] = "PerToken"
+    """Perplexity: divide by tokens, or by bytes, which compares models of different tokenizers."""
+    aggregation: Literal["MaxLogits", "MaxWins"] = "MaxLogits"
+    """PairRM: score of a candidate over all pairs."""
+    seed: Seed = 42
+    """Random: seed of the choice."""
+
+
+class MixtureFields(Declared, role=Role.COMPUTED):
+    """Answers of other systems that a model reads (Mixture-of-Agents)."""
+
+    reference_tokens: Tokens = 1024
+    """Longest reference in tokens of the reading model; longer ones are truncated at the end and counted."""

@@ -12,7 +12,15 @@ from pydantic import Field, model_validator
 
 from wrpo_engine.config import ModelRef, RewardModel, StageParams
 from wrpo_engine.contract.base import Declared, Role
-from wrpo_engine.contract.benchmarks import BenchFields, BenchmarkKind, JudgeFields, Protocol
+from wrpo_engine.contract.benchmarks import (
+    BenchFields,
+    BenchmarkKind,
+    JudgeFields,
+    MixtureFields,
+    PerplexityFields,
+    Protocol,
+    SelectFields,
+)
 from wrpo_engine.contract.data import ScoreFields
 from wrpo_engine.contract.sampling import EvaluationFields, GeneratorFields, PartFields
 from wrpo_engine.contract.types import Dtype, Seed, Tokens
@@ -54,23 +62,19 @@ class AnswerParams(_AnswerParams, role=Role.COMPUTED):
     stage: Literal["answer"] = "answer"
 
 
-class MixtureParams(_AnswerParams, role=Role.COMPUTED):
+class MixtureParams(MixtureFields, _AnswerParams, role=Role.COMPUTED):
     """Answer the items of a benchmark with one model that reads other systems' answers (Mixture-of-Agents)."""
 
     stage: Literal["mixture"] = "mixture"
     references: tuple[str, ...] = Field(min_length=1)
     """Roles of the inputs whose answers the model reads, in the order of the references."""
-    reference_tokens: Tokens = 1024
-    """Longest reference in tokens of the reading model; longer ones are truncated at the end and counted."""
 
 
-class PerplexityParams(GeneratorFields, PartFields, StageParams, role=Role.COMPUTED):
+class PerplexityParams(PerplexityFields, GeneratorFields, PartFields, StageParams, role=Role.COMPUTED):
     """Measure the log probability of each item's prompt under one model."""
 
     stage: Literal["perplexity"] = "perplexity"
     model: ModelRef
-    text: Literal["Plain", "Chat"] = "Plain"
-    """Plain: BOS and the prompt's text. Chat: the tokens of the user's turn inside the chat template."""
 
 
 class RankParams(PartFields, StageParams, role=Role.COMPUTED):
@@ -91,22 +95,14 @@ class RankParams(PartFields, StageParams, role=Role.COMPUTED):
     """Number format of the weights; auto is bfloat16 on a GPU that has it, else float32."""
 
 
-class SelectParams(StageParams, role=Role.COMPUTED):
+class SelectParams(SelectFields, StageParams, role=Role.COMPUTED):
     """Choose one member's answer for each item."""
 
     stage: Literal["select"] = "select"
-    by: Literal["Perplexity", "PairRM", "Reward", "Random"]
-    """Perplexity: the member with the lowest perplexity of the prompt (PackLLM). PairRM: the best rank
-    (LLM-Blender). Reward: the highest score. Random: by the seed."""
     members: tuple[str, ...] = Field(min_length=2)
     """Roles of the inputs with the members' answers, in the order that decides ties."""
     criteria: tuple[str, ...] = ()
     """Roles of the inputs that decide: perplexities or scores of each member, in the same order, or one rank."""
-    normalise: Literal["PerToken", "PerByte"] = "PerToken"
-    """Perplexity: divide by tokens, or by bytes, which compares models of different tokenizers."""
-    aggregation: Literal["MaxLogits", "MaxWins"] = "MaxLogits"
-    """PairRM: score of a candidate over all pairs."""
-    seed: Seed = 42
 
 
 class JudgeParams(JudgeFields, StageParams, role=Role.COMPUTED):
@@ -150,7 +146,7 @@ class EvaluatedSystem(Declared, role=Role.COMPUTED):
 
     name: str
     label: str
-    """Name in tables: target, sft, the objective's, or `name`."""
+    """Name in tables: target, sft, the objective's, or that of the system in the spec."""
     answers: Literal["answers", "mixture", "selected"] = "answers"
     """Role of its answers, before the cell's name."""
     form: Literal["Model", "Select", "Mixture", "Joint", "Merge", "Fuse"] = "Model"

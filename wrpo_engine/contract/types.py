@@ -32,9 +32,11 @@ Steps = Annotated[int, Field(ge=1, le=1000000)]
 Seconds = Annotated[int, Field(ge=1, le=86400)]
 BatchTokens = Annotated[int, Field(ge=1, le=16777216)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
-EngineArgs = Annotated[
+JsonFields = Annotated[
     dict[str, JsonValue], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})
 ]
+"""Fields of any names, which another program reads."""
+EngineArgs = JsonFields
 
 
 def is_hub_id(name: str) -> bool:

@@ -32,6 +32,8 @@ LABEL_STAGE = "wrpo.ai/stage"
 LABEL_STAGE_HASH = "wrpo.ai/stage-hash"
 LABEL_ARTIFACT_KEY = "wrpo.ai/artifact-key"
 LABEL_ATTEMPT = "wrpo.ai/attempt"
+LABEL_EGRESS = "wrpo.ai/egress"
+"""`judge` on pods that send requests to a judge's endpoint, for network policies."""
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_WORKLOAD_PRIORITY = "kueue.x-k8s.io/priority-class"
 ANNOTATION_REQUIRED_TOPOLOGY = "kueue.x-k8s.io/podset-required-topology"
@@ -49,6 +51,12 @@ ANNOTATION_SWEEP_SUSPENDED = "wrpo.ai/suspended-by-sweep"
 
 TARGET = "target"
 """The reserved source name: the target model's own samples and scores."""
+
+SFT_SYSTEM = "sft"
+TRAINED_SYSTEM = "trained"
+"""Reserved names of systems: the experiment's own models, besides the target."""
+HELD_OUT = "held-out"
+"""The reserved name of the benchmark of held-out prompts."""
 
 MAX_CHILD_NAME = 50
 MAX_EXPERIMENT_NAME = 63
@@ -102,9 +110,15 @@ def member_name(sweep: str, variant: str, seed: int | None) -> str:
 
 
 def _stage_part(stage: str) -> str:
-    """Return the stage's part of a child's name; a long one is truncated and made unique by 5 digits of its digest."""
-    text = stage.replace("/", "-")
-    if len(text) <= _MAX_STAGE_IN_CHILD:
+    """Return the stage's part of a child's name."""
+    return shortened(stage.replace("/", "-"), _MAX_STAGE_IN_CHILD, unique=stage)
+
+
+def shortened(text: str, longest: int, *, unique: str | None = None) -> str:
+    """Return a text of at most `longest` characters; a longer one is truncated and made unique by 5 digits of the
+    digest of `unique`, or of the text itself.
+    """
+    if len(text) <= longest:
         return text
-    digest = hashlib.sha256(stage.encode()).hexdigest()[:5]
-    return f"{text[: _MAX_STAGE_IN_CHILD - len(digest) - 1].rstrip('-')}-{digest}"
+    digest = hashlib.sha256((unique or text).encode()).hexdigest()[:5]
+    return f"{text[: longest - len(digest) - 1].rstrip('-')}-{digest}"

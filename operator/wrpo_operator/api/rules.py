@@ -7,9 +7,7 @@ Only standard CEL is used, none of Kubernetes' extension libraries, so that any 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel
 
@@ -23,14 +21,18 @@ from wrpo_engine.contract.objectives import (
     objectives_with,
 )
 from wrpo_engine.contract.types import is_hub_id
+from wrpo_operator.api.evaluation import EvaluationReward, ModelSystem, ServedModel
+from wrpo_operator.api.evaluation_names import evaluation_errors, name_rules
+from wrpo_operator.api.evaluation_rules import EVALUATION_RULES
 from wrpo_operator.api.names import MAIN_REWARD, MAX_EXPERIMENT_NAME, REWARD_SEPARATOR, TARGET
 from wrpo_operator.api.pods import EnvVar, Resources, Scheduling, Toleration
 from wrpo_operator.api.resource_rules import accelerator_errors, parallelism_errors, resource_errors
+from wrpo_operator.api.rule import Rule
 from wrpo_operator.api.sections import (
     AdditionalReward,
     PinnedModel,
     Reward,
-    RewardProvider,
+    RewardSource,
     Source,
     Storage,
     Target,
@@ -44,24 +46,12 @@ _WITHOUT_SOURCE = objectives_with(lambda objective: not objective.has_source)
 _WITHOUT_PREFERENCES = objectives_with(lambda objective: objective.form is None)
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A rule of one model class. `message` names field, rule and remedy; `check` is True when the rule holds."""
-
-    models: tuple[type[BaseModel], ...]
-    cel: str
-    message: str
-    check: Callable[[Any], bool] | None
-    """None: a transition rule (it compares with the stored object), which only the API server can check, or one that
-    resource_rules.py checks with a more detailed message."""
-
-
-def _is_path(model: PinnedModel | RewardProvider) -> bool:
+def _is_path(model: PinnedModel | RewardSource) -> bool:
     return model.model is not None and not is_hub_id(model.model)
 
 
-_PINNED = (Target, Source)
-_REWARDS = (Reward, AdditionalReward)
+_PINNED = (Target, Source, ModelSystem, ServedModel, PinnedModel)
+_REWARDS = (Reward, AdditionalReward, EvaluationReward)
 _OPTIMIZERS = (Sft, Training)
 
 _FRACTION = "^([0-9]+[.][0-9]*[1-9][0-9]*|[0-9]*[1-9][0-9]*m)$"
@@ -339,6 +329,8 @@ RULES: tuple[Rule, ...] = (
         "evaluation is enabled but prompts.evaluation.prompts is 0; raise it or set evaluation.enabled to false",
         lambda m: not m.evaluation.enabled or m.prompts.evaluation.prompts > 0,
     ),
+    *EVALUATION_RULES,
+    *name_rules(ExperimentSpec),
 )
 
 NAME_RULE_CEL = f"size(self.metadata.name) <= {MAX_EXPERIMENT_NAME}"
@@ -366,9 +358,13 @@ def broken_rules(spec: ExperimentSpec) -> tuple[str, ...]:
     ]
     broken += accelerator_errors(spec)
     broken += parallelism_errors(spec)
+    broken += evaluation_errors(spec)
     for path, names in (
         ("spec.sources", [source.name for source in spec.sources]),
         ("spec.reward.additional", [reward.name for reward in spec.reward.additional]),
+        ("spec.evaluation.benchmarks", [benchmark.name for benchmark in spec.evaluation.benchmarks]),
+        ("spec.evaluation.judges", [judge.name for judge in spec.evaluation.judges]),
+        ("spec.evaluation.systems", [system.name for system in spec.evaluation.systems]),
         ("spec.env", [variable.name for variable in spec.env]),
         ("spec.imagePullSecrets", [secret.name for secret in spec.image_pull_secrets]),
     ):

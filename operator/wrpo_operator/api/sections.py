@@ -25,6 +25,9 @@ from wrpo_operator.api.base import LABEL_PATTERN, ObjectName, SpecModel, list_ma
 from wrpo_operator.api.names import MAX_REWARD_NAME, MAX_SOURCE_NAME
 from wrpo_operator.api.pods import Resources, SecretKeyRef
 
+RewardName: TypeAlias = Annotated[
+    str, Field(min_length=1, max_length=MAX_REWARD_NAME, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+]
 Weight = Annotated[float, Field(gt=0, le=1000000)]
 
 
@@ -93,14 +96,19 @@ class Sampling(ShardExecution, SourceExecution, PartFields, SourceFields, SpecMo
     IPO."""
 
 
-class RewardProvider(RewardFields, TemplateFields, PinnedFields, SpecModel):
-    """Source of the reward: exactly one of model, function and endpoint."""
+class RewardSource(RewardFields, TemplateFields, PinnedFields, SpecModel):
+    """Source of a reward: exactly one of model, function and endpoint."""
 
     endpoint: Annotated[str, Field(max_length=512, pattern=r"^https?://[A-Za-z0-9._:\[\]/-]+$")] | None = None
     # Narrower than the stage's own check, which refuses a password in the URL without showing it.
     model: Annotated[ModelName | None, Role.COMPUTED] = None
     """Hugging Face hub id, absolute path or storage://PATH of a sequence classifier with one label, or of a model with
     ArmoRM's multi-objective head."""
+
+
+class RewardProvider(RewardSource):
+    """A reward that chooses training data."""
+
     weight: Annotated[Weight, Role.COMPUTED] = 1.0
     """Share of this reward in the score, which is the weighted mean of all. Changing it re-scores no response."""
 
@@ -108,9 +116,7 @@ class RewardProvider(RewardFields, TemplateFields, PinnedFields, SpecModel):
 class AdditionalReward(RewardProvider):
     """A further reward, averaged with the first."""
 
-    name: Annotated[
-        str, Field(min_length=1, max_length=MAX_REWARD_NAME, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$"), Role.COMPUTED
-    ]
+    name: Annotated[RewardName, Role.COMPUTED]
     """Unique name, part of the stage name (score/SOURCE--NAME). `main` is reserved for the first reward."""
 
 

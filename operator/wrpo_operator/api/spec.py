@@ -17,7 +17,6 @@ from pydantic import Field, ValidationError
 from wrpo_engine.config import ObjectiveFields
 from wrpo_engine.contract.base import Role, automatic, overrides
 from wrpo_engine.contract.data import ReportFields
-from wrpo_engine.contract.sampling import EvaluationFields, GeneratorFields
 from wrpo_engine.contract.training import (
     AlphaParams,
     BothExecution,
@@ -33,6 +32,7 @@ from wrpo_engine.contract.training import (
 from wrpo_operator.api.backends import BackendName
 from wrpo_operator.api.base import FreeObject, SpecModel, list_map
 from wrpo_operator.api.depth import MAX_DEPTH, too_deep
+from wrpo_operator.api.evaluation import Evaluation
 from wrpo_operator.api.lifecycle import Deadlines, Retries
 from wrpo_operator.api.names import PLURAL
 from wrpo_operator.api.pods import (
@@ -115,18 +115,6 @@ class Training(
     JobSet. Its CRD must be installed in the cluster."""
 
 
-@overrides("sampling", GeneratorFields)
-class GeneratorOverride(GeneratorFields, SpecModel):
-    """Settings in which evaluation differs from sampling."""
-
-
-class Evaluation(EvaluationFields, GeneratorOverride):
-    """Responses of target, SFT model and trained model to held-out prompts, scored and compared."""
-
-    enabled: Annotated[bool, Role.COMPUTED] = True
-    """False: no evaluation; the report has no win rates."""
-
-
 class Report(ReportFields, SpecModel):
     """One self-contained HTML file about the experiment."""
 
@@ -164,7 +152,7 @@ class ExperimentSpec(SpecModel):
     training: Training = Training()
     """Preference optimisation."""
     evaluation: Evaluation = Evaluation()
-    """Comparison on held-out prompts."""
+    """Comparison on held-out prompts and benchmarks."""
     report: Report = Report()
     """The HTML report."""
     storage: Annotated[Storage, Role.OPERATION]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from wrpo_engine.config import (
-    EvaluateParams,
     FetchParams,
     InspectParams,
     SampleParams,
@@ -15,12 +14,20 @@ from wrpo_engine.config import (
     TrainParams,
 )
 from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.evaluation import (
+    AnswerParams,
+    GradeParams,
+    MixtureParams,
+    PerplexityParams,
+    SelectParams,
+)
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_engine.contract.types import is_hub_id
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import StageFacts, StageState, StageStatus
 from wrpo_operator.cli.measured import Rates, Setting
+from wrpo_operator.cli.work import prompts_of, requests_of, tokens_of
 from wrpo_operator.plan.budget import Demand, Limits, admitted
 from wrpo_operator.plan.demands import demand_of, limits_of
 from wrpo_operator.plan.graph import build_graph
@@ -29,8 +36,6 @@ from wrpo_operator.plan.placing import choose, described, model_of, placed
 from wrpo_operator.plan.resources import gpus_of, pods_of
 from wrpo_operator.plan.warnings import warnings_of
 from wrpo_operator.sizing.estimate import (
-    PROMPT_TOKENS,
-    RESPONSE_TOKENS,
     Speed,
     forward_seconds,
     generation_seconds,
@@ -63,6 +68,8 @@ class Line:
     gpu_hours: float | None = None
     hours: float | None = None
     price: float | None = None
+    requests: int | None = None
+    """Requests to a judge."""
     download_bytes: int = 0
     memory_gib: int | None = None
     """Host memory of each pod that the placement requests."""
@@ -167,9 +174,11 @@ def _remember(known: _Known, node: StageNode) -> None:
         facts = known.look_up(params.model.name, params.model.revision)
         if facts is not None:
             known.records[name] = _record(name, facts)
-    prompts = _prompts(known, node)
-    if isinstance(params, SampleParams) and prompts is not None:
+    prompts = prompts_of(known.spec, node, known.records)
+    if isinstance(params, SampleParams | AnswerParams | MixtureParams) and prompts is not None:
         known.records[name] = _record(name, metrics={"rows": prompts * params.samples_per_prompt})
+    if isinstance(params, SelectParams) and prompts is not None:
+        known.records[name] = _record(name, metrics={"rows": prompts})
 
 
 def _choose(known: _Known, node: StageNode) -> Placement | DoesNotFit | None:
@@ -193,15 +202,15 @@ def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None)
     line = replace(
         _identity(node),
         gpus=gpus_of(known.spec, node),
-        tokens=_tokens(known, node),
+        tokens=tokens_of(known.spec, node, known.records),
+        requests=requests_of(known.spec, node, known.records),
         download_bytes=_download(known, node),
     )
     if isinstance(chosen, DoesNotFit):
         return replace(line, placement=f"does not fit: needs {chosen.needs}", arithmetic=chosen.message)
     placement = described(known.spec, node)
     if placement is None:
-        runs_model = isinstance(node.params, SampleParams | ScoreParams | SftParams | TrainParams | EvaluateParams)
-        return replace(line, placement="unknown" if node.needs else "CPU" if runs_model else "")
+        return replace(line, placement="unknown" if node.needs else "CPU" if _runs_model(node) else "")
     line = replace(
         line,
         placement=_describe(node, placement),
@@ -254,53 +263,18 @@ def _group(inventory: Inventory | None, placement: Placement) -> AcceleratorGrou
     return found[0] if len(found) == 1 else None
 
 
-def _prompts(known: _Known, node: StageNode) -> int | None:
-    """Return the prompts of a stage, as far as they are known."""
-    counted, params = known.records.get("prepare"), node.params
-    if counted is None:
-        return None
-    parts: tuple[str, ...]
-    match params:
-        case SampleParams():
-            parts = params.parts
-        case SftParams():
-            parts = ("sft",)
-        case TrainParams():
-            parts = ("preference",)
-        case EvaluateParams():
-            parts = ("evaluation",)
-        case _:
-            parts = ()
-    return sum(int(counted.metrics[f"prompts_{part}"]) for part in parts) if parts else None
-
-
-def _tokens(known: _Known, node: StageNode) -> int | None:
-    """Return the tokens of prompts and responses that go through a stage's model."""
-    params, prompts = node.params, _prompts(known, node)
-    pair = PROMPT_TOKENS + RESPONSE_TOKENS
-    if isinstance(params, ScoreParams):
-        samples = [known.records.get(str(name)) for name in node.inputs.values() if name.kind == "sample"]
-        rows = [record.metrics["rows"] for record in samples if record is not None]
-        return int(rows[0]) * pair if rows else None
-    if prompts is None:
-        return None
-    match params:
-        case SampleParams():
-            return prompts * params.samples_per_prompt * pair
-        case SftParams():
-            return prompts * params.epochs * pair
-        case TrainParams():
-            return prompts * params.epochs * (PROMPT_TOKENS + 3 * RESPONSE_TOKENS)
-        case EvaluateParams():
-            return prompts * len(params.models) * params.samples_per_prompt * pair
-        case _:
-            return None
-
-
 def _responses(known: _Known, node: StageNode) -> int | None:
     """Return the responses of a sampling stage; None if they are unknown or the stage samples none."""
-    prompts = _prompts(known, node)
+    prompts = prompts_of(known.spec, node, known.records)
     return prompts * node.params.samples_per_prompt if isinstance(node.params, SampleParams) and prompts else None
+
+
+def _runs_model(node: StageNode) -> bool:
+    return (
+        isinstance(node.params, SftParams | TrainParams)
+        or model_of(node) is not None
+        or (isinstance(node.params, ScoreParams | GradeParams | AnswerParams | MixtureParams | PerplexityParams))
+    )
 
 
 def _seconds(known: _Known, node: StageNode, placement: Placement, group: AcceleratorGroup | None) -> float | None:
@@ -308,7 +282,7 @@ def _seconds(known: _Known, node: StageNode, placement: Placement, group: Accele
     speed = None if group is None else speed_of(group.name)
     facts = known.records.get(str(node.needs[0].facts)) if node.needs else None
     about = facts.facts if facts is not None else known.look_up(model_of(node) or known.spec.target.model, None)
-    tokens, prompts = _tokens(known, node), _prompts(known, node)
+    tokens, prompts = tokens_of(known.spec, node, known.records), prompts_of(known.spec, node, known.records)
     if speed is None or about is None or tokens is None or group is None:
         return None
     params = node.params
@@ -321,8 +295,9 @@ def _seconds(known: _Known, node: StageNode, placement: Placement, group: Accele
             references=isinstance(params, TrainParams),
             accelerators=placement.accelerators,
         )
-    if isinstance(params, SampleParams | EvaluateParams) and prompts is not None:
-        return _generation(about, speed, placement, group, responses=tokens // (PROMPT_TOKENS + RESPONSE_TOKENS))
+    if isinstance(params, SampleParams | AnswerParams | MixtureParams) and prompts is not None:
+        responses = prompts * params.samples_per_prompt
+        return _generation(about, speed, placement, group, responses=responses)
     return forward_seconds(about, speed, tokens=tokens)
 
 

@@ -53,7 +53,7 @@ def show(name: str, result: Forecast, inventory: Inventory | None, notes: Sequen
     for line in result.lines:
         table.add_row(*(text(line) for _, text in columns))
     console.print(table)
-    for sentence in (*_totals(result, inventory), *_measured(result)):
+    for sentence in (*_totals(result, inventory), *_judging(result), *_measured(result)):
         click.echo(sentence)
     for sentence in result.warnings:
         click.echo(f"Warning: {sentence}")
@@ -72,6 +72,7 @@ def _columns(inventory: Inventory | None, *, is_wide: bool) -> list[Column]:
         ("Placement", lambda line: line.placement),
         ("GPUs", lambda line: str(line.gpus)),
         ("Tokens", lambda line: _amount(line.tokens)),
+        ("Requests", lambda line: "" if line.requests is None else str(line.requests)),
         ("GPU-hours", lambda line: _hours(line.gpu_hours)),
         ("Time", lambda line: _time(line.hours)),
         ("Price", lambda line: "" if line.price is None else f"{line.price:.2f}"),
@@ -100,6 +101,15 @@ def _totals(result: Forecast, inventory: Inventory | None) -> list[str]:
     assumed = f"prompts of {PROMPT_TOKENS} and responses of {RESPONSE_TOKENS} tokens"
     doubts = f"right within a factor of {UNCERTAINTY}; loading and waiting are not counted"
     return [f"Total: {', '.join(parts)}. Times are estimates for {assumed}, {doubts}."]
+
+
+def _judging(result: Forecast) -> list[str]:
+    """Return the requests to judges, which may cost money."""
+    asked = [line for line in result.lines if line.requests]
+    if not asked:
+        return []
+    requests, tokens = (sum(getattr(line, name) or 0 for line in asked) for name in ("requests", "tokens"))
+    return [f"Judges: {requests} requests in {len(asked)} stages, about {_amount(tokens)} tokens, without retries."]
 
 
 def _measured(result: Forecast) -> list[str]:

@@ -60,11 +60,15 @@ def experiments_in(path: str) -> list[JsonObject]:
 
 def spec_of(document: JsonObject) -> ExperimentSpec:
     """Parse an experiment as API server and operator do; ClickException with all errors."""
+    from wrpo_operator.plan.graph import graph_errors
+
     errors = object_errors(document)
     try:
         spec = parse_spec(document.get("spec") or {})
     except SpecError as error:
         errors = (*errors, *error.errors)
+    else:
+        errors = (*errors, *graph_errors(spec))
     if errors:
         held = document.get("metadata")
         name = held.get("name", "?") if isinstance(held, dict) else "?"

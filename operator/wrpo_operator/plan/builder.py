@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from wrpo_engine.config import Runtime, StageParams
-from wrpo_engine.contract.definition import EVERY_ROLE, Per
+from wrpo_engine.contract.definition import EVERY_ROLE, Image, Per
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.hashing import stage_hash
 from wrpo_operator.api.names import REWARD_SEPARATOR
-from wrpo_operator.api.pods import Resources
+from wrpo_operator.api.pods import Resources, SecretKeyRef
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Need, StageId, StageNode
 
@@ -31,6 +31,8 @@ class _Declared:
     role: str
     resources: Resources | None
     needs: tuple[Need, ...]
+    image: Image | None
+    secrets: Mapping[str, SecretKeyRef]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +56,21 @@ class Graph:
         role_name: str | None = None,
         resources: Resources | None = None,
         needs: Iterable[Need] = (),
+        image: Image | None = None,
+        secrets: Mapping[str, SecretKeyRef] | None = None,
     ) -> None:
         """Add a stage.
 
         It reads the artifacts of `inputs`, and those of `if_present` that are part of the graph. `downloads` are stages
         that download its models: the way of a model to the stage does not affect results and is not hashed.
         `role_name` follows the role of a named stage (unset: its name). `resources` replace those of the section in the
-        spec. `needs` are the models for which the operator chooses accelerators.
+        spec. `needs` are the models for which the operator chooses accelerators. `image` replaces that of the
+        definition. `secrets` become variables of the stage's pods, by name.
         """
         if params.kind() != stage.kind:
             raise GraphError(f"the parameters of the stage {stage} are those of the kind {params.kind()}")
+        if stage in self:
+            raise GraphError(f"the stage {stage} is added twice")
         definition = STAGES[stage.kind]
         name = (role_name or stage.name) if definition.is_named else ""
         self._declared[stage] = _Declared(
@@ -75,6 +82,8 @@ class Graph:
             role=f"{definition.role}/{name}" if name else definition.role,
             resources=resources,
             needs=tuple(needs),
+            image=image,
+            secrets=secrets or {},
         )
 
     def __contains__(self, stage: StageId) -> bool:
@@ -150,6 +159,8 @@ class Graph:
             resources=declared.resources,
             after=tuple(needed for needed in self._after(stage) if needed not in inputs.values()),
             needs=declared.needs,
+            image=declared.image,
+            secrets=declared.secrets,
         )
 
 

@@ -1,7 +1,8 @@
 """Graph of an experiment's stages.
 
 prepare -> sample/<source> -> score/<source> -> curate-sft -> sft -> sample/target -> score/target -> curate-triples
--> train -> evaluate -> report. Scoring is one stage per source, so that adding a source scores only that source.
+-> train -> answer/<system>--<benchmark> -> grade and judge -> evaluate -> report. Scoring is one stage per source, so
+that adding a source scores only that source.
 Without SFT, sampling and training start from the unmodified target. Objectives without a source response exclude the
 sources from the triples. The graph excludes sources that nothing uses. `wiring` defines this for each kind of stage.
 """
@@ -9,6 +10,7 @@ sources from the triples. The graph excludes sources that nothing uses. `wiring`
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import groupby
@@ -18,6 +20,7 @@ from wrpo_engine.contract.definition import Per, StageDefinition
 from wrpo_engine.contract.stages import STAGES
 from wrpo_engine.errors import ConfigError
 from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.api.status import MAX_STAGES
 from wrpo_operator.plan.builder import Graph
 from wrpo_operator.plan.model import StageNode
 from wrpo_operator.plan.wiring import members
@@ -43,6 +46,16 @@ def wiring_of(definition: StageDefinition) -> Callable[..., Any]:
 
 WIRINGS: Mapping[str, Callable[..., Any]] = {kind: wiring_of(definition) for kind, definition in STAGES.items()}
 """Function that adds the stages of a kind to a graph, by kind."""
+
+
+def graph_errors(spec: ExperimentSpec) -> tuple[str, ...]:
+    """Return why a spec whose fields are valid cannot be planned: a status holds a limited number of stages."""
+    found = Counter(node.id.kind for node in build_graph(spec))
+    if found.total() <= MAX_STAGES:
+        return ()
+    largest = ", ".join(f"{count} {kind}" for kind, count in found.most_common(4))
+    remedy = "Divide spec.evaluation among several experiments, which share equal stages."
+    return (f"spec has {found.total()} stages ({largest}, ...), more than {MAX_STAGES}. {remedy}",)
 
 
 class _Same:

@@ -13,11 +13,11 @@ from enum import StrEnum
 from typing import Any
 
 from wrpo_engine.config import Runtime, StageParams, TerminationMessage
-from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.definition import Image, Shape
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.placement import Placement
-from wrpo_operator.api.pods import Resources
+from wrpo_operator.api.pods import Resources, SecretKeyRef
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import ExperimentStatus, StageStatus
 from wrpo_operator.sizing.inventory import Inventory
@@ -71,6 +71,10 @@ class StageNode:
     """Stages that must have succeeded before it starts although it reads none of their artifacts. Not hashed."""
     needs: tuple[Need, ...] = ()
     """Models for which the operator chooses accelerators; empty if the spec sizes the stage, or it needs none."""
+    image: Image | None = None
+    """Replaces the image of its definition. Not hashed."""
+    secrets: Mapping[str, SecretKeyRef] = field(default_factory=dict)
+    """Variable of its pods -> key of a Secret. Not hashed."""
     placement: Placement | None = None
     """Accelerators of its pods, applied to its other fields. None: as the spec says. Not hashed."""
     facts: ModelFacts | None = None

@@ -13,10 +13,7 @@ from wrpo_engine.config import (
     SPEED_ENGINE_ARGS,
     CurateSftParams,
     CurateTriplesParams,
-    EvaluateModel,
-    EvaluateParams,
     ModelRef,
-    Objective,
     PrepareParams,
     ReportParams,
     RewardModel,
@@ -27,11 +24,11 @@ from wrpo_engine.config import (
     TrainParams,
 )
 from wrpo_engine.contract.base import project, values_of
-from wrpo_engine.contract.data import ModelUse, RewardLength, ScoreExecution, TemplateFields
-from wrpo_engine.contract.sampling import GeneratorFields, ShardExecution, SourceExecution
+from wrpo_engine.contract.data import ModelUse, TemplateFields
+from wrpo_engine.contract.sampling import GeneratorFields, ShardExecution
 from wrpo_engine.contract.training import BothExecution, SharedExecution, SharedFields
 from wrpo_operator.api.names import MAIN_REWARD, TARGET
-from wrpo_operator.api.sections import PinnedModel, RewardProvider, Source, Target
+from wrpo_operator.api.sections import PinnedModel, RewardProvider, RewardSource, Source, Target
 from wrpo_operator.api.spec import ExperimentSpec
 
 Part: TypeAlias = Literal["sft", "preference", "evaluation"]
@@ -68,18 +65,18 @@ def start_model(spec: ExperimentSpec) -> ModelRef:
     return made_model("sft", spec) if spec.sft.enabled else named_model(spec.target)
 
 
-def reward_model(reward: RewardProvider) -> RewardModel:
+def reward_model(reward: RewardSource) -> RewardModel:
     """Return a reward as a parameter of the engine."""
     return project(RewardModel, values_of(reward), name=reward.model)
 
 
-def model_uses(spec: ExperimentSpec, model: PinnedModel | RewardProvider) -> tuple[ModelUse, ...]:
+def model_uses(spec: ExperimentSpec, model: PinnedModel | RewardSource) -> tuple[ModelUse, ...]:
     """Return all uses of a model by the experiment."""
     same = (model.model, model.revision)
     return tuple(use for user, use in _uses(spec) if (user.model, user.revision) == same)
 
 
-def _uses(spec: ExperimentSpec) -> Iterator[tuple[Target | RewardProvider, ModelUse]]:
+def _uses(spec: ExperimentSpec) -> Iterator[tuple[Target | RewardSource, ModelUse]]:
     """Yield every model of the spec and its use."""
     yield spec.target, _use(spec.target, "target", "train")
     yield spec.target, _use(spec.target, "target", "sample", _sampling(spec, None))
@@ -88,11 +85,25 @@ def _uses(spec: ExperimentSpec) -> Iterator[tuple[Target | RewardProvider, Model
     yield spec.reward, _use(spec.reward, "reward", "score")
     for reward in spec.reward.additional:
         yield reward, _use(reward, f"reward.additional[{reward.name}]", "score")
+    yield from _evaluation_uses(spec)
 
 
-def _use(
-    model: Target | RewardProvider, field: str, purpose: str, settings: Mapping[str, Any] | None = None
-) -> ModelUse:
+def _evaluation_uses(spec: ExperimentSpec) -> Iterator[tuple[Target | RewardSource, ModelUse]]:
+    """Yield the models that only the evaluation uses."""
+    common = values_of(spec.sampling, GeneratorFields) | values_of(spec.evaluation, GeneratorFields)
+    for system in spec.evaluation.systems:
+        if system.model is not None:
+            settings = common | values_of(system.model, GeneratorFields)
+            yield system.model, _use(system.model, f"evaluation.systems[{system.name}].model", "sample", settings)
+    for judge in spec.evaluation.judges:
+        field = f"evaluation.judges[{judge.name}]"
+        if judge.serve is not None:
+            yield judge.serve, _use(judge.serve, f"{field}.serve", "sample", {"backend": "vLLM"})
+        if judge.reward is not None:
+            yield judge.reward, _use(judge.reward, f"{field}.reward", "score")
+
+
+def _use(model: Target | RewardSource, field: str, purpose: str, settings: Mapping[str, Any] | None = None) -> ModelUse:
     return project(ModelUse, values_of(model), settings or {}, field=field, purpose=purpose)
 
 
@@ -108,7 +119,7 @@ def scoring_runtime(spec: ExperimentSpec) -> Runtime:
 
 def curate_sft(spec: ExperimentSpec) -> CurateSftParams:
     """Return the parameters of selecting the rows of SFT."""
-    return project(CurateSftParams, values_of(spec.curation), reward_weights=_reward_weights(spec))
+    return project(CurateSftParams, values_of(spec.curation), reward_weights=reward_weights(spec))
 
 
 def curate_triples(spec: ExperimentSpec, *, needs_source: bool) -> CurateTriplesParams:
@@ -117,11 +128,12 @@ def curate_triples(spec: ExperimentSpec, *, needs_source: bool) -> CurateTriples
         CurateTriplesParams,
         values_of(spec.curation),
         needs_source=needs_source,
-        reward_weights=_reward_weights(spec),
+        reward_weights=reward_weights(spec),
     )
 
 
-def _reward_weights(spec: ExperimentSpec) -> dict[str, float]:
+def reward_weights(spec: ExperimentSpec) -> dict[str, float]:
+    """Return the weights of the rewards by name; empty if there is one reward."""
     weights = {MAIN_REWARD: spec.reward.weight} | {item.name: item.weight for item in spec.reward.additional}
     return weights if spec.reward.additional else {}
 
@@ -175,38 +187,6 @@ def train(spec: ExperimentSpec) -> TrainParams:
 def training_runtime(spec: ExperimentSpec) -> Runtime:
     """Return the runtime of preference optimisation."""
     return project(Runtime, values_of(spec.training))
-
-
-def evaluation(spec: ExperimentSpec) -> EvaluateParams:
-    """Return the parameters of comparing the target, the SFT model and the trained model, if they exist."""
-    models = [EvaluateModel(label="target", model=named_model(spec.target))]
-    if spec.sft.enabled:
-        models.append(EvaluateModel(label="sft", model=made_model("sft", spec)))
-    if spec.training.objective is not Objective.SFT_ONLY:
-        models.append(EvaluateModel(label=spec.training.objective.value, model=made_model("model", spec)))
-    more = spec.reward.additional
-    return project(
-        EvaluateParams,
-        values_of(spec.sampling, GeneratorFields),
-        values_of(spec.reward, RewardLength),
-        values_of(spec.evaluation),
-        models=tuple(models),
-        reward=reward_model(spec.reward),
-        more_rewards=tuple(reward_model(reward) for reward in more),
-        reward_weights=tuple(reward.weight for reward in (spec.reward, *more)) if more else (),
-    )
-
-
-def evaluation_runtime(spec: ExperimentSpec) -> Runtime:
-    """Return the runtime of evaluation."""
-    backend = spec.evaluation.backend or spec.sampling.backend
-    return project(
-        Runtime,
-        values_of(spec.reward, ScoreExecution),
-        values_of(spec.sampling, SourceExecution),
-        engine_args=values_of(spec.sampling)["engine_args"] if backend == "vLLM" else {},
-        context_limit=spec.sampling.max_model_length,
-    )
 
 
 def report(spec: ExperimentSpec) -> ReportParams:

@@ -6,11 +6,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from wrpo_engine.config import EvaluateParams, SampleParams, ScoreParams, SftParams, TrainParams
+from wrpo_engine.config import SampleParams, ScoreParams, SftParams, TrainParams
 from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.evaluation import (
+    AnswerParams,
+    GradeParams,
+    JudgeParams,
+    MixtureParams,
+    PerplexityParams,
+    RankParams,
+)
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.pods import AcceleratorProfile, Scheduling
+from wrpo_operator.api.presets import SIZES
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import StageStatus
 from wrpo_operator.plan.model import Need, Snapshot, StageId, StageNode, Work
@@ -27,6 +36,8 @@ from wrpo_operator.sizing.training import place_training
 PIPELINE = "pipeline_parallel_size"
 """vLLM's argument for the groups of layers of a model."""
 SET_BY_SPEC = "as set in the spec"
+_RESPONDING = frozenset({"sample", "answer", "mixture", "select"})
+"""Kinds of stages that give responses."""
 Choice: TypeAlias = Placement | DoesNotFit
 
 
@@ -212,7 +223,7 @@ class _Question:
             asked=Asked(pods=self._pods()),
             batch_tokens=self._set("batch_tokens"),
             dtype=getattr(self._node.params, "dtype", "auto"),
-            responses=_responses_of(self._node, self._records),
+            responses=responses_of(self._node, self._records),
             **self._common,
         )
 
@@ -255,17 +266,24 @@ def model_of(node: StageNode) -> str | None:
     match node.params:
         case SampleParams(model=model) | SftParams(model=model) | TrainParams(model=model):
             return model.name
-        case ScoreParams(reward=reward):
+        case AnswerParams(model=model) | MixtureParams(model=model) | PerplexityParams(model=model):
+            return model.name
+        case ScoreParams(reward=reward) | GradeParams(reward=reward):
             return reward.name
-        case EvaluateParams(models=models):
-            return models[0].model.name
+        case RankParams(ranker=ranker):
+            return ranker.name
+        case JudgeParams(serve=served, serve_reward=reward):
+            loaded = served or reward
+            return loaded.name if loaded is not None else None
         case _:
             return None
 
 
 def _prompts_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, StageStatus]) -> int | None:
-    """Return the number of a sampling stage's prompts as counted by prepare, or an upper bound; None if unknown."""
+    """Return the number of a generating stage's prompts as counted before it, or an upper bound; None if unknown."""
     params, counted = node.params, records.get("prepare")
+    if isinstance(params, AnswerParams | MixtureParams | PerplexityParams):
+        return items_of(spec, node, records)
     if not isinstance(params, SampleParams):
         return None
     parts = [counted.metrics.get(f"prompts_{part}") if counted is not None else None for part in params.parts]
@@ -273,9 +291,29 @@ def _prompts_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, Sta
     return sum(known) if known and len(known) == len(parts) else spec.prompts.limit
 
 
-def _responses_of(node: StageNode, records: Mapping[str, StageStatus]) -> int | None:
-    """Return the number of a scoring stage's responses as counted by its sampling stage; None if unknown."""
-    samples: list[StageId] = [needed for needed in node.inputs.values() if needed.kind == "sample"]
+def items_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, StageStatus]) -> int | None:
+    """Return the items of the benchmark that a stage of the evaluation reads, as counted or published; None if unknown.
+
+    An item of several turns counts once.
+    """
+    name = next((needed.name for needed in node.inputs.values() if needed.kind == "bench"), None)
+    if name is None:
+        counted = records.get("prepare")
+        found = counted.metrics.get("prompts_evaluation") if counted is not None else None
+        return int(found) if found is not None else spec.prompts.evaluation.prompts
+    counted = records.get(f"bench/{name}")
+    rows = counted.metrics.get("rows") if counted is not None else None
+    if rows:
+        return int(rows)
+    benchmark = next(item for item in spec.evaluation.benchmarks if item.name == name)
+    size = SIZES.get(benchmark.kind)
+    known = [count for count in (benchmark.limit, size.items if size is not None else None) if count is not None]
+    return min(known, default=None)
+
+
+def responses_of(node: StageNode, records: Mapping[str, StageStatus]) -> int | None:
+    """Return the number of a scoring stage's responses as counted by the stage that gave them; None if unknown."""
+    samples: list[StageId] = [needed for needed in node.inputs.values() if needed.kind in _RESPONDING]
     counted = records.get(str(samples[0])) if samples else None
     rows = counted.metrics.get("rows") if counted is not None else None
     return int(rows) if rows else None

@@ -27,7 +27,15 @@ from wrpo_operator.plan.placing import facts_in, offered
 from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import GiveUp
 from wrpo_operator.plan.sharing import with_shared
-from wrpo_operator.plan.stage_views import StageView, build_views, has_failed_for_good, owners, records_of, without_idle
+from wrpo_operator.plan.stage_views import (
+    StageView,
+    as_recorded,
+    build_views,
+    has_failed_for_good,
+    owners,
+    records_of,
+    without_idle,
+)
 from wrpo_operator.plan.starts import HeldBack, decide_starts
 from wrpo_operator.plan.status import (
     Decisions,
@@ -121,7 +129,8 @@ def _warnings(
 
 def _last_status(snapshot: Snapshot, spec: ExperimentSpec, now: datetime) -> ExperimentStatus:
     """Return the status of an experiment that is being deleted, which a finalizer may delay for a long time."""
-    views = without_idle(build_views(snapshot.experiment, spec, build_graph(spec), snapshot.children, now))
+    graph = as_recorded(snapshot.experiment, build_graph(spec))
+    views = without_idle(build_views(snapshot.experiment, spec, graph, snapshot.children, now))
     decisions = Decisions(views, failure=recorded_failure(snapshot.experiment, views), deleting=True)
     return build_status(snapshot, spec, decisions, now)
 
@@ -130,7 +139,7 @@ def _graph_and_views(
     snapshot: Snapshot, spec: ExperimentSpec, without: frozenset[str], now: datetime
 ) -> tuple[Sequence[StageNode], tuple[StageView, ...], Stops]:
     """Return the graph without some sources, its views, and the views with expired attempts ended."""
-    graph = build_graph(spec, without)
+    graph = as_recorded(snapshot.experiment, build_graph(spec, without))
     experiment = with_shared(snapshot, graph)
     views = without_idle(build_views(experiment, spec, graph, snapshot.children, now))
     return graph, views, enforce_deadlines(snapshot, spec, views, now)

@@ -142,6 +142,8 @@ def settings_of(spec: ExperimentSpec, node: StageNode) -> str:
     }
     if node.placement is not None:
         shape["nodes"] = node.placement.node_labels
+    if node.secrets:
+        shape["secrets"] = {name: key.model_dump(mode="json") for name, key in node.secrets.items()}
     return digest(shape)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from wrpo_engine.contract.definition import Per
@@ -82,6 +82,19 @@ def edited_after_failure(experiment: Experiment) -> bool:
 def has_failed_for_good(experiment: Experiment) -> bool:
     """Return whether the recorded failure is still valid: it is until the spec is edited."""
     return experiment.status.phase is Phase.FAILED and not edited_after_failure(experiment)
+
+
+def as_recorded(experiment: Experiment, graph: Sequence[StageNode]) -> tuple[StageNode, ...]:
+    """Return the graph of an experiment that has succeeded with the stages and hashes that succeeded.
+
+    A new version of the operator may give the same spec other stages; they run if the spec is edited. The graph of an
+    experiment that has not succeeded is returned unchanged.
+    """
+    status = experiment.status
+    if status.phase is not Phase.SUCCEEDED or edited_after_failure(experiment):
+        return tuple(graph)
+    records = {record.name: record for record in status.stages}
+    return tuple(replace(node, hash=record.hash) for node in graph if (record := records.get(str(node.id))) is not None)
 
 
 def build_views(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from wrpo_engine.config import EvaluateParams, SampleParams, SftParams, TrainParams
+from wrpo_engine.config import SampleParams, SftParams, TrainParams
 from wrpo_engine.contract.definition import Shape
+from wrpo_engine.contract.evaluation import AnswerParams, MixtureParams, PerplexityParams
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_engine.contract.types import is_hub_id
 from wrpo_operator.api.spec import ExperimentSpec
@@ -18,6 +19,7 @@ from wrpo_operator.sizing.inventory import Inventory
 
 LARGE = 1_000_000_000
 """Parameters from which a model on CPUs is more likely a mistake than a choice."""
+_GENERATING = SampleParams | AnswerParams | MixtureParams | PerplexityParams
 
 
 def warnings_of(
@@ -61,7 +63,7 @@ def _on_cpu(spec: ExperimentSpec, node: StageNode, facts: Mapping[str, ModelFact
         return
     billions = f"{size.parameters / LARGE:.1f} billion parameters"
     params = node.params
-    if isinstance(params, SampleParams | EvaluateParams) and params.backend == "vLLM":
+    if isinstance(params, _GENERATING) and params.backend == "vLLM":
         yield (
             f"Stage {node.id} runs {name} ({billions}) with vLLM on CPUs, which takes weeks. Give it accelerators in "
             f"spec.resources, or let the operator choose them."
@@ -83,7 +85,7 @@ def _facts_about(node: StageNode, name: str, facts: Mapping[str, ModelFacts]) ->
 
 def _idle_accelerators(spec: ExperimentSpec, node: StageNode) -> Iterator[str]:
     """Yield the pods that request more accelerators than their model is divided over."""
-    if node.placement is not None or not isinstance(node.params, SampleParams | EvaluateParams):
+    if node.placement is not None or not isinstance(node.params, _GENERATING):
         return
     pipeline = node.runtime.engine_args.get(PIPELINE, 1)
     used = node.runtime.tensor_parallel_size * (pipeline if isinstance(pipeline, int) else 1)

@@ -20,7 +20,7 @@ from wrpo_engine.config import (
 from wrpo_engine.contract.types import is_hub_id
 from wrpo_operator.api.names import MAIN_REWARD, REWARD_SEPARATOR, TARGET
 from wrpo_operator.api.pods import Resources
-from wrpo_operator.api.sections import PinnedModel, RewardProvider, Source
+from wrpo_operator.api.sections import PinnedModel, RewardProvider, RewardSource, Source
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan import params
 from wrpo_operator.plan.builder import Graph
@@ -53,7 +53,7 @@ def members(spec: ExperimentSpec) -> Iterator[Member]:
     if spec.sft.enabled or _triples_use_sources(spec):
         for source in spec.sources:
             yield Member(source.name, source, source_parts(spec))
-    if _trains(spec):
+    if trains(spec):
         yield Member(TARGET, None, ("preference",))
 
 
@@ -62,7 +62,7 @@ def prepare(graph: Graph) -> None:
     graph.add(PREPARE, params.prepare(graph.spec))
 
 
-def fetch(graph: Graph, model: PinnedModel | RewardProvider) -> StageId | None:
+def fetch(graph: Graph, model: PinnedModel | RewardSource) -> StageId | None:
     """Add the download of a model once; None if the model is not on a hub or spec.modelCache is disabled."""
     if not graph.spec.model_cache.enabled or model.model is None or not is_hub_id(model.model):
         return None
@@ -74,7 +74,7 @@ def fetch(graph: Graph, model: PinnedModel | RewardProvider) -> StageId | None:
     return stage
 
 
-def inspect(graph: Graph, model: PinnedModel | RewardProvider) -> StageId | None:
+def inspect(graph: Graph, model: PinnedModel | RewardSource) -> StageId | None:
     """Add the inspection of a model once; None if there is no model, but a function or an endpoint."""
     if model.model is None:
         return None
@@ -97,7 +97,7 @@ def sample(graph: Graph, member: Member) -> None:
         downloads=() if is_tuned else downloads(graph, source or spec.target),
         runtime=params.sampling_runtime(spec, source),
         resources=resources,
-        needs=_needs(graph, "sample", (Work.GENERATION, source or spec.target), resources=resources),
+        needs=needs(graph, "sample", (Work.GENERATION, source or spec.target), resources=resources),
     )
 
 
@@ -112,7 +112,7 @@ def score(graph: Graph, member: Member) -> None:
             downloads=downloads(graph, reward),
             runtime=params.scoring_runtime(spec),
             role_name=f"{member.name}/{name}" if spec.reward.additional else member.name,
-            needs=_needs(graph, "score", (Work.SCORING, reward)),
+            needs=needs(graph, "score", (Work.SCORING, reward)),
         )
 
 
@@ -133,14 +133,14 @@ def sft(graph: Graph) -> None:
             inputs=(CURATE_SFT,),
             downloads=downloads(graph, spec.target),
             runtime=params.sft_runtime(spec),
-            needs=_needs(graph, "sft", (Work.TRAINING, spec.target)),
+            needs=needs(graph, "sft", (Work.TRAINING, spec.target)),
         )
 
 
 def curate_triples(graph: Graph) -> None:
     """Add the choice of triples from the target's responses and, if objective or pairing use them, the sources'."""
     spec = graph.spec
-    if not _trains(spec):
+    if not trains(spec):
         return
     curation = params.curate_triples(spec, needs_source=spec.training.objective.has_source)
     names = (*(_sources(graph) if _triples_use_sources(spec) else ()), TARGET)
@@ -150,34 +150,14 @@ def curate_triples(graph: Graph) -> None:
 def train(graph: Graph) -> None:
     """Add preference optimisation of the SFT model, or of the target without SFT."""
     spec = graph.spec
-    if _trains(spec):
+    if trains(spec):
         graph.add(
             TRAIN,
             params.train(spec),
             inputs=(CURATE_TRIPLES, SFT) if spec.sft.enabled else (CURATE_TRIPLES,),
             downloads=() if spec.sft.enabled else downloads(graph, spec.target),
             runtime=params.training_runtime(spec),
-            needs=_needs(graph, "train", (Work.TRAINING, spec.target)),
-        )
-
-
-def evaluate(graph: Graph) -> None:
-    """Add the comparison of the existing models."""
-    spec = graph.spec
-    if spec.evaluation.enabled:
-        graph.add(
-            EVALUATE,
-            params.evaluation(spec),
-            inputs=(PREPARE,),
-            if_present=(SFT, TRAIN, CURATE_TRIPLES),
-            downloads=downloads(graph, spec.target, *rewards(spec).values()),
-            runtime=params.evaluation_runtime(spec),
-            needs=_needs(
-                graph,
-                "evaluate",
-                (Work.GENERATION, spec.target),
-                *((Work.SCORING, reward) for reward in rewards(spec).values()),
-            ),
+            needs=needs(graph, "train", (Work.TRAINING, spec.target)),
         )
 
 
@@ -187,14 +167,14 @@ def report(graph: Graph) -> None:
         graph.add(REPORT, params.report(graph.spec))
 
 
-def downloads(graph: Graph, *models: PinnedModel | RewardProvider) -> tuple[StageId, ...]:
+def downloads(graph: Graph, *models: PinnedModel | RewardSource) -> tuple[StageId, ...]:
     """Return the stages that download those of `models` that are on a hub."""
     found = (fetch(graph, model) for model in models)
     return tuple(stage for stage in found if stage is not None)
 
 
-def _needs(
-    graph: Graph, kind: str, *uses: tuple[Work, PinnedModel | RewardProvider], resources: Resources | None = None
+def needs(
+    graph: Graph, kind: str, *uses: tuple[Work, PinnedModel | RewardSource], resources: Resources | None = None
 ) -> tuple[Need, ...]:
     """Return the models of a stage whose accelerators the operator chooses, with the stages that give their facts.
 
@@ -250,10 +230,11 @@ def _samples_and_scores(spec: ExperimentSpec, names: Iterable[str]) -> tuple[Sta
     )
 
 
-def _trains(spec: ExperimentSpec) -> bool:
+def trains(spec: ExperimentSpec) -> bool:
+    """Return whether there is preference optimisation."""
     return spec.training.objective is not Objective.SFT_ONLY
 
 
 def _triples_use_sources(spec: ExperimentSpec) -> bool:
-    paired = _trains(spec) and spec.curation.pairing != "WRPO"
+    paired = trains(spec) and spec.curation.pairing != "WRPO"
     return paired or spec.training.objective.has_source

@@ -11,7 +11,8 @@ from wrpo_operator.api import names
 from wrpo_operator.api.pod_template import STAGE_CONTAINER
 from wrpo_operator.api.pods import EnvVar, SecretKeyRef
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.plan.model import Experiment, PlannedAttempt
+from wrpo_operator.plan.evaluation import REWARD_API_KEY
+from wrpo_operator.plan.model import Experiment, PlannedAttempt, StageNode
 from wrpo_operator.plan.resources import devices_in, gpus_of, resources_of
 from wrpo_operator.plan.storage import SCRATCH, binding_of
 from wrpo_operator.render.common import CONFIG_FILE, PROGRESS_CA_FILE, labels
@@ -30,7 +31,6 @@ TOKEN_LIFETIME_S = 3600
 NO_DEVICES = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}
 """CUDA images ask for all devices of a node. Where the container runtime grants that, a pod that requests none would
 use those of other pods."""
-REWARD_API_KEY = "WRPO_REWARD_API_KEY"
 
 CONTAINER_SECURITY: dict[str, Any] = {
     "allowPrivilegeEscalation": False,
@@ -86,6 +86,8 @@ def _tolerate_devices(template: dict[str, Any]) -> None:
 def _metadata(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt) -> dict[str, Any]:
     """Return labels, and the annotations by which Kueue and gang schedulers place the pods of a child together."""
     metadata: dict[str, Any] = {"labels": labels(experiment, planned)}
+    if planned.node.runtime.judge_endpoint is not None:
+        metadata["labels"][names.LABEL_EGRESS] = planned.node.id.kind
     scheduling, annotations = spec.scheduling, {}
     if scheduling.required_topology:
         annotations[names.ANNOTATION_REQUIRED_TOPOLOGY] = scheduling.required_topology
@@ -100,12 +102,13 @@ def _metadata(experiment: Experiment, spec: ExperimentSpec, planned: PlannedAtte
     return metadata
 
 
-def image_of(spec: ExperimentSpec, kind: str, settings: RenderSettings) -> str:
+def image_of(spec: ExperimentSpec, node: StageNode, settings: RenderSettings) -> str:
     """Return a stage's image: that of a stand-in, the spec, or the installation."""
+    kind = node.id.kind
     stand_in = settings.commands.get(kind)
     if stand_in is not None and stand_in.image:
         return stand_in.image
-    match STAGES[kind].image:
+    match node.image or STAGES[kind].image:
         case Image.SAMPLER:
             return spec.images.sampler or settings.sampler_image
         case Image.TRAINER:
@@ -128,10 +131,9 @@ def command_of(planned: PlannedAttempt, settings: RenderSettings) -> list[str]:
 def _container(
     experiment: Experiment, spec: ExperimentSpec, planned: PlannedAttempt, settings: RenderSettings
 ) -> dict[str, Any]:
-    kind = planned.node.id.kind
     container: dict[str, Any] = {
         "name": STAGE_CONTAINER,
-        "image": image_of(spec, kind, settings),
+        "image": image_of(spec, planned.node, settings),
         "command": command_of(planned, settings),
         "env": _environment(experiment, spec, planned, settings),
         "terminationMessagePath": TERMINATION_MESSAGE,
@@ -174,6 +176,7 @@ def _environment(
         entries[variable.name] = _variable(variable)
     if spec.reward.api_key_secret_ref is not None and STAGES[planned.node.id.kind].uses_reward:
         entries[REWARD_API_KEY] = _secret_variable(REWARD_API_KEY, spec.reward.api_key_secret_ref)
+    entries |= {name: _secret_variable(name, key) for name, key in planned.node.secrets.items()}
     return list(entries.values())
 
 

@@ -11,7 +11,7 @@ from wrpo_operator.api.pod_template import STRICT, PodTemplatePolicy
 from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
 from wrpo_operator.api.status import ExperimentStatus, StageState, StageStatus, parse_status
 from wrpo_operator.plan.classify import LIVE
-from wrpo_operator.plan.graph import build_graph
+from wrpo_operator.plan.graph import build_graph, graph_errors
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, PodFact, Snapshot
 from wrpo_operator.plan.starts import key_of
 from wrpo_operator.runtime.observe import child_fact, child_facts, has_ended, parse_time, pod_fact
@@ -207,6 +207,9 @@ def _parse(obj: JsonObject, uid: str, generation: int, policy: PodTemplatePolicy
         spec = parse_spec(obj.get("spec") or {}, policy)
     except SpecError as error:
         return _ParsedSpec(uid, generation, None, error.errors, frozenset())
+    too_large = graph_errors(spec)
+    if too_large:
+        return _ParsedSpec(uid, generation, None, too_large, frozenset())
     if spec.sampling.on_source_failure == "Continue":
         return _ParsedSpec(uid, generation, spec, (), None)
     return _ParsedSpec(uid, generation, spec, (), frozenset(key_of(spec, node) for node in build_graph(spec)))

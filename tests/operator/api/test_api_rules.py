@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from support.builders import RAW_SPEC, merged, raw_spec
 from support.crd_validation import experiment_object, holds, refusals
 
+from wrpo_operator.api.evaluation_names import name_rules
 from wrpo_operator.api.rules import RULES
-from wrpo_operator.api.spec import SpecError, parse_spec
+from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SOURCE = {"name": "a", "model": "org/a"}
@@ -56,6 +57,122 @@ ACCEPTED: dict[str, dict[str, Any]] = {
                                  "containers": [{"name": "stage",
                                                  "volumeMounts": [{"name": "models", "mountPath": "/models"}]}]}}},
 }  # fmt: skip
+
+ALPACA = {"name": "alpaca", "kind": "AlpacaEval2"}
+JUDGE = {"name": "gpt", "endpoint": "https://judges.example.org/v1", "model": "gpt"}
+MOA = {"proposers": ["*"], "aggregator": "target"}
+PACK = {"by": "Perplexity", "members": ["*"]}
+
+
+def evaluated(**lists: Any) -> dict[str, Any]:
+    """Changes with benchmarks, judges and systems."""
+    return {"evaluation": lists}
+
+
+def benchmark(**fields: Any) -> dict[str, Any]:
+    """Changes with one benchmark and one judge."""
+    return evaluated(benchmarks=[ALPACA | fields], judges=[JUDGE])
+
+
+def judge(**fields: Any) -> dict[str, Any]:
+    """Changes with one benchmark and one judge, None removes a field."""
+    found = {name: value for name, value in (JUDGE | fields).items() if value is not None}
+    return evaluated(benchmarks=[ALPACA], judges=[found])
+
+
+def system(name: str = "s", **form: Any) -> dict[str, Any]:
+    """Changes with one system."""
+    return evaluated(systems=[{"name": name, **form}])
+
+
+ACCEPTED |= {
+    "an evaluation with everything": evaluated(
+        benchmarks=[ALPACA | {"preset": "SimPO", "baseline": "moa", "limit": 9, "sampling": {"topK": 3}},
+                    {"name": "mt", "kind": "MTBench", "referenceSet": "gpt-4"},
+                    {"name": "own", "kind": "Custom", "bundle": "/data/own", "protocol": "ArenaHardV2"}],
+        judges=[JUDGE | {"apiKeySecretRef": {"name": "a", "key": "b"}, "extraBody": {"reasoning": {"effort": "low"}}},
+                {"name": "own", "serve": {"model": "org/judge"}, "benchmarks": ["mt"]},
+                {"name": "self", "serveReward": "main"},
+                {"name": "length", "reward": {"function": "a:b"}, "benchmarks": ["held-out", "own"]}],
+        systems=[{"name": "qwen", "source": "qwen"},
+                 {"name": "other", "source": "yi"},
+                 {"name": "big", "model": {"model": "org/big", "backend": "Transformers"}},
+                 {"name": "pack", "select": {"by": "Perplexity", "members": ["target", "*", "big"], "text": "Chat"}},
+                 {"name": "blender", "select": {"by": "PairRM", "members": ["sft", "trained"],
+                                                "ranker": {"model": "llm-blender/PairRM-hf"}}},
+                 {"name": "best", "select": {"by": "Reward", "members": ["*"], "reward": "length"}},
+                 {"name": "moa", "mixture": {**MOA, "rounds": 3, "referenceTokens": 64}}]),
+    "a benchmark that a reward scores": evaluated(
+        benchmarks=[{"name": "own", "kind": "Custom", "bundle": "org/own"}],
+        judges=[{"name": "length", "reward": {"function": "a:b"}}]),
+}  # fmt: skip
+
+SELF = {"name": "pack", "select": {"by": "Random", "members": ["pack", "yi"]}}
+NAMES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "a member that is not there": (
+        system(select=PACK | {"members": ["yi", "gwen"]}),
+        "spec.evaluation.systems[0].select.members[1] is gwen", "members are models: target, sft (if sft.enabled)"),
+    "a proposer that is not there": (
+        system(mixture=MOA | {"proposers": ["gwen"]}),
+        "spec.evaluation.systems[0].mixture.proposers[0] is gwen", "members are models: target, sft (if sft.enabled)"),
+    "a member that is no model": (
+        evaluated(systems=[SELF]),
+        "spec.evaluation.systems[0].select.members[0] is pack", "members are models: target, sft (if sft.enabled)"),
+    "the SFT model without SFT": (
+        {**system(select=PACK | {"members": ["yi", "sft"]}), "sft": {"enabled": False}},
+        "spec.evaluation.systems[0].select.members[1] is sft", "members are models: target, sft (if sft.enabled)"),
+    "the trained model after SFT alone": (
+        {**system(select=PACK | {"members": ["trained", "yi"]}), "training": {"objective": "SFTOnly"}},
+        "spec.evaluation.systems[0].select.members[0] is trained", "members are models: target, sft (if sft.enabled)"),
+    "an aggregator that is not there": (
+        system(mixture=MOA | {"aggregator": "gwen"}),
+        "spec.evaluation.systems[0].mixture.aggregator is gwen", "the aggregator is a model: target, sft, trained"),
+    "a source beside all of them": (
+        system(select=PACK | {"members": ["*", "yi"]}),
+        "spec.evaluation.systems[0].select.members[1] is yi", "`*` contains all sources, so a source must not be"),
+    "one member": (
+        system(select=PACK | {"members": ["yi"]}),
+        "spec.evaluation.systems[0].select.members is ['yi']", "a selection of one member chooses nothing"),
+    "one source as all members": (
+        {**system(select=PACK), "sources": [SOURCE]},
+        "spec.evaluation.systems[0].select.members is ['*']", "a selection of one member chooses nothing"),
+    "a source that is not there": (
+        system(source="gwen"), "spec.evaluation.systems[0].source is gwen", "there is no source of this name"),
+    "a source in two rows": (
+        evaluated(systems=[{"name": "one", "source": "yi"}, {"name": "two", "source": "yi"}]),
+        "spec.evaluation.systems[1].source is yi", "another system is this source; remove one of them"),
+    "a system named as another source": (
+        system("qwen", source="yi"), "spec.evaluation.systems[0].name is qwen", "a source has this name; choose"),
+    "a source named as a model of the experiment": (
+        {**system(mixture=MOA), "sources": [SOURCE | {"name": "sft"}]},
+        "spec.sources[0].name is sft", "with evaluation.systems a source's name is part of stage names"),
+    "a source with two dashes": (
+        {**system(mixture=MOA), "sources": [SOURCE | {"name": "a--b"}]},
+        "spec.sources[0].name is a--b", "with evaluation.systems a source's name is part of stage names"),
+    "a baseline that is not there": (
+        benchmark(baseline="gwen"), "spec.evaluation.benchmarks[0].baseline is gwen", "the baseline is a model or a"),
+    "a benchmark that is not there": (
+        judge(benchmarks=["alpaca", "arena"]),
+        "spec.evaluation.judges[0].benchmarks[1] is arena", "a judge reads listed benchmarks, and a reward also"),
+    "held-out prompts without a protocol": (
+        judge(benchmarks=["alpaca", "held-out"]),
+        "spec.evaluation.judges[0].benchmarks[1] is held-out", "a judge reads listed benchmarks, and a reward also"),
+    "a benchmark without a judge": (
+        evaluated(benchmarks=[ALPACA]), "spec.evaluation.benchmarks[0] is alpaca", "no judge reads the answers to"),
+    "own prompts without a protocol": (
+        benchmark(kind="Custom", bundle="/data/own"),
+        "spec.evaluation.benchmarks[0] is alpaca", "no judge reads the answers to"),
+    "a reward that is not there": (
+        system(select=PACK | {"by": "Reward", "reward": "rm"}),
+        "spec.evaluation.systems[0].select.reward is rm", "there is no reward of this name; rewards are main"),
+    "a served reward that is not there": (
+        judge(endpoint=None, model=None, serveReward="rm"),
+        "spec.evaluation.judges[0].serveReward is rm", "there is no reward of this name; rewards are main"),
+    "a judge named as an additional reward": (
+        {**judge(), "reward": {"additional": [{"name": "gpt", "function": "a:b"}]}},
+        "spec.evaluation.judges[0].name is gpt", "an additional reward has this name; choose another name for the"),
+}  # fmt: skip
+"""Names that refer to nothing or are ambiguous, with field and value, and the message."""
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no storage": ({"storage": {"volume": None}}, "storage must have exactly one of s3 and volume"),
@@ -118,6 +235,39 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"training": {"objective": "DPO"}, "curation": {"requireSourceBetter": True}}, "only the WRPO objectives use"),
     "evaluation without prompts": (
         {"prompts": {"evaluation": {"prompts": 0}}}, "prompts.evaluation.prompts is 0"),
+    "a benchmark with two dashes": (benchmark(name="a--b"), "two dashes in a row, which separate the parts"),
+    "a system with two dashes": (system("a--b", mixture=MOA), "two dashes in a row, which separate the parts"),
+    "a benchmark named as the held-out prompts": (benchmark(name="held-out"), "name `held-out` is that of the held"),
+    "a preset of another benchmark": (benchmark(preset="Official"), "preset has no published settings for this kind"),
+    "a protocol of a known benchmark": (benchmark(protocol="MTBench"), "protocol is for kind Custom"),
+    "own prompts from nowhere": (benchmark(kind="Custom", protocol="MTBench"), "kind Custom has no usual bundle"),
+    "a baseline that nothing compares": (
+        benchmark(kind="MTBench", baseline="target"), "baseline has no effect because MTBench rates each answer alone"),
+    "references that nothing reads": (benchmark(referenceSet="gpt-4"), "referenceSet is for MTBench; remove it"),
+    "a judge without any form": (judge(endpoint=None, model=None), "a judge must have exactly one of endpoint, serve"),
+    "a judge of two forms": (judge(serveReward="main"), "a judge must have exactly one of endpoint, serve"),
+    "a judge's model name for no endpoint": (
+        judge(endpoint=None, serveReward="main"), "model is the name that is sent to an endpoint"),
+    "an endpoint without a model name": (judge(model=None), "an endpoint may serve several models; set model"),
+    "a key for no endpoint": (
+        judge(endpoint=None, model=None, serveReward="main", apiKeySecretRef={"name": "a", "key": "b"}),
+        "apiKeySecretRef is sent to an endpoint, and this judge has none"),
+    "a judge named as the reward": (judge(name="main"), "name `main` is that of the experiment's reward"),
+    "a judge that names a benchmark twice": (judge(benchmarks=["alpaca"] * 2), "benchmarks names one twice"),
+    "a system without any form": (system(), "a system must have exactly one of model, source, select and mixture"),
+    "a system of two forms": (system(mixture=MOA, select=PACK), "a system must have exactly one of model, source"),
+    "a system named as the target": (system("target", mixture=MOA), "names `target`, `sft` and `trained` are those of"),
+    "PairRM without a ranker": (
+        system(select=PACK | {"by": "PairRM"}), "ranker is the model that compares answers by PairRM"),
+    "a ranker that ranks nothing": (
+        system(select=PACK | {"ranker": {"model": "a/b"}}), "ranker is the model that compares answers by PairRM"),
+    "a reward that selects nothing": (system(select=PACK | {"reward": "main"}), "reward has no effect on this choice"),
+    "a member twice": (system(select=PACK | {"members": ["yi", "yi"]}), "members names one twice; remove one of them"),
+    "a proposer twice": (system(mixture=MOA | {"proposers": ["yi", "yi"]}), "proposers names one twice"),
+    "a remote code judge without a commit": (
+        judge(endpoint=None, model=None, serve={"model": "org/j", "trustRemoteCode": True}),
+        "trustRemoteCode runs code from the hub and so needs a pinned revision"),
+    **{f"names: {name}": (changes, message) for name, (changes, _, message) in NAMES.items()},
 }  # fmt: skip
 
 STRUCTURAL: dict[str, tuple[dict[str, Any], str]] = {
@@ -143,6 +293,13 @@ STRUCTURAL: dict[str, tuple[dict[str, Any], str]] = {
     "a reward function that is no name": (
         {"reward": {"model": None, "function": "os.system('x')"}}, "spec.reward.function"),
     "an endpoint that is no URL": ({"reward": {"model": None, "endpoint": "rewards"}}, "spec.reward.endpoint"),
+    "a key in the address of a judge": (
+        judge(endpoint="https://me:secret@judges.example.org/v1"), "spec.evaluation.judges[0].endpoint is"),
+    "a system with a capital": (system("MoA", mixture=MOA), "spec.evaluation.systems[0].name is"),
+    "a mixture without an aggregator": (
+        system(mixture={"proposers": ["yi"]}), "spec.evaluation.systems[0].mixture.aggregator is missing."),
+    "an unknown benchmark": (benchmark(kind="AlpacaEval3"), "spec.evaluation.benchmarks[0].kind is"),
+    "a digest that is none": (benchmark(bundleDigest="abc"), "spec.evaluation.benchmarks[0].bundleDigest is"),
     "no retries below none": ({"retries": {"limit": -1}}, "spec.retries.limit is -1"),
 }  # fmt: skip
 
@@ -171,6 +328,19 @@ def test_is_refused_by_the_schema(changes: dict[str, Any], message: str) -> None
     with pytest.raises(SpecError) as caught:
         parse_spec(spec)
     assert any(text.startswith(message) for text in caught.value.errors), caught.value.errors
+
+
+@pytest.mark.parametrize(("changes", "field", "message"), NAMES.values(), ids=NAMES.keys())
+def test_a_wrong_name_is_shown_with_its_field(changes: dict[str, Any], field: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(raw_spec(**changes))
+    assert [error.startswith(f"{field}: ") for error in caught.value.errors] == [True]
+    assert message in caught.value.errors[0]
+
+
+def test_every_rule_about_names_is_broken_in_a_test() -> None:
+    messages = [message for *_, message in NAMES.values()]
+    assert [rule.message for rule in name_rules(ExperimentSpec) if not any(m in rule.message for m in messages)] == []
 
 
 def test_every_rule_that_can_be_broken_is_broken_in_a_test() -> None:

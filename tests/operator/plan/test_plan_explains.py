@@ -77,7 +77,9 @@ def test_a_running_child_with_a_pod_that_does_not_run_is_looked_at_again() -> No
 
 @pytest.mark.parametrize(("pods", "wait_s"), [(1, LOOK_AGAIN_S), (2, None)], ids=["one pod is missing", "all run"])
 def test_a_gang_that_lacks_pods_is_looked_at_again(pods: int, wait_s: float | None) -> None:
-    experiment = make_experiment(training={"nodes": 2}, scheduling={"gang": "BestEffort"})
+    experiment = make_experiment(
+        training={"nodes": 2}, scheduling={"gang": "BestEffort"}, evaluation={"enabled": False}
+    )
     facts = tuple(make_pod(f"p{index}") for index in range(pods))
     done = [make_child(experiment, stage, ChildState.SUCCEEDED) for stage in BEFORE_SFT]
     gang = make_child(experiment, "sft", ChildState.RUNNING, pods=facts)

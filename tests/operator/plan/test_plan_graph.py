@@ -11,13 +11,13 @@ from support.builders import merged, raw_spec
 
 from wrpo_engine.config import (
     CurateSftParams,
-    EvaluateParams,
     FetchParams,
     SampleParams,
     ScoreParams,
     SftParams,
     TrainParams,
 )
+from wrpo_engine.contract.evaluation import EvaluateParams
 from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageNode
@@ -25,7 +25,20 @@ from wrpo_operator.plan.model import StageNode
 SOURCES = ["sample/qwen", "score/qwen", "sample/yi", "score/yi"]
 SFT = ["curate-sft", "sft"]
 PREFERENCE = ["sample/target", "score/target", "curate-triples", "train"]
-END = ["evaluate", "report"]
+
+
+def held_out(*models: str) -> list[str]:
+    """Return the stages that evaluate models on held-out prompts, and the report."""
+    answers, grades = ([f"{kind}/{model}--held-out{end}" for model in models]
+                       for kind, end in (("answer", ""), ("grade", "--main")))  # fmt: skip
+    return [*answers, *grades, "evaluate", "report"]
+
+
+TRAINED = held_out("trained")
+"""The end that depends on the trained model alone."""
+TUNED = held_out("sft", "trained")
+END = held_out("target", "sft", "trained")
+UNTUNED = held_out("target", "trained")
 NO_SFT = {"sft": {"enabled": False}}
 
 STAGES: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -33,9 +46,10 @@ STAGES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "DPO needs the sources for SFT": (
         {"training": {"objective": "DPO"}}, ["prepare", *SOURCES, *SFT, *PREFERENCE, *END]),
     "DPO without SFT samples no source": (
-        {"training": {"objective": "DPO"}, **NO_SFT}, ["prepare", *PREFERENCE, *END]),
-    "WRPO without SFT samples the target itself": (NO_SFT, ["prepare", *SOURCES, *PREFERENCE, *END]),
-    "SFTOnly ends after SFT": ({"training": {"objective": "SFTOnly"}}, ["prepare", *SOURCES, *SFT, *END]),
+        {"training": {"objective": "DPO"}, **NO_SFT}, ["prepare", *PREFERENCE, *UNTUNED]),
+    "WRPO without SFT samples the target itself": (NO_SFT, ["prepare", *SOURCES, *PREFERENCE, *UNTUNED]),
+    "SFTOnly ends after SFT": (
+        {"training": {"objective": "SFTOnly"}}, ["prepare", *SOURCES, *SFT, *held_out("target", "sft")]),
     "no evaluation, no report": (
         {"evaluation": {"enabled": False}, "report": {"enabled": False}}, ["prepare", *SOURCES, *SFT, *PREFERENCE]),
 }  # fmt: skip
@@ -76,9 +90,20 @@ INPUTS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "training starts from the SFT model": ("train", {}, {"triples": "curate-triples", "sft": "sft"}),
     "training starts from the target": ("train", NO_SFT, {"triples": "curate-triples"}),
     "evaluation compares what was made": (
-        "evaluate", {}, {"prompts": "prepare", "sft": "sft", "model": "train", "triples": "curate-triples"}),
+        "evaluate", NO_SFT,
+        {"prompts": "prepare", "triples": "curate-triples",
+         **{f"answers/{name}--held-out": f"answer/{name}--held-out" for name in ("target", "trained")},
+         **{f"grades/{name}--held-out--main": f"grade/{name}--held-out--main" for name in ("target", "trained")}}),
+    "the trained model answers": ("answer/trained--held-out", {}, {"prompts": "prepare", "model": "train"}),
+    "the SFT model answers": ("answer/sft--held-out", {}, {"prompts": "prepare", "sft": "sft"}),
+    "answers are scored": (
+        "grade/sft--held-out--main", {},
+        {"prompts": "prepare", "answers/sft--held-out": "answer/sft--held-out"}),
     "evaluation after SFT alone": (
-        "evaluate", {"training": {"objective": "SFTOnly"}}, {"prompts": "prepare", "sft": "sft"}),
+        "evaluate", {"training": {"objective": "SFTOnly"}},
+        {"prompts": "prepare",
+         **{f"answers/{name}--held-out": f"answer/{name}--held-out" for name in ("target", "sft")},
+         **{f"grades/{name}--held-out--main": f"grade/{name}--held-out--main" for name in ("target", "sft")}}),
 }  # fmt: skip
 
 
@@ -89,21 +114,23 @@ def test_inputs(stage: str, changes: dict[str, Any], inputs: dict[str, str]) -> 
 
 def test_the_report_reads_everything() -> None:
     graph = graph_of()
-    assert {str(upstream) for upstream in graph["report"].inputs.values()} == set(graph) - {"report"}
+    cells = {stage for stage in graph if stage.startswith(("answer/", "grade/"))}
+    assert {str(upstream) for upstream in graph["report"].inputs.values()} == set(graph) - {"report"} - cells
 
 
 RERUNS: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "the learning rate": ({"training": {"learningRate": 1e-6}}, ["train", *END]),
-    "alpha": ({"training": {"alpha": {"max": 0.3}}}, ["train", *END]),
-    "the SFT learning rate": ({"sft": {"learningRate": 1e-5}}, ["sft", *PREFERENCE, *END]),
-    "the objective": ({"training": {"objective": "DPO"}}, ["curate-triples", "train", *END]),
-    "the margin": ({"curation": {"scoreMargin": 0.01}}, ["curate-triples", "train", *END]),
+    "the learning rate": ({"training": {"learningRate": 1e-6}}, ["train", *TRAINED]),
+    "alpha": ({"training": {"alpha": {"max": 0.3}}}, ["train", *TRAINED]),
+    "the SFT learning rate": ({"sft": {"learningRate": 1e-5}}, ["sft", *PREFERENCE, *TUNED]),
+    "the objective": ({"training": {"objective": "DPO"}}, ["curate-triples", "train", *TRAINED]),
+    "the margin": ({"curation": {"scoreMargin": 0.01}}, ["curate-triples", "train", *TRAINED]),
     "one source's temperature": (
         {"sources": [{"name": "qwen", "model": "Qwen/Qwen2-72B-Instruct", "sampling": {"temperature": 1}},
                      {"name": "yi", "model": "01-ai/Yi-1.5-34B-Chat"}]},
-        ["sample/qwen", "score/qwen", *SFT, *PREFERENCE, *END]),
+        ["sample/qwen", "score/qwen", *SFT, *PREFERENCE, *TUNED]),
     "the reward model": (
-        {"reward": {"model": "org/other"}}, ["score/qwen", "score/yi", *SFT, *PREFERENCE, *END]),
+        {"reward": {"model": "org/other"}},
+        ["score/qwen", "score/yi", *SFT, *PREFERENCE, *(stage for stage in END if stage != "answer/target--held-out")]),
     "the prompts' seed": ({"prompts": {"seed": 1}}, ["prepare", *SOURCES, *SFT, *PREFERENCE, *END]),
     "evaluation": ({"evaluation": {"temperature": 0.5}}, END),
     "the report": ({"report": {"sampleAnswers": 9}}, ["report"]),
@@ -115,7 +142,7 @@ RERUNS: dict[str, tuple[dict[str, Any], list[str]]] = {
          "reward": {"batchTokens": 4096, "concurrency": 64}}, []),
     "what changes the sources' answers": (
         {"sampling": {"engineArgs": {"max_num_seqs": 64, "kv_cache_dtype": "fp8"}}},
-        [*SOURCES, *SFT, *PREFERENCE, *END]),
+        [*SOURCES, *SFT, *PREFERENCE, *TUNED]),
     "checkpoints": ({"training": {"checkpointEverySteps": 5}}, []),
     "resources, queue, images, retries, environment": (
         {"resources": {"train": {"limits": {"cpu": 1}}}, "scheduling": {"queueName": "q"}, "images": {"trainer": "a/b"},
@@ -134,7 +161,7 @@ def test_a_further_source_samples_and_scores_that_source_alone() -> None:
     sources = [*raw_spec()["sources"], {"name": "phi", "model": "microsoft/phi"}]
     before, after = graph_of(), graph_of(sources=sources)
     changed = [stage for stage, node in after.items() if stage not in before or node.hash != before[stage].hash]
-    assert changed == ["sample/phi", "score/phi", *SFT, *PREFERENCE, *END]
+    assert changed == ["sample/phi", "score/phi", *SFT, *PREFERENCE, *TUNED]
 
 
 def test_the_order_of_sources_does_not_matter_to_what_is_computed() -> None:
@@ -192,8 +219,9 @@ def test_the_paper_s_values_are_the_defaults() -> None:
 def test_models_under_evaluation_are_named_by_what_they_are() -> None:
     params = graph_of()["evaluate"].params
     assert isinstance(params, EvaluateParams)
-    assert [(model.label, model.model.name or model.model.input) for model in params.models] == [
-        ("target", "org/target"), ("sft", "sft"), ("WRPO-DPO", "model")]  # fmt: skip
+    assert [(system.name, system.label, system.uses_reward) for system in params.systems] == [
+        ("target", "target", False), ("sft", "sft", True), ("trained", "WRPO-DPO", True)]  # fmt: skip
+    assert (params.subject, params.opponents) == ("trained", ("target", "sft"))
 
 
 DOWNSTREAM = st.fixed_dictionaries(
@@ -226,7 +254,8 @@ TWO_REWARDS = {"reward": {"weight": 2, "additional": [{"name": "length", "functi
 
 def test_a_further_reward_scores_in_stages_of_its_own_and_leaves_the_first_ones_scores() -> None:
     one, two = graph_of(), graph_of(**TWO_REWARDS)
-    assert set(two) - set(one) == {"score/qwen--length", "score/yi--length", "score/target--length"}
+    graded = {f"grade/{model}--held-out--length" for model in ("target", "sft", "trained")}
+    assert set(two) - set(one) == {"score/qwen--length", "score/yi--length", "score/target--length"} | graded
     assert two["score/qwen"].hash == one["score/qwen"].hash
     params = two["score/qwen--length"].params
     assert isinstance(params, ScoreParams)
@@ -259,7 +288,8 @@ def test_the_model_cache_downloads_each_hub_model_once_and_changes_no_hash() -> 
         "RLHFlow/ArmoRM-Llama3-8B-v0.1",
     ]
     assert {stage: with_cache[stage].hash for stage in without} == {stage: node.hash for stage, node in without.items()}
-    for stage in ("sample/qwen", "sample/yi", "score/qwen", "score/target", "sft", "evaluate"):
+    readers = ("sample/qwen", "sample/yi", "score/qwen", "score/target", "sft", "answer/target--held-out")
+    for stage in (*readers, "grade/sft--held-out--main"):
         assert any(str(upstream) in fetched for upstream in with_cache[stage].inputs.values()), stage
     assert not any(str(upstream) in fetched for upstream in with_cache["train"].inputs.values())
 

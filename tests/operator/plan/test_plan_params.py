@@ -25,11 +25,19 @@ from wrpo_engine.contract.base import Role, field_role
 from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.spec import Alpha, ExperimentSpec, OptimizerSpec, Training, parse_spec
-from wrpo_operator.plan.params import evaluation_runtime
+from wrpo_operator.plan.evaluation_params import generation_runtime
+from wrpo_operator.plan.systems import EvaluatedModel
 
 LORA = {"lora": {}, "holdout": {}}
 SOURCE = {"name": "qwen", "model": "Qwen/Qwen2-72B-Instruct", "revision": "main"}
 BUCKET = {"uri": "s3://bucket/wrpo", "endpoint": "https://s3.example.org", "credentialsSecretName": "s3"}
+PINNED = {"revision": "f" * 40}
+ALPACA = {"name": "alpaca", "kind": "AlpacaEval2", "baseline": "target"}
+ARENA = {"name": "arena", "kind": "ArenaHard", "preset": "Official"}
+OWN_SET = {"name": "own", "kind": "Custom", "bundle": "storage://own", "protocol": "MTBench", "referenceSet": "gpt-4"}
+JUDGE = {"name": "gpt", "endpoint": "https://judges.example.org/v1", "model": "gpt", "benchmarks": ["alpaca"],
+         "apiKeySecretRef": {"name": "judges", "key": "token"}}  # fmt: skip
+LENGTH = {"name": "length", "reward": {"function": "mine:length"}}
 BASES: dict[str, JsonObject] = {
     "as short as can be": raw_spec(),
     "everything that has parts": raw_spec(
@@ -59,6 +67,71 @@ BASES: dict[str, JsonObject] = {
         target={"model": "/models/target"},
         sources=[{"name": "qwen", "model": "/models/qwen"}],
     ),
+    "an evaluation by an endpoint": raw_spec(
+        evaluation={
+            "benchmarks": [ALPACA, ARENA],
+            "judges": [JUDGE, {"name": "other", "serveReward": "main"}],
+            "systems": [{"name": "big", "model": {"model": "org/big", **PINNED}}],
+        },
+    ),
+    "an evaluation by a judge of the cluster": raw_spec(
+        evaluation={
+            "benchmarks": [OWN_SET],
+            "judges": [{"name": "own", "serve": {"model": "org/judge", **PINNED}}],
+            "systems": [{"name": "large", "source": "qwen"}],
+        },
+    ),
+    "an evaluation by a served reward": raw_spec(
+        reward={"additional": [{"name": "other", "model": "org/second"}]},
+        evaluation={
+            "benchmarks": [ARENA],
+            "judges": [{"name": "own", "serveReward": "main"}],
+            "systems": [{"name": "pack", "select": {"by": "Perplexity", "members": ["target", "qwen"]}}],
+        },
+    ),
+    "an evaluation by a further reward": raw_spec(
+        evaluation={
+            "benchmarks": [ARENA],
+            "judges": [{"name": "own", "reward": {"model": "org/second", **PINNED}}, LENGTH],
+            "systems": [
+                {
+                    "name": "blender",
+                    "select": {"by": "PairRM", "members": ["*"], "ranker": {"model": "org/ranker", **PINNED}},
+                }
+            ],
+        },
+    ),
+    "an evaluation by a reward's endpoint": raw_spec(
+        evaluation={
+            "benchmarks": [ARENA],
+            "judges": [
+                {
+                    "name": "other",
+                    "reward": {"endpoint": "http://rewards.ml:8000/v1", "endpointModel": "rm"},
+                    "apiKeySecretRef": {"name": "rewards", "key": "token"},
+                }
+            ],
+            "systems": [{"name": "best", "select": {"by": "Reward", "members": ["*"], "reward": "main"}}],
+        },
+    ),
+    "an evaluation by a function": raw_spec(
+        evaluation={
+            "judges": [LENGTH],
+            "systems": [{"name": "any", "select": {"by": "Random", "members": ["*"]}}],
+        },
+    ),
+    "an evaluation by one judge": raw_spec(
+        training={"objective": "SFTOnly"},
+        evaluation={
+            "benchmarks": [{"name": "own", "kind": "Custom", "bundle": "storage://own", "protocol": "ArenaHard"}],
+            "judges": [JUDGE | {"benchmarks": []}],
+        },
+    ),
+    "an evaluation of a mixture": raw_spec(
+        evaluation={
+            "systems": [{"name": "moa", "mixture": {"proposers": ["qwen"], "aggregator": "target", "rounds": 2}}],
+        },
+    ),
     "SimPO": raw_spec(training={"objective": "SimPO"}),
     "IPO": raw_spec(training={"objective": "WRPO-IPO"}),
     "a bucket": raw_spec(storage={"volume": None, "s3": BUCKET}),
@@ -74,7 +147,7 @@ BASES: dict[str, JsonObject] = {
 }
 """Specs in which each field can take effect. A field that is idle in all of them needs one more, if it is not idle."""
 
-PLANNED = ("as short as can be", "no retries", "accelerators that the operator chooses")
+PLANNED = ("as short as can be", "no retries", "accelerators that the operator chooses", "an evaluation by one judge")
 """Those in which the planner is asked as well."""
 
 LEAVES = list(leaves())
@@ -139,17 +212,36 @@ def test_an_override_says_what_holds_when_it_is_unset() -> None:
 
 DECLARED_AGAIN = {
     "Prompts.dataset": "narrower: the stage's own check says which place a path leads to",
-    "RewardProvider.endpoint": "narrower: the stage's own check refuses a password without showing it",
+    "RewardSource.endpoint": "narrower: the stage's own check refuses a password without showing it",
     "OptimizerSpec.lora": "the same section with camelCase names",
     "OptimizerSpec.holdout": "the same section with camelCase names",
     "Training.alpha": "the same section with camelCase names",
     "Training.backend": "another thing: the kind of child, not the sampler",
     "PinnedModel.model": "the engine's is an object, made of this and of revision and chatTemplate",
-    "RewardProvider.model": "the engine calls it name",
+    "RewardSource.model": "the engine calls it name",
     "Source.name": "another thing: what the source is called",
     "AdditionalReward.name": "another thing: what the reward is called",
     "ExperimentSpec.reward": "another thing: the section about rewards",
     "EvaluationPrompts.dataset": "another thing: where held-out prompts come from",
+    "Benchmark.baseline": "the engine's is a role, this is the name of a system",
+    "Benchmark.protocol": "the engine's depends on the kind",
+    "Evaluation.benchmarks": "another thing: what the user lists, without the held-out prompts",
+    "Evaluation.systems": "another thing: what the user lists, without the experiment's models",
+    "Judge.benchmarks": "another thing: which benchmarks a judge reads",
+    "Judge.model": "optional: the engine's is that of a served judge too",
+    "Judge.name": "another thing: what the judge is called",
+    "Judge.reward": "another thing: a reward that scores directly",
+    "Judge.serve": "the engine's is an object, made of this",
+    "Judge.serve_reward": "the engine's is an object, this is the name of a reward",
+    "Mixture.max_tokens": "another default: that of Mixture-of-Agents",
+    "Mixture.temperature": "another default: that of Mixture-of-Agents",
+    "Selection.members": "the engine's are roles, these are names of systems",
+    "Selection.ranker": "the engine's is an object, made of this",
+    "Selection.reward": "the engine's is an object, this is the name of a reward",
+    "System.model": "the engine's is an object, made of this",
+    "System.name": "another thing: what the system is called",
+    "System.source": "another thing: the name of a source",
+    "Benchmark.name": "another thing: what the benchmark is called",
 }
 """Field of a section -> why it is written there although the engine has a parameter of that name."""
 
@@ -160,7 +252,7 @@ def test_a_section_writes_no_parameter_that_the_engine_declares() -> None:
     written = {
         f"{section.__name__}.{name}"
         for section in sections
-        if section.__module__ in {"wrpo_operator.api.spec", "wrpo_operator.api.sections"}
+        if section.__module__ in {f"wrpo_operator.api.{module}" for module in ("spec", "sections", "evaluation")}
         for name in section.__annotations__.keys() & engine
     }
     assert written == DECLARED_AGAIN.keys(), "declare it in wrpo_engine.contract, or say why it is another thing"
@@ -200,7 +292,8 @@ def test_a_stage_reads_from_its_file_what_was_planned_and_which_of_it_is_not_a_d
 def test_evaluation_runs_the_engine_as_sampling_does_if_it_uses_the_same() -> None:
     arguments = {"kv_cache_dtype": "fp8", "max_num_seqs": 8}
     sampling = {"engineArgs": arguments, "maxModelLength": 4096}
-    runtime = evaluation_runtime(parse_spec(raw_spec(sampling=sampling)))
+    target = EvaluatedModel("target")
+    runtime = generation_runtime(parse_spec(raw_spec(sampling=sampling)), target)
     assert (runtime.engine_args, runtime.context_limit) == (arguments, 4096)
-    other = evaluation_runtime(parse_spec(raw_spec(sampling=sampling, evaluation={"backend": "Transformers"})))
+    other = generation_runtime(parse_spec(raw_spec(sampling=sampling, evaluation={"backend": "Transformers"})), target)
     assert (other.engine_args, other.context_limit) == ({}, 4096)

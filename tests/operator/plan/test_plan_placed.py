@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support.builders import AUTOMATIC, FACTS, merged, raw_spec
 
+from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.resource_rules import accelerators_in
@@ -107,10 +108,15 @@ REWARD_8B = FACTS.model_copy(update={"vocabulary": 128257})
 TWO = Inventory(groups=(L4, replace(H100, nodes=1)), source="two nodes")
 
 
-def evaluation(target: ModelFacts, judge: ModelFacts, inventory: Inventory, step: int = 0, **changes: Any) -> Any:
-    """Return the choice for an evaluation of a target by a reward."""
+def two_models(target: ModelFacts, judge: ModelFacts, inventory: Inventory, step: int = 0, **changes: Any) -> Any:
+    """Return the choice for a stage that generates with a target and then scores with a reward."""
     spec = parse_spec(merged(merged(raw_spec(), AUTOMATIC), changes))
-    node = next(node for node in build_graph(spec) if str(node.id) == "evaluate")
+    nodes = {str(node.id): node for node in build_graph(spec)}
+    answers, grades = nodes["answer/target--held-out"], nodes["grade/target--held-out--main"]
+    runtime = answers.runtime.model_copy(
+        update={name: getattr(grades.runtime, name) for name in grades.runtime.model_fields_set}
+    )
+    node = replace(answers, shape=Shape.JOB, runtime=runtime, needs=(*answers.needs, *grades.needs))
     found = zip((str(need.facts) for need in node.needs), (target, judge), strict=True)
     records = {
         name: StageStatus(name=name, state=StageState.SUCCEEDED, hash="0" * 16, facts=StageFacts(**facts.model_dump()))
@@ -120,17 +126,17 @@ def evaluation(target: ModelFacts, judge: ModelFacts, inventory: Inventory, step
 
 
 def test_a_stage_with_several_models_gets_accelerators_on_which_each_of_them_fits() -> None:
-    small, large = evaluation(TINY, TINY, TWO), evaluation(TINY, FORTY, TWO)
+    small, large = two_models(TINY, TINY, TWO), two_models(TINY, FORTY, TWO)
     assert (small.accelerator, large.accelerator, large.pods, large.tensor_parallel_size) == ("L4", "H100", 1, 1)
     assert large.micro_batch_tokens is not None
-    assert isinstance(evaluation(TINY, FORTY, Inventory(groups=(L4,), source="one node")), DoesNotFit)
+    assert isinstance(two_models(TINY, FORTY, Inventory(groups=(L4,), source="one node")), DoesNotFit)
 
 
 def test_more_room_is_given_to_the_first_model_where_the_batches_of_the_reward_are_set() -> None:
-    first = evaluation(FACTS, REWARD_8B, CLUSTER, reward={"batchTokens": 4096})
-    second = evaluation(FACTS, REWARD_8B, CLUSTER, step=1, reward={"batchTokens": 4096})
+    first = two_models(FACTS, REWARD_8B, CLUSTER, reward={"batchTokens": 4096})
+    second = two_models(FACTS, REWARD_8B, CLUSTER, step=1, reward={"batchTokens": 4096})
     assert (first.step, second.step) == (0, 1)
-    assert isinstance(evaluation(FACTS, REWARD_8B, CLUSTER, step=40), DoesNotFit)
+    assert isinstance(two_models(FACTS, REWARD_8B, CLUSTER, step=40), DoesNotFit)
 
 
 FORTY = FACTS.model_copy(update={"parameters": 20_000_000_000, "weight_bytes": 40_000_000_000})

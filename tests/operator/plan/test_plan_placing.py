@@ -74,7 +74,10 @@ NEEDS: dict[str, tuple[str, dict[str, Any], list[tuple[str, str]]]] = {
     "a reward by an endpoint": (
         "score/qwen", {**AUTOMATIC, "reward": {"model": None, "endpoint": "http://r/v1"}}, []),
     "training": ("train", AUTOMATIC, [("Training", "inspect")]),
-    "evaluation": ("evaluate", AUTOMATIC, [("Generation", "inspect"), ("Scoring", "inspect")]),
+    "an answer": ("answer/target--held-out", AUTOMATIC, [("Generation", "inspect")]),
+    "the trained model's answer": ("answer/trained--held-out", AUTOMATIC, [("Generation", "inspect")]),
+    "a grade": ("grade/target--held-out--main", AUTOMATIC, [("Scoring", "inspect")]),
+    "the aggregation": ("evaluate", AUTOMATIC, []),
     "prompts": ("prepare", AUTOMATIC, []),
     "accelerators set": ("sample/qwen", {"resources": {"sample": {"limits": {"amd.com/gpu": "2"}}}}, []),
     "the CPU set": ("sample/qwen", {"resources": {"sample": {"limits": {"nvidia.com/gpu": "0"}}}}, []),
@@ -153,7 +156,7 @@ def test_a_model_that_fits_nowhere_blocks_before_accelerators_are_held_until_the
     at_stage(cluster, "prepare")
     cluster.finish_all("demo")
     blockers = {blocker.object: blocker for blocker in status_of(cluster).blockers}
-    assert set(blockers) == {"Stage/sample/qwen", "Stage/sample/yi"}
+    assert set(blockers) == {"Stage/sample/qwen", "Stage/sample/yi", "Stage/answer/target--held-out"}
     blocker = blockers["Stage/sample/qwen"]
     assert (blocker.reason, blocker.stage) == ("ModelDoesNotFit", "sample/qwen")
     assert blocker.message.startswith("Stage sample/qwen is not started: ")

@@ -16,7 +16,7 @@ from wrpo_operator.plan.model import ChildState, DeleteChild, Plan, SetSuspend
 from wrpo_operator.plan.planner import LOOK_AGAIN_S, plan
 from wrpo_operator.plan.retry import JITTER
 
-ALL_STAGES = 13
+ALL_STAGES = 19
 
 
 def live_names(cluster: ModelCluster) -> list[str]:
@@ -42,7 +42,7 @@ def test_a_new_experiment_starts_with_prepare() -> None:
 def test_all_sources_are_sampled_at_once() -> None:
     cluster = started()
     at_stage(cluster, "sample/yi")
-    assert live_names(cluster) == ["sample/qwen", "sample/yi"]
+    assert live_names(cluster) == ["answer/target--held-out", "sample/qwen", "sample/yi"]
 
 
 def test_an_experiment_runs_to_its_end() -> None:
@@ -52,7 +52,7 @@ def test_an_experiment_runs_to_its_end() -> None:
     assert {stage.state for stage in status.stages} == {StageState.SUCCEEDED}
     assert len(status.stages) == ALL_STAGES
     assert (status.progress_text, status.reason, status.stage) == ("100%", "AllStagesSucceeded", None)
-    assert condition(status, "Succeeded") == ("True", "AllStagesSucceeded", "All 13 stages have succeeded.")
+    assert condition(status, "Succeeded") == ("True", "AllStagesSucceeded", "All 19 stages have succeeded.")
 
 
 def test_deleting_finished_children_re_runs_nothing() -> None:
@@ -78,7 +78,7 @@ def test_a_failed_stage_ends_the_experiment_with_the_engine_s_words() -> None:
         "Stage sample/yi failed (attempt 1): ModelNotFound (spec.sources[1].model): No such model. Check the id.",
     )  # fmt: skip
     assert (status.phase, status.stage) == (Phase.FAILED, "sample/yi")
-    assert [deletion.reason for deletion in answer.delete] == ["stage sample/yi has failed"]
+    assert {deletion.reason for deletion in answer.delete} == {"stage sample/yi has failed"}
     states = {stage.name: stage.state for stage in status.stages}
     assert (states["prepare"], states["sample/qwen"], states["train"]) == ("Succeeded", "Skipped", "Skipped")
 
@@ -196,7 +196,9 @@ def test_an_edit_re_runs_what_depends_on_it_and_deletes_its_stale_children() -> 
     cluster.edit("demo", training={"learningRate": 1e-6})
     answer = cluster.reconcile("demo")
     assert [str(start.node.id) for start in answer.apply] == ["train"]
-    assert sorted(deletion.name.split("-")[1] for deletion in answer.delete) == ["evaluate", "report", "train"]
+    assert sorted(deletion.name.split("-")[1] for deletion in answer.delete) == [
+        "answer", "evaluate", "grade", "report", "train",
+    ]  # fmt: skip
     assert cluster.run_fairly("demo") is Phase.SUCCEEDED
     assert max(cluster.started.values()) == 1
 

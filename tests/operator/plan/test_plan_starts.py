@@ -61,7 +61,7 @@ def test_another_experiment_s_child_that_makes_the_same_artifact_is_waited_for(f
 def held(stage: str, *, done: bool = False, **changes: Any) -> list[tuple[str, str]]:
     """Return what holds the stage back, with everything before SFT done if asked for."""
     facts = {key: changes.pop(key) for key in ("missing_objects", "training_backends") if key in changes}
-    experiment = make_experiment(**changes)
+    experiment = make_experiment(evaluation={"enabled": False}, **changes)
     before = ("prepare", "sample/qwen", "sample/yi", "score/qwen", "score/yi", "curate-sft") if done else ()
     children = [make_child(experiment, name, ChildState.SUCCEEDED) for name in before]
     answer = plan(make_snapshot(experiment, children, **facts), NOON)

@@ -88,6 +88,21 @@ CASES: dict[str, tuple[str, dict[str, Any], RenderSettings]] = {
                                       "volumeMounts": [{"name": "cache", "mountPath": "/cache"}]}]}}},
         RenderSettings(image_pull_policy="IfNotPresent", image_pull_secrets=("default",),
                        extra_env={"HF_HOME": "/elsewhere", "HTTPS_PROXY": "http://proxy:3128"})),
+    "answer-with-a-source": (
+        "answer/qwen--held-out",
+        {"evaluation": {"systems": [{"name": "large", "source": "qwen"}], "shards": 3}}, SETTINGS),
+    "judge-by-an-endpoint": (
+        "judge/target--alpaca--gpt",
+        {"evaluation": {
+            "benchmarks": [{"name": "alpaca", "kind": "AlpacaEval2"}],
+            "judges": [{"name": "gpt", "endpoint": "https://judges.example.org/v1", "model": "gpt", "concurrency": 4,
+                        "apiKeySecretRef": {"name": "judges", "key": "token"}}]}}, SETTINGS),
+    "judge-that-is-served": (
+        "judge/target--alpaca--own",
+        {"evaluation": {
+            "benchmarks": [{"name": "alpaca", "kind": "AlpacaEval2"}],
+            "judges": [{"name": "own", "serve": {"model": "org/judge",
+                                                 "resources": {"limits": {"nvidia.com/gpu": 2}}}}]}}, SETTINGS),
     "report-stand-in": (
         "report", {},
         RenderSettings(commands={"report": StageCommand(("sleep", "1"), image="busybox:1")})),

@@ -11,11 +11,15 @@ from support.builders import make_experiment, make_planned, merged
 
 from wrpo_engine.config import ExitCode
 from wrpo_operator.api.names import ANNOTATION_TEMPLATE_HASH, LABEL_QUEUE
+from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import Experiment, Manifest
 from wrpo_operator.render import RenderSettings, render_attempt
 from wrpo_operator.render.merge import strategic_merge
 
-STAGES = ["prepare", "sample/qwen", "score/target", "sft", "train", "evaluate", "report"]
+STAGES = [
+    *("prepare", "sample/qwen", "score/target", "sft", "train", "evaluate", "report"),
+    *("answer/target--held-out", "grade/sft--held-out--main"),
+]
 SETTINGS = RenderSettings(progress_url="http://wrpo-operator.wrpo-system.svc:8081/")
 
 
@@ -87,7 +91,55 @@ def test_only_pods_that_ask_the_reward_get_its_key() -> None:
         for pod in pods_of(child_of(experiment, stage))
         if "WRPO_REWARD_API_KEY" in {variable["name"] for variable in pod["containers"][0]["env"]}
     }
-    assert holders == {"score/target", "evaluate"}
+    assert holders == {"score/target", "grade/sft--held-out--main"}
+
+
+JUDGES = {
+    "benchmarks": [{"name": "alpaca", "kind": "AlpacaEval2"}],
+    "judges": [
+        {"name": "gpt", "endpoint": "https://a/v1", "model": "gpt", "apiKeySecretRef": {"name": "gpt", "key": "k"}},
+        {"name": "own", "serve": {"model": "org/judge"}},
+        {"name": "self", "serveReward": "main"},
+        {"name": "rm", "reward": {"endpoint": "http://b/v1"}, "apiKeySecretRef": {"name": "rm", "key": "k"}},
+    ],
+}
+
+
+def test_a_key_of_a_judge_is_given_to_the_pods_that_ask_it_and_to_no_other() -> None:
+    experiment = make_experiment(evaluation=JUDGES)
+    assert experiment.spec is not None
+    keys = {}
+    for node in build_graph(experiment.spec):
+        child = child_of(experiment, str(node.id))
+        for variable in (variable for pod in pods_of(child) for variable in pod["containers"][0]["env"]):
+            if "API_KEY" in variable["name"]:
+                keys[str(node.id)] = (variable["name"], variable["valueFrom"]["secretKeyRef"]["name"])
+    models = ("target", "sft", "trained")
+    assert keys == {
+        **{f"judge/{model}--alpaca--gpt": ("WRPO_JUDGE_API_KEY", "gpt") for model in models},
+        **{f"grade/{model}--{name}--rm": ("WRPO_REWARD_API_KEY", "rm")
+           for model in models for name in ("alpaca", "held-out")},
+    }  # fmt: skip
+
+
+def test_pods_that_ask_an_endpoint_are_labelled_for_network_policies() -> None:
+    experiment = make_experiment(evaluation=JUDGES)
+    labels = {
+        judge: child_of(experiment, f"judge/target--alpaca--{judge}")["spec"]["template"]["metadata"]["labels"]
+        for judge in ("gpt", "own", "self")
+    }
+    assert {judge: found.get("wrpo.ai/egress") for judge, found in labels.items()} == {
+        "gpt": "judge", "own": None, "self": None,
+    }  # fmt: skip
+
+
+def test_a_judge_that_serves_a_model_has_the_image_with_vllm() -> None:
+    experiment = make_experiment(evaluation=JUDGES, images={"sampler": "sampler:1", "trainer": "trainer:1"})
+    images = {
+        judge: pods_of(child_of(experiment, f"judge/target--alpaca--{judge}"))[0]["containers"][0]["image"]
+        for judge in ("gpt", "own", "self")
+    }
+    assert images == {"gpt": "trainer:1", "own": "sampler:1", "self": "trainer:1"}
 
 
 def test_rendering_twice_gives_the_same() -> None:

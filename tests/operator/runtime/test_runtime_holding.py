@@ -34,7 +34,7 @@ def stored(experiment: Experiment, todo: Plan) -> Experiment:
 @pytest.fixture
 def running() -> Experiment:
     """An experiment of which prepare has ended and both samples run."""
-    experiment = make_experiment()
+    experiment = make_experiment(evaluation={"enabled": False})
     done, runs = ChildState.SUCCEEDED, ChildState.RUNNING
     experiment = stored(experiment, look(experiment, prepare=done, sample_qwen=runs, sample_yi=runs))
     return stored(experiment, look(experiment, prepare=done, sample_qwen=runs, sample_yi=runs))

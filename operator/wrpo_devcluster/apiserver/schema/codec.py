@@ -150,7 +150,7 @@ def _omitted(node: Node, name: str, child: Node, value: Any) -> bool:
     presence = node.presence.get(name, "omit")
     if presence in {"always", "null"}:
         return False
-    if isinstance(value, list) or (isinstance(value, dict) and not child.is_struct and child.special != "raw"):
+    if child.special != "raw" and (isinstance(value, list) or (isinstance(value, dict) and not child.is_struct)):
         return not value
     return presence == "omit" and value in ("", False, 0)
 

@@ -1,0 +1,273 @@
+"""Names in spec.evaluation that refer to each other: systems, members, benchmarks, judges and rewards.
+
+The API server checks each rule with one message; `evaluation_errors` adds the field and the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from wrpo_engine.contract.evaluation import SEPARATOR
+from wrpo_engine.contract.objectives import Objective
+from wrpo_operator.api.evaluation import EVERY_SOURCE, Benchmark, Judge
+from wrpo_operator.api.names import HELD_OUT, MAIN_REWARD, SFT_SYSTEM, TARGET, TRAINED_SYSTEM
+from wrpo_operator.api.rule import Rule
+
+if TYPE_CHECKING:
+    from wrpo_operator.api.spec import ExperimentSpec
+
+_Found: TypeAlias = Iterator[tuple[str, Any]]
+"""Path of a field and its value."""
+
+
+def models_of(spec: ExperimentSpec) -> tuple[str, ...]:
+    """Return the names of all models that can answer: the experiment's own, the sources, and systems with a model."""
+    own = (
+        TARGET,
+        *((SFT_SYSTEM,) if spec.sft.enabled else ()),
+        *((TRAINED_SYSTEM,) if spec.training.objective is not Objective.SFT_ONLY else ()),
+    )
+    systems = (system.name for system in spec.evaluation.systems if system.model is not None)
+    return (*own, *(source.name for source in spec.sources), *systems)
+
+
+def rewards_of(spec: ExperimentSpec) -> tuple[str, ...]:
+    """Return the names of all rewards: the experiment's own, and those of judges."""
+    judges = (judge.name for judge in spec.evaluation.judges if judge.reward is not None)
+    return (MAIN_REWARD, *(reward.name for reward in spec.reward.additional), *judges)
+
+
+_MODEL = (
+    f"({{0}} == '{TARGET}' || ({{0}} == '{SFT_SYSTEM}' && self.sft.enabled)"
+    f" || ({{0}} == '{TRAINED_SYSTEM}' && self.training.objective != '{Objective.SFT_ONLY}')"
+    " || self.sources.exists(x, x.name == {0})"
+    " || self.evaluation.systems.exists(x, x.name == {0} && has(x.model)))"
+)
+"""CEL: a name is that of a model that can answer."""
+_REWARD = (
+    f"({{0}} == '{MAIN_REWARD}' || self.reward.additional.exists(x, x.name == {{0}})"
+    " || self.evaluation.judges.exists(x, x.name == {0} && has(x.reward)))"
+)
+"""CEL: a name is that of a reward."""
+_SYSTEMS, _JUDGES, _BENCHMARKS = (f"self.evaluation.{name}" for name in ("systems", "judges", "benchmarks"))
+
+
+def _member_lists(spec: ExperimentSpec) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for index, system in enumerate(spec.evaluation.systems):
+        path = f"spec.evaluation.systems[{index}]"
+        if system.select is not None:
+            yield f"{path}.select.members", system.select.members
+        if system.mixture is not None:
+            yield f"{path}.mixture.proposers", system.mixture.proposers
+
+
+def _unknown_members(spec: ExperimentSpec) -> _Found:
+    known = {*models_of(spec), EVERY_SOURCE}
+    for path, members in _member_lists(spec):
+        yield from ((f"{path}[{index}]", name) for index, name in enumerate(members) if name not in known)
+
+
+def _unknown_aggregators(spec: ExperimentSpec) -> _Found:
+    for index, system in enumerate(spec.evaluation.systems):
+        if system.mixture is not None and system.mixture.aggregator not in models_of(spec):
+            yield f"spec.evaluation.systems[{index}].mixture.aggregator", system.mixture.aggregator
+
+
+def _counted_twice(spec: ExperimentSpec) -> _Found:
+    sources = {source.name for source in spec.sources}
+    for path, members in _member_lists(spec):
+        if EVERY_SOURCE in members:
+            yield from ((f"{path}[{index}]", name) for index, name in enumerate(members) if name in sources)
+
+
+def _too_few(spec: ExperimentSpec) -> _Found:
+    for index, system in enumerate(spec.evaluation.systems):
+        if system.select is not None:
+            members = system.select.members
+            if len(members) + (len(spec.sources) - 1 if EVERY_SOURCE in members else 0) < 2:
+                yield f"spec.evaluation.systems[{index}].select.members", list(members)
+
+
+def _unknown_sources(spec: ExperimentSpec) -> _Found:
+    sources = {source.name for source in spec.sources}
+    for index, system in enumerate(spec.evaluation.systems):
+        if system.source is not None and system.source not in sources:
+            yield f"spec.evaluation.systems[{index}].source", system.source
+
+
+def _sources_twice(spec: ExperimentSpec) -> _Found:
+    found = [system.source for system in spec.evaluation.systems]
+    for index, source in enumerate(found):
+        if source is not None and source in found[:index]:
+            yield f"spec.evaluation.systems[{index}].source", source
+
+
+def _named_as_sources(spec: ExperimentSpec) -> _Found:
+    sources = {source.name for source in spec.sources}
+    for index, system in enumerate(spec.evaluation.systems):
+        if system.source != system.name and system.name in sources:
+            yield f"spec.evaluation.systems[{index}].name", system.name
+
+
+def _ambiguous_sources(spec: ExperimentSpec) -> _Found:
+    for index, source in enumerate(spec.sources if spec.evaluation.systems else ()):
+        if SEPARATOR in source.name or source.name in (SFT_SYSTEM, TRAINED_SYSTEM):
+            yield f"spec.sources[{index}].name", source.name
+
+
+def _unknown_baselines(spec: ExperimentSpec) -> _Found:
+    known = {*models_of(spec), *(system.name for system in spec.evaluation.systems)}
+    for index, benchmark in enumerate(spec.evaluation.benchmarks):
+        if benchmark.baseline is not None and benchmark.baseline not in known:
+            yield f"spec.evaluation.benchmarks[{index}].baseline", benchmark.baseline
+
+
+def _unknown_benchmarks(spec: ExperimentSpec) -> _Found:
+    known = {benchmark.name for benchmark in spec.evaluation.benchmarks}
+    for index, judge in enumerate(spec.evaluation.judges):
+        readable = known | ({HELD_OUT} if judge.reward is not None else set())
+        for place, name in enumerate(judge.benchmarks):
+            if name not in readable:
+                yield f"spec.evaluation.judges[{index}].benchmarks[{place}]", name
+
+
+def reads(judge: Judge, benchmark: Benchmark) -> bool:
+    """Return whether a judge reads the answers to a benchmark."""
+    is_named = not judge.benchmarks or benchmark.name in judge.benchmarks
+    return is_named and (judge.reward is not None or benchmark.kind != "Custom" or benchmark.protocol is not None)
+
+
+def _unjudged(spec: ExperimentSpec) -> _Found:
+    for index, benchmark in enumerate(spec.evaluation.benchmarks):
+        if not any(reads(judge, benchmark) for judge in spec.evaluation.judges):
+            yield f"spec.evaluation.benchmarks[{index}]", benchmark.name
+
+
+def _unknown_rewards(spec: ExperimentSpec) -> _Found:
+    known = rewards_of(spec)
+    for index, system in enumerate(spec.evaluation.systems):
+        if system.select is not None and system.select.reward not in (None, *known):
+            yield f"spec.evaluation.systems[{index}].select.reward", system.select.reward
+    for index, judge in enumerate(spec.evaluation.judges):
+        if judge.serve_reward not in (None, *known):
+            yield f"spec.evaluation.judges[{index}].serveReward", judge.serve_reward
+
+
+def _named_as_rewards(spec: ExperimentSpec) -> _Found:
+    rewards = {reward.name for reward in spec.reward.additional}
+    for index, judge in enumerate(spec.evaluation.judges):
+        if judge.name in rewards:
+            yield f"spec.evaluation.judges[{index}].name", judge.name
+
+
+@dataclass(frozen=True, slots=True)
+class _NameRule:
+    cel: str
+    message: str
+    find: Callable[[ExperimentSpec], _Found]
+    """Yields the fields that break it."""
+
+
+_EACH_LIST = (("select", "members"), ("mixture", "proposers"))
+_JUDGED = "(has(j.reward) || b.kind != 'Custom' || has(b.protocol))"
+
+_NAME_RULES: tuple[_NameRule, ...] = (
+    _NameRule(
+        " && ".join(
+            f"{_SYSTEMS}.all(s, !has(s.{form}) || s.{form}.{field}.all(m, m == '{EVERY_SOURCE}'"
+            f" || {_MODEL.format('m')}))"
+            for form, field in _EACH_LIST
+        ),
+        "members are models: target, sft (if sft.enabled), trained (unless SFTOnly), names of sources, and of systems "
+        "with a model; correct the name or add that model",
+        _unknown_members,
+    ),
+    _NameRule(
+        f"{_SYSTEMS}.all(s, !has(s.mixture) || {_MODEL.format('s.mixture.aggregator')})",
+        "the aggregator is a model: target, sft, trained, the name of a source, or of a system with a model; correct "
+        "the name or add that model",
+        _unknown_aggregators,
+    ),
+    _NameRule(
+        " && ".join(
+            f"{_SYSTEMS}.all(s, !has(s.{form}) || !('{EVERY_SOURCE}' in s.{form}.{field})"
+            f" || !self.sources.exists(x, x.name in s.{form}.{field}))"
+            for form, field in _EACH_LIST
+        ),
+        "`*` contains all sources, so a source must not be listed beside it; remove one of them",
+        _counted_twice,
+    ),
+    _NameRule(
+        f"{_SYSTEMS}.all(s, !has(s.select) || size(s.select.members)"
+        f" + ('{EVERY_SOURCE}' in s.select.members ? size(self.sources) - 1 : 0) >= 2)",
+        "a selection of one member chooses nothing; list a second member, or evaluate the member as a system",
+        _too_few,
+    ),
+    _NameRule(
+        f"{_SYSTEMS}.all(s, !has(s.source) || self.sources.exists(x, x.name == s.source))",
+        "there is no source of this name; correct it or add the source",
+        _unknown_sources,
+    ),
+    _NameRule(
+        f"{_SYSTEMS}.all(s, !has(s.source) || {_SYSTEMS}.exists_one(x, has(x.source) && x.source == s.source))",
+        "another system is this source; remove one of them",
+        _sources_twice,
+    ),
+    _NameRule(
+        f"{_SYSTEMS}.all(s, (has(s.source) && s.source == s.name) || !self.sources.exists(x, x.name == s.name))",
+        "a source has this name; choose another name for the system, or set source to it",
+        _named_as_sources,
+    ),
+    _NameRule(
+        f"size({_SYSTEMS}) == 0 || self.sources.all(x, !x.name.contains('{SEPARATOR}')"
+        f" && x.name != '{SFT_SYSTEM}' && x.name != '{TRAINED_SYSTEM}')",
+        "with evaluation.systems a source's name is part of stage names; it must not be `sft` or `trained`, nor "
+        "contain two dashes in a row; rename the source",
+        _ambiguous_sources,
+    ),
+    _NameRule(
+        f"{_BENCHMARKS}.all(b, !has(b.baseline) || {_MODEL.format('b.baseline')}"
+        f" || {_SYSTEMS}.exists(x, x.name == b.baseline))",
+        "the baseline is a model or a system: target, sft, trained, the name of a source or of a system; correct it or "
+        "add that system",
+        _unknown_baselines,
+    ),
+    _NameRule(
+        f"{_JUDGES}.all(j, j.benchmarks.all(n, (n == '{HELD_OUT}' && has(j.reward))"
+        f" || {_BENCHMARKS}.exists(b, b.name == n)))",
+        "a judge reads listed benchmarks, and a reward also held-out; correct the name or add that benchmark",
+        _unknown_benchmarks,
+    ),
+    _NameRule(
+        f"{_BENCHMARKS}.all(b, {_JUDGES}.exists(j, (size(j.benchmarks) == 0 || b.name in j.benchmarks) && {_JUDGED}))",
+        "no judge reads the answers to this benchmark; add a judge for it, and set protocol if its kind is Custom and "
+        "the judge is no reward",
+        _unjudged,
+    ),
+    _NameRule(
+        f"{_SYSTEMS}.all(s, !has(s.select) || !has(s.select.reward) || {_REWARD.format('s.select.reward')})"
+        f" && {_JUDGES}.all(j, !has(j.serveReward) || {_REWARD.format('j.serveReward')})",
+        "there is no reward of this name; rewards are main, reward.additional, and judges with a reward; correct it or "
+        "add the reward",
+        _unknown_rewards,
+    ),
+    _NameRule(
+        f"{_JUDGES}.all(j, !self.reward.additional.exists(x, x.name == j.name))",
+        "an additional reward has this name; choose another name for the judge",
+        _named_as_rewards,
+    ),
+)
+
+
+def evaluation_errors(spec: ExperimentSpec) -> Iterator[str]:
+    """Yield an error for each name in spec.evaluation that refers to nothing or is ambiguous."""
+    for rule in _NAME_RULES:
+        for path, value in rule.find(spec):
+            yield f"{path} is {value}: {rule.message}."
+
+
+def name_rules(experiment: type[ExperimentSpec]) -> tuple[Rule, ...]:
+    """Return the rules about names in spec.evaluation, which are rules of the whole spec, `experiment`."""
+    return tuple(Rule((experiment,), rule.cel, rule.message, None) for rule in _NAME_RULES)

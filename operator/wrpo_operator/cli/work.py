@@ -1,0 +1,100 @@
+"""Amount of work of a stage, as far as it is known before anything runs: prompts, tokens, requests to judges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from wrpo_engine.config import SampleParams, ScoreParams, SftParams, StageParams, TrainParams
+from wrpo_engine.contract.evaluation import (
+    AnswerParams,
+    GradeParams,
+    JudgeParams,
+    MixtureParams,
+    PerplexityParams,
+    RankParams,
+    SelectParams,
+)
+from wrpo_operator.api.presets import ASKED, SIZES
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.api.status import StageStatus
+from wrpo_operator.plan.model import StageNode
+from wrpo_operator.plan.placing import items_of, responses_of
+from wrpo_operator.sizing.estimate import PROMPT_TOKENS, RESPONSE_TOKENS
+
+_PAIR = PROMPT_TOKENS + RESPONSE_TOKENS
+_READING_ITEMS = AnswerParams | MixtureParams | PerplexityParams | RankParams | SelectParams | JudgeParams
+
+
+def prompts_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, StageStatus]) -> int | None:
+    """Return the prompts, or the items of a benchmark, that a stage reads; None if unknown.
+
+    Without the number of prompts, only requests to judges are counted: totals without sampling would mislead.
+    """
+    params, counted = node.params, records.get("prepare")
+    if isinstance(params, _READING_ITEMS) and (counted is not None or isinstance(params, JudgeParams)):
+        return items_of(spec, node, records)
+    parts = _parts(params)
+    if counted is None or not parts:
+        return None
+    return sum(int(counted.metrics[f"prompts_{part}"]) for part in parts)
+
+
+def _parts(params: StageParams) -> tuple[str, ...]:
+    match params:
+        case SampleParams():
+            return params.parts
+        case SftParams():
+            return ("sft",)
+        case TrainParams():
+            return ("preference",)
+        case _:
+            return ()
+
+
+def tokens_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, StageStatus]) -> int | None:
+    """Return the tokens of prompts and responses that go through a stage's model, or through a judge."""
+    params = node.params
+    if isinstance(params, ScoreParams | GradeParams):
+        rows = responses_of(node, records)
+        return None if rows is None else rows * _PAIR
+    prompts = prompts_of(spec, node, records)
+    if prompts is None:
+        return None
+    match params:
+        case SampleParams():
+            return prompts * params.samples_per_prompt * _PAIR
+        case AnswerParams():
+            size = SIZES.get(params.benchmark)
+            return prompts * (1 if size is None else size.turns) * params.samples_per_prompt * _PAIR
+        case SftParams():
+            return prompts * params.epochs * _PAIR
+        case TrainParams():
+            return prompts * params.epochs * (PROMPT_TOKENS + 3 * RESPONSE_TOKENS)
+        case _:
+            return _tokens_of_reading(params, prompts)
+
+
+def _tokens_of_reading(params: StageParams, items: int) -> int | None:
+    """Return the tokens of a stage that reads answers of others, or prompts alone."""
+    match params:
+        case MixtureParams():
+            return items * params.samples_per_prompt * (_PAIR + len(params.references) * RESPONSE_TOKENS)
+        case PerplexityParams():
+            return items * PROMPT_TOKENS
+        case RankParams():
+            pairs = len(params.members) * (len(params.members) - 1)
+            return items * pairs * (PROMPT_TOKENS + 2 * RESPONSE_TOKENS)
+        case JudgeParams():
+            asked = ASKED[params.benchmark_protocol]
+            reply = RESPONSE_TOKENS if asked.has_reasons else 1
+            return items * asked.requests * (PROMPT_TOKENS + asked.answers * RESPONSE_TOKENS + reply)
+        case _:
+            return None
+
+
+def requests_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, StageStatus]) -> int | None:
+    """Return the requests of a judge's stage, retries left out; None if there are none, or their number is unknown."""
+    if not isinstance(node.params, JudgeParams):
+        return None
+    items = items_of(spec, node, records)
+    return None if items is None else items * ASKED[node.params.benchmark_protocol].requests

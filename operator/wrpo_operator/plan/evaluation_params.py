@@ -1,0 +1,191 @@
+"""Parameters (hashed) and runtime (not hashed) of the stages of benchmarks, systems and judges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wrpo_engine.config import Runtime
+from wrpo_engine.contract.base import project, values_of
+from wrpo_engine.contract.benchmarks import BenchFields, JudgeExecution
+from wrpo_engine.contract.evaluation import (
+    AnswerParams,
+    BenchParams,
+    EvaluateParams,
+    GradeParams,
+    JudgeParams,
+    MixtureParams,
+    PerplexityParams,
+    RankParams,
+    SelectParams,
+)
+from wrpo_engine.contract.sampling import (
+    EvaluationFields,
+    GeneratorFields,
+    PartFields,
+    ShardExecution,
+    SourceExecution,
+)
+from wrpo_operator.api.evaluation import Judge
+from wrpo_operator.api.names import SFT_SYSTEM, TARGET, TRAINED_SYSTEM
+from wrpo_operator.api.presets import PRESETS
+from wrpo_operator.api.sections import RewardSource
+from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.plan.params import made_model, named_model, reward_model, reward_weights
+from wrpo_operator.plan.systems import (
+    Column,
+    EvaluatedModel,
+    Layout,
+    Row,
+    evaluated_benchmarks,
+    evaluated_systems,
+)
+
+
+def bench(column: Column) -> BenchParams:
+    """Return the parameters of reading a benchmark."""
+    assert column.benchmark is not None
+    fields = values_of(column.benchmark, BenchFields)
+    return project(BenchParams, fields, benchmark=column.kind, protocol=column.benchmark.protocol)
+
+
+def model_reference(spec: ExperimentSpec, model: EvaluatedModel) -> Any:
+    """Return the reference to a model that answers."""
+    made = {SFT_SYSTEM: "sft", TRAINED_SYSTEM: "model"}
+    if model.own is not None or model.source is not None:
+        return named_model(model.own or model.source or spec.target)
+    return named_model(spec.target) if model.name == TARGET else made_model(made[model.name], spec)
+
+
+def _generator(spec: ExperimentSpec, model: EvaluatedModel) -> dict[str, Any]:
+    """Return how a model generates: its own settings, then those of the evaluation, then those of sampling."""
+    own = [values_of(model.source.sampling, GeneratorFields)] if model.source is not None else []
+    own += [values_of(model.own, GeneratorFields)] if model.own is not None else []
+    found = values_of(spec.sampling, GeneratorFields, PartFields) | values_of(spec.evaluation, GeneratorFields)
+    for settings in own:
+        found |= settings
+    return found
+
+
+def _decoding(spec: ExperimentSpec, column: Column) -> dict[str, Any]:
+    """Return how answers to a benchmark are chosen, and whether items have their own temperature."""
+    found = values_of(spec.evaluation, EvaluationFields)
+    if column.benchmark is None:
+        return found
+    preset = column.benchmark.preset
+    published = PRESETS[(column.kind, preset)] if preset is not None else {}
+    own = dict(published) | values_of(column.benchmark.sampling)
+    return found | own | {"uses_item_temperature": column.protocol == "MTBench" and "temperature" not in own}
+
+
+def answer(spec: ExperimentSpec, model: EvaluatedModel, column: Column) -> AnswerParams:
+    """Return the parameters of answering a benchmark with one model."""
+    return project(
+        AnswerParams,
+        _generator(spec, model),
+        _decoding(spec, column),
+        model=model_reference(spec, model),
+        system=model.name,
+        benchmark=column.kind,
+    )
+
+
+def mixture(
+    spec: ExperimentSpec, row: Row, model: EvaluatedModel, column: Column, references: tuple[str, ...]
+) -> MixtureParams:
+    """Return the parameters of answering a benchmark with a model that reads the answers of the roles `references`."""
+    assert row.mixture is not None
+    return project(
+        MixtureParams,
+        _generator(spec, model),
+        _decoding(spec, column),
+        values_of(row.mixture),
+        model=model_reference(spec, model),
+        system=row.name,
+        benchmark=column.kind,
+        references=references,
+        uses_item_temperature=False,
+    )
+
+
+def generation_runtime(spec: ExperimentSpec, model: EvaluatedModel) -> Runtime:
+    """Return the runtime of a model that answers: shards, GPU use, and the engine's settings of sampling."""
+    source = values_of(model.source.sampling) if model.source is not None else {}
+    sampling = values_of(spec.sampling) | source
+    is_vllm = _generator(spec, model)["backend"] == "vLLM"
+    fields = SourceExecution.model_fields
+    return project(
+        Runtime,
+        {name: value for name, value in sampling.items() if name in fields},
+        values_of(spec.evaluation, ShardExecution),
+        engine_args=sampling["engine_args"] if is_vllm else {},
+        context_limit=sampling.get("max_model_length"),
+    )
+
+
+def perplexity(spec: ExperimentSpec, row: Row, model: EvaluatedModel) -> PerplexityParams:
+    """Return the parameters of measuring the prompts' perplexity under one member of a selection."""
+    assert row.select is not None
+    reference = model_reference(spec, model)
+    return project(PerplexityParams, _generator(spec, model), values_of(row.select), model=reference)
+
+
+def rank(spec: ExperimentSpec, row: Row, members: tuple[str, ...]) -> RankParams:
+    """Return the parameters of comparing the answers of the roles `members` pair by pair."""
+    assert row.select is not None
+    assert row.select.ranker is not None
+    ranker = row.select.ranker
+    return project(
+        RankParams,
+        values_of(spec.sampling, PartFields),
+        ranker={"name": ranker.model, "revision": ranker.revision, "trust_remote_code": ranker.trust_remote_code},
+        members=members,
+    )
+
+
+def grade(spec: ExperimentSpec, reward: RewardSource, answers: str) -> GradeParams:
+    """Return the parameters of scoring the answers of a role with one reward."""
+    return project(GradeParams, values_of(spec.reward), reward=reward_model(reward), answers=answers)
+
+
+def select(row: Row, members: tuple[str, ...], criteria: tuple[str, ...]) -> SelectParams:
+    """Return the parameters of choosing among the answers of the roles `members`."""
+    assert row.select is not None
+    return project(SelectParams, values_of(row.select), members=members, criteria=criteria)
+
+
+def judge(layout: Layout, judge: Judge, column: Column, row: Row) -> JudgeParams:
+    """Return the parameters of asking a judge about a row's answers."""
+    served = layout.rewards[judge.serve_reward] if judge.serve_reward is not None else None
+    reward = reward_model(served) if served is not None else None
+    name = judge.model or (judge.serve.model if judge.serve is not None else None)
+    return project(
+        JudgeParams,
+        values_of(judge),
+        model=name or (reward.identity if reward is not None else ""),
+        benchmark=column.kind,
+        benchmark_protocol=column.protocol,
+        system=row.name,
+        answers=layout.answers_role(row.name, column),
+        baseline=None if column.baseline is None else layout.answers_role(column.baseline, column),
+        serve=named_model(judge.serve) if judge.serve is not None else None,
+        serve_reward=reward,
+    )
+
+
+def judge_runtime(spec: ExperimentSpec, judge: Judge) -> Runtime:
+    """Return the connection to a judge, and the batches of a reward that the stage serves."""
+    batches = values_of(spec.reward, type(spec.reward)) if judge.serve_reward is not None else {}
+    kept = {name: batches[name] for name in ("batch_tokens",) if name in batches}
+    return project(Runtime, kept, values_of(judge, JudgeExecution))
+
+
+def evaluation(spec: ExperimentSpec, layout: Layout) -> EvaluateParams:
+    """Return the parameters of the aggregation."""
+    own = [name for name in (TARGET, SFT_SYSTEM, TRAINED_SYSTEM) if name in layout.models]
+    return EvaluateParams(
+        systems=evaluated_systems(spec, layout),
+        benchmarks=evaluated_benchmarks(layout),
+        subject=own[-1],
+        opponents=tuple(own[:-1]),
+        reward_weights=reward_weights(spec),
+    )

@@ -1,0 +1,348 @@
+"""Systems x benchmarks x judges: which cells there are, what they share, and that any valid evaluation is a graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.builders import AUTOMATIC, merged, raw_spec
+from support.model_cluster import ModelCluster
+
+from wrpo_engine.contract.evaluation import (
+    AnswerParams,
+    EvaluateParams,
+    GradeParams,
+    JudgeParams,
+    MixtureParams,
+    PerplexityParams,
+    SelectParams,
+)
+from wrpo_operator.api.names import stage_label
+from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.plan.graph import build_graph, graph_errors
+from wrpo_operator.plan.model import StageNode
+
+BENCHMARKS = [
+    {"name": "alpaca", "kind": "AlpacaEval2", "preset": "FuseEval"},
+    {"name": "arena", "kind": "ArenaHard", "baseline": "moa"},
+    {"name": "mt", "kind": "MTBench"},
+    {"name": "own", "kind": "Custom", "bundle": "org/own"},
+]
+JUDGES = [
+    {"name": "gpt", "endpoint": "https://judges.example.org/v1", "model": "gpt"},
+    {"name": "own", "serve": {"model": "org/judge"}, "benchmarks": ["arena", "mt"]},
+    {"name": "self", "serveReward": "main"},
+    {"name": "length", "reward": {"function": "a:b"}},
+]
+SYSTEMS = [
+    {"name": "moa", "mixture": {"proposers": ["*"], "aggregator": "big", "rounds": 2}},
+    {"name": "large", "source": "qwen"},
+    {"name": "big", "model": {"model": "org/big"}},
+    {"name": "pack", "select": {"by": "Perplexity", "members": ["*", "target"]}},
+    {"name": "pack-chat", "select": {"by": "Perplexity", "members": ["*", "target"], "text": "Chat"}},
+    {"name": "blender", "select": {"by": "PairRM", "members": ["*", "big"], "ranker": {"model": "org/rm"}}},
+    {"name": "best", "select": {"by": "Reward", "members": ["sft", "trained"]}},
+    {"name": "floor", "select": {"by": "Random", "members": ["*"]}},
+]
+ALPACA, GPT = BENCHMARKS[:1], JUDGES[:1]
+
+
+def graph_of(without: frozenset[str] = frozenset(), **lists: Any) -> dict[str, StageNode]:
+    nodes = build_graph(parse_spec(raw_spec(evaluation=lists)), without)
+    assert len({node.id for node in nodes}) == len(nodes)
+    return {str(node.id): node for node in nodes}
+
+
+def names(graph: dict[str, StageNode], kind: str) -> list[str]:
+    return [node.id.name for node in graph.values() if node.id.kind == kind]
+
+
+def changed(before: dict[str, StageNode], after: dict[str, StageNode]) -> set[str]:
+    """Return the stages that are new or have another hash."""
+    return {name for name, node in after.items() if name not in before or before[name].hash != node.hash}
+
+
+EVERYTHING = {"benchmarks": BENCHMARKS, "judges": JUDGES, "systems": SYSTEMS}
+FEW = st.builds(
+    lambda benchmarks, judges, systems, held: {"benchmarks": benchmarks, "judges": judges, "systems": systems} | held,
+    st.lists(st.sampled_from([BENCHMARKS[0], BENCHMARKS[2], BENCHMARKS[3]]), unique_by=lambda item: item["name"]),
+    st.lists(st.sampled_from([JUDGES[0], JUDGES[2], JUDGES[3]]), unique_by=lambda item: item["name"]).map(
+        lambda found: [*found, *(judge for judge in (JUDGES[0], JUDGES[3]) if judge not in found)]
+    ),
+    st.lists(st.sampled_from(SYSTEMS[2:]), unique_by=lambda item: item["name"]).map(
+        lambda found: found if SYSTEMS[2] in found else [*found, SYSTEMS[2]]
+    ),
+    st.sampled_from([{}, {"shards": 4}]),
+)
+
+
+@settings(max_examples=40)
+@given(FEW, st.sampled_from([{}, AUTOMATIC, {"modelCache": {"enabled": True}}]))
+def test_any_evaluation_is_a_graph_whose_stages_have_names_that_are_labels(lists: Any, more: Any) -> None:
+    nodes = build_graph(parse_spec(merged(raw_spec(evaluation=lists), more)))
+    assert max(Counter(node.id for node in nodes).values()) == 1
+    assert max(len(stage_label(str(node.id))) for node in nodes) <= 63
+    seen: set[Any] = set()
+    for node in nodes:
+        assert seen.issuperset(node.upstream)
+        seen.add(node.id)
+    read = {upstream for node in nodes for upstream in node.upstream}
+    assert {node.id for node in nodes} - read <= {nodes[-1].id}, "each cell is read by another stage"
+
+
+@settings(max_examples=25)
+@given(FEW)
+def test_a_further_system_adds_only_its_own_cells(lists: Any) -> None:
+    further = {"name": "last", "select": {"by": "Random", "members": ["*"]}}
+    before = graph_of(**lists)
+    after = graph_of(**{**lists, "systems": [*lists["systems"], further]})
+    own = {name for name in changed(before, after) if name not in {"evaluate", "report"}}
+    assert {name.partition("/")[2].partition("--")[0] for name in own} <= {"last", "qwen", "yi"}
+    assert before.keys() <= after.keys()
+
+
+@settings(max_examples=25)
+@given(FEW)
+def test_a_second_judge_re_uses_all_answers(lists: Any) -> None:
+    second = {"name": "second", "endpoint": "https://other.example.org/v1", "model": "other"}
+    before = graph_of(**lists)
+    after = graph_of(**{**lists, "judges": [*lists["judges"], second]})
+    own = {name for name in changed(before, after) if name not in {"evaluate", "report"}}
+    assert all(name.startswith("judge/") and name.endswith("--second") for name in own)
+
+
+def test_equal_cells_of_two_experiments_have_equal_addresses() -> None:
+    one, other = graph_of(**EVERYTHING), graph_of(benchmarks=ALPACA, judges=GPT, systems=[SYSTEMS[3]])
+    shared = (one.keys() & other.keys()) - {"evaluate", "report"}
+    assert {"select/pack--alpaca", "perplexity/qwen--alpaca", "judge/pack--alpaca--gpt"} <= shared
+    assert {name: one[name].hash for name in shared} == {name: other[name].hash for name in shared}
+
+
+def test_one_set_of_the_sources_answers_serves_rows_selections_and_mixtures() -> None:
+    graph = graph_of(benchmarks=ALPACA, judges=GPT, systems=SYSTEMS)
+    assert sorted(name for name in names(graph, "answer") if name.endswith("--alpaca")) == [
+        f"{model}--alpaca" for model in ("big", "qwen", "sft", "target", "trained", "yi")
+    ]
+    readers = {name for name, node in graph.items() if "answers/qwen--alpaca" in node.inputs}
+    assert readers == {
+        "select/pack--alpaca", "select/pack-chat--alpaca", "select/blender--alpaca", "select/floor--alpaca",
+        "rank/blender--alpaca", "mixture/moa--alpaca--l2-qwen", "mixture/moa--alpaca--l2-yi", "judge/qwen--alpaca--gpt",
+        "evaluate",
+    }  # fmt: skip
+
+
+def test_a_mixture_has_its_layers_and_the_aggregator_last() -> None:
+    systems = [{"name": "moa", "mixture": {"proposers": ["*"], "aggregator": "target", "rounds": 3, "temperature": 1}}]
+    graph = graph_of(systems=systems)
+    assert names(graph, "mixture") == [
+        *(f"moa--held-out--l{layer}-{name}" for layer in (2, 3) for name in ("qwen", "yi")), "moa--held-out",
+    ]  # fmt: skip
+    last = graph["mixture/moa--held-out"].params
+    assert isinstance(last, MixtureParams)
+    assert last.references == ("mixture/moa--held-out--l3-qwen", "mixture/moa--held-out--l3-yi")
+    assert (last.model.name, last.temperature, last.max_tokens, last.reference_tokens) == (
+        "org/target",
+        1.0,
+        2048,
+        1024,
+    )
+    assert not last.uses_item_temperature
+    first = graph["mixture/moa--held-out--l2-yi"].params
+    assert isinstance(first, MixtureParams)
+    assert first.references == ("answers/qwen--held-out", "answers/yi--held-out")
+
+
+SELECTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "perplexities": ({"by": "Perplexity"}, ("perplexity/yi--held-out", "perplexity/qwen--held-out")),
+    "perplexities in the template": (
+        {"by": "Perplexity", "text": "Chat"}, ("perplexity/yi--held-out--chat", "perplexity/qwen--held-out--chat")),
+    "ranks": ({"by": "PairRM", "ranker": {"model": "a/b"}}, ("rank/s--held-out",)),
+    "scores": ({"by": "Reward"}, ("grades/yi--held-out--main", "grades/qwen--held-out--main")),
+    "nothing": ({"by": "Random"}, ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("select", "criteria"), SELECTIONS.values(), ids=SELECTIONS.keys())
+def test_a_selection_reads_members_and_criteria_in_its_order(select: dict[str, Any], criteria: tuple[str, ...]) -> None:
+    graph = graph_of(systems=[{"name": "s", "select": {**select, "members": ["yi", "qwen"]}}])
+    node = graph["select/s--held-out"]
+    assert isinstance(node.params, SelectParams)
+    assert node.params.members == ("answers/yi--held-out", "answers/qwen--held-out")
+    assert node.params.criteria == criteria
+    assert list(node.inputs) == ["prompts", *node.params.members, *criteria]
+
+
+def test_a_selection_by_perplexity_measures_each_text_once() -> None:
+    graph = graph_of(systems=[SYSTEMS[3], SYSTEMS[4], {**SYSTEMS[3], "name": "again"}])
+    members = [f"{name}--held-out" for name in ("qwen", "yi", "target")]
+    assert names(graph, "perplexity") == [*members, *(f"{name}--chat" for name in members)]
+    texts = {node.params.text for node in graph.values() if isinstance(node.params, PerplexityParams)}
+    assert texts == {"Plain", "Chat"}
+
+
+DECODING: dict[str, tuple[dict[str, Any], tuple[float, float, int, float, bool]]] = {
+    "the settings of the evaluation": ({"kind": "AlpacaEval2"}, (0.25, 1.0, 99, 0.0, False)),
+    "a preset": ({"kind": "AlpacaEval2", "preset": "FuseEval"}, (0.6, 0.9, 4096, 0.1, False)),
+    "SimPO": ({"kind": "AlpacaEval2", "preset": "SimPO"}, (0.9, 1.0, 99, 0.0, False)),
+    "a preset and a setting": (
+        {"kind": "ArenaHard", "preset": "Official", "sampling": {"maxTokens": 7, "presencePenalty": 1}},
+        (0.0, 1.0, 7, 1.0, False)),
+    "temperatures of categories": ({"kind": "MTBench", "preset": "Official"}, (0.25, 1.0, 1024, 0.0, True)),
+    "one temperature for all categories": (
+        {"kind": "MTBench", "sampling": {"temperature": 0}}, (0.0, 1.0, 99, 0.0, False)),
+    "own prompts in the manner of MT-Bench": (
+        {"kind": "Custom", "bundle": "a/b", "protocol": "MTBench"}, (0.25, 1.0, 99, 0.0, True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("benchmark", "expected"), DECODING.values(), ids=DECODING.keys())
+def test_settings_of_a_benchmark_precede_its_preset_and_that_the_evaluation(
+    benchmark: dict[str, Any], expected: tuple[float, float, int, float, bool]
+) -> None:
+    graph = graph_of(benchmarks=[{"name": "b", **benchmark}], judges=GPT, temperature=0.25, maxTokens=99)
+    params = graph["answer/target--b"].params
+    assert isinstance(params, AnswerParams)
+    found = (params.temperature, params.top_p, params.max_tokens, params.presence_penalty, params.uses_item_temperature)
+    assert found == expected
+    held_out = graph["answer/target--held-out"].params
+    assert isinstance(held_out, AnswerParams)
+    assert (held_out.temperature, held_out.max_tokens, held_out.uses_item_temperature) == (0.25, 99, False)
+
+
+def test_a_source_answers_with_the_engine_it_is_sampled_with() -> None:
+    source = {"name": "qwen", "model": "org/a", "chatTemplate": "{{ messages }}",
+              "sampling": {"backend": "Transformers", "dtype": "float32", "tensorParallelSize": 4}}  # fmt: skip
+    spec = raw_spec(sources=[source], evaluation={"systems": [SYSTEMS[1]]}, sampling={"engineArgs": {"seed": 1}})
+    node = next(node for node in build_graph(parse_spec(spec)) if str(node.id) == "answer/qwen--held-out")
+    assert isinstance(node.params, AnswerParams)
+    assert (node.params.backend, node.params.dtype) == ("Transformers", "float32")
+    assert node.params.model.chat_template == "{{ messages }}"
+    assert (node.runtime.tensor_parallel_size, node.runtime.engine_args) == (4, {})
+
+
+def test_what_only_reaches_a_judge_is_not_hashed() -> None:
+    changes = {"endpoint": "https://elsewhere.example.org/v1", "concurrency": 99, "requestsPerMinute": 5,
+               "maxRequests": 9, "apiKeySecretRef": {"name": "a", "key": "b"}}  # fmt: skip
+    before = graph_of(benchmarks=ALPACA, judges=GPT)
+    after = graph_of(benchmarks=ALPACA, judges=[GPT[0] | changes])
+    assert changed(before, after) == set()
+    runtime = after["judge/sft--alpaca--gpt"].runtime
+    assert runtime.judge_endpoint == "https://elsewhere.example.org/v1"
+    assert (runtime.judge_concurrency, runtime.judge_requests_per_minute, runtime.judge_max_requests) == (99, 5, 9)
+
+
+def test_a_judge_reads_the_answers_and_those_of_the_baseline() -> None:
+    graph = graph_of(**EVERYTHING)
+    against = (
+        graph["judge/large--arena--gpt"] if "judge/large--arena--gpt" in graph else graph["judge/qwen--arena--gpt"]
+    )
+    assert isinstance(against.params, JudgeParams)
+    assert (against.params.answers, against.params.baseline) == ("answers/qwen--arena", "mixture/moa--arena")
+    assert set(against.inputs) == {"bench/arena", "answers/qwen--arena", "mixture/moa--arena"}
+    served = graph["judge/best--mt--own"].params
+    assert isinstance(served, JudgeParams)
+    assert served.serve is not None
+    assert (served.model, served.serve.name, served.benchmark_protocol) == ("org/judge", "org/judge", "MTBench")
+    reward = graph["judge/target--alpaca--self"].params
+    assert isinstance(reward, JudgeParams)
+    assert reward.serve_reward is not None
+    assert reward.model == reward.serve_reward.identity == "RLHFlow/ArmoRM-Llama3-8B-v0.1"
+
+
+def test_a_reward_beside_the_experiment_s_own_scores_the_same_answers() -> None:
+    graph = graph_of(judges=[JUDGES[3]])
+    assert names(graph, "grade") == [
+        f"{model}--held-out--{reward}" for model in ("target", "sft", "trained") for reward in ("main", "length")
+    ]
+    params = graph["grade/sft--held-out--length"].params
+    assert isinstance(params, GradeParams)
+    assert (params.reward.function, params.answers) == ("a:b", "answers/sft--held-out")
+
+
+def test_the_aggregation_says_what_trained_or_selected_each_system() -> None:
+    params = graph_of(**EVERYTHING)["evaluate"].params
+    assert isinstance(params, EvaluateParams)
+    rows = {system.label: system for system in params.systems}
+    assert {label for label, row in rows.items() if row.uses_reward} == {"sft", "WRPO-DPO", "best"}
+    assert (rows["large"].name, rows["large"].answers, rows["large"].form) == ("qwen", "answers", "Model")
+    assert (rows["moa"].answers, rows["moa"].members) == ("mixture", ("qwen", "yi"))
+    assert rows["moa"].choices == {"aggregator": "big", "rounds": "2"}
+    assert rows["pack"].choices == {"by": "Perplexity", "text": "Plain", "normalise": "PerToken"}
+    columns = {column.name: column for column in params.benchmarks}
+    assert (columns["held-out"].protocol, columns["held-out"].rewards) == (None, ("main", "length"))
+    assert (columns["arena"].judges, columns["arena"].baseline) == (("gpt", "own", "self"), "moa")
+    assert (columns["own"].judges, columns["own"].rewards) == ((), ("length",))
+
+
+def test_the_aggregation_reads_all_cells_that_its_rows_and_columns_have() -> None:
+    graph = graph_of(**EVERYTHING)
+    params, roles = graph["evaluate"].params, set(graph["evaluate"].inputs)
+    assert isinstance(params, EvaluateParams)
+    for column in params.benchmarks:
+        for row in params.systems:
+            cell = f"{row.name}--{column.name}"
+            assert {f"{row.answers}/{cell}", *(f"verdicts/{cell}--{judge}" for judge in column.judges),
+                    *(f"grades/{cell}--{reward}" for reward in column.rewards)} <= roles  # fmt: skip
+
+
+def test_a_failed_source_is_a_member_of_nothing() -> None:
+    graph = graph_of(frozenset({"qwen"}), **EVERYTHING)
+    assert not [name for name in graph if "qwen" in name and not name.startswith(("sample/", "score/"))]
+    params = graph["evaluate"].params
+    assert isinstance(params, EvaluateParams)
+    labels = {system.label: system.members for system in params.systems}
+    assert "large" not in labels, "it is the failed source"
+    assert "floor" not in labels, "one member is left, which chooses nothing"
+    assert (labels["moa"], labels["pack"]) == (("yi",), ("yi", "target"))
+
+
+def test_a_benchmark_whose_baseline_has_failed_is_left_out() -> None:
+    lists = {"benchmarks": [{**ALPACA[0], "baseline": "qwen"}, {"name": "mt", "kind": "MTBench"}], "judges": GPT}
+    assert "answer/qwen--alpaca" in graph_of(**lists)
+    graph = graph_of(frozenset({"qwen"}), **lists)
+    assert {name.rpartition("--")[2] for name in names(graph, "answer")} == {"held-out", "mt"}
+
+
+def test_an_experiment_of_more_stages_than_a_status_holds_is_refused_with_their_numbers() -> None:
+    systems = [*SYSTEMS, *({"name": f"s{index}", "model": {"model": "org/s"}} for index in range(24))]
+    spec = parse_spec(raw_spec(evaluation={**EVERYTHING, "systems": systems}))
+    assert graph_errors(parse_spec(raw_spec(evaluation=EVERYTHING))) == ()
+    remedy = "Divide spec.evaluation among several experiments, which share equal stages."
+    kinds = "280 judge, 218 grade, 150 answer, 30 perplexity"
+    assert graph_errors(spec) == (f"spec has 742 stages ({kinds}, ...), more than 512. {remedy}",)
+
+
+def test_an_experiment_without_evaluation_has_no_cells() -> None:
+    graph = graph_of(enabled=False, **EVERYTHING)
+    assert not [name for name in graph if "--" in name or name.startswith(("bench/", "evaluate"))]
+
+
+def test_an_evaluation_with_everything_runs_to_its_end() -> None:
+    cluster = ModelCluster()
+    cluster.add("demo", evaluation=EVERYTHING)
+    assert cluster.run_fairly("demo").value == "Succeeded"
+    assert max(cluster.started.values()) == 1
+
+
+NEEDS: dict[str, tuple[str, list[str]]] = {
+    "an answer": ("answer/big--arena", ["Generation"]),
+    "a mixture": ("mixture/moa--arena", ["Generation"]),
+    "a perplexity": ("perplexity/yi--arena", ["Generation"]),
+    "a rank": ("rank/blender--arena", ["Scoring"]),
+    "a grade": ("grade/best--held-out--main", ["Scoring"]),
+    "a judge that serves a model": ("judge/best--arena--own", ["Generation"]),
+    "a judge that serves a reward": ("judge/best--arena--self", ["Scoring"]),
+    "a judge by an endpoint": ("judge/best--arena--gpt", []),
+    "a function": ("grade/best--held-out--length", []),
+    "a choice": ("select/best--arena", []),
+}
+
+
+@pytest.mark.parametrize(("stage", "works"), NEEDS.values(), ids=NEEDS.keys())
+def test_the_operator_chooses_accelerators_for_the_models_of_a_cell(stage: str, works: list[str]) -> None:
+    spec = parse_spec(merged(raw_spec(evaluation=EVERYTHING), AUTOMATIC))
+    node = next(node for node in build_graph(spec) if str(node.id) == stage)
+    assert [need.work.value for need in node.needs] == works
