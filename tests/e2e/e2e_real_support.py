@@ -27,6 +27,8 @@ STAGES = (
     "prepare",
     *(f"{kind}/{model}" for kind in ("sample", "score") for model in (*SOURCES, "target")),
     *("curate-sft", "sft", "curate-triples", "train", "evaluate", "report"),
+    *(f"answer/{model}--held-out" for model in ("target", "sft", "trained")),
+    *(f"grade/{model}--held-out--main" for model in ("target", "sft", "trained")),
 )
 _CLOCKED = frozenset({"elapsed_seconds", *CLOCK_FIELDS})
 """Metrics that a clock or the machine decides."""

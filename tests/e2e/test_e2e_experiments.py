@@ -39,16 +39,18 @@ def test_an_experiment_runs_to_success_and_kubectl_shows_it(kube: Kube) -> None:
     assert {entry["name"] for entry in status["stages"]} == {
         *("prepare", "sample/a", "sample/b", "sample/target", "score/a", "score/b", "score/target"),
         *("curate-sft", "sft", "curate-triples", "train", "evaluate", "report"),
+        *(f"answer/{model}--held-out" for model in ("target", "sft", "trained")),
+        *(f"grade/{model}--held-out--main" for model in ("target", "sft", "trained")),
     }
     assert all(entry["state"] == "Succeeded" and len(entry["attempts"]) == 1 for entry in status["stages"])
     if not kube.simulated:
         assert kube.stage("whole", "train")["metrics"] == {"loss": 0.25, "rows": 7}
     kinds = sorted((child["kind"], child["metadata"]["labels"]["wrpo.ai/stage"]) for child in kube.children("whole"))
     assert [stage for kind, stage in kinds if kind == "PyTorchJob"] == ["sft", "train"]
-    assert len(kinds) == 13
+    assert len(kinds) == 19
     described = kube.kubectl("describe", "wrpoexperiment", "whole")
     assert "StageStarted" in described
-    assert "All 13 stages have succeeded." in described
+    assert "All 19 stages have succeeded." in described
     if not kube.simulated:
         pod = kube.list("pods", "wrpo.ai/experiment=whole,wrpo.ai/stage=sample.a")[0]["metadata"]["name"]
         assert "stage sample/a" in kube.kubectl("logs", pod)

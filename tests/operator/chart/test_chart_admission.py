@@ -103,6 +103,16 @@ FAIL: dict[str, tuple[dict[str, Any], str]] = {
         {"podTemplate": {"spec": {"containers": [{"name": "stage", "envFrom": [{"configMapRef": {"name": "a"}}]}]}}},
         "spec.podTemplate",
     ),
+    **{
+        f"another owner's {what}": ({"evaluation": {section: [{"name": "x", **item}]}}, "evaluation")
+        for what, section, item in (
+            ("system", "systems", {"model": {"model": "evil/x"}}),
+            ("ranker", "systems", {"select": {"by": "PairRM", "members": ["*"], "ranker": {"model": "evil/x"}}}),
+            ("judge", "judges", {"serve": {"model": "evil/x"}}),
+            ("judging reward", "judges", {"reward": {"model": "evil/x"}}),
+            ("benchmark", "benchmarks", {"kind": "AlpacaEval2", "bundle": "evil/x"}),
+        )
+    },
     "another owner's evaluation prompts": (
         {"prompts": {"dataset": "org/prompts", "evaluation": {"dataset": "evil/prompts"}}},
         "prompts",

@@ -215,6 +215,18 @@ def test_stages_reach_each_other_names_the_operator_and_what_is_allowed() -> Non
     assert policy["metadata"]["namespace"] == "team-c"
 
 
+def test_pods_that_ask_a_judge_and_no_others_reach_its_endpoint() -> None:
+    rule = {"to": [{"ipBlock": {"cidr": "10.0.0.7/32"}}]}
+    stages = {"enabled": True, "namespaces": ["team-a"], "judgeEgress": [rule]}
+    _, judges = (
+        obj for obj in template(f"networkPolicy.stages={json.dumps(stages)}") if obj["kind"] == "NetworkPolicy"
+    )
+    assert (judges["metadata"]["namespace"], judges["spec"]["egress"]) == ("team-a", [rule])
+    selector = {"app.kubernetes.io/managed-by": "wrpo-operator", "wrpo.ai/egress": "judge"}
+    assert judges["spec"]["podSelector"] == {"matchLabels": selector}
+    assert judges["spec"]["policyTypes"] == ["Egress"]
+
+
 def test_a_policy_for_stages_needs_namespaces() -> None:
     done = helm("template", "wrpo", str(CHART), "--set-json", "networkPolicy.stages.enabled=true")
     assert "Name the namespaces" in done.stderr
