@@ -113,7 +113,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
             f"{figure['items']}",
             f"{figure['seconds']:.1f}",
             f"{figure['cpu_seconds']:.1f}",
-            "-" if figure["plain_cpu_seconds"] is None else f"{figure['plain_seconds']:.0f}",
+            "-" if figure["plain_cpu_seconds"] is None else f"{figure['plain_cpu_seconds']:.0f}",
         )
         for figure in result["figures"]
     ]
