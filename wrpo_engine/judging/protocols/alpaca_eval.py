@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from wrpo_engine.bundles.templates import ALPACA_FIELDS, ALPACA_PROMPT, DELIMITERS, check_templates
+from wrpo_engine.comparison.length_control import details_of
 from wrpo_engine.contract.benchmarks import JudgeFields
 from wrpo_engine.errors import DataError
 from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Verdict
@@ -23,6 +24,7 @@ from wrpo_engine.judging.protocols.length_control import (
     can_control,
     length_control,
     resampled_win_rates,
+    rows_by_item,
 )
 from wrpo_engine.judging.protocols.preferences import (
     DRAW,
@@ -140,8 +142,15 @@ class AlpacaEval:
             metrics[name] = controlled.win_rate
             regulariser = None if self.difficulties is None else self.difficulties.regulariser
             metrics |= interval(name, resampled_win_rates(judged, regulariser, resampled_items(len(answered))))
+            form = "LC-minimal" if self.difficulties is None else "LC"
+            features, rows = rows_by_item(judged, regulariser)
+            valid = {
+                item.item_id: list(row)
+                for item, row, outcome in zip(answered, features, judged.outcome, strict=True)
+                if math.isfinite(outcome)
+            }
             details["length_control"] = {
-                "form": "LC-minimal" if self.difficulties is None else "LC",
+                **details_of(form, name, valid, rows),
                 "coefficients": list(controlled.coefficients),
                 "C": controlled.strength,
             }

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from wrpo_engine.comparison.length_control import Rows
+
 Floats: TypeAlias = NDArray[np.float64]
 _FOLDS = 5
 _REGULARISER_WEIGHT = 0.1
@@ -96,6 +98,16 @@ def length_control(judged: Judged, regulariser: Regulariser | None) -> LengthCon
         strength=float(np.asarray(model.C_).reshape(-1)[0]),
         spread=100 * spread,
     )
+
+
+def rows_by_item(judged: Judged, regulariser: Regulariser | None) -> tuple[Floats, Rows | None]:
+    """Return the features of each item, valid or not, and the regulariser's rows, for intervals of other resamples."""
+    features = _features(np.tanh(standardised(judged.delta)), judged.difficulty, 1.0)
+    if regulariser is None:
+        return features, None
+    others = _features(np.tanh(regulariser.standardised_delta), regulariser.difficulty, 0.0)
+    weights = np.full(len(others), _REGULARISER_WEIGHT)
+    return features, Rows(features=others, outcomes=regulariser.outcome, weights=weights)
 
 
 def resampled_win_rates(judged: Judged, regulariser: Regulariser | None, draws: NDArray[np.int64]) -> Floats:

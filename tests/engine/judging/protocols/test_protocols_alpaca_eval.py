@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from support.protocol_cases import ALPACA, MARKED, ask_all, golden, item, judge, summary_of, verdict
 
 from wrpo_engine.artifacts import records
+from wrpo_engine.comparison.length_control import LengthControl as RefittedControl
+from wrpo_engine.comparison.length_control import rows_of
 from wrpo_engine.errors import DataError
 from wrpo_engine.judging.protocol import Ask, Item, Outcome, Reply, Verdict
 from wrpo_engine.judging.protocols import AlpacaEval, difficulties_of, protocol_of
@@ -195,6 +197,32 @@ def test_without_a_regulariser_the_rate_has_another_name() -> None:
     assert summary.metrics["lc_minimal_win_rate"] == pytest.approx(expected, rel=1e-12)
     assert "lc_win_rate" not in summary.metrics
     assert summary.details["length_control"]["form"] == "LC-minimal"
+
+
+@pytest.mark.parametrize("regulariser", [None, gamed()])
+def test_a_comparison_can_refit_the_length_control_from_the_details(regulariser: pl.DataFrame | None) -> None:
+    items, answers, verdicts = synthetic()
+    made = protocol_of("AlpacaEval2", judge(), templates=ALPACA, regulariser=regulariser)
+    summary = made.summarise(items, answers, verdicts)
+    about = json.loads(json.dumps(summary.details["length_control"]))
+    valid = [outcome for outcome in summary.outcomes if outcome.valid]
+    assert list(about["features"]) == [outcome.item_id for outcome in valid]
+    refitted = RefittedControl(
+        features=np.array(list(about["features"].values())),
+        outcomes=np.array([outcome.value for outcome in valid], dtype=np.float64),
+        regulariser=None if about["regulariser"] is None else rows_of(about["regulariser"]),
+    )
+    known = difficulties_of(gamed())
+    judged = Judged(
+        outcome=np.array([(each.value or 1.5) - 1 for each in verdicts]),
+        delta=np.array([float(len(e.baseline[0]) - len(answers[e.item_id][0])) for e in items]),
+        difficulty=None if regulariser is None else np.array([known.by_index[n] for n in range(40)]),
+    )
+    whole = resampled_win_rates(judged, None if regulariser is None else known.regulariser, np.arange(40)[None])
+    assert 100 * refitted.score() == pytest.approx(whole[0], rel=1e-5)
+    assert about["metric"] in summary.metrics
+    without = made.summarise(items, answers, [verdict("q0", None), *verdicts[1:]])
+    assert "q0" not in without.details["length_control"]["features"]
 
 
 @pytest.mark.parametrize("value", [1.0, 1.5, 2.0])
