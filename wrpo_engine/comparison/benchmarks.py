@@ -21,7 +21,7 @@ MAIN = "main"
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the artifacts say of a row beside its outcomes, on average over its runs."""
+    """What the artifacts say of a row in addition to its outcomes, on average over its runs."""
 
     metrics: Mapping[str, float]
     """Of the judge's protocol, as far as every run has them."""

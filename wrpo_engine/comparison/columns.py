@@ -73,8 +73,8 @@ class Cell:
     own: Scored
     """On all of its valid items."""
     common: Scored | None
-    """On the items that are valid for every system of the column. None if those are all of its own, or if there are
-    none."""
+    """On the items that are valid for every system of the column. None if all of its valid items
+    are common, or if none is."""
     difference: Difference | None
     """From the baseline on the common items. None: the baseline itself, or no common item."""
     adjusted_p: float | None

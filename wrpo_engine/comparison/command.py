@@ -58,7 +58,7 @@ Example:
 @click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Seed of the resampling.")
 @click.option("--resamples", type=click.IntRange(min=100), default=RESAMPLES, show_default=True)
 @click.option("--allow-unlike-prompts", is_flag=True, help="Compare on the common prompts where they differ.")
-@click.option("--published", is_flag=True, help="Show the paper's figures beside rows of the same name.")
+@click.option("--published", is_flag=True, help="Show the paper's figures next to rows of the same name.")
 def command(
     systems: tuple[str, ...],
     storage: str | None,

@@ -72,7 +72,7 @@ class Outcome:
     models_resident: int = 1
     """Models that must be loaded to answer with it."""
     choices: Mapping[str, str] = field(default_factory=dict)
-    """What was chosen for it and nobody published."""
+    """What was chosen for it because it is not published."""
 
     @property
     def training_steps(self) -> int | None:

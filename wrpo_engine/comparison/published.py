@@ -1,4 +1,4 @@
-"""The paper's figures, beside which a comparison shows its own."""
+"""The paper's figures, which a comparison shows next to its own."""
 
 from __future__ import annotations
 

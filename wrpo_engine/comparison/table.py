@@ -43,7 +43,7 @@ class Settings:
     resamples: int = RESAMPLES
     allow_unlike_prompts: bool = False
     published: bool = False
-    """Show the paper's figures beside rows of the same name."""
+    """Show the paper's figures next to rows of the same name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from wrpo_engine.evaluation.tables import Judgements
 SHOWN = 20
 """Items of each benchmark: by position, so none is chosen by its score."""
 _LONGEST = 16_384
-"""Characters of a text that are kept; answers have no bound of their own."""
+"""Characters of a text that are kept; answers are not bounded."""
 
 
 def examples_of(

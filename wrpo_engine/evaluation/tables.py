@@ -284,7 +284,7 @@ def position_of(cell: Cell, factor: float) -> dict[str, float] | None:
 
 
 _TIE = 0.5
-"""Value of a game without a winner."""
+"""Value of a game that ends in a tie."""
 
 
 def _comparable(first: Judgements, second: Judgements) -> bool:

@@ -10,7 +10,7 @@ from wrpo_engine.reporting import charts
 
 Json = Mapping[str, Any]
 MARK = "†"
-"""Beside a score by the reward that trained or selected the system."""
+"""Next to a score by the reward that trained or selected the system."""
 _KINDS = {
     "AlpacaEval2": "AlpacaEval-2",
     "ArenaHard": "Arena-Hard v0.1",
