@@ -37,6 +37,7 @@ EVALUATE = "evaluate"
 @click.option("--order", metavar="NAME,NAME...", help="Test the claim that these rows get better in this order.")
 @click.option("--out", metavar="DIR", help="Write comparison.{html,md,csv,tex,json} to this directory.")
 @click.option("--allow-unlike-prompts", is_flag=True, help="Compare on the common prompts where they differ.")
+@click.option("--published", is_flag=True, help="Show the paper's figures next to rows of the same name.")
 @cluster_options
 @errors_to_click
 def compare_command(
@@ -46,12 +47,14 @@ def compare_command(
     order: str | None,
     out: str | None,
     allow_unlike_prompts: bool,
+    published: bool,
     target: Target,
 ) -> None:
-    """Compare evaluated experiments on their held-out prompts, with intervals and paired differences.
+    """Compare evaluated experiments on held-out prompts and benchmarks, with intervals and paired differences.
 
     Each SYSTEM is the name of an experiment, or NAME=EXPERIMENT,EXPERIMENT for runs of one system with different
-    training seeds. The target and the SFT models get separate rows. All need the same reward and held-out prompts.
+    training seeds. The target, the SFT models and further systems get separate rows. All need the same reward and
+    held-out prompts, and benchmarks of one name the same judge.
 
     \b
     Examples:
@@ -81,6 +84,7 @@ def compare_command(
     options = {"--baseline": baseline, "--order": order, "--out": out}
     arguments += [f"{option}={value}" for option, value in options.items() if value is not None]
     arguments += ["--allow-unlike-prompts"] if allow_unlike_prompts else []
+    arguments += ["--published"] if published else []
     with tempfile.TemporaryDirectory() as scratch:
         if seconds:
             costs = Path(scratch) / "gpu-seconds.json"
