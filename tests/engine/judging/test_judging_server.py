@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from judging_support import MakeJudge
+from judging_texts import alpaca, arena, by_length
 from support.patience import LIMIT_S, wait_until
 
 from wrpo_engine.config import Runtime
@@ -32,26 +33,6 @@ from wrpo_engine.judging.serving import running_server, vllm_arguments
 from wrpo_engine.judging.stage import run
 from wrpo_engine.scoring.function import FunctionScorer
 from wrpo_engine.scoring.rewards import Pair, Reward
-
-
-def alpaca(prompt: str, first: str, second: str) -> str:
-    """The marks of AlpacaEval's judge prompt, without its text."""
-    outputs = "\n    },\n    {\n".join(
-        f'        "model_identifier": "{name}",\n        "output": """{text}"""'
-        for name, text in (("m", first), ("M", second))
-    )
-    return (
-        f'## Instruction\n\n{{\n    "instruction": """{prompt}""",\n}}\n\n## Model Outputs\n\nThe outputs.\n\n'
-        f"{{\n    {{\n{outputs}\n    }}\n}}\n\n## Task\n\nm or M"
-    )
-
-
-def arena(prompt: str, first: str, second: str) -> str:
-    return (
-        f"<|User Prompt|>\n{prompt}\n\n<|The Start of Assistant A's Answer|>\n{first}\n"
-        f"<|The End of Assistant A's Answer|>\n\n<|The Start of Assistant B's Answer|>\n{second}\n"
-        "<|The End of Assistant B's Answer|>"
-    )
 
 
 def user(text: str) -> list[dict[str, str]]:
@@ -136,16 +117,9 @@ def test_ratings_grow_with_the_reward_and_stay_in_the_scale(calibration: list[fl
     assert Scale(calibration=[0.0, 1.0]).rating(0.5) == 5.5
 
 
-def by_length(prompts: list[str], responses: list[str]) -> list[float]:
-    """A reward: longer is better, and one text is a fault."""
-    if any("fault" in text for text in responses):
-        raise RuntimeError("no reward for a fault")
-    return [len(text) / 10 for text in responses]
-
-
 @pytest.fixture
 def server() -> Iterator[JudgeServer]:
-    scorer = BatchingScorer(FunctionScorer(f"{__name__}:by_length"))
+    scorer = BatchingScorer(FunctionScorer(f"{by_length.__module__}:by_length"))
     with JudgeServer(("127.0.0.1", 0), model="len", scorer=scorer, scale=Scale()) as found:
         thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
@@ -243,7 +217,7 @@ def test_what_waits_while_a_batch_is_scored_is_the_next_batch_and_a_fault_is_onl
 def test_command_lines_that_cannot_work_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--reward", "no_such_module:f"]) == 78
     assert "there is no module no_such_module" in capsys.readouterr().err
-    assert main(["--reward", f"{__name__}:by_length", "--temperature", "0"]) == 64
+    assert main(["--reward", f"{by_length.__module__}:by_length", "--temperature", "0"]) == 64
     assert "--temperature is 0: it must be above 0" in capsys.readouterr().err
     (tmp_path / "bad.json").write_text('["x"]')
     with pytest.raises(ConfigError, match="it must be a JSON list of numbers"):
@@ -259,7 +233,7 @@ def test_command_lines_that_cannot_work_are_refused(tmp_path: Path, capsys: pyte
 
 
 def test_a_stage_serves_a_reward_as_its_judge_and_the_server_ends_with_it(make_judge: MakeJudge) -> None:
-    function = f"{Path(__file__).stem}:by_length"
+    function = f"{by_length.__module__}:by_length"
     path = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[2]}"}
     ctx = make_judge(
         model="by-length", serve_reward={"function": function}, runtime={"judge_endpoint": None}, environ=path
