@@ -1,6 +1,6 @@
 """Replies of parts that are not complete yet, so that a stage that is killed asks no question again.
 
-Each attempt appends to a file of its own in the directory of the artifact. On a volume a reply is safe as soon as it
+Each attempt appends to a separate file in the directory of the artifact. On a volume a reply is safe as soon as it
 is here. On S3 the file is uploaded when the attempt ends in order, so a killed pod repeats the parts in flight.
 """
 

@@ -64,7 +64,7 @@ class Pacer:
     def refused(self, asked_s: float | None, backoff_s: float, shown: str, *, is_final: bool) -> None:
         """Note a 429: no request leaves for the time that the server asks for.
 
-        Raises TemporaryError if the server has refused, or would refuse, all requests for longer than the patience.
+        Raises TemporaryError if the server has refused, or would refuse, all requests for longer than its limit.
         """
         with self._lock:
             now = self._monotonic()

@@ -1,4 +1,4 @@
-"""What a judge artifact holds beside its parts: scores, outcomes of items, and the original tools' files."""
+"""What a judge artifact holds in addition to its parts: scores, outcomes of items, and the original tools' files."""
 
 from __future__ import annotations
 
