@@ -32,16 +32,16 @@ class AlignParams(AlignFields, StageParams, role=Role.COMPUTED):
     """Decide the distributions that SFT trains on, in the target's vocabulary: one for each row of the corpus."""
 
     stage: Literal["align"] = "align"
-    target: str
+    target_input: str
     """Role of the input with the target's own distributions."""
-    sources: tuple[str, ...] = Field(min_length=1)
+    source_inputs: tuple[str, ...] = Field(min_length=1)
     """Roles of the inputs with the sources' distributions, in the order that decides ties after the target."""
 
     @model_validator(mode="after")
     def _is_fusion(self) -> AlignParams:
-        roles = (self.target, *self.sources)
+        roles = (self.target_input, *self.source_inputs)
         if len(set(roles)) != len(roles):
-            raise ValueError(f"target and sources must be different roles; got {', '.join(roles)}")
+            raise ValueError(f"target_input and source_inputs must be different roles; got {', '.join(roles)}")
         if self.compat and self.alignment != "DTW":
             raise ValueError("compat needs alignment DTW, because the released code aligns tokens, not spans")
         return self

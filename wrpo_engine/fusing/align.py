@@ -41,17 +41,19 @@ def run(ctx: StageContext) -> StageResult:
     """Align the pending parts of this shard, and commit once all parts of all shards are there."""
     params = ctx.config.params
     assert isinstance(params, AlignParams)
-    target = ctx.input(params.target)
+    target = ctx.input(params.target_input)
     names = sorted(target.files(PARTS))
     own = read_vocabulary(target)
     # Every shard needs the maps, which the first one publishes.
-    sources = [_source(ctx, params, role, target, own) for role in params.sources]
+    sources = [_source(ctx, params, role, target, own) for role in params.source_inputs]
     todo = pending_parts(ctx, names)
     written = _align(ctx, params, target, own, sources, names, todo) if todo else 0
     maps = [_map_file(source.name) for source in sources]
     details = {
         "top_k": target.manifest.details["top_k"],
-        "models": {role: ctx.input(role).manifest.details["model"] for role in (params.target, *params.sources)},
+        "models": {
+            role: ctx.input(role).manifest.details["model"] for role in (params.target_input, *params.source_inputs)
+        },
     }
     metrics = commit_when_complete(ctx, names, details=details, measure=measure, further=lambda: maps)
     return StageResult(rows=written, metrics=metrics)
@@ -170,8 +172,8 @@ def _align(
     for name in todo:
         ctx.progress.update(done, len(shard))
         wanted = _read(target, name)
-        given = [_read(ctx.input(role), name) for role in params.sources]
-        for role, rows in zip(params.sources, given, strict=True):
+        given = [_read(ctx.input(role), name) for role in params.source_inputs]
+        for role, rows in zip(params.source_inputs, given, strict=True):
             if [row.row_id for row in rows] != [row.row_id for row in wanted]:
                 raise _disagree(ctx.input(role), target, f"other rows in {name}")
         frame = _part(ctx, params, own, sources, wanted, given)

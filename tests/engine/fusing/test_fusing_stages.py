@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from engine_support import make_tokenizer
+from engine_support import make_tokenizer, save_small_model
 from tokenizer_kinds import KINDS
 
 from wrpo_engine.artifacts import Artifact, records
@@ -110,8 +110,8 @@ class Fusion:
         roles = {f"represent/{name}": self.represent(name) for name in ("target", *sources)}
         params = {
             "stage": "align",
-            "target": "represent/target",
-            "sources": tuple(f"represent/{name}" for name in sources),
+            "target_input": "represent/target",
+            "source_inputs": tuple(f"represent/{name}" for name in sources),
             **more.pop("settings", {}),
         }
         return self.make_ctx(params, roles, stage="align/all", hash_=hash_, **more)
@@ -378,9 +378,11 @@ def test_the_released_place_of_one_hot_distributions_is_used_under_compat_only(f
 
 def test_compat_needs_the_alignment_that_it_is_compatible_with() -> None:
     with pytest.raises(ValueError, match=r"compat needs alignment DTW, because the released code aligns tokens"):
-        AlignParams(target="represent/target", sources=("represent/a",), compat=True)
-    with pytest.raises(ValueError, match=r"target and sources must be different roles; got represent/a, represent/a"):
-        AlignParams(target="represent/a", sources=("represent/a",))
+        AlignParams(target_input="represent/target", source_inputs=("represent/a",), compat=True)
+    with pytest.raises(
+        ValueError, match=r"target_input and source_inputs must be different roles; got represent/a, represent/a"
+    ):
+        AlignParams(target_input="represent/a", source_inputs=("represent/a",))
 
 
 def test_a_tokenizer_without_offsets_is_refused_for_spans_and_warped_otherwise(fusion: Fusion, tmp_path: Path) -> None:
@@ -409,7 +411,7 @@ def foreign(fusion: Fusion, change: Callable[[pl.DataFrame], pl.DataFrame], *, v
         files["vocabulary.parquet"] = vocabulary(files["vocabulary.parquet"])
     ref = fusion.commit("represent/merged", files, hash_="7" * 16, details=dict(artifact.manifest.details))
     roles = {"represent/target": fusion.represent("target"), "represent/merged": ref}
-    params = {"stage": "align", "target": "represent/target", "sources": ("represent/merged",)}
+    params = {"stage": "align", "target_input": "represent/target", "source_inputs": ("represent/merged",)}
     return fusion.make_ctx(params, roles, stage="align/all", hash_="7" * 16)
 
 
@@ -490,3 +492,22 @@ def test_missing_values_of_vllm_name_the_row() -> None:
     row = TokenRow("r", (1, 2), ((5, 6),))
     with pytest.raises(DataError, match=r"^row r: vLLM gave log-probabilities for 1 of 2 tokens of the response$"):
         top_of(row, [None, {}, {5: logprob(-1.0, 1)}, None], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of what vLLM imports
+def test_vllm_gives_what_the_engines_forward_pass_does(fusion: Fusion, tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    fusion.models = {**fusion.models, "small": save_small_model(tmp_path / "small")}
+    both = [
+        fusion.represent_ctx("small", settings={"backend": backend}, hash_=digit * 16)
+        for backend, digit in (("Engine", "8"), ("vLLM", "9"))
+    ]
+    for ctx in both:
+        represent.run(ctx)
+    ours, theirs = (rows_of(ctx.output.committed()) for ctx in both)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one["ids"], one["starts"]) == (other["ids"], other["starts"])
+        assert other["ce_sum"] == pytest.approx(one["ce_sum"], rel=1e-3)
+        for mine, its in zip(one["top_logp"], other["top_logp"], strict=True):
+            assert its == pytest.approx(mine, abs=0.02)

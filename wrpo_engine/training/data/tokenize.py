@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from wrpo_engine.config import SftParams
+from wrpo_engine.config import OptimizerParams, SftParams
 from wrpo_engine.errors import DataError
 from wrpo_engine.text.chat import Conversation
 from wrpo_engine.text.plaintext import ControlTokenInTextError
@@ -82,7 +82,7 @@ def cut_response(response_ids: Sequence[int], limit: int) -> list[int]:
     return [*response_ids[: limit - 1], response_ids[-1]]
 
 
-def tokenize_rows(rows: Iterable[TextRow], encoder: Encoder, params: Lengths) -> TokenizedRows:
+def tokenize_rows(rows: Iterable[TextRow], encoder: Encoder, params: OptimizerParams | Lengths) -> TokenizedRows:
     """Tokenise every row.
 
     A response may use the tokens that its prompt leaves of `max_length`, independent of the other responses. A row is
