@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,11 @@ from wrpo_engine.fusing.files import read_map, read_vocabulary
 from wrpo_engine.fusing.vllm_tops import top_of
 from wrpo_engine.stage import StopRequest
 from wrpo_engine.text.chat import response_token_ids
+from wrpo_engine.training import session
+from wrpo_engine.training.backends.single_process import SingleProcessBackend
 from wrpo_engine.training.batch.rows import TokenRow
+from wrpo_engine.training.models.policy import load_policy
+from wrpo_engine.training.stage import run_sft
 
 PIECES = [
     "the quick brown fox", "jumps over the lazy dog", "I think it is four.", "a turn ends, one by one",
@@ -511,3 +516,41 @@ def test_vllm_gives_what_the_engines_forward_pass_does(fusion: Fusion, tmp_path:
         assert other["ce_sum"] == pytest.approx(one["ce_sum"], rel=1e-3)
         for mine, its in zip(one["top_logp"], other["top_logp"], strict=True):
             assert its == pytest.approx(mine, abs=0.02)
+
+
+# From the corpus to a trained target
+
+
+def plain_backend(attempt: Any, base: Any, layout: Any, *, needs_frozen: bool) -> SingleProcessBackend:
+    return SingleProcessBackend(load_policy(base, attempt.params, layout), attempt.params)
+
+
+@pytest.mark.parametrize(
+    "fusions", [[["merged", "pieces"]], [["merged"], ["pieces"]]], ids=["FuseLLM, all at once", "FuseChat, pairwise"]
+)
+def test_the_fusion_loss_falls_in_sft_on_sources_of_other_tokenizers(
+    fusions: list[list[str]], fusion: Fusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "make_backend", plain_backend)
+    for number, sources in enumerate(fusions):
+        aligned = fusion.align_ctx(sources, settings={"normalise": "PerByte"}, hash_=f"{number:016d}")
+        align.run(aligned)
+        assert aligned.output.committed().manifest.metrics.get("share_target", 0) < 1
+        params = {
+            "stage": "sft",
+            "model": {"name": str(fusion.models["target"])},
+            "fusion": {"targets": "align/all", "weight": 0.5},
+            "learning_rate": 3e-3,
+            "global_batch_size": 4,
+            "epochs": 3,
+            "max_length": 512,
+            "max_prompt_length": 512,
+            "precision": "float32",
+        }
+        ctx = fusion.make_ctx(params, {**fusion.corpus, "align/all": aligned.output.ref}, hash_=f"{number:016d}")
+        run_sft(ctx)
+        artifact = ctx.output.committed()
+        rows = [json.loads(line) for line in artifact.file("metrics.jsonl").read_text().splitlines()]
+        assert len(rows) == 9
+        for name in ("fusion", "loss"):
+            assert rows[-1][name] < rows[0][name] - 0.1
