@@ -86,6 +86,9 @@ bench-training-scaling: bench-setup ## training with one process and with two
 bench-training-growth: bench-setup ## cost of a training step as batch, lengths and responses grow
 	@$(VENV)/python -m benchmarks.training.growth
 
+bench-training-fusion: bench-setup ## step time and memory of SFT with the fusion loss against SFT
+	@$(VENV)/python -m benchmarks.training.fusion
+
 bench-sampling: bench-setup ## the sample stage against a bare LLM.generate; both backends (15 minutes)
 	@$(VENV)/python -m benchmarks.sampling
 

@@ -15,7 +15,7 @@ from benchmarks.ranking import __main__ as ranking
 from benchmarks.sampling import __main__ as sampling
 from benchmarks.scoring import __main__ as scoring
 from benchmarks.statistics import __main__ as statistics
-from benchmarks.training import compare, growth, scaling, vocabulary
+from benchmarks.training import compare, fusion, growth, scaling, vocabulary
 
 README = Path(__file__).with_name("README.md")
 PARTS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Table]]], ...] = (
@@ -23,6 +23,7 @@ PARTS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Table]]], ...] = (
     (vocabulary.NAME, vocabulary.tables),
     (scaling.NAME, scaling.tables),
     (growth.NAME, growth.tables),
+    (fusion.NAME, fusion.tables),
     (sampling.NAME, sampling.tables),
     (scoring.NAME, scoring.tables),
     (judging.NAME, judging.tables),

@@ -1,7 +1,7 @@
 """Dynamic time warping between two tokenizations of one text, by edit distance of tokens, as FuseLLM and FuseChat do.
 
-D(i, j) = c(i, j) + min(D(i-1, j), D(i, j-1), D(i-1, j-1)). The path is followed back from the end to the predecessor
-with the least D, the first of equals in a stated order, and not to the one that gave D(i, j).
+D(i, j) = c(i, j) + min(D(i-1, j), D(i, j-1), D(i-1, j-1)). The path is followed back from the end,
+each time to the predecessor with the least D, which is not always the one that gave D(i, j). Equal ones have an order.
 """
 
 from __future__ import annotations

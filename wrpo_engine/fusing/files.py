@@ -1,4 +1,4 @@
-"""Files of the represent and align artifacts beside their parts: vocabularies, and maps between two of them."""
+"""Files of the represent and align artifacts in addition to their parts: vocabularies, and maps between two of them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def read_map(path: Path) -> VocabularyMap:
 
 
 def cached_edit_map(ctx: StageContext, source: Vocabulary, target: Vocabulary) -> VocabularyMap:
-    """Return the MinED map of two vocabularies. It is an artifact of its own, which all experiments share."""
+    """Return the MinED map of two vocabularies. It is a separate artifact that all experiments share."""
     digest = hashlib.sha256(f"{_MAP_VERSION} {source.digest} {target.digest}".encode()).hexdigest()[:16]
     ref = ArtifactRef(stage=_MAP_STAGE, hash=digest)
     known = ctx.store.open(ref)
@@ -101,5 +101,5 @@ def cached_edit_map(ctx: StageContext, source: Vocabulary, target: Vocabulary) -
 
 
 def with_end_of_turn(found: VocabularyMap, source: Vocabulary, target: Vocabulary) -> VocabularyMap:
-    """Return the map in which the source's end of turn is the target's, whatever their names."""
+    """Return the map in which the source's end of turn is the target's, regardless of their names."""
     return found.replaced({source.end_of_turn: target.end_of_turn})

@@ -37,7 +37,7 @@ class EngineForward:
         self._budget = batch_tokens if self._device.type == "cuda" else min(batch_tokens, _CPU_BATCH_TOKENS)
 
     def tops(self, rows: Sequence[TokenRow], on_row: Callable[[int], None]) -> Iterator[tuple[int, Top]]:
-        """Yield (index, likeliest tokens) of every row, in any order; `on_row` is told how many are done."""
+        """Yield (index, likeliest tokens) of every row, in any order; `on_row` gets the number of finished ones."""
         head = self._model.causal_lm.get_output_embeddings()
         scaling = HeadScaling.of_config(self._model.causal_lm.config)
         for indices in token_batches([row.num_tokens for row in rows], self._budget):

@@ -23,7 +23,7 @@ def by_spans(target_starts: Sequence[int], source_starts: Sequence[int]) -> Arra
 
     Both are predicted after the same bytes of the text. Tokens that split a character begin within it.
     """
-    # Of labels with one start the last one has bytes of its own.
+    # Of labels with one start only the last one has bytes.
     known = {start: index for index, start in enumerate(source_starts) if start != OUTSIDE}
     return np.array([known.get(start, NONE) if start != OUTSIDE else NONE for start in target_starts], dtype=np.int64)
 

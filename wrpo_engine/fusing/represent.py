@@ -33,7 +33,7 @@ class Forward(Protocol):
     """A model in memory that reads rows."""
 
     def tops(self, rows: Sequence[TokenRow], on_row: Callable[[int], None]) -> Iterator[tuple[int, Top]]:
-        """Yield (index, likeliest tokens) of every row, in any order; `on_row` is told how many are done."""
+        """Yield (index, likeliest tokens) of every row, in any order; `on_row` gets the number of finished ones."""
         ...
 
     def close(self) -> None:

@@ -63,7 +63,7 @@ class VllmForward:
         self._reader.top_k = params.top_k
 
     def tops(self, rows: Sequence[TokenRow], on_row: Callable[[int], None]) -> Iterator[tuple[int, Top]]:
-        """Yield (index, likeliest tokens) of every row, in any order; `on_row` is told how many are done."""
+        """Yield (index, likeliest tokens) of every row, in any order; `on_row` gets the number of finished ones."""
         requests = [
             SampleRequest(key=str(index), prompt_token_ids=[*row.prompt, *row.responses[0]], num_samples=1, seed=0)
             for index, row in enumerate(rows)

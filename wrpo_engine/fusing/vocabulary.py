@@ -1,8 +1,8 @@
 """Maps from a source's vocabulary to the target's: equal tokens, least edit distance, statistics of alignments.
 
 Tokens are compared as texts in which a blank takes the place of a tokenizer's mark for it (Ġ, ▁), one character a byte.
-So byte-level and SentencePiece vocabularies are compared by what their tokens mean. None is a token without a text of
-its own, such as a special one.
+So byte-level and SentencePiece vocabularies are compared by what their tokens mean. None is a token without a text,
+such as a special one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class VocabularyMap:
     kinds: tuple[Kind | None, ...]
 
     def replaced(self, pairs: Mapping[int, int]) -> VocabularyMap:
-        """Return the map with pairs of tokens that mean the same whatever their texts, e.g. the ends of a turn."""
+        """Return the map with pairs of tokens that mean the same regardless of their texts, e.g. the ends of a turn."""
         target_ids, distances, kinds = self.target_ids.copy(), self.distances.copy(), list(self.kinds)
         for source, target in pairs.items():
             target_ids[source], distances[source], kinds[source] = target, 0, Kind.EXACT

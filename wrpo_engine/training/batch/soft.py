@@ -63,7 +63,7 @@ def mixed_targets(rows: Sequence[FusedRow], labels_R: Tensor) -> SoftTargets:
         weights_RK[part, :kept] = probabilities / probabilities.sum(-1, keepdims=True) * np.float32(row.weight)
         weights_RK[part, width] = np.float32(1 - row.weight)
         start += length
-    # A place of its own for the label: no id is there twice, so that the order of additions on a GPU does not matter.
+    # The label has a separate place: no id is there twice, so that the order of additions on a GPU does not matter.
     is_label = ids_RK[:, :width] == labels[:, None]
     weights_RK[:, width] += np.where(is_label, weights_RK[:, :width], 0).sum(-1)
     weights_RK[:, :width][is_label] = 0

@@ -1,4 +1,4 @@
-"""Fused distributions of an align stage beside the token rows: checked and published once, mapped into every rank.
+"""Fused distributions of an align stage for the token rows: checked and published once, mapped into every rank.
 
 Ranks of a node share the pages of the mapped files, so the distributions take memory once a node, not once a rank.
 """
