@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 EMPTY = -1
+_CELLS = 1 << 22
+"""Pairs of entries that are compared at a time."""
 Array = np.ndarray[Any, Any]
 
 
@@ -89,6 +91,16 @@ def averaged(ids: Sequence[Array], shares: Sequence[Array], weights: Array, top_
     """
     ids_TE = np.concatenate(ids, axis=1)
     shares_TE = np.concatenate([share * weight for share, weight in zip(shares, weights, strict=True)], axis=1)
+    step = max(1, _CELLS // ids_TE.shape[1] ** 2)
+    parts = [
+        _summed(ids_TE[start : start + step], shares_TE[start : start + step], top_k)
+        for start in range(0, len(ids_TE), step)
+    ]
+    return np.concatenate([part for part, _ in parts]), np.concatenate([part for _, part in parts])
+
+
+def _summed(ids_TE: Array, shares_TE: Array, top_k: int) -> tuple[Array, Array]:
+    """Return the `top_k` ids with the highest sums of shares, and these sums divided by their total."""
     is_entry_TE = ids_TE != EMPTY
     equal_TEE = (ids_TE[:, :, None] == ids_TE[:, None, :]) & is_entry_TE[:, :, None]
     totals_TE = np.where(equal_TEE, shares_TE[:, None, :], 0).sum(-1)

@@ -12,14 +12,22 @@ import polars as pl
 
 from wrpo_engine.artifacts.parts import commit_when_complete, part_name, parts_of_shard, pending_parts
 from wrpo_engine.contract.fusing import RepresentParams
-from wrpo_engine.errors import DataError
+from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.fusing.files import VOCABULARY_FILE, publish_vocabulary
 from wrpo_engine.fusing.represented import CorpusRow, Limits, Top, corpus_row, represented_frame
 from wrpo_engine.fusing.tokens import Vocabulary, vocabulary_of
-from wrpo_engine.hub.models import ResolvedModel, context_length, resolve_model, tokenizer_of
+from wrpo_engine.hub.models import (
+    ResolvedModel,
+    check_vocabulary,
+    context_length,
+    resolve_model,
+    tokenizer_of,
+    transformers_config,
+)
+from wrpo_engine.loading.weights import is_quantised
 from wrpo_engine.process.hang_watch import HangWatch
 from wrpo_engine.stage import StageContext, StageResult
-from wrpo_engine.text.chat import end_of_turn_id
+from wrpo_engine.text.chat import end_of_turn_id, prompt_token_ids
 from wrpo_engine.training.batch.rows import TokenRow
 from wrpo_engine.training.data.inputs import SFT_ROWS_FILE, ChatEncoder, read_sft_rows
 from wrpo_engine.training.data.tokenize import MAX_CHANGED_SHARE
@@ -48,6 +56,7 @@ def run(ctx: StageContext) -> StageResult:
     field = "target" if params.source == "target" else f"sources[{params.source}]"
     model = resolve_model(params.model, ctx, field=f"{field}.model")
     tokenizer = tokenizer_of(model, field=field)
+    _check_model(model, tokenizer, params, field=field)
     vocabulary = vocabulary_of(tokenizer, end_of_turn_id(tokenizer))
     # Every row of every shard is encoded before the model is loaded: a corpus that does not fit fails at once.
     rows = _corpus(ctx, params, model, tokenizer, vocabulary, field=field)
@@ -66,6 +75,18 @@ def run(ctx: StageContext) -> StageResult:
     }
     metrics = commit_when_complete(ctx, names, details=details, measure=measure, further=lambda: [VOCABULARY_FILE])
     return StageResult(rows=sum(len(parts[name]) for name in todo), metrics=metrics)
+
+
+def _check_model(model: ResolvedModel, tokenizer: Any, params: RepresentParams, *, field: str) -> None:
+    """Raise ConfigError for a model that the backend cannot read, or with tokens that it has no embedding for."""
+    check_vocabulary(model, tokenizer, [*prompt_token_ids(tokenizer, "?"), end_of_turn_id(tokenizer)])
+    if params.backend == "Engine" and is_quantised(transformers_config(model).to_dict()):
+        raise ConfigError(
+            "sft.fusion.backend",
+            params.backend,
+            f"the weights of {model.identity} are quantised, which the engine's forward pass does not read",
+            f"Set sft.fusion.backend: vLLM, or set {field}.model to the model before quantisation.",
+        )
 
 
 def _corpus(

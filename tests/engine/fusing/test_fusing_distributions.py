@@ -174,6 +174,25 @@ def test_averages_leave_out_missing_models_and_keep_the_likeliest_ids() -> None:
     assert shares[0].tolist() == pytest.approx([0.55 / 0.85, 0.3 / 0.85])
 
 
+def test_averages_of_many_entries_are_those_of_each_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    ids = [np.stack([generator.permutation(30)[:6] for _ in range(50)]) for _ in range(3)]
+    shares = [generator.dirichlet(np.ones(6), size=50) for _ in range(3)]
+    weights = np.array([0.5, 0.3, 0.2])
+    whole = averaged(ids, shares, weights, 5)
+    monkeypatch.setattr("wrpo_engine.fusing.distributions._CELLS", 1)
+    alone = averaged(ids, shares, weights, 5)
+    for place in range(50):
+        dense = np.zeros(30)
+        for one, share, weight in zip(ids, shares, weights, strict=True):
+            dense[one[place]] += weight * share[place]
+        likeliest = np.sort(dense)[::-1][:5]
+        assert whole[1][place].tolist() == pytest.approx(likeliest / likeliest.sum())
+        assert dense[whole[0][place]].tolist() == pytest.approx(likeliest)
+    assert np.array_equal(whole[0], alone[0])
+    assert np.array_equal(whole[1], alone[1])
+
+
 def test_spans_pair_labels_that_begin_at_the_same_byte() -> None:
     target, source = [0, 3, 5, OUTSIDE, END], [0, OUTSIDE, 2, 5, END]
     assert by_spans(target, source).tolist() == [0, NONE, 3, NONE, 4]

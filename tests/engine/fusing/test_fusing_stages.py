@@ -263,6 +263,28 @@ def test_log_probs_that_are_not_finite_name_the_row(fusion: Fusion, tmp_path: Pa
         fusion.represent("broken")
 
 
+def test_quantised_weights_need_vllm(fusion: Fusion, tmp_path: Path) -> None:
+    quantised = Path(shutil.copytree(fusion.models["twin"], tmp_path / "quantised"))
+    settings = json.loads((quantised / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (quantised / "config.json").write_text(json.dumps(settings))
+    fusion.models = {**fusion.models, "quantised": quantised}
+    with pytest.raises(ConfigError) as caught:
+        fusion.represent("quantised")
+    assert str(caught.value) == (
+        f"sft.fusion.backend is 'Engine': the weights of {quantised} are quantised, which the engine's forward pass "
+        "does not read"
+    )
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(fusion: Fusion, tmp_path: Path) -> None:
+    wrong = Path(shutil.copytree(fusion.models["twin"], tmp_path / "wrong"))
+    KINDS["byte-level"]().save_pretrained(wrong)
+    fusion.models = {**fusion.models, "wrong": wrong}
+    with pytest.raises(ConfigError, match=r"its tokenizer has tokens that its embedding of \d+ rows does not: "):
+        fusion.represent("wrong")
+
+
 # Alignment
 
 

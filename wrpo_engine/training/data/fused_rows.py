@@ -85,7 +85,14 @@ def _arrays(aligned: Artifact, rows: list[TokenRow], vocabulary: int | None) -> 
     for row in rows:
         starts[row.row_id] = (total, row)
         total += row.num_loss_tokens
-    width = int(aligned.manifest.details["top_k"])
+    width = aligned.manifest.details.get("top_k")
+    if not isinstance(width, int):
+        raise DataError(
+            f"{where} is not an artifact of an align stage: its manifest does not have top_k",
+            code="FusionInvalid",
+            field="sft.fusion",
+            hint="Name the role of an align stage in sft.fusion.targets.",
+        )
     ids_RK = np.zeros((total, width), dtype=np.int32)
     probabilities_RK = np.zeros((total, width), dtype=np.float16)
     for frame in read_batches(aligned, records.ALIGNED):
