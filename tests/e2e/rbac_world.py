@@ -39,6 +39,7 @@ ACCOUNT = "wrpo-operator"
 RBAC = "rbac.authorization.k8s.io"
 KINDS = {
     "wrpoexperiments": Resource("wrpo.ai", "v1alpha1", "wrpoexperiments"),
+    "wrposweeps": Resource("wrpo.ai", "v1alpha1", "wrposweeps"),
     "pods": PODS,
     "jobs": JOBS,
     "events": EVENTS,
@@ -174,10 +175,10 @@ class World:
 
         asyncio.run_coroutine_threadsafe(change(), self.loop).result(LIMIT_S)
 
-    def refuse_next_status(self) -> None:
+    def refuse_next_status(self, resource: str = "wrpoexperiments") -> None:
         """Answer the operator's next write of a status as if somebody else had just written it."""
         user = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
-        refusal = Refusal(code=409, verb="patch", group="wrpo.ai", resource="wrpoexperiments", user=user)
+        refusal = Refusal(code=409, verb="patch", group="wrpo.ai", resource=resource, user=user)
         self.loop.call_soon_threadsafe(self.cluster.faults.refuse, refusal)
 
     def experiments(self) -> list[JsonObject]:

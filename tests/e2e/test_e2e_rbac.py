@@ -26,6 +26,7 @@ PREVIOUS_CRD = Path(__file__).parent / "previous" / "wrpoexperiments.wrpo.ai.jso
 """The CRD as it was before models could be cached, TrainJob and pod groups; without descriptions."""
 NOT_NEEDED = {
     ("wrpo.ai", "wrpoexperiments/finalizers", "update"): "only clusters with OwnerReferencesPermissionEnforcement ask",
+    ("wrpo.ai", "wrposweeps/finalizers", "update"): "only clusters with OwnerReferencesPermissionEnforcement ask",
 }
 MODES = {
     "cluster": {},
@@ -98,6 +99,30 @@ def run_scenario(world: World) -> None:
     world.granted = grants(world)
 
 
+def run_sweep(world: World) -> None:
+    """Create, suspend and delete the experiments of a sweep, and write a status twice."""
+
+    def members() -> list[str]:
+        found = (item["metadata"] for item in world.experiments())
+        return [meta["name"] for meta in found if meta.get("labels", {}).get("wrpo.ai/sweep") == "table"]
+
+    def edit(**spec: object) -> None:
+        patch = json.dumps({"spec": spec})
+        world.run("kubectl", "-n", TEAM, "patch", "wrposweep", "table", "--type=merge", "-p", patch)
+
+    common = experiment("table", **simulate(run_seconds="forever"))["spec"]
+    variants = [{"name": name, "set": {"sft.learningRate": rate}} for name, rate in (("a", 1e-6), ("b", 2e-6))]
+    kind = {"apiVersion": "wrpo.ai/v1alpha1", "kind": "WRPOSweep", "metadata": {"name": "table"}}
+    world.apply({**kind, "spec": {"experiment": common, "variants": variants}})
+    world.wait("both exist", lambda: members() == ["table-a", "table-b"])
+    world.refuse_next_status("wrposweeps")
+    edit(suspend=True)
+    world.wait("it is suspended", lambda: world.status("table-a").get("phase") == "Suspended")
+    world.wait_call("get", "wrposweeps", code=200)
+    edit(variants=variants[:1])
+    world.wait("one is deleted", lambda: members() == ["table-a"])
+
+
 def create_experiments(world: World) -> None:
     forever = simulate(run_seconds="forever")
     secret_env = [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "planted", "key": "token"}}}]
@@ -121,6 +146,7 @@ def create_experiments(world: World) -> None:
         experiment("claimless", storage={"volume": {"claimName": "nowhere"}}),
         experiment("refused", podTemplate={"spec": {"serviceAccountName": "admin"}}),
     )
+    run_sweep(world)
 
 
 def install_previous(world: World) -> None:
