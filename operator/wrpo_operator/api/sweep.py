@@ -1,4 +1,4 @@
-"""Fields of a WRPOSweep's spec: one common experiment, and the variants that become experiments of their own."""
+"""Fields of a WRPOSweep's spec: one common experiment, and the variants that become separate experiments."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ INTRODUCTION = f"""\
 
 `{names.API_VERSION}`, kind `{names.SWEEP_KIND}`, namespaced; short names {_SHORT}.
 
-Many variants of one experiment: every variant and seed is a `{names.KIND}` of its own, and equal stages run once. The
+Many variants of one experiment: every variant and seed is a separate `{names.KIND}`, and equal stages run once. The
 guide is [sweeps](../guides/sweeps.md).
 
 - `spec.experiment` has the fields of [`WRPOExperiment.spec`](wrpoexperiment.md), with the same rules.

@@ -68,7 +68,7 @@ def no_item(path: str, field: str, item: str) -> str:
 
 def no_object(path: str, field: str) -> str:
     """Return the message of a path through a value that has no fields."""
-    return f"set has {path!r}, but {field} is no object with fields of its own. Check the path."
+    return f"set has {path!r}, but {field} is no object with fields. Check the path."
 
 
 def overlapping(outer: str, inner: str) -> str:
@@ -86,7 +86,7 @@ def unlike_prompts(name: str, other: str, fields: Sequence[str]) -> str:
 
 
 def unscored(sources: Sequence[str]) -> str:
-    """Return the message of an order by mean reward whose scores nobody computes."""
+    """Return the message of an order by mean reward whose scores are not computed."""
     return (
         f"spec: sourcesBy MeanReward needs the scores of {', '.join(sources)}, which no other variant computes. Add a "
         "variant with all sources, or choose order Listed or Random."

@@ -12,7 +12,7 @@ from wrpo_operator.api.sweep import MAX_VARIANT_NAME, MAX_VARIANTS
 
 MAX_ROW_MESSAGE = 384
 MAX_HEADLINES = 8
-"""With these bounds a status of 512 variants takes less than 600 KiB, which etcd stores beside the spec."""
+"""With these bounds a status of 512 variants takes less than 600 KiB, which etcd stores in addition to the spec."""
 
 
 class VariantStatus(StatusModel):

@@ -46,7 +46,7 @@ class SweepForecast:
     variants: tuple[VariantLine, ...]
     kinds: tuple[KindLine, ...]
     is_order_assumed: bool
-    """Whether variants have sources by mean reward, for which the order of the list is assumed."""
+    """Whether the order of the list is assumed for sources by mean reward."""
 
     @property
     def needed(self) -> int:

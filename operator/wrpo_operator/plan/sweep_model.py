@@ -68,7 +68,7 @@ class SweepSnapshot:
     status: SweepStatus
     members: tuple[Member, ...] = ()
     taken: frozenset[str] = frozenset()
-    """Names of wanted experiments that exist and belong to somebody else."""
+    """Names of its experiments that exist and have another owner, or none."""
     refused: Mapping[str, Refused] = field(default_factory=dict)
     """Name of an experiment -> why its last write was refused."""
     is_deleting: bool = False
@@ -91,14 +91,14 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A write of one wanted experiment."""
+    """A write of one experiment."""
 
     action: Action
     wanted: Wanted
 
 
 class Wait(StrEnum):
-    """Why a wanted experiment is not what the sweep wants."""
+    """Why an experiment does not have the state that the sweep requests."""
 
     SLOT = "Slot"
     EDIT = "Edit"

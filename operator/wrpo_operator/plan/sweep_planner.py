@@ -43,7 +43,7 @@ def _writes(snapshot: SweepSnapshot, spec: SweepSpec) -> tuple[tuple[Write, ...]
     members = {member.name: member for member in snapshot.members}
     wanted = [item for row in snapshot.expansion.rows for item in row.experiments]
     most = len(wanted) if spec.parallel_experiments is None else spec.parallel_experiments
-    # Also those that are no longer wanted: their pods run until they are gone.
+    # Also those of removed variants: their pods run until they are gone.
     free = most - sum(member.is_active for member in snapshot.members)
     writes, waits = list[Write](), dict[str, Wait]()
     for item in wanted:

@@ -169,7 +169,7 @@ def _counts(phases: Sequence[Phase]) -> SweepCounts:
 def _blocked(
     snapshot: SweepSnapshot, states: Mapping[str, Sequence[_State]], waits: Mapping[str, Wait]
 ) -> list[tuple[_State, bool]]:
-    """Return the states of experiments that exist or may exist only after somebody acts."""
+    """Return the state of each experiment, and whether a user must act before it can be written."""
     return [
         (state, waits.get(item.name) in {Wait.TAKEN, Wait.REFUSED})
         for row in snapshot.expansion.rows

@@ -1,6 +1,6 @@
 """One reconcile of a sweep: snapshot -> plan -> experiments -> at most one status write -> deletions -> events.
 
-It decides nothing. Names of experiments are derived from the spec, so creating one twice changes nothing, and a process
+It decides nothing. Names of experiments are derived from the spec, so creating one twice changes nothing. A process
 that ends between two writes leaves a state from which the next plan continues. Every write first checks that this
 process still leads.
 """
@@ -162,7 +162,7 @@ class SweepReconciler:
         except KubeError as error:
             if not error.conflict:
                 raise
-            # It exists: created by a request whose reply was lost, or it belongs to somebody else.
+            # It exists: created by a request whose reply was lost, or it has another owner.
             return await self._client.get(EXPERIMENTS, wanted.name, namespace_of(sweep))
 
     async def _read_again(self, sweep: JsonObject, name: str) -> None:

@@ -165,7 +165,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a path through a number": (
         {"variants": [{"name": "x", "set": {"training.gpusPerNode.x": 1}}]},
-        "Variant x: set has 'training.gpusPerNode.x', but gpusPerNode is no object with fields of its own.",
+        "Variant x: set has 'training.gpusPerNode.x', but gpusPerNode is no object with fields.",
     ),
     "an item that is missing": (
         {"variants": [{"name": "x", "set": {"sources[zz].shards": 2}}]},
