@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN_CRD = "wrpoexperiments.wrpo.ai"
+SWEEP_CRD = "wrposweeps.wrpo.ai"
+"""Installed by the chart."""
 NAME = "whole"
 POLL_S = 0.5
 CRD_STATUS_DELAY_S = 2.0
@@ -165,7 +167,7 @@ class Trial:
         say("removing everything this run made")
         self._cluster.remove()
         if self._has_made_crd:
-            kube.run("kubectl", "delete", "crd", OWN_CRD, "--ignore-not-found", "--timeout=60s", check=False)
+            kube.run("kubectl", "delete", "crd", OWN_CRD, SWEEP_CRD, "--ignore-not-found", "--timeout=60s", check=False)
 
 
 def follow(kube: Kube, timeout_s: float) -> None:

@@ -29,6 +29,7 @@ from wrpo_operator.cli.install import CHECKOUT, find_chart, find_tool, install_o
 
 TRAINING_CRD = "pytorchjobs.kubeflow.org"
 OWN_CRD = "wrpoexperiments.wrpo.ai"
+SWEEP_CRD = "wrposweeps.wrpo.ai"
 TRAINING_MANIFEST = CHECKOUT / "operator" / "wrpo_devcluster" / "manifests" / "pytorchjobs.yaml"
 VOLUME = f"wrpo-e2e-{RUN}"
 PROBE_EXIT = 3
@@ -85,7 +86,7 @@ class ForeignCluster:
             # Someone uses it: their experiments are no business of this operator.
             values |= {"crds": {"install": False}, "mode": "namespaced", "watchNamespace": NAMESPACE}
         else:
-            self._installed_crds.append(OWN_CRD)
+            self._installed_crds += [OWN_CRD, SWEEP_CRD]
         image = os.environ.get("WRPO_E2E_OPERATOR_IMAGE")
         if image:
             repository, _, tag = image.rpartition(":")
