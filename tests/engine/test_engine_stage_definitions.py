@@ -55,7 +55,8 @@ def fields(**changes: Any) -> dict[str, Any]:
 
 def test_the_kinds_are_in_the_order_of_an_experiment() -> None:
     assert list(STAGES)[: len(BUILT_IN)] == [
-        "prepare", "fetch", "inspect", "sample", "score", "curate-sft", "sft", "curate-triples", "train",
+        "prepare", "fetch", "inspect", "sample", "score", "curate-sft", "represent", "align", "sft",
+        "curate-triples", "train",
         "bench", "answer", "mixture", "perplexity", "rank", "grade", "select", "judge", "evaluate", "report",
     ]  # fmt: skip
 
