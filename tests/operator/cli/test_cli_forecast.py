@@ -367,3 +367,24 @@ def test_more_room_and_more_accelerators_never_take_longer() -> None:
     assert plain > 3 * forward_seconds(known.facts, speed, tokens=10)
     recomputed = training_seconds(known.facts, speed, tokens=10, checkpointing=True, references=True, accelerators=5)
     assert recomputed == pytest.approx(plain / 3)
+
+
+def test_requests_to_judges_are_counted_before_anything_runs(automatic: Path) -> None:
+    document = yaml.safe_load(automatic.read_text(encoding="utf-8"))
+    kinds = {"alpaca": "AlpacaEval2", "arena": "ArenaHard", "mt": "MTBench"}
+    document["spec"]["evaluation"] = {
+        "benchmarks": [{"name": name, "kind": kind} for name, kind in kinds.items()],
+        "judges": [{"name": "gpt", "endpoint": "https://judges.example.org/v1", "model": "gpt"}],
+    }
+    automatic.write_text(yaml.safe_dump(document), encoding="utf-8")
+    found = forecast("-f", str(automatic))
+    requests = {stage["stage"]: stage["requests"] for stage in found["stages"] if stage["requests"]}
+    assert requests == {
+        f"judge/{model}--{name}--gpt": count
+        for model in ("target", "sft", "trained")
+        for name, count in (("alpaca", 805), ("arena", 1000), ("mt", 160))
+    }
+    # Each request has a prompt of 180 tokens, and answers and a reply of 500; AlpacaEval 2 asks for one token.
+    tokens = 3 * (805 * (180 + 1000 + 1) + 1000 * (180 + 1500) + 160 * (180 + 1000))
+    assert sum(stage["tokens"] for stage in found["stages"] if stage["requests"]) == tokens
+    assert "Judges: 5895 requests in 9 stages, about 8.46M tokens, without retries." in plan("-f", str(automatic))
