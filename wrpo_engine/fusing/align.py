@@ -89,7 +89,7 @@ def _source(ctx: StageContext, params: AlignParams, role: str, target: Artifact,
     _require_common(found, artifact, target)
     kinds = Counter(kind.value for kind in found.kinds if kind is not None)
     log.info("vocabulary map of %s: %s", _name(role), dict(sorted(kinds.items())))
-    return Source(_name(role), vocabulary, found)
+    return Source.of(_name(role), vocabulary, found, own)
 
 
 def _map(

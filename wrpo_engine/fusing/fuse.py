@@ -24,7 +24,7 @@ from wrpo_engine.fusing.distributions import (
 from wrpo_engine.fusing.dtw import Preference
 from wrpo_engine.fusing.positions import NONE, by_spans, by_warping, predicted
 from wrpo_engine.fusing.tokens import Vocabulary
-from wrpo_engine.fusing.vocabulary import VocabularyMap
+from wrpo_engine.fusing.vocabulary import VocabularyMap, first_token_ids
 
 Array = np.ndarray[Any, Any]
 
@@ -60,6 +60,15 @@ class Source:
     name: str
     vocabulary: Vocabulary
     to_target: VocabularyMap
+    first_less: Array
+    """Map for the first token of a text if the source alone writes a blank in front of it."""
+    first_more: Array
+    """The same if the target alone does."""
+
+    @classmethod
+    def of(cls, name: str, vocabulary: Vocabulary, to_target: VocabularyMap, own: Vocabulary) -> Source:
+        """Return the source with its map to the target's vocabulary `own`."""
+        return cls(name, vocabulary, to_target, *first_token_ids(to_target, vocabulary.texts, own.texts))
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,18 @@ def aligned_labels(target: ModelRow, row: ModelRow, own: Vocabulary, source: Sou
     return np.where(labels < len(row.ids), labels, NONE)
 
 
+def _map_first(kept: Kept, target: ModelRow, row: ModelRow, labels: Array, own: Vocabulary, source: Source) -> None:
+    """Map the entries of the text's first token again if only one tokenizer writes a blank in front of the text."""
+    if 0 not in target.starts or labels[first := target.starts.index(0)] == NONE:
+        return
+    place = labels[first]
+    (mine,), (its,) = texts_of(own, target.ids[first : first + 1]), texts_of(source.vocabulary, [row.ids[place]])
+    if mine.startswith(" ") == its.startswith(" "):
+        return
+    target_ids = source.first_less if its.startswith(" ") else source.first_more
+    kept.ids_TK[first] = mapped(rows_at(row.kept, labels[first : first + 1]), target_ids).ids_TK[0]
+
+
 def texts_of(vocabulary: Vocabulary, ids: Sequence[int]) -> list[str]:
     """Return the texts of tokens; special ones have none."""
     return [(vocabulary.texts[index] if index < len(vocabulary.texts) else None) or "" for index in ids]
@@ -114,6 +135,7 @@ def fuse(
         row, source = rows[index - 1], sources[index - 1]
         labels = aligned_labels(target, row, own, source, fields)
         kept = mapped(rows_at(row.kept, labels), source.to_target.target_ids)
+        _map_first(kept, target, row, labels, own, source)
         return with_one_hot(kept, _one_hot_ids(target, fields)), one_hot_share(kept)
 
     if fields.strategy == "MinCE":

@@ -63,6 +63,26 @@ def identity_map(size: int) -> VocabularyMap:
     return VocabularyMap(np.arange(size, dtype=np.int32), np.zeros(size, dtype=np.int32), (Kind.EXACT,) * size)
 
 
+def first_token_ids(
+    base: VocabularyMap, source: Sequence[str | None], target: Sequence[str | None]
+) -> tuple[Array, Array]:
+    """Return maps for the first token of a text if only one tokenizer writes a blank in front of it.
+
+    The first map is for a source that does: its tokens lose the blank. The second is for a target that does: they get
+    one. Tokens without an equal one are unmapped.
+    """
+    known: dict[str, int] = {}
+    for index, text in enumerate(target):
+        if text is not None:
+            known.setdefault(text, index)
+    less, more = base.target_ids.copy(), base.target_ids.copy()
+    for index, text in enumerate(source):
+        if text:
+            less[index] = known.get(text[1:], UNMAPPED) if text.startswith(" ") else UNMAPPED
+            more[index] = known.get(f" {text}", UNMAPPED)
+    return less, more
+
+
 def exact_map(source: Sequence[str | None], target: Sequence[str | None]) -> VocabularyMap:
     """Map each token of the source to the target's token of the same text; of equal ones to the first."""
     known: dict[str, int] = {}

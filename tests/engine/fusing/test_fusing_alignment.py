@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
 from wrpo_engine.fusing.dtw import Preference, warp
-from wrpo_engine.fusing.vocabulary import UNMAPPED, Kind, edit_map, exact_map, statistics_map, with_statistics
+from wrpo_engine.fusing.vocabulary import (
+    UNMAPPED,
+    Kind,
+    edit_map,
+    exact_map,
+    first_token_ids,
+    statistics_map,
+    with_statistics,
+)
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "comparisons"
 
@@ -181,6 +189,13 @@ def test_the_map_of_a_vocabulary_to_itself_is_the_identity(tokens: list[str]) ->
     for found in (exact_map(tokens, tokens), edit_map(tokens, tokens)):
         assert found.target_ids.tolist() == list(range(len(tokens)))
         assert found.num_exact == len(tokens)
+
+
+def test_the_first_token_of_a_text_loses_or_gets_the_blank_that_one_tokenizer_writes() -> None:
+    source, target = [" the", "the", " x", None], ["the", " the", "x"]
+    less, more = first_token_ids(exact_map(source, target), source, target)
+    assert less.tolist() == [0, UNMAPPED, 2, UNMAPPED]
+    assert more.tolist() == [UNMAPPED, 1, UNMAPPED, UNMAPPED]
 
 
 def test_exact_maps_leave_other_tokens_out() -> None:

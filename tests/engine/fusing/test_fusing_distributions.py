@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fusing_alignment import golden, vocabularies
 
+from wrpo_engine.contract.fusion import AlignFields
 from wrpo_engine.fusing.distributions import (
     EMPTY,
     Kept,
@@ -24,7 +25,9 @@ from wrpo_engine.fusing.distributions import (
     with_one_hot,
 )
 from wrpo_engine.fusing.dtw import Preference
+from wrpo_engine.fusing.fuse import ModelRow, Source, fuse
 from wrpo_engine.fusing.positions import END, NONE, OUTSIDE, by_spans, by_warping, predicted
+from wrpo_engine.fusing.tokens import Vocabulary
 from wrpo_engine.fusing.vocabulary import edit_map
 from wrpo_engine.training.batch.soft import FusedRow, mixed_targets
 from wrpo_engine.training.models.logps import selected_logps, token_logps
@@ -210,3 +213,27 @@ def test_spans_find_exactly_the_common_boundaries(target: list[int], source: lis
     assert {starts[0][index] for index in np.flatnonzero(found != NONE)} == set(starts[0]) & set(starts[1])
     assert all(starts[1][place] == start for start, place in zip(starts[0], found, strict=True) if place != NONE)
     assert by_spans(starts[0], starts[0]).tolist() == list(range(len(target)))
+
+
+PLAIN = Vocabulary(("the", " the", "x", None), 3, has_bytes=True)
+BLANK = Vocabulary((" the", "the", " x", None), 3, has_bytes=True)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "label", "first"),
+    [(PLAIN, BLANK, 0, [0, 2, 3]), (BLANK, PLAIN, 0, [0, 2, 3])],
+    ids=["the source writes the blank", "the target writes it"],
+)
+def test_the_first_token_is_mapped_without_the_blank_that_one_tokenizer_writes(
+    own: Vocabulary, other: Vocabulary, label: int, first: list[int]
+) -> None:
+    """The second token has the same entries, whose blanks belong to the text."""
+    kept = kept_of([[0, 2, 3]] * 2, [[3, 2, 1]] * 2)
+    target = ModelRow("r", (label, 1), (0, 3), kept, 9.0, 6)
+    row = ModelRow("r", (0, 1), (0, 3), kept, 1.0, 6)
+    source = Source.of("s", other, edit_map(other.texts, own.texts).replaced({3: 3}), own)
+    found = fuse(target, [row], own, [source], AlignFields())
+    assert found.source == "s"
+    ids, _ = listed(Kept(found.ids_TK, found.probabilities_TK))
+    assert ids[0] == first
+    assert ids[1][0] == own.texts.index(other.texts[0])
