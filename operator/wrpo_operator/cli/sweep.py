@@ -150,9 +150,17 @@ def accepted(document: JsonObject) -> tuple[SweepSpec, Expansion, bool]:
 
 def follow(name: str, target: Target) -> Phase:
     """Print a line for each change of a variant until the sweep has ended; return its phase."""
+    from wrpo_operator.runtime.kube import KubeError
+
     shown = dict[str, str]()
     while True:
-        sweep = _read(name, target)
+        try:
+            sweep = _read(name, target)
+        except KubeError as error:
+            if not (error.unreachable or error.code >= 500 or error.code == 429):
+                raise
+            time.sleep(POLL_S)
+            continue
         status = parse_sweep_status(sweep.get("status"))
         for line in _changes(status, shown):
             click.echo(line)
