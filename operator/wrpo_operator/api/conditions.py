@@ -57,6 +57,8 @@ class Reason(StrEnum):
     CLAIM_PENDING = "ClaimPending"
     INIT_WAITING = "InitContainerWaiting"
     PROGRESS_STALLED = "ProgressStalled"
+    JUDGE_UNREACHABLE = "JudgeUnreachable"
+    JUDGE_QUOTA_EXCEEDED = "JudgeQuotaExceeded"
     GANG_UNPROTECTED = "GangSchedulingMissing"
 
     QUOTA_EXCEEDED = "QuotaExceeded"

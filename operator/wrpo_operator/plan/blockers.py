@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from wrpo_operator.api import messages
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.api.status import MAX_BLOCKERS, Blocker, to_time
+from wrpo_operator.api.status import MAX_BLOCKERS, AttemptState, Blocker, to_time
 from wrpo_operator.plan.model import ChildState, PodFact, Snapshot
 from wrpo_operator.plan.stage_views import StageView
 from wrpo_operator.plan.starts import HeldBack
@@ -24,6 +24,8 @@ LOST_GRACE = timedelta(seconds=30)
 SCHEDULER_GRACE = timedelta(seconds=30)
 """Time after which a pod without a verdict of its scheduler is reported; a running one takes seconds."""
 DONE = 100.0
+_JUDGE_REASONS = frozenset({Reason.JUDGE_UNREACHABLE, Reason.JUDGE_QUOTA_EXCEEDED})
+"""Error codes of the engine that are about a service outside, and not about the stage."""
 _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
 
@@ -75,6 +77,7 @@ def _of_held(held: Sequence[HeldBack]) -> Iterator[Obstacle]:
     for item in held:
         if item.object:
             yield Obstacle(item.object, item.reason, item.message, str(item.view.id))
+        yield from _of_judge(item.view)
 
 
 def _of_stage(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: datetime) -> Iterator[Obstacle]:
@@ -90,6 +93,13 @@ def _of_stage(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: da
             yield Obstacle(f"PersistentVolumeClaim/{name}", Reason.CLAIM_PENDING, text, stage)
     yield from _of_pods(view, now)
     yield from _of_progress(snapshot, spec, view, now)
+
+
+def _of_judge(view: StageView) -> Iterator[Obstacle]:
+    """Yield why the last attempt could not ask its judge, until the next one has started."""
+    last = view.record.attempts[-1] if view.record.attempts else None
+    if last is not None and last.state is AttemptState.FAILED and last.reason in _JUDGE_REASONS:
+        yield Obstacle(f"Stage/{view.id}", last.reason, last.message or last.reason, str(view.id))
 
 
 def _of_notes(snapshot: Snapshot, view: StageView) -> Iterator[Obstacle]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.builders import AUTOMATIC, merged, raw_spec
+from support.builders import AUTOMATIC, make_pod, merged, raw_spec
 from support.model_cluster import ModelCluster
 
+from wrpo_engine.config import ErrorInfo
 from wrpo_engine.contract.evaluation import (
     AnswerParams,
     EvaluateParams,
@@ -325,6 +327,28 @@ def test_an_evaluation_with_everything_runs_to_its_end() -> None:
     cluster.add("demo", evaluation=EVERYTHING)
     assert cluster.run_fairly("demo").value == "Succeeded"
     assert max(cluster.started.values()) == 1
+
+
+@pytest.mark.parametrize("code", ["JudgeUnreachable", "JudgeQuotaExceeded"])
+def test_a_judge_that_does_not_answer_is_a_blocker_until_the_next_attempt(code: str) -> None:
+    cluster = ModelCluster()
+    cluster.add("demo", training={"objective": "SFTOnly"}, evaluation={"benchmarks": ALPACA, "judges": GPT})
+    stage = "judge/target--alpaca--gpt"
+    while not any(child.stage == stage for child in cluster.children.values()):
+        cluster.reconcile("demo")
+        cluster.finish_all("demo")
+    name = next(name for name, child in cluster.children.items() if child.stage == stage)
+    error = ErrorInfo(code=code, message="https://judges.example.org/v1 does not answer.")
+    cluster.fail(name, 75)
+    pods = (make_pod(exit_code=75, error=error, finished_at=cluster.children[name].finished_at),)
+    cluster.children[name] = replace(cluster.children[name], pods=pods)
+    cluster.reconcile("demo")
+    (blocker,) = cluster.experiments["demo"].status.blockers
+    assert (blocker.object, blocker.reason, blocker.stage) == (f"Stage/{stage}", code, stage)
+    assert "https://judges.example.org/v1 does not answer." in blocker.message
+    cluster.advance(3600)
+    cluster.reconcile("demo")
+    assert cluster.experiments["demo"].status.blockers == ()
 
 
 NEEDS: dict[str, tuple[str, list[str]]] = {
