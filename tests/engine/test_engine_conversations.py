@@ -89,7 +89,7 @@ INVALID = {
     ),
     "an answer at the end": (
         TURNS[:2],
-        "message 2 of 2 is the last one and of the role assistant: nothing is left to answer",
+        "message 2 of 2 is the last one and of the role assistant: nothing is left to respond to",
     ),
     "no content": ([{"role": "user"}], "message 1 of 1 of user has no text as content"),
     "no messages": ([], "a conversation has no message of the user"),

@@ -153,7 +153,7 @@ class EvaluatedSystem(Declared, role=Role.COMPUTED):
     members: tuple[str, ...] = ()
     """Names of the systems it is made of."""
     choices: dict[str, str] = Field(default_factory=dict)
-    """What was chosen for it and nobody published, e.g. the aggregator; shown in its row."""
+    """Choices that were never published, e.g. the aggregator; shown in its row."""
     uses_reward: bool = False
     """Whether the experiment's reward trained or selected it: a score by that reward is then marked."""
 

@@ -57,7 +57,7 @@ def best_of(scores: Sequence[float] | Matrix) -> int:
 
 
 def bubble(logits_NN: Matrix, order: Sequence[int]) -> list[int]:  # noqa: N803
-    """Return the winner of each step of one pass over `order`; the last one is the best.
+    """Return the better candidate of each step of one pass over `order`; the last one is the best.
 
     The better one so far meets the next candidate in both orders, and stays if M[c, n] - M[n, c] is above 0. It asks
     for O(N) comparisons instead of O(N^2), but its result depends on the order.

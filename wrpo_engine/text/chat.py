@@ -98,7 +98,9 @@ def check_conversation(messages: Sequence[Mapping[str, str]]) -> None:
             )
     if not messages or messages[-1]["role"] != "user":
         raise DataError(
-            "a conversation has no message of the user", code="ConversationInvalid", hint="Add what is to be answered."
+            "a conversation has no message of the user",
+            code="ConversationInvalid",
+            hint="Add the message to respond to.",
         )
 
 
@@ -111,7 +113,7 @@ def _fault_of(message: Mapping[str, str], place: int, count: int) -> str | None:
     if role == "system" and place > 0:
         return "is of the role system, which only the first one may be"
     if role == "assistant" and place == count - 1:
-        return "is the last one and of the role assistant: nothing is left to answer"
+        return "is the last one and of the role assistant: nothing is left to respond to"
     return None
 
 

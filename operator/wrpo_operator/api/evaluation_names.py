@@ -196,7 +196,7 @@ _NAME_RULES: tuple[_NameRule, ...] = (
             f" || !self.sources.exists(x, x.name in s.{form}.{field}))"
             for form, field in _EACH_LIST
         ),
-        "`*` contains all sources, so a source must not be listed beside it; remove one of them",
+        "`*` contains all sources, so a source must not be listed with it; remove one of them",
         _counted_twice,
     ),
     _NameRule(

@@ -232,7 +232,7 @@ def selecting_reward(row: Row) -> str | None:
 
 
 def _choices(row: Row) -> dict[str, str]:
-    """Return what was chosen for a row and nobody published."""
+    """Return the unpublished choices for a row."""
     if row.mixture is not None:
         return {"aggregator": row.mixture.aggregator, "rounds": str(row.mixture.rounds)}
     if row.select is None:

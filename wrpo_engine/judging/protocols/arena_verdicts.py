@@ -72,7 +72,7 @@ def weighted_score(games: Sequence[Game]) -> float | None:
 
 
 def contradict(games: Mapping[int, Game]) -> bool:
-    """Return whether the two games of a question name different winners."""
+    """Return whether the two games of a question prefer different systems."""
     return len(games) == 2 and {games[0].score, games[1].score} == {0.0, 1.0}
 
 
