@@ -27,6 +27,7 @@ from wrpo_engine.contract.evaluation import (
     SelectParams,
 )
 from wrpo_engine.contract.fusing import AlignParams, RepresentParams
+from wrpo_engine.contract.merging import MergeParams
 
 _PREPARE = Section(
     name="prepare",
@@ -49,6 +50,7 @@ _REPORT = Section(
     deadlines="Aggregation of the evaluation, and the report.",
 )
 _ANSWERED = ("answers", "mixture", "selected")
+_MODELS = ("sft", "model", "merge")
 
 BUILT_IN: tuple[StageDefinition, ...] = (
     StageDefinition(
@@ -269,6 +271,23 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         reuse=None,
     ),
     StageDefinition(
+        params=MergeParams,
+        run="wrpo_engine.merging.stage:run",
+        wiring="wrpo_operator.plan.merging:merge",
+        role="merge",
+        inputs=("prompts", "sft", "model"),
+        per=Per.CELL,
+        shape=Shape.JOB,
+        image=Image.TRAINER,
+        section=_CURATE,
+        uses_reward=True,
+        weight=3,
+        report=None,
+        summary="merge the weights of several models into one model",
+        makes="one model of the weights of several",
+        reuse=None,
+    ),
+    StageDefinition(
         params=BenchParams,
         run="wrpo_engine.bundles.stage:run",
         wiring="wrpo_operator.plan.evaluation:bench",
@@ -290,7 +309,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         run="wrpo_engine.answering.stage:run",
         wiring="wrpo_operator.plan.evaluation:answer",
         role="answers",
-        inputs=("prompts", "bench", "sft", "model"),
+        inputs=("prompts", "bench", *_MODELS),
         per=Per.CELL,
         shape=Shape.INDEXED_JOB,
         image=Image.SAMPLER,
@@ -307,7 +326,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         run="wrpo_engine.answering.stage:run",
         wiring="wrpo_operator.plan.evaluation:mixture",
         role="mixture",
-        inputs=("prompts", "bench", "sft", "model", *_ANSWERED),
+        inputs=("prompts", "bench", *_MODELS, *_ANSWERED),
         per=Per.CELL,
         shape=Shape.INDEXED_JOB,
         image=Image.SAMPLER,
@@ -324,7 +343,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         run="wrpo_engine.selecting.perplexity:run",
         wiring="wrpo_operator.plan.evaluation:perplexity",
         role="perplexity",
-        inputs=("prompts", "bench", "sft", "model"),
+        inputs=("prompts", "bench", *_MODELS),
         per=Per.CELL,
         shape=Shape.INDEXED_JOB,
         image=Image.SAMPLER,
