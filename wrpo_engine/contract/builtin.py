@@ -27,7 +27,7 @@ from wrpo_engine.contract.evaluation import (
     SelectParams,
 )
 from wrpo_engine.contract.fusing import AlignParams, RepresentParams
-from wrpo_engine.contract.merging import MergeParams
+from wrpo_engine.contract.merging import JointParams, MergeParams
 
 _PREPARE = Section(
     name="prepare",
@@ -49,7 +49,7 @@ _REPORT = Section(
     resources="The pods that aggregate the evaluation and write the report.",
     deadlines="Aggregation of the evaluation, and the report.",
 )
-_ANSWERED = ("answers", "mixture", "selected")
+_ANSWERED = ("answers", "mixture", "selected", "joint")
 _MODELS = ("sft", "model", "merge")
 
 BUILT_IN: tuple[StageDefinition, ...] = (
@@ -336,6 +336,23 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         report=None,
         summary="answer a benchmark with one model that reads other answers",
         makes="answers of a model that reads the answers of others",
+        reuse=None,
+    ),
+    StageDefinition(
+        params=JointParams,
+        run="wrpo_engine.joint.stage:run",
+        wiring="wrpo_operator.plan.merging:joint",
+        role="joint",
+        inputs=("prompts", "bench", *_MODELS),
+        per=Per.CELL,
+        shape=Shape.INDEXED_JOB,
+        image=Image.TRAINER,
+        section=_EVALUATE,
+        uses_reward=False,
+        weight=4,
+        report=None,
+        summary="answer a benchmark with several models that choose each token together",
+        makes="answers of several models that choose each token together",
         reuse=None,
     ),
     StageDefinition(
