@@ -11,7 +11,7 @@ from typing import Any
 
 from wrpo_engine.answering.dialogue import PartDialogues, Prompt, Rules
 from wrpo_engine.bundles.items import BenchItem
-from wrpo_engine.sampling.requests import Limits, PartRequests, parts_of, requests_of
+from wrpo_engine.sampling.requests import Limits, PartRequests, Row, parts_of, requests_of
 from wrpo_engine.text.chat import conversation_prompt_ids, prompt_token_ids
 
 SEED = 7
@@ -48,7 +48,7 @@ def prompt_texts(count: int) -> list[str]:
 
 def plan(tokenizer: Any, load: Load) -> list[PartRequests]:
     """Return the requests of all parts, as the stage plans them."""
-    rows = [(f"prompt-{number}", text) for number, text in enumerate(prompt_texts(load.prompts))]
+    rows: list[Row] = [(f"prompt-{number}", text) for number, text in enumerate(prompt_texts(load.prompts))]
     limits = Limits(context=CONTEXT, skip_too_long=False, model="benchmark")
     return [
         requests_of(

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrpo_engine.errors import WrpoError
+from wrpo_engine.prompts.asked import asked_in
 from wrpo_engine.prompts.reader import read_values
-from wrpo_engine.prompts.split import clean, prompt_text, shuffled, split
+from wrpo_engine.prompts.split import clean, shuffled, split
 from wrpo_engine.prompts.stage import run
 
 TEXTS = ["Why is the sky blue?", 'Say "hello, world".', "Grüße aus Köln!"]
@@ -46,7 +47,7 @@ def test_every_file_format_gives_the_same_prompts(tmp_path: Path, name: str, who
     assert list(read_values("d", path, config=None, split="train", column="q")) == TEXTS
 
 
-def test_conversations_in_parquet_give_their_first_user_message(tmp_path: Path) -> None:
+def test_conversations_in_parquet_give_their_last_user_turn(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "be nice"}, {"role": "user", "content": "hi"}]
     pl.DataFrame({"q": [messages, messages[:1]]}).write_parquet(tmp_path / "p.parquet")
     cleaned = clean(read_values("d", str(tmp_path), config=None, split="train", column="q"))
@@ -111,8 +112,9 @@ VALUES: dict[str, tuple[Any, str | None]] = {
 
 
 @pytest.mark.parametrize(("value", "expected"), VALUES.values(), ids=VALUES.keys())
-def test_a_value_becomes_the_first_user_message(value: Any, expected: str | None) -> None:
-    assert prompt_text(value) == expected
+def test_a_value_becomes_its_last_user_turn(value: Any, expected: str | None) -> None:
+    asked = asked_in(value)
+    assert (asked.text if asked.fault is None else None) == expected
 
 
 def test_empty_and_duplicate_prompts_are_dropped_and_counted() -> None:
@@ -177,15 +179,14 @@ def test_what_is_left_out_of_conversations_is_counted_and_said(
     ctx = make_ctx(prepare(tmp_path, values))
     metrics = run(ctx).metrics
     assert {name: value for name, value in metrics.items() if name.startswith("left_out")} == {
-        "left_out_system_turn": 1,
-        "left_out_later_questions": 1,
         "left_out_earlier_turns": 1,
+        "left_out_later_turns": 1,
         "left_out_parts": 1,
     }
     assert caplog.messages == [
         (
-            f"{tmp_path}/p.jsonl: the first user turn of a conversation is the prompt. Left out: earlier turns in 1, "
-            "later questions in 1, parts in 1, system turn in 1 of 5 prompts"
+            f"{tmp_path}/p.jsonl: a prompt is a conversation up to its last user turn. Left out: earlier turns in 1, "
+            "later turns in 1, parts in 1 of 5 prompts"
         )
     ]
 

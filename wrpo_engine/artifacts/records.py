@@ -9,7 +9,13 @@ import polars as pl
 Schema: TypeAlias = dict[str, pl.DataType | type[pl.DataType]]
 
 PROMPTS = {"prompt_id": pl.String, "prompt": pl.String}
-"""prompts: sft.parquet, preference.parquet, evaluation.parquet; prompt_id is the sha256 of the prompt."""
+"""prompts: sft.parquet, preference.parquet, evaluation.parquet; prompt is the user's last turn; prompt_id is the
+sha256 of the prompt, with a history that of the whole conversation (`text.conversations.id_of`)."""
+
+HISTORY: Schema = {"history": pl.List(pl.Struct({"role": pl.String, "content": pl.String}))}
+"""prompts, curate-sft and curate-triples: a further column. The messages before the prompt: perhaps a system message,
+then turns of user and assistant; null for a prompt without any. If no prompt has a history, prompts lack the column,
+and so do the rows that are made of them."""
 
 SAMPLES = {
     "prompt_id": pl.String,

@@ -45,7 +45,13 @@ def read_items(ctx: StageContext) -> list[BenchItem]:
     if bundle is None:
         rows = pl.read_parquet(ctx.input(_PROMPTS).file(_HELD_OUT)).to_dicts()
         return [
-            BenchItem(item_id=row["prompt_id"], index=index, category="", turns=(row["prompt"],))
+            BenchItem(
+                item_id=row["prompt_id"],
+                index=index,
+                category="",
+                turns=(row["prompt"],),
+                messages=tuple(row.get("history") or ()),
+            )
             for index, row in enumerate(rows)
         ]
     rows = pl.read_parquet(bundle.file(ITEMS)).sort("index").to_dicts()

@@ -39,7 +39,7 @@ class ModelUse(TemplateFields, role=Role.COMPUTED):
     trust_remote_code: bool = False
     """Whether the experiment allows Python code of the model's repository."""
     system_prompt: Text | None = None
-    """System message before every prompt. Unset: none."""
+    """System message before every prompt that has none of its own. Unset: none."""
 
 
 class PromptFields(Declared, role=Role.COMPUTED):
@@ -53,7 +53,7 @@ class PromptFields(Declared, role=Role.COMPUTED):
     """Split of the data set; in a directory by file names (test-*, train/), as `datasets` reads them. A split that does
     not exist is refused."""
     column: Name = "prompt"
-    """Column that holds the prompt's text, or a list of chat messages of which the first user message is used."""
+    """Column that holds the prompt's text, or a list of chat messages: a conversation up to its last user message."""
     limit: Annotated[int, Field(ge=1, le=100000000)] | None = None
     """Use only this many prompts, held-out ones from the same data set included, chosen by the seed. Unset: all."""
     seed: Seed = 42

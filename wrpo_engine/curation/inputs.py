@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from wrpo_engine.artifacts import Artifact, records
+from wrpo_engine.artifacts import Artifact
 from wrpo_engine.config import CurateSftParams, CurateTriplesParams
-from wrpo_engine.curation.parts import read_columns
+from wrpo_engine.curation import prompts as tables
 from wrpo_engine.curation.responses import (
     CANDIDATES,
     Eligibility,
@@ -34,7 +34,7 @@ class ScoredResponses:
     """The responses that may be chosen, of all models, without their texts."""
 
     prompts: pl.DataFrame
-    """(prompt_id, prompt): ids and texts."""
+    """(prompt_id, prompt): ids and texts; and `history` where the artifact has it."""
     models: list[str]
     """Sorted by name; a candidate's `model` is the position here."""
     candidates: pl.DataFrame
@@ -56,9 +56,8 @@ def require_models(ctx: StageContext, models: Sequence[str], what: str) -> None:
 
 
 def read_prompts(ctx: StageContext, part: str) -> pl.DataFrame:
-    """Return the prompts (prompt_id, prompt) of a part: sft, preference or evaluation."""
-    path = ctx.input("prompts").file(f"{part}.parquet")
-    return read_columns([path], records.PROMPTS)
+    """Return the prompts (prompt_id, prompt, perhaps history) of a part: sft, preference or evaluation."""
+    return tables.read_prompts([ctx.input("prompts").file(f"{part}.parquet")])
 
 
 def read_scored(ctx: StageContext, models: Sequence[str], prompts: pl.DataFrame) -> ScoredResponses:

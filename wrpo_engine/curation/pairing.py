@@ -55,7 +55,7 @@ def _first(candidates: pl.DataFrame, *, descending: bool) -> pl.DataFrame:
 
 
 def curate(candidates: pl.DataFrame, prompt_keys: pl.Series, rules: RowRules, *, target: int | None) -> Curated:
-    """Choose a row for every prompt; `prompt_keys` is the hash of each prompt's text, `target` the target's `model`.
+    """Choose a row for every prompt; `prompt_keys` is the hash of each whole prompt, `target` the target's `model`.
 
     y_wt (chosen) is the best of the target's responses, or of all; y_l (rejected) the worst with another text, of the
     same pool: the target's, those of the model that gave the chosen one (WithinSource), or all (BestWorst). A response

@@ -21,6 +21,7 @@ from wrpo_engine.curation.inputs import (
     sampled_models,
     with_texts,
 )
+from wrpo_engine.curation.prompts import history_in, whole_prompt
 from wrpo_engine.curation.published import write_published
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.stage import StageContext, StageResult
@@ -50,7 +51,8 @@ def run_sft(ctx: StageContext) -> StageResult:
     )
     given = _attribution(table, table["source"], pl.Series("gain", [None] * table.height, dtype=pl.Float64), sources)
     metrics |= metrics_of(given, sources) | _mean("mean_score", table["score"])
-    table = table.select(pl.col(name).cast(kind) for name, kind in records.SFT_ROWS.items())
+    schema = {**records.SFT_ROWS, **history_in(table.columns)}
+    table = table.select(pl.col(name).cast(kind) for name, kind in schema.items())
     ctx.output.publish("rows.parquet", table.write_parquet)
     return _commit(ctx, "rows.parquet", table.height, given, metrics, others=[])
 
@@ -64,7 +66,8 @@ def run_triples(ctx: StageContext) -> StageResult:
     models = _models(ctx, params)
     scored = read_scored(ctx, models, prompts)
     target = scored.models.index(TARGET) if TARGET in scored.models else None
-    curated = pairing.curate(scored.candidates, prompts["prompt"].hash(), params, target=target)
+    keys = prompts.select(whole_prompt(prompts.columns))["prompt"].hash()
+    curated = pairing.curate(scored.candidates, keys, params, target=target)
     rows = curated.rows
     metrics = {"prompts": float(prompts.height), "rows": float(rows.height), **scored.counts}
     metrics |= {f"dropped_{reason.value}": float(count) for reason, count in curated.dropped.items()}
@@ -133,7 +136,7 @@ def _triples_table(ctx: StageContext, scored: ScoredResponses, rows: pl.DataFram
         target_truncated="chosen_truncated",
         rejected_truncated="rejected_truncated",
     )
-    schema = {**records.TRIPLES, **records.TRIPLE_ORIGINS}
+    schema = {**records.TRIPLES, **records.TRIPLE_ORIGINS, **history_in(scored.prompts.columns)}
     whole = pl.concat([scored.prompts[rows["prompt"]], table], how="horizontal")
     return whole.select(pl.col(name).cast(kind) for name, kind in schema.items())
 

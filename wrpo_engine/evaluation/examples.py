@@ -11,6 +11,7 @@ from wrpo_engine.bundles.answers import texts_by_item
 from wrpo_engine.bundles.items import BenchItem
 from wrpo_engine.evaluation.cells import Answers
 from wrpo_engine.evaluation.tables import Judgements
+from wrpo_engine.text.conversations import prompt_of, prompt_text
 
 SHOWN = 20
 """Items of each benchmark: by position, so none is chosen by its score."""
@@ -31,7 +32,7 @@ def examples_of(
             "benchmark": benchmark,
             "item_id": item.item_id,
             "category": item.category,
-            "turns": [cut(turn) for turn in item.turns],
+            "turns": [cut(turn) for turn in _turns(item)],
             "answers": [
                 {
                     "system": system,
@@ -43,6 +44,12 @@ def examples_of(
         }
         for item in items[:SHOWN]
     ]
+
+
+def _turns(item: BenchItem) -> list[str]:
+    """Return the user's turns, the first one after the messages before it."""
+    first, *others = item.turns
+    return [prompt_text(prompt_of(first, item.messages)), *others]
 
 
 def _verdicts(column: Judgements, system: str, item_id: str) -> list[dict[str, Any]]:

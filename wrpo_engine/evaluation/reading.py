@@ -29,6 +29,7 @@ from wrpo_engine.evaluation.held_out import common_prompts, evaluation, scored_a
 from wrpo_engine.evaluation.tables import Judgements
 from wrpo_engine.evaluation.win_rate import shares
 from wrpo_engine.stage import StageContext
+from wrpo_engine.text.conversations import prompt_of, prompt_text
 
 log = logging.getLogger("wrpo_engine")
 
@@ -117,7 +118,9 @@ class Reading:
             log.warning(
                 "left out, because they are too long for a model's context: %d prompts (%s)", len(skipped), shown
             )
-        prompts = {item.item_id: item.turns[-1] for item in self._items[benchmark.name]}
+        prompts = {
+            item.item_id: prompt_text(prompt_of(item.turns[-1], item.messages)) for item in self._items[benchmark.name]
+        }
         artifacts = [self._grade(params.subject, benchmark, reward) for reward in weights]
         identities = unique([reward_identity(artifact) for artifact in artifacts])
         frames = [

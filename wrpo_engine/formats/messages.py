@@ -34,7 +34,7 @@ _ROLES = {
 _ROLE_KEYS = ("role", "from")
 _WRAPPERS = ("messages", "conversations", "conversation")
 _TEXT_PARTS = {None, "text", "input_text", "output_text"}
-_BESIDE_TEXT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
+BESIDE_TEXT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "images", "audio")
 """Keys of a message that belong to its content, but not to its text."""
 _AS_TEXT = re.compile(r"""\[?\s*\{\s*["'](role|from|content|value|messages|conversations?)["']\s*:""")
 _ROLE_AS_TEXT = re.compile(rf"""["'](?:{"|".join(_ROLE_KEYS)})["']:\s?["'](?:{"|".join(_ROLES)})["']""", re.IGNORECASE)
@@ -72,6 +72,22 @@ def turns_of(value: Any, *, speaker: Role) -> list[Turn]:
     raise NotTurns(f"holds {shown(value)}, where a text, a message or a list of messages is needed")
 
 
+def order_fault(turns: Sequence[Turn]) -> str | None:
+    """Return what is wrong with the order of turns before a response, or None.
+
+    Chat templates take a system turn, or none, then turns of user and assistant in alternation.
+    """
+    for place, turn in enumerate(turns):
+        said = f"message {place + 1} of {len(turns)} of the {turn.role.value}"
+        if turn.role is Role.SYSTEM and place:
+            return f"{said}, which only the first one may be"
+        spoken = sum(each.role is not Role.SYSTEM for each in turns[:place])
+        expected = Role.ASSISTANT if spoken % 2 else Role.USER
+        if turn.role not in (Role.SYSTEM, expected):
+            return f"{said}, where one of the {expected.value} must be"
+    return None
+
+
 def is_list(value: Any) -> bool:
     """Return whether a value is a list, not a text or bytes."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
@@ -86,7 +102,7 @@ def _turn(message: Any) -> Turn:
         if said is None:
             raise NotTurns(f"holds a message without a role; its keys: {names(message) or 'none'}")
         raise NotTurns(f"holds a message of the role {shown(said)}; the roles that are read are {names(_ROLES)}")
-    for name in _BESIDE_TEXT:
+    for name in BESIDE_TEXT:
         if message.get(name):
             raise NotTurns(f"holds a message with `{name}`, which rows of texts cannot hold")
     text, others = text_of(content_of(message))

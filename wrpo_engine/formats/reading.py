@@ -16,10 +16,11 @@ from wrpo_engine.formats.directory import TRAIN, Wanted, file_split, select, typ
 from wrpo_engine.formats.files import TABLES, rows_of
 from wrpo_engine.formats.parquet import dicts_of, read_parquet
 from wrpo_engine.formats.questions import CONTEXT_COLUMNS, PROMPT_COLUMNS
-from wrpo_engine.formats.rows import NEEDED, TOKENS, TRIPLES, Reading, Triples, id_of, read_rows
+from wrpo_engine.formats.rows import NEEDED, TOKENS, TRIPLES, Reading, Triples, read_rows
 from wrpo_engine.formats.saved import damaged_named, is_saved, load_saved
 from wrpo_engine.formats.shown import names
 from wrpo_engine.hub.data import load_from_hub
+from wrpo_engine.text.conversations import id_of
 
 log = logging.getLogger("wrpo_engine")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +24,7 @@ from wrpo_engine.formats.questions import (
     read_column,
 )
 from wrpo_engine.formats.shown import names, shown
+from wrpo_engine.text.conversations import Prompt, id_of
 
 TRIPLES = {**records.TRIPLES, **records.TRIPLE_ORIGINS}
 TOKENS = ("prompt_ids", "source_chosen_ids", "target_chosen_ids", "rejected_ids")
@@ -70,12 +69,6 @@ class _BadRow(Exception):  # noqa: N818 (becomes a DataError with the row's numb
 
     def __init__(self, what: str, *, column: str | None = None) -> None:
         super().__init__(f"{f'column `{column}` ' if column else ''}{what}")
-
-
-def id_of(prompt: str) -> str:
-    """Return the id that the prepare stage gives this prompt."""
-    text = unicodedata.normalize("NFC", prompt).strip()
-    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 
 def triples_frame(rows: Iterable[tuple[int, Any]], where: str) -> pl.DataFrame:
@@ -201,7 +194,7 @@ def _heads(row: Mapping[str, Any], answer: str) -> list[Head]:
     return heads_of(row, answer)
 
 
-def prompt_id_of(value: Any, prompt: str) -> Any:
+def prompt_id_of(value: Any, prompt: Prompt) -> Any:
     """Return a row's own id, integers as text; without one, the prompt's."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= 128:
         return str(value)

@@ -11,9 +11,9 @@ from wrpo_engine.bundles.consistency import KEY, Key, answer_name, check_answers
 from wrpo_engine.bundles.items import BenchItem, read_items
 from wrpo_engine.contract.evaluation import GradeParams
 from wrpo_engine.scoring import stage as scoring
-from wrpo_engine.scoring.conversations import Prompt, conversation
 from wrpo_engine.scoring.rewards import OnProgress, Scorer
 from wrpo_engine.stage import StageContext, StageResult
+from wrpo_engine.text.conversations import Prompt, conversation
 
 
 def run(ctx: StageContext) -> StageResult:

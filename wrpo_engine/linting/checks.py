@@ -61,8 +61,8 @@ def run_checks(subject: Subject, limits: Limits, model: ModelTokens) -> list[Fin
                 found += check_scores(table, limits)
     if subject.kind is Kind.PROMPTS:
         for rows in subject.sets.values():
-            found += check_texts(rows.select("row", "prompt_id", "prompt"), [], model.marks, limits)
-            found += check_duplicates(rows.select("row", "prompt_id", "prompt"), [], limits)
+            found += check_texts(rows, [], model.marks, limits)
+            found += check_duplicates(rows, [], limits)
     found += check_leakage(_texts_only(subject), limits)
     return sorted(found, key=lambda each: _ORDER.index(each.severity))
 

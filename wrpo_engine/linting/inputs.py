@@ -12,18 +12,20 @@ import polars as pl
 
 from wrpo_engine.artifacts import Artifact, ArtifactStore, records
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.curation.parts import read_columns
+from wrpo_engine.curation import prompts as prompt_tables
+from wrpo_engine.curation.parts import Schema, read_columns
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.formats.directory import TRAIN
 from wrpo_engine.formats.location import Locator
-from wrpo_engine.formats.parquet import read_parquet
+from wrpo_engine.formats.parquet import parquet_columns, read_parquet
 from wrpo_engine.formats.questions import FaultOf
 from wrpo_engine.formats.reading import Table, read_tables, triples_of
 from wrpo_engine.formats.rows import TOKENS, bad_row, prompt_id_of, text_in
 from wrpo_engine.formats.shown import names, shown
 from wrpo_engine.formats.token_rows import token_frame
 from wrpo_engine.linting.leakage import EVALUATION
-from wrpo_engine.prompts.split import prompt_text
+from wrpo_engine.prompts.asked import Asked, asked_in_row
+from wrpo_engine.text.conversations import prompt_of
 
 SFT, PREFERENCE = "sft", "preference"
 SETS = (SFT, PREFERENCE, EVALUATION)
@@ -47,7 +49,7 @@ class Subject:
     location: str
     table: pl.DataFrame | None = None
     sets: dict[str, pl.DataFrame] = field(default_factory=dict)
-    """Prompts (row, prompt_id, prompt) of the sets that must not share any."""
+    """Prompts (row, prompt_id, prompt, perhaps history) of the sets that must not share any."""
     faults: Sequence[tuple[int, FaultOf]] = ()
     """Rows of triples, by position, whose prompt is not the one their responses belong to."""
 
@@ -87,7 +89,7 @@ def open_subject(location: str, locator: Locator, *, split: str, others: Mapping
 
 
 def read_prompts(location: str, *, split: str) -> pl.DataFrame:
-    """Return (row, prompt_id, prompt) of a file whose rows have a prompt: prompts, SFT rows or triples.
+    """Return (row, prompt_id, prompt, perhaps history) of a file with prompts, SFT rows or triples.
 
     The split is that of a directory or data set; a file is read whole, regardless of the split of the checked data.
     """
@@ -96,7 +98,8 @@ def read_prompts(location: str, *, split: str) -> pl.DataFrame:
     if "prompt" in columns:
         return _prompts(tables, location)
     if {"chosen", "rejected"} <= columns:
-        return _numbered(triples_of(tables, keep_faults=True).table.select(list(records.PROMPTS)))
+        table = triples_of(tables, keep_faults=True).table
+        return _numbered(table.select([*records.PROMPTS, *prompt_tables.history_in(table.columns)]))
     raise DataError(
         f"{location} has no column prompt; its columns: {names(sorted(columns))}",
         code="ColumnMissing",
@@ -111,7 +114,9 @@ def _artifact(location: str, artifact: Artifact, store: ArtifactStore, given: Ma
         tables = [Table(where=location, columns=table.columns, frame=table)]
         return _triples(location, tables, {**_upstream(artifact, store), **given})
     if "rows.parquet" in files and artifact.ref.stage == "curate-sft":
-        rows = read_columns([artifact.file("rows.parquet")], _SFT_TEXTS)
+        path = artifact.file("rows.parquet")
+        history = prompt_tables.history_in(parquet_columns(path))
+        rows = read_columns([path], {**_SFT_TEXTS, **history}, nullable=list(history))
         return _rows(Kind.SFT_ROWS, location, rows, {**_upstream(artifact, store), **given})
     sets = _parts(artifact)
     if not sets:
@@ -131,7 +136,7 @@ def _upstream(artifact: Artifact, store: ArtifactStore) -> dict[str, pl.DataFram
 
 def _parts(artifact: Artifact) -> dict[str, pl.DataFrame]:
     present = [name for name in SETS if f"{name}.parquet" in artifact.files()]
-    return {name: _numbered(read_columns([artifact.file(f"{name}.parquet")], records.PROMPTS)) for name in present}
+    return {name: _numbered(prompt_tables.read_prompts([artifact.file(f"{name}.parquet")])) for name in present}
 
 
 def _triples(location: str, tables: Sequence[Table], given: Mapping[str, pl.DataFrame]) -> Subject:
@@ -157,11 +162,11 @@ def _prompts(tables: Sequence[Table], where: str) -> pl.DataFrame:
         for number, row in table.rows():
             if "prompt" not in row:
                 raise bad_row(number, table.where, f"it has no column `prompt`; its columns: {names(row)}")
-            if (text := prompt_text(row["prompt"])) is not None:
-                found.append(_identified(row, text, number, table.where))
+            if (asked := asked_in_row(row)).fault is None:
+                found.append(_identified(row, asked, number, table.where))
     if not found:
         raise DataError(f"{where} holds no prompt", code="DatasetEmpty", hint="The column `prompt` is empty.")
-    return _numbered(pl.DataFrame(found, schema=records.PROMPTS))
+    return _numbered(_frame(found, records.PROMPTS))
 
 
 def _sft_rows(tables: Sequence[Table]) -> pl.DataFrame:
@@ -169,15 +174,30 @@ def _sft_rows(tables: Sequence[Table]) -> pl.DataFrame:
     found: list[dict[str, Any]] = []
     for table in tables:
         for number, row in table.rows():
-            text = prompt_text(row.get("prompt"))
-            if text is None:
-                said = f"column `prompt` holds {shown(row.get('prompt'))}, where a text or a user's message is needed"
-                raise bad_row(number, table.where, said)
+            asked = asked_in_row(row)
+            if asked.fault is not None:
+                needed = "where a text or a user's message is needed"
+                held = f"holds {shown(row.get('prompt'))}, {needed}"
+                said = held if asked.fault.reason == "no_user_message" else asked.fault.what
+                raise bad_row(number, table.where, f"column `prompt` {said}")
             response = text_in(row, "response", number, table.where)
-            found.append({**_identified(row, text, number, table.where), "response": response})
-    return pl.DataFrame(found, schema=_SFT_TEXTS)
+            found.append({**_identified(row, asked, number, table.where), "response": response})
+    return _frame(found, _SFT_TEXTS)
 
 
-def _identified(row: Mapping[str, Any], prompt: str, number: int, where: str) -> dict[str, Any]:
-    named = {"prompt": prompt, "prompt_id": prompt_id_of(row.get("prompt_id"), prompt)}
-    return {name: text_in(named, name, number, where) for name in records.PROMPTS}
+def _identified(row: Mapping[str, Any], asked: Asked, number: int, where: str) -> dict[str, Any]:
+    messages = [{"role": role, "content": text} for role, text in asked.history]
+    for message in messages:
+        text_in(message, "content", number, where)
+    named = {
+        "prompt": asked.text,
+        "prompt_id": prompt_id_of(row.get("prompt_id"), prompt_of(asked.text, messages)),
+    }
+    texts = {name: text_in(named, name, number, where) for name in records.PROMPTS}
+    return {**texts, prompt_tables.HISTORY: messages or None}
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], schema: Schema) -> pl.DataFrame:
+    """Return rows as a table, with the column `history` if one of them has any."""
+    frame = pl.DataFrame(rows, schema={**schema, **records.HISTORY})
+    return frame.drop(prompt_tables.HISTORY) if frame[prompt_tables.HISTORY].null_count() == len(frame) else frame

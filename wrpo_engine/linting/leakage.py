@@ -7,6 +7,7 @@ from itertools import combinations
 
 import polars as pl
 
+from wrpo_engine.curation.prompts import whole_prompt
 from wrpo_engine.linting.findings import Example, Finding, Limits, Severity, finding, shorten
 from wrpo_engine.linting.minhash import near_pairs
 from wrpo_engine.linting.normalise import normalised
@@ -15,8 +16,9 @@ EVALUATION = "evaluation"
 
 
 def check_leakage(sets: Mapping[str, pl.DataFrame], limits: Limits) -> list[Finding]:
-    """Compare every two sets (row, prompt_id, prompt): equal prompts first, then near duplicates among the others.
+    """Compare every two sets (row, prompt_id, prompt, perhaps history): equal prompts first, then near duplicates.
 
+    Prompts are compared with their histories. Near duplicates are looked for among those that are not equal.
     A prompt that is evaluated and trained on is an error; one in both training parts a warning.
     """
     found: list[Finding] = []
@@ -27,7 +29,7 @@ def check_leakage(sets: Mapping[str, pl.DataFrame], limits: Limits) -> list[Find
 
 
 def _unique(rows: pl.DataFrame) -> pl.DataFrame:
-    marked = rows.select("row", "prompt_id", "prompt", words=normalised(pl.col("prompt")))
+    marked = rows.select("row", "prompt_id", "prompt", words=normalised(whole_prompt(rows.columns)))
     return marked.filter(pl.col("words").is_not_null()).unique("words", keep="first", maintain_order=True)
 
 

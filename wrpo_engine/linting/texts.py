@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from wrpo_engine.curation.prompts import whole_prompt
 from wrpo_engine.linting.findings import Finding, Limits, Severity, finding
 from wrpo_engine.linting.normalise import normalised
 
@@ -134,10 +135,11 @@ def _one_column(rows: pl.DataFrame, column: str, marks: Marks, limits: Limits) -
 
 def check_duplicates(table: pl.DataFrame, responses: Sequence[str], limits: Limits) -> list[Finding]:
     """Find ids, prompts and whole rows that occur more than once; the first one is not counted."""
-    whole = ~pl.struct("prompt", *responses).is_first_distinct()
+    prompt = whole_prompt(table.columns)
+    whole = ~pl.struct(prompt, *responses).is_first_distinct()
     marked = table.with_columns(
         whole.alias("_whole"),
-        (~normalised(pl.col("prompt")).is_first_distinct()).alias("_prompt"),
+        (~normalised(prompt).is_first_distinct()).alias("_prompt"),
         (~pl.col("prompt_id").is_first_distinct() & pl.col("prompt_id").is_not_null()).alias("_id"),
     )
     rows_message = "the whole row equals an earlier one; curation.dropDuplicates drops such rows"

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wrpo_engine.formats.messages import NotTurns, Role, content_of, conversation_in, is_list, role_of, text_of
-from wrpo_engine.formats.shown import shown
+from wrpo_engine.prompts.asked import Asked, asked_in, text_fault
+from wrpo_engine.text.conversations import Conversation, id_of, normal
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and the sha256 of its text, in hexadecimal."""
+    """A prompt: its id, the user's last turn, and the conversation before it."""
 
     prompt_id: str
     prompt: str
+    history: Conversation = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,11 @@ class Cleaned:
 
     prompts: list[Prompt]
     dropped: Counter[str] = field(default_factory=Counter)
+    first_dropped: dict[str, str] = field(default_factory=dict)
+    """The first value that holds no usable prompt, by reason: its number and its fault."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Prompts that were part of a conversation, by the part that is left out."""
     num_read: int = 0
-    first_unusable: str = ""
-    """The first value without a user's message, for messages; empty if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,50 +43,35 @@ class Split:
     evaluation: list[Prompt]
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The prompt in a value: its text, None without a user's message; and the omitted parts of the conversation."""
+def clean(values: Iterable[Any]) -> Cleaned:
+    """Drop values without a usable prompt, empty prompts, halves of surrogate pairs and duplicates; count each.
 
-    text: str | None
-    left_out: tuple[str, ...] = ()
-
-
-def asked_in(value: Any) -> Asked:
-    """Return the prompt of a column's value: a text, a message, or the first user message of a conversation.
-
-    Conversations may be written as text. A message's content may be a list of parts, as multimodal models take it; then
-    its text parts are the prompt. System turns, turns before and questions after it, and other parts are left out.
+    Prompts are equal if their whole conversations are. Counts of `left_out` are of the prompts that are kept.
     """
-    if isinstance(value, str):
-        try:
-            written = conversation_in(value)
-        except NotTurns:
-            return Asked(None)
-        return Asked(value) if written is None else asked_in(written)
-    if isinstance(value, Mapping):
-        value = [value]
-    if not is_list(value):
-        return Asked(None)
-    roles = [role_of(message) for message in value]
-    if Role.USER not in roles:
-        return Asked(None)
-    first = roles.index(Role.USER)
-    try:
-        text, others = text_of(content_of(value[first]))
-    except NotTurns:
-        return Asked(None)
-    left_out = {
-        "system_turn": any(role is Role.SYSTEM and content_of(value[at]) for at, role in enumerate(roles)),
-        "earlier_turns": any(role is not Role.SYSTEM for role in roles[:first]),
-        "later_questions": Role.USER in roles[first + 1 :],
-        "parts": bool(others),
-    }
-    return Asked(text, tuple(name for name, is_there in left_out.items() if is_there))
+    prompts: dict[str, Prompt] = {}
+    found = Cleaned(prompts=[])
+    num_read = 0
+    for value in values:
+        num_read += 1
+        asked = asked_in(value)
+        if (fault := asked.fault or text_fault(asked)) is not None:
+            found.dropped[fault.reason] += 1
+            found.first_dropped.setdefault(fault.reason, f"value {num_read} {fault.what}")
+            continue
+        prompt = _prompt(asked)
+        if prompt.prompt_id in prompts:
+            found.dropped["duplicate"] += 1
+        else:
+            prompts[prompt.prompt_id] = prompt
+            found.left_out.update(asked.left_out)
+    return replace(found, prompts=list(prompts.values()), num_read=num_read)
 
 
-def prompt_text(value: Any) -> str | None:
-    """Return the text of `asked_in`."""
-    return asked_in(value).text
+def _prompt(asked: Asked) -> Prompt:
+    """Return the prompt in its normal form: one text in two Unicode forms is one prompt."""
+    history = tuple((role, normal(text)) for role, text in asked.history)
+    text = normal(asked.text)
+    return Prompt(id_of((*history, ("user", text)) if history else text), text, history)
 
 
 def is_unicode(text: str) -> bool:
@@ -96,45 +81,6 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def clean(values: Iterable[Any]) -> Cleaned:
-    """Drop values without a prompt, empty prompts, halves of surrogate pairs and duplicates; count each.
-
-    Counts of `left_out` are of the prompts that are kept.
-    """
-    prompts: dict[str, Prompt] = {}
-    dropped: Counter[str] = Counter()
-    left_out: Counter[str] = Counter()
-    num_read = 0
-    first_unusable = ""
-    for value in values:
-        num_read += 1
-        asked = asked_in(value)
-        if asked.text is None:
-            first_unusable = first_unusable or f"value {num_read} is {shown(value)}"
-            dropped["no_user_message"] += 1
-            continue
-        if not is_unicode(asked.text):
-            dropped["invalid_unicode"] += 1
-            continue
-        # One text in two Unicode forms is one prompt; surrounding blanks carry no meaning.
-        text = unicodedata.normalize("NFC", asked.text).strip()
-        prompt = Prompt(hashlib.sha256(text.encode()).hexdigest(), text)
-        if not text:
-            dropped["empty"] += 1
-        elif prompt.prompt_id in prompts:
-            dropped["duplicate"] += 1
-        else:
-            prompts[prompt.prompt_id] = prompt
-            left_out.update(asked.left_out)
-    return Cleaned(
-        prompts=list(prompts.values()),
-        dropped=dropped,
-        left_out=left_out,
-        num_read=num_read,
-        first_unusable=first_unusable,
-    )
 
 
 def shuffled(prompts: Iterable[Prompt], seed: int) -> list[Prompt]:

@@ -25,7 +25,6 @@ def run(ctx: StageContext) -> StageResult:
     training = _read(ctx, params, params.dataset)
     prompts = shuffled(training.prompts, params.seed)[: params.limit]
     dropped = {f"dropped_{reason}": count for reason, count in training.dropped.items()}
-    _explain_left_out(params.dataset, training)
     dropped["dropped_over_limit"] = len(training.prompts) - len(prompts)
     held_out: list[Prompt] = []
     if params.evaluation_dataset is not None and params.evaluation_prompts:
@@ -47,7 +46,9 @@ def run(ctx: StageContext) -> StageResult:
     metrics |= {name: float(count) for name, count in dropped.items() if count}
     metrics |= {f"left_out_{name}": float(count) for name, count in training.left_out.items()}
     metrics["prompts_read"] = float(training.num_read)
-    counts = {f"{name}.parquet": _write(ctx, name, rows) for name, rows in tables.items()}
+    # One schema for all parts, because several of them are read as one table.
+    has_history = any(prompt.history for rows in tables.values() for prompt in rows)
+    counts = {f"{name}.parquet": _write(ctx, name, rows, has_history=has_history) for name, rows in tables.items()}
     ctx.output.commit(files=counts, rows=counts, metrics=metrics)
     ctx.progress.update(2, 2, metrics=metrics)
     return StageResult(rows=sum(counts.values()), metrics=metrics)
@@ -67,16 +68,21 @@ def _read(ctx: StageContext, params: PrepareParams, dataset: str, *, field: str 
         )
     )
     ctx.stop.raise_if_requested()
+    faults = {reason: what for reason, what in cleaned.first_dropped.items() if reason != "empty"}
     if not cleaned.prompts:
         counted = ", ".join(f"{count} {reason}" for reason, count in sorted(cleaned.dropped.items())) or "none"
-        if cleaned.first_unusable:
-            counted += f"; in column {params.column} {cleaned.first_unusable}"
+        if faults:
+            counted += f"; in column {params.column} {next(iter(faults.values()))}"
         raise DataError(
             f"{field} {dataset!r} holds no prompt: {cleaned.num_read} rows read, dropped: {counted}",
             code="DatasetEmpty",
             field=field,
             hint="Check prompts.split and prompts.column, or use another data set.",
         )
+    for reason, what in faults.items():
+        counted = f"{cleaned.dropped[reason]} values dropped as {reason}"
+        log.warning("%s: %s, the first: in column %s %s", dataset, counted, params.column, what)
+    _explain_left_out(dataset, cleaned)
     return cleaned
 
 
@@ -101,18 +107,24 @@ def _explain_left_out(dataset: str, cleaned: Cleaned) -> None:
     """Log which parts of conversations are not in their prompts: responses are sampled without them."""
     if cleaned.left_out:
         counted = ", ".join(f"{name.replace('_', ' ')} in {count}" for name, count in sorted(cleaned.left_out.items()))
-        log.warning(
-            "%s: the first user turn of a conversation is the prompt. Left out: %s of %d prompts",
+        # Data sets of conversations end with a response as a rule; parts that are not text are a loss.
+        log.log(
+            logging.WARNING if "parts" in cleaned.left_out else logging.INFO,
+            "%s: a prompt is a conversation up to its last user turn. Left out: %s of %d prompts",
             dataset,
             counted,
             len(cleaned.prompts),
         )
 
 
-def _write(ctx: StageContext, name: str, rows: Sequence[Prompt]) -> int:
-    frame = pl.DataFrame(
-        {"prompt_id": [row.prompt_id for row in rows], "prompt": [row.prompt for row in rows]}, schema=records.PROMPTS
-    )
+def _write(ctx: StageContext, name: str, rows: Sequence[Prompt], *, has_history: bool) -> int:
+    columns = {"prompt_id": [row.prompt_id for row in rows], "prompt": [row.prompt for row in rows]}
+    frame = pl.DataFrame(columns, schema=records.PROMPTS)
+    if has_history:
+        histories = [
+            [{"role": role, "content": text} for role, text in row.history] if row.history else None for row in rows
+        ]
+        frame = frame.hstack(pl.DataFrame({"history": histories}, schema=records.HISTORY))
     # The data set may have changed since an attempt that was killed: its parts must not be mixed with these.
     ctx.output.publish(f"{name}.parquet", frame.write_parquet, replace=True)
     return len(rows)

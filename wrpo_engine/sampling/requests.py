@@ -9,10 +9,11 @@ from typing import Generic, TypeAlias, TypeVar
 from wrpo_engine.artifacts.parts import part_name
 from wrpo_engine.errors import DataError
 from wrpo_engine.sampling.sampler import SampleRequest, prompt_seed
+from wrpo_engine.text.conversations import Prompt
 from wrpo_engine.text.plaintext import ControlTokenInTextError
 
 T = TypeVar("T")
-Row: TypeAlias = tuple[str, str]
+Row: TypeAlias = tuple[str, Prompt]
 """(prompt id, prompt)."""
 
 
@@ -61,7 +62,7 @@ class PartRequests:
 def requests_of(
     part: Part[Row],
     *,
-    encode: Callable[[str], list[int]],
+    encode: Callable[[Prompt], list[int]],
     num_samples: int,
     seed: int,
     seed_model: str,

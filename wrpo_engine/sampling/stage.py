@@ -12,7 +12,7 @@ import polars as pl
 from wrpo_engine.artifacts import records
 from wrpo_engine.artifacts.parts import commit_when_complete, parts_of_shard, pending_parts
 from wrpo_engine.config import SampleParams
-from wrpo_engine.curation.parts import read_columns
+from wrpo_engine.curation.prompts import prompts_in, read_prompts
 from wrpo_engine.errors import DataError
 from wrpo_engine.hub.models import ResolvedModel, resolve_model, stop_token_ids, tokenizer_of
 from wrpo_engine.sampling.limits import shared_context
@@ -57,9 +57,9 @@ def run(ctx: StageContext) -> StageResult:
     return StageResult(rows=written, metrics=metrics)
 
 
-def _prompts(ctx: StageContext, params: SampleParams) -> list[tuple[str, str]]:
+def _prompts(ctx: StageContext, params: SampleParams) -> list[Row]:
     prompts = ctx.input("prompts")
-    rows = read_columns([prompts.file(f"{part}.parquet") for part in params.parts], records.PROMPTS)
+    rows = read_prompts([prompts.file(f"{part}.parquet") for part in params.parts])
     if rows.is_empty():
         names = ", ".join(params.parts)
         raise DataError(
@@ -68,7 +68,7 @@ def _prompts(ctx: StageContext, params: SampleParams) -> list[tuple[str, str]]:
             field="prompts.sftFraction",
             hint="sftFraction 1 leaves no preference prompts, 0 none for SFT: choose a value between, or raise limit.",
         )
-    return [(row["prompt_id"], row["prompt"]) for row in rows.iter_rows(named=True)]
+    return list(zip(rows["prompt_id"].to_list(), prompts_in(rows), strict=True))
 
 
 def _sample_parts(

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.scoring.conversations import Prompt, messages_for, prompt_text
 from wrpo_engine.scoring.rewards import Pair, row_name
 from wrpo_engine.text.chat import Change, change_within, decoded, or_error, with_one_bos
+from wrpo_engine.text.conversations import Prompt, messages_for, prompt_text
 from wrpo_engine.text.plaintext import TextPair
 from wrpo_engine.text.templates import TemplateFault, render, require_template, template_of
 from wrpo_engine.text.turns import PROMPT_MARK, RESPONSE_MARK, answered, encoder_of

@@ -15,7 +15,6 @@ from typing import Any
 from wrpo_engine.config import RewardModel
 from wrpo_engine.errors import ConfigError, DataError, Interrupted, TemporaryError, WrpoError
 from wrpo_engine.retrying import Backoff, Tries, retry
-from wrpo_engine.scoring.conversations import prompt_messages
 from wrpo_engine.scoring.posting import (
     MAX_SHOWN,
     RETRIED,
@@ -26,6 +25,7 @@ from wrpo_engine.scoring.posting import (
     split_endpoint,
 )
 from wrpo_engine.scoring.rewards import Pair, Reward
+from wrpo_engine.text.conversations import prompt_messages
 
 KEY_VARIABLE = "WRPO_REWARD_API_KEY"
 

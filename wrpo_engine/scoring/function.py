@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 
 from wrpo_engine.errors import ConfigError, DataError, TemporaryError, WrpoError
-from wrpo_engine.scoring.conversations import prompt_text
 from wrpo_engine.scoring.rewards import OnProgress, Pair, Reward, check_finite, row_name
+from wrpo_engine.text.conversations import prompt_text
 
 log = logging.getLogger("wrpo_engine")
 

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from wrpo_engine.loading.exact_attention import use_exact_attention
 from wrpo_engine.scoring.batching import token_batches
-from wrpo_engine.scoring.conversations import Prompt
 from wrpo_engine.scoring.encoding import Encoded
 from wrpo_engine.scoring.packed import group_batches, group_rows, pack
+from wrpo_engine.text.conversations import Prompt
 from wrpo_engine.training.batch.layout import AttentionPlan
 from wrpo_engine.training.models import attention
 

@@ -14,12 +14,12 @@ from wrpo_engine.hub.models import ResolvedModel, check_vocabulary, context_leng
 from wrpo_engine.loading.guard import loading
 from wrpo_engine.loading.rotary import RotaryLimit, require_own_positions
 from wrpo_engine.scoring.batching import prefetched
-from wrpo_engine.scoring.conversations import Prompt
 from wrpo_engine.scoring.encoding import Encoded, PairEncoder, Truncation, last_occurrence
 from wrpo_engine.scoring.gated import is_gated, objective_names
 from wrpo_engine.scoring.loading import ignored_last_token, load_network, read_config, unloadable
 from wrpo_engine.scoring.network import Batch, Row
 from wrpo_engine.scoring.rewards import OnProgress, Pair, Reward, check_finite, row_name
+from wrpo_engine.text.conversations import Prompt
 
 _PREFETCHED_BATCHES = 2
 

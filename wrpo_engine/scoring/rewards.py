@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from wrpo_engine.errors import DataError
-from wrpo_engine.scoring.conversations import Prompt
 from wrpo_engine.text.chat import Change
+from wrpo_engine.text.conversations import Prompt
 
 Pair = tuple[Prompt, str]
 """Prompt and response."""

@@ -19,6 +19,7 @@ from wrpo_engine.artifacts.parts import (
 )
 from wrpo_engine.config import ScoreParams
 from wrpo_engine.contract.evaluation import GradeParams
+from wrpo_engine.curation import prompts as tables
 from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.sampling.sampler import FinishReason
@@ -27,6 +28,7 @@ from wrpo_engine.scoring.load import load_scorer, reward_details
 from wrpo_engine.scoring.rewards import OnProgress, Pair, Reward, Scorer
 from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.text.chat import Change
+from wrpo_engine.text.conversations import Prompt
 
 OBJECTIVE_PREFIX = "objective/"
 """Columns of a multi-objective reward: objective/NAME."""
@@ -102,11 +104,11 @@ def read_answers(samples: Artifact) -> pl.DataFrame:
     return rows.filter(pl.col("finish_reason") != FinishReason.PROMPT_TOO_LONG.value)
 
 
-def read_prompts(prompts: Artifact) -> dict[str, str]:
-    """Return the text of every prompt by its id, over all parts."""
+def read_prompts(prompts: Artifact) -> dict[str, Prompt]:
+    """Return every prompt, with its history, by its id, over all parts."""
     names = [name for name in prompts.files() if name.endswith(".parquet")]
-    frame = read_columns(prompts.fetch_all(names), records.PROMPTS)
-    return dict(zip(frame["prompt_id"], frame["prompt"], strict=True))
+    frame = tables.read_prompts(prompts.fetch_all(names))
+    return dict(zip(frame["prompt_id"], tables.prompts_in(frame), strict=True))
 
 
 def _score_parts(
@@ -131,7 +133,7 @@ def _score_parts(
 def score_rows(
     scorer: Scorer,
     rows: pl.DataFrame,
-    prompts: dict[str, str],
+    prompts: Mapping[str, Prompt],
     on_progress: OnProgress | None = None,
 ) -> pl.DataFrame:
     """Score rows of a samples artifact; the result has them in the same order."""

@@ -14,10 +14,10 @@ from wrpo_engine.bundles.items import BenchItem, read_items
 from wrpo_engine.contract.evaluation import RankParams
 from wrpo_engine.errors import DataError
 from wrpo_engine.hub.models import resolve_model
-from wrpo_engine.scoring.conversations import conversation, prompt_text
 from wrpo_engine.selecting.members import Member, competing, read_members
 from wrpo_engine.selecting.pairrm_encoding import FIELD, Budget
 from wrpo_engine.stage import StageContext, StageResult
+from wrpo_engine.text.conversations import conversation, prompt_text
 
 if TYPE_CHECKING:
     from wrpo_engine.selecting.pairrm import OnProgress, PairRanker

@@ -16,8 +16,9 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from wrpo_engine.errors import DataError
+from wrpo_engine.text.conversations import Prompt, prompt_messages
 from wrpo_engine.text.templates import TemplateFault, render
-from wrpo_engine.text.turns import Turns, messages_of, takes_system, turns_of
+from wrpo_engine.text.turns import Turns, takes_system, turns_of
 
 FIELD = "chatTemplate"
 _ROLES = ("system", "user", "assistant")
@@ -56,13 +57,15 @@ def check_template(tokenizer: Any, *, field: str, is_set: bool = False) -> None:
     or_error(lambda: turns_of(tokenizer), field=field, is_set=is_set)
 
 
-def prompt_token_ids(tokenizer: Any, prompt: str, system: str | None = None, template: str | None = None) -> list[int]:
-    """Return the ids a model continues: the prompt as a user turn, then the opening of the assistant's turn.
+def prompt_token_ids(
+    tokenizer: Any, prompt: Prompt, system: str | None = None, template: str | None = None
+) -> list[int]:
+    """Return the ids a model continues: the prompt, a text as a user turn, then the opening of the assistant's turn.
 
     They begin with exactly one BOS if the tokenizer puts one before text or the template writes one. A system prompt
     that the template refuses or leaves out is put before the prompt, in the user's turn.
     """
-    return conversation_prompt_ids(tokenizer, messages_of(prompt), system, template)
+    return conversation_prompt_ids(tokenizer, prompt_messages(prompt), system, template)
 
 
 def conversation_prompt_ids(
@@ -118,7 +121,7 @@ def _fault_of(message: Mapping[str, str], place: int, count: int) -> str | None:
 
 
 def response_token_ids(
-    tokenizer: Any, prompt: str, response: str, system: str | None = None, template: str | None = None
+    tokenizer: Any, prompt: Prompt, response: str, system: str | None = None, template: str | None = None
 ) -> tuple[list[int], list[int]]:
     """Return (prompt ids, response ids); the response ends with exactly one end-of-turn token."""
     conversation = conversation_token_ids(tokenizer, prompt, [response], system, template)
@@ -126,7 +129,7 @@ def response_token_ids(
 
 
 def conversation_token_ids(
-    tokenizer: Any, prompt: str, responses: Sequence[str], system: str | None = None, template: str | None = None
+    tokenizer: Any, prompt: Prompt, responses: Sequence[str], system: str | None = None, template: str | None = None
 ) -> Conversation:
     """Return the ids of a prompt and of several responses to it.
 
@@ -134,7 +137,8 @@ def conversation_token_ids(
     wrote the response from the prompt's ids wrote it too. DataError if the tokenizer cannot encode the text of a
     control token as text.
     """
-    messages = messages_of(prompt)
+    messages = prompt_messages(prompt)
+    check_conversation(messages)
     turns, text = or_error(lambda: written(tokenizer, messages, system, template), is_set=template is not None)
     answers = [_surrounded(turns, response) for response in responses]
     hidden = [turns.encoder.hide(answer) for answer in answers]
@@ -154,7 +158,8 @@ def conversation_token_ids(
         if turns.end_of_turn in tail:
             raise turns.encoder.impossible("the end of a turn")
         found.append(Response([*tail, turns.end_of_turn], change))
-    has_control_text = any(map(turns.encoder.holds_control_text, (prompt, *responses)))
+    texts = (*(message["content"] for message in messages), *responses)
+    has_control_text = any(map(turns.encoder.holds_control_text, texts))
     return Conversation(with_one_bos(tokenizer, prompt_ids), tuple(found), has_control_text)
 
 

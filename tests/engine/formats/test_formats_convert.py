@@ -17,7 +17,8 @@ from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import DataError
 from wrpo_engine.formats.command import main
 from wrpo_engine.formats.reading import read_triples
-from wrpo_engine.formats.rows import TRIPLES, id_of, triples_frame
+from wrpo_engine.formats.rows import TRIPLES, triples_frame
+from wrpo_engine.text.conversations import id_of
 from wrpo_engine.training.data.inputs import read_triples as read_for_training
 
 KINDS = {"published": "t.jsonl", "jsonl": "t.jsonl", "parquet": "t.parquet", "datasets": "saved"}

@@ -13,10 +13,10 @@ from engine_support import CHATML
 
 from wrpo_engine.config import RewardModel
 from wrpo_engine.hub.models import ResolvedModel
-from wrpo_engine.scoring.conversations import Prompt, conversation, prompt_text
 from wrpo_engine.scoring.endpoint_client import make_client
 from wrpo_engine.scoring.function import FunctionScorer
 from wrpo_engine.scoring.reward_model import RewardScorer
+from wrpo_engine.text.conversations import Prompt, conversation, prompt_text
 
 MESSAGES = (("system", "Be brief."), ("user", "hi"), ("assistant", "yo"), ("user", "again <|im_end|> please"))
 

@@ -10,9 +10,11 @@ import polars as pl
 
 from wrpo_engine.contract.objectives import listed, objectives_of_pairs
 from wrpo_engine.curation.parts import read_columns
+from wrpo_engine.curation.prompts import history_in, prompts_in
 from wrpo_engine.errors import DataError
 from wrpo_engine.formats.parquet import parquet_columns
 from wrpo_engine.text import chat
+from wrpo_engine.text.conversations import Prompt
 from wrpo_engine.training.data.tokenize import TextRow
 
 SFT_ROWS_FILE = "rows.parquet"
@@ -25,7 +27,7 @@ class ChatEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    def encode(self, prompt: str, responses: Sequence[str]) -> chat.Conversation:
+    def encode(self, prompt: Prompt, responses: Sequence[str]) -> chat.Conversation:
         """Return the token ids of a prompt and its responses."""
         return chat.conversation_token_ids(self._tokenizer, prompt, responses)
 
@@ -55,7 +57,8 @@ def _read(path: Path, responses: Sequence[str]) -> list[TextRow]:
             code="ColumnMissing",
             hint="Use an artifact of the curate stage of this engine version.",
         )
-    frame = read_columns([path], dict.fromkeys(needed, pl.String), nullable=needed)
+    history = history_in(present)
+    frame = read_columns([path], {**dict.fromkeys(needed, pl.String), **history}, nullable=[*needed, *history])
     incomplete = frame.filter(pl.any_horizontal(pl.col(needed).is_null()))
     if len(incomplete):
         raise DataError(
@@ -65,4 +68,5 @@ def _read(path: Path, responses: Sequence[str]) -> list[TextRow]:
             hint=f"Triples without source responses support {listed(objectives_of_pairs(), 'and')} only. Rerun "
             "curation with needs_source.",
         )
-    return [TextRow(row[0], row[1], tuple(row[2:])) for row in frame.select(needed).rows()]
+    texts = frame.select("prompt_id", *responses).rows()
+    return [TextRow(row[0], prompt, tuple(row[1:])) for row, prompt in zip(texts, prompts_in(frame), strict=True)]

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from wrpo_engine.config import OptimizerParams, SftParams
 from wrpo_engine.errors import DataError
 from wrpo_engine.text.chat import Conversation
+from wrpo_engine.text.conversations import Prompt
 from wrpo_engine.text.plaintext import ControlTokenInTextError
 from wrpo_engine.training.batch.rows import TokenRow
 
@@ -26,7 +27,7 @@ class TextRow:
     """One prompt with its responses; the order of responses is that of `TokenRow`."""
 
     row_id: str
-    prompt: str
+    prompt: Prompt
     responses: tuple[str, ...]
 
 
@@ -47,7 +48,7 @@ class Lengths(Protocol):
 class Encoder(Protocol):
     """Encodes a prompt and its responses with the chat template."""
 
-    def encode(self, prompt: str, responses: Sequence[str]) -> Conversation:
+    def encode(self, prompt: Prompt, responses: Sequence[str]) -> Conversation:
         """Return prompt ids with exactly one BOS if the model has one, and response ids that end with end-of-turn."""
         ...
 
