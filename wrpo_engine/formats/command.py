@@ -41,8 +41,9 @@ Rows that are read
 Messages have role and content, or from and value; roles are user or human, assistant, gpt, model or bot, system.
 
 A row holds one user turn and its responses. A row with more before the responses is an error that names it: a system
-turn, earlier turns, or the beginning of the response. So is a row whose columns ask different things. Without
-prompt_id the id is the sha256 of the prompt.
+turn, earlier turns, or the beginning of the response; --history keep keeps turns as the column `history`, as rows of
+conversations of the engine have it. So is a row whose columns ask different things. Without prompt_id the id is the
+sha256 of the prompt.
 
 \b
 --to
@@ -74,7 +75,14 @@ Examples:
     type=click.Choice(["refuse", "prepend"]),
     default="refuse",
     show_default=True,
-    help="A system turn is an error, or becomes the beginning of the prompt.",
+    help="A system turn is an error (see --history), or becomes the beginning of the prompt.",
+)
+@click.option(
+    "--history",
+    type=click.Choice(["refuse", "keep"]),
+    default="refuse",
+    show_default=True,
+    help="Turns before the last user turn, a system turn too, are an error, or become the row's history.",
 )
 @click.option(
     "--bad-rows",
@@ -91,13 +99,14 @@ def command(
     split: str,
     config: str | None,
     system: str,
+    history: str,
     bad_rows: str,
 ) -> int:
     """Convert the rows of `source`, write them to `output`, and return the exit code."""
     locator = Locator(storage, os.environ, lambda: datetime.now(UTC))
     found = locator.artifact(source)
     place = str(found[0].file("triples.parquet")) if found else locator.local(source)
-    reading = Reading(prepend_system=system == "prepend", skip_bad=bad_rows == "skip")
+    reading = Reading(prepend_system=system == "prepend", keep_history=history == "keep", skip_bad=bad_rows == "skip")
     triples = triples_of(read_tables(place, split=split, config=config), reading)
     table = triples.table
     if not table.height:

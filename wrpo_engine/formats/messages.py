@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeGuard
 
 from wrpo_engine.formats.shown import names, shown
 
@@ -111,6 +111,11 @@ def _turn(message: Any) -> Turn:
     if text is None:
         raise NotTurns(f"holds a message of the {known.value} without a text")
     return Turn(known, text)
+
+
+def has_messages(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Return whether a value is a list with a message of a known role."""
+    return is_list(value) and any(role_of(each) is not None for each in value)
 
 
 def role_of(message: Any) -> Role | None:

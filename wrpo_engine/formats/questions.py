@@ -1,4 +1,4 @@
-"""The question of a row: the columns that give it, their agreement, and what a single user turn cannot hold."""
+"""The question of a row: the columns that give it, their agreement, and what the row cannot hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import StrEnum
 from itertools import zip_longest
 from typing import Any
 
-from wrpo_engine.formats.messages import NotTurns, Role, Turn, turns_of
+from wrpo_engine.formats.messages import NotTurns, Role, Turn, has_messages, order_fault, turns_of
 from wrpo_engine.formats.shown import shown
 
 PROMPT_COLUMNS = ("prompt", "messages", "conversations", "conversation", "instruction", "question", "query", "input")
@@ -42,15 +42,18 @@ class Head:
 
     column: str
     turns: Sequence[Turn]
+    has_history: bool = False
+    """Whether the turns before the last one are the engine's own column `history`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The user's turn that the responses belong to."""
+    """The user's turn that the responses belong to, and the turns before it if they are kept."""
 
     column: str
     text: str
     faults: list[FaultOf]
+    history: Sequence[Turn] = ()
 
 
 def heads_of(row: Mapping[str, Any], answer: str) -> list[Head]:
@@ -83,10 +86,24 @@ def read_column(row: Mapping[str, Any], column: str, *, speaker: Role) -> list[T
         raise NotTurns(str(error), column) from error
 
 
-def question_of(row: Mapping[str, Any], heads: Sequence[Head], *, prepend_system: bool) -> Question | None:
+def own_head(row: Mapping[str, Any], column: str = "prompt") -> Head:
+    """Return the turns of a row of the engine: its prompt, always a text, after the messages of its `history`.
+
+    Raises NotTurns, with the column in `args[1]`.
+    """
+    prompt, history = Turn(Role.USER, row[column]), row.get("history")
+    if not has_messages(history):
+        return Head(column, [prompt])
+    return Head(column, [*read_column(row, "history", speaker=Role.USER), prompt], has_history=True)
+
+
+def question_of(
+    row: Mapping[str, Any], heads: Sequence[Head], *, prepend_system: bool, keep_history: bool = False
+) -> Question | None:
     """Return the question that all heads give, or None if no head has a user's turn.
 
-    The longest head counts: one of a single user turn that ends a longer one leaves out what comes before it.
+    The longest head counts: one of a single user turn that ends a longer one leaves out what comes before it. With
+    `keep_history`, and in rows of the engine, the turns before the last one are the question's history.
     """
     asked = [head for head in heads if any(turn.role is Role.USER for turn in head.turns)]
     if not asked:
@@ -98,14 +115,30 @@ def question_of(row: Mapping[str, Any], heads: Sequence[Head], *, prepend_system
     beside = _system_columns(row)
     said = _said(turns) if beside else ""
     systems |= {text: column for text, column in beside.items() if _words(text) not in said}
-    text = next(turn.text for turn in reversed(turns) if turn.role is Role.USER)
-    faults = [*differing, *_turns_left_out(whole.column, turns), *_columns_left_out(row, whole, text)]
-    if systems and not prepend_system:
+    asked_text = next(turn.text for turn in reversed(turns) if turn.role is Role.USER)
+    keeps = keep_history or whole.has_history
+    left_out = _turns_not_kept(whole.column, turns) if keeps else _turns_left_out(whole.column, turns)
+    faults = [*differing, *left_out, *_columns_left_out(row, whole, asked_text)]
+    if systems and not prepend_system and not (keeps and len(systems) == 1):
         first, column = next(iter(systems.items()))
         faults.append(FaultOf(Fault.CONTEXT, column, f"has a system turn, {shown(first)}"))
-    elif systems:
-        text = "\n\n".join([*systems, text])
-    return Question(whole.column, text, faults)
+    *history, asked_turn = _with_systems(turns, list(systems), asked_text, keeps=keeps, prepend=prepend_system)
+    return Question(whole.column, asked_turn.text, faults, history)
+
+
+def _with_systems(
+    turns: Sequence[Turn], systems: Sequence[str], asked: str, *, keeps: bool, prepend: bool
+) -> list[Turn]:
+    """Return the turns of the question, the user's last turn at the end, with the system turns where they belong."""
+    spoken = [turn for turn in turns if turn.role is not Role.SYSTEM] if keeps else [Turn(Role.USER, asked)]
+    last = len(spoken) - next(back for back, turn in enumerate(reversed(spoken)) if turn.role is Role.USER)
+    spoken = spoken[:last]
+    if systems and prepend:
+        first = next(place for place, turn in enumerate(spoken) if turn.role is Role.USER)
+        spoken[first] = Turn(Role.USER, "\n\n".join([*systems, spoken[first].text]))
+    elif systems and keeps:
+        spoken.insert(0, Turn(Role.SYSTEM, systems[0]))
+    return spoken
 
 
 def _significant(turns: Sequence[Turn]) -> list[Turn]:
@@ -149,6 +182,14 @@ def _turns_left_out(column: str, turns: Sequence[Turn]) -> list[FaultOf]:
     return []
 
 
+def _turns_not_kept(column: str, turns: Sequence[Turn]) -> list[FaultOf]:
+    """Return the faults of a conversation that a history cannot hold."""
+    if turns[-1].role is Role.ASSISTANT:
+        return _turns_left_out(column, turns)
+    fault = order_fault(turns)
+    return [] if fault is None else [FaultOf(Fault.CONTEXT, column, f"has {fault}")]
+
+
 def _system_columns(row: Mapping[str, Any]) -> dict[str, str]:
     """Return the system turns in separate columns, with their columns."""
     values = ((row.get(name), name) for name in _SYSTEM_COLUMNS)
@@ -160,6 +201,8 @@ def _columns_left_out(row: Mapping[str, Any], whole: Head, text: str) -> list[Fa
     used = {whole.column, "input"} if whole.column == "instruction" else {whole.column}
     texts = [name for name in PROMPT_COLUMNS if name not in _CONVERSATIONS and name not in used]
     others = [name for name in CONTEXT_COLUMNS if name not in _SYSTEM_COLUMNS or not isinstance(row.get(name), str)]
+    if whole.has_history:
+        others.remove("history")
     # A number in another column is not part of the question; NaN is what pandas writes for nothing.
     said = {name: row[name] for name in [*texts, *others] if isinstance(row.get(name), str | dict | list) and row[name]}
     asked = _said(whole.turns) if said else ""

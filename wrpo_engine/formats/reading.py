@@ -74,7 +74,8 @@ def read_triples(location: str, *, split: str = TRAIN) -> pl.DataFrame:
 def triples_of(tables: Sequence[Table], reading: Reading | None = None, *, keep_faults: bool = False) -> Triples:
     """Return the rows of all tables as TRIPLES, whichever form they have; see `read_rows`."""
     parts = [_as_triples(table, reading or Reading(), keep_faults=keep_faults) for table in tables]
-    whole = Triples(table=pl.concat([part.table for part in parts]))
+    # A file in which no row has a history lacks the column.
+    whole = Triples(table=pl.concat([part.table for part in parts], how="diagonal"))
     start = 0
     for part in parts:
         whole.faults += [(start + position, fault) for position, fault in part.faults]

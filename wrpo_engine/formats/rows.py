@@ -20,13 +20,15 @@ from wrpo_engine.formats.questions import (
     FaultOf,
     Head,
     heads_of,
+    own_head,
     question_of,
     read_column,
 )
 from wrpo_engine.formats.shown import names, shown
-from wrpo_engine.text.conversations import Prompt, id_of
+from wrpo_engine.text.conversations import Prompt, id_of, prompt_of
 
 TRIPLES = {**records.TRIPLES, **records.TRIPLE_ORIGINS}
+_SCHEMA = {**TRIPLES, **records.HISTORY}
 TOKENS = ("prompt_ids", "source_chosen_ids", "target_chosen_ids", "rejected_ids")
 """Columns of triples as token ids; source_chosen_ids is optional."""
 TEXTS = ("prompt", "source_chosen", "target_chosen", "rejected")
@@ -48,7 +50,9 @@ class Reading:
     """How rows are read."""
 
     prepend_system: bool = False
-    """Whether a system turn becomes the beginning of the prompt; otherwise it is a fault."""
+    """Whether a system turn becomes the beginning of the prompt."""
+    keep_history: bool = False
+    """Whether the turns before the last user turn become the row's history; otherwise they are a fault."""
     skip_bad: bool = False
     """Whether rows that cannot be read and rows with a fault are left out and counted; otherwise they are errors."""
 
@@ -86,11 +90,12 @@ def read_rows(
     - pairs of other tools: chosen and rejected as texts, messages or conversations, or `output` with both; the prompt
       in a separate column, or before the responses, in messages or in a dialogue as text
 
-    The prompt is a single user turn. A row that has more before its response, or whose columns disagree, has a fault:
-    DataError too, unless `keep_faults`.
+    The prompt is a single user turn, in our rows perhaps with a `history`. A row of others that has more before its
+    response has a fault, unless `reading` keeps it as the history; so has a row whose columns disagree. A fault is a
+    DataError too, unless `keep_faults`. The table has the column `history` if a row has one.
     """
     reading = reading or Reading()
-    columns: dict[str, list[Any]] = {name: [] for name in TRIPLES}
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA}
     found = Triples(table=pl.DataFrame(schema=TRIPLES))
     for number, row in rows:
         try:
@@ -109,15 +114,17 @@ def read_rows(
         found.faults += [(len(columns["prompt"]), fault) for fault in faults]
         for name, value in triple.items():
             columns[name].append(value)
-    found.table = pl.DataFrame(columns, schema=TRIPLES)
+    table = pl.DataFrame(columns, schema=_SCHEMA)
+    found.table = table if any(columns["history"]) else table.select(list(TRIPLES))
     return found
 
 
 _FAULT_HINTS = {
     Fault.PROMPTS_DIFFER: "All responses of a row must belong to one prompt. Correct the row, remove the column that "
     "differs, or leave such rows out (--bad-rows skip).",
-    Fault.CONTEXT: "A row holds one user turn and its responses. Put a system turn before the prompt (--system "
-    "prepend), leave such rows out (--bad-rows skip), or remove the column that has more.",
+    Fault.CONTEXT: "A row holds one user turn and its responses. Keep the turns before it as its history (--history "
+    "keep), or put a system turn before the prompt (--system prepend). Otherwise leave such rows out (--bad-rows "
+    "skip), or remove the column that has more.",
 }
 
 
@@ -150,15 +157,18 @@ def _triple(row: Any, reading: Reading) -> tuple[dict[str, Any], list[FaultOf]]:
     try:
         chosen, rejected, inner = _answers(row)
         heads = [*_heads(row, chosen[-1]), *inner]
-        question = question_of(row, heads, prepend_system=reading.prepend_system)
+        question = question_of(row, heads, prepend_system=reading.prepend_system, keep_history=reading.keep_history)
     except NotTurns as error:
         raise _BadRow(error.args[0], column=error.args[1] if len(error.args) > 1 else None) from error
     if question is None:
         other = next((f": `{head.column}` is of the {head.turns[0].role.value}" for head in heads), "")
         raise _BadRow(f"it has no prompt of a user{other}; its columns: {names(row)}; needed: {NEEDED}")
+    history = [{"role": turn.role.value, "content": turn.text} for turn in question.history]
+    for message in history:
+        _checked(message["content"], question.column, pl.String)
     triple = {
         **{name: row.get(name) for name in _OPTIONAL},
-        "prompt_id": prompt_id_of(row.get("prompt_id"), question.text),
+        "prompt_id": prompt_id_of(row.get("prompt_id"), prompt_of(question.text, history)),
         "prompt": question.text,
         "source_chosen": chosen[0] if len(chosen) == 2 else None,
         "target_chosen": chosen[-1],
@@ -169,7 +179,7 @@ def _triple(row: Any, reading: Reading) -> tuple[dict[str, Any], list[FaultOf]]:
         columns |= dict.fromkeys(("source_chosen", "target_chosen"), "chosen")
     for name, kind in TRIPLES.items():
         triple[name] = _checked(triple[name], columns.get(name, name), kind)
-    return triple, question.faults
+    return {**triple, "history": history or None}, question.faults
 
 
 def _named(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -190,7 +200,7 @@ def _named(row: Mapping[str, Any]) -> Mapping[str, Any]:
 def _heads(row: Mapping[str, Any], answer: str) -> list[Head]:
     # The engine's own prompts are always texts, even if they look like conversations.
     if row.get("target_chosen") is not None and isinstance(row.get("prompt"), str):
-        return [Head("prompt", [Turn(Role.USER, row["prompt"])])]
+        return [own_head(row)]
     return heads_of(row, answer)
 
 

@@ -18,6 +18,7 @@ from wrpo_engine.artifacts.roots import BucketRoot, DirectoryRoot
 from wrpo_engine.artifacts.s3 import Copies
 from wrpo_engine.artifacts.transfer import upload_first
 from wrpo_engine.config import ArtifactRef
+from wrpo_engine.curation.prompts import history_in
 from wrpo_engine.curation.published import published_row, write_published
 from wrpo_engine.errors import AlreadyCommitted, DataError
 from wrpo_engine.formats.location import Output
@@ -116,9 +117,10 @@ def _write_saved(table: pl.DataFrame, path: Path) -> None:
     """Save the published rows together with the other columns, so that reading them back loses nothing."""
     import datasets
 
-    others = [name for name in table.columns if name not in {"source_chosen", "target_chosen", "rejected"}]
+    history = history_in(table.columns)
+    others = [name for name in table.columns if name not in {"source_chosen", "target_chosen", "rejected", *history}]
     rows = (
-        {**{name: row[name] for name in others}, **published_row(row)}
+        {**{name: row[name] for name in others}, **published_row(row, has_history=bool(history))}
         for part in table.iter_slices(_SLICE_ROWS)
         for row in part.to_dicts()
     )
@@ -127,7 +129,7 @@ def _write_saved(table: pl.DataFrame, path: Path) -> None:
     features = datasets.Features(
         {
             **{name: datasets.Value(kinds[type(table.schema[name])]) for name in others},
-            "prompt": message,
+            "prompt": [message] if history else message,
             "chosen": [message],
             "rejected": [message],
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 from wrpo_engine.curation.prompts import HISTORY
 from wrpo_engine.formats.messages import (
@@ -14,6 +14,7 @@ from wrpo_engine.formats.messages import (
     Turn,
     content_of,
     conversation_in,
+    has_messages,
     is_list,
     order_fault,
     role_of,
@@ -159,13 +160,9 @@ def text_fault(asked: Asked) -> Fault | None:
     return None
 
 
-def _has_messages(value: Any) -> TypeGuard[Sequence[Any]]:
-    return is_list(value) and any(role_of(message) is not None for message in value)
-
-
 def asked_in_row(row: Mapping[str, Any], column: str = "prompt") -> Asked:
     """Return the prompt of a row: of a text together with the row's `history`, if that holds messages."""
     value, history = row.get(column), row.get(HISTORY)
-    if isinstance(value, str) and _has_messages(history):
+    if isinstance(value, str) and has_messages(history):
         return asked_in([*history, {"role": "user", "content": value}])
     return asked_in(value)
