@@ -21,6 +21,7 @@ from wrpo_engine.errors import WrpoError, storage_error
 from wrpo_engine.process.environment import prepare_environment
 from wrpo_engine.process.progress import Progress, make_progress
 from wrpo_engine.quickstart import cards, corpus, models
+from wrpo_engine.quickstart.benchmark import ITEMS, benchmark_files
 from wrpo_engine.quickstart.bucket import BucketAssets
 from wrpo_engine.quickstart.packages import CHATTERBOT, MINILM, MTBENCH, PACKAGES, SMOLLM2, directory_of
 from wrpo_engine.quickstart.store import Assets, AssetStore, Recipe
@@ -30,6 +31,7 @@ SOURCE = "models/smollm2-135m-chatterbot"
 TARGET = "models/smollm2-24-layers"
 REWARD = "models/reward-minilm"
 PROMPTS = "datasets/quickstart-prompts.jsonl"
+BENCHMARK = "datasets/quickstart-benchmark"
 MTBENCH_PROMPTS = "datasets/mtbench-prompts.jsonl"
 RECIPE_VERSION = 1
 """Bumped when the code builds something else from the same recipe."""
@@ -122,11 +124,13 @@ def make_assets(
 
 
 def write_prompts(store: Assets) -> None:
-    """Write the prompt files and the NOTICE where they are missing or differ."""
+    """Write the prompt files, the benchmark and the NOTICE where they are missing or differ."""
     exchanges = corpus.read_exchanges(directory_of(CHATTERBOT) / _ENGLISH)
-    prompts = corpus.experiment_prompts(exchanges, per_category=PROMPTS_PER_CATEGORY)
+    rows = corpus.experiment_prompts(exchanges, per_category=PROMPTS_PER_CATEGORY)
     questions = corpus.mtbench_prompts(directory_of(MTBENCH) / _QUESTIONS)
-    store.write(PROMPTS, _json_lines(prompts))
+    store.write(PROMPTS, _json_lines(rows[ITEMS:]))
+    for name, text in benchmark_files(rows[:ITEMS]).items():
+        store.write(f"{BENCHMARK}/{name}", text)
     store.write(MTBENCH_PROMPTS, _json_lines(questions))
     store.write("models/NOTICE.md", cards.notice())
 

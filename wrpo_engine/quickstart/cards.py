@@ -74,8 +74,8 @@ def notice(packages: Sequence[Package] = PACKAGES) -> str:
     lines = [
         "Models and prompts of the WRPO quickstart",
         "",
-        "The quickstart's models, and quickstart-prompts.jsonl and mtbench-prompts.jsonl in datasets/, are made from",
-        "the following. The README.md of each model says how it was derived.",
+        "The quickstart's models, and the prompts and the benchmark's items in datasets/, are made from the",
+        "following. The README.md of each model says how it was derived.",
         "",
     ]
     lines += [f"- {each.requirement}: {each.content}. Licence: {each.licence}." for each in packages]

@@ -229,9 +229,11 @@ def sampling_backend(profile: Path) -> str:
 def show_results(demo: Demo) -> None:
     """Print the results of the experiment, the locations of its artifacts, and commands for further inspection."""
     experiment = demo.get("wrpoexperiment", EXPERIMENT)
-    evaluation = json.loads(read_artifact_file(experiment, demo.artifact(experiment, "evaluate"), "evaluation.json"))
+    artifact = demo.artifact(experiment, "evaluate")
     demo.console.print()
-    demo.console.print(evaluation_table(evaluation))
+    demo.console.print(evaluation_table(json.loads(read_artifact_file(experiment, artifact, "evaluation.json"))))
+    for table in benchmark_tables(json.loads(read_artifact_file(experiment, artifact, "benchmarks.json"))):
+        demo.console.print(table)
     demo.say("Small models and few prompts: this shows that the system works, not the quality of the method.\n")
     demo.say(f"trained model  {demo.artifact(experiment, 'train')}/model")
     demo.say(f"report         {demo.artifact(experiment, 'report')}/{REPORT_FILE}\n")
@@ -280,6 +282,43 @@ def evaluation_table(evaluation: dict[str, Any]) -> Table:
         interval = f"{win['ci_low']:.1%} to {win['ci_high']:.1%}" if win else ""
         table.add_row(label, f"{reward:.4f}", rate, interval)
     return table
+
+
+def benchmark_tables(content: dict[str, Any]) -> list[Table]:
+    """Format the judged columns of benchmarks.json, each labelled with its judge and the share of invalid verdicts."""
+    labels = {system["name"]: system["label"] for system in content["systems"]}
+    columns = [column for column in content["columns"] if column["by"] == "judge"]
+    return [_benchmark_table(column, labels) for column in columns]
+
+
+def _benchmark_table(column: dict[str, Any], labels: dict[str, str]) -> Table:
+    invalid = max((cell["invalid_share"] for cell in column["cells"]), default=0.0)
+    title = (
+        f"benchmark {column['benchmark']}, protocol {column['protocol']}\n"
+        f"judge {_judge(column)}\n"
+        f"{column['items']} items, score in {column['unit']}, invalid {invalid:.1%}"
+    )
+    table = Table(title=title, title_justify="left")
+    for heading in ("model", "score", "95 % interval", "length-controlled"):
+        table.add_column(heading)
+    for cell in column["cells"]:
+        if cell["score"] is None:
+            continue
+        interval, controlled = cell["interval"], cell["length_controlled"]
+        table.add_row(
+            labels[cell["system"]],
+            f"{cell['score']:.1f}",
+            f"{interval['low']:.1f} to {interval['high']:.1f}",
+            f"{controlled['form']} {controlled['score']:.1f}" if controlled else "",
+        )
+    return table
+
+
+def _judge(column: dict[str, Any]) -> str:
+    """Return the judge's name, and what it is."""
+    about = column["identity"]
+    what = "a served reward" if about.get("serve_reward") else f"the model {about.get('model')}"
+    return f"{column['judge']} ({what})"
 
 
 def condition(obj: dict[str, Any], kind: str) -> dict[str, Any]:

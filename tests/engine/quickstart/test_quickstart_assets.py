@@ -7,16 +7,23 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wrpo_engine.bundles.loaders import load
+from wrpo_engine.bundles.places import Bundle, Place
+from wrpo_engine.bundles.templates import check_templates
 from wrpo_engine.errors import MissingInputError
+from wrpo_engine.judging.protocols.prompts import chatml_messages
+from wrpo_engine.judging.server.questions import parse_question
 from wrpo_engine.quickstart import assets, corpus, finetune, models, packages, preferences, reward, smollm2
+from wrpo_engine.quickstart.benchmark import benchmark_files
 from wrpo_engine.quickstart.corpus import Exchange
-from wrpo_engine.quickstart.store import AssetStore
+from wrpo_engine.quickstart.store import Assets, AssetStore
 
 SENTENCE = "The cat sat on the warm mat today"
 
@@ -49,6 +56,40 @@ def test_punctuation_and_case_do_not_make_another_prompt() -> None:
 def test_a_large_category_cannot_fill_the_experiment() -> None:
     rows = corpus.experiment_prompts([*MANY, exchange("tell me a joke", category="humor")], per_category=5)
     assert sum(row["category"] == "talk" for row in rows) == 5
+
+
+class Written:
+    """Files by name, in place of a store."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+
+    def write(self, name: str, text: str) -> None:
+        self.files[name] = text
+
+
+def test_the_benchmarks_items_are_no_prompts_of_the_experiment() -> None:
+    written = Written()
+    assets.write_prompts(cast("Assets", written))
+    prompts = {json.loads(line)["prompt"] for line in written.files[assets.PROMPTS].splitlines()}
+    items = [json.loads(line) for line in written.files[f"{assets.BENCHMARK}/items.jsonl"].splitlines()]
+    assert len(items) == len({item["id"] for item in items}) == len({item["prompt"] for item in items}) == 24
+    assert {item["prompt"] for item in items} & prompts == set()
+    assert len(prompts) > 250
+
+
+def test_the_benchmark_is_a_bundle_whose_questions_the_served_reward_reads(tmp_path: Path) -> None:
+    for name, text in benchmark_files([{"prompt": "Why?", "category": "talk"}]).items():
+        (tmp_path / name).write_text(text)
+    place = Place(kind="directory", name="bundle", files={path.name: path for path in tmp_path.iterdir()})
+    content = load(Bundle([place]), "Custom", "AlpacaEval2", None)
+    assert [(item.item_id, item.turns, item.category) for item in content.items] == [("q01", ("Why?",), "talk")]
+    check_templates("AlpacaEval2", content.templates)
+    values = {"instruction": "Why?", "output_1": "No.", "output_2": "Because."}
+    system, user = chatml_messages(content.templates["alpaca_eval_clf"], values, name="alpaca_eval_clf")
+    assert system["role"] == "system"
+    question = parse_question([system, user])
+    assert (question.kind, question.prompt, question.answers) == ("AlpacaEval2", "Why?", ("No.", "Because."))
 
 
 def test_only_the_first_exchange_of_a_conversation_counts() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from wrpo_operator.cli.demo import condition, evaluation_table, sampling_backend
+from wrpo_operator.cli.demo import benchmark_tables, condition, evaluation_table, sampling_backend
 
 EVALUATION = {
     "num_prompts": 32,
@@ -32,6 +33,48 @@ def test_the_table_shows_each_models_reward_and_the_last_ones_win_rates() -> Non
     ]
     assert "32 held-out prompts" in out.getvalue()
     assert "WRPO-DPO's win rate against it" in out.getvalue()
+
+
+def cell(system: str, score: float | None, **more: Any) -> dict[str, Any]:
+    interval = None if score is None else {"low": score - 5, "high": score + 5}
+    return {
+        "system": system,
+        "score": score,
+        "interval": interval,
+        "length_controlled": None,
+        "invalid_share": 0.0,
+    } | more
+
+
+def test_each_judged_column_is_a_table_with_its_judge_in_the_head() -> None:
+    judged = {
+        "by": "judge",
+        "benchmark": "quickstart",
+        "protocol": "AlpacaEval2",
+        "judge": "reward",
+        "identity": {"model": "reward", "serve_reward": {"model": "storage://models/reward"}},
+        "unit": "%",
+        "items": 24,
+        "cells": [
+            cell("target", 50.0, invalid_share=0.25),
+            cell("trained", 62.34, length_controlled={"form": "LC-minimal", "score": 58.0, "interval": None}),
+            cell("sft", None),
+        ],
+    }
+    systems = [{"name": "target", "label": "target"}, {"name": "trained", "label": "WRPO-DPO"}]
+    (table,) = benchmark_tables({"systems": systems, "columns": [{"by": "reward"}, judged]})
+    out = io.StringIO()
+    Console(file=out, width=120).print(table)
+    lines = [line.split("│") for line in out.getvalue().splitlines() if "│" in line]
+    assert [[part.strip() for part in line if part.strip()] for line in lines] == [
+        ["target", "50.0", "45.0 to 55.0"],
+        ["WRPO-DPO", "62.3", "57.3 to 67.3", "LC-minimal 58.0"],
+    ]
+    assert [line.strip() for line in out.getvalue().splitlines()[:3]] == [
+        "benchmark quickstart, protocol AlpacaEval2",
+        "judge reward (a served reward)",
+        "24 items, score in %, invalid 25.0%",
+    ]
 
 
 def test_only_a_true_condition_counts() -> None:

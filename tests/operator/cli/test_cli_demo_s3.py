@@ -58,7 +58,8 @@ def test_every_stage_on_s3_has_the_address_that_it_has_on_a_volume(quickstart: J
     def addresses(document: JsonObject) -> dict[str, str]:
         return {str(node.id): node.hash for node in build_graph(parse_spec(document["spec"]))}
 
-    assert len(addresses(quickstart)) == 19 + len({"target", "smollm2", "chatterbot", "reward"})
+    of_benchmark = len({"bench"}) + 2 * len({"target", "sft", "trained"})
+    assert len(addresses(quickstart)) == 19 + of_benchmark + len({"target", "smollm2", "chatterbot", "reward"})
     assert addresses(demo_s3.experiment_on_s3(quickstart, ENDPOINT)) == addresses(quickstart)
 
 
