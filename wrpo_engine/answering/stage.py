@@ -174,12 +174,15 @@ class _Limits:
         is_held_out = self._params.benchmark == "HeldOutReward"
         what = "held-out prompt" if is_held_out else "item"
         where = f" in turn {turn + 1}" if len(item.turns) > 1 else ""
+        has_references = isinstance(self._params, MixtureParams)
+        whole = "the chat template and references" if has_references else "the chat template"
+        shorten = "Lower mixture.referenceTokens, use" if has_references else "Use"
         return DataError(
-            f"{what} {item.item_id} has {length} tokens with the chat template{where}, but the context of "
+            f"{what} {item.item_id} has {length} tokens with {whole}{where}, but the context of "
             f"{self._model.identity} holds {self._context} for prompt and response together{more}",
             code="PromptTooLong",
             field="prompts.evaluation" if is_held_out else "evaluation.benchmarks",
-            hint="Use shorter prompts, raise sampling.maxModelLength, or use a model with a longer context.",
+            hint=f"{shorten} shorter prompts, raise sampling.maxModelLength, or use a model with a longer context.",
         )
 
 

@@ -349,3 +349,17 @@ def test_answers_to_another_benchmark_are_refused(bench: Any, members: Any, run_
         run_stage(inputs, RecordingSampler(), changes=MIXTURE)
     assert error.value.message == "answers/m2--mt has no answer to turn 2 of item a, which tiny reads"
     assert error.value.code == "AnswerMissing"
+
+
+def test_a_mixture_whose_references_do_not_fit_names_the_setting_that_shortens_them(
+    bench: Any, members: Any, run_stage: Run, tmp_path: Path
+) -> None:
+    small = save_tiny_model(tmp_path / "small", context=90)
+    inputs = bench([item("a", "One?")]) | members(m1={"a": ["A"]}, m2={"a": ["B"]})
+    with pytest.raises(DataError) as error:
+        run_stage(inputs, RecordingSampler(), model=small, changes=MIXTURE)
+    assert " tokens with the chat template and references, but the context of " in error.value.message
+    assert error.value.hint == (
+        "Lower mixture.referenceTokens, use shorter prompts, raise sampling.maxModelLength, or use a model with a "
+        "longer context."
+    )
