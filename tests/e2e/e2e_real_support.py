@@ -78,7 +78,7 @@ def real_experiment(name: str, claim: str, **spec: Any) -> JsonObject:
         "evaluation": {"maxTokens": 8},
         "storage": {"volume": {"claimName": claim}},
         "resources": dict.fromkeys(
-            ("prepare", "sample", "score", "curate", "sft", "train", "evaluate", "report"), small
+            ("prepare", "sample", "score", "curate", "sft", "train", "evaluate", "judge", "report"), small
         ),
         "retries": {"limit": 3, "backoffSeconds": 1},
     }

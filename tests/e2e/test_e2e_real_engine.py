@@ -9,6 +9,7 @@ same bytes as one that is left alone; and what the engine says about bad input r
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ from e2e_real_support import (
     work_directory,
 )
 from e2e_support import EXTERNAL, NAMESPACE, SYSTEM, JsonObject, Kube
+from e2e_systems import ITEMS, JUDGE, SYSTEMS, all_systems, fill_with_benchmark, stages_of_systems
 from support.patience import LIMIT_S, LONG_S, wait_until
 
 from wrpo_devcluster import lifecycle
@@ -254,6 +256,35 @@ def test_every_backend_leaves_the_same_bytes_as_pytorchjobs(
     for stage in gangs:
         assert made.training_log(stage) == quiet.training_log(stage)
         assert len(real.list("pods", f"wrpo.ai/experiment={name},wrpo.ai/stage={stage}")) == 2
+
+
+def test_every_form_of_system_is_evaluated_with_a_judge_that_the_stage_serves(real: Kube, quiet: Artifacts) -> None:
+    """Prompts, sampling and training are the quiet run's: only the evaluation is computed."""
+    fill_with_benchmark(quiet.root)
+    real.apply(real_experiment("systems", "quiet", evaluation=all_systems()))
+    entries = {entry["name"]: entry for entry in real.wait_phase("systems", "Succeeded", LONG_S)["stages"]}
+    assert set(entries) == set(STAGES) | stages_of_systems()
+    assert {name for name, entry in entries.items() if entry.get("cached")} == set(STAGES) - {"evaluate", "report"}
+    assert {name: failed for name, entry in entries.items() if (failed := own_failures(entry))} == {}
+    made = Artifacts(quiet.root, {name: entry["artifact"] for name, entry in entries.items()})
+    # Selections, the mixture and the sources' own rows read the same answers.
+    readers = ("rank/blender--own", "select/chance--own", "mixture/moa--own", "judge/a--own--pair")
+    answers = {made.manifest(name)["inputs"]["answers/a--own"]["digest"] for name in readers}
+    assert len(answers) == 1
+    content = json.loads((made.directory("evaluate") / "benchmarks.json").read_text(encoding="utf-8"))
+    assert [system["name"] for system in content["systems"]] == list(SYSTEMS)
+    columns = {(column["benchmark"], column["judge"]): column for column in content["columns"]}
+    assert set(columns) == {("held-out", "main"), ("own", JUDGE)}
+    for column, items in ((columns["held-out", "main"], HELD_OUT), (columns["own", JUDGE], ITEMS)):
+        assert {cell["system"]: cell["items"] for cell in column["cells"]} == dict.fromkeys(SYSTEMS, items)
+    scores = {cell["system"]: cell["score"] for cell in columns["own", JUDGE]["cells"]}
+    assert scores["target"] == 50  # against itself, without a request
+    assert made.manifest("judge/target--own--pair")["metrics"]["requests"] == 0
+    best = {cell["system"]: cell["score"] for cell in columns["held-out", "main"]["cells"]}
+    assert best["best"] >= max(best["a"], best["b"], best["other"])
+    page = (made.directory("report") / "report.html").read_text(encoding="utf-8")
+    for words in (*SYSTEMS[3:], "own", JUDGE):
+        assert words in page
 
 
 def rank_0_log(real: Kube) -> str:
