@@ -68,6 +68,18 @@ e2e-kind: ## e2e and the cluster tests on a kind cluster made for them; needs ki
 	@$(PYTHON) scripts/setup_env.py --assets --dev
 	@$(VENV)/python scripts/e2e_kind.py $(KIND_FLAGS)
 
+study: setup-study ## test the paper's claims on small real models and write docs/study.md (an hour on two cores)
+	@$(VENV)/python -m benchmarks.study
+
+study-quick: setup-study ## a part of it with one seed (ten minutes)
+	@$(VENV)/python -m benchmarks.study --quick
+
+study-page: ## write docs/study.md from the last result
+	@$(VENV)/python -m benchmarks.study --page
+
+setup-study:
+	@$(PYTHON) scripts/setup_env.py --assets --dev
+
 bench-setup:
 	@$(PYTHON) scripts/setup_env.py --dev
 

@@ -20,7 +20,7 @@ from wrpo_engine.config import ExitCode
 from wrpo_engine.errors import WrpoError, storage_error
 from wrpo_engine.process.environment import prepare_environment
 from wrpo_engine.process.progress import Progress, make_progress
-from wrpo_engine.quickstart import cards, corpus, models
+from wrpo_engine.quickstart import cards, corpus, models, study
 from wrpo_engine.quickstart.benchmark import ITEMS, benchmark_files
 from wrpo_engine.quickstart.bucket import BucketAssets
 from wrpo_engine.quickstart.packages import CHATTERBOT, MINILM, MTBENCH, PACKAGES, SMOLLM2, directory_of
@@ -100,13 +100,52 @@ def plan_assets(root: Path, say: Callable[[str], None]) -> list[Asset]:
     ]
 
 
+def plan_study(root: Path) -> list[Asset]:
+    """Return the further models of the study; those of `plan_assets` are built first."""
+    exchanges = corpus.read_exchanges(directory_of(CHATTERBOT) / _ENGLISH)
+    base = root / BASE
+    derived = models.packages_of(SMOLLM2, CHATTERBOT)
+
+    def tuned(name: str, make: models.Make, recipe: models.FinetuneRecipe, **settings: object) -> Asset:
+        return Asset(
+            name=name,
+            recipe=_recipe(derived, finetune=dataclasses.asdict(recipe), **settings),
+            build=lambda out, on_step: make(base, exchanges, out, on_step),
+            made_from=(BASE,),
+        )
+
+    categories = sorted(study.FACTS_CATEGORIES)
+    return [
+        tuned(study.FACTS, study.make_facts, study.FACTS_RECIPE, only=categories),
+        tuned(
+            study.SHALLOW,
+            study.make_shallow,
+            study.SHALLOW_RECIPE,
+            without=categories,
+            dropped=list(study.SHALLOW_DROPPED),
+        ),
+        Asset(
+            name=study.MERGED,
+            recipe=_recipe(derived, share=study.MERGED_SHARE, parents=[BASE, study.FACTS]),
+            build=lambda out, _: study.make_merged(base, root / study.FACTS, out),
+            made_from=(BASE, study.FACTS),
+        ),
+        tuned(study.TARGET, study.make_target, study.TARGET_RECIPE, dropped=list(study.TARGET_DROPPED)),
+    ]
+
+
 def make_assets(
-    store: Assets, *, progress: Progress, monotonic: Callable[[], float], say: Callable[[str], None]
+    store: Assets,
+    *,
+    progress: Progress,
+    monotonic: Callable[[], float],
+    say: Callable[[str], None],
+    for_study: bool = False,
 ) -> None:
-    """Build what is missing; a second run builds nothing."""
-    assets = plan_assets(store.root, say)
+    """Build what is missing, with `for_study` also the study's models and prompts; a second run builds nothing."""
+    assets = plan_assets(store.root, say) + (plan_study(store.root) if for_study else [])
     with store.locked(lambda: say(f"another process is building the assets in {store.location}; waiting for it")):
-        write_prompts(store)
+        write_prompts(store, for_study=for_study)
         for number, asset in enumerate(assets, start=1):
             place = f"[{number}/{len(assets)}] {asset.name}"
             if store.is_current(asset.name, asset.recipe):
@@ -123,7 +162,7 @@ def make_assets(
     say(f"all assets are in {store.location}")
 
 
-def write_prompts(store: Assets) -> None:
+def write_prompts(store: Assets, *, for_study: bool = False) -> None:
     """Write the prompt files, the benchmark and the NOTICE where they are missing or differ."""
     exchanges = corpus.read_exchanges(directory_of(CHATTERBOT) / _ENGLISH)
     rows = corpus.experiment_prompts(exchanges, per_category=PROMPTS_PER_CATEGORY)
@@ -133,6 +172,9 @@ def write_prompts(store: Assets) -> None:
         store.write(f"{BENCHMARK}/{name}", text)
     store.write(MTBENCH_PROMPTS, _json_lines(questions))
     store.write("models/NOTICE.md", cards.notice())
+    if for_study:
+        everything = corpus.experiment_prompts(exchanges, per_category=len(exchanges))
+        store.write(study.PROMPTS, _json_lines(study.study_prompts(everything, questions)))
 
 
 @contextmanager
@@ -163,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR|s3://BUCKET/PREFIX",
         help="the storage root: models/ and datasets/ are created in it; for S3 see AWS_... in `wrpo-engine --help`",
     )
+    parser.add_argument("--study", action="store_true", help="build the models and prompts of the study, too")
     arguments = parser.parse_args(argv)
     prepare_environment(os.environ)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -176,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 progress=progress,
                 monotonic=time.monotonic,
                 say=lambda line: print(line, file=sys.stderr, flush=True),
+                for_study=arguments.study,
             )
     except WrpoError as error:
         return _refuse(error)

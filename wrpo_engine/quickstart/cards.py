@@ -42,6 +42,32 @@ split by a hash of the prompt, {training_percent} % for making models, the rest 
 Licence: Apache-2.0 (weights), data BSD-3-Clause.
 """
 
+STUDY = """# SmolLM2 with {layers} of 30 layers, fine-tuned for the study
+
+Derived for the study of WRPO from `smollm2-135m-instruct` (next to this directory). It keeps {layers} of 30 layers.
+
+| fine-tuning | |
+|---|---|
+| optimizer steps | {steps} (AdamW, peak learning rate {learning_rate:g}) |
+| data | {epochs} epochs of {examples} English exchanges of {requirement} |
+| loss | tokens of the responses, which have at most {max_characters} characters |
+| trained | at most the top {trained_layers} layers |
+| categories | {categories} |
+
+Loss on the last tenth of the steps: {loss:.3f}. None of the study's prompts was trained on: exchanges are
+split by a hash of the prompt, {training_percent} % for making models, the rest for the experiment.
+
+Licence: Apache-2.0 (weights), data BSD-3-Clause.
+"""
+
+MERGED = """# Mean of two variants of SmolLM2-135M
+
+Derived for the study of WRPO: the weights are the mean of `{first}` (weight {share:g}) and `{second}`,
+which are next to this directory. Nothing was trained.
+
+Licence: Apache-2.0 (weights), data BSD-3-Clause.
+"""
+
 REWARD = """# A small reward model: MiniLM with a Bradley-Terry head
 
 Made for the quickstart of WRPO from {requirement} (a sentence encoder of 22 million parameters) as a sequence

@@ -14,6 +14,8 @@ from wrpo_engine.quickstart.packages import CHATTERBOT, MINILM, SMOLLM2, Package
 from wrpo_engine.text.chat import response_token_ids
 
 OnStep = Callable[[int, int, float], None]
+Make = Callable[[Path, Sequence[Exchange], Path, OnStep], None]
+"""Builder of a model from its base: the base's directory, exchanges, the output directory, report of steps."""
 MAX_CHARACTERS = 160
 """Longer responses cost much time and are rare in conversation."""
 REWARD_MAX_CHARACTERS = 200
@@ -47,25 +49,25 @@ def make_base(package_directory: Path, out: Path) -> None:
 
     model, tokenizer = smollm2.load_gguf(package_directory)
     smollm2.save(model, tokenizer, out)
-    _write_card(out, cards.BASE.format(requirement=SMOLLM2.requirement, licence=SMOLLM2.licence))
+    write_card(out, cards.BASE.format(requirement=SMOLLM2.requirement, licence=SMOLLM2.licence))
 
 
 def make_source(base: Path, exchanges: Sequence[Exchange], out: Path, on_step: OnStep) -> None:
     """Fine-tune the base model on short conversation."""
-    model, tokenizer = _load(base)
-    facts = _finetune(model, tokenizer, exchanges, SOURCE_RECIPE, out, on_step)
-    _write_card(out, cards.CHATTERBOT.format(**facts))
+    model, tokenizer = load_model(base)
+    facts = finetune_on(model, tokenizer, exchanges, SOURCE_RECIPE, out, on_step)
+    write_card(out, cards.CHATTERBOT.format(**facts))
 
 
 def make_target(base: Path, exchanges: Sequence[Exchange], out: Path, on_step: OnStep) -> None:
     """Remove layers from the base model and fine-tune the rest."""
     from wrpo_engine.quickstart import smollm2
 
-    model, tokenizer = _load(base)
+    model, tokenizer = load_model(base)
     smollm2.drop_layers(model, DROPPED_LAYERS)
-    facts = _finetune(model, tokenizer, exchanges, TARGET_RECIPE, out, on_step)
+    facts = finetune_on(model, tokenizer, exchanges, TARGET_RECIPE, out, on_step)
     dropped = ", ".join(str(index) for index in DROPPED_LAYERS)
-    _write_card(out, cards.TARGET.format(**facts, layers=30 - len(DROPPED_LAYERS), dropped=dropped))
+    write_card(out, cards.TARGET.format(**facts, layers=30 - len(DROPPED_LAYERS), dropped=dropped))
 
 
 def make_reward(encoder: Path, exchanges: Sequence[Exchange], out: Path, on_step: OnStep) -> dict[str, float]:
@@ -111,11 +113,12 @@ def make_reward(encoder: Path, exchanges: Sequence[Exchange], out: Path, on_step
         "accuracies": cards.accuracy_rows(accuracies),
         "training_percent": TRAINING_PERCENT,
     }
-    _write_card(out, cards.REWARD.format(**facts))
+    write_card(out, cards.REWARD.format(**facts))
     return accuracies
 
 
-def _load(directory: Path) -> tuple[Any, Any]:
+def load_model(directory: Path) -> tuple[Any, Any]:
+    """Return a causal model in float32 and its tokenizer, with the template that has no default system message."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -129,9 +132,10 @@ def _load(directory: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _finetune(
+def finetune_on(
     model: Any, tokenizer: Any, exchanges: Sequence[Exchange], recipe: FinetuneRecipe, out: Path, on_step: OnStep
 ) -> dict[str, Any]:
+    """Fine-tune in place, write the model to `out`, and return the facts for its card."""
     from wrpo_engine.quickstart import finetune, smollm2
 
     chosen = training_exchanges(exchanges, max_characters=MAX_CHARACTERS)[:: recipe.every]
@@ -161,7 +165,8 @@ def _finetune(
     }
 
 
-def _write_card(directory: Path, text: str) -> None:
+def write_card(directory: Path, text: str) -> None:
+    """Write the README.md of a model."""
     (directory / "README.md").write_text(text, encoding="utf-8")
 
 
