@@ -101,7 +101,7 @@ def compare_command(runs: Mapping[str, Sequence[str]], out: Path) -> list[str]:
 
 
 def margins_command(runs: Mapping[str, Sequence[str]], out: Path) -> list[str]:
-    """Return the command that compares every run of the variants whose margins are tested as a row of its own."""
+    """Return the command that compares every run of the variants whose margins are tested as a separate row."""
     systems = [f"{run}={run}" for name in MARGINS for run in runs.get(name, ())]
     return ["wrpo", "compare", *systems, "--out", str(out)]
 

@@ -32,7 +32,7 @@ _METHOD = """## How to read it
 
 The rule reward is the mean of four parts, each from 0 to 1: a length of 5 to 14 words, no repeated word, a mark at the
 end, and a word of the prompt's topic. Its highest score is 1. Training uses this reward only. The small reward model
-scores the same answers in addition, and its scores are not those of a person.
+scores the same responses in addition, and says little about quality.
 
 Intervals are 95 % bootstrap intervals over seeds and held-out prompts. All rows have the same prompts, so that
 differences are paired. A p-value is one-sided, by Holm's procedure over all claims of a table. A claim appears if it is

@@ -62,14 +62,14 @@ def result(means: dict[str, float], slopes: dict[str, float], seeds: int = 3) ->
 
 def test_every_row_of_a_claim_is_a_variant_of_the_sweep() -> None:
     _, found, _ = accepted(SWEEP)
-    variants = {each.variant for each in found.experiments}
+    variants = {row.name for row in found.rows}
     assert {name for claim in CLAIMS for name in (claim.higher, claim.lower)} | set(MARGINS) == variants
 
 
 def test_the_quick_study_is_a_valid_sweep_of_one_seed() -> None:
     spec, found, _ = accepted(study.with_backend(study.quick(SWEEP), "Transformers"))
-    assert {each.variant for each in found.experiments} == set(study.QUICK_VARIANTS)
-    assert len(found.experiments) == 4
+    assert {row.name for row in found.rows} == set(study.QUICK_VARIANTS)
+    assert [len(row.experiments) for row in found.rows] == [1] * 4
     assert spec.experiment.sampling.backend == "Transformers"
     assert [source.name for source in spec.experiment.sources] == list(study.QUICK_SOURCES)
 
