@@ -46,13 +46,11 @@ STUDY = """# SmolLM2 with {layers} of 30 layers, fine-tuned for the study
 
 Derived for the study of WRPO from `smollm2-135m-instruct` (next to this directory). It keeps {layers} of 30 layers.
 
-| fine-tuning | |
-|---|---|
-| optimizer steps | {steps} (AdamW, peak learning rate {learning_rate:g}) |
-| data | {epochs} epochs of {examples} English exchanges of {requirement} |
-| loss | tokens of the responses, which have at most {max_characters} characters |
-| trained | at most the top {trained_layers} layers |
-| categories | {categories} |
+- {steps} optimizer steps (AdamW, peak learning rate {learning_rate:g}).
+- {epochs} epochs of {examples} English exchanges of {requirement}.
+- Loss of the responses' tokens only; responses have at most {max_characters} characters.
+- Trained: at most the top {trained_layers} layers.
+- Categories: {categories}.
 
 Loss on the last tenth of the steps: {loss:.3f}. None of the study's prompts was trained on: exchanges are
 split by a hash of the prompt, {training_percent} % for making models, the rest for the experiment.
