@@ -44,12 +44,10 @@ class JudgeFields(Declared, role=Role.COMPUTED):
     """Longest reply in tokens. Unset: the benchmark's own (AlpacaEval2 1, ArenaHard 4096, MTBench 2048)."""
     extra_body: JsonFields = Field(default={})
     """Further fields of each request."""
-    max_invalid_share: Ratio = 0.02
-    """Share of requests without a valid verdict above which the stage fails."""
 
 
 class JudgeExecution(Declared, role=Role.EXECUTION):
-    """Connection to a judge."""
+    """Connection to a judge, and limits. None of them changes a reply."""
 
     judge_endpoint: Annotated[str, Field(max_length=512, pattern=r"^https?://[^@\s]+$")] | None = None
     """Base URL of an OpenAI-compatible server, e.g. https://host/v1. Unset: the stage serves the model itself."""
@@ -59,6 +57,9 @@ class JudgeExecution(Declared, role=Role.EXECUTION):
     """Upper bound of requests a minute. Unset: none."""
     judge_max_requests: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
     """Upper bound of requests of one stage, retries included; the stage fails before it exceeds it. Unset: none."""
+    judge_max_invalid_share: Ratio = 0.02
+    """Share of questions without a valid verdict above which the stage fails. A higher value commits the replies that
+    are there, without a request; a lower one does not affect verdicts that are committed."""
 
 
 class PerplexityFields(Declared, role=Role.COMPUTED):

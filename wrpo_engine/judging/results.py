@@ -48,7 +48,7 @@ def commit_when_complete(ctx: StageContext, params: JudgeParams, cell: Cell, nam
         return {}
     frames = [pl.read_parquet(path) for path in ctx.output.fetch_all(names)]
     judged = judged_of(pl.concat(frames), cell)
-    check_invalid(judged, len(judged), params.max_invalid_share, address(ctx.output.ref))
+    check_invalid(judged, len(judged), ctx.config.runtime.judge_max_invalid_share, address(ctx.output.ref))
     summary = summarise(cell, judged)
     files = _native(params, cell, judged)
     files[BENCHMARK] = json.dumps(_description(ctx, params, summary, judged), indent=1, ensure_ascii=False) + "\n"

@@ -139,7 +139,9 @@ def _ask_pending(ctx: StageContext, params: JudgeParams, cell: Cell, asker: Aske
         judged.append(each)
         parts.add(each)
         if each.verdict.outcome is not Outcome.OK and len(judged) >= _ENOUGH_TO_REFUSE:
-            check_invalid(judged, len(cell.questions), params.max_invalid_share, address(ctx.output.ref))
+            check_invalid(
+                judged, len(cell.questions), ctx.config.runtime.judge_max_invalid_share, address(ctx.output.ref)
+            )
         ctx.progress.update(done + len(judged), total)
     return len(judged)
 

@@ -37,7 +37,7 @@ def cell_inputs(commit_artifact: Any) -> dict[str, ArtifactRef]:
 
 @pytest.fixture
 def make_judge(make_ctx: Any, judge: StubJudge, cell_inputs: dict[str, ArtifactRef]) -> MakeJudge:
-    """`make_judge(max_invalid_share=0.5, runtime=..., environ=..., inputs=...)`: the context of one attempt."""
+    """`make_judge(protocol="Text", runtime=..., environ=..., inputs=...)`: the context of one attempt."""
 
     def make(
         *,

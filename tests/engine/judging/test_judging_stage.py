@@ -157,7 +157,7 @@ def test_verdicts_that_cannot_be_read_are_counted_and_too_many_of_them_end_the_s
     make_judge: MakeJudge, judge: StubJudge, fault: Any, outcome: str, protocol: str
 ) -> None:
     judge.fault = lambda number, body: fault(number, body) if "question q7" in json.dumps(body) else None
-    result = run(ctx := make_judge(protocol=protocol, max_invalid_share=0.03))
+    result = run(ctx := make_judge(protocol=protocol, runtime={"judge_max_invalid_share": 0.03}))
     assert result.metrics[outcome] == 2
     assert result.metrics["invalid_share"] == pytest.approx(2 / QUESTIONS)
     bad = verdicts(ctx).filter(pl.col("outcome") != "ok")
@@ -177,6 +177,9 @@ def test_verdicts_that_cannot_be_read_are_counted_and_too_many_of_them_end_the_s
     asked = len(judge.bodies)
     with pytest.raises(DataError):
         run(make_judge(protocol=protocol, hash_="2" * 16))
+    # A higher limit commits the replies that are there.
+    result = run(make_judge(protocol=protocol, hash_="2" * 16, runtime={"judge_max_invalid_share": 0.03}))
+    assert result.metrics[outcome] == 2
     assert len(judge.bodies) == asked
 
 
@@ -203,7 +206,7 @@ def test_a_question_that_the_judge_never_answers_fails_while_others_are_answered
     make_judge: MakeJudge, judge: StubJudge, quick: None
 ) -> None:
     judge.fault = lambda _, body: Reply(status=500, content="boom") if "question q7" in json.dumps(body) else None
-    result = run(ctx := make_judge(max_invalid_share=0.1))
+    result = run(ctx := make_judge(runtime={"judge_max_invalid_share": 0.1}))
     assert result.metrics["failed"] == 2
     assert "HTTP 500 boom" in verdicts(ctx).filter(pl.col("outcome") == "failed")["raw"][0]
 
@@ -269,7 +272,11 @@ def test_what_concerns_all_questions_ends_the_stage_at_once(
 
 def test_a_reply_that_repeats_the_key_is_kept_without_it(make_judge: MakeJudge, judge: StubJudge) -> None:
     judge.fault = lambda _, body: Reply(content=completion(f"key {judge.keys} m", reasoning_content="sk-secret"))
-    run(ctx := make_judge(protocol="Text", max_invalid_share=1.0, environ={"WRPO_JUDGE_API_KEY": "sk-secret"}))
+    run(
+        ctx := make_judge(
+            protocol="Text", runtime={"judge_max_invalid_share": 1.0}, environ={"WRPO_JUDGE_API_KEY": "sk-secret"}
+        )
+    )
     assert not any(b"sk-secret" in path.read_bytes() for path in ctx.output.directory.rglob("*") if path.is_file())
     assert "Bearer ***" in verdicts(ctx)["raw"][0]
 

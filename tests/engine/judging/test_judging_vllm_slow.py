@@ -24,8 +24,7 @@ def test_a_stage_serves_a_model_with_vllm_and_reads_its_log_probabilities(
         model="small",
         serve={"name": str(model)},
         max_tokens=1,
-        max_invalid_share=1.0,
-        runtime={"judge_endpoint": None, "engine_args": {"max_model_len": 512}},
+        runtime={"judge_endpoint": None, "judge_max_invalid_share": 1.0, "engine_args": {"max_model_len": 512}},
         environ={"HOME": str(tmp_path)},
     )
     metrics = run(ctx).metrics

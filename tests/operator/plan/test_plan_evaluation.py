@@ -225,15 +225,16 @@ def test_a_source_answers_with_the_engine_it_is_sampled_with() -> None:
     assert (node.runtime.tensor_parallel_size, node.runtime.engine_args) == (4, {})
 
 
-def test_what_only_reaches_a_judge_is_not_hashed() -> None:
+def test_the_connection_to_a_judge_and_its_limits_are_not_hashed() -> None:
     changes = {"endpoint": "https://elsewhere.example.org/v1", "concurrency": 99, "requestsPerMinute": 5,
-               "maxRequests": 9, "apiKeySecretRef": {"name": "a", "key": "b"}}  # fmt: skip
+               "maxRequests": 9, "maxInvalidShare": 0.5, "apiKeySecretRef": {"name": "a", "key": "b"}}  # fmt: skip
     before = graph_of(benchmarks=ALPACA, judges=GPT)
     after = graph_of(benchmarks=ALPACA, judges=[GPT[0] | changes])
     assert changed(before, after) == set()
     runtime = after["judge/sft--alpaca--gpt"].runtime
     assert runtime.judge_endpoint == "https://elsewhere.example.org/v1"
     assert (runtime.judge_concurrency, runtime.judge_requests_per_minute, runtime.judge_max_requests) == (99, 5, 9)
+    assert runtime.judge_max_invalid_share == 0.5
 
 
 def test_a_judge_reads_the_answers_and_those_of_the_baseline() -> None:
