@@ -97,7 +97,7 @@ def _ask(
         asker = Asker(client=client, journal=journal, known=known, latencies_s=latencies_s)
         if decided is None:
             decided = decide(ctx, params, cells, asker)
-        return decided, _ask_pending(ctx, params, cells(decided), asker)
+        return decided, _ask_pending(ctx, cells(decided), asker)
     finally:
         journal.close()
 
@@ -118,7 +118,7 @@ def _client(ctx: StageContext, params: JudgeParams, endpoint: str, known: Known,
     )
 
 
-def _ask_pending(ctx: StageContext, params: JudgeParams, cell: Cell, asker: Asker) -> int:
+def _ask_pending(ctx: StageContext, cell: Cell, asker: Asker) -> int:
     names = part_names(cell)
     todo = pending_parts(ctx, names)
     parts = _Parts(ctx, {name: part for name, part in zip(names, cell.parts, strict=True) if name in set(todo)})
