@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +43,13 @@ def load_gguf(directory: Path) -> tuple[Any, Any]:
     """Return the model in float32, free of every trace of its quantisation, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(str(directory), gguf_file=GGUF_NAME)
+    with read_once():
+        tokenizer = AutoTokenizer.from_pretrained(str(directory), gguf_file=GGUF_NAME)
+        loaded, found = AutoModelForCausalLM.from_pretrained(
+            str(directory), gguf_file=GGUF_NAME, dtype=torch.float32, output_loading_info=True
+        )
     # Its own file pads with the end-of-turn token, which makes padding indistinguishable from an end of turn.
     tokenizer.pad_token = PADDING_TOKEN
-    loaded, found = AutoModelForCausalLM.from_pretrained(
-        str(directory), gguf_file=GGUF_NAME, dtype=torch.float32, output_loading_info=True
-    )
     require_complete(ModelDirectory(directory, GGUF_NAME, "quick start"), found, TRAIN)
     fields = {name: getattr(loaded.config, name) for name in _CONFIG_FIELDS}
     model = LlamaForCausalLM(LlamaConfig(**fields, pad_token_id=tokenizer.pad_token_id)).to(torch.float32)
@@ -54,6 +57,25 @@ def load_gguf(directory: Path) -> tuple[Any, Any]:
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Let transformers parse the file and build the table of names once.
+
+    It parses the 49,152 tokens for the tokenizer, the configuration and the weights, and builds the table for each
+    module of the model. Both are most of the time.
+    """
+    import gguf
+
+    originals = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, original in originals.items():
+            setattr(gguf, name, functools.cache(original))
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(gguf, name, original)
 
 
 def drop_layers(model: Any, dropped: Sequence[int]) -> None:

@@ -191,6 +191,16 @@ def write_marker(calls: list[str]) -> Callable[[Path], None]:
     return build
 
 
+def test_the_table_of_names_is_built_once_while_a_file_is_read() -> None:
+    import gguf
+
+    original = gguf.get_tensor_name_map
+    with smollm2.read_once():
+        tables = [gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2) for _ in range(2)]
+    assert tables[0] is tables[1]
+    assert gguf.get_tensor_name_map is original
+
+
 def test_an_asset_is_made_once_and_again_when_its_recipe_changes(tmp_path: Path) -> None:
     store, calls = AssetStore(tmp_path), []
     recipe = {"version": 1, "rate": 1e-4, "layers": [1, 2]}
