@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from engine_support import NOON
+from hypothesis import given
+from hypothesis import strategies as st
 from support.patience import LIMIT_S
 
 from wrpo_engine.process.progress import (
@@ -73,8 +75,44 @@ def test_lines_come_at_most_every_five_seconds_and_at_the_end() -> None:
 
 def test_a_line_names_the_unit_that_is_partly_done() -> None:
     stream = io.StringIO()
-    Progress([LineSink("assets", stream, Clock())], Clock()).update(1 + 4 / 29, 4, message="models/b step 4/29")
-    assert stream.getvalue() == "assets: 28% (2 of 4), models/b step 4/29\n"
+    progress = Progress([LineSink("assets", stream, Clock())], Clock(), unit="model")
+    progress.update(1 + 4 / 29, 4, message="models/b step 4/29")
+    assert stream.getvalue() == "assets: 28% (model 2 of 4), models/b step 4/29\n"
+
+
+class Remaining:
+    """Keeps the estimates that a sink could show."""
+
+    def __init__(self) -> None:
+        self.shown: list[int | None] = []
+
+    def show(self, state: ProgressState) -> None:
+        self.shown.append(state.remaining_s)
+
+    def close(self) -> None:
+        pass
+
+
+@given(st.lists(st.floats(0.01, 1000.0), min_size=1, max_size=40))
+def test_the_remaining_time_never_rises(pauses: list[float]) -> None:
+    clock, sink = Clock(), Remaining()
+    progress = Progress([sink], clock)
+    progress.update(0, len(pauses))
+    for done, pause in enumerate(pauses, start=1):
+        clock.now += pause
+        progress.update(done, len(pauses))
+    shown = [each for each in sink.shown if each is not None]
+    assert shown == sorted(shown, reverse=True)
+    assert shown[-1] == 0, "at the end it is known"
+
+
+def test_work_that_slows_down_has_no_remaining_time_until_the_end_is_as_near_as_was_shown() -> None:
+    clock, sink = Clock(), Remaining()
+    progress = Progress([sink], clock)
+    for done, pause in enumerate((0, 10, 10, 60, 1, 1, 1, 1, 1, 1, 1)):
+        clock.now += pause
+        progress.update(done, 10)
+    assert sink.shown == [None, 90, 80, None, None, 80, 55, 36, 21, 10, 0]
 
 
 def test_a_sink_that_fails_does_not_fail_the_stage() -> None:

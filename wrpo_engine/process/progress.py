@@ -22,6 +22,8 @@ from rich.progress import Progress as RichProgress
 
 POST_INTERVAL_S = 5.0
 LINE_INTERVAL_S = 5.0
+_NOISE = 1.1
+"""An estimate that is later by up to this factor counts as the same."""
 _STANDING_BY = 503
 _POST_TIMEOUT_S = 5.0
 
@@ -37,6 +39,10 @@ class ProgressState:
     message: str = ""
     first_done: float = 0.0
     """What was already done when the stage started: it does not count for the speed."""
+    unit: str = ""
+    """What is counted, in the singular, e.g. model."""
+    known_remaining_s: int | None = None
+    """The last estimate that was shown; a later one is not shown, because the speed is not known."""
 
     @property
     def percent(self) -> int:
@@ -45,11 +51,15 @@ class ProgressState:
 
     @property
     def remaining_s(self) -> int | None:
-        """Estimated seconds to the end; None without progress since the start."""
+        """Estimated seconds to the end, never more than was shown; None without progress or if the work slows down."""
         gained = self.done - self.first_done
         if gained <= 0 or self.elapsed_s <= 0 or self.total <= 0:
             return None
-        return max(0, round((self.total - self.done) * self.elapsed_s / gained))
+        estimate = max(0, round((self.total - self.done) * self.elapsed_s / gained))
+        known = self.known_remaining_s
+        if known is None or estimate <= known:
+            return estimate
+        return known if estimate <= known * _NOISE else None
 
 
 def trainer_status(state: ProgressState, now: datetime) -> dict[str, Any]:
@@ -68,7 +78,8 @@ def progress_line(stage: str, state: ProgressState) -> str:
     """Return the state as one line of a log."""
     # A part of a unit is done: which one is read more easily than 1.13793/4.
     is_whole = float(state.done).is_integer()
-    counted = f"{state.done:g}/{state.total:g}" if is_whole else f"{int(state.done) + 1} of {state.total:g}"
+    current = f"{state.unit} {int(state.done) + 1} of {state.total:g}".lstrip()
+    counted = f"{state.done:g}/{state.total:g}" if is_whole else current
     parts = [f"{stage}: {state.percent}% ({counted})"]
     if state.message:
         parts.append(state.message)
@@ -241,8 +252,11 @@ class Progress:
 
     sinks: list[Sink] = field(default_factory=list)
     monotonic: Callable[[], float] = field(default=lambda: 0.0)
+    unit: str = ""
+    """What is counted, in the singular."""
     _started_s: float | None = None
     _first_done: float = 0.0
+    _remaining_s: int | None = None
 
     def update(
         self, done: float, total: float, *, metrics: Mapping[str, float] | None = None, message: str = ""
@@ -251,7 +265,17 @@ class Progress:
         now = self.monotonic()
         if self._started_s is None:
             self._started_s, self._first_done = now, done
-        state = ProgressState(done, total, now - self._started_s, dict(metrics or {}), message, self._first_done)
+        state = ProgressState(
+            done,
+            total,
+            now - self._started_s,
+            dict(metrics or {}),
+            message,
+            first_done=self._first_done,
+            unit=self.unit,
+            known_remaining_s=self._remaining_s,
+        )
+        self._remaining_s = self._remaining_s if state.remaining_s is None else state.remaining_s
         for sink in self.sinks:
             with contextlib.suppress(Exception):
                 sink.show(state)
@@ -264,9 +288,12 @@ class Progress:
 
 
 def make_progress(
-    stage: str, environ: Mapping[str, str], monotonic: Callable[[], float], *, is_main: bool = True
+    stage: str, environ: Mapping[str, str], monotonic: Callable[[], float], *, is_main: bool = True, unit: str = ""
 ) -> Progress:
-    """Console progress, and posts where an endpoint is given; silent on all ranks but the first."""
+    """Console progress, and posts where an endpoint is given; silent on all ranks but the first.
+
+    `unit` is the singular of what is counted, for lines such as `model 2 of 4`.
+    """
     if not is_main:
         return Progress([], monotonic)
     sinks: list[Sink] = []
@@ -276,4 +303,4 @@ def make_progress(
         sinks.append(LineSink(stage, sys.stderr, monotonic))
     if (endpoint := Endpoint.of(environ)) is not None:
         sinks.append(PostSink(endpoint.post))
-    return Progress(sinks, monotonic)
+    return Progress(sinks, monotonic, unit=unit)

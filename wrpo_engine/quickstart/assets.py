@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # imported along with transformers; it warns when it has to guess
-    progress = make_progress("quickstart-assets", os.environ, time.monotonic)
+    progress = make_progress("quickstart-assets", os.environ, time.monotonic, unit="model")
     try:
         with open_store(arguments.out, os.environ) as store:
             make_assets(
