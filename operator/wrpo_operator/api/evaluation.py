@@ -20,24 +20,16 @@ from wrpo_engine.contract.benchmarks import (
 from wrpo_engine.contract.sampling import EvaluationFields, GeneratorFields, ShardExecution
 from wrpo_engine.contract.types import ATOMIC, Temperature, Tokens
 from wrpo_operator.api.base import LABEL_PATTERN, SpecModel, list_map
-from wrpo_operator.api.names import MAX_REWARD_NAME, MAX_SOURCE_NAME
+from wrpo_operator.api.members import Members, SystemName
+from wrpo_operator.api.names import MAX_REWARD_NAME
 from wrpo_operator.api.pods import Resources, SecretKeyRef
 from wrpo_operator.api.presets import PresetName
 from wrpo_operator.api.sections import PinnedModel, RewardName, RewardSource, Target
 
-EVERY_SOURCE = "*"
-"""In a list of members: all sources."""
-SystemName: TypeAlias = Annotated[
-    str, StringConstraints(min_length=1, max_length=MAX_SOURCE_NAME, pattern=LABEL_PATTERN)
-]
 BenchmarkName: TypeAlias = SystemName
 JudgeName: TypeAlias = Annotated[
     str, StringConstraints(min_length=1, max_length=MAX_REWARD_NAME, pattern=LABEL_PATTERN)
 ]
-_Member = Annotated[
-    str, StringConstraints(min_length=1, max_length=MAX_SOURCE_NAME, pattern=rf"^([*]|{LABEL_PATTERN[1:-1]})$")
-]
-Members: TypeAlias = Annotated[tuple[_Member, ...], Field(min_length=1, max_length=64, json_schema_extra=ATOMIC)]
 
 
 @overrides("sampling", GeneratorFields)

@@ -1,4 +1,4 @@
-"""Names in spec.evaluation that refer to each other: systems, members, benchmarks, judges and rewards.
+"""Names that refer to each other: of systems, members, benchmarks, judges, rewards and fused sources.
 
 The API server checks each rule with one message; `evaluation_errors` adds the field and the value.
 """
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wrpo_engine.contract.evaluation import SEPARATOR
 from wrpo_engine.contract.objectives import Objective
-from wrpo_operator.api.evaluation import EVERY_SOURCE, Benchmark, Judge
+from wrpo_operator.api.evaluation import Benchmark, Judge
+from wrpo_operator.api.members import EVERY_SOURCE
 from wrpo_operator.api.names import HELD_OUT, MAIN_REWARD, SFT_SYSTEM, TARGET, TRAINED_SYSTEM
 from wrpo_operator.api.rule import Rule
 
@@ -54,6 +55,17 @@ _REWARD = (
 _SYSTEMS, _JUDGES, _BENCHMARKS = (f"self.evaluation.{name}" for name in ("systems", "judges", "benchmarks"))
 
 
+def _fused_lists(spec: ExperimentSpec) -> Iterator[tuple[str, tuple[str, ...]]]:
+    if spec.sft.fusion is not None:
+        yield "spec.sft.fusion.sources", spec.sft.fusion.sources
+
+
+def _unknown_fused(spec: ExperimentSpec) -> _Found:
+    known = {*(source.name for source in spec.sources), EVERY_SOURCE}
+    for path, members in _fused_lists(spec):
+        yield from ((f"{path}[{index}]", name) for index, name in enumerate(members) if name not in known)
+
+
 def _member_lists(spec: ExperimentSpec) -> Iterator[tuple[str, tuple[str, ...]]]:
     for index, system in enumerate(spec.evaluation.systems):
         path = f"spec.evaluation.systems[{index}]"
@@ -77,7 +89,7 @@ def _unknown_aggregators(spec: ExperimentSpec) -> _Found:
 
 def _counted_twice(spec: ExperimentSpec) -> _Found:
     sources = {source.name for source in spec.sources}
-    for path, members in _member_lists(spec):
+    for path, members in (*_member_lists(spec), *_fused_lists(spec)):
         if EVERY_SOURCE in members:
             yield from ((f"{path}[{index}]", name) for index, name in enumerate(members) if name in sources)
 
@@ -171,6 +183,7 @@ class _NameRule:
 
 
 _EACH_LIST = (("select", "members"), ("mixture", "proposers"))
+_FUSION = "self.sft.fusion"
 _JUDGED = "(has(j.reward) || b.kind != 'Custom' || has(b.protocol))"
 
 _NAME_RULES: tuple[_NameRule, ...] = (
@@ -185,6 +198,11 @@ _NAME_RULES: tuple[_NameRule, ...] = (
         _unknown_members,
     ),
     _NameRule(
+        f"!has({_FUSION}) || {_FUSION}.sources.all(m, m == '{EVERY_SOURCE}' || self.sources.exists(x, x.name == m))",
+        "the models that are fused are sources; correct the name or add the source",
+        _unknown_fused,
+    ),
+    _NameRule(
         f"{_SYSTEMS}.all(s, !has(s.mixture) || {_MODEL.format('s.mixture.aggregator')})",
         "the aggregator is a model: target, sft, trained, the name of a source, or of a system with a model; correct "
         "the name or add that model",
@@ -195,7 +213,9 @@ _NAME_RULES: tuple[_NameRule, ...] = (
             f"{_SYSTEMS}.all(s, !has(s.{form}) || !('{EVERY_SOURCE}' in s.{form}.{field})"
             f" || !self.sources.exists(x, x.name in s.{form}.{field}))"
             for form, field in _EACH_LIST
-        ),
+        )
+        + f" && (!has({_FUSION}) || !('{EVERY_SOURCE}' in {_FUSION}.sources)"
+        f" || !self.sources.exists(x, x.name in {_FUSION}.sources))",
         "`*` contains all sources, so a source must not be listed with it; remove one of them",
         _counted_twice,
     ),
@@ -262,12 +282,12 @@ _NAME_RULES: tuple[_NameRule, ...] = (
 
 
 def evaluation_errors(spec: ExperimentSpec) -> Iterator[str]:
-    """Yield an error for each name in spec.evaluation that refers to nothing or is ambiguous."""
+    """Yield an error for each name in spec.evaluation, or of a fused source, that refers to nothing or is ambiguous."""
     for rule in _NAME_RULES:
         for path, value in rule.find(spec):
             yield f"{path} is {value}: {rule.message}."
 
 
 def name_rules(experiment: type[ExperimentSpec]) -> tuple[Rule, ...]:
-    """Return the rules about names in spec.evaluation, which are rules of the whole spec, `experiment`."""
+    """Return the rules about these names, which are rules of the whole spec, `experiment`."""
     return tuple(Rule((experiment,), rule.cel, rule.message, None) for rule in _NAME_RULES)

@@ -24,6 +24,7 @@ from wrpo_engine.contract.types import is_hub_id
 from wrpo_operator.api.evaluation import EvaluationReward, ModelSystem, ServedModel
 from wrpo_operator.api.evaluation_names import evaluation_errors, name_rules
 from wrpo_operator.api.evaluation_rules import EVALUATION_RULES
+from wrpo_operator.api.fusion_rules import FUSION_RULES
 from wrpo_operator.api.names import MAIN_REWARD, MAX_EXPERIMENT_NAME, REWARD_SEPARATOR, TARGET
 from wrpo_operator.api.pods import EnvVar, Resources, Scheduling, Toleration
 from wrpo_operator.api.resource_rules import accelerator_errors, parallelism_errors, resource_errors
@@ -330,6 +331,7 @@ RULES: tuple[Rule, ...] = (
         lambda m: not m.evaluation.enabled or m.prompts.evaluation.prompts > 0,
     ),
     *EVALUATION_RULES,
+    *FUSION_RULES,
     *name_rules(ExperimentSpec),
 )
 

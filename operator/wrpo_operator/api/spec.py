@@ -33,6 +33,7 @@ from wrpo_operator.api.backends import BackendName
 from wrpo_operator.api.base import FreeObject, SpecModel, list_map
 from wrpo_operator.api.depth import MAX_DEPTH, too_deep
 from wrpo_operator.api.evaluation import Evaluation
+from wrpo_operator.api.fusion import Fusion
 from wrpo_operator.api.lifecycle import Deadlines, Retries
 from wrpo_operator.api.names import PLURAL
 from wrpo_operator.api.pods import (
@@ -78,6 +79,8 @@ class Sft(SharedOverride, SftFields, OptimizerSpec):
 
     enabled: Annotated[bool, Role.COMPUTED] = True
     """False: preference optimisation starts from the unmodified target."""
+    fusion: Fusion | None = None
+    """Explicit fusion (FuseLLM): SFT also trains on the distributions of sources. Unset: on the responses alone."""
     nodes: Annotated[Nodes | None, Role.EXECUTION] = None
     """Unset: training.nodes."""
     gpus_per_node: Annotated[GpusPerNode | None, Role.EXECUTION] = None

@@ -24,9 +24,12 @@ from wrpo_engine.config import (
     TrainParams,
 )
 from wrpo_engine.contract.base import project, values_of
-from wrpo_engine.contract.data import ModelUse, TemplateFields
-from wrpo_engine.contract.sampling import GeneratorFields, ShardExecution
-from wrpo_engine.contract.training import BothExecution, SharedExecution, SharedFields
+from wrpo_engine.contract.data import ModelUse, ScoreExecution, TemplateFields
+from wrpo_engine.contract.fusing import AlignParams, RepresentParams
+from wrpo_engine.contract.fusion import FusionLoss
+from wrpo_engine.contract.sampling import GeneratorFields, ShardExecution, SourceExecution
+from wrpo_engine.contract.training import BothExecution, OptimizerFields, SharedExecution, SharedFields
+from wrpo_operator.api.fusion import Fusion
 from wrpo_operator.api.names import MAIN_REWARD, TARGET
 from wrpo_operator.api.sections import PinnedModel, RewardProvider, RewardSource, Source, Target
 from wrpo_operator.api.spec import ExperimentSpec
@@ -157,6 +160,13 @@ def sampling_runtime(spec: ExperimentSpec, source: Source | None) -> Runtime:
     return project(Runtime, settings, engine_args=_engine_args(settings, for_speed=True))
 
 
+def _engine_runtime(spec: ExperimentSpec, source: Source | None) -> dict[str, Any]:
+    """Return what sampling's runtime says about the engine, without its shards."""
+    settings = _sampling(spec, source)
+    found = {name: value for name, value in settings.items() if name in SourceExecution.model_fields}
+    return found | {"engine_args": _engine_args(settings, for_speed=True)}
+
+
 def _sampling(spec: ExperimentSpec, source: Source | None) -> dict[str, Any]:
     """Return the effective settings of a source, or of the target if it is None."""
     common = values_of(spec.sampling)
@@ -170,8 +180,41 @@ def _engine_args(settings: Mapping[str, Any], *, for_speed: bool) -> dict[str, A
 
 def sft(spec: ExperimentSpec) -> SftParams:
     """Return the parameters of SFT."""
-    shared = values_of(spec.training, SharedFields)
-    return project(SftParams, shared, values_of(spec.sft), model=named_model(spec.target))
+    loss = None if spec.sft.fusion is None else fusion_loss(spec.sft.fusion, "align/all")
+    return project(SftParams, _sft(spec), model=named_model(spec.target), fusion=loss)
+
+
+def _sft(spec: ExperimentSpec) -> dict[str, Any]:
+    return values_of(spec.training, SharedFields) | values_of(spec.sft)
+
+
+def fusion_loss(fusion: Fusion, targets: str) -> FusionLoss:
+    """Return the fusion term of SFT on the distributions of the role `targets`."""
+    return FusionLoss(targets=targets, weight=fusion.weight)
+
+
+def represent(spec: ExperimentSpec, fusion: Fusion, source: Source | None) -> RepresentParams:
+    """Return the parameters of the distributions of a source, or of the target if it is None."""
+    # The target's rows are cut as SFT cuts them. A source's tokens are others, so that no limit would cut alike.
+    lengths = {} if source is not None else values_of(spec.sft, OptimizerFields)
+    return project(
+        RepresentParams,
+        {name: lengths[name] for name in ("max_length", "max_prompt_length") if name in lengths},
+        values_of(fusion),
+        model=named_model(source or spec.target),
+        source=source.name if source is not None else TARGET,
+    )
+
+
+def represent_runtime(spec: ExperimentSpec, fusion: Fusion, source: Source | None) -> Runtime:
+    """Return the runtime of those distributions: shards and batches of scoring, and with vLLM the engine's settings."""
+    batches = values_of(spec.reward, ShardExecution, ScoreExecution)
+    return project(Runtime, batches, *([_engine_runtime(spec, source)] if fusion.backend == "vLLM" else []))
+
+
+def align(fusion: Fusion, target: str, sources: tuple[str, ...]) -> AlignParams:
+    """Return the parameters of aligning the distributions of the roles `sources` with those of the role `target`."""
+    return project(AlignParams, values_of(fusion), target_input=target, source_inputs=sources)
 
 
 def sft_runtime(spec: ExperimentSpec) -> Runtime:

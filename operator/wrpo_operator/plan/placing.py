@@ -16,6 +16,7 @@ from wrpo_engine.contract.evaluation import (
     PerplexityParams,
     RankParams,
 )
+from wrpo_engine.contract.fusing import RepresentParams
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.pods import AcceleratorProfile, Scheduling
@@ -272,6 +273,8 @@ def model_of(node: StageNode) -> str | None:
             return reward.name
         case RankParams(ranker=ranker):
             return ranker.name
+        case RepresentParams(model=model):
+            return model.name
         case JudgeParams(serve=served, serve_reward=reward):
             loaded = served or reward
             return loaded.name if loaded is not None else None

@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias
 
 from wrpo_engine.contract.benchmarks import BenchmarkKind, Protocol
 from wrpo_engine.contract.evaluation import EvaluatedBenchmark, EvaluatedSystem, cell_name
-from wrpo_operator.api.evaluation import EVERY_SOURCE, Benchmark, Judge, Mixture, ModelSystem, Selection, System
+from wrpo_operator.api.evaluation import Benchmark, Judge, Mixture, ModelSystem, Selection, System
 from wrpo_operator.api.evaluation_names import models_of, reads
+from wrpo_operator.api.members import expanded
 from wrpo_operator.api.names import HELD_OUT, MAIN_REWARD, SFT_SYSTEM, TARGET, TRAINED_SYSTEM
 from wrpo_operator.api.sections import RewardSource, Source
 from wrpo_operator.api.spec import ExperimentSpec
@@ -131,7 +132,7 @@ def _rows(spec: ExperimentSpec, models: Iterable[str], without: frozenset[str]) 
     sources = tuple(source.name for source in spec.sources)
     for system in spec.evaluation.systems:
         if system.source not in without:
-            yield _FORMS[_form_of(system)](system, lambda names: _expanded(names, sources, without))
+            yield _FORMS[_form_of(system)](system, lambda names: expanded(names, sources, without))
 
 
 def _form_of(system: System) -> Form:
@@ -160,11 +161,6 @@ _FORMS: Mapping[Form, Callable[[System, _Expand], Row]] = {
     "Mixture": _mixture,
 }
 """How a system of each form becomes a row."""
-
-
-def _expanded(names: tuple[str, ...], sources: tuple[str, ...], without: frozenset[str]) -> tuple[str, ...]:
-    found = (member for name in names for member in (sources if name == EVERY_SOURCE else (name,)))
-    return tuple(member for member in found if member not in without)
 
 
 def _is_complete(row: Row, models: Iterable[str]) -> bool:

@@ -29,6 +29,8 @@ from wrpo_operator.plan.resources import is_sized
 
 PREPARE = StageId("prepare")
 CURATE_SFT = StageId("curate-sft")
+ALIGN = StageId("align", "all")
+"""The distributions of spec.sft.fusion."""
 SFT = StageId("sft")
 CURATE_TRIPLES = StageId("curate-triples")
 TRAIN = StageId("train")
@@ -130,7 +132,7 @@ def sft(graph: Graph) -> None:
         graph.add(
             SFT,
             params.sft(spec),
-            inputs=(CURATE_SFT,),
+            inputs=(CURATE_SFT,) if spec.sft.fusion is None else (CURATE_SFT, ALIGN),
             downloads=downloads(graph, spec.target),
             runtime=params.sft_runtime(spec),
             needs=needs(graph, "sft", (Work.TRAINING, spec.target)),

@@ -107,6 +107,21 @@ ACCEPTED |= {
         judges=[{"name": "length", "reward": {"function": "a:b"}}]),
 }  # fmt: skip
 
+FUSION = {"sources": ["*"]}
+
+
+def fused(**fields: Any) -> dict[str, Any]:
+    """Changes with SFT on the distributions of sources."""
+    return {"sft": {"fusion": FUSION | fields}}
+
+
+ACCEPTED |= {
+    "a fusion with everything": fused(
+        sources=["yi"], strategy="AvgCE", normalise="PerByte", topK=20, temperature=2, weight=0.9, alignment="DTW",
+        band=0.5, compat=True, vocabulary="MS", statistics="Count", backend="vLLM", precision="float32"),
+    "a fusion of all sources": fused(),
+}  # fmt: skip
+
 SELF = {"name": "pack", "select": {"by": "Random", "members": ["pack", "yi"]}}
 NAMES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a member that is not there": (
@@ -115,6 +130,13 @@ NAMES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a proposer that is not there": (
         system(mixture=MOA | {"proposers": ["gwen"]}),
         "spec.evaluation.systems[0].mixture.proposers[0] is gwen", "members are models: target, sft (if sft.enabled)"),
+    "a fused source that is not there": (
+        fused(sources=["yi", "gwen"]), "spec.sft.fusion.sources[1] is gwen", "the models that are fused are sources"),
+    "the target as a fused source": (
+        fused(sources=["target"]), "spec.sft.fusion.sources[0] is target", "the models that are fused are sources"),
+    "a fused source beside all of them": (
+        fused(sources=["*", "yi"]),
+        "spec.sft.fusion.sources[1] is yi", "`*` contains all sources, so a source must not be"),
     "a member that is no model": (
         evaluated(systems=[SELF]),
         "spec.evaluation.systems[0].select.members[0] is pack", "members are models: target, sft (if sft.enabled)"),
@@ -224,6 +246,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "normalised length in SimPO": (
         {"training": {"objective": "SimPO", "lengthNormalized": True}}, "lengthNormalized belongs to the DPO forms"),
     "mean log-ratios in DPO": ({"training": {"objective": "DPO", "ipoMean": True}}, "ipoMean belongs to the IPO forms"),
+    "fusion without SFT": ({"sft": {"enabled": False, "fusion": FUSION}}, "fusion is part of SFT, which is disabled"),
+    "fusion on prompts": (
+        {"sft": {"lossTokens": "All", "fusion": FUSION}}, "the fusion loss is on tokens of responses alone"),
+    "the released mistake with spans": (fused(compat=True), "compat is about the released code, which aligns tokens"),
+    "a band of spans": (fused(band=0.5), "band limits dynamic time warping"),
+    "counted pairs that nothing uses": (fused(statistics="Count"), "statistics of aligned pairs are part of"),
+    "a fused source twice": (fused(sources=["yi", "yi"]), "sources names one twice"),
     "SFT without prompts": ({"prompts": {"sftFraction": 0}}, "prompts.sftFraction is 0, so SFT has no training data"),
     "preference optimisation without prompts": (
         {"prompts": {"sftFraction": 1}}, "prompts.sftFraction is 1, so preference optimisation has no prompts"),

@@ -1,0 +1,107 @@
+"""Explicit fusion in the graph: which distributions there are, what is fused, and what trains on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.builders import AUTOMATIC, merged, raw_spec
+
+from wrpo_engine.config import SftParams
+from wrpo_engine.contract.definition import Image
+from wrpo_engine.contract.fusing import AlignParams, RepresentParams
+from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.plan.graph import build_graph
+from wrpo_operator.plan.model import StageNode
+
+
+def graph_of(*changes: Any, without: frozenset[str] = frozenset()) -> dict[str, StageNode]:
+    raw = raw_spec()
+    for change in changes:
+        raw = merged(raw, change)
+    return {str(node.id): node for node in build_graph(parse_spec(raw), without)}
+
+
+def fused(**fields: Any) -> dict[str, Any]:
+    return {"sft": {"fusion": {"sources": ["*"]} | fields}}
+
+
+def test_sft_trains_on_the_distributions_of_the_target_and_all_sources() -> None:
+    graph = graph_of(fused(weight=0.3, strategy="AvgCE"))
+    models = ("represent/target", "represent/qwen", "represent/yi")
+    assert [name for name in graph if name.startswith("represent")] == list(models)
+    align, sft = graph["align/all"], graph["sft"]
+    assert isinstance(align.params, AlignParams)
+    assert (align.params.target_input, align.params.source_inputs) == (models[0], models[1:])
+    assert align.params.strategy == "AvgCE"
+    assert tuple(align.inputs) == models
+    assert isinstance(sft.params, SftParams)
+    assert sft.params.fusion is not None
+    assert (sft.params.fusion.targets, sft.params.fusion.weight) == ("align/all", 0.3)
+    assert set(sft.inputs) == {"sft-rows", "align/all"}
+
+
+def test_only_the_targets_rows_are_cut_as_those_of_sft() -> None:
+    graph = graph_of(fused(), {"sft": {"maxLength": 99, "maxPromptLength": 9}})
+    target, source = graph["represent/target"].params, graph["represent/yi"].params
+    assert isinstance(target, RepresentParams)
+    assert isinstance(source, RepresentParams)
+    assert (target.max_length, target.max_prompt_length, target.source) == (99, 9, "target")
+    assert (source.max_length, source.max_prompt_length, source.source) == (None, None, "yi")
+    assert source.model.name == "01-ai/Yi-1.5-34B-Chat"
+
+
+def test_an_experiment_without_fusion_keeps_its_stages() -> None:
+    plain, fusing = graph_of(), graph_of(fused())
+    assert not [name for name in plain if name.startswith(("represent", "align"))]
+    assert plain["curate-sft"].hash == fusing["curate-sft"].hash
+    assert plain["sft"].hash != fusing["sft"].hash
+
+
+def test_what_is_fused_does_not_change_what_is_represented() -> None:
+    one = graph_of(fused(strategy="MinCE", weight=0.1))
+    other = graph_of(fused(strategy="AvgCE", weight=0.9, sources=["yi"], alignment="DTW"))
+    for name in ("represent/target", "represent/yi"):
+        assert one[name].hash == other[name].hash
+    assert "represent/qwen" not in other
+    assert one["align/all"].hash != other["align/all"].hash
+
+
+def test_other_distributions_have_another_name() -> None:
+    names = {name for name in graph_of(fused(topK=3)) if name.startswith("represent/target")}
+    assert names == {"represent/target--719f2"}
+
+
+BACKENDS: dict[str, tuple[str, Image | None, str]] = {
+    "the forward pass of the engine": ("Engine", None, "Scoring"),
+    "vLLM": ("vLLM", Image.SAMPLER, "Generation"),
+}
+
+
+@pytest.mark.parametrize(("backend", "image", "work"), BACKENDS.values(), ids=BACKENDS.keys())
+def test_the_backend_decides_the_image_and_the_accelerators(backend: str, image: Image | None, work: str) -> None:
+    graph = graph_of(fused(backend=backend), AUTOMATIC)
+    node = next(node for name, node in graph.items() if name.startswith("represent/qwen"))
+    assert node.image is image
+    assert [need.work.value for need in node.needs] == [work]
+
+
+def test_the_engines_settings_of_sampling_are_those_of_vllm_alone() -> None:
+    sampling = {"sampling": {"tensorParallelSize": 4, "engineArgs": {"max_num_seqs": 8, "seed": 1}}}
+    rows = {"reward": {"shards": 3, "batchTokens": 77}}
+    vllm = graph_of(fused(backend="vLLM"), sampling, rows)
+    node = next(node for name, node in vllm.items() if name.startswith("represent/qwen"))
+    assert (node.runtime.tensor_parallel_size, node.runtime.engine_args) == (4, {"max_num_seqs": 8})
+    own = graph_of(fused(), sampling, rows)["represent/qwen"].runtime
+    assert (own.tensor_parallel_size, own.engine_args, own.shards, own.batch_tokens) == (1, {}, 3, 77)
+
+
+def test_a_failed_source_is_not_fused() -> None:
+    graph = graph_of(fused(), without=frozenset({"qwen"}))
+    assert list(graph["align/all"].inputs) == ["represent/target", "represent/yi"]
+
+
+def test_a_fusion_whose_sources_have_all_failed_is_not_left_out() -> None:
+    graph = graph_of(fused(sources=["qwen"]), without=frozenset({"qwen"}))
+    assert list(graph["align/all"].inputs) == ["represent/target", "represent/qwen"]
+    assert "align/all" in graph["sft"].inputs
