@@ -215,6 +215,12 @@ class SftParams(SftFields, OptimizerParams, role=Role.COMPUTED):
     """Add the fusion loss of an align stage's distributions (FuseLLM, FuseChat). Unset: none."""
 
 
+class FuseParams(SftParams, role=Role.COMPUTED):
+    """SFT of the target for a system of the evaluation, with the fusion loss; nothing else trains on its model."""
+
+    stage: Literal["fuse"] = "fuse"  # type: ignore[assignment]  # Each kind of stage has one name.
+
+
 class ObjectiveFields(Declared, role=Role.COMPUTED):
     """The choice of the loss."""
 

@@ -57,7 +57,7 @@ def test_the_kinds_are_in_the_order_of_an_experiment() -> None:
     assert list(STAGES)[: len(BUILT_IN)] == [
         "prepare", "fetch", "inspect", "sample", "score", "curate-sft", "represent", "align", "sft",
         "curate-triples", "train",
-        "bench", "answer", "mixture", "perplexity", "rank", "grade", "select", "judge", "evaluate", "report",
+        "bench", "fuse", "answer", "mixture", "perplexity", "rank", "grade", "select", "judge", "evaluate", "report",
     ]  # fmt: skip
 
 

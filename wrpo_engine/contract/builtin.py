@@ -6,6 +6,7 @@ from wrpo_engine.config import (
     CurateSftParams,
     CurateTriplesParams,
     FetchParams,
+    FuseParams,
     InspectParams,
     PrepareParams,
     ReportParams,
@@ -39,6 +40,11 @@ _CURATE = Section(
 )
 
 _SCORE = Section(name="score", resources="Each scoring pod.", deadlines="Each scoring stage.")
+_SFT = Section(
+    name="sft",
+    resources="Each SFT pod; the GPUs of gpusPerNode are added, by the name training.gpuResourceName.",
+    deadlines="Supervised fine-tuning.",
+)
 _EVALUATE = Section(
     name="evaluate",
     resources="Each pod that answers held-out prompts or a benchmark.",
@@ -49,8 +55,9 @@ _REPORT = Section(
     resources="The pods that aggregate the evaluation and write the report.",
     deadlines="Aggregation of the evaluation, and the report.",
 )
+_MADE = ("sft", "model", "fused", "merge")
+"""Models that the experiment makes."""
 _ANSWERED = ("answers", "mixture", "selected", "joint")
-_MODELS = ("sft", "model", "merge")
 
 BUILT_IN: tuple[StageDefinition, ...] = (
     StageDefinition(
@@ -209,11 +216,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         per=Per.EXPERIMENT,
         shape=Shape.TRAINING,
         image=Image.TRAINER,
-        section=Section(
-            name="sft",
-            resources="Each SFT pod; the GPUs of gpusPerNode are added, by the name training.gpuResourceName.",
-            deadlines="Supervised fine-tuning.",
-        ),
+        section=_SFT,
         uses_reward=False,
         weight=15,
         report=ReportPlace(column=4, counts="steps", key_metrics=("loss",)),
@@ -305,11 +308,28 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         reuse=None,
     ),
     StageDefinition(
+        params=FuseParams,
+        run="wrpo_engine.training.stage:run_sft",
+        wiring="wrpo_operator.plan.fusion:fuse",
+        role="fused",
+        inputs=("sft-rows", "align"),
+        per=Per.CELL,
+        shape=Shape.TRAINING,
+        image=Image.TRAINER,
+        section=_SFT,
+        uses_reward=False,
+        weight=15,
+        report=None,
+        summary="fine-tune the target on responses and fused distributions",
+        makes="the model of a system with `fuse`",
+        reuse=None,
+    ),
+    StageDefinition(
         params=AnswerParams,
         run="wrpo_engine.answering.stage:run",
         wiring="wrpo_operator.plan.evaluation:answer",
         role="answers",
-        inputs=("prompts", "bench", *_MODELS),
+        inputs=("prompts", "bench", *_MADE),
         per=Per.CELL,
         shape=Shape.INDEXED_JOB,
         image=Image.SAMPLER,
@@ -326,7 +346,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         run="wrpo_engine.answering.stage:run",
         wiring="wrpo_operator.plan.evaluation:mixture",
         role="mixture",
-        inputs=("prompts", "bench", *_MODELS, *_ANSWERED),
+        inputs=("prompts", "bench", *_MADE, *_ANSWERED),
         per=Per.CELL,
         shape=Shape.INDEXED_JOB,
         image=Image.SAMPLER,
@@ -343,7 +363,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         run="wrpo_engine.joint.stage:run",
         wiring="wrpo_operator.plan.merging:joint",
         role="joint",
-        inputs=("prompts", "bench", *_MODELS),
+        inputs=("prompts", "bench", *_MADE),
         per=Per.CELL,
         shape=Shape.INDEXED_JOB,
         image=Image.TRAINER,
@@ -360,7 +380,7 @@ BUILT_IN: tuple[StageDefinition, ...] = (
         run="wrpo_engine.selecting.perplexity:run",
         wiring="wrpo_operator.plan.evaluation:perplexity",
         role="perplexity",
-        inputs=("prompts", "bench", *_MODELS),
+        inputs=("prompts", "bench", *_MADE),
         per=Per.CELL,
         shape=Shape.INDEXED_JOB,
         image=Image.SAMPLER,

@@ -20,6 +20,7 @@ from wrpo_engine.contract.benchmarks import (
 from wrpo_engine.contract.sampling import EvaluationFields, GeneratorFields, ShardExecution
 from wrpo_engine.contract.types import ATOMIC, Temperature, Tokens
 from wrpo_operator.api.base import LABEL_PATTERN, SpecModel, list_map
+from wrpo_operator.api.fusion import Fusion
 from wrpo_operator.api.members import Members, SystemName
 from wrpo_operator.api.names import MAX_REWARD_NAME
 from wrpo_operator.api.pods import Resources, SecretKeyRef
@@ -136,7 +137,7 @@ class Mixture(MixtureFields, SpecModel):
 
 
 class System(SpecModel):
-    """A row of the evaluation: exactly one of model, source, select and mixture."""
+    """A row of the evaluation: exactly one of model, source, select, mixture and fuse."""
 
     name: Annotated[SystemName, Role.COMPUTED]
     """Unique name, part of stage names: lower-case letters and digits, with single dashes between them. `target`, `sft`
@@ -149,6 +150,9 @@ class System(SpecModel):
     """Answers of one member for each item."""
     mixture: Annotated[Mixture | None, Role.COMPUTED] = None
     """Answers of a model that reads those of others."""
+    fuse: Annotated[Fusion | None, Role.COMPUTED] = None
+    """A model that the target becomes by an SFT of its own, with the distributions of sources (FuseLLM). Its other
+    settings are those of spec.sft."""
 
     @property
     def form(self) -> Any:
@@ -156,7 +160,7 @@ class System(SpecModel):
         return next(value for name in SYSTEM_FORMS if (value := getattr(self, name)) is not None)
 
 
-SYSTEM_FORMS = ("model", "source", "select", "mixture")
+SYSTEM_FORMS = ("model", "source", "select", "mixture", "fuse")
 """Fields of which a system has exactly one."""
 
 

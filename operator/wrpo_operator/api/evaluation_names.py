@@ -24,13 +24,13 @@ _Found: TypeAlias = Iterator[tuple[str, Any]]
 
 
 def models_of(spec: ExperimentSpec) -> tuple[str, ...]:
-    """Return the names of all models that can answer: the experiment's own, the sources, and systems with a model."""
+    """Return the names of all models that can answer: the experiment's own, the sources, systems with model or fuse."""
     own = (
         TARGET,
         *((SFT_SYSTEM,) if spec.sft.enabled else ()),
         *((TRAINED_SYSTEM,) if spec.training.objective is not Objective.SFT_ONLY else ()),
     )
-    systems = (system.name for system in spec.evaluation.systems if system.model is not None)
+    systems = (system.name for system in spec.evaluation.systems if system.model or system.fuse)
     return (*own, *(source.name for source in spec.sources), *systems)
 
 
@@ -44,7 +44,7 @@ _MODEL = (
     f"({{0}} == '{TARGET}' || ({{0}} == '{SFT_SYSTEM}' && self.sft.enabled)"
     f" || ({{0}} == '{TRAINED_SYSTEM}' && self.training.objective != '{Objective.SFT_ONLY}')"
     " || self.sources.exists(x, x.name == {0})"
-    " || self.evaluation.systems.exists(x, x.name == {0} && has(x.model)))"
+    " || self.evaluation.systems.exists(x, x.name == {0} && (has(x.model) || has(x.fuse))))"
 )
 """CEL: a name is that of a model that can answer."""
 _REWARD = (
@@ -58,6 +58,9 @@ _SYSTEMS, _JUDGES, _BENCHMARKS = (f"self.evaluation.{name}" for name in ("system
 def _fused_lists(spec: ExperimentSpec) -> Iterator[tuple[str, tuple[str, ...]]]:
     if spec.sft.fusion is not None:
         yield "spec.sft.fusion.sources", spec.sft.fusion.sources
+    for index, system in enumerate(spec.evaluation.systems):
+        if system.fuse is not None:
+            yield f"spec.evaluation.systems[{index}].fuse.sources", system.fuse.sources
 
 
 def _unknown_fused(spec: ExperimentSpec) -> _Found:
@@ -183,7 +186,9 @@ class _NameRule:
 
 
 _EACH_LIST = (("select", "members"), ("mixture", "proposers"))
+_EACH_GROUP = (*_EACH_LIST, ("fuse", "sources"))
 _FUSION = "self.sft.fusion"
+_FUSED = f"(m == '{EVERY_SOURCE}' || self.sources.exists(x, x.name == m))"
 _JUDGED = "(has(j.reward) || b.kind != 'Custom' || has(b.protocol))"
 
 _NAME_RULES: tuple[_NameRule, ...] = (
@@ -194,25 +199,26 @@ _NAME_RULES: tuple[_NameRule, ...] = (
             for form, field in _EACH_LIST
         ),
         "members are models: target, sft (if sft.enabled), trained (unless SFTOnly), names of sources, and of systems "
-        "with a model; correct the name or add that model",
+        "with model or fuse; correct the name or add that model",
         _unknown_members,
     ),
     _NameRule(
-        f"!has({_FUSION}) || {_FUSION}.sources.all(m, m == '{EVERY_SOURCE}' || self.sources.exists(x, x.name == m))",
+        f"(!has({_FUSION}) || {_FUSION}.sources.all(m, {_FUSED}))"
+        f" && {_SYSTEMS}.all(s, !has(s.fuse) || s.fuse.sources.all(m, {_FUSED}))",
         "the models that are fused are sources; correct the name or add the source",
         _unknown_fused,
     ),
     _NameRule(
         f"{_SYSTEMS}.all(s, !has(s.mixture) || {_MODEL.format('s.mixture.aggregator')})",
-        "the aggregator is a model: target, sft, trained, the name of a source, or of a system with a model; correct "
-        "the name or add that model",
+        "the aggregator is a model: target, sft, trained, the name of a source, or of a system with model or "
+        "fuse; correct the name or add that model",
         _unknown_aggregators,
     ),
     _NameRule(
         " && ".join(
             f"{_SYSTEMS}.all(s, !has(s.{form}) || !('{EVERY_SOURCE}' in s.{form}.{field})"
             f" || !self.sources.exists(x, x.name in s.{form}.{field}))"
-            for form, field in _EACH_LIST
+            for form, field in _EACH_GROUP
         )
         + f" && (!has({_FUSION}) || !('{EVERY_SOURCE}' in {_FUSION}.sources)"
         f" || !self.sources.exists(x, x.name in {_FUSION}.sources))",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from wrpo_operator.api.fusion import Fusion
 from wrpo_operator.api.rule import Rule
-from wrpo_operator.api.spec import Sft
+from wrpo_operator.api.spec import ExperimentSpec, Sft
+
+_FUSES = "self.evaluation.systems.exists(s, has(s.fuse))"
 
 FUSION_RULES: tuple[Rule, ...] = (
     Rule(
@@ -18,6 +20,19 @@ FUSION_RULES: tuple[Rule, ...] = (
         "!has(self.fusion) || self.lossTokens == 'Response'",
         "the fusion loss is on tokens of responses alone; set lossTokens to Response or remove fusion",
         lambda m: m.fusion is None or m.loss_tokens == "Response",
+    ),
+    Rule(
+        (ExperimentSpec,),
+        f"self.sft.enabled || !{_FUSES}",
+        "a system with fuse trains on the rows of SFT, which is disabled; set sft.enabled to true or remove the system",
+        lambda m: m.sft.enabled or not _fuses(m),
+    ),
+    Rule(
+        (ExperimentSpec,),
+        f"self.sft.lossTokens == 'Response' || !{_FUSES}",
+        "a system with fuse trains as SFT does, and its fusion loss is on tokens of responses alone; set "
+        "sft.lossTokens to Response or remove the system",
+        lambda m: m.sft.loss_tokens == "Response" or not _fuses(m),
     ),
     Rule(
         (Fusion,),
@@ -44,3 +59,7 @@ FUSION_RULES: tuple[Rule, ...] = (
         lambda m: len(set(m.sources)) == len(m.sources),
     ),
 )
+
+
+def _fuses(spec: ExperimentSpec) -> bool:
+    return any(system.fuse is not None for system in spec.evaluation.systems)

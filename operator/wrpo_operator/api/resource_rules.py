@@ -89,8 +89,8 @@ def accelerators_in(resources: Resources) -> dict[str, int]:
 
 
 def gpus_per_node(spec: ExperimentSpec, kind: str) -> int | None:
-    """Return the GPUs per pod of a training stage, `sft` or another; None if the spec does not set them."""
-    own = spec.sft.gpus_per_node if kind == "sft" else None
+    """Return the GPUs per pod of a training stage, one of SFT or another; None if the spec does not set them."""
+    own = spec.sft.gpus_per_node if STAGES[kind].section.name == "sft" else None
     return spec.training.gpus_per_node if own is None else own
 
 

@@ -256,9 +256,9 @@ def _answers(layout: Layout, names: tuple[str, ...], column: Column) -> dict[str
 
 def _made_by(model: EvaluatedModel) -> tuple[StageId, ...]:
     """Return the stage that makes a model of the experiment."""
-    made = {SFT_SYSTEM: SFT, TRAINED_SYSTEM: TRAIN}
-    is_own = model.source is None and model.own is None
-    return (made[model.name],) if is_own and model.name != TARGET else ()
+    if model.source is not None or model.own is not None or model.name == TARGET:
+        return ()
+    return ({SFT_SYSTEM: SFT, TRAINED_SYSTEM: TRAIN}.get(model.name, StageId("fuse", model.name)),)
 
 
 def _served(layout: Layout, reader: Judge) -> PinnedModel | RewardSource | None:

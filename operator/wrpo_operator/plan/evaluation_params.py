@@ -50,10 +50,10 @@ def bench(column: Column) -> BenchParams:
 
 def model_reference(spec: ExperimentSpec, model: EvaluatedModel) -> Any:
     """Return the reference to a model that answers."""
-    made = {SFT_SYSTEM: "sft", TRAINED_SYSTEM: "model"}
+    made = {SFT_SYSTEM: "sft", TRAINED_SYSTEM: "model", TARGET: None}.get(model.name, f"fused/{model.name}")
     if model.own is not None or model.source is not None:
         return named_model(model.own or model.source or spec.target)
-    return named_model(spec.target) if model.name == TARGET else made_model(made[model.name], spec)
+    return named_model(spec.target) if made is None else made_model(made, spec)
 
 
 def _generator(spec: ExperimentSpec, model: EvaluatedModel) -> dict[str, Any]:

@@ -39,11 +39,23 @@ class Fused:
         return StageId("represent", f"{model}--{digits}")
 
 
-def fusions(graph: Graph) -> Iterator[Fused]:
+def _fusions(graph: Graph) -> Iterator[Fused]:
     """Yield what is fused in an experiment."""
     spec = graph.spec
     if spec.sft.fusion is not None:
         yield Fused(ALIGN, spec.sft.fusion, _sources(graph, spec.sft.fusion))
+    yield from _systems(graph).values()
+
+
+def _systems(graph: Graph) -> dict[str, Fused]:
+    """Return what is fused for systems of the evaluation, by name."""
+    evaluation = graph.spec.evaluation
+    return {
+        # No name of a system has two dashes, so that it is never that of the experiment's own fusion.
+        system.name: Fused(StageId("align", f"{system.name}--fuse"), system.fuse, _sources(graph, system.fuse))
+        for system in (evaluation.systems if evaluation.enabled else ())
+        if system.fuse is not None
+    }
 
 
 def _sources(graph: Graph, settings: Fusion) -> tuple[str, ...]:
@@ -53,7 +65,7 @@ def _sources(graph: Graph, settings: Fusion) -> tuple[str, ...]:
 
 def represent(graph: Graph) -> None:
     """Add the distributions of each fused model over the SFT rows, the target's among them."""
-    for fused in fusions(graph):
+    for fused in _fusions(graph):
         for name in (TARGET, *fused.sources):
             _add_representation(graph, fused, name)
 
@@ -80,7 +92,21 @@ def _add_representation(graph: Graph, fused: Fused, name: str) -> None:
 
 def align(graph: Graph) -> None:
     """Add the fusion of those distributions in the target's vocabulary."""
-    for fused in fusions(graph):
+    for fused in _fusions(graph):
         target, *sources = (fused.represented_by(name) for name in (TARGET, *fused.sources))
         roles = tuple(str(stage) for stage in sources)
         graph.add(fused.align, params.align(fused.settings, str(target), roles), inputs=(target, *sources))
+
+
+def fuse(graph: Graph) -> None:
+    """Add the training of each system that fuses distributions."""
+    spec = graph.spec
+    for name, fused in _systems(graph).items():
+        graph.add(
+            StageId("fuse", name),
+            params.fuse(spec, fused.settings, str(fused.align)),
+            inputs=(CURATE_SFT, fused.align),
+            downloads=downloads(graph, spec.target),
+            runtime=params.sft_runtime(spec),
+            needs=needs(graph, "fuse", (Work.TRAINING, spec.target)),
+        )

@@ -13,6 +13,7 @@ from wrpo_engine.config import (
     SPEED_ENGINE_ARGS,
     CurateSftParams,
     CurateTriplesParams,
+    FuseParams,
     ModelRef,
     PrepareParams,
     ReportParams,
@@ -186,6 +187,11 @@ def sft(spec: ExperimentSpec) -> SftParams:
 
 def _sft(spec: ExperimentSpec) -> dict[str, Any]:
     return values_of(spec.training, SharedFields) | values_of(spec.sft)
+
+
+def fuse(spec: ExperimentSpec, fusion: Fusion, targets: str) -> FuseParams:
+    """Return the parameters of the SFT of a system that fuses the distributions of the role `targets`."""
+    return project(FuseParams, _sft(spec), model=named_model(spec.target), fusion=fusion_loss(fusion, targets))
 
 
 def fusion_loss(fusion: Fusion, targets: str) -> FusionLoss:

@@ -40,7 +40,7 @@ def gang_of(spec: ExperimentSpec, node: StageNode) -> Gang:
 
 def asked_nodes(spec: ExperimentSpec, kind: str) -> int | None:
     """Return the pods of a training stage that the spec sets; None if it sets none."""
-    own = spec.sft.nodes if kind == "sft" else None
+    own = spec.sft.nodes if STAGES[kind].section.name == "sft" else None
     return spec.training.nodes if own is None else own
 
 

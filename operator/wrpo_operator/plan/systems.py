@@ -10,13 +10,14 @@ from wrpo_engine.contract.benchmarks import BenchmarkKind, Protocol
 from wrpo_engine.contract.evaluation import EvaluatedBenchmark, EvaluatedSystem, cell_name
 from wrpo_operator.api.evaluation import Benchmark, Judge, Mixture, ModelSystem, Selection, System
 from wrpo_operator.api.evaluation_names import models_of, reads
+from wrpo_operator.api.fusion import Fusion
 from wrpo_operator.api.members import expanded
 from wrpo_operator.api.names import HELD_OUT, MAIN_REWARD, SFT_SYSTEM, TARGET, TRAINED_SYSTEM
 from wrpo_operator.api.sections import RewardSource, Source
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.wiring import rewards
 
-Form: TypeAlias = Literal["Model", "Select", "Mixture"]
+Form: TypeAlias = Literal["Model", "Select", "Mixture", "Fuse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class EvaluatedModel:
     name: str
     source: Source | None = None
     own: ModelSystem | None = None
-    """None, like `source`: a model of the experiment."""
+    """None, like `source`: a model that the experiment makes, or the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,15 @@ class Row:
     label: str
     form: Form
     members: tuple[str, ...] = ()
-    """Names of the models whose answers it is made of, failed sources left out."""
+    """Names of the models that it is made of, failed sources left out."""
     select: Selection | None = None
     mixture: Mixture | None = None
+    fuse: Fusion | None = None
+
+    @property
+    def answering(self) -> tuple[str, ...]:
+        """Names of the models whose own answers it needs."""
+        return (self.name,) if self.role == "answers" else self.members
 
     @property
     def role(self) -> Literal["answers", "mixture", "selected"]:
@@ -48,6 +55,7 @@ class Row:
             "Model": "answers",
             "Select": "selected",
             "Mixture": "mixture",
+            "Fuse": "answers",
         }
         return roles[self.form]
 
@@ -92,7 +100,7 @@ class Layout:
 
     def answering(self, column: Column) -> tuple[str, ...]:
         """Return the names of the models that answer a benchmark by themselves, each once."""
-        rows = (name for row in self.rows for name in (row.members or (row.name,)))
+        rows = (name for row in self.rows for name in row.answering)
         baseline = column.baseline
         own = (baseline,) if baseline is not None and baseline in self.models else ()
         return tuple(dict.fromkeys((*rows, *own)))
@@ -136,9 +144,12 @@ def _rows(spec: ExperimentSpec, models: Iterable[str], without: frozenset[str]) 
 
 
 def _form_of(system: System) -> Form:
-    if system.select is not None:
-        return "Select"
-    return "Model" if system.mixture is None else "Mixture"
+    forms: tuple[tuple[object, Form], ...] = (
+        (system.select, "Select"),
+        (system.mixture, "Mixture"),
+        (system.fuse, "Fuse"),
+    )
+    return next((form for section, form in forms if section is not None), "Model")
 
 
 _Expand: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
@@ -154,11 +165,17 @@ def _mixture(system: System, expand: _Expand) -> Row:
     return Row(system.name, system.name, "Mixture", expand(system.mixture.proposers), mixture=system.mixture)
 
 
+def _fused(system: System, expand: _Expand) -> Row:
+    assert system.fuse is not None
+    return Row(system.name, system.name, "Fuse", expand(system.fuse.sources), fuse=system.fuse)
+
+
 _FORMS: Mapping[Form, Callable[[System, _Expand], Row]] = {
     # The answers of a source have its name, so that other systems share them.
     "Model": lambda system, _expand: Row(system.source or system.name, system.name, "Model"),
     "Select": _selection,
     "Mixture": _mixture,
+    "Fuse": _fused,
 }
 """How a system of each form becomes a row."""
 
@@ -200,7 +217,8 @@ def evaluated_systems(spec: ExperimentSpec, layout: Layout) -> tuple[EvaluatedSy
             form=row.form,
             members=row.members,
             choices=_choices(row),
-            uses_reward=row.name in {SFT_SYSTEM, TRAINED_SYSTEM} or selecting_reward(row) in own,
+            # The reward chose the rows that the models of the experiment are trained on.
+            uses_reward=row.name in {SFT_SYSTEM, TRAINED_SYSTEM} or row.form == "Fuse" or selecting_reward(row) in own,
         )
         for row in layout.rows
     )
@@ -231,6 +249,10 @@ def _choices(row: Row) -> dict[str, str]:
     """Return the unpublished choices for a row."""
     if row.mixture is not None:
         return {"aggregator": row.mixture.aggregator, "rounds": str(row.mixture.rounds)}
+    if row.fuse is not None:
+        names = ("strategy", "normalise", "alignment", "vocabulary", "weight")
+        settings = {name: str(getattr(row.fuse, name)) for name in names}
+        return {"sources": ", ".join(row.members), "rows": "those of SFT", **settings}
     if row.select is None:
         return {}
     by: dict[str, dict[str, str]] = {

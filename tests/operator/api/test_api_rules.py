@@ -120,6 +120,12 @@ ACCEPTED |= {
         sources=["yi"], strategy="AvgCE", normalise="PerByte", topK=20, temperature=2, weight=0.9, alignment="DTW",
         band=0.5, compat=True, vocabulary="MS", statistics="Count", backend="vLLM", precision="float32"),
     "a fusion of all sources": fused(),
+    "a system that fuses, as a member and a baseline": evaluated(
+        benchmarks=[ALPACA | {"baseline": "fusellm"}],
+        judges=[JUDGE],
+        systems=[{"name": "fusellm", "fuse": FUSION | {"topK": 3}},
+                 {"name": "pack", "select": PACK | {"members": ["fusellm", "*"]}},
+                 {"name": "moa", "mixture": MOA | {"aggregator": "fusellm"}}]),
 }  # fmt: skip
 
 SELF = {"name": "pack", "select": {"by": "Random", "members": ["pack", "yi"]}}
@@ -132,6 +138,12 @@ NAMES: dict[str, tuple[dict[str, Any], str, str]] = {
         "spec.evaluation.systems[0].mixture.proposers[0] is gwen", "members are models: target, sft (if sft.enabled)"),
     "a fused source that is not there": (
         fused(sources=["yi", "gwen"]), "spec.sft.fusion.sources[1] is gwen", "the models that are fused are sources"),
+    "a fused source of a system that is not there": (
+        system(fuse={"sources": ["gwen"]}),
+        "spec.evaluation.systems[0].fuse.sources[0] is gwen", "the models that are fused are sources"),
+    "a fused source of a system beside all of them": (
+        system(fuse={"sources": ["yi", "*"]}),
+        "spec.evaluation.systems[0].fuse.sources[0] is yi", "`*` contains all sources, so a source must not be"),
     "the target as a fused source": (
         fused(sources=["target"]), "spec.sft.fusion.sources[0] is target", "the models that are fused are sources"),
     "a fused source beside all of them": (
@@ -249,6 +261,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "fusion without SFT": ({"sft": {"enabled": False, "fusion": FUSION}}, "fusion is part of SFT, which is disabled"),
     "fusion on prompts": (
         {"sft": {"lossTokens": "All", "fusion": FUSION}}, "the fusion loss is on tokens of responses alone"),
+    "a system that fuses without SFT": (
+        {**system(fuse=FUSION), "sft": {"enabled": False}}, "a system with fuse trains on the rows of SFT, which is"),
+    "a system that fuses with a loss on prompts": (
+        {**system(fuse=FUSION), "sft": {"lossTokens": "All"}}, "a system with fuse trains as SFT does"),
+    "a system of two forms, one of which fuses": (
+        system(fuse=FUSION, source="yi"), "a system must have exactly one of model, source, select, mixture and fuse"),
     "the released mistake with spans": (fused(compat=True), "compat is about the released code, which aligns tokens"),
     "a band of spans": (fused(band=0.5), "band limits dynamic time warping"),
     "counted pairs that nothing uses": (fused(statistics="Count"), "statistics of aligned pairs are part of"),
@@ -283,7 +301,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "apiKeySecretRef is sent to an endpoint, and this judge has none"),
     "a judge named as the reward": (judge(name="main"), "name `main` is that of the experiment's reward"),
     "a judge that names a benchmark twice": (judge(benchmarks=["alpaca"] * 2), "benchmarks names one twice"),
-    "a system without any form": (system(), "a system must have exactly one of model, source, select and mixture"),
+    "a system without any form": (system(), "must have exactly one of model, source, select, mixture and fuse"),
     "a system of two forms": (system(mixture=MOA, select=PACK), "a system must have exactly one of model, source"),
     "a system named as the target": (system("target", mixture=MOA), "names `target`, `sft` and `trained` are those of"),
     "PairRM without a ranker": (

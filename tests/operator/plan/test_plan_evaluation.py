@@ -48,6 +48,8 @@ SYSTEMS = [
     {"name": "blender", "select": {"by": "PairRM", "members": ["*", "big"], "ranker": {"model": "org/rm"}}},
     {"name": "best", "select": {"by": "Reward", "members": ["sft", "trained"]}},
     {"name": "floor", "select": {"by": "Random", "members": ["*"]}},
+    {"name": "fusellm", "fuse": {"sources": ["*"], "strategy": "AvgCE"}},
+    {"name": "with-fused", "select": {"by": "Perplexity", "members": ["fusellm", "sft"]}},
 ]
 ALPACA, GPT = BENCHMARKS[:1], JUDGES[:1]
 
@@ -75,7 +77,7 @@ FEW = st.builds(
         lambda found: [*found, *(judge for judge in (JUDGES[0], JUDGES[3]) if judge not in found)]
     ),
     st.lists(st.sampled_from(SYSTEMS[2:]), unique_by=lambda item: item["name"]).map(
-        lambda found: found if SYSTEMS[2] in found else [*found, SYSTEMS[2]]
+        lambda found: [*found, *(system for system in (SYSTEMS[2], SYSTEMS[8]) if system not in found)]
     ),
     st.sampled_from([{}, {"shards": 4}]),
 )
@@ -126,7 +128,7 @@ def test_equal_cells_of_two_experiments_have_equal_addresses() -> None:
 def test_one_set_of_the_sources_answers_serves_rows_selections_and_mixtures() -> None:
     graph = graph_of(benchmarks=ALPACA, judges=GPT, systems=SYSTEMS)
     assert sorted(name for name in names(graph, "answer") if name.endswith("--alpaca")) == [
-        f"{model}--alpaca" for model in ("big", "qwen", "sft", "target", "trained", "yi")
+        f"{model}--alpaca" for model in ("big", "fusellm", "qwen", "sft", "target", "trained", "yi")
     ]
     readers = {name for name, node in graph.items() if "answers/qwen--alpaca" in node.inputs}
     assert readers == {
@@ -269,11 +271,25 @@ def test_the_aggregation_says_what_trained_or_selected_each_system() -> None:
     params = graph_of(**EVERYTHING)["evaluate"].params
     assert isinstance(params, EvaluateParams)
     rows = {system.label: system for system in params.systems}
-    assert {label for label, row in rows.items() if row.uses_reward} == {"sft", "WRPO-DPO", "best"}
+    assert {label for label, row in rows.items() if row.uses_reward} == {"sft", "WRPO-DPO", "best", "fusellm"}
     assert (rows["large"].name, rows["large"].answers, rows["large"].form) == ("qwen", "answers", "Model")
     assert (rows["moa"].answers, rows["moa"].members) == ("mixture", ("qwen", "yi"))
     assert rows["moa"].choices == {"aggregator": "big", "rounds": "2"}
     assert rows["pack"].choices == {"by": "Perplexity", "text": "Plain", "normalise": "PerToken"}
+    assert (rows["fusellm"].form, rows["fusellm"].answers, rows["fusellm"].members) == (
+        "Fuse",
+        "answers",
+        ("qwen", "yi"),
+    )
+    assert rows["fusellm"].choices == {
+        "sources": "qwen, yi",
+        "rows": "those of SFT",
+        "strategy": "AvgCE",
+        "normalise": "PerToken",
+        "alignment": "Spans",
+        "vocabulary": "MinED",
+        "weight": "0.1",
+    }
     columns = {column.name: column for column in params.benchmarks}
     assert (columns["held-out"].protocol, columns["held-out"].rewards) == (None, ("main", "length"))
     assert (columns["arena"].judges, columns["arena"].baseline) == (("gpt", "own", "self"), "moa")
@@ -310,7 +326,7 @@ def test_a_benchmark_whose_baseline_has_failed_is_left_out() -> None:
 
 
 def test_an_experiment_of_more_stages_than_a_status_holds_is_refused_with_their_numbers() -> None:
-    systems = [*SYSTEMS, *({"name": f"s{index}", "model": {"model": "org/s"}} for index in range(24))]
+    systems = [*SYSTEMS[:8], *({"name": f"s{index}", "model": {"model": "org/s"}} for index in range(24))]
     spec = parse_spec(raw_spec(evaluation={**EVERYTHING, "systems": systems}))
     assert graph_errors(parse_spec(raw_spec(evaluation=EVERYTHING))) == ()
     remedy = "Divide spec.evaluation among several experiments, which share equal stages."
@@ -354,6 +370,8 @@ def test_a_judge_that_does_not_answer_is_a_blocker_until_the_next_attempt(code: 
 
 NEEDS: dict[str, tuple[str, list[str]]] = {
     "an answer": ("answer/big--arena", ["Generation"]),
+    "an answer of a fused model": ("answer/fusellm--arena", ["Generation"]),
+    "the training of a fused model": ("fuse/fusellm", ["Training"]),
     "a mixture": ("mixture/moa--arena", ["Generation"]),
     "a perplexity": ("perplexity/yi--arena", ["Generation"]),
     "a rank": ("rank/blender--arena", ["Scoring"]),

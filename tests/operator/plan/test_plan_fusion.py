@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 from support.builders import AUTOMATIC, merged, raw_spec
 
-from wrpo_engine.config import SftParams
+from wrpo_engine.config import FuseParams, SftParams
 from wrpo_engine.contract.definition import Image
+from wrpo_engine.contract.evaluation import AnswerParams
 from wrpo_engine.contract.fusing import AlignParams, RepresentParams
 from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageNode
+from wrpo_operator.plan.resources import gang_of
 
 
 def graph_of(*changes: Any, without: frozenset[str] = frozenset()) -> dict[str, StageNode]:
@@ -105,3 +107,58 @@ def test_a_fusion_whose_sources_have_all_failed_is_not_left_out() -> None:
     graph = graph_of(fused(sources=["qwen"]), without=frozenset({"qwen"}))
     assert list(graph["align/all"].inputs) == ["represent/target", "represent/qwen"]
     assert "align/all" in graph["sft"].inputs
+
+
+FUSELLM = {"name": "fusellm", "fuse": {"sources": ["*"], "weight": 0.2}}
+
+
+def with_systems(*systems: Any, **evaluation: Any) -> dict[str, Any]:
+    return {"evaluation": {"systems": list(systems), **evaluation}}
+
+
+def test_a_system_that_fuses_is_trained_from_the_target_as_sft_is() -> None:
+    graph = graph_of(with_systems(FUSELLM), {"sft": {"learningRate": 1e-5, "epochs": 3}})
+    own, plain = graph["fuse/fusellm"], graph["sft"]
+    assert isinstance(own.params, FuseParams)
+    assert isinstance(plain.params, SftParams)
+    differing = {"stage", "fusion"}
+    assert own.params.model_dump(exclude=differing) == plain.params.model_dump(exclude=differing)
+    assert own.params.fusion is not None
+    assert (own.params.fusion.targets, own.params.fusion.weight) == ("align/fusellm--fuse", 0.2)
+    assert set(own.inputs) == {"sft-rows", "align/fusellm--fuse"}
+    assert own.runtime == plain.runtime
+    assert plain.params.fusion is None
+
+
+def test_a_system_that_fuses_answers_with_the_model_that_it_trained() -> None:
+    graph = graph_of(with_systems(FUSELLM, {"name": "pack", "select": {"by": "Random", "members": ["fusellm", "yi"]}}))
+    answer = graph["answer/fusellm--held-out"]
+    assert isinstance(answer.params, AnswerParams)
+    assert answer.params.model.input == "fused/fusellm"
+    assert list(answer.inputs) == ["prompts", "fused/fusellm"]
+    assert "answers/fusellm--held-out" in graph["select/pack--held-out"].inputs
+    assert not [name for name in graph if name.startswith("answer/qwen")], "fused sources answer nothing by themselves"
+
+
+def test_systems_that_fuse_change_no_stage_of_the_experiment_and_share_distributions() -> None:
+    other = {"name": "other", "fuse": {"sources": ["yi"], "strategy": "AvgCE"}}
+    before, after = graph_of(fused()), graph_of(fused(), with_systems(FUSELLM, other))
+    new = {name for name in after if name not in before}
+    assert {name for name in new if name.partition("/")[0] in {"represent", "align", "fuse"}} == {
+        "align/fusellm--fuse", "align/other--fuse", "fuse/fusellm", "fuse/other",
+    }  # fmt: skip
+    assert {name for name, node in before.items() if after[name].hash != node.hash} == {"evaluate", "report"}
+
+
+def test_a_disabled_evaluation_trains_no_system() -> None:
+    graph = graph_of(with_systems(FUSELLM, enabled=False))
+    assert not [name for name in graph if name.startswith(("represent", "align", "fuse"))]
+
+
+def test_a_system_that_fuses_has_the_pods_of_sft() -> None:
+    spec = parse_spec(
+        merged(raw_spec(), {**with_systems(FUSELLM), "sft": {"nodes": 2, "gpusPerNode": 4}, "training": {"nodes": 9}})
+    )
+    node = next(node for node in build_graph(spec) if str(node.id) == "fuse/fusellm")
+    gang = gang_of(spec, node)
+    assert (gang.nodes, gang.gpus_per_node) == (2, 4)

@@ -134,6 +134,10 @@ BASES: dict[str, JsonObject] = {
     ),
     "fusion of spans": raw_spec(sft={"fusion": {"sources": ["*"]}}),
     "fusion of warped tokens": raw_spec(sft={"fusion": {"sources": ["qwen"], "alignment": "DTW", "vocabulary": "MS"}}),
+    "a system that fuses spans": raw_spec(evaluation={"systems": [{"name": "f", "fuse": {"sources": ["*"]}}]}),
+    "a system that fuses warped tokens": raw_spec(
+        evaluation={"systems": [{"name": "f", "fuse": {"sources": ["qwen"], "alignment": "DTW", "vocabulary": "MS"}}]}
+    ),
     "SimPO": raw_spec(training={"objective": "SimPO"}),
     "IPO": raw_spec(training={"objective": "WRPO-IPO"}),
     "a bucket": raw_spec(storage={"volume": None, "s3": BUCKET}),

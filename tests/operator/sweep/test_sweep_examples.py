@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from support.crd_validation import refusals
 
+from wrpo_engine.contract.evaluation import EvaluateParams
 from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.api.sweep import parse_sweep
 from wrpo_operator.api.sweep_crd import sweep_schema
 from wrpo_operator.api.yamlio import load_all
 from wrpo_operator.cli.sweep_plan import expanded
+from wrpo_operator.plan.graph import build_graph
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 FILES = {path.stem: path for path in (*sorted((EXAMPLES / "paper").glob("*.yaml")), EXAMPLES / "sweep-laptop.yaml")}
@@ -45,6 +47,24 @@ ROWS = {
 }
 
 
+SYSTEMS = {
+    "Mistral-Large": ("mistral-large", "source"),
+    "Gemma2-27B": ("gemma-2-27b", "source"),
+    "Qwen2-72B": ("qwen2-72b", "source"),
+    "LLaMA3-70B": ("llama-3-70b", "source"),
+    "Gemma2-9B": ("gemma-2-9b", "source"),
+    "DeepSeek-V2": ("deepseek-v2", "source"),
+    "DeepSeek-Coder-V2": ("deepseek-coder-v2", "source"),
+    "Yi-1.5-34B": ("yi-1-5-34b", "source"),
+    "Phi-3-Medium": ("phi-3-medium", "source"),
+    "PackLLM-Top1-PPL": ("packllm", "select"),
+    "LLM-Blender-Top1": ("llm-blender", "select"),
+    "MoA": ("moa", "mixture"),
+    "Target-FuseLLM": ("target-fusellm", "fuse"),
+}
+"""Rows of the main table that are systems of the variant `wrpo`, with their form. The target is evaluated anyhow."""
+
+
 def sweep_of(name: str) -> dict[str, Any]:
     (document,) = load_all(FILES[name].read_text(encoding="utf-8"))
     found: dict[str, Any] = document
@@ -67,6 +87,20 @@ def test_an_example_is_accepted_by_the_schema_and_every_variant_is_valid(name: s
 @pytest.mark.parametrize(("table", "row"), ROWS, ids=" ".join)
 def test_every_row_of_the_papers_tables_is_a_variant(table: str, row: str) -> None:
     assert ROWS[table, row] in specs(table)
+
+
+@pytest.mark.parametrize("row", SYSTEMS)
+def test_every_further_row_of_the_main_table_is_a_system(row: str) -> None:
+    name, form = SYSTEMS[row]
+    (system,) = (system for system in specs("main")["wrpo"].evaluation.systems if system.name == name)
+    assert getattr(system, form) is not None
+
+
+def test_the_main_table_has_a_row_of_the_target_and_of_each_system() -> None:
+    aggregation = next(node for node in build_graph(specs("main")["wrpo"]) if str(node.id) == "evaluate").params
+    assert isinstance(aggregation, EvaluateParams)
+    systems = [name for name, _ in SYSTEMS.values()]
+    assert [row.label for row in aggregation.systems] == ["target", "sft", "WRPO-DPO", *systems]
 
 
 def test_the_variants_are_what_their_rows_say() -> None:

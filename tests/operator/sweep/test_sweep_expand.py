@@ -15,6 +15,7 @@ from wrpo_operator.api.spec import SpecError, parse_spec
 from wrpo_operator.api.sweep import parse_sweep
 from wrpo_operator.api.sweep_status import SourceOrder
 from wrpo_operator.api.yamlio import load
+from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.sweep_expand import Expansion, expand, source_order
 from wrpo_operator.plan.sweep_patch import PatchError, apply_patch
 
@@ -274,8 +275,41 @@ def test_every_experiment_gets_an_equal_share_of_the_accelerators_at_most_its_ow
 
 
 def test_systems_are_appended_to_the_evaluation_of_every_variant() -> None:
+    own = {"name": "own", "source": "qwen"}
+    further = [
+        {"name": "pack", "select": {"by": "Perplexity", "members": ["*", "target"]}},
+        {"name": "moa", "mixture": {"proposers": ["*"], "aggregator": "target"}},
+        {"name": "fusellm", "fuse": {"sources": ["*"]}},
+    ]
+    found = expanded(
+        systems=further,
+        experiment=raw_spec(evaluation={"systems": [own]}),
+        variants=[{"name": "a"}, {"name": "b", "set": {"training.objective": "DPO"}}],
+    )
+    assert found.errors == ()
+    for row in found.rows:
+        spec = parse_spec(row.experiments[0].spec)
+        assert [system.name for system in spec.evaluation.systems] == ["own", "pack", "moa", "fusellm"]
+        stages = {str(node.id) for node in build_graph(spec)}
+        assert {"answer/qwen--held-out", "select/pack--held-out", "mixture/moa--held-out", "fuse/fusellm"} <= stages
+
+
+def test_a_system_that_a_variant_cannot_have_is_an_error_of_that_variant() -> None:
+    errors = errors_of(
+        systems=[{"name": "fusellm", "fuse": {"sources": ["*"]}}],
+        variants=[{"name": "a"}, {"name": "b", "set": {"sft.enabled": False}}],
+    )
+    (error,) = errors
+    assert error == (
+        "Variant b: spec: a system with fuse trains on the rows of SFT, which is disabled; set sft.enabled to true or "
+        "remove the system."
+    )
+
+
+def test_a_system_without_a_form_is_an_error() -> None:
     errors = errors_of(systems=[{"name": "packllm"}])
-    assert all("systems" in error for error in errors)
+    assert errors
+    assert all("a system must have exactly one of model, source, select, mixture and fuse" in error for error in errors)
 
 
 @given(sweep=st.text("ab-", min_size=1, max_size=63), variant=st.text("ab.-", min_size=1, max_size=40))

@@ -22,6 +22,7 @@ from wrpo_engine.training.paths import WORK_DIRECTORIES
 
 _SUMMARIES = {
     "sft": "The target model, fine-tuned on the best responses of the source models.",
+    "fuse": "The target model, fine-tuned on responses and fused distributions of the source models.",
     "train": "A target model that learnt from the responses of several source models by "
     "{objective} (Weighted-Reward Preference Optimization, arXiv:2412.03187).",
 }
