@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.builders import AUTOMATIC, merged, raw_spec
+from support.builders import AUTOMATIC, make_experiment, make_planned, merged, raw_spec
 
 from wrpo_engine.config import FuseParams, SftParams
 from wrpo_engine.contract.definition import Image
 from wrpo_engine.contract.evaluation import AnswerParams
 from wrpo_engine.contract.fusing import AlignParams, RepresentParams
+from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageNode
 from wrpo_operator.plan.resources import gang_of
+from wrpo_operator.render.common import CONFIG_FILE, config_map
 
 
 def graph_of(*changes: Any, without: frozenset[str] = frozenset()) -> dict[str, StageNode]:
@@ -162,3 +164,21 @@ def test_a_system_that_fuses_has_the_pods_of_sft() -> None:
     node = next(node for node in build_graph(spec) if str(node.id) == "fuse/fusellm")
     gang = gang_of(spec, node)
     assert (gang.nodes, gang.gpus_per_node) == (2, 4)
+
+
+STAGES = {
+    "represent/target": "represent",
+    "align/fusellm--fuse": "align",
+    "fuse/fusellm": "fuse",
+    "answer/fusellm--held-out": "answer",
+}
+
+
+@pytest.mark.parametrize(("stage", "kind"), STAGES.items())
+def test_the_engine_reads_the_configuration_of_each_stage_of_a_fusion(stage: str, kind: str) -> None:
+    experiment = make_experiment(**with_systems(FUSELLM))
+    manifest = config_map(experiment, experiment.spec, make_planned(experiment, stage))
+    config = StageConfig.model_validate_json(manifest["data"][CONFIG_FILE])
+    assert config.params.kind() == kind
+    named = config.params.model_dump(include={"target_input", "source_inputs", "fusion", "model"})
+    assert {role for role in config.inputs if f"'{role}'" in str(named)} == set(config.inputs) - {"sft-rows", "prompts"}
