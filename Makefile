@@ -37,6 +37,7 @@ lint:
 
 types:
 	@$(VENV)/mypy
+	@$(VENV)/mypy --config-file tests/mypy.ini tests
 
 imports:
 	@$(VENV)/lint-imports

@@ -134,7 +134,8 @@ def test_the_error_of_a_row_is_the_line_of_the_last_exception(output: str, expec
 def a_part(**changes: Any) -> Part:
     column = Column("step_ms", "step, ms")
     columns = (column, Column("mfu", "MFU", 1, is_share=True))
-    return Part(**{"name": "x", "what": "some layers", "budget_s": 1, "columns": columns, "ratio": column} | changes)
+    fields: dict[str, Any] = {"name": "x", "what": "some layers", "budget_s": 1, "columns": columns, "ratio": column}
+    return Part(**fields | changes)
 
 
 ROWS = (

@@ -105,8 +105,8 @@ class Rig:
         data = None if text is None else io.BytesIO(text)
         headers = {"Authorization": f"Bearer {token}", "Content-Type": content}
         async with self.http.request(method, path, data=data, headers=headers) as response:
-            text = await response.text()
-            return response.status, json.loads(text) if text.startswith(("{", "[")) else text
+            found = await response.text()
+            return response.status, json.loads(found) if found.startswith(("{", "[")) else found
 
 
 async def refusal(awaitable: Awaitable[Any]) -> ApiError:

@@ -9,7 +9,7 @@ import secrets
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class Kube:
         found: JsonObject = json.loads(self.kubectl("get", kind, name, "-o", "json"))
         return found
 
-    def list(self, kind: str, selector: str = "") -> list[JsonObject]:
+    def list(self, kind: str, selector: str = "") -> Sequence[JsonObject]:
         answer: JsonObject = json.loads(self.kubectl("get", kind, "-l", selector, "-o", "json"))
         return list(answer["items"])
 
@@ -96,10 +96,10 @@ class Kube:
         stages = self.status(name).get("stages", [])
         return next((entry for entry in stages if entry["name"] == stage), {})
 
-    def children(self, name: str, backend: str = "PyTorchJob") -> list[JsonObject]:
+    def children(self, name: str, backend: str = "PyTorchJob") -> Sequence[JsonObject]:
         """Return the Jobs and the training backend's children of an experiment."""
         selector, resource = f"wrpo.ai/experiment={name}", BACKENDS[backend].resource
-        return self.list("jobs", selector) + self.list(f"{resource.plural}.{resource.group}", selector)
+        return [*self.list("jobs", selector), *self.list(f"{resource.plural}.{resource.group}", selector)]
 
     def wait_phase(self, name: str, phase: str, timeout_s: float = LIMIT_S) -> JsonObject:
         def reached() -> JsonObject | None:

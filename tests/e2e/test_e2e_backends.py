@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,7 +31,7 @@ def is_installed(kube: Kube, backend: BackendKind) -> bool:
     return bool(kube.run("kubectl", "get", "crd", crd, "--ignore-not-found", "-o", "name").strip())
 
 
-@pytest.fixture(params=OTHERS.values(), ids=OTHERS)
+@pytest.fixture(params=list(OTHERS.values()), ids=list(OTHERS))
 def backend(request: pytest.FixtureRequest, kube: Kube) -> BackendKind:
     """A training backend that somebody runs on the cluster."""
     found: BackendKind = request.param
@@ -74,11 +76,15 @@ def two_nodes(name: str, backend: str, **spec: Any) -> JsonObject:
     return experiment(name, training=training, scheduling={"gang": "BestEffort"}, **spec)
 
 
-def children(kube: Kube, name: str, resource: ResourceType) -> list[JsonObject]:
+def children(kube: Kube, name: str, resource: ResourceType) -> Sequence[JsonObject]:
     return kube.list(crd_of(resource), f"wrpo.ai/experiment={name}")
 
 
-def pods_of(kube: Kube, name: str, stage: str) -> list[JsonObject]:
+def has_none(kube: Kube, name: str, resource: ResourceType) -> bool:
+    return not children(kube, name, resource)
+
+
+def pods_of(kube: Kube, name: str, stage: str) -> Sequence[JsonObject]:
     return kube.list("pods", f"wrpo.ai/experiment={name},wrpo.ai/stage={stage}")
 
 
@@ -140,7 +146,7 @@ def test_a_gang_is_suspended_resumed_and_recreated_when_it_loses_a_pod(kube: Kub
     wait_until("both pods run in the next attempt", lambda: _both(kube, name, "sft"))
     kube.kubectl("delete", "wrpoexperiment", name, "--cascade=background", "--wait=true")
     for resource in (backend.resource, *backend.companions):
-        wait_until(f"its {resource.plural} are gone", lambda r=resource: not children(kube, name, r))
+        wait_until(f"its {resource.plural} are gone", partial(has_none, kube, name, resource))
     wait_until("its pods are gone", lambda: not pods_of(kube, name, "sft"))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from click.testing import CliRunner
@@ -133,7 +134,7 @@ def test_every_obstacle_is_told_with_object_reason_and_remedy(kube: Kube, obstac
     if "in-queue" in obstacles:
         put_into_queue(kube)
     for name, obstacle in obstacles.items():
-        blocker = wait_until(f"{name} is told", lambda n=name, o=obstacle: blocker_of(kube, n, o.reason))
+        blocker = wait_until(f"{name} is told", partial(blocker_of, kube, name, obstacle.reason))
         assert blocker["object"].startswith(obstacle.object), blocker
         assert blocker["stage"] == "prepare"
         for words in obstacle.words:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from e2e_support import NAMESPACE, OPERATOR, SYSTEM, Kube, experiment, simulate
@@ -207,7 +208,7 @@ def test_an_edit_runs_again_only_what_depends_on_it(kube: Kube) -> None:
 
 
 def test_a_second_experiment_shares_the_first_ones_artifacts(kube: Kube) -> None:
-    reuse = {"reuse": {"salt": "shared"}}
+    reuse: dict[str, Any] = {"reuse": {"salt": "shared"}}
     kube.apply(experiment("first", **reuse), experiment("second", **reuse))
     for name in ("first", "second"):
         kube.wait_phase(name, "Succeeded")

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from e2e_real_support import Artifacts, claim_path
@@ -71,7 +72,7 @@ def test_a_stage_of_another_distribution_runs_from_the_spec_to_its_artifact(exte
     directory.mkdir(parents=True, exist_ok=True)
     prompts = "".join(f'{{"prompt": "what is {number}?"}}\n' for number in range(7))
     (directory / "prompts.jsonl").write_text(prompts, encoding="utf-8")
-    spec = {
+    spec: dict[str, Any] = {
         "prompts": {"dataset": "storage://prompts.jsonl", "sftFraction": 0.5, "evaluation": {"prompts": 1}},
         "report": {"enabled": True},
         "resources": {"shout": {"requests": {"cpu": "10m"}}},

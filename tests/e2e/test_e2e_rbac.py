@@ -48,6 +48,10 @@ NO_GPUS = {
 }
 
 
+def _has_succeeded(world: World, name: str) -> bool:
+    return bool(world.status(name).get("phase") == "Succeeded")
+
+
 def run_scenario(world: World) -> None:
     """Start, suspend, resume, retry, fail, wait, queue, delete, and post progress."""
     world.apply(*OPEN_CRDS)
@@ -75,7 +79,7 @@ def run_scenario(world: World) -> None:
     world.wait_call("patch", "podgroups", group="scheduling.volcano.sh")
     world.wait_call("patch", "podgroups", group="scheduling.x-k8s.io")
     for name in ("torch", "trainer", "jobset", "volcano", "plugins"):
-        world.wait(f"{name} succeeds", lambda name=name: world.status(name).get("phase") == "Succeeded")
+        world.wait(f"{name} succeeds", partial(_has_succeeded, world, name))
     world.wait("it fails", lambda: world.status("crashes").get("phase") == "Failed")
     for resource in ("pytorchjobs", "trainjobs", "jobsets", "jobs"):
         world.wait_call("delete", resource)

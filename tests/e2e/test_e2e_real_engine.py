@@ -318,10 +318,12 @@ def has_ended(real: Kube, stage: str) -> bool:
 def kill_the_control_plane(real: Kube) -> None:
     assert real.state_dir is not None
     wait_until("sft runs", lambda: engine_process(real, "disturbed", "sft", replica="worker"))
-    pid = lifecycle.status(real.state_dir).pid
+    state_dir = real.state_dir
+    assert state_dir is not None
+    pid = lifecycle.status(state_dir).pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    wait_until("the control plane is dead", lambda: not lifecycle.status(real.state_dir).is_running)
+    wait_until("the control plane is dead", lambda: not lifecycle.status(state_dir).is_running)
     lifecycle.up(real.state_dir)
 
 

@@ -43,10 +43,12 @@ def test_a_killed_control_plane_goes_on_without_doing_anything_twice(kube: Kube)
     before = kube.restarts()
     kube.apply(experiment("cp-killed", **kube.behave(hold="sample/a:cp-killed")))
     kube.wait_stage("cp-killed", "sample/a", "Running")
-    pid = lifecycle.status(kube.state_dir).pid
+    state_dir = kube.state_dir
+    assert state_dir is not None
+    pid = lifecycle.status(state_dir).pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    wait_until("the control plane is dead", lambda: not lifecycle.status(kube.state_dir).is_running)
+    wait_until("the control plane is dead", lambda: not lifecycle.status(state_dir).is_running)
     config = load_config(kube.state_dir)
     assert config is not None
     lifecycle.up(kube.state_dir, config=replace(config, rbac_delay_s=3.0))

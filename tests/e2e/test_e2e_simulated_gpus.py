@@ -15,7 +15,7 @@ from rbac_world import OPEN_CRDS, TEAM, World
 
 from wrpo_devcluster.config import SimulatedRule
 from wrpo_devcluster.products import parse_nodes
-from wrpo_engine.config import TerminationMessage
+from wrpo_engine.config import FetchParams, InspectParams, TerminationMessage
 from wrpo_operator.api import names
 from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.cli.install import CHECKOUT, find_chart
@@ -57,7 +57,8 @@ def stand_ins(graph: Sequence[StageNode]) -> tuple[SimulatedRule, ...]:
     for node in graph:
         does = {"fake.test/start-seconds": "0"}
         if node.id.kind in {"inspect", "fetch"}:
-            known = known_facts(node.params.model.name)  # type: ignore[union-attr]
+            assert isinstance(node.params, InspectParams | FetchParams)
+            known = known_facts(str(node.params.model.name))
             assert known is not None
             message = TerminationMessage(outcome="Succeeded", facts=known.facts)
             does["fake.test/termination-message"] = message.model_dump_json(exclude_none=True)
@@ -152,6 +153,7 @@ def test_the_published_run_uses_simulated_nodes_fully_and_never_more(tmp_path: P
         world.apply(example)
         run = Run(world, name, graph)
         while (found := run.wait_settled()) != "Succeeded":
+            assert not isinstance(found, str), found
             run.end(found)
         status = world.status(name)
     assert max(run.most) <= GPUS

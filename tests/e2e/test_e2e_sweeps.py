@@ -102,10 +102,12 @@ def test_kills_of_operator_and_control_plane_in_the_middle_end_with_the_same_swe
     kube.apply(sweep("killed", held, variants=rates(1e-6, 2e-6), parallelExperiments=1))
     kube.wait_stage("killed-rate-0", "sample/a", "Running")
     kube.kill_operator()
-    pid = lifecycle.status(kube.state_dir).pid
+    state_dir = kube.state_dir
+    assert state_dir is not None
+    pid = lifecycle.status(state_dir).pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    wait_until("the control plane is dead", lambda: not lifecycle.status(kube.state_dir).is_running)
+    wait_until("the control plane is dead", lambda: not lifecycle.status(state_dir).is_running)
     lifecycle.up(kube.state_dir)
     kube.release("sweep-killed")
     end = wait_phase(kube, "killed", "Succeeded")

@@ -32,7 +32,9 @@ class Cells:
         self.inputs["prompts"] = self._commit("prepare", {"evaluation.parquet": frame})
 
     def bench(self, benchmark: str, items: Sequence[tuple[str, Sequence[str]]]) -> None:
-        rows = [(item, index, "", list(turns), [], None) for index, (item, turns) in enumerate(items)]
+        rows: list[tuple[Any, ...]] = [
+            (item, index, "", list(turns), [], None) for index, (item, turns) in enumerate(items)
+        ]
         frame = pl.DataFrame(rows, schema=records.BENCH_ITEMS, orient="row")
         self.inputs[f"bench/{benchmark}"] = self._commit(f"bench/{benchmark}", {"items.parquet": frame})
 

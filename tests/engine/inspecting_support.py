@@ -58,7 +58,7 @@ def inspect(
     *,
     revision: str | None = None,
     storage: VolumeStorage | S3Storage | None = None,
-    **environ: str,
+    **environ: Any,
 ) -> tuple[int, TerminationMessage]:
     """Run the inspect stage."""
     params = {"stage": "inspect", "model": {"name": name, "revision": revision}, "uses": list(uses)}

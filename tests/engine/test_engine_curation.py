@@ -369,8 +369,8 @@ def test_rows_with_the_texts_of_earlier_ones_are_dropped(make_ctx: Any, commit_a
         params = {"stage": "curate-triples", "needs_source": False, "drop_duplicates": not keep}
         ctx = make_ctx(params, refs, hash_=f"{int(keep):016x}")
         result = run_triples(ctx)
-        table = pl.read_parquet(ctx.output.committed().file("triples.parquet"))
-        assert table["prompt_id"].to_list() == expected
+        triples = pl.read_parquet(ctx.output.committed().file("triples.parquet"))
+        assert triples["prompt_id"].to_list() == expected
         assert result.metrics.get("dropped_duplicate", 0) == 2 - len(expected)
 
 
@@ -391,14 +391,14 @@ def test_attribution_says_who_won_by_how_much_for_which_prompts(make_ctx: Any, c
     ctx = make_ctx({"stage": "curate-triples"}, refs)
     run_triples(ctx)
     artifact = ctx.output.committed()
-    table = pl.read_parquet(artifact.file("attribution.parquet"))
-    assert artifact.manifest.details["attribution"] == table.to_dicts()
-    assert table.filter(pl.col("cluster") == "all").rows() == [
+    shares = pl.read_parquet(artifact.file("attribution.parquet"))
+    assert artifact.manifest.details["attribution"] == shares.to_dicts()
+    assert shares.filter(pl.col("cluster") == "all").rows() == [
         ("all", 1, 8, "ann", 6, 0.75, 0, -0.25, -0.25),
         ("all", 1, 8, "bob", 2, 0.25, 2, 0.25, 0.25),
         ("all", 1, 8, "zoe", 0, 0.0, 0, None, None),
     ]
-    clusters = table.filter(pl.col("cluster") != "all", pl.col("chosen") > 0).select(
+    clusters = shares.filter(pl.col("cluster") != "all", pl.col("chosen") > 0).select(
         "cluster", "min_chars", "max_chars", "source", "chosen"
     )
     assert [row[0] for row in clusters.rows()] == ["1", "2", "3", "4"]

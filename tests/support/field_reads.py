@@ -125,9 +125,9 @@ class Reads:
             case ast.NamedExpr(target=target, value=value):
                 self._assign(target, value, names)
             case ast.For(target=target, iter=value) | ast.comprehension(target=target, iter=value):
-                for name in ast.walk(target):
-                    if isinstance(name, ast.Name):
-                        names[name.id] = names.get(name.id, NONE) | self._type(value, names)
+                for found in ast.walk(target):
+                    if isinstance(found, ast.Name):
+                        names[found.id] = names.get(found.id, NONE) | self._type(value, names)
             case ast.Assert(test=ast.Call(func=ast.Name(id="isinstance"), args=[ast.Name(id=name), kinds])):
                 names[name] = self._named(kinds)
 

@@ -27,7 +27,9 @@ def alpaca_eval(directory: Path) -> dict[str, Any]:
     glm_winrate.hf_hub_download = lambda **_: str(directory / "df_gamed.csv")
     annotations = utils.load_or_convert_to_dataframe(directory / "annotations.json")
     outputs = utils.load_or_convert_to_dataframe(directory / "model_outputs.json")
-    template = next(Path(sys.modules["alpaca_eval"].__file__).parent.rglob("alpaca_eval_clf.txt")).read_text()
+    package = sys.modules["alpaca_eval"].__file__
+    assert package is not None
+    template = next(Path(package).parent.rglob("alpaca_eval_clf.txt")).read_text()
     rows = annotations[["instruction", "output_1", "output_2"]]
     prompts, _ = utils.make_prompts(df=rows, template=template)
     found = metrics.get_length_controlled_winrate(annotations, save_weights_dir=None, is_warn_extreme_changes=False)

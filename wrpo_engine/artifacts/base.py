@@ -135,7 +135,7 @@ class StoredWriter(ABC):
         return contextlib.nullcontext()
 
     def publish(
-        self, name: str, write: Callable[[Path], None], *, replace: bool = False, sha256: str | None = None
+        self, name: str, write: Callable[[Path], object], *, replace: bool = False, sha256: str | None = None
     ) -> Path:
         """Let `write` fill a temporary file, then make it appear as `name`; see `ArtifactWriter.publish`."""
         final = self.directory / name

@@ -67,7 +67,7 @@ class ArtifactWriter(Protocol):
         ...
 
     def publish(
-        self, name: str, write: Callable[[Path], None], *, replace: bool = False, sha256: str | None = None
+        self, name: str, write: Callable[[Path], object], *, replace: bool = False, sha256: str | None = None
     ) -> Path:
         """Let `write` fill a temporary file, then make it appear as `name` at once and durably; return its local path.
 

@@ -111,7 +111,8 @@ def test_a_claim_is_bound_with_what_it_asked_for() -> None:
 
 
 def test_only_pods_of_vanished_nodes_are_orphans() -> None:
-    here, there, waiting = {"spec": {"nodeName": "n"}}, {"spec": {"nodeName": "gone"}}, {"spec": {}}
+    pods: list[JsonObject] = [{"spec": {"nodeName": "n"}}, {"spec": {"nodeName": "gone"}}, {"spec": {}}]
+    here, there, waiting = pods
     assert orphans([here, there, waiting], {"n"}) == [there]
 
 

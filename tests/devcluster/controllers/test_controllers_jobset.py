@@ -60,8 +60,8 @@ def conditions_of(decision: Decision) -> list[tuple[str, str, str]]:
 
 
 (JOB,) = created(make_jobset())
-NO_RESTART = {"failurePolicy": {"maxRestarts": 0}}
-FINAL = {"failurePolicy": {"maxRestarts": 0, "rules": [
+NO_RESTART: dict[str, Any] = {"failurePolicy": {"maxRestarts": 0}}
+FINAL: dict[str, Any] = {"failurePolicy": {"maxRestarts": 0, "rules": [
     {"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]}}  # fmt: skip
 SUSPENDED = decide(make_jobset(suspend=True), [], NOON).status
 CASES: dict[str, tuple[JsonObject, JsonObject | None, list[tuple[str, str, str]]]] = {
@@ -163,7 +163,7 @@ def test_success_may_need_one_replicated_job_alone() -> None:
 
 
 @pytest.mark.parametrize(("status", "state"), [("Ready", {"ready": 1, "succeeded": 1}), ("Complete", {})])
-def test_a_replicated_job_waits_for_what_it_depends_on(status: str, state: dict[str, int]) -> None:
+def test_a_replicated_job_waits_for_what_it_depends_on(status: str, state: dict[str, Any]) -> None:
     jobset = make_jobset(entry("a"), entry("b", dependsOn=[{"name": "a", "status": status}]))
     (a,) = created(jobset)
     assert decide(jobset, [ended(a, active=2, ready=1)], NOON).create == ()

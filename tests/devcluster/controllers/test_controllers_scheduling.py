@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -151,7 +152,7 @@ def test_room_that_a_silent_watch_hides_is_found_before_a_pod_is_refused() -> No
         async with simulated(lambda *_: []) as (client, _):
             for number, _ in enumerate(GPU_NODES):
                 await client.create(PODS, pod(f"p{number}", 8), "ns")
-                await until(lambda name=f"p{number}": place(client, name))
+                await until(partial(place, client, f"p{number}"))
             client.objects.pop((PODS, "ns", "p0"))
             await client.create(PODS, pod("late", 8), "ns")
             return str(await until(lambda: place(client, "late")))

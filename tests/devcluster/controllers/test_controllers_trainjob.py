@@ -41,6 +41,10 @@ def make_trainjob(*, status: JsonObject | None = None, trainer: JsonObject | Non
     }
 
 
+RUNS_SHORTLY: dict[str, Any] = {"fake.test/run-seconds": "1"}
+RUNS_ON: dict[str, Any] = {"fake.test/run-seconds": "forever"}
+
+
 def make_runtime(*, policy: JsonObject | None = None, **annotations: str) -> JsonObject:
     node = {
         "name": "node",
@@ -230,7 +234,7 @@ def test_a_trainjob_waits_for_its_runtime_and_then_runs_to_its_end() -> None:
             assert message == (
                 "TrainJob resources reconciliation failed: there is no TrainingRuntime named t; create it"
             )
-            await client.create(TRAINING_RUNTIMES, make_runtime(**{"fake.test/run-seconds": "1"}), "ns")
+            await client.create(TRAINING_RUNTIMES, make_runtime(**RUNS_SHORTLY), "ns")
 
             async def complete() -> bool:
                 return has_condition(await client.get(TRAIN_JOBS, "t", "ns"), "Complete")
@@ -246,7 +250,7 @@ def test_a_trainjob_waits_for_its_runtime_and_then_runs_to_its_end() -> None:
 def test_suspending_ends_the_pods_and_resuming_starts_new_ones() -> None:
     async def scenario() -> None:
         async with simulated(controllers) as (client, _):
-            await client.create(TRAINING_RUNTIMES, make_runtime(**{"fake.test/run-seconds": "forever"}), "ns")
+            await client.create(TRAINING_RUNTIMES, make_runtime(**RUNS_ON), "ns")
             await client.create(TRAIN_JOBS, make_trainjob(), "ns")
 
             async def running() -> set[str]:

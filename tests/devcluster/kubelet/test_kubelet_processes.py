@@ -71,8 +71,8 @@ class Node:
         self.kubelet.attach(self.hub)
         self.logs = FileLogReader(client, clock, self.runtime.log_dir)
 
-    def _issue(self, namespace: str, account: str, *, audiences: Any, expires_s: int, pod: Any) -> str:
-        self.tokens.append((namespace, account, audiences, expires_s))
+    def _issue(self, namespace: str, service_account: str, *, audiences: Any, expires_s: int, pod: Any) -> str:
+        self.tokens.append((namespace, service_account, audiences, expires_s))
         return f"token-{len(self.tokens)}"
 
     async def close(self) -> None:
@@ -348,7 +348,7 @@ def test_a_crashing_container_is_restarted_with_growing_pauses(tmp_path: Path) -
 
 
 def test_init_containers_run_first_and_a_failed_one_fails_the_pod(tmp_path: Path) -> None:
-    init = [
+    init: list[JsonObject] = [
         {"name": "one", "image": "i", "command": ["sh", "-c", "echo first > /shared/x"], "volumeMounts": []},
         {"name": "two", "image": "i", "command": ["sh", "-c", "exit 4"]},
     ]

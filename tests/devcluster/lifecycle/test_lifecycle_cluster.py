@@ -7,6 +7,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -307,7 +308,7 @@ def test_dependents_follow_their_owner_and_orphans_stay(tmp_path: Path) -> None:
             await client.delete(CONFIG_MAPS, "foreground", "default", propagation="Foreground")
             await client.delete(CONFIG_MAPS, "orphan", "default", propagation="Orphan")
             for name in ("background-child", "foreground", "foreground-child", "orphan"):
-                await until(lambda name=name: is_absent(name))
+                await until(partial(is_absent, name))
             left = await client.get(CONFIG_MAPS, "orphan-child", "default")
             assert not left["metadata"].get("ownerReferences")
             stray = {"apiVersion": "v1", "kind": "ConfigMap", "name": "never", "uid": "no-such-uid"}

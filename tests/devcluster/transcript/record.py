@@ -6,10 +6,11 @@
 usage: record.py OUT.json   (environment: KUBE_URL, KUBE_CA, and KUBE_CERT+KUBE_KEY or KUBE_TOKEN)
 The list is one story: later requests depend on earlier ones. Every entry: name, request, status, selected headers, body.
 Run it against two servers and compare the files with compare.py.
-It stays as it was when the real server was recorded, line for line, so that records stay comparable; only the two long waits
+It stays as it was when the real server was recorded, but for its types, so that records stay comparable; only the two long waits
 are taken from the environment (RECORD_GC_WAIT_S, RECORD_JOBS_WAIT_S), because they measure the real server's pace, not answers.
 """
 import json, os, re, sys, time
+from typing import Any
 import requests
 
 URL, CA = os.environ["KUBE_URL"], os.environ.get("KUBE_CA", True)
@@ -18,12 +19,12 @@ if "KUBE_CERT" in os.environ: S.cert = (os.environ["KUBE_CERT"], os.environ["KUB
 TOKEN = os.environ.get("KUBE_TOKEN")
 MERGE, JSONP, SMP, APPLY = (f"application/{x}" for x in ("merge-patch+json", "json-patch+json", "strategic-merge-patch+json", "apply-patch+yaml"))
 TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"
-OUT, uids, rvs = [], {}, {}
+OUT: list[Any] = []; uids: dict[str, Any] = {}; rvs: dict[str, Any] = {}
 
 UID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 RANDOM = re.compile(r"\b(gen|kube-api-access|plain|policy|failing|indexed-\d|perindex-\d|bad-0|late|ttl|huge|pull|paused|j)-[bcdfghjklmnpqrstvwxz2456789]{5}\b")
 
-def norm(x, key=None):
+def norm(x: Any, key: str | None = None) -> Any:
     """Replace what differs between runs: uids, resourceVersions, times, ages, addresses, tokens, random suffixes; order what has no order."""
     if isinstance(x, dict):
         return {UID.sub("<uid>", re.sub(r"10\.244\.\d+\.\d+", "<ip>", k)): norm(v, k) for k, v in x.items()}
@@ -41,12 +42,12 @@ def norm(x, key=None):
         return x
     return x
 
-def call(name, method, path, body=None, ctype="application/json", accept="application/json", stream=None, token=None, note=None, **params):
+def call(name: str, method: str, path: str, body: Any = None, ctype: str = "application/json", accept: str = "application/json", stream: bool | None = None, token: str | None = None, note: str | None = None, **params: Any) -> Any:
     h = {"Accept": accept}
     if body is not None: h["Content-Type"] = ctype
     if token or TOKEN: h["Authorization"] = f"Bearer {token or TOKEN}"
     data = body if isinstance(body, (str, bytes)) or body is None else json.dumps(body)
-    kw = dict(headers=h, data=data, params=params, timeout=30)
+    kw: dict[str, Any] = dict(headers=h, data=data, params=params, timeout=30)
     sess = S
     if token:
         sess = requests.Session(); sess.verify = CA; sess.trust_env = False
@@ -55,7 +56,7 @@ def call(name, method, path, body=None, ctype="application/json", accept="applic
         got, t0 = [], time.time()
         for line in r.iter_lines():
             if line: got.append(json.loads(line))
-        payload = got
+        payload: Any = got
     else:
         try: payload = r.json()
         except ValueError: payload = r.text
@@ -76,12 +77,12 @@ CRD = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinitio
       "status": {"type": "object", "properties": {"phase": {"type": "string"}, "percent": {"type": "integer"}, "conditions": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"], "items": {"type": "object", "required": ["type", "status"], "properties": {"type": {"type": "string"}, "status": {"type": "string"}, "reason": {"type": "string"}, "message": {"type": "string"}}}}}}}}}}]}}
 NS = "conf"
 P = f"/apis/wrpo.ai/v1alpha1/namespaces/{NS}/probes"
-def cr(name="a", **spec):
-    base = {"sources": [{"name": "one", "model": "m1"}], "storage": {"s3": {"uri": "s3://b/p"}}}
+def cr(name: str = "a", **spec: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {"sources": [{"name": "one", "model": "m1"}], "storage": {"s3": {"uri": "s3://b/p"}}}
     base.update(spec); base = {k: v for k, v in base.items() if v is not ...}
     return {"apiVersion": "wrpo.ai/v1alpha1", "kind": "Probe", "metadata": {"name": name}, "spec": base}
 
-def crds():
+def crds() -> None:
     call("create namespace", "POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NS}})
     call("create CRD", "POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", CRD)
     for _ in range(100):
@@ -96,7 +97,7 @@ def crds():
     call("batch discovery", "GET", "/apis/batch/v1")
     call("unknown group", "GET", "/apis/nothing.example/v1"); call("unknown resource", "GET", f"/apis/wrpo.ai/v1alpha1/namespaces/{NS}/nothings")
 
-def validation():
+def validation() -> None:
     call("create minimal: defaults, generation 1", "POST", P, cr())
     call("create duplicate", "POST", P, cr())
     call("unknown field is pruned with a warning", "POST", P, cr("warned", typo=1))
@@ -104,6 +105,7 @@ def validation():
     call("unknown field, fieldValidation=Ignore", "POST", P, cr("ignored", typo=1), fieldValidation="Ignore")
     call("preserve-unknown subtree is kept", "POST", P, cr("kept", podTemplate={"spec": {"anything": [1, {"x": "y"}]}}))
     call("nullable null kept, non-nullable null dropped before defaulting", "POST", P, cr("nulls", note=None, objective=None))
+    spec: Any
     for name, spec in {"wrong type": {"alpha": "much"}, "above maximum": {"alpha": 1.5}, "enum": {"objective": "PPO"}, "missing required": {"sources": ...}, "empty list": {"sources": []}, "too many items": {"sources": [{"name": f"s{i}", "model": "m"} for i in range(4)]},
                        "duplicate list-map key": {"sources": [{"name": "x", "model": "m"}, {"name": "x", "model": "n"}]}, "pattern": {"sources": [{"name": "Bad_Name", "model": "m"}]}, "too long": {"sources": [{"name": "a" * 21, "model": "m"}]}, "CEL: none of two": {"storage": {}}, "CEL: both of two": {"storage": {"s3": {"uri": "u"}, "volume": {"claimName": "c"}}},
                        "integer given as float": {"seed": 1.5}, "integer-valued float": {"seed": 7.0}, "two faults at once": {"alpha": 2, "objective": "X"}}.items():
@@ -116,7 +118,7 @@ def validation():
     call("get missing", "GET", P + "/none"); call("create in a missing namespace", "POST", P.replace(NS, "absent"), cr()); call("list in a missing namespace", "GET", P.replace(NS, "absent"))
     call("dry run", "POST", P, cr("dry"), dryRun="All"); call("dry run left nothing", "GET", P + "/dry"); call("method not allowed", "POST", P + "/a", cr())
 
-def updates():
+def updates() -> None:
     a = call("get", "GET", P + "/a"); rv = a["metadata"]["resourceVersion"]
     call("PUT without resourceVersion", "PUT", P + "/a", cr("a", alpha=0.2))
     b = call("PUT with resourceVersion: generation 2", "PUT", P + "/a", {**cr("a", alpha=0.3), "metadata": {"name": "a", "resourceVersion": rv}})
@@ -139,7 +141,7 @@ def updates():
     call("invalid status", "PATCH", P + "/a/status", {"status": {"percent": "x"}}, MERGE)
     call("get /status", "GET", P + "/a/status"); call("PUT /status without resourceVersion", "PUT", P + "/a/status", {**cr("a"), "status": {"phase": "X"}})
 
-def apply_():
+def apply_() -> None:
     body = lambda name, spec, **md: json.dumps({"apiVersion": "wrpo.ai/v1alpha1", "kind": "Probe", "metadata": {"name": name, **md}, "spec": spec})
     full = {"sources": [{"name": "one", "model": "m1"}], "storage": {"s3": {"uri": "u"}}, "alpha": 0.2}
     call("apply without fieldManager", "PATCH", P + "/s", body("s", full), APPLY)
@@ -157,17 +159,19 @@ def apply_():
     call("apply status of a missing object", "PATCH", P + "/zz/status", json.dumps({"apiVersion": "wrpo.ai/v1alpha1", "kind": "Probe", "metadata": {"name": "zz"}, "status": {"phase": "P"}}), APPLY, fieldManager="st")
     call("apply with a stale resourceVersion", "PATCH", P + "/s", body("s", full, resourceVersion="1"), APPLY, fieldManager="one", force="true")
 
-def lists():
+def lists() -> None:
     for n in "xyz": call(f"create {n}", "POST", P, {**cr(n), "metadata": {"name": n, "labels": {"app": "l", "k": n}}})
     call("list by label", "GET", P, labelSelector="app=l"); call("list by set label", "GET", P, labelSelector="k in (x,y),app"); call("list by != label", "GET", P, labelSelector="app=l,k!=x"); call("bad label selector", "GET", P, labelSelector="app in")
     call("list by name field", "GET", P, fieldSelector="metadata.name=x"); call("unsupported field selector", "GET", P, fieldSelector="spec.alpha=1")
     c = call("list with limit 2", "GET", P, labelSelector="app=l", limit=2)
-    call("list continued", "GET", P, labelSelector="app=l", limit=2, **{"continue": c["metadata"].get("continue", "")}); call("bad continue", "GET", P, limit=2, **{"continue": "bogus"})
+    continued: dict[str, Any] = {"continue": c["metadata"].get("continue", "")}
+    bogus: dict[str, Any] = {"continue": "bogus"}
+    call("list continued", "GET", P, labelSelector="app=l", limit=2, **continued); call("bad continue", "GET", P, limit=2, **bogus)
     call("table", "GET", P, labelSelector="app=l", accept=TABLE); call("table of one, with object", "GET", P + "/x", accept=TABLE, includeObject="Object"); call("table, no object", "GET", P, labelSelector="app=l", accept=TABLE, includeObject="None")
     call("list across namespaces", "GET", "/apis/wrpo.ai/v1alpha1/probes", labelSelector="app=l")
     call("list metadata only", "GET", P, labelSelector="k=x", accept="application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")
 
-def watches():
+def watches() -> None:
     rv = S.get(URL + P, headers={"Authorization": f"Bearer {TOKEN}"} if TOKEN else {}).json()["metadata"]["resourceVersion"]
     call("create w", "POST", P, {**cr("w"), "metadata": {"name": "w", "labels": {"watch": "yes"}}}); call("modify w", "PATCH", P + "/w", {"spec": {"alpha": 0.6}}, MERGE); call("w leaves the selector", "PATCH", P + "/w", {"metadata": {"labels": {"watch": "no"}}}, MERGE); call("delete w", "DELETE", P + "/w")
     call("watch from a resourceVersion replays", "GET", P, stream=True, watch="true", resourceVersion=rv, timeoutSeconds=2)
@@ -179,7 +183,7 @@ def watches():
     call("watch-list with initial events and bookmark", "GET", P, stream=True, watch="true", sendInitialEvents="true", allowWatchBookmarks="true", resourceVersionMatch="NotOlderThan", timeoutSeconds=2, labelSelector="app=l")
     call("bad resourceVersion", "GET", P, watch="true", resourceVersion="abc", timeoutSeconds=1)
 
-def deletes():
+def deletes() -> None:
     call("create with finalizer", "POST", P, {**cr("f"), "metadata": {"name": "f", "finalizers": ["wrpo.ai/hold"]}})
     call("delete with finalizer: stays with deletionTimestamp", "DELETE", P + "/f"); call("get while deleting", "GET", P + "/f"); call("delete again while deleting", "DELETE", P + "/f")
     call("adding a finalizer while deleting", "PATCH", P + "/f", {"metadata": {"finalizers": ["wrpo.ai/hold", "wrpo.ai/more"]}}, MERGE); call("spec patch while deleting", "PATCH", P + "/f", {"spec": {"alpha": 0.8}}, MERGE)
@@ -193,10 +197,10 @@ def deletes():
     call("owner gone", "GET", P + "/o"); call("dependent gone", "GET", f"/api/v1/namespaces/{NS}/configmaps/dep")
     call("delete collection by label", "DELETE", P, labelSelector="app=l"); call("collection gone", "GET", P, labelSelector="app=l")
 
-def job(name, tmpl_ann=None, pod=None, **spec):
+def job(name: str, tmpl_ann: Any = None, pod: Any = None, **spec: Any) -> dict[str, Any]:
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": {**spec, "template": {"metadata": {"annotations": tmpl_ann or {}}, "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "img"}], **(pod or {})}}}}
 
-def jobs():
+def jobs() -> None:
     J = f"/apis/batch/v1/namespaces/{NS}/jobs"; x = lambda **k: {f"fake.test/{a.replace('_', '-')}": b for a, b in k.items()}
     call("job: defaults", "POST", J, job("plain", x(run_seconds="0.5")))
     call("job: restartPolicy Always refused", "POST", J, job("bad", pod={"restartPolicy": "Always"})); call("job: no containers refused", "POST", J, job("bad", pod={"containers": []}))
@@ -215,7 +219,7 @@ def jobs():
     call("job delete, default propagation of the raw API", "DELETE", J + "/failing", note="pods are left behind: always name a propagationPolicy"); call("resume a suspended job", "PATCH", J + "/paused", {"spec": {"suspend": False}}, MERGE)
     call("events of the job policy", "GET", f"/api/v1/namespaces/{NS}/events", fieldSelector="involvedObject.name=policy")
 
-def access():
+def access() -> None:
     call("serviceaccount", "POST", f"/api/v1/namespaces/{NS}/serviceaccounts", {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "worker"}})
     call("role", "POST", f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NS}/roles", {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "r"}, "rules": [{"apiGroups": ["wrpo.ai"], "resources": ["probes"], "verbs": ["get", "list"]}, {"apiGroups": ["wrpo.ai"], "resources": ["probes/status"], "verbs": ["patch"], "resourceNames": ["a"]}]})
     call("rolebinding", "POST", f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NS}/rolebindings", {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "r"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "r"}, "subjects": [{"kind": "ServiceAccount", "name": "worker", "namespace": NS}]})
@@ -235,7 +239,7 @@ def access():
     L = f"/apis/coordination.k8s.io/v1/namespaces/{NS}/leases"
     l = call("lease", "POST", L, {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "l"}, "spec": {"holderIdentity": "a", "leaseDurationSeconds": 15}}); call("lease update", "PUT", L + "/l", {**l, "spec": {**l["spec"], "holderIdentity": "b"}}); call("lease update, stale", "PUT", L + "/l", {**l, "spec": {**l["spec"], "holderIdentity": "c"}})
 
-def end():
+def end() -> None:
     call("delete CRD", "DELETE", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/probes.wrpo.ai"); time.sleep(3); call("resource gone with its CRD", "GET", P)
     for n in (NS, NS + "-r"): call(f"delete namespace {n}", "DELETE", f"/api/v1/namespaces/{n}")
     call("create in a terminating namespace", "POST", f"/api/v1/namespaces/{NS}/configmaps", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "late"}})

@@ -20,6 +20,7 @@ from support.s3_server import S3Server
 
 from wrpo_engine.artifacts import transfer
 from wrpo_engine.artifacts.s3 import S3Store
+from wrpo_engine.artifacts.store import Artifact
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.errors import ConfigError, DataError, MissingInputError, TemporaryError
 from wrpo_engine.loading.files import is_model_file
@@ -169,13 +170,19 @@ def test_a_reader_names_the_damaged_object(
             own.committed()
 
 
+def artifact_of(store: S3Store) -> Artifact:
+    found = store.open(REF)
+    assert found is not None
+    return found
+
+
 def test_a_copy_that_was_altered_in_the_cache_is_fetched_again(connect: Connect) -> None:
     own = writer(connect("a"))
     own.publish("rows.txt", write("hello"))
     own.commit(files=["rows.txt"])
-    copy = connect("b").open(REF).file("rows.txt")
+    copy = artifact_of(connect("b")).file("rows.txt")
     copy.write_text("hullo")
-    assert connect("b").open(REF).file("rows.txt").read_text() == "hello"
+    assert artifact_of(connect("b")).file("rows.txt").read_text() == "hello"
 
 
 MANIFESTS = {

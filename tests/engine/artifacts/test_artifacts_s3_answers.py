@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,10 @@ HEADERS: list[dict[str, str]] = [
 STATUSES = [200, 200, 204, 206, 301, 307, 400, 401, 403, 404, 405, 409, 411, 412, 416, 418, 500, 501, 503, 599]
 
 
+def answer_with(answer: Answer, _request: Any) -> Answer:
+    return answer
+
+
 # botocore leaves a stream open that it cannot parse.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @ALL_REQUESTS
@@ -215,7 +220,7 @@ def test_no_answer_of_a_server_leaves_as_a_foreign_exception(
     draw = random.Random(7)
     for _ in range(100):
         answer = Answer(draw.choice(STATUSES), draw.choice(BODIES), draw.choice(HEADERS))
-        proxy.faults = [lambda _request, answer=answer: answer]
+        proxy.faults = [partial(answer_with, answer)]
         outcome = outcome_of(lambda: request_(bucket, tmp_path))
         assert outcome is None or isinstance(outcome, EXPECTED), f"{answer} became {outcome!r}"
         if isinstance(outcome, WrpoError):

@@ -84,5 +84,5 @@ def test_a_benchmark_without_a_bundle_has_the_held_out_prompts_as_items(make_ctx
         ("p2", 0, ("Why?",)),
         ("p1", 1, ("How?",)),
     ]
-    assert read_references(ctx) == read_baseline(ctx) == read_templates(ctx) == {}
+    assert [read_references(ctx), read_baseline(ctx), read_templates(ctx)] == [{}, {}, {}]
     assert read_regulariser(ctx) is None

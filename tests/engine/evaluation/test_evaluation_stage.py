@@ -280,7 +280,11 @@ def test_the_place_of_an_answer_shows_in_the_verdicts(make_ctx: MakeCtx, cells: 
 def test_turns_have_a_mean_each(make_ctx: MakeCtx, cells: Cells) -> None:
     turns = EvaluatedBenchmark(name="mt", kind="MTBench", protocol="MTBench", judges=("gpt",))
     cells.bench("mt", [("1", ["a", "b"]), ("2", ["c", "d"])])
-    asked = [("1", 0, 0, "ok", "8", 8.0), ("1", 0, 1, "ok", "6", 6.0), ("2", 0, 0, "ok", "7", 7.0)]
+    asked: list[tuple[Any, ...]] = [
+        ("1", 0, 0, "ok", "8", 8.0),
+        ("1", 0, 1, "ok", "6", 6.0),
+        ("2", 0, 0, "ok", "7", 7.0),
+    ]
     asked.append(("2", 0, 1, "unparsable", "", None))
     for system in ("target", "trained"):
         cells.answers(system, "mt", {"1": ["x", "y"], "2": ["x", "y"]})
@@ -330,7 +334,7 @@ def test_two_judges_of_one_benchmark_are_compared(make_ctx: MakeCtx, cells: Cell
     cells.bench("arena", ITEMS)
     values = {"target": [0.0, 0.0, 0.5, 0.5], "trained": [1.0, 1.0, 1.0, 0.5]}
     for system, row in values.items():
-        arena(cells, system, row, [2.0] * 4)
+        arena(cells, system, list(row), [2.0] * 4)
         other = [(f"q{n}", value, 1.0, True) for n, value in enumerate(row)]
         cells.verdicts(system, "arena", other, judge="local", about={"model": "local"})
     both = ARENA.model_copy(update={"judges": ("gpt", "local")})

@@ -95,11 +95,13 @@ def dense_losses(name: str) -> dict[str, float]:
         return cross_entropy, cross_entropy + float((chosen * np.log(chosen)).sum(-1).mean())
 
     sequences = range(len(labels))
-    lowest = np.stack([distributions[least(metrics[:, row])][row] for row in sequences])
+    lowest = np.stack([distributions[least(metrics[:, row].tolist())][row] for row in sequences])
     everything = [np.arange(5, dtype=np.int32)[None].repeat(4, axis=0)] * len(names)
     mean = np.stack(
         [
-            _in_order(*averaged(everything, [one[row] for one in distributions], average_weights(metrics[:, row]), 5))
+            _in_order(
+                *averaged(everything, [one[row] for one in distributions], average_weights(metrics[:, row].tolist()), 5)
+            )
             for row in sequences
         ]
     )

@@ -109,7 +109,7 @@ class Fusion:
         ctx = self.represent_ctx(name, **more)
         if ctx.output.committed() is None:
             represent.run(ctx)
-        return ctx.output.ref  # type: ignore[no-any-return]
+        return ctx.output.ref
 
     def align_ctx(self, sources: Sequence[str], *, hash_: str = "0123456789abcdef", **more: Any) -> Any:
         roles = {f"represent/{name}": self.represent(name) for name in ("target", *sources)}
@@ -124,7 +124,7 @@ class Fusion:
     def align(self, sources: Sequence[str], **settings: Any) -> Artifact:
         ctx = self.align_ctx(sources, settings=settings)
         align.run(ctx)
-        return ctx.output.committed()  # type: ignore[no-any-return]
+        return ctx.output.committed()
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(fusion: Fusi
 
 def softmax(values: Sequence[float]) -> np.ndarray[Any, Any]:
     exponents = np.exp(np.array(values, dtype=np.float64))
-    return exponents / exponents.sum()  # type: ignore[no-any-return]
+    return exponents / exponents.sum()
 
 
 def test_identical_tokenizers_give_the_identity(fusion: Fusion) -> None:

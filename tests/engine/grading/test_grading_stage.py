@@ -19,7 +19,7 @@ from wrpo_engine.stage import StopRequest
 
 ROLE = "answers/qwen--mt"
 TURNS = {"q1": ["hi", "and now?"], "q2": ["one"], "q3": ["two", "three"], "q4": ["far too long"]}
-ANSWERS = {"q1": ["yo", "later"], "q2": "won", "q3": ["tu", ""], "q4": None}
+ANSWERS: dict[str, Any] = {"q1": ["yo", "later"], "q2": "won", "q3": ["tu", ""], "q4": None}
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_shards_and_interruptions_change_no_byte(
     assert content(shards[0]) == content(whole)
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an item without an answer": ({"q2": None}, "the answer item_id q2, sample_index 0, turn 0 of {role} is missing"),
     "a turn without an answer": ({"q3": ["tu"]}, "the answer item_id q3, sample_index 0, turn 1 of {role} is missing"),
     "an answer to no item": (

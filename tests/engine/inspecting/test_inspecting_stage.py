@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_facts_of_another_version_are_read_again(tmp_path: Path, hub: Hub, count
     assert (code, message.cached, shown(message.facts, counted)) == (0, True, counted)
 
 
-def fetch(directory: Path, uses: list[dict[str, Any]], **environ: str) -> Any:
+def fetch(directory: Path, uses: list[dict[str, Any]], **environ: Any) -> Any:
     params = {"stage": "fetch", "model": {"name": "org/tiny"}}
     return run_stage(directory, params, ref=FETCH, runtime={"model_uses": uses}, **environ)
 
@@ -158,7 +159,7 @@ def test_a_model_that_an_older_version_fetched_has_facts(
     writer = VolumeStore(tmp_path / "storage", lambda: NOON).writer(FETCH, config={}, inputs={})
     files = {f"model/{name}": content for name, content in files_of(sharded).items()}
     for name, content in files.items():
-        writer.publish(name, lambda path, content=content: path.write_bytes(content) and None)
+        writer.publish(name, partial(Path.write_bytes, data=content))
     source = {"name": "org/tiny", "revision": COMMIT}
     writer.commit(files=files, details={"model": source, "fetched": source | {"requested": None}})
     code, message = fetch(tmp_path, USES, HF_HUB_OFFLINE="1")

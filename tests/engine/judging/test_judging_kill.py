@@ -34,7 +34,7 @@ def run_stage(config: str, environ: dict[str, str], log: str) -> None:
     from wrpo_engine.__main__ import main
     from wrpo_engine.judging import cell
 
-    cell.protocol_of = tiny_protocol_of  # type: ignore[assignment]
+    cell.protocol_of = tiny_protocol_of
     main(["judge", "--config", config])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import statistics
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,12 @@ def verdicts(ctx: StageContext) -> pl.DataFrame:
 def test_a_stage_asks_every_question_once_and_keeps_replies_and_scores(make_judge: MakeJudge, judge: StubJudge) -> None:
     # The first one is asked alone; then four have to be in flight at once.
     together = threading.Barrier(4)
-    judge.on_request = lambda number: together.wait(LIMIT_S) and None if 1 <= number <= 4 else None
+
+    def wait_for_four(number: int) -> None:
+        if 1 <= number <= 4:
+            together.wait(LIMIT_S)
+
+    judge.on_request = wait_for_four
     ctx = make_judge(runtime={"judge_concurrency": 4})
     result = run(ctx)
     assert result.rows == QUESTIONS
@@ -57,10 +63,12 @@ def test_a_stage_asks_every_question_once_and_keeps_replies_and_scores(make_judg
     assert (metrics["questions"], metrics["ok"], metrics["invalid_share"]) == (QUESTIONS, QUESTIONS, 0.0)
     assert metrics["prompt_tokens"] == 10 * QUESTIONS
     assert metrics["latency_p50_ms"] > 0
-    assert "latency_p50_ms" not in ctx.output.committed().manifest.metrics  # type: ignore[union-attr]
+    committed = ctx.output.committed()
+    assert committed is not None
+    assert "latency_p50_ms" not in committed.manifest.metrics
     outcomes = pl.read_parquet(ctx.output.directory / "outcomes.parquet")
     assert outcomes.height == NUM_ITEMS
-    assert metrics["win_rate"] == pytest.approx(100 * outcomes["value"].mean())
+    assert metrics["win_rate"] == pytest.approx(100 * statistics.mean(outcomes["value"]))
     benchmark = json.loads((ctx.output.directory / "benchmark.json").read_text())
     assert benchmark["judge"]["reported"] == ["stub-judge"]
     assert benchmark["judge"]["protocol"] == "Logprobs"
@@ -216,8 +224,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     from wrpo_engine.judging import client
     from wrpo_engine.scoring.endpoint_client import RetryPolicy
 
-    def policy(**more: float) -> RetryPolicy:
-        return RetryPolicy(attempts=3, first_pause_s=0.001, max_pause_s=0.01, **more)  # type: ignore[arg-type]
+    def policy(**more: Any) -> RetryPolicy:
+        return RetryPolicy(attempts=3, first_pause_s=0.001, max_pause_s=0.01, **more)
 
     monkeypatch.setattr(client, "RetryPolicy", policy)
 

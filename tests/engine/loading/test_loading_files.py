@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from damage import POINTER, copy_of, damage
 from engine_support import make_tokenizer, save_tiny_model, save_tiny_reward
-from loaders import sample, score, train
+from loading.damage import POINTER, copy_of, damage
+from loading.loaders import sample, score, train
 from safetensors.torch import load_file, save_file
 
 from wrpo_engine.config import ExitCode

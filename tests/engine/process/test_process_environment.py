@@ -6,6 +6,7 @@ import os
 import pwd
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwuid", unknown)
 
 
-def prepared(tmp_path: Path, *, is_training: bool = False, **given: str) -> dict[str, str]:
+def prepared(tmp_path: Path, *, is_training: bool = False, **given: Any) -> dict[str, str]:
     environ = {"HOME": str(tmp_path), **given}
     prepare_environment(environ, is_training=is_training)
     return environ
@@ -42,7 +43,8 @@ def test_a_user_id_without_a_name_gets_one(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.usefixtures("without_a_name")
 @pytest.mark.parametrize("name", ["LOGNAME", "USER", "LNAME", "USERNAME"])
 def test_a_users_name_that_is_set_stays_the_only_one(tmp_path: Path, name: str) -> None:
-    environ = prepared(tmp_path, **{name: "ada"})
+    given: dict[str, Any] = {name: "ada"}
+    environ = prepared(tmp_path, **given)
     assert {key: value for key, value in environ.items() if key in {"LOGNAME", "USER"}} == (
         {name: "ada"} if name in {"LOGNAME", "USER"} else {}
     )

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -202,7 +202,8 @@ def test_the_table_of_names_is_built_once_while_a_file_is_read() -> None:
 
 
 def test_an_asset_is_made_once_and_again_when_its_recipe_changes(tmp_path: Path) -> None:
-    store, calls = AssetStore(tmp_path), []
+    calls: list[Any] = []
+    store = AssetStore(tmp_path)
     recipe = {"version": 1, "rate": 1e-4, "layers": [1, 2]}
     store.make("models/a", recipe, write_marker(calls))
     assert store.is_current("models/a", recipe)

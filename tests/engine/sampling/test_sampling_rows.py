@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 from hypothesis import given
@@ -19,7 +20,7 @@ def row(key: str, length: int, tokens: int = 0, *, limit: int = 50) -> Row:
     return Row(request, 0, limit, np.random.default_rng(0), tokens=[5] * tokens)
 
 
-def decode(tokens: list[int]) -> str:
+def decode(tokens: Sequence[int]) -> str:
     return bytes(tokens).decode(errors="replace")
 
 

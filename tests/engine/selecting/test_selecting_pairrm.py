@@ -58,7 +58,7 @@ def test_logits_are_those_of_each_pair_alone(layout: str, batch_tokens: int, tmp
 def test_an_encoder_with_convolution_types_positions_and_own_position_keys_is_read_from_the_original_layout(
     tmp_path: Path,
 ) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "conv_kernel_size": 3,
         "conv_act": "gelu",
         "type_vocab_size": 2,
@@ -237,7 +237,7 @@ def config_of(path: Path, **changes: Any) -> None:
     (path / "config.json").write_text(json.dumps({**content, **changes}))
 
 
-CONFIGS = {
+CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "another ranker": ("original", {"ranker_type": "dual"}, "its config.json has ranker_type 'dual', not 'pairranker'"),
     "another reduction": ("original", {"reduce_type": "max"}, "its config.json has reduce_type 'max', not 'linear'"),
     "another architecture": ("conversion", {"model_type": "bert"}, "its config.json has the model_type 'bert'"),

@@ -80,7 +80,7 @@ def logps_and_gradients(
 def logps_of_separate_sequences(causal_lm: Any, rows: Sequence[TokenRow], upstream: Tensor) -> Tensor:
     """Return [S] by plain Transformers, one sequence at a time with all of its logits, adding up gradients."""
     causal_lm.zero_grad(set_to_none=True)
-    sums = []
+    sums: list[Tensor] = []
     for row in rows:
         for response in row.responses:
             logits = causal_lm(torch.tensor([[*row.prompt, *response]])).logits[0, len(row.prompt) - 1 : -1]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conftest import LocalRun
+from conftest import LocalRun  # type: ignore[attr-defined] # one of several files of this name
 from engine_support import save_tiny_model
 from support.builders import make_experiment, make_planned, raw_spec
 from support.crd_validation import experiment_object, refusals
@@ -33,6 +33,7 @@ def broken(**changes: Any) -> dict[str, list[str]]:
 def passed_on(objective: str, stage: str) -> dict[str, Any]:
     """Return the parameters of a stage as the engine reads them from the operator's configuration."""
     experiment = make_experiment(training={"objective": objective})
+    assert experiment.spec is not None
     manifest = config_map(experiment, experiment.spec, make_planned(experiment, stage))
     config = StageConfig.model_validate_json(manifest["data"][CONFIG_FILE])
     if stage == "train":

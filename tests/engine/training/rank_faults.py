@@ -38,7 +38,7 @@ def fail_in_the_sixth_step() -> None:
             raise TemporaryError("asked to fail")
         return original(run, done, items)
 
-    loop._step = step
+    loop._step = step  # type: ignore[assignment] # the names of its parameters differ
 
 
 def say_how_models_come_to_deepspeed() -> None:

@@ -22,6 +22,7 @@ from support.patience import LIMIT_S
 from training_support import FAST_ON_IDS, ROOT, plain_backend
 from transformers import AutoModelForCausalLM
 
+from wrpo_engine.config import TrainParams
 from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.errors import ConfigError, DataError, Interrupted
 from wrpo_engine.training import session
@@ -56,7 +57,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_in_memory_and_in_a_file_train_equally_and_are_separated_by_their_settings(
     training_model_dir: Path, tmp_path: Path
 ) -> None:
-    settings = FAST_ON_IDS | {"beta": 0.1}
+    settings: dict[str, Any] = FAST_ON_IDS | {"beta": 0.1}
     ours = train_triples(training_model_dir, ROWS, tmp_path / "memory", **settings)
     pl.DataFrame(ROWS).write_parquet(tmp_path / "triples.parquet")
     theirs = train_triples(training_model_dir, tmp_path / "triples.parquet", tmp_path / "file", **settings)
@@ -161,7 +162,7 @@ def test_it_trains_in_another_thread_too(training_model_dir: Path, tmp_path: Pat
 def test_the_guides_configuration_is_valid() -> None:
     (text,) = blocks("json")
     config = StageConfig.model_validate_json(text)
-    assert config.params.stage == "train"
+    assert isinstance(config.params, TrainParams)
 
 
 TWICE = """

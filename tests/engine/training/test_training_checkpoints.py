@@ -55,12 +55,14 @@ class SlowWriter(VolumeWriter):
     gate: threading.Event | None = None
     error: Exception | None = None
 
-    def publish(self, name: str, write: Callable[[Path], None], *, replace: bool = False) -> Path:
+    def publish(
+        self, name: str, write: Callable[[Path], object], *, replace: bool = False, sha256: str | None = None
+    ) -> Path:
         if self.gate is not None and name.endswith(".safetensors"):
             assert self.gate.wait(LIMIT_S)
         if self.error is not None:
             raise self.error
-        return super().publish(name, write, replace=replace)
+        return super().publish(name, write, replace=replace, sha256=sha256)
 
 
 class CachedWriter(VolumeWriter):
@@ -68,8 +70,10 @@ class CachedWriter(VolumeWriter):
 
     bucket: Path
 
-    def publish(self, name: str, write: Callable[[Path], None], *, replace: bool = False) -> Path:
-        path = super().publish(name, write, replace=replace)
+    def publish(
+        self, name: str, write: Callable[[Path], object], *, replace: bool = False, sha256: str | None = None
+    ) -> Path:
+        path = super().publish(name, write, replace=replace, sha256=sha256)
         stored = self.bucket / name
         stored.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, stored)

@@ -150,7 +150,7 @@ def test_the_moments_take_the_stated_bytes(moments: Moments, size: float) -> Non
 def test_chunks_and_groups_of_parameters_do_not_matter_to_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first step is that of AdamW: moments are rounded after they are used."""
     monkeypatch.setattr("wrpo_engine.training.backends.compact_adamw._CHUNK", 2 * BLOCK)
-    ours, theirs = (Problem(kind, weight_decay=0.1).run(0, 1) for kind in ("8bit", None))  # type: ignore[arg-type]
+    ours, theirs = (Problem(kind, weight_decay=0.1).run(0, 1) for kind in ("8bit", None))
     torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-6, atol=1e-7)
 
 

@@ -116,7 +116,7 @@ def compare_compiled(device: str, dtype: torch.dtype, tolerance: float) -> None:
             (lambda g, u: fused.FusedGatedProduct.apply(g, u, None), fused._gated, (gate, up)),
             (
                 lambda *x: torch.cat(fused.rotary(*x), 1),
-                lambda *x: torch.cat(fused._rotated(*x, 1), 1),
+                lambda q, k, cos, sin: torch.cat(fused._rotated(q, k, cos, sin, 1), 1),
                 (q, k, cos, sin),
             ),
         ]

@@ -71,7 +71,7 @@ def heads_of(shape: Shape, tokens: int, device: torch.device, dtype: torch.dtype
 def attend(heads: list[Tensor], plan: Any, shape: Shape, *, exact: bool) -> tuple[Tensor, list[Tensor]]:
     """Return the output and the gradients of queries, keys and values."""
     function = attend_by_segment if exact else family_attention_flex
-    output = function(*heads, plan, shape.head_size**-0.5, shape.softcap, shape.window)
+    output = function(heads[0], heads[1], heads[2], plan, shape.head_size**-0.5, shape.softcap, shape.window)
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(4)).to(output.device, output.dtype)
     return output.detach(), list(torch.autograd.grad(output, heads, upstream))
 

@@ -176,7 +176,9 @@ families_of_lengths = st.lists(
 
 
 def plan_of(lengths: list[tuple[int, list[int]]]) -> AttentionPlan:
-    families, positions, place = [], [], 0
+    families: list[Any] = []
+    positions: list[int] = []
+    place = 0
     for prefix, branches in lengths:
         first = (place, place + prefix)
         positions += range(prefix)
@@ -229,7 +231,7 @@ def test_attention_by_segment_is_exact_for_any_families_and_window(
 ) -> None:
     plan = plan_of(lengths)
     heads = random_heads(plan, 2, 2)
-    ours = attend_by_segment(*heads, plan, 0.3, None, window)
+    ours = attend_by_segment(heads[0], heads[1], heads[2], plan, 0.3, None, window)
     torch.testing.assert_close(ours, dense_attention(*heads, dense_mask(plan, window), 0.3), rtol=0, atol=1e-12)
 
 
@@ -255,10 +257,10 @@ def test_flex_attention_on_a_gpu_equals_attention_by_segment() -> None:
     module = torch.nn.Module()
     for softcap, window in ((None, None), (20.0, None), (None, 64), (20.0, 64)):
         ours, _ = family_attention(
-            module, *heads, None, plan=plan, scaling=0.125, softcap=softcap, sliding_window=window
+            module, heads[0], heads[1], heads[2], None, plan=plan, scaling=0.125, softcap=softcap, sliding_window=window
         )
         exact = [tensor.detach().float().requires_grad_() for tensor in heads]
-        theirs = attend_by_segment(*exact, plan, 0.125, softcap, window)
+        theirs = attend_by_segment(exact[0], exact[1], exact[2], plan, 0.125, softcap, window)
         torch.testing.assert_close(ours.float(), theirs, rtol=2e-2, atol=2e-2)
         upstream = torch.randn_like(theirs)
         for our, their in zip(

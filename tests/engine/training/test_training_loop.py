@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves_and_names_the_r
         hit = torch.tensor([row == run.token_rows()[bad].row_id for row in batch.row_ids]).repeat_interleave(2)
         return torch.where(hit, logps * float("nan"), logps), entropies
 
-    backend.sequence_logps_and_entropies = poison  # type: ignore[method-assign]
+    backend.sequence_logps_and_entropies = poison
     run.backend = lambda: backend
     with pytest.raises(DataError) as caught:
         run.run()
@@ -225,7 +225,7 @@ def test_a_gradient_that_is_not_finite_stops_before_any_weight_moves(factor: flo
     run = local_run()
     backend = run.backend()
     before = {name: tensor.clone() for name, tensor in _weights(backend).items()}
-    backend.backward = lambda loss, is_last: type(backend).backward(backend, loss * factor, is_last=is_last)  # type: ignore[method-assign]
+    backend.backward = lambda loss, is_last: type(backend).backward(backend, loss * factor, is_last=is_last)
     run.backend = lambda: backend
     with pytest.raises(DataError) as caught:
         run.run()
@@ -267,7 +267,7 @@ def test_the_cached_reference_equals_the_recomputed_one_and_costs_no_forward_pas
     run = local_run()
     backend = run.backend()
     first = run.reference(backend)
-    backend.reference_sequence_logps = None  # type: ignore[assignment,method-assign]
+    backend.reference_sequence_logps = None
     second = run.reference(backend)
     assert first is not None
     assert second is not None

@@ -106,7 +106,7 @@ def minus_log_sigmoid(logits: Tensor) -> Tensor:
     return torch.log1p(torch.exp(-logits))
 
 
-OBJECTIVES = {
+OBJECTIVES: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "WRPO-DPO": (
         {"beta": 0.3, "label_smoothing": 0.1},
         TWO,

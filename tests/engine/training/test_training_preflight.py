@@ -125,7 +125,7 @@ def test_learned_positions_train_within_their_table_and_no_row_that_fits_is_refu
     context: Any, tmp_path: Path
 ) -> None:
     ctx = context(save_learned(tmp_path / "model", positions=64), max_length=2048)
-    assert stage.run_train(ctx).step > 0
+    assert (stage.run_train(ctx).step or 0) > 0
 
 
 @pytest.mark.usefixtures("no_step")

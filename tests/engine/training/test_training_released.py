@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def assert_same(ours: Trace, theirs: Trace) -> None:
     assert ours.weights.keys() == theirs.weights.keys()
     for name, tensor in theirs.weights.items():
         torch.testing.assert_close(
-            ours.weights[name], tensor, rtol=0, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
+            ours.weights[name], tensor, rtol=0, atol=TOLERANCE, msg=partial("{}: {}".format, name)
         )
 
 
@@ -146,9 +147,9 @@ def hugging_face_run(model_dir: Path, rows: list[Row], recipe: Recipe, directory
         def compute_loss(self, model: Any, inputs: Any, **_: Any) -> Any:
             logp, length = released_trainer.log_probs(model, inputs, len(recipe.parts))
             with torch.no_grad():
-                ref, _ = released_trainer.log_probs(reference, inputs, len(recipe.parts))
+                reference_logp, _mask = released_trainer.log_probs(reference, inputs, len(recipe.parts))
             alpha = recipe.alpha_max * self.state.global_step / self.state.max_steps
-            loss = released_trainer.loss_and_rewards(recipe, alpha, logp, ref, length)[0].mean()
+            loss = released_trainer.loss_and_rewards(recipe, alpha, logp, reference_logp, length)[0].mean()
             losses.append(loss.item())
             return loss
 

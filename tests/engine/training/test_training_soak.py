@@ -42,7 +42,7 @@ def attend_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, T
 
     def on_a_gpu(_module: Any, *heads: Tensor, plan: AttentionPlan, scaling: float, **_settings: Any) -> Any:
         calls.append(1)
-        return change(len(calls), family_attention_flex(*heads[:3], plan, scaling, None, None)), None
+        return change(len(calls), family_attention_flex(heads[0], heads[1], heads[2], plan, scaling, None, None)), None
 
     monkeypatch.setattr(attention, "family_attention", on_a_gpu)
 

@@ -21,6 +21,7 @@ from wrpo_engine.training.batch.rows import TokenRow
 from wrpo_engine.training.data.token_cache import read_tokens, write_tokens
 from wrpo_engine.training.data.token_ids import read_tokenized_triples
 from wrpo_engine.training.data.tokenize import TokenizedRows
+from wrpo_engine.training.monitoring.callbacks import Observer
 
 VOCABULARY = 259
 COLUMNS = ["prompt_ids", "source_chosen_ids", "target_chosen_ids", "rejected_ids"]
@@ -300,7 +301,7 @@ def test_without_shuffling_every_epoch_takes_the_rows_in_their_order(
     assert steps == [first_step, last_step, first_step, last_step]
 
 
-class _Recorder(session.Observer):
+class _Recorder(Observer):
     def __init__(self, seen: list[list[str]]) -> None:
         self._seen = seen
 

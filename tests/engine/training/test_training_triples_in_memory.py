@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ KINDS: dict[str, Callable[[], Any]] = {
         lambda batch: {name: [torch.tensor(ids) for ids in column] for name, column in batch.items()}
     ),
     **{
-        f"a dataset as {name}": (lambda name=name: dataset(name))
+        f"a dataset as {name}": partial(dataset, name)
         for name in ("numpy", "torch", "pandas", "polars", "arrow", "python")
     },
 }

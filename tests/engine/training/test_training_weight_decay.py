@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -52,9 +53,7 @@ def test_every_zero_stage_decays_as_torchs_adamw_with_two_groups_does(
     weights = trained("sharded", processes=processes, zero_stage=zero_stage, offload=offload).weights("train")
     assert sorted(weights) == sorted(plain)
     for name, tensor in weights.items():
-        torch.testing.assert_close(
-            tensor, plain[name], rtol=0, atol=TOLERANCE, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(tensor, plain[name], rtol=0, atol=TOLERANCE, msg=partial("{}: {}".format, name))
 
 
 def test_what_decays_is_seen_in_the_weights(trained: Callable[..., Experiment], plain: dict[str, torch.Tensor]) -> None:

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[3]
 NUM_ROWS = 11
 """Not a multiple of any batch size below: the last step of an epoch is smaller."""
 
-FAST = {
+FAST: dict[str, Any] = {
     "learning_rate": 1e-3,
     "global_batch_size": 4,
     "epochs": 2,
@@ -42,7 +42,9 @@ FAST = {
     "precision": "float32",
 }
 """Two epochs of three steps, the last of three rows."""
-FAST_ON_IDS = {name: value for name, value in FAST.items() if name not in {"max_length", "max_prompt_length"}}
+FAST_ON_IDS: dict[str, Any] = {
+    name: value for name, value in FAST.items() if name not in {"max_length", "max_prompt_length"}
+}
 """For triples of token ids, which no length cuts."""
 
 

@@ -210,7 +210,10 @@ def values(field: JsonObject) -> st.SearchStrategy[Any]:
     low, high = field.get("minimum", 0), field.get("maximum", 10**6)
     if field["type"] == "integer":
         return st.integers(int(low), int(high)) | st.sampled_from([int(low), int(high)])
-    exclude = {"exclude_min": bool(field.get("exclusiveMinimum")), "exclude_max": bool(field.get("exclusiveMaximum"))}
+    exclude: dict[str, Any] = {
+        "exclude_min": bool(field.get("exclusiveMinimum")),
+        "exclude_max": bool(field.get("exclusiveMaximum")),
+    }
     return st.floats(low, high, **exclude)
 
 

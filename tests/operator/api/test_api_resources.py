@@ -70,7 +70,7 @@ def test_resources_of_a_source_are_checked_too() -> None:
     ]
 
 
-QUANTITIES = [-1, 1.5, True, None, [], {}, "abc", "1 Gi", "", "-1", "1e3", "1GiB", "x" * 40]
+QUANTITIES: list[Any] = [-1, 1.5, True, None, [], {}, "abc", "1 Gi", "", "-1", "1e3", "1GiB", "x" * 40]
 
 
 @pytest.mark.parametrize("value", QUANTITIES, ids=map(repr, QUANTITIES))

@@ -140,7 +140,7 @@ def test_a_child_that_is_being_deleted_tells_nothing() -> None:
 
 CREATED = NOON - timedelta(seconds=30)
 STARTED = NOON - timedelta(seconds=10)
-TIMES = {"created_at": CREATED, "started_at": STARTED}
+TIMES: dict[str, Any] = {"created_at": CREATED, "started_at": STARTED}
 
 
 def recorded(state: AttemptState = AttemptState.PENDING, **facts: Any) -> Attempt:

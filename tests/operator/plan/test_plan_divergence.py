@@ -44,7 +44,7 @@ class Training:
         children += [make_child(self.experiment, "train", attempt=attempt)]
         self.looks += 1
         at = NOON + timedelta(seconds=self.looks)
-        metrics = {"loss": 0.1, "margin": 3.0, "reward_divergence": value}
+        metrics: Any = {"loss": 0.1, "margin": 3.0, "reward_divergence": value}
         posts: Any = {} if value is None else {("train", attempt): (ProgressFact(40.0, None, metrics, at),)}
         return self._remember(plan(make_snapshot(self.experiment, children, progress=posts), NOON))
 

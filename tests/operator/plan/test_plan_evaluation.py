@@ -27,19 +27,19 @@ from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.plan.graph import build_graph, graph_errors
 from wrpo_operator.plan.model import StageNode
 
-BENCHMARKS = [
+BENCHMARKS: list[dict[str, Any]] = [
     {"name": "alpaca", "kind": "AlpacaEval2", "preset": "FuseEval"},
     {"name": "arena", "kind": "ArenaHard", "baseline": "moa"},
     {"name": "mt", "kind": "MTBench"},
     {"name": "own", "kind": "Custom", "bundle": "org/own"},
 ]
-JUDGES = [
+JUDGES: list[dict[str, Any]] = [
     {"name": "gpt", "endpoint": "https://judges.example.org/v1", "model": "gpt"},
     {"name": "own", "serve": {"model": "org/judge"}, "benchmarks": ["arena", "mt"]},
     {"name": "self", "serveReward": "main"},
     {"name": "length", "reward": {"function": "a:b"}},
 ]
-SYSTEMS = [
+SYSTEMS: list[dict[str, Any]] = [
     {"name": "moa", "mixture": {"proposers": ["*"], "aggregator": "big", "rounds": 2}},
     {"name": "large", "source": "qwen"},
     {"name": "big", "model": {"model": "org/big"}},
@@ -69,7 +69,7 @@ def changed(before: dict[str, StageNode], after: dict[str, StageNode]) -> set[st
     return {name for name, node in after.items() if name not in before or before[name].hash != node.hash}
 
 
-EVERYTHING = {"benchmarks": BENCHMARKS, "judges": JUDGES, "systems": SYSTEMS}
+EVERYTHING: dict[str, Any] = {"benchmarks": BENCHMARKS, "judges": JUDGES, "systems": SYSTEMS}
 FEW = st.builds(
     lambda benchmarks, judges, systems, held: {"benchmarks": benchmarks, "judges": judges, "systems": systems} | held,
     st.lists(st.sampled_from([BENCHMARKS[0], BENCHMARKS[2], BENCHMARKS[3]]), unique_by=lambda item: item["name"]),
@@ -319,7 +319,10 @@ def test_a_failed_source_is_a_member_of_nothing() -> None:
 
 
 def test_a_benchmark_whose_baseline_has_failed_is_left_out() -> None:
-    lists = {"benchmarks": [{**ALPACA[0], "baseline": "qwen"}, {"name": "mt", "kind": "MTBench"}], "judges": GPT}
+    lists: dict[str, Any] = {
+        "benchmarks": [{**ALPACA[0], "baseline": "qwen"}, {"name": "mt", "kind": "MTBench"}],
+        "judges": GPT,
+    }
     assert "answer/qwen--alpaca" in graph_of(**lists)
     graph = graph_of(frozenset({"qwen"}), **lists)
     assert {name.rpartition("--")[2] for name in names(graph, "answer")} == {"held-out", "mt"}

@@ -168,7 +168,7 @@ def failed_attempt(number: int, **values: Any) -> Attempt:
     return Attempt(number=number, child=f"c{number}", **(fields | values))
 
 
-MUCH = Retries(limit=10, backoffSeconds=0)  # type: ignore[call-arg]
+MUCH = Retries(limit=10, backoffSeconds=0)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ MUCH = Retries(limit=10, backoffSeconds=0)  # type: ignore[call-arg]
 def test_the_same_error_at_the_same_step_is_not_tried_a_third_time(second: dict[str, Any], gives_up: bool) -> None:
     attempts = (failed_attempt(1, step=7), failed_attempt(2, **second))
     decision = decide_next(attempts, forgiven=0, failures=2, policy=MUCH, now=NOON)
-    assert decision == (GiveUp("SameErrorAgain") if gives_up else StartAttempt(3))
+    assert decision == (GiveUp(Reason("SameErrorAgain")) if gives_up else StartAttempt(3))
 
 
 def test_the_step_of_a_failure_is_remembered() -> None:

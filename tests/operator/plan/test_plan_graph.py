@@ -282,7 +282,7 @@ def test_the_model_cache_downloads_each_hub_model_once_and_changes_no_hash() -> 
     changes: dict[str, Any] = {"modelCache": {"enabled": True}, "target": {"model": "Qwen/Qwen2-72B-Instruct"}}
     with_cache, without = graph_of(**changes), graph_of(target=changes["target"])
     fetched = {stage: node for stage, node in with_cache.items() if stage.startswith("fetch/")}
-    assert sorted(node.params.model.name for node in fetched.values() if isinstance(node.params, FetchParams)) == [
+    assert sorted(str(node.params.model.name) for node in fetched.values() if isinstance(node.params, FetchParams)) == [
         "01-ai/Yi-1.5-34B-Chat",
         "Qwen/Qwen2-72B-Instruct",
         "RLHFlow/ArmoRM-Llama3-8B-v0.1",

@@ -48,7 +48,7 @@ def test_a_deadline_still_ends_a_child_of_which_one_pod_runs() -> None:
     assert [item.reason for item in answer.delete] == ["it ran too long"]
 
 
-SHARDS = {"sampling": {"shards": 2}}
+SHARDS: dict[str, Any] = {"sampling": {"shards": 2}}
 OUTDATED: dict[str, tuple[str, tuple[PodFact, ...], bool]] = {
     "it waits for its pod": ("prepare", (make_pod("p", phase="Pending"),), True),
     "its pod was refused": ("prepare", (), True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +63,7 @@ class PlannerMachine(RuleBasedStateMachine):
     def two_experiments(self, *, queued: bool, at_once: bool, placed: bool) -> None:
         self.cluster.deletes_at_once = at_once
         common: dict[str, Any] = {"retries": {"limit": RETRY_LIMIT}, "sources": list(SOURCES)}
-        chosen: dict[str, Any] = AUTOMATIC if placed else {}
+        chosen: Mapping[str, Any] = AUTOMATIC if placed else {}
         self.cluster.add("first", **common, **chosen)
         more = {"scheduling": {"queueName": "gpus"}} if queued else {}
         self.cluster.add("second", **common, **more, training={"objective": "DPO"})

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from support.builders import AUTOMATIC, raw_spec
 from support.spec_leaves import JsonObject, Leaf, changed, hashes_of, leaves, manifests_of, plans_of, stages_of
 
@@ -28,7 +29,7 @@ from wrpo_operator.api.spec import Alpha, ExperimentSpec, OptimizerSpec, Trainin
 from wrpo_operator.plan.evaluation_params import generation_runtime
 from wrpo_operator.plan.systems import EvaluatedModel
 
-LORA = {"lora": {}, "holdout": {}}
+LORA: dict[str, Any] = {"lora": {}, "holdout": {}}
 SOURCE = {"name": "qwen", "model": "Qwen/Qwen2-72B-Instruct", "revision": "main"}
 BUCKET = {"uri": "s3://bucket/wrpo", "endpoint": "https://s3.example.org", "credentialsSecretName": "s3"}
 PINNED = {"revision": "f" * 40}
@@ -157,7 +158,12 @@ PLANNED = ("as short as can be", "no retries", "accelerators that the operator c
 """Those in which the planner is asked as well."""
 
 LEAVES = list(leaves())
-ENGINE = (*(definition.params for definition in STAGES.values()), ModelRef, RewardModel, Runtime)
+ENGINE: tuple[type[BaseModel], ...] = (
+    *(definition.params for definition in STAGES.values()),
+    ModelRef,
+    RewardModel,
+    Runtime,
+)
 
 
 @cache

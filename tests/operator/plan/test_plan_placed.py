@@ -91,9 +91,10 @@ def test_what_the_spec_sets_holds_against_a_placement() -> None:
 def test_the_settings_of_an_attempt_are_those_of_its_placement() -> None:
     spec, node = parse_spec(merged(raw_spec(), AUTOMATIC)), node_named("sample/qwen", **AUTOMATIC)
     bare = settings_of(spec, node)
-    others = {settings_of(spec, placed(node, PLACEMENT.model_copy(update=change))) for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {}, {"per_pod": 4}, {"pods": 1}, {"tensor_parallel_size": 8}, {"memory_gib": 65}, {"node_labels": {}},
-    )}  # fmt: skip
+    )  # fmt: skip
+    others = {settings_of(spec, placed(node, PLACEMENT.model_copy(update=change))) for change in changes}
     assert len(others | {bare}) == 7
     assert settings_of(spec, placed(node, PLACEMENT.model_copy(update={"arithmetic": "other"}))) in others
 

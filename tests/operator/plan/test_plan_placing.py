@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +66,7 @@ def needs(name: str, **changes: Any) -> list[tuple[str, str]]:
     return [(need.work.value, need.facts.kind) for need in node_named(name, **changes).needs]
 
 
-NEEDS: dict[str, tuple[str, dict[str, Any], list[tuple[str, str]]]] = {
+NEEDS: dict[str, tuple[str, Mapping[str, Any], list[tuple[str, str]]]] = {
     "a source": ("sample/qwen", AUTOMATIC, [("Generation", "inspect")]),
     "a source of the model cache": (
         "sample/qwen", {**AUTOMATIC, "modelCache": {"enabled": True}}, [("Generation", "fetch")]),

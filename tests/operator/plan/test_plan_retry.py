@@ -30,7 +30,7 @@ CASES: dict[str, tuple[History, float, RetryDecision]] = {
     "backoff doubles": ([CRASH, CRASH], 19, Wait(NOON + timedelta(seconds=20))),
     "third crash exhausts two retries": ([CRASH] * 3, 999, GiveUp(Reason.RETRIES_EXHAUSTED)),
     "an eviction restarts at once": ([EVICTED], 0, StartAttempt(2)),
-    "evictions are free": ([CRASH] + [EVICTED] * 50, 3600, StartAttempt(52)),
+    "evictions are free": ([CRASH, *[EVICTED] * 50], 3600, StartAttempt(52)),
     "a second eviction in a row waits for the backoff": ([EVICTED] * 2, 9, Wait(NOON + timedelta(seconds=10))),
     "and restarts after it": ([EVICTED] * 2, 10, StartAttempt(3)),
     "with each further one it doubles": ([EVICTED] * 4, 39, Wait(NOON + timedelta(seconds=40))),

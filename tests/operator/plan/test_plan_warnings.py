@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def gpus(count: int) -> dict[str, Any]:
     return {"sample": {"limits": {"nvidia.com/gpu": count}}, "score": {"limits": {"nvidia.com/gpu": 0}}}
 
 
-CASES: dict[str, tuple[dict[str, Any], str, Inventory | None, list[str]]] = {
+CASES: dict[str, tuple[Mapping[str, Any], str, Inventory | None, list[str]]] = {
     "nothing": ({}, "train", CLUSTER, []),
     "a large model trained on the CPU": (
         AUTOMATIC, "train", None,

@@ -108,7 +108,7 @@ def test_a_pod_without_accelerators_sees_none(changes: dict[str, Any], value: st
 
 def test_every_pod_has_a_user_name() -> None:
     assert environment(pod_of(rendered("prepare")))["USER"] == "wrpo"
-    own = {"env": [{"name": "USER", "value": "me"}]}
+    own: dict[str, Any] = {"env": [{"name": "USER", "value": "me"}]}
     assert environment(pod_of(rendered("prepare", **own)))["USER"] == "me"
 
 

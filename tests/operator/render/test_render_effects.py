@@ -19,6 +19,7 @@ OBJECTIVES = [objective.value for objective in Objective if objective is not Obj
 
 def check(stage: str, **training: Any) -> None:
     experiment = make_experiment(training=training)
+    assert experiment.spec is not None
     manifest = config_map(experiment, experiment.spec, make_planned(experiment, stage))
     config = StageConfig.model_validate_json(manifest["data"][CONFIG_FILE])
     params: Any = config.params

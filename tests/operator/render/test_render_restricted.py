@@ -44,7 +44,7 @@ CONTEXT = st.fixed_dictionaries(
         "windowsOptions": st.just({"hostProcess": True}),
     },
 )
-CONTEXTS = CONTEXT | st.sampled_from([None, [], "privileged"])
+CONTEXTS: st.SearchStrategy[Any] = CONTEXT | st.sampled_from([None, [], "privileged"])
 PORTS = st.lists(st.sampled_from([{"containerPort": 80}, {"containerPort": 80, "hostPort": 80}]), max_size=2)
 CONTAINER = st.fixed_dictionaries(
     {"name": st.sampled_from(["stage", "stage", "side", "pytorch"])},
@@ -136,7 +136,8 @@ HOSTILE = "$(touch x); `id` && $HOME | cat"
 
 def test_what_users_write_reaches_no_shell() -> None:
     """Commands are lists without a shell, and hold nothing of the spec; a user's words lie in a JSON file."""
-    for refused in ({"target": {"model": f"/models/{HOSTILE}"}}, {"images": {"trainer": HOSTILE}}):
+    refusals: list[dict[str, Any]] = [{"target": {"model": f"/models/{HOSTILE}"}}, {"images": {"trainer": HOSTILE}}]
+    for refused in refusals:
         with pytest.raises(SpecError):
             make_experiment(**refused)
     experiment = make_experiment(prompts={"column": HOSTILE}, env=[{"name": "A", "value": HOSTILE}])

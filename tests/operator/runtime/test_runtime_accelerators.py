@@ -83,7 +83,7 @@ def groups(found: Inventory | None) -> list[tuple[str, int, int | None, int | No
     return [(group.name, group.per_node, group.nodes, group.quota) for group in found.groups]
 
 
-QUEUED = {"scheduling": {"queueName": "team"}}
+QUEUED: dict[str, Any] = {"scheduling": {"queueName": "team"}}
 
 
 def test_nodes_describe_the_accelerators_of_an_experiment_without_a_queue(rig: Make) -> None:

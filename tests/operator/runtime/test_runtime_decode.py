@@ -151,8 +151,9 @@ def test_items_of_a_list_that_are_no_objects_are_left_out_and_counted() -> None:
     items = [{"metadata": {"name": "a"}}, 7, None, [], {}, {"metadata": 1}, {"metadata": {"name": "b"}}]
     assert objects_in({"items": items}, lambda: cuts.append("cut")) == [items[0], items[-1]]
     assert len(cuts) == 5
-    for answer in ({}, {"items": None}, {"items": 7}, [], None):
-        assert objects_in(answer, pytest.fail) == []  # type: ignore[arg-type]
+    answers: tuple[Any, ...] = ({}, {"items": None}, {"items": 7}, [], None)
+    for answer in answers:
+        assert objects_in(answer, pytest.fail) == []
 
 
 def test_a_list_that_kopf_reads_has_objects_only() -> None:

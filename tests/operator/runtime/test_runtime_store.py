@@ -24,7 +24,7 @@ def job(name: str, version: int, uid: str = "u1", **rest: Any) -> dict[str, Any]
 def seen(store: ObjectStore, name: str = "a") -> tuple[Any, ...] | None:
     """Return uid, version and status of what the store holds under a name."""
     found = store.get(JOBS, "ns", name)
-    return found and (found["metadata"]["uid"], found["metadata"]["resourceVersion"], found["status"])
+    return None if found is None else (found["metadata"]["uid"], found["metadata"]["resourceVersion"], found["status"])
 
 
 def test_an_older_version_never_replaces_a_newer_one() -> None:

@@ -122,7 +122,7 @@ def test_an_error_of_the_receiver_is_logged_and_loses_no_other_event(caplog: pyt
         if name_of(obj) == "healthy":
             raise ValueError("broken")
 
-    world.receive = fail  # type: ignore[method-assign]
+    world.receive = fail  # type: ignore[assignment,method-assign] # the names of its parameters differ
 
     async def script(_session: WatchSession) -> None:
         await world.until(lambda: "new" in world.seen)

@@ -206,7 +206,7 @@ MIG_PRODUCT = "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb"
     ],
 )
 def test_labels_of_every_vendor_tell_the_size(
-    labels: JsonObject, allocatable: JsonObject, expected: tuple[Any]
+    labels: JsonObject, allocatable: JsonObject, expected: tuple[Any, ...]
 ) -> None:
     found = inventory(node("a", labels, allocatable))
     (group,) = found.groups

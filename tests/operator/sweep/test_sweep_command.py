@@ -59,7 +59,7 @@ def test_an_assumed_order_of_sources_is_told(tmp_path: Path) -> None:
     assert "the plan assumes the order of the list." in plan(tmp_path, variants=variants).output
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "an invalid variant": (
         {"variants": [{"name": "x", "set": {"training.bta": 1}}]},
         "WRPOSweep paper cannot be accepted:\n  - Variant x: spec.training.bta is not a known field.",

@@ -343,7 +343,9 @@ def test_any_patch_gives_valid_experiments_or_one_sentence_about_its_variant(dat
         "",
         ".",
     ]
-    values = st.none() | st.booleans() | st.integers(-2, 5) | st.text("{}na.", max_size=4) | st.just({}) | st.just([])
+    values: st.SearchStrategy[Any] = (
+        st.none() | st.booleans() | st.integers(-2, 5) | st.text("{}na.", max_size=4) | st.just({}) | st.just([])
+    )
     patch = data.draw(st.dictionaries(st.sampled_from(paths), values, max_size=3))
     found = expanded(variants=[{"name": "x", "set": patch}])
     assert all(error.startswith(("Variant x: ", "spec")) and error.endswith((".", "…")) for error in found.errors)

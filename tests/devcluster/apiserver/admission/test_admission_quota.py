@@ -31,10 +31,15 @@ def needy(name: str, *, init: dict[str, Any] | None = None, **requests: str) -> 
     return pod(name, containers=[container], **first)
 
 
+def gpus(count: str) -> dict[str, Any]:
+    """Return the argument of `needy` whose name is no identifier."""
+    return {"nvidia.com/gpu": count}
+
+
 OVER: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
     "gpus": (
         {"requests.nvidia.com/gpu": "4"},
-        needy("b", **{"nvidia.com/gpu": "2"}),
+        needy("b", **gpus("2")),
         "requested: requests.nvidia.com/gpu=2, used: requests.nvidia.com/gpu=3, limited: requests.nvidia.com/gpu=4",
     ),
     "cpu and memory": (
@@ -57,7 +62,7 @@ OVER: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
 def test_a_quota_counts_what_pods_ask_for(run: Run, hard: dict[str, str], second: dict[str, Any], words: str) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.client.create(QUOTAS, {"metadata": {"name": "q"}, "spec": {"hard": hard}}, "ns")
-        first = needy("a", cpu="1", memory="1Gi", **{"nvidia.com/gpu": "3"})
+        first = needy("a", cpu="1", memory="1Gi", **gpus("3"))
         await rig.client.create(PODS, first, "ns")
         error = await refusal(rig.client.create(PODS, second, "ns"))
         assert str(error) == f'pods "b" is forbidden: exceeded quota: q, {words}'

