@@ -14,7 +14,7 @@ Mount points belong to the pod and are given by its environment, not by this fil
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -27,7 +27,6 @@ from wrpo_engine.contract.data import (
     PromptFields,
     ReportFields,
     RewardFields,
-    RewardLength,
     RowRules,
     ScoreExecution,
     ScoreFields,
@@ -38,8 +37,6 @@ from wrpo_engine.contract.fusion import FusionLoss
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_engine.contract.objectives import Objective as Objective  # noqa: PLC0414 - re-exported with its parameters
 from wrpo_engine.contract.sampling import (
-    EvaluationFields,
-    GeneratorFields,
     PartFields,
     ShardExecution,
     SourceExecution,
@@ -237,25 +234,6 @@ class TrainParams(PreferenceFields, ObjectiveFields, OptimizerParams, role=Role.
     """Train on these token ids instead of the role `triples`: path or storage://PATH of a Parquet file, a directory of
     them, or a saved `datasets` directory, with integer lists prompt_ids, source_chosen_ids, target_chosen_ids and
     rejected_ids. They are used unchanged: no template, nothing added, nothing cut."""
-
-
-class EvaluateModel(Declared, role=Role.COMPUTED):
-    """One model under evaluation; `label` is its name in tables: target, sft, or the objective's."""
-
-    label: str
-    model: ModelRef
-
-
-class EvaluateParams(EvaluationFields, GeneratorFields, RewardLength, StageParams, role=Role.COMPUTED):
-    """Sample each model's responses to held-out prompts, score them, count the last model's wins against the others."""
-
-    stage: Literal["evaluate"] = "evaluate"
-    models: tuple[EvaluateModel, ...] = Field(min_length=1)
-    reward: RewardModel
-    more_rewards: tuple[RewardModel, ...] = ()
-    """Further rewards; the score is the weighted mean over all, in the order of `reward_weights`."""
-    reward_weights: tuple[Annotated[float, Field(allow_inf_nan=True)], ...] = ()
-    """One for `reward` and one for each of `more_rewards`; empty: all equal."""
 
 
 class ReportParams(ReportFields, StageParams, role=Role.COMPUTED):

@@ -105,10 +105,10 @@ def test_every_command_explains_itself(command: str) -> None:
 def test_the_stage_of_one_s_own_in_the_page_of_the_stages_is_a_valid_definition() -> None:
     page = (ROOT / "docs" / "concepts" / "stages.md").read_text(encoding="utf-8")
     (block,) = (text for language, text in FENCE.findall(page) if language == "python")
-    names: dict[str, Any] = {"__name__": "my_judge"}
-    exec(compile(block, "my_judge.py", "exec", dont_inherit=True), names)  # noqa: S102 (of this repository)
-    known = registry([*STAGES.values(), names["JUDGE"]])
-    assert known["judge"].section.name == "judge"
+    names: dict[str, Any] = {"__name__": "my_proofreader"}
+    exec(compile(block, "my_proofreader.py", "exec", dont_inherit=True), names)  # noqa: S102 (of this repository)
+    known = registry([*STAGES.values(), names["PROOFREAD"]])
+    assert known["proofread"].section.name == "proofread"
 
 
 def test_every_file_that_a_recipe_of_the_contributor_guide_names_exists() -> None:

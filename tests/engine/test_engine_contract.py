@@ -26,7 +26,7 @@ MODELS: dict[str, type[BaseModel]] = {
 FIELDS = sorted(
     (name, field)
     for name, model in MODELS.items()
-    if model in {*STAGES, Runtime} or name in {"ModelRef", "RewardModel", "EvaluateModel"} or name.endswith("Params")
+    if model in {*STAGES, Runtime} or name in {"ModelRef", "RewardModel"} or name.endswith("Params")
     for field in model.model_fields
     if field != "stage"  # tells the models apart
 )

@@ -56,8 +56,9 @@ def fields(**changes: Any) -> dict[str, Any]:
 def test_the_kinds_are_in_the_order_of_an_experiment() -> None:
     assert list(STAGES)[: len(BUILT_IN)] == [
         "prepare", "fetch", "inspect", "sample", "score", "curate-sft", "represent", "align", "sft",
-        "curate-triples", "train",
-        "bench", "fuse", "answer", "mixture", "perplexity", "rank", "grade", "select", "judge", "evaluate", "report",
+        "curate-triples", "train", "merge",
+        "bench", "fuse", "answer", "mixture", "joint", "perplexity", "rank", "grade", "select", "judge",
+        "evaluate", "report",
     ]  # fmt: skip
 
 

@@ -39,7 +39,7 @@ class ModelUse(TemplateFields, role=Role.COMPUTED):
     trust_remote_code: bool = False
     """Whether the experiment allows Python code of the model's repository."""
     system_prompt: Text | None = None
-    """System message before every prompt that has none of its own. Unset: none."""
+    """System message before every prompt that has none. Unset: none."""
 
 
 class PromptFields(Declared, role=Role.COMPUTED):

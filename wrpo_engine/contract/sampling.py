@@ -18,7 +18,7 @@ class GeneratorFields(Declared, role=Role.COMPUTED):
     dtype: Dtype = "auto"
     """Number format of the weights; auto takes that of the model."""
     system_prompt: Text | None = None
-    """System message before every prompt that has none of its own. Unset: none."""
+    """System message before every prompt that has none. Unset: none."""
 
 
 class TokenChoiceFields(Declared, role=Role.COMPUTED):

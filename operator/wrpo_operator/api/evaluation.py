@@ -151,7 +151,7 @@ class System(SpecModel):
     mixture: Annotated[Mixture | None, Role.COMPUTED] = None
     """Answers of a model that reads those of others."""
     fuse: Annotated[Fusion | None, Role.COMPUTED] = None
-    """A model that the target becomes by an SFT of its own, with the distributions of sources (FuseLLM). Its other
+    """A model that the target becomes by a separate SFT, with the distributions of sources (FuseLLM). Its other
     settings are those of spec.sft."""
 
     @property

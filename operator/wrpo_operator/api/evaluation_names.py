@@ -40,11 +40,14 @@ def rewards_of(spec: ExperimentSpec) -> tuple[str, ...]:
     return (MAIN_REWARD, *(reward.name for reward in spec.reward.additional), *judges)
 
 
-_MODEL = (
-    f"({{0}} == '{TARGET}' || ({{0}} == '{SFT_SYSTEM}' && self.sft.enabled)"
-    f" || ({{0}} == '{TRAINED_SYSTEM}' && self.training.objective != '{Objective.SFT_ONLY}')"
-    " || self.sources.exists(x, x.name == {0})"
-    " || self.evaluation.systems.exists(x, x.name == {0} && (has(x.model) || has(x.fuse))))"
+_MODEL = " || ".join(
+    (
+        f"({{0}} == '{TARGET}'",
+        f"({{0}} == '{SFT_SYSTEM}' && self.sft.enabled)",
+        f"({{0}} == '{TRAINED_SYSTEM}' && self.training.objective != '{Objective.SFT_ONLY}')",
+        "self.sources.exists(x, x.name == {0})",
+        "self.evaluation.systems.exists(x, x.name == {0} && (has(x.model) || has(x.fuse))))",
+    )
 )
 """CEL: a name is that of a model that can answer."""
 _REWARD = (

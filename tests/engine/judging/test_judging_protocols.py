@@ -23,8 +23,6 @@ from wrpo_engine.judging.stage import run
 from wrpo_engine.scoring.function import FunctionScorer
 from wrpo_engine.stage import StageContext
 
-pytest.importorskip("wrpo_engine.judging.protocols.alpaca_eval")
-
 NUM_ITEMS = 30
 NAMES = [f"q{number}" for number in range(NUM_ITEMS)]
 ANSWERS = {name: "x" * (number + 1) for number, name in enumerate(NAMES)}

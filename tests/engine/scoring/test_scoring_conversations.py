@@ -15,6 +15,7 @@ from wrpo_engine.config import RewardModel
 from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.scoring.endpoint_client import make_client
 from wrpo_engine.scoring.function import FunctionScorer
+from wrpo_engine.scoring.posting import Poster
 from wrpo_engine.scoring.reward_model import RewardScorer
 from wrpo_engine.text.conversations import Prompt, conversation, prompt_text
 
@@ -99,7 +100,7 @@ def test_an_endpoint_gets_the_messages(monkeypatch: pytest.MonkeyPatch) -> None:
         sent.append(json.loads(body))
         return b'{"data": [{"data": [0.5]}]}'
 
-    monkeypatch.setattr(type(client), "_post", post)
+    monkeypatch.setattr(Poster, "post", post)
     assert client.reward((MESSAGES, "fine"), "row", threading.Event()).score == 0.5
     assert [(message["role"], message["content"]) for message in sent[0]["messages"]] == [
         *MESSAGES,

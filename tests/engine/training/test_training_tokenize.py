@@ -200,7 +200,7 @@ def test_unchanged_rows_are_not_spoken_of(caplog: pytest.LogCaptureFixture) -> N
 
 def test_a_row_whose_control_token_cannot_be_text_is_left_out_and_counted() -> None:
     class Unable:
-        def encode(self, prompt: str, responses: Any) -> Any:
+        def encode(self, prompt: Any, responses: Any) -> Any:
             if prompt == "bad":
                 raise ControlTokenInTextError("no way")
             return ChatEncoder(make_tokenizer()).encode(prompt, responses)

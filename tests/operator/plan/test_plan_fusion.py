@@ -177,6 +177,7 @@ STAGES = {
 @pytest.mark.parametrize(("stage", "kind"), STAGES.items())
 def test_the_engine_reads_the_configuration_of_each_stage_of_a_fusion(stage: str, kind: str) -> None:
     experiment = make_experiment(**with_systems(FUSELLM))
+    assert experiment.spec is not None
     manifest = config_map(experiment, experiment.spec, make_planned(experiment, stage))
     config = StageConfig.model_validate_json(manifest["data"][CONFIG_FILE])
     assert config.params.kind() == kind

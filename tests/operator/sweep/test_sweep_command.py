@@ -37,13 +37,19 @@ def test_the_plan_counts_the_stages_that_run_and_those_that_are_shared(tmp_path:
     assert kinds["train"] == (2, 2)
     assert kinds["sample"] == (6, 3)
     assert kinds["sft"] == (2, 1)
-    assert told["variants"][1]["own"] == ["train", "evaluate", "report"]
+    assert told["variants"][1]["own"] == [
+        "train",
+        "answer/trained--held-out",
+        "grade/trained--held-out--main",
+        "evaluate",
+        "report",
+    ]
 
 
 def test_the_table_ends_with_the_sums(tmp_path: Path) -> None:
     output = plan(tmp_path).output
     assert output.startswith("paper: 2 variants, 2 experiments\n")
-    assert "ipo      2        train, evaluate, report" in output
+    assert "ipo      2        train, answer/trained--held-out" in output
     assert output.endswith("GPU hours are unknown without accelerators: set --accelerators, e.g. h100=4x8.\n")
 
 
