@@ -196,6 +196,8 @@ class ExperimentSpec(SpecModel):
     """Secrets for pulling images."""
 
 
+_USER_INFO = re.compile(r'[^\s"/:]*:(?:\\.|[^"\\])*@')
+"""In JSON: what a URL has before its host."""
 _SUBJECT = re.compile(r"^[A-Z][a-z]+ should ")
 
 
@@ -255,7 +257,8 @@ def _describe(details: Mapping[str, Any], raw: Any, plural: str) -> str:
         case "extra_forbidden":
             return f"{path} is not a known field. Check its spelling and place, or remove it."
         case _:
-            value = json.dumps(details["input"], default=str)
+            # A malformed URL can hold a password, which must not reach status, events and logs.
+            value = _USER_INFO.sub("***@", json.dumps(details["input"], default=str))
             shown = value if len(value) <= 80 else value[:77] + "..."
             return f"{path} is {shown}: {_rule(details['msg'])}."
 

@@ -70,3 +70,32 @@ def test_a_refusal_says_what_the_value_must_be(change: tuple[Path, Any], told: s
     with pytest.raises(SpecError) as caught:
         parse_spec(replaced(RAW_SPEC, *change))
     assert caught.value.errors == (told,)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://user:s3cret@judge.example.org/v1",
+        "https://s3cret@judge.example.org/v1",
+        "https://user:s3cret/s3cret@judge.example.org/v1",
+        "https://user:s3cret s3cret@judge.example.org/v1",
+        'https://user:s3cret"s3cret@judge.example.org/v1',
+        "https://user:s3cret@s3cret@judge.example.org/v1",
+        "user:s3cret@judge.example.org/v1",
+    ],
+)
+@pytest.mark.parametrize("field", ["evaluation.judges[0].endpoint", "reward.endpoint"])
+def test_a_refused_url_is_shown_without_what_precedes_its_host(field: str, endpoint: str) -> None:
+    parts = {"evaluation": {"judges": [{"name": "gpt", "model": "gpt", "endpoint": endpoint}]}}
+    changes = parts if field.startswith("evaluation") else {"reward": {"endpoint": endpoint}}
+    with pytest.raises(SpecError) as refused:
+        parse_spec({**RAW_SPEC, **changes})
+    (shown,) = [message for message in refused.value.errors if message.startswith(f"spec.{field} is ")]
+    assert "@judge.example.org/v1" in shown
+    assert "s3cret" not in " ".join(refused.value.errors)
+
+
+def test_a_value_with_an_at_sign_that_is_no_url_is_shown() -> None:
+    with pytest.raises(SpecError) as refused:
+        parse_spec({**RAW_SPEC, "target": {"model": "org/model", "revision": "main @ 1"}})
+    assert 'spec.target.revision is "main @ 1": ' in " ".join(refused.value.errors)
