@@ -255,6 +255,7 @@ DECLARED_AGAIN = {
     "System.name": "another thing: what the system is called",
     "System.source": "another thing: the name of a source",
     "Benchmark.name": "another thing: what the benchmark is called",
+    "RewardProvider.weight": "another thing: the share of a reward in the score",
 }
 """Field of a section -> why it is written there although the engine has a parameter of that name."""
 
