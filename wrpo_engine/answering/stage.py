@@ -41,7 +41,7 @@ def run(ctx: StageContext) -> StageResult:
     """Answer the pending parts of this shard, and commit once all parts of all shards are there."""
     params = ctx.config.params
     assert isinstance(params, AnswerParams | MixtureParams)
-    check_backend_options(params.backend, quantization=None, engine_args=ctx.config.runtime.engine_args)
+    check_backend_options(params.backend, quantization=params.quantization, engine_args=ctx.config.runtime.engine_args)
     items = _items(ctx, params)
     parts = parts_of(items, params.prompts_per_part)
     names = [part.name for part in parts]
@@ -129,8 +129,12 @@ def _answer_parts(
         top_p=params.top_p,
         choice=params,
         max_tokens=params.max_tokens,
-        stop_token_ids=tuple(stop_token_ids(tokenizer, model, end_of_turn_id(tokenizer))),
+        stop_token_ids=tuple(
+            sorted({*stop_token_ids(tokenizer, model, end_of_turn_id(tokenizer)), *params.stop_token_ids})
+        ),
+        stop=params.stop,
         dtype=params.dtype,
+        quantization=params.quantization,
         engine_args=ctx.config.runtime.engine_args,
         # What the longest conversation needs, the same for every shard: engines reserve memory for all of it.
         max_model_length=needed if context is None else min(context, needed),

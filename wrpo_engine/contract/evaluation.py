@@ -22,7 +22,13 @@ from wrpo_engine.contract.benchmarks import (
     SelectFields,
 )
 from wrpo_engine.contract.data import ScoreFields
-from wrpo_engine.contract.sampling import EvaluationFields, GeneratorFields, PartFields
+from wrpo_engine.contract.sampling import (
+    EvaluationFields,
+    GeneratorFields,
+    PartFields,
+    QuantizationFields,
+    StopFields,
+)
 from wrpo_engine.contract.types import Dtype, Seed, Tokens
 
 SEPARATOR = "--"
@@ -43,7 +49,9 @@ class BenchParams(BenchFields, StageParams, role=Role.COMPUTED):
     """Custom: protocol of its judges."""
 
 
-class _AnswerParams(EvaluationFields, GeneratorFields, PartFields, StageParams, role=Role.COMPUTED):
+class _AnswerParams(
+    EvaluationFields, StopFields, QuantizationFields, GeneratorFields, PartFields, StageParams, role=Role.COMPUTED
+):
     """Answers of one model to the items of one benchmark."""
 
     model: ModelRef
@@ -70,7 +78,9 @@ class MixtureParams(MixtureFields, _AnswerParams, role=Role.COMPUTED):
     """Roles of the inputs whose answers the model reads, in the order of the references."""
 
 
-class PerplexityParams(PerplexityFields, GeneratorFields, PartFields, StageParams, role=Role.COMPUTED):
+class PerplexityParams(
+    QuantizationFields, PerplexityFields, GeneratorFields, PartFields, StageParams, role=Role.COMPUTED
+):
     """Measure the log probability of each item's prompt under one model."""
 
     stage: Literal["perplexity"] = "perplexity"

@@ -40,7 +40,27 @@ class TokenChoiceFields(Declared, role=Role.COMPUTED):
     """Subtract this from the score of each token as often as the response contains it."""
 
 
-class SourceFields(TokenChoiceFields, GeneratorFields, role=Role.COMPUTED):
+class QuantizationFields(Declared, role=Role.COMPUTED):
+    """Number format of a model's weights in files."""
+
+    quantization: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")] | None = None
+    """vLLM's name of the weights' quantisation, e.g. awq or fp8. Unset: as in the model's config."""
+
+
+class StopFields(Declared, role=Role.COMPUTED):
+    """Ends of a response."""
+
+    stop: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
+        default=(), max_length=16, json_schema_extra=ATOMIC
+    )
+    """Strings that end a response and are removed from it."""
+    stop_token_ids: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] = Field(
+        default=(), max_length=32, json_schema_extra=ATOMIC
+    )
+    """Tokens that end a response, in addition to the model's end-of-turn tokens."""
+
+
+class SourceFields(StopFields, QuantizationFields, TokenChoiceFields, GeneratorFields, role=Role.COMPUTED):
     """Settings of responses, which each source can override."""
 
     samples_per_prompt: int = Field(default=5, ge=1, le=1024)
@@ -58,16 +78,6 @@ class SourceFields(TokenChoiceFields, GeneratorFields, role=Role.COMPUTED):
     on_prompt_too_long: Literal["Fail", "Skip"] = "Fail"
     """Fail: a prompt that exceeds the model's context fails the stage with an error that names the prompt.
     Skip: it is skipped, recorded with the finish reason `prompt_too_long`, and counted."""
-    quantization: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")] | None = None
-    """vLLM's name of the weights' quantisation, e.g. awq or fp8. Unset: as in the model's config."""
-    stop: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(
-        default=(), max_length=16, json_schema_extra=ATOMIC
-    )
-    """Strings that end a response and are removed from it."""
-    stop_token_ids: tuple[Annotated[int, Field(ge=0, le=2**31 - 1)], ...] = Field(
-        default=(), max_length=32, json_schema_extra=ATOMIC
-    )
-    """Tokens that end a response, in addition to the model's end-of-turn tokens."""
     engine_args: EngineArgs = Field(default={})
     """Further arguments of vLLM's engine by their Python names, e.g. kv_cache_dtype. Names that vLLM does not know, and
     those that have a separate field here, are refused when a stage starts. Changing an argument that affects only speed

@@ -44,7 +44,7 @@ def run(ctx: StageContext) -> StageResult:
     """Measure the pending parts of this shard, and commit once all parts of all shards are there."""
     params = ctx.config.params
     assert isinstance(params, PerplexityParams)
-    check_backend_options(params.backend, quantization=None, engine_args=ctx.config.runtime.engine_args)
+    check_backend_options(params.backend, quantization=params.quantization, engine_args=ctx.config.runtime.engine_args)
     items = read_items(ctx)
     if not items:
         raise DataError(
@@ -90,6 +90,7 @@ def _measure_parts(
         max_tokens=1,
         stop_token_ids=(),
         dtype=params.dtype,
+        quantization=params.quantization,
         engine_args=ctx.config.runtime.engine_args,
         max_model_length=longest + 1 if context is None else min(context, longest + 1),
         tensor_parallel_size=ctx.config.runtime.tensor_parallel_size,

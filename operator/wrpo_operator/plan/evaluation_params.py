@@ -22,8 +22,10 @@ from wrpo_engine.contract.sampling import (
     EvaluationFields,
     GeneratorFields,
     PartFields,
+    QuantizationFields,
     ShardExecution,
     SourceExecution,
+    StopFields,
 )
 from wrpo_operator.api.evaluation import Judge
 from wrpo_operator.api.names import SFT_SYSTEM, TARGET, TRAINED_SYSTEM
@@ -58,12 +60,17 @@ def model_reference(spec: ExperimentSpec, model: EvaluatedModel) -> Any:
 
 def _generator(spec: ExperimentSpec, model: EvaluatedModel) -> dict[str, Any]:
     """Return how a model generates: its own settings, then those of the evaluation, then those of sampling."""
-    own = [values_of(model.source.sampling, GeneratorFields)] if model.source is not None else []
+    own = []
+    if model.source is not None:
+        # A source answers with the weights and the ends of responses with which it is sampled.
+        as_sampled = (QuantizationFields, StopFields)
+        own = [values_of(spec.sampling, *as_sampled), values_of(model.source.sampling, GeneratorFields, *as_sampled)]
     own += [values_of(model.own, GeneratorFields)] if model.own is not None else []
     found = values_of(spec.sampling, GeneratorFields, PartFields) | values_of(spec.evaluation, GeneratorFields)
     for settings in own:
         found |= settings
-    return found
+    # The library Transformers takes weights as their config says.
+    return found if found["backend"] == "vLLM" else {name: found[name] for name in found if name != "quantization"}
 
 
 def _decoding(spec: ExperimentSpec, column: Column) -> dict[str, Any]:

@@ -126,6 +126,21 @@ def test_items_have_their_own_temperature_where_the_stage_uses_it(
     assert [request.temperature for request in sampler.requests] == expected
 
 
+def test_a_model_answers_with_the_weights_and_ends_that_the_parameters_name(
+    bench: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def keep(backend: str, _model: Any, _tokenizer: Any, settings: Any) -> RecordingSampler:
+        given.append((backend, settings.quantization, settings.stop, 11 in settings.stop_token_ids))
+        return RecordingSampler()
+
+    monkeypatch.setattr(stage, "make_sampler", keep)
+    changes = {"backend": "vLLM", "quantization": "awq", "stop": ["END"], "stop_token_ids": [11]}
+    run_stage(bench([item("a", "?")]), changes=changes)
+    assert given == [("vLLM", "awq", ("END",), True)]
+
+
 def file_digests(directory: Path) -> dict[str, str]:
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()

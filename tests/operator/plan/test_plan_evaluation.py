@@ -39,11 +39,12 @@ JUDGES: list[dict[str, Any]] = [
     {"name": "self", "serveReward": "main"},
     {"name": "length", "reward": {"function": "a:b"}},
 ]
+PACK: dict[str, Any] = {"name": "pack", "select": {"by": "Perplexity", "members": ["*", "target"]}}
 SYSTEMS: list[dict[str, Any]] = [
     {"name": "moa", "mixture": {"proposers": ["*"], "aggregator": "big", "rounds": 2}},
     {"name": "large", "source": "qwen"},
     {"name": "big", "model": {"model": "org/big"}},
-    {"name": "pack", "select": {"by": "Perplexity", "members": ["*", "target"]}},
+    PACK,
     {"name": "pack-chat", "select": {"by": "Perplexity", "members": ["*", "target"], "text": "Chat"}},
     {"name": "blender", "select": {"by": "PairRM", "members": ["*", "big"], "ranker": {"model": "org/rm"}}},
     {"name": "best", "select": {"by": "Reward", "members": ["sft", "trained"]}},
@@ -225,6 +226,26 @@ def test_a_source_answers_with_the_engine_it_is_sampled_with() -> None:
     assert (node.params.backend, node.params.dtype) == ("Transformers", "float32")
     assert node.params.model.chat_template == "{{ messages }}"
     assert (node.runtime.tensor_parallel_size, node.runtime.engine_args) == (4, {})
+
+
+@pytest.mark.parametrize(("backend", "quantization"), [("vLLM", "awq"), ("Transformers", None)])
+def test_a_source_answers_with_the_weights_and_ends_it_is_sampled_with(backend: str, quantization: str | None) -> None:
+    source = {"name": "qwen", "model": "org/a", "sampling": {"quantization": "awq", "stopTokenIds": [7]}}
+    lists = {"backend": backend, "systems": [SYSTEMS[1], PACK]}
+    graph = {
+        str(node.id): node.params
+        for node in build_graph(
+            parse_spec(raw_spec(sources=[source], evaluation=lists, sampling={"stop": ["END"], "quantization": "fp8"}))
+        )
+    }
+    own, target = graph["answer/qwen--held-out"], graph["answer/target--held-out"]
+    assert isinstance(own, AnswerParams)
+    assert isinstance(target, AnswerParams)
+    assert (own.quantization, own.stop, own.stop_token_ids) == (quantization, ("END",), (7,))
+    assert (target.quantization, target.stop, target.stop_token_ids) == (None, (), ())
+    read = graph["perplexity/qwen--held-out"]
+    assert isinstance(read, PerplexityParams)
+    assert read.quantization == quantization
 
 
 def test_the_connection_to_a_judge_and_its_limits_are_not_hashed() -> None:
