@@ -41,7 +41,7 @@ class GeneratorOverride(GeneratorFields, SpecModel):
 @overrides("evaluation", EvaluationFields)
 class BenchmarkSampling(EvaluationFields, SpecModel):
     """Settings of the answers to one benchmark. Every unset field takes the value of the preset, then of
-    spec.evaluation.
+    spec.evaluation; samplesPerPrompt is 1, because judges read the first answer only.
     """
 
 

@@ -81,6 +81,8 @@ def _decoding(spec: ExperimentSpec, column: Column) -> dict[str, Any]:
     preset = column.benchmark.preset
     published = PRESETS[(column.kind, preset)] if preset is not None else {}
     own = dict(published) | values_of(column.benchmark.sampling)
+    # Judges read the first answer only.
+    found["samples_per_prompt"] = 1
     return found | own | {"uses_item_temperature": column.protocol == "MTBench" and "temperature" not in own}
 
 

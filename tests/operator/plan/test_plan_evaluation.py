@@ -207,7 +207,9 @@ DECODING: dict[str, tuple[dict[str, Any], tuple[float, float, int, float, bool]]
 def test_settings_of_a_benchmark_precede_its_preset_and_that_the_evaluation(
     benchmark: dict[str, Any], expected: tuple[float, float, int, float, bool]
 ) -> None:
-    graph = graph_of(benchmarks=[{"name": "b", **benchmark}], judges=GPT, temperature=0.25, maxTokens=99)
+    graph = graph_of(
+        benchmarks=[{"name": "b", **benchmark}], judges=GPT, temperature=0.25, maxTokens=99, samplesPerPrompt=3
+    )
     params = graph["answer/target--b"].params
     assert isinstance(params, AnswerParams)
     found = (params.temperature, params.top_p, params.max_tokens, params.presence_penalty, params.uses_item_temperature)
@@ -215,6 +217,14 @@ def test_settings_of_a_benchmark_precede_its_preset_and_that_the_evaluation(
     held_out = graph["answer/target--held-out"].params
     assert isinstance(held_out, AnswerParams)
     assert (held_out.temperature, held_out.max_tokens, held_out.uses_item_temperature) == (0.25, 99, False)
+    assert (held_out.samples_per_prompt, params.samples_per_prompt) == (3, 1)
+
+
+def test_a_benchmark_may_have_several_samples() -> None:
+    graph = graph_of(benchmarks=[{"name": "b", "kind": "MTBench", "sampling": {"samplesPerPrompt": 2}}], judges=GPT)
+    params = graph["answer/target--b"].params
+    assert isinstance(params, AnswerParams)
+    assert params.samples_per_prompt == 2
 
 
 def test_a_source_answers_with_the_engine_it_is_sampled_with() -> None:
