@@ -157,7 +157,7 @@ class EvaluatedSystem(Declared, role=Role.COMPUTED):
     name: str
     label: str
     """Name in tables: target, sft, the objective's, or that of the system in the spec."""
-    answers: Literal["answers", "mixture", "selected"] = "answers"
+    answers: Literal["answers", "mixture", "selected", "joint"] = "answers"
     """Role of its answers, before the cell's name."""
     form: Literal["Model", "Select", "Mixture", "Joint", "Merge", "Fuse"] = "Model"
     members: tuple[str, ...] = ()

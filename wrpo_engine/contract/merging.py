@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,8 @@ from wrpo_engine.contract.types import Dtype, Ratio, Seed, Text, Tokens
 MergeMethod: TypeAlias = Literal[
     "Linear", "TaskArithmetic", "TIES", "DARE-Linear", "DARE-TIES", "SLERP", "ModelStock", "SCE"
 ]
+Factor: TypeAlias = Annotated[float, Field(ge=-1000, le=1000)]
+"""Factor of weights or deltas; a negative one subtracts."""
 _WITHOUT_BASE = frozenset({"Linear", "SLERP"})
 _NORMALISED = frozenset({"Linear", "TIES"})
 
@@ -27,11 +29,11 @@ class MergeFields(Declared, role=Role.COMPUTED):
     those of the majority's sign. DARE-Linear, DARE-TIES: random elements of each delta, rescaled. SLERP: along the arc
     between two models. ModelStock: between base and mean, by the angle between deltas. SCE: deltas weighted for each
     tensor by their elements with the highest variance, without those of the minority's sign (FuseChat)."""
-    weight: tuple[float, ...] = (1.0,)
+    weight: tuple[Factor, ...] = (1.0,)
     """Weight of each model, or one for all (Linear, TaskArithmetic, TIES, DARE)."""
     density: float = Field(default=1.0, gt=0, le=1)
     """Share of the elements of a delta that is kept (TIES, DARE)."""
-    scale: float = 1.0
+    scale: Factor = 1.0
     """Factor of the sum of the deltas, lambda in papers (TaskArithmetic, TIES, DARE)."""
     position: Ratio = 0.5
     """Place between the first model (0) and the second one (1) (SLERP)."""
@@ -135,7 +137,7 @@ class JointFields(Declared, role=Role.COMPUTED):
     """EVA: likeliest tokens of each model that are mapped."""
     neighbours: int = Field(default=10, ge=1, le=1000)
     """EVA: tokens that one token is mapped to, at most."""
-    threshold: float = 0.1
+    threshold: float = Field(default=0.1, ge=-4, le=4)
     """EVA: least similarity (CSLS) of a token and one that it is mapped to."""
     embeddings: Literal["Input", "Output"] = "Input"
     """EVA: matrix that is compared; the same if a model ties both."""

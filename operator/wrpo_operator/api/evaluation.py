@@ -22,6 +22,7 @@ from wrpo_engine.contract.types import ATOMIC, Temperature, Tokens
 from wrpo_operator.api.base import LABEL_PATTERN, SpecModel, list_map
 from wrpo_operator.api.fusion import Fusion
 from wrpo_operator.api.members import Members, SystemName
+from wrpo_operator.api.merging import Joint, Merge
 from wrpo_operator.api.names import MAX_REWARD_NAME
 from wrpo_operator.api.pods import Resources, SecretKeyRef
 from wrpo_operator.api.presets import PresetName
@@ -137,7 +138,7 @@ class Mixture(MixtureFields, SpecModel):
 
 
 class System(SpecModel):
-    """A row of the evaluation: exactly one of model, source, select, mixture and fuse."""
+    """A row of the evaluation: exactly one of model, source, select, mixture, fuse, merge and joint."""
 
     name: Annotated[SystemName, Role.COMPUTED]
     """Unique name, part of stage names: lower-case letters and digits, with single dashes between them. `target`, `sft`
@@ -153,6 +154,10 @@ class System(SpecModel):
     fuse: Annotated[Fusion | None, Role.COMPUTED] = None
     """A model that the target becomes by a separate SFT, with the distributions of sources (FuseLLM). Its other
     settings are those of spec.sft."""
+    merge: Annotated[Merge | None, Role.COMPUTED] = None
+    """A model of the weights of several models of the same architecture."""
+    joint: Annotated[Joint | None, Role.COMPUTED] = None
+    """Answers of several models that choose each token together."""
 
     @property
     def form(self) -> Any:
@@ -160,7 +165,7 @@ class System(SpecModel):
         return next(value for name in SYSTEM_FORMS if (value := getattr(self, name)) is not None)
 
 
-SYSTEM_FORMS = ("model", "source", "select", "mixture", "fuse")
+SYSTEM_FORMS = ("model", "source", "select", "mixture", "fuse", "merge", "joint")
 """Fields of which a system has exactly one."""
 
 

@@ -12,26 +12,35 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from wrpo_engine.contract.evaluation import SEPARATOR
 from wrpo_engine.contract.objectives import Objective
 from wrpo_operator.api.evaluation import Benchmark, Judge
-from wrpo_operator.api.members import EVERY_SOURCE
+from wrpo_operator.api.members import EVERY_SOURCE, expanded
+from wrpo_operator.api.merging import Merge
 from wrpo_operator.api.names import HELD_OUT, MAIN_REWARD, SFT_SYSTEM, TARGET, TRAINED_SYSTEM
 from wrpo_operator.api.rule import Rule
 
 if TYPE_CHECKING:
     from wrpo_operator.api.spec import ExperimentSpec
 
+_OF_SEVERAL = ("Linear", "ModelStock")
+"""Methods that merge two models or more."""
 _Found: TypeAlias = Iterator[tuple[str, Any]]
 """Path of a field and its value."""
 
 
 def models_of(spec: ExperimentSpec) -> tuple[str, ...]:
-    """Return the names of all models that can answer: the experiment's own, the sources, systems with model or fuse."""
+    """Return the names of all models that can answer: the experiment's own, sources, and systems that are a model."""
     own = (
         TARGET,
         *((SFT_SYSTEM,) if spec.sft.enabled else ()),
         *((TRAINED_SYSTEM,) if spec.training.objective is not Objective.SFT_ONLY else ()),
     )
-    systems = (system.name for system in spec.evaluation.systems if system.model or system.fuse)
+    systems = (system.name for system in spec.evaluation.systems if system.model or system.fuse or system.merge)
     return (*own, *(source.name for source in spec.sources), *systems)
+
+
+def _mergeable_models(spec: ExperimentSpec) -> tuple[str, ...]:
+    """Return the names of the models that can be merged: all that are not merged themselves."""
+    merged = {system.name for system in spec.evaluation.systems if system.merge}
+    return tuple(name for name in models_of(spec) if name not in merged)
 
 
 def rewards_of(spec: ExperimentSpec) -> tuple[str, ...]:
@@ -40,7 +49,7 @@ def rewards_of(spec: ExperimentSpec) -> tuple[str, ...]:
     return (MAIN_REWARD, *(reward.name for reward in spec.reward.additional), *judges)
 
 
-_MODEL = " || ".join(
+_MERGEABLE = " || ".join(
     (
         f"({{0}} == '{TARGET}'",
         f"({{0}} == '{SFT_SYSTEM}' && self.sft.enabled)",
@@ -49,6 +58,8 @@ _MODEL = " || ".join(
         "self.evaluation.systems.exists(x, x.name == {0} && (has(x.model) || has(x.fuse))))",
     )
 )
+"""CEL: a name is that of a model that can be merged."""
+_MODEL = _MERGEABLE.replace("has(x.fuse)", "has(x.fuse) || has(x.merge)")
 """CEL: a name is that of a model that can answer."""
 _REWARD = (
     f"({{0}} == '{MAIN_REWARD}' || self.reward.additional.exists(x, x.name == {{0}})"
@@ -79,6 +90,52 @@ def _member_lists(spec: ExperimentSpec) -> Iterator[tuple[str, tuple[str, ...]]]
             yield f"{path}.select.members", system.select.members
         if system.mixture is not None:
             yield f"{path}.mixture.proposers", system.mixture.proposers
+        if system.joint is not None:
+            yield f"{path}.joint.members", system.joint.members
+
+
+def _merges(spec: ExperimentSpec) -> Iterator[tuple[str, Merge]]:
+    for index, system in enumerate(spec.evaluation.systems):
+        if system.merge is not None:
+            yield f"spec.evaluation.systems[{index}].merge", system.merge
+
+
+def _unknown_merged(spec: ExperimentSpec) -> _Found:
+    known = _mergeable_models(spec)
+    for path, merge in _merges(spec):
+        for index, name in enumerate(merge.models):
+            if name not in (*known, EVERY_SOURCE):
+                yield f"{path}.models[{index}]", name
+        if merge.base is not None and merge.base not in known:
+            yield f"{path}.base", merge.base
+
+
+def _merged_count(spec: ExperimentSpec, merge: Merge) -> int:
+    return len(expanded(merge.models, tuple(source.name for source in spec.sources)))
+
+
+def _miscounted_merges(spec: ExperimentSpec) -> _Found:
+    for path, merge in _merges(spec):
+        if not has_enough(merge, _merged_count(spec, merge)):
+            yield f"{path}.models", list(merge.models)
+
+
+def has_enough(merge: Merge, count: int) -> bool:
+    """Return whether a method can merge this number of models."""
+    return count == 2 if merge.method == "SLERP" else count >= (2 if merge.method in _OF_SEVERAL else 1)
+
+
+def _miscounted_weights(spec: ExperimentSpec) -> _Found:
+    for path, merge in _merges(spec):
+        if len(merge.weight) not in {1, _merged_count(spec, merge)}:
+            yield f"{path}.weights", list(merge.weight)
+
+
+def _bases_among_models(spec: ExperimentSpec) -> _Found:
+    sources = tuple(source.name for source in spec.sources)
+    for path, merge in _merges(spec):
+        if merge.needs_base and merge.origin in expanded(merge.models, sources):
+            yield f"{path}.models", list(merge.models)
 
 
 def _unknown_members(spec: ExperimentSpec) -> _Found:
@@ -95,17 +152,19 @@ def _unknown_aggregators(spec: ExperimentSpec) -> _Found:
 
 def _counted_twice(spec: ExperimentSpec) -> _Found:
     sources = {source.name for source in spec.sources}
-    for path, members in (*_member_lists(spec), *_fused_lists(spec)):
+    merged = ((f"{path}.models", merge.models) for path, merge in _merges(spec))
+    for path, members in (*_member_lists(spec), *_fused_lists(spec), *merged):
         if EVERY_SOURCE in members:
             yield from ((f"{path}[{index}]", name) for index, name in enumerate(members) if name in sources)
 
 
 def _too_few(spec: ExperimentSpec) -> _Found:
+    sources = tuple(source.name for source in spec.sources)
     for index, system in enumerate(spec.evaluation.systems):
-        if system.select is not None:
-            members = system.select.members
-            if len(members) + (len(spec.sources) - 1 if EVERY_SOURCE in members else 0) < 2:
-                yield f"spec.evaluation.systems[{index}].select.members", list(members)
+        for form in ("select", "joint"):
+            section = getattr(system, form)
+            if section is not None and len(expanded(section.members, sources)) < 2:
+                yield f"spec.evaluation.systems[{index}].{form}.members", list(section.members)
 
 
 def _unknown_sources(spec: ExperimentSpec) -> _Found:
@@ -188,8 +247,11 @@ class _NameRule:
     """Yields the fields that break it."""
 
 
-_EACH_LIST = (("select", "members"), ("mixture", "proposers"))
-_EACH_GROUP = (*_EACH_LIST, ("fuse", "sources"))
+_EACH_LIST = (("select", "members"), ("mixture", "proposers"), ("joint", "members"))
+_EACH_GROUP = (*_EACH_LIST, ("fuse", "sources"), ("merge", "models"))
+_MERGED = f"(size(s.merge.models) + ('{EVERY_SOURCE}' in s.merge.models ? size(self.sources) - 1 : 0))"
+"""CEL: number of the models of a merge."""
+_ORIGIN = f"(has(s.merge.base) ? s.merge.base : '{TARGET}')"
 _FUSION = "self.sft.fusion"
 _FUSED = f"(m == '{EVERY_SOURCE}' || self.sources.exists(x, x.name == m))"
 _JUDGED = "(has(j.reward) || b.kind != 'Custom' || has(b.protocol))"
@@ -202,8 +264,33 @@ _NAME_RULES: tuple[_NameRule, ...] = (
             for form, field in _EACH_LIST
         ),
         "members are models: target, sft (if sft.enabled), trained (unless SFTOnly), names of sources, and of systems "
-        "with model or fuse; correct the name or add that model",
+        "with model, merge or fuse; correct the name or add that model",
         _unknown_members,
+    ),
+    _NameRule(
+        f"{_SYSTEMS}.all(s, !has(s.merge) || ((!has(s.merge.base) || {_MERGEABLE.format('s.merge.base')})"
+        f" && s.merge.models.all(m, m == '{EVERY_SOURCE}' || {_MERGEABLE.format('m')})))",
+        "merged models are target, sft (if sft.enabled), trained (unless SFTOnly), names of sources, and of systems "
+        "with model or fuse; correct the name or add that model",
+        _unknown_merged,
+    ),
+    _NameRule(
+        f"{_SYSTEMS}.all(s, !has(s.merge) || (s.merge.method == 'SLERP' ? {_MERGED} == 2"
+        f" : {_MERGED} >= (s.merge.method in {list(_OF_SEVERAL)} ? 2 : 1)))",
+        "SLERP merges exactly two models, Linear and ModelStock two or more, all others one or more; correct the list "
+        "or choose another method",
+        _miscounted_merges,
+    ),
+    _NameRule(
+        f"{_SYSTEMS}.all(s, !has(s.merge) || size(s.merge.weights) == 1 || size(s.merge.weights) == {_MERGED})",
+        "weights has one value for all models, or one for each model, each source of `*` included; correct the number",
+        _miscounted_weights,
+    ),
+    _NameRule(
+        f"{_SYSTEMS}.all(s, !has(s.merge) || s.merge.method in ['Linear', 'SLERP'] || !({_ORIGIN} in s.merge.models"
+        f" || ('{EVERY_SOURCE}' in s.merge.models && self.sources.exists(x, x.name == {_ORIGIN}))))",
+        "the base, which is target if unset, has no delta from itself; remove it from models or choose another base",
+        _bases_among_models,
     ),
     _NameRule(
         f"(!has({_FUSION}) || {_FUSION}.sources.all(m, {_FUSED}))"
@@ -213,8 +300,8 @@ _NAME_RULES: tuple[_NameRule, ...] = (
     ),
     _NameRule(
         f"{_SYSTEMS}.all(s, !has(s.mixture) || {_MODEL.format('s.mixture.aggregator')})",
-        "the aggregator is a model: target, sft, trained, the name of a source, or of a system with model or "
-        "fuse; correct the name or add that model",
+        "the aggregator is a model: target, sft, trained, the name of a source, or of a system with model, "
+        "merge or fuse; correct the name or add that model",
         _unknown_aggregators,
     ),
     _NameRule(
@@ -229,9 +316,12 @@ _NAME_RULES: tuple[_NameRule, ...] = (
         _counted_twice,
     ),
     _NameRule(
-        f"{_SYSTEMS}.all(s, !has(s.select) || size(s.select.members)"
-        f" + ('{EVERY_SOURCE}' in s.select.members ? size(self.sources) - 1 : 0) >= 2)",
-        "a selection of one member chooses nothing; list a second member, or evaluate the member as a system",
+        " && ".join(
+            f"{_SYSTEMS}.all(s, !has(s.{form}) || size(s.{form}.members)"
+            f" + ('{EVERY_SOURCE}' in s.{form}.members ? size(self.sources) - 1 : 0) >= 2)"
+            for form in ("select", "joint")
+        ),
+        "one member alone has nothing to choose from; list a second member, or evaluate the member as a system",
         _too_few,
     ),
     _NameRule(

@@ -107,7 +107,8 @@ EVALUATION_RULES: tuple[Rule, ...] = (
     Rule(
         (System,),
         f"{_count(SYSTEM_FORMS)} == 1",
-        "a system must have exactly one of model, source, select, mixture and fuse; set one and remove the others",
+        "a system must have exactly one of model, source, select, mixture, fuse, merge and joint; set one and remove "
+        "the others",
         lambda m: sum(getattr(m, name) is not None for name in SYSTEM_FORMS) == 1,
     ),
     Rule(

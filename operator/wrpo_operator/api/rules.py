@@ -25,6 +25,7 @@ from wrpo_operator.api.evaluation import EvaluationReward, ModelSystem, ServedMo
 from wrpo_operator.api.evaluation_names import evaluation_errors, name_rules
 from wrpo_operator.api.evaluation_rules import EVALUATION_RULES
 from wrpo_operator.api.fusion_rules import FUSION_RULES
+from wrpo_operator.api.merging_rules import MERGING_RULES
 from wrpo_operator.api.names import MAIN_REWARD, MAX_EXPERIMENT_NAME, REWARD_SEPARATOR, TARGET
 from wrpo_operator.api.pods import EnvVar, Resources, Scheduling, Toleration
 from wrpo_operator.api.resource_rules import accelerator_errors, parallelism_errors, resource_errors
@@ -332,6 +333,7 @@ RULES: tuple[Rule, ...] = (
     ),
     *EVALUATION_RULES,
     *FUSION_RULES,
+    *MERGING_RULES,
     *name_rules(ExperimentSpec),
 )
 

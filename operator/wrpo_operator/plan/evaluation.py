@@ -12,7 +12,7 @@ from wrpo_engine.config import StageParams
 from wrpo_engine.contract.definition import Image
 from wrpo_engine.contract.evaluation import cell_name
 from wrpo_operator.api.evaluation import Judge
-from wrpo_operator.api.names import SFT_SYSTEM, TARGET, TRAINED_SYSTEM, shortened
+from wrpo_operator.api.names import shortened
 from wrpo_operator.api.pods import SecretKeyRef
 from wrpo_operator.api.sections import PinnedModel, RewardSource
 from wrpo_operator.plan import evaluation_params as params
@@ -26,20 +26,20 @@ REWARD_API_KEY = "WRPO_REWARD_API_KEY"
 JUDGE_API_KEY = "WRPO_JUDGE_API_KEY"
 _MAX_LAYER_NAME = 11
 """So that a stage's name is a label value, with the longest names of system and benchmark."""
-_KINDS = {"answers": "answer", "mixture": "mixture", "selected": "select"}
+_KINDS = {"answers": "answer", "mixture": "mixture", "selected": "select", "joint": "joint"}
 """Role of answers -> kind of the stage that gives them."""
 
 
 def bench(graph: Graph) -> None:
     """Add the reading of each benchmark but the held-out prompts."""
-    for column in _layout(graph).columns:
+    for column in planned_layout(graph).columns:
         if column.benchmark is not None:
             graph.add(StageId("bench", column.name), params.bench(column))
 
 
 def answer(graph: Graph) -> None:
     """Add the answers of each model to each benchmark."""
-    layout = _layout(graph)
+    layout = planned_layout(graph)
     for column in layout.columns:
         for model in (layout.models[name] for name in layout.answering(column)):
             stage = StageId("answer", cell_name(model.name, column.name))
@@ -48,8 +48,8 @@ def answer(graph: Graph) -> None:
 
 def mixture(graph: Graph) -> None:
     """Add the layers of each mixture after the first one, which are the proposers' own answers."""
-    layout = _layout(graph)
-    for column, row in _cells(layout, "Mixture"):
+    layout = planned_layout(graph)
+    for column, row in cells_of(layout, "Mixture"):
         assert row.mixture is not None
         references = _answers(layout, row.members, column)
         for layer in range(2, row.mixture.rounds + 1):
@@ -84,23 +84,22 @@ def _add_generation(
     """Add a stage that runs a model on a benchmark's items; it also reads the answers of other stages."""
     named = model.own or model.source
     resources = named.resources if named is not None else None
-    pinned, made_by = named or graph.spec.target, _made_by(model)
+    pinned, made = model.pinned(graph.spec), made_by(model)
     graph.add(
         stage,
         settings,
-        inputs=(_items(column), *made_by, *answers),
-        downloads=() if made_by else downloads(graph, pinned),
+        inputs=(items_of(column), *made, *answers),
+        downloads=() if made else downloads(graph, pinned),
         runtime=params.generation_runtime(graph.spec, model),
         resources=resources,
-        # A model that the experiment makes is as large as the target.
         needs=needs(graph, stage.kind, (Work.GENERATION, pinned), resources=resources),
     )
 
 
 def perplexity(graph: Graph) -> None:
     """Add the perplexity of each benchmark's prompts under each member of a selection that needs it."""
-    layout = _layout(graph)
-    for column, row in _cells(layout, "Select"):
+    layout = planned_layout(graph)
+    for column, row in cells_of(layout, "Select"):
         for stage, model in _perplexities(layout, column, row).items():
             if stage not in graph:
                 _add_generation(graph, stage, params.perplexity(graph.spec, row, model), model, column)
@@ -116,15 +115,15 @@ def _perplexities(layout: Layout, column: Column, row: Row) -> dict[StageId, Eva
 
 def rank(graph: Graph) -> None:
     """Add the comparison of members' answers for each selection that needs it."""
-    layout = _layout(graph)
-    for column, row in _cells(layout, "Select"):
+    layout = planned_layout(graph)
+    for column, row in cells_of(layout, "Select"):
         if row.select is None or row.select.ranker is None:
             continue
         members = _answers(layout, row.members, column)
         graph.add(
             StageId("rank", cell_name(row.name, column.name)),
             params.rank(graph.spec, row, tuple(members)),
-            inputs=(_items(column), *members.values()),
+            inputs=(items_of(column), *members.values()),
             downloads=downloads(graph, row.select.ranker),
             runtime=scoring_runtime(graph.spec),
             needs=needs(graph, "rank", (Work.SCORING, row.select.ranker)),
@@ -133,7 +132,7 @@ def rank(graph: Graph) -> None:
 
 def grade(graph: Graph) -> None:
     """Add the scores that the report shows, and those that select answers."""
-    layout = _layout(graph)
+    layout = planned_layout(graph)
     for column in layout.columns:
         shown = ((row.name, reward) for row in layout.rows for reward in column.rewards)
         selecting = (
@@ -147,7 +146,7 @@ def grade(graph: Graph) -> None:
             graph.add(
                 StageId("grade", cell_name(system, column.name, name)),
                 params.grade(graph.spec, reward, answers),
-                inputs=(_items(column), _stage_of(answers)),
+                inputs=(items_of(column), _stage_of(answers)),
                 downloads=downloads(graph, reward),
                 runtime=scoring_runtime(graph.spec),
                 needs=needs(graph, "grade", (Work.SCORING, reward)),
@@ -157,14 +156,14 @@ def grade(graph: Graph) -> None:
 
 def select(graph: Graph) -> None:
     """Add the choice of answers of each selection."""
-    layout = _layout(graph)
-    for column, row in _cells(layout, "Select"):
+    layout = planned_layout(graph)
+    for column, row in cells_of(layout, "Select"):
         members = _answers(layout, row.members, column)
         criteria = _criteria(layout, column, row)
         graph.add(
             StageId("select", cell_name(row.name, column.name)),
             params.select(row, tuple(members), tuple(criteria)),
-            inputs=(_items(column), *members.values(), *criteria.values()),
+            inputs=(items_of(column), *members.values(), *criteria.values()),
         )
 
 
@@ -183,7 +182,7 @@ def _criteria(layout: Layout, column: Column, row: Row) -> dict[str, StageId]:
 
 def judge(graph: Graph) -> None:
     """Add the requests to each judge about each row's answers."""
-    layout = _layout(graph)
+    layout = planned_layout(graph)
     for column in layout.columns:
         for reader in column.judges:
             for row in layout.rows:
@@ -199,7 +198,7 @@ def _add_judge(graph: Graph, layout: Layout, column: Column, reader: Judge, row:
     graph.add(
         StageId("judge", cell_name(row.name, column.name, reader.name)),
         settings,
-        inputs=(_items(column), *map(_stage_of, read)),
+        inputs=(items_of(column), *map(_stage_of, read)),
         downloads=() if served is None else downloads(graph, served),
         runtime=params.judge_runtime(graph.spec, reader),
         resources=resources,
@@ -211,12 +210,12 @@ def _add_judge(graph: Graph, layout: Layout, column: Column, reader: Judge, row:
 
 def evaluate(graph: Graph) -> None:
     """Add the aggregation of all rows and columns."""
-    layout = _layout(graph)
+    layout = planned_layout(graph)
     if not layout.columns:
         return
     found: dict[StageId, None] = {PREPARE: None}
     for column in layout.columns:
-        found[_items(column)] = None
+        found[items_of(column)] = None
         for row in layout.rows:
             found[_stage_of(layout.answers_role(row.name, column))] = None
             found |= {StageId("grade", cell_name(row.name, column.name, name)): None for name in column.rewards}
@@ -226,18 +225,19 @@ def evaluate(graph: Graph) -> None:
     graph.add(EVALUATE, params.evaluation(graph.spec, layout), inputs=found, if_present=(CURATE_TRIPLES,))
 
 
-def _layout(graph: Graph) -> Layout:
+def planned_layout(graph: Graph) -> Layout:
     """Return the evaluation; one without rows and columns if it is disabled."""
     if not graph.spec.evaluation.enabled:
         return Layout(models={}, rows=(), columns=(), rewards={})
     return layout_of(graph.spec, graph.without)
 
 
-def _cells(layout: Layout, form: str) -> Iterator[tuple[Column, Row]]:
+def cells_of(layout: Layout, form: str) -> Iterator[tuple[Column, Row]]:
+    """Yield the cells of the rows of a form."""
     return ((column, row) for column in layout.columns for row in layout.rows if row.form == form)
 
 
-def _items(column: Column) -> StageId:
+def items_of(column: Column) -> StageId:
     """Return the stage that gives a benchmark's items."""
     return PREPARE if column.benchmark is None else StageId("bench", column.name)
 
@@ -254,11 +254,17 @@ def _answers(layout: Layout, names: tuple[str, ...], column: Column) -> dict[str
     return {role: _stage_of(role) for role in roles}
 
 
-def _made_by(model: EvaluatedModel) -> tuple[StageId, ...]:
+def made_by(model: EvaluatedModel) -> tuple[StageId, ...]:
     """Return the stage that makes a model of the experiment."""
-    if model.source is not None or model.own is not None or model.name == TARGET:
-        return ()
-    return ({SFT_SYSTEM: SFT, TRAINED_SYSTEM: TRAIN}.get(model.name, StageId("fuse", model.name)),)
+    match model.made:
+        case None:
+            return ()
+        case "sft":
+            return (SFT,)
+        case "train":
+            return (TRAIN,)
+        case kind:
+            return (StageId(kind, model.name),)
 
 
 def _served(layout: Layout, reader: Judge) -> PinnedModel | RewardSource | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Any
 
 from wrpo_engine.config import Runtime
@@ -18,6 +19,7 @@ from wrpo_engine.contract.evaluation import (
     RankParams,
     SelectParams,
 )
+from wrpo_engine.contract.merging import JointFields, JointParams, MergeFields, MergeParams
 from wrpo_engine.contract.sampling import (
     EvaluationFields,
     GeneratorFields,
@@ -28,6 +30,7 @@ from wrpo_engine.contract.sampling import (
     StopFields,
 )
 from wrpo_operator.api.evaluation import Judge
+from wrpo_operator.api.members import expanded
 from wrpo_operator.api.names import SFT_SYSTEM, TARGET, TRAINED_SYSTEM
 from wrpo_operator.api.presets import PRESETS
 from wrpo_operator.api.sections import RewardSource
@@ -52,10 +55,9 @@ def bench(column: Column) -> BenchParams:
 
 def model_reference(spec: ExperimentSpec, model: EvaluatedModel) -> Any:
     """Return the reference to a model that answers."""
-    made = {SFT_SYSTEM: "sft", TRAINED_SYSTEM: "model", TARGET: None}.get(model.name, f"fused/{model.name}")
-    if model.own is not None or model.source is not None:
-        return named_model(model.own or model.source or spec.target)
-    return named_model(spec.target) if made is None else made_model(made, spec)
+    roles = {"sft": "sft", "train": "model", "fuse": f"fused/{model.name}", "merge": f"merge/{model.name}"}
+    pinned = model.pinned(spec)
+    return named_model(pinned) if model.made is None else made_model(roles[model.made], pinned)
 
 
 def _generator(spec: ExperimentSpec, model: EvaluatedModel) -> dict[str, Any]:
@@ -114,6 +116,49 @@ def mixture(
         references=references,
         uses_item_temperature=False,
     )
+
+
+def merged(row: Row) -> tuple[str, ...]:
+    """Return the names of the models that a merge reads, its base first."""
+    assert row.merge is not None
+    return (*((row.merge.origin,) if row.merge.origin is not None else ()), *row.members)
+
+
+def merge(spec: ExperimentSpec, layout: Layout, row: Row) -> MergeParams:
+    """Return the parameters of merging models."""
+    assert row.merge is not None
+    own, base = row.merge, row.merge.origin
+    every = expanded(own.models, tuple(source.name for source in spec.sources))
+    left = own.weight if len(own.weight) == 1 else compress(own.weight, (name in row.members for name in every))
+    return project(
+        MergeParams,
+        values_of(own, MergeFields),
+        base=None if base is None else model_reference(spec, layout.models[base]),
+        models=tuple(model_reference(spec, layout.models[name]) for name in row.members),
+        weight=tuple(left),
+    )
+
+
+def joint(spec: ExperimentSpec, layout: Layout, row: Row, column: Column) -> JointParams:
+    """Return the parameters of answering a benchmark with several models that choose each token together."""
+    assert row.joint is not None
+    usual = _generator(spec, layout.models[TARGET]) | _decoding(spec, column)
+    # Other fields of these names are about drawing tokens, which are not drawn here.
+    shared = ("max_tokens", "system_prompt", "dtype", *PartFields.model_fields)
+    return project(
+        JointParams,
+        {name: usual[name] for name in shared if name in usual},
+        values_of(row.joint, JointFields),
+        members=tuple(model_reference(spec, layout.models[name]) for name in row.members),
+        names=row.members,
+        system=row.name,
+        benchmark=column.kind,
+    )
+
+
+def joint_runtime(spec: ExperimentSpec) -> Runtime:
+    """Return the runtime of models that choose each token together."""
+    return project(Runtime, values_of(spec.evaluation, ShardExecution))
 
 
 def generation_runtime(spec: ExperimentSpec, model: EvaluatedModel) -> Runtime:

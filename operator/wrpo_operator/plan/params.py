@@ -54,19 +54,19 @@ def named_model(model: Target) -> ModelRef:
     return project(ModelRef, values_of(model), name=model.model)
 
 
-def made_model(role: str, spec: ExperimentSpec) -> ModelRef:
-    """Return a model that an upstream stage derived from the target; template and code are those of the target."""
+def made_model(role: str, origin: Target) -> ModelRef:
+    """Return a model that an upstream stage derived from another; template and code are those of that one."""
     return project(
         ModelRef,
-        values_of(spec.target, TemplateFields),
+        values_of(origin, TemplateFields),
         input=role,
-        trust_remote_code=spec.target.trust_remote_code,
+        trust_remote_code=origin.trust_remote_code,
     )
 
 
 def start_model(spec: ExperimentSpec) -> ModelRef:
     """Return the model that preference optimisation starts from, which is also its reference."""
-    return made_model("sft", spec) if spec.sft.enabled else named_model(spec.target)
+    return made_model("sft", spec.target) if spec.sft.enabled else named_model(spec.target)
 
 
 def reward_model(reward: RewardSource) -> RewardModel:

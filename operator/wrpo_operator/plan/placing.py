@@ -17,6 +17,7 @@ from wrpo_engine.contract.evaluation import (
     RankParams,
 )
 from wrpo_engine.contract.fusing import RepresentParams
+from wrpo_engine.contract.merging import JointParams
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.pods import AcceleratorProfile, Scheduling
@@ -37,7 +38,7 @@ from wrpo_operator.sizing.training import place_training
 PIPELINE = "pipeline_parallel_size"
 """vLLM's argument for the groups of layers of a model."""
 SET_BY_SPEC = "as set in the spec"
-_RESPONDING = frozenset({"sample", "answer", "mixture", "select"})
+_RESPONDING = frozenset({"sample", "answer", "mixture", "select", "joint"})
 """Kinds of stages that give responses."""
 Choice: TypeAlias = Placement | DoesNotFit
 
@@ -211,7 +212,8 @@ class _Question:
         )
         return GenerationRequest(
             asked=asked,
-            backend=getattr(params, "backend", "vLLM"),
+            # Models that choose each token together run by Transformers alone.
+            backend="Transformers" if isinstance(params, JointParams) else getattr(params, "backend", "vLLM"),
             max_model_length=getattr(params, "max_model_length", None),
             prompts=_prompts_of(self._spec, self._node, self._records),
             quantization=getattr(params, "quantization", None),
@@ -269,6 +271,8 @@ def model_of(node: StageNode) -> str | None:
             return model.name
         case AnswerParams(model=model) | MixtureParams(model=model) | PerplexityParams(model=model):
             return model.name
+        case JointParams(members=(model, *_)):
+            return model.name
         case ScoreParams(reward=reward) | GradeParams(reward=reward):
             return reward.name
         case RankParams(ranker=ranker):
@@ -285,7 +289,7 @@ def model_of(node: StageNode) -> str | None:
 def _prompts_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, StageStatus]) -> int | None:
     """Return the number of a generating stage's prompts as counted before it, or an upper bound; None if unknown."""
     params, counted = node.params, records.get("prepare")
-    if isinstance(params, AnswerParams | MixtureParams | PerplexityParams):
+    if isinstance(params, AnswerParams | MixtureParams | PerplexityParams | JointParams):
         return items_of(spec, node, records)
     if not isinstance(params, SampleParams):
         return None

@@ -9,15 +9,16 @@ from typing import Literal, TypeAlias
 from wrpo_engine.contract.benchmarks import BenchmarkKind, Protocol
 from wrpo_engine.contract.evaluation import EvaluatedBenchmark, EvaluatedSystem, cell_name
 from wrpo_operator.api.evaluation import Benchmark, Judge, Mixture, ModelSystem, Selection, System
-from wrpo_operator.api.evaluation_names import models_of, reads
+from wrpo_operator.api.evaluation_names import has_enough, models_of, reads
 from wrpo_operator.api.fusion import Fusion
 from wrpo_operator.api.members import expanded
+from wrpo_operator.api.merging import Joint, Merge
 from wrpo_operator.api.names import HELD_OUT, MAIN_REWARD, SFT_SYSTEM, TARGET, TRAINED_SYSTEM
-from wrpo_operator.api.sections import RewardSource, Source
+from wrpo_operator.api.sections import RewardSource, Source, Target
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.wiring import rewards
 
-Form: TypeAlias = Literal["Model", "Select", "Mixture", "Fuse"]
+Form: TypeAlias = Literal["Model", "Select", "Mixture", "Fuse", "Merge", "Joint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,14 @@ class EvaluatedModel:
     source: Source | None = None
     own: ModelSystem | None = None
     """None, like `source`: a model that the experiment makes, or the target."""
+    origin: Target | None = None
+    """Model that gives a merged one configuration, tokenizer and size. None: target."""
+    made: Literal["sft", "train", "fuse", "merge"] | None = None
+    """Kind of the stage that makes the model. None: it exists."""
+
+    def pinned(self, spec: ExperimentSpec) -> Target:
+        """Return the model itself, or the one from which a model is made that is as large."""
+        return self.own or self.source or self.origin or spec.target
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +51,26 @@ class Row:
     select: Selection | None = None
     mixture: Mixture | None = None
     fuse: Fusion | None = None
+    merge: Merge | None = None
+    joint: Joint | None = None
 
     @property
     def answering(self) -> tuple[str, ...]:
         """Names of the models whose own answers it needs."""
+        if self.form == "Joint":
+            return ()
         return (self.name,) if self.role == "answers" else self.members
 
     @property
-    def role(self) -> Literal["answers", "mixture", "selected"]:
+    def role(self) -> Literal["answers", "mixture", "selected", "joint"]:
         """Role of its answers."""
-        roles: Mapping[Form, Literal["answers", "mixture", "selected"]] = {
+        roles: Mapping[Form, Literal["answers", "mixture", "selected", "joint"]] = {
             "Model": "answers",
             "Select": "selected",
             "Mixture": "mixture",
             "Fuse": "answers",
+            "Merge": "answers",
+            "Joint": "joint",
         }
         return roles[self.form]
 
@@ -117,7 +132,8 @@ def layout_of(spec: ExperimentSpec, without: frozenset[str] = frozenset()) -> La
     Sources in `without` have failed: they are members of nothing, a system that needs them is left out, and so is a
     benchmark whose baseline is left out.
     """
-    models = {model.name: model for model in _models(spec) if model.name not in without}
+    without |= frozenset(_lost_merges(spec, without))
+    models = {model.name: model for model in _models(spec, without) if model.name not in without}
     rows = tuple(row for row in _rows(spec, models, without) if _is_complete(row, models))
     judged = rewards(spec)
     judges = {judge.name: judge.reward for judge in spec.evaluation.judges if judge.reward is not None}
@@ -126,11 +142,32 @@ def layout_of(spec: ExperimentSpec, without: frozenset[str] = frozenset()) -> La
     return Layout(models=models, rows=rows, columns=tuple(columns), rewards={**judged, **judges})
 
 
-def _models(spec: ExperimentSpec) -> Iterator[EvaluatedModel]:
+def _lost_merges(spec: ExperimentSpec, without: frozenset[str]) -> Iterator[str]:
+    """Yield the names of the merged models for which too few models are left."""
+    sources = tuple(source.name for source in spec.sources)
+    for system in spec.evaluation.systems:
+        if (merge := system.merge) is not None:
+            count = len(expanded(merge.models, sources, without))
+            if merge.origin in without or not has_enough(merge, count):
+                yield system.name
+
+
+def _models(spec: ExperimentSpec, without: frozenset[str]) -> Iterator[EvaluatedModel]:
     sources = {source.name: source for source in spec.sources}
-    systems = {system.name: system.model for system in spec.evaluation.systems}
+    systems = {system.name: system for system in spec.evaluation.systems}
     for name in models_of(spec):
-        yield EvaluatedModel(name, source=sources.get(name), own=systems.get(name))
+        source, system = sources.get(name), systems.get(name)
+        if source is not None or system is None:
+            yield EvaluatedModel(name, source=source, made=_MADE.get(name))
+        elif system.merge is not None:
+            first = system.merge.origin or next(iter(expanded(system.merge.models, tuple(sources), without)), TARGET)
+            own = systems[first].model if first in systems else None
+            yield EvaluatedModel(name, origin=sources.get(first) or own, made="merge")
+        else:
+            yield EvaluatedModel(name, own=system.model, made="fuse" if system.fuse is not None else None)
+
+
+_MADE: Mapping[str, Literal["sft", "train"]] = {SFT_SYSTEM: "sft", TRAINED_SYSTEM: "train"}
 
 
 def _rows(spec: ExperimentSpec, models: Iterable[str], without: frozenset[str]) -> Iterator[Row]:
@@ -139,7 +176,7 @@ def _rows(spec: ExperimentSpec, models: Iterable[str], without: frozenset[str]) 
     yield from (Row(name, label, "Model") for name, label in labels.items() if name in models)
     sources = tuple(source.name for source in spec.sources)
     for system in spec.evaluation.systems:
-        if system.source not in without:
+        if system.source not in without and system.name not in without:
             yield _FORMS[_form_of(system)](system, lambda names: expanded(names, sources, without))
 
 
@@ -148,6 +185,8 @@ def _form_of(system: System) -> Form:
         (system.select, "Select"),
         (system.mixture, "Mixture"),
         (system.fuse, "Fuse"),
+        (system.merge, "Merge"),
+        (system.joint, "Joint"),
     )
     return next((form for section, form in forms if section is not None), "Model")
 
@@ -170,12 +209,24 @@ def _fused(system: System, expand: _Expand) -> Row:
     return Row(system.name, system.name, "Fuse", expand(system.fuse.sources), fuse=system.fuse)
 
 
+def _merged(system: System, expand: _Expand) -> Row:
+    assert system.merge is not None
+    return Row(system.name, system.name, "Merge", expand(system.merge.models), merge=system.merge)
+
+
+def _joint(system: System, expand: _Expand) -> Row:
+    assert system.joint is not None
+    return Row(system.name, system.name, "Joint", expand(system.joint.members), joint=system.joint)
+
+
 _FORMS: Mapping[Form, Callable[[System, _Expand], Row]] = {
     # The answers of a source have its name, so that other systems share them.
     "Model": lambda system, _expand: Row(system.source or system.name, system.name, "Model"),
     "Select": _selection,
     "Mixture": _mixture,
     "Fuse": _fused,
+    "Merge": _merged,
+    "Joint": _joint,
 }
 """How a system of each form becomes a row."""
 
@@ -184,7 +235,7 @@ def _is_complete(row: Row, models: Iterable[str]) -> bool:
     """Return whether enough models are left for a row."""
     if row.mixture is not None:
         return bool(row.members) and row.mixture.aggregator in models
-    return row.select is None or len(row.members) > 1
+    return (row.select is None and row.joint is None) or len(row.members) > 1
 
 
 def _columns(spec: ExperimentSpec) -> Iterator[Column]:
@@ -218,7 +269,7 @@ def evaluated_systems(spec: ExperimentSpec, layout: Layout) -> tuple[EvaluatedSy
             members=row.members,
             choices=_choices(row),
             # The reward chose the rows that the models of the experiment are trained on.
-            uses_reward=row.name in {SFT_SYSTEM, TRAINED_SYSTEM} or row.form == "Fuse" or selecting_reward(row) in own,
+            uses_reward=_is_trained(row, layout) or selecting_reward(row) in own,
         )
         for row in layout.rows
     )
@@ -245,6 +296,21 @@ def selecting_reward(row: Row) -> str | None:
     return (row.select.reward or MAIN_REWARD) if row.select is not None and is_by_reward else None
 
 
+def _is_trained(row: Row, layout: Layout) -> bool:
+    """Return whether a row is, or contains the weights or distributions of, a model that the experiment trains."""
+    if row.form not in {"Merge", "Joint"}:
+        return row.name in {SFT_SYSTEM, TRAINED_SYSTEM} or row.form == "Fuse"
+    rows = {other.name: other for other in layout.rows}
+    base = (row.merge.origin,) if row.merge is not None else ()
+    return any(_is_trained(rows[name], layout) for name in (*base, *row.members) if name in rows)
+
+
+def _set_fields(section: Merge | Joint) -> dict[str, str]:
+    """Return the method and the settings that differ from their defaults."""
+    fields = section.model_dump(exclude={"base", "models", "members"}, exclude_defaults=True)
+    return {name: str(value) for name, value in fields.items()}
+
+
 def _choices(row: Row) -> dict[str, str]:
     """Return the unpublished choices for a row."""
     if row.mixture is not None:
@@ -253,6 +319,11 @@ def _choices(row: Row) -> dict[str, str]:
         names = ("strategy", "normalise", "alignment", "vocabulary", "weight")
         settings = {name: str(getattr(row.fuse, name)) for name in names}
         return {"sources": ", ".join(row.members), "rows": "those of SFT", **settings}
+    if row.merge is not None:
+        base = {} if row.merge.origin is None else {"base": row.merge.origin}
+        return {**base, "models": ", ".join(row.members), **_set_fields(row.merge)}
+    if row.joint is not None:
+        return {"members": ", ".join(row.members), **_set_fields(row.joint)}
     if row.select is None:
         return {}
     by: dict[str, dict[str, str]] = {

@@ -128,6 +128,27 @@ ACCEPTED |= {
                  {"name": "moa", "mixture": MOA | {"aggregator": "fusellm"}}]),
 }  # fmt: skip
 
+TIES = {"method": "TIES", "models": ["*"]}
+EVA = {"method": "EVA", "members": ["*"]}
+
+ACCEPTED |= {
+    "a merge with everything": evaluated(systems=[{"name": "m", "merge": TIES | {
+        "method": "DARE-TIES", "models": ["sft", "*"], "base": "target", "weights": [1, 0.5, -1], "density": 0.2,
+        "lambda": 0.5, "normalize": True, "rescale": "Density", "dtype": "float32", "seed": 3}}]),
+    "merges that are members, baselines and aggregators": evaluated(
+        benchmarks=[ALPACA | {"baseline": "m"}],
+        judges=[JUDGE],
+        systems=[{"name": "m", "merge": TIES | {"method": "SLERP", "position": 0.3}},
+                 {"name": "s", "merge": TIES | {"method": "SCE", "selectTopK": 0.1}},
+                 {"name": "pack", "select": PACK | {"members": ["m", "*"]}},
+                 {"name": "moa", "mixture": MOA | {"aggregator": "m"}},
+                 {"name": "eva", "joint": EVA | {"members": ["m", "s"], "topK": 9, "embeddings": "Output"}}]),
+    "a weighted mean with a model of negative weight": system(
+        merge=TIES | {"method": "Linear", "weights": [2, -1], "normalize": False}),
+    "a mean that has the tokenizer of one of its models": system(merge=TIES | {"method": "Linear", "base": "yi"}),
+    "models that choose by perplexity": system(joint=EVA | {"method": "PackSim", "temperature": 2}),
+}  # fmt: skip
+
 SELF = {"name": "pack", "select": {"by": "Random", "members": ["pack", "yi"]}}
 NAMES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a member that is not there": (
@@ -144,6 +165,42 @@ NAMES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a fused source of a system beside all of them": (
         system(fuse={"sources": ["yi", "*"]}),
         "spec.evaluation.systems[0].fuse.sources[0] is yi", "`*` contains all sources, so a source must not be"),
+    "a merged model that is not there": (
+        system(merge=TIES | {"models": ["yi", "gwen"]}),
+        "spec.evaluation.systems[0].merge.models[1] is gwen", "merged models are target, sft (if sft.enabled)"),
+    "a merged model that is merged itself": (
+        evaluated(systems=[{"name": "m", "merge": TIES}, {"name": "n", "merge": TIES | {"models": ["m"]}}]),
+        "spec.evaluation.systems[1].merge.models[0] is m", "merged models are target, sft (if sft.enabled)"),
+    "a base that is not there": (
+        system(merge=TIES | {"base": "gwen"}),
+        "spec.evaluation.systems[0].merge.base is gwen", "merged models are target, sft (if sft.enabled)"),
+    "a merged source beside all of them": (
+        system(merge=TIES | {"models": ["yi", "*"]}),
+        "spec.evaluation.systems[0].merge.models[0] is yi", "`*` contains all sources, so a source must not be"),
+    "an arc between three models": (
+        system(merge=TIES | {"method": "SLERP", "models": ["*", "sft"]}),
+        "spec.evaluation.systems[0].merge.models is ['*', 'sft']", "SLERP merges exactly two models"),
+    "the mean of one model": (
+        system(merge=TIES | {"method": "Linear", "models": ["yi"]}),
+        "spec.evaluation.systems[0].merge.models is ['yi']", "SLERP merges exactly two models, Linear and ModelStock"),
+    "the stock of one model": (
+        system(merge=TIES | {"method": "ModelStock", "models": ["yi"]}),
+        "spec.evaluation.systems[0].merge.models is ['yi']", "SLERP merges exactly two models, Linear and ModelStock"),
+    "weights of fewer models": (
+        system(merge=TIES | {"models": ["*", "sft"], "weights": [1, 2]}),
+        "spec.evaluation.systems[0].merge.weights is [1.0, 2.0]", "weights has one value for all models, or one for"),
+    "the usual base among the models": (
+        system(merge=TIES | {"models": ["yi", "target"]}),
+        "spec.evaluation.systems[0].merge.models is ['yi', 'target']", "the base, which is target if unset, has no"),
+    "a base among all sources": (
+        system(merge=TIES | {"base": "yi"}),
+        "spec.evaluation.systems[0].merge.models is ['*']", "the base, which is target if unset, has no"),
+    "a joint member that is no model": (
+        evaluated(systems=[{"name": "e", "joint": EVA}, {"name": "f", "joint": EVA | {"members": ["e", "yi"]}}]),
+        "spec.evaluation.systems[1].joint.members[0] is e", "members are models: target, sft (if sft.enabled)"),
+    "a joint answer of one member": (
+        system(joint=EVA | {"members": ["yi"]}),
+        "spec.evaluation.systems[0].joint.members is ['yi']", "one member alone has nothing to choose from"),
     "the target as a fused source": (
         fused(sources=["target"]), "spec.sft.fusion.sources[0] is target", "the models that are fused are sources"),
     "a fused source beside all of them": (
@@ -166,10 +223,10 @@ NAMES: dict[str, tuple[dict[str, Any], str, str]] = {
         "spec.evaluation.systems[0].select.members[1] is yi", "`*` contains all sources, so a source must not be"),
     "one member": (
         system(select=PACK | {"members": ["yi"]}),
-        "spec.evaluation.systems[0].select.members is ['yi']", "a selection of one member chooses nothing"),
+        "spec.evaluation.systems[0].select.members is ['yi']", "one member alone has nothing to choose from"),
     "one source as all members": (
         {**system(select=PACK), "sources": [SOURCE]},
-        "spec.evaluation.systems[0].select.members is ['*']", "a selection of one member chooses nothing"),
+        "spec.evaluation.systems[0].select.members is ['*']", "one member alone has nothing to choose from"),
     "a source that is not there": (
         system(source="gwen"), "spec.evaluation.systems[0].source is gwen", "there is no source of this name"),
     "a source in two rows": (
@@ -266,7 +323,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a system that fuses with a loss on prompts": (
         {**system(fuse=FUSION), "sft": {"lossTokens": "All"}}, "a system with fuse trains as SFT does"),
     "a system of two forms, one of which fuses": (
-        system(fuse=FUSION, source="yi"), "a system must have exactly one of model, source, select, mixture and fuse"),
+        system(fuse=FUSION, source="yi"), "a system must have exactly one of model, source, select, mixture, fuse"),
     "the released mistake with spans": (fused(compat=True), "compat is about the released code, which aligns tokens"),
     "a band of spans": (fused(band=0.5), "band limits dynamic time warping"),
     "counted pairs that nothing uses": (fused(statistics="Count"), "statistics of aligned pairs are part of"),
@@ -301,8 +358,29 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "apiKeySecretRef is sent to an endpoint, and this judge has none"),
     "a judge named as the reward": (judge(name="main"), "name `main` is that of the experiment's reward"),
     "a judge that names a benchmark twice": (judge(benchmarks=["alpaca"] * 2), "benchmarks names one twice"),
-    "a system without any form": (system(), "must have exactly one of model, source, select, mixture and fuse"),
+    "a system without any form": (system(), "must have exactly one of model, source, select, mixture, fuse, merge"),
     "a system of two forms": (system(mixture=MOA, select=PACK), "a system must have exactly one of model, source"),
+    "an arc with a base": (
+        system(merge=TIES | {"method": "SLERP", "base": "target"}), "SLERP takes two models and no base"),
+    "a mean with weights that may have the sum 0": (
+        system(merge=TIES | {"method": "Linear", "weights": [1, -1]}), "Linear divides by the sum of the weights"),
+    "a merged model twice": (system(merge=TIES | {"models": ["yi", "yi"]}), "models names one twice"),
+    "a joint member twice": (system(joint=EVA | {"members": ["yi", "yi"]}), "members names one twice"),
+    **{
+        f"{name} of a merge that does not read it": (
+            system(merge={"method": method, "models": ["*"], name: value}), f"{name} has no effect on this method")
+        for name, method, value in (
+            ("weights", "SLERP", [0.5]), ("normalize", "SCE", False), ("density", "Linear", 0.5),
+            ("lambda", "SCE", 0.5), ("position", "TIES", 0.1), ("selectTopK", "TIES", 0.1),
+            ("rescale", "TIES", "Density"), ("seed", "TIES", 1))
+    },
+    **{
+        f"{name} of a joint answer that does not read it": (
+            system(joint={"method": method, "members": ["*"], name: value}), f"{name} has no effect on this method")
+        for name, method, value in (
+            ("temperature", "EVA", 2), ("agreement", "PackSim", 1), ("topK", "PackOpt", 1),
+            ("neighbours", "Ensemble", 1), ("threshold", "PackTop1", 0.5), ("embeddings", "PackSim", "Output"))
+    },
     "a system named as the target": (system("target", mixture=MOA), "names `target`, `sft` and `trained` are those of"),
     "PairRM without a ranker": (
         system(select=PACK | {"by": "PairRM"}), "ranker is the model that compares answers by PairRM"),

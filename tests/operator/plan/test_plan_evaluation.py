@@ -22,6 +22,7 @@ from wrpo_engine.contract.evaluation import (
     PerplexityParams,
     SelectParams,
 )
+from wrpo_engine.contract.merging import JointParams, MergeParams
 from wrpo_operator.api.names import stage_label
 from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.plan.graph import build_graph, graph_errors
@@ -51,7 +52,13 @@ SYSTEMS: list[dict[str, Any]] = [
     {"name": "floor", "select": {"by": "Random", "members": ["*"]}},
     {"name": "fusellm", "fuse": {"sources": ["*"], "strategy": "AvgCE"}},
     {"name": "with-fused", "select": {"by": "Perplexity", "members": ["fusellm", "sft"]}},
+    {"name": "ties", "merge": {"method": "TIES", "models": ["*", "sft"], "density": 0.2}},
+    {"name": "soup", "merge": {"method": "SLERP", "models": ["qwen", "yi"]}},
+    {"name": "with-merged", "select": {"by": "Perplexity", "members": ["ties", "soup", "sft"]}},
+    {"name": "eva", "joint": {"method": "EVA", "members": ["*", "sft", "target"]}},
 ]
+REQUIRED = [system for system in SYSTEMS if system["name"] in {"big", "fusellm", "ties", "soup"}]
+"""Models that are members of other systems."""
 ALPACA, GPT = BENCHMARKS[:1], JUDGES[:1]
 
 
@@ -78,7 +85,7 @@ FEW = st.builds(
         lambda found: [*found, *(judge for judge in (JUDGES[0], JUDGES[3]) if judge not in found)]
     ),
     st.lists(st.sampled_from(SYSTEMS[2:]), unique_by=lambda item: item["name"]).map(
-        lambda found: [*found, *(system for system in (SYSTEMS[2], SYSTEMS[8]) if system not in found)]
+        lambda found: [*found, *(system for system in REQUIRED if system not in found)]
     ),
     st.sampled_from([{}, {"shards": 4}]),
 )
@@ -129,7 +136,7 @@ def test_equal_cells_of_two_experiments_have_equal_addresses() -> None:
 def test_one_set_of_the_sources_answers_serves_rows_selections_and_mixtures() -> None:
     graph = graph_of(benchmarks=ALPACA, judges=GPT, systems=SYSTEMS)
     assert sorted(name for name in names(graph, "answer") if name.endswith("--alpaca")) == [
-        f"{model}--alpaca" for model in ("big", "fusellm", "qwen", "sft", "target", "trained", "yi")
+        f"{model}--alpaca" for model in ("big", "fusellm", "qwen", "sft", "soup", "target", "ties", "trained", "yi")
     ]
     readers = {name for name, node in graph.items() if "answers/qwen--alpaca" in node.inputs}
     assert readers == {
@@ -158,6 +165,126 @@ def test_a_mixture_has_its_layers_and_the_aggregator_last() -> None:
     first = graph["mixture/moa--held-out--l2-yi"].params
     assert isinstance(first, MixtureParams)
     assert first.references == ("answers/qwen--held-out", "answers/yi--held-out")
+
+
+def test_a_merge_reads_its_base_and_models_and_answers_as_a_model() -> None:
+    graph = graph_of(systems=[
+        SYSTEMS[8],
+        {"name": "ties", "merge": {"method": "TIES", "models": ["fusellm", "*", "trained"], "weights": [1, 2, 3, 4],
+                                   "density": 0.5, "lambda": 0.3}},
+    ])  # fmt: skip
+    node = graph["merge/ties"]
+    assert isinstance(node.params, MergeParams)
+    assert node.params.base is not None
+    assert node.params.base.name == "org/target"
+    assert [model.name or model.input for model in node.params.models] == [
+        "fused/fusellm", "Qwen/Qwen2-72B-Instruct", "01-ai/Yi-1.5-34B-Chat", "model",
+    ]  # fmt: skip
+    assert node.params.weight == (1.0, 2.0, 3.0, 4.0)
+    assert (node.params.density, node.params.scale) == (0.5, 0.3)
+    assert list(node.inputs) == ["fused/fusellm", "model"]
+    assert node.needs == ()
+    answer = graph["answer/ties--held-out"]
+    assert isinstance(answer.params, AnswerParams)
+    assert answer.params.model.input == "merge/ties"
+    assert list(answer.inputs) == ["prompts", "merge/ties"]
+
+
+@pytest.mark.parametrize(
+    ("merge", "base", "template"),
+    [
+        ({"method": "SLERP", "models": ["qwen", "yi"]}, None, "qwen"),
+        ({"method": "Linear", "models": ["yi", "qwen"]}, None, "yi"),
+        ({"method": "Linear", "models": ["yi", "qwen"], "base": "qwen"}, "org/qwen", "qwen"),
+        ({"method": "TIES", "models": ["yi", "sft"], "base": "big"}, "org/big", "big"),
+        ({"method": "SCE", "models": ["yi"]}, "org/target", "target"),
+        ({"method": "SCE", "models": ["yi"], "base": "sft"}, None, "target"),
+    ],
+)
+def test_a_merged_model_has_the_template_of_its_base_or_of_the_first_model(
+    merge: dict[str, Any], base: str | None, template: str
+) -> None:
+    big = {"name": "big", "model": {"model": "org/big", "chatTemplate": "big"}}
+    sources = [{"name": name, "model": f"org/{name}", "chatTemplate": name} for name in ("qwen", "yi")]
+    systems = [big, {"name": "m", "merge": merge}]
+    spec = raw_spec(
+        target={"model": "org/target", "chatTemplate": "target"}, sources=sources, evaluation={"systems": systems}
+    )
+    graph = {str(node.id): node for node in build_graph(parse_spec(spec))}
+    params = graph["merge/m"].params
+    assert isinstance(params, MergeParams)
+    assert (params.base.name if params.base is not None else None) == base
+    answer = graph["answer/m--held-out"].params
+    assert isinstance(answer, AnswerParams)
+    assert answer.model.chat_template == template
+
+
+def test_a_failed_source_leaves_a_merge_with_its_weight_and_a_merge_without_enough_models_leaves_the_rows() -> None:
+    systems = [
+        {"name": "left", "merge": {"method": "TIES", "models": ["sft", "*"], "weights": [1, 2, 3]}},
+        {"name": "soup", "merge": {"method": "SLERP", "models": ["qwen", "yi"]}},
+        {"name": "based", "merge": {"method": "TIES", "models": ["sft"], "base": "qwen"}},
+        {"name": "eva", "joint": {"method": "EVA", "members": ["*", "soup"]}},
+        {"name": "pair", "joint": {"method": "PackSim", "members": ["soup", "sft", "*"]}},
+    ]
+    graph = graph_of(frozenset({"qwen"}), systems=systems)
+    params = graph["merge/left"].params
+    assert isinstance(params, MergeParams)
+    assert [model.name or model.input for model in params.models] == ["sft", "01-ai/Yi-1.5-34B-Chat"]
+    assert params.weight == (1.0, 3.0)
+    assert names(graph, "merge") == ["left"]
+    joint = graph["joint/pair--held-out"].params
+    assert isinstance(joint, JointParams)
+    assert joint.names == ("sft", "yi")
+    assert names(graph, "joint") == ["pair--held-out"]
+    evaluate = graph["evaluate"].params
+    assert isinstance(evaluate, EvaluateParams)
+    assert [row.name for row in evaluate.systems] == ["target", "sft", "trained", "left", "pair"]
+
+
+def test_models_that_choose_each_token_together_answer_each_benchmark_in_one_stage() -> None:
+    eva = {"method": "EVA", "members": ["yi", "sft", "ties"], "topK": 7, "agreement": 3}
+    graph = graph_of(
+        benchmarks=ALPACA,
+        judges=GPT,
+        systems=[SYSTEMS[10], {"name": "eva", "joint": eva}],
+        maxTokens=77,
+        systemPrompt="Be brief.",
+        shards=3,
+    )
+    assert names(graph, "joint") == ["eva--held-out", "eva--alpaca"]
+    node = graph["joint/eva--held-out"]
+    assert isinstance(node.params, JointParams)
+    assert [model.name or model.input for model in node.params.members] == [
+        "01-ai/Yi-1.5-34B-Chat",
+        "sft",
+        "merge/ties",
+    ]
+    assert (node.params.names, node.params.max_tokens, node.params.system_prompt) == (
+        ("yi", "sft", "ties"), 77, "Be brief."
+    )  # fmt: skip
+    assert (node.params.top_k, node.params.agreement, node.params.temperature) == (7, 3, 1.0)
+    assert node.runtime.shards == 3
+    assert list(node.inputs) == ["prompts", "sft", "merge/ties"]
+    assert "answer/yi--held-out" not in graph, "a joint answer needs no member's own answers"
+    assert "joint/eva--alpaca" in graph["judge/eva--alpaca--gpt"].inputs
+    evaluate = graph["evaluate"].params
+    assert isinstance(evaluate, EvaluateParams)
+    rows = {row.name: row for row in evaluate.systems}
+    assert (rows["eva"].form, rows["eva"].answers, rows["eva"].uses_reward) == ("Joint", "joint", True)
+    assert rows["eva"].choices == {"members": "yi, sft, ties", "method": "EVA", "agreement": "3", "top_k": "7"}
+    assert (rows["ties"].form, rows["ties"].answers, rows["ties"].uses_reward) == ("Merge", "answers", True)
+    assert rows["ties"].choices == {
+        "base": "target", "models": "qwen, yi, sft", "method": "TIES", "density": "0.2"
+    }  # fmt: skip
+
+
+def test_a_merge_of_models_that_exist_is_not_marked_as_trained() -> None:
+    graph = graph_of(systems=[{"name": "soup", "merge": {"method": "SLERP", "models": ["qwen", "yi"]}}])
+    evaluate = graph["evaluate"].params
+    assert isinstance(evaluate, EvaluateParams)
+    assert {row.name: row.uses_reward for row in evaluate.systems}["soup"] is False
+    assert dict(graph["merge/soup"].inputs) == {}
 
 
 SELECTIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -302,7 +429,14 @@ def test_the_aggregation_says_what_trained_or_selected_each_system() -> None:
     params = graph_of(**EVERYTHING)["evaluate"].params
     assert isinstance(params, EvaluateParams)
     rows = {system.label: system for system in params.systems}
-    assert {label for label, row in rows.items() if row.uses_reward} == {"sft", "WRPO-DPO", "best", "fusellm"}
+    assert {label for label, row in rows.items() if row.uses_reward} == {
+        "sft",
+        "WRPO-DPO",
+        "best",
+        "fusellm",
+        "ties",
+        "eva",
+    }
     assert (rows["large"].name, rows["large"].answers, rows["large"].form) == ("qwen", "answers", "Model")
     assert (rows["moa"].answers, rows["moa"].members) == ("mixture", ("qwen", "yi"))
     assert rows["moa"].choices == {"aggregator": "big", "rounds": "2"}

@@ -139,6 +139,21 @@ BASES: dict[str, JsonObject] = {
     "a system that fuses warped tokens": raw_spec(
         evaluation={"systems": [{"name": "f", "fuse": {"sources": ["qwen"], "alignment": "DTW", "vocabulary": "MS"}}]}
     ),
+    **{
+        f"a merge by {method}": raw_spec(
+            evaluation={"systems": [{"name": "m", "merge": {"method": method, "models": ["qwen", "sft"]}}]}
+        )
+        for method in ("DARE-TIES", "SCE")
+    },
+    "a merge along an arc": raw_spec(
+        evaluation={"systems": [{"name": "m", "merge": {"method": "SLERP", "models": ["qwen", "sft"]}}]}
+    ),
+    **{
+        f"a joint answer by {method}": raw_spec(
+            evaluation={"systems": [{"name": "j", "joint": {"method": method, "members": ["qwen", "sft"]}}]}
+        )
+        for method in ("EVA", "PackSim")
+    },
     "SimPO": raw_spec(training={"objective": "SimPO"}),
     "IPO": raw_spec(training={"objective": "WRPO-IPO"}),
     "a bucket": raw_spec(storage={"volume": None, "s3": BUCKET}),

@@ -1,0 +1,46 @@
+"""Sections of the spec about models that are merged, or that choose each token together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from wrpo_engine.contract.base import Role
+from wrpo_engine.contract.merging import Factor, JointFields, MergeFields
+from wrpo_engine.contract.types import ATOMIC
+from wrpo_operator.api.base import SpecModel
+from wrpo_operator.api.members import Members, SystemName
+
+_ALIASES = {"weight": "weights", "scale": "lambda"}
+
+
+class Merge(MergeFields, SpecModel):
+    """One model of the weights of several models of the same architecture."""
+
+    model_config = ConfigDict(alias_generator=lambda name: _ALIASES.get(name, to_camel(name)))
+
+    base: Annotated[SystemName | None, Role.COMPUTED] = None
+    """Model that deltas are relative to; it gives configuration, tokenizer and chat template. Unset: target, and for
+    Linear and SLERP the first of models."""
+    models: Annotated[Members, Role.COMPUTED]
+    """Models to merge: target, sft, trained, sources, and systems with model or fuse. `*`: all sources."""
+    weight: Annotated[
+        tuple[Factor, ...], Field(min_length=1, max_length=64, json_schema_extra=ATOMIC), Role.COMPUTED
+    ] = (1.0,)
+    """Weight of each model, in the order of models with `*` replaced by all sources, or one for all (Linear,
+    TaskArithmetic, TIES, DARE). The weight of a failed source is left out with it."""
+
+    @property
+    def origin(self) -> str | None:
+        """Name of the model that gives configuration and tokenizer; None: the first of the models."""
+        return self.base or ("target" if self.needs_base else None)
+
+
+class Joint(JointFields, SpecModel):
+    """Answers of several small models that choose each token together, in one pod."""
+
+    members: Annotated[Members, Role.COMPUTED]
+    """Two models or more: target, sft, trained, sources, and systems with model, merge or fuse. `*`: all sources. The
+    first one gives the vocabulary of the answers (EVA)."""
