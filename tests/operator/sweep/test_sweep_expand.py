@@ -309,7 +309,9 @@ def test_a_system_that_a_variant_cannot_have_is_an_error_of_that_variant() -> No
 def test_a_system_without_a_form_is_an_error() -> None:
     errors = errors_of(systems=[{"name": "packllm"}])
     assert errors
-    assert all("a system must have exactly one of model, source, select, mixture and fuse" in error for error in errors)
+    assert all(
+        "a system must have exactly one of model, source, select, mixture, fuse, merge" in error for error in errors
+    )
 
 
 @given(sweep=st.text("ab-", min_size=1, max_size=63), variant=st.text("ab.-", min_size=1, max_size=40))
