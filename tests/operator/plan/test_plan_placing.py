@@ -17,8 +17,10 @@ from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.api.status import AttemptState, StageState, StageStatus
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import ChildState, StageNode
+from wrpo_operator.plan.placing import choose
 from wrpo_operator.sizing.catalogue import known_facts
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
+from wrpo_operator.sizing.requests import DoesNotFit
 
 H100 = AcceleratorGroup(
     name="H100",
@@ -109,6 +111,26 @@ def test_a_source_with_resources_of_its_own_is_sized_and_the_others_are_not() ->
     ]
     assert needs("sample/qwen", **AUTOMATIC, sources=sources) == []
     assert needs("sample/yi", **AUTOMATIC, sources=sources) == [("Generation", "inspect")]
+
+
+def with_facts(name: str, facts: ModelFacts) -> StageStatus:
+    """Return the record of a stage that found facts about a model."""
+    found = facts.model_dump(by_alias=True)
+    return StageStatus.model_validate({"name": name, "state": StageState.SUCCEEDED, "hash": "", "facts": found})
+
+
+def test_models_that_choose_each_token_together_get_an_accelerator_on_which_each_of_them_fits() -> None:
+    eva = {"systems": [{"name": "eva", "joint": {"method": "EVA", "members": ["*", "sft"]}}]}
+    raw = merged(raw_spec(evaluation=eva), AUTOMATIC)
+    node = next(node for node in build_graph(parse_spec(raw)) if str(node.id) == "joint/eva--held-out")
+    assert [need.work.value for need in node.needs] == ["Generation"] * 3
+    facts = dict(zip((str(need.facts) for need in node.needs), (TINY, FACTS, TINY), strict=True))
+    records = {name: with_facts(name, found) for name, found in facts.items()}
+    chosen = choose(parse_spec(raw), node, records, CLUSTER)
+    assert isinstance(chosen, Placement)
+    assert (chosen.per_pod, chosen.tensor_parallel_size) == (1, 1), "Transformers has each model on one accelerator"
+    huge = {name: with_facts(name, HUGE) for name in facts}
+    assert isinstance(choose(parse_spec(raw), node, huge, CLUSTER), DoesNotFit)
 
 
 def test_models_are_inspected_once_each_and_change_no_hash() -> None:
