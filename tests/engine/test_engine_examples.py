@@ -19,8 +19,12 @@ ROOT = Path(__file__).parents[2]
 MODEL_TYPES = {
     "01-ai/Yi-1.5-34B-Chat": "llama",
     "RLHFlow/ArmoRM-Llama3-8B-v0.1": "llama",
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": "llama",
     "Qwen/Qwen2-72B-Instruct": "qwen2",
+    "Qwen/Qwen2.5-0.5B-Instruct": "qwen2",
+    "Qwen/Qwen2.5-1.5B-Instruct": "qwen2",
     "Skywork/Skywork-Reward-V2-Llama-3.1-8B": "llama",
+    "Skywork/Skywork-Reward-V2-Qwen3-0.6B": "qwen3",
     "deepseek-ai/DeepSeek-Coder-V2-Instruct-0724": "deepseek_v2",
     "deepseek-ai/DeepSeek-V2-Chat-0628": "deepseek_v2",
     "google/gemma-2-27b-it": "gemma2",
@@ -38,7 +42,7 @@ PAPER = ROOT / "examples" / "paper-wrpo-dpo.yaml"
 
 def texts() -> Iterator[tuple[str, str]]:
     """Yield the YAML of every example and of README, by name."""
-    for path in sorted((ROOT / "examples").glob("*.yaml")):
+    for path in sorted((ROOT / "examples").rglob("*.yaml")):
         yield path.name, path.read_text()
     for index, block in enumerate(
         re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -54,8 +58,10 @@ def models_of(value: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(value, dict):
         if isinstance(value.get("model"), str) and not value["model"].startswith(("/", "storage://")):
             yield value
-        for item in value.values():
-            yield from models_of(item)
+        for key, item in value.items():
+            # A ranker is PairRM, which `wrpo_engine.selecting` loads by itself.
+            if key != "ranker":
+                yield from models_of(item)
 
 
 MODELS = [

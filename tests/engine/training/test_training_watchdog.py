@@ -206,7 +206,7 @@ def test_a_stopped_process_is_found_and_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_computes_nothing_any_more_is_found_and_named(tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path)
-    config = experiment.config(LONG, {"hang_timeout_seconds": 10})
+    config = experiment.config(LONG, {"hang_timeout_seconds": 40})  # longer than a slow machine's first step
     faults = {1: "sleep_for_ever_in_the_third_step"}
     gang = start_ranks(experiment, config, world_size=2, faults=faults)
     codes = gang.wait()
