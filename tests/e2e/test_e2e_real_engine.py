@@ -345,7 +345,7 @@ BAD_INPUT = {
     ),
     "a model that does not exist": (
         {"target": {"model": "storage://models/nobody"}, "sft": {"enabled": False}},
-        ("sample/target", "ModelNotFound", "spec.target.model", "storage://models/nobody"),
+        ("/target", "ModelNotFound", "spec.target.model", "storage://models/nobody"),
     ),
 }
 

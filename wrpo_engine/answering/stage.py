@@ -59,7 +59,7 @@ def run(ctx: StageContext) -> StageResult:
 
 
 def _model_field(params: Params) -> str:
-    return f"evaluation model {params.system}"
+    return "target.model" if params.system == "target" else f"evaluation model {params.system}"
 
 
 def _protocol(params: Params) -> Protocol | None:
