@@ -103,6 +103,18 @@ def make_backend(
     return SingleProcessBackend(model.to("cuda" if torch.cuda.is_available() else "cpu"), params)
 
 
+def figures_of(plan: Plan, directory: Path, probe: MemoryProbe, layout: Layout) -> dict[str, Any]:
+    """Return times and losses of the steps that the engine has logged below `directory`, and the measured memory."""
+    logged = [row for row, _ in read_rows(directory / METRICS_FILE)][: plan.num_optimizer_steps]
+    return {
+        "step_seconds": [row["step_seconds"] for row in logged[plan.warmup_steps :]],
+        "losses": [row["loss"] for row in logged],
+        "step_memory": probe.peak,
+        "memory_source": PeakMemory().source,
+        "layout": layout.value,
+    }
+
+
 def work(specification: dict[str, Any]) -> dict[str, Any]:
     monotonic = clock_of(specification)
     plan = Plan.from_json(specification["plan"])
@@ -148,15 +160,8 @@ def work(specification: dict[str, Any]) -> dict[str, Any]:
         group.barrier()
         if not group.is_main:
             return {}
-        logged = [row for row, _ in read_rows(directory / METRICS_FILE)][: plan.num_optimizer_steps]
-    return {
-        "step_seconds": [row["step_seconds"] for row in logged[plan.warmup_steps :]],
-        "losses": [row["loss"] for row in logged],
-        "step_memory": probe.peak,
-        "memory_source": PeakMemory().source,
-        "reference_seconds_per_step": reference_seconds / plan.num_steps,
-        "layout": batches.layout.value,
-    }
+        figures = figures_of(plan, directory, probe, batches.layout)
+    return {**figures, "reference_seconds_per_step": reference_seconds / plan.num_steps}
 
 
 if __name__ == "__main__":

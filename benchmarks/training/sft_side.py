@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.memory import PeakMemory
 from benchmarks.common.process import each, worker_main
-from benchmarks.training.ours import NEVER, MemoryProbe
+from benchmarks.training.ours import NEVER, MemoryProbe, figures_of
 from benchmarks.training.workload import LEARNING_RATE, Plan, clock_of
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef, Runtime, SftParams
@@ -27,7 +26,7 @@ from wrpo_engine.training.distributed.collectives import open_group
 from wrpo_engine.training.loop import TrainingRun, train
 from wrpo_engine.training.models.model import load_config
 from wrpo_engine.training.models.policy import load_policy
-from wrpo_engine.training.monitoring.metrics import METRICS_FILE, MetricsLog, read_rows
+from wrpo_engine.training.monitoring.metrics import METRICS_FILE, MetricsLog
 from wrpo_engine.training.objectives.tasks import SftTask
 
 TOP_K = 10
@@ -93,14 +92,7 @@ def work(specification: dict[str, Any]) -> dict[str, Any]:
                 monotonic=monotonic,
             )
         )
-        logged = [row for row, _ in read_rows(directory / METRICS_FILE)][: plan.num_optimizer_steps]
-    return {
-        "step_seconds": [row["step_seconds"] for row in logged[plan.warmup_steps :]],
-        "losses": [row["loss"] for row in logged],
-        "step_memory": probe.peak,
-        "memory_source": PeakMemory().source,
-        "layout": batches.layout.value,
-    }
+        return figures_of(plan, directory, probe, batches.layout)
 
 
 if __name__ == "__main__":

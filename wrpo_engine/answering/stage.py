@@ -18,15 +18,15 @@ from wrpo_engine.bundles.items import BenchItem, read_items
 from wrpo_engine.contract.benchmarks import Protocol
 from wrpo_engine.contract.evaluation import AnswerParams, MixtureParams
 from wrpo_engine.errors import DataError
-from wrpo_engine.hub.models import ResolvedModel, resolve_model, stop_token_ids, tokenizer_of
+from wrpo_engine.hub.models import ResolvedModel, resolve_model, tokenizer_of
 from wrpo_engine.sampling.limits import shared_context
 from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.preflight import check_source
 from wrpo_engine.sampling.requests import Part, parts_of
-from wrpo_engine.sampling.sampler import Sampler, SamplerSettings, make_sampler
+from wrpo_engine.sampling.sampler import Sampler, make_sampler
+from wrpo_engine.sampling.settings import settings_of
 from wrpo_engine.sampling.streaming import running, stream_parts
 from wrpo_engine.stage import StageContext, StageResult
-from wrpo_engine.text.chat import end_of_turn_id
 
 log = logging.getLogger("wrpo_engine")
 
@@ -124,22 +124,14 @@ def _answer_parts(
     limits.require_one_that_fits(planned)
     needed = max(longest_prompt(part.part.rows, rules, params.max_tokens, part.requests) for part in planned)
     needed += params.max_tokens
-    settings = SamplerSettings(
-        temperature=params.temperature,
-        top_p=params.top_p,
-        choice=params,
-        max_tokens=params.max_tokens,
-        stop_token_ids=tuple(
-            sorted({*stop_token_ids(tokenizer, model, end_of_turn_id(tokenizer)), *params.stop_token_ids})
-        ),
-        stop=params.stop,
-        dtype=params.dtype,
-        quantization=params.quantization,
+    settings = settings_of(
+        params,
+        ctx.config.runtime,
+        model,
+        tokenizer,
         engine_args=ctx.config.runtime.engine_args,
-        # What the longest conversation needs, the same for every shard: engines reserve memory for all of it.
-        max_model_length=needed if context is None else min(context, needed),
-        tensor_parallel_size=ctx.config.runtime.tensor_parallel_size,
-        gpu_memory_utilization=ctx.config.runtime.gpu_memory_utilization,
+        needed=needed,
+        context=context,
     )
     own = [part for part in planned if part.name in pending]
     for part in own:

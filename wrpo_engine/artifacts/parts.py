@@ -42,10 +42,13 @@ def pending_parts(ctx: StageContext, names: Sequence[str]) -> list[str]:
     return [name for name in own if name not in published]
 
 
-def count_progress(ctx: StageContext, sizes: Mapping[str, int], todo: Sequence[str]) -> Callable[[int], None]:
+def count_progress(
+    ctx: StageContext, sizes: Mapping[str, int], todo: Sequence[str], *, message: str = ""
+) -> Callable[[int], None]:
     """Return what reports a further number of finished units of this shard and ends the work on request.
 
-    `sizes` are the units of each of its parts, of which `todo` are not published yet.
+    `sizes` are the units of each of its parts, of which `todo` are not published yet. `message` says what is done
+    before the first unit.
     """
     total = sum(sizes.values())
     done = total - sum(sizes[name] for name in todo)
@@ -56,7 +59,7 @@ def count_progress(ctx: StageContext, sizes: Mapping[str, int], todo: Sequence[s
         done += count
         ctx.progress.update(done, total)
 
-    ctx.progress.update(done, total)
+    ctx.progress.update(done, total, message=message)
     return report
 
 

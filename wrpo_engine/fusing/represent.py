@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from wrpo_engine.artifacts.parts import commit_when_complete, part_name, parts_of_shard, pending_parts
+from wrpo_engine.artifacts.parts import commit_when_complete, count_progress, part_name, parts_of_shard, pending_parts
 from wrpo_engine.contract.fusing import RepresentParams
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.fusing.files import VOCABULARY_FILE, publish_vocabulary
@@ -155,19 +155,15 @@ def _represent(
     todo: Sequence[str],
 ) -> None:
     own = parts_of_shard(list(parts), ctx.shard, ctx.config.runtime.shards)
-    total = sum(len(parts[name]) for name in own)
-    done = total - sum(len(parts[name]) for name in todo)
     watch = HangWatch(f"reading rows with {model.identity}", ctx.config.runtime.hang_timeout_seconds, ctx.environ)
 
-    def on_row(count: int) -> None:
-        nonlocal done
-        watch.beat()
-        ctx.stop.raise_if_requested()
-        done += count
-        ctx.progress.update(done, total)
-
     ctx.stop.raise_if_requested()
-    ctx.progress.update(done, total, message="loading the model")
+    report = count_progress(ctx, {name: len(parts[name]) for name in own}, todo, message="loading the model")
+
+    def on_row(count: int) -> None:
+        watch.beat()
+        report(count)
+
     longest = max(row.tokens.num_tokens for rows in parts.values() for row in rows if row.tokens is not None)
     forward = _forward(ctx, params, model, longest=longest, poll=watch.beat)
     try:

@@ -14,7 +14,7 @@ from wrpo_engine.artifacts.parts import commit_when_complete, parts_of_shard, pe
 from wrpo_engine.config import SampleParams
 from wrpo_engine.curation.prompts import prompts_in, read_prompts
 from wrpo_engine.errors import DataError
-from wrpo_engine.hub.models import ResolvedModel, resolve_model, stop_token_ids, tokenizer_of
+from wrpo_engine.hub.models import ResolvedModel, resolve_model, tokenizer_of
 from wrpo_engine.sampling.limits import shared_context
 from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.preflight import check_source
@@ -24,12 +24,12 @@ from wrpo_engine.sampling.sampler import (
     Sampled,
     Sampler,
     SampleRequest,
-    SamplerSettings,
     make_sampler,
 )
+from wrpo_engine.sampling.settings import settings_of
 from wrpo_engine.sampling.streaming import running, stream_parts
 from wrpo_engine.stage import StageContext, StageResult
-from wrpo_engine.text.chat import end_of_turn_id, prompt_token_ids
+from wrpo_engine.text.chat import prompt_token_ids
 
 log = logging.getLogger("wrpo_engine")
 
@@ -106,23 +106,14 @@ def _sample_parts(
         for part in parts_of_shard(parts, ctx.shard, ctx.config.runtime.shards)
         if part.name not in pending
     )
-    settings = SamplerSettings(
-        temperature=params.temperature,
-        top_p=params.top_p,
-        choice=params,
-        max_tokens=params.max_tokens,
-        stop_token_ids=tuple(
-            sorted({*stop_token_ids(tokenizer, model, end_of_turn_id(tokenizer)), *params.stop_token_ids})
-        ),
-        stop=params.stop,
-        dtype=params.dtype,
-        quantization=params.quantization,
+    settings = settings_of(
+        params,
+        ctx.config.runtime,
+        model,
+        tokenizer,
         engine_args=_engine_args(ctx, params),
-        # What the longest prompt and response need, the same for every shard: engines reserve memory for all of it,
-        # and many models' own limits are far beyond one device's.
-        max_model_length=needed if context is None else min(context, needed),
-        tensor_parallel_size=ctx.config.runtime.tensor_parallel_size,
-        gpu_memory_utilization=ctx.config.runtime.gpu_memory_utilization,
+        needed=needed,
+        context=context,
     )
     log.info("loading %s with %s", model.identity, params.backend)
     total = finished + sum(len(plan.part.rows) for plan in planned)

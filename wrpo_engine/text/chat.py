@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from wrpo_engine.errors import DataError
 from wrpo_engine.text.conversations import Prompt, prompt_messages
 from wrpo_engine.text.templates import TemplateFault, render
-from wrpo_engine.text.turns import Turns, takes_system, turns_of
+from wrpo_engine.text.turns import Turns, in_users_turn, takes_system, turns_of
 
 FIELD = "chatTemplate"
 _ROLES = ("system", "user", "assistant")
@@ -186,9 +186,7 @@ def _with_system(turns: Turns, messages: Sequence[Mapping[str, str]], system: st
         return rest
     if takes_system(turns.encoder.tokenizer, turns.template):
         return [{"role": "system", "content": system}, *rest]
-    first = next(place for place, message in enumerate(rest) if message["role"] == "user")
-    rest[first] = {"role": "user", "content": f"{system}\n\n{rest[first]['content']}"}
-    return rest
+    return [*in_users_turn(system, rest)]
 
 
 def _surrounded(turns: Turns, response: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from wrpo_engine.text.templates import Message
-from wrpo_engine.text.turns import messages_of, takes_system
+from wrpo_engine.text.turns import in_users_turn, messages_of, takes_system
 
 Conversation: TypeAlias = tuple[tuple[str, str], ...]
 """Role and content of each message; the last one is the user's."""
@@ -59,9 +59,7 @@ def messages_for(tokenizer: Any, template: str, prompt: Prompt) -> list[Message]
     if messages[0]["role"] != "system" or takes_system(tokenizer, template):
         return messages
     system, *rest = messages
-    first = next(place for place, message in enumerate(rest) if message["role"] == "user")
-    rest[first] = {"role": "user", "content": f"{system['content']}\n\n{rest[first]['content']}"}
-    return rest
+    return in_users_turn(system["content"], rest)
 
 
 def prompt_text(prompt: Prompt) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +23,14 @@ def messages_of(prompt: str, system: str | None = None) -> list[Message]:
     """Return the messages of a prompt, after a system message if there is one."""
     head = [{"role": "system", "content": system}] if system else []
     return [*head, {"role": "user", "content": prompt}]
+
+
+def in_users_turn(system: str, messages: Sequence[Mapping[str, str]]) -> list[Message]:
+    """Return a conversation with a system text in front of the first message of the user, in the same turn."""
+    first = next(place for place, message in enumerate(messages) if message["role"] == "user")
+    found = [dict(message) for message in messages]
+    found[first] = {"role": "user", "content": f"{system}\n\n{messages[first]['content']}"}
+    return found
 
 
 def answered(messages: list[Message], response: str) -> list[Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, StringConstraints
@@ -165,7 +166,15 @@ class System(SpecModel):
         return next(value for name in SYSTEM_FORMS if (value := getattr(self, name)) is not None)
 
 
-SYSTEM_FORMS = ("model", "source", "select", "mixture", "fuse", "merge", "joint")
+FORM_GROUPS: Mapping[str, str] = {
+    "select": "members",
+    "mixture": "proposers",
+    "fuse": "sources",
+    "merge": "models",
+    "joint": "members",
+}
+"""Form of several models -> its field that lists them."""
+SYSTEM_FORMS = ("model", "source", *FORM_GROUPS)
 """Fields of which a system has exactly one."""
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wrpo_engine.contract.evaluation import SEPARATOR
 from wrpo_engine.contract.objectives import Objective
-from wrpo_operator.api.evaluation import Benchmark, Judge
+from wrpo_operator.api.evaluation import FORM_GROUPS, Benchmark, Judge
 from wrpo_operator.api.members import EVERY_SOURCE, expanded
 from wrpo_operator.api.merging import Merge
 from wrpo_operator.api.names import HELD_OUT, MAIN_REWARD, SFT_SYSTEM, TARGET, TRAINED_SYSTEM
@@ -247,8 +247,8 @@ class _NameRule:
     """Yields the fields that break it."""
 
 
-_EACH_LIST = (("select", "members"), ("mixture", "proposers"), ("joint", "members"))
-_EACH_GROUP = (*_EACH_LIST, ("fuse", "sources"), ("merge", "models"))
+_EACH_LIST = tuple((form, FORM_GROUPS[form]) for form in ("select", "mixture", "joint"))
+_EACH_GROUP = (*_EACH_LIST, *(item for item in FORM_GROUPS.items() if item not in _EACH_LIST))
 _MERGED = f"(size(s.merge.models) + ('{EVERY_SOURCE}' in s.merge.models ? size(self.sources) - 1 : 0))"
 """CEL: number of the models of a merge."""
 _ORIGIN = f"(has(s.merge.base) ? s.merge.base : '{TARGET}')"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from wrpo_engine.contract.benchmarks import BenchmarkKind, Protocol
 from wrpo_engine.contract.evaluation import EvaluatedBenchmark, EvaluatedSystem, cell_name
-from wrpo_operator.api.evaluation import Benchmark, Judge, Mixture, ModelSystem, Selection, System
+from wrpo_operator.api.evaluation import FORM_GROUPS, Benchmark, Judge, Mixture, ModelSystem, Selection, System
 from wrpo_operator.api.evaluation_names import has_enough, models_of, reads
 from wrpo_operator.api.fusion import Fusion
 from wrpo_operator.api.members import expanded
@@ -177,58 +177,28 @@ def _rows(spec: ExperimentSpec, models: Iterable[str], without: frozenset[str]) 
     sources = tuple(source.name for source in spec.sources)
     for system in spec.evaluation.systems:
         if system.source not in without and system.name not in without:
-            yield _FORMS[_form_of(system)](system, lambda names: expanded(names, sources, without))
+            yield _row(system, sources, without)
 
 
-def _form_of(system: System) -> Form:
-    forms: tuple[tuple[object, Form], ...] = (
-        (system.select, "Select"),
-        (system.mixture, "Mixture"),
-        (system.fuse, "Fuse"),
-        (system.merge, "Merge"),
-        (system.joint, "Joint"),
-    )
-    return next((form for section, form in forms if section is not None), "Model")
-
-
-_Expand: TypeAlias = Callable[[tuple[str, ...]], tuple[str, ...]]
-
-
-def _selection(system: System, expand: _Expand) -> Row:
-    assert system.select is not None
-    return Row(system.name, system.name, "Select", expand(system.select.members), select=system.select)
-
-
-def _mixture(system: System, expand: _Expand) -> Row:
-    assert system.mixture is not None
-    return Row(system.name, system.name, "Mixture", expand(system.mixture.proposers), mixture=system.mixture)
-
-
-def _fused(system: System, expand: _Expand) -> Row:
-    assert system.fuse is not None
-    return Row(system.name, system.name, "Fuse", expand(system.fuse.sources), fuse=system.fuse)
-
-
-def _merged(system: System, expand: _Expand) -> Row:
-    assert system.merge is not None
-    return Row(system.name, system.name, "Merge", expand(system.merge.models), merge=system.merge)
-
-
-def _joint(system: System, expand: _Expand) -> Row:
-    assert system.joint is not None
-    return Row(system.name, system.name, "Joint", expand(system.joint.members), joint=system.joint)
-
-
-_FORMS: Mapping[Form, Callable[[System, _Expand], Row]] = {
-    # The answers of a source have its name, so that other systems share them.
-    "Model": lambda system, _expand: Row(system.source or system.name, system.name, "Model"),
-    "Select": _selection,
-    "Mixture": _mixture,
-    "Fuse": _fused,
-    "Merge": _merged,
-    "Joint": _joint,
+_FORMS: Mapping[str, Form] = {
+    "select": "Select",
+    "mixture": "Mixture",
+    "fuse": "Fuse",
+    "merge": "Merge",
+    "joint": "Joint",
 }
-"""How a system of each form becomes a row."""
+"""Field of a system and of its row -> form of the row."""
+
+
+def _row(system: System, sources: tuple[str, ...], without: frozenset[str]) -> Row:
+    """Return a system as a row."""
+    for field, group in FORM_GROUPS.items():
+        section = getattr(system, field)
+        if section is not None:
+            members = expanded(getattr(section, group), sources, without)
+            return Row(system.name, system.name, _FORMS[field], members, **{field: section})
+    # The answers of a source have its name, so that other systems share them.
+    return Row(system.source or system.name, system.name, "Model")
 
 
 def _is_complete(row: Row, models: Iterable[str]) -> bool:

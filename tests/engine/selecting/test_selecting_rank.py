@@ -99,7 +99,7 @@ def test_shards_and_interruptions_change_no_byte(
         stop = StopRequest()
         stopped = make_ctx(params(path), inputs, stage=f"rank/stopped-{limit}", stop=stop)
 
-        def update(done: int, _: int, stop: StopRequest = stop, limit: int = limit) -> None:
+        def update(done: int, _: int, stop: StopRequest = stop, limit: int = limit, **_shown: Any) -> None:
             if done >= limit:
                 stop.request()
 
