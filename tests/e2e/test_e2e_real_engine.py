@@ -344,8 +344,9 @@ BAD_INPUT = {
         ("prepare", "ColumnNotFound", "spec.prompts.column", "question", "its columns: prompt"),
     ),
     "a model that does not exist": (
-        {"target": {"model": "storage://models/nobody"}, "sft": {"enabled": False}},
-        ("/target", "ModelNotFound", "spec.target.model", "storage://models/nobody"),
+        # Without evaluation, whose answers of the target may find the fault first.
+        {"target": {"model": "storage://models/nobody"}, "sft": {"enabled": False}, "evaluation": {"enabled": False}},
+        ("sample/target", "ModelNotFound", "spec.target.model", "storage://models/nobody"),
     ),
 }
 

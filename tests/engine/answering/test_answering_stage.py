@@ -15,7 +15,7 @@ from engine_support import save_tiny_model
 
 from wrpo_engine.answering import stage
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.errors import DataError
+from wrpo_engine.errors import DataError, WrpoError
 from wrpo_engine.sampling.sampler import FinishReason, SampleRequest, SamplerSettings, prompt_seed
 from wrpo_engine.seeds import seed_of
 
@@ -139,6 +139,12 @@ def test_a_model_answers_with_the_weights_and_ends_that_the_parameters_name(
     changes = {"backend": "vLLM", "quantization": "awq", "stop": ["END"], "stop_token_ids": [11]}
     run_stage(bench([item("a", "?")]), changes=changes)
     assert given == [("vLLM", "awq", ("END",), True)]
+
+
+def test_a_missing_target_is_named_by_its_field(bench: Any, run_stage: Run, tmp_path: Path) -> None:
+    with pytest.raises(WrpoError) as error:
+        run_stage(bench([item("a", "?")]), model=tmp_path / "nobody", changes={"system": "target"})
+    assert (error.value.code, error.value.field) == ("ModelNotFound", "target.model")
 
 
 def file_digests(directory: Path) -> dict[str, str]:
