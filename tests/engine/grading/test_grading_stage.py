@@ -92,7 +92,7 @@ def test_shards_and_interruptions_change_no_byte(
 
     stop = StopRequest()
     stopped = make_ctx(params(tiny_reward_dir), inputs, stage="grade/stopped", stop=stop)
-    monkeypatch.setattr(stopped.progress, "update", lambda done, _: stop.request() if done >= 3 else None)
+    monkeypatch.setattr(stopped.progress, "update", lambda done, *_, **__: stop.request() if done >= 3 else None)
     with pytest.raises(Interrupted):
         stage.run(stopped)
     assert 0 < len(stopped.output.published("parts/")) < 3

@@ -123,7 +123,7 @@ def test_the_command_makes_in_a_bucket_what_it_makes_in_a_directory(
         return [base, assets.Asset(name="models/derived", recipe=RECIPE, build=derive, made_from=("models/base",))]
 
     monkeypatch.setattr(assets, "plan_assets", plan)
-    monkeypatch.setattr(assets, "write_prompts", lambda store: store.write(assets.PROMPTS, "prompts"))
+    monkeypatch.setattr(assets, "write_prompts", lambda store, **_: store.write(assets.PROMPTS, "prompts"))
     monkeypatch.setenv("WRPO_SCRATCH", str(tmp_path))
     out = f"s3://{BUCKET}/command"
     assert assets.main(["--out", str(tmp_path / "volume")]) == 0
