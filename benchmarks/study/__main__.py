@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from benchmarks.study.claims import MARGINS
 from benchmarks.study.page import page
 from wrpo_operator.cli.demo import sampling_backend
 from wrpo_operator.cli.install import run_tool
+from wrpo_operator.cli.job_log import JobRun
 from wrpo_operator.cli.local import start_embedded
 
 NAME = "study"
@@ -37,7 +39,6 @@ QUICK_VARIANTS = ("wrpo", "sft-dpo", "no-y-ws", "no-y-wt")
 QUICK_SOURCES = ("smollm2", "chatterbot", "facts")
 QUICK_PROMPTS, QUICK_HELD_OUT = 192, 96
 ASSETS_JOB = "study-assets"
-ASSETS_TIMEOUT = "40m"
 Document = dict[str, Any]
 
 
@@ -118,15 +119,13 @@ def run(*, is_quick: bool, console: Console) -> Document:
     kubeconfig = start_embedded()
     _stage(console, "models and prompts", started)
     documents = list(yaml.safe_load_all(ASSETS.read_text(encoding="utf-8")))
-    run_tool("kubectl", "apply", "-f", "-", kubeconfig=kubeconfig, stdin=yaml.safe_dump_all(assets(documents)))
-    wait = ("wait", "--for=condition=Complete", f"job/{ASSETS_JOB}", f"--timeout={ASSETS_TIMEOUT}")
-    run_tool("kubectl", *wait, kubeconfig=kubeconfig)
+    kubectl = partial(run_tool, "kubectl", kubeconfig=kubeconfig)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    JobRun(ASSETS_JOB, kubectl, say, f"make {name}").run(yaml.safe_dump_all(assets(documents)))
     _stage(console, "sweep", started)
     follow = ["wrpo", "sweep", "run", "-f", str(path.relative_to(ROOT))]
     _wrpo(follow, must_succeed=False)
-    listed = run_tool(
-        "kubectl", "get", "wrpoexperiments", "-l", f"wrpo.ai/sweep={name}", "-o", "json", kubeconfig=kubeconfig
-    )
+    listed = kubectl("get", "wrpoexperiments", "-l", f"wrpo.ai/sweep={name}", "-o", "json")
     runs, missing = runs_of(json.loads(listed)["items"])
     if not runs:
         raise SystemExit(f"no variant of the sweep {name} succeeded: `wrpo sweep status {name}` shows why")

@@ -80,7 +80,7 @@ class SlopeStep:
     differences: tuple[float, ...]
     """By seed."""
     p: float | None
-    """One-sided, of the paired t test. None with one seed."""
+    """One-sided, of the paired t test, by Holm's procedure over the steps. None with one seed."""
 
 
 def known_scores(comparison: Mapping[str, Any]) -> dict[str, Runs]:
@@ -122,10 +122,13 @@ def check_claims(scores: Mapping[str, Runs]) -> list[Finding]:
 def slope_steps(slopes: Mapping[str, Sequence[float]]) -> list[SlopeStep]:
     """Return the steps of the claimed order of slopes; `slopes` are by variant and seed, seeds in one order."""
     names = [name for name in MARGINS if name in slopes]
+    steps = list(pairwise(names))
+    apart = [tuple(h - x for h, x in zip(slopes[higher], slopes[lower], strict=True)) for lower, higher in steps]
+    tested = [p for p in map(paired_t_p, apart) if p is not None]
+    adjusted: list[float | None] = [*holm(tested)] if len(tested) == len(steps) else [None] * len(steps)
     return [
-        SlopeStep(lower=lower, higher=higher, differences=apart, p=paired_t_p(apart))
-        for lower, higher in pairwise(names)
-        for apart in [tuple(h - x for h, x in zip(slopes[higher], slopes[lower], strict=True))]
+        SlopeStep(lower=lower, higher=higher, differences=differences, p=p)
+        for (lower, higher), differences, p in zip(steps, apart, adjusted, strict=True)
     ]
 
 

@@ -189,7 +189,7 @@ def _step(step: SlopeStep) -> str:
         if step.p < 0.05
         else f": {len(step.differences)} seeds, and the slopes differ too little or in the other direction"
     )
-    return f"{text}, {_p(step.p)} (paired t test over seeds), {shown}{reason}."
+    return f"{text}, {_p(step.p)} (paired t test over seeds, Holm), {shown}{reason}."
 
 
 def _p(value: float) -> str:

@@ -14,6 +14,7 @@ from benchmarks.common.machine import Machine
 from benchmarks.study import __main__ as study
 from benchmarks.study.claims import CLAIMS, MARGINS, check_claims, paired_t_p, slope_steps, slopes_of
 from benchmarks.study.page import JUDGE, page
+from wrpo_engine.comparison.statistics import holm
 from wrpo_operator.cli.sweep import accepted
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,9 @@ def test_slopes_are_compared_by_seed_in_the_claimed_order() -> None:
     steps = slope_steps({"no-y-wt": [3.0, 4.1], "wrpo": [2.0, 2.2], "no-y-ws": [1.0, 1.1]})
     assert [(step.lower, step.higher) for step in steps] == [("no-y-ws", "wrpo"), ("wrpo", "no-y-wt")]
     assert steps[1].differences == pytest.approx((1.0, 1.9))
+    alone = [p for p in (paired_t_p(step.differences) for step in steps) if p is not None]
+    assert [step.p for step in steps] == pytest.approx(holm(alone))
+    assert alone != holm(alone)
 
 
 def test_a_variant_without_a_slope_of_every_run_is_left_out() -> None:
@@ -142,7 +146,7 @@ def test_the_page_tests_the_order_of_slopes_over_seeds() -> None:
     means = dict.fromkeys(MARGINS, 0.5)
     rising = dict(zip(MARGINS, (1.0, 2.0, 3.0), strict=True))
     text = page(result(means, rising))
-    assert "- `wrpo` above `no-y-ws`: +1.01, p < 0.001 (paired t test over seeds), appears." in text
+    assert "- `wrpo` above `no-y-ws`: +1.01, p < 0.001 (paired t test over seeds, Holm), appears." in text
     falling = page(result(means, {name: 4 - slope for name, slope in rising.items()}))
     assert "does not appear: 3 seeds, and the slopes differ too little or in the other direction." in falling
     assert "one seed, no test." in page(result(means, rising, seeds=1))

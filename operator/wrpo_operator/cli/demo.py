@@ -23,12 +23,12 @@ from wrpo_devcluster.s3_server import S3Server
 from wrpo_operator.cli import demo_s3
 from wrpo_operator.cli.connect import STATE_DIR, Target, engine_errors_to_click, errors_to_click
 from wrpo_operator.cli.install import CHECKOUT, find_tool, install_operator, run_tool
+from wrpo_operator.cli.job_log import JobRun
 from wrpo_operator.cli.show import REPORT_FILE, locate_artifact, read_artifact_file
 
 EXPERIMENT = "quickstart"
 EXAMPLES = CHECKOUT / "examples"
 ASSETS_JOB = "quickstart-assets"
-POLL_S = 1.0
 
 
 @dataclass(slots=True)
@@ -143,57 +143,9 @@ def apply(demo: Demo, documents: list[dict[str, Any]]) -> None:
 
 def build_assets(demo: Demo) -> None:
     """Apply the assets Job and wait for it, showing its log."""
-    if condition(demo.get("job", ASSETS_JOB), "Failed"):
-        demo.kubectl("delete", "job", ASSETS_JOB, "--wait")
     documents = list(yaml.safe_load_all((EXAMPLES / "quickstart-assets.yaml").read_text(encoding="utf-8")))
-    apply(demo, demo_s3.assets_on_s3(documents, demo.server.endpoint) if demo.on_s3 else documents)
-    if condition(demo.get("job", ASSETS_JOB), "Complete"):
-        # The log could be that of any of its pods, also of a stopped one.
-        demo.say("      already built")
-        return
-    shown, said = 0, ""
-    while True:
-        job = demo.get("job", ASSETS_JOB)
-        shown = show_new_lines(demo, shown)
-        why = "" if shown else waiting_reason(demo)
-        if why not in {"", said}:
-            demo.say(f"      waiting: {why}")
-            said = why
-        if condition(job, "Complete"):
-            return
-        if failed := condition(job, "Failed"):
-            raise click.ClickException(
-                f"building the quick start's models failed: {failed.get('message', '')}\n"
-                f"See `kubectl --kubeconfig {demo.kubeconfig} -n {demo.namespace} logs job/{ASSETS_JOB}`; "
-                f"`{demo.command}` retries."
-            )
-        time.sleep(POLL_S)
-
-
-def show_new_lines(demo: Demo, shown: int) -> int:
-    """Print the lines of the Job's log after the first `shown`; return how many there are now."""
-    try:
-        lines = demo.kubectl("logs", f"job/{ASSETS_JOB}").splitlines()
-    except click.ClickException:  # its container has not started
-        return shown
-    first = shown if len(lines) >= shown else 0  # shorter: another pod took over
-    for line in lines[first:]:
-        demo.say(f"      {line}")
-    return len(lines)
-
-
-def waiting_reason(demo: Demo) -> str:
-    """Return why the Job's pod does not run, as the cluster reports it; empty if nothing blocks it."""
-    pods = json.loads(demo.kubectl("get", "pods", "-l", f"job-name={ASSETS_JOB}", "-o", "json"))["items"]
-    for pod in pods:
-        for status in pod.get("status", {}).get("containerStatuses", []):
-            waiting = status.get("state", {}).get("waiting", {})
-            if waiting.get("message"):
-                return f"{waiting['reason']}: {waiting['message']}"
-        for entry in pod.get("status", {}).get("conditions", []):
-            if entry["type"] == "PodScheduled" and entry["status"] == "False":
-                return str(entry.get("message", ""))
-    return ""
+    placed = demo_s3.assets_on_s3(documents, demo.server.endpoint) if demo.on_s3 else documents
+    JobRun(ASSETS_JOB, demo.kubectl, demo.say, demo.command).run(yaml.safe_dump_all(placed, sort_keys=False))
 
 
 def run_experiment(demo: Demo) -> None:
@@ -319,9 +271,3 @@ def _judge(column: dict[str, Any]) -> str:
     about = column["identity"]
     what = "a served reward" if about.get("serve_reward") else f"the model {about.get('model')}"
     return f"{column['judge']} ({what})"
-
-
-def condition(obj: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Return the condition of this type if it is True; else an empty one."""
-    conditions = obj.get("status", {}).get("conditions", [])
-    return next((dict(c) for c in conditions if c["type"] == kind and c["status"] == "True"), {})

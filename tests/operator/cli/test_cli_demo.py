@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from wrpo_operator.cli.demo import benchmark_tables, condition, evaluation_table, sampling_backend
+from wrpo_operator.cli.demo import benchmark_tables, evaluation_table, sampling_backend
+from wrpo_operator.cli.job_log import condition
 
 EVALUATION = {
     "num_prompts": 32,
