@@ -26,9 +26,8 @@ _STYLE = {
     "text.parse_math": False,
     "axes.edgecolor": _FAINT,
     "axes.labelcolor": _INK,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
+    "figure.titlesize": 10.5,
+    "figure.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -56,7 +55,6 @@ def line_chart(steps: Steps, series: Mapping[str, str], *, title: str) -> str | 
             axes.plot(
                 *zip(*points, strict=True), label=name, color=colour, marker="o" if len(points) < 30 else None, ms=3
             )
-        axes.set_title(title)
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(present) > 1:
@@ -88,7 +86,6 @@ def score_boxes(groups: Mapping[str, Sequence[float]], *, title: str) -> str | N
         axes.set_yticks(range(1, len(shown) + 1), [f"{name} ({len(scores)})" for name, scores in shown.items()])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
-        axes.set_title(title)
         axes.set_xlabel("score of the reward model")
         return _svg(figure, title)
 
@@ -107,7 +104,6 @@ def win_rate_chart(rates: Mapping[str, Mapping[str, float]], *, title: str) -> s
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
         axes.grid(visible=False, axis="y")
-        axes.set_title(title)
         return _svg(figure, title)
 
 
@@ -126,7 +122,6 @@ def interval_chart(
         axes.set_yticks(range(len(entries)), list(entries))
         axes.set_ylim(len(entries) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
-        axes.set_title(title)
         return _svg(figure, title)
 
 
@@ -138,7 +133,6 @@ def curves_chart(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: 
     with _figure(4.6, 2.7) as (figure, axes):
         for colour, (name, points) in zip(_colours(), shown.items(), strict=False):
             axes.plot(*zip(*points, strict=True), label=name, color=colour)
-        axes.set_title(title)
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
@@ -154,7 +148,6 @@ def point_chart(points: Mapping[str, tuple[float, float]], *, title: str, x: str
             axes.plot(*place, "o", color=colour, ms=8)
             axes.annotate(name, place, xytext=(6, 4), textcoords="offset points", fontsize=8.5, color=_INK)
         axes.margins(x=0.25, y=0.15)
-        axes.set_title(title)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         return _svg(figure, title)
@@ -177,7 +170,6 @@ def share_chart(shares: Mapping[str, float], *, title: str) -> str | None:
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
         axes.grid(visible=False, axis="y")
-        axes.set_title(title)
         return _svg(figure, title)
 
 
@@ -192,6 +184,8 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, Any]]:
 
 
 def _svg(figure: Figure, title: str) -> str:
+    # Over the whole figure: beside long labels the axes leave a title too little room.
+    figure.suptitle(title, x=0.01, horizontalalignment="left", wrap=True)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()

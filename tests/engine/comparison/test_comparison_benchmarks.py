@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from evaluation_support import PROMPTS, Cells
+from support.browser import assert_readable
 
 from wrpo_engine.comparison.command import main
 from wrpo_engine.comparison.published import published_note, published_row
@@ -128,6 +129,7 @@ def test_all_files_show_benchmarks_and_the_page_escapes_the_judge(evaluate: Eval
     hostile = "<script>alert(1)</script> a_b"
     compared(tmp_path, f"wrpo={evaluate('one', {'target': LOW, 'trained': HIGH}, about={'model': hostile})}")
     page = (tmp_path / "out" / "comparison.html").read_text(encoding="utf-8")
+    assert_readable(tmp_path / "out" / "comparison.html")
     assert "<script" not in page
     assert "judge &lt;script&gt;alert(1)&lt;/script&gt; a_b" in page
     assert "arena: score by length" in page

@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 
 import polars as pl
 import pytest
+from support.browser import assert_readable
 
 from wrpo_engine.comparison.command import main
 from wrpo_engine.config import ArtifactRef
@@ -116,6 +117,12 @@ def test_the_files_show_the_same_table_and_the_page_needs_nothing_from_anywhere(
     table = (tmp_path / "out" / "comparison.md").read_text().splitlines()
     assert table[0].startswith("| system | runs | mean reward | 95 % interval |")
     assert "GPU hours" not in table[0]
+
+
+def test_a_browser_shows_the_comparison_in_wide_and_narrow_windows(two: tuple[str, str], tmp_path: Path) -> None:
+    low, high = two
+    assert main([f"{HOSTILE.replace('=', '')}={low}", f"wrpo={high}", "--out", str(tmp_path / "out")]) == 0
+    assert_readable(tmp_path / "out" / "comparison.html")
 
 
 def test_runs_of_one_system_are_one_row(evaluate: Callable[..., str], tmp_path: Path) -> None:

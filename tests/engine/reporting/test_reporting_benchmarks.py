@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 from evaluation_support import PROMPTS, Cells
+from support.browser import assert_readable
 
 from wrpo_engine.config import ArtifactRef, ReportParams
 from wrpo_engine.contract.evaluation import EvaluatedBenchmark, EvaluatedSystem, EvaluateParams
@@ -246,3 +248,8 @@ def test_a_length_controlled_score_is_named_by_its_form() -> None:
     assert cell is not None
     assert cell.lines == ("40.00 to 60.00", "LC-minimal 47.50 (40.00 to 60.00)")
     assert any("LC-minimal has no regulariser" in note for note in view.notes)
+
+
+def test_a_browser_shows_tables_of_benchmarks_in_wide_and_narrow_windows(page: str, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    assert_readable(tmp_path / "report.html")

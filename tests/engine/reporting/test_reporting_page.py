@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from support.browser import assert_readable
 
 from wrpo_engine.config import ArtifactRef, ReportParams
 from wrpo_engine.reporting import render, stage
@@ -62,6 +63,13 @@ def test_the_report_needs_nothing_from_anywhere(make_ctx: MakeCtx, experiment_in
     outside = re.findall(r"(?:src|href|action)=\"(?!#)[^\"]*\"|url\((?!#)[^)]*\)|@import", page)
     assert outside == []
     assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+
+
+def test_a_browser_shows_the_report_in_wide_and_narrow_windows(
+    make_ctx: MakeCtx, experiment_inputs: Inputs, tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").write_text(report_of(make_ctx, experiment_inputs), encoding="utf-8")
+    assert_readable(tmp_path / "report.html")
 
 
 def test_every_chart_is_there_and_is_well_formed(make_ctx: MakeCtx, experiment_inputs: Inputs) -> None:
