@@ -162,7 +162,7 @@ def _slopes(slopes: Mapping[str, Sequence[float]], steps: Sequence[SlopeStep]) -
         return "No run of this study has slopes."
     meaning = {"no-y-ws": "alpha 0", "wrpo": "schedule", "no-y-wt": "alpha 1"}
     table = Table(
-        title="Slope of the reward margin over the first 20 % of the steps, same triples",
+        title="Slope of the reward margin over the first 20 % of the steps (at least 5), same triples",
         columns=("row", "alpha", "mean slope a step", "by seed"),
         rows=[
             (

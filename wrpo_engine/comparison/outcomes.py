@@ -27,6 +27,8 @@ EVALUATION = "evaluation.json"
 METRICS = "metrics.jsonl"
 _EARLY = 0.2
 """Share of the steps over which the slope of the margin is measured."""
+_FEWEST = 5
+"""Steps over which it is measured at least: during warm-up the first two margins can both be 0."""
 _SHOWN = 3
 
 
@@ -80,11 +82,11 @@ class Outcome:
         return int(self.steps[-1]["step"]) if self.steps else None
 
     def margin_slope(self, alpha: float | None = None) -> float | None:
-        """Return the slope of the reward margin a step over the first 20 % of training.
+        """Return the slope of the reward margin a step over the first 20 % of the steps, at least 5.
 
         `alpha` weights the margins of source and target; None: the margin as trained.
         """
-        early = self.steps[: max(2, round(_EARLY * len(self.steps)))]
+        early = self.steps[: max(_FEWEST, round(_EARLY * len(self.steps)))]
         points = [(row["step"], margin) for row in early if (margin := margin_of(row, alpha)) is not None]
         if len(points) < 2:
             return None

@@ -17,7 +17,7 @@ class _SettingEntry(NamedTuple):
     neutral: float | bool | dict[str, str | float]
     no_effect: str
     belongs: str = "belongs to"
-    at_admission: bool = True
+    idle_in_sft: bool = False
 
 
 class Setting(StrEnum):
@@ -29,8 +29,8 @@ class Setting(StrEnum):
     """Why it has no effect with other objectives; `{forms}` is replaced by the forms that have it."""
     belongs: str
     """Verb that connects the setting with its forms in messages."""
-    at_admission: bool
-    """False: other objectives refuse it in the training stage only, because no release refused it earlier."""
+    idle_in_sft: bool
+    """True: SFTOnly accepts any value, as the first release did; no stage reads it."""
 
     def __new__(
         cls,
@@ -38,23 +38,23 @@ class Setting(StrEnum):
         neutral: float | bool | dict[str, str | float],
         no_effect: str,
         belongs: str,
-        at_admission: bool,
+        idle_in_sft: bool,
     ) -> Self:
         """Create a member whose value is the name of the field."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.neutral, member.no_effect = neutral, no_effect
-        member.belongs, member.at_admission = belongs, at_admission
+        member.belongs, member.idle_in_sft = belongs, idle_in_sft
         return member
 
     ALPHA = _SettingEntry(
         "alpha",
         neutral={"schedule": "Linear", "max": 0.1},
         no_effect="it weighs the source response, which only the WRPO objectives have",
-        at_admission=False,
+        idle_in_sft=True,
     )
     BETA = _SettingEntry(
-        "beta", neutral=0.01, no_effect="only the {forms} forms scale their reward by it", at_admission=False
+        "beta", neutral=0.01, no_effect="only the {forms} forms scale their reward by it", idle_in_sft=True
     )
     GAMMA = _SettingEntry(
         "gamma", neutral=0.0, no_effect="only the {forms} forms have a target margin", belongs="is a margin of"
@@ -144,6 +144,13 @@ def objectives_of_pairs() -> tuple[Objective, ...]:
 def objectives_that_have(setting: Setting) -> tuple[Objective, ...]:
     """Return the objectives with which a setting has an effect."""
     return objectives_with(lambda objective: setting in objective.settings)
+
+
+def objectives_that_accept(setting: Setting) -> tuple[Objective, ...]:
+    """Return the objectives with which a setting may have any value."""
+    return objectives_with(
+        lambda objective: setting in objective.settings or (setting.idle_in_sft and objective.form is None)
+    )
 
 
 def forms_that_have(setting: Setting) -> tuple[Form, ...]:

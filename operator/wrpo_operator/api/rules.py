@@ -17,6 +17,7 @@ from wrpo_engine.contract.objectives import (
     forms_that_have,
     listed,
     objectives_of_pairs,
+    objectives_that_accept,
     objectives_that_have,
     objectives_with,
 )
@@ -99,22 +100,33 @@ _NO_PREFERENCES = _is_one_of("self.training.objective", _WITHOUT_PREFERENCES)
 
 def _setting_rule(setting: Setting) -> Rule:
     """Refuse a setting with the objectives that do not have it, unless it has its neutral value."""
-    neutral = setting.neutral
-    field = Training.model_fields[setting].alias
-    objectives = objectives_that_have(setting)
-    forms = listed(forms_that_have(setting), "and")
-    if isinstance(neutral, bool):
-        is_neutral, remedy = f"!self.{field}", "set it to false"
-    else:
-        assert not isinstance(neutral, dict), f"{setting}: sections are refused in the training stage only"
-        is_neutral = f"self.{field} == {neutral}"
-        remedy = f"leave it at {neutral:g}" if neutral else "set it to 0"
+    field = str(Training.model_fields[setting].alias)
+    neutral = Training.model_fields[setting].get_default(call_default_factory=True)
+    is_neutral, remedy = _neutral(field, setting.neutral)
+    objectives, accepting = objectives_that_have(setting), objectives_that_accept(setting)
+    forms = forms_that_have(setting)
+    owners = f"the {listed(forms, 'and')} forms" if forms else "the objectives with a source response"
     return Rule(
         (Training,),
-        f"{is_neutral} || {_is_one_of('self.objective', objectives)}",
-        f"{field} {setting.belongs} the {forms} forms; {remedy} or choose objective {listed(objectives, 'or')}",
-        lambda training: getattr(training, setting) == neutral or setting in training.objective.settings,
+        f"{is_neutral} || {_is_one_of('self.objective', accepting)}",
+        f"{field} {setting.belongs} {owners}; {remedy} or choose objective {listed(objectives, 'or')}",
+        lambda training: getattr(training, setting) == neutral or training.objective in accepting,
     )
+
+
+def _neutral(field: str, value: float | bool | dict[str, str | float]) -> tuple[str, str]:
+    """Return the CEL that a field has its neutral value, and the remedy for any other."""
+    match value:
+        case bool():
+            return f"!self.{field}", "set it to false"
+        case dict():
+            parts = [
+                f"self.{field}.{name} == " + (f"'{part}'" if isinstance(part, str) else f"{part}")
+                for name, part in value.items()
+            ]
+            return f"({' && '.join(parts)})", "remove it"
+        case _:
+            return f"self.{field} == {value}", f"leave it at {value:g}" if value else "set it to 0"
 
 
 RULES: tuple[Rule, ...] = (
@@ -273,7 +285,7 @@ RULES: tuple[Rule, ...] = (
         "a queue already admits whole gangs; remove podGroup or queueName",
         lambda m: m.pod_group is None or m.queue_name is None,
     ),
-    *(_setting_rule(setting) for setting in Setting if setting.at_admission),
+    *(_setting_rule(setting) for setting in Setting),
     Rule(
         (ExperimentSpec,),
         "!self.sft.enabled || self.prompts.sftFraction > 0.0",

@@ -35,7 +35,7 @@ LAST = "v0.1.0"
 JsonObject = dict[str, Any]
 OLD: JsonObject = load((RELEASED / f"{LAST}-crd.yaml").read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 STORED: dict[str, JsonObject] = json.loads((RELEASED / f"{LAST}-objects.json").read_text())
-SAID_EARLIER = ("spec.training: tau belongs to the IPO forms",)
+SAID_EARLIER = tuple(f"spec.training: {field} belongs to the " for field in ("alpha", "beta", "tau"))
 """Rules for what no release ever ran: until now a stage said so, after all the ones before it."""
 CHOSEN_NOW = frozenset(
     {

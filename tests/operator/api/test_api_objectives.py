@@ -78,9 +78,9 @@ def test_the_reasons_name_the_forms_that_have_a_setting() -> None:
     }
 
 
-def test_every_setting_that_is_refused_at_admission_has_one_rule_of_the_api() -> None:
+def test_every_setting_has_one_rule_of_the_api() -> None:
     fields = [rule.message.split()[0] for rule in RULES if rule.models == (Training,)]
-    assert fields == ["gamma", "labelSmoothing", "tau", "lengthNormalized", "ipoMean"]
+    assert fields == ["alpha", "beta", "gamma", "labelSmoothing", "tau", "lengthNormalized", "ipoMean"]
 
 
 def test_names_are_listed_as_in_a_sentence() -> None:

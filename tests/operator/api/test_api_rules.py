@@ -32,6 +32,8 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "no evaluation, no held-out prompts": {
         "evaluation": {"enabled": False}, "prompts": {"evaluation": {"prompts": 0}}},
     "SimPO with a margin": {"training": {"objective": "WRPO-SimPO", "beta": 10, "gamma": 3, "learningRate": 1e-6}},
+    "alpha and beta without preferences": {
+        "training": {"objective": "SFTOnly", "beta": 1, "alpha": {"schedule": "Constant", "max": 1}}},
     "IPO on means": {"training": {"objective": "IPO", "ipoMean": True, "tau": 0.5}},
     "smoothed labels": {"training": {"objective": "DPO", "labelSmoothing": 0.1, "lengthNormalized": True}},
     "a secret in the environment": {
@@ -309,6 +311,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a PodGroup that nobody reads": ({"scheduling": {"podGroup": "SchedulerPlugins"}}, "set schedulerName"),
     "a PodGroup in a queue": (
         {"scheduling": {"podGroup": "Volcano", "queueName": "q"}}, "a queue already admits whole gangs"),
+    "alpha without a source response": (
+        {"training": {"objective": "DPO", "alpha": {"max": 0.5}}}, "alpha belongs to the objectives with a"),
+    "beta in IPO": ({"training": {"objective": "IPO", "beta": 0.1}}, "beta belongs to the DPO and SimPO forms"),
     "tau without IPO": ({"training": {"tau": 0.2}}, "tau belongs to the IPO forms"),
     "gamma without SimPO": ({"training": {"gamma": 0.3}}, "gamma is a margin of the SimPO forms"),
     "smoothed labels in IPO": ({"training": {"objective": "IPO", "labelSmoothing": 0.1}}, "belongs to the DPO forms"),
