@@ -95,7 +95,7 @@ def experiment(number: int, *, sources: int, run_s: float) -> dict[str, Any]:
 def inputs_of(spec: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return stage -> the stages it waits for."""
     sys.path.insert(0, str(ROOT / "operator"))
-    from wrpo_operator.api.spec import parse_spec
+    from wrpo_operator.api.parsing import parse_spec
     from wrpo_operator.plan.graph import build_graph
 
     return {str(node.id): [str(stage) for stage in node.inputs.values()] for node in build_graph(parse_spec(spec))}

@@ -21,8 +21,9 @@ from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.process.environment import prepare_environment
 from wrpo_engine.process.progress import make_progress
+from wrpo_engine.sampling.backends import make_sampler
 from wrpo_engine.sampling.requests import PartRequests
-from wrpo_engine.sampling.sampler import SamplerSettings, make_sampler
+from wrpo_engine.sampling.sampler import SamplerSettings
 from wrpo_engine.sampling.stage import sample_parts
 from wrpo_engine.sampling.streaming import stream_parts
 from wrpo_engine.stage import StageContext, StopRequest, make_context

@@ -17,7 +17,7 @@ from wrpo_devcluster.config import SimulatedRule
 from wrpo_devcluster.products import parse_nodes
 from wrpo_engine.config import FetchParams, InspectParams, TerminationMessage
 from wrpo_operator.api import names
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.cli.install import CHECKOUT, find_chart
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageNode

@@ -11,7 +11,7 @@ from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.names import child_name
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.api.status import ExperimentStatus
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, PlannedAttempt, PodFact, Snapshot, StageNode

@@ -10,7 +10,7 @@ from support.crd_validation import experiment_object
 
 from wrpo_engine.reporting.collect import column_of, place_of
 from wrpo_operator.api.crd import schema
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.api.stage_lists import table
 from wrpo_operator.cli.planning import manifests
 from wrpo_operator.plan.deadlines import active_limit

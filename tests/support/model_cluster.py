@@ -18,7 +18,8 @@ from wrpo_engine.config import ErrorInfo, TerminationMessage
 from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.hashing import artifact_key, canonical_json
-from wrpo_operator.api.spec import ExperimentSpec, parse_spec
+from wrpo_operator.api.parsing import parse_spec
+from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import ExperimentStatus, Phase, StageState
 from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, Plan, PlannedAttempt, Snapshot

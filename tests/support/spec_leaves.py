@@ -20,7 +20,8 @@ from wrpo_engine.config import TerminationMessage
 from wrpo_engine.contract.base import Role, field_role
 from wrpo_operator.api.hashing import canonical_json
 from wrpo_operator.api.names import child_name
-from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
+from wrpo_operator.api.parsing import SpecError, parse_spec
+from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import ExperimentStatus
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import (

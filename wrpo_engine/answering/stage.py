@@ -19,11 +19,12 @@ from wrpo_engine.contract.benchmarks import Protocol
 from wrpo_engine.contract.evaluation import AnswerParams, MixtureParams
 from wrpo_engine.errors import DataError
 from wrpo_engine.hub.models import ResolvedModel, resolve_model, tokenizer_of
+from wrpo_engine.sampling.backends import make_sampler
 from wrpo_engine.sampling.limits import shared_context
 from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.preflight import check_source
 from wrpo_engine.sampling.requests import Part, parts_of
-from wrpo_engine.sampling.sampler import Sampler, make_sampler
+from wrpo_engine.sampling.sampler import Sampler
 from wrpo_engine.sampling.settings import settings_of
 from wrpo_engine.sampling.streaming import running, stream_parts
 from wrpo_engine.stage import StageContext, StageResult

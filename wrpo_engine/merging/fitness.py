@@ -19,7 +19,8 @@ from wrpo_engine.hub.models import ResolvedModel, stop_token_ids, tokenizer_of
 from wrpo_engine.merging.building import Merge
 from wrpo_engine.merging.parents import Parent
 from wrpo_engine.merging.search import Found, Groups, Point, candidate_weights, groups_of, search
-from wrpo_engine.sampling.sampler import SampleRequest, SamplerSettings, make_sampler
+from wrpo_engine.sampling.backends import make_sampler
+from wrpo_engine.sampling.sampler import SampleRequest, SamplerSettings
 from wrpo_engine.sampling.streaming import running
 from wrpo_engine.scoring.load import load_scorer
 from wrpo_engine.scoring.rewards import Scorer

@@ -9,7 +9,6 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from wrpo_engine.contract.sampling import TokenChoiceFields
-from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.seeds import seed_of
 
 Backend = Literal["vLLM", "Transformers"]
@@ -147,19 +146,6 @@ class Sampler(Protocol):
     def close(self) -> None:
         """Free the model's memory."""
         ...
-
-
-def make_sampler(backend: Backend, model: ResolvedModel, tokenizer: Any, settings: SamplerSettings) -> Sampler:
-    """Load a model for sampling. `tokenizer` is used to turn ids into text only."""
-    match backend:
-        case "vLLM":
-            from wrpo_engine.sampling.vllm_sampler import VllmSampler
-
-            return VllmSampler(model, tokenizer, settings)
-        case "Transformers":
-            from wrpo_engine.sampling.transformers_sampler import TransformersSampler
-
-            return TransformersSampler(model, tokenizer, settings)
 
 
 def prompt_seed(seed: int, model: str, prompt_id: str) -> int:

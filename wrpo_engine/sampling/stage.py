@@ -15,17 +15,12 @@ from wrpo_engine.config import SampleParams
 from wrpo_engine.curation.prompts import prompts_in, read_prompts
 from wrpo_engine.errors import DataError
 from wrpo_engine.hub.models import ResolvedModel, resolve_model, tokenizer_of
+from wrpo_engine.sampling.backends import make_sampler
 from wrpo_engine.sampling.limits import shared_context
 from wrpo_engine.sampling.options import check_backend_options
 from wrpo_engine.sampling.preflight import check_source
 from wrpo_engine.sampling.requests import Limits, Part, PartRequests, Row, parts_of, requests_of
-from wrpo_engine.sampling.sampler import (
-    FinishReason,
-    Sampled,
-    Sampler,
-    SampleRequest,
-    make_sampler,
-)
+from wrpo_engine.sampling.sampler import FinishReason, Sampled, Sampler, SampleRequest
 from wrpo_engine.sampling.settings import settings_of
 from wrpo_engine.sampling.streaming import running, stream_parts
 from wrpo_engine.stage import StageContext, StageResult

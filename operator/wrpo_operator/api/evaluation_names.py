@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from wrpo_engine.contract.evaluation import SEPARATOR
 from wrpo_engine.contract.objectives import Objective
@@ -16,9 +16,7 @@ from wrpo_operator.api.members import EVERY_SOURCE, expanded
 from wrpo_operator.api.merging import Merge
 from wrpo_operator.api.names import HELD_OUT, MAIN_REWARD, SFT_SYSTEM, TARGET, TRAINED_SYSTEM
 from wrpo_operator.api.rule import Rule
-
-if TYPE_CHECKING:
-    from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.api.spec import ExperimentSpec
 
 _OF_SEVERAL = ("Linear", "ModelStock")
 """Methods that merge two models or more."""

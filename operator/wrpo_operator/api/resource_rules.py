@@ -8,15 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wrpo_engine.contract.base import values_of
 from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.pods import Resources
-
-if TYPE_CHECKING:
-    from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.api.spec import ExperimentSpec
 
 _FORM = re.compile(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]*)")
 _FACTORS: dict[str, Decimal] = {

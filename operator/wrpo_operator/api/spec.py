@@ -7,12 +7,9 @@ numbers, which are easy to write and to check by CEL. Each value is therefore a 
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from wrpo_engine.config import ObjectiveFields
 from wrpo_engine.contract.base import Role, automatic, overrides
@@ -31,11 +28,9 @@ from wrpo_engine.contract.training import (
 )
 from wrpo_operator.api.backends import BackendName
 from wrpo_operator.api.base import FreeObject, SpecModel, list_map
-from wrpo_operator.api.depth import MAX_DEPTH, too_deep
 from wrpo_operator.api.evaluation import Evaluation
 from wrpo_operator.api.fusion import Fusion
 from wrpo_operator.api.lifecycle import Deadlines, Retries
-from wrpo_operator.api.names import PLURAL
 from wrpo_operator.api.pods import (
     LABEL_KEY_PATTERN,
     AcceleratorProfile,
@@ -46,9 +41,6 @@ from wrpo_operator.api.pods import (
     StageResources,
 )
 from wrpo_operator.api.sections import Curation, ModelCache, Prompts, Reward, Sampling, Source, Storage, Target
-
-if TYPE_CHECKING:
-    from wrpo_operator.api.pod_template import PodTemplatePolicy
 
 Nodes = Annotated[int, Field(ge=1, le=512)]
 GpusPerNode = Annotated[int, Field(ge=0, le=64)]
@@ -194,84 +186,3 @@ class ExperimentSpec(SpecModel):
         default=(), max_length=16, json_schema_extra=list_map("name")
     )
     """Secrets for pulling images."""
-
-
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
-"""A string of JSON, with its quotes."""
-_SUBJECT = re.compile(r"^[A-Z][a-z]+ should ")
-
-
-class SpecError(ValueError):
-    """A spec that cannot be accepted; `errors` holds one sentence per fault."""
-
-    def __init__(self, errors: tuple[str, ...]) -> None:
-        super().__init__("; ".join(errors))
-        self.errors = errors
-
-
-def parse_spec(raw: Mapping[str, Any], policy: PodTemplatePolicy | None = None) -> ExperimentSpec:
-    """Parse a spec as the API server does: structure first, then the rules of `rules.py`, then protected fields.
-
-    `policy` is the installation's; None is the strictest. Raises SpecError with all errors found at the first level
-    that has any.
-    """
-    from wrpo_operator.api.pod_template import STRICT, protected_field_errors
-    from wrpo_operator.api.rules import broken_rules
-
-    deep = too_deep(raw, "spec")
-    if deep:
-        raise SpecError((f"{deep} nests deeper than {MAX_DEPTH} levels, which no pod needs. Remove it.",))
-    try:
-        spec = ExperimentSpec.model_validate_json(json.dumps(raw), strict=True)
-    except (ValidationError, TypeError, ValueError) as error:
-        raise SpecError(structural_errors(error, raw)) from error
-    errors = (*broken_rules(spec), *protected_field_errors(spec.pod_template, policy or STRICT))
-    if errors:
-        raise SpecError(errors)
-    return spec
-
-
-def structural_errors(error: Exception, raw: Any, plural: str = PLURAL) -> tuple[str, ...]:
-    """Return one sentence for each fault that pydantic found in a spec; each begins with the field's path."""
-    if not isinstance(error, ValidationError):
-        return (f"spec is not a JSON object of the expected form: {error}",)
-    return tuple(dict.fromkeys(_describe(details, raw, plural) for details in error.errors(include_url=False)))
-
-
-def _path(details: Mapping[str, Any], raw: Any) -> str:
-    """Return the user's path to a fault, without pydantic's names of union members."""
-    path, now, parts = "spec", raw, details["loc"]
-    for place, part in enumerate(parts):
-        if isinstance(part, int) and isinstance(now, list) and part < len(now):
-            path, now = f"{path}[{part}]", now[part]
-        elif isinstance(now, Mapping) and (part in now or (details["type"] == "missing" and place == len(parts) - 1)):
-            path, now = f"{path}.{part}", now.get(part)
-    return path
-
-
-def _mask_user_info(string: re.Match[str]) -> str:
-    """Replace what a URL in a JSON string has before its host; linear, because a value can have a megabyte."""
-    before, at, host = string[0].rpartition("@")
-    scheme, colon, _ = before.partition(":")
-    if not at or not colon:
-        return string[0]
-    return scheme[: 1 + max(map(scheme.rfind, ' "/'))] + "***@" + host
-
-
-def _describe(details: Mapping[str, Any], raw: Any, plural: str) -> str:
-    path = _path(details, raw)
-    match details["type"]:
-        case "missing":
-            return f"{path} is missing. Set it; `kubectl explain {plural}.{path}` describes it."
-        case "extra_forbidden":
-            return f"{path} is not a known field. Check its spelling and place, or remove it."
-        case _:
-            # A malformed URL can hold a password, which must not reach status, events and logs.
-            value = _STRING.sub(_mask_user_info, json.dumps(details["input"], default=str))
-            shown = value if len(value) <= 80 else value[:77] + "..."
-            return f"{path} is {shown}: {_rule(details['msg'])}."
-
-
-def _rule(text: str) -> str:
-    """Return the rule of a pydantic message, without pydantic's names of values and validation steps."""
-    return _SUBJECT.sub("it must ", text.removeprefix("Value error, ")).replace(" after validation", "")

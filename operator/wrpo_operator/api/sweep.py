@@ -13,7 +13,8 @@ from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema
 from wrpo_operator.api.base import FreeObject, SpecModel, list_map
 from wrpo_operator.api.depth import MAX_DEPTH, too_deep
 from wrpo_operator.api.names import MAX_SOURCE_NAME, SWEEP_PLURAL
-from wrpo_operator.api.spec import ExperimentSpec, SpecError, structural_errors
+from wrpo_operator.api.parsing import SpecError, structural_errors
+from wrpo_operator.api.spec import ExperimentSpec
 
 MAX_VARIANTS = 512
 """Of the list and the grids together."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from wrpo_engine.config import SampleParams
-from wrpo_operator.api.spec import SpecError, parse_spec
+from wrpo_operator.api.parsing import SpecError, parse_spec
 from wrpo_operator.api.status import StageState, parse_status
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.runtime.resources import JsonObject, name_of

@@ -15,7 +15,8 @@ import yaml
 
 from wrpo_operator.api import names
 from wrpo_operator.api.object_rules import object_errors
-from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
+from wrpo_operator.api.parsing import SpecError, parse_spec
+from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.yamlio import YamlError, load_all
 from wrpo_operator.cli.measured import Rates
 from wrpo_operator.runtime.resources import JsonObject, meta

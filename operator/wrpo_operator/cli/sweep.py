@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wrpo_operator.api import names
-from wrpo_operator.api.spec import SpecError
+from wrpo_operator.api.parsing import SpecError
 from wrpo_operator.api.status import FINISHED, Phase
 from wrpo_operator.api.sweep import SweepSpec, parse_sweep
 from wrpo_operator.api.sweep_status import SweepStatus, VariantStatus, parse_sweep_status

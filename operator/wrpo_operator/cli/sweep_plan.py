@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.api.sweep import SweepSpec
 from wrpo_operator.api.sweep_status import SourceOrder
 from wrpo_operator.cli.forecast import LookUp, forecast

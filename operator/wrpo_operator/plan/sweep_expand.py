@@ -12,8 +12,9 @@ from typing import Any
 
 from wrpo_operator.api import names, sweep_messages
 from wrpo_operator.api.hashing import canonical_json, digest
+from wrpo_operator.api.parsing import SpecError, parse_spec
 from wrpo_operator.api.pod_template import STRICT, PodTemplatePolicy
-from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
+from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.sweep import (
     MAX_EXPERIMENTS,
     MAX_VARIANT_NAME,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from wrpo_operator.api import names
+from wrpo_operator.api.parsing import SpecError, parse_spec
 from wrpo_operator.api.pod_template import STRICT, PodTemplatePolicy
-from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
+from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import ExperimentStatus, StageState, StageStatus, parse_status
 from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.plan.graph import build_graph, graph_errors

@@ -8,8 +8,8 @@ from typing import Any
 
 from wrpo_operator.api import names
 from wrpo_operator.api.conditions import ConditionType
+from wrpo_operator.api.parsing import SpecError
 from wrpo_operator.api.pod_template import STRICT, PodTemplatePolicy
-from wrpo_operator.api.spec import SpecError
 from wrpo_operator.api.status import Phase
 from wrpo_operator.api.sweep import SweepSpec, parse_sweep
 from wrpo_operator.api.sweep_status import MAX_HEADLINES, SourceOrder, SweepStatus, parse_sweep_status

@@ -16,8 +16,9 @@ from wrpo_engine.hub.models import (
     stop_token_ids,
     tokenizer_of,
 )
+from wrpo_engine.sampling.backends import make_sampler
 from wrpo_engine.sampling.preflight import check_source
-from wrpo_engine.sampling.sampler import SampleRequest, SamplerSettings, make_sampler
+from wrpo_engine.sampling.sampler import SampleRequest, SamplerSettings
 from wrpo_engine.scoring.reward_model import RewardScorer
 from wrpo_engine.text.chat import end_of_turn_id
 from wrpo_engine.training.export.export import rehearse_export, trained_model

@@ -16,7 +16,7 @@ from wrpo_engine.config import TrainParams
 from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.training.objectives.divergence import RewardDivergence
 from wrpo_engine.training.objectives.preference import preference_objective
-from wrpo_operator.api.spec import SpecError, parse_spec
+from wrpo_operator.api.parsing import SpecError, parse_spec
 from wrpo_operator.render.common import CONFIG_FILE, config_map
 
 

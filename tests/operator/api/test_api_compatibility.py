@@ -22,7 +22,7 @@ from support.builders import NOON, make_experiment, make_snapshot
 from support.crd_validation import apply_defaults, crd_schema, experiment_object, refusals
 from support.model_cluster import ModelCluster
 
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.api.status import MAX_ATTEMPTS, StageStatus, parse_status
 from wrpo_operator.api.yamlio import load
 from wrpo_operator.plan.graph import build_graph

@@ -10,7 +10,7 @@ import pytest
 from support.crd_validation import refusals
 
 from wrpo_operator.api.names import API_VERSION, KIND, SWEEP_KIND
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.api.yamlio import load_all
 from wrpo_operator.plan.graph import build_graph
 

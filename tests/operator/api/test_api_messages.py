@@ -10,7 +10,7 @@ import pytest
 from support.builders import RAW_SPEC
 
 from wrpo_operator.api.crd import schema
-from wrpo_operator.api.spec import SpecError, parse_spec
+from wrpo_operator.api.parsing import SpecError, parse_spec
 
 FOREIGN = re.compile(
     r"pydantic|Input should|(String|Tuple|List|Dictionary|Value) should|after validation|constrained|\bunion\b|_error"

@@ -13,7 +13,7 @@ import yaml
 from support.crd_validation import experiment_object, refusals
 
 from wrpo_operator.api.crd import schema
-from wrpo_operator.api.spec import SpecError, parse_spec
+from wrpo_operator.api.parsing import SpecError, parse_spec
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.resources import gpus_of, resources_of
 

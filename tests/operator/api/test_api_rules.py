@@ -11,8 +11,9 @@ from support.builders import RAW_SPEC, merged, raw_spec
 from support.crd_validation import experiment_object, holds, refusals
 
 from wrpo_operator.api.evaluation_names import name_rules
+from wrpo_operator.api.parsing import SpecError, parse_spec
 from wrpo_operator.api.rules import RULES
-from wrpo_operator.api.spec import ExperimentSpec, SpecError, parse_spec
+from wrpo_operator.api.spec import ExperimentSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SOURCE = {"name": "a", "model": "org/a"}

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from wrpo_engine.artifacts import InputEntry, VolumeStore
 from wrpo_engine.config import ArtifactRef
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.cli import artifacts
 from wrpo_operator.cli.main import main
 from wrpo_operator.cli.references import references_of, with_inputs

@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 from support.crd_validation import refusals
 
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.cli import demo_s3
 from wrpo_operator.cli.install import CHECKOUT
 from wrpo_operator.cli.main import main

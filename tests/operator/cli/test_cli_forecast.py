@@ -15,7 +15,7 @@ from support.hub_server import COMMIT, Hub, hub_server
 
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.cli.main import main
 from wrpo_operator.cli.measured import Rate, Setting, measured_rates
 from wrpo_operator.cli.model_sources import ModelSources, facts_of_directory

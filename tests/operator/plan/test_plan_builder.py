@@ -19,7 +19,7 @@ from wrpo_engine.config import (
 )
 from wrpo_engine.contract.stages import STAGES
 from wrpo_engine.errors import ConfigError
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.plan.builder import Graph, GraphError, source_of
 from wrpo_operator.plan.graph import WIRINGS, wiring_of
 from wrpo_operator.plan.model import StageId

@@ -24,7 +24,7 @@ from wrpo_engine.contract.evaluation import (
 )
 from wrpo_engine.contract.merging import JointParams, MergeParams
 from wrpo_operator.api.names import stage_label
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.plan.graph import build_graph, graph_errors
 from wrpo_operator.plan.model import StageNode
 

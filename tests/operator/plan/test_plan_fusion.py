@@ -12,7 +12,7 @@ from wrpo_engine.contract.definition import Image
 from wrpo_engine.contract.evaluation import AnswerParams
 from wrpo_engine.contract.fusing import AlignParams, RepresentParams
 from wrpo_engine.contract.stage_config import StageConfig
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageNode
 from wrpo_operator.plan.resources import gang_of

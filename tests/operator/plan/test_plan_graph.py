@@ -18,7 +18,7 @@ from wrpo_engine.config import (
     TrainParams,
 )
 from wrpo_engine.contract.evaluation import EvaluateParams
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageNode
 

@@ -9,7 +9,7 @@ from support.builders import raw_spec
 
 from wrpo_engine.config import InspectParams, ModelRef
 from wrpo_engine.contract.data import ModelUse
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.plan.builder import Graph
 from wrpo_operator.plan.wiring import fetch, inspect
 

@@ -25,7 +25,8 @@ from wrpo_engine.config import (
 from wrpo_engine.contract.base import Role, field_role
 from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.contract.stages import STAGES
-from wrpo_operator.api.spec import Alpha, ExperimentSpec, OptimizerSpec, Training, parse_spec
+from wrpo_operator.api.parsing import parse_spec
+from wrpo_operator.api.spec import Alpha, ExperimentSpec, OptimizerSpec, Training
 from wrpo_operator.plan.evaluation_params import generation_runtime
 from wrpo_operator.plan.systems import EvaluatedModel
 

@@ -11,9 +11,9 @@ from support.builders import AUTOMATIC, FACTS, merged, raw_spec
 
 from wrpo_engine.contract.definition import Shape
 from wrpo_engine.contract.model_facts import ModelFacts
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.resource_rules import accelerators_in
-from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.api.status import StageFacts, StageState, StageStatus
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageNode

@@ -12,8 +12,8 @@ from support.model_cluster import ModelCluster, at_stage, child_of, started, sta
 
 from wrpo_engine.config import ErrorInfo, InspectParams
 from wrpo_engine.contract.model_facts import ModelFacts
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.api.placement import Placement
-from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.api.status import AttemptState, StageState, StageStatus
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import ChildState, StageNode

@@ -18,7 +18,7 @@ from wrpo_engine.errors import ConfigError
 from wrpo_operator.api import sections
 from wrpo_operator.api.base import SpecModel
 from wrpo_operator.api.crd import schema
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.plan.storage import binding_of
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -9,8 +9,8 @@ import pytest
 from support.builders import AUTOMATIC, FACTS, merged, raw_spec
 from support.model_cluster import ModelCluster, started, status_of
 
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.api.placement import Placement
-from wrpo_operator.api.spec import parse_spec
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.placing import placed
 from wrpo_operator.plan.warnings import warnings_of

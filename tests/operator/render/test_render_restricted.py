@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from support.builders import make_experiment, make_planned
 
 from wrpo_devcluster.apiserver.admission.podsecurity import violations
+from wrpo_operator.api.parsing import SpecError
 from wrpo_operator.api.pod_template import STRICT, PodTemplatePolicy, protected_field_errors
-from wrpo_operator.api.spec import SpecError
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import Experiment
 from wrpo_operator.render import render_attempt

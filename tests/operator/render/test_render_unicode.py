@@ -11,7 +11,7 @@ from support.builders import RAW_SPEC, make_experiment, make_planned
 
 from wrpo_devcluster.apiserver.schema.serializer import parse_yaml
 from wrpo_operator.api.crd import schema
-from wrpo_operator.api.spec import SpecError, parse_spec
+from wrpo_operator.api.parsing import SpecError, parse_spec
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.render import RenderSettings, render_attempt
 from wrpo_operator.runtime.decode import encode

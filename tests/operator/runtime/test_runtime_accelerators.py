@@ -12,7 +12,7 @@ import pytest
 from support.reconciler_world import SPEC as SIZED
 from support.reconciler_world import World
 
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.api.status import parse_status
 from wrpo_operator.plan.model import Experiment
 from wrpo_operator.runtime.accelerators import ASKING_S, SPREAD_S, STALE_S, Accelerators, AcceleratorSettings

@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from wrpo_operator.api.depth import MAX_DEPTH as SPEC_DEPTH
-from wrpo_operator.api.spec import SpecError, parse_spec
+from wrpo_operator.api.parsing import SpecError, parse_spec
 from wrpo_operator.runtime.decode import MAX_DEPTH, UndecodableError, cut_depth, decode, encode, objects_in
 from wrpo_operator.runtime.tolerant import GONE, TolerantResponse, watch_line
 

@@ -8,7 +8,7 @@ import pytest
 from support.builders import raw_spec
 
 from wrpo_operator.api import names
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.starts import key_of
 from wrpo_operator.plan.wiring import PREPARE

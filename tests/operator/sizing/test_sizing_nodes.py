@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.sizing.inventory import Inventory
 from wrpo_operator.sizing.nodes import node_inventory
 from wrpo_operator.sizing.offers import node_fact

@@ -11,7 +11,7 @@ import pytest
 from support.builders import raw_spec
 from support.crd_validation import refusals
 
-from wrpo_operator.api.spec import SpecError
+from wrpo_operator.api.parsing import SpecError
 from wrpo_operator.api.sweep import SWEEP_RULES, parse_sweep
 from wrpo_operator.api.sweep_crd import HEADER, PAGE, PATH, sweep_crd, sweep_reference, sweep_schema
 from wrpo_operator.api.sweep_status import MAX_HEADLINES, MAX_ROW_MESSAGE, SweepStatus, VariantStatus

@@ -9,7 +9,7 @@ import pytest
 from support.crd_validation import refusals
 
 from wrpo_engine.contract.evaluation import EvaluateParams
-from wrpo_operator.api.spec import parse_spec
+from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.api.sweep import parse_sweep
 from wrpo_operator.api.sweep_crd import sweep_schema
 from wrpo_operator.api.yamlio import load_all

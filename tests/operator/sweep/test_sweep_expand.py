@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.builders import raw_spec
 
 from wrpo_operator.api.names import MAX_EXPERIMENT_NAME, member_name
-from wrpo_operator.api.spec import SpecError, parse_spec
+from wrpo_operator.api.parsing import SpecError, parse_spec
 from wrpo_operator.api.sweep import parse_sweep
 from wrpo_operator.api.sweep_status import SourceOrder
 from wrpo_operator.api.yamlio import load
