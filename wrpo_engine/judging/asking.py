@@ -11,7 +11,6 @@ from wrpo_engine.judging.cell import Cell, Question, digest_of_ask
 from wrpo_engine.judging.client import ChatClient
 from wrpo_engine.judging.journal import Entry, Journal, Known
 from wrpo_engine.judging.protocol import Ask, Outcome
-from wrpo_engine.judging.replies import KeptReply
 from wrpo_engine.judging.verdicts import Judged, verdict_of
 from wrpo_engine.scoring.in_flight import in_flight
 
@@ -23,22 +22,24 @@ _GRACE_S = 10.0
 class Asker:
     """Asks for what no earlier attempt has a reply to. Safe to use from several threads."""
 
-    client: ChatClient
+    client: ChatClient | None
+    """None: all that is needed is known."""
     journal: Journal
     known: Known
     stopped: threading.Event = field(default_factory=threading.Event)
     latencies_s: list[float] = field(default_factory=list)
 
-    def reply(self, question: Question, ask: Ask, number: int) -> tuple[KeptReply, int]:
-        """Return the reply to one request of a question, and the requests that it took."""
-        digest = request_digest(ask, number)
-        entry = self.known.entries.get((question.key, digest))
+    def entry(self, question: Question, ask: Ask, number: int) -> Entry:
+        """Return the reply to one request of a question, with the requests that it took."""
+        entry = known_entry(self.known, question, ask, number)
         if entry is None:
+            assert self.client is not None, question.where
             answered = self.client.ask(ask, question.where, self.stopped)
+            digest = request_digest(ask, number)
             entry = Entry(key=question.key, digest=digest, reply=answered.reply, requests=answered.requests)
             self.latencies_s.append(answered.latency_s)
             self.keep(entry)
-        return entry.reply, entry.requests
+        return entry
 
     def keep(self, entry: Entry) -> None:
         """Keep a reply for this attempt and for the next ones."""
@@ -47,17 +48,11 @@ class Asker:
 
     def judged(self, question: Question, cell: Cell) -> Judged:
         """Return a question's verdict, after its follow-ups."""
-        ask: Ask | None = question.ask
-        replies: list[KeptReply] = []
-        requests = 0
-        while ask is not None:
-            reply, sent = self.reply(question, ask, len(replies))
-            replies.append(reply)
-            requests += sent
-            ask = None
-            if reply.outcome is Outcome.OK and len(replies) < cell.protocol.rounds:
-                ask = cell.protocol.follow_up(question.ask, [each.as_reply() for each in replies])
+        entries = _entries(question, cell, lambda ask, number: self.entry(question, ask, number))
+        assert entries is not None
+        replies = [entry.reply for entry in entries]
         verdict = verdict_of(cell.protocol, question.ask, replies)
+        requests = sum(entry.requests for entry in entries)
         return Judged(question=question, replies=replies, requests=requests, verdict=verdict)
 
     def in_order_of_replies(
@@ -74,6 +69,31 @@ class Asker:
         )
         with contextlib.closing(replies):
             yield from (judged for _, judged in replies)
+
+
+def is_answered(known: Known, question: Question, cell: Cell) -> bool:
+    """Return whether earlier attempts have left every reply that a question's verdict needs."""
+    return _entries(question, cell, lambda ask, number: known_entry(known, question, ask, number)) is not None
+
+
+def known_entry(known: Known, question: Question, ask: Ask, number: int) -> Entry | None:
+    """Return what an earlier attempt has left of request `number` of a question."""
+    return known.entries.get((question.key, request_digest(ask, number)))
+
+
+def _entries(question: Question, cell: Cell, entry_of: Callable[[Ask, int], Entry | None]) -> list[Entry] | None:
+    """Return the replies to a question and its follow-ups; None if `entry_of` has none to one of them."""
+    entries: list[Entry] = []
+    ask: Ask | None = question.ask
+    while ask is not None:
+        entry = entry_of(ask, len(entries))
+        if entry is None:
+            return None
+        entries.append(entry)
+        ask = None
+        if entry.reply.outcome is Outcome.OK and len(entries) < cell.protocol.rounds:
+            ask = cell.protocol.follow_up(question.ask, [each.reply.as_reply() for each in entries])
+    return entries
 
 
 def request_digest(ask: Ask, number: int) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from wrpo_engine.contract.evaluation import JudgeParams
-from wrpo_engine.judging.asking import Asker, request_digest
+from wrpo_engine.judging.asking import Asker, known_entry, request_digest
 from wrpo_engine.judging.cell import Cell
 from wrpo_engine.judging.client import LogprobsRefused
 from wrpo_engine.judging.journal import Entry
@@ -67,7 +67,7 @@ def _probe(ctx: StageContext, cell: Cell, asker: Asker) -> Decided:
     for question in cell.questions:
         ctx.stop.raise_if_requested()
         try:
-            reply, _ = asker.reply(question, question.ask, 0)
+            reply = asker.entry(question, question.ask, 0).reply
         except LogprobsRefused as refusal:
             log.info("the judge refuses requests for log probabilities: %s", refusal)
             return "Text"
@@ -81,7 +81,7 @@ def _carry_over(asked: Cell, cell: Cell, asker: Asker) -> None:
     requests = {question.key: question.ask for question in cell.questions}
     for question in asked.questions:
         ask = requests.get(question.key)
-        entry = asker.known.entries.get((question.key, request_digest(question.ask, 0)))
+        entry = known_entry(asker.known, question, question.ask, 0)
         if ask is None or entry is None or replace(question.ask, top_logprobs=None) != replace(ask, top_logprobs=None):
             continue
         reply: KeptReply = replace(entry.reply, logprobs=None)

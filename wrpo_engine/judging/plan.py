@@ -11,7 +11,7 @@ from pathlib import Path
 
 from wrpo_engine.artifacts.parts import pending_parts
 from wrpo_engine.contract.evaluation import JudgeParams
-from wrpo_engine.judging.asking import request_digest
+from wrpo_engine.judging.asking import known_entry
 from wrpo_engine.judging.cell import Cell
 from wrpo_engine.judging.decision import known_decision
 from wrpo_engine.judging.journal import read_journals
@@ -89,11 +89,11 @@ def _pending(ctx: StageContext, cell: Cell) -> set[str]:
     """Return the keys of the questions that neither a part nor a journal answers."""
     if ctx.output.committed() is not None:
         return set()
-    entries = read_journals(ctx.output).entries
+    known = read_journals(ctx.output)
     parts = dict(zip(part_names(cell), cell.parts, strict=True))
     return {
         question.key
         for name in pending_parts(ctx, list(parts))
         for question in parts[name]
-        if (question.key, request_digest(question.ask, 0)) not in entries
+        if known_entry(known, question, question.ask, 0) is None
     }

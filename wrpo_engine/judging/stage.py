@@ -5,6 +5,7 @@ No question is asked twice: published parts, and the journals of earlier attempt
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from wrpo_engine.artifacts.checks import address
 from wrpo_engine.artifacts.parts import PARTS, part_name, parts_of_shard, pending_parts
 from wrpo_engine.contract.evaluation import JudgeParams
 from wrpo_engine.errors import ConfigError
-from wrpo_engine.judging.asking import Asker
+from wrpo_engine.judging.asking import Asker, is_answered
 from wrpo_engine.judging.cell import Cell, Question, load_inputs, make_cell
 from wrpo_engine.judging.client import FIELD, KEY_VARIABLE, ChatClient, make_client
 from wrpo_engine.judging.decision import Cells, Decided, decide, known_decision, with_protocol
@@ -40,9 +41,7 @@ def run(ctx: StageContext) -> StageResult:
     latencies_s: list[float] = []
     written = 0
     if decided is None or pending_parts(ctx, part_names(cells(decided))):
-        with serving(ctx, params) as served:
-            endpoint = _endpoint(ctx, params, served)
-            decided, written = _ask(ctx, params, cells, decided, endpoint, latencies_s)
+        decided, written = _ask(ctx, params, cells, decided, latencies_s)
     metrics = commit_when_complete(ctx, with_protocol(params, decided), cells(decided), part_names(cells(decided)))
     return StageResult(rows=written, metrics=metrics | _latency(latencies_s))
 
@@ -86,20 +85,31 @@ def _ask(
     params: JudgeParams,
     cells: Cells,
     decided: Decided | None,
-    endpoint: str,
     latencies_s: list[float],
 ) -> tuple[Decided, int]:
-    """Ask all that is pending; return the protocol and the number of verdicts."""
+    """Ask all that is pending; return the protocol and the number of verdicts.
+
+    A judge of the stage's own starts only if a reply is missing: it may need minutes and a GPU.
+    """
     known = read_journals(ctx.output)
-    journal = Journal(ctx.output)
-    try:
-        client = _client(ctx, params, endpoint, known, journal)
-        asker = Asker(client=client, journal=journal, known=known, latencies_s=latencies_s)
-        if decided is None:
-            decided = decide(ctx, params, cells, asker)
-        return decided, _ask_pending(ctx, cells(decided), asker)
-    finally:
-        journal.close()
+    must_ask = decided is None or not _is_answered(ctx, cells(decided), known)
+    with serving(ctx, params) if must_ask else contextlib.nullcontext() as served:
+        journal = Journal(ctx.output)
+        try:
+            client = _client(ctx, params, _endpoint(ctx, params, served), known, journal) if must_ask else None
+            asker = Asker(client=client, journal=journal, known=known, latencies_s=latencies_s)
+            if decided is None:
+                decided = decide(ctx, params, cells, asker)
+            return decided, _ask_pending(ctx, cells(decided), asker)
+        finally:
+            journal.close()
+
+
+def _is_answered(ctx: StageContext, cell: Cell, known: Known) -> bool:
+    """Return whether earlier attempts have left all replies to this shard's pending questions."""
+    todo = frozenset(pending_parts(ctx, part_names(cell)))
+    parts = zip(part_names(cell), cell.parts, strict=True)
+    return all(is_answered(known, question, cell) for name, part in parts if name in todo for question in part)
 
 
 def _client(ctx: StageContext, params: JudgeParams, endpoint: str, known: Known, journal: Journal) -> ChatClient:
@@ -173,7 +183,7 @@ class _Parts:
 def _check_budget(ctx: StageContext, asker: Asker, questions: Sequence[Question]) -> None:
     """Refuse a budget that cannot suffice before any request."""
     limit = ctx.config.runtime.judge_max_requests
-    if limit is None:
+    if limit is None or asker.client is None:
         return
     kept = {key for key, _ in asker.known.entries}
     needed = sum(question.key not in kept for question in questions)

@@ -124,6 +124,30 @@ def test_replies_are_read_again_without_a_request_and_the_artifact_stays(
     assert files(storage) == before
 
 
+def test_without_a_question_to_ask_neither_the_stage_nor_a_reparse_starts_the_judges_server(
+    make_judge: MakeJudge, judge: StubJudge, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Stopped after the last reply: it is in the journal, and the last part is not published.
+    stop = StopRequest()
+    judge.on_request = lambda number: stop.request() if number == QUESTIONS - 1 else None
+    with pytest.raises(Interrupted):
+        run(make_judge(stop=stop))
+    assert len(judge.bodies) == QUESTIONS
+
+    def start(*_: Any, **__: Any) -> None:
+        raise AssertionError("a server is started")
+
+    monkeypatch.setattr("wrpo_engine.judging.serving.running_server", start)
+    own = {"serve_reward": {"function": "math:dist"}, "runtime": {"judge_endpoint": None}}
+    ctx = make_judge(**own)
+    assert ctx.output.committed() is None
+    assert run(ctx).metrics["ok"] == QUESTIONS
+    assert engine("reparse", str(ctx.output.directory)) == 0
+    assert json.loads(capsys.readouterr().out)["changed_verdicts"] == 0
+    with pytest.raises(AssertionError, match="a server is started"):
+        run(make_judge(hash_="2" * 16, **own))
+
+
 def test_what_is_no_artifact_of_a_judge_is_refused(
     make_judge: MakeJudge, storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
