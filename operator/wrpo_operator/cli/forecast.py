@@ -27,12 +27,12 @@ from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import StageFacts, StageState, StageStatus
 from wrpo_operator.cli.measured import Rates, Setting
-from wrpo_operator.cli.work import prompts_of, requests_of, tokens_of
+from wrpo_operator.cli.work import prompts_of, tokens_of
 from wrpo_operator.plan.budget import Demand, Limits, admitted
 from wrpo_operator.plan.demands import demand_of, limits_of
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageId, StageNode
-from wrpo_operator.plan.placing import choose, described, model_of, placed
+from wrpo_operator.plan.placing import choose, described, model_of, placed, requests_of
 from wrpo_operator.plan.resources import gpus_of, pods_of
 from wrpo_operator.plan.warnings import warnings_of
 from wrpo_operator.sizing.estimate import (
@@ -132,7 +132,6 @@ def forecast(
             refusals.append(f"Stage {node.id} does not fit: {chosen.message}")
         nodes.append(done)
         lines.append(_line(known, done, chosen))
-    facts = {name: record.facts for name, record in known.records.items() if record.facts is not None}
     # Without an inventory nothing is known about the stages that the operator will size.
     judged = [node for node in nodes if inventory is not None or not node.needs]
     durations = {line.stage: line.hours for line in lines}
@@ -141,7 +140,7 @@ def forecast(
     prices = [line.price for line in lines if line.price is not None]
     return Forecast(
         lines=tuple(lines),
-        warnings=(*refusals, *warnings_of(spec, judged, inventory, facts)),
+        warnings=(*refusals, *warnings_of(spec, judged, inventory, known.records)),
         gpus_at_once=at_once,
         gpu_hours=sum(spent) if spent else None,
         hours=hours if spent else None,

@@ -1,4 +1,4 @@
-"""Amount of work of a stage, as far as it is known before anything runs: prompts, tokens, requests to judges."""
+"""Amount of work of a stage, as far as it is known before anything runs: prompts and tokens."""
 
 from __future__ import annotations
 
@@ -90,11 +90,3 @@ def _tokens_of_reading(params: StageParams, items: int) -> int | None:
             return items * asked.requests * (PROMPT_TOKENS + asked.answers * RESPONSE_TOKENS + reply)
         case _:
             return None
-
-
-def requests_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, StageStatus]) -> int | None:
-    """Return the requests of a judge's stage, retries left out; None if there are none, or their number is unknown."""
-    if not isinstance(node.params, JudgeParams):
-        return None
-    items = items_of(spec, node, records)
-    return None if items is None else items * ASKED[node.params.benchmark_protocol].requests

@@ -21,7 +21,7 @@ from wrpo_engine.contract.merging import JointParams
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.pods import AcceleratorProfile, Scheduling
-from wrpo_operator.api.presets import SIZES
+from wrpo_operator.api.presets import ASKED, SIZES
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import StageStatus
 from wrpo_operator.plan.model import Need, Snapshot, StageId, StageNode, Work
@@ -316,6 +316,14 @@ def items_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, StageS
     size = SIZES.get(benchmark.kind)
     known = [count for count in (benchmark.limit, size.items if size is not None else None) if count is not None]
     return min(known, default=None)
+
+
+def requests_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, StageStatus]) -> int | None:
+    """Return the requests of a judge's stage, retries left out; None if there are none, or their number is unknown."""
+    if not isinstance(node.params, JudgeParams):
+        return None
+    items = items_of(spec, node, records)
+    return None if items is None else items * ASKED[node.params.benchmark_protocol].requests
 
 
 def responses_of(node: StageNode, records: Mapping[str, StageStatus]) -> int | None:

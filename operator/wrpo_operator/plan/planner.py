@@ -23,7 +23,7 @@ from wrpo_operator.plan.model import (
     StageId,
     StageNode,
 )
-from wrpo_operator.plan.placing import facts_in, offered
+from wrpo_operator.plan.placing import offered
 from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import GiveUp
 from wrpo_operator.plan.sharing import with_shared
@@ -124,7 +124,7 @@ def _warnings(
     """Return the warnings about stages as they run, or as they start now."""
     started = {start.node.id: start.node for start in starts}
     nodes = [started.get(view.id, view.node) for view in views]
-    return warnings_of(spec, nodes, offered(snapshot, spec), facts_in(records_of(views)))
+    return warnings_of(spec, nodes, offered(snapshot, spec), records_of(views))
 
 
 def _last_status(snapshot: Snapshot, spec: ExperimentSpec, now: datetime) -> ExperimentStatus:

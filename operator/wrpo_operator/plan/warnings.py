@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from wrpo_engine.config import SampleParams, SftParams, TrainParams
 from wrpo_engine.contract.definition import Shape
-from wrpo_engine.contract.evaluation import AnswerParams, MixtureParams, PerplexityParams
+from wrpo_engine.contract.evaluation import SEPARATOR, AnswerParams, MixtureParams, PerplexityParams
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_engine.contract.types import is_hub_id
 from wrpo_operator.api.spec import ExperimentSpec
+from wrpo_operator.api.status import StageState, StageStatus
 from wrpo_operator.plan.demands import demand_of, limits_of
 from wrpo_operator.plan.model import StageNode
-from wrpo_operator.plan.placing import PIPELINE, model_of
+from wrpo_operator.plan.placing import PIPELINE, facts_in, model_of, requests_of
 from wrpo_operator.plan.resources import devices_in, devices_of, gpus_of
 from wrpo_operator.sizing.catalogue import known_facts
 from wrpo_operator.sizing.inventory import Inventory
@@ -26,20 +27,24 @@ def warnings_of(
     spec: ExperimentSpec,
     nodes: Sequence[StageNode],
     inventory: Inventory | None,
-    facts: Mapping[str, ModelFacts] | None = None,
+    records: Mapping[str, StageStatus] | None = None,
 ) -> tuple[str, ...]:
     """Return one sentence for each suspicious thing, with its remedy.
 
-    `nodes` have their placements. `facts` are those that stages have found, by stage; well-known models need none.
+    `nodes` have their placements. `records` say what stages have found, by stage: facts about models (well-known models
+    need none), and numbers of items.
     """
+    records = records or {}
+    facts = facts_in(records)
     totals = limits_of(spec, inventory).totals
     found = [
         sentence
         for node in nodes
         for sentence in (
-            *(() if _is_open(node, inventory) else _on_cpu(spec, node, facts or {})),
+            *(() if _is_open(node, inventory) else _on_cpu(spec, node, facts)),
             *_idle_accelerators(spec, node),
             *(_above_total(spec, node, inventory, totals) if totals else ()),
+            *_above_max_requests(spec, node, records),
         )
     ]
     found += _downloads(spec, nodes, inventory)
@@ -126,6 +131,20 @@ def _above_total(
             f"Stage {node.id} requests {demand.accelerators} accelerators, and {demand.group} has {total}: {effect}. "
             "Lower its shards, nodes or accelerators per pod."
         )
+
+
+def _above_max_requests(spec: ExperimentSpec, node: StageNode, records: Mapping[str, StageStatus]) -> Iterator[str]:
+    """Yield the limit of a judge that a stage will exceed, one sentence for all systems."""
+    limit, needed = node.runtime.judge_max_requests, requests_of(spec, node, records)
+    record = records.get(str(node.id))
+    if limit is None or needed is None or needed <= limit or (record and record.state is StageState.SUCCEEDED):
+        return
+    _, benchmark, judge = node.id.name.split(SEPARATOR)
+    yield (
+        f"evaluation.judges[{judge}].maxRequests is {limit}, and the answers of one system to {benchmark} need "
+        f"{needed} requests, retries not counted; a stage that may not send all of them fails. Raise it, or lower "
+        "limit of the benchmark."
+    )
 
 
 def _above_cluster(spec: ExperimentSpec, inventory: Inventory) -> Iterator[str]:

@@ -11,6 +11,7 @@ from support.model_cluster import ModelCluster, started, status_of
 
 from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.api.placement import Placement
+from wrpo_operator.api.status import StageFacts, StageState, StageStatus
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.placing import placed
 from wrpo_operator.plan.warnings import warnings_of
@@ -22,6 +23,11 @@ CLUSTER = Inventory(
 )
 ON_GPU = Placement(accelerator="H100", resource="nvidia.com/gpu", per_pod=1)
 TARGET = "inspect/target-17d32"
+RECORDS = {
+    TARGET: StageStatus(
+        name=TARGET, state=StageState.SUCCEEDED, hash="", facts=StageFacts.model_validate(FACTS.model_dump())
+    )
+}
 SOURCES = [{"name": "qwen", "model": "org/qwen"}]
 """No well-known model, whose size would be known without an inspection."""
 
@@ -84,7 +90,7 @@ def test_what_looks_like_a_mistake(
 ) -> None:
     spec = parse_spec(merged(raw_spec(sources=SOURCES), changes))
     nodes = [node for node in build_graph(spec) if str(node.id) == stage]
-    assert list(warnings_of(spec, nodes, inventory, {TARGET: FACTS})) == expected
+    assert list(warnings_of(spec, nodes, inventory, RECORDS)) == expected
 
 
 def test_the_size_of_a_well_known_model_is_known_before_it_is_inspected() -> None:
@@ -100,7 +106,41 @@ def test_the_size_of_a_well_known_model_is_known_before_it_is_inspected() -> Non
 def test_a_placed_stage_is_no_mistake() -> None:
     spec = parse_spec(merged(raw_spec(), AUTOMATIC))
     nodes = [placed(node, ON_GPU) for node in build_graph(spec)]
-    assert warnings_of(spec, nodes, CLUSTER, {TARGET: FACTS}) == ()
+    assert warnings_of(spec, nodes, CLUSTER, RECORDS) == ()
+
+
+def judged(max_requests: int | None, **benchmark: Any) -> dict[str, Any]:
+    judge = {"name": "gpt", "endpoint": "https://judges.example.org/v1", "model": "gpt", "maxRequests": max_requests}
+    return {"benchmarks": [{"name": "b", "kind": "ArenaHard", **benchmark}], "judges": [judge]}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "found", "needed"),
+    [
+        (judged(999), {}, 1000),
+        (judged(1000), {}, None),
+        (judged(None), {}, None),
+        (judged(19, limit=10), {}, 20),
+        (judged(19, kind="Custom", protocol="MTBench", bundle="org/own"), {}, None),
+        (judged(19, kind="Custom", protocol="MTBench", bundle="org/own"), {"bench/b": {"rows": 10.0}}, 20),
+        (judged(19), {f"judge/{name}--b--gpt": {} for name in ("target", "sft", "trained")}, None),
+    ],
+)
+def test_a_judge_that_may_not_send_the_requests_that_are_needed_is_named_once(
+    evaluation: dict[str, Any], found: dict[str, dict[str, float]], needed: int | None
+) -> None:
+    spec = parse_spec(raw_spec(sources=SOURCES, evaluation=evaluation))
+    records = {
+        name: StageStatus(name=name, state=StageState.SUCCEEDED, hash="", metrics=metrics)
+        for name, metrics in found.items()
+    }
+    limit = evaluation["judges"][0]["maxRequests"]
+    warning = (
+        f"evaluation.judges[gpt].maxRequests is {limit}, and the answers of one system to b need {needed} "
+        "requests, retries not counted; a stage that may not send all of them fails. Raise it, or lower limit of the "
+        "benchmark."
+    )
+    assert warnings_of(spec, build_graph(spec), None, records) == (() if needed is None else (warning,))
 
 
 def warned(cluster: ModelCluster) -> tuple[str, str]:
