@@ -456,3 +456,37 @@ def test_saved_data_sets_are_read(tmp_path: Path, with_splits: bool) -> None:
     saved.save_to_disk(str(tmp_path / "saved"))
     values = read_values("d", str(tmp_path / "saved"), config=None, split="train", column="q")
     assert [prompt.prompt for prompt in clean(values).prompts] == TEXTS
+
+
+TURN = {"role": "user", "content": "2 + 2?"}
+HISTORIES = [[TURN, {"role": "assistant", "content": "4."}], None, []]
+
+
+def save_to_disk(path: Path, rows: list[dict[str, Any]]) -> None:
+    import datasets
+
+    datasets.Dataset.from_list(rows).save_to_disk(str(path))
+
+
+WITH_HISTORY = {
+    "p.jsonl": lambda path, rows: path.write_text("".join(json.dumps(row) + "\n" for row in rows)),
+    "p.parquet": lambda path, rows: pl.DataFrame(rows).write_parquet(path),
+    "saved": save_to_disk,
+}
+
+
+@pytest.mark.parametrize("name", WITH_HISTORY)
+def test_the_history_of_a_row_comes_before_its_prompt(tmp_path: Path, name: str) -> None:
+    rows = [{"q": text, "history": history} for text, history in zip(TEXTS, HISTORIES, strict=True)]
+    WITH_HISTORY[name](tmp_path / name, rows)
+    cleaned = clean(read_values("d", str(tmp_path / name), config=None, split="train", column="q"))
+    assert [prompt.prompt for prompt in cleaned.prompts] == TEXTS
+    assert [prompt.history for prompt in cleaned.prompts] == [(("user", "2 + 2?"), ("assistant", "4.")), (), ()]
+    conversation = [*HISTORIES[0], {"role": "user", "content": TEXTS[0]}]
+    assert cleaned.prompts[0] == clean([conversation]).prompts[0]
+
+
+def test_a_history_that_is_no_list_of_messages_is_another_column(tmp_path: Path) -> None:
+    rows = [{"q": text, "history": other} for text, other in zip(TEXTS, ["a book", [["hi", "yo"]], 3], strict=True)]
+    WITH_HISTORY["p.jsonl"](tmp_path / "p.jsonl", rows)
+    assert list(read_values("d", str(tmp_path), config=None, split="train", column="q")) == TEXTS

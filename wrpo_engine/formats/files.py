@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,15 @@ _MAX_CSV_CHARS = 1 << 30
 """Of one value: the csv module's own limit of 128 Ki is below the length of real prompts."""
 
 
-def rows_of(path: Path, *, column: str | None = None, field: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number, row) of a file with columns; of a Parquet file only the named column, if it is there.
+def rows_of(path: Path, *, only: Sequence[str] = (), field: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number, row) of a file with columns; of a Parquet file only the named columns, if any of them is there.
 
     The number is the line in a file of JSON lines, else the position, 1 the first.
     """
     match path.suffix.lower():
         case ".parquet":
-            columns = [column] if column is not None and column in parquet_columns(path, field=field) else None
-            frame = read_parquet(path, columns=columns, field=field)
+            columns = [name for name in only if name in parquet_columns(path, field=field)]
+            frame = read_parquet(path, columns=columns or None, field=field)
             yield from enumerate(dicts_of(frame, path, field=field), start=1)
         case ".csv" | ".tsv":
             yield from _csv_rows(path, "," if path.suffix.lower() == ".csv" else "\t", field)

@@ -162,7 +162,11 @@ def text_fault(asked: Asked) -> Fault | None:
 
 def asked_in_row(row: Mapping[str, Any], column: str = "prompt") -> Asked:
     """Return the prompt of a row: of a text together with the row's `history`, if that holds messages."""
-    value, history = row.get(column), row.get(HISTORY)
+    return asked_in(with_history(row.get(column), row.get(HISTORY)))
+
+
+def with_history(value: Any, history: Any) -> Any:
+    """Return the conversation of a text and the messages before it; the value alone if it is none or has none."""
     if isinstance(value, str) and has_messages(history):
-        return asked_in([*history, {"role": "user", "content": value}])
-    return asked_in(value)
+        return [*history, {"role": "user", "content": value}]
+    return value

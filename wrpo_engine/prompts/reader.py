@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from wrpo_engine.curation.prompts import HISTORY
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.formats.directory import Wanted, file_split, select, type_of
 from wrpo_engine.formats.files import LINES, TABLES, lines_of, rows_of
@@ -14,6 +15,7 @@ from wrpo_engine.formats.parquet import parquet_columns
 from wrpo_engine.formats.saved import damaged_named, is_saved, load_saved
 from wrpo_engine.formats.shown import names
 from wrpo_engine.hub.data import load_from_hub
+from wrpo_engine.prompts.asked import with_history
 
 log = logging.getLogger("wrpo_engine")
 
@@ -32,6 +34,8 @@ def read_values(
     only_split: bool = False,
 ) -> Iterator[Any]:
     """Yield the column's raw value of every row of a split, in the data set's order; of a .txt file its lines.
+
+    A text whose row has a column `history` with messages comes as the last message of that conversation.
 
     `dataset` is what the experiment says (for messages), `path` what it resolves to: absolute for local files. With
     `only_split` the only split of a directory is accepted under any name.
@@ -97,15 +101,18 @@ def _file_values(file: Path, column: str, field: str) -> Iterator[Any]:
     if type_of(file) == ".parquet":
         # A file without rows has columns, too.
         _check_column(column, parquet_columns(file, field=field), file)
-    for position, (number, row) in enumerate(rows_of(file, column=column, field=field)):
+    for position, (number, row) in enumerate(rows_of(file, only=(column, HISTORY), field=field)):
         _check_column(column, row, f"row {number} of {file}" if position else file)
-        yield row[column]
+        yield with_history(row[column], row.get(HISTORY))
 
 
 def _data_set_values(rows: Any, column: str, where: Path | str, field: str) -> Iterator[Any]:
     _check_column(column, rows.column_names, where)
     with damaged_named(where, field=field):
-        yield from rows[column]
+        if HISTORY in rows.column_names:
+            yield from map(with_history, rows[column], rows[HISTORY])
+        else:
+            yield from rows[column]
 
 
 def _check_column(column: str, present: Iterable[str], where: Path | str) -> None:
