@@ -1,7 +1,9 @@
 """Length-controlled win rates in resamples: logistic regression by Newton's method, without a penalty. Pure.
 
 The regression has one row an item, with the outcome as a continuous label, and the rows of a regulariser, which are the
-same in every resample. The score is the mean prediction over the items with the length's column set to 0.
+same in every resample. The score is the mean prediction over the items with the length's column set to 0. The items are
+those with a valid verdict. The value of the original tool, which `wrpo_engine.judging.protocols.length_control`
+computes, is the mean over all items.
 """
 
 from __future__ import annotations

@@ -16,14 +16,14 @@ from wrpo_engine.errors import DataError
 from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Verdict
 from wrpo_engine.judging.protocols.alpaca_files import annotations_file, leaderboard_file
 from wrpo_engine.judging.protocols.counting import counts
-from wrpo_engine.judging.protocols.intervals import interval, mean_interval, resampled_items
+from wrpo_engine.judging.protocols.intervals import RESAMPLES, SEED, interval, mean_interval
 from wrpo_engine.judging.protocols.length_control import (
     Judged,
     LengthControl,
     Regulariser,
     can_control,
     length_control,
-    resampled_win_rates,
+    refit_of,
     rows_by_item,
 )
 from wrpo_engine.judging.protocols.preferences import (
@@ -141,7 +141,7 @@ class AlpacaEval:
         if (controlled := self._controlled(judged)) is not None:
             metrics[name] = controlled.win_rate
             regulariser = None if self.difficulties is None else self.difficulties.regulariser
-            metrics |= interval(name, resampled_win_rates(judged, regulariser, resampled_items(len(answered))))
+            metrics |= interval(name, 100 * refit_of(judged, regulariser).resampled(seed=SEED, resamples=RESAMPLES))
             form = "LC-minimal" if self.difficulties is None else "LC"
             features, rows = rows_by_item(judged, regulariser)
             valid = {

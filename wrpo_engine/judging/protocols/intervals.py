@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from wrpo_engine.judging.protocol import ItemOutcome
 
 RESAMPLES = 1000
-_SEED = 0
+SEED = 0
 _BOUNDS = (2.5, 97.5)
 
 
 def resampled_items(items: int) -> NDArray[np.int64]:
     """Return positions of items, a row for each resample; the same for every call."""
-    return np.random.default_rng(_SEED).integers(0, items, (RESAMPLES, items), dtype=np.int64)
+    return np.random.default_rng(SEED).integers(0, items, (RESAMPLES, items), dtype=np.int64)
 
 
 def interval(name: str, values: NDArray[np.float64]) -> Mapping[str, float]:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from wrpo_engine.comparison.length_control import LengthControl as Refit
 from wrpo_engine.comparison.length_control import Rows
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -21,11 +22,6 @@ _REGULARISER_WEIGHT = 0.1
 """Of each of its rows: 0.2, divided by the two models whose judgements they are."""
 _GRID = 10
 _SEED = 123
-_NEWTON_STEPS = 50
-_RIDGE = 1e-6
-"""Keeps the Hessian invertible where all outcomes are equal and the maximum is at infinity."""
-_LARGEST_STEP = 5.0
-_TOLERANCE = 1e-10
 _EPSILON = 1e-15
 
 
@@ -101,7 +97,7 @@ def length_control(judged: Judged, regulariser: Regulariser | None) -> LengthCon
 
 
 def rows_by_item(judged: Judged, regulariser: Regulariser | None) -> tuple[Floats, Rows | None]:
-    """Return the features of each item, valid or not, and the regulariser's rows, for intervals of other resamples."""
+    """Return the features of each item, valid or not, and the regulariser's rows: what refits are made of."""
     features = _features(np.tanh(standardised(judged.delta)), judged.difficulty, 1.0)
     if regulariser is None:
         return features, None
@@ -110,36 +106,23 @@ def rows_by_item(judged: Judged, regulariser: Regulariser | None) -> tuple[Float
     return features, Rows(features=others, outcomes=regulariser.outcome, weights=weights)
 
 
-def resampled_win_rates(judged: Judged, regulariser: Regulariser | None, draws: NDArray[np.int64]) -> Floats:
-    """Return the length-controlled win rate of each resample, in per cent.
-
-    `draws` has a row of item positions for each resample. Each is fitted by Newton's method without a penalty, which is
-    within about 0.1 points of the L1 regression.
-    """
-    return np.array([_newton_win_rate(judged, regulariser, rows) for rows in draws])
-
-
-def _newton_win_rate(judged: Judged, regulariser: Regulariser | None, rows: NDArray[np.int64]) -> float:
-    difficulty = None if judged.difficulty is None else judged.difficulty[rows]
-    resample = Judged(outcome=judged.outcome[rows], delta=judged.delta[rows], difficulty=difficulty)
-    coefficients = _newton(_design(resample, regulariser))
-    at_zero = _features(np.zeros_like(resample.delta), difficulty, 1.0)
-    return 100 * float(_sigmoid(at_zero @ coefficients).mean())
+def refit_of(judged: Judged, regulariser: Regulariser | None) -> Refit:
+    """Return the regression without a penalty, for resamples; it is within about 0.1 points of the penalised one."""
+    features, rows = rows_by_item(judged, regulariser)
+    valid = np.isfinite(judged.outcome)
+    return Refit(features=features[valid], outcomes=judged.outcome[valid], regulariser=rows)
 
 
 def _design(judged: Judged, regulariser: Regulariser | None) -> _Design:
     """Return the rows of the regression: the regulariser's first, as the original orders them."""
-    valid = np.isfinite(judged.outcome)
-    features = _features(np.tanh(standardised(judged.delta)), judged.difficulty, 1.0)[valid]
-    outcome = judged.outcome[valid]
-    weight = np.ones(len(outcome))
-    if regulariser is None:
-        return _Design(features, outcome, weight)
-    others = _features(np.tanh(regulariser.standardised_delta), regulariser.difficulty, 0.0)
+    own = refit_of(judged, regulariser)
+    weight = np.ones(len(own.outcomes))
+    if (others := own.regulariser) is None:
+        return _Design(own.features, own.outcomes, weight)
     return _Design(
-        np.concatenate([others, features]),
-        np.concatenate([regulariser.outcome, outcome]),
-        np.concatenate([np.full(len(others), _REGULARISER_WEIGHT), weight]),
+        np.concatenate([others.features, own.features]),
+        np.concatenate([others.outcomes, own.outcomes]),
+        np.concatenate([others.weights, weight]),
     )
 
 
@@ -196,24 +179,3 @@ def _log_loss(truth: Any, predictions: Any, *, weights: Any, shares: Any) -> flo
     chance = np.clip(predictions, _EPSILON, 1 - _EPSILON)
     likelihood = outcome * np.log(chance) + (1 - outcome) * np.log(1 - chance)
     return -float(np.mean(likelihood * weights))
-
-
-def _newton(design: _Design) -> Floats:
-    """Return the coefficients that maximise the weighted likelihood."""
-    features, outcome, weight = design.features, design.outcome, design.weight
-    coefficients = np.zeros(features.shape[1])
-    ridge = _RIDGE * np.eye(features.shape[1])
-    for _ in range(_NEWTON_STEPS):
-        chance = _sigmoid(features @ coefficients)
-        gradient = features.T @ (weight * (outcome - chance)) - _RIDGE * coefficients
-        hessian = (features * (weight * chance * (1 - chance))[:, None]).T @ features + ridge
-        step = np.linalg.solve(hessian, gradient)
-        step *= min(1.0, _LARGEST_STEP / max(float(np.abs(step).max()), _EPSILON))
-        coefficients += step
-        if float(np.abs(step).max()) < _TOLERANCE:
-            break
-    return coefficients
-
-
-def _sigmoid(values: Floats) -> Floats:
-    return 0.5 * (1 + np.tanh(values / 2))

@@ -21,7 +21,7 @@ from wrpo_engine.comparison.length_control import rows_of
 from wrpo_engine.errors import DataError
 from wrpo_engine.judging.protocol import Ask, Item, Outcome, Reply, Verdict
 from wrpo_engine.judging.protocols import AlpacaEval, difficulties_of, protocol_of
-from wrpo_engine.judging.protocols.length_control import Judged, LengthControl, length_control, resampled_win_rates
+from wrpo_engine.judging.protocols.length_control import Judged, LengthControl, length_control, refit_of
 from wrpo_engine.judging.protocols.preferences import first_chance, is_switched, preference_of, win_rates
 
 GOLDEN = golden("alpaca_eval")
@@ -78,7 +78,7 @@ def test_the_fit_of_the_interval_agrees_with_the_penalised_one() -> None:
         delta=np.array([float(len(e.baseline[0]) - len(answers[e.item_id][0])) for e in items]),
         difficulty=np.array([known.by_index[n] for n in range(len(items))]),
     )
-    (rate,) = resampled_win_rates(judged, known.regulariser, np.arange(len(items))[None])
+    rate = 100 * refit_of(judged, known.regulariser).score()
     assert rate == pytest.approx(made.summarise(items, answers, verdicts).metrics["lc_win_rate"], abs=0.5)
 
 
@@ -218,8 +218,8 @@ def test_a_comparison_can_refit_the_length_control_from_the_details(regulariser:
         delta=np.array([float(len(e.baseline[0]) - len(answers[e.item_id][0])) for e in items]),
         difficulty=None if regulariser is None else np.array([known.by_index[n] for n in range(40)]),
     )
-    whole = resampled_win_rates(judged, None if regulariser is None else known.regulariser, np.arange(40)[None])
-    assert 100 * refitted.score() == pytest.approx(whole[0], rel=1e-5)
+    whole = refit_of(judged, None if regulariser is None else known.regulariser)
+    assert refitted.score() == pytest.approx(whole.score(), rel=1e-12)
     assert about["metric"] in summary.metrics
     without = made.summarise(items, answers, [verdict("q0", None), *verdicts[1:]])
     assert "q0" not in without.details["length_control"]["features"]
