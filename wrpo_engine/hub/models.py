@@ -247,6 +247,12 @@ def context_length(model: ResolvedModel) -> int | None:
     return context_of(model.directory.read_object(CONFIG_FILE))
 
 
+def declared_architectures(model: ResolvedModel) -> list[str]:
+    """Return the names of the classes that the model's config declares; empty if it declares none."""
+    names = model.directory.read_object(CONFIG_FILE).get("architectures")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
 def vocabulary_size(model: ResolvedModel) -> int | None:
     """Return how many token ids the model's embedding knows, or None if its config does not say."""
     config = model.directory.read_object(CONFIG_FILE)

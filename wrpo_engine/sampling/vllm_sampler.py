@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError, storage_error
-from wrpo_engine.hub.models import ResolvedModel, vocabulary_size
+from wrpo_engine.hub.models import ResolvedModel, declared_architectures, vocabulary_size
 from wrpo_engine.process.environment import prepare_cubins
 from wrpo_engine.sampling.engine_faults import Meaning, fault_of
 from wrpo_engine.sampling.engine_process import EngineOutput, WatchedCall, started_processes
@@ -50,7 +50,9 @@ class VllmSampler:
         on_cpu = _on_cpu()
         _prepare_environment(on_cpu=on_cpu)
         _check_options(settings)
-        if not on_cpu:
+        if on_cpu:
+            _register_classes(model)
+        else:
             _check_devices(settings, devices=_visible_devices())
         self._sampling_params = vllm.SamplingParams
         self._output = EngineOutput()
@@ -259,6 +261,20 @@ def _prepare_environment(*, on_cpu: bool) -> None:
     # Elsewhere the engine has a separate process, so that scheduling does not wait for detokenization.
     # A fork of a process with threads (of polars, of the publisher) may hang.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+
+
+def _register_classes(model: ResolvedModel) -> None:
+    """Let vLLM ask the model's classes here what they support, where no device must stay untouched.
+
+    vLLM would start a further process for the question, which imports everything a second time.
+    """
+    from vllm import ModelRegistry
+
+    for name in declared_architectures(model):
+        if name in ModelRegistry.models:
+            # A class that cannot be imported is vLLM's to report, when it loads the model.
+            with contextlib.suppress(Exception):
+                ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
 
 
 def _check_options(settings: SamplerSettings) -> None:
