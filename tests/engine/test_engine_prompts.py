@@ -482,7 +482,7 @@ def test_the_history_of_a_row_comes_before_its_prompt(tmp_path: Path, name: str)
     cleaned = clean(read_values("d", str(tmp_path / name), config=None, split="train", column="q"))
     assert [prompt.prompt for prompt in cleaned.prompts] == TEXTS
     assert [prompt.history for prompt in cleaned.prompts] == [(("user", "2 + 2?"), ("assistant", "4.")), (), ()]
-    conversation = [*HISTORIES[0], {"role": "user", "content": TEXTS[0]}]
+    conversation = [*(HISTORIES[0] or ()), {"role": "user", "content": TEXTS[0]}]
     assert cleaned.prompts[0] == clean([conversation]).prompts[0]
 
 

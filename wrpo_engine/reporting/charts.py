@@ -184,7 +184,7 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, Any]]:
 
 
 def _svg(figure: Figure, title: str) -> str:
-    # Over the whole figure: beside long labels the axes leave a title too little room.
+    # Over the whole figure: next to long labels the axes leave a title too little room.
     figure.suptitle(title, x=0.01, horizontalalignment="left", wrap=True)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

@@ -58,6 +58,9 @@ Count = Annotated[
 ]
 
 
+FieldPath = Annotated[str, Field(min_length=1, max_length=256)]
+
+
 class SourcesBy(SpecModel):
     """The first sources of an order. The order is recorded in status.sourceOrder or follows from the spec."""
 
@@ -75,7 +78,9 @@ class VariantFields(SpecModel):
 
     set: FreeObject = Field(default={})
     """Field of the experiment, by its path below spec, e.g. training.alpha or sources[NAME].shards, to its value. The
-    value replaces that of the common experiment; null removes the field, so that its default applies."""
+    value replaces that of the common experiment. null is refused, because kubectl apply drops it; use unset."""
+    unset: tuple[FieldPath, ...] = Field(default=(), max_length=32, json_schema_extra={"x-kubernetes-list-type": "set"})
+    """Paths of fields that are removed from the common experiment, so that their defaults apply."""
     sources: tuple[SourceName, ...] | None = Field(default=None, min_length=1, max_length=32)
     """Names of the sources that the variant uses, of those in spec.experiment.sources. Unset: all."""
     sources_by: SourcesBy | None = None

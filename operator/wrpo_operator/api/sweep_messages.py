@@ -56,24 +56,36 @@ def placeholder_outside_grid() -> str:
 def no_path(path: str) -> str:
     """Return the message of a text that is no path."""
     return (
-        f"set has {path!r}, which is no path. Write fields with dots between them, e.g. training.alpha, and items of a "
-        "list by their names, e.g. sources[qwen].shards."
+        f"{path!r} in set or unset is no path. Write fields with dots between them, e.g. training.alpha, and items of "
+        "a list by their names, e.g. sources[qwen].shards."
     )
 
 
 def no_item(path: str, field: str, item: str) -> str:
     """Return the message of a path to a missing item of a list."""
-    return f"set has {path!r}, but {field} has no item named {item}. Name an existing one, or set the whole list."
+    return (
+        f"{path!r} is set or unset, but {field} has no item named {item}. Name an existing one, or set the whole list."
+    )
 
 
 def no_object(path: str, field: str) -> str:
     """Return the message of a path through a value that has no fields."""
-    return f"set has {path!r}, but {field} is no object with fields. Check the path."
+    return f"{path!r} is set or unset, but {field} is no object with fields. Check the path."
 
 
 def overlapping(outer: str, inner: str) -> str:
     """Return the message of two paths of which one contains the other."""
-    return f"set has {outer!r} and {inner!r}, which is a part of it. Keep one of them."
+    return f"set and unset have {outer!r} and {inner!r}, which is a part of it. Keep one of them."
+
+
+def null_value(path: str) -> str:
+    """Return the message of a value that kubectl would drop."""
+    return f"set has null for {path!r}, which kubectl apply drops without a word. Add the path to unset instead."
+
+
+def set_and_unset(path: str) -> str:
+    """Return the message of a path in both lists."""
+    return f"{path!r} is in set and in unset. Keep one of them."
 
 
 def unlike_prompts(name: str, other: str, fields: Sequence[str]) -> str:

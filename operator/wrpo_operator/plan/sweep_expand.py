@@ -43,6 +43,7 @@ class NamedVariant:
 
     name: str
     set: Mapping[str, Any]
+    unset: tuple[str, ...]
     sources: tuple[str, ...] | None
     """None: all, or as `by` says."""
     by: SourcesBy | None = None
@@ -135,7 +136,7 @@ def named_variants(spec: SweepSpec) -> tuple[NamedVariant, ...]:
 
     The API server stores maps without an order, so parameters vary in alphabetical order, the last one first.
     """
-    found = [NamedVariant(item.name, item.set, item.sources, item.sources_by) for item in spec.variants]
+    found = [NamedVariant(item.name, item.set, item.unset, item.sources, item.sources_by) for item in spec.variants]
     for grid in spec.grid:
         values = _values(grid)
         if len(found) + _product(values) > MAX_VARIANTS:
@@ -211,7 +212,7 @@ def _of_grid(template: str, grid: VariantFields, parameters: Mapping[str, Any]) 
         if by is not None:
             filled = {key: _filled(value, parameters) for key, value in (("first", by.first), ("draw", by.draw))}
             by = SourcesBy(order=by.order, **filled)
-        return NamedVariant(name, _filled(grid.set, parameters), grid.sources, by)
+        return NamedVariant(name, _filled(grid.set, parameters), grid.unset, grid.sources, by)
     except ValueError as error:
         raise PatchError(sweep_messages.bad_grid(template, "sourcesBy needs whole numbers")) from error
 
@@ -314,13 +315,28 @@ def _patched(base: Raw, variant: NamedVariant, sources: Sequence[str]) -> Raw:
     spec = copy.deepcopy(base)
     if len(sources) < len(spec["sources"]):
         spec["sources"] = [source for source in spec["sources"] if source["name"] in sources]
-    paths = sorted(variant.set)
-    for outer, inner in itertools.combinations(paths, 2):
+    for path, value in _changes(variant):
+        apply_patch(spec, path, value)
+    return spec
+
+
+def _changes(variant: NamedVariant) -> list[tuple[str, Any]]:
+    """Return paths with their values by path, None for a removal; PatchError for paths that exclude each other."""
+    for path, value in variant.set.items():
+        if _has_null(value):
+            raise PatchError(sweep_messages.null_value(path))
+        if path in variant.unset:
+            raise PatchError(sweep_messages.set_and_unset(path))
+    found = sorted({**variant.set, **dict.fromkeys(variant.unset)}.items())
+    for (outer, _), (inner, _) in itertools.combinations(found, 2):
         if inner.startswith((f"{outer}.", f"{outer}[")):
             raise PatchError(sweep_messages.overlapping(outer, inner))
-    for path in paths:
-        apply_patch(spec, path, variant.set[path])
-    return spec
+    return found
+
+
+def _has_null(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value is None or any(map(_has_null, parts))
 
 
 # Experiments

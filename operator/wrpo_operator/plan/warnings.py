@@ -141,7 +141,7 @@ def _above_max_requests(spec: ExperimentSpec, node: StageNode, records: Mapping[
         return
     _, benchmark, judge = node.id.name.split(SEPARATOR)
     yield (
-        f"evaluation.judges[{judge}].maxRequests is {limit}, and the answers of one system to {benchmark} need "
+        f"evaluation.judges[{judge}].maxRequests is {limit}, and one system on {benchmark} needs "
         f"{needed} requests, retries not counted; a stage that may not send all of them fails. Raise it, or lower "
         "limit of the benchmark."
     )

@@ -136,7 +136,7 @@ def test_a_judge_that_may_not_send_the_requests_that_are_needed_is_named_once(
     }
     limit = evaluation["judges"][0]["maxRequests"]
     warning = (
-        f"evaluation.judges[gpt].maxRequests is {limit}, and the answers of one system to b need {needed} "
+        f"evaluation.judges[gpt].maxRequests is {limit}, and one system on b needs {needed} "
         "requests, retries not counted; a stage that may not send all of them fails. Raise it, or lower limit of the "
         "benchmark."
     )

@@ -66,11 +66,11 @@ def test_seeds_leave_the_sampling_alone_unless_told_otherwise() -> None:
     assert row.experiments[0].spec["sampling"]["seed"] == 7
 
 
-def test_a_patch_replaces_the_value_and_null_removes_the_field() -> None:
+def test_a_patch_replaces_the_value_and_unset_removes_the_field() -> None:
     base = raw_spec(sources=SOURCES, training={"alpha": {"schedule": "Linear", "max": 0.5}, "beta": 0.5})
     raw = {
         "experiment": base,
-        "variants": [{"name": "a", "set": {"training.alpha": {"max": 0.2}, "training.beta": None}}],
+        "variants": [{"name": "a", "set": {"training.alpha": {"max": 0.2}}, "unset": ["training.beta"]}],
     }
     (row,) = expand("s", raw, parse_sweep(raw), None).rows
     assert row.experiments[0].spec["training"] == {"gpusPerNode": 0, "alpha": {"max": 0.2}}
@@ -91,8 +91,7 @@ def test_a_grid_is_the_product_of_its_values_named_by_them() -> None:
 
 
 def test_a_placeholder_keeps_the_type_of_its_value_and_is_text_within_a_text() -> None:
-    values = {"training.epochs": "{e}", "prompts.systemPrompt": None, "reuse.salt": "run-{e}"}
-    grid = [{"name": "e{e}", "for": {"e": [2]}, "set": {key: value for key, value in values.items() if value}}]
+    grid = [{"name": "e{e}", "for": {"e": [2]}, "set": {"training.epochs": "{e}", "reuse.salt": "run-{e}"}}]
     (row,) = expanded(variants=[], grid=grid).rows
     assert row.experiments[0].spec["training"]["epochs"] == 2
     assert row.experiments[0].spec["reuse"] == {"salt": "run-2"}
@@ -162,19 +161,31 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no path": (
         {"variants": [{"name": "x", "set": {"training..beta": 1}}]},
-        "Variant x: set has 'training..beta', which is no path.",
+        "Variant x: 'training..beta' in set or unset is no path.",
     ),
     "a path through a number": (
         {"variants": [{"name": "x", "set": {"training.gpusPerNode.x": 1}}]},
-        "Variant x: set has 'training.gpusPerNode.x', but gpusPerNode is no object with fields.",
+        "Variant x: 'training.gpusPerNode.x' is set or unset, but gpusPerNode is no object with fields.",
     ),
     "an item that is missing": (
         {"variants": [{"name": "x", "set": {"sources[zz].shards": 2}}]},
-        "Variant x: set has 'sources[zz].shards', but sources has no item named zz.",
+        "Variant x: 'sources[zz].shards' is set or unset, but sources has no item named zz.",
     ),
     "overlapping paths": (
         {"variants": [{"name": "x", "set": {"training.alpha": {}, "training.alpha.max": 1.0}}]},
-        "Variant x: set has 'training.alpha' and 'training.alpha.max', which is a part of it.",
+        "Variant x: set and unset have 'training.alpha' and 'training.alpha.max', which is a part of it.",
+    ),
+    "a path in set and in unset": (
+        {"variants": [{"name": "x", "set": {"training.beta": 1}, "unset": ["training.beta"]}]},
+        "Variant x: 'training.beta' is in set and in unset. Keep one of them.",
+    ),
+    "null": (
+        {"variants": [{"name": "x", "set": {"training.beta": None}}]},
+        "Variant x: set has null for 'training.beta', which kubectl apply drops without a word. Add the path to unset",
+    ),
+    "null within a value": (
+        {"variants": [{"name": "x", "set": {"training.alpha": {"max": None}}}]},
+        "Variant x: set has null for 'training.alpha'",
     ),
     "an unknown source": (
         {"variants": [{"name": "x", "sources": ["zz"]}]},
@@ -356,5 +367,5 @@ def test_any_patch_gives_valid_experiments_or_one_sentence_about_its_variant(dat
 
 
 def test_a_path_to_nothing_is_refused() -> None:
-    with pytest.raises(PatchError, match="which is no path"):
+    with pytest.raises(PatchError, match="is no path"):
         apply_patch({}, "", 1)
