@@ -37,6 +37,7 @@ class Attempt:
 
     @property
     def runtime(self) -> Runtime:
+        """Settings that do not change the result."""
         return self.ctx.config.runtime
 
 

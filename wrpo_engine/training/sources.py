@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from typing_extensions import override
+
 from wrpo_engine import __version__
 from wrpo_engine.artifacts.volume import address
 from wrpo_engine.config import OptimizerParams
@@ -48,7 +50,7 @@ class RowSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TextSource:
+class TextSource(RowSource):
     """Text rows of an upstream artifact, tokenised with the target's chat template."""
 
     role: str
@@ -56,6 +58,7 @@ class TextSource:
     read: Callable[[Path], list[TextRow]]
     needs_tokenizer: bool = True
 
+    @override
     def rows(self, ctx: StageContext, params: OptimizerParams, base: ResolvedModel) -> TokenizedRows:
         artifact = ctx.input(self.role)
         text_rows = self.read(artifact.file(self.file))
@@ -76,7 +79,7 @@ class TextSource:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenSource:
+class TokenSource(RowSource):
     """Triples of token ids, used unchanged; unusual rows are counted and logged."""
 
     reference: str
@@ -84,10 +87,11 @@ class TokenSource:
     has_source: bool
     needs_tokenizer: bool = False
 
+    @override
     def rows(
         self,
         ctx: StageContext,
-        params: OptimizerParams,  # noqa: ARG002
+        params: OptimizerParams,
         base: ResolvedModel,
     ) -> TokenizedRows:
         path = Path(ctx.resolve_path(self.reference))

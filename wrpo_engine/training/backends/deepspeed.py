@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from wrpo_engine.config import OptimizerParams, Runtime
-from wrpo_engine.training.backends.base import Item, ReadTensor, TensorKind
+from wrpo_engine.training.backends.base import Backend, Item, ReadTensor, TensorKind
 from wrpo_engine.training.backends.gathering import Gatherer
 from wrpo_engine.training.backends.offload import (
     check_compile,
@@ -130,7 +131,7 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
-class DeepSpeedBackend:
+class DeepSpeedBackend(Backend):
     """One rank of a DeepSpeed engine."""
 
     def __init__(
@@ -183,6 +184,7 @@ class DeepSpeedBackend:
                     frozen.to(self.device)
 
     @property
+    @override
     def device(self) -> torch.device:
         return torch.device(self._engine.device)
 
@@ -191,11 +193,13 @@ class DeepSpeedBackend:
             logps_S: Tensor = self._engine(batch=batch)
         return logps_S
 
+    @override
     def sequence_logps(self, batch: Batch) -> Tensor:
         if not self._engine.module.training:
             self._engine.train()
         return self._forward(batch)
 
+    @override
     def sequence_logps_and_entropies(self, batch: Batch) -> tuple[Tensor, Tensor]:
         if not self._engine.module.training:
             self._engine.train()
@@ -203,6 +207,7 @@ class DeepSpeedBackend:
             logps_S, entropies_S = self._engine(batch=batch, with_entropy=True)
         return logps_S, entropies_S
 
+    @override
     def frozen_sequence_logps(self, batch: Batch) -> Tensor:
         # Evaluation mode also keeps ZeRO-3's prefetcher from recording a forward pass that has no backward pass.
         if self._engine.module.training:
@@ -210,10 +215,12 @@ class DeepSpeedBackend:
         with torch.no_grad():
             return self._forward(batch)
 
+    @override
     def plain_sequence_logps(self, batch: Batch) -> Tensor:
         with self._engine.module.plain():
             return self.frozen_sequence_logps(batch)
 
+    @override
     def reference_sequence_logps(self, batch: Batch) -> Tensor:
         if self._frozen is not None:
             with torch.no_grad(), peer_errors():
@@ -222,11 +229,13 @@ class DeepSpeedBackend:
         with adapters_off(self._engine.module):
             return self.frozen_sequence_logps(batch)
 
+    @override
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_last)
         with peer_errors():
             self._engine.backward(loss * self._group.world_size)
 
+    @override
     def optimizer_step(self, learning_rate: float) -> float:
         set_learning_rate(self._engine.optimizer, learning_rate)
         norm = None
@@ -240,15 +249,18 @@ class DeepSpeedBackend:
             self._engine.step()
         return float(self._engine.get_global_grad_norm()) if norm is None else norm
 
+    @override
     def parameter_names(self) -> list[str]:
         return list(self._parameters)
 
+    @override
     def host_tensor(self, item: Item) -> Tensor:
         parameter: Any = self._parameters[item.name]
         if self._stage == 0:
             return empty_like(parameter, item.kind, self._engine.optimizer)
         return torch.empty(parameter.ds_shape if self._stage == 3 else parameter.shape, dtype=torch.float32)
 
+    @override
     def gather(self, shares: Sequence[Sequence[Item]], host: Mapping[Item, Tensor]) -> None:
         # Replicas need nothing from each other.
         self._gatherer.gather([shares[self._group.rank]] if self._stage == 0 else shares, host)
@@ -260,6 +272,7 @@ class DeepSpeedBackend:
             return Zero3State(self._engine.optimizer, self._parameters, self._group.rank)
         return Zero12State(self._engine.optimizer, self._parameters)
 
+    @override
     def restore(self, num_steps_done: int, read: ReadTensor) -> None:
         """Restore weights, master weights and moments; they replace the weights that the model was loaded with."""
         if not isinstance(self._state, Zero3State):

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from wrpo_engine.config import OptimizerParams
-from wrpo_engine.training.backends.base import Item, ReadTensor, TensorKind
+from wrpo_engine.training.backends.base import Backend, Item, ReadTensor, TensorKind
 from wrpo_engine.training.backends.compact_adamw import CompactAdamW
 from wrpo_engine.training.backends.gathering import Gatherer
 from wrpo_engine.training.backends.states import ReplicatedState
@@ -61,7 +62,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
-class SingleProcessBackend:
+class SingleProcessBackend(Backend):
     """One rank, parameters in the model's own dtype."""
 
     def __init__(self, model: LogpModel, params: OptimizerParams, frozen: LogpModel | None = None) -> None:
@@ -78,25 +79,31 @@ class SingleProcessBackend:
         self._gatherer = Gatherer(self._state, Group(), self.device)
 
     @property
+    @override
     def device(self) -> torch.device:
         return next(self._model.parameters()).device
 
+    @override
     def sequence_logps(self, batch: Batch) -> Tensor:
         logps_S: Tensor = self._model(batch=batch)
         return logps_S
 
+    @override
     def sequence_logps_and_entropies(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logps_S, entropies_S = self._model(batch=batch, with_entropy=True)
         return logps_S, entropies_S
 
+    @override
     def frozen_sequence_logps(self, batch: Batch) -> Tensor:
         with torch.no_grad():
             return self.sequence_logps(batch)
 
+    @override
     def plain_sequence_logps(self, batch: Batch) -> Tensor:
         with self._model.plain():
             return self.frozen_sequence_logps(batch)
 
+    @override
     def reference_sequence_logps(self, batch: Batch) -> Tensor:
         with torch.no_grad():
             if self._frozen is not None:
@@ -105,9 +112,11 @@ class SingleProcessBackend:
             with adapters_off(self._model):
                 return self.sequence_logps(batch)
 
-    def backward(self, loss: Tensor, *, is_last: bool) -> None:  # noqa: ARG002
+    @override
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
+    @override
     def optimizer_step(self, learning_rate: float) -> float:
         set_learning_rate(self._optimizer, learning_rate)
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
@@ -116,15 +125,19 @@ class SingleProcessBackend:
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 
+    @override
     def parameter_names(self) -> list[str]:
         return list(self._parameters)
 
+    @override
     def host_tensor(self, item: Item) -> Tensor:
         return empty_like(self._parameters[item.name], item.kind, self._optimizer)
 
+    @override
     def gather(self, shares: Sequence[Sequence[Item]], host: Mapping[Item, Tensor]) -> None:
         self._gatherer.gather(shares, host)
 
+    @override
     def restore(self, num_steps_done: int, read: ReadTensor) -> None:
         self._state.restore(num_steps_done, read)
 

@@ -10,24 +10,28 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from wrpo_engine.training.backends.base import MOMENTS, ReadTensor, TensorKind
 from wrpo_engine.training.backends.compact_adamw import CompactAdamW
-from wrpo_engine.training.backends.gathering import Piece, Span
+from wrpo_engine.training.backends.gathering import PartialState, Piece, Span
 
 
-class ReplicatedState:
+class ReplicatedState(PartialState):
     """Whole parameters and their optimizer state."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         self._optimizer, self._parameters = optimizer, parameters
 
+    @override
     def size(self, name: str) -> int:
         return self._parameters[name].numel()
 
+    @override
     def spans(self) -> Mapping[str, Span]:
         return {name: (0, parameter.numel()) for name, parameter in self._parameters.items()}
 
+    @override
     def read(self, piece: Piece) -> Tensor:
         parameter, kind = self._parameters[piece.item.name].detach(), piece.item.kind
         if kind is not TensorKind.WEIGHT and isinstance(self._optimizer, CompactAdamW):
@@ -63,7 +67,7 @@ class Fragment(NamedTuple):
     """Elements of the flattened parameter."""
 
 
-class PartitionedState:
+class PartitionedState(PartialState):
     """Flat fp32 partitions of parameters and moments: what the ZeRO stages have in common."""
 
     def __init__(self, zero: Any, parameters: Mapping[str, Any]) -> None:
@@ -84,9 +88,11 @@ class PartitionedState:
         """Return this rank's fragment of a master weight."""
         raise NotImplementedError
 
+    @override
     def spans(self) -> Mapping[str, Span]:
         return {name: fragment.span for name, fragment in self._fragments.items()}
 
+    @override
     def read(self, piece: Piece) -> Tensor:
         name, kind = piece.item
         fragment, optimizer = self._fragments[name], self._zero.optimizer
@@ -128,6 +134,7 @@ class PartitionedState:
 class Zero12State(PartitionedState):
     """ZeRO stages 1 and 2: a rank's partition cuts through the parameters of a group."""
 
+    @override
     def size(self, name: str) -> int:
         return int(self._parameters[name].numel())
 
@@ -177,6 +184,7 @@ class Zero3State(PartitionedState):
         self._rank = rank
         super().__init__(zero, parameters)
 
+    @override
     def size(self, name: str) -> int:
         return int(self._parameters[name].ds_numel)
 

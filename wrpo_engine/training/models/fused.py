@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from typing_extensions import override
 
 from wrpo_engine.training.models.activation_recompute import LEAN_ARCHITECTURES, OPERATION
 
@@ -84,6 +85,7 @@ class FusedRmsNorm(torch.autograd.Function):
     """weight * x / rms(x), normalised in fp32; the operation of `activation_recompute` in two kernels."""
 
     @staticmethod
+    @override
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         result, scale = _compiled(_norm)(hidden, weight, epsilon)
         ctx.save_for_backward(hidden, weight, scale)
@@ -92,6 +94,7 @@ class FusedRmsNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @override
     def backward(ctx: Any, grad: Tensor, _grad_scale: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, scale = ctx.saved_tensors
         if not ctx.needs_input_grad[1]:
@@ -109,6 +112,7 @@ class FusedGatedProduct(torch.autograd.Function):
     """silu(gate) * up in one kernel, and both gradients in another."""
 
     @staticmethod
+    @override
     def forward(ctx: Any, gate: Tensor, up: Tensor, _activation: Any) -> Tensor:
         ctx.save_for_backward(gate, up)
         result: Tensor = _compiled(_gated)(gate, up)
@@ -116,6 +120,7 @@ class FusedGatedProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @override
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_gate, grad_up = _compiled(_gated_gradients)(grad, *ctx.saved_tensors)
         return grad_gate, grad_up, None

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from typing_extensions import override
+
 
 @dataclass(frozen=True, slots=True)
 class RunStart:
@@ -75,34 +77,42 @@ class Observers(Observer):
         """Return the given observers as one."""
         return cls(tuple(members))
 
+    @override
     def on_start(self, start: RunStart) -> None:
         for member in self.members:
             member.on_start(start)
 
+    @override
     def on_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:
         for member in self.members:
             member.on_micro_batch(step, row_ids)
 
+    @override
     def on_held_out_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:
         for member in self.members:
             member.on_held_out_micro_batch(step, row_ids)
 
+    @override
     def on_step(self, end: StepEnd) -> None:
         for member in self.members:
             member.on_step(end)
 
+    @override
     def on_evaluation(self, step: int, row: Mapping[str, float]) -> None:
         for member in self.members:
             member.on_evaluation(step, row)
 
+    @override
     def before_checkpoint(self, step: int) -> None:
         for member in self.members:
             member.before_checkpoint(step)
 
+    @override
     def on_checkpoint(self, step: int) -> None:
         for member in self.members:
             member.on_checkpoint(step)
 
+    @override
     def close(self) -> None:
         for member in self.members:
             member.close()

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from typing_extensions import override
+
 from wrpo_engine.artifacts import ArtifactWriter
 from wrpo_engine.training.distributed.collectives import Group
 from wrpo_engine.training.monitoring.callbacks import Observer
@@ -41,7 +43,8 @@ class JournalPublisher(Observer):
         self._group = group
         self._names = names
 
-    def before_checkpoint(self, step: int) -> None:  # noqa: ARG002
+    @override
+    def before_checkpoint(self, step: int) -> None:
         self._group.on_main(self._publish)
 
     def _publish(self) -> None:

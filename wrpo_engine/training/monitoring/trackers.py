@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from typing_extensions import override
+
 from wrpo_engine.artifacts import ArtifactWriter
 from wrpo_engine.artifacts.volume import VolumeWriter
 from wrpo_engine.errors import ConfigError, WrpoError
@@ -63,7 +65,7 @@ class Tracker(Protocol):
         ...
 
 
-class TensorBoardTracker:
+class TensorBoardTracker(Tracker):
     """Event files in a directory, a new one for every attempt.
 
     Steps that an earlier attempt logged after its last checkpoint are logged again. TensorBoard drops the older values.
@@ -73,6 +75,7 @@ class TensorBoardTracker:
         self._directory = directory
         self._writer: Any = None
 
+    @override
     def start(self, settings: Mapping[str, Any], first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -81,18 +84,21 @@ class TensorBoardTracker:
         lines = (f"    {name}: {value}" for name, value in sorted(settings.items()))
         self._writer.add_text("settings", "\n".join(lines), global_step=first_step)
 
+    @override
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, global_step=step)
 
+    @override
     def flush(self) -> None:
         self._writer.flush()
 
+    @override
     def finish(self) -> None:
         self._writer.close()
 
 
-class AccelerateTracker:
+class AccelerateTracker(Tracker):
     """W&B or MLflow behind Accelerate's interface; keys and servers come from their own environment variables."""
 
     def __init__(self, name: Literal["wandb", "mlflow"], experiment: str, run: str) -> None:
@@ -101,7 +107,8 @@ class AccelerateTracker:
         self._run = run
         self._tracker: Any = None
 
-    def start(self, settings: Mapping[str, Any], first_step: int) -> None:  # noqa: ARG002
+    @override
+    def start(self, settings: Mapping[str, Any], first_step: int) -> None:
         import torch
         from accelerate import PartialState, tracking
 
@@ -114,12 +121,15 @@ class AccelerateTracker:
         self._tracker.start()
         self._tracker.store_init_configuration(dict(settings))
 
+    @override
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._tracker.log(dict(values), step=step)
 
+    @override
     def flush(self) -> None:
         """Do nothing: both services send in the background."""
 
+    @override
     def finish(self) -> None:
         self._tracker.finish()
 
@@ -158,21 +168,26 @@ class TrackerObserver(Observer):
         self._trackers = list(trackers)
         self._settings = settings
 
+    @override
     def on_start(self, start: RunStart) -> None:
         self._each(lambda tracker: tracker.start(self._settings, start.steps_done + 1))
 
+    @override
     def on_step(self, end: StepEnd) -> None:
         values = {tag_of(name): float(value) for name, value in end.row.items() if name not in _UNTRACKED}
         values |= {tag_of(name): float(value) for name, value in end.clock.items()}
         self._each(lambda tracker: tracker.log(values, end.step))
 
+    @override
     def on_evaluation(self, step: int, row: Mapping[str, float]) -> None:
         values = {f"eval/{name}": float(value) for name, value in row.items() if name not in _UNTRACKED}
         self._each(lambda tracker: tracker.log(values, step))
 
-    def before_checkpoint(self, step: int) -> None:  # noqa: ARG002
+    @override
+    def before_checkpoint(self, step: int) -> None:
         self._each(lambda tracker: tracker.flush())
 
+    @override
     def close(self) -> None:
         self._each(lambda tracker: tracker.finish())
         self._trackers.clear()
@@ -229,9 +244,11 @@ class EventFilePublisher(Observer):
         self._output = output
         self._sizes: dict[str, int] = {}
 
-    def before_checkpoint(self, step: int) -> None:  # noqa: ARG002
+    @override
+    def before_checkpoint(self, step: int) -> None:
         self._publish()
 
+    @override
     def close(self) -> None:
         self._publish()
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
+from typing_extensions import override
+
 from wrpo_engine.config import ErrorInfo
 from wrpo_engine.process.hang_watch import end_hung
 from wrpo_engine.stage import StageContext
@@ -67,16 +69,18 @@ class Board(Protocol):
         ...
 
 
-class StoreBoard:
+class StoreBoard(Board):
     """Heartbeats in the key-value store of torch's rendezvous, over a dedicated connection."""
 
     def __init__(self, rank: int, world_size: int, timeout_s: float) -> None:
         self._store = own_connection(timeout_s)
         self._rank, self._world_size = rank, world_size
 
+    @override
     def post(self, heartbeat: Heartbeat) -> None:
         self._store.set(self._key(self._rank), heartbeat.encode())
 
+    @override
     def read(self) -> list[Heartbeat | None]:
         keys = [self._key(rank) for rank in range(self._world_size)]
         return [Heartbeat.decode(self._store.get(key).decode()) if self._store.check([key]) else None for key in keys]
@@ -86,15 +90,17 @@ class StoreBoard:
         return f"wrpo/heartbeats/{rank}"
 
 
-class LocalBoard:
+class LocalBoard(Board):
     """The board of a run with one rank."""
 
     def __init__(self) -> None:
         self._heartbeat: Heartbeat | None = None
 
+    @override
     def post(self, heartbeat: Heartbeat) -> None:
         self._heartbeat = heartbeat
 
+    @override
     def read(self) -> list[Heartbeat | None]:
         return [self._heartbeat]
 
@@ -172,24 +178,31 @@ class Watchdog(Observer):
         self._micro_batch += 1
         self._last = self.clock()
 
+    @override
     def on_start(self, start: RunStart) -> None:
         self._step, self._micro_batch, self._last = start.steps_done, 0, self.clock()
 
-    def on_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:  # noqa: ARG002
+    @override
+    def on_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:
         self.beat()
 
-    def on_held_out_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:  # noqa: ARG002
+    @override
+    def on_held_out_micro_batch(self, step: int, row_ids: Sequence[str]) -> None:
         self.beat()
 
+    @override
     def on_step(self, end: StepEnd) -> None:
         self._step, self._micro_batch, self._last = end.step, 0, self.clock()
 
-    def on_evaluation(self, step: int, row: Mapping[str, float]) -> None:  # noqa: ARG002
+    @override
+    def on_evaluation(self, step: int, row: Mapping[str, float]) -> None:
         self._last = self.clock()
 
-    def on_checkpoint(self, step: int) -> None:  # noqa: ARG002
+    @override
+    def on_checkpoint(self, step: int) -> None:
         self._last = self.clock()
 
+    @override
     def close(self) -> None:
         """Stop the watching threads.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+from typing_extensions import override
 
 from wrpo_engine.config import SftParams, TrainParams
 from wrpo_engine.training.batch.collate import Batch
@@ -78,7 +79,7 @@ FUSION = "fusion"
 
 
 @dataclass(frozen=True, slots=True)
-class SftTask:
+class SftTask(Task):
     """Mean negative log-likelihood over the global batch's tokens with loss: response tokens, or all (lossTokens).
 
     With fusion, the mean over the same tokens of weight * fusion loss + (1 - weight) * negative log-likelihood.
@@ -87,10 +88,12 @@ class SftTask:
     params: SftParams
 
     @property
+    @override
     def needs_reference(self) -> bool:
         return False
 
     @property
+    @override
     def responses_per_row(self) -> int:
         return 1
 
@@ -98,24 +101,29 @@ class SftTask:
     def _fusion_weight(self) -> float:
         return 0.0 if self.params.fusion is None else self.params.fusion.weight
 
+    @override
     def statistic_names(self) -> list[str]:
         return ["logps", *([FUSION] if self._fusion_weight else []), "lengths"]
 
+    @override
     def denominator(self, rows: Sequence[TokenRow]) -> float:
         return float(sum(row.num_loss_tokens for row in rows))
 
-    def settings(self, step: int, num_steps: int) -> dict[str, float]:  # noqa: ARG002
+    @override
+    def settings(self, step: int, num_steps: int) -> dict[str, float]:
         return {}
 
+    @override
     def evaluation_settings(self) -> dict[str, float]:
         return {}
 
+    @override
     def terms(
         self,
         batch: Batch,
         logps_S: Tensor,
-        reference_S: Tensor | None,  # noqa: ARG002
-        settings: dict[str, float],  # noqa: ARG002
+        reference_S: Tensor | None,
+        settings: dict[str, float],
     ) -> RowTerms:
         if batch.soft is None:
             return RowTerms(-logps_S, {"logps": logps_S.detach(), "lengths": batch.lengths_S})
@@ -127,9 +135,11 @@ class SftTask:
             statistics[FUSION] = -fused_S / batch.lengths_S
         return RowTerms(-mixed_S, statistics)
 
+    @override
     def entropy_names(self) -> list[str]:
         return ["entropy"]
 
+    @override
     def entropies(self, batch: Batch, entropies_S: Tensor) -> dict[str, Tensor]:
         return {"entropy": entropies_S / batch.lengths_S}
 
@@ -141,17 +151,19 @@ def per_response(values_S: Tensor, responses_per_row: int) -> PerResponse:
 
 
 @dataclass(frozen=True, slots=True)
-class PreferenceTask:
+class PreferenceTask(Task):
     """Preference optimisation; every row has the same weight."""
 
     params: TrainParams
     objective: PreferenceObjective
 
     @property
+    @override
     def needs_reference(self) -> bool:
         return self.objective.needs_reference
 
     @property
+    @override
     def responses_per_row(self) -> int:
         return len(self._kinds)
 
@@ -160,6 +172,7 @@ class PreferenceTask:
         """The kinds of responses of a row, in the order of their columns."""
         return (*self.objective.preferred, REJECTED)
 
+    @override
     def statistic_names(self) -> list[str]:
         kinds = self._kinds
         names = [f"rewards_{kind}" for kind in kinds]
@@ -170,24 +183,30 @@ class PreferenceTask:
             names += ["margin", "accuracy"]
         return [*names, *(f"logps_{kind}" for kind in kinds), *(f"lengths_{kind}" for kind in kinds)]
 
+    @override
     def denominator(self, rows: Sequence[TokenRow]) -> float:
         return float(len(rows))
 
+    @override
     def settings(self, step: int, num_steps: int) -> dict[str, float]:
         if not self.objective.has_source:
             return {}
         return {"alpha": alpha_at(step, num_steps, self.params.alpha)}
 
+    @override
     def evaluation_settings(self) -> dict[str, float]:
         return {"alpha": self.params.alpha.max} if self.objective.has_source else {}
 
+    @override
     def entropy_names(self) -> list[str]:
         return [f"entropy_{kind}" for kind in self._kinds]
 
+    @override
     def entropies(self, batch: Batch, entropies_S: Tensor) -> dict[str, Tensor]:
         columns = (entropies_S / batch.lengths_S).view(-1, self.responses_per_row).unbind(dim=1)
         return dict(zip(self.entropy_names(), columns, strict=True))
 
+    @override
     def terms(self, batch: Batch, logps_S: Tensor, reference_S: Tensor | None, settings: dict[str, float]) -> RowTerms:
         policy = per_response(logps_S, self.responses_per_row)
         reference = None if reference_S is None else per_response(reference_S, self.responses_per_row)

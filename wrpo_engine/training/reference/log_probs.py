@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import override
 
 from wrpo_engine.artifacts import ArtifactWriter
 from wrpo_engine.errors import DataError, Interrupted, MissingInputError
@@ -60,21 +61,23 @@ class Reference(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class InMemoryReference:
+class InMemoryReference(Reference):
     """Computes them in every step, with a second, frozen model or with the policy's adapters disabled."""
 
     backend: Backend
 
-    def logps(self, batch: Batch, rows: Sequence[int]) -> Tensor:  # noqa: ARG002
+    @override
+    def logps(self, batch: Batch, rows: Sequence[int]) -> Tensor:
         return self.backend.reference_sequence_logps(batch)
 
 
 @dataclass
-class ReferenceLogps:
+class ReferenceLogps(Reference):
     """Row index -> summed log-probabilities of its responses, [K + 1] in fp32."""
 
     values: dict[int, Tensor] = field(default_factory=dict)
 
+    @override
     def logps(self, batch: Batch, rows: Sequence[int]) -> Tensor:
         return self.batch(rows, batch.targets_R.device)
 
