@@ -38,6 +38,7 @@ _NODE_INFO = {
 
 
 def node_object(node: NodeConfig, now: datetime) -> JsonObject:
+    """Return a node as its kubelet would register it, ready since `now`."""
     own = {"cpu": node.cpu, "memory": node.memory, "ephemeral-storage": node.disk, "pods": str(node.pods)}
     amounts = {**own, **node.extended}
     if node.gpus:
@@ -77,6 +78,7 @@ def node_object(node: NodeConfig, now: datetime) -> JsonObject:
 
 
 async def ensure_cluster_objects(client: Client, nodes: Iterable[NodeConfig], now: datetime) -> None:
+    """Create the namespaces and nodes that are missing, and delete nodes that are no longer configured."""
     for name in ("default", "kube-system", "kube-public", "kube-node-lease"):
         await _ensure(client, NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     wanted = {node.name: node_object(node, now) for node in nodes}

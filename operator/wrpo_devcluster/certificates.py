@@ -19,6 +19,8 @@ _NAMES = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.s
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
+    """Files of the authority's certificate, and of the server's certificate and key."""
+
     ca_file: Path
     cert_file: Path
     key_file: Path

@@ -84,6 +84,8 @@ class Selection(TypedDict, total=False):
 
 
 class PatchOptions(TypedDict, total=False):
+    """How to apply a patch."""
+
     kind: Patch
     """The patch's form; without one, a merge patch."""
     subresource: str
@@ -92,6 +94,8 @@ class PatchOptions(TypedDict, total=False):
 
 
 class DeletionOptions(TypedDict, total=False):
+    """How to delete an object; what is unset follows its kind's default."""
+
     propagation: Literal["Background", "Foreground", "Orphan"] | None
     grace_period_s: int | None
     uid: str | None
@@ -112,7 +116,9 @@ class LogOptions:
 class Client(Protocol):
     """CRUD and watch, as one identity. Every method raises ApiError. Returned objects must not be mutated."""
 
-    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject: ...
+    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
+        """Return one object; ApiError 404 if there is none."""
+        ...
 
     async def list(
         self, resource: Resource, namespace: str | None = None, **selection: Unpack[Selection]
@@ -120,7 +126,9 @@ class Client(Protocol):
         """Return the items; an unknown resource type (CRD not installed) raises ApiError 404."""
         ...
 
-    async def create(self, resource: Resource, body: JsonObject, namespace: str | None = None) -> JsonObject: ...
+    async def create(self, resource: Resource, body: JsonObject, namespace: str | None = None) -> JsonObject:
+        """Store a new object and return it as stored; ApiError 409 if its name is in use."""
+        ...
 
     async def update(self, resource: Resource, body: JsonObject, *, subresource: str = "") -> JsonObject:
         """PUT; name and namespace come from the body's metadata; a stale resourceVersion raises ApiError 409."""
@@ -133,7 +141,9 @@ class Client(Protocol):
         namespace: str | None,
         patch: Any,
         **options: Unpack[PatchOptions],
-    ) -> JsonObject: ...
+    ) -> JsonObject:
+        """Change an object and return the result; ApiError 404 if there is none, except that an apply creates it."""
+        ...
 
     async def delete(
         self,
@@ -141,7 +151,9 @@ class Client(Protocol):
         name: str,
         namespace: str | None = None,
         **options: Unpack[DeletionOptions],
-    ) -> None: ...
+    ) -> None:
+        """Delete an object, or begin to if it has finalizers or a grace period; ApiError 404 if there is none."""
+        ...
 
     def watch(self, resource: Resource) -> AsyncIterator[WatchEvent]:
         """Yield ADDED for everything that exists, then every change, across namespaces, until cancelled.

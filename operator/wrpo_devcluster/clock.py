@@ -7,8 +7,12 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from typing_extensions import override
+
 
 class Clock(Protocol):
+    """The time of a cluster, which tests may run faster."""
+
     def now(self) -> datetime:
         """Return the current time, with time zone."""
         ...
@@ -18,15 +22,19 @@ class Clock(Protocol):
         ...
 
 
-class SystemClock:
+class SystemClock(Clock):
+    """The machine's own clock."""
+
+    @override
     def now(self) -> datetime:
         return datetime.now(UTC)
 
+    @override
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-class FastClock:
+class FastClock(Clock):
     """Clock that runs `speed` times as fast as real time, to test deadlines and backoffs."""
 
     def __init__(self, speed: float) -> None:
@@ -34,9 +42,11 @@ class FastClock:
         self._start = datetime.now(UTC)
         self._origin = time.monotonic()
 
+    @override
     def now(self) -> datetime:
         return self._start + timedelta(seconds=(time.monotonic() - self._origin) * self._speed)
 
+    @override
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds / self._speed)
 

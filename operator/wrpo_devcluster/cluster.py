@@ -75,14 +75,17 @@ class Cluster:
 
     @property
     def url(self) -> str:
+        """Address of the API server."""
         return f"https://{HOST}:{self.port}"
 
     @property
     def kubeconfig_path(self) -> Path:
+        """Kubeconfig with the admin's credentials."""
         return self.config.state_dir / "kubeconfig"
 
     @property
     def ca_path(self) -> Path:
+        """Certificate of the authority that signs the API server's."""
         return self._certificates.ca_file
 
     async def __aenter__(self) -> Self:
@@ -99,6 +102,7 @@ class Cluster:
         await self.stop()
 
     async def start(self) -> None:
+        """Start all components; return when pods can be created. Call `stop` also after an error."""
         state_dir = self.config.state_dir
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._certificates = ensure_certificates(state_dir / "pki", self.clock.now())
@@ -249,6 +253,7 @@ def admin_token(state_dir: Path) -> str:
 
 
 def write_kubeconfig(path: Path, url: str, certificates: Certificates, token: str) -> None:
+    """Write a kubeconfig with one cluster and one user."""
     config = {
         "apiVersion": "v1",
         "kind": "Config",

@@ -75,6 +75,7 @@ class ClusterConfig:
 
     @property
     def pods_dir(self) -> Path:
+        """Directory with the data of all pods, one directory for each uid."""
         return self.state_dir / "pods"
 
 
@@ -124,6 +125,7 @@ def default_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def save_config(config: ClusterConfig) -> None:
+    """Write the configuration to the state directory, from which `load_config` reads it."""
     data = asdict(config)
     data.pop("state_dir")
     path = config.state_dir / _CONFIG_FILE

@@ -48,6 +48,7 @@ class Refusal(BaseModel):
         return code
 
     def matches(self, request: RequestTarget) -> bool:
+        """Return whether the refusal applies to a request and is not used up."""
         return (
             self.times > 0
             and self.group in {None, request.group}
@@ -101,6 +102,7 @@ class Faults:
         return None
 
     def pull_error(self, image: str) -> str | None:
+        """Return the message of a failed pull of an image; None if the pull succeeds."""
         for part, message in self.pull_errors.items():
             if part in image:
                 return message or f'failed to pull and unpack image "{image}": injected fault'

@@ -158,6 +158,7 @@ def down(state_dir: Path = DEFAULT_STATE_DIR, *, keep_pods: bool = False, timeou
 
 
 def status(state_dir: Path = DEFAULT_STATE_DIR) -> Info:
+    """Return the state of the control plane of a directory; nothing is started."""
     state_dir = state_dir.resolve()
     record = _read_record(state_dir)
     alive = record is not None and is_running(int(record["pid"]), int(record["start"]))

@@ -23,19 +23,23 @@ def key_of(obj: JsonObject) -> str:
 
 
 def split_key(key: str) -> tuple[str, str]:
+    """Return the namespace and name of a key."""
     namespace, _, name = key.partition("/")
     return namespace, name
 
 
 def labels_of(obj: JsonObject) -> dict[str, str]:
+    """Return the labels of an object; empty if it has none."""
     return obj["metadata"].get("labels") or {}
 
 
 def annotations_of(obj: JsonObject) -> dict[str, str]:
+    """Return the annotations of an object; empty if it has none."""
     return obj["metadata"].get("annotations") or {}
 
 
 def is_deleting(obj: JsonObject) -> bool:
+    """Return whether an object is being deleted."""
     return bool(obj["metadata"].get("deletionTimestamp"))
 
 
@@ -48,6 +52,7 @@ def controller_of(obj: JsonObject) -> JsonObject | None:
 
 
 def owner_reference(owner: JsonObject) -> JsonObject:
+    """Return the reference by which an object names this one as its controller."""
     meta = owner["metadata"]
     return {
         "apiVersion": owner["apiVersion"],
@@ -60,6 +65,7 @@ def owner_reference(owner: JsonObject) -> JsonObject:
 
 
 def condition(obj: JsonObject, kind: str) -> JsonObject | None:
+    """Return the condition of a type; None if the object has none."""
     for entry in (obj.get("status") or {}).get("conditions") or []:
         if entry.get("type") == kind:
             return entry  # type: ignore[no-any-return]
@@ -67,6 +73,7 @@ def condition(obj: JsonObject, kind: str) -> JsonObject | None:
 
 
 def is_true(obj: JsonObject, kind: str) -> bool:
+    """Return whether an object has a condition of a type, with status True."""
     found = condition(obj, kind)
     return found is not None and found.get("status") == "True"
 
@@ -91,22 +98,27 @@ def set_condition(conditions: list[JsonObject], entry: JsonObject, now: datetime
 
 
 def created_at(obj: JsonObject) -> datetime:
+    """Return the time of an object's creation."""
     return parse_time(obj["metadata"]["creationTimestamp"])
 
 
 def pod_phase(pod: JsonObject) -> str:
+    """Return the phase of a pod; Pending before its kubelet has reported one."""
     return str((pod.get("status") or {}).get("phase") or "Pending")
 
 
 def is_terminal(pod: JsonObject) -> bool:
+    """Return whether a pod has ended, by success or by failure."""
     return pod_phase(pod) in {"Succeeded", "Failed"}
 
 
 def is_active(pod: JsonObject) -> bool:
+    """Return whether a pod has neither ended nor is being deleted."""
     return not is_terminal(pod) and not is_deleting(pod)
 
 
 def is_ready(pod: JsonObject) -> bool:
+    """Return whether a pod is ready for requests."""
     return is_true(pod, "Ready")
 
 
@@ -141,6 +153,7 @@ def expression_holds(item: JsonObject, values: Mapping[str, str]) -> bool:
 
 
 def selector_text(labels: Mapping[str, str]) -> str:
+    """Return labels as a selector of the API writes them: `a=1,b=2`."""
     return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
 
 

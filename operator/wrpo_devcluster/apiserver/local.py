@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Unpack
 
+from typing_extensions import override
+
 from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.request import Context, User
 from wrpo_devcluster.apiserver.auth.rbac import Attributes
@@ -15,7 +17,16 @@ from wrpo_devcluster.apiserver.schema.kinds import Kind, Target
 from wrpo_devcluster.apiserver.services import Services
 from wrpo_devcluster.apiserver.storage.indexes import indexed_condition
 from wrpo_devcluster.apiserver.storage.selectors import SelectorError, matcher
-from wrpo_devcluster.client import ApiError, DeletionOptions, JsonObject, PatchOptions, Resource, Selection, WatchEvent
+from wrpo_devcluster.client import (
+    ApiError,
+    Client,
+    DeletionOptions,
+    JsonObject,
+    PatchOptions,
+    Resource,
+    Selection,
+    WatchEvent,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +40,7 @@ class _Call:
     subresource: str = ""
 
 
-class LocalClient:
+class LocalClient(Client):
     """Client of one identity. Calls are authorized, logged and fault-injected like requests over HTTP."""
 
     def __init__(self, services: Services, user: User, manager: str) -> None:
@@ -57,6 +68,7 @@ class LocalClient:
         finally:
             self._services.log(self._user, asked, code)
 
+    @override
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
         found: JsonObject = await self._run(
             _Call("get", resource, namespace, name),
@@ -64,6 +76,7 @@ class LocalClient:
         )
         return found
 
+    @override
     async def list(
         self, resource: Resource, namespace: str | None = None, **selection: Unpack[Selection]
     ) -> list[JsonObject]:
@@ -81,6 +94,7 @@ class LocalClient:
         found: list[JsonObject] = await self._run(_Call("list", resource, namespace), action)
         return found
 
+    @override
     async def create(self, resource: Resource, body: JsonObject, namespace: str | None = None) -> JsonObject:
         place = namespace or body.get("metadata", {}).get("namespace")
         found: JsonObject = await self._run(
@@ -89,6 +103,7 @@ class LocalClient:
         )
         return found
 
+    @override
     async def update(self, resource: Resource, body: JsonObject, *, subresource: str = "") -> JsonObject:
         meta = body["metadata"]
         namespace, name = meta.get("namespace"), meta["name"]
@@ -107,6 +122,7 @@ class LocalClient:
         )
         return found
 
+    @override
     async def patch(
         self,
         resource: Resource,
@@ -123,6 +139,7 @@ class LocalClient:
         )
         return found
 
+    @override
     async def delete(
         self,
         resource: Resource,
@@ -136,6 +153,7 @@ class LocalClient:
             lambda target: self._services.deleter.delete(target.kind, namespace, name, wanted, self._context()),
         )
 
+    @override
     async def watch(self, resource: Resource) -> AsyncIterator[WatchEvent]:
         """Yield every object, then every change, also across restarts of the watch and of the resource's CRD."""
         while True:

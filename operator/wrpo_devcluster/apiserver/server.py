@@ -28,6 +28,7 @@ from wrpo_devcluster.faults import Faults
 
 
 def utc_now() -> datetime:
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
@@ -80,6 +81,7 @@ class ApiServer:
         return make_app(self._services)
 
     async def close(self) -> None:
+        """End all watches and close the store."""
         await self._definitions.close()
         self.store.close()
 

@@ -26,7 +26,9 @@ RequestLog = Callable[[str, Attributes, int], None]
 class LogReader(Protocol):
     """Reader of container logs, which the kubelet provides."""
 
-    def read(self, namespace: str, pod: str, container: str, options: LogOptions) -> AsyncIterator[bytes]: ...
+    def read(self, namespace: str, pod: str, container: str, options: LogOptions) -> AsyncIterator[bytes]:
+        """Yield the bytes of a container's log; raise ApiError if there is none."""
+        ...
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ Handler = Callable[[WatchEvent], None]
 
 
 def own_key(obj: JsonObject) -> Iterable[str]:
+    """Map an object to its own key."""
     return (key_of(obj),)
 
 
@@ -37,6 +38,8 @@ def controller_key(kind: str) -> ToKeys:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
+    """A resource type, and the keys to reconcile after a change of an object of it."""
+
     resource: Resource
     to_keys: ToKeys
 
@@ -71,6 +74,7 @@ class WatchHub:
             self._tasks.pop(resource).cancel()
 
     def start(self) -> None:
+        """Start the watch of every type that has subscribers."""
         self._is_running = True
         for resource in tuple(self._handlers):
             self._restart(resource)
@@ -82,6 +86,7 @@ class WatchHub:
         self._tasks[resource] = asyncio.create_task(self._watch(resource), name=f"watch-{resource.plural}")
 
     async def close(self) -> None:
+        """Stop all watches and wait for their end."""
         tasks = list(self._tasks.values())
         self._tasks.clear()
         await cancel_all(tasks)
@@ -112,6 +117,7 @@ class Controller:
         self.queue = WorkQueue(clock)
 
     def watched(self) -> Sequence[Watched]:
+        """Return the types whose changes the controller follows."""
         raise NotImplementedError
 
     async def reconcile(self, key: str) -> float | None:
@@ -119,6 +125,7 @@ class Controller:
         raise NotImplementedError
 
     def attach(self, hub: WatchHub) -> None:
+        """Subscribe to the watched types; call it before the hub starts."""
         for watched in self.watched():
             hub.subscribe(watched.resource, self._handler(watched.to_keys))
 
@@ -130,6 +137,7 @@ class Controller:
         return handle
 
     async def run(self) -> None:
+        """Reconcile keys as they come, `workers` at a time, until cancelled."""
         async with asyncio.TaskGroup() as group:
             for _ in range(self.workers):
                 group.create_task(self._work())
@@ -167,6 +175,7 @@ async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 async def get_or_none(client: Client, resource: Resource, name: str, namespace: str | None = None) -> JsonObject | None:
+    """Return an object; None if it, or its type, does not exist."""
     try:
         return await client.get(resource, name, namespace)
     except ApiError as error:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import BUDGETS, PODS, Client, JsonObject
 from wrpo_devcluster.clock import Clock, parse_time
 from wrpo_devcluster.controllers.base import Controller, Watched, get_or_none, own_key
@@ -35,6 +37,7 @@ class DisruptionController(Controller):
         super().__init__(client, clock)
         self._selectors: dict[str, JsonObject] = {}
 
+    @override
     def watched(self) -> Sequence[Watched]:
         return (Watched(BUDGETS, self._budget_keys), Watched(PODS, self._keys_of_pod))
 
@@ -48,6 +51,7 @@ class DisruptionController(Controller):
             if split_key(key)[0] == namespace and matches(selector, labels_of(pod)):
                 yield key
 
+    @override
     async def reconcile(self, key: str) -> float | None:
         namespace, name = split_key(key)
         budget = await get_or_none(self.client, BUDGETS, name, namespace)

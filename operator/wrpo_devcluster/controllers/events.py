@@ -23,6 +23,8 @@ class _Identity(NamedTuple):
 
 
 class EventRecorder:
+    """Recorder of one component's events. A repeated event is counted instead of written again."""
+
     def __init__(self, client: Client, clock: Clock, component: str, host: str = "") -> None:
         self._client = client
         self._clock = clock

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import SERVICES, Client, JsonObject, Resource
 from wrpo_devcluster.clock import Clock
 from wrpo_devcluster.controllers.base import Controller, Watched, controller_key, get_or_none, own_key
@@ -22,10 +24,12 @@ class GangController(Controller):
         super().__init__(client, clock)
         self.events = EventRecorder(client, clock, self.name)
 
+    @override
     def watched(self) -> Sequence[Watched]:
         to_owner = controller_key(self.kind)
         return (Watched(self.resource, own_key), *(Watched(resource, to_owner) for resource in self.owned))
 
+    @override
     async def reconcile(self, key: str) -> float | None:
         namespace, name = split_key(key)
         found = await get_or_none(self.client, self.resource, name, namespace)

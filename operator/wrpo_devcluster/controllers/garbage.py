@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import CRDS, NAMESPACES, ApiError, Client, JsonObject, Resource, WatchEvent
 from wrpo_devcluster.clock import Clock
 from wrpo_devcluster.controllers.base import Controller, Watched, WatchHub, get_or_none
@@ -17,6 +19,8 @@ ORPHAN = "orphan"
 
 
 class OwnerState(StrEnum):
+    """Whether an owner still keeps its dependents."""
+
     SOLID = "solid"
     ABSENT = "absent"
     WAITING = "waiting"
@@ -32,6 +36,8 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
+    """Decision to delete the object, in the foreground if its own dependents must go first."""
+
     foreground: bool
 
 
@@ -72,9 +78,11 @@ class GarbageCollector(Controller):
         self._custom: dict[str, Resource] = {}
         self._hub: WatchHub | None = None
 
+    @override
     def watched(self) -> Sequence[Watched]:
         return ()
 
+    @override
     def attach(self, hub: WatchHub) -> None:
         self._hub = hub
         for resource in BUILTIN_KINDS.values():
@@ -131,6 +139,7 @@ class GarbageCollector(Controller):
             for owner in node.owners:
                 self.queue.add(owner["uid"])
 
+    @override
     async def reconcile(self, key: str) -> float | None:
         node = self._nodes.get(key)
         if node is None:

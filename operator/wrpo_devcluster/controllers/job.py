@@ -6,6 +6,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import JOBS, PODS, ApiError, Client, JsonObject
 from wrpo_devcluster.clock import Clock, parse_time
 from wrpo_devcluster.controllers.base import (
@@ -74,6 +76,8 @@ def _add_index_env(container: JsonObject) -> None:
 
 
 class JobController(Controller):
+    """Controller of Jobs: carries out what `job_decide` decides."""
+
     name = "job-controller"
 
     def __init__(self, client: Client, clock: Clock, *, backoff_s: float = 10.0, delays: Delays = NONE) -> None:
@@ -83,9 +87,11 @@ class JobController(Controller):
         self._events = EventRecorder(client, clock, self.name)
         self._refusals: dict[str, tuple[int, float]] = {}
 
+    @override
     def watched(self) -> Sequence[Watched]:
         return (Watched(JOBS, own_key), Watched(PODS, controller_key("Job")))
 
+    @override
     async def reconcile(self, key: str) -> float | None:
         namespace, name = split_key(key)
         job = await get_or_none(self.client, JOBS, name, namespace)
@@ -191,9 +197,11 @@ class JobTtlController(Controller):
 
     name = "ttl-after-finished-controller"
 
+    @override
     def watched(self) -> Sequence[Watched]:
         return (Watched(JOBS, own_key),)
 
+    @override
     async def reconcile(self, key: str) -> float | None:
         namespace, name = split_key(key)
         job = await get_or_none(self.client, JOBS, name, namespace)

@@ -23,13 +23,16 @@ class Counts:
 
     @property
     def all_failed(self) -> int:
+        """Failures in the counters, noted, and held back by a termination in progress."""
         return self.failed + len(self.pending_failed) + self.held_failures
 
     def all_succeeded(self, *, is_indexed: bool) -> int:
+        """Return the successes, of which an Indexed Job counts one for each index."""
         return len(self.completed) if is_indexed else self.succeeded + len(self.pending_succeeded)
 
 
 def count(seen: JobView) -> Counts:
+    """Return the counts of a Job after the changes that its pods bring."""
     counts = Counts(
         succeeded=int(seen.status.get("succeeded", 0)),
         failed=int(seen.status.get("failed", 0)),

@@ -37,6 +37,8 @@ class NewPod:
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
+    """An event to record: its type, and what it says."""
+
     kind: str
     reason: str
     message: str
@@ -44,6 +46,8 @@ class JobEvent:
 
 @dataclass(frozen=True, slots=True)
 class JobDecision:
+    """What to write for a Job: the new status, and names of pods to delete or to release from their finalizer."""
+
     status: JsonObject
     create: tuple[NewPod, ...] = ()
     delete: tuple[str, ...] = ()

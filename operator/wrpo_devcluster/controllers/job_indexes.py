@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 
 def parse_indexes(text: str | None) -> set[int]:
+    """Return the indexes that a text lists; none for None."""
     indexes: set[int] = set()
     for part in (text or "").split(","):
         if not part:

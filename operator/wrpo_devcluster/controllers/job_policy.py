@@ -9,6 +9,8 @@ from wrpo_devcluster.client import JsonObject
 
 
 class FailureAction(StrEnum):
+    """What follows from a pod's failure. COUNT: it counts towards the backoff limit."""
+
     FAIL_JOB = "FailJob"
     FAIL_INDEX = "FailIndex"
     IGNORE = "Ignore"
@@ -17,6 +19,8 @@ class FailureAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PolicyMatch:
+    """The action of the rule that matched, and the text of the condition that reports it."""
+
     action: FailureAction
     message: str
 

@@ -36,6 +36,7 @@ class JobSpec:
 
     @classmethod
     def of(cls, job: JsonObject) -> JobSpec:
+        """Return the fields of a Job."""
         spec = job["spec"]
         per_index = spec.get("backoffLimitPerIndex")
         return cls(
@@ -74,11 +75,14 @@ class JobPod:
 
     @property
     def is_ignored(self) -> bool:
+        """True for a failure that the failure policy does not count."""
         return self.has_failed and self.match.action is FailureAction.IGNORE
 
 
 @dataclass(frozen=True, slots=True)
 class JobView:
+    """A Job and its pods at one moment, with the indexes and uids that its status lists."""
+
     spec: JobSpec
     pods: tuple[JobPod, ...]
     status: JsonObject
@@ -91,10 +95,12 @@ class JobView:
 
     @property
     def terminating(self) -> tuple[JobPod, ...]:
+        """Pods that are being deleted and still run."""
         return tuple(p for p in self.pods if p.is_terminating)
 
 
 def view(job: JsonObject, pods: list[JsonObject]) -> JobView:
+    """Return the view of a Job and of the pods that it owns."""
     spec, status = JobSpec.of(job), job.get("status") or {}
     uncounted = status.get("uncountedTerminatedPods") or {}
     is_failing = is_true(job, "FailureTarget") or is_true(job, "Failed")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import JOB_SETS, JOBS, SERVICES, ApiError, JsonObject
 from wrpo_devcluster.controllers.base import delete_if_exists
 from wrpo_devcluster.controllers.gang import GangController
@@ -13,11 +15,13 @@ _RETRY_S = 1.0
 
 
 class JobSetController(GangController):
+    """Controller of JobSets: carries out what `jobset_decide` decides."""
+
     name = "jobset-controller"
     resource, kind, owned = JOB_SETS, KIND, (JOBS, SERVICES)
 
+    @override
     async def advance(self, job: JsonObject) -> float | None:
-        """See GangController."""
         if job["spec"].get("managedBy", MANAGER) != MANAGER:
             return None
         decision = decide(job, await self._jobs(job), self.clock.now())

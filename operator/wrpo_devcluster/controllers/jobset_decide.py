@@ -30,6 +30,8 @@ JOB_STATES = ("ready", "succeeded", "failed", "active", "suspended")
 
 @dataclass(frozen=True, slots=True)
 class Notice:
+    """An event to record."""
+
     kind: Literal["Normal", "Warning"]
     reason: str
     message: str
@@ -37,6 +39,8 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
+    """What to write for a JobSet: its new status, and changes of its Jobs."""
+
     status: JsonObject
     create: tuple[JsonObject, ...] = ()
     """Jobs to create, after the Service that gives their pods host names."""
@@ -51,6 +55,7 @@ class Decision:
 
 
 def is_finished(jobset: JsonObject) -> bool:
+    """Return whether the JobSet has completed or failed."""
     return any(is_true(jobset, ending) for ending in ENDINGS)
 
 

@@ -24,10 +24,12 @@ def job_name(jobset: str, replicated: str, index: int) -> str:
 
 
 def replicated_jobs(jobset: JsonObject) -> list[JsonObject]:
+    """Return the entries of a JobSet's `replicatedJobs`."""
     return list(jobset["spec"].get("replicatedJobs") or [])
 
 
 def replicas_of(entry: JsonObject) -> int:
+    """Return the number of Jobs of an entry."""
     return int(entry.get("replicas", 1))
 
 

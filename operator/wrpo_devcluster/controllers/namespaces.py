@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import (
     CONFIG_MAPS,
     CRDS,
@@ -24,15 +26,19 @@ _RECHECK_S = 0.5
 
 
 class NamespaceController(Controller):
+    """Controller that empties namespaces that are being deleted, and then lets them go."""
+
     name = "namespace-controller"
 
     def __init__(self, client: Client, clock: Clock) -> None:
         super().__init__(client, clock)
         self._seen_deleting: dict[str, str] = {}
 
+    @override
     def watched(self) -> Sequence[Watched]:
         return (Watched(NAMESPACES, own_key),)
 
+    @override
     async def reconcile(self, key: str) -> float | None:
         _, name = split_key(key)
         namespace = await get_or_none(self.client, NAMESPACES, name)
@@ -91,6 +97,7 @@ class DefaultContentController(Controller):
         super().__init__(client, clock)
         self._ca_pem = ca_pem
 
+    @override
     def watched(self) -> Sequence[Watched]:
         return (
             Watched(NAMESPACES, lambda o: (o["metadata"]["name"],)),
@@ -98,6 +105,7 @@ class DefaultContentController(Controller):
             Watched(CONFIG_MAPS, lambda o: _namespace_if(o, ROOT_CA)),
         )
 
+    @override
     async def reconcile(self, key: str) -> float | None:
         namespace = await get_or_none(self.client, NAMESPACES, key)
         if namespace is None or is_deleting(namespace):

@@ -6,6 +6,8 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import ENDPOINTS, PODS, SERVICES, ApiError, Client, JsonObject, WatchEvent
 from wrpo_devcluster.clock import Clock
 from wrpo_devcluster.controllers.base import Controller, Watched, WatchHub, get_or_none, own_key
@@ -72,6 +74,7 @@ class ServiceSelectors:
             self._by_label[(namespace, *min(selector.items()))].add(key)
 
     def selecting(self, namespace: str, labels: dict[str, str]) -> set[str]:
+        """Return the keys of the services of a namespace that select a pod with these labels."""
         return {
             key
             for label, value in labels.items()
@@ -91,9 +94,11 @@ class EndpointsController(Controller):
         self._labels: dict[str, dict[str, str]] = {}
         """Of every pod, by uid."""
 
+    @override
     def watched(self) -> Sequence[Watched]:
         return (Watched(SERVICES, own_key),)
 
+    @override
     def attach(self, hub: WatchHub) -> None:
         hub.subscribe(SERVICES, self._observe_service)
         super().attach(hub)
@@ -115,6 +120,7 @@ class EndpointsController(Controller):
         ):
             self.queue.add(key)
 
+    @override
     async def reconcile(self, key: str) -> float | None:
         namespace, name = split_key(key)
         found = await get_or_none(self.client, SERVICES, name, namespace)

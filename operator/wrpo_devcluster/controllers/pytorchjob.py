@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, cast
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import PODS, PYTORCH_JOBS, SERVICES, ApiError, Client, JsonObject
 from wrpo_devcluster.clock import Clock
 from wrpo_devcluster.controllers.base import delete_if_exists
@@ -37,6 +39,8 @@ def invalid(job: JsonObject) -> str:
 
 
 class PyTorchJobController(GangController):
+    """Controller of PyTorchJobs: carries out what `pytorchjob_decide` decides."""
+
     name = "pytorchjob-controller"
     resource, kind, owned = PYTORCH_JOBS, KIND, (PODS, SERVICES)
 
@@ -52,8 +56,8 @@ class PyTorchJobController(GangController):
         self._default_port = default_port
         self._wait_for_master = wait_for_master
 
+    @override
     async def advance(self, job: JsonObject) -> float | None:
-        """See GangController."""
         why = invalid(job)
         if why:
             await self.events.event(job, "Warning", "PyTorchJobFailedValidation", why)

@@ -16,12 +16,16 @@ KIND = "PyTorchJob"
 
 @dataclass(frozen=True, slots=True)
 class NewReplica:
+    """A pod to create, by its role (Master or Worker) and index."""
+
     role: str
     index: int
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
+    """An event to record."""
+
     kind: str
     reason: str
     message: str
@@ -29,6 +33,8 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
+    """What to write for a PyTorchJob: its new status, and changes of its pods."""
+
     status: JsonObject
     create: tuple[NewReplica, ...] = ()
     delete: tuple[str, ...] = ()
@@ -47,6 +53,7 @@ def replicas(job: JsonObject) -> list[tuple[str, JsonObject]]:
 
 
 def is_finished(job: JsonObject) -> bool:
+    """Return whether the job has succeeded or failed."""
     return any(
         c["type"] in {"Succeeded", "Failed"} and c["status"] == "True"
         for c in (job.get("status") or {}).get("conditions") or []
@@ -91,6 +98,7 @@ def decide(job: JsonObject, pods: list[JsonObject], now: datetime) -> Decision:
 
 
 def replica_statuses(job: JsonObject, pods: list[JsonObject]) -> JsonObject:
+    """Return `status.replicaStatuses`: the pods of each role, counted by phase."""
     result: JsonObject = {}
     for role, _ in replicas(job):
         mine = [p for p in pods if labels_of(p).get(REPLICA_TYPE) == role.lower() and not is_deleting(p)]

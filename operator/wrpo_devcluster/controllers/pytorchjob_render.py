@@ -23,10 +23,12 @@ _WAIT_FOR_MASTER = (
 
 
 def replica_name(job: JsonObject, role: str, index: int) -> str:
+    """Return the name of a replica's pod and of its Service."""
     return f"{job['metadata']['name']}-{role.lower()}-{index}"
 
 
 def replica_labels(job: JsonObject, role: str, index: int) -> dict[str, str]:
+    """Return the labels of a replica. The first one without a master has the master's role."""
     labels = {
         JOB_NAME: job["metadata"]["name"],
         OPERATOR_NAME: "pytorchjob-controller",
@@ -40,6 +42,7 @@ def replica_labels(job: JsonObject, role: str, index: int) -> dict[str, str]:
 
 
 def render_service(job: JsonObject, role: str, index: int, *, port: int) -> JsonObject:
+    """Return the headless Service that gives a replica its host name."""
     labels = replica_labels(job, role, index)
     return {
         "apiVersion": "v1",

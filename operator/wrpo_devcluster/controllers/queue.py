@@ -22,6 +22,7 @@ class WorkQueue:
         self._timers: dict[str, tuple[float, asyncio.Task[None]]] = {}
 
     def add(self, key: str) -> None:
+        """Add a key, unless it waits already."""
         if key in self._active:
             self._again.add(key)
         elif key not in self._queued:
@@ -29,6 +30,7 @@ class WorkQueue:
             self._ready.put_nowait(key)
 
     def add_after(self, key: str, delay_s: float) -> None:
+        """Add a key after some seconds, or at once if there are none."""
         if delay_s <= 0:
             self.add(key)
             return
@@ -51,18 +53,21 @@ class WorkQueue:
         self._failures.pop(key, None)
 
     async def get(self) -> str:
+        """Wait for a key and return it; the caller reports its end by `done`."""
         key = await self._ready.get()
         self._queued.discard(key)
         self._active.add(key)
         return key
 
     def done(self, key: str) -> None:
+        """Note that a worker has handled a key."""
         self._active.discard(key)
         if key in self._again:
             self._again.discard(key)
             self.add(key)
 
     def close(self) -> None:
+        """Cancel all keys that wait for their time."""
         for _, task in self._timers.values():
             task.cancel()
         self._timers.clear()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import EVENTS, NODES, PODS, JsonObject
 from wrpo_devcluster.clock import parse_time, timestamp
 from wrpo_devcluster.controllers.base import Controller, Watched, delete_if_exists
@@ -21,9 +23,11 @@ class PodGarbageCollector(Controller):
     name = "pod-garbage-collector"
     workers = 1
 
+    @override
     def watched(self) -> Sequence[Watched]:
         return (Watched(NODES, lambda _: _ALL),)
 
+    @override
     async def reconcile(self, key: str) -> float | None:
         del key
         nodes = {node["metadata"]["name"] for node in await self.client.list(NODES)}
@@ -53,9 +57,11 @@ class EventSweeper(Controller):
     name = "event-sweeper"
     workers = 1
 
+    @override
     def watched(self) -> Sequence[Watched]:
         return (Watched(NODES, lambda _: _ALL),)
 
+    @override
     async def reconcile(self, key: str) -> float | None:
         del key
         for event in expired(await self.client.list(EVENTS), self.clock.now()):
@@ -64,6 +70,7 @@ class EventSweeper(Controller):
 
 
 def orphans(pods: list[JsonObject], nodes: set[str]) -> list[JsonObject]:
+    """Return the pods that are bound to nodes which do not exist."""
     return [pod for pod in pods if pod["spec"].get("nodeName") and pod["spec"]["nodeName"] not in nodes]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import (
     CLUSTER_TRAINING_RUNTIMES,
     JOBS,
@@ -43,8 +45,8 @@ class TrainJobController(GangController):
         super().__init__(client, clock)
         self._default_port = default_port
 
+    @override
     async def advance(self, job: JsonObject) -> float | None:
-        """See GangController."""
         if job["spec"].get("managedBy", MANAGER) != MANAGER:
             return None
         trainjob, child = job, await self._job(job)

@@ -22,6 +22,8 @@ ENDINGS = ("Complete", "Failed")
 
 @dataclass(frozen=True, slots=True)
 class Decision:
+    """What to write for a TrainJob: its new status, and changes of its Job."""
+
     status: JsonObject
     create: bool = False
     """Whether to create the Job and its Service, as far as they are missing."""
@@ -33,6 +35,7 @@ class Decision:
 
 
 def is_finished(trainjob: JsonObject) -> bool:
+    """Return whether the job has completed or failed."""
     return any(is_true(trainjob, ending) for ending in ENDINGS)
 
 

@@ -16,6 +16,7 @@ COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-ind
 
 
 def job_name(trainjob: JsonObject) -> str:
+    """Return the name of the one Job that runs a TrainJob."""
     return jobset_render.job_name(trainjob["metadata"]["name"], CONTAINER, 0)
 
 
@@ -40,6 +41,7 @@ def unsupported(trainjob: JsonObject, runtime: JsonObject) -> str:
 
 
 def replicated_jobs(runtime: JsonObject) -> list[JsonObject]:
+    """Return the entries of a runtime's `replicatedJobs`."""
     template = runtime["spec"].get("template") or {}
     return list((template.get("spec") or {}).get("replicatedJobs") or [])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import CLAIMS, Client, JsonObject, Resource
 from wrpo_devcluster.clock import Clock
 from wrpo_devcluster.controllers.base import Controller, Watched, get_or_none, own_key
@@ -17,6 +19,7 @@ PROVISIONER = "wrpo.ai/directory"
 
 
 def claim_directory(state_dir: Path, namespace: str, claim: str) -> Path:
+    """Return the directory that holds a claim's files."""
     return state_dir / "volumes" / namespace / claim
 
 
@@ -32,9 +35,11 @@ class ClaimController(Controller):
         self._waiting: set[str] = set()
         """Keys of claims whose class is not provisioned here."""
 
+    @override
     def watched(self) -> Sequence[Watched]:
         return (Watched(CLAIMS, own_key), Watched(STORAGE_CLASSES, lambda _: tuple(self._waiting)))
 
+    @override
     async def reconcile(self, key: str) -> float | None:
         namespace, name = split_key(key)
         claim = await get_or_none(self.client, CLAIMS, name, namespace)
@@ -80,6 +85,7 @@ class ClaimController(Controller):
 
 
 def bound_status(claim: JsonObject) -> JsonObject:
+    """Return the status of a bound claim, which gets all that it requests."""
     storage = ((claim["spec"].get("resources") or {}).get("requests") or {}).get("storage", "1Gi")
     return {
         "phase": "Bound",

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import DEPLOYMENTS, PODS, REPLICA_SETS, ApiError, Client, JsonObject
 from wrpo_devcluster.clock import Clock, timestamp
 from wrpo_devcluster.controllers.base import Controller, Watched, controller_key, delete_if_exists, get_or_none, own_key
@@ -29,6 +31,7 @@ REVISION = "deployment.kubernetes.io/revision"
 
 
 def owned_by(items: list[JsonObject], owner: JsonObject) -> list[JsonObject]:
+    """Return the items that an object controls."""
     uid = owner["metadata"]["uid"]
     return [item for item in items if (controller_of(item) or {}).get("uid") == uid]
 
@@ -48,15 +51,19 @@ def surplus_pods(pods: list[JsonObject], wanted: int) -> list[JsonObject]:
 
 
 class ReplicaSetController(Controller):
+    """Controller of ReplicaSets: creates and deletes pods until their number is right."""
+
     name = "replicaset-controller"
 
     def __init__(self, client: Client, clock: Clock) -> None:
         super().__init__(client, clock)
         self._events = EventRecorder(client, clock, self.name)
 
+    @override
     def watched(self) -> Sequence[Watched]:
         return (Watched(REPLICA_SETS, own_key), Watched(PODS, controller_key("ReplicaSet")))
 
+    @override
     async def reconcile(self, key: str) -> float | None:
         namespace, name = split_key(key)
         found = await get_or_none(self.client, REPLICA_SETS, name, namespace)
@@ -114,6 +121,7 @@ class ReplicaSetController(Controller):
 
 
 def template_hash(template: JsonObject) -> str:
+    """Return the hash of a pod template that distinguishes a Deployment's ReplicaSets."""
     return stable_hash(json.dumps(template, sort_keys=True))
 
 
@@ -148,15 +156,19 @@ def absolute(value: int | str | None, total: int, *, round_up: bool, default: st
 
 
 class DeploymentController(Controller):
+    """Controller of Deployments: one ReplicaSet for each pod template, of which the newest has the pods."""
+
     name = "deployment-controller"
 
     def __init__(self, client: Client, clock: Clock) -> None:
         super().__init__(client, clock)
         self._events = EventRecorder(client, clock, self.name)
 
+    @override
     def watched(self) -> Sequence[Watched]:
         return (Watched(DEPLOYMENTS, own_key), Watched(REPLICA_SETS, controller_key("Deployment")))
 
+    @override
     async def reconcile(self, key: str) -> float | None:
         namespace, name = split_key(key)
         found = await get_or_none(self.client, DEPLOYMENTS, name, namespace)

@@ -32,17 +32,21 @@ class PodHandle:
 
     @property
     def uid(self) -> str:
+        """The pod's uid, which no other pod ever has."""
         return str(self.pod["metadata"]["uid"])
 
     @property
     def namespace(self) -> str:
+        """The pod's namespace."""
         return str(self.pod["metadata"]["namespace"])
 
     @property
     def name(self) -> str:
+        """The pod's name, which a later pod may get."""
         return str(self.pod["metadata"]["name"])
 
     def observe(self, pod: JsonObject) -> None:
+        """Take over a new version of the object, and wake who waits for it."""
         self.pod = pod
         self.change.set()
         if is_deleting(pod):
@@ -79,13 +83,16 @@ class PodHandle:
                 self.deletion.set()
 
     async def event(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        """Record an event about the pod."""
         await self._events.event({**self.pod, "apiVersion": "v1", "kind": "Pod"}, kind, reason, message)
 
 
 class PodRuntime(Protocol):
     """Pod runtime. `run` returns when the pod has ended, or after its deletion when none of its processes run."""
 
-    async def run(self, handle: PodHandle) -> None: ...
+    async def run(self, handle: PodHandle) -> None:
+        """Run a pod, and report its state by the handle."""
+        ...
 
     async def forget(self, uid: str) -> None:
         """Remove the data of a pod that is gone from the API."""
@@ -93,6 +100,8 @@ class PodRuntime(Protocol):
 
 
 class Kubelet:
+    """Kubelet of all nodes of the cluster: supervises each pod that is bound to one of them."""
+
     def __init__(self, client: Client, clock: Clock, runtime: PodRuntime, *, nodes: frozenset[str]) -> None:
         self._client = client
         self._clock = clock
@@ -103,6 +112,7 @@ class Kubelet:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def attach(self, hub: WatchHub) -> None:
+        """Subscribe to pods; call it before the hub starts."""
         hub.subscribe(PODS, self._observe)
 
     async def close(self) -> None:

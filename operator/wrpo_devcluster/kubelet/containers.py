@@ -22,6 +22,8 @@ _MESSAGE_LIMIT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Launch:
+    """What to start: the command line, its whole environment and its directory."""
+
     argv: list[str]
     env: Mapping[str, str]
     cwd: Path

@@ -25,6 +25,7 @@ class ApiAccess:
 
     @property
     def url(self) -> str:
+        """URL of the API server."""
         return f"https://{self.host}:{self.port}"
 
 
@@ -43,6 +44,7 @@ class Devices:
         return self._held[uid]
 
     def release(self, uid: str) -> None:
+        """Return a pod's devices, if it has any."""
         self._held.pop(uid, None)
 
 
@@ -61,6 +63,7 @@ class NodeServices:
     devices: Devices
 
     def pod_dir(self, uid: str) -> Path:
+        """Return the directory with a pod's data."""
         return self.config.pods_dir / uid
 
     def entrypoint(self, image: str) -> list[str] | None:
@@ -85,6 +88,7 @@ class PodContext:
 
     @property
     def directory(self) -> Path:
+        """Directory with the pod's data."""
         return self.node.pod_dir(self.handle.uid)
 
     def log_dir(self, container: str) -> Path:

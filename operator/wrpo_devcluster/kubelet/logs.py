@@ -17,6 +17,8 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
+    """A line of a log or a part of one, and the time at which it was written."""
+
     stamp: str
     is_complete: bool
     text: bytes
@@ -48,6 +50,7 @@ def join_parts(lines: Iterable[LogLine]) -> list[LogLine]:
 
 
 def select(lines: list[LogLine], *, tail_lines: int | None, since: datetime | None) -> list[LogLine]:
+    """Return the lines since a time, and of those the last ones."""
     if since is not None:
         # datetime cannot read nanoseconds, so microseconds are compared.
         lines = [line for line in lines if parse_time(f"{line.stamp[:26]}Z") >= since]
@@ -57,6 +60,7 @@ def select(lines: list[LogLine], *, tail_lines: int | None, since: datetime | No
 
 
 def render(line: LogLine, *, timestamps: bool) -> bytes:
+    """Return the bytes of a line, with its time if requested; only a complete line ends in a newline."""
     prefix = f"{line.stamp} ".encode() if timestamps else b""
     return prefix + line.text + (b"\n" if line.is_complete else b"")
 
@@ -80,6 +84,7 @@ class FileLogReader:
         self._directory_of = directory_of
 
     async def read(self, namespace: str, pod: str, container: str, options: LogOptions) -> AsyncIterator[bytes]:
+        """Yield the requested part of a log, and with `follow` what is added until the container ends."""
         found = await self._client.get(PODS, pod, namespace)
         directory = self._directory_of(found["metadata"]["uid"], container)
         attempt = last_attempt(directory)

@@ -32,6 +32,7 @@ class NameService:
         """Name of a pod -> (uid, address). While a pod terminates, its successor may already have the name."""
 
     def attach(self, hub: WatchHub) -> None:
+        """Subscribe to Services, their endpoints and pods; call it before the hub starts."""
         self._directory.mkdir(parents=True, exist_ok=True)
         hub.subscribe(SERVICES, lambda e: self._observe(self._services, e))
         hub.subscribe(ENDPOINTS, lambda e: self._observe(self._endpoints, e))
@@ -61,6 +62,7 @@ class NameService:
         return bool(selector) and matches({"matchLabels": selector}, labels_of(pod))
 
     def hosts_file(self, namespace: str) -> Path:
+        """Return the file with the addresses of a namespace's names, in the form of /etc/hosts."""
         return self._directory / f"{namespace}.hosts"
 
     def _host(self, key: str) -> str | None:

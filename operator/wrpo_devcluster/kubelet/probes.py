@@ -40,6 +40,7 @@ class Tally:
 
 
 def tally_of(probe: JsonObject) -> Tally:
+    """Return an empty count with the thresholds of a probe."""
     return Tally(int(probe.get("successThreshold") or 1), int(probe.get("failureThreshold") or 3))
 
 

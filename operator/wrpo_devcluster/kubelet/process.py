@@ -6,9 +6,11 @@ import asyncio
 import shutil
 from pathlib import Path
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import JsonObject
 from wrpo_devcluster.controllers.network import pick_address
-from wrpo_devcluster.kubelet.agent import PodHandle
+from wrpo_devcluster.kubelet.agent import PodHandle, PodRuntime
 from wrpo_devcluster.kubelet.context import NodeServices, PodContext
 from wrpo_devcluster.kubelet.podrun import PodRun
 from wrpo_devcluster.objects import is_terminal
@@ -17,7 +19,7 @@ POD_PREFIX = "127.64"
 """Pods get loopback addresses 127.64.y.z, Services 127.96.y.z."""
 
 
-class ProcessRuntime:
+class ProcessRuntime(PodRuntime):
     """Runtime whose pods are processes of this machine."""
 
     def __init__(self, node: NodeServices) -> None:
@@ -25,6 +27,7 @@ class ProcessRuntime:
         self._addresses: dict[str, str] = {}
         self._runs: dict[str, PodRun] = {}
 
+    @override
     async def run(self, handle: PodHandle) -> None:
         if is_terminal(handle.pod):
             return
@@ -36,6 +39,7 @@ class ProcessRuntime:
             self._runs.pop(handle.uid, None)
             self._node.devices.release(handle.uid)
 
+    @override
     async def forget(self, uid: str) -> None:
         self._addresses.pop(uid, None)
         await asyncio.to_thread(shutil.rmtree, self._node.pod_dir(uid), ignore_errors=True)

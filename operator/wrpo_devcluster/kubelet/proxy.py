@@ -19,6 +19,8 @@ _Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class ServiceProxy:
+    """Proxy of all Services, which follows them and their endpoints."""
+
     def __init__(self) -> None:
         self._servers: dict[str, dict[tuple[str, int], asyncio.Server]] = {}
         self._endpoints: dict[str, JsonObject] = {}
@@ -29,13 +31,16 @@ class ServiceProxy:
         self._task: asyncio.Task[None] | None = None
 
     def attach(self, hub: WatchHub) -> None:
+        """Subscribe to Services and endpoints; call it before the hub starts."""
         hub.subscribe(SERVICES, self._observe_service)
         hub.subscribe(ENDPOINTS, self._observe_endpoints)
 
     def start(self) -> None:
+        """Serve the Services as they are observed, until `close`."""
         self._task = asyncio.create_task(self._run(), name="service-proxy")
 
     async def close(self) -> None:
+        """Stop listening, and end all connections."""
         if self._task is not None:
             await cancel_all([self._task])
         for servers in self._servers.values():

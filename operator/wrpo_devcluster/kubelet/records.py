@@ -18,6 +18,8 @@ MARKER = "WRPO_DEVCLUSTER_CONTAINER"
 
 @dataclass(frozen=True, slots=True)
 class ExitRecord:
+    """How a run ended. `error` says why the process did not start; it is empty otherwise."""
+
     exit_code: int
     signal: int
     error: str
@@ -27,6 +29,8 @@ class ExitRecord:
 
 @dataclass(frozen=True, slots=True)
 class ProcessRecord:
+    """The processes of a run. Pid and start together identify one until the machine restarts."""
+
     shim_pid: int
     shim_start: int
     pid: int
@@ -57,33 +61,41 @@ class Attempt:
 
     @property
     def spec_file(self) -> Path:
+        """What the shim is to start."""
         return self._file("spec.json")
 
     @property
     def pid_file(self) -> Path:
+        """The ProcessRecord, once the process has started."""
         return self._file("pid.json")
 
     @property
     def exit_file(self) -> Path:
+        """The ExitRecord, once the process has ended."""
         return self._file("exit.json")
 
     @property
     def log_file(self) -> Path:
+        """The output in the form of container runtimes."""
         return self._file("log")
 
     @property
     def termination_file(self) -> Path:
+        """The termination message that the container writes."""
         return self._file("termination")
 
     def process(self) -> ProcessRecord | None:
+        """Return the processes of the run; None before it has started."""
         data = _read(self.pid_file)
         return ProcessRecord(**data) if data else None
 
     def exit(self) -> ExitRecord | None:
+        """Return how the run ended; None while it has not."""
         data = _read(self.exit_file)
         return ExitRecord(**data) if data else None
 
     def following(self) -> Attempt:
+        """Return the next run of the container."""
         return Attempt(self.directory, self.number + 1)
 
 
@@ -94,6 +106,7 @@ def last_attempt(directory: Path) -> Attempt | None:
 
 
 def boot_id() -> str:
+    """Return the id of this start of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 

@@ -28,9 +28,11 @@ class PodReport:
 
     @property
     def states(self) -> list[ContainerState]:
+        """States of all containers, init containers first."""
         return [*self.init, *self.apps]
 
     async def publish(self) -> None:
+        """Write the pod's status as its containers are now."""
         async with self._lock:
             status = compose(
                 self._context.handle.pod,

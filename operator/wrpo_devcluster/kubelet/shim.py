@@ -28,6 +28,7 @@ def start_ticks(pid: int) -> int:
 
 
 def write_record(path: str, record: dict[str, object]) -> None:
+    """Write a record so that it is on the disk as a whole or not at all."""
     temporary = f"{path}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(record, file)
@@ -121,6 +122,7 @@ def _reap(pid: int) -> int:
 
 
 def main(spec_path: str) -> None:
+    """Run the process that a spec describes, and record its end."""
     with open(spec_path, encoding="utf-8") as file:
         spec = json.load(file)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -10,19 +10,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import JsonObject
 from wrpo_devcluster.clock import Clock, timestamp
 from wrpo_devcluster.config import SimulatedRule
 from wrpo_devcluster.controllers.base import cancel_all
 from wrpo_devcluster.controllers.network import pick_address
 from wrpo_devcluster.delays import NONE, Delays, pod_identity
-from wrpo_devcluster.kubelet.agent import PodHandle
+from wrpo_devcluster.kubelet.agent import PodHandle, PodRuntime
 from wrpo_devcluster.objects import annotations_of, is_terminal, labels_of
 
 _NETWORK = "10.244"
 
 
-class SimulatedRuntime:
+class SimulatedRuntime(PodRuntime):
+    """Runtime whose pods run no processes: their annotations say how long they run and how they end."""
+
     def __init__(
         self,
         clock: Clock,
@@ -38,6 +42,7 @@ class SimulatedRuntime:
         self._clock = clock
         self._addresses: dict[str, str] = {}
 
+    @override
     async def run(self, handle: PodHandle) -> None:
         if is_terminal(handle.pod):
             return
@@ -109,6 +114,7 @@ class SimulatedRuntime:
             await handle.event("Normal", "Created", f"Created container: {name}")
             await handle.event("Normal", "Started", f"Started container {name}")
 
+    @override
     async def forget(self, uid: str) -> None:
         self._addresses.pop(uid, None)
 

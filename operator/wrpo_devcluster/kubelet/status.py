@@ -25,10 +25,12 @@ class ContainerState:
 
     @property
     def exit_code(self) -> int | None:
+        """Exit code of the last run; None while it runs or waits."""
         terminated = self.state.get("terminated")
         return int(terminated["exitCode"]) if terminated else None
 
     def as_status(self) -> JsonObject:
+        """Return the entry of `status.containerStatuses`."""
         return {
             "name": self.name,
             "state": self.state,
@@ -52,6 +54,7 @@ class Ending:
 
 
 def phase(init: list[ContainerState], apps: list[ContainerState], ending: Ending | None) -> str:
+    """Return the phase of a pod by the states of its containers."""
     if ending is not None:
         return "Failed"
     if any(c.is_final and c.exit_code not in {None, 0} for c in init):
@@ -138,6 +141,7 @@ def _condition(kind: str, value: bool, reason: str = "", message: str = "") -> J
 
 
 def waiting(reason: str, message: str = "") -> JsonObject:
+    """Return the state of a container that does not run yet."""
     return {"waiting": {"reason": reason, **({"message": message} if message else {})}}
 
 
@@ -151,6 +155,7 @@ def terminated(
     container_id: str = "",
     reason: str = "",
 ) -> JsonObject:
+    """Return the state of a container that has ended; times as metav1.Time."""
     return {
         "terminated": {
             "exitCode": exit_code,

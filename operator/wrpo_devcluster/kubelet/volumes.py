@@ -22,7 +22,7 @@ class VolumeError(Exception):
 
 
 class TokenIssuer(Protocol):
-    """`Tokens.issue` of the API server: a token bound to a pod (name, uid); no audiences means the API server's own."""
+    """`Tokens.issue` of the API server."""
 
     def __call__(
         self,
@@ -32,11 +32,15 @@ class TokenIssuer(Protocol):
         audiences: Sequence[str],
         expires_s: int,
         pod: tuple[str, str] | None,
-    ) -> str: ...
+    ) -> str:
+        """Return a token bound to a pod (name, uid); no audiences means the API server's own."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class File:
+    """A file of a volume that the kubelet writes."""
+
     content: bytes
     mode: int = 0o644
 

@@ -1,0 +1,1 @@
+"""Scheduler of the embedded control plane, and its account of requested resources."""

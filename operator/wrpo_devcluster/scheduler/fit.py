@@ -23,10 +23,12 @@ class NodeView:
 
     @property
     def name(self) -> str:
+        """Name of the node."""
         return str(self.raw["metadata"]["name"])
 
     @property
     def allocatable(self) -> Amounts:
+        """What pods may request of the node in all; its capacity if it does not say."""
         status = self.raw.get("status") or {}
         return {k: quantity.parse(v) for k, v in (status.get("allocatable") or status.get("capacity") or {}).items()}
 
@@ -158,6 +160,7 @@ def _container_requests(container: JsonObject) -> Amounts:
 
 
 def total(parts: Iterable[Amounts]) -> Amounts:
+    """Return the sums of amounts by resource."""
     found: Amounts = {}
     for part in parts:
         for name, amount in part.items():

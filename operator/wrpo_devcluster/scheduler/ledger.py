@@ -25,6 +25,7 @@ class Ledger:
         self._used: dict[str, Amounts] = {}
 
     def used(self, node: str) -> Mapping[str, Decimal]:
+        """Return what the pods of a node request."""
         return self._used.get(node, _NOTHING)
 
     def count(self, pods: Iterable[JsonObject]) -> None:
@@ -35,6 +36,7 @@ class Ledger:
             self._note(pod)
 
     def heard(self, event: WatchEvent) -> None:
+        """Note a change of a pod."""
         if event.type == "DELETED":
             self._remove(event.object["metadata"]["uid"])
         else:

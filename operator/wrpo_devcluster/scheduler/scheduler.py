@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from typing_extensions import override
+
 from wrpo_devcluster.client import CLAIMS, NODES, PODS, ApiError, Client, JsonObject
 from wrpo_devcluster.clock import Clock, timestamp
 from wrpo_devcluster.controllers.base import Controller, Watched, WatchHub, get_or_none
@@ -32,14 +34,17 @@ class Scheduler(Controller):
         self._ledger = Ledger()
         self._has_counted = False
 
+    @override
     def watched(self) -> Sequence[Watched]:
         everything = _everything
         return (Watched(PODS, everything), Watched(NODES, everything), Watched(CLAIMS, everything))
 
+    @override
     def attach(self, hub: WatchHub) -> None:
         hub.subscribe(PODS, self._ledger.heard)
         super().attach(hub)
 
+    @override
     async def reconcile(self, key: str) -> float | None:
         del key
         waiting, held_s = self._due(await self._waiting())

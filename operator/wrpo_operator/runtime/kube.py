@@ -23,6 +23,7 @@ import aiohttp
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client.configuration import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
+from typing_extensions import override
 
 from wrpo_operator.runtime.decode import UndecodableError, decode, encode, objects_in
 from wrpo_operator.runtime.errors import KubeError, NoConnectionError, refusal, transport_error
@@ -181,7 +182,7 @@ class _Session:
         await self.close()
 
 
-class HttpKube:
+class HttpKube(KubeClient):
     """KubeClient over HTTPS. Credentials are read again once when the server replies 401 (token rotation)."""
 
     def __init__(
@@ -206,14 +207,17 @@ class HttpKube:
         return str(self._session.configuration.host)
 
     async def close(self) -> None:
+        """End all connections. No request is possible afterwards."""
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
         await self._session.close()
 
+    @override
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
         return await self.request("get", resource.plural, resource.path(namespace, name))
 
+    @override
     async def pages(
         self, resource: Resource, namespace: str | None = None, *, label_selector: str = "", field_selector: str = ""
     ) -> AsyncIterator[Page]:
@@ -246,14 +250,17 @@ class HttpKube:
                 return
             query["continue"] = more
 
+    @override
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject:
         path = resource.path(namespace_of(body) or None)
         return await self.request("create", resource.plural, path, body=body, query={"fieldManager": FIELD_MANAGER})
 
+    @override
     async def replace(self, resource: Resource, body: JsonObject) -> JsonObject:
         path = resource.path(namespace_of(body) or None, name_of(body))
         return await self.request("update", resource.plural, path, body=body, query={"fieldManager": FIELD_MANAGER})
 
+    @override
     async def apply(self, resource: Resource, body: JsonObject) -> JsonObject:
         return await self.request(
             "apply",
@@ -264,6 +271,7 @@ class HttpKube:
             content_type=APPLY_TYPE,
         )
 
+    @override
     async def merge_patch(
         self, resource: Resource, name: str, namespace: str | None, patch: JsonObject, *, subresource: str = ""
     ) -> JsonObject:
@@ -276,6 +284,7 @@ class HttpKube:
             content_type="application/merge-patch+json",
         )
 
+    @override
     async def delete(
         self,
         resource: Resource,
@@ -290,6 +299,7 @@ class HttpKube:
             body["preconditions"] = {"uid": uid}
         return await self.request("delete", resource.plural, resource.path(namespace, name), body=body)
 
+    @override
     async def served(self, resource: Resource) -> bool:
         try:
             answer = await self.request("discover", resource.plural, resource.group_path)

@@ -40,6 +40,7 @@ class Admission:
             raise errors.forbidden(kind.plural, kind.group, name, why)
 
     def check_namespace(self, kind: Kind, namespace: str, name: str) -> None:
+        """Refuse a new object in a namespace that is missing or being deleted."""
         if not kind.namespaced or kind.verbs == ("create",):
             return
         record = self.store.get("/namespaces", "", namespace)

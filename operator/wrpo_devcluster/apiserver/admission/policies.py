@@ -32,12 +32,14 @@ class Write:
 
     @property
     def operation(self) -> str:
+        """Operation as policies name it: CREATE, UPDATE or DELETE."""
         if self.obj is None:
             return "DELETE"
         return "CREATE" if self.old is None else "UPDATE"
 
     @property
     def either(self) -> JsonObject:
+        """The new object, or the old one of a deletion."""
         found = self.old if self.obj is None else self.obj
         assert found is not None
         return found

@@ -17,26 +17,32 @@ class Cause:
     message: str
 
     def as_dict(self) -> JsonObject:
+        """Return the cause as an entry of a Status's `details.causes`."""
         return {"reason": self.reason, "message": self.message, "field": self.field}
 
 
 def invalid_field(field: str, value: object, why: str) -> Cause:
+    """Return the cause of a value that breaks a rule; `why` states the rule."""
     return Cause("FieldValueInvalid", field, f"Invalid value: {_literal(value)}: {why}")
 
 
 def required_field(field: str, why: str = "") -> Cause:
+    """Return the cause of a missing value."""
     return Cause("FieldValueRequired", field, f"Required value: {why}" if why else "Required value")
 
 
 def forbidden_field(field: str, why: str) -> Cause:
+    """Return the cause of a field that must not be set here."""
     return Cause("FieldValueForbidden", field, f"Forbidden: {why}")
 
 
 def duplicate_field(field: str, value: object) -> Cause:
+    """Return the cause of a value that occurs twice where values are unique."""
     return Cause("FieldValueDuplicate", field, f"Duplicate value: {_literal(value)}")
 
 
 def unsupported_field(field: str, value: object, supported: Iterable[object]) -> Cause:
+    """Return the cause of a value that is none of the supported ones."""
     choices = ", ".join(_literal(choice) for choice in supported)
     return Cause("FieldValueNotSupported", field, f"Unsupported value: {_literal(value)}: supported values: {choices}")
 
@@ -48,6 +54,7 @@ def _literal(value: object) -> str:
 
 
 def status(code: int, reason: str, message: str, details: JsonObject | None = None) -> JsonObject:
+    """Return a metav1.Status that reports a failure; without details it has none."""
     body: JsonObject = {
         "kind": "Status",
         "apiVersion": "v1",
@@ -71,6 +78,7 @@ _REASONS = {
 
 
 def error(code: int, reason: str, message: str, details: JsonObject | None = None) -> ApiError:
+    """Return an error whose Status has these fields."""
     return ApiError(status(code, reason, message, details))
 
 
@@ -79,15 +87,18 @@ def _details(name: str, group: str, kind: str) -> JsonObject:
 
 
 def qualified(plural: str, group: str) -> str:
+    """Return the name of a resource or kind with its group, as messages show it: `jobs.batch`, or `pods`."""
     return f"{plural}.{group}" if group else plural
 
 
 def not_found(plural: str, group: str, name: str) -> ApiError:
+    """Return the 404 of a missing object."""
     message = f'{qualified(plural, group)} "{name}" not found'
     return error(404, "NotFound", message, _details(name, group, plural))
 
 
 def already_exists(plural: str, group: str, name: str, *, is_leaving: bool = False) -> ApiError:
+    """Return the 409 of a name in use; `is_leaving` if the object that has it is being deleted."""
     message = f'{qualified(plural, group)} "{name}" already exists'
     if is_leaving:
         message = f"object is being deleted: {message}"
@@ -100,11 +111,13 @@ def conflict(
     name: str,
     why: str = "the object has been modified; please apply your changes to the latest version and try again",
 ) -> ApiError:
+    """Return the 409 of a write to an object that has changed, or that `why` rules out."""
     message = f'Operation cannot be fulfilled on {qualified(plural, group)} "{name}": {why}'
     return error(409, "Conflict", message, _details(name, group, plural))
 
 
 def invalid(kind: str, group: str, name: str, causes: list[Cause]) -> ApiError:
+    """Return the 422 of an object that breaks the rules of its kind, with all causes."""
     texts = [f"{cause.field}: {cause.message}" for cause in causes]
     joined = texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
     details = _details(name, group, kind)
@@ -113,12 +126,14 @@ def invalid(kind: str, group: str, name: str, causes: list[Cause]) -> ApiError:
 
 
 def bad_request(message: str) -> ApiError:
+    """Return the 400 of a request that makes no sense as a whole."""
     return error(400, "BadRequest", message)
 
 
 def forbidden(
     plural: str, group: str, name: str, why: str, *, resource: str = "", causes: list[Cause] | None = None
 ) -> ApiError:
+    """Return the 403 of a request that authorization or admission refuses; `resource` replaces the plural."""
     shown = f'{resource or qualified(plural, group)} "{name}"' if name else resource or qualified(plural, group)
     details = _details(name, group, plural)
     if causes:
@@ -127,25 +142,30 @@ def forbidden(
 
 
 def unauthorized() -> ApiError:
+    """Return the 401 of a request without valid credentials."""
     return error(401, "Unauthorized", "Unauthorized")
 
 
 def unsupported_media_type(accepted: Iterable[str]) -> ApiError:
+    """Return the 415 of a body in a form that is not accepted here."""
     listed = ", ".join(accepted)
     message = f"the body of the request was in an unknown format - accepted media types include: {listed}"
     return error(415, "UnsupportedMediaType", message)
 
 
 def not_acceptable(accepted: Iterable[str]) -> ApiError:
+    """Return the 406 of a request that asks for a reply in no form the server has."""
     listed = ", ".join(accepted)
     return error(406, "NotAcceptable", f"only the following media types are accepted: {listed}")
 
 
 def method_not_allowed() -> ApiError:
+    """Return the 405 of a verb that the resource does not serve."""
     return error(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
 
 
 def expired(message: str) -> ApiError:
+    """Return the 410 of a version that the history no longer reaches."""
     return error(410, "Expired", message)
 
 
@@ -161,4 +181,5 @@ def refused(code: int, message: str, *, retry_after_s: int) -> ApiError:
 
 
 def rejected_patch() -> ApiError:
+    """Return the 422 of a JSON patch that does not apply to the object."""
     return error(422, "Invalid", "the server rejected our request due to an error in our request", {})

@@ -19,6 +19,7 @@ class User:
 
     @property
     def privileged(self) -> bool:
+        """True for members of system:masters, to whom no rule applies."""
         return MASTERS in self.groups
 
 
@@ -37,5 +38,6 @@ class Context:
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, text: str) -> None:
+        """Add a warning to the reply, unless it has the same one already."""
         if text not in self.warnings:
             self.warnings.append(text)

@@ -28,10 +28,12 @@ class Attributes:
 
     @property
     def combined(self) -> str:
+        """Resource as rules name it, e.g. `pods/log`."""
         return f"{self.resource}/{self.subresource}" if self.subresource else self.resource
 
 
 def rule_allows(rule: JsonObject, asked: Attributes) -> bool:
+    """Return whether one rule of a role covers the request."""
     verbs = rule.get("verbs") or ()
     if "*" not in verbs and asked.verb not in verbs:
         return False
@@ -119,6 +121,7 @@ class Authorizer:
         return found
 
     def role_rules(self, reference: JsonObject, namespace: str) -> list[JsonObject]:
+        """Return the rules of the role that a binding's `roleRef` names; empty if the role does not exist."""
         if reference.get("kind") == "ClusterRole":
             record = self.store.get(f"{GROUP}/clusterroles", "", reference.get("name", ""))
         else:
@@ -126,6 +129,7 @@ class Authorizer:
         return (record.obj.get("rules") or []) if record else []
 
     def allowed(self, user: User, asked: Attributes) -> bool:
+        """Return whether the user may do this, by any binding or as a privileged user."""
         if user.privileged:
             return True
         return any(rule_allows(rule, asked) for rule in self.rules(user, asked.namespace))

@@ -42,6 +42,10 @@ class Tokens:
         expires_s: int,
         pod: tuple[str, str] | None,
     ) -> str:
+        """Return a signed token of a service account, bound to a pod (name, uid) if there is one.
+
+        It is valid for `expires_s` seconds. Raise TokenError if the account does not exist.
+        """
         record = self._store.get("/serviceaccounts", namespace, service_account)
         if record is None:
             raise TokenError(f'serviceaccounts "{service_account}" not found in namespace {namespace!r}')

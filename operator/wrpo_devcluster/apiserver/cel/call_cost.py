@@ -21,6 +21,7 @@ _CONSTANT = (
 
 
 def capped(value: float) -> int:
+    """Round up to a whole number, and limit it to MOST."""
     return MOST if value >= MOST else math.ceil(value)
 
 
@@ -31,15 +32,19 @@ class Size(NamedTuple):
     most: int
 
     def cost(self, factor: float) -> int:
+        """Return the cost of reading all of it once, at `factor` for each element."""
         return capped(self.most * factor)
 
     def plus(self, other: Size) -> Size:
+        """Return the size of two values joined."""
         return Size(capped(self.least + other.least), capped(self.most + other.most))
 
     def times(self, other: Size) -> Size:
+        """Return the size of as many copies of a value as the other size says."""
         return Size(capped(self.least * other.least), capped(self.most * other.most))
 
     def union(self, other: Size) -> Size:
+        """Return the size of a value that is one of two."""
         return Size(min(self.least, other.least), max(self.most, other.most))
 
 
@@ -58,11 +63,25 @@ class CallCost:
 class Sizes(Protocol):
     """Sizes of expressions, as the estimator provides them."""
 
-    def known(self, expr: Expr) -> Size: ...
-    def sized(self, expr: Expr | None) -> Size: ...
-    def element(self, expr: Expr) -> Size | None: ...
-    def entry_size(self, expr: Expr) -> Size | None: ...
-    def set_entries(self, expr: Expr, size: Size) -> None: ...
+    def known(self, expr: Expr) -> Size:
+        """Return the size of an expression's value; UNKNOWN if nothing limits it."""
+        ...
+
+    def sized(self, expr: Expr | None) -> Size:
+        """Return the size of an optional argument's value; UNKNOWN if it is absent."""
+        ...
+
+    def element(self, expr: Expr) -> Size | None:
+        """Return the size of a list's items by its declaration; None if it is no list."""
+        ...
+
+    def entry_size(self, expr: Expr) -> Size | None:
+        """Return the size of a list's items or a map's values, as far as calls have noted it."""
+        ...
+
+    def set_entries(self, expr: Expr, size: Size) -> None:
+        """Note the size of the items of an expression's value."""
+        ...
 
 
 Handler = Callable[[Sizes, Expr], CallCost]

@@ -80,6 +80,7 @@ class Checker:
         """Variables of the outermost scope that the expression reads."""
 
     def check(self, expr: Expr) -> Type:
+        """Return the type of an expression, which it and all parts of it get."""
         expr.type = getattr(self, f"_{expr.kind}")(expr)
         found: Type = expr.type
         return found
@@ -269,6 +270,7 @@ class Checked:
 
     @property
     def type(self) -> Type:
+        """Type of the value of the whole expression."""
         found: Type = self.expr.type
         return found
 

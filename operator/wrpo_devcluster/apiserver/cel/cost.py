@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from wrpo_devcluster.apiserver.cel.call_cost import (
     MEMBERS,
     MOST,
@@ -17,6 +19,7 @@ from wrpo_devcluster.apiserver.cel.call_cost import (
     UNKNOWN,
     CallCost,
     Size,
+    Sizes,
     capped,
 )
 from wrpo_devcluster.apiserver.cel.syntax import Expr
@@ -41,7 +44,7 @@ class _Local:
     entries: Size | None
 
 
-class Estimator:
+class Estimator(Sizes):
     """Estimator of the cost of one checked expression on a value that `root` declares."""
 
     def __init__(self, root: Decl) -> None:
@@ -54,6 +57,7 @@ class Estimator:
         self.locals: dict[str, list[_Local]] = {}
 
     def cost(self, expr: Expr) -> int:
+        """Return the cost of an expression in the worst case, at most MOST."""
         if expr.kind == "literal":
             return 0
         found: int = getattr(self, f"_{expr.kind}")(expr)
@@ -119,6 +123,7 @@ class Estimator:
         return None if now is None else Size(0, now.max_elements)
 
     def size(self, expr: Expr) -> Size | None:
+        """Return the size of an expression's value; None if nothing limits it."""
         if id(expr) in self.sizes:
             return self.sizes[id(expr)]
         if expr.kind == "literal":
@@ -139,15 +144,18 @@ class Estimator:
         local = self._local(expr.name) if expr.kind == "ident" else None
         return None if local is None else local.size
 
+    @override
     def known(self, expr: Expr) -> Size:
         return self.size(expr) or UNKNOWN
 
+    @override
     def entry_size(self, expr: Expr) -> Size | None:
         if id(expr) in self.entries:
             return self.entries[id(expr)]
         local = self._local(expr.name) if expr.kind == "ident" else None
         return None if local is None else local.entries
 
+    @override
     def element(self, expr: Expr) -> Size | None:
         """Return the size of a list's items by its path; None if it is no list."""
         if not expr.type.params:
@@ -155,6 +163,7 @@ class Estimator:
         path = self._path(expr)
         return (self._declared((*path, "@items")) if path else None) or UNKNOWN
 
+    @override
     def set_entries(self, expr: Expr, size: Size) -> None:
         self.entries[id(expr)] = size
 
@@ -265,6 +274,7 @@ class Estimator:
         handler = OVERLOADS.get(overload)
         return handler(self, expr) if handler is not None else CallCost(1)
 
+    @override
     def sized(self, expr: Expr | None) -> Size:
         return UNKNOWN if expr is None else self.known(expr)
 

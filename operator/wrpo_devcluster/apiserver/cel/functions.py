@@ -73,6 +73,7 @@ def view(decl: Decl | None, raw: Any) -> Any:
 
 
 def type_name(value: Any) -> str:
+    """Return the name of a value's type as CEL's messages show it."""
     if isinstance(value, UInt):
         return "uint"
     kinds: tuple[tuple[type, str], ...] = (

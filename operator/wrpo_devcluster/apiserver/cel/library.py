@@ -197,6 +197,7 @@ class Signature:
 
 
 def parse_type(text: str) -> Type:
+    """Return the type that a text of the table describes, e.g. `list(A)`; ValueError for another text."""
     match = re.fullmatch(r"\s*([\w]+)(?:\((.*)\))?\s*", text)
     if match is None:
         raise ValueError(text)

@@ -56,6 +56,7 @@ class Expr:
     overload: str = ""
 
     def children(self) -> list[Expr]:
+        """Return the parts of the node: its target, if any, and its arguments."""
         return [*([self.target] if self.target is not None else []), *self.args]
 
 

@@ -66,14 +66,17 @@ BOOL, INT, UINT, DOUBLE, STRING, BYTES, NULL, DYN, TIMESTAMP, DURATION = (
 
 
 def list_of(item: Type) -> Type:
+    """Return the type of lists of such items."""
     return Type("list", (item,))
 
 
 def map_of(key: Type, value: Type) -> Type:
+    """Return the type of maps with such keys and values."""
     return Type("map", (key, value))
 
 
 def optional_of(value: Type) -> Type:
+    """Return the type of such values that may be absent."""
     return Type("optional_type", (value,))
 
 

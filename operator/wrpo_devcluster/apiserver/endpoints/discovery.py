@@ -27,10 +27,12 @@ def allows(subresource: str, verb: str) -> bool:
 
 
 def api_versions() -> JsonObject:
+    """Return the document at /api."""
     return {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}
 
 
 def group_document(registry: Registry, group: str) -> JsonObject | None:
+    """Return the document at /apis/GROUP; None if no version of the group is served."""
     versions = registry.groups().get(group)
     if not versions:
         return None
@@ -39,6 +41,7 @@ def group_document(registry: Registry, group: str) -> JsonObject | None:
 
 
 def group_list(registry: Registry) -> JsonObject:
+    """Return the document at /apis."""
     documents = [group_document(registry, group) for group in registry.groups()]
     groups = [
         {key: value for key, value in document.items() if key not in {"kind", "apiVersion"}}
@@ -49,6 +52,7 @@ def group_list(registry: Registry) -> JsonObject:
 
 
 def resource_list(registry: Registry, group: str, version: str) -> JsonObject | None:
+    """Return the resources of a version, subresources included; None if it is not served."""
     kinds = registry.of_group(group, version)
     if not kinds:
         return None

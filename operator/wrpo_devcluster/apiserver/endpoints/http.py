@@ -39,6 +39,7 @@ _TOO_DEEP = "the object nests too deep for this server: exceeded max depth"
 
 
 def make_app(services: Services) -> web.Application:
+    """Return the web application that serves every path of the API."""
     app = web.Application(client_max_size=_MAX_BODY)
     app[SERVICES] = services
     app.router.add_route("*", "/{path:.*}", _entry)

@@ -135,6 +135,7 @@ def select(request: ResourceRequest) -> tuple[list[Record], JsonObject]:
 
 
 def list_body(request: ResourceRequest, view: View) -> Answer:
+    """Return the reply to a list, in the form that the client accepts."""
     page, meta = select(request)
     kind = request.kind
     if view.style == "Table":

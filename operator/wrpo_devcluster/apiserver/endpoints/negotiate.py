@@ -52,6 +52,7 @@ class View:
         return transform
 
     def table(self, objects: list[JsonObject], meta: JsonObject) -> JsonObject:
+        """Return the objects as a meta.k8s.io Table."""
         return make_table(self.kind, objects, meta, include=self.include, now=self.clock())
 
     def _one_row(self, obj: JsonObject) -> JsonObject:

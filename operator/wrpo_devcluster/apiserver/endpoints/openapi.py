@@ -19,6 +19,7 @@ _PATCHES = (
 
 
 def index(registry: Registry) -> JsonObject:
+    """Return the document at /openapi/v3. The hash of a path changes with what it describes."""
     paths: JsonObject = {}
     versions = [("", "v1"), *((g, v) for g, found in registry.groups().items() for v in found)]
     for group, version in versions:
@@ -30,6 +31,7 @@ def index(registry: Registry) -> JsonObject:
 
 
 def document(registry: Registry, group: str, version: str) -> JsonObject | None:
+    """Return the OpenAPI document of a version; None if it is not served."""
     kinds = registry.of_group(group, version)
     if not kinds:
         return None
@@ -56,6 +58,7 @@ def document(registry: Registry, group: str, version: str) -> JsonObject | None:
 
 
 def schema_name(kind: Kind) -> str:
+    """Return the name of a kind's schema, e.g. `io.k8s.api.batch.v1.Job`."""
     if kind.custom is None:
         return definition_of(kind.group, kind.kind)
     return f"{'.'.join(reversed(kind.group.split('.')))}.{kind.version}.{kind.kind}"

@@ -90,10 +90,12 @@ class ResourceRequest:
 
     @property
     def target(self) -> Target:
+        """The object or collection at the path."""
         return Target(self.kind, self.namespace, self.name, self.subresource)
 
     @property
     def is_watch(self) -> bool:
+        """True if the query asks for a watch."""
         return self.query.get("watch", "") in options.TRUE
 
     @property
@@ -144,6 +146,7 @@ class ResourceRequest:
         )
 
     def matches(self) -> Matches:
+        """Return the test of the query's selectors; raise 400 for a malformed selector."""
         try:
             return matcher(*self._selectors())
         except SelectorError as problem:

@@ -31,6 +31,7 @@ class WatchRequest:
 
 
 def parse_version(text: str) -> int:
+    """Return the number of a resourceVersion, 0 for an empty one; raise 500, as kube-apiserver, for no number."""
     if not text:
         return 0
     if not text.isdigit():

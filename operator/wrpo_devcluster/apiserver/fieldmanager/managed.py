@@ -59,6 +59,7 @@ class Entry:
 
     @property
     def fields(self) -> FieldSet:
+        """The fields as a set."""
         if self._fields is None:
             self._fields = FieldSet.parse(self._raw or {})
         return self._fields
@@ -80,6 +81,7 @@ class Entry:
             self.fields = self.fields.difference(changed).difference(removed)
 
     def gain(self, taken: FieldSet) -> None:
+        """Add fields that the manager has set."""
         if not names_all(self.raw, taken):
             self.fields = self.fields.union(taken)
 

@@ -67,6 +67,7 @@ def pod_reason(obj: JsonObject) -> str:
 
 
 def pod_row(obj: JsonObject, now: datetime) -> Row:
+    """Return the row that `kubectl get pods` shows."""
     status, spec = status_of(obj), obj["spec"]
     statuses = status.get("containerStatuses") or []
     ready = sum(1 for s in statuses if s.get("ready") and "running" in (s.get("state") or {}))

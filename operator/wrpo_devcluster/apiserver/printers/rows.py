@@ -46,6 +46,7 @@ def human_duration(seconds: float) -> str:
 
 
 def parse(text: Any) -> datetime | None:
+    """Return the time that a value of an object states; None for anything else."""
     try:
         return datetime.fromisoformat(text)
     except (ValueError, TypeError):
@@ -53,14 +54,17 @@ def parse(text: Any) -> datetime | None:
 
 
 def human_age(moment: Any, now: datetime) -> str:
+    """Return the time since a moment as `kubectl` shows it, e.g. `5m3s`; UNKNOWN if it is no time."""
     parsed = parse(moment)
     return human_duration((now - parsed).total_seconds()) if parsed is not None else UNKNOWN
 
 
 def age(obj: JsonObject, now: datetime) -> str:
+    """Return the time since an object's creation as `kubectl` shows it."""
     return human_age(obj["metadata"].get("creationTimestamp"), now)
 
 
 def status_of(obj: JsonObject) -> JsonObject:
+    """Return an object's status; empty if it has none."""
     found: JsonObject = obj.get("status") or {}
     return found

@@ -26,6 +26,7 @@ class Column:
     priority: int = 0
 
     def as_dict(self) -> JsonObject:
+        """Return the column as a Table's `columnDefinitions` have it."""
         return {
             "name": self.name,
             "type": self.type,

@@ -79,6 +79,7 @@ _DISCOVERY = _urls(
 
 
 def cluster_roles() -> dict[str, list[JsonObject]]:
+    """Return the rules of the cluster roles that every cluster has, by name."""
     everything = [_rule(["*"], ["*"], ["*"]), {"nonResourceURLs": ["*"], "verbs": ["*"]}]
     reviews = ["selfsubjectaccessreviews", "selfsubjectrulesreviews"]
     return {

@@ -79,6 +79,7 @@ def _volume(volume: JsonObject) -> None:
 
 
 def pod_spec(spec: JsonObject) -> None:
+    """Set the defaults that pods and pod templates share."""
     _set(
         spec,
         restartPolicy="Always",
@@ -97,6 +98,7 @@ def pod_spec(spec: JsonObject) -> None:
 
 
 def pod(obj: JsonObject) -> None:
+    """Set the defaults of a pod; a missing request becomes equal to its limit."""
     spec = obj["spec"]
     pod_spec(spec)
     _set(spec, enableServiceLinks=True)
@@ -114,6 +116,7 @@ def _template(spec: JsonObject) -> None:
 
 
 def job_spec(spec: JsonObject) -> None:
+    """Set the defaults that depend on which counts and limits of a Job are set."""
     if spec.get("completions") is None and spec.get("parallelism") is None:
         spec["completions"] = 1
     _set(
@@ -135,17 +138,20 @@ def _job_template(spec: JsonObject) -> None:
 
 
 def job(obj: JsonObject) -> None:
+    """Set the defaults of a Job and of its template."""
     job_spec(obj["spec"])
     _job_template(obj["spec"])
 
 
 def cron_job(obj: JsonObject) -> None:
+    """Set the defaults of a CronJob and of its template."""
     spec = obj["spec"]
     _set(spec, concurrencyPolicy="Allow", suspend=False, successfulJobsHistoryLimit=3, failedJobsHistoryLimit=1)
     _job_template((spec.get("jobTemplate") or {}).get("spec") or {})
 
 
 def deployment(obj: JsonObject) -> None:
+    """Set the defaults of a Deployment: among others, a rolling update by quarters."""
     spec = obj["spec"]
     _set(spec, replicas=1, revisionHistoryLimit=10, progressDeadlineSeconds=600)
     strategy = spec.setdefault("strategy", {})
@@ -157,6 +163,7 @@ def deployment(obj: JsonObject) -> None:
 
 
 def replica_set(obj: JsonObject) -> None:
+    """Set the defaults of a ReplicaSet, which takes its template's labels if it has none."""
     _set(obj["spec"], replicas=1)
     _template(obj["spec"])
     if not obj["metadata"].get("labels"):
@@ -166,6 +173,7 @@ def replica_set(obj: JsonObject) -> None:
 
 
 def service(obj: JsonObject) -> None:
+    """Set the defaults of a Service, which depend on its type."""
     spec = obj["spec"]
     _set(spec, sessionAffinity="None", type="ClusterIP")
     if spec["type"] != "ExternalName":
@@ -181,24 +189,29 @@ def service(obj: JsonObject) -> None:
 
 
 def secret(obj: JsonObject) -> None:
+    """Set the type Opaque."""
     _set(obj, type="Opaque")
 
 
 def claim_spec(spec: JsonObject) -> None:
+    """Set the defaults that claims and ephemeral volumes share."""
     _set(spec, volumeMode="Filesystem")
 
 
 def claim(obj: JsonObject) -> None:
+    """Set the defaults of a claim, which starts as Pending."""
     claim_spec(obj["spec"])
     _set(obj["status"], phase="Pending")
 
 
 def volume(obj: JsonObject) -> None:
+    """Set the defaults of a persistent volume, which starts as Pending and is retained."""
     _set(obj["spec"], persistentVolumeReclaimPolicy="Retain", volumeMode="Filesystem")
     _set(obj["status"], phase="Pending")
 
 
 def namespace(obj: JsonObject) -> None:
+    """Set the label with a namespace's own name, and the phase Active."""
     meta = obj["metadata"]
     if meta.get("name"):
         meta["labels"] = {**(meta.get("labels") or {}), "kubernetes.io/metadata.name": meta["name"]}
@@ -206,6 +219,7 @@ def namespace(obj: JsonObject) -> None:
 
 
 def role_binding(obj: JsonObject) -> None:
+    """Set the group of the role, and of subjects that are users or groups."""
     reference = obj.get("roleRef") or {}
     if not reference.get("apiGroup"):
         reference["apiGroup"] = "rbac.authorization.k8s.io"
@@ -215,6 +229,7 @@ def role_binding(obj: JsonObject) -> None:
 
 
 def network_policy(obj: JsonObject) -> None:
+    """Set the types of a policy by the rules that it has, and the protocol TCP."""
     spec = obj["spec"]
     if not spec.get("policyTypes"):
         spec["policyTypes"] = ["Ingress"] + (["Egress"] if spec.get("egress") else [])
@@ -224,14 +239,17 @@ def network_policy(obj: JsonObject) -> None:
 
 
 def priority_class(obj: JsonObject) -> None:
+    """Allow the preemption of pods with a lower priority."""
     _set(obj, preemptionPolicy="PreemptLowerPriority")
 
 
 def storage_class(obj: JsonObject) -> None:
+    """Set the defaults of a class: its volumes are deleted with their claims, and bound at once."""
     _set(obj, reclaimPolicy="Delete", volumeBindingMode="Immediate")
 
 
 def custom_resource_definition(obj: JsonObject) -> None:
+    """Derive the names that are missing, and set the conversion None."""
     spec = obj["spec"]
     names = spec.get("names") or {}
     if not names.get("singular"):
@@ -242,17 +260,20 @@ def custom_resource_definition(obj: JsonObject) -> None:
 
 
 def endpoint_slice(obj: JsonObject) -> None:
+    """Set an empty name and the protocol TCP of each port."""
     for port in obj.get("ports") or ():
         _set(port, name="", protocol="TCP")
 
 
 def admission_policy(obj: JsonObject) -> None:
+    """Set the defaults of a policy: a rule that cannot be evaluated refuses the request."""
     spec = obj["spec"]
     _set(spec, failurePolicy="Fail")
     _match_resources(spec.get("matchConstraints"))
 
 
 def admission_binding(obj: JsonObject) -> None:
+    """Set the defaults of the resources that a binding matches."""
     _match_resources(obj["spec"].get("matchResources"))
 
 
@@ -265,6 +286,7 @@ def _match_resources(match: JsonObject | None) -> None:
 
 
 def token_request(obj: JsonObject) -> None:
+    """Set a lifetime of one hour."""
     _set(obj["spec"], expirationSeconds=3600)
 
 

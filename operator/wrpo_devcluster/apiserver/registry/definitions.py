@@ -60,6 +60,7 @@ class Definitions:
                 self._spawn(self._clean_up(record.obj["metadata"]["name"]))
 
     async def close(self) -> None:
+        """Cancel the work on definitions that is under way, and wait for its end."""
         for task in list(self._tasks):
             task.cancel()
         for task in list(self._tasks):

@@ -33,6 +33,9 @@ class DeleteOptions:
 
     @classmethod
     def parse(cls, body: Any) -> DeleteOptions:
+        """Return the options of a request's body; the defaults if it is no object. Raise 422 for an unknown
+        propagation.
+        """
         body = body if isinstance(body, dict) else {}
         propagation = body.get("propagationPolicy")
         if propagation is None and body.get("orphanDependents") is not None:

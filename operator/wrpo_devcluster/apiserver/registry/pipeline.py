@@ -37,11 +37,13 @@ class RequestPipeline:
         """Called with kind, new and old object after every durable write."""
 
     def now(self) -> str:
+        """Return the time as objects have it."""
         return codec.format_time(self.clock())
 
     # Reading
 
     def get(self, kind: Kind, namespace: str | None, name: str) -> JsonObject:
+        """Return a stored object, which must not be changed; raise 404 if there is none."""
         record = self.store.get(kind.storage_key, namespace or "", name)
         if record is None:
             raise errors.not_found(kind.plural, kind.group, name)
@@ -59,6 +61,7 @@ class RequestPipeline:
         name: str = "",
         managers: Managers | None = None,
     ) -> JsonObject:
+        """Decode, check and store a new object, and return it; `name` is the one in the URL, if any."""
         obj = decode(kind, body, context)
         self._place(kind, namespace, obj)
         if name and obj["metadata"].setdefault("name", name) != name:
@@ -82,6 +85,7 @@ class RequestPipeline:
     def create_decoded(
         self, kind: Kind, obj: JsonObject, context: Context, managers: Managers | None = None
     ) -> JsonObject:
+        """Check and store a new object that is decoded already; fields that only the server sets are replaced."""
         meta = obj["metadata"]
         for name in (
             "uid",
@@ -156,6 +160,7 @@ class RequestPipeline:
         return record.obj
 
     def remove(self, kind: Kind, obj: JsonObject, *, last: JsonObject | None = None) -> JsonObject:
+        """Remove an object from the store and return its final version; `last` replaces the stored one in it."""
         meta = obj["metadata"]
         final = self.store.delete(kind.storage_key, meta.get("namespace", ""), meta["name"], last)
         for hook in self.after_write:

@@ -40,6 +40,7 @@ JOB_LABELS = ("batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-nam
 
 
 def has_generation(kind: Kind) -> bool:
+    """Return whether the server counts the generations of such objects."""
     return kind.custom is not None or (kind.group, kind.kind) not in _NO_GENERATION
 
 
@@ -49,10 +50,12 @@ def needs_version(kind: Kind) -> bool:
 
 
 def may_create_on_update(kind: Kind) -> bool:
+    """Return whether a PUT of a missing object creates it."""
     return (kind.group, kind.kind) in _CREATE_ON_UPDATE
 
 
 def returns_deleted(kind: Kind) -> bool:
+    """Return whether the reply to a deletion is the object instead of a Status."""
     return (kind.group, kind.kind) in _RETURNS_DELETED
 
 
@@ -66,6 +69,7 @@ def spec_changed(kind: Kind, new: JsonObject, old: JsonObject) -> bool:
 
 
 def initial_status(kind: Kind) -> Any:
+    """Return the status of a new object of a built-in kind; None if it has none."""
     status = kind.node.properties.get("status")
     return zero(status) if status is not None and kind.custom is None else None
 
@@ -82,6 +86,7 @@ def without_status(kind: Kind, obj: JsonObject) -> JsonObject:
 
 
 def pod_qos(spec: JsonObject) -> str:
+    """Return the quality of service class of a pod: Guaranteed, Burstable or BestEffort."""
     guaranteed = True
     seen = False
     for container in (*(spec.get("initContainers") or ()), *(spec.get("containers") or ())):

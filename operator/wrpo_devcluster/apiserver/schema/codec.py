@@ -55,6 +55,7 @@ def decode_builtin(node: Node, value: Any, findings: Findings, path: str = "") -
 
 
 def zero_item(node: Node) -> Any:
+    """Return what stands for a null in a list: Go's zero value of the item."""
     if node.type == "string":
         return ""
     return zero(node) if node.type == "object" else None

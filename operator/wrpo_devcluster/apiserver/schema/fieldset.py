@@ -26,6 +26,7 @@ class FieldSet:
 
     @classmethod
     def parse(cls, fields: JsonObject) -> FieldSet:
+        """Return the set that a fieldsV1 describes."""
         found = cls()
         for key, below in fields.items():
             if key == ".":
@@ -37,6 +38,7 @@ class FieldSet:
         return found
 
     def dump(self) -> JsonObject:
+        """Return the set as fieldsV1, in the server's order."""
         out: JsonObject = {}
         for key in sorted(self.members | self.children.keys()):
             below = self.children.get(key)
@@ -53,12 +55,14 @@ class FieldSet:
         return self.children.setdefault(key, FieldSet())
 
     def union(self, other: FieldSet) -> FieldSet:
+        """Return the paths of either set."""
         children = {**self.children, **other.children}
         for key in self.children.keys() & other.children.keys():
             children[key] = self.children[key].union(other.children[key])
         return FieldSet(self.members | other.members, children)
 
     def intersection(self, other: FieldSet) -> FieldSet:
+        """Return the paths of both sets."""
         keys = self.children.keys() & other.children.keys()
         return FieldSet(
             self.members & other.members,

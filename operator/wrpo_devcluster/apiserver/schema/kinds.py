@@ -39,19 +39,23 @@ class Kind:
 
     @property
     def api_version(self) -> str:
+        """`apiVersion` of the objects: group and version."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
     def storage_key(self) -> str:
+        """Name of the store's table, which all versions share."""
         return f"{self.group if self.storage_group is None else self.storage_group}/{self.plural}"
 
     @property
     def storage_hash(self) -> str:
+        """`storageVersionHash` of discovery."""
         digest = hashlib.sha256(f"{self.group}/{self.version}/{self.kind}".encode()).digest()
         return base64.b64encode(digest[:8]).decode()
 
     @property
     def has_status(self) -> bool:
+        """True if the status has a separate endpoint."""
         return "status" in self.subresources
 
     @property
@@ -142,12 +146,14 @@ _SELECTABLE = {
 
 
 def definition_of(group: str, kind: str) -> str:
+    """Return the name of a built-in kind's OpenAPI definition."""
     if group == "apiextensions.k8s.io":
         return f"{_EXTENSIONS}.{kind}"
     return f"io.k8s.api.{_PACKAGES.get(group, group)}.v1.{kind}"
 
 
 def builtin_kinds() -> list[Kind]:
+    """Return all kinds that need no CRD."""
     return [
         Kind(
             group=group,
@@ -211,6 +217,7 @@ class Registry:
         self._builtin = set(self._kinds)
 
     def find(self, group: str, version: str, plural: str) -> Kind | None:
+        """Return a served kind; None if there is none."""
         return self._kinds.get((group, version, plural))
 
     def core(self, plural: str) -> Kind:
@@ -225,6 +232,7 @@ class Registry:
         return kind
 
     def add_custom(self, crd: JsonObject) -> None:
+        """Serve the versions of an established CRD instead of those that it had before."""
         self.remove_custom(crd["spec"]["group"], crd["spec"]["names"]["plural"])
         for kind in custom_kinds(crd):
             self._kinds[kind.group, kind.version, kind.plural] = kind
@@ -232,14 +240,17 @@ class Registry:
         self._added.set()
 
     def remove_custom(self, group: str, plural: str) -> None:
+        """Serve a custom resource no longer. Built-in kinds stay."""
         for key in [key for key in self._kinds if (key[0], key[2]) == (group, plural) and key not in self._builtin]:
             del self._kinds[key]
         self.revision += 1
 
     def kinds(self) -> list[Kind]:
+        """Return all served kinds, each version by itself."""
         return list(self._kinds.values())
 
     def of_group(self, group: str, version: str) -> list[Kind]:
+        """Return the kinds of one version of a group."""
         return [kind for kind in self._kinds.values() if (kind.group, kind.version) == (group, version)]
 
     def groups(self) -> dict[str, list[str]]:

@@ -72,6 +72,7 @@ class Node:
 
     @property
     def is_struct(self) -> bool:
+        """True for an object with declared fields, as against a map."""
         return bool(self.properties) or (self.type == "object" and self.additional is None)
 
     def child(self, name: str) -> Node | None:

@@ -27,6 +27,7 @@ class Findings:
     duplicates: list[str] = field(default_factory=list)
 
     def messages(self) -> list[str]:
+        """Return one sentence for each fault, duplicates first."""
         found = [f'duplicate field "{path}"' for path in self.duplicates]
         return found + [f'unknown field "{path}"' for path in self.unknown]
 
@@ -111,6 +112,7 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def parse_yaml(text: bytes) -> Any:
+    """Return the value of a YAML or JSON text; ValueError for half of a surrogate pair, yaml.YAMLError for bad YAML."""
     stripped = text.lstrip()
     if stripped.startswith(b"{"):
         if _SURROGATE.search(stripped):
@@ -170,4 +172,5 @@ def _path(place: _Place | None) -> str:
 
 
 def join_path(path: str, name: str) -> str:
+    """Return the path of a field below another path, which may be empty."""
     return f"{path}.{name}" if path else name

@@ -18,10 +18,12 @@ class TypedError(ValueError):
 
 
 def child_node(node: Node, name: str) -> Node:
+    """Return the schema of a field; that of an undeclared field is deduced from its value."""
     return node.child(name) or DEDUCED
 
 
 def is_associative(node: Node) -> bool:
+    """Return whether the items of a list have identities, by which they are merged."""
     return node.type == "array" and node.list_type in {"map", "set"}
 
 
@@ -117,10 +119,12 @@ class Comparison:
     modified: FieldSet = field(default_factory=FieldSet)
 
     def is_same(self) -> bool:
+        """Return whether the objects are equal."""
         return not (self.added or self.removed or self.modified)
 
 
 def compare(node: Node, old: JsonObject, new: JsonObject) -> Comparison:
+    """Return the paths in which two objects differ."""
     result = Comparison()
     _compare_maps(node, old, new, result)
     return result

@@ -54,6 +54,7 @@ class Indexes:
             self._keys[by].setdefault(by.value(obj), set()).add(key)
 
     def find(self, condition: Equals) -> Collection[Key]:
+        """Return the keys of the objects that meet a condition; KeyError without an index, which `build` starts."""
         return self._keys[condition.by].get(condition.value, ())
 
     def changed(self, key: Key, before: JsonObject | None, after: JsonObject | None) -> None:

@@ -28,6 +28,7 @@ class Requirement:
     values: frozenset[str]
 
     def matches(self, labels: dict[str, str]) -> bool:
+        """Return whether an object with these labels meets the requirement."""
         value = labels.get(self.key)
         if self.operator == "exists":
             return value is not None

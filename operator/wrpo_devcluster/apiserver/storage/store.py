@@ -57,10 +57,12 @@ class Feed:
         """Whether the watch ends with 410 Expired instead of normally."""
 
     def push(self, change: Change) -> None:
+        """Add a change and wake the watch."""
         self.pending.append(change)
         self.wake.set()
 
     def close(self, *, gone: bool = False) -> None:
+        """End the watch; with `gone` by 410 Expired."""
         self.closed = True
         self.gone = gone
         self.wake.set()
@@ -108,21 +110,25 @@ class Store:
             table.compacted = self.rv
 
     def close(self) -> None:
+        """End all watches and close the database."""
         for table in self._tables.values():
             for feed in table.feeds:
                 feed.close()
         self._db.close()
 
     def set_meta(self, key: str, value: str) -> None:
+        """Store a fact about the store itself, e.g. its latest version."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def table(self, resource: str) -> Table:
+        """Return the table of a resource type, created on first use."""
         found = self._tables.get(resource)
         if found is None:
             found = self._tables[resource] = Table(compacted=self.rv)
         return found
 
     def get(self, resource: str, namespace: str, name: str) -> Record | None:
+        """Return the record of an object; None if there is none."""
         return self.table(resource).records.get((namespace, name))
 
     def list(self, resource: str, namespace: str | None, condition: Equals | None = None) -> Iterator[Record]:
@@ -160,6 +166,7 @@ class Store:
         return table.indexes.find(condition)
 
     def count(self, resource: str, namespace: str) -> int:
+        """Return the number of objects of a type in a namespace."""
         return len(self.table(resource).by_namespace.get(namespace, ()))
 
     @staticmethod
@@ -245,6 +252,7 @@ class Store:
         return feed
 
     def close_feed(self, resource: str, feed: Feed) -> None:
+        """Stop feeding a watch that has ended."""
         self.table(resource).feeds.discard(feed)
 
     def break_feeds(self, matches: Callable[[str], bool], *, gone: bool) -> int:
@@ -267,4 +275,5 @@ _JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circul
 
 
 def encode(obj: object) -> bytes:
+    """Return the JSON text of an object, without spaces."""
     return _JSON.encode(obj).encode()

@@ -8,6 +8,7 @@ CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
 
 
 def initial_status(crd: JsonObject) -> JsonObject:
+    """Return the status of a CRD whose names are not accepted yet."""
     stored = [version["name"] for version in crd["spec"].get("versions") or () if version.get("storage")]
     return {"conditions": None, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": stored}
 

@@ -23,6 +23,7 @@ _SCHEDULING = {"nodeSelector", "affinity", "tolerations", "schedulingGates"}
 
 
 def validate_job(obj: JsonObject) -> list[Cause]:
+    """Return the faults of a Job, its template included."""
     spec = obj["spec"]
     causes: list[Cause] = []
     for name in _COUNTS:
@@ -142,6 +143,7 @@ def _exit_codes(codes: JsonObject, path: str, names: set[str | None]) -> list[Ca
 
 
 def validate_job_update(new: JsonObject, old: JsonObject) -> list[Cause]:
+    """Return the faults of a change of a Job, most of whose fields are immutable."""
     after, before = new["spec"], old["spec"]
     causes: list[Cause] = []
     if not same(after.get("completions"), before.get("completions")):

@@ -44,6 +44,7 @@ _ANNOTATION_BYTES = 256 * 1024
 
 
 def dns_label(value: str, field: str) -> list[Cause]:
+    """Return the faults of a DNS label (RFC 1123), as namespaces and containers are named."""
     if not LABEL.match(value):
         return [invalid_field(field, value, _LABEL_RULE)]
     return [invalid_field(field, value, "must be no more than 63 bytes")] if len(value) > 63 else []
@@ -60,12 +61,14 @@ def label_1035(value: str, field: str) -> list[Cause]:
 
 
 def dns_subdomain(value: str, field: str) -> list[Cause]:
+    """Return the faults of a DNS subdomain (RFC 1123), as most objects are named."""
     if not SUBDOMAIN.match(value):
         return [invalid_field(field, value, _SUBDOMAIN_RULE)]
     return [invalid_field(field, value, "must be no more than 253 bytes")] if len(value) > 253 else []
 
 
 def object_name(kind: Kind, name: str) -> list[Cause]:
+    """Return the faults of an object's name, by the rule of its kind."""
     field = "metadata.name"
     if kind.group == "rbac.authorization.k8s.io":
         bad = name in {".", ".."} or "/" in name or "%" in name
@@ -78,6 +81,7 @@ def object_name(kind: Kind, name: str) -> list[Cause]:
 
 
 def qualified_name(value: str, field: str) -> list[Cause]:
+    """Return the faults of the key of a label or annotation: a name, with a domain before a slash if any."""
     prefix, slash, name = value.rpartition("/")
     faults: list[str] = []
     if slash and not prefix:
@@ -94,6 +98,7 @@ def qualified_name(value: str, field: str) -> list[Cause]:
 
 
 def labels(found: dict[str, str], field: str) -> list[Cause]:
+    """Return the faults of all keys and values of a map of labels."""
     causes: list[Cause] = []
     for key, value in found.items():
         causes += qualified_name(key, field)

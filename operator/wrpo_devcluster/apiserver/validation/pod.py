@@ -39,6 +39,7 @@ _VALUE_SOURCES = ("fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyR
 
 
 def pod_spec(spec: JsonObject, path: str) -> list[Cause]:
+    """Return the faults of a pod's spec at a path, which differs for pods and templates."""
     causes: list[Cause] = []
     if not spec.get("containers"):
         causes.append(required_field(f"{path}.containers"))

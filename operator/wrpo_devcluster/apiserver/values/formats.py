@@ -60,6 +60,7 @@ def is_cidr(text: str) -> bool:
 
 
 def is_date(text: str) -> bool:
+    """Return whether a text is a full date (RFC 3339), of the year 0 too."""
     if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text, re.ASCII) is None:
         return False
     try:
@@ -139,6 +140,7 @@ def _is_card(text: str) -> bool:
 
 
 def is_uri(text: str) -> bool:
+    """Return whether Go's `url.ParseRequestURI` reads a text."""
     try:
         parse_request_uri(text)
     except UrlError:
@@ -147,6 +149,7 @@ def is_uri(text: str) -> bool:
 
 
 def is_quantity(text: str) -> bool:
+    """Return whether a text is a Kubernetes quantity, e.g. `500m`."""
     try:
         quantity.parse(text)
     except ValueError:

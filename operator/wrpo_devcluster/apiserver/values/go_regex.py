@@ -227,4 +227,5 @@ def compile_pattern(pattern: str) -> regex.Pattern[str]:
 
 
 def matches(pattern: str, text: str) -> bool:
+    """Return whether a Go pattern occurs in a text; raise PatternError if Go would not compile it."""
     return compile_pattern(pattern).search(text) is not None

@@ -25,10 +25,12 @@ class Url:
 
     @property
     def hostname(self) -> str:
+        """The host without port and brackets."""
         return self._split()[0]
 
     @property
     def port(self) -> str:
+        """The port; empty if the URL has none."""
         return self._split()[1]
 
     def _split(self) -> tuple[str, str]:
@@ -38,6 +40,7 @@ class Url:
         return match["v6"] or match["name"] or "", match["p6"] or match["port"] or ""
 
     def values(self) -> dict[str, list[str]]:
+        """Return the values of each parameter of the query."""
         return parse_qs(self.query, keep_blank_values=True)
 
 

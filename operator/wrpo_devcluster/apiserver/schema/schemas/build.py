@@ -71,6 +71,7 @@ def _references(node: Any) -> set[str]:
 
 
 def build() -> dict[str, Any]:
+    """Return the definitions that the served kinds need, by name."""
     folder = importlib.resources.files("kubernetes_validate") / "kubernetes-json-schema" / VERSION
     definitions = {
         name: _clean(body)
@@ -90,6 +91,7 @@ def build() -> dict[str, Any]:
 
 
 def main() -> None:
+    """Write `kinds.json.gz`; equal definitions give equal bytes."""
     path = Path(__file__).with_name("kinds.json.gz")
     text = json.dumps(build(), separators=(",", ":"), sort_keys=True).encode()
     path.write_bytes(gzip.compress(text, compresslevel=9, mtime=0))

@@ -70,6 +70,7 @@ def parse(text: str, structs: set[str]) -> dict[str, dict[str, list[Any]]]:
 
 
 def main() -> None:
+    """Write `wire.json.gz` from the repositories that the command line names."""
     api, machinery, extensions = sys.argv[1:4]
     sources = {f"io.k8s.api.{group}.v1": _show(api, f"{group}/v1/types.go") for group in API}
     sources[META] = _show(machinery, "pkg/apis/meta/v1/types.go")
