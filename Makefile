@@ -114,6 +114,9 @@ bench-judging: bench-setup ## the judge stage against a bare loop of its HTTP cl
 bench-ranking: bench-setup ## PairRM against one pair at a time
 	@$(VENV)/python -m benchmarks.ranking
 
+bench-merging: bench-setup ## memory and speed of merging eleven models of an 8B model's shapes (minutes; 15 GB of disk)
+	@$(VENV)/python -m benchmarks.merging
+
 bench-curation: bench-setup ## curation of 3.3 million responses (the data take 10 minutes, once)
 	@$(VENV)/python -m benchmarks.curation
 

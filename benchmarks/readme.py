@@ -10,6 +10,7 @@ from benchmarks.common.results import RESULTS, Table, load_result, machine_of, r
 from benchmarks.curation import __main__ as curation
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.judging import __main__ as judging
+from benchmarks.merging import __main__ as merging
 from benchmarks.operator import scale
 from benchmarks.ranking import __main__ as ranking
 from benchmarks.sampling import __main__ as sampling
@@ -28,6 +29,7 @@ PARTS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Table]]], ...] = (
     (scoring.NAME, scoring.tables),
     (judging.NAME, judging.tables),
     (ranking.NAME, ranking.tables),
+    (merging.NAME, merging.tables),
     (curation.NAME, curation.tables),
     (statistics.NAME, statistics.tables),
     (scale.NAME, scale.tables),

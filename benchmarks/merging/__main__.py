@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--method", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.method:
-        print(_merge(arguments.directory, arguments.models, arguments.method))
+        print(merged(arguments.directory, arguments.models, arguments.method))
         return 0
     console, machine = Console(), describe_machine()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
@@ -101,10 +101,14 @@ def _copy(directory: Path, models: int) -> float:
     return count / (time.perf_counter() - started)
 
 
-def _measure(directory: Path, models: int, method: str) -> dict[str, Any]:
+def merged_separately(directory: Path, models: int, method: str) -> str:
+    """Return what `merged` does in a separate process, whose peak of memory is that of the merge alone."""
     command = [sys.executable, "-m", "benchmarks.merging", "--directory", str(directory), "--models", str(models)]
-    output = subprocess.run([*command, "--method", method], check=True, capture_output=True, text=True).stdout
-    seconds, anonymous, resident = map(float, output.split())
+    return subprocess.run([*command, "--method", method], check=True, capture_output=True, text=True).stdout
+
+
+def _measure(directory: Path, models: int, method: str) -> dict[str, Any]:
+    seconds, anonymous, resident = map(float, merged_separately(directory, models, method).split())
     size = sum((directory / f"model-{model}" / _FILE).stat().st_size for model in range(models))
     return {
         "method": method,
@@ -115,7 +119,7 @@ def _measure(directory: Path, models: int, method: str) -> dict[str, Any]:
     }
 
 
-def _merge(directory: Path, count: int, method: str) -> str:
+def merged(directory: Path, count: int, method: str) -> str:
     """Merge in this process; return seconds, and the peaks of anonymous and of all resident memory in KiB."""
     parents = []
     for model in range(count):
