@@ -118,6 +118,17 @@ def changed(raw: JsonObject, leaf: Leaf) -> Iterator[ExperimentSpec]:
             yield parsed
 
 
+def reach(raw: JsonObject, leaf: Leaf) -> int:
+    """Return how many of the sections on the way to a leaf a spec has."""
+    section: Any = raw
+    for count, part in enumerate(leaf.path[:-1]):
+        is_there = part in section if isinstance(section, Mapping) else bool(section)
+        if not is_there or section[part] is None:
+            return count
+        section = section[part]
+    return len(leaf.path)
+
+
 @cache
 def _parsed(text: str) -> ExperimentSpec:
     return parse_spec(json.loads(text))

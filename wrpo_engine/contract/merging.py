@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -60,14 +61,16 @@ class MergeFields(Declared, role=Role.COMPUTED):
         return self.method in _NORMALISED if self.normalize is None else self.normalize
 
 
-class MergeSearch(Declared, role=Role.COMPUTED):
+SEARCHED_METHODS: tuple[MergeMethod, ...] = ("TaskArithmetic", "TIES")
+"""Methods whose weights can be searched."""
+
+
+class SearchFields(Declared, role=Role.COMPUTED):
     """Search of the weights of each group of layers by CMA-ES, in the manner of unconstrained model merging.
 
     arXiv 2410.13699 published no code: what is searched, and on what, is this project's choice.
     """
 
-    reward: RewardModel
-    """A candidate's fitness is this reward's mean over greedy answers."""
     groups: Literal["Block", "Layer", "Tensor"] = "Block"
     """Tensors that share their weights. Block: a quarter of the layers. Layer: one layer. Tensor: one tensor. What is
     in no layer is one group, except for Tensor."""
@@ -81,6 +84,18 @@ class MergeSearch(Declared, role=Role.COMPUTED):
     """Prompts that candidates answer. They are taken from the preference prompts, never from the held-out ones."""
     max_tokens: Tokens = 256
     """Longest answer in tokens."""
+
+    @property
+    def candidates(self) -> int:
+        """Candidates with the last generation completed."""
+        return ceil(self.budget / self.population) * self.population
+
+
+class MergeSearch(SearchFields, role=Role.COMPUTED):
+    """A search with what it maximises."""
+
+    reward: RewardModel
+    """A candidate's fitness is this reward's mean over greedy answers."""
 
 
 class MergeParams(MergeFields, StageParams, role=Role.COMPUTED):
@@ -107,8 +122,8 @@ class MergeParams(MergeFields, StageParams, role=Role.COMPUTED):
             raise ValueError(f"weight has {len(self.weight)} values for {count} models; give one, or one for each")
         if self.method == "Linear" and self.divides_by_weights and self.sum_of_weights == 0:
             raise ValueError("weight has the sum 0, by which method Linear divides; set normalize: false")
-        if self.search is not None and self.method not in {"TaskArithmetic", "TIES"}:
-            raise ValueError(f"search is for the methods TaskArithmetic and TIES, not {self.method}")
+        if self.search is not None and self.method not in SEARCHED_METHODS:
+            raise ValueError(f"search is for the methods {' and '.join(SEARCHED_METHODS)}, not {self.method}")
         return self
 
     @property

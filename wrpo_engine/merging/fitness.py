@@ -33,7 +33,6 @@ log = logging.getLogger("wrpo_engine")
 _PROMPTS_FILE = "preference.parquet"
 _POINTS = "points/"
 _REWARD_LENGTH = 4096
-_BATCH_TOKENS = 16384
 
 
 def searched(ctx: StageContext, params: MergeParams, parents: Sequence[Parent]) -> Found:
@@ -73,15 +72,22 @@ class _Points:
         if name not in self.ctx.output.published(_POINTS):
             return None
         content = json.loads(self.ctx.output.fetch(name).read_text(encoding="utf-8"))
+        self._show(generation, index)
         return Point(**{**content, "coefficients": tuple(content["coefficients"])})
 
     def put(self, point: Point) -> None:
         text = json.dumps(asdict(point))
+        self._show(point.generation, point.index)
         self.ctx.output.publish(_name(point.generation, point.index), lambda path: _write(text, path))
         log.info(
             "candidate %d of generation %d: fitness %.4f (budget %d)",
             point.index, point.generation, point.fitness, self.settings.budget,
         )  # fmt: skip
+
+    def _show(self, generation: int, index: int) -> None:
+        """Show the candidates that are evaluated; the merge that follows counts as one."""
+        done = generation * self.settings.population + index + 1
+        self.ctx.progress.update(done, self.settings.candidates + 1)
 
 
 def _write(text: str, path: Path) -> None:
@@ -122,7 +128,10 @@ class _Fitness:
             shutil.rmtree(directory, ignore_errors=True)
         if self._scorer is None:
             self._scorer = load_scorer(
-                self._settings.reward, self._ctx, max_length=_REWARD_LENGTH, batch_tokens=_BATCH_TOKENS
+                self._settings.reward,
+                self._ctx,
+                max_length=_REWARD_LENGTH,
+                batch_tokens=self._ctx.config.runtime.batch_tokens,
             )
         pairs = [(text, responses[key]) for key, text in self._prompts]
         scores = [reward.score for reward in self._scorer.rewards(pairs, [f"prompt {key}" for key, _ in self._prompts])]

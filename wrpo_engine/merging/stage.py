@@ -45,7 +45,7 @@ def run(ctx: StageContext) -> StageResult:
     # Linear reads of a base only what is no weight, because it merges no deltas.
     skipped = int(params.method == "Linear" and params.base is not None)
     merge = Merge(fields=params, parents=parents, weights_of=weights_of, skipped=skipped)
-    _publish(ctx, merge)
+    _publish(ctx, merge, before=found.evaluated if found is not None else 0)
     identities = identities_of(params, parents)
     files = _describe(ctx, params, merge, identities, found)
     metrics: dict[str, float] = {"tensors": float(len(merge.tensors)), "parents": float(len(parents))}
@@ -80,8 +80,8 @@ def identities_of(params: MergeParams, parents: Sequence[Parent]) -> list[dict[s
     return [{**parent.identity(), **part} for parent, part in zip(parents, [*base, *rest], strict=True)]
 
 
-def _publish(ctx: StageContext, merge: Merge) -> None:
-    """Publish the files of the model that are not there yet."""
+def _publish(ctx: StageContext, merge: Merge, *, before: int) -> None:
+    """Publish the files of the model that are not there yet. `before` is the number of merges of a search."""
     published = frozenset(ctx.output.published(_MODEL))
     notes = frozenset(ctx.output.published(_WORK))
     total = sum(tensor.num_bytes for tensor in merge.tensors.values())
@@ -91,7 +91,7 @@ def _publish(ctx: StageContext, merge: Merge) -> None:
         nonlocal done
         ctx.stop.raise_if_requested()
         done += count
-        ctx.progress.update(done, total)
+        ctx.progress.update(before + done / max(total, 1), before + 1)
 
     for name, write in merge.small_files().items():
         ctx.output.publish(_MODEL + name, write)

@@ -21,9 +21,9 @@ from wrpo_engine.contract.benchmarks import (
 from wrpo_engine.contract.sampling import EvaluationFields, GeneratorFields, ShardExecution
 from wrpo_engine.contract.types import ATOMIC, Temperature, Tokens
 from wrpo_operator.api.base import LABEL_PATTERN, SpecModel, list_map
-from wrpo_operator.api.fusion import Fusion
+from wrpo_operator.api.fusion import SystemFusion
 from wrpo_operator.api.members import Members, SystemName
-from wrpo_operator.api.merging import Joint, Merge
+from wrpo_operator.api.merging import Joint, Merge, MergeSettings
 from wrpo_operator.api.names import MAX_REWARD_NAME
 from wrpo_operator.api.pods import Resources, SecretKeyRef
 from wrpo_operator.api.presets import PresetName
@@ -152,18 +152,28 @@ class System(SpecModel):
     """Answers of one member for each item."""
     mixture: Annotated[Mixture | None, Role.COMPUTED] = None
     """Answers of a model that reads those of others."""
-    fuse: Annotated[Fusion | None, Role.COMPUTED] = None
-    """A model that the target becomes by a separate SFT, with the distributions of sources (FuseLLM). Its other
-    settings are those of spec.sft."""
+    fuse: Annotated[SystemFusion | None, Role.COMPUTED] = None
+    """A model that the target becomes by a separate SFT, with the distributions of sources (FuseLLM), or by one for
+    each source and a merge (FuseChat). The other settings of the SFT are those of spec.sft."""
     merge: Annotated[Merge | None, Role.COMPUTED] = None
     """A model of the weights of several models of the same architecture."""
     joint: Annotated[Joint | None, Role.COMPUTED] = None
     """Answers of several models that choose each token together."""
 
     @property
+    def form_name(self) -> str:
+        """Return the name of the form that is set. The rules allow exactly one."""
+        return next(name for name in SYSTEM_FORMS if getattr(self, name) is not None)
+
+    @property
     def form(self) -> Any:
-        """Return the form that is set: the section, or a source's name. The rules allow exactly one."""
-        return next(value for name in SYSTEM_FORMS if (value := getattr(self, name)) is not None)
+        """Return the form that is set: the section, or a source's name."""
+        return getattr(self, self.form_name)
+
+    @property
+    def merging(self) -> MergeSettings | None:
+        """Return how the system's model is merged, of models or of fused ones; None if it is not."""
+        return self.merge or (self.fuse.merge if self.fuse is not None else None)
 
 
 FORM_GROUPS: Mapping[str, str] = {

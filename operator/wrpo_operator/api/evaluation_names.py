@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 from wrpo_engine.contract.evaluation import SEPARATOR
 from wrpo_engine.contract.objectives import Objective
 from wrpo_operator.api.evaluation import FORM_GROUPS, Benchmark, Judge
+from wrpo_operator.api.fusion import SystemFusion
 from wrpo_operator.api.members import EVERY_SOURCE, expanded
-from wrpo_operator.api.merging import Merge
+from wrpo_operator.api.merging import FusedMerge, Merge, MergeSettings
 from wrpo_operator.api.names import HELD_OUT, MAIN_REWARD, SFT_SYSTEM, TARGET, TRAINED_SYSTEM
 from wrpo_operator.api.rule import Rule
 from wrpo_operator.api.spec import ExperimentSpec
@@ -37,7 +38,7 @@ def models_of(spec: ExperimentSpec) -> tuple[str, ...]:
 
 def _mergeable_models(spec: ExperimentSpec) -> tuple[str, ...]:
     """Return the names of the models that can be merged: all that are not merged themselves."""
-    merged = {system.name for system in spec.evaluation.systems if system.merge}
+    merged = {system.name for system in spec.evaluation.systems if system.merging is not None}
     return tuple(name for name in models_of(spec) if name not in merged)
 
 
@@ -53,11 +54,11 @@ _MERGEABLE = " || ".join(
         f"({{0}} == '{SFT_SYSTEM}' && self.sft.enabled)",
         f"({{0}} == '{TRAINED_SYSTEM}' && self.training.objective != '{Objective.SFT_ONLY}')",
         "self.sources.exists(x, x.name == {0})",
-        "self.evaluation.systems.exists(x, x.name == {0} && (has(x.model) || has(x.fuse))))",
+        "self.evaluation.systems.exists(x, x.name == {0} && (has(x.model) || (has(x.fuse) && !has(x.fuse.merge)))))",
     )
 )
 """CEL: a name is that of a model that can be merged."""
-_MODEL = _MERGEABLE.replace("has(x.fuse)", "has(x.fuse) || has(x.merge)")
+_MODEL = _MERGEABLE.replace("(has(x.fuse) && !has(x.fuse.merge))", "has(x.fuse) || has(x.merge)")
 """CEL: a name is that of a model that can answer."""
 _REWARD = (
     f"({{0}} == '{MAIN_REWARD}' || self.reward.additional.exists(x, x.name == {{0}})"
@@ -108,25 +109,41 @@ def _unknown_merged(spec: ExperimentSpec) -> _Found:
             yield f"{path}.base", merge.base
 
 
-def _merged_count(spec: ExperimentSpec, merge: Merge) -> int:
-    return len(expanded(merge.models, tuple(source.name for source in spec.sources)))
+def _fused_merges(spec: ExperimentSpec) -> Iterator[tuple[str, SystemFusion, FusedMerge]]:
+    for index, system in enumerate(spec.evaluation.systems):
+        if system.fuse is not None and system.fuse.merge is not None:
+            yield f"spec.evaluation.systems[{index}].fuse", system.fuse, system.fuse.merge
+
+
+def _count(spec: ExperimentSpec, names: tuple[str, ...]) -> int:
+    return len(expanded(names, tuple(source.name for source in spec.sources)))
 
 
 def _miscounted_merges(spec: ExperimentSpec) -> _Found:
     for path, merge in _merges(spec):
-        if not has_enough(merge, _merged_count(spec, merge)):
+        if not has_enough(merge, _count(spec, merge.models)):
             yield f"{path}.models", list(merge.models)
 
 
-def has_enough(merge: Merge, count: int) -> bool:
-    """Return whether a method can merge this number of models."""
-    return count == 2 if merge.method == "SLERP" else count >= (2 if merge.method in _OF_SEVERAL else 1)
+def _miscounted_fused_merges(spec: ExperimentSpec) -> _Found:
+    for path, fusion, merge in _fused_merges(spec):
+        if not has_enough(merge, _count(spec, fusion.sources)):
+            yield f"{path}.sources", list(fusion.sources)
+
+
+def has_enough(merge: MergeSettings, count: int) -> bool:
+    """Return whether a method can merge this number of models. One fused model alone is a fusion without merge."""
+    least = 2 if merge.method in _OF_SEVERAL or isinstance(merge, FusedMerge) else 1
+    return count == 2 if merge.method == "SLERP" else count >= least
 
 
 def _miscounted_weights(spec: ExperimentSpec) -> _Found:
     for path, merge in _merges(spec):
-        if len(merge.weight) not in {1, _merged_count(spec, merge)}:
+        if len(merge.weight) not in {1, _count(spec, merge.models)}:
             yield f"{path}.weights", list(merge.weight)
+    for path, fusion, fused in _fused_merges(spec):
+        if len(fused.weight) not in {1, _count(spec, fusion.sources)}:
+            yield f"{path}.merge.weights", list(fused.weight)
 
 
 def _bases_among_models(spec: ExperimentSpec) -> _Found:
@@ -225,6 +242,10 @@ def _unknown_rewards(spec: ExperimentSpec) -> _Found:
     for index, system in enumerate(spec.evaluation.systems):
         if system.select is not None and system.select.reward not in (None, *known):
             yield f"spec.evaluation.systems[{index}].select.reward", system.select.reward
+        if system.merging is not None and system.merging.search is not None:
+            section = "merge" if system.merge is not None else "fuse.merge"
+            if system.merging.search.reward not in (None, *known):
+                yield f"spec.evaluation.systems[{index}].{section}.search.reward", system.merging.search.reward
     for index, judge in enumerate(spec.evaluation.judges):
         if judge.serve_reward not in (None, *known):
             yield f"spec.evaluation.judges[{index}].serveReward", judge.serve_reward
@@ -247,8 +268,11 @@ class _NameRule:
 
 _EACH_LIST = tuple((form, FORM_GROUPS[form]) for form in ("select", "mixture", "joint"))
 _EACH_GROUP = (*_EACH_LIST, *(item for item in FORM_GROUPS.items() if item not in _EACH_LIST))
-_MERGED = f"(size(s.merge.models) + ('{EVERY_SOURCE}' in s.merge.models ? size(self.sources) - 1 : 0))"
-"""CEL: number of the models of a merge."""
+_COUNT = f"(size(s.{{0}}) + ('{EVERY_SOURCE}' in s.{{0}} ? size(self.sources) - 1 : 0))"
+"""CEL: number of the models that a list of a system names."""
+_MERGED, _MERGED_SOURCES = _COUNT.format("merge.models"), _COUNT.format("fuse.sources")
+_PAIRWISE = "(has(s.fuse) && has(s.fuse.merge))"
+"""CEL: a system is a merge of models that are fused with one source each."""
 _ORIGIN = f"(has(s.merge.base) ? s.merge.base : '{TARGET}')"
 _FUSION = "self.sft.fusion"
 _FUSED = f"(m == '{EVERY_SOURCE}' || self.sources.exists(x, x.name == m))"
@@ -269,7 +293,7 @@ _NAME_RULES: tuple[_NameRule, ...] = (
         f"{_SYSTEMS}.all(s, !has(s.merge) || ((!has(s.merge.base) || {_MERGEABLE.format('s.merge.base')})"
         f" && s.merge.models.all(m, m == '{EVERY_SOURCE}' || {_MERGEABLE.format('m')})))",
         "merged models are target, sft (if sft.enabled), trained (unless SFTOnly), names of sources, and of systems "
-        "with model or fuse; correct the name or add that model",
+        "with model, or with fuse that is not merged; correct the name or add that model",
         _unknown_merged,
     ),
     _NameRule(
@@ -280,7 +304,16 @@ _NAME_RULES: tuple[_NameRule, ...] = (
         _miscounted_merges,
     ),
     _NameRule(
-        f"{_SYSTEMS}.all(s, !has(s.merge) || size(s.merge.weights) == 1 || size(s.merge.weights) == {_MERGED})",
+        f"{_SYSTEMS}.all(s, !{_PAIRWISE} || (s.fuse.merge.method == 'SLERP' ? {_MERGED_SOURCES} == 2"
+        f" : {_MERGED_SOURCES} >= 2))",
+        "fuse.merge merges one model for each source: SLERP exactly two, all others two or more; add sources, choose "
+        "another method, or remove merge, because the target fused with one source is a fuse without merge",
+        _miscounted_fused_merges,
+    ),
+    _NameRule(
+        f"{_SYSTEMS}.all(s, !has(s.merge) || size(s.merge.weights) == 1 || size(s.merge.weights) == {_MERGED})"
+        f" && {_SYSTEMS}.all(s, !{_PAIRWISE} || size(s.fuse.merge.weights) == 1"
+        f" || size(s.fuse.merge.weights) == {_MERGED_SOURCES})",
         "weights has one value for all models, or one for each model, each source of `*` included; correct the number",
         _miscounted_weights,
     ),
@@ -365,7 +398,12 @@ _NAME_RULES: tuple[_NameRule, ...] = (
     ),
     _NameRule(
         f"{_SYSTEMS}.all(s, !has(s.select) || !has(s.select.reward) || {_REWARD.format('s.select.reward')})"
-        f" && {_JUDGES}.all(j, !has(j.serveReward) || {_REWARD.format('j.serveReward')})",
+        f" && {_JUDGES}.all(j, !has(j.serveReward) || {_REWARD.format('j.serveReward')})"
+        + "".join(
+            f" && {_SYSTEMS}.all(s, !{has} || !has({path}.search) || !has({path}.search.reward)"
+            f" || {_REWARD.format(f'{path}.search.reward')})"
+            for has, path in (("has(s.merge)", "s.merge"), (_PAIRWISE, "s.fuse.merge"))
+        ),
         "there is no reward of this name; rewards are main, reward.additional, and judges with a reward; correct it or "
         "add the reward",
         _unknown_rewards,

@@ -9,6 +9,7 @@ from wrpo_engine.contract.fusion import AlignFields, RepresentFields
 from wrpo_engine.contract.types import Ratio
 from wrpo_operator.api.base import SpecModel
 from wrpo_operator.api.members import Members
+from wrpo_operator.api.merging import FusedMerge
 
 
 class Fusion(AlignFields, RepresentFields, SpecModel):
@@ -19,3 +20,11 @@ class Fusion(AlignFields, RepresentFields, SpecModel):
     sources."""
     weight: Annotated[Ratio, Role.COMPUTED] = 0.1
     """Share of the fusion loss; the rest is the negative log-likelihood of the responses. 0: plain SFT."""
+
+
+class SystemFusion(Fusion):
+    """A fusion for a system of the evaluation."""
+
+    merge: Annotated[FusedMerge | None, Role.COMPUTED] = None
+    """Train the target with each source alone, then merge the models (FuseChat). Unset: one training with all sources
+    (FuseLLM)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wrpo_operator.api.fusion import Fusion
+from wrpo_operator.api.fusion import Fusion, SystemFusion
 from wrpo_operator.api.rule import Rule
 from wrpo_operator.api.spec import ExperimentSpec, Sft
 
@@ -35,25 +35,25 @@ FUSION_RULES: tuple[Rule, ...] = (
         lambda m: m.sft.loss_tokens == "Response" or not _fuses(m),
     ),
     Rule(
-        (Fusion,),
+        (Fusion, SystemFusion),
         "!self.compat || self.alignment == 'DTW'",
         "compat is about the released code, which aligns tokens and not spans; set alignment to DTW or remove compat",
         lambda m: not m.compat or m.alignment == "DTW",
     ),
     Rule(
-        (Fusion,),
+        (Fusion, SystemFusion),
         "self.band == 0.1 || self.alignment == 'DTW'",
         "band limits dynamic time warping; set alignment to DTW or remove band",
         lambda m: m.band == 0.1 or m.alignment == "DTW",
     ),
     Rule(
-        (Fusion,),
+        (Fusion, SystemFusion),
         "self.statistics == 'Sigmoid' || self.vocabulary == 'MS'",
         "statistics of aligned pairs are part of vocabulary MS; choose it or remove statistics",
         lambda m: m.statistics == "Sigmoid" or m.vocabulary == "MS",
     ),
     Rule(
-        (Fusion,),
+        (Fusion, SystemFusion),
         "self.sources.all(a, self.sources.exists_one(b, b == a))",
         "sources names one twice; remove one of them",
         lambda m: len(set(m.sources)) == len(m.sources),

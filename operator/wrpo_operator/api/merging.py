@@ -8,34 +8,63 @@ from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from wrpo_engine.contract.base import Role
-from wrpo_engine.contract.merging import Factor, JointFields, MergeFields
+from wrpo_engine.contract.merging import Factor, JointFields, MergeFields, SearchFields
 from wrpo_engine.contract.types import ATOMIC
 from wrpo_operator.api.base import SpecModel
 from wrpo_operator.api.members import Members, SystemName
+from wrpo_operator.api.names import TARGET
+from wrpo_operator.api.sections import RewardName
 
 _ALIASES = {"weight": "weights", "scale": "lambda"}
 
 
-class Merge(MergeFields, SpecModel):
-    """One model of the weights of several models of the same architecture."""
+class Search(SearchFields, SpecModel):
+    """Search of the weights of each group of layers by CMA-ES, in the manner of unconstrained model merging (arXiv
+    2410.13699), which published no code. The first candidate is weights itself.
+    """
+
+    reward: Annotated[RewardName | None, Role.COMPUTED] = None
+    """Reward whose mean over a candidate's greedy answers is maximised: `main`, or the name of an additional reward or
+    of a judge with a reward. Unset: main."""
+
+
+class MergeSettings(MergeFields, SpecModel):
+    """How several models become one."""
 
     model_config = ConfigDict(alias_generator=lambda name: _ALIASES.get(name, to_camel(name)))
+
+    weight: Annotated[
+        tuple[Factor, ...], Field(min_length=1, max_length=64, json_schema_extra=ATOMIC), Role.COMPUTED
+    ] = (1.0,)
+    """Weight of each model, in their order with `*` replaced by all sources, or one for all (Linear, TaskArithmetic,
+    TIES, DARE). The weight of a failed source is left out with it."""
+    search: Annotated[Search | None, Role.COMPUTED] = None
+    """Search the weights (TaskArithmetic, TIES). Unset: weights apply to all tensors."""
+
+    @property
+    def origin(self) -> str | None:
+        """Name of the model that gives configuration and tokenizer; None: the first of the models."""
+        return TARGET if self.needs_base else None
+
+
+class Merge(MergeSettings):
+    """One model of the weights of several models of the same architecture."""
 
     base: Annotated[SystemName | None, Role.COMPUTED] = None
     """Model that deltas are relative to; it gives configuration, tokenizer and chat template. Unset: target, and for
     Linear and SLERP the first of models."""
     models: Annotated[Members, Role.COMPUTED]
-    """Models to merge: target, sft, trained, sources, and systems with model or fuse. `*`: all sources."""
-    weight: Annotated[
-        tuple[Factor, ...], Field(min_length=1, max_length=64, json_schema_extra=ATOMIC), Role.COMPUTED
-    ] = (1.0,)
-    """Weight of each model, in the order of models with `*` replaced by all sources, or one for all (Linear,
-    TaskArithmetic, TIES, DARE). The weight of a failed source is left out with it."""
+    """Models to merge: target, sft, trained, sources, and systems with model, or with fuse that is not merged. `*`: all
+    sources."""
 
     @property
     def origin(self) -> str | None:
         """Name of the model that gives configuration and tokenizer; None: the first of the models."""
-        return self.base or ("target" if self.needs_base else None)
+        return self.base or super().origin
+
+
+class FusedMerge(MergeSettings):
+    """Merge of the models that the target becomes by each source alone, relative to the target (FuseChat)."""
 
 
 class Joint(JointFields, SpecModel):

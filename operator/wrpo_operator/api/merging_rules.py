@@ -1,33 +1,42 @@
-"""Rules between the fields of one merge, or of one group of models that choose each token together."""
+"""Rules of merges, and of one group of models that choose each token together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
-from wrpo_operator.api.merging import Joint, Merge
+from wrpo_engine.contract.merging import SEARCHED_METHODS
+from wrpo_operator.api.merging import FusedMerge, Joint, Merge
 from wrpo_operator.api.rule import Rule
+from wrpo_operator.api.spec import ExperimentSpec
 
 _DARE = ("DARE-Linear", "DARE-TIES")
 _SPARSE = ("TIES", *_DARE)
 _WEIGHTED = ("Linear", "TaskArithmetic", *_SPARSE)
-_OWN_SETTINGS: tuple[tuple[type[Merge | Joint], str, tuple[str, ...]], ...] = (
-    (Merge, "weight", _WEIGHTED),
-    (Merge, "normalize", _WEIGHTED),
-    (Merge, "density", _SPARSE),
-    (Merge, "scale", ("TaskArithmetic", *_SPARSE)),
-    (Merge, "position", ("SLERP",)),
-    (Merge, "select_top_k", ("SCE",)),
-    (Merge, "rescale", _DARE),
-    (Merge, "seed", _DARE),
-    (Joint, "temperature", ("PackSim",)),
-    (Joint, "agreement", ("EVA",)),
-    (Joint, "top_k", ("EVA",)),
-    (Joint, "neighbours", ("EVA",)),
-    (Joint, "threshold", ("EVA",)),
-    (Joint, "embeddings", ("EVA",)),
+_SEED: int = Merge.model_fields["seed"].default
+_MERGES = (Merge, FusedMerge)
+_Sections: TypeAlias = tuple[type[Merge | FusedMerge | Joint], ...]
+_OWN_SETTINGS: tuple[tuple[_Sections, str, tuple[str, ...]], ...] = (
+    (_MERGES, "weight", _WEIGHTED),
+    (_MERGES, "normalize", _WEIGHTED),
+    (_MERGES, "density", _SPARSE),
+    (_MERGES, "scale", ("TaskArithmetic", *_SPARSE)),
+    (_MERGES, "position", ("SLERP",)),
+    (_MERGES, "select_top_k", ("SCE",)),
+    (_MERGES, "rescale", _DARE),
+    (_MERGES, "search", SEARCHED_METHODS),
+    ((Joint,), "temperature", ("PackSim",)),
+    ((Joint,), "agreement", ("EVA",)),
+    ((Joint,), "top_k", ("EVA",)),
+    ((Joint,), "neighbours", ("EVA",)),
+    ((Joint,), "threshold", ("EVA",)),
+    ((Joint,), "embeddings", ("EVA",)),
 )
-"""Section, its field, and the methods that read it."""
+"""Sections, their field, and the methods that read it."""
+_SEARCHES = (
+    "self.evaluation.systems.exists(s, (has(s.merge) && has(s.merge.search))"
+    " || (has(s.fuse) && has(s.fuse.merge) && has(s.fuse.merge.search)))"
+)
 
 
 def _literal(value: Any) -> str:
@@ -35,13 +44,13 @@ def _literal(value: Any) -> str:
     return repr(list(value) if isinstance(value, tuple) else value)
 
 
-def _own_setting(section: type[Merge | Joint], name: str, methods: tuple[str, ...]) -> Rule:
+def _own_setting(sections: _Sections, name: str, methods: tuple[str, ...]) -> Rule:
     """Refuse a setting with the methods that do not read it."""
-    field = section.model_fields[name]
+    field = sections[0].model_fields[name]
     default, alias = field.default, field.alias
     is_default = f"!has(self.{alias})" if default is None else f"self.{alias} == {_literal(default)}"
     return Rule(
-        (section,),
+        sections,
         f"{is_default} || self.method in {list(methods)}",
         f"{alias} has no effect on this method, because only {', '.join(methods)} read it; remove {alias} or choose "
         "another method",
@@ -60,11 +69,25 @@ def _rules() -> Iterator[Rule]:
         lambda m: m.base is None or m.method != "SLERP",
     )
     yield Rule(
-        (Merge,),
+        _MERGES,
+        f"self.seed == {_SEED} || has(self.search) || self.method in {list(_DARE)}",
+        f"seed has no effect on this method, because only {', '.join(_DARE)} and a search read it; remove seed or "
+        "choose another method",
+        lambda m: m.seed == _SEED or m.search is not None or m.method in _DARE,
+    )
+    yield Rule(
+        _MERGES,
         "self.method != 'Linear' || (has(self.normalize) && !self.normalize) || self.weights.all(w, w > 0.0)",
         "Linear divides by the sum of the weights, so each of them must be greater than 0; correct weights, or set "
         "normalize to false",
         lambda m: m.method != "Linear" or not m.divides_by_weights or min(m.weight) > 0,
+    )
+    yield Rule(
+        (ExperimentSpec,),
+        f"self.prompts.sftFraction < 1.0 || !{_SEARCHES}",
+        "a search of merge weights answers preference prompts, and sftFraction 1 leaves none; lower "
+        "prompts.sftFraction or remove search",
+        lambda m: m.prompts.sft_fraction < 1 or not _searches(m),
     )
 
 
@@ -75,6 +98,11 @@ def _unique(section: type[Merge | Joint], field: str) -> Rule:
         f"{field} names one twice; remove one of them",
         lambda m: len(set(getattr(m, field))) == len(getattr(m, field)),
     )
+
+
+def _searches(spec: ExperimentSpec) -> bool:
+    merges = (system.merging for system in spec.evaluation.systems)
+    return any(merge is not None and merge.search is not None for merge in merges)
 
 
 MERGING_RULES: tuple[Rule, ...] = tuple(_rules())

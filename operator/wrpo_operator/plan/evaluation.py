@@ -150,7 +150,7 @@ def grade(graph: Graph) -> None:
                 downloads=downloads(graph, reward),
                 runtime=scoring_runtime(graph.spec),
                 needs=needs(graph, "grade", (Work.SCORING, reward)),
-                secrets=_reward_key(graph, name),
+                secrets=reward_key(graph, name),
             )
 
 
@@ -274,7 +274,7 @@ def _served(layout: Layout, reader: Judge) -> PinnedModel | RewardSource | None:
     return reader.serve
 
 
-def _reward_key(graph: Graph, name: str) -> dict[str, SecretKeyRef]:
+def reward_key(graph: Graph, name: str) -> dict[str, SecretKeyRef]:
     """Return the key of a reward's endpoint: that of the experiment, or of the judge with this reward."""
     judges = {item.name: item for item in graph.spec.evaluation.judges if item.reward is not None}
     is_own = name in rewards(graph.spec)
@@ -284,5 +284,5 @@ def _reward_key(graph: Graph, name: str) -> dict[str, SecretKeyRef]:
 
 def _judge_keys(graph: Graph, reader: Judge) -> dict[str, SecretKeyRef]:
     if reader.serve_reward is not None:
-        return _reward_key(graph, reader.serve_reward)
+        return reward_key(graph, reader.serve_reward)
     return {} if reader.api_key_secret_ref is None else {JUDGE_API_KEY: reader.api_key_secret_ref}

@@ -8,6 +8,7 @@ from typing import Any
 from wrpo_engine.config import Runtime
 from wrpo_engine.contract.base import project, values_of
 from wrpo_engine.contract.benchmarks import BenchFields, JudgeExecution
+from wrpo_engine.contract.data import ScoreExecution
 from wrpo_engine.contract.evaluation import (
     AnswerParams,
     BenchParams,
@@ -19,7 +20,14 @@ from wrpo_engine.contract.evaluation import (
     RankParams,
     SelectParams,
 )
-from wrpo_engine.contract.merging import JointFields, JointParams, MergeFields, MergeParams
+from wrpo_engine.contract.merging import (
+    JointFields,
+    JointParams,
+    MergeFields,
+    MergeParams,
+    MergeSearch,
+    SearchFields,
+)
 from wrpo_engine.contract.sampling import (
     EvaluationFields,
     GeneratorFields,
@@ -31,7 +39,8 @@ from wrpo_engine.contract.sampling import (
 )
 from wrpo_operator.api.evaluation import Judge
 from wrpo_operator.api.members import expanded
-from wrpo_operator.api.names import SFT_SYSTEM, TARGET, TRAINED_SYSTEM
+from wrpo_operator.api.merging import Search
+from wrpo_operator.api.names import MAIN_REWARD, SFT_SYSTEM, TARGET, TRAINED_SYSTEM
 from wrpo_operator.api.presets import PRESETS
 from wrpo_operator.api.sections import RewardSource
 from wrpo_operator.api.spec import ExperimentSpec
@@ -120,23 +129,36 @@ def mixture(
 
 def merged(row: Row) -> tuple[str, ...]:
     """Return the names of the models that a merge reads, its base first."""
-    assert row.merge is not None
-    return (*((row.merge.origin,) if row.merge.origin is not None else ()), *row.members)
+    assert row.merging is not None
+    return (*((row.merging.origin,) if row.merging.origin is not None else ()), *row.merged)
 
 
 def merge(spec: ExperimentSpec, layout: Layout, row: Row) -> MergeParams:
     """Return the parameters of merging models."""
-    assert row.merge is not None
-    own, base = row.merge, row.merge.origin
-    every = expanded(own.models, tuple(source.name for source in spec.sources))
+    own = row.merging
+    assert own is not None
+    names = row.merge.models if row.merge is not None else row.fuse.sources if row.fuse is not None else ()
+    every = expanded(names, tuple(source.name for source in spec.sources))
     left = own.weight if len(own.weight) == 1 else compress(own.weight, (name in row.members for name in every))
     return project(
         MergeParams,
         values_of(own, MergeFields),
-        base=None if base is None else model_reference(spec, layout.models[base]),
-        models=tuple(model_reference(spec, layout.models[name]) for name in row.members),
+        base=None if own.origin is None else model_reference(spec, layout.models[own.origin]),
+        models=tuple(model_reference(spec, layout.models[name]) for name in row.merged),
         weight=tuple(left),
+        search=None if own.search is None else _search(layout, own.search),
     )
+
+
+def _search(layout: Layout, own: Search) -> MergeSearch:
+    reward = reward_model(layout.rewards[own.reward or MAIN_REWARD])
+    return project(MergeSearch, values_of(own, SearchFields), reward=reward)
+
+
+def merge_runtime(spec: ExperimentSpec, row: Row) -> Runtime:
+    """Return the runtime of merging models: with a search the batches of its reward."""
+    is_searched = row.merging is not None and row.merging.search is not None
+    return project(Runtime, values_of(spec.reward, ScoreExecution)) if is_searched else Runtime()
 
 
 def joint(spec: ExperimentSpec, layout: Layout, row: Row, column: Column) -> JointParams:

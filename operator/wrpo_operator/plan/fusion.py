@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from wrpo_engine.contract.base import values_of
 from wrpo_engine.contract.definition import Image
+from wrpo_engine.contract.evaluation import cell_name
 from wrpo_engine.contract.fusion import RepresentFields
 from wrpo_operator.api.fusion import Fusion
 from wrpo_operator.api.hashing import canonical_json
@@ -15,8 +16,9 @@ from wrpo_operator.api.members import expanded
 from wrpo_operator.api.names import TARGET
 from wrpo_operator.plan import params
 from wrpo_operator.plan.builder import Graph
+from wrpo_operator.plan.evaluation import planned_layout
 from wrpo_operator.plan.model import StageId, Work
-from wrpo_operator.plan.wiring import ALIGN, CURATE_SFT, downloads, needs
+from wrpo_operator.plan.wiring import ALIGN, CURATE_SFT, SFT, downloads, needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,8 @@ class Fused:
     align: StageId
     settings: Fusion
     sources: tuple[str, ...]
-    """Names of the sources, failed ones left out. If all of them have failed, they are represented nevertheless: an
-    experiment with fusion never turns into one without."""
+    """Names of the sources, failed ones left out."""
+    training: StageId = SFT
 
     def represented_by(self, model: str) -> StageId:
         """Return the stage that represents the rows by a model. Fusions with equal settings share it."""
@@ -41,26 +43,35 @@ class Fused:
 
 def _fusions(graph: Graph) -> Iterator[Fused]:
     """Yield what is fused in an experiment."""
-    spec = graph.spec
-    if spec.sft.fusion is not None:
-        yield Fused(ALIGN, spec.sft.fusion, _sources(graph, spec.sft.fusion))
-    yield from _systems(graph).values()
+    settings = graph.spec.sft.fusion
+    if settings is not None:
+        every = tuple(source.name for source in graph.spec.sources)
+        yield Fused(ALIGN, settings, expanded(settings.sources, every, graph.without) or _all(graph, settings))
+    yield from _of_systems(graph)
 
 
-def _systems(graph: Graph) -> dict[str, Fused]:
-    """Return what is fused for systems of the evaluation, by name."""
-    evaluation = graph.spec.evaluation
-    return {
+def _all(graph: Graph, settings: Fusion) -> tuple[str, ...]:
+    """Return the sources of a fusion, failed ones included.
+
+    They are represented if all of them have failed: an experiment with fusion never turns into one without.
+    """
+    return expanded(settings.sources, tuple(source.name for source in graph.spec.sources))
+
+
+def _of_systems(graph: Graph) -> Iterator[Fused]:
+    """Yield what is fused for systems of the evaluation: all sources at once, or each of them for a merge."""
+    for row in planned_layout(graph).rows:
+        if row.fuse is None:
+            continue
         # No name of a system has two dashes, so that it is never that of the experiment's own fusion.
-        system.name: Fused(StageId("align", f"{system.name}--fuse"), system.fuse, _sources(graph, system.fuse))
-        for system in (evaluation.systems if evaluation.enabled else ())
-        if system.fuse is not None
-    }
-
-
-def _sources(graph: Graph, settings: Fusion) -> tuple[str, ...]:
-    every = tuple(source.name for source in graph.spec.sources)
-    return expanded(settings.sources, every, graph.without) or expanded(settings.sources, every)
+        align = StageId("align", cell_name(row.name, "fuse"))
+        if row.fuse.merge is None:
+            yield Fused(align, row.fuse, row.members or _all(graph, row.fuse), StageId("fuse", row.name))
+            continue
+        for source, model in zip(row.members, row.merged, strict=True):
+            yield Fused(
+                StageId("align", cell_name(row.name, "fuse", source)), row.fuse, (source,), StageId("fuse", model)
+            )
 
 
 def represent(graph: Graph) -> None:
@@ -99,11 +110,11 @@ def align(graph: Graph) -> None:
 
 
 def fuse(graph: Graph) -> None:
-    """Add the training of each system that fuses distributions."""
+    """Add the trainings of each system that fuses distributions."""
     spec = graph.spec
-    for name, fused in _systems(graph).items():
+    for fused in _of_systems(graph):
         graph.add(
-            StageId("fuse", name),
+            fused.training,
             params.fuse(spec, fused.settings, str(fused.align)),
             inputs=(CURATE_SFT, fused.align),
             downloads=downloads(graph, spec.target),

@@ -2,26 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 from wrpo_engine.contract.evaluation import cell_name
+from wrpo_engine.contract.stages import STAGES
+from wrpo_operator.api.pods import Resources, SecretKeyRef
 from wrpo_operator.plan import evaluation_params as params
 from wrpo_operator.plan.builder import Graph
-from wrpo_operator.plan.evaluation import cells_of, items_of, made_by, planned_layout
-from wrpo_operator.plan.model import StageId, Work
-from wrpo_operator.plan.wiring import downloads, needs
+from wrpo_operator.plan.evaluation import cells_of, items_of, made_by, planned_layout, reward_key
+from wrpo_operator.plan.model import Need, StageId, Work
+from wrpo_operator.plan.systems import Layout, Row, searching_reward
+from wrpo_operator.plan.wiring import PREPARE, downloads, needs
 
 
 def merge(graph: Graph) -> None:
     """Add the merge of each system that is a merged model."""
     layout = planned_layout(graph)
     for row in layout.rows:
-        if row.merge is not None:
-            models = [layout.models[name] for name in params.merged(row)]
-            graph.add(
-                StageId("merge", row.name),
-                params.merge(graph.spec, layout, row),
-                inputs=dict.fromkeys(stage for model in models for stage in made_by(model)),
-                downloads=dict.fromkeys(downloads(graph, *(m.pinned(graph.spec) for m in models if not made_by(m)))),
-            )
+        if row.merging is None:
+            continue
+        models = [layout.models[name] for name in params.merged(row)]
+        found = _search(graph, layout, row)
+        graph.add(
+            StageId("merge", row.name),
+            params.merge(graph.spec, layout, row),
+            inputs=dict.fromkeys((*found.inputs, *(stage for model in models for stage in made_by(model)))),
+            downloads=dict.fromkeys(
+                (*downloads(graph, *(m.pinned(graph.spec) for m in models if not made_by(m))), *found.downloads)
+            ),
+            runtime=params.merge_runtime(graph.spec, row),
+            resources=found.resources,
+            needs=found.needs,
+            secrets=found.secrets,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What the search of a merge's weights needs in addition."""
+
+    inputs: tuple[StageId, ...] = ()
+    downloads: tuple[StageId, ...] = ()
+    resources: Resources | None = None
+    """A search answers with every candidate, so its pod is one that answers. None: the pods of curation."""
+    needs: tuple[Need, ...] = ()
+    secrets: Mapping[str, SecretKeyRef] = field(default_factory=dict)
+
+
+def _search(graph: Graph, layout: Layout, row: Row) -> _Search:
+    name = searching_reward(row)
+    if name is None:
+        return _Search()
+    spec, reward = graph.spec, layout.rewards[name]
+    resources = spec.resources.of_section(STAGES["answer"].section.name)
+    pinned = layout.models[row.name].pinned(spec)
+    works = ((Work.GENERATION, pinned), (Work.SCORING, reward))
+    return _Search(
+        inputs=(PREPARE,),
+        downloads=downloads(graph, reward),
+        resources=resources,
+        needs=tuple(dict.fromkeys(needs(graph, "merge", *works, resources=resources))),
+        secrets=reward_key(graph, name),
+    )
 
 
 def joint(graph: Graph) -> None:

@@ -17,7 +17,7 @@ from wrpo_engine.contract.evaluation import (
     RankParams,
 )
 from wrpo_engine.contract.fusing import RepresentParams
-from wrpo_engine.contract.merging import JointParams
+from wrpo_engine.contract.merging import JointParams, MergeParams
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.pods import AcceleratorProfile, Scheduling
@@ -40,6 +40,8 @@ PIPELINE = "pipeline_parallel_size"
 SET_BY_SPEC = "as set in the spec"
 _RESPONDING = frozenset({"sample", "answer", "mixture", "select", "joint"})
 """Kinds of stages that give responses."""
+_BY_TRANSFORMERS = JointParams | MergeParams
+"""Models that choose each token together, and candidates of a search, generate by Transformers alone."""
 Choice: TypeAlias = Placement | DoesNotFit
 
 
@@ -212,8 +214,7 @@ class _Question:
         )
         return GenerationRequest(
             asked=asked,
-            # Models that choose each token together run by Transformers alone.
-            backend="Transformers" if isinstance(params, JointParams) else getattr(params, "backend", "vLLM"),
+            backend="Transformers" if isinstance(params, _BY_TRANSFORMERS) else getattr(params, "backend", "vLLM"),
             max_model_length=getattr(params, "max_model_length", None),
             prompts=_prompts_of(self._spec, self._node, self._records),
             quantization=getattr(params, "quantization", None),
@@ -273,6 +274,8 @@ def model_of(node: StageNode) -> str | None:
             return model.name
         case JointParams(members=(model, *_)):
             return model.name
+        case MergeParams(base=base, models=(model, *_)):
+            return (base or model).name
         case ScoreParams(reward=reward) | GradeParams(reward=reward):
             return reward.name
         case RankParams(ranker=ranker):
@@ -291,6 +294,8 @@ def _prompts_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, Sta
     params, counted = node.params, records.get("prepare")
     if isinstance(params, AnswerParams | MixtureParams | PerplexityParams | JointParams):
         return items_of(spec, node, records)
+    if isinstance(params, MergeParams):
+        return params.search.prompts if params.search is not None else None
     if not isinstance(params, SampleParams):
         return None
     parts = [counted.metrics.get(f"prompts_{part}") if counted is not None else None for part in params.parts]

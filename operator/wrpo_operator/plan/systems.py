@@ -10,9 +10,9 @@ from wrpo_engine.contract.benchmarks import BenchmarkKind, Protocol
 from wrpo_engine.contract.evaluation import EvaluatedBenchmark, EvaluatedSystem, cell_name
 from wrpo_operator.api.evaluation import FORM_GROUPS, Benchmark, Judge, Mixture, ModelSystem, Selection, System
 from wrpo_operator.api.evaluation_names import has_enough, models_of, reads
-from wrpo_operator.api.fusion import Fusion
+from wrpo_operator.api.fusion import SystemFusion
 from wrpo_operator.api.members import expanded
-from wrpo_operator.api.merging import Joint, Merge
+from wrpo_operator.api.merging import Joint, Merge, MergeSettings, Search
 from wrpo_operator.api.names import HELD_OUT, MAIN_REWARD, SFT_SYSTEM, TARGET, TRAINED_SYSTEM
 from wrpo_operator.api.sections import RewardSource, Source, Target
 from wrpo_operator.api.spec import ExperimentSpec
@@ -50,9 +50,19 @@ class Row:
     """Names of the models that it is made of, failed sources left out."""
     select: Selection | None = None
     mixture: Mixture | None = None
-    fuse: Fusion | None = None
+    fuse: SystemFusion | None = None
     merge: Merge | None = None
     joint: Joint | None = None
+
+    @property
+    def merging(self) -> MergeSettings | None:
+        """How its model is merged; None if it is not."""
+        return self.merge or (self.fuse.merge if self.fuse is not None else None)
+
+    @property
+    def merged(self) -> tuple[str, ...]:
+        """Names of the models that are merged, without the base."""
+        return self.members if self.merge is not None else tuple(cell_name(self.name, name) for name in self.members)
 
     @property
     def answering(self) -> tuple[str, ...]:
@@ -107,7 +117,7 @@ class Layout:
     """An evaluation: rows, columns, and what they refer to."""
 
     models: Mapping[str, EvaluatedModel]
-    """All models that can answer, by name."""
+    """All models that can answer, and those that are only merged, by name."""
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     rewards: Mapping[str, RewardSource]
@@ -146,9 +156,9 @@ def _lost_merges(spec: ExperimentSpec, without: frozenset[str]) -> Iterator[str]
     """Yield the names of the merged models for which too few models are left."""
     sources = tuple(source.name for source in spec.sources)
     for system in spec.evaluation.systems:
-        if (merge := system.merge) is not None:
-            count = len(expanded(merge.models, sources, without))
-            if merge.origin in without or not has_enough(merge, count):
+        if (merge := system.merging) is not None:
+            left = expanded(getattr(system.form, FORM_GROUPS[system.form_name]), sources, without)
+            if merge.origin in without or not has_enough(merge, len(left)):
                 yield system.name
 
 
@@ -163,6 +173,10 @@ def _models(spec: ExperimentSpec, without: frozenset[str]) -> Iterator[Evaluated
             first = system.merge.origin or next(iter(expanded(system.merge.models, tuple(sources), without)), TARGET)
             own = systems[first].model if first in systems else None
             yield EvaluatedModel(name, origin=sources.get(first) or own, made="merge")
+        elif system.fuse is not None and system.fuse.merge is not None:
+            yield EvaluatedModel(name, made="merge")
+            for fused in expanded(system.fuse.sources, tuple(sources), without):
+                yield EvaluatedModel(cell_name(name, fused), made="fuse")
         else:
             yield EvaluatedModel(name, own=system.model, made="fuse" if system.fuse is not None else None)
 
@@ -229,7 +243,7 @@ def _columns(spec: ExperimentSpec) -> Iterator[Column]:
 
 def evaluated_systems(spec: ExperimentSpec, layout: Layout) -> tuple[EvaluatedSystem, ...]:
     """Return the rows as parameters of the aggregation."""
-    own = tuple(rewards(spec))
+    own = set(rewards(spec))
     return tuple(
         EvaluatedSystem(
             name=row.name,
@@ -239,7 +253,7 @@ def evaluated_systems(spec: ExperimentSpec, layout: Layout) -> tuple[EvaluatedSy
             members=row.members,
             choices=_choices(row),
             # The reward chose the rows that the models of the experiment are trained on.
-            uses_reward=_is_trained(row, layout) or selecting_reward(row) in own,
+            uses_reward=_is_trained(row, layout) or not own.isdisjoint((selecting_reward(row), searching_reward(row))),
         )
         for row in layout.rows
     )
@@ -266,6 +280,12 @@ def selecting_reward(row: Row) -> str | None:
     return (row.select.reward or MAIN_REWARD) if row.select is not None and is_by_reward else None
 
 
+def searching_reward(row: Row) -> str | None:
+    """Return the reward whose mean the search of a row's merge maximises; None if there is none."""
+    search = row.merging.search if row.merging is not None else None
+    return None if search is None else search.reward or MAIN_REWARD
+
+
 def _is_trained(row: Row, layout: Layout) -> bool:
     """Return whether a row is, or contains the weights or distributions of, a model that the experiment trains."""
     if row.form not in {"Merge", "Joint"}:
@@ -275,10 +295,26 @@ def _is_trained(row: Row, layout: Layout) -> bool:
     return any(_is_trained(rows[name], layout) for name in (*base, *row.members) if name in rows)
 
 
-def _set_fields(section: Merge | Joint) -> dict[str, str]:
-    """Return the method and the settings that differ from their defaults."""
-    fields = section.model_dump(exclude={"base", "models", "members"}, exclude_defaults=True)
-    return {name: str(value) for name, value in fields.items()}
+def _set_fields(section: MergeSettings | Joint) -> dict[str, str]:
+    """Return the method and the settings that differ from their defaults, and all settings of a search."""
+    fields = section.model_dump(exclude={"base", "models", "members", "search"}, exclude_defaults=True)
+    search = section.search if isinstance(section, MergeSettings) else None
+    return {name: str(value) for name, value in fields.items()} | ({} if search is None else _searched(search))
+
+
+def _searched(search: Search) -> dict[str, str]:
+    """Return all that a search depends on, because nothing published says any of it."""
+    settings = {**search.model_dump(), "reward": search.reward or MAIN_REWARD}
+    return {f"search {name}": str(value) for name, value in settings.items()}
+
+
+def _merged_fusion(merge: MergeSettings) -> dict[str, str]:
+    """Return how the models of a fusion with each source become one; its weights are not that of the fusion loss."""
+    fields = _set_fields(merge)
+    return {"trainings": "one for each source", **{_MERGE_NAMES.get(name, name): fields[name] for name in fields}}
+
+
+_MERGE_NAMES = {"method": "merge", "weight": "merge weights"}
 
 
 def _choices(row: Row) -> dict[str, str]:
@@ -288,7 +324,8 @@ def _choices(row: Row) -> dict[str, str]:
     if row.fuse is not None:
         names = ("strategy", "normalise", "alignment", "vocabulary", "weight")
         settings = {name: str(getattr(row.fuse, name)) for name in names}
-        return {"sources": ", ".join(row.members), "rows": "those of SFT", **settings}
+        merged = {} if row.fuse.merge is None else _merged_fusion(row.fuse.merge)
+        return {"sources": ", ".join(row.members), "rows": "those of SFT", **settings, **merged}
     if row.merge is not None:
         base = {} if row.merge.origin is None else {"base": row.merge.origin}
         return {**base, "models": ", ".join(row.members), **_set_fields(row.merge)}

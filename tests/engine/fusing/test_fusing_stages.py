@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 import torch
 from engine_support import make_tokenizer, save_small_model
+from safetensors.torch import load_file
 from tokenizer_kinds import KINDS
 
 from wrpo_engine.artifacts import Artifact, records
@@ -24,6 +25,7 @@ from wrpo_engine.errors import ConfigError, DataError, Interrupted
 from wrpo_engine.fusing import align, represent
 from wrpo_engine.fusing.files import read_map, read_vocabulary
 from wrpo_engine.fusing.vllm_tops import top_of
+from wrpo_engine.merging import stage as merging
 from wrpo_engine.stage import StopRequest
 from wrpo_engine.text.chat import response_token_ids
 from wrpo_engine.training import session
@@ -554,6 +556,7 @@ def test_the_fusion_loss_falls_in_sft_on_sources_of_other_tokenizers(
     fusions: list[list[str]], fusion: Fusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "make_backend", plain_backend)
+    trained: dict[str, Artifact] = {}
     for number, sources in enumerate(fusions):
         aligned = fusion.align_ctx(sources, settings={"normalise": "PerByte"}, hash_=f"{number:016d}")
         align.run(aligned)
@@ -576,3 +579,28 @@ def test_the_fusion_loss_falls_in_sft_on_sources_of_other_tokenizers(
         assert len(rows) == 9
         for name in ("fusion", "loss"):
             assert rows[-1][name] < rows[0][name] - 0.1
+        trained[f"fused/f--{'-'.join(sources)}"] = artifact
+    if len(trained) > 1:
+        require_merged(fusion, trained)
+
+
+def require_merged(fusion: Fusion, trained: dict[str, Artifact]) -> None:
+    """Merge the fused models as FuseChat does; each weight moves from the target no further than one of them."""
+    params = {
+        "stage": "merge",
+        "method": "SCE",
+        "select_top_k": 0.1,
+        "base": {"name": str(fusion.models["target"])},
+        "models": [{"input": role} for role in trained],
+    }
+    ctx = fusion.make_ctx(params, {role: artifact.ref for role, artifact in trained.items()}, stage="merge/f")
+    merging.run(ctx)
+    start = load_file(fusion.models["target"] / "model.safetensors")
+    models = [load_file(artifact.directory / "model" / "model.safetensors") for artifact in trained.values()]
+    merged = load_file(ctx.output.committed().directory / "model" / "model.safetensors")
+    assert merged.keys() == start.keys()
+    for name, tensor in merged.items():
+        deltas = torch.stack([torch.zeros_like(tensor), *(model[name] - start[name] for model in models)])
+        delta = tensor - start[name]
+        assert bool(((delta >= deltas.amin(0) - 1e-6) & (delta <= deltas.amax(0) + 1e-6)).all())
+        assert not torch.equal(tensor, start[name])

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,12 @@ def test_a_searched_merge_has_the_weights_of_its_best_candidate(
         },
     }  # fmt: skip
     ctx = make_ctx(given, {"prompts": prompts}, stage="merge/m")
+    shown: list[float] = []
+    sink = SimpleNamespace(show=lambda state: shown.append(state.done / state.total), close=lambda: None)
+    ctx.progress.sinks.append(sink)
     result = stage.run(ctx)
+    assert (shown, shown[-1]) == (sorted(shown), 1), "the merge after the search does not begin at 0"
+    assert {0.2, 0.4, 0.6, 0.8} <= set(shown)
     artifact = ctx.output.committed()
     outcome = json.loads(artifact.file("merge.json").read_text())["search"]
     assert len(artifact.files("points/")) == outcome["evaluated"] == result.metrics["candidates"] == 4

@@ -133,6 +133,7 @@ ACCEPTED |= {
 
 TIES = {"method": "TIES", "models": ["*"]}
 EVA = {"method": "EVA", "members": ["*"]}
+PAIRWISE = FUSION | {"merge": {"method": "SCE"}}
 
 ACCEPTED |= {
     "a merge with everything": evaluated(systems=[{"name": "m", "merge": TIES | {
@@ -149,6 +150,16 @@ ACCEPTED |= {
     "a weighted mean with a model of negative weight": system(
         merge=TIES | {"method": "Linear", "weights": [2, -1], "normalize": False}),
     "a mean that has the tokenizer of one of its models": system(merge=TIES | {"method": "Linear", "base": "yi"}),
+    "a searched merge": system(merge=TIES | {"seed": 3, "search": {
+        "reward": "main", "groups": "Layer", "budget": 16, "population": 4, "sigma": 0.1, "prompts": 8,
+        "maxTokens": 9}}),
+    "fused models that are merged, as a member and a baseline": evaluated(
+        benchmarks=[ALPACA | {"baseline": "f"}],
+        judges=[JUDGE],
+        systems=[{"name": "f", "fuse": FUSION | {"merge": {"method": "SCE", "selectTopK": 0.1}}},
+                 {"name": "pack", "select": PACK | {"members": ["f", "*"]}}]),
+    "a searched merge of fused models": system(
+        fuse=FUSION | {"merge": {"method": "TaskArithmetic", "weights": [1, 2], "search": {}}}),
     "models that choose by perplexity": system(joint=EVA | {"method": "PackSim", "temperature": 2}),
 }  # fmt: skip
 
@@ -192,6 +203,24 @@ NAMES: dict[str, tuple[dict[str, Any], str, str]] = {
     "weights of fewer models": (
         system(merge=TIES | {"models": ["*", "sft"], "weights": [1, 2]}),
         "spec.evaluation.systems[0].merge.weights is [1.0, 2.0]", "weights has one value for all models, or one for"),
+    "fused models that are merged again": (
+        evaluated(systems=[{"name": "f", "fuse": PAIRWISE}, {"name": "m", "merge": TIES | {"models": ["f"]}}]),
+        "spec.evaluation.systems[1].merge.models[0] is f", "merged models are target, sft (if sft.enabled)"),
+    "one fused model to merge": (
+        system(fuse=PAIRWISE | {"sources": ["yi"]}),
+        "spec.evaluation.systems[0].fuse.sources is ['yi']", "fuse.merge merges one model for each source"),
+    "one source in all to fuse and merge": (
+        {**system(fuse=PAIRWISE), "sources": [SOURCE]},
+        "spec.evaluation.systems[0].fuse.sources is ['*']", "fuse.merge merges one model for each source"),
+    "weights of more fused models": (
+        system(fuse=FUSION | {"merge": {"method": "TIES", "weights": [1, 2, 3]}}),
+        "spec.evaluation.systems[0].fuse.merge.weights is [1.0, 2.0, 3.0]", "weights has one value for all models"),
+    "a search by a reward that is not there": (
+        system(merge=TIES | {"search": {"reward": "rm"}}),
+        "spec.evaluation.systems[0].merge.search.reward is rm", "there is no reward of this name; rewards are main"),
+    "a search of fused models by a reward that is not there": (
+        system(fuse=FUSION | {"merge": {"method": "TIES", "search": {"reward": "rm"}}}),
+        "spec.evaluation.systems[0].fuse.merge.search.reward is rm", "there is no reward of this name; rewards are"),
     "the usual base among the models": (
         system(merge=TIES | {"models": ["yi", "target"]}),
         "spec.evaluation.systems[0].merge.models is ['yi', 'target']", "the base, which is target if unset, has no"),
@@ -370,6 +399,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         system(merge=TIES | {"method": "SLERP", "base": "target"}), "SLERP takes two models and no base"),
     "a mean with weights that may have the sum 0": (
         system(merge=TIES | {"method": "Linear", "weights": [1, -1]}), "Linear divides by the sum of the weights"),
+    "a search of what has no weights": (
+        system(merge={"method": "SCE", "models": ["*"], "search": {}}), "search has no effect on this method"),
+    "a setting of a merge of fused models that it does not read": (
+        system(fuse=FUSION | {"merge": {"method": "SCE", "density": 0.5}}), "density has no effect on this method"),
+    "a search without prompts": (
+        {**system(merge=TIES | {"search": {}}), "prompts": {"sftFraction": 1}, "training": {"objective": "SFTOnly"}},
+        "a search of merge weights answers preference prompts"),
     "a merged model twice": (system(merge=TIES | {"models": ["yi", "yi"]}), "models names one twice"),
     "a joint member twice": (system(joint=EVA | {"members": ["yi", "yi"]}), "members names one twice"),
     **{

@@ -9,8 +9,9 @@ from support.builders import AUTOMATIC, make_experiment, make_planned, merged, r
 
 from wrpo_engine.config import FuseParams, SftParams
 from wrpo_engine.contract.definition import Image
-from wrpo_engine.contract.evaluation import AnswerParams
+from wrpo_engine.contract.evaluation import AnswerParams, EvaluateParams
 from wrpo_engine.contract.fusing import AlignParams, RepresentParams
+from wrpo_engine.contract.merging import MergeParams
 from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.plan.graph import build_graph
@@ -166,20 +167,119 @@ def test_a_system_that_fuses_has_the_pods_of_sft() -> None:
     assert (gang.nodes, gang.gpus_per_node) == (2, 4)
 
 
+FUSECHAT = {"name": "fusechat", "fuse": {"sources": ["*"], "merge": {"method": "SCE", "selectTopK": 0.1}}}
+
+
+def test_a_fusion_with_a_merge_trains_one_model_for_each_source_and_merges_them() -> None:
+    graph = graph_of(with_systems(FUSECHAT, FUSELLM))
+    models = {"fuse/fusechat--qwen": "qwen", "fuse/fusechat--yi": "yi"}
+    assert {name for name in graph if name.startswith("fuse/")} == {*models, "fuse/fusellm"}
+    for name, source in models.items():
+        own, targets = graph[name].params, f"align/fusechat--fuse--{source}"
+        assert isinstance(own, FuseParams)
+        assert own.fusion is not None
+        assert own.fusion.targets == targets
+        assert set(graph[name].inputs) == {"sft-rows", targets}
+        assert list(graph[targets].inputs) == ["represent/target", f"represent/{source}"]
+    node = graph["merge/fusechat"]
+    assert isinstance(node.params, MergeParams)
+    assert node.params.base is not None
+    assert node.params.base.name == parse_spec(raw_spec()).target.model
+    assert [model.input for model in node.params.models] == ["fused/fusechat--qwen", "fused/fusechat--yi"]
+    assert (node.params.method, node.params.select_top_k) == ("SCE", 0.1)
+    assert list(node.inputs) == ["fused/fusechat--qwen", "fused/fusechat--yi"]
+    answer = graph["answer/fusechat--held-out"].params
+    assert isinstance(answer, AnswerParams)
+    assert answer.model.input == "merge/fusechat"
+    assert not [name for name in graph if name.startswith("answer/fusechat--qwen")], "they are only merged"
+
+
+def test_the_row_of_fused_models_that_are_merged_shows_what_was_never_published() -> None:
+    merge = {"method": "TaskArithmetic", "weights": [0.3], "search": {"budget": 16}}
+    params = graph_of(with_systems({"name": "f", "fuse": {"sources": ["*"], "merge": merge}}))["evaluate"].params
+    assert isinstance(params, EvaluateParams)
+    row = next(row for row in params.systems if row.name == "f")
+    assert (row.form, row.members, row.uses_reward) == ("Fuse", ("qwen", "yi"), True)
+    assert row.choices == {
+        "sources": "qwen, yi", "rows": "those of SFT", "strategy": "MinCE", "normalise": "PerToken",
+        "alignment": "Spans", "vocabulary": "MinED", "weight": "0.1", "trainings": "one for each source",
+        "merge": "TaskArithmetic", "merge weights": "(0.3,)", "search groups": "Block", "search budget": "16",
+        "search population": "8", "search sigma": "0.2", "search prompts": "64", "search max_tokens": "256",
+        "search reward": "main",
+    }  # fmt: skip
+
+
+def test_a_merge_of_fused_models_loses_a_failed_source_with_its_weight_and_is_left_out_with_one_left() -> None:
+    sources = [{"name": name, "model": f"org/{name}"} for name in ("a", "b", "c")]
+    merge = {"method": "TIES", "weights": [1, 2, 3]}
+    changes = {"sources": sources, **with_systems({"name": "f", "fuse": {"sources": ["*"], "merge": merge}})}
+    two, one = (graph_of(changes, without=frozenset(failed)) for failed in ({"b"}, {"b", "c"}))
+    params = two["merge/f"].params
+    assert isinstance(params, MergeParams)
+    assert params.weight == (1.0, 3.0)
+    assert [name for name in two if name.startswith("fuse/")] == ["fuse/f--a", "fuse/f--c"]
+    assert not [name for name in one if name.startswith(("represent", "align", "fuse", "merge", "answer/f"))]
+
+
+SEARCHED = {"name": "m", "merge": {"method": "TIES", "models": ["sft", "yi"], "search": {"budget": 24, "prompts": 9}}}
+
+
+def test_a_search_reads_the_prompts_and_a_reward_and_runs_where_models_answer() -> None:
+    pods = {"evaluate": {"limits": {"nvidia.com/gpu": 1}}}
+    node = graph_of(with_systems(SEARCHED), {"resources": pods, "reward": {"concurrency": 3}})["merge/m"]
+    params = node.params
+    assert isinstance(params, MergeParams)
+    assert params.search is not None
+    assert (params.search.budget, params.search.prompts) == (24, 9)
+    assert params.search.reward.name == parse_spec(raw_spec()).reward.model
+    assert list(node.inputs) == ["prompts", "sft"]
+    assert node.resources is not None
+    assert node.resources.limits == {"nvidia.com/gpu": 1}
+    assert (node.needs, node.runtime.reward_concurrency) == ((), 3)
+
+
+def test_a_search_gets_accelerators_for_its_model_and_its_reward_and_a_plain_merge_none() -> None:
+    plain = {"name": "p", "merge": {"method": "TIES", "models": ["sft"]}}
+    graph = graph_of(with_systems(SEARCHED, plain), AUTOMATIC)
+    assert [need.work.value for need in graph["merge/m"].needs] == ["Generation", "Scoring"]
+    assert graph["merge/p"].needs == ()
+    assert graph["merge/p"].resources is None
+
+
+def test_a_search_by_the_reward_of_a_judge_gets_its_key_and_is_not_marked() -> None:
+    judge = {
+        "name": "other",
+        "reward": {"endpoint": "http://rewards.ml:8000/v1", "endpointModel": "rm"},
+        "apiKeySecretRef": {"name": "rewards", "key": "token"},
+    }
+    merge = {"method": "TIES", "models": ["yi"], "search": {"reward": "other"}}
+    graph = graph_of(with_systems({"name": "m", "merge": merge}, judges=[judge]))
+    node, evaluate = graph["merge/m"], graph["evaluate"].params
+    assert isinstance(node.params, MergeParams)
+    assert node.params.search is not None
+    assert node.params.search.reward.endpoint == "http://rewards.ml:8000/v1"
+    assert {name: key.name for name, key in node.secrets.items()} == {"WRPO_REWARD_API_KEY": "rewards"}
+    assert isinstance(evaluate, EvaluateParams)
+    assert {row.name: row.uses_reward for row in evaluate.systems}["m"] is False
+
+
 STAGES = {
     "represent/target": "represent",
     "align/fusellm--fuse": "align",
     "fuse/fusellm": "fuse",
     "answer/fusellm--held-out": "answer",
+    "align/fusechat--fuse--yi": "align",
+    "fuse/fusechat--yi": "fuse",
+    "merge/fusechat": "merge",
 }
 
 
 @pytest.mark.parametrize(("stage", "kind"), STAGES.items())
 def test_the_engine_reads_the_configuration_of_each_stage_of_a_fusion(stage: str, kind: str) -> None:
-    experiment = make_experiment(**with_systems(FUSELLM))
+    experiment = make_experiment(**with_systems(FUSELLM, FUSECHAT))
     assert experiment.spec is not None
     manifest = config_map(experiment, experiment.spec, make_planned(experiment, stage))
     config = StageConfig.model_validate_json(manifest["data"][CONFIG_FILE])
     assert config.params.kind() == kind
-    named = config.params.model_dump(include={"target_input", "source_inputs", "fusion", "model"})
+    named = config.params.model_dump(include={"target_input", "source_inputs", "fusion", "model", "models"})
     assert {role for role in config.inputs if f"'{role}'" in str(named)} == set(config.inputs) - {"sft-rows", "prompts"}

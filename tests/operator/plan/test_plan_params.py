@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from support.builders import AUTOMATIC, raw_spec
-from support.spec_leaves import JsonObject, Leaf, changed, hashes_of, leaves, manifests_of, plans_of, stages_of
+from support.spec_leaves import JsonObject, Leaf, changed, hashes_of, leaves, manifests_of, plans_of, reach, stages_of
 
 from wrpo_engine.config import (
     AlphaParams,
@@ -40,6 +40,7 @@ OWN_SET = {"name": "own", "kind": "Custom", "bundle": "storage://own", "protocol
 JUDGE = {"name": "gpt", "endpoint": "https://judges.example.org/v1", "model": "gpt", "benchmarks": ["alpaca"],
          "apiKeySecretRef": {"name": "judges", "key": "token"}}  # fmt: skip
 LENGTH = {"name": "length", "reward": {"function": "mine:length"}}
+OTHER = LENGTH | {"name": "other"}
 BASES: dict[str, JsonObject] = {
     "as short as can be": raw_spec(),
     "everything that has parts": raw_spec(
@@ -149,6 +150,31 @@ BASES: dict[str, JsonObject] = {
     "a merge along an arc": raw_spec(
         evaluation={"systems": [{"name": "m", "merge": {"method": "SLERP", "models": ["qwen", "sft"]}}]}
     ),
+    "a searched merge": raw_spec(
+        evaluation={
+            "judges": [OTHER],
+            "systems": [{"name": "m", "merge": {"method": "TIES", "models": ["qwen", "sft"], "search": {}}}],
+        }
+    ),
+    **{
+        f"fused models that are merged by {merge['method']}": raw_spec(
+            evaluation={
+                "judges": [OTHER],
+                "systems": [{"name": "f", "fuse": {"sources": ["*"], "merge": merge}}],
+            }
+        )
+        for merge in ({"method": "DARE-TIES"}, {"method": "SCE"}, {"method": "SLERP"}, {"method": "TIES", "search": {}})
+    },
+    "fused models of warped tokens that are merged": raw_spec(
+        evaluation={
+            "systems": [
+                {
+                    "name": "f",
+                    "fuse": {"sources": ["*"], "alignment": "DTW", "vocabulary": "MS", "merge": {"method": "SCE"}},
+                }
+            ]
+        }
+    ),
     **{
         f"a joint answer by {method}": raw_spec(
             evaluation={"systems": [{"name": "j", "joint": {"method": method, "members": ["qwen", "sft"]}}]}
@@ -193,8 +219,12 @@ def plans_before(base: str) -> Any:
 
 
 def specs_with(leaf: Leaf, bases: Iterable[str] = BASES) -> Iterator[tuple[str, ExperimentSpec]]:
-    """Yield bases and the same with another value in one leaf, a few values for each base."""
-    return ((base, spec) for base in bases for spec in islice(changed(BASES[base], leaf), 3))
+    """Yield bases and the same with another value in one leaf, a few values for each base.
+
+    Those with the leaf's section come first, because others seldom accept it.
+    """
+    nearest = sorted(bases, key=lambda base: -reach(BASES[base], leaf))
+    return ((base, spec) for base in nearest for spec in islice(changed(BASES[base], leaf), 3))
 
 
 def effect_of(leaf: Leaf) -> tuple[str, ExperimentSpec] | None:

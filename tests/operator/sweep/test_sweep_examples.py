@@ -61,6 +61,7 @@ SYSTEMS = {
     "LLM-Blender-Top1": ("llm-blender", "select"),
     "MoA": ("moa", "mixture"),
     "Target-FuseLLM": ("target-fusellm", "fuse"),
+    "Target-FuseChat": ("target-fusechat", "fuse"),
 }
 """Rows of the main table that are systems of the variant `wrpo`, with their form. The target is evaluated anyhow."""
 
