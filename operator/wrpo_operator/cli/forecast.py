@@ -21,11 +21,14 @@ from wrpo_engine.contract.evaluation import (
     PerplexityParams,
     SelectParams,
 )
+from wrpo_engine.contract.fusing import AlignParams, RepresentParams
+from wrpo_engine.contract.merging import MergeParams
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_engine.contract.types import is_hub_id
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import StageFacts, StageState, StageStatus
+from wrpo_operator.cli.fusion_work import align_seconds, merge_seconds, search_seconds, stored_bytes
 from wrpo_operator.cli.measured import Rates, Setting
 from wrpo_operator.cli.work import prompts_of, tokens_of
 from wrpo_operator.plan.budget import Demand, Limits, admitted
@@ -36,6 +39,8 @@ from wrpo_operator.plan.placing import choose, described, model_of, placed, requ
 from wrpo_operator.plan.resources import gpus_of, pods_of
 from wrpo_operator.plan.warnings import warnings_of
 from wrpo_operator.sizing.estimate import (
+    PROMPT_TOKENS,
+    RESPONSE_TOKENS,
     Speed,
     forward_seconds,
     generation_seconds,
@@ -75,6 +80,8 @@ class Line:
     """Host memory of each pod that the placement requests."""
     disk_gib: int | None = None
     """Local disk of each pod that the placement requests."""
+    stored_bytes: int | None = None
+    """Bytes that the stage leaves in the storage, of stages that fuse distributions or merge models."""
     measured_by: str | None = None
     """Experiment whose measured rate the time follows. None: it is calculated."""
 
@@ -101,6 +108,8 @@ class _Known:
     prompts: int | None
     rates: Rates
     records: dict[str, StageStatus] = field(default_factory=dict)
+    top_k: dict[StageId, int] = field(default_factory=dict)
+    """Tokens that the stages which represent rows keep for each position."""
 
 
 def forecast(
@@ -173,6 +182,8 @@ def _remember(known: _Known, node: StageNode) -> None:
         facts = known.look_up(params.model.name, params.model.revision)
         if facts is not None:
             known.records[name] = _record(name, facts)
+    if isinstance(params, RepresentParams):
+        known.top_k[node.id] = params.top_k
     prompts = prompts_of(known.spec, node, known.records)
     if isinstance(params, SampleParams | AnswerParams | MixtureParams) and prompts is not None:
         known.records[name] = _record(name, metrics={"rows": prompts * params.samples_per_prompt})
@@ -204,12 +215,18 @@ def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None)
         tokens=tokens_of(known.spec, node, known.records),
         requests=requests_of(known.spec, node, known.records),
         download_bytes=_download(known, node),
+        stored_bytes=_stored(known, node),
     )
     if isinstance(chosen, DoesNotFit):
         return replace(line, placement=f"does not fit: needs {chosen.needs}", arithmetic=chosen.message)
     placement = described(known.spec, node)
     if placement is None:
-        return replace(line, placement="unknown" if node.needs else "CPU" if _runs_model(node) else "")
+        seconds = None if node.needs else _cpu_seconds(known, node, line.tokens)
+        return replace(
+            line,
+            placement="unknown" if node.needs else "CPU" if _runs_model(node) else "",
+            hours=None if seconds is None else seconds / pods_of(known.spec, node) / 3600,
+        )
     line = replace(
         line,
         placement=_describe(node, placement),
@@ -221,7 +238,7 @@ def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None)
     rate = known.rates.get(Setting(model_of(node) or "", placement.accelerator, placement.tensor_parallel_size))
     responses = _responses(known, node)
     if rate is not None and responses is not None:
-        seconds: float | None = responses * rate.mean_tokens / (rate.tokens_per_second * max(1, placement.per_pod))
+        seconds = responses * rate.mean_tokens / (rate.tokens_per_second * max(1, placement.per_pod))
         line = replace(line, measured_by=rate.experiment)
     else:
         seconds = _seconds(known, node, placement, group)
@@ -285,6 +302,8 @@ def _seconds(known: _Known, node: StageNode, placement: Placement, group: Accele
     if speed is None or about is None or tokens is None or group is None:
         return None
     params = node.params
+    if isinstance(params, MergeParams):
+        return _search_seconds(known, params, about, speed, placement, group)
     if isinstance(params, SftParams | TrainParams):
         return training_seconds(
             about,
@@ -319,17 +338,74 @@ def _generation(
     )
 
 
+def _stored(known: _Known, node: StageNode) -> int | None:
+    if known.inventory is None:
+        return None
+    # Of the models of a fusion, the target is represented in the same way.
+    kept = next((known.top_k[stage] for stage in (node.id, *node.upstream) if stage in known.top_k), None)
+    rows = prompts_of(known.spec, node, known.records)
+    return stored_bytes(node.params, rows=rows, top_k=kept, parent=_parent(known, node))
+
+
+def _parent(known: _Known, node: StageNode) -> ModelFacts | None:
+    """Return the size of the models that a stage merges, which have one architecture."""
+    if not isinstance(node.params, MergeParams):
+        return None
+    first = node.params.base or node.params.models[0]
+    target = known.spec.target
+    return known.look_up(*((target.model, target.revision) if first.name is None else (first.name, first.revision)))
+
+
+def _cpu_seconds(known: _Known, node: StageNode, tokens: int | None) -> float | None:
+    """Return the seconds of one pod without accelerators; None if they are unknown, or for stages of another kind."""
+    if known.inventory is None:
+        return None
+    if isinstance(node.params, AlignParams):
+        return None if tokens is None else align_seconds(node.params, tokens=tokens)
+    parent = _parent(known, node)
+    if parent is None or not isinstance(node.params, MergeParams) or node.params.search is not None:
+        return None
+    return merge_seconds(node.params, parent)
+
+
+def _search_seconds(
+    known: _Known, params: MergeParams, facts: ModelFacts, speed: Speed, placement: Placement, group: AcceleratorGroup
+) -> float | None:
+    """Return the seconds of a search of merge weights on one accelerator's pod."""
+    search = params.search
+    if search is None:
+        return None
+    answers = _generation(facts, speed, placement, group, responses=search.prompts)
+    length = min(search.max_tokens, RESPONSE_TOKENS)
+    reward = None if search.reward.name is None else known.look_up(search.reward.name, search.reward.revision)
+    read = search.prompts * (PROMPT_TOKENS + length)
+    return search_seconds(
+        search,
+        merging=merge_seconds(params, facts),
+        answering=answers * length / RESPONSE_TOKENS,
+        scoring=0.0 if reward is None else forward_seconds(reward, speed, tokens=read),
+    )
+
+
 def _download(known: _Known, node: StageNode) -> int:
     """Return the bytes of weights that a stage's pods download from the hub."""
     params = node.params
     if isinstance(params, FetchParams):
         record = known.records.get(str(node.id))
         return record.facts.weight_bytes if record is not None and record.facts is not None else 0
-    name = model_of(node)
-    if name is None or not is_hub_id(name) or isinstance(params, InspectParams) or known.spec.model_cache.enabled:
+    if isinstance(params, InspectParams) or known.spec.model_cache.enabled:
         return 0
-    facts = known.look_up(name, None)
-    return 0 if facts is None else facts.weight_bytes * pods_of(known.spec, node)
+    found = (known.look_up(name, None) for name in _models_of(node) if is_hub_id(name))
+    return sum(facts.weight_bytes for facts in found if facts is not None) * pods_of(known.spec, node)
+
+
+def _models_of(node: StageNode) -> tuple[str, ...]:
+    """Return the models of a stage that no stage of the experiment makes: the first one, or all that are merged."""
+    if isinstance(node.params, MergeParams):
+        merged = (node.params.base, *node.params.models)
+        return tuple(dict.fromkeys(model.name for model in merged if model is not None and model.name is not None))
+    first = model_of(node)
+    return () if first is None else (first,)
 
 
 def _simulate(

@@ -81,6 +81,7 @@ def _columns(inventory: Inventory | None, *, is_wide: bool) -> list[Column]:
     more: list[Column] = [
         ("Memory", lambda line: _gib(line.memory_gib)),
         ("Disk", lambda line: _gib(line.disk_gib)),
+        ("Stored", lambda line: _bytes(line.stored_bytes or 0)),
         needs,
         ("Arithmetic", lambda line: line.arithmetic),
     ]

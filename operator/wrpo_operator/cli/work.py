@@ -14,6 +14,8 @@ from wrpo_engine.contract.evaluation import (
     RankParams,
     SelectParams,
 )
+from wrpo_engine.contract.fusing import AlignParams, RepresentParams
+from wrpo_engine.contract.merging import MergeParams, MergeSearch
 from wrpo_operator.api.presets import ASKED, SIZES
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import StageStatus
@@ -43,7 +45,7 @@ def _parts(params: StageParams) -> tuple[str, ...]:
     match params:
         case SampleParams():
             return params.parts
-        case SftParams():
+        case SftParams() | RepresentParams() | AlignParams():
             return ("sft",)
         case TrainParams():
             return ("preference",)
@@ -57,6 +59,8 @@ def tokens_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, Stage
     if isinstance(params, ScoreParams | GradeParams):
         rows = responses_of(node, records)
         return None if rows is None else rows * _PAIR
+    if isinstance(params, MergeParams):
+        return tokens_of_search(params.search) if params.search is not None and "prepare" in records else None
     prompts = prompts_of(spec, node, records)
     if prompts is None:
         return None
@@ -70,8 +74,17 @@ def tokens_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, Stage
             return prompts * params.epochs * _PAIR
         case TrainParams():
             return prompts * params.epochs * (PROMPT_TOKENS + 3 * RESPONSE_TOKENS)
+        case RepresentParams():
+            return prompts * _PAIR
+        case AlignParams():
+            return prompts * (1 + len(params.source_inputs)) * RESPONSE_TOKENS
         case _:
             return _tokens_of_reading(params, prompts)
+
+
+def tokens_of_search(search: MergeSearch) -> int:
+    """Return the tokens of prompts and answers of all candidates of a search."""
+    return search.candidates * search.prompts * (PROMPT_TOKENS + min(search.max_tokens, RESPONSE_TOKENS))
 
 
 def _tokens_of_reading(params: StageParams, items: int) -> int | None:

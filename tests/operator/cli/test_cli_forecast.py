@@ -262,6 +262,50 @@ def test_finished_stages_cost_nothing(automatic: Path, tmp_path: Path) -> None:
     assert after["hours"] < before["hours"]
 
 
+FUSION_SYSTEMS: list[JsonObject] = [
+    {"name": "fusechat", "fuse": {"sources": ["gemma-2-9b", "phi-3-medium"], "merge": {"method": "SCE"}}},
+    {"name": "ties", "merge": {"method": "TIES", "models": ["sft", "fusechat-base"]}},
+    {"name": "fusechat-base", "fuse": {"sources": ["gemma-2-9b"], "alignment": "DTW"}},
+    {"name": "searched", "merge": {"method": "TIES", "models": ["sft"], "search": {"budget": 9, "prompts": 50}}},
+]
+
+
+def test_stages_that_fuse_and_merge_have_tokens_times_and_space(automatic: Path) -> None:
+    document = yaml.safe_load(automatic.read_text(encoding="utf-8"))
+    document["spec"]["evaluation"] = {"systems": FUSION_SYSTEMS}
+    automatic.write_text(yaml.safe_dump(document), encoding="utf-8")
+    found = forecast("-f", str(automatic), "--accelerators", "h100=4x8", "--prompts", "59876")
+    stages = {stage["stage"]: stage for stage in found["stages"]}
+    target = known_facts("meta-llama/Meta-Llama-3-8B-Instruct")
+    source, reward = known_facts("google/gemma-2-9b-it"), known_facts("RLHFlow/ArmoRM-Llama3-8B-v0.1")
+    speed = speed_of("h100")
+    assert target is not None
+    assert source is not None
+    assert reward is not None
+    assert speed is not None
+    rows = stages["sft"]["tokens"] // 680
+    represented = stages["represent/gemma-2-9b"]
+    assert represented["tokens"] == rows * 680
+    assert represented["gpuHours"] == pytest.approx(forward_seconds(source.facts, speed, tokens=rows * 680) / 3600)
+    # Of each token of 500 in a response 10 likeliest ones in 6 bytes, and 8 bytes more.
+    assert represented["storedBytes"] == rows * 500 * 68 == stages["align/fusechat-base--fuse"]["storedBytes"]
+    spans, warped = stages["align/fusechat--fuse--gemma-2-9b"], stages["align/fusechat-base--fuse"]
+    assert spans["tokens"] == warped["tokens"] == rows * 2 * 500
+    assert 0 < spans["hours"] < warped["hours"]
+    plain, searched = stages["merge/fusechat"], stages["merge/searched"]
+    assert plain["storedBytes"] == target.facts.weight_bytes
+    assert plain["hours"] == pytest.approx(3 * target.facts.weight_bytes / 200e6 / 3600)
+    assert (plain["tokens"], plain["gpus"]) == (None, 0)
+    # Two generations of eight candidates, each with the answers to 50 prompts.
+    assert searched["tokens"] == 16 * 50 * (180 + 256)
+    once = 2 * target.facts.weight_bytes / 200e6
+    scored = forward_seconds(reward.facts, speed, tokens=50 * (180 + 256))
+    assert searched["hours"] * 3600 > 17 * once + 16 * scored
+    assert stages["merge/ties"]["hours"] == plain["hours"]
+    wide = plan("-f", str(automatic), "-o", "wide", "--accelerators", "h100=4x8", "--prompts", "59876")
+    assert "Stored" in wide.splitlines()[1]
+
+
 def write_model(path: Path) -> Path:
     path.mkdir()
     (path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")

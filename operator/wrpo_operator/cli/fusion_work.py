@@ -1,0 +1,53 @@
+"""Time on CPUs and space in the storage of the stages `represent`, `align` and `merge`, before they run. Pure."""
+
+from __future__ import annotations
+
+from wrpo_engine.config import StageParams
+from wrpo_engine.contract.fusing import AlignParams, RepresentParams
+from wrpo_engine.contract.merging import MergeParams, MergeSearch
+from wrpo_engine.contract.model_facts import ModelFacts
+from wrpo_operator.sizing.estimate import RESPONSE_TOKENS
+
+_ALIGNED_PER_SECOND = {"Spans": 150_000, "DTW": 20_000}
+"""Tokens of a source that one core aligns, reads and writes in a second, measured with responses of 500 tokens."""
+_MERGED_PER_SECOND = 200e6
+"""Bytes of all parents that one pod reads, merges and writes in a second (`make bench-merging`)."""
+_ENTRY_BYTES = 6
+"""A kept token: its id in 4 bytes, its log probability or share in 2."""
+_LABEL_BYTES = 8
+"""What else is stored for a token of a response: id, mask and place in the text, before compression."""
+_WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def align_seconds(params: AlignParams, *, tokens: int) -> float:
+    """Return the seconds of one core that aligns so many tokens of all models."""
+    return tokens / _ALIGNED_PER_SECOND[params.alignment]
+
+
+def merge_seconds(params: MergeParams, parent: ModelFacts) -> float:
+    """Return the seconds of merging models of the size of `parent` once."""
+    count = len(params.models) + (params.base is not None)
+    return count * parent.weight_bytes / _MERGED_PER_SECOND
+
+
+def search_seconds(search: MergeSearch, *, merging: float, answering: float, scoring: float) -> float:
+    """Return the seconds of a whole search by those of one candidate, with the merge that follows."""
+    return search.candidates * (merging + answering + scoring) + merging
+
+
+def stored_bytes(params: StageParams, *, rows: int | None, top_k: int | None, parent: ModelFacts | None) -> int | None:
+    """Return the bytes that a stage leaves in the storage; None if they are unknown, or for another kind of stage.
+
+    `rows` are those of SFT, `top_k` the tokens kept for each position, `parent` one of the models that are merged.
+    """
+    match params:
+        case RepresentParams() | AlignParams():
+            if rows is None or top_k is None:
+                return None
+            return rows * RESPONSE_TOKENS * (top_k * _ENTRY_BYTES + _LABEL_BYTES)
+        case MergeParams():
+            if parent is None:
+                return None
+            return parent.parameters * _WIDTHS[params.dtype] if params.dtype in _WIDTHS else parent.weight_bytes
+        case _:
+            return None
