@@ -295,7 +295,7 @@ def rank_0_log(real: Kube) -> str:
 def kill_a_sampling_pod(real: Kube) -> dict[Path, int]:
     """Return the parts that the killed pod left behind, with their inodes."""
     directory = work_directory(real, "disturbed", "disturbed", "sample/a")
-    pid = wait_until("sample/a runs", lambda: engine_process(real, "disturbed", "sample/a"))
+    pid = wait_until("sample/a runs", lambda: engine_process(real, "disturbed", "sample/a"), every_s=0.2)
     kill_when(
         pid,
         "sample/a has a part",
@@ -306,7 +306,9 @@ def kill_a_sampling_pod(real: Kube) -> dict[Path, int]:
 
 
 def kill_the_operator(real: Kube) -> None:
-    wait_until("score/a runs", lambda: engine_process(real, "disturbed", "score/a") or has_ended(real, "score/a"))
+    wait_until(
+        "score/a runs", lambda: engine_process(real, "disturbed", "score/a") or has_ended(real, "score/a"), every_s=0.2
+    )
     real.kill_operator()
 
 
@@ -317,7 +319,7 @@ def has_ended(real: Kube, stage: str) -> bool:
 
 def kill_the_control_plane(real: Kube) -> None:
     assert real.state_dir is not None
-    wait_until("sft runs", lambda: engine_process(real, "disturbed", "sft", replica="worker"))
+    wait_until("sft runs", lambda: engine_process(real, "disturbed", "sft", replica="worker"), every_s=0.2)
     state_dir = real.state_dir
     assert state_dir is not None
     pid = lifecycle.status(state_dir).pid
@@ -329,7 +331,7 @@ def kill_the_control_plane(real: Kube) -> None:
 
 def kill_a_training_rank(real: Kube) -> None:
     directory = work_directory(real, "disturbed", "disturbed", "train")
-    pid = wait_until("train runs", lambda: engine_process(real, "disturbed", "train", replica="worker"))
+    pid = wait_until("train runs", lambda: engine_process(real, "disturbed", "train", replica="worker"), every_s=0.2)
     kill_when(
         pid,
         "train has a checkpoint",

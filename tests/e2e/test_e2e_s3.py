@@ -78,13 +78,13 @@ def test_an_experiment_runs_on_a_bucket_alone_through_a_killed_pod_and_a_restart
     real.apply(on_s3("bucketed", server))
     key = wait_until("sample/a is planned", lambda: real.stage("bucketed", "sample/a").get("hash"))
     base = f"{PREFIX}/sample/a/{key}"
-    pid = wait_until("sample/a runs", lambda: engine_process(real, "bucketed", "sample/a"))
+    pid = wait_until("sample/a runs", lambda: engine_process(real, "bucketed", "sample/a"), every_s=0.2)
     stop_when([pid], "sample/a has published a part", lambda: server.keys(BUCKET, f"{base}/parts/"))
     is_late = f"{base}/manifest.json" in server.keys(BUCKET, base)
     kept = {entry["Key"]: entry["LastModified"] for entry in listed(server, f"{base}/parts/")}
     os.kill(pid, signal.SIGKILL)
     assert not is_late, "the work was done before the kill; the test must give the stage more to do"
-    wait_until("sft runs", lambda: engine_process(real, "bucketed", "sft", replica="master"))
+    wait_until("sft runs", lambda: engine_process(real, "bucketed", "sft", replica="master"), every_s=0.2)
     server.kill()
     server.start()
     status = real.wait_phase("bucketed", "Succeeded", LONG_S)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.patience import wait_until
+from support.patience import pause_s, wait_until
 
 TESTS = Path(__file__).resolve().parents[1]
 WAITS = frozenset({"communicate", "join", "result", "run", "timeout", "wait", "wait_for", "wait_for_condition"})
@@ -67,3 +67,7 @@ def test_a_wait_returns_the_first_true_value() -> None:
 def test_a_wait_that_is_too_long_says_what_was_waited_for() -> None:
     with pytest.raises(AssertionError, match=r"^the pod runs: not within 0 s$"):
         wait_until("the pod runs", lambda: False, timeout_s=0)
+
+
+def test_pauses_grow_with_the_time_waited_within_bounds() -> None:
+    assert [pause_s(waited_s) for waited_s in (0.0, 1.0, 5.0, 10.0, 300.0)] == [0.1, 0.1, 0.5, 1.0, 1.0]
