@@ -24,10 +24,13 @@ demo-s3: ## the same with all it reads and makes in a bucket of an S3 server on 
 demo-clean: ## remove all that the demos made (not .venv)
 	@if [ -x $(VENV)/wrpo ]; then $(VENV)/wrpo dev reset --yes; else rm -rf .wrpo; fi
 
+# One more than cores: tests that wait for a cluster or a time-out leave a core free.
+WORKERS = $(shell expr $$(nproc) + 1)
+
 test: ## install and run everything CI runs
 	@$(PYTHON) scripts/setup_env.py --assets --dev
 	@$(MAKE) --no-print-directory check
-	@$(VENV)/python -m pytest -m "" -n auto --maxprocesses 4 --dist loadfile --durations=15
+	@$(VENV)/python -m pytest -m "" -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=15
 
 check: lint types imports prose version ## lint, types, import contracts, prose, version
 

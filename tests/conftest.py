@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
-    # As many workers as cores: threads of their own would only wait for each other. Read when torch is imported.
+    # No fewer workers than cores: threads of their own would only wait for each other. Read when torch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Timing never decides a test: a busy machine draws examples slowly. Nor does chance: the same code draws the same
@@ -19,3 +20,9 @@ settings.register_profile(
     derandomize=not os.environ.get("WRPO_NEW_EXAMPLES"),
 )
 settings.load_profile("wrpo")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put modules with slow and cluster tests first: a worker that begins one of them last keeps the others waiting."""
+    long = {item.path for item in items if any(item.get_closest_marker(name) for name in ("slow", "cluster"))}
+    items.sort(key=lambda item: item.path not in long)
