@@ -11,7 +11,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from benchmarks.common.process import ROOT
 from benchmarks.common.results import RESULTS, load_result, save_result
 from benchmarks.study.claims import MARGINS
 from benchmarks.study.page import page
+from wrpo_operator.cli.connect import STATE_DIR
 from wrpo_operator.cli.demo import sampling_backend
 from wrpo_operator.cli.install import run_tool
 from wrpo_operator.cli.job_log import JobRun
@@ -107,8 +109,28 @@ def margins_command(runs: Mapping[str, Sequence[str]], out: Path) -> list[str]:
     return ["wrpo", "compare", *systems, "--out", str(out)]
 
 
+@contextmanager
+def timed(path: Path) -> Iterator[Callable[[], list[float]]]:
+    """Give a function that returns the seconds of this run and of those that it resumes, which `path` records.
+
+    The file is part of the cluster's state: a reset removes it with the artifacts.
+    """
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    started = time.monotonic()
+    try:
+        yield lambda: [*earlier, time.monotonic() - started]
+    finally:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([*earlier, time.monotonic() - started]), encoding="utf-8")
+
+
 def run(*, is_quick: bool, console: Console) -> Document:
     """Run the study and return what to save; raises SystemExit if no variant succeeded."""
+    with timed(STATE_DIR / f"{QUICK_NAME if is_quick else NAME}-seconds.json") as spent:
+        return {**_run(is_quick=is_quick, console=console), "seconds": spent()}
+
+
+def _run(*, is_quick: bool, console: Console) -> Document:
     started = time.monotonic()
     name, out = (QUICK_NAME if is_quick else NAME), RESULTS / (QUICK_NAME if is_quick else NAME)
     out.mkdir(parents=True, exist_ok=True)
@@ -138,7 +160,6 @@ def run(*, is_quick: bool, console: Console) -> Document:
         _wrpo(commands[1])
         margins = _comparison(out / "margins")
     return {
-        "seconds": time.monotonic() - started,
         "commands": [f"make {name}", " ".join(follow)],
         "runs": runs,
         "missing": missing,

@@ -72,7 +72,7 @@ def _run(result: Mapping[str, Any], scores: Mapping[str, Runs]) -> str:
     unused = [f"`{name}`" for name in result["missing"]]
     missing = f"\n\nThese variants did not succeed and have no row: {', '.join(unused)}." if unused else ""
     return (
-        f"## The run\n\nMeasured {machine_of(result).line}. The run took {result['seconds'] / 60:.0f} minutes, with "
+        f"## The run\n\nMeasured {machine_of(result).line}. The run took {_duration(result['seconds'])}, with "
         f"{prompts} held-out prompts and {_count(seeds, 'training seed')}. Commands:\n\n```\n{commands}\n```{missing}"
     )
 
@@ -194,6 +194,12 @@ def _step(step: SlopeStep) -> str:
 
 def _p(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def _duration(seconds: Sequence[float]) -> str:
+    """Return the time of a run, and in how many parts it was run: every part resumes the one before."""
+    minutes = f"{sum(seconds) / 60:.0f} minutes"
+    return minutes if len(seconds) == 1 else f"{minutes} in {len(seconds)} parts"
 
 
 def _count(number: int, noun: str) -> str:

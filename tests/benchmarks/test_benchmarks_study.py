@@ -52,7 +52,7 @@ def result(means: dict[str, float], slopes: dict[str, float], seeds: int = 3) ->
     ]
     return {
         "machine": MACHINE.to_json(),
-        "seconds": 3600.0,
+        "seconds": [3600.0],
         "commands": ["make study"],
         "runs": names,
         "missing": [],
@@ -131,6 +131,17 @@ def test_the_page_shows_run_figures_and_every_claim() -> None:
     assert "| appears |" in text
     assert "By the small reward model" in text
     assert "All claims appear." in text
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_parts(tmp_path: Path) -> None:
+    record = tmp_path / "state" / "seconds.json"
+    with pytest.raises(KeyboardInterrupt), study.timed(record):
+        raise KeyboardInterrupt
+    with study.timed(record) as spent:
+        assert len(spent()) == 2
+    assert [part >= 0 for part in json.loads(record.read_text())] == [True, True]
+    resumed = {**result({"wrpo": 0.8}, {}), "seconds": [3600.0, 120.0]}
+    assert "The run took 62 minutes in 2 parts, with" in page(resumed)
 
 
 def test_the_page_says_which_claim_does_not_appear_and_why() -> None:
