@@ -99,18 +99,28 @@ def outcomes_of(columns: Iterable[Judgements], answers: Mapping[tuple[str, str],
 
 
 def metrics_of(content: Mapping[str, Any]) -> dict[str, float]:
-    """Return the trained model's scores for the manifest: SCORE_BENCHMARK_JUDGE, and the share of invalid verdicts."""
-    metrics = {}
+    """Return the trained model's figures for manifest and status, each with _BENCHMARK_JUDGE behind its name.
+
+    score, and lc or lc-minimal where there is a length control; the last of them is there with _low and _high behind
+    the judge, too, its interval. invalid: share of invalid verdicts. own: 1 if the judge is a reward that trained the
+    model.
+    """
+    metrics: dict[str, float] = {}
     for column in content["columns"]:
         cell = next((each for each in column["cells"] if each["system"] == content["subject"]), None)
         if cell is None or cell["score"] is None:
             continue
         name = f"{column['benchmark']}_{column['judge']}"
-        metrics[f"score_{name}"] = float(cell["score"])
-        if cell["length_controlled"] is not None:
-            metrics[f"lc_{name}"] = float(cell["length_controlled"]["score"])
+        headline, figure = f"score_{name}", cell
+        metrics[headline] = float(cell["score"])
+        if (controlled := cell["length_controlled"]) is not None:
+            headline, figure = f"{controlled['form'].lower()}_{name}", controlled
+            metrics[headline] = float(controlled["score"])
+        metrics |= {f"{headline}_{side}": float(bound) for side, bound in (figure["interval"] or {}).items()}
         if column["by"] == "judge":
             metrics[f"invalid_{name}"] = float(cell["invalid_share"])
+        if cell["judged_by_own_reward"]:
+            metrics[f"own_{name}"] = 1.0
     return metrics
 
 

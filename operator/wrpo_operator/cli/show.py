@@ -40,12 +40,12 @@ POLL_S = 1.0
     type=click.Choice(["tree", "wide"]),
     default="tree",
     show_default=True,
-    help="wide: also why each stage has its accelerators, and what else would fit.",
+    help="wide: also why each stage has its accelerators, what else would fit, and more about the results.",
 )
 @cluster_options
 @errors_to_click
 def status_command(name: str, watch: bool, output: str, target: Target) -> None:
-    """Show the tree of stages and attempts of experiment NAME, its accelerators and progress, and what blocks it.
+    """Show the stages and attempts of experiment NAME, its accelerators and progress, what blocks it, and its results.
 
     \b
     Examples:

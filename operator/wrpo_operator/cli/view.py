@@ -13,6 +13,7 @@ from rich.text import Text
 from wrpo_operator.api.conditions import ConditionType
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.status import Attempt, ExperimentStatus, Phase, StageState, StageStatus, parse_status
+from wrpo_operator.cli.headlines import headlines
 from wrpo_operator.runtime.resources import JsonObject, meta, name_of, namespace_of
 
 STYLES = {
@@ -146,9 +147,9 @@ def placement_text(placement: Placement, *, wide: bool = False) -> str:
 
 
 def tree_lines(obj: JsonObject, *, wide: bool = False) -> Iterator[str]:
-    """Yield the status as plain lines: stages, their accelerators and attempts, blockers, warnings.
+    """Yield the status as plain lines: stages, their accelerators and attempts, blockers, results, warnings.
 
-    `wide` adds why these accelerators were chosen.
+    `wide` adds why these accelerators were chosen, and more about the results.
     """
     status = parse_status(obj.get("status"))
     yield headline(obj)
@@ -164,6 +165,9 @@ def tree_lines(obj: JsonObject, *, wide: bool = False) -> Iterator[str]:
             yield f"    attempt {attempt.number}  {attempt.state.value}{code}  {attempt.child}{why}"
     for blocker in status.blockers:
         yield f"  blocked: {blocker.object}: {blocker.reason}: {blocker.message} (since {blocker.since})"
+    evaluated = status.stage_named("evaluate")
+    if evaluated is not None and evaluated.state is StageState.SUCCEEDED:
+        yield from (f"  result: {line}" for line in headlines(evaluated.metrics, wide=wide))
     warned = status.condition(ConditionType.WARNED.value)
     if warned is not None and warned.status == "True":
         yield f"  warning: {warned.message}"

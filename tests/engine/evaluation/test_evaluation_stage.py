@@ -107,6 +107,8 @@ def test_held_out_prompts_give_win_rates_means_and_answers_by_label(make_ctx: Ma
     assert answers["score"].to_list() == [0.1, 0.4, 0.5, 0.3, 0.4, 0.2]
     assert result.metrics["win_rate_vs_target"] == 0.5
     assert result.metrics["score_held-out_main"] == pytest.approx(0.3)
+    assert result.metrics["score_held-out_main_low"] < 0.3 < result.metrics["score_held-out_main_high"]
+    assert result.metrics["own_held-out_main"] == 1.0
     manifest = ctx.output.committed()
     assert manifest is not None
     assert manifest.manifest.details["reward"] == REWARD
@@ -326,7 +328,10 @@ def test_a_length_controlled_score_has_the_interval_of_refitted_resamples(make_c
         "interval": {"low": pytest.approx(low), "high": pytest.approx(high)},
     }
     assert found["length_controlled_difference"]["mean"] == 0.0
-    assert ctx.output.committed().manifest.metrics["lc_alpaca_gpt"] == 47.5  # type: ignore[union-attr]
+    metrics = ctx.output.committed().manifest.metrics  # type: ignore[union-attr]
+    headline = [metrics[f"lc-minimal_alpaca_gpt{side}"] for side in ("", "_low", "_high")]
+    assert headline == [47.5, pytest.approx(low), pytest.approx(high)]
+    assert "score_alpaca_gpt_low" not in metrics
     assert read(ctx, "outcomes.parquet")["features"][0].to_list() == features["q0"]
 
 

@@ -243,6 +243,33 @@ def test_the_status_tree_shows_accelerators_and_if_asked_for_why_and_what_warns(
     assert wide[4] == "    runs on CPU: on the CPU"
 
 
+def test_the_status_ends_with_the_headline_figures_of_the_final_model_by_benchmark_and_judge() -> None:
+    metrics = {
+        "score_alpaca_gpt": 41.5,
+        "lc_alpaca_gpt": 45.25,
+        "lc_alpaca_gpt_low": 43.1,
+        "lc_alpaca_gpt_high": 47.3,
+        "invalid_alpaca_gpt": 0.0125,
+        "score_held-out_main": 0.5,
+        "score_held-out_main_low": 0.25,
+        "score_held-out_main_high": 0.75,
+        "own_held-out_main": 1.0,
+        "lc-minimal_own-2_gpt": 50.0,
+        "win_rate_vs_target": 0.5,
+        "num_prompts": 24.0,
+    }
+    lines = list(tree_lines(experiment("Succeeded", stage("evaluate", "Succeeded", metrics=metrics))))
+    assert [line for line in lines if "result" in line] == [
+        "  result: alpaca, judge gpt: LC 45.25 [43.1, 47.3]",
+        "  result: held-out, judge main: score 0.5 [0.25, 0.75] (the judge is a reward that trained the model)",
+        "  result: own-2, judge gpt: LC-minimal 50",
+    ]
+    wide = list(tree_lines(experiment("Succeeded", stage("evaluate", "Succeeded", metrics=metrics)), wide=True))
+    assert "  result: alpaca, judge gpt: LC 45.25 [43.1, 47.3] (score 41.5; invalid verdicts 1.2%)" in wide
+    running = tree_lines(experiment("Running", stage("evaluate", "Running", metrics=metrics)))
+    assert not any("result" in line for line in running)
+
+
 DETAILS = {
     "a new attempt that waits for its pod": ({"attempts": [{"number": 1, "child": "c", "state": "Pending"}]}, ""),
     "a retry that waits says why": (
