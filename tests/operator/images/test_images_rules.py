@@ -198,7 +198,7 @@ def test_the_sampler_keeps_what_its_base_has_and_pins_the_rest(tmp_path: Path) -
 
 def test_the_sampler_installs_what_its_stages_import() -> None:
     (install,) = [rest for word, rest in instructions(FILES["sampler"]) if word == "RUN"]
-    (listed,) = re.findall(r"--constraint \S+\s+((?:[a-z0-9]+ +)+)&&", install)
+    (listed,) = re.findall(r"--constraint \S+\s+((?:[a-z0-9-]+ +)+)&&", install)
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["engine"]]
     only_training = {"deepspeed", "peft", "setuptools", "tensorboard"}
