@@ -423,6 +423,6 @@ def evaluation_errors(spec: ExperimentSpec) -> Iterator[str]:
             yield f"{path} is {value}: {rule.message}."
 
 
-def name_rules(experiment: type[ExperimentSpec]) -> tuple[Rule, ...]:
-    """Return the rules about these names, which are rules of the whole spec, `experiment`."""
-    return tuple(Rule((experiment,), rule.cel, rule.message, None) for rule in _NAME_RULES)
+def name_rules() -> tuple[Rule, ...]:
+    """Return the rules about these names, which are rules of the whole spec."""
+    return tuple(Rule((ExperimentSpec,), rule.cel, rule.message, None) for rule in _NAME_RULES)

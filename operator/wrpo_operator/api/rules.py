@@ -346,7 +346,7 @@ RULES: tuple[Rule, ...] = (
     *EVALUATION_RULES,
     *FUSION_RULES,
     *MERGING_RULES,
-    *name_rules(ExperimentSpec),
+    *name_rules(),
 )
 
 NAME_RULE_CEL = f"size(self.metadata.name) <= {MAX_EXPERIMENT_NAME}"
