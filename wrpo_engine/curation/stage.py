@@ -54,7 +54,7 @@ def run_sft(ctx: StageContext) -> StageResult:
     schema = {**records.SFT_ROWS, **history_in(table.columns)}
     table = table.select(pl.col(name).cast(kind) for name, kind in schema.items())
     ctx.output.publish("rows.parquet", table.write_parquet)
-    return _commit(ctx, "rows.parquet", table.height, given, metrics, others=[])
+    return _commit(ctx, ["rows.parquet"], table.height, given, metrics)
 
 
 def run_triples(ctx: StageContext) -> StageResult:
@@ -84,7 +84,7 @@ def run_triples(ctx: StageContext) -> StageResult:
         metrics |= _mean(f"mean_{name}", table[name])
     ctx.output.publish("triples.parquet", table.write_parquet)
     ctx.output.publish("triples.jsonl", lambda path: write_published(table, path))
-    return _commit(ctx, "triples.parquet", table.height, given, metrics, others=["triples.jsonl"])
+    return _commit(ctx, ["triples.parquet", "triples.jsonl"], table.height, given, metrics)
 
 
 def _require_rows(params: CurateTriplesParams) -> None:
@@ -147,18 +147,13 @@ def _attribution(table: pl.DataFrame, names: pl.Series, gains: pl.Series, models
 
 
 def _commit(
-    ctx: StageContext,
-    main: str,
-    rows: int,
-    given: pl.DataFrame,
-    metrics: Mapping[str, float],
-    *,
-    others: Sequence[str],
+    ctx: StageContext, files: Sequence[str], rows: int, given: pl.DataFrame, metrics: Mapping[str, float]
 ) -> StageResult:
+    """Commit the files, of which the first one has the rows, and the attribution `given`."""
     ctx.output.publish(ATTRIBUTION_FILE, given.write_parquet)
     ctx.output.commit(
-        files=[main, *others, ATTRIBUTION_FILE],
-        rows={main: rows},
+        files=[*files, ATTRIBUTION_FILE],
+        rows={files[0]: rows},
         metrics=metrics,
         details={"attribution": given.to_dicts()},
     )

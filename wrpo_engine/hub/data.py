@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, assert_never
@@ -32,11 +33,21 @@ class HubDataFault(StrEnum):
     """`datasets` does not read data sets of this kind, for example those with code."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A data set and a split of it, and the fields in which the user named them."""
+
+    name: str
+    split: str
+    field: str
+    split_field: str
+
+
 def load_from_hub(name: str, *, config: str | None = None, split: str, field: str, split_field: str) -> Any:
     """Return the `datasets.Dataset` of a hub id. `field` is where the user wrote it, `split_field` where the split."""
     from datasets import load_dataset
 
-    with _named_faults(name, split, field=field, split_field=split_field):
+    with _named_faults(_Asked(name, split, field, split_field)):
         return load_dataset(name, config, split=split)
 
 
@@ -47,12 +58,12 @@ def hub_files(name: str, patterns: Sequence[str], *, patience: HubPatience, fiel
     def request() -> str:
         return snapshot_download(name, repo_type="dataset", allow_patterns=list(patterns))
 
-    with _named_faults(name, name, field=field, split_field=field):
+    with _named_faults(_Asked(name, name, field, field)):
         return Path(patience.call(f"downloading the data set {name}", request))
 
 
 @contextlib.contextmanager
-def _named_faults(name: str, split: str, *, field: str, split_field: str) -> Iterator[None]:
+def _named_faults(asked: _Asked) -> Iterator[None]:
     """Translate the errors of reading a data set of the hub into the engine's."""
     try:
         yield
@@ -68,11 +79,12 @@ def _named_faults(name: str, split: str, *, field: str, split_field: str) -> Ite
             raise
         last = list(_causes(error))[-1]
         said = first_line(last if fault is HubDataFault.DAMAGED else error)
-        raise _refusal(fault, said, name, split, field=field, split_field=split_field) from error
+        raise _refusal(fault, said, asked) from error
 
 
-def _refusal(fault: HubDataFault, said: str, name: str, split: str, *, field: str, split_field: str) -> WrpoError:
+def _refusal(fault: HubDataFault, said: str, asked: _Asked) -> WrpoError:
     """Return the error for the user; `said` is the library's own message."""
+    name, field = asked.name, asked.field
     match fault:
         case HubDataFault.NOT_FOUND:
             return ConfigError(
@@ -85,7 +97,7 @@ def _refusal(fault: HubDataFault, said: str, name: str, split: str, *, field: st
             )
         case HubDataFault.CHOICE:
             # The library's message lists the existing splits and configurations.
-            return ConfigError(split_field, split, said, "Name an existing one.")
+            return ConfigError(asked.split_field, asked.split, said, "Name an existing one.")
         case HubDataFault.OFFLINE:
             return ConfigError(
                 field,

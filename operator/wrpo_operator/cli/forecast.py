@@ -305,14 +305,14 @@ def _seconds(known: _Known, node: StageNode, placement: Placement, group: Accele
     if isinstance(params, MergeParams):
         return _search_seconds(known, params, about, speed, placement, group)
     if isinstance(params, SftParams | TrainParams):
-        return training_seconds(
+        alone = training_seconds(
             about,
             speed,
             tokens=tokens,
             checkpointing=bool(params.gradient_checkpointing),
             references=isinstance(params, TrainParams),
-            accelerators=placement.accelerators,
         )
+        return alone / placement.accelerators
     if isinstance(params, SampleParams | AnswerParams | MixtureParams) and prompts is not None:
         responses = prompts * params.samples_per_prompt
         return _generation(about, speed, placement, group, responses=responses)
@@ -331,8 +331,7 @@ def _generation(
     return generation_seconds(
         facts,
         speed,
-        prompts=responses,
-        samples=1,
+        responses=responses,
         accelerators=placement.per_pod,
         room=room(GenerationRequest(facts=facts), way),
     )

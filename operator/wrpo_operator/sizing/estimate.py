@@ -61,19 +61,17 @@ def speed_of(product: str) -> Speed | None:
     return next((speed for words, speed in _SPEEDS if re.search(rf"-({words})-", name)), None)
 
 
-def generation_seconds(
-    facts: ModelFacts, speed: Speed, *, prompts: int, samples: int, accelerators: int, room: int
-) -> float:
+def generation_seconds(facts: ModelFacts, speed: Speed, *, responses: int, accelerators: int, room: int) -> float:
     """Return the seconds that one pod of so many accelerators needs for all responses; divide by the pods.
 
     `room` is the number of tokens whose keys and values fit. Steps are limited by reading weights and cache, or by
     arithmetic.
     """
-    sequences = max(1, min(MOST_SEQUENCES, room // (PROMPT_TOKENS + RESPONSE_TOKENS), prompts * samples))
+    sequences = max(1, min(MOST_SEQUENCES, room // (PROMPT_TOKENS + RESPONSE_TOKENS), responses))
     cache = sequences * key_value_bytes(facts) * (PROMPT_TOKENS + RESPONSE_TOKENS / 2)
     reading = (loaded_bytes(facts) + cache) / (speed.bandwidth * accelerators * _BANDWIDTH_SHARE)
     computing = 2 * sequences * _active(facts) / (speed.arithmetic * accelerators * _ARITHMETIC_SHARE)
-    return prompts * samples * RESPONSE_TOKENS / sequences * max(reading, computing)
+    return responses * RESPONSE_TOKENS / sequences * max(reading, computing)
 
 
 def forward_seconds(facts: ModelFacts, speed: Speed, *, tokens: int) -> float:
@@ -81,12 +79,13 @@ def forward_seconds(facts: ModelFacts, speed: Speed, *, tokens: int) -> float:
     return 2 * _active(facts) * tokens / (speed.arithmetic * _ARITHMETIC_SHARE)
 
 
-def training_seconds(
-    facts: ModelFacts, speed: Speed, *, tokens: int, checkpointing: bool, references: bool, accelerators: int
-) -> float:
-    """Return the seconds of training on so many tokens: forward and backward, recomputation, and reference passes."""
+def training_seconds(facts: ModelFacts, speed: Speed, *, tokens: int, checkpointing: bool, references: bool) -> float:
+    """Return the seconds of training on so many tokens with one accelerator; divide by the accelerators.
+
+    Passes are those forward and backward, of recomputation, and of the reference.
+    """
     passes = 3 + int(checkpointing) + int(references)
-    return passes * 2 * _active(facts) * tokens / (speed.arithmetic * _TRAINING_SHARE * accelerators)
+    return passes * 2 * _active(facts) * tokens / (speed.arithmetic * _TRAINING_SHARE)
 
 
 def _active(facts: ModelFacts) -> int:

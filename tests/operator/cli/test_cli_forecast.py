@@ -404,13 +404,13 @@ def test_more_room_and_more_accelerators_never_take_longer() -> None:
     assert speed is not None
 
     def seconds(accelerators: int, room: int) -> float:
-        return generation_seconds(known.facts, speed, prompts=1000, samples=5, accelerators=accelerators, room=room)
+        return generation_seconds(known.facts, speed, responses=5000, accelerators=accelerators, room=room)
 
     assert seconds(4, 100_000) > seconds(4, 200_000) > seconds(8, 200_000)
-    plain = training_seconds(known.facts, speed, tokens=10, checkpointing=False, references=False, accelerators=1)
+    plain = training_seconds(known.facts, speed, tokens=10, checkpointing=False, references=False)
     assert plain > 3 * forward_seconds(known.facts, speed, tokens=10)
-    recomputed = training_seconds(known.facts, speed, tokens=10, checkpointing=True, references=True, accelerators=5)
-    assert recomputed == pytest.approx(plain / 3)
+    recomputed = training_seconds(known.facts, speed, tokens=10, checkpointing=True, references=True)
+    assert recomputed == pytest.approx(plain * 5 / 3)
 
 
 def test_requests_to_judges_are_counted_before_anything_runs(automatic: Path) -> None:
