@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_stages import fork_context
 from judging_support import QUESTIONS, MakeJudge
 from support.patience import LIMIT_S, wait_until
 from support.stub_judge import StubJudge
@@ -69,8 +69,7 @@ def start(make_judge: MakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Starts an attempt with a number of requests in flight, and the artifact's directory."""
     environ = {"WRPO_VOLUME_ROOT": str(tmp_path / "storage"), "HOME": str(tmp_path)}
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["judging_preload"])
+    context = fork_context()
 
     def begin(concurrency: int) -> BaseProcess:
         ctx = make_judge(runtime={"judge_concurrency": concurrency})

@@ -1,31 +1,19 @@
-"""A stage in a process of its own, forked from one that has imported everything: real, and there in half a second."""
+"""A sampling or answering stage in a process of its own."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-_PRELOAD = [
-    "torch",
-    "polars",
-    "transformers.models.llama.modeling_llama",
-    "transformers.models.auto.modeling_auto",
-    "wrpo_engine.process.cli",
-    "wrpo_engine.answering.stage",
-    "wrpo_engine.sampling.stage",
-    "wrpo_engine.sampling.transformers_sampler",
-]
+from forked_stages import fork_context
 
 
 def start_sampling(config: Path, environ: Mapping[str, str], stage: str = "sample") -> BaseProcess:
     """Start `wrpo-engine STAGE --config CONFIG`; its clock stands still, so that equal artifacts are equal bytes."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
-    process = context.Process(target=_run, args=(stage, config, dict(environ)))
+    process = fork_context().Process(target=_run, args=(stage, config, dict(environ)))
     process.start()
     return process
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 import polars as pl
 import pytest
 from engine_support import stage_config
+from forked_stages import fork_context
 from support.patience import LIMIT_S
 from support.stopping import stop_when
 
@@ -119,8 +119,7 @@ def test_scoring_stopped_twenty_times_ends_with_the_same_bytes(
     }
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
     # One server imports the libraries; each attempt is a process forked from it that lives and dies by itself.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scoring_preload"])
+    context = fork_context()
 
     def whole() -> dict[str, bytes]:
         process = start(context, config, environ, tmp_path / "log")

@@ -1,0 +1,33 @@
+"""The fork server of stages in processes of their own: real, and there in half a second.
+
+`multiprocessing` has one fork server for each process and reads the list of modules only when that starts. Tests that
+each name their own modules would take the server of whichever ran first, and import torch anew with every stage.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing.context import ForkServerContext
+
+_PRELOAD = [
+    "polars",
+    "torch",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "wrpo_engine.__main__",
+    "wrpo_engine.answering.stage",
+    "wrpo_engine.judging.stage",
+    "wrpo_engine.process.cli",
+    "wrpo_engine.sampling.stage",
+    "wrpo_engine.sampling.transformers_sampler",
+    "wrpo_engine.scoring.reward_model",
+    "wrpo_engine.scoring.stage",
+]
+
+
+def fork_context() -> ForkServerContext:
+    """Return the context whose processes are forked from one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    return context
