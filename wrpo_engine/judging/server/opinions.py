@@ -36,10 +36,8 @@ class Scale:
             return Opinion(text=f"The reward model rates this answer. Rating: [[{self.rating(rewards[0]):.1f}]]")
         margin = (rewards[0] - rewards[1]) / self.temperature
         if question.kind == "AlpacaEval2":
-            logprobs = (("m", log_sigmoid(margin)), ("M", log_sigmoid(-margin)))
-            return Opinion(
-                text="m" if margin >= 0 else "M", logprobs=tuple(sorted(logprobs, key=lambda each: -each[1]))
-            )
+            logprobs = sorted((("m", log_sigmoid(margin)), ("M", log_sigmoid(-margin))), key=lambda each: -each[1])
+            return Opinion(text=logprobs[0][0], logprobs=tuple(logprobs))
         return Opinion(text=f"The reward model's final verdict is: [[{label(margin)}]]")
 
     def rating(self, reward: float) -> float:
