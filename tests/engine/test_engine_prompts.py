@@ -459,7 +459,7 @@ def test_saved_data_sets_are_read(tmp_path: Path, with_splits: bool) -> None:
 
 
 TURN = {"role": "user", "content": "2 + 2?"}
-HISTORIES = [[TURN, {"role": "assistant", "content": "4."}], None, []]
+HISTORIES: list[Any] = [[TURN, {"role": "assistant", "content": "4."}], None, []]
 
 
 def save_to_disk(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -34,8 +34,8 @@ def warnings_of(
     `nodes` have their placements. `records` say what stages have found, by stage: facts about models (well-known models
     need none), and numbers of items.
     """
-    records = records or {}
-    facts = facts_in(records)
+    known = records or {}
+    facts = facts_in(known)
     totals = limits_of(spec, inventory).totals
     found = [
         sentence
@@ -44,7 +44,7 @@ def warnings_of(
             *(() if _is_open(node, inventory) else _on_cpu(spec, node, facts)),
             *_idle_accelerators(spec, node),
             *(_above_total(spec, node, inventory, totals) if totals else ()),
-            *_above_max_requests(spec, node, records),
+            *_above_max_requests(spec, node, known),
         )
     ]
     found += _downloads(spec, nodes, inventory)

@@ -138,7 +138,7 @@ def test_without_a_question_to_ask_neither_the_stage_nor_a_reparse_starts_the_ju
         raise AssertionError("a server is started")
 
     monkeypatch.setattr("wrpo_engine.judging.serving.running_server", start)
-    own = {"serve_reward": {"function": "math:dist"}, "runtime": {"judge_endpoint": None}}
+    own: dict[str, Any] = {"serve_reward": {"function": "math:dist"}, "runtime": {"judge_endpoint": None}}
     ctx = make_judge(**own)
     assert ctx.output.committed() is None
     assert run(ctx).metrics["ok"] == QUESTIONS
