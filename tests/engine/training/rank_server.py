@@ -15,15 +15,20 @@ from typing import Any
 
 
 def import_everything() -> None:
-    import deepspeed  # noqa: F401
+    import deepspeed.module_inject.auto_ep_config
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 (and torch's inductor with it)
     import peft  # noqa: F401
-    import torch  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import wrpo_engine.__main__
-    import wrpo_engine.training.backends.deepspeed
     import wrpo_engine.training.stage  # noqa: F401
+    from wrpo_engine.training.backends.deepspeed import _import_deepspeed
+
+    get_checkpoint_conversion_mapping("llama")  # compiles hundreds of patterns when it is first called
+    _import_deepspeed()  # starts the C compiler to find out which operators could be built
 
 
 def run_rank(request: dict[str, Any]) -> None:
