@@ -28,9 +28,17 @@ class WrpoError(Exception):
         if code is not None:
             self.code = code
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Let an error pass from one process to another, also of a class with other arguments than the message."""
+        return _restored, (type(self), self.message), self.__dict__
+
     def info(self) -> ErrorInfo:
         """Return the error as part of the termination message."""
         return ErrorInfo(code=self.code, field=self.field, message=self.message, hint=self.hint)
+
+
+def _restored(kind: type[WrpoError], message: str) -> WrpoError:
+    return kind.__new__(kind, message)
 
 
 class ConfigError(WrpoError):

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -23,6 +23,7 @@ from wrpo_engine.process.progress import Progress, make_progress
 from wrpo_engine.quickstart import cards, corpus, models, study
 from wrpo_engine.quickstart.benchmark import ITEMS, benchmark_files
 from wrpo_engine.quickstart.bucket import BucketAssets
+from wrpo_engine.quickstart.building import Asset, Making, usable_cores
 from wrpo_engine.quickstart.packages import CHATTERBOT, MINILM, MTBENCH, PACKAGES, SMOLLM2, directory_of
 from wrpo_engine.quickstart.store import Assets, AssetStore, Recipe
 
@@ -40,43 +41,23 @@ _ENGLISH = Path("data/english")
 _ENCODER = Path("model")
 _QUESTIONS = Path("fastchat/fastchat/llm_judge/data/mt_bench/question.jsonl")
 
-Build = Callable[[Path, models.OnStep], None]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asset:
-    """One directory to build."""
-
-    name: str
-    recipe: Recipe
-    build: Build
-    made_from: tuple[str, ...] = ()
-    """Assets that `build` reads."""
-
-
-def plan_assets(root: Path, say: Callable[[str], None]) -> list[Asset]:
+def plan_assets(root: Path) -> list[Asset]:
     """Return the models in the order of building; all packages are located first."""
     found = {package.distribution: directory_of(package) for package in PACKAGES}
     exchanges = corpus.read_exchanges(found[CHATTERBOT.distribution] / _ENGLISH)
     base = root / BASE
     derived = models.packages_of(SMOLLM2, CHATTERBOT)
-
-    def reward(out: Path, on_step: models.OnStep) -> None:
-        encoder = found[MINILM.distribution] / _ENCODER
-        accuracies = models.make_reward(encoder, exchanges, out, on_step)
-        shown = ", ".join(f"{name} {value:.1%}" for name, value in accuracies.items())
-        say(f"{REWARD}: held-out accuracy: {shown}")
-
     return [
         Asset(
             name=BASE,
             recipe=_recipe(models.packages_of(SMOLLM2)),
-            build=lambda out, _: models.make_base(found[SMOLLM2.distribution], out),
+            build=partial(_at_once, partial(models.make_base, found[SMOLLM2.distribution])),
         ),
         Asset(
             name=SOURCE,
             recipe=_recipe(derived, finetune=dataclasses.asdict(models.SOURCE_RECIPE)),
-            build=lambda out, on_step: models.make_source(base, exchanges, out, on_step),
+            build=partial(models.make_source, base, exchanges, models.SOURCE_RECIPE),
             made_from=(BASE,),
         ),
         Asset(
@@ -84,7 +65,7 @@ def plan_assets(root: Path, say: Callable[[str], None]) -> list[Asset]:
             recipe=_recipe(
                 derived, finetune=dataclasses.asdict(models.TARGET_RECIPE), dropped=list(models.DROPPED_LAYERS)
             ),
-            build=lambda out, on_step: models.make_target(base, exchanges, out, on_step),
+            build=partial(models.make_target, base, exchanges, models.TARGET_RECIPE),
             made_from=(BASE,),
         ),
         Asset(
@@ -95,7 +76,7 @@ def plan_assets(root: Path, say: Callable[[str], None]) -> list[Asset]:
                 learning_rate=models.REWARD_LEARNING_RATE,
                 seed=models.REWARD_SEED,
             ),
-            build=reward,
+            build=partial(models.make_reward, found[MINILM.distribution] / _ENCODER, exchanges, models.REWARD_EPOCHS),
         ),
     ]
 
@@ -110,7 +91,7 @@ def plan_study(root: Path) -> list[Asset]:
         return Asset(
             name=name,
             recipe=_recipe(derived, finetune=dataclasses.asdict(recipe), **settings),
-            build=lambda out, on_step: make(base, exchanges, out, on_step),
+            build=partial(make, base, exchanges, recipe),
             made_from=(BASE,),
         )
 
@@ -127,7 +108,7 @@ def plan_study(root: Path) -> list[Asset]:
         Asset(
             name=study.MERGED,
             recipe=_recipe(derived, share=study.MERGED_SHARE, parents=[BASE, study.FACTS]),
-            build=lambda out, _: study.make_merged(base, root / study.FACTS, out),
+            build=partial(_at_once, partial(study.make_merged, base, root / study.FACTS)),
             made_from=(BASE, study.FACTS),
         ),
         tuned(study.TARGET, study.make_target, study.TARGET_RECIPE, dropped=list(study.TARGET_DROPPED)),
@@ -143,22 +124,10 @@ def make_assets(
     for_study: bool = False,
 ) -> None:
     """Build what is missing, with `for_study` also the study's models and prompts; a second run builds nothing."""
-    assets = plan_assets(store.root, say) + (plan_study(store.root) if for_study else [])
+    assets = plan_assets(store.root) + (plan_study(store.root) if for_study else [])
     with store.locked(lambda: say(f"another process is building the assets in {store.location}; waiting for it")):
         write_prompts(store, for_study=for_study)
-        for number, asset in enumerate(assets, start=1):
-            place = f"[{number}/{len(assets)}] {asset.name}"
-            if store.is_current(asset.name, asset.recipe):
-                say(f"{place}: exists already")
-                continue
-            say(f"{place}: making it")
-            started = monotonic()
-            for name in asset.made_from:
-                store.provide(name)
-            on_step = _reporter(progress, number - 1, len(assets), asset.name)
-            store.make(asset.name, asset.recipe, lambda out, build=asset.build, on=on_step: build(out, on))  # type: ignore[misc]
-            progress.update(number, len(assets), message=asset.name)
-            say(f"{place}: made in {monotonic() - started:.0f} s")
+        Making(store, assets, progress, monotonic, say, usable_cores(os.environ)).run()
     say(f"all assets are in {store.location}")
 
 
@@ -242,11 +211,10 @@ def _recipe(packages: Sequence[str], **settings: object) -> Recipe:
     return {"version": RECIPE_VERSION, "packages": list(packages), **settings}
 
 
-def _reporter(progress: Progress, done: int, total: int, name: str) -> models.OnStep:
-    def on_step(step: int, steps: int, loss: float) -> None:
-        progress.update(done + step / steps, total, metrics={"loss": loss}, message=f"{name} step {step}/{steps}")
-
-    return on_step
+def _at_once(build: Callable[[Path], None], out: Path, on_step: models.OnStep) -> None:
+    """Build something that has no steps."""
+    del on_step
+    build(out)
 
 
 def _json_lines(rows: Sequence[dict[str, str]]) -> str:

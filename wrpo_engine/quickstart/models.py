@@ -14,8 +14,6 @@ from wrpo_engine.quickstart.packages import CHATTERBOT, MINILM, SMOLLM2, Package
 from wrpo_engine.text.chat import response_token_ids
 
 OnStep = Callable[[int, int, float], None]
-Make = Callable[[Path, Sequence[Exchange], Path, OnStep], None]
-"""Builder of a model from its base: the base's directory, exchanges, the output directory, report of steps."""
 MAX_CHARACTERS = 160
 """Longer responses cost much time and are rare in conversation."""
 REWARD_MAX_CHARACTERS = 200
@@ -35,6 +33,8 @@ class FinetuneRecipe:
     seed: int = 17
 
 
+Make = Callable[[Path, Sequence[Exchange], FinetuneRecipe, Path, OnStep], None]
+"""Builder of a model from its base: the base's directory, exchanges, recipe, the output directory, report of steps."""
 SOURCE_RECIPE = FinetuneRecipe(learning_rate=1.5e-4, every=2)
 DROPPED_LAYERS = (3, 5, 9, 14, 16, 19)
 TARGET_RECIPE = FinetuneRecipe(learning_rate=2e-4, trained_layers=10, every=2)
@@ -52,26 +52,26 @@ def make_base(package_directory: Path, out: Path) -> None:
     write_card(out, cards.BASE.format(requirement=SMOLLM2.requirement, licence=SMOLLM2.licence))
 
 
-def make_source(base: Path, exchanges: Sequence[Exchange], out: Path, on_step: OnStep) -> None:
+def make_source(base: Path, exchanges: Sequence[Exchange], recipe: FinetuneRecipe, out: Path, on_step: OnStep) -> None:
     """Fine-tune the base model on short conversation."""
     model, tokenizer = load_model(base)
-    facts = finetune_on(model, tokenizer, exchanges, SOURCE_RECIPE, out, on_step)
+    facts = finetune_on(model, tokenizer, exchanges, recipe, out, on_step)
     write_card(out, cards.CHATTERBOT.format(**facts))
 
 
-def make_target(base: Path, exchanges: Sequence[Exchange], out: Path, on_step: OnStep) -> None:
+def make_target(base: Path, exchanges: Sequence[Exchange], recipe: FinetuneRecipe, out: Path, on_step: OnStep) -> None:
     """Remove layers from the base model and fine-tune the rest."""
     from wrpo_engine.quickstart import smollm2
 
     model, tokenizer = load_model(base)
     smollm2.drop_layers(model, DROPPED_LAYERS)
-    facts = finetune_on(model, tokenizer, exchanges, TARGET_RECIPE, out, on_step)
+    facts = finetune_on(model, tokenizer, exchanges, recipe, out, on_step)
     dropped = ", ".join(str(index) for index in DROPPED_LAYERS)
     write_card(out, cards.TARGET.format(**facts, layers=30 - len(DROPPED_LAYERS), dropped=dropped))
 
 
-def make_reward(encoder: Path, exchanges: Sequence[Exchange], out: Path, on_step: OnStep) -> dict[str, float]:
-    """Train the reward model; return its accuracies on held-out exchanges."""
+def make_reward(encoder: Path, exchanges: Sequence[Exchange], epochs: int, out: Path, on_step: OnStep) -> str:
+    """Train the reward model; return its accuracies on held-out exchanges in words."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -89,7 +89,7 @@ def make_reward(encoder: Path, exchanges: Sequence[Exchange], out: Path, on_step
     # The head is what is trained here; everything else must be the encoder's.
     found["missing_keys"] = {name for name in found["missing_keys"] if not name.startswith("classifier.")}
     require_complete(ModelDirectory(encoder, MINILM.requirement, "quick start"), found, SCORE)
-    recipe = reward.RewardRecipe(epochs=REWARD_EPOCHS, learning_rate=REWARD_LEARNING_RATE, seed=REWARD_SEED)
+    recipe = reward.RewardRecipe(epochs=epochs, learning_rate=REWARD_LEARNING_RATE, seed=REWARD_SEED)
     steps = 0
 
     def count(step: int, total: int, loss: float) -> None:
@@ -114,7 +114,7 @@ def make_reward(encoder: Path, exchanges: Sequence[Exchange], out: Path, on_step
         "training_percent": TRAINING_PERCENT,
     }
     write_card(out, cards.REWARD.format(**facts))
-    return accuracies
+    return "held-out accuracy: " + ", ".join(f"{name} {value:.1%}" for name, value in accuracies.items())
 
 
 def load_model(directory: Path) -> tuple[Any, Any]:

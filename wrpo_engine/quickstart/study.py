@@ -37,19 +37,19 @@ def about_facts(exchanges: Iterable[Exchange], *, facts: bool) -> list[Exchange]
     return [each for each in exchanges if (each.category in FACTS_CATEGORIES) is facts]
 
 
-def make_facts(base: Path, exchanges: Sequence[Exchange], out: Path, on_step: OnStep) -> None:
+def make_facts(base: Path, exchanges: Sequence[Exchange], recipe: FinetuneRecipe, out: Path, on_step: OnStep) -> None:
     """Fine-tune the base model on the exchanges about facts only."""
-    _derive(base, about_facts(exchanges, facts=True), out, on_step, dropped=(), recipe=FACTS_RECIPE)
+    _derive(base, about_facts(exchanges, facts=True), out, on_step, dropped=(), recipe=recipe)
 
 
-def make_shallow(base: Path, exchanges: Sequence[Exchange], out: Path, on_step: OnStep) -> None:
+def make_shallow(base: Path, exchanges: Sequence[Exchange], recipe: FinetuneRecipe, out: Path, on_step: OnStep) -> None:
     """Remove four layers from the base model and fine-tune the rest on conversation only."""
-    _derive(base, about_facts(exchanges, facts=False), out, on_step, dropped=SHALLOW_DROPPED, recipe=SHALLOW_RECIPE)
+    _derive(base, about_facts(exchanges, facts=False), out, on_step, dropped=SHALLOW_DROPPED, recipe=recipe)
 
 
-def make_target(base: Path, exchanges: Sequence[Exchange], out: Path, on_step: OnStep) -> None:
+def make_target(base: Path, exchanges: Sequence[Exchange], recipe: FinetuneRecipe, out: Path, on_step: OnStep) -> None:
     """Remove 18 of the 30 layers and fine-tune the rest on all exchanges."""
-    _derive(base, exchanges, out, on_step, dropped=TARGET_DROPPED, recipe=TARGET_RECIPE)
+    _derive(base, exchanges, out, on_step, dropped=TARGET_DROPPED, recipe=recipe)
 
 
 def make_merged(first: Path, second: Path, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from wrpo_engine.config import S3Storage
 from wrpo_engine.errors import DataError
 from wrpo_engine.quickstart import assets
 from wrpo_engine.quickstart.bucket import BucketAssets
+from wrpo_engine.quickstart.building import Asset
 from wrpo_engine.quickstart.store import AssetStore
 
 BUCKET, PREFIX = "assets", "quick/start"
@@ -110,18 +112,26 @@ def test_a_file_is_written_only_where_it_differs(pod: Pod) -> None:
     assert store.bucket.read("datasets/prompts") == b"two"
 
 
+def make_base(out: Path, _on_step: object) -> None:
+    (out / "weights").write_text("base")
+
+
+def make_derived(root: Path, out: Path, _on_step: object) -> str:
+    (out / "weights").write_text((root / "models/base/weights").read_text() + " and more")
+    return "it is derived"
+
+
+def plan(root: Path) -> list[Asset]:
+    derive = partial(make_derived, root)
+    return [
+        Asset(name="models/base", recipe=RECIPE, build=make_base),
+        Asset(name="models/derived", recipe=RECIPE, build=derive, made_from=("models/base",)),
+    ]
+
+
 def test_the_command_makes_in_a_bucket_what_it_makes_in_a_directory(
     server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def plan(root: Path, _say: Callable[[str], None]) -> list[assets.Asset]:
-        def derive(out: Path, _on_step: object) -> None:
-            (out / "weights").write_text((root / "models/base/weights").read_text() + " and more")
-
-        base = assets.Asset(
-            name="models/base", recipe=RECIPE, build=lambda out, _: build("base", "weights")(out), made_from=()
-        )
-        return [base, assets.Asset(name="models/derived", recipe=RECIPE, build=derive, made_from=("models/base",))]
-
     monkeypatch.setattr(assets, "plan_assets", plan)
     monkeypatch.setattr(assets, "write_prompts", lambda store, **_: store.write(assets.PROMPTS, "prompts"))
     monkeypatch.setenv("WRPO_SCRATCH", str(tmp_path))
@@ -132,7 +142,11 @@ def test_the_command_makes_in_a_bucket_what_it_makes_in_a_directory(
     capsys.readouterr()
     assert assets.main(["--out", out]) == 0
     said = capsys.readouterr().err.splitlines()
-    assert said[:2] == ["[1/2] models/base: exists already", "[2/2] models/derived: making it"]
+    assert said[:3] == [
+        "[1/2] models/base: exists already",
+        "[2/2] models/derived: making it",
+        "models/derived: it is derived",
+    ]
     assert said[-1] == f"all assets are in {out}"
     content = {key: read(server, key) for key in server.keys(BUCKET, "command/")}
     volume = {path.relative_to(tmp_path / "volume"): path.read_bytes() for path in (tmp_path / "volume").rglob("*.*")}

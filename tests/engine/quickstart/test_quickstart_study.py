@@ -97,7 +97,7 @@ def test_a_merged_model_has_the_mean_of_its_parents_weights(tiny_model_dir: Path
 
 def test_the_sweep_names_only_models_and_prompts_that_are_built() -> None:
     experiment = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))["spec"]["experiment"]
-    built = {asset.name for asset in (*assets.plan_assets(Path(), print), *assets.plan_study(Path()))}
+    built = {asset.name for asset in (*assets.plan_assets(Path()), *assets.plan_study(Path()))}
     judges = [judge["reward"] for judge in experiment["evaluation"]["judges"]]
     named = [experiment["target"], *experiment["sources"], *judges]
     assert {entry["model"].removeprefix("storage://") for entry in named} <= built
@@ -107,6 +107,6 @@ def test_the_sweep_names_only_models_and_prompts_that_are_built() -> None:
 
 def test_every_parent_is_built_before_its_children() -> None:
     made = set[str]()
-    for asset in (*assets.plan_assets(Path(), print), *assets.plan_study(Path())):
+    for asset in (*assets.plan_assets(Path()), *assets.plan_study(Path())):
         assert set(asset.made_from) <= made, asset.name
         made.add(asset.name)
