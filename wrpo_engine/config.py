@@ -299,6 +299,9 @@ class Runtime(
     and the arguments are not hashed, because the training data of the evaluated models were sampled with them."""
     model_uses: tuple[ModelUse, ...] = ()
     """Fetching: uses of the model. A model that cannot serve one of them is refused."""
+    model_sections: dict[str, str] = Field(default_factory=dict)
+    """Evaluation: section of the experiment's spec that names a model or a reward, e.g. evaluation.systems[big].model,
+    by the parameter, e.g. model or members[0]. Errors name it."""
 
 
 class ErrorInfo(_Model):

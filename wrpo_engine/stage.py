@@ -110,6 +110,14 @@ class StageContext:
             )
         return below.as_posix()
 
+    def model_field(self, parameter: str, default: str | None = None) -> str:
+        """Return the field of the spec that names the model of a parameter, for errors.
+
+        Without an experiment it is `default`, or the parameter itself.
+        """
+        section = self.config.runtime.model_sections.get(parameter)
+        return (default or parameter) if section is None else f"{section}.model"
+
     @property
     def is_main(self) -> bool:
         """Rank 0 of a distributed stage, or the only process: it alone reports and commits."""

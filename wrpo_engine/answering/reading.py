@@ -34,7 +34,7 @@ def references_of(ctx: StageContext, params: AnswerParams | MixtureParams, items
                 raise DataError(
                     f"{role} has no answer to turn {found + 1} of item {item.item_id}, which {params.system} reads",
                     code="AnswerMissing",
-                    field="evaluation.systems",
+                    field=f"evaluation.systems[{params.system}]",
                     hint="Its answers are to another benchmark or bundle: let its stage run again with this one.",
                 )
     return references

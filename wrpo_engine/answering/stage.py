@@ -18,6 +18,7 @@ from wrpo_engine.bundles.items import BenchItem, read_items
 from wrpo_engine.contract.benchmarks import Protocol
 from wrpo_engine.contract.evaluation import AnswerParams, MixtureParams
 from wrpo_engine.errors import DataError
+from wrpo_engine.hub.client import section_of
 from wrpo_engine.hub.models import ResolvedModel, resolve_model, tokenizer_of
 from wrpo_engine.sampling.backends import make_sampler
 from wrpo_engine.sampling.limits import shared_context
@@ -46,7 +47,7 @@ def run(ctx: StageContext) -> StageResult:
     items = _items(ctx, params)
     parts = parts_of(items, params.prompts_per_part)
     names = [part.name for part in parts]
-    model = resolve_model(params.model, ctx, field=_model_field(params))
+    model = resolve_model(params.model, ctx, field=ctx.model_field("model"))
     pending = frozenset(pending_parts(ctx, names))
     written = _answer_parts(ctx, params, model, parts, pending) if pending else 0
     measured = Measured(ctx, _protocol(params), items, params.system)
@@ -57,10 +58,6 @@ def run(ctx: StageContext) -> StageResult:
         shown = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in noteworthy.items())
         log.info("of %d answers: %s; all of them are in the artifact", int(metrics["answers"]), shown)
     return StageResult(rows=written, metrics=metrics)
-
-
-def _model_field(params: Params) -> str:
-    return "target.model" if params.system == "target" else f"evaluation model {params.system}"
 
 
 def _protocol(params: Params) -> Protocol | None:
@@ -106,7 +103,7 @@ def _answer_parts(
     pending: frozenset[str],
 ) -> int:
     """Answer the pending parts and publish each when its last answer is there; return the rows written."""
-    tokenizer = tokenizer_of(model, field=_model_field(params))
+    tokenizer = tokenizer_of(model, field=section_of(model.field))
     check_source(model, tokenizer, params.backend, params.system_prompt)
     context = shared_context(model, ctx.config.runtime.context_limit)
     items = [item for part in parts for item in part.rows]

@@ -14,6 +14,7 @@ from torch import Tensor
 from wrpo_engine.contract.types import Dtype
 from wrpo_engine.errors import ConfigError, DataError, first_line
 from wrpo_engine.fusing.tokens import Vocabulary, vocabulary_of
+from wrpo_engine.hub.client import section_of
 from wrpo_engine.hub.models import ResolvedModel, context_length, stop_token_ids, tokenizer_of, transformers_config
 from wrpo_engine.loading.exact_attention import load_arguments, use_exact_attention
 from wrpo_engine.loading.weights import SAMPLE, load_complete
@@ -158,7 +159,7 @@ def load_member(resolved: ResolvedModel, dtype: Dtype) -> Member:
         rule = f"it cannot be loaded as a causal language model: {first_line(error)}"
         return resolved.directory.invalid(rule, "Use a model that AutoModelForCausalLM loads.")
 
-    tokenizer = tokenizer_of(resolved, field=resolved.field)
+    tokenizer = tokenizer_of(resolved, field=section_of(resolved.field))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # bfloat16 is several times slower than float32 on CPUs without support for it.
     chosen: Any = getattr(torch, dtype) if dtype != "auto" else torch.float32 if device.type == "cpu" else "auto"

@@ -41,7 +41,7 @@ def run(ctx: StageContext) -> StageResult:
         )
     parts = parts_of(items, params.prompts_per_part)
     names = [part.name for part in parts]
-    models = [resolve_model(member, ctx, field=_field(params, i)) for i, member in enumerate(params.members)]
+    models = [resolve_model(member, ctx, field=_field(ctx, params, i)) for i, member in enumerate(params.members)]
     todo = pending_parts(ctx, names)
     written = _answer_parts(ctx, params, models, parts, todo) if todo else 0
     measured = Measured(ctx, _protocol(params), items, params.system)
@@ -55,9 +55,9 @@ def run(ctx: StageContext) -> StageResult:
     return StageResult(rows=written, metrics=metrics)
 
 
-def _field(params: JointParams, index: int) -> str:
+def _field(ctx: StageContext, params: JointParams, index: int) -> str:
     name = params.names[index] if index < len(params.names) else str(index)
-    return f"evaluation.systems[{params.system}].joint.members[{name}]"
+    return ctx.model_field(f"members[{index}]", f"evaluation.systems[{params.system}].joint.members[{name}]")
 
 
 def _protocol(params: JointParams) -> Protocol | None:

@@ -59,7 +59,7 @@ def serving(ctx: StageContext, params: JudgeParams) -> Iterator[str | None]:
 
 def _vllm(ctx: StageContext, params: JudgeParams, port: int) -> list[str]:
     assert params.serve is not None
-    model = resolve_model(params.serve, ctx, field="evaluation.judges.serve.model")
+    model = resolve_model(params.serve, ctx, field=ctx.model_field("serve", "evaluation.judges.serve.model"))
     arguments = vllm_arguments(ctx.config.runtime, on_cpu=not _has_gpu())
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.path)),
@@ -100,7 +100,7 @@ def _reward_server(ctx: StageContext, params: JudgeParams, port: int) -> list[st
     assert reward is not None
     name = reward.identity
     if reward.name is not None:
-        model = resolve_model(reward, ctx, field="evaluation.judges.serve.reward")
+        model = resolve_model(reward, ctx, field=ctx.model_field("serve_reward", "evaluation.judges.serveReward"))
         name = str(model.path)
     command = [
         *(sys.executable, "-m", "wrpo_engine", "judge-server", "--reward", name, "--name", params.model),

@@ -66,7 +66,7 @@ def open_parents(ctx: StageContext, params: MergeParams) -> list[Parent]:
     references = [*([params.base] if params.base is not None else []), *params.models]
     labels = [*(["base"] if params.base is not None else []), *(f"models[{i}]" for i in range(len(params.models)))]
     parents = [
-        open_parent(resolve_model(reference, ctx, field=f"{_FIELD}.merge.{label}"))
+        open_parent(resolve_model(reference, ctx, field=ctx.model_field(label, f"{_FIELD}.merge.{label}")))
         for reference, label in zip(references, labels, strict=True)
     ]
     require_alike(parents)

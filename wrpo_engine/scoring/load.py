@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from wrpo_engine.config import RewardModel
-from wrpo_engine.hub.models import resolve_model
+from wrpo_engine.hub.models import ResolvedModel, resolve_model
 from wrpo_engine.scoring.encoding import Truncation
 from wrpo_engine.scoring.endpoint import EndpointScorer
 from wrpo_engine.scoring.endpoint_client import make_client
@@ -26,7 +26,11 @@ def reward_details(reward: RewardModel, ctx: StageContext) -> dict[str, Any]:
         return {"function": reward.function}
     if reward.endpoint is not None:
         return {"endpoint": reward.endpoint, "model": reward.endpoint_model}
-    return resolve_model(reward, ctx, field="reward.model").details()
+    return _resolved(reward, ctx).details()
+
+
+def _resolved(reward: RewardModel, ctx: StageContext) -> ResolvedModel:
+    return resolve_model(reward, ctx, field=ctx.model_field("reward", "reward.model"))
 
 
 def load_scorer(
@@ -49,5 +53,5 @@ def load_scorer(
         return EndpointScorer(make_client(reward, ctx.environ), concurrency=ctx.config.runtime.reward_concurrency)
     from wrpo_engine.scoring.reward_model import RewardScorer
 
-    model = replace(resolve_model(reward, ctx, field="reward.model"), chat_template=reward.chat_template)
+    model = replace(_resolved(reward, ctx), chat_template=reward.chat_template)
     return RewardScorer(model, max_length=max_length, batch_tokens=batch_tokens, dtype=dtype, truncation=truncation)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wrpo_engine.errors import DataError
+from wrpo_engine.hub.client import section_of
 from wrpo_engine.hub.models import ResolvedModel, check_vocabulary, context_length, tokenizer_of
 from wrpo_engine.loading.guard import loading
 from wrpo_engine.loading.rotary import RotaryLimit, require_own_positions
@@ -36,13 +37,15 @@ class RewardScorer:
         dtype: str = "auto",
         truncation: Truncation = "Right",
     ) -> None:
-        model = replace(model, field="reward.model")
+        if model.field == ResolvedModel.field:
+            # No experiment names it.
+            model = replace(model, field="reward.model")
         config = read_config(model)
         self.identity = model.identity
         with loading(partial(unloadable, model)):
             self.objectives = objective_names(config) if is_gated(config) else ()
             self._ignored = ignored_last_token(config)
-        tokenizer = tokenizer_of(model, field="reward", needs_template=False)
+        tokenizer = tokenizer_of(model, field=section_of(model.field), needs_template=False)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         check_vocabulary(model, tokenizer, tokenizer("?", verbose=False)["input_ids"])
         self._network = load_network(model, config, dtype, self._device)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wrpo_engine.hub.client import section_of
 from wrpo_engine.hub.models import ResolvedModel, check_vocabulary, tokenizer_of
 from wrpo_engine.loading.files import CONFIG_FILE
 from wrpo_engine.scoring.batching import token_batches
@@ -66,7 +67,7 @@ class PairRanker:
         config = self._network.config
         if getattr(config, "position_biased_input", True):
             budget = budget.within(int(config.max_position_embeddings))
-        tokenizer = tokenizer_of(model, field=model.field, needs_template=False)
+        tokenizer = tokenizer_of(model, field=section_of(model.field), needs_template=False)
         self._encoder = PairRmEncoder(tokenizer, budget, identity=model.identity)
         check_vocabulary(model, tokenizer, [*self._encoder.prefix_ids, *tokenizer("?", verbose=False)["input_ids"]])
         _check_prefixes(model, config, self._encoder.prefix_ids)

@@ -15,6 +15,7 @@ from wrpo_engine.artifacts.parts import commit_when_complete, parts_of_shard, pe
 from wrpo_engine.bundles.items import BenchItem, Message, read_items
 from wrpo_engine.contract.evaluation import PerplexityParams
 from wrpo_engine.errors import DataError
+from wrpo_engine.hub.client import section_of
 from wrpo_engine.hub.models import ResolvedModel, resolve_model, tokenizer_of
 from wrpo_engine.sampling.backends import make_sampler
 from wrpo_engine.sampling.limits import shared_context
@@ -56,7 +57,7 @@ def run(ctx: StageContext) -> StageResult:
         )
     parts = parts_of(items, params.prompts_per_part)
     names = [part.name for part in parts]
-    model = resolve_model(params.model, ctx)
+    model = resolve_model(params.model, ctx, field=ctx.model_field("model"))
     pending = frozenset(pending_parts(ctx, names))
     written = _measure_parts(ctx, params, model, parts, pending) if pending else 0
     metrics = commit_when_complete(ctx, names, details={"model": model.details(), "text": params.text}, measure=measure)
@@ -76,7 +77,7 @@ def _measure_parts(
     parts: Sequence[Part[BenchItem]],
     pending: frozenset[str],
 ) -> int:
-    tokenizer = tokenizer_of(model)
+    tokenizer = tokenizer_of(model, field=section_of(model.field))
     check_source(model, tokenizer, params.backend, params.system_prompt)
     context = shared_context(model, ctx.config.runtime.context_limit)
     planned = [

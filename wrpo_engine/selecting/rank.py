@@ -13,7 +13,7 @@ from wrpo_engine.artifacts.parts import commit_when_complete, count_progress, pa
 from wrpo_engine.bundles.items import BenchItem, read_items
 from wrpo_engine.contract.evaluation import RankParams
 from wrpo_engine.errors import DataError
-from wrpo_engine.hub.models import resolve_model
+from wrpo_engine.hub.models import ResolvedModel, resolve_model
 from wrpo_engine.selecting.members import Member, competing, read_members
 from wrpo_engine.selecting.pairrm_encoding import FIELD, Budget
 from wrpo_engine.stage import StageContext, StageResult
@@ -36,9 +36,13 @@ def run(ctx: StageContext) -> StageResult:
     slices = {name: items[index * size : (index + 1) * size] for index, name in enumerate(names)}
     todo = pending_parts(ctx, names)
     written = _rank_parts(ctx, params, members, slices, todo) if todo else 0
-    details = {"ranker": resolve_model(params.ranker, ctx, field=FIELD).details()}
+    details = {"ranker": _ranker(ctx, params).details()}
     metrics = commit_when_complete(ctx, names, details=details, measure=measure)
     return StageResult(rows=written, metrics=metrics)
+
+
+def _ranker(ctx: StageContext, params: RankParams) -> ResolvedModel:
+    return resolve_model(params.ranker, ctx, field=ctx.model_field("ranker", FIELD))
 
 
 def _rank_parts(
@@ -51,7 +55,7 @@ def _rank_parts(
     from wrpo_engine.selecting.pairrm import PairRanker
 
     ranker = PairRanker(
-        resolve_model(params.ranker, ctx, field=FIELD),
+        _ranker(ctx, params),
         Budget(params.max_source_tokens, params.max_length, params.max_candidate_tokens),
         batch_tokens=ctx.config.runtime.batch_tokens,
         dtype=params.dtype,

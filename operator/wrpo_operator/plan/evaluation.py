@@ -93,6 +93,7 @@ def _add_generation(
         runtime=params.generation_runtime(graph.spec, model),
         resources=resources,
         needs=needs(graph, stage.kind, (Work.GENERATION, pinned), resources=resources),
+        models={"model": pinned},
     )
 
 
@@ -127,6 +128,7 @@ def rank(graph: Graph) -> None:
             downloads=downloads(graph, row.select.ranker),
             runtime=scoring_runtime(graph.spec),
             needs=needs(graph, "rank", (Work.SCORING, row.select.ranker)),
+            models={"ranker": row.select.ranker},
         )
 
 
@@ -151,6 +153,7 @@ def grade(graph: Graph) -> None:
                 runtime=scoring_runtime(graph.spec),
                 needs=needs(graph, "grade", (Work.SCORING, reward)),
                 secrets=reward_key(graph, name),
+                models={"reward": reward},
             )
 
 
@@ -205,6 +208,7 @@ def _add_judge(graph: Graph, layout: Layout, column: Column, reader: Judge, row:
         needs=() if served is None else needs(graph, "judge", (work, served), resources=resources),
         image=Image.SAMPLER if reader.serve is not None else None,
         secrets=_judge_keys(graph, reader),
+        models={} if served is None else {"serve" if reader.serve is not None else "serve_reward": served},
     )
 
 

@@ -23,6 +23,8 @@ def merge(graph: Graph) -> None:
         if row.merging is None:
             continue
         models = [layout.models[name] for name in params.merged(row)]
+        of_base = len(models) - len(row.merged)
+        parameters = [*(["base"] * of_base), *(f"models[{index}]" for index in range(len(row.merged)))]
         found = _search(graph, layout, row)
         graph.add(
             StageId("merge", row.name),
@@ -35,6 +37,7 @@ def merge(graph: Graph) -> None:
             resources=found.resources,
             needs=found.needs,
             secrets=found.secrets,
+            models=dict(zip(parameters, (model.pinned(graph.spec) for model in models), strict=True)),
         )
 
 
@@ -80,4 +83,5 @@ def joint(graph: Graph) -> None:
             downloads=dict.fromkeys(downloads(graph, *(m.pinned(graph.spec) for m in models if not made_by(m)))),
             runtime=params.joint_runtime(graph.spec),
             needs=dict.fromkeys(needs(graph, "joint", *((Work.GENERATION, model) for model in pinned))),
+            models={f"members[{index}]": model for index, model in enumerate(pinned)},
         )

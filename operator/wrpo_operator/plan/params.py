@@ -80,15 +80,39 @@ def model_uses(spec: ExperimentSpec, model: PinnedModel | RewardSource) -> tuple
     return tuple(use for user, use in _uses(spec) if (user.model, user.revision) == same)
 
 
+def section_of(spec: ExperimentSpec, model: PinnedModel | RewardSource) -> str:
+    """Return the section of the spec that is this model, e.g. target or sources[qwen]; errors of the engine name it."""
+    return next(section for section, found in _sections(spec) if found is model)
+
+
+def _sections(spec: ExperimentSpec) -> Iterator[tuple[str, PinnedModel | RewardSource]]:
+    """Yield each section of the spec that is a model or a reward."""
+    yield "target", spec.target
+    yield from ((f"sources[{source.name}]", source) for source in spec.sources)
+    yield "reward", spec.reward
+    yield from ((f"reward.additional[{reward.name}]", reward) for reward in spec.reward.additional)
+    for system in spec.evaluation.systems:
+        section = f"evaluation.systems[{system.name}]"
+        if system.model is not None:
+            yield f"{section}.model", system.model
+        if system.select is not None and system.select.ranker is not None:
+            yield f"{section}.select.ranker", system.select.ranker
+    for judge in spec.evaluation.judges:
+        section = f"evaluation.judges[{judge.name}]"
+        if judge.serve is not None:
+            yield f"{section}.serve", judge.serve
+        if judge.reward is not None:
+            yield f"{section}.reward", judge.reward
+
+
 def _uses(spec: ExperimentSpec) -> Iterator[tuple[Target | RewardSource, ModelUse]]:
     """Yield every model of the spec and its use."""
-    yield spec.target, _use(spec.target, "target", "train")
-    yield spec.target, _use(spec.target, "target", "sample", _sampling(spec, None))
+    yield spec.target, _use(spec, spec.target, "train")
+    yield spec.target, _use(spec, spec.target, "sample", _sampling(spec, None))
     for source in spec.sources:
-        yield source, _use(source, f"sources[{source.name}]", "sample", _sampling(spec, source))
-    yield spec.reward, _use(spec.reward, "reward", "score")
-    for reward in spec.reward.additional:
-        yield reward, _use(reward, f"reward.additional[{reward.name}]", "score")
+        yield source, _use(spec, source, "sample", _sampling(spec, source))
+    rewards: tuple[RewardProvider, ...] = (spec.reward, *spec.reward.additional)
+    yield from ((reward, _use(spec, reward, "score")) for reward in rewards)
     yield from _evaluation_uses(spec)
 
 
@@ -98,17 +122,18 @@ def _evaluation_uses(spec: ExperimentSpec) -> Iterator[tuple[Target | RewardSour
     for system in spec.evaluation.systems:
         if system.model is not None:
             settings = common | values_of(system.model, GeneratorFields)
-            yield system.model, _use(system.model, f"evaluation.systems[{system.name}].model", "sample", settings)
+            yield system.model, _use(spec, system.model, "sample", settings)
     for judge in spec.evaluation.judges:
-        field = f"evaluation.judges[{judge.name}]"
         if judge.serve is not None:
-            yield judge.serve, _use(judge.serve, f"{field}.serve", "sample", {"backend": "vLLM"})
+            yield judge.serve, _use(spec, judge.serve, "sample", {"backend": "vLLM"})
         if judge.reward is not None:
-            yield judge.reward, _use(judge.reward, f"{field}.reward", "score")
+            yield judge.reward, _use(spec, judge.reward, "score")
 
 
-def _use(model: Target | RewardSource, field: str, purpose: str, settings: Mapping[str, Any] | None = None) -> ModelUse:
-    return project(ModelUse, values_of(model), settings or {}, field=field, purpose=purpose)
+def _use(
+    spec: ExperimentSpec, model: Target | RewardSource, purpose: str, settings: Mapping[str, Any] | None = None
+) -> ModelUse:
+    return project(ModelUse, values_of(model), settings or {}, field=section_of(spec, model), purpose=purpose)
 
 
 def scoring(spec: ExperimentSpec, reward: RewardProvider) -> ScoreParams:

@@ -141,12 +141,6 @@ def test_a_model_answers_with_the_weights_and_ends_that_the_parameters_name(
     assert given == [("vLLM", "awq", ("END",), True)]
 
 
-def test_a_missing_target_is_named_by_its_field(bench: Any, run_stage: Run, tmp_path: Path) -> None:
-    with pytest.raises(WrpoError) as error:
-        run_stage(bench([item("a", "?")]), model=tmp_path / "nobody", changes={"system": "target"})
-    assert (error.value.code, error.value.field) == ("ModelNotFound", "target.model")
-
-
 def file_digests(directory: Path) -> dict[str, str]:
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -384,3 +378,15 @@ def test_a_mixture_whose_references_do_not_fit_names_the_setting_that_shortens_t
         "Lower mixture.referenceTokens, use shorter prompts, raise sampling.maxModelLength, or use a model with a "
         "longer context."
     )
+
+
+def test_errors_of_a_model_name_its_section_of_the_spec(bench: Any, run_stage: Run, tmp_path: Path) -> None:
+    inputs = bench([item("a", "One?")])
+    runtime = {"model_sections": {"model": "evaluation.systems[big].model"}}
+    with pytest.raises(WrpoError) as missing:
+        run_stage(inputs, model=tmp_path / "nobody", runtime=runtime)
+    assert (missing.value.code, missing.value.field) == ("ModelNotFound", "evaluation.systems[big].model.model")
+    without = save_tiny_model(tmp_path / "without", template=None)
+    with pytest.raises(WrpoError) as template:
+        run_stage(inputs, model=without, runtime=runtime)
+    assert template.value.field == "evaluation.systems[big].model.chatTemplate"

@@ -157,6 +157,8 @@ def test_a_member_that_is_named_twice_is_refused(make_ctx: Any, inputs: dict[str
 def test_a_directory_that_does_not_exist_names_the_field_of_the_ranker(
     make_ctx: Any, inputs: dict[str, ArtifactRef]
 ) -> None:
-    with pytest.raises(ConfigError) as error:
-        rank.run(make_ctx(params(Path("/nowhere")), inputs, stage="rank/blender--b"))
-    assert error.value.message == "select.ranker is '/nowhere': there is no directory /nowhere"
+    section = "evaluation.systems[blender].select.ranker"
+    for runtime, field in (({}, "select.ranker"), ({"model_sections": {"ranker": section}}, f"{section}.model")):
+        with pytest.raises(ConfigError) as error:
+            rank.run(make_ctx(params(Path("/nowhere")), inputs, stage="rank/blender--b", runtime=runtime))
+        assert error.value.message == f"{field} is '/nowhere': there is no directory /nowhere"

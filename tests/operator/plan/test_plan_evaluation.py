@@ -557,3 +557,26 @@ def test_the_operator_chooses_accelerators_for_the_models_of_a_cell(stage: str, 
     spec = parse_spec(merged(raw_spec(evaluation=EVERYTHING), AUTOMATIC))
     node = next(node for node in build_graph(spec) if str(node.id) == stage)
     assert [need.work.value for need in node.needs] == works
+
+
+def test_each_stage_of_the_evaluation_knows_the_sections_of_its_models() -> None:
+    graph = graph_of(**EVERYTHING)
+    big, qwen, yi = "evaluation.systems[big].model", "sources[qwen]", "sources[yi]"
+    expected = {
+        "answer/target--mt": {"model": "target"},
+        "answer/trained--mt": {"model": "target"},
+        "answer/qwen--mt": {"model": qwen},
+        "answer/big--mt": {"model": big},
+        "mixture/moa--mt": {"model": big},
+        "perplexity/yi--mt": {"model": yi},
+        "rank/blender--mt": {"ranker": "evaluation.systems[blender].select.ranker"},
+        "grade/sft--held-out--main": {"reward": "reward"},
+        "grade/sft--mt--length": {"reward": "evaluation.judges[length].reward"},
+        "judge/sft--mt--gpt": {},
+        "judge/sft--mt--own": {"serve": "evaluation.judges[own].serve"},
+        "judge/sft--mt--self": {"serve_reward": "reward"},
+        "merge/soup": {"models[0]": qwen, "models[1]": yi},
+        "merge/ties": {"base": "target", "models[0]": qwen, "models[1]": yi, "models[2]": "target"},
+        "joint/eva--mt": {f"members[{place}]": name for place, name in enumerate((qwen, yi, "target", "target"))},
+    }
+    assert {name: graph[name].runtime.model_sections for name in expected} == expected
