@@ -307,7 +307,7 @@ _NAME_RULES: tuple[_NameRule, ...] = (
         f"{_SYSTEMS}.all(s, !{_PAIRWISE} || (s.fuse.merge.method == 'SLERP' ? {_MERGED_SOURCES} == 2"
         f" : {_MERGED_SOURCES} >= 2))",
         "fuse.merge merges one model for each source: SLERP exactly two, all others two or more; add sources, choose "
-        "another method, or remove merge, because the target fused with one source is a fuse without merge",
+        "another method, or remove merge to fuse one source",
         _miscounted_fused_merges,
     ),
     _NameRule(
