@@ -126,6 +126,10 @@ bench-curation: bench-setup ## curation of 3.3 million responses (the data take 
 bench-statistics: bench-setup ## intervals and differences of 23 systems on 3 benchmarks
 	@$(VENV)/python -m benchmarks.statistics
 
+bench-orchestration: setup ## where the time of the quick start goes beside its stages' own work; runs `make demo` first
+	@$(VENV)/wrpo demo
+	@$(VENV)/python -m benchmarks.orchestration
+
 bench-gpu: bench-setup ## what only a GPU shows, on one card (20 minutes); BENCH_GPU="--quick", "--part layers", "--help"
 	@$(VENV)/python -m benchmarks.gpu $(BENCH_GPU)
 

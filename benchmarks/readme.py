@@ -12,6 +12,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.judging import __main__ as judging
 from benchmarks.merging import __main__ as merging
 from benchmarks.operator import scale
+from benchmarks.orchestration import __main__ as orchestration
 from benchmarks.ranking import __main__ as ranking
 from benchmarks.sampling import __main__ as sampling
 from benchmarks.scoring import __main__ as scoring
@@ -33,6 +34,7 @@ PARTS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Table]]], ...] = (
     (curation.NAME, curation.tables),
     (statistics.NAME, statistics.tables),
     (scale.NAME, scale.tables),
+    (orchestration.NAME, orchestration.tables),
     (gpu.NAME, gpu.tables),
 )
 

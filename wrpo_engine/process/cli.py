@@ -32,6 +32,7 @@ from wrpo_engine.errors import (
 )
 from wrpo_engine.process import termination
 from wrpo_engine.process.machine import CudaFacts, require_driver
+from wrpo_engine.process.moments import LOADED
 from wrpo_engine.process.progress import make_progress
 from wrpo_engine.stage import (
     StageContext,
@@ -140,7 +141,10 @@ def _run_stage(
         stop.raise_if_requested()
         _check_driver(stage, is_main=is_main)
         try:
-            return _succeeded(ctx, load(stage)(ctx), cached=False)
+            function = load(stage)
+            if is_main:
+                log.info(LOADED)
+            return _succeeded(ctx, function(ctx), cached=False)
         except (AlreadyCommitted, MissingInputError) as error:
             # Who commits also removes what only its own work needed.
             if (existing := ctx.output.committed()) is None:

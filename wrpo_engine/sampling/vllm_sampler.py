@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError, storage_error
 from wrpo_engine.hub.models import ResolvedModel, declared_architectures, vocabulary_size
 from wrpo_engine.process.environment import prepare_cubins
+from wrpo_engine.process.moments import ENGINE_STARTED
 from wrpo_engine.sampling.engine_faults import Meaning, fault_of
 from wrpo_engine.sampling.engine_process import EngineOutput, WatchedCall, started_processes
 from wrpo_engine.sampling.options import check_engine_args, check_quantization, pinned_formats
@@ -26,6 +28,8 @@ from wrpo_engine.sampling.sampler import (
     repeat_greedy,
     waiting_of,
 )
+
+log = logging.getLogger("wrpo_engine")
 
 _KEPT = "The pod's log has the engine's output. Parts that are done are kept; the next attempt continues."
 _KILLED = "Signal 9 usually means that the host's memory ran out: request more in the stage's resources."
@@ -68,6 +72,7 @@ class VllmSampler:
             if isinstance(error, MemoryError | WrpoError):
                 raise
             raise start_failure(error, model, settings, self._output.lines()) from error
+        log.info(ENGINE_STARTED)
         step: Callable[[], Sequence[Any]] = self._llm.llm_engine.step
         self._step = WatchedCall(step, processes) if processes else step
 

@@ -1,0 +1,1 @@
+"""Benchmark of what a quick start spends outside its stages' own work."""
