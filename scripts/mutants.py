@@ -2,7 +2,8 @@
 
 Changed are comparisons (by one place or negated), arithmetic, `and` and `or`, conditions, numbers, `min` and `max`,
 `any` and `all`, `break` and `continue`, and returned values. Calls whose result is unused and `raise` are removed.
-Not changed are texts, annotations, decorators, assertions, log calls, and the expression of a `raise`.
+Not changed are texts, annotations, decorators, assertions, log calls, and the expression of a `raise`. `strict` of a
+call, e.g. of `zip`, counts as an assertion.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _changes(node: ast.AST, text: _Text) -> Iterator[tuple[int, int, str]]:
 def _is_left_alone(node: ast.AST) -> bool:
     """Return whether no change below a node could matter to a test: assertions, log lines, docstrings and messages."""
     match node:
-        case ast.Assert() | ast.If(test=ast.Name(id="TYPE_CHECKING")):
+        case ast.Assert() | ast.keyword(arg="strict") | ast.If(test=ast.Name(id="TYPE_CHECKING")):
             return True
         case ast.Expr(value=ast.Call() as call):
             return _is_log(call)

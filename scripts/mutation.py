@@ -2,6 +2,7 @@
 
     python -m scripts.mutation                        all suites of scripts/mutation.toml
     python -m scripts.mutation losses --sample 40     one suite, at most 40 mutants of each module
+    python -m scripts.mutation planner --only starts  only modules whose path holds this text
     python -m scripts.mutation batching --match work  only mutants of lines that hold this text
 
 Every suite names modules and the tests that should fail. They run on a copy of the working tree, which is removed
@@ -181,7 +182,7 @@ def run_suite(table: Table, suite: Suite, arguments: argparse.Namespace) -> floa
         whole_s = time.monotonic() - started_s
         print(f"{suite.name}: unbroken, {whole_s:.0f} s", flush=True)
         killed = survived = 0
-        for module in suite.modules:
+        for module in _wanted_modules(suite, arguments):
             copy.forget_compiled(module)
             for mutant in _chosen(table.mutants(module, (copy.root / module).read_text()), arguments):
                 with copy.broken(module, mutant):
@@ -197,6 +198,10 @@ def run_suite(table: Table, suite: Suite, arguments: argparse.Namespace) -> floa
     share = 100.0 * killed / max(1, killed + survived)
     print(f"{suite.name}: {killed} of {killed + survived} mutants killed, {share:.1f} %", flush=True)
     return share
+
+
+def _wanted_modules(suite: Suite, arguments: argparse.Namespace) -> Sequence[str]:
+    return [module for module in suite.modules if arguments.only in module]
 
 
 def _chosen(mutants: Sequence[Mutant], arguments: argparse.Namespace) -> Sequence[Mutant]:
@@ -215,6 +220,7 @@ def main() -> int:
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"{', '.join(names)}; all if none is named")
     parser.add_argument("--sample", type=int, help="at most so many mutants of each module")
     parser.add_argument("--seed", type=int, default=0, help="another sample")
+    parser.add_argument("--only", default="", help="only modules whose path holds this text")
     parser.add_argument("--match", default="", help="only mutants of lines that hold this text")
     parser.add_argument("--verbose", action="store_true", help="print killed mutants, too")
     arguments = parser.parse_args()
@@ -222,7 +228,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     if unknown := set(arguments.suites) - set(names):
         parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    wanted = [suite for suite in table.suites if not arguments.suites or suite.name in arguments.suites]
+    named = [suite for suite in table.suites if not arguments.suites or suite.name in arguments.suites]
+    wanted = [suite for suite in named if _wanted_modules(suite, arguments)]
+    if not wanted:
+        parser.error(f"--only {arguments.only}: no module of {', '.join(suite.name for suite in named)} has this path")
     shares = {suite.name: run_suite(table, suite, arguments) for suite in wanted}
     return int(any(share < table.minimum for share in shares.values()))
 

@@ -28,6 +28,7 @@ CHANGES = {
         "@d(1)\nclass A(B[2]):\n '1'\n x: F[3] = 'a'\n def f(a: 4) -> 5:\n  assert a < 2\n  log.info(6)",
         [],
     ),
+    "so does what is asserted of an iteration": ("x = zip(a, b, strict=True)", []),
 }
 
 
