@@ -20,8 +20,10 @@ _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def align_seconds(params: AlignParams, *, tokens: int) -> float:
-    """Return the seconds of one core that aligns so many tokens of all models."""
-    return tokens / _ALIGNED_PER_SECOND[params.alignment]
+    """Return the seconds of one core for so many tokens of all models; MinCE aligns one source of each row at most."""
+    sources = len(params.source_inputs)
+    aligned = sources if params.strategy == "AvgCE" or params.vocabulary == "MS" else 1
+    return tokens / (1 + sources) * aligned / _ALIGNED_PER_SECOND[params.alignment]
 
 
 def merge_seconds(params: MergeParams, parent: ModelFacts) -> float:

@@ -264,8 +264,9 @@ def test_finished_stages_cost_nothing(automatic: Path, tmp_path: Path) -> None:
 
 FUSION_SYSTEMS: list[JsonObject] = [
     {"name": "fusechat", "fuse": {"sources": ["gemma-2-9b", "phi-3-medium"], "merge": {"method": "SCE"}}},
-    {"name": "ties", "merge": {"method": "TIES", "models": ["sft", "fusechat-base"]}},
-    {"name": "fusechat-base", "fuse": {"sources": ["gemma-2-9b"], "alignment": "DTW"}},
+    {"name": "ties", "merge": {"method": "TIES", "models": ["sft", "one-source"]}},
+    {"name": "one-source", "fuse": {"sources": ["gemma-2-9b"], "alignment": "DTW"}},
+    {"name": "average", "fuse": {"sources": ["*"], "strategy": "AvgCE", "alignment": "DTW"}},
     {"name": "searched", "merge": {"method": "TIES", "models": ["sft"], "search": {"budget": 9, "prompts": 50}}},
 ]
 
@@ -288,10 +289,13 @@ def test_stages_that_fuse_and_merge_have_tokens_times_and_space(automatic: Path)
     assert represented["tokens"] == rows * 680
     assert represented["gpuHours"] == pytest.approx(forward_seconds(source.facts, speed, tokens=rows * 680) / 3600)
     # Of each token of 500 in a response 10 likeliest ones in 6 bytes, and 8 bytes more.
-    assert represented["storedBytes"] == rows * 500 * 68 == stages["align/fusechat-base--fuse"]["storedBytes"]
-    spans, warped = stages["align/fusechat--fuse--gemma-2-9b"], stages["align/fusechat-base--fuse"]
+    assert represented["storedBytes"] == rows * 500 * 68 == stages["align/one-source--fuse"]["storedBytes"]
+    spans, warped = stages["align/fusechat--fuse--gemma-2-9b"], stages["align/one-source--fuse"]
     assert spans["tokens"] == warped["tokens"] == rows * 2 * 500
     assert 0 < spans["hours"] < warped["hours"]
+    # MinCE takes the distributions of one model of each row, AvgCE those of all.
+    sources = len(document["spec"]["sources"])
+    assert stages["align/average--fuse"]["hours"] == pytest.approx(sources * warped["hours"])
     plain, searched = stages["merge/fusechat"], stages["merge/searched"]
     assert plain["storedBytes"] == target.facts.weight_bytes
     assert plain["hours"] == pytest.approx(3 * target.facts.weight_bytes / 200e6 / 3600)
