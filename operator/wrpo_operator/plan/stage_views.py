@@ -249,9 +249,9 @@ def _attempts(base: StageStatus, children: Sequence[ChildFact], now: datetime) -
     """Return the recorded attempts updated by their children, and attempts that are not yet recorded."""
     known = {attempt.number: attempt for attempt in base.attempts}
     # Attempts removed from a full list were counted when they ended.
-    oldest = base.attempts[0].number if len(base.attempts) == MAX_ATTEMPTS else 0
+    is_full = len(base.attempts) == MAX_ATTEMPTS
     for child in children:
-        if child.attempt < oldest:
+        if is_full and child.attempt < base.attempts[0].number:
             continue
         attempt = attempt_of(child, known.get(child.attempt), now)
         if attempt is not None:

@@ -212,8 +212,8 @@ def _within_limits(
 
 def _without_room(view: StageView, demand: Demand, limits: Limits) -> HeldBack:
     stage = str(view.id)
-    if limits.never_admits(demand):
-        text = messages.exceeds_max_gpus(stage, demand.accelerators, limits.most or 0)
+    if limits.most is not None and limits.never_admits(demand):
+        text = messages.exceeds_max_gpus(stage, demand.accelerators, limits.most)
         return HeldBack(view, Reason.EXCEEDS_MAX_GPUS, text, object=f"Stage/{stage}")
     return HeldBack(view, Reason.GPUS_IN_USE, messages.accelerators_in_use(demand.accelerators))
 

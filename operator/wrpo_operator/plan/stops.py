@@ -10,7 +10,6 @@ from wrpo_engine.contract.definition import Shape
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import (
-    FINISHED,
     MAX_ATTEMPTS,
     Attempt,
     AttemptState,
@@ -139,17 +138,17 @@ def suspend_or_resume(spec: ExperimentSpec, views: Sequence[StageView], now: dat
 
 def _following(view: StageView, names: set[str], now: datetime, *, suspend: bool) -> StageView:
     """Return the view after the suspend fields are set."""
-    if not any(child.name in names for child in view.children):
-        return view
-    state = ChildState.SUSPENDED if suspend else ChildState.PENDING
-    children = tuple(
-        replace(child, suspended=suspend, state=state) if child.name in names else child for child in view.children
-    )
     change = {
         "state": AttemptState.SUSPENDED if suspend else AttemptState.PENDING,
         "pending_since": None if suspend else to_time(now),
     }
     changes = {child.attempt: change for child in view.children if child.name in names}
+    if not changes:
+        return view
+    state = ChildState.SUSPENDED if suspend else ChildState.PENDING
+    children = tuple(
+        replace(child, suspended=suspend, state=state) if child.name in names else child for child in view.children
+    )
     return replace(with_changes(view, changes, view.next), children=children)
 
 
@@ -168,7 +167,7 @@ def forgotten_children(views: Sequence[StageView], stages: Sequence[StageStatus]
 
 def children_expire_at(spec: ExperimentSpec, status: ExperimentStatus) -> datetime | None:
     """Return when the children of an ended experiment expire; None if it has not ended, or they never expire."""
-    if status.phase not in FINISHED or status.finished_at is None:
+    if status.finished_at is None:
         return None
     ttl = spec.ttl_seconds_after_finished
     if status.phase is Phase.FAILED and spec.ttl_seconds_after_failed is not None:

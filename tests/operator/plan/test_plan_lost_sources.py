@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support.builders import NOON, make_child, make_experiment, make_pod, make_snapshot
 from support.model_cluster import ModelCluster
 
 from wrpo_operator.api.status import ExperimentStatus, Phase, StageState
 from wrpo_operator.plan.model import ChildState
+from wrpo_operator.plan.planner import plan
 
 GO_ON: dict[str, Any] = {"sampling": {"onSourceFailure": "Continue"}, "retries": {"limit": 0}}
 
@@ -62,6 +64,20 @@ def test_its_other_stages_do_not_run() -> None:
     assert scores is not None
     assert scores.state is StageState.SKIPPED
     assert not any(child.stage == "score/yi" for child in cluster.children.values())
+
+
+@pytest.mark.parametrize(("state", "is_warned"), [(ChildState.RUNNING, True), (ChildState.FAILED, False)])
+def test_what_looks_like_a_mistake_about_it_is_said_no_more(state: ChildState, is_warned: bool) -> None:
+    idle = {"name": "yi", "model": "org/yi", "resources": {"limits": {"nvidia.com/gpu": 4}}}
+    experiment = make_experiment(**GO_ON, sources=[{"name": "qwen", "model": "org/qwen"}, idle])
+    pods = (make_pod(exit_code=78),) if state is ChildState.FAILED else (make_pod(node="n"),)
+    child = make_child(experiment, "sample/yi", state, pods=pods)
+    prepared = make_child(experiment, "prepare", ChildState.SUCCEEDED)
+    status = plan(make_snapshot(experiment, [prepared, child]), NOON).status
+    assert status is not None
+    warned = status.condition("Warned")
+    assert warned is not None
+    assert ("sample/yi" in warned.message, warned.status) == (is_warned, str(is_warned))
 
 
 def test_without_the_option_the_experiment_fails() -> None:

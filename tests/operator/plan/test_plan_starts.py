@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from support.builders import NOON, make_child, make_experiment, make_pod, make_snapshot, node_of
 
-from wrpo_operator.plan.model import ChildState, Plan
+from wrpo_operator.api.conditions import Reason
+from wrpo_operator.plan.model import ChildState, Plan, Refusal
 from wrpo_operator.plan.planner import plan
-from wrpo_operator.plan.starts import key_of
+from wrpo_operator.plan.starts import key_of, planned_attempt
 
 
 def look(*, pods: tuple[Any, ...] = (), foreign: Any = None) -> Plan:
     experiment = make_experiment()
     assert experiment.spec is not None
     key = key_of(experiment.spec, node_of(experiment, "prepare"))
-    others = () if foreign is None else (replace(foreign, artifact_key=key),)
-    return plan(make_snapshot(experiment, pods={key: pods}, foreign=others), NOON)
+    return plan(make_snapshot(experiment, pods={key: pods}, foreign=() if foreign is None else (foreign,)), NOON)
 
 
 LINGERING: dict[str, tuple[Any, bool]] = {
@@ -45,6 +44,8 @@ MAKERS: dict[str, tuple[Any, bool]] = {
     "it waits for its pods": ({"state": ChildState.PENDING}, True),
     "it runs": ({"state": ChildState.RUNNING}, True),
     "it is being deleted": ({"state": ChildState.DELETING}, True),
+    "it has succeeded, which its experiment soon records": ({"state": ChildState.SUCCEEDED}, True),
+    "it makes another artifact": ({"state": ChildState.RUNNING, "artifact_key": "another"}, False),
     "it is suspended and may never run": ({"state": ChildState.SUSPENDED}, False),
     "it has failed": ({"state": ChildState.FAILED}, False),
 }
@@ -98,3 +99,29 @@ def test_a_gang_of_which_a_part_might_start_alone_is_held(
 ) -> None:
     blockers = held("sft", done=True, training={"nodes": nodes}, scheduling=scheduling)
     assert [reason for _, reason in blockers] == (["GangSchedulingMissing"] if is_held else [])
+
+
+@pytest.mark.parametrize("is_final", [True, False])
+def test_a_request_that_the_api_server_refuses_holds_its_stage_with_its_words(is_final: bool) -> None:
+    """Only an edit of the spec can resolve a final refusal: the experiment is invalid until then."""
+    refusal = Refusal("Job/x", Reason.ADMISSION_DENIED, "The webhook wants a team label.", is_final=is_final)
+    answer = plan(make_snapshot(make_experiment(), refused={"prepare": refusal}), NOON)
+    assert answer.status is not None
+    assert answer.apply == ()
+    assert [(b.object, b.reason, b.message) for b in answer.status.blockers] == [
+        ("Job/x", "AdmissionDenied", "The webhook wants a team label.")
+    ]
+    assert (answer.status.phase == "Invalid") is is_final
+    elsewhere = plan(make_snapshot(make_experiment(), refused={"train": refusal}), NOON)
+    assert len(elsewhere.apply) == 1
+
+
+@pytest.mark.parametrize(("stage", "longest"), [("prepare", 50), ("sft", 46)])
+def test_a_child_of_an_experiment_with_a_long_name_has_the_longest_name_of_its_kind(stage: str, longest: int) -> None:
+    """A TrainJob's controllers append up to 17 characters to it, and 63 are allowed."""
+    experiment = make_experiment(name="n" * 60, training={"backend": "TrainJob"})
+    assert experiment.spec is not None
+    node = node_of(experiment, stage)
+    hashes = dict.fromkeys(node.upstream, "0" * 16)
+    name = planned_attempt(make_snapshot(experiment), experiment.spec, node, hashes, 1).child_name
+    assert len(name) == longest

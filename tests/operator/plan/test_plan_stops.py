@@ -6,11 +6,11 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from support.builders import NOON, make_child, make_experiment, make_snapshot, node_of
+from support.builders import NOON, make_child, make_experiment, make_pod, make_snapshot, node_of
 from support.model_cluster import started, status_of
 
 from wrpo_operator.api.status import MAX_ATTEMPTS, Attempt, AttemptState, ExperimentStatus, StageState, StageStatus
-from wrpo_operator.plan.model import ChildState
+from wrpo_operator.plan.model import ChildState, SetSuspend
 from wrpo_operator.plan.planner import plan
 from wrpo_operator.plan.stage_views import build_views
 from wrpo_operator.plan.stops import forgotten_children
@@ -60,3 +60,16 @@ def test_a_child_of_a_hash_that_nobody_asks_for_is_deleted_once(state: ChildStat
     assert [item.reason for item in answer.delete] == (
         [f"the spec no longer requests prepare with hash {'0' * 16}"] if is_deleted else []
     )
+
+
+def test_a_stage_that_failed_before_is_shown_as_suspended_at_once() -> None:
+    """Its ended children stay as they are; only the live one is suspended."""
+    experiment = make_experiment(suspend=True)
+    failed = make_child(experiment, "prepare", ChildState.FAILED, pods=(make_pod(exit_code=1),))
+    running = make_child(experiment, "prepare", ChildState.RUNNING, attempt=2)
+    answer = plan(make_snapshot(experiment, [failed, running]), NOON)
+    assert answer.suspend == (SetSuspend("Job", running.name, suspend=True),)
+    assert answer.status is not None
+    stage = answer.status.stages[0]
+    assert stage.state is StageState.SUSPENDED
+    assert [attempt.state for attempt in stage.attempts] == [AttemptState.FAILED, AttemptState.SUSPENDED]
