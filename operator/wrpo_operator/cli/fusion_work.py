@@ -10,8 +10,10 @@ from wrpo_operator.sizing.estimate import RESPONSE_TOKENS
 
 _ALIGNED_PER_SECOND = {"Spans": 150_000, "DTW": 20_000}
 """Tokens of a source that one core aligns, reads and writes in a second, measured with responses of 500 tokens."""
-_MERGED_PER_SECOND = 200e6
-"""Bytes of all parents that one pod reads, merges and writes in a second (`make bench-merging`)."""
+_MERGED_PER_SECOND = {"TIES": 50e6, "DARE-TIES": 50e6, "SCE": 20e6}
+_USUALLY_MERGED_PER_SECOND = 100e6
+"""Bytes of all parents that one core reads, merges and writes in a second, by method and for the others: measured by
+`make bench-merging` on a machine in use, and corrected for the share of the processor."""
 _ENTRY_BYTES = 6
 """A kept token: its id in 4 bytes, its log probability or share in 2."""
 _LABEL_BYTES = 8
@@ -29,7 +31,7 @@ def align_seconds(params: AlignParams, *, tokens: int) -> float:
 def merge_seconds(params: MergeParams, parent: ModelFacts) -> float:
     """Return the seconds of merging models of the size of `parent` once."""
     count = len(params.models) + (params.base is not None)
-    return count * parent.weight_bytes / _MERGED_PER_SECOND
+    return count * parent.weight_bytes / _MERGED_PER_SECOND.get(params.method, _USUALLY_MERGED_PER_SECOND)
 
 
 def search_seconds(search: MergeSearch, *, merging: float, answering: float, scoring: float) -> float:
