@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     # No fewer workers than cores: threads of their own would only wait for each other. Read when torch is imported.
@@ -23,6 +24,14 @@ settings.load_profile("wrpo")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put modules with slow and cluster tests first: a worker that begins one of them last keeps the others waiting."""
-    long = {item.path for item in items if any(item.get_closest_marker(name) for name in ("slow", "cluster"))}
-    items.sort(key=lambda item: item.path not in long)
+    """Put modules with slow and cluster tests first: a worker that begins one of them last keeps the others waiting.
+
+    They alternate, because cluster tests mostly wait and slow ones mostly compute.
+    """
+    places: dict[Path, int] = {}
+    for marker in ("cluster", "slow"):
+        modules = dict.fromkeys(item.path for item in items if item.get_closest_marker(marker))
+        for place, module in enumerate(modules):
+            places.setdefault(module, place)
+    end = len(items)
+    items.sort(key=lambda item: (places[item.path], str(item.path)) if item.path in places else (end, ""))
