@@ -6,19 +6,21 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from e2e_support import NAMESPACE, JsonObject, Kube
+from e2e_support import NAMESPACE, SYSTEM, JsonObject, Kube
 from engine.engine_support import save_tiny_model, save_tiny_reward
 from support.stopping import stop_when
 
+from wrpo_devcluster import lifecycle
 from wrpo_devcluster.controllers.volumes import claim_directory
 from wrpo_devcluster.kubelet.records import MARKER
 from wrpo_engine.training.monitoring.metrics import CLOCK_FIELDS
+from wrpo_operator.cli.install import install_operator
 
 SOURCES = ("a", "b")
 PROMPTS = 24
@@ -32,6 +34,24 @@ STAGES = (
 )
 _CLOCKED = frozenset({"elapsed_seconds", *CLOCK_FIELDS})
 """Metrics that a clock or the machine decides."""
+
+
+@contextlib.contextmanager
+def real_cluster(state_dir: Path, claims: Sequence[str]) -> Iterator[Kube]:
+    """A cluster in which stages run as the chart ships them, with claims that `claim_path` finds."""
+    # A Job waits ten seconds before it replaces a failed pod; a tenth of that is enough here.
+    config = replace(lifecycle.default_config(state_dir), backoff_scale=0.1)
+    cluster = Kube(lifecycle.up(state_dir, config=config).kubeconfig, state_dir)
+    try:
+        install_operator(cluster.kubeconfig, namespace=SYSTEM, values={"auditSeconds": 15})
+        cluster.run("kubectl", "create", "namespace", NAMESPACE)
+        for claim in claims:
+            spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+            kind = {"apiVersion": "v1", "kind": "PersistentVolumeClaim"}
+            cluster.apply({**kind, "metadata": {"name": claim}, "spec": spec})
+        yield cluster
+    finally:
+        lifecycle.reset(state_dir)
 
 
 def fill_claim(directory: Path) -> None:

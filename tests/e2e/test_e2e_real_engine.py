@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,17 +29,17 @@ from e2e_real_support import (
     engine_process,
     fill_claim,
     kill_when,
+    real_cluster,
     real_experiment,
     work_directory,
 )
-from e2e_support import EXTERNAL, NAMESPACE, SYSTEM, JsonObject, Kube
+from e2e_support import EXTERNAL, JsonObject, Kube
 from e2e_systems import ITEMS, JUDGE, SYSTEMS, all_systems, fill_with_benchmark, stages_of_systems
 from support.patience import LIMIT_S, LONG_S, wait_until
 
 from wrpo_devcluster import lifecycle
 from wrpo_engine.reporting.collect import place_of
 from wrpo_operator.api.backends import BACKENDS
-from wrpo_operator.cli.install import install_operator
 
 pytestmark = [
     pytest.mark.cluster,
@@ -56,22 +55,11 @@ step`, in the report's charts), the experiment's name, and upstream digests, whi
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
     """A cluster of its own: here stages run as the chart ships them."""
-    state_dir = tmp_path_factory.mktemp("real")
-    # A Job waits ten seconds before it replaces a failed pod; a tenth of that is enough here.
-    config = replace(lifecycle.default_config(state_dir), backoff_scale=0.1)
-    cluster = Kube(lifecycle.up(state_dir, config=config).kubeconfig, state_dir)
-    try:
-        install_operator(cluster.kubeconfig, namespace=SYSTEM, values={"auditSeconds": 15})
-        cluster.run("kubectl", "create", "namespace", NAMESPACE)
-        for claim in ("quiet", "disturbed"):
+    claims = ("quiet", "disturbed")
+    with real_cluster(tmp_path_factory.mktemp("real"), claims) as cluster:
+        for claim in claims:
             fill_claim(claim_path(cluster, claim))
-            spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
-            metadata = {"name": claim}
-            kind = {"apiVersion": "v1", "kind": "PersistentVolumeClaim"}
-            cluster.apply({**kind, "metadata": metadata, "spec": spec})
         yield cluster
-    finally:
-        lifecycle.reset(state_dir)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine_support import CHATML, make_tokenizer
+from engine.engine_support import CHATML, make_tokenizer
 
 CORPUS = [
     "What is two and two? It is four, I think.",
