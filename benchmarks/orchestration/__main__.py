@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--namespace", default="default")
     parser.add_argument("--kubeconfig", type=Path, default=STATE_DIR.resolve() / "kubeconfig")
     arguments = parser.parse_args(argv)
-    console, machine = Console(), describe_machine()
+    console, machine = Console(width=160), describe_machine()
     try:
         stages = read(arguments.experiment, arguments.namespace, arguments.kubeconfig)
     except click.ClickException as error:

@@ -150,10 +150,17 @@ def models_resident(system: EvaluatedSystem) -> int:
     return len(set(system.members) | aggregator)
 
 
+def _identities(column: Judgements) -> list[Mapping[str, Any]]:
+    """Return what each judge is. The baseline against itself needs no request, so no model reports there."""
+    found = [cell.identity for cell in column.cells.values()]
+    return [identity for identity in found if identity.get("reported") != []] or found
+
+
 def _column(
     params: EvaluateParams, column: Judgements, answers: Mapping[tuple[str, str], Answers], baseline: str
 ) -> dict[str, Any]:
     judged = column.judged()
+    identities = _identities(column)
     start = baseline if baseline in judged else next(iter(judged), None)
     compared = (
         None
@@ -170,8 +177,8 @@ def _column(
         "protocol": None if column.is_reward else column.benchmark.protocol,
         "judge": column.judge,
         "by": "reward" if column.is_reward else "judge",
-        "identity": dict(next((cell.identity for cell in column.cells.values()), {})),
-        "identities_differ": len({str(sorted(cell.identity.items())) for cell in column.cells.values()}) > 1,
+        "identity": dict(next(iter(identities), {})),
+        "identities_differ": len({str(sorted(identity.items())) for identity in identities}) > 1,
         "unit": unit.name,
         "baseline": start,
         "baseline_answers": column.benchmark.baseline,

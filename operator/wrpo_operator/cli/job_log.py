@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-POLL_S = 1.0
+POLL_S = 2.0
 
 
 def condition(obj: dict[str, Any], kind: str) -> dict[str, Any]:

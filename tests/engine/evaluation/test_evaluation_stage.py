@@ -243,6 +243,19 @@ def test_a_benchmark_s_score_is_weighted_and_shown_on_common_items_too(make_ctx:
     assert column["win_rates"] == {"systems": ["target", "trained"], "rates": [[None, 1 / 3], [2 / 3, None]]}
 
 
+@pytest.mark.parametrize(("reported", "differ"), [(["m-1"], False), (["m-2"], True)])
+def test_a_baseline_that_needs_no_request_says_nothing_of_the_judge(
+    make_ctx: MakeCtx, cells: Cells, reported: list[str], differ: bool
+) -> None:
+    cells.bench("arena", ITEMS)
+    for system, names in {"target": [], "sft": ["m-1"], "trained": reported}.items():
+        arena(cells, system, [0.5] * 4, [1.0] * 4, about={"model": "m", "reported": names})
+    three = (TARGET, EvaluatedSystem(name="sft", label="sft"), TRAINED)
+    content = read(evaluated(make_ctx, cells, params(benchmarks=(ARENA,), systems=three)), "benchmarks.json")
+    column = column_of(content, "gpt")
+    assert (column["identity"]["reported"], column["identities_differ"]) == (["m-1"], differ)
+
+
 def test_an_evaluation_without_held_out_prompts_has_benchmarks_alone(make_ctx: MakeCtx, cells: Cells) -> None:
     cells.bench("arena", ITEMS)
     for system in ("target", "trained"):
