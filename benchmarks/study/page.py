@@ -28,7 +28,7 @@ _HEAD = """# The miniature study
 `make study` runs the whole method on small real models and tests what the paper claims. This page is generated from the
 last run: `make study-page` writes it again. [The sweep](../examples/study.yaml) explains models, prompts and sizes.
 """
-_METHOD = """## How to read it
+_METHOD = """## Meaning of the figures
 
 The rule reward is the mean of four parts, each from 0 to 1: a length of 5 to 14 words, no repeated word, a mark at the
 end, and a word of the prompt's topic. Its highest score is 1. Training uses this reward only. The small reward model
