@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from e2e_real_support import HELD_OUT, SOURCES, Artifacts, claim_path, fill_claim, real_cluster, real_experiment
 from e2e_support import EXTERNAL, JsonObject, Kube
+from engine.engine_support import save_llama
 from engine.tokenizer_kinds import KINDS
 from support.patience import LONG_S
 
@@ -38,33 +37,14 @@ SYSTEMS: tuple[JsonObject, ...] = (
 ROWS = ("target", "sft", "trained", *(str(system["name"]) for system in SYSTEMS))
 
 
-def save_source(directory: Path, *, seed: int) -> None:
-    """Save a tiny model of random weights whose tokenizer has merges; the target's has bytes only."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer: Any = KINDS["byte-level"]()
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-
-
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kube]:
     with real_cluster(tmp_path_factory.mktemp("fusion"), (CLAIM,)) as cluster:
         directory = claim_path(cluster, CLAIM)
         fill_claim(directory)
+        tokenizer = KINDS["byte-level"]()  # with merges; the target's has bytes only
         for seed, source in enumerate(SOURCES):
-            save_source(directory / "models" / source, seed=10 + seed)
+            save_llama(directory / "models" / source, tokenizer, seed=10 + seed)
         yield cluster
 
 

@@ -67,6 +67,27 @@ def save_tiny_model(directory: Path, *, seed: int = 0, context: int = 512, templ
     return directory
 
 
+def save_llama(directory: Path, tokenizer: Any, *, seed: int, context: int = 512) -> Path:
+    """Save a two-layer Llama of random weights with any tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory, safe_serialization=True)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 def save_small_model(directory: Path, *, hidden_size: int = 128) -> Path:
     """Save a two-layer Llama of random weights, with heads of a size that vLLM's kernels have."""
     import torch

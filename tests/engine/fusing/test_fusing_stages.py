@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from engine_support import make_tokenizer, save_small_model
+from engine_support import make_tokenizer, save_llama, save_small_model
 from safetensors.torch import load_file
 from tokenizer_kinds import KINDS
 
@@ -49,35 +49,16 @@ CORPUS = pl.DataFrame(
 TOP_K = 4
 
 
-def save_model(directory: Path, tokenizer: Any, *, seed: int, context: int = 512) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=context,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory, safe_serialization=True)
-    tokenizer.save_pretrained(directory)
-    return directory
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A target of single bytes, a twin with its tokenizer, and sources of other kinds."""
     root = tmp_path_factory.mktemp("models")
     return {
-        "target": save_model(root / "target", make_tokenizer(), seed=0),
-        "twin": save_model(root / "twin", make_tokenizer(), seed=1),
-        "merged": save_model(root / "merged", KINDS["byte-level"](), seed=2),
-        "pieces": save_model(root / "pieces", KINDS["SentencePiece, a blank in front of the text"](), seed=3),
-        "short": save_model(root / "short", make_tokenizer(), seed=4, context=90),
+        "target": save_llama(root / "target", make_tokenizer(), seed=0),
+        "twin": save_llama(root / "twin", make_tokenizer(), seed=1),
+        "merged": save_llama(root / "merged", KINDS["byte-level"](), seed=2),
+        "pieces": save_llama(root / "pieces", KINDS["SentencePiece, a blank in front of the text"](), seed=3),
+        "short": save_llama(root / "short", make_tokenizer(), seed=4, context=90),
     }
 
 
@@ -225,7 +206,7 @@ def test_rows_longer_than_a_sources_context_are_left_out_and_counted(fusion: Fus
 
 
 def test_a_source_into_whose_context_no_row_fits_is_named(fusion: Fusion, tmp_path: Path) -> None:
-    fusion.models = {**fusion.models, "tiny": save_model(tmp_path / "tiny", make_tokenizer(), seed=5, context=8)}
+    fusion.models = {**fusion.models, "tiny": save_llama(tmp_path / "tiny", make_tokenizer(), seed=5, context=8)}
     with pytest.raises(DataError) as caught:
         fusion.represent("tiny")
     assert str(caught.value) == (
@@ -237,7 +218,7 @@ def test_a_source_into_whose_context_no_row_fits_is_named(fusion: Fusion, tmp_pa
 
 def test_a_tokenizer_that_changes_texts_is_refused(fusion: Fusion, tmp_path: Path) -> None:
     tokenizer = KINDS["a normaliser before control tokens"]()
-    fusion.models = {**fusion.models, "lower": save_model(tmp_path / "lower", tokenizer, seed=5)}
+    fusion.models = {**fusion.models, "lower": save_llama(tmp_path / "lower", tokenizer, seed=5)}
     fusion.corpus = {"sft-rows": fusion.commit("curate-sft", {
         "rows.parquet": CORPUS.with_columns(pl.col("response").str.to_uppercase())}, hash_="3" * 16)}  # fmt: skip
     with pytest.raises(DataError) as caught:
@@ -416,7 +397,7 @@ def test_compat_needs_the_alignment_that_it_is_compatible_with() -> None:
 
 def test_a_tokenizer_without_offsets_is_refused_for_spans_and_warped_otherwise(fusion: Fusion, tmp_path: Path) -> None:
     tokenizer = KINDS["WordPiece"]()
-    fusion.models = {**fusion.models, "words": save_model(tmp_path / "words", tokenizer, seed=6)}
+    fusion.models = {**fusion.models, "words": save_llama(tmp_path / "words", tokenizer, seed=6)}
     with pytest.raises(ConfigError) as caught:
         fusion.align(["words"])
     assert str(caught.value) == (
