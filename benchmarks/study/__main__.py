@@ -143,7 +143,8 @@ def _run(*, is_quick: bool, console: Console) -> Document:
     documents = list(yaml.safe_load_all(ASSETS.read_text(encoding="utf-8")))
     kubectl = partial(run_tool, "kubectl", kubeconfig=kubeconfig)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    JobRun(ASSETS_JOB, kubectl, say, f"make {name}").run(yaml.safe_dump_all(assets(documents)))
+    build = JobRun(ASSETS_JOB, kubectl, say, f"--kubeconfig {kubeconfig}", f"make {name}")
+    build.run(yaml.safe_dump_all(assets(documents)))
     _stage(console, "sweep", started)
     follow = ["wrpo", "sweep", "run", "-f", str(path.relative_to(ROOT))]
     _wrpo(follow, must_succeed=False)

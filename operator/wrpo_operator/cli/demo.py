@@ -145,7 +145,8 @@ def build_assets(demo: Demo) -> None:
     """Apply the assets Job and wait for it, showing its log."""
     documents = list(yaml.safe_load_all((EXAMPLES / "quickstart-assets.yaml").read_text(encoding="utf-8")))
     placed = demo_s3.assets_on_s3(documents, demo.server.endpoint) if demo.on_s3 else documents
-    JobRun(ASSETS_JOB, demo.kubectl, demo.say, demo.command).run(yaml.safe_dump_all(placed, sort_keys=False))
+    flags = f"--kubeconfig {demo.kubeconfig} -n {demo.namespace}"
+    JobRun(ASSETS_JOB, demo.kubectl, demo.say, flags, demo.command).run(yaml.safe_dump_all(placed, sort_keys=False))
 
 
 def run_experiment(demo: Demo) -> None:

@@ -27,6 +27,8 @@ class JobRun:
     kubectl: Callable[..., str]
     """Runs kubectl in the Job's namespace and returns its output; raises ClickException if it fails."""
     say: Callable[[str], None]
+    flags: str
+    """Flags with which a user's kubectl reaches the Job."""
     retry: str
     """Command that retries."""
 
@@ -55,7 +57,7 @@ class JobRun:
             if failed := condition(job, "Failed"):
                 raise click.ClickException(
                     f"the Job {self.name} failed: {failed.get('message', '')}\n"
-                    f"See `kubectl logs job/{self.name}`; `{self.retry}` retries."
+                    f"See `kubectl {self.flags} logs job/{self.name}`; `{self.retry}` retries."
                 )
             time.sleep(POLL_S)
 

@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
+import pytest
 from rich.console import Console
 
 from wrpo_operator.cli.demo import benchmark_tables, evaluation_table, sampling_backend
-from wrpo_operator.cli.job_log import condition
+from wrpo_operator.cli.job_log import JobRun, condition
 
 EVALUATION = {
     "num_prompts": 32,
@@ -100,3 +102,20 @@ def test_the_sampling_backend_is_what_set_up_found(tmp_path: Path) -> None:
 
 def test_without_a_word_from_set_up_vllm_is_used(tmp_path: Path) -> None:
     assert sampling_backend(tmp_path / "absent.json") == "vLLM"
+
+
+def test_a_failed_job_is_replaced_and_its_failure_names_commands_that_reach_it() -> None:
+    failed = json.dumps({"status": {"conditions": [{"type": "Failed", "status": "True", "message": "why"}]}})
+    asked: list[tuple[str, ...]] = []
+
+    def kubectl(*arguments: str, stdin: str | None = None) -> str:
+        asked.append(arguments[:2])
+        return {"get": failed, "logs": "one line\n"}.get(arguments[0], "")
+
+    said: list[str] = []
+    with pytest.raises(click.ClickException) as caught:
+        JobRun("assets", kubectl, said.append, "--kubeconfig k -n n", "make demo").run("{}")
+    assert asked[:3] == [("get", "job"), ("delete", "job"), ("apply", "-f")]
+    assert said == ["      one line"]
+    assert "failed: why" in caught.value.message
+    assert "`kubectl --kubeconfig k -n n logs job/assets`; `make demo` retries." in caught.value.message
