@@ -120,10 +120,7 @@ def _neutral(field: str, value: float | bool | dict[str, str | float]) -> tuple[
         case bool():
             return f"!self.{field}", "set it to false"
         case dict():
-            parts = [
-                f"self.{field}.{name} == " + (f"'{part}'" if isinstance(part, str) else f"{part}")
-                for name, part in value.items()
-            ]
+            parts = [f"self.{field}.{name} == {part!r}" for name, part in value.items()]
             return f"({' && '.join(parts)})", "remove it"
         case _:
             return f"self.{field} == {value}", f"leave it at {value:g}" if value else "set it to 0"
