@@ -127,6 +127,12 @@ class MergeParams(MergeFields, StageParams, role=Role.COMPUTED):
         return self
 
     @property
+    def parents(self) -> dict[str, ModelRef]:
+        """The models that are read, the base first, by their places in these parameters."""
+        base = {} if self.base is None else {"base": self.base}
+        return base | {f"models[{index}]": model for index, model in enumerate(self.models)}
+
+    @property
     def weights(self) -> tuple[float, ...]:
         """The weight of each model."""
         return self.weight * len(self.models) if len(self.weight) == 1 else self.weight

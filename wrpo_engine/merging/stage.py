@@ -63,11 +63,9 @@ def _same_for_all(weights: Sequence[float], _name: str) -> Sequence[float]:
 
 def open_parents(ctx: StageContext, params: MergeParams) -> list[Parent]:
     """Return the parents, the base first; an error names the first difference between them."""
-    references = [*([params.base] if params.base is not None else []), *params.models]
-    labels = [*(["base"] if params.base is not None else []), *(f"models[{i}]" for i in range(len(params.models)))]
     parents = [
-        open_parent(resolve_model(reference, ctx, field=ctx.model_field(label, f"{_FIELD}.merge.{label}")))
-        for reference, label in zip(references, labels, strict=True)
+        open_parent(resolve_model(reference, ctx, field=ctx.model_field(place, f"{_FIELD}.merge.{place}")))
+        for place, reference in params.parents.items()
     ]
     require_alike(parents)
     return parents

@@ -350,7 +350,7 @@ def _parent(known: _Known, node: StageNode) -> ModelFacts | None:
     """Return the size of the models that a stage merges, which have one architecture."""
     if not isinstance(node.params, MergeParams):
         return None
-    first = node.params.base or node.params.models[0]
+    first = next(iter(node.params.parents.values()))
     target = known.spec.target
     return known.look_up(*((target.model, target.revision) if first.name is None else (first.name, first.revision)))
 
@@ -401,8 +401,7 @@ def _download(known: _Known, node: StageNode) -> int:
 def _models_of(node: StageNode) -> tuple[str, ...]:
     """Return the models of a stage that no stage of the experiment makes: the first one, or all that are merged."""
     if isinstance(node.params, MergeParams):
-        merged = (node.params.base, *node.params.models)
-        return tuple(dict.fromkeys(model.name for model in merged if model is not None and model.name is not None))
+        return tuple(dict.fromkeys(model.name for model in node.params.parents.values() if model.name is not None))
     first = model_of(node)
     return () if first is None else (first,)
 

@@ -30,8 +30,7 @@ def align_seconds(params: AlignParams, *, tokens: int) -> float:
 
 def merge_seconds(params: MergeParams, parent: ModelFacts) -> float:
     """Return the seconds of merging models of the size of `parent` once."""
-    count = len(params.models) + (params.base is not None)
-    return count * parent.weight_bytes / _MERGED_PER_SECOND.get(params.method, _USUALLY_MERGED_PER_SECOND)
+    return len(params.parents) * parent.weight_bytes / _MERGED_PER_SECOND.get(params.method, _USUALLY_MERGED_PER_SECOND)
 
 
 def search_seconds(search: MergeSearch, *, merging: float, answering: float, scoring: float) -> float:

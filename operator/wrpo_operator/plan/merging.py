@@ -23,12 +23,11 @@ def merge(graph: Graph) -> None:
         if row.merging is None:
             continue
         models = [layout.models[name] for name in params.merged(row)]
-        of_base = len(models) - len(row.merged)
-        parameters = [*(["base"] * of_base), *(f"models[{index}]" for index in range(len(row.merged)))]
+        merged = params.merge(graph.spec, layout, row)
         found = _search(graph, layout, row)
         graph.add(
             StageId("merge", row.name),
-            params.merge(graph.spec, layout, row),
+            merged,
             inputs=dict.fromkeys((*found.inputs, *(stage for model in models for stage in made_by(model)))),
             downloads=dict.fromkeys(
                 (*downloads(graph, *(m.pinned(graph.spec) for m in models if not made_by(m))), *found.downloads)
@@ -37,7 +36,7 @@ def merge(graph: Graph) -> None:
             resources=found.resources,
             needs=found.needs,
             secrets=found.secrets,
-            models=dict(zip(parameters, (model.pinned(graph.spec) for model in models), strict=True)),
+            models=dict(zip(merged.parents, (model.pinned(graph.spec) for model in models), strict=True)),
         )
 
 
