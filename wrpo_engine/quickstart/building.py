@@ -110,8 +110,8 @@ class Making:
     def _show(self, name: str, state: tuple[float, str]) -> None:
         with self._lock:
             self._steps[name] = state
-            existing = sum(asset.name not in self._steps for asset in self.assets if asset.name in self._made)
-            done = existing + sum(share for share, _ in self._steps.values())
+            existed = len(self._made - self._steps.keys())
+            done = existed + sum(share for share, _ in self._steps.values())
             message = "; ".join(text for _, text in self._steps.values() if text)
             self.progress.update(done, len(self.assets), message=message)
 
