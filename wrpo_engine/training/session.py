@@ -27,7 +27,6 @@ from wrpo_engine.training.data.holdout import EVALUATION_FILE, PREFIX, Evaluatio
 from wrpo_engine.training.distributed.collectives import Group, computing_device, open_group
 from wrpo_engine.training.evaluation import Evaluation
 from wrpo_engine.training.export.export import gather_weights
-from wrpo_engine.training.export.publishing import TrainingResult, publish_model
 from wrpo_engine.training.loop import TrainingOutcome, TrainingRun, train
 from wrpo_engine.training.models.attention_choice import AttentionShape, choose_attention, implementation
 from wrpo_engine.training.models.policy import load_frozen, load_policy
@@ -41,9 +40,10 @@ from wrpo_engine.training.monitoring.trackers import require_packages, tracker_o
 from wrpo_engine.training.monitoring.watchdog import Watchdog, make_watchdog
 from wrpo_engine.training.objectives.divergence import RewardDivergence
 from wrpo_engine.training.objectives.tasks import Task
+from wrpo_engine.training.publishing import TrainingResult, publish_model
 from wrpo_engine.training.reference.log_probs import Reference
 from wrpo_engine.training.reference.self_check import require_plain_results
-from wrpo_engine.training.reference.source import reference_logps
+from wrpo_engine.training.reference_choice import reference_logps
 from wrpo_engine.training.resuming import restore_run, take_best
 from wrpo_engine.training.sources import RowSource, exported_tokenizer
 
