@@ -218,7 +218,7 @@ def test_the_rows_do_not_depend_on_the_number_of_parts(
     prompts = pl.DataFrame({"prompt_id": ids, "prompt": ids}, schema=records.PROMPTS)
     tables = []
     for attempt, (parts, batch_bytes) in enumerate([(1, 1 << 20), (5, 1 << 20), (4, 1)]):
-        monkeypatch.setattr("wrpo_engine.curation.parts.BATCH_BYTES", batch_bytes)
+        monkeypatch.setattr("wrpo_engine.formats.columns.BATCH_BYTES", batch_bytes)
         hash_ = f"{attempt:016x}"
         refs = {"prompts": commit_artifact("prepare", {"preference.parquet": prompts}, hash_=hash_)}
         for name, frame in samples.items():

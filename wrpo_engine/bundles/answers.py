@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from wrpo_engine.artifacts import Artifact, records
-from wrpo_engine.curation.parts import read_batches
+from wrpo_engine.formats.columns import read_batches
 
 
 def read_answers(artifact: Artifact) -> pl.DataFrame:

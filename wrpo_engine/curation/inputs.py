@@ -10,7 +10,6 @@ import polars as pl
 
 from wrpo_engine.artifacts import Artifact
 from wrpo_engine.config import CurateSftParams, CurateTriplesParams
-from wrpo_engine.curation import prompts as tables
 from wrpo_engine.curation.responses import (
     CANDIDATES,
     Eligibility,
@@ -21,6 +20,7 @@ from wrpo_engine.curation.responses import (
 )
 from wrpo_engine.curation.rewards import read_scores, rewards_of, weighted_scores
 from wrpo_engine.errors import ConfigError
+from wrpo_engine.formats import prompt_columns as tables
 from wrpo_engine.stage import StageContext
 
 log = logging.getLogger("wrpo_engine")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from wrpo_engine.artifacts import Artifact
-from wrpo_engine.curation.parts import batches_of, read_columns
 from wrpo_engine.errors import DataError
+from wrpo_engine.formats.columns import batches_of, read_columns
 from wrpo_engine.sampling.sampler import FinishReason
 
 CANDIDATES = {

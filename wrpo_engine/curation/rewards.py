@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from wrpo_engine.artifacts import Artifact
-from wrpo_engine.curation.parts import check_parquet, read_batches
 from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.formats.columns import check_parquet, read_batches
 
 SCORES = "scores/"
 _OBJECTIVE = "objective/"

@@ -21,9 +21,9 @@ from wrpo_engine.curation.inputs import (
     sampled_models,
     with_texts,
 )
-from wrpo_engine.curation.prompts import history_in, whole_prompt
-from wrpo_engine.curation.published import write_published
 from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.formats.prompt_columns import history_in, whole_prompt
+from wrpo_engine.formats.published import write_published
 from wrpo_engine.stage import StageContext, StageResult
 
 log = logging.getLogger("wrpo_engine")

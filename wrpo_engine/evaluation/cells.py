@@ -15,9 +15,9 @@ from wrpo_engine.artifacts.checks import address
 from wrpo_engine.bundles.answers import read_answers
 from wrpo_engine.comparison.columns import Judged
 from wrpo_engine.comparison.length_control import Rows, rows_of
-from wrpo_engine.curation.parts import read_batches, read_columns
 from wrpo_engine.errors import DataError
 from wrpo_engine.evaluation.held_out import TOO_LONG
+from wrpo_engine.formats.columns import read_batches, read_columns
 
 OUTCOMES_FILE = "outcomes.parquet"
 SUMMARY_FILE = "benchmark.json"

@@ -13,7 +13,6 @@ import polars as pl
 from wrpo_engine.artifacts import Artifact
 from wrpo_engine.bundles.items import BenchItem, read_items
 from wrpo_engine.contract.evaluation import EvaluatedBenchmark, EvaluateParams, cell_name
-from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.evaluation.cells import (
     Answers,
@@ -28,6 +27,7 @@ from wrpo_engine.evaluation.examples import examples_of
 from wrpo_engine.evaluation.held_out import common_prompts, evaluation, scored_answers
 from wrpo_engine.evaluation.tables import Judgements
 from wrpo_engine.evaluation.win_rate import shares
+from wrpo_engine.formats.columns import read_columns
 from wrpo_engine.stage import StageContext
 from wrpo_engine.text.conversations import prompt_of, prompt_text
 

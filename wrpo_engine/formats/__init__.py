@@ -1,1 +1,1 @@
-"""Row formats of triples, for reading and writing: the engine's, the published one, and those of other tools."""
+"""Formats of rows: columns of artifacts, and triples as the engine, the published data and other tools write them."""

@@ -18,10 +18,10 @@ from wrpo_engine.artifacts.roots import BucketRoot, DirectoryRoot
 from wrpo_engine.artifacts.s3 import Copies
 from wrpo_engine.artifacts.transfer import upload_first
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.curation.prompts import history_in
-from wrpo_engine.curation.published import published_row, write_published
 from wrpo_engine.errors import AlreadyCommitted, DataError
 from wrpo_engine.formats.location import Output
+from wrpo_engine.formats.prompt_columns import history_in
+from wrpo_engine.formats.published import published_row, write_published
 from wrpo_engine.formats.saved import is_mark
 
 ARTIFACT_STAGE = "curate-triples"

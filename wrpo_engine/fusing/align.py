@@ -14,8 +14,8 @@ from wrpo_engine.artifacts import Artifact, records
 from wrpo_engine.artifacts.checks import address
 from wrpo_engine.artifacts.parts import PARTS, commit_when_complete, parts_of_shard, pending_parts
 from wrpo_engine.contract.fusing import AlignParams
-from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.formats.columns import read_columns
 from wrpo_engine.fusing.distributions import EMPTY, Kept
 from wrpo_engine.fusing.dtw import warp
 from wrpo_engine.fusing.files import (

@@ -11,8 +11,8 @@ import polars as pl
 
 from wrpo_engine.artifacts import Artifact, ArtifactWriter
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import AlreadyCommitted
+from wrpo_engine.formats.columns import read_columns
 from wrpo_engine.fusing.tokens import Vocabulary
 from wrpo_engine.fusing.vocabulary import Kind, VocabularyMap, edit_map
 from wrpo_engine.stage import StageContext

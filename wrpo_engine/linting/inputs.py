@@ -12,9 +12,9 @@ import polars as pl
 
 from wrpo_engine.artifacts import Artifact, ArtifactStore, records
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.curation import prompts as prompt_tables
-from wrpo_engine.curation.parts import Schema, read_columns
 from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.formats import prompt_columns as prompt_tables
+from wrpo_engine.formats.columns import Schema, read_columns
 from wrpo_engine.formats.directory import TRAIN
 from wrpo_engine.formats.location import Locator
 from wrpo_engine.formats.parquet import parquet_columns, read_parquet

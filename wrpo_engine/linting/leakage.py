@@ -7,7 +7,7 @@ from itertools import combinations
 
 import polars as pl
 
-from wrpo_engine.curation.prompts import whole_prompt
+from wrpo_engine.formats.prompt_columns import whole_prompt
 from wrpo_engine.linting.findings import Example, Finding, Limits, Severity, finding, shorten
 from wrpo_engine.linting.minhash import near_pairs
 from wrpo_engine.linting.normalise import normalised

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from wrpo_engine.curation.prompts import whole_prompt
+from wrpo_engine.formats.prompt_columns import whole_prompt
 from wrpo_engine.linting.findings import Finding, Limits, Severity, finding
 from wrpo_engine.linting.normalise import normalised
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wrpo_engine.curation.prompts import HISTORY
 from wrpo_engine.formats.messages import (
     BESIDE_TEXT,
     NotTurns,
@@ -20,6 +19,7 @@ from wrpo_engine.formats.messages import (
     role_of,
     text_of,
 )
+from wrpo_engine.formats.prompt_columns import HISTORY
 from wrpo_engine.formats.shown import shown
 from wrpo_engine.text.conversations import Conversation
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from wrpo_engine.curation.prompts import HISTORY
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.formats.directory import Wanted, file_split, select, type_of
 from wrpo_engine.formats.files import LINES, TABLES, lines_of, rows_of
 from wrpo_engine.formats.parquet import parquet_columns
+from wrpo_engine.formats.prompt_columns import HISTORY
 from wrpo_engine.formats.saved import damaged_named, is_saved, load_saved
 from wrpo_engine.formats.shown import names
 from wrpo_engine.hub.data import load_from_hub

@@ -12,8 +12,8 @@ import polars as pl
 from wrpo_engine.artifacts import records
 from wrpo_engine.artifacts.parts import commit_when_complete, parts_of_shard, pending_parts
 from wrpo_engine.config import SampleParams
-from wrpo_engine.curation.prompts import prompts_in, read_prompts
 from wrpo_engine.errors import DataError
+from wrpo_engine.formats.prompt_columns import prompts_in, read_prompts
 from wrpo_engine.hub.models import ResolvedModel, resolve_model, tokenizer_of
 from wrpo_engine.sampling.backends import make_sampler
 from wrpo_engine.sampling.limits import shared_context

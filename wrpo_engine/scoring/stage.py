@@ -19,9 +19,9 @@ from wrpo_engine.artifacts.parts import (
 )
 from wrpo_engine.config import ScoreParams
 from wrpo_engine.contract.evaluation import GradeParams
-from wrpo_engine.curation import prompts as tables
-from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.formats import prompt_columns as tables
+from wrpo_engine.formats.columns import read_columns
 from wrpo_engine.sampling.sampler import FinishReason
 from wrpo_engine.scoring.changes import refuse_changed
 from wrpo_engine.scoring.load import load_scorer, reward_details

@@ -12,8 +12,8 @@ import polars as pl
 from wrpo_engine.artifacts import Artifact, records
 from wrpo_engine.artifacts.parts import PARTS
 from wrpo_engine.contract.evaluation import SelectParams
-from wrpo_engine.curation.parts import Schema, read_columns
 from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.formats.columns import Schema, read_columns
 from wrpo_engine.seeds import seed_of
 from wrpo_engine.selecting.aggregation import scores_of
 from wrpo_engine.selecting.members import Member

@@ -310,7 +310,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 
 @given(rows=st.lists(st.tuples(TEXT, st.none() | TEXT, TEXT, TEXT), min_size=1, max_size=4))
 def test_every_text_survives_the_published_format(rows: list[tuple[str, str | None, str, str]]) -> None:
-    from wrpo_engine.curation.published import published_row
+    from wrpo_engine.formats.published import published_row
 
     columns = ["prompt", "source_chosen", "target_chosen", "rejected"]
     flat = [{"prompt_id": "p", **dict(zip(columns, row, strict=True))} for row in rows]

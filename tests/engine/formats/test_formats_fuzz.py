@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wrpo_engine.artifacts import records
-from wrpo_engine.curation.parts import read_columns
 from wrpo_engine.errors import WrpoError
+from wrpo_engine.formats.columns import read_columns
 from wrpo_engine.formats.reading import read_tables, triples_of
 from wrpo_engine.formats.rows import Reading
 from wrpo_engine.formats.writing import Format, write_file

@@ -16,8 +16,8 @@ from wrpo_engine.artifacts import Artifact, records
 from wrpo_engine.artifacts.checks import address
 from wrpo_engine.config import SftParams
 from wrpo_engine.contract.fusion import FusionLoss
-from wrpo_engine.curation.parts import read_batches
 from wrpo_engine.errors import ConfigError, DataError
+from wrpo_engine.formats.columns import read_batches
 from wrpo_engine.stage import StageContext
 from wrpo_engine.training.batch.rows import TokenRow
 from wrpo_engine.training.batch.soft import FusedRow

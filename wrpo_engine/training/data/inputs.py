@@ -9,10 +9,10 @@ from typing import Any
 import polars as pl
 
 from wrpo_engine.contract.objectives import listed, objectives_of_pairs
-from wrpo_engine.curation.parts import read_columns
-from wrpo_engine.curation.prompts import history_in, prompts_in
 from wrpo_engine.errors import DataError
+from wrpo_engine.formats.columns import read_columns
 from wrpo_engine.formats.parquet import parquet_columns
+from wrpo_engine.formats.prompt_columns import history_in, prompts_in
 from wrpo_engine.text import chat
 from wrpo_engine.text.conversations import Prompt
 from wrpo_engine.training.data.tokenize import TextRow

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from wrpo_engine.curation.prompts import history_in
+from wrpo_engine.formats.prompt_columns import history_in
 
 _SLICE_ROWS = 2048
 

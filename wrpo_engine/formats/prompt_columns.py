@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from wrpo_engine.artifacts import records
-from wrpo_engine.curation.parts import Schema, read_columns
+from wrpo_engine.formats.columns import Schema, read_columns
 from wrpo_engine.formats.parquet import parquet_columns
 from wrpo_engine.text.conversations import Prompt, prompt_of
 
