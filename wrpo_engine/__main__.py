@@ -111,7 +111,7 @@ def command() -> click.Command:
     def run_stage(stage: str, config_path: Path, is_plan: bool) -> int:
         if is_plan:
             return _plan(stage, config_path)
-        from wrpo_engine.process.cli import install_signal_handlers, run
+        from wrpo_engine.running import install_signal_handlers, run
         from wrpo_engine.stage import StopRequest
 
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.common.process import worker_main
 from benchmarks.curation.data import HASH, Size, roles
-from wrpo_engine.process.cli import run
 from wrpo_engine.process.memory import peak_host_bytes
+from wrpo_engine.running import run
 from wrpo_engine.stage import StopRequest
 
 

@@ -28,7 +28,7 @@ pytestmark = [
 
 EMPTY = """
 import json, os, pathlib, sys
-from wrpo_engine.process.cli import run
+from wrpo_engine.running import run
 from wrpo_engine.stage import StageResult, StopRequest
 def commit(ctx):
     ctx.output.commit(files=[])

@@ -18,7 +18,7 @@ _PRELOAD = [
     "wrpo_engine.__main__",
     "wrpo_engine.answering.stage",
     "wrpo_engine.judging.stage",
-    "wrpo_engine.process.cli",
+    "wrpo_engine.running",
     "wrpo_engine.sampling.stage",
     "wrpo_engine.sampling.transformers_sampler",
     "wrpo_engine.scoring.reward_model",

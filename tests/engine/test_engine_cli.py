@@ -18,9 +18,9 @@ from support.patience import LIMIT_S
 
 from wrpo_engine.config import ArtifactRef, TerminationMessage
 from wrpo_engine.errors import DataError, Interrupted, TemporaryError
-from wrpo_engine.process.cli import run
 from wrpo_engine.process.environment import prepare_environment
 from wrpo_engine.process.machine import CudaFacts
+from wrpo_engine.running import run
 from wrpo_engine.stage import StageContext, StageResult, StopRequest, load_stage
 
 REPOSITORY = Path(__file__).parents[2]
@@ -318,7 +318,7 @@ STOPPABLE = """
 import sys, time
 from pathlib import Path
 import os
-from wrpo_engine.process.cli import install_signal_handlers, run
+from wrpo_engine.running import install_signal_handlers, run
 from wrpo_engine.stage import StopRequest
 
 def stage(ctx):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import polars as pl
 
 from wrpo_engine.artifacts.checks import address
+from wrpo_engine.artifacts.store import ArtifactWriter
+from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.contract.storage import StorageField
 from wrpo_engine.errors import DataError
-from wrpo_engine.stage import StageContext
+from wrpo_engine.process.progress import Progress
 
 log = logging.getLogger("wrpo_engine")
 
@@ -20,6 +22,43 @@ T = TypeVar("T")
 Measure = Callable[[Iterable[pl.DataFrame]], dict[str, float]]
 PARTS = "parts/"
 """Directory of the parts in every such stage's artifact."""
+
+
+class Stop(Protocol):
+    """The request to end the work."""
+
+    def raise_if_requested(self) -> None:
+        """Raise Interrupted if the stage should stop."""
+        ...
+
+
+class PartsContext(Protocol):
+    """The fields of `wrpo_engine.stage.StageContext` that parts need."""
+
+    @property
+    def config(self) -> StageConfig:
+        """Configuration: the runtime has the number of shards."""
+        ...
+
+    @property
+    def output(self) -> ArtifactWriter:
+        """Artifact that gets the parts."""
+        ...
+
+    @property
+    def shard(self) -> int:
+        """Shard of this pod, from 0."""
+        ...
+
+    @property
+    def progress(self) -> Progress:
+        """Receiver of the finished units."""
+        ...
+
+    @property
+    def stop(self) -> Stop:
+        """Request to end the work."""
+        ...
 
 
 def part_name(index: int) -> str:
@@ -35,7 +74,7 @@ def parts_of_shard(parts: Sequence[T], shard: int, shards: int) -> Sequence[T]:
     return [part for index, part in enumerate(parts) if (index + index // shards) % shards == shard]
 
 
-def pending_parts(ctx: StageContext, names: Sequence[str]) -> list[str]:
+def pending_parts(ctx: PartsContext, names: Sequence[str]) -> list[str]:
     """Return this shard's parts that are not published yet, by any pod."""
     own = parts_of_shard(names, ctx.shard, ctx.config.runtime.shards)
     published = frozenset(ctx.output.published(PARTS))
@@ -43,7 +82,7 @@ def pending_parts(ctx: StageContext, names: Sequence[str]) -> list[str]:
 
 
 def count_progress(
-    ctx: StageContext, sizes: Mapping[str, int], todo: Sequence[str], *, message: str = ""
+    ctx: PartsContext, sizes: Mapping[str, int], todo: Sequence[str], *, message: str = ""
 ) -> Callable[[int], None]:
     """Return what reports a further number of finished units of this shard and ends the work on request.
 
@@ -64,7 +103,7 @@ def count_progress(
 
 
 def commit_when_complete(
-    ctx: StageContext,
+    ctx: PartsContext,
     names: Sequence[str],
     *,
     details: Mapping[str, Any],
@@ -99,7 +138,7 @@ def commit_when_complete(
     return metrics
 
 
-def _read(ctx: StageContext, name: str, path: Path) -> pl.DataFrame:
+def _read(ctx: PartsContext, name: str, path: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:

@@ -1,88 +1,16 @@
-"""Entry point of one stage: configuration in, exit code and termination message out."""
+"""Reader of the configuration file that a stage's command line names."""
 
 from __future__ import annotations
 
-import logging
 import re
-import signal
-import sys
-import time
-import traceback
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 from pydantic import ValidationError
 
-from wrpo_engine.artifacts import Artifact
-from wrpo_engine.artifacts.volume import address
-from wrpo_engine.config import ExitCode, TerminationMessage
-from wrpo_engine.contract.definition import Image, Shape
 from wrpo_engine.contract.stage_config import StageConfig
-from wrpo_engine.contract.stages import STAGES
-from wrpo_engine.errors import (
-    AlreadyCommitted,
-    ConfigError,
-    Interrupted,
-    MissingInputError,
-    UsageError,
-    WrpoError,
-    storage_error,
-)
-from wrpo_engine.process import termination
-from wrpo_engine.process.machine import CudaFacts, require_driver
-from wrpo_engine.process.moments import LOADED
-from wrpo_engine.process.progress import make_progress
-from wrpo_engine.stage import (
-    StageContext,
-    StageFunction,
-    StageResult,
-    StepProgress,
-    StopRequest,
-    load_stage,
-    make_context,
-    reused_facts,
-)
-
-log = logging.getLogger("wrpo_engine")
+from wrpo_engine.errors import ConfigError, UsageError
 
 _USER_INFO = re.compile(r"://[^/\s]*@")
-Clock = Callable[[], datetime]
-
-
-def run(
-    stage: str,
-    config_path: Path,
-    environ: Mapping[str, str],
-    *,
-    stop: StopRequest,
-    clock: Clock = lambda: datetime.now(UTC),
-    load: Callable[[str], StageFunction] = load_stage,
-) -> int:
-    """Run a stage and return its exit code; every outcome is on stderr and in the termination message."""
-    is_main = environ.get("RANK", "0") == "0"
-    step_progress = StepProgress()
-    try:
-        config = read_config(stage, config_path)
-        message = _run_stage(config, stage, environ, stop=stop, clock=clock, load=load, step_progress=step_progress)
-    except WrpoError as error:
-        code, message = _failed(error)
-    except OSError as error:
-        known = storage_error(error)
-        code, message = _failed(known) if known is not None else _crashed(error)
-    except Exception as error:  # noqa: BLE001 (the process's outermost frame: everything becomes an outcome)
-        code, message = _crashed(error)
-    else:
-        code = ExitCode.OK
-    if code != ExitCode.OK:
-        message = message.model_copy(update={"step": step_progress.step, "exit_code": code})
-    if is_main or environ.get("LOCAL_RANK") == "0" or message.outcome == "Failed":
-        try:
-            termination.write(message, environ)
-        except OSError as error:
-            log.warning("cannot write the termination message: %s", error)
-    return code
 
 
 def read_config(stage: str, path: Path) -> StageConfig:
@@ -117,110 +45,3 @@ def _shown(value: object) -> str:
     # A URL that is refused because it holds a password must not show it.
     text = _USER_INFO.sub("://***@", str(value))
     return text if len(text) <= 80 else text[:79] + "…"
-
-
-def _run_stage(
-    config: StageConfig,
-    stage: str,
-    environ: Mapping[str, str],
-    *,
-    stop: StopRequest,
-    clock: Clock,
-    load: Callable[[str], StageFunction],
-    step_progress: StepProgress,
-) -> TerminationMessage:
-    is_main = environ.get("RANK", "0") == "0"
-    progress = make_progress(config.output.stage, environ, time.monotonic, is_main=is_main)
-    try:
-        ctx = make_context(config, environ=environ, clock=clock, progress=progress, stop=stop)
-        ctx.step_progress = step_progress
-        if (existing := ctx.output.committed()) is not None:
-            log.info("%s already exists; nothing to do", address(config.output))
-            return _cached(ctx, existing)
-        log.info("%s: writing %s", config.experiment, address(config.output))
-        stop.raise_if_requested()
-        _check_driver(stage, is_main=is_main)
-        try:
-            function = load(stage)
-            if is_main:
-                log.info(LOADED)
-            return _succeeded(ctx, function(ctx), cached=False)
-        except (AlreadyCommitted, MissingInputError) as error:
-            # Who commits also removes what only its own work needed.
-            if (existing := ctx.output.committed()) is None:
-                raise
-            log.info("%s; this one ends with it", error.message)
-            return _cached(ctx, existing)
-    finally:
-        progress.close()
-
-
-def _check_driver(stage: str, *, is_main: bool) -> None:
-    """Refuse a node whose NVIDIA driver is too old, if the stage runs a model; other stages need no device."""
-    definition = STAGES.get(stage)
-    if definition is None or (definition.shape is Shape.JOB and definition.image is not Image.SAMPLER):
-        return
-    line = require_driver(CudaFacts.read())
-    if line is not None and is_main:
-        log.info("%s", line)
-
-
-def _cached(ctx: StageContext, existing: Artifact) -> TerminationMessage:
-    step = existing.manifest.details.get("step")
-    result = StageResult(
-        rows=existing.manifest.rows,
-        metrics=existing.manifest.metrics,
-        step=step if isinstance(step, int) else None,
-        facts=reused_facts(ctx, existing),
-    )
-    ctx.progress.update(1, 1)
-    return _succeeded(ctx, result, cached=True)
-
-
-def _succeeded(ctx: StageContext, result: StageResult, *, cached: bool) -> TerminationMessage:
-    artifact = ctx.output.committed()
-    return TerminationMessage(
-        outcome="Succeeded",
-        cached=cached,
-        rows=result.rows,
-        step=result.step,
-        metrics=result.metrics,
-        facts=result.facts,
-        artifact=address(artifact.ref) if artifact else None,
-        digest=artifact.digest if artifact else None,
-    )
-
-
-def _failed(error: WrpoError) -> tuple[int, TerminationMessage]:
-    interrupted = isinstance(error, Interrupted)
-    print(f"{'interrupted' if interrupted else 'error'}: {error.message}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
-    outcome = TerminationMessage(outcome="Interrupted" if interrupted else "Failed", error=error.info())
-    return error.exit_code, outcome
-
-
-def _crashed(error: Exception) -> tuple[int, TerminationMessage]:
-    traceback.print_exception(error, file=sys.stderr)
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        # By name: importing torch to ask for its class would cost seconds in stages without it.
-        hint = "Give the stage more memory, or lower reward.batchTokens, training.microBatchTokens or maxLength."
-        return _failed(WrpoError(text, code="OutOfMemory", hint=hint))
-    return _failed(WrpoError(text, hint="This is unexpected: see the pod's log for the traceback. It is retried."))
-
-
-def install_signal_handlers(stop: StopRequest) -> None:
-    """SIGTERM and Ctrl-C ask the stage to stop; a second Ctrl-C ends it at once."""
-
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        stop.request()
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        print("stopping after the current piece of work (Ctrl-C again stops at once)", file=sys.stderr)
-        stop.request()
-
-    signal.signal(signal.SIGTERM, terminate)
-    signal.signal(signal.SIGINT, interrupt)

@@ -145,7 +145,7 @@ def test_a_corrupt_part_is_named(
     connect: Connect, s3: S3Server, bucket: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from wrpo_engine.artifacts.parts import commit_when_complete, part_name
-    from wrpo_engine.process.cli import run
+    from wrpo_engine.running import run
     from wrpo_engine.stage import StageContext, StageResult, StopRequest
 
     s3.client().put_object(Bucket=bucket, Key=f"{root}/score/a/{PREPARED.hash}/{part_name(0)}", Body=b"no parquet")

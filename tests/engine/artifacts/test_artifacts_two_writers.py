@@ -18,7 +18,7 @@ from wrpo_engine.artifacts import VolumeStore, transfer
 from wrpo_engine.artifacts.s3 import S3Store
 from wrpo_engine.config import ArtifactRef, TerminationMessage
 from wrpo_engine.errors import AlreadyCommitted, DataError
-from wrpo_engine.process.cli import run
+from wrpo_engine.running import run
 from wrpo_engine.stage import StageContext, StageResult, StopRequest
 
 REF = ArtifactRef(stage="sample/qwen", hash="00000000000000aa")

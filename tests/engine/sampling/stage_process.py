@@ -23,8 +23,8 @@ def _run(stage: str, config: Path, environ: dict[str, str]) -> None:
     import torch
     from engine_support import NOON
 
-    from wrpo_engine.process.cli import install_signal_handlers, run
     from wrpo_engine.process.environment import prepare_environment
+    from wrpo_engine.running import install_signal_handlers, run
     from wrpo_engine.stage import StopRequest
 
     stop = StopRequest()
