@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from wrpo_operator.api.depth import MAX_DEPTH, too_deep
 from wrpo_operator.api.names import PLURAL
 from wrpo_operator.api.pod_template import STRICT, PodTemplatePolicy, protected_field_errors
 from wrpo_operator.api.rules import broken_rules
 from wrpo_operator.api.spec import ExperimentSpec
+
+Spec = TypeVar("Spec", bound=BaseModel)
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 """A string of JSON, with its quotes."""
@@ -33,20 +35,25 @@ def parse_spec(raw: Mapping[str, Any], policy: PodTemplatePolicy = STRICT) -> Ex
 
     `policy` is the installation's. Raises SpecError with all errors found at the first level that has any.
     """
-    deep = too_deep(raw, "spec")
-    if deep:
-        raise SpecError((f"{deep} nests deeper than {MAX_DEPTH} levels, which no pod needs. Remove it.",))
-    try:
-        spec = ExperimentSpec.model_validate_json(json.dumps(raw), strict=True)
-    except (ValidationError, TypeError, ValueError) as error:
-        raise SpecError(structural_errors(error, raw)) from error
+    spec = parse_structure(ExperimentSpec, raw, PLURAL)
     errors = (*broken_rules(spec), *protected_field_errors(spec.pod_template, policy))
     if errors:
         raise SpecError(errors)
     return spec
 
 
-def structural_errors(error: Exception, raw: Any, plural: str = PLURAL) -> tuple[str, ...]:
+def parse_structure(model: type[Spec], raw: Mapping[str, Any], plural: str) -> Spec:
+    """Parse a spec by its fields alone, of a resource whose plural name is `plural`. Raises SpecError."""
+    deep = too_deep(raw, "spec")
+    if deep:
+        raise SpecError((f"{deep} nests deeper than {MAX_DEPTH} levels, which no field needs. Remove it.",))
+    try:
+        return model.model_validate_json(json.dumps(raw), strict=True)
+    except (ValidationError, TypeError, ValueError) as error:
+        raise SpecError(_structural_errors(error, raw, plural)) from error
+
+
+def _structural_errors(error: Exception, raw: Any, plural: str) -> tuple[str, ...]:
     """Return one sentence for each fault that pydantic found in a spec; each begins with the field's path."""
     if not isinstance(error, ValidationError):
         return (f"spec is not a JSON object of the expected form: {error}",)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema
 
 from wrpo_operator.api.base import FreeObject, SpecModel, list_map
-from wrpo_operator.api.depth import MAX_DEPTH, too_deep
 from wrpo_operator.api.names import MAX_SOURCE_NAME, SWEEP_PLURAL
-from wrpo_operator.api.parsing import SpecError, structural_errors
+from wrpo_operator.api.parsing import SpecError, parse_structure
 from wrpo_operator.api.spec import ExperimentSpec
 
 MAX_VARIANTS = 512
@@ -195,13 +193,7 @@ def parse_sweep(raw: Mapping[str, Any]) -> SweepSpec:
 
     Whether each variant is a valid experiment is decided by `plan.sweep_expand`. Raises SpecError.
     """
-    deep = too_deep(raw, "spec")
-    if deep:
-        raise SpecError((f"{deep} nests deeper than {MAX_DEPTH} levels, which no experiment needs. Remove it.",))
-    try:
-        spec = SweepSpec.model_validate_json(json.dumps(raw), strict=True)
-    except (ValidationError, TypeError, ValueError) as error:
-        raise SpecError(structural_errors(error, raw, SWEEP_PLURAL)) from error
+    spec = parse_structure(SweepSpec, raw, SWEEP_PLURAL)
     errors = tuple(f"spec: {rule.message}." for rule in SWEEP_RULES if not rule.check(spec))
     errors += _doubled("spec.seeds", "value", spec.seeds)
     errors += _doubled("spec.variants", "name", [variant.name for variant in spec.variants])

@@ -8,9 +8,10 @@ import click
 
 from wrpo_devcluster import __main__ as devcluster
 from wrpo_devcluster import lifecycle
+from wrpo_operator.api import names
 from wrpo_operator.cli.connect import STATE_DIR, Target, errors_to_click
 from wrpo_operator.cli.install import apply_file, install_operator
-from wrpo_operator.cli.planning import experiments_in, spec_of
+from wrpo_operator.cli.planning import objects_in, spec_of
 from wrpo_operator.runtime.resources import meta, name_of
 
 
@@ -58,7 +59,7 @@ def run_command(filename: str, namespace: str) -> None:
     """  # noqa: D301  # click's mark for lines to keep
     from wrpo_operator.cli.watch import GoneError, follow
 
-    documents = experiments_in(filename)
+    documents = objects_in(filename, names.KIND)
     for document in documents:
         spec_of(document)
     kubeconfig = start_embedded()

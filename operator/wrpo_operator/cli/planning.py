@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,20 @@ def _load(path: str, doubled: Callable[[str], None] | None = None) -> list[Any]:
         raise click.ClickException(f"{path} is not YAML: {error}") from error
 
 
-def experiments_in(path: str) -> list[JsonObject]:
-    """Return the WRPOExperiments of a file; it must hold at least one."""
-    found = [document for document in read_documents(path) if document.get("kind") == names.KIND]
+def objects_in(path: str, kind: str) -> list[JsonObject]:
+    """Return the objects of a kind in a file; it must hold at least one."""
+    found = [document for document in read_documents(path) if document.get("kind") == kind]
     if not found:
-        raise click.ClickException(f"{path} contains no {names.KIND} (apiVersion {names.API_VERSION}).")
+        raise click.ClickException(f"{path} contains no {kind} (apiVersion {names.API_VERSION}).")
     return found
+
+
+def refusal(kind: str, document: JsonObject, errors: Iterable[str]) -> click.ClickException:
+    """Return the error of an object of a kind that cannot be accepted."""
+    held = document.get("metadata")
+    name = held.get("name") if isinstance(held, dict) else None
+    lines = "\n".join(f"  - {problem}" for problem in errors)
+    return click.ClickException(f"{kind} {name or '?'} cannot be accepted:\n{lines}")
 
 
 def spec_of(document: JsonObject) -> ExperimentSpec:
@@ -71,10 +79,7 @@ def spec_of(document: JsonObject) -> ExperimentSpec:
     else:
         errors = (*errors, *graph_errors(spec))
     if errors:
-        held = document.get("metadata")
-        name = held.get("name", "?") if isinstance(held, dict) else "?"
-        lines = "\n".join(f"  - {problem}" for problem in errors)
-        raise click.ClickException(f"{names.KIND} {name} cannot be accepted:\n{lines}")
+        raise refusal(names.KIND, document, errors)
     return spec
 
 
@@ -180,7 +185,7 @@ def plan_command(
     from wrpo_operator.sizing.nodes import node_inventory
     from wrpo_operator.sizing.selection import selection_of
 
-    documents = experiments_in(filename)
+    documents = objects_in(filename, names.KIND)
     if output in ("yaml", "manifests"):
         made = [manifest for document in documents for manifest in manifests(document, namespace)]
         click.echo(yaml.safe_dump_all(made, sort_keys=False, width=120), nl=False)

@@ -21,7 +21,7 @@ from wrpo_operator.api.sweep import SweepSpec, parse_sweep
 from wrpo_operator.api.sweep_status import SweepStatus, VariantStatus, parse_sweep_status
 from wrpo_operator.cli.connect import Target, cluster_options, errors_to_click, with_client
 from wrpo_operator.cli.forecast_view import UNLIMITED
-from wrpo_operator.cli.planning import inventory_of, read_documents
+from wrpo_operator.cli.planning import inventory_of, objects_in, refusal
 from wrpo_operator.cli.sweep_plan import SweepForecast, expanded, forecast_sweep
 from wrpo_operator.runtime.resources import SWEEPS, JsonObject, meta, name_of
 
@@ -64,7 +64,7 @@ def plan_command(filename: str, output: str, accelerators: str | None, prompts: 
     from wrpo_operator.plan.placing import profiled
 
     told = list[dict[str, Any]]()
-    for document in sweeps_in(filename):
+    for document in objects_in(filename, names.SWEEP_KIND):
         spec, found, is_assumed = accepted(document)
         given = spec.experiment.accelerator
         inventory = inventory_of(accelerators, None) or (profiled(given) if given is not None else None)
@@ -93,7 +93,7 @@ def run_command(filename: str, namespace: str) -> None:
     from wrpo_operator.cli.install import apply_file
     from wrpo_operator.cli.local import start_embedded
 
-    documents = sweeps_in(filename)
+    documents = objects_in(filename, names.SWEEP_KIND)
     for document in documents:
         accepted(document)
     kubeconfig = start_embedded()
@@ -119,14 +119,6 @@ def status_command(name: str, watch: bool, target: Target) -> None:
     show_status(name, parse_sweep_status(sweep.get("status")), baseline)
 
 
-def sweeps_in(path: str) -> list[JsonObject]:
-    """Return the WRPOSweeps of a file; it must hold at least one."""
-    found = [document for document in read_documents(path) if document.get("kind") == names.SWEEP_KIND]
-    if not found:
-        raise click.ClickException(f"{path} contains no {names.SWEEP_KIND} (apiVersion {names.API_VERSION}).")
-    return found
-
-
 def accepted(document: JsonObject) -> tuple[SweepSpec, Expansion, bool]:
     """Return spec and experiments of a sweep as the operator does, and whether an order of sources was assumed.
 
@@ -143,8 +135,7 @@ def accepted(document: JsonObject) -> tuple[SweepSpec, Expansion, bool]:
     if document.get("apiVersion") != names.API_VERSION:
         errors = (f"apiVersion is {document.get('apiVersion')!r}; set it to {names.API_VERSION}.", *errors)
     if errors:
-        lines = "\n".join(f"  - {problem}" for problem in errors)
-        raise click.ClickException(f"{names.SWEEP_KIND} {name} cannot be accepted:\n{lines}")
+        raise refusal(names.SWEEP_KIND, document, errors)
     return spec, found, is_assumed
 
 

@@ -42,7 +42,9 @@ def test_any_depth_is_decoded_and_what_is_kept_is_bounded(depth: int, kind: str)
 
 def test_what_is_cut_by_the_decoder_is_too_deep_for_a_spec_as_well() -> None:
     obj = json.loads(nested(MAX_DEPTH - 4))
-    with pytest.raises(SpecError, match=r"spec\.a\.a\.a nests deeper than 64 levels, which no pod needs\. Remove it\."):
+    with pytest.raises(
+        SpecError, match=r"spec\.a\.a\.a nests deeper than 64 levels, which no field needs\. Remove it\."
+    ):
         parse_spec(obj)
     assert SPEC_DEPTH < MAX_DEPTH - 4
 
