@@ -37,6 +37,8 @@ from wrpo_operator.sizing.training import place_training
 
 PIPELINE = "pipeline_parallel_size"
 """vLLM's argument for the groups of layers of a model."""
+CACHE_DTYPE = "kv_cache_dtype"
+"""vLLM's argument for the number format of keys and values."""
 SET_BY_SPEC = "as set in the spec"
 _RESPONDING = frozenset({"sample", "answer", "mixture", "select", "joint"})
 """Kinds of stages that give responses."""
@@ -206,21 +208,33 @@ class _Question:
 
     def _generation(self) -> GenerationRequest:
         params = self._node.params
-        pipeline = self._node.runtime.engine_args.get(PIPELINE)
+        arguments = {**getattr(params, "engine_args", {}), **self._node.runtime.engine_args}
+        pipeline = arguments.get(PIPELINE)
         asked = Asked(
             tensor_parallel=self._set("tensor_parallel_size"),
             pipeline_parallel=pipeline if isinstance(pipeline, int) else None,
+            utilization=self._set("gpu_memory_utilization"),
             pods=self._pods(),
         )
         return GenerationRequest(
             asked=asked,
             backend="Transformers" if isinstance(params, _BY_TRANSFORMERS) else getattr(params, "backend", "vLLM"),
-            max_model_length=getattr(params, "max_model_length", None),
+            max_model_length=self._longest(),
+            whole_context=isinstance(params, JudgeParams),
             prompts=_prompts_of(self._spec, self._node, self._records),
             quantization=getattr(params, "quantization", None),
-            dtype=getattr(params, "dtype", "auto"),
+            dtype=params.precision if isinstance(params, RepresentParams) else getattr(params, "dtype", "auto"),
+            cache_dtype=str(arguments.get(CACHE_DTYPE, "auto")),
             **self._common,
         )
+
+    def _longest(self) -> int | None:
+        """Return the limit of prompt and response together in tokens; None if only the model's context limits them."""
+        match self._node.params:
+            case SampleParams(max_model_length=limit) | RepresentParams(max_length=limit):
+                return limit
+            case _:
+                return self._node.runtime.context_limit
 
     def _scoring(self) -> ScoringRequest:
         return ScoringRequest(

@@ -72,8 +72,14 @@ class Way:
 
 def cached_tokens(request: GenerationRequest, sequences: int) -> int:
     """Return the tokens that the cache must hold: `sequences` usual ones, and at least one of the longest."""
-    longest = min(request.max_model_length or USUAL_LENGTH, request.facts.context)
+    longest = longest_sequence(request)
     return max(longest, sequences * min(longest, USUAL_LENGTH))
+
+
+def longest_sequence(request: GenerationRequest) -> int:
+    """Return the tokens of the longest sequence, which the model's context limits."""
+    context = request.facts.context
+    return context if request.whole_context else min(request.max_model_length or USUAL_LENGTH, context)
 
 
 def need(request: GenerationRequest, *, tensor: int, pipeline: int, tokens: int) -> float:
@@ -84,7 +90,7 @@ def need(request: GenerationRequest, *, tensor: int, pipeline: int, tokens: int)
     return (
         weights
         + RUNTIME_BYTES
-        + key_value_bytes(facts, request.dtype) * layers * tokens / _copies_divided(facts, tensor)
+        + key_value_bytes(facts, request.dtype, request.cache_dtype) * layers * tokens / _copies_divided(facts, tensor)
     )
 
 
@@ -157,7 +163,13 @@ def _ways(request: GenerationRequest, groups: tuple[AcceleratorGroup, ...]) -> I
                     and asked.pipeline_parallel in (None, pipeline)
                     and asked.accelerators in (None, tensor * pipeline)
                 ):
-                    yield Way(group=group, tensor=tensor, pipeline=pipeline)
+                    yield Way(group=group, tensor=tensor, pipeline=pipeline, share=_share(request, UTILIZATION))
+
+
+def _share(request: GenerationRequest, usual: float) -> float:
+    """Return the share of the accelerators' memory that is used: what the user set, which only vLLM reads."""
+    asked = request.asked.utilization
+    return usual if asked is None or request.backend == "Transformers" else asked
 
 
 def _ladder(request: GenerationRequest, ways: list[Way]) -> list[Way]:
@@ -166,9 +178,9 @@ def _ladder(request: GenerationRequest, ways: list[Way]) -> list[Way]:
     most = 0
     for way in ways:
         memory = way.accelerators * way.group.memory_mib
-        reduced = replace(way, share=REDUCED_UTILIZATION)
+        reduced = replace(way, share=_share(request, REDUCED_UTILIZATION))
         if memory > most and room(request, reduced) >= cached_tokens(request, 1):
-            found.append(reduced)
+            found += [] if reduced in found else [reduced]
             most = memory
     return found
 
@@ -199,11 +211,13 @@ def _placement(request: GenerationRequest, way: Way, others: list[Way]) -> Place
 def _arithmetic(request: GenerationRequest, way: Way) -> str:
     tokens = room(request, way)
     fixed = need(request, tensor=way.tensor, pipeline=way.pipeline, tokens=0)
-    longest = min(request.max_model_length or USUAL_LENGTH, request.facts.context)
+    longest = longest_sequence(request)
+    held = tokens // longest
+    sequences = "is 1 sequence" if held == 1 else f"are {held} sequences"
     return (
         f"weights of {gib(loaded_bytes(request.facts, request.quantization, request.dtype))} on {way.accelerators} x "
         f"{way.group.name}: {gib(fixed)} of {gib(usable_bytes(way.group, way.share))} usable each ({way.share:.0%}), "
-        f"room for {tokens} tokens, which are {tokens // longest} sequences of {longest}"
+        f"room for {tokens} tokens, which {sequences} of {longest}"
     )
 
 
@@ -235,6 +249,9 @@ def _refusal(request: GenerationRequest, inventory: Inventory, groups: tuple[Acc
     needs = _needed(request, best) or f"more than {size_of(best, LARGEST_POD)} in one pod"
     remedies = ["add nodes with more or larger accelerators", *_quantisation(request, groups)]
     remedies += ["reduce maxModelLength"] if (request.max_model_length or 0) > USUAL_LENGTH else []
+    remedies += ["name a model with a shorter context"] if request.whole_context else []
+    share = _share(request, UTILIZATION)
+    remedies += [f"raise gpuMemoryUtilization, which is {share:g}"] if share < UTILIZATION else []
     remedies += limits_of(groups, request.max_accelerators)
     return DoesNotFit(
         needs=needs,
@@ -248,7 +265,7 @@ def _needed(request: GenerationRequest, group: AcceleratorGroup) -> str | None:
     """Return the fewest accelerators of a group with which one sequence would fit, on a node of any size."""
     limit = 1 if request.backend == "Transformers" or group.is_slice else LARGEST_POD
     for tensor in legal_tensor_parallel(request.facts, limit):
-        way = Way(group=group, tensor=tensor, pipeline=1)
+        way = Way(group=group, tensor=tensor, pipeline=1, share=_share(request, UTILIZATION))
         if request.asked.tensor_parallel in (None, tensor) and room(request, way) >= cached_tokens(request, 1):
             return f"{size_of(group, tensor)} in one pod"
     return None

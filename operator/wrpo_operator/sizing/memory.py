@@ -20,6 +20,8 @@ HALF = 2
 """Bytes of a value on accelerators: bfloat16 or float16, in which models stored as float32 are run too."""
 _QUANTIZED = {"fp8": 1.0, "int8": 1.0, "awq": 0.55, "gptq": 0.55, "int4": 0.55, "bitsandbytes": 0.55}
 """Bytes of a parameter by method of quantisation, scales included."""
+_CACHE_WIDTHS = {"float16": 2, "bfloat16": 2, **dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc"), 1)}
+"""Bytes of a cached value by vLLM's kv_cache_dtype."""
 
 
 def width_of(dtype: str) -> int:
@@ -38,11 +40,15 @@ def loaded_bytes(facts: ModelFacts, quantization: str | None = None, dtype: str 
     return min(facts.weight_bytes, ceil(facts.parameters * per_parameter))
 
 
-def key_value_bytes(facts: ModelFacts, dtype: str = "auto") -> int:
-    """Return the bytes that all layers cache for one token; sliding windows count in full."""
+def key_value_bytes(facts: ModelFacts, dtype: str = "auto", cache_dtype: str = "auto") -> int:
+    """Return the bytes that all layers cache for one token; sliding windows count in full.
+
+    `cache_dtype` is vLLM's kv_cache_dtype. Formats with scales beside the values count as the format of the weights.
+    """
+    width = _CACHE_WIDTHS.get(cache_dtype, width_of(dtype))
     if facts.latent_size is not None:
-        return facts.latent_size * facts.layers * width_of(dtype)
-    return 2 * facts.layers * facts.key_value_heads * facts.head_size * width_of(dtype)
+        return facts.latent_size * facts.layers * width
+    return 2 * facts.layers * facts.key_value_heads * facts.head_size * width
 
 
 def feed_forward_size(facts: ModelFacts) -> int:

@@ -18,6 +18,8 @@ class Asked:
     """Name of the accelerators' resource, e.g. amd.com/gpu."""
     tensor_parallel: int | None = None
     pipeline_parallel: int | None = None
+    utilization: float | None = None
+    """Share of an accelerator's memory that vLLM takes."""
     pods: int | None = None
     """Shards, or nodes of a training gang."""
     memory_gib: int | None = None
@@ -48,12 +50,16 @@ class GenerationRequest(Request):
     """Transformers runs on one accelerator."""
     max_model_length: int | None = None
     """Longest sequence in tokens. None: a usual one."""
+    whole_context: bool = False
+    """Whether the engine must have room for the model's whole context, as vLLM's server does that nothing limits."""
     prompts: int | None = None
     """Prompts of the stage, which bound the number of shards. None: unknown."""
     quantization: str | None = None
     """Quantisation when loading, e.g. fp8. None: as stored."""
     dtype: str = "auto"
     """Number format of the weights, as in the spec."""
+    cache_dtype: str = "auto"
+    """Number format of the cache: vLLM's kv_cache_dtype."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

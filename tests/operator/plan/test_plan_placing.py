@@ -133,6 +133,36 @@ def test_models_that_choose_each_token_together_get_an_accelerator_on_which_each
     assert isinstance(choose(parse_spec(raw), node, huge, CLUSTER), DoesNotFit)
 
 
+ARENA = {"kind": "ArenaHard", "name": "arena"}
+OWN_JUDGE = {"benchmarks": [ARENA], "judges": [{"name": "own", "serve": {"model": "org/judge"}}]}
+ROOMS: dict[str, tuple[str, Mapping[str, Any], str]] = {
+    "a source": ("sample/qwen", {}, "are 106 sequences of 4096"),
+    "a longer limit": ("sample/qwen", {"sampling": {"maxModelLength": 8192}}, "are 53 sequences of 8192"),
+    "answers": ("answer/target--held-out", {}, "are 106 sequences of 4096"),
+    "answers with the limit of sampling": (
+        "answer/target--held-out", {"sampling": {"maxModelLength": 2048}}, "are 213 sequences of 2048"),
+    "a source with an fp8 cache": (
+        "sample/qwen", {"sampling": {"engineArgs": {"kv_cache_dtype": "fp8"}}}, "are 213 sequences of 4096"),
+    "answers with an fp8 cache": (
+        "answer/target--held-out", {"sampling": {"engineArgs": {"kv_cache_dtype": "fp8"}}},
+        "are 213 sequences of 4096"),
+    "answers with less memory": (
+        "answer/target--held-out", {"sampling": {"gpuMemoryUtilization": 0.45}}, "are 35 sequences of 4096"),
+    "a judge, which has its whole context": (
+        "judge/target--arena--own", {"evaluation": OWN_JUDGE}, "are 53 sequences of 8192"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes", "room"), ROOMS.values(), ids=ROOMS.keys())
+def test_the_cache_is_sized_to_what_the_engine_will_be_told(name: str, changes: dict[str, Any], room: str) -> None:
+    raw = merged(merged(raw_spec(), AUTOMATIC), changes)
+    node = next(node for node in build_graph(parse_spec(raw)) if str(node.id) == name)
+    records = {str(need.facts): with_facts(str(need.facts), FACTS) for need in node.needs}
+    chosen = choose(parse_spec(raw), node, records, CLUSTER)
+    assert isinstance(chosen, Placement)
+    assert chosen.arithmetic.endswith(room)
+
+
 def test_models_are_inspected_once_each_and_change_no_hash() -> None:
     sized = {str(node.id): node.hash for node in build_graph(parse_spec(raw_spec()))}
     chosen = {str(node.id): node for node in build_graph(parse_spec(merged(raw_spec(), AUTOMATIC)))}

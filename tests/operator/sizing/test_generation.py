@@ -226,6 +226,36 @@ def test_weights_and_cache_in_float32_take_twice_the_memory() -> None:
     assert room(wide, way) < room(plain, way) / 2
 
 
+def test_a_cache_in_fp8_holds_twice_the_tokens() -> None:
+    plain = GenerationRequest(facts=facts(QWEN_72B))
+    way = Way(group=cards(80), tensor=4, pipeline=1)
+    half = replace(plain, cache_dtype="fp8")
+    assert room(half, way) == pytest.approx(2 * room(plain, way), abs=2)
+    assert room(replace(half, dtype="float32"), replace(way, tensor=8)) > 0
+    for same in ("auto", "bfloat16", "int8_per_token_head"):
+        assert room(replace(plain, cache_dtype=same), way) == room(plain, way), same
+
+
+def test_the_share_of_memory_that_the_user_sets_holds_at_every_step() -> None:
+    request = GenerationRequest(facts=facts(QWEN_72B), asked=Asked(utilization=0.5))
+    steps = [place_generation(replace(request, step=step), cluster(cards(80))) for step in range(2)]
+    assert [(placed(found).per_pod, placed(found).gpu_memory_utilization) for found in steps[:1]] == [(8, 0.5)]
+    assert "at last on 8 x card-80 of 79.6 GiB with 50% of their memory" in refused(steps[1]).message
+    tight = replace(request, asked=Asked(utilization=0.2))
+    assert (
+        "or raise gpuMemoryUtilization, which is 0.2." in refused(place_generation(tight, cluster(cards(80)))).message
+    )
+
+
+def test_a_server_without_a_limit_has_room_for_the_whole_context() -> None:
+    request = GenerationRequest(facts=facts("meta-llama/Llama-3.1-8B-Instruct"))
+    server, single = replace(request, whole_context=True), cluster(cards(24, per_node=1))
+    assert placed(place_generation(request, single)).arithmetic.endswith("which are 6 sequences of 4096")
+    assert refused(place_generation(server, single)).message.endswith("or name a model with a shorter context.")
+    found = placed(place_generation(server, cluster(cards(24))))
+    assert (found.per_pod, found.arithmetic[-29:]) == (2, "which is 1 sequence of 131072")
+
+
 def test_a_slice_of_a_device_is_not_combined() -> None:
     slices = cards(40, is_slice=True, resource="nvidia.com/mig-3g.40gb", name="mig")
     assert placed(place_generation(GenerationRequest(facts=facts(LLAMA_8B)), cluster(slices))).per_pod == 1
