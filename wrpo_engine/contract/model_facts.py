@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil, gcd
+from dataclasses import dataclass
+from math import ceil, gcd, lcm
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -43,7 +44,7 @@ class ModelFacts(Declared):
     """Width of the feed-forward network that a token passes through, its experts together. Unset: unknown."""
     splittable: Count | None = None
     """Greatest common divisor of what tensor parallelism divides besides heads: the widths of feed-forward networks and
-    the padded vocabulary. Unset: unknown."""
+    the padded vocabulary; of weights that are quantised in groups, the numbers of groups. Unset: unknown."""
     vocabulary: Count
     """Rows of the embedding."""
     context: Count
@@ -63,7 +64,7 @@ class FactsError(ValueError):
 _WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 """Bytes of a value by number format."""
 _QUANTIZED_BYTES = {4: 0.55, 8: 1.0}
-"""Bytes of a quantised parameter by bits, scales included."""
+"""Bytes of a quantised parameter by bits, scales included. The embedding and the output keep the config's dtype."""
 _FOUR_BITS = ("awq", "gptq", "mxfp4", "bitsandbytes_4bit")
 _VOCABULARY_MULTIPLE = 64
 """vLLM pads the vocabulary to a multiple of this."""
@@ -92,8 +93,8 @@ def facts_of(
     shape = shape_of(fields, family)
     counts = count(family, shape)
     dtype = str(text.get("dtype") or text.get("torch_dtype") or "float32").removeprefix("torch.")
-    quantization, quantized_bytes = _quantization(config, text)
-    width = quantized_bytes or _WIDTHS.get(dtype, 2)
+    scheme = _quantization(config, text)
+    quantization = None if scheme is None else scheme.method
     nested = text is not config and "vision_config" in config
     if weight_bytes is not None and family.known and quantization is None:
         _check_bytes(weight_bytes, counts.total, upper=not nested)
@@ -109,7 +110,9 @@ def facts_of(
             model_type=model_type,
             parameters=parameters,
             active_parameters=min(counts.active, parameters) if shape.experts else None,
-            weight_bytes=ceil(parameters * width) if weight_bytes is None else weight_bytes,
+            weight_bytes=_bytes(shape, parameters, _WIDTHS.get(dtype, 2), scheme)
+            if weight_bytes is None
+            else weight_bytes,
             layers=shape.layers,
             hidden_size=shape.hidden,
             attention_heads=shape.heads,
@@ -117,7 +120,7 @@ def facts_of(
             head_size=shape.head_size,
             latent_size=latent,
             feed_forward_size=shape.chosen_experts * shape.expert_width + shape.shared_width or shape.feed_forward,
-            splittable=_splittable(shape),
+            splittable=_splittable(shape, 1 if scheme is None else scheme.group),
             vocabulary=shape.vocabulary,
             context=shape.context,
             dtype=dtype,
@@ -155,16 +158,54 @@ def _type_of(text: Mapping[str, Any]) -> str:
     return found
 
 
-def _quantization(config: Mapping[str, Any], text: Mapping[str, Any]) -> tuple[str | None, float | None]:
-    """Return the method of quantisation and the bytes of a parameter; None for weights as trained."""
+@dataclass(frozen=True, slots=True)
+class _Scheme:
+    """How weights are quantised."""
+
+    method: str
+    bytes_each: float
+    """Bytes of a quantised parameter."""
+    group: int
+    """Neighbouring values with one scale, which tensor parallelism cannot divide. 1: values are independent."""
+
+
+def _quantization(config: Mapping[str, Any], text: Mapping[str, Any]) -> _Scheme | None:
+    """Return how the weights are quantised; None for weights as trained."""
     section = config.get("quantization_config") or text.get("quantization_config")
     if section is None:
-        return None, None
+        return None
     if not isinstance(section, Mapping):
         raise FactsError(f"config.json: quantization_config is {_shown(section)}; it must be an object. {_REMEDY}")
     method = str(section.get("quant_method") or "unknown")
-    four = section.get("bits") == 4 or section.get("load_in_4bit") is True or method in _FOUR_BITS
-    return method, _QUANTIZED_BYTES[4 if four else 8]
+    weights = _compressed_weights(section)
+    bits = section.get("bits", weights.get("num_bits"))
+    known = isinstance(bits, int) and bits > 0
+    four = bits <= 4 if known else section.get("load_in_4bit") is True or method in _FOUR_BITS
+    blocks = section.get("weight_block_size") or weights.get("block_structure")
+    sizes = blocks if isinstance(blocks, list) else [section.get("group_size", weights.get("group_size"))]
+    return _Scheme(method, _QUANTIZED_BYTES[4 if four else 8], lcm(*(size for size in sizes if _is_size(size))))
+
+
+def _compressed_weights(section: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what compressed-tensors says about the weights of the first group of layers; empty for other methods."""
+    groups = section.get("config_groups")
+    first = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
+    weights = first.get("weights") if isinstance(first, Mapping) else None
+    return weights if isinstance(weights, Mapping) else {}
+
+
+def _is_size(value: object) -> bool:
+    """Return whether a value is a size of groups; -1 and null mean one group for a whole row."""
+    return isinstance(value, int) and 1 < value <= MOST
+
+
+def _bytes(shape: Shape, parameters: int, width: int, scheme: _Scheme | None) -> int:
+    """Return the bytes of weights whose files are not known."""
+    if scheme is None:
+        return parameters * width
+    ends = shape.vocabulary * shape.hidden * (1 if shape.tied or shape.labels else 2)
+    kept = min(ends, parameters)
+    return ceil((parameters - kept) * scheme.bytes_each) + kept * width
 
 
 def _check_bytes(weight_bytes: int, parameters: int, *, upper: bool) -> None:
@@ -178,10 +219,16 @@ def _check_bytes(weight_bytes: int, parameters: int, *, upper: bool) -> None:
         )
 
 
-def _splittable(shape: Shape) -> int:
+def _splittable(shape: Shape, group: int) -> int:
+    """Return the divisor of the padded vocabulary and of the groups of all layers whose inputs are divided."""
     padded = -(-shape.vocabulary // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
     dense = shape.feed_forward if not shape.experts or shape.dense_layers else 0
-    return gcd(padded, dense, shape.expert_width, shape.shared_width)
+    widths = [dense, shape.expert_width, shape.shared_width]
+    if group > 1:
+        # Heads are divided evenly anyhow; their values need not be.
+        widths += [shape.heads * (shape.value_size if shape.latent_rank else shape.head_size)]
+        widths += [shape.heads * (shape.nope_size + shape.rope_size)] if shape.latent_rank else []
+    return gcd(padded, *(1 if width % group else width // group for width in widths))
 
 
 class Fields:

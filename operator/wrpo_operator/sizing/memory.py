@@ -37,13 +37,16 @@ def loaded_bytes(facts: ModelFacts, quantization: str | None = None, dtype: str 
     if quantization is None and width > HALF:
         return facts.parameters * width
     per_parameter = _QUANTIZED.get((quantization or "").split("_")[0].lower(), float(HALF))
-    return min(facts.weight_bytes, ceil(facts.parameters * per_parameter))
+    # Embedding and output are not quantised. Facts do not say whether they share their weights.
+    kept = min(facts.parameters, 2 * facts.vocabulary * facts.hidden_size)
+    quantized = ceil((facts.parameters - kept) * per_parameter) + kept * HALF
+    return min(facts.weight_bytes, quantized)
 
 
 def key_value_bytes(facts: ModelFacts, dtype: str = "auto", cache_dtype: str = "auto") -> int:
     """Return the bytes that all layers cache for one token; sliding windows count in full.
 
-    `cache_dtype` is vLLM's kv_cache_dtype. Formats with scales beside the values count as the format of the weights.
+    `cache_dtype` is vLLM's kv_cache_dtype. Formats with scales next to the values count as the format of the weights.
     """
     width = _CACHE_WIDTHS.get(cache_dtype, width_of(dtype))
     if facts.latent_size is not None:

@@ -44,10 +44,11 @@ class Option:
     remedy: int
 
     @property
-    def rank(self) -> tuple[int, int, int, tuple[float, float, str]]:
+    def rank(self) -> tuple[int, int, int, tuple[float, float, str], bool]:
         """Return what options are ordered by. With states in host memory, more accelerators share the slower steps."""
         ranks = 0 if self.setup.offload == "none" else -self.setup.ranks
-        return self.remedy, -self.setup.tokens, ranks, cost_of(self.group, self.setup.ranks)
+        cost = cost_of(self.group, self.setup.ranks)
+        return self.remedy, -self.setup.tokens, ranks, cost, self.setup.checkpointing
 
 
 def place_training(request: TrainingRequest, inventory: Inventory) -> Placement | DoesNotFit:
@@ -83,11 +84,13 @@ def _options(request: TrainingRequest, group: AcceleratorGroup) -> Iterator[Opti
     sizes = [most_tokens] if request.micro_batch_tokens else _halved(most_tokens)
     fixed = request.gradient_checkpointing
     for (pods, per_pod), offload in product(_gangs(request, group), _offloads(request)):
-        remedy = 100 * list(OFFLOADS).index(offload) + (10 if pods > (request.asked.pods or 1) else 0)
+        is_more = pods > (request.asked.pods or 1)
+        remedy = 100 * list(OFFLOADS).index(offload) + 10 * is_more
         for checkpointing, tokens in product([False, True] if fixed is None else [fixed], sizes):
             if fixed is None and not checkpointing and tokens < most_tokens:
                 continue  # Checkpointing comes before smaller micro-batches.
-            lost = 2 if tokens < most_tokens else int(checkpointing)
+            # Kept activations save a quarter of the time, which is not worth additional nodes.
+            lost = 2 if tokens < most_tokens else int(checkpointing and not is_more)
             setup = Setup(per_pod=per_pod, pods=pods, tokens=tokens, checkpointing=checkpointing, offload=offload)
             yield Option(group=group, setup=setup, remedy=remedy + lost)
 

@@ -92,16 +92,23 @@ def test_latent_attention_caches_its_ranks() -> None:
     ("section", "method", "bytes_each"),
     [
         ({"quant_method": "fp8"}, "fp8", 1.0),
-        ({"quant_method": "gptq", "bits": 8}, "gptq", 0.55),
-        ({"quant_method": "awq", "bits": 4}, "awq", 0.55),
+        ({"quant_method": "gptq", "bits": 8}, "gptq", 1.0),
+        ({"quant_method": "gptq", "bits": 3}, "gptq", 0.55),
+        ({"quant_method": "awq"}, "awq", 0.55),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}},
+         "compressed-tensors", 0.55),
+        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8}}}},
+         "compressed-tensors", 1.0),
+        ({"quant_method": "compressed-tensors", "config_groups": []}, "compressed-tensors", 1.0),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes", 0.55),
         ({}, "unknown", 1.0),
     ],
-)
+)  # fmt: skip
 def test_quantised_weights_are_counted_by_their_bits(section: dict[str, Any], method: str, bytes_each: float) -> None:
     found = facts(quantization_config=section)
     assert (found.quantization, found.parameters) == (method, PARAMETERS)
-    assert found.weight_bytes == pytest.approx(PARAMETERS * bytes_each, abs=1)
+    ends = 2 * 300 * 64  # The embedding and the output stay in bfloat16.
+    assert found.weight_bytes == pytest.approx((PARAMETERS - ends) * bytes_each + 2 * ends, abs=1)
 
 
 def test_packed_values_of_quantised_weights_are_no_parameters() -> None:
