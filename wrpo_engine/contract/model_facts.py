@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, gcd, lcm
@@ -13,6 +14,7 @@ from wrpo_engine.contract.base import Declared
 from wrpo_engine.contract.model_families import ALIASES, Family, Shape, count, family_of
 
 MOST = 2**53
+COMMIT_PATTERN = "^[0-9a-f]{40}$"
 Count = Annotated[int, Field(ge=1, le=MOST)]
 
 
@@ -55,6 +57,14 @@ class ModelFacts(Declared):
     """Quantisation method of the stored weights, e.g. fp8. Unset: none."""
     needs_code: bool = False
     """Whether the checkpoint needs its own Python code (trust_remote_code)."""
+    revision: Annotated[str, Field(pattern=COMMIT_PATTERN)] | None = None
+    """Commit of the hub that was read, to pin the model with. Unset: not from a hub."""
+
+
+def with_commit(facts: ModelFacts, revision: str | None) -> ModelFacts:
+    """Return facts with the commit that they were read from, if a revision is one."""
+    is_commit = revision is not None and re.fullmatch(COMMIT_PATTERN, revision)
+    return facts.model_copy(update={"revision": revision}) if is_commit else facts
 
 
 class FactsError(ValueError):

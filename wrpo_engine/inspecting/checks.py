@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from wrpo_engine.contract.data import ModelUse
-from wrpo_engine.contract.model_facts import FactsError, ModelFacts, facts_of
+from wrpo_engine.contract.model_facts import FactsError, ModelFacts, facts_of, with_commit
 from wrpo_engine.errors import ConfigError, first_line
 from wrpo_engine.hub.models import (
     ResolvedModel,
@@ -87,7 +87,7 @@ def _facts(
             # Quantised weights hold several parameters in one value.
             stored_parameters=None if is_quantised(config) else sum(prod(fact.shape) for fact in tensors.values()),
         )
-    return facts.model_copy(update={"needs_code": needs_code(config)})
+    return with_commit(facts.model_copy(update={"needs_code": needs_code(config)}), model.revision)
 
 
 def _check_sample(model: ResolvedModel, use: ModelUse) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+
+from pydantic import BaseModel
 
 from wrpo_engine.config import (
     FetchParams,
     InspectParams,
+    ModelRef,
+    RewardModel,
     SampleParams,
     ScoreParams,
     SftParams,
@@ -35,7 +39,7 @@ from wrpo_operator.plan.budget import Demand, Limits, admitted
 from wrpo_operator.plan.demands import demand_of, limits_of
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageId, StageNode
-from wrpo_operator.plan.placing import choose, described, model_of, placed, requests_of
+from wrpo_operator.plan.placing import choose, described, facts_in, model_of, placed, requests_of
 from wrpo_operator.plan.resources import gpus_of, pods_of
 from wrpo_operator.plan.warnings import warnings_of
 from wrpo_operator.sizing.estimate import (
@@ -50,6 +54,7 @@ from wrpo_operator.sizing.estimate import (
 from wrpo_operator.sizing.generation import UTILIZATION, Way, room
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
 from wrpo_operator.sizing.requests import DoesNotFit, GenerationRequest
+from wrpo_operator.sizing.resource_names import listed
 
 LookUp = Callable[[str, str | None], ModelFacts | None]
 REUSED = "finished before: reused"
@@ -149,13 +154,41 @@ def forecast(
     prices = [line.price for line in lines if line.price is not None]
     return Forecast(
         lines=tuple(lines),
-        warnings=(*refusals, *warnings_of(spec, judged, inventory, known.records)),
+        warnings=(*refusals, *warnings_of(spec, judged, inventory, known.records), *_unpinned(known, nodes)),
         gpus_at_once=at_once,
         gpu_hours=sum(spent) if spent else None,
         hours=hours if spent else None,
         price=sum(prices) if prices else None,
         download_bytes=sum(line.download_bytes for line in lines),
     )
+
+
+def _unpinned(known: _Known, nodes: Iterable[StageNode]) -> Iterator[str]:
+    """Yield one sentence about the models whose branch may move between two runs, with the commits that are known."""
+    used = [(node, model) for node in nodes for model in _hub_models(node.params)]
+    names = sorted({name for _, (name, revision) in used if revision is None})
+    if not names:
+        return
+    facts = facts_in(known.records)
+    read = {name: facts[str(node.id)].revision for node, (name, _) in used if str(node.id) in facts}
+    pins = "; ".join(f"{name} {read[name]}" for name in names if read.get(name))
+    yield (
+        f"{listed(names)} {'has' if len(names) == 1 else 'have'} no revision, so that a later run may read other "
+        "weights. To repeat a run, set revision to a commit of 40 digits; `wrpo status -o wide` shows those that a run "
+        f"has read.{f' Commits now: {pins}.' if pins else ''}"
+    )
+
+
+def _hub_models(value: object) -> Iterator[tuple[str, str | None]]:
+    """Yield (hub id, revision) of all models in a stage's parameters."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _hub_models(item)
+    elif isinstance(value, BaseModel):
+        if isinstance(value, ModelRef | RewardModel) and value.name is not None and is_hub_id(value.name):
+            yield value.name, value.revision
+        for field_name in type(value).model_fields:
+            yield from _hub_models(getattr(value, field_name))
 
 
 def _record(name: str, facts: ModelFacts | None = None, metrics: Mapping[str, float] | None = None) -> StageStatus:

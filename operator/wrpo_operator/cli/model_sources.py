@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from wrpo_engine.contract.model_facts import FactsError, ModelFacts, facts_of
+from wrpo_engine.contract.model_facts import FactsError, ModelFacts, facts_of, with_commit
 from wrpo_operator.sizing.catalogue import known_facts
 
 CONFIG = "config.json"
@@ -24,6 +24,8 @@ HUB = "https://huggingface.co"
 HUB_TIMEOUT_S = 5
 MAX_JSON_BYTES = 64 * 2**20
 _IN_STORAGE = "storage://"
+_COMMIT_HEADER = "X-Repo-Commit"
+"""The hub's header with the commit that a branch points to."""
 _OFFLINE = ("1", "on", "yes", "true")
 
 
@@ -68,13 +70,13 @@ class ModelSources:
         if not self.use_hub or os.environ.get("HF_HUB_OFFLINE", "").lower() in _OFFLINE:
             return None
         try:
-            config = _from_hub(model, revision, CONFIG)
-            index = _from_hub(model, revision, INDEX) if config is not None else None
+            config, commit = _from_hub(model, revision, CONFIG)
+            index, _ = _from_hub(model, commit or revision, INDEX) if config is not None else (None, None)
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             self.use_hub = False
             self.faults.append(f"The hub cannot be reached ({getattr(error, 'reason', error)}); the catalogue is used.")
             return None
-        return None if config is None else facts_of(config, weight_bytes=_size_in(index))
+        return None if config is None else with_commit(facts_of(config, weight_bytes=_size_in(index)), commit)
 
     def _of_catalogue(self, model: str) -> ModelFacts | None:
         known = known_facts(model)
@@ -114,8 +116,8 @@ def _weights_in(path: Path) -> tuple[int, int]:
         raise FactsError(f"{path} has a damaged header: {error!r}. Download it again.") from error
 
 
-def _from_hub(model: str, revision: str | None, name: str) -> Mapping[str, Any] | None:
-    """Return a JSON file of the hub; None if the hub does not have it or does not give it."""
+def _from_hub(model: str, revision: str | None, name: str) -> tuple[Mapping[str, Any] | None, str | None]:
+    """Return a JSON file of the hub and its commit; None if the hub does not have it or does not give it."""
     endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
     if not endpoint.startswith(("http://", "https://")):
         raise FactsError(f"HF_ENDPOINT is {endpoint!r}; it must be an http or https URL. Correct it.")
@@ -126,10 +128,10 @@ def _from_hub(model: str, revision: str | None, name: str) -> Mapping[str, Any] 
         request.add_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as response:  # noqa: S310 -- as above
-            found = json.loads(response.read(MAX_JSON_BYTES))
+            found, commit = json.loads(response.read(MAX_JSON_BYTES)), response.headers.get(_COMMIT_HEADER)
     except urllib.error.HTTPError:
-        return None
-    return found if isinstance(found, dict) else None
+        return None, None
+    return (found, commit) if isinstance(found, dict) else (None, None)
 
 
 def _size_in(index: Mapping[str, Any] | None) -> int | None:

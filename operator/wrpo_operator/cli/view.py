@@ -159,6 +159,8 @@ def tree_lines(obj: JsonObject, *, wide: bool = False) -> Iterator[str]:
         yield f"  {stage.name:<24} {stage.state.value}{progress}{'  ' + extra if extra else ''}"
         if stage.placement is not None:
             yield f"    runs on {placement_text(stage.placement, wide=wide)}"
+        if wide and stage.facts is not None and stage.facts.revision is not None:
+            yield f"    read from the hub; to pin the model: revision: {stage.facts.revision}"
         for attempt in stage.attempts:
             code = f" exit {attempt.exit_code}" if attempt.exit_code is not None else ""
             why = f"  {words(attempt)}" if words(attempt) else ""

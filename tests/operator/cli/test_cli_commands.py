@@ -14,6 +14,7 @@ import yaml
 from click.testing import CliRunner
 from rich.console import Console
 
+from wrpo_engine.contract.model_facts import with_commit
 from wrpo_operator.api.status import StageStatus
 from wrpo_operator.cli import connect
 from wrpo_operator.cli.main import COMMANDS, SUMMARIES, main
@@ -21,6 +22,7 @@ from wrpo_operator.cli.show import locate_artifact
 from wrpo_operator.cli.view import Changes, Outcome, detail, duration, outcome_of, render, tree_lines
 from wrpo_operator.cli.watch import GoneError, follow_lines
 from wrpo_operator.runtime.kube import KubeError
+from wrpo_operator.sizing.catalogue import known_facts
 
 JsonObject = dict[str, Any]
 SPEC = {
@@ -54,17 +56,18 @@ def invoke(*arguments: str) -> tuple[int, str]:
 def test_plan_shows_every_stage_with_its_hash_and_what_it_needs(tmp_path: Path) -> None:
     code, output = invoke("plan", "-f", write(tmp_path / "e.yaml", SPEC))
     assert code == 0
-    *rows, last = [line.split() for line in output.splitlines()[2:]]
+    *rows, last, pins = [line.split() for line in output.splitlines()[2:]]
     stages = [row[0] for row in rows if not row[0].startswith("inspect/")]
     assert stages == ["prepare", "sample/a", "score/a", "curate-sft", "sft"]
     assert all(len(row[3]) == 16 for row in rows)
     assert " ".join(last).startswith("No accelerators are given, so that placements and times are unknown.")
+    assert "have no revision" in " ".join(pins)
 
 
 def test_plan_shows_that_an_edited_learning_rate_changes_one_hash(tmp_path: Path) -> None:
     def hashes(spec: JsonObject) -> dict[str, str]:
         _, output = invoke("plan", "-f", write(tmp_path / "e.yaml", spec))
-        return {line.split()[0]: line.split()[3] for line in output.splitlines()[2:-1]}
+        return {line.split()[0]: line.split()[3] for line in output.splitlines()[2:-2]}
 
     before, after = hashes(SPEC), hashes({**SPEC, "sft": {"learningRate": 1e-5}})
     assert [name for name in before if before[name] != after[name]] == ["sft"]
@@ -241,6 +244,16 @@ def test_the_status_tree_shows_accelerators_and_if_asked_for_why_and_what_warns(
     wide = list(tree_lines(obj, wide=True))
     assert wide[2] == f"{words}: 61.2 of 71.7 GiB; or 8 x L40S"
     assert wide[4] == "    runs on CPU: on the CPU"
+
+
+def test_the_wide_status_offers_the_commit_of_a_model_for_pinning() -> None:
+    known = known_facts("Qwen/Qwen3-8B")
+    assert known is not None
+    read = with_commit(known.facts, "a" * 40)
+    obj = experiment("Running", stage("inspect/qwen", "Succeeded", facts=read.model_dump(by_alias=True)))
+    assert list(tree_lines(obj, wide=True))[-1] == f"    read from the hub; to pin the model: revision: {'a' * 40}"
+    assert list(tree_lines(obj))[1:] == ["  inspect/qwen             Succeeded"]
+    assert with_commit(known.facts, "main") == known.facts
 
 
 def test_the_status_ends_with_the_headline_figures_of_the_final_model_by_benchmark_and_judge() -> None:
