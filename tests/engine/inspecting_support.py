@@ -10,9 +10,9 @@ from typing import Any
 from engine_support import NOON, stage_config
 from safetensors.numpy import load_file, save_file
 
+from wrpo_engine import running
 from wrpo_engine.config import ArtifactRef, TerminationMessage
 from wrpo_engine.contract.storage import S3Storage, VolumeStorage
-from wrpo_engine.process import cli
 from wrpo_engine.stage import StopRequest
 
 REF = ArtifactRef(stage="inspect/tiny", hash="00000000000000aa")
@@ -47,7 +47,7 @@ def run_stage(
         "WRPO_HUB_PATIENCE_SECONDS": "0.2",
         **environ,
     }
-    code = cli.run(config.params.kind(), path, env, stop=StopRequest(), clock=lambda: NOON)
+    code = running.run(config.params.kind(), path, env, stop=StopRequest(), clock=lambda: NOON)
     return code, TerminationMessage.model_validate_json(outcome.read_bytes())
 
 
