@@ -12,7 +12,8 @@ from wrpo_operator.api.stage_sections import per_section
 
 IMAGE_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$"
 LABEL_KEY_PATTERN = r"^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
-
+MOST_GIB, MOST_PER_NODE, MOST_NODES, MOST_NODE_LABELS = 4096, 64, 4096, 8
+"""Bounds of descriptions of accelerators, in the spec and in the chart's values."""
 
 TopologyLevel = Annotated[str, Field(min_length=1, max_length=316, pattern=LABEL_KEY_PATTERN)]
 
@@ -56,15 +57,15 @@ class AcceleratorProfile(SpecModel):
 
     resource: str = Field(default="nvidia.com/gpu", max_length=316, pattern=LABEL_KEY_PATTERN)
     """Name of the resource that pods request, e.g. nvidia.com/gpu, amd.com/gpu or nvidia.com/mig-3g.40gb."""
-    memory_gib: Annotated[int, Field(ge=1, le=4096)] = Field(alias="memoryGiB")
+    memory_gib: Annotated[int, Field(ge=1, le=MOST_GIB)] = Field(alias="memoryGiB")
     """Memory of one accelerator in GiB."""
-    per_node: int = Field(default=8, ge=1, le=64)
+    per_node: int = Field(default=8, ge=1, le=MOST_PER_NODE)
     """Accelerators of one node: the most that one pod can get."""
-    nodes: int | None = Field(default=None, ge=1, le=4096)
+    nodes: int | None = Field(default=None, ge=1, le=MOST_NODES)
     """Nodes that have them. Unset: unknown, e.g. because an autoscaler adds them."""
     product: str | None = Field(default=None, min_length=1, max_length=128)
     """Name of the product, e.g. NVIDIA-H100-80GB-HBM3. Unset: the name of the resource."""
-    node_labels: dict[str, str] = Field(default={}, max_length=8)
+    node_labels: dict[str, str] = Field(default={}, max_length=MOST_NODE_LABELS)
     """Labels of these nodes; the pods get them as node selector. Empty: none."""
 
 

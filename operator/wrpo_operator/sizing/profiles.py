@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from wrpo_operator.api.pods import MOST_GIB, MOST_NODE_LABELS, MOST_NODES, MOST_PER_NODE
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
 from wrpo_operator.sizing.resource_names import DEFAULT_RESOURCE, PRODUCT_LABELS, is_slice
 
@@ -14,6 +15,7 @@ MIB_PER_GIB = 1024
 RESOURCE_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 _ALIASES = AliasChoices("memoryGiB", "memory_gib")
 Name = Annotated[str, Field(min_length=1, max_length=63)]
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")]
 
 
 class ProfileError(ValueError):
@@ -29,16 +31,17 @@ class Profile(BaseModel):
     resource: Annotated[str, Field(max_length=316, pattern=RESOURCE_PATTERN)] = DEFAULT_RESOURCE
     memory_gib: Annotated[
         float,
-        Field(gt=0, le=4096, allow_inf_nan=False, validation_alias=_ALIASES),
+        Field(gt=0, le=MOST_GIB, allow_inf_nan=False, validation_alias=_ALIASES),
     ]
     """Memory of one accelerator in GiB."""
-    per_node: Annotated[int, Field(ge=1, le=64, validation_alias=AliasChoices("perNode", "per_node"))]
-    nodes: Annotated[int | None, Field(ge=1)] = None
+    per_node: Annotated[int, Field(ge=1, le=MOST_PER_NODE, validation_alias=AliasChoices("perNode", "per_node"))]
+    nodes: Annotated[int | None, Field(ge=1, le=MOST_NODES)] = None
     """Unset: unknown, e.g. because an autoscaler adds them."""
     product: Name | None = None
     """Value of the nodes' product label, which pods then select."""
     node_labels: Annotated[
-        dict[str, str] | None, Field(max_length=8, validation_alias=AliasChoices("nodeLabels", "node_labels"))
+        dict[str, LabelValue] | None,
+        Field(max_length=MOST_NODE_LABELS, validation_alias=AliasChoices("nodeLabels", "node_labels")),
     ] = None
     """Labels of the nodes that have them, which pods then select."""
     price: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
@@ -130,7 +133,7 @@ def _parsed(entry: Any, where: str) -> Profile:
         if first["type"] == "missing":
             raise ProfileError(f"lacks {where}{path}. Set it") from None
         if first["type"] == "extra_forbidden":
-            known = "name, resource, memoryGiB, perNode, nodes, product, nodeLabels, price"
+            known = ", ".join(Profile.model_json_schema()["properties"])
             raise ProfileError(f"has the unknown field {where}{path}. Fields are {known}") from None
         rule = str(first["msg"]).removeprefix("Input should ").removeprefix("String should ")
         raise ProfileError(f"has {where}{path} = {first['input']!r}, which should {rule}") from None

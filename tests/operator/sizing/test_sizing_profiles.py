@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from wrpo_operator.api.pods import AcceleratorProfile
 from wrpo_operator.sizing.products import known_memory_mib
 from wrpo_operator.sizing.profiles import (
     ProfileError,
@@ -13,6 +15,7 @@ from wrpo_operator.sizing.profiles import (
     parse_profiles,
     profile_inventory,
 )
+from wrpo_operator.sizing.values_schema import profiles_schema, with_profiles
 
 FIELDS = "name, resource, memoryGiB, perNode, nodes, product, nodeLabels, price"
 H100: dict[str, Any] = {"name": "h100", "memoryGiB": 80, "perNode": 8}
@@ -55,6 +58,31 @@ def test_a_wrong_profile_is_refused_by_entry_field_and_value(raw: Any, message: 
     with pytest.raises(ProfileError) as refused:
         parse_profiles(raw)
     assert str(refused.value) == message
+
+
+def test_the_schema_of_the_charts_values_is_that_of_the_profiles() -> None:
+    chart = Path(__file__).resolve().parents[3] / "charts" / "wrpo-operator"
+    text = (chart / "values.schema.json").read_text(encoding="utf-8")
+    assert with_profiles(text) == text, "run `make crds`"
+    made = profiles_schema()["items"]
+    assert list(made["properties"]) == FIELDS.split(", ")
+    assert made["required"] == ["name", "memoryGiB", "perNode"]
+    assert made["properties"]["perNode"] == {"type": "integer", "minimum": 1, "maximum": 64}
+    described = (
+        (chart / "values.yaml").read_text(encoding="utf-8").partition("profiles: []")[0].rpartition("Fields:")[2]
+    )
+    assert [name for name in made["properties"] if name not in described] == []
+    with pytest.raises(ValueError, match="found 0 times"):
+        with_profiles("{}")
+
+
+def test_profiles_of_the_spec_and_of_the_chart_have_the_same_bounds() -> None:
+    spec, chart = AcceleratorProfile.model_json_schema()["properties"], profiles_schema()["items"]["properties"]
+    assert set(chart) - set(spec) == {"name", "price"}
+    for name in ("perNode", "nodes", "nodeLabels", "memoryGiB"):
+        rules = next((rule for rule in spec[name].get("anyOf", ()) if rule != {"type": "null"}), spec[name])
+        for bound in ("maximum", "maxProperties"):
+            assert rules.get(bound) == chart[name].get(bound), name
 
 
 def test_a_resource_without_a_domain_is_refused() -> None:
