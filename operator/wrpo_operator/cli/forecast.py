@@ -58,6 +58,8 @@ from wrpo_operator.sizing.resource_names import listed
 
 LookUp = Callable[[str, str | None], ModelFacts | None]
 REUSED = "finished before: reused"
+UNKNOWN = "unknown"
+"""Placement of a stage that the operator will size."""
 _UNKNOWN_HOURS = 1.0
 """Duration of a stage with accelerators whose time is unknown, for the order of stages."""
 
@@ -257,7 +259,7 @@ def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None)
         seconds = None if node.needs else _cpu_seconds(known, node, line.tokens)
         return replace(
             line,
-            placement="unknown" if node.needs else "CPU" if _runs_model(node) else "",
+            placement=UNKNOWN if node.needs else "CPU" if _runs_model(node) else "",
             hours=None if seconds is None else seconds / pods_of(known.spec, node) / 3600,
         )
     line = replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from pydantic.alias_generators import to_camel
 from rich.console import Console
 from rich.table import Table
 
-from wrpo_operator.cli.forecast import Forecast, Line
+from wrpo_operator.cli.forecast import UNKNOWN, Forecast, Line
 from wrpo_operator.sizing.estimate import PROMPT_TOKENS, RESPONSE_TOKENS, UNCERTAINTY
 from wrpo_operator.sizing.inventory import Inventory
 
@@ -21,7 +22,13 @@ NO_ACCELERATORS = (
     "--profile, or spec.accelerator."
 )
 UNLIMITED = 10_000
-"""Width of the output into a pipe, so that nothing wraps."""
+"""Width of tables whose lines are not folded: into a pipe, and without the long columns."""
+_LONG = ("Needs", "Arithmetic")
+"""Columns that are folded on a terminal."""
+_ALWAYS = ("Stage", "Becomes", "Placement", "GPUs", "Shards", "Hash")
+"""Columns that are shown even if they are empty."""
+_LEAST_HOURS = 0.05
+"""Fewer are shown as less than 0.1."""
 Column = tuple[str, Callable[[Line], str]]
 
 
@@ -45,25 +52,35 @@ def as_json(name: str, result: Forecast, inventory: Inventory | None, notes: Seq
 
 def show(name: str, result: Forecast, inventory: Inventory | None, notes: Sequence[str], *, is_wide: bool) -> None:
     """Print a forecast as a table, then totals, warnings and notes."""
-    console = Console(width=None if sys.stdout.isatty() else UNLIMITED, soft_wrap=not sys.stdout.isatty())
+    columns = [
+        column
+        for column in _columns(inventory, is_wide=is_wide)
+        if column[0] in _ALWAYS or any(column[1](line) for line in result.lines)
+    ]
+    is_folded = sys.stdout.isatty() and any(title in _LONG for title, _ in columns)
+    console = Console(width=None if is_folded else UNLIMITED, soft_wrap=not is_folded)
     table = Table(title=name, title_justify="left", box=None, pad_edge=False)
-    columns = _columns(inventory, is_wide=is_wide)
     for title, _ in columns:
-        table.add_column(title, no_wrap=title == "Stage" or not sys.stdout.isatty(), overflow="fold")
+        table.add_column(title, no_wrap=title not in _LONG or not is_folded, overflow="fold")
     for line in result.lines:
         table.add_row(*(text(line) for _, text in columns))
     console.print(table)
     for sentence in (*_totals(result, inventory), *_judging(result), *_measured(result)):
-        click.echo(sentence)
+        _say(sentence)
     for sentence in result.warnings:
-        click.echo(f"Warning: {sentence}")
+        _say(f"Warning: {sentence}")
     for sentence in notes if inventory is not None else ():
-        click.echo(f"Note: {sentence}")
+        _say(f"Note: {sentence}")
+
+
+def _say(sentence: str) -> None:
+    """Print a sentence: on a terminal broken between words, else as one line."""
+    click.echo(click.wrap_text(sentence, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sentence)
 
 
 def _columns(inventory: Inventory | None, *, is_wide: bool) -> list[Column]:
     identity: list[Column] = [("Stage", lambda line: line.stage), ("Becomes", lambda line: line.becomes)]
-    shards: Column = ("Shards", lambda line: str(line.shards))
+    shards: Column = ("Shards", lambda line: "auto" if line.placement == UNKNOWN else str(line.shards))
     hashes: list[Column] = [("Hash", lambda line: line.hash)]
     needs: Column = ("Needs", lambda line: ", ".join(line.needs))
     if inventory is None:
@@ -73,7 +90,7 @@ def _columns(inventory: Inventory | None, *, is_wide: bool) -> list[Column]:
         ("GPUs", lambda line: str(line.gpus)),
         ("Tokens", lambda line: _amount(line.tokens)),
         ("Requests", lambda line: "" if line.requests is None else str(line.requests)),
-        ("GPU-hours", lambda line: _hours(line.gpu_hours)),
+        ("GPU-h", lambda line: _hours(line.gpu_hours)),
         ("Time", lambda line: _time(line.hours)),
         ("Price", lambda line: "" if line.price is None else f"{line.price:.2f}"),
         ("Download", lambda line: _bytes(line.download_bytes)),
@@ -129,13 +146,15 @@ def _amount(number: int | None) -> str:
 
 
 def _hours(hours: float | None) -> str:
-    return "" if hours is None else f"{hours:.1f}"
+    return "" if hours is None else "<0.1" if 0 < hours < _LEAST_HOURS else f"{hours:.1f}"
 
 
 def _time(hours: float | None) -> str:
     if hours is None:
         return ""
     minutes = round(hours * 60)
+    if hours and not minutes:
+        return "<1m"
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m"
 
 

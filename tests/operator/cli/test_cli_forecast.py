@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,12 @@ from support.hub_server import COMMIT, Hub, hub_server
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef
 from wrpo_operator.api.parsing import parse_spec
+from wrpo_operator.cli.forecast import forecast as plans
+from wrpo_operator.cli.forecast_view import show
 from wrpo_operator.cli.main import main
 from wrpo_operator.cli.measured import Rate, Setting, measured_rates
 from wrpo_operator.cli.model_sources import ModelSources, facts_of_directory
+from wrpo_operator.cli.planning import inventory_of
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.sizing.catalogue import known_facts
 from wrpo_operator.sizing.estimate import forward_seconds, generation_seconds, speed_of, training_seconds
@@ -416,6 +421,33 @@ def test_models_without_a_revision_are_named_once_and_their_commits_offered(
     assert shown[0][0].startswith("Warning: org/model has no revision")
     assert shown[0][0].endswith(f"Commits now: org/model {COMMIT}.")
     assert shown[1] == []
+
+
+def test_on_a_terminal_tables_are_not_folded_and_sentences_break_between_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = parse_spec(yaml.safe_load(PAPER.read_text(encoding="utf-8"))["spec"])
+    inventory = inventory_of("h100=4x8", None)
+    result = plans(spec, inventory, ModelSources(use_hub=False).facts, 60_000)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show("paper", result, inventory, [], is_wide=False)
+    _, header, *lines = (line.rstrip() for line in capsys.readouterr().out.splitlines())
+    plain = re.compile(r"\x1b\[[0-9;]*m")
+    titles = ["Stage", "Becomes", "Placement", "GPUs", "Tokens", "GPU-h", "Time", "Download", "Hash"]
+    assert plain.sub("", header).split() == titles, "empty columns are left out"
+    rows, sentences = lines[: len(result.lines)], lines[len(result.lines) :]
+    assert all(row.endswith(line.hash) for row, line in zip(rows, result.lines, strict=True))
+    assert max(map(len, rows)) <= 120
+    assert max(map(len, sentences)) <= 100
+    assert " ".join(sentences).startswith("Total: 32 GPUs at once, 216")
+    (answers,) = (row for row in rows if row.startswith("answer/trained"))
+    assert answers.split()[-3:-1] == ["<0.1", "<1m"]
+
+
+def test_without_accelerators_the_shards_of_stages_that_will_be_sized_are_not_stated(automatic: Path) -> None:
+    rows = {line.split()[0]: line.split()[2] for line in plan("-f", str(automatic)).splitlines()[2:-2]}
+    assert (rows["prepare"], rows["sample/qwen2-72b"], rows["train"]) == ("1", "auto", "auto")
 
 
 def test_speeds_are_found_by_the_names_of_labels_and_profiles_and_state_their_source() -> None:
