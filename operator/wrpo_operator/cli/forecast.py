@@ -46,13 +46,16 @@ from wrpo_operator.sizing.estimate import (
     PROMPT_TOKENS,
     RESPONSE_TOKENS,
     Speed,
+    exchanged_bytes,
     forward_seconds,
     generation_seconds,
+    needed_network,
     speed_of,
     training_seconds,
 )
 from wrpo_operator.sizing.generation import UTILIZATION, Way, room
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
+from wrpo_operator.sizing.memory import width_of
 from wrpo_operator.sizing.requests import DoesNotFit, GenerationRequest
 from wrpo_operator.sizing.resource_names import listed
 
@@ -89,6 +92,10 @@ class Line:
     """Local disk of each pod that the placement requests."""
     stored_bytes: int | None = None
     """Bytes that the stage leaves in the storage, of stages that fuse distributions or merge models."""
+    exchanged_bytes: int | None = None
+    """Bytes that each node of a gang of several exchanges with the others for a micro-batch."""
+    network: float | None = None
+    """Bytes per second of a node's network at which that takes as long as computing."""
     measured_by: str | None = None
     """Experiment whose measured rate the time follows. None: it is calculated."""
 
@@ -270,6 +277,7 @@ def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None)
         disk_gib=placement.ephemeral_storage_gib,
     )
     group = _group(known.inventory, placement)
+    line = _with_network(known, node, placement, group, line)
     rate = known.rates.get(Setting(model_of(node) or "", placement.accelerator, placement.tensor_parallel_size))
     responses = _responses(known, node)
     if rate is not None and responses is not None:
@@ -284,6 +292,23 @@ def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None)
     whole = hours * (placement.pods if node.shape is Shape.TRAINING else 1)
     price = None if group.price_per_hour is None else whole * group.price_per_hour
     return replace(line, gpu_hours=whole, hours=seconds / pods / 3600, price=price)
+
+
+def _with_network(
+    known: _Known, node: StageNode, placement: Placement, group: AcceleratorGroup | None, line: Line
+) -> Line:
+    """Return the line of a stage with what a gang of several nodes exchanges, which is less with adapters."""
+    params, speed = node.params, None if group is None else speed_of(group.name)
+    if not isinstance(params, SftParams | TrainParams) or params.lora is not None or placement.pods < 2:
+        return line
+    about, tokens = _facts_of(known, node), placement.micro_batch_tokens
+    if about is None or speed is None or tokens is None:
+        return line
+    exchanged = exchanged_bytes(about, width=width_of(params.precision), zero_stage=params.zero_stage)
+    network = needed_network(
+        about, speed, exchanged=exchanged, tokens=tokens, checkpointing=bool(params.gradient_checkpointing)
+    )
+    return replace(line, exchanged_bytes=exchanged, network=network)
 
 
 def _pods_at_once(placement: Placement, group: AcceleratorGroup) -> int:
@@ -331,8 +356,7 @@ def _runs_model(node: StageNode) -> bool:
 def _seconds(known: _Known, node: StageNode, placement: Placement, group: AcceleratorGroup | None) -> float | None:
     """Return the seconds that one pod would need for the whole stage, or that its gang needs; None if unknown."""
     speed = None if group is None else speed_of(group.name)
-    facts = known.records.get(str(node.needs[0].facts)) if node.needs else None
-    about = facts.facts if facts is not None else known.look_up(model_of(node) or known.spec.target.model, None)
+    about = _facts_of(known, node)
     tokens, prompts = tokens_of(known.spec, node, known.records), prompts_of(known.spec, node, known.records)
     if speed is None or about is None or tokens is None or group is None:
         return None
@@ -352,6 +376,12 @@ def _seconds(known: _Known, node: StageNode, placement: Placement, group: Accele
         responses = prompts * params.samples_per_prompt
         return _generation(about, speed, placement, group, responses=responses)
     return forward_seconds(about, speed, tokens=tokens)
+
+
+def _facts_of(known: _Known, node: StageNode) -> ModelFacts | None:
+    """Return the facts about the model that decides a stage's time; None if they are unknown."""
+    record = known.records.get(str(node.needs[0].facts)) if node.needs else None
+    return record.facts if record is not None else known.look_up(model_of(node) or known.spec.target.model, None)
 
 
 def _generation(

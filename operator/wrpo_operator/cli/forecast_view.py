@@ -16,6 +16,7 @@ from rich.table import Table
 from wrpo_operator.cli.forecast import UNKNOWN, Forecast, Line
 from wrpo_operator.sizing.estimate import PROMPT_TOKENS, RESPONSE_TOKENS, UNCERTAINTY
 from wrpo_operator.sizing.inventory import Inventory
+from wrpo_operator.sizing.resource_names import listed
 
 NO_ACCELERATORS = (
     "No accelerators are given, so that placements and times are unknown. Set --accelerators, e.g. h100=4x8, "
@@ -65,7 +66,7 @@ def show(name: str, result: Forecast, inventory: Inventory | None, notes: Sequen
     for line in result.lines:
         table.add_row(*(text(line) for _, text in columns))
     console.print(table)
-    for sentence in (*_totals(result, inventory), *_judging(result), *_measured(result)):
+    for sentence in (*_totals(result, inventory), *_networks(result), *_judging(result), *_measured(result)):
         _say(sentence)
     for sentence in result.warnings:
         _say(f"Warning: {sentence}")
@@ -128,6 +129,20 @@ def _judging(result: Forecast) -> list[str]:
         return []
     requests, tokens = (sum(getattr(line, name) or 0 for line in asked) for name in ("requests", "tokens"))
     return [f"Judges: {requests} requests in {len(asked)} stages, about {_amount(tokens)} tokens, without retries."]
+
+
+def _networks(result: Forecast) -> list[str]:
+    """Return the networks that gangs of several nodes need, with the stages that need the same."""
+    found: dict[tuple[int, float], list[str]] = {}
+    for line in result.lines:
+        if line.exchanged_bytes and line.network is not None:
+            found.setdefault((line.exchanged_bytes, line.network), []).append(line.stage)
+    return [
+        f"Network: for each micro-batch of {listed(stages)}, a node exchanges {_bytes(exchanged)} with the others. "
+        f"With less than about {network * 8 / 1e9:.0f} Gbit/s for a node, this takes longer than computing; the times "
+        "do not count it."
+        for (exchanged, network), stages in found.items()
+    ]
 
 
 def _measured(result: Forecast) -> list[str]:

@@ -88,5 +88,23 @@ def training_seconds(facts: ModelFacts, speed: Speed, *, tokens: int, checkpoint
     return passes * 2 * _active(facts) * tokens / (speed.arithmetic * _TRAINING_SHARE)
 
 
+def exchanged_bytes(facts: ModelFacts, *, width: int, zero_stage: int) -> int:
+    """Return the bytes that a node exchanges with others for each micro-batch; `width` is that of a parameter.
+
+    ZeRO 3 gathers the parameters forward and backward and reduces the gradients; ZeRO 2 reduces gradients. Lower stages
+    reduce them once a step, which counts as 0 here.
+    """
+    times = {3: 3, 2: 1}.get(zero_stage, 0)
+    return times * width * facts.parameters
+
+
+def needed_network(facts: ModelFacts, speed: Speed, *, exchanged: int, tokens: int, checkpointing: bool) -> float:
+    """Return the bytes per second of a node's network with which a micro-batch's exchange takes as long as computing.
+
+    The exchange overlaps with computing, so with a slower network it decides the time.
+    """
+    return exchanged / training_seconds(facts, speed, tokens=tokens, checkpointing=checkpointing, references=False)
+
+
 def _active(facts: ModelFacts) -> int:
     return facts.active_parameters or facts.parameters

@@ -26,7 +26,13 @@ from wrpo_operator.cli.model_sources import ModelSources, facts_of_directory
 from wrpo_operator.cli.planning import inventory_of
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.sizing.catalogue import known_facts
-from wrpo_operator.sizing.estimate import forward_seconds, generation_seconds, speed_of, training_seconds
+from wrpo_operator.sizing.estimate import (
+    exchanged_bytes,
+    forward_seconds,
+    generation_seconds,
+    speed_of,
+    training_seconds,
+)
 
 JsonObject = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[3]
@@ -448,6 +454,34 @@ def test_on_a_terminal_tables_are_not_folded_and_sentences_break_between_words(
 def test_without_accelerators_the_shards_of_stages_that_will_be_sized_are_not_stated(automatic: Path) -> None:
     rows = {line.split()[0]: line.split()[2] for line in plan("-f", str(automatic)).splitlines()[2:-2]}
     assert (rows["prepare"], rows["sample/qwen2-72b"], rows["train"]) == ("1", "auto", "auto")
+
+
+def test_a_gang_of_several_nodes_states_the_network_that_it_needs(automatic: Path) -> None:
+    document = yaml.safe_load(automatic.read_text(encoding="utf-8"))
+    spec = document["spec"]
+    spec["scheduling"] = {"gang": "BestEffort"}
+
+    def networks(target: str, **training: object) -> list[str]:
+        spec["target"], spec["training"] = {"model": target}, {"objective": "DPO", **training}
+        automatic.write_text(yaml.safe_dump(document), encoding="utf-8")
+        output = plan("-f", str(automatic), "--accelerators", "h100=8x8", "--prompts", "60000")
+        return [line for line in output.splitlines() if line.startswith("Network: ")]
+
+    (found,) = networks("meta-llama/Meta-Llama-3-70B-Instruct")
+    # 6 bytes of each parameter, and 4 passes over 8192 tokens at a third of the peak.
+    exchanged = 6 * 70_553_706_496
+    gigabits = exchanged * 8 / 1e9 / (4 * 2 * 70_553_706_496 * 8192 / (989e12 * 0.33))
+    assert found == (
+        f"Network: for each micro-batch of sft and train, a node exchanges {exchanged / 1e9:.1f} GB with the others. "
+        f"With less than about {gigabits:.0f} Gbit/s for a node, this takes longer than computing; the times do not "
+        "count it."
+    )
+    assert networks("meta-llama/Meta-Llama-3-8B-Instruct") == [], "one node"
+    (two,) = networks("meta-llama/Meta-Llama-3-8B-Instruct", nodes=2, zeroStage=2)
+    assert "a node exchanges 16.1 GB" in two
+    facts = known_facts("meta-llama/Meta-Llama-3-8B-Instruct")
+    assert facts is not None
+    assert [exchanged_bytes(facts.facts, width=2, zero_stage=stage) // 10**9 for stage in range(4)] == [0, 0, 16, 48]
 
 
 def test_speeds_are_found_by_the_names_of_labels_and_profiles_and_state_their_source() -> None:
