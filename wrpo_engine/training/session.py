@@ -25,6 +25,7 @@ from wrpo_engine.training.checkpoint.manager import CheckpointStore
 from wrpo_engine.training.checks import require_same_model
 from wrpo_engine.training.data.holdout import EVALUATION_FILE, PREFIX, EvaluationHistory, EvaluationLog
 from wrpo_engine.training.distributed.collectives import Group, computing_device, open_group
+from wrpo_engine.training.distributed.network import report_network
 from wrpo_engine.training.evaluation import Evaluation
 from wrpo_engine.training.export.export import gather_weights
 from wrpo_engine.training.loop import TrainingOutcome, TrainingRun, train
@@ -55,6 +56,7 @@ def run_training(ctx: StageContext, params: SftParams | TrainParams, task: Task,
     runtime = ctx.config.runtime
     require_packages(runtime.trackers)
     with open_group(ctx.environ, timeout_s=runtime.collective_timeout_seconds) as group:
+        report_network(group, computing_device())
         session = TrainingSession.prepare(Attempt(ctx=ctx, params=params, task=task, source=source, group=group))
         with ExitStack() as stack:
             run = session.resume(stack)
