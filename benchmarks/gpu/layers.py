@@ -14,7 +14,7 @@ from benchmarks.gpu.work import Work, batches_of, loss_of, median_seconds, model
 from wrpo_engine.training.batch.flops import ModelCost, needed_training_step
 from wrpo_engine.training.batch.layout import Layout
 from wrpo_engine.training.models import activation_recompute, attention
-from wrpo_engine.training.models.attention_segments import attend_by_segment
+from wrpo_engine.training.models.attention_segments import ScoreRule, attend_by_segment
 from wrpo_engine.training.models.fused import Kernel, fused_kernels
 from wrpo_engine.training.models.model import LogpModel
 from wrpo_engine.training.monitoring.mfu import peak_flops, utilisation
@@ -131,7 +131,7 @@ def _by_segment(
     scaling: float,
     **_unused: Any,
 ) -> tuple[torch.Tensor, None]:
-    return attend_by_segment(query, key, value, plan, scaling, None, None), None
+    return attend_by_segment(query, key, value, ScoreRule(plan, scaling)), None
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from wrpo_engine.artifacts.checks import address, damaged, make_manifest, require_finite, unknown_file
+from wrpo_engine import __version__
+from wrpo_engine.artifacts.checks import address, damaged, require_finite, unknown_file
 from wrpo_engine.artifacts.manifest import FileEntry, InputEntry, Manifest
 from wrpo_engine.artifacts.parallel import in_parallel
 from wrpo_engine.config import ArtifactRef
@@ -181,14 +182,16 @@ class StoredWriter(ABC):
         require_finite(self.ref, metrics)
         # An AlreadyCommitted of a file that only now becomes durable means that the other's manifest is valid.
         with contextlib.suppress(AlreadyCommitted):
-            manifest = make_manifest(
-                self.ref,
-                self._entries(sorted(set(files)), rows or {}, sha256 or {}),
-                config=self.config,
-                inputs=self.inputs,
-                metrics=metrics,
-                details=details,
-                now=self.now,
+            manifest = Manifest(
+                stage=self.ref.stage,
+                hash=self.ref.hash,
+                config=dict(self.config),
+                inputs=dict(self.inputs),
+                files=list(self._entries(sorted(set(files)), rows or {}, sha256 or {})),
+                metrics=dict(sorted((metrics or {}).items())),
+                details=dict(details or {}),
+                engine_version=__version__,
+                created_at=self.now(),
             )
             self._put_manifest(manifest.to_bytes())
         self._after_commit()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from pydantic import ValidationError
 
 from wrpo_engine import __version__
-from wrpo_engine.artifacts.manifest import SCHEMA_VERSION, FileEntry, InputEntry, Manifest
+from wrpo_engine.artifacts.manifest import SCHEMA_VERSION, Manifest
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.storage import StorageField
 from wrpo_engine.errors import DataError
@@ -68,30 +66,6 @@ def read_manifest(content: bytes, ref: ArtifactRef, place: object) -> Manifest:
     if (manifest.stage, manifest.hash) != (ref.stage, ref.hash):
         raise damaged(place, ref, f"belongs to {manifest.stage}/{manifest.hash}")
     return manifest
-
-
-def make_manifest(
-    ref: ArtifactRef,
-    entries: Iterable[FileEntry],
-    *,
-    config: Mapping[str, Any],
-    inputs: Mapping[str, InputEntry],
-    metrics: Mapping[str, float] | None,
-    details: Mapping[str, Any] | None,
-    now: Callable[[], datetime],
-) -> Manifest:
-    """Return the manifest to write; DataError for a metric that is not finite."""
-    return Manifest(
-        stage=ref.stage,
-        hash=ref.hash,
-        config=dict(config),
-        inputs=dict(inputs),
-        files=list(entries),
-        metrics=dict(sorted((metrics or {}).items())),
-        details=dict(details or {}),
-        engine_version=__version__,
-        created_at=now(),
-    )
 
 
 def require_finite(ref: ArtifactRef, metrics: Mapping[str, float] | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,16 +42,14 @@ def run(ctx: StageContext) -> StageResult:
     """Align the pending parts of this shard, and commit once all parts of all shards are there."""
     params = ctx.config.params
     assert isinstance(params, AlignParams)
-    target = ctx.input(params.target_input)
-    names = sorted(target.files(PARTS))
-    own = read_vocabulary(target)
+    target = _Represented.of(ctx.input(params.target_input))
+    names = sorted(target.artifact.files(PARTS))
     # Every shard needs the maps, which the first one publishes.
-    sources = [_source(ctx, params, role, target, own) for role in params.source_inputs]
-    todo = pending_parts(ctx, names)
-    written = _align(ctx, params, target, own, sources, names, todo) if todo else 0
+    sources = [_source(ctx, params, role, target) for role in params.source_inputs]
+    written = _align(ctx, params, target, sources, names)
     maps = [_map_file(source.name) for source in sources]
     details = {
-        "top_k": target.manifest.details["top_k"],
+        "top_k": target.artifact.manifest.details["top_k"],
         "models": {
             role: ctx.input(role).manifest.details["model"] for role in (params.target_input, *params.source_inputs)
         },
@@ -67,40 +66,51 @@ def _map_file(source: str) -> str:
     return f"{MAPS}{source}.parquet"
 
 
-def _source(ctx: StageContext, params: AlignParams, role: str, target: Artifact, own: Vocabulary) -> Source:
+@dataclass(frozen=True, slots=True)
+class _Represented:
+    """A corpus as one model represents it."""
+
+    artifact: Artifact
+    vocabulary: Vocabulary
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> _Represented:
+        return cls(artifact, read_vocabulary(artifact))
+
+    @property
+    def model(self) -> str:
+        return str(self.artifact.manifest.details["model"]["name"])
+
+
+def _source(ctx: StageContext, params: AlignParams, role: str, target: _Represented) -> Source:
     artifact = ctx.input(role)
-    if sorted(artifact.files(PARTS)) != sorted(target.files(PARTS)):
-        raise _disagree(artifact, target, f"{len(artifact.files(PARTS))} parts and {len(target.files(PARTS))}")
-    vocabulary = read_vocabulary(artifact)
-    for one, where in ((own, target), (vocabulary, artifact)):
-        if params.alignment == "Spans" and not one.has_bytes:
+    parts, wanted = artifact.files(PARTS), target.artifact.files(PARTS)
+    if sorted(parts) != sorted(wanted):
+        raise _disagree(artifact, target.artifact, f"{len(parts)} parts and {len(wanted)}")
+    source = _Represented.of(artifact)
+    for one in (target, source):
+        if params.alignment == "Spans" and not one.vocabulary.has_bytes:
             raise ConfigError(
                 f"{_FIELD}.alignment",
                 params.alignment,
-                f"the tokenizer of {where.manifest.details['model']['name']} does not give the bytes of its tokens",
+                f"the tokenizer of {one.model} does not give the bytes of its tokens",
                 f"Set {_FIELD}.alignment: DTW, or leave this source out.",
                 code="TokenizerWithoutOffsets",
             )
     name = _map_file(_name(role))
     if name not in ctx.output.published(name):
-        found = _map(ctx, params, artifact, target, vocabulary, own)
+        found = _map(ctx, params, source, target)
         ctx.output.publish(name, lambda path: write_map(path, found))
     found = read_map(ctx.output.fetch(name))
-    _require_common(found, artifact, target)
+    _require_common(found, source, target)
     kinds = Counter(kind.value for kind in found.kinds if kind is not None)
     log.info("vocabulary map of %s: %s", _name(role), dict(sorted(kinds.items())))
-    return Source.of(_name(role), vocabulary, found, own)
+    return Source.of(_name(role), source.vocabulary, found, target.vocabulary)
 
 
-def _map(
-    ctx: StageContext,
-    params: AlignParams,
-    artifact: Artifact,
-    target: Artifact,
-    vocabulary: Vocabulary,
-    own: Vocabulary,
-) -> VocabularyMap:
+def _map(ctx: StageContext, params: AlignParams, source: _Represented, target: _Represented) -> VocabularyMap:
     """Return the map from the source's tokens to the target's; a tokenizer's map to itself is the identity."""
+    vocabulary, own = source.vocabulary, target.vocabulary
     if vocabulary.digest == own.digest:
         return identity_map(len(own.texts))
     if params.vocabulary == "EM":
@@ -109,13 +119,13 @@ def _map(
     if params.vocabulary == "MinED":
         return found
     counts: Counter[tuple[int, int]] = Counter()
-    for name in sorted(target.files(PARTS)):
-        rows = zip(_read(artifact, name), _read(target, name), strict=True)
+    for name in sorted(target.artifact.files(PARTS)):
+        rows = zip(_read(source.artifact, name), _read(target.artifact, name), strict=True)
         for row, wanted in rows:
             ctx.stop.raise_if_requested()
             counts.update(_pairs(row, wanted, vocabulary, own, params))
     pairs = statistics_map(
-        [(source, aligned, float(count)) for (source, aligned), count in counts.items()],
+        [(its, aligned, float(count)) for (its, aligned), count in counts.items()],
         vocabulary.texts,
         own.texts,
         by=params.statistics,
@@ -145,13 +155,12 @@ def _pairs(
             yield row.ids[place], target.ids[index]
 
 
-def _require_common(found: VocabularyMap, artifact: Artifact, target: Artifact) -> None:
+def _require_common(found: VocabularyMap, source: _Represented, target: _Represented) -> None:
     """Raise DataError unless the vocabularies share a token besides the end of turn."""
     if found.num_exact > 1:
         return
-    names = [one.manifest.details["model"]["name"] for one in (artifact, target)]
     raise DataError(
-        f"the vocabularies of {names[0]} and {names[1]} have no token in common",
+        f"the vocabularies of {source.model} and {target.model} have no token in common",
         code="VocabulariesDisjoint",
         field=f"{_FIELD}.sources",
         hint="Check that both models have the tokenizer they were trained with, or leave this source out.",
@@ -159,24 +168,23 @@ def _require_common(found: VocabularyMap, artifact: Artifact, target: Artifact) 
 
 
 def _align(
-    ctx: StageContext,
-    params: AlignParams,
-    target: Artifact,
-    own: Vocabulary,
-    sources: Sequence[Source],
-    names: Sequence[str],
-    todo: Sequence[str],
+    ctx: StageContext, params: AlignParams, target: _Represented, sources: Sequence[Source], names: Sequence[str]
 ) -> int:
+    """Publish the pending parts of this shard; return their rows."""
+    todo = pending_parts(ctx, names)
+    if not todo:
+        return 0
     shard = parts_of_shard(names, ctx.shard, ctx.config.runtime.shards)
     done, written = len(shard) - len(todo), 0
     for name in todo:
         ctx.progress.update(done, len(shard))
-        wanted = _read(target, name)
+        wanted = _read(target.artifact, name)
         given = [_read(ctx.input(role), name) for role in params.source_inputs]
         for role, rows in zip(params.source_inputs, given, strict=True):
             if [row.row_id for row in rows] != [row.row_id for row in wanted]:
-                raise _disagree(ctx.input(role), target, f"other rows in {name}")
-        frame = _part(ctx, params, own, sources, wanted, given)
+                raise _disagree(ctx.input(role), target.artifact, f"other rows in {name}")
+        together = [(row, [rows[index] for rows in given]) for index, row in enumerate(wanted)]
+        frame = _part(ctx, params, target.vocabulary, sources, together)
         ctx.output.publish(name, frame.write_parquet)
         done, written = done + 1, written + frame.height
     ctx.progress.update(done, len(shard))
@@ -188,15 +196,15 @@ def _part(
     params: AlignParams,
     own: Vocabulary,
     sources: Sequence[Source],
-    wanted: Sequence[ModelRow],
-    given: Sequence[Sequence[ModelRow]],
+    rows: Sequence[tuple[ModelRow, Sequence[ModelRow]]],
 ) -> pl.DataFrame:
+    """Return the fused distributions of rows; each is given by the target and by the sources in their order."""
     values = []
-    for index, target in enumerate(wanted):
+    for target, given in rows:
         ctx.stop.raise_if_requested()
         if not target.is_represented:
             continue
-        fused = fuse(target, [rows[index] for rows in given], own, sources, params)
+        fused = fuse(target, given, own, sources, params)
         ids, shares = entries(fused)
         values.append((target.row_id, list(target.ids), ids, shares, fused.source, fused.ce, fused.one_hot_share))
     return pl.DataFrame(values, schema=records.ALIGNED, orient="row")

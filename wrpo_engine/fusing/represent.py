@@ -30,7 +30,7 @@ from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.text.chat import end_of_turn_id, prompt_token_ids
 from wrpo_engine.training.batch.rows import TokenRow
 from wrpo_engine.training.data.inputs import SFT_ROWS_FILE, ChatEncoder, read_sft_rows
-from wrpo_engine.training.data.tokenize import MAX_CHANGED_SHARE
+from wrpo_engine.training.data.tokenize import MAX_CHANGED_SHARE, TextRow
 
 log = logging.getLogger("wrpo_engine")
 
@@ -59,7 +59,9 @@ def run(ctx: StageContext) -> StageResult:
     _check_model(model, tokenizer, params, field=field)
     vocabulary = vocabulary_of(tokenizer, end_of_turn_id(tokenizer))
     # Every row of every shard is encoded before the model is loaded: a corpus that does not fit fails at once.
-    rows = _corpus(ctx, params, model, tokenizer, vocabulary, field=field)
+    texts = _texts(ctx, params)
+    log.info("encoding %d rows with the tokenizer of %s (%s)", len(texts), model.identity, field)
+    rows = _corpus(texts, params, model, tokenizer, vocabulary)
     _check(rows, model, vocabulary, field=field)
     publish_vocabulary(ctx.output, vocabulary)
     size = params.rows_per_part
@@ -89,17 +91,8 @@ def _check_model(model: ResolvedModel, tokenizer: Any, params: RepresentParams, 
         )
 
 
-def _corpus(
-    ctx: StageContext,
-    params: RepresentParams,
-    model: ResolvedModel,
-    tokenizer: Any,
-    vocabulary: Vocabulary,
-    *,
-    field: str,
-) -> list[CorpusRow]:
-    artifact = ctx.input("sft-rows")
-    texts = read_sft_rows(artifact.file(SFT_ROWS_FILE))
+def _texts(ctx: StageContext, params: RepresentParams) -> list[TextRow]:
+    texts = read_sft_rows(ctx.input("sft-rows").file(SFT_ROWS_FILE))
     if not texts:
         raise DataError(
             f"stage represent/{params.source} has no rows: {SFT_ROWS_FILE} of its corpus is empty",
@@ -107,6 +100,12 @@ def _corpus(
             field="prompts.sftFraction",
             hint="See the dropped counts in the manifest of curate-sft. Relax the curation or use more prompts.",
         )
+    return texts
+
+
+def _corpus(
+    texts: Sequence[TextRow], params: RepresentParams, model: ResolvedModel, tokenizer: Any, vocabulary: Vocabulary
+) -> list[CorpusRow]:
     context = context_length(model)
     if context is not None and params.backend == "vLLM":
         context -= 1  # for the one token that vLLM generates
@@ -115,7 +114,6 @@ def _corpus(
         longest = min(longest, context)
     limits = Limits(longest, params.max_prompt_length or longest, context)
     encoder = ChatEncoder(tokenizer)
-    log.info("encoding %d rows with the tokenizer of %s (%s)", len(texts), model.identity, field)
     return [corpus_row(row, encoder, vocabulary, limits) for row in texts]
 
 

@@ -55,7 +55,7 @@ def evaluate(
     settings = task.evaluation_settings()
     sums = StepSums(task.statistic_names())
     plan, rows = evaluation.plan, evaluation.rows
-    items = prepared_micro_batches(task, rows, plan, rank=group.rank, first_step=0, num_steps=plan.num_steps)
+    items = prepared_micro_batches(task, rows, plan, rank=group.rank, steps=range(plan.num_steps))
     with Ahead(items, prefetch) as ahead:
         for item in ahead:
             if group.any(should_stop()):

@@ -112,7 +112,7 @@ def train(run: TrainingRun, *, steps_done: int = 0) -> TrainingOutcome:
     if run.evaluation_due:
         _due_evaluation(run, steps_done)
     items = prepared_micro_batches(
-        run.task, run.rows, run.plan, rank=run.group.rank, first_step=steps_done, num_steps=num_steps
+        run.task, run.rows, run.plan, rank=run.group.rank, steps=range(steps_done, num_steps)
     )
     done = steps_done
     with Ahead(items, run.prefetch) as ahead:

@@ -30,7 +30,7 @@ from wrpo_engine.fusing.positions import END, NONE, OUTSIDE, by_spans, by_warpin
 from wrpo_engine.fusing.tokens import Vocabulary
 from wrpo_engine.fusing.vocabulary import edit_map
 from wrpo_engine.training.batch.soft import FusedRow, mixed_targets
-from wrpo_engine.training.models.logps import selected_logps, token_logps
+from wrpo_engine.training.models.logps import token_logps
 
 
 def kept_of(ids: list[list[int]], logits: list[list[float]]) -> Kept:
@@ -84,7 +84,7 @@ def dense_losses(name: str) -> dict[str, float]:
     predicts = torch.zeros(labels.shape, dtype=torch.bool)
     predicts[:, :-1] = labels[:, 1:] != -100
     head = torch.eye(logits.shape[-1])
-    lm = -selected_logps(logits[predicts], head, labels[:, 1:][predicts[:, :-1]]).mean().item()
+    lm = -token_logps(logits[predicts], head, labels[:, 1:][predicts[:, :-1]]).logps_R.mean().item()
 
     def fusion(fused: np.ndarray[Any, Any]) -> tuple[float, float]:
         chosen = fused[attended.numpy()]

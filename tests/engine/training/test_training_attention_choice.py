@@ -19,7 +19,7 @@ from training_support import FAST, plain_backend, triples_frame
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.training import session, stage
 from wrpo_engine.training.batch.collate import collate
-from wrpo_engine.training.batch.layout import AttentionPlan, Layout
+from wrpo_engine.training.batch.layout import Layout
 from wrpo_engine.training.distributed.collectives import Group
 from wrpo_engine.training.models import attention, attention_choice, attention_flex
 from wrpo_engine.training.models.attention_choice import (
@@ -28,7 +28,7 @@ from wrpo_engine.training.models.attention_choice import (
     implementation,
     try_attention,
 )
-from wrpo_engine.training.models.attention_segments import attend_by_segment
+from wrpo_engine.training.models.attention_segments import ScoreRule, attend_by_segment
 from wrpo_engine.training.models.model import LogpModel, load_causal_lm
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -55,13 +55,11 @@ class Double:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        plan: AttentionPlan,
-        scale: float,
-        softcap: float | None,
-        window: int | None,
+        rule: ScoreRule,
     ) -> Tensor:
-        self.calls.append((tuple(query.shape), softcap, window, torch.is_grad_enabled()))
-        output = attend_by_segment(query, key, value, plan, scale, softcap, window)
+        window = rule.window
+        self.calls.append((tuple(query.shape), rule.softcap, window, torch.is_grad_enabled()))
+        output = attend_by_segment(query, key, value, rule)
         if self.fault == "forward":
             raise RuntimeError("out of resource: shared memory\nRequired: 294912")
         if self.fault == "window" and window is not None:

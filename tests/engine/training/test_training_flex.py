@@ -16,7 +16,7 @@ from torch.nn.attention import flex_attention as flex_module
 from wrpo_engine.training.batch.layout import AttentionPlan, Layout
 from wrpo_engine.training.models import attention, attention_flex
 from wrpo_engine.training.models.attention_flex import family_attention_flex, sees
-from wrpo_engine.training.models.attention_segments import attend_by_segment
+from wrpo_engine.training.models.attention_segments import ScoreRule, attend_by_segment
 
 pytestmark = pytest.mark.slow
 BLOCK = 128
@@ -67,9 +67,9 @@ def test_outputs_and_gradients_are_those_of_attention_by_segment(
 ) -> None:
     plan = plan_of(lengths)
     heads = random_heads(plan, 2, groups)
-    ours = family_attention_flex(heads[0], heads[1], heads[2], plan, 0.3, softcap, window)
+    ours = family_attention_flex(heads[0], heads[1], heads[2], ScoreRule(plan, 0.3, softcap, window))
     assert not attention_flex._Failure.is_known
-    theirs = attend_by_segment(heads[0], heads[1], heads[2], plan, 0.3, softcap, window)
+    theirs = attend_by_segment(heads[0], heads[1], heads[2], ScoreRule(plan, 0.3, softcap, window))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     upstream = torch.randn(theirs.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     for our, their in zip(
@@ -111,7 +111,9 @@ def test_a_model_computes_the_same_with_it(architecture: str, monkeypatch: pytes
     def on_a_gpu(_module: Any, *heads: Tensor, plan: AttentionPlan, scaling: float, **settings: Any) -> Any:
         window = settings.get("sliding_window")
         scales.append((scaling, settings.get("softcap"), window))
-        return family_attention_flex(heads[0], heads[1], heads[2], plan, scaling, settings.get("softcap"), window), None
+        return family_attention_flex(
+            heads[0], heads[1], heads[2], ScoreRule(plan, scaling, settings.get("softcap"), window)
+        ), None
 
     monkeypatch.setattr(attention, "family_attention", on_a_gpu)
     our_logps, ours = logps_and_gradients(make_causal_lm(architecture), Layout.SHARED_PREFIX)
@@ -134,7 +136,7 @@ def test_lengths_recompile_nothing_and_a_run_of_all_kinds_needs_eight_variants(
             for has_gradient in (False, True):
                 heads = [head.detach().requires_grad_(has_gradient) for head in random_heads(plan, 2, 2)]
                 with torch.set_grad_enabled(has_gradient):
-                    family_attention_flex(heads[0], heads[1], heads[2], plan, 0.3, 20.0, window)
+                    family_attention_flex(heads[0], heads[1], heads[2], ScoreRule(plan, 0.3, 20.0, window))
     attends = [graph for graph in graphs if "flex_attention" in graph.code]
     assert len(attends) <= 8
     assert not attention_flex._Failure.is_known
@@ -149,9 +151,12 @@ def test_a_variant_too_many_is_computed_by_segment_and_never_uncompiled(
     heads = random_heads(plan, 2, 2)
     with caplog.at_level(logging.WARNING, "wrpo_engine"):
         for softcap in (None, 2.0, None):
-            ours = family_attention_flex(heads[0], heads[1], heads[2], plan, 0.3, softcap, None)
+            ours = family_attention_flex(heads[0], heads[1], heads[2], ScoreRule(plan, 0.3, softcap, None))
             torch.testing.assert_close(
-                ours, attend_by_segment(heads[0], heads[1], heads[2], plan, 0.3, softcap, None), rtol=0, atol=1e-12
+                ours,
+                attend_by_segment(heads[0], heads[1], heads[2], ScoreRule(plan, 0.3, softcap, None)),
+                rtol=0,
+                atol=1e-12,
             )
     assert caplog.text.count("segments are computed one by one") == 1
 
@@ -164,7 +169,7 @@ def test_generated_kernels_read_the_block_mask_and_what_the_mask_captures(make_c
         heads = [torch.randn(1, heads, len(plan.positions_T), 64) for heads in (4, 2, 2)]
         for softcap, window in ((None, None), (2.0, None), (None, 64)):
             with torch.no_grad():
-                ours = family_attention_flex(heads[0], heads[1], heads[2], plan, 0.125, softcap, window)
+                ours = family_attention_flex(heads[0], heads[1], heads[2], ScoreRule(plan, 0.125, softcap, window))
             assert not attention_flex._Failure.is_known
-            theirs = attend_by_segment(heads[0], heads[1], heads[2], plan, 0.125, softcap, window)
+            theirs = attend_by_segment(heads[0], heads[1], heads[2], ScoreRule(plan, 0.125, softcap, window))
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

@@ -14,7 +14,7 @@ from torch import Tensor
 from wrpo_engine.training.batch.layout import AttentionPlan, Family
 from wrpo_engine.training.models import attention_flex, attention_segments
 from wrpo_engine.training.models.attention_flex import family_attention_flex
-from wrpo_engine.training.models.attention_segments import attend_by_segment
+from wrpo_engine.training.models.attention_segments import ScoreRule, attend_by_segment
 
 LENGTHS = (300, 17, 1, 127, 128, 129, 505, 64, 2, 1000, 257)
 """One block of 128 and more, whole ones and not."""
@@ -61,8 +61,8 @@ def test_past_the_limit_of_compilations_segments_take_over_and_the_log_says_so(
     monkeypatch.setattr(attention_flex, "_compiled", lambda: (fail, lambda *_arguments, **_options: None))
     plan, heads = plan_of(17, torch.device("cpu")), heads_of(17, 8)
     with caplog.at_level(logging.WARNING, "wrpo_engine"):
-        ours = [family_attention_flex(heads[0], heads[1], heads[2], plan, 0.3, None, None) for _ in range(2)]
-    assert all(torch.equal(our, attend_by_segment(heads[0], heads[1], heads[2], plan, 0.3, None, None)) for our in ours)
+        ours = [family_attention_flex(heads[0], heads[1], heads[2], ScoreRule(plan, 0.3)) for _ in range(2)]
+    assert all(torch.equal(our, attend_by_segment(heads[0], heads[1], heads[2], ScoreRule(plan, 0.3))) for our in ours)
     assert caplog.messages == [
         "FlexAttention cannot be compiled; segments are computed one by one: Hard failure due to fullgraph=True"
     ]
@@ -75,9 +75,9 @@ def test_without_a_gradient_lengths_share_their_compilations_on_a_cpu_too(monkey
     with torch.no_grad():
         for tokens in LENGTHS:
             plan, heads = plan_of(tokens, torch.device("cpu")), heads_of(tokens, 32)
-            ours = family_attention_flex(heads[0], heads[1], heads[2], plan, 0.3, None, None)
+            ours = family_attention_flex(heads[0], heads[1], heads[2], ScoreRule(plan, 0.3))
             torch.testing.assert_close(
-                ours, attend_by_segment(heads[0], heads[1], heads[2], plan, 0.3, None, None), rtol=0, atol=1e-5
+                ours, attend_by_segment(heads[0], heads[1], heads[2], ScoreRule(plan, 0.3)), rtol=0, atol=1e-5
             )
 
 
@@ -101,8 +101,8 @@ def test_on_a_gpu_every_length_equals_attention_by_segment(
         plan = plan_of(tokens, torch.device("cuda"))
         heads = [tensor.requires_grad_(has_gradient) for tensor in heads_of(tokens, size, device="cuda", dtype=dtype)]
         exact = [tensor.detach().double().requires_grad_() for tensor in heads]
-        ours = family_attention_flex(heads[0], heads[1], heads[2], plan, size**-0.5, None, None)
-        theirs = attend_by_segment(exact[0], exact[1], exact[2], plan, size**-0.5, None, None)
+        ours = family_attention_flex(heads[0], heads[1], heads[2], ScoreRule(plan, size**-0.5))
+        theirs = attend_by_segment(exact[0], exact[1], exact[2], ScoreRule(plan, size**-0.5))
         torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
         if not has_gradient:
             continue

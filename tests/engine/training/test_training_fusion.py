@@ -25,7 +25,7 @@ from wrpo_engine.training.batch.collate import collate
 from wrpo_engine.training.batch.layout import Layout
 from wrpo_engine.training.batch.rows import TokenRow
 from wrpo_engine.training.batch.soft import FusedRow, SoftTargets, mixed_targets
-from wrpo_engine.training.models.logps import HeadScaling, TokenLogps, selected_logps, token_logps
+from wrpo_engine.training.models.logps import HeadScaling, TokenLogps, token_logps
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "comparisons"
 TOKENS, HIDDEN, VOCABULARY, KEPT_IDS = 37, 8, 53, 5
@@ -115,7 +115,9 @@ def test_fused_distributions_that_are_one_hot_on_the_labels_give_the_cross_entro
     one_hot = torch.nn.functional.one_hot(targets, VOCABULARY)
     soft = _mixed(one_hot, targets, weight)
     found = token_logps(hidden, head, targets, bias_V=bias, soft=soft)
-    torch.testing.assert_close(found.logps_R, selected_logps(hidden, head, targets, bias_V=bias), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        found.logps_R, token_logps(hidden, head, targets, bias_V=bias).logps_R, rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("trains_head", [True, False])
@@ -126,7 +128,7 @@ def test_with_weight_0_values_and_gradients_are_those_of_sft_bit_for_bit(*, trai
     head = head.detach().float().requires_grad_(trains_head)
     for chunk, kept_bytes in ((5, 0), (5, 10**9)):
         options: dict[str, Any] = {"chunk": chunk, "kept_bytes": kept_bytes}
-        plain = selected_logps(hidden, head, targets, **options)
+        plain = token_logps(hidden, head, targets, **options).logps_R
         mixed = token_logps(hidden, head, targets, soft=fused, **options).logps_R
         assert torch.equal(plain, mixed)
         trained = (hidden, head) if trains_head else (hidden,)

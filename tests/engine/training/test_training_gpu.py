@@ -22,7 +22,7 @@ from wrpo_engine.training.batch.collate import collate
 from wrpo_engine.training.batch.layout import Layout
 from wrpo_engine.training.models import attention_flex
 from wrpo_engine.training.models.attention_flex import family_attention_flex
-from wrpo_engine.training.models.attention_segments import attend_by_segment
+from wrpo_engine.training.models.attention_segments import ScoreRule, attend_by_segment
 from wrpo_engine.training.models.model import LogpModel
 
 ON_CUDA = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
@@ -71,7 +71,7 @@ def heads_of(shape: Shape, tokens: int, device: torch.device, dtype: torch.dtype
 def attend(heads: list[Tensor], plan: Any, shape: Shape, *, exact: bool) -> tuple[Tensor, list[Tensor]]:
     """Return the output and the gradients of queries, keys and values."""
     function = attend_by_segment if exact else family_attention_flex
-    output = function(heads[0], heads[1], heads[2], plan, shape.head_size**-0.5, shape.softcap, shape.window)
+    output = function(heads[0], heads[1], heads[2], ScoreRule(plan, shape.head_size**-0.5, shape.softcap, shape.window))
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(4)).to(output.device, output.dtype)
     return output.detach(), list(torch.autograd.grad(output, heads, upstream))
 

@@ -28,7 +28,7 @@ from wrpo_engine.training.models import attention_flex
 from wrpo_engine.training.models.attention import family_attention
 from wrpo_engine.training.models.attention_cpu import family_attention_cpu
 from wrpo_engine.training.models.attention_flex import sees
-from wrpo_engine.training.models.attention_segments import attend_by_segment
+from wrpo_engine.training.models.attention_segments import ScoreRule, attend_by_segment
 from wrpo_engine.training.models.model import LogpModel
 
 TOLERANCE = 2e-5
@@ -231,7 +231,7 @@ def test_attention_by_segment_is_exact_for_any_families_and_window(
 ) -> None:
     plan = plan_of(lengths)
     heads = random_heads(plan, 2, 2)
-    ours = attend_by_segment(heads[0], heads[1], heads[2], plan, 0.3, None, window)
+    ours = attend_by_segment(heads[0], heads[1], heads[2], ScoreRule(plan, 0.3, None, window))
     torch.testing.assert_close(ours, dense_attention(*heads, dense_mask(plan, window), 0.3), rtol=0, atol=1e-12)
 
 
@@ -260,7 +260,7 @@ def test_flex_attention_on_a_gpu_equals_attention_by_segment() -> None:
             module, heads[0], heads[1], heads[2], None, plan=plan, scaling=0.125, softcap=softcap, sliding_window=window
         )
         exact = [tensor.detach().float().requires_grad_() for tensor in heads]
-        theirs = attend_by_segment(exact[0], exact[1], exact[2], plan, 0.125, softcap, window)
+        theirs = attend_by_segment(exact[0], exact[1], exact[2], ScoreRule(plan, 0.125, softcap, window))
         torch.testing.assert_close(ours.float(), theirs, rtol=2e-2, atol=2e-2)
         upstream = torch.randn_like(theirs)
         for our, their in zip(

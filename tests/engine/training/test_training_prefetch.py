@@ -77,9 +77,7 @@ def test_with_a_gpu_all_that_it_needs_is_pinned_ahead_and_comes_by_copies_that_w
     pinned: list[Tensor] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
-    batch = next(
-        prepared_micro_batches(run.task(), run.token_rows(), run.plan(), rank=0, first_step=0, num_steps=1)
-    ).batch
+    batch = next(prepared_micro_batches(run.task(), run.token_rows(), run.plan(), rank=0, steps=range(1))).batch
     assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in tensors_of(batch)}
     moved = batch.to(torch.device("meta"))
     assert {tensor.device.type for tensor in tensors_of(moved)} == {"meta"}
@@ -98,7 +96,7 @@ def test_the_stream_of_a_resumed_run_is_the_rest_of_the_whole_runs(local_run: An
     plan, task, rows = run.plan(), run.task(), run.token_rows()
 
     def stream(first: int) -> list[tuple[Any, ...]]:
-        items = prepared_micro_batches(task, rows, plan, rank=0, first_step=first, num_steps=plan.num_steps)
+        items = prepared_micro_batches(task, rows, plan, rank=0, steps=range(first, plan.num_steps))
         return [(item.step, item.micro_batch, item.batch.row_ids, item.denominator, item.is_last) for item in items]
 
     assert stream(2) == [entry for entry in stream(0) if entry[0] >= 2]

@@ -18,6 +18,7 @@ from wrpo_engine.training.batch.layout import AttentionPlan, Layout
 from wrpo_engine.training.batch.rows import TokenRow
 from wrpo_engine.training.models import attention
 from wrpo_engine.training.models.attention_flex import family_attention_flex
+from wrpo_engine.training.models.attention_segments import ScoreRule
 from wrpo_engine.training.models.model import LogpModel
 
 STEPS = 14
@@ -42,7 +43,7 @@ def attend_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, T
 
     def on_a_gpu(_module: Any, *heads: Tensor, plan: AttentionPlan, scaling: float, **_settings: Any) -> Any:
         calls.append(1)
-        return change(len(calls), family_attention_flex(heads[0], heads[1], heads[2], plan, scaling, None, None)), None
+        return change(len(calls), family_attention_flex(heads[0], heads[1], heads[2], ScoreRule(plan, scaling))), None
 
     monkeypatch.setattr(attention, "family_attention", on_a_gpu)
 

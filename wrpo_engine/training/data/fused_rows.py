@@ -98,7 +98,11 @@ def _arrays(aligned: Artifact, rows: list[TokenRow], vocabulary: int | None) -> 
     for frame in read_batches(aligned, records.ALIGNED):
         for found in frame.iter_rows(named=True):
             if (known := starts.pop(found["row_id"], None)) is not None:
-                _fill(*known, found, ids_RK, probabilities_RK, where)
+                start, row = known
+                _require_valid(row, found, width, where)
+                for index, (ids, values) in enumerate(zip(found["fused_ids"], found["fused_p"], strict=True), start):
+                    ids_RK[index, : len(ids)] = ids
+                    probabilities_RK[index, : len(ids)] = np.asarray(values, dtype=np.float32)
     if vocabulary is not None and ids_RK.size and not 0 <= ids_RK.min() <= ids_RK.max() < vocabulary:
         raise DataError(
             f"{where} has distributions over the ids {ids_RK.min()} to {ids_RK.max()}, but the model has {vocabulary}",
@@ -117,7 +121,8 @@ def _arrays(aligned: Artifact, rows: list[TokenRow], vocabulary: int | None) -> 
     return ids_RK, probabilities_RK
 
 
-def _fill(start: int, row: TokenRow, found: dict[str, Any], ids_RK: Array, probabilities_RK: Array, where: str) -> None:
+def _require_valid(row: TokenRow, found: dict[str, Any], width: int, where: str) -> None:
+    """Raise DataError unless the distributions are those of the row's response, with at most `width` ids each."""
     (response,) = row.responses
     if tuple(found["target_ids"]) != response or len(found["fused_ids"]) != len(response):
         raise DataError(
@@ -137,13 +142,11 @@ def _fill(start: int, row: TokenRow, found: dict[str, Any], ids_RK: Array, proba
                 field="sft.fusion",
                 hint=_ALIGN_AGAIN,
             )
-        if len(values) > ids_RK.shape[1] or len(set(ids)) != len(ids) or len(ids) != len(values):
+        if len(values) > width or len(set(ids)) != len(ids) or len(ids) != len(values):
             raise DataError(
                 f"token {index} of row {row.row_id} of {where} has {len(values)} probabilities for {len(set(ids))} "
-                f"distinct ids; at most {ids_RK.shape[1]} are allowed, one for each id",
+                f"distinct ids; at most {width} are allowed, one for each id",
                 code="FusionInvalid",
                 field="sft.fusion",
                 hint=_ALIGN_AGAIN,
             )
-        ids_RK[start + index, : len(ids)] = ids
-        probabilities_RK[start + index, : len(ids)] = values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -39,10 +39,10 @@ class Prepared:
 
 
 def prepared_micro_batches(
-    task: Task, rows: Sequence[TokenRow], plan: BatchPlan, *, rank: int, first_step: int, num_steps: int
+    task: Task, rows: Sequence[TokenRow], plan: BatchPlan, *, rank: int, steps: Iterable[int]
 ) -> Iterator[Prepared]:
-    """Collate the micro-batches of one rank from `first_step` to the end: a pure function of its arguments."""
-    for step in range(first_step, num_steps):
+    """Collate the micro-batches of one rank for these steps: a pure function of its arguments."""
+    for step in steps:
         denominator = task.denominator([rows[index] for index in plan.step_rows(step)])
         micro_batches = plan.micro_batches(step)[rank]
         for position, micro_batch in enumerate(micro_batches):

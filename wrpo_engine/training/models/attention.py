@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from wrpo_engine.training.batch.layout import AttentionPlan
 from wrpo_engine.training.models.attention_cpu import family_attention_cpu
 from wrpo_engine.training.models.attention_flex import family_attention_flex
-from wrpo_engine.training.models.attention_segments import attend_by_segment
+from wrpo_engine.training.models.attention_segments import ScoreRule, attend_by_segment
 
 IMPLEMENTATION = "wrpo_families"
 SEGMENTS = "wrpo_segments"
@@ -64,10 +64,11 @@ def family_attention(
         raise ValueError(f"{type(module).__name__} has attention sinks or biases, which packed rows do not support")
     scale = scaling if scaling is not None else query_1HTE.shape[-1] ** -0.5
     window = sliding_window if sliding_window is not None and sliding_window < plan.longest else None
+    rule = ScoreRule(plan, scale, softcap, window)
     if query_1HTE.is_cuda and not by_segment:
-        return family_attention_flex(query_1HTE, key_1NTE, value_1NTE, plan, scale, softcap, window), None
+        return family_attention_flex(query_1HTE, key_1NTE, value_1NTE, rule), None
     same_head_sizes = query_1HTE.shape[-1] == value_1NTE.shape[-1]
     is_plain = window is None and softcap is None and same_head_sizes
     if query_1HTE.device.type == "cpu" and is_plain and not by_segment:
         return family_attention_cpu(query_1HTE, key_1NTE, value_1NTE, plan.families, scale), None
-    return attend_by_segment(query_1HTE, key_1NTE, value_1NTE, plan, scale, softcap, window), None
+    return attend_by_segment(query_1HTE, key_1NTE, value_1NTE, rule), None

@@ -20,7 +20,7 @@ from wrpo_engine.errors import ConfigError, first_line
 from wrpo_engine.training.batch.layout import AttentionPlan, Family, Layout
 from wrpo_engine.training.distributed.collectives import Group
 from wrpo_engine.training.models import attention, attention_flex
-from wrpo_engine.training.models.attention_segments import attend_by_segment
+from wrpo_engine.training.models.attention_segments import ScoreRule, attend_by_segment
 
 log = logging.getLogger("wrpo_engine")
 
@@ -33,7 +33,7 @@ _TOLERANCE = 0.05
 """Of the trial, relative to the largest element: bf16 rounds to 0.004."""
 
 Requested = Literal["auto", "flex", "segments"]
-Attend = Callable[[Tensor, Tensor, Tensor, AttentionPlan, float, float | None, int | None], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, ScoreRule], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +91,13 @@ def _difference_from_segments(
         for count in counts
     )
 
-    settings = (plan, shape.head_size**-0.5, shape.softcap, window)
+    rule = ScoreRule(plan, shape.head_size**-0.5, shape.softcap, window)
     with torch.no_grad():  # The pass of the reference has another kernel.
-        attend(heads[0], heads[1], heads[2], *settings)
+        attend(heads[0], heads[1], heads[2], rule)
 
     def results(function: Attend, dtype: torch.dtype) -> tuple[Tensor, ...]:
         query, key, value = (tensor.detach().to(dtype).requires_grad_() for tensor in heads)
-        output = function(query, key, value, *settings)
+        output = function(query, key, value, rule)
         return output.detach(), *torch.autograd.grad(output, (query, key, value), upstream.transpose(1, 2).to(dtype))
 
     expected, found = results(attend_by_segment, torch.float32), results(attend, shape.dtype)

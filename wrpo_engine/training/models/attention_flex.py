@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wrpo_engine.training.batch.layout import AttentionPlan
 from wrpo_engine.training.models import attention_segments
+from wrpo_engine.training.models.attention_segments import ScoreRule
 
 log = logging.getLogger("wrpo_engine")
 
@@ -99,31 +100,26 @@ def family_attention_flex(
     query_1HTE: Tensor,
     key_1NTE: Tensor,
     value_1NTE: Tensor,
-    plan: AttentionPlan,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
+    rule: ScoreRule,
 ) -> Tensor:
     """Return the attention output [1, T, H, E]; plain operations replace FlexAttention if it cannot be compiled."""
     if not _Failure.is_known:
         try:
-            return attend_by_flex(query_1HTE, key_1NTE, value_1NTE, plan, scale, softcap, window)
+            return attend_by_flex(query_1HTE, key_1NTE, value_1NTE, rule)
         except _compilation_errors() as error:
             _Failure.is_known = True
             log.warning("FlexAttention cannot be compiled; segments are computed one by one: %s", error)
-    return attention_segments.attend_by_segment(query_1HTE, key_1NTE, value_1NTE, plan, scale, softcap, window)
+    return attention_segments.attend_by_segment(query_1HTE, key_1NTE, value_1NTE, rule)
 
 
 def attend_by_flex(
     query_1HTE: Tensor,
     key_1NTE: Tensor,
     value_1NTE: Tensor,
-    plan: AttentionPlan,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
+    rule: ScoreRule,
 ) -> Tensor:
     """Return the attention output [1, T, H, E]; raise the compiler's error if FlexAttention cannot be compiled."""
+    plan, softcap, window = rule.plan, rule.softcap, rule.window
     attend, make_mask = _compiled()
     if window not in plan.block_masks:
         tokens = query_1HTE.shape[2]
@@ -136,7 +132,7 @@ def attend_by_flex(
         value_1NTE,
         score_mod=None if softcap is None else _softcapped(query_1HTE.new_full((), softcap, dtype=score_dtype)),
         block_mask=plan.block_masks[window],
-        scale=scale,
+        scale=rule.scale,
         enable_gqa=query_1HTE.shape[1] != key_1NTE.shape[1],
     )
     return output_1HTE.transpose(1, 2).contiguous()

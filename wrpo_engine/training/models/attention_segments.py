@@ -5,22 +5,35 @@ T = tokens of the micro-batch, H = query heads, N = key-value heads, E = head si
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from wrpo_engine.training.batch.layout import AttentionPlan
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreRule:
+    """The tokens that a token attends to, and what becomes of their scores."""
+
+    plan: AttentionPlan
+    scale: float
+    """Factor of the scores."""
+    softcap: float | None = None
+    """c in c * tanh(score / c); None: scores are not capped."""
+    window: int | None = None
+    """Last positions that a token attends to; None: all before it."""
+
+
 def attend_by_segment(
     query_1HTE: Tensor,
     key_1NTE: Tensor,
     value_1NTE: Tensor,
-    plan: AttentionPlan,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
+    rule: ScoreRule,
 ) -> Tensor:
     """Return the attention output [1, T, H, E], computed by one masked attention per prefix and per branch."""
+    plan, scale, softcap, window = rule.plan, rule.scale, rule.softcap, rule.window
     groups = query_1HTE.shape[1] // key_1NTE.shape[1]
     key_1HTE, value_1HTE = (tensor.repeat_interleave(groups, dim=1) for tensor in (key_1NTE, value_1NTE))
     parts = []

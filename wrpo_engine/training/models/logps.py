@@ -355,22 +355,6 @@ def token_logps(
     )
 
 
-def selected_logps(
-    hidden_RD: Tensor,
-    weight_VD: Tensor,
-    targets_R: Tensor,
-    *,
-    bias_V: Tensor | None = None,
-    scaling: HeadScaling | None = None,
-    chunk: int | None = None,
-    kept_bytes: int | None = None,
-) -> Tensor:
-    """Return log softmax(hidden @ weight^T)[target] of every token, shape [R], in fp32 or wider."""
-    return token_logps(
-        hidden_RD, weight_VD, targets_R, bias_V=bias_V, scaling=scaling, chunk=chunk, kept_bytes=kept_bytes
-    ).logps_R
-
-
 class TopLogps(NamedTuple):
     """The likeliest tokens for R positions, in nats."""
 
