@@ -83,11 +83,12 @@ class MemoryClient:
     async def list(
         self, resource: Resource, namespace: str | None = None, **selection: Unpack[Selection]
     ) -> list[JsonObject]:
+        """Return the objects by name, as the API server does."""
         wanted = dict(part.split("=") for part in selection.get("label_selector", "").split(",") if part)
         fields = dict(part.split("=") for part in selection.get("field_selector", "").split(",") if part)
         return [
             obj
-            for (kind, place, _), obj in self.objects.items()
+            for (kind, place, _), obj in sorted(self.objects.items(), key=lambda item: item[0][1:])
             if kind == resource
             and (namespace is None or place == namespace)
             and wanted.items() <= (obj["metadata"].get("labels") or {}).items()

@@ -113,7 +113,8 @@ class StageDefinition(_Entry):
     uses_reward: bool
     """Whether its pods get the API key of the reward's endpoint."""
     weight: int = Field(ge=1)
-    """Usual share of an experiment's time. It only affects the evenness of the progress."""
+    """Usual share of an experiment's time. It affects the evenness of the progress and the order in which stages start,
+    but no result."""
     report: ReportPlace | None
     """None: the report neither reads nor shows it."""
     summary: _Text

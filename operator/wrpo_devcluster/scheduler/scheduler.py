@@ -14,6 +14,7 @@ from wrpo_devcluster.controllers.events import EventRecorder
 from wrpo_devcluster.delays import NONE, Delays, Holds, pod_identity
 from wrpo_devcluster.faults import Faults
 from wrpo_devcluster.objects import condition, is_deleting, is_terminal
+from wrpo_devcluster.scheduler.arrivals import Arrivals
 from wrpo_devcluster.scheduler.fit import NodeView, Verdict, choose
 from wrpo_devcluster.scheduler.ledger import Ledger
 
@@ -32,6 +33,7 @@ class Scheduler(Controller):
         self._holds = Holds(delays, clock)
         self._events = EventRecorder(client, clock, self.name)
         self._ledger = Ledger()
+        self._arrivals = Arrivals()
         self._has_counted = False
 
     @override
@@ -42,6 +44,7 @@ class Scheduler(Controller):
     @override
     def attach(self, hub: WatchHub) -> None:
         hub.subscribe(PODS, self._ledger.heard)
+        hub.subscribe(PODS, self._arrivals.heard)
         super().attach(hub)
 
     @override
@@ -56,7 +59,7 @@ class Scheduler(Controller):
         if is_exact:
             await self._count()
         nodes = [n for n in await self.client.list(NODES) if not is_deleting(n)]
-        waiting.sort(key=lambda p: (-int(p["spec"].get("priority") or 0), p["metadata"]["creationTimestamp"]))
+        waiting.sort(key=self._turn)
         for pod in waiting:
             verdict = self._choose(pod, nodes)
             if verdict.node is None and not is_exact:
@@ -77,6 +80,11 @@ class Scheduler(Controller):
         left = [self._holds.left_s(p["metadata"]["uid"], "schedule", longest_s, pod_identity(p)) for p in waiting]
         due = [pod for pod, left_s in zip(waiting, left, strict=True) if left_s <= 0]
         return due, min((left_s for left_s in left if left_s > 0), default=None)
+
+    def _turn(self, pod: JsonObject) -> tuple[int, str, float]:
+        """Return the sort key of a pod. After a restart only the times show which pods are older."""
+        meta = pod["metadata"]
+        return -int(pod["spec"].get("priority") or 0), meta["creationTimestamp"], self._arrivals.place(meta["uid"])
 
     async def _waiting(self) -> list[JsonObject]:
         pods = await self.client.list(PODS, field_selector="spec.nodeName=")

@@ -92,7 +92,8 @@ class Scheduling(SpecModel):
     named; SchedulerPlugins needs schedulerName."""
     max_gpus: Annotated[int, Field(ge=1, le=65536)] | None = None
     """Accelerators that the stages of the experiment may request at the same time. Stages start as accelerators become
-    free, the largest first. Unset: no limit but what the cluster has."""
+    free: the largest first, and of equal ones that for which the most work waits. Unset: no limit but what the cluster
+    has."""
     node_selector: dict[str, str] = Field(default={}, max_length=32)
     """Labels that a node must have."""
     tolerations: tuple[Toleration, ...] = Field(default=(), max_length=32, json_schema_extra=ATOMIC)

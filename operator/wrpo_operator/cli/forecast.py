@@ -41,6 +41,7 @@ from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageId, StageNode
 from wrpo_operator.plan.placing import choose, described, facts_in, model_of, placed, requests_of
 from wrpo_operator.plan.resources import gpus_of, pods_of
+from wrpo_operator.plan.urgency import urgencies
 from wrpo_operator.plan.warnings import warnings_of
 from wrpo_operator.sizing.estimate import (
     PROMPT_TOKENS,
@@ -480,9 +481,11 @@ def _simulate(
 ) -> tuple[int, float]:
     """Return the most accelerators in use at a time and the hours until the last stage ends.
 
-    Stages start as the planner starts them: when all before have ended, the largest first, within the limits.
+    Stages start as the planner starts them: when all before have ended, the largest first, of these the most urgent,
+    within the limits.
     """
-    limits, waiting, ended = limits_of(spec, inventory), list(nodes), set(done_before)
+    limits, ended, urgency = limits_of(spec, inventory), set(done_before), urgencies(nodes, done_before)
+    waiting = sorted(nodes, key=lambda node: -urgency[node.id])
     running: dict[StageId, float] = {}
     demands = {node.id: demand_of(spec, node, inventory) for node in nodes}
     now, most = 0.0, 0

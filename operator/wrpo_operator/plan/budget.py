@@ -36,10 +36,10 @@ class Limits:
 def admitted(waiting: Sequence[Demand], running: Iterable[Demand], limits: Limits) -> frozenset[StageId]:
     """Return the stages that start now.
 
-    The largest comes first; equal ones keep their order. Accelerators that the first stage without room will need are
-    kept for it, so that smaller stages cannot delay it forever: nothing else of its group starts, and nothing else at
-    all if it waits for the limit of all groups. Stages without accelerators always start. A stage that the limits never
-    admit neither starts nor holds back another.
+    The largest comes first; equal ones keep their order, which is that of urgency. Accelerators that the first stage
+    without room will need are kept for it, so that smaller stages cannot delay it forever: nothing else of its group
+    starts, and nothing else at all if it waits for the limit of all groups. Stages without accelerators always start. A
+    stage that the limits never admit neither starts nor holds back another.
     """
     used: Counter[str] = Counter()
     for demand in running:

@@ -25,6 +25,7 @@ from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import StartAttempt, Wait
 from wrpo_operator.plan.stage_views import Records, StageView, can_get_more_room, records_of
 from wrpo_operator.plan.storage import binding_of
+from wrpo_operator.plan.urgency import urgencies
 from wrpo_operator.sizing.inventory import Inventory
 from wrpo_operator.sizing.requests import DoesNotFit
 
@@ -82,7 +83,8 @@ def decide_starts(
 
     Invariants: no stage starts before all of its inputs have succeeded. No stage starts while a child of the same hash
     is live or a pod that was created for it still runs, regardless of the owner. The stages that start and those that
-    run stay within the limits of accelerators.
+    run stay within the limits of accelerators. The most urgent stage comes first, because pods of equal priority get
+    room in the order of their creation.
     """
     done = {view.id for view in views if view.succeeded}
     hashes = {view.id: view.node.hash for view in views}
@@ -92,8 +94,9 @@ def decide_starts(
         for view in views
         if not view.succeeded and not view.live and done.issuperset(view.node.upstream) and view.id not in lost
     )
+    urgency = urgencies([view.node for view in views], done | lost)
     starts: list[Start] = []
-    for view in ready:
+    for view in sorted(ready, key=lambda view: -urgency[view.id]):
         held = _held(snapshot, spec, view)
         refused = snapshot.refused.get(str(view.id))
         if held is not None:

@@ -240,25 +240,44 @@ class Reconciler:
                 if error.unreachable:
                     raise
                 return [*changes, *(Refused(error, account, planned) for planned in todo.apply)]
-        started = await together(self._start(experiment, planned) for planned in todo.apply)
+        rendered = [render_attempt(experiment, planned, self._settings.render) for planned in todo.apply]
+        prepared = await together(
+            self._prepare(planned, others) for planned, (*others, _) in zip(todo.apply, rendered, strict=True)
+        )
+        # One after another: pods get room in the order in which their child was created.
+        started = [
+            refused or await self._start(experiment, planned, child)
+            for planned, (*_, child), refused in zip(todo.apply, rendered, prepared, strict=True)
+        ]
         return [*changes, *(found for found in started if found is not None)]
 
-    async def _start(self, experiment: Experiment, planned: PlannedAttempt) -> Refused | None:
-        """Apply the manifests of one attempt, ConfigMap first."""
-        for manifest in render_attempt(experiment, planned, self._settings.render):
+    async def _prepare(self, planned: PlannedAttempt, manifests: Iterable[Manifest]) -> Refused | None:
+        """Apply what an attempt's child needs, ConfigMap first."""
+        for manifest in manifests:
             resource = APPLIED_RESOURCES[manifest["apiVersion"], manifest["kind"]]
             try:
                 if resource == CONFIG_MAPS:
                     await self._apply_once(manifest)
                     continue
                 self._check()
-                answer = await self._client.apply(resource, manifest)
+                await self._client.apply(resource, manifest)
             except KubeError as error:
                 if error.unreachable:
                     raise
                 return Refused(error, manifest, planned)
-            if resource.kind in CHILD_RESOURCES:
-                self._store.upsert(resource, {"apiVersion": resource.api_version, "kind": resource.kind, **answer})
+        return None
+
+    async def _start(self, experiment: Experiment, planned: PlannedAttempt, child: Manifest) -> Refused | None:
+        """Apply the child of an attempt."""
+        resource = APPLIED_RESOURCES[child["apiVersion"], child["kind"]]
+        self._check()
+        try:
+            answer = await self._client.apply(resource, child)
+        except KubeError as error:
+            if error.unreachable:
+                raise
+            return Refused(error, child, planned)
+        self._store.upsert(resource, {"apiVersion": resource.api_version, "kind": resource.kind, **answer})
         self._applied = {
             key: at for key, at in self._applied.items() if not key[2].startswith(f"{planned.child_name}-")
         }

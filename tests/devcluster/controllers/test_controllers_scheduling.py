@@ -158,3 +158,35 @@ def test_room_that_a_silent_watch_hides_is_found_before_a_pod_is_refused() -> No
             return str(await until(lambda: place(client, "late")))
 
     assert asyncio.run(scenario()) in {node.name for node in GPU_NODES}
+
+
+def test_pods_of_one_second_get_room_in_the_order_of_their_creation() -> None:
+    """They did in the order of their names, so that a stage on the critical path waited for others."""
+
+    async def scenario() -> list[str]:
+        async with simulated(lambda *_: []) as (client, _):
+
+            async def placed(*names: str) -> list[str]:
+                return [name for name in names if node_of(await client.get(PODS, name, "ns"))]
+
+            async def make(*names: str) -> None:
+                for name in names:
+                    await client.create(PODS, {**make_pod(8), "metadata": {"name": name}}, "ns")
+
+            async def are_placed() -> bool:
+                return len(await placed("p0", "p1")) == len(GPU_NODES)
+
+            await make("p0", "p1")
+            await until(are_placed)
+            await make("b", "c", "a")
+            order: list[str] = []
+            for ending in ("p0", "b", "c"):
+                await client.patch(PODS, ending, "ns", {"status": {"phase": "Succeeded"}})
+
+                async def more(before: tuple[str, ...] = tuple(order)) -> list[str]:
+                    return [name for name in await placed("a", "b", "c") if name not in before]
+
+                order += await until(more)
+            return order
+
+    assert asyncio.run(scenario()) == ["b", "c", "a"]

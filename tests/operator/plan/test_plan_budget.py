@@ -26,8 +26,10 @@ CASES: dict[str, tuple[list[Demand], list[Demand], Limits, str]] = {
         [demand("a", 8), demand("b", 64)], [demand("r", 100)], Limits(), "ab"),
     "the largest start first": (
         [demand("a", 1), demand("b", 8), demand("c", 8), demand("d", 1)], [], Limits(most=16), "bc"),
-    "equal ones start in the order of the graph": (
+    "equal ones start in their order": (
         [demand("a", 8), demand("b", 8), demand("c", 8)], [], Limits(most=16), "ab"),
+    "a larger one starts before a more urgent one": (
+        [demand("a", 1), demand("b", 16)], [], Limits(most=16), "b"),
     "what runs counts": (
         [demand("a", 8), demand("b", 1)], [demand("r", 8)], Limits(most=16), "a"),
     "free ones are kept for the largest": (

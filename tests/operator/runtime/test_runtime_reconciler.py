@@ -70,6 +70,28 @@ def test_of_two_experiments_that_plan_the_same_artifact_at_once_only_one_starts_
     assert blocker["reason"] == "ArtifactBeingMade"
 
 
+def test_children_are_created_in_the_order_of_the_plan_although_requests_take_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pods of equal priority get room in the order in which they were created."""
+    apply, left = world.kube.apply, {"jobs": 4, "configmaps": 4}
+
+    async def faster_each_time(resource: Any, manifest: Any) -> Any:
+        left[resource.plural] = left.get(resource.plural, 0) - 1
+        for _ in range(left[resource.plural]):
+            await asyncio.sleep(0)
+        return await apply(resource, manifest)
+
+    sources = [{"name": name, "model": f"org/{name}"} for name in ("c", "a", "b")]
+    world.put_experiment(sources=sources, evaluation={"enabled": False})
+    world.reconcile()
+    world.finish("prepare")
+    monkeypatch.setattr(world.kube, "apply", faster_each_time)
+    world.reconcile()
+    created = [name for verb, what, name in world.kube.writes() if (verb, what) == ("apply", "jobs")]
+    assert [name.split("-")[2] for name in created] == ["c", "a", "b"]
+
+
 def test_a_finished_stage_starts_the_next(world: World) -> None:
     world.put_experiment()
     world.reconcile()
