@@ -17,6 +17,7 @@ from wrpo_engine.contract.exit_codes import help_lines
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.process import termination
 from wrpo_engine.process.environment import prepare_environment
+from wrpo_engine.process.unused_libraries import skip_unused_libraries
 
 TOOLS = {
     "lint": ("wrpo_engine.linting.command", "look for faults in triples, prompts and artifacts"),
@@ -141,6 +142,7 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage or tool that the arguments name, and exit with its code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    skip_unused_libraries()
     if arguments and arguments[0] in TOOLS:
         prepare_environment(os.environ)
         sys.exit(importlib.import_module(TOOLS[arguments[0]][0]).main(arguments[1:]))
