@@ -189,8 +189,8 @@ def _quantization(config: Mapping[str, Any], text: Mapping[str, Any]) -> _Scheme
     method = str(section.get("quant_method") or "unknown")
     weights = _compressed_weights(section)
     bits = section.get("bits", weights.get("num_bits"))
-    known = isinstance(bits, int) and bits > 0
-    four = bits <= 4 if known else section.get("load_in_4bit") is True or method in _FOUR_BITS
+    is_known = isinstance(bits, int) and not isinstance(bits, bool) and bits > 0
+    four = bits <= 4 if is_known else section.get("load_in_4bit") is True or method in _FOUR_BITS
     blocks = section.get("weight_block_size") or weights.get("block_structure")
     sizes = blocks if isinstance(blocks, list) else [section.get("group_size", weights.get("group_size"))]
     return _Scheme(method, _QUANTIZED_BYTES[4 if four else 8], lcm(*(size for size in sizes if _is_size(size))))

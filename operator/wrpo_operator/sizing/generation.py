@@ -233,11 +233,12 @@ def _copies_divided(facts: ModelFacts, tensor: int) -> int:
 
 def _illegal(facts: ModelFacts, tensor: int) -> DoesNotFit:
     legal = ", ".join(map(str, legal_tensor_parallel(facts, LARGEST_POD)))
+    widths = "the feed-forward widths" if facts.quantization is None else "the quantised groups of the widths"
     return DoesNotFit(
         needs=f"a tensor-parallel size of {legal}",
         largest=f"tensorParallelSize {tensor}",
         message=f"tensorParallelSize {tensor} cannot divide {facts.attention_heads} heads, {facts.key_value_heads} "
-        f"key-value heads, the feed-forward widths and the vocabulary evenly. Set one of {legal}, or leave it unset.",
+        f"key-value heads, {widths} and the vocabulary evenly. Set one of {legal}, or leave it unset.",
         final=True,
     )
 

@@ -6,14 +6,14 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from sizing_support import MEMORY_MIB, cards, cluster
+from sizing_support import MEMORY_MIB, cards, cluster, refused
 
 from wrpo_engine.contract.model_facts import facts_of
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.sizing.catalogue import known_facts, known_models
 from wrpo_operator.sizing.generation import place_generation
 from wrpo_operator.sizing.memory import MIB, key_value_bytes, legal_tensor_parallel, loaded_bytes
-from wrpo_operator.sizing.requests import GenerationRequest, TrainingRequest
+from wrpo_operator.sizing.requests import Asked, GenerationRequest, TrainingRequest
 from wrpo_operator.sizing.training import place_training
 
 Config = dict[str, Any]
@@ -98,6 +98,15 @@ def test_facts_of_unusual_configs(
     assert legal_tensor_parallel(found, 16) == legal
     assert (round(found.parameters / 1e9, 1), round(found.weight_bytes / 1e9, 1)) == (billions, gigabytes)
     assert key_value_bytes(found) == cache
+
+
+def test_a_tensor_parallel_size_that_divides_groups_is_refused_with_the_legal_ones() -> None:
+    facts = facts_of(TABLE["experts of 12 blocks of fp8"][0], weight_bytes=None)
+    request = GenerationRequest(facts=facts, asked=Asked(tensor_parallel=8))
+    assert refused(place_generation(request, cluster(cards(80)))).message == (
+        "tensorParallelSize 8 cannot divide 64 heads, 4 key-value heads, the quantised groups of the widths and the "
+        "vocabulary evenly. Set one of 1, 2, 4, or leave it unset."
+    )
 
 
 def group_of(config: Config) -> int:
