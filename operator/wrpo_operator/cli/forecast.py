@@ -39,7 +39,7 @@ from wrpo_operator.plan.budget import Demand, Limits, admitted
 from wrpo_operator.plan.demands import demand_of, limits_of
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageId, StageNode
-from wrpo_operator.plan.placing import choose, described, facts_in, model_of, placed, requests_of
+from wrpo_operator.plan.placing import choose, described, facts_in, loaded_model, model_of, placed, requests_of
 from wrpo_operator.plan.resources import gpus_of, pods_of
 from wrpo_operator.plan.urgency import urgencies
 from wrpo_operator.plan.warnings import warnings_of
@@ -375,7 +375,7 @@ def _seconds(known: _Known, node: StageNode, placement: Placement, group: Accele
         return alone / placement.accelerators
     if isinstance(params, SampleParams | AnswerParams | MixtureParams) and prompts is not None:
         responses = prompts * params.samples_per_prompt
-        return _generation(about, speed, placement, group, responses=responses)
+        return _generation(loaded_model(node, about), speed, placement, group, responses=responses)
     return forward_seconds(about, speed, tokens=tokens)
 
 
@@ -386,7 +386,7 @@ def _facts_of(known: _Known, node: StageNode) -> ModelFacts | None:
 
 
 def _generation(
-    facts: ModelFacts, speed: Speed, placement: Placement, group: AcceleratorGroup, *, responses: int
+    request: GenerationRequest, speed: Speed, placement: Placement, group: AcceleratorGroup, *, responses: int
 ) -> float:
     way = Way(
         group=group,
@@ -395,11 +395,11 @@ def _generation(
         share=placement.gpu_memory_utilization or UTILIZATION,
     )
     return generation_seconds(
-        facts,
+        request,
         speed,
         responses=responses,
         accelerators=placement.per_pod,
-        room=room(GenerationRequest(facts=facts), way),
+        room=room(request, way),
     )
 
 
@@ -440,7 +440,7 @@ def _search_seconds(
     search = params.search
     if search is None:
         return None
-    answers = _generation(facts, speed, placement, group, responses=search.prompts)
+    answers = _generation(GenerationRequest(facts=facts), speed, placement, group, responses=search.prompts)
     length = min(search.max_tokens, RESPONSE_TOKENS)
     reward = None if search.reward.name is None else known.look_up(search.reward.name, search.reward.revision)
     read = search.prompts * (PROMPT_TOKENS + length)

@@ -158,6 +158,34 @@ def _memory_of(choice: Placement, inventory: Inventory) -> int:
     return next((group.memory_mib for group in inventory.groups if group.name == choice.accelerator), 0)
 
 
+def loaded_model(node: StageNode, facts: ModelFacts) -> GenerationRequest:
+    """Return how a generating stage loads a model, without what the user asked for."""
+    params = node.params
+    return GenerationRequest(
+        facts=facts,
+        backend="Transformers" if isinstance(params, _BY_TRANSFORMERS) else getattr(params, "backend", "vLLM"),
+        max_model_length=_longest(node),
+        whole_context=isinstance(params, JudgeParams),
+        quantization=getattr(params, "quantization", None),
+        dtype=params.precision if isinstance(params, RepresentParams) else getattr(params, "dtype", "auto"),
+        cache_dtype=str(_engine_arguments(node).get(CACHE_DTYPE, "auto")),
+    )
+
+
+def _longest(node: StageNode) -> int | None:
+    """Return the limit of prompt and response together in tokens; None if only the model's context limits them."""
+    match node.params:
+        case SampleParams(max_model_length=limit) | RepresentParams(max_length=limit):
+            return limit
+        case _:
+            return node.runtime.context_limit
+
+
+def _engine_arguments(node: StageNode) -> dict[str, Any]:
+    """Return the arguments of vLLM's engine, those that affect only speed and the others."""
+    return {**getattr(node.params, "engine_args", {}), **node.runtime.engine_args}
+
+
 class _Question:
     """What is asked about one model of a stage."""
 
@@ -207,34 +235,15 @@ class _Question:
         return self._set("shards") if self._node.shape is Shape.INDEXED_JOB else 1
 
     def _generation(self) -> GenerationRequest:
-        params = self._node.params
-        arguments = {**getattr(params, "engine_args", {}), **self._node.runtime.engine_args}
-        pipeline = arguments.get(PIPELINE)
+        pipeline = _engine_arguments(self._node).get(PIPELINE)
         asked = Asked(
             tensor_parallel=self._set("tensor_parallel_size"),
             pipeline_parallel=pipeline if isinstance(pipeline, int) else None,
             utilization=self._set("gpu_memory_utilization"),
             pods=self._pods(),
         )
-        return GenerationRequest(
-            asked=asked,
-            backend="Transformers" if isinstance(params, _BY_TRANSFORMERS) else getattr(params, "backend", "vLLM"),
-            max_model_length=self._longest(),
-            whole_context=isinstance(params, JudgeParams),
-            prompts=_prompts_of(self._spec, self._node, self._records),
-            quantization=getattr(params, "quantization", None),
-            dtype=params.precision if isinstance(params, RepresentParams) else getattr(params, "dtype", "auto"),
-            cache_dtype=str(arguments.get(CACHE_DTYPE, "auto")),
-            **self._common,
-        )
-
-    def _longest(self) -> int | None:
-        """Return the limit of prompt and response together in tokens; None if only the model's context limits them."""
-        match self._node.params:
-            case SampleParams(max_model_length=limit) | RepresentParams(max_length=limit):
-                return limit
-            case _:
-                return self._node.runtime.context_limit
+        prompts = _prompts_of(self._spec, self._node, self._records)
+        return replace(loaded_model(self._node, self._facts), asked=asked, prompts=prompts, **self._common)
 
     def _scoring(self) -> ScoringRequest:
         return ScoringRequest(

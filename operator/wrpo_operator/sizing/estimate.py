@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.sizing.memory import key_value_bytes, loaded_bytes
+from wrpo_operator.sizing.requests import GenerationRequest
 
 UNCERTAINTY = 2
 PROMPT_TOKENS = 180
@@ -61,15 +62,21 @@ def speed_of(product: str) -> Speed | None:
     return next((speed for words, speed in _SPEEDS if re.search(rf"-({words})-", name)), None)
 
 
-def generation_seconds(facts: ModelFacts, speed: Speed, *, responses: int, accelerators: int, room: int) -> float:
+def generation_seconds(
+    request: GenerationRequest, speed: Speed, *, responses: int, accelerators: int, room: int
+) -> float:
     """Return the seconds that one pod of so many accelerators needs for all responses; divide by the pods.
 
     `room` is the number of tokens whose keys and values fit. Steps are limited by reading weights and cache, or by
     arithmetic.
     """
+    facts = request.facts
     sequences = max(1, min(MOST_SEQUENCES, room // (PROMPT_TOKENS + RESPONSE_TOKENS), responses))
-    cache = sequences * key_value_bytes(facts) * (PROMPT_TOKENS + RESPONSE_TOKENS / 2)
-    reading = (loaded_bytes(facts) + cache) / (speed.bandwidth * accelerators * _BANDWIDTH_SHARE)
+    cache = (
+        sequences * key_value_bytes(facts, request.dtype, request.cache_dtype) * (PROMPT_TOKENS + RESPONSE_TOKENS / 2)
+    )
+    weights = loaded_bytes(facts, request.quantization, request.dtype)
+    reading = (weights + cache) / (speed.bandwidth * accelerators * _BANDWIDTH_SHARE)
     computing = 2 * sequences * _active(facts) / (speed.arithmetic * accelerators * _ARITHMETIC_SHARE)
     return responses * RESPONSE_TOKENS / sequences * max(reading, computing)
 

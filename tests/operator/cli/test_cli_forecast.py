@@ -33,6 +33,7 @@ from wrpo_operator.sizing.estimate import (
     speed_of,
     training_seconds,
 )
+from wrpo_operator.sizing.requests import GenerationRequest
 
 JsonObject = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[3]
@@ -507,10 +508,14 @@ def test_more_room_and_more_accelerators_never_take_longer() -> None:
     assert known is not None
     assert speed is not None
 
-    def seconds(accelerators: int, room: int) -> float:
-        return generation_seconds(known.facts, speed, responses=5000, accelerators=accelerators, room=room)
+    def seconds(accelerators: int, room: int, quantization: str | None = None, cache_dtype: str = "auto") -> float:
+        request = GenerationRequest(facts=known.facts, quantization=quantization, cache_dtype=cache_dtype)
+        return generation_seconds(request, speed, responses=5000, accelerators=accelerators, room=room)
 
     assert seconds(4, 100_000) > seconds(4, 200_000) > seconds(8, 200_000)
+    # With few sequences, time is that of reading weights and cache.
+    assert seconds(4, 10_000, "fp8") < 0.55 * seconds(4, 10_000)
+    assert seconds(4, 100_000, cache_dtype="fp8") < seconds(4, 100_000)
     plain = training_seconds(known.facts, speed, tokens=10, checkpointing=False, references=False)
     assert plain > 3 * forward_seconds(known.facts, speed, tokens=10)
     recomputed = training_seconds(known.facts, speed, tokens=10, checkpointing=True, references=True)
