@@ -69,8 +69,8 @@ PRODUCTS: Mapping[str, Product] = {
     "b200": _nvidia("NVIDIA-B200", 183359, "10.0", "blackwell"),
     "h200": _nvidia("NVIDIA-H200", 143771, "9.0", "hopper"),
     "h100": _nvidia("NVIDIA-H100-80GB-HBM3", 81559, "9.0", "hopper"),
-    "a100": _nvidia("NVIDIA-A100-SXM4-80GB", 81920, "8.0", "ampere"),
-    "a100-40": _nvidia("NVIDIA-A100-SXM4-40GB", 40960, "8.0", "ampere"),
+    "a100-80gb": _nvidia("NVIDIA-A100-SXM4-80GB", 81920, "8.0", "ampere"),
+    "a100-40gb": _nvidia("NVIDIA-A100-SXM4-40GB", 40960, "8.0", "ampere"),
     "l40s": _nvidia("NVIDIA-L40S", 46068, "8.9", "ada-lovelace"),
     "a10g": _nvidia("NVIDIA-A10G", 23028, "8.6", "ampere"),
     "l4": _nvidia("NVIDIA-L4", 23034, "8.9", "ada-lovelace"),
@@ -78,10 +78,11 @@ PRODUCTS: Mapping[str, Product] = {
     "a100-mig-1g.10gb": _slice("NVIDIA-A100-SXM4-80GB", "1g.10gb", 9728),
     "a100-mig-3g.40gb": _slice("NVIDIA-A100-SXM4-80GB", "3g.40gb", 40192),
     "mi300x": _amd("AMD_Instinct_MI300X_OAM", "192G"),
-    "max1550": Product("gpu.intel.com/i915", {"gpu.intel.com/product": "Max_1550"}, "gpu.intel.com/device.count", ""),
+    "max-1550": Product("gpu.intel.com/i915", {"gpu.intel.com/product": "Max_1550"}, "gpu.intel.com/device.count", ""),
     "unlabelled": Product("nvidia.com/gpu"),
 }
-"""Name in `--nodes` -> product. `unlabelled` has a device plugin but no discovery of features."""
+"""Name in `--nodes` -> product; `wrpo plan --accelerators` knows those of whole devices too. `unlabelled` has a device
+plugin but no discovery of features."""
 
 
 def parse_nodes(text: str, *, cpu: str, memory: str) -> tuple[NodeConfig, ...]:

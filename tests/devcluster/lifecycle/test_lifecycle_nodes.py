@@ -21,8 +21,9 @@ from wrpo_devcluster.bootstrap import node_object
 from wrpo_devcluster.config import ClusterConfig, SimulatedRule, load_config, parse_rules, save_config
 from wrpo_devcluster.products import PRODUCTS, parse_nodes
 from wrpo_operator.cli.install import find_tool
+from wrpo_operator.cli.planning import inventory_of
 from wrpo_operator.sizing.inventory import Inventory
-from wrpo_operator.sizing.nodes import node_inventory
+from wrpo_operator.sizing.nodes import CLOSE, node_inventory
 from wrpo_operator.sizing.offers import node_fact
 from wrpo_operator.sizing.selection import Selection
 
@@ -55,6 +56,12 @@ def test_every_product_has_a_size_and_tolerated_taints(name: str) -> None:
         "-mig-" in name,
     )
     assert group.labels
+    if not group.is_slice:
+        planned = inventory_of(f"{name}=2x4", None)
+        assert planned is not None
+        (same,) = planned.groups
+        assert (same.resource, same.per_node, same.nodes) == (group.resource, group.per_node, group.nodes)
+        assert same.memory_mib == pytest.approx(group.memory_mib, rel=CLOSE)
 
 
 def test_nodes_without_feature_discovery_are_named() -> None:
