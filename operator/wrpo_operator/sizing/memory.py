@@ -37,10 +37,8 @@ def loaded_bytes(facts: ModelFacts, quantization: str | None = None, dtype: str 
     if quantization is None and width > HALF:
         return facts.parameters * width
     per_parameter = _QUANTIZED.get((quantization or "").split("_")[0].lower(), float(HALF))
-    # Embedding and output are not quantised. Facts do not say whether they share their weights.
-    kept = min(facts.parameters, 2 * facts.vocabulary * facts.hidden_size)
-    quantized = ceil((facts.parameters - kept) * per_parameter) + kept * HALF
-    return min(facts.weight_bytes, quantized)
+    # The embedding and the output stay in 16 bits, which the margin covers: they are few of a large model's parameters.
+    return min(facts.weight_bytes, ceil(facts.parameters * per_parameter))
 
 
 def key_value_bytes(facts: ModelFacts, dtype: str = "auto", cache_dtype: str = "auto") -> int:
