@@ -232,6 +232,14 @@ def header_end(content: bytes) -> int | None:
     return HEADER_LENGTH_BYTES + int.from_bytes(content[:HEADER_LENGTH_BYTES], "little")
 
 
+def data_starts(path: Path) -> dict[str, int]:
+    """Return the place in a safetensors file at which each tensor's data begins, in bytes."""
+    with path.open("rb") as file:
+        end = header_end(file.read(HEADER_LENGTH_BYTES)) or 0
+        header = json.loads(file.read(end - HEADER_LENGTH_BYTES))
+    return {name: end + entry["data_offsets"][0] for name, entry in header.items() if "data_offsets" in entry}
+
+
 def _data_bytes(path: Path) -> int:
     with path.open("rb") as file:
         begin = header_end(file.read(HEADER_LENGTH_BYTES)) or 0

@@ -62,8 +62,7 @@ class Merge:
         prepared = prepare(given, recipe_of(self.fields, self.weights_of(name), seed_of(self.fields.seed, name)))
         if prepared.weights is not None:
             self.found[name] = prepared.weights
-        for rows in given.chunks():
-            yield prepared.combine(rows)
+        yield from prepared.merged(given)
 
     def write_shard(self, path: Path, file: str, poll: Poll) -> None:
         """Write one file of weights."""

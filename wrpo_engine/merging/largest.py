@@ -1,72 +1,100 @@
-"""Choice of the largest elements of a tensor that is read in chunks, by a threshold that is found exactly."""
+"""Choice of the largest elements of a tensor by a threshold that is found exactly, without sorting the tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_DIGIT = 16
-"""Bits that are decided by one pass over the values."""
-_SIZE = 1 << _DIGIT
-_PIECE = 1 << 22
+_SAMPLE = 1 << 18
+_MARGIN = 4.5
+"""Half the width of the bracket, in standard deviations of a rank in the sample."""
+_PIECE = 1 << 18
+"""Elements that are compared at a time, so that intermediate results stay in the caches."""
+
+_Values: TypeAlias = np.ndarray[Any, Any]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Largest:
-    """Selects the k largest of values that are shown in order; of those equal to the threshold the first ones."""
+    """The k largest elements of a tensor; of those equal to the threshold the first ones."""
 
     threshold: float
-    ties: int
-    """Elements equal to the threshold that are still to be selected."""
+    end: int
+    """Place in the flat tensor from which elements equal to the threshold are not selected."""
 
-    def mask(self, values: Tensor) -> Tensor:
-        """Return which of the next values are selected."""
-        chosen = values > self.threshold
-        if self.ties:
-            equal = values == self.threshold
-            first = equal & (equal.reshape(-1).cumsum(0).reshape(equal.shape) <= self.ties)
-            self.ties -= int(first.sum())
-            chosen |= first
-        return chosen
+    def mask(self, values: Tensor, start: int) -> Tensor:
+        """Return which of the values are selected, the first of which is at place `start` of the flat tensor."""
+        flat = values.reshape(-1)
+        before = min(max(self.end - start, 0), flat.numel())
+        chosen = torch.cat([flat[:before] >= self.threshold, flat[before:] > self.threshold])
+        return chosen.reshape(values.shape)
 
 
 def largest(values: Tensor, k: int) -> Largest:
-    """Return the selection of the k largest elements of a tensor of non-negative numbers.
+    """Return the selection of the k largest elements of a tensor.
 
-    Non-negative floating-point numbers are in the order of their bits. So the k-th largest is found digit by digit from
-    counts, without sorting: the memory needed does not depend on the size of the tensor.
+    A sample gives two values that are close to the k-th largest one, below and above it. One pass then counts the
+    larger elements and collects those between, of which there are few.
     """
     if k <= 0:
-        return Largest(threshold=float("inf"), ties=0)
-    flat = values.reshape(-1)
-    wide = flat.dtype == torch.float64
-    bits = flat.numpy().view(np.uint64 if wide else np.uint32)
-    prefix, wanted = 0, k
-    for shift in range((64 if wide else 32) - _DIGIT, -1, -_DIGIT):
-        counts = _counts(_pieces(bits), prefix, shift)
-        from_top = counts[::-1].cumsum()
-        digit = _SIZE - 1 - int(np.searchsorted(from_top, wanted))
-        wanted -= int(from_top[_SIZE - 1 - digit]) - int(counts[digit])
-        prefix = prefix << _DIGIT | digit
-    kind = np.uint64 if wide else np.uint32
-    threshold = np.array([prefix], dtype=kind).view(np.float64 if wide else np.float32)[0]
-    return Largest(threshold=float(threshold), ties=wanted)
+        return Largest(threshold=math.inf, end=0)
+    flat = values.reshape(-1).numpy()
+    threshold, ties = _threshold(flat, k)
+    return Largest(threshold=threshold, end=_end(flat, threshold, ties))
 
 
-def _pieces(bits: np.ndarray[Any, Any]) -> Iterable[np.ndarray[Any, Any]]:
-    return (bits[start : start + _PIECE] for start in range(0, len(bits), _PIECE))
+def _threshold(values: _Values, k: int) -> tuple[float, int]:
+    """Return the k-th largest element, and how many elements that are equal to it are among the k largest."""
+    if values.size > _SAMPLE:
+        low, high = _bracket(values, k)
+        larger, equal, between = _divided(values, low, high)
+        if larger < k <= larger + equal:
+            return high, k - larger
+        rest = k - larger - equal
+        if 0 < rest <= between.size:
+            return _kth(between, rest)
+    # Few elements; or the sample is not like the tensor; or many elements are equal to the lower value.
+    return _kth(values, k)
 
 
-def _counts(pieces: Iterable[np.ndarray[Any, Any]], prefix: int, shift: int) -> np.ndarray[Any, Any]:
-    """Return how often each digit occurs at a place among the numbers whose higher digits are the prefix."""
-    counts = np.zeros(_SIZE, dtype=np.int64)
-    for piece in pieces:
-        shifted = piece >> shift
-        same = shifted if shift + _DIGIT >= 8 * piece.itemsize else shifted[shifted >> _DIGIT == prefix]
-        counts += np.bincount((same & (_SIZE - 1)).astype(np.int64), minlength=_SIZE)
-    return counts
+def _bracket(values: _Values, k: int) -> tuple[float, float]:
+    """Return two values between which, or at which, the k-th largest element is expected."""
+    places = np.random.default_rng(0).integers(values.size, size=_SAMPLE)
+    sample = np.sort(values[places])
+    share = 1 - k / values.size
+    margin = _MARGIN * (share * (1 - share) / _SAMPLE) ** 0.5 + 1 / _SAMPLE
+    low, high = (round((share + sign * margin) * _SAMPLE) for sign in (-1, 1))
+    return float(sample[low]) if low >= 0 else -math.inf, float(sample[high]) if high < _SAMPLE else math.inf
+
+
+def _divided(values: _Values, low: float, high: float) -> tuple[int, int, _Values]:
+    """Return the number of elements above `high` and at it, and the elements between `low` and `high`."""
+    larger = equal = 0
+    between: list[_Values] = []
+    for start in range(0, values.size, _PIECE):
+        piece = values[start : start + _PIECE]
+        above, below = piece > high, piece < high
+        larger += int(np.count_nonzero(above))
+        equal += piece.size - int(np.count_nonzero(above)) - int(np.count_nonzero(below))
+        between.append(piece[below & (piece > low)])
+    return larger, equal, np.concatenate(between)
+
+
+def _kth(values: _Values, k: int) -> tuple[float, int]:
+    threshold = np.partition(values, values.size - k)[values.size - k]
+    return float(threshold), k - int(np.count_nonzero(values > threshold))
+
+
+def _end(values: _Values, threshold: float, ties: int) -> int:
+    """Return the place after the first `ties` elements that are equal to the threshold."""
+    for start in range(0, values.size, _PIECE):
+        places = np.flatnonzero(values[start : start + _PIECE] == threshold)
+        if len(places) >= ties:
+            return start + int(places[ties - 1]) + 1
+        ties -= len(places)
+    raise AssertionError("the threshold is an element")

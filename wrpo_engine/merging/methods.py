@@ -1,18 +1,19 @@
 """Merge methods on tensors that are read in chunks.
 
 What depends on a whole tensor (thresholds, norms, angles) is found first, in chunks. The elements are then combined
-chunk by chunk by mergekit's own functions.
+chunk by chunk: means by mergekit's own function, deltas by its formulas, because its function copies all deltas several
+times.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from wrpo_engine.merging.election import of_majority, total_of
 from wrpo_engine.merging.largest import largest
 from wrpo_engine.merging.operands import Operands, gram
 from wrpo_engine.merging.recipe import Combine, Prepared, Recipe
@@ -20,11 +21,13 @@ from wrpo_engine.merging.sce import prepare_sce
 
 _TINY = 1e-7
 """Norms below are not restored by DARE, as in mergekit."""
+_NO_WEIGHT = 1e-8
+"""Sums of weights below are no divisors, as in mergekit."""
 _COLLINEAR = 0.9995
 """Absolute cosine above which SLERP is linear, as in mergekit."""
 
 Kept = Callable[[slice, Tensor], Tensor]
-"""(rows, delta) -> the delta with the elements that its method keeps. Called for all chunks, in order."""
+"""(rows, delta) -> the delta with the elements that its method keeps, which may be the same tensor, changed."""
 
 
 def prepare(operands: Operands, recipe: Recipe) -> Prepared:
@@ -33,7 +36,8 @@ def prepare(operands: Operands, recipe: Recipe) -> Prepared:
         case "Linear":
             return Prepared(combine=_mean(operands, recipe.weights, normalize=recipe.normalize))
         case "TaskArithmetic" | "TIES" | "DARE-Linear" | "DARE-TIES":
-            return Prepared(combine=_task_arithmetic(operands, recipe))
+            ordered = recipe.method.startswith("DARE")
+            return Prepared(combine=_task_arithmetic(operands, recipe), ordered=ordered)
         case "SLERP":
             return Prepared(combine=_mean(operands, _on_arc(operands, recipe.position)))
         case "ModelStock":
@@ -44,42 +48,37 @@ def prepare(operands: Operands, recipe: Recipe) -> Prepared:
 
 def merged_tensor(operands: Operands, recipe: Recipe) -> Tensor:
     """Return a merged tensor as a whole."""
-    prepared = prepare(operands, recipe)
-    return torch.cat([prepared.combine(rows) for rows in operands.chunks()]).reshape(operands.shape)
-
-
-def _call(tensors: Sequence[Tensor], method: str, base: int | None = None, **parameters: Any) -> Tensor:
-    from mergekit.merge_methods.api import merge_tensors
-
-    merged: Tensor = merge_tensors(tensors, method, parameters=parameters, base_index=base)
-    return merged
+    return torch.cat(list(prepare(operands, recipe).merged(operands))).reshape(operands.shape)
 
 
 def _mean(operands: Operands, weights: Sequence[float], *, normalize: bool = False) -> Combine:
+    from mergekit.merge_methods.api import merge_tensors
+
     def combine(rows: slice) -> Tensor:
-        return _call(operands.all(rows), "linear", weight=list(weights), normalize=normalize)
+        parameters = {"weight": list(weights), "normalize": normalize}
+        merged: Tensor = merge_tensors(operands.all(rows), "linear", parameters=parameters)
+        return merged
 
     return combine
 
 
 def _task_arithmetic(operands: Operands, recipe: Recipe) -> Combine:
     kept = [_kept(operands, recipe, parent) for parent in _draws(operands, recipe)]
-    method = "ties" if recipe.method in {"TIES", "DARE-TIES"} else "task_arithmetic"
+    sum_of_weights = sum(recipe.weights)
 
     def combine(rows: slice) -> Tensor:
         base, deltas = operands.deltas(rows)
-        chosen = [keep(rows, delta) for keep, delta in zip(kept, deltas, strict=True)]
-        # Deltas to a base of zeros stay exact.
-        merged = _call(
-            [torch.zeros_like(base), *chosen],
-            method,
-            0,
-            weight=list(recipe.weights),
-            density=1.0,
-            normalize=recipe.normalize,
-            **{"lambda": recipe.scale},
-        )
-        return base + merged
+        weighted = [
+            keep(rows, delta).mul_(weight) for keep, delta, weight in zip(kept, deltas, recipe.weights, strict=True)
+        ]
+        merged = total_of(weighted)
+        if recipe.method in {"TIES", "DARE-TIES"}:
+            merged, divisor = of_majority(weighted, merged, [1.0] * len(weighted), recipe.weights)
+            if recipe.normalize:
+                merged.div_(divisor.masked_fill_(divisor == 0, 1))
+        elif recipe.normalize and abs(sum_of_weights) >= _NO_WEIGHT:
+            merged.div_(sum_of_weights)
+        return base + merged.mul_(recipe.scale)
 
     return combine
 
@@ -115,9 +114,9 @@ def _kept(operands: Operands, recipe: Recipe, draws: tuple[int, torch.Generator]
 
 def _by_size(operands: Operands, parent: int, density: float) -> Kept:
     # mergekit compares sizes in float32, too.
-    sizes = torch.cat([operands.delta(parent, rows).abs().float().reshape(-1) for rows in operands.chunks()])
+    sizes = operands.collected(lambda rows: operands.delta(parent, rows).abs_().float())
     selection = largest(sizes, max(1, int(density * operands.numel)))
-    return lambda _rows, delta: delta * selection.mask(delta.abs().float())
+    return lambda rows, delta: delta.mul_(selection.mask(delta.abs().float(), operands.start(rows)).to(delta.dtype))
 
 
 def _at_random(operands: Operands, parent: int, recipe: Recipe, generator: torch.Generator) -> Kept:

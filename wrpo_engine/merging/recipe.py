@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from torch import Tensor
 
 from wrpo_engine.contract.merging import MergeFields, MergeMethod
+from wrpo_engine.merging.operands import Operands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ def recipe_of(fields: MergeFields, weights: Sequence[float], seed: int) -> Recip
 
 
 Combine: TypeAlias = Callable[[slice], Tensor]
-"""Rows -> the merged rows. Called once for each chunk, in order."""
+"""Rows -> the merged rows. Called once for each chunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +55,11 @@ class Prepared:
     combine: Combine
     weights: tuple[float, ...] | None = None
     """SCE: the weight of each model."""
+    ordered: bool = False
+    """DARE: chunks are merged one after the other, because they draw from one sequence of random numbers."""
+
+    def merged(self, operands: Operands) -> Iterator[Tensor]:
+        """Yield the merged rows, chunk by chunk."""
+        if self.ordered:
+            return map(self.combine, operands.chunks())
+        return (rows for _, rows in operands.mapped(self.combine))

@@ -12,6 +12,7 @@ import torch
 from mergekit.merge_methods.api import merge_tensors
 from torch import Tensor
 
+from wrpo_engine.merging import largest as choice
 from wrpo_engine.merging.largest import largest
 from wrpo_engine.merging.methods import merged_tensor, prepare
 from wrpo_engine.merging.operands import operands_of
@@ -82,6 +83,39 @@ def test_sce_is_that_of_its_authors(top_k: float, chunk: int) -> None:
     np.testing.assert_allclose(merged_tensor(operands, recipe), expected["merged"], rtol=0, atol=1e-9)
 
 
+def original_sce(base: Tensor, models: list[Tensor], top_k: float) -> tuple[Any, Any]:
+    """Return weights and merge by the algorithm as FuseChat's authors have it, on whole tensors."""
+    origin = base.double().numpy()
+    deltas = np.stack([model.double().numpy() for model in models]) - origin
+    variance = deltas.var(axis=0)
+    mask = np.ones(origin.size)
+    if top_k < 1:
+        mask[np.argsort(-variance.reshape(-1), kind="stable")[int(top_k * np.count_nonzero(variance)) :]] = 0
+    squares = (deltas**2 * mask.reshape(origin.shape)).reshape(len(models), -1).sum(axis=1)
+    weights = squares / squares.sum()
+    agrees = np.sign(deltas) == np.where(deltas.sum(axis=0) >= 0, 1, -1)
+    shares = agrees * weights.reshape(-1, *[1] * origin.ndim)
+    divisor = shares.sum(axis=0)
+    return weights, origin + (shares * deltas).sum(axis=0) / np.where(divisor == 0, 1, divisor)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("top_k", [1.0, 0.5, 0.1])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_sce_in_chunks_is_the_original_algorithm_on_whole_tensors(
+    dtype: torch.dtype, tolerance: float, top_k: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    base, *models = (torch.randn(20, 15, generator=generator, dtype=dtype) for _ in range(2 + seed % 4))
+    # Equal elements have no variance and no sign.
+    models = [base + 1e-2 * model.where(model.abs() > 0.5, torch.zeros_like(model)) for model in models]
+    operands = operands_of([base, *models, base.clone()], chunk_elements=40)
+    recipe = Recipe(method="SCE", select_top_k=top_k)
+    weights, merged = original_sce(base, [*models, base], top_k)
+    assert prepare(operands, recipe).weights == pytest.approx(weights, abs=tolerance * 10)
+    np.testing.assert_allclose(merged_tensor(operands, recipe), merged, rtol=0, atol=tolerance)
+
+
 def test_sce_without_a_selected_element_weighs_models_equally() -> None:
     operands = operands_of(ALL)
     assert prepare(operands, Recipe(method="SCE", select_top_k=0.05)).weights == (1 / 3, 1 / 3, 1 / 3)
@@ -128,12 +162,18 @@ def test_a_method_in_chunks_is_mergekits_on_the_whole_tensor(name: str, shape: t
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_largest_elements_are_those_of_a_sort(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("sample", [None, 16, 256])
+def test_the_largest_elements_are_those_of_a_sort(
+    sample: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sample is not None:
+        monkeypatch.setattr(choice, "_SAMPLE", sample)
+        monkeypatch.setattr(choice, "_PIECE", 100)
     generator = torch.Generator().manual_seed(3)
     for size, levels in ((1, 1), (50, 3), (997, 10**6)):
         values = torch.randint(levels, (size,), generator=generator).to(dtype) / 7
         for k in {0, 1, size // 3, size - 1, size}:
             selection = largest(values, k)
-            mask = torch.cat([selection.mask(values[:20]), selection.mask(values[20:])])
+            mask = torch.cat([selection.mask(values[:20], 0), selection.mask(values[20:], 20)])
             assert int(mask.sum()) == k
             assert sorted(values[mask].tolist()) == sorted(values.sort(descending=True).values[:k].tolist())

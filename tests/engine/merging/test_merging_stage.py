@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from wrpo_engine.contract.merging import MergeParams
 from wrpo_engine.errors import DataError, Interrupted, WrpoError
+from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.merging import stage
 from wrpo_engine.merging.methods import merged_tensor
 from wrpo_engine.merging.operands import operands_of
+from wrpo_engine.merging.parents import open_parent
 from wrpo_engine.merging.recipe import Recipe
 from wrpo_engine.merging.writing import Declared, shards_of, write_tensors
 from wrpo_engine.stage import StopRequest
@@ -246,3 +249,16 @@ def test_a_written_file_is_what_safetensors_reads(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
     with safe_open(tmp_path / "x.safetensors", framework="pt") as opened:
         assert opened.metadata() == {"format": "pt"}
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_named(copies: list[Path]) -> None:
+    parent = open_parent(ResolvedModel(copies[0], "org/base", None))
+    path = copies[0] / "model.safetensors"
+    os.truncate(path, path.stat().st_size // 2)
+
+    def read_all() -> None:
+        for name, fact in parent.facts.items():
+            parent.read(name, slice(0, fact.shape[0]))
+
+    with pytest.raises(WrpoError, match=r"org/base.*model\.safetensors was cut while it was read"):
+        read_all()
