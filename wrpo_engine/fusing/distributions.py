@@ -28,8 +28,12 @@ class Kept:
 
 
 def mapped(kept: Kept, target_ids: Array) -> Kept:
-    """Return the entries under the target's ids. Of entries with one id the first stays; unmapped ones are dropped."""
-    ids_TK = np.where(kept.ids_TK == EMPTY, EMPTY, target_ids[kept.ids_TK]).astype(np.int32)
+    """Return the entries under the target's ids. Of entries with one id the first stays; unmapped ones are dropped.
+
+    So are ids beyond the map: embeddings may have more rows than their tokenizer has tokens.
+    """
+    is_known_TK = (kept.ids_TK != EMPTY) & (kept.ids_TK < len(target_ids))
+    ids_TK = np.where(is_known_TK, target_ids[np.where(is_known_TK, kept.ids_TK, 0)], EMPTY).astype(np.int32)
     equal_TKK = ids_TK[:, :, None] == ids_TK[:, None, :]
     is_repeated_TK = np.tril(equal_TKK, k=-1).any(-1)
     return Kept(np.where(is_repeated_TK, EMPTY, ids_TK), kept.logits_TK)

@@ -155,6 +155,11 @@ def test_of_entries_with_one_id_the_first_stays_and_unmapped_ones_are_dropped() 
     assert listed(found) == ([[7, 5]], [[4.0, 1.0]])
 
 
+def test_ids_of_padded_embeddings_that_the_tokenizer_does_not_have_are_dropped() -> None:
+    found = mapped(kept_of([[9, 1, EMPTY], [2, 3, 4]], [[4, 3, 0], [2, 1, 0]]), np.array([5, 6]))
+    assert listed(found) == ([[6], []], [[3.0], []])
+
+
 def test_positions_without_an_entry_are_one_hot_and_counted() -> None:
     kept = rows_at(kept_of([[0, 1], [1, 0]], [[1, 2], [3, 4]]), np.array([1, NONE, 0, NONE]))
     assert one_hot_share(kept) == 0.5
