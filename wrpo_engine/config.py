@@ -300,8 +300,9 @@ class Runtime(
     model_uses: tuple[ModelUse, ...] = ()
     """Fetching: uses of the model. A model that cannot serve one of them is refused."""
     model_sections: dict[str, str] = Field(default_factory=dict)
-    """Evaluation: section of the experiment's spec that names a model or a reward, e.g. evaluation.systems[big].model,
-    by the parameter, e.g. model or members[0]. Errors name it."""
+    """Evaluation: section of the experiment's spec that names a model, a reward or a judge, by the parameter: e.g.
+    evaluation.systems[big].model by model or members[0], evaluation.judges[gpt4] by the model of a judge stage. Errors
+    name it."""
 
 
 class ErrorInfo(_Model):

@@ -18,6 +18,7 @@ from wrpo_engine.errors import ConfigError, Interrupted, TemporaryError, WrpoErr
 from wrpo_engine.judging.pacing import QUOTA_PATIENCE_S, Pacer
 from wrpo_engine.judging.protocol import Ask, Outcome
 from wrpo_engine.judging.replies import KeptReply, UnusableReply, read_completion, shortened
+from wrpo_engine.judging.section import ANY_JUDGE, judge_section
 from wrpo_engine.retrying import seconds_of
 from wrpo_engine.scoring.endpoint_client import RetryPolicy
 from wrpo_engine.scoring.posting import (
@@ -33,9 +34,6 @@ from wrpo_engine.scoring.posting import (
 KEY_VARIABLE = "WRPO_JUDGE_API_KEY"
 TIMEOUT_VARIABLE = "WRPO_JUDGE_TIMEOUT_SECONDS"
 PATIENCE_VARIABLE = "WRPO_JUDGE_PATIENCE_SECONDS"
-FIELD = "evaluation.judges.endpoint"
-_MODEL_FIELD = "evaluation.judges.model"
-_BODY_FIELD = "evaluation.judges.extraBody"
 _PATH = "/chat/completions"
 _OWN_FIELDS = ("messages", "model", "n", "stream")
 """Fields that extraBody may not change: a reply would belong to another question or have another form."""
@@ -72,6 +70,7 @@ class ChatClient:
         endpoint: str,
         judge: JudgeFields,
         *,
+        section: str = ANY_JUDGE,
         key: str | None = None,
         retries: RetryPolicy | None = None,
         pacer: Pacer | None = None,
@@ -79,19 +78,23 @@ class ChatClient:
         jitter: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        parts = split_endpoint(endpoint, field=FIELD, key_variable=KEY_VARIABLE, code="JudgeEndpointInvalid")
+        self._endpoint_field, self._model_field = f"{section}.endpoint", f"{section}.model"
+        self._body_field = f"{section}.extraBody"
+        parts = split_endpoint(
+            endpoint, field=self._endpoint_field, key_variable=KEY_VARIABLE, code="JudgeEndpointInvalid"
+        )
         path = parts.path.rstrip("/").removesuffix(_PATH)
         self.identity = urllib.parse.urlunsplit(parts._replace(path=path))
         self._models_url = urllib.parse.urlunsplit(parts._replace(path=f"{path}/models"))
         self._model = judge.model
         self._extra = dict(judge.extra_body)
         if wrong := sorted(self._extra.keys() & set(_OWN_FIELDS)):
-            raise ConfigError(_BODY_FIELD, wrong[0], "the stage sets this field itself", "Remove it.")
+            raise ConfigError(self._body_field, wrong[0], "the stage sets this field itself", "Remove it.")
         self._retries = retries or RetryPolicy(timeout_s=300.0)
         url = urllib.parse.urlunsplit(parts._replace(path=path + _PATH))
         self._poster = Poster(url, key=key, timeout_s=self._retries.timeout_s, connections=connections)
         self._has_key = key is not None
-        self._pacer = pacer or Pacer()
+        self._pacer = pacer or Pacer(section=section)
         self._jitter, self._monotonic = jitter, monotonic
         self._replies = 0
 
@@ -158,7 +161,7 @@ class ChatClient:
         reply = read_completion(content, has_logprobs=has_logprobs)
         if not is_model(self._model, reply.model):
             raise ConfigError(
-                _MODEL_FIELD,
+                self._model_field,
                 self._model,
                 f"the judge {self.identity} answers as the model {reply.model!r}",
                 f"Set model to {reply.model!r} if that is the judge that you want. A date at the end may differ.",
@@ -183,7 +186,7 @@ class ChatClient:
         if status in {401, 403}:
             verb = "Correct" if self._has_key else "Set"
             return ConfigError(
-                FIELD,
+                self._endpoint_field,
                 self.identity,
                 f"the judge refuses the key with HTTP {status}",
                 f"{verb} {KEY_VARIABLE} in the judge's pod from a Secret.",
@@ -191,7 +194,7 @@ class ChatClient:
             )
         if status == 404:
             return ConfigError(
-                _MODEL_FIELD,
+                self._model_field,
                 self._model,
                 f"POST {self._poster.url} returns HTTP 404: {shown}",
                 "Write a model that the endpoint has, and the endpoint's base URL, e.g. https://host/v1.",
@@ -202,8 +205,10 @@ class ChatClient:
             hint = "Write the final URL as the endpoint."
         else:
             rule = f"the judge refuses {where} with HTTP {status}: {shown}"
-            hint = f"Correct the judge's settings. A field of {_BODY_FIELD} that is null removes one of the request."
-        return ConfigError(FIELD, self.identity, rule, hint, code="JudgeRefused")
+            hint = (
+                f"Correct the judge's settings. A field of {self._body_field} that is null removes one of the request."
+            )
+        return ConfigError(self._endpoint_field, self.identity, rule, hint, code="JudgeRefused")
 
     def _given_up(self, last: str, where: str, *, answers_others: bool) -> KeptReply:
         """Return that this question failed, if the server works; otherwise raise TemporaryError."""
@@ -212,7 +217,7 @@ class ChatClient:
         raise TemporaryError(
             f"the judge {self.identity} gave no reply to {where} in {self._retries.attempts} attempts: {last}",
             code="JudgeUnreachable",
-            field=FIELD,
+            field=self._endpoint_field,
             hint="Check that the server runs and can be reached from the pod. The stage is retried; replies are kept.",
         )
 
@@ -239,7 +244,9 @@ def make_client(
     on_request: Callable[[], None] = lambda: None,
 ) -> ChatClient:
     """Return the client of a stage. `used`: requests of earlier attempts; `on_request` notes each one."""
+    section = judge_section(runtime)
     pacer = Pacer(
+        section=section,
         per_minute=runtime.judge_requests_per_minute,
         max_requests=runtime.judge_max_requests,
         used=used,
@@ -249,6 +256,7 @@ def make_client(
     return ChatClient(
         endpoint,
         judge,
+        section=section,
         key=environ.get(KEY_VARIABLE) or None,
         retries=RetryPolicy(timeout_s=seconds_of(environ, TIMEOUT_VARIABLE, 300.0)),
         pacer=pacer,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from wrpo_engine.errors import ConfigError, Interrupted, TemporaryError
+from wrpo_engine.judging.section import ANY_JUDGE
 
 QUOTA_PATIENCE_S = 300.0
 """Longest time in which the server refuses all requests with 429."""
@@ -21,6 +22,7 @@ class Pacer:
     def __init__(
         self,
         *,
+        section: str = ANY_JUDGE,
         per_minute: int | None = None,
         max_requests: int | None = None,
         used: int = 0,
@@ -28,6 +30,7 @@ class Pacer:
         on_request: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._section = section
         self._interval_s = 60.0 / per_minute if per_minute else 0.0
         self._max_requests = max_requests
         self.used = used
@@ -52,7 +55,7 @@ class Pacer:
 
     def _count(self) -> None:
         if self._max_requests is not None and self.used >= self._max_requests:
-            raise budget_exceeded(self._max_requests, self.used, 1)
+            raise budget_exceeded(self._max_requests, self.used, 1, section=self._section)
         self.used += 1
         self._on_request()
 
@@ -75,17 +78,17 @@ class Pacer:
                 raise TemporaryError(
                     f"the judge refuses all requests because of its quota for {self._patience_s:g} s or more: {shown}",
                     code="JudgeQuotaExceeded",
-                    field="evaluation.judges.endpoint",
+                    field=f"{self._section}.endpoint",
                     hint="Lower requestsPerMinute or concurrency, or raise the quota of the account. The stage is "
                     "retried; replies are kept.",
                 )
             self._not_before_s = max(self._not_before_s, now + pause)
 
 
-def budget_exceeded(limit: int, used: int, needed: int) -> ConfigError:
-    """Return the error of a stage that needs more requests than it may send."""
+def budget_exceeded(limit: int, used: int, needed: int, *, section: str) -> ConfigError:
+    """Return the error of a stage that needs more requests than it may send; `section` of the spec is its judge."""
     return ConfigError(
-        "evaluation.judges.maxRequests",
+        f"{section}.maxRequests",
         limit,
         f"{used} requests were sent and at least {needed} more are needed",
         "Raise maxRequests; replies are kept and not asked for again.",

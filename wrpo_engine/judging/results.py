@@ -11,7 +11,6 @@ from typing import Any
 import polars as pl
 
 from wrpo_engine.artifacts import records
-from wrpo_engine.artifacts.checks import address
 from wrpo_engine.artifacts.parts import PARTS
 from wrpo_engine.contract.evaluation import JudgeParams
 from wrpo_engine.judging.cell import Cell
@@ -48,7 +47,7 @@ def commit_when_complete(ctx: StageContext, params: JudgeParams, cell: Cell, nam
         return {}
     frames = [pl.read_parquet(path) for path in ctx.output.fetch_all(names)]
     judged = judged_of(pl.concat(frames), cell)
-    check_invalid(judged, len(judged), ctx.config.runtime.judge_max_invalid_share, address(ctx.output.ref))
+    check_invalid(ctx, judged, len(judged))
     summary = summarise(cell, judged)
     files = _native(params, cell, judged)
     files[BENCHMARK] = json.dumps(_description(ctx, params, summary, judged), indent=1, ensure_ascii=False) + "\n"

@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from wrpo_engine.artifacts.checks import address
 from wrpo_engine.artifacts.parts import PARTS, part_name, parts_of_shard, pending_parts
 from wrpo_engine.contract.evaluation import JudgeParams
 from wrpo_engine.errors import ConfigError
 from wrpo_engine.judging.asking import Asker, is_answered
 from wrpo_engine.judging.cell import Cell, Question, load_inputs, make_cell
-from wrpo_engine.judging.client import FIELD, KEY_VARIABLE, ChatClient, make_client
+from wrpo_engine.judging.client import KEY_VARIABLE, ChatClient, make_client
 from wrpo_engine.judging.decision import Cells, Decided, decide, known_decision, with_protocol
 from wrpo_engine.judging.journal import Journal, Known, read_journals
 from wrpo_engine.judging.pacing import budget_exceeded
 from wrpo_engine.judging.protocol import Outcome
 from wrpo_engine.judging.results import commit_when_complete
+from wrpo_engine.judging.section import judge_section
 from wrpo_engine.judging.serving import serving
 from wrpo_engine.judging.verdicts import Judged, check_invalid, frame_of
 from wrpo_engine.stage import StageContext, StageResult
@@ -72,7 +72,7 @@ def _endpoint(ctx: StageContext, params: JudgeParams, served: str | None) -> str
     endpoint = served or ctx.config.runtime.judge_endpoint
     if endpoint is None:
         raise ConfigError(
-            FIELD,
+            f"{judge_section(ctx.config.runtime)}.endpoint",
             "not set",
             f"the judge {params.model} has neither an endpoint nor a model that the stage serves",
             "Set endpoint, or serve with a model.",
@@ -149,9 +149,7 @@ def _ask_pending(ctx: StageContext, cell: Cell, asker: Asker) -> int:
         judged.append(each)
         parts.add(each)
         if each.verdict.outcome is not Outcome.OK and len(judged) >= _ENOUGH_TO_REFUSE:
-            check_invalid(
-                judged, len(cell.questions), ctx.config.runtime.judge_max_invalid_share, address(ctx.output.ref)
-            )
+            check_invalid(ctx, judged, len(cell.questions))
         ctx.progress.update(done + len(judged), total)
     return len(judged)
 
@@ -188,7 +186,7 @@ def _check_budget(ctx: StageContext, asker: Asker, questions: Sequence[Question]
     kept = {key for key, _ in asker.known.entries}
     needed = sum(question.key not in kept for question in questions)
     if asker.client.sent + needed > limit:
-        raise budget_exceeded(limit, asker.client.sent, needed)
+        raise budget_exceeded(limit, asker.client.sent, needed, section=judge_section(ctx.config.runtime))
 
 
 def _latency(latencies_s: Sequence[float]) -> dict[str, float]:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import polars as pl
 
 from wrpo_engine.artifacts import records
+from wrpo_engine.artifacts.checks import address
 from wrpo_engine.errors import DataError
 from wrpo_engine.judging.cell import Cell, Question
 from wrpo_engine.judging.protocol import Ask, BenchmarkProtocol, Outcome, Verdict
 from wrpo_engine.judging.replies import KeptReply, from_raw, to_raw
+from wrpo_engine.judging.section import judge_section
+from wrpo_engine.stage import StageContext
 
 _MAX_SHOWN = 200
 
@@ -96,11 +99,9 @@ def count_outcomes(judged: Sequence[Judged]) -> dict[str, int]:
     return counts
 
 
-def check_invalid(judged: Sequence[Judged], total: int, limit: float, place: str) -> None:
-    """Refuse verdicts of which more than `limit` of `total` questions are invalid; DataError has the counts.
-
-    `place` is the artifact's address.
-    """
+def check_invalid(ctx: StageContext, judged: Sequence[Judged], total: int) -> None:
+    """Refuse verdicts of which too many of `total` questions are invalid; DataError has the counts."""
+    limit = ctx.config.runtime.judge_max_invalid_share
     invalid = [each for each in judged if each.verdict.outcome is not Outcome.OK]
     if not total or len(invalid) / total <= limit:
         return
@@ -112,9 +113,10 @@ def check_invalid(judged: Sequence[Judged], total: int, limit: float, place: str
         f"{len(invalid)} of {total} questions have no valid verdict ({len(invalid) / total:.1%}; {shown}), more than "
         f"maxInvalidShare {limit:g}; e.g. {first.question.where}: {first.verdict.outcome.value}, {text!r}",
         code="InvalidVerdicts",
-        field="evaluation.judges.maxInvalidShare",
+        field=f"{judge_section(ctx.config.runtime)}.maxInvalidShare",
         hint="A score of the rest would be biased. Use a judge that follows the protocol, more maxTokens, or a longer "
-        f"context. Replies are kept in {place}/parts and journal below the storage root; remove them to ask again.",
+        f"context. Replies are kept in {address(ctx.output.ref)}/parts and journal below the storage root; remove them to "
+        "ask again.",
     )
 
 

@@ -28,6 +28,8 @@ from wrpo_engine.scoring.rewards import Pair, Reward
 from wrpo_engine.text.conversations import prompt_messages
 
 KEY_VARIABLE = "WRPO_REWARD_API_KEY"
+MAIN_SECTION = "reward"
+"""Section of the experiment's own reward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ class EndpointClient:
     model: str | None
     chat_template: str | None = None
     key: str | None = field(default=None, repr=False)
+    section: str = MAIN_SECTION
+    """Of the spec: the reward."""
     retries: RetryPolicy = RetryPolicy()
     jitter: Callable[[], float] = random.random
 
@@ -75,7 +79,7 @@ class EndpointClient:
             if stopped.wait(pause):
                 raise Interrupted from None
 
-        return retry(lambda: reward_of(self._poster.post(body), self.identity, row), next_pause=next_pause, wait=wait)
+        return retry(lambda: self._read(self._poster.post(body), row), next_pause=next_pause, wait=wait)
 
     def _unanswered(self, error: Exception, row: str) -> tuple[str, float | None]:
         """Return what a failure that may pass says, and the pause that the server asks for; raise for any other."""
@@ -89,7 +93,7 @@ class EndpointClient:
         return TemporaryError(
             f"reward endpoint {self.identity} gave no reward for {row} in {self.retries.attempts} attempts: {last}",
             code="RewardEndpointUnavailable",
-            field="reward.endpoint",
+            field=self._endpoint_field,
             hint="Check that the server runs and can be reached from the pod. The stage is retried.",
         )
 
@@ -105,6 +109,13 @@ class EndpointClient:
             body["chat_template"] = self.chat_template
         return json.dumps(body).encode()
 
+    @property
+    def _endpoint_field(self) -> str:
+        return f"{self.section}.endpoint"
+
+    def _read(self, content: bytes, row: str) -> Reward:
+        return reward_of(content, self.identity, row, field=self._endpoint_field)
+
     @cached_property
     def _poster(self) -> Poster:
         return Poster(self.url, key=self.key, timeout_s=self.retries.timeout_s)
@@ -113,7 +124,7 @@ class EndpointClient:
         shown = text[:MAX_SHOWN]
         if code in {401, 403}:
             return ConfigError(
-                "reward.endpoint",
+                self._endpoint_field,
                 self.identity,
                 f"the server refuses the key with HTTP {code}",
                 f"Set {KEY_VARIABLE} in the scoring pod from a Secret." if not self.key else f"Correct {KEY_VARIABLE}.",
@@ -123,24 +134,26 @@ class EndpointClient:
             return DataError(
                 f"reward endpoint {self.identity} refuses {row} with HTTP {code}: {shown}",
                 code="RewardEndpointRefused",
-                field="reward.endpoint",
+                field=self._endpoint_field,
                 hint="If the row is too long for the served model, raise its limit there or sample shorter responses.",
             )
         return ConfigError(
-            "reward.endpoint",
+            self._endpoint_field,
             self.identity,
             f"POST {self.url} returns HTTP {code}: {shown}",
-            "Write the server's base URL without /v1, and its model in reward.endpointModel; vLLM serves reward models "
-            "with --runner pooling.",
+            f"Write the server's base URL without /v1, and its model in {self.section}.endpointModel; vLLM serves "
+            "reward models with --runner pooling.",
             code="RewardEndpointInvalid",
         )
 
 
-def make_client(reward: RewardModel, environ: Mapping[str, str]) -> EndpointClient:
-    """Return the client of an experiment's endpoint."""
+def make_client(reward: RewardModel, environ: Mapping[str, str], *, section: str = MAIN_SECTION) -> EndpointClient:
+    """Return the client of the endpoint of a reward, which is `section` of the spec."""
     endpoint = reward.endpoint
     assert endpoint is not None
-    parts = split_endpoint(endpoint, field="reward.endpoint", key_variable=KEY_VARIABLE, code="RewardEndpointInvalid")
+    parts = split_endpoint(
+        endpoint, field=f"{section}.endpoint", key_variable=KEY_VARIABLE, code="RewardEndpointInvalid"
+    )
     path = parts.path.rstrip("/")
     if not path.endswith(("/pooling", "/classify")):
         path += "/pooling"
@@ -149,24 +162,25 @@ def make_client(reward: RewardModel, environ: Mapping[str, str]) -> EndpointClie
         url=urllib.parse.urlunsplit(parts._replace(path=path)),
         model=reward.endpoint_model,
         chat_template=reward.chat_template,
+        section=section,
         key=environ.get(KEY_VARIABLE) or None,
     )
 
 
-def reward_of(content: bytes, identity: str, row: str) -> Reward:
-    """Return the one number in a reply. DataError shows a reply without one."""
+def reward_of(content: bytes, identity: str, row: str, *, field: str) -> Reward:
+    """Return the one number in a reply. DataError shows a reply without one, and names `field` of the spec."""
     try:
         answer = json.loads(content)
         entry = answer["data"][0] if "data" in answer else answer
         numbers = _numbers(entry)
         used = answer.get("usage") or {}
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _unreadable(identity, row, content) from error
+        raise _unreadable(identity, row, content, field) from error
     if len(numbers) != 1:
         raise DataError(
             f"reward endpoint {identity} gives {len(numbers)} numbers for {row}, but a reward model has one label",
             code="RewardEndpointInvalid",
-            field="reward.endpoint",
+            field=field,
             hint="Serve a sequence classifier with one label; an embedding or base model is not one.",
         )
     tokens = used.get("prompt_tokens")
@@ -185,11 +199,11 @@ def _numbers(entry: Mapping[str, Any]) -> list[float]:
     return [math.nan if item is None else float(item) for item in values]
 
 
-def _unreadable(identity: str, row: str, content: bytes) -> DataError:
+def _unreadable(identity: str, row: str, content: bytes, field: str) -> DataError:
     shown = content[:MAX_SHOWN].decode("utf-8", "replace")
     return DataError(
         f"reward endpoint {identity} sent a reply for {row} that holds no reward: {shown}",
         code="RewardEndpointInvalid",
-        field="reward.endpoint",
+        field=field,
         hint="It must be JSON as vLLM's /pooling gives: {data: [{data: [NUMBER]}]}.",
     )

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from wrpo_engine.config import RewardModel
+from wrpo_engine.hub.client import section_of
 from wrpo_engine.hub.models import ResolvedModel, resolve_model
 from wrpo_engine.scoring.encoding import Truncation
 from wrpo_engine.scoring.endpoint import EndpointScorer
-from wrpo_engine.scoring.endpoint_client import make_client
+from wrpo_engine.scoring.endpoint_client import MAIN_SECTION, make_client
 from wrpo_engine.scoring.function import FunctionScorer
 from wrpo_engine.scoring.rewards import Scorer
 from wrpo_engine.stage import StageContext
@@ -30,7 +31,11 @@ def reward_details(reward: RewardModel, ctx: StageContext) -> dict[str, Any]:
 
 
 def _resolved(reward: RewardModel, ctx: StageContext) -> ResolvedModel:
-    return resolve_model(reward, ctx, field=ctx.model_field("reward", "reward.model"))
+    return resolve_model(reward, ctx, field=_model_field(ctx))
+
+
+def _model_field(ctx: StageContext) -> str:
+    return ctx.model_field("reward", f"{MAIN_SECTION}.model")
 
 
 def load_scorer(
@@ -50,7 +55,8 @@ def load_scorer(
     if reward.function is not None:
         return FunctionScorer(reward.function)
     if reward.endpoint is not None:
-        return EndpointScorer(make_client(reward, ctx.environ), concurrency=ctx.config.runtime.reward_concurrency)
+        client = make_client(reward, ctx.environ, section=section_of(_model_field(ctx)))
+        return EndpointScorer(client, concurrency=ctx.config.runtime.reward_concurrency)
     from wrpo_engine.scoring.reward_model import RewardScorer
 
     model = replace(_resolved(reward, ctx), chat_template=reward.chat_template)

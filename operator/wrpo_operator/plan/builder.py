@@ -13,10 +13,9 @@ from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.hashing import stage_hash
 from wrpo_operator.api.names import REWARD_SEPARATOR
 from wrpo_operator.api.pods import Resources, SecretKeyRef
-from wrpo_operator.api.sections import PinnedModel, RewardSource
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Need, StageId, StageNode
-from wrpo_operator.plan.params import section_of
+from wrpo_operator.plan.params import Named, section_of
 
 
 class GraphError(ValueError):
@@ -60,7 +59,7 @@ class Graph:
         needs: Iterable[Need] = (),
         image: Image | None = None,
         secrets: Mapping[str, SecretKeyRef] | None = None,
-        models: Mapping[str, PinnedModel | RewardSource] | None = None,
+        models: Mapping[str, Named] | None = None,
     ) -> None:
         """Add a stage.
 
@@ -68,8 +67,8 @@ class Graph:
         that download its models: the way of a model to the stage does not affect results and is not hashed.
         `role_name` follows the role of a named stage (unset: its name). `resources` replace those of the section in the
         spec. `needs` are the models for which the operator chooses accelerators. `image` replaces that of the
-        definition. `secrets` become variables of the stage's pods, by name. `models` are the spec's models by the
-        parameters that refer to them: errors of the stage then name the section of the spec.
+        definition. `secrets` become variables of the stage's pods, by name. `models` are the spec's models and judges
+        by the parameters that refer to them: errors of the stage then name the section of the spec.
         """
         if params.kind() != stage.kind:
             raise GraphError(f"the parameters of the stage {stage} are those of the kind {params.kind()}")

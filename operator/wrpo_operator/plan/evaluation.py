@@ -18,7 +18,7 @@ from wrpo_operator.api.sections import PinnedModel, RewardSource
 from wrpo_operator.plan import evaluation_params as params
 from wrpo_operator.plan.builder import Graph
 from wrpo_operator.plan.model import StageId, Work
-from wrpo_operator.plan.params import scoring_runtime
+from wrpo_operator.plan.params import Named, scoring_runtime
 from wrpo_operator.plan.systems import Column, EvaluatedModel, Layout, Row, layout_of, selecting_reward
 from wrpo_operator.plan.wiring import CURATE_TRIPLES, EVALUATE, PREPARE, SFT, TRAIN, downloads, needs, rewards
 
@@ -208,7 +208,7 @@ def _add_judge(graph: Graph, layout: Layout, column: Column, reader: Judge, row:
         needs=() if served is None else needs(graph, "judge", (work, served), resources=resources),
         image=Image.SAMPLER if reader.serve is not None else None,
         secrets=_judge_keys(graph, reader),
-        models={} if served is None else {"serve" if reader.serve is not None else "serve_reward": served},
+        models={"model": reader} | _by_parameter(reader, served),
     )
 
 
@@ -284,6 +284,11 @@ def reward_key(graph: Graph, name: str) -> dict[str, SecretKeyRef]:
     is_own = name in rewards(graph.spec)
     key = graph.spec.reward.api_key_secret_ref if is_own else judges[name].api_key_secret_ref
     return {} if key is None else {REWARD_API_KEY: key}
+
+
+def _by_parameter(reader: Judge, served: PinnedModel | RewardSource | None) -> dict[str, Named]:
+    """Return what a judge's stage serves, by the parameter that refers to it."""
+    return {} if served is None else {"serve" if reader.serve is not None else "serve_reward": served}
 
 
 def _judge_keys(graph: Graph, reader: Judge) -> dict[str, SecretKeyRef]:

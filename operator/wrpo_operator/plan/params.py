@@ -30,11 +30,14 @@ from wrpo_engine.contract.fusing import AlignParams, RepresentParams
 from wrpo_engine.contract.fusion import FusionLoss
 from wrpo_engine.contract.sampling import GeneratorFields, ShardExecution, SourceExecution
 from wrpo_engine.contract.training import BothExecution, OptimizerFields, SharedExecution, SharedFields
+from wrpo_operator.api.evaluation import Judge
 from wrpo_operator.api.fusion import Fusion
 from wrpo_operator.api.names import MAIN_REWARD, TARGET
 from wrpo_operator.api.sections import PinnedModel, RewardProvider, RewardSource, Source, Target
 from wrpo_operator.api.spec import ExperimentSpec
 
+Named: TypeAlias = PinnedModel | RewardSource | Judge
+"""A section of the spec that has a name in errors of the engine."""
 Part: TypeAlias = Literal["sft", "preference", "evaluation"]
 
 
@@ -80,13 +83,13 @@ def model_uses(spec: ExperimentSpec, model: PinnedModel | RewardSource) -> tuple
     return tuple(use for user, use in _uses(spec) if (user.model, user.revision) == same)
 
 
-def section_of(spec: ExperimentSpec, model: PinnedModel | RewardSource) -> str:
-    """Return the section of the spec that is this model, e.g. target or sources[qwen]; errors of the engine name it."""
-    return next(section for section, found in _sections(spec) if found is model)
+def section_of(spec: ExperimentSpec, named: Named) -> str:
+    """Return the section of the spec that is this model or judge, e.g. sources[qwen]; errors of the engine name it."""
+    return next(section for section, found in _sections(spec) if found is named)
 
 
-def _sections(spec: ExperimentSpec) -> Iterator[tuple[str, PinnedModel | RewardSource]]:
-    """Yield each section of the spec that is a model or a reward."""
+def _sections(spec: ExperimentSpec) -> Iterator[tuple[str, Named]]:
+    """Yield each section of the spec that is a model, a reward or a judge."""
     yield "target", spec.target
     yield from ((f"sources[{source.name}]", source) for source in spec.sources)
     yield "reward", spec.reward
@@ -99,6 +102,7 @@ def _sections(spec: ExperimentSpec) -> Iterator[tuple[str, PinnedModel | RewardS
             yield f"{section}.select.ranker", system.select.ranker
     for judge in spec.evaluation.judges:
         section = f"evaluation.judges[{judge.name}]"
+        yield section, judge
         if judge.serve is not None:
             yield f"{section}.serve", judge.serve
         if judge.reward is not None:

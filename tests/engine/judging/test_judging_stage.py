@@ -264,6 +264,32 @@ FINAL: list[tuple[Any, str, str]] = [
 ]
 
 
+def test_errors_name_the_judge_of_the_experiment(make_judge: MakeJudge, judge: StubJudge, quick: None) -> None:
+    def error_of(reply: Reply | None = None, runtime: dict[str, Any] | None = None, **params: Any) -> WrpoError:
+        judge.fault = lambda _, __: reply
+        named = {"model_sections": {"model": "evaluation.judges[gpt4]"}, **(runtime or {})}
+        with pytest.raises(WrpoError) as error:
+            run(make_judge(runtime=named, **params))
+        return error.value
+
+    unusable = Reply(content=completion("neither"))
+    judge.is_down = True
+    fields = {
+        "endpoint": [
+            error_of(Reply(status=401)),
+            error_of(Reply(status=429, headers={"Retry-After": "900"})),
+            error_of(Reply(cut=True, content=completion("m"))),
+            error_of(runtime={"judge_endpoint": None}),
+        ],
+        "model": [error_of(stub_judge.wrong_model(0, {})), error_of(Reply(content=completion("m", model="other")))],
+        "extraBody": [error_of(extra_body={"n": 2})],
+        "maxRequests": [error_of(runtime={"judge_max_requests": 1}, protocol="Text")],
+        "maxInvalidShare": [error_of(unusable, protocol="Text")],
+    }
+    found = {name: [error.field for error in errors] for name, errors in fields.items()}
+    assert found == {name: [f"evaluation.judges[gpt4].{name}"] * len(errors) for name, errors in fields.items()}
+
+
 @pytest.mark.parametrize(("reply", "code", "text"), FINAL)
 def test_what_concerns_all_questions_ends_the_stage_at_once(
     make_judge: MakeJudge, judge: StubJudge, reply: Reply, code: str, text: str

@@ -222,23 +222,23 @@ def test_what_cannot_pass_is_not_tried_again(
     ],
 )
 def test_answers_of_pooling_classify_and_score_are_read(answer: bytes) -> None:
-    assert reward_of(answer, "e", "row 0").score == 0.25
+    assert reward_of(answer, "e", "row 0", field="reward.endpoint").score == 0.25
 
 
 def test_the_tokens_that_the_server_counted_are_kept() -> None:
-    assert reward_of(pooling([1.0], usage={"prompt_tokens": 12}), "e", "r").num_tokens == 12
+    assert reward_of(pooling([1.0], usage={"prompt_tokens": 12}), "e", "r", field="f").num_tokens == 12
 
 
 @pytest.mark.parametrize("answer", [b"<html>", b"{}", b"[]", b'{"data": []}', pooling("AAA="), pooling(True), b"3"])
 def test_answers_without_a_reward_are_shown(answer: bytes) -> None:
     with pytest.raises(DataError, match="holds no reward") as error:
-        reward_of(answer, "e", "row 0")
+        reward_of(answer, "e", "row 0", field="reward.endpoint")
     assert error.value.code == "RewardEndpointInvalid"
 
 
 def test_a_model_with_more_labels_is_refused() -> None:
     with pytest.raises(DataError, match="gives 3 numbers for row 0, but a reward model has one label"):
-        reward_of(pooling([0.1, 0.2, 0.7]), "e", "row 0")
+        reward_of(pooling([0.1, 0.2, 0.7]), "e", "row 0", field="reward.endpoint")
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
