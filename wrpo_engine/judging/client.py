@@ -63,7 +63,10 @@ class Answered:
 
 
 class ChatClient:
-    """Asks one model one question at a time; safe to use from several threads."""
+    """Asks one model one question at a time; safe to use from several threads.
+
+    `check` is called after each request without a usable reply, and may raise what explains that.
+    """
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class ChatClient:
         retries: RetryPolicy | None = None,
         pacer: Pacer | None = None,
         connections: int = 16,
+        check: Callable[[], None] = lambda: None,
         jitter: Callable[[], float] = random.random,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,6 +99,7 @@ class ChatClient:
         self._poster = Poster(url, key=key, timeout_s=self._retries.timeout_s, connections=connections)
         self._has_key = key is not None
         self._pacer = pacer or Pacer(section=section)
+        self._check = check
         self._jitter, self._monotonic = jitter, monotonic
         self._replies = 0
 
@@ -130,6 +135,7 @@ class ChatClient:
                 self._replies += 1
                 self._pacer.answered()
                 return Answered(reply=reply, requests=requests, latency_s=self._monotonic() - begun)
+            self._check()
             replies_before = self._replies if replies_before is None else replies_before
             failed += 1
             if failed >= self._retries.attempts:
@@ -242,8 +248,12 @@ def make_client(
     *,
     used: int = 0,
     on_request: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
 ) -> ChatClient:
-    """Return the client of a stage. `used`: requests of earlier attempts; `on_request` notes each one."""
+    """Return the client of a stage. `used`: requests of earlier attempts; `on_request` notes each one.
+
+    `check` may raise what explains that a request got no usable reply.
+    """
     section = judge_section(runtime)
     pacer = Pacer(
         section=section,
@@ -261,4 +271,5 @@ def make_client(
         retries=RetryPolicy(timeout_s=seconds_of(environ, TIMEOUT_VARIABLE, 300.0)),
         pacer=pacer,
         connections=runtime.judge_concurrency,
+        check=check,
     )

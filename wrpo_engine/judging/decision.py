@@ -43,9 +43,22 @@ def known_decision(ctx: StageContext, params: JudgeParams, cells: Cells) -> Deci
     return None if has_logprobs else "Logprobs"
 
 
+def recall(ctx: StageContext, params: JudgeParams, cells: Cells, asker: Asker) -> Decided | None:
+    """Return the protocol that replies of earlier attempts show; None if they show none. Asks nothing.
+
+    An attempt that was killed between a reply and the record of its decision is continued so.
+    """
+    entries = (known_entry(asker.known, question, question.ask, 0) for question in cells("Logprobs").questions)
+    found = next((shown for entry in entries if entry is not None and (shown := _shown_by(entry)) is not None), None)
+    return None if found is None else _record(ctx, params, cells, asker, found)
+
+
 def decide(ctx: StageContext, params: JudgeParams, cells: Cells, asker: Asker) -> Decided:
     """Ask one question after the other until a reply shows whether the judge has log probabilities."""
-    decided = _probe(ctx, cells("Logprobs"), asker)
+    return _record(ctx, params, cells, asker, _probe(ctx, cells("Logprobs"), asker))
+
+
+def _record(ctx: StageContext, params: JudgeParams, cells: Cells, asker: Asker, decided: Decided) -> Decided:
     if decided == "Text":
         log.info("the judge %s has no log probabilities; its text is read", params.model)
         _carry_over(cells("Logprobs"), cells("Text"), asker)
@@ -67,13 +80,20 @@ def _probe(ctx: StageContext, cell: Cell, asker: Asker) -> Decided:
     for question in cell.questions:
         ctx.stop.raise_if_requested()
         try:
-            reply = asker.entry(question, question.ask, 0).reply
+            shown = _shown_by(asker.entry(question, question.ask, 0))
         except LogprobsRefused as refusal:
             log.info("the judge refuses requests for log probabilities: %s", refusal)
             return "Text"
-        if reply.outcome is Outcome.OK and not reply.is_refusal:
-            return "Text" if reply.logprobs is None else "Logprobs"
+        if shown is not None:
+            return shown
     return "Logprobs"
+
+
+def _shown_by(entry: Entry) -> Decided | None:
+    """Return what a reply shows; None for one without a text of the judge."""
+    if entry.reply.outcome is not Outcome.OK or entry.reply.is_refusal:
+        return None
+    return "Text" if entry.reply.logprobs is None else "Logprobs"
 
 
 def _carry_over(asked: Cell, cell: Cell, asker: Asker) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import polars as pl
 
@@ -18,13 +18,13 @@ from wrpo_engine.errors import ConfigError
 from wrpo_engine.judging.asking import Asker, is_answered
 from wrpo_engine.judging.cell import Cell, Question, load_inputs, make_cell
 from wrpo_engine.judging.client import KEY_VARIABLE, ChatClient, make_client
-from wrpo_engine.judging.decision import Cells, Decided, decide, known_decision, with_protocol
+from wrpo_engine.judging.decision import Cells, Decided, decide, known_decision, recall, with_protocol
 from wrpo_engine.judging.journal import Journal, Known, read_journals
 from wrpo_engine.judging.pacing import budget_exceeded
 from wrpo_engine.judging.protocol import Outcome
 from wrpo_engine.judging.results import commit_when_complete
 from wrpo_engine.judging.section import judge_section
-from wrpo_engine.judging.serving import serving
+from wrpo_engine.judging.serving import OwnJudge, serving
 from wrpo_engine.judging.verdicts import Judged, check_invalid, frame_of
 from wrpo_engine.stage import StageContext, StageResult
 
@@ -68,8 +68,8 @@ def requests_of_parts(ctx: StageContext) -> int:
     return sum(int(pl.read_parquet(path, columns=["attempts"])["attempts"].sum()) for path in paths)
 
 
-def _endpoint(ctx: StageContext, params: JudgeParams, served: str | None) -> str:
-    endpoint = served or ctx.config.runtime.judge_endpoint
+def _endpoint(ctx: StageContext, params: JudgeParams, own: OwnJudge | None) -> str:
+    endpoint = own.endpoint if own is not None else ctx.config.runtime.judge_endpoint
     if endpoint is None:
         raise ConfigError(
             f"{judge_section(ctx.config.runtime)}.endpoint",
@@ -91,18 +91,29 @@ def _ask(
 
     A judge of the stage's own starts only if a reply is missing: it may need minutes and a GPU.
     """
-    known = read_journals(ctx.output)
-    must_ask = decided is None or not _is_answered(ctx, cells(decided), known)
-    with serving(ctx, params) if must_ask else contextlib.nullcontext() as served:
-        journal = Journal(ctx.output)
-        try:
-            client = _client(ctx, params, _endpoint(ctx, params, served), known, journal) if must_ask else None
-            asker = Asker(client=client, journal=journal, known=known, latencies_s=latencies_s)
+    asker = Asker(client=None, journal=Journal(ctx.output), known=read_journals(ctx.output), latencies_s=latencies_s)
+    try:
+        if decided is None:
+            decided = recall(ctx, params, cells, asker)
+        must_ask = decided is None or not _is_answered(ctx, cells(decided), asker.known)
+        with _client_of(ctx, params, asker) if must_ask else contextlib.nullcontext():
             if decided is None:
                 decided = decide(ctx, params, cells, asker)
             return decided, _ask_pending(ctx, cells(decided), asker)
+    finally:
+        asker.journal.close()
+
+
+@contextlib.contextmanager
+def _client_of(ctx: StageContext, params: JudgeParams, asker: Asker) -> Iterator[None]:
+    """Give an asker its client, and the client its server if that is the stage's own."""
+    with serving(ctx, params) as own:
+        asker.client = _client(ctx, params, own, asker)
+        try:
+            yield
         finally:
-            journal.close()
+            # Before the server's end, which may take as long as a pod's grace period.
+            asker.journal.close()
 
 
 def _is_answered(ctx: StageContext, cell: Cell, known: Known) -> bool:
@@ -112,19 +123,19 @@ def _is_answered(ctx: StageContext, cell: Cell, known: Known) -> bool:
     return all(is_answered(known, question, cell) for name, part in parts if name in todo for question in part)
 
 
-def _client(ctx: StageContext, params: JudgeParams, endpoint: str, known: Known, journal: Journal) -> ChatClient:
+def _client(ctx: StageContext, params: JudgeParams, own: OwnJudge | None, asker: Asker) -> ChatClient:
     runtime = ctx.config.runtime
     # The stage's own server gets no key.
-    is_own = params.serve is not None or params.serve_reward is not None
-    environ = {name: value for name, value in ctx.environ.items() if not (is_own and name == KEY_VARIABLE)}
+    environ = {name: value for name, value in ctx.environ.items() if own is None or name != KEY_VARIABLE}
     is_limited = runtime.judge_max_requests is not None
     return make_client(
-        endpoint,
+        _endpoint(ctx, params, own),
         params,
         runtime,
         environ,
-        used=max(known.requests, requests_of_parts(ctx)) if is_limited else 0,
-        on_request=journal.note_request if is_limited else lambda: None,
+        used=max(asker.known.requests, requests_of_parts(ctx)) if is_limited else 0,
+        on_request=asker.journal.note_request if is_limited else lambda: None,
+        check=lambda: None if own is None else own.server.raise_if_ended(),
     )
 
 

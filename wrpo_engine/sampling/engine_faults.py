@@ -85,7 +85,12 @@ def fault_of(error: BaseException, output: Sequence[str] = ()) -> EngineFault:
     own = EngineFault(meaning_of(_line_of(error)), first_words(error))
     if not _is_consequence(error):
         return own
-    return max(_faults(output), key=lambda fault: fault.meaning, default=own)
+    return fault_in(output) or own
+
+
+def fault_in(output: Sequence[str]) -> EngineFault | None:
+    """Return why a process failed, by the lines that it logged; None if none of them says it."""
+    return max(_faults(output), key=lambda fault: fault.meaning, default=None)
 
 
 def meaning_of(line: str) -> Meaning:

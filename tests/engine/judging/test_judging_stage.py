@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 from judging_support import NUM_ITEMS, QUESTIONS, SETTLED, MakeJudge, answers_frame, bench_files
+from kill_points import states_after_kills
 from support import stub_judge
 from support.patience import LIMIT_S
 from support.stub_judge import Body, Reply, StubJudge, completion
@@ -115,6 +116,36 @@ def test_a_stopped_stage_follows_the_protocol_that_it_has_decided(make_judge: Ma
     run(make_judge())
     assert ["logprobs" in body for body in judge.bodies].count(True) == 1
     assert sum(judge.asked.values()) == len(judge.asked) == QUESTIONS
+
+
+def test_auto_that_was_killed_before_its_decision_was_recorded_asks_nothing_again(
+    make_judge: MakeJudge, judge: StubJudge, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    judge.fault = stub_judge.no_logprobs
+    directory = make_judge().output.directory
+    states = states_after_kills(monkeypatch, directory, tmp_path, lambda: run(make_judge()))
+    undecided = [state for state in states if not (state / "protocol.json").exists()]
+    assert undecided
+    for state in undecided:
+        shutil.rmtree(directory)
+        shutil.copytree(state, directory)
+        judge.bodies.clear()
+        run(make_judge())
+        # The reply that decides is in the journal.
+        assert len(judge.bodies) == QUESTIONS - 1
+        assert not any("logprobs" in body for body in judge.bodies)
+
+
+def test_auto_recalls_its_decision_from_kept_replies_without_a_judge(make_judge: MakeJudge, judge: StubJudge) -> None:
+    judge.fault = stub_judge.no_logprobs
+    stop = StopRequest()
+    judge.on_request = lambda number: stop.request() if number == QUESTIONS - 1 else None
+    with pytest.raises(Interrupted):
+        run(ctx := make_judge(stop=stop))
+    (ctx.output.directory / "protocol.json").unlink()
+    result = run(make_judge(runtime={"judge_endpoint": None}))
+    assert result.metrics["ok"] == len(judge.bodies) == QUESTIONS
+    assert json.loads((ctx.output.directory / "protocol.json").read_text()) == {"protocol": "Text"}
 
 
 def test_a_stage_stopped_at_any_request_asks_nothing_twice_and_ends_with_the_same_bytes(
