@@ -52,13 +52,16 @@ def _threshold(values: _Values, k: int) -> tuple[float, int]:
     """Return the k-th largest element, and how many elements that are equal to it are among the k largest."""
     if values.size > _SAMPLE:
         low, high = _bracket(values, k)
-        larger, equal, between = _divided(values, low, high)
-        if larger < k <= larger + equal:
-            return high, k - larger
-        rest = k - larger - equal
-        if 0 < rest <= between.size:
-            return _kth(between, rest)
-    # Few elements; or the sample is not like the tensor; or many elements are equal to the lower value.
+        larger, at_high, between, at_low = _divided(values, low, high)
+        # Many elements may have one of the two values: differences of bf16 numbers have few values.
+        rest = k - larger
+        if 0 < rest <= at_high:
+            return high, rest
+        if 0 < rest - at_high <= between.size:
+            return _kth(between, rest - at_high)
+        if 0 < rest - at_high - between.size <= at_low:
+            return low, rest - at_high - between.size
+    # Few elements, or the sample is not like the tensor.
     return _kth(values, k)
 
 
@@ -72,17 +75,20 @@ def _bracket(values: _Values, k: int) -> tuple[float, float]:
     return float(sample[low]) if low >= 0 else -math.inf, float(sample[high]) if high < _SAMPLE else math.inf
 
 
-def _divided(values: _Values, low: float, high: float) -> tuple[int, int, _Values]:
-    """Return the number of elements above `high` and at it, and the elements between `low` and `high`."""
-    larger = equal = 0
+def _divided(values: _Values, low: float, high: float) -> tuple[int, int, _Values, int]:
+    """Return the numbers of elements above `high` and at it, the elements between, and the number at a lower `low`."""
+    larger = at_high = at_low = 0
     between: list[_Values] = []
     for start in range(0, values.size, _PIECE):
         piece = values[start : start + _PIECE]
-        above, below = piece > high, piece < high
-        larger += int(np.count_nonzero(above))
-        equal += piece.size - int(np.count_nonzero(above)) - int(np.count_nonzero(below))
-        between.append(piece[below & (piece > low)])
-    return larger, equal, np.concatenate(between)
+        below = piece < high
+        above = int(np.count_nonzero(piece > high))
+        larger += above
+        at_high += piece.size - above - int(np.count_nonzero(below))
+        inside = below & (piece > low)
+        at_low += int(np.count_nonzero(below & (piece >= low))) - int(np.count_nonzero(inside))
+        between.append(piece[inside])
+    return larger, at_high, np.concatenate(between), at_low
 
 
 def _kth(values: _Values, k: int) -> tuple[float, int]:
