@@ -26,15 +26,15 @@ from wrpo_engine.contract.evaluation import (
     SelectParams,
 )
 from wrpo_engine.contract.fusing import AlignParams, RepresentParams
-from wrpo_engine.contract.merging import MergeParams
+from wrpo_engine.contract.merging import JointParams, MergeParams
 from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_engine.contract.types import is_hub_id
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import StageFacts, StageState, StageStatus
-from wrpo_operator.cli.fusion_work import align_seconds, merge_seconds, search_seconds, stored_bytes
+from wrpo_operator.cli.fusion_work import align_seconds, joint_seconds, merge_seconds, search_seconds, stored_bytes
 from wrpo_operator.cli.measured import Rates, Setting
-from wrpo_operator.cli.work import prompts_of, tokens_of
+from wrpo_operator.cli.work import prompts_of, tokens_of, turns_of
 from wrpo_operator.plan.budget import Demand, Limits, admitted
 from wrpo_operator.plan.demands import demand_of, limits_of
 from wrpo_operator.plan.graph import build_graph
@@ -230,7 +230,7 @@ def _remember(known: _Known, node: StageNode) -> None:
     prompts = prompts_of(known.spec, node, known.records)
     if isinstance(params, SampleParams | AnswerParams | MixtureParams) and prompts is not None:
         known.records[name] = _record(name, metrics={"rows": prompts * params.samples_per_prompt})
-    if isinstance(params, SelectParams) and prompts is not None:
+    if isinstance(params, SelectParams | JointParams) and prompts is not None:
         known.records[name] = _record(name, metrics={"rows": prompts})
 
 
@@ -364,6 +364,8 @@ def _seconds(known: _Known, node: StageNode, placement: Placement, group: Accele
     params = node.params
     if isinstance(params, MergeParams):
         return _search_seconds(known, params, about, speed, placement, group)
+    if isinstance(params, JointParams):
+        return _joint_seconds(known, params, speed, items=prompts)
     if isinstance(params, SftParams | TrainParams):
         alone = training_seconds(
             about,
@@ -416,9 +418,13 @@ def _parent(known: _Known, node: StageNode) -> ModelFacts | None:
     """Return the size of the models that a stage merges, which have one architecture."""
     if not isinstance(node.params, MergeParams):
         return None
-    first = next(iter(node.params.parents.values()))
+    return _facts_of_model(known, next(iter(node.params.parents.values())))
+
+
+def _facts_of_model(known: _Known, model: ModelRef) -> ModelFacts | None:
+    """Return the size of a model; what a stage of the experiment makes is as large as the target."""
     target = known.spec.target
-    return known.look_up(*((target.model, target.revision) if first.name is None else (first.name, first.revision)))
+    return known.look_up(*((target.model, target.revision) if model.name is None else (model.name, model.revision)))
 
 
 def _cpu_seconds(known: _Known, node: StageNode, tokens: int | None) -> float | None:
@@ -452,6 +458,14 @@ def _search_seconds(
     )
 
 
+def _joint_seconds(known: _Known, params: JointParams, speed: Speed, *, items: int | None) -> float | None:
+    """Return the seconds of one accelerator that holds all members."""
+    members = [facts for member in params.members if (facts := _facts_of_model(known, member)) is not None]
+    if items is None or len(members) < len(params.members):
+        return None
+    return joint_seconds(params, members, speed, answers=items * turns_of(params.benchmark))
+
+
 def _download(known: _Known, node: StageNode) -> int:
     """Return the bytes of weights that a stage's pods download from the hub."""
     params = node.params
@@ -465,9 +479,10 @@ def _download(known: _Known, node: StageNode) -> int:
 
 
 def _models_of(node: StageNode) -> tuple[str, ...]:
-    """Return the models of a stage that no stage of the experiment makes: the first one, or all that are merged."""
-    if isinstance(node.params, MergeParams):
-        return tuple(dict.fromkeys(model.name for model in node.params.parents.values() if model.name is not None))
+    """Return the models of a stage that no stage of the experiment makes: the first one, or all that it combines."""
+    if isinstance(node.params, MergeParams | JointParams):
+        models = node.params.parents.values() if isinstance(node.params, MergeParams) else node.params.members
+        return tuple(dict.fromkeys(model.name for model in models if model.name is not None))
     first = model_of(node)
     return () if first is None else (first,)
 

@@ -1,12 +1,14 @@
-"""Time on CPUs and space in the storage of the stages `represent`, `align` and `merge`, before they run. Pure."""
+"""Time and stored bytes of stages that fuse distributions, merge models or decode jointly, before they run. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from wrpo_engine.config import StageParams
 from wrpo_engine.contract.fusing import AlignParams, RepresentParams
-from wrpo_engine.contract.merging import MergeParams, MergeSearch
+from wrpo_engine.contract.merging import JointParams, MergeParams, MergeSearch
 from wrpo_engine.contract.model_facts import ModelFacts
-from wrpo_operator.sizing.estimate import RESPONSE_TOKENS
+from wrpo_operator.sizing.estimate import PROMPT_TOKENS, RESPONSE_TOKENS, Speed, forward_seconds, step_seconds
 
 _ALIGNED_PER_SECOND = {"Spans": 150_000, "DTW": 20_000}
 """Tokens of a source that one core aligns, reads and writes in a second, measured with responses of 500 tokens."""
@@ -14,6 +16,10 @@ _MERGED_PER_SECOND = {"TIES": 50e6, "DARE-TIES": 50e6, "SCE": 20e6}
 _USUALLY_MERGED_PER_SECOND = 100e6
 """Bytes of all parents that one core reads, merges and writes in a second, by method and for the others: measured by
 `make bench-merging` on a machine in use, and corrected for the share of the processor."""
+_SHARES_TRIED = 21
+"""PackOpt: mixtures of two models that are compared for each member beyond the first and each token."""
+_COMPARED_PER_SECOND = 1e8
+"""PackOpt: logits of a mixture whose cross-entropy one core computes in a second, measured."""
 _ENTRY_BYTES = 6
 """A kept token: its id in 4 bytes, its log probability or share in 2."""
 _LABEL_BYTES = 8
@@ -36,6 +42,31 @@ def merge_seconds(params: MergeParams, parent: ModelFacts) -> float:
 def search_seconds(search: MergeSearch, *, merging: float, answering: float, scoring: float) -> float:
     """Return the seconds of a whole search by those of one candidate, with the merge that follows."""
     return search.candidates * (merging + answering + scoring) + merging
+
+
+def joint_tokens(params: JointParams, *, answers: int) -> int:
+    """Return the tokens of prompts and responses that go through all members together."""
+    return answers * len(params.members) * (PROMPT_TOKENS + _answer_length(params))
+
+
+def joint_seconds(params: JointParams, members: Sequence[ModelFacts], speed: Speed, *, answers: int) -> float:
+    """Return the seconds of one accelerator that holds all members and gives one response after the other.
+
+    Every member reads the prompt and each token of the response; of PackTop1, one member of mean size reads the tokens.
+    """
+    steps = sum(step_seconds(member, speed) for member in members)
+    if params.method == "PackTop1":
+        steps /= len(members)
+    if params.method == "PackOpt":
+        positions = PROMPT_TOKENS + _answer_length(params) / 2
+        compared = (len(members) - 1) * _SHARES_TRIED * positions * members[0].vocabulary
+        steps += compared / _COMPARED_PER_SECOND
+    reading = sum(forward_seconds(member, speed, tokens=PROMPT_TOKENS) for member in members)
+    return answers * (reading + _answer_length(params) * steps)
+
+
+def _answer_length(params: JointParams) -> int:
+    return min(params.max_tokens, RESPONSE_TOKENS)
 
 
 def stored_bytes(params: StageParams, *, rows: int | None, top_k: int | None, parent: ModelFacts | None) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from wrpo_engine.config import SampleParams, ScoreParams, SftParams, StageParams, TrainParams
+from wrpo_engine.contract.benchmarks import BenchmarkKind
 from wrpo_engine.contract.evaluation import (
     AnswerParams,
     GradeParams,
@@ -15,16 +16,17 @@ from wrpo_engine.contract.evaluation import (
     SelectParams,
 )
 from wrpo_engine.contract.fusing import AlignParams, RepresentParams
-from wrpo_engine.contract.merging import MergeParams, MergeSearch
+from wrpo_engine.contract.merging import JointParams, MergeParams, MergeSearch
 from wrpo_operator.api.presets import ASKED, SIZES
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import StageStatus
+from wrpo_operator.cli.fusion_work import joint_tokens
 from wrpo_operator.plan.model import StageNode
 from wrpo_operator.plan.placing import items_of, responses_of
 from wrpo_operator.sizing.estimate import PROMPT_TOKENS, RESPONSE_TOKENS
 
 _PAIR = PROMPT_TOKENS + RESPONSE_TOKENS
-_READING_ITEMS = AnswerParams | MixtureParams | PerplexityParams | RankParams | SelectParams | JudgeParams
+_READING_ITEMS = AnswerParams | MixtureParams | JointParams | PerplexityParams | RankParams | SelectParams | JudgeParams
 
 
 def prompts_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, StageStatus]) -> int | None:
@@ -68,8 +70,7 @@ def tokens_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, Stage
         case SampleParams():
             return prompts * params.samples_per_prompt * _PAIR
         case AnswerParams():
-            size = SIZES.get(params.benchmark)
-            return prompts * (1 if size is None else size.turns) * params.samples_per_prompt * _PAIR
+            return prompts * turns_of(params.benchmark) * params.samples_per_prompt * _PAIR
         case SftParams():
             return prompts * params.epochs * _PAIR
         case TrainParams():
@@ -82,6 +83,12 @@ def tokens_of(spec: ExperimentSpec, node: StageNode, records: Mapping[str, Stage
             return _tokens_of_reading(params, prompts)
 
 
+def turns_of(benchmark: BenchmarkKind) -> int:
+    """Return the answers to one item of a benchmark."""
+    size = SIZES.get(benchmark)
+    return 1 if size is None else size.turns
+
+
 def tokens_of_search(search: MergeSearch) -> int:
     """Return the tokens of prompts and answers of all candidates of a search."""
     return search.candidates * search.prompts * (PROMPT_TOKENS + min(search.max_tokens, RESPONSE_TOKENS))
@@ -92,6 +99,8 @@ def _tokens_of_reading(params: StageParams, items: int) -> int | None:
     match params:
         case MixtureParams():
             return items * params.samples_per_prompt * (_PAIR + len(params.references) * RESPONSE_TOKENS)
+        case JointParams():
+            return joint_tokens(params, answers=items * turns_of(params.benchmark))
         case PerplexityParams():
             return items * PROMPT_TOKENS
         case RankParams():

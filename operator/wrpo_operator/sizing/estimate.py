@@ -22,6 +22,8 @@ _BANDWIDTH_SHARE = 0.55
 _ARITHMETIC_SHARE = 0.45
 _TRAINING_SHARE = 0.33
 """Less than of a forward pass alone, because parameters are gathered and gradients reduced."""
+_LAYER_SECONDS = 3e-4
+"""Of one layer for one token by Transformers at least, for its Python code: measured on one core with tiny layers."""
 _TERA = 1e12
 
 
@@ -84,6 +86,11 @@ def generation_seconds(
 def forward_seconds(facts: ModelFacts, speed: Speed, *, tokens: int) -> float:
     """Return the seconds that one accelerator needs for a forward pass of so many tokens, e.g. for scoring."""
     return 2 * _active(facts) * tokens / (speed.arithmetic * _ARITHMETIC_SHARE)
+
+
+def step_seconds(facts: ModelFacts, speed: Speed) -> float:
+    """Return the seconds of one token of one sequence by Transformers on one accelerator."""
+    return max(loaded_bytes(facts) / (speed.bandwidth * _BANDWIDTH_SHARE), facts.layers * _LAYER_SECONDS)
 
 
 def training_seconds(facts: ModelFacts, speed: Speed, *, tokens: int, checkpointing: bool, references: bool) -> float:

@@ -17,9 +17,11 @@ from support.hub_server import COMMIT, Hub, hub_server
 
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef
+from wrpo_engine.contract.merging import JointParams
 from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.cli.forecast import forecast as plans
 from wrpo_operator.cli.forecast_view import show
+from wrpo_operator.cli.fusion_work import joint_seconds, joint_tokens
 from wrpo_operator.cli.main import main
 from wrpo_operator.cli.measured import Rate, Setting, measured_rates
 from wrpo_operator.cli.model_sources import ModelSources, facts_of_directory
@@ -31,6 +33,7 @@ from wrpo_operator.sizing.estimate import (
     forward_seconds,
     generation_seconds,
     speed_of,
+    step_seconds,
     training_seconds,
 )
 from wrpo_operator.sizing.requests import GenerationRequest
@@ -280,8 +283,42 @@ FUSION_SYSTEMS: list[JsonObject] = [
     {"name": "ties", "merge": {"method": "TIES", "models": ["sft", "one-source"]}},
     {"name": "one-source", "fuse": {"sources": ["gemma-2-9b"], "alignment": "DTW"}},
     {"name": "average", "fuse": {"sources": ["*"], "strategy": "AvgCE", "alignment": "DTW"}},
+    {"name": "together", "joint": {"method": "EVA", "members": ["gemma-2-9b", "sft"]}},
     {"name": "searched", "merge": {"method": "TIES", "models": ["sft"], "search": {"budget": 9, "prompts": 50}}},
 ]
+
+
+@pytest.mark.parametrize(
+    ("method", "share"), [("EVA", 1.0), ("PackSim", 1.0), ("Ensemble", 1.0), ("PackTop1", 0.5), ("PackOpt", None)]
+)
+def test_members_of_a_joint_system_read_every_token_and_packopt_compares_mixtures(
+    method: str, share: float | None
+) -> None:
+    known, speed = known_facts("google/gemma-2-9b-it"), speed_of("h100")
+    assert known is not None
+    assert speed is not None
+    facts = known.facts
+    given = {"stage": "joint", "method": method, "system": "s", "benchmark": "Custom", "max_tokens": 100}
+    params = JointParams.model_validate(given | {"members": [{"name": "org/a"}, {"name": "org/b"}]})
+    seconds = joint_seconds(params, [facts, facts], speed, answers=3)
+    prompts = 2 * forward_seconds(facts, speed, tokens=180)
+    tokens = 100 * 2 * step_seconds(facts, speed)
+    if share is None:
+        # 21 mixtures of two models for each of 180 + 50 positions on average.
+        assert seconds == pytest.approx(3 * (prompts + tokens + 100 * 21 * 230 * facts.vocabulary / 1e8))
+    else:
+        assert seconds == pytest.approx(3 * (prompts + share * tokens))
+    assert joint_tokens(params, answers=3) == 3 * 2 * 280
+
+
+def test_a_token_of_a_large_model_waits_for_memory_and_of_a_small_one_for_python() -> None:
+    known, speed = known_facts("google/gemma-2-9b-it"), speed_of("l4")
+    assert known is not None
+    assert speed is not None
+    large = known.facts
+    small = large.model_copy(update={"weight_bytes": 1, "parameters": 1})
+    assert step_seconds(large, speed) == pytest.approx(large.weight_bytes / (0.3e12 * 0.55))
+    assert step_seconds(small, speed) == pytest.approx(large.layers * 3e-4)
 
 
 def test_stages_that_fuse_and_merge_have_tokens_times_and_space(automatic: Path) -> None:
@@ -318,6 +355,11 @@ def test_stages_that_fuse_and_merge_have_tokens_times_and_space(automatic: Path)
     once = 2 * target.facts.weight_bytes / 50e6
     scored = forward_seconds(reward.facts, speed, tokens=50 * (180 + 256))
     assert searched["hours"] * 3600 > 17 * once + 16 * scored
+    together = next(stage for name, stage in stages.items() if name.startswith("joint/together"))
+    items = document["spec"]["prompts"]["evaluation"]["prompts"]
+    assert together["tokens"] == items * 2 * 680
+    steps = step_seconds(source.facts, speed) + step_seconds(target.facts, speed)
+    assert together["gpuHours"] * 3600 > items * 500 * steps
     assert stages["merge/ties"]["hours"] * 50e6 == pytest.approx(plain["hours"] * 20e6)
     wide = plan("-f", str(automatic), "-o", "wide", "--accelerators", "h100=4x8", "--prompts", "59876")
     assert "Stored" in wide.splitlines()[1]
