@@ -22,7 +22,7 @@ class Reply:
     """What the server sends: `cut` ends the connection within the body, `hang` sends nothing until the server stops."""
 
     status: int = 200
-    content: dict[str, Any] | str = ""
+    content: dict[str, Any] | str | bytes = ""
     headers: dict[str, str] = field(default_factory=dict)
     cut: bool = False
     hang: bool = False
@@ -115,6 +115,7 @@ class StubJudge(ThreadingHTTPServer):
         self.fault: Fault = lambda _, __: None
         self.bodies: list[Body] = []
         self.keys: set[str | None] = set()
+        self.paths: set[str] = set()
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.is_down = False
@@ -157,6 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
             number = len(server.bodies)
             server.bodies.append(body)
             server.keys.add(self.headers.get("Authorization"))
+            server.paths.add(self.path)
             server.asked[question] += 1
             server.active += 1
             server.most_active = max(server.most_active, server.active)
@@ -177,8 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.stopping.wait()
             self.close_connection = True
             return
-        content = reply.content if isinstance(reply.content, str) else json.dumps(reply.content)
-        data = content.encode()
+        content = json.dumps(reply.content) if isinstance(reply.content, dict) else reply.content
+        data = content if isinstance(content, bytes) else content.encode()
         self.send_response(reply.status)
         for name, value in reply.headers.items():
             self.send_header(name, value)

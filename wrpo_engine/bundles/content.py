@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -72,15 +73,20 @@ def marked(texts: Sequence[str], protocol: Protocol | None) -> int:
 
 
 def _check_ids(items: Sequence[BenchItem]) -> None:
-    seen: dict[str, int] = {}
+    seen: dict[str, BenchItem] = {}
     for item in items:
-        if item.item_id in seen:
+        # Ids of one normal form look the same in all messages and tables.
+        first = seen.setdefault(unicodedata.normalize("NFC", item.item_id), item)
+        if first is not item:
+            same, forms = (
+                f"the same id {item.item_id!r}",
+                f"ids of one normal form, {first.item_id!a} and {item.item_id!a}",
+            )
             raise _fault(
-                f"items {seen[item.item_id] + 1} and {item.index + 1} have the same id {item.item_id!r}",
+                f"items {first.index + 1} and {item.index + 1} have {same if first.item_id == item.item_id else forms}",
                 "Give each item a separate id.",
                 code="BundleDuplicate",
             )
-        seen[item.item_id] = item.index
 
 
 def _check_baseline(items: Sequence[BenchItem], baseline: Mapping[str, Answer]) -> None:

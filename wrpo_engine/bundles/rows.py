@@ -15,6 +15,9 @@ from wrpo_engine.formats.messages import NotTurns, Role, turns_of
 from wrpo_engine.formats.shown import names, shown
 from wrpo_engine.prompts.split import is_unicode
 
+_LARGEST_WHOLE = 2**53
+"""Up to it, floating-point numbers hold each whole number."""
+
 
 def table(path: Path) -> Iterator[Row]:
     """Yield the rows of a file with their numbers; DataError for texts that UTF-8 cannot hold."""
@@ -85,8 +88,8 @@ class Row:
     def whole(self, column: str) -> int:
         """Return a whole number, which CSV holds as a text."""
         number = self.number_of(column)
-        if not number.is_integer():
-            raise self.fault(f"{column} is {number}, but a whole number is needed")
+        if not number.is_integer() or abs(number) > _LARGEST_WHOLE:
+            raise self.fault(f"{column} is {number:g}, but a whole number is needed")
         return int(number)
 
     def texts(self, column: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from wrpo_engine.contract.benchmarks import JudgeFields
 from wrpo_engine.errors import ConfigError, Interrupted, TemporaryError, WrpoError
 from wrpo_engine.judging.pacing import QUOTA_PATIENCE_S, Pacer
 from wrpo_engine.judging.protocol import Ask, Outcome
-from wrpo_engine.judging.replies import KeptReply, UnusableReply, read_completion, shortened
+from wrpo_engine.judging.replies import KeptReply, UnusableReply, error_status, read_completion, shortened
 from wrpo_engine.judging.section import ANY_JUDGE, judge_section
 from wrpo_engine.retrying import seconds_of
 from wrpo_engine.scoring.endpoint_client import RetryPolicy
@@ -29,6 +29,7 @@ from wrpo_engine.scoring.posting import (
     Poster,
     ReplyTooLarge,
     split_endpoint,
+    without_query,
 )
 
 KEY_VARIABLE = "WRPO_JUDGE_API_KEY"
@@ -88,7 +89,7 @@ class ChatClient:
             endpoint, field=self._endpoint_field, key_variable=KEY_VARIABLE, code="JudgeEndpointInvalid"
         )
         path = parts.path.rstrip("/").removesuffix(_PATH)
-        self.identity = urllib.parse.urlunsplit(parts._replace(path=path))
+        self.identity = without_query(urllib.parse.urlunsplit(parts._replace(path=path)))
         self._models_url = urllib.parse.urlunsplit(parts._replace(path=f"{path}/models"))
         self._model = judge.model
         self._extra = dict(judge.extra_body)
@@ -164,6 +165,8 @@ class ChatClient:
         return {name: value for name, value in body.items() if value is not None}
 
     def _read(self, content: bytes, *, has_logprobs: bool) -> KeptReply:
+        if (status := error_status(content)) is not None:
+            raise HttpFailure(status, content.decode("utf-8", "replace"), None)
         reply = read_completion(content, has_logprobs=has_logprobs)
         if not is_model(self._model, reply.model):
             raise ConfigError(
@@ -202,12 +205,12 @@ class ChatClient:
             return ConfigError(
                 self._model_field,
                 self._model,
-                f"POST {self._poster.url} returns HTTP 404: {shown}",
+                f"POST {self.identity}{_PATH} returns HTTP 404: {shown}",
                 "Write a model that the endpoint has, and the endpoint's base URL, e.g. https://host/v1.",
                 code="JudgeModelNotFound",
             )
         if 300 <= status < 400:
-            rule = f"POST {self._poster.url} is redirected with HTTP {status}, which would send the key elsewhere"
+            rule = f"POST {self.identity}{_PATH} is redirected with HTTP {status}, which would send the key elsewhere"
             hint = "Write the final URL as the endpoint."
         else:
             rule = f"the judge refuses {where} with HTTP {status}: {shown}"

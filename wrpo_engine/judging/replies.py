@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +15,11 @@ MAX_RAW_BYTES = 64 << 10
 _HEAD_BYTES = 16 << 10
 _LOWEST_LOGPROB = -9999.0
 """What servers write for a probability of 0; JSON has no infinity."""
+_HIGHEST_LOGPROB = 1e-3
+"""0 and rounding: what is above it is no probability."""
+_MAX_COUNT = 2**53
+"""Token counts above it are no counts, and do not fit into the artifact."""
+_ERROR_STATUS = re.compile(r"[45][0-9]{2}")
 _THOUGHTS, _THOUGHTS_END = "<think>", "</think>"
 
 
@@ -94,28 +99,54 @@ def shortened(text: str) -> str:
 
 
 def read_completion(body: bytes, *, has_logprobs: bool) -> KeptReply:
-    """Read a chat completion; UnusableReply if it is none. `has_logprobs`: log probabilities were asked for."""
+    """Read a chat completion; UnusableReply if it is none. `has_logprobs`: log probabilities were asked for.
+
+    The reply is paid for: what is malformed apart from its text counts as absent, so that it is not asked for again.
+    """
     try:
         completion = json.loads(body)
         choice = completion["choices"][0]
         message = choice["message"]
-        refusal = message.get("refusal")
         content = _text(message.get("content"))
-        usage = completion.get("usage") or {}
-        finish = choice.get("finish_reason")
-        return KeptReply(
-            content=shortened(content or _text(refusal)),
-            finish_reason=finish if isinstance(finish, str) else "",
-            logprobs=_logprobs(choice.get("logprobs")) if has_logprobs else None,
-            is_refusal=bool(refusal) or finish == "content_filter",
-            model=str(completion.get("model") or ""),
-            reasoning=shortened(_text(message.get("reasoning_content") or message.get("reasoning"))),
-            prompt_tokens=_count(usage.get("prompt_tokens")),
-            completion_tokens=_count(usage.get("completion_tokens")),
-        )
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         shown = body[:300].decode("utf-8", "replace")
         raise UnusableReply(f"the reply is not a chat completion: {shown}") from error
+    refusal = message.get("refusal") or _refusal_part(message.get("content"))
+    usage = _mapping(completion.get("usage"))
+    finish = choice.get("finish_reason")
+    return KeptReply(
+        content=shortened(content or _known_text(refusal)),
+        finish_reason=_plain(finish) if isinstance(finish, str) else "",
+        logprobs=_logprobs(choice.get("logprobs")) if has_logprobs else None,
+        is_refusal=bool(refusal) or finish == "content_filter",
+        model=_plain(str(completion.get("model") or "")),
+        reasoning=shortened(_known_text(message.get("reasoning_content") or message.get("reasoning"))),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+    )
+
+
+def error_status(body: bytes) -> int | None:
+    """Return the HTTP status that the body of a reply reports although its own is 200, as gateways do; else None."""
+    if b'"error"' not in body:
+        return None
+    try:
+        completion = _mapping(json.loads(body))
+    except (ValueError, RecursionError):
+        return None
+    choices = completion.get("choices")
+    first = _mapping(choices[0]) if isinstance(choices, list) and choices else {}
+    code = str(_mapping(completion.get("error") or first.get("error")).get("code"))
+    return int(code) if _ERROR_STATUS.fullmatch(code) else None
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _plain(text: str) -> str:
+    """Return a text that UTF-8 can hold: halves of surrogate pairs are written with escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _text(content: object) -> str:
@@ -124,29 +155,56 @@ def _text(content: object) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        return "".join(part["text"] for part in content if part.get("type", "text") == "text")
+        return "".join(map(_text_of_part, content))
     raise TypeError
 
 
+def _known_text(content: object) -> str:
+    return _text(content) if isinstance(content, str | list) else ""
+
+
+def _text_of_part(part: object) -> str:
+    text = part if isinstance(part, str) else _mapping(part).get("text")
+    kind = _mapping(part).get("type", "text")
+    return text if isinstance(text, str) and kind == "text" else ""
+
+
+def _refusal_part(content: object) -> object:
+    """Return the refusal in a content of parts."""
+    parts = content if isinstance(content, list) else []
+    return next((refusal for part in parts if (refusal := _mapping(part).get("refusal"))), None)
+
+
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT
+    return value if is_count else None  # type: ignore[return-value]
 
 
-def _logprobs(found: Mapping[str, Any] | None) -> dict[str, float] | None:
-    """Return the log probabilities at the first token of the answer, without those that are not numbers."""
-    tokens = (found or {}).get("content")
+def _logprobs(found: object) -> dict[str, float] | None:
+    """Return the log probabilities at the first token of the answer; None without tokens, empty if one is no number."""
+    content = _mapping(found).get("content")
+    tokens = [each for each in content if "token" in _mapping(each)] if isinstance(content, list) else []
     if not tokens:
         return None
     position = tokens[_first_of_answer([str(each["token"]) for each in tokens])]
-    alternatives = position.get("top_logprobs") or [position]
+    top = position.get("top_logprobs")
+    alternatives = [each for each in top if "token" in _mapping(each)] if isinstance(top, list) else []
     numbers: dict[str, float] = {}
-    for each in alternatives:
-        value = each["logprob"]
-        if value is None or math.isnan(value):
+    for each in alternatives or [position]:
+        value = each.get("logprob")
+        if value is None:
             continue
-        token = str(each["token"])
+        if not _is_logprob(value):
+            # Without it the others would decide alone.
+            return {}
+        token = _plain(str(each["token"]))
         numbers[token] = max(_LOWEST_LOGPROB, value, numbers.get(token, _LOWEST_LOGPROB))
     return numbers
+
+
+def _is_logprob(value: object) -> bool:
+    # Comparisons are exact also for integers that no float can hold, and false for NaN.
+    return isinstance(value, int | float) and not isinstance(value, bool) and value <= _HIGHEST_LOGPROB
 
 
 def _first_of_answer(tokens: Sequence[str]) -> int:

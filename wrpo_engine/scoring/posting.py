@@ -130,8 +130,18 @@ def retry_after(headers: Mapping[str, str], now: Callable[[], datetime] = lambda
 
 
 def split_endpoint(endpoint: str, *, field: str, key_variable: str, code: str) -> urllib.parse.SplitResult:
-    """Return the parts of an endpoint's URL; ConfigError if it holds a user or a password, which is not shown."""
-    parts = urllib.parse.urlsplit(endpoint)
+    """Return the parts of an endpoint's URL.
+
+    ConfigError if it is no URL of a server, or holds a user or a password, which is not shown.
+    """
+    try:
+        parts = urllib.parse.urlsplit(endpoint)
+        is_server = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        is_server = False
+    if not is_server:
+        shown = endpoint.rpartition("@")[2]
+        raise ConfigError(field, shown, "it names no host and port", "Write e.g. https://host:8000/v1.", code=code)
     if "@" in parts.netloc:
         raise ConfigError(
             field,
@@ -141,3 +151,8 @@ def split_endpoint(endpoint: str, *, field: str, key_variable: str, code: str) -
             code=code,
         )
     return parts
+
+
+def without_query(url: str) -> str:
+    """Return a URL for messages: its query may hold a key."""
+    return urllib.parse.urlunsplit(urllib.parse.urlsplit(url)._replace(query="", fragment=""))

@@ -355,6 +355,11 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         own([{"id": 7, "prompt": "x"}, {"id": "7", "prompt": "y"}]),
         "items 1 and 2 have the same id '7'",
     ),
+    "ids that differ by their normal form": (
+        {"benchmark": "Custom"},
+        own([A, {"id": "\u00e9", "prompt": "x"}, {"id": "e\u0301", "prompt": "y"}]),
+        "items 2 and 3 have ids of one normal form, '\\xe9' and 'e\\u0301'",
+    ),
     "blank prompt": ({"benchmark": "Custom"}, own([{"id": "a", "prompt": " "}]), "the prompt of item a is empty"),
     "blank turn": ({"benchmark": "Custom"}, own([{"id": "a", "turns": ["x", ""]}]), "the prompt of item a is empty"),
     "no turns": ({"benchmark": "Custom"}, own([{"id": "a", "turns": []}]), "the prompt of item a is empty"),
@@ -472,6 +477,11 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"benchmark": "AlpacaEval2"},
         ALPACA_FILES | {"df_gamed.csv": GAMED.replace("0.5,0,", "0.5,0.5,")},
         "row 1 of {root}/df_gamed.csv: index is 0.5, but a whole number is needed",
+    ),
+    "an index of 1e308": (
+        {"benchmark": "AlpacaEval2"},
+        ALPACA_FILES | {"df_gamed.csv": GAMED.replace("0.5,0,", "0.5,1e308,")},
+        "row 1 of {root}/df_gamed.csv: index is 1e+308, but a whole number is needed",
     ),
     "half of a surrogate pair": (
         {"benchmark": "Custom"},

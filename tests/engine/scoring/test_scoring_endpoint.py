@@ -271,6 +271,24 @@ def test_a_url_with_a_password_is_refused_without_showing_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "shown"),
+    [
+        ("http://[::1/v1", "http://[::1/v1"),
+        ("http://host:abc/v1", "http://host:abc/v1"),
+        ("http://host:99999", "http://host:99999"),
+        ("http://host:0", "http://host:0"),
+        ("http:///v1", "http:///v1"),
+        ("http://me:hunter2@host:abc", "host:abc"),
+    ],
+)
+def test_a_url_of_no_server_is_refused_before_any_request(endpoint: str, shown: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_client(RewardModel(endpoint=endpoint), {}, section="evaluation.judges[rm].reward")
+    expected = f"evaluation.judges[rm].reward.endpoint is {shown!r}: it names no host and port"
+    assert (error.value.message, error.value.code) == (expected, "RewardEndpointInvalid")
+
+
+@pytest.mark.parametrize(
     ("path", "asked"), [("", "/pooling"), ("/", "/pooling"), ("/rm", "/rm/pooling"), ("/classify", "/classify")]
 )
 def test_the_path_is_that_of_the_pooling_api(server: RewardServer, path: str, asked: str) -> None:

@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(404, f"there is no {self.path}; POST /v1/chat/completions")
         try:
             body = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refusal(400, "the body is not JSON") from error
         if not isinstance(body, dict):
             raise Refusal(400, "the body is not a JSON object")
