@@ -7,7 +7,7 @@ from pathlib import Path
 
 from e2e_real_support import SOURCES
 from e2e_support import JsonObject
-from engine.engine_support import save_tiny_model
+from engine.engine_support import save_small_model, save_tiny_model
 from engine.judging.judging_texts import ALPACA
 from engine.selecting.pairrm_models import save_pairrm
 
@@ -21,7 +21,7 @@ _MODELS = ("target", "sft", "trained", *SOURCES, "other")
 
 
 def fill_with_benchmark(directory: Path) -> None:
-    """Add a benchmark of our own, with its judge prompt, and a ranker to what storage:// finds."""
+    """Add a benchmark of our own, with its judge prompt, a ranker and a judge to what storage:// finds."""
     bundle = directory / "benchmark"
     bundle.mkdir()
     items = [json.dumps({"id": f"q{number}", "prompt": f"Name {number} colours."}) for number in range(ITEMS)]
@@ -29,6 +29,7 @@ def fill_with_benchmark(directory: Path) -> None:
     (bundle / "judge_prompts.json").write_text(json.dumps({"alpaca_eval_clf": ALPACA}), encoding="utf-8")
     save_pairrm(directory / "models" / "ranker")
     save_tiny_model(directory / "models" / "other", seed=7, context=2048)
+    save_small_model(directory / "models" / "judge")
 
 
 def all_systems() -> JsonObject:
@@ -59,6 +60,12 @@ def all_systems() -> JsonObject:
             {"name": "moa", "mixture": {"proposers": ["*"], "aggregator": "other", "maxTokens": 8}},
         ],
     }
+
+
+def with_served_judge() -> JsonObject:
+    """Return spec.evaluation of the experiment's own models, with a model that vLLM serves as the judge."""
+    judge = {"name": "llm", "serve": {"model": "storage://models/judge"}, "maxInvalidShare": 1.0}
+    return {**all_systems(), "judges": [judge], "systems": []}
 
 
 def stages_of_systems() -> set[str]:

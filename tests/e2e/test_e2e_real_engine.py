@@ -34,7 +34,15 @@ from e2e_real_support import (
     work_directory,
 )
 from e2e_support import EXTERNAL, JsonObject, Kube
-from e2e_systems import ITEMS, JUDGE, SYSTEMS, all_systems, fill_with_benchmark, stages_of_systems
+from e2e_systems import (
+    ITEMS,
+    JUDGE,
+    SYSTEMS,
+    all_systems,
+    fill_with_benchmark,
+    stages_of_systems,
+    with_served_judge,
+)
 from support.patience import LIMIT_S, LONG_S, wait_until
 
 from wrpo_devcluster import lifecycle
@@ -246,9 +254,14 @@ def test_every_backend_leaves_the_same_bytes_as_pytorchjobs(
         assert len(real.list("pods", f"wrpo.ai/experiment={name},wrpo.ai/stage={stage}")) == 2
 
 
+@pytest.fixture(scope="module")
+def benchmark(quiet: Artifacts) -> None:
+    fill_with_benchmark(quiet.root)
+
+
+@pytest.mark.usefixtures("benchmark")
 def test_every_form_of_system_is_evaluated_with_a_judge_that_the_stage_serves(real: Kube, quiet: Artifacts) -> None:
     """Prompts, sampling and training are the quiet run's: only the evaluation is computed."""
-    fill_with_benchmark(quiet.root)
     real.apply(real_experiment("systems", "quiet", evaluation=all_systems()))
     entries = {entry["name"]: entry for entry in real.wait_phase("systems", "Succeeded", LONG_S)["stages"]}
     assert set(entries) == set(STAGES) | stages_of_systems()
@@ -273,6 +286,25 @@ def test_every_form_of_system_is_evaluated_with_a_judge_that_the_stage_serves(re
     page = (made.directory("report") / "report.html").read_text(encoding="utf-8")
     for words in (*SYSTEMS[3:], "own", JUDGE):
         assert words in page
+
+
+@pytest.mark.usefixtures("benchmark")
+def test_a_judge_is_a_model_that_vllm_serves_for_the_stages_time(real: Kube, quiet: Artifacts) -> None:
+    """Without preference training one row has questions, so vLLM starts once: 40 s of processor time."""
+    pytest.importorskip("vllm")
+    spec = real_experiment("served", "quiet", evaluation=with_served_judge())["spec"]
+    kept = ("precision", "zeroStage", "nodes", "gpusPerNode")
+    spec["training"] = {"objective": "SFTOnly", **{name: spec["training"][name] for name in kept}}
+    real.apply(real_experiment("served", "quiet", **spec))
+    entries = {entry["name"]: entry for entry in real.wait_phase("served", "Succeeded", LONG_S)["stages"]}
+    assert own_failures(entries["judge/sft--own--llm"]) == []
+    made = Artifacts(quiet.root, {name: entry["artifact"] for name, entry in entries.items()})
+    metrics = made.manifest("judge/sft--own--llm")["metrics"]
+    assert 0 < metrics["requests"] == metrics["questions"] <= ITEMS
+    assert metrics["failed"] == metrics["too_long"] == 0
+    judge = json.loads((made.directory("judge/sft--own--llm") / "benchmark.json").read_text(encoding="utf-8"))["judge"]
+    assert (judge["reported"], judge["protocol"]) == (["storage://models/judge"], "Logprobs")
+    assert made.manifest("judge/target--own--llm")["metrics"]["requests"] == 0
 
 
 def rank_0_log(real: Kube) -> str:
