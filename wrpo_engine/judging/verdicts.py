@@ -115,8 +115,8 @@ def check_invalid(ctx: StageContext, judged: Sequence[Judged], total: int) -> No
         code="InvalidVerdicts",
         field=f"{judge_section(ctx.config.runtime)}.maxInvalidShare",
         hint="A score of the rest would be biased. Use a judge that follows the protocol, more maxTokens, or a longer "
-        f"context. Replies are kept in {address(ctx.output.ref)}/parts and journal below the storage root; remove them to "
-        "ask again.",
+        f"context. Replies are kept in {address(ctx.output.ref)}/parts and journal below the storage root; remove them "
+        "to ask again.",
     )
 
 
