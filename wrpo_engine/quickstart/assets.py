@@ -34,7 +34,7 @@ REWARD = "models/reward-minilm"
 PROMPTS = "datasets/quickstart-prompts.jsonl"
 BENCHMARK = "datasets/quickstart-benchmark"
 MTBENCH_PROMPTS = "datasets/mtbench-prompts.jsonl"
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Bumped when the code builds something else from the same recipe."""
 PROMPTS_PER_CATEGORY = 100
 _ENGLISH = Path("data/english")
@@ -127,7 +127,7 @@ def make_assets(
     assets = plan_assets(store.root) + (plan_study(store.root) if for_study else [])
     with store.locked(lambda: say(f"another process is building the assets in {store.location}; waiting for it")):
         write_prompts(store, for_study=for_study)
-        Making(store, assets, progress, monotonic, say, usable_cores(os.environ)).run()
+        Making(store, assets, progress, monotonic, say, usable_cores(os.environ), models.IMPORTS).run()
     say(f"all assets are in {store.location}")
 
 

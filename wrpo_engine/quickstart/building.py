@@ -1,7 +1,11 @@
-"""Building of assets side by side, in separate processes, because the steps of small models gain little by threads."""
+"""Building of assets side by side, in separate processes, because the steps of small models gain little by threads.
+
+The processes are forks of one that has imported what builds need, because the imports take longer than a small build.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -20,6 +24,7 @@ from wrpo_engine.quickstart.store import Assets, Recipe
 AT_ONCE = 2
 """Each build holds up to 2 GiB."""
 _POLL_S = 1.0
+_CONTEXT = multiprocessing.get_context("forkserver")
 
 Build = Callable[[Path, OnStep], str | None]
 """Fills a directory, reports steps, and returns a line for the log. It can be pickled."""
@@ -52,6 +57,10 @@ class Making:
     monotonic: Callable[[], float]
     say: Callable[[str], None]
     cores: int
+    imports: Sequence[str] = ("torch",)
+    """Modules that builds need: imported once for all of them."""
+    _threads: ctypes.c_int = field(init=False)
+    """Of each running build: they share the cores, and the last one has all of them. The builds read it, too."""
     _made: set[str] = field(default_factory=set, init=False)
     _steps: dict[str, tuple[float, str]] = field(default_factory=dict, init=False)
     """Name of a running build -> its done share, and where it is in words."""
@@ -60,15 +69,19 @@ class Making:
 
     def run(self) -> None:
         """Build what is missing. An error of one build stops the others and is raised."""
+        _CONTEXT.set_forkserver_preload(list(self.imports))
+        self._threads = _CONTEXT.RawValue(ctypes.c_int, 1)
         waiting = [asset for asset in self.assets if not self._exists(asset)]
         running: dict[Future[None], Asset] = {}
         at_once = min(AT_ONCE, self.cores)
         with ThreadPoolExecutor(at_once, thread_name_prefix="build") as pool:
             try:
                 while waiting or running:
-                    for asset in self._ready(waiting)[: at_once - len(running)]:
+                    started = self._ready(waiting)[: at_once - len(running)]
+                    self._threads.value = max(1, self.cores // (len(running) + len(started)))
+                    for asset in started:
                         waiting.remove(asset)
-                        running[pool.submit(self._make, asset, self.cores // at_once)] = asset
+                        running[pool.submit(self._make, asset)] = asset
                     for ended in wait(running, return_when=FIRST_COMPLETED).done:
                         ended.result()
                         self._made.add(running.pop(ended).name)
@@ -89,7 +102,7 @@ class Making:
     def _place(self, asset: Asset) -> str:
         return f"[{self.assets.index(asset) + 1}/{len(self.assets)}] {asset.name}"
 
-    def _make(self, asset: Asset, threads: int) -> None:
+    def _make(self, asset: Asset) -> None:
         self.say(f"{self._place(asset)}: making it")
         started = self.monotonic()
         for name in asset.made_from:
@@ -99,7 +112,7 @@ class Making:
             self._show(asset.name, (step / steps, f"{asset.name} step {step}/{steps} (loss {loss:.3f})"))
 
         def build(out: Path) -> None:
-            said = run_apart(asset.build, out, on_step, threads=threads, stop=self._stop)
+            said = run_apart(asset.build, out, on_step, threads=self._threads, stop=self._stop)
             if said is not None:
                 self.say(f"{asset.name}: {said}")
 
@@ -116,15 +129,14 @@ class Making:
             self.progress.update(done, len(self.assets), message=message)
 
 
-def run_apart(build: Build, out: Path, on_step: OnStep, *, threads: int, stop: threading.Event) -> str | None:
-    """Run a build in a process of `threads` threads and return its line.
+def run_apart(build: Build, out: Path, on_step: OnStep, *, threads: ctypes.c_int, stop: threading.Event) -> str | None:
+    """Run a build in a process of `threads` threads, which may change, and return its line.
 
     Raises the build's WrpoError or OSError. TemporaryError means that the process ended without an outcome, or that
     `stop` was set.
     """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_build, args=(build, out, sender, threads), daemon=True)
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_build, args=(build, out, sender, threads), daemon=True)
     process.start()
     sender.close()
     try:
@@ -151,13 +163,18 @@ def run_apart(build: Build, out: Path, on_step: OnStep, *, threads: int, stop: t
         process.join()
 
 
-def _build(build: Build, out: Path, outcome: Connection, threads: int) -> None:
+def _build(build: Build, out: Path, outcome: Connection, threads: ctypes.c_int) -> None:
     # Ctrl-C reaches every process of the terminal; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Read when torch is imported, which the build does.
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    def on_step(step: int, steps: int, loss: float) -> None:
+        outcome.send((step, steps, float(loss)))
+        torch.set_num_threads(threads.value)
+
+    torch.set_num_threads(threads.value)
     try:
-        said = build(out, lambda step, steps, loss: outcome.send((step, steps, float(loss))))
+        said = build(out, on_step)
     except (WrpoError, OSError) as error:
         outcome.send(error)
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORED = -100
+_PROCESSOR = Path("/proc/cpuinfo")
+_BFLOAT16_UNITS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Flags of processors that multiply bfloat16; the last one is Arm's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,21 @@ class Recipe:
     """Layers counted from the top; those below and the embeddings stay as they are, which halves the cost."""
     warmup_ratio: float = 0.1
     seed: int = 17
+
+
+def multiplies_bfloat16(processor: str) -> bool:
+    """Return whether the text of /proc/cpuinfo describes a processor that multiplies bfloat16."""
+    return not _BFLOAT16_UNITS.isdisjoint(processor.split())
+
+
+def quick_products() -> torch.autocast:
+    """Return a context of products in bfloat16 if this processor has them, which halves the time of training.
+
+    Weights, their gradients and the optimizer's state stay in float32. Without such units bfloat16 is slower than
+    float32, so nothing changes there. The models differ a little between the two, as between numbers of threads.
+    """
+    enabled = _PROCESSOR.exists() and multiplies_bfloat16(_PROCESSOR.read_text())
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
 
 
 def batches(examples: Sequence[Example], recipe: Recipe) -> list[list[Example]]:
@@ -105,15 +124,17 @@ def finetune(
     """Fine-tune in place; return the mean loss of the last tenth of the steps."""
     torch.manual_seed(recipe.seed)
     parameters = freeze_below(model, recipe.trained_layers)
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
     plan = batches(examples, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, len(plan), recipe.warmup_ratio)
     )
     losses: list[float] = []
+    products = quick_products()
     model.train()
     for step, batch in enumerate(plan):
-        loss = answer_loss(model, collate(batch, padding))
+        with products:
+            loss = answer_loss(model, collate(batch, padding))
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

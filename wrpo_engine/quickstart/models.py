@@ -14,6 +14,8 @@ from wrpo_engine.quickstart.packages import CHATTERBOT, MINILM, SMOLLM2, Package
 from wrpo_engine.text.chat import response_token_ids
 
 OnStep = Callable[[int, int, float], None]
+IMPORTS = ("transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert")
+"""Modules of which the import takes most of the start of a builder."""
 MAX_CHARACTERS = 160
 """Longer responses cost much time and are rare in conversation."""
 REWARD_MAX_CHARACTERS = 200
@@ -84,7 +86,13 @@ def make_reward(encoder: Path, exchanges: Sequence[Exchange], epochs: int, out: 
     torch.manual_seed(REWARD_SEED)
     tokenizer = AutoTokenizer.from_pretrained(str(encoder))
     model, found = AutoModelForSequenceClassification.from_pretrained(
-        str(encoder), num_labels=1, dtype=torch.float32, output_loading_info=True
+        str(encoder),
+        num_labels=1,
+        dtype=torch.float32,
+        output_loading_info=True,
+        # Two epochs, each with new worse responses, need no dropout, and it costs time.
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     # The head is what is trained here; everything else must be the encoder's.
     found["missing_keys"] = {name for name in found["missing_keys"] if not name.startswith("classifier.")}

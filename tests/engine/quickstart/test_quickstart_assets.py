@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -129,6 +130,41 @@ def test_the_reward_loss_is_bradley_terrys() -> None:
     # ln 2, ln 2, ln(1 + e^-1), ln(1 + e)
     expected = (0.693147 + 0.693147 + 0.313262 + 1.313262) / 4
     assert reward.bradley_terry_loss(scores).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_rows_of_like_lengths_are_scored_together_and_scores_keep_their_order(tiny_model_dir: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    widths = []
+
+    def model(input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: torch.Tensor) -> SimpleNamespace:
+        widths.append(input_ids.shape[1])
+        return SimpleNamespace(logits=(input_ids * attention_mask).sum(1, keepdim=True))
+
+    batch = [
+        preferences.Comparison(prompt="why " * words, chosen="yes", rejected=("no " * words,), kinds=("grammar",))
+        for words in (5, 1, 4, 2, 3, 6, 8, 7, 9)
+    ]
+    scores = reward.score_batch(cast("torch.nn.Module", model), tokenizer, batch)
+    alone = [
+        [sum(tokenizer(each.prompt, text)["input_ids"]) for text in (each.chosen, *each.rejected)] for each in batch
+    ]
+    assert scores.tolist() == alone
+    assert len(widths) == 2
+    assert widths[0] < widths[1]
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile\n", True),
+        ("Features\t: fp asimd bf16\n", True),
+        ("flags\t\t: fpu avx512f avx2\n", False),
+    ],
+)
+def test_products_are_in_bfloat16_only_where_the_processor_has_them(processor: str, expected: bool) -> None:
+    assert finetune.multiplies_bfloat16(processor) is expected
 
 
 def test_the_learning_rate_warms_up_and_falls_to_nothing() -> None:
@@ -260,7 +296,7 @@ def test_all_assets_are_made_load_and_are_found_the_second_time(
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    # A fraction of the work: what the two models say is not asked here, and all of it takes three minutes.
+    # A fraction of the work: what the two models say is not asked here, and all of it takes more than a minute.
     for name in ("SOURCE_RECIPE", "TARGET_RECIPE"):
         monkeypatch.setattr(models, name, replace(getattr(models, name), every=40))
     monkeypatch.setattr(models, "REWARD_EPOCHS", 1)

@@ -13,7 +13,7 @@ from support.s3_server import S3Server
 from wrpo_engine.artifacts.s3_client import S3Bucket
 from wrpo_engine.config import S3Storage
 from wrpo_engine.errors import DataError
-from wrpo_engine.quickstart import assets
+from wrpo_engine.quickstart import assets, models
 from wrpo_engine.quickstart.bucket import BucketAssets
 from wrpo_engine.quickstart.building import Asset
 from wrpo_engine.quickstart.store import AssetStore
@@ -133,6 +133,7 @@ def test_the_command_makes_in_a_bucket_what_it_makes_in_a_directory(
     server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(assets, "plan_assets", plan)
+    monkeypatch.setattr(models, "IMPORTS", ("torch",))
     monkeypatch.setattr(assets, "write_prompts", lambda store, **_: store.write(assets.PROMPTS, "prompts"))
     monkeypatch.setenv("WRPO_SCRATCH", str(tmp_path))
     out = f"s3://{BUCKET}/command"

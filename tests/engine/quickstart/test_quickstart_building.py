@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
 from wrpo_engine.process.progress import Progress
@@ -22,12 +23,21 @@ RECIPE = {"version": 1}
 
 def meet(root: Path, own: str, other: str, out: Path, on_step: OnStep) -> str:
     """End only while the other build runs, too."""
+    (out / "threads").write_text(str(torch.get_num_threads()))
     (root / own).touch()
     while not (root / other).exists():
         time.sleep(0.01)
     on_step(1, 2, 0.5)
-    (out / "threads").write_text(os.environ["OMP_NUM_THREADS"])
     return "met"
+
+
+def outlast(root: Path, own: str, other: str, out: Path, on_step: OnStep) -> None:
+    """End only when the other build has left its threads to this one."""
+    own_threads = torch.get_num_threads()
+    meet(root, own, other, out, on_step)
+    while torch.get_num_threads() != 2 * own_threads:
+        time.sleep(0.01)
+        on_step(1, 2, 0.5)
 
 
 def follow(parents: list[Path], out: Path, _on_step: OnStep) -> None:
@@ -71,7 +81,7 @@ def make(tmp_path: Path) -> Make:
 def test_independent_assets_are_built_at_a_time_and_share_the_cores(make: Make, tmp_path: Path) -> None:
     said, seen = make(
         Asset(name="a", recipe=RECIPE, build=partial(meet, tmp_path, "left", "right")),
-        Asset(name="b", recipe=RECIPE, build=partial(meet, tmp_path, "right", "left")),
+        Asset(name="b", recipe=RECIPE, build=partial(outlast, tmp_path, "right", "left")),
         Asset(
             name="c",
             recipe=RECIPE,
