@@ -25,6 +25,7 @@ from wrpo_devcluster.objects import (
 )
 
 _DISRUPTION_LASTS = timedelta(minutes=2)
+_ALLOWS = "SufficientPods"
 """Seconds for which an evicted pod that still exists counts as disrupted."""
 
 
@@ -93,13 +94,12 @@ def budget_status(budget: JsonObject, pods: Sequence[JsonObject], now: datetime)
     if unmanaged and _counts_owners(budget["spec"]):
         # As in the real controller: without owners the expected number of pods is unknown.
         problem = f'found no controller ref for pod "{unmanaged[0]}"'
-        return _with_condition(status, old, "False", "SyncFailed", problem, now)
+        return _with_condition(status, old, "SyncFailed", problem, now)
     desired = _desired(budget["spec"], len(pods))
     status["desiredHealthy"] = desired
     status["disruptionsAllowed"] = max(healthy - desired, 0) if pods else 0
-    allows = status["disruptionsAllowed"] > 0
-    reason = "SufficientPods" if allows else "InsufficientPods"
-    return _with_condition(status, old, "True" if allows else "False", reason, "", now)
+    reason = _ALLOWS if status["disruptionsAllowed"] > 0 else "InsufficientPods"
+    return _with_condition(status, old, reason, "", now)
 
 
 def _counts_owners(spec: JsonObject) -> bool:
@@ -118,12 +118,10 @@ def _scaled(value: Any, whole: int) -> int:
     return math.ceil(int(value.rstrip("%")) * whole / 100) if isinstance(value, str) else int(value)
 
 
-def _with_condition(
-    status: JsonObject, old: JsonObject, value: str, reason: str, message: str, now: datetime
-) -> JsonObject:
+def _with_condition(status: JsonObject, old: JsonObject, reason: str, message: str, now: datetime) -> JsonObject:
     entry = {
         "type": "DisruptionAllowed",
-        "status": value,
+        "status": "True" if reason == _ALLOWS else "False",
         "observedGeneration": status["observedGeneration"],
         "reason": reason,
         "message": message,

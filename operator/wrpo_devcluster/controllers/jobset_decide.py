@@ -12,6 +12,7 @@ from wrpo_devcluster.clock import parse_time
 from wrpo_devcluster.controllers.jobset_render import (
     REPLICATED_JOB,
     RESTART_ATTEMPT,
+    Place,
     job_name,
     refusal,
     render_job,
@@ -188,7 +189,11 @@ def _missing(
     taken = {job["metadata"]["name"] for job in jobs}
     entries, name = replicated_jobs(jobset), jobset["metadata"]["name"]
     return [
-        render_job(jobset, entries, entry, index, subdomain=subdomain_of(jobset), restarts=restarts)
+        render_job(
+            jobset,
+            Place(entries=entries, entry=entry, index=index, restarts=restarts),
+            subdomain=subdomain_of(jobset),
+        )
         for entry in entries
         if all(_is_met(dependency, entries, counts) for dependency in entry.get("dependsOn") or [])
         for index in range(replicas_of(entry))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from dataclasses import dataclass
 
 from wrpo_devcluster.client import JsonObject
 from wrpo_devcluster.objects import owner_reference
@@ -90,13 +91,25 @@ def render_service(owner: JsonObject, name: str, *, publish_not_ready: bool = Tr
     }
 
 
-def render_job(
-    owner: JsonObject, entries: list[JsonObject], entry: JsonObject, index: int, *, subdomain: str, restarts: int = 0
-) -> JsonObject:
-    """Return Job `index` of the replicated job `entry`, which is one of `entries`; it is suspended as its owner is."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Place of a Job in its JobSet."""
+
+    entries: list[JsonObject]
+    """The replicated jobs."""
+    entry: JsonObject
+    """The one of them to which the Job belongs."""
+    index: int
+    restarts: int = 0
+    """How often the JobSet was restarted."""
+
+
+def render_job(owner: JsonObject, place: Place, *, subdomain: str) -> JsonObject:
+    """Return the Job of a place; it is suspended as its owner is."""
+    entry = place.entry
     template = copy.deepcopy(entry["template"])
     meta, spec = template.get("metadata") or {}, template["spec"]
-    names = place_labels(owner, entries, entry, index, restarts=restarts)
+    names = place_labels(owner, place)
     pod = spec["template"]
     pod["metadata"] = _named(pod.get("metadata") or {}, names)
     pod["spec"].setdefault("restartPolicy", "OnFailure")
@@ -107,7 +120,7 @@ def render_job(
         "kind": "Job",
         "metadata": {
             **_named(meta, names),
-            "name": job_name(owner["metadata"]["name"], entry["name"], index),
+            "name": job_name(owner["metadata"]["name"], entry["name"], place.index),
             "namespace": owner["metadata"]["namespace"],
             "ownerReferences": [owner_reference(owner)],
         },
@@ -115,10 +128,9 @@ def render_job(
     }
 
 
-def place_labels(
-    owner: JsonObject, entries: list[JsonObject], entry: JsonObject, index: int, *, restarts: int
-) -> dict[str, str]:
+def place_labels(owner: JsonObject, place: Place) -> dict[str, str]:
     """Return the labels, which are annotations as well, of a Job and of its pods."""
+    entries, entry, index = place.entries, place.entry, place.index
     meta, group = owner["metadata"], entry.get("groupName") or "default"
     before = entries[: entries.index(entry)]
     in_group = [other for other in entries if (other.get("groupName") or "default") == group]
@@ -136,7 +148,7 @@ def place_labels(
         f"{PREFIX}/group-name": group,
         f"{PREFIX}/group-replicas": str(sum(map(replicas_of, in_group))),
         f"{PREFIX}/job-group-index": str(sum(map(replicas_of, before_in_group)) + index),
-        RESTART_ATTEMPT: str(restarts),
+        RESTART_ATTEMPT: str(place.restarts),
     }
 
 

@@ -69,7 +69,8 @@ def render_job(trainjob: JsonObject, runtime: JsonObject, *, port: int = DEFAULT
     if "torch" in (runtime["spec"].get("mlPolicy") or {}):
         _add_torch(container, trainjob, nodes=nodes, port=port)
     template["spec"] |= {"completionMode": "Indexed", "parallelism": nodes, "completions": nodes}
-    return jobset_render.render_job(trainjob, [entry], entry, 0, subdomain=trainjob["metadata"]["name"])
+    place = jobset_render.Place(entries=[entry], entry=entry, index=0)
+    return jobset_render.render_job(trainjob, place, subdomain=trainjob["metadata"]["name"])
 
 
 def _override(container: JsonObject, trainer: JsonObject) -> None:

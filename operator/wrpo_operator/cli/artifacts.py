@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,27 @@ def artifacts_group() -> None:
     """  # noqa: D301  # click's mark for lines to keep
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The storages that a command is about."""
+
+    experiment: str | None
+    storage: str | None
+    """Storage to use instead of the experiments'."""
+    endpoint: str | None
+    region: str | None
+    target: Target
+
+    @property
+    def server(self) -> S3Server:
+        return S3Server(self.endpoint, self.region)
+
+
 def _storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add EXPERIMENT, --storage and the cluster's options; convert errors of the engine to errors of the command."""
+    """Add EXPERIMENT, --storage and the cluster's options, which the command gets as one `place`.
+
+    Errors of the engine become errors of the command.
+    """
 
     @click.argument("experiment", required=False)
     @click.option("--storage", metavar="PATH|s3://BUCKET/PREFIX", help="Storage to use instead of the experiments'.")
@@ -60,10 +80,19 @@ def _storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @cluster_options
     @errors_to_click
     @functools.wraps(command)
-    def guarded(*args: Any, **rest: Any) -> Any:
+    def guarded(
+        *,
+        experiment: str | None,
+        storage: str | None,
+        endpoint: str | None,
+        region: str | None,
+        target: Target,
+        **rest: Any,
+    ) -> Any:
+        place = _Place(experiment, storage, endpoint, region, target)
         try:
             with engine_errors_to_click():
-                return command(*args, **rest)
+                return command(place=place, **rest)
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'the storage'}: {error.strerror}") from error
 
@@ -73,16 +102,14 @@ def _storage_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @artifacts_group.command("ls")
 @_storage_options
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def ls_command(
-    experiment: str | None, storage: str | None, endpoint: str | None, region: str | None, output: str, target: Target
-) -> None:
+def ls_command(place: _Place, output: str) -> None:
     """List artifacts with size, age, state and the experiments that refer to them.
 
     The last column is unknown (?) if --storage is set and no cluster is reachable.
     """
-    asked = _ask(target, needed=storage is None)
+    asked = _ask(place.target, needed=place.storage is None)
     rows = []
-    for inventory in _inventories(experiment, storage, endpoint, region, asked, target):
+    for inventory in _inventories(place, asked):
         found = inventory.artifacts()
         references = with_inputs(references_of(asked or ()), found)
         rows += [_row(inventory, each, references, known=asked is not None) for each in found]
@@ -107,12 +134,10 @@ def ls_command(
 
 @artifacts_group.command("du")
 @_storage_options
-def du_command(
-    experiment: str | None, storage: str | None, endpoint: str | None, region: str | None, target: Target
-) -> None:
+def du_command(place: _Place) -> None:
     """Sum up sizes by stage, in total and of artifacts that no experiment refers to."""
-    asked = _ask(target, needed=storage is None)
-    for inventory in _inventories(experiment, storage, endpoint, region, asked, target):
+    asked = _ask(place.target, needed=place.storage is None)
+    for inventory in _inventories(place, asked):
         found = inventory.artifacts()
         references = with_inputs(references_of(asked or ()), found)
         sizes: Counter[str] = Counter()
@@ -149,27 +174,18 @@ def du_command(
     help="Treat every artifact of --storage as unreferenced without contacting a cluster. "
     "For storages whose cluster no longer exists.",
 )
-def gc_command(
-    experiment: str | None,
-    storage: str | None,
-    endpoint: str | None,
-    region: str | None,
-    min_age: str,
-    yes: bool,
-    unasked: bool,
-    target: Target,
-) -> None:
+def gc_command(place: _Place, min_age: str, yes: bool, unasked: bool) -> None:
     """Remove artifacts that no experiment of any namespace refers to and that did not change within --min-age.
 
     An experiment refers to its results, to all artifacts that its spec would create, and to the inputs of both. Without
     --yes this is a dry run. The command fails if it cannot list the experiments of all namespaces.
     """
     age = parse_age(min_age)
-    if unasked and storage is None:
+    if unasked and place.storage is None:
         raise click.UsageError(f"{UNASKED} needs --storage.")
-    asked = None if unasked else _ask(target, needed=True)
-    for inventory in _inventories(experiment, storage, endpoint, region, asked, target):
-        _collect(inventory, target, age, asked=asked, yes=yes)
+    asked = None if unasked else _ask(place.target, needed=True)
+    for inventory in _inventories(place, asked):
+        _collect(inventory, place.target, age, asked=asked, yes=yes)
 
 
 def _collect(
@@ -230,16 +246,10 @@ def _ask(target: Target, *, needed: bool) -> list[JsonObject] | None:
         ) from error
 
 
-def _inventories(
-    experiment: str | None,
-    storage: str | None,
-    endpoint: str | None,
-    region: str | None,
-    asked: list[JsonObject] | None,
-    target: Target,
-) -> list[Inventory]:
-    if storage is not None:
-        return [_inventory(root_at(storage, os.environ, server=S3Server(endpoint, region)))]
+def _inventories(place: _Place, asked: list[JsonObject] | None) -> list[Inventory]:
+    target, experiment = place.target, place.experiment
+    if place.storage is not None:
+        return [_inventory(root_at(place.storage, os.environ, server=place.server))]
     chosen = [
         obj
         for obj in asked or ()

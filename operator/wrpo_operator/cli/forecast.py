@@ -115,13 +115,23 @@ class Forecast:
     download_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumed:
+    """What is known or assumed before the experiment runs."""
+
+    look_up: LookUp
+    prompts: int | None = None
+    """Size of the data set, for specs that set no limit."""
+    rates: Rates = field(default_factory=dict)
+    """Rates that earlier experiments reached; they precede calculated ones."""
+
+
 @dataclass(slots=True)
 class _Known:
     spec: ExperimentSpec
     inventory: Inventory | None
-    look_up: LookUp
+    assumed: Assumed
     prompts: int | None
-    rates: Rates
     records: dict[str, StageStatus] = field(default_factory=dict)
     top_k: dict[StageId, int] = field(default_factory=dict)
     """Tokens that the stages which represent rows keep for each position."""
@@ -130,17 +140,14 @@ class _Known:
 def forecast(
     spec: ExperimentSpec,
     inventory: Inventory | None,
-    look_up: LookUp,
-    prompts: int | None,
+    assumed: Assumed,
     finished: frozenset[str] = frozenset(),
-    rates: Rates | None = None,
 ) -> Forecast:
-    """Return what will happen. `prompts` is the size of the data set where the spec sets no limit.
+    """Return what will happen.
 
-    `finished` are addresses of complete artifacts, stage/hash, whose stages do not run again. `rates` are those that
-    earlier experiments reached; they precede calculated ones.
+    `finished` are addresses of complete artifacts, stage/hash, whose stages do not run again.
     """
-    known = _Known(spec, inventory, look_up, spec.prompts.limit or prompts, rates or {})
+    known = _Known(spec, inventory, assumed, spec.prompts.limit or assumed.prompts)
     _count_prompts(known)
     nodes, lines, refusals = list[StageNode](), list[Line](), list[str]()
     done_before = set[StageId]()
@@ -222,7 +229,7 @@ def _remember(known: _Known, node: StageNode) -> None:
     """Record what a stage would find: facts about a model, the number of responses."""
     params, name = node.params, str(node.id)
     if isinstance(params, InspectParams | FetchParams) and params.model.name is not None:
-        facts = known.look_up(params.model.name, params.model.revision)
+        facts = known.assumed.look_up(params.model.name, params.model.revision)
         if facts is not None:
             known.records[name] = _record(name, facts)
     if isinstance(params, RepresentParams):
@@ -279,7 +286,7 @@ def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None)
     )
     group = _group(known.inventory, placement)
     line = _with_network(known, node, placement, group, line)
-    rate = known.rates.get(Setting(model_of(node) or "", placement.accelerator, placement.tensor_parallel_size))
+    rate = known.assumed.rates.get(Setting(model_of(node) or "", placement.accelerator, placement.tensor_parallel_size))
     responses = _responses(known, node)
     if rate is not None and responses is not None:
         seconds = responses * rate.mean_tokens / (rate.tokens_per_second * max(1, placement.per_pod))
@@ -363,7 +370,7 @@ def _seconds(known: _Known, node: StageNode, placement: Placement, group: Accele
         return None
     params = node.params
     if isinstance(params, MergeParams):
-        return _search_seconds(known, params, about, speed, placement, group)
+        return _search_seconds(known, params, _Pod(about, speed, placement, group))
     if isinstance(params, JointParams):
         return _joint_seconds(known, params, speed, items=prompts)
     if isinstance(params, SftParams | TrainParams):
@@ -377,28 +384,41 @@ def _seconds(known: _Known, node: StageNode, placement: Placement, group: Accele
         return alone / placement.accelerators
     if isinstance(params, SampleParams | AnswerParams | MixtureParams) and prompts is not None:
         responses = prompts * params.samples_per_prompt
-        return _generation(loaded_model(node, about), speed, placement, group, responses=responses)
+        pod = _Pod(about, speed, placement, group)
+        return _generation(pod, responses=responses, request=loaded_model(node, about))
     return forward_seconds(about, speed, tokens=tokens)
 
 
 def _facts_of(known: _Known, node: StageNode) -> ModelFacts | None:
     """Return the facts about the model that decides a stage's time; None if they are unknown."""
     record = known.records.get(str(node.needs[0].facts)) if node.needs else None
-    return record.facts if record is not None else known.look_up(model_of(node) or known.spec.target.model, None)
+    model = model_of(node) or known.spec.target.model
+    return record.facts if record is not None else known.assumed.look_up(model, None)
 
 
-def _generation(
-    request: GenerationRequest, speed: Speed, placement: Placement, group: AcceleratorGroup, *, responses: int
-) -> float:
+@dataclass(frozen=True, slots=True)
+class _Pod:
+    """A model on the accelerators of one pod."""
+
+    facts: ModelFacts
+    speed: Speed
+    placement: Placement
+    group: AcceleratorGroup
+
+
+def _generation(pod: _Pod, *, responses: int, request: GenerationRequest | None = None) -> float:
+    """Return the seconds in which a pod generates; without a request, the model is loaded with the defaults."""
+    request = request or GenerationRequest(facts=pod.facts)
+    placement = pod.placement
     way = Way(
-        group=group,
+        group=pod.group,
         tensor=placement.tensor_parallel_size,
         pipeline=placement.pipeline_parallel_size,
         share=placement.gpu_memory_utilization or UTILIZATION,
     )
     return generation_seconds(
         request,
-        speed,
+        pod.speed,
         responses=responses,
         accelerators=placement.per_pod,
         room=room(request, way),
@@ -424,7 +444,9 @@ def _parent(known: _Known, node: StageNode) -> ModelFacts | None:
 def _facts_of_model(known: _Known, model: ModelRef) -> ModelFacts | None:
     """Return the size of a model; what a stage of the experiment makes is as large as the target."""
     target = known.spec.target
-    return known.look_up(*((target.model, target.revision) if model.name is None else (model.name, model.revision)))
+    return known.assumed.look_up(
+        *((target.model, target.revision) if model.name is None else (model.name, model.revision))
+    )
 
 
 def _cpu_seconds(known: _Known, node: StageNode, tokens: int | None) -> float | None:
@@ -439,22 +461,20 @@ def _cpu_seconds(known: _Known, node: StageNode, tokens: int | None) -> float | 
     return merge_seconds(node.params, parent)
 
 
-def _search_seconds(
-    known: _Known, params: MergeParams, facts: ModelFacts, speed: Speed, placement: Placement, group: AcceleratorGroup
-) -> float | None:
+def _search_seconds(known: _Known, params: MergeParams, pod: _Pod) -> float | None:
     """Return the seconds of a search of merge weights on one accelerator's pod."""
     search = params.search
     if search is None:
         return None
-    answers = _generation(GenerationRequest(facts=facts), speed, placement, group, responses=search.prompts)
+    answers = _generation(pod, responses=search.prompts)
     length = min(search.max_tokens, RESPONSE_TOKENS)
-    reward = None if search.reward.name is None else known.look_up(search.reward.name, search.reward.revision)
+    reward = None if search.reward.name is None else known.assumed.look_up(search.reward.name, search.reward.revision)
     read = search.prompts * (PROMPT_TOKENS + length)
     return search_seconds(
         search,
-        merging=merge_seconds(params, facts),
+        merging=merge_seconds(params, pod.facts),
         answering=answers * length / RESPONSE_TOKENS,
-        scoring=0.0 if reward is None else forward_seconds(reward, speed, tokens=read),
+        scoring=0.0 if reward is None else forward_seconds(reward, pod.speed, tokens=read),
     )
 
 
@@ -474,7 +494,7 @@ def _download(known: _Known, node: StageNode) -> int:
         return record.facts.weight_bytes if record is not None and record.facts is not None else 0
     if isinstance(params, InspectParams) or known.spec.model_cache.enabled:
         return 0
-    found = (known.look_up(name, None) for name in _models_of(node) if is_hub_id(name))
+    found = (known.assumed.look_up(name, None) for name in _models_of(node) if is_hub_id(name))
     return sum(facts.weight_bytes for facts in found if facts is not None) * pods_of(known.spec, node)
 
 

@@ -178,7 +178,7 @@ def plan_command(
       wrpo plan -f experiment.yaml --accelerators h100=4x8 --prompts 60000
       wrpo plan -f experiment.yaml -o manifests | less
     """  # noqa: D301  # click's mark for lines to keep
-    from wrpo_operator.cli.forecast import forecast
+    from wrpo_operator.cli.forecast import Assumed, forecast
     from wrpo_operator.cli.forecast_view import as_json, show
     from wrpo_operator.cli.model_sources import ModelSources
     from wrpo_operator.plan.placing import profiled
@@ -203,7 +203,8 @@ def plan_command(
         inventory = given or (profiled(spec.accelerator) if spec.accelerator is not None else None)
         directory = Path(storage) if storage is not None and "://" not in storage else None
         sources = ModelSources(use_hub=hub and inventory is not None, storage=directory)
-        result = forecast(spec, inventory, sources.facts, prompts, finished, rates)
+        assumed = Assumed(look_up=sources.facts, prompts=prompts, rates=rates or {})
+        result = forecast(spec, inventory, assumed, finished)
         if output == "json":
             found.append(as_json(name, result, inventory, sources.faults))
         else:

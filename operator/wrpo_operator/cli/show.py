@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import webbrowser
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,7 @@ def logs_command(name: str, stage: str | None, follow: bool, tail: int | None, t
     """  # noqa: D301
 
     async def show(client: HttpKube) -> int:
-        return await print_logs(client, target.namespace, name, stage, follow=follow, tail=tail, write=click.echo)
+        return await print_logs(client, target.namespace, name, stage, LogOptions(follow=follow, tail=tail))
 
     if asyncio.run(with_client(target, show)) == 0:
         what = f"stage {stage} of {name}" if stage else name
@@ -97,17 +98,18 @@ def logs_command(name: str, stage: str | None, follow: bool, tail: int | None, t
         )
 
 
-async def print_logs(
-    client: HttpKube,
-    namespace: str,
-    name: str,
-    stage: str | None,
-    *,
-    follow: bool,
-    tail: int | None,
-    write: Callable[[str], None],
-) -> int:
-    """Write the logs of all matching pods, oldest first (with `follow`: as they arrive); return the number of pods."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogOptions:
+    """How logs are read."""
+
+    follow: bool
+    """Until the experiment has ended."""
+    tail: int | None
+    """Last lines of each pod; None: all."""
+
+
+async def print_logs(client: HttpKube, namespace: str, name: str, stage: str | None, options: LogOptions) -> int:
+    """Print the logs of all matching pods, oldest first (with `follow`: as they arrive); return the number of pods."""
     from wrpo_operator.runtime.kube import list_all
 
     selector = f"{names.LABEL_MANAGED_BY}={names.MANAGER},{names.LABEL_EXPERIMENT}={name}"
@@ -118,13 +120,13 @@ async def print_logs(
         while True:
             pods = await list_all(client, PODS, namespace, label_selector=selector)
             for pod in sorted(pods, key=lambda pod: (meta(pod).get("creationTimestamp", ""), name_of(pod))):
-                if name_of(pod) in seen or (follow and not _has_started(pod)):
+                if name_of(pod) in seen or (options.follow and not _has_started(pod)):
                     continue
-                task = asyncio.create_task(_print_pod(client, namespace, pod, follow=follow, tail=tail, write=write))
+                task = asyncio.create_task(_print_pod(client, namespace, pod, options))
                 seen[name_of(pod)] = task
-                if not follow:
+                if not options.follow:
                     await task
-            if not follow or await _ended(client, namespace, name):
+            if not options.follow or await _ended(client, namespace, name):
                 await asyncio.gather(*seen.values())
                 return len(seen)
             await asyncio.sleep(POLL_S)
@@ -141,23 +143,21 @@ async def _ended(client: HttpKube, namespace: str, name: str) -> bool:
     return outcome_of(await client.get(EXPERIMENTS, name, namespace)) is not None
 
 
-async def _print_pod(
-    client: HttpKube, namespace: str, pod: JsonObject, *, follow: bool, tail: int | None, write: Callable[[str], None]
-) -> None:
+async def _print_pod(client: HttpKube, namespace: str, pod: JsonObject, options: LogOptions) -> None:
     from wrpo_operator.runtime.kube import KubeError
 
     container = next(entry["name"] for entry in pod["spec"]["containers"] if entry["name"] in {"stage", "pytorch"})
     query: Mapping[str, str] = {
         "container": container,
-        "follow": "true" if follow else "",
-        "tailLines": "" if tail is None else str(tail),
+        "follow": "true" if options.follow else "",
+        "tailLines": "" if options.tail is None else str(options.tail),
     }
     prefix = f"[{names.stage_from_label(labels_of(pod).get(names.LABEL_STAGE, ''))} {name_of(pod)}]"
     try:
         async for line in client.stream_lines(f"{PODS.path(namespace, name_of(pod))}/log", query):
-            write(f"{prefix} {line.decode(errors='replace').rstrip()}")
+            click.echo(f"{prefix} {line.decode(errors='replace').rstrip()}")
     except KubeError as error:
-        write(f"{prefix} no log: {error.message}")
+        click.echo(f"{prefix} no log: {error.message}")
 
 
 @click.command("report")

@@ -60,6 +60,7 @@ def sweep_group() -> None:
 @click.option("--hub/--no-hub", default=True, show_default=True, help="Read config.json of hub models from the hub.")
 def plan_command(filename: str, output: str, accelerators: str | None, prompts: int | None, hub: bool) -> None:
     """Show the stages that the sweeps of FILE need, those that variants share, and GPU hours. Contacts no cluster."""
+    from wrpo_operator.cli.forecast import Assumed
     from wrpo_operator.cli.model_sources import ModelSources
     from wrpo_operator.plan.placing import profiled
 
@@ -69,7 +70,8 @@ def plan_command(filename: str, output: str, accelerators: str | None, prompts: 
         given = spec.experiment.accelerator
         inventory = inventory_of(accelerators, None) or (profiled(given) if given is not None else None)
         sources = ModelSources(use_hub=hub and inventory is not None, storage=None)
-        result = forecast_sweep(found, inventory, sources.facts, prompts, is_order_assumed=is_assumed)
+        assumed = Assumed(look_up=sources.facts, prompts=prompts)
+        result = forecast_sweep(found, inventory, assumed, is_order_assumed=is_assumed)
         if output == "json":
             told.append({"name": name_of(document), **asdict(result)})
         else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.api.sweep import SweepSpec
 from wrpo_operator.api.sweep_status import SourceOrder
-from wrpo_operator.cli.forecast import LookUp, forecast
+from wrpo_operator.cli.forecast import Assumed, forecast
 from wrpo_operator.plan.sweep_expand import Expansion, expand
 from wrpo_operator.sizing.inventory import Inventory
 
@@ -77,8 +77,7 @@ def expanded(name: str, raw: Mapping[str, object], spec: SweepSpec) -> tuple[Exp
 def forecast_sweep(
     found: Expansion,
     inventory: Inventory | None,
-    look_up: LookUp,
-    prompts: int | None,
+    assumed: Assumed,
     *,
     is_order_assumed: bool,
 ) -> SweepForecast:
@@ -90,7 +89,7 @@ def forecast_sweep(
     for row in found.rows:
         own, spent = list[str](), list[float]()
         for wanted in row.experiments:
-            result = forecast(parse_spec(wanted.spec), inventory, look_up, prompts, frozenset(done))
+            result = forecast(parse_spec(wanted.spec), inventory, assumed, frozenset(done))
             for line in result.lines:
                 kind, address = line.stage.partition("/")[0], f"{line.stage}/{line.hash}"
                 needed[kind] += 1

@@ -43,22 +43,23 @@ def answer(graph: Graph) -> None:
     for column in layout.columns:
         for model in (layout.models[name] for name in layout.answering(column)):
             stage = StageId("answer", cell_name(model.name, column.name))
-            _add_generation(graph, stage, params.answer(graph.spec, model, column), model, column)
+            _add_generation(graph, stage, params.answer(graph.spec, model, column), model, _inputs(model, column))
 
 
 def mixture(graph: Graph) -> None:
     """Add the layers of each mixture after the first one, which are the proposers' own answers."""
     layout = planned_layout(graph)
-    for column, row in cells_of(layout, "Mixture"):
+    for cell in cells_of(layout, "Mixture"):
+        column, row = cell
         assert row.mixture is not None
         references = _answers(layout, row.members, column)
         for layer in range(2, row.mixture.rounds + 1):
             stages = {name: _layer_stage(row, column, layer, name) for name in row.members}
             for name, stage in stages.items():
-                _add_mixture(graph, stage, row, layout.models[name], column, references)
+                _add_mixture(graph, stage, cell, layout.models[name], references)
             references = {f"mixture/{stage.name}": stage for stage in stages.values()}
         last = StageId("mixture", cell_name(row.name, column.name))
-        _add_mixture(graph, last, row, layout.models[row.mixture.aggregator], column, references)
+        _add_mixture(graph, last, cell, layout.models[row.mixture.aggregator], references)
 
 
 def _layer_stage(row: Row, column: Column, layer: int, proposer: str) -> StageId:
@@ -67,29 +68,30 @@ def _layer_stage(row: Row, column: Column, layer: int, proposer: str) -> StageId
 
 
 def _add_mixture(
-    graph: Graph, stage: StageId, row: Row, model: EvaluatedModel, column: Column, references: Mapping[str, StageId]
+    graph: Graph, stage: StageId, cell: tuple[Column, Row], model: EvaluatedModel, references: Mapping[str, StageId]
 ) -> None:
+    column, row = cell
     settings = params.mixture(graph.spec, row, model, column, tuple(references))
-    _add_generation(graph, stage, settings, model, column, tuple(references.values()))
+    _add_generation(graph, stage, settings, model, (*_inputs(model, column), *references.values()))
+
+
+def _inputs(model: EvaluatedModel, column: Column) -> tuple[StageId, ...]:
+    """Return the stages that give a benchmark's items and the model."""
+    return (items_of(column), *made_by(model))
 
 
 def _add_generation(
-    graph: Graph,
-    stage: StageId,
-    settings: StageParams,
-    model: EvaluatedModel,
-    column: Column,
-    answers: tuple[StageId, ...] = (),
+    graph: Graph, stage: StageId, settings: StageParams, model: EvaluatedModel, inputs: tuple[StageId, ...]
 ) -> None:
-    """Add a stage that runs a model on a benchmark's items; it also reads the answers of other stages."""
+    """Add a stage that runs a model on a benchmark's items."""
     named = model.own or model.source
     resources = named.resources if named is not None else None
-    pinned, made = model.pinned(graph.spec), made_by(model)
+    pinned = model.pinned(graph.spec)
     graph.add(
         stage,
         settings,
-        inputs=(items_of(column), *made, *answers),
-        downloads=() if made else downloads(graph, pinned),
+        inputs=inputs,
+        downloads=() if made_by(model) else downloads(graph, pinned),
         runtime=params.generation_runtime(graph.spec, model),
         resources=resources,
         needs=needs(graph, stage.kind, (Work.GENERATION, pinned), resources=resources),
@@ -103,7 +105,7 @@ def perplexity(graph: Graph) -> None:
     for column, row in cells_of(layout, "Select"):
         for stage, model in _perplexities(layout, column, row).items():
             if stage not in graph:
-                _add_generation(graph, stage, params.perplexity(graph.spec, row, model), model, column)
+                _add_generation(graph, stage, params.perplexity(graph.spec, row, model), model, _inputs(model, column))
 
 
 def _perplexities(layout: Layout, column: Column, row: Row) -> dict[StageId, EvaluatedModel]:

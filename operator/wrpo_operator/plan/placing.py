@@ -127,8 +127,7 @@ def choose(
     `step` counts how often more room was given after OutOfMemory. A stage that runs several models one after the other
     gets accelerators on which each of them fits; the ladder ends with that of the first.
     """
-    facts = facts_in(records)
-    first, *others = (_Question(spec, node, need, facts[str(need.facts)], records, step) for need in node.needs)
+    first, *others = (_Question(spec, node, need, records, step) for need in node.needs)
     answer = first.answer(inventory)
     for question in others:
         answer = _both(answer, first, question, inventory)
@@ -194,13 +193,12 @@ class _Question:
         spec: ExperimentSpec,
         node: StageNode,
         need: Need,
-        facts: ModelFacts,
         records: Mapping[str, StageStatus],
         step: int,
     ) -> None:
-        self._spec, self._node, self._need, self._facts, self._records = spec, node, need, facts, records
+        self._spec, self._node, self._need, self._records = spec, node, need, records
         self._common: dict[str, Any] = {
-            "facts": facts,
+            "facts": facts_in(records)[str(need.facts)],
             "max_accelerators": spec.scheduling.max_gpus,
             "step": step,
             "cached": _is_local(spec, node, need),
@@ -214,7 +212,7 @@ class _Question:
         return self._without_step().answer(inventory)
 
     def _without_step(self) -> _Question:
-        return _Question(self._spec, self._node, self._need, self._facts, self._records, 0)
+        return _Question(self._spec, self._node, self._need, self._records, 0)
 
     def answer(self, inventory: Inventory) -> Choice:
         """Return the placement of this model alone."""

@@ -104,7 +104,7 @@ def decide_starts(
         elif refused is not None:
             starts.append(HeldBack(view, refused.reason, refused.message, refused.object))
         elif isinstance(view.next, StartAttempt):
-            node = _with_accelerators(spec, view, view.next.number, records, offered(snapshot, spec), now)
+            node = _with_accelerators(spec, view, records, offered(snapshot, spec), now)
             if isinstance(node, HeldBack):
                 starts.append(node)
             else:
@@ -113,7 +113,7 @@ def decide_starts(
 
 
 def _with_accelerators(
-    spec: ExperimentSpec, view: StageView, number: int, records: Records, inventory: Inventory | None, now: datetime
+    spec: ExperimentSpec, view: StageView, records: Records, inventory: Inventory | None, now: datetime
 ) -> StageNode | HeldBack:
     """Return a stage with the accelerators of its next attempt, or why it cannot start.
 
@@ -129,7 +129,7 @@ def _with_accelerators(
         until = max(_facts_due(records[name], now) for name in missing)
         return node if now >= until else _awaiting(view, missing[0], until)
     kept = view.record.placement
-    if kept is not None and _is_open(view, number) and _has(inventory, kept):
+    if kept is not None and _is_open(view) and _has(inventory, kept):
         return placed(node, kept)
     choice = choose(spec, node, records, inventory, step=_step_of(view))
     if isinstance(choice, DoesNotFit):
@@ -148,9 +148,12 @@ def _facts_due(record: StageStatus, now: datetime) -> datetime:
     return max((from_time(end) for end in ends if end is not None), default=now) + FACTS_PATIENCE
 
 
-def _is_open(view: StageView, number: int) -> bool:
+def _is_open(view: StageView) -> bool:
     """Return whether the next attempt has been recorded before: its child is gone, but it has not ended."""
-    return any(attempt.number == number for attempt in view.record.attempts)
+    following = view.next
+    return isinstance(following, StartAttempt) and any(
+        attempt.number == following.number for attempt in view.record.attempts
+    )
 
 
 def _has(inventory: Inventory, placement: Placement) -> bool:

@@ -85,7 +85,9 @@ def build_status(snapshot: Snapshot, spec: ExperimentSpec, decided: Decisions, n
     held = {item.view.id: item for item in decided.held}
     losses = {view.id: decided.losses.get(view.id) for view in decided.views}
     stages = tuple(
-        _stage(snapshot, spec, view, starts.get(view.id), held.get(view.id), decided.failure or losses[view.id], now)
+        _stage(
+            snapshot, spec, view, _Next(starts.get(view.id), held.get(view.id), decided.failure or losses[view.id]), now
+        )
         for view in decided.views
     )
     wanted = [(view, stage) for view, stage in zip(decided.views, stages, strict=True) if losses[view.id] is None]
@@ -256,16 +258,25 @@ def _stage_text(phase: Phase, stages: Sequence[StageStatus], failure: StageFailu
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Next:
+    """What was decided about one stage; all None: nothing."""
+
+    start: PlannedAttempt | None
+    held: HeldBack | None
+    failure: StageFailure | None
+    """The reason why it does not run; perhaps that of another stage."""
+
+
 def _stage(
     snapshot: Snapshot,
     spec: ExperimentSpec,
     view: StageView,
-    start: PlannedAttempt | None,
-    held: HeldBack | None,
-    failure: StageFailure | None,
+    decided: _Next,
     now: datetime,
 ) -> StageStatus:
     """Return one stage's status: its record with the state that was decided."""
+    start, held, failure = decided.start, decided.held, decided.failure
     values: dict[str, Any] = {"progress": None, "remaining_seconds": None, "message": None}
     child = next(iter(view.runnable), None)
     if view.succeeded:

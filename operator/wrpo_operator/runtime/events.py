@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 
 from wrpo_operator.plan.model import PlannedEvent
@@ -19,31 +20,34 @@ log = logging.getLogger(__name__)
 MESSAGE_LIMIT = 1024
 
 
-async def post(
-    client: KubeClient,
-    experiment: JsonObject,
-    event: PlannedEvent,
-    *,
-    now: datetime,
-    host: str,
-    check: Callable[[], None] = lambda: None,
-) -> None:
-    """Write one event about `experiment`; `check` raises if writes are no longer allowed."""
-    name, namespace = event_name(experiment, event), namespace_of(experiment)
-    stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
-    try:
-        check()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventWriter:
+    """Writer of the Events of one operator process."""
+
+    client: KubeClient
+    now: Callable[[], datetime]
+    host: str
+    """The reporting process."""
+    check: Callable[[], None] = lambda: None
+    """Raises if writes are no longer allowed."""
+
+    async def post(self, subject: JsonObject, event: PlannedEvent) -> None:
+        """Write one event about an experiment or a sweep."""
+        name, namespace = event_name(subject, event), namespace_of(subject)
+        stamp = self.now().strftime("%Y-%m-%dT%H:%M:%SZ")
         try:
-            await client.create(EVENTS, new_event(experiment, event, name=name, stamp=stamp, host=host))
+            self.check()
+            try:
+                await self.client.create(EVENTS, new_event(subject, event, name=name, stamp=stamp, host=self.host))
+            except KubeError as error:
+                if not error.conflict:
+                    raise
+                known = await self.client.get(EVENTS, name, namespace)
+                self.check()
+                again = {"count": int(known.get("count") or 1) + 1, "lastTimestamp": stamp}
+                await self.client.merge_patch(EVENTS, name, namespace, again)
         except KubeError as error:
-            if not error.conflict:
-                raise
-            known = await client.get(EVENTS, name, namespace)
-            check()
-            again = {"count": int(known.get("count") or 1) + 1, "lastTimestamp": stamp}
-            await client.merge_patch(EVENTS, name, namespace, again)
-    except KubeError as error:
-        log.warning("event %s was not written: %s", event.reason, error.message)
+            log.warning("event %s was not written: %s", event.reason, error.message)
 
 
 def event_name(experiment: JsonObject, event: PlannedEvent) -> str:

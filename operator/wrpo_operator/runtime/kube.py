@@ -182,6 +182,19 @@ class _Session:
         await self.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One request to the API server."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    """Parameters; empty ones are left out."""
+    timeout: aiohttp.ClientTimeout
+    body: JsonObject | bytes | None = None
+    content_type: str = "application/json"
+
+
 class HttpKube(KubeClient):
     """KubeClient over HTTPS. Credentials are read again once when the server replies 401 (token rotation)."""
 
@@ -326,53 +339,46 @@ class HttpKube(KubeClient):
         `on_size` receives its size in bytes, `on_request` its verb, `resource`, status and time. `on_cut` is called for
         each part that nests too deep.
         """
-        method, timeout = METHODS[verb], aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+        request = _Request(METHODS[verb], path, query or {}, timeout, body=body, content_type=content_type)
         began, code = perf_counter(), 0
         try:
-            async with self._answer(method, path, body, query, content_type, timeout) as response:
+            async with self._answer(request) as response:
                 data = await response.read()
             code = response.status
         finally:
             self.on_request(verb, resource, code, perf_counter() - began)
         if response.status >= 400:
-            raise refusal(method, path, response, data)
+            raise refusal(request.method, path, response, data)
         on_size(len(data))
         try:
             answer = decode(data, on_cut) if data else {}
         except UndecodableError as error:
-            raise KubeError(0, "Undecodable", f"the response is {error}", request=f"{method} {path}") from error
+            raise KubeError(0, "Undecodable", f"the response is {error}", request=f"{request.method} {path}") from error
         return answer if isinstance(answer, dict) else {}
 
     async def stream_lines(self, path: str, query: Mapping[str, str] | None = None) -> AsyncIterator[bytes]:
         """Yield the lines of a long reply (logs, watches) until the server ends it; no total timeout."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S)
-        async with self._answer("GET", path, None, query, "application/json", timeout) as response:
+        async with self._answer(_Request("GET", path, query or {}, timeout)) as response:
             if response.status >= 400:
                 raise refusal("GET", path, response, await response.read())
             async for line in response.content:
                 yield line
 
     @asynccontextmanager
-    async def _answer(
-        self,
-        method: str,
-        path: str,
-        body: JsonObject | bytes | None,
-        query: Mapping[str, str] | None,
-        content_type: str,
-        timeout: aiohttp.ClientTimeout,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _answer(self, request: _Request) -> AsyncIterator[aiohttp.ClientResponse]:
         """Hold a reply and its session; transport errors become KubeError."""
-        given = {key: value for key, value in (query or {}).items() if value}
-        url = f"{self.server}{path}" + (f"?{urlencode(given)}" if given else "")
+        given = {key: value for key, value in request.query.items() if value}
+        url = f"{self.server}{request.path}" + (f"?{urlencode(given)}" if given else "")
+        fixed = {"Accept": "application/json", "Content-Type": request.content_type, "User-Agent": FIELD_MANAGER}
         try:
             for last_try in (False, True):
                 session = self._session
                 with session.used():
-                    headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": FIELD_MANAGER}
-                    headers |= await _authorization(session.configuration)
+                    headers = fixed | await _authorization(session.configuration)
                     answer = await session.rest.request(
-                        method, url, headers=headers, body=body, _request_timeout=timeout
+                        request.method, url, headers=headers, body=request.body, _request_timeout=request.timeout
                     )
                     response: aiohttp.ClientResponse = answer.response
                     async with response:
@@ -381,7 +387,7 @@ class HttpKube(KubeClient):
                             return
                 await self._replace(session)
         except (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError) as error:
-            raise transport_error(method, path, self.server, error) from error
+            raise transport_error(request.method, request.path, self.server, error) from error
 
     async def kopf_login(self) -> dict[str, Any]:
         """Read the credentials again and return them as arguments of kopf.ConnectionInfo."""

@@ -31,8 +31,8 @@ from wrpo_operator.plan.model import (
 from wrpo_operator.plan.planner import plan
 from wrpo_operator.render import render_attempt
 from wrpo_operator.render.settings import RenderSettings
-from wrpo_operator.runtime import events
 from wrpo_operator.runtime.diagnostics import DiagnosticsClient
+from wrpo_operator.runtime.events import EventWriter
 from wrpo_operator.runtime.holding import HeldStatuses
 from wrpo_operator.runtime.kube import KubeClient, KubeError
 from wrpo_operator.runtime.log import bind
@@ -137,6 +137,7 @@ class Reconciler:
         self._refusals = RefusalStore(monotonic)
         self._held = HeldStatuses(monotonic, settings.moment_s)
         self._diagnostics = DiagnosticsClient(client, monotonic, wake)
+        self._events = EventWriter(client=client, now=now, host=settings.identity, check=self._check)
         self._starting: dict[tuple[str, str], str] = {}
         """(namespace, artifact key) of attempts that are being applied -> the experiment's uid."""
 
@@ -214,7 +215,7 @@ class Reconciler:
             self._refusals.hasten(experiment)
         if not any(NAMESPACE_TERMINATING in found.error.causes for found in refused):
             happened = todo.events if experiment is stored else events_between(stored, todo.status or stored.status)
-            await together(self._post(obj, event) for event in happened)
+            await together(self._events.post(obj, event) for event in happened)
         return todo, STARTING_S if is_lifted else 0.0
 
     def _note(self, experiment: Experiment, refused: Iterable[Refused]) -> None:
@@ -224,10 +225,6 @@ class Reconciler:
             news = self._refusals.record(experiment, stage, found.error, found.manifest)
             if news is not None:
                 log.warning("%s", found.error.message, extra={"reason": news.reason.value})
-
-    async def _post(self, obj: JsonObject, event: PlannedEvent) -> None:
-        now, host = self._now(), self._settings.identity
-        await events.post(self._client, obj, event, now=now, host=host, check=self._check)
 
     async def _apply(self, experiment: Experiment, todo: Plan) -> list[Refused]:
         """Apply the planned attempts; return the refusals."""
@@ -377,7 +374,7 @@ class Reconciler:
         manifest = _named(EXPERIMENTS, experiment.name, experiment)
         if self._refusals.record(experiment, STATUS, error, manifest) is not None:
             text = messages.status_refused(shorten(error.words))
-            await self._post(obj, PlannedEvent("Warning", Reason.STATUS_REFUSED.value, text))
+            await self._events.post(obj, PlannedEvent("Warning", Reason.STATUS_REFUSED.value, text))
 
     async def _look(self, experiment: Experiment) -> Snapshot:
         """Return the snapshot of one moment: nothing is awaited after the last read of the store."""

@@ -16,11 +16,10 @@ from typing import Any
 from wrpo_operator.api import names
 from wrpo_operator.api.pod_template import STRICT, PodTemplatePolicy
 from wrpo_operator.api.status import FINISHED, Phase
-from wrpo_operator.plan.model import PlannedEvent
 from wrpo_operator.plan.sweep_expand import Wanted
 from wrpo_operator.plan.sweep_model import Action, Member, Refused, SweepPlan, SweepSnapshot, Write
 from wrpo_operator.plan.sweep_planner import plan_sweep
-from wrpo_operator.runtime import events
+from wrpo_operator.runtime.events import EventWriter
 from wrpo_operator.runtime.kube import KubeClient, KubeError
 from wrpo_operator.runtime.log import bind
 from wrpo_operator.runtime.queue import RetryAfterError
@@ -69,7 +68,6 @@ class SweepReconciler:
     ) -> None:
         self._client = client
         self._store = store
-        self._identity = identity
         self._may_act = may_act
         self._now = now
         self._monotonic = monotonic
@@ -77,6 +75,7 @@ class SweepReconciler:
         self._wake = wake
         """Called with each experiment that was written: a watch reports no change that the store already has."""
         self._snapshots = SweepSnapshots(store, policy)
+        self._events = EventWriter(client=client, now=now, host=identity, check=self._check)
         self._refused: dict[Key, dict[str, tuple[str, Refused, float]]] = {}
         """Sweep -> experiment -> digest of the refused spec, refusal, and when to try again."""
 
@@ -109,7 +108,8 @@ class SweepReconciler:
         if not await self._write_status(sweep, snapshot, todo):
             return AGAIN_S
         await together(self._delete(sweep, member) for member in todo.delete)
-        await together(self._post(sweep, event) for event in todo.events)
+        subject = {**sweep, "kind": SWEEPS.kind}
+        await together(self._events.post(subject, event) for event in todo.events)
         if todo.writes or todo.delete or todo.status.source_order != snapshot.status.source_order:
             # There may be room for others now, or the sources of further variants are known.
             return AGAIN_S
@@ -226,10 +226,6 @@ class SweepReconciler:
             return False
         self._store.upsert(SWEEPS, answer)
         return True
-
-    async def _post(self, sweep: JsonObject, event: PlannedEvent) -> None:
-        subject = {**sweep, "kind": SWEEPS.kind}
-        await events.post(self._client, subject, event, now=self._now(), host=self._identity, check=self._check)
 
     def _check(self) -> None:
         if not self._may_act():

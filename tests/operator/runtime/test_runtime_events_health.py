@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp.test_utils import TestClient, TestServer
 
 from wrpo_operator.plan.model import PlannedEvent
-from wrpo_operator.runtime import events
+from wrpo_operator.runtime.events import EventWriter
 from wrpo_operator.runtime.health import contact, health_app, heartbeat
 from wrpo_operator.runtime.kube import KubeError
 from wrpo_operator.runtime.metrics import Metrics
@@ -19,7 +19,8 @@ EXPERIMENT = {"metadata": {"name": "fusion", "namespace": "ns", "uid": "e-1", "r
 
 
 def post(kube: Any, message: str, at: datetime = NOON) -> None:
-    asyncio.run(events.post(kube, EXPERIMENT, PlannedEvent("Normal", "StageStarted", message), now=at, host="op-1"))
+    writer = EventWriter(client=kube, now=lambda: at, host="op-1")
+    asyncio.run(writer.post(EXPERIMENT, PlannedEvent("Normal", "StageStarted", message)))
 
 
 def test_the_same_event_again_is_counted_and_another_message_is_another_event(kube: Any) -> None:

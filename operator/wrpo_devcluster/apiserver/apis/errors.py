@@ -130,11 +130,9 @@ def bad_request(message: str) -> ApiError:
     return error(400, "BadRequest", message)
 
 
-def forbidden(
-    plural: str, group: str, name: str, why: str, *, resource: str = "", causes: list[Cause] | None = None
-) -> ApiError:
-    """Return the 403 of a request that authorization or admission refuses; `resource` replaces the plural."""
-    shown = f'{resource or qualified(plural, group)} "{name}"' if name else resource or qualified(plural, group)
+def forbidden(plural: str, group: str, name: str, why: str, *, causes: list[Cause] | None = None) -> ApiError:
+    """Return the 403 of a request that authorization or admission refuses."""
+    shown = f'{qualified(plural, group)} "{name}"' if name else qualified(plural, group)
     details = _details(name, group, plural)
     if causes:
         details["causes"] = [cause.as_dict() for cause in causes]

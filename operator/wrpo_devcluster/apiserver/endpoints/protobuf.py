@@ -104,7 +104,7 @@ def _message(definition: str, data: bytes) -> JsonObject:
         child = node.properties.get(name) if node is not None else None
         if child is None:
             continue
-        _place(out, name, child, wire, value, repeated=repeated)
+        _place(out, name, child, (wire, value), repeated=repeated)
     return out
 
 
@@ -122,11 +122,12 @@ def _inline(outer: schema.Node | None, definition: str, data: bytes) -> JsonObje
         if inlined:
             out |= _inline(outer, f"{package}.{inlined}", value)
         elif name in outer.properties:
-            _place(out, name, outer.properties[name], wire, value, repeated=repeated)
+            _place(out, name, outer.properties[name], (wire, value), repeated=repeated)
     return out
 
 
-def _place(out: JsonObject, name: str, node: schema.Node, wire: int, value: Any, *, repeated: bool) -> None:
+def _place(out: JsonObject, name: str, node: schema.Node, content: tuple[int, Any], *, repeated: bool) -> None:
+    wire, value = content
     if node.type == "array":
         items = node.items or schema.DEDUCED
         found = out.setdefault(name, [])
