@@ -17,15 +17,20 @@ _PERIOD_S = 300.0
 _ALL = ("all",)
 
 
-class PodGarbageCollector(Controller):
-    """Controller that fails and removes the pods of nodes that no longer exist."""
+class _PeriodicController(Controller):
+    """A controller with one key; it runs at every change of a node and once a period."""
 
-    name = "pod-garbage-collector"
     workers = 1
 
     @override
     def watched(self) -> Sequence[Watched]:
         return (Watched(NODES, lambda _: _ALL),)
+
+
+class PodGarbageCollector(_PeriodicController):
+    """Controller that fails and removes the pods of nodes that no longer exist."""
+
+    name = "pod-garbage-collector"
 
     @override
     async def reconcile(self, key: str) -> float | None:
@@ -51,15 +56,10 @@ class PodGarbageCollector(Controller):
         await self.client.patch(PODS, meta["name"], meta["namespace"], patch, kind="strategic", subresource="status")
 
 
-class EventSweeper(Controller):
+class EventSweeper(_PeriodicController):
     """Controller that removes events an hour after they last happened."""
 
     name = "event-sweeper"
-    workers = 1
-
-    @override
-    def watched(self) -> Sequence[Watched]:
-        return (Watched(NODES, lambda _: _ALL),)
 
     @override
     async def reconcile(self, key: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -11,8 +12,8 @@ from wrpo_devcluster import lifecycle
 from wrpo_operator.api import names
 from wrpo_operator.cli.connect import STATE_DIR, Target, errors_to_click
 from wrpo_operator.cli.install import apply_file, install_operator
-from wrpo_operator.cli.planning import objects_in, spec_of
-from wrpo_operator.runtime.resources import meta, name_of
+from wrpo_operator.cli.planning import namespace_option, objects_in, spec_of
+from wrpo_operator.runtime.resources import JsonObject, meta, name_of
 
 
 @click.group("dev")
@@ -43,9 +44,7 @@ for _command in (devcluster.up, devcluster.down, devcluster.status, devcluster.r
     metavar="FILE",
     help="File with one or more WRPOExperiments; it may contain further objects, e.g. a claim.",
 )
-@click.option(
-    "-n", "--namespace", default="default", show_default=True, help="Namespace of objects for which the file sets none."
-)
+@namespace_option
 @errors_to_click
 def run_command(filename: str, namespace: str) -> None:
     """Run FILE on the embedded cluster: start it, install the operator, apply, and watch to the end.
@@ -62,23 +61,29 @@ def run_command(filename: str, namespace: str) -> None:
     documents = objects_in(filename, names.KIND)
     for document in documents:
         spec_of(document)
-    kubeconfig = start_embedded()
-    click.echo(apply_file(kubeconfig, filename, namespace=namespace), nl=False)
     succeeded = True
-    for document in documents:
-        where = str(meta(document).get("namespace") or namespace)
-        target = Target(str(kubeconfig), None, where, embedded=True)
+    for name, target in started(filename, documents, namespace):
         try:
-            outcome = follow(name_of(document), target)
+            outcome = follow(name, target)
         except GoneError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
-            click.echo(f"\n{name_of(document)} continues. `wrpo status {name_of(document)} -w` follows it.")
+            click.echo(f"\n{name} continues. `wrpo status {name} -w` follows it.")
             raise SystemExit(130) from None
         if not outcome.succeeded:
             succeeded = False
-            click.echo(f"{name_of(document)}: {outcome.message}", err=True)
+            click.echo(f"{name}: {outcome.message}", err=True)
     raise SystemExit(0 if succeeded else 1)
+
+
+def started(filename: str, documents: Iterable[JsonObject], namespace: str) -> list[tuple[str, Target]]:
+    """Start the embedded cluster and apply a file; return the names of these documents, each with its place."""
+    kubeconfig = start_embedded()
+    click.echo(apply_file(kubeconfig, filename, namespace=namespace), nl=False)
+    return [
+        (name_of(each), Target(str(kubeconfig), None, str(meta(each).get("namespace") or namespace), embedded=True))
+        for each in documents
+    ]
 
 
 def start_embedded() -> Path:

@@ -26,6 +26,11 @@ from wrpo_operator.sizing.offers import NodeFact
 _ITEM = re.compile(r"(?P<product>[A-Za-z0-9._-]+)=(?P<nodes>[1-9][0-9]{0,4})x(?P<each>[1-9][0-9]?)")
 
 
+namespace_option = click.option(
+    "-n", "--namespace", default="default", show_default=True, help="Namespace of objects for which the file sets none."
+)
+
+
 def read_documents(path: str) -> list[JsonObject]:
     """Parse all YAML or JSON documents of a file, or of standard input for `-`, as kubectl does."""
 
@@ -126,9 +131,7 @@ def manifests(document: JsonObject, namespace: str) -> list[JsonObject]:
     help="table: the stages. wide: with the arithmetic of placements and what stages need. json: for programs. "
     "yaml or manifests: every manifest that the operator would apply, with uids of zeros.",
 )
-@click.option(
-    "-n", "--namespace", default="default", show_default=True, help="Namespace of objects for which the file sets none."
-)
+@namespace_option
 @click.option(
     "--accelerators",
     metavar="PRODUCT=NODESxEACH,...",

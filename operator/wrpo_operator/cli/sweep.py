@@ -21,7 +21,7 @@ from wrpo_operator.api.sweep import SweepSpec, parse_sweep
 from wrpo_operator.api.sweep_status import SweepStatus, VariantStatus, parse_sweep_status
 from wrpo_operator.cli.connect import Target, cluster_options, errors_to_click, with_client
 from wrpo_operator.cli.forecast_view import UNLIMITED
-from wrpo_operator.cli.planning import inventory_of, objects_in, refusal
+from wrpo_operator.cli.planning import inventory_of, namespace_option, objects_in, refusal
 from wrpo_operator.cli.sweep_plan import SweepForecast, expanded, forecast_sweep
 from wrpo_operator.runtime.resources import SWEEPS, JsonObject, meta, name_of
 
@@ -82,9 +82,7 @@ def plan_command(filename: str, output: str, accelerators: str | None, prompts: 
 
 @sweep_group.command("run")
 @file_option
-@click.option(
-    "-n", "--namespace", default="default", show_default=True, help="Namespace of objects for which the file sets none."
-)
+@namespace_option
 @errors_to_click
 def run_command(filename: str, namespace: str) -> None:
     """Run the sweeps of FILE on the embedded cluster: start it, install the operator, apply, and watch to the end.
@@ -92,18 +90,12 @@ def run_command(filename: str, namespace: str) -> None:
     The exit code is 0 if every variant succeeded, else 1. Ctrl-C stops watching but not the sweep; run the command
     again to resume watching. `wrpo dev down` stops everything and keeps finished work.
     """
-    from wrpo_operator.cli.install import apply_file
-    from wrpo_operator.cli.local import start_embedded
+    from wrpo_operator.cli.local import started
 
     documents = objects_in(filename, names.SWEEP_KIND)
     for document in documents:
         accepted(document)
-    kubeconfig = start_embedded()
-    click.echo(apply_file(kubeconfig, filename, namespace=namespace), nl=False)
-    phases = []
-    for document in documents:
-        where = str(meta(document).get("namespace") or namespace)
-        phases.append(follow(name_of(document), Target(str(kubeconfig), None, where, embedded=True)))
+    phases = [follow(name, target) for name, target in started(filename, documents, namespace)]
     raise SystemExit(0 if all(phase is Phase.SUCCEEDED for phase in phases) else 1)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from pydantic.alias_generators import to_camel
+
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api import messages
 from wrpo_operator.api.conditions import Reason
@@ -29,22 +31,23 @@ class Limit:
 
 def pre_running_limit(deadlines: Deadlines, kind: str) -> Limit | None:
     """Return how long attempts of a kind of stage may wait for their pods."""
-    section = STAGES[kind].section.name
-    own = deadlines.stages.of_section(section)
-    if own is not None and own.pre_running_seconds is not None:
-        return Limit(own.pre_running_seconds, f"spec.deadlines.stages.{section}.preRunningSeconds")
-    seconds = deadlines.pre_running_seconds
-    return None if seconds is None else Limit(seconds, "spec.deadlines.preRunningSeconds")
+    return _limit(deadlines, kind, "pre_running_seconds")
 
 
 def active_limit(deadlines: Deadlines, kind: str) -> Limit | None:
     """Return how long attempts of a kind of stage may run."""
+    return _limit(deadlines, kind, "active_seconds")
+
+
+def _limit(deadlines: Deadlines, kind: str, name: str) -> Limit | None:
+    """Return the deadline of this name: the stage's own if it is set, else that of all stages."""
     section = STAGES[kind].section.name
     own = deadlines.stages.of_section(section)
-    if own is not None and own.active_seconds is not None:
-        return Limit(own.active_seconds, f"spec.deadlines.stages.{section}.activeSeconds")
-    seconds = deadlines.active_seconds
-    return None if seconds is None else Limit(seconds, "spec.deadlines.activeSeconds")
+    for place, found in ((f"spec.deadlines.stages.{section}", own), ("spec.deadlines", deadlines)):
+        seconds = getattr(found, name, None)
+        if seconds is not None:
+            return Limit(seconds, f"{place}.{to_camel(name)}")
+    return None
 
 
 def enforce_deadlines(snapshot: Snapshot, spec: ExperimentSpec, views: Sequence[StageView], now: datetime) -> Stops:

@@ -13,7 +13,7 @@ from typing import Any
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory, with_unique_names
 from wrpo_operator.sizing.nodes import PROFILE_REMEDY, usable
 from wrpo_operator.sizing.offers import NodeFact, labelled_count, offer_of, taints_of, whole_number
-from wrpo_operator.sizing.profiles import Profile, price_of
+from wrpo_operator.sizing.profiles import Profile, group_of, price_of
 from wrpo_operator.sizing.resource_names import is_other_accelerator, is_sized
 from wrpo_operator.sizing.selection import Selection, tolerations_of
 
@@ -141,17 +141,8 @@ def _by_profile(
     if not chosen:
         return None
     profile = chosen[0]
-    price = profile.price if profile.price is not None else price_of(prices, profile.product or "", quota.flavor)
-    return AcceleratorGroup(
-        name=quota.flavor,
-        resource=quota.resource,
-        memory_mib=profile.memory_mib,
-        per_node=profile.per_node,
-        nodes=profile.nodes,
-        labels={**labels, **profile.labels},
-        is_slice=offer.is_slice,
-        price_per_hour=price,
-    )
+    group = group_of(profile, quota.flavor, prices)
+    return replace(group, labels={**labels, **group.labels}, is_slice=offer.is_slice)
 
 
 def _by_labels(quota: _Quota, labels: Mapping[str, str], prices: Mapping[str, float]) -> AcceleratorGroup | None:

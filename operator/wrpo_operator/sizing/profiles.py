@@ -98,7 +98,7 @@ def profile_inventory(
     kind = "profile" if len(profiles) == 1 else "profiles"
     names = ", ".join(profile.name for profile in profiles)
     return Inventory(
-        groups=tuple(_group(profile, prices) for profile in profiles),
+        groups=tuple(group_of(profile, profile.name, prices) for profile in profiles),
         source=f"{kind} {names} of the chart's values",
         faults=faults,
     )
@@ -110,10 +110,11 @@ def price_of(prices: Mapping[str, float], *names: str) -> float | None:
     return next((lower[name.lower()] for name in names if name.lower() in lower), None)
 
 
-def _group(profile: Profile, prices: Mapping[str, float]) -> AcceleratorGroup:
-    price = profile.price if profile.price is not None else price_of(prices, profile.product or "", profile.name)
+def group_of(profile: Profile, name: str, prices: Mapping[str, float]) -> AcceleratorGroup:
+    """Return the accelerators that a profile describes, as a group of this name."""
+    price = profile.price if profile.price is not None else price_of(prices, profile.product or "", name)
     return AcceleratorGroup(
-        name=profile.name,
+        name=name,
         resource=profile.resource,
         memory_mib=profile.memory_mib,
         per_node=profile.per_node,

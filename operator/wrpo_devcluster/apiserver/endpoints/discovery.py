@@ -68,6 +68,11 @@ def resource_list(registry: Registry, group: str, version: str) -> JsonObject | 
     }
 
 
+def _other_names(kind: Kind) -> JsonObject:
+    found = {"shortNames": list(kind.short_names), "categories": list(kind.categories)}
+    return {field: names for field, names in found.items() if names}
+
+
 def _resource(kind: Kind) -> JsonObject:
     entry: JsonObject = {
         "name": kind.plural,
@@ -75,11 +80,8 @@ def _resource(kind: Kind) -> JsonObject:
         "namespaced": kind.namespaced,
         "kind": kind.kind,
         "verbs": list(kind.verbs),
+        **_other_names(kind),
     }
-    if kind.short_names:
-        entry["shortNames"] = list(kind.short_names)
-    if kind.categories:
-        entry["categories"] = list(kind.categories)
     if "get" in kind.verbs:
         entry["storageVersionHash"] = kind.storage_hash
     return entry
@@ -125,11 +127,8 @@ def _aggregated_resource(kind: Kind) -> JsonObject:
         "scope": "Namespaced" if kind.namespaced else "Cluster",
         "singularResource": kind.singular,
         "verbs": list(kind.verbs),
+        **_other_names(kind),
     }
-    if kind.short_names:
-        entry["shortNames"] = list(kind.short_names)
-    if kind.categories:
-        entry["categories"] = list(kind.categories)
     subresources = []
     for name in sorted(kind.subresources):
         group, version, other, verbs = _SUBRESOURCES[name]
