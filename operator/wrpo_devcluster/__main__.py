@@ -83,6 +83,11 @@ def main() -> None:
     "--s3", is_flag=True, help="Also run an S3 server (SeaweedFS) on loopback. Every later start runs it too."
 )
 @click.option(
+    "--warm",
+    metavar="MODULE",
+    help="Fork containers of a program from a process that has imported it, as MODULE says; '' turns this off.",
+)
+@click.option(
     "--timeout",
     "timeout_s",
     type=float,
@@ -103,6 +108,7 @@ def up(
     realistic: bool,
     image: tuple[str, ...],
     s3: bool,
+    warm: str | None,
     timeout_s: float,
 ) -> None:
     """Start the control plane in the background unless it runs, and print its kubeconfig."""
@@ -125,7 +131,7 @@ def up(
         config = replace(config, allow_host_path=allow_host_path)
     with _friendly():
         config = lifecycle.with_images(config, image) if config else None
-        info = lifecycle.up(state_dir, config=config, with_crds=with_crds, s3=s3, timeout_s=timeout_s)
+        info = lifecycle.up(state_dir, config=config, with_crds=with_crds, s3=s3, warm=warm, timeout_s=timeout_s)
         click.echo(f"control plane: {info.url} (pid {info.pid})\nexport KUBECONFIG={info.kubeconfig}")
         if info.s3 is not None:
             click.echo(f"S3: {info.s3.endpoint}\nexport AWS_SHARED_CREDENTIALS_FILE={info.s3.credentials_file}")

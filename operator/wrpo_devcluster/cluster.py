@@ -44,6 +44,7 @@ from wrpo_devcluster.kubelet.names import NameService, install_tools
 from wrpo_devcluster.kubelet.process import ProcessRuntime
 from wrpo_devcluster.kubelet.proxy import ServiceProxy
 from wrpo_devcluster.kubelet.simulated import SimulatedRuntime
+from wrpo_devcluster.kubelet.warm import WarmProcess
 from wrpo_devcluster.rbac_delay import rbac_delay_middleware
 from wrpo_devcluster.scheduler.scheduler import Scheduler
 
@@ -72,6 +73,7 @@ class Cluster:
         self._runner: web.AppRunner | None = None
         self._kubelet: Kubelet | None = None
         self._process_runtime: ProcessRuntime | None = None
+        self._warm: WarmProcess | None = None
 
     @property
     def url(self) -> str:
@@ -153,6 +155,8 @@ class Cluster:
             await self._process_runtime.shutdown()
         if self._kubelet is not None:
             await self._kubelet.close()
+        if self._warm is not None:
+            self._warm.close()
         if hasattr(self, "_hub"):
             await self._hub.close()
             await self._proxy.close()
@@ -200,6 +204,11 @@ class Cluster:
         client = self.api.client(KUBELET, manager="kubelet")
         names = NameService(self.config.state_dir / "dns")
         names.attach(self._hub)
+        tools_dir = install_tools(self.config.state_dir / "bin")
+        if self.config.warm:
+            environment = self.config.container_environment(tools_dir)
+            self._warm = WarmProcess(self.config.warm, environment, self.config.state_dir / "warm")
+            self._warm.start()
         node = NodeServices(
             client=client,
             clock=self.clock,
@@ -208,8 +217,9 @@ class Cluster:
             names=names,
             faults=self.faults,
             issue_token=self.api.tokens.issue,
-            tools_dir=install_tools(self.config.state_dir / "bin"),
+            tools_dir=tools_dir,
             devices=Devices(max((node.gpus for node in self.config.nodes), default=0)),
+            warm=self._warm,
         )
         self._process_runtime = process_runtime = ProcessRuntime(node)
         self.api.attached.log_reader = FileLogReader(client, self.clock, process_runtime.log_dir)

@@ -72,11 +72,19 @@ class ClusterConfig:
     """Delays of simulated pods, of the scheduler and of the Job controller."""
     shutdown_grace_s: float = 20.0
     """Seconds that pods get to terminate when the cluster is stopped."""
+    warm: str = ""
+    """Module of a program whose containers are forked from a process that has imported it
+    (`wrpo_devcluster.kubelet.warm_server`). Empty: all containers start as usual."""
 
     @property
     def pods_dir(self) -> Path:
         """Directory with the data of all pods, one directory for each uid."""
         return self.state_dir / "pods"
+
+    def container_environment(self, tools_dir: Path) -> dict[str, str]:
+        """Return the variables of every container, with the directory of the node's own programs in PATH."""
+        path = self.environment.get("PATH", "/usr/local/bin:/usr/bin:/bin")
+        return {**self.environment, "PATH": f"{path}:{tools_dir}"}
 
 
 def default_node() -> NodeConfig:

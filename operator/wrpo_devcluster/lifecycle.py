@@ -41,6 +41,7 @@ _OWN_ENTRIES = (
     "port",
     s3_server.DIRECTORY,
     "volumes",
+    "warm",
 )
 START_S = 300.0
 """Seconds that a start may take on a slow machine. A start that fails ends before."""
@@ -85,18 +86,20 @@ def with_images(config: ClusterConfig, choices: tuple[str, ...]) -> ClusterConfi
     return replace(config, images=images)
 
 
-def up(
+def up(  # noqa: PLR0913  # as the options of the command
     state_dir: Path = DEFAULT_STATE_DIR,
     *,
     config: ClusterConfig | None = None,
     with_crds: tuple[str, ...] = tuple(PRESETS),
     s3: bool = False,
+    warm: str | None = None,
     timeout_s: float = START_S,
 ) -> Info:
     """Start the control plane unless it runs, and wait until it is ready.
 
     `config` replaces the last configuration of the state directory; without either, defaults are used.
     A running control plane is left as it is. With `s3` an S3 server also runs, from then on at every start.
+    `warm` replaces that part of the configuration.
     """
     state_dir = state_dir.resolve()
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -114,6 +117,8 @@ def up(
         # The checkout or its interpreter may have moved since.
         saved = replace(saved, environment={**saved.environment, **default_environment(os.environ)})
     chosen = replace(config or saved or default_config(state_dir), state_dir=state_dir)
+    if warm is not None:
+        chosen = replace(chosen, warm=warm)
     save_config(chosen)
     crds = [part for choice in with_crds for part in ("--with-crds", choice)]
     command = [sys.executable, "-m", "wrpo_devcluster", "serve", "--state-dir", str(state_dir), *crds]

@@ -9,19 +9,15 @@ from __future__ import annotations
 import multiprocessing
 from multiprocessing.context import ForkServerContext
 
+from wrpo_engine.process.warm import MODULES
+
 _PRELOAD = [
     "polars",
-    "torch",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.llama.modeling_llama",
-    "wrpo_engine.__main__",
+    *MODULES,
     "wrpo_engine.answering.stage",
     "wrpo_engine.judging.stage",
     "wrpo_engine.running",
     "wrpo_engine.sampling.stage",
-    "wrpo_engine.sampling.transformers_sampler",
-    "wrpo_engine.scoring.reward_model",
     "wrpo_engine.scoring.stage",
 ]
 

@@ -97,7 +97,7 @@ class ContainerRun:
             failures += 1
         image = self.spec.get("image", "")
         await self._handle.event("Normal", "Pulled", f'Container image "{image}" already present on machine')
-        processes.launch(attempt, launch)
+        processes.launch(attempt, launch, self._node.warm)
         await self._handle.event("Normal", "Created", f"Created container: {self.state.name}")
         return attempt
 

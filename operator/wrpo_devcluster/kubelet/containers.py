@@ -15,6 +15,7 @@ from pathlib import Path
 from wrpo_devcluster.kubelet import shim
 from wrpo_devcluster.kubelet.logs import tail_text
 from wrpo_devcluster.kubelet.records import Attempt, ExitRecord, kill_strays
+from wrpo_devcluster.kubelet.warm import WarmProcess
 
 _START_TIMEOUT_S = 120.0
 _MESSAGE_LIMIT = 4096
@@ -29,8 +30,8 @@ class Launch:
     cwd: Path
 
 
-def launch(attempt: Attempt, what: Launch) -> int:
-    """Start the shim for a new run; return the shim's pid."""
+def launch(attempt: Attempt, what: Launch, warm: WarmProcess | None = None) -> None:
+    """Start the shim for a new run: forked from the warm process if there is one and it can, else as a program."""
     attempt.directory.mkdir(parents=True, exist_ok=True)
     # As on a real node, only the previous run is kept.
     for stale in attempt.directory.glob(f"{attempt.number - 2}.*"):
@@ -49,19 +50,16 @@ def launch(attempt: Attempt, what: Launch) -> int:
     descriptor = os.open(attempt.spec_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         json.dump(spec, file)
-    return os.posix_spawn(
+    shim_log = attempt.directory / "shim.log"
+    if warm is not None and warm.fork(attempt.spec_file, shim_log):
+        return
+    os.posix_spawn(
         sys.executable,
         [sys.executable, "-I", "-S", str(Path(shim.__file__)), str(attempt.spec_file)],
         {"PATH": os.environ.get("PATH", os.defpath)},
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (
-                os.POSIX_SPAWN_OPEN,
-                1,
-                str(attempt.directory / "shim.log"),
-                os.O_WRONLY | os.O_CREAT | os.O_APPEND,
-                0o600,
-            ),
+            (os.POSIX_SPAWN_OPEN, 1, str(shim_log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
         setsid=True,

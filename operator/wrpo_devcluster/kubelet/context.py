@@ -13,6 +13,7 @@ from wrpo_devcluster.faults import Faults
 from wrpo_devcluster.kubelet.agent import PodHandle
 from wrpo_devcluster.kubelet.names import NameService
 from wrpo_devcluster.kubelet.volumes import TokenIssuer
+from wrpo_devcluster.kubelet.warm import WarmProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ class NodeServices:
     issue_token: TokenIssuer
     tools_dir: Path
     devices: Devices
+    warm: WarmProcess | None = None
+    """Process from which containers of one program are forked."""
 
     def pod_dir(self, uid: str) -> Path:
         """Return the directory with a pod's data."""

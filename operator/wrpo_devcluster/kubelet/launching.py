@@ -113,9 +113,7 @@ def _base_env(context: PodContext, container: JsonObject, attempt: Attempt) -> d
     node = context.node
     home = context.directory / "home"
     home.mkdir(exist_ok=True, mode=0o700)
-    env = dict(node.config.environment)
-    env["PATH"] = f"{env.get('PATH', '/usr/local/bin:/usr/bin:/bin')}:{node.tools_dir}"
-    env |= {
+    env = node.config.container_environment(node.tools_dir) | {
         "HOME": str(home),
         "HOSTNAME": context.handle.pod["spec"].get("hostname") or context.handle.name,
         "KUBERNETES_SERVICE_HOST": node.api.host,

@@ -8,6 +8,8 @@ namespace.
 # pathlib would double the start-up time, and exec is the purpose.
 # ruff: noqa: PTH105, PTH123, PTH208, S606
 
+from __future__ import annotations
+
 import ctypes
 import json
 import os
@@ -15,6 +17,11 @@ import signal
 import sys
 import threading
 import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # Milliseconds of every container's start, for names of types only.
+    from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -60,30 +67,56 @@ def _copy_log(source: int, path: str) -> None:
             log.write(b"".join(out))
 
 
-def _exec_child(spec: dict[str, object], output: int, trouble: int, libc: ctypes.CDLL) -> None:
+def read_spec(path: str) -> dict[str, Any]:
+    """Return what the kubelet has written: argv, env, cwd, and the files of log and records."""
+    with open(path, encoding="utf-8") as file:
+        spec: dict[str, Any] = json.load(file)
+    return spec
+
+
+def fork_container(spec: dict[str, Any]) -> tuple[int, int, int]:
+    """Fork the container's process; return its pid and the ends of the pipes for its output and for a failed start.
+
+    In the container's process the pid is 0. There the process group, stdin, stdout, stderr and the directory are those
+    of the container; an error is written to the second pipe, which the process closes when it has started.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # A handler, not SIG_IGN: the child's exec resets it.
+        signal.signal(number, lambda *_: None)
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    output_read, output_write = os.pipe()
+    trouble_read, trouble_write = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(output_write)
+        os.close(trouble_write)
+        return pid, output_read, trouble_read
     try:
         os.setpgid(0, 0)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.chdir(str(spec["cwd"]))
-        env = spec["env"]
-        argv = spec["argv"]
-        assert isinstance(env, dict)
-        assert isinstance(argv, list)
-        os.execvpe(argv[0], argv, env)
+        os.dup2(output_write, 1)
+        os.dup2(output_write, 2)
+        for descriptor in (output_read, output_write, trouble_read):
+            os.close(descriptor)
+        os.chdir(spec["cwd"])
     except OSError as error:
-        name = spec["argv"][0] if isinstance(spec["argv"], list) else "?"
-        if isinstance(error, FileNotFoundError):
-            text = f'exec: "{name}": executable file not found in $PATH (PATH is that of this machine, not an image)'
-        else:
-            text = f'exec: "{name}": {error.strerror}'
-        os.write(trouble, text.encode()[:4000])
-    finally:
-        os._exit(128)
+        fail_start(spec, trouble_write, error)
+    return 0, -1, trouble_write
+
+
+def fail_start(spec: dict[str, Any], trouble: int, error: OSError) -> NoReturn:
+    """End the container's process because it cannot start, with the reason for the supervisor."""
+    name = spec["argv"][0]
+    if isinstance(error, FileNotFoundError):
+        text = f'exec: "{name}": executable file not found in $PATH (PATH is that of this machine, not an image)'
+    else:
+        text = f'exec: "{name}": {error.strerror}'
+    os.write(trouble, text.encode()[:4000])
+    os._exit(128)
 
 
 def _descendants() -> list[int]:
@@ -121,23 +154,9 @@ def _reap(pid: int) -> int:
             return status
 
 
-def main(spec_path: str) -> None:
-    """Run the process that a spec describes, and record its end."""
-    with open(spec_path, encoding="utf-8") as file:
-        spec = json.load(file)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # A handler, not SIG_IGN: the child's exec resets it.
-        signal.signal(number, lambda *_: None)
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    read_end, write_end = os.pipe()
-    trouble_read, trouble_write = os.pipe()
+def supervise(spec: dict[str, Any], pid: int, output: int, trouble: int) -> None:
+    """Record the container's process, copy its output to the log, wait for its end and record that."""
     started_at = _stamp()
-    pid = os.fork()
-    if pid == 0:
-        _exec_child(spec, write_end, trouble_write, libc)
-    os.close(write_end)
-    os.close(trouble_write)
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot_id = file.read().strip()
     record = {
@@ -149,10 +168,10 @@ def main(spec_path: str) -> None:
         "started_at": started_at,
     }
     write_record(spec["pid_file"], record)
-    copier = threading.Thread(target=_copy_log, args=(read_end, spec["log_file"]))
+    copier = threading.Thread(target=_copy_log, args=(output, spec["log_file"]))
     copier.start()
-    with os.fdopen(trouble_read, "rb") as trouble:
-        error = trouble.read().decode(errors="replace")
+    with os.fdopen(trouble, "rb") as reader:
+        error = reader.read().decode(errors="replace")
     status = _reap(pid)
     copier.join()
     code = os.waitstatus_to_exitcode(status)
@@ -166,6 +185,19 @@ def main(spec_path: str) -> None:
             "finished_at": _stamp(),
         },
     )
+
+
+def main(spec_path: str) -> None:
+    """Run the process that a spec describes, and record its end."""
+    spec = read_spec(spec_path)
+    pid, output, trouble = fork_container(spec)
+    if pid:
+        supervise(spec, pid, output, trouble)
+        return
+    try:
+        os.execvpe(spec["argv"][0], spec["argv"], spec["env"])
+    except OSError as error:
+        fail_start(spec, trouble, error)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from wrpo_operator.cli import demo_s3
 from wrpo_operator.cli.connect import STATE_DIR, Target, engine_errors_to_click, errors_to_click
 from wrpo_operator.cli.install import CHECKOUT, find_tool, install_operator, run_tool
 from wrpo_operator.cli.job_log import JobRun
+from wrpo_operator.cli.local import WARM
 from wrpo_operator.cli.show import REPORT_FILE, locate_artifact, read_artifact_file
 
 EXPERIMENT = "quickstart"
@@ -121,7 +122,7 @@ def demo_command(on_s3: bool) -> None:
 def start(demo: Demo) -> None:
     """Start the embedded cluster unless it runs; with S3 also the server, its bucket and the Secret."""
     try:
-        info = lifecycle.up(STATE_DIR, s3=demo.on_s3)
+        info = lifecycle.up(STATE_DIR, s3=demo.on_s3, warm=WARM)
     except lifecycle.LifecycleError as error:
         raise click.ClickException(str(error)) from error
     demo.say(f"      {info.url}, state in {info.state_dir}")

@@ -15,8 +15,11 @@ from wrpo_operator.cli.install import apply_file, install_operator
 from wrpo_operator.cli.planning import namespace_option, objects_in, spec_of
 from wrpo_operator.runtime.resources import JsonObject, meta, name_of
 
+WARM = "wrpo_engine.process.warm"
+"""Module of the engine from whose process the embedded cluster forks stages. The operator does not import it."""
 
-@click.group("dev")
+
+@click.group("dev", context_settings={"default_map": {"up": {"warm": WARM}}})
 def dev_group() -> None:
     """Start, stop and remove the embedded cluster.
 
@@ -89,7 +92,7 @@ def started(filename: str, documents: Iterable[JsonObject], namespace: str) -> l
 def start_embedded() -> Path:
     """Start the embedded cluster and the operator in it; return the kubeconfig. Idempotent."""
     try:
-        info = lifecycle.up(STATE_DIR)
+        info = lifecycle.up(STATE_DIR, warm=WARM)
     except lifecycle.LifecycleError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"embedded cluster: {info.url}")
