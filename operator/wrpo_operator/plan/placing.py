@@ -241,7 +241,7 @@ class _Question:
             pods=self._pods(),
         )
         prompts = _prompts_of(self._spec, self._node, self._records)
-        return replace(loaded_model(self._node, self._facts), asked=asked, prompts=prompts, **self._common)
+        return replace(loaded_model(self._node, self._common["facts"]), asked=asked, prompts=prompts, **self._common)
 
     def _scoring(self) -> ScoringRequest:
         return ScoringRequest(
