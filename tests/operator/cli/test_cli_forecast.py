@@ -19,6 +19,7 @@ from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.merging import JointParams
 from wrpo_operator.api.parsing import parse_spec
+from wrpo_operator.cli.forecast import Assumed
 from wrpo_operator.cli.forecast import forecast as plans
 from wrpo_operator.cli.forecast_view import show
 from wrpo_operator.cli.fusion_work import joint_seconds, joint_tokens
@@ -477,7 +478,7 @@ def test_on_a_terminal_tables_are_not_folded_and_sentences_break_between_words(
 ) -> None:
     spec = parse_spec(yaml.safe_load(PAPER.read_text(encoding="utf-8"))["spec"])
     inventory = inventory_of("h100=4x8", None)
-    result = plans(spec, inventory, ModelSources(use_hub=False).facts, 60_000)
+    result = plans(spec, inventory, Assumed(look_up=ModelSources(use_hub=False).facts, prompts=60_000))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     show("paper", result, inventory, [], is_wide=False)
