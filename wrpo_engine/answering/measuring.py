@@ -12,7 +12,7 @@ import polars as pl
 from wrpo_engine.bundles.items import BenchItem
 from wrpo_engine.bundles.native import native_answers
 from wrpo_engine.contract.benchmarks import Protocol
-from wrpo_engine.sampling.sampler import FinishReason
+from wrpo_engine.sampling.counting import ResponseCounts
 from wrpo_engine.stage import StageContext
 
 NATIVE = "native/"
@@ -37,24 +37,11 @@ class Measured:
         truncated: answers that hit max_tokens or the context. empty: without any character but white space; they are
         kept. skipped_prompt_too_long: answers that are left out. references_cut: references that were truncated.
         """
-        answers = tokens = truncated = empty = skipped = cut = 0
+        counts, cut = ResponseCounts(), 0
         for frame in parts:
             self._keep(frame)
-            given = frame.filter(pl.col("finish_reason") != FinishReason.PROMPT_TOO_LONG.value)
-            answers, skipped = answers + given.height, skipped + frame.height - given.height
-            tokens += int(given["num_tokens"].sum())
-            truncated += int((given["finish_reason"] == FinishReason.LENGTH.value).sum())
-            empty += int((given["text"].str.strip_chars() == "").sum())
-            cut += int(given["references_cut"].sum())
-        return {
-            "answers": float(answers),
-            "tokens": float(tokens),
-            "mean_tokens": tokens / answers if answers else 0.0,
-            "truncated": float(truncated),
-            "empty": float(empty),
-            "skipped_prompt_too_long": float(skipped),
-            "references_cut": float(cut),
-        }
+            cut += int(counts.add(frame)["references_cut"].sum())
+        return {**counts.metrics("answers"), "references_cut": float(cut)}
 
     def _keep(self, frame: pl.DataFrame) -> None:
         if self.protocol is None:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from wrpo_engine.answering.dialogue import PartDialogues, Rules, longest_prompt
 from wrpo_engine.answering.measuring import Measured
 from wrpo_engine.answering.reading import Reader, references_of
-from wrpo_engine.artifacts.parts import commit_when_complete, parts_of_shard, pending_parts
+from wrpo_engine.artifacts.parts import commit_when_complete, own_parts, pending_parts
 from wrpo_engine.bundles.items import BenchItem, read_items
 from wrpo_engine.contract.benchmarks import Protocol
 from wrpo_engine.contract.evaluation import AnswerParams, MixtureParams
@@ -139,7 +139,7 @@ def _answer_parts(
     def load(poll: Callable[[], None]) -> Sampler:
         return make_sampler(params.backend, model, tokenizer, replace(settings, poll=poll))
 
-    mine = {part.name for part in parts_of_shard(parts, ctx.shard, ctx.config.runtime.shards)}
+    mine = {part.name for part in own_parts(ctx, parts)}
     finished = sum(part.num_prompts for part in planned if part.name in mine - pending)
     with running(ctx, model, load) as sampler:
         return stream_parts(ctx, own, sampler.sample, backend=params.backend, finished=finished)

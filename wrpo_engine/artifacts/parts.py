@@ -74,9 +74,14 @@ def parts_of_shard(parts: Sequence[T], shard: int, shards: int) -> Sequence[T]:
     return [part for index, part in enumerate(parts) if (index + index // shards) % shards == shard]
 
 
+def own_parts(ctx: PartsContext, parts: Sequence[T]) -> Sequence[T]:
+    """Return the share of this shard."""
+    return parts_of_shard(parts, ctx.shard, ctx.config.runtime.shards)
+
+
 def pending_parts(ctx: PartsContext, names: Sequence[str]) -> list[str]:
     """Return this shard's parts that are not published yet, by any pod."""
-    own = parts_of_shard(names, ctx.shard, ctx.config.runtime.shards)
+    own = own_parts(ctx, names)
     published = frozenset(ctx.output.published(PARTS))
     return [name for name in own if name not in published]
 

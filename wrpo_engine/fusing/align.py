@@ -13,7 +13,7 @@ import polars as pl
 
 from wrpo_engine.artifacts import Artifact, records
 from wrpo_engine.artifacts.checks import address
-from wrpo_engine.artifacts.parts import PARTS, commit_when_complete, parts_of_shard, pending_parts
+from wrpo_engine.artifacts.parts import PARTS, commit_when_complete, own_parts, pending_parts
 from wrpo_engine.contract.fusing import AlignParams
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.formats.columns import read_columns
@@ -174,7 +174,7 @@ def _align(
     todo = pending_parts(ctx, names)
     if not todo:
         return 0
-    shard = parts_of_shard(names, ctx.shard, ctx.config.runtime.shards)
+    shard = own_parts(ctx, names)
     done, written = len(shard) - len(todo), 0
     for name in todo:
         ctx.progress.update(done, len(shard))

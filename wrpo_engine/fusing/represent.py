@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from wrpo_engine.artifacts.parts import commit_when_complete, count_progress, part_name, parts_of_shard, pending_parts
+from wrpo_engine.artifacts.parts import commit_when_complete, count_progress, own_parts, part_name, pending_parts
 from wrpo_engine.contract.fusing import RepresentParams
 from wrpo_engine.errors import ConfigError, DataError
 from wrpo_engine.fusing.files import VOCABULARY_FILE, publish_vocabulary
@@ -26,6 +26,7 @@ from wrpo_engine.hub.models import (
 )
 from wrpo_engine.loading.weights import is_quantised
 from wrpo_engine.process.hang_watch import HangWatch
+from wrpo_engine.sampling.preflight import source_field
 from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.text.chat import end_of_turn_id, prompt_token_ids
 from wrpo_engine.training.batch.rows import TokenRow
@@ -53,7 +54,7 @@ def run(ctx: StageContext) -> StageResult:
     """Represent the pending parts of this shard, and commit once all parts of all shards are there."""
     params = ctx.config.params
     assert isinstance(params, RepresentParams)
-    field = "target" if params.source == "target" else f"sources[{params.source}]"
+    field = source_field(params.source)
     model = resolve_model(params.model, ctx, field=f"{field}.model")
     tokenizer = tokenizer_of(model, field=field)
     _check_model(model, tokenizer, params, field=field)
@@ -152,7 +153,7 @@ def _represent(
     parts: dict[str, list[CorpusRow]],
     todo: Sequence[str],
 ) -> None:
-    own = parts_of_shard(list(parts), ctx.shard, ctx.config.runtime.shards)
+    own = own_parts(ctx, list(parts))
     watch = HangWatch(f"reading rows with {model.identity}", ctx.config.runtime.hang_timeout_seconds, ctx.environ)
 
     ctx.stop.raise_if_requested()

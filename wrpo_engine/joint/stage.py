@@ -11,7 +11,7 @@ import polars as pl
 from wrpo_engine.answering.dialogue import conversation
 from wrpo_engine.answering.measuring import Measured
 from wrpo_engine.artifacts import records
-from wrpo_engine.artifacts.parts import commit_when_complete, count_progress, parts_of_shard, pending_parts
+from wrpo_engine.artifacts.parts import commit_when_complete, count_progress, own_parts, pending_parts
 from wrpo_engine.bundles.items import BenchItem, read_items
 from wrpo_engine.contract.benchmarks import Protocol
 from wrpo_engine.contract.merging import JointParams
@@ -76,7 +76,7 @@ def _answer_parts(
     todo: Sequence[str],
 ) -> int:
     watch = HangWatch(f"joint decoding of {params.system}", ctx.config.runtime.hang_timeout_seconds, ctx.environ)
-    own = parts_of_shard(parts, ctx.shard, ctx.config.runtime.shards)
+    own = own_parts(ctx, parts)
     on_progress = count_progress(ctx, {part.name: len(part.rows) for part in own}, todo)
 
     def poll() -> None:

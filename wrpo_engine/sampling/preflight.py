@@ -11,6 +11,11 @@ from wrpo_engine.sampling.sampler import Backend
 from wrpo_engine.text.chat import end_of_turn_id, prompt_token_ids
 
 
+def source_field(source: str) -> str:
+    """Return the field of the experiment's spec that describes a model, by its name in `SampleParams.source`."""
+    return "target" if source == "target" else f"sources[{source}]"
+
+
 def check_source(model: ResolvedModel, tokenizer: Any, backend: Backend, system_prompt: str | None) -> None:
     """Raise ConfigError if the model's files are damaged or do not hold what its config.json describes.
 

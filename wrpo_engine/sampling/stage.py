@@ -10,15 +10,16 @@ from typing import Any
 import polars as pl
 
 from wrpo_engine.artifacts import records
-from wrpo_engine.artifacts.parts import commit_when_complete, parts_of_shard, pending_parts
+from wrpo_engine.artifacts.parts import commit_when_complete, own_parts, pending_parts
 from wrpo_engine.config import SampleParams
 from wrpo_engine.errors import DataError
 from wrpo_engine.formats.prompt_columns import prompts_in, read_prompts
 from wrpo_engine.hub.models import ResolvedModel, resolve_model, tokenizer_of
 from wrpo_engine.sampling.backends import make_sampler
+from wrpo_engine.sampling.counting import ResponseCounts
 from wrpo_engine.sampling.limits import shared_context
 from wrpo_engine.sampling.options import check_backend_options
-from wrpo_engine.sampling.preflight import check_source
+from wrpo_engine.sampling.preflight import check_source, source_field
 from wrpo_engine.sampling.requests import Limits, Part, PartRequests, Row, parts_of, requests_of
 from wrpo_engine.sampling.sampler import FinishReason, Sampled, Sampler, SampleRequest
 from wrpo_engine.sampling.settings import settings_of
@@ -35,14 +36,11 @@ def run(ctx: StageContext) -> StageResult:
     """Sample the pending parts of this shard, and commit once all parts of all shards are there."""
     params = ctx.config.params
     assert isinstance(params, SampleParams)
-    field_name = "target" if params.source == "target" else f"sources[{params.source}]"
+    field_name = source_field(params.source)
     check_backend_options(params.backend, quantization=params.quantization, engine_args=_engine_args(ctx, params))
     parts = parts_of(_prompts(ctx, params), params.prompts_per_part)
     model = resolve_model(params.model, ctx, field=f"{field_name}.model")
-    pending = frozenset(pending_parts(ctx, [part.name for part in parts]))
-    written = 0
-    if pending:
-        written = _sample_parts(ctx, params, model, parts, pending, field_name=field_name)
+    written = _sample_parts(ctx, params, model, parts, field_name=field_name)
     metrics = commit_when_complete(
         ctx, [part.name for part in parts], details={"model": model.details()}, measure=measure
     )
@@ -71,11 +69,13 @@ def _sample_parts(
     params: SampleParams,
     model: ResolvedModel,
     parts: Sequence[Part[Row]],
-    pending: frozenset[str],
     *,
     field_name: str,
 ) -> int:
     """Sample the pending parts and publish each when its last prompt is done; return the rows written."""
+    pending = frozenset(pending_parts(ctx, [part.name for part in parts]))
+    if not pending:
+        return 0
     tokenizer = tokenizer_of(model, field=field_name)
     check_source(model, tokenizer, params.backend, params.system_prompt)
     context = shared_context(model, params.max_model_length)
@@ -96,11 +96,7 @@ def _sample_parts(
         if part.name in pending:
             planned.append(plan)
     needed = longest + params.max_tokens
-    finished = sum(
-        len(part.rows)
-        for part in parts_of_shard(parts, ctx.shard, ctx.config.runtime.shards)
-        if part.name not in pending
-    )
+    finished = sum(len(part.rows) for part in own_parts(ctx, parts) if part.name not in pending)
     settings = settings_of(
         params,
         ctx.config.runtime,
@@ -205,22 +201,9 @@ def measure(parts: Iterable[pl.DataFrame]) -> dict[str, float]:
     truncated: responses that hit max_tokens or the context. empty: without any character but white space. repeated:
     responses to a prompt with the text of an earlier one to it. skipped_prompt_too_long: prompts without a response.
     """
-    samples = tokens = truncated = skipped = empty = repeated = 0
+    counts, repeated = ResponseCounts(), 0
     for frame in parts:
-        answered = frame.filter(pl.col("finish_reason") != FinishReason.PROMPT_TOO_LONG.value)
-        skipped += frame.height - answered.height
-        samples += answered.height
-        tokens += int(answered["num_tokens"].sum())
-        truncated += int((answered["finish_reason"] == FinishReason.LENGTH.value).sum())
-        empty += int((answered["text"].str.strip_chars() == "").sum())
+        given = counts.add(frame)
         # All responses to a prompt are in one part.
-        repeated += answered.height - answered.select("prompt_id", "text").n_unique()
-    return {
-        "samples": float(samples),
-        "tokens": float(tokens),
-        "mean_tokens": tokens / samples if samples else 0.0,
-        "truncated": float(truncated),
-        "empty": float(empty),
-        "repeated": float(repeated),
-        "skipped_prompt_too_long": float(skipped),
-    }
+        repeated += given.height - given.select("prompt_id", "text").n_unique()
+    return {**counts.metrics("samples"), "repeated": float(repeated)}

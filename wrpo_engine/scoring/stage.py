@@ -13,8 +13,8 @@ from wrpo_engine.artifacts.parts import (
     Measure,
     commit_when_complete,
     count_progress,
+    own_parts,
     part_name,
-    parts_of_shard,
     pending_parts,
 )
 from wrpo_engine.config import ScoreParams
@@ -76,7 +76,7 @@ def score_in_parts(
             dtype=params.dtype,
             truncation=params.truncation,
         )
-        own = set(parts_of_shard(names, ctx.shard, ctx.config.runtime.shards))
+        own = set(own_parts(ctx, names))
         slices = {
             name: rows.slice(index * params.rows_per_part, params.rows_per_part)
             for index, name in enumerate(names)

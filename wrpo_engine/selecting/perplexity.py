@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from wrpo_engine.artifacts import records
-from wrpo_engine.artifacts.parts import commit_when_complete, parts_of_shard, pending_parts
+from wrpo_engine.artifacts.parts import commit_when_complete, own_parts, pending_parts
 from wrpo_engine.bundles.items import BenchItem, Message, read_items
 from wrpo_engine.contract.evaluation import PerplexityParams
 from wrpo_engine.errors import DataError
@@ -104,7 +104,7 @@ def _measure_parts(
     def load(poll: Callable[[], None]) -> Sampler:
         return make_sampler(params.backend, model, tokenizer, replace(settings, poll=poll))
 
-    own = parts_of_shard(parts, ctx.shard, ctx.config.runtime.shards)
+    own = own_parts(ctx, parts)
     finished = sum(len(part.rows) for part in own if part.name not in pending)
     with running(ctx, model, load) as sampler:
         return stream_parts(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from wrpo_engine.artifacts import records
-from wrpo_engine.artifacts.parts import commit_when_complete, count_progress, part_name, parts_of_shard, pending_parts
+from wrpo_engine.artifacts.parts import commit_when_complete, count_progress, own_parts, part_name, pending_parts
 from wrpo_engine.bundles.items import BenchItem, read_items
 from wrpo_engine.contract.evaluation import RankParams
 from wrpo_engine.errors import DataError
@@ -60,7 +60,7 @@ def _rank_parts(
         batch_tokens=ctx.config.runtime.batch_tokens,
         dtype=params.dtype,
     )
-    own = parts_of_shard(list(slices), ctx.shard, ctx.config.runtime.shards)
+    own = own_parts(ctx, list(slices))
     sizes = {name: sum(_num_pairs(members, item) for item in slices[name]) for name in own}
     on_progress = count_progress(ctx, sizes, todo)
     written = 0

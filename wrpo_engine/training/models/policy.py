@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from wrpo_engine.config import OptimizerParams
 from wrpo_engine.hub.models import ResolvedModel
 from wrpo_engine.training.batch.layout import Layout
@@ -18,12 +20,7 @@ def load_policy(
     implementation: str = IMPLEMENTATION,
 ) -> LogpModel:
     """Load the base model, with new adapters if only they are trained; the backend restores a checkpoint later."""
-    causal_lm = load_causal_lm(
-        base.path,
-        precision=params.precision,
-        gradient_checkpointing=params.gradient_checkpointing,
-        trust_remote_code=base.trust_remote_code,
-    )
+    causal_lm = _loaded(base, params, gradient_checkpointing=params.gradient_checkpointing)
     if params.lora is not None:
         add_adapters(causal_lm, params.lora, seed=params.seed)
     return LogpModel(causal_lm, layout, implementation=implementation)
@@ -37,7 +34,14 @@ def load_frozen(
     implementation: str = IMPLEMENTATION,
 ) -> LogpModel:
     """Load the base model a second time, as the reference next to the policy."""
-    causal_lm = load_causal_lm(
-        base.path, precision=params.precision, gradient_checkpointing=False, trust_remote_code=base.trust_remote_code
-    )
+    causal_lm = _loaded(base, params, gradient_checkpointing=False)
     return LogpModel(causal_lm, layout, implementation=implementation)
+
+
+def _loaded(base: ResolvedModel, params: OptimizerParams, *, gradient_checkpointing: bool) -> Any:
+    return load_causal_lm(
+        base.path,
+        precision=params.precision,
+        gradient_checkpointing=gradient_checkpointing,
+        trust_remote_code=base.trust_remote_code,
+    )
