@@ -41,6 +41,7 @@ lint:
 types:
 	@$(VENV)/mypy
 	@$(VENV)/mypy --config-file tests/mypy.ini tests
+	@$(VENV)/mypy --config-file tests/mypy.ini -m e2e.conftest -m engine.conftest -m engine.artifacts.conftest -m engine.judging.conftest -m engine.training.conftest -m runtime.conftest
 
 imports:
 	@$(VENV)/lint-imports

@@ -38,6 +38,16 @@ def test_every_part_of_make_check_has_a_hook_with_the_same_command() -> None:
     assert {command.removesuffix(" .") for command in commands} == run
 
 
+def test_a_conftest_that_one_run_of_mypy_excludes_is_checked_by_another() -> None:
+    config = (ROOT / "tests" / "mypy.ini").read_text(encoding="utf-8")
+    excluded = re.findall(r"^exclude = (.*)$", config, re.MULTILINE)[0]
+    paths = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("conftest.py")]
+    directories = {path.removesuffix("/conftest.py") for path in paths if re.search(excluded, path)}
+    # `operator` is a module of Python's library: mypy finds the directories below it by their own names.
+    names = {path.removeprefix("tests/").removeprefix("operator/").replace("/", ".") for path in directories}
+    assert set(re.findall(r"-m (\S+)\.conftest", recipe("types"))) == names
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_a_workflow_runs_what_exists_and_may_only_read(path: Path) -> None:
     workflow = loaded(path)
