@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -74,9 +74,15 @@ class Container:
         self.attempt = Attempt(tmp_path / "pods" / f"{os.getpid()}-{tmp_path.name}-{name}" / "c", 0)
         self._env = environment(tmp_path)
 
-    def start(self, warm: WarmProcess | None, *arguments: str, argv: list[str] | None = None, **changes: str) -> None:
+    def start(
+        self,
+        warm: WarmProcess | None,
+        *arguments: str,
+        program: Sequence[str] = WORKER,
+        changes: Mapping[str, str] | None = None,
+    ) -> None:
         own = {"HOME": str(self.home), "MESSAGE": str(self.attempt.termination_file), MARKER: marker(self.attempt)}
-        launch(self.attempt, Launch([*(argv or WORKER), *arguments], {**self._env, **own, **changes}, self.cwd), warm)
+        launch(self.attempt, Launch([*program, *arguments], {**self._env, **own, **(changes or {})}, self.cwd), warm)
 
     def end(self) -> ExitRecord:
         wait_for(lambda: self.attempt.exit() or self.attempt.process(), "the container has not started")
@@ -114,8 +120,8 @@ def test_a_forked_container_equals_one_that_is_started(
 ) -> None:
     forked, started = Container(tmp_path, "forked"), Container(tmp_path, "started")
     with warm_process(tmp_path) as warm:
-        forked.start(warm, how, **changes)
-        started.start(None, how, **changes)
+        forked.start(warm, how, changes=changes)
+        started.start(None, how, changes=changes)
         assert (forked.end().exit_code, started.end().exit_code) == (code, code)
     assert (forked.message, started.message) == ("forked", "started")
     assert forked.facts() == started.facts()
@@ -168,7 +174,7 @@ def test_a_container_whose_imports_would_read_something_else_is_started(
     one = Container(tmp_path, "one")
     with warm_process(tmp_path) as warm:
         # Some are no names that the library reads, so that only the warm process must notice.
-        one.start(warm, "0", **changes)
+        one.start(warm, "0", changes=changes)
         assert (one.end().exit_code, one.message) == (0, "started")
     assert f"started without the warm process: {why}" in caplog.text
 
@@ -176,7 +182,7 @@ def test_a_container_whose_imports_would_read_something_else_is_started(
 def test_another_program_is_started(tmp_path: Path) -> None:
     one = Container(tmp_path, "one")
     with warm_process(tmp_path) as warm:
-        one.start(warm, argv=["sh", "-c", "echo of a shell"])
+        one.start(warm, program=["sh", "-c", "echo of a shell"])
         assert (one.end().exit_code, one.log) == (0, ["of a shell"])
 
 
@@ -196,7 +202,7 @@ def test_after_a_change_of_the_programs_files_another_warm_process_imports_them(
 def test_a_program_that_starts_threads_is_not_forked(tmp_path: Path) -> None:
     one = Container(tmp_path, "one")
     with warm_process(tmp_path, WARM_STARTS_THREAD="1") as warm:
-        one.start(warm, "0", WARM_STARTS_THREAD="1")
+        one.start(warm, "0", changes={"WARM_STARTS_THREAD": "1"})
         assert (one.end().exit_code, one.message) == (0, "started")
     assert "warm starts are off: 2 threads run" in (tmp_path / "warm" / "warm.log").read_text()
 
