@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,15 @@ def make_ctx(tmp_path: Path) -> ContextFactory:
 CommitArtifact = Callable[..., ArtifactRef]
 
 
+def _fill(content: Any, path: Path) -> None:
+    if isinstance(content, str):
+        path.write_text(content)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content.write_parquet(path)
+
+
 @pytest.fixture
 def commit_artifact(tmp_path: Path) -> CommitArtifact:
     """`commit_artifact("prepare", {"sft.parquet": frame_or_text_or_bytes}, metrics=...)` -> its address."""
@@ -91,12 +101,8 @@ def commit_artifact(tmp_path: Path) -> CommitArtifact:
             return ref
         rows: dict[str, int] = {}
         for name, content in files.items():
-            if isinstance(content, str):
-                writer.publish(name, lambda path, text=content: path.write_text(text))
-            elif isinstance(content, bytes):
-                writer.publish(name, lambda path, data=content: path.write_bytes(data))
-            else:
-                writer.publish(name, lambda path, frame=content: frame.write_parquet(path))
+            writer.publish(name, partial(_fill, content))
+            if not isinstance(content, str | bytes):
                 rows[name] = content.height
         writer.commit(files=files, rows=rows, metrics=metrics, details=details)
         return ref
