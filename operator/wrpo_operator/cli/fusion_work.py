@@ -12,10 +12,10 @@ from wrpo_operator.sizing.estimate import PROMPT_TOKENS, RESPONSE_TOKENS, Speed,
 
 _ALIGNED_PER_SECOND = {"Spans": 150_000, "DTW": 20_000}
 """Tokens of a source that one core aligns, reads and writes in a second, measured with responses of 500 tokens."""
-_MERGED_PER_SECOND = {"TIES": 50e6, "DARE-TIES": 50e6, "SCE": 20e6}
+_MERGED_PER_SECOND = {"TIES": 60e6, "DARE-TIES": 60e6, "SCE": 90e6}
 _USUALLY_MERGED_PER_SECOND = 100e6
 """Bytes of all parents that one core reads, merges and writes in a second, by method and for the others: measured by
-`make bench-merging` on a machine in use, and corrected for the share of the processor."""
+`make bench-merging` on two cores in use. What was not measured counts as slower than the mean of the models."""
 _SHARES_TRIED = 21
 """PackOpt: mixtures of two models that are compared for each member beyond the first and each token."""
 _COMPARED_PER_SECOND = 1e8

@@ -349,11 +349,11 @@ def test_stages_that_fuse_and_merge_have_tokens_times_and_space(automatic: Path)
     assert stages["align/average--fuse"]["hours"] == pytest.approx(sources * warped["hours"])
     plain, searched = stages["merge/fusechat"], stages["merge/searched"]
     assert plain["storedBytes"] == target.facts.weight_bytes
-    assert plain["hours"] == pytest.approx(3 * target.facts.weight_bytes / 20e6 / 3600)
+    assert plain["hours"] == pytest.approx(3 * target.facts.weight_bytes / 90e6 / 3600)
     assert (plain["tokens"], plain["gpus"]) == (None, 0)
     # Two generations of eight candidates, each with the answers to 50 prompts.
     assert searched["tokens"] == 16 * 50 * (180 + 256)
-    once = 2 * target.facts.weight_bytes / 50e6
+    once = 2 * target.facts.weight_bytes / 60e6
     scored = forward_seconds(reward.facts, speed, tokens=50 * (180 + 256))
     assert searched["hours"] * 3600 > 17 * once + 16 * scored
     together = next(stage for name, stage in stages.items() if name.startswith("joint/together"))
@@ -361,7 +361,7 @@ def test_stages_that_fuse_and_merge_have_tokens_times_and_space(automatic: Path)
     assert together["tokens"] == items * 2 * 680
     steps = step_seconds(source.facts, speed) + step_seconds(target.facts, speed)
     assert together["gpuHours"] * 3600 > items * 500 * steps
-    assert stages["merge/ties"]["hours"] * 50e6 == pytest.approx(plain["hours"] * 20e6)
+    assert stages["merge/ties"]["hours"] * 60e6 == pytest.approx(plain["hours"] * 90e6)
     wide = plan("-f", str(automatic), "-o", "wide", "--accelerators", "h100=4x8", "--prompts", "59876")
     assert "Stored" in wide.splitlines()[1]
 
