@@ -84,15 +84,27 @@ def _rows(scores: Mapping[str, Runs], judged: Mapping[str, Runs]) -> Table:
         columns=("row", "runs", f"rule reward (highest {OPTIMUM:g})", "left to the highest", "small reward model"),
         rows=[
             (
-                f"`{name}`",
-                str(len(scores[name])),
-                _mean(*own[name]),
-                f"{OPTIMUM - own[name][0]:.3f}",
-                _mean(*other[name]) if name in other else "-",
+                ", ".join(f"`{name}`" for name in names),
+                str(len(scores[names[0]])),
+                _mean(*own[names[0]]),
+                f"{OPTIMUM - own[names[0]][0]:.3f}",
+                _mean(*other[names[0]]) if names[0] in other else "-",
             )
-            for name in scores
+            for names in _equal_rows(scores, judged)
         ],
     )
+
+
+def _equal_rows(scores: Mapping[str, Runs], judged: Mapping[str, Runs]) -> list[list[str]]:
+    """Return the names of the rows, together those with equal scores: variants share a model that is made once."""
+    groups: list[list[str]] = []
+    for name in scores:
+        like = next((g for g in groups if (scores[g[0]], judged.get(g[0])) == (scores[name], judged.get(name))), None)
+        if like is None:
+            groups.append([name])
+        else:
+            like.append(name)
+    return groups
 
 
 def _means(scores: Mapping[str, Runs]) -> dict[str, tuple[float, Interval]]:

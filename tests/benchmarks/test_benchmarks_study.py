@@ -153,6 +153,15 @@ def test_the_page_says_which_claim_does_not_appear_and_why() -> None:
     assert "No run of this study has slopes." in text
 
 
+def test_variants_with_equal_scores_share_a_row() -> None:
+    """A model that is made once, as that of SFT, is compared with itself otherwise."""
+    text = page(result({"wrpo": 0.8, "sft-dpo": 0.7, "no-y-ws": 0.7}, {}))
+    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")] == [
+        "| `wrpo`",
+        "| `sft-dpo`, `no-y-ws`",
+    ]
+
+
 def test_the_page_tests_the_order_of_slopes_over_seeds() -> None:
     means = dict.fromkeys(MARGINS, 0.5)
     rising = dict(zip(MARGINS, (1.0, 2.0, 3.0), strict=True))
