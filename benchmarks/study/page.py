@@ -57,8 +57,8 @@ def page(result: Mapping[str, Any] | None) -> str:
         "## Results",
         _rows(scores, judged).markdown(),
         "## Claims",
-        _claims("By the rule reward", check_claims(scores)),
-        _claims("By the small reward model", check_claims(judged)),
+        _claims("By the rule reward", check_claims(scores), scores),
+        _claims("By the small reward model", check_claims(judged), judged),
         "## Slopes of the margin",
         _slopes(slopes_of(result["margins"], result["runs"]), steps),
     ]
@@ -121,7 +121,7 @@ def _mean(mean: float, interval: Interval) -> str:
     return f"{mean:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
-def _claims(title: str, tested: Sequence[Finding]) -> str:
+def _claims(title: str, tested: Sequence[Finding], scores: Mapping[str, Runs]) -> str:
     if not tested:
         return ""
     table = Table(
@@ -138,7 +138,7 @@ def _claims(title: str, tested: Sequence[Finding]) -> str:
             for each in tested
         ],
     )
-    open_ones = [f"- {each.claim.topic}: {why(each)}" for each in tested if not each.is_shown]
+    open_ones = [f"- {each.claim.topic}: {why(each)}{_after_sft(each, scores)}" for each in tested if not each.is_shown]
     listed = "\n\nClaims that do not appear:\n\n" + "\n".join(open_ones) if open_ones else "\n\nAll claims appear."
     return table.markdown() + listed
 
@@ -167,6 +167,15 @@ def why(tested: Finding) -> str:
         f"prompts alone would detect the difference of {difference.mean:+.4f}, but it varies between seeds, or other "
         f"claims of the table raise its p-value.{runs}"
     )
+
+
+def _after_sft(tested: Finding, scores: Mapping[str, Runs]) -> str:
+    """Return by how much the SFT models of a reversed claim's rows differ, because the trainings start from them."""
+    pair = [scores.get(f"{name}/sft") for name in (tested.claim.higher, tested.claim.lower)]
+    if not tested.is_reversed or pair[0] is None or pair[1] is None:
+        return ""
+    higher, lower = (fmean(value for run in runs for value in run) for runs in pair if runs is not None)
+    return f" After SFT alone, the difference is {higher - lower:+.4f}."
 
 
 def _slopes(slopes: Mapping[str, Sequence[float]], steps: Sequence[SlopeStep]) -> str:

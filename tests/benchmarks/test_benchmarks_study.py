@@ -162,6 +162,13 @@ def test_variants_with_equal_scores_share_a_row() -> None:
     ]
 
 
+def test_a_reversed_claim_says_what_its_rows_started_from() -> None:
+    means = {"wrpo": 0.7, "sources-2": 0.8, "wrpo/sft": 0.5, "sources-2/sft": 0.65}
+    text = page(result(means, {}))
+    assert "After SFT alone, the difference is -0.1500." in text
+    assert "After SFT alone" not in page(result({name: means[name] for name in ("wrpo", "sources-2")}, {}))
+
+
 def test_the_page_tests_the_order_of_slopes_over_seeds() -> None:
     means = dict.fromkeys(MARGINS, 0.5)
     rising = dict(zip(MARGINS, (1.0, 2.0, 3.0), strict=True))
