@@ -44,7 +44,7 @@ def model_card(facts: CardFacts) -> str:
         facts.summary,
         "",
         f"- Experiment: `{facts.experiment}`",
-        f"- Started from: `{facts.base.get('name')}` (revision `{facts.base.get('revision')}`)",
+        f"- Started from: {_base(facts.base)}",
         f"- Engine: wrpo {facts.engine_version}",
         "",
         "## Inputs",
@@ -79,6 +79,12 @@ def model_card(facts: CardFacts) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _base(base: Mapping[str, Any]) -> str:
+    """Return what the training started from; models of a directory have no revision."""
+    revision = base.get("revision")
+    return f"`{base.get('name')}`" + ("" if revision is None else f" (revision `{revision}`)")
 
 
 def _table(values: Mapping[str, Any], key: str = "name", value: str = "value") -> list[str]:
