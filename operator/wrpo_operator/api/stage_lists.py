@@ -46,12 +46,12 @@ def _row(definition: StageDefinition) -> str:
 
 def with_table(page: str) -> str:
     """Return the page of the stages with the table between its marks."""
-    return _replaced(_TABLE, lambda _: table(), page)
+    return replaced_once(_TABLE, lambda _: table(), page)
 
 
 def with_kinds(schema: str) -> str:
     """Return the schema of the chart's values with the kinds of stages that stageCommandOverrides may name."""
-    return _replaced(_KINDS, lambda found: found[1] + json.dumps(list(STAGES)), schema)
+    return replaced_once(_KINDS, lambda found: found[1] + json.dumps(list(STAGES)), schema)
 
 
 FILES: Mapping[Path, Callable[[str], str]] = {
@@ -61,7 +61,8 @@ FILES: Mapping[Path, Callable[[str], str]] = {
 """File below the checkout -> function that returns its text as it should be."""
 
 
-def _replaced(pattern: re.Pattern[str], replacement: Callable[[re.Match[str]], str], text: str) -> str:
+def replaced_once(pattern: re.Pattern[str], replacement: Callable[[re.Match[str]], str], text: str) -> str:
+    """Return the text with the place of a generated list replaced; ValueError if it is not there exactly once."""
     found, count = pattern.subn(replacement, text)
     if count != 1:
         raise ValueError(f"the place of the generated list was found {count} times, not once: {pattern.pattern}")

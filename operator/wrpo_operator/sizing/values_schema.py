@@ -14,6 +14,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
+from wrpo_operator.api.stage_lists import replaced_once
 from wrpo_operator.sizing.profiles import Profile
 
 SCHEMA = Path("charts/wrpo-operator/values.schema.json")
@@ -39,10 +40,7 @@ def _plain(field: dict[str, Any]) -> dict[str, Any]:
 def with_profiles(schema: str) -> str:
     """Return the text of the schema with the part in its place."""
     part = indent(json.dumps(profiles_schema(), indent=2), _INDENT).lstrip()
-    text, count = _PLACE.subn(lambda _: part, schema)
-    if count != 1:
-        raise ValueError(f"the place of the profiles was found {count} times in {SCHEMA}, not once")
-    return text
+    return replaced_once(_PLACE, lambda _: part, schema)
 
 
 def main() -> None:
