@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -186,8 +187,9 @@ def install_signal_handlers(stop: StopRequest) -> None:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         if stop.requested:
             raise KeyboardInterrupt
-        print("stopping after the current piece of work (Ctrl-C again stops at once)", file=sys.stderr)
         stop.request()
+        # Not print: the signal may have come within a print, and buffered streams refuse a second one.
+        os.write(2, b"stopping after the current piece of work (Ctrl-C again stops at once)\n")
 
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGINT, interrupt)

@@ -352,6 +352,36 @@ def test_a_signal_ends_the_stage_with_143(engine: Engine, number: signal.Signals
     assert "interrupted: stopped on request; finished work is kept and the next attempt continues" in errors
 
 
+WITHIN_A_PRINT = """
+import io, os, signal, sys
+from wrpo_engine.running import install_signal_handlers
+from wrpo_engine.stage import StopRequest
+
+class Terminal(io.RawIOBase):
+    def writable(self):
+        return True
+
+    def write(self, data):
+        if not stop.requested:
+            os.kill(os.getpid(), signal.SIGINT)
+        return len(data)
+
+stop = StopRequest()
+install_signal_handlers(stop)
+sys.stderr = io.TextIOWrapper(io.BufferedWriter(Terminal()), line_buffering=True)
+print("progress", file=sys.stderr)
+sys.exit(0 if stop.requested else 1)
+"""
+
+
+def test_ctrl_c_within_a_print_asks_the_stage_to_stop() -> None:
+    ran = command("-c", WITHIN_A_PRINT)
+    assert (ran.returncode, ran.stderr) == (
+        0,
+        "stopping after the current piece of work (Ctrl-C again stops at once)\n",
+    )
+
+
 def test_caches_go_where_the_pod_may_write(tmp_path: Path) -> None:
     (tmp_path / "not-a-directory").write_text("")
     environ = {"HOME": str(tmp_path / "not-a-directory"), "TMPDIR": str(tmp_path), "HF_HOME": "/models"}

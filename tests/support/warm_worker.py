@@ -39,7 +39,8 @@ def report() -> dict[str, object]:
 
 
 def end(_number: int, _frame: FrameType | None) -> NoReturn:
-    print("stopped", flush=True)
+    # Not print: the signal may come before the print of "up" has returned.
+    os.write(1, b"stopped\n")
     sys.exit(143)
 
 
