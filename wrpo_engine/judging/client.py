@@ -46,7 +46,7 @@ _TOO_LONG = re.compile(
 _FILTERED = re.compile(r"content_filter|content_policy|content management policy", re.IGNORECASE)
 _NO_LOGPROBS = re.compile(r"logprobs", re.IGNORECASE)
 _NO_MONEY = "insufficient_quota"
-_DATED = re.compile(r"-\d{4}(-?\d{2}){0,2}")
+_DATED = re.compile(r"[-@]\d{4}(-?\d{2}){0,2}")
 
 
 class LogprobsRefused(Exception):  # noqa: N818 (decides the protocol)
@@ -66,7 +66,8 @@ class Answered:
 class ChatClient:
     """Asks one model one question at a time; safe to use from several threads.
 
-    `check` is called after each request without a usable reply, and may raise what explains that.
+    `reported_model` is the name that replies must have if it is not that of the request. `check` is called after each
+    request without a usable reply, and may raise what explains that.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class ChatClient:
         judge: JudgeFields,
         *,
         section: str = ANY_JUDGE,
+        reported_model: str | None = None,
         key: str | None = None,
         retries: RetryPolicy | None = None,
         pacer: Pacer | None = None,
@@ -84,7 +86,7 @@ class ChatClient:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._endpoint_field, self._model_field = f"{section}.endpoint", f"{section}.model"
-        self._body_field = f"{section}.extraBody"
+        self._body_field, self._reported_field = f"{section}.extraBody", f"{section}.reportedModel"
         parts = split_endpoint(
             endpoint, field=self._endpoint_field, key_variable=KEY_VARIABLE, code="JudgeEndpointInvalid"
         )
@@ -92,6 +94,7 @@ class ChatClient:
         self.identity = without_query(urllib.parse.urlunsplit(parts._replace(path=path)))
         self._models_url = urllib.parse.urlunsplit(parts._replace(path=f"{path}/models"))
         self._model = judge.model
+        self._reported_model = reported_model
         self._extra = dict(judge.extra_body)
         if wrong := sorted(self._extra.keys() & set(_OWN_FIELDS)):
             raise ConfigError(self._body_field, wrong[0], "the stage sets this field itself", "Remove it.")
@@ -168,15 +171,21 @@ class ChatClient:
         if (status := error_status(content)) is not None:
             raise HttpFailure(status, content.decode("utf-8", "replace"), None)
         reply = read_completion(content, has_logprobs=has_logprobs)
-        if not is_model(self._model, reply.model):
-            raise ConfigError(
-                self._model_field,
-                self._model,
-                f"the judge {self.identity} answers as the model {reply.model!r}",
-                f"Set model to {reply.model!r} if that is the judge that you want. A date at the end may differ.",
-                code="JudgeModelMismatch",
-            )
+        if not is_model(self._reported_model or self._model, reply.model):
+            raise self._other_model(reply.model)
         return reply
+
+    def _other_model(self, reported: str) -> ConfigError:
+        rule = f"the judge {self.identity} answers as the model {reported!r}"
+        if self._reported_model is not None:
+            hint, field = f"Set it to {reported!r} if that is the judge that you want.", self._reported_field
+        else:
+            hint = (
+                f"Set model to {reported!r} if that is the judge that you want, or {self._reported_field} to it if the "
+                f"endpoint has it as {self._model!r}, e.g. a deployment or an alias."
+            )
+            field = self._model_field
+        return ConfigError(field, self._reported_model or self._model, rule, hint, code="JudgeModelMismatch")
 
     def _meaning(self, failure: HttpFailure, where: str, *, has_logprobs: bool) -> KeptReply | None:
         """Return the outcome of a refusal, None if the same request may succeed; raise what ends the stage."""
@@ -234,13 +243,20 @@ class ChatClient:
 def is_model(asked: str, reported: str) -> bool:
     """Return whether a reported name is that of the model asked for.
 
-    Hosted APIs report a dated version: gpt-4o-2024-08-06 for gpt-4o, and a date for `-latest`. A server that reports
-    no name is believed.
+    A server that reports no name is believed. Upper and lower case are the same. Gateways and servers report a name
+    with a provider or a path before it, or without: one of the two may have more before a slash. Hosted APIs report a
+    dated version: gpt-4o-2024-08-06 for gpt-4o, and a date for `-latest`. A name with a date is that version alone.
     """
-    if reported in {"", asked}:
+    if not reported:
         return True
-    base = asked.removesuffix("-latest")
-    return reported.startswith(base) and _DATED.fullmatch(reported.removeprefix(base)) is not None
+    *before_asked, name = asked.casefold().strip("/").split("/")
+    *before_reported, reported_name = reported.casefold().strip("/").split("/")
+    shared = min(len(before_asked), len(before_reported))
+    if before_asked[len(before_asked) - shared :] != before_reported[len(before_reported) - shared :]:
+        return False
+    base = name.removesuffix("-latest")
+    is_dated = reported_name.startswith(base) and _DATED.fullmatch(reported_name.removeprefix(base)) is not None
+    return reported_name == name or is_dated
 
 
 def make_client(
@@ -270,6 +286,7 @@ def make_client(
         endpoint,
         judge,
         section=section,
+        reported_model=runtime.judge_reported_model,
         key=environ.get(KEY_VARIABLE) or None,
         retries=RetryPolicy(timeout_s=seconds_of(environ, TIMEOUT_VARIABLE, 300.0)),
         pacer=pacer,

@@ -88,6 +88,12 @@ EVALUATION_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         (Judge,),
+        "!has(self.reportedModel) || has(self.endpoint)",
+        "reportedModel is the name that an endpoint reports; set endpoint or remove reportedModel",
+        lambda m: m.judge_reported_model is None or m.judge_endpoint is not None,
+    ),
+    Rule(
+        (Judge,),
         "!has(self.apiKeySecretRef) || has(self.endpoint) || (has(self.reward) && has(self.reward.endpoint))",
         "apiKeySecretRef is sent to an endpoint, and this judge has none; remove it",
         lambda m: m.api_key_secret_ref is None or _endpoint_of(m) is not None,

@@ -11,7 +11,7 @@ from judging_support import QUESTIONS, MakeJudge
 from support.stub_judge import Reply, StubJudge, completion
 
 from wrpo_engine.contract.benchmarks import JudgeFields
-from wrpo_engine.errors import TemporaryError
+from wrpo_engine.errors import ConfigError, TemporaryError
 from wrpo_engine.judging.client import ChatClient, is_model
 from wrpo_engine.judging.pacing import Pacer
 from wrpo_engine.judging.protocol import Ask, Outcome
@@ -23,9 +23,13 @@ from wrpo_engine.scoring.posting import retry_after
 ASK = Ask(item_id="q", order=0, turn=0, messages=({"role": "user", "content": "?"},), max_tokens=1, temperature=0.0)
 
 
-def client_of(judge: StubJudge, pacer: Pacer | None = None, **retries: Any) -> ChatClient:
+def client_of(
+    judge: StubJudge, pacer: Pacer | None = None, *, reported_model: str | None = None, **retries: Any
+) -> ChatClient:
     policy = RetryPolicy(**{"attempts": 2, "first_pause_s": 0.001, "max_pause_s": 0.002, **retries})
-    return ChatClient(judge.endpoint, JudgeFields(model="stub-judge"), retries=policy, pacer=pacer)
+    return ChatClient(
+        judge.endpoint, JudgeFields(model="stub-judge"), reported_model=reported_model, retries=policy, pacer=pacer
+    )
 
 
 def test_waits_for_a_quota_use_up_no_attempt(judge: StubJudge) -> None:
@@ -95,11 +99,62 @@ def test_a_quota_that_interrupts_a_stage_loses_no_reply(make_judge: MakeJudge, j
     assert set(judge.answered.values()) == {1}
 
 
-def test_the_names_of_a_hosted_model_may_have_a_date() -> None:
-    dated = ["gpt-4o-2024-08-06", "gpt-4o-20240806", "gpt-4o", ""]
-    assert all(is_model("gpt-4o", name) for name in dated)
-    assert is_model("claude-3-5-sonnet-latest", "claude-3-5-sonnet-20241022")
-    assert not any(is_model("gpt-4o", name) for name in ("gpt-4o-mini", "gpt-4o-mini-2024-07-18", "gpt-4"))
+@pytest.mark.parametrize(
+    ("asked", "same", "others"),
+    [
+        # Hosted APIs: dated versions.
+        (
+            "gpt-4o",
+            ["gpt-4o", "gpt-4o-2024-08-06", "gpt-4o-20240806", ""],
+            ["gpt-4o-mini", "gpt-4o-mini-2024-07-18", "gpt-4", "gpt-4o-2024-08-06-preview", "openai/gpt-4o-mini"],
+        ),
+        ("gpt-4", ["gpt-4-0613"], ["gpt-4-1106-preview", "gpt-4o", "gpt-4.1"]),
+        ("claude-3-5-sonnet-latest", ["claude-3-5-sonnet-20241022"], ["claude-3-5-haiku-20241022"]),
+        ("claude-3-5-sonnet", ["claude-3-5-sonnet@20240620"], ["claude-3-5-sonnet-v2@20241022"]),
+        ("gpt-4o-2024-05-13", ["gpt-4o-2024-05-13"], ["gpt-4o-2024-08-06", "gpt-4o"]),
+        # Gateways: LiteLLM reports the provider's own name, OpenRouter lower case.
+        (
+            "openai/gpt-4o",
+            ["gpt-4o-2024-08-06", "openai/gpt-4o-2024-08-06", "openrouter/openai/gpt-4o"],
+            ["azure/gpt-4o"],
+        ),
+        ("gpt-4o", ["openai/gpt-4o", "azure/gpt-4o-2024-08-06"], ["openai/o1"]),
+        (
+            "fireworks_ai/accounts/fireworks/models/llama-v3",
+            ["accounts/fireworks/models/llama-v3"],
+            ["models/llama-v2"],
+        ),
+        (
+            "meta-llama/Llama-3.1-70B-Instruct",
+            ["meta-llama/llama-3.1-70b-instruct"],
+            ["meta-llama/Llama-3.1-8B-Instruct"],
+        ),
+        # vLLM serves a path, with or without a name.
+        ("/models/judge", ["/models/judge", "/models/judge/", "judge"], ["/models/judge-2", "/other/judge"]),
+        ("judge", ["/models/judge"], ["/judge/model"]),
+        # Azure: names of deployments say nothing.
+        ("prod-judge", ["prod-judge"], ["gpt-4o-2024-08-06"]),
+    ],
+)
+def test_gateways_report_the_name_of_a_model_with_a_provider_a_path_or_a_date(
+    asked: str, same: list[str], others: list[str]
+) -> None:
+    assert [name for name in same if not is_model(asked, name)] == []
+    assert [name for name in others if is_model(asked, name)] == []
+
+
+def test_a_deployment_may_report_a_model_of_another_name(judge: StubJudge) -> None:
+    judge.fault = lambda _, __: Reply(content=completion("m", model="gpt-4o-2024-08-06"))
+    found = client_of(judge, reported_model="gpt-4o").ask(ASK, "q", threading.Event())
+    assert found.reply.model == "gpt-4o-2024-08-06"
+    with pytest.raises(ConfigError, match=r"model is 'stub-judge'.* as the model 'gpt-4o-2024-08-06'") as other:
+        client_of(judge).ask(ASK, "q", threading.Event())
+    assert other.value.hint == (
+        "Set model to 'gpt-4o-2024-08-06' if that is the judge that you want, or evaluation.judges.reportedModel to it "
+        "if the endpoint has it as 'stub-judge', e.g. a deployment or an alias."
+    )
+    with pytest.raises(ConfigError, match=r"reportedModel is 'gpt-4.1'.* as the model 'gpt-4o-2024-08-06'"):
+        client_of(judge, reported_model="gpt-4.1").ask(ASK, "q", threading.Event())
 
 
 def test_a_long_reply_keeps_its_begin_and_its_end(judge: StubJudge) -> None:

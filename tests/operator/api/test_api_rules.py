@@ -387,6 +387,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a judge's model name for no endpoint": (
         judge(endpoint=None, serveReward="main"), "model is the name that is sent to an endpoint"),
     "an endpoint without a model name": (judge(model=None), "an endpoint may serve several models; set model"),
+    "a reported name of no endpoint": (
+        judge(endpoint=None, model=None, serveReward="main", reportedModel="gpt"),
+        "reportedModel is the name that an endpoint reports; set endpoint"),
     "a key for no endpoint": (
         judge(endpoint=None, model=None, serveReward="main", apiKeySecretRef={"name": "a", "key": "b"}),
         "apiKeySecretRef is sent to an endpoint, and this judge has none"),

@@ -387,14 +387,15 @@ def test_a_source_answers_with_the_weights_and_ends_it_is_sampled_with(backend: 
 
 def test_the_connection_to_a_judge_and_its_limits_are_not_hashed() -> None:
     changes = {"endpoint": "https://elsewhere.example.org/v1", "concurrency": 99, "requestsPerMinute": 5,
-               "maxRequests": 9, "maxInvalidShare": 0.5, "apiKeySecretRef": {"name": "a", "key": "b"}}  # fmt: skip
+               "maxRequests": 9, "maxInvalidShare": 0.5, "reportedModel": "gpt-4o",
+               "apiKeySecretRef": {"name": "a", "key": "b"}}  # fmt: skip
     before = graph_of(benchmarks=ALPACA, judges=GPT)
     after = graph_of(benchmarks=ALPACA, judges=[GPT[0] | changes])
     assert changed(before, after) == set()
     runtime = after["judge/sft--alpaca--gpt"].runtime
     assert runtime.judge_endpoint == "https://elsewhere.example.org/v1"
     assert (runtime.judge_concurrency, runtime.judge_requests_per_minute, runtime.judge_max_requests) == (99, 5, 9)
-    assert runtime.judge_max_invalid_share == 0.5
+    assert (runtime.judge_max_invalid_share, runtime.judge_reported_model) == (0.5, "gpt-4o")
 
 
 def test_a_judge_reads_the_answers_and_those_of_the_baseline() -> None:
