@@ -11,6 +11,7 @@ from wrpo_engine.bundles.consistency import KEY, Key, answer_name, check_answers
 from wrpo_engine.bundles.items import BenchItem, read_items
 from wrpo_engine.contract.evaluation import GradeParams
 from wrpo_engine.scoring import stage as scoring
+from wrpo_engine.scoring.load import model_field
 from wrpo_engine.scoring.rewards import OnProgress, Scorer
 from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.text.conversations import Prompt, conversation
@@ -30,7 +31,7 @@ def run(ctx: StageContext) -> StageResult:
         return lambda scorer, rows, on_progress: grade_rows(scorer, rows, prompts, on_progress)
 
     def measure(parts: Iterable[pl.DataFrame]) -> dict[str, float]:
-        return scoring.measure(parts) | {"skipped": float(answers.height - graded.height)}
+        return scoring.measure(parts, field=model_field(ctx)) | {"skipped": float(answers.height - graded.height)}
 
     return scoring.score_in_parts(ctx, params, graded, make_score, measure=measure)
 

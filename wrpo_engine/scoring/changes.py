@@ -15,10 +15,11 @@ MAX_CHANGED_SHARE = 0.1
 _NAMES = ("label", "prompt_id", "item_id", "turn", "source", "sample_index")
 
 
-def refuse_changed(rows: pl.DataFrame) -> None:
+def refuse_changed(rows: pl.DataFrame, *, field: str) -> None:
     """Raise DataError if the reward model does not know characters of more responses than `MAX_CHANGED_SHARE`.
 
-    `rows` has the column `change` and some that name a response. Fewer such responses are logged.
+    `rows` has the column `change` and some that name a response. `field` of the spec is the reward model. Fewer such
+    responses are logged.
     """
     changed = rows.filter(pl.col("change") == Change.CONTENT)
     if not changed.height:
@@ -34,6 +35,6 @@ def refuse_changed(rows: pl.DataFrame) -> None:
     raise DataError(
         f"{said}. At most {MAX_CHANGED_SHARE:.0%} of them may have some, because their scores are those of other texts",
         code="ResponsesChanged",
-        field="reward.model",
+        field=field,
         hint="Use a reward model whose tokenizer knows the characters of the responses, for example their language.",
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from wrpo_engine.errors import ConfigError, DataError
-from wrpo_engine.scoring.rewards import Pair, row_name
+from wrpo_engine.scoring.rewards import MAIN_SECTION, Pair, row_name
 from wrpo_engine.text.chat import Change, change_within, decoded, or_error, with_one_bos
 from wrpo_engine.text.conversations import Prompt, messages_for, prompt_text
 from wrpo_engine.text.plaintext import TextPair
@@ -15,7 +15,6 @@ from wrpo_engine.text.templates import TemplateFault, render, require_template, 
 from wrpo_engine.text.turns import PROMPT_MARK, RESPONSE_MARK, answered, encoder_of
 
 Truncation = Literal["Right", "Left", "Fail"]
-_FIELD = "reward.chatTemplate"
 _TEXTS_AT_ONCE = 512
 
 
@@ -41,15 +40,24 @@ class PairEncoder:
 
     With a chat template the pair is a conversation of two turns; without one the tokenizer's own form for a pair of
     texts is taken, as encoders are trained on. The template writes what surrounds the response, and never the response,
-    which it might change.
+    which it might change. `section` of the spec is the reward; errors name it.
     """
 
-    def __init__(self, tokenizer: Any, *, identity: str, max_length: int, truncation: Truncation = "Right") -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        identity: str,
+        max_length: int,
+        truncation: Truncation = "Right",
+        section: str = MAIN_SECTION,
+    ) -> None:
+        self._field = f"{section}.chatTemplate"
         self._tokenizer = tokenizer
         self._identity = identity
         self._max_length = max_length
         self._truncation = truncation
-        self._template = or_error(lambda: template_of(tokenizer), field=_FIELD)
+        self._template = or_error(lambda: template_of(tokenizer), field=self._field)
         self._plain = encoder_of(tokenizer, self._template)
         self._bos = tokenizer.bos_token_id
         self._border: list[int] = []
@@ -79,10 +87,10 @@ class PairEncoder:
         between, found_response, _ = rest.partition(RESPONSE_MARK)
         if not found_prompt or not found_response or not between:
             raise ConfigError(
-                "reward.chatTemplate",
+                self._field,
                 "<the model's>",
                 f"the chat template of {self._identity} does not write the prompt, then something, then the response",
-                "Set reward.chatTemplate to the template that the reward model was trained with.",
+                f"Set {self._field} to the template that the reward model was trained with.",
                 code="ChatTemplateFailed",
             )
         return self._plain.encode([between])[0]
@@ -166,7 +174,7 @@ class PairEncoder:
                 )
             return text
 
-        return or_error(written, field=_FIELD)
+        return or_error(written, field=self._field)
 
     def _refuse_truncated(self, encoded: Sequence[Encoded], names: Sequence[str] | None) -> None:
         for index, row in enumerate(encoded):

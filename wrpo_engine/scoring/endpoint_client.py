@@ -24,12 +24,10 @@ from wrpo_engine.scoring.posting import (
     ReplyTooLarge,
     split_endpoint,
 )
-from wrpo_engine.scoring.rewards import Pair, Reward
+from wrpo_engine.scoring.rewards import MAIN_SECTION, Pair, Reward
 from wrpo_engine.text.conversations import prompt_messages
 
 KEY_VARIABLE = "WRPO_REWARD_API_KEY"
-MAIN_SECTION = "reward"
-"""Section of the experiment's own reward."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 
 from wrpo_engine.errors import ConfigError, DataError, TemporaryError, WrpoError
-from wrpo_engine.scoring.rewards import OnProgress, Pair, Reward, check_finite, row_name
+from wrpo_engine.scoring.rewards import MAIN_SECTION, OnProgress, Pair, Reward, check_finite, row_name
 from wrpo_engine.text.conversations import prompt_text
 
 log = logging.getLogger("wrpo_engine")
@@ -19,13 +19,17 @@ PAIRS_PER_CALL = 256
 
 
 class FunctionScorer:
-    """Calls the function with lists of at most PAIRS_PER_CALL prompts and responses, in order."""
+    """Calls the function with lists of at most PAIRS_PER_CALL prompts and responses, in order.
+
+    `section` of the spec is the reward; errors name it.
+    """
 
     objectives: tuple[str, ...] = ()
 
-    def __init__(self, function: str) -> None:
+    def __init__(self, function: str, *, section: str = MAIN_SECTION) -> None:
         self.identity = function
-        self._call = load_function(function)
+        self._field = f"{section}.function"
+        self._call = load_function(function, field=self._field)
 
     def rewards(
         self, pairs: Sequence[Pair], names: Sequence[str] | None = None, on_progress: OnProgress | None = None
@@ -52,7 +56,7 @@ class FunctionScorer:
             raise TemporaryError(
                 f"reward function {self.identity} failed {where}: {type(error).__name__}: {error}",
                 code="RewardFunctionFailed",
-                field="reward.function",
+                field=self._field,
                 hint="The stage is retried. If this persists, check what the function connects to.",
             ) from error
         except Exception as error:
@@ -85,13 +89,13 @@ class FunctionScorer:
         return DataError(
             f"reward function {self.identity} {what}",
             code="RewardFunctionInvalid",
-            field="reward.function",
+            field=self._field,
             hint="It must be (prompts: list[str], responses: list[str]) -> list[float], one number for each pair.",
         )
 
 
-def load_function(reference: str) -> Callable[[list[str], list[str]], object]:
-    """Import `module:function`; ConfigError names the half of it that is wrong."""
+def load_function(reference: str, *, field: str) -> Callable[[list[str], list[str]], object]:
+    """Import `module:function`; ConfigError names `field` and the half of it that is wrong."""
     module_name, _, name = reference.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -103,20 +107,20 @@ def load_function(reference: str) -> Callable[[list[str], list[str]], object]:
             else f"importing {module_name} needs {error.name}, which is absent"
         )
         raise _config_error(
-            reference, rule, "Install it in the stage's image (spec.images) or set PYTHONPATH."
+            field, reference, rule, "Install it in the stage's image (spec.images) or set PYTHONPATH."
         ) from error
     except Exception as error:
         log.exception("importing %s failed", module_name)
         rule = f"importing {module_name} raised {type(error).__name__}: {error}"
-        raise _config_error(reference, rule, "Correct the module; the log has the traceback.") from error
+        raise _config_error(field, reference, rule, "Correct the module; the log has the traceback.") from error
     function = getattr(module, name, None)
     if not callable(function):
         state = "is not callable" if hasattr(module, name) else "does not exist"
         rule = f"{name} {state} in {module_name} ({module.__file__})"
-        raise _config_error(reference, rule, "Name a function of that module as module:function.")
+        raise _config_error(field, reference, rule, "Name a function of that module as module:function.")
     found: Callable[[list[str], list[str]], object] = function
     return found
 
 
-def _config_error(reference: str, rule: str, hint: str) -> ConfigError:
-    return ConfigError("reward.function", reference, rule, hint, code="RewardFunctionInvalid")
+def _config_error(field: str, reference: str, rule: str, hint: str) -> ConfigError:
+    return ConfigError(field, reference, rule, hint, code="RewardFunctionInvalid")

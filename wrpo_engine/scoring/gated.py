@@ -18,7 +18,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wrpo_engine.errors import ConfigError
+from wrpo_engine.loading.files import ModelDirectory
 
 ARCHITECTURE = "LlamaForRewardModelWithGating"
 
@@ -132,27 +132,28 @@ def objective_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(index) for index in range(count))
 
 
-def load_gated_head(path: Path, config: Mapping[str, Any], identity: str) -> GatedHead:
+def load_gated_head(directory: ModelDirectory, config: Mapping[str, Any]) -> GatedHead:
     """Read the head's weights; ConfigError names those that are missing or of another shape."""
     settings = GatingConfig.from_json(config)
     shapes = settings.shapes()
-    weights = _read(path, list(shapes))
+    weights = _read(directory, list(shapes))
     if missing := [name for name in shapes if name not in weights]:
-        raise _invalid(identity, f"its files hold no weights for {_listed(missing)}")
+        raise _invalid(directory, f"its files hold no weights for {_listed(missing)}")
     wrong = [
         f"{name} is {list(weights[name].shape)} where config.json needs {list(shape)}"
         for name, shape in shapes.items()
         if tuple(weights[name].shape) != shape
     ]
     if wrong:
-        raise _invalid(identity, _listed(wrong))
+        raise _invalid(directory, _listed(wrong))
     return GatedHead(weights, settings)
 
 
-def _read(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+def _read(directory: ModelDirectory, names: Sequence[str]) -> dict[str, Tensor]:
     """Read the named tensors, from one file or from shards."""
     from safetensors import SafetensorError, safe_open
 
+    path = directory.path
     index = path / "model.safetensors.index.json"
     if index.is_file():
         where: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
@@ -166,7 +167,7 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
                 held = set(tensors.keys())
                 found |= {name: tensors.get_tensor(name) for name in names if name in held}
         except (SafetensorError, OSError) as error:
-            raise _invalid(str(path), f"{file.name} cannot be read: {error}") from error
+            raise _invalid(directory, f"{file.name} cannot be read: {error}") from error
     return found
 
 
@@ -174,11 +175,6 @@ def _listed(items: Sequence[str]) -> str:
     return ", ".join(items[:3]) + (f" and {len(items) - 3} more" if len(items) > 3 else "")
 
 
-def _invalid(identity: str, what: str) -> ConfigError:
-    return ConfigError(
-        "reward.model",
-        identity,
-        what,
-        f"Use a complete checkpoint of {ARCHITECTURE}, for example RLHFlow/ArmoRM-Llama3-8B-v0.1.",
-        code="RewardModelInvalid",
-    )
+def _invalid(directory: ModelDirectory, what: str) -> ConfigError:
+    hint = f"Use a complete checkpoint of {ARCHITECTURE}, for example RLHFlow/ArmoRM-Llama3-8B-v0.1."
+    return directory.invalid(what, hint, code="RewardModelInvalid")

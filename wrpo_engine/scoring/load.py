@@ -11,9 +11,9 @@ from wrpo_engine.hub.client import section_of
 from wrpo_engine.hub.models import ResolvedModel, resolve_model
 from wrpo_engine.scoring.encoding import Truncation
 from wrpo_engine.scoring.endpoint import EndpointScorer
-from wrpo_engine.scoring.endpoint_client import MAIN_SECTION, make_client
+from wrpo_engine.scoring.endpoint_client import make_client
 from wrpo_engine.scoring.function import FunctionScorer
-from wrpo_engine.scoring.rewards import Scorer
+from wrpo_engine.scoring.rewards import MAIN_SECTION, Scorer
 from wrpo_engine.stage import StageContext
 
 log = logging.getLogger("wrpo_engine")
@@ -31,10 +31,11 @@ def reward_details(reward: RewardModel, ctx: StageContext) -> dict[str, Any]:
 
 
 def _resolved(reward: RewardModel, ctx: StageContext) -> ResolvedModel:
-    return resolve_model(reward, ctx, field=_model_field(ctx))
+    return resolve_model(reward, ctx, field=model_field(ctx))
 
 
-def _model_field(ctx: StageContext) -> str:
+def model_field(ctx: StageContext) -> str:
+    """Return the field of the spec that names the stage's reward model, for errors."""
     return ctx.model_field("reward", f"{MAIN_SECTION}.model")
 
 
@@ -52,10 +53,11 @@ def load_scorer(
     Lengths, batches and formats concern models alone: a function and a server see the whole text.
     """
     log.info("reward: %s", reward.identity.rpartition("@")[2])
+    section = section_of(model_field(ctx))
     if reward.function is not None:
-        return FunctionScorer(reward.function)
+        return FunctionScorer(reward.function, section=section)
     if reward.endpoint is not None:
-        client = make_client(reward, ctx.environ, section=section_of(_model_field(ctx)))
+        client = make_client(reward, ctx.environ, section=section)
         return EndpointScorer(client, concurrency=ctx.config.runtime.reward_concurrency)
     from wrpo_engine.scoring.reward_model import RewardScorer
 

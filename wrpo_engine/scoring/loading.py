@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from wrpo_engine.errors import ConfigError, first_line
+from wrpo_engine.hub.client import section_of
 from wrpo_engine.hub.models import ResolvedModel, tensor_facts, transformers_config
 from wrpo_engine.loading.exact_attention import load_arguments
 from wrpo_engine.loading.files import CONFIG_FILE
@@ -34,7 +35,7 @@ def load_network(model: ResolvedModel, config: Mapping[str, Any], dtype: str, de
         from transformers import LlamaModel
 
         with loading(partial(unloadable, model)):
-            head = load_gated_head(model.path, config, model.identity)
+            head = load_gated_head(model.directory, config)
         check_network(model, config)
         return _decoder(_from_pretrained(LlamaModel, model, torch_dtype, _gated(config)), head, device)
     from transformers import AutoModelForSequenceClassification
@@ -110,7 +111,7 @@ def unloadable(model: ResolvedModel, error: BaseException) -> ConfigError:
         model,
         f"it cannot be loaded as a reward model: {first_line(error)}",
         "Use a model that AutoModelForSequenceClassification loads, or one with ArmoRM's gated head. A quantised one "
-        "needs its library; a server can run it (reward.endpoint).",
+        f"needs its library; a server can run it ({section_of(model.field)}.endpoint).",
     )
 
 

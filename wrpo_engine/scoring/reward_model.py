@@ -19,7 +19,7 @@ from wrpo_engine.scoring.encoding import Encoded, PairEncoder, Truncation, last_
 from wrpo_engine.scoring.gated import is_gated, objective_names
 from wrpo_engine.scoring.loading import ignored_last_token, load_network, read_config, unloadable
 from wrpo_engine.scoring.network import Batch, Row
-from wrpo_engine.scoring.rewards import OnProgress, Pair, Reward, check_finite, row_name
+from wrpo_engine.scoring.rewards import MAIN_SECTION, OnProgress, Pair, Reward, check_finite, row_name
 from wrpo_engine.text.conversations import Prompt
 
 _PREFETCHED_BATCHES = 2
@@ -39,13 +39,15 @@ class RewardScorer:
     ) -> None:
         if model.field == ResolvedModel.field:
             # No experiment names it.
-            model = replace(model, field="reward.model")
+            model = replace(model, field=f"{MAIN_SECTION}.model")
+        section = section_of(model.field)
+        self._template_field = f"{section}.chatTemplate"
         config = read_config(model)
         self.identity = model.identity
         with loading(partial(unloadable, model)):
             self.objectives = objective_names(config) if is_gated(config) else ()
             self._ignored = ignored_last_token(config)
-        tokenizer = tokenizer_of(model, field=section_of(model.field), needs_template=False)
+        tokenizer = tokenizer_of(model, field=section, needs_template=False)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         check_vocabulary(model, tokenizer, tokenizer("?", verbose=False)["input_ids"])
         self._network = load_network(model, config, dtype, self._device)
@@ -56,6 +58,7 @@ class RewardScorer:
             identity=model.identity,
             max_length=min(length for length in limits if length),
             truncation=truncation,
+            section=section,
         )
         self._gate_pattern = self._encoder.keep_border() if self.objectives else None
         self._batch_tokens = batch_tokens
@@ -118,7 +121,7 @@ class RewardScorer:
                 f"({self._gate_pattern}) are not in what {self.identity} reads, so its gate has nothing to read",
                 code="RewardPromptEndMissing",
                 field="reward.truncation",
-                hint="Raise reward.maxLength, or correct reward.chatTemplate.",
+                hint=f"Raise reward.maxLength, or correct {self._template_field}.",
             )
         return Row(prompt=prompt, encoded=encoded, last=last, prompt_end=prompt_end)
 

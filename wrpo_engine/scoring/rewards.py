@@ -11,6 +11,9 @@ from wrpo_engine.errors import DataError
 from wrpo_engine.text.chat import Change
 from wrpo_engine.text.conversations import Prompt
 
+MAIN_SECTION = "reward"
+"""Section of the spec that is the experiment's own reward; errors about a reward name its section."""
+
 Pair = tuple[Prompt, str]
 """Prompt and response."""
 

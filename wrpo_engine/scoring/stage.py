@@ -24,7 +24,7 @@ from wrpo_engine.formats import prompt_columns as tables
 from wrpo_engine.formats.columns import read_columns
 from wrpo_engine.sampling.sampler import FinishReason
 from wrpo_engine.scoring.changes import refuse_changed
-from wrpo_engine.scoring.load import load_scorer, reward_details
+from wrpo_engine.scoring.load import load_scorer, model_field, reward_details
 from wrpo_engine.scoring.rewards import OnProgress, Pair, Reward, Scorer
 from wrpo_engine.stage import StageContext, StageResult
 from wrpo_engine.text.chat import Change
@@ -49,7 +49,7 @@ def run(ctx: StageContext) -> StageResult:
         prompts = read_prompts(ctx.input("prompts"))
         return lambda scorer, rows, on_progress: score_rows(scorer, rows, prompts, on_progress)
 
-    return score_in_parts(ctx, params, answers, make_score, measure=measure)
+    return score_in_parts(ctx, params, answers, make_score, measure=partial(measure, field=model_field(ctx)))
 
 
 def score_in_parts(
@@ -124,7 +124,7 @@ def _score_parts(
         frame = score(slices[name], on_progress)
         scored = frame if scored is None else pl.concat([scored, frame])
         if scored.height >= _ENOUGH_TO_REFUSE:
-            refuse_changed(scored)
+            refuse_changed(scored, field=model_field(ctx))
         ctx.output.publish(name, frame.write_parquet)
         written += frame.height
     return written
@@ -169,17 +169,17 @@ def with_rewards(rows: pl.DataFrame, rewards: Sequence[Reward], objectives: Sequ
     )
 
 
-def measure(parts: Iterable[pl.DataFrame]) -> dict[str, float]:
+def measure(parts: Iterable[pl.DataFrame], *, field: str) -> dict[str, float]:
     """Return the metrics of a whole scores artifact; they follow from its rows alone, however often it was stopped.
 
-    changed_responses: the reward model's tokenizer does not know some of their characters; DataError if they are too
-    many. respelled_responses: it reads them without case or accents, as such models are trained.
+    changed_responses: the reward model's tokenizer does not know some of their characters; DataError naming `field` if
+    they are too many. respelled_responses: it reads them without case or accents, as such models are trained.
     """
     rows = pl.concat(list(parts), how="diagonal")
     metrics = {"responses": float(rows.height), "truncated": float(rows["truncated"].sum())}
     metrics["changed_responses"] = float((rows["change"] == Change.CONTENT).sum())
     metrics["respelled_responses"] = float((rows["change"] == Change.SPELLING).sum())
-    refuse_changed(rows)
+    refuse_changed(rows, field=field)
     if not rows.height:
         return metrics
     scores = rows["score"]

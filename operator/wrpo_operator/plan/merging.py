@@ -12,6 +12,7 @@ from wrpo_operator.plan import evaluation_params as params
 from wrpo_operator.plan.builder import Graph
 from wrpo_operator.plan.evaluation import cells_of, items_of, made_by, planned_layout, reward_key
 from wrpo_operator.plan.model import Need, StageId, Work
+from wrpo_operator.plan.params import Named
 from wrpo_operator.plan.systems import Layout, Row, searching_reward
 from wrpo_operator.plan.wiring import PREPARE, downloads, needs
 
@@ -36,7 +37,7 @@ def merge(graph: Graph) -> None:
             resources=found.resources,
             needs=found.needs,
             secrets=found.secrets,
-            models=dict(zip(merged.parents, (model.pinned(graph.spec) for model in models), strict=True)),
+            models={**dict(zip(merged.parents, (m.pinned(graph.spec) for m in models), strict=True)), **found.models},
         )
 
 
@@ -50,6 +51,8 @@ class _Search:
     """A search answers with every candidate, so its pod is one that answers. None: the pods of curation."""
     needs: tuple[Need, ...] = ()
     secrets: Mapping[str, SecretKeyRef] = field(default_factory=dict)
+    models: Mapping[str, Named] = field(default_factory=dict)
+    """Its reward, by the parameter."""
 
 
 def _search(graph: Graph, layout: Layout, row: Row) -> _Search:
@@ -66,6 +69,7 @@ def _search(graph: Graph, layout: Layout, row: Row) -> _Search:
         resources=resources,
         needs=tuple(dict.fromkeys(needs(graph, "merge", *works, resources=resources))),
         secrets=reward_key(graph, name),
+        models={"reward": reward},
     )
 
 

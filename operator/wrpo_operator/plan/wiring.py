@@ -115,6 +115,7 @@ def score(graph: Graph, member: Member) -> None:
             runtime=params.scoring_runtime(spec),
             role_name=f"{member.name}/{name}" if spec.reward.additional else member.name,
             needs=needs(graph, "score", (Work.SCORING, reward)),
+            models={"reward": reward},
         )
 
 

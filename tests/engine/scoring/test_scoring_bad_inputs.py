@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from wrpo_engine.errors import DataError
+from wrpo_engine.errors import DataError, WrpoError
 from wrpo_engine.scoring import stage
 
 PROMPTS = pl.DataFrame({"prompt_id": ["p"], "prompt": ["hi"]})
@@ -18,12 +18,19 @@ SAMPLES = pl.DataFrame(
 PART = "parts/part-00000.parquet"
 
 
-def run(make_ctx: Any, commit_artifact: Any, reward: dict[str, Any], samples: Any, **changes: Any) -> Any:
+def run(
+    make_ctx: Any,
+    commit_artifact: Any,
+    reward: dict[str, Any],
+    samples: Any,
+    runtime: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Any:
     inputs = {
         "prompts": commit_artifact("prepare", {"sft.parquet": PROMPTS}),
         "samples/s": commit_artifact("sample/s", {PART: samples}),
     }
-    ctx = make_ctx({"stage": "score", "reward": reward, **changes}, inputs, stage="score/s")
+    ctx = make_ctx({"stage": "score", "reward": reward, **changes}, inputs, stage="score/s", runtime=runtime)
     return ctx, lambda: stage.run(ctx)
 
 
@@ -83,3 +90,29 @@ def test_the_share_of_padding_is_a_metric(make_ctx: Any, commit_artifact: Any, t
     metrics = start().metrics
     assert 0 <= metrics["padding_share"] <= 0.1
     assert metrics["tokens"] > 40
+
+
+SECTION = "reward.additional[second]"
+FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "an absent model": ({"name": "/no/such/model"}, "model", "/no/such/model"),
+    "an absent function": ({"function": "no_such_module:f"}, "function", "there is no module no_such_module"),
+    "a function that fails": ({"function": "math:dist"}, "function", "raised TypeError"),
+    "a password in the URL": ({"endpoint": "http://me:secret@host", "endpoint_model": "r"}, "endpoint", "host"),
+    "a template without the response": (
+        {"name": "{tiny}", "chat_template": "{% for m in messages %}{{ m.role }}{% endfor %}"},
+        "chatTemplate",
+        "the response",
+    ),
+}
+
+
+@pytest.mark.parametrize(("reward", "field", "words"), FAULTS.values(), ids=FAULTS.keys())
+def test_errors_of_a_further_reward_name_its_own_section(
+    make_ctx: Any, commit_artifact: Any, tiny_reward_dir: Path, reward: dict[str, Any], field: str, words: str
+) -> None:
+    own = {name: str(tiny_reward_dir) if value == "{tiny}" else value for name, value in reward.items()}
+    runtime = {"model_sections": {"reward": SECTION}}
+    with pytest.raises(WrpoError) as error:
+        run(make_ctx, commit_artifact, own, SAMPLES, runtime)[1]()
+    assert error.value.field == f"{SECTION}.{field}"
+    assert words in error.value.message

@@ -571,6 +571,7 @@ def test_each_stage_of_the_evaluation_knows_the_sections_of_its_models() -> None
         "mixture/moa--mt": {"model": big},
         "perplexity/yi--mt": {"model": yi},
         "rank/blender--mt": {"ranker": "evaluation.systems[blender].select.ranker"},
+        "score/qwen": {"reward": "reward"},
         "grade/sft--held-out--main": {"reward": "reward"},
         "grade/sft--mt--length": {"reward": "evaluation.judges[length].reward"},
         "judge/sft--mt--gpt": {"model": "evaluation.judges[gpt]"},

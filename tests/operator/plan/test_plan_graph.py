@@ -257,6 +257,8 @@ def test_a_further_reward_scores_in_stages_of_its_own_and_leaves_the_first_ones_
     graded = {f"grade/{model}--held-out--length" for model in ("target", "sft", "trained")}
     assert set(two) - set(one) == {"score/qwen--length", "score/yi--length", "score/target--length"} | graded
     assert two["score/qwen"].hash == one["score/qwen"].hash
+    sections = {name: two[name].runtime.model_sections["reward"] for name in ("score/qwen", "score/qwen--length")}
+    assert sections == {"score/qwen": "reward", "score/qwen--length": "reward.additional[length]"}
     params = two["score/qwen--length"].params
     assert isinstance(params, ScoreParams)
     assert params.reward.function == "rewards:length"
