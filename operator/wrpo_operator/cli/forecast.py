@@ -43,6 +43,7 @@ from wrpo_operator.plan.placing import choose, described, facts_in, loaded_model
 from wrpo_operator.plan.resources import gpus_of, pods_of
 from wrpo_operator.plan.urgency import urgencies
 from wrpo_operator.plan.warnings import warnings_of
+from wrpo_operator.sizing.catalogue import known_commit
 from wrpo_operator.sizing.estimate import (
     PROMPT_TOKENS,
     RESPONSE_TOKENS,
@@ -181,18 +182,19 @@ def forecast(
 
 
 def _unpinned(known: _Known, nodes: Iterable[StageNode]) -> Iterator[str]:
-    """Yield one sentence about the models whose branch may move between two runs, with the commits that are known."""
+    """Yield one sentence about the models whose branch may move between two runs, with commits to pin them to."""
     used = [(node, model) for node in nodes for model in _hub_models(node.params)]
     names = sorted({name for _, (name, revision) in used if revision is None})
     if not names:
         return
     facts = facts_in(known.records)
     read = {name: facts[str(node.id)].revision for node, (name, _) in used if str(node.id) in facts}
-    pins = "; ".join(f"{name} {read[name]}" for name in names if read.get(name))
+    commits = {name: read.get(name) or known_commit(name) for name in names}
+    pins = "; ".join(f"{name} {commit}" for name, commit in commits.items() if commit)
     yield (
         f"{listed(names)} {'has' if len(names) == 1 else 'have'} no revision, so that a later run may read other "
         "weights. To repeat a run, set revision to a commit of 40 digits; `wrpo status -o wide` shows those that a run "
-        f"has read.{f' Commits now: {pins}.' if pins else ''}"
+        f"has read.{f' Known commits: {pins}.' if pins else ''}"
     )
 
 

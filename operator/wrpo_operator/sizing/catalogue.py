@@ -29,10 +29,20 @@ class KnownModel:
     """The values of config.json that the facts were counted from."""
     published: int | None
     """Parameters that the hub states for the weights. None: not known."""
-    revision: str | None
-    """Commit that the facts were read from. None: not known."""
     date: str
     """Day on which the facts were collected, ISO 8601."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownCommit:
+    """Commit that a model of the hub can be pinned to."""
+
+    commit: str
+    """40 hexadecimal digits."""
+    files: int
+    """Unrelated public files that name the commit as one of this model, at least two. The hub was not asked."""
+    date: str
+    """Day on which the files were counted, ISO 8601."""
 
 
 def known_facts(model: str) -> KnownModel | None:
@@ -40,12 +50,32 @@ def known_facts(model: str) -> KnownModel | None:
     return known_models().get(model.lower())
 
 
+def known_commit(model: str) -> str | None:
+    """Return the commit that a hub id can be pinned to; None if none is known. The case is ignored as on the hub."""
+    found = known_commits().get(model.lower())
+    return None if found is None else found.commit
+
+
 @cache
 def known_models() -> Mapping[str, KnownModel]:
     """Return all models of the catalogue by hub id in lower case."""
-    content = yaml.safe_load(files(__package__).joinpath(CATALOGUE).read_text(encoding="utf-8"))
+    content = _content()
     found = [_known(name, entry, content["date"]) for entry in content["models"] for name in entry["names"]]
     return MappingProxyType({known.model.lower(): known for known in found})
+
+
+@cache
+def known_commits() -> Mapping[str, KnownCommit]:
+    """Return the commits of the catalogue by hub id in lower case."""
+    section = _content()["revisions"]
+    found = {name.lower(): KnownCommit(date=section["date"], **entry) for name, entry in section["commits"].items()}
+    return MappingProxyType(found)
+
+
+@cache
+def _content() -> Mapping[str, Any]:
+    found: Mapping[str, Any] = yaml.safe_load(files(__package__).joinpath(CATALOGUE).read_text(encoding="utf-8"))
+    return found
 
 
 def _known(name: str, entry: Mapping[str, Any], date: str) -> KnownModel:
@@ -55,6 +85,5 @@ def _known(name: str, entry: Mapping[str, Any], date: str) -> KnownModel:
         facts=facts_of(config, weight_bytes=None),
         config=config,
         published=entry["parameters"],
-        revision=entry.get("revision"),
         date=date,
     )

@@ -446,8 +446,16 @@ def test_models_without_a_revision_are_named_once_and_their_commits_offered(
     warned = [line for line in plan("-f", str(PAPER)).splitlines() if UNPINNED in line]
     assert len(warned) == 1
     assert warned[0].startswith(
+        "Warning: deepseek-ai/DeepSeek-Coder-V2-Instruct-0724 and deepseek-ai/DeepSeek-V2-Chat-0628 have no revision"
+    )
+    unpinned = tmp_path / "unpinned.yaml"
+    unpinned.write_text(re.sub(r"^ *revision: .*\n", "", PAPER.read_text(), flags=re.MULTILINE), encoding="utf-8")
+    warned = [line for line in plan("-f", str(unpinned)).splitlines() if UNPINNED in line]
+    assert warned[0].startswith(
         "Warning: 01-ai/Yi-1.5-34B-Chat, Qwen/Qwen2-72B-Instruct, RLHFlow/ArmoRM-Llama3-8B-v0.1 and 8 more have no"
     )
+    assert " Known commits: 01-ai/Yi-1.5-34B-Chat fa4ffba162f20948bf77c2a30eca952bf0812b7f; Qwen/" in warned[0]
+    assert "DeepSeek" not in warned[0]
     spec: JsonObject = {
         "target": {"model": "org/model"},
         "sources": [{"name": "one", "model": "org/model", "revision": COMMIT}],
@@ -469,7 +477,7 @@ def test_models_without_a_revision_are_named_once_and_their_commits_offered(
             shown.append([line for line in result.output.splitlines() if UNPINNED in line])
     assert len(shown[0]) == 1
     assert shown[0][0].startswith("Warning: org/model has no revision")
-    assert shown[0][0].endswith(f"Commits now: org/model {COMMIT}.")
+    assert shown[0][0].endswith(f"Known commits: org/model {COMMIT}.")
     assert shown[1] == []
 
 

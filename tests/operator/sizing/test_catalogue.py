@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from wrpo_operator.sizing.catalogue import known_facts, known_models
+from wrpo_engine.contract.types import is_hub_id
+from wrpo_operator.sizing.catalogue import known_commit, known_commits, known_facts, known_models
 
+JsonObject = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[3]
+UNPINNED = {
+    "deepseek-ai/DeepSeek-Coder-V2-Instruct-0724",
+    "deepseek-ai/DeepSeek-V2-Chat-0628",
+    "Skywork/Skywork-Reward-V2-Llama-3.1-8B",
+    "llm-blender/PairRM-hf",
+}
+"""Models of examples and README whose commits are not known."""
 PUBLISHED = [name for name, known in known_models().items() if known.published is not None]
 
 
@@ -51,3 +63,44 @@ def test_active_parameters_of_experts_are_those_that_a_token_passes_through(name
     assert known is not None
     assert known.facts.active_parameters is not None
     assert known.facts.active_parameters / 1e9 == pytest.approx(billions, abs=0.1)
+
+
+def test_a_commit_is_known_by_at_least_two_files_whatever_the_case_of_the_hub_id() -> None:
+    commits = known_commits()
+    assert [name for name, known in commits.items() if known.files < 2] == []
+    assert [name for name, known in commits.items() if not re.fullmatch(r"[0-9a-f]{40}", known.commit)] == []
+    assert known_commit("qwen/qwen2-72b-instruct") == known_commit("Qwen/Qwen2-72B-Instruct") is not None
+    assert known_commit("org/of-mine") is None
+
+
+def examples() -> Iterator[tuple[str, JsonObject]]:
+    """Yield (place, object) of everything in the examples and in README's experiment that names a model of the hub."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "examples").rglob("*.yaml")}
+    blocks = re.findall(
+        r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    texts |= {f"README.md[{index}]": block for index, block in enumerate(blocks)}
+    for name, text in texts.items():
+        for document in yaml.safe_load_all(text):
+            yield from ((name, found) for found in models_in(document))
+
+
+def models_in(value: object) -> Iterator[JsonObject]:
+    if isinstance(value, dict):
+        if isinstance(value.get("model"), str) and is_hub_id(value["model"]):
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from models_in(item)
+
+
+def test_models_of_the_examples_are_pinned_to_the_catalogue_and_only_unknown_ones_are_not() -> None:
+    found = list(examples())
+    assert {name for name, _ in found} == {
+        "README.md[0]", "ablations.yaml", "fusion.yaml", "main.yaml", "objectives.yaml", "paper-wrpo-dpo.yaml",
+        "sources.yaml",
+    }  # fmt: skip
+    wrong = [(name, model) for name, model in found if model.get("revision") != known_commit(model["model"])]
+    assert wrong == []
+    assert {model["model"] for _, model in found if "revision" not in model} == UNPINNED
