@@ -23,6 +23,7 @@ from wrpo_engine.contract.benchmarks import (
 )
 from wrpo_engine.contract.data import ScoreFields
 from wrpo_engine.contract.sampling import (
+    EngineFields,
     EvaluationFields,
     GeneratorFields,
     PartFields,
@@ -115,7 +116,7 @@ class SelectParams(SelectFields, StageParams, role=Role.COMPUTED):
     """Roles of the inputs that decide: perplexities or scores of each member, in the same order, or one rank."""
 
 
-class JudgeParams(JudgeFields, StageParams, role=Role.COMPUTED):
+class JudgeParams(EngineFields, JudgeFields, StageParams, role=Role.COMPUTED):
     """Ask a judge about a system's answers. Replies are kept, so they can be read again without a request."""
 
     stage: Literal["judge"] = "judge"

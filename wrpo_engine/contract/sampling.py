@@ -60,7 +60,20 @@ class StopFields(Declared, role=Role.COMPUTED):
     """Tokens that end a response, in addition to the model's end-of-turn tokens."""
 
 
-class SourceFields(StopFields, QuantizationFields, TokenChoiceFields, GeneratorFields, role=Role.COMPUTED):
+class EngineFields(Declared, role=Role.COMPUTED):
+    """Settings of vLLM's engine."""
+
+    max_model_length: Tokens | None = None
+    """Maximum tokens of prompt and response together. Unset: the model's limit. Smaller values save memory."""
+    engine_args: EngineArgs = Field(default={})
+    """Further arguments of vLLM's engine by their Python names, e.g. kv_cache_dtype. Names that vLLM does not know, and
+    those that have a separate field here, are refused when a stage starts. Changing an argument that affects only speed
+    and memory, e.g. max_num_seqs, re-runs nothing."""
+
+
+class SourceFields(
+    EngineFields, StopFields, QuantizationFields, TokenChoiceFields, GeneratorFields, role=Role.COMPUTED
+):
     """Settings of responses, which each source can override."""
 
     samples_per_prompt: int = Field(default=5, ge=1, le=1024)
@@ -73,15 +86,9 @@ class SourceFields(StopFields, QuantizationFields, TokenChoiceFields, GeneratorF
     """Longest response in tokens; a response that reaches it counts as truncated."""
     seed: Seed = 42
     """Seed of all random numbers."""
-    max_model_length: Tokens | None = None
-    """Maximum tokens of prompt and response together. Unset: the model's limit. Smaller values save memory."""
     on_prompt_too_long: Literal["Fail", "Skip"] = "Fail"
     """Fail: a prompt that exceeds the model's context fails the stage with an error that names the prompt.
     Skip: it is skipped, recorded with the finish reason `prompt_too_long`, and counted."""
-    engine_args: EngineArgs = Field(default={})
-    """Further arguments of vLLM's engine by their Python names, e.g. kv_cache_dtype. Names that vLLM does not know, and
-    those that have a separate field here, are refused when a stage starts. Changing an argument that affects only speed
-    and memory, e.g. max_num_seqs, re-runs nothing."""
 
 
 class SourceExecution(Declared, role=Role.EXECUTION):

@@ -13,11 +13,13 @@ from typing import Any
 
 from wrpo_engine.config import Runtime
 from wrpo_engine.contract.evaluation import JudgeParams
+from wrpo_engine.hub.client import section_of
 from wrpo_engine.hub.models import resolve_model
 from wrpo_engine.judging.client import KEY_VARIABLE
 from wrpo_engine.judging.own_server import START_VARIABLE, OwnServer, Served, running_server
 from wrpo_engine.judging.section import judge_section
 from wrpo_engine.retrying import seconds_of
+from wrpo_engine.sampling.options import check_engine_args, pinned_formats
 from wrpo_engine.stage import StageContext
 
 _START_S = 1800.0
@@ -68,7 +70,11 @@ def _model_field(ctx: StageContext) -> str:
 def _vllm(ctx: StageContext, params: JudgeParams, port: int) -> list[str]:
     assert params.serve is not None
     model = resolve_model(params.serve, ctx, field=_model_field(ctx))
-    arguments = vllm_arguments(ctx.config.runtime, on_cpu=not _has_gpu())
+    if params.engine_args:
+        from wrpo_engine.sampling.vllm_sampler import engine_argument_names
+
+        check_engine_args(params.engine_args, engine_argument_names(), served=section_of(_model_field(ctx)))
+    arguments = vllm_arguments(params, ctx.config.runtime, on_cpu=not _has_gpu())
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model.path)),
         *("--served-model-name", params.model, "--host", _HOST, "--port", str(port)),
@@ -85,18 +91,21 @@ def _vllm(ctx: StageContext, params: JudgeParams, port: int) -> list[str]:
     return command
 
 
-def vllm_arguments(runtime: Runtime, *, on_cpu: bool) -> list[str]:
-    """Return the arguments of vLLM's server that the runtime gives; engine_args come last and take precedence."""
+def vllm_arguments(params: JudgeParams, runtime: Runtime, *, on_cpu: bool) -> list[str]:
+    """Return the arguments of vLLM's server besides the model's; engine_args come last and take precedence."""
     options: dict[str, Any] = {"enable_prefix_caching": True, "max_num_seqs": max(16, runtime.judge_concurrency)}
     if runtime.tensor_parallel_size > 1:
         options["tensor_parallel_size"] = runtime.tensor_parallel_size
+    if params.max_model_length is not None:
+        options["max_model_len"] = params.max_model_length
     if runtime.gpu_memory_utilization is not None:
         options["gpu_memory_utilization"] = runtime.gpu_memory_utilization
     if on_cpu:
         options |= {"enforce_eager": True, "dtype": "float32"}
         options.setdefault("gpu_memory_utilization", 0.3)
     arguments: list[str] = []
-    for name, value in {**options, **runtime.engine_args}.items():
+    options |= {**params.engine_args, **runtime.engine_args, **pinned_formats(params.engine_args)}
+    for name, value in options.items():
         flag = name.replace("_", "-")
         if value is True or value is False:
             arguments.append(f"--{flag}" if value else f"--no-{flag}")

@@ -67,23 +67,42 @@ def check_backend_options(
         )
 
 
-def check_engine_args(engine_args: Mapping[str, Any], known: Collection[str]) -> None:
-    """Refuse names that vLLM does not have (`known` are those it has) and those that have a field in the spec."""
+def check_engine_args(engine_args: Mapping[str, Any], known: Collection[str], *, served: str | None = None) -> None:
+    """Refuse names that vLLM does not have (`known` are those it has) and those that have a field in the spec.
+
+    `served` is the section of a judge's own model. None: that of sampling.
+    """
+    separate = _SPEC_FIELDS if served is None else _fields_of_served(served)
     for name, value in engine_args.items():
-        field = f"sampling.engineArgs.{name}"
-        if name in _SPEC_FIELDS:
-            raise ConfigError(field, _shown(value), "it has a separate field", f"Set {_SPEC_FIELDS[name]} instead.")
+        field = f"{served or 'sampling'}.engineArgs.{name}"
+        if name in separate:
+            raise ConfigError(field, _shown(value), "it has a separate field", f"Set {separate[name]} instead.")
         if name in _FORBIDDEN:
             # A secret must not reach logs and status.
             shown = "<hidden>" if name == "hf_token" else _shown(value)
             raise ConfigError(field, shown, _FORBIDDEN[name], "Leave it out.")
         if name not in known:
             raise ConfigError(
-                field, _shown(value), "this vLLM has no such argument", _did_you_mean(name, [*known, *_SPEC_FIELDS])
+                field, _shown(value), "this vLLM has no such argument", _did_you_mean(name, [*known, *separate])
             )
         allowed, rule = _ALLOWED.get(name, ((), ""))
         if allowed and value not in allowed:
             raise ConfigError(field, _shown(value), rule, f"Use one of {', '.join(allowed)}.")
+
+
+def _fields_of_served(section: str) -> dict[str, str]:
+    """Return the field that says the value of each argument that the stage of a judge sets itself."""
+    model = f"{section}.model"
+    return {
+        "model": model,
+        "served_model_name": model,
+        "tokenizer": f"{model} (its own tokenizer is used)",
+        "revision": f"{section}.revision",
+        "trust_remote_code": f"{section}.trustRemoteCode",
+        "max_model_len": f"{section}.maxModelLength",
+        "tensor_parallel_size": f"{section}.tensorParallelSize",
+        "gpu_memory_utilization": f"{section}.gpuMemoryUtilization",
+    }
 
 
 def pinned_formats(engine_args: Mapping[str, Any]) -> dict[str, Any]:

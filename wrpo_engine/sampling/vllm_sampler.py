@@ -282,14 +282,17 @@ def _register_classes(model: ResolvedModel) -> None:
                 ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
 
 
-def _check_options(settings: SamplerSettings) -> None:
+def engine_argument_names() -> set[str]:
+    """Return the names of the arguments that the installed vLLM's engine has."""
     from vllm.engine.arg_utils import EngineArgs
+
+    return {field.name for field in dataclasses.fields(EngineArgs) if not field.name.startswith("_")}
+
+
+def _check_options(settings: SamplerSettings) -> None:
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
-    check_engine_args(
-        settings.engine_args,
-        {field.name for field in dataclasses.fields(EngineArgs) if not field.name.startswith("_")},
-    )
+    check_engine_args(settings.engine_args, engine_argument_names())
     check_quantization(settings.quantization, QUANTIZATION_METHODS)
 
 

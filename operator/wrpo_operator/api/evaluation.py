@@ -18,7 +18,13 @@ from wrpo_engine.contract.benchmarks import (
     Protocol,
     SelectFields,
 )
-from wrpo_engine.contract.sampling import EvaluationFields, GeneratorFields, ShardExecution
+from wrpo_engine.contract.sampling import (
+    EngineFields,
+    EvaluationFields,
+    GeneratorFields,
+    ShardExecution,
+    SourceExecution,
+)
 from wrpo_engine.contract.types import ATOMIC, Temperature, Tokens
 from wrpo_operator.api.base import LABEL_PATTERN, SpecModel, list_map
 from wrpo_operator.api.fusion import SystemFusion
@@ -71,7 +77,8 @@ class EvaluationReward(RewardSource):
     """A reward that only scores the evaluation."""
 
 
-class ServedModel(Target):
+@automatic("tensor_parallel_size")
+class ServedModel(SourceExecution, EngineFields, Target):
     """A model that the stage of a judge serves as its own judge with vLLM."""
 
     resources: Annotated[Resources | None, Role.EXECUTION] = None

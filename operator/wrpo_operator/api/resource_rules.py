@@ -123,6 +123,12 @@ def parallelism_errors(spec: ExperimentSpec) -> Iterator[str]:
         path = f"spec.sources[{index}].resources" if source.resources else "spec.resources.sample"
         if own or source.resources:
             yield from _parallelism(f"spec.sources[{index}]", common | own, path, source.resources or shared)
+    for judge in spec.evaluation.judges:
+        if judge.serve is not None:
+            what = f"spec.evaluation.judges[{judge.name}].serve"
+            path = f"{what}.resources" if judge.serve.resources else "spec.resources.judge"
+            resources = judge.serve.resources or spec.resources.of_section("judge")
+            yield from _parallelism(what, values_of(judge.serve), path, resources)
     for section in ("sample", "evaluate"):
         resources = spec.resources.of_section(section)
         yield from _parallelism("spec.sampling", common, f"spec.resources.{section}", resources)

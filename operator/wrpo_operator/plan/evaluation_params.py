@@ -29,6 +29,7 @@ from wrpo_engine.contract.merging import (
     SearchFields,
 )
 from wrpo_engine.contract.sampling import (
+    EngineFields,
     EvaluationFields,
     GeneratorFields,
     PartFields,
@@ -44,7 +45,7 @@ from wrpo_operator.api.names import MAIN_REWARD, SFT_SYSTEM, TARGET, TRAINED_SYS
 from wrpo_operator.api.presets import PRESETS
 from wrpo_operator.api.sections import RewardSource
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.plan.params import made_model, named_model, reward_model, reward_weights
+from wrpo_operator.plan.params import engine_args, made_model, named_model, reward_model, reward_weights
 from wrpo_operator.plan.systems import (
     Column,
     EvaluatedModel,
@@ -234,9 +235,11 @@ def judge(layout: Layout, judge: Judge, column: Column, row: Row) -> JudgeParams
     served = layout.rewards[judge.serve_reward] if judge.serve_reward is not None else None
     reward = reward_model(served) if served is not None else None
     name = judge.model or (judge.serve.model if judge.serve is not None else None)
+    engine = values_of(judge.serve, EngineFields) if judge.serve is not None else {}
     return project(
         JudgeParams,
         values_of(judge),
+        engine | {"engine_args": engine_args(engine, for_speed=False)} if engine else {},
         model=name or (reward.identity if reward is not None else ""),
         benchmark=column.kind,
         benchmark_protocol=column.protocol,
@@ -249,10 +252,15 @@ def judge(layout: Layout, judge: Judge, column: Column, row: Row) -> JudgeParams
 
 
 def judge_runtime(spec: ExperimentSpec, judge: Judge) -> Runtime:
-    """Return the connection to a judge, and the batches of a reward that the stage serves."""
-    batches = values_of(spec.reward, type(spec.reward)) if judge.serve_reward is not None else {}
-    kept = {name: batches[name] for name in ("batch_tokens",) if name in batches}
-    return project(Runtime, kept, values_of(judge, JudgeExecution))
+    """Return the connection to a judge, and how the stage serves a model or a reward itself."""
+    own: dict[str, Any] = {}
+    if judge.serve_reward is not None:
+        batches = values_of(spec.reward, type(spec.reward))
+        own = {name: batches[name] for name in ("batch_tokens",) if name in batches}
+    if judge.serve is not None:
+        settings = values_of(judge.serve, SourceExecution, EngineFields)
+        own = settings | {"engine_args": engine_args(settings, for_speed=True)}
+    return project(Runtime, own, values_of(judge, JudgeExecution))
 
 
 def evaluation(spec: ExperimentSpec, layout: Layout) -> EvaluateParams:

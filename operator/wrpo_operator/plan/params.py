@@ -180,21 +180,21 @@ def sampling(spec: ExperimentSpec, source: Source | None, parts: tuple[Part, ...
         model=named_model(source) if source else start_model(spec),
         source=source.name if source else TARGET,
         parts=parts,
-        engine_args=_engine_args(settings, for_speed=False),
+        engine_args=engine_args(settings, for_speed=False),
     )
 
 
 def sampling_runtime(spec: ExperimentSpec, source: Source | None) -> Runtime:
     """Return the runtime of a sampling stage: shards, GPU use and the engine's speed settings."""
     settings = _sampling(spec, source)
-    return project(Runtime, settings, engine_args=_engine_args(settings, for_speed=True))
+    return project(Runtime, settings, engine_args=engine_args(settings, for_speed=True))
 
 
 def _engine_runtime(spec: ExperimentSpec, source: Source | None) -> dict[str, Any]:
     """Return what sampling's runtime says about the engine, without its shards."""
     settings = _sampling(spec, source)
     found = {name: value for name, value in settings.items() if name in SourceExecution.model_fields}
-    return found | {"engine_args": _engine_args(settings, for_speed=True)}
+    return found | {"engine_args": engine_args(settings, for_speed=True)}
 
 
 def _sampling(spec: ExperimentSpec, source: Source | None) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _sampling(spec: ExperimentSpec, source: Source | None) -> dict[str, Any]:
     return common | values_of(source.sampling) | values_of(source, ShardExecution) if source else common
 
 
-def _engine_args(settings: Mapping[str, Any], *, for_speed: bool) -> dict[str, Any]:
+def engine_args(settings: Mapping[str, Any], *, for_speed: bool) -> dict[str, Any]:
     """Return the engine's arguments that affect only speed and memory, or the others."""
     return {name: value for name, value in settings["engine_args"].items() if (name in SPEED_ENGINE_ARGS) == for_speed}
 

@@ -174,7 +174,11 @@ def loaded_model(node: StageNode, facts: ModelFacts) -> GenerationRequest:
 def _longest(node: StageNode) -> int | None:
     """Return the limit of prompt and response together in tokens; None if only the model's context limits them."""
     match node.params:
-        case SampleParams(max_model_length=limit) | RepresentParams(max_length=limit):
+        case (
+            SampleParams(max_model_length=limit)
+            | JudgeParams(max_model_length=limit)
+            | RepresentParams(max_length=limit)
+        ):
             return limit
         case _:
             return node.runtime.context_limit

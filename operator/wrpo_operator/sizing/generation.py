@@ -79,7 +79,8 @@ def cached_tokens(request: GenerationRequest, sequences: int) -> int:
 def longest_sequence(request: GenerationRequest) -> int:
     """Return the tokens of the longest sequence, which the model's context limits."""
     context = request.facts.context
-    return context if request.whole_context else min(request.max_model_length or USUAL_LENGTH, context)
+    usual = context if request.whole_context else USUAL_LENGTH
+    return min(request.max_model_length or usual, context)
 
 
 def need(request: GenerationRequest, *, tensor: int, pipeline: int, tokens: int) -> float:
@@ -250,7 +251,7 @@ def _refusal(request: GenerationRequest, inventory: Inventory, groups: tuple[Acc
     needs = _needed(request, best) or f"more than {size_of(best, LARGEST_POD)} in one pod"
     remedies = ["add nodes with more or larger accelerators", *_quantisation(request, groups)]
     remedies += ["reduce maxModelLength"] if (request.max_model_length or 0) > USUAL_LENGTH else []
-    remedies += ["name a model with a shorter context"] if request.whole_context else []
+    remedies += ["set maxModelLength"] if request.whole_context and request.max_model_length is None else []
     share = _share(request, UTILIZATION)
     remedies += [f"raise gpuMemoryUtilization, which is {share:g}"] if share < UTILIZATION else []
     remedies += limits_of(groups, request.max_accelerators)

@@ -23,6 +23,7 @@ from judging_texts import alpaca, arena, by_length
 from support.patience import LIMIT_S, wait_until
 
 from wrpo_engine.config import Runtime
+from wrpo_engine.contract.evaluation import JudgeParams
 from wrpo_engine.errors import ConfigError, DataError, TemporaryError, UsageError
 from wrpo_engine.judging.own_server import Served, running_server
 from wrpo_engine.judging.server.batching import BatchingScorer
@@ -288,14 +289,25 @@ def is_gone(process: Path) -> bool:
         return True
 
 
-def test_arguments_of_vllms_server_follow_the_runtime() -> None:
-    runtime = Runtime(
-        tensor_parallel_size=2, judge_concurrency=64, engine_args={"max_model_len": 4096, "enforce_eager": False}
+def test_arguments_of_vllms_server_are_those_of_the_judge_and_of_the_runtime() -> None:
+    params = JudgeParams(
+        model="own",
+        benchmark="MTBench",
+        benchmark_protocol="MTBench",
+        system="s",
+        answers="answers/s",
+        max_model_length=4096,
+        engine_args={"kv_cache_dtype": "fp8"},
     )
-    assert vllm_arguments(runtime, on_cpu=False) == [
+    runtime = Runtime(tensor_parallel_size=2, judge_concurrency=64, engine_args={"enforce_eager": False})
+    assert vllm_arguments(params, runtime, on_cpu=False) == [
         "--enable-prefix-caching",
         *("--max-num-seqs", "64"),
         *("--tensor-parallel-size", "2"),
         *("--max-model-len", "4096"),
+        *("--kv-cache-dtype", "fp8"),
         "--no-enforce-eager",
+        *("--load-format", "safetensors"),
+        *("--config-format", "hf"),
+        *("--tokenizer-mode", "hf"),
     ]

@@ -24,7 +24,9 @@ def test_a_stage_serves_a_model_with_vllm_and_reads_its_log_probabilities(
         model="small",
         serve={"name": str(model)},
         max_tokens=1,
-        runtime={"judge_endpoint": None, "judge_max_invalid_share": 1.0, "engine_args": {"max_model_len": 512}},
+        max_model_length=512,
+        engine_args={"seed": 1},
+        runtime={"judge_endpoint": None, "judge_max_invalid_share": 1.0},
         environ={"HOME": str(tmp_path)},
     )
     metrics = run(ctx).metrics

@@ -83,6 +83,23 @@ def test_refused_engine_arguments_say_what_to_do(arguments: dict[str, Any], mess
     assert error.value.hint.startswith(hint)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "rule", "hint"),
+    [
+        ("max_model_len", 512, "it has a separate field", "Set evaluation.judges[own].serve.maxModelLength instead."),
+        ("served_model_name", "x", "it has a separate field", "Set evaluation.judges[own].serve.model instead."),
+        ("port", 80, "this vLLM has no such argument", "Check the spelling."),
+    ],
+)
+def test_refused_engine_arguments_of_a_judge_name_its_section(name: str, value: object, rule: str, hint: str) -> None:
+    check_engine_args({"dtype": "bfloat16", "quantization": "fp8"}, {*KNOWN, "dtype", "quantization"}, served="s")
+    with pytest.raises(ConfigError) as error:
+        check_engine_args({name: value}, {*KNOWN, "served_model_name"}, served="evaluation.judges[own].serve")
+    assert error.value.field == f"evaluation.judges[own].serve.engineArgs.{name}"
+    assert error.value.message.endswith(f": {rule}")
+    assert error.value.hint == hint
+
+
 def test_known_engine_arguments_pass() -> None:
     check_engine_args({"max_num_seqs": 64, "kv_cache_dtype": "fp8", "load_format": "safetensors"}, KNOWN)
 

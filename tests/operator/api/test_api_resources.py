@@ -189,6 +189,13 @@ PARALLEL: dict[str, tuple[dict[str, Any], str, bool]] = {
         {"sampling": {"tensorParallelSize": 2}, "resources": {"evaluate": {"limits": {"nvidia.com/gpu": 1}}}},
         ("spec.sampling divides its model over 2 accelerators (tensorParallelSize 2), but spec.resources.evaluate "
         f"gives each pod 1 nvidia.com/gpu; set nvidia.com/gpu to 2, {HINT}"), False),
+    "a served judge": (
+        {"evaluation": {"benchmarks": [{"name": "b", "kind": "MTBench"}],
+                        "judges": [{"name": "own", "serve": {"model": "o/j", "tensorParallelSize": 8,
+                                                             "resources": FOUR}}]}},
+        ("spec.evaluation.judges[own].serve divides its model over 8 accelerators (tensorParallelSize 8), but "
+        "spec.evaluation.judges[own].serve.resources gives each pod 4 nvidia.com/gpu; set nvidia.com/gpu to 8, "
+        f"{HINT}"), False),
     "as many as the limit": ({"sampling": {"tensorParallelSize": 4}, "resources": {"sample": FOUR}}, "", False),
     "fewer than the limit": ({"sampling": {"tensorParallelSize": 2}, "resources": {"sample": FOUR}}, "", False),
     "no limit": ({"sampling": {"tensorParallelSize": 8}, "resources": {}}, "", False),

@@ -416,6 +416,22 @@ def test_a_judge_reads_the_answers_and_those_of_the_baseline() -> None:
     assert reward.model == reward.serve_reward.identity == "RLHFlow/ArmoRM-Llama3-8B-v0.1"
 
 
+def test_the_engine_of_a_served_judge_is_set_as_that_of_a_source() -> None:
+    def stage(**serve: Any) -> StageNode:
+        own = {"name": "own", "serve": {"model": "org/judge", **serve}}
+        return graph_of(benchmarks=ALPACA, judges=[own])["judge/sft--alpaca--own"]
+
+    usual = stage()
+    for_speed = stage(engineArgs={"max_num_seqs": 8}, tensorParallelSize=2, gpuMemoryUtilization=0.5)
+    assert for_speed.hash == usual.hash
+    assert for_speed.runtime.engine_args == {"max_num_seqs": 8}
+    assert (for_speed.runtime.tensor_parallel_size, for_speed.runtime.gpu_memory_utilization) == (2, 0.5)
+    other = stage(engineArgs={"kv_cache_dtype": "fp8"}, maxModelLength=4096)
+    assert other.hash != usual.hash
+    assert isinstance(other.params, JudgeParams)
+    assert (other.params.engine_args, other.params.max_model_length) == ({"kv_cache_dtype": "fp8"}, 4096)
+
+
 def test_a_reward_beside_the_experiment_s_own_scores_the_same_answers() -> None:
     graph = graph_of(judges=[JUDGES[3]])
     assert names(graph, "grade") == [

@@ -134,7 +134,13 @@ def test_models_that_choose_each_token_together_get_an_accelerator_on_which_each
 
 
 ARENA = {"kind": "ArenaHard", "name": "arena"}
-OWN_JUDGE = {"benchmarks": [ARENA], "judges": [{"name": "own", "serve": {"model": "org/judge"}}]}
+
+
+def own_judge(**serve: Any) -> dict[str, Any]:
+    judges = [{"name": "own", "serve": {"model": "org/judge", **serve}}]
+    return {"evaluation": {"benchmarks": [ARENA], "judges": judges}}
+
+
 ROOMS: dict[str, tuple[str, Mapping[str, Any], str]] = {
     "a source": ("sample/qwen", {}, "are 106 sequences of 4096"),
     "a longer limit": ("sample/qwen", {"sampling": {"maxModelLength": 8192}}, "are 53 sequences of 8192"),
@@ -149,7 +155,12 @@ ROOMS: dict[str, tuple[str, Mapping[str, Any], str]] = {
     "answers with less memory": (
         "answer/target--held-out", {"sampling": {"gpuMemoryUtilization": 0.45}}, "are 35 sequences of 4096"),
     "a judge, which has its whole context": (
-        "judge/target--arena--own", {"evaluation": OWN_JUDGE}, "are 53 sequences of 8192"),
+        "judge/target--arena--own", own_judge(), "are 53 sequences of 8192"),
+    "a judge with a limit": ("judge/target--arena--own", own_judge(maxModelLength=2048), "are 213 sequences of 2048"),
+    "a judge with an fp8 cache": (
+        "judge/target--arena--own", own_judge(engineArgs={"kv_cache_dtype": "fp8"}), "are 106 sequences of 8192"),
+    "a judge with less memory": (
+        "judge/target--arena--own", own_judge(gpuMemoryUtilization=0.45), "are 17 sequences of 8192"),
 }  # fmt: skip
 
 

@@ -251,9 +251,10 @@ def test_a_server_without_a_limit_has_room_for_the_whole_context() -> None:
     request = GenerationRequest(facts=facts("meta-llama/Llama-3.1-8B-Instruct"))
     server, single = replace(request, whole_context=True), cluster(cards(24, per_node=1))
     assert placed(place_generation(request, single)).arithmetic.endswith("which are 6 sequences of 4096")
-    assert refused(place_generation(server, single)).message.endswith("or name a model with a shorter context.")
+    assert refused(place_generation(server, single)).message.endswith("or set maxModelLength.")
     found = placed(place_generation(server, cluster(cards(24))))
     assert (found.per_pod, found.arithmetic[-29:]) == (2, "which is 1 sequence of 131072")
+    assert placed(place_generation(replace(server, max_model_length=4096), single)).arithmetic.endswith("of 4096")
 
 
 def test_a_slice_of_a_device_is_not_combined() -> None:
