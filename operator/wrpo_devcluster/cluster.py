@@ -45,12 +45,12 @@ from wrpo_devcluster.kubelet.process import ProcessRuntime
 from wrpo_devcluster.kubelet.proxy import ServiceProxy
 from wrpo_devcluster.kubelet.simulated import SimulatedRuntime
 from wrpo_devcluster.kubelet.warm import WarmProcess
+from wrpo_devcluster.ports import HOST, free_ports
 from wrpo_devcluster.rbac_delay import rbac_delay_middleware
 from wrpo_devcluster.scheduler.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"
 CONTROLLER_MANAGER = "system:kube-controller-manager"
 SCHEDULER = "system:kube-scheduler"
 KUBELET = "system:node:wrpo-dev"
@@ -235,16 +235,16 @@ class Cluster:
         await self._runner.setup()
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self._certificates.cert_file, self._certificates.key_file)
-        wanted = self.config.port or _remembered_port(self.config.state_dir)
+        wanted = self.config.port or _remembered_port(self.config.state_dir) or free_ports(1)[0]
         site = web.TCPSite(self._runner, HOST, wanted, ssl_context=context)
         try:
             await site.start()
         except OSError:
-            if self.config.port or not wanted:
+            if self.config.port:
                 raise
-            # The remembered port was taken while the cluster was down; pods that are still running lose the API.
+            # A remembered port was taken while the cluster was down; pods that are still running lose the API.
             log.warning("port %s is taken; using another one", wanted)
-            await web.TCPSite(self._runner, HOST, 0, ssl_context=context).start()
+            await web.TCPSite(self._runner, HOST, free_ports(1)[0], ssl_context=context).start()
         self.port = int(self._runner.addresses[0][1])
         (self.config.state_dir / "port").write_text(str(self.port), encoding="ascii")
 

@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from typing import Any
 from wrpo_devcluster import background
 from wrpo_devcluster.kubelet.records import is_running
 from wrpo_devcluster.kubelet.shim import start_ticks
+from wrpo_devcluster.ports import HOST, free_ports
 
-HOST = "127.0.0.1"
 DIRECTORY = "s3"
 """Below the state directory."""
 _INTERNAL_PORTS = (
@@ -41,9 +41,6 @@ _INTERNAL_PORTS = (
     "admin.port.grpc",
     "s3.port.grpc",
 )
-_PORTS = range(10_000, 20_000)
-"""Below the ports that the system gives to connections, so that none takes the server's port while the server restarts.
-SeaweedFS derives further ports by adding 10000 to some."""
 _STOP_S = 20.0
 _PORT_WAIT_S = 30.0
 """A process that has just been terminated may hold its port while its threads end."""
@@ -145,23 +142,6 @@ def find_program() -> Path:
 def choose_ports() -> dict[str, int]:
     """Return free ports for the traffic between the parts of the server."""
     return dict(zip(_INTERNAL_PORTS, free_ports(len(_INTERNAL_PORTS)), strict=True))
-
-
-def free_ports(count: int) -> list[int]:
-    """Return distinct ports on which no process listens."""
-    held: list[socket.socket] = []
-    ports: list[int] = []
-    try:
-        while len(ports) < count:
-            candidate, port = socket.socket(), secrets.choice(_PORTS)
-            held.append(candidate)
-            with suppress(OSError):
-                candidate.bind((HOST, port))
-                ports.append(port)
-    finally:
-        for each in held:
-            each.close()
-    return ports
 
 
 def remove_sockets(ports: Sequence[int]) -> None:

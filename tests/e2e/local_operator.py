@@ -18,7 +18,7 @@ from pathlib import Path
 
 from support.patience import LIMIT_S
 
-from wrpo_devcluster.s3_server import free_ports
+from wrpo_devcluster.ports import free_ports
 from wrpo_operator.cli.install import CHECKOUT
 
 _NOT_HERE = frozenset(

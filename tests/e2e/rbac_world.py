@@ -29,7 +29,7 @@ from wrpo_devcluster.cluster import Cluster, write_kubeconfig
 from wrpo_devcluster.config import NodeConfig, SimulatedRule, simulated_config
 from wrpo_devcluster.delays import NONE, Delays
 from wrpo_devcluster.faults import Refusal
-from wrpo_devcluster.s3_server import free_ports
+from wrpo_devcluster.ports import free_ports
 from wrpo_operator.cli.install import CHECKOUT, find_tool
 from wrpo_operator.runtime.resources import CLUSTER_QUEUES, COHORTS, FLAVORS, LOCAL_QUEUES, WORKLOADS
 

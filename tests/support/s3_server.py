@@ -12,7 +12,8 @@ from typing import Any
 
 from support.patience import LIMIT_S
 
-from wrpo_devcluster.s3_server import choose_ports, command_line, find_program, free_ports, remove_sockets
+from wrpo_devcluster.ports import free_ports
+from wrpo_devcluster.s3_server import choose_ports, command_line, find_program, remove_sockets
 
 ACCESS_KEY = "wrpo-tests"
 SECRET_KEY = "wrpo-tests-secret"

@@ -210,7 +210,7 @@ def test_a_claim_of_a_class_that_nobody_provisions_keeps_its_pod_waiting(tmp_pat
                 return "unbound immediate PersistentVolumeClaims" in scheduled.get("message", "")
 
             await until(told)
-            found = await client.list(EVENTS, "default", field_selector="reason=ProvisioningFailed")
+            found = await until(lambda: client.list(EVENTS, "default", field_selector="reason=ProvisioningFailed"))
             assert found[0]["message"] == 'storageclass.storage.k8s.io "fast" not found'
             provisioner = {"metadata": {"name": "fast"}, "provisioner": PROVISIONER}
             await client.create(STORAGE_CLASSES, provisioner)

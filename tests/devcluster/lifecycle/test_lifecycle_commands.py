@@ -20,6 +20,7 @@ from wrpo_devcluster import lifecycle
 from wrpo_devcluster.__main__ import main
 from wrpo_devcluster.config import load_config, save_config
 from wrpo_devcluster.lifecycle import LifecycleError
+from wrpo_devcluster.ports import PORTS
 
 KUBECTL = Path(__file__).resolve().parents[3] / ".bin" / "kubectl"
 
@@ -61,6 +62,8 @@ def test_up_is_idempotent_private_and_survives_a_kill_with_its_pods(state_dir: P
     first = lifecycle.up(state_dir)
     assert first.pid is not None
     assert lifecycle.up(state_dir) == first
+    # No connection takes it while the control plane is down.
+    assert int(first.url.rpartition(":")[2]) in PORTS
     for name in ("kubeconfig", "admin-token"):
         assert stat.S_IMODE((state_dir / name).stat().st_mode) == 0o600
     go = state_dir.parent / "go"

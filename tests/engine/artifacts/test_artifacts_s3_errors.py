@@ -16,8 +16,9 @@ import pytest
 from botocore.exceptions import CredentialRetrievalError
 from support.fault_proxy import Answer, Fault, FaultProxy, Request, s3_error, times
 from support.patience import LIMIT_S
-from support.s3_server import S3Server, free_ports
+from support.s3_server import S3Server
 
+from wrpo_devcluster.ports import free_ports
 from wrpo_engine.artifacts.s3 import S3Store
 from wrpo_engine.artifacts.s3_client import Patience, S3Bucket
 from wrpo_engine.config import ArtifactRef

@@ -18,10 +18,10 @@ import polars as pl
 from engine_support import EXPERIMENT_HASH, NOON, save_tiny_model, stage_config
 from forked_ranks import ForkedRank
 from support.patience import LONG_S
-from support.stopping import stop_when
+from support.stopping import SLICE_S, stop_when
 from torch import Tensor
 
-from wrpo_devcluster.s3_server import free_ports
+from wrpo_devcluster.ports import free_ports
 from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.training.backends.base import Backend, Item, TensorKind
@@ -189,7 +189,7 @@ class Gang:
                 self.processes[rank].send_signal(number)
 
 
-def freeze_when(gang: Gang, what: str, condition: Callable[[], object]) -> None:
+def freeze_when(gang: Gang, what: str, condition: Callable[[], object], *, slice_s: float = SLICE_S) -> None:
     """Stop all ranks (SIGSTOP) once the condition holds, in the middle of their work."""
 
     def holds() -> bool:
@@ -198,7 +198,7 @@ def freeze_when(gang: Gang, what: str, condition: Callable[[], object]) -> None:
         assert all(rank.poll() is None for rank in gang.processes), gang.text()
         return False
 
-    stop_when([rank.pid for rank in gang.processes], what, holds)
+    stop_when([rank.pid for rank in gang.processes], what, holds, slice_s=slice_s)
 
 
 def _start(arguments: list[str], environ: Mapping[str, str], output: list[str]) -> subprocess.Popen[str]:
