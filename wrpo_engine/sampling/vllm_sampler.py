@@ -73,6 +73,7 @@ class VllmSampler:
                 raise
             raise start_failure(error, model, settings, self._output.lines()) from error
         log.info(ENGINE_STARTED)
+        self._processes = processes
         step: Callable[[], Sequence[Any]] = self._llm.llm_engine.step
         self._step = WatchedCall(step, processes) if processes else step
 
@@ -104,9 +105,7 @@ class VllmSampler:
                 while len(running) < in_flight and waiting:
                     request = waiting.popleft()
                     running[request.key] = request
-                    engine.add_request(
-                        request.key, {"prompt_token_ids": list(request.prompt_token_ids)}, params_of(request)
-                    )
+                    self._add(request, params_of(request))
                 if not running:
                     return
                 if self._settings.poll is not None:
@@ -119,6 +118,14 @@ class VllmSampler:
             if running:
                 with contextlib.suppress(Exception):
                     engine.abort_request(list(running))
+
+    def _add(self, request: SampleRequest, params: Any) -> None:
+        try:
+            self._llm.llm_engine.add_request(request.key, {"prompt_token_ids": list(request.prompt_token_ids)}, params)
+        except Exception:
+            # If the engine has died since its last step, the next one says why.
+            if all(process.exitcode is None for process in self._processes):
+                raise
 
     def _next_outputs(self) -> Sequence[Any]:
         try:

@@ -60,15 +60,18 @@ class DyingEngine:
     def __init__(self, answers: int, error: Exception) -> None:
         self._answers, self._error = answers, error
         self._requests: list[str] = []
+        self._has_died = False
 
     def add_request(self, key: str, *_: Any) -> None:
+        if self._has_died:
+            raise RuntimeError("EngineDeadError")
         self._requests.append(key)
 
     def step(self) -> list[Any]:
         if not self._answers:
             raise self._error
         keys, self._requests = self._requests[: self._answers], self._requests[self._answers :]
-        self._answers = 0
+        self._answers, self._has_died = 0, True
         answer = SimpleNamespace(index=0, text="yes", token_ids=[5, 2], finish_reason="stop")
         return [SimpleNamespace(finished=True, request_id=key, outputs=[answer]) for key in keys]
 
@@ -166,22 +169,27 @@ def test_options_of_vllm_are_refused_before_anything_is_read(
     assert error.value.field == field
 
 
-def dying_sampler(monkeypatch: pytest.MonkeyPatch, answers: int, error: Exception) -> VllmSampler:
+def dying_sampler(
+    monkeypatch: pytest.MonkeyPatch, answers: int, error: Exception, in_flight: int = GREEDY.in_flight
+) -> VllmSampler:
     sampler = VllmSampler.__new__(VllmSampler)
-    sampler._settings = GREEDY
+    sampler._settings = replace(GREEDY, in_flight=in_flight)
+    killed: Any = SimpleNamespace(exitcode=-9)
+    sampler._processes = [killed]
     engine = DyingEngine(answers, error)
     sampler._llm, sampler._step, sampler._output = SimpleNamespace(llm_engine=engine), engine.step, EngineOutput()
     monkeypatch.setattr(VllmSampler, "_params", lambda *_: None)
     return sampler
 
 
+@pytest.mark.parametrize("in_flight", [6, 3], ids=["in a step", "between two steps"])
 def test_an_engine_that_dies_leaves_what_was_done_and_is_tried_again(
-    run_stage: Any, monkeypatch: pytest.MonkeyPatch
+    run_stage: Any, monkeypatch: pytest.MonkeyPatch, in_flight: int
 ) -> None:
     prompts = [f"{number}?" for number in range(6)]
     dead = RuntimeError("EngineCore encountered an issue.\nSee the stack trace.")
     with pytest.raises(TemporaryError) as error:
-        run_stage(prompts, dying_sampler(monkeypatch, 3, dead))
+        run_stage(prompts, dying_sampler(monkeypatch, 3, dead, in_flight))
     assert error.value.code == "EngineDied"
     assert error.value.exit_code == ExitCode.TEMPORARY
     assert error.value.message == "vLLM's engine died: EngineCore encountered an issue."
