@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 from e2e_support import NAMESPACE, SYSTEM, JsonObject, Kube
 from engine.engine_support import save_tiny_model, save_tiny_reward
+from support.patience import wait_until
 from support.stopping import stop_when
 
 from wrpo_devcluster import lifecycle
@@ -21,10 +22,13 @@ from wrpo_devcluster.controllers.volumes import claim_directory
 from wrpo_devcluster.kubelet.records import MARKER
 from wrpo_engine.training.monitoring.metrics import CLOCK_FIELDS
 from wrpo_operator.cli.install import install_operator
+from wrpo_operator.cli.local import WARM
 
 SOURCES = ("a", "b")
 PROMPTS = 24
 HELD_OUT = 4
+LOOK_S = 0.05
+"""Seconds between looks for a process; much less than what any stage takes."""
 STAGES = (
     "prepare",
     *(f"{kind}/{model}" for kind in ("sample", "score") for model in (*SOURCES, "target")),
@@ -38,9 +42,13 @@ _CLOCKED = frozenset({"elapsed_seconds", *CLOCK_FIELDS})
 
 @contextlib.contextmanager
 def real_cluster(state_dir: Path, claims: Sequence[str]) -> Iterator[Kube]:
-    """A cluster in which stages run as the chart ships them, with claims that `claim_path` finds."""
+    """A cluster in which stages run as the chart ships them, with claims that `claim_path` finds.
+
+    Starts are warm, as those of `wrpo dev up`: most of these stages' processor time is their imports. Starts as on a
+    real cluster are those of test_e2e_s3.py, and of gangs' ranks everywhere.
+    """
     # A Job waits ten seconds before it replaces a failed pod; a tenth of that is enough here.
-    config = replace(lifecycle.default_config(state_dir), backoff_scale=0.1)
+    config = replace(lifecycle.default_config(state_dir), backoff_scale=0.1, warm=WARM)
     cluster = Kube(lifecycle.up(state_dir, config=config).kubeconfig, state_dir)
     try:
         install_operator(cluster.kubeconfig, namespace=SYSTEM, values={"auditSeconds": 15})
@@ -165,25 +173,44 @@ def claim_path(kube: Kube, claim: str) -> Path:
 
 
 def work_directory(kube: Kube, name: str, claim: str, stage: str) -> Path:
-    """Return where a stage writes; its hash is in the status as soon as it is planned."""
-    return claim_path(kube, claim) / stage / str(kube.stage(name, stage)["hash"])
+    """Return where a stage writes, once it is planned."""
+    key = wait_until(f"{stage} of {name} is planned", lambda: kube.stage(name, stage).get("hash"))
+    return claim_path(kube, claim) / stage / str(key)
 
 
 def engine_process(kube: Kube, name: str, stage: str, *, replica: str = "") -> int | None:
-    """Return the pid of a running pod's engine; of a gang, that of the rank in the replica (master or worker)."""
-    selector = f"wrpo.ai/experiment={name},wrpo.ai/stage={stage.replace('/', '.')}"
-    pods = [pod for pod in kube.list("pods", selector) if replica in pod["metadata"]["name"]]
-    uids = [pod["metadata"]["uid"] for pod in pods if pod["status"].get("phase") == "Running"]
-    for entry in Path("/proc").iterdir():
+    """Return the pid of a running pod's engine; of a gang, that of the rank in the replica (master or worker).
+
+    The node's files and /proc are read, because a look with kubectl can take as long as a stage that starts warm.
+    """
+    markers = [f"{MARKER}={marker}\0".encode() for marker in _markers(kube, name, stage, replica)]
+    for entry in Path("/proc").iterdir() if markers else ():
         with contextlib.suppress(OSError, ValueError):
             pid = int(entry.name)
-            command = (entry / "cmdline").read_bytes()
-            # The launcher of a rank and the supervisor of a container are other programs.
-            is_engine = b"wrpo_engine\0" in command or b"/wrpo-engine\0" in command
-            environ = (entry / "environ").read_bytes()
-            if is_engine and any(f"{MARKER}={uid}/".encode() in environ for uid in uids):
+            if _is_engine(entry) and any(marker in (entry / "environ").read_bytes() for marker in markers):
                 return pid
     return None
+
+
+def _markers(kube: Kube, name: str, stage: str, replica: str) -> Iterator[str]:
+    """Yield what the processes of a stage's containers have in their environment."""
+    assert kube.state_dir is not None
+    reports = f"/experiments/{name}/stages/{stage.replace('/', '.')}/"
+    for file in kube.state_dir.glob("pods/*/*/*.spec.json"):
+        # A file may be half written, or gone with its pod.
+        with contextlib.suppress(OSError, ValueError):
+            text = file.read_text(encoding="utf-8")
+            env = json.loads(text)["env"] if reports in text else {}
+            if reports in env.get("KUBEFLOW_TRAINER_SERVER_URL", "") and replica in env["HOSTNAME"]:
+                yield env[MARKER]
+
+
+def _is_engine(process: Path) -> bool:
+    """Whether a process is a stage's; the launcher of a rank and the supervisor of a container are other programs."""
+    command = (process / "cmdline").read_bytes()
+    # A stage that started warm has the command line of the warm process.
+    is_forked = (process / "comm").read_text(encoding="utf-8") == "wrpo-engine\n"
+    return is_forked or b"wrpo_engine\0" in command or b"/wrpo-engine\0" in command
 
 
 def kill_when(pid: int, what: str, condition: Callable[[], object], *, too_late: Callable[[], bool]) -> None:

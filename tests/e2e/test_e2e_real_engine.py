@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 from e2e_real_support import (
     HELD_OUT,
+    LOOK_S,
     PROMPTS,
     STAGES,
     Artifacts,
@@ -315,7 +316,7 @@ def rank_0_log(real: Kube) -> str:
 def kill_a_sampling_pod(real: Kube) -> dict[Path, int]:
     """Return the parts that the killed pod left behind, with their inodes."""
     directory = work_directory(real, "disturbed", "disturbed", "sample/a")
-    pid = wait_until("sample/a runs", lambda: engine_process(real, "disturbed", "sample/a"), every_s=0.2)
+    pid = wait_until("sample/a runs", lambda: engine_process(real, "disturbed", "sample/a"), every_s=LOOK_S)
     kill_when(
         pid,
         "sample/a has a part",
@@ -326,32 +327,34 @@ def kill_a_sampling_pod(real: Kube) -> dict[Path, int]:
 
 
 def kill_the_operator(real: Kube) -> None:
-    wait_until(
-        "score/a runs", lambda: engine_process(real, "disturbed", "score/a") or has_ended(real, "score/a"), every_s=0.2
-    )
+    wait_for_process(real, "score/a")
     real.kill_operator()
 
 
-def has_ended(real: Kube, stage: str) -> bool:
-    """Whether a stage of the disturbed run is over: then the kill comes later than meant, which does not matter."""
-    return real.stage("disturbed", stage).get("state") == "Succeeded"
+def wait_for_process(real: Kube, stage: str, *, replica: str = "") -> None:
+    """Wait until a stage of the disturbed run has a process, or is over: then a kill comes later than meant."""
+    manifest = work_directory(real, "disturbed", "disturbed", stage) / "manifest.json"
+    wait_until(
+        f"{stage} runs",
+        lambda: engine_process(real, "disturbed", stage, replica=replica) or manifest.exists(),
+        every_s=LOOK_S,
+    )
 
 
 def kill_the_control_plane(real: Kube) -> None:
     assert real.state_dir is not None
-    wait_until("sft runs", lambda: engine_process(real, "disturbed", "sft", replica="worker"), every_s=0.2)
+    wait_for_process(real, "sft", replica="worker")
     state_dir = real.state_dir
-    assert state_dir is not None
     pid = lifecycle.status(state_dir).pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     wait_until("the control plane is dead", lambda: not lifecycle.status(state_dir).is_running)
-    lifecycle.up(real.state_dir)
+    lifecycle.up(state_dir)
 
 
 def kill_a_training_rank(real: Kube) -> None:
     directory = work_directory(real, "disturbed", "disturbed", "train")
-    pid = wait_until("train runs", lambda: engine_process(real, "disturbed", "train", replica="worker"), every_s=0.2)
+    pid = wait_until("train runs", lambda: engine_process(real, "disturbed", "train", replica="worker"), every_s=LOOK_S)
     kill_when(
         pid,
         "train has a checkpoint",

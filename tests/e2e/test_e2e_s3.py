@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from e2e_real_support import STAGES, engine_process, fill_claim, real_experiment
+from e2e_real_support import LOOK_S, STAGES, engine_process, fill_claim, real_experiment
 from e2e_support import EXTERNAL, NAMESPACE, SYSTEM, Kube
 from support.patience import LONG_S, wait_until
 from support.s3_server import S3Server
@@ -78,13 +78,13 @@ def test_an_experiment_runs_on_a_bucket_alone_through_a_killed_pod_and_a_restart
     real.apply(on_s3("bucketed", server))
     key = wait_until("sample/a is planned", lambda: real.stage("bucketed", "sample/a").get("hash"))
     base = f"{PREFIX}/sample/a/{key}"
-    pid = wait_until("sample/a runs", lambda: engine_process(real, "bucketed", "sample/a"), every_s=0.2)
+    pid = wait_until("sample/a runs", lambda: engine_process(real, "bucketed", "sample/a"), every_s=LOOK_S)
     stop_when([pid], "sample/a has published a part", lambda: server.keys(BUCKET, f"{base}/parts/"))
     is_late = f"{base}/manifest.json" in server.keys(BUCKET, base)
     kept = {entry["Key"]: entry["LastModified"] for entry in listed(server, f"{base}/parts/")}
     os.kill(pid, signal.SIGKILL)
     assert not is_late, "the work was done before the kill; the test must give the stage more to do"
-    wait_until("sft runs", lambda: engine_process(real, "bucketed", "sft", replica="master"), every_s=0.2)
+    wait_until("sft runs", lambda: engine_process(real, "bucketed", "sft", replica="master"), every_s=LOOK_S)
     server.kill()
     server.start()
     status = real.wait_phase("bucketed", "Succeeded", LONG_S)
