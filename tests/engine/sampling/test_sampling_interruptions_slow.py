@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import random
 import signal
 import time
@@ -19,6 +18,7 @@ import pytest
 from engine_support import stage_config
 from stage_process import start_sampling
 from support.patience import LIMIT_S
+from support.stopping import kill_within_work
 
 from wrpo_engine.artifacts import records
 from wrpo_engine.config import ArtifactRef
@@ -118,8 +118,8 @@ def stop_somewhere(storage: Storage, process: BaseProcess, chance: random.Random
         wait_for_new_parts(storage, process, chance.randint(1, 3))
         process.join(chance.uniform(0.0, 0.02))
     number = signal.SIGTERM if chance.random() < 0.25 else signal.SIGKILL
-    if process.pid is not None and process.exitcode is None:
-        os.kill(process.pid, number)
+    assert process.pid is not None
+    kill_within_work(process.pid, number)
     process.join(LIMIT_S)
     if process.exitcode == 0:
         return False

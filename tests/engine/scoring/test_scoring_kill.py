@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -18,7 +19,7 @@ import pytest
 from engine_support import stage_config
 from forked_stages import fork_context
 from support.patience import LIMIT_S
-from support.stopping import stop_when
+from support.stopping import kill_within_work, stop_when
 
 from wrpo_engine.artifacts.manifest import Manifest
 from wrpo_engine.config import ArtifactRef
@@ -53,15 +54,13 @@ def stop_somewhere(process: BaseProcess, directory: Path, draw: random.Random) -
     goal = parts(directory) + draw.choice([0, 0, 1, 2, 3])
     assert process.pid is not None
     stop_when([process.pid], f"{goal} parts", lambda: parts(directory) >= goal or not process.is_alive(), slice_s=0.005)
-    if process.is_alive():
+    with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGCONT)
     process.join(draw.uniform(0, 0.06))
     kind = draw.choice([signal.SIGKILL, signal.SIGTERM])
-    if not process.is_alive():
-        return None
-    os.kill(process.pid, kind)
+    is_within = kill_within_work(process.pid, kind)
     process.join(LIMIT_S)
-    return kind
+    return kind if is_within else None
 
 
 def content(directory: Path) -> dict[str, bytes]:

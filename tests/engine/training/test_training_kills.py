@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.patience import LIMIT_S
+from support.stopping import SLICE_S
 from training_support import Experiment, Gang, freeze_when, make_experiment, run_ranks, start_ranks
 
 NUM_KILLS = 20
@@ -39,9 +41,10 @@ def has_reference_part(experiment: Experiment) -> bool:
     return any((experiment.output("train") / "reference").rglob("*part-*"))
 
 
-def _moments(experiment: Experiment, target: int) -> dict[str, Callable[[], bool] | None]:
+def _moments(experiment: Experiment, target: int, slices: int) -> dict[str, Callable[[], bool]]:
+    looks = itertools.count()
     return {
-        "start": None,
+        "start": lambda: next(looks) >= slices,
         "reference": lambda: has_reference_part(experiment),
         "step": lambda: num_rows(experiment) > target,
         "checkpoint": lambda: is_writing_a_checkpoint(experiment),
@@ -72,16 +75,13 @@ def test_twenty_random_kills_change_no_bit_of_the_weights(tmp_path: Path) -> Non
         gang = start_ranks(broken, config, world_size=2)
         moment = "start" if kill < 2 else "reference" if kill < 5 else chance.choice(["step", "step", "checkpoint"])
         target = num_rows(broken) + chance.randint(0, 3)
-        reached = _moments(broken, target)[moment]
-        if reached is None:
-            time.sleep(chance.uniform(0.1, 1.0))
-        else:
-            freeze_when(gang, moment, reached)
-            gang.send(signal.SIGCONT)
-        time.sleep(chance.uniform(0, 0.02))
+        reached = _moments(broken, target, slices=chance.randint(5, 50))[moment]
+        # Stopped ranks do not finish the rest while this process waits for the processor.
+        freeze_when(gang, moment, reached, slice_s=chance.uniform(0.01, SLICE_S))
         number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
         ranks = chance.choice([(0,), (1,), (0, 1)])
         gang.send(number, ranks=ranks)
+        gang.send(signal.SIGCONT)
         codes = end(gang)
         assert set(codes) <= ENDED, (codes, gang.text())
         moments[moment] += 1
