@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections import deque
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from typing import Any
 import polars as pl
 import pytest
 from engine_support import save_small_model, stage_config
+from support.stopping import stop_when
 
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.sampling import TokenChoiceFields
@@ -229,10 +229,11 @@ def test_sampling_that_was_given_up_leaves_the_engine_usable(
 
 
 def test_an_engine_that_is_killed_ends_sampling_with_its_signal(
-    vllm_sampler: Any, requests: list[SampleRequest]
+    vllm_sampler: Any, requests: list[SampleRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last test with this engine."""
-    sampled = vllm_sampler.sample([replace(request, num_samples=64) for request in requests])
+    """The last test with this engine. At the kill it has a prompt of two, and others have not reached it."""
+    monkeypatch.setattr(vllm_sampler, "_settings", replace(SETTINGS, in_flight=2))
+    sampled = vllm_sampler.sample(requests)
     next(sampled)
     (engine,) = (child for child in multiprocessing.active_children() if child.name == "EngineCore")
     assert engine.pid is not None
@@ -377,6 +378,15 @@ def runner(tmp_path: Path, commit_artifact: Any, small_model: Path) -> Runner:
     return Runner(tmp_path, commit_artifact("prepare", {"preference.parquet": table}), small_model)
 
 
+def stop_when_published(process: subprocess.Popen[bytes], parts: Path, count: int) -> None:
+    """Stop a process (SIGSTOP) that has published so many parts."""
+
+    def holds() -> bool:
+        return process.poll() is not None or len(list(parts.glob("part-*.parquet"))) >= count
+
+    stop_when([process.pid], f"{count} parts", holds)
+
+
 def test_a_stage_that_is_killed_and_stopped_half_way_ends_with_the_same_answers(runner: Runner) -> None:
     """Killed in one shard of one, stopped in one of two, and the rest by one again."""
     rows, whole = runner.rows("00000000000000c1")
@@ -387,10 +397,9 @@ def test_a_stage_that_is_killed_and_stopped_half_way_ends_with_the_same_answers(
         config = runner.configure("00000000000000c2", shards=shards)
         before = len(kept)
         with runner.start(config) as process:
-            while len(list(parts.glob("part-*.parquet"))) <= before:
-                assert process.poll() is None
-                time.sleep(0.002)
+            stop_when_published(process, parts, before + 1)
             process.send_signal(number)
+            process.send_signal(signal.SIGCONT)
             assert process.wait() == exit_code
         kept = {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*.parquet")}
         assert before < len(kept) < NUM_PROMPTS
