@@ -155,8 +155,9 @@ def test_a_hang_ends_the_process_with_stacks_and_a_message(tmp_path: Path, capfd
         ended.set()
 
     environ = {"WRPO_TERMINATION_MESSAGE_PATH": str(tmp_path / "message")}
-    watched = Watchdog(0, LocalBoard(), 0.3, environ, end=end).start()
+    watched = Watchdog(0, LocalBoard(), 0.3, environ, end=end)
     watched.on_start(RunStart(10, 4, 100))
+    watched.start()
     assert ended.wait(LIMIT_S)
     assert codes == [75]
     message = json.loads((tmp_path / "message").read_text())
@@ -187,7 +188,7 @@ def wait_for_rows(experiment: Experiment, gang: Gang, count: int) -> None:
 @pytest.mark.slow
 def test_a_stopped_process_is_found_and_named(tmp_path: Path) -> None:
     experiment = make_experiment(tmp_path)
-    config = experiment.config(LONG, {"hang_timeout_seconds": 10, "checkpoint_every_steps": 1000})
+    config = experiment.config(LONG, {"hang_timeout_seconds": 30, "checkpoint_every_steps": 1000})
     gang = start_ranks(experiment, config, world_size=2)
     wait_for_rows(experiment, gang, 3)
     gang.send(signal.SIGSTOP, ranks=[1])
