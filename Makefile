@@ -143,7 +143,7 @@ crds: ## generate crds/, the chart's copy, the reference pages and the lists of 
 	@$(VENV)/python -m wrpo_operator.api.backends --write
 	@cp crds/*.yaml charts/wrpo-operator/files/
 	@$(VENV)/python -m wrpo_operator.api.reference --write
-	@$(VENV)/python -m wrpo_engine.contract.exit_codes > docs/reference/exit-codes.md
+	@$(VENV)/python -m wrpo_engine.exit_codes > docs/reference/exit-codes.md
 	@$(VENV)/python -m wrpo_operator.api.stage_lists --write
 	@$(VENV)/python -m wrpo_operator.sizing.values_schema --write
 

@@ -13,8 +13,8 @@ import click
 
 from wrpo_engine import __version__
 from wrpo_engine.config import ErrorInfo, ExitCode, TerminationMessage
-from wrpo_engine.contract.exit_codes import help_lines
 from wrpo_engine.errors import ConfigError
+from wrpo_engine.exit_codes import help_lines
 from wrpo_engine.process import termination
 from wrpo_engine.process.environment import prepare_environment
 from wrpo_engine.process.unused_libraries import skip_unused_libraries
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _refused(error: ConfigError, environ: Mapping[str, str]) -> int:
     """Report that no stage can run here, as a stage reports its own errors."""
     print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
-    _leave(error.info(), error.exit_code, environ)
+    _leave(ErrorInfo.of(error), error.exit_code, environ)
     return error.exit_code
 
 

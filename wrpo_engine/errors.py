@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-from pathlib import Path
 from typing import ClassVar
 
-from wrpo_engine.config import ErrorInfo, ExitCode
-from wrpo_engine.contract.storage import StorageField
+from wrpo_engine.exit_codes import ExitCode
 
 
 class WrpoError(Exception):
@@ -31,10 +28,6 @@ class WrpoError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Let an error pass from one process to another, also of a class with other arguments than the message."""
         return _restored, (type(self), self.message), self.__dict__
-
-    def info(self) -> ErrorInfo:
-        """Return the error as part of the termination message."""
-        return ErrorInfo(code=self.code, field=self.field, message=self.message, hint=self.hint)
 
 
 def _restored(kind: type[WrpoError], message: str) -> WrpoError:
@@ -104,35 +97,6 @@ class Interrupted(WrpoError):  # noqa: N818 (an outcome, not a fault)
         self, message: str = "stopped on request; finished work is kept and the next attempt continues"
     ) -> None:
         super().__init__(message)
-
-
-_MOUNT_READ_WRITE = f"Mount the storage volume read-write ({StorageField.VOLUME_CLAIM})."
-_STORAGE_ERRORS: dict[int, tuple[str, str, str]] = {
-    errno.ENOSPC: ("StorageFull", "is full", "Enlarge the volume or remove artifacts that are not needed, then retry."),
-    errno.EDQUOT: ("StorageFull", "is over its quota", "Raise the quota or remove artifacts, then retry."),
-    errno.EROFS: (
-        "StorageReadOnly",
-        "is read-only",
-        _MOUNT_READ_WRITE,
-    ),
-    errno.EACCES: (
-        "StorageForbidden",
-        "refuses access",
-        "Make the storage volume writable for the pod's user or group (fsGroup in podTemplate).",
-    ),
-}
-_STORAGE_ERRORS[errno.EPERM] = _STORAGE_ERRORS[errno.EACCES]
-
-
-def storage_error(error: OSError, where: Path | str | None = None) -> StorageError | None:
-    """Return what an OSError means for the storage, or None if it means something else."""
-    known = _STORAGE_ERRORS.get(error.errno or 0)
-    if known is None:
-        return None
-    code, state, hint = known
-    path = error.filename or where
-    place = f"the storage at {path}" if path else "the storage"
-    return StorageError(f"{place} {state} ({error.strerror})", code=code, field=StorageField.STORAGE, hint=hint)
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:

@@ -16,7 +16,7 @@ from types import FrameType
 
 from wrpo_engine.artifacts import Artifact
 from wrpo_engine.artifacts.volume import address
-from wrpo_engine.config import ExitCode, TerminationMessage
+from wrpo_engine.config import ErrorInfo, ExitCode, TerminationMessage
 from wrpo_engine.contract.definition import Image, Shape
 from wrpo_engine.contract.stage_config import StageConfig
 from wrpo_engine.contract.stages import STAGES
@@ -25,13 +25,13 @@ from wrpo_engine.errors import (
     Interrupted,
     MissingInputError,
     WrpoError,
-    storage_error,
 )
 from wrpo_engine.process import termination
 from wrpo_engine.process.cli import read_config
 from wrpo_engine.process.machine import CudaFacts, require_driver
 from wrpo_engine.process.moments import LOADED
 from wrpo_engine.process.progress import make_progress
+from wrpo_engine.process.storage_errors import storage_error
 from wrpo_engine.stage import (
     StageContext,
     StageFunction,
@@ -164,7 +164,7 @@ def _failed(error: WrpoError) -> tuple[int, TerminationMessage]:
     print(f"{'interrupted' if interrupted else 'error'}: {error.message}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
-    outcome = TerminationMessage(outcome="Interrupted" if interrupted else "Failed", error=error.info())
+    outcome = TerminationMessage(outcome="Interrupted" if interrupted else "Failed", error=ErrorInfo.of(error))
     return error.exit_code, outcome
 
 

@@ -1,4 +1,4 @@
-"""Exit codes have one home: pages, help, manifests and plan take them from `wrpo_engine.contract.exit_codes`."""
+"""Exit codes have one home: pages, help, manifests and plan take them from `wrpo_engine.exit_codes`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from wrpo_engine import errors
-from wrpo_engine.contract.exit_codes import FINAL_EXIT_CODES, FINAL_EXIT_CODES_TEXT, ExitCode, consequence, page
+from wrpo_engine.exit_codes import FINAL_EXIT_CODES, FINAL_EXIT_CODES_TEXT, ExitCode, consequence, page
 from wrpo_operator.api.lifecycle import Retries
 from wrpo_operator.render.jobs import POD_FAILURE_POLICY
 
 ROOT = Path(__file__).resolve().parents[2]
-HOME = "wrpo_engine/contract/exit_codes.py"
+HOME = "wrpo_engine/exit_codes.py"
 GENERATED = {
     "docs/reference/exit-codes.md",
     "docs/reference/wrpoexperiment.md",

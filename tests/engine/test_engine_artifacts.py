@@ -14,7 +14,8 @@ from engine_support import NOON
 
 from wrpo_engine.artifacts import ArtifactWriter, VolumeStore
 from wrpo_engine.config import ArtifactRef
-from wrpo_engine.errors import DataError, storage_error
+from wrpo_engine.errors import DataError
+from wrpo_engine.process.storage_errors import storage_error
 
 REF = ArtifactRef(stage="sample/qwen", hash="00000000000000aa")
 

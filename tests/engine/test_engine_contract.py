@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from support.field_reads import Reads
 
 import wrpo_engine
-from wrpo_engine import config
 from wrpo_engine.config import ReportParams, Runtime, SampleParams, TrainParams
+from wrpo_engine.contract import data, references, runtime, sampling, stage_params, training, training_params
 from wrpo_engine.contract.base import Declared
 from wrpo_engine.contract.builtin import BUILT_IN
 from wrpo_engine.contract.sampling import TokenChoiceFields
@@ -21,7 +21,12 @@ STAGES: tuple[type[BaseModel], ...] = tuple(definition.params for definition in 
 MODELS: dict[str, type[BaseModel]] = {
     "StageConfig": StageConfig,
     "TokenChoiceFields": TokenChoiceFields,
-    **{name: model for name, model in vars(config).items() if isinstance(model, type) and issubclass(model, Declared)},
+    **{
+        name: model
+        for module in (data, references, runtime, sampling, stage_params, training, training_params)
+        for name, model in vars(module).items()
+        if isinstance(model, type) and issubclass(model, Declared)
+    },
 }
 FIELDS = sorted(
     (name, field)

@@ -10,6 +10,13 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
 
+CONTRACT_VERSION = 1
+"""Part of every stage hash: bumping it invalidates all artifacts.
+
+Parameters that have their default are not hashed, so a new optional field re-runs nothing. In return no default may
+change within a contract version.
+"""
+
 
 class Role(Enum):
     """Consequence of a change of a field."""
@@ -43,6 +50,15 @@ class Declared(BaseModel):
         for name, field in cls.model_fields.items():
             if name in cls.__annotations__ and field_role(field) is None:
                 field.metadata.append(role)
+
+
+class StageParams(Declared):
+    """Parameters of one kind of stage. A subclass names the kind: `stage: Literal["KIND"] = "KIND"`."""
+
+    @classmethod
+    def kind(cls) -> str:
+        """Return the kind: the engine's sub-command and the first part of the artifact's address."""
+        return str(cls.model_fields["stage"].default)
 
 
 def field_role(field: FieldInfo) -> Role | None:

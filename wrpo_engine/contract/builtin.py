@@ -2,19 +2,6 @@
 
 from __future__ import annotations
 
-from wrpo_engine.config import (
-    CurateSftParams,
-    CurateTriplesParams,
-    FetchParams,
-    FuseParams,
-    InspectParams,
-    PrepareParams,
-    ReportParams,
-    SampleParams,
-    ScoreParams,
-    SftParams,
-    TrainParams,
-)
 from wrpo_engine.contract.definition import EVERY_ROLE, Image, Per, ReportPlace, Section, Shape, StageDefinition
 from wrpo_engine.contract.evaluation import (
     AnswerParams,
@@ -29,6 +16,17 @@ from wrpo_engine.contract.evaluation import (
 )
 from wrpo_engine.contract.fusing import AlignParams, RepresentParams
 from wrpo_engine.contract.merging import JointParams, MergeParams
+from wrpo_engine.contract.stage_params import (
+    CurateSftParams,
+    CurateTriplesParams,
+    FetchParams,
+    InspectParams,
+    PrepareParams,
+    ReportParams,
+    SampleParams,
+    ScoreParams,
+)
+from wrpo_engine.contract.training_params import FuseParams, SftParams, TrainParams
 
 _PREPARE = Section(
     name="prepare",

@@ -13,7 +13,7 @@ from typing import Annotated, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from wrpo_engine.config import StageParams
+from wrpo_engine.contract.base import StageParams
 
 _Reference = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 _Text = Annotated[str, Field(min_length=1)]

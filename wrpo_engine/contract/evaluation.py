@@ -10,8 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from wrpo_engine.config import ModelRef, RewardModel, StageParams
-from wrpo_engine.contract.base import Declared, Role
+from wrpo_engine.contract.base import Declared, Role, StageParams
 from wrpo_engine.contract.benchmarks import (
     BenchFields,
     BenchmarkKind,
@@ -22,6 +21,7 @@ from wrpo_engine.contract.benchmarks import (
     SelectFields,
 )
 from wrpo_engine.contract.data import ScoreFields
+from wrpo_engine.contract.references import ModelRef, RewardModel
 from wrpo_engine.contract.sampling import (
     EngineFields,
     EvaluationFields,

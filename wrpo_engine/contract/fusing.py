@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from wrpo_engine.config import ModelRef, StageParams
-from wrpo_engine.contract.base import Role
+from wrpo_engine.contract.base import Role, StageParams
 from wrpo_engine.contract.fusion import AlignFields, RepresentFields
+from wrpo_engine.contract.references import ModelRef
 from wrpo_engine.contract.types import Tokens
 
 

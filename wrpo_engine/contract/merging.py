@@ -7,9 +7,9 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from wrpo_engine.config import ModelRef, RewardModel, StageParams
-from wrpo_engine.contract.base import Declared, Role
+from wrpo_engine.contract.base import Declared, Role, StageParams
 from wrpo_engine.contract.benchmarks import BenchmarkKind
+from wrpo_engine.contract.references import ModelRef, RewardModel
 from wrpo_engine.contract.sampling import PartFields
 from wrpo_engine.contract.types import Dtype, Ratio, Seed, Text, Tokens
 

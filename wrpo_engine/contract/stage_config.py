@@ -1,4 +1,15 @@
-"""JSON configuration of a stage: `wrpo-engine STAGE --config FILE`."""
+"""JSON configuration of a stage.
+
+`wrpo-engine STAGE --config FILE` reads one `StageConfig`. The operator builds it from the experiment, hashes `params`
+(with the hashes of the inputs) into the artifact's address, and mounts the file from an immutable ConfigMap.
+Settings that change the speed of a stage but not its result are in `runtime` and are not hashed.
+
+Mount points belong to the pod and are given by its environment, not by this file:
+`WRPO_VOLUME_ROOT` (mount point of the storage volume, default /var/lib/wrpo), `WRPO_TERMINATION_MESSAGE_PATH`
+(default /dev/termination-log), `JOB_COMPLETION_INDEX` (shard), `PET_*` (torchrun), and for progress posts
+`KUBEFLOW_TRAINER_SERVER_URL`, `KUBEFLOW_TRAINER_SERVER_TOKEN` (path of a token file),
+`KUBEFLOW_TRAINER_SERVER_CA_CERT`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wrpo_engine.config import ArtifactRef, Runtime, StageParams, Storage
+from wrpo_engine.contract.base import StageParams
+from wrpo_engine.contract.references import ArtifactRef
+from wrpo_engine.contract.runtime import Runtime
 from wrpo_engine.contract.stages import STAGES
+from wrpo_engine.contract.storage import Storage
 
 if TYPE_CHECKING:
     AnyParams: TypeAlias = StageParams

@@ -3,7 +3,7 @@
 A distribution adds a kind of stage by an entry point of the group `wrpo.stages` that names a StageDefinition. It must
 be installed where the operator runs, in the images of the stages, and where the CRD is generated (`make crds`), which
 gets the keys of its resources and deadlines. Operator and engine import the module with the definition: it imports
-nothing heavy, and of this project only `wrpo_engine.config` and `wrpo_engine.contract.definition`.
+nothing heavy, and of this project only `wrpo_engine.config` and `wrpo_engine.contract`.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, assert_never
 
-from wrpo_engine.errors import ConfigError, DataError, TemporaryError, WrpoError, first_line, storage_error
+from wrpo_engine.errors import ConfigError, DataError, TemporaryError, WrpoError, first_line
 from wrpo_engine.hub.client import HubPatience, is_worth_waiting
+from wrpo_engine.process.storage_errors import storage_error
 
 
 class HubDataFault(StrEnum):

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wrpo_engine.contract.exit_codes import FINAL_EXIT_CODES
 from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
+from wrpo_engine.exit_codes import FINAL_EXIT_CODES
 from wrpo_engine.sampling.engine_faults import Meaning, fault_in
 from wrpo_engine.sampling.engine_process import KEPT_LINES, exit_reason
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import click
 
 from wrpo_engine.config import ExitCode
-from wrpo_engine.errors import WrpoError, storage_error
+from wrpo_engine.errors import WrpoError
+from wrpo_engine.process.storage_errors import storage_error
 
 
 def run_command(command: click.Command, arguments: Sequence[str], *, prog_name: str) -> int:

@@ -17,9 +17,10 @@ from typing import assert_never
 
 from wrpo_engine.artifacts.roots import BucketRoot, DirectoryRoot, root_at
 from wrpo_engine.config import ExitCode
-from wrpo_engine.errors import WrpoError, storage_error
+from wrpo_engine.errors import WrpoError
 from wrpo_engine.process.environment import prepare_environment
 from wrpo_engine.process.progress import Progress, make_progress
+from wrpo_engine.process.storage_errors import storage_error
 from wrpo_engine.quickstart import cards, corpus, models, study
 from wrpo_engine.quickstart.benchmark import ITEMS, benchmark_files
 from wrpo_engine.quickstart.bucket import BucketAssets

@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError, storage_error
+from wrpo_engine.errors import ConfigError, TemporaryError, WrpoError
 from wrpo_engine.hub.models import ResolvedModel, declared_architectures, vocabulary_size
 from wrpo_engine.process.environment import prepare_cubins
 from wrpo_engine.process.moments import ENGINE_STARTED
+from wrpo_engine.process.storage_errors import storage_error
 from wrpo_engine.sampling.engine_faults import Meaning, fault_of
 from wrpo_engine.sampling.engine_process import EngineOutput, WatchedCall, started_processes
 from wrpo_engine.sampling.options import check_engine_args, check_quantization, pinned_formats

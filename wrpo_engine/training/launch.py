@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from wrpo_engine.config import ExitCode, Runtime, TerminationMessage
+from wrpo_engine.config import ErrorInfo, ExitCode, Runtime, TerminationMessage
 from wrpo_engine.errors import Interrupted, WrpoError
 from wrpo_engine.process import termination
 from wrpo_engine.process.environment import prepare_environment
@@ -129,7 +129,7 @@ def _end(error: WrpoError, environ: Mapping[str, str]) -> int:
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
     message = TerminationMessage(
-        outcome="Interrupted" if interrupted else "Failed", error=error.info(), exit_code=error.exit_code
+        outcome="Interrupted" if interrupted else "Failed", error=ErrorInfo.of(error), exit_code=error.exit_code
     )
     try:
         termination.write(message, environ)

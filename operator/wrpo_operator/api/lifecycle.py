@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from wrpo_engine.contract.exit_codes import FINAL_EXIT_CODES_TEXT
+from wrpo_engine.exit_codes import FINAL_EXIT_CODES_TEXT
 from wrpo_operator.api.base import SpecModel
 from wrpo_operator.api.stage_sections import per_section
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from wrpo_engine.contract.exit_codes import FINAL_EXIT_CODES
+from wrpo_engine.exit_codes import FINAL_EXIT_CODES
 from wrpo_operator.api import messages
 from wrpo_operator.api.backends import BACKENDS, CHILD_KINDS
 from wrpo_operator.api.status import Attempt, AttemptState, to_time

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from wrpo_engine.contract.definition import Shape
-from wrpo_engine.contract.exit_codes import FINAL_EXIT_CODES
+from wrpo_engine.exit_codes import FINAL_EXIT_CODES
 from wrpo_operator.api.pod_template import STAGE_CONTAINER
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt

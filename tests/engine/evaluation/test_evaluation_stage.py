@@ -470,7 +470,7 @@ def test_an_evaluation_without_items_names_the_field(make_ctx: MakeCtx, cells: C
     cells.prompts([])
     with pytest.raises(DataError, match="no held-out prompts") as raised:
         evaluated(make_ctx, cells, params())
-    assert raised.value.info().field == "prompts.evaluation.prompts"
+    assert raised.value.field == "prompts.evaluation.prompts"
     cells.bench("arena", [])
     with pytest.raises(DataError, match="the benchmark arena has no items"):
         evaluated(make_ctx, cells, params(benchmarks=(ARENA,)))

@@ -10,8 +10,8 @@ import pytest
 from judging_support import QUESTIONS, MakeJudge
 from support.stub_judge import StubJudge
 
-from wrpo_engine.contract.exit_codes import ExitCode
 from wrpo_engine.errors import WrpoError
+from wrpo_engine.exit_codes import ExitCode
 from wrpo_engine.judging.own_server import Served, end_of_server
 from wrpo_engine.judging.stage import run
 
