@@ -16,7 +16,7 @@ import click
 from wrpo_devcluster import lifecycle
 from wrpo_devcluster.bootstrap import PRESETS, crd_files, install_crds
 from wrpo_devcluster.cluster import Cluster
-from wrpo_devcluster.config import ClusterConfig, load_config, parse_rules, simulated_config
+from wrpo_devcluster.config import ClusterConfig, SimulatedRule, load_config, parse_rules, simulated_config
 from wrpo_devcluster.delays import NONE, REALISTIC
 from wrpo_devcluster.memory import collect_rarely
 from wrpo_devcluster.products import CPU, PRODUCTS, parse_nodes
@@ -124,8 +124,8 @@ def up(
         raise click.ClickException("these options need a start, and the control plane is running: run `down` first")
     if changes or load_config(state_dir.resolve()) is None:
         if simulated:
-            config = _simulated(state_dir, cpu=cpu, memory=memory, gpus=gpus, nodes=nodes, rules=rules)
-            config = replace(config, delays=REALISTIC if realistic else NONE)
+            config = _simulated(state_dir, cpu=cpu, memory=memory, gpus=gpus, nodes=nodes)
+            config = replace(config, rules=_pod_rules(rules), delays=REALISTIC if realistic else NONE)
         else:
             config = lifecycle.default_config(state_dir, cpu=cpu, memory=memory, gpus=gpus)
         config = replace(config, allow_host_path=allow_host_path)
@@ -137,18 +137,19 @@ def up(
             click.echo(f"S3: {info.s3.endpoint}\nexport AWS_SHARED_CREDENTIALS_FILE={info.s3.credentials_file}")
 
 
-def _simulated(
-    state_dir: Path, *, cpu: str | None, memory: str | None, gpus: int, nodes: str | None, rules: Path | None
-) -> ClusterConfig:
+def _simulated(state_dir: Path, *, cpu: str | None, memory: str | None, gpus: int, nodes: str | None) -> ClusterConfig:
     """Return the configuration of a simulated cluster."""
     with _friendly():
         described = parse_nodes(nodes, cpu=cpu or "128", memory=memory or "1024Gi") if nodes else ()
+    return simulated_config(state_dir, cpu=cpu or "32", memory=memory or "128Gi", gpus=gpus or 8, nodes=described)
+
+
+def _pod_rules(path: Path | None) -> tuple[SimulatedRule, ...]:
+    """Return the rules of a file for simulated pods; none without one."""
     try:
-        given = parse_rules(rules.read_text(encoding="utf-8")) if rules else ()
+        return parse_rules(path.read_text(encoding="utf-8")) if path else ()
     except ValueError as error:
-        raise click.ClickException(f"--pod-rules {rules} {error}") from error
-    config = simulated_config(state_dir, cpu=cpu or "32", memory=memory or "128Gi", gpus=gpus or 8, nodes=described)
-    return replace(config, rules=given)
+        raise click.ClickException(f"--pod-rules {path} {error}") from error
 
 
 @main.command()

@@ -99,7 +99,7 @@ class LocalClient(Client):
         place = namespace or body.get("metadata", {}).get("namespace")
         found: JsonObject = await self._run(
             _Call("create", resource, place),
-            lambda target: self._services.pipeline.create(target.kind, place, body, self._context()),
+            lambda target: self._services.pipeline.create(target, body, self._context()),
         )
         return found
 

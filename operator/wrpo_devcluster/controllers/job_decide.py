@@ -78,9 +78,8 @@ def decide(job: JsonObject, pods: list[JsonObject], now: datetime, *, backoff_s:
     if seen.spec.active_deadline_s is not None and start is not None:
         left = (start + timedelta(seconds=seen.spec.active_deadline_s) - now).total_seconds()
         wait_s = left if wait_s is None else min(wait_s, left)
-    active = len(seen.active) - len(delete)
     return JobDecision(
-        status=_status(seen, counts, conditions, active=active, deleted=len(delete), start=start),
+        status=_status(seen, counts, conditions, deleted=len(delete), start=start),
         create=create,
         delete=delete,
         # A pod that the Job itself stops loses its finalizer first, so that its end counts as no failure.
@@ -152,26 +151,15 @@ def _finish(
     is_settled = not (seen.active or seen.terminating or counts.pending_succeeded or counts.pending_failed)
     is_settled = is_settled and not counts.release and not counts.held_failures
     events: list[JobEvent] = []
-    completion: datetime | None = None
     if has_failed and is_news:
         events.append(JobEvent("Warning", reason, message))
     if is_settled:
         final = "Failed" if has_failed else "Complete"
         conditions = set_condition(conditions, _entry(final, reason, message, now), now)
         if not has_failed:
-            completion = now
             events.append(JobEvent("Normal", "Completed", "Job completed"))
-    status = _status(
-        seen,
-        counts,
-        conditions,
-        active=0,
-        deleted=len(seen.active),
-        start=_started_at(seen, now),
-        completion=completion,
-    )
     return JobDecision(
-        status=status,
+        status=_status(seen, counts, conditions, deleted=len(seen.active), start=_started_at(seen, now)),
         delete=tuple(p.name for p in seen.active),
         release=tuple(counts.release),
         events=tuple(events),
@@ -313,16 +301,14 @@ def _entry(kind: str, reason: str, message: str, now: datetime) -> JsonObject:
 
 
 def _status(
-    seen: JobView,
-    counts: Counts,
-    conditions: list[JsonObject],
-    *,
-    active: int,
-    deleted: int,
-    start: datetime | None,
-    completion: datetime | None = None,
+    seen: JobView, counts: Counts, conditions: list[JsonObject], *, deleted: int, start: datetime | None
 ) -> JsonObject:
-    """Return the status in the real controller's form: without zero counters, except `ready` and `terminating`."""
+    """Return the status in the real controller's form: without zero counters, except `ready` and `terminating`.
+
+    `deleted` active pods are terminated by this decision.
+    """
+    active = len(seen.active) - deleted
+    complete = next((c for c in conditions if c["type"] == "Complete" and c["status"] == "True"), None)
     uncounted: JsonObject = {}
     if counts.pending_succeeded:
         uncounted["succeeded"] = counts.pending_succeeded
@@ -332,7 +318,7 @@ def _status(
     optional = {
         "conditions": conditions,
         "startTime": timestamp(start) if start else None,
-        "completionTime": timestamp(completion) if completion else None,
+        "completionTime": complete["lastTransitionTime"] if complete else None,
         "active": active,
         "succeeded": counts.succeeded,
         "failed": counts.failed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from wrpo_devcluster.client import JsonObject
@@ -46,6 +46,52 @@ class Decision:
     """Whether to delete the job, because its ttlSecondsAfterFinished is over."""
 
 
+@dataclass(slots=True)
+class _Record:
+    """Conditions of a job and events about it, as one decision changes them."""
+
+    now: datetime
+    conditions: list[JsonObject]
+    events: list[Notice] = field(default_factory=list)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.has("Succeeded") or self.has("Failed")
+
+    def has(self, kind: str) -> bool:
+        return any(c["type"] == kind and c["status"] == "True" for c in self.conditions)
+
+    def note(self, kind: str, reason: str, message: str) -> None:
+        """Record an event."""
+        self.events.append(Notice(kind, reason, message))
+
+    def set(self, kind: str, message: str, *, value: str = "True", reason: str = "") -> None:
+        """Set a condition as the training operator does: Running and Restarting exclude each other."""
+        known = next((c for c in self.conditions if c["type"] == kind), None)
+        why = f"{KIND}{reason or kind}"
+        if known is not None and (known["status"], known["reason"]) == (value, why):
+            return
+        same = known is not None and known["status"] == value
+        entry = {
+            "type": kind,
+            "status": value,
+            "reason": why,
+            "message": message,
+            "lastUpdateTime": timestamp(self.now),
+            "lastTransitionTime": known["lastTransitionTime"] if same and known else timestamp(self.now),
+        }
+        excluded = {"Running": "Restarting", "Restarting": "Running"}.get(kind)
+        result = []
+        for old in self.conditions:
+            if old["type"] in {kind, excluded}:
+                continue
+            if kind in {"Succeeded", "Failed"} and old["type"] == "Running":
+                result.append({**old, "status": "False", "lastTransitionTime": timestamp(self.now)})
+            else:
+                result.append(old)
+        self.conditions = [*result, entry]
+
+
 def replicas(job: JsonObject) -> list[tuple[str, JsonObject]]:
     """Return the replica specs that are set, the master's first."""
     specs = job["spec"].get("pytorchReplicaSpecs") or {}
@@ -66,35 +112,34 @@ def decide(job: JsonObject, pods: list[JsonObject], now: datetime) -> Decision:
     Invariant: a finished job starts no pods.
     """
     status: JsonObject = dict(job.get("status") or {})
-    conditions: list[JsonObject] = list(status.get("conditions") or [])
-    events: list[Notice] = []
+    record = _Record(now, list(status.get("conditions") or []))
     name = job["metadata"]["name"]
-    if not conditions:
-        conditions = _set(conditions, "Created", f"{KIND} {name} is created.", now)
+    if not record.conditions:
+        record.set("Created", f"{KIND} {name} is created.")
     policy = job["spec"].get("runPolicy") or {}
     if is_finished(job):
         return _clean_up(job, policy, pods, now)
     if policy.get("suspend"):
-        return _suspend(job, status, conditions, pods, now)
-    if _has(conditions, "Suspended"):
-        conditions = _set(conditions, "Suspended", f"{KIND} {name} is resumed.", now, value="False", reason="Resumed")
+        return _suspend(job, status, record, pods)
+    if record.has("Suspended"):
+        record.set("Suspended", f"{KIND} {name} is resumed.", value="False", reason="Resumed")
     if not status.get("startTime"):
         status["startTime"] = timestamp(now)
     failure = _limit_reached(job, policy, pods, parse_time(status["startTime"]), now)
     if failure:
-        return _fail(status, conditions, pods, failure, now)
-    create, delete, restarting = _replace(job, pods, events)
+        return _fail(status, record, pods, failure)
+    create, delete, restarting = _replace(job, pods, record)
     status["replicaStatuses"] = replica_statuses(job, pods)
-    conditions = _outcome(job, status, conditions, restarting, events, now)
-    status["conditions"] = conditions
+    _record_outcome(job, status["replicaStatuses"], record, restarting=restarting)
+    status["conditions"] = record.conditions
     wait_s: float | None = None
     if policy.get("activeDeadlineSeconds") is not None:
         end = parse_time(status["startTime"]) + timedelta(seconds=policy["activeDeadlineSeconds"])
         wait_s = (end - now).total_seconds()
-    if _ended(conditions):
+    if record.has_ended:
         status["completionTime"] = timestamp(now)
-        return Decision(status=status, events=tuple(events), requeue_after_s=0.01)
-    return Decision(status=status, create=create, delete=delete, events=tuple(events), requeue_after_s=wait_s)
+        return Decision(status=status, events=tuple(record.events), requeue_after_s=0.01)
+    return Decision(status=status, create=create, delete=delete, events=tuple(record.events), requeue_after_s=wait_s)
 
 
 def replica_statuses(job: JsonObject, pods: list[JsonObject]) -> JsonObject:
@@ -113,7 +158,7 @@ def replica_statuses(job: JsonObject, pods: list[JsonObject]) -> JsonObject:
 
 
 def _replace(
-    job: JsonObject, pods: list[JsonObject], events: list[Notice]
+    job: JsonObject, pods: list[JsonObject], record: _Record
 ) -> tuple[tuple[NewReplica, ...], tuple[str, ...], bool]:
     create: list[NewReplica] = []
     delete: list[str] = []
@@ -127,7 +172,7 @@ def _replace(
             elif spec.get("restartPolicy") == "ExitCode" and pod_phase(pod) == "Failed" and not is_deleting(pod):
                 code = exit_code(pod)
                 where = f"{pod['metadata']['namespace']}.{pod['metadata']['name']}"
-                events.append(Notice("Normal", "ExitedWithCode", f"Pod: {where} exited with code {code}"))
+                record.note("Normal", "ExitedWithCode", f"Pod: {where} exited with code {code}")
                 if is_retryable(code):
                     delete.append(pod["metadata"]["name"])
                     restarting = True
@@ -154,38 +199,33 @@ def is_retryable(code: int) -> bool:
     return code >= 128
 
 
-def _outcome(
-    job: JsonObject,
-    status: JsonObject,
-    conditions: list[JsonObject],
-    restarting: bool,
-    events: list[Notice],
-    now: datetime,
-) -> list[JsonObject]:
+def _record_outcome(job: JsonObject, statuses: JsonObject, record: _Record, *, restarting: bool) -> None:
+    """Record what the pods of each role say of the job; `statuses` counts them."""
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
     specs = replicas(job)
     leads = "Master" if any(role == "Master" for role, _ in specs) else "Worker"
     for role, spec in specs:
-        counts = status["replicaStatuses"][role]
+        counts = statuses[role]
         if role == leads:
             if counts.get("active"):
-                conditions = _set(conditions, "Running", f"{KIND} {namespace}/{name} is running.", now)
+                record.set("Running", f"{KIND} {namespace}/{name} is running.")
             if counts.get("succeeded", 0) >= int(spec.get("replicas", 1)):
                 message = f"{KIND} {namespace}/{name} successfully completed."
-                events.append(Notice("Normal", f"{KIND}Succeeded", message))
-                return _set(conditions, "Succeeded", message, now)
+                record.note("Normal", f"{KIND}Succeeded", message)
+                record.set("Succeeded", message)
+                return
         if counts.get("failed"):
             if restarting:
                 message = (
                     f"{KIND} {namespace}/{name} is restarting because {counts['failed']} {role} replica(s) failed."
                 )
-                events.append(Notice("Warning", f"{KIND}Restarting", message))
-                conditions = _set(conditions, "Restarting", message, now)
+                record.note("Warning", f"{KIND}Restarting", message)
+                record.set("Restarting", message)
                 continue
             message = f"{KIND} {namespace}/{name} is failed because {counts['failed']} {role} replica(s) failed."
-            events.append(Notice("Normal", f"{KIND}Failed", message))
-            return _set(conditions, "Failed", message, now)
-    return conditions
+            record.note("Normal", f"{KIND}Failed", message)
+            record.set("Failed", message)
+            return
 
 
 def _limit_reached(
@@ -210,35 +250,32 @@ def _limit_reached(
     return None
 
 
-def _fail(
-    status: JsonObject, conditions: list[JsonObject], pods: list[JsonObject], message: str, now: datetime
-) -> Decision:
-    conditions = _set(conditions, "Failed", message, now)
-    status |= {"conditions": conditions, "completionTime": timestamp(now)}
+def _fail(status: JsonObject, record: _Record, pods: list[JsonObject], message: str) -> Decision:
+    record.note("Normal", f"{KIND}Failed", message)
+    record.set("Failed", message)
+    status |= {"conditions": record.conditions, "completionTime": timestamp(record.now)}
     return Decision(
         status=status,
         delete=tuple(p["metadata"]["name"] for p in pods if is_active(p)),
         drop_services=True,
-        events=(Notice("Normal", f"{KIND}Failed", message),),
+        events=tuple(record.events),
         requeue_after_s=0.01,
     )
 
 
-def _suspend(
-    job: JsonObject, status: JsonObject, conditions: list[JsonObject], pods: list[JsonObject], now: datetime
-) -> Decision:
+def _suspend(job: JsonObject, status: JsonObject, record: _Record, pods: list[JsonObject]) -> Decision:
     name = job["metadata"]["name"]
-    is_news = not _has(conditions, "Suspended")
-    conditions = _set(conditions, "Suspended", f"{KIND} {name} is suspended.", now)
-    status["conditions"] = [{**c, "status": "False"} if c["type"] == "Running" else c for c in conditions]
+    if not record.has("Suspended"):
+        record.note("Normal", f"{KIND}Suspended", f"{KIND} {name} is suspended.")
+    record.set("Suspended", f"{KIND} {name} is suspended.")
+    status["conditions"] = [{**c, "status": "False"} if c["type"] == "Running" else c for c in record.conditions]
     status["replicaStatuses"] = {role: {} for role, _ in replicas(job)}
     status.pop("startTime", None)
-    notice = Notice("Normal", f"{KIND}Suspended", f"{KIND} {name} is suspended.")
     return Decision(
         status=status,
         delete=tuple(p["metadata"]["name"] for p in pods if not is_deleting(p)),
         drop_services=True,
-        events=(notice,) if is_news else (),
+        events=tuple(record.events),
     )
 
 
@@ -265,40 +302,3 @@ def _clean_up(job: JsonObject, policy: JsonObject, pods: list[JsonObject], now: 
         requeue_after_s=left,
         expired=left is not None and left <= 0,
     )
-
-
-def _ended(conditions: list[JsonObject]) -> bool:
-    return _has(conditions, "Succeeded") or _has(conditions, "Failed")
-
-
-def _has(conditions: list[JsonObject], kind: str) -> bool:
-    return any(c["type"] == kind and c["status"] == "True" for c in conditions)
-
-
-def _set(
-    conditions: list[JsonObject], kind: str, message: str, now: datetime, *, value: str = "True", reason: str = ""
-) -> list[JsonObject]:
-    """Set a condition as the training operator does: Running and Restarting exclude each other."""
-    known = next((c for c in conditions if c["type"] == kind), None)
-    why = f"{KIND}{reason or kind}"
-    if known is not None and (known["status"], known["reason"]) == (value, why):
-        return conditions
-    same = known is not None and known["status"] == value
-    entry = {
-        "type": kind,
-        "status": value,
-        "reason": why,
-        "message": message,
-        "lastUpdateTime": timestamp(now),
-        "lastTransitionTime": known["lastTransitionTime"] if same and known else timestamp(now),
-    }
-    excluded = {"Running": "Restarting", "Restarting": "Running"}.get(kind)
-    result = []
-    for old in conditions:
-        if old["type"] in {kind, excluded}:
-            continue
-        if kind in {"Succeeded", "Failed"} and old["type"] == "Running":
-            result.append({**old, "status": "False", "lastTransitionTime": timestamp(now)})
-        else:
-            result.append(old)
-    return [*result, entry]

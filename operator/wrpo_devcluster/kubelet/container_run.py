@@ -19,9 +19,9 @@ from wrpo_devcluster.kubelet.report import PodReport
 from wrpo_devcluster.kubelet.status import (
     ContainerState,
     Ending,
+    Termination,
     crash_backoff_s,
     should_restart,
-    terminated,
     waiting,
     whole_seconds,
 )
@@ -146,7 +146,7 @@ class ContainerRun:
         self.state.is_ready, self.state.has_started = False, False
         if record is None:
             process = attempt.process()
-            self.state.state = terminated(
+            self.state.state = Termination(
                 exit_code=137,
                 signal=9,
                 started_at=whole_seconds(process.started_at) if process else now,
@@ -154,10 +154,10 @@ class ContainerRun:
                 reason=LOST,
                 message=_LOST_MESSAGE,
                 container_id=self.state.container_id,
-            )
+            ).as_state()
             return
         policy = self.spec.get("terminationMessagePolicy") or "File"
-        self.state.state = terminated(
+        self.state.state = Termination(
             exit_code=record.exit_code,
             signal=record.signal,
             started_at=whole_seconds(record.started_at),
@@ -165,7 +165,7 @@ class ContainerRun:
             message=record.error or processes.termination_message(attempt, policy, record.exit_code),
             container_id=self.state.container_id,
             reason="StartError" if record.error else "",
-        )
+        ).as_state()
 
     async def _back_off(self) -> None:
         pause_s = crash_backoff_s(self.state.restart_count, scale=self._node.config.backoff_scale)

@@ -6,7 +6,7 @@ import asyncio
 
 from wrpo_devcluster.clock import timestamp
 from wrpo_devcluster.kubelet.context import PodContext
-from wrpo_devcluster.kubelet.status import ContainerState, Ending, compose, waiting
+from wrpo_devcluster.kubelet.status import ContainerState, Ending, PodState, compose, waiting
 
 
 class PodReport:
@@ -34,15 +34,8 @@ class PodReport:
     async def publish(self) -> None:
         """Write the pod's status as its containers are now."""
         async with self._lock:
-            status = compose(
-                self._context.handle.pod,
-                self.init,
-                self.apps,
-                address=self._context.address,
-                started_at=self.started_at,
-                now=self._context.node.clock.now(),
-                ending=self.ending,
-            )
+            state = PodState(self.init, self.apps, self._context.address, self.started_at, self.ending)
+            status = compose(self._context.handle.pod, state, self._context.node.clock.now())
             if not status.get("reason", "x"):
                 status.pop("reason")
                 status.pop("message")

@@ -66,45 +66,50 @@ def phase(init: list[ContainerState], apps: list[ContainerState], ending: Ending
     return "Pending"
 
 
-def compose(
-    pod: JsonObject,
-    init: list[ContainerState],
-    apps: list[ContainerState],
-    *,
-    address: str,
-    started_at: str,
-    now: datetime,
-    ending: Ending | None = None,
-) -> JsonObject:
+@dataclass(frozen=True, slots=True)
+class PodState:
+    """The kubelet's state of a pod: its containers, address, start and, once it is terminated, why."""
+
+    init: list[ContainerState]
+    apps: list[ContainerState]
+    address: str
+    started_at: str
+    ending: Ending | None = None
+
+    @property
+    def phase(self) -> str:
+        """Phase of the pod."""
+        return phase(self.init, self.apps, self.ending)
+
+
+def compose(pod: JsonObject, state: PodState, now: datetime) -> JsonObject:
     """Return the status to write. Transition times of unchanged conditions stay."""
-    current = phase(init, apps, ending)
     conditions = list((pod.get("status") or {}).get("conditions") or [])
-    for entry in _conditions(current, init, apps, ending):
+    for entry in _conditions(state):
         conditions = _replace_condition(conditions, entry, now)
     kept = {"PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready", "DisruptionTarget"}
     status: JsonObject = {
-        "phase": current,
+        "phase": state.phase,
         "conditions": [c for c in conditions if c["type"] in kept],
         "hostIP": "127.0.0.1",
         "hostIPs": [{"ip": "127.0.0.1"}],
-        "podIP": address,
-        "podIPs": [{"ip": address}],
-        "startTime": started_at,
-        "containerStatuses": [c.as_status() for c in apps],
+        "podIP": state.address,
+        "podIPs": [{"ip": state.address}],
+        "startTime": state.started_at,
+        "containerStatuses": [c.as_status() for c in state.apps],
     }
-    if init:
-        status["initContainerStatuses"] = [c.as_status() for c in init]
-    if ending is not None:
-        status |= {"reason": ending.reason, "message": ending.message}
+    if state.init:
+        status["initContainerStatuses"] = [c.as_status() for c in state.init]
+    if state.ending is not None:
+        status |= {"reason": state.ending.reason, "message": state.ending.message}
     return status
 
 
-def _conditions(
-    current: str, init: list[ContainerState], apps: list[ContainerState], ending: Ending | None
-) -> list[JsonObject]:
+def _conditions(state: PodState) -> list[JsonObject]:
+    current, ending = state.phase, state.ending
     is_over = current in {"Succeeded", "Failed"}
-    incomplete = [c.name for c in init if c.exit_code != 0]
-    unready = [c.name for c in apps if not c.is_ready]
+    incomplete = [c.name for c in state.init if c.exit_code != 0]
+    unready = [c.name for c in state.apps if not c.is_ready]
     entries = [_condition("PodReadyToStartContainers", not is_over)]
     if incomplete:
         text = f"containers with incomplete status: [{' '.join(incomplete)}]"
@@ -145,28 +150,31 @@ def waiting(reason: str, message: str = "") -> JsonObject:
     return {"waiting": {"reason": reason, **({"message": message} if message else {})}}
 
 
-def terminated(
-    *,
-    exit_code: int,
-    signal: int,
-    started_at: str,
-    finished_at: str,
-    message: str = "",
-    container_id: str = "",
-    reason: str = "",
-) -> JsonObject:
-    """Return the state of a container that has ended; times as metav1.Time."""
-    return {
-        "terminated": {
-            "exitCode": exit_code,
-            **({"signal": signal} if signal else {}),
-            "reason": reason or ("Completed" if exit_code == 0 else "Error"),
-            **({"message": message} if message else {}),
-            "startedAt": started_at,
-            "finishedAt": finished_at,
-            "containerID": container_id,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Termination:
+    """How a container has ended; times as metav1.Time. Without a reason the exit code gives one."""
+
+    exit_code: int
+    signal: int
+    started_at: str
+    finished_at: str
+    message: str
+    reason: str
+    container_id: str
+
+    def as_state(self) -> JsonObject:
+        """Return the state of the container."""
+        return {
+            "terminated": {
+                "exitCode": self.exit_code,
+                **({"signal": self.signal} if self.signal else {}),
+                "reason": self.reason or ("Completed" if self.exit_code == 0 else "Error"),
+                **({"message": self.message} if self.message else {}),
+                "startedAt": self.started_at,
+                "finishedAt": self.finished_at,
+                "containerID": self.container_id,
+            }
         }
-    }
 
 
 def should_restart(policy: str, exit_code: int, *, is_init: bool) -> bool:

@@ -13,7 +13,15 @@ from wrpo_devcluster.client import JsonObject
 from wrpo_devcluster.kubelet.environment import expand
 from wrpo_devcluster.kubelet.logs import join_parts, parse_lines, render
 from wrpo_devcluster.kubelet.rewriting import path_rewriter, rewrite_hosts
-from wrpo_devcluster.kubelet.status import ContainerState, Ending, compose, crash_backoff_s, phase, should_restart
+from wrpo_devcluster.kubelet.status import (
+    ContainerState,
+    Ending,
+    PodState,
+    compose,
+    crash_backoff_s,
+    phase,
+    should_restart,
+)
 from wrpo_devcluster.kubelet.volumes import File, VolumeError, select_items, write_files
 
 MOUNTS = {"/data": "/s/v/data", "/data/cache/": "/s/v/cache", "/etc/config": "/s/v/config"}
@@ -105,7 +113,7 @@ def test_a_pods_phase(
 
 def test_a_status_names_what_is_not_ready() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    status = compose({}, [], [make_state({"running": {}})], address="127.64.0.1", started_at="t", now=now)
+    status = compose({}, PodState([], [make_state({"running": {}})], "127.64.0.1", "t"), now)
     ready = next(c for c in status["conditions"] if c["type"] == "Ready")
     assert (ready["status"], ready["reason"]) == ("False", "ContainersNotReady")
     assert ready["message"] == "containers with unready status: [c]"

@@ -26,7 +26,8 @@ def create(services: Services, kind: Kind, namespace: str | None, body: Any, con
     key = managed.ManagerKey(context.manager, "Update", kind.api_version, "")
     managers = managed.record_update(kind.node, codec.zero(kind.node), obj, key, now=services.pipeline.now())
     core = event_forms.to_core(obj)
-    return services.pipeline.create(services.registry.core("events"), namespace, core, context, managers=managers)
+    target = Target(services.registry.core("events"), namespace, "")
+    return services.pipeline.create(target, core, context, managers=managers)
 
 
 def update(services: Services, target: Target, body: Any, context: Context) -> JsonObject:

@@ -136,7 +136,7 @@ def _post(request: ResourceRequest, context: Context, body: Any) -> Answer:
     if kind.group == event_forms.GROUP:
         created = event_requests.create(services, kind, request.namespace, body, context)
     else:
-        created = services.pipeline.create(kind, request.namespace, body, context, name=request.name)
+        created = services.pipeline.create(request.target, body, context)
     return _shown(request, created, 201)
 
 

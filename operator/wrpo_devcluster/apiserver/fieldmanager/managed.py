@@ -182,24 +182,26 @@ def _capped(managers: Managers) -> Managers:
     return managers
 
 
-def apply(
-    node: Node,
-    live: JsonObject,
-    config: JsonObject,
-    key: ManagerKey,
-    *,
-    api_version: str,
-    force: bool,
-    now: str,
-) -> tuple[JsonObject, Managers]:
+@dataclass(frozen=True, slots=True)
+class AppliedConfiguration:
+    """Content that a manager applies; with `force` it takes over the fields of others."""
+
+    content: JsonObject
+    key: ManagerKey
+    api_version: str
+    force: bool
+
+
+def apply(node: Node, live: JsonObject, applied: AppliedConfiguration, now: str) -> tuple[JsonObject, Managers]:
     """Merge an applied configuration into `live`; raise a Conflict if others own fields that it changes."""
     managers = load(live)
+    key, api_version = applied.key, applied.api_version
     if not managers and live:
         before = typed.field_set(node, live)
         managers[ManagerKey("before-first-apply", "Update", api_version, "")] = Entry(_strip(before), api_version, now)
     last = managers.get(key)
-    fields = _strip(typed.field_set(node, config))
-    merged = typed.merge(node, live, config)
+    fields = _strip(typed.field_set(node, applied.content))
+    merged = typed.merge(node, live, applied.content)
     managers[key] = Entry(fields, api_version, last.time if last else None)
     if last is not None:
         merged = _prune(node, merged, managers, last.fields)
@@ -210,7 +212,7 @@ def apply(
         for other, entry in managers.items()
         if other != key and (both := entry.fields.intersection(changed))
     }
-    if conflicts and not force:
+    if conflicts and not applied.force:
         raise _conflict(conflicts)
     _yield_fields(managers, key, typed.Comparison(comparison.added, comparison.removed, comparison.modified))
     if not managers[key].fields:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wrpo_devcluster.apiserver.apis.request import MASTERS, Context, User
 from wrpo_devcluster.apiserver.registry.pipeline import RequestPipeline
+from wrpo_devcluster.apiserver.schema.kinds import Target
 from wrpo_devcluster.client import JsonObject
 
 _RBAC = "rbac.authorization.k8s.io"
@@ -145,4 +146,4 @@ def bootstrap(pipeline: RequestPipeline) -> None:
         kind = pipeline.registry.find(group, "v1", plural)
         assert kind is not None
         if pipeline.store.get(kind.storage_key, "", body["metadata"]["name"]) is None:
-            pipeline.create(kind, None, body, context)
+            pipeline.create(Target(kind, None, ""), body, context)

@@ -11,7 +11,7 @@ from wrpo_devcluster.apiserver.registry.defaults import DEFAULTS, SPEC_DEFAULTS
 from wrpo_devcluster.apiserver.schema import codec
 from wrpo_devcluster.apiserver.schema.codec import DecodeError, copy_json
 from wrpo_devcluster.apiserver.schema.kinds import Kind
-from wrpo_devcluster.apiserver.schema.schema import META, Node, builtin
+from wrpo_devcluster.apiserver.schema.schema import META, builtin
 from wrpo_devcluster.apiserver.schema.serializer import Findings, find_duplicates
 from wrpo_devcluster.client import ApiError, JsonObject
 
@@ -54,13 +54,7 @@ def _wrong_version(version: Any, kind: Kind) -> ApiError:
 
 
 def decode(
-    kind: Kind,
-    body: JsonObject,
-    context: Context,
-    *,
-    node: Node | None = None,
-    stored: JsonObject | None = None,
-    subresource: str = "",
+    kind: Kind, body: JsonObject, context: Context, *, stored: JsonObject | None = None, subresource: str = ""
 ) -> JsonObject:
     """Return a pruned and defaulted object; unknown fields warn or refuse as the request demands.
 
@@ -79,7 +73,7 @@ def decode(
         find_duplicates(changed, findings)
     try:
         if kind.custom is None:
-            obj = codec.decode_builtin(node or kind.node, changed, findings)
+            obj = codec.decode_builtin(kind.node, changed, findings)
         else:
             obj = _decode_custom(kind, changed, findings)
     except DecodeError as problem:

@@ -11,7 +11,7 @@ from wrpo_devcluster.apiserver.admission.chain import Admission
 from wrpo_devcluster.apiserver.apis import errors
 from wrpo_devcluster.apiserver.apis.request import Context
 from wrpo_devcluster.apiserver.fieldmanager import applied, managed, patch
-from wrpo_devcluster.apiserver.fieldmanager.managed import ManagerKey, Managers
+from wrpo_devcluster.apiserver.fieldmanager.managed import AppliedConfiguration, ManagerKey, Managers
 from wrpo_devcluster.apiserver.registry import strategies
 from wrpo_devcluster.apiserver.registry.carry_over import carry_over
 from wrpo_devcluster.apiserver.registry.decode import check_identity, decode
@@ -52,18 +52,12 @@ class RequestPipeline:
     # Creating
 
     def create(
-        self,
-        kind: Kind,
-        namespace: str | None,
-        body: JsonObject,
-        context: Context,
-        *,
-        name: str = "",
-        managers: Managers | None = None,
+        self, target: Target, body: JsonObject, context: Context, *, managers: Managers | None = None
     ) -> JsonObject:
-        """Decode, check and store a new object, and return it; `name` is the one in the URL, if any."""
+        """Decode, check and store a new object, and return it. The target has a name if the URL has one."""
+        kind, name = target.kind, target.name
         obj = decode(kind, body, context)
-        self._place(kind, namespace, obj)
+        self._place(kind, target.namespace, obj)
         if name and obj["metadata"].setdefault("name", name) != name:
             raise errors.bad_request(
                 f"the name of the object ({obj['metadata']['name']}) does not match the name on the URL ({name})"
@@ -297,15 +291,13 @@ class RequestPipeline:
         if record is None and uid:
             causes = [errors.invalid_field("metadata.uid", uid, "field is immutable")] * 2
             raise errors.invalid(kind.kind, kind.group, name, causes)
-        merged, managers = managed.apply(
-            kind.node,
-            live,
+        given = AppliedConfiguration(
             self._applicable(kind, normal, subresource),
             ManagerKey(context.manager, "Apply", "", subresource),
             api_version=kind.api_version,
             force=context.force,
-            now=self.now(),
         )
+        merged, managers = managed.apply(kind.node, live, given, self.now())
         merged = {**merged, "kind": kind.kind, "apiVersion": kind.api_version}
         merged.setdefault("metadata", {})
         new = decode(kind, merged, context, stored=live or None, subresource=subresource)

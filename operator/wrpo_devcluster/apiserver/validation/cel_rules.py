@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -91,7 +91,7 @@ def check_rules(
     compiled = _compiled(node)
     rules = [rule for rule in compiled.rules if not is_kept or rule.uses_old]
     if rules:
-        causes += _check_node(node, compiled.decl, rules, value, old, path)
+        causes += _check_node(node, replace(compiled, rules=rules), value, old, path)
     if isinstance(value, dict):
         for name, item in value.items():
             child = node.properties.get(name)
@@ -120,14 +120,14 @@ def _previous_items(node: Node, old: Any) -> Callable[[Any], Any]:
     )
 
 
-def _check_node(node: Node, decl: Decl | None, rules: list[_Rule], value: Any, old: Any, path: str) -> list[Cause]:
+def _check_node(node: Node, compiled: _Rules, value: Any, old: Any, path: str) -> list[Cause]:
     causes = []
-    scope = {"self": view(decl, value)}
+    scope = {"self": view(compiled.decl, value)}
     has_old = old is not typed.ABSENT and old is not None
     if has_old:
-        scope["oldSelf"] = view(decl, old)
+        scope["oldSelf"] = view(compiled.decl, old)
     optional = {**scope, "oldSelf": Optional((scope["oldSelf"],) if has_old else ())}
-    for rule in rules:
+    for rule in compiled.rules:
         is_optional = bool(rule.raw.get("optionalOldSelf"))
         if rule.uses_old and not has_old and not is_optional:
             continue

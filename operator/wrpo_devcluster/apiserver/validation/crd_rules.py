@@ -176,15 +176,20 @@ def _rule(rule: JsonObject, decl: Decl, place: _Place, path: str, costs: _Costs)
     except RuleTypeError as fault:
         causes = [invalid_field(f"{path}.rule", shown, f"compilation failed: {fault}")]
     else:
-        causes = _boolean(checked, shown, decl, place, path, costs) + _looks_back(checked, rule, place, path)
+        causes = _boolean(checked, shown, path) or _expense(checked, decl, place, path, costs)
+        causes += _looks_back(checked, rule, place, path)
     if rule.get("messageExpression"):
         causes += _message(rule, shown, decl, path, costs)
     return causes
 
 
-def _boolean(checked: Checked, shown: JsonObject, decl: Decl, place: _Place, path: str, costs: _Costs) -> list[Cause]:
+def _boolean(checked: Checked, shown: JsonObject, path: str) -> list[Cause]:
     if checked.type != BOOL:
         return [invalid_field(f"{path}.rule", shown, "cel expression must evaluate to a bool")]
+    return []
+
+
+def _expense(checked: Checked, decl: Decl, place: _Place, path: str, costs: _Costs) -> list[Cause]:
     count = place.count if place.count is not None else cardinality(decl)
     cost = cel_cost.estimate(checked.expr, decl) * count
     costs.add(cost, f"{path}.rule")

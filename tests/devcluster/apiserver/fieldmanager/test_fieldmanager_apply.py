@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrpo_devcluster.apiserver.fieldmanager import managed
-from wrpo_devcluster.apiserver.fieldmanager.managed import ManagerKey
+from wrpo_devcluster.apiserver.fieldmanager.managed import AppliedConfiguration, ManagerKey
 from wrpo_devcluster.apiserver.schema.fieldset import FieldSet
 from wrpo_devcluster.apiserver.schema.schema import custom_root
 from wrpo_devcluster.client import CONFIG_MAPS
@@ -44,15 +44,8 @@ NODE = custom_root(
 
 
 def applied(live: dict[str, Any], spec: dict[str, Any], manager: str = "one", *, force: bool = True) -> dict[str, Any]:
-    merged, managers = managed.apply(
-        NODE,
-        live,
-        {"spec": spec},
-        ManagerKey(manager, "Apply", "", ""),
-        api_version="v1",
-        force=force,
-        now="2026-01-01T00:00:00Z",
-    )
+    given = AppliedConfiguration({"spec": spec}, ManagerKey(manager, "Apply", "", ""), api_version="v1", force=force)
+    merged, managers = managed.apply(NODE, live, given, "2026-01-01T00:00:00Z")
     return {**merged, "metadata": {"managedFields": managed.dump(managers)}}
 
 
