@@ -32,7 +32,7 @@ from wrpo_engine.artifacts.s3_client import (
 )
 from wrpo_engine.artifacts.s3_remote import BucketFiles
 from wrpo_engine.artifacts.store import Artifact, ArtifactWriter
-from wrpo_engine.artifacts.transfer import download, download_whole, upload, upload_first
+from wrpo_engine.artifacts.transfer import Version, download, download_whole, upload, upload_first
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.storage import StorageField
 from wrpo_engine.errors import ConfigError, DataError, MissingInputError, StorageError, WrpoError
@@ -67,7 +67,7 @@ class Copies:
         partial = self.cache.partial(name)
         path = self.cache.path(name)
         with self.cache.named_errors():
-            download(self.bucket, name, partial, size=size, etag=etag)
+            download(self.bucket, name, partial, Version(size, etag))
             digest = sha256_of(partial)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.replace(path)

@@ -46,9 +46,10 @@ def upload(bucket: S3Bucket, path: Path, name: str, *, sha256: str, only_if_abse
         bucket.put(name, path.read_bytes(), only_if_absent=only_if_absent, sha256=sha256)
         return
     parts = _parts(size, max(PART_BYTES, -(-size // _MOST_PARTS)))
+    whole = _MultipartUpload(bucket, path, name, sha256, only_if_absent)
     for _ in range(_UPLOAD_ATTEMPTS):
         with contextlib.suppress(_UploadGone):
-            _upload_parts(bucket, path, name, parts, sha256, only_if_absent=only_if_absent)
+            whole.send(parts)
             return
     raise TemporaryError(
         f"cannot write {bucket.uri(name)}: the server lost the upload {_UPLOAD_ATTEMPTS} times before its completion",
@@ -74,54 +75,6 @@ def upload_first(bucket: S3Bucket, path: Path, name: str, *, sha256: str) -> boo
     return True
 
 
-def _upload_parts(
-    bucket: S3Bucket, path: Path, name: str, parts: Sequence[_Part], sha256: str, *, only_if_absent: bool
-) -> None:
-    target = {"Bucket": bucket.bucket, "Key": bucket.key(name)}
-    checksum = bucket.checksum_arguments()
-    upload_id = bucket.call(
-        f"write {bucket.uri(name)}",
-        lambda: needed(
-            bucket.client.create_multipart_upload(**target, **checksum, **bucket.metadata(sha256)), "UploadId"
-        ),
-    )
-
-    def send(part: _Part) -> dict[str, Any]:
-        with path.open("rb") as file:
-            file.seek(part.start)
-            content = file.read(part.end - part.start)
-        number = part.index + 1
-        answer = bucket.call(
-            f"write part {number} of {bucket.uri(name)}",
-            lambda: bucket.client.upload_part(
-                **target, UploadId=upload_id, PartNumber=number, Body=content, **checksum
-            ),
-        )
-        return {"PartNumber": number, **{key: answer[key] for key in ("ETag", "ChecksumSHA256") if key in answer}}
-
-    def complete(sent: list[dict[str, Any]]) -> None:
-        try:
-            bucket.conditional(
-                bucket.client.complete_multipart_upload,
-                name,
-                only_if_absent=only_if_absent,
-                UploadId=upload_id,
-                MultipartUpload={"Parts": sent},
-            )
-        except bucket.client.exceptions.ClientError as error:
-            if error.response.get("Error", {}).get("Code") == "NoSuchUpload":
-                raise _UploadGone from error
-            raise
-
-    try:
-        sent = _run(send, parts)
-        bucket.call(f"write {bucket.uri(name)}", lambda: complete(sent))
-    except BaseException:
-        with contextlib.suppress(Exception):
-            bucket.client.abort_multipart_upload(**target, UploadId=upload_id)
-        raise
-
-
 @dataclass(frozen=True, slots=True)
 class _Part:
     index: int
@@ -130,15 +83,84 @@ class _Part:
     """Position after the last byte."""
 
 
+@dataclass(frozen=True, slots=True)
+class _MultipartUpload:
+    """A file on its way to a bucket in parts."""
+
+    bucket: S3Bucket
+    path: Path
+    name: str
+    sha256: str
+    only_if_absent: bool
+
+    def send(self, parts: Sequence[_Part]) -> None:
+        """Send all parts and complete the object. Raises _UploadGone if the server no longer knows the upload."""
+        bucket = self.bucket
+        target = {"Bucket": bucket.bucket, "Key": bucket.key(self.name)}
+        upload_id = bucket.call(
+            f"write {bucket.uri(self.name)}",
+            lambda: needed(
+                bucket.client.create_multipart_upload(
+                    **target, **bucket.checksum_arguments(), **bucket.metadata(self.sha256)
+                ),
+                "UploadId",
+            ),
+        )
+        address = {**target, "UploadId": upload_id}
+        try:
+            sent = _run(lambda part: self._send_part(part, address), parts)
+            bucket.call(f"write {bucket.uri(self.name)}", lambda: self._complete(upload_id, sent))
+        except BaseException:
+            with contextlib.suppress(Exception):
+                bucket.client.abort_multipart_upload(**address)
+            raise
+
+    def _send_part(self, part: _Part, address: dict[str, Any]) -> dict[str, Any]:
+        with self.path.open("rb") as file:
+            file.seek(part.start)
+            content = file.read(part.end - part.start)
+        number = part.index + 1
+        answer = self.bucket.call(
+            f"write part {number} of {self.bucket.uri(self.name)}",
+            lambda: self.bucket.client.upload_part(
+                **address, PartNumber=number, Body=content, **self.bucket.checksum_arguments()
+            ),
+        )
+        return {"PartNumber": number, **{key: answer[key] for key in ("ETag", "ChecksumSHA256") if key in answer}}
+
+    def _complete(self, upload_id: str, sent: list[dict[str, Any]]) -> None:
+        client = self.bucket.client
+        try:
+            self.bucket.conditional(
+                client.complete_multipart_upload,
+                self.name,
+                only_if_absent=self.only_if_absent,
+                UploadId=upload_id,
+                MultipartUpload={"Parts": sent},
+            )
+        except client.exceptions.ClientError as error:
+            if error.response.get("Error", {}).get("Code") == "NoSuchUpload":
+                raise _UploadGone from error
+            raise
+
+
 def _parts(size: int, part_bytes: int) -> list[_Part]:
     starts = enumerate(range(0, size, part_bytes))
     return [_Part(index, start, min(start + part_bytes, size)) for index, start in starts]
 
 
-def download(bucket: S3Bucket, name: str, partial: Path, *, size: int, etag: str, part_bytes: int = PART_BYTES) -> None:
-    """Fill `partial` with the object of this size and ETag; TemporaryError if the object has changed."""
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What an object of a bucket must be for a download."""
+
+    size: int
+    etag: str
+
+
+def download(bucket: S3Bucket, name: str, partial: Path, version: Version, *, part_bytes: int = PART_BYTES) -> None:
+    """Fill `partial` with this version of an object; TemporaryError if the object has changed."""
     journal = _journal(partial)
-    header = json.dumps({"etag": etag, "size": size, "part_bytes": part_bytes})
+    header = json.dumps({"etag": version.etag, "size": version.size, "part_bytes": part_bytes})
     done = _read_journal(journal, header, partial)
     partial.parent.mkdir(parents=True, exist_ok=True)
     if not done:
@@ -146,17 +168,17 @@ def download(bucket: S3Bucket, name: str, partial: Path, *, size: int, etag: str
         journal.write_text(header + "\n")
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        os.ftruncate(descriptor, size)
+        os.ftruncate(descriptor, version.size)
         writing = Lock()
         with journal.open("a") as lines:
 
             def fetch(part: _Part) -> None:
-                _fetch(bucket, name, etag, descriptor, part)
+                _fetch(bucket, name, version.etag, descriptor, part)
                 with writing:
                     lines.write(f"{part.index}\n")
                     lines.flush()
 
-            _run(fetch, [part for part in _parts(size, part_bytes) if part.index not in done])
+            _run(fetch, [part for part in _parts(version.size, part_bytes) if part.index not in done])
         os.fsync(descriptor)
     except ConditionFailed:
         journal.unlink(missing_ok=True)

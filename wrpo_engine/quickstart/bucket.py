@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wrpo_engine.artifacts.manifest import digest_of, sha256_of
 from wrpo_engine.artifacts.s3_client import S3Bucket
-from wrpo_engine.artifacts.transfer import download, upload
+from wrpo_engine.artifacts.transfer import Version, download, upload
 from wrpo_engine.errors import DataError
 from wrpo_engine.quickstart.store import RECORD_NAME, AssetStore, Recipe, is_complete
 
@@ -56,7 +56,7 @@ class BucketAssets:
         for file in record["files"]:
             key = f"{name}/{file['name']}"
             if key in found:
-                download(self.bucket, key, self.root / key, size=found[key].size, etag=found[key].etag)
+                download(self.bucket, key, self.root / key, Version(found[key].size, found[key].etag))
             if key not in found or sha256_of(self.root / key) != file["sha256"]:
                 raise DataError(
                     f"{self.bucket.uri(key)} differs from its {RECORD_NAME}",

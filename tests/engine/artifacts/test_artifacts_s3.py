@@ -242,12 +242,13 @@ def test_a_killed_download_goes_on_with_the_parts_that_are_missing(connect: Conn
     name = f"{REF.stage}/{REF.hash}/rows"
     stat = store.copies.bucket.stat(name)
     assert stat is not None
+    version = transfer.Version(stat.size, stat.etag)
     partial = store.copies.cache.partial(name)
     proxy.faults = [lambda r: Answer(403, b"") if r.headers.get("range", "").startswith(f"bytes={3 << 20}-") else None]
     with pytest.raises(ConfigError, match="access is denied"):
-        transfer.download(store.copies.bucket, name, partial, size=stat.size, etag=stat.etag, part_bytes=1 << 20)
+        transfer.download(store.copies.bucket, name, partial, version, part_bytes=1 << 20)
     proxy.faults, proxy.requests[:] = [], []
-    transfer.download(store.copies.bucket, name, partial, size=stat.size, etag=stat.etag, part_bytes=1 << 20)
+    transfer.download(store.copies.bucket, name, partial, version, part_bytes=1 << 20)
     assert partial.read_bytes() == content
     assert f"bytes={3 << 20}-{(4 << 20) - 1}" in proxy.ranges_asked("/rows")
     assert len(proxy.ranges_asked("/rows")) < 4
@@ -258,7 +259,7 @@ def test_an_object_replaced_between_two_parts_is_read_anew_by_the_next_attempt(c
     writer(store).publish("rows", write("hello"))
     name = f"{REF.stage}/{REF.hash}/rows"
     with pytest.raises(TemporaryError, match=r"rows was replaced while it was read"):
-        transfer.download(store.copies.bucket, name, store.copies.cache.partial(name), size=5, etag='"other"')
+        transfer.download(store.copies.bucket, name, store.copies.cache.partial(name), transfer.Version(5, '"other"'))
 
 
 def test_storage_paths_are_brought_here_once_and_follow_the_bucket(
