@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from pydantic import BaseModel
 
@@ -18,55 +18,32 @@ from wrpo_engine.config import (
     TrainParams,
 )
 from wrpo_engine.contract.definition import Shape
-from wrpo_engine.contract.evaluation import (
-    AnswerParams,
-    GradeParams,
-    MixtureParams,
-    PerplexityParams,
-    SelectParams,
-)
-from wrpo_engine.contract.fusing import AlignParams, RepresentParams
+from wrpo_engine.contract.evaluation import AnswerParams, GradeParams, MixtureParams, PerplexityParams
 from wrpo_engine.contract.merging import JointParams, MergeParams
-from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_engine.contract.types import is_hub_id
 from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.api.status import StageFacts, StageState, StageStatus
-from wrpo_operator.cli.fusion_work import align_seconds, joint_seconds, merge_seconds, search_seconds, stored_bytes
-from wrpo_operator.cli.measured import Rates, Setting
-from wrpo_operator.cli.work import prompts_of, tokens_of, turns_of
-from wrpo_operator.plan.budget import Demand, Limits, admitted
-from wrpo_operator.plan.demands import demand_of, limits_of
+from wrpo_operator.cli.durations import accelerator_seconds, cpu_seconds
+from wrpo_operator.cli.forecast_inputs import Assumed, Known, count_prompts, facts_of, parent_of, remember
+from wrpo_operator.cli.fusion_work import stored_bytes
+from wrpo_operator.cli.measured import Setting
+from wrpo_operator.cli.simulation import simulate
+from wrpo_operator.cli.work import prompts_of, tokens_of
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import StageId, StageNode
-from wrpo_operator.plan.placing import choose, described, facts_in, loaded_model, model_of, placed, requests_of
+from wrpo_operator.plan.placing import choose, described, facts_in, model_of, placed, requests_of
 from wrpo_operator.plan.resources import gpus_of, pods_of
-from wrpo_operator.plan.urgency import urgencies
 from wrpo_operator.plan.warnings import warnings_of
 from wrpo_operator.sizing.catalogue import known_commit
-from wrpo_operator.sizing.estimate import (
-    PROMPT_TOKENS,
-    RESPONSE_TOKENS,
-    Speed,
-    exchanged_bytes,
-    forward_seconds,
-    generation_seconds,
-    needed_network,
-    speed_of,
-    training_seconds,
-)
-from wrpo_operator.sizing.generation import UTILIZATION, Way, room
+from wrpo_operator.sizing.estimate import exchanged_bytes, needed_network, speed_of
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
 from wrpo_operator.sizing.memory import width_of
-from wrpo_operator.sizing.requests import DoesNotFit, GenerationRequest
+from wrpo_operator.sizing.requests import DoesNotFit
 from wrpo_operator.sizing.resource_names import listed
 
-LookUp = Callable[[str, str | None], ModelFacts | None]
 REUSED = "finished before: reused"
 UNKNOWN = "unknown"
 """Placement of a stage that the operator will size."""
-_UNKNOWN_HOURS = 1.0
-"""Duration of a stage with accelerators whose time is unknown, for the order of stages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,28 +93,6 @@ class Forecast:
     download_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assumed:
-    """What is known or assumed before the experiment runs."""
-
-    look_up: LookUp
-    prompts: int | None = None
-    """Size of the data set, for specs that set no limit."""
-    rates: Rates = field(default_factory=dict)
-    """Rates that earlier experiments reached; they precede calculated ones."""
-
-
-@dataclass(slots=True)
-class _Known:
-    spec: ExperimentSpec
-    inventory: Inventory | None
-    assumed: Assumed
-    prompts: int | None
-    records: dict[str, StageStatus] = field(default_factory=dict)
-    top_k: dict[StageId, int] = field(default_factory=dict)
-    """Tokens that the stages which represent rows keep for each position."""
-
-
 def forecast(
     spec: ExperimentSpec,
     inventory: Inventory | None,
@@ -148,12 +103,12 @@ def forecast(
 
     `finished` are addresses of complete artifacts, stage/hash, whose stages do not run again.
     """
-    known = _Known(spec, inventory, assumed, spec.prompts.limit or assumed.prompts)
-    _count_prompts(known)
+    known = Known(spec, inventory, assumed, spec.prompts.limit or assumed.prompts)
+    count_prompts(known)
     nodes, lines, refusals = list[StageNode](), list[Line](), list[str]()
     done_before = set[StageId]()
     for node in build_graph(spec):
-        _remember(known, node)
+        remember(known, node)
         if f"{node.id}/{node.hash}" in finished:
             lines.append(replace(_identity(node), placement=REUSED, gpu_hours=0.0, hours=0.0, price=0.0))
             done_before.add(node.id)
@@ -167,7 +122,7 @@ def forecast(
     # Without an inventory nothing is known about the stages that the operator will size.
     judged = [node for node in nodes if inventory is not None or not node.needs]
     durations = {line.stage: line.hours for line in lines}
-    at_once, hours = _simulate(spec, inventory, nodes, durations, done_before)
+    at_once, hours = simulate(spec, inventory, nodes, durations, done_before)
     spent = [line.gpu_hours for line in lines if line.gpu_hours is not None]
     prices = [line.price for line in lines if line.price is not None]
     return Forecast(
@@ -181,7 +136,7 @@ def forecast(
     )
 
 
-def _unpinned(known: _Known, nodes: Iterable[StageNode]) -> Iterator[str]:
+def _unpinned(known: Known, nodes: Iterable[StageNode]) -> Iterator[str]:
     """Yield one sentence about the models whose branch may move between two runs, with commits to pin them to."""
     used = [(node, model) for node in nodes for model in _hub_models(node.params)]
     names = sorted({name for _, (name, revision) in used if revision is None})
@@ -210,40 +165,7 @@ def _hub_models(value: object) -> Iterator[tuple[str, str | None]]:
             yield from _hub_models(getattr(value, field_name))
 
 
-def _record(name: str, facts: ModelFacts | None = None, metrics: Mapping[str, float] | None = None) -> StageStatus:
-    found = None if facts is None else StageFacts.model_validate(facts.model_dump())
-    return StageStatus(name=name, state=StageState.SUCCEEDED, hash="", facts=found, metrics=dict(metrics or {}))
-
-
-def _count_prompts(known: _Known) -> None:
-    """Record what `prepare` would count."""
-    if known.prompts is None:
-        return
-    evaluation = known.spec.prompts.evaluation
-    own = 0 if evaluation.dataset is not None else evaluation.prompts
-    rest = max(0, known.prompts - own)
-    sft = int(rest * known.spec.prompts.sft_fraction)
-    counted = {"prompts_sft": sft, "prompts_preference": rest - sft, "prompts_evaluation": evaluation.prompts}
-    known.records["prepare"] = _record("prepare", metrics=counted)
-
-
-def _remember(known: _Known, node: StageNode) -> None:
-    """Record what a stage would find: facts about a model, the number of responses."""
-    params, name = node.params, str(node.id)
-    if isinstance(params, InspectParams | FetchParams) and params.model.name is not None:
-        facts = known.assumed.look_up(params.model.name, params.model.revision)
-        if facts is not None:
-            known.records[name] = _record(name, facts)
-    if isinstance(params, RepresentParams):
-        known.top_k[node.id] = params.top_k
-    prompts = prompts_of(known.spec, node, known.records)
-    if isinstance(params, SampleParams | AnswerParams | MixtureParams) and prompts is not None:
-        known.records[name] = _record(name, metrics={"rows": prompts * params.samples_per_prompt})
-    if isinstance(params, SelectParams | JointParams) and prompts is not None:
-        known.records[name] = _record(name, metrics={"rows": prompts})
-
-
-def _choose(known: _Known, node: StageNode) -> Placement | DoesNotFit | None:
+def _choose(known: Known, node: StageNode) -> Placement | DoesNotFit | None:
     facts = all(str(need.facts) in known.records for need in node.needs)
     if known.inventory is None or not node.needs or not facts:
         return None
@@ -260,7 +182,7 @@ def _identity(node: StageNode) -> Line:
     )
 
 
-def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None) -> Line:
+def _line(known: Known, node: StageNode, chosen: Placement | DoesNotFit | None) -> Line:
     line = replace(
         _identity(node),
         gpus=gpus_of(known.spec, node),
@@ -273,7 +195,7 @@ def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None)
         return replace(line, placement=f"does not fit: needs {chosen.needs}", arithmetic=chosen.message)
     placement = described(known.spec, node)
     if placement is None:
-        seconds = None if node.needs else _cpu_seconds(known, node, line.tokens)
+        seconds = None if node.needs else cpu_seconds(known, node, line.tokens)
         return replace(
             line,
             placement=UNKNOWN if node.needs else "CPU" if _runs_model(node) else "",
@@ -294,7 +216,7 @@ def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None)
         seconds = responses * rate.mean_tokens / (rate.tokens_per_second * max(1, placement.per_pod))
         line = replace(line, measured_by=rate.experiment)
     else:
-        seconds = _seconds(known, node, placement, group)
+        seconds = accelerator_seconds(known, node, placement, group)
     if seconds is None or group is None:
         return line
     hours = seconds * max(1, placement.per_pod) / 3600
@@ -305,13 +227,13 @@ def _line(known: _Known, node: StageNode, chosen: Placement | DoesNotFit | None)
 
 
 def _with_network(
-    known: _Known, node: StageNode, placement: Placement, group: AcceleratorGroup | None, line: Line
+    known: Known, node: StageNode, placement: Placement, group: AcceleratorGroup | None, line: Line
 ) -> Line:
     """Return the line of a stage with what a gang of several nodes exchanges, which is less with adapters."""
     params, speed = node.params, None if group is None else speed_of(group.name)
     if not isinstance(params, SftParams | TrainParams) or params.lora is not None or placement.pods < 2:
         return line
-    about, tokens = _facts_of(known, node), placement.micro_batch_tokens
+    about, tokens = facts_of(known, node), placement.micro_batch_tokens
     if about is None or speed is None or tokens is None:
         return line
     exchanged = exchanged_bytes(about, width=width_of(params.precision), zero_stage=params.zero_stage)
@@ -349,7 +271,7 @@ def _group(inventory: Inventory | None, placement: Placement) -> AcceleratorGrou
     return found[0] if len(found) == 1 else None
 
 
-def _responses(known: _Known, node: StageNode) -> int | None:
+def _responses(known: Known, node: StageNode) -> int | None:
     """Return the responses of a sampling stage; None if they are unknown or the stage samples none."""
     prompts = prompts_of(known.spec, node, known.records)
     return prompts * node.params.samples_per_prompt if isinstance(node.params, SampleParams) and prompts else None
@@ -363,132 +285,16 @@ def _runs_model(node: StageNode) -> bool:
     )
 
 
-def _seconds(known: _Known, node: StageNode, placement: Placement, group: AcceleratorGroup | None) -> float | None:
-    """Return the seconds that one pod would need for the whole stage, or that its gang needs; None if unknown."""
-    speed = None if group is None else speed_of(group.name)
-    about = _facts_of(known, node)
-    tokens, prompts = tokens_of(known.spec, node, known.records), prompts_of(known.spec, node, known.records)
-    if speed is None or about is None or tokens is None or group is None:
-        return None
-    params = node.params
-    if isinstance(params, MergeParams):
-        return _search_seconds(known, params, _Pod(about, speed, placement, group))
-    if isinstance(params, JointParams):
-        return _joint_seconds(known, params, speed, items=prompts)
-    if isinstance(params, SftParams | TrainParams):
-        alone = training_seconds(
-            about,
-            speed,
-            tokens=tokens,
-            checkpointing=bool(params.gradient_checkpointing),
-            references=isinstance(params, TrainParams),
-        )
-        return alone / placement.accelerators
-    if isinstance(params, SampleParams | AnswerParams | MixtureParams) and prompts is not None:
-        responses = prompts * params.samples_per_prompt
-        pod = _Pod(about, speed, placement, group)
-        return _generation(pod, responses=responses, request=loaded_model(node, about))
-    return forward_seconds(about, speed, tokens=tokens)
-
-
-def _facts_of(known: _Known, node: StageNode) -> ModelFacts | None:
-    """Return the facts about the model that decides a stage's time; None if they are unknown."""
-    record = known.records.get(str(node.needs[0].facts)) if node.needs else None
-    model = model_of(node) or known.spec.target.model
-    return record.facts if record is not None else known.assumed.look_up(model, None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pod:
-    """A model on the accelerators of one pod."""
-
-    facts: ModelFacts
-    speed: Speed
-    placement: Placement
-    group: AcceleratorGroup
-
-
-def _generation(pod: _Pod, *, responses: int, request: GenerationRequest | None = None) -> float:
-    """Return the seconds in which a pod generates; without a request, the model is loaded with the defaults."""
-    request = request or GenerationRequest(facts=pod.facts)
-    placement = pod.placement
-    way = Way(
-        group=pod.group,
-        tensor=placement.tensor_parallel_size,
-        pipeline=placement.pipeline_parallel_size,
-        share=placement.gpu_memory_utilization or UTILIZATION,
-    )
-    return generation_seconds(
-        request,
-        pod.speed,
-        responses=responses,
-        accelerators=placement.per_pod,
-        room=room(request, way),
-    )
-
-
-def _stored(known: _Known, node: StageNode) -> int | None:
+def _stored(known: Known, node: StageNode) -> int | None:
     if known.inventory is None:
         return None
     # Of the models of a fusion, the target is represented in the same way.
     kept = next((known.top_k[stage] for stage in (node.id, *node.upstream) if stage in known.top_k), None)
     rows = prompts_of(known.spec, node, known.records)
-    return stored_bytes(node.params, rows=rows, top_k=kept, parent=_parent(known, node))
+    return stored_bytes(node.params, rows=rows, top_k=kept, parent=parent_of(known, node))
 
 
-def _parent(known: _Known, node: StageNode) -> ModelFacts | None:
-    """Return the size of the models that a stage merges, which have one architecture."""
-    if not isinstance(node.params, MergeParams):
-        return None
-    return _facts_of_model(known, next(iter(node.params.parents.values())))
-
-
-def _facts_of_model(known: _Known, model: ModelRef) -> ModelFacts | None:
-    """Return the size of a model; what a stage of the experiment makes is as large as the target."""
-    target = known.spec.target
-    return known.assumed.look_up(
-        *((target.model, target.revision) if model.name is None else (model.name, model.revision))
-    )
-
-
-def _cpu_seconds(known: _Known, node: StageNode, tokens: int | None) -> float | None:
-    """Return the seconds of one pod without accelerators; None if they are unknown, or for stages of another kind."""
-    if known.inventory is None:
-        return None
-    if isinstance(node.params, AlignParams):
-        return None if tokens is None else align_seconds(node.params, tokens=tokens)
-    parent = _parent(known, node)
-    if parent is None or not isinstance(node.params, MergeParams) or node.params.search is not None:
-        return None
-    return merge_seconds(node.params, parent)
-
-
-def _search_seconds(known: _Known, params: MergeParams, pod: _Pod) -> float | None:
-    """Return the seconds of a search of merge weights on one accelerator's pod."""
-    search = params.search
-    if search is None:
-        return None
-    answers = _generation(pod, responses=search.prompts)
-    length = min(search.max_tokens, RESPONSE_TOKENS)
-    reward = None if search.reward.name is None else known.assumed.look_up(search.reward.name, search.reward.revision)
-    read = search.prompts * (PROMPT_TOKENS + length)
-    return search_seconds(
-        search,
-        merging=merge_seconds(params, pod.facts),
-        answering=answers * length / RESPONSE_TOKENS,
-        scoring=0.0 if reward is None else forward_seconds(reward, pod.speed, tokens=read),
-    )
-
-
-def _joint_seconds(known: _Known, params: JointParams, speed: Speed, *, items: int | None) -> float | None:
-    """Return the seconds of one accelerator that holds all members."""
-    members = [facts for member in params.members if (facts := _facts_of_model(known, member)) is not None]
-    if items is None or len(members) < len(params.members):
-        return None
-    return joint_seconds(params, members, speed, answers=items * turns_of(params.benchmark))
-
-
-def _download(known: _Known, node: StageNode) -> int:
+def _download(known: Known, node: StageNode) -> int:
     """Return the bytes of weights that a stage's pods download from the hub."""
     params = node.params
     if isinstance(params, FetchParams):
@@ -507,44 +313,3 @@ def _models_of(node: StageNode) -> tuple[str, ...]:
         return tuple(dict.fromkeys(model.name for model in models if model.name is not None))
     first = model_of(node)
     return () if first is None else (first,)
-
-
-def _simulate(
-    spec: ExperimentSpec,
-    inventory: Inventory | None,
-    nodes: list[StageNode],
-    hours: Mapping[str, float | None],
-    done_before: set[StageId],
-) -> tuple[int, float]:
-    """Return the most accelerators in use at a time and the hours until the last stage ends.
-
-    Stages start as the planner starts them: when all before have ended, the largest first, of these the most urgent,
-    within the limits.
-    """
-    limits, ended, urgency = limits_of(spec, inventory), set(done_before), urgencies(nodes, done_before)
-    waiting = sorted(nodes, key=lambda node: -urgency[node.id])
-    running: dict[StageId, float] = {}
-    demands = {node.id: demand_of(spec, node, inventory) for node in nodes}
-    now, most = 0.0, 0
-    while waiting or running:
-        ready = [demands[node.id] for node in waiting if all(before in ended for before in _before(node))]
-        for stage in admitted(ready, [demands[stage] for stage in running], limits):
-            duration = hours.get(str(stage))
-            usual = _UNKNOWN_HOURS if demands[stage].accelerators else 0.0
-            running[stage] = now + (usual if duration is None else duration)
-        waiting = [node for node in waiting if node.id not in running]
-        if not running:
-            break  # The rest is larger than scheduling.maxGpus.
-        most = max(most, sum(_in_use(demands[stage], limits) for stage in running))
-        now = min(running.values())
-        ended |= {stage for stage, end in running.items() if end <= now}
-        running = {stage: end for stage, end in running.items() if end > now}
-    return most, now
-
-
-def _in_use(demand: Demand, limits: Limits) -> int:
-    return min(demand.accelerators, limits.totals.get(demand.group, demand.accelerators))
-
-
-def _before(node: StageNode) -> set[StageId]:
-    return {*node.upstream, *(need.facts for need in node.needs)}

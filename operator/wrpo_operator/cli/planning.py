@@ -181,7 +181,8 @@ def plan_command(
       wrpo plan -f experiment.yaml --accelerators h100=4x8 --prompts 60000
       wrpo plan -f experiment.yaml -o manifests | less
     """  # noqa: D301  # click's mark for lines to keep
-    from wrpo_operator.cli.forecast import Assumed, forecast
+    from wrpo_operator.cli.forecast import forecast
+    from wrpo_operator.cli.forecast_inputs import Assumed
     from wrpo_operator.cli.forecast_view import as_json, show
     from wrpo_operator.cli.model_sources import ModelSources
     from wrpo_operator.plan.placing import profiled

@@ -60,7 +60,7 @@ def sweep_group() -> None:
 @click.option("--hub/--no-hub", default=True, show_default=True, help="Read config.json of hub models from the hub.")
 def plan_command(filename: str, output: str, accelerators: str | None, prompts: int | None, hub: bool) -> None:
     """Show the stages that the sweeps of FILE need, those that variants share, and GPU hours. Contacts no cluster."""
-    from wrpo_operator.cli.forecast import Assumed
+    from wrpo_operator.cli.forecast_inputs import Assumed
     from wrpo_operator.cli.model_sources import ModelSources
     from wrpo_operator.plan.placing import profiled
 

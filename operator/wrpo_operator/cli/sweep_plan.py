@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from wrpo_operator.api.parsing import parse_spec
 from wrpo_operator.api.sweep import SweepSpec
 from wrpo_operator.api.sweep_status import SourceOrder
-from wrpo_operator.cli.forecast import Assumed, forecast
+from wrpo_operator.cli.forecast import forecast
+from wrpo_operator.cli.forecast_inputs import Assumed
 from wrpo_operator.plan.sweep_expand import Expansion, expand
 from wrpo_operator.sizing.inventory import Inventory
 

@@ -19,8 +19,8 @@ from wrpo_engine.artifacts import VolumeStore
 from wrpo_engine.config import ArtifactRef
 from wrpo_engine.contract.merging import JointParams
 from wrpo_operator.api.parsing import parse_spec
-from wrpo_operator.cli.forecast import Assumed
 from wrpo_operator.cli.forecast import forecast as plans
+from wrpo_operator.cli.forecast_inputs import Assumed
 from wrpo_operator.cli.forecast_view import show
 from wrpo_operator.cli.fusion_work import joint_seconds, joint_tokens
 from wrpo_operator.cli.main import main
