@@ -13,6 +13,8 @@ from typing import Any
 _PREFIXES = ("<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>")
 _SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
 _WORDS = 4088
+PUBLISHED_LENGTH = 2048
+"""Tokens to which the published script pads each pair: 1224 for the prompt and 412 for each candidate."""
 Items = list[tuple[str, list[str]]]
 
 
@@ -95,8 +97,13 @@ def items_of(case: Case) -> Items:
     ]
 
 
-def one_at_a_time(directory: Path, items: Items) -> Callable[[], list[float]]:
-    """Return a function that compares as a published script does: tokenizer, encoder and head for each pair."""
+def one_at_a_time(
+    directory: Path, items: Items, *, padded_to: int = 0, pairs: int | None = None
+) -> Callable[[], list[float]]:
+    """Return a function that compares the first pairs, or all: tokenizer, encoder and head for each pair.
+
+    The script of LLM-Blender's README pads each pair to PUBLISHED_LENGTH tokens. `padded_to` 0: no padding.
+    """
     import torch
     from safetensors.torch import load_file
     from transformers import AutoTokenizer, DebertaV2Config, DebertaV2Model
@@ -115,15 +122,19 @@ def one_at_a_time(directory: Path, items: Items) -> Callable[[], list[float]]:
 
     def compare(prompt: str, left: str, right: str) -> float:
         ids = tokenizer(_PREFIXES[0] + prompt, max_length=1224, truncation=True)["input_ids"]
-        room = (2048 - len(ids)) // 2
+        room = (PUBLISHED_LENGTH - len(ids)) // 2
         for prefix, text in zip(_PREFIXES[1:], (left, right), strict=False):
             ids = ids + tokenizer(prefix + text, max_length=room, truncation=True)["input_ids"]
+        padding = [0] * (padded_to - len(ids))
+        mask = torch.tensor([[1] * len(ids) + padding])
         with torch.inference_mode():
-            states = encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
+            states = encoder(input_ids=torch.tensor([ids + padding]), attention_mask=mask).last_hidden_state[0]
             source, one, two = (states[ids.index(prefix)] for prefix in prefixes)
             return float(head(torch.cat([source, one])) - head(torch.cat([source, two])))
 
+    compared = [(prompt, *pair) for prompt, answers in items for pair in permutations(answers, 2)][:pairs]
+
     def run() -> list[float]:
-        return [compare(prompt, *pair) for prompt, answers in items for pair in permutations(answers, 2)]
+        return [compare(*texts) for texts in compared]
 
     return run
