@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from wrpo_engine.comparison import length_control
 from wrpo_engine.comparison.benchmarks import BenchmarkTable, Facts, JudgesCompared
 from wrpo_engine.comparison.columns import Cell, Scored
 from wrpo_engine.comparison.published import published_note, published_row
@@ -52,11 +53,8 @@ def notes_of(
 ) -> list[str]:
     """Return who judges each benchmark, what was judged, how judges agree, and notes about the paper's figures."""
     found = [_judge_note(table, rows) for table in tables]
-    if any(facts.length_controlled for table in tables for facts in table.facts.values()):
-        found.append(
-            "LC is the length-controlled win rate, its interval that of refitted resamples. Only the judge of "
-            "AlpacaEval-2 gives AlpacaEval-2's LC; LC-minimal has no regulariser and is another number."
-        )
+    facts = [each for table in tables for each in table.facts.values()]
+    found += length_control.notes_of([each.length_controlled[0] for each in facts if each.length_controlled])
     found += [_agreement_note(each) for each in agreements]
     if published and tables:
         found += _published_notes(tables, rows)

@@ -1,14 +1,14 @@
-"""Length-controlled win rates in resamples: logistic regression by Newton's method, without a penalty. Pure.
+"""Length- and style-controlled win rates in resamples: logistic regression by Newton's method, without a penalty. Pure.
 
 The regression has one row an item, with the outcome as a continuous label, and the rows of a regulariser, which are the
-same in every resample. The score is the mean prediction over the items with the length's column set to 0. The items are
-those with a valid verdict. The value of the original tool, which `wrpo_engine.judging.protocols.length_control`
-computes, is the mean over all items.
+same in every resample. The score is the mean prediction over the items with the controlled columns, the length's or
+those of the style, set to 0. The items are those with a valid verdict. AlpacaEval's own value, which
+`wrpo_engine.judging.protocols.length_control` computes, is the mean over all items.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -29,6 +29,21 @@ _LIMIT = 30.0
 _BLOCK = 50
 """Resamples of one block: its arrays fit the processor's cache."""
 _THREADS = 2
+
+_NOTES: tuple[tuple[frozenset[str], str], ...] = (
+    (
+        frozenset({"LC", "LC-minimal"}),
+        (
+            "LC is the length-controlled win rate; its interval refits the regression in each resample. Only the judge "
+            "of AlpacaEval-2 gives AlpacaEval-2's LC. LC-minimal has no regulariser and is another number."
+        ),
+    ),
+    (
+        frozenset({"SC"}),
+        "SC is Arena-Hard v2.0's style-controlled score: that of answers with the baseline's length and Markdown.",
+    ),
+)
+"""Forms of a controlled score, and what they mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +69,14 @@ class LengthControl:
     """Length control of one system: what its regression is made of."""
 
     features: Floats
-    """[items, columns]. The first column is the length's; it is 0 in the predictions."""
+    """[items, columns]. The first `controlled` columns are 0 in the predictions."""
     outcomes: Floats
     """[items], from 0 to 1."""
     regulariser: Rows | None = None
+    weights: Floats | None = None
+    """[items]: how often each item counts. None: once."""
+    controlled: int = 1
+    """Columns that are controlled for: the length's, or those of the style."""
     _products: Floats = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -66,16 +85,20 @@ class LengthControl:
 
     def score(self) -> float:
         """Return the length-controlled share of wins, from 0 to 1."""
-        ones = np.ones((1, len(self.outcomes)))
-        return float(self._scores(ones, self._fitted(ones, self._zeros()))[0])
+        return float(self._scores(self._once(), self.coefficients()[None])[0])
+
+    def coefficients(self) -> Floats:
+        """Return the coefficient of each column, [columns]. Those of outcomes that separate are large and arbitrary."""
+        found: Floats = self._fitted(self._once(), self._zeros())[0]
+        return found
 
     def resampled(self, *, seed: int, resamples: int = RESAMPLES) -> Floats:
         """Return the score in each resample of items, [resamples]; the items are those of `statistics.bootstrap`."""
-        start = self._fitted(np.ones((1, len(self.outcomes))), self._zeros())
+        start = self.coefficients()[None]
         narrow = self._narrow()
 
         def of_block(counts: Floats) -> Floats:
-            drawn = _single(counts)
+            drawn = _single(counts if self.weights is None else counts * self.weights)
             return narrow._scores(drawn, narrow._fitted(drawn, start))  # noqa: SLF001 (its own class)
 
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -93,14 +116,19 @@ class LengthControl:
             else Rows(
                 features=_single(fixed.features), outcomes=_single(fixed.outcomes), weights=_single(fixed.weights)
             ),
+            controlled=self.controlled,
         )
+
+    def _once(self) -> Floats:
+        """Return how often each item counts without resampling, [1, items]."""
+        return np.ones((1, len(self.outcomes))) if self.weights is None else self.weights[None]
 
     def _zeros(self) -> Floats:
         return np.zeros((1, self.features.shape[1]))
 
     def _scores(self, counts: Floats, coefficients: Floats) -> Floats:
         at_zero = self.features.copy()
-        at_zero[:, 0] = 0
+        at_zero[:, : self.controlled] = 0
         made = (counts * _chances(coefficients, at_zero)).sum(axis=1, dtype=np.float64)
         shares: Floats = made / counts.sum(axis=1, dtype=np.float64)
         return shares
@@ -152,7 +180,7 @@ def details_of(
 ) -> dict[str, Any]:
     """Return the entry `length_control` of the details in benchmark.json.
 
-    `form` is the name in tables, LC or LC-minimal. `metric` names the value among the metrics, in per cent. `features`
+    `form` is the name in tables, e.g. LC. `metric` names the value among the metrics, in per cent. `features`
     has the columns of each valid item, the length's first.
     """
     return {
@@ -161,6 +189,11 @@ def details_of(
         "features": {item: [float(value) for value in values] for item, values in features.items()},
         "regulariser": None if regulariser is None else rows_to_json(regulariser),
     }
+
+
+def notes_of(forms: Collection[str]) -> list[str]:
+    """Return what the forms of controlled scores in a table mean."""
+    return [note for known, note in _NOTES if known & set(forms)]
 
 
 def _single(values: Floats) -> Floats:

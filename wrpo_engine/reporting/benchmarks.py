@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wrpo_engine.comparison import length_control
 from wrpo_engine.reporting import charts
 
 Json = Mapping[str, Any]
@@ -240,11 +241,8 @@ def _notes(content: Json, labels: Mapping[str, str]) -> tuple[str, ...]:
     cells = [cell for column in columns for cell in column["cells"]]
     if any(cell["common"] is not None for cell in cells):
         found.append("Where systems were judged on different items, the score on the common ones is shown as well.")
-    if any(cell["length_controlled"] is not None for cell in cells):
-        found.append(
-            "LC is the length-controlled win rate; its interval refits the regression in each resample. Only the judge "
-            "of AlpacaEval-2 gives AlpacaEval-2's LC. LC-minimal has no regulariser and is another number."
-        )
+    controlled = [cell["length_controlled"] for cell in cells]
+    found += length_control.notes_of([each["form"] for each in controlled if each is not None])
     if any(cell["judged_by_own_reward"] for cell in cells):
         found.append(
             f"{MARK} scored by the reward that trained or selected the system: this shows what was optimised, not what "

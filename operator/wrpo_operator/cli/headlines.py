@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-_FORMS = {"lc": "LC", "lc-minimal": "LC-minimal", "score": "score"}
+_FORMS = {"lc": "LC", "lc-minimal": "LC-minimal", "sc": "SC", "score": "score"}
 """Name of a metric -> name of the figure; the first one that there is, is the headline."""
 _METRIC = re.compile(r"^(?P<name>[a-z-]+)_(?P<benchmark>[a-z0-9-]+)_(?P<judge>[a-z0-9-]+)(_(?P<side>low|high))?$")
 _OWN = "the judge is a reward that trained the model"

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from wrpo_engine.bundles.templates import (
     ARENA_CONTINUE,
     ARENA_NEW_FIELDS,
@@ -15,6 +17,7 @@ from wrpo_engine.bundles.templates import (
     DELIMITERS,
     check_templates,
 )
+from wrpo_engine.comparison.length_control import LengthControl, details_of
 from wrpo_engine.contract.benchmarks import JudgeFields, Protocol
 from wrpo_engine.judging.protocol import Ask, Item, ItemOutcome, Outcome, Reply, Summary, Verdict
 from wrpo_engine.judging.protocols.arena_files import judgments
@@ -28,14 +31,18 @@ from wrpo_engine.judging.protocols.arena_verdicts import (
     weighted_score,
 )
 from wrpo_engine.judging.protocols.counting import by_item, counts
-from wrpo_engine.judging.protocols.intervals import mean_interval
+from wrpo_engine.judging.protocols.intervals import RESAMPLES, SEED, interval, mean_interval
 from wrpo_engine.judging.protocols.prompts import baseline_of, chat, fill, question_of, without_thoughts
-from wrpo_engine.judging.protocols.style import StyledBattle, style_control, style_of
+from wrpo_engine.judging.protocols.style import StyledBattle, density_style, style_control, style_fit, style_of
 
 _CONTINUE = "Continue your judgment, and end it with the label of your final verdict."
 _MAX_TOKENS = 4096
 _KINDS: Mapping[str, Protocol] = {"v0.1": "ArenaHard", "v2.0": "ArenaHardV2"}
 _LEAST_BATTLES = 2
+_LEAST_QUESTIONS = 10
+"""Fewer do not determine the five coefficients of v2.0's style control."""
+LEADERBOARD_SCORE = "sc2025_score"
+"""Metric of v2.0: the style-controlled score of its leaderboard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +111,14 @@ class ArenaHard:
     def summarise(
         self, items: Sequence[Item], answers: Mapping[str, Sequence[str]], verdicts: Sequence[Verdict]
     ) -> Summary:
-        """Return score and sc_score in per cent, the unweighted mean, ties, position bias, and counts."""
+        """Return the scores in per cent, also style-controlled, the unweighted mean, ties, position bias and counts."""
         grouped = by_item(verdicts)
         games = {item.item_id: self._games(grouped.get(item.item_id, [])) for item in items}
         outcomes = [_outcome(item_id, list(found.values())) for item_id, found in games.items()]
         scores = self._scores([found for found in games.values() if found])
         controlled = self._style_controlled(items, answers, games)
+        if self.version == "v2.0":
+            controlled |= self._leaderboard_scores(items, answers, outcomes)
         metrics = {
             **scores,
             **mean_interval("score", outcomes, scale=100),
@@ -122,6 +131,8 @@ class ArenaHard:
             "parsing": "2024" if self._is_2024 else "2025",
             "style_length": self.length_unit,
         }
+        if LEADERBOARD_SCORE in controlled:
+            details["length_control"] = details_of("SC", LEADERBOARD_SCORE, {})
         return Summary(metrics=metrics, outcomes=outcomes, details=details)
 
     def native_files(
@@ -237,6 +248,34 @@ class ArenaHard:
         if len(battles) < _LEAST_BATTLES or {battle.outcome for battle in battles} in ({0.0}, {1.0}):
             return {}
         return {"sc_score": style_control(battles).equal_style_win_rate("model")}
+
+    def _leaderboard_scores(
+        self, items: Sequence[Item], answers: Mapping[str, Sequence[str]], outcomes: Sequence[ItemOutcome]
+    ) -> dict[str, float]:
+        """Return the score of v2.0's leaderboard at equal style, with its interval, and that of each category."""
+        judged = [(item, found) for item, found in zip(items, outcomes, strict=True) if found.valid]
+        by_category: dict[str, list[tuple[Item, ItemOutcome]]] = {}
+        for entry in judged:
+            by_category.setdefault(entry[0].category, []).append(entry)
+        metrics: dict[str, float] = {}
+        if (fit := self._fit(judged, answers)) is not None:
+            metrics[LEADERBOARD_SCORE] = 100 * fit.score()
+            metrics |= interval(LEADERBOARD_SCORE, 100 * fit.resampled(seed=SEED, resamples=RESAMPLES))
+        for category, found in sorted(by_category.items()) if len(by_category) > 1 else ():
+            if category and (fit := self._fit(found, answers)) is not None:
+                metrics[f"{LEADERBOARD_SCORE}_{category}"] = 100 * fit.score()
+        return metrics
+
+    def _fit(
+        self, judged: Sequence[tuple[Item, ItemOutcome]], answers: Mapping[str, Sequence[str]]
+    ) -> LengthControl | None:
+        values = np.array([found.value for _, found in judged], dtype=np.float64)
+        if len(values) < _LEAST_QUESTIONS or set(values.tolist()) in ({0.0}, {1.0}):
+            return None
+        styles = [
+            density_style(self._style(answers[item.item_id][0]), self._style(baseline_of(item))) for item, _ in judged
+        ]
+        return style_fit(np.array(styles), values, np.array([found.weight for _, found in judged]))
 
     def _style(self, text: str) -> tuple[float, float, float, float]:
         return style_of(text, self.length_of(text))

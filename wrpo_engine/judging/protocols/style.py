@@ -1,4 +1,12 @@
-"""Arena-Hard's style control: a Bradley-Terry fit with the lengths and Markdown of the two answers as features."""
+"""Arena-Hard's style control: a Bradley-Terry fit with the lengths and Markdown of the two answers as features.
+
+With n the length of an answer, h the number of its headers, lists or bold texts, and m and b for model and baseline:
+
+    2024   (n_b - n_m) / (n_b + n_m + 1) and (h_b - h_m) / (h_b + h_m + 1), with scikit-learn's default penalty
+    2025   (n_m - n_b) / (n_m + n_b) and (d_m - d_b) / (d_m + d_b + 1) with d = h / (n + 1), without a penalty
+
+The formulas are those of lmarena/arena-hard-auto (Apache-2.0): its version of October 2024, and show_result.py of v2.0.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wrpo_engine.bundles.markdown import markdown_counts
+from wrpo_engine.comparison.length_control import LengthControl as Fit
+from wrpo_engine.comparison.statistics import Floats
 
 _BASE = 10.0
 _SCALE = 400.0
 _ALIKE = 1e-9
 """Deviation of a feature that differs only by rounding."""
+_SEPARATED = 20.0
+"""Coefficient of a feature of deviation 1 that has no finite value: its odds would be 10^8 to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +94,56 @@ def style_control(battles: Sequence[StyledBattle]) -> StyleControl:
         coefficients=tuple(float(value) for value in coefficients),
         mean_style_rating=-float(_SCALE * (coefficients @ (mean / spread)) / np.log(_BASE)),
     )
+
+
+def style_control_2025(battles: Sequence[StyledBattle]) -> StyleControl:
+    """Return ratings with style as a feature, as the leaderboard of v2.0 has them, at the maximum of the likelihood.
+
+    The original ends after 50 short steps, within 0.5 % of it, and prints the median of 100 resamples.
+    """
+    models = sorted({battle.model for battle in battles})
+    styles = np.array([density_style(battle.model_style, battle.baseline_style) for battle in battles])
+    mean, deviation = styles.mean(axis=0), styles.std(axis=0, ddof=1)
+    spread = np.where(deviation > _ALIKE, deviation, 1.0)
+    players = np.array([[battle.model == model for model in models] for battle in battles], dtype=np.float64)
+    fit = Fit(
+        features=np.concatenate([(styles - mean) / spread, players], axis=1),
+        outcomes=np.array([battle.outcome for battle in battles]),
+    )
+    coefficients, strengths = np.split(fit.coefficients(), [styles.shape[1]])
+    unit = _SCALE / math.log(_BASE)
+    return StyleControl(
+        ratings={model: float(unit * strength) for model, strength in zip(models, strengths, strict=True)},
+        coefficients=tuple(float(value) for value in coefficients),
+        mean_style_rating=float(unit * (coefficients @ (mean / spread))),
+    )
+
+
+def style_fit(styles: Floats, outcomes: Floats, battles: Floats) -> Fit | None:
+    """Return the fit of 2025 with one row a question, for the score at equal style; None if there is none.
+
+    styles: [questions, features] of `density_style`; outcomes: mean over the question's battles; battles: their number.
+    There is none if the style alone decides the battles: no finite coefficients describe that.
+    """
+    deviation = styles.std(axis=0)
+    spread = np.where(deviation > _ALIKE, deviation, 1.0)
+    fit = Fit(
+        features=np.concatenate([styles / spread, np.ones((len(styles), 1))], axis=1),
+        outcomes=outcomes,
+        weights=battles,
+        controlled=styles.shape[1],
+    )
+    return fit if float(np.abs(fit.coefficients()).max()) < _SEPARATED else None
+
+
+def density_style(model: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    """Return the features of 2025 of a battle."""
+    total = model[0] + baseline[0]
+    features = [(model[0] - baseline[0]) / total if total else 0.0]
+    for own, other in zip(model[1:], baseline[1:], strict=True):
+        dense, thin = own / (model[0] + 1), other / (baseline[0] + 1)
+        features.append((dense - thin) / (dense + thin + 1))
+    return features
 
 
 def _players(battles: Sequence[StyledBattle], models: Sequence[str]) -> NDArray[np.float64]:

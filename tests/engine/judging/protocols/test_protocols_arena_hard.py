@@ -19,7 +19,7 @@ from wrpo_engine.errors import DataError
 from wrpo_engine.judging.protocol import Ask, BenchmarkProtocol, Item, Outcome, Reply, Verdict
 from wrpo_engine.judging.protocols import protocol_of
 from wrpo_engine.judging.protocols.arena_verdicts import game_of, label_2024, label_2025, match_2025
-from wrpo_engine.judging.protocols.style import StyledBattle, style_control
+from wrpo_engine.judging.protocols.style import StyledBattle, style_control, style_control_2025, style_of
 
 GOLDEN = golden("arena_hard")
 V01 = GOLDEN["v01"]
@@ -114,6 +114,76 @@ def test_style_control_has_the_coefficients_of_2024() -> None:
     for model, rating in found.ratings.items():
         assert anchor + rating == pytest.approx(STYLE["elo"][model], rel=1e-12)
         assert round(found.win_rate(model), 2) == STYLE["win_rate_percent"][model]
+
+
+BOARD = golden("arena_hard_2025")
+
+
+def battles_of_board() -> list[StyledBattle]:
+    battles = []
+    for model, place, *labels in BOARD["rows"]:
+        own, base = (BOARD["styles"][name][place] for name in (model, BOARD["baseline"]))
+        for game in (game_of(label, order) for order, label in enumerate(labels)):
+            battle = StyledBattle(model=model, outcome=game.score, model_style=own, baseline_style=base)
+            battles += [battle] * game.weight
+    return battles
+
+
+def test_style_control_of_2025_is_that_of_the_leaderboard() -> None:
+    """Its 50 steps end a little before the maximum that ours finds, and its table is the median of 100 resamples."""
+    battles = battles_of_board()
+    assert len(battles) == BOARD["n_battles"]
+    found = style_control_2025(battles)
+    assert found.coefficients == pytest.approx(BOARD["converged_coefficients"], abs=2e-4)
+    assert found.coefficients == pytest.approx(BOARD["one_fit_coefficients"], abs=0.006)
+    for model in found.ratings:
+        low, printed, high = BOARD["bootstrap"][model]
+        assert found.win_rate(model) == pytest.approx(BOARD["converged"][model], abs=2e-3)
+        assert found.win_rate(model) == pytest.approx(BOARD["one_fit"][model], abs=0.2)
+        assert found.win_rate(model) == pytest.approx(printed, abs=1)
+        assert low < found.win_rate(model) < high
+
+
+def styled_cell(win: Any) -> Any:
+    """Return the metrics of v2.0 and the style-controlled result of its battles; `win` says who wins a question."""
+    draw = random.Random(3)
+
+    def text() -> str:
+        marks = "# a\n" * draw.randint(0, 3) + "- b\n" * draw.randint(0, 5) + "**c** " * draw.randint(0, 4)
+        return marks + "word " * draw.randint(5, 80)
+
+    items = [item(f"q{n}", n, baseline=(text(),), category=("hard_prompt", "math")[n % 2]) for n in range(60)]
+    answers = {entry.item_id: [text()] for entry in items}
+    labels = {entry.item_id: win(draw, len(answers[entry.item_id][0]), len(entry.baseline[0])) for entry in items}
+    metrics = summary_of(
+        protocol("ArenaHardV2"), items, answers, lambda ask: f"[[{labels[ask.item_id][ask.order]}]]"
+    ).metrics
+    battles = []
+    for entry in items:
+        for game in (game_of(label, order) for order, label in enumerate(labels[entry.item_id])):
+            own, base = (style_of(each, len(each)) for each in (answers[entry.item_id][0], entry.baseline[0]))
+            battle = StyledBattle(model="m", outcome=game.score, model_style=own, baseline_style=base)
+            battles += [battle] * game.weight
+    return metrics, battles
+
+
+def test_v2_has_the_leaderboard_s_score_at_equal_style_with_an_interval() -> None:
+    def longer_wins(draw: random.Random, own: int, base: int) -> tuple[str, str]:
+        wins = draw.random() < 1 / (1 + math.exp(-2 - (own - base) / 80))
+        return ("B>>A", "A>B") if wins else ("A>B", draw.choice(["B>>A", "A=B"]))
+
+    metrics, battles = styled_cell(longer_wins)
+    found = style_control_2025(battles)
+    assert metrics["sc2025_score"] == pytest.approx(found.equal_style_win_rate("m"), abs=1e-4)
+    assert metrics["sc2025_score"] > metrics["score"] + 1
+    assert metrics["sc2025_score_low"] < metrics["sc2025_score"] < metrics["sc2025_score_high"]
+    assert {"sc2025_score_hard_prompt", "sc2025_score_math"} <= metrics.keys()
+
+
+def test_battles_that_the_style_alone_decides_have_no_score_at_equal_style() -> None:
+    metrics, _ = styled_cell(lambda _, own, base: ("B>A", "A>B") if own > base else ("A>B", "B>A"))
+    assert "score" in metrics
+    assert not [name for name in metrics if name.startswith("sc2025")]
 
 
 def styles(row: Any, side: int) -> tuple[float, float, float, float]:
