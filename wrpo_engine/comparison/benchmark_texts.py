@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from wrpo_engine.comparison import length_control
 from wrpo_engine.comparison.benchmarks import BenchmarkTable, Facts, JudgesCompared
 from wrpo_engine.comparison.columns import Cell, Scored
 from wrpo_engine.comparison.published import published_note, published_row
 from wrpo_engine.comparison.statistics import Interval
-from wrpo_engine.reporting.benchmarks import judge_of, p_text, value_text
+from wrpo_engine.reporting.benchmarks import controlled_notes, judge_of, p_text, value_text
 
 _DASH = "-"
 _WIN_RATE = {"%": "WR", "points": "overall", "reward": "reward"}
@@ -54,7 +53,7 @@ def notes_of(
     """Return who judges each benchmark, what was judged, how judges agree, and notes about the paper's figures."""
     found = [_judge_note(table, rows) for table in tables]
     facts = [each for table in tables for each in table.facts.values()]
-    found += length_control.notes_of([each.length_controlled[0] for each in facts if each.length_controlled])
+    found += controlled_notes([each.length_controlled[0] for each in facts if each.length_controlled])
     found += [_agreement_note(each) for each in agreements]
     if published and tables:
         found += _published_notes(tables, rows)

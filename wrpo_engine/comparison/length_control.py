@@ -8,7 +8,7 @@ those of the style, set to 0. The items are those with a valid verdict. AlpacaEv
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -29,21 +29,6 @@ _LIMIT = 30.0
 _BLOCK = 50
 """Resamples of one block: its arrays fit the processor's cache."""
 _THREADS = 2
-
-_NOTES: tuple[tuple[frozenset[str], str], ...] = (
-    (
-        frozenset({"LC", "LC-minimal"}),
-        (
-            "LC is the length-controlled win rate; its interval refits the regression in each resample. Only the judge "
-            "of AlpacaEval-2 gives AlpacaEval-2's LC. LC-minimal has no regulariser and is another number."
-        ),
-    ),
-    (
-        frozenset({"SC"}),
-        "SC is Arena-Hard v2.0's style-controlled score: that of answers with the baseline's length and Markdown.",
-    ),
-)
-"""Forms of a controlled score, and what they mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,11 +174,6 @@ def details_of(
         "features": {item: [float(value) for value in values] for item, values in features.items()},
         "regulariser": None if regulariser is None else rows_to_json(regulariser),
     }
-
-
-def notes_of(forms: Collection[str]) -> list[str]:
-    """Return what the forms of controlled scores in a table mean."""
-    return [note for known, note in _NOTES if known & set(forms)]
 
 
 def _single(values: Floats) -> Floats:

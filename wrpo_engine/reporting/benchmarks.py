@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wrpo_engine.comparison import length_control
 from wrpo_engine.reporting import charts
+
+_NOTES: tuple[tuple[frozenset[str], str], ...] = (
+    (
+        frozenset({"LC", "LC-minimal"}),
+        (
+            "LC is the length-controlled win rate; its interval refits the regression in each resample. Only the judge "
+            "of AlpacaEval-2 gives AlpacaEval-2's LC. LC-minimal has no regulariser and is another number."
+        ),
+    ),
+    (
+        frozenset({"SC"}),
+        "SC is Arena-Hard v2.0's style-controlled score: that of answers with the baseline's length and Markdown.",
+    ),
+)
+"""Forms of a controlled score, and what they mean."""
 
 Json = Mapping[str, Any]
 MARK = "†"
@@ -229,6 +243,11 @@ def _score(column: Json, system: str) -> Score | None:
     return Score(score=value_text(cell["score"]), lines=tuple(lines), mark=MARK if cell["judged_by_own_reward"] else "")
 
 
+def controlled_notes(forms: Collection[str]) -> list[str]:
+    """Return what the forms of controlled scores in a table mean."""
+    return [note for known, note in _NOTES if known & set(forms)]
+
+
 def _notes(content: Json, labels: Mapping[str, str]) -> tuple[str, ...]:
     columns: Sequence[Json] = content["columns"]
     starts = sorted({labels[column["baseline"]] for column in columns if column["baseline"]})
@@ -242,7 +261,7 @@ def _notes(content: Json, labels: Mapping[str, str]) -> tuple[str, ...]:
     if any(cell["common"] is not None for cell in cells):
         found.append("Where systems were judged on different items, the score on the common ones is shown as well.")
     controlled = [cell["length_controlled"] for cell in cells]
-    found += length_control.notes_of([each["form"] for each in controlled if each is not None])
+    found += controlled_notes([each["form"] for each in controlled if each is not None])
     if any(cell["judged_by_own_reward"] for cell in cells):
         found.append(
             f"{MARK} scored by the reward that trained or selected the system: this shows what was optimised, not what "
