@@ -52,7 +52,7 @@ class JudgeExecution(Declared, role=Role.EXECUTION):
     judge_endpoint: Annotated[str, Field(max_length=512, pattern=r"^https?://[^@\s]+$")] | None = None
     """Base URL of an OpenAI-compatible server, e.g. https://host/v1. Unset: the stage serves the model itself."""
     judge_reported_model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """Model name that the endpoint's replies must have, e.g. for a deployment or an alias with a name of its own.
+    """Model name that the endpoint's replies must have, e.g. for a deployment or an alias with another name.
     Unset: that of `model`. A provider or path before it, a date after it and upper case may differ."""
     judge_concurrency: int = Field(default=16, ge=1, le=1024)
     """Maximum concurrent requests of one stage."""
