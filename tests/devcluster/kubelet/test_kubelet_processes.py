@@ -131,7 +131,7 @@ def make_pod(
         "spec": {
             "nodeName": NODE.name,
             "restartPolicy": restart,
-            "terminationGracePeriodSeconds": 5,
+            "terminationGracePeriodSeconds": 60,
             "containers": [main],
             **spec,
         },
