@@ -21,22 +21,23 @@ from wrpo_operator.api import names
 from wrpo_operator.plan.classify import LIVE
 from wrpo_operator.runtime.accelerators import Accelerators
 from wrpo_operator.runtime.changes import Changes
+from wrpo_operator.runtime.cluster import Cluster
 from wrpo_operator.runtime.fleet import FleetCollector
 from wrpo_operator.runtime.health import contact, health_app, heartbeat
 from wrpo_operator.runtime.holding import MOMENT_S
-from wrpo_operator.runtime.informer import Informer, InformerSettings
+from wrpo_operator.runtime.host import Host
+from wrpo_operator.runtime.informer import Informer, InformerListener, InformerSettings
 from wrpo_operator.runtime.kube import HttpKube, KubeError
 from wrpo_operator.runtime.lease import LeaderElection, LeaseSettings
 from wrpo_operator.runtime.metering import count_status_write
 from wrpo_operator.runtime.metrics import Metrics
 from wrpo_operator.runtime.observe import child_fact
-from wrpo_operator.runtime.progress_server import MIN_INTERVAL_S, ProgressServer, ProgressStore
+from wrpo_operator.runtime.progress_server import MIN_INTERVAL_S, ProgressHost, ProgressServer, ProgressStore
 from wrpo_operator.runtime.queue import ReconcileQueue
-from wrpo_operator.runtime.reconciler import Key, Reconciler, ReconcilerSettings
+from wrpo_operator.runtime.reconciler import Reconciler, ReconcilerHost, ReconcilerSettings
 from wrpo_operator.runtime.resources import (
     CHILD_RESOURCES,
     EXPERIMENTS,
-    PODS,
     SWEEPS,
     JsonObject,
     Resource,
@@ -46,9 +47,10 @@ from wrpo_operator.runtime.resources import (
 )
 from wrpo_operator.runtime.settings import Settings
 from wrpo_operator.runtime.snapshot import SnapshotBuilder
-from wrpo_operator.runtime.store import ObjectStore
+from wrpo_operator.runtime.store import Key, ObjectStore
 from wrpo_operator.runtime.sweeps import SweepReconciler
 from wrpo_operator.runtime.tls import ServerCertificate
+from wrpo_operator.runtime.watching import WatchSettings
 
 log = logging.getLogger(__name__)
 WATCH_LIMIT_S = 300.0
@@ -70,6 +72,9 @@ class Operator:
         self._stop = asyncio.Event()
         self._metrics = Metrics()
         self._store = ObjectStore()
+        self._cluster = Cluster(
+            client=connection, store=self._store, now=lambda: datetime.now(UTC), monotonic=time.monotonic
+        )
         self._changes = Changes(self._store)
         connection.on_request = self._metrics.observe_request
         self._certificate = (
@@ -81,16 +86,15 @@ class Operator:
         self._progress_store = ProgressStore()
         self._progress_at: dict[Key, float] = {}
         self._informer = Informer(
-            connection,
-            self._store,
-            InformerSettings(namespace=settings.namespace or None, audit_s=settings.audit_seconds),
-            login=connection.kopf_login,
-            monotonic=time.monotonic,
-            on_change=self._on_change,
-            on_session=self._on_session,
-            on_trusted=self._wake,
-            on_cut=lambda resource: self._metrics.undecodable.labels(resource).inc(),
-            restore_signals=self._handle_signals,
+            self._cluster,
+            InformerSettings(audit_s=settings.audit_seconds),
+            WatchSettings(
+                namespace=settings.namespace or None,
+                login=connection.kopf_login,
+                on_cut=lambda resource: self._metrics.undecodable.labels(resource).inc(),
+                restore_signals=self._handle_signals,
+            ),
+            InformerListener(on_change=self._on_change, on_session=self._on_session, on_trusted=self._wake),
         )
         self._lease = LeaderElection(
             connection,
@@ -111,30 +115,24 @@ class Operator:
             wake=self._add_after,
         )
         self._reconciler = Reconciler(
-            connection,
-            self._store,
+            self._cluster,
             self._snapshots,
             ReconcilerSettings(settings.render, settings.identity, settings.manage_service_account, moment_s=MOMENT_S),
-            may_act=lambda: self._lease.is_leader and self._informer.synced,
-            now=lambda: datetime.now(UTC),
-            monotonic=time.monotonic,
-            forget=self._forget,
-            wake=self._add,
-            on_status=partial(count_status_write, self._metrics),
-            on_written=self._wake_sweep,
-            accelerators=self._accelerators.of,
+            ReconcilerHost(
+                may_act=self._may_act,
+                forget=self._forget,
+                wake=self._add,
+                on_status=partial(count_status_write, self._metrics),
+                on_written=self._wake_sweep,
+                accelerators=self._accelerators.of,
+            ),
         )
         self._queue: ReconcileQueue[Key] = ReconcileQueue(self._work, on_error=self._on_error)
         self._sweeps = SweepReconciler(
-            connection,
-            self._store,
+            self._cluster,
+            Host(may_act=self._may_act, forget=self._forget_sweep, wake=self._add),
             identity=settings.identity,
-            may_act=lambda: self._lease.is_leader and self._informer.synced,
-            now=lambda: datetime.now(UTC),
-            monotonic=time.monotonic,
             policy=settings.pod_template_policy,
-            forget=self._forget_sweep,
-            wake=self._add,
         )
         self._sweep_queue: ReconcileQueue[Key] = ReconcileQueue(self._sweeps.reconcile, on_error=self._on_error)
         self._metrics.registry.register(
@@ -142,7 +140,7 @@ class Operator:
                 self._metrics,
                 lambda: self._store.items(EXPERIMENTS),
                 leading=lambda: self._lease.is_leader,
-                now=lambda: datetime.now(UTC),
+                now=self._cluster.now,
                 per_experiment=settings.metrics_per_experiment,
             )
         )
@@ -186,6 +184,9 @@ class Operator:
             part.result()
             raise RuntimeError(f"part {part.get_name()} of the operator ended unexpectedly")
         log.info("stopped")
+
+    def _may_act(self) -> bool:
+        return self._lease.is_leader and self._informer.synced
 
     async def _work(self, key: Key) -> float | None:
         self._metrics.queue_depth.set(self._queue.depth)
@@ -305,22 +306,13 @@ class Operator:
         except (OSError, ssl.SSLError) as error:
             log.warning("the progress endpoint keeps its certificate because the new one cannot be used: %s", error)
 
-    def pod(self, namespace: str, name: str) -> JsonObject | None:
-        """Return a pod for the progress server."""
-        return self._store.get(PODS, namespace, name)
-
     def _progress(self) -> ProgressServer:
-        return ProgressServer(
-            self._connection,
-            self,
-            self._progress_store,
-            audience=self._settings.render.progress_audience,
-            now=lambda: datetime.now(UTC),
-            monotonic=time.monotonic,
+        host = ProgressHost(
             on_post=self._on_progress,
             leading=lambda: self._lease.is_leader,
             on_answer=lambda code: self._metrics.progress_posts.labels(str(code)).inc(),
         )
+        return ProgressServer(self._cluster, self._progress_store, self._settings.render.progress_audience, host)
 
     def _health(self) -> web.Application:
         def watch_age() -> float:

@@ -21,7 +21,7 @@ from wrpo_devcluster.client import (
     Selection,
     WatchEvent,
 )
-from wrpo_operator.runtime.kube import HttpKube, KubeError
+from wrpo_operator.runtime.kube import HttpKube, KubeError, Request
 
 WATCH_S = 240
 _PATCH_TYPES: dict[Patch, str] = {
@@ -132,7 +132,7 @@ class HttpClient:
     async def _request(self, method: str, path: str, **options: Any) -> JsonObject:
         try:
             # The name of the resource is for the client's metrics only.
-            return await self._kube.request(_VERBS[method], path, path, **options)
+            return await self._kube.ask(Request(_VERBS[method], path, path, **options))
         except KubeError as error:
             raise _api_error(error) from error
 

@@ -21,10 +21,13 @@ from support.builders import NOON, raw_spec
 from wrpo_operator.api import names
 from wrpo_operator.api.backends import BACKENDS, CHILD_KINDS
 from wrpo_operator.render import RenderSettings
+from wrpo_operator.runtime.cluster import Cluster
+from wrpo_operator.runtime.errors import Details
+from wrpo_operator.runtime.host import Host
 from wrpo_operator.runtime.kube import KubeError, Page
 from wrpo_operator.runtime.progress_server import ProgressStore
 from wrpo_operator.runtime.queue import RetryAfterError
-from wrpo_operator.runtime.reconciler import Reconciler, ReconcilerSettings
+from wrpo_operator.runtime.reconciler import Reconciler, ReconcilerHost, ReconcilerSettings
 from wrpo_operator.runtime.resources import (
     CHILD_RESOURCES,
     CLAIMS,
@@ -65,7 +68,8 @@ class Fault:
     code: int = 500
 
     def error(self) -> KubeError:
-        return KubeError(self.code, "Injected", f"injected {self.code}", retry_after_s=1 if self.code == 429 else None)
+        details = Details(retry_after_s=1 if self.code == 429 else None)
+        return KubeError(self.code, "Injected", f"injected {self.code}", details=details)
 
 
 class Server:
@@ -385,23 +389,15 @@ class Operator:
 
     def __post_init__(self) -> None:
         snapshots = SnapshotBuilder(self.store, ProgressStore(), backends=lambda: frozenset(BACKENDS))
-        self._reconciler = Reconciler(
-            self.client,
-            self.store,
-            snapshots,
-            ReconcilerSettings(RenderSettings(), self.identity, manage_service_account=True),
-            may_act=self.may_act,
+        cluster = Cluster(
+            client=self.client,
+            store=self.store,
             now=lambda: self.server.now + self.skew,
             monotonic=self.server.elapsed_s,
         )
-        self._sweeps = SweepReconciler(
-            self.client,
-            self.store,
-            identity=self.identity,
-            may_act=self.may_act,
-            now=lambda: self.server.now + self.skew,
-            monotonic=self.server.elapsed_s,
-        )
+        settings = ReconcilerSettings(RenderSettings(), self.identity, manage_service_account=True)
+        self._reconciler = Reconciler(cluster, snapshots, settings, ReconcilerHost(may_act=self.may_act))
+        self._sweeps = SweepReconciler(cluster, Host(may_act=self.may_act), identity=self.identity)
 
     async def relist(self) -> None:
         """List everything, as at the start and after a lost watch."""

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from wrpo_operator.render import RenderSettings
+from wrpo_operator.runtime.cluster import Cluster
 from wrpo_operator.runtime.progress_server import ProgressStore
-from wrpo_operator.runtime.reconciler import Reconciler, ReconcilerSettings
+from wrpo_operator.runtime.reconciler import Reconciler, ReconcilerHost, ReconcilerSettings
 from wrpo_operator.runtime.resources import CLAIMS, EXPERIMENTS, JOBS, JsonObject
 from wrpo_operator.runtime.snapshot import SnapshotBuilder
 from wrpo_operator.runtime.store import ObjectStore
@@ -39,15 +40,14 @@ class World:
         self.backends = frozenset({"PyTorchJob"})
         snapshots = SnapshotBuilder(self.store, ProgressStore(), backends=lambda: self.backends)
         self.reconciler = Reconciler(
-            kube,
-            self.store,
+            Cluster(client=kube, store=self.store, now=lambda: self.now, monotonic=clock),
             snapshots,
             ReconcilerSettings(RenderSettings(), "op-1", manage_service_account=True, moment_s=moment_s),
-            may_act=lambda: self.leading,
-            now=lambda: self.now,
-            monotonic=clock,
-            forget=self.forgotten.append,
-            on_status=lambda before, after: self.statuses.append((before, after)),
+            ReconcilerHost(
+                may_act=lambda: self.leading,
+                forget=self.forgotten.append,
+                on_status=lambda before, after: self.statuses.append((before, after)),
+            ),
         )
 
     def put_experiment(self, **spec: Any) -> JsonObject:

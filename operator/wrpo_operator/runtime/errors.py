@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -13,18 +14,20 @@ class SettingsError(ValueError):
     """An option or variable with an invalid value."""
 
 
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What a refusal says in addition to its reason and message."""
+
+    retry_after_s: float | None = None
+    causes: frozenset[str] = frozenset()
+    """Reasons of the reply's `details.causes`, e.g. NamespaceTerminating."""
+
+
 class KubeError(Exception):
     """The API server refused a request, or could not be reached (`code` 0)."""
 
     def __init__(
-        self,
-        code: int,
-        reason: str,
-        message: str,
-        *,
-        retry_after_s: float | None = None,
-        request: str = "",
-        causes: frozenset[str] = frozenset(),
+        self, code: int, reason: str, message: str, *, request: str = "", details: Details | None = None
     ) -> None:
         super().__init__(f"{request}: {message}" if request else message)
         self.code = code
@@ -33,9 +36,17 @@ class KubeError(Exception):
         """Message of the server, for users."""
         self.message = str(self)
         """The same after the request line, for logs."""
-        self.retry_after_s = retry_after_s
-        self.causes = causes
-        """Reasons of the reply's `details.causes`, e.g. NamespaceTerminating."""
+        self._details = details or Details()
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """Seconds after which the server accepts the request, if it says so."""
+        return self._details.retry_after_s
+
+    @property
+    def causes(self) -> frozenset[str]:
+        """Reasons of the causes that the server gives."""
+        return self._details.causes
 
     @property
     def not_found(self) -> bool:
@@ -84,7 +95,9 @@ def refusal(method: str, path: str, response: aiohttp.ClientResponse, data: byte
         response.status,
         str(status.get("reason") or response.reason or ""),
         str(message),
-        retry_after_s=float(after) if after.isdecimal() else None,
         request=f"{method} {path}",
-        causes=frozenset(str(cause.get("reason")) for cause in causes or () if isinstance(cause, dict)),
+        details=Details(
+            retry_after_s=float(after) if after.isdecimal() else None,
+            causes=frozenset(str(cause.get("reason")) for cause in causes or () if isinstance(cause, dict)),
+        ),
     )

@@ -14,7 +14,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from wrpo_operator.runtime.kube import KubeClient, KubeError
+from wrpo_operator.runtime.cluster import Cluster
+from wrpo_operator.runtime.kube import KubeError
 from wrpo_operator.runtime.resources import (
     CHILD_RESOURCES,
     EXPERIMENTS,
@@ -28,8 +29,8 @@ from wrpo_operator.runtime.resources import (
     uid_of,
     version_of,
 )
-from wrpo_operator.runtime.store import Key, ObjectStore
-from wrpo_operator.runtime.watching import Login, WatchSession, selector_of
+from wrpo_operator.runtime.store import Key
+from wrpo_operator.runtime.watching import WatchSession, WatchSettings, selector_of
 
 log = logging.getLogger(__name__)
 REST = 4.0
@@ -45,10 +46,8 @@ TRAINING_RESOURCES = tuple(resource for resource in CHILD_RESOURCES.values() if 
 
 @dataclass(frozen=True, slots=True)
 class InformerSettings:
-    """Scope of the watches, and intervals of discovery and lists."""
+    """Intervals of discovery and lists, in seconds."""
 
-    namespace: str | None
-    """None: the whole cluster."""
     discovery_s: float = 10.0
     first_audit_s: float = 3.0
     audit_s: float = 60.0
@@ -57,42 +56,36 @@ class InformerSettings:
     restart_limit_s: float = 30.0
 
 
-class Informer:
-    """Owns the store. `on_change(resource, object)` is called for every change, deletions included.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InformerListener:
+    """Functions that the informer calls."""
 
-    `on_session` is called when watching begins (again), `on_trusted` when everything was listed after `invalidate`.
-    """
+    on_change: Callable[[Resource, JsonObject], None]
+    """Called for every change, deletions included."""
+    on_session: Callable[[], None] = lambda: None
+    """Called when watching begins (again)."""
+    on_trusted: Callable[[], None] = lambda: None
+    """Called when everything was listed after `invalidate`."""
+
+
+class Informer:
+    """Owns the cluster's store."""
 
     def __init__(
-        self,
-        client: KubeClient,
-        store: ObjectStore,
-        settings: InformerSettings,
-        *,
-        login: Login,
-        monotonic: Callable[[], float],
-        on_change: Callable[[Resource, JsonObject], None],
-        on_session: Callable[[], None] = lambda: None,
-        on_trusted: Callable[[], None] = lambda: None,
-        on_cut: Callable[[str], None] = lambda _resource: None,
-        restore_signals: Callable[[], None] = lambda: None,
+        self, cluster: Cluster, settings: InformerSettings, watch: WatchSettings, listener: InformerListener
     ) -> None:
-        self._client = client
-        self._store = store
+        self._client = cluster.client
+        self._store = cluster.store
+        self._monotonic = cluster.monotonic
         self._settings = settings
-        self._login = login
-        self._monotonic = monotonic
-        self._on_change = on_change
-        self._on_session = on_session
-        self._on_trusted = on_trusted
-        self._on_cut = on_cut
-        self._restore_signals = restore_signals
+        self._watch = watch
+        self._listener = listener
         self._served: frozenset[Resource] = frozenset()
         self._pending: dict[str, int] = {}
         """uid -> version in a list that the watch has not delivered yet."""
         self._audit_soon = asyncio.Event()
         self._session_started_at = 0.0
-        self.proven_at = monotonic()
+        self.proven_at = cluster.monotonic()
         """Time at which the store was last known to equal the cluster."""
         self.synced = False
         self.problem = "the first list is not complete yet"
@@ -143,19 +136,12 @@ class Informer:
         watched = tuple(sorted(served, key=lambda resource: resource.plural))
         for resource in watched:
             await self._relist(resource)
-        session = WatchSession(
-            watched,
-            namespace=self._settings.namespace,
-            login=self._login,
-            sink=self._receive,
-            on_cut=self._on_cut,
-            restore_signals=self._restore_signals,
-        )
+        session = WatchSession(watched, self._watch, self._receive)
         session.start()
         self._session_started_at = self._monotonic()
         self._pending.clear()
         self.synced, self.problem = True, ""
-        self._on_session()
+        self._listener.on_session()
         log.info("watching %s", ", ".join(resource.plural for resource in watched))
         try:
             await self._until_over(session, served)
@@ -215,7 +201,7 @@ class Informer:
                 continue
             if not self.synced:
                 self.synced = True
-                self._on_trusted()
+                self._listener.on_trusted()
             if self._pending:
                 await asyncio.sleep(self._settings.grace_s)
             if self._pending:
@@ -240,25 +226,25 @@ class Informer:
         """
         listed: set[Key] = set()
         began, version, busy_s = self._monotonic(), "", 0.0
-        pages = self._client.pages(resource, self._settings.namespace, label_selector=selector_of(resource))
+        pages = self._client.pages(resource, self._watch.namespace, label_selector=selector_of(resource))
         async for page in pages:
             took_s, version = self._monotonic() - began, page.version
             for _ in range(page.num_cut):
-                self._on_cut(resource.plural)
+                self._watch.on_cut(resource.plural)
             for obj in page.items:
                 listed.add((namespace_of(obj), name_of(obj)))
                 if self._store.upsert(resource, obj):
                     at = version_of(obj)
                     if expects_events and at is not None:
                         self._pending[uid_of(obj)] = at
-                    self._on_change(resource, obj)
+                    self._listener.on_change(resource, obj)
             busy_s += self._monotonic() - began
             if page.more and self.synced:
                 # A long list in the background must block neither this process nor the server.
                 await asyncio.sleep(min(LONGEST_REST_S, REST * took_s))
             began = self.proven_at = self._monotonic()
         for obj in self._store.retain(resource, listed, version):
-            self._on_change(resource, obj)
+            self._listener.on_change(resource, obj)
         self.proven_at = self._monotonic()
         return busy_s
 
@@ -272,13 +258,13 @@ class Informer:
             self._audit_soon.set()
         if kind == "DELETED":
             self._store.delete(resource, obj)
-            self._on_change(resource, obj)
+            self._listener.on_change(resource, obj)
             return
         revision = self._store.revision
         self._store.upsert(resource, obj)
         # Nodes and kubelets change many fields that are irrelevant here.
         if self._store.revision != revision:
-            self._on_change(resource, obj)
+            self._listener.on_change(resource, obj)
 
     def _report(self, problem: str) -> None:
         if problem != self.problem:

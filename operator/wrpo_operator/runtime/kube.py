@@ -11,7 +11,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -30,13 +30,24 @@ from wrpo_operator.runtime.errors import KubeError, NoConnectionError, refusal, 
 from wrpo_operator.runtime.paging import Pager
 from wrpo_operator.runtime.resources import JsonObject, Resource, name_of, namespace_of
 
-__all__ = ["HttpKube", "KubeClient", "KubeError", "NoConnectionError", "Page", "list_all", "load_configuration"]
+__all__ = [
+    "HttpKube",
+    "KubeClient",
+    "KubeError",
+    "NoConnectionError",
+    "Page",
+    "Request",
+    "list_all",
+    "load_configuration",
+]
 FIELD_MANAGER = "wrpo-operator"
+_MANAGED = {"fieldManager": FIELD_MANAGER}
 REQUEST_TIMEOUT_S = 20.0
 CONNECTIONS = 24
 """Maximum connections to the API server, which shields it from bursts; each connection holds 256 KiB."""
 APPLY_TYPE = "application/apply-patch+yaml; charset=utf-8"
 """With its parameter, so that the client library sends the body as it is."""
+MERGE_PATCH_TYPE = "application/merge-patch+json"
 IN_CLUSTER_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 Propagation = Literal["Background", "Foreground", "Orphan"]
 METHODS = {
@@ -183,16 +194,22 @@ class _Session:
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
+class Request:
     """One request to the API server."""
 
-    method: str
+    verb: str
+    resource: str
+    """Plural of the resource, with its subresource."""
     path: str
-    query: Mapping[str, str]
+    query: Mapping[str, str] = field(default_factory=dict)
     """Parameters; empty ones are left out."""
-    timeout: aiohttp.ClientTimeout
     body: JsonObject | bytes | None = None
     content_type: str = "application/json"
+
+    @property
+    def method(self) -> str:
+        """The HTTP method of the verb."""
+        return METHODS[self.verb]
 
 
 class HttpKube(KubeClient):
@@ -228,7 +245,7 @@ class HttpKube(KubeClient):
 
     @override
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JsonObject:
-        return await self.request("get", resource.plural, resource.path(namespace, name))
+        return await self.ask(Request("get", resource.plural, resource.path(namespace, name)))
 
     @override
     async def pages(
@@ -237,25 +254,19 @@ class HttpKube(KubeClient):
         query = {"labelSelector": label_selector, "fieldSelector": field_selector}
         # Removed while in use: of two concurrent lists the second starts with small pages.
         pager = self._pagers.pop((resource, namespace), None) or Pager()
-        sizes: list[int] = []
         cuts: list[str] = []
         on_cut = partial(cuts.append, resource.plural)
         kind = {"apiVersion": resource.api_version, "kind": resource.kind}
         while True:
             query["limit"] = str(pager.limit)
             cuts.clear()
-            answer = await self.request(
-                "list",
-                resource.plural,
-                resource.path(namespace),
-                query=query,
-                on_size=sizes.append,
-                on_cut=on_cut,
-            )
+            request = Request("list", resource.plural, resource.path(namespace), query)
+            data = await self._reply(request)
+            answer = self._content(request, data, on_cut)
             metadata = answer.get("metadata") or {}
             items = [{**item, **kind} for item in objects_in(answer, on_cut)]
             more = str(metadata.get("continue") or "")
-            pager.read(len(items), sizes.pop())
+            pager.read(len(items), len(data))
             yield Page(items, str(metadata.get("resourceVersion", "")), more, len(cuts))
             if not more:
                 pager.begin()
@@ -266,36 +277,26 @@ class HttpKube(KubeClient):
     @override
     async def create(self, resource: Resource, body: JsonObject) -> JsonObject:
         path = resource.path(namespace_of(body) or None)
-        return await self.request("create", resource.plural, path, body=body, query={"fieldManager": FIELD_MANAGER})
+        return await self.ask(Request("create", resource.plural, path, _MANAGED, body))
 
     @override
     async def replace(self, resource: Resource, body: JsonObject) -> JsonObject:
         path = resource.path(namespace_of(body) or None, name_of(body))
-        return await self.request("update", resource.plural, path, body=body, query={"fieldManager": FIELD_MANAGER})
+        return await self.ask(Request("update", resource.plural, path, _MANAGED, body))
 
     @override
     async def apply(self, resource: Resource, body: JsonObject) -> JsonObject:
-        return await self.request(
-            "apply",
-            resource.plural,
-            resource.path(namespace_of(body) or None, name_of(body)),
-            body=encode(body),
-            query={"fieldManager": FIELD_MANAGER, "force": "true"},
-            content_type=APPLY_TYPE,
-        )
+        path = resource.path(namespace_of(body) or None, name_of(body))
+        query = _MANAGED | {"force": "true"}
+        return await self.ask(Request("apply", resource.plural, path, query, encode(body), APPLY_TYPE))
 
     @override
     async def merge_patch(
         self, resource: Resource, name: str, namespace: str | None, patch: JsonObject, *, subresource: str = ""
     ) -> JsonObject:
-        return await self.request(
-            "patch",
-            f"{resource.plural}/{subresource}" if subresource else resource.plural,
-            resource.path(namespace, name, subresource),
-            body=patch,
-            query={"fieldManager": FIELD_MANAGER},
-            content_type="application/merge-patch+json",
-        )
+        kind = f"{resource.plural}/{subresource}" if subresource else resource.plural
+        path = resource.path(namespace, name, subresource)
+        return await self.ask(Request("patch", kind, path, _MANAGED, patch, MERGE_PATCH_TYPE))
 
     @override
     async def delete(
@@ -310,64 +311,56 @@ class HttpKube(KubeClient):
         body: JsonObject = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation}
         if uid:
             body["preconditions"] = {"uid": uid}
-        return await self.request("delete", resource.plural, resource.path(namespace, name), body=body)
+        return await self.ask(Request("delete", resource.plural, resource.path(namespace, name), body=body))
 
     @override
     async def served(self, resource: Resource) -> bool:
         try:
-            answer = await self.request("discover", resource.plural, resource.group_path)
+            answer = await self.ask(Request("discover", resource.plural, resource.group_path))
         except KubeError as error:
             if error.not_found:
                 return False
             raise
         return any(item.get("name") == resource.plural for item in answer.get("resources") or [])
 
-    async def request(
-        self,
-        verb: str,
-        resource: str,
-        path: str,
-        *,
-        body: JsonObject | bytes | None = None,
-        query: Mapping[str, str] | None = None,
-        content_type: str = "application/json",
-        on_size: Callable[[int], None] = lambda _size: None,
-        on_cut: Callable[[], None] = lambda: None,
-    ) -> JsonObject:
-        """Send one request and return the decoded response.
+    async def ask(self, request: Request) -> JsonObject:
+        """Return the content of the reply to a request."""
+        return self._content(request, await self._reply(request))
 
-        `on_size` receives its size in bytes, `on_request` its verb, `resource`, status and time. `on_cut` is called for
-        each part that nests too deep.
-        """
-        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
-        request = _Request(METHODS[verb], path, query or {}, timeout, body=body, content_type=content_type)
+    async def _reply(self, request: Request) -> bytes:
+        """Return the reply to a request. `on_request` receives verb, resource, status and time."""
         began, code = perf_counter(), 0
         try:
-            async with self._answer(request) as response:
+            async with self._answer(request, aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)) as response:
                 data = await response.read()
             code = response.status
         finally:
-            self.on_request(verb, resource, code, perf_counter() - began)
+            self.on_request(request.verb, request.resource, code, perf_counter() - began)
         if response.status >= 400:
-            raise refusal(request.method, path, response, data)
-        on_size(len(data))
+            raise refusal(request.method, request.path, response, data)
+        return data
+
+    @staticmethod
+    def _content(request: Request, data: bytes, on_cut: Callable[[], None] = lambda: None) -> JsonObject:
+        """Return the decoded reply; `on_cut` is called for each part that nests too deep."""
         try:
             answer = decode(data, on_cut) if data else {}
         except UndecodableError as error:
-            raise KubeError(0, "Undecodable", f"the response is {error}", request=f"{request.method} {path}") from error
+            where = f"{request.method} {request.path}"
+            raise KubeError(0, "Undecodable", f"the response is {error}", request=where) from error
         return answer if isinstance(answer, dict) else {}
 
     async def stream_lines(self, path: str, query: Mapping[str, str] | None = None) -> AsyncIterator[bytes]:
         """Yield the lines of a long reply (logs, watches) until the server ends it; no total timeout."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S)
-        async with self._answer(_Request("GET", path, query or {}, timeout)) as response:
+        async with self._answer(Request("get", "", path, query or {}), timeout) as response:
             if response.status >= 400:
                 raise refusal("GET", path, response, await response.read())
             async for line in response.content:
                 yield line
 
     @asynccontextmanager
-    async def _answer(self, request: _Request) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _answer(self, request: Request, timeout: aiohttp.ClientTimeout) -> AsyncIterator[aiohttp.ClientResponse]:
         """Hold a reply and its session; transport errors become KubeError."""
         given = {key: value for key, value in request.query.items() if value}
         url = f"{self.server}{request.path}" + (f"?{urlencode(given)}" if given else "")
@@ -378,7 +371,7 @@ class HttpKube(KubeClient):
                 with session.used():
                     headers = fixed | await _authorization(session.configuration)
                     answer = await session.rest.request(
-                        request.method, url, headers=headers, body=request.body, _request_timeout=request.timeout
+                        request.method, url, headers=headers, body=request.body, _request_timeout=timeout
                     )
                     response: aiohttp.ClientResponse = answer.response
                     async with response:

@@ -19,16 +19,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from aiohttp import web
 
 from wrpo_operator.api import names
 from wrpo_operator.plan.model import ProgressFact
 from wrpo_operator.plan.progress import MAX_REMAINING_S
-from wrpo_operator.runtime.kube import KubeClient, KubeError
+from wrpo_operator.runtime.cluster import Cluster
+from wrpo_operator.runtime.kube import KubeError
 from wrpo_operator.runtime.observe import pod_fact
-from wrpo_operator.runtime.resources import TOKEN_REVIEWS, JsonObject, labels_of, uid_of
+from wrpo_operator.runtime.resources import PODS, TOKEN_REVIEWS, JsonObject, labels_of, uid_of
 
 log = logging.getLogger(__name__)
 BODY_LIMIT = 16 * 1024
@@ -50,14 +51,6 @@ MAX_SHARDS = 4096
 POD_NAME = "authentication.kubernetes.io/pod-name"
 POD_UID = "authentication.kubernetes.io/pod-uid"
 ROUTE = "/v1/namespaces/{namespace}/experiments/{experiment}/stages/{stage}/attempts/{attempt}"
-
-
-class PodSource(Protocol):
-    """Lookup of pods in the operator's store."""
-
-    def pod(self, namespace: str, name: str) -> JsonObject | None:
-        """Return a pod; None if it does not exist."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,31 +108,25 @@ class _Caller:
     pod_uid: str
 
 
-class ProgressServer:
-    """Reviews, limits and stores posts; `on_post` is called with the experiment to reconcile."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressHost:
+    """The operator as the server of progress sees it."""
 
-    def __init__(
-        self,
-        client: KubeClient,
-        pods: PodSource,
-        progress: ProgressStore,
-        *,
-        audience: str,
-        now: Callable[[], datetime],
-        monotonic: Callable[[], float],
-        on_post: Callable[[str, str], None],
-        on_answer: Callable[[int], None] = lambda _code: None,
-        leading: Callable[[], bool] = lambda: True,
-    ) -> None:
-        self._client = client
-        self._pods = pods
+    on_post: Callable[[str, str], None]
+    """Called with namespace and name of the experiment to reconcile."""
+    on_answer: Callable[[int], None] = lambda _code: None
+    """Called with the HTTP status of each reply."""
+    leading: Callable[[], bool] = lambda: True
+
+
+class ProgressServer:
+    """Reviews, limits and stores posts."""
+
+    def __init__(self, cluster: Cluster, progress: ProgressStore, audience: str, host: ProgressHost) -> None:
+        self._cluster = cluster
         self._progress = progress
         self._audience = audience
-        self._now = now
-        self._monotonic = monotonic
-        self._on_post = on_post
-        self._on_answer = on_answer
-        self._leading = leading
+        self._host = host
         self._callers: _Recent[_Caller | RefusedError] = _Recent(MAX_TRACKED)
         """Keyed by the digest of the token, because tokens are not kept."""
         self._last_post: _Recent[None] = _Recent(MAX_TRACKED)
@@ -157,16 +144,16 @@ class ProgressServer:
         try:
             await self._accept(request)
         except RefusedError as refusal:
-            self._on_answer(refusal.status)
+            self._host.on_answer(refusal.status)
             headers = {"Retry-After": f"{MIN_INTERVAL_S:.0f}"} if refusal.status in {429, 503} else None
             return web.json_response({"error": str(refusal)}, status=refusal.status, headers=headers)
         finally:
             self._running -= 1
-        self._on_answer(200)
+        self._host.on_answer(200)
         return web.json_response({})
 
     async def _accept(self, request: web.Request) -> None:
-        if not self._leading():
+        if not self._host.leading():
             # Only the leader shows progress. Stages retry, and a Service then selects another replica.
             raise RefusedError(503, "this replica is a standby")
         if self._running > MAX_AT_ONCE:
@@ -177,8 +164,8 @@ class ProgressServer:
         self._limit(caller.pod_uid)
         body = await _read_json(request)
         shard = pod_fact(pod).index or 0
-        self._progress.put(at, parse_status(body, now=self._now(), shard=shard))
-        self._on_post(at.namespace, at.experiment)
+        self._progress.put(at, parse_status(body, now=self._cluster.now(), shard=shard))
+        self._host.on_post(at.namespace, at.experiment)
 
     async def _authenticate(self, header: str) -> _Caller:
         scheme, _, token = header.partition(" ")
@@ -186,11 +173,11 @@ class ProgressServer:
         if scheme.lower() != "bearer" or not token:
             raise RefusedError(401, "a bearer token is required")
         key = hashlib.sha256(token.encode(errors="replace")).hexdigest()
-        known = self._callers.get(key, self._monotonic())
+        known = self._callers.get(key, self._cluster.monotonic())
         if known is None:
             known = await self._review_within_limits(token)
             lasts = REFUSAL_CACHE_S if isinstance(known, RefusedError) else TOKEN_CACHE_S
-            self._callers.put(key, known, self._monotonic() + lasts)
+            self._callers.put(key, known, self._cluster.monotonic() + lasts)
         if isinstance(known, RefusedError):
             raise RefusedError(known.status, str(known))
         return known
@@ -216,7 +203,7 @@ class ProgressServer:
             "spec": {"token": token, "audiences": [self._audience]},
         }
         try:
-            answer = await self._client.create(TOKEN_REVIEWS, review)
+            answer = await self._cluster.client.create(TOKEN_REVIEWS, review)
         except KubeError as error:
             log.warning("tokens of progress posts cannot be reviewed: %s", error.message)
             raise RefusedError(503, "tokens cannot be reviewed at the moment") from error
@@ -234,7 +221,7 @@ class ProgressServer:
         return _Caller(parts[2], pod, uid)
 
     def _authorize(self, at: StageAddress, caller: _Caller) -> JsonObject:
-        pod = self._pods.pod(caller.namespace, caller.pod)
+        pod = self._cluster.store.get(PODS, caller.namespace, caller.pod)
         labels = labels_of(pod or {})
         is_stage_pod = (
             pod is not None
@@ -249,7 +236,7 @@ class ProgressServer:
         return pod
 
     def _limit(self, pod_uid: str) -> None:
-        at = self._monotonic()
+        at = self._cluster.monotonic()
         if self._last_post.holds(pod_uid, at):
             raise RefusedError(429, f"at most one post in {MIN_INTERVAL_S:g} s")
         self._last_post.put(pod_uid, None, at + MIN_INTERVAL_S - SLACK_S)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 from wrpo_operator.api import messages, names
 from wrpo_operator.api.backends import CHILD_KINDS
@@ -31,10 +30,12 @@ from wrpo_operator.plan.model import (
 from wrpo_operator.plan.planner import plan
 from wrpo_operator.render import render_attempt
 from wrpo_operator.render.settings import RenderSettings
+from wrpo_operator.runtime.cluster import Cluster
 from wrpo_operator.runtime.diagnostics import DiagnosticsClient
 from wrpo_operator.runtime.events import EventWriter
 from wrpo_operator.runtime.holding import HeldStatuses
-from wrpo_operator.runtime.kube import KubeClient, KubeError
+from wrpo_operator.runtime.host import Host, NotLeadingError
+from wrpo_operator.runtime.kube import KubeError
 from wrpo_operator.runtime.log import bind
 from wrpo_operator.runtime.queue import RetryAfterError
 from wrpo_operator.runtime.refusals import NAMESPACE_TERMINATING, STATUS, RefusalStore, is_passing, shorten
@@ -51,15 +52,13 @@ from wrpo_operator.runtime.resources import (
     namespace_of,
 )
 from wrpo_operator.runtime.snapshot import SnapshotBuilder
-from wrpo_operator.runtime.store import ObjectStore
+from wrpo_operator.runtime.store import Key
 from wrpo_operator.runtime.writes import merge_patch_of, together
 from wrpo_operator.sizing.inventory import Inventory
 
 log = logging.getLogger(__name__)
 OnStatus = Callable[[JsonObject, JsonObject | None], None]
 """Called with the status before a write, and the one after it or None if the write was refused."""
-Key = tuple[str, str]
-"""(namespace, name) of an experiment"""
 APPLIED_TTL_S = 300.0
 """Seconds for which prerequisites of a child (account, ConfigMap) count as applied when it is retried."""
 UNREAD = FINISHED | {Phase.SUSPENDED}
@@ -84,10 +83,6 @@ async def no_inventory(experiment: Experiment) -> None:
     del experiment
 
 
-class NotLeadingError(Exception):
-    """Another operator leads, so no further writes are allowed."""
-
-
 @dataclass(frozen=True, slots=True)
 class ReconcilerSettings:
     """Settings that are constant while the process runs."""
@@ -101,43 +96,36 @@ class ReconcilerSettings:
     """Seconds by which unimportant status changes are delayed to batch them."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconcilerHost(Host):
+    """Host of the reconciler of experiments."""
+
+    on_status: OnStatus = lambda _before, _after: None
+    on_written: Callable[[JsonObject], None] = lambda _obj: None
+    """Called with each experiment whose status was written."""
+    accelerators: Callable[[Experiment], Awaitable[Inventory | None]] = no_inventory
+    """Returns the accelerators from which the operator chooses."""
+
+
 class Reconciler:
     """Applies the plans of experiments to the cluster."""
 
     def __init__(
-        self,
-        client: KubeClient,
-        store: ObjectStore,
-        snapshots: SnapshotBuilder,
-        settings: ReconcilerSettings,
-        *,
-        may_act: Callable[[], bool],
-        now: Callable[[], datetime],
-        monotonic: Callable[[], float],
-        forget: Callable[[Key], None] = lambda _key: None,
-        wake: Callable[[Key], None] = lambda _key: None,
-        on_status: OnStatus = lambda _before, _after: None,
-        on_written: Callable[[JsonObject], None] = lambda _obj: None,
-        accelerators: Callable[[Experiment], Awaitable[Inventory | None]] = no_inventory,
+        self, cluster: Cluster, snapshots: SnapshotBuilder, settings: ReconcilerSettings, host: ReconcilerHost
     ) -> None:
-        self._client = client
-        self._store = store
+        self._client = cluster.client
+        self._store = cluster.store
+        self._now = cluster.now
+        self._monotonic = cluster.monotonic
         self._snapshots = snapshots
         self._settings = settings
-        self._may_act = may_act
-        self._now = now
-        self._monotonic = monotonic
-        self._forget = forget
-        self._wake = wake
-        self._on_status = on_status
-        self._on_written = on_written
-        self._accelerators = accelerators
+        self._host = host
         self._applied: dict[tuple[str, str, str], float] = {}
         """(namespace, kind, name) -> when a ServiceAccount or ConfigMap was last applied."""
-        self._refusals = RefusalStore(monotonic)
-        self._held = HeldStatuses(monotonic, settings.moment_s)
-        self._diagnostics = DiagnosticsClient(client, monotonic, wake)
-        self._events = EventWriter(client=client, now=now, host=settings.identity, check=self._check)
+        self._refusals = RefusalStore(cluster.monotonic)
+        self._held = HeldStatuses(cluster.monotonic, settings.moment_s)
+        self._diagnostics = DiagnosticsClient(cluster.client, cluster.monotonic, host.wake)
+        self._events = EventWriter(client=cluster.client, now=cluster.now, host=settings.identity, check=host.check)
         self._starting: dict[tuple[str, str], str] = {}
         """(namespace, artifact key) of attempts that are being applied -> the experiment's uid."""
 
@@ -152,9 +140,9 @@ class Reconciler:
             # Its namespace may be deleted and recreated without the account.
             self._applied.pop((namespace, SERVICE_ACCOUNTS.kind, self._settings.render.service_account), None)
             self._held.forget(key)
-            self._forget(key)
+            self._host.forget(key)
             return None
-        if not self._may_act():
+        if not self._host.may_act():
             return None
         stored = self._snapshots.experiment(obj)
         experiment = self._held.current(key, stored)
@@ -206,7 +194,7 @@ class Reconciler:
         if not await self._write_status(obj, stored, todo):
             return todo, STARTING_S
         for waiting in self._snapshots.waiting_for_record(stored, todo.status or stored.status):
-            self._wake(waiting)
+            self._host.wake(waiting)
         undeleted = [found for deletion in todo.delete if (found := await self._delete(experiment, deletion))]
         self._note(experiment, undeleted)
         is_lifted = not refused and not undeleted and self._refusals.clear(experiment, "")
@@ -256,7 +244,7 @@ class Reconciler:
                 if resource == CONFIG_MAPS:
                     await self._apply_once(manifest)
                     continue
-                self._check()
+                self._host.check()
                 await self._client.apply(resource, manifest)
             except KubeError as error:
                 if error.unreachable:
@@ -267,7 +255,7 @@ class Reconciler:
     async def _start(self, experiment: Experiment, planned: PlannedAttempt, child: Manifest) -> Refused | None:
         """Apply the child of an attempt."""
         resource = APPLIED_RESOURCES[child["apiVersion"], child["kind"]]
-        self._check()
+        self._host.check()
         try:
             answer = await self._client.apply(resource, child)
         except KubeError as error:
@@ -296,12 +284,12 @@ class Reconciler:
         key, at = (namespace_of(manifest), resource.kind, name_of(manifest)), self._monotonic()
         if at - self._applied.get(key, float("-inf")) < APPLIED_TTL_S:
             return
-        self._check()
+        self._host.check()
         await self._client.apply(resource, manifest)
         self._applied = {known: when for known, when in self._applied.items() if at - when < APPLIED_TTL_S} | {key: at}
 
     async def _delete(self, experiment: Experiment, deletion: DeleteChild) -> Refused | None:
-        self._check()
+        self._host.check()
         resource = CHILD_RESOURCES[deletion.kind]
         log.info("deleting %s %s: %s", deletion.kind, deletion.name, deletion.reason, extra={"child": deletion.name})
         try:
@@ -321,7 +309,7 @@ class Reconciler:
         return None
 
     async def _set_suspend(self, experiment: Experiment, change: SetSuspend) -> Refused | None:
-        self._check()
+        self._host.check()
         resource = CHILD_RESOURCES[change.kind]
         patch = CHILD_KINDS[change.kind].suspend_patch(suspend=change.suspend)
         log.info("%s %s", "suspending" if change.suspend else "resuming", change.name, extra={"child": change.name})
@@ -342,7 +330,7 @@ class Reconciler:
         """
         if todo.status is None or todo.status == experiment.status:
             return True
-        self._check()
+        self._host.check()
         before: JsonObject = obj.get("status") or {}
         patch: JsonObject = {"status": merge_patch_of(before, todo.status.to_dict())}
         version = meta(obj).get("resourceVersion")
@@ -353,7 +341,7 @@ class Reconciler:
                 EXPERIMENTS, experiment.name, experiment.namespace, patch, subresource="status"
             )
         except KubeError as error:
-            self._on_status(before, None)
+            self._host.on_status(before, None)
             if error.not_found:
                 return True
             if not error.conflict:
@@ -363,9 +351,9 @@ class Reconciler:
             answer = await self._client.get(EXPERIMENTS, experiment.name, experiment.namespace)
             self._store.upsert(EXPERIMENTS, answer)
             return False
-        self._on_status(before, answer.get("status") or {})
+        self._host.on_status(before, answer.get("status") or {})
         self._store.upsert(EXPERIMENTS, answer)
-        self._on_written(answer)
+        self._host.on_written(answer)
         self._refusals.clear(experiment, STATUS)
         return True
 
@@ -384,7 +372,7 @@ class Reconciler:
         revision = self._store.revision
         status = experiment.status
         is_over = status.phase in FINISHED and status.observed_generation == experiment.generation
-        offered = None if is_over else await self._accelerators(experiment)
+        offered = None if is_over else await self._host.accelerators(experiment)
         unwatched = await self._diagnostics.unwatched(experiment, snapshot.children, self._now())
         if self._store.revision != revision:
             snapshot = self._snapshots.build(experiment)
@@ -402,10 +390,6 @@ class Reconciler:
             },
             "automountServiceAccountToken": False,
         }
-
-    def _check(self) -> None:
-        if not self._may_act():
-            raise NotLeadingError
 
 
 def _named(resource: Resource, name: str, experiment: Experiment) -> Manifest:

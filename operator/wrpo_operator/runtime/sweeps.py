@@ -8,9 +8,7 @@ process still leads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 from wrpo_operator.api import names
@@ -19,8 +17,10 @@ from wrpo_operator.api.status import FINISHED, Phase
 from wrpo_operator.plan.sweep_expand import Wanted
 from wrpo_operator.plan.sweep_model import Action, Member, Refused, SweepPlan, SweepSnapshot, Write
 from wrpo_operator.plan.sweep_planner import plan_sweep
+from wrpo_operator.runtime.cluster import Cluster
 from wrpo_operator.runtime.events import EventWriter
-from wrpo_operator.runtime.kube import KubeClient, KubeError
+from wrpo_operator.runtime.host import Host, NotLeadingError
+from wrpo_operator.runtime.kube import KubeError
 from wrpo_operator.runtime.log import bind
 from wrpo_operator.runtime.queue import RetryAfterError
 from wrpo_operator.runtime.refusals import shorten
@@ -33,7 +33,7 @@ from wrpo_operator.runtime.resources import (
     namespace_of,
     uid_of,
 )
-from wrpo_operator.runtime.store import Key, ObjectStore
+from wrpo_operator.runtime.store import Key
 from wrpo_operator.runtime.sweep_snapshot import SweepSnapshots
 from wrpo_operator.runtime.writes import merge_patch_of, together
 
@@ -46,36 +46,17 @@ AGAIN_S = 0.2
 """Seconds until the next reconcile when the sweep changed during the reconcile."""
 
 
-class NotLeadingError(Exception):
-    """Another operator leads, so no further writes are allowed."""
-
-
 class SweepReconciler:
     """Applies the plans of sweeps to the cluster."""
 
-    def __init__(
-        self,
-        client: KubeClient,
-        store: ObjectStore,
-        *,
-        identity: str,
-        may_act: Callable[[], bool],
-        now: Callable[[], datetime],
-        monotonic: Callable[[], float],
-        policy: PodTemplatePolicy = STRICT,
-        forget: Callable[[Key], None] = lambda _key: None,
-        wake: Callable[[Key], None] = lambda _key: None,
-    ) -> None:
-        self._client = client
-        self._store = store
-        self._may_act = may_act
-        self._now = now
-        self._monotonic = monotonic
-        self._forget = forget
-        self._wake = wake
-        """Called with each experiment that was written: a watch reports no change that the store already has."""
-        self._snapshots = SweepSnapshots(store, policy)
-        self._events = EventWriter(client=client, now=now, host=identity, check=self._check)
+    def __init__(self, cluster: Cluster, host: Host, *, identity: str, policy: PodTemplatePolicy = STRICT) -> None:
+        self._client = cluster.client
+        self._store = cluster.store
+        self._now = cluster.now
+        self._monotonic = cluster.monotonic
+        self._host = host
+        self._snapshots = SweepSnapshots(cluster.store, policy)
+        self._events = EventWriter(client=cluster.client, now=cluster.now, host=identity, check=host.check)
         self._refused: dict[Key, dict[str, tuple[str, Refused, float]]] = {}
         """Sweep -> experiment -> digest of the refused spec, refusal, and when to try again."""
 
@@ -87,9 +68,9 @@ class SweepReconciler:
         if sweep is None:
             self._snapshots.forget(key)
             self._refused.pop(key, None)
-            self._forget(key)
+            self._host.forget(key)
             return None
-        if not self._may_act():
+        if not self._host.may_act():
             return None
         try:
             return await self._carry_out(key, sweep)
@@ -134,7 +115,7 @@ class SweepReconciler:
 
     async def _write(self, key: Key, sweep: JsonObject, write: Write) -> None:
         """Carry out one write; a refusal is remembered and shown in the row of its variant."""
-        self._check()
+        self._host.check()
         try:
             if write.action is Action.CREATE:
                 answer = await self._create(sweep, write.wanted)
@@ -153,7 +134,7 @@ class SweepReconciler:
             return
         if answer is not None:
             self._store.upsert(EXPERIMENTS, answer)
-            self._wake((namespace_of(sweep), write.wanted.name))
+            self._host.wake((namespace_of(sweep), write.wanted.name))
         log.info("%s experiment %s", write.action.value.lower(), write.wanted.name, extra={"child": write.wanted.name})
 
     async def _create(self, sweep: JsonObject, wanted: Wanted) -> JsonObject | None:
@@ -188,7 +169,7 @@ class SweepReconciler:
         return await self._client.merge_patch(EXPERIMENTS, name, namespace, patch)
 
     async def _delete(self, sweep: JsonObject, member: Member) -> None:
-        self._check()
+        self._host.check()
         namespace = namespace_of(sweep)
         log.info("deleting experiment %s: no variant wants it", member.name, extra={"child": member.name})
         try:
@@ -202,13 +183,13 @@ class SweepReconciler:
         else:
             gone = {"metadata": {"namespace": namespace, "name": member.name, "uid": member.uid}}
             self._store.delete(EXPERIMENTS, gone)
-        self._wake((namespace, member.name))
+        self._host.wake((namespace, member.name))
 
     async def _write_status(self, sweep: JsonObject, snapshot: SweepSnapshot, todo: SweepPlan) -> bool:
         """Write the status if it changed; return False if the sweep has changed meanwhile."""
         if todo.status == snapshot.status:
             return True
-        self._check()
+        self._host.check()
         before: JsonObject = sweep.get("status") or {}
         patch: JsonObject = {
             "metadata": {"resourceVersion": meta(sweep).get("resourceVersion")},
@@ -226,10 +207,6 @@ class SweepReconciler:
             return False
         self._store.upsert(SWEEPS, answer)
         return True
-
-    def _check(self) -> None:
-        if not self._may_act():
-            raise NotLeadingError
 
 
 def experiment_of(sweep: JsonObject, wanted: Wanted) -> JsonObject:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -78,28 +79,26 @@ class _NoProgress(kopf.ProgressStorage):  # type: ignore[misc]
         return essence
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchSettings:
+    """Scope of the watches, and functions that kopf's session calls."""
+
+    namespace: str | None
+    """None: the whole cluster."""
+    login: Login
+    on_cut: Callable[[str], None] = lambda _resource: None
+    """Called with the plural of a resource of which something cannot be read."""
+    restore_signals: Callable[[], None] = lambda: None
+    """Called when kopf has replaced the loop's signal handlers."""
+
+
 class WatchSession:
     """One run of kopf over a fixed set of resources. It ends by `stop` or by an error, and is never reused."""
 
-    def __init__(
-        self,
-        resources: tuple[Resource, ...],
-        *,
-        namespace: str | None,
-        login: Login,
-        sink: Sink,
-        on_cut: Callable[[str], None] = lambda _resource: None,
-        restore_signals: Callable[[], None] = lambda: None,
-    ) -> None:
-        """`on_cut` is called with the plural of a resource of which something cannot be read, `restore_signals` when
-        kopf has replaced the loop's signal handlers.
-        """
+    def __init__(self, resources: tuple[Resource, ...], settings: WatchSettings, sink: Sink) -> None:
         self._resources = resources
-        self._namespace = namespace
-        self._login = login
+        self._settings = settings
         self._sink = sink
-        self._on_cut = on_cut
-        self._restore_signals = restore_signals
         self._stop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -127,7 +126,8 @@ class WatchSession:
 
     async def _run(self) -> None:
         sessions: list[aiohttp.ClientSession] = []
-        scope: dict[str, Any] = {"namespaces": [self._namespace]} if self._namespace else {"clusterwide": True}
+        namespace = self._settings.namespace
+        scope: dict[str, Any] = {"namespaces": [namespace]} if namespace else {"clusterwide": True}
         try:
             tasks = await kopf.spawn_tasks(
                 registry=self._registry(sessions),
@@ -138,7 +138,7 @@ class WatchSession:
                 **scope,
             )
             # Nothing is awaited before this, so no signal can have been handled yet.
-            self._restore_signals()
+            self._settings.restore_signals()
             await self._until_ended(tasks)
         finally:
             for session in sessions:
@@ -167,7 +167,7 @@ class WatchSession:
             if sessions:
                 await asyncio.sleep(LOGIN_PAUSE_S)
             sessions[:] = [session for session in sessions if not session.closed]
-            found = tolerant_session(kopf.ConnectionInfo(**await self._login()), self._on_cut)
+            found = tolerant_session(kopf.ConnectionInfo(**await self._settings.login()), self._settings.on_cut)
             sessions.append(found.aiohttp_session)
             return found
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -303,7 +304,7 @@ def test_the_planner_sees_the_inventory(kube: Any, clock: Any, monkeypatch: pyte
     async def offer(_: Experiment) -> Inventory:
         return offered
 
-    world.reconciler._accelerators = offer
+    world.reconciler._host = replace(world.reconciler._host, accelerators=offer)
     world.put_experiment()
     world.reconcile()
     assert seen == [offered]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from support.patience import LIMIT_S
 
 from wrpo_operator.runtime import informer as module
-from wrpo_operator.runtime.informer import Informer, InformerSettings
+from wrpo_operator.runtime.cluster import Cluster
+from wrpo_operator.runtime.informer import Informer, InformerListener, InformerSettings
 from wrpo_operator.runtime.kube import KubeError
 from wrpo_operator.runtime.resources import CHILD_RESOURCES, EXPERIMENTS, JOBS, Resource, name_of
 from wrpo_operator.runtime.store import ObjectStore
+from wrpo_operator.runtime.watching import Sink, WatchSettings
 
 OURS = {"app.kubernetes.io/managed-by": "wrpo-operator"}
 PYTORCHJOBS = CHILD_RESOURCES["PyTorchJob"]
@@ -25,10 +28,8 @@ class Session:
 
     made: list[Session] = []  # noqa: RUF012
 
-    def __init__(
-        self, resources: tuple[Resource, ...], *, namespace: str | None, sink: Any, on_cut: Any, **_: Any
-    ) -> None:
-        self.resources, self.namespace, self.sink, self.on_cut = resources, namespace, sink, on_cut
+    def __init__(self, resources: tuple[Resource, ...], settings: WatchSettings, sink: Sink) -> None:
+        self.resources, self.settings, self.sink = resources, settings, sink
         self.over: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
         Session.made.append(self)
 
@@ -49,6 +50,8 @@ class World:
         self.served = {EXPERIMENTS, JOBS, PYTORCHJOBS}
         self.changed: list[str] = []
         self.trusted = 0
+        self.cuts: list[str] = []
+        """Resources of which something could not be read."""
         kube.served = self._is_served
         self.informer: Informer
 
@@ -62,16 +65,15 @@ class World:
         async def main() -> None:
             loop = asyncio.get_running_loop()
             settings = InformerSettings(
-                namespace=None, discovery_s=0.01, first_audit_s=0.02, audit_s=0.02, grace_s=0.02, restart_s=0.01
+                discovery_s=0.01, first_audit_s=0.02, audit_s=0.02, grace_s=0.02, restart_s=0.01
             )
             self.informer = Informer(
-                self.kube,
-                self.store,
+                Cluster(client=self.kube, store=self.store, now=lambda: datetime.now(UTC), monotonic=loop.time),
                 settings,
-                login=dict,  # type: ignore[arg-type]
-                monotonic=loop.time,
-                on_change=lambda _resource, obj: self.changed.append(name_of(obj)),
-                on_trusted=self._on_trusted,
+                WatchSettings(namespace=None, login=dict, on_cut=self.cuts.append),  # type: ignore[arg-type]
+                InformerListener(
+                    on_change=lambda _resource, obj: self.changed.append(name_of(obj)), on_trusted=self._on_trusted
+                ),
             )
             task = asyncio.create_task(self.informer.run())
             try:
@@ -260,12 +262,10 @@ def test_what_takes_long_to_list_is_audited_seldomer(world: World, monkeypatch: 
 
 
 def test_what_is_left_out_of_the_informers_own_lists_is_counted_by_resource(world: World) -> None:
-    cuts: list[str] = []
     world.kube.cut = {"wrpoexperiments": 2}
 
     async def script() -> None:
-        world.informer._on_cut = cuts.append
-        await until(lambda: len(cuts) >= 4)
+        await until(lambda: len(world.cuts) >= 4)
 
     world.run(script)
-    assert set(cuts) == {"wrpoexperiments"}
+    assert set(world.cuts) == {"wrpoexperiments"}

@@ -22,14 +22,18 @@ from wrpo_operator.plan.model import ChildState, ProgressFact
 from wrpo_operator.plan.planner import plan
 from wrpo_operator.plan.progress import MAX_REMAINING_S
 from wrpo_operator.runtime import progress_server
+from wrpo_operator.runtime.cluster import Cluster
 from wrpo_operator.runtime.kube import KubeError
 from wrpo_operator.runtime.progress_server import (
+    ProgressHost,
     ProgressServer,
     ProgressStore,
     RefusedError,
     StageAddress,
     parse_status,
 )
+from wrpo_operator.runtime.resources import PODS
+from wrpo_operator.runtime.store import ObjectStore
 
 FIELDS = ["progressPercentage", "estimatedRemainingSeconds", "metrics", "name", "value"]
 
@@ -68,26 +72,20 @@ class World:
     def __init__(self, kube: Any, clock: Any) -> None:
         self.kube, self.clock = kube, clock
         self.kube.review_answer = review()
-        self.pods = {("ns", "p"): {"metadata": {"name": "p", "uid": "p-1", "labels": LABELS}, "status": {}}}
+        self.store = ObjectStore()
+        pod = {"metadata": {"namespace": "ns", "name": "p", "uid": "p-1", "labels": LABELS}, "status": {}}
+        self.store.upsert(PODS, pod)
         self.book = ProgressStore()
         self.woken: list[tuple[str, str]] = []
         self.leading = True
         self.rebuild()
 
     def rebuild(self) -> None:
-        self.server = ProgressServer(
-            self.kube,
-            self,
-            self.book,
-            audience="wrpo.ai/progress",
-            now=lambda: NOON,
-            monotonic=self.clock,
-            on_post=lambda namespace, name: self.woken.append((namespace, name)),
-            leading=lambda: self.leading,
+        host = ProgressHost(
+            on_post=lambda namespace, name: self.woken.append((namespace, name)), leading=lambda: self.leading
         )
-
-    def pod(self, namespace: str, name: str) -> dict[str, Any] | None:
-        return self.pods.get((namespace, name))
+        cluster = Cluster(client=self.kube, store=self.store, now=lambda: NOON, monotonic=self.clock)
+        self.server = ProgressServer(cluster, self.book, "wrpo.ai/progress", host)
 
     def post(self, *posts: dict[str, Any]) -> list[tuple[int, str]]:
         async def main() -> list[tuple[int, str]]:

@@ -10,7 +10,7 @@ import pytest
 from support.reconciler_world import SPEC, World
 
 from wrpo_operator.runtime import snapshot
-from wrpo_operator.runtime.kube import KubeError
+from wrpo_operator.runtime.errors import Details, KubeError
 from wrpo_operator.runtime.queue import RetryAfterError
 from wrpo_operator.runtime.resources import CLAIMS, EVENTS, EXPERIMENTS, JsonObject
 from wrpo_operator.runtime.writes import merge_patch_of
@@ -135,7 +135,7 @@ def test_losing_the_lease_half_way_stops_the_rest(world: World) -> None:
 
 TEMPORARY = {
     "unreachable": KubeError(0, "Unreachable", "gone"),
-    "too many requests": KubeError(429, "TooManyRequests", "later", retry_after_s=1),
+    "too many requests": KubeError(429, "TooManyRequests", "later", details=Details(retry_after_s=1)),
     "server error": KubeError(500, "InternalError", "oops"),
 }
 

@@ -12,7 +12,7 @@ from support.reconciler_world import World
 from support.refusal_words import WORDS
 
 from wrpo_operator.api.conditions import ConditionType
-from wrpo_operator.runtime.kube import KubeError
+from wrpo_operator.runtime.errors import Details, KubeError
 from wrpo_operator.runtime.refusals import MAX_WORDS, RefusalStore, judge
 from wrpo_operator.runtime.rendered_paths import user_paths
 from wrpo_operator.runtime.resources import CONFIG_MAPS, EVENTS, EXPERIMENTS, JOBS, JsonObject
@@ -249,7 +249,9 @@ def test_a_config_that_was_deleted_with_its_child_is_applied_again(world: World)
 
 def test_in_a_namespace_that_is_being_deleted_one_try_is_made_and_no_event(world: World) -> None:
     world.put_experiment()
-    ending = KubeError(403, "Forbidden", "unable to create", causes=frozenset({"NamespaceTerminating"}))
+    ending = KubeError(
+        403, "Forbidden", "unable to create", details=Details(causes=frozenset({"NamespaceTerminating"}))
+    )
     world.kube.fail["apply", "serviceaccounts"] = ending
     look(world)
     blocker = assert_lawful(world)

@@ -12,7 +12,7 @@ from support.patience import LIMIT_S
 from support.watched_server import WatchedServer, event, stored
 
 from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, Resource, name_of
-from wrpo_operator.runtime.watching import WatchSession
+from wrpo_operator.runtime.watching import WatchSession, WatchSettings
 
 DEEP = '{"a":' * 1_500 + "1" + "}" * 1_500
 
@@ -30,9 +30,8 @@ def watch(server: WatchedServer, until: Callable[[list[tuple[str | None, str]]],
                 if until(events):
                     done.set()
 
-            session = WatchSession(
-                (EXPERIMENTS,), namespace=None, login=server.login, sink=receive, on_cut=server.cuts.append
-            )
+            settings = WatchSettings(namespace=None, login=server.login, on_cut=server.cuts.append)
+            session = WatchSession((EXPERIMENTS,), settings, receive)
             session.start()
             try:
                 await _first(done.wait(), session.wait_ended())

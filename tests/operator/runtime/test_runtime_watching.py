@@ -17,7 +17,7 @@ from support.watched_server import WatchedServer, event, stored
 
 from wrpo_operator.runtime import watching
 from wrpo_operator.runtime.resources import EXPERIMENTS, JsonObject, Resource, name_of
-from wrpo_operator.runtime.watching import WatchSession
+from wrpo_operator.runtime.watching import WatchSession, WatchSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 Script = Callable[[WatchSession], Awaitable[None]]
@@ -42,13 +42,8 @@ class World:
     def run(self, script: Script) -> None:
         async def main() -> None:
             async with self.server.running():
-                session = WatchSession(
-                    (EXPERIMENTS,),
-                    namespace=None,
-                    login=self.server.login,
-                    sink=self.receive,
-                    restore_signals=self.restore_signals,
-                )
+                settings = WatchSettings(namespace=None, login=self.server.login, restore_signals=self.restore_signals)
+                session = WatchSession((EXPERIMENTS,), settings, self.receive)
                 session.start()
                 try:
                     await script(session)
