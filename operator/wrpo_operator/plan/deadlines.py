@@ -17,7 +17,7 @@ from wrpo_operator.api.status import Attempt, AttemptState, from_time, to_time
 from wrpo_operator.plan.blockers import waiting_message
 from wrpo_operator.plan.model import ChildFact, ChildState, DeleteChild, FailureKind, Snapshot
 from wrpo_operator.plan.retry import GiveUp
-from wrpo_operator.plan.stage_views import StageView, count_failures, decide
+from wrpo_operator.plan.stage_views import StageView, count_failures, decide, history_of
 from wrpo_operator.plan.stops import Stops, delete, with_changes
 
 
@@ -135,7 +135,7 @@ def _with_late_runs(
     changed = with_changes(view, changes, view.next)
     new_ends = [attempt for attempt in changed.record.attempts if attempt.number in changes]
     record = count_failures(spec, view.node, changed.record, new_ends)
-    following = decide(snapshot.experiment, spec, view.node, record, record.attempts, now)
+    following = decide(snapshot.experiment, spec, view.node, history_of(record, record.attempts), now)
     return replace(changed, record=record, next=following)
 
 

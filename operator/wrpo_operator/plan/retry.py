@@ -45,34 +45,37 @@ class GiveUp:
 RetryDecision: TypeAlias = StartAttempt | Wait | GiveUp
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """The attempts of a stage, oldest first, and their counters."""
+
+    attempts: Sequence[Attempt]
+    forgiven: int = 0
+    """Number of the last attempt that no longer counts."""
+    failures: int = 0
+    """Later attempts that used up a retry."""
+    disruptions: int = 0
+    """Consecutive attempts so far that the cluster terminated."""
+
+
 def decide_next(
-    attempts: Sequence[Attempt],
-    *,
-    forgiven: int,
-    failures: int,
-    policy: Retries,
-    now: datetime,
-    disruptions: int = 0,
-    seed: str = "",
-    room: bool = False,
+    history: History, policy: Retries, now: datetime, *, seed: str = "", room: bool = False
 ) -> RetryDecision:
     """Decide the next attempt if no child is live and none has succeeded.
 
-    `seed` varies the jitter between stages, so that their retries do not coincide; empty: no jitter.
-    `attempts` are oldest first; `failures` counts those after number `forgiven` that used up a retry, `disruptions`
-    the consecutive ones so far that the cluster terminated. `room`: the operator can give the next attempt more
-    accelerator memory, so that OutOfMemory uses up no retry.
+    `seed` varies the jitter between stages, so that their retries do not coincide; empty: no jitter. `room`: the
+    operator can give the next attempt more accelerator memory, so that OutOfMemory uses up no retry.
     Invariants: a disruption never uses up a retry; a bad config is never retried; an attempt that was recorded as
     active but has no child (deleted manually, or not yet observed) keeps its number, so it never runs twice.
     """
-    if not attempts:
+    if not history.attempts:
         return StartAttempt(1)
-    last = attempts[-1]
+    last = history.attempts[-1]
     if last.state not in ENDED:
         return StartAttempt(last.number)
-    if last.state is AttemptState.DISRUPTED and disruptions > 1:
-        return _after_pause(last, disruptions - 1, policy, now, seed)
-    if last.state is not AttemptState.FAILED or last.number <= forgiven:
+    if last.state is AttemptState.DISRUPTED and history.disruptions > 1:
+        return _after_pause(last, history.disruptions - 1, policy, now, seed)
+    if last.state is not AttemptState.FAILED or last.number <= history.forgiven:
         return StartAttempt(last.number + 1)
     if room and last.reason == OUT_OF_MEMORY:
         return StartAttempt(last.number + 1)
@@ -80,11 +83,11 @@ def decide_next(
         return GiveUp(Reason.PENDING_TOO_LONG)
     if last.failure == FailureKind.CONFIG:
         return GiveUp(Reason.STAGE_FAILED)
-    if same_error_again(attempts, forgiven):
+    if same_error_again(history.attempts, history.forgiven):
         return GiveUp(Reason.SAME_ERROR)
-    if failures > policy.limit:
+    if history.failures > policy.limit:
         return GiveUp(Reason.RETRIES_EXHAUSTED)
-    return _after_pause(last, failures, policy, now, seed)
+    return _after_pause(last, history.failures, policy, now, seed)
 
 
 def _after_pause(last: Attempt, nth: int, policy: Retries, now: datetime, seed: str) -> RetryDecision:

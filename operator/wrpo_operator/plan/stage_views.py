@@ -25,7 +25,7 @@ from wrpo_operator.plan.model import ChildFact, ChildState, Experiment, StageId,
 from wrpo_operator.plan.placing import placed
 from wrpo_operator.plan.resources import gpus_of
 from wrpo_operator.plan.results import with_result
-from wrpo_operator.plan.retry import RetryDecision, decide_next
+from wrpo_operator.plan.retry import History, RetryDecision, decide_next
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def _build_view(
         before=before,
         children=children,
         succeeded=succeeded,
-        next=decide(experiment, spec, node, record, attempts, now),
+        next=decide(experiment, spec, node, history_of(record, attempts), now),
     )
 
 
@@ -197,25 +197,17 @@ def can_get_more_room(node: StageNode) -> bool:
     return node.placement is not None and node.placement.per_pod > 0
 
 
+def history_of(record: StageStatus, attempts: Sequence[Attempt]) -> History:
+    """Return these attempts with the counters of the record, which may have dropped the oldest ones."""
+    return History(attempts, record.forgiven_attempts, record.failed_attempts, record.consecutive_disruptions)
+
+
 def decide(
-    experiment: Experiment,
-    spec: ExperimentSpec,
-    node: StageNode,
-    record: StageStatus,
-    attempts: Sequence[Attempt],
-    now: datetime,
+    experiment: Experiment, spec: ExperimentSpec, node: StageNode, history: History, now: datetime
 ) -> RetryDecision:
-    """Decide what follows these attempts, with the counters of the record."""
-    return decide_next(
-        attempts,
-        forgiven=record.forgiven_attempts,
-        failures=record.failed_attempts,
-        policy=spec.retries,
-        now=now,
-        disruptions=record.consecutive_disruptions,
-        room=can_get_more_room(node),
-        seed=f"{experiment.uid}/{node.id}",
-    )
+    """Decide what follows the attempts of a stage."""
+    seed = f"{experiment.uid}/{node.id}"
+    return decide_next(history, spec.retries, now, seed=seed, room=can_get_more_room(node))
 
 
 def count_failures(

@@ -119,7 +119,9 @@ def expand(
         except SpecError as error:
             errors += [sweep_messages.bad_variant(variant.name, text) for text in error.errors]
         else:
-            rows.append(_row(name, spec, variant, patched, parsed[variant.name], is_decided=chosen is not None))
+            valid = parsed[variant.name]
+            wanted = () if chosen is None else _experiments(name, spec, variant.name, patched, valid)
+            rows.append(Row(variant.name, len(valid.sources), wanted, len(_seeds(spec))))
     errors += _sweep_faults(spec, variants, parsed, scores)
     if errors:
         more = len(errors) - MAX_ERRORS
@@ -342,13 +344,15 @@ def _has_null(value: Any) -> bool:
 # Experiments
 
 
-def _row(
-    sweep: str, spec: SweepSpec, variant: NamedVariant, patched: Raw, parsed: ExperimentSpec, *, is_decided: bool
-) -> Row:
-    seeds: Sequence[int | None] = spec.seeds or (None,)
+def _seeds(spec: SweepSpec) -> Sequence[int | None]:
+    return spec.seeds or (None,)
+
+
+def _experiments(sweep: str, spec: SweepSpec, variant: str, patched: Raw, parsed: ExperimentSpec) -> tuple[Wanted, ...]:
+    """Return the experiments of a variant, one for each seed. `patched` is their spec, `parsed` the same parsed."""
     share = _share(spec)
     wanted = []
-    for seed in seeds if is_decided else ():
+    for seed in _seeds(spec):
         own = copy.deepcopy(patched)
         if seed is not None:
             own.setdefault("training", {})["seed"] = seed
@@ -357,8 +361,8 @@ def _row(
         if share is not None:
             most = parsed.scheduling.max_gpus
             own.setdefault("scheduling", {})["maxGpus"] = share if most is None else min(share, most)
-        wanted.append(Wanted(names.member_name(sweep, variant.name, seed), variant.name, seed, own, digest(own)))
-    return Row(variant.name, len(parsed.sources), tuple(wanted), len(seeds))
+        wanted.append(Wanted(names.member_name(sweep, variant, seed), variant, seed, own, digest(own)))
+    return tuple(wanted)
 
 
 def _share(spec: SweepSpec) -> int | None:

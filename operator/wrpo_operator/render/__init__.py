@@ -8,6 +8,7 @@ from wrpo_engine.contract.definition import Shape
 from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
 from wrpo_operator.render.common import config_map
 from wrpo_operator.render.jobs import render_job
+from wrpo_operator.render.pod import ChildRequest
 from wrpo_operator.render.settings import RenderSettings, StageCommand
 from wrpo_operator.render.training import BACKENDS, GangRequest
 
@@ -24,5 +25,5 @@ def render_attempt(experiment: Experiment, planned: PlannedAttempt, settings: Re
     if planned.node.shape is Shape.TRAINING:
         manifests = BACKENDS[spec.training.backend].render(GangRequest(experiment, spec, planned, settings, name))
     else:
-        manifests = (render_job(experiment, spec, planned, settings, name),)
+        manifests = (render_job(ChildRequest(experiment, spec, planned, settings, name)),)
     return config, *copy.deepcopy(manifests)

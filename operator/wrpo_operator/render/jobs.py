@@ -8,10 +8,9 @@ from wrpo_engine.contract.definition import Shape
 from wrpo_engine.exit_codes import FINAL_EXIT_CODES
 from wrpo_operator.api.pod_template import STAGE_CONTAINER
 from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
+from wrpo_operator.plan.model import Manifest, PlannedAttempt
 from wrpo_operator.render.common import child_metadata
-from wrpo_operator.render.pod import pod_template
-from wrpo_operator.render.settings import RenderSettings
+from wrpo_operator.render.pod import ChildRequest, pod_template
 
 FINAL_CODE_RULE: dict[str, Any] = {
     "action": "FailJob",
@@ -27,19 +26,14 @@ POD_FAILURE_POLICY: dict[str, Any] = {
 }
 
 
-def render_job(
-    experiment: Experiment,
-    spec: ExperimentSpec,
-    planned: PlannedAttempt,
-    settings: RenderSettings,
-    config_name: str,
-) -> Manifest:
+def render_job(request: ChildRequest) -> Manifest:
     """Return the Job of an attempt."""
+    spec, planned = request.spec, request.planned
     job: dict[str, Any] = {
         **_completion(spec, planned),
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": POD_FAILURE_POLICY,
-        "template": pod_template(experiment, spec, planned, settings, config_name),
+        "template": pod_template(request),
     }
     queue = spec.scheduling.queue_name
     if not queue:  # with a queue, Kueue owns suspend
@@ -47,7 +41,7 @@ def render_job(
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": child_metadata(experiment, planned, spec.scheduling, job),
+        "metadata": child_metadata(request.experiment, planned, spec.scheduling, job),
         "spec": job,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 from wrpo_engine.contract.definition import Image, Shape
@@ -39,21 +40,27 @@ CONTAINER_SECURITY: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class ChildRequest:
+    """A planned attempt, and what its child is rendered from."""
+
+    experiment: Experiment
+    spec: ExperimentSpec
+    planned: PlannedAttempt
+    settings: RenderSettings
+    config_name: str
+    """Name of the ConfigMap that holds the stage's configuration."""
+
+
 def pod_template(
-    experiment: Experiment,
-    spec: ExperimentSpec,
-    planned: PlannedAttempt,
-    settings: RenderSettings,
-    config_name: str,
-    *,
-    container_name: str = STAGE_CONTAINER,
-    container_extra: dict[str, Any] | None = None,
+    request: ChildRequest, *, container_name: str = STAGE_CONTAINER, container_extra: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the template merged with spec.podTemplate, where the stage's container is always `stage`."""
+    experiment, spec, planned, settings = request.experiment, request.spec, request.planned, request.settings
     container = _container(experiment, spec, planned, settings) | (container_extra or {})
     base = {
         "metadata": _metadata(experiment, spec, planned),
-        "spec": _pod(spec, planned, settings, config_name) | {"containers": [container]},
+        "spec": _pod(spec, planned, settings, request.config_name) | {"containers": [container]},
     }
     template: dict[str, Any] = strategic_merge(base, spec.pod_template)
     _hide_devices(template)

@@ -65,6 +65,7 @@ def queue_inventory(
     groups: list[AcceleratorGroup] = []
     faults: list[str] = []
     extra = {profile.resource for profile in profiles}
+    known = _Knowledge(nodes, selection, profiles, prices or {})
     for quota in _quotas(own):
         if not (is_sized(quota.resource) or is_other_accelerator(quota.resource) or quota.resource in extra):
             continue
@@ -73,7 +74,7 @@ def queue_inventory(
         if granted == 0:
             faults.append(f"{where} grants no {quota.resource}: its nominalQuota is 0 and it cannot borrow. Raise it.")
             continue
-        found, problems = _of_flavor(quota, objects.flavors.get(quota.flavor), nodes, selection, profiles, prices or {})
+        found, problems = known.of_flavor(quota, objects.flavors.get(quota.flavor))
         groups += [replace(group, quota=_least(group.quota, granted)) for group in found]
         faults += [f"{where}: {problem}" for problem in problems]
         faults += [
@@ -92,75 +93,74 @@ def cluster_queue_of(local_queue: Object) -> str:
     return str((local_queue.get("spec") or {}).get("clusterQueue") or "")
 
 
-def _of_flavor(
-    quota: _Quota,
-    flavor: Object | None,
-    nodes: Sequence[NodeFact] | None,
-    selection: Selection,
-    profiles: Sequence[Profile],
-    prices: Mapping[str, float],
-) -> tuple[list[AcceleratorGroup], list[str]]:
-    """Return the groups of a flavor without its quota, and what is wrong with it."""
-    if flavor is None:
-        return [], ["the ResourceFlavor does not exist. Create it."]
-    spec = flavor.get("spec") or {}
-    labels = {str(key): str(value) for key, value in (spec.get("nodeLabels") or {}).items()}
-    own = tolerations_of(spec.get("tolerations") or ())
-    inside = replace(
-        selection,
-        labels=tuple(sorted({**dict(selection.labels), **labels}.items())),
-        tolerations=(*selection.tolerations, *own),
-    )
-    taint = inside.untolerated(taints_of(spec.get("nodeTaints")), quota.resource)
-    if taint is not None:
-        return [], [f"it has the taint {taint}, which the experiment does not tolerate. Add a toleration."]
-    found = usable(nodes, inside, profiles, prices) if nodes is not None else None
-    told = [] if found is None else [fault for fault in found.faults if quota.resource in fault]
-    groups = [] if found is None else [group for group in found.groups if group.resource == quota.resource]
-    if groups:
-        return [replace(group, labels={**labels, **group.labels}) for group in groups], told
-    group = _by_profile(quota, labels, profiles, prices) or _by_labels(quota, labels, prices)
-    if group is not None:
-        return [group], []
-    unknown = f"neither nodes nor its labels show the size of {quota.resource}. Add a profile named {quota.flavor}"
-    return [], told or [f"{unknown}: {PROFILE_REMEDY}."]
+@dataclass(frozen=True, slots=True)
+class _Knowledge:
+    """Where the size of a flavor's accelerators may be found."""
 
+    nodes: Sequence[NodeFact] | None
+    """None: nodes are not read."""
+    selection: Selection
+    profiles: Sequence[Profile]
+    prices: Mapping[str, float]
 
-def _by_profile(
-    quota: _Quota, labels: Mapping[str, str], profiles: Sequence[Profile], prices: Mapping[str, float]
-) -> AcceleratorGroup | None:
-    """Return what a profile with the flavor's name, else one that describes its labels, shows."""
-    alike = [profile for profile in profiles if profile.resource == quota.resource]
-    named = [profile for profile in alike if profile.name == quota.flavor]
-    offer = offer_of(labels, quota.resource, 1)
-    chosen = named or [
-        profile
-        for profile in alike
-        if (profile.product or profile.node_labels) and profile.describes(quota.resource, offer.product, labels)
-    ]
-    if not chosen:
-        return None
-    profile = chosen[0]
-    group = group_of(profile, quota.flavor, prices)
-    return replace(group, labels={**labels, **group.labels}, is_slice=offer.is_slice)
+    def of_flavor(self, quota: _Quota, flavor: Object | None) -> tuple[list[AcceleratorGroup], list[str]]:
+        """Return the groups of a flavor without its quota, and what is wrong with it."""
+        if flavor is None:
+            return [], ["the ResourceFlavor does not exist. Create it."]
+        spec = flavor.get("spec") or {}
+        labels = {str(key): str(value) for key, value in (spec.get("nodeLabels") or {}).items()}
+        own = tolerations_of(spec.get("tolerations") or ())
+        inside = replace(
+            self.selection,
+            labels=tuple(sorted({**dict(self.selection.labels), **labels}.items())),
+            tolerations=(*self.selection.tolerations, *own),
+        )
+        taint = inside.untolerated(taints_of(spec.get("nodeTaints")), quota.resource)
+        if taint is not None:
+            return [], [f"it has the taint {taint}, which the experiment does not tolerate. Add a toleration."]
+        found = usable(self.nodes, inside, self.profiles, self.prices) if self.nodes is not None else None
+        told = [] if found is None else [fault for fault in found.faults if quota.resource in fault]
+        groups = [] if found is None else [group for group in found.groups if group.resource == quota.resource]
+        if groups:
+            return [replace(group, labels={**labels, **group.labels}) for group in groups], told
+        group = self._by_profile(quota, labels) or self._by_labels(quota, labels)
+        if group is not None:
+            return [group], []
+        unknown = f"neither nodes nor its labels show the size of {quota.resource}. Add a profile named {quota.flavor}"
+        return [], told or [f"{unknown}: {PROFILE_REMEDY}."]
 
+    def _by_profile(self, quota: _Quota, labels: Mapping[str, str]) -> AcceleratorGroup | None:
+        """Return what a profile with the flavor's name, else one that describes its labels, shows."""
+        alike = [profile for profile in self.profiles if profile.resource == quota.resource]
+        named = [profile for profile in alike if profile.name == quota.flavor]
+        offer = offer_of(labels, quota.resource, 1)
+        chosen = named or [
+            profile
+            for profile in alike
+            if (profile.product or profile.node_labels) and profile.describes(quota.resource, offer.product, labels)
+        ]
+        if not chosen:
+            return None
+        profile = chosen[0]
+        group = group_of(profile, quota.flavor, self.prices)
+        return replace(group, labels={**labels, **group.labels}, is_slice=offer.is_slice)
 
-def _by_labels(quota: _Quota, labels: Mapping[str, str], prices: Mapping[str, float]) -> AcceleratorGroup | None:
-    """Return what the flavor's labels alone show: the product's memory, and the accelerators of a node."""
-    offer = offer_of(labels, quota.resource, 1)
-    count = 1 if offer.is_slice else labelled_count(labels)
-    if offer.memory_mib is None or count is None:
-        return None
-    return AcceleratorGroup(
-        name=offer.product or quota.flavor,
-        resource=quota.resource,
-        memory_mib=offer.memory_mib,
-        per_node=count,
-        labels=dict(labels),
-        compute_capability=offer.compute_capability,
-        is_slice=offer.is_slice,
-        price_per_hour=price_of(prices, offer.product or quota.flavor, quota.flavor),
-    )
+    def _by_labels(self, quota: _Quota, labels: Mapping[str, str]) -> AcceleratorGroup | None:
+        """Return what the flavor's labels alone show: the product's memory, and the accelerators of a node."""
+        offer = offer_of(labels, quota.resource, 1)
+        count = 1 if offer.is_slice else labelled_count(labels)
+        if offer.memory_mib is None or count is None:
+            return None
+        return AcceleratorGroup(
+            name=offer.product or quota.flavor,
+            resource=quota.resource,
+            memory_mib=offer.memory_mib,
+            per_node=count,
+            labels=dict(labels),
+            compute_capability=offer.compute_capability,
+            is_slice=offer.is_slice,
+            price_per_hour=price_of(self.prices, offer.product or quota.flavor, quota.flavor),
+        )
 
 
 def _quotas(holder: Object) -> Iterator[_Quota]:

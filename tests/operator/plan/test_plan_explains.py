@@ -16,7 +16,7 @@ from wrpo_operator.api.status import Attempt, AttemptState, Blocker, to_time
 from wrpo_operator.plan.classify import failure_of
 from wrpo_operator.plan.model import ChildState, Note, ProgressFact, Snapshot
 from wrpo_operator.plan.planner import LOOK_AGAIN_S, plan
-from wrpo_operator.plan.retry import GiveUp, StartAttempt, decide_next
+from wrpo_operator.plan.retry import GiveUp, History, StartAttempt, decide_next
 
 BEFORE_SFT = ("prepare", "sample/qwen", "sample/yi", "score/qwen", "score/yi", "curate-sft")
 
@@ -182,7 +182,7 @@ MUCH = Retries(limit=10, backoffSeconds=0)
 )
 def test_the_same_error_at_the_same_step_is_not_tried_a_third_time(second: dict[str, Any], gives_up: bool) -> None:
     attempts = (failed_attempt(1, step=7), failed_attempt(2, **second))
-    decision = decide_next(attempts, forgiven=0, failures=2, policy=MUCH, now=NOON)
+    decision = decide_next(History(attempts, failures=2), MUCH, NOON)
     assert decision == (GiveUp(Reason("SameErrorAgain")) if gives_up else StartAttempt(3))
 
 

@@ -11,7 +11,7 @@ from support.builders import NOON
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.lifecycle import Retries
 from wrpo_operator.api.status import Attempt, AttemptState, to_time
-from wrpo_operator.plan.retry import GiveUp, RetryDecision, StartAttempt, Wait, decide_next, share_of
+from wrpo_operator.plan.retry import GiveUp, History, RetryDecision, StartAttempt, Wait, decide_next, share_of
 
 POLICY = Retries(limit=2, backoffSeconds=10)
 CRASH = ("Failed", "Application")
@@ -20,9 +20,9 @@ EVICTED = ("Disrupted", "Disruption")
 STOPPED = ("Stopped", None)
 RUNNING = ("Running", None)
 LATE = ("Failed", "PendingTooLong")
-History = list[tuple[str, str | None]]
+Ends = list[tuple[str, str | None]]
 
-CASES: dict[str, tuple[History, float, RetryDecision]] = {
+CASES: dict[str, tuple[Ends, float, RetryDecision]] = {
     "nothing yet": ([], 0, StartAttempt(1)),
     "a bad spec is final": ([BAD], 999, GiveUp(Reason.STAGE_FAILED)),
     "first crash waits for the backoff": ([CRASH], 9, Wait(NOON + timedelta(seconds=10))),
@@ -43,7 +43,7 @@ CASES: dict[str, tuple[History, float, RetryDecision]] = {
 }
 
 
-def attempts(history: History) -> list[Attempt]:
+def attempts(history: Ends) -> list[Attempt]:
     ends = to_time(NOON)
     return [
         Attempt(
@@ -58,17 +58,15 @@ def attempts(history: History) -> list[Attempt]:
     ]
 
 
-def decide(history: History, seconds: float, forgiven: int = 0) -> RetryDecision:
+def decide(history: Ends, seconds: float, forgiven: int = 0) -> RetryDecision:
     failures = sum(state == "Failed" for state, _ in history[forgiven:])
     now = NOON + timedelta(seconds=seconds)
     in_a_row = len(list(takewhile(lambda end: end == EVICTED, reversed(history))))
-    return decide_next(
-        attempts(history), forgiven=forgiven, failures=failures, policy=POLICY, now=now, disruptions=in_a_row
-    )
+    return decide_next(History(attempts(history), forgiven, failures, in_a_row), POLICY, now)
 
 
 @pytest.mark.parametrize(("history", "seconds", "expected"), CASES.values(), ids=CASES.keys())
-def test_decides_what_follows(history: History, seconds: float, expected: RetryDecision) -> None:
+def test_decides_what_follows(history: Ends, seconds: float, expected: RetryDecision) -> None:
     assert decide(history, seconds) == expected
 
 
@@ -79,12 +77,12 @@ def test_forgiven_failures_count_no_more() -> None:
 
 def test_the_backoff_never_exceeds_an_hour() -> None:
     policy = Retries(limit=20, backoffSeconds=3600)
-    decision = decide_next(attempts([CRASH] * 20), forgiven=0, failures=20, policy=policy, now=NOON)
+    decision = decide_next(History(attempts([CRASH] * 20), failures=20), policy, NOON)
     assert decision == Wait(NOON + timedelta(hours=1))
 
 
 def test_no_retries_means_one_attempt() -> None:
-    decision = decide_next(attempts([CRASH]), forgiven=0, failures=1, policy=Retries(limit=0), now=NOON)
+    decision = decide_next(History(attempts([CRASH]), failures=1), Retries(limit=0), NOON)
     assert decision == GiveUp(Reason.RETRIES_EXHAUSTED)
 
 
@@ -118,14 +116,14 @@ REPEATED: dict[str, tuple[list[Attempt], int, bool]] = {
 @pytest.mark.parametrize(("history", "forgiven", "is_final"), REPEATED.values(), ids=REPEATED.keys())
 def test_the_same_error_at_the_same_step_twice_is_final(history: list[Attempt], forgiven: int, is_final: bool) -> None:
     policy = Retries(limit=9, backoffSeconds=10)
-    decision = decide_next(history, forgiven=forgiven, failures=1, policy=policy, now=NOON)
+    decision = decide_next(History(history, forgiven, failures=1), policy, NOON)
     assert decision == (GiveUp(Reason.SAME_ERROR) if is_final else Wait(NOON + timedelta(seconds=10)))
 
 
 def test_a_seed_makes_the_pause_longer_by_up_to_a_quarter() -> None:
     assert share_of("") == 0xE3B0C442 / 2**32
     seed = "uid/train"
-    decision = decide_next(attempts([CRASH]), forgiven=0, failures=1, policy=POLICY, now=NOON, seed=seed)
+    decision = decide_next(History(attempts([CRASH]), failures=1), POLICY, NOON, seed=seed)
     assert decision == Wait(NOON + timedelta(seconds=10) * (1 + 0.25 * share_of("uid/train-1")))
     assert 0.05 < share_of("uid/train-1") < 1
 
@@ -133,5 +131,5 @@ def test_a_seed_makes_the_pause_longer_by_up_to_a_quarter() -> None:
 def test_a_failure_without_a_recorded_end_waits_from_now_on() -> None:
     (failed,) = attempts([CRASH])
     endless = failed.model_copy(update={"finished_at": None})
-    decision = decide_next([endless], forgiven=0, failures=1, policy=POLICY, now=NOON + timedelta(seconds=99))
+    decision = decide_next(History([endless], failures=1), POLICY, NOON + timedelta(seconds=99))
     assert decision == Wait(NOON + timedelta(seconds=109))

@@ -17,7 +17,7 @@ from wrpo_operator.api.pod_template import STRICT, PodTemplatePolicy, protected_
 from wrpo_operator.plan.graph import build_graph
 from wrpo_operator.plan.model import Experiment
 from wrpo_operator.render import render_attempt
-from wrpo_operator.render.pod import pod_template
+from wrpo_operator.render.pod import ChildRequest, pod_template
 from wrpo_operator.render.settings import RenderSettings
 
 BOOLEANS = st.sampled_from([True, False])
@@ -89,7 +89,8 @@ def rendered(experiment: Experiment, template: dict[str, Any], stage: str) -> di
     assert experiment.spec is not None
     spec = experiment.spec.model_copy(update={"pod_template": template})
     planned = make_planned(experiment, stage)
-    return pod_template(experiment, spec, planned, RenderSettings(progress_url="https://a:1"), "config")
+    request = ChildRequest(experiment, spec, planned, RenderSettings(progress_url="https://a:1"), "config")
+    return pod_template(request)
 
 
 EXPERIMENT = make_experiment()

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from wrpo_operator.api.backends import BackendKind
-from wrpo_operator.api.spec import ExperimentSpec
-from wrpo_operator.plan.model import Experiment, Manifest, PlannedAttempt
+from wrpo_operator.plan.model import Manifest, PlannedAttempt
 from wrpo_operator.plan.resources import Gang, gang_of
 from wrpo_operator.render.common import child_metadata
-from wrpo_operator.render.pod import pod_template
+from wrpo_operator.render.pod import ChildRequest, pod_template
 from wrpo_operator.render.podgroup import needs_pod_group, render_pod_group
-from wrpo_operator.render.settings import RenderSettings
 
 FIRST_PORT = 20000
 NUM_PORTS = 20000
@@ -21,15 +19,8 @@ COMPLETION_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-ind
 
 
 @dataclass(frozen=True, slots=True)
-class GangRequest:
+class GangRequest(ChildRequest):
     """A planned attempt of a training stage, and the parts that all backends render equally."""
-
-    experiment: Experiment
-    spec: ExperimentSpec
-    planned: PlannedAttempt
-    settings: RenderSettings
-    config_name: str
-    """Name of the ConfigMap that holds the stage's configuration."""
 
     @property
     def gang(self) -> Gang:
@@ -43,15 +34,7 @@ class GangRequest:
 
     def template(self, container: str, extra: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the pod template; `extra` are fields of the stage's container."""
-        return pod_template(
-            self.experiment,
-            self.spec,
-            self.planned,
-            self.settings,
-            self.config_name,
-            container_name=container,
-            container_extra=extra,
-        )
+        return pod_template(self, container_name=container, container_extra=extra)
 
     def suspend(self) -> dict[str, bool]:
         """Return the suspend field; none with a queue, because Kueue owns it."""
