@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from wrpo_engine.config import Runtime, StageParams
 from wrpo_engine.contract.definition import EVERY_ROLE, Image, Per
@@ -23,17 +23,31 @@ class GraphError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How a stage is run. Nothing of it affects the result, so none is hashed."""
+
+    downloads: Collection[StageId] = ()
+    """Stages that download its models."""
+    runtime: Runtime = field(default_factory=Runtime)
+    resources: Resources | None = None
+    """Replace those of the section in the spec."""
+    needs: Collection[Need] = ()
+    """Models for which the operator chooses accelerators."""
+    image: Image | None = None
+    """Replaces that of the definition."""
+    secrets: Mapping[str, SecretKeyRef] = field(default_factory=dict)
+    """Variable of its pods -> key of a Secret."""
+    models: Mapping[str, Named] = field(default_factory=dict)
+    """Parameter -> model or judge of the spec to which it refers: errors of the stage name the section of the spec."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Declared:
     params: StageParams
     inputs: tuple[StageId, ...]
-    if_present: tuple[StageId, ...]
-    downloads: tuple[StageId, ...]
-    runtime: Runtime
     role: str
-    resources: Resources | None
-    needs: tuple[Need, ...]
-    image: Image | None
-    secrets: Mapping[str, SecretKeyRef]
+    execution: Execution
+    if_present: tuple[StageId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,44 +65,31 @@ class Graph:
         params: StageParams,
         *,
         inputs: Iterable[StageId] = (),
-        if_present: Iterable[StageId] = (),
-        downloads: Iterable[StageId] = (),
-        runtime: Runtime | None = None,
         role_name: str | None = None,
-        resources: Resources | None = None,
-        needs: Iterable[Need] = (),
-        image: Image | None = None,
-        secrets: Mapping[str, SecretKeyRef] | None = None,
-        models: Mapping[str, Named] | None = None,
+        execution: Execution | None = None,
     ) -> None:
-        """Add a stage.
+        """Add a stage. It reads the artifacts of `inputs`.
 
-        It reads the artifacts of `inputs`, and those of `if_present` that are part of the graph. `downloads` are stages
-        that download its models: the way of a model to the stage does not affect results and is not hashed.
-        `role_name` follows the role of a named stage (unset: its name). `resources` replace those of the section in the
-        spec. `needs` are the models for which the operator chooses accelerators. `image` replaces that of the
-        definition. `secrets` become variables of the stage's pods, by name. `models` are the spec's models and judges
-        by the parameters that refer to them: errors of the stage then name the section of the spec.
+        `role_name` follows the role of a named stage (unset: its name).
         """
         if params.kind() != stage.kind:
             raise GraphError(f"the parameters of the stage {stage} are those of the kind {params.kind()}")
         if stage in self:
             raise GraphError(f"the stage {stage} is added twice")
-        definition = STAGES[stage.kind]
+        definition, run = STAGES[stage.kind], execution or Execution()
         name = (role_name or stage.name) if definition.is_named else ""
-        sections = {parameter: section_of(self.spec, model) for parameter, model in (models or {}).items()}
+        sections = {parameter: section_of(self.spec, model) for parameter, model in run.models.items()}
+        runtime = run.runtime.model_copy(update={"model_sections": sections} if sections else {})
         self._declared[stage] = _Declared(
             params=params,
             inputs=tuple(inputs),
-            if_present=tuple(if_present),
-            downloads=tuple(downloads),
-            runtime=(runtime or Runtime()).model_copy(update={"model_sections": sections} if sections else {}),
             role=f"{definition.role}/{name}" if name else definition.role,
-            resources=resources,
-            needs=tuple(needs),
-            image=image,
-            secrets=secrets or {},
+            execution=replace(run, runtime=runtime),
         )
+
+    def read_if_present(self, stage: StageId, *others: StageId) -> None:
+        """Let a stage that was added also read the artifacts of those others that are part of the graph."""
+        self._declared[stage] = replace(self._declared[stage], if_present=others)
 
     def __contains__(self, stage: StageId) -> bool:
         return stage in self._declared
@@ -121,7 +122,7 @@ class Graph:
         """Return the stages that a stage needs, those that download its models last."""
         declared, roles = self._declared[stage], STAGES[stage.kind].inputs
         found = [*declared.inputs, *(other for other in declared.if_present if other in self._declared)]
-        for needed in (*found, *declared.downloads):
+        for needed in (*found, *declared.execution.downloads):
             if needed not in self._declared:
                 raise GraphError(f"the stage {stage} reads {needed}, which is not part of the experiment")
         if EVERY_ROLE in roles:
@@ -130,11 +131,11 @@ class Graph:
             role = STAGES[needed.kind].role
             if role not in roles and EVERY_ROLE not in roles:
                 raise GraphError(f"the stage {stage} reads {needed}, but inputs of its definition lack the role {role}")
-        return (*found, *declared.downloads)
+        return (*found, *declared.execution.downloads)
 
     def _after(self, stage: StageId) -> tuple[StageId, ...]:
         """Return the stages that give the facts about a stage's models."""
-        return tuple(dict.fromkeys(need.facts for need in self._declared[stage].needs))
+        return tuple(dict.fromkeys(need.facts for need in self._declared[stage].execution.needs))
 
     def _reported(self) -> list[StageId]:
         """Return the stages that the report shows."""
@@ -145,9 +146,9 @@ class Graph:
         ]
 
     def _node(self, stage: StageId, upstream: Iterable[StageId], nodes: Mapping[StageId, StageNode]) -> StageNode:
-        declared = self._declared[stage]
+        declared, run = self._declared[stage], self._declared[stage].execution
         inputs = {self._declared[needed].role: needed for needed in upstream}
-        hashed = {role: nodes[needed].hash for role, needed in inputs.items() if needed not in declared.downloads}
+        hashed = {role: nodes[needed].hash for role, needed in inputs.items() if needed not in run.downloads}
         return StageNode(
             id=stage,
             shape=STAGES[stage.kind].shape,
@@ -159,12 +160,12 @@ class Graph:
                 hashed,
                 self.spec.reuse.salt,
             ),
-            runtime=declared.runtime,
-            resources=declared.resources,
+            runtime=run.runtime,
+            resources=run.resources,
             after=tuple(needed for needed in self._after(stage) if needed not in inputs.values()),
-            needs=declared.needs,
-            image=declared.image,
-            secrets=declared.secrets,
+            needs=tuple(run.needs),
+            image=run.image,
+            secrets=run.secrets,
         )
 
 

@@ -16,7 +16,7 @@ from wrpo_operator.api.names import shortened
 from wrpo_operator.api.pods import SecretKeyRef
 from wrpo_operator.api.sections import PinnedModel, RewardSource
 from wrpo_operator.plan import evaluation_params as params
-from wrpo_operator.plan.builder import Graph
+from wrpo_operator.plan.builder import Execution, Graph
 from wrpo_operator.plan.model import StageId, Work
 from wrpo_operator.plan.params import Named, scoring_runtime
 from wrpo_operator.plan.systems import Column, EvaluatedModel, Layout, Row, layout_of, selecting_reward
@@ -91,11 +91,13 @@ def _add_generation(
         stage,
         settings,
         inputs=inputs,
-        downloads=() if made_by(model) else downloads(graph, pinned),
-        runtime=params.generation_runtime(graph.spec, model),
-        resources=resources,
-        needs=needs(graph, stage.kind, (Work.GENERATION, pinned), resources=resources),
-        models={"model": pinned},
+        execution=Execution(
+            downloads=() if made_by(model) else downloads(graph, pinned),
+            runtime=params.generation_runtime(graph.spec, model),
+            resources=resources,
+            needs=needs(graph, stage.kind, (Work.GENERATION, pinned), resources=resources),
+            models={"model": pinned},
+        ),
     )
 
 
@@ -127,10 +129,12 @@ def rank(graph: Graph) -> None:
             StageId("rank", cell_name(row.name, column.name)),
             params.rank(graph.spec, row, tuple(members)),
             inputs=(items_of(column), *members.values()),
-            downloads=downloads(graph, row.select.ranker),
-            runtime=scoring_runtime(graph.spec),
-            needs=needs(graph, "rank", (Work.SCORING, row.select.ranker)),
-            models={"ranker": row.select.ranker},
+            execution=Execution(
+                downloads=downloads(graph, row.select.ranker),
+                runtime=scoring_runtime(graph.spec),
+                needs=needs(graph, "rank", (Work.SCORING, row.select.ranker)),
+                models={"ranker": row.select.ranker},
+            ),
         )
 
 
@@ -151,11 +155,13 @@ def grade(graph: Graph) -> None:
                 StageId("grade", cell_name(system, column.name, name)),
                 params.grade(graph.spec, reward, answers),
                 inputs=(items_of(column), _stage_of(answers)),
-                downloads=downloads(graph, reward),
-                runtime=scoring_runtime(graph.spec),
-                needs=needs(graph, "grade", (Work.SCORING, reward)),
-                secrets=reward_key(graph, name),
-                models={"reward": reward},
+                execution=Execution(
+                    downloads=downloads(graph, reward),
+                    runtime=scoring_runtime(graph.spec),
+                    needs=needs(graph, "grade", (Work.SCORING, reward)),
+                    secrets=reward_key(graph, name),
+                    models={"reward": reward},
+                ),
             )
 
 
@@ -204,13 +210,15 @@ def _add_judge(graph: Graph, layout: Layout, column: Column, reader: Judge, row:
         StageId("judge", cell_name(row.name, column.name, reader.name)),
         settings,
         inputs=(items_of(column), *map(_stage_of, read)),
-        downloads=() if served is None else downloads(graph, served),
-        runtime=params.judge_runtime(graph.spec, reader),
-        resources=resources,
-        needs=() if served is None else needs(graph, "judge", (work, served), resources=resources),
-        image=Image.SAMPLER if reader.serve is not None else None,
-        secrets=_judge_keys(graph, reader),
-        models={"model": reader} | _by_parameter(reader, served),
+        execution=Execution(
+            downloads=() if served is None else downloads(graph, served),
+            runtime=params.judge_runtime(graph.spec, reader),
+            resources=resources,
+            needs=() if served is None else needs(graph, "judge", (work, served), resources=resources),
+            image=Image.SAMPLER if reader.serve is not None else None,
+            secrets=_judge_keys(graph, reader),
+            models={"model": reader} | _by_parameter(reader, served),
+        ),
     )
 
 
@@ -228,7 +236,8 @@ def evaluate(graph: Graph) -> None:
             found |= {StageId("judge", cell_name(row.name, column.name, item.name)): None for item in column.judges}
         if column.baseline is not None:
             found[_stage_of(layout.answers_role(column.baseline, column))] = None
-    graph.add(EVALUATE, params.evaluation(graph.spec, layout), inputs=found, if_present=(CURATE_TRIPLES,))
+    graph.add(EVALUATE, params.evaluation(graph.spec, layout), inputs=found)
+    graph.read_if_present(EVALUATE, CURATE_TRIPLES)
 
 
 def planned_layout(graph: Graph) -> Layout:

@@ -15,7 +15,7 @@ from wrpo_operator.api.hashing import canonical_json
 from wrpo_operator.api.members import expanded
 from wrpo_operator.api.names import TARGET
 from wrpo_operator.plan import params
-from wrpo_operator.plan.builder import Graph
+from wrpo_operator.plan.builder import Execution, Graph
 from wrpo_operator.plan.evaluation import planned_layout
 from wrpo_operator.plan.model import StageId, Work
 from wrpo_operator.plan.wiring import ALIGN, CURATE_SFT, SFT, downloads, needs
@@ -92,12 +92,14 @@ def _add_representation(graph: Graph, fused: Fused, name: str) -> None:
         stage,
         params.represent(graph.spec, settings, source),
         inputs=(CURATE_SFT,),
-        downloads=downloads(graph, model),
-        runtime=params.represent_runtime(graph.spec, settings, source),
-        resources=resources,
-        # The engine's forward pass has no cache and one accelerator, as that of scoring.
-        needs=needs(graph, "represent", (Work.GENERATION if is_vllm else Work.SCORING, model), resources=resources),
-        image=Image.SAMPLER if is_vllm else None,
+        execution=Execution(
+            downloads=downloads(graph, model),
+            runtime=params.represent_runtime(graph.spec, settings, source),
+            resources=resources,
+            # The engine's forward pass has no cache and one accelerator, as that of scoring.
+            needs=needs(graph, "represent", (Work.GENERATION if is_vllm else Work.SCORING, model), resources=resources),
+            image=Image.SAMPLER if is_vllm else None,
+        ),
     )
 
 
@@ -117,7 +119,9 @@ def fuse(graph: Graph) -> None:
             fused.training,
             params.fuse(spec, fused.settings, str(fused.align)),
             inputs=(CURATE_SFT, fused.align),
-            downloads=downloads(graph, spec.target),
-            runtime=params.sft_runtime(spec),
-            needs=needs(graph, "fuse", (Work.TRAINING, spec.target)),
+            execution=Execution(
+                downloads=downloads(graph, spec.target),
+                runtime=params.sft_runtime(spec),
+                needs=needs(graph, "fuse", (Work.TRAINING, spec.target)),
+            ),
         )

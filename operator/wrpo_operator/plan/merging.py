@@ -9,7 +9,7 @@ from wrpo_engine.contract.evaluation import cell_name
 from wrpo_engine.contract.stages import STAGES
 from wrpo_operator.api.pods import Resources, SecretKeyRef
 from wrpo_operator.plan import evaluation_params as params
-from wrpo_operator.plan.builder import Graph
+from wrpo_operator.plan.builder import Execution, Graph
 from wrpo_operator.plan.evaluation import cells_of, items_of, made_by, planned_layout, reward_key
 from wrpo_operator.plan.model import Need, StageId, Work
 from wrpo_operator.plan.params import Named
@@ -30,14 +30,19 @@ def merge(graph: Graph) -> None:
             StageId("merge", row.name),
             merged,
             inputs=dict.fromkeys((*found.inputs, *(stage for model in models for stage in made_by(model)))),
-            downloads=dict.fromkeys(
-                (*downloads(graph, *(m.pinned(graph.spec) for m in models if not made_by(m))), *found.downloads)
+            execution=Execution(
+                downloads=dict.fromkeys(
+                    (*downloads(graph, *(m.pinned(graph.spec) for m in models if not made_by(m))), *found.downloads)
+                ),
+                runtime=params.merge_runtime(graph.spec, row),
+                resources=found.resources,
+                needs=found.needs,
+                secrets=found.secrets,
+                models={
+                    **dict(zip(merged.parents, (m.pinned(graph.spec) for m in models), strict=True)),
+                    **found.models,
+                },
             ),
-            runtime=params.merge_runtime(graph.spec, row),
-            resources=found.resources,
-            needs=found.needs,
-            secrets=found.secrets,
-            models={**dict(zip(merged.parents, (m.pinned(graph.spec) for m in models), strict=True)), **found.models},
         )
 
 
@@ -83,8 +88,10 @@ def joint(graph: Graph) -> None:
             StageId("joint", cell_name(row.name, column.name)),
             params.joint(graph.spec, layout, row, column),
             inputs=dict.fromkeys((items_of(column), *(stage for model in models for stage in made_by(model)))),
-            downloads=dict.fromkeys(downloads(graph, *(m.pinned(graph.spec) for m in models if not made_by(m)))),
-            runtime=params.joint_runtime(graph.spec),
-            needs=dict.fromkeys(needs(graph, "joint", *((Work.GENERATION, model) for model in pinned))),
-            models={f"members[{index}]": model for index, model in enumerate(pinned)},
+            execution=Execution(
+                downloads=dict.fromkeys(downloads(graph, *(m.pinned(graph.spec) for m in models if not made_by(m)))),
+                runtime=params.joint_runtime(graph.spec),
+                needs=dict.fromkeys(needs(graph, "joint", *((Work.GENERATION, model) for model in pinned))),
+                models={f"members[{index}]": model for index, model in enumerate(pinned)},
+            ),
         )

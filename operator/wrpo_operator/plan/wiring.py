@@ -23,7 +23,7 @@ from wrpo_operator.api.pods import Resources
 from wrpo_operator.api.sections import PinnedModel, RewardProvider, RewardSource, Source
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.plan import params
-from wrpo_operator.plan.builder import Graph
+from wrpo_operator.plan.builder import Execution, Graph
 from wrpo_operator.plan.model import Need, StageId, Work
 from wrpo_operator.plan.resources import is_sized
 
@@ -72,7 +72,11 @@ def fetch(graph: Graph, model: PinnedModel | RewardSource) -> StageId | None:
     if stage not in graph:
         reference = ModelRef(name=model.model, revision=model.revision, trust_remote_code=model.trust_remote_code)
         # Not hashed: a further use of a model downloads it no second time.
-        graph.add(stage, FetchParams(model=reference), runtime=Runtime(model_uses=params.model_uses(graph.spec, model)))
+        graph.add(
+            stage,
+            FetchParams(model=reference),
+            execution=Execution(runtime=Runtime(model_uses=params.model_uses(graph.spec, model))),
+        )
     return stage
 
 
@@ -96,10 +100,12 @@ def sample(graph: Graph, member: Member) -> None:
         _sample_id(member.name),
         params.sampling(spec, source, member.parts),
         inputs=(PREPARE, SFT) if is_tuned else (PREPARE,),
-        downloads=() if is_tuned else downloads(graph, source or spec.target),
-        runtime=params.sampling_runtime(spec, source),
-        resources=resources,
-        needs=needs(graph, "sample", (Work.GENERATION, source or spec.target), resources=resources),
+        execution=Execution(
+            downloads=() if is_tuned else downloads(graph, source or spec.target),
+            runtime=params.sampling_runtime(spec, source),
+            resources=resources,
+            needs=needs(graph, "sample", (Work.GENERATION, source or spec.target), resources=resources),
+        ),
     )
 
 
@@ -111,11 +117,13 @@ def score(graph: Graph, member: Member) -> None:
             _score_id(member.name, name),
             params.scoring(spec, reward),
             inputs=(PREPARE, _sample_id(member.name)),
-            downloads=downloads(graph, reward),
-            runtime=params.scoring_runtime(spec),
             role_name=f"{member.name}/{name}" if spec.reward.additional else member.name,
-            needs=needs(graph, "score", (Work.SCORING, reward)),
-            models={"reward": reward},
+            execution=Execution(
+                downloads=downloads(graph, reward),
+                runtime=params.scoring_runtime(spec),
+                needs=needs(graph, "score", (Work.SCORING, reward)),
+                models={"reward": reward},
+            ),
         )
 
 
@@ -134,9 +142,11 @@ def sft(graph: Graph) -> None:
             SFT,
             params.sft(spec),
             inputs=(CURATE_SFT,) if spec.sft.fusion is None else (CURATE_SFT, ALIGN),
-            downloads=downloads(graph, spec.target),
-            runtime=params.sft_runtime(spec),
-            needs=needs(graph, "sft", (Work.TRAINING, spec.target)),
+            execution=Execution(
+                downloads=downloads(graph, spec.target),
+                runtime=params.sft_runtime(spec),
+                needs=needs(graph, "sft", (Work.TRAINING, spec.target)),
+            ),
         )
 
 
@@ -158,9 +168,11 @@ def train(graph: Graph) -> None:
             TRAIN,
             params.train(spec),
             inputs=(CURATE_TRIPLES, SFT) if spec.sft.enabled else (CURATE_TRIPLES,),
-            downloads=() if spec.sft.enabled else downloads(graph, spec.target),
-            runtime=params.training_runtime(spec),
-            needs=needs(graph, "train", (Work.TRAINING, spec.target)),
+            execution=Execution(
+                downloads=() if spec.sft.enabled else downloads(graph, spec.target),
+                runtime=params.training_runtime(spec),
+                needs=needs(graph, "train", (Work.TRAINING, spec.target)),
+            ),
         )
 
 

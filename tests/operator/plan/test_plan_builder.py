@@ -20,7 +20,7 @@ from wrpo_engine.config import (
 from wrpo_engine.contract.stages import STAGES
 from wrpo_engine.errors import ConfigError
 from wrpo_operator.api.parsing import parse_spec
-from wrpo_operator.plan.builder import Graph, GraphError, source_of
+from wrpo_operator.plan.builder import Execution, Graph, GraphError, source_of
 from wrpo_operator.plan.graph import WIRINGS, wiring_of
 from wrpo_operator.plan.model import StageId
 from wrpo_operator.plan.wiring import CURATE_SFT, PREPARE, REPORT, SFT, Member
@@ -52,7 +52,8 @@ def test_inputs_that_may_be_missing_are_used_where_they_are() -> None:
     made = graph()
     made.add(PREPARE, PROMPTS)
     made.add(CURATE_SFT, ROWS, inputs=[PREPARE])
-    made.add(REPORT, REPORTED, if_present=[SFT])
+    made.add(REPORT, REPORTED)
+    made.read_if_present(REPORT, SFT)
     assert made.nodes()[-1].inputs == {"prompts": PREPARE, "sft-rows": CURATE_SFT}
 
 
@@ -74,7 +75,7 @@ def test_downloads_come_before_their_reader_and_are_not_hashed() -> None:
         made.add(CURATE_SFT, ROWS, inputs=[PREPARE])
     plain.add(SFT, TUNED, inputs=[CURATE_SFT])
     fetched.add(FETCH, FetchParams(model=ModelRef(name="org/target")))
-    fetched.add(SFT, TUNED, inputs=[CURATE_SFT], downloads=[FETCH])
+    fetched.add(SFT, TUNED, inputs=[CURATE_SFT], execution=Execution(downloads=[FETCH]))
     *_, download, sft = fetched.nodes()
     assert (download.id, sft.inputs) == (FETCH, {"sft-rows": CURATE_SFT, "fetch/target-1": FETCH})
     assert sft.hash == plain.nodes()[-1].hash
