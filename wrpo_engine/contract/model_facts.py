@@ -85,6 +85,8 @@ _LONGEST = 80
 """Characters of a value in a message."""
 _SECTIONS = ("text_config", "language_config", "llm_config")
 """Parts about the language model in configs of models that read images or sound too."""
+_TOWER = re.compile("vision|visual|image|audio|speech|sound|vit_config|tower")
+"""Names of the parts about images or sound."""
 
 
 def facts_of(
@@ -105,12 +107,12 @@ def facts_of(
     dtype = str(text.get("dtype") or text.get("torch_dtype") or "float32").removeprefix("torch.")
     scheme = _quantization(config, text)
     quantization = None if scheme is None else scheme.method
-    nested = text is not config and "vision_config" in config
+    has_more = _has_more(config)
     if weight_bytes is not None and family.known and quantization is None:
-        _check_bytes(weight_bytes, counts.total, upper=not nested)
+        _check_bytes(weight_bytes, counts.total, upper=not has_more)
     if quantization is None and stored_parameters is not None:
         parameters = stored_parameters
-    elif weight_bytes is not None and quantization is None and (nested or not family.known):
+    elif weight_bytes is not None and quantization is None and (has_more or not family.known):
         parameters = max(1, weight_bytes // _WIDTHS.get(dtype, 2))
     else:
         parameters = counts.total
@@ -157,6 +159,11 @@ def _language_model(config: Mapping[str, Any]) -> Mapping[str, Any]:
             inherited = {"model_type": config.get("model_type"), "tie_word_embeddings": None}
             return {**inherited, **outer, **section}
     return config
+
+
+def _has_more(config: Mapping[str, Any]) -> bool:
+    """Return whether the weights have parts besides the language model: towers that read images or sound."""
+    return any(_TOWER.search(name) and isinstance(config[name], Mapping) for name in config)
 
 
 def _type_of(text: Mapping[str, Any]) -> str:

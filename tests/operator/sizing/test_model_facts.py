@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wrpo_engine.contract.model_facts import FactsError, ModelFacts, facts_of
+from wrpo_operator.sizing.memory import loaded_bytes
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -81,6 +82,28 @@ def test_a_config_that_nests_the_language_model_is_read_there() -> None:
     assert (found.model_type, found.key_value_heads, found.head_size) == ("gemma3_text", 4, 256)
     assert (found.vocabulary, found.context, found.dtype) == (262208, 131072, "bfloat16")
     assert (found.parameters, found.weight_bytes) == (4_300_079_472, 8_600_158_944)
+
+
+TOWER = 40_000
+"""Bytes of weights that read images or sound."""
+PARTS: dict[str, dict[str, Any]] = {
+    "images": {"vision_config": {"hidden_size": 8}},
+    "sound": {"audio_config": {"d_model": 8}},
+    "both next to the language model": {"vision_config": {"depth": 2}, "audio_config": {"d_model": 8}},
+}
+
+
+@pytest.mark.parametrize("is_nested", [True, False])
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
+def test_the_index_counts_towers_of_images_and_sound_that_an_engine_loads(
+    parts: dict[str, Any], is_nested: bool
+) -> None:
+    text = dict(LLAMA)
+    config = {"model_type": "several", "text_config": text, **parts} if is_nested else {**text, **parts}
+    found = facts_of(config, weight_bytes=2 * PARAMETERS + TOWER)
+    assert found.weight_bytes == loaded_bytes(found) == 2 * PARAMETERS + TOWER
+    assert found.parameters == PARAMETERS + TOWER // 2
+    assert loaded_bytes(found, "fp8") == found.parameters
 
 
 def test_latent_attention_caches_its_ranks() -> None:
