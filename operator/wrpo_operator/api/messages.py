@@ -172,6 +172,14 @@ def unschedulable(detail: str) -> str:
     return f"No node fits the pod: {detail} Change spec.resources or spec.scheduling, or wait for free capacity."
 
 
+def accelerators_gone(accelerator: str, child: str) -> str:
+    """Return the beginning of the blocker of pods whose accelerators have left the cluster."""
+    return (
+        f"The cluster no longer has {accelerator}, which was chosen for this attempt. Delete {child} to choose again, "
+        "or wait for such nodes."
+    )
+
+
 def scheduling_gated(gates: Sequence[str]) -> str:
     """Return the blocker of a pod with scheduling gates."""
     return (

@@ -11,7 +11,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,7 @@ class ModelSources:
 
 def facts_of_directory(path: Path) -> ModelFacts:
     """Return the facts about a model in a directory. Raises FactsError or OSError."""
-    config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise FactsError(f"{path / CONFIG} is not a JSON object. Name the directory of a model.")
+    config = _object_of((path / CONFIG).read_bytes(), str(path / CONFIG))
     parts = sorted(path.glob("*.safetensors"))
     weights = [_weights_in(part) for part in parts]
     return facts_of(
@@ -97,6 +95,17 @@ def facts_of_directory(path: Path) -> ModelFacts:
         weight_bytes=sum(size for size, _ in weights) or None,
         stored_parameters=sum(values for _, values in weights) or None,
     )
+
+
+def _object_of(content: bytes, place: str) -> dict[str, Any]:
+    """Return a JSON object; FactsError that names its place for anything else."""
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise FactsError(f"{place} is damaged: {error}. Download it again.") from error
+    if not isinstance(found, dict):
+        raise FactsError(f"{place} is not a JSON object. Name a model in the format of Transformers.")
+    return found
 
 
 def _weights_in(path: Path) -> tuple[int, int]:
@@ -107,7 +116,7 @@ def _weights_in(path: Path) -> tuple[int, int]:
             raise FactsError(
                 f"{path} is not a safetensors file: its header would have {length} bytes. Download it again."
             )
-        header = json.loads(file.read(length))
+        header = _object_of(file.read(length), f"The header of {path}")
     try:
         tensors = [entry for name, entry in header.items() if name != "__metadata__"]
         spans = [entry["data_offsets"] for entry in tensors]
@@ -128,14 +137,20 @@ def _from_hub(model: str, revision: str | None, name: str) -> tuple[Mapping[str,
         request.add_header("Authorization", f"Bearer {token}")
     try:
         with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as response:  # noqa: S310 -- as above
-            found, commit = json.loads(response.read(MAX_JSON_BYTES)), response.headers.get(_COMMIT_HEADER)
+            return _object_of(response.read(MAX_JSON_BYTES), name), response.headers.get(_COMMIT_HEADER)
     except urllib.error.HTTPError:
         return None, None
-    return (found, commit) if isinstance(found, dict) else (None, None)
 
 
 def _size_in(index: Mapping[str, Any] | None) -> int | None:
-    """Return the total size that an index states."""
+    """Return the total size that an index states; FactsError if it is no size."""
     metadata = (index or {}).get("metadata")
     size = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return int(size) if isinstance(size, int | float) and size > 0 else None
+    if size is None:
+        return None
+    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < inf:
+        raise FactsError(
+            f"metadata.total_size of {INDEX} is {str(size)[:80]}; it must be a number of bytes. Upload the index that "
+            "belongs to the weights."
+        )
+    return int(size)

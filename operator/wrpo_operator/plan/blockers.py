@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from wrpo_operator.api import messages
@@ -11,6 +11,7 @@ from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import MAX_BLOCKERS, AttemptState, Blocker, to_time
 from wrpo_operator.plan.model import ChildState, PodFact, Snapshot
+from wrpo_operator.plan.placing import has_accelerators, offered
 from wrpo_operator.plan.stage_views import StageView
 from wrpo_operator.plan.starts import HeldBack
 
@@ -91,8 +92,22 @@ def _of_stage(snapshot: Snapshot, spec: ExperimentSpec, view: StageView, now: da
         for name, storage_class in snapshot.pending_claims:
             text = messages.claim_pending(name, storage_class)
             yield Obstacle(f"PersistentVolumeClaim/{name}", Reason.CLAIM_PENDING, text, stage)
-    yield from _of_pods(view, now)
+    gone = _gone(snapshot, spec, view)
+    for obstacle in _of_pods(view, now):
+        is_gone = gone and obstacle.reason == Reason.UNSCHEDULABLE
+        yield replace(obstacle, message=f"{gone} {obstacle.message}") if is_gone else obstacle
     yield from _of_progress(snapshot, spec, view, now)
+
+
+def _gone(snapshot: Snapshot, spec: ExperimentSpec, view: StageView) -> str:
+    """Return what to do about an attempt whose accelerators have left the cluster; empty if they have not."""
+    inventory, placement = offered(snapshot, spec), view.record.placement
+    children = [child for child in view.runnable if child.state is ChildState.PENDING]
+    if inventory is None or placement is None or not placement.accelerator or not children:
+        return ""
+    if has_accelerators(inventory, placement):
+        return ""
+    return messages.accelerators_gone(placement.accelerator, f"{children[0].kind}/{children[0].name}")
 
 
 def _of_judge(view: StageView) -> Iterator[Obstacle]:

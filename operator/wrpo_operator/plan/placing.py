@@ -27,7 +27,7 @@ from wrpo_operator.api.status import StageStatus
 from wrpo_operator.plan.model import Need, Snapshot, StageId, StageNode, Work
 from wrpo_operator.plan.resources import asked_nodes, devices_of, pods_of
 from wrpo_operator.plan.storage import binding_of
-from wrpo_operator.sizing.generation import place_generation
+from wrpo_operator.sizing.generation import PIPELINE, place_generation
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
 from wrpo_operator.sizing.profiles import MIB_PER_GIB
 from wrpo_operator.sizing.requests import Asked, DoesNotFit, GenerationRequest, ScoringRequest, TrainingRequest
@@ -35,8 +35,6 @@ from wrpo_operator.sizing.resource_names import is_slice
 from wrpo_operator.sizing.scoring import place_scoring
 from wrpo_operator.sizing.training import place_training
 
-PIPELINE = "pipeline_parallel_size"
-"""vLLM's argument for the groups of layers of a model."""
 CACHE_DTYPE = "kv_cache_dtype"
 """vLLM's argument for the number format of keys and values."""
 SET_BY_SPEC = "as set in the spec"
@@ -64,6 +62,11 @@ def profiled(profile: AcceleratorProfile) -> Inventory:
         is_slice=is_slice(profile.resource),
     )
     return Inventory(groups=(group,), source="spec.accelerator")
+
+
+def has_accelerators(inventory: Inventory, placement: Placement) -> bool:
+    """Return whether the accelerators of a placement still exist, if it has any."""
+    return not placement.resource or any(group.name == placement.accelerator for group in inventory.groups)
 
 
 def placed(node: StageNode, placement: Placement | None) -> StageNode:

@@ -13,14 +13,13 @@ from wrpo_operator.api.backends import BACKENDS
 from wrpo_operator.api.conditions import Reason
 from wrpo_operator.api.hashing import artifact_key
 from wrpo_operator.api.names import KIND, MAX_CHILD_NAME, child_name
-from wrpo_operator.api.placement import Placement
 from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import StageStatus, from_time, to_time
 from wrpo_operator.plan.budget import Demand, Limits, admitted
 from wrpo_operator.plan.classify import LIVE, OUT_OF_MEMORY
 from wrpo_operator.plan.demands import demand_of, limits_of, running_demands
 from wrpo_operator.plan.model import ChildFact, ChildState, PlannedAttempt, Snapshot, StageId, StageNode
-from wrpo_operator.plan.placing import choose, facts_in, offered, placed, protects_gangs
+from wrpo_operator.plan.placing import choose, facts_in, has_accelerators, offered, placed, protects_gangs
 from wrpo_operator.plan.resources import gang_of
 from wrpo_operator.plan.retry import StartAttempt, Wait
 from wrpo_operator.plan.stage_views import Records, StageView, can_get_more_room, records_of
@@ -129,7 +128,7 @@ def _with_accelerators(
         until = max(_facts_due(records[name], now) for name in missing)
         return node if now >= until else _awaiting(view, missing[0], until)
     kept = view.record.placement
-    if kept is not None and _is_open(view) and _has(inventory, kept):
+    if kept is not None and _is_open(view) and has_accelerators(inventory, kept):
         return placed(node, kept)
     choice = choose(spec, node, records, inventory, step=_step_of(view))
     if isinstance(choice, DoesNotFit):
@@ -154,10 +153,6 @@ def _is_open(view: StageView) -> bool:
     return isinstance(following, StartAttempt) and any(
         attempt.number == following.number for attempt in view.record.attempts
     )
-
-
-def _has(inventory: Inventory, placement: Placement) -> bool:
-    return not placement.resource or any(group.name == placement.accelerator for group in inventory.groups)
 
 
 def _step_of(view: StageView) -> int:

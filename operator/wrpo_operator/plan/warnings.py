@@ -13,9 +13,10 @@ from wrpo_operator.api.spec import ExperimentSpec
 from wrpo_operator.api.status import StageState, StageStatus
 from wrpo_operator.plan.demands import demand_of, limits_of
 from wrpo_operator.plan.model import StageNode
-from wrpo_operator.plan.placing import PIPELINE, facts_in, model_of, requests_of
+from wrpo_operator.plan.placing import facts_in, model_of, requests_of
 from wrpo_operator.plan.resources import devices_in, devices_of, gpus_of
 from wrpo_operator.sizing.catalogue import known_facts
+from wrpo_operator.sizing.generation import PIPELINE
 from wrpo_operator.sizing.inventory import Inventory
 
 LARGE = 1_000_000_000

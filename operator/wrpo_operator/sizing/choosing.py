@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 
 from wrpo_engine.contract.model_facts import ModelFacts
@@ -92,6 +93,12 @@ def disk_gib(facts: ModelFacts, *, cached: bool) -> int | None:
 def size_of(group: AcceleratorGroup, number: int) -> str:
     """Return a number of accelerators as text."""
     return f"{number} x {group.name} of {group.memory_mib * MIB / GIB:.1f} GiB"
+
+
+def advice(remedies: Sequence[str]) -> str:
+    """Return remedies as a sentence."""
+    text = ", or ".join(remedies)
+    return f"Either {text}." if len(remedies) > 1 else f"{text[:1].upper()}{text[1:]}."
 
 
 def limits_of(groups: tuple[AcceleratorGroup, ...], most: int | None) -> list[str]:

@@ -10,6 +10,7 @@ from wrpo_engine.contract.model_facts import ModelFacts
 from wrpo_operator.api.placement import MAX_ALTERNATIVES, Placement
 from wrpo_operator.sizing.choosing import (
     MAX_SHARDS,
+    advice,
     cost_of,
     disk_gib,
     groups_of,
@@ -43,6 +44,8 @@ USUAL_LENGTH = 4096
 """Tokens of a usual sequence. The stage limits vLLM to its longest prompt and maxTokens together."""
 PROMPTS_PER_SHARD = 256
 """A shard with fewer prompts would spend most of its time on loading."""
+PIPELINE = "pipeline_parallel_size"
+"""vLLM's argument for the groups of layers of a model."""
 LARGEST_POD = 64
 """Accelerators up to which a refusal states how many would be needed."""
 FP8_CAPABILITY = 8.9
@@ -248,29 +251,42 @@ def _refusal(request: GenerationRequest, inventory: Inventory, groups: tuple[Acc
     largest = largest_of(groups, 1 if request.backend == "Transformers" else request.max_accelerators)
     weights = loaded_bytes(request.facts, request.quantization, request.dtype)
     best = max(groups, key=lambda group: (group.memory_mib, group.name))
-    needs = _needed(request, best) or f"more than {size_of(best, LARGEST_POD)} in one pod"
+    needs = _needed(request, best)
     remedies = ["add nodes with more or larger accelerators", *_quantisation(request, groups)]
     remedies += ["reduce maxModelLength"] if (request.max_model_length or 0) > USUAL_LENGTH else []
     remedies += ["set maxModelLength"] if request.whole_context and request.max_model_length is None else []
     share = _share(request, UTILIZATION)
     remedies += [f"raise gpuMemoryUtilization, which is {share:g}"] if share < UTILIZATION else []
+    remedies += _other_sizes(request, groups)
     remedies += limits_of(groups, request.max_accelerators)
     return DoesNotFit(
         needs=needs,
         largest=largest,
         message=f"The model ({request.facts.model_type}, weights of {gib(weights)}) needs {needs}; the largest pod can "
-        f"have {largest} ({inventory.description}). Either {', or '.join(remedies)}.",
+        f"have {largest} ({inventory.description}). {advice(remedies)}",
     )
 
 
-def _needed(request: GenerationRequest, group: AcceleratorGroup) -> str | None:
+def _needed(request: GenerationRequest, group: AcceleratorGroup) -> str:
     """Return the fewest accelerators of a group with which one sequence would fit, on a node of any size."""
-    limit = 1 if request.backend == "Transformers" or group.is_slice else LARGEST_POD
+    limit, asked = 1 if request.backend == "Transformers" or group.is_slice else LARGEST_POD, request.asked
     for tensor in legal_tensor_parallel(request.facts, limit):
-        way = Way(group=group, tensor=tensor, pipeline=1, share=_share(request, UTILIZATION))
-        if request.asked.tensor_parallel in (None, tensor) and room(request, way) >= cached_tokens(request, 1):
-            return f"{size_of(group, tensor)} in one pod"
-    return None
+        way = Way(group=group, tensor=tensor, pipeline=asked.pipeline_parallel or 1, share=_share(request, UTILIZATION))
+        if asked.tensor_parallel in (None, tensor) and room(request, way) >= cached_tokens(request, 1):
+            return f"{size_of(group, way.accelerators)} in one pod"
+    if limit == 1:
+        whole = need(request, tensor=1, pipeline=1, tokens=cached_tokens(request, 1))
+        return f"one accelerator with {gib(whole)} usable"
+    return f"more than {size_of(group, LARGEST_POD)} in one pod"
+
+
+def _other_sizes(request: GenerationRequest, groups: tuple[AcceleratorGroup, ...]) -> list[str]:
+    """Return as a remedy to leave the sizes to the operator, if others than those that the user set fit."""
+    asked = request.asked
+    sizes = {"tensorParallelSize": asked.tensor_parallel, PIPELINE: asked.pipeline_parallel}
+    given = [name for name, size in sizes.items() if size is not None]
+    free = replace(request, asked=replace(asked, tensor_parallel=None, pipeline_parallel=None))
+    return [f"leave {' and '.join(given)} unset"] if given and _fitting(free, groups) else []
 
 
 def _quantisation(request: GenerationRequest, groups: tuple[AcceleratorGroup, ...]) -> list[str]:

@@ -60,6 +60,8 @@ _COUNT_LABELS = (
 )
 _REPLICAS = ("nvidia.com/gpu.replicas", "cloud.google.com/gke-max-shared-clients-per-gpu")
 _PARTITION = "cloud.google.com/gke-gpu-partition-size"
+_POSSIBLE_MIB = range(1024, 2**22)
+"""Memory of one accelerator. Smaller or larger values of a label are in another unit, or wrong."""
 _VRAM = re.compile(r"([0-9]+)\s*(K|M|G|T)(i?B)?", re.IGNORECASE)
 _VRAM_MIB = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
 UNREAD_LABELS = frozenset({"nvidia.com/gfd.timestamp"})
@@ -203,16 +205,22 @@ def _memory_mib(labels: Labels, resource: str, product: str) -> int | None:
     if vendor != "nvidia.com":
         return known_memory_mib(product)
     if is_slice(resource):
-        return whole_number(labels.get(f"{resource}.memory")) or mig_memory_mib(resource)
-    stated = whole_number(labels.get(MEMORY_LABELS[vendor]))
+        return _stated_mib(labels, f"{resource}.memory") or mig_memory_mib(resource)
+    stated = _stated_mib(labels, MEMORY_LABELS[vendor])
     if stated:
         return stated
     if labels.get(_PARTITION):
         return mig_memory_mib(labels[_PARTITION])
     if "-MIG-" in product:
         return mig_memory_mib(product.rpartition("-MIG-")[2])
-    clouds = (whole_number(labels.get(label)) * unit for label, unit in _CLOUD_MEMORY.items())
+    clouds = (_stated_mib(labels, label, unit) for label, unit in _CLOUD_MEMORY.items())
     return next((memory for memory in clouds if memory), None) or known_memory_mib(product)
+
+
+def _stated_mib(labels: Labels, label: str, unit: int = 1) -> int | None:
+    """Return the memory that a label states in so many MiB; None if there is none, or no accelerator has as much."""
+    memory = whole_number(labels.get(label)) * unit
+    return memory if memory in _POSSIBLE_MIB else None
 
 
 def _vram_mib(labels: Labels) -> int | None:

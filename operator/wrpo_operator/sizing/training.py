@@ -9,6 +9,7 @@ from typing import Any
 
 from wrpo_operator.api.placement import MAX_ALTERNATIVES, Placement
 from wrpo_operator.sizing.choosing import (
+    advice,
     cost_of,
     disk_gib,
     groups_of,
@@ -191,7 +192,9 @@ def _describe(option: Option) -> str:
 
 
 def _refusal(request: TrainingRequest, inventory: Inventory, groups: tuple[AcceleratorGroup, ...]) -> DoesNotFit:
-    one = Setup(per_pod=1, pods=1, tokens=MIN_MICRO_BATCH_TOKENS, checkpointing=True, offload="none")
+    tokens = request.micro_batch_tokens or MIN_MICRO_BATCH_TOKENS
+    recomputes = request.gradient_checkpointing is not False
+    one = Setup(per_pod=1, pods=1, tokens=tokens, checkpointing=recomputes, offload="none")
     needs = f"{gib(states(request, one))} for parameters, gradients and optimizer, divided over all accelerators"
     largest = largest_of(groups, request.max_accelerators)
     remedies = ["add nodes with more or larger accelerators", *_smaller(request)]
@@ -201,7 +204,7 @@ def _refusal(request: TrainingRequest, inventory: Inventory, groups: tuple[Accel
         largest=largest,
         message=f"Training this model ({request.facts.model_type}, {request.facts.parameters / 1e9:.2f}e9 parameters) "
         f"needs {needs}, and {gib(need(request, one) - states(request, one))} more on each; the largest pod can have "
-        f"{largest} ({inventory.description}). Either {', or '.join(remedies)}.",
+        f"{largest} ({inventory.description}). {advice(remedies)}",
     )
 
 
@@ -216,7 +219,9 @@ def _smaller(request: TrainingRequest) -> list[str]:
         "offload: optimizer-and-parameters": request.offload in ("none", "optimizer"),
         "lora": request.lora_rank is None,
     }
-    return [f"set {name}" for name, helps in found.items() if helps]
+    tokens = request.micro_batch_tokens or 0
+    lower = [f"lower microBatchTokens, which is {tokens}"] if tokens > MIN_MICRO_BATCH_TOKENS else []
+    return [*lower, *(f"set {name}" for name, helps in found.items() if helps)]
 
 
 def _exhausted(request: TrainingRequest, last: Option) -> DoesNotFit:

@@ -397,15 +397,51 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "header", ["[]", '{"w": 1}', '{"w": {"shape": [2]}}', '{"w": {"shape": 2, "data_offsets": [0, 1]}}']
-)
+@pytest.mark.parametrize("header", ['{"w": 1}', '{"w": {"shape": [2]}}', '{"w": {"shape": 2, "data_offsets": [0, 1]}}'])
 def test_a_damaged_header_is_named(tmp_path: Path, header: str) -> None:
     model = write_model(tmp_path / "model")
     (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode())
     sources = ModelSources(use_hub=False)
     assert sources.facts(str(model)) is None
     assert f"{model / 'model.safetensors'} has a damaged header: " in sources.faults[0]
+
+
+DAMAGED = {
+    "an empty config": ("config.json", b"", "is damaged: Expecting value"),
+    "a config of bytes": ("config.json", b"\xff\xfe{", "is damaged: 'utf"),
+    "a config that is a list": (
+        "config.json",
+        b"[]",
+        "is not a JSON object. Name a model in the format of Transformers.",
+    ),
+    "a cut header": ("model.safetensors", b"\x40\0\0\0\0\0\0\0{", "is damaged: Expecting property name"),
+    "a header that is a list": ("model.safetensors", b"\2\0\0\0\0\0\0\0[]", "is not a JSON object."),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "rule"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_file_of_a_model_is_named(tmp_path: Path, name: str, content: bytes, rule: str) -> None:
+    model = write_model(tmp_path / "model")
+    (model / name).write_bytes(content)
+    sources = ModelSources(use_hub=False)
+    assert sources.facts(str(model)) is None
+    assert len(sources.faults) == 1
+    assert sources.faults[0].startswith(f"{model} cannot be read: ")
+    assert f"{model / name} {rule}" in sources.faults[0]
+
+
+@pytest.mark.parametrize("stated", ["1e400", "-1", '"13 GB"', "true", "NaN"])
+def test_an_index_that_states_no_size_is_named(monkeypatch: pytest.MonkeyPatch, stated: str) -> None:
+    index = f'{{"metadata": {{"total_size": {stated}}}}}'.encode()
+    files = {"config.json": json.dumps(CONFIG).encode(), "model.safetensors.index.json": index}
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with hub_server(Hub(repo="org/model", files=files)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        sources = ModelSources()
+        assert sources.facts("org/model") is None
+    (fault,) = sources.faults
+    assert fault.startswith("org/model cannot be read: metadata.total_size of model.safetensors.index.json is ")
+    assert fault.endswith("it must be a number of bytes. Upload the index that belongs to the weights.")
 
 
 def test_an_unreachable_hub_is_asked_once_and_the_catalogue_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,6 +264,26 @@ def test_an_attempt_keeps_its_accelerators_whatever_happens_to_the_inventory() -
     assert placement_of(cluster, "sample/qwen").per_pod == 2, "the next attempt has what the cluster offers then"
 
 
+def test_an_attempt_that_waits_for_accelerators_that_have_left_the_cluster_says_so() -> None:
+    cluster = world(facts=HUGE)
+    at_stage(cluster, "sample/qwen")
+    name = child_of(cluster, "sample/qwen")
+    words = "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity."
+    pods = (make_pod(f"{name}-0", phase="Pending", unschedulable_message=words),)
+    cluster.children[name] = replace(cluster.children[name], state=ChildState.PENDING, pods=pods)
+    messages = []
+    for inventory in (CLUSTER, SMALL):
+        cluster.accelerators = inventory
+        cluster.reconcile("demo")
+        messages += [item.message for item in status_of(cluster).blockers if item.reason == "Unschedulable"]
+    usual = f"No node fits the pod: {words} Change spec.resources or spec.scheduling, or wait for free capacity."
+    gone = (
+        "The cluster no longer has H100, which was chosen for this attempt. Delete "
+        f"{cluster.children[name].kind}/{name} to choose again, or wait for such nodes."
+    )
+    assert messages == [usual, f"{gone} {usual}"]
+
+
 def test_a_pending_attempt_whose_status_was_lost_has_the_accelerators_of_its_child() -> None:
     cluster = world(facts=HUGE)
     at_stage(cluster, "prepare")

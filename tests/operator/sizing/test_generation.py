@@ -205,6 +205,34 @@ def test_what_does_not_fit_is_refused_with_need_largest_and_remedies() -> None:
     )
 
 
+ABOVE_A_NODE: dict[str, tuple[Asked, AcceleratorGroup, str, str]] = {
+    "tensor parallelism": (Asked(tensor_parallel=16), cards(80), "16 x card-80 of 79.6 GiB in one pod",
+                           "or leave tensorParallelSize unset."),
+    "layers": (Asked(pipeline_parallel=200), cards(80), "200 x card-80 of 79.6 GiB in one pod",
+               "or leave pipeline_parallel_size unset."),
+    "both": (Asked(tensor_parallel=8, pipeline_parallel=2), cards(80), "16 x card-80 of 79.6 GiB in one pod",
+             "or leave tensorParallelSize and pipeline_parallel_size unset."),
+    "no other size fits": (Asked(tensor_parallel=4), cards(80, quota=1), "4 x card-80 of 79.6 GiB in one pod",
+                           "accelerators, or raise the queue's quota, which is 1."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "group", "needs", "remedy"), ABOVE_A_NODE.values(), ids=ABOVE_A_NODE.keys())
+def test_sizes_that_the_user_set_above_a_pod_are_counted_and_named(
+    asked: Asked, group: AcceleratorGroup, needs: str, remedy: str
+) -> None:
+    found = refused(place_generation(GenerationRequest(facts=facts(QWEN_72B), asked=asked), cluster(group)))
+    assert found.needs == needs
+    assert found.message.endswith(remedy)
+
+
+def test_a_model_that_must_lie_on_one_accelerator_names_the_memory_that_it_needs() -> None:
+    request = GenerationRequest(facts=facts(QWEN_72B), backend="Transformers")
+    found = refused(place_generation(request, cluster(cards(80))))
+    assert (found.needs, found.largest) == ("one accelerator with 148.6 GiB usable", "1 x card-80 of 79.6 GiB")
+    assert found.message.endswith(". Add nodes with more or larger accelerators.")
+
+
 @pytest.mark.parametrize(
     ("group", "cap", "remedy"),
     [

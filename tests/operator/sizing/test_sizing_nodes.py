@@ -234,6 +234,8 @@ NO_NUMBER = (
     "Install GPU feature discovery (part of NVIDIA's GPU operator), or describe them in accelerators.profiles of the "
     "chart's values."
 )
+OTHER_UNIT = NO_NUMBER.replace("=much", "=80Gi")
+TOO_SMALL = NO_NUMBER.replace("=much", "=80")
 NOT_READY = "Node a with nvidia.com/gpu is not Ready. `kubectl describe node` shows why."
 CORDONED = "Nodes a and b with nvidia.com/gpu are cordoned. `kubectl uncordon` makes nodes schedulable."
 TAINTED = (
@@ -256,6 +258,8 @@ GAUDI = (
     [
         pytest.param([node("a", {}), node("b", {})], NO_LABELS, id="nodes without labels"),
         pytest.param([node("a", {"nvidia.com/gpu.memory": "much"})], NO_NUMBER, id="a label that is no number"),
+        pytest.param([node("a", {"nvidia.com/gpu.memory": "80Gi"})], OTHER_UNIT, id="a label in another unit"),
+        pytest.param([node("a", {"nvidia.com/gpu.memory": "80"})], TOO_SMALL, id="a label of GiB"),
         pytest.param([node("a", ready="Unknown")], NOT_READY, id="a node that vanishes"),
         pytest.param([node("a", cordoned=True), node("b", cordoned=True)], CORDONED, id="cordoned nodes"),
         pytest.param([node("a", taints=[{"key": "team", "value": "b", "effect": "NoSchedule"}])], TAINTED, id="taint"),
@@ -331,7 +335,7 @@ def affinity(*expressions: JsonObject, field: str = "matchExpressions") -> JsonO
 )  # fmt: skip
 def test_only_nodes_that_the_experiments_pods_may_use_count(spec: JsonObject, names: list[str]) -> None:
     def product(name: str, pool: str, rank: str) -> JsonObject:
-        return node(name, {"nvidia.com/gpu.product": name, "nvidia.com/gpu.memory": "1000", "pool": pool, "rank": rank})
+        return node(name, {"nvidia.com/gpu.product": name, "nvidia.com/gpu.memory": "8192", "pool": pool, "rank": rank})
 
     selection = selection_of(parse_spec({**MINIMAL, **spec}))
     found = inventory(product("a", "x", "1"), product("b", "y", "2"), selection=selection)

@@ -163,6 +163,15 @@ def test_what_cannot_be_trained_is_refused_with_need_largest_and_remedies() -> N
     )
 
 
+def test_a_size_of_micro_batches_that_cannot_fit_is_named_with_the_memory_that_it_needs() -> None:
+    request = replace(PLAIN, micro_batch_tokens=1_000_000, gradient_checkpointing=False)
+    message = refused(place_training(request, cluster(cards(80)))).message
+    assert "or lower microBatchTokens, which is 1000000, or set gradientAccumulationDtype: bfloat16" in message
+    assert "or set gradientCheckpointing: true" in message
+    more = float(message.split("accelerators, and ")[1].split(" GiB more")[0])
+    assert more > 5000, "activations of 5.4 MiB a token"
+
+
 def test_a_remedy_that_the_engine_would_refuse_is_not_named() -> None:
     request = replace(PLAIN, facts=facts(QWEN_72B), precision="float32", zero_stage=2)
     message = refused(place_training(request, cluster(cards(24)))).message
