@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from wrpo_engine.contract.spreading import spread
 from wrpo_engine.contract.types import Dtype
 from wrpo_engine.errors import ConfigError, DataError, first_line
 from wrpo_engine.fusing.tokens import Vocabulary, vocabulary_of
@@ -72,7 +73,7 @@ class CachedReader:
         )
         self._ids = list(ids)
         logits: Tensor = output.logits
-        return logits[0].float().cpu()
+        return logits[0].cpu().float()
 
     def _keep(self, length: int) -> int:
         """Shorten the cache to a number of tokens; return how many it holds: 0 if it cannot be shortened."""
@@ -151,7 +152,16 @@ def same_meaning(main: Member, other: Member) -> dict[int, int]:
     return {one: two for one, two in pairs if one is not None and two is not None}
 
 
-def load_member(resolved: ResolvedModel, dtype: Dtype) -> Member:
+def load_members(models: Sequence[ResolvedModel], dtype: Dtype) -> list[Member]:
+    """Load models by Transformers, each whole on one of the process's accelerators, or all on the CPU."""
+    number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    sizes = [sum(file.stat().st_size for file in model.path.glob("*.safetensors")) for model in models]
+    places = spread(sizes, number) if number else []
+    devices = [torch.device("cuda", place) for place in places] or [torch.device("cpu")] * len(models)
+    return [load_member(model, dtype, device) for model, device in zip(models, devices, strict=True)]
+
+
+def load_member(resolved: ResolvedModel, dtype: Dtype, device: torch.device) -> Member:
     """Load a model by Transformers; ConfigError if its files are not a whole causal language model."""
     from transformers import AutoModelForCausalLM
 
@@ -160,7 +170,6 @@ def load_member(resolved: ResolvedModel, dtype: Dtype) -> Member:
         return resolved.directory.invalid(rule, "Use a model that AutoModelForCausalLM loads.")
 
     tokenizer = tokenizer_of(resolved, field=section_of(resolved.field))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # bfloat16 is several times slower than float32 on CPUs without support for it.
     chosen: Any = getattr(torch, dtype) if dtype != "auto" else torch.float32 if device.type == "cpu" else "auto"
     model = load_complete(

@@ -18,7 +18,7 @@ from wrpo_engine.contract.merging import JointParams
 from wrpo_engine.errors import DataError
 from wrpo_engine.hub.models import ResolvedModel, resolve_model
 from wrpo_engine.joint.decoding import Answer, Decoder, answer, decoder_of, prompts_of
-from wrpo_engine.joint.members import load_member
+from wrpo_engine.joint.members import load_members
 from wrpo_engine.process.hang_watch import HangWatch
 from wrpo_engine.sampling.requests import Part, parts_of
 from wrpo_engine.sampling.sampler import FinishReason
@@ -86,7 +86,7 @@ def _answer_parts(
     written = 0
     log.info("loading %d members of %s", len(models), params.system)
     with watch:
-        decoder = decoder_of([load_member(model, params.dtype) for model in models], params)
+        decoder = decoder_of(load_members(models, params.dtype), params)
         for part in own:
             if part.name not in todo:
                 continue

@@ -72,7 +72,7 @@ def _search(graph: Graph, layout: Layout, row: Row) -> _Search:
         inputs=(PREPARE,),
         downloads=downloads(graph, reward),
         resources=resources,
-        needs=tuple(dict.fromkeys(needs(graph, "merge", *works, resources=resources))),
+        needs=needs(graph, "merge", *works, resources=resources),
         secrets=reward_key(graph, name),
         models={"reward": reward},
     )
@@ -91,7 +91,7 @@ def joint(graph: Graph) -> None:
             execution=Execution(
                 downloads=dict.fromkeys(downloads(graph, *(m.pinned(graph.spec) for m in models if not made_by(m)))),
                 runtime=params.joint_runtime(graph.spec),
-                needs=dict.fromkeys(needs(graph, "joint", *((Work.GENERATION, model) for model in pinned))),
+                needs=needs(graph, "joint", *((Work.GENERATION, model) for model in pinned)),
                 models={f"members[{index}]": model for index, model in enumerate(pinned)},
             ),
         )

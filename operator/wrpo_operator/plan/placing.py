@@ -27,12 +27,13 @@ from wrpo_operator.api.status import StageStatus
 from wrpo_operator.plan.model import Need, Snapshot, StageId, StageNode, Work
 from wrpo_operator.plan.resources import asked_nodes, devices_of, pods_of
 from wrpo_operator.plan.storage import binding_of
-from wrpo_operator.sizing.generation import PIPELINE, place_generation
+from wrpo_operator.sizing.generation import PIPELINE, USUAL_LENGTH, place_generation
 from wrpo_operator.sizing.inventory import AcceleratorGroup, Inventory
 from wrpo_operator.sizing.profiles import MIB_PER_GIB
 from wrpo_operator.sizing.requests import Asked, DoesNotFit, GenerationRequest, ScoringRequest, TrainingRequest
 from wrpo_operator.sizing.resource_names import is_slice
 from wrpo_operator.sizing.scoring import place_scoring
+from wrpo_operator.sizing.together import place_together
 from wrpo_operator.sizing.training import place_training
 
 CACHE_DTYPE = "kv_cache_dtype"
@@ -127,37 +128,11 @@ def choose(
 ) -> Choice:
     """Choose accelerators for a stage whose models' facts are all in the records of the stages before it.
 
-    `step` counts how often more room was given after OutOfMemory. A stage that runs several models one after the other
-    gets accelerators on which each of them fits; the ladder ends with that of the first.
+    `step` counts how often more room was given after OutOfMemory. If a stage has several models, all of them are in
+    memory at the same time.
     """
     first, *others = (_Question(spec, node, need, records, step) for need in node.needs)
-    answer = first.answer(inventory)
-    for question in others:
-        answer = _both(answer, first, question, inventory)
-    return answer
-
-
-def _both(answer: Choice, first: _Question, other: _Question, inventory: Inventory) -> Choice:
-    """Return the choice for the first model, with room for the other one in the same pod."""
-    more = other.answer_or_smallest(inventory)
-    if isinstance(answer, DoesNotFit) or isinstance(more, DoesNotFit):
-        return answer if isinstance(answer, DoesNotFit) else more
-    if answer.accelerator != more.accelerator:
-        larger = max(answer, more, key=lambda choice: choice.per_pod * _memory_of(choice, inventory))
-        same = replace(inventory, groups=tuple(g for g in inventory.groups if g.name == larger.accelerator))
-        again, more = first.answer(same), other.answer_or_smallest(same)
-        if isinstance(again, DoesNotFit) or isinstance(more, DoesNotFit):
-            return again if isinstance(again, DoesNotFit) else more
-        answer = again
-    update: dict[str, Any] = {"per_pod": max(answer.per_pod, more.per_pod)}
-    for name in ("memory_gib", "ephemeral_storage_gib", "shared_memory_gib"):
-        update[name] = max((value for value in (getattr(answer, name), getattr(more, name)) if value), default=None)
-    tokens = [choice.micro_batch_tokens for choice in (answer, more) if choice.micro_batch_tokens is not None]
-    return answer.model_copy(update={"micro_batch_tokens": min(tokens, default=None), **update})
-
-
-def _memory_of(choice: Placement, inventory: Inventory) -> int:
-    return next((group.memory_mib for group in inventory.groups if group.name == choice.accelerator), 0)
+    return place_together([each.part() for each in (first, *others)], inventory) if others else first.answer(inventory)
 
 
 def loaded_model(node: StageNode, facts: ModelFacts) -> GenerationRequest:
@@ -171,6 +146,7 @@ def loaded_model(node: StageNode, facts: ModelFacts) -> GenerationRequest:
         quantization=getattr(params, "quantization", None),
         dtype=params.precision if isinstance(params, RepresentParams) else getattr(params, "dtype", "auto"),
         cache_dtype=str(_engine_arguments(node).get(CACHE_DTYPE, "auto")),
+        one_by_one=isinstance(params, JointParams),
     )
 
 
@@ -183,6 +159,8 @@ def _longest(node: StageNode) -> int | None:
             | RepresentParams(max_length=limit)
         ):
             return limit
+        case JointParams(max_tokens=longest_answer):
+            return USUAL_LENGTH + longest_answer
         case _:
             return node.runtime.context_limit
 
@@ -211,16 +189,6 @@ class _Question:
             "cached": _is_local(spec, node, need),
         }
 
-    def answer_or_smallest(self, inventory: Inventory) -> Choice:
-        """Return the placement of this model alone; if there is no more room to give, that of the first step."""
-        choice = self.answer(inventory)
-        if isinstance(choice, Placement) or not self._common["step"]:
-            return choice
-        return self._without_step().answer(inventory)
-
-    def _without_step(self) -> _Question:
-        return _Question(self._spec, self._node, self._need, self._records, 0)
-
     def answer(self, inventory: Inventory) -> Choice:
         """Return the placement of this model alone."""
         match self._need.work:
@@ -230,6 +198,10 @@ class _Question:
                 return place_scoring(self._scoring(), inventory)
             case Work.TRAINING:
                 return place_training(self._training(), inventory)
+
+    def part(self) -> GenerationRequest | ScoringRequest:
+        """Return this model as one of several in the memory of a pod; none of them is trained."""
+        return self._scoring() if self._need.work is Work.SCORING else self._generation()
 
     def _set(self, name: str) -> Any:
         """Return a field of the runtime if the spec sets it."""

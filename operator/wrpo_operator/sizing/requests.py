@@ -60,6 +60,8 @@ class GenerationRequest(Request):
     """Number format of the weights, as in the spec."""
     cache_dtype: str = "auto"
     """Number format of the cache: vLLM's kv_cache_dtype."""
+    one_by_one: bool = False
+    """Whether the model reads one text at a time, with the scores of all its tokens, to choose tokens with others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

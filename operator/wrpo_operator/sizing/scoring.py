@@ -36,11 +36,20 @@ RESPONSES_PER_SHARD = 1024
 
 def need(request: ScoringRequest, tokens: int) -> float:
     """Return the bytes that the accelerator needs for forward passes of so many tokens."""
-    return loaded_bytes(request.facts, None, request.dtype) * WEIGHT_OVERHEAD + RUNTIME_BYTES + tokens * _layer(request)
+    weights = loaded_bytes(request.facts, None, request.dtype) * WEIGHT_OVERHEAD
+    return weights + RUNTIME_BYTES + pass_bytes(request, tokens)
 
 
-def _layer(request: ScoringRequest) -> int:
-    return layer_activations(request.facts) * width_of(request.dtype) // HALF
+def pass_bytes(request: ScoringRequest, tokens: int) -> int:
+    """Return the bytes that a forward pass of so many tokens needs next to the weights."""
+    return tokens * layer_activations(request.facts) * width_of(request.dtype) // HALF
+
+
+def batches_of(request: ScoringRequest) -> list[int]:
+    """Return the sizes of batches to try, usual ones first: what the user set, or halved down to the smallest."""
+    if request.batch_tokens:
+        return [request.batch_tokens]
+    return [BATCH_TOKENS >> times for times in range((BATCH_TOKENS // MIN_BATCH_TOKENS).bit_length())]
 
 
 def place_scoring(request: ScoringRequest, inventory: Inventory) -> Placement | DoesNotFit:
@@ -87,9 +96,11 @@ def _ladder(request: ScoringRequest, groups: tuple[AcceleratorGroup, ...]) -> li
         ),
         key=lambda group: cost_of(group, 1),
     )
-    sizes = [request.batch_tokens] if request.batch_tokens else _halved()
     found = [
-        (group, tokens) for tokens in sizes for group in usable if need(request, tokens) <= usable_bytes(group, USABLE)
+        (group, tokens)
+        for tokens in batches_of(request)
+        for group in usable
+        if need(request, tokens) <= usable_bytes(group, USABLE)
     ]
     steps = found[:1]
     for group, tokens in found[1:]:
@@ -99,10 +110,6 @@ def _ladder(request: ScoringRequest, groups: tuple[AcceleratorGroup, ...]) -> li
         ):
             steps.append((group, tokens))
     return steps
-
-
-def _halved() -> list[int]:
-    return [BATCH_TOKENS >> times for times in range((BATCH_TOKENS // MIN_BATCH_TOKENS).bit_length())]
 
 
 def _refusal(

@@ -15,11 +15,13 @@ from tokenizer_kinds import KINDS
 from wrpo_engine.contract.merging import JointFields, JointParams
 from wrpo_engine.errors import DataError, Interrupted
 from wrpo_engine.hub.models import ResolvedModel
+from wrpo_engine.joint import members as members_module
 from wrpo_engine.joint import stage
 from wrpo_engine.joint.decoding import Answer, BridgedDecoder, PackedDecoder, answer, decoder_of, prompts_of
-from wrpo_engine.joint.members import CachedReader, FreshReader, Member, load_member
+from wrpo_engine.joint.members import CachedReader, FreshReader, Member, load_member, load_members
 from wrpo_engine.stage import StopRequest
 
+CPU = torch.device("cpu")
 METHODS = ["EVA", "PackSim", "PackOpt", "PackTop1", "Ensemble"]
 QUESTION = [{"role": "user", "content": "the quick brown fox"}]
 BYTES, PIECES, UNIGRAM = "byte-level", "SentencePiece, a blank in front of the text", "Unigram"
@@ -56,7 +58,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def members(paths: dict[str, Path]) -> dict[str, Member]:
-    return {name: load_member(ResolvedModel(path, name, None), "float32") for name, path in paths.items()}
+    return {name: load_member(ResolvedModel(path, name, None), "float32", CPU) for name, path in paths.items()}
 
 
 def fields(method: str, **more: Any) -> JointFields:
@@ -128,7 +130,7 @@ def test_the_best_member_answers_alone(members: dict[str, Member]) -> None:
 @pytest.mark.parametrize("method", ["EVA", "PackSim"])
 def test_an_answer_ends_where_a_context_is_full(paths: dict[str, Path], tmp_path: Path, method: str) -> None:
     short = save_model(tmp_path / "short", KINDS[BYTES](), seed=7)
-    member = load_member(ResolvedModel(short, "short", None), "float32")
+    member = load_member(ResolvedModel(short, "short", None), "float32", CPU)
     length = len(prompts_of([member], QUESTION, None)[0])
     tight = Member(member.resolved, member.tokenizer, member.model, frozenset(), length + 4)
     found = answered(decoder_of([tight, tight], fields(method)))
@@ -147,7 +149,7 @@ def test_a_cache_is_shortened_to_what_texts_have_in_common(members: dict[str, Me
 
 def test_members_with_too_few_common_tokens_are_refused(members: dict[str, Member], tmp_path: Path) -> None:
     wide = save_model(tmp_path / "wide", make_tokenizer(), seed=3, hidden=512)
-    member = load_member(ResolvedModel(wide, "wide", None), "float32")
+    member = load_member(ResolvedModel(wide, "wide", None), "float32", CPU)
     with pytest.raises(DataError, match=r"have \d+ tokens in common, but embeddings of 512 dimensions need at least"):
         decoder_of([member, members["pieces"]], fields("EVA"))
 
@@ -223,8 +225,22 @@ def test_a_joint_system_has_two_members() -> None:
 
 def test_nan_of_a_member_is_refused(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path / "nan")
-    member = load_member(ResolvedModel(path, "broken", None), "float32")
+    member = load_member(ResolvedModel(path, "broken", None), "float32", CPU)
     with torch.no_grad():
         member.model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(DataError, match="broken gave NaN where the next token's scores should be"):
         answered(decoder_of([member, member], fields("EVA")))
+
+
+@pytest.mark.parametrize(
+    ("number", "places"), [(0, ["cpu"] * 3), (1, ["cuda:0"] * 3), (2, ["cuda:1", "cuda:0", "cuda:1"])]
+)
+def test_models_are_spread_over_the_accelerators_as_the_plan_counted(
+    paths: dict[str, Path], monkeypatch: pytest.MonkeyPatch, number: int, places: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: number > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+    monkeypatch.setattr(members_module, "load_member", lambda model, _dtype, device: (model.identity, str(device)))
+    names = ["bytes", "pieces", "unigram"]  # the second one is the widest
+    loaded: list[Any] = load_members([ResolvedModel(paths[name], name, None) for name in names], "float32")
+    assert loaded == list(zip(names, places, strict=True))

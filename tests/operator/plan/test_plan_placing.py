@@ -119,18 +119,43 @@ def with_facts(name: str, facts: ModelFacts) -> StageStatus:
     return StageStatus.model_validate({"name": name, "state": StageState.SUCCEEDED, "hash": "", "facts": found})
 
 
-def test_models_that_choose_each_token_together_get_an_accelerator_on_which_each_of_them_fits() -> None:
-    eva = {"systems": [{"name": "eva", "joint": {"method": "EVA", "members": ["*", "sft"]}}]}
-    raw = merged(raw_spec(evaluation=eva), AUTOMATIC)
-    node = next(node for node in build_graph(parse_spec(raw)) if str(node.id) == "joint/eva--held-out")
-    assert [need.work.value for need in node.needs] == ["Generation"] * 3
-    facts = dict(zip((str(need.facts) for need in node.needs), (TINY, FACTS, TINY), strict=True))
-    records = {name: with_facts(name, found) for name, found in facts.items()}
-    chosen = choose(parse_spec(raw), node, records, CLUSTER)
+EVA = {"systems": [{"name": "eva", "joint": {"method": "EVA", "members": ["*", "sft", "target"]}}]}
+SEARCH = {"models": ["*"], "method": "TIES", "search": {"reward": "main", "budget": 8}}
+SEARCHED = {"systems": [{"name": "best", "merge": SEARCH}]}
+CARD_24 = replace(H100, name="24 GB", memory_mib=24564)
+
+
+def chosen_for(name: str, evaluation: dict[str, Any], group: AcceleratorGroup) -> tuple[int, Placement | DoesNotFit]:
+    """Return the number of models of a stage, each of them an 8B, and the choice for it."""
+    raw = merged(raw_spec(evaluation=evaluation), AUTOMATIC)
+    node = next(node for node in build_graph(parse_spec(raw)) if str(node.id) == name)
+    records = {str(need.facts): with_facts(str(need.facts), FACTS) for need in node.needs}
+    return len(node.needs), choose(parse_spec(raw), node, records, Inventory(groups=(group,), source="one group"))
+
+
+def test_models_that_choose_each_token_together_are_in_memory_at_the_same_time() -> None:
+    # SFT and target are of one size: each of them counts.
+    models, chosen = chosen_for("joint/eva--held-out", EVA, H100)
+    assert models == 4
     assert isinstance(chosen, Placement)
-    assert (chosen.per_pod, chosen.tensor_parallel_size) == (1, 1), "Transformers has each model on one accelerator"
-    huge = {name: with_facts(name, HUGE) for name in facts}
-    assert isinstance(choose(parse_spec(raw), node, huge, CLUSTER), DoesNotFit)
+    assert (chosen.per_pod, chosen.tensor_parallel_size) == (1, 1)
+    assert chosen.arithmetic.startswith("weights of 15.0 + 15.0 + 15.0 + 15.0 = 59.8 GiB, caches of ")
+    _, spread_out = chosen_for("joint/eva--held-out", EVA, CARD_24)
+    assert isinstance(spread_out, Placement)
+    assert spread_out.per_pod == 4
+    _, refused = chosen_for("joint/eva--held-out", EVA, replace(CARD_24, per_node=2))
+    assert isinstance(refused, DoesNotFit)
+    assert "holds 4 models at once" in refused.message
+
+
+def test_a_candidate_of_a_search_and_its_reward_model_share_one_accelerator() -> None:
+    models, chosen = chosen_for("merge/best", SEARCHED, H100)
+    assert models == 2
+    assert isinstance(chosen, Placement)
+    assert chosen.per_pod == 1
+    assert chosen.arithmetic.startswith("weights of 15.0 + 15.0 = 29.9 GiB, caches of 2.0 GiB, batches of 16384 tokens")
+    _, refused = chosen_for("merge/best", SEARCHED, CARD_24)
+    assert isinstance(refused, DoesNotFit)
 
 
 ARENA = {"kind": "ArenaHard", "name": "arena"}
