@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from wrpo_engine.errors import WrpoError
 from wrpo_engine.prompts.asked import asked_in
-from wrpo_engine.prompts.reader import read_values
+from wrpo_engine.prompts.reader import PromptColumn, read_values
 from wrpo_engine.prompts.split import clean, shuffled, split
 from wrpo_engine.prompts.stage import run
 
@@ -39,18 +40,23 @@ WRITERS = {
 }
 
 
+def values(path: Path | str, **fields: Any) -> Iterator[Any]:
+    default: dict[str, Any] = {"dataset": "d", "config": None, "split": "train", "column": "q"}
+    return read_values(PromptColumn(path=str(path), **default | fields))
+
+
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("whole_directory", [False, True])
 def test_every_file_format_gives_the_same_prompts(tmp_path: Path, name: str, whole_directory: bool) -> None:
     WRITERS[name](tmp_path / name)
     path = str(tmp_path if whole_directory else tmp_path / name)
-    assert list(read_values("d", path, config=None, split="train", column="q")) == TEXTS
+    assert list(values(path)) == TEXTS
 
 
 def test_conversations_in_parquet_give_their_last_user_turn(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "be nice"}, {"role": "user", "content": "hi"}]
     pl.DataFrame({"q": [messages, messages[:1]]}).write_parquet(tmp_path / "p.parquet")
-    cleaned = clean(read_values("d", str(tmp_path), config=None, split="train", column="q"))
+    cleaned = clean(values(tmp_path))
     assert [prompt.prompt for prompt in cleaned.prompts] == ["hi"]
     assert dict(cleaned.dropped) == {"no_user_message": 1}
 
@@ -65,16 +71,16 @@ def test_hub_data_sets_are_read_through_datasets(monkeypatch: pytest.MonkeyPatch
         return datasets.Dataset.from_list([{"q": text} for text in TEXTS])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert list(read_values("org/set", "org/set", config="c", split="test", column="q")) == TEXTS
+    assert list(values("org/set", dataset="org/set", config="c", split="test")) == TEXTS
     assert asked == [(("org/set", "c"), {"split": "test"})]
     with pytest.raises(WrpoError) as error:
-        list(read_values("org/set", "org/set", config=None, split="test", column="text"))
+        list(values("org/set", dataset="org/set", split="test", column="text"))
     assert error.value.message == "prompts.column is 'text': org/set has no such column; its columns: q"
 
 
 def test_a_hub_data_set_that_is_not_there_offline_is_named() -> None:
     with pytest.raises(WrpoError) as error:
-        list(read_values("nobody/none", "nobody/none", config=None, split="train", column="q"))
+        list(values("nobody/none", dataset="nobody/none"))
     assert error.value.code == "DatasetNotFound"
     assert error.value.message == (
         "prompts.dataset is 'nobody/none': it is not in the local cache, and HF_HUB_OFFLINE forbids downloading"
@@ -434,16 +440,13 @@ def test_a_prompt_of_a_megabyte_is_read_whole(tmp_path: Path, name: str, monkeyp
     assert len(LARGE.encode()) > 1_000_000
     monkeypatch.setattr(f"{__name__}.TEXTS", [LARGE, "small"])
     WRITERS[name](tmp_path / name)
-    assert list(read_values("d", str(tmp_path), config=None, split="train", column="q")) == [LARGE, "small"]
+    assert list(values(tmp_path)) == [LARGE, "small"]
 
 
 def test_line_ends_and_byte_order_marks_of_other_systems_are_no_part_of_prompts(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
     (tmp_path / "q.csv").write_bytes(b'\xef\xbb\xbfq\r\n"three\r\nlines"\r\n')
-    read = [
-        list(read_values("d", str(tmp_path / name), config=None, split="train", column="q"))
-        for name in ("p.txt", "q.csv")
-    ]
+    read = [list(values(tmp_path / name)) for name in ("p.txt", "q.csv")]
     assert read == [["one", "two"], ["three\r\nlines"]]
 
 
@@ -454,8 +457,8 @@ def test_saved_data_sets_are_read(tmp_path: Path, with_splits: bool) -> None:
     rows = datasets.Dataset.from_dict({"q": [[{"role": "user", "content": text}] for text in TEXTS]})
     saved = datasets.DatasetDict({"train": rows}) if with_splits else rows
     saved.save_to_disk(str(tmp_path / "saved"))
-    values = read_values("d", str(tmp_path / "saved"), config=None, split="train", column="q")
-    assert [prompt.prompt for prompt in clean(values).prompts] == TEXTS
+    cleaned = clean(values(tmp_path / "saved"))
+    assert [prompt.prompt for prompt in cleaned.prompts] == TEXTS
 
 
 TURN = {"role": "user", "content": "2 + 2?"}
@@ -479,7 +482,7 @@ WITH_HISTORY = {
 def test_the_history_of_a_row_comes_before_its_prompt(tmp_path: Path, name: str) -> None:
     rows = [{"q": text, "history": history} for text, history in zip(TEXTS, HISTORIES, strict=True)]
     WITH_HISTORY[name](tmp_path / name, rows)
-    cleaned = clean(read_values("d", str(tmp_path / name), config=None, split="train", column="q"))
+    cleaned = clean(values(tmp_path / name))
     assert [prompt.prompt for prompt in cleaned.prompts] == TEXTS
     assert [prompt.history for prompt in cleaned.prompts] == [(("user", "2 + 2?"), ("assistant", "4.")), (), ()]
     conversation = [*(HISTORIES[0] or ()), {"role": "user", "content": TEXTS[0]}]
@@ -489,4 +492,4 @@ def test_the_history_of_a_row_comes_before_its_prompt(tmp_path: Path, name: str)
 def test_a_history_that_is_no_list_of_messages_is_another_column(tmp_path: Path) -> None:
     rows = [{"q": text, "history": other} for text, other in zip(TEXTS, ["a book", [["hi", "yo"]], 3], strict=True)]
     WITH_HISTORY["p.jsonl"](tmp_path / "p.jsonl", rows)
-    assert list(read_values("d", str(tmp_path), config=None, split="train", column="q")) == TEXTS
+    assert list(values(tmp_path)) == TEXTS

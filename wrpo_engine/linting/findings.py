@@ -53,33 +53,38 @@ class Limits:
     near: float = 0.7
     """Jaccard similarity of word trigrams from which two prompts count as near duplicates."""
 
+    def shown(self, column: str | None = None, *, as_column: str | None = None) -> Shown:
+        """Return which rows a finding about a column shows, with the text of `as_column` if it is another one."""
+        return Shown(self.max_examples, column, as_column or column)
 
-def finding(
-    rows: pl.DataFrame,
-    rule: str,
-    severity: Severity,
-    message: str,
-    limits: Limits,
-    *,
-    column: str | None = None,
-    shown: str | None = None,
-) -> list[Finding]:
-    """Return a finding about these rows (`row`, perhaps prompt_id), or none if there are no rows.
 
-    `shown` is the column that examples show, `column` otherwise.
-    """
+@dataclass(frozen=True)
+class Shown:
+    """What a finding shows of the rows that break a rule."""
+
+    most: int
+    column: str | None
+    """The column that the finding names."""
+    text_column: str | None
+
+    def of(self, rows: pl.DataFrame) -> list[Example]:
+        """Return the examples of these rows."""
+        return [
+            Example(
+                row=row["row"],
+                prompt_id=row.get("prompt_id"),
+                column=self.column,
+                text=shorten(row.get(self.text_column or "")),
+            )
+            for row in rows.head(self.most).iter_rows(named=True)
+        ]
+
+
+def finding(rows: pl.DataFrame, rule: str, severity: Severity, message: str, shown: Shown) -> list[Finding]:
+    """Return a finding about these rows (`row`, perhaps prompt_id), or none if there are no rows."""
     if not rows.height:
         return []
-    examples = [
-        Example(
-            row=row["row"],
-            prompt_id=row.get("prompt_id"),
-            column=column,
-            text=shorten(row.get(shown or column or "")),
-        )
-        for row in rows.head(limits.max_examples).iter_rows(named=True)
-    ]
-    return [Finding(rule=rule, severity=severity, count=rows.height, message=message, examples=examples)]
+    return [Finding(rule=rule, severity=severity, count=rows.height, message=message, examples=shown.of(rows))]
 
 
 def shorten(value: Any) -> str:

@@ -42,8 +42,7 @@ def _compare(first: str, left: pl.DataFrame, second: str, right: pl.DataFrame, l
         f"leakage-{second}",
         Severity.ERROR if evaluated else Severity.WARNING,
         f"{first} prompts are also {second} prompts (case, punctuation and blanks aside): {consequence}",
-        limits,
-        column="prompt",
+        limits.shown("prompt"),
     )
     rest = left.join(shared.select("words"), on="words", how="anti", maintain_order="left")
     others = right.join(shared.select("words"), on="words", how="anti", maintain_order="left")

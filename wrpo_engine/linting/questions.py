@@ -23,7 +23,7 @@ def check_echoes(table: pl.DataFrame, responses: Sequence[str], limits: Limits) 
         severity = Severity.WARNING if column == "rejected" else Severity.ERROR
         message = f"{column} is the prompt itself"
         echoes = table.filter(is_echo(column))
-        found += finding(echoes, "prompt-equals-answer", severity, message, limits, column=column)
+        found += finding(echoes, "prompt-equals-answer", severity, message, limits.shown(column))
     return found
 
 
@@ -35,5 +35,5 @@ def check_questions(table: pl.DataFrame, faults: Sequence[tuple[int, FaultOf]], 
         positions = sorted(first)
         said = [f"{first[at].column} {first[at].what}" for at in positions]
         rows = table[positions].select("row", "prompt_id", _said=pl.Series(said, dtype=pl.String))
-        found += finding(rows, fault.value, Severity.ERROR, message, limits, column="prompt", shown="_said")
+        found += finding(rows, fault.value, Severity.ERROR, message, limits.shown("prompt", as_column="_said"))
     return found

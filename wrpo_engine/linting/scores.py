@@ -19,7 +19,7 @@ def check_scores(table: pl.DataFrame, limits: Limits) -> list[Finding]:
     for name in present:
         broken = table.filter(pl.col(name).is_not_null() & ~pl.col(name).is_finite())
         found += finding(
-            broken, "score-not-finite", Severity.ERROR, f"{name} is not a finite number", limits, column=name
+            broken, "score-not-finite", Severity.ERROR, f"{name} is not a finite number", limits.shown(name)
         )
     finite = table.filter(pl.all_horizontal(pl.col(name).is_null() | pl.col(name).is_finite() for name in present))
     gaps = finite.with_columns(_gap=pl.col("target_score") - pl.col("rejected_score"))
@@ -28,18 +28,14 @@ def check_scores(table: pl.DataFrame, limits: Limits) -> list[Finding]:
         "score-order",
         Severity.ERROR,
         "target_chosen scores below rejected",
-        limits,
-        column="target_score",
-        shown="_gap",
+        limits.shown("target_score", as_column="_gap"),
     )
     found += finding(
         gaps.filter(pl.col("_gap") == 0),
         "score-tie",
         Severity.WARNING,
         "target_chosen and rejected have the same score; curation.onTie: Drop drops such rows",
-        limits,
-        column="target_score",
-        shown="_gap",
+        limits.shown("target_score", as_column="_gap"),
     )
     found += _outliers(gaps, limits)
     behind = finite.filter(pl.col("source_score") <= pl.col("target_score"))
@@ -48,8 +44,7 @@ def check_scores(table: pl.DataFrame, limits: Limits) -> list[Finding]:
         "source-not-better",
         Severity.INFO,
         "source_chosen does not score above target_chosen; curation.requireSourceBetter drops such rows",
-        limits,
-        column="source_score",
+        limits.shown("source_score"),
     )
 
 
@@ -66,4 +61,4 @@ def _outliers(gaps: pl.DataFrame, limits: Limits) -> list[Finding]:
         "curation.maxScoreGap drops such rows"
     )
     rows = gaps.filter(pl.col("_gap") > fence).sort("_gap", descending=True, maintain_order=True)
-    return finding(rows, "score-outlier", Severity.WARNING, message, limits, column="target_score", shown="_gap")
+    return finding(rows, "score-outlier", Severity.WARNING, message, limits.shown("target_score", as_column="_gap"))

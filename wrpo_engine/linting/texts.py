@@ -70,7 +70,7 @@ def check_texts(table: pl.DataFrame, responses: Sequence[str], marks: Marks, lim
         if flag in table.columns:
             cut = table.filter(pl.col(flag).fill_null(value=False))
             message = f"{column} was cut at the token limit; curation.dropTruncated leaves such responses out"
-            findings += finding(cut, "truncated-response", Severity.WARNING, message, limits, column=column)
+            findings += finding(cut, "truncated-response", Severity.WARNING, message, limits.shown(column))
     return findings
 
 
@@ -129,7 +129,7 @@ def _one_column(rows: pl.DataFrame, column: str, marks: Marks, limits: Limits) -
     ]
     findings: list[Finding] = []
     for mask, rule, severity, message in checks:
-        findings += finding(marked.filter(mask), rule, severity, message, limits, column=column)
+        findings += finding(marked.filter(mask), rule, severity, message, limits.shown(column))
     return findings
 
 
@@ -144,23 +144,21 @@ def check_duplicates(table: pl.DataFrame, responses: Sequence[str], limits: Limi
     )
     rows_message = "the whole row equals an earlier one; curation.dropDuplicates drops such rows"
     found = finding(
-        marked.filter(pl.col("_whole")), "duplicate-row", Severity.WARNING, rows_message, limits, column="prompt"
+        marked.filter(pl.col("_whole")), "duplicate-row", Severity.WARNING, rows_message, limits.shown("prompt")
     )
     found += finding(
         marked.filter(pl.col("_prompt") & ~pl.col("_whole")),
         "duplicate-prompt",
         Severity.WARNING,
         "an earlier row has the same prompt (case, punctuation and blanks aside)",
-        limits,
-        column="prompt",
+        limits.shown("prompt"),
     )
     found += finding(
         marked.filter(pl.col("_id") & ~pl.col("_whole") & ~pl.col("_prompt")),
         "duplicate-id",
         Severity.ERROR,
         "an earlier row has the same prompt_id, but another prompt",
-        limits,
-        column="prompt_id",
+        limits.shown("prompt_id"),
     )
     return found
 
@@ -172,7 +170,7 @@ def check_pairs(table: pl.DataFrame, limits: Limits) -> list[Finding]:
     for column in ("source_chosen", "target_chosen"):
         same = table.filter(pl.col(column).str.strip_chars() == rejected)
         message = f"{column} and rejected are the same text"
-        found += finding(same, "identical-pair", Severity.ERROR, message, limits, column=column)
+        found += finding(same, "identical-pair", Severity.ERROR, message, limits.shown(column))
     both = table.filter(pl.col("source_chosen").str.strip_chars() == pl.col("target_chosen").str.strip_chars())
     message = "source_chosen and target_chosen are the same text: alpha has no effect on such a row"
-    return found + finding(both, "same-preferred", Severity.INFO, message, limits, column="source_chosen")
+    return found + finding(both, "same-preferred", Severity.INFO, message, limits.shown("source_chosen"))

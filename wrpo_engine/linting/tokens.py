@@ -44,7 +44,7 @@ def check_tokens(
     for column in ["prompt_ids", *responses]:
         rule = "empty-prompt" if column == "prompt_ids" else "empty-response"
         empty = table.filter(pl.col(column).list.len() == 0)
-        found += finding(empty, rule, Severity.ERROR, f"{column} holds no token", limits, column=column)
+        found += finding(empty, rule, Severity.ERROR, f"{column} holds no token", limits.shown(column))
     bos = _common(table["prompt_ids"].list.first()) if bos is None else bos
     if eos is None:
         eos = _common(pl.concat([table[name].list.last() for name in responses]))
@@ -52,29 +52,29 @@ def check_tokens(
         prompt = pl.col("prompt_ids").list
         twice = table.filter((prompt.get(0, null_on_oob=True) == bos) & (prompt.get(1, null_on_oob=True) == bos))
         found += finding(
-            twice, "double-bos", Severity.ERROR, f"prompt_ids begin with BOS ({bos}) twice", limits, column="prompt_ids"
+            twice, "double-bos", Severity.ERROR, f"prompt_ids begin with BOS ({bos}) twice", limits.shown("prompt_ids")
         )
         for name in responses:
             again = table.filter(pl.col(name).list.first() == bos)
             message = f"{name} begins with BOS ({bos}), which belongs before the prompt"
-            found += finding(again, "double-bos", Severity.ERROR, message, limits, column=name)
+            found += finding(again, "double-bos", Severity.ERROR, message, limits.shown(name))
     if eos is not None:
         for name in responses:
             count = pl.col(name).list.count_matches(eos)
             more = table.filter(count > 1)
             message = f"{name} holds the end-of-turn token ({eos}) more than once"
-            found += finding(more, "double-eos", Severity.ERROR, message, limits, column=name)
+            found += finding(more, "double-eos", Severity.ERROR, message, limits.shown(name))
             cut = table.filter((pl.col(name).list.len() > 0) & (pl.col(name).list.last() != eos))
             message = f"{name} does not end with the end-of-turn token ({eos})"
-            found += finding(cut, "truncated-response", Severity.WARNING, message, limits, column=name)
+            found += finding(cut, "truncated-response", Severity.WARNING, message, limits.shown(name))
     for name in responses:
         if name != "rejected_ids":
             same = table.filter(pl.col(name) == pl.col("rejected_ids"))
             message = f"{name} and rejected_ids are the same"
-            found += finding(same, "identical-pair", Severity.ERROR, message, limits, column=name)
+            found += finding(same, "identical-pair", Severity.ERROR, message, limits.shown(name))
     again = table.filter(~pl.struct("prompt_ids", *responses).hash().is_first_distinct())
     message = "the whole row equals an earlier one"
-    return found + finding(again, "duplicate-row", Severity.WARNING, message, limits, column="prompt_ids")
+    return found + finding(again, "duplicate-row", Severity.WARNING, message, limits.shown("prompt_ids"))
 
 
 def _common(values: pl.Series) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,62 +24,69 @@ SUFFIXES = (*TABLES, LINES)
 _SPLIT_FIELD = "prompts.split"
 
 
-def read_values(
-    dataset: str,
-    path: str,
-    *,
-    config: str | None,
-    split: str,
-    column: str,
-    field: str = "prompts.dataset",
-    only_split: bool = False,
-) -> Iterator[Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptColumn:
+    """Where the prompts are."""
+
+    dataset: str
+    """What the experiment says, for messages."""
+    path: str
+    """What it resolves to: absolute for local files."""
+    config: str | None
+    split: str
+    column: str
+    field: str = "prompts.dataset"
+    """Of the spec: the data set."""
+    only_split: bool = False
+    """Accept the only split of a directory under any name."""
+
+
+def read_values(source: PromptColumn) -> Iterator[Any]:
     """Yield the column's raw value of every row of a split, in the data set's order; of a .txt file its lines.
 
     A text whose row has a column `history` with messages comes as the last message of that conversation.
-
-    `dataset` is what the experiment says (for messages), `path` what it resolves to: absolute for local files. With
-    `only_split` the only split of a directory is accepted under any name.
     """
-    local = Path(path)
+    dataset, column, field = source.dataset, source.column, source.field
+    local = Path(source.path)
     if not local.is_absolute():
-        rows = load_from_hub(dataset, config=config, split=split, field=field, split_field=_SPLIT_FIELD)
+        rows = load_from_hub(dataset, config=source.config, split=source.split, field=field, split_field=_SPLIT_FIELD)
         yield from _data_set_values(rows, column, dataset, field)
         return
     if not local.exists():
         raise ConfigError(
             field,
             dataset,
-            f"there is no file or directory {path}",
+            f"there is no file or directory {local}",
             "Check the path and its volume.",
             code="DatasetNotFound",
         )
     if is_saved(local):
-        if config is not None:
-            raise ConfigError("prompts.config", config, f"{path} is a saved data set, which has none", "Leave it out.")
-        rows = load_saved(local, split, split_field=_SPLIT_FIELD, field=field, only_split=only_split)
+        if source.config is not None:
+            rule = f"{local} is a saved data set, which has none"
+            raise ConfigError("prompts.config", source.config, rule, "Leave it out.")
+        rows = load_saved(local, source.split, split_field=_SPLIT_FIELD, field=field, only_split=source.only_split)
         yield from _data_set_values(rows, column, local, field)
         return
     wanted = Wanted(
-        split=split,
+        split=source.split,
         suffixes=SUFFIXES,
-        refuse=_refusal(dataset, field, split, config),
-        config=config,
-        only_split=only_split,
+        refuse=_refusal(source),
+        config=source.config,
+        only_split=source.only_split,
     )
     for file in _files(local, wanted):
         yield from _file_values(file, column, field)
 
 
-def _refusal(dataset: str, field: str, split: str, config: str | None) -> Any:
+def _refusal(source: PromptColumn) -> Any:
     def refuse(setting: str, rule: str, hint: str) -> ConfigError:
         match setting:
             case "split":
-                return ConfigError(_SPLIT_FIELD, split, rule, hint)
+                return ConfigError(_SPLIT_FIELD, source.split, rule, hint)
             case "config":
-                return ConfigError("prompts.config", config, rule, hint)
+                return ConfigError("prompts.config", source.config, rule, hint)
             case _:
-                return ConfigError(field, dataset, rule, hint, code="DatasetFormat")
+                return ConfigError(source.field, source.dataset, rule, hint, code="DatasetFormat")
 
     return refuse
 

@@ -10,7 +10,7 @@ import polars as pl
 from wrpo_engine.artifacts import records
 from wrpo_engine.config import PrepareParams
 from wrpo_engine.errors import DataError
-from wrpo_engine.prompts.reader import read_values
+from wrpo_engine.prompts.reader import PromptColumn, read_values
 from wrpo_engine.prompts.split import Cleaned, Prompt, clean, shuffled, split
 from wrpo_engine.stage import StageContext, StageResult
 
@@ -58,13 +58,15 @@ def _read(ctx: StageContext, params: PrepareParams, dataset: str, *, field: str 
     own = dataset == params.dataset
     cleaned = clean(
         read_values(
-            dataset,
-            ctx.resolve_path(dataset),
-            config=params.config if own else None,
-            split=params.split,
-            column=params.column,
-            field=field,
-            only_split=not own,
+            PromptColumn(
+                dataset=dataset,
+                path=ctx.resolve_path(dataset),
+                config=params.config if own else None,
+                split=params.split,
+                column=params.column,
+                field=field,
+                only_split=not own,
+            )
         )
     )
     ctx.stop.raise_if_requested()

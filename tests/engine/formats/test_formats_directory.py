@@ -16,7 +16,7 @@ from wrpo_engine.errors import DataError, WrpoError
 from wrpo_engine.formats.command import main
 from wrpo_engine.formats.directory import Wanted, select
 from wrpo_engine.formats.reading import read_triples
-from wrpo_engine.prompts.reader import read_values
+from wrpo_engine.prompts.reader import PromptColumn, read_values
 
 
 def fill(directory: Path, names: Sequence[str]) -> None:
@@ -30,7 +30,11 @@ def fill(directory: Path, names: Sequence[str]) -> None:
 
 def prompts(directory: Path, split: str = "train", **options: Any) -> list[str]:
     config = options.pop("config", None)
-    return list(read_values("d", str(directory), config=config, split=split, column="prompt", **options))
+    return list(
+        read_values(
+            PromptColumn(dataset="d", path=str(directory), config=config, split=split, column="prompt", **options)
+        )
+    )
 
 
 LAYOUTS: dict[str, tuple[list[str], dict[str, list[str]]]] = {

@@ -25,7 +25,7 @@ from wrpo_engine.formats.reading import read_tables, triples_of
 from wrpo_engine.formats.rows import Reading
 from wrpo_engine.formats.writing import Format, write_file
 from wrpo_engine.linting.command import main as lint
-from wrpo_engine.prompts.reader import read_values
+from wrpo_engine.prompts.reader import PromptColumn, read_values
 from wrpo_engine.prompts.split import clean
 from wrpo_engine.training.data.token_ids import read_tokenized_triples
 
@@ -46,7 +46,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def as_prompts(path: Path) -> None:
-    cleaned = clean(read_values("d", str(path), config=None, split="train", column="prompt"))
+    cleaned = clean(read_values(PromptColumn(dataset="d", path=str(path), config=None, split="train", column="prompt")))
     rows = {"prompt_id": [row.prompt_id for row in cleaned.prompts], "prompt": [row.prompt for row in cleaned.prompts]}
     pl.DataFrame(rows, schema=records.PROMPTS).write_parquet(io.BytesIO())
 

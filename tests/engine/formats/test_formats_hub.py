@@ -111,8 +111,10 @@ def test_triples_of_a_hub_id_are_read_and_again_without_the_hub(
 
 def test_prompts_of_a_hub_id_are_read(python: Run) -> None:
     script = (
-        "from wrpo_engine.prompts.reader import read_values\n"
-        "print(*read_values('org/triples', 'org/triples', config=None, split='train', column='prompt'), sep=';')"
+        "from wrpo_engine.prompts.reader import PromptColumn, read_values\n"
+        "name = 'org/triples'\n"
+        "column = PromptColumn(dataset=name, path=name, config=None, split='train', column='prompt')\n"
+        "print(*read_values(column), sep=';')"
     )
     done = python("-c", script)
     assert done.stdout.strip() == "train 0?;train 1?;train 2?", done.stderr
