@@ -147,9 +147,7 @@ def compare(
             _row(
                 name,
                 runs,
-                scores.get(name, []),
-                by_name.get(name),
-                paired=None if (difference := differences.get(name)) is None else (difference, adjusted[name]),
+                _Scored(scores[name], by_name[name], differences.get(name), adjusted.get(name)) if prompts else None,
                 gpu_seconds=(gpu_seconds or {}).get(name),
             )
             for name, runs in systems.items()
@@ -167,25 +165,30 @@ def compare(
     )
 
 
-def _row(
-    name: str,
-    runs: Sequence[Outcome],
-    scores: Sequence[Sequence[float]],
-    draws: Floats | None,
-    *,
-    paired: tuple[Difference, float] | None,
-    gpu_seconds: float | None,
-) -> Row:
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """A system's scores on the common prompts."""
+
+    scores: Sequence[Sequence[float]]
+    """Of each run."""
+    draws: Floats
+    difference: Difference | None
+    """To the baseline; None for the baseline itself."""
+    adjusted_p: float | None
+
+
+def _row(name: str, runs: Sequence[Outcome], scored: _Scored | None, *, gpu_seconds: float | None) -> Row:
     trained = next((run for run in runs if run.steps), None)
-    difference, adjusted = paired if paired is not None else (None, None)
+    scores = () if scored is None else scored.scores
+    difference = None if scored is None else scored.difference
     return Row(
         name=name,
         runs=len(runs),
-        mean=None if draws is None else float(np.mean(scores)),
-        interval=None if draws is None else interval_of(draws),
-        mean_tokens=None if draws is None else float(np.mean([run.mean_tokens for run in runs])),
+        mean=None if scored is None else float(np.mean(scores)),
+        interval=None if scored is None else interval_of(scored.draws),
+        mean_tokens=None if scored is None else float(np.mean([run.mean_tokens for run in runs])),
         difference=difference,
-        adjusted_p=adjusted,
+        adjusted_p=None if scored is None else scored.adjusted_p,
         detectable=None if difference is None else detectable(difference, len(scores[0])),
         gpu_seconds=gpu_seconds,
         training_steps=trained.training_steps if trained else None,

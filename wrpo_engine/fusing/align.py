@@ -105,7 +105,7 @@ def _source(ctx: StageContext, params: AlignParams, role: str, target: _Represen
     _require_common(found, source, target)
     kinds = Counter(kind.value for kind in found.kinds if kind is not None)
     log.info("vocabulary map of %s: %s", _name(role), dict(sorted(kinds.items())))
-    return Source.of(_name(role), source.vocabulary, found, target.vocabulary)
+    return Source.of(_name(role), source.vocabulary, target.vocabulary, found)
 
 
 def _map(ctx: StageContext, params: AlignParams, source: _Represented, target: _Represented) -> VocabularyMap:
@@ -184,7 +184,7 @@ def _align(
             if [row.row_id for row in rows] != [row.row_id for row in wanted]:
                 raise _disagree(ctx.input(role), target.artifact, f"other rows in {name}")
         together = [(row, [rows[index] for rows in given]) for index, row in enumerate(wanted)]
-        frame = _part(ctx, params, target.vocabulary, sources, together)
+        frame = _part(ctx, params, sources, together)
         ctx.output.publish(name, frame.write_parquet)
         done, written = done + 1, written + frame.height
     ctx.progress.update(done, len(shard))
@@ -194,7 +194,6 @@ def _align(
 def _part(
     ctx: StageContext,
     params: AlignParams,
-    own: Vocabulary,
     sources: Sequence[Source],
     rows: Sequence[tuple[ModelRow, Sequence[ModelRow]]],
 ) -> pl.DataFrame:
@@ -204,7 +203,7 @@ def _part(
         ctx.stop.raise_if_requested()
         if not target.is_represented:
             continue
-        fused = fuse(target, given, own, sources, params)
+        fused = fuse(target, given, sources, params)
         ids, shares = entries(fused)
         values.append((target.row_id, list(target.ids), ids, shares, fused.source, fused.ce, fused.one_hot_share))
     return pl.DataFrame(values, schema=records.ALIGNED, orient="row")

@@ -22,7 +22,7 @@ from wrpo_engine.fusing.distributions import (
     with_one_hot,
 )
 from wrpo_engine.fusing.dtw import Preference
-from wrpo_engine.fusing.positions import NONE, by_spans, by_warping, predicted
+from wrpo_engine.fusing.positions import NONE, Matching, Tokens, by_spans, by_warping, predicted
 from wrpo_engine.fusing.tokens import Vocabulary
 from wrpo_engine.fusing.vocabulary import VocabularyMap, first_token_ids
 
@@ -59,6 +59,8 @@ class Source:
 
     name: str
     vocabulary: Vocabulary
+    own: Vocabulary
+    """The target's."""
     to_target: VocabularyMap
     first_less: Array
     """Map for the first token of a text if the source alone writes a blank in front of it."""
@@ -66,9 +68,9 @@ class Source:
     """The same if the target alone does."""
 
     @classmethod
-    def of(cls, name: str, vocabulary: Vocabulary, to_target: VocabularyMap, own: Vocabulary) -> Source:
-        """Return the source with its map to the target's vocabulary `own`."""
-        return cls(name, vocabulary, to_target, *first_token_ids(to_target, vocabulary.texts, own.texts))
+    def of(cls, name: str, vocabulary: Vocabulary, own: Vocabulary, to_target: VocabularyMap) -> Source:
+        """Return the source with its map to `own`, the target's vocabulary."""
+        return cls(name, vocabulary, own, to_target, *first_token_ids(to_target, vocabulary.texts, own.texts))
 
 
 @dataclass(frozen=True)
@@ -83,32 +85,32 @@ class FusedDistributions:
     one_hot_share: float
 
 
-def aligned_labels(target: ModelRow, row: ModelRow, own: Vocabulary, source: Source, fields: AlignFields) -> Array:
+def aligned_labels(target: ModelRow, row: ModelRow, source: Source, fields: AlignFields) -> Array:
     """Return for each of the target's labels the source's label whose distribution it takes, NONE for none."""
     if fields.alignment == "Spans":
         if not target.starts or not row.starts:
             return np.full(len(target.ids), NONE, dtype=np.int64)
         return by_spans(target.starts, row.starts)
     matched = by_warping(
-        texts_of(own, target.ids),
-        texts_of(source.vocabulary, row.ids),
-        rule=fields.vocabulary,
-        target_ids=target.ids,
-        source_ids=row.ids,
-        vocabulary=source.to_target,
-        band=fields.band,
-        preference=Preference.UP_FIRST if fields.compat else Preference.LEFT_FIRST,
+        Tokens(target.ids, texts_of(source.own, target.ids)),
+        Tokens(row.ids, texts_of(source.vocabulary, row.ids)),
+        Matching(
+            fields.vocabulary,
+            source.to_target,
+            band=fields.band,
+            preference=Preference.UP_FIRST if fields.compat else Preference.LEFT_FIRST,
+        ),
     )
     labels = predicted(matched)
     return np.where(labels < len(row.ids), labels, NONE)
 
 
-def _map_first(kept: Kept, target: ModelRow, row: ModelRow, labels: Array, own: Vocabulary, source: Source) -> None:
+def _map_first(kept: Kept, target: ModelRow, row: ModelRow, labels: Array, source: Source) -> None:
     """Map the entries of the text's first token again if only one tokenizer writes a blank in front of the text."""
     if 0 not in target.starts or labels[first := target.starts.index(0)] == NONE:
         return
     place = labels[first]
-    (mine,), (its,) = texts_of(own, target.ids[first : first + 1]), texts_of(source.vocabulary, [row.ids[place]])
+    (mine,), (its,) = texts_of(source.own, target.ids[first : first + 1]), texts_of(source.vocabulary, [row.ids[place]])
     if mine.startswith(" ") == its.startswith(" "):
         return
     target_ids = source.first_less if its.startswith(" ") else source.first_more
@@ -121,7 +123,7 @@ def texts_of(vocabulary: Vocabulary, ids: Sequence[int]) -> list[str]:
 
 
 def fuse(
-    target: ModelRow, rows: Sequence[ModelRow], own: Vocabulary, sources: Sequence[Source], fields: AlignFields
+    target: ModelRow, rows: Sequence[ModelRow], sources: Sequence[Source], fields: AlignFields
 ) -> FusedDistributions:
     """Return the fused distributions of a row that the target represents; `rows` are the sources' in their order."""
     names = ["target", *(source.name for source in sources)]
@@ -133,9 +135,9 @@ def fuse(
         if index == 0:
             return target.kept, 0.0
         row, source = rows[index - 1], sources[index - 1]
-        labels = aligned_labels(target, row, own, source, fields)
+        labels = aligned_labels(target, row, source, fields)
         kept = mapped(rows_at(row.kept, labels), source.to_target.target_ids)
-        _map_first(kept, target, row, labels, own, source)
+        _map_first(kept, target, row, labels, source)
         return with_one_hot(kept, _one_hot_ids(target, fields)), one_hot_share(kept)
 
     if fields.strategy == "MinCE":

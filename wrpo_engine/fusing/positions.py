@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -31,42 +32,47 @@ def by_spans(target_starts: Sequence[int], source_starts: Sequence[int]) -> Arra
 Rule = Literal["EM", "MinED", "MS"]
 
 
-def by_warping(
-    target: Sequence[str],
-    source: Sequence[str],
-    *,
-    rule: Rule,
-    target_ids: Sequence[int] = (),
-    source_ids: Sequence[int] = (),
-    vocabulary: VocabularyMap | None = None,
-    band: float = 1.0,
-    preference: Preference = Preference.LEFT_FIRST,
-) -> Array:
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens of a response in one model's vocabulary."""
+
+    ids: Sequence[int]
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """How the tokens of a source are matched with the target's."""
+
+    rule: Rule
+    to_target: VocabularyMap
+    """Of the source's vocabulary."""
+    band: float = 1.0
+    preference: Preference = Preference.LEFT_FIRST
+
+    def is_match(self, target: Tokens, index: int, source: Tokens, place: int) -> bool:
+        """Return whether two tokens are equal or, with MinED, one is mapped to the other."""
+        if _is_equal(target.texts[index], source.texts[place], is_first=index == 0):
+            return True
+        return self.rule == "MinED" and bool(self.to_target.target_ids[source.ids[place]] == target.ids[index])
+
+
+def by_warping(target: Tokens, source: Tokens, matching: Matching) -> Array:
     """Return for each of the target's tokens the source's token that is aligned with it, NONE where none fits.
 
     EM and MinED: exactly one token is matched, and it is equal or, with MinED, mapped to the target's. A blank before
     the first token does not count, because SentencePiece tokenizers write one. MS: the last of the matched tokens.
     """
     matches = warp(
-        [text.replace(" ", "") for text in source],
-        [text.replace(" ", "") for text in target],
-        band=band,
-        preference=preference,
-    ).target_to_source(len(target))
-    found = np.full(len(target), NONE, dtype=np.int64)
+        [text.replace(" ", "") for text in source.texts],
+        [text.replace(" ", "") for text in target.texts],
+        band=matching.band,
+        preference=matching.preference,
+    ).target_to_source(len(target.texts))
+    found = np.full(len(target.texts), NONE, dtype=np.int64)
     for index, matched in enumerate(matches):
         last = matched[-1]
-        if rule == "MS" or (
-            len(matched) == 1
-            and (
-                _is_equal(target[index], source[last], is_first=index == 0)
-                or (
-                    rule == "MinED"
-                    and vocabulary is not None
-                    and vocabulary.target_ids[source_ids[last]] == target_ids[index]
-                )
-            )
-        ):
+        if matching.rule == "MS" or (len(matched) == 1 and matching.is_match(target, index, source, last)):
             found[index] = last
     return found
 

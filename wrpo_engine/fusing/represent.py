@@ -184,15 +184,7 @@ def _forward(
         return EngineForward(model, params, batch_tokens=runtime.batch_tokens)
     from wrpo_engine.fusing.vllm_tops import VllmForward
 
-    return VllmForward(
-        model,
-        params,
-        longest=longest,
-        engine_args=dict(runtime.engine_args),
-        tensor_parallel_size=runtime.tensor_parallel_size,
-        gpu_memory_utilization=runtime.gpu_memory_utilization,
-        poll=poll,
-    )
+    return VllmForward(model, params, runtime, longest=longest, poll=poll)
 
 
 def _part(forward: Forward, rows: Sequence[CorpusRow], on_row: Callable[[int], None]) -> pl.DataFrame:

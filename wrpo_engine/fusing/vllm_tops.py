@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from wrpo_engine.config import Runtime
 from wrpo_engine.contract.fusing import RepresentParams
 from wrpo_engine.contract.sampling import TokenChoiceFields
 from wrpo_engine.errors import DataError
@@ -37,11 +38,9 @@ class VllmForward:
         self,
         model: ResolvedModel,
         params: RepresentParams,
+        runtime: Runtime,
         *,
         longest: int,
-        engine_args: dict[str, Any],
-        tensor_parallel_size: int,
-        gpu_memory_utilization: float | None,
         poll: Callable[[], None],
     ) -> None:
         settings = SamplerSettings(
@@ -53,10 +52,10 @@ class VllmForward:
             stop=(),
             dtype=params.precision,
             quantization=None,
-            engine_args={"max_logprobs": params.top_k, **engine_args},
+            engine_args={"max_logprobs": params.top_k, **runtime.engine_args},
             max_model_length=longest + 1,
-            tensor_parallel_size=tensor_parallel_size,
-            gpu_memory_utilization=gpu_memory_utilization,
+            tensor_parallel_size=runtime.tensor_parallel_size,
+            gpu_memory_utilization=runtime.gpu_memory_utilization,
             poll=poll,
         )
         self._reader = _PromptReader(model, None, settings)

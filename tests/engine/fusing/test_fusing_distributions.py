@@ -26,7 +26,7 @@ from wrpo_engine.fusing.distributions import (
 )
 from wrpo_engine.fusing.dtw import Preference
 from wrpo_engine.fusing.fuse import ModelRow, Source, fuse
-from wrpo_engine.fusing.positions import END, NONE, OUTSIDE, by_spans, by_warping, predicted
+from wrpo_engine.fusing.positions import END, NONE, OUTSIDE, Matching, Tokens, by_spans, by_warping, predicted
 from wrpo_engine.fusing.tokens import Vocabulary
 from wrpo_engine.fusing.vocabulary import edit_map
 from wrpo_engine.training.batch.soft import FusedRow, mixed_targets
@@ -51,13 +51,9 @@ def test_the_aligned_logits_of_fusellm_are_met(kind: str, rule: Any) -> None:
     case = golden("fusellm")["alignment"]
     vocabulary = edit_map(source, target)
     aligned = by_warping(
-        [target[index] for index in case["base_ids"]],
-        [source[index] for index in case["blending_ids"]],
-        rule=rule,
-        target_ids=case["base_ids"],
-        source_ids=case["blending_ids"],
-        vocabulary=vocabulary,
-        preference=Preference.UP_FIRST,
+        Tokens(case["base_ids"], [target[index] for index in case["base_ids"]]),
+        Tokens(case["blending_ids"], [source[index] for index in case["blending_ids"]]),
+        Matching(rule, vocabulary, preference=Preference.UP_FIRST),
     )
     kept = kept_of(case["blending_topk_indices"], case["blending_topk_logits"])
     # The released code of FuseLLM: one-hot on the token itself.
@@ -238,8 +234,8 @@ def test_the_first_token_is_mapped_without_the_blank_that_one_tokenizer_writes(
     kept = kept_of([[0, 2, 3]] * 2, [[3, 2, 1]] * 2)
     target = ModelRow("r", (label, 1), (0, 3), kept, 9.0, 6)
     row = ModelRow("r", (0, 1), (0, 3), kept, 1.0, 6)
-    source = Source.of("s", other, edit_map(other.texts, own.texts).replaced({3: 3}), own)
-    found = fuse(target, [row], own, [source], AlignFields())
+    source = Source.of("s", other, own, edit_map(other.texts, own.texts).replaced({3: 3}))
+    found = fuse(target, [row], [source], AlignFields())
     assert found.source == "s"
     ids, _ = listed(Kept(found.ids_TK, found.probabilities_TK))
     assert ids[0] == first

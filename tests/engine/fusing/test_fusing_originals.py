@@ -12,7 +12,7 @@ from rapidfuzz.distance import Levenshtein
 
 from wrpo_engine.fusing.distributions import EMPTY, average_weights, averaged, least
 from wrpo_engine.fusing.dtw import Preference
-from wrpo_engine.fusing.positions import NONE, by_warping
+from wrpo_engine.fusing.positions import NONE, Matching, Tokens, by_warping
 from wrpo_engine.fusing.vocabulary import edit_map, statistics_map
 
 Array = np.ndarray[Any, Any]
@@ -63,9 +63,10 @@ def test_aligned_tokens_are_those_of_the_original_rules(preference: Preference, 
         expected["MS"].append(found[-1])
     for rule, places in expected.items():
         aligned = by_warping(
-            target, source, rule=rule, target_ids=ids[1], source_ids=ids[0], vocabulary=to_target,  # type: ignore[arg-type]
-            preference=preference,
-        )  # fmt: skip
+            Tokens(ids[1], target),  # type: ignore[arg-type]
+            Tokens(ids[0], source),  # type: ignore[arg-type]
+            Matching(rule, to_target, preference=preference),  # type: ignore[arg-type]
+        )
         assert aligned.tolist() == places, rule
 
 
